@@ -1,0 +1,67 @@
+"""Text files in, records out; whatever is broken is refused with file, line and reason."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file's text, without a byte-order mark.
+
+    Raises:
+        InputError: no such file, a directory, or not UTF-8; the message names the file.
+    """
+    path = Path(path)
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory; pass a file") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSONL file, skipping blank lines.
+
+    Raises:
+        InputError: a line that is not a JSON object; the message has file, line and reason.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise InputError(f"{path}, line {number}: not valid JSON: {reason}") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {number}: holds a {type(record).__name__}; each line must be a JSON object")
+        yield number, record
+
+
+def read_yaml(path: str | Path) -> Any:
+    """A YAML file through the safe loader, anchors and aliases resolved.
+
+    Raises:
+        InputError: not valid YAML; the message has file, line and reason.
+    """
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        reason = one_line(" ".join(part for part in (error.context, error.problem) if part))
+        raise InputError(f"{path}, line {line}: not valid YAML: {reason}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None

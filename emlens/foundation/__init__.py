@@ -1,0 +1,34 @@
+"""What everything else stands on: errors, sites, positions, estimates, seeds, provenance, atomic files."""
+
+from emlens.foundation.errors import (
+    EmlensError,
+    InputError,
+    IntegrityError,
+    LoadError,
+    MissingExtraError,
+    StateError,
+    UnknownNameError,
+)
+from emlens.foundation.estimate import Estimate
+from emlens.foundation.intervention import Intervention
+from emlens.foundation.positions import Index, Position, RowSpans, Span, parse_position
+from emlens.foundation.sites import Site, resolve_sites
+
+__all__ = [
+    "EmlensError",
+    "Estimate",
+    "Index",
+    "InputError",
+    "IntegrityError",
+    "Intervention",
+    "LoadError",
+    "MissingExtraError",
+    "Position",
+    "RowSpans",
+    "Site",
+    "Span",
+    "StateError",
+    "UnknownNameError",
+    "parse_position",
+    "resolve_sites",
+]

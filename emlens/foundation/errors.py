@@ -1,0 +1,36 @@
+"""The errors emlens raises on purpose.
+
+Each is an `EmlensError` and also the built-in a caller would expect, so `except ValueError` keeps working. A message
+names the argument, shows what came, and says what to pass. Nothing here formats tracebacks or logs.
+"""
+
+
+class EmlensError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(EmlensError, ValueError):
+    """An argument, a file or a configuration holds something that cannot be used."""
+
+
+class UnknownNameError(EmlensError, KeyError):
+    """A name was looked up that does not exist; the message lists those that do."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class LoadError(EmlensError, OSError):
+    """A model, an adapter or a file could not be loaded."""
+
+
+class MissingExtraError(EmlensError, ImportError):
+    """An optional dependency is missing; the message says what to install."""
+
+
+class StateError(EmlensError, RuntimeError):
+    """The call is valid but not now: a hook that never fired, a nested use that cannot be."""
+
+
+class IntegrityError(EmlensError, RuntimeError):
+    """Something on disk, or two things that should belong together, do not fit."""

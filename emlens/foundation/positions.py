@@ -1,0 +1,177 @@
+"""Token positions inside one unpadded row, and how a row is reduced to them.
+
+Positions are counted within the row itself, so padding and batch mates never shift them. A row is a prompt followed,
+where there is one, by a response. A position answers one question: which token indices of this row? A pooled position
+is the mean over those tokens (one token: exactly its value); `"all"` keeps every token apart.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from emlens.foundation.errors import InputError
+
+Part = Literal["prompt", "response", "sequence"]
+POSITION_NAMES: Final = ("last_prompt", "mean_prompt", "last", "mean_response", "all")
+
+
+@dataclass(frozen=True)
+class RowSpans:
+    """Where prompt and response lie in one unpadded row: tokens [0, prompt_end) and [prompt_end, n_tokens)."""
+
+    n_tokens: int
+    prompt_end: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prompt_end <= self.n_tokens:
+            raise InputError(f"prompt_end={self.prompt_end} must lie in 1 to n_tokens={self.n_tokens}")
+
+    def part(self, of: Part) -> range:
+        if of == "prompt":
+            return range(self.prompt_end)
+        return range(self.prompt_end, self.n_tokens) if of == "response" else range(self.n_tokens)
+
+
+class Position(ABC):
+    """Which tokens of a row are read."""
+
+    pooled: bool = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Stable name, used as a key and in file names."""
+
+    @abstractmethod
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        """Token indices of the row, ascending and not empty."""
+
+
+def _pick(row: range, start: int, stop: int, asked: str, of: Part) -> list[int]:
+    n = len(row)
+    if not (-n <= start < n) or not (start % n < stop <= n):
+        raise InputError(f"position {asked} does not exist in a row whose {of} has {n} tokens; pass indices inside it")
+    return list(row[start % n : stop])
+
+
+@dataclass(frozen=True)
+class Index(Position):
+    """One token, counted inside the prompt, the response or the whole sequence; negative counts from the end."""
+
+    index: int
+    of: Part = "sequence"
+
+    @property
+    def name(self) -> str:
+        if self.index == -1 and self.of != "response":
+            return "last_prompt" if self.of == "prompt" else "last"
+        return f"index[{self.index},{self.of}]"
+
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        row = spans.part(self.of)
+        start = self.index
+        return _pick(row, start, (start % len(row)) + 1 if len(row) else 0, self.name, self.of)
+
+
+@dataclass(frozen=True)
+class Span(Position):
+    """Mean over tokens `start` to `stop` (exclusive; None: to the end) of a part, after dropping `skip_first` tokens of the row."""
+
+    start: int
+    stop: int | None = None
+    of: Part = "sequence"
+    skip_first: int = 0
+
+    @property
+    def name(self) -> str:
+        skip = f",skip_first={self.skip_first}" if self.skip_first else ""
+        if (self.start, self.stop) == (0, None) and self.of != "sequence":
+            return f"mean_{self.of}" + (f"[{skip[1:]}]" if skip else "")
+        return f"span[{self.start},{'' if self.stop is None else self.stop},{self.of}{skip}]"
+
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        row = spans.part(self.of)
+        stop = len(row) if self.stop is None else self.stop + (len(row) if self.stop < 0 else 0)
+        kept = [i for i in _pick(row, self.start, stop, self.name, self.of) if i >= self.skip_first]
+        if not kept:
+            raise InputError(f"position {self.name} leaves no token in a row of {spans.n_tokens}; lower skip_first")
+        return kept
+
+
+@dataclass(frozen=True)
+class AllTokens(Position):
+    """Every token of prompt and response, kept apart."""
+
+    pooled = False
+
+    @property
+    def name(self) -> str:
+        return "all"
+
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        return list(range(spans.n_tokens))
+
+
+@dataclass(frozen=True)
+class Chosen(Position):
+    """Mean over the tokens a callable marks: `(ids, mask) -> boolean mask`, both of the row's length."""
+
+    choose: Callable[[Tensor, Tensor], Tensor]
+    label: str
+
+    @property
+    def name(self) -> str:
+        return f"chosen[{self.label}]"
+
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        mask = self.choose(torch.tensor(list(ids)), torch.ones(len(ids), dtype=torch.bool))
+        if mask.shape != (len(ids),) or mask.dtype != torch.bool:
+            raise InputError(
+                f"position {self.name} returned {mask.dtype} of shape {tuple(mask.shape)}; return a boolean mask of shape ({len(ids)},)"
+            )
+        kept = [int(i) for i in torch.nonzero(mask).flatten()]
+        if not kept:
+            raise InputError(f"position {self.name} marks no token in a row of {len(ids)}")
+        return kept
+
+
+PositionLike = str | Position | Callable[[Tensor, Tensor], Tensor]
+
+_NAMED: dict[str, Position] = {
+    "last_prompt": Index(-1, of="prompt"),
+    "mean_prompt": Span(0, None, of="prompt"),
+    "last": Index(-1, of="sequence"),
+    "mean_response": Span(0, None, of="response"),
+    "all": AllTokens(),
+}
+
+
+def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
+    """A `Position` from its name, itself, or a callable.
+
+    Args:
+        skip_first: tokens at the start of the row that means leave out (attention sinks carry huge norms).
+
+    Raises:
+        InputError: an unknown name; `skip_first` negative.
+    """
+    if skip_first < 0:
+        raise InputError(f"skip_first={skip_first} is negative; pass how many leading tokens means leave out")
+    if isinstance(position, str):
+        if position not in _NAMED:
+            raise InputError(
+                f"position {position!r} is unknown; pass one of {', '.join(POSITION_NAMES)}, Index(...), Span(...) or a callable"
+            )
+        named = _NAMED[position]
+        if skip_first and isinstance(named, Span):
+            return Span(named.start, named.stop, named.of, skip_first)
+        return named
+    if isinstance(position, Position):
+        return position
+    if callable(position):
+        return Chosen(position, getattr(position, "__name__", "callable"))
+    raise InputError(f"position {position!r} is a {type(position).__name__}; pass a name, Index, Span or a callable")

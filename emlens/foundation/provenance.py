@@ -1,0 +1,64 @@
+"""Where a result came from: hashes of what was read, versions of what read it."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import canonical_json, sha256_file, sha256_text
+
+_LIBRARIES = ("emlens", "torch", "transformers", "peft", "safetensors", "numpy", "scipy", "scikit-learn")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
+
+
+def library_versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
+    """Installed versions by distribution name; what is absent is left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Machine facts for evidence files: processor family, cores, threads, accelerator."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def hash_directory(path: str | Path) -> str:
+    """SHA-256 over names and contents of the model files directly in a directory; independent of times and of where it lies."""
+    path = Path(path)
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in _WEIGHT_SUFFIXES and not p.name.startswith("."))
+    if not files:
+        raise InputError(f"{path}: holds no model file to hash")
+    return sha256_text("\n".join(f"{p.name} {sha256_file(p)}" for p in files))
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    return sha256_text(canonical_json(value))
