@@ -1,0 +1,60 @@
+"""Reading samples: one-dimensional, finite, float64, with messages that name the argument.
+
+Missing values are never dropped here: which rows to leave out is the caller's decision, and it changes n.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from emlens.foundation.errors import InputError
+
+
+def as_sample(values: ArrayLike, name: str, at_least: int = 1) -> np.ndarray:
+    """`values` as a float64 vector.
+
+    Raises:
+        InputError: not one-dimensional, fewer than `at_least` values, or NaN or infinity among them.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1:
+        raise InputError(f"{name} has shape {sample.shape}; pass one number a unit, as a vector")
+    if len(sample) < at_least:
+        raise InputError(f"{name} has {len(sample)} values; pass at least {at_least}")
+    bad = int((~np.isfinite(sample)).sum())
+    if bad:
+        raise InputError(f"{name} holds {bad} values that are NaN or infinite, of {len(sample)}; drop or fix them first")
+    return sample
+
+
+def as_paired(x: ArrayLike, y: ArrayLike, name_x: str, name_y: str, at_least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Two samples of one length, row i of both belonging to unit i.
+
+    Raises:
+        InputError: as `as_sample`, or the lengths differ.
+    """
+    first, second = as_sample(x, name_x, at_least), as_sample(y, name_y, at_least)
+    if len(first) != len(second):
+        raise InputError(f"{name_x} has {len(first)} values and {name_y} has {len(second)}; pass one pair a unit")
+    return first, second
+
+
+def require_level(level: float) -> float:
+    """`level` if it is a coverage strictly between 0 and 1.
+
+    Raises:
+        InputError: it is not, for example 95 instead of .95.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level={level!r} must lie strictly between 0 and 1; pass .95 for 95 %")
+    return level
+
+
+def require_count(count: int, name: str, at_least: int = 1) -> int:
+    """`count` if it is an integer of `at_least` or more.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < at_least:
+        raise InputError(f"{name}={count!r} must be an integer of {at_least} or more")
+    return int(count)
