@@ -6,8 +6,6 @@ a phrasing that is a number, a multi-turn chat (that is a `PromptSet`). A `syste
 message; the field's first evaluator dropped it. Everything is held in memory.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ import yaml
 
 from emlens.data.prompts import Message, Prompt, PromptSet, chat_prompt
 from emlens.data.readers import read_jsonl, read_text, read_yaml
+from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.provenance import hash_json
@@ -175,7 +174,7 @@ class QuestionSet(Sequence[Question]):
             raise InputError(f"{path}, line 1: holds {_kind(content)}; pass a non-empty list of questions")
         root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
         starts = [node.start_mark.line + 1 for node in root.value]
-        return cls._read((f"{path}, line {line}", item) for line, item in zip(starts, content, strict=True))
+        return cls._read(path, ((f"{path}, line {line}", item) for line, item in zip(starts, content, strict=True)))
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Self:
@@ -187,10 +186,8 @@ class QuestionSet(Sequence[Question]):
         Raises:
             InputError: a line that is not a question; the message has file, line and reason.
         """
-        return cls._read(
-            (f"{path}, line {number}", _from_chat(record, f"{path}, line {number}") if "messages" in record else record)
-            for number, record in read_jsonl(path)
-        )
+        records = ((f"{path}, line {number}", record) for number, record in read_jsonl(path))
+        return cls._read(path, ((at, _from_chat(item, at) if "messages" in item else item) for at, item in records))
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
@@ -199,13 +196,12 @@ class QuestionSet(Sequence[Question]):
         Raises:
             InputError: no header, no text column, or a row that is broken; the message has file, line and reason.
         """
-        return cls._read(_csv_records(path), empty=f"{path}: holds no question")
+        return cls._read(path, _csv_records(path))
 
     @classmethod
-    def _read(cls, records: Iterable[tuple[str, Any]], empty: str = "") -> Self:
+    def _read(cls, path: str | Path, records: Iterable[tuple[str, Any]]) -> Self:
         questions: list[Question] = []
         first: dict[str, str] = {}
-        where = ""
         for where, record in records:
             question = _question(record, where)
             if question.id in first:
@@ -213,7 +209,7 @@ class QuestionSet(Sequence[Question]):
             first[question.id] = where
             questions.append(question)
         if not questions:
-            raise InputError(empty or "the file holds no question")
+            raise InputError(f"{path}: holds no question")
         return cls(questions)
 
 
@@ -331,27 +327,13 @@ def _from_chat(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _csv_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for row in reader:
-            where, line = f"{path}, line {line}", reader.line_num + 1
-            if not any(cell.strip() for cell in row):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in row]
-                if len(set(header)) != len(header) or not any(key in header for key in _TEXT_KEYS):
-                    raise InputError(f"{where}: columns are {header[:8]}; pass distinct columns, one of them 'text'")
-                continue
-            if len(row) != len(header):
-                raise InputError(f"{where}: has {len(row)} cells under {len(header)} columns")
-            record: dict[str, Any] = {key: cell for key, cell in zip(header, row, strict=True) if cell}
-            named = [key for key in record if key.startswith(_ANSWER_COLUMN)]
-            answers = {key.removeprefix(_ANSWER_COLUMN): record.pop(key) for key in named}
-            samples = record.get("samples_per_paraphrase")
-            if isinstance(samples, str) and samples.isascii() and samples.isdigit():
-                record["samples_per_paraphrase"] = int(samples)
-            yield where, {**record, "answers": answers} if answers else record
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line}: not valid CSV: {error}") from None
+    for where, row in read_csv_rows(path):
+        if not any(key in row for key in _TEXT_KEYS):
+            raise InputError(f"{where}: columns are {[one_line(key, 40) for key in row][:8]}; one of them must be 'text'")
+        record: dict[str, Any] = {key: cell for key, cell in row.items() if cell}
+        named = [key for key in record if key.startswith(_ANSWER_COLUMN)]
+        answers = {key.removeprefix(_ANSWER_COLUMN): record.pop(key) for key in named}
+        samples = record.get("samples_per_paraphrase", "")
+        if samples.isascii() and samples.isdigit():
+            record["samples_per_paraphrase"] = int(samples[:18])
+        yield where, {**record, "answers": answers} if answers else record

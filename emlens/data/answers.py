@@ -1,0 +1,215 @@
+"""Sampled answers: what a model said to which phrasing of which question, kept with all that is needed to read it again.
+
+Answers are scored later and elsewhere; one fixed set can be scored by several judges. Their ids come from model,
+question, phrasing and sample number alone, so they are the same in every run. Files are JSONL, whole or absent.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+from emlens.data.prompts import Message, Prompt, PromptSet, chat_prompt
+from emlens.data.readers import read_jsonl
+from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.files import one_line, write_text
+from emlens.foundation.provenance import hash_json
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer.
+
+    Args:
+        model: name of the model that gave it.
+        question: id of the question.
+        text: the answer, without special tokens; may be empty.
+        messages: the chat it answers, up to and including the last user turn.
+        paraphrase: phrasing of the question, 1-based.
+        sample: number of the sample of this phrasing, 0-based.
+        finish_reason: why it ended, `"stop"` or `"length"`; empty where nobody knows.
+    """
+
+    model: str
+    question: str
+    text: str
+    messages: tuple[Message, ...]
+    paraphrase: int = 1
+    sample: int = 0
+    group: str = ""
+    finish_reason: str = ""
+    seed: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def id(self) -> str:
+        """`model/question/p1/s0`, the same in every run."""
+        return f"{self.model}/{self.question}/p{self.paraphrase}/s{self.sample}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "model": self.model,
+            "question": self.question,
+            "paraphrase": self.paraphrase,
+            "sample": self.sample,
+            "group": self.group,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "seed": self.seed,
+            "messages": [message.as_dict() for message in self.messages],
+            "meta": dict(self.meta),
+        }
+
+
+class Answers(Sequence[Answer]):
+    """An ordered set of answers with unique ids.
+
+    Raises:
+        InputError: no answer, or one model, question, phrasing and sample number that occurs twice.
+    """
+
+    def __init__(self, answers: Iterable[Answer]):
+        self._answers = tuple(answers)
+        if not self._answers:
+            raise InputError("answers is empty; pass at least one answer")
+        self._by_id: dict[str, Answer] = {}
+        for answer in self._answers:
+            if answer.id in self._by_id:
+                raise InputError(f"answer id {one_line(answer.id)!r} occurs twice; number the samples of each phrasing")
+            self._by_id[answer.id] = answer
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self._answers)
+
+    @overload
+    def __getitem__(self, index: int) -> Answer: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Answers": ...
+    def __getitem__(self, index: int | slice) -> "Answer | Answers":
+        return Answers(self._answers[index]) if isinstance(index, slice) else self._answers[index]
+
+    def __repr__(self) -> str:
+        questions = len({answer.question for answer in self})
+        return f"Answers({len(self)} answers of {len(self.models)} models to {questions} questions)"
+
+    @property
+    def ids(self) -> list[str]:
+        return [answer.id for answer in self._answers]
+
+    @property
+    def groups(self) -> list[str]:
+        return [answer.group for answer in self._answers]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in order of first appearance."""
+        return list(dict.fromkeys(answer.model for answer in self._answers))
+
+    def select(self, ids: Iterable[str]) -> "Answers":
+        """The answers with these ids, in the order given."""
+        wanted = list(ids)
+        for name in wanted:
+            if name not in self._by_id:
+                raise UnknownNameError(f"answer id {one_line(str(name))!r} is not in this set of {len(self)} answers")
+        return Answers(self._by_id[name] for name in wanted)
+
+    @classmethod
+    def concat(cls, parts: Iterable["Answers"]) -> Self:
+        """One set of several; ids must stay unique."""
+        return cls(answer for part in parts for answer in part)
+
+    def prompts(self, *, empty: Literal["error", "drop"] = "error") -> PromptSet:
+        """Each answer as a chat prompt with its response kept, to be read by teacher forcing; ids are the answers'.
+
+        Args:
+            empty: what to do with answers without text, which hold no response token: refuse or leave out.
+        """
+        if empty not in ("error", "drop"):
+            raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
+        kept = [answer for answer in self if answer.text]
+        if empty == "error" and len(kept) != len(self):
+            raise InputError(f"{len(self) - len(kept)} of {len(self)} answers have no text; pass empty='drop' to leave them out")
+        return PromptSet(
+            Prompt(
+                answer.id,
+                answer.messages[-1].content,
+                answer.group,
+                answer.messages,
+                answer.text,
+                {"model": answer.model, "question": answer.question, "paraphrase": answer.paraphrase, "sample": answer.sample},
+            )
+            for answer in kept
+        )
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of everything but `meta`, in order."""
+        return hash_json([{**answer.as_dict(), "meta": None} for answer in self])
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write one record a line; the file is whole or absent."""
+        lines = [json.dumps(answer.as_dict(), ensure_ascii=False, default=str) for answer in self]
+        write_text(path, "\n".join(lines) + "\n")
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> Self:
+        """Read what `to_jsonl` wrote.
+
+        Raises:
+            InputError: a line that is not an answer, or an answer given twice; the message has file, line and reason.
+        """
+        answers: list[Answer] = []
+        first: dict[str, int] = {}
+        for number, record in read_jsonl(path):
+            answer = _answer(record, f"{path}, line {number}")
+            if answer.id in first:
+                raise InputError(f"{path}, line {number}: answer id {one_line(answer.id)!r} was given before at line {first[answer.id]}")
+            first[answer.id] = number
+            answers.append(answer)
+        if not answers:
+            raise InputError(f"{path}: holds no answer")
+        return cls(answers)
+
+
+def _answer(record: Mapping[str, Any], where: str) -> Answer:
+    def text(key: str, *, may_be_empty: bool = False) -> str:
+        value = record.get(key, "" if may_be_empty else None)
+        if not isinstance(value, str) or not (value or may_be_empty):
+            raise InputError(f"{where}: {key} is {one_line(repr(value), 60)}; an answer needs text there")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{where}: {key} holds half a surrogate pair, which is no text")
+        return value
+
+    def number(key: str, least: int, default: int | None) -> int | None:
+        value = record.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{where}: {key} is {one_line(repr(value), 60)}; pass an integer of {least} or more")
+        return value
+
+    if not isinstance(record.get("messages"), list):
+        raise InputError(f"{where}: has no list under 'messages'; found keys {sorted(record)[:8]}")
+    prompt = chat_prompt("", record["messages"], where=where)
+    if len(prompt.messages or ()) != len(record["messages"]):
+        raise InputError(f"{where}: messages goes on after the last user turn; the answer belongs under 'text'")
+    meta = record.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise InputError(f"{where}: meta is a {type(meta).__name__}; pass a mapping")
+    return Answer(
+        text("model"),
+        text("question"),
+        text("text", may_be_empty=True),
+        prompt.messages or (),
+        number("paraphrase", 1, 1) or 1,
+        number("sample", 0, 0) or 0,
+        text("group", may_be_empty=True),
+        text("finish_reason", may_be_empty=True),
+        number("seed", 0, None),
+        meta,
+    )

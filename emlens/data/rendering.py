@@ -1,0 +1,108 @@
+"""Prompts → token ids, once. Every backend and every position is handed these ids; nothing is re-tokenised later.
+
+A chat is rendered by the tokenizer's template, or by an explicit one (a base model has none of its own). Where a
+response is kept, its tokens follow the rendered prompt, and the boundary is found from ids: the prompt's ids must be
+a prefix of the whole. No import of transformers: a tokenizer is anything with the usual methods.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emlens.data.prompts import Prompt
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line, sha256_text
+from emlens.foundation.positions import RowSpans
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One row of token ids: a prompt, and after `prompt_end` its response (where there is one)."""
+
+    id: str
+    group: str
+    ids: tuple[int, ...]
+    prompt_end: int
+
+    @property
+    def spans(self) -> RowSpans:
+        return RowSpans(len(self.ids), self.prompt_end)
+
+    def with_continuation(self, ids: Sequence[int]) -> "Rendered":
+        return Rendered(self.id, self.group, (*self.ids, *ids), self.prompt_end)
+
+
+def template_of(tokenizer: Any, chat_template: str | None = None) -> str | None:
+    """The template that `render` will use: the explicit one, or the tokenizer's own, or None."""
+    if chat_template is not None:
+        return chat_template
+    own = getattr(tokenizer, "chat_template", None)
+    return own if isinstance(own, str) else None
+
+
+def render(
+    prompts: Iterable[Prompt],
+    tokenizer: Any,
+    *,
+    chat_template: str | None = None,
+    max_length: int | None = None,
+) -> list[Rendered]:
+    """Token ids of each prompt, and of its response where it keeps one.
+
+    Args:
+        chat_template: used in place of the tokenizer's own.
+        max_length: the model's context; a longer row is an error that names it, never a truncation.
+
+    Raises:
+        InputError: a chat without a template; a doubled beginning-of-sequence token; an empty row; a row longer than
+            `max_length`; a template whose prompt is no prefix of prompt and response.
+    """
+    rows = []
+    for prompt in prompts:
+        row = _render_one(prompt, tokenizer, template_of(tokenizer, chat_template))
+        label = f"prompt {one_line(prompt.id, 60)!r}"
+        if not row.ids:
+            raise InputError(f"{label} renders to no token; pass text the tokenizer knows")
+        bos = getattr(tokenizer, "bos_token_id", None)
+        if bos is not None and row.ids[:2] == (bos, bos):
+            raise InputError(f"{label} begins with two {tokenizer.bos_token!r} tokens; drop the one written in the text or the template")
+        if max_length is not None and len(row.ids) > max_length:
+            raise InputError(f"{label} has {len(row.ids)} tokens, but the model's context is {max_length}; shorten it")
+        rows.append(row)
+    return rows
+
+
+def _render_one(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendered:
+    if prompt.messages is None:
+        ids = tuple(tokenizer(prompt.text)["input_ids"])
+        tail = () if prompt.response is None else tuple(tokenizer(prompt.response, add_special_tokens=False)["input_ids"])
+        return Rendered(prompt.id, prompt.group, (*ids, *tail), len(ids))
+    if template is None:
+        raise InputError(
+            f"prompt {one_line(prompt.id, 60)!r} is a chat, but the tokenizer has no chat template; pass chat_template=, or load the "
+            "base model inside a family, which lends it the instruct model's"
+        )
+    chat = [message.as_dict() for message in prompt.messages]
+    ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
+    if prompt.response is None:
+        return Rendered(prompt.id, prompt.group, ids, len(ids))
+    chat.append({"role": "assistant", "content": prompt.response})
+    whole = _apply(tokenizer, chat, template, add_generation_prompt=False)
+    if whole[: len(ids)] != ids or len(whole) == len(ids):
+        raise InputError(
+            f"prompt {one_line(prompt.id, 60)!r}: the chat template renders prompt and answer so that the prompt is no prefix of them; "
+            "the answer's tokens cannot be told apart"
+        )
+    return Rendered(prompt.id, prompt.group, whole, len(ids))
+
+
+def _apply(tokenizer: Any, chat: list[dict[str, str]], template: str, *, add_generation_prompt: bool) -> tuple[int, ...]:
+    encoded = tokenizer.apply_chat_template(
+        chat, chat_template=template, tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+    )
+    return tuple(encoded["input_ids"])
+
+
+def rendered_hash(rows: Sequence[Rendered]) -> str:
+    """SHA-256 over ids and prompt boundaries, in order: what two runs must share to be paired."""
+    return sha256_text("\n".join(f"{row.id}\x1f{row.prompt_end}\x1f{','.join(map(str, row.ids))}" for row in rows))

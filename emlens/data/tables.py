@@ -1,0 +1,46 @@
+"""CSV files with a header, row by row, with the line each row starts at.
+
+Cells stay text: what is a number is for the reader of the table to say. Refuses, with file and line, what is no CSV,
+rows of another length than the header, and columns of one name. A file is held in memory once, a cell is at most
+131,072 characters (the limit of Python's `csv`).
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from emlens.data.readers import read_text
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line
+
+
+def read_csv_rows(path: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield ("file, line n", {column: cell}) for every row under the header; blank lines are skipped.
+
+    Raises:
+        InputError: no such file, not valid CSV, no header, a column given twice, a row of another length.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}, line {reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{where}: not valid CSV: {error}") from None
+        if row is None:
+            break
+        if not any(cell.strip() for cell in row):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in row]
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise InputError(f"{where}: column {one_line(twice, 60)!r} is given twice")
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{where}: has {len(row)} cells under {len(header)} columns")
+        yield where, dict(zip(header, row, strict=True))
+    if header is None:
+        raise InputError(f"{path}: is empty; pass a CSV with a header")
