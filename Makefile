@@ -1,0 +1,58 @@
+# Every target makes .venv and installs by itself. Needs Python 3.11 or newer, make and git; nothing is installed
+# outside .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= 2
+BIN := .venv/bin
+# Linear algebra on one thread a process: the tests run JOBS processes, and results do not depend on the machine.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test evidence docs bench clean
+
+help:
+	@echo "make install   make .venv and install emlens with the pinned versions of constraints.txt"
+	@echo "make demo      run the whole study on the embedded organism; writes report.html"
+	@echo "make test      lint, types and the fast tests (minutes)"
+	@echo "make evidence  slow tests and long measurements; writes docs/evidence/*.json"
+	@echo "make docs      build the documentation into site/; broken links and snippets fail"
+	@echo "make bench     time capture against the bare forward pass; compare layers and positions"
+
+# pip reads dependency groups from 25.1 on, so the one that came with Python is replaced first, inside .venv only.
+.venv/.installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "emlens needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
+install: .venv/.installed
+
+demo: .venv/.installed
+	$(BIN)/emlens demo --out runs/demo
+	@cp runs/demo/report.html report.html
+	@echo "report.html is ready: open it in a browser"
+
+test: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --durations=10
+
+evidence: .venv/.installed
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow --durations=10
+	$(BIN)/python -m benchmarks
+
+docs: .venv/.installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_surface.py -k documentation
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis site

@@ -1,0 +1,102 @@
+"""What every test stands on: no network, one thread, deterministic arithmetic, and fixtures for what may be absent."""
+
+import ipaddress
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before torch, numpy and the model libraries are imported: they read these once.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ[_name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: socket.socket, *arguments: Any) -> Any:
+        address = arguments[-1]  # sendto takes data and flags first
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(str(address[0])):
+            raise RuntimeError(f"a test tried to reach {address[0]}; tests connect to nothing but loopback")
+        return original(self, *arguments)
+
+    return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Any connection but to loopback raises, and so does looking up a name."""
+    look_up = socket.getaddrinfo
+
+    def guarded_look_up(host: Any, *arguments: Any, **named: Any) -> Any:
+        text = host.decode() if isinstance(host, bytes) else host
+        if text is not None and not _is_loopback(str(text)):
+            raise RuntimeError(f"a test tried to look up {text}; tests connect to nothing but loopback")
+        return look_up(host, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", guarded_look_up)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Global generators start alike in every test, so the order of tests cannot matter."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the shape checker off, so that a test sees the error a user sees."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def released_data() -> Path:
+    """Files released with the papers, named by EMLENS_RELEASED_DATA."""
+    named = os.environ.get("EMLENS_RELEASED_DATA")
+    if not named:
+        pytest.skip("EMLENS_RELEASED_DATA is not set: it names the folder of released result files")
+    path = Path(named)
+    if not path.is_dir():
+        pytest.fail(f"EMLENS_RELEASED_DATA={named} is not a directory")
+    return path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).resolve().parent.parent
