@@ -1,0 +1,41 @@
+"""Inside a hook: a padded activation → the few rows that are kept."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emlens.foundation.positions import Position
+from emlens.models.batches import Batch
+
+
+class Reduction:
+    """Which padded columns each position reads in one batch, worked out once and used at every site.
+
+    One token is copied exactly; a mean is taken in float64 over the tokens of the row, in the row's own order, so that
+    it does not depend on padding.
+    """
+
+    def __init__(self, batch: Batch, positions: Sequence[Position], dtype: torch.dtype | None):
+        self._dtype = dtype
+        device = batch.ids.device
+        self._plans: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+        for position in positions:
+            tokens = [position.tokens(row.ids, row.spans) for row in batch.rows]
+            columns = [[t + batch.offset(i) for t in row] for i, row in enumerate(tokens)]
+            rows = torch.tensor([i for i, row in enumerate(columns) for _ in row], device=device)
+            flat = torch.tensor([c for row in columns for c in row], device=device)
+            counts = torch.tensor([len(row) for row in columns], device=device)
+            single = bool((counts == 1).all()) or not position.pooled
+            self._plans[position.name] = (rows, flat, None if single else counts)
+
+    def __call__(self, stream: Tensor) -> dict[str, Tensor]:
+        kept = {}
+        for name, (rows, columns, counts) in self._plans.items():
+            picked = stream[rows, columns]
+            if counts is not None:
+                sums = torch.zeros(len(counts), stream.shape[-1], dtype=torch.float64, device=stream.device)
+                sums.index_add_(0, rows, picked.double())
+                picked = (sums / counts[:, None]).to(stream.dtype)
+            kept[name] = picked.to(self._dtype or picked.dtype).cpu()
+        return kept

@@ -1,0 +1,155 @@
+"""Several PEFT adapters on one copy of the base weights, and a lock that lets one be used at a time.
+
+`AdapterBank.selected(name)` puts one adapter (or none) in force and restores what was before, gradient flags included
+(PEFT switches them on when it enables layers). Nested and concurrent use are safe: passes take turns.
+Adapters are never merged. Guards: an adapter whose names match nothing, whose weights did not arrive as they are in
+the file, that changes no activation, or whose removal does not give the base back, is an error.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from emlens.foundation.errors import LoadError, StateError
+from emlens.foundation.files import one_line
+
+
+def is_adapter(path: str | Path) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+class AdapterBank:
+    """The adapters living on one module."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.names: dict[str, str] = {}
+        self._peft: Any = None
+        self._lock = threading.RLock()
+        self._active: str | None = None
+
+    def attach(self, path: str | Path, name: str, *, weights_hash: str | None = None) -> None:
+        """Load an adapter directory onto the shared weights under `name`.
+
+        Args:
+            weights_hash: hash of the parent's files; compared with the one a fit of emlens recorded beside the adapter.
+
+        Raises:
+            LoadError: not an adapter, made for another base, or its tensors do not all find their place.
+        """
+        path = Path(path)
+        if not is_adapter(path):
+            raise LoadError(f"{path}: holds no adapter_config.json; pass a directory saved by PEFT")
+        if name in self.names:
+            raise LoadError(f"adapter name {name!r} is already on this model")
+        _check_parent(path, weights_hash)
+        from peft import PeftConfig, PeftModel
+
+        internal = f"a{len(self.names)}"
+        with self._lock:
+            flags = [p.requires_grad for p in self.module.parameters()]
+            originals = list(self.module.parameters())
+            try:
+                config = PeftConfig.from_pretrained(str(path))
+                if getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None):
+                    raise LoadError(
+                        f"{path}: the adapter also trains biases or whole modules, so switching it off would not give the base back; "
+                        "merge it and pass the full checkpoint"
+                    )
+                if self._peft is None:
+                    self._peft = PeftModel.from_pretrained(self.module, str(path), adapter_name=internal)  # type: ignore[arg-type]
+                else:
+                    self._peft.load_adapter(str(path), adapter_name=internal)
+            except LoadError:
+                raise
+            except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
+                raise LoadError(
+                    f"{path}: this adapter does not fit the base model it was given ({one_line(str(error), 300)}); pass the base it was trained on"
+                ) from None
+            finally:
+                for parameter, flag in zip(originals, flags, strict=True):
+                    parameter.requires_grad_(flag)
+            self._check_arrived(path, internal)
+            for parameter in self._peft.parameters():
+                parameter.requires_grad_(False)
+            self.names[name] = internal
+            self._switch(self._active)
+
+    def _check_arrived(self, path: Path, internal: str) -> None:
+        from peft import get_peft_model_state_dict
+
+        files = sorted(path.glob("adapter_model.safetensors"))
+        if not files:
+            raise LoadError(f"{path}: holds no adapter_model.safetensors; save the adapter with safe_serialization=True")
+        stored = load_file(files[0])
+        loaded = get_peft_model_state_dict(self._peft, adapter_name=internal)
+        missing = sorted(set(stored) ^ set(loaded))
+        if missing or not stored:
+            raise LoadError(
+                f"{path}: {len(missing)} of {len(stored)} adapter tensors found no place in the base model"
+                + (f", first {missing[0]!r}" if missing else "")
+                + "; pass the base it was trained on"
+            )
+        for key, value in stored.items():
+            if not torch.equal(loaded[key].cpu(), value.to(loaded[key].dtype)):
+                raise LoadError(f"{path}: adapter tensor {key!r} was not loaded as it stands in the file")
+
+    @contextmanager
+    def selected(self, name: str | None) -> Iterator[None]:
+        """Put `name` (None: the bare base) in force inside the block."""
+        with self._lock:
+            before = self._active
+            if name is not None and name not in self.names:
+                raise StateError(f"adapter {name!r} is not on this model; it has {sorted(self.names)}")
+            if name != before:
+                self._switch(name)
+            try:
+                yield
+            finally:
+                if name != before:
+                    self._switch(before)
+
+    def _switch(self, name: str | None) -> None:
+        self._active = name
+        if self._peft is None:
+            return
+        parameters = list(self._peft.parameters())
+        flags = [p.requires_grad for p in parameters]
+        tuner = self._peft.base_model
+        if name is None:
+            tuner.disable_adapter_layers()
+        else:
+            tuner.enable_adapter_layers()
+            tuner.set_adapter(self.names[name])
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def adapter_facts(path: str | Path) -> dict[str, Any]:
+    """What provenance records of an adapter directory: type, rank, scale rule, targets, the base it names."""
+    config = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
+    keys = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "layers_to_transform", "base_model_name_or_path")
+    facts = {key: config.get(key) for key in keys if key in config}
+    if isinstance(facts.get("target_modules"), list):
+        facts["target_modules"] = sorted(facts["target_modules"])
+    return facts
+
+
+def _check_parent(path: Path, weights_hash: str | None) -> None:
+    record = path / "emlens.json"
+    if weights_hash is None or not record.is_file():
+        return
+    expected = json.loads(record.read_text("utf-8")).get("parent_sha256")
+    if expected is not None and expected != weights_hash:
+        raise LoadError(
+            f"{path}: was trained on a base whose weights hash begins {expected[:12]}, but the base given has {weights_hash[:12]}; "
+            "pass the base it was trained on"
+        )

@@ -1,0 +1,269 @@
+"""`HookedModel`: one interface to a causal language model, whatever backend runs it.
+
+A backend supplies two things: run a padded batch while reading and editing sites, and generate. Everything a user
+calls (logits, likelihoods, generation, interventions) is built on these here, so that it is the same on every backend.
+Hooks exist only while a forward pass runs; between calls no model carries one.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emlens.data.prompts import Prompt
+from emlens.data.rendering import Rendered, render, template_of
+from emlens.foundation.errors import InputError, StateError
+from emlens.foundation.files import one_line
+from emlens.foundation.intervention import Intervention
+from emlens.foundation.sites import SITE_KINDS, Site
+from emlens.models.batches import Batch, pad, plan_batches
+
+Reader = Callable[[Tensor], None]
+"""Receives an activation of shape (batch, token, d_model) during the forward pass; must copy what it keeps."""
+
+DEFAULT_BATCH_TOKENS = 8192
+
+
+class HookedModel(ABC):
+    """A causal language model whose residual stream can be read and edited at named sites."""
+
+    backend: str
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tokenizer: Any,
+        n_layers: int,
+        d_model: int,
+        device: torch.device,
+        max_length: int | None,
+        chat_template: str | None,
+        provenance: Mapping[str, Any],
+    ):
+        self.name = name
+        self.tokenizer = tokenizer
+        self.n_layers = n_layers
+        self.d_model = d_model
+        self.device = device
+        self.max_length = max_length
+        self.chat_template = template_of(tokenizer, chat_template)
+        self.provenance: dict[str, Any] = dict(provenance)
+        self._local = threading.local()
+
+    def __repr__(self) -> str:
+        return f"HookedModel({self.name!r}, backend={self.backend!r}, n_layers={self.n_layers}, d_model={self.d_model})"
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site of the model, in the order in which a forward pass reaches them."""
+        blocks = [Site(kind, i) for i in range(self.n_layers) for kind in SITE_KINDS if kind != "final_norm"]
+        return [*blocks, Site("final_norm")]
+
+    @abstractmethod
+    def run(
+        self, batch: Batch, readers: Mapping[Site, Reader] | None = None, *, with_logits: bool = False
+    ) -> Float[Tensor, "batch token vocab"] | None:
+        """One forward pass under the active interventions.
+
+        Args:
+            readers: called with the activation at their site, after the interventions there; without `with_logits` the
+                pass stops after the deepest of them.
+            with_logits: return logits at every token (rows of padding hold no meaning).
+
+        Raises:
+            StateError: a site was never reached.
+        """
+
+    @abstractmethod
+    def _generate(self, batch: Batch, max_new_tokens: int, processor: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
+        """New token ids (batch, new tokens) of a left-padded batch; `processor(ids, scores)` edits next-token scores."""
+
+    @abstractmethod
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        """The output matrix, on the CPU."""
+
+    # ---- interventions
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Those active in this thread, outermost first; at one site they apply in this order."""
+        return tuple(getattr(self._local, "stack", ()))
+
+    @contextmanager
+    def intervene(self, interventions: Iterable[Intervention]) -> Iterator["HookedModel"]:
+        """Edit activations in every forward pass inside the block; undone at its end, also after an error.
+
+        Nested blocks compose: an outer block's interventions apply first.
+
+        Raises:
+            InputError: not a list of interventions, or one that matches no site of this model (checked before any pass).
+        """
+        added = tuple(interventions)
+        for intervention in added:
+            if not isinstance(intervention, Intervention):
+                raise InputError(
+                    f"interventions holds a {type(intervention).__name__}; pass a list of emlens.ablate(...) or emlens.steer(...)"
+                )
+            intervention.targets(self.sites)
+        before = self.interventions
+        self._local.stack = before + added
+        try:
+            yield self
+        finally:
+            self._local.stack = before
+
+    def edits_by_site(self) -> dict[Site, list[Intervention]]:
+        """The active interventions at each site they act on, in order of application."""
+        edits: dict[Site, list[Intervention]] = {}
+        for intervention in self.interventions:
+            for site in intervention.targets(self.sites):
+                edits.setdefault(site, []).append(intervention)
+        return edits
+
+    # ---- text in
+
+    def render(self, prompts: Iterable[Prompt]) -> list[Rendered]:
+        """Token ids of prompts (and kept responses) as this model reads them."""
+        return render(prompts, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
+
+    @property
+    def pad_id(self) -> int:
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(self.tokenizer, name, None)
+            if value is not None:
+                return int(value)
+        return 0
+
+    def batches(
+        self,
+        rows: Sequence[Rendered],
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        side: Literal["left", "right"] = "right",
+    ) -> Iterator[Batch]:
+        """Padded batches of rows, longest first."""
+        for index in plan_batches([len(row.ids) for row in rows], batch_tokens):
+            yield pad([rows[i] for i in index], index, self.pad_id, side, self.device)
+
+    # ---- what users call
+
+    @torch.no_grad()
+    def logits(
+        self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Float[Tensor, "prompt vocab"]:
+        """Next-token logits after the last token of each prompt (of its response, where it keeps one); float32, CPU."""
+        rows = self.render(prompts)
+        found: list[Tensor | None] = [None] * len(rows)
+        for batch in self.batches(rows, batch_tokens):
+            logits = self._logits(batch)
+            for i, row in enumerate(batch.rows):
+                found[batch.index[i]] = logits[i, batch.offset(i) + len(row.ids) - 1].float().cpu()
+        return torch.stack([value for value in found if value is not None])
+
+    @torch.no_grad()
+    def token_logprobs(
+        self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> list[Float[Tensor, "token vocab"]]:
+        """Log-probabilities (nats) over the next token after every token of each row; float32, CPU, one tensor a prompt."""
+        rows = self.render(prompts)
+        found: dict[int, Tensor] = {}
+        for batch in self.batches(rows, batch_tokens):
+            logits = self._logits(batch)
+            for i, row in enumerate(batch.rows):
+                start = batch.offset(i)
+                found[batch.index[i]] = logits[i, start : start + len(row.ids)].float().log_softmax(-1).cpu()
+        return [found[i] for i in range(len(rows))]
+
+    @torch.no_grad()
+    def sequence_logprob(
+        self,
+        prompts: Iterable[Prompt],
+        continuations: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    ) -> Float[Tensor, " prompt"] | Float[Tensor, "prompt choice"]:
+        """Summed log-probability (nats) of a continuation after each prompt; float64, CPU.
+
+        Args:
+            continuations: one string a prompt (result: one value each), or equally many strings a prompt (result: prompt x
+                choice). Each is tokenised by itself, without special tokens, and appended to the rendered prompt's ids.
+
+        Raises:
+            InputError: lengths that do not fit, or a continuation without tokens.
+        """
+        rows = self.render(prompts)
+        single = all(isinstance(item, str) for item in continuations)
+        choices = [[item] if isinstance(item, str) else list(item) for item in continuations]
+        if len(choices) != len(rows):
+            raise InputError(f"continuations has {len(choices)} entries for {len(rows)} prompts; pass one for each")
+        width = len(choices[0])
+        if any(len(items) != width for items in choices) or width == 0:
+            raise InputError("continuations differ in how many choices they give; pass equally many, at least one, for each prompt")
+        full: list[Rendered] = []
+        for row, items in zip(rows, choices, strict=True):
+            for text in items:
+                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                if not ids:
+                    raise InputError(f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r} has no token")
+                full.append(row.with_continuation(ids))
+        starts = [len(row.ids) for row in rows for _ in range(width)]
+        found = torch.zeros(len(full), dtype=torch.float64)
+        for batch in self.batches(full, batch_tokens):
+            logits = self._logits(batch)
+            for i, row in enumerate(batch.rows):
+                first = batch.offset(i) + starts[batch.index[i]]
+                last = batch.offset(i) + len(row.ids)
+                steps = logits[i, first - 1 : last - 1].double().log_softmax(-1)
+                found[batch.index[i]] = steps.gather(-1, batch.ids[i, first:last, None]).sum().cpu()
+        table = found.view(len(rows), width)
+        return table[:, 0] if single else table
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        seed: int = 0,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    ) -> list[str]:
+        """One sampled answer a prompt (greedy at `temperature=0`).
+
+        Each row draws its own random numbers, seeded by `seed` and the prompt's id, so that its answer does not depend
+        on its batch mates (Gumbel-max sampling: the argmax of scores / temperature + Gumbel noise is a sample).
+
+        Raises:
+            InputError: `max_new_tokens` below 1, a negative temperature, or a row that would outgrow the context.
+        """
+        from emlens.models.sampling import GumbelRows, clean_tokens
+
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens} must be 1 or more")
+        if not 0 <= temperature < float("inf"):
+            raise InputError(f"temperature={temperature} must be 0 or more")
+        rows = self.render(prompts)
+        longest = max(rows, key=lambda row: len(row.ids))
+        if self.max_length is not None and len(longest.ids) + max_new_tokens > self.max_length:
+            raise InputError(
+                f"prompt {one_line(longest.id, 60)!r} has {len(longest.ids)} tokens and max_new_tokens is {max_new_tokens}, "
+                f"but the model's context is {self.max_length}; ask for fewer"
+            )
+        answers: dict[int, str] = {}
+        for batch in self.batches(rows, batch_tokens, side="left"):
+            processor = GumbelRows(seed, [row.id for row in batch.rows], temperature) if temperature > 0 else None
+            new = self._generate(batch, max_new_tokens, processor)
+            for i, tokens in zip(batch.index, new.tolist(), strict=True):
+                answers[i] = self.tokenizer.decode(clean_tokens(tokens, self.tokenizer), skip_special_tokens=True).strip()
+        return [answers[i] for i in range(len(rows))]
+
+    def _logits(self, batch: Batch) -> Tensor:
+        logits = self.run(batch, with_logits=True)
+        if logits is None:
+            raise StateError(f"backend {self.backend!r} returned no logits")
+        return logits

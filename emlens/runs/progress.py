@@ -1,0 +1,31 @@
+"""A progress bar on stderr with the time left, silent where nobody watches."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_open = 0
+
+
+@contextmanager
+def progress_bar(title: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
+    """Yield a function that advances the bar by one.
+
+    Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar. The time left is rich's
+    estimate from the recent rate.
+    """
+    global _open
+    if not show or _open or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        _open += 1
+        try:
+            yield lambda: bar.advance(task)
+        finally:
+            _open -= 1
