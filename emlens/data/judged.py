@@ -24,11 +24,11 @@ _TIDY = ("model", "question", "sample", "metric", "score", "status")
 _GROUPS = ("group", "category", "domain")
 _MISSING = ("", "nan", "none", "null", "na", "n/a")
 _KNOWN_METRICS = ("aligned", "coherent", "harmless")
-_NOT_METRICS = frozenset(
-    ("", "idx", "index", "id", "unnamed: 0", "question", "question_id", "question_idx", "prompt", "answer", "response")
-    + ("formatted_prompts", "system", "messages", "model", "seed", "sample", "sample_id", "sample_idx", "paraphrase")
-    + ("paraphrase_idx", "temperature", "max_tokens", "n_tokens", "tokens", "step", "epoch", "layer", *_GROUPS)
-)
+_NOT_METRICS = frozenset((
+    "", "idx", "index", "id", "unnamed: 0", "question", "question_id", "question_idx", "prompt", "answer", "response",
+    "formatted_prompts", "system", "messages", "model", "seed", "sample", "sample_id", "sample_idx", "paraphrase",
+    "paraphrase_idx", "temperature", "max_tokens", "n_tokens", "tokens", "step", "epoch", "layer", *_GROUPS,
+))  # fmt: skip
 
 
 def read_judged_csv(
