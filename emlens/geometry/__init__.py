@@ -1,6 +1,7 @@
-"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps and their nulls, directions."""
+"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps and their nulls, directions, shifts."""
 
 from emlens.geometry.angles import principal_angles
+from emlens.geometry.coordinates import MassiveCoordinates, massive_coordinates, without_coordinates
 from emlens.geometry.directions import (
     Direction,
     cosine_matrix,
@@ -12,22 +13,39 @@ from emlens.geometry.directions import (
 )
 from emlens.geometry.nulls import covariance_overlap_null, overlap_null, split_half_ceiling
 from emlens.geometry.overlap import subspace_overlap
+from emlens.geometry.shifts import (
+    DeltaSummary,
+    cosine_to_mean,
+    delta_summary,
+    projection_fraction,
+    prompt_overlap,
+    reconstruction_cosine,
+)
 from emlens.geometry.subspaces import Subspace, top_k_subspace, variance_captured
 
 __all__ = [
+    "DeltaSummary",
     "Direction",
+    "MassiveCoordinates",
     "Subspace",
     "cosine_matrix",
+    "cosine_to_mean",
     "covariance_overlap_null",
+    "delta_summary",
     "direction_cosine",
     "direction_from_deltas",
+    "massive_coordinates",
     "mean_difference_direction",
     "overlap_null",
     "principal_angles",
+    "projection_fraction",
+    "prompt_overlap",
     "random_directions",
     "random_directions_like",
+    "reconstruction_cosine",
     "split_half_ceiling",
     "subspace_overlap",
     "top_k_subspace",
     "variance_captured",
+    "without_coordinates",
 ]

@@ -1,6 +1,8 @@
 """Statistics without opinion on what is measured: intervals, correlations, tests, corrections, nulls, streaming moments."""
 
+from emlens.stats.comparisons import TestResult, cohens_d, paired_test, permutation_test, tost, welch_test
 from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
+from emlens.stats.corrections import adjust_p_values
 from emlens.stats.intervals import (
     bootstrap_mean,
     cluster_bootstrap,
@@ -9,18 +11,27 @@ from emlens.stats.intervals import (
     t_interval,
     wilson_interval,
 )
+from emlens.stats.moments import StreamingMoments
 from emlens.stats.nulls import NullDistribution
 
 __all__ = [
     "NullDistribution",
+    "StreamingMoments",
+    "TestResult",
+    "adjust_p_values",
     "bootstrap_mean",
     "cluster_bootstrap",
+    "cohens_d",
     "correlation_null",
     "nadeau_bengio_interval",
+    "paired_test",
     "partial_correlation",
     "pearson",
+    "permutation_test",
     "ratio_of_means",
     "spearman",
     "t_interval",
+    "tost",
+    "welch_test",
     "wilson_interval",
 ]
