@@ -173,7 +173,7 @@ class QuestionSet(Sequence[Question]):
         if not isinstance(content, list) or not content:
             raise InputError(f"{path}, line 1: holds {_kind(content)}; pass a non-empty list of questions")
         root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-        starts = [node.start_mark.line + 1 for node in root.value]
+        starts = [node.start_mark.line + 1 for node in root.value] if root is not None else []
         return cls._read(path, ((f"{path}, line {line}", item) for line, item in zip(starts, content, strict=True)))
 
     @classmethod

@@ -123,7 +123,7 @@ def replicate(directory: str | Path) -> Replication:
 def select_ablation_direction(evaluations: Sequence[Mapping[str, Any]], n_layers: int) -> tuple[Mapping[str, Any], int]:
     """The candidate that the selection rule of Arditi et al. (2024) picks, and how many candidates it leaves.
 
-    Dropped are layers >= 0.8·`n_layers`, a KL on harmless prompts > 0.1 and a steering score < 0; of the rest the one
+    Dropped are layers from 0.8·`n_layers`, rounded down, on, a KL on harmless prompts > 0.1 and a steering score < 0; of the rest the one
     with the lowest refusal score under ablation is taken (the first of equals).
 
     Raises:
@@ -137,7 +137,7 @@ def select_ablation_direction(evaluations: Sequence[Mapping[str, Any]], n_layers
     left = [
         row
         for row in evaluations
-        if row["layer"] < 0.8 * n_layers
+        if row["layer"] < 4 * n_layers // 5
         and row["kl_div_score"] <= 0.1
         and row["steering_score"] >= 0
         and not math.isnan(row["refusal_score"])
