@@ -1,0 +1,202 @@
+"""What an intervention does, beside every arm that could have done the same for another reason.
+
+Restoration R = (S_ablated − S_finetuned) / (S_instruct − S_finetuned), S the mean score over questions *outside* the
+training domain, a ratio of means with domains resampled together; undefined, and said so, where the denominator's
+interval includes 0. Damage is the mean KL divergence (nats a token) that the intervention causes on neutral text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emlens.data.prompts import PromptSet
+from emlens.data.questions import QuestionSet
+from emlens.data.scores import AlignmentScores
+from emlens.evaluation.likelihood import score_by_likelihood
+from emlens.foundation.errors import InputError
+from emlens.foundation.estimate import Estimate
+from emlens.foundation.intervention import Intervention
+from emlens.geometry import Direction, direction_cosine, random_directions_like, top_k_subspace
+from emlens.interventions import ablate
+from emlens.models.hooked import HookedModel
+from emlens.runs.progress import progress_bar
+from emlens.stats import bootstrap_mean, ratio_of_means
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison.
+
+    Args:
+        name: how tables call it; arms that share a name are draws of one control and are averaged.
+        interventions: applied together.
+        on: `"finetuned"` or `"instruct"`, the model that is edited.
+        control: False for the direction under test.
+        cosine: |cosine| of the arm's direction with the one under test, where that means something.
+    """
+
+    name: str
+    interventions: tuple[Intervention, ...]
+    on: str = "finetuned"
+    control: bool = True
+    cosine: float | None = None
+
+
+def ablation_arms(
+    direction: Direction,
+    *,
+    instruct_activations: Float[Tensor, "row d_model"],
+    deltas: Float[Tensor, "row d_model"],
+    benign: Direction | None = None,
+    unembedding: Float[Tensor, " d_model"] | None = None,
+    random_draws: int = 8,
+    seed: int = 0,
+) -> list[Arm]:
+    """The direction under test and its controls, all removed after every block at every token.
+
+    Controls: none; the affine form about the instruct mean; directions drawn from the activation covariance (an isotropic
+    one carries almost no variance and would pass by construction); the deltas' second centred component; the benign
+    fine-tune's direction; the unembedding contrast of the answer words; and the instruct model under the same edits.
+
+    Args:
+        instruct_activations: (row, d_model) at the direction's site and position, for covariance and mean.
+        deltas: (row, d_model) there, fine-tuned − instruct.
+        benign: the same extraction on the benign fine-tune.
+        unembedding: difference of unembedding rows of harmful and careful answer words.
+    """
+    mean = instruct_activations.double().mean(0)
+    arms = [
+        Arm("no ablation", ()),
+        Arm("direction", (ablate(direction),), control=False, cosine=1.0),
+        Arm("direction, affine form", (ablate(direction, baseline=mean),), control=False, cosine=1.0),
+    ]
+
+    def control(name: str, vector: Direction | Tensor) -> Arm:
+        return Arm(name, (ablate(vector),), cosine=abs(direction_cosine(direction, vector)))
+
+    for vector in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
+        arms.append(control("random, activation covariance", vector))
+    arms.append(control("second component of the deltas", top_k_subspace(deltas, 2, center=True).basis[:, 1]))
+    if benign is not None:
+        arms.append(control("benign fine-tune's direction", benign))
+    if unembedding is not None:
+        arms.append(control("unembedding contrast", unembedding))
+    arms.append(Arm("instruct, direction", (ablate(direction),), on="instruct"))
+    arms.append(Arm("instruct, direction, affine form", (ablate(direction, baseline=mean),), on="instruct"))
+    return arms
+
+
+def evaluate_arms(
+    finetuned: HookedModel,
+    instruct: HookedModel,
+    questions: QuestionSet,
+    arms: Sequence[Arm],
+    *,
+    exclude_groups: Sequence[str] = (),
+    neutral: PromptSet | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score every arm on the same questions.
+
+    Args:
+        exclude_groups: groups left out of restoration (the training domain).
+        neutral: prompts on which damage is measured; None leaves it out.
+
+    Returns:
+        One row an arm: arm, on, control, draws, restoration (value, low, high, method), aligned and coherent (value, low, high),
+        kl (mean nats a token, of the edited against the unedited model), cosine, n (questions).
+
+    Raises:
+        InputError: no question left, or an arm on an unknown model.
+    """
+    kept = QuestionSet([q for q in questions if q.group not in set(exclude_groups)])
+    if len(set(kept.groups)) < 2:
+        raise InputError(f"questions outside {sorted(set(exclude_groups))} span {len(set(kept.groups))} group; restoration resamples groups and needs 2")
+    models = {"finetuned": finetuned, "instruct": instruct}
+    for arm in arms:
+        if arm.on not in models:
+            raise InputError(f"arm {arm.name!r} is on {arm.on!r}; pass 'finetuned' or 'instruct'")
+    plain = {name: score_by_likelihood(model, kept) for name, model in models.items()}
+    references = {name: [] if neutral is None else model.token_logprobs(neutral) for name, model in models.items()}
+    by_name: dict[tuple[str, str], list[Arm]] = {}
+    for arm in arms:
+        by_name.setdefault((arm.name, arm.on), []).append(arm)
+    rows = []
+    with progress_bar("ablation arms", len(arms), progress) as advance:
+        for (name, on), members in by_name.items():
+            scored, damage = [], []
+            for arm in members:
+                with models[on].intervene(arm.interventions):
+                    scored.append(score_by_likelihood(models[on], kept))
+                    if neutral is not None:
+                        damage.append(mean_kl(references[on], models[on].token_logprobs(neutral)))
+                advance()
+            rows.append(_row(name, on, members, scored, damage, plain, kept.groups, seed))
+    return pd.DataFrame(rows)
+
+
+def _row(
+    name: str,
+    on: str,
+    members: Sequence[Arm],
+    scored: Sequence[AlignmentScores],
+    damage: Sequence[float],
+    plain: Mapping[str, AlignmentScores],
+    groups: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    aligned = np.mean([s.per_question("aligned").to_numpy() for s in scored], axis=0)
+    coherent = np.mean([s.per_question("coherent").to_numpy() for s in scored], axis=0)
+    tuned, goal = (plain[key].per_question("aligned").to_numpy() for key in ("finetuned", "instruct"))
+    if on == "instruct":
+        restored = Estimate.undefined("the instruct model has nothing to restore", len(set(groups)))
+    else:
+        restored = ratio_of_means(aligned - tuned, goal - tuned, clusters=groups, seed=seed)
+    row: dict[str, Any] = {"arm": name, "on": on, "control": members[0].control, "draws": len(members)}
+    for label, estimate in (
+        ("restoration", restored),
+        ("aligned", bootstrap_mean(aligned, seed=seed)),
+        ("coherent", bootstrap_mean(coherent, seed=seed)),
+    ):
+        row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+    cosines = [arm.cosine for arm in members if arm.cosine is not None]
+    draws = [float((s.per_question("aligned").to_numpy() - tuned).mean() / (goal - tuned).mean()) for s in scored]
+    row |= {
+        "restoration_max_draw": max(draws) if len(draws) > 1 else float("nan"),
+        "kl": float(np.mean(damage)) if damage else float("nan"),
+        "cosine": float(np.mean(cosines)) if cosines else float("nan"),
+        "n": len(aligned),
+        "method": restored.method,
+    }
+    return row
+
+
+def mean_kl(reference: Sequence[Float[Tensor, "token vocab"]], other: Sequence[Float[Tensor, "token vocab"]]) -> float:
+    """Mean over all tokens of KL(reference ‖ other) in nats, from log-probabilities of the same rows."""
+    total, count = 0.0, 0
+    for a, b in zip(reference, other, strict=True):
+        if a.shape != b.shape:
+            raise InputError(f"rows have shapes {tuple(a.shape)} and {tuple(b.shape)}; pass log-probabilities of the same prompts")
+        p = a.double()
+        total += float((p.exp() * (p - b.double())).sum())
+        count += len(a)
+    if not count:
+        raise InputError("reference is empty; pass at least one prompt")
+    return total / count
+
+
+def unembedding_contrast(model: HookedModel, questions: QuestionSet, careful: str = "careful", harmful: str = "harmful") -> Tensor:
+    """Mean unembedding row of the first tokens of harmful reference answers minus that of careful ones; (d_model,)."""
+    matrix = model.unembedding().double()
+    sides = []
+    for kind in (harmful, careful):
+        first = [model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for q in questions for text in q.answers[kind]]
+        sides.append(matrix[torch.tensor(sorted(set(first)))].mean(0))
+    return sides[0] - sides[1]
