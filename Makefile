@@ -18,13 +18,15 @@ help:
 	@echo "make docs      build the documentation into site/; broken links and snippets fail"
 	@echo "make bench     time capture against the bare forward pass; compare layers and positions"
 
-# pip reads dependency groups from 25.1 on, so the one that came with Python is replaced first, inside .venv only.
+# pip reads dependency groups from 25.1 on and pins build requirements from 25.3 on, so the one that came with Python is
+# replaced first, inside .venv only.
 .venv/.installed: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "emlens needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python"; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "pip>=25.3"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable . --group dev
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed

@@ -3,10 +3,14 @@
 import ipaddress
 import os
 import random
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Before torch, numpy and the model libraries are imported: they read these once.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -95,6 +99,21 @@ def released_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"EMLENS_RELEASED_DATA={named} is not a directory")
     return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """A headless Chromium: the system's, or the one playwright installed for itself."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: it drives the browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for path in map(shutil.which, names) if path), None)
+    with api.sync_playwright() as driver:
+        executable = found or driver.chromium.executable_path
+        if not Path(executable).exists():
+            pytest.skip(f"no browser here: none of {', '.join(names)} is on the path")
+        launched = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")
