@@ -173,7 +173,8 @@ class QuestionSet(Sequence[Question]):
         if not isinstance(content, list) or not content:
             raise InputError(f"{path}, line 1: holds {_kind(content)}; pass a non-empty list of questions")
         root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-        starts = [node.start_mark.line + 1 for node in root.value] if root is not None else []
+        items = root.value if isinstance(root, yaml.SequenceNode) else []
+        starts = [_checked_start(node, path) for node in items]
         return cls._read(path, ((f"{path}, line {line}", item) for line, item in zip(starts, content, strict=True)))
 
     @classmethod
@@ -211,6 +212,16 @@ class QuestionSet(Sequence[Question]):
         if not questions:
             raise InputError(f"{path}: holds no question")
         return cls(questions)
+
+
+def _checked_start(node: yaml.Node, path: str | Path) -> int:
+    """Line of an entry, after a look for keys that it gives twice: YAML would keep the last without a word."""
+    keys: set[str] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and key.value in keys and key.value != "<<":
+            raise InputError(f"{path}, line {key.start_mark.line + 1}: key {one_line(key.value, 60)!r} is given twice in one question")
+        keys.add(str(key.value))
+    return int(node.start_mark.line) + 1
 
 
 def _kind(value: Any) -> str:
@@ -255,7 +266,7 @@ def _id(record: Mapping[str, Any], where: str) -> str:
     key, name = _first(record, _ID_KEYS)
     if name is None:
         raise InputError(f"{where}: has no id; found keys {sorted(map(str, record))[:8]}")
-    if isinstance(name, int) and not isinstance(name, bool):
+    if isinstance(name, int) and not isinstance(name, bool) and abs(name) < 10**18:
         return str(name)
     return _text(name, key, where)
 
@@ -278,8 +289,9 @@ def _question(record: Any, where: str) -> Question:
     if len(set(texts)) != len(texts):
         raise InputError(f"{where}: question {name!r} gives one phrasing twice")
     samples = record.get("samples_per_paraphrase")
-    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-        raise InputError(f"{where}: samples_per_paraphrase is {one_line(str(samples), 40)!r}; pass a positive integer")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or not 0 < samples < 10**9):
+        shown = repr(samples)[:40] if isinstance(samples, str | float | bool) else _kind(samples)
+        raise InputError(f"{where}: samples_per_paraphrase holds {shown}; pass an integer from 1 to 999,999,999")
 
     def optional(*keys: str) -> str | None:
         found, value = _first(record, keys)

@@ -27,6 +27,8 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -40,8 +42,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
+        except (ValueError, RecursionError) as error:  # ValueError alone: an integer of too many digits
+            reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", one_line(str(error)))
             raise InputError(f"{path}, line {number}: not valid JSON: {reason}") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number}: holds a {type(record).__name__}; each line must be a JSON object")
@@ -63,5 +65,8 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(f"{path}, line {line}: not valid YAML: {reason}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {one_line(str(error))}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        # what the constructors of tagged scalars let through, such as `!!bool maybe`
+        raise InputError(f"{path}: not valid YAML: {type(error).__name__}: {one_line(str(error))}") from None
