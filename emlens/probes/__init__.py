@@ -1,0 +1,7 @@
+"""Predict scores from activations, with controls."""
+
+from emlens.probes.features import activation_cells, assert_different
+from emlens.probes.forecast import Forecast, predict_alignment
+from emlens.probes.forecaster import Forecaster, fit_forecaster
+
+__all__ = ["Forecast", "Forecaster", "activation_cells", "assert_different", "fit_forecaster", "predict_alignment"]
