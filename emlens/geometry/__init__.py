@@ -1,4 +1,4 @@
-"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps and their nulls, directions, shifts."""
+"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps, nulls, directions, shifts."""
 
 from emlens.geometry.angles import principal_angles
 from emlens.geometry.coordinates import MassiveCoordinates, massive_coordinates, without_coordinates

@@ -27,7 +27,9 @@ def basis_of(space: Subspace | Tensor, name: str) -> Tensor:
         return space.basis
     if isinstance(space, Tensor):
         return space
-    raise InputError(f"{name} is a {type(space).__name__}; pass a Subspace or a matrix of shape (d, k) whose columns span one")
+    raise InputError(
+        f"{name} is a {type(space).__name__}; pass a Subspace or a matrix of shape (d, k) whose columns span one"
+    )
 
 
 def orthonormal_pair(a: Subspace | Tensor, b: Subspace | Tensor) -> tuple[Tensor, Tensor]:
@@ -39,16 +41,16 @@ def orthonormal_pair(a: Subspace | Tensor, b: Subspace | Tensor) -> tuple[Tensor
     first, second = orthonormal_basis(basis_of(a, "a"), "a"), orthonormal_basis(basis_of(b, "b"), "b")
     if first.shape[-2] != second.shape[-2]:
         raise InputError(
-            f"a lies in {first.shape[-2]} dimensions and b in {second.shape[-2]}; pass subspaces of one residual stream, "
+            f"a lies in {first.shape[-2]} dimensions and b in {second.shape[-2]}; pass subspaces of one stream, "
             "bases as columns"
         )
     return (first, second) if first.shape[-1] >= second.shape[-1] else (second, first)
 
 
 def angles_between_orthonormal(
-    larger: Float[Tensor, "*batch d p"], smaller: Float[Tensor, "*batch d q"]
-) -> Float[Tensor, "*batch q"]:
-    """Principal angles of orthonormal float64 bases with p >= q, ascending."""
+    larger: Float[Tensor, "*#batch d p"], smaller: Float[Tensor, "*#batch d q"]
+) -> Float[Tensor, "... q"]:
+    """Principal angles of orthonormal float64 bases with p >= q, ascending; batch axes broadcast."""
     inner = larger.mT @ smaller
     cosines = torch.linalg.svdvals(inner).clamp(max=1.0)
     sines = torch.linalg.svdvals(smaller - larger @ inner).clamp(max=1.0).flip(-1)
@@ -56,11 +58,11 @@ def angles_between_orthonormal(
     return torch.sort(angles, dim=-1).values.clamp(0.0, math.pi / 2)
 
 
-def principal_angles(a: Subspace | Tensor, b: Subspace | Tensor) -> Float[Tensor, "*batch k"]:
+def principal_angles(a: Subspace | Tensor, b: Subspace | Tensor) -> Float[Tensor, "... m"]:
     """Principal (canonical) angles between two subspaces, ascending, in radians; min(k_a, k_b) of them.
 
     Range [0, π/2]. Symmetric in a and b; invariant to the choice of basis, to the length of columns and to a common
-    rotation. k_a and k_b may differ; where k_a + k_b > d at least k_a + k_b − d angles are 0.
+    rotation. k_a and k_b may differ; where k_a + k_b > d at least k_a + k_b − d angles are 0. Batch axes broadcast.
 
     Args:
         a, b: `Subspace`, or (..., d, k) with linearly independent columns (rows of vectors must be transposed).

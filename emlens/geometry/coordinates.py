@@ -50,7 +50,9 @@ def massive_coordinates(
     """
     wide = as_float64(vector, "vector")
     if wide.ndim != 1:
-        raise InputError(f"vector has shape {tuple(wide.shape)}; pass one vector of shape (d,), such as mean activations")
+        raise InputError(
+            f"vector has shape {tuple(wide.shape)}; pass one vector of shape (d,), such as mean activations"
+        )
     if (count is None) == (threshold is None):
         raise InputError(f"count={count!r} and threshold={threshold!r} came; pass exactly one of them")
     size = wide.abs()

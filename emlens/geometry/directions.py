@@ -1,9 +1,9 @@
 """A direction in the residual stream: where it was read, from what, and which way it points.
 
 A `Direction` points to the `positive` class and keeps its length: `vector` is the difference itself, `unit` its
-direction, `baseline` the mean of the negative class that affine ablation needs. A zero difference has no direction and is
-refused. Means are taken in float64; results are float64 for float64 input and float32 otherwise. On disk: safetensors for
-the tensors, JSON for the rest, no pickle.
+direction, `baseline` the mean of the negative class that affine ablation needs. A zero difference has no direction and
+is refused. Means are taken in float64; results are float64 for float64 input and float32 otherwise. On disk: tensors as
+safetensors, the rest as JSON, no pickle.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Direction:
 
     Args:
         vector: the direction with its length (d,).
-        site: where it lives; a `Site` or a site name.
+        site: where it lives; a site name is parsed.
         position: name of the token position it was read at.
         baseline: mean of the negative class (d,), for affine ablation.
         ids: ids of the rows used, by class.
@@ -49,18 +49,20 @@ class Direction:
     site: Site
     position: str | None = None
     baseline: Float[Tensor, " d"] | None = None
-    ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wide = as_float64(self.vector, "vector")
         if wide.ndim != 1:
             raise InputError(f"vector has shape {tuple(wide.shape)}; pass one vector of shape (d,)")
-        if not float(torch.linalg.vector_norm(wide)) > 0:
+        if not bool((wide != 0).any()):
             raise InputError("vector is zero and so has no direction; pass a vector of positive length")
         if self.baseline is not None:
             if as_float64(self.baseline, "baseline").shape != wide.shape:
-                raise InputError(f"baseline has shape {tuple(self.baseline.shape)} and vector {tuple(wide.shape)}; pass equal shapes")
+                raise InputError(
+                    f"baseline has shape {tuple(self.baseline.shape)} and vector {tuple(wide.shape)}; pass equal shapes"
+                )
             object.__setattr__(self, "baseline", self.baseline.detach())
         object.__setattr__(self, "vector", self.vector.detach())
         object.__setattr__(self, "site", Site.parse(self.site))
@@ -68,20 +70,20 @@ class Direction:
 
     @property
     def norm(self) -> float:
-        return float(torch.linalg.vector_norm(self.vector.to(torch.float64)))
+        wide = self.vector.to(torch.float64)
+        largest = wide.abs().max()  # so that the square of a tiny or huge entry stays a float64
+        return float(largest * torch.linalg.vector_norm(wide / largest))
 
     @property
     def unit(self) -> Float[Tensor, " d"]:
-        wide = self.vector.to(torch.float64)
-        wide = wide / wide.abs().max()  # so that the square of a tiny or huge entry stays a float64
-        return (wide / torch.linalg.vector_norm(wide)).to(result_dtype(self.vector))
+        return _unit_rows(self.vector.to(torch.float64), "vector").to(result_dtype(self.vector))
 
     @property
     def d_model(self) -> int:
         return len(self.vector)
 
     def save(self, directory: str | Path) -> Path:
-        """Write `direction.safetensors`, then `direction.json` with its hash, into a directory; returns the directory."""
+        """Write `direction.safetensors`, then `direction.json` with its hash; returns the directory."""
         directory = Path(directory)
         tensors = {"vector": self.vector.cpu().contiguous()}
         if self.baseline is not None:
@@ -108,8 +110,11 @@ class Direction:
         """
         directory = Path(directory)
         record = read_json(directory / _RECORD)
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError(f"{directory / _RECORD}: not a direction saved by emlens; pass a directory written by Direction.save")
+        fields = {"site", "position", "ids", "provenance", "tensors"}
+        if not isinstance(record, dict) or record.get("format") != _FORMAT or not fields <= set(record):
+            raise InputError(
+                f"{directory / _RECORD}: not a direction saved by emlens; pass a directory written by Direction.save"
+            )
         path = directory / _TENSORS
         if not path.is_file():
             raise InputError(f"{path}: no such file")
@@ -118,13 +123,15 @@ class Direction:
         except SafetensorError as error:
             raise IntegrityError(f"{path}: not readable as safetensors ({error}); save the direction again") from None
         if hash_tensors(tensors) != record["tensors"]:
-            raise IntegrityError(f"{path}: its tensors are not those that {_RECORD} describes; save the direction again")
+            raise IntegrityError(
+                f"{path}: its tensors are not those that {_RECORD} describes; save the direction again"
+            )
         return cls(
             tensors["vector"],
             Site.parse(record["site"]),
             record["position"],
             tensors.get("baseline"),
-            record["ids"],
+            _tuples(record["ids"]),
             record["provenance"],
         )
 
@@ -138,7 +145,7 @@ def mean_difference_direction(
     ids: Mapping[str, Sequence[str]] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Direction:
-    """Mean of `positive` rows minus mean of `negative` rows; it points to `positive`, and `baseline` is the negative mean.
+    """Mean of `positive` rows minus mean of `negative` rows, so it points to `positive`; `baseline` is the latter.
 
     Every row weighs the same within its class, so class sizes may differ. Invariant to a common shift of all rows.
 
@@ -149,13 +156,17 @@ def mean_difference_direction(
     second, _, _ = centred_rows(negative, False, "negative")
     require_same_width(first, second, "positive", "negative")
     if first.ndim != 2 or second.ndim != 2:
-        raise InputError(f"positive has shape {tuple(first.shape)} and negative {tuple(second.shape)}; pass two (row, d) matrices")
+        raise InputError(
+            f"positive has shape {tuple(first.shape)} and negative {tuple(second.shape)}; pass two (row, d) matrices"
+        )
     up, down = first.mean(dim=0), second.mean(dim=0)
     difference = up - down
     scale = float(torch.linalg.vector_norm(up) + torch.linalg.vector_norm(down))
     size = float(torch.linalg.vector_norm(difference))
     if size <= 8 * EPS64 * scale:
-        raise InputError(f"positive and negative have the same mean (they differ by {size:.3g}), so there is no direction between them")
+        raise InputError(
+            f"positive and negative have the same mean (they differ by {size:.3g}), so no direction lies between them"
+        )
     out = result_dtype(positive, negative)
     return Direction(difference.to(out), Site.parse(site), position, down.to(out), _tuples(ids), dict(provenance or {}))
 
@@ -195,7 +206,9 @@ def direction_from_deltas(
         vector = axis * (rows @ axis).square().mean().sqrt()
     else:
         raise InputError(f"kind={kind!r} is unknown; pass 'mean' or 'top_component'")
-    return Direction(vector.to(result_dtype(deltas)), Site.parse(site), position, None, _tuples(ids), dict(provenance or {}))
+    return Direction(
+        vector.to(result_dtype(deltas)), Site.parse(site), position, None, _tuples(ids), dict(provenance or {})
+    )
 
 
 def _unit_rows(vectors: Tensor, name: str) -> Tensor:
@@ -245,7 +258,9 @@ def cosine_matrix(directions: Sequence[Direction | Tensor] | Float[Tensor, "n d_
 
 
 def random_directions(d_model: int, count: int, seed: int = 0) -> Float[Tensor, "count d_model"]:
-    """Unit vectors uniform on the sphere, float64. As a control arm they pass by construction: they carry almost no variance.
+    """Unit vectors uniform on the sphere, float64.
+
+    As a control arm of an ablation they pass by construction, since they carry almost no variance of activations.
 
     Raises:
         InputError: d_model or count below 1.
@@ -258,7 +273,7 @@ def random_directions(d_model: int, count: int, seed: int = 0) -> Float[Tensor, 
 def random_directions_like(
     covariance_or_vectors: Float[Tensor, "row d_model"], count: int, seed: int = 0
 ) -> Float[Tensor, "count d_model"]:
-    """Unit vectors along Gaussian draws with a covariance: random directions that carry as much variance as typical ones.
+    """Unit vectors along Gaussian draws with a covariance: random directions that carry as much variance as rows do.
 
     Args:
         covariance_or_vectors: (d, d) symmetric covariance, or vectors (row, d) whose sample covariance is taken.

@@ -58,7 +58,7 @@ def orthonormal_basis(columns: Float[Tensor, "*batch d k"], name: str) -> Float[
     if int(rank.min()) < k:
         where = "" if wide.ndim == 2 else f" at batch index {tuple(int(i) for i in (rank < k).nonzero()[0])}"
         raise InputError(
-            f"{name} has {k} columns in {d} dimensions and rank {int(rank.min())}{where}; pass linearly independent columns"
+            f"{name} has {k} columns in {d} dimensions and rank {int(rank.min())}{where}; pass independent columns"
         )
     return torch.linalg.qr(unit).Q
 
@@ -83,7 +83,9 @@ def gaussian_factor(covariance_or_vectors: Float[Tensor, "row d_model"], name: s
         values, axes = values.flip(0), axes.flip(1)
         tolerance = d * eps * values.abs().max()
         if float(values[-1]) < -float(tolerance):
-            raise InputError(f"{name} is symmetric with eigenvalue {float(values[-1]):.3g}; a covariance has none below 0")
+            raise InputError(
+                f"{name} is symmetric with eigenvalue {float(values[-1]):.3g}; a covariance has none below 0"
+            )
         kept = values > tolerance
         factor = values[kept].sqrt()[:, None] * axes[:, kept].T
     else:
@@ -94,5 +96,7 @@ def gaussian_factor(covariance_or_vectors: Float[Tensor, "row d_model"], name: s
         kept = singular > rank_tolerance(torch.linalg.vector_norm(wide), wide.shape, covariance_or_vectors.dtype)
         factor = singular[kept, None] * axes[kept] / (rows - 1) ** 0.5
     if not len(factor):
-        raise InputError(f"{name} of shape {tuple(wide.shape)} has no variance; pass vectors that differ, or a covariance")
+        raise InputError(
+            f"{name} of shape {tuple(wide.shape)} has no variance; pass vectors that differ, or a covariance"
+        )
     return factor

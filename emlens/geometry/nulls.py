@@ -1,9 +1,9 @@
 """What subspace overlaps look like when nothing is shared, and how high they can get when everything is.
 
 * `overlap_null`: random subspaces, isotropic. A landmark only: real activations are far from isotropic.
-* `covariance_overlap_null`: two independent Gaussian samples with a given covariance, a subspace fitted to each. Give it the
-  covariance of the *before* activations, or of re-batched or benign deltas; never of the deltas under test, which would
-  make what is tested its own null.
+* `covariance_overlap_null`: two independent Gaussian samples with a given covariance, a subspace fitted to each. It
+  takes the covariance of the *before* activations, or of re-batched or benign deltas; never of the deltas under test, which
+  would make what is tested its own null.
 * `split_half_ceiling`: halves of one set, fitted apart. A ceiling set by sample size, not a null.
 
 Not offered, since neither is a null for overlap: permuting before and after turns a delta into its negative, and an
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.seeds import torch_rng
+from emlens.foundation.seeds import numpy_rng, torch_rng
 from emlens.geometry.linear import gaussian_factor
 from emlens.geometry.overlap import Measure, measure_from_cosines, require_measure, subspace_overlap
 from emlens.geometry.subspaces import Center, centred_rows, top_k_subspace
@@ -35,17 +35,14 @@ def _require_positive(**counts: int) -> None:
             raise InputError(f"{name}={count!r} must be an integer of 1 or more")
 
 
-def _bartlett(draws: int, p: int, freedom: int, rng: torch.Generator) -> Float[Tensor, "draws p p"]:
+def _bartlett(draws: int, p: int, freedom: int, rng: np.random.Generator) -> Float[Tensor, "draws p p"]:
     """Upper-triangular R with R'R ~ Wishart_p(freedom, I), freedom >= p (Bartlett 1933)."""
-    upper = torch.triu(torch.randn(draws, p, p, dtype=torch.float64, generator=rng), diagonal=1)
-    degrees = torch.arange(freedom, freedom - p, -1, dtype=torch.float64).expand(draws, p)
-    squares = 2 * torch._standard_gamma(degrees / 2, generator=rng)
-    return upper + torch.diag_embed(squares.sqrt())
+    upper = np.triu(rng.standard_normal((draws, p, p)), k=1)
+    upper[:, range(p), range(p)] = np.sqrt(rng.chisquare(np.arange(freedom, freedom - p, -1), size=(draws, p)))
+    return torch.from_numpy(upper)
 
 
-def random_cosines(
-    d_model: int, k_a: int, k_b: int, draws: int, rng: torch.Generator
-) -> Float[Tensor, "draws m"]:
+def random_cosines(d_model: int, k_a: int, k_b: int, draws: int, rng: np.random.Generator) -> Float[Tensor, "draws m"]:
     """Cosines of principal angles between a fixed and a uniformly random subspace, descending; m = min(k_a, k_b).
 
     Their squares are the eigenvalues of a matrix-variate beta((q/2), (d − q)/2) in m dimensions, q = max(k_a, k_b)
@@ -83,7 +80,7 @@ def overlap_null(
     _require_positive(d_model=d_model, k_a=k_a, k_b=k_b, draws=draws)
     if max(k_a, k_b) > d_model:
         raise InputError(f"k_a={k_a} and k_b={k_b} must be at most d_model={d_model}")
-    rng = torch_rng(seed, "overlap_null", d_model, k_a, k_b)
+    rng = numpy_rng(seed, "overlap_null", d_model, k_a, k_b)
     values = measure_from_cosines(random_cosines(d_model, k_a, k_b, draws, rng), measure).numpy()
     label = f"isotropic {measure}: random subspaces of dimension {k_a} and {k_b} in {d_model}"
     if measure != "mean_cos2":
@@ -130,7 +127,7 @@ def covariance_overlap_null(
     Cost: draws × two (n, r) products and eigendecompositions of min(n, r), r the rank of the covariance.
 
     Raises:
-        InputError: k above what the covariance or a (centred) sample can carry, an unusable covariance, measure or count.
+        InputError: k above what the covariance or a (centred) sample carries; an unusable covariance, measure, count.
     """
     require_measure(measure)
     _require_positive(n_a=n_a, n_b=n_b, k=k, draws=draws)

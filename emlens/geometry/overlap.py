@@ -49,7 +49,7 @@ def measure_from_cosines(cosines: Float[Tensor, "*batch k"], measure: str) -> Fl
 
 def subspace_overlap(
     a: Subspace | Tensor, b: Subspace | Tensor, measure: Measure = "mean_cos2"
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "..."]:
     """How much two subspaces share, normalised by min(k_a, k_b), so that containment counts as full overlap.
 
     Args:

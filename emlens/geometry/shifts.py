@@ -1,11 +1,11 @@
-"""What each prompt's shift shares with the training shifts: the per-prompt quantities of arXiv 2606.20814, by its names.
+"""What each prompt's shift shares with the training shifts: the per-prompt quantities of arXiv 2606.20814.
 
-A delta is δ = after − before of one prompt. V and μ come from a `Subspace` fitted to *training* rows. All return one
-number a row; a row without length (or that equals μ, where μ is taken out) has no such number and is an error that names
-it. float64 inside; float64 out for float64 in, else float32.
+A delta is δ = after − before of one prompt. V and μ come from a `Subspace` fitted to *training* rows. Names are the
+paper's. All return one number a row; a row without length (or that equals μ, where μ is taken out) has no such number
+and is an error that names it. float64 inside; float64 out for float64 in, else float32.
 
-The released code divides ‖P_V(δ − μ)‖ by ‖δ‖ in one of its columns ("projection fraction raw" with centring on), which is
-no fraction of one vector and can exceed 1; it is not offered here.
+The released code divides ‖P_V(δ − μ)‖ by ‖δ‖ in one of its columns ("projection fraction raw" with centring on), which
+is no fraction of one vector and can exceed 1; it is not offered here.
 """
 
 from dataclasses import dataclass

@@ -78,7 +78,7 @@ def centred_rows(
     """float64 rows with the chosen mean taken out, that mean, and which it was ("mean", "none", "given").
 
     Raises:
-        InputError: no row, values that are not finite, or a `center` that is neither a bool, "mean" nor a fitting vector.
+        InputError: no row, values that are not finite, or an unusable `center`.
     """
     require_ndim(vectors, 2, name, "rows of vectors, shape (row, d)")
     wide = as_float64(vectors, name)
@@ -100,7 +100,9 @@ def centred_rows(
 def _component_count(k: int | float, squares: Tensor, rank: int, n: int, kind: str) -> int:
     if isinstance(k, float) and 0 < k < 1:
         if squares.ndim > 1:
-            raise InputError(f"k={k} asks for a share of variance, which differs over a batch; pass a count, or one matrix")
+            raise InputError(
+                f"k={k} asks for a share of variance, which differs over a batch; pass a count, or one matrix"
+            )
         if rank == 0:
             raise InputError(f"the {n} vectors have rank 0 with center={kind!r}, so no share of variance exists")
         share = torch.cumsum(squares, 0) / squares.sum()
@@ -108,7 +110,9 @@ def _component_count(k: int | float, squares: Tensor, rank: int, n: int, kind: s
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k={k!r} must be a count of 1 or more, or a share of variance between 0 and 1 such as .95")
     if k > rank:
-        raise InputError(f"k={k} is above the rank: the {n} vectors have rank {rank} with center={kind!r}; pass k <= {rank}")
+        raise InputError(
+            f"k={k} is above the rank: the {n} vectors have rank {rank} with center={kind!r}; pass k <= {rank}"
+        )
     return k
 
 
@@ -121,10 +125,12 @@ def top_k_subspace(vectors: Float[Tensor, "*batch row d"], k: int | float, *, ce
         center: True or "mean", False, or a vector to take out.
 
     Method: exact SVD (LAPACK) of the centred rows in float64. Rank counts singular values above rounding: eps of the
-    input's type times the Frobenius norm *before* centring. Invariant to the order of rows and to scaling; rotates with the rows.
+    input's type times the Frobenius norm *before* centring. Invariant to the
+    order of rows and to scaling; rotates with the rows.
 
     Raises:
-        InputError: `k` above the numerical rank (the message says the rank), values that are not finite, unusable `k` or `center`.
+        InputError: `k` above the numerical rank (the message says the rank), values that are not finite, an
+            unusable `k` or `center`.
     """
     rows, mean, kind = centred_rows(vectors, center)
     _, singular, axes = torch.linalg.svd(rows, full_matrices=False)

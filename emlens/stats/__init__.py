@@ -1,8 +1,8 @@
-"""Statistics without opinion on what is measured: intervals, correlations, tests, corrections, nulls, streaming moments."""
+"""Statistics that do not know what they measure: intervals, correlations, tests, corrections, nulls, moments."""
 
 from emlens.stats.comparisons import TestResult, cohens_d, paired_test, permutation_test, tost, welch_test
-from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.corrections import adjust_p_values
+from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.intervals import (
     bootstrap_mean,
     cluster_bootstrap,

@@ -93,7 +93,9 @@ def welch_test(a: ArrayLike, b: ArrayLike, *, side: Side = "two-sided", level: f
     _, _, estimate = _welch(first, second, require_level(level))
     result = scipy_stats.ttest_ind(first, second, equal_var=False, alternative=side)
     method = f"Welch t-test, {side}"
-    return TestResult(float(result.statistic), float(result.pvalue), cohens_d(first, second), estimate, estimate.n, method)
+    return TestResult(
+        float(result.statistic), float(result.pvalue), cohens_d(first, second), estimate, estimate.n, method
+    )
 
 
 def paired_test(
@@ -176,9 +178,7 @@ def permutation_test(
     return TestResult(observed, p, cohens_d(first, second) if spread else math.nan, estimate, len(pooled), method)
 
 
-def tost(
-    a: ArrayLike, b: ArrayLike, margin: float, *, paired: bool = False, alpha: float = 0.05
-) -> TestResult:
+def tost(a: ArrayLike, b: ArrayLike, margin: float, *, paired: bool = False, alpha: float = 0.05) -> TestResult:
     """Equivalence of means within ±margin, by two one-sided t-tests (Schuirmann 1987); Welch's, or over pairs.
 
     A small p says that the difference lies inside the margin. `p` is the larger of the two; `estimate` carries the

@@ -133,7 +133,9 @@ def correlation_null(
     """
     a, b = as_paired(x, y, "x", "y", at_least=4)
     if _is_constant(a) or _is_constant(b):
-        raise InputError(f"{'x' if _is_constant(a) else 'y'} is constant, so no correlation exists under any permutation")
+        raise InputError(
+            f"{'x' if _is_constant(a) else 'y'} is constant, so no correlation exists under any permutation"
+        )
     if ranks:
         a, b = scipy_stats.rankdata(a), scipy_stats.rankdata(b)
     a, b = a - a.mean(), b - b.mean()

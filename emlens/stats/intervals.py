@@ -2,7 +2,8 @@
 
 Everything returns an `Estimate` whose `n` counts independent units and whose `method` says how the interval was made.
 What is undefined (a ratio over a denominator that may be 0) is an undefined `Estimate`, what cannot be used (NaN, too
-few units) is an error. Cost: resamples × one evaluation of the statistic; nothing larger than the resampled means is kept.
+few units) is an error. Cost: resamples × one evaluation. Every bootstrap is too short with few units or
+clusters (below about 20): it knows no values but those that came.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,9 +139,13 @@ def cluster_bootstrap(
     if method == "bca":
         jackknife = np.array([compute(rows[np.concatenate(members[:c] + members[c + 1 :])]) for c in range(n)])
     if not np.isfinite(replicates).all() or not np.isfinite(value):
-        raise InputError("statistic is not finite on some resample of clusters; pass one that is defined on every resample")
+        raise InputError(
+            "statistic is not finite on some resample of clusters; pass one that is defined on every resample"
+        )
     low, high = _bootstrap_ends(value, replicates, jackknife, level)
-    return Estimate(value, low, high, n, f"{_percent(level)} {method} bootstrap over {n} clusters, {resamples} resamples")
+    return Estimate(
+        value, low, high, n, f"{_percent(level)} {method} bootstrap over {n} clusters, {resamples} resamples"
+    )
 
 
 def ratio_of_means(
@@ -176,7 +181,12 @@ def ratio_of_means(
     value = float(top.mean() / bottom.mean())
     kept = means[:, 1] != 0
     ends = _bootstrap_ends(value, means[kept, 0] / means[kept, 1], None, level)
-    return Estimate(value, *ends, n, f"ratio of means, {_percent(level)} percentile bootstrap over {n} {over}, {resamples} resamples")
+    return Estimate(
+        value,
+        *ends,
+        n,
+        f"ratio of means, {_percent(level)} percentile bootstrap over {n} {over}, {resamples} resamples",
+    )
 
 
 def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
@@ -189,7 +199,9 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
     if isinstance(successes, bool) or successes != int(successes) or not 0 <= successes <= n:
         raise InputError(f"successes={successes!r} must be an integer from 0 to n={n}")
     interval = scipy_stats.binomtest(int(successes), n).proportion_ci(require_level(level), method="wilson")
-    return Estimate(successes / n, float(interval.low), float(interval.high), n, f"proportion, {_percent(level)} Wilson")
+    return Estimate(
+        successes / n, float(interval.low), float(interval.high), n, f"proportion, {_percent(level)} Wilson"
+    )
 
 
 def t_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
@@ -217,11 +229,17 @@ def nadeau_bengio_interval(scores: ArrayLike, test_to_train: float, *, level: fl
     """
     sample = as_sample(scores, "scores", at_least=2)
     if not (np.isfinite(test_to_train) and test_to_train >= 0):
-        raise InputError(f"test_to_train={test_to_train!r} must be 0 or more; pass n_test / n_train, 1/(K-1) for K folds")
-    return _t_estimate(sample, 1 / len(sample) + test_to_train, level, "mean over folds, {} Nadeau-Bengio corrected t interval")
+        raise InputError(
+            f"test_to_train={test_to_train!r} must be 0 or more; pass n_test / n_train, 1/(K-1) for K folds"
+        )
+    return _t_estimate(
+        sample, 1 / len(sample) + test_to_train, level, "mean over folds, {} Nadeau-Bengio corrected t interval"
+    )
 
 
 def _t_estimate(sample: np.ndarray, factor: float, level: float, method: str) -> Estimate:
-    half = float(scipy_stats.t.ppf((1 + require_level(level)) / 2, len(sample) - 1) * np.sqrt(sample.var(ddof=1) * factor))
+    half = float(
+        scipy_stats.t.ppf((1 + require_level(level)) / 2, len(sample) - 1) * np.sqrt(sample.var(ddof=1) * factor)
+    )
     mean = float(sample.mean())
     return Estimate(mean, mean - half, mean + half, len(sample), method.format(_percent(level)))

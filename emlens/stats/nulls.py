@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from emlens.foundation.errors import InputError
 from emlens.stats.samples import as_sample
@@ -112,11 +111,19 @@ class NullDistribution:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready summary without the draws."""
         quantiles = {name: self.quantile(q) for name, q in _QUANTILES.items()} if self.n_draws else {}
-        return {"label": self.label, "mean": self.mean, "sd": self.sd, "n_draws": self.n_draws, "seed": self.seed} | quantiles
+        return {
+            "label": self.label,
+            "mean": self.mean,
+            "sd": self.sd,
+            "n_draws": self.n_draws,
+            "seed": self.seed,
+        } | quantiles
 
     def _needed_draws(self, what: str) -> np.ndarray:
         if not len(self.draws):
-            raise InputError(f"the null {self.label!r} has moments and no draws, which {what} needs; make it with draws")
+            raise InputError(
+                f"the null {self.label!r} has moments and no draws, which {what} needs; make it with draws"
+            )
         return self.draws
 
 

@@ -22,7 +22,9 @@ def as_sample(values: ArrayLike, name: str, at_least: int = 1) -> np.ndarray:
         raise InputError(f"{name} has {len(sample)} values; pass at least {at_least}")
     bad = int((~np.isfinite(sample)).sum())
     if bad:
-        raise InputError(f"{name} holds {bad} values that are NaN or infinite, of {len(sample)}; drop or fix them first")
+        raise InputError(
+            f"{name} holds {bad} values that are NaN or infinite, of {len(sample)}; drop or fix them first"
+        )
     return sample
 
 
