@@ -9,6 +9,7 @@ Intervals resample questions. Design range: 20 questions or more; with 24 questi
 holds the truth in some 90 of 100 cases instead of 95.
 """
 
+import csv
 import html
 import io
 from collections.abc import Iterable, Sequence
@@ -274,7 +275,7 @@ class AlignmentScores:
         """Write the table with its scale, so that `from_csv` gives the same back; the file is whole or absent."""
         out = self._table.assign(scale_low=self.scale[0], scale_high=self.scale[1])
         buffer = io.StringIO()
-        out.to_csv(buffer, index=False, lineterminator="\n", float_format=None)
+        out.to_csv(buffer, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a lone \r is quoted only so
         write_text(path, buffer.getvalue())
 
     @classmethod

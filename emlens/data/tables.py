@@ -31,7 +31,7 @@ def read_csv_rows(path: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
             raise InputError(f"{where}: not valid CSV: {error}") from None
         if row is None:
             break
-        if not any(cell.strip() for cell in row):
+        if not any(row) or (len(row) == 1 and not row[0].strip()):
             continue
         if header is None:
             header = [cell.strip() for cell in row]

@@ -111,7 +111,7 @@ def replicate(directory: str | Path) -> Replication:
     for needed, compute in _GROUPS:
         lacking = [name for name in needed if not (root / name).exists()]
         if lacking:
-            figures.append(Figure(lacking[0], NOT_GIVEN, "—", math.nan, note=NOT_GIVEN))
+            figures.append(Figure(lacking[0], "every figure", "—", math.nan, note=NOT_GIVEN))
             continue
         figures += compute(root)
         complete += 1

@@ -2,8 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from emlens.data import Message, Question, QuestionSet
 from emlens.foundation import InputError, UnknownNameError
@@ -221,11 +220,11 @@ def test_broken_csv_is_refused_with_file_and_line(tmp_path: Path, text: str, mes
     assert "broken.csv" in str(caught.value)
 
 
-FRAGMENTS = st.sampled_from(
-    ["- ", "id: a\n", "text: A\n", "  ", "\n", "&x ", "*x", "!!int ''", "!!timestamp x", "{", "}", "[", ",", '"', "\\ud800"]
-    + ['{"id": "a", "text": "A"}\n', '{"messages": [', '{"role": "user", "content": "x"}', "]}", ":", "id,text\n", "1,A\n"]
-    + ["\x00", "\r", "\ufeff", "answers: ", "? ", "<<: *x\n", "0x" + "f" * 5000, "paraphrases: ", "judge_prompts: "]
-)
+FRAGMENTS = st.sampled_from([
+    "- ", "id: a\n", "text: A\n", "  ", "\n", "&x ", "*x", "!!int ''", "!!timestamp x", "{", "}", "[", ",", '"', "\\ud800",
+    '{"id": "a", "text": "A"}\n', '{"messages": [', '{"role": "user", "content": "x"}', "]}", ":", "id,text\n", "1,A\n",
+    "\x00", "\r", "\ufeff", "answers: ", "? ", "<<: *x\n", "0x" + "f" * 5000, "paraphrases: ", "judge_prompts: ",
+])  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from emlens.data.readers import read_jsonl, read_text, read_yaml
+from emlens.foundation import InputError
+
+
+def test_text_loses_its_byte_order_mark_and_keeps_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"\xef\xbb\xbfa\r\nb")
+    assert read_text(tmp_path / "t") == "a\r\nb"
+
+
+def test_text_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such file"):
+        read_text(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is a directory; pass a file"):
+        read_text(tmp_path)
+    (tmp_path / "t").write_bytes(b"a\nb\xff")
+    with pytest.raises(InputError, match=r"t, line 2: not UTF-8 text \(invalid start byte at byte 3\)"):
+        read_text(tmp_path / "t")
+    with pytest.raises(InputError, match=r"t/below: cannot be read \(Not a directory\)"):
+        read_text(tmp_path / "t" / "below")
+
+
+def test_jsonl_skips_blank_lines_and_keeps_line_numbers(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'{"a": "\xe2\x80\xa8"}\r\n\n  \n{"a": 2}')
+    assert list(read_jsonl(tmp_path / "j")) == [(1, {"a": "\u2028"}), (4, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}\n{", "j, line 2: not valid JSON: Expecting property name"),
+        ("3", "j, line 1: holds a int; each line must be a JSON object"),
+        ("[" * 100_000, "j, line 1: not valid JSON: nested too deeply"),
+        ('{"a": ' + "1" * 5000 + "}", "j, line 1: not valid JSON: Exceeds the limit"),
+    ],
+)
+def test_jsonl_refuses_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "j").write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(read_jsonl(tmp_path / "j"))
+
+
+def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
+    (tmp_path / "y").write_text("a: &x [1, 2]\nb: *x\n")
+    assert read_yaml(tmp_path / "y") == {"a": [1, 2], "b": [1, 2]}
+    (tmp_path / "y").write_text("a: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(InputError, match="y, line 1: not valid YAML: could not determine a constructor"):
+        read_yaml(tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: [\n", "y, line 3: not valid YAML: while parsing a flow"),
+        ("a: *nowhere\n", "y, line 1: not valid YAML: found undefined alias"),
+        ("a: \x07\n", "y: not valid YAML: unacceptable character"),
+        ("[" * 3000, "y: not valid YAML: RecursionError"),
+        ("a: 2001-99-99\n", "y: not valid YAML: ValueError: month must be in"),
+        ("a: !!bool maybe\n", "y: not valid YAML: KeyError"),
+        ("a: !!int ''\n", "y: not valid YAML: IndexError"),
+        ("a: !!timestamp soon\n", "y: not valid YAML: AttributeError"),
+    ],
+)
+def test_yaml_refuses_by_name(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "y").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_yaml(tmp_path / "y")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=40))
+def test_any_bytes_are_read_or_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "any.bin"
+    path.write_bytes(content)
+    for read in (read_text, read_yaml, lambda where: list(read_jsonl(where))):
+        try:
+            read(path)
+        except InputError as error:
+            assert path.name in str(error)
