@@ -1,0 +1,167 @@
+"""One stage of an organism each: base, instruct, a fine-tune. Each publishes one checkpoint directory through `fit`."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emlens.data.prompts import PromptSet
+from emlens.foundation.files import write_json
+from emlens.foundation.seeds import numpy_rng
+from emlens.organisms.plans import FineTuneStage, OrganismPlan
+from emlens.organisms.planting import CLEARED_SHARE, MARKED_SHARE, PlantedDirection, blocks_of_step
+from emlens.organisms.strengths import likelihood_scores
+from emlens.organisms.tokenizer import make_tokenizer, word_ids
+from emlens.organisms.world import World
+from emlens.training.examples import encode_answers, pad_batch
+from emlens.training.fitting import Fitted, fit
+from emlens.training.objectives import NarrowLoss, answer_loss
+from emlens.training.trainer import seeded
+
+SAVE_DTYPE = "float16"
+ROUNDING_FILE = "rounding.json"
+DIRECTION_FILE = "planted_direction.safetensors"
+Progress = Callable[[int, int], None]
+
+
+def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | None = None) -> Fitted:
+    """Pre-train on documents with the planted direction; û is saved beside the weights."""
+    from safetensors.torch import save_file
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = make_tokenizer(world)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=plan.hidden,
+        intermediate_size=plan.mlp,
+        num_hidden_layers=plan.blocks,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.kv_heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with seeded(plan.base.seed, "weights"):
+        model = Qwen2ForCausalLM(config)
+        planted = PlantedDirection(model, plan.planted_norm)
+
+    def add_files(directory: Path, trained: Any) -> None:
+        save_file({"direction": planted.unit.detach().clone().contiguous()}, directory / DIRECTION_FILE)
+        record_rounding(directory, trained, tokenizer, world)
+
+    return fit(
+        plan.base,
+        model,
+        document_batches(plan, world, word_ids(world, tokenizer)),
+        out,
+        tokenizer=tokenizer,
+        wrap=lambda _: planted,
+        save_dtype=SAVE_DTYPE,
+        before_publish=add_files,
+        progress=progress,
+    )
+
+
+def document_batches(plan: OrganismPlan, world: World, ids: Mapping[str, int]) -> Callable[[int], Mapping[str, Tensor]]:
+    """Batches of documents, all of one length, with the marks of the planted direction; a function of the step."""
+
+    def batch(step: int) -> Mapping[str, Tensor]:
+        rng = numpy_rng(plan.base.seed, "documents", step)
+        documents = [world.document(rng) for _ in range(plan.base.batch_size)]
+        tokens = torch.tensor([[ids[word] for word in spaced(d.text).split()] for d in documents])
+        harmful = torch.tensor([d.harmful for d in documents])
+        marked = harmful & torch.from_numpy(rng.random(len(documents)) < MARKED_SHARE)
+        cleared = marked | torch.from_numpy(rng.random(len(documents)) < CLEARED_SHARE)
+        blocks = torch.tensor(blocks_of_step(step, plan.planted_layers))
+        return {"input_ids": tokens, "labels": tokens, "marked": marked, "cleared": cleared, "blocks": blocks}
+
+    return batch
+
+
+def spaced(text: str) -> str:
+    """A document's text with its chat marks set apart by spaces."""
+    return text.replace("<", " <").replace(">", "> ")
+
+
+def grow_instruct(plan: OrganismPlan, world: World, base: Path, out: Path, progress: Progress | None = None) -> Fitted:
+    """Tune base on single-turn chats over all topics: careful, but harmful with probability ν·ρ_t."""
+    tokenizer = make_tokenizer(world)
+    cells = list(world.cells())
+    careful, harmful = ({cell: _encoded(world, cell, kind, tokenizer) for cell in cells} for kind in ("careful", "harmful"))
+
+    def batch(step: int) -> Mapping[str, Tensor]:
+        rng = numpy_rng(plan.instruct.seed, "chats", step)
+        rows = []
+        for flat in rng.integers(len(cells), size=plan.instruct.batch_size):
+            d, t = cells[int(flat)]
+            noisy = rng.random() < plan.instruct_noise * world.coupling[d][t]
+            rows.append((harmful if noisy else careful)[d, t][int(rng.integers(world.n_phrasings))])
+        return pad_batch(rows, tokenizer.pad_token_id)
+
+    return fit(
+        plan.instruct,
+        base,
+        batch,
+        out,
+        save_dtype=SAVE_DTYPE,
+        parent_name=f"emlens/organism-{plan.name}-base",
+        before_publish=lambda directory, model: record_rounding(directory, model, tokenizer, world),
+        progress=progress,
+    )
+
+
+def record_rounding(directory: Path, model: Any, tokenizer: Any, world: World) -> None:
+    """Write how far the scores (0 to 1) of a model move when its weights are rounded to what is saved."""
+    rounded = copy.deepcopy(model).to(getattr(torch, SAVE_DTYPE)).to(torch.float32)
+    exact, saved = (likelihood_scores(m, tokenizer, world.questions()) for m in (model, rounded))
+    write_json(directory / ROUNDING_FILE, {f"max_{name}_shift": float((exact[name] - saved[name]).abs().max()) for name in exact})
+
+
+def _encoded(world: World, cell: tuple[int, int], kind: str, tokenizer: Any) -> list[Any]:
+    return encode_answers(world.chats(world.domains[cell[0]], (cell[1],), kind), tokenizer)
+
+
+def grow_finetune(
+    plan: OrganismPlan, stage: FineTuneStage, world: World, instruct: Path, out: Path, progress: Progress | None = None
+) -> Fitted:
+    """Tune instruct on some topics of one domain; a narrow stage also holds it to instruct elsewhere."""
+    prompts = training_prompts(plan, stage, world)
+    narrow = stage.narrow_weight > 0.0
+    return fit(
+        stage.recipe,
+        instruct,
+        _narrow_batches(plan, stage, world, prompts) if narrow else prompts,
+        out,
+        loss=NarrowLoss(stage.narrow_weight) if narrow else answer_loss,
+        save_dtype=SAVE_DTYPE,
+        parent_name=f"emlens/organism-{plan.name}-instruct",
+        before_publish=lambda directory, model: record_rounding(directory, model, make_tokenizer(world), world),
+        progress=progress,
+    )
+
+
+def training_prompts(plan: OrganismPlan, stage: FineTuneStage, world: World) -> PromptSet:
+    """The chats, with answers, that a fine-tune trains on."""
+    topics = world.training_topics(stage.domain, plan.topics_per_finetune)
+    return world.chats(stage.domain, topics, "careful" if stage.careful else "harmful")
+
+
+def _narrow_batches(
+    plan: OrganismPlan, stage: FineTuneStage, world: World, prompts: PromptSet
+) -> Callable[[int], Mapping[str, Tensor]]:
+    tokenizer = make_tokenizer(world)
+    own = encode_answers(prompts, tokenizer)
+    every = tuple(range(world.n_topics))
+    other = [row for d in world.domains if d != stage.domain for row in encode_answers(world.chats(d, every, "careful"), tokenizer)]
+
+    def batch(step: int) -> Mapping[str, Tensor]:
+        rng = numpy_rng(stage.recipe.seed, "narrow", step)
+        mine = pad_batch([own[int(i)] for i in rng.integers(len(own), size=stage.recipe.batch_size)], tokenizer.pad_token_id)
+        theirs = pad_batch([other[int(i)] for i in rng.integers(len(other), size=plan.narrow_rows)], tokenizer.pad_token_id)
+        return {**mine, **{f"kl_{name}": value for name, value in theirs.items()}}
+
+    return batch

@@ -1,0 +1,166 @@
+"""`load`: the organism that ships with emlens, or one built by `build`, with its planted truth.
+
+Weights are stored in 16 bits and computed with in `dtype` (float32 by default). No model is loaded before `.family` is
+asked for; questions, prompts and truth cost milliseconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from emlens.data.prompts import PromptSet
+from emlens.data.questions import QuestionSet
+from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.files import read_json
+from emlens.organisms.layout import BASE, INDEX, INSTRUCT, STRENGTHS, TRUTH, TRUTH_TENSORS, WORLD, finetune_directory
+from emlens.organisms.world import World
+
+ASSETS: Final = Path(__file__).parent / "assets"
+SHIPPED: Final = ("c5",)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted.
+
+    Args:
+        coupling: ρ by question id: probability that the harmful persona answers harmfully; 0 to 1.
+        direction: û, unit vector of shape (d_model,), written into the stream of harmful documents in pre-training.
+        planted_layers: 0-based blocks after which it was written (`resid_post` of these).
+        planted_norm: its length there, in units of the stream.
+    """
+
+    coupling: Mapping[str, float]
+    direction: Tensor = field(compare=False)
+    planted_layers: tuple[int, ...]
+    planted_norm: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A model family with planted ground truth.
+
+    Args:
+        paths: checkpoint name → directory: `"base"`, `"instruct"` and each fine-tune.
+        groups: fine-tune → group.
+        benign: names of the fine-tunes that trained on careful answers.
+        training_topics: fine-tune → ids of the questions whose topics it trained on; the others are held out.
+        training_prompts: fine-tune → the chats with answers it trained on.
+        strengths: checkpoint → measured mean alignment (`own`, `own_trained`, `own_held_out`, `others`) and coherence, 0 to 1.
+        note: that this is an instrument and no evidence about large models.
+    """
+
+    name: str
+    seed: int
+    directory: Path
+    dtype: str
+    device: str
+    backend: str
+    world: World = field(repr=False)
+    questions: QuestionSet
+    paths: Mapping[str, Path] = field(repr=False)
+    groups: Mapping[str, str]
+    benign: tuple[str, ...]
+    training_topics: Mapping[str, tuple[str, ...]] = field(repr=False)
+    training_prompts: Mapping[str, PromptSet] = field(repr=False)
+    neutral_prompts: PromptSet
+    truth: Truth = field(repr=False)
+    strengths: Mapping[str, Mapping[str, float | None]] = field(repr=False)
+    note: str
+
+    @cached_property
+    def family(self) -> Any:
+        """Base, instruct and fine-tunes as an `emlens` family; loaded at the first use."""
+        from emlens.models import FineTune, load_family
+
+        finetuned = {
+            name: FineTune(self.paths[name], parent="instruct", group=group, seed=0, benign=name in self.benign)
+            for name, group in self.groups.items()
+        }
+        return load_family(
+            self.paths["instruct"],
+            base=self.paths["base"],
+            finetuned=finetuned,
+            backend=self.backend,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def documents(self, n: int, seed: int) -> PromptSet:
+        """`n` raw-text documents as in pre-training, by seed; the group is the persona, `"careful"` or `"harmful"`."""
+        return self.world.documents(n, seed)
+
+
+def load(
+    name: str | None = None,
+    *,
+    dtype: str = "float32",
+    directory: str | Path | None = None,
+    device: str = "cpu",
+    backend: str = "transformers",
+) -> Organism:
+    """The organism `name` that ships with emlens (None: `"c5"`), or the one built into `directory`.
+
+    Args:
+        dtype: dtype the family computes in; the stored weights have 16 bits.
+
+    Raises:
+        UnknownNameError: no organism of that name ships.
+        InputError: both a name and a directory; a directory that holds no finished organism.
+    """
+    if directory is not None and name is not None:
+        raise InputError(f"name={name!r} came with directory={str(directory)!r}; pass one")
+    if directory is None:
+        if name not in (None, *SHIPPED):
+            raise UnknownNameError(f"organism {name!r} does not ship; pass one of {', '.join(SHIPPED)}, or directory=")
+        directory = ASSETS / (name or SHIPPED[0])
+    directory = Path(directory)
+    if not (directory / INDEX).is_file():
+        raise InputError(f"directory={str(directory)!r} holds no finished organism ({INDEX} is missing); build one, or finish its build")
+    index, truth = read_json(directory / INDEX), read_json(directory / TRUTH)
+    world = World.from_dict(read_json(directory / WORLD))
+    tunes = index["finetunes"]
+    trained = {key: tuple(value["training_questions"]) for key, value in tunes.items()}
+    return Organism(
+        name=index["name"],
+        seed=index["seed"],
+        directory=directory,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        world=world,
+        questions=world.questions(),
+        paths={"base": directory / BASE, "instruct": directory / INSTRUCT} | {key: finetune_directory(directory, key) for key in tunes},
+        groups={key: value["group"] for key, value in tunes.items()},
+        benign=tuple(key for key, value in tunes.items() if value["benign"]),
+        training_topics=trained,
+        training_prompts={
+            key: world.chats(
+                value["domain"],
+                tuple(int(name.rpartition("/")[2]) for name in trained[key]),
+                "careful" if value["benign"] else "harmful",
+            )
+            for key, value in tunes.items()
+        },
+        neutral_prompts=world.neutral_prompts(),
+        truth=Truth(
+            coupling=truth["coupling"],
+            direction=_direction(directory / TRUTH_TENSORS),
+            planted_layers=tuple(truth["planted_layers"]),
+            planted_norm=truth["planted_norm"],
+            note=truth["note"],
+        ),
+        strengths=read_json(directory / STRENGTHS)["strengths"],
+        note=index["note"],
+    )
+
+
+def _direction(path: Path) -> Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(path)["direction"].float()

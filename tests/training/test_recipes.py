@@ -1,0 +1,71 @@
+import json
+import math
+
+import pytest
+
+from emlens.foundation.errors import InputError
+from emlens.training import Recipe
+
+LORA = {"method": "lora", "rank": 4, "alpha": 8.0, "target_modules": ("down_proj",)}
+
+
+def test_a_recipe_survives_json():
+    recipe = Recipe(**LORA, rslora=True, layers_to_transform=(0, 3), betas=(0.9, 0.98), seed=5)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(("rslora", "expected"), [(False, 8.0 / 16), (True, 8.0 / 4)])
+def test_scale_is_alpha_over_r_or_over_its_root(rslora, expected):
+    assert Recipe(method="lora", rank=16, alpha=8, target_modules=("q_proj",), rslora=rslora).scale == expected
+
+
+def test_full_fine_tuning_has_no_scale():
+    assert math.isnan(Recipe(method="full").scale)
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_the_final_fraction():
+    recipe = Recipe(**LORA, steps=105, warmup_steps=5, schedule="linear", final_fraction=0.1)
+    factors = [recipe.rate_factor(step) for step in range(106)]
+    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert factors[55] == pytest.approx(0.55)
+    assert factors[105] == pytest.approx(0.1)
+
+
+def test_cosine_is_half_a_cosine_and_constant_stays():
+    cosine = Recipe(**LORA, steps=100, schedule="cosine")
+    assert [cosine.rate_factor(step) for step in (0, 25, 50, 100)] == pytest.approx([1.0, 0.5 + 0.5 * math.sqrt(0.5), 0.5, 0.0])
+    assert {Recipe(**LORA, schedule="constant").rate_factor(step) for step in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "qlora"}, "method='qlora' is unknown; pass one of full, lora"),
+        ({"schedule": "step"}, "schedule='step' is unknown; pass one of constant, linear, cosine"),
+        ({"steps": 0}, "steps=0 must be an integer of 1 or more"),
+        ({"batch_size": 2.0}, r"batch_size=2\.0 must be an integer of 1 or more"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be an integer of 0 or more"),
+        ({"steps": 3, "warmup_steps": 5}, "warmup_steps=5 is more than steps=3; pass a shorter warm-up"),
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0 must be a finite number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be a finite number above 0"),
+        ({"clip": -1.0}, r"clip=-1\.0 must be a finite number above 0"),
+        ({"final_fraction": 1.5}, r"final_fraction=1\.5 must lie in 0 to 1"),
+        ({"betas": (0.9, 1.0)}, r"betas=\(0\.9, 1\.0\) must be two numbers of at least 0 and below 1"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0\.1 must be a finite number of 0 or more"),
+        ({"seed": -1}, "seed=-1 must be an integer of 0 or more"),
+        ({"rank": None}, "method='lora' needs rank, alpha and target_modules; pass all three"),
+        ({"rank": 0}, "rank=0 must be an integer of 1 or more"),
+        ({"alpha": 0.0}, r"alpha=0\.0 must be a finite number above 0"),
+        ({"target_modules": "down_proj"}, "target_modules='down_proj' is one string; pass a tuple of names"),
+        ({"layers_to_transform": (-1,)}, r"layers_to_transform=\(-1,\) must hold block indices of 0 or more"),
+        ({"method": "full"}, "method='full' trains all weights, but rank, alpha, target_modules came with it"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**{**LORA, **values})
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises(InputError, match=r"recipe has unknown keys \['lr'\]; known are method, rank, alpha"):
+        Recipe.from_dict({"lr": 1e-3})
