@@ -53,7 +53,7 @@ _HOME_OF = {
     "capture_many": "emlens.activations",
     "capture_pair": "emlens.activations",
     "covariance_overlap_null": "emlens.geometry",
-    "extract_directions": "emlens.activations",
+    "extract_directions": "emlens.evaluation",
     "fit_forecaster": "emlens.probes",
     "judge_answers": "emlens.evaluation",
     "load_family": "emlens.models",

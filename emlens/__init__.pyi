@@ -25,7 +25,6 @@ from emlens.activations import (
     capture as capture,
     capture_many as capture_many,
     capture_pair as capture_pair,
-    extract_directions as extract_directions,
 )
 from emlens.data import (
     AlignmentScores as AlignmentScores,
@@ -36,6 +35,7 @@ from emlens.data import (
     QuestionSet as QuestionSet,
 )
 from emlens.evaluation import (
+    extract_directions as extract_directions,
     judge_answers as judge_answers,
     sample_answers as sample_answers,
     score_alignment as score_alignment,

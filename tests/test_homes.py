@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,11 @@ def read_homes(text: str) -> dict[str, Home]:
     return homes
 
 
-def third_parties(tree: ast.AST) -> set[str]:
+@cache
+def third_parties(source: str) -> frozenset[str]:
     """Top-level names of the packages imported anywhere in a module that are neither standard library nor emlens."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -42,7 +44,7 @@ def third_parties(tree: ast.AST) -> set[str]:
             and isinstance(node.args[0], ast.Constant)
         ):
             found.add(str(node.args[0].value).split(".")[0])
-    return found - set(sys.stdlib_module_names) - {"emlens", ""}
+    return frozenset(found - set(sys.stdlib_module_names) - {"emlens", ""})
 
 
 def violations(root: Path, homes: dict[str, Home]) -> list[str]:
@@ -50,7 +52,7 @@ def violations(root: Path, homes: dict[str, Home]) -> list[str]:
     users: dict[str, list[str]] = defaultdict(list)
     for path in sorted(root.glob("*/*.py")):
         inside = path.relative_to(root)
-        for name in sorted(third_parties(ast.parse(path.read_text(encoding="utf-8")))):
+        for name in sorted(third_parties(path.read_text(encoding="utf-8"))):
             if name not in homes:
                 found.append(f"{inside}: {name} has no home")
             elif homes[name].packages and inside.parts[0] not in homes[name].packages:

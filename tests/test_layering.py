@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def read_table(text: str) -> dict[str, Layer]:
             allowed = frozenset() if match[3] == "–" else frozenset(match[3].split(", "))
             table[match[2]] = Layer(int(match[1]), allowed)
     return table
+
+
+@cache
+def imported_by(source: str, package: str) -> list[tuple[int, str]]:
+    return list(imported_names(ast.parse(source), package))
 
 
 def imported_names(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
@@ -82,7 +88,7 @@ def violations(root: Path, table: dict[str, Layer]) -> list[str]:
         source = path.read_text(encoding="utf-8")
         if (lines := source.count("\n")) > MAX_LINES:
             found.append(f"{inside}: {lines} lines, more than {MAX_LINES}")
-        for line, name in imported_names(ast.parse(source), package):
+        for line, name in imported_by(source, package):
             parts = name.split(".")
             if parts[0] != "emlens":
                 continue
