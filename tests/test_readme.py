@@ -1,11 +1,12 @@
 """The script in the README runs as it stands, on the organism that ships, and prints what it says it prints."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-NUMBER = r"(?:tensor\()?(\d\.\d+)"
+NUMBER = r"(\d\.\d+)"
 
 
 def test_the_script_runs(repository: Path, tmp_path: Path) -> None:
@@ -15,6 +16,7 @@ def test_the_script_runs(repository: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
         timeout=300,
