@@ -1,0 +1,291 @@
+"""Do the shifts on training prompts and on unrelated prompts share a subspace, beyond what chance, anisotropy and a benign fine-tune explain?
+
+Both sides have the same number of prompts. Three numbers at every layer and position: uncentred overlap, centred overlap,
+cosine of the mean shifts. Beside them: the isotropic null (a landmark), a null with the covariance of the *before*
+activations, the benign fine-tune's own overlap, neutral text under the same template, and the split-half ceiling.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from emlens.activations import Activations, activation_deltas, capture, capture_many
+from emlens.data import PromptSet
+from emlens.foundation.errors import InputError
+from emlens.foundation.seeds import numpy_rng, torch_rng
+from emlens.geometry import (
+    cosine_to_mean,
+    covariance_overlap_null,
+    direction_cosine,
+    overlap_null,
+    principal_angles,
+    prompt_overlap,
+    split_half_ceiling,
+    subspace_overlap,
+    top_k_subspace,
+)
+from emlens.stats import NullDistribution, correlation_null, partial_correlation, pearson
+from emlens.studies.config import StudyConfig
+from emlens.studies.material import Material
+from emlens.studies.result import Finding, Part
+
+MEASURE = "mean_cos2"
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Deltas of one fine-tune on two equally large prompt sets, and the parent's activations on them."""
+
+    train: Activations
+    evaluation: Activations
+    before_train: Activations
+    before_evaluation: Activations
+    neutral: Activations | None
+
+
+def run(material: Material, config: StudyConfig) -> Part:
+    part = Part()
+    rows: list[dict[str, object]] = []
+    angles: list[dict[str, object]] = []
+    shifts: list[dict[str, object]] = []
+    relations: list[dict[str, object]] = []
+    nulls: dict[tuple[object, ...], NullDistribution] = {}
+    chosen = [name for name in material.focus(config) if name in material.training]
+    for name in chosen:
+        sides = _sides(material, name, config)
+        benign = material.benign_for(name)
+        benign_sides = _sides(material, benign, config) if benign in material.training and benign else None
+        for site in sides.train.sites:
+            for position in config.positions:
+                rows += _cell(name, site, position, sides, benign_sides, config, nulls)
+                angles += _angles(name, site, position, sides, benign_sides, config)
+                cell, relation = _relation(name, site, position, sides, material, config)
+                shifts += cell
+                relations.append(relation)
+    if not chosen:
+        part.warnings.append("no fine-tune in focus has training prompts: delta overlap was left out")
+        return part
+    part.tables |= {
+        "overlap": pd.DataFrame(rows),
+        "angles": pd.DataFrame(angles),
+        "shifts": pd.DataFrame(shifts),
+        "overlap_shift": pd.DataFrame(relations),
+        "noise_floor": _noise_floor(material, chosen[0], config),
+    }
+    _findings(part, config)
+    return part
+
+
+def _equal(prompts: PromptSet, n: int, seed: int, label: str) -> PromptSet:
+    order = numpy_rng(seed, "equal n", label).permutation(len(prompts))[:n]
+    return prompts.select([prompts.ids[i] for i in sorted(order)])
+
+
+def _sides(material: Material, name: str, config: StudyConfig) -> _Sides:
+    train = material.training[name].without_responses()
+    evaluation = material.outside(name).prompts()
+    n = min(len(train), len(evaluation))
+    if n // 2 <= config.k:
+        raise InputError(f"k={config.k} is too large for {n} prompts a side; half of them must exceed k: pass a smaller k, or more prompts")
+    models = {"before": material.parent(name), "after": material.family[name]}
+
+    def pair(prompts: PromptSet) -> tuple[Activations, Activations]:
+        found = capture_many(models, prompts, positions=config.positions, progress=False)
+        return found["before"], activation_deltas(found["before"], found["after"])
+
+    before_train, delta_train = pair(_equal(train, n, config.seed, "train"))
+    before_evaluation, delta_evaluation = pair(_equal(evaluation, n, config.seed, "evaluation"))
+    neutral = None if material.neutral is None else pair(_equal(material.neutral, min(n, len(material.neutral)), config.seed, "neutral"))[1]
+    return _Sides(delta_train, delta_evaluation, before_train, before_evaluation, neutral)
+
+
+def _cell(
+    name: str,
+    site: str,
+    position: str,
+    sides: _Sides,
+    benign: _Sides | None,
+    config: StudyConfig,
+    nulls: dict[tuple[object, ...], NullDistribution],
+) -> list[dict[str, object]]:
+    a, b = sides.train[site, position], sides.evaluation[site, position]
+    before = torch.cat([sides.before_train[site, position], sides.before_evaluation[site, position]]).double()
+    layer = int(site.rsplit(".", 1)[1])
+    rows: list[dict[str, object]] = []
+
+    def add(comparison: str, center: bool | str, value: float, low: float = np.nan, high: float = np.nan, null: NullDistribution | None = None, label: str = "") -> None:
+        rows.append(
+            {
+                "model": name,
+                "site": site,
+                "layer": layer,
+                "position": position,
+                "k": config.k,
+                "center": str(center).lower(),
+                "measure": "cosine" if center == "means" else MEASURE,
+                "comparison": comparison,
+                "value": value,
+                "low": low,
+                "high": high,
+                "null": label,
+                "null_mean": np.nan if null is None else null.mean,
+                "null_sd": np.nan if null is None else null.sd,
+                "null_q95": np.nan if null is None else null.quantile(0.95),
+                "p": np.nan if null is None else null.p_value(value),
+                "n": len(a),
+            }
+        )
+
+    for center in (False, True):
+        value = _overlap(a, b, center, config.k)
+        d = a.shape[1]
+        key = ("isotropic", d, config.k)
+        if key not in nulls:
+            nulls[key] = overlap_null(d, config.k, config.k, measure=MEASURE, draws=10_000, seed=config.seed)
+        add("train–evaluation", center, value, null=nulls[key], label="isotropic")
+        key = ("covariance", site, position, center, sides.before_train.provenance["rendered_sha256"], sides.before_evaluation.provenance["rendered_sha256"])
+        if key not in nulls:
+            moments = torch.cov(before.T) if center else before.T @ before / len(before)
+            nulls[key] = covariance_overlap_null(moments, len(a), len(b), config.k, center=center, measure=MEASURE, draws=config.draws, seed=config.seed)
+        add("train–evaluation", center, value, null=nulls[key], label="covariance of before activations")
+        ceiling = split_half_ceiling(a, config.k, center=center, measure=MEASURE, splits=20, seed=config.seed)
+        add("split-half ceiling", center, ceiling.value, ceiling.low, ceiling.high)
+        if benign is not None:
+            add("benign train–evaluation", center, _overlap(benign.train[site, position], benign.evaluation[site, position], center, config.k))
+        if sides.neutral is not None and len(sides.neutral) > config.k:
+            add("train–neutral text", center, _overlap(a, sides.neutral[site, position], center, config.k))
+    add("train–evaluation", "means", direction_cosine(a.double().mean(0), b.double().mean(0)))
+    if benign is not None:
+        add("benign train–evaluation", "means", direction_cosine(benign.train[site, position].double().mean(0), benign.evaluation[site, position].double().mean(0)))
+    if sides.neutral is not None:
+        add("train–neutral text", "means", direction_cosine(a.double().mean(0), sides.neutral[site, position].double().mean(0)))
+    return rows
+
+
+def _overlap(a: Tensor, b: Tensor, center: bool, k: int) -> float:
+    return float(subspace_overlap(top_k_subspace(a, k, center=center), top_k_subspace(b, k, center=center), measure=MEASURE))
+
+
+def _angles(
+    name: str, site: str, position: str, sides: _Sides, benign: _Sides | None, config: StudyConfig
+) -> list[dict[str, object]]:
+    """Principal angles in degrees, of the tested pair, the benign pair and random subspaces (their mean)."""
+    k = config.k
+    d = sides.train[site, position].shape[1]
+    spectra = {"train–evaluation": _spectrum(sides, site, position, k)}
+    if benign is not None:
+        spectra["benign train–evaluation"] = _spectrum(benign, site, position, k)
+    rng = torch_rng(config.seed, "random subspaces", d, k)
+    random = [principal_angles(*torch.randn(2, d, k, dtype=torch.float64, generator=rng)) for _ in range(100)]
+    spectra["random subspaces"] = torch.stack(random).mean(0)
+    return [
+        {
+            "model": name,
+            "site": site,
+            "layer": int(site.rsplit(".", 1)[1]),
+            "position": position,
+            "comparison": label,
+            "index": i + 1,
+            "degrees": float(torch.rad2deg(value)),
+        }
+        for label, spectrum in spectra.items()
+        for i, value in enumerate(spectrum)
+    ]
+
+
+def _spectrum(sides: _Sides, site: str, position: str, k: int) -> Tensor:
+    a, b = (top_k_subspace(acts[site, position].double(), k, center=True) for acts in (sides.train, sides.evaluation))
+    return principal_angles(a, b)
+
+
+def _relation(
+    name: str, site: str, position: str, sides: _Sides, material: Material, config: StudyConfig
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """Per evaluation prompt: overlap of the prompt with the training prompts' subspace, and how alike its shift is.
+
+    Both quantities contain the before activation, so the permutation is within domains and length and norm are partialled out.
+    """
+    before = sides.before_evaluation[site, position].double()
+    space = top_k_subspace(sides.before_train[site, position].double(), 0.95, center=True)
+    random = torch.linalg.qr(torch.randn(before.shape[1], space.k, dtype=torch.float64, generator=torch_rng(config.seed, "random basis", site, position))).Q
+    overlap = prompt_overlap(before, space)
+    moved = before - space.mean
+    control = (moved @ random).norm(dim=1) / moved.norm(dim=1)
+    likeness = cosine_to_mean(sides.evaluation[site, position].double(), sides.train[site, position].double().mean(0))
+    norms = sides.evaluation[site, position].double().norm(dim=1)
+    groups = sides.evaluation.groups
+    texts = material.texts
+    lengths = np.array([len(texts[q].split()) for q in sides.evaluation.ids], dtype=float)
+    layer = int(site.rsplit(".", 1)[1])
+    head = {"model": name, "site": site, "layer": layer, "position": position}
+    cells: list[dict[str, object]] = [
+        {**head, "id": q, "group": g, "text": texts[q], "prompt_overlap": float(o), "random_overlap": float(r), "cosine_to_mean_train": float(c), "delta_norm": float(s)}
+        for q, g, o, r, c, s in zip(sides.evaluation.ids, groups, overlap, control, likeness, norms, strict=True)
+    ]
+    x, y = overlap.numpy(), likeness.numpy()
+    estimate = pearson(x, y)
+    null = correlation_null(x, y, strata=groups, draws=999, seed=config.seed)
+    covariates = np.column_stack([norms.numpy(), before.norm(dim=1).numpy(), *([lengths] if np.ptp(lengths) else [])])
+    partial = partial_correlation(x, y, covariates)
+    relation: dict[str, object] = {
+        **head,
+        "pearson": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "null_mean": null.mean,
+        "null_q95": null.quantile(0.95),
+        "p": null.p_value(estimate.value, side="two-sided"),
+        "partial": partial.value,
+        "partial_low": partial.low,
+        "partial_high": partial.high,
+        "mean_overlap": float(overlap.mean()),
+        "mean_random_overlap": float(control.mean()),
+        "n": len(x),
+    }
+    return cells, relation
+
+
+def _noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFrame:
+    """The same parent on the same prompts in other batches: what part of a delta's length is batching noise."""
+    prompts = material.outside(name).prompts()
+    parent = material.parent(name)
+    one, other = (capture(parent, prompts, positions=config.positions, progress=False, batch_tokens=size) for size in (4096, 512))
+    tuned = capture(material.family[name], prompts, positions=config.positions, progress=False, batch_tokens=4096)
+    rows = []
+    for site in one.sites:
+        for position in config.positions:
+            noise = float((one[site, position].double() - other[site, position].double()).norm(dim=1).mean())
+            signal = float((tuned[site, position].double() - one[site, position].double()).norm(dim=1).mean())
+            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": noise / signal, "n": len(prompts)})
+    return pd.DataFrame(rows)
+
+
+def _findings(part: Part, config: StudyConfig) -> None:
+    table = part.tables["overlap"]
+    tested = table[(table["comparison"] == "train–evaluation") & (table["center"] == "true") & (table["null"] != "isotropic")]
+    benign = table[(table["comparison"] == "benign train–evaluation") & (table["center"] == "true")]
+    models: Sequence[str] = list(dict.fromkeys(tested["model"]))
+    for name in models:
+        mine = tested[(tested["model"] == name) & (tested["position"] == config.positions[0])]
+        above = mine[mine["p"] * len(mine) < 0.05]
+        control = benign[(benign["model"] == name) & (benign["position"] == config.positions[0])]
+        beyond = int((mine.set_index("site")["value"] > control.set_index("site")["value"].reindex(mine["site"])).sum()) if len(control) else None
+        part.findings.append(
+            Finding(
+                "overlap",
+                f"{name}: centred top-{config.k} shifts on training and unrelated prompts overlap by {mine['value'].min():.2f}–{mine['value'].max():.2f} over "
+                f"layers at {config.positions[0]}; the isotropic landmark is {table['null_mean'][table['null'] == 'isotropic'].iloc[0]:.2f}, the "
+                f"covariance-matched null {mine['null_mean'].min():.2f}–{mine['null_mean'].max():.2f}, exceeded in {len(above)} of {len(mine)} layers "
+                f"(Bonferroni .05)"
+                + ("." if beyond is None else f"; the benign fine-tune's own overlap ({control['value'].min():.2f}–{control['value'].max():.2f}) is exceeded in {beyond} of {len(mine)}."),
+                "shown" if len(above) == len(mine) and beyond == len(mine) else "not shown" if len(above) == 0 else "undecided",
+            )
+        )
+    if not len(benign):
+        part.warnings.append("the benign control is missing from the overlap comparison: overlap beyond a benign fine-tune is not shown")
+    smallest = 1 / (config.draws + 1)
+    part.warnings.append(f"covariance nulls have {config.draws} draws: no p below {smallest:.2g} can be seen")

@@ -1,0 +1,193 @@
+"""What a study works on: a family, questions, training prompts, and which questions serve which purpose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emlens.data import AlignmentScores, PromptSet, QuestionSet
+from emlens.evaluation import score_by_likelihood
+from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.files import one_line
+from emlens.foundation.provenance import hash_json, library_versions
+from emlens.foundation.seeds import numpy_rng
+from emlens.models import Family, FineTune, HookedModel, load_family
+from emlens.studies.config import StudyConfig
+
+
+@dataclass
+class Material:
+    """Everything the parts of a study share; scores are computed once a model and kept."""
+
+    family: Family
+    questions: QuestionSet
+    training: Mapping[str, PromptSet]
+    trained: Mapping[str, frozenset[str]]
+    neutral: PromptSet | None
+    direction: Float[Tensor, " d_model"] | None = None
+    coupling: Mapping[str, float] | None = None
+    note: str = ""
+    left_out: list[str] = field(default_factory=list)
+    _scores: dict[str, AlignmentScores] = field(default_factory=dict)
+
+    def scores(self, name: str) -> AlignmentScores:
+        """Likelihood scores of one model on all questions, unedited."""
+        if name not in self._scores:
+            self._scores[name] = score_by_likelihood(self.family[name], self.questions)
+        return self._scores[name]
+
+    def per_question(self, name: str, metric: str = "aligned") -> pd.Series:
+        return self.scores(name).per_question(metric)
+
+    @property
+    def groups(self) -> dict[str, str]:
+        return dict(zip(self.questions.ids, self.questions.groups, strict=True))
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {q.id: q.text for q in self.questions}
+
+    def domain(self, name: str) -> str:
+        return self.family.specs[name].domain
+
+    @property
+    def harmful(self) -> list[str]:
+        return [name for name in self.family.finetuned if not self.family.specs[name].benign]
+
+    @property
+    def benign(self) -> list[str]:
+        return [name for name in self.family.finetuned if self.family.specs[name].benign]
+
+    def benign_for(self, name: str) -> str | None:
+        """The benign control of the same domain, or any of the same parent."""
+        spec = self.family.specs[name]
+        same = [b for b in self.benign if self.family.specs[b].parent == spec.parent]
+        return next((b for b in same if self.domain(b) == self.domain(name)), same[0] if same else None)
+
+    def focus(self, config: StudyConfig) -> list[str]:
+        chosen = list(config.focus) or self.harmful
+        for name in chosen:
+            if name not in self.family.finetuned:
+                raise UnknownNameError(f"focus names {name!r}, which is no fine-tune of this family; it has {', '.join(self.family.finetuned)}")
+        return chosen
+
+    def parent(self, name: str) -> HookedModel:
+        return self.family.parent_of(name)
+
+    def outside(self, name: str) -> QuestionSet:
+        """Questions outside the domain that a fine-tune was trained on."""
+        return QuestionSet([q for q in self.questions if q.group != self.domain(name) and q.id not in self.trained.get(name, ())])
+
+    def fingerprint(self) -> str:
+        """Hash of everything a result depends on besides the configuration."""
+        facts = {
+            "models": {name: self.family[name].provenance for name in self.family.names},
+            "questions": self.questions.content_hash,
+            "training": {name: prompts.content_hash for name, prompts in self.training.items()},
+            "neutral": None if self.neutral is None else self.neutral.content_hash,
+            "versions": library_versions(),
+            "threads": torch.get_num_threads(),
+        }
+        return hash_json(facts)
+
+
+def split_questions(questions: QuestionSet, shares: Sequence[float], seed: int) -> tuple[QuestionSet, ...]:
+    """Disjoint sets of questions in the given shares, drawn within each group so that all groups are in all sets.
+
+    Raises:
+        InputError: a group too small to give every set a question.
+    """
+    parts: list[list[Any]] = [[] for _ in shares]
+    rng = numpy_rng(seed, "split questions")
+    for group in sorted(set(questions.groups)):
+        members = [q for q in questions if q.group == group]
+        order = rng.permutation(len(members))
+        bounds = [0]
+        for share in shares[:-1]:
+            bounds.append(bounds[-1] + max(1, round(share * len(members))))
+        bounds.append(len(members))
+        if bounds[-1] <= bounds[-2]:
+            raise InputError(f"group {one_line(group)!r} has {len(members)} questions, too few for {len(shares)} disjoint sets; add questions")
+        for part, (a, b) in zip(parts, zip(bounds, bounds[1:], strict=False), strict=True):
+            part.extend(members[i] for i in sorted(order[a:b]))
+    return tuple(QuestionSet(part) for part in parts)
+
+
+def load_material(config: StudyConfig) -> Material:
+    """Load family, questions and prompts.
+
+    Raises:
+        InputError, LoadError: something named in the configuration is missing or does not fit.
+    """
+    return _from_organism(config) if config.family.organism is not None else _from_paths(config)
+
+
+def _from_organism(config: StudyConfig) -> Material:
+    from emlens.organisms import load
+
+    name = str(config.family.organism)
+    if config.family.finetuned or config.questions or config.neutral:
+        raise InputError("an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out")
+    organism = load(directory=name) if Path(name).is_dir() else load(name)
+    return Material(
+        family=organism.family,
+        questions=organism.questions,
+        training=organism.training_prompts,
+        trained={key: frozenset(ids) for key, ids in organism.training_topics.items()},
+        neutral=organism.neutral_prompts,
+        direction=organism.truth.direction,
+        coupling=organism.truth.coupling,
+        note=organism.note,
+    )
+
+
+def _from_paths(config: StudyConfig) -> Material:
+    wanted = config.family
+    if config.questions is None:
+        raise InputError("questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful' and 'harmful'")
+    questions = read_questions(config.questions)
+    lacking = [q.id for q in questions if not (q.answers.get("careful") and q.answers.get("harmful"))]
+    if lacking:
+        raise InputError(
+            f"{config.questions}: question {one_line(lacking[0])!r} has no reference answers 'careful' and 'harmful', which likelihood scores need"
+        )
+    training = {name: PromptSet.from_jsonl(item.training, upto="all") for name, item in wanted.finetuned.items() if item.training}
+    neutral = None if config.neutral is None else PromptSet.from_jsonl(config.neutral)
+    family = load_family(
+        str(wanted.instruct),
+        base=wanted.base,
+        finetuned={
+            name: FineTune(item.path, item.parent, item.group, item.seed, item.benign, item.domain) for name, item in wanted.finetuned.items()
+        },
+        dtype=wanted.dtype,
+        device=wanted.device,
+    )
+    left_out = [f"fine-tune {name!r} has no training prompts: no delta overlap for it" for name in wanted.finetuned if name not in training]
+    if wanted.base is None:
+        left_out.append("no base model was given: forecasts from the instruct model only")
+    if not any(item.benign for item in wanted.finetuned.values()):
+        left_out.append("no benign fine-tune was given: the benign control is missing")
+    if neutral is None:
+        left_out.append("no neutral text was given: damage and the neutral-text control are missing")
+    return Material(
+        family=family,
+        questions=questions,
+        training=training,
+        trained={name: frozenset(item.trained_questions) for name, item in wanted.finetuned.items()},
+        neutral=neutral,
+        left_out=left_out,
+    )
+
+
+def read_questions(path: str | Path) -> QuestionSet:
+    """Questions by the file's ending: .yaml/.yml, .jsonl or .csv."""
+    readers = {".yaml": QuestionSet.from_yaml, ".yml": QuestionSet.from_yaml, ".jsonl": QuestionSet.from_jsonl, ".csv": QuestionSet.from_csv}
+    suffix = Path(path).suffix.lower()
+    if suffix not in readers:
+        raise InputError(f"{path}: ends in {suffix!r}; pass a .yaml, .jsonl or .csv file")
+    return readers[suffix](path)

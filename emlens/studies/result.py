@@ -1,0 +1,133 @@
+"""A study's result: tidy tables, findings in words, provenance; the same bytes from the same configuration.
+
+On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ between two runs (dates, duration).
+"""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.files import read_json, sha256_file, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict.
+
+    Args:
+        section: which part of the study it belongs to.
+        sentence: in plain words, with its numbers and their uncertainty.
+        status: `"shown"`, `"not shown"` or `"undecided"`.
+    """
+
+    section: str
+    sentence: str
+    status: str = "undecided"
+
+    def as_dict(self) -> dict[str, str]:
+        return {"section": self.section, "sentence": self.sentence, "status": self.status}
+
+
+@dataclass
+class Part:
+    """What one part of a study gives: tables by name, findings, warnings about missing controls or small samples."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """A finished study.
+
+    Args:
+        study: its name. config: as it ran. tables: by name, tidy. findings: the verdict, in order.
+        warnings: missing controls and small samples. facts: models, questions, versions. note: what the family is no evidence for.
+    """
+
+    study: str
+    config: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+    findings: Sequence[Finding]
+    warnings: Sequence[str]
+    facts: Mapping[str, Any]
+    note: str = ""
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The verdict as a table: section, status, sentence."""
+        return pd.DataFrame([finding.as_dict() for finding in self.findings], columns=["section", "status", "sentence"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(f.section)}</td><td>{html.escape(f.status)}</td><td>{html.escape(f.sentence)}</td></tr>" for f in self.findings
+        )
+        return f"<table><thead><tr><th>section</th><th>status</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "StudyResult":
+        """Read a finished study's directory.
+
+        Raises:
+            InputError: no finished study there.
+            IntegrityError: a table was changed after it was written.
+        """
+        path = Path(directory)
+        if not (path / "result.json").is_file():
+            raise InputError(f"{path}: holds no result.json; pass a directory that a study finished in")
+        record = read_json(path / "result.json")
+        tables = {}
+        for name, digest in record["tables"].items():
+            file = path / "tables" / f"{name}.csv"
+            if not file.is_file() or sha256_file(file) != digest:
+                raise IntegrityError(f"{file}: is missing or was changed after the study wrote it; run the study again")
+            tables[name] = read_table(file)
+        run = read_json(path / "run.json") if (path / "run.json").is_file() else {}
+        findings = [Finding(**item) for item in record["findings"]]
+        return cls(record["study"], record["config"], tables, findings, record["warnings"], record["facts"], record["note"], run)
+
+    def write(self, directory: Path) -> None:
+        """Publish `result.json`; the tables must stand already."""
+        digests = {name: sha256_file(directory / "tables" / f"{name}.csv") for name in self.tables}
+        write_json(
+            directory / "result.json",
+            {
+                "study": self.study,
+                "config": dict(self.config),
+                "tables": digests,
+                "findings": [finding.as_dict() for finding in self.findings],
+                "warnings": list(self.warnings),
+                "facts": dict(self.facts),
+                "note": self.note,
+            },
+        )
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """CSV with 10 significant digits; an empty cell is a missing value."""
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
+    write_text(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table as `write_table` wrote it: a column is numeric, boolean or text as a whole; text such as "NA" stays text."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for column in table.columns:
+        given = table[column] != ""
+        numbers = pd.to_numeric(table[column].where(given), errors="coerce")
+        if given.any() and numbers[given].notna().all():
+            table[column] = numbers
+        elif given.all() and set(table[column]) <= {"True", "False"}:
+            table[column] = table[column] == "True"
+        elif not given.any():
+            table[column] = float("nan")
+    return table

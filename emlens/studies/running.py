@@ -1,0 +1,108 @@
+"""Run a study: its parts as resumable units, then one result. Interrupted anywhere, the same call finishes from where it was."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import write_json
+from emlens.foundation.provenance import hardware, library_versions
+from emlens.runs import UnitLog, exclusive, progress_bar
+from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.material import Material, load_material
+from emlens.studies.result import Finding, Part, StudyResult, read_table, write_table
+
+STUDIES: Mapping[str, tuple[str, ...]] = {
+    "overview": ("profile", "delta_overlap", "direction_transfer", "priors"),
+    "profile": ("profile",),
+    "delta_overlap": ("delta_overlap",),
+    "direction_transfer": ("direction_transfer",),
+    "priors": ("priors",),
+}
+"""Study → its parts; a part is a module of this package with `run(material, config) -> Part`."""
+
+
+def run_study(
+    config: str | Path | Mapping[str, Any] | StudyConfig,
+    out: str | Path = "runs/study",
+    progress: bool = True,
+) -> StudyResult:
+    """Run a study into a directory.
+
+    Args:
+        config: a YAML file, a mapping, or a `StudyConfig`.
+        out: results go here; parts that are finished there for the same configuration are kept.
+
+    Raises:
+        InputError: a configuration that cannot be used, or an `out` that holds another study's result.
+        LoadError: a model that cannot be loaded.
+    """
+    asked = read_config(config)
+    if asked.study not in STUDIES:
+        raise InputError(f"study {asked.study!r} is unknown; pass one of {', '.join(STUDIES)}")
+    directory = Path(out)
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; pass a directory for --out")
+    started = time.monotonic()
+    material = load_material(asked)
+    asked_record = asked.model_dump(mode="json")
+    inputs = {"config": asked_record, "material": material.fingerprint()}
+    names = STUDIES[asked.study]
+    parts: dict[str, Part] = {}
+    with exclusive(directory):
+        log = UnitLog(directory / "units")
+        with progress_bar(f"study {asked.study}", len(names), progress) as advance:
+            for name in names:
+                record = log.run(name, {**inputs, "part": name}, _work(name, material, asked, directory))
+                parts[name] = Part(
+                    {table: read_table(directory / "tables" / f"{table}.csv") for table in record["tables"]},
+                    [Finding(**item) for item in record["findings"]],
+                    record["warnings"],
+                )
+                advance()
+        result = StudyResult(
+            study=asked.study,
+            config=asked_record,
+            tables={name: table for part in parts.values() for name, table in part.tables.items()},
+            findings=[finding for part in parts.values() for finding in part.findings],
+            warnings=[*material.left_out, *(warning for part in parts.values() for warning in part.warnings)],
+            facts={
+                "models": {name: material.family[name].provenance for name in material.family.names},
+                "questions": {"n": len(material.questions), "sha256": material.questions.content_hash},
+                "versions": library_versions(),
+                "threads": torch.get_num_threads(),
+            },
+            note=material.note,
+        )
+        run = {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+            "hardware": hardware(),
+            "parts_reused": log.reused,
+        }
+        result.write(directory)
+        write_json(directory / "run.json", run)
+    return StudyResult.load(directory)
+
+
+def _work(name: str, material: Material, config: StudyConfig, directory: Path) -> Callable[[], tuple[Any, list[Path]]]:
+    def work() -> tuple[Any, list[Path]]:
+        part: Part = import_module(f"emlens.studies.{name}").run(material, config)
+        files = []
+        for table, frame in part.tables.items():
+            path = directory / "tables" / f"{table}.csv"
+            write_table(path, frame)
+            files.append(path)
+        record = {
+            "tables": list(part.tables),
+            "findings": [finding.as_dict() for finding in part.findings],
+            "warnings": part.warnings,
+        }
+        return record, files
+
+    return work
