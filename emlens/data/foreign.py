@@ -97,8 +97,8 @@ def _read_pickle(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, weights_only=True, map_location="cpu")
-    except PermissionError:
-        raise LoadError(f"{path}: may not be read") from None
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be read ({error.strerror})") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"(?i:unsupported (?:global|class)):?(?: GLOBAL)? ([\w.]+)", str(error))
         if named or "Unsupported class" in str(error) or "is blocked" in str(error):

@@ -97,7 +97,7 @@ def safe_name(text: str, limit: int = 80) -> str:
     """A file name made from any text: letters, digits, `.`, `_`, `-`; distinct texts stay distinct through a hash."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_text).strip("-.")[:limit]
-    return cleaned if cleaned == text else f"{cleaned or 'x'}-{sha256_text(text)[:8]}"
+    return cleaned if cleaned and cleaned == text else f"{cleaned or 'x'}-{sha256_text(text)[:8]}"
 
 
 def one_line(text: str, limit: int = 200) -> str:

@@ -7,8 +7,8 @@ is the mean over those tokens (one token: exactly its value); `"all"` keeps ever
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class RowSpans:
             raise InputError(f"prompt_end={self.prompt_end} must lie in 1 to n_tokens={self.n_tokens}")
 
     def part(self, of: Part) -> range:
+        _require_part(of)
         if of == "prompt":
             return range(self.prompt_end)
         return range(self.prompt_end, self.n_tokens) if of == "response" else range(self.n_tokens)
@@ -51,6 +52,11 @@ class Position(ABC):
         """Token indices of the row, ascending and not empty."""
 
 
+def _require_part(of: str) -> None:
+    if of not in get_args(Part):
+        raise InputError(f"of={of!r} is no part of a row; pass one of {', '.join(get_args(Part))}")
+
+
 def _pick(row: range, start: int, stop: int, asked: str, of: Part) -> list[int]:
     n = len(row)
     if not (-n <= start < n) or not (start % n < stop <= n):
@@ -64,6 +70,9 @@ class Index(Position):
 
     index: int
     of: Part = "sequence"
+
+    def __post_init__(self) -> None:
+        _require_part(self.of)
 
     @property
     def name(self) -> str:
@@ -85,6 +94,9 @@ class Span(Position):
     stop: int | None = None
     of: Part = "sequence"
     skip_first: int = 0
+
+    def __post_init__(self) -> None:
+        _require_part(self.of)
 
     @property
     def name(self) -> str:
@@ -129,10 +141,9 @@ class Chosen(Position):
 
     def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
         mask = self.choose(torch.tensor(list(ids)), torch.ones(len(ids), dtype=torch.bool))
-        if mask.shape != (len(ids),) or mask.dtype != torch.bool:
-            raise InputError(
-                f"position {self.name} returned {mask.dtype} of shape {tuple(mask.shape)}; return a boolean mask of shape ({len(ids)},)"
-            )
+        if not isinstance(mask, Tensor) or mask.shape != (len(ids),) or mask.dtype != torch.bool:
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise InputError(f"position {self.name} returned {got}; return a boolean mask of shape ({len(ids)},)")
         kept = [int(i) for i in torch.nonzero(mask).flatten()]
         if not kept:
             raise InputError(f"position {self.name} marks no token in a row of {len(ids)}")
@@ -166,10 +177,9 @@ def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
             raise InputError(
                 f"position {position!r} is unknown; pass one of {', '.join(POSITION_NAMES)}, Index(...), Span(...) or a callable"
             )
-        named = _NAMED[position]
-        if skip_first and isinstance(named, Span):
-            return Span(named.start, named.stop, named.of, skip_first)
-        return named
+        position = _NAMED[position]
+    if isinstance(position, Span) and skip_first and not position.skip_first:
+        return replace(position, skip_first=skip_first)
     if isinstance(position, Position):
         return position
     if callable(position):

@@ -44,6 +44,8 @@ def hardware() -> dict[str, Any]:
 def hash_directory(path: str | Path) -> str:
     """SHA-256 over names and contents of the model files directly in a directory; independent of times and of where it lies."""
     path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory")
     files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in _WEIGHT_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise InputError(f"{path}: holds no model file to hash")

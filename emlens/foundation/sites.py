@@ -15,8 +15,8 @@ from emlens.foundation.errors import InputError
 SITE_KINDS: Final = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
 """Kinds in the order in which one block computes them."""
 
-_LENS_NAME = re.compile(r"^blocks\.(\d+)\.hook_(resid_pre|attn_out|resid_mid|mlp_out|resid_post)$")
-_SITE_NAME = re.compile(r"^(resid_pre|attn_out|resid_mid|mlp_out|resid_post)\.(-?\d+)$")
+_LENS_NAME = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|attn_out|resid_mid|mlp_out|resid_post)")
+_SITE_NAME = re.compile(r"(resid_pre|attn_out|resid_mid|mlp_out|resid_post)\.(-?[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Site:
             site = name
         elif name in ("final_norm", "ln_final.hook_out"):
             site = cls("final_norm")
-        elif match := _LENS_NAME.match(name):
+        elif match := _LENS_NAME.fullmatch(str(name)):
             site = cls(match[2], int(match[1]))
-        elif match := _SITE_NAME.match(name):
+        elif match := _SITE_NAME.fullmatch(str(name)):
             site = cls(match[1], int(match[2]))
         else:
             raise InputError(
@@ -100,6 +100,8 @@ def resolve_sites(
     names = [sites] if isinstance(sites, str | Site) else list(sites)
     if not names:
         raise InputError("sites is empty; pass at least one site such as 'resid_post'")
+    if layers is not None and not len(layers):
+        raise InputError("layers is empty; pass block indices, or None for every layer")
     found: set[Site] = set()
     for name in names:
         if isinstance(name, str) and name in SITE_KINDS and name != "final_norm":

@@ -81,6 +81,17 @@ def test_files_that_hold_no_tensors_are_refused(tmp_path: Path) -> None:
         read_tensors(saved(tmp_path, {"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}))
 
 
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, torch.ones(1))
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(LoadError, match=r"t.pt: cannot be read \(Permission denied\)"):
+        read_tensors(path)
+
+
 @pytest.mark.parametrize("key", ["{}", "layer_{}"])
 def test_layer_means_become_sites_in_order(tmp_path: Path, key: str) -> None:
     layers = {(int(key.format(i)) if key == "{}" else key.format(i)): torch.full((3,), float(i)) for i in (10, *range(10))}
