@@ -31,7 +31,7 @@ from emlens.geometry import (
 from emlens.stats import NullDistribution, correlation_null, partial_correlation, pearson
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part
+from emlens.studies.result import Advance, Finding, Part
 
 MEASURE = "mean_cos2"
 
@@ -47,7 +47,7 @@ class _Sides:
     neutral: Activations | None
 
 
-def run(material: Material, config: StudyConfig) -> Part:
+def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     part = Part()
     rows: list[dict[str, object]] = []
     angles: list[dict[str, object]] = []
@@ -66,6 +66,7 @@ def run(material: Material, config: StudyConfig) -> Part:
                 cell, relation = _relation(name, site, position, sides, material, config)
                 shifts += cell
                 relations.append(relation)
+                advance(1 / (len(chosen) * len(sides.train.sites) * len(config.positions)))
     if not chosen:
         part.warnings.append("no fine-tune in focus has training prompts: delta overlap was left out")
         return part

@@ -19,14 +19,14 @@ from emlens.interventions import ablate, steer
 from emlens.stats import bootstrap_mean
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material, split_questions
-from emlens.studies.result import Finding, Part
+from emlens.studies.result import Advance, Finding, Part
 
 POSITION = "last_prompt"
 COHERENCE_LOSS = 10.0
 """Points of coherence (of 100) that an ablation may cost and its layer still be chosen."""
 
 
-def run(material: Material, config: StudyConfig) -> Part:
+def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     part = Part()
     extract, select, report = split_questions(material.questions, config.shares, config.seed)
     part.tables["question_sets"] = pd.DataFrame(
@@ -34,18 +34,22 @@ def run(material: Material, config: StudyConfig) -> Part:
     )
     layers, arms, steering = [], [], []
     chosen: dict[str, Direction] = {}
-    for name in material.focus(config):
+    focus = material.focus(config)
+    for name in focus:
         before, after = _extraction(material, name, extract)
         directions = {site: _direction(before, after, site) for site in before.sites}
         table = _by_layer(material, name, directions, before, after, select, config)
         layers.append(table)
+        advance(0.15 / len(focus))
         early = table[~table["last"]]
         allowed = early[early["coherence_loss"] <= COHERENCE_LOSS]
         best = str((allowed if len(allowed) else early).sort_values("restoration", ascending=False).iloc[0]["site"])
         chosen[name] = directions[best]
         for site, role in ((best, "chosen on the selection questions"), (before.sites[-1], "last layer")):
             arms.append(_arms(material, name, directions[site], site, role, before, after, report, extract, config))
+            advance(0.25 / len(focus))
         steering.append(_steering(material, name, directions[best], before, report, config))
+        advance(0.25 / len(focus))
     part.tables |= {
         "directions": pd.concat(layers, ignore_index=True),
         "arms": pd.concat(arms, ignore_index=True),

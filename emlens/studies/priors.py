@@ -13,12 +13,12 @@ from emlens.foundation.estimate import Estimate
 from emlens.probes import activation_cells, assert_different, predict_alignment
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part
+from emlens.studies.result import Advance, Finding, Part
 
 HELD_OUT = {"question": None, "domain": "group"}
 
 
-def run(material: Material, config: StudyConfig) -> Part:
+def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     part = Part()
     parents = ["instruct", *(["base"] if material.family.has_base else [])]
     captured: dict[str, Activations] = {}
@@ -30,11 +30,13 @@ def run(material: Material, config: StudyConfig) -> Part:
     if len(parents) == 2:
         assert_different(activation_cells(captured["instruct"]), activation_cells(captured["base"]), "instruct", "base")
     summary, table, sites, predictions = [], [], [], []
-    for name in material.focus(config):
+    focus = material.focus(config)
+    for name in focus:
         questions = QuestionSet([q for q in material.questions if q.id not in material.trained.get(name, ()) and q.group != material.domain(name)])
         ids = questions.prompts().ids
         for parent in parents:
             for label, groups in HELD_OUT.items():
+                advance(1 / (len(focus) * len(parents) * len(HELD_OUT)))
                 if label == "domain" and len(set(questions.groups)) < 3:
                     continue
                 forecast = predict_alignment(

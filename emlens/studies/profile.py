@@ -6,13 +6,13 @@ from emlens.foundation.estimate import Estimate
 from emlens.stats import bootstrap_mean, spearman, tost
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part
+from emlens.studies.result import Advance, Finding, Part
 
 BENIGN_MARGIN = 5.0
 """Points on 0 to 100 within which a benign fine-tune counts as unmoved; fixed before looking."""
 
 
-def run(material: Material, config: StudyConfig) -> Part:
+def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     """Scores of every model on every question; means with intervals; benign equivalence; unevenness."""
     part = Part()
     groups, texts = material.groups, material.texts
@@ -46,6 +46,7 @@ def run(material: Material, config: StudyConfig) -> Part:
                 | _flat("aligned", _mean(aligned, members, config.seed))
                 | _flat("coherent", _mean(coherent, members, config.seed))
             )
+        advance(1 / len(material.family.names))
     part.tables |= {"models": pd.DataFrame(models), "domains": pd.DataFrame(domains), "questions": pd.DataFrame(questions)}
     _benign(material, part, parent)
     _spread(material, part, parent)

@@ -5,7 +5,7 @@ On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ 
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ import pandas as pd
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json, write_text
+
+
+Advance = Callable[[float], None]
+"""Told the share of a part's work that was just done; the shares of one part sum to 1."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from emlens.foundation.provenance import hardware, library_versions
 from emlens.runs import UnitLog, exclusive, progress_bar
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material, load_material
-from emlens.studies.result import Finding, Part, StudyResult, read_table, write_table
+from emlens.studies.result import Advance, Finding, Part, StudyResult, read_table, write_table
 
 STUDIES: Mapping[str, tuple[str, ...]] = {
     "overview": ("profile", "delta_overlap", "direction_transfer", "priors"),
@@ -24,7 +24,10 @@ STUDIES: Mapping[str, tuple[str, ...]] = {
     "direction_transfer": ("direction_transfer",),
     "priors": ("priors",),
 }
-"""Study → its parts; a part is a module of this package with `run(material, config) -> Part`."""
+"""Study → its parts; a part is a module of this package with `run(material, config, advance) -> Part`."""
+
+_COST: Mapping[str, float] = {"profile": 1, "delta_overlap": 6, "direction_transfer": 9, "priors": 8}
+"""Relative time of the parts, measured on the organism; only the progress bar reads it."""
 
 
 def run_study(
@@ -56,15 +59,16 @@ def run_study(
     parts: dict[str, Part] = {}
     with exclusive(directory):
         log = UnitLog(directory / "units")
-        with progress_bar(f"study {asked.study}", len(names), progress) as advance:
+        with progress_bar(f"study {asked.study}", sum(_COST.get(name, 5) for name in names), progress) as bar:
             for name in names:
-                record = log.run(name, {**inputs, "part": name}, _work(name, material, asked, directory))
+                ticker = _Ticker(bar, _COST.get(name, 5))
+                record = log.run(name, {**inputs, "part": name}, _work(name, material, asked, directory, ticker))
                 parts[name] = Part(
                     {table: read_table(directory / "tables" / f"{table}.csv") for table in record["tables"]},
                     [Finding(**item) for item in record["findings"]],
                     record["warnings"],
                 )
-                advance()
+                ticker.finish()
         result = StudyResult(
             study=asked.study,
             config=asked_record,
@@ -90,9 +94,26 @@ def run_study(
     return StudyResult.load(directory)
 
 
-def _work(name: str, material: Material, config: StudyConfig, directory: Path) -> Callable[[], tuple[Any, list[Path]]]:
+class _Ticker:
+    """Passes a part's shares on to the bar, and what is missing of the whole at its end."""
+
+    def __init__(self, bar: Callable[..., None], cost: float):
+        self._bar, self._cost, self._left = bar, cost, 1.0
+
+    def __call__(self, share: float) -> None:
+        share = min(share, self._left)
+        self._left -= share
+        self._bar(share * self._cost)
+
+    def finish(self) -> None:
+        self(self._left)
+
+
+def _work(
+    name: str, material: Material, config: StudyConfig, directory: Path, advance: Advance
+) -> Callable[[], tuple[Any, list[Path]]]:
     def work() -> tuple[Any, list[Path]]:
-        part: Part = import_module(f"emlens.studies.{name}").run(material, config)
+        part: Part = import_module(f"emlens.studies.{name}").run(material, config, advance)
         files = []
         for table, frame in part.tables.items():
             path = directory / "tables" / f"{table}.csv"
