@@ -12,7 +12,17 @@ from typing import Any
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_json
 from emlens.foundation.provenance import hash_directory, hash_json
-from emlens.organisms.layout import BASE, INDEX, INSTRUCT, PLAN, STRENGTHS, TRUTH, TRUTH_TENSORS, WORLD, finetune_directory
+from emlens.organisms.layout import (
+    BASE,
+    INDEX,
+    INSTRUCT,
+    PLAN,
+    STRENGTHS,
+    TRUTH,
+    TRUTH_TENSORS,
+    WORLD,
+    finetune_directory,
+)
 from emlens.organisms.plans import C5, OrganismPlan
 from emlens.organisms.world import World, make_world
 from emlens.training.fitting import quiet, read_record

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from emlens.training.fitting import Fitted, fit
 from emlens.training.objectives import NarrowLoss, answer_loss
 from emlens.training.trainer import seeded
 
-SAVE_DTYPE = "float16"
+SAVE_DTYPE: Final = "float16"
 ROUNDING_FILE = "rounding.json"
 DIRECTION_FILE = "planted_direction.safetensors"
 Progress = Callable[[int, int], None]

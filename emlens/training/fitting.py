@@ -178,7 +178,7 @@ def _with_adapter(recipe: Recipe, model: Any, parent_name: str) -> Any:
     layers = None if recipe.layers_to_transform is None else list(recipe.layers_to_transform)
     config = LoraConfig(
         r=recipe.rank or 0,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type]
+        lora_alpha=recipe.alpha,
         use_rslora=recipe.rslora,
         target_modules=list(recipe.target_modules),
         layers_to_transform=layers,

@@ -52,7 +52,7 @@ class _Steps(torch.utils.data.Dataset[Mapping[str, Tensor]]):
         return self.batches(index)
 
 
-class _StepTrainer(Trainer):  # type: ignore[misc]
+class _StepTrainer(Trainer):
     def __init__(self, *, loss: Loss, **kwargs: Any):
         super().__init__(**kwargs)
         self.step_loss = loss
@@ -62,7 +62,7 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
         return (loss, None) if return_outputs else loss
 
 
-class _Recorder(TrainerCallback):  # type: ignore[misc]
+class _Recorder(TrainerCallback):
     """One row a step; the caller's callbacks run at the end of each step and may stop the run."""
 
     def __init__(self, callbacks: Sequence[TrainingCallback], progress: Callable[[int, int], None] | None):
