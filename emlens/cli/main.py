@@ -1,0 +1,57 @@
+"""The command line: thin, every command imports what it needs when it runs.
+
+Exit codes: 0 done; 1 done, but a check failed (`replicate`: a figure is off); 2 bad input, said in one line; 130 interrupted.
+"""
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from emlens.cli import organism, replicate, score, study
+
+app = typer.Typer(
+    name="emlens",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Mechanistic study of emergent misalignment: residual streams before and after narrow fine-tuning, what their shifts "
+    "share beyond chance, the direction that carries the misalignment, and how much could have been foreseen.",
+    epilog="Start with: emlens demo --out runs/demo",
+)
+app.command("demo")(study.demo)
+app.command("study")(study.study)
+app.command("replicate")(replicate.replicate)
+app.command("score")(score.score)
+app.add_typer(organism.app, name="organism")
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from emlens import __version__
+
+        typer.echo(f"emlens {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors raised on purpose become one line on stderr and exit code 2."""
+    from emlens.foundation.errors import EmlensError
+    from emlens.foundation.files import one_line
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+    try:
+        app()
+    except EmlensError as error:
+        typer.echo(f"error: {one_line(str(error), 600)}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from where it was", err=True)
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""`emlens organism`: what the embedded family is, and how to rebuild it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from emlens.cli.printing import as_json, line, table
+
+app = typer.Typer(no_args_is_help=True, help="The embedded model family with planted ground truth: show it, or train it anew.")
+
+
+@app.command("train")
+def train(
+    out: Annotated[Path, typer.Option(help="Directory for the checkpoints; the same command goes on from finished ones.")],
+    seed: Annotated[int, typer.Option(help="World seed: vocabulary, topics, couplings, corpus and checkpoints follow from it.", min=0)] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the measured strengths as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train base, instruct and fine-tunes from nothing (about ten minutes on 2 cores)."""
+    from emlens.organisms import build, load
+
+    build(out, seed=seed, progress=not quiet)
+    _show(load(directory=out).strengths, str(out), json)
+
+
+@app.command("info")
+def info(
+    directory: Annotated[Path | None, typer.Argument(help="A directory that `emlens organism train` wrote; default: the one that ships.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show an organism's checkpoints and how strongly each is misaligned."""
+    from emlens.organisms import load
+
+    organism = load() if directory is None else load(directory=directory)
+    if not json:
+        line(organism.note)
+    _show(organism.strengths, organism.name, json)
+
+
+def _show(strengths: object, title: str, json: bool) -> None:
+    if json:
+        as_json(strengths)
+        return
+    frame = pd.DataFrame(strengths).T.reset_index(names="checkpoint")
+    for column in frame.columns[1:]:
+        frame[column] = pd.to_numeric(frame[column])
+    table(frame, f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence")
