@@ -1,9 +1,9 @@
 """What subspace overlaps look like when nothing is shared, and how high they can get when everything is.
 
 * `overlap_null`: random subspaces, isotropic. A landmark only: real activations are far from isotropic.
-* `covariance_overlap_null`: two independent Gaussian samples with a given covariance, a subspace fitted to each. It
-  takes the covariance of the *before* activations, or of re-batched or benign deltas; never of the deltas under test, which
-  would make what is tested its own null.
+* `covariance_overlap_null`: two independent Gaussian samples with a given covariance, a subspace fitted to each.
+  Take the covariance of the *before* activations, or of re-batched or benign deltas; never of the deltas under test,
+  which would make what is tested its own null.
 * `split_half_ceiling`: halves of one set, fitted apart. A ceiling set by sample size, not a null.
 
 Not offered, since neither is a null for overlap: permuting before and after turns a delta into its negative, and an

@@ -33,7 +33,10 @@ def test_agree_with_scikit_learn_and_a_loop():
     np.testing.assert_allclose(prompt_overlap(EVAL, space), fraction)
     raw = [np.linalg.norm(pca.components_ @ row) / np.linalg.norm(row) for row in EVAL.numpy()]
     np.testing.assert_allclose(projection_fraction(EVAL, space, centred=False), raw)
-    cosine = [row @ other / np.linalg.norm(row) / np.linalg.norm(other) for row, other in zip(EVAL.numpy(), rebuilt, strict=True)]
+    cosine = [
+        row @ other / np.linalg.norm(row) / np.linalg.norm(other)
+        for row, other in zip(EVAL.numpy(), rebuilt, strict=True)
+    ]
     np.testing.assert_allclose(reconstruction_cosine(EVAL, space), cosine)
 
 

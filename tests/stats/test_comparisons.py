@@ -72,7 +72,7 @@ def test_permutation_within_strata():
 
 def test_permutation_is_calibrated():
     rng = np.random.default_rng(3)
-    found = [permutation_test(rng.exponential(size=8), rng.exponential(size=12), draws=99).p for _ in range(400)]
+    found = [permutation_test(rng.exponential(size=8), rng.exponential(size=12), draws=99).p for _ in range(250)]
     assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.03)
 
 
