@@ -1,0 +1,48 @@
+"""Does a direction taken from one fine-tune restore another? A matrix with intervals in the cells."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from emlens.figures.labels import label
+from emlens.figures.style import DIVERGING, dress
+from emlens.figures.tables import distinct, need
+
+NAME = "transfer_matrix"
+
+
+def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
+    """Restoration in the column's fine-tune by ablating the row's direction, with 95 % intervals; colours run from −1 to 1.
+
+    Args:
+        transfer: columns direction_of, ablated_in, restoration, low, high, n.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    need(transfer, ("direction_of", "ablated_in", "restoration", "low", "high", "n"), NAME)
+    sources, targets = distinct(transfer, "direction_of"), distinct(transfer, "ablated_in")
+    z = np.full((len(sources), len(targets)), np.nan)
+    text = [["–"] * len(targets) for _ in sources]
+    told = [["no measurement"] * len(targets) for _ in sources]
+    for source, target, value, low, high, n in transfer[["direction_of", "ablated_in", "restoration", "low", "high", "n"]].itertuples(index=False):
+        i, j = sources.index(source), targets.index(target)
+        z[i, j] = value
+        known = bool(np.isfinite(value))
+        text[i][j] = f"{value:.2f}<br>[{low:.2f}, {high:.2f}]" if known else "undefined"
+        told[i][j] = f"direction of {label(source)}, ablated in {label(target)}<br>" + (
+            f"restoration {value:.3f} [{low:.3f}, {high:.3f}], {int(n)} questions" if known else "restoration undefined: no clear loss to restore"
+        )
+    figure = go.Figure()
+    # A blank layer below, so that undefined cells are grey and have a hover box too.
+    figure.add_heatmap(z=np.zeros_like(z), x=list(range(len(targets))), y=list(range(len(sources))), colorscale=[[0, "#EFEFEF"], [1, "#EFEFEF"]], showscale=False, xgap=2, ygap=2,
+                       text=np.where(np.isfinite(z), "", np.array(text)), texttemplate="%{text}", customdata=told, hovertemplate="%{customdata}<extra></extra>")  # fmt: skip
+    figure.add_heatmap(
+        z=z, x=list(range(len(targets))), y=list(range(len(sources))), coloraxis="coloraxis", xgap=2, ygap=2, text=text, texttemplate="%{text}", hoverongaps=False,
+        customdata=told, hovertemplate="%{customdata}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(tickvals=list(range(len(targets))), ticktext=[label(t, 22) for t in targets], title_text="ablated in", showgrid=False)
+    figure.update_yaxes(tickvals=list(range(len(sources))), ticktext=[label(s, 22) for s in sources], title_text="direction of", autorange="reversed", showgrid=False)
+    bar = {"title": {"text": "restoration", "side": "top"}, "orientation": "h", "y": 1.02, "yanchor": "bottom", "thickness": 12, "len": 0.7}
+    figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar})
+    return dress(figure, 170 + 64 * len(sources), legend=False)
