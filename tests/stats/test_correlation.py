@@ -41,6 +41,8 @@ def test_invariances(seed, scale, shift):
 def test_perfect_and_undefined():
     x = np.arange(6.0)
     assert (pearson(x, 2 * x + 1).value, spearman(x, -np.exp(x)).high) == (pytest.approx(1), pytest.approx(-1))
+    exact = pearson([1.0, -1, 1, -1], [2.0, -2, 2, -2])
+    assert (exact.value, exact.low, exact.high) == (1, 1, 1)
     for call in (pearson, spearman):
         assert call(np.ones(6), x).method == "undefined: x is constant"
         assert call(x, np.ones(6)).method == "undefined: y is constant"
