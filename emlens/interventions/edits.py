@@ -32,14 +32,12 @@ def _resolve(at: At, own: str | None, sites: Sequence[Site]) -> list[Site]:
         if own is None:
             raise InputError("at='own_site' needs a Direction that knows its site; pass at=['resid_post.3'] or at='all_layers'")
         names: Sequence[str | Site] = [own]
-    elif isinstance(at, str):
-        raise InputError(f"at={at!r} is unknown; pass 'all_layers', 'own_site' or a list of sites")
     else:
         names = at
-    n_layers = 1 + max(site.layer for site in sites if site.layer is not None)
-    found = [Site.parse(name, n_layers) for name in names]
-    if not found:
+    if not names:
         raise InputError("at is an empty list; pass at least one site")
+    n_layers = 1 + max(site.layer for site in sites if site.layer is not None)
+    found = sorted({Site.parse(name, n_layers) for name in names}, key=lambda site: site.order)
     for site in found:
         if site not in sites:
             raise InputError(f"site {site} matches nothing in this model; it has {sites[0]} to {sites[-1]}")
@@ -49,7 +47,7 @@ def _resolve(at: At, own: str | None, sites: Sequence[Site]) -> list[Site]:
 def _checked(at: At, positions: TokenScope) -> None:
     if positions not in _SCOPES:
         raise InputError(f"positions={positions!r} is unknown; pass one of {', '.join(_SCOPES)}")
-    if isinstance(at, str) and at not in ("all_layers", "own_site"):
+    if (isinstance(at, str) and at not in ("all_layers", "own_site")) or not isinstance(at, str | Sequence):
         raise InputError(f"at={at!r} is unknown; pass 'all_layers', 'own_site' or a list of sites")
 
 
@@ -137,7 +135,7 @@ class Steering:
 
 def _vector(direction: Direction | Tensor, argument: str) -> tuple[Tensor, str | None]:
     if isinstance(direction, Direction):
-        return as_float64(direction.vector, argument), direction.site
+        return as_float64(direction.vector, argument), str(direction.site)
     vector = as_float64(direction, argument)
     if vector.ndim != 1 or float(vector.norm()) == 0:
         raise InputError(f"{argument} has shape {tuple(vector.shape)} and norm {float(vector.norm()):.3g}; pass a non-zero vector of shape (d_model,)")
@@ -169,6 +167,8 @@ def ablate(
     _checked(at, positions)
     if isinstance(direction, Subspace):
         basis, own = as_float64(direction.basis, "direction"), None
+        if basis.ndim != 2:
+            raise InputError(f"direction holds a batch of subspaces, basis of shape {tuple(basis.shape)}; pass one of shape (d_model, k)")
     else:
         vector, own = _vector(direction, "direction")
         basis = (vector / vector.norm())[:, None]
