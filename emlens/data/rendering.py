@@ -54,14 +54,17 @@ def render(
         max_length: the model's context; a longer row is an error that names it, never a truncation.
 
     Raises:
-        InputError: a chat without a template; a doubled beginning-of-sequence token; an empty row; a row longer than
-            `max_length`; a template whose prompt is no prefix of prompt and response.
+        InputError: no prompt; a chat without a template, or one that its template refuses; a doubled
+            beginning-of-sequence token; an empty row; a row longer than `max_length`; a template whose prompt is no
+            prefix of prompt and response.
     """
     rows = []
     for prompt in prompts:
+        if not isinstance(prompt, Prompt):
+            raise InputError(f"prompts holds a {type(prompt).__name__}; pass a PromptSet, or the .prompts() of questions or answers")
         row = _render_one(prompt, tokenizer, template_of(tokenizer, chat_template))
         label = f"prompt {one_line(prompt.id, 60)!r}"
-        if not row.ids:
+        if not row.prompt_end:
             raise InputError(f"{label} renders to no token; pass text the tokenizer knows")
         bos = getattr(tokenizer, "bos_token_id", None)
         if bos is not None and row.ids[:2] == (bos, bos):
@@ -69,6 +72,8 @@ def render(
         if max_length is not None and len(row.ids) > max_length:
             raise InputError(f"{label} has {len(row.ids)} tokens, but the model's context is {max_length}; shorten it")
         rows.append(row)
+    if not rows:
+        raise InputError("prompts is empty; pass at least one prompt")
     return rows
 
 
@@ -83,11 +88,14 @@ def _render_one(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendere
             "base model inside a family, which lends it the instruct model's"
         )
     chat = [message.as_dict() for message in prompt.messages]
-    ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
-    if prompt.response is None:
-        return Rendered(prompt.id, prompt.group, ids, len(ids))
-    chat.append({"role": "assistant", "content": prompt.response})
-    whole = _apply(tokenizer, chat, template, add_generation_prompt=False)
+    try:
+        ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
+        if prompt.response is None:
+            return Rendered(prompt.id, prompt.group, ids, len(ids))
+        chat.append({"role": "assistant", "content": prompt.response})
+        whole = _apply(tokenizer, chat, template, add_generation_prompt=False)
+    except Exception as error:  # a template raises what it likes, for instance where it knows no system turn
+        raise InputError(f"prompt {one_line(prompt.id, 60)!r}: the chat template refuses it ({one_line(str(error), 160)})") from None
     if whole[: len(ids)] != ids or len(whole) == len(ids):
         raise InputError(
             f"prompt {one_line(prompt.id, 60)!r}: the chat template renders prompt and answer so that the prompt is no prefix of them; "

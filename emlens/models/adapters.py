@@ -8,7 +8,7 @@ the file, that changes no activation, or whose removal does not give the base ba
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from emlens.foundation.errors import LoadError, StateError
 from emlens.foundation.files import one_line
@@ -55,8 +55,7 @@ class AdapterBank:
 
         internal = f"a{len(self.names)}"
         with self._lock:
-            flags = [p.requires_grad for p in self.module.parameters()]
-            originals = list(self.module.parameters())
+            originals = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
             try:
                 config = PeftConfig.from_pretrained(str(path))
                 if getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None):
@@ -64,33 +63,52 @@ class AdapterBank:
                         f"{path}: the adapter also trains biases or whole modules, so switching it off would not give the base back; "
                         "merge it and pass the full checkpoint"
                     )
+                stored = _stored(path, self.module)
                 if self._peft is None:
-                    self._peft = PeftModel.from_pretrained(self.module, str(path), adapter_name=internal)  # type: ignore[arg-type]
+                    self._peft = PeftModel.from_pretrained(self.module, str(path), adapter_name=internal)
                 else:
                     self._peft.load_adapter(str(path), adapter_name=internal)
-            except LoadError:
+                self._check_arrived(path, internal, stored)
+            except BaseException as error:
+                self._withdraw(internal)
+                if isinstance(error, ValueError | RuntimeError | KeyError | TypeError | OSError | SafetensorError) and not isinstance(error, LoadError):
+                    raise LoadError(
+                        f"{path}: this adapter does not fit the base model it was given ({one_line(str(error), 300)}); pass the base it was trained on"
+                    ) from None
                 raise
-            except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
-                raise LoadError(
-                    f"{path}: this adapter does not fit the base model it was given ({one_line(str(error), 300)}); pass the base it was trained on"
-                ) from None
             finally:
-                for parameter, flag in zip(originals, flags, strict=True):
+                for parameter, flag in originals:
                     parameter.requires_grad_(flag)
-            self._check_arrived(path, internal)
+            kept = {id(parameter) for parameter, _ in originals}
             for parameter in self._peft.parameters():
-                parameter.requires_grad_(False)
+                if id(parameter) not in kept:
+                    parameter.requires_grad_(False)
             self.names[name] = internal
             self._switch(self._active)
 
-    def _check_arrived(self, path: Path, internal: str) -> None:
+    def _withdraw(self, internal: str) -> None:
+        """Take a half-loaded adapter off again, and the wrappers that hold no other."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for path, layer in list(self.module.named_modules()):
+            if not isinstance(layer, BaseTunerLayer):
+                continue
+            layer.delete_adapter(internal)
+            if not layer._all_available_adapter_names():
+                parent, _, last = path.rpartition(".")
+                setattr(self.module.get_submodule(parent), last, layer.get_base_layer())
+        if self.names:
+            self._peft.peft_config.pop(internal, None)
+            self._switch(self._active)
+        else:
+            self._peft = None
+            self.module.__dict__.pop("peft_config", None)
+
+    def _check_arrived(self, path: Path, internal: str, stored: Mapping[str, Tensor]) -> None:
         from peft import get_peft_model_state_dict
 
-        files = sorted(path.glob("adapter_model.safetensors"))
-        if not files:
-            raise LoadError(f"{path}: holds no adapter_model.safetensors; save the adapter with safe_serialization=True")
-        stored = load_file(files[0])
-        loaded = get_peft_model_state_dict(self._peft, adapter_name=internal)
+        # "auto" would look the base model up on the hub
+        loaded = get_peft_model_state_dict(self._peft, adapter_name=internal, save_embedding_layers=False)
         missing = sorted(set(stored) ^ set(loaded))
         if missing or not stored:
             raise LoadError(
@@ -131,6 +149,22 @@ class AdapterBank:
             tuner.set_adapter(self.names[name])
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
+
+
+def _stored(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors as they lie in its file; refused where they would overwrite weights of the base."""
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        raise LoadError(f"{path}: holds no adapter_model.safetensors; save the adapter with safe_serialization=True")
+    stored = load_file(file)
+    own = {name for name, _ in module.named_parameters()} | {name.replace(".base_layer", "") for name, _ in module.named_parameters()}
+    replaced = sorted(name for name in stored if name.removeprefix("base_model.model.").replace(".base_layer", "") in own)
+    if replaced:
+        raise LoadError(
+            f"{path}: also holds weights of the base itself, first {replaced[0]!r}, so switching it off would not give the base back; "
+            "merge it and pass the full checkpoint"
+        )
+    return stored
 
 
 def adapter_facts(path: str | Path) -> dict[str, Any]:

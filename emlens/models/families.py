@@ -152,7 +152,7 @@ def load_family(
         if is_adapter(spec.path):
             models[name] = _attach(parent, name, spec, hashes.get(spec.parent))
         else:
-            models[name] = load_model(spec.path, name=name, chat_template=parent.chat_template, **shared)
+            models[name] = load_model(spec.path, name=name, **{**shared, "chat_template": parent.chat_template})
             _check_same_stream(parent, models[name])
         models[name].provenance.update(
             {"finetune": name, "parent": spec.parent, "group": spec.group, "seed": spec.seed, "benign": spec.benign}
@@ -217,7 +217,7 @@ def check_same_rows(reference: HookedModel, other: HookedModel, prompts: list[Pr
     if other.tokenizer is reference.tokenizer and other.chat_template == reference.chat_template:
         return
     for mine, theirs in zip(reference.render(prompts), other.render(prompts), strict=True):
-        if mine.ids != theirs.ids:
+        if (mine.ids, mine.prompt_end) != (theirs.ids, theirs.prompt_end):
             raise InputError(
                 f"prompt {one_line(mine.id, 60)!r} renders to different ids under {reference.name!r} ({len(mine.ids)} tokens) and {other.name!r} "
                 f"({len(theirs.ids)}); give both one template, or capture them apart"

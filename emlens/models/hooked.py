@@ -9,7 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,13 @@ class HookedModel(ABC):
         self.chat_template = template_of(tokenizer, chat_template)
         self.provenance: dict[str, Any] = dict(provenance)
         self._local = threading.local()
+
+    def __copy__(self) -> Self:
+        """A copy on the same weights with an intervention stack of its own."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._local = threading.local()
+        return other
 
     def __repr__(self) -> str:
         return f"HookedModel({self.name!r}, backend={self.backend!r}, n_layers={self.n_layers}, d_model={self.d_model})"
@@ -102,21 +109,31 @@ class HookedModel(ABC):
         Nested blocks compose: an outer block's interventions apply first.
 
         Raises:
-            InputError: not a list of interventions, or one that matches no site of this model (checked before any pass).
+            InputError: not a list of interventions, or one that matches no site of this model or has another width
+                (checked before any pass).
         """
+        if not isinstance(interventions, Iterable):
+            raise InputError(f"interventions is a {type(interventions).__name__}; pass a list of emlens.ablate(...) or emlens.steer(...)")
         added = tuple(interventions)
         for intervention in added:
-            if not isinstance(intervention, Intervention):
-                raise InputError(
-                    f"interventions holds a {type(intervention).__name__}; pass a list of emlens.ablate(...) or emlens.steer(...)"
-                )
-            intervention.targets(self.sites)
+            self._check_intervention(intervention)
         before = self.interventions
         self._local.stack = before + added
         try:
             yield self
         finally:
             self._local.stack = before
+
+    def _check_intervention(self, intervention: Intervention) -> None:
+        if not isinstance(intervention, Intervention):
+            raise InputError(
+                f"interventions holds a {type(intervention).__name__}; pass a list of emlens.ablate(...) or emlens.steer(...)"
+            )
+        for site in intervention.targets(self.sites):
+            if site.kind == "resid_mid":
+                raise InputError(f"site {site} can be read but not edited; intervene on attn_out or resid_post instead")
+        blank = torch.zeros(1, 1, self.d_model, device=self.device)
+        intervention.apply(blank, torch.ones(1, 1, dtype=torch.bool, device=self.device))
 
     def edits_by_site(self) -> dict[Site, list[Intervention]]:
         """The active interventions at each site they act on, in order of application."""
@@ -139,6 +156,11 @@ class HookedModel(ABC):
             if value is not None:
                 return int(value)
         return 0
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer: the tokenizer's end of sequence and padding; a backend adds the model's own."""
+        return {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
 
     def batches(
         self,
@@ -196,6 +218,8 @@ class HookedModel(ABC):
         Raises:
             InputError: lengths that do not fit, or a continuation without tokens.
         """
+        if isinstance(continuations, str):
+            raise InputError("continuations is one string; pass a list with one for each prompt")
         rows = self.render(prompts)
         single = all(isinstance(item, str) for item in continuations)
         choices = [[item] if isinstance(item, str) else list(item) for item in continuations]
@@ -210,7 +234,13 @@ class HookedModel(ABC):
                 ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
                 if not ids:
                     raise InputError(f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r} has no token")
-                full.append(row.with_continuation(ids))
+                longer = row.with_continuation(ids)
+                if self.max_length is not None and len(longer.ids) > self.max_length:
+                    raise InputError(
+                        f"prompt {one_line(row.id, 60)!r} and its continuation have {len(longer.ids)} tokens, but the model's context "
+                        f"is {self.max_length}; shorten them"
+                    )
+                full.append(longer)
         starts = [len(row.ids) for row in rows for _ in range(width)]
         found = torch.zeros(len(full), dtype=torch.float64)
         for batch in self.batches(full, batch_tokens):
@@ -259,7 +289,7 @@ class HookedModel(ABC):
             processor = GumbelRows(seed, [row.id for row in batch.rows], temperature) if temperature > 0 else None
             new = self._generate(batch, max_new_tokens, processor)
             for i, tokens in zip(batch.index, new.tolist(), strict=True):
-                answers[i] = self.tokenizer.decode(clean_tokens(tokens, self.tokenizer), skip_special_tokens=True).strip()
+                answers[i] = self.tokenizer.decode(clean_tokens(tokens, self.stop_ids), skip_special_tokens=True).strip()
         return [answers[i] for i in range(len(rows))]
 
     def _logits(self, batch: Batch) -> Tensor:

@@ -47,7 +47,7 @@ def load_model(
 
     Raises:
         InputError: an unknown backend, dtype or device.
-        LoadError: not a model; an adapter; an architecture emlens does not know.
+        LoadError: not a model; an adapter; weights missing; an architecture emlens does not know.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,11 +64,17 @@ def load_model(
     try:
         with _quiet():
             tokenizer = _tokenizer(source, local, revision=revision, trust_remote_code=trust_remote_code)
-            module = AutoModelForCausalLM.from_pretrained(
-                source, dtype=kind, revision=revision, trust_remote_code=trust_remote_code, **placement, **extras
+            module, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=kind, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True, **placement, **extras
             )
     except Exception as error:  # transformers raises whatever its parsers raise
         raise LoadError(f"{source}: could not be loaded as a causal language model ({one_line(str(error), 240)})") from None
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise LoadError(
+            f"{source}: holds no weights for {len(missing)} tensors of a {module.config.model_type!r} model, first {missing[0]!r}; "
+            "they would be random numbers; pass a whole checkpoint"
+        )
     if device_map is None:
         module.to(where)
     else:
@@ -148,7 +154,7 @@ def _local_directory(path_or_id: str | Path) -> Path | None:
     path = Path(path_or_id)
     if not path.exists():
         text = str(path_or_id)
-        if isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1 and "/" in text:
+        if isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or (text.count("/") != 1 and "/" in text):
             raise LoadError(f"{text}: no such directory; pass a directory saved by save_pretrained, or a hub id such as 'org/name'")
         return None
     if not path.is_dir():
@@ -164,9 +170,12 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise InputError(f"device {device!r} is not a torch device; pass 'auto', 'cpu' or 'cuda'") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {str(device)!r} was asked for, but torch sees no GPU here; pass 'auto' or 'cpu'")
+    return found
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:

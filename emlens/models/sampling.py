@@ -1,7 +1,6 @@
 """Sampling whose randomness belongs to the row, not to the batch."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +21,8 @@ class GumbelRows:
         return scores.double() / self._temperature + noise.to(scores.device)
 
 
-def clean_tokens(tokens: Sequence[int], tokenizer: Any) -> list[int]:
-    """The new tokens up to the first end-of-sequence or padding token."""
-    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+def clean_tokens(tokens: Sequence[int], stops: Collection[int]) -> list[int]:
+    """The new tokens up to the first that ends an answer."""
     kept: list[int] = []
     for token in tokens:
         if token in stops:

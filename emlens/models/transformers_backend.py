@@ -7,6 +7,7 @@ tensor would silently take batch row 0). `output_hidden_states` is never used. H
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class _Processor(LogitsProcessor):
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
         self._function = function
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return self._function(input_ids, scores)
 
 
@@ -76,11 +77,15 @@ class TransformersModel(HookedModel):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self.pad_id,
-            eos_token_id=self._stop_ids(),
+            eos_token_id=sorted(self._end_ids) or None,
             use_cache=True,
         )
+        own = self.module.generation_config
         processors = LogitsProcessorList([_Processor(processor)] if processor else [])
         with self.bank.selected(self.adapter), torch.no_grad(), ExitStack() as stack:
+            # What the checkpoint's own file asks for (a repetition penalty, suppressed tokens) would fill in unset options.
+            self.module.generation_config = GenerationConfig()
+            stack.callback(setattr, self.module, "generation_config", own)
             fired = self._hook(stack, batch, {}, stop_early=False)
             out = self.module.generate(  # type: ignore[operator]
                 input_ids=batch.ids,
@@ -91,10 +96,14 @@ class TransformersModel(HookedModel):
             self._check_fired(fired)
         return out[:, batch.ids.shape[1] :]
 
-    def _stop_ids(self) -> list[int] | None:
+    @property
+    def _end_ids(self) -> set[int]:
         own = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
-        ids = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
-        return sorted(ids - {None}) or None
+        return (set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}) - {None}
+
+    @property
+    def stop_ids(self) -> set[int]:
+        return super().stop_ids | self._end_ids
 
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         return self.module.get_output_embeddings().weight.detach().cpu()  # type: ignore[operator]
@@ -109,22 +118,19 @@ class TransformersModel(HookedModel):
         unknown = [site for site in readers if site not in self.sites]
         if unknown:
             raise InputError(f"site {unknown[0]} does not exist in {self.name!r}, which has {self.n_layers} blocks")
-        uneditable = [site for site in edits if site.kind == "resid_mid"]
-        if uneditable:
-            raise InputError(f"site {uneditable[0]} can be read but not edited; intervene on attn_out or resid_post instead")
         wanted = sorted({*readers, *edits}, key=lambda site: site.order)
         if stop_early:
             deepest = max(readers, key=lambda site: site.order)
             wanted = [site for site in wanted if site.order <= deepest.order]
         modules = [self._module_of(site) for site in wanted]
         fired = dict.fromkeys(wanted, False)
-        masks = {i: batch.scope_mask(i.positions) for i in self.interventions}
+        masks = {edit.positions: batch.scope_mask(edit.positions) for edit in self.interventions}
 
         def on_stream(site: Site, stream: Tensor) -> Tensor:
             first = not fired[site]
             fired[site] = True
             for edit in edits.get(site, ()):
-                stream = edit.apply(stream, _mask_now(edit, masks[edit], stream, first))
+                stream = edit.apply(stream, _mask_now(edit, masks[edit.positions], stream, first))
             if site in readers:
                 readers[site](stream)
             if stop_early and site == wanted[-1]:
@@ -132,11 +138,11 @@ class TransformersModel(HookedModel):
             return stream
 
         for site, (module, before) in zip(wanted, modules, strict=True):
+            edit_here = partial(on_stream, site)
             if before:
-                hook = _before(lambda stream, site=site: on_stream(site, stream))
-                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                handle = module.register_forward_pre_hook(_before(edit_here), with_kwargs=True)
             else:
-                handle = module.register_forward_hook(_after(lambda stream, site=site: on_stream(site, stream)))
+                handle = module.register_forward_hook(_after(edit_here))
             stack.callback(handle.remove)
         return fired
 
