@@ -20,8 +20,9 @@ from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.data.rendering import Rendered, rendered_hash
 from emlens.foundation.errors import InputError
-from emlens.foundation.positions import Position, PositionLike, parse_position
-from emlens.foundation.provenance import library_versions
+from emlens.foundation.files import one_line
+from emlens.foundation.positions import Chosen, Position, PositionLike, parse_position
+from emlens.foundation.provenance import hash_json, library_versions
 from emlens.foundation.sites import Site, resolve_sites
 from emlens.models.batches import pad, plan_batches
 from emlens.models.families import check_same_rows
@@ -106,6 +107,7 @@ def capture_many(
     """
     if not models:
         raise InputError("models is empty; pass at least one")
+    _check_stores(stores or {}, models)
     asked = as_prompts(prompts)
     reference = next(iter(models.values()))
     for other in models.values():
@@ -118,6 +120,7 @@ def capture_many(
     if len({p.name for p in wanted}) != len(wanted):
         raise InputError(f"positions holds a name twice: {[p.name for p in wanted]}")
     places = resolve_sites(sites, reference.n_layers, layers)
+    _check_positions(wanted, rows)
     layout = plan_batches([len(row.ids) for row in rows], batch_tokens)
     found = {}
     with progress_bar(f"capture {len(rows)} prompts × {len(models)} models", len(models) * len(layout), progress) as advance:
@@ -133,6 +136,24 @@ def capture_many(
             else:
                 found[name] = _into_store(Path(target), model, rows, layout, places, wanted, facts, dtype, advance)
     return found
+
+
+def _check_stores(stores: Mapping[str, str | Path], models: Mapping[str, HookedModel]) -> None:
+    unknown = sorted(set(stores) - set(models))
+    if unknown:
+        raise InputError(f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}")
+    if len({Path(path).resolve() for path in stores.values()}) != len(stores):
+        raise InputError("stores gives one directory to several models; pass one for each")
+
+
+def _check_positions(positions: Sequence[Position], rows: Sequence[Rendered]) -> None:
+    """Every position exists in every row: known before the first pass, not after hours of them."""
+    for row in rows:
+        for position in positions:
+            try:
+                position.tokens(row.ids, row.spans)
+            except InputError as error:
+                raise InputError(f"prompt {one_line(row.id, 60)!r}: {error}") from None
 
 
 def as_prompts(prompts: PromptsLike) -> PromptSet:
@@ -268,6 +289,7 @@ def _facts(
         "rendered_sha256": rendered_hash(rows),
         "sites": [str(site) for site in sites],
         "positions": [position.name for position in positions],
+        "chosen_sha256": {p.name: hash_json([p.tokens(row.ids, row.spans) for row in rows]) for p in positions if isinstance(p, Chosen)},
         "batch_tokens": batch_tokens,
         "batches": len(layout),
         "kept_dtype": None if dtype is None else str(dtype).removeprefix("torch."),

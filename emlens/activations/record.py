@@ -34,7 +34,7 @@ class Activations:
     """Pooled residual streams by site and position; for `positions="all"`, token values by site.
 
     Raises:
-        InputError: row counts that differ, or repeated ids.
+        InputError: row counts that differ, a site or position without values, or repeated ids.
     """
 
     def __init__(
@@ -62,6 +62,20 @@ class Activations:
             raise InputError("activations hold an id twice; ids must be unique")
         if len(self.groups) != len(self.ids):
             raise InputError(f"activations have {len(self.ids)} ids and {len(self.groups)} groups; pass one group for each id")
+        if isinstance(values, dict):  # what is read from disk is checked when it is read
+            self._check_rows(values)
+
+    def _check_rows(self, values: Mapping[Key, Tensor]) -> None:
+        for site in self.sites:
+            for position in self.positions:
+                pooled = position != "all"
+                if not pooled and self._offsets is None:
+                    raise InputError("activations hold every token but no offsets; pass offsets and token_ids")
+                wanted = len(self.ids) if pooled or self._offsets is None else int(self._offsets[-1])
+                found = values.get((site, position))
+                if found is None or found.ndim != 2 or len(found) != wanted:
+                    came = "nothing" if found is None else f"shape {tuple(found.shape)}"
+                    raise InputError(f"activations at {site!r}, {position!r} have {came}; pass {wanted} rows of vectors")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,6 +100,8 @@ class Activations:
             position = self.pooled_positions[0]
         if site not in self.sites:
             raise UnknownNameError(f"site {site!r} was not captured; these were: {', '.join(self.sites)}")
+        if position == "all" and "all" in self.positions:
+            raise UnknownNameError(f"position 'all' keeps every token apart; read it with acts.tokens({site!r})")
         if position not in self.pooled_positions:
             raise UnknownNameError(f"position {position!r} was not captured; these were: {', '.join(self.positions)}")
         return self._values[site, position]

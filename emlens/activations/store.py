@@ -6,6 +6,7 @@ begun for another plan is refused, never overwritten.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +67,33 @@ class ShardWriter:
                     f"{directory}: holds a store begun for another model, prompt set, site, position or library version; pass an empty directory"
                 )
         else:
+            if directory.exists() and not directory.is_dir():
+                raise InputError(f"{directory}: is a file; pass a directory for the store")
             directory.mkdir(parents=True, exist_ok=True)
-            if any(directory.iterdir()):
+            if any(not (path.name.startswith(".") and path.suffix == ".part") for path in directory.iterdir()):
                 raise IntegrityError(f"{directory}: is not empty and holds no store; pass an empty directory")
             write_json(begun, plan)
 
     def has(self, number: int) -> bool:
+        """Whether a shard stands as its sidecar says; one that is missing or damaged counts as not written."""
         sidecar = self._directory / f"shard-{number:05d}.json"
-        return sidecar.is_file() and read_json(sidecar).get("plan_sha256") == self._plan_hash
+        path = sidecar.with_suffix(".safetensors")
+        if not sidecar.is_file() or not path.is_file():
+            return False
+        try:
+            record = read_json(sidecar)
+        except InputError:
+            return False
+        return isinstance(record, dict) and record == self._sidecar(number, sha256_file(path))
+
+    def _sidecar(self, number: int, digest: str) -> dict[str, Any]:
+        return {"rows": self._shard_rows[number], "sha256": digest, "plan_sha256": self._plan_hash}
 
     def write(self, number: int, values: Mapping[Key, Tensor]) -> None:
         path = self._directory / f"shard-{number:05d}.safetensors"
         with publishing(path) as temporary:
-            save_file({_tensor_name(key): value.contiguous() for key, value in values.items()}, temporary)
-        write_json(
-            path.with_suffix(".json"),
-            {"rows": self._shard_rows[number], "sha256": sha256_file(path), "plan_sha256": self._plan_hash},
-        )
+            save_file({_tensor_name(key): _alone(value) for key, value in values.items()}, temporary)
+        write_json(path.with_suffix(".json"), self._sidecar(number, sha256_file(path)))
 
     def finish(self) -> None:
         """Publish the manifest: the store is whole."""
@@ -94,6 +105,12 @@ class ShardWriter:
             self._directory / "manifest.json",
             {**self._plan, "plan_sha256": self._plan_hash, "shard_sha256": [read_json(path)["sha256"] for path in sidecars]},
         )
+
+
+def _alone(value: Tensor) -> Tensor:
+    """Contiguous in a storage of its own: safetensors refuses tensors that share one."""
+    owns = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes and value._base is None
+    return value if owns else value.clone(memory_format=torch.contiguous_format)
 
 
 class _LazyValues(Mapping[Key, Tensor]):
@@ -113,6 +130,9 @@ class _LazyValues(Mapping[Key, Tensor]):
     def __iter__(self) -> Iterator[Key]:
         return ((site, position) for site in self._manifest["sites"] for position in self._manifest["positions"])
 
+    def __contains__(self, key: object) -> bool:  # the inherited one would read the tensor
+        return key in set(self)
+
     def __len__(self) -> int:
         return len(self._manifest["sites"]) * len(self._manifest["positions"])
 
@@ -129,7 +149,7 @@ class _LazyValues(Mapping[Key, Tensor]):
             raise IntegrityError(f"{path}: is missing; capture again into this directory to restore it")
         if number not in self._verified:
             if sha256_file(path) != self._manifest["shard_sha256"][number]:
-                raise IntegrityError(f"{path}: does not have the bytes its manifest recorded; delete it and its .json, and capture again")
+                raise IntegrityError(f"{path}: does not have the bytes its manifest recorded; capture again into this directory to restore it")
             self._verified.add(number)
         try:
             with safe_open(path, framework="pt") as handle:
@@ -156,8 +176,11 @@ class ActivationStore(Activations):
                 raise IntegrityError(f"{path}: the capture into this store was not finished; run it again to resume")
             raise InputError(f"{path}: holds no activation store; pass a directory that capture(store=...) or acts.save(...) wrote")
         manifest = read_json(manifest_path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise IntegrityError(f"{manifest_path}: is no manifest of store format {FORMAT}, which this version reads")
         body = {key: value for key, value in manifest.items() if key not in ("plan_sha256", "shard_sha256")}
-        if hash_json(body) != manifest.get("plan_sha256"):
+        digests = manifest.get("shard_sha256")
+        if hash_json(body) != manifest.get("plan_sha256") or not isinstance(digests, list) or len(digests) != len(manifest["shards"]):
             raise IntegrityError(f"{manifest_path}: was changed after it was written")
         offsets = token_ids = None
         if manifest["token_ids"] is not None:
@@ -184,7 +207,7 @@ def write_store(acts: Activations, directory: Path) -> Path:
     if "all" in acts.positions:
         held = acts.tokens(acts.sites[0])
         bounds = held.offsets.tolist()
-        tokens = [tuple(held.token_ids[a:b].tolist()) for a, b in zip(bounds, bounds[1:], strict=False)]
+        tokens = [tuple(held.token_ids[a:b].tolist()) for a, b in pairwise(bounds)]
         lengths = [len(row) for row in tokens]
     rows = [Rendered(name, group, ids, n) for name, group, ids, n in zip(acts.ids, acts.groups, tokens, lengths, strict=True)]
     writer = ShardWriter(
