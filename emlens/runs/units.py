@@ -1,7 +1,8 @@
 """Named units of work whose finished results survive anything: the same command goes on from where it was.
 
 A unit's result is one JSON record and any number of files, published by rename after its files stand; it is found
-again by a fingerprint of what it was computed from, so a changed configuration never reuses an old result.
+again by a fingerprint of what it was computed from, so a changed configuration never reuses an old result. A
+record or file that is not as it was written counts as absent, and the unit is done again.
 """
 
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emlens.foundation.errors import StateError
+from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import read_json, safe_name, sha256_file, write_json
 from emlens.foundation.provenance import hash_json
 
@@ -33,26 +34,35 @@ class UnitLog:
         """
         record = self.directory / f"{safe_name(name)}.json"
         fingerprint = hash_json(inputs)
-        if record.is_file():
-            found = read_json(record)
-            if found.get("fingerprint") == fingerprint and self._files_stand(found["files"]):
-                self.reused.append(name)
-                return found["result"]
+        found = _whole_record(record)
+        if found is not None and found["fingerprint"] == fingerprint and self._files_stand(found["files"]):
+            self.reused.append(name)
+            return found["result"]
         result, files = work()
-        write_json(
-            record,
-            {
-                "name": name,
-                "fingerprint": fingerprint,
-                "result": result,
-                "files": {os.path.relpath(path, self.directory): sha256_file(path) for path in files},
-            },
-        )
+        body = {
+            "name": name,
+            "fingerprint": fingerprint,
+            "result": result,
+            "files": {os.path.relpath(path, self.directory): sha256_file(path) for path in files},
+        }
+        write_json(record, {**body, "sha256": hash_json(body)})
         self.done.append(name)
         return read_json(record)["result"]
 
     def _files_stand(self, files: dict[str, str]) -> bool:
         return all((self.directory / p).is_file() and sha256_file(self.directory / p) == digest for p, digest in files.items())
+
+
+def _whole_record(path: Path) -> dict[str, Any] | None:
+    """The record as it was written, or None where there is none or it was changed since."""
+    try:
+        found = read_json(path)
+    except InputError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    digest = found.pop("sha256", None)
+    return found if digest == hash_json(found) else None
 
 
 @contextmanager
