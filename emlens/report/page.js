@@ -1,0 +1,74 @@
+"use strict";
+(function () {
+  var config = {
+    displaylogo: false,
+    responsive: true,
+    showTips: false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d", "zoom2d", "resetScale2d"],
+    toImageButtonOptions: { format: "svg", filename: "figure" }
+  };
+
+  function data(id) {
+    return JSON.parse(document.getElementById(id).textContent);
+  }
+
+  // A legend that wraps on a narrow screen takes its height from the page, not from the plot.
+  function grow(node, height, top) {
+    var extra = Math.round(node._fullLayout._size.t - top);
+    if (extra <= 40) { return null; }
+    node.style.height = height + extra - 40 + "px";
+    return Plotly.relayout(node, { height: height + extra - 40 });
+  }
+
+  function draw(node) {
+    if (node.dataset.drawn) { return; }
+    node.dataset.drawn = "yes";
+    var figure = data(node.dataset.figure);
+    var height = figure.layout.height;
+    Plotly.newPlot(node, figure.data, figure.layout, config).then(function () {
+      return grow(node, height, figure.layout.margin.t);
+    });
+  }
+
+  var plots = Array.prototype.slice.call(document.querySelectorAll(".plot"));
+  var watcher = new IntersectionObserver(function (entries) {
+    entries.forEach(function (entry) {
+      if (entry.isIntersecting) {
+        watcher.unobserve(entry.target);
+        draw(entry.target);
+      }
+    });
+  }, { rootMargin: "400px 0px" });
+  plots.forEach(function (node) { watcher.observe(node); });
+
+  // The rest is drawn while the reader reads, so that nothing is missing when scrolling fast or printing.
+  var waiting = plots.slice();
+  function later() {
+    while (waiting.length && waiting[0].dataset.drawn) { waiting.shift(); }
+    if (waiting.length) {
+      draw(waiting.shift());
+      window.setTimeout(later, 60);
+    } else {
+      document.documentElement.dataset.drawn = "all";
+    }
+  }
+  window.setTimeout(later, 800);
+  window.addEventListener("beforeprint", function () {
+    plots.forEach(draw);
+    plots.forEach(function (node) { Plotly.Plots.resize(node); });
+  });
+
+  document.querySelectorAll("button.download").forEach(function (button) {
+    button.addEventListener("click", function () {
+      var name = button.dataset.csv;
+      var url = URL.createObjectURL(new Blob([data("csv-" + name)], { type: "text/csv;charset=utf-8" }));
+      var link = document.createElement("a");
+      link.href = url;
+      link.download = name + ".csv";
+      document.body.appendChild(link);
+      link.click();
+      link.remove();
+      window.setTimeout(function () { URL.revokeObjectURL(url); }, 10000);
+    });
+  });
+})();

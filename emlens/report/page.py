@@ -1,0 +1,120 @@
+"""One page out of a study's result: head with its policy, verdict, sections, provenance, data blocks, scripts.
+
+Nothing is loaded from anywhere: the policy forbids it, and the two scripts are named by their hashes. Figures are JSON that
+the small script hands to plotly as they come near the screen. Refuses nothing that a finished study holds: what is missing is named on the page.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from emlens.foundation.errors import InputError
+from emlens.report.escaping import escape, inert_json, script_hash
+from emlens.report.provenance import provenance_section
+from emlens.report.sections import SECTIONS
+from emlens.report.tables import csv_text, details
+from emlens.report.topics import Drawing, Section, Topic
+from emlens.report.verdict import verdict_section, warnings_box
+from emlens.studies import StudyResult
+
+
+@dataclass
+class _Data:
+    """Data blocks of the page, in order."""
+
+    blocks: list[str] = field(default_factory=list)
+
+    def add(self, name: str, value: Any) -> None:
+        self.blocks.append(f'<script type="application/json" id="{escape(name)}">{inert_json(value)}</script>')
+
+
+def render(result: StudyResult, title: str | None = None) -> str:
+    """The page as one string; the same result gives the same string."""
+    data = _Data()
+    heading = title or f"What narrow fine-tuning changed: {result.study}"
+    body = [_header(heading, result), verdict_section(result.findings), warnings_box(result.warnings)]
+    body += [_section(section, result, data) for section in SECTIONS]
+    others = _other_tables(result)
+    if others:
+        body.append(f'<section id="other"><h2>Further tables</h2>{others}</section>')
+    body.append(provenance_section(result.config, result.facts, result.run))
+    for name, table in result.tables.items():
+        data.add(f"csv-{name}", csv_text(table))
+    library, script = get_plotlyjs(), _asset("page.js")
+    policy = f"default-src 'none'; script-src {script_hash(library)} {script_hash(script)}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light">\n<meta name="referrer" content="no-referrer">',
+            f'<link rel="icon" href="data:,">\n<title>{escape(heading)}</title>\n<style>\n{_asset("page.css")}</style>\n</head>\n<body>\n<main>',
+            *[part for part in body if part],
+            "</main>",
+            *data.blocks,
+            f"<script>{library}</script>\n<script>{script}</script>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _asset(name: str) -> str:
+    return files("emlens.report").joinpath(name).read_text("utf-8")
+
+
+def _header(heading: str, result: StudyResult) -> str:
+    note = f'<p class="note" role="note">{escape(result.note)}</p>' if result.note else ""
+    links = [("verdict", "Verdict"), *((s.name, s.title) for s in SECTIONS), ("provenance", "Provenance")]
+    contents = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in links)
+    return (
+        f'<header><p class="kind">emlens report</p><h1>{escape(heading)}</h1>{note}'
+        f'<nav aria-label="contents"><ul>{contents}</ul></nav>'
+        "<noscript><p>Figures need JavaScript. The tables below them hold the same numbers.</p></noscript></header>"
+    )
+
+
+def _section(section: Section, result: StudyResult, data: _Data) -> str:
+    parts = [f'<section id="{section.name}"><h2>{escape(section.title)}</h2>', f'<p class="method">{escape(section.method)} <cite>{escape(section.reference)}</cite></p>']
+    parts += [_topic(section, topic, result, data) for topic in section.topics]
+    parts += [details(name, result.tables[name], about) for name, about in section.tables.items() if name in result.tables]
+    return "\n".join([*parts, "</section>"])
+
+
+def _topic(section: Section, topic: Topic, result: StudyResult, data: _Data) -> str:
+    head = f"<h3>{escape(topic.title)}</h3>"
+    missing = [name for name in topic.needs if name not in result.tables or not len(result.tables[name])]
+    if missing:
+        return f'{head}<p class="missing">Left out: the study has no table {escape(" and ".join(missing))}.</p>'
+    drawn, faults = [], []
+    for number, drawing in enumerate(topic.draw(result.tables), start=1):
+        try:
+            drawn.append(_figure(f"{section.name}-{topic.name}-{number}", topic, drawing, data))
+        except InputError as error:
+            faults.append(f'<p class="missing">Left out{escape(f" ({drawing.about})" if drawing.about else "")}: {escape(error)}.</p>')
+    if not drawn and not faults:
+        return f'{head}<p class="missing">Left out: the table {escape(" or ".join(topic.needs))} lacks the columns that tell its figures apart.</p>'
+    grid = f'<div class="figures">\n{chr(10).join(drawn)}\n</div>' if drawn else ""
+    return f'{head}<p class="caption">{escape(topic.caption)}</p>{"".join(faults)}{grid}'
+
+
+def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
+    figure = drawing.make()
+    data.add(f"figure-{name}", json.loads(figure.to_json()))
+    about = f"{topic.title}: {drawing.about}" if drawing.about else topic.title
+    shown = f"<figcaption>{escape(drawing.about)}</figcaption>" if drawing.about else f'<figcaption class="hidden">{escape(about)}</figcaption>'
+    height = int(figure.layout.height)
+    return (
+        f'<figure{" class=wide" if drawing.wide else ""}>{shown}<div class="frame"><div class="plot" id="{name}" role="img" '
+        f'aria-label="{escape(f"{about}. {topic.caption}")}" data-figure="figure-{name}" style="height:{height}px"></div></div></figure>'
+    )
+
+
+def _other_tables(result: StudyResult) -> str:
+    placed = {name for section in SECTIONS for name in section.tables}
+    return "\n".join(details(name, table, "") for name, table in _rest(result, placed))
+
+
+def _rest(result: StudyResult, placed: set[str]) -> Iterator[tuple[str, Any]]:
+    return ((name, table) for name, table in sorted(result.tables.items()) if name not in placed)

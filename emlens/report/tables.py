@@ -1,0 +1,57 @@
+"""Tables of a study as HTML, shortened and rounded for reading, and as the CSV that a button downloads in full."""
+
+import io
+
+import numpy as np
+import pandas as pd
+
+from emlens.report.escaping import escape
+
+ROWS_SHOWN = 200
+DIGITS = 4
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The whole table with ten significant digits, as a study writes it."""
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
+    return buffer.getvalue()
+
+
+def cell(value: object) -> str:
+    """One value in few digits: a dash where it is missing."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return "–"
+        return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.{DIGITS}g}"
+    return escape(value)
+
+
+def html_table(table: pd.DataFrame, caption: str) -> str:
+    """The first rows of a table; numbers to the right."""
+    numeric = [pd.api.types.is_numeric_dtype(table[c]) and not pd.api.types.is_bool_dtype(table[c]) for c in table.columns]
+    head = "".join(f'<th scope="col"{_number(n)}>{escape(c)}</th>' for c, n in zip(table.columns, numeric, strict=True))
+    body = []
+    for row in table.head(ROWS_SHOWN).itertuples(index=False):
+        body.append("<tr>" + "".join(f"<td{_number(n)}>{cell(v)}</td>" for v, n in zip(row, numeric, strict=True)) + "</tr>")
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
+    )
+
+
+def details(name: str, table: pd.DataFrame, about: str) -> str:
+    """A closed table with its description and its download button."""
+    shown = f"The first {ROWS_SHOWN} of {len(table)} rows; the download has all." if len(table) > ROWS_SHOWN else f"{len(table)} rows."
+    return (
+        f'<details class="table"><summary>Table <code>{escape(name)}</code> ({len(table)} rows)</summary>'
+        f"<p>{escape(about)} {shown} Numbers are rounded here, not in the download. "
+        f'<button type="button" class="download" data-csv="{escape(name)}">Download {escape(name)}.csv</button></p>'
+        f"{html_table(table, f'table {name}')}</details>"
+    )
+
+
+def _number(numeric: bool) -> str:
+    return ' class="number"' if numeric else ""

@@ -1,0 +1,125 @@
+"""What the page shows: sections, each with its method, its figures beside their controls, and the tables behind them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from emlens import figures
+from emlens.figures.labels import position_name
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure to draw: what tells it from its siblings (plain text), how to make it, and whether it needs the full width."""
+
+    about: str
+    make: Callable[[], go.Figure]
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One question that figures answer.
+
+    needs: tables without which there is no figure. draw: drawings from the tables.
+    """
+
+    name: str
+    title: str
+    caption: str
+    needs: tuple[str, ...]
+    draw: Callable[[Tables], Iterator[Drawing]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A claim: `name` is that of its findings; `tables` are shown below its figures, with a description each."""
+
+    name: str
+    title: str
+    method: str
+    reference: str
+    topics: tuple[Topic, ...]
+    tables: Mapping[str, str]
+
+
+def _values(table: pd.DataFrame, *columns: str) -> Iterator[tuple[str, ...]]:
+    """Distinct combinations in order of appearance."""
+    if not set(columns) <= set(table.columns):
+        return iter([])
+    return iter(dict.fromkeys(tuple(map(str, row)) for row in table[list(columns)].itertuples(index=False)))
+
+
+def domains(t: Tables) -> Iterator[Drawing]:
+    yield Drawing("", lambda: figures.alignment_by_domain(t["domains"]), wide=True)
+
+
+def models(t: Tables) -> Iterator[Drawing]:
+    yield Drawing("", lambda: figures.models_overview(t["models"]), wide=True)
+
+
+def maps(t: Tables) -> Iterator[Drawing]:
+    for (model,) in _values(t["overlap"], "model"):
+        for center, word in (("true", "centred"), ("false", "uncentred")):
+            yield Drawing(f"{model}, {word}", lambda m=model, c=center: figures.overlap_heatmaps(t["overlap"], model=m, center=c))  # type: ignore[misc]
+
+
+def lines(t: Tables) -> Iterator[Drawing]:
+    for model, position in _values(t["overlap"], "model", "position"):
+        yield Drawing(_at(model, position), lambda m=model, p=position: figures.overlap_by_layer(t["overlap"], model=m, position=p))  # type: ignore[misc]
+
+
+def angles(t: Tables) -> Iterator[Drawing]:
+    for model, position in _values(t["angles"], "model", "position"):
+        yield Drawing(_at(model, position), lambda m=model, p=position: figures.angle_spectra(t["angles"], model=m, position=p))  # type: ignore[misc]
+
+
+def shifts(t: Tables) -> Iterator[Drawing]:
+    for (model,) in _values(t["shifts"], "model"):
+        layer = figures.middle_layer(t["shifts"])
+        yield Drawing(f"{model}, layer {layer}", lambda m=model: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m))  # type: ignore[misc]
+        yield Drawing(f"{model}, all layers", lambda m=model: figures.relation_by_layer(t["overlap_shift"], model=m))  # type: ignore[misc]
+
+
+def directions(t: Tables) -> Iterator[Drawing]:
+    for (model,) in _values(t["directions"], "model"):
+        yield Drawing(model, lambda m=model: figures.direction_by_layer(t["directions"], model=m))  # type: ignore[misc]
+
+
+def arms(t: Tables) -> Iterator[Drawing]:
+    for (model,) in _values(t["arms"], "model"):
+        yield Drawing(model, lambda m=model: figures.ablation_forest(t["arms"], model=m), wide=True)  # type: ignore[misc]
+
+
+def steering(t: Tables) -> Iterator[Drawing]:
+    for (model,) in _values(t["steering"], "model"):
+        yield Drawing(model, lambda m=model: figures.steering_response(t["steering"], model=m))  # type: ignore[misc]
+
+
+def transfer(t: Tables) -> Iterator[Drawing]:
+    yield Drawing("", lambda: figures.transfer_matrix(t["transfer"]))
+
+
+def points(t: Tables) -> Iterator[Drawing]:
+    for model, parent in _values(t["forecast_predictions"], "model", "parent"):
+        make = lambda m=model, p=parent: figures.forecast_scatter(t["forecast_predictions"], model=m, parent=p, summary=t.get("forecast"))  # noqa: E731
+        yield Drawing(f"{model} from {parent}", make)
+
+
+def scores(t: Tables) -> Iterator[Drawing]:
+    for model, parent in _values(t["forecast_baselines"], "model", "parent"):
+        make = lambda m=model, p=parent: figures.forecast_scores(t["forecast_baselines"], model=m, parent=p, summary=t.get("forecast"))  # noqa: E731
+        yield Drawing(f"{model} from {parent}", make)
+
+
+def sites(t: Tables) -> Iterator[Drawing]:
+    for model, parent in _values(t["forecast_sites"], "model", "parent"):
+        yield Drawing(f"{model} from {parent}", lambda m=model, p=parent: figures.forecast_by_site(t["forecast_sites"], model=m, parent=p))  # type: ignore[misc]
+
+
+def _at(model: str, position: str) -> str:
+    return f"{model}, {position_name(position)}"

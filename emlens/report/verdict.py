@@ -1,0 +1,39 @@
+"""The verdict first: what was shown, what was not, in words; then what to be careful about."""
+
+from collections.abc import Sequence
+
+from emlens.report.escaping import escape
+from emlens.report.sections import SECTIONS
+from emlens.studies import Finding
+
+MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
+
+
+def verdict_section(findings: Sequence[Finding]) -> str:
+    """Findings grouped by section, each with its status as a word and a mark."""
+    if not findings:
+        return '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
+    counts = [f"{sum(f.status == status for f in findings)} {status}" for status in MARKS]
+    parts = [
+        '<section id="verdict"><h2>Verdict</h2>',
+        f"<p>{len(findings)} statements: {', '.join(counts)}. “Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
+    ]
+    titles = {section.name: section.title for section in SECTIONS}
+    for name in dict.fromkeys(f.section for f in findings):
+        title = f'<a href="#{escape(name)}">{escape(titles[name])}</a>' if name in titles else escape(name)
+        items = "\n".join(_item(f) for f in findings if f.section == name)
+        parts.append(f"<h3>{title}</h3><ul class='findings'>\n{items}\n</ul>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _item(finding: Finding) -> str:
+    mark, kind = MARKS.get(finding.status, ("?", "undecided"))
+    return f'<li><span class="status {kind}"><span aria-hidden="true">{mark}</span> {escape(finding.status)}</span><span>{escape(finding.sentence)}</span></li>'
+
+
+def warnings_box(warnings: Sequence[str]) -> str:
+    """Missing controls and small samples, or nothing."""
+    if not warnings:
+        return ""
+    items = "".join(f"<li>{escape(w[:1].upper() + w[1:])}.</li>" if not w.endswith(".") else f"<li>{escape(w[:1].upper() + w[1:])}</li>" for w in warnings)
+    return f'<aside class="warnings" aria-label="warnings"><h2>Read with care</h2><ul>{items}</ul></aside>'
