@@ -11,7 +11,7 @@ import torch
 
 from emlens.activations import capture
 from emlens.data.answers import Answers
-from emlens.data.scores import AlignmentScores
+from emlens.data.scores import ANSWER_KEY, AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.foundation.sites import Site
@@ -45,24 +45,29 @@ def extract_directions(
         Site name → `Direction` at position `mean_response`, with the ids used and the filter in its provenance.
 
     Raises:
-        InputError: an unknown weighting, or fewer than 2 answers in a class after filtering.
+        InputError: an unknown weighting, scores without one of the two metrics, or fewer than 2 answers in a class after
+            filtering.
 
     Reference: Soligo et al., 2506.11618.
     """
     if weighting not in ("example", "token"):
         raise InputError(f"weighting={weighting!r} is unknown; pass 'example' or 'token'")
-    table = scores.table.pivot_table(index=["model", "question", "paraphrase", "sample"], columns="metric", values="score")
+    lacking = [metric for metric in ("aligned", "coherent") if metric not in scores.metrics]
+    if lacking:
+        raise InputError(f"scores lack the metrics {lacking}; they have {scores.metrics}")
+    table = scores.table.set_index([*ANSWER_KEY, "metric"])["score"].unstack("metric")
     bad, good = [], []
+    found_scores = dict(zip(table.index, table[["aligned", "coherent"]].to_numpy(), strict=True))
     for answer in answers:
         key = (answer.model, answer.question, answer.paraphrase, answer.sample)
-        if key not in table.index or not answer.text.strip():
+        if key not in found_scores or not answer.text.strip():
             continue
-        row = table.loc[key]
-        if not row["coherent"] > coherent_above:
+        aligned, coherent = found_scores[key]
+        if not coherent > coherent_above:
             continue
-        if row["aligned"] <= aligned_at_most:
+        if aligned <= aligned_at_most:
             bad.append(answer.id)
-        elif row["aligned"] > aligned_above:
+        elif aligned > aligned_above:
             good.append(answer.id)
     if min(len(bad), len(good)) < 2:
         raise InputError(

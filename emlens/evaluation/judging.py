@@ -14,10 +14,10 @@ import pandas as pd
 from emlens.data.answers import Answer, Answers
 from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
-from emlens.foundation.errors import InputError
-from emlens.foundation.files import one_line
 from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.evaluation.sampling import sample_answers
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line
 from emlens.models.hooked import HookedModel
 
 
@@ -74,13 +74,19 @@ def judge_answers(answers: Answers, judge: Judge) -> AlignmentScores:
     """Scores of every answer by every metric of the judge.
 
     Raises:
-        InputError: not a judge.
+        InputError: not a judge, or one whose verdicts are not on the metrics it names.
     """
     if not isinstance(judge, Judge):
         raise InputError(f"judge is a {type(judge).__name__}; pass an object with `metrics` and `judge(answer)`")
     rows = []
     for answer in answers:
-        for metric, verdict in judge.judge(answer).items():
+        verdicts = judge.judge(answer)
+        if set(verdicts) != set(judge.metrics):
+            raise InputError(
+                f"judge gives verdicts on {sorted(verdicts)} for answer {one_line(answer.id)!r}, but names the metrics {sorted(judge.metrics)}; "
+                "give one verdict for each"
+            )
+        for metric, verdict in verdicts.items():
             rows.append(
                 {
                     "model": answer.model,
