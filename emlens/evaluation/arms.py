@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emlens.data.prompts import PromptSet
@@ -110,25 +111,32 @@ def evaluate_arms(
         neutral: prompts on which damage is measured; None leaves it out.
 
     Returns:
-        One row an arm: arm, on, control, draws, restoration (value, low, high, method), aligned and coherent (value, low, high),
-        kl (mean nats a token, of the edited against the unedited model), cosine, n (questions).
+        One row an arm: arm, on, control, draws, restoration (value, low, high; of the mean over draws), aligned and coherent
+        (value, low, high), lead (value, low, high: restoration of the first arm that is no control minus this one's, paired by
+        question), restoration_max_draw, kl (mean nats a token, of the edited against the unedited model), cosine, n
+        (questions), method (how restoration was made, or why it is undefined).
 
     Raises:
-        InputError: no question left, or an arm on an unknown model.
+        InputError: questions of fewer than two groups left, no arm, or an arm on an unknown model.
     """
-    kept = QuestionSet([q for q in questions if q.group not in set(exclude_groups)])
-    if len(set(kept.groups)) < 2:
-        raise InputError(f"questions outside {sorted(set(exclude_groups))} span {len(set(kept.groups))} group; restoration resamples groups and needs 2")
+    left = [q for q in questions if q.group not in set(exclude_groups)]
+    spanned = len({q.group for q in left})
+    if spanned < 2:
+        raise InputError(f"questions outside {sorted(set(exclude_groups))} span {spanned} groups; restoration resamples groups and needs 2")
+    if not arms:
+        raise InputError("arms is empty; pass at least one, such as those of ablation_arms")
+    kept = QuestionSet(left)
     models = {"finetuned": finetuned, "instruct": instruct}
     for arm in arms:
         if arm.on not in models:
             raise InputError(f"arm {arm.name!r} is on {arm.on!r}; pass 'finetuned' or 'instruct'")
     plain = {name: score_by_likelihood(model, kept) for name, model in models.items()}
-    references = {name: [] if neutral is None else model.token_logprobs(neutral) for name, model in models.items()}
+    references = {name: models[name].token_logprobs(neutral) for name in {arm.on for arm in arms}} if neutral is not None else {}
     by_name: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms:
         by_name.setdefault((arm.name, arm.on), []).append(arm)
-    rows = []
+    scores: dict[tuple[str, str], list[AlignmentScores]] = {}
+    kl: dict[tuple[str, str], list[float]] = {}
     with progress_bar("ablation arms", len(arms), progress) as advance:
         for (name, on), members in by_name.items():
             scored, damage = [], []
@@ -138,38 +146,47 @@ def evaluate_arms(
                     if neutral is not None:
                         damage.append(mean_kl(references[on], models[on].token_logprobs(neutral)))
                 advance()
-            rows.append(_row(name, on, members, scored, damage, plain, kept.groups, seed))
-    return pd.DataFrame(rows)
+            scores[name, on], kl[name, on] = scored, damage
+    tested = next((key for key, members in by_name.items() if key[1] == "finetuned" and not members[0].control), None)
+    main = None if tested is None else _aligned(scores[tested])
+    return pd.DataFrame([_row(key[1], members, scores[key], kl[key], plain, main, kept.groups, seed) for key, members in by_name.items()])
+
+
+def _aligned(scored: Sequence[AlignmentScores]) -> NDArray[np.float64]:
+    """Each question's alignment, averaged over the draws of one arm."""
+    return np.asarray(np.mean([s.per_question("aligned").to_numpy() for s in scored], axis=0))
 
 
 def _row(
-    name: str,
     on: str,
     members: Sequence[Arm],
     scored: Sequence[AlignmentScores],
     damage: Sequence[float],
     plain: Mapping[str, AlignmentScores],
+    main: NDArray[np.float64] | None,
     groups: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
-    aligned = np.mean([s.per_question("aligned").to_numpy() for s in scored], axis=0)
+    aligned = _aligned(scored)
     coherent = np.mean([s.per_question("coherent").to_numpy() for s in scored], axis=0)
     tuned, goal = (plain[key].per_question("aligned").to_numpy() for key in ("finetuned", "instruct"))
     if on == "instruct":
-        restored = Estimate.undefined("the instruct model has nothing to restore", len(set(groups)))
+        restored = lead = Estimate.undefined("the instruct model has nothing to restore", len(set(groups)))
     else:
         restored = ratio_of_means(aligned - tuned, goal - tuned, clusters=groups, seed=seed)
-    row: dict[str, Any] = {"arm": name, "on": on, "control": members[0].control, "draws": len(members)}
+        lead = Estimate.undefined("no arm is under test") if main is None else ratio_of_means(main - aligned, goal - tuned, clusters=groups, seed=seed)
+    row: dict[str, Any] = {"arm": members[0].name, "on": on, "control": members[0].control, "draws": len(members)}
     for label, estimate in (
         ("restoration", restored),
         ("aligned", bootstrap_mean(aligned, seed=seed)),
         ("coherent", bootstrap_mean(coherent, seed=seed)),
+        ("lead", lead),
     ):
         row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
     cosines = [arm.cosine for arm in members if arm.cosine is not None]
-    draws = [float((s.per_question("aligned").to_numpy() - tuned).mean() / (goal - tuned).mean()) for s in scored]
+    several = restored.defined and len(scored) > 1
     row |= {
-        "restoration_max_draw": max(draws) if len(draws) > 1 else float("nan"),
+        "restoration_max_draw": max(float((_aligned([s]) - tuned).mean() / (goal - tuned).mean()) for s in scored) if several else float("nan"),
         "kl": float(np.mean(damage)) if damage else float("nan"),
         "cosine": float(np.mean(cosines)) if cosines else float("nan"),
         "n": len(aligned),
@@ -179,13 +196,17 @@ def _row(
 
 
 def mean_kl(reference: Sequence[Float[Tensor, "token vocab"]], other: Sequence[Float[Tensor, "token vocab"]]) -> float:
-    """Mean over all tokens of KL(reference ‖ other) in nats, from log-probabilities of the same rows."""
+    """Mean over all tokens of KL(reference ‖ other) in nats, from log-probabilities of the same rows; 0 or more.
+
+    Raises:
+        InputError: rows that do not fit, or none.
+    """
     total, count = 0.0, 0
     for a, b in zip(reference, other, strict=True):
         if a.shape != b.shape:
             raise InputError(f"rows have shapes {tuple(a.shape)} and {tuple(b.shape)}; pass log-probabilities of the same prompts")
         p = a.double()
-        total += float((p.exp() * (p - b.double())).sum())
+        total += float(torch.where(p.exp() > 0, p.exp() * (p - b.double()), 0.0).sum())
         count += len(a)
     if not count:
         raise InputError("reference is empty; pass at least one prompt")
@@ -193,10 +214,17 @@ def mean_kl(reference: Sequence[Float[Tensor, "token vocab"]], other: Sequence[F
 
 
 def unembedding_contrast(model: HookedModel, questions: QuestionSet, careful: str = "careful", harmful: str = "harmful") -> Tensor:
-    """Mean unembedding row of the first tokens of harmful reference answers minus that of careful ones; (d_model,)."""
+    """Mean unembedding row of the first tokens of harmful reference answers minus that of careful ones; (d_model,).
+
+    Raises:
+        InputError: answers of both kinds start with the same tokens, so that there is no contrast, or a kind has none.
+    """
+    first = {
+        kind: {ids[0] for q in questions for text in q.answers.get(kind, ()) if (ids := model.tokenizer(text, add_special_tokens=False)["input_ids"])}
+        for kind in (harmful, careful)
+    }
+    if first[harmful] == first[careful] or not first[harmful] or not first[careful]:
+        raise InputError(f"reference answers {careful!r} and {harmful!r} start with the same tokens, or have none; there is no unembedding contrast")
     matrix = model.unembedding().double()
-    sides = []
-    for kind in (harmful, careful):
-        first = [model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for q in questions for text in q.answers[kind]]
-        sides.append(matrix[torch.tensor(sorted(set(first)))].mean(0))
-    return sides[0] - sides[1]
+    bad, good = (matrix[torch.tensor(sorted(first[kind]))].mean(0) for kind in (harmful, careful))
+    return bad - good

@@ -57,7 +57,7 @@ class TextFeatures(Features):
 
 
 class DomainFeatures(Features):
-    """One column a training group; a group that was held out has none, so this is the mean when groups are held out."""
+    """One column a training group; a group that was held out sits at their centre, which makes the forecast there the mean."""
 
     name = "domain"
 
@@ -66,12 +66,20 @@ class DomainFeatures(Features):
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         known = sorted(set(self._groups[train]))
-        table = np.array([[float(group == name) for name in known] for group in self._groups])
-        return table[train], table[test]
+        table = (self._groups[:, None] == np.array(known)[None, :]).astype(np.float64)
+        centre = table[train].mean(0)
+        seen = table[test].any(axis=1, keepdims=True)
+        return table[train], np.where(seen, table[test], centre)
 
 
 def activation_cells(acts: Activations, sites: Sequence[str] | None = None) -> list[MatrixFeatures]:
-    """One feature set for each captured site and position."""
+    """One feature set for each captured site and position.
+
+    Raises:
+        InputError: no pooled position was captured; UnknownNameError: a site that was not.
+    """
+    if not acts.pooled_positions:
+        raise InputError(f"acts hold positions {acts.positions}, none of them pooled; capture last_prompt or mean_prompt")
     chosen = acts.sites if sites is None else list(sites)
     return [
         MatrixFeatures(f"{site}@{position}", acts[site, position].double().numpy())
@@ -83,7 +91,7 @@ def activation_cells(acts: Activations, sites: Sequence[str] | None = None) -> l
 def baselines(
     acts: Activations,
     texts: Sequence[str] | None,
-    parent_scores: Sequence[float] | None,
+    parent_scores: Sequence[float] | Array | None,
     embedding: Activations | None,
     *,
     seed: int,

@@ -6,7 +6,7 @@ Nadeau–Bengio interval. The permutation null repeats the whole nested procedur
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,17 @@ from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.features import activation_cells, baselines
 from emlens.probes.ridge import Array
-from emlens.probes.validation import NestedPredictions, OuterFold, generic_nested, nested_ridge, outer_folds, training_means
-from emlens.stats import NullDistribution, cluster_bootstrap, nadeau_bengio_interval, spearman
+from emlens.probes.validation import (
+    NestedPredictions,
+    OuterFold,
+    generic_nested,
+    nested_ridge,
+    outer_folds,
+    training_means,
+)
+from emlens.stats import NullDistribution, nadeau_bengio_interval, ratio_of_means, spearman
 
+RESAMPLES = 1999
 ESTIMATORS = ("ridge", "lasso", "forest")
 Scores = AlignmentScores | Mapping[str, float] | pd.Series
 
@@ -100,18 +108,21 @@ def predict_alignment(
         texts: id → question text, for the TF-IDF and length baselines.
         parent_scores: the parent's own scores, for that baseline.
         embedding: a capture of `resid_pre.0` at `mean_prompt`, for the mean-embedding baseline.
-        permutations: shuffles for the null and the maximum statistic (ridge only; 0 for none).
+        permutations: shuffles for the null and the maximum statistic (ridge only; 0 for none). Scores are dealt out among
+            all questions; where scores and activations both cluster by group, the null for held-out groups is too narrow,
+            and the gains, whose intervals resample groups, are what to read.
 
     Raises:
-        InputError: a row without a score, too few rows or groups, an unknown estimator, a score that is constant.
+        InputError: a row without a score, too few rows or groups, labels that part phrasings, an unknown estimator, a score
+            that is constant.
 
     Reference: the claim is "What Shapes Emergent Misalignment?" (2606.20814); Nadeau & Bengio 2003.
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator {estimator!r} is unknown; pass one of {', '.join(ESTIMATORS)}")
-    questions = [name.rsplit("/p", 1)[0] if name.rsplit("/p", 1)[-1].isdigit() else name for name in acts.ids]
+    questions = questions_of(acts)
     target = _targets(scores, acts.ids, questions, metric, model)
-    labels, held_out = _labels(acts, questions, groups)
+    labels, held_out = labels_of(acts, groups)
     candidates = activation_cells(acts, None if sites == "nested" else _named(sites))
     outer = outer_folds(labels, min(folds, len(set(labels))), repeats, seed)
     shuffles = permutations if estimator == "ridge" else 0
@@ -124,7 +135,7 @@ def predict_alignment(
     means = training_means(columns, outer)
     r2_columns = _pooled_r2(found.nested, means, columns)
     null = NullDistribution(r2_columns[1:], f"nested {estimator} on shuffled scores", seed) if shuffles else None
-    parent = None if parent_scores is None else _targets(parent_scores, acts.ids, questions, metric, None)
+    parent = None if parent_scores is None else _scores_of(parent_scores, acts.ids, questions, metric, None)
     words = None if texts is None else [_text(texts, name, question) for name, question in zip(acts.ids, questions, strict=True)]
     others = {}
     for features in baselines(acts, words, parent, embedding, seed=seed):
@@ -154,18 +165,21 @@ def _forecast(
     floor = ((means[..., 0] - target) ** 2).mean(0)
     errors = {name: ((values - target) ** 2).mean(0) for name, values in {"activations": ours, **others}.items()}
 
+    def over_floor(values: Array) -> Estimate:
+        return ratio_of_means(values, floor, clusters=units, resamples=RESAMPLES, seed=seed)
+
     def r2_of(name: str) -> Estimate:
-        return cluster_bootstrap(np.column_stack([errors[name], floor]), units, lambda r: 1 - r[:, 0].sum() / r[:, 1].sum(), seed=seed)
+        share = over_floor(errors[name])
+        return replace(share, value=1 - share.value, low=1 - share.high, high=1 - share.low, method=f"pooled out-of-fold R²; {share.method}")
 
     def gain(name: str) -> Estimate:
-        stacked = np.column_stack([errors[name], errors["activations"], floor])
-        return cluster_bootstrap(stacked, units, lambda r: (r[:, 0] - r[:, 1]).sum() / r[:, 2].sum(), seed=seed)
+        return over_floor(errors[name] - errors["activations"])
 
     per_fold = [
         1 - float(((ours[f.repeat][f.test] - target[f.test]) ** 2).sum() / ((means[f.repeat][f.test, 0] - target[f.test]) ** 2).sum())
         for f in outer
     ]
-    share = len(outer[0].test) / len(outer[0].train)
+    share = float(np.mean([len(f.test) / len(f.train) for f in outer]))
     predictions = pd.DataFrame({"id": acts.ids, "group": acts.groups, "target": target, "predicted": ours.mean(0)})
     for name, values in others.items():
         predictions[name] = values.mean(0)
@@ -199,28 +213,40 @@ def _by_site(found: NestedPredictions, means: Array, columns: Array, candidates:
         site, position = features.name.rsplit("@", 1)
         value = float(r2[c, 0])
         corrected = (1 + int((highest >= value).sum())) / (1 + len(highest)) if len(highest) else np.nan
-        rows.append({"site": site, "position": position, "r2": value, "p_max": corrected, "null_max_95": float(np.quantile(highest, 0.95)) if len(highest) else np.nan})
+        high = float(np.quantile(highest, 0.95)) if len(highest) else np.nan
+        rows.append({"site": site, "position": position, "r2": value, "p_max": corrected, "null_max_95": high})
     return pd.DataFrame(rows)
 
 
 def _targets(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, model: str | None) -> Array:
+    target = _scores_of(scores, ids, questions, metric, model)
+    if np.ptp(target) == 0:
+        raise InputError(f"the {metric} score is {target[0]:g} for every row; there is nothing to predict")
+    return target
+
+
+def _scores_of(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, model: str | None) -> Array:
     if isinstance(scores, AlignmentScores):
-        table: Mapping[str, float] = scores.per_question(metric, model).to_dict()
+        table: dict[Any, float] = scores.per_question(metric, model).to_dict()
     else:
-        table = dict(scores)
+        table = {name: float(value) for name, value in scores.items()}
     values = []
     for name, question in zip(ids, questions, strict=True):
         value = table.get(name, table.get(question, np.nan))
         if not np.isfinite(value):
             raise InputError(f"row {one_line(name)!r} has no {metric} score; score every question, or select the rows that have one")
         values.append(float(value))
-    target = np.array(values)
-    if np.ptp(target) == 0:
-        raise InputError(f"the {metric} score is {target[0]:g} for every row; there is nothing to predict")
-    return target
+    return np.array(values)
 
 
-def _labels(acts: Activations, questions: Sequence[str], groups: str | Sequence[str] | None) -> tuple[list[str], str]:
+def questions_of(acts: Activations) -> list[str]:
+    """Question of each row: the id without a phrasing's `/p2`."""
+    return [head if tail.isdigit() else name for name in acts.ids for head, _, tail in [name.rpartition("/p")]]
+
+
+def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[list[str], str]:
+    """What is held out together, one label a row, and what to call it. Phrasings of one question never part."""
+    questions = questions_of(acts)
     if groups is None:
         return list(questions), "question"
     if isinstance(groups, str):
@@ -229,7 +255,12 @@ def _labels(acts: Activations, questions: Sequence[str], groups: str | Sequence[
         return list(acts.groups), "group"
     if len(groups) != len(acts):
         raise InputError(f"groups has {len(groups)} labels for {len(acts)} rows; pass one a row")
-    return [str(label) for label in groups], "custom"
+    labels = [str(label) for label in groups]
+    first = dict(zip(reversed(questions), reversed(labels), strict=True))
+    for question, label in zip(questions, labels, strict=True):
+        if first[question] != label:
+            raise InputError(f"groups puts phrasings of question {one_line(question)!r} under {first[question]!r} and {label!r}; give a question one label")
+    return labels, "custom"
 
 
 def _named(sites: str | Sequence[str]) -> list[str]:
@@ -237,7 +268,7 @@ def _named(sites: str | Sequence[str]) -> list[str]:
 
 
 def _shuffled(target: Array, questions: Sequence[str], count: int, seed: int) -> list[Array]:
-    """The scores dealt out anew among questions; phrasings of one question keep moving together."""
+    """The scores dealt out anew among questions; phrasings of one question share the question's mean, and move together."""
     unique = sorted(set(questions))
     of = {name: [i for i, q in enumerate(questions) if q == name] for name in unique}
     rng = numpy_rng(seed, "shuffled scores")

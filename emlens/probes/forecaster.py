@@ -1,6 +1,6 @@
 """A forecaster to keep: chosen by cross-validation on all rows, saved without pickle, applied to new questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from emlens.activations import Activations
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import publishing, read_json, sha256_file, write_json
 from emlens.probes.features import activation_cells
-from emlens.probes.forecast import Scores, predict_alignment
+from emlens.probes.forecast import Scores, labels_of, predict_alignment
 from emlens.probes.ridge import ALPHAS, Array, ridge_path, ridge_weights, standardise
 from emlens.probes.validation import grouped_folds
 
@@ -38,8 +38,8 @@ class Forecaster:
         Raises:
             InputError: the activations lack the forecaster's site or position, or come from another model.
         """
-        mine, theirs = self.facts.get("model"), acts.provenance.get("model")
-        if mine is not None and theirs is not None and mine.get("weights_sha256") != theirs.get("weights_sha256"):
+        mine, theirs = _weights(self.facts.get("model")), _weights(acts.provenance.get("model"))
+        if mine is not None and theirs is not None and mine != theirs:
             raise InputError("acts come from other weights than this forecaster was fitted on; capture them from the same parent model")
         values = acts[self.site, self.position].double().numpy()
         if values.shape[1] != len(self.weights):
@@ -72,14 +72,22 @@ class Forecaster:
 
         Raises:
             InputError: nothing there.
-            IntegrityError: the weights are not those the record describes.
+            IntegrityError: the weights are missing, or not those the record describes.
         """
         path = Path(directory)
         record = read_json(path / "forecaster.json")
-        if sha256_file(path / "forecaster.safetensors") != record["sha256"]:
-            raise IntegrityError(f"{path}: the weights are not those forecaster.json describes; save the forecaster again")
+        if not (path / "forecaster.safetensors").is_file() or sha256_file(path / "forecaster.safetensors") != record["sha256"]:
+            raise IntegrityError(f"{path}: the weights are missing, or not those forecaster.json describes; save the forecaster again")
         tensors = {name: value.numpy() for name, value in load_file(path / "forecaster.safetensors").items()}
-        return cls(record["site"], record["position"], record["alpha"], tensors["weights"], record["intercept"], tensors["mean"], tensors["scale"], record["facts"])
+        head = (record["site"], record["position"], record["alpha"], tensors["weights"], record["intercept"])
+        return cls(*head, tensors["mean"], tensors["scale"], record["facts"])
+
+
+def _weights(facts: Mapping[str, Any] | None) -> tuple[object, object] | None:
+    """What tells models apart: the checkpoint's hash and the adapter's; None where the checkpoint was not hashed."""
+    if facts is None or facts.get("weights_sha256") is None:
+        return None
+    return facts["weights_sha256"], (facts.get("adapter") or {}).get("sha256")
 
 
 def fit_forecaster(
@@ -99,8 +107,8 @@ def fit_forecaster(
     """
     check = predict_alignment(acts, scores, metric, groups=groups, model=model, folds=folds, repeats=1, permutations=0, seed=seed)
     target = check.predictions["target"].to_numpy()
-    labels = list(acts.ids) if groups is None else list(acts.groups) if groups == "group" else list(groups)
-    best: tuple[float, int, float] | None = None
+    labels, _ = labels_of(acts, groups)
+    best = (float("inf"), 0, ALPHAS[0])
     cells = activation_cells(acts)
     everything = np.arange(len(acts))
     tests = grouped_folds(labels, min(folds, len(set(labels))), seed, "forecaster")
@@ -110,10 +118,7 @@ def fit_forecaster(
             fit = np.setdiff1d(everything, test)
             train, held = features.split(fit, test)
             squared += ((ridge_path(train, held, target[fit][:, None])[..., 0] - target[test]) ** 2).sum(1)
-        candidate = (float(squared.min()), c, ALPHAS[int(squared.argmin())])
-        best = candidate if best is None or candidate < best else best
-    if best is None:
-        raise InputError("acts hold no pooled position; capture last_prompt or mean_prompt")
+        best = min(best, (float(squared.min()), c, ALPHAS[int(squared.argmin())]))
     chosen = cells[best[1]]
     scaled, _ = standardise(chosen.values, chosen.values)
     weights, intercept = ridge_weights(scaled, target, best[2])
