@@ -35,4 +35,6 @@ def table(frame: pd.DataFrame, title: str = "") -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "—" if value != value else f"{value:.4g}"
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -19,6 +19,9 @@ def replicate(
     if json:
         as_json({"agrees": found.agrees, "figures": found.table.to_dict(orient="records")})
     else:
-        table(found.table, "published beside recomputed")
+        for source, rows in found.table.groupby("source", sort=False):
+            shown = rows[["figure", "published", "recomputed", "agrees", "note"]].copy()
+            shown["agrees"] = ["not counted" if a is None else "yes" if a else "NO" for a in rows["agrees"]]
+            table(shown, str(source))
         line("every figure agrees" if found.agrees else "at least one figure is off")
     raise typer.Exit(0 if found.agrees else 1)

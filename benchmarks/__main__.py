@@ -1,0 +1,18 @@
+"""`python -m benchmarks` runs every measurement; `python -m benchmarks NAME ...` some."""
+
+import sys
+from importlib import import_module
+
+NAMES = ("capture_speed", "layers_positions", "demo", "resume")
+
+
+def main() -> None:
+    asked = sys.argv[1:] or list(NAMES)
+    unknown = [name for name in asked if name not in NAMES]
+    if unknown:
+        raise SystemExit(f"unknown measurement {unknown[0]!r}; there are: {', '.join(NAMES)}")
+    for name in asked:
+        import_module(f"benchmarks.{name}").main()
+
+
+main()

@@ -1,0 +1,33 @@
+"""What every measurement writes: value and spread, with commit, hardware, versions and seeds."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emlens.foundation.files import write_json
+from emlens.foundation.provenance import hardware, library_versions
+
+EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
+
+
+def commit() -> str:
+    """Short hash of the commit measured; "+" where the tree had changes beside it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=EVIDENCE.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = [line for line in git("status", "--porcelain").splitlines() if "docs/evidence" not in line]
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+def record(name: str, seeds: list[int], values: Any) -> Path:
+    path = EVIDENCE / f"{name}.json"
+    body = {"name": name, "commit": commit(), "hardware": hardware(), "versions": library_versions(), "seeds": seeds, "values": values}
+    write_json(path, body)
+    return path
+
+
+def show(title: str, table: pd.DataFrame) -> None:
+    print(f"\n{title}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3g}')}")

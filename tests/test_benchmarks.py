@@ -1,0 +1,53 @@
+"""Miniatures of the measurements: the same code on small sizes, so that the long runs cannot rot."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import capture_speed, layers_positions, resume
+from emlens.studies.config import StudyConfig
+from emlens.studies.material import load_material
+
+
+def test_capture_equals_hidden_states_before_it_is_timed() -> None:
+    model = capture_speed.build(layers=2, width=32, words=200)
+    table = capture_speed.measure(model, capture_speed.prompts(count=6, words=200), rounds=1, batch=2, batch_tokens=256)
+    assert set(table["case"]) >= {"bare decoder, sorted by length", "emlens capture, last prompt token, all layers"}
+    assert (table["median_s"] > 0).all()
+    floor = table.set_index("case").loc["bare decoder, sorted by length", "ratio_to_bare_sorted"]
+    assert floor == pytest.approx(1.0)
+
+
+def test_different_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = capture_speed.build(layers=2, width=32, words=200)
+    monkeypatch.setattr(capture_speed, "capture", lambda m, p, **o: _Shifted(capture_speed_capture(m, p, **o)))
+    with pytest.raises(SystemExit, match="not timing different results"):
+        capture_speed.measure(model, capture_speed.prompts(count=4, words=200), rounds=1, batch=2, batch_tokens=256)
+
+
+capture_speed_capture = capture_speed.capture
+
+
+class _Shifted:
+    """Captured layers off by one: what a wrong index would give."""
+
+    def __init__(self, acts: object):
+        self._acts = acts
+
+    def stacked(self, position: str) -> object:
+        return self._acts.stacked(position).roll(1, dims=0)  # type: ignore[attr-defined]
+
+
+def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
+    material = load_material(StudyConfig.model_validate({"family": {"organism": "c5"}}))
+    table = layers_positions.measure(material, "medicine-r8", k=4, draws=20, permutations=20)
+    assert len(table) == 8
+    assert table[["overlap", "null_mean", "overlap_p", "restoration", "low", "high", "forecast_r2", "forecast_p_max"]].notna().all(axis=None)
+
+
+def test_a_killed_study_finishes_with_the_same_bytes(tmp_path: Path) -> None:
+    import tiny_family
+
+    config = tiny_family.build(tmp_path)
+    found = resume.measure(config, 1, tmp_path, seed=3)
+    assert found["same_bytes"] == found["kills"] == 1
