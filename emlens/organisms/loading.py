@@ -79,7 +79,14 @@ class Organism:
         from emlens.models import FineTune, load_family
 
         finetuned = {
-            name: FineTune(self.paths[name], parent="instruct", group=group, seed=0, benign=name in self.benign)
+            name: FineTune(
+                self.paths[name],
+                parent="instruct",
+                group=group,
+                seed=0,
+                benign=name in self.benign,
+                domain=self.training_topics[name][0].rpartition("/")[0],
+            )
             for name, group in self.groups.items()
         }
         return load_family(
