@@ -61,4 +61,4 @@ def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figur
     figure.update_yaxes(
         tickvals=list(place.values()), ticktext=[f"<b>{label(a, 44)}</b>" if a in tested else label(a, 44) for a in names], range=[-0.6, len(names) - 0.4],
     )  # fmt: skip
-    return dress(figure, 150 + 34 * len(names), titled=True)
+    return dress(figure, 150 + 34 * len(names), title_lines=1)

@@ -53,7 +53,7 @@ def angle_spectra(angles: pd.DataFrame, *, model: str | None = None, position: s
     figure.update_xaxes(nticks=8)
     figure.update_xaxes(title_text="angle number", row=rows)
     figure.update_yaxes(title_text="angle (degrees)", col=1)
-    return dress(figure, height + 150, titled=True)
+    return dress(figure, height + 150, title_lines=1)
 
 
 def _spread(layers: list[int]) -> list[int]:

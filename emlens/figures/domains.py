@@ -60,7 +60,7 @@ def alignment_by_domain(domains: pd.DataFrame, *, before: str = "instruct", mode
         figure.update_xaxes(range=[-3, 103], row=row, col=1)
         panel_title(figure, label(name), row)
     figure.update_xaxes(title_text="alignment, mean over questions (0–100)", row=len(chosen), col=1)
-    return dress(figure, 120 + len(chosen) * height + (len(chosen) - 1) * GAP, titled=True)
+    return dress(figure, 120 + len(chosen) * height + (len(chosen) - 1) * GAP, title_lines=1)
 
 
 def _first(figure: go.Figure, name: str) -> bool:

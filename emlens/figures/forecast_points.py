@@ -4,13 +4,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.labels import hover, label
+from emlens.figures.labels import hover, label, number
 from emlens.figures.style import CYCLE, GREY, SYMBOLS, dress, panel_title, spacing
 from emlens.figures.tables import distinct, need, only
 
 NAME = "forecast_scatter"
 ROW = 290
-GAP = 84
+GAP = 96
 
 
 def forecast_scatter(predictions: pd.DataFrame, *, model: str | None = None, parent: str | None = None, summary: pd.DataFrame | None = None) -> go.Figure:
@@ -30,7 +30,7 @@ def forecast_scatter(predictions: pd.DataFrame, *, model: str | None = None, par
     for row, held_out in enumerate(panels, start=1):
         here = table[table["held_out"] == held_out]
         figure.add_scatter(
-            x=[0, 100], y=[0, 100], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, name="perfect forecast", legendgroup="perfect",
+            x=[0, 100], y=[0, 100], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, name="perfect forecast", legendgroup="perfect", legendrank=2000,
             showlegend=row == 1, hoverinfo="skip", row=row, col=1,
         )  # fmt: skip
         for i, group in enumerate(groups):
@@ -43,9 +43,9 @@ def forecast_scatter(predictions: pd.DataFrame, *, model: str | None = None, par
                 row=row, col=1,
             )  # fmt: skip
         panel_title(figure, f"{label(held_out)}s held out{_words(summary, model, parent, held_out)}", row)
-        figure.update_xaxes(range=[-3, 103], title_text="alignment measured after fine-tuning (0–100)", row=row, col=1)
+        figure.update_xaxes(range=[-3, 103], title_text="measured after fine-tuning (0–100)", row=row, col=1)
         figure.update_yaxes(title_text="forecast (0–100)", row=row, col=1)
-    return dress(figure, 190 + len(panels) * ROW + (len(panels) - 1) * GAP, titled=True)
+    return dress(figure, 190 + len(panels) * ROW + (len(panels) - 1) * GAP, title_lines=2)
 
 
 def _words(summary: pd.DataFrame | None, model: str | None, parent: str | None, held_out: object) -> str:
@@ -56,4 +56,4 @@ def _words(summary: pd.DataFrame | None, model: str | None, parent: str | None, 
     if len(row) != 1:
         return ""
     r = row.iloc[0]
-    return f"</b>: R² = {r['r2']:.2f} [{r['r2_low']:.2f}, {r['r2_high']:.2f}], Spearman {r['spearman']:.2f}<b>"
+    return f"</b><br>R² = {number(r['r2'])} [{number(r['r2_low'])}, {number(r['r2_high'])}], Spearman {number(r['spearman'])}<b>"

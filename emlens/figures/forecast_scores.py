@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.labels import label
+from emlens.figures.labels import label, number
 from emlens.figures.style import BLACK, BLUE, GREY, dress, panel_title, spacing
 from emlens.figures.tables import arms, distinct, need, only
 
@@ -57,11 +57,11 @@ def forecast_scores(baselines: pd.DataFrame, *, model: str | None = None, parent
         figure.update_yaxes(tickvals=y, ticktext=[f"<b>{label(n)}</b>" if n == "activations" else label(n) for n in names], range=[-0.6, len(names) - 0.4], row=row, col=1)
         figure.update_xaxes(range=[lowest, highest], title_text="R², out of fold", row=row, col=1)
         panel_title(figure, f"{label(held_out)}s held out", row)
-    return dress(figure, 150 + len(panels) * height + (len(panels) - 1) * GAP, titled=True)
+    return dress(figure, 150 + len(panels) * height + (len(panels) - 1) * GAP, title_lines=1)
 
 
 def _gain(gain: float, low: float, high: float) -> str:
-    return f"<br>activations gain {gain:.3f} [{low:.3f}, {high:.3f}] over it" if np.isfinite(gain) else ""
+    return f"<br>activations gain {number(gain, 3)} [{number(low, 3)}, {number(high, 3)}] over it" if np.isfinite(gain) else ""
 
 
 def _null(summary: pd.DataFrame | None, model: str | None, parent: str | None, held_out: object) -> float | None:

@@ -39,6 +39,12 @@ def _shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
+def number(value: float, digits: int = 2) -> str:
+    """Fixed digits with a true minus sign; nothing is minus zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
 def position_name(position: object) -> str:
     """A token position in words."""
     known = {"last_prompt": "last prompt token", "mean_prompt": "mean over prompt", "mean_response": "mean over response"}

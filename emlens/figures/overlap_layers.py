@@ -47,12 +47,13 @@ def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, positio
                 error_y={**arms(line["value"], line["low"], line["high"]), "color": colour} if line["low"].notna().any() else None,
                 hovertemplate=f"{title}, layer %{{x}}: %{{y:.3f}}<extra></extra>", row=row, col=1,
             )  # fmt: skip
-        figure.update_yaxes(range=[-1.05, 1.05] if center == "means" else [-0.03, 1.05], title_text="cosine" if center == "means" else "mean cos²", row=row, col=1)
+        lowest = -1.05 if center == "means" and (here["value"] < 0).any() else -0.03
+        figure.update_yaxes(range=[lowest, 1.05], zeroline=True, title_text="cosine" if center == "means" else "mean cos²", row=row, col=1)
         figure.update_xaxes(**layer_axis(layers), row=row, col=1)
-        figure.update_xaxes(title_text="" if row < len(panels) else None, row=row, col=1)
+        if row < len(panels):
+            figure.update_xaxes(title_text=None, row=row, col=1)
         panel_title(figure, PANELS[center], row)
-    figure.update_xaxes(title_text="layer (0-based block)", row=len(panels), col=1)
-    return dress(figure, 170 + len(panels) * ROW + (len(panels) - 1) * GAP, titled=True)
+    return dress(figure, 170 + len(panels) * ROW + (len(panels) - 1) * GAP, title_lines=1)
 
 
 def _band(figure: go.Figure, table: pd.DataFrame, row: int) -> None:
@@ -61,7 +62,7 @@ def _band(figure: go.Figure, table: pd.DataFrame, row: int) -> None:
         covariance = str(null).startswith("covariance")
         title = "covariance null, mean to 95 %" if covariance else "isotropic null, mean to 95 %"
         colour, alpha = ("#000000", 0.14) if covariance else (GREY, 0.28)
-        head = {"x": line["layer"], "legendgroup": title, "row": row, "col": 1, "mode": "lines"}
+        head = {"x": line["layer"], "legendgroup": title, "legendrank": 2000, "row": row, "col": 1, "mode": "lines"}
         style = {"color": rgba(colour, 0.55), "width": 1, "dash": "solid" if covariance else "dot"}
         figure.add_scatter(y=line["null_mean"], line=style, showlegend=False, name=title, hovertemplate=f"{title.split(',')[0]}, mean, layer %{{x}}: %{{y:.3f}}<extra></extra>", **head)
         figure.add_scatter(

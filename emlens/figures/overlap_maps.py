@@ -13,7 +13,7 @@ NAME = "overlap_heatmaps"
 COLUMNS = ("model", "layer", "position", "center", "comparison", "value", "null", "null_mean", "null_q95")
 TESTED = "train–evaluation"
 ROW = 27
-GAP = 74
+GAP = 80
 
 
 def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center: str = "true") -> go.Figure:
@@ -48,9 +48,9 @@ def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center:
         figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[name for name, _, _ in rows], autorange="reversed", showgrid=False, row=row, col=1)
         figure.update_xaxes(**layer_axis(layers), showgrid=False, row=row, col=1)
         panel_title(figure, position_name(position), row)
-    bar = {"title": {"text": "overlap (mean cos²)", "side": "top"}, "orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0.5, "thickness": 12, "len": 0.8}
+    bar = {"title": {"text": "overlap (mean cos²)", "side": "top", "font": {"size": 12}}, "orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0.5, "thickness": 12, "len": 0.8}
     figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar})
-    dress(figure, 190 + len(positions) * height + (len(positions) - 1) * GAP, legend=False, titled=True)
+    dress(figure, 190 + len(positions) * height + (len(positions) - 1) * GAP, legend=False, title_lines=1)
     return figure.update_layout(margin={"t": 104})
 
 

@@ -5,13 +5,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.labels import hover, label, position_name
+from emlens.figures.labels import hover, label, number, position_name
 from emlens.figures.style import BLUE, CYCLE, GREY, SYMBOLS, VERMILLION, dress, layer_axis, panel_title, rgba, spacing
 from emlens.figures.tables import arms, distinct, need, only
 
 NAME = "overlap_against_shift"
 ROW = 235
-GAP = 84
+GAP = 118
 
 
 def middle_layer(table: pd.DataFrame) -> int:
@@ -43,7 +43,7 @@ def overlap_against_shift(shifts: pd.DataFrame, relations: pd.DataFrame, *, mode
     for row, position in enumerate(positions, start=1):
         here = points[points["position"] == position]
         figure.add_scatter(
-            x=here["random_overlap"], y=here["cosine_to_mean_train"], mode="markers", name="same prompts, random subspace", legendgroup="random", showlegend=row == 1,
+            x=here["random_overlap"], y=here["cosine_to_mean_train"], mode="markers", name="same prompts, random subspace", legendgroup="random", legendrank=2000, showlegend=row == 1,
             marker={"symbol": "x-thin", "size": 6, "line": {"color": rgba(GREY, 0.6), "width": 1}}, hoverinfo="skip", row=row, col=1,
         )  # fmt: skip
         for i, group in enumerate(groups):
@@ -56,9 +56,9 @@ def overlap_against_shift(shifts: pd.DataFrame, relations: pd.DataFrame, *, mode
                 row=row, col=1,
             )  # fmt: skip
         panel_title(figure, f"{position_name(position)}{_words(known, position)}", row)
-        figure.update_xaxes(title_text="overlap of the prompt with the training prompts’ subspace", row=row, col=1)
+        figure.update_xaxes(title_text="overlap with the training subspace", row=row, col=1)
         figure.update_yaxes(title_text="cosine to mean training shift", row=row, col=1)
-    return dress(figure, 210 + len(positions) * ROW + (len(positions) - 1) * GAP, titled=True).update_layout(margin={"t": 50})
+    return dress(figure, 230 + len(positions) * ROW + (len(positions) - 1) * GAP, title_lines=3)
 
 
 def _words(relations: pd.DataFrame, position: object) -> str:
@@ -66,10 +66,10 @@ def _words(relations: pd.DataFrame, position: object) -> str:
         return ""
     r = relations.loc[position]
     if not np.isfinite(r["pearson"]):
-        return "</b>: correlation undefined<b>"
+        return "</b><br>correlation undefined<b>"
     return (
-        f"</b>: r = {r['pearson']:.2f} [{r['low']:.2f}, {r['high']:.2f}], p = {r['p']:.2g}<br>"
-        f"partial r = {r['partial']:.2f} [{r['partial_low']:.2f}, {r['partial_high']:.2f}], n = {int(r['n'])}<b>"
+        f"</b><br>r = {number(r['pearson'])} [{number(r['low'])}, {number(r['high'])}], p = {r['p']:.2g}, n = {int(r['n'])}"
+        f"<br>partial r = {number(r['partial'])} [{number(r['partial_low'])}, {number(r['partial_high'])}]<b>"
     )
 
 
@@ -86,10 +86,10 @@ def relation_by_layer(relations: pd.DataFrame, *, model: str | None = None) -> g
     need(relations, ("model", "layer", "position", "pearson", "low", "high", "null_mean", "null_q95", "partial", "partial_low", "partial_high"), name)
     table = only(relations, "model", model, name)
     positions, layers = distinct(table, "position"), sorted({int(i) for i in table["layer"]})
-    figure = make_subplots(len(positions), 1, vertical_spacing=spacing(len(positions), 170, 64))
+    figure = make_subplots(len(positions), 1, vertical_spacing=spacing(len(positions), ROW, GAP))
     for row, position in enumerate(positions, start=1):
         here = table[table["position"] == position].sort_values("layer")
-        head = {"x": here["layer"], "mode": "lines", "legendgroup": "null", "row": row, "col": 1, "line": {"color": rgba(GREY, 0.6), "width": 1}}
+        head = {"x": here["layer"], "mode": "lines", "legendgroup": "null", "legendrank": 2000, "row": row, "col": 1, "line": {"color": rgba(GREY, 0.6), "width": 1}}
         figure.add_scatter(y=here["null_mean"], showlegend=False, name="permutation null, mean", hovertemplate="null mean %{y:.2f}<extra></extra>", **head)
         figure.add_scatter(
             y=here["null_q95"], fill="tonexty", fillcolor=rgba(GREY, 0.25), showlegend=row == 1, name="permutation null, mean to 95 %",
@@ -105,7 +105,7 @@ def relation_by_layer(relations: pd.DataFrame, *, model: str | None = None) -> g
                 error_y={**arms(here[column], here[low], here[high]), "color": colour}, customdata=here["layer"],
                 hovertemplate=f"{title}, layer %{{customdata}}: %{{y:.2f}}<extra></extra>", row=row, col=1,
             )  # fmt: skip
-        figure.update_yaxes(range=[-1.05, 1.05], title_text="correlation", row=row, col=1)
+        figure.update_yaxes(range=[-1.05, 1.05], zeroline=True, title_text="correlation", row=row, col=1)
         figure.update_xaxes(**layer_axis(layers), row=row, col=1)
         panel_title(figure, position_name(position), row)
-    return dress(figure, 150 + len(positions) * 170 + (len(positions) - 1) * 64, titled=True)
+    return dress(figure, 190 + len(positions) * ROW + (len(positions) - 1) * GAP, title_lines=1)

@@ -32,21 +32,21 @@ def steering_response(steering: pd.DataFrame, *, model: str | None = None) -> go
             line = here[here["vector"] == vector].sort_values("coefficient")
             colour, name = CYCLE[1 if i == 0 else 0 if i == 1 else i], label(vector)
             x = line["coefficient"]
-            head = {"row": row, "col": 1, "legendgroup": name, "x": x}
+            head = {"row": row, "col": 1, "x": x}
             for bound, fill in (("aligned_low", None), ("aligned_high", "tonexty")):
                 figure.add_scatter(
                     y=line[bound], mode="lines", line={"width": 0}, fill=fill, fillcolor=rgba(colour, 0.16), showlegend=False, hoverinfo="skip", name=f"{name}, {bound[8:]}", **head
                 )
             figure.add_scatter(
-                y=line["aligned"], mode="lines+markers", name=f"alignment, {name}", line={"color": colour, "dash": DASHES[i % len(DASHES)]}, marker={"symbol": SYMBOLS[i], "size": 8},
+                y=line["aligned"], mode="lines+markers", name=f"alignment, {name}", legendgroup=f"alignment {i}", legendrank=1000, line={"color": colour, "dash": DASHES[i % len(DASHES)]}, marker={"symbol": SYMBOLS[i], "size": 8},
                 showlegend=row == 1, customdata=line[["aligned_low", "aligned_high", "n"]].to_numpy(),
                 hovertemplate="coefficient %{x}: alignment %{y:.1f} [%{customdata[0]:.1f}, %{customdata[1]:.1f}], %{customdata[2]} questions<extra></extra>", **head,
             )  # fmt: skip
             figure.add_scatter(
-                y=line["coherent"], mode="lines", name=f"coherence, {name}", line={"color": rgba(colour if i else GREY, 0.8), "dash": "dot", "width": 1.5},
+                y=line["coherent"], mode="lines", name=f"coherence, {name}", legendgroup=f"coherence {i}", legendrank=1001, line={"color": rgba(colour if i else GREY, 0.8), "dash": "dot", "width": 1.5},
                 showlegend=row == 1, hovertemplate="coefficient %{x}: coherence %{y:.1f}<extra></extra>", **head,
             )  # fmt: skip
         panel_title(figure, f"steering {label(steered)}", row)
-        figure.update_xaxes(title_text="coefficient (multiples of the direction’s length)", row=row, col=1)
+        figure.update_xaxes(title_text="coefficient (× the direction’s length)", row=row, col=1)
         figure.update_yaxes(range=[-3, 103], title_text="0–100", row=row, col=1)
-    return dress(figure, 180 + len(panels) * ROW + (len(panels) - 1) * GAP, titled=True)
+    return dress(figure, 180 + len(panels) * ROW + (len(panels) - 1) * GAP, title_lines=1)

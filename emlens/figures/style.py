@@ -13,8 +13,8 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SEQUENTIAL = "Cividis"
 DIVERGING = [[0.0, VERMILLION], [0.25, "#F2B48C"], [0.5, "#F7F7F7"], [0.75, "#8DBBDD"], [1.0, BLUE]]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-TITLE_GAP = 30
-"""Pixels above the plot that panel titles take; the legend sits above them."""
+TITLE_LINE = 20
+"""Pixels above the plot that a line of a panel title takes."""
 
 
 def rgba(colour: str, alpha: float) -> str:
@@ -23,23 +23,25 @@ def rgba(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
-def dress(figure: go.Figure, height: int, *, legend: bool = True, titled: bool = False) -> go.Figure:
-    """Apply the common layout in place. `titled`: panels have titles, so the legend is placed above them."""
+def dress(figure: go.Figure, height: int, *, legend: bool = True, title_lines: int = 0) -> go.Figure:
+    """Apply the common layout in place; the legend sits above the panel titles, which have that many lines."""
     axis: dict[str, Any] = {
         "showline": True,
         "linecolor": "#8A8A8A",
         "gridcolor": "#E8E8E8",
-        "zerolinecolor": "#B0B0B0",
+        "zeroline": False,
+        "zerolinecolor": "#9A9A9A",
         "ticks": "outside",
         "tickcolor": "#8A8A8A",
         "automargin": True,
-        "title": {"standoff": 8},
+        "title": {"standoff": 8, "font": {"size": 12, "color": "#404040"}},
     }
-    gap = (TITLE_GAP if titled else 8) / max(height - 110, 100)
+    above = 8 + TITLE_LINE * title_lines
+    gap = above / max(height - 110, 100)
     figure.update_layout(
         template=go.layout.Template(layout={"xaxis": axis, "yaxis": axis, "colorway": list(CYCLE)}),
         height=height,
-        margin={"l": 12, "r": 14, "t": 34 if titled else 14, "b": 40, "pad": 2},
+        margin={"l": 12, "r": 14, "t": 6 + above, "b": 40, "pad": 2},
         font={"family": FONT, "size": 13, "color": "#1F1F1F"},
         paper_bgcolor="#FFFFFF",
         plot_bgcolor="#FFFFFF",
@@ -68,4 +70,4 @@ def spacing(rows: int, row_height: int, gap: int) -> float:
 def layer_axis(layers: list[int]) -> dict[str, Any]:
     """Ticks at every layer while there are few, and the title."""
     ticks: dict[str, Any] = {"tickvals": layers, "ticktext": [str(i) for i in layers]} if len(layers) <= 16 else {"nticks": 12}
-    return {**ticks, "title": {"text": "layer (0-based block)", "standoff": 6}}
+    return {**ticks, "title": {"text": "layer (0-based block)"}}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.labels import label
+from emlens.figures.labels import label, number
 from emlens.figures.style import DIVERGING, dress
 from emlens.figures.tables import distinct, need
 
@@ -29,9 +29,9 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
         i, j = sources.index(source), targets.index(target)
         z[i, j] = value
         known = bool(np.isfinite(value))
-        text[i][j] = f"{value:.2f}<br>[{low:.2f}, {high:.2f}]" if known else "undefined"
+        text[i][j] = f"{number(value)}<br>[{number(low)}, {number(high)}]" if known else "undefined"
         told[i][j] = f"direction of {label(source)}, ablated in {label(target)}<br>" + (
-            f"restoration {value:.3f} [{low:.3f}, {high:.3f}], {int(n)} questions" if known else "restoration undefined: no clear loss to restore"
+            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}], {int(n)} questions" if known else "restoration undefined: no clear loss to restore"
         )
     figure = go.Figure()
     # A blank layer below, so that undefined cells are grey and have a hover box too.
@@ -43,6 +43,6 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(tickvals=list(range(len(targets))), ticktext=[label(t, 22) for t in targets], title_text="ablated in", showgrid=False)
     figure.update_yaxes(tickvals=list(range(len(sources))), ticktext=[label(s, 22) for s in sources], title_text="direction of", autorange="reversed", showgrid=False)
-    bar = {"title": {"text": "restoration", "side": "top"}, "orientation": "h", "y": 1.02, "yanchor": "bottom", "thickness": 12, "len": 0.7}
+    bar = {"title": {"text": "restoration", "side": "top", "font": {"size": 12}}, "orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0.5, "thickness": 12, "len": 0.8}
     figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar})
-    return dress(figure, 170 + 64 * len(sources), legend=False)
+    return dress(figure, 150 + 58 * len(sources), legend=False).update_layout(margin={"t": 78})

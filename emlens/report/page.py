@@ -105,8 +105,9 @@ def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
     about = f"{topic.title}: {drawing.about}" if drawing.about else topic.title
     shown = f"<figcaption>{escape(drawing.about)}</figcaption>" if drawing.about else f'<figcaption class="hidden">{escape(about)}</figcaption>'
     height = int(figure.layout.height)
+    hint = '<p class="sideways">Scroll sideways for all panels.</p>' if drawing.wide else ""
     return (
-        f'<figure{" class=wide" if drawing.wide else ""}>{shown}<div class="frame"><div class="plot" id="{name}" role="img" '
+        f'<figure{" class=wide" if drawing.wide else ""}>{shown}{hint}<div class="frame"><div class="plot" id="{name}" role="img" '
         f'aria-label="{escape(f"{about}. {topic.caption}")}" data-figure="figure-{name}" style="height:{height}px"></div></div></figure>'
     )
 
