@@ -1,0 +1,189 @@
+import json
+import shutil
+import threading
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from emlens.foundation import LoadError, StateError
+from emlens.foundation.provenance import hash_directory
+from emlens.models import adapters, load_family, load_model
+
+
+@pytest.fixture
+def model(files):
+    return load_model(files / "instruct")
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_adapters_share_one_copy_of_the_base(files):
+    family = load_family(files / "instruct", finetuned={"one": files / "one", "two": files / "two"})
+    embeddings = [family[name].module.get_input_embeddings().weight.data_ptr() for name in family]
+    assert len(set(embeddings)) == 1
+    assert family["one"].module is family.instruct.module
+
+
+def test_selection_nests_and_gives_the_base_back(files, model, prompts):
+    untouched, through = plain(model, prompts), model.logits(prompts)
+    bank = model.bank
+    bank.attach(files / "one", "one")
+    bank.attach(files / "two", "two")
+    seen = {}
+    for name in ("one", "two"):
+        with bank.selected(name):
+            seen[name] = plain(model, prompts)
+    with bank.selected("one"):
+        assert torch.equal(plain(model, prompts), seen["one"])
+        with bank.selected("two"):
+            assert torch.equal(plain(model, prompts), seen["two"])
+            with bank.selected(None):
+                assert torch.equal(plain(model, prompts), untouched)
+        assert torch.equal(plain(model, prompts), seen["one"])
+        with pytest.raises(RuntimeError, match="planted"), bank.selected("two"):
+            raise RuntimeError("planted")
+        assert torch.equal(plain(model, prompts), seen["one"])
+    assert torch.equal(model.logits(prompts), through)
+    assert not torch.equal(seen["one"], seen["two"]) and not torch.equal(seen["one"], untouched)
+
+
+def plain(model, prompts):
+    """Logits of whatever is in force on the module, without emlens."""
+    row = model.render(prompts)[0]
+    with torch.no_grad():
+        return model.module(torch.tensor([row.ids])).logits[0, -1:]
+
+
+def test_gradient_flags_stand_as_they_were(files, model):
+    parameters = dict(model.module.named_parameters())
+    chosen = parameters["model.norm.weight"]
+    chosen.requires_grad_(True)
+    model.bank.attach(files / "one", "one")
+    with model.bank.selected("one"):
+        pass
+    on = [name for name, p in model.module.named_parameters() if p.requires_grad]
+    assert on == ["model.norm.weight"]
+
+
+def test_two_threads_read_what_one_reads(files, prompts):
+    family = load_family(files / "instruct", finetuned={"one": files / "one", "two": files / "two"})
+    names = ["one", "two", "instruct"]
+    expected = {name: family[name].logits(prompts, batch_tokens=16) for name in names}
+    assert not torch.equal(expected["one"], expected["two"])
+    found = {name: [] for name in names}
+    start = threading.Barrier(len(names))
+
+    def work(name):
+        start.wait()
+        found[name] += [family[name].logits(prompts, batch_tokens=16) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in names:
+        assert len(found[name]) == 5 and all(torch.equal(value, expected[name]) for value in found[name])
+
+
+def refused(model, prompts, path, match, **options):
+    """The attempt fails by name, and model and bank are bit for bit as before."""
+    before, logits = weights(model), model.logits(prompts)
+    with pytest.raises(LoadError, match=match):
+        model.bank.attach(path, "x", **options)
+    assert same(weights(model), before)
+    assert torch.equal(model.logits(prompts), logits)
+    assert "x" not in model.bank.names
+
+
+def altered(files, tmp_path, change):
+    path = shutil.copytree(files / "one", tmp_path / "altered")
+    file = path / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    return path
+
+
+@pytest.mark.parametrize("already", [False, True], ids=["first", "second"])
+def test_adapters_that_do_not_fit_leave_the_base_alone(files, model, prompts, tmp_path, already):
+    if already:
+        model.bank.attach(files / "two", "two")
+        with model.bank.selected("two"):
+            other = plain(model, prompts)
+    refused(model, prompts, files / "wide-adapter", "does not fit the base model it was given")
+    moved = altered(files, tmp_path, lambda t: {k.replace("layers.0", "layers.9"): v for k, v in t.items()})
+    refused(model, prompts, moved, "adapter tensors found no place in the base model, first")
+    model.bank.attach(files / "one", "one")
+    with model.bank.selected("one"):
+        assert not torch.equal(plain(model, prompts), plain(load_model(files / "instruct"), prompts))
+    if already:
+        with model.bank.selected("two"):
+            assert torch.equal(plain(model, prompts), other)
+
+
+def test_names_that_match_nothing(files, model, prompts, tmp_path):
+    path = shutil.copytree(files / "one", tmp_path / "nowhere")
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
+    refused(model, prompts, path, "does not fit the base model")
+
+
+def test_what_is_not_an_adapter(files, model, prompts, tmp_path):
+    refused(model, prompts, files / "base", "holds no adapter_config.json; pass a directory saved by PEFT")
+    path = shutil.copytree(files / "one", tmp_path / "bare")
+    (path / "adapter_model.safetensors").unlink()
+    refused(model, prompts, path, "holds no adapter_model.safetensors; save the adapter with safe_serialization=True")
+    (path / "adapter_model.safetensors").write_bytes(b"no tensors")
+    refused(model, prompts, path, "does not fit the base model")
+
+
+def test_adapters_that_change_the_base_itself(files, model, prompts, tmp_path):
+    biased = tiny_models.build_adapter(tmp_path / "biased", files / "instruct", bias="lora_only")
+    refused(model, prompts, biased, "also trains biases or whole modules")
+    whole = tiny_models.build_adapter(tmp_path / "whole", files / "instruct", modules_to_save=["lm_head"])
+    refused(model, prompts, whole, "also trains biases or whole modules")
+    key = "base_model.model.model.embed_tokens.weight"
+    embeddings = altered(files, tmp_path, lambda t: {**t, key: torch.zeros(46, 32)})
+    refused(model, prompts, embeddings, "also holds weights of the base itself, first 'base_model.model.model.embed_tokens")
+
+
+def test_weights_that_did_not_arrive(files, model, prompts, monkeypatch):
+    monkeypatch.setattr(adapters, "load_file", lambda path: {k: 2 * v for k, v in load_file(path).items()})
+    refused(model, prompts, files / "one", "was not loaded as it stands in the file")
+
+
+def test_a_recorded_parent_is_held_to(files, model, prompts, tmp_path):
+    path = shutil.copytree(files / "one", tmp_path / "recorded")
+    own = hash_directory(files / "instruct")
+    (path / "emlens.json").write_text(json.dumps({"parent_sha256": "f" * 64}))
+    refused(model, prompts, path, f"weights hash begins ffffffffffff, but the base given has {own[:12]}", weights_hash=own)
+    with pytest.raises(LoadError, match="pass the base it was trained on"):
+        load_family(files / "instruct", finetuned={"x": path})
+    (path / "emlens.json").write_text(json.dumps({"parent_sha256": own}))
+    model.bank.attach(path, "x", weights_hash=own)
+
+
+def test_names_on_one_model(files, model):
+    model.bank.attach(files / "one", "one")
+    with pytest.raises(LoadError, match="adapter name 'one' is already on this model"):
+        model.bank.attach(files / "two", "one")
+    with pytest.raises(StateError, match=r"adapter 'three' is not on this model; it has \['one'\]"), model.bank.selected("three"):
+        pass
+
+
+def test_dropout_of_an_adapter_is_off(files, model, prompts):
+    model.bank.attach(files / "two", "two")
+    with model.bank.selected("two"):
+        assert torch.equal(plain(model, prompts), plain(model, prompts))
+
+
+def test_facts(files):
+    facts = adapters.adapter_facts(files / "two")
+    assert facts["r"] == 3 and facts["target_modules"] == ["up_proj", "v_proj"]

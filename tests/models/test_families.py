@@ -1,0 +1,169 @@
+import json
+import shutil
+from itertools import count
+
+import pytest
+import tiny_models
+import torch
+
+from emlens.data import PromptSet
+from emlens.foundation import InputError, LoadError, UnknownNameError
+from emlens.models import FineTune, check_same_rows, families, load_family, load_model
+from emlens.models.hooked import HookedModel
+
+
+@pytest.fixture(scope="module")
+def family(files):
+    tuned = {
+        "one": FineTune(files / "one", group="bad", seed=3, domain="x"),
+        "two": FineTune(files / "two", benign=True),
+        "full": files / "full",
+        "on-base": FineTune(files / "full", parent="base"),
+    }
+    return load_family(files / "instruct", base=files / "base", finetuned=tuned)
+
+
+def test_names_and_lookups(family):
+    assert list(family) == family.names == ["base", "instruct", "one", "two", "full", "on-base"]
+    assert repr(family) == "Family(base, instruct, one, two, full, on-base)"
+    assert family["base"] is family.base and family["instruct"] is family.instruct
+    assert family["one"] is family.finetuned["one"]
+    assert list(family.group("bad")) == ["one"]
+    assert family.parent_of("one") is family.instruct and family.parent_of("on-base") is family.base
+    assert family.parent_of("instruct") is family.instruct
+    with pytest.raises(UnknownNameError, match="model 'three' is not in this family; it has base, instruct, one, two"):
+        family["three"]
+    with pytest.raises(UnknownNameError, match="model 'three' is not in this family"):
+        family.parent_of("three")
+    with pytest.raises(UnknownNameError, match="group 'good' is not in this family; it has bad"):
+        family.group("good")
+
+
+def test_provenance_says_which_is_which(family, files):
+    facts = family["one"].provenance
+    assert (facts["finetune"], facts["parent"], facts["group"], facts["seed"], facts["benign"]) == ("one", "instruct", "bad", 3, False)
+    assert facts["adapter"]["r"] == 2 and facts["merged"] is False
+    assert family.instruct.provenance["adapter"] is None
+    assert facts["weights_sha256"] == family.instruct.provenance["weights_sha256"] != family["full"].provenance["weights_sha256"]
+    json.dumps([family[name].provenance for name in family])
+
+
+def test_all_models_differ_and_give_what_they_give_alone(family, files, prompts):
+    logits = {name: family[name].logits(prompts) for name in ("base", "instruct", "one", "two", "full")}
+    for a in logits:
+        assert all(a == b or not torch.equal(logits[a], logits[b]) for b in logits)
+    assert torch.equal(logits["instruct"], load_model(files / "instruct").logits(prompts))
+    assert torch.equal(logits["full"], load_model(files / "full").logits(prompts))
+    alone = load_family(files / "instruct", finetuned={"one": files / "one"})
+    assert torch.equal(logits["one"], alone["one"].logits(prompts))
+
+
+def test_the_base_borrows_the_template(family, files, prompts):
+    assert family.base.chat_template == family.instruct.chat_template == tiny_models.TEMPLATE
+    assert family.base.provenance["chat_template_lent"] is True
+    assert family.base.render(prompts) == family.instruct.render(prompts)
+    assert "chat_template_lent" not in family.instruct.provenance
+    alone = load_model(files / "base")
+    assert alone.chat_template is None
+    lent = families.with_template(alone, "x")
+    assert alone.chat_template is None and lent.chat_template == "x" and lent.module is alone.module
+    assert families.with_template(lent, None) is lent
+    with pytest.raises(InputError, match="is a chat, but the tokenizer has no chat template"):
+        alone.render(prompts)
+
+
+def test_a_template_may_be_given_for_all(files, prompts):
+    template = tiny_models.TEMPLATE.replace("<end>", "w1")
+    family = load_family(files / "instruct", finetuned={"full": files / "full"}, chat_template=template)
+    assert family["full"].chat_template == family.instruct.chat_template == template
+
+
+def test_without_a_base(files):
+    family = load_family(files / "instruct")
+    assert not family.has_base and family.names == ["instruct"]
+    with pytest.raises(UnknownNameError, match=r"this family has no base model; pass base= to load_family"):
+        family.base  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("tuned", "error", "match"),
+    [
+        (lambda f: {"base": f / "one"}, InputError, "fine-tune name 'base' is taken by a parent"),
+        (lambda f: {"x": FineTune(f / "one", parent="base")}, InputError, "fine-tune 'x' has parent 'base', which this family lacks"),
+        (lambda f: {"x": FineTune(f / "one", parent="chat")}, InputError, "fine-tune 'x' has parent 'chat', which this family lacks"),
+        (lambda f: {"x": f / "absent"}, LoadError, "fine-tune 'x': .*absent: no such directory"),
+        (lambda f: {"x": f / "zero"}, LoadError, "the adapter changes no activation; its weights may be zero"),
+        (lambda f: {"x": f / "wide"}, LoadError, "'x' has 3 blocks of width 16, but 'instruct' has 3 of 32; they are not one family"),
+        (lambda f: {"x": f / "wide-adapter"}, LoadError, "does not fit the base model it was given"),
+    ],
+)
+def test_what_is_refused(files, tuned, error, match):
+    with pytest.raises(error, match=match):
+        load_family(files / "instruct", finetuned=tuned(files))
+
+
+def test_a_base_of_another_width(files):
+    with pytest.raises(LoadError, match="'base' has 3 blocks of width 16"):
+        load_family(files / "instruct", base=files / "wide")
+
+
+def test_an_adapter_that_cannot_be_switched_off(files, monkeypatch):
+    numbers = count()
+    monkeypatch.setattr(families, "_probe", lambda model: torch.tensor(next(numbers)))
+    with pytest.raises(LoadError, match="switching the adapter off does not give the parent model back"):
+        load_family(files / "instruct", finetuned={"one": files / "one"})
+
+
+def test_adapters_need_the_transformers_backend(files, monkeypatch):
+    class Other(HookedModel):
+        backend = "other"
+        run = _generate = unembedding = None
+
+    parent = load_model(files / "instruct")
+    facts = {name: getattr(parent, name) for name in ("name", "tokenizer", "n_layers", "d_model", "device", "max_length", "chat_template", "provenance")}
+    monkeypatch.setattr(families, "load_model", lambda *a, **k: Other(**facts))
+    with pytest.raises(InputError, match="backend 'other' cannot hold adapters; load the family with backend='transformers'"):
+        load_family(files / "instruct", finetuned={"one": files / "one"})
+
+
+def swapped_tokenizer(files, tmp_path, change):
+    path = shutil.copytree(files / "full", tmp_path / "swapped")
+    file = path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content["model"]["vocab"])
+    file.write_text(json.dumps(content))
+    return load_model(path)
+
+
+def test_tokenizers_that_differ(files, tmp_path, shared):
+    prompts = PromptSet.from_texts(["w1 w2", "w3 w4"])
+
+    def swap(vocabulary):
+        vocabulary["w3"], vocabulary["w30"] = vocabulary["w30"], vocabulary["w3"]
+
+    other = swapped_tokenizer(files, tmp_path, swap)
+    with pytest.raises(InputError, match="prompt 'p1' renders to different ids under 'instruct' .2 tokens. and 'swapped' .2"):
+        check_same_rows(shared, other, list(prompts))
+    check_same_rows(shared, other, list(prompts[:1]))
+    check_same_rows(shared, load_model(files / "full"), list(prompts))
+
+
+def test_one_id_for_two_tokens(files, tmp_path, shared):
+    def rename(vocabulary):
+        vocabulary["<user>"], vocabulary["<human>"] = 44, vocabulary.pop("<user>")
+        vocabulary.pop("w38")
+
+    other = swapped_tokenizer(files, tmp_path, rename)
+    other.chat_template = tiny_models.TEMPLATE.replace("'<' + m['role'] + '> '", "'<human> '")
+    with pytest.raises(InputError, match="prompt 'p0' uses an id that is another token under 'swapped' than under 'instruct'"):
+        check_same_rows(shared, other, list(PromptSet.from_questions(["w1 w2"])))
+
+
+def test_a_boundary_that_differs(files, shared):
+    prompts = PromptSet.from_messages([[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]], upto="all")
+    other = load_model(files / "full")
+    other.chat_template = tiny_models.TEMPLATE.replace("'<assistant>'", "''")
+    mine, theirs = shared.render(prompts)[0], other.render(prompts)[0]
+    assert mine.ids == theirs.ids and mine.prompt_end != theirs.prompt_end
+    with pytest.raises(InputError, match="renders to different ids"):
+        check_same_rows(shared, other, list(prompts))

@@ -1,0 +1,92 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from emlens.foundation import InputError, LoadError
+from emlens.foundation.provenance import hash_directory
+from emlens.models import load_model
+
+
+def test_what_is_loaded_is_what_lies_on_disk(files):
+    model = load_model(files / "instruct", name="me")
+    plain = AutoModelForCausalLM.from_pretrained(files / "instruct", dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(model.module.parameters(), plain.parameters(), strict=True))
+    assert not model.module.training and not any(p.requires_grad for p in model.module.parameters())
+    assert (model.name, model.n_layers, model.d_model, model.max_length) == ("me", 3, 32, 128)
+    assert repr(model) == "HookedModel('me', backend='transformers', n_layers=3, d_model=32)"
+    facts = model.provenance
+    assert facts["weights_sha256"] == hash_directory(files / "instruct")
+    assert (facts["architecture"], facts["dtype"], facts["backend"], facts["adapter"]) == ("qwen2", "float32", "transformers", None)
+    json.dumps(facts)
+    assert load_model(files / "instruct").name == "instruct"
+
+
+def test_the_tokenizer_reads_as_its_file_says(files):
+    plain = PreTrainedTokenizerFast.from_pretrained(files / "instruct")
+    text = "<user> w1 w2 w39 <end> nothing"
+    assert load_model(files / "instruct").tokenizer(text)["input_ids"] == plain(text)["input_ids"] == [2, 7, 8, 45, 1, 5]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtypes(files, dtype):
+    model = load_model(files / "instruct", dtype=dtype)
+    assert model.provenance["dtype"] == "bfloat16"
+    assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"backend": "jax"}, "backend 'jax' is unknown; pass one of transformers"),
+        ({"dtype": "int3"}, "dtype 'int3' is unknown; pass 'auto' or one of float32"),
+        ({"device": "abacus"}, "device 'abacus' is not a torch device"),
+    ],
+)
+def test_options_that_do_not_exist(files, options, match):
+    with pytest.raises(InputError, match=match):
+        load_model(files / "instruct", **options)
+
+
+def test_a_gpu_that_is_not_there(files, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device 'cuda' was asked for, but torch sees no GPU here"):
+        load_model(files / "instruct", device="cuda")
+
+
+def test_paths_that_are_no_model(files, tmp_path):
+    with pytest.raises(LoadError, match="absent: no such directory; pass a directory saved by save_pretrained, or a hub id"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(LoadError, match="some/local/path: no such directory"):
+        load_model("some/local/path")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LoadError, match=r"file: is a file; pass the directory that holds config\.json"):
+        load_model(tmp_path / "file")
+    with pytest.raises(LoadError, match="one: is an adapter, not a whole model; pass it to load_family"):
+        load_model(files / "one")
+    with pytest.raises(LoadError, match=r"holds no config\.json; pass a directory saved by save_pretrained"):
+        load_model(tmp_path)
+    with pytest.raises(LoadError, match="org/name: could not be loaded as a causal language model"):
+        load_model("org/name")
+
+
+def test_damaged_checkpoints(files, tmp_path):
+    path = shutil.copytree(files / "instruct", tmp_path / "damaged")
+    whole = load_file(path / "model.safetensors")
+    left_out = "model.layers.1.mlp.down_proj.weight"
+    save_file({k: v for k, v in whole.items() if k != left_out}, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadError, match=f"holds no weights for 1 tensors of a 'qwen2' model, first '{left_out}'"):
+        load_model(path)
+    (path / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(LoadError, match="could not be loaded as a causal language model"):
+        load_model(path)
+
+
+def test_tied_embeddings_are_not_missing(tmp_path):
+    import tiny_models
+
+    model = load_model(tiny_models.build(tmp_path / "tied", tie_word_embeddings=True))
+    assert model.unembedding().data_ptr() == model.module.get_input_embeddings().weight.data_ptr()
