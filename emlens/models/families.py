@@ -98,7 +98,7 @@ class Family:
         """The fine-tunes of one group, by name."""
         found = {name: model for name, model in self.finetuned.items() if self.specs[name].group == group}
         if not found:
-            groups = sorted({spec.group for spec in self.specs.values()})
+            groups = sorted({spec.group for spec in self.specs.values()} - {""})
             raise UnknownNameError(f"group {group!r} is not in this family; it has {', '.join(groups) or 'none'}")
         return found
 
