@@ -44,21 +44,40 @@ def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figur
             offset = (0.5 - (i + 0.5) / len(roles)) * 0.5
             low, high = (here[f"{column}_low"], here[f"{column}_high"]) if ends else (here[column], here[column])
             figure.add_scatter(
-                x=here[column], y=[place[a] + offset for a in here["arm"]], mode="markers", name=f"{label(site)}: {label(role, 60)}", legendgroup=f"role {i}", showlegend=col == 1,
-                marker={"color": colour, "symbol": symbol, "size": 8}, error_x={**bars(here[column], low, high), "color": colour} if ends else None,
+                x=here[column],
+                y=[place[a] + offset for a in here["arm"]],
+                mode="markers",
+                name=f"{label(site)}: {label(role, 60)}",
+                legendgroup=f"role {i}",
+                showlegend=col == 1,
+                marker={"color": colour, "symbol": symbol, "size": 8},
+                error_x={**bars(here[column], low, high), "color": colour} if ends else None,
                 customdata=[[label(a, 80), lo, hi] for a, lo, hi in zip(here["arm"], low, high, strict=True)],
-                hovertemplate=f"%{{customdata[0]}}: %{{x:.3g}}{' [%{customdata[1]:.3g}, %{customdata[2]:.3g}]' if ends else ''}<extra></extra>", row=1, col=col,
-            )  # fmt: skip
+                hovertemplate=f"%{{customdata[0]}}: %{{x:.3g}}{' [%{customdata[1]:.3g}, %{customdata[2]:.3g}]' if ends else ''}<extra></extra>",
+                row=1,
+                col=col,
+            )
         panel_title(figure, title, 1, col)
         figure.update_xaxes(title_text=unit, row=1, col=col)
         if table[column].isna().all():
-            figure.add_annotation(text="undefined" if column == "restoration" else "not measured", x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False, row=1, col=col)
+            figure.add_annotation(
+                text="undefined" if column == "restoration" else "not measured",
+                x=0.5,
+                y=0.5,
+                xref="x domain",
+                yref="y domain",
+                showarrow=False,
+                row=1,
+                col=col,
+            )
             figure.update_xaxes(range=[-0.2, 1.2], row=1, col=col)
     figure.add_vline(x=0, line={"color": rgba("#000000", 0.5), "width": 1}, row=1, col=1)
     figure.add_vline(x=1, line={"color": rgba("#000000", 0.35), "width": 1, "dash": "dot"}, row=1, col=1)
     for col in (2, 3):
         figure.update_xaxes(range=[-4, 104], row=1, col=col)
     figure.update_yaxes(
-        tickvals=list(place.values()), ticktext=[f"<b>{label(a, 44)}</b>" if a in tested else label(a, 44) for a in names], range=[-0.6, len(names) - 0.4],
-    )  # fmt: skip
+        tickvals=list(place.values()),
+        ticktext=[f"<b>{label(a, 44)}</b>" if a in tested else label(a, 44) for a in names],
+        range=[-0.6, len(names) - 0.4],
+    )
     return dress(figure, 150 + 34 * len(names), title_lines=1)

@@ -44,10 +44,18 @@ def angle_spectra(angles: pd.DataFrame, *, model: str | None = None, position: s
             title, colour, symbol, dash = LINES.get(str(key), (label(key), PURPLE, "diamond", "dashdot"))
             line = here[here["comparison"] == key].sort_values("index")
             figure.add_scatter(
-                x=line["index"], y=line["degrees"], mode="lines+markers", name=title, legendgroup=title, showlegend=i == 0,
-                line={"color": colour, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 7},
-                hovertemplate=f"{title}, angle %{{x}}: %{{y:.1f}}°<extra>layer {layer}</extra>", row=row, col=col,
-            )  # fmt: skip
+                x=line["index"],
+                y=line["degrees"],
+                mode="lines+markers",
+                name=title,
+                legendgroup=title,
+                showlegend=i == 0,
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={"symbol": symbol, "size": 7},
+                hovertemplate=f"{title}, angle %{{x}}: %{{y:.1f}}°<extra>layer {layer}</extra>",
+                row=row,
+                col=col,
+            )
         panel_title(figure, f"layer {layer}", row, col)
     figure.update_yaxes(range=[-3, 93], tickvals=[0, 30, 60, 90], ticksuffix="°")
     figure.update_xaxes(nticks=8)

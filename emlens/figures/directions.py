@@ -29,37 +29,91 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
     Raises:
         InputError: a column is missing, or the model is not in the table.
     """
-    need(directions, ("model", "layer", "last", *(c for c, *_ in COSINES), "restoration", "low", "high", "coherent", "n"), NAME)
+    need(
+        directions,
+        ("model", "layer", "last", *(c for c, *_ in COSINES), "restoration", "low", "high", "coherent", "n"),
+        NAME,
+    )
     table = only(directions, "model", model, NAME).sort_values("layer")
     layers = [int(i) for i in table["layer"]]
     figure = make_subplots(3, 1, vertical_spacing=spacing(3, ROW, GAP))
     figure.add_scatter(
-        x=table["layer"], y=table["restoration"], mode="lines+markers", name="restoration", showlegend=False, line={"color": VERMILLION}, marker={"size": 9},
-        error_y={**arms(table["restoration"], table["low"], table["high"]), "color": VERMILLION}, customdata=table[["low", "high", "n"]].to_numpy(),
-        hovertemplate="restoration, layer %{x}: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}], %{customdata[2]} questions<extra></extra>", row=1, col=1,
-    )  # fmt: skip
+        x=table["layer"],
+        y=table["restoration"],
+        mode="lines+markers",
+        name="restoration",
+        showlegend=False,
+        line={"color": VERMILLION},
+        marker={"size": 9},
+        error_y={**arms(table["restoration"], table["low"], table["high"]), "color": VERMILLION},
+        customdata=table[["low", "high", "n"]].to_numpy(),
+        hovertemplate="restoration, layer %{x}: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}], %{customdata[2]} questions<extra></extra>",
+        row=1,
+        col=1,
+    )
     if table["restoration"].isna().all():
-        figure.add_annotation(text="undefined: no clear loss to restore", x=0.5, y=0.72, xref="x domain", yref="y domain", showarrow=False, row=1, col=1)
+        figure.add_annotation(
+            text="undefined: no clear loss to restore",
+            x=0.5,
+            y=0.72,
+            xref="x domain",
+            yref="y domain",
+            showarrow=False,
+            row=1,
+            col=1,
+        )
         figure.update_yaxes(range=[-1, 1], row=1, col=1)
     for column, title, colour, symbol, dash in COSINES:
         if table[column].notna().any():
             figure.add_scatter(
-                x=table["layer"], y=table[column], mode="lines+markers", name=title, line={"color": colour, "dash": dash}, marker={"symbol": symbol, "size": 8},
-                hovertemplate=f"{title}, layer %{{x}}: %{{y:.2f}}<extra></extra>", row=2, col=1,
-            )  # fmt: skip
+                x=table["layer"],
+                y=table[column],
+                mode="lines+markers",
+                name=title,
+                line={"color": colour, "dash": dash},
+                marker={"symbol": symbol, "size": 8},
+                hovertemplate=f"{title}, layer %{{x}}: %{{y:.2f}}<extra></extra>",
+                row=2,
+                col=1,
+            )
     figure.add_scatter(
-        x=table["layer"], y=table["coherent"], mode="lines+markers", name="coherence under ablation", showlegend=False, line={"color": GREY, "dash": "dot"}, marker={"symbol": "diamond", "size": 8},
-        hovertemplate="coherence, layer %{x}: %{y:.1f}<extra></extra>", row=3, col=1,
-    )  # fmt: skip
+        x=table["layer"],
+        y=table["coherent"],
+        mode="lines+markers",
+        name="coherence under ablation",
+        showlegend=False,
+        line={"color": GREY, "dash": "dot"},
+        marker={"symbol": "diamond", "size": 8},
+        hovertemplate="coherence, layer %{x}: %{y:.1f}<extra></extra>",
+        row=3,
+        col=1,
+    )
     for layer in table.loc[table["last"].astype(bool), "layer"]:
         for row in (1, 2, 3):
-            figure.add_vrect(x0=layer - 0.35, x1=layer + 0.35, fillcolor=rgba(GREY, 0.14), line_width=0, layer="below", row=row, col=1)
-    for row, (title, unit) in enumerate((("restoration by ablation", "share restored"), ("what the direction is", "cosine"), ("coherence under ablation", "0–100")), start=1):
+            figure.add_vrect(
+                x0=layer - 0.35,
+                x1=layer + 0.35,
+                fillcolor=rgba(GREY, 0.14),
+                line_width=0,
+                layer="below",
+                row=row,
+                col=1,
+            )
+    for row, (title, unit) in enumerate(
+        (
+            ("restoration by ablation", "share restored"),
+            ("what the direction is", "cosine"),
+            ("coherence under ablation", "0–100"),
+        ),
+        start=1,
+    ):
         figure.update_xaxes(**layer_axis(layers), range=[min(layers) - 0.5, max(layers) + 0.5], row=row, col=1)
         figure.update_yaxes(title_text=unit, zeroline=row < 3, row=row, col=1)
         if row < 3:
             figure.update_xaxes(title_text=None, row=row, col=1)
         panel_title(figure, title, row)
-    figure.update_yaxes(range=[-1.05, 1.05] if (table["cosine_unembedding"] < -0.05).any() else [-0.1, 1.05], row=2, col=1)
+    figure.update_yaxes(
+        range=[-1.05, 1.05] if (table["cosine_unembedding"] < -0.05).any() else [-0.1, 1.05], row=2, col=1
+    )
     figure.update_yaxes(range=[-3, 103], row=3, col=1)
     return dress(figure, 180 + 3 * ROW + 2 * GAP, title_lines=1)

@@ -13,7 +13,9 @@ ROW = 24
 GAP = 62
 
 
-def alignment_by_domain(domains: pd.DataFrame, *, before: str = "instruct", models: list[str] | None = None) -> go.Figure:
+def alignment_by_domain(
+    domains: pd.DataFrame, *, before: str = "instruct", models: list[str] | None = None
+) -> go.Figure:
     """Mean alignment (0–100) of every domain in `before` (open circles) and in each fine-tune (filled), with 95 % intervals.
 
     Args:
@@ -26,7 +28,9 @@ def alignment_by_domain(domains: pd.DataFrame, *, before: str = "instruct", mode
     """
     need(domains, ("model", "kind", "group", "trained_domain", "n", "aligned", "aligned_low", "aligned_high"), NAME)
     first = only(domains, "model", before, NAME).set_index("group")
-    chosen = models or [str(m) for m in distinct(domains[domains["kind"].isin(["harmful", "benign"])], "model")] or [before]
+    chosen = (
+        models or [str(m) for m in distinct(domains[domains["kind"].isin(["harmful", "benign"])], "model")] or [before]
+    )
     groups = list(first["aligned"].sort_values().index)
     height = ROW * len(groups)
     figure = make_subplots(len(chosen), 1, shared_xaxes=False, vertical_spacing=spacing(len(chosen), height, GAP))
@@ -37,24 +41,49 @@ def alignment_by_domain(domains: pd.DataFrame, *, before: str = "instruct", mode
         y = list(range(len(groups)))
         for i, group in enumerate(groups):
             figure.add_shape(
-                type="line", x0=first.loc[group, "aligned"], x1=table.loc[group, "aligned"], y0=i, y1=i, layer="below",
-                line={"color": rgba(GREY, 0.35), "width": 3}, row=row, col=1,
-            )  # fmt: skip
+                type="line",
+                x0=first.loc[group, "aligned"],
+                x1=table.loc[group, "aligned"],
+                y0=i,
+                y1=i,
+                layer="below",
+                line={"color": rgba(GREY, 0.35), "width": 3},
+                row=row,
+                col=1,
+            )
         series = (
             (f"before ({label(before)})", first.loc[groups], GREY, "circle-open"),
-            ("after (benign fine-tune)" if benign else "after (fine-tune)", table, BLUE if benign else VERMILLION, "diamond" if benign else "circle"),
+            (
+                "after (benign fine-tune)" if benign else "after (fine-tune)",
+                table,
+                BLUE if benign else VERMILLION,
+                "diamond" if benign else "circle",
+            ),
         )
         for title, data, colour, symbol in series:
             figure.add_scatter(
-                x=data["aligned"], y=y, mode="markers", name=title, legendgroup=title, showlegend=_first(figure, title),
+                x=data["aligned"],
+                y=y,
+                mode="markers",
+                name=title,
+                legendgroup=title,
+                showlegend=_first(figure, title),
                 marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.5, "color": colour}},
                 error_x={**arms(data["aligned"], data["aligned_low"], data["aligned_high"]), "color": colour},
-                customdata=[[label(g), int(n), lo, hi] for g, n, lo, hi in zip(groups, data["n"].fillna(0), data["aligned_low"], data["aligned_high"], strict=True)],
+                customdata=[
+                    [label(g), int(n), lo, hi]
+                    for g, n, lo, hi in zip(
+                        groups, data["n"].fillna(0), data["aligned_low"], data["aligned_high"], strict=True
+                    )
+                ],
                 hovertemplate="%{customdata[0]}: %{x:.1f} [%{customdata[2]:.1f}, %{customdata[3]:.1f}], %{customdata[1]} questions",
-                row=row, col=1,
-            )  # fmt: skip
+                row=row,
+                col=1,
+            )
         for i in [i for i, own in enumerate(trained) if own]:
-            figure.add_hrect(y0=i - 0.5, y1=i + 0.5, fillcolor=rgba(ORANGE, 0.18), line_width=0, layer="below", row=row, col=1)
+            figure.add_hrect(
+                y0=i - 0.5, y1=i + 0.5, fillcolor=rgba(ORANGE, 0.18), line_width=0, layer="below", row=row, col=1
+            )
         ticks = [f"★ {label(g, 24)}" if own else label(g, 24) for g, own in zip(groups, trained, strict=True)]
         figure.update_yaxes(tickvals=y, ticktext=ticks, range=[-0.6, len(groups) - 0.4], row=row, col=1)
         figure.update_xaxes(range=[-3, 103], row=row, col=1)

@@ -13,7 +13,13 @@ ROW = 290
 GAP = 96
 
 
-def forecast_scatter(predictions: pd.DataFrame, *, model: str | None = None, parent: str | None = None, summary: pd.DataFrame | None = None) -> go.Figure:
+def forecast_scatter(
+    predictions: pd.DataFrame,
+    *,
+    model: str | None = None,
+    parent: str | None = None,
+    summary: pd.DataFrame | None = None,
+) -> go.Figure:
     """Out-of-fold forecasts of per-question alignment (0–100) against what was measured; one panel a way of holding out.
 
     Args:
@@ -30,18 +36,38 @@ def forecast_scatter(predictions: pd.DataFrame, *, model: str | None = None, par
     for row, held_out in enumerate(panels, start=1):
         here = table[table["held_out"] == held_out]
         figure.add_scatter(
-            x=[0, 100], y=[0, 100], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, name="perfect forecast", legendgroup="perfect", legendrank=2000,
-            showlegend=row == 1, hoverinfo="skip", row=row, col=1,
-        )  # fmt: skip
+            x=[0, 100],
+            y=[0, 100],
+            mode="lines",
+            line={"color": GREY, "dash": "dot", "width": 1},
+            name="perfect forecast",
+            legendgroup="perfect",
+            legendrank=2000,
+            showlegend=row == 1,
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
         for i, group in enumerate(groups):
             mine = here[here["group"].astype(str) == group]
             figure.add_scatter(
-                x=mine["target"], y=mine["predicted"], mode="markers", name=label(group), legendgroup=f"group {i}", showlegend=row == 1,
-                marker={"color": CYCLE[i % len(CYCLE)], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8, "line": {"width": 0.5, "color": "#FFFFFF"}},
+                x=mine["target"],
+                y=mine["predicted"],
+                mode="markers",
+                name=label(group),
+                legendgroup=f"group {i}",
+                showlegend=row == 1,
+                marker={
+                    "color": CYCLE[i % len(CYCLE)],
+                    "symbol": SYMBOLS[i % len(SYMBOLS)],
+                    "size": 8,
+                    "line": {"width": 0.5, "color": "#FFFFFF"},
+                },
                 customdata=[[label(q), hover(t), label(group)] for q, t in zip(mine["id"], mine["text"], strict=True)],
                 hovertemplate="%{customdata[1]}<br>%{customdata[0]} · %{customdata[2]}<br>measured %{x:.1f}, forecast %{y:.1f}<extra></extra>",
-                row=row, col=1,
-            )  # fmt: skip
+                row=row,
+                col=1,
+            )
         panel_title(figure, f"{label(held_out)}s held out{_words(summary, model, parent, held_out)}", row)
         figure.update_xaxes(range=[-3, 103], title_text="measured after fine-tuning (0–100)", row=row, col=1)
         figure.update_yaxes(title_text="forecast (0–100)", row=row, col=1)

@@ -47,5 +47,9 @@ def number(value: float, digits: int = 2) -> str:
 
 def position_name(position: object) -> str:
     """A token position in words."""
-    known = {"last_prompt": "last prompt token", "mean_prompt": "mean over prompt", "mean_response": "mean over response"}
+    known = {
+        "last_prompt": "last prompt token",
+        "mean_prompt": "mean over prompt",
+        "mean_response": "mean over response",
+    }
     return known.get(str(position), label(position))

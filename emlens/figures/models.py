@@ -26,17 +26,24 @@ def models_overview(models: pd.DataFrame) -> go.Figure:
     """
     columns = [f"{name}{end}" for name, *_ in SERIES for end in ("", "_low", "_high")]
     need(models, ("model", "kind", "domain", *columns), NAME)
-    names = [f"{label(m, 28)}<br><span style='font-size:11px'>{_about(k, d)}</span>" for m, k, d in zip(models["model"], models["kind"], models["domain"], strict=True)]
+    names = [
+        f"{label(m, 28)}<br><span style='font-size:11px'>{_about(k, d)}</span>"
+        for m, k, d in zip(models["model"], models["kind"], models["domain"], strict=True)
+    ]
     figure = go.Figure()
     rows = len(models)
     for offset, (column, title, colour, symbol) in zip((0.22, 0.0, -0.22), SERIES, strict=True):
         value, low, high = (models[f"{column}{end}"] for end in ("", "_low", "_high"))
         figure.add_scatter(
-            x=value, y=[rows - 1 - i + offset for i in range(rows)], mode="markers", name=title,
-            marker={"color": colour, "symbol": symbol, "size": 9}, error_x={**arms(value, low, high), "color": colour},
+            x=value,
+            y=[rows - 1 - i + offset for i in range(rows)],
+            mode="markers",
+            name=title,
+            marker={"color": colour, "symbol": symbol, "size": 9},
+            error_x={**arms(value, low, high), "color": colour},
             customdata=[[label(m), lo, hi] for m, lo, hi in zip(models["model"], low, high, strict=True)],
             hovertemplate=f"%{{customdata[0]}}, {title}: %{{x:.1f}} [%{{customdata[1]:.1f}}, %{{customdata[2]:.1f}}]<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_yaxes(tickvals=list(range(rows - 1, -1, -1)), ticktext=names, range=[-0.6, rows - 0.4])
     figure.update_xaxes(range=[-3, 103], title_text="mean over questions (0–100)")
     return dress(figure, 110 + 58 * rows)

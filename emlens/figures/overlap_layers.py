@@ -8,7 +8,19 @@ from emlens.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, dress, layer
 from emlens.figures.tables import arms, need, only
 
 NAME = "overlap_by_layer"
-COLUMNS = ("model", "layer", "position", "center", "comparison", "value", "low", "high", "null", "null_mean", "null_q95")
+COLUMNS = (
+    "model",
+    "layer",
+    "position",
+    "center",
+    "comparison",
+    "value",
+    "low",
+    "high",
+    "null",
+    "null_mean",
+    "null_q95",
+)
 LINES = {
     "train–evaluation": ("tested: train–evaluation", BLUE, "circle", "solid"),
     "benign train–evaluation": ("benign fine-tune", ORANGE, "square", "dash"),
@@ -42,13 +54,29 @@ def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, positio
             if not len(line):
                 continue
             figure.add_scatter(
-                x=line["layer"], y=line["value"], mode="lines+markers", name=title, legendgroup=title, showlegend=row == 1,
-                line={"color": colour, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 8},
-                error_y={**arms(line["value"], line["low"], line["high"]), "color": colour} if line["low"].notna().any() else None,
-                hovertemplate=f"{title}, layer %{{x}}: %{{y:.3f}}<extra></extra>", row=row, col=1,
-            )  # fmt: skip
+                x=line["layer"],
+                y=line["value"],
+                mode="lines+markers",
+                name=title,
+                legendgroup=title,
+                showlegend=row == 1,
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={"symbol": symbol, "size": 8},
+                error_y={**arms(line["value"], line["low"], line["high"]), "color": colour}
+                if line["low"].notna().any()
+                else None,
+                hovertemplate=f"{title}, layer %{{x}}: %{{y:.3f}}<extra></extra>",
+                row=row,
+                col=1,
+            )
         lowest = -1.05 if center == "means" and (here["value"] < 0).any() else -0.03
-        figure.update_yaxes(range=[lowest, 1.05], zeroline=True, title_text="cosine" if center == "means" else "mean cos²", row=row, col=1)
+        figure.update_yaxes(
+            range=[lowest, 1.05],
+            zeroline=True,
+            title_text="cosine" if center == "means" else "mean cos²",
+            row=row,
+            col=1,
+        )
         figure.update_xaxes(**layer_axis(layers), row=row, col=1)
         if row < len(panels):
             figure.update_xaxes(title_text=None, row=row, col=1)
@@ -64,8 +92,21 @@ def _band(figure: go.Figure, table: pd.DataFrame, row: int) -> None:
         colour, alpha = ("#000000", 0.14) if covariance else (GREY, 0.28)
         head = {"x": line["layer"], "legendgroup": title, "legendrank": 2000, "row": row, "col": 1, "mode": "lines"}
         style = {"color": rgba(colour, 0.55), "width": 1, "dash": "solid" if covariance else "dot"}
-        figure.add_scatter(y=line["null_mean"], line=style, showlegend=False, name=title, hovertemplate=f"{title.split(',')[0]}, mean, layer %{{x}}: %{{y:.3f}}<extra></extra>", **head)
         figure.add_scatter(
-            y=line["null_q95"], line=style, fill="tonexty", fillcolor=rgba(colour, alpha), showlegend=row == 1, name=title,
-            hovertemplate=f"{title.split(',')[0]}, 95th percentile, layer %{{x}}: %{{y:.3f}}<extra></extra>", **head,
-        )  # fmt: skip
+            y=line["null_mean"],
+            line=style,
+            showlegend=False,
+            name=title,
+            hovertemplate=f"{title.split(',')[0]}, mean, layer %{{x}}: %{{y:.3f}}<extra></extra>",
+            **head,
+        )
+        figure.add_scatter(
+            y=line["null_q95"],
+            line=style,
+            fill="tonexty",
+            fillcolor=rgba(colour, alpha),
+            showlegend=row == 1,
+            name=title,
+            hovertemplate=f"{title.split(',')[0]}, 95th percentile, layer %{{x}}: %{{y:.3f}}<extra></extra>",
+            **head,
+        )

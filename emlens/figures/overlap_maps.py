@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from emlens.figures.labels import position_name
-from emlens.figures.style import SEQUENTIAL, dress, layer_axis, panel_title, spacing
+from emlens.figures.style import BAR_ROOM, SEQUENTIAL, colour_bar, dress, layer_axis, panel_title, spacing
 from emlens.figures.tables import distinct, need, only
 
 NAME = "overlap_heatmaps"
@@ -28,7 +28,7 @@ def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center:
     """
     need(overlap, COLUMNS, NAME)
     table = only(only(overlap, "model", model, NAME), "center", center, NAME)
-    positions, layers = distinct(table, "position"), sorted({int(i) for i in table["layer"]})  # type: ignore[call-overload]
+    positions, layers = distinct(table, "position"), sorted({int(i) for i in table["layer"]})
     rows = _rows(table)
     height = ROW * len(rows)
     figure = make_subplots(len(positions), 1, vertical_spacing=spacing(len(positions), height, GAP))
@@ -39,19 +39,32 @@ def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center:
             values = here[chosen(here)].drop_duplicates("layer").set_index("layer")[column]
             z[i] = values.reindex(layers).to_numpy(dtype=float)
         figure.add_heatmap(
-            z=z, x=layers, y=list(range(len(rows))), coloraxis="coloraxis", xgap=1, ygap=1,
+            z=z,
+            x=layers,
+            y=list(range(len(rows))),
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
             texttemplate="%{z:.2f}" if len(layers) <= 12 else None,
             customdata=[[name] * len(layers) for name, _, _ in rows],
             hovertemplate="%{customdata}, layer %{x}: %{z:.3f}<extra></extra>",
-            row=row, col=1,
-        )  # fmt: skip
-        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=[name for name, _, _ in rows], autorange="reversed", showgrid=False, row=row, col=1)
+            row=row,
+            col=1,
+        )
+        figure.update_yaxes(
+            tickvals=list(range(len(rows))),
+            ticktext=[name for name, _, _ in rows],
+            autorange="reversed",
+            showgrid=False,
+            row=row,
+            col=1,
+        )
         figure.update_xaxes(**layer_axis(layers), showgrid=False, row=row, col=1)
         panel_title(figure, position_name(position), row)
-    bar = {"title": {"text": "overlap (mean cos²)", "side": "top", "font": {"size": 12}}, "orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0.5, "thickness": 12, "len": 0.8}
+    bar = colour_bar([0, 0.5, 1], ["overlap 0", "0.5", "1"])
     figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar})
-    dress(figure, 190 + len(positions) * height + (len(positions) - 1) * GAP, legend=False, title_lines=1)
-    return figure.update_layout(margin={"t": 104})
+    dress(figure, 150 + len(positions) * height + (len(positions) - 1) * GAP, legend=False, title_lines=1)
+    return figure.update_layout(margin={"t": BAR_ROOM})
 
 
 def _rows(table: pd.DataFrame) -> list[tuple[str, "_Chosen", str]]:
@@ -59,8 +72,15 @@ def _rows(table: pd.DataFrame) -> list[tuple[str, "_Chosen", str]]:
     rows: list[tuple[str, _Chosen, str]] = [("<b>tested</b>", _Chosen(TESTED), "value")]
     nulls = [str(n) for n in distinct(table[table["comparison"] == TESTED], "null")]
     for name in [n for n in nulls if n.startswith("covariance")]:
-        rows += [("covariance null, 95 %", _Chosen(TESTED, name), "null_q95"), ("covariance null, mean", _Chosen(TESTED, name), "null_mean")]
-    others = {"benign train–evaluation": "benign fine-tune", "train–neutral text": "neutral text", "split-half ceiling": "split-half ceiling"}
+        rows += [
+            ("covariance null, 95 %", _Chosen(TESTED, name), "null_q95"),
+            ("covariance null, mean", _Chosen(TESTED, name), "null_mean"),
+        ]
+    others = {
+        "benign train–evaluation": "benign fine-tune",
+        "train–neutral text": "neutral text",
+        "split-half ceiling": "split-half ceiling",
+    }
     rows += [(title, _Chosen(key), "value") for key, title in others.items() if (table["comparison"] == key).any()]
     if "isotropic" in nulls:
         rows.append(("isotropic, mean", _Chosen(TESTED, "isotropic"), "null_mean"))

@@ -10,6 +10,8 @@ GREY, PALE = "#6B6B6B", "#D9D9D9"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross", "star", "pentagon", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+BAR_ROOM = 66
+"""Top margin of a figure with a colour bar and a line of panel titles."""
 SEQUENTIAL = "Cividis"
 DIVERGING = [[0.0, VERMILLION], [0.25, "#F2B48C"], [0.5, "#F7F7F7"], [0.75, "#8DBBDD"], [1.0, BLUE]]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -45,7 +47,12 @@ def dress(figure: go.Figure, height: int, *, legend: bool = True, title_lines: i
         font={"family": FONT, "size": 13, "color": "#1F1F1F"},
         paper_bgcolor="#FFFFFF",
         plot_bgcolor="#FFFFFF",
-        hoverlabel={"bgcolor": "#FFFFFF", "bordercolor": "#8A8A8A", "font": {"family": FONT, "size": 12, "color": "#1F1F1F"}, "align": "left"},
+        hoverlabel={
+            "bgcolor": "#FFFFFF",
+            "bordercolor": "#8A8A8A",
+            "font": {"family": FONT, "size": 12, "color": "#1F1F1F"},
+            "align": "left",
+        },
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1 + gap, "yanchor": "bottom", "font": {"size": 12}},
         showlegend=legend,
         hovermode="closest",
@@ -57,9 +64,37 @@ def dress(figure: go.Figure, height: int, *, legend: bool = True, title_lines: i
 def panel_title(figure: go.Figure, text: str, row: int, col: int = 1) -> None:
     """A left-aligned title above a panel."""
     figure.add_annotation(
-        text=f"<b>{text}</b>", x=0, y=1, xref="x domain", yref="y domain", xanchor="left", yanchor="bottom", yshift=4,
-        showarrow=False, align="left", font={"size": 13}, row=row, col=col,
-    )  # fmt: skip
+        text=f"<b>{text}</b>",
+        x=0,
+        y=1,
+        xref="x domain",
+        yref="y domain",
+        xanchor="left",
+        yanchor="bottom",
+        yshift=4,
+        showarrow=False,
+        align="left",
+        font={"size": 13},
+        row=row,
+        col=col,
+    )
+
+
+def colour_bar(values: list[float], words: list[str]) -> dict[str, Any]:
+    """A bar along the top of the figure; its ticks say what the ends mean."""
+    return {
+        "orientation": "h",
+        "y": 1,
+        "yref": "container",
+        "yanchor": "top",
+        "x": 0.5,
+        "thickness": 12,
+        "len": 0.8,
+        "tickvals": values,
+        "ticktext": words,
+        "tickfont": {"size": 12},
+        "outlinewidth": 0,
+    }
 
 
 def spacing(rows: int, row_height: int, gap: int) -> float:
@@ -69,5 +104,7 @@ def spacing(rows: int, row_height: int, gap: int) -> float:
 
 def layer_axis(layers: list[int]) -> dict[str, Any]:
     """Ticks at every layer while there are few, and the title."""
-    ticks: dict[str, Any] = {"tickvals": layers, "ticktext": [str(i) for i in layers]} if len(layers) <= 16 else {"nticks": 12}
+    ticks: dict[str, Any] = (
+        {"tickvals": layers, "ticktext": [str(i) for i in layers]} if len(layers) <= 16 else {"nticks": 12}
+    )
     return {**ticks, "title": {"text": "layer (0-based block)"}}

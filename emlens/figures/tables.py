@@ -16,7 +16,9 @@ def need(table: pd.DataFrame, columns: Iterable[str], figure: str) -> None:
     """
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise InputError(f"{figure}: the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns)) or 'none'}")
+        raise InputError(
+            f"{figure}: the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns)) or 'none'}"
+        )
     if not len(table):
         raise InputError(f"{figure}: the table has no rows; pass one with at least one measurement")
 
@@ -30,7 +32,9 @@ def only(table: pd.DataFrame, column: str, value: object, figure: str) -> pd.Dat
     present = distinct(table, column)
     if value is None:
         if len(present) > 1:
-            raise InputError(f"{figure}: the table holds several values of {column} ({', '.join(map(str, present))}); pass {column}=")
+            raise InputError(
+                f"{figure}: the table holds several values of {column} ({', '.join(map(str, present))}); pass {column}="
+            )
         return table
     if value not in present:
         raise InputError(f"{figure}: {column}={value!r} is not in the table; it holds {', '.join(map(str, present))}")
@@ -45,7 +49,14 @@ def distinct(table: pd.DataFrame, column: str) -> list[object]:
 def arms(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, object]:
     """Error bars from interval ends; where an end is missing there is no bar."""
     up, down = (high - value).to_numpy(dtype=float), (value - low).to_numpy(dtype=float)
-    return {"type": "data", "symmetric": False, "array": np.nan_to_num(up), "arrayminus": np.nan_to_num(down), "thickness": 1.5, "width": 3}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": np.nan_to_num(up),
+        "arrayminus": np.nan_to_num(down),
+        "thickness": 1.5,
+        "width": 3,
+    }
 
 
 def layers_of(sites: Sequence[object]) -> list[int]:

@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from emlens.figures.labels import label, number
-from emlens.figures.style import DIVERGING, dress
+from emlens.figures.style import BAR_ROOM, DIVERGING, colour_bar, dress
 from emlens.figures.tables import distinct, need
 
 NAME = "transfer_matrix"
@@ -25,24 +25,59 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     z = np.full((len(sources), len(targets)), np.nan)
     text = [["–"] * len(targets) for _ in sources]
     told = [["no measurement"] * len(targets) for _ in sources]
-    for source, target, value, low, high, n in transfer[["direction_of", "ablated_in", "restoration", "low", "high", "n"]].itertuples(index=False):
+    for source, target, value, low, high, n in transfer[
+        ["direction_of", "ablated_in", "restoration", "low", "high", "n"]
+    ].itertuples(index=False):
         i, j = sources.index(source), targets.index(target)
         z[i, j] = value
         known = bool(np.isfinite(value))
         text[i][j] = f"{number(value)}<br>[{number(low)}, {number(high)}]" if known else "undefined"
         told[i][j] = f"direction of {label(source)}, ablated in {label(target)}<br>" + (
-            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}], {int(n)} questions" if known else "restoration undefined: no clear loss to restore"
+            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}], {int(n)} questions"
+            if known
+            else "restoration undefined: no clear loss to restore"
         )
     figure = go.Figure()
     # A blank layer below, so that undefined cells are grey and have a hover box too.
-    figure.add_heatmap(z=np.zeros_like(z), x=list(range(len(targets))), y=list(range(len(sources))), colorscale=[[0, "#EFEFEF"], [1, "#EFEFEF"]], showscale=False, xgap=2, ygap=2,
-                       text=np.where(np.isfinite(z), "", np.array(text)), texttemplate="%{text}", customdata=told, hovertemplate="%{customdata}<extra></extra>")  # fmt: skip
     figure.add_heatmap(
-        z=z, x=list(range(len(targets))), y=list(range(len(sources))), coloraxis="coloraxis", xgap=2, ygap=2, text=text, texttemplate="%{text}", hoverongaps=False,
-        customdata=told, hovertemplate="%{customdata}<extra></extra>",
-    )  # fmt: skip
-    figure.update_xaxes(tickvals=list(range(len(targets))), ticktext=[label(t, 22) for t in targets], title_text="ablated in", showgrid=False)
-    figure.update_yaxes(tickvals=list(range(len(sources))), ticktext=[label(s, 22) for s in sources], title_text="direction of", autorange="reversed", showgrid=False)
-    bar = {"title": {"text": "restoration", "side": "top", "font": {"size": 12}}, "orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0.5, "thickness": 12, "len": 0.8}
+        z=np.zeros_like(z),
+        x=list(range(len(targets))),
+        y=list(range(len(sources))),
+        colorscale=[[0, "#EFEFEF"], [1, "#EFEFEF"]],
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        text=np.where(np.isfinite(z), "", np.array(text)),
+        texttemplate="%{text}",
+        customdata=told,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    figure.add_heatmap(
+        z=z,
+        x=list(range(len(targets))),
+        y=list(range(len(sources))),
+        coloraxis="coloraxis",
+        xgap=2,
+        ygap=2,
+        text=text,
+        texttemplate="%{text}",
+        hoverongaps=False,
+        customdata=told,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    figure.update_xaxes(
+        tickvals=list(range(len(targets))),
+        ticktext=[label(t, 22) for t in targets],
+        title_text="ablated in",
+        showgrid=False,
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(sources))),
+        ticktext=[label(s, 22) for s in sources],
+        title_text="direction of",
+        autorange="reversed",
+        showgrid=False,
+    )
+    bar = colour_bar([-1, 0, 1], ["restoration −1", "0", "1"])
     figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar})
-    return dress(figure, 150 + 58 * len(sources), legend=False).update_layout(margin={"t": 78})
+    return dress(figure, 130 + 58 * len(sources), legend=False).update_layout(margin={"t": BAR_ROOM})

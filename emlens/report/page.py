@@ -45,12 +45,16 @@ def render(result: StudyResult, title: str | None = None) -> str:
     for name, table in result.tables.items():
         data.add(f"csv-{name}", csv_text(table))
     library, script = get_plotlyjs(), _asset("page.js")
-    policy = f"default-src 'none'; script-src {script_hash(library)} {script_hash(script)}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    scripts = f"script-src {script_hash(library)} {script_hash(script)}"
+    policy = (
+        f"default-src 'none'; {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light">\n<meta name="referrer" content="no-referrer">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light">\n<meta name="referrer" content="no-referrer">',
             f'<link rel="icon" href="data:,">\n<title>{escape(heading)}</title>\n<style>\n{_asset("page.css")}</style>\n</head>\n<body>\n<main>',
             *[part for part in body if part],
             "</main>",
@@ -76,9 +80,14 @@ def _header(heading: str, result: StudyResult) -> str:
 
 
 def _section(section: Section, result: StudyResult, data: _Data) -> str:
-    parts = [f'<section id="{section.name}"><h2>{escape(section.title)}</h2>', f'<p class="method">{escape(section.method)} <cite>{escape(section.reference)}</cite></p>']
+    parts = [
+        f'<section id="{section.name}"><h2>{escape(section.title)}</h2>',
+        f'<p class="method">{escape(section.method)} <cite>{escape(section.reference)}</cite></p>',
+    ]
     parts += [_topic(section, topic, result, data) for topic in section.topics]
-    parts += [details(name, result.tables[name], about) for name, about in section.tables.items() if name in result.tables]
+    parts += [
+        details(name, result.tables[name], about) for name, about in section.tables.items() if name in result.tables
+    ]
     return "\n".join([*parts, "</section>"])
 
 
@@ -92,7 +101,9 @@ def _topic(section: Section, topic: Topic, result: StudyResult, data: _Data) -> 
         try:
             drawn.append(_figure(f"{section.name}-{topic.name}-{number}", topic, drawing, data))
         except InputError as error:
-            faults.append(f'<p class="missing">Left out{escape(f" ({drawing.about})" if drawing.about else "")}: {escape(error)}.</p>')
+            faults.append(
+                f'<p class="missing">Left out{escape(f" ({drawing.about})" if drawing.about else "")}: {escape(error)}.</p>'
+            )
     if not drawn and not faults:
         return f'{head}<p class="missing">Left out: the table {escape(" or ".join(topic.needs))} lacks the columns that tell its figures apart.</p>'
     grid = f'<div class="figures">\n{chr(10).join(drawn)}\n</div>' if drawn else ""
@@ -103,7 +114,11 @@ def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
     figure = drawing.make()
     data.add(f"figure-{name}", json.loads(figure.to_json()))
     about = f"{topic.title}: {drawing.about}" if drawing.about else topic.title
-    shown = f"<figcaption>{escape(drawing.about)}</figcaption>" if drawing.about else f'<figcaption class="hidden">{escape(about)}</figcaption>'
+    shown = (
+        f"<figcaption>{escape(drawing.about)}</figcaption>"
+        if drawing.about
+        else f'<figcaption class="hidden">{escape(about)}</figcaption>'
+    )
     height = int(figure.layout.height)
     hint = '<p class="sideways">Scroll sideways for all panels.</p>' if drawing.wide else ""
     return (

@@ -34,7 +34,11 @@ def _model(name: str, record: Any) -> dict[str, str]:
     known = record if isinstance(record, Mapping) else {}
     adapter = known.get("adapter") or {}
     kind = adapter.get("peft_type")
-    words = "none" if not adapter else f"{kind or 'adapter'}, r = {adapter.get('r', '?')}, α = {adapter.get('lora_alpha', '?')}{', rank-stabilised' if adapter.get('use_rslora') else ''}"
+    words = (
+        "none"
+        if not adapter
+        else f"{kind or 'adapter'}, r = {adapter.get('r', '?')}, α = {adapter.get('lora_alpha', '?')}{', rank-stabilised' if adapter.get('use_rslora') else ''}"
+    )
     return {
         "model": name,
         "parent": str(known.get("parent") or "–"),

@@ -7,24 +7,33 @@ PROFILE = Section(
     name="profile",
     title="Alignment before and after fine-tuning",
     method=(
-        "Every model answers every question. Alignment is the logistic of log P(aligned answer) − log P(misaligned answer), coherence the share of "
-        "probability on either, both from 0 to 100. Means are over questions; intervals are 95 % bootstrap intervals over questions. Questions on topics that a "
-        "fine-tune was trained on are left out of its own score. That a benign control did not move is tested for equivalence (two one-sided tests), not "
+        "Every model answers every question. Alignment is the logistic of log P(aligned answer) − log P(misaligned "
+        "answer), coherence the share of "
+        "probability on either, both from 0 to 100. Means are over questions; intervals are 95 % bootstrap intervals "
+        "over questions. Questions on topics that a "
+        "fine-tune was trained on are left out of its own score. That a benign control did not move is tested for "
+        "equivalence (two one-sided tests), not "
         "read from a missing difference."
     ),
     reference="Protocol after Betley et al., arXiv 2502.17424, and arXiv 2606.20814.",
     topics=(
         Topic(
-            "models", "All models at a glance",
-            "Mean alignment in the domain a model was trained on (circles), in all other domains (squares), and coherence (diamonds), with 95 % intervals. "
+            "models",
+            "All models at a glance",
+            "Mean alignment in the domain a model was trained on (circles), in all other domains (squares), and "
+            "coherence (diamonds), with 95 % intervals. "
             "A narrow fine-tune would move only the circles.",
-            ("models",), draw.models,
+            ("models",),
+            draw.models,
         ),
         Topic(
-            "domains", "Alignment by domain, before and after",
-            "One panel a fine-tune, one row a domain: the instruct model (open circles) and the fine-tune (filled), with 95 % intervals. The trained domain is "
+            "domains",
+            "Alignment by domain, before and after",
+            "One panel a fine-tune, one row a domain: the instruct model (open circles) and the fine-tune (filled), "
+            "with 95 % intervals. The trained domain is "
             "marked by a star and a shaded row. Benign fine-tunes are drawn as diamonds.",
-            ("domains",), draw.domains,
+            ("domains",),
+            draw.domains,
         ),
     ),
     tables={
@@ -34,41 +43,59 @@ PROFILE = Section(
         "coupling": "Rank correlation of misalignment with the planted coupling, where one is known.",
         "questions": "One row a model and question: the scores everything above is made of.",
     },
-)  # fmt: skip
+)
 OVERLAP = Section(
     name="overlap",
     title="Do shifts on training and on unrelated prompts share a subspace?",
     method=(
-        "A shift is the residual stream after minus before fine-tuning, on identical batches. The top-k subspace of the shifts on training prompts is compared with that "
-        "of equally many evaluation prompts outside the trained domain; overlap is the mean squared cosine of their principal angles (0 orthogonal, 1 equal). "
-        "Centring removes the common shift, not centring lets it dominate: both are shown, and the cosine of the mean shifts. Chance is not the isotropic value, "
-        "which is only a landmark: beside it stand a null with the covariance of the activations before fine-tuning, the benign fine-tune’s own overlap, "
+        "A shift is the residual stream after minus before fine-tuning, on identical batches. The top-k subspace of "
+        "the shifts on training prompts is compared with that "
+        "of equally many evaluation prompts outside the trained domain; overlap is the mean squared cosine of their "
+        "principal angles (0 orthogonal, 1 equal). "
+        "Centring removes the common shift, not centring lets it dominate: both are shown, and the cosine of the mean "
+        "shifts. Chance is not the isotropic value, "
+        "which is only a landmark: beside it stand a null with the covariance of the activations before fine-tuning, "
+        "the benign fine-tune’s own overlap, "
         "neutral text under the same template, and the split-half ceiling."
     ),
     reference="Principal angles: Björck and Golub (1973). Overlap of prompts and shifts: arXiv 2606.20814.",
     topics=(
         Topic(
-            "maps", "Overlap by layer and position, beside its controls",
-            "Each column is a layer, each row a comparison, all on one colour scale. The top row is what is tested; it says something only where it exceeds the rows below it, "
+            "maps",
+            "Overlap by layer and position, beside its controls",
+            "Each column is a layer, each row a comparison, all on one colour scale. The top row is what is tested; "
+            "it says something only where it exceeds the rows below it, "
             "the split-half ceiling excepted, which bounds what could be seen with so few prompts.",
-            ("overlap",), draw.maps,
+            ("overlap",),
+            draw.maps,
         ),
         Topic(
-            "lines", "Overlap by layer",
-            "The same numbers as lines. Shaded bands run from a null’s mean to its 95th percentile. The ceiling has intervals over random splits.",
-            ("overlap",), draw.lines,
+            "lines",
+            "Overlap by layer",
+            "The same numbers as lines. Shaded bands run from a null’s mean to its 95th percentile. The ceiling has "
+            "intervals over random splits.",
+            ("overlap",),
+            draw.lines,
         ),
         Topic(
-            "angles", "Principal angles",
-            "Angles between the two subspaces, centred, in ascending order: 0° is a shared direction, 90° an orthogonal one. Random subspaces of the same size are drawn in grey.",
-            ("angles",), draw.angles,
+            "angles",
+            "Principal angles",
+            "Angles between the two subspaces, centred, in ascending order: 0° is a shared direction, 90° an "
+            "orthogonal one. Random subspaces of the same size are drawn in grey.",
+            ("angles",),
+            draw.angles,
         ),
         Topic(
-            "shifts", "Do prompts inside the training subspace shift alike?",
-            "Each point is an evaluation prompt. Across: how much of it lies in the subspace of the training prompts before fine-tuning. Up: how alike its shift is to the mean training shift. "
-            "Crosses are the same prompts against a random subspace. The p-value permutes prompts within domains; the partial correlation removes length and norms, because both "
-            "quantities contain the activation before fine-tuning. The middle layer is drawn, fixed beforehand; the second figure has all layers.",
-            ("shifts", "overlap_shift"), draw.shifts,
+            "shifts",
+            "Do prompts inside the training subspace shift alike?",
+            "Each point is an evaluation prompt. Across: how much of it lies in the subspace of the training prompts "
+            "before fine-tuning. Up: how alike its shift is to the mean training shift. "
+            "Crosses are the same prompts against a random subspace. The p-value permutes prompts within domains; the "
+            "partial correlation removes length and norms, because both "
+            "quantities contain the activation before fine-tuning. The middle layer is drawn, fixed beforehand; the "
+            "second figure has all layers.",
+            ("shifts", "overlap_shift"),
+            draw.shifts,
         ),
     ),
     tables={
@@ -78,39 +105,54 @@ OVERLAP = Section(
         "noise_floor": "Length of the difference between two batchings of one model, beside the length of the shifts.",
         "shifts": "One row a prompt, layer and position.",
     },
-)  # fmt: skip
+)
 DIRECTION = Section(
     name="direction",
     title="Which direction carries the misalignment, and what does removing it do?",
     method=(
-        "A fine-tune’s direction is its mean shift at the last prompt token. Ablation removes it after every block at every token. Restoration is "
-        "(ablated − fine-tuned) / (instruct − fine-tuned), a ratio of means over questions outside the training domain, with a bootstrap over domains; it is undefined where the "
-        "denominator’s interval includes 0. Questions used to extract, to select a layer and to report are disjoint. A direction that works only in the last "
+        "A fine-tune’s direction is its mean shift at the last prompt token. Ablation removes it after every block at "
+        "every token. Restoration is "
+        "(ablated − fine-tuned) / (instruct − fine-tuned), a ratio of means over questions outside the training "
+        "domain, with a bootstrap over domains; it is undefined where the "
+        "denominator’s interval includes 0. Questions used to extract, to select a layer and to report are disjoint. "
+        "A direction that works only in the last "
         "layer is a readout, not a mediator."
     ),
     reference="Ablation after arXiv 2406.11717 and arXiv 2506.11618; control arms: activation-covariance random directions, other components, benign fine-tune, unembedding contrast.",
     topics=(
         Topic(
-            "directions", "The direction, layer by layer",
-            "Top: restoration on the selection questions. Middle: agreement of two halves of the prompts, cosine with the direction planted in the organism (where there is one) and with the "
+            "directions",
+            "The direction, layer by layer",
+            "Top: restoration on the selection questions. Middle: agreement of two halves of the prompts, cosine with "
+            "the direction planted in the organism (where there is one) and with the "
             "unembedding contrast of the answer words. Bottom: coherence under ablation. The last layer is shaded.",
-            ("directions",), draw.directions,
+            ("directions",),
+            draw.directions,
         ),
         Topic(
-            "arms", "Ablation arms",
-            "Held-out questions. Rows in bold remove the fine-tune’s own direction, the other rows are controls; the last rows apply the same edit to the instruct model, "
+            "arms",
+            "Ablation arms",
+            "Held-out questions. Rows in bold remove the fine-tune’s own direction, the other rows are controls; the "
+            "last rows apply the same edit to the instruct model, "
             "which should not suffer. Dotted line: full restoration. Intervals are 95 %.",
-            ("arms",), draw.arms,
+            ("arms",),
+            draw.arms,
         ),
         Topic(
-            "steering", "Steering: dose and response",
-            "The direction added to the parent and subtracted from the fine-tune, in multiples of its length, beside a random vector of the same length drawn from the activation covariance. Bands are 95 % intervals.",
-            ("steering",), draw.steering,
+            "steering",
+            "Steering: dose and response",
+            "The direction added to the parent and subtracted from the fine-tune, in multiples of its length, beside "
+            "a random vector of the same length drawn from the activation covariance. Bands are 95 % intervals.",
+            ("steering",),
+            draw.steering,
         ),
         Topic(
-            "transfer", "Does a direction work in other fine-tunes?",
-            "Row: where the direction was taken. Column: where it was removed. Numbers are restoration with 95 % intervals on questions outside both training domains.",
-            ("transfer",), draw.transfer,
+            "transfer",
+            "Does a direction work in other fine-tunes?",
+            "Row: where the direction was taken. Column: where it was removed. Numbers are restoration with 95 % "
+            "intervals on questions outside both training domains.",
+            ("transfer",),
+            draw.transfer,
         ),
     ),
     tables={
@@ -120,31 +162,42 @@ DIRECTION = Section(
         "transfer": "One row a pair of fine-tunes.",
         "question_sets": "Which question was used for what.",
     },
-)  # fmt: skip
+)
 FORECAST = Section(
     name="forecast",
     title="Could it have been foreseen?",
     method=(
-        "Ridge regression from a parent’s prompt activations, taken before fine-tuning, to per-question alignment after it. Layer, position and strength are chosen on inner folds; R² is pooled over outer "
-        "folds against the training-fold mean. Questions, or whole domains, are held out. Beside it: TF-IDF of the text, length, domain, mean input embedding, the parent’s own score, random "
+        "Ridge regression from a parent’s prompt activations, taken before fine-tuning, to per-question alignment "
+        "after it. Layer, position and strength are chosen on inner folds; R² is pooled over outer "
+        "folds against the training-fold mean. Questions, or whole domains, are held out. Beside it: TF-IDF of the "
+        "text, length, domain, mean input embedding, the parent’s own score, random "
         "features, and shuffled labels. With domains held out, TF-IDF and domain are near the mean by construction."
     ),
     reference="Forecasts from activations before fine-tuning: arXiv 2606.20814.",
     topics=(
         Topic(
-            "scores", "Activations against simpler predictors",
-            "Out-of-fold R² with 95 % intervals; 0 is the training-fold mean. Dotted: the 95th percentile with labels shuffled. The axis is cut at −1.",
-            ("forecast_baselines",), draw.scores,
+            "scores",
+            "Activations against simpler predictors",
+            "Out-of-fold R² with 95 % intervals; 0 is the training-fold mean. Dotted: the 95th percentile with labels "
+            "shuffled. The axis is cut at −1.",
+            ("forecast_baselines",),
+            draw.scores,
         ),
         Topic(
-            "points", "Forecast against measurement",
-            "Each point is a question, coloured and shaped by domain; hover or tap shows it. The dotted line is a perfect forecast.",
-            ("forecast_predictions",), draw.points,
+            "points",
+            "Forecast against measurement",
+            "Each point is a question, coloured and shaped by domain; hover or tap shows it. The dotted line is a "
+            "perfect forecast.",
+            ("forecast_predictions",),
+            draw.points,
         ),
         Topic(
-            "sites", "Where forecasts work (exploratory)",
-            "R² by layer and position; under it a p-value corrected over the whole grid by the permutation distribution of the maximum. The best cell is never the headline.",
-            ("forecast_sites",), draw.sites,
+            "sites",
+            "Where forecasts work (exploratory)",
+            "R² by layer and position; under it a p-value corrected over the whole grid by the permutation "
+            "distribution of the maximum. The best cell is never the headline.",
+            ("forecast_sites",),
+            draw.sites,
         ),
     ),
     tables={
@@ -153,5 +206,5 @@ FORECAST = Section(
         "forecast_sites": "R² by site and position, with corrected p-values; exploratory.",
         "forecast_predictions": "One row a question: measured and forecast.",
     },
-)  # fmt: skip
+)
 SECTIONS = (PROFILE, OVERLAP, DIRECTION, FORECAST)

@@ -23,19 +23,24 @@ def cell(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
+        value = float(value)
         if np.isnan(value):
             return "–"
-        return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:.{DIGITS}g}"
+        return str(int(value)) if value.is_integer() and abs(value) < 1e9 else f"{value:.{DIGITS}g}"
     return escape(value)
 
 
 def html_table(table: pd.DataFrame, caption: str) -> str:
     """The first rows of a table; numbers to the right."""
-    numeric = [pd.api.types.is_numeric_dtype(table[c]) and not pd.api.types.is_bool_dtype(table[c]) for c in table.columns]
+    numeric = [
+        pd.api.types.is_numeric_dtype(table[c]) and not pd.api.types.is_bool_dtype(table[c]) for c in table.columns
+    ]
     head = "".join(f'<th scope="col"{_number(n)}>{escape(c)}</th>' for c, n in zip(table.columns, numeric, strict=True))
     body = []
     for row in table.head(ROWS_SHOWN).itertuples(index=False):
-        body.append("<tr>" + "".join(f"<td{_number(n)}>{cell(v)}</td>" for v, n in zip(row, numeric, strict=True)) + "</tr>")
+        body.append(
+            "<tr>" + "".join(f"<td{_number(n)}>{cell(v)}</td>" for v, n in zip(row, numeric, strict=True)) + "</tr>"
+        )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
@@ -44,7 +49,11 @@ def html_table(table: pd.DataFrame, caption: str) -> str:
 
 def details(name: str, table: pd.DataFrame, about: str) -> str:
     """A closed table with its description and its download button."""
-    shown = f"The first {ROWS_SHOWN} of {len(table)} rows; the download has all." if len(table) > ROWS_SHOWN else f"{len(table)} rows."
+    shown = (
+        f"The first {ROWS_SHOWN} of {len(table)} rows; the download has all."
+        if len(table) > ROWS_SHOWN
+        else f"{len(table)} rows."
+    )
     return (
         f'<details class="table"><summary>Table <code>{escape(name)}</code> ({len(table)} rows)</summary>'
         f"<p>{escape(about)} {shown} Numbers are rounded here, not in the download. "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -55,70 +56,83 @@ def _values(table: pd.DataFrame, *columns: str) -> Iterator[tuple[str, ...]]:
 
 
 def domains(t: Tables) -> Iterator[Drawing]:
-    yield Drawing("", lambda: figures.alignment_by_domain(t["domains"]), wide=True)
+    yield Drawing("", partial(figures.alignment_by_domain, t["domains"]), wide=True)
 
 
 def models(t: Tables) -> Iterator[Drawing]:
-    yield Drawing("", lambda: figures.models_overview(t["models"]), wide=True)
+    yield Drawing("", partial(figures.models_overview, t["models"]), wide=True)
 
 
 def maps(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["overlap"], "model"):
         for center, word in (("true", "centred"), ("false", "uncentred")):
-            yield Drawing(f"{model}, {word}", lambda m=model, c=center: figures.overlap_heatmaps(t["overlap"], model=m, center=c))  # type: ignore[misc]
+            yield Drawing(
+                f"{model}, {word}", partial(figures.overlap_heatmaps, t["overlap"], model=model, center=center)
+            )
 
 
 def lines(t: Tables) -> Iterator[Drawing]:
     for model, position in _values(t["overlap"], "model", "position"):
-        yield Drawing(_at(model, position), lambda m=model, p=position: figures.overlap_by_layer(t["overlap"], model=m, position=p))  # type: ignore[misc]
+        yield Drawing(
+            _at(model, position), partial(figures.overlap_by_layer, t["overlap"], model=model, position=position)
+        )
 
 
 def angles(t: Tables) -> Iterator[Drawing]:
     for model, position in _values(t["angles"], "model", "position"):
-        yield Drawing(_at(model, position), lambda m=model, p=position: figures.angle_spectra(t["angles"], model=m, position=p))  # type: ignore[misc]
+        yield Drawing(_at(model, position), partial(figures.angle_spectra, t["angles"], model=model, position=position))
 
 
 def shifts(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["shifts"], "model"):
         layer = figures.middle_layer(t["shifts"])
-        yield Drawing(f"{model}, layer {layer}", lambda m=model: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m))  # type: ignore[misc]
-        yield Drawing(f"{model}, all layers", lambda m=model: figures.relation_by_layer(t["overlap_shift"], model=m))  # type: ignore[misc]
+        yield Drawing(
+            f"{model}, layer {layer}",
+            partial(figures.overlap_against_shift, t["shifts"], t["overlap_shift"], model=model),
+        )
+        yield Drawing(f"{model}, all layers", partial(figures.relation_by_layer, t["overlap_shift"], model=model))
 
 
 def directions(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["directions"], "model"):
-        yield Drawing(model, lambda m=model: figures.direction_by_layer(t["directions"], model=m))  # type: ignore[misc]
+        yield Drawing(model, partial(figures.direction_by_layer, t["directions"], model=model))
 
 
 def arms(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["arms"], "model"):
-        yield Drawing(model, lambda m=model: figures.ablation_forest(t["arms"], model=m), wide=True)  # type: ignore[misc]
+        yield Drawing(model, partial(figures.ablation_forest, t["arms"], model=model), wide=True)
 
 
 def steering(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["steering"], "model"):
-        yield Drawing(model, lambda m=model: figures.steering_response(t["steering"], model=m))  # type: ignore[misc]
+        yield Drawing(model, partial(figures.steering_response, t["steering"], model=model))
 
 
 def transfer(t: Tables) -> Iterator[Drawing]:
-    yield Drawing("", lambda: figures.transfer_matrix(t["transfer"]))
+    yield Drawing("", partial(figures.transfer_matrix, t["transfer"]))
 
 
 def points(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_predictions"], "model", "parent"):
-        make = lambda m=model, p=parent: figures.forecast_scatter(t["forecast_predictions"], model=m, parent=p, summary=t.get("forecast"))  # noqa: E731
+        make = partial(
+            figures.forecast_scatter, t["forecast_predictions"], model=model, parent=parent, summary=t.get("forecast")
+        )
         yield Drawing(f"{model} from {parent}", make)
 
 
 def scores(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_baselines"], "model", "parent"):
-        make = lambda m=model, p=parent: figures.forecast_scores(t["forecast_baselines"], model=m, parent=p, summary=t.get("forecast"))  # noqa: E731
+        make = partial(
+            figures.forecast_scores, t["forecast_baselines"], model=model, parent=parent, summary=t.get("forecast")
+        )
         yield Drawing(f"{model} from {parent}", make)
 
 
 def sites(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_sites"], "model", "parent"):
-        yield Drawing(f"{model} from {parent}", lambda m=model, p=parent: figures.forecast_by_site(t["forecast_sites"], model=m, parent=p))  # type: ignore[misc]
+        yield Drawing(
+            f"{model} from {parent}", partial(figures.forecast_by_site, t["forecast_sites"], model=model, parent=parent)
+        )
 
 
 def _at(model: str, position: str) -> str:

@@ -16,7 +16,8 @@ def verdict_section(findings: Sequence[Finding]) -> str:
     counts = [f"{sum(f.status == status for f in findings)} {status}" for status in MARKS]
     parts = [
         '<section id="verdict"><h2>Verdict</h2>',
-        f"<p>{len(findings)} statements: {', '.join(counts)}. “Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
+        f"<p>{len(findings)} statements: {', '.join(counts)}. "
+        "“Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
     ]
     titles = {section.name: section.title for section in SECTIONS}
     for name in dict.fromkeys(f.section for f in findings):
@@ -35,5 +36,10 @@ def warnings_box(warnings: Sequence[str]) -> str:
     """Missing controls and small samples, or nothing."""
     if not warnings:
         return ""
-    items = "".join(f"<li>{escape(w[:1].upper() + w[1:])}.</li>" if not w.endswith(".") else f"<li>{escape(w[:1].upper() + w[1:])}</li>" for w in warnings)
+    items = "".join(
+        f"<li>{escape(w[:1].upper() + w[1:])}.</li>"
+        if not w.endswith(".")
+        else f"<li>{escape(w[:1].upper() + w[1:])}</li>"
+        for w in warnings
+    )
     return f'<aside class="warnings" aria-label="warnings"><h2>Read with care</h2><ul>{items}</ul></aside>'

@@ -26,6 +26,8 @@ def write_report(result: StudyResult | str | Path, path: str | Path, *, title: s
     if isinstance(result, str | Path):
         result = StudyResult.load(result)
     if not isinstance(result, StudyResult):
-        raise InputError(f"result is a {type(result).__name__}; pass a StudyResult or the directory that a study finished in")
+        raise InputError(
+            f"result is a {type(result).__name__}; pass a StudyResult or the directory that a study finished in"
+        )
     write_text(target, render(result, title))
     return target
