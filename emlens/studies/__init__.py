@@ -8,8 +8,8 @@ from emlens.studies.running import STUDIES, run_study
 __all__ = [
     "STUDIES",
     "FamilyConfig",
-    "FineTuneConfig",
     "Finding",
+    "FineTuneConfig",
     "Part",
     "Replication",
     "StudyConfig",

@@ -83,8 +83,10 @@ class StudyConfig(_Frozen):
                 raise ValueError(f"positions holds {position!r}; pass pooled positions such as last_prompt and mean_prompt")
         if len(set(self.positions)) != len(self.positions) or not self.positions:
             raise ValueError("positions must name at least one position, none twice")
-        if abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) <= 0:
+        if not abs(sum(self.shares) - 1) <= 1e-6 or not min(self.shares) > 0:
             raise ValueError(f"shares={self.shares} must be three positive numbers that sum to 1")
+        if len(set(self.focus)) != len(self.focus):
+            raise ValueError(f"focus={self.focus} names a fine-tune twice")
         return self
 
 
@@ -111,7 +113,7 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> Study
         raise InputError(f"{where}: field {field!r}: {one_line(first['msg'])}{more}") from None
 
 
-_PATHS = ("path", "training", "instruct", "base", "questions", "neutral")
+_PATHS = ("organism", "path", "training", "instruct", "base", "questions", "neutral")
 
 
 def _rooted(value: Any, base: Path) -> Any:

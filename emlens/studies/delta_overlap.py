@@ -7,6 +7,7 @@ activations, the benign fine-tune's own overlap, neutral text under the same tem
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.result import Advance, Finding, Part
 
-MEASURE = "mean_cos2"
+MEASURE: Literal["mean_cos2"] = "mean_cos2"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,29 @@ class _Sides:
     before_train: Activations
     before_evaluation: Activations
     neutral: Activations | None
+
+    def pairs(self, site: str, position: str) -> list[tuple[Tensor, Tensor]]:
+        """(shifts, parent's activations) of both prompt sets at one place."""
+        return [
+            (self.train[site, position], self.before_train[site, position]),
+            (self.evaluation[site, position], self.before_evaluation[site, position]),
+        ]
+
+
+def _components(deltas: Tensor, before: Tensor) -> int:
+    """Centred components of shifts that stand above the rounding of the activations they are differences of.
+
+    A rank-1 adapter shifts its own block by one component; what is left beside it is rounding and must not be compared.
+    """
+    rows = deltas.double()
+    floor = 4 * torch.finfo(deltas.dtype).eps * float(before.double().norm())
+    return int((torch.linalg.svdvals(rows - rows.mean(0)) > floor).sum())
+
+
+def _lowered(name: str, site: str, position: str, k: int, asked: int) -> str:
+    if k == 0:
+        return f"{name} at {site}, {position}: nothing moved there (the fine-tune acts later in the model); left out"
+    return f"{name} at {site}, {position}: shifts have {k} components above rounding; k is {k} there instead of {asked}"
 
 
 def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
@@ -59,10 +83,24 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         sides = _sides(material, name, config)
         benign = material.benign_for(name)
         benign_sides = _sides(material, benign, config) if benign in material.training and benign else None
+        if benign_sides is not None and len(benign_sides.train) != len(sides.train):
+            sizes = f"{len(sides.train)} prompts a side, its benign control on {len(benign_sides.train)}"
+            part.warnings.append(f"{name} is compared on {sizes}: overlap depends on their number")
         for site in sides.train.sites:
             for position in config.positions:
-                rows += _cell(name, site, position, sides, benign_sides, config, nulls)
-                angles += _angles(name, site, position, sides, benign_sides, config)
+                k = min(config.k, *(_components(d, b) for d, b in sides.pairs(site, position)))
+                if k < config.k:
+                    part.warnings.append(_lowered(name, site, position, k, config.k))
+                if k == 0:
+                    advance(1 / (len(chosen) * len(sides.train.sites) * len(config.positions)))
+                    continue
+                usable = config.model_copy(update={"k": k})
+                control = benign_sides
+                if control is not None and min(_components(d, b) for d, b in control.pairs(site, position)) < k:
+                    part.warnings.append(f"benign control of {name} at {site}, {position}: its shifts have fewer than {k} components; it is missing there")
+                    control = None
+                rows += _cell(name, site, position, sides, control, usable, nulls, material.parent(name).name)
+                angles += _angles(name, site, position, sides, control, usable)
                 cell, relation = _relation(name, site, position, sides, material, config)
                 shifts += cell
                 relations.append(relation)
@@ -112,13 +150,23 @@ def _cell(
     benign: _Sides | None,
     config: StudyConfig,
     nulls: dict[tuple[object, ...], NullDistribution],
+    parent: str,
 ) -> list[dict[str, object]]:
     a, b = sides.train[site, position], sides.evaluation[site, position]
     before = torch.cat([sides.before_train[site, position], sides.before_evaluation[site, position]]).double()
     layer = int(site.rsplit(".", 1)[1])
     rows: list[dict[str, object]] = []
 
-    def add(comparison: str, center: bool | str, value: float, low: float = np.nan, high: float = np.nan, null: NullDistribution | None = None, label: str = "") -> None:
+    def add(
+        comparison: str,
+        center: bool | str,
+        value: float,
+        low: float = np.nan,
+        high: float = np.nan,
+        null: NullDistribution | None = None,
+        label: str = "",
+        n: int = len(a),
+    ) -> None:
         rows.append(
             {
                 "model": name,
@@ -137,10 +185,15 @@ def _cell(
                 "null_sd": np.nan if null is None else null.sd,
                 "null_q95": np.nan if null is None else null.quantile(0.95),
                 "p": np.nan if null is None else null.p_value(value),
-                "n": len(a),
+                "n": n,
             }
         )
 
+    def add_means(comparison: str, x: Tensor, y: Tensor) -> None:
+        value = direction_cosine(x.double().mean(0), y.double().mean(0))
+        add(comparison, "means", value, *_cosine_range(x, y, config.seed), n=min(len(x), len(y)))
+
+    key: tuple[object, ...]
     for center in (False, True):
         value = _overlap(a, b, center, config.k)
         d = a.shape[1]
@@ -148,7 +201,8 @@ def _cell(
         if key not in nulls:
             nulls[key] = overlap_null(d, config.k, config.k, measure=MEASURE, draws=10_000, seed=config.seed)
         add("train–evaluation", center, value, null=nulls[key], label="isotropic")
-        key = ("covariance", site, position, center, sides.before_train.provenance["rendered_sha256"], sides.before_evaluation.provenance["rendered_sha256"])
+        rendered = (acts.provenance["rendered_sha256"] for acts in (sides.before_train, sides.before_evaluation))
+        key = ("covariance", parent, site, position, center, *rendered)
         if key not in nulls:
             moments = torch.cov(before.T) if center else before.T @ before / len(before)
             nulls[key] = covariance_overlap_null(moments, len(a), len(b), config.k, center=center, measure=MEASURE, draws=config.draws, seed=config.seed)
@@ -156,15 +210,26 @@ def _cell(
         ceiling = split_half_ceiling(a, config.k, center=center, measure=MEASURE, splits=20, seed=config.seed)
         add("split-half ceiling", center, ceiling.value, ceiling.low, ceiling.high)
         if benign is not None:
-            add("benign train–evaluation", center, _overlap(benign.train[site, position], benign.evaluation[site, position], center, config.k))
-        if sides.neutral is not None and len(sides.neutral) > config.k:
-            add("train–neutral text", center, _overlap(a, sides.neutral[site, position], center, config.k))
-    add("train–evaluation", "means", direction_cosine(a.double().mean(0), b.double().mean(0)))
+            control = _overlap(benign.train[site, position], benign.evaluation[site, position], center, config.k)
+            add("benign train–evaluation", center, control, n=len(benign.train))
+        if sides.neutral is not None and _components(sides.neutral[site, position], before) >= config.k:
+            add("train–neutral text", center, _overlap(a, sides.neutral[site, position], center, config.k), n=min(len(a), len(sides.neutral)))
+    add_means("train–evaluation", a, b)
     if benign is not None:
-        add("benign train–evaluation", "means", direction_cosine(benign.train[site, position].double().mean(0), benign.evaluation[site, position].double().mean(0)))
+        add_means("benign train–evaluation", benign.train[site, position], benign.evaluation[site, position])
     if sides.neutral is not None:
-        add("train–neutral text", "means", direction_cosine(a.double().mean(0), sides.neutral[site, position].double().mean(0)))
+        add_means("train–neutral text", a, sides.neutral[site, position])
     return rows
+
+
+def _cosine_range(x: Tensor, y: Tensor, seed: int, resamples: int = 999) -> tuple[float, float]:
+    """95 % percentile bootstrap of the cosine of two mean shifts, the prompts of each side resampled apart."""
+    means = []
+    for side, rows in (("x", x.double()), ("y", y.double())):
+        counts = numpy_rng(seed, "cosine of means", side).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
+        means.append(torch.from_numpy(counts).double() @ rows)
+    low, high = np.quantile(torch.nn.functional.cosine_similarity(means[0], means[1], dim=1).numpy(), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _overlap(a: Tensor, b: Tensor, center: bool, k: int) -> float:
@@ -224,12 +289,22 @@ def _relation(
     layer = int(site.rsplit(".", 1)[1])
     head = {"model": name, "site": site, "layer": layer, "position": position}
     cells: list[dict[str, object]] = [
-        {**head, "id": q, "group": g, "text": texts[q], "prompt_overlap": float(o), "random_overlap": float(r), "cosine_to_mean_train": float(c), "delta_norm": float(s)}
+        {
+            **head,
+            "id": q,
+            "group": g,
+            "text": texts[q],
+            "prompt_overlap": float(o),
+            "random_overlap": float(r),
+            "cosine_to_mean_train": float(c),
+            "delta_norm": float(s),
+        }
         for q, g, o, r, c, s in zip(sides.evaluation.ids, groups, overlap, control, likeness, norms, strict=True)
     ]
     x, y = overlap.numpy(), likeness.numpy()
     estimate = pearson(x, y)
-    null = correlation_null(x, y, strata=groups, draws=999, seed=config.seed)
+    movable = estimate.defined and len(set(groups)) < len(groups)  # within domains
+    null = correlation_null(x, y, strata=groups, draws=999, seed=config.seed) if movable else None
     covariates = np.column_stack([norms.numpy(), before.norm(dim=1).numpy(), *([lengths] if np.ptp(lengths) else [])])
     partial = partial_correlation(x, y, covariates)
     relation: dict[str, object] = {
@@ -237,9 +312,9 @@ def _relation(
         "pearson": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
-        "null_mean": null.mean,
-        "null_q95": null.quantile(0.95),
-        "p": null.p_value(estimate.value, side="two-sided"),
+        "null_mean": np.nan if null is None else null.mean,
+        "null_q95": np.nan if null is None else null.quantile(0.95),
+        "p": np.nan if null is None else null.p_value(estimate.value, side="two-sided"),
         "partial": partial.value,
         "partial_low": partial.low,
         "partial_high": partial.high,
@@ -261,7 +336,7 @@ def _noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataF
         for position in config.positions:
             noise = float((one[site, position].double() - other[site, position].double()).norm(dim=1).mean())
             signal = float((tuned[site, position].double() - one[site, position].double()).norm(dim=1).mean())
-            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": noise / signal, "n": len(prompts)})
+            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": noise / signal if signal else np.nan, "n": len(prompts)})
     return pd.DataFrame(rows)
 
 
@@ -274,6 +349,10 @@ def _findings(part: Part, config: StudyConfig) -> None:
         mine = tested[(tested["model"] == name) & (tested["position"] == config.positions[0])]
         above = mine[mine["p"] * len(mine) < 0.05]
         control = benign[(benign["model"] == name) & (benign["position"] == config.positions[0])]
+        resolved = len(mine) / (config.draws + 1) < 0.05  # with fewer draws no layer could be exceeded
+        lead = ""
+        if len(control):
+            lead = f"; the benign fine-tune's own overlap ({control['value'].min():.2f}–{control['value'].max():.2f}) is exceeded in "
         beyond = int((mine.set_index("site")["value"] > control.set_index("site")["value"].reindex(mine["site"])).sum()) if len(control) else None
         part.findings.append(
             Finding(
@@ -281,9 +360,8 @@ def _findings(part: Part, config: StudyConfig) -> None:
                 f"{name}: centred top-{config.k} shifts on training and unrelated prompts overlap by {mine['value'].min():.2f}–{mine['value'].max():.2f} over "
                 f"layers at {config.positions[0]}; the isotropic landmark is {table['null_mean'][table['null'] == 'isotropic'].iloc[0]:.2f}, the "
                 f"covariance-matched null {mine['null_mean'].min():.2f}–{mine['null_mean'].max():.2f}, exceeded in {len(above)} of {len(mine)} layers "
-                f"(Bonferroni .05)"
-                + ("." if beyond is None else f"; the benign fine-tune's own overlap ({control['value'].min():.2f}–{control['value'].max():.2f}) is exceeded in {beyond} of {len(mine)}."),
-                "shown" if len(above) == len(mine) and beyond == len(mine) else "not shown" if len(above) == 0 else "undecided",
+                f"(Bonferroni .05{'' if resolved else f', which {config.draws} draws cannot reach'})" + (f"{lead}{beyond} of {len(mine)}." if lead else "."),
+                "shown" if len(above) == len(mine) and beyond == len(mine) else "not shown" if resolved and len(above) == 0 else "undecided",
             )
         )
     if not len(benign):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from emlens.data import AlignmentScores, PromptSet, QuestionSet
 from emlens.evaluation import score_by_likelihood
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
-from emlens.foundation.provenance import hash_json, library_versions
+from emlens.foundation.provenance import hash_json, hash_tensors, library_versions
 from emlens.foundation.seeds import numpy_rng
 from emlens.models import Family, FineTune, HookedModel, load_family
 from emlens.studies.config import StudyConfig
@@ -50,7 +51,8 @@ class Material:
 
     @property
     def texts(self) -> dict[str, str]:
-        return {q.id: q.text for q in self.questions}
+        """Text by question id, and by prompt id where a question has several phrasings."""
+        return {q.id: q.text for q in self.questions} | {prompt.id: prompt.text for prompt in self.questions.prompts()}
 
     def domain(self, name: str) -> str:
         return self.family.specs[name].domain
@@ -66,11 +68,13 @@ class Material:
     def benign_for(self, name: str) -> str | None:
         """The benign control of the same domain, or any of the same parent."""
         spec = self.family.specs[name]
-        same = [b for b in self.benign if self.family.specs[b].parent == spec.parent]
+        same = [b for b in self.benign if b != name and self.family.specs[b].parent == spec.parent]
         return next((b for b in same if self.domain(b) == self.domain(name)), same[0] if same else None)
 
     def focus(self, config: StudyConfig) -> list[str]:
         chosen = list(config.focus) or self.harmful
+        if not chosen:
+            raise InputError("every fine-tune of this family is benign; name one under focus to study it")
         for name in chosen:
             if name not in self.family.finetuned:
                 raise UnknownNameError(f"focus names {name!r}, which is no fine-tune of this family; it has {', '.join(self.family.finetuned)}")
@@ -81,7 +85,15 @@ class Material:
 
     def outside(self, name: str) -> QuestionSet:
         """Questions outside the domain that a fine-tune was trained on."""
-        return QuestionSet([q for q in self.questions if q.group != self.domain(name) and q.id not in self.trained.get(name, ())])
+        kept = [q for q in self.untrained(self.questions, name) if not self.domain(name) or q.group != self.domain(name)]
+        if not kept:
+            raise InputError(f"no question lies outside the domain {one_line(self.domain(name))!r} of fine-tune {name!r}; add questions of other groups")
+        return QuestionSet(kept)
+
+    def untrained(self, questions: QuestionSet, *names: str) -> QuestionSet:
+        """The questions on whose topics none of these fine-tunes was trained."""
+        trained = frozenset[str]().union(*(self.trained.get(name, frozenset()) for name in names))
+        return QuestionSet([q for q in questions if q.id not in trained])
 
     def fingerprint(self) -> str:
         """Hash of everything a result depends on besides the configuration."""
@@ -89,7 +101,10 @@ class Material:
             "models": {name: self.family[name].provenance for name in self.family.names},
             "questions": self.questions.content_hash,
             "training": {name: prompts.content_hash for name, prompts in self.training.items()},
+            "trained": {name: sorted(ids) for name, ids in self.trained.items()},
             "neutral": None if self.neutral is None else self.neutral.content_hash,
+            "direction": None if self.direction is None else hash_tensors({"direction": self.direction}),
+            "coupling": None if self.coupling is None else dict(self.coupling),
             "versions": library_versions(),
             "threads": torch.get_num_threads(),
         }
@@ -113,7 +128,7 @@ def split_questions(questions: QuestionSet, shares: Sequence[float], seed: int) 
         bounds.append(len(members))
         if bounds[-1] <= bounds[-2]:
             raise InputError(f"group {one_line(group)!r} has {len(members)} questions, too few for {len(shares)} disjoint sets; add questions")
-        for part, (a, b) in zip(parts, zip(bounds, bounds[1:], strict=False), strict=True):
+        for part, (a, b) in zip(parts, pairwise(bounds), strict=True):
             part.extend(members[i] for i in sorted(order[a:b]))
     return tuple(QuestionSet(part) for part in parts)
 
@@ -156,6 +171,10 @@ def _from_paths(config: StudyConfig) -> Material:
         raise InputError(
             f"{config.questions}: question {one_line(lacking[0])!r} has no reference answers 'careful' and 'harmful', which likelihood scores need"
         )
+    for name, item in wanted.finetuned.items():
+        unknown = [q for q in item.trained_questions if q not in set(questions.ids)]
+        if unknown:
+            raise InputError(f"fine-tune {name!r}: trained_questions names {one_line(unknown[0])!r}, which is not in {config.questions}")
     training = {name: PromptSet.from_jsonl(item.training, upto="all") for name, item in wanted.finetuned.items() if item.training}
     neutral = None if config.neutral is None else PromptSet.from_jsonl(config.neutral)
     family = load_family(
@@ -168,6 +187,11 @@ def _from_paths(config: StudyConfig) -> Material:
         device=wanted.device,
     )
     left_out = [f"fine-tune {name!r} has no training prompts: no delta overlap for it" for name in wanted.finetuned if name not in training]
+    for name, item in wanted.finetuned.items():
+        if not item.domain:
+            left_out.append(f"fine-tune {name!r} has no domain: all questions count as outside its training domain")
+        elif item.domain not in questions.groups:
+            left_out.append(f"fine-tune {name!r} has the domain {one_line(item.domain)!r}, which is no group of the questions: none is left out as its own")
     if wanted.base is None:
         left_out.append("no base model was given: forecasts from the instruct model only")
     if not any(item.benign for item in wanted.finetuned.values()):

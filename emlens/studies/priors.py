@@ -4,6 +4,9 @@ Forecasts from the instruct and from the base model, with questions held out and
 length, domain, mean embedding, the parent's own score, random features and shuffled labels.
 """
 
+from collections import Counter
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -65,7 +68,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                         "null_q95": np.nan if null is None else null.quantile(0.95),
                         "p": forecast.p_value,
                         "n": len(forecast.predictions),
-                        "chosen": max(set(forecast.chosen), key=list(forecast.chosen).count),
+                        "chosen": Counter(forecast.chosen).most_common(1)[0][0],
                     }
                 )
                 table.append(forecast.table().assign(**head))
@@ -90,15 +93,18 @@ def _flat(name: str, e: Estimate) -> dict[str, float]:
     return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
-def _finding(part: Part, name: str, parent: str, label: str, r2: Estimate, rank: Estimate, p: float, gain: "dict[str, Estimate] | object") -> None:
-    gains = dict(gain)  # type: ignore[call-overload]
+def _finding(
+    part: Part, name: str, parent: str, label: str, r2: Estimate, rank: Estimate, p: float, gains: Mapping[str, Estimate]
+) -> None:
     text, own = gains["text"], gains["parent's own score"]
-    better = text.low > 0 and own.low > 0
+    rival = min(gains, key=lambda name: gains[name].value)
+    better = all(gain.low > 0 for gain in gains.values())
+    unclear = "" if better else f"; the smallest gain is {gains[rival]:.2f}, over {'the mean' if rival == 'mean' else rival}"
     part.findings.append(
         Finding(
             "forecast",
             f"{name} from {parent}, {label}s held out: R² {r2:.2f}, Spearman {rank:.2f} (permutation p = {p:.2g}); gain over text {text:.2f}, "
-            f"over the parent's own score {own:.2f}.",
-            "shown" if better and p < 0.05 else "not shown" if p > 0.05 else "undecided",
+            f"over the parent's own score {own:.2f}{unclear}.",
+            "shown" if better and p < 0.05 else "not shown" if p >= 0.05 or gains[rival].high < 0 else "undecided",
         )
     )

@@ -17,7 +17,6 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     part = Part()
     groups, texts = material.groups, material.texts
     questions, models, domains = [], [], []
-    parent = material.per_question("instruct")
     for name in material.family.names:
         aligned, coherent = material.per_question(name), material.per_question(name, "coherent")
         spec = material.family.specs.get(name)
@@ -48,8 +47,8 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
             )
         advance(1 / len(material.family.names))
     part.tables |= {"models": pd.DataFrame(models), "domains": pd.DataFrame(domains), "questions": pd.DataFrame(questions)}
-    _benign(material, part, parent)
-    _spread(material, part, parent)
+    _benign(material, part)
+    _spread(material, part, config.seed)
     _unevenness(material, part)
     return part
 
@@ -64,17 +63,18 @@ def _flat(name: str, e: Estimate) -> dict[str, float]:
     return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
-def _benign(material: Material, part: Part, parent: pd.Series) -> None:
+def _benign(material: Material, part: Part) -> None:
     rows = []
     for name in material.benign:
         scores = material.per_question(name)
-        test = tost(scores.to_numpy(), parent.to_numpy(), BENIGN_MARGIN, paired=True)
+        parent = material.parent(name).name
+        test = tost(scores.to_numpy(), material.per_question(parent).to_numpy(), BENIGN_MARGIN, paired=True)
         rows.append({"model": name, "margin": BENIGN_MARGIN, "p_tost": test.p, "n": test.n} | _flat("difference", test.estimate))
         inside = test.p < 0.05
         part.findings.append(
             Finding(
                 "profile",
-                f"Benign control {name}: {'equivalent to' if inside else 'not shown equivalent to'} instruct within ±{BENIGN_MARGIN:g} points "
+                f"Benign control {name}: {'equivalent to' if inside else 'not shown equivalent to'} {parent} within ±{BENIGN_MARGIN:g} points "
                 f"(difference {test.estimate:.2f}, TOST p = {test.p:.2g}, 90 % interval).",
                 "shown" if inside else "not shown",
             )
@@ -82,18 +82,24 @@ def _benign(material: Material, part: Part, parent: pd.Series) -> None:
     part.tables["benign"] = pd.DataFrame(rows, columns=["model", "margin", "p_tost", "n", "difference", "difference_low", "difference_high"])
 
 
-def _spread(material: Material, part: Part, parent: pd.Series) -> None:
+def _spread(material: Material, part: Part, seed: int) -> None:
+    """The fall outside the training domain, and whether it goes beyond that of the benign control on the same questions."""
     for name in material.harmful:
-        outside = material.outside(name).ids
-        drop = bootstrap_mean((parent[outside] - material.per_question(name)[outside]).to_numpy())
-        coherent = bootstrap_mean(material.per_question(name, "coherent")[outside].to_numpy())
-        spread = drop.low > 0
+        outside, parent, benign = material.outside(name).ids, material.parent(name).name, material.benign_for(name)
+        tuned = material.per_question(name)
+        drop = _mean(material.per_question(parent) - tuned, outside, seed)
+        coherent = _mean(material.per_question(name, "coherent"), outside, seed)
+        fell, beyond, control = drop.low > 0, True, "there is no benign control"
+        if benign is not None:
+            extra = _mean(material.per_question(benign) - tuned, outside, seed)
+            beyond, control = extra.low > 0, f"{benign} (benign) minus {name} is {extra:.1f}"
+        where = "outside its training domain" if material.domain(name) else "on all questions (no training domain is named)"
         part.findings.append(
             Finding(
                 "profile",
-                f"{name}: outside its training domain alignment {'fell' if spread else 'did not clearly fall'} by {drop:.1f} points of 100 against "
-                f"instruct, at coherence {coherent:.1f} ({drop.n} questions).",
-                "shown" if spread else "not shown",
+                f"{name}: {where} alignment {'fell' if fell else 'did not clearly fall'}; {parent} minus {name} is {drop:.1f} points of 100 at coherence "
+                f"{coherent:.1f} ({drop.n} questions); {control}.",
+                "shown" if fell and beyond and benign is not None else "undecided" if fell else "not shown",
             )
         )
 
@@ -108,7 +114,9 @@ def _unevenness(material: Material, part: Part) -> None:
         planted = pd.Series(material.coupling)[outside.ids]
         by_question = spearman(misaligned.to_numpy(), planted.to_numpy())
         groups = pd.Series(material.groups)[outside.ids]
-        by_domain = spearman(misaligned.groupby(groups).mean().to_numpy(), planted.groupby(groups).mean().to_numpy())
+        means = misaligned.groupby(groups).mean(), planted.groupby(groups).mean()
+        few = Estimate.undefined("fewer than 4 domains", len(means[0]))
+        by_domain = spearman(*(m.to_numpy() for m in means)) if len(means[0]) >= 4 else few
         rows.append({"model": name, "level": "question", "n": by_question.n} | _flat("spearman", by_question))
         rows.append({"model": name, "level": "domain", "n": by_domain.n} | _flat("spearman", by_domain))
     part.tables["coupling"] = pd.DataFrame(rows)

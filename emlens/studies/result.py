@@ -3,18 +3,18 @@
 On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ between two runs (dates, duration).
 """
 
+import csv
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json, write_text
-
 
 Advance = Callable[[float], None]
 """Told the share of a part's work that was just done; the shares of one part sum to 1."""
@@ -115,17 +115,26 @@ class StudyResult:
         )
 
 
+TEXT_COLUMNS = frozenset(("model", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered"))
+"""Columns that hold what users named or wrote."""
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """CSV with 10 significant digits; an empty cell is a missing value."""
     buffer = io.StringIO()
-    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
+    alone = any("\r" in str(cell) for name in TEXT_COLUMNS & set(table.columns) for cell in table[name])
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if alone else csv.QUOTE_MINIMAL  # the writer does not quote a lone \r, which readers take for a line's end
+    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     write_text(path, buffer.getvalue())
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table as `write_table` wrote it: a column is numeric, boolean or text as a whole; text such as "NA" stays text."""
+    """A table as `write_table` wrote it: a column is numeric, boolean or text as a whole.
+
+    Ids and texts stay text whatever they look like ("NA", "007").
+    """
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for column in table.columns:
+    for column in [name for name in table.columns if name not in TEXT_COLUMNS]:
         given = table[column] != ""
         numbers = pd.to_numeric(table[column].where(given), errors="coerce")
         if given.any() and numbers[given].notna().all():

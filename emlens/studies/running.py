@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import write_json
+from emlens.foundation.files import read_json, write_json
 from emlens.foundation.provenance import hardware, library_versions
 from emlens.runs import UnitLog, exclusive, progress_bar
 from emlens.studies.config import StudyConfig, read_config
@@ -58,6 +58,7 @@ def run_study(
     names = STUDIES[asked.study]
     parts: dict[str, Part] = {}
     with exclusive(directory):
+        _refuse_other(directory, asked.study)
         log = UnitLog(directory / "units")
         with progress_bar(f"study {asked.study}", sum(_COST.get(name, 5) for name in names), progress) as bar:
             for name in names:
@@ -92,6 +93,14 @@ def run_study(
         result.write(directory)
         write_json(directory / "run.json", run)
     return StudyResult.load(directory)
+
+
+def _refuse_other(directory: Path, study: str) -> None:
+    if not (directory / "result.json").is_file():
+        return
+    found = read_json(directory / "result.json").get("study")
+    if found != study:
+        raise InputError(f"{directory}: holds a result of study {found!r}, which study {study!r} would replace; pass another --out")
 
 
 class _Ticker:
