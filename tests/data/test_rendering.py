@@ -1,0 +1,99 @@
+import pytest
+import tiny_models
+
+from emlens.data import Prompt, PromptSet, QuestionSet
+from emlens.data.questions import Question
+from emlens.data.rendering import Rendered, render, rendered_hash, template_of
+from emlens.foundation import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_models.tokenizer()
+
+
+def chat(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def words(tokenizer, row):
+    return tokenizer.convert_ids_to_tokens(list(row.ids))
+
+
+def test_chats_and_raw_texts(tokenizer):
+    rows = render(PromptSet.from_questions(["w1 w2"], system="w0"), tokenizer)
+    assert words(tokenizer, rows[0]) == ["<system>", "w0", "<end>", "<user>", "w1", "w2", "<end>", "<assistant>"]
+    assert rows[0].prompt_end == len(rows[0].ids)
+    assert words(tokenizer, render(PromptSet.from_texts(["w1 w2"]), tokenizer)[0]) == ["w1", "w2"]
+
+
+def test_a_kept_response_follows_the_rendered_prompt(tokenizer):
+    kept = PromptSet.from_messages([chat("w1 w2", "w3 w4")], upto="all")
+    row, bare = render(kept, tokenizer)[0], render(kept.without_responses(), tokenizer)[0]
+    assert row.ids[: row.prompt_end] == bare.ids
+    assert words(tokenizer, row)[row.prompt_end :] == ["w3", "w4", "<end>"]
+    raw = render([Prompt("a", "w1 w2", response="w3")], tokenizer)[0]
+    assert words(tokenizer, raw) == ["w1", "w2", "w3"] and raw.prompt_end == 2
+    assert row.spans.part("response") == range(row.prompt_end, len(row.ids))
+
+
+def test_continuations_keep_the_boundary():
+    longer = Rendered("a", "g", (1, 2), 1).with_continuation([3])
+    assert longer == Rendered("a", "g", (1, 2, 3), 1)
+
+
+def test_an_explicit_template_goes_first(tokenizer):
+    assert template_of(tokenizer) == tiny_models.TEMPLATE
+    assert template_of(tokenizer, "x") == "x"
+    assert template_of(object()) is None
+    rows = render(PromptSet.from_questions(["w1"]), tokenizer, chat_template="{% for m in messages %}{{ m.content + ' w9' }}{% endfor %}")
+    assert words(tokenizer, rows[0]) == ["w1", "w9"]
+
+
+def test_the_hash_sees_ids_order_and_boundary():
+    a, b = Rendered("a", "", (1, 2), 1), Rendered("b", "", (3,), 1)
+    assert rendered_hash([a, b]) == rendered_hash([Rendered("a", "other group", (1, 2), 1), b])
+    others = [[b, a], [a], [Rendered("a", "", (1, 2), 2), b], [Rendered("a", "", (12,), 1), b], [Rendered("c", "", (1, 2), 1), b]]
+    assert len({rendered_hash(rows) for rows in [[a, b], *others]}) == len(others) + 1
+
+
+class WithStart:
+    """A tokenizer that opens every text with a beginning-of-sequence token."""
+
+    bos_token, bos_token_id, chat_template = "<s>", 9, None
+
+    def __call__(self, text, add_special_tokens=True):
+        ids = [9 if word == "<s>" else 10 for word in text.split()]
+        return {"input_ids": [9, *ids] if add_special_tokens else ids}
+
+
+def test_a_doubled_start_is_refused():
+    assert render(PromptSet.from_texts(["w1"]), WithStart())[0].ids == (9, 10)
+    with pytest.raises(InputError, match="prompt 'p0' begins with two '<s>' tokens; drop the one written in the text"):
+        render(PromptSet.from_texts(["<s> w1"]), WithStart())
+
+
+def test_what_cannot_be_rendered_is_named(tokenizer):
+    questions = PromptSet.from_questions(["w1 w2"])
+    with pytest.raises(InputError, match=r"prompts is empty; pass at least one prompt"):
+        render([], tokenizer)
+    with pytest.raises(InputError, match=r"prompts holds a Question; pass a PromptSet, or the \.prompts\(\) of questions"):
+        render(QuestionSet([Question("q", "w1")]), tokenizer)
+    with pytest.raises(InputError, match="prompt 'p0' renders to no token; pass text the tokenizer knows"):
+        render(PromptSet.from_texts([" "]), tokenizer)
+    with pytest.raises(InputError, match="prompt 'a' renders to no token"):
+        render([Prompt("a", " ", response="w1")], tokenizer)
+    with pytest.raises(InputError, match="prompt 'p0' has 5 tokens, but the model's context is 4; shorten it"):
+        render(questions, tokenizer, max_length=4)
+    assert render(questions, tokenizer, max_length=5)
+    with pytest.raises(InputError, match=r"prompt 'p0' is a chat, but the tokenizer has no chat template; pass chat_template="):
+        render(questions, WithStart())
+    with pytest.raises(InputError, match=r"prompt 'p0': the chat template refuses it \(no system turns\)"):
+        render(questions, tokenizer, chat_template="{{ raise_exception('no system turns') }}")
+
+
+def test_a_prompt_that_is_no_prefix_of_its_answer(tokenizer):
+    kept = PromptSet.from_messages([chat("w1 w2", "w3 w4")], upto="all")
+    template = tiny_models.TEMPLATE.replace("'<assistant>'", "'<assistant> w9'")
+    with pytest.raises(InputError, match="prompt 'p0': the chat template renders prompt and answer so that the prompt is no prefix"):
+        render(kept, tokenizer, chat_template=template)
