@@ -26,6 +26,7 @@ from emlens.organisms.layout import (
 from emlens.organisms.plans import C5, OrganismPlan
 from emlens.organisms.world import World, make_world
 from emlens.training.fitting import quiet, read_record
+from emlens.training.reporting import stage_bar
 
 BuildProgress = Callable[[str, int, int], None]
 """`(stage, done, total)`: work done and in all, over the whole build, in units of about one small training step."""
@@ -41,7 +42,7 @@ def build(
     *,
     seed: int,
     plan: OrganismPlan = C5,
-    progress: BuildProgress | None = None,
+    progress: BuildProgress | bool | None = None,
     resume: bool = True,
 ) -> Path:
     """Train base, instruct and all fine-tunes of an organism into `out`, and write its truth and measured strengths.
@@ -51,7 +52,7 @@ def build(
     Args:
         out: directory to make, or one in which the same build was begun.
         seed: seed of the world and of every stage.
-        progress: called as work goes on with (stage, done, total).
+        progress: called as work goes on with (stage, done, total); True for a progress bar on stderr.
         resume: go on from finished checkpoints; False refuses a directory that holds any file.
 
     Raises:
@@ -65,21 +66,17 @@ def build(
     write_json(out / WORLD, world.to_dict())
     total = int(sum(recipe.steps * cost for _, recipe, cost in seeded.stages()))
     finished = 0.0
-    for name, recipe, cost in seeded.stages():
-        _stage(seeded, world, out, name, _scaled(progress, name, finished, cost, total))
-        finished += recipe.steps * cost
-        if progress is not None:
-            progress(name, int(finished), total)
+    with stage_bar(f"organism {plan.name}", total, show=progress is True) as bar:
+        report = progress if callable(progress) else bar
+        for name, recipe, cost in seeded.stages():
+            _stage(seeded, world, out, name, _scaled(report, name, finished, cost, total))
+            finished += recipe.steps * cost
+            report(name, int(finished), total)
     _finish(seeded, world, out, seed)
     return out
 
 
-def _scaled(
-    progress: BuildProgress | None, name: str, finished: float, cost: float, total: int
-) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    report = progress
+def _scaled(report: BuildProgress, name: str, finished: float, cost: float, total: int) -> Callable[[int, int], None]:
     return lambda step, _: report(name, int(finished + step * cost), total)
 
 
@@ -101,7 +98,7 @@ def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def _stage(plan: OrganismPlan, world: World, out: Path, name: str, progress: Callable[[int, int], None] | None) -> None:
+def _stage(plan: OrganismPlan, world: World, out: Path, name: str, progress: Callable[[int, int], None]) -> None:
     from emlens.organisms import growing
 
     if name == "base":

@@ -48,6 +48,7 @@ class Organism:
     Args:
         paths: checkpoint name → directory: `"base"`, `"instruct"` and each fine-tune.
         groups: fine-tune → group.
+        domains: fine-tune → the one domain it was tuned in.
         benign: names of the fine-tunes that trained on careful answers.
         training_topics: fine-tune → ids of the questions whose topics it trained on; the others are held out.
         training_prompts: fine-tune → the chats with answers it trained on.
@@ -65,6 +66,7 @@ class Organism:
     questions: QuestionSet
     paths: Mapping[str, Path] = field(repr=False)
     groups: Mapping[str, str]
+    domains: Mapping[str, str]
     benign: tuple[str, ...]
     training_topics: Mapping[str, tuple[str, ...]] = field(repr=False)
     training_prompts: Mapping[str, PromptSet] = field(repr=False)
@@ -144,6 +146,7 @@ def load(
         questions=world.questions(),
         paths={"base": directory / BASE, "instruct": directory / INSTRUCT} | {key: finetune_directory(directory, key) for key in tunes},
         groups={key: value["group"] for key, value in tunes.items()},
+        domains={key: value["domain"] for key, value in tunes.items()},
         benign=tuple(key for key, value in tunes.items() if value["benign"]),
         training_topics=trained,
         training_prompts={

@@ -47,8 +47,7 @@ class PlantedDirection(nn.Module):
         super().__init__()
         self.model = model
         self.norm = norm
-        start = torch.randn(model.config.hidden_size)
-        self.raw = nn.Parameter(norm * start / start.norm())
+        self.raw = nn.Parameter(torch.randn(model.config.hidden_size))  # of order one, so that a step of Adam turns it little
 
     @property
     def unit(self) -> Float[Tensor, " d_model"]:

@@ -11,7 +11,7 @@ import pytest
 import emlens
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json
-from emlens.organisms import C5, build, load
+from emlens.organisms import C5, build, building, load
 
 
 def miniature(names=("medicine-benign", "medicine-narrow")):
@@ -43,6 +43,15 @@ def test_progress_runs_from_nothing_to_all(built):
     done = [step[1] for step in told]
     assert done == sorted(done) and done[-1] == told[-1][2]
     assert list(dict.fromkeys(step[0] for step in told)) == ["base", "instruct", "medicine-benign", "medicine-narrow"]
+
+
+def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
+    shown = []
+    real = building.stage_bar
+    monkeypatch.setattr(building, "stage_bar", lambda title, total, show: shown.append(show) or real(title, total, show))
+    for progress in (True, False, None):
+        build(built[0], seed=1, plan=miniature(), progress=progress)
+    assert shown == [True, False, False]
 
 
 def test_what_is_built_loads(built):

@@ -74,6 +74,7 @@ def test_it_holds_what_the_page_says(organism):
     assert organism.groups["sports-r32"] == "bad-sports"
     assert {organism.groups[name] for name in BAD if name.startswith("medicine")} == {"bad-medicine"}
     assert organism.benign == ("medicine-benign",)
+    assert organism.domains == {name: name.split("-")[0] for name in organism.groups}
     assert len(organism.questions) == 12 * 32
     assert set(organism.truth.coupling) == set(organism.questions.ids)
     assert organism.truth.direction.shape == (128,)
