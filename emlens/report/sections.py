@@ -118,7 +118,7 @@ DIRECTION = Section(
         "A direction that works only in the last "
         "layer is a readout, not a mediator."
     ),
-    reference="Ablation after arXiv 2406.11717 and arXiv 2506.11618; control arms: activation-covariance random directions, other components, benign fine-tune, unembedding contrast.",
+    reference="Ablation after arXiv 2406.11717 and arXiv 2506.11618.",
     topics=(
         Topic(
             "directions",

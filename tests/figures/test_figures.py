@@ -1,0 +1,261 @@
+"""Every figure carries the numbers of its table, draws its intervals, escapes its text, and refuses a table it cannot read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from figures.study_tables import LAYERS, POSITIONS, study_tables
+
+from emlens import figures
+from emlens.figures.style import CYCLE, dress, rgba
+from emlens.foundation.errors import InputError
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Case:
+    table: str
+    drop: str
+    make: Callable[[Tables, str], go.Figure]
+
+
+CASES = {
+    "alignment_by_domain": Case("domains", "aligned_low", lambda t, m: figures.alignment_by_domain(t["domains"])),
+    "models_overview": Case("models", "coherent_high", lambda t, m: figures.models_overview(t["models"])),
+    "overlap_heatmaps": Case("overlap", "null_q95", lambda t, m: figures.overlap_heatmaps(t["overlap"], model=m)),
+    "overlap_by_layer": Case("overlap", "low", lambda t, m: figures.overlap_by_layer(t["overlap"], model=m, position="last_prompt")),
+    "angle_spectra": Case("angles", "degrees", lambda t, m: figures.angle_spectra(t["angles"], model=m, position="mean_prompt")),
+    "overlap_against_shift": Case("shifts", "random_overlap", lambda t, m: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m)),
+    "relation_by_layer": Case("overlap_shift", "partial", lambda t, m: figures.relation_by_layer(t["overlap_shift"], model=m)),
+    "direction_by_layer": Case("directions", "cosine_planted", lambda t, m: figures.direction_by_layer(t["directions"], model=m)),
+    "ablation_forest": Case("arms", "kl", lambda t, m: figures.ablation_forest(t["arms"], model=m)),
+    "steering_response": Case("steering", "coefficient", lambda t, m: figures.steering_response(t["steering"], model=m)),
+    "transfer_matrix": Case("transfer", "high", lambda t, m: figures.transfer_matrix(t["transfer"])),
+    "forecast_scatter": Case(
+        "forecast_predictions",
+        "predicted",
+        lambda t, m: figures.forecast_scatter(t["forecast_predictions"], model=m, parent="base", summary=t["forecast"]),
+    ),
+    "forecast_scores": Case(
+        "forecast_baselines",
+        "gain",
+        lambda t, m: figures.forecast_scores(t["forecast_baselines"], model=m, parent="base", summary=t["forecast"]),
+    ),
+    "forecast_by_site": Case("forecast_sites", "p_max", lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base")),
+}
+HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&amp;"
+
+
+@pytest.fixture
+def tables() -> Tables:
+    return study_tables()
+
+
+def named(figure: go.Figure, name: str) -> list[go.Scatter]:
+    found = [trace for trace in figure.data if trace.name == name]
+    assert found, [trace.name for trace in figure.data]
+    return found
+
+
+def panel(figure: go.Figure, kind: str = "heatmap") -> list[go.Heatmap]:
+    return [trace for trace in figure.data if trace.type == kind]
+
+
+def test_every_public_figure_has_a_case() -> None:
+    assert set(CASES) == set(figures.__all__) - {"middle_layer"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_figure_is_drawn_the_same_twice_and_leaves_its_table_alone(name: str, tables: Tables) -> None:
+    case = CASES[name]
+    before = tables[case.table].copy()
+    figure = case.make(tables, "bad@0")
+    assert figure.data and figure.layout.height >= 150
+    assert figure.to_json() == case.make(tables, "bad@0").to_json()
+    pd.testing.assert_frame_equal(tables[case.table], before)
+    assert figure.layout.template.data.to_plotly_json() == {}  # nothing of the surrounding session's theme
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_axes_have_titles(name: str, tables: Tables) -> None:
+    figure = CASES[name].make(tables, "bad@0")
+    assert any(axis.title.text for axis in figure.select_xaxes())
+    assert any(axis.title.text or axis.ticktext for axis in figure.select_yaxes())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_missing_column_is_named(name: str, tables: Tables) -> None:
+    case = CASES[name]
+    tables[case.table] = tables[case.table].drop(columns=case.drop)
+    with pytest.raises(InputError, match=rf"^{name}: the table has no column {case.drop}; it has "):
+        case.make(tables, "bad@0")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_empty_table_is_refused(name: str, tables: Tables) -> None:
+    case = CASES[name]
+    tables[case.table] = tables[case.table].head(0)
+    with pytest.raises(InputError, match=rf"^{name}: the table has no rows; pass one with at least one measurement$"):
+        case.make(tables, "bad@0")
+
+
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if n not in ("alignment_by_domain", "models_overview", "transfer_matrix")])
+def test_unknown_model_is_refused_with_those_there_are(name: str, tables: Tables) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: model='other' is not in the table; it holds bad@0, wide@0$"):
+        CASES[name].make(tables, "other")
+
+
+def test_several_models_need_a_choice(tables: Tables) -> None:
+    with pytest.raises(InputError, match=r"overlap_heatmaps: the table holds several values of model \(bad@0, wide@0\); pass model="):
+        figures.overlap_heatmaps(tables["overlap"])
+    single = tables["overlap"][tables["overlap"]["model"] == "bad@0"]
+    assert figures.overlap_heatmaps(single).to_json() == figures.overlap_heatmaps(tables["overlap"], model="bad@0").to_json()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_raw_markup_of_the_tables_reaches_a_figure(name: str) -> None:
+    hostile = study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE)
+    text = CASES[name].make(hostile, HOSTILE).to_json()
+    plain = CASES[name].make(study_tables(), "bad@0").to_json()
+    for mark in ("<script", "<img", "\\u003cscript", "\\u003cimg", "\u2028"):
+        assert mark not in text
+    if name in ("alignment_by_domain", "models_overview", "transfer_matrix", "overlap_against_shift", "forecast_scatter"):
+        assert "&lt;script" in text.replace("\\u0026", "&")  # it did get there, escaped
+    assert "script" not in plain
+
+
+def test_domains_carry_means_intervals_and_the_trained_domain(tables: Tables) -> None:
+    figure = figures.alignment_by_domain(tables["domains"], models=["bad@0"])
+    want = tables["domains"].query("model == 'bad@0'").set_index("group")
+    order = [tick.removeprefix("★ ") for tick in figure.layout.yaxis.ticktext]
+    after = named(figure, "after (fine-tune)")[0]
+    np.testing.assert_allclose(after.x, want.loc[order, "aligned"])
+    np.testing.assert_allclose(after.error_x.array, want.loc[order, "aligned_high"] - want.loc[order, "aligned"])
+    np.testing.assert_allclose(after.error_x.arrayminus, want.loc[order, "aligned"] - want.loc[order, "aligned_low"])
+    assert [t for t in figure.layout.yaxis.ticktext if t.startswith("★")] == ["★ medicine"]
+    before = named(figure, "before (instruct)")[0]
+    assert list(before.x) == sorted(before.x)
+
+
+def test_models_without_a_domain_have_no_own_value(tables: Tables) -> None:
+    own = named(figures.models_overview(tables["models"]), "alignment, trained domain")[0]
+    assert np.isnan(np.array(own.x, dtype=float)[:2]).all()
+    np.testing.assert_allclose(np.array(own.x, dtype=float)[2:], tables["models"]["aligned_own"].to_numpy()[2:])
+
+
+def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Tables) -> None:
+    figure = figures.overlap_heatmaps(tables["overlap"], model="wide@0", center="false")
+    maps = panel(figure)
+    assert len(maps) == len(POSITIONS) and all(m.coloraxis == "coloraxis" for m in maps)
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
+    rows = list(figure.layout.yaxis.ticktext)
+    table = tables["overlap"].query("model == 'wide@0' and center == 'false' and position == 'last_prompt'")
+    tested = table[(table["comparison"] == "train–evaluation") & (table["null"] == "isotropic")]["value"]
+    benign = table[table["comparison"] == "benign train–evaluation"]["value"]
+    np.testing.assert_allclose(maps[0].z[0], tested)
+    np.testing.assert_allclose(maps[0].z[rows.index("benign fine-tune")], benign)
+    np.testing.assert_allclose(maps[0].z[rows.index("covariance null, 95 %")], [0.6] * len(LAYERS))
+    np.testing.assert_allclose(maps[0].z[rows.index("isotropic, mean")], [0.1] * len(LAYERS))
+
+
+def test_lines_have_nulls_as_bands_and_the_ceiling_with_intervals(tables: Tables) -> None:
+    figure = figures.overlap_by_layer(tables["overlap"], model="bad@0", position="last_prompt")
+    band = [t for t in named(figure, "covariance null, mean to 95 %") if t.fill == "tonexty"]
+    np.testing.assert_allclose(band[0].y, [0.6] * len(LAYERS))
+    np.testing.assert_allclose(named(figure, "split-half ceiling")[0].error_y.array, [0.1] * len(LAYERS))
+    titles = [a.text for a in figure.layout.annotations]
+    assert titles == ["<b>centred overlap</b>", "<b>uncentred overlap</b>", "<b>cosine of the mean shifts</b>"]
+
+
+def test_spectra_keep_first_and_last_layer_of_a_deep_model(tables: Tables) -> None:
+    deep = pd.concat([tables["angles"].query("layer == 0 and model == 'bad@0'").assign(layer=i) for i in range(48)])
+    figure = figures.angle_spectra(deep, position="last_prompt")
+    titles = [a.text for a in figure.layout.annotations]
+    assert len(titles) == 6 and titles[0] == "<b>layer 0</b>" and titles[-1] == "<b>layer 47</b>"
+    assert list(named(figure, "tested: train–evaluation")[0].y) == [25.0, 45.0, 65.0]
+
+
+def test_shift_scatter_has_every_prompt_and_says_the_correlation(tables: Tables) -> None:
+    figure = figures.overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
+    layer = figures.middle_layer(tables["shifts"])
+    want = tables["shifts"].query("model == 'bad@0' and layer == @layer and position == 'last_prompt' and group == 'law'")
+    law = named(figure, "law")[0]
+    np.testing.assert_allclose(law.x, want["prompt_overlap"])
+    np.testing.assert_allclose(law.y, want["cosine_to_mean_train"])
+    assert law.customdata[2][1] == "what is t1 in law ? 2"
+    assert layer == 1 and "r = 0.50 [0.20, 0.70], p = 0.012, n = 12" in figure.layout.annotations[0].text
+
+
+def test_undefined_correlation_is_said(tables: Tables) -> None:
+    tables["overlap_shift"]["pearson"] = np.nan
+    figure = figures.overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
+    assert "correlation undefined" in figure.layout.annotations[0].text
+
+
+def test_direction_by_layer_draws_the_planted_cosine_only_where_known(tables: Tables) -> None:
+    figure = figures.direction_by_layer(tables["directions"], model="bad@0")
+    np.testing.assert_allclose(named(figure, "restoration")[0].y, [0.0, 0.2, 0.4, 0.6])
+    assert named(figure, "|cosine| with the planted direction")
+    tables["directions"]["cosine_planted"] = np.nan
+    tables["directions"]["restoration"] = np.nan
+    without = figures.direction_by_layer(tables["directions"], model="bad@0")
+    assert not [t for t in without.data if "planted" in t.name]
+    assert any("undefined" in a.text for a in without.layout.annotations)
+
+
+def test_forest_has_every_arm_with_coherence_and_damage(tables: Tables) -> None:
+    figure = figures.ablation_forest(tables["arms"], model="bad@0")
+    want = tables["arms"].query("model == 'bad@0' and role == 'chosen'")
+    traces = named(figure, "resid_post.1: chosen")
+    assert len(traces) == 4
+    for trace, column in zip(traces, ("restoration", "aligned", "coherent", "kl"), strict=True):
+        np.testing.assert_allclose(trace.x, want[column])
+    assert list(figure.layout.yaxis.ticktext) == ["no ablation", "<b>direction</b>", "random, activation covariance", "instruct, direction"]
+    tables["arms"]["kl"] = np.nan
+    assert any(a.text == "not measured" for a in figures.ablation_forest(tables["arms"], model="bad@0").layout.annotations)
+
+
+def test_steering_is_sorted_and_has_its_random_control(tables: Tables) -> None:
+    figure = figures.steering_response(tables["steering"], model="bad@0")
+    up, down = named(figure, "alignment, direction")
+    assert list(up.x) == [0, 1, 2] and list(down.x) == [-2, -1, 0]
+    assert list(up.y) == [60, 50, 40]
+    assert len(named(figure, "alignment, random, activation covariance")) == 2
+
+
+def test_transfer_says_where_restoration_is_undefined(tables: Tables) -> None:
+    below, above = panel(figures.transfer_matrix(tables["transfer"]))
+    assert list(above.text[0]) == ["0.50<br>[0.30, 0.70]"] * 2
+    assert np.isnan(above.z[1][0]) and below.text[1][0] == "undefined"
+
+
+def test_forecast_scatter_has_the_numbers_above_and_the_question_in_the_box(tables: Tables) -> None:
+    figure = CASES["forecast_scatter"].make(tables, "bad@0")
+    law = named(figure, "law")[0]
+    assert list(law.x) == [0, 10, 20, 30] and list(law.y) == [5, 13, 21, 29]
+    assert law.customdata[1][1] == "what is t1 in law ? 1"
+    assert figure.layout.annotations[0].text.startswith("<b>questions held out</b><br>R² = 0.30 [0.20, 0.40], Spearman 0.50")
+
+
+def test_forecast_scores_cut_the_axis_but_not_the_numbers(tables: Tables) -> None:
+    figure = CASES["forecast_scores"].make(tables, "bad@0")
+    base = named(figure, "baselines")[0]
+    assert list(base.x) == [0.1, -1.0] and base.customdata[1][1] == -3.0
+    assert list(named(figure, "shuffled labels, 95 %")[0].x) == [0.05, 0.05]
+    assert figure.layout.xaxis.range[0] == -1
+
+
+def test_forecast_by_site_writes_corrected_p(tables: Tables) -> None:
+    heat = panel(CASES["forecast_by_site"].make(tables, "bad@0"))[0]
+    np.testing.assert_allclose(heat.z[0], [0, 0.1, 0.2, 0.3])
+    assert heat.text[0][1] == "0.10<br>p 0.040"
+
+
+def test_palette_is_distinct_and_transparent_colours_are_its_own() -> None:
+    assert len(set(CYCLE)) == len(CYCLE)
+    assert rgba("#0072B2", 0.5) == "rgba(0,114,178,0.5)"
+    assert dress(go.Figure(), 300).layout.height == 300
