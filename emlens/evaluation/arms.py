@@ -54,6 +54,7 @@ def ablation_arms(
     *,
     instruct_activations: Float[Tensor, "row d_model"],
     deltas: Float[Tensor, "row d_model"],
+    instruct_means: Mapping[str, Float[Tensor, " d_model"]] | None = None,
     benign: Direction | None = None,
     unembedding: Float[Tensor, " d_model"] | None = None,
     random_draws: int = 8,
@@ -61,35 +62,39 @@ def ablation_arms(
 ) -> list[Arm]:
     """The direction under test and its controls, all removed after every block at every token.
 
-    Controls: none; the affine form about the instruct mean; directions drawn from the activation covariance (an isotropic
-    one carries almost no variance and would pass by construction); the deltas' second centred component; the benign
+    Beside it the affine form, about the instruct mean of each site. Controls: none; directions drawn from the activation covariance (an isotropic
+    one carries almost no variance and would pass by construction); the deltas' second centred component, where they have one; the benign
     fine-tune's direction; the unembedding contrast of the answer words; and the instruct model under the same edits.
 
     Args:
-        instruct_activations: (row, d_model) at the direction's site and position, for covariance and mean.
+        instruct_activations: (row, d_model) at the direction's site and position, for the covariance.
         deltas: (row, d_model) there, fine-tuned − instruct.
+        instruct_means: mean instruct activation over tokens at each edited site (`resid_post` of every block), for the affine form;
+            without it that arm is left out.
         benign: the same extraction on the benign fine-tune.
         unembedding: difference of unembedding rows of harmful and careful answer words.
     """
-    mean = instruct_activations.double().mean(0)
-    arms = [
-        Arm("no ablation", ()),
-        Arm("direction", (ablate(direction),), control=False, cosine=1.0),
-        Arm("direction, affine form", (ablate(direction, baseline=mean),), control=False, cosine=1.0),
-    ]
+    affine = tuple(ablate(direction, at=[site], baseline=mean) for site, mean in (instruct_means or {}).items())
+    arms = [Arm("no ablation", ()), Arm("direction", (ablate(direction),), control=False, cosine=1.0)]
+    if affine:
+        arms.append(Arm("direction, affine form", affine, control=False, cosine=1.0))
 
     def control(name: str, vector: Direction | Tensor) -> Arm:
         return Arm(name, (ablate(vector),), cosine=abs(direction_cosine(direction, vector)))
 
     for vector in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
         arms.append(control("random, activation covariance", vector))
-    arms.append(control("second component of the deltas", top_k_subspace(deltas, 2, center=True).basis[:, 1]))
+    rows = deltas.double()
+    rounding = 4 * torch.finfo(torch.float32).eps * float(instruct_activations.double().norm())
+    if int((torch.linalg.svdvals(rows - rows.mean(0)) > rounding).sum()) >= 2:
+        arms.append(control("second component of the deltas", top_k_subspace(rows, 2, center=True).basis[:, 1]))
     if benign is not None:
         arms.append(control("benign fine-tune's direction", benign))
     if unembedding is not None:
         arms.append(control("unembedding contrast", unembedding))
     arms.append(Arm("instruct, direction", (ablate(direction),), on="instruct"))
-    arms.append(Arm("instruct, direction, affine form", (ablate(direction, baseline=mean),), on="instruct"))
+    if affine:
+        arms.append(Arm("instruct, direction, affine form", affine, on="instruct"))
     return arms
 
 
