@@ -1,0 +1,266 @@
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from emlens.activations import ActivationStore, Activations, capture, capturing
+from emlens.activations.store import ShardWriter
+from emlens.data.rendering import Rendered
+from emlens.foundation import EmlensError, InputError, IntegrityError
+
+OPTIONS = {"positions": ["last_prompt", "mean_response", "all"], "batch_tokens": 45, "layers": [0, 2], "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(capturing, "SHARD_ROWS", 3)
+
+
+def same(a, b):
+    """Bit for bit, at every site and position, with ids, groups and tokens."""
+    assert (a.ids, a.groups, a.sites, a.positions) == (b.ids, b.groups, b.sites, b.positions)
+    for site in a.sites:
+        for position in a.pooled_positions:
+            if not torch.equal(a[site, position], b[site, position]):
+                return False
+        x, y = a.tokens(site), b.tokens(site)
+        if not all(torch.equal(*pair) for pair in ((x.values, y.values), (x.offsets, y.offsets), (x.token_ids, y.token_ids))):
+            return False
+    return True
+
+
+def bytes_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture
+def store(model, prompts, tmp_path):
+    capture(model, prompts, store=tmp_path / "store", **OPTIONS)
+    return tmp_path / "store"
+
+
+def test_a_store_holds_what_memory_holds(model, prompts, store):
+    memory = capture(model, prompts, **OPTIONS)
+    opened = ActivationStore.open(store)
+    assert same(opened, memory) and len(list(store.glob("shard-*.safetensors"))) > 2
+    assert json.loads(json.dumps(opened.provenance)) == json.loads(json.dumps(memory.provenance))
+    chosen = opened.select(["q4", "q0"])
+    assert torch.equal(chosen["resid_post.0", "last_prompt"], memory["resid_post.0", "last_prompt"][[4, 0]])
+
+
+def test_saving_and_opening_gives_the_same_bits(model, prompts, tmp_path):
+    for name, options in (("pooled", {}), ("half", {"dtype": torch.bfloat16}), ("tokens", OPTIONS)):
+        acts = capture(model, prompts, **options)
+        opened = ActivationStore.open(acts.save(tmp_path / name))
+        for site in acts.sites:
+            for position in acts.pooled_positions:
+                assert torch.equal(opened[site, position], acts[site, position])
+                assert opened[site, position].dtype == acts[site, position].dtype
+    assert same(opened, acts)
+    again = ActivationStore.open(opened.save(tmp_path / "again"))
+    assert same(again, acts)
+    with pytest.raises(IntegrityError, match="already holds a store; pass an empty directory"):
+        acts.save(tmp_path / "tokens")
+
+
+def test_tensors_that_share_memory_can_be_saved(tmp_path):
+    stack = torch.arange(24.0).view(2, 3, 4)
+    acts = Activations(
+        {("resid_post.0", "last"): stack[0], ("resid_post.1", "last"): stack[1].T.contiguous().T},
+        ids=["a", "b", "c"], groups=[""] * 3, sites=["resid_post.0", "resid_post.1"], positions=["last"], provenance={},
+    )  # fmt: skip
+    assert torch.equal(ActivationStore.open(acts.save(tmp_path / "s")).stacked(), stack)
+
+
+def test_only_open_formats(store):
+    assert {path.suffix for path in store.iterdir()} == {".safetensors", ".json"}
+    for path in store.glob("*.json"):
+        json.loads(path.read_text())
+    for path in store.glob("*.safetensors"):
+        load_file(path)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(model, prompts, store, tmp_path, monkeypatch, after):
+    target, passes = tmp_path / "resumed", []
+    run = type(model).run
+
+    def dies(self, *args, **kwargs):
+        if len(passes) == after:
+            raise KeyboardInterrupt
+        passes.append(1)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        capture(model, prompts, store=target, **OPTIONS)
+    with pytest.raises(IntegrityError, match="the capture into this store was not finished; run it again to resume"):
+        ActivationStore.open(target)
+    finished = len(list(target.glob("shard-*.json")))
+    (target / ".shard-00002.safetensors.x.part").write_bytes(b"left by a kill")
+    monkeypatch.setattr(type(model), "run", lambda self, *a, **k: passes.append(1) or run(self, *a, **k))
+    before = len(passes)
+    capture(model, prompts, store=target, **OPTIONS)
+    (target / ".shard-00002.safetensors.x.part").unlink()
+    assert bytes_of(target) == bytes_of(store)
+    if finished:
+        shards = json.loads((store / "manifest.json").read_text())["provenance"]["batches"]
+        assert len(passes) - before < shards  # finished shards were not run again
+
+
+def test_a_kill_before_the_plan_stands(model, prompts, store, tmp_path):
+    target = tmp_path / "early"
+    target.mkdir()
+    (target / ".plan.json.x.part").write_text("{")
+    capture(model, prompts, store=target, **OPTIONS)
+    assert same(ActivationStore.open(target), ActivationStore.open(store))
+
+
+def test_a_finished_store_is_not_captured_again(model, prompts, store, monkeypatch):
+    monkeypatch.setattr(type(model), "run", lambda *a, **k: pytest.fail("a pass ran"))
+    before = bytes_of(store)
+    capture(model, prompts, store=store, **OPTIONS)
+    assert bytes_of(store) == before
+
+
+@pytest.mark.parametrize("change", [{"layers": [0]}, {"positions": ["last_prompt"]}, {"batch_tokens": 60}, {"dtype": torch.bfloat16}])
+def test_another_plan_is_refused(model, prompts, store, change):
+    before = bytes_of(store)
+    with pytest.raises(IntegrityError, match="holds a store begun for another model, prompt set, site, position or library"):
+        capture(model, prompts, store=store, **{**OPTIONS, **change})
+    assert bytes_of(store) == before
+
+
+def test_another_model_or_prompt_set_is_refused(family, prompts, store):
+    for model, asked in ((family["one"], prompts), (family["full"], prompts), (family.instruct, prompts[:5])):
+        with pytest.raises(IntegrityError, match="begun for another model"):
+            capture(model, asked, store=store, **OPTIONS)
+
+
+def test_directories_that_hold_no_store(model, prompts, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(IntegrityError, match="mine: is not empty and holds no store; pass an empty directory"):
+        capture(model, prompts, store=tmp_path / "mine")
+    with pytest.raises(InputError, match=r"thesis\.txt: is a file; pass a directory for the store"):
+        capture(model, prompts, store=tmp_path / "mine" / "thesis.txt")
+    for path in (tmp_path / "mine", tmp_path / "absent"):
+        with pytest.raises(InputError, match="holds no activation store; pass a directory that"):
+            ActivationStore.open(path)
+
+
+def read_all(directory):
+    acts = ActivationStore.open(directory)
+    for site in acts.sites:
+        for position in acts.pooled_positions:
+            acts[site, position]
+        acts.tokens(site)
+    return acts
+
+
+def damage(directory, pick):
+    """One random accident; returns what happened."""
+    files = sorted(path for path in directory.iterdir())
+    shards = [path for path in files if path.suffix == ".safetensors"]
+    kind = pick.choice(["flip", "flip", "truncate", "missing", "swap", "edit"])
+    path = pick.choice(files)
+    if kind == "flip":
+        content = bytearray(path.read_bytes())
+        content[pick.randrange(len(content))] ^= 1 << pick.randrange(8)
+        path.write_bytes(bytes(content))
+    elif kind == "truncate":
+        path.write_bytes(path.read_bytes()[: pick.randrange(path.stat().st_size)])
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "swap":
+        a, b = pick.sample(shards, 2)
+        first, second = a.read_bytes(), b.read_bytes()
+        a.write_bytes(second)
+        b.write_bytes(first)
+        path = a
+    else:
+        path = pick.choice([path for path in files if path.suffix == ".json"])
+        record = json.loads(path.read_text())
+        key = pick.choice(sorted(record))
+        record[key] = pick.choice([None, 3, "x", [], record[key][::-1] if isinstance(record[key], list) else {}])
+        path.write_text(json.dumps(record))
+    return f"{kind} {path.name}"
+
+
+def test_damage_is_seen_at_the_first_read_or_does_no_harm(store, tmp_path, unchecked):
+    whole, pick = ActivationStore.open(store), random.Random(0)
+    seen = harmless = 0
+    for number in range(50):
+        copy = shutil.copytree(store, tmp_path / f"damaged-{number}")
+        what = damage(copy, pick)
+        try:
+            found = read_all(copy)
+        except EmlensError:
+            seen += 1
+        else:
+            assert same(found, whole), what
+            assert copy.joinpath("manifest.json").is_file(), what
+            harmless += 1
+    assert seen > 20 and harmless > 0  # sidecars and plan are for resuming; reading does not need them
+
+
+def test_a_damaged_store_is_restored_by_capturing_again(model, prompts, store, unchecked):
+    before = bytes_of(store)
+    first, second, third = sorted(store.glob("shard-*.safetensors"))[:3]
+    first.unlink()
+    with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: is missing; capture again into this directory to restore it"):
+        read_all(store)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: does not have the bytes its manifest recorded; capture again"):
+        read_all(store)
+    second.with_suffix(".json").write_text("{")
+    third.with_suffix(".json").write_text("[]")
+    capture(model, prompts, store=store, **OPTIONS)
+    assert bytes_of(store) == before
+
+
+def test_manifests_that_do_not_fit(store):
+    path = store / "manifest.json"
+    whole = json.loads(path.read_text())
+
+    def refused(change, match):
+        path.write_text(json.dumps(change(json.loads(json.dumps(whole)))))
+        with pytest.raises(IntegrityError, match=match):
+            ActivationStore.open(store)
+
+    refused(lambda m: {**m, "format": 2}, "is no manifest of store format 1, which this version reads")
+    refused(lambda m: [], "is no manifest of store format 1")
+    refused(lambda m: {**m, "ids": m["ids"][::-1]}, "manifest.json: was changed after it was written")
+    refused(lambda m: {**m, "shard_sha256": m["shard_sha256"][:-1]}, "manifest.json: was changed after it was written")
+    path.write_text(json.dumps(whole))
+    read_all(store)
+
+
+def test_a_shard_without_its_tensor(store, unchecked):
+    path, manifest = store / "shard-00000.safetensors", store / "manifest.json"
+    tensors = load_file(path)
+    tensors["other"] = tensors.pop("resid_post.0@last_prompt")
+    save_file(tensors, path)
+    from emlens.foundation.files import sha256_file
+
+    record = json.loads(manifest.read_text())
+    record["shard_sha256"][0] = sha256_file(path)
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: holds no tensor 'resid_post.0@last_prompt'"):
+        read_all(store)
+
+
+def test_a_manifest_comes_last(tmp_path):
+    rows = [Rendered("a", "", (1,), 1), Rendered("b", "", (2,), 1)]
+    writer = ShardWriter(tmp_path / "s", rows=rows, shard_rows=[[1], [0]], sites=["resid_post.0"], positions=["last"], provenance={})
+    key = ("resid_post.0", "last")
+    writer.write(0, {key: torch.full((1, 2), 1.0)})
+    assert writer.has(0) and not writer.has(1)
+    with pytest.raises(IntegrityError, match=r"shards \[1\] are not written yet"):
+        writer.finish()
+    writer.write(1, {key: torch.full((1, 2), 0.0)})
+    writer.finish()
+    assert ActivationStore.open(tmp_path / "s")["resid_post.0"].tolist() == [[0, 0], [1, 1]]
