@@ -1,0 +1,103 @@
+"""The report in a browser: no errors, every figure drawn, hostile text inert, nothing wider than a phone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from figures.study_tables import study_tables
+
+from emlens.report import write_report
+from emlens.studies import Finding, StudyResult
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&lt;b&gt; %{x} <a href='javascript:window.__pwned=1'>a</a>"
+SIZES = {"desktop": (1200, 900), "phone": (360, 740)}
+
+
+def opened(browser: "Browser", path: Path, size: str) -> "tuple[Page, list[str]]":
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:", "blob:")) else None)
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=120_000)
+    page.wait_for_timeout(300)
+    return page, faults
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with one hostile name among ordinary ones."""
+    finding = Finding("profile", f"{HOSTILE} fell", HOSTILE)
+    tables = study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=())
+    result = StudyResult("overview", {"path": HOSTILE}, tables, [finding], [HOSTILE], {"models": {HOSTILE: {"adapter": None}}}, HOSTILE)
+    return write_report(result, tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE)
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def page(request: pytest.FixtureRequest, browser: "Browser", report: Path) -> "Iterator[tuple[Page, list[str]]]":
+    page, faults = opened(browser, report, request.param)
+    yield page, faults
+    page.close()
+
+
+def test_no_console_error_and_no_request(page: "tuple[Page, list[str]]") -> None:
+    assert page[1] == []
+
+
+def test_every_figure_is_drawn_inside_its_frame(page: "tuple[Page, list[str]]") -> None:
+    drawn = page[0].evaluate(
+        "[...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('.main-svg').length,"
+        " p.querySelectorAll('.trace, .heatmaplayer image, .hm').length, p.getBoundingClientRect().height])"
+    )
+    assert len(drawn) > 15
+    for name, layers, marks, height in drawn:
+        assert layers >= 1 and marks >= 1 and height >= 150, name
+
+
+def test_hostile_text_is_shown_but_does_nothing(page: "tuple[Page, list[str]]") -> None:
+    shown = page[0]
+    assert "<img src=x onerror" in shown.inner_text("h1")
+    assert shown.evaluate("[...document.querySelectorAll('.plot text')].some(t => t.textContent.includes('<script>'))")
+    point = shown.locator("#forecast-points-1 .scatterlayer .trace .points path").first
+    point.scroll_into_view_if_needed()
+    point.hover(force=True)
+    shown.wait_for_selector("#forecast-points-1 .hoverlayer .hovertext", timeout=10_000)
+    assert "<script>" in str(shown.text_content("#forecast-points-1 .hoverlayer"))
+    assert shown.evaluate("typeof window.__pwned") == "undefined"
+    assert shown.evaluate("document.querySelectorAll('img, .plot a').length") == 0
+
+
+def test_the_policy_stops_what_would_run(page: "tuple[Page, list[str]]") -> None:
+    """Positive control: the same markup put into the page by hand is stopped by the policy, so the test above is not all there is."""
+    shown, faults = page
+    seen = len(faults)
+    shown.evaluate("(() => { const s = document.createElement('script'); s.textContent = 'window.__pwned = 2'; document.body.append(s); })()")
+    shown.evaluate("(() => { const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=\"window.__pwned=3\">'; document.body.append(d); })()")
+    shown.wait_for_timeout(200)
+    assert shown.evaluate("typeof window.__pwned") == "undefined"
+    assert any("Content Security Policy" in fault for fault in faults[seen:])
+
+
+def test_nothing_is_wider_than_the_screen(page: "tuple[Page, list[str]]") -> None:
+    shown = page[0]
+    for node in shown.locator("details").all():
+        node.evaluate("d => { d.open = true; }")
+    assert shown.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+
+
+def test_download_gives_the_whole_table(page: "tuple[Page, list[str]]") -> None:
+    shown = page[0]
+    shown.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    with shown.expect_download() as waiting:
+        shown.locator("button[data-csv=questions]").click()
+    download = waiting.value
+    assert download.suggested_filename == "questions.csv"
+    rows = Path(download.path()).read_text("utf-8").splitlines()
+    assert rows[0] == "model,question,group,text,trained,aligned"
