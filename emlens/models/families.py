@@ -144,13 +144,11 @@ def load_family(
         if loaded.chat_template is None:
             loaded = with_template(loaded, parents["instruct"].chat_template)
         parents["base"] = loaded
-    sources = {"instruct": instruct, "base": base}
-    hashes = {key: hash_directory(Path(path)) for key, path in sources.items() if path is not None and Path(path).is_dir()}
     models: dict[str, HookedModel] = {}
     for name, spec in specs.items():
         parent = parents[spec.parent]
         if is_adapter(spec.path):
-            models[name] = _attach(parent, name, spec, hashes.get(spec.parent))
+            models[name] = _attach(parent, name, spec)
         else:
             models[name] = load_model(spec.path, name=name, **{**shared, "chat_template": parent.chat_template})
             _check_same_stream(parent, models[name])
@@ -160,13 +158,13 @@ def load_family(
     return Family(parents["instruct"], parents.get("base"), models, specs)
 
 
-def _attach(parent: HookedModel, name: str, spec: FineTune, weights_hash: str | None) -> HookedModel:
+def _attach(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
     from emlens.models.transformers_backend import TransformersModel
 
     if not isinstance(parent, TransformersModel):
         raise InputError(f"backend {parent.backend!r} cannot hold adapters; load the family with backend='transformers'")
     before = _probe(parent)
-    parent.bank.attach(spec.path, name, weights_hash=weights_hash)
+    parent.bank.attach(spec.path, name, weights_hash=parent.provenance["weights_sha256"])
     model = TransformersModel(
         parent.module,
         bank=parent.bank,
