@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from emlens.activations import ActivationStore, Activations, activation_deltas, capture, capture_pair
+from emlens.activations import Activations, ActivationStore, activation_deltas, capture, capture_pair
 from emlens.data import PromptSet
 from emlens.foundation import IntegrityError, Span
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emlens.activations import ActivationStore, Activations, capture, capturing
+from emlens.activations import Activations, ActivationStore, capture, capturing
 from emlens.activations.store import ShardWriter
 from emlens.data.rendering import Rendered
 from emlens.foundation import EmlensError, InputError, IntegrityError

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def test_a_plan_is_a_partition_longest_first_under_its_budget(budget):
     assert in_order == sorted(lengths, reverse=True)
     for batch in plan:
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
-    for batch, following in zip(plan, plan[1:], strict=False):
+    for batch, following in pairwise(plan):
         assert lengths[batch[0]] * (len(batch) + 1) > budget, f"{following[0]} would have fitted"
     assert plan == plan_batches(lengths, budget)
 
