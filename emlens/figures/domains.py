@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.labels import label
+from emlens.figures.labels import label, stacked
 from emlens.figures.style import BLUE, GREY, ORANGE, VERMILLION, dress, panel_title, rgba, spacing
 from emlens.figures.tables import arms, distinct, need, only
 
@@ -84,7 +84,9 @@ def alignment_by_domain(
             figure.add_hrect(
                 y0=i - 0.5, y1=i + 0.5, fillcolor=rgba(ORANGE, 0.18), line_width=0, layer="below", row=row, col=1
             )
-        ticks = [f"★ {label(g, 24)}" if own else label(g, 24) for g, own in zip(groups, trained, strict=True)]
+        ticks = [
+            f"★ {stacked(g, 16, 28)}" if own else stacked(g, 16, 28) for g, own in zip(groups, trained, strict=True)
+        ]
         figure.update_yaxes(tickvals=y, ticktext=ticks, range=[-0.6, len(groups) - 0.4], row=row, col=1)
         figure.update_xaxes(range=[-3, 103], row=row, col=1)
         panel_title(figure, label(name), row)

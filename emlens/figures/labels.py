@@ -29,6 +29,12 @@ def label(text: object, longest: int = LONGEST_LABEL) -> str:
     return html.escape(_shortened(printable(text), longest), quote=False)
 
 
+def stacked(text: object, width: int = 18, longest: int = LONGEST_LABEL) -> str:
+    """A label broken into lines of at most `width` characters, for axes that have little room."""
+    lines = textwrap.wrap(_shortened(printable(text), longest), width) or [""]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
 def hover(text: object) -> str:
     """A question or an answer for a hover box: printable, shortened, wrapped, escaped."""
     lines = textwrap.wrap(_shortened(printable(text), LONGEST_HOVER), HOVER_WIDTH) or [""]

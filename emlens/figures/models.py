@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.labels import label
+from emlens.figures.labels import label, stacked
 from emlens.figures.style import BLUE, GREEN, VERMILLION, dress
 from emlens.figures.tables import arms, need
 
@@ -27,7 +27,7 @@ def models_overview(models: pd.DataFrame) -> go.Figure:
     columns = [f"{name}{end}" for name, *_ in SERIES for end in ("", "_low", "_high")]
     need(models, ("model", "kind", "domain", *columns), NAME)
     names = [
-        f"{label(m, 28)}<br><span style='font-size:11px'>{_about(k, d)}</span>"
+        f"{stacked(m, 20)}<br><span style='font-size:11px'>{_about(k, d)}</span>"
         for m, k, d in zip(models["model"], models["kind"], models["domain"], strict=True)
     ]
     figure = go.Figure()
@@ -46,10 +46,10 @@ def models_overview(models: pd.DataFrame) -> go.Figure:
         )
     figure.update_yaxes(tickvals=list(range(rows - 1, -1, -1)), ticktext=names, range=[-0.6, rows - 0.4])
     figure.update_xaxes(range=[-3, 103], title_text="mean over questions (0–100)")
-    return dress(figure, 110 + 58 * rows)
+    return dress(figure, 110 + 64 * rows)
 
 
 def _about(kind: object, domain: object) -> str:
-    trained = "" if pd.isna(domain) or not str(domain) else f", trained on {label(domain, 20)}"  # type: ignore[call-overload]
+    trained = "" if pd.isna(domain) or not str(domain) else f",<br>trained on {label(domain, 16)}"  # type: ignore[call-overload]
     words = {"base": "pre-trained", "instruct": "parent", "harmful": "harmful", "benign": "benign control"}
     return words.get(str(kind), label(kind)) + trained

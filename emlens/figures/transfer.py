@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.labels import label, number
+from emlens.figures.labels import label, number, stacked
 from emlens.figures.style import BAR_ROOM, DIVERGING, colour_bar, dress
 from emlens.figures.tables import distinct, need
 
@@ -67,17 +67,18 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     )
     figure.update_xaxes(
         tickvals=list(range(len(targets))),
-        ticktext=[label(t, 22) for t in targets],
+        ticktext=[stacked(t, 12, 24) for t in targets],
+        tickangle=0,
         title_text="ablated in",
         showgrid=False,
     )
     figure.update_yaxes(
         tickvals=list(range(len(sources))),
-        ticktext=[label(s, 22) for s in sources],
+        ticktext=[stacked(s, 12, 24) for s in sources],
         title_text="direction of",
         autorange="reversed",
         showgrid=False,
     )
     bar = colour_bar([-1, 0, 1], ["restoration −1", "0", "1"])
     figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar})
-    return dress(figure, 130 + 58 * len(sources), legend=False).update_layout(margin={"t": BAR_ROOM})
+    return dress(figure, 150 + 58 * len(sources), legend=False).update_layout(margin={"t": BAR_ROOM})

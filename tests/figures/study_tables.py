@@ -44,13 +44,27 @@ def study_tables(
     )
     tables["questions"] = pd.DataFrame(
         [
-            {"model": m, "question": f"{g}/{i}", "group": g, "text": f"{text} {i}", "trained": False, "aligned": 50.0 + i}
+            {
+                "model": m,
+                "question": f"{g}/{i}",
+                "group": g,
+                "text": f"{text} {i}",
+                "trained": False,
+                "aligned": 50.0 + i,
+            }
             for m, g, i in product(kinds, domains, range(20))
         ]
     )
     overlap = []
     for m, layer, position, center in product(focus, LAYERS, POSITIONS, ("false", "true", "means")):
-        head = {"model": m, "site": f"resid_post.{layer}", "layer": layer, "position": position, "k": 3, "center": center}
+        head = {
+            "model": m,
+            "site": f"resid_post.{layer}",
+            "layer": layer,
+            "position": position,
+            "k": 3,
+            "center": center,
+        }
         head["measure"] = "cosine" if center == "means" else "mean_cos2"
         blank = {"low": np.nan, "high": np.nan, "null": np.nan, "null_mean": np.nan, "null_q95": np.nan, "n": 24}
         tested = rng.uniform(0.2, 0.9)
@@ -66,35 +80,77 @@ def study_tables(
         [
             {"model": m, "layer": layer, "position": p, "comparison": c, "index": i, "degrees": base + 20.0 * i}
             for m, layer, p, (c, base), i in product(
-                focus, LAYERS, POSITIONS, (("train–evaluation", 5), ("benign train–evaluation", 10), ("random subspaces", 25)), (1, 2, 3)
+                focus,
+                LAYERS,
+                POSITIONS,
+                (("train–evaluation", 5), ("benign train–evaluation", 10), ("random subspaces", 25)),
+                (1, 2, 3),
             )
         ]
     )
     tables["shifts"] = pd.DataFrame(
         [
             {"model": m, "layer": layer, "position": p, "id": f"{g}/{i}", "group": g, "text": f"{text} {i}"}
-            | {"prompt_overlap": rng.uniform(), "random_overlap": rng.uniform(), "cosine_to_mean_train": rng.uniform(-1, 1)}
+            | {
+                "prompt_overlap": rng.uniform(),
+                "random_overlap": rng.uniform(),
+                "cosine_to_mean_train": rng.uniform(-1, 1),
+            }
             for m, layer, p, g, i in product(focus, LAYERS, POSITIONS, domains, range(4))
         ]
     )
     tables["overlap_shift"] = pd.DataFrame(
         [
-            {"model": m, "layer": layer, "position": p, "pearson": 0.5, "low": 0.2, "high": 0.7, "null_mean": 0.0, "null_q95": 0.3}
+            {
+                "model": m,
+                "layer": layer,
+                "position": p,
+                "pearson": 0.5,
+                "low": 0.2,
+                "high": 0.7,
+                "null_mean": 0.0,
+                "null_q95": 0.3,
+            }
             | {"p": 0.012, "partial": 0.4, "partial_low": 0.1, "partial_high": 0.6, "n": 12}
             for m, layer, p in product(focus, LAYERS, POSITIONS)
         ]
     )
     tables["directions"] = pd.DataFrame(
         [
-            {"model": m, "layer": layer, "last": layer == LAYERS[-1], "split_half_cosine": 0.9, "cosine_unembedding": 0.1 * layer}
-            | {"cosine_planted": 0.7, "restoration": 0.2 * layer, "low": 0.2 * layer - 0.1, "high": 0.2 * layer + 0.1, "coherent": 90.0, "n": 12}
+            {
+                "model": m,
+                "layer": layer,
+                "last": layer == LAYERS[-1],
+                "split_half_cosine": 0.9,
+                "cosine_unembedding": 0.1 * layer,
+            }
+            | {
+                "cosine_planted": 0.7,
+                "restoration": 0.2 * layer,
+                "low": 0.2 * layer - 0.1,
+                "high": 0.2 * layer + 0.1,
+                "coherent": 90.0,
+                "n": 12,
+            }
             for m, layer in product(focus, LAYERS)
         ]
     )
-    arms = (("no ablation", True), ("direction", False), ("random, activation covariance", True), ("instruct, direction", True))
+    arms = (
+        ("no ablation", True),
+        ("direction", False),
+        ("random, activation covariance", True),
+        ("instruct, direction", True),
+    )
     tables["arms"] = pd.DataFrame(
         [
-            {"model": m, "site": s, "role": r, "arm": a, "on": "instruct" if a.startswith("instruct") else "finetuned", "control": c}
+            {
+                "model": m,
+                "site": s,
+                "role": r,
+                "arm": a,
+                "on": "instruct" if a.startswith("instruct") else "finetuned",
+                "control": c,
+            }
             | interval("restoration", rng.uniform(-0.2, 0.9), 0.1)
             | interval("aligned", rng.uniform(20, 90), 5)
             | interval("coherent", rng.uniform(80, 90), 3)
@@ -104,24 +160,52 @@ def study_tables(
     )
     tables["steering"] = pd.DataFrame(
         [
-            {"model": m, "steered": s, "vector": v, "site": "resid_post.1", "coefficient": sign * c, "coherent": 90.0 - c, "n": 20}
+            {
+                "model": m,
+                "steered": s,
+                "vector": v,
+                "site": "resid_post.1",
+                "coefficient": sign * c,
+                "coherent": 90.0 - c,
+                "n": 20,
+            }
             | interval("aligned", 60.0 - 10 * c, 5)
-            for m, v, (s, sign), c in product(focus, ("direction", "random, activation covariance"), (("instruct", 1), ("tuned", -1)), (0.0, 1.0, 2.0))
+            for m, v, (s, sign), c in product(
+                focus, ("direction", "random, activation covariance"), (("instruct", 1), ("tuned", -1)), (0.0, 1.0, 2.0)
+            )
         ]
     )
     tables["transfer"] = pd.DataFrame(
         [
-            {"direction_of": a, "ablated_in": b, "restoration": np.nan if a != b and b == model else 0.5, "low": 0.3, "high": 0.7, "n": 20}
+            {
+                "direction_of": a,
+                "ablated_in": b,
+                "restoration": np.nan if a != b and b == model else 0.5,
+                "low": 0.3,
+                "high": 0.7,
+                "n": 20,
+            }
             for a, b in product(focus, focus)
         ]
     )
-    heads = [{"model": m, "parent": p, "held_out": h} for m, p, h in product(focus, ("instruct", "base"), ("question", "domain"))]
+    heads = [
+        {"model": m, "parent": p, "held_out": h}
+        for m, p, h in product(focus, ("instruct", "base"), ("question", "domain"))
+    ]
     tables["forecast"] = pd.DataFrame(
-        [{**h, **interval("r2", 0.3, 0.1), "spearman": 0.5, "null_mean": -0.05, "null_q95": 0.05, "p": 0.01, "n": 12} for h in heads]
+        [
+            {**h, **interval("r2", 0.3, 0.1), "spearman": 0.5, "null_mean": -0.05, "null_q95": 0.05, "p": 0.01, "n": 12}
+            for h in heads
+        ]
     )
     tables["forecast_baselines"] = pd.DataFrame(
         [
-            {"predictor": name, **interval("r2", r2, 0.1), **interval("gain", 0.3 - r2 if name != "activations" else np.nan, 0.1), **h}
+            {
+                "predictor": name,
+                **interval("r2", r2, 0.1),
+                **interval("gain", 0.3 - r2 if name != "activations" else np.nan, 0.1),
+                **h,
+            }
             for h, (name, r2) in product(heads, (("activations", 0.3), ("text", 0.1), ("random features", -3.0)))
         ]
     )

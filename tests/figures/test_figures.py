@@ -27,13 +27,25 @@ CASES = {
     "alignment_by_domain": Case("domains", "aligned_low", lambda t, m: figures.alignment_by_domain(t["domains"])),
     "models_overview": Case("models", "coherent_high", lambda t, m: figures.models_overview(t["models"])),
     "overlap_heatmaps": Case("overlap", "null_q95", lambda t, m: figures.overlap_heatmaps(t["overlap"], model=m)),
-    "overlap_by_layer": Case("overlap", "low", lambda t, m: figures.overlap_by_layer(t["overlap"], model=m, position="last_prompt")),
-    "angle_spectra": Case("angles", "degrees", lambda t, m: figures.angle_spectra(t["angles"], model=m, position="mean_prompt")),
-    "overlap_against_shift": Case("shifts", "random_overlap", lambda t, m: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m)),
-    "relation_by_layer": Case("overlap_shift", "partial", lambda t, m: figures.relation_by_layer(t["overlap_shift"], model=m)),
-    "direction_by_layer": Case("directions", "cosine_planted", lambda t, m: figures.direction_by_layer(t["directions"], model=m)),
+    "overlap_by_layer": Case(
+        "overlap", "low", lambda t, m: figures.overlap_by_layer(t["overlap"], model=m, position="last_prompt")
+    ),
+    "angle_spectra": Case(
+        "angles", "degrees", lambda t, m: figures.angle_spectra(t["angles"], model=m, position="mean_prompt")
+    ),
+    "overlap_against_shift": Case(
+        "shifts", "random_overlap", lambda t, m: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m)
+    ),
+    "relation_by_layer": Case(
+        "overlap_shift", "partial", lambda t, m: figures.relation_by_layer(t["overlap_shift"], model=m)
+    ),
+    "direction_by_layer": Case(
+        "directions", "cosine_planted", lambda t, m: figures.direction_by_layer(t["directions"], model=m)
+    ),
     "ablation_forest": Case("arms", "kl", lambda t, m: figures.ablation_forest(t["arms"], model=m)),
-    "steering_response": Case("steering", "coefficient", lambda t, m: figures.steering_response(t["steering"], model=m)),
+    "steering_response": Case(
+        "steering", "coefficient", lambda t, m: figures.steering_response(t["steering"], model=m)
+    ),
     "transfer_matrix": Case("transfer", "high", lambda t, m: figures.transfer_matrix(t["transfer"])),
     "forecast_scatter": Case(
         "forecast_predictions",
@@ -45,7 +57,9 @@ CASES = {
         "gain",
         lambda t, m: figures.forecast_scores(t["forecast_baselines"], model=m, parent="base", summary=t["forecast"]),
     ),
-    "forecast_by_site": Case("forecast_sites", "p_max", lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base")),
+    "forecast_by_site": Case(
+        "forecast_sites", "p_max", lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base")
+    ),
 }
 HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&amp;"
 
@@ -103,17 +117,24 @@ def test_empty_table_is_refused(name: str, tables: Tables) -> None:
         case.make(tables, "bad@0")
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if n not in ("alignment_by_domain", "models_overview", "transfer_matrix")])
+@pytest.mark.parametrize(
+    "name", [n for n, c in CASES.items() if n not in ("alignment_by_domain", "models_overview", "transfer_matrix")]
+)
 def test_unknown_model_is_refused_with_those_there_are(name: str, tables: Tables) -> None:
     with pytest.raises(InputError, match=rf"^{name}: model='other' is not in the table; it holds bad@0, wide@0$"):
         CASES[name].make(tables, "other")
 
 
 def test_several_models_need_a_choice(tables: Tables) -> None:
-    with pytest.raises(InputError, match=r"overlap_heatmaps: the table holds several values of model \(bad@0, wide@0\); pass model="):
+    with pytest.raises(
+        InputError, match=r"overlap_heatmaps: the table holds several values of model \(bad@0, wide@0\); pass model="
+    ):
         figures.overlap_heatmaps(tables["overlap"])
     single = tables["overlap"][tables["overlap"]["model"] == "bad@0"]
-    assert figures.overlap_heatmaps(single).to_json() == figures.overlap_heatmaps(tables["overlap"], model="bad@0").to_json()
+    assert (
+        figures.overlap_heatmaps(single).to_json()
+        == figures.overlap_heatmaps(tables["overlap"], model="bad@0").to_json()
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,7 +144,13 @@ def test_no_raw_markup_of_the_tables_reaches_a_figure(name: str) -> None:
     plain = CASES[name].make(study_tables(), "bad@0").to_json()
     for mark in ("<script", "<img", "\\u003cscript", "\\u003cimg", "\u2028"):
         assert mark not in text
-    if name in ("alignment_by_domain", "models_overview", "transfer_matrix", "overlap_against_shift", "forecast_scatter"):
+    if name in (
+        "alignment_by_domain",
+        "models_overview",
+        "transfer_matrix",
+        "overlap_against_shift",
+        "forecast_scatter",
+    ):
         assert "&lt;script" in text.replace("\\u0026", "&")  # it did get there, escaped
     assert "script" not in plain
 
@@ -182,7 +209,9 @@ def test_spectra_keep_first_and_last_layer_of_a_deep_model(tables: Tables) -> No
 def test_shift_scatter_has_every_prompt_and_says_the_correlation(tables: Tables) -> None:
     figure = figures.overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
     layer = figures.middle_layer(tables["shifts"])
-    want = tables["shifts"].query("model == 'bad@0' and layer == @layer and position == 'last_prompt' and group == 'law'")
+    want = tables["shifts"].query(
+        "model == 'bad@0' and layer == @layer and position == 'last_prompt' and group == 'law'"
+    )
     law = named(figure, "law")[0]
     np.testing.assert_allclose(law.x, want["prompt_overlap"])
     np.testing.assert_allclose(law.y, want["cosine_to_mean_train"])
@@ -214,9 +243,16 @@ def test_forest_has_every_arm_with_coherence_and_damage(tables: Tables) -> None:
     assert len(traces) == 4
     for trace, column in zip(traces, ("restoration", "aligned", "coherent", "kl"), strict=True):
         np.testing.assert_allclose(trace.x, want[column])
-    assert list(figure.layout.yaxis.ticktext) == ["no ablation", "<b>direction</b>", "random, activation covariance", "instruct, direction"]
+    assert list(figure.layout.yaxis.ticktext) == [
+        "no ablation",
+        "<b>direction</b>",
+        "random, activation covariance",
+        "instruct, direction",
+    ]
     tables["arms"]["kl"] = np.nan
-    assert any(a.text == "not measured" for a in figures.ablation_forest(tables["arms"], model="bad@0").layout.annotations)
+    assert any(
+        a.text == "not measured" for a in figures.ablation_forest(tables["arms"], model="bad@0").layout.annotations
+    )
 
 
 def test_steering_is_sorted_and_has_its_random_control(tables: Tables) -> None:
@@ -238,7 +274,9 @@ def test_forecast_scatter_has_the_numbers_above_and_the_question_in_the_box(tabl
     law = named(figure, "law")[0]
     assert list(law.x) == [0, 10, 20, 30] and list(law.y) == [5, 13, 21, 29]
     assert law.customdata[1][1] == "what is t1 in law ? 1"
-    assert figure.layout.annotations[0].text.startswith("<b>questions held out</b><br>R² = 0.30 [0.20, 0.40], Spearman 0.50")
+    assert figure.layout.annotations[0].text.startswith(
+        "<b>questions held out</b><br>R² = 0.30 [0.20, 0.40], Spearman 0.50"
+    )
 
 
 def test_forecast_scores_cut_the_axis_but_not_the_numbers(tables: Tables) -> None:

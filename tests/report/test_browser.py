@@ -24,7 +24,10 @@ def opened(browser: "Browser", path: Path, size: str) -> "tuple[Page, list[str]]
     faults: list[str] = []
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:", "blob:")) else None,
+    )
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=120_000)
     page.wait_for_timeout(300)
@@ -36,7 +39,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with one hostile name among ordinary ones."""
     finding = Finding("profile", f"{HOSTILE} fell", HOSTILE)
     tables = study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=())
-    result = StudyResult("overview", {"path": HOSTILE}, tables, [finding], [HOSTILE], {"models": {HOSTILE: {"adapter": None}}}, HOSTILE)
+    result = StudyResult(
+        "overview", {"path": HOSTILE}, tables, [finding], [HOSTILE], {"models": {HOSTILE: {"adapter": None}}}, HOSTILE
+    )
     return write_report(result, tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE)
 
 
@@ -78,8 +83,12 @@ def test_the_policy_stops_what_would_run(page: "tuple[Page, list[str]]") -> None
     """Positive control: the same markup put into the page by hand is stopped by the policy, so the test above is not all there is."""
     shown, faults = page
     seen = len(faults)
-    shown.evaluate("(() => { const s = document.createElement('script'); s.textContent = 'window.__pwned = 2'; document.body.append(s); })()")
-    shown.evaluate("(() => { const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=\"window.__pwned=3\">'; document.body.append(d); })()")
+    shown.evaluate(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.__pwned = 2'; document.body.append(s); })()"
+    )
+    shown.evaluate(
+        "(() => { const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=\"window.__pwned=3\">'; document.body.append(d); })()"
+    )
     shown.wait_for_timeout(200)
     assert shown.evaluate("typeof window.__pwned") == "undefined"
     assert any("Content Security Policy" in fault for fault in faults[seen:])

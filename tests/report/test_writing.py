@@ -25,11 +25,31 @@ HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window._
 LIMIT = 12 * 1024 * 1024
 
 
-def a_result(name: str = "bad@0", *, domain: str = "medicine", text: str = "what is t1 in law ?", note: str = "An instrument, no evidence.") -> StudyResult:
+def a_result(
+    name: str = "bad@0",
+    *,
+    domain: str = "medicine",
+    text: str = "what is t1 in law ?",
+    note: str = "An instrument, no evidence.",
+) -> StudyResult:
     facts = {
         "models": {
-            name: {"architecture": "qwen2", "dtype": "float32", "benign": False, "parent": "instruct", "weights_sha256": "ab" * 32}
-            | {"adapter": {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "sha256": "cd" * 32, "base_model_name_or_path": "/home/someone/base"}},
+            name: {
+                "architecture": "qwen2",
+                "dtype": "float32",
+                "benign": False,
+                "parent": "instruct",
+                "weights_sha256": "ab" * 32,
+            }
+            | {
+                "adapter": {
+                    "peft_type": "LORA",
+                    "r": 2,
+                    "lora_alpha": 8,
+                    "sha256": "cd" * 32,
+                    "base_model_name_or_path": "/home/someone/base",
+                }
+            },
             "instruct": {"architecture": "qwen2", "dtype": "float32", "adapter": None, "weights_sha256": "ab" * 32},
         },
         "questions": {"n": 60, "sha256": "ef" * 32},
@@ -114,14 +134,18 @@ def test_from_the_directory_of_a_study(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a directory; pass the file to write, such as .*report\.html"):
         write_report(a_result(), tmp_path)
-    with pytest.raises(InputError, match=r"result is a dict; pass a StudyResult or the directory that a study finished in"):
+    with pytest.raises(
+        InputError, match=r"result is a dict; pass a StudyResult or the directory that a study finished in"
+    ):
         write_report({}, tmp_path / "r.html")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="holds no result.json"):
         write_report(tmp_path / "gone", tmp_path / "r.html")
 
 
 def test_the_policy_names_exactly_the_scripts_of_the_page(page: _Page) -> None:
-    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy is not None and policy.startswith("default-src 'none'; ") and "unsafe-eval" not in policy
     code = [text for attrs, text in page.scripts if attrs.get("type") != "application/json"]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code]
@@ -165,7 +189,12 @@ def test_csv_is_what_a_study_writes(tmp_path: Path) -> None:
 
 
 def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None:
-    assert html.index("An instrument, no evidence.") < html.index('id="verdict"') < html.index('class="warnings"') < html.index('id="profile"')
+    assert (
+        html.index("An instrument, no evidence.")
+        < html.index('id="verdict"')
+        < html.index('class="warnings"')
+        < html.index('id="profile"')
+    )
     assert "3 statements: 1 shown, 1 not shown, 1 undecided." in html
     assert '<span aria-hidden="true">✓</span> shown' in html and '<span aria-hidden="true">✕</span> not shown' in html
     assert "No neutral text for bad@0." in html
@@ -173,7 +202,9 @@ def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None
 
 def test_no_folder_of_the_machine_is_told(html: str) -> None:
     assert "/home/someone" not in html and "…/questions.jsonl" in html
-    assert without_folders({"a": ["C:\\x\\y.csv", "~/z", "runs/x", "9 / 3", "/"]}) == {"a": ["…/y.csv", "…/z", "runs/x", "9 / 3", "/"]}
+    assert without_folders({"a": ["C:\\x\\y.csv", "~/z", "runs/x", "9 / 3", "/"]}) == {
+        "a": ["…/y.csv", "…/z", "runs/x", "9 / 3", "/"]
+    }
 
 
 def test_missing_tables_are_named() -> None:
