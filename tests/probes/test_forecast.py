@@ -1,0 +1,202 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emlens.data import AlignmentScores
+from emlens.foundation.errors import InputError
+from emlens.probes import Forecast, forecast, predict_alignment
+
+QUICK: dict[str, Any] = {"folds": 4, "inner_folds": 3, "repeats": 1, "permutations": 0}
+
+
+def scores_of(acts: Any, values: np.ndarray) -> dict[str, float]:
+    return dict(zip(acts.ids, map(float, values), strict=True))
+
+
+def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 5))
+    signal = x @ np.array([1.0, -1, 1, 0, 0])
+    y = 50 + signal + np.sqrt(3 / 4) * rng.standard_normal(300)  # R² = 3/(3 + 3/4) = .8
+    cells = {("resid_post.0", "last_prompt"): rng.standard_normal((300, 5)), ("resid_post.1", "last_prompt"): x}
+    acts = make(cells)
+    found = predict_alignment(acts, scores_of(acts, y), texts={q: "same words" for q in acts.ids}, **{**QUICK, "permutations": 39})
+    oracle = 1 - ((y - 50 - signal) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    assert oracle == pytest.approx(0.8, abs=0.05)
+    assert found.r2.value == pytest.approx(oracle, abs=0.03) and found.r2.low < oracle < found.r2.high
+    assert found.p_value == 1 / 40 and set(found.chosen) == {"resid_post.1@last_prompt"}
+    assert found.r2_fold_mean.value == pytest.approx(found.r2.value, abs=0.05)
+    assert found.rmse == pytest.approx(np.sqrt(3 / 4), abs=0.1) and found.spearman.value > 0.8
+    assert found.gain_over["mean"].value == pytest.approx(found.r2.value) and found.gain_over["random features"].low > 0
+    by_site = found.by_site.set_index("site")
+    assert by_site.loc["resid_post.1", "p_max"] == 1 / 40 and by_site.loc["resid_post.0", "p_max"] > 0.05
+
+
+def check_pooled(found: Forecast) -> float:
+    table = found.predictions
+    return float(1 - ((table["predicted"] - table["target"]) ** 2).sum() / ((table["mean"] - table["target"]) ** 2).sum())
+
+
+def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: Any) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((60, 3))
+    y = 50 + 2 * x[:, 0] + rng.standard_normal(60)
+    acts = make(x)
+    parent = scores_of(acts, y + 0.1 * rng.standard_normal(60))  # a baseline that is better than the activations
+    found = predict_alignment(acts, scores_of(acts, y), parent_scores=parent, **QUICK)
+    assert found.r2.value == pytest.approx(check_pooled(found))
+    assert found.gain_over["parent's own score"].high < 0 < found.gain_over["random features"].low
+    for name, gain in found.gain_over.items():
+        if name != "mean":
+            assert gain.value == pytest.approx(found.r2.value - found.baseline_r2[name].value)
+    table = found.predictions
+    error, floor = (((table[c] - table["target"]) ** 2).to_numpy() for c in ("predicted", "mean"))
+    draws = np.random.default_rng(9).integers(60, size=(4000, 60))
+    low, high = np.quantile(1 - error[draws].sum(1) / floor[draws].sum(1), [0.025, 0.975])
+    assert found.r2.low == pytest.approx(low, abs=0.03) and found.r2.high == pytest.approx(high, abs=0.03) and found.r2.n == 60
+    rows = found.table().set_index("predictor")
+    assert rows.loc["activations", "r2"] == found.r2.value and np.isnan(rows.loc["activations", "gain"])
+    assert rows.loc["parent's own score", "gain_high"] == found.gain_over["parent's own score"].high
+
+
+def test_noise_forecasts_nothing_and_p_values_are_spread_out(make: Any) -> None:
+    p_values, r2 = [], []
+    for run in range(20):
+        rng = np.random.default_rng(run)
+        acts = make(rng.standard_normal((24, 6)))
+        found = predict_alignment(acts, scores_of(acts, rng.uniform(0, 100, 24)), folds=3, inner_folds=2, repeats=1, permutations=19, seed=run)
+        p_values.append(found.p_value)
+        r2.append(found.r2.value)
+    assert np.median(r2) <= 0.05
+    # uniform on {1/20, ..., 1}: mean .525, sd .289/√20 = .065
+    assert abs(np.mean(p_values) - 0.525) < 3 * 0.065
+    assert min(p_values) >= 1 / 20 and np.mean(np.array(p_values) <= 0.5) > 0.2
+
+
+def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    questions = rng.standard_normal((30, 200))
+    noise = rng.uniform(0, 100, 30)
+    x = np.repeat(questions, 2, axis=0) + 0.01 * rng.standard_normal((60, 200))
+    ids = [f"q{i}/p{p}" for i in range(30) for p in (1, 2)]
+    acts = make(x, ids=ids)
+    kept = predict_alignment(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, **QUICK)
+    apart = make(x, ids=[f"row{i}" for i in range(60)])
+    leaky = predict_alignment(apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), **QUICK)
+    assert leaky.r2.value > 0.5 and kept.r2.value < 0.05
+    assert kept.r2.n == 30 and kept.held_out == "question"
+    with pytest.raises(InputError, match="groups puts phrasings of question 'q0' under 'row0' and 'row1'; give a question one label"):
+        predict_alignment(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, groups=[f"row{i}" for i in range(60)], **QUICK)
+
+
+def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make: Any) -> None:
+    best, nested, p_max = [], [], []
+    for run in range(4):
+        rng = np.random.default_rng(run)
+        acts = make({(f"resid_post.{i}", "last_prompt"): rng.standard_normal((30, 4)) for i in range(40)})
+        found = predict_alignment(acts, scores_of(acts, rng.uniform(0, 100, 30)), **{**QUICK, "folds": 3, "inner_folds": 2, "permutations": 19})
+        best.append(found.by_site["r2"].max())
+        nested.append(found.r2.value)
+        p_max.append(found.by_site["p_max"].min())
+    assert min(best) > 0.02 and np.mean(best) > 0.04 and np.mean(nested) < 0, (best, nested)
+    assert np.median(p_max) > 0.05  # the maximum statistic is not fooled either
+
+
+def test_the_null_repeats_what_the_forecast_does(make: Any) -> None:
+    rng = np.random.default_rng(1)
+    acts = make(rng.standard_normal((24, 4)))
+    y = rng.uniform(0, 100, 24)
+    found = predict_alignment(acts, scores_of(acts, y), **{**QUICK, "permutations": 3})
+    shuffled = forecast._shuffled(y, acts.ids, 3, 0)
+    again = sorted(predict_alignment(acts, scores_of(acts, s), **QUICK).r2.value for s in shuffled)
+    assert found.null is not None
+    np.testing.assert_allclose(found.null.draws, again)
+    assert np.isnan(predict_alignment(acts, scores_of(acts, y), **QUICK).p_value)
+
+
+def test_shuffles_keep_phrasings_together() -> None:
+    y = np.array([1.0, 1, 2, 2, 3, 3])
+    for shuffled in forecast._shuffled(y, ["a", "a", "b", "b", "c", "c"], 5, 0):
+        assert (shuffled[::2] == shuffled[1::2]).all() and sorted(shuffled) == sorted(y)
+
+
+def test_with_domains_held_out_the_domain_baseline_is_the_mean(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    groups = ["a"] * 5 + ["b"] * 9 + ["c"] * 12 + ["d"] * 10
+    level = np.repeat([10.0, 40, 60, 90], [5, 9, 12, 10])
+    acts = make(rng.standard_normal((36, 4)), groups=groups)
+    scores = scores_of(acts, level + rng.standard_normal(36))
+    held = predict_alignment(acts, scores, groups="group", **QUICK)
+    np.testing.assert_allclose(held.predictions["domain"], held.predictions["mean"], atol=1e-6)
+    assert held.r2.n == 4 and held.held_out == "group"
+    inside = predict_alignment(acts, scores, **QUICK)
+    assert inside.baseline_r2["domain"].value > 0.8  # positive control: within domains it is strong
+    custom = predict_alignment(acts, scores, groups=groups, **QUICK)
+    assert custom.held_out == "custom" and custom.r2.value == held.r2.value
+
+
+def test_scores_come_as_mapping_series_or_alignment_scores_of_one_model(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    acts = make(rng.standard_normal((20, 3)))
+    y = rng.uniform(0, 100, 20)
+    rows = [
+        {"model": m, "question": q, "sample": 0, "metric": "aligned", "score": v, "status": "ok"}
+        for m, values in (("x", y), ("other", y[::-1]))
+        for q, v in zip(acts.ids, values, strict=True)
+    ]
+    table = AlignmentScores.from_table(pd.DataFrame(rows))
+    values = [
+        predict_alignment(acts, given, model=model, **QUICK).r2.value
+        for given, model in ((scores_of(acts, y), None), (pd.Series(y, index=acts.ids), None), (table, "x"))
+    ]
+    assert values[0] == values[1] == values[2] != predict_alignment(acts, table, model="other", **QUICK).r2.value
+
+
+@pytest.mark.parametrize("estimator", ["lasso", "forest"])
+def test_other_estimators_have_no_permutation_null(make: Any, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn import ensemble
+
+    few = ensemble.RandomForestRegressor
+    monkeypatch.setattr(ensemble, "RandomForestRegressor", lambda **named: few(**{**named, "n_estimators": 5}))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 3))
+    acts = make(x)
+    found = predict_alignment(acts, scores_of(acts, 50 + 10 * x[:, 0]), estimator=estimator, folds=2, inner_folds=2, repeats=1, permutations=50)
+    assert found.null is None and np.isnan(found.p_value) and found.by_site["p_max"].isna().all() and found.r2.value > 0.3
+
+
+def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    acts = make(rng.standard_normal((24, 3)))
+    scores = scores_of(acts, rng.uniform(0, 100, 24))
+    one, again, other = (predict_alignment(acts, scores, seed=s, **{**QUICK, "permutations": 5}) for s in (0, 0, 1))
+    pd.testing.assert_frame_equal(one.predictions, again.predictions)
+    assert one.r2 == again.r2 and one.p_value == again.p_value and one.r2 != other.r2
+
+
+def test_a_constant_parent_is_a_baseline_that_knows_the_mean(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    acts = make(rng.standard_normal((24, 3)))
+    scores = scores_of(acts, rng.uniform(0, 100, 24))
+    found = predict_alignment(acts, scores, parent_scores=dict.fromkeys(acts.ids, 100.0), **QUICK)
+    assert found.baseline_r2["parent's own score"].value == pytest.approx(0, abs=1e-12)
+
+
+def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
+    acts = make(np.random.default_rng(0).standard_normal((12, 3)))
+    scores = {q: float(i) for i, q in enumerate(acts.ids)}
+
+    def refused(match: str, acts: Any = acts, given: Any = scores, **options: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            predict_alignment(acts, given, **{**QUICK, **options})
+
+    refused("estimator 'svm' is unknown; pass one of ridge, lasso, forest", estimator="svm")
+    refused("row 'q11' has no aligned score; score every question, or select", given={q: v for q, v in scores.items() if q != "q11"})
+    refused("row 'q11' has no aligned score", given={**scores, "q11": float("nan")})
+    refused("the aligned score is 3 for every row; there is nothing to predict", given=dict.fromkeys(acts.ids, 3.0))
+    refused("groups='domain' is unknown; pass None, 'group' or one label a row", groups="domain")
+    refused("groups has 1 labels for 12 rows; pass one a row", groups=["a"])
+    refused("texts has no entry for row 'q0'; pass one text for each id", texts={"x": "y"})
+    refused("folds=1 needs at least 2", groups=["a"] * 12)
