@@ -174,6 +174,9 @@ def adapter_facts(path: str | Path) -> dict[str, Any]:
     facts = {key: config.get(key) for key in keys if key in config}
     if isinstance(facts.get("target_modules"), list):
         facts["target_modules"] = sorted(facts["target_modules"])
+    named = facts.get("base_model_name_or_path")
+    if isinstance(named, str) and (Path(named).is_absolute() or "\\" in named):
+        facts["base_model_name_or_path"] = Path(named.replace("\\", "/")).name  # a folder of some machine says nothing to others
     return facts
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from emlens.data.readers import read_yaml
 from emlens.foundation.errors import InputError
@@ -76,6 +76,16 @@ class StudyConfig(_Frozen):
     permutations: int = Field(200, ge=20)
     seed: int = Field(0, ge=0)
 
+    _folder: Path = PrivateAttr(default=Path())
+
+    def path(self, text: str) -> str:
+        """A path of this configuration: relative to the folder of its file where it exists there; hub ids stay as they are.
+
+        The record of a study keeps what was written, so that a result names no folder of the machine it was made on.
+        """
+        beside = self._folder / text
+        return str(beside) if beside.exists() else text
+
     @model_validator(mode="after")
     def _sane(self) -> "StudyConfig":
         for position in self.positions:
@@ -105,22 +115,12 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> Study
     if not isinstance(record, Mapping):
         raise InputError(f"{where}: holds a {type(record).__name__}; a study configuration is a mapping of fields")
     try:
-        return StudyConfig.model_validate(_rooted(dict(record), base))
+        checked = StudyConfig.model_validate(dict(record))
+        checked._folder = base
+        return checked
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "configuration"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{where}: field {field!r}: {one_line(first['msg'])}{more}") from None
 
-
-_PATHS = ("organism", "path", "training", "instruct", "base", "questions", "neutral")
-
-
-def _rooted(value: Any, base: Path) -> Any:
-    """Relative paths that exist beside the configuration file are made absolute; hub ids and names stay as they are."""
-    if isinstance(value, dict):
-        return {
-            key: str((base / item).resolve()) if key in _PATHS and isinstance(item, str) and (base / item).exists() else _rooted(item, base)
-            for key, item in value.items()
-        }
-    return value

@@ -71,6 +71,23 @@ def _lowered(name: str, site: str, position: str, k: int, asked: int) -> str:
     return f"{name} at {site}, {position}: shifts have {k} components above rounding; k is {k} there instead of {asked}"
 
 
+def check(material: Material, config: StudyConfig) -> None:
+    """Refuse a k that the data cannot carry, before anything runs.
+
+    Raises:
+        InputError: names the fine-tune, its number of prompts a side, and the largest k.
+    """
+    for name in material.focus(config):
+        if name not in material.training:
+            continue
+        n = min(len(material.training[name]), len(material.outside(name).prompts()))
+        largest = min((n - 1) // 2, material.family[name].d_model)
+        if config.k > largest:
+            raise InputError(
+                f"k={config.k} is above the rank that half of {n} prompts a side of {name!r} can carry; pass k <= {largest}, or more prompts"
+            )
+
+
 def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     part = Part()
     rows: list[dict[str, object]] = []
@@ -128,8 +145,6 @@ def _sides(material: Material, name: str, config: StudyConfig) -> _Sides:
     train = material.training[name].without_responses()
     evaluation = material.outside(name).prompts()
     n = min(len(train), len(evaluation))
-    if n // 2 <= config.k:
-        raise InputError(f"k={config.k} is too large for {n} prompts a side; half of them must exceed k: pass a smaller k, or more prompts")
     models = {"before": material.parent(name), "after": material.family[name]}
 
     def pair(prompts: PromptSet) -> tuple[Activations, Activations]:
@@ -336,7 +351,8 @@ def _noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataF
         for position in config.positions:
             noise = float((one[site, position].double() - other[site, position].double()).norm(dim=1).mean())
             signal = float((tuned[site, position].double() - one[site, position].double()).norm(dim=1).mean())
-            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": noise / signal if signal else np.nan, "n": len(prompts)})
+            ratio = noise / signal if signal else np.nan
+            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": ratio, "n": len(prompts)})
     return pd.DataFrame(rows)
 
 

@@ -145,7 +145,7 @@ def load_material(config: StudyConfig) -> Material:
 def _from_organism(config: StudyConfig) -> Material:
     from emlens.organisms import load
 
-    name = str(config.family.organism)
+    name = config.path(str(config.family.organism))
     if config.family.finetuned or config.questions or config.neutral:
         raise InputError("an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out")
     organism = load(directory=name) if Path(name).is_dir() else load(name)
@@ -165,7 +165,7 @@ def _from_paths(config: StudyConfig) -> Material:
     wanted = config.family
     if config.questions is None:
         raise InputError("questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful' and 'harmful'")
-    questions = read_questions(config.questions)
+    questions = read_questions(config.path(config.questions))
     lacking = [q.id for q in questions if not (q.answers.get("careful") and q.answers.get("harmful"))]
     if lacking:
         raise InputError(
@@ -175,13 +175,13 @@ def _from_paths(config: StudyConfig) -> Material:
         unknown = [q for q in item.trained_questions if q not in set(questions.ids)]
         if unknown:
             raise InputError(f"fine-tune {name!r}: trained_questions names {one_line(unknown[0])!r}, which is not in {config.questions}")
-    training = {name: PromptSet.from_jsonl(item.training, upto="all") for name, item in wanted.finetuned.items() if item.training}
-    neutral = None if config.neutral is None else PromptSet.from_jsonl(config.neutral)
+    training = {name: PromptSet.from_jsonl(config.path(item.training), upto="all") for name, item in wanted.finetuned.items() if item.training}
+    neutral = None if config.neutral is None else PromptSet.from_jsonl(config.path(config.neutral))
     family = load_family(
-        str(wanted.instruct),
-        base=wanted.base,
+        config.path(str(wanted.instruct)),
+        base=None if wanted.base is None else config.path(wanted.base),
         finetuned={
-            name: FineTune(item.path, item.parent, item.group, item.seed, item.benign, item.domain) for name, item in wanted.finetuned.items()
+            name: FineTune(config.path(item.path), item.parent, item.group, item.seed, item.benign, item.domain) for name, item in wanted.finetuned.items()
         },
         dtype=wanted.dtype,
         device=wanted.device,

@@ -24,7 +24,8 @@ STUDIES: Mapping[str, tuple[str, ...]] = {
     "direction_transfer": ("direction_transfer",),
     "priors": ("priors",),
 }
-"""Study → its parts; a part is a module of this package with `run(material, config, advance) -> Part`."""
+"""Study → its parts; a part is a module of this package with `run(material, config, advance) -> Part`, and where something can be
+refused before any work, `check(material, config)`."""
 
 _COST: Mapping[str, float] = {"profile": 1, "delta_overlap": 6, "direction_transfer": 9, "priors": 8}
 """Relative time of the parts, measured on the organism; only the progress bar reads it."""
@@ -56,6 +57,8 @@ def run_study(
     asked_record = asked.model_dump(mode="json")
     inputs = {"config": asked_record, "material": material.fingerprint()}
     names = STUDIES[asked.study]
+    for name in names:
+        getattr(import_module(f"emlens.studies.{name}"), "check", _nothing)(material, asked)
     parts: dict[str, Part] = {}
     with exclusive(directory):
         _refuse_other(directory, asked.study)
@@ -93,6 +96,10 @@ def run_study(
         result.write(directory)
         write_json(directory / "run.json", run)
     return StudyResult.load(directory)
+
+
+def _nothing(material: Material, config: StudyConfig) -> None:
+    """The check of a part that has none."""
 
 
 def _refuse_other(directory: Path, study: str) -> None:
