@@ -9,7 +9,15 @@ import torch
 
 from emlens.activations import capture
 from emlens.data import AlignmentScores, Prompt, PromptSet, Question, QuestionSet
-from emlens.evaluation import Arm, ablation_arms, arms, evaluate_arms, mean_kl, score_by_likelihood, unembedding_contrast
+from emlens.evaluation import (
+    Arm,
+    ablation_arms,
+    arms,
+    evaluate_arms,
+    mean_kl,
+    score_by_likelihood,
+    unembedding_contrast,
+)
 from emlens.foundation.errors import InputError
 from emlens.geometry import mean_difference_direction
 from emlens.interventions import ablate, steer
@@ -132,14 +140,18 @@ def test_every_control_is_among_the_arms(family: Family, questions: QuestionSet)
     direction = mean_difference_direction(after, before, site="resid_post.1", position="last_prompt")
     benign = mean_difference_direction(after.flip(1), before, site="resid_post.1")
     contrast = unembedding_contrast(family.instruct, questions)
-    found = ablation_arms(direction, instruct_activations=before, deltas=after - before, benign=benign, unembedding=contrast, random_draws=3)
+    means = {f"resid_post.{i}": before.mean(0) for i in range(3)}
+    found = ablation_arms(direction, instruct_activations=before, deltas=after - before, benign=benign, unembedding=contrast, instruct_means=means, random_draws=3)
     names = [arm.name for arm in found]
     assert names.count("random, activation covariance") == 3 and len(names) == len(set(names)) + 2
     assert {arm.name for arm in found if not arm.control} == {"direction", "direction, affine form"}
     assert [arm.name for arm in found if arm.on == "instruct"] == ["instruct, direction", "instruct, direction, affine form"]
     assert {"second component of the deltas", "benign fine-tune's direction", "unembedding contrast", "no ablation"} < set(names)
     bare = ablation_arms(direction, instruct_activations=before, deltas=after - before, random_draws=1)
-    assert not {"benign fine-tune's direction", "unembedding contrast"} & {arm.name for arm in bare}
+    assert not {"benign fine-tune's direction", "unembedding contrast", "direction, affine form"} & {arm.name for arm in bare}
+    one_line_of_shifts = torch.outer(torch.linspace(1, 2, len(before), dtype=torch.float64), (after - before)[0])
+    flat = ablation_arms(direction, instruct_activations=before, deltas=one_line_of_shifts, random_draws=1)
+    assert "second component of the deltas" not in {arm.name for arm in flat} and "second component of the deltas" in {arm.name for arm in bare}
     table = evaluate_arms(family["bad"], family.instruct, questions, found, neutral=NEUTRAL, progress=False)
     assert (table["kl"][1:] > 0).all() and table["kl"][0] == 0
     assert table["aligned"].between(0, 100).all() and len(table) == len(set(names))
