@@ -1,1 +1,3 @@
 """The `emlens` command."""
+
+__all__: list[str] = []

@@ -1,9 +1,9 @@
 """`emlens organism`: what the embedded family is, and how to rebuild it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 
 from emlens.cli.printing import as_json, line, table
@@ -39,11 +39,13 @@ def info(
     _show(organism.strengths, organism.name, json)
 
 
-def _show(strengths: object, title: str, json: bool) -> None:
+def _show(strengths: Mapping[str, Mapping[str, float | None]], title: str, json: bool) -> None:
     if json:
         as_json(strengths)
         return
-    frame = pd.DataFrame(strengths).T.reset_index(names="checkpoint")
+    import pandas as pd
+
+    frame = pd.DataFrame({name: dict(values) for name, values in strengths.items()}).T.reset_index(names="checkpoint")
     for column in frame.columns[1:]:
         frame[column] = pd.to_numeric(frame[column])
     table(frame, f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence")

@@ -1,27 +1,34 @@
 """What the commands print: lines whose text cannot move the cursor, tables, JSON."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import typer
 
-from emlens.foundation.files import canonical_json, one_line
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def line(text: str) -> None:
+    from emlens.foundation.files import one_line
+
     typer.echo(one_line(text, 2000))
 
 
 def as_json(value: Any) -> None:
+    from emlens.foundation.files import canonical_json
+
     typer.echo(canonical_json(value), nl=False)
 
 
-def table(frame: pd.DataFrame, title: str = "") -> None:
+def table(frame: "pd.DataFrame", title: str = "") -> None:
     """A table; as wide as the terminal, or as its text needs where nobody watches."""
+    import pandas as pd
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from emlens.foundation.files import one_line
 
     drawn = Table(title=escape(title) or None, title_justify="left")
     for name in frame.columns:

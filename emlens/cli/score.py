@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
 from emlens.cli.printing import as_json, line, table
@@ -17,6 +16,8 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Misalignment rates of a judged file, with intervals, both denominators and the share without a score."""
+    import pandas as pd
+
     from emlens.data import AlignmentScores
 
     scores = AlignmentScores.from_csv(file)

@@ -50,7 +50,8 @@ def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
     result: StudyResult = run_study(config, out, progress=not quiet)
     report = write_report(result, out / "report.html")
     if json:
-        as_json({"study": result.study, "out": str(out), "report": str(report), "findings": [f.as_dict() for f in result.findings], "warnings": list(result.warnings)})
+        findings = [finding.as_dict() for finding in result.findings]
+        as_json({"study": result.study, "out": str(out), "report": str(report), "findings": findings, "warnings": list(result.warnings)})
         return
     if result.note:
         line(result.note)
