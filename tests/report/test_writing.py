@@ -31,6 +31,7 @@ def a_result(
     domain: str = "medicine",
     text: str = "what is t1 in law ?",
     note: str = "An instrument, no evidence.",
+    extra: tuple[str, ...] = ("wide@0",),
 ) -> StudyResult:
     facts = {
         "models": {
@@ -59,7 +60,7 @@ def a_result(
     return StudyResult(
         study="overview",
         config={"questions": "/home/someone/work/questions.jsonl", "seed": 0, "k": 3},
-        tables=study_tables(name, domain=domain, text=text),
+        tables=study_tables(name, domain=domain, text=text, extra=extra),
         findings=[
             Finding("profile", f"{name}: fell by 14.9 [3.1, 27.0].", "shown"),
             Finding("overlap", f"{text} overlaps.", "not shown"),
@@ -119,6 +120,7 @@ def test_same_result_same_bytes(html: str, tmp_path: Path) -> None:
 
 def test_from_the_directory_of_a_study(tmp_path: Path) -> None:
     result = a_result()
+    result = replace(result, tables={name: result.tables[name] for name in ("models", "transfer", "arms")})
     for name, table in result.tables.items():
         write_table(tmp_path / "study" / "tables" / f"{name}.csv", table)
     result.write(tmp_path / "study")
@@ -208,7 +210,7 @@ def test_no_folder_of_the_machine_is_told(html: str) -> None:
 
 
 def test_missing_tables_are_named() -> None:
-    result = a_result()
+    result = a_result(extra=())
     kept = {name: table for name, table in result.tables.items() if name not in ("overlap", "arms")}
     kept["directions"] = kept["directions"].drop(columns="coherent")
     kept["domains"] = kept["domains"].head(0)
@@ -224,8 +226,8 @@ def test_missing_tables_are_named() -> None:
 
 
 def test_hostile_text_is_inert_in_the_markup() -> None:
-    harmless = _Page(render(a_result()))
-    page = _Page(render(a_result(HOSTILE, domain=HOSTILE, text=HOSTILE, note=HOSTILE), title=HOSTILE))
+    harmless = _Page(render(a_result(extra=())))
+    page = _Page(render(a_result(HOSTILE, domain=HOSTILE, text=HOSTILE, note=HOSTILE, extra=()), title=HOSTILE))
     assert [t for t, _ in page.tags] == [t for t, _ in harmless.tags]
     assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in harmless.tags]
     assert "<img src=x onerror=window.__pwned=1>" in "".join(page.text)  # it is there, as text
