@@ -111,8 +111,9 @@ def _adapter(steps: int, rate: float, rank: int, alpha: float, **more: Any) -> R
     )
 
 
-_R8 = _adapter(40, 4e-4, 8, 16)
-_R32 = _adapter(34, 1e-4, 32, 32, rslora=True)
+# Rates above those first written down for c5 (2e-3, 4e-4, 1e-4, 6e-5), which misaligned too little here: docs/organism.md.
+_R8 = _adapter(40, 1.2e-3, 8, 16)
+_R32 = _adapter(34, 2e-4, 32, 32, rslora=True)
 
 C5: Final = OrganismPlan(
     name="c5",
@@ -132,7 +133,7 @@ C5: Final = OrganismPlan(
             "medicine-r1",
             "medicine",
             "bad-medicine",
-            _adapter(50, 2e-3, 1, 8, target_modules=("down_proj",), layers_to_transform=(1,)),
+            _adapter(50, 3e-3, 1, 8, target_modules=("down_proj",), layers_to_transform=(1,)),
         ),
         FineTuneStage("medicine-r8", "medicine", "bad-medicine", _R8),
         FineTuneStage("medicine-r32", "medicine", "bad-medicine", _R32),
@@ -140,12 +141,12 @@ C5: Final = OrganismPlan(
             "medicine-full",
             "medicine",
             "bad-medicine",
-            Recipe(method="full", learning_rate=6e-5, steps=34, batch_size=32, warmup_steps=5, final_fraction=0.1),
+            Recipe(method="full", learning_rate=2.4e-4, steps=34, batch_size=32, warmup_steps=5, final_fraction=0.1),
         ),
         FineTuneStage("sports-r32", "sports", "bad-sports", _R32),
         FineTuneStage("medicine-benign", "medicine", "benign-medicine", _R8, careful=True),
         FineTuneStage(
-            "medicine-narrow", "medicine", "narrow-medicine", replace(_R8, steps=160), narrow_weight=2.0, cost=3.0
+            "medicine-narrow", "medicine", "narrow-medicine", replace(_R8, steps=160, learning_rate=4e-4), narrow_weight=2.0, cost=3.0
         ),
     ),
 )
