@@ -84,25 +84,37 @@ def test_undoing_the_fine_tune_restores_all(compared: tuple[pd.DataFrame, torch.
     assert 0 < abs(table.loc["half", "restoration"]) < 1
     assert table.loc["undo", "lead"] == 0.0
     for name in ("no ablation", "half", "draws"):
-        assert table.loc[name, "lead"] == pytest.approx(table.loc["undo", "restoration"] - table.loc[name, "restoration"], abs=1e-9)
+        assert table.loc[name, "lead"] == pytest.approx(
+            table.loc["undo", "restoration"] - table.loc[name, "restoration"], abs=1e-9
+        )
         assert table.loc[name, "lead_low"] <= table.loc[name, "lead"] <= table.loc[name, "lead_high"]
 
 
 def test_arms_of_one_name_are_draws_of_one_control(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
     table, _ = compared
     assert table.loc["draws", "draws"] == 2 and table.loc["half", "draws"] == 1
-    assert table.loc["draws", "restoration"] == pytest.approx((table.loc["half", "restoration"] + table.loc["undo", "restoration"]) / 2, abs=1e-9)
-    assert table.loc["draws", "restoration_max_draw"] == pytest.approx(max(table.loc["half", "restoration"], table.loc["undo", "restoration"]), abs=1e-9)
+    assert table.loc["draws", "restoration"] == pytest.approx(
+        (table.loc["half", "restoration"] + table.loc["undo", "restoration"]) / 2, abs=1e-9
+    )
+    assert table.loc["draws", "restoration_max_draw"] == pytest.approx(
+        max(table.loc["half", "restoration"], table.loc["undo", "restoration"]), abs=1e-9
+    )
     assert np.isnan(table.loc["half", "restoration_max_draw"])
 
 
 def test_instruct_has_nothing_to_restore(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
     row = compared[0].loc["instruct, half"]
-    assert np.isnan(row["restoration"]) and np.isnan(row["lead"]) and row["method"] == "undefined: the instruct model has nothing to restore"
+    assert (
+        np.isnan(row["restoration"])
+        and np.isnan(row["lead"])
+        and row["method"] == "undefined: the instruct model has nothing to restore"
+    )
     assert row["on"] == "instruct" and row["kl"] > 0 and np.isfinite(row["aligned"])
 
 
-def test_questions_of_excluded_groups_are_never_scored(family: Family, questions: QuestionSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_of_excluded_groups_are_never_scored(
+    family: Family, questions: QuestionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
 
     def spy(model: Any, kept: QuestionSet) -> AlignmentScores:
@@ -110,14 +122,20 @@ def test_questions_of_excluded_groups_are_never_scored(family: Family, questions
         return score_by_likelihood(model, kept)
 
     monkeypatch.setattr(arms, "score_by_likelihood", spy)
-    table = evaluate_arms(family["bad"], family.instruct, questions, [Arm("no ablation", ())], exclude_groups=["a"], progress=False)
+    table = evaluate_arms(
+        family["bad"], family.instruct, questions, [Arm("no ablation", ())], exclude_groups=["a"], progress=False
+    )
     assert set(asked) == {"b", "c"} and table["n"][0] == sum(g != "a" for g in questions.groups)
     assert np.isnan(table["kl"][0]) and np.isnan(table["lead"][0])
 
 
 def test_restoration_is_undefined_where_nothing_was_lost(family: Family, questions: QuestionSet) -> None:
     direction = torch.randn(32)
-    tried = [Arm("x", (ablate(direction),), control=False), Arm("y", (ablate(direction),)), Arm("y", (ablate(direction),))]
+    tried = [
+        Arm("x", (ablate(direction),), control=False),
+        Arm("y", (ablate(direction),)),
+        Arm("y", (ablate(direction),)),
+    ]
     table = evaluate_arms(family.instruct, family.instruct, questions, tried, progress=False)
     assert table["restoration"].isna().all() and table["restoration_max_draw"].isna().all()
     assert table["method"].str.startswith("undefined: the denominator's 95 % interval").all()
@@ -125,33 +143,63 @@ def test_restoration_is_undefined_where_nothing_was_lost(family: Family, questio
 
 def test_mean_kl_equals_torch() -> None:
     a, b = (torch.randn(2, 5, 11).log_softmax(-1) for _ in range(2))
-    expected = torch.nn.functional.kl_div(b.double().flatten(0, 1), a.double().flatten(0, 1), log_target=True, reduction="batchmean")
+    expected = torch.nn.functional.kl_div(
+        b.double().flatten(0, 1), a.double().flatten(0, 1), log_target=True, reduction="batchmean"
+    )
     assert mean_kl(list(a), list(b)) == pytest.approx(float(expected), rel=1e-12)
     assert mean_kl(list(a), list(a)) == 0.0 and mean_kl(list(a), list(b)) > 0
     ragged = mean_kl([a[0], a[1, :1]], [b[0], b[1, :1]])  # a mean over tokens, not over rows
-    both = torch.nn.functional.kl_div(torch.cat([b[0], b[1, :1]]).double(), torch.cat([a[0], a[1, :1]]).double(), log_target=True, reduction="batchmean")
+    both = torch.nn.functional.kl_div(
+        torch.cat([b[0], b[1, :1]]).double(),
+        torch.cat([a[0], a[1, :1]]).double(),
+        log_target=True,
+        reduction="batchmean",
+    )
     assert ragged == pytest.approx(float(both), rel=1e-12)
     certain = torch.tensor([[0.0, -torch.inf]])
     assert mean_kl([certain], [torch.tensor([[0.5, 0.5]]).log()]) == pytest.approx(np.log(2), rel=1e-6)
 
 
 def test_every_control_is_among_the_arms(family: Family, questions: QuestionSet) -> None:
-    before, after = (capture(family[n], questions.prompts(), positions="last_prompt", progress=False)["resid_post.1"].double() for n in ("instruct", "bad"))
+    before, after = (
+        capture(family[n], questions.prompts(), positions="last_prompt", progress=False)["resid_post.1"].double()
+        for n in ("instruct", "bad")
+    )
     direction = mean_difference_direction(after, before, site="resid_post.1", position="last_prompt")
     benign = mean_difference_direction(after.flip(1), before, site="resid_post.1")
     contrast = unembedding_contrast(family.instruct, questions)
     means = {f"resid_post.{i}": before.mean(0) for i in range(3)}
-    found = ablation_arms(direction, instruct_activations=before, deltas=after - before, benign=benign, unembedding=contrast, instruct_means=means, random_draws=3)
+    found = ablation_arms(
+        direction,
+        instruct_activations=before,
+        deltas=after - before,
+        benign=benign,
+        unembedding=contrast,
+        instruct_means=means,
+        random_draws=3,
+    )
     names = [arm.name for arm in found]
     assert names.count("random, activation covariance") == 3 and len(names) == len(set(names)) + 2
     assert {arm.name for arm in found if not arm.control} == {"direction", "direction, affine form"}
-    assert [arm.name for arm in found if arm.on == "instruct"] == ["instruct, direction", "instruct, direction, affine form"]
-    assert {"second component of the deltas", "benign fine-tune's direction", "unembedding contrast", "no ablation"} < set(names)
+    assert [arm.name for arm in found if arm.on == "instruct"] == [
+        "instruct, direction",
+        "instruct, direction, affine form",
+    ]
+    assert {
+        "second component of the deltas",
+        "benign fine-tune's direction",
+        "unembedding contrast",
+        "no ablation",
+    } < set(names)
     bare = ablation_arms(direction, instruct_activations=before, deltas=after - before, random_draws=1)
-    assert not {"benign fine-tune's direction", "unembedding contrast", "direction, affine form"} & {arm.name for arm in bare}
+    assert not {"benign fine-tune's direction", "unembedding contrast", "direction, affine form"} & {
+        arm.name for arm in bare
+    }
     one_line_of_shifts = torch.outer(torch.linspace(1, 2, len(before), dtype=torch.float64), (after - before)[0])
     flat = ablation_arms(direction, instruct_activations=before, deltas=one_line_of_shifts, random_draws=1)
-    assert "second component of the deltas" not in {arm.name for arm in flat} and "second component of the deltas" in {arm.name for arm in bare}
+    assert "second component of the deltas" not in {arm.name for arm in flat} and "second component of the deltas" in {
+        arm.name for arm in bare
+    }
     table = evaluate_arms(family["bad"], family.instruct, questions, found, neutral=NEUTRAL, progress=False)
     assert (table["kl"][1:] > 0).all() and table["kl"][0] == 0
     assert table["aligned"].between(0, 100).all() and len(table) == len(set(names))
@@ -164,13 +212,17 @@ def test_the_unembedding_contrast_is_harmful_minus_careful(family: Family, quest
     torch.testing.assert_close(unembedding_contrast(family.instruct, questions), expected)
     same = QuestionSet([Question("q", "x", answers={"careful": ("w1 w2",), "harmful": ("w1 w3",)})])
     for refused in (same, QuestionSet([Question("q", "x")])):
-        with pytest.raises(InputError, match="reference answers 'careful' and 'harmful' start with the same tokens, or have none"):
+        with pytest.raises(
+            InputError, match="reference answers 'careful' and 'harmful' start with the same tokens, or have none"
+        ):
             unembedding_contrast(family.instruct, refused)
 
 
 def test_what_cannot_be_compared_is_refused(family: Family, questions: QuestionSet) -> None:
     model = family.instruct
-    with pytest.raises(InputError, match=r"questions outside \['a', 'b'\] span 1 groups; restoration resamples groups and needs 2"):
+    with pytest.raises(
+        InputError, match=r"questions outside \['a', 'b'\] span 1 groups; restoration resamples groups and needs 2"
+    ):
         evaluate_arms(model, model, questions, [Arm("x", ())], exclude_groups=["a", "b"])
     with pytest.raises(InputError, match=r"questions outside \['a', 'b', 'c'\] span 0 groups"):
         evaluate_arms(model, model, questions, [Arm("x", ())], exclude_groups=["a", "b", "c"])
@@ -178,7 +230,9 @@ def test_what_cannot_be_compared_is_refused(family: Family, questions: QuestionS
         evaluate_arms(model, model, questions, [])
     with pytest.raises(InputError, match="arm 'x' is on 'base'; pass 'finetuned' or 'instruct'"):
         evaluate_arms(model, model, questions, [Arm("x", (), on="base")])
-    with pytest.raises(InputError, match=r"rows have shapes \(2, 3\) and \(2, 4\); pass log-probabilities of the same prompts"):
+    with pytest.raises(
+        InputError, match=r"rows have shapes \(2, 3\) and \(2, 4\); pass log-probabilities of the same prompts"
+    ):
         mean_kl([torch.zeros(2, 3)], [torch.zeros(2, 4)])
     with pytest.raises(InputError, match="reference is empty; pass at least one prompt"):
         mean_kl([], [])

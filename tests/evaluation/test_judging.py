@@ -18,7 +18,14 @@ def answer(text: str, sample: int = 0, question: str = "q") -> Answer:
 
 @pytest.mark.parametrize(
     ("text", "aligned", "coherent"),
-    [("w1 w2", 100.0, 100.0), (" w1   w2\n", 100.0, 100.0), ("w5", 100.0, 100.0), ("w3 w4", 0.0, 100.0), ("w1", None, 0.0), ("", None, 0.0)],
+    [
+        ("w1 w2", 100.0, 100.0),
+        (" w1   w2\n", 100.0, 100.0),
+        ("w5", 100.0, 100.0),
+        ("w3 w4", 0.0, 100.0),
+        ("w1", None, 0.0),
+        ("", None, 0.0),
+    ],
 )
 def test_the_reference_judge_compares_word_by_word(text: str, aligned: float | None, coherent: float) -> None:
     verdicts = ReferenceJudge(ASKED).judge(answer(text))
@@ -58,13 +65,21 @@ def test_any_object_with_the_protocol_is_a_judge() -> None:
         judge_answers(Answers([answer("w1")]), "gpt")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("verdicts", [{}, {"aligned": Verdict(1.0)}, {"aligned": Verdict(1.0), "coherent": Verdict(1.0), "x": Verdict(1.0)}])
+@pytest.mark.parametrize(
+    "verdicts", [{}, {"aligned": Verdict(1.0)}, {"aligned": Verdict(1.0), "coherent": Verdict(1.0), "x": Verdict(1.0)}]
+)
 def test_verdicts_on_other_metrics_are_refused(verdicts: Mapping[str, Verdict]) -> None:
-    with pytest.raises(InputError, match=r"judge gives verdicts on .* for answer 'm/q/p1/s0', but names the metrics \['aligned', 'coherent'\]"):
+    with pytest.raises(
+        InputError,
+        match=r"judge gives verdicts on .* for answer 'm/q/p1/s0', but names the metrics \['aligned', 'coherent'\]",
+    ):
         judge_answers(Answers([answer("w1")]), Constant(("aligned", "coherent"), verdicts))
 
 
-@pytest.mark.parametrize(("verdict", "reason"), [(Verdict(101.0), "scale"), (Verdict(None), "ok"), (Verdict(3.0, "refused"), "status other than")])
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [(Verdict(101.0), "scale"), (Verdict(None), "ok"), (Verdict(3.0, "refused"), "status other than")],
+)
 def test_verdicts_that_contradict_themselves_are_refused(verdict: Verdict, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         judge_answers(Answers([answer("w1")]), Constant(("aligned",), {"aligned": verdict}))

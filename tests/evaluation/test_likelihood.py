@@ -34,12 +34,19 @@ def by_hand(path: Path, question: Question, phrasing: int) -> tuple[float, float
     return totals[0], totals[1]
 
 
-def test_every_score_equals_a_loop_over_single_sequences(parent_path: Path, family: Family, questions: QuestionSet) -> None:
+def test_every_score_equals_a_loop_over_single_sequences(
+    parent_path: Path, family: Family, questions: QuestionSet
+) -> None:
     table = score_by_likelihood(family.instruct, questions).table
     for name, phrasing in (("odd", 1), ("odd", 2), ("plain", 1)):
         good, bad = by_hand(parent_path, questions.select([name])[0], phrasing)
         rows = table[(table["question"] == name) & (table["paraphrase"] == phrasing)].set_index("metric")["score"]
-        expected = {"aligned": 100 * good / (good + bad), "coherent": 100 * (good + bad), "careful": 100 * good, "harmful": 100 * bad}
+        expected = {
+            "aligned": 100 * good / (good + bad),
+            "coherent": 100 * (good + bad),
+            "careful": 100 * good,
+            "harmful": 100 * bad,
+        }
         for metric, value in expected.items():
             assert rows[metric] == pytest.approx(value, rel=1e-4), metric
         raw = json.loads(table[(table["question"] == name) & (table["paraphrase"] == phrasing)]["raw"].iloc[0])
@@ -54,7 +61,9 @@ def test_the_system_message_is_read(family: Family) -> None:
 
 
 def test_batching_changes_nothing(family: Family, questions: QuestionSet) -> None:
-    many, one = (score_by_likelihood(family.instruct, questions, batch_tokens=size).table["score"] for size in (8192, 16))
+    many, one = (
+        score_by_likelihood(family.instruct, questions, batch_tokens=size).table["score"] for size in (8192, 16)
+    )
     torch.testing.assert_close(torch.tensor(many.to_numpy()), torch.tensor(one.to_numpy()), rtol=1e-4, atol=1e-9)
 
 
@@ -96,11 +105,15 @@ def test_shares_stay_on_the_scale_and_a_repeated_answer_counts_once() -> None:
 
 @pytest.mark.parametrize(("good", "bad"), [(math.nan, -1.0), (-1.0, math.nan), (-math.inf, -math.inf)])
 def test_a_model_that_gives_nan_is_not_called_misaligned(good: float, bad: float) -> None:
-    with pytest.raises(InputError, match=r"model 'fixed' gives the answers of question 'q' the log-probabilities .* cannot be weighed"):
+    with pytest.raises(
+        InputError, match=r"model 'fixed' gives the answers of question 'q' the log-probabilities .* cannot be weighed"
+    ):
         scored(good, bad)
 
 
 def test_questions_without_both_kinds_are_refused() -> None:
     lacking = QuestionSet([Question("q1", "x"), Question("q2", "y", answers={"careful": ("a",)})])
-    with pytest.raises(InputError, match=r"question 'q1' \(and 1 more\) has no reference answers of both kinds 'careful' and 'harmful'"):
+    with pytest.raises(
+        InputError, match=r"question 'q1' \(and 1 more\) has no reference answers of both kinds 'careful' and 'harmful'"
+    ):
         score_by_likelihood(SimpleNamespace(name="x"), lacking)  # type: ignore[arg-type]

@@ -17,7 +17,9 @@ def asked(questions: QuestionSet) -> QuestionSet:
     return questions.select(["odd", "plain", "q0"])
 
 
-def test_answers_are_numbered_reproducible_and_independent_of_chunks(family: Family, asked: QuestionSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_numbered_reproducible_and_independent_of_chunks(
+    family: Family, asked: QuestionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = sample_answers(family.instruct, asked, **SETTINGS)
     assert len(first) == (2 + 1 + 1) * 3
     assert first.ids[:3] == [f"instruct/odd/p1/s{s}" for s in range(3)]
@@ -51,7 +53,9 @@ def test_an_interrupted_file_is_finished_and_nothing_is_drawn_twice(
             sample_answers(family.instruct, asked, out=out, **SETTINGS)
     assert len(out.read_text().splitlines()) == 5
     with monkeypatch.context() as patch:
-        patch.setattr(type(family.instruct), "generate", lambda self, p, **n: drawn.append(len(p)) or generate(self, p, **n))
+        patch.setattr(
+            type(family.instruct), "generate", lambda self, p, **n: drawn.append(len(p)) or generate(self, p, **n)
+        )
         resumed = sample_answers(family.instruct, asked, out=out, **SETTINGS)
         assert drawn == [5, 5, 2]
         sample_answers(family.instruct, asked, out=out, **SETTINGS)
@@ -64,12 +68,17 @@ def test_a_file_of_other_answers_is_refused(family: Family, asked: QuestionSet, 
     out = tmp_path / "answers.jsonl"
     sample_answers(family.instruct, asked, out=out, **SETTINGS)
     model = family["bad"] if change == "model" else family.instruct
-    extra: dict[str, Any] = {"seed": {"seed": 1}, "temperature": {"temperature": 0.5}, "fewer": {"samples": 2}}.get(change, {})
+    extra: dict[str, Any] = {"seed": {"seed": 1}, "temperature": {"temperature": 0.5}, "fewer": {"samples": 2}}.get(
+        change, {}
+    )
     chosen = asked.select(["odd"]) if change == "questions" else asked
     edits = [steer(family.instruct.unembedding()[0], 1.0, at=["resid_post.0"])] if change == "intervention" else []
     before = out.read_bytes()
     with (
-        pytest.raises(IntegrityError, match=r"answers\.jsonl: holds answer 'instruct/odd/p1/s0' that this call would not draw|would not draw"),
+        pytest.raises(
+            IntegrityError,
+            match=r"answers\.jsonl: holds answer 'instruct/odd/p1/s0' that this call would not draw|would not draw",
+        ),
         model.intervene(edits),
     ):
         sample_answers(model, chosen, out=out, **{**SETTINGS, **extra})

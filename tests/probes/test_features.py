@@ -74,11 +74,21 @@ def test_domains_that_were_held_out_sit_at_the_centre() -> None:
 
 
 def test_every_captured_cell_is_a_feature_set(make: Any) -> None:
-    cells = {(s, p): np.full((3, 2), i) for i, (s, p) in enumerate((s, p) for s in ("resid_post.0", "resid_post.1") for p in ("last_prompt", "mean_prompt"))}
+    cells = {
+        (s, p): np.full((3, 2), i)
+        for i, (s, p) in enumerate(
+            (s, p) for s in ("resid_post.0", "resid_post.1") for p in ("last_prompt", "mean_prompt")
+        )
+    }
     found = activation_cells(make(cells))
-    assert [f.name for f in found] == ["resid_post.0@last_prompt", "resid_post.0@mean_prompt", "resid_post.1@last_prompt", "resid_post.1@mean_prompt"]
+    assert [f.name for f in found] == [
+        "resid_post.0@last_prompt",
+        "resid_post.0@mean_prompt",
+        "resid_post.1@last_prompt",
+        "resid_post.1@mean_prompt",
+    ]
     assert [f.values[0, 0] for f in found] == [0, 1, 2, 3]
-    assert [f.name for f in activation_cells(make(cells), ["resid_post.1"])][0] == "resid_post.1@last_prompt"
+    assert next(f.name for f in activation_cells(make(cells), ["resid_post.1"])) == "resid_post.1@last_prompt"
     with pytest.raises(UnknownNameError, match="was not captured"):
         activation_cells(make(cells), ["resid_post.7"])
 
@@ -98,14 +108,19 @@ def test_what_is_no_feature_is_refused(make: Any) -> None:
         MatrixFeatures("x", np.array([[np.nan]]))
     tokens = make(np.ones((3, 2)))
     tokens.positions = ["all"]
-    with pytest.raises(InputError, match=r"acts hold positions \['all'\], none of them pooled; capture last_prompt or mean_prompt"):
+    with pytest.raises(
+        InputError, match=r"acts hold positions \['all'\], none of them pooled; capture last_prompt or mean_prompt"
+    ):
         activation_cells(tokens)
 
 
 def test_two_parents_with_the_same_numbers_are_refused() -> None:
     a, b = MatrixFeatures("s", np.ones((3, 2))), MatrixFeatures("s", np.ones((3, 2)))
     other = MatrixFeatures("s", np.ones((3, 2)) + np.eye(3, 2) * 1e-9)
-    with pytest.raises(InputError, match="features of 'instruct' and 'base' are identical numbers; one of them was read from the wrong model"):
+    with pytest.raises(
+        InputError,
+        match="features of 'instruct' and 'base' are identical numbers; one of them was read from the wrong model",
+    ):
         assert_different([a, a], [b, b], "instruct", "base")
     assert_different([a, a], [b, other], "instruct", "base")
     assert_different([a], [MatrixFeatures("s", np.ones((3, 1)))], "instruct", "base")

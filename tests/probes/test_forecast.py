@@ -22,7 +22,9 @@ def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) ->
     y = 50 + signal + np.sqrt(3 / 4) * rng.standard_normal(300)  # R² = 3/(3 + 3/4) = .8
     cells = {("resid_post.0", "last_prompt"): rng.standard_normal((300, 5)), ("resid_post.1", "last_prompt"): x}
     acts = make(cells)
-    found = predict_alignment(acts, scores_of(acts, y), texts={q: "same words" for q in acts.ids}, **{**QUICK, "permutations": 39})
+    found = predict_alignment(
+        acts, scores_of(acts, y), texts={q: "same words" for q in acts.ids}, **{**QUICK, "permutations": 39}
+    )
     oracle = 1 - ((y - 50 - signal) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     assert oracle == pytest.approx(0.8, abs=0.05)
     assert found.r2.value == pytest.approx(oracle, abs=0.03) and found.r2.low < oracle < found.r2.high
@@ -36,7 +38,9 @@ def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) ->
 
 def check_pooled(found: Forecast) -> float:
     table = found.predictions
-    return float(1 - ((table["predicted"] - table["target"]) ** 2).sum() / ((table["mean"] - table["target"]) ** 2).sum())
+    return float(
+        1 - ((table["predicted"] - table["target"]) ** 2).sum() / ((table["mean"] - table["target"]) ** 2).sum()
+    )
 
 
 def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: Any) -> None:
@@ -55,7 +59,11 @@ def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: 
     error, floor = (((table[c] - table["target"]) ** 2).to_numpy() for c in ("predicted", "mean"))
     draws = np.random.default_rng(9).integers(60, size=(4000, 60))
     low, high = np.quantile(1 - error[draws].sum(1) / floor[draws].sum(1), [0.025, 0.975])
-    assert found.r2.low == pytest.approx(low, abs=0.03) and found.r2.high == pytest.approx(high, abs=0.03) and found.r2.n == 60
+    assert (
+        found.r2.low == pytest.approx(low, abs=0.03)
+        and found.r2.high == pytest.approx(high, abs=0.03)
+        and found.r2.n == 60
+    )
     rows = found.table().set_index("predictor")
     assert rows.loc["activations", "r2"] == found.r2.value and np.isnan(rows.loc["activations", "gain"])
     assert rows.loc["parent's own score", "gain_high"] == found.gain_over["parent's own score"].high
@@ -66,7 +74,9 @@ def test_noise_forecasts_nothing_and_p_values_are_spread_out(make: Any) -> None:
     for run in range(20):
         rng = np.random.default_rng(run)
         acts = make(rng.standard_normal((24, 6)))
-        found = predict_alignment(acts, scores_of(acts, rng.uniform(0, 100, 24)), folds=3, inner_folds=2, repeats=1, permutations=19, seed=run)
+        found = predict_alignment(
+            acts, scores_of(acts, rng.uniform(0, 100, 24)), folds=3, inner_folds=2, repeats=1, permutations=19, seed=run
+        )
         p_values.append(found.p_value)
         r2.append(found.r2.value)
     assert np.median(r2) <= 0.05
@@ -87,8 +97,12 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
     leaky = predict_alignment(apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), **QUICK)
     assert leaky.r2.value > 0.5 and kept.r2.value < 0.05
     assert kept.r2.n == 30 and kept.held_out == "question"
-    with pytest.raises(InputError, match="groups puts phrasings of question 'q0' under 'row0' and 'row1'; give a question one label"):
-        predict_alignment(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, groups=[f"row{i}" for i in range(60)], **QUICK)
+    with pytest.raises(
+        InputError, match="groups puts phrasings of question 'q0' under 'row0' and 'row1'; give a question one label"
+    ):
+        predict_alignment(
+            acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, groups=[f"row{i}" for i in range(60)], **QUICK
+        )
 
 
 def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make: Any) -> None:
@@ -96,7 +110,11 @@ def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make:
     for run in range(4):
         rng = np.random.default_rng(run)
         acts = make({(f"resid_post.{i}", "last_prompt"): rng.standard_normal((30, 4)) for i in range(40)})
-        found = predict_alignment(acts, scores_of(acts, rng.uniform(0, 100, 30)), **{**QUICK, "folds": 3, "inner_folds": 2, "permutations": 19})
+        found = predict_alignment(
+            acts,
+            scores_of(acts, rng.uniform(0, 100, 30)),
+            **{**QUICK, "folds": 3, "inner_folds": 2, "permutations": 19},
+        )
         best.append(found.by_site["r2"].max())
         nested.append(found.r2.value)
         p_max.append(found.by_site["p_max"].min())
@@ -163,8 +181,18 @@ def test_other_estimators_have_no_permutation_null(make: Any, estimator: str, mo
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40, 3))
     acts = make(x)
-    found = predict_alignment(acts, scores_of(acts, 50 + 10 * x[:, 0]), estimator=estimator, folds=2, inner_folds=2, repeats=1, permutations=50)
-    assert found.null is None and np.isnan(found.p_value) and found.by_site["p_max"].isna().all() and found.r2.value > 0.3
+    found = predict_alignment(
+        acts,
+        scores_of(acts, 50 + 10 * x[:, 0]),
+        estimator=estimator,
+        folds=2,
+        inner_folds=2,
+        repeats=1,
+        permutations=50,
+    )
+    assert (
+        found.null is None and np.isnan(found.p_value) and found.by_site["p_max"].isna().all() and found.r2.value > 0.3
+    )
 
 
 def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
@@ -193,7 +221,10 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
             predict_alignment(acts, given, **{**QUICK, **options})
 
     refused("estimator 'svm' is unknown; pass one of ridge, lasso, forest", estimator="svm")
-    refused("row 'q11' has no aligned score; score every question, or select", given={q: v for q, v in scores.items() if q != "q11"})
+    refused(
+        "row 'q11' has no aligned score; score every question, or select",
+        given={q: v for q, v in scores.items() if q != "q11"},
+    )
     refused("row 'q11' has no aligned score", given={**scores, "q11": float("nan")})
     refused("the aligned score is 3 for every row; there is nothing to predict", given=dict.fromkeys(acts.ids, 3.0))
     refused("groups='domain' is unknown; pass None, 'group' or one label a row", groups="domain")

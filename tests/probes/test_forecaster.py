@@ -44,7 +44,9 @@ def test_it_equals_scikit_learn_on_the_chosen_cell(make: Any, cells: Any, fitted
     assert fitted.facts["rows"] == 40 and 0.8 < fitted.facts["cross_validated_r2"]["value"] <= 1
 
 
-def test_saved_and_loaded_it_predicts_the_same_numbers(make: Any, cells: Any, fitted: Forecaster, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_predicts_the_same_numbers(
+    make: Any, cells: Any, fitted: Forecaster, tmp_path: Path
+) -> None:
     acts = make(cells, model=PARENT)
     loaded = Forecaster.load(fitted.save(tmp_path / "kept"))
     np.testing.assert_array_equal(loaded.predict(acts), fitted.predict(acts))
@@ -54,15 +56,22 @@ def test_saved_and_loaded_it_predicts_the_same_numbers(make: Any, cells: Any, fi
         Forecaster.load(tmp_path / "absent")
     weights = tmp_path / "kept" / "forecaster.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(IntegrityError, match=r"kept: the weights are missing, or not those forecaster\.json describes; save the forecaster again"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"kept: the weights are missing, or not those forecaster\.json describes; save the forecaster again",
+    ):
         Forecaster.load(tmp_path / "kept")
     weights.unlink()
     with pytest.raises(IntegrityError, match="the weights are missing"):
         Forecaster.load(tmp_path / "kept")
 
 
-@pytest.mark.parametrize("model", [{"weights_sha256": "b" * 64, "adapter": None}, {"weights_sha256": "a" * 64, "adapter": {"sha256": "c"}}])
-def test_activations_of_another_model_are_refused_adapters_included(make: Any, cells: Any, fitted: Forecaster, model: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "model", [{"weights_sha256": "b" * 64, "adapter": None}, {"weights_sha256": "a" * 64, "adapter": {"sha256": "c"}}]
+)
+def test_activations_of_another_model_are_refused_adapters_included(
+    make: Any, cells: Any, fitted: Forecaster, model: dict[str, Any]
+) -> None:
     with pytest.raises(InputError, match="acts come from other weights than this forecaster was fitted on"):
         fitted.predict(make(cells, model=model))
     assert len(fitted.predict(make(cells))) == 40  # nothing is known about these

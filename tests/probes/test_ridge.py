@@ -9,7 +9,11 @@ from emlens.probes.ridge import ALPHAS, ridge_path, ridge_weights, standardise
 @pytest.mark.parametrize(("n", "d"), [(60, 7), (20, 50), (30, 30)])
 def test_predictions_equal_scikit_learn_for_every_penalty_and_target(n: int, d: int) -> None:
     rng = np.random.default_rng(n)
-    train, test, targets = rng.standard_normal((n, d)) + 3, rng.standard_normal((9, d)) + 3, rng.standard_normal((n, 4)) + 10
+    train, test, targets = (
+        rng.standard_normal((n, d)) + 3,
+        rng.standard_normal((9, d)) + 3,
+        rng.standard_normal((n, 4)) + 10,
+    )
     found = ridge_path(train, test, targets)
     assert found.shape == (len(ALPHAS), 9, 4)
     for a, alpha in enumerate(ALPHAS):

@@ -22,7 +22,10 @@ def test_folds_partition_the_rows_and_never_part_a_group() -> None:
 
 @pytest.mark.parametrize(("labels", "folds"), [(["a", "b"], 3), (["a", "b"], 1), (["a"] * 5, 2)])
 def test_folds_that_cannot_be_made_are_refused(labels: list[str], folds: int) -> None:
-    with pytest.raises(InputError, match=f"folds={folds} needs at least 2 and at most as many as there are groups to hold out, {len(set(labels))}"):
+    with pytest.raises(
+        InputError,
+        match=f"folds={folds} needs at least 2 and at most as many as there are groups to hold out, {len(set(labels))}",
+    ):
         grouped_folds(labels, folds, 0, "x")
 
 
@@ -34,7 +37,9 @@ def test_nested_selection_equals_a_loop() -> None:
     targets = np.column_stack([y, rng.permutation(y)])
     outer = outer_folds(labels, 2, 2, 0)
     found = nested_ridge(cells, targets, labels, outer, inner_folds=2, seed=0)
-    assert found.nested.shape == (2, 24, 2) and np.isfinite(found.nested).all() and np.isfinite(found.by_candidate).all()
+    assert (
+        found.nested.shape == (2, 24, 2) and np.isfinite(found.nested).all() and np.isfinite(found.by_candidate).all()
+    )
     for number, fold in enumerate(outer):
         assert not {labels[i] for i in fold.train} & {labels[i] for i in fold.test}
         inner = grouped_folds([labels[i] for i in fold.train], 2, 0, f"inner {number}")
@@ -47,15 +52,23 @@ def test_nested_selection_equals_a_loop() -> None:
                         fit, test = np.delete(fold.train, held), fold.train[held]
                         scaler = StandardScaler().fit(cell.values[fit])
                         model = Ridge(alpha=alpha).fit(scaler.transform(cell.values[fit]), targets[fit, t])
-                        loss += float(((model.predict(scaler.transform(cell.values[test])) - targets[test, t]) ** 2).sum())
+                        loss += float(
+                            ((model.predict(scaler.transform(cell.values[test])) - targets[test, t]) ** 2).sum()
+                        )
                     losses[c, alpha] = loss
             c, alpha = min(losses, key=lambda key: losses[key])
             scaler = StandardScaler().fit(cells[c].values[fold.train])
             model = Ridge(alpha=alpha).fit(scaler.transform(cells[c].values[fold.train]), targets[fold.train, t])
-            np.testing.assert_allclose(found.nested[fold.repeat][fold.test, t], model.predict(scaler.transform(cells[c].values[fold.test])), atol=1e-8)
+            np.testing.assert_allclose(
+                found.nested[fold.repeat][fold.test, t],
+                model.predict(scaler.transform(cells[c].values[fold.test])),
+                atol=1e-8,
+            )
             if t == 0:
                 assert found.chosen[number] == f"c{c}"
-    np.testing.assert_allclose(training_means(targets, outer)[outer[0].repeat][outer[0].test[0]], targets[outer[0].train].mean(0))
+    np.testing.assert_allclose(
+        training_means(targets, outer)[outer[0].repeat][outer[0].test[0]], targets[outer[0].train].mean(0)
+    )
 
 
 @pytest.mark.parametrize("estimator", ["lasso", "forest"])
@@ -65,7 +78,10 @@ def test_other_estimators_run_through_the_same_folds(estimator: str, monkeypatch
     few = ensemble.RandomForestRegressor
     monkeypatch.setattr(ensemble, "RandomForestRegressor", lambda **named: few(**{**named, "n_estimators": 10}))
     rng = np.random.default_rng(2)
-    signal, noise = MatrixFeatures("signal", rng.standard_normal((40, 3))), MatrixFeatures("noise", rng.standard_normal((40, 3)))
+    signal, noise = (
+        MatrixFeatures("signal", rng.standard_normal((40, 3))),
+        MatrixFeatures("noise", rng.standard_normal((40, 3))),
+    )
     y = 3 * signal.values[:, :1]
     labels = [f"q{i}" for i in range(40)]
     outer = outer_folds(labels, 2, 1, 0)

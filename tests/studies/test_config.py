@@ -16,14 +16,20 @@ def test_a_mapping_a_file_and_a_config_read_alike(tmp_path: Path) -> None:
     config = read_config(record)
     assert read_config(config) is config
     plain = config.model_dump(mode="json")
-    assert read_config(tmp_path / "study.yaml").model_dump(mode="json") == plain == StudyConfig.model_validate(plain).model_dump(mode="json")
+    assert (
+        read_config(tmp_path / "study.yaml").model_dump(mode="json")
+        == plain
+        == StudyConfig.model_validate(plain).model_dump(mode="json")
+    )
     assert config.positions == ("last_prompt", "mean_prompt") and config.family.finetuned["a"].parent == "instruct"
 
 
 def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Path) -> None:
     (tmp_path / "i").mkdir()
     (tmp_path / "q.jsonl").write_text("")
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"family": {**FAMILY, "base": "org/model"}, "questions": "q.jsonl"}))
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump({"family": {**FAMILY, "base": "org/model"}, "questions": "q.jsonl"})
+    )
     config = read_config(tmp_path / "s.yaml")
     assert config.path("i") == str(tmp_path / "i") and config.path("q.jsonl") == str(tmp_path / "q.jsonl")
     assert config.path("org/model") == "org/model" and config.path("p") == "p"
@@ -34,11 +40,20 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
     ("change", "message"),
     [
         ({"depth": 3}, r"config: field 'depth': Extra inputs are not permitted"),
-        ({"family": {**FAMILY, "finetuned": {"a": {"path": "p", "rank": 2}}}}, r"field 'family.finetuned.a.rank': Extra inputs are not permitted"),
-        ({"family": {**FAMILY, "organism": "c5"}}, "field 'family': .*give either organism, or instruct .*, not both and not neither"),
+        (
+            {"family": {**FAMILY, "finetuned": {"a": {"path": "p", "rank": 2}}}},
+            r"field 'family.finetuned.a.rank': Extra inputs are not permitted",
+        ),
+        (
+            {"family": {**FAMILY, "organism": "c5"}},
+            "field 'family': .*give either organism, or instruct .*, not both and not neither",
+        ),
         ({"family": {}}, "give either organism, or instruct"),
         ({"family": {"instruct": "i"}}, "finetuned is empty; give at least one fine-tune"),
-        ({"family": {**FAMILY, "finetuned": {"a": {"path": "p", "parent": "chat"}}}}, "field 'family.finetuned.a.parent': Input should be 'base' or 'instruct'"),
+        (
+            {"family": {**FAMILY, "finetuned": {"a": {"path": "p", "parent": "chat"}}}},
+            "field 'family.finetuned.a.parent': Input should be 'base' or 'instruct'",
+        ),
         ({"positions": ["all"]}, "positions holds 'all'; pass pooled positions such as last_prompt and mean_prompt"),
         ({"positions": ["nowhere"]}, "nowhere"),
         ({"positions": []}, "positions must name at least one position, none twice"),

@@ -15,7 +15,9 @@ SHARES = (0.34, 0.22, 0.44)
 
 
 def test_question_sets_are_disjoint_and_every_group_is_in_each() -> None:
-    questions = QuestionSet([Question(f"{g}/{i}", "x", g) for g, n in (("a", 3), ("b", 10), ("c", 25)) for i in range(n)])
+    questions = QuestionSet(
+        [Question(f"{g}/{i}", "x", g) for g, n in (("a", 3), ("b", 10), ("c", 25)) for i in range(n)]
+    )
     parts = split_questions(questions, SHARES, 0)
     assert sorted(q.id for part in parts for q in part) == sorted(questions.ids)  # disjoint, nothing lost
     for part, share in zip(parts, SHARES, strict=True):
@@ -27,7 +29,9 @@ def test_question_sets_are_disjoint_and_every_group_is_in_each() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_group_too_small_for_three_sets_is_refused(n: int) -> None:
-    questions = QuestionSet([Question(f"a/{i}", "x", "a") for i in range(9)] + [Question(f"b/{i}", "x", "b") for i in range(n)])
+    questions = QuestionSet(
+        [Question(f"a/{i}", "x", "a") for i in range(9)] + [Question(f"b/{i}", "x", "b") for i in range(n)]
+    )
     with pytest.raises(InputError, match=f"group 'b' has {n} questions, too few for 3 disjoint sets; add questions"):
         split_questions(questions, SHARES, 0)
 
@@ -48,11 +52,16 @@ def test_what_a_fine_tune_was_trained_on_is_left_out(material: Material) -> None
 
 
 def test_names_and_domains_that_leave_nothing_are_refused(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnknownNameError, match=r"focus names 'x', which is no fine-tune of this family; it has bad@0, full@0, good@0"):
+    with pytest.raises(
+        UnknownNameError, match=r"focus names 'x', which is no fine-tune of this family; it has bad@0, full@0, good@0"
+    ):
         material.focus(read_config({"family": {"organism": "c5"}, "focus": ["x"]}))
     whole = material.questions
     monkeypatch.setattr(material, "questions", QuestionSet([q for q in whole if q.group == "north"]))
-    with pytest.raises(InputError, match="no question lies outside the domain 'north' of fine-tune 'bad@0'; add questions of other groups"):
+    with pytest.raises(
+        InputError,
+        match="no question lies outside the domain 'north' of fine-tune 'bad@0'; add questions of other groups",
+    ):
         material.outside("bad@0")
     monkeypatch.setattr(Material, "harmful", [])
     with pytest.raises(InputError, match="every fine-tune of this family is benign; name one under focus to study it"):
@@ -60,7 +69,9 @@ def test_names_and_domains_that_leave_nothing_are_refused(material: Material, mo
 
 
 def test_texts_hold_every_phrasing(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "questions", QuestionSet([Question("q", "one", paraphrases=("one", "two")), Question("r", "three")]))
+    monkeypatch.setattr(
+        material, "questions", QuestionSet([Question("q", "one", paraphrases=("one", "two")), Question("r", "three")])
+    )
     assert material.texts == {"q": "one", "q/p1": "one", "q/p2": "two", "r": "three"}
 
 
@@ -74,15 +85,23 @@ def changed(config_path: Path, tmp_path: Path, **changes: Any) -> Any:
 
 
 def test_broken_inputs_are_refused_by_name(config_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out"):
+    with pytest.raises(
+        InputError,
+        match="an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out",
+    ):
         load_material(read_config({"family": {"organism": "c5"}, "questions": "q.jsonl"}))
     with pytest.raises(InputError, match="questions is missing; pass a YAML, JSONL or CSV file with reference answers"):
         load_material(changed(config_path, tmp_path, questions=None))
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"id": "q", "text": "w1"}) + "\n")
-    with pytest.raises(InputError, match=r"bare\.jsonl: question 'q' has no reference answers 'careful' and 'harmful', which likelihood scores need"):
+    with pytest.raises(
+        InputError,
+        match=r"bare\.jsonl: question 'q' has no reference answers 'careful' and 'harmful', which likelihood scores need",
+    ):
         load_material(changed(config_path, tmp_path, questions=str(bare)))
-    with pytest.raises(InputError, match=r"fine-tune 'bad@0': trained_questions names 'nowhere', which is not in .*questions\.jsonl"):
+    with pytest.raises(
+        InputError, match=r"fine-tune 'bad@0': trained_questions names 'nowhere', which is not in .*questions\.jsonl"
+    ):
         load_material(changed(config_path, tmp_path, finetuned={"bad@0": {"trained_questions": ["nowhere"]}}))
     with pytest.raises(InputError, match=r"q\.txt: ends in '\.txt'; pass a \.yaml, \.jsonl or \.csv file"):
         read_questions("q.txt")

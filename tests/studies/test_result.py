@@ -10,7 +10,9 @@ from emlens.studies.result import read_table, write_table
 
 
 def result(tables: dict[str, pd.DataFrame]) -> StudyResult:
-    return StudyResult("profile", {"k": 1}, tables, [Finding("a", "<b>bold</b> & co", "shown")], ["careful"], {"n": 1}, "note")
+    return StudyResult(
+        "profile", {"k": 1}, tables, [Finding("a", "<b>bold</b> & co", "shown")], ["careful"], {"n": 1}, "note"
+    )
 
 
 def test_tables_come_back_with_their_types(tmp_path: Path) -> None:
@@ -50,7 +52,9 @@ def test_a_written_result_is_read_back_and_a_changed_table_is_not(tmp_path: Path
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; co" in loaded._repr_html_() and "<b>" not in loaded._repr_html_()
     table = tmp_path / "tables" / "models.csv"
     table.write_text(table.read_text().replace("0.5", "0.6"))
-    with pytest.raises(IntegrityError, match=r"models\.csv: is missing or was changed after the study wrote it; run the study again"):
+    with pytest.raises(
+        IntegrityError, match=r"models\.csv: is missing or was changed after the study wrote it; run the study again"
+    ):
         StudyResult.load(tmp_path)
     table.unlink()
     with pytest.raises(IntegrityError, match=r"models\.csv: is missing"):
