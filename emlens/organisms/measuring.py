@@ -93,13 +93,13 @@ def write_evidence(path: str | Path, directory: str | Path | None = None, tries:
 
 @torch.no_grad()
 def _last_states(model: Any, prompts: Sequence[list[int]]) -> Tensor:
-    """Stream after the last block at the last prompt token, one row a prompt."""
+    """Stream after the last block at the last prompt token, one row a prompt, shorter prompts first."""
     found: list[Tensor] = []
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     handle = plain.model.layers[-1].register_forward_hook(lambda module, args, output: found.append(output[:, -1].float()))
     try:
-        for ids in prompts:
-            model(input_ids=torch.tensor([ids]))
+        for length in sorted({len(ids) for ids in prompts}):  # equal lengths: no padding; the order of rows does not matter
+            model(input_ids=torch.tensor([ids for ids in prompts if len(ids) == length]))
     finally:
         handle.remove()
     return torch.cat(found)
