@@ -32,7 +32,8 @@ def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figur
     intervals = [f"{c}{end}" for c, _, _, ends in PANELS if ends for end in ("", "_low", "_high")]
     need(arms, ("model", "site", "role", "arm", "on", "control", "kl", "n", *intervals), NAME)
     table = only(arms, "model", model, NAME)
-    names = distinct(table, "arm")
+    on_parent = set(table.loc[table["on"] == "instruct", "arm"])
+    names = sorted(distinct(table, "arm"), key=lambda name: name in on_parent)
     roles = list(dict.fromkeys(zip(table["role"], table["site"], strict=True)))
     place = {name: len(names) - 1 - i for i, name in enumerate(names)}
     tested = {str(a) for a, c in zip(table["arm"], table["control"], strict=True) if not c}

@@ -44,7 +44,7 @@ def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, positio
     need(overlap, COLUMNS, NAME)
     table = only(only(overlap, "model", model, NAME), "position", position, NAME)
     panels = [key for key in PANELS if (table["center"] == key).any()]
-    layers = sorted({int(i) for i in table["layer"]})
+    layers = sorted({int(i) for i in overlap["layer"]})
     figure = make_subplots(len(panels), 1, vertical_spacing=spacing(len(panels), ROW, GAP))
     for row, center in enumerate(panels, start=1):
         here = table[table["center"] == center].sort_values("layer")
@@ -77,7 +77,7 @@ def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, positio
             row=row,
             col=1,
         )
-        figure.update_xaxes(**layer_axis(layers), row=row, col=1)
+        figure.update_xaxes(**layer_axis(layers), range=[layers[0] - 0.2, layers[-1] + 0.2], row=row, col=1)
         if row < len(panels):
             figure.update_xaxes(title_text=None, row=row, col=1)
         panel_title(figure, PANELS[center], row)

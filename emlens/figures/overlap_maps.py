@@ -28,7 +28,7 @@ def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center:
     """
     need(overlap, COLUMNS, NAME)
     table = only(only(overlap, "model", model, NAME), "center", center, NAME)
-    positions, layers = distinct(table, "position"), sorted({int(i) for i in table["layer"]})
+    positions, layers = distinct(table, "position"), sorted({int(i) for i in overlap["layer"]})
     rows = _rows(table)
     height = ROW * len(rows)
     figure = make_subplots(len(positions), 1, vertical_spacing=spacing(len(positions), height, GAP))

@@ -14,10 +14,19 @@ ROW = 235
 GAP = 118
 
 
-def middle_layer(table: pd.DataFrame) -> int:
-    """The middle layer, rounded down: chosen before looking at any figure."""
-    layers = sorted({int(i) for i in table["layer"]})
-    return layers[(len(layers) - 1) // 2]
+def middle_layer(table: pd.DataFrame, model: str | None = None) -> int:
+    """The middle layer of all, rounded down: fixed before looking at any figure. Where the model has no such layer, the middle of its own.
+
+    Raises:
+        InputError: a column is missing, or the model is not in the table.
+    """
+    need(table, ("model", "layer"), "middle_layer")
+    everywhere = sorted({int(i) for i in table["layer"]})
+    own = (
+        everywhere if model is None else sorted({int(i) for i in only(table, "model", model, "middle_layer")["layer"]})
+    )
+    middle = everywhere[(len(everywhere) - 1) // 2]
+    return middle if middle in own else own[(len(own) - 1) // 2]
 
 
 def overlap_against_shift(
@@ -54,7 +63,7 @@ def overlap_against_shift(
         NAME,
     )
     points = only(shifts, "model", model, NAME)
-    chosen = middle_layer(points) if layer is None else layer
+    chosen = middle_layer(shifts, model) if layer is None else layer
     points = only(points, "layer", chosen, NAME)
     known = only(relations, "model", model, NAME)
     known = known[known["layer"] == chosen]

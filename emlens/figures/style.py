@@ -10,7 +10,7 @@ GREY, PALE = "#6B6B6B", "#D9D9D9"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross", "star", "pentagon", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-BAR_ROOM = 66
+BAR_ROOM = 78
 """Top margin of a figure with a colour bar and a line of panel titles."""
 SEQUENTIAL = "Cividis"
 DIVERGING = [[0.0, VERMILLION], [0.25, "#F2B48C"], [0.5, "#F7F7F7"], [0.75, "#8DBBDD"], [1.0, BLUE]]

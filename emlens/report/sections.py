@@ -65,7 +65,7 @@ OVERLAP = Section(
             "Overlap by layer and position, beside its controls",
             "Each column is a layer, each row a comparison, all on one colour scale. The top row is what is tested; "
             "it says something only where it exceeds the rows below it, "
-            "the split-half ceiling excepted, which bounds what could be seen with so few prompts.",
+            "the split-half ceiling excepted, which bounds what could be seen with so few prompts. Empty cells were not measured; the warnings above say why.",
             ("overlap",),
             draw.maps,
         ),

@@ -56,7 +56,9 @@ def _values(table: pd.DataFrame, *columns: str) -> Iterator[tuple[str, ...]]:
 
 
 def domains(t: Tables) -> Iterator[Drawing]:
-    yield Drawing("", partial(figures.alignment_by_domain, t["domains"]), wide=True)
+    for model, kind in _values(t["domains"], "model", "kind"):
+        if kind in ("harmful", "benign"):
+            yield Drawing(model, partial(figures.alignment_by_domain, t["domains"], models=[model]))
 
 
 def models(t: Tables) -> Iterator[Drawing]:
@@ -85,11 +87,9 @@ def angles(t: Tables) -> Iterator[Drawing]:
 
 def shifts(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["shifts"], "model"):
-        layer = figures.middle_layer(t["shifts"])
-        yield Drawing(
-            f"{model}, layer {layer}",
-            partial(figures.overlap_against_shift, t["shifts"], t["overlap_shift"], model=model),
-        )
+        layer = figures.middle_layer(t["shifts"], model)
+        points = partial(figures.overlap_against_shift, t["shifts"], t["overlap_shift"], model=model, layer=layer)
+        yield Drawing(f"{model}, layer {layer}", points)
         yield Drawing(f"{model}, all layers", partial(figures.relation_by_layer, t["overlap_shift"], model=model))
 
 

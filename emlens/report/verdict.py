@@ -36,10 +36,12 @@ def warnings_box(warnings: Sequence[str]) -> str:
     """Missing controls and small samples, or nothing."""
     if not warnings:
         return ""
-    items = "".join(
-        f"<li>{escape(w[:1].upper() + w[1:])}.</li>"
-        if not w.endswith(".")
-        else f"<li>{escape(w[:1].upper() + w[1:])}</li>"
-        for w in warnings
-    )
+    items = "".join(f"<li>{escape(_sentence(w))}</li>" for w in warnings)
     return f'<aside class="warnings" aria-label="warnings"><h2>Read with care</h2><ul>{items}</ul></aside>'
+
+
+def _sentence(warning: str) -> str:
+    """A full stop, and a capital unless the first word may be a name."""
+    first = warning.split(" ")[0]
+    start = warning[:1].upper() if first.isalpha() else warning[:1]
+    return start + warning[1:] + ("" if warning.endswith(".") else ".")
