@@ -40,10 +40,13 @@ def score(
                         "questions": rate.n,
                     }
                 )
-    questions = pd.DataFrame(
-        {"model": model, "question": q, "aligned": a, "coherent": scores.per_question("coherent", model)[q]}
-        for model in scores.models
-        for q, a in scores.per_question("aligned", model).items()
+    questions = pd.concat(
+        [
+            pd.DataFrame({metric: scores.per_question(metric, model) for metric in ("aligned", "coherent")})
+            .reset_index(names="question")
+            .assign(model=model)
+            for model in scores.models
+        ]
     )
     if json:
         as_json({"rates": rows, "questions": questions.to_dict(orient="records") if by_question else None})

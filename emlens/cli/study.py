@@ -14,7 +14,7 @@ DEMO: dict[str, Any] = {
     "study": "overview",
     "family": {"organism": "c5"},
     "focus": ["medicine-r8", "medicine-r1", "sports-r32"],
-    "draws": 200,
+    "draws": 100,
     "repeats": 2,
     "permutations": 99,
 }

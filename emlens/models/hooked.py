@@ -27,6 +27,10 @@ Reader = Callable[[Tensor], None]
 """Receives an activation of shape (batch, token, d_model) during the forward pass; must copy what it keeps."""
 
 DEFAULT_BATCH_TOKENS = 8192
+_LOGITS = 2**28
+"""Logits held at once at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
+_REMEMBERED = 50_000
+"""Rendered prompts kept; past that the memory starts anew."""
 
 
 class HookedModel(ABC):
@@ -55,6 +59,7 @@ class HookedModel(ABC):
         self.chat_template = template_of(tokenizer, chat_template)
         self.provenance: dict[str, Any] = dict(provenance)
         self._local = threading.local()
+        self._rendered: dict[str | None, dict[Prompt, Rendered]] = {}
 
     def __copy__(self) -> Self:
         """A copy on the same weights with an intervention stack of its own."""
@@ -90,6 +95,11 @@ class HookedModel(ABC):
     @abstractmethod
     def _generate(self, batch: Batch, max_new_tokens: int, processor: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
         """New token ids (batch, new tokens) of a left-padded batch; `processor(ids, scores)` edits next-token scores."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Rows of the output matrix (the padded vocabulary)."""
 
     @abstractmethod
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
@@ -146,8 +156,16 @@ class HookedModel(ABC):
     # ---- text in
 
     def render(self, prompts: Iterable[Prompt]) -> list[Rendered]:
-        """Token ids of prompts (and kept responses) as this model reads them."""
-        return render(prompts, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
+        """Token ids of prompts (and kept responses) as this model reads them; remembered, since a study asks the same often."""
+        asked = list(prompts)
+        known = self._rendered.setdefault(self.chat_template, {})
+        new = list(dict.fromkeys(prompt for prompt in asked if prompt not in known))
+        if len(known) + len(new) > _REMEMBERED:
+            known.clear()
+            new = list(dict.fromkeys(asked))
+        rows = render(new, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
+        known.update(zip(new, rows, strict=True))
+        return [known[prompt] for prompt in asked]
 
     @property
     def pad_id(self) -> int:
@@ -181,7 +199,7 @@ class HookedModel(ABC):
         """Next-token logits after the last token of each prompt (of its response, where it keeps one); float32, CPU."""
         rows = self.render(prompts)
         found: list[Tensor | None] = [None] * len(rows)
-        for batch in self.batches(rows, batch_tokens):
+        for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
             logits = self._logits(batch)
             for i, row in enumerate(batch.rows):
                 found[batch.index[i]] = logits[i, batch.offset(i) + len(row.ids) - 1].float().cpu()
@@ -194,7 +212,7 @@ class HookedModel(ABC):
         """Log-probabilities (nats) over the next token after every token of each row; float32, CPU, one tensor a prompt."""
         rows = self.render(prompts)
         found: dict[int, Tensor] = {}
-        for batch in self.batches(rows, batch_tokens):
+        for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
             logits = self._logits(batch)
             for i, row in enumerate(batch.rows):
                 start = batch.offset(i)
@@ -243,13 +261,17 @@ class HookedModel(ABC):
                 full.append(longer)
         starts = [len(row.ids) for row in rows for _ in range(width)]
         found = torch.zeros(len(full), dtype=torch.float64)
-        for batch in self.batches(full, batch_tokens):
+        for batch in self.batches(full, self._logit_tokens(batch_tokens)):
             logits = self._logits(batch)
-            for i, row in enumerate(batch.rows):
-                first = batch.offset(i) + starts[batch.index[i]]
-                last = batch.offset(i) + len(row.ids)
-                steps = logits[i, first - 1 : last - 1].double().log_softmax(-1)
-                found[batch.index[i]] = steps.gather(-1, batch.ids[i, first:last, None]).sum().cpu()
+            at = [
+                (i, batch.offset(i) + t, batch.index[i])
+                for i, row in enumerate(batch.rows)
+                for t in range(starts[batch.index[i]], len(row.ids))
+            ]
+            which, column, owner = torch.tensor(at).T.to(logits.device)
+            steps = logits[which, column - 1].double().log_softmax(-1)
+            values = steps.gather(-1, batch.ids[which, column][:, None])[:, 0]
+            found.index_add_(0, owner.cpu(), values.cpu())
         table = found.view(len(rows), width)
         return table[:, 0] if single else table
 
@@ -291,6 +313,9 @@ class HookedModel(ABC):
             for i, tokens in zip(batch.index, new.tolist(), strict=True):
                 answers[i] = self.tokenizer.decode(clean_tokens(tokens, self.stop_ids), skip_special_tokens=True).strip()
         return [answers[i] for i in range(len(rows))]
+
+    def _logit_tokens(self, batch_tokens: int) -> int:
+        return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))
 
     def _logits(self, batch: Batch) -> Tensor:
         logits = self.run(batch, with_logits=True)

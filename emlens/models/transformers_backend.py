@@ -105,6 +105,10 @@ class TransformersModel(HookedModel):
     def stop_ids(self) -> set[int]:
         return super().stop_ids | self._end_ids
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         return self.module.get_output_embeddings().weight.detach().cpu()  # type: ignore[operator]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,11 @@ class Material:
     def per_question(self, name: str, metric: str = "aligned") -> pd.Series:
         return self.scores(name).per_question(metric)
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, str]:
         return dict(zip(self.questions.ids, self.questions.groups, strict=True))
 
-    @property
+    @cached_property
     def texts(self) -> dict[str, str]:
         """Text by question id, and by prompt id where a question has several phrasings."""
         return {q.id: q.text for q in self.questions} | {prompt.id: prompt.text for prompt in self.questions.prompts()}
