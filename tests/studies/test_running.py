@@ -376,11 +376,11 @@ def test_markup_in_a_question_stays_text_and_phrasings_run_through(config_path: 
         random_directions=1,
     )
     result = run_study(config, tmp_path / "out", progress=False)
-    for name, key in (("questions", "question"), ("shifts", "id"), ("forecast_predictions", "id")):
+    for name, key in (("questions", "question"), ("forecast_predictions", "id")):
         table = result.tables[name]
         assert text in set(table["text"]), name
         assert set(table[table["text"] == text][key]) == {"005"}
-    assert {"east/5/p1", "east/5/p2"} <= set(result.tables["shifts"]["id"])
+    assert {"east/5/p1", "east/5/p2"} <= set(result.tables["forecast_predictions"]["id"])
     assert "w1 w2 w3" in set(result.tables["forecast_predictions"]["text"])
 
 
