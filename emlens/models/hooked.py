@@ -158,13 +158,16 @@ class HookedModel(ABC):
     def render(self, prompts: Iterable[Prompt]) -> list[Rendered]:
         """Token ids of prompts (and kept responses) as this model reads them; remembered, since a study asks the same often."""
         asked = list(prompts)
+        if not asked or not all(isinstance(prompt, Prompt) for prompt in asked):
+            return render(asked, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
         known = self._rendered.setdefault(self.chat_template, {})
         new = list(dict.fromkeys(prompt for prompt in asked if prompt not in known))
         if len(known) + len(new) > _REMEMBERED:
             known.clear()
             new = list(dict.fromkeys(asked))
-        rows = render(new, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
-        known.update(zip(new, rows, strict=True))
+        if new:
+            rows = render(new, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
+            known.update(zip(new, rows, strict=True))
         return [known[prompt] for prompt in asked]
 
     @property

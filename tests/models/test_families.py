@@ -117,7 +117,7 @@ def test_an_adapter_that_cannot_be_switched_off(files, monkeypatch):
 def test_adapters_need_the_transformers_backend(files, monkeypatch):
     class Other(HookedModel):
         backend = "other"
-        run = _generate = unembedding = None
+        run = _generate = unembedding = vocab_size = None
 
     parent = load_model(files / "instruct")
     facts = {name: getattr(parent, name) for name in ("name", "tokenizer", "n_layers", "d_model", "device", "max_length", "chat_template", "provenance")}

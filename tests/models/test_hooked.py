@@ -96,6 +96,7 @@ def test_a_backend_without_logits(shared, prompts):
     class Silent(HookedModel):
         backend = "silent"
         _generate = unembedding = None
+        vocab_size = 10
 
         def run(self, batch, readers=None, *, with_logits=False):
             return None
