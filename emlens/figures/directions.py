@@ -35,7 +35,7 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
         NAME,
     )
     table = only(directions, "model", model, NAME).sort_values("layer")
-    layers = [int(i) for i in table["layer"]]
+    layers = sorted({int(i) for i in directions["layer"]})
     figure = make_subplots(3, 1, vertical_spacing=spacing(3, ROW, GAP))
     figure.add_scatter(
         x=table["layer"],
@@ -116,4 +116,5 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
         range=[-1.05, 1.05] if (table["cosine_unembedding"] < -0.05).any() else [-0.1, 1.05], row=2, col=1
     )
     figure.update_yaxes(range=[-3, 103], row=3, col=1)
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
     return dress(figure, 180 + 3 * ROW + 2 * GAP, title_lines=1)

@@ -89,9 +89,10 @@ def alignment_by_domain(
         ]
         figure.update_yaxes(tickvals=y, ticktext=ticks, range=[-0.6, len(groups) - 0.4], row=row, col=1)
         figure.update_xaxes(range=[-3, 103], row=row, col=1)
-        panel_title(figure, label(name), row)
+        if len(chosen) > 1:
+            panel_title(figure, label(name), row)
     figure.update_xaxes(title_text="alignment, mean over questions (0–100)", row=len(chosen), col=1)
-    return dress(figure, 120 + len(chosen) * height + (len(chosen) - 1) * GAP, title_lines=1)
+    return dress(figure, 120 + len(chosen) * height + (len(chosen) - 1) * GAP, title_lines=int(len(chosen) > 1))
 
 
 def _first(figure: go.Figure, name: str) -> bool:

@@ -15,7 +15,8 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     """Restoration in the column's fine-tune by ablating the row's direction, with 95 % intervals; colours run from −1 to 1.
 
     Args:
-        transfer: columns direction_of, ablated_in, restoration, low, high, n.
+        transfer: columns direction_of, ablated_in, restoration, low, high, n; where there is a column strongest_control,
+            the best restoration by any control arm is written under the interval.
 
     Raises:
         InputError: a column is missing.
@@ -25,15 +26,17 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     z = np.full((len(sources), len(targets)), np.nan)
     text = [["–"] * len(targets) for _ in sources]
     told = [["no measurement"] * len(targets) for _ in sources]
-    for source, target, value, low, high, n in transfer[
-        ["direction_of", "ablated_in", "restoration", "low", "high", "n"]
-    ].itertuples(index=False):
+    controls = transfer["strongest_control"] if "strongest_control" in transfer.columns else [np.nan] * len(transfer)
+    columns = transfer[["direction_of", "ablated_in", "restoration", "low", "high", "n"]]
+    for (source, target, value, low, high, n), control in zip(columns.itertuples(index=False), controls, strict=True):
         i, j = sources.index(source), targets.index(target)
         z[i, j] = value
         known = bool(np.isfinite(value))
-        text[i][j] = f"{number(value)}<br>[{number(low)}, {number(high)}]" if known else "undefined"
+        beside = f"<br>control {number(control)}" if np.isfinite(control) else ""
+        strongest = f"<br>strongest control: {number(control)}" if beside else ""
+        text[i][j] = f"{number(value)}<br>[{number(low)}, {number(high)}]{beside}" if known else "undefined"
         told[i][j] = f"direction of {label(source)}, ablated in {label(target)}<br>" + (
-            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}], {int(n)} questions"
+            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}], {int(n)} questions{strongest}"
             if known
             else "restoration undefined: no clear loss to restore"
         )
@@ -81,4 +84,4 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     )
     bar = colour_bar([-1, 0, 1], ["restoration −1", "0", "1"])
     figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar})
-    return dress(figure, 150 + 58 * len(sources), legend=False).update_layout(margin={"t": BAR_ROOM})
+    return dress(figure, 150 + 70 * len(sources), legend=False).update_layout(margin={"t": BAR_ROOM})

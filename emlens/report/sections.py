@@ -150,7 +150,7 @@ DIRECTION = Section(
             "transfer",
             "Does a direction work in other fine-tunes?",
             "Row: where the direction was taken. Column: where it was removed. Numbers are restoration with 95 % "
-            "intervals on questions outside both training domains.",
+            "intervals on questions outside both training domains; beside them the strongest control there, where it was measured.",
             ("transfer",),
             draw.transfer,
         ),

@@ -269,6 +269,33 @@ def test_transfer_says_where_restoration_is_undefined(tables: Tables) -> None:
     assert np.isnan(above.z[1][0]) and below.text[1][0] == "undefined"
 
 
+def test_transfer_writes_the_strongest_control_where_it_is_known(tables: Tables) -> None:
+    _, above = panel(figures.transfer_matrix(tables["transfer"].assign(strongest_control=[0.25, 0.1, np.nan, -0.3])))
+    assert above.text[0][0] == "0.50<br>[0.30, 0.70]<br>control 0.25"
+    assert above.text[1][1].endswith("control −0.30")
+    assert "strongest control: 0.25" in above.customdata[0][0]
+
+
+def test_middle_layer_is_the_same_for_all_models_that_have_it(tables: Tables) -> None:
+    shifts = tables["shifts"]
+    assert figures.middle_layer(shifts) == figures.middle_layer(shifts, "bad@0") == 1
+    late = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 0)]
+    assert figures.middle_layer(late, "bad@0") == 1
+    last = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 1)]
+    assert figures.middle_layer(last, "bad@0") == 2 and figures.middle_layer(last, "wide@0") == 1
+    drawn = figures.overlap_against_shift(last, tables["overlap_shift"], model="bad@0")
+    want = last.query("model == 'bad@0' and layer == 2 and position == 'last_prompt' and group == 'law'")
+    np.testing.assert_allclose(named(drawn, "law")[0].x, want["prompt_overlap"])
+
+
+def test_layers_a_model_did_not_move_stay_empty_columns(tables: Tables) -> None:
+    overlap = tables["overlap"]
+    late = overlap[(overlap["model"] != "bad@0") | (overlap["layer"] > 0)]
+    heat = panel(figures.overlap_heatmaps(late, model="bad@0"))[0]
+    assert list(heat.x) == list(LAYERS)
+    assert np.isnan(heat.z[:, 0]).all() and np.isfinite(heat.z[0, 1:]).all()
+
+
 def test_forecast_scatter_has_the_numbers_above_and_the_question_in_the_box(tables: Tables) -> None:
     figure = CASES["forecast_scatter"].make(tables, "bad@0")
     law = named(figure, "law")[0]

@@ -202,6 +202,14 @@ def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None
     assert "No neutral text for bad@0." in html
 
 
+def test_a_figure_says_the_layer_it_draws() -> None:
+    result = a_result()
+    shifts = result.tables["shifts"]
+    late = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 1)]
+    text = render(replace(result, tables={"shifts": late, "overlap_shift": result.tables["overlap_shift"]}))
+    assert "<figcaption>bad@0, layer 2</figcaption>" in text and "<figcaption>wide@0, layer 1</figcaption>" in text
+
+
 def test_no_folder_of_the_machine_is_told(html: str) -> None:
     assert "/home/someone" not in html and "…/questions.jsonl" in html
     assert without_folders({"a": ["C:\\x\\y.csv", "~/z", "runs/x", "9 / 3", "/"]}) == {
