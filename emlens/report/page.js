@@ -4,7 +4,8 @@
     displaylogo: false,
     responsive: true,
     showTips: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d", "zoom2d", "resetScale2d"],
+    // Named one by one: the default bar may offer to send the figure somewhere.
+    modeBarButtons: [["toImage"]],
     toImageButtonOptions: { format: "svg", filename: "figure" }
   };
 

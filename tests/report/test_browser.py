@@ -101,6 +101,23 @@ def test_nothing_is_wider_than_the_screen(page: "tuple[Page, list[str]]") -> Non
     assert shown.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
 
 
+def test_the_only_button_of_a_figure_saves_it_as_a_picture(page: "tuple[Page, list[str]]") -> None:
+    shown, faults = page
+    figure = shown.locator("#forecast-points-1")
+    titles = figure.locator(".modebar-btn").evaluate_all(
+        "buttons => buttons.map(b => b.dataset.title || b.getAttribute('aria-label'))"
+    )
+    assert titles == ["Download plot"]
+    figure.scroll_into_view_if_needed()
+    figure.hover(force=True)
+    seen = len(faults)
+    with shown.expect_download(timeout=20_000) as waiting:
+        figure.locator(".modebar-btn").click(force=True)
+    picture = Path(waiting.value.path()).read_text("utf-8")
+    assert picture.startswith("<svg") and "<script" not in picture
+    assert not [fault for fault in faults[seen:] if not fault.startswith("blob:")]
+
+
 def test_download_gives_the_whole_table(page: "tuple[Page, list[str]]") -> None:
     shown = page[0]
     shown.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
