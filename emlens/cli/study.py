@@ -57,8 +57,7 @@ def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
         line(result.note)
         line("")
     for finding in result.findings:
-        line(f"[{finding.status}] {finding.sentence}")
-    for warning in result.warnings:
-        line(f"note: {warning}")
-    line("")
+        if finding.status == "summary":
+            line(f"* {finding.sentence}")
+    line(f"{sum(f.status != 'summary' for f in result.findings)} statements with their controls, and {len(result.warnings)} warnings, are in the report")
     line(f"report: {report}")

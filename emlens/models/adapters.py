@@ -35,6 +35,7 @@ class AdapterBank:
         self._peft: Any = None
         self._lock = threading.RLock()
         self._active: str | None = None
+        self._layers: list[tuple[Any, list[nn.Parameter]]] | None = None
 
     def attach(self, path: str | Path, name: str, *, weights_hash: str | None = None) -> None:
         """Load an adapter directory onto the shared weights under `name`.
@@ -84,12 +85,14 @@ class AdapterBank:
                 if id(parameter) not in kept:
                     parameter.requires_grad_(False)
             self.names[name] = internal
+            self._layers = None
             self._switch(self._active)
 
     def _withdraw(self, internal: str) -> None:
         """Take a half-loaded adapter off again, and the wrappers that hold no other."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        self._layers = None
         for path, layer in list(self.module.named_modules()):
             if not isinstance(layer, BaseTunerLayer):
                 continue
@@ -136,19 +139,22 @@ class AdapterBank:
                     self._switch(before)
 
     def _switch(self, name: str | None) -> None:
+        """Set every adapter layer; gradient flags stay as they were (PEFT switches them on as a side effect)."""
         self._active = name
         if self._peft is None:
             return
-        parameters = list(self._peft.parameters())
-        flags = [p.requires_grad for p in parameters]
-        tuner = self._peft.base_model
-        if name is None:
-            tuner.disable_adapter_layers()
-        else:
-            tuner.enable_adapter_layers()
-            tuner.set_adapter(self.names[name])
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
+        if self._layers is None:
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            layers = [module for module in self._peft.modules() if isinstance(module, BaseTunerLayer)]
+            self._layers = [(layer, list(layer.parameters())) for layer in layers]
+        for layer, parameters in self._layers:
+            flags = [parameter.requires_grad for parameter in parameters]
+            layer.enable_adapters(name is not None)
+            if name is not None:
+                layer.set_adapter([self.names[name]])
+            for parameter, flag in zip(parameters, flags, strict=True):
+                parameter.requires_grad_(flag)
 
 
 def _stored(path: Path, module: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The verdict first: what was shown, what was not, in words; then what to be careful about."""
 
+import re
 from collections.abc import Sequence
 
 from emlens.report.escaping import escape
@@ -13,10 +14,14 @@ def verdict_section(findings: Sequence[Finding]) -> str:
     """Findings grouped by section, each with its status as a word and a mark."""
     if not findings:
         return '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
+    summaries = [f for f in findings if f.status == "summary"]
+    findings = [f for f in findings if f.status != "summary"]
     counts = [f"{sum(f.status == status for f in findings)} {status}" for status in MARKS]
+    short = "".join(f"<li>{signed(f.sentence)}</li>" for f in summaries)
     parts = [
         '<section id="verdict"><h2>Verdict</h2>',
-        f"<p>{len(findings)} statements: {', '.join(counts)}. "
+        f'<ol class="summary">{short}</ol>' if short else "",
+        f"<p>Behind it stand {len(findings)} statements: {', '.join(counts)}. "
         "“Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
     ]
     titles = {section.name: section.title for section in SECTIONS}
@@ -29,14 +34,19 @@ def verdict_section(findings: Sequence[Finding]) -> str:
 
 def _item(finding: Finding) -> str:
     mark, kind = MARKS.get(finding.status, ("?", "undecided"))
-    return f'<li><span class="status {kind}"><span aria-hidden="true">{mark}</span> {escape(finding.status)}</span><span>{escape(finding.sentence)}</span></li>'
+    return f'<li><span class="status {kind}"><span aria-hidden="true">{mark}</span> {escape(finding.status)}</span><span>{signed(finding.sentence)}</span></li>'
+
+
+def signed(text: str) -> str:
+    """Escaped text with a real minus sign before numbers; hyphens in names stay."""
+    return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", escape(text))
 
 
 def warnings_box(warnings: Sequence[str]) -> str:
     """Missing controls and small samples, or nothing."""
     if not warnings:
         return ""
-    items = "".join(f"<li>{escape(_sentence(w))}</li>" for w in warnings)
+    items = "".join(f"<li>{signed(_sentence(w))}</li>" for w in warnings)
     return f'<aside class="warnings" aria-label="warnings"><h2>Read with care</h2><ul>{items}</ul></aside>'
 
 

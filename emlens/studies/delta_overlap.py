@@ -386,6 +386,15 @@ def _findings(part: Part, config: StudyConfig) -> None:
                 "shown" if len(above) == len(mine) and beyond == len(mine) else "not shown" if resolved and len(above) == 0 else "undecided",
             )
         )
+    clear = sum(f.status == "shown" for f in part.findings)
+    lowest, highest = tested["value"].min(), tested["value"].max()
+    chance = tested["null_mean"]
+    summary = (
+        f"Shifts on training and on unrelated prompts share subspaces ({lowest:.2f} to {highest:.2f} over fine-tunes, layers and positions), far above the isotropic "
+        f"landmark; unrelated samples as anisotropic as the activations already share {chance.min():.2f} to {chance.max():.2f}. More than that and more "
+        f"than the benign fine-tune, at every layer, in {clear} of {len(models)} fine-tunes."
+    )
+    part.findings.insert(0, Finding("overlap", summary, "summary"))
     if not len(benign):
         part.warnings.append("the benign control is missing from the overlap comparison: overlap beyond a benign fine-tune is not shown")
     smallest = 1 / (config.draws + 1)

@@ -227,7 +227,7 @@ def _steering(
     rows = []
     for label, vector in (("direction", direction.vector), ("random, activation covariance", random)):
         for model, sign in ((material.parent(name), 1.0), (material.family[name], -1.0)):
-            for dose in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
+            for dose in (0.0, 0.5, 1.0, 2.0):
                 with model.intervene([steer(vector, sign * dose, at=[site])]):
                     scores = score_by_likelihood(model, kept)
                 aligned, coherent = (bootstrap_mean(scores.per_question(m).to_numpy(), seed=config.seed) for m in ("aligned", "coherent"))
@@ -311,12 +311,20 @@ def _findings(part: Part, material: Material) -> None:
             Finding(
                 "direction",
                 f"{name}: removing its direction from {site} ({role}) restores {_interval(main, 'restoration')} of lost alignment on held-out questions "
-                f"{where}; the strongest control ({rival}) restores {strongest:.2f}, the direction's lead over it is "
+                f"{where}; the strongest control ({rival}{_likeness(named[rival])}) restores {strongest:.2f}, the direction's lead over it is "
                 f"{_interval(named[rival], 'lead')}; coherence goes from {before['coherent']:.1f} to {main['coherent']:.1f}; "
                 f"instruct under the same edit scores {harm['aligned']:.1f}.",
                 "shown" if clear else "not shown" if beaten else "undecided",
             )
         )
+    early = arms[(arms["role"] == arms["role"].iloc[0]) & (arms["arm"] == "direction") & arms["restoration"].notna()]
+    if len(early):
+        shown = [f for f in part.findings if f.section == "direction" and str(arms["role"].iloc[0]) in f.sentence and f.status == "shown"]
+        summary = (
+            f"Removing one direction, chosen on other questions, restored {_span(early['restoration'])} of the lost alignment outside the training "
+            f"domain; it clearly beat every control in {len(shown)} of {len(early)} fine-tunes."
+        )
+        part.findings.insert(0, Finding("direction", summary, "summary"))
     transfer = part.tables["transfer"]
     pairs = transfer[transfer["direction_of"] != transfer["ablated_in"]]
     across = pairs[pairs["restoration"].notna()]
@@ -333,6 +341,15 @@ def _findings(part: Part, material: Material) -> None:
             "shown" if clear == len(pairs) else "not shown" if (across["high"] < 0.1).all() else "undecided",
         )
     )
+
+
+def _span(values: "pd.Series[float]") -> str:
+    return f"{values.min():.2f}" if len(values) == 1 else f"{values.min():.2f} to {values.max():.2f} (median {values.median():.2f})"
+
+
+def _likeness(arm: Mapping[Any, Any]) -> str:
+    """How alike a control's direction is to the one under test; a control that is nearly the same direction is no rival."""
+    return f", |cosine| with it {arm['cosine']:.2f}" if np.isfinite(arm["cosine"]) else ""
 
 
 def _interval(row: Mapping[Any, Any], name: str) -> str:

@@ -16,7 +16,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.probes import activation_cells, assert_different, predict_alignment
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Advance, Finding, Part
+from emlens.studies.result import Advance, Finding, Part, p_text
 
 HELD_OUT = {"question": None, "domain": "group"}
 
@@ -82,11 +82,24 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         "forecast_sites": pd.concat(sites, ignore_index=True),
         "forecast_predictions": pd.concat(predictions, ignore_index=True),
     }
+    _summary(part, pd.DataFrame(summary))
     if len(parents) == 1:
         part.warnings.append("no base model: forecasts from the pre-trained parent are missing")
     part.warnings.append("with domains held out, TF-IDF and domain dummies are near the mean by construction; the gain over text is larger for that reason")
     part.warnings.append("the table by site and position is exploratory; the headline forecast chooses them on inner folds")
     return part
+
+
+def _summary(part: Part, table: pd.DataFrame) -> None:
+    clear = sum(f.status == "shown" for f in part.findings)
+    strict = table[table["held_out"] == "domain"]
+    rows, how = (strict, "whole domains held out") if len(strict) else (table, "questions held out")
+    sentence = (
+        f"From activations before fine-tuning, per-question alignment after it was forecast with R² {rows['r2'].min():.2f} to {rows['r2'].max():.2f} "
+        f"and Spearman {rows['spearman'].min():.2f} to {rows['spearman'].max():.2f} ({how}); activations clearly beat every cheaper baseline, "
+        f"question text and the parent's own score among them, in {clear} of {len(table)} forecasts."
+    )
+    part.findings.insert(0, Finding("forecast", sentence, "summary"))
 
 
 def _flat(name: str, e: Estimate) -> dict[str, float]:
@@ -103,7 +116,7 @@ def _finding(
     part.findings.append(
         Finding(
             "forecast",
-            f"{name} from {parent}, {label}s held out: R² {r2:.2f}, Spearman {rank:.2f} (permutation p = {p:.2g}); gain over text {text:.2f}, "
+            f"{name} from {parent}, {label}s held out: R² {r2:.2f}, Spearman {rank:.2f} (permutation p {p_text(p)}); gain over text {text:.2f}, "
             f"over the parent's own score {own:.2f}{unclear}.",
             "shown" if better and p < 0.05 else "not shown" if p >= 0.05 or gains[rival].high < 0 else "undecided",
         )

@@ -27,7 +27,7 @@ class Finding:
     Args:
         section: which part of the study it belongs to.
         sentence: in plain words, with its numbers and their uncertainty.
-        status: `"shown"`, `"not shown"` or `"undecided"`.
+        status: `"shown"`, `"not shown"` or `"undecided"`; `"summary"` for the one sentence that sums a section up.
     """
 
     section: str
@@ -36,6 +36,11 @@ class Finding:
 
     def as_dict(self) -> dict[str, str]:
         return {"section": self.section, "sentence": self.sentence, "status": self.status}
+
+
+def p_text(p: float) -> str:
+    """A p-value in words: "= 0.012", "< .001"."""
+    return "< .001" if p < 0.001 else f"= {p:.2g}"
 
 
 @dataclass
