@@ -390,8 +390,8 @@ def _findings(part: Part, config: StudyConfig) -> None:
     lowest, highest = tested["value"].min(), tested["value"].max()
     chance = tested["null_mean"]
     summary = (
-        f"Shifts on training and on unrelated prompts share subspaces ({lowest:.2f} to {highest:.2f} over fine-tunes, layers and positions), far above the isotropic "
-        f"landmark; unrelated samples as anisotropic as the activations already share {chance.min():.2f} to {chance.max():.2f}. More than that and more "
+        f"Shifts on training and on unrelated prompts share subspaces (centred overlap {lowest:.2f} to {highest:.2f} over fine-tunes, layers and positions); the "
+        f"isotropic landmark is {table['null_mean'][table['null'] == 'isotropic'].max():.2f}, but unrelated samples as anisotropic as the activations already share {chance.min():.2f} to {chance.max():.2f}. More than that and more "
         f"than the benign fine-tune, at every layer, in {clear} of {len(models)} fine-tunes."
     )
     part.findings.insert(0, Finding("overlap", summary, "summary"))
