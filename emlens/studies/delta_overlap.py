@@ -389,10 +389,12 @@ def _findings(part: Part, config: StudyConfig) -> None:
     clear = sum(f.status == "shown" for f in part.findings)
     lowest, highest = tested["value"].min(), tested["value"].max()
     chance = tested["null_mean"]
+    landmark = table["null_mean"][table["null"] == "isotropic"].max()
     summary = (
-        f"Shifts on training and on unrelated prompts share subspaces (centred overlap {lowest:.2f} to {highest:.2f} over fine-tunes, layers and positions); the "
-        f"isotropic landmark is {table['null_mean'][table['null'] == 'isotropic'].max():.2f}, but unrelated samples as anisotropic as the activations already share {chance.min():.2f} to {chance.max():.2f}. More than that and more "
-        f"than the benign fine-tune, at every layer, in {clear} of {len(models)} fine-tunes."
+        f"Shifts on training and on unrelated prompts share subspaces (centred overlap {lowest:.2f} to {highest:.2f} over fine-tunes, layers and "
+        f"positions). The isotropic landmark is {landmark:.2f}, but unrelated samples as anisotropic as the activations already share "
+        f"{chance.min():.2f} to {chance.max():.2f}; more than that, and more than the benign fine-tune, at every layer, is shared in {clear} of "
+        f"{len(models)} fine-tunes."
     )
     part.findings.insert(0, Finding("overlap", summary, "summary"))
     if not len(benign):
