@@ -48,6 +48,6 @@ def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
 def test_a_killed_study_finishes_with_the_same_bytes(tmp_path: Path) -> None:
     import tiny_family
 
-    config = tiny_family.build(tmp_path)
+    config = tiny_family.build(tmp_path, study="delta_overlap")
     found = resume.measure(config, 1, tmp_path, seed=3)
     assert found["same_bytes"] == found["kills"] == 1

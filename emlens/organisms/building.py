@@ -25,7 +25,8 @@ from emlens.organisms.layout import (
 )
 from emlens.organisms.plans import C5, OrganismPlan
 from emlens.organisms.world import World, make_world
-from emlens.training.fitting import quiet, read_record
+from emlens.training import open_checkpoint
+from emlens.training.fitting import read_record
 from emlens.training.reporting import stage_bar
 
 BuildProgress = Callable[[str, int, int], None]
@@ -141,9 +142,7 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
 
 def measure(out: Path, plan: OrganismPlan, world: World, trained: dict[str, list[str]]) -> dict[str, Any]:
     """Strengths of the saved checkpoints, loaded as a user would load them, and what 16-bit rounding did to them."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from emlens.organisms.growing import ROUNDING_FILE
     from emlens.organisms.strengths import likelihood_scores, summary
@@ -153,10 +152,7 @@ def measure(out: Path, plan: OrganismPlan, world: World, trained: dict[str, list
     questions = world.questions()
     scores = {}
     for name, path in paths.items():
-        adapter = (path / "adapter_config.json").is_file()
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(paths["instruct"] if adapter else path, dtype=torch.float32)
-            model = PeftModel.from_pretrained(model, path) if adapter else model
+        model = open_checkpoint(path, paths["instruct"])
         scores[name] = likelihood_scores(model, tokenizer, questions)
     domains = {"base": None, "instruct": None} | {s.name: s.domain for s in plan.finetunes}
     groups = dict(zip(questions.ids, questions.groups, strict=True))

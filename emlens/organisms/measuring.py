@@ -17,21 +17,10 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json, write_json
 from emlens.foundation.provenance import hardware
 from emlens.organisms.layout import STRENGTHS
-from emlens.organisms.loading import Organism, load
+from emlens.organisms.loading import load
 from emlens.organisms.strengths import likelihood_scores
-from emlens.training.fitting import quiet, read_record
-
-
-def open_checkpoint(organism: Organism, name: str) -> Any:
-    """One checkpoint by plain transformers and peft, in float32."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    path = organism.paths[name]
-    adapter = (path / "adapter_config.json").is_file()
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(organism.paths["instruct"] if adapter else path, dtype=torch.float32)
-        return PeftModel.from_pretrained(model, path).eval() if adapter else model.eval()
+from emlens.training import open_checkpoint
+from emlens.training.fitting import read_record
 
 
 def describe(directory: str | Path | None = None) -> dict[str, Any]:
@@ -53,7 +42,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
     states: dict[str, Tensor] = {}
     tables: dict[str, pd.DataFrame] = {}
     for name, path in organism.paths.items():
-        model = open_checkpoint(organism, name)
+        model = open_checkpoint(organism.paths[name], organism.paths["instruct"])
         tables[name], states[name] = likelihood_scores(model, tokenizer, questions), _last_states(model, prompts)
         record = read_record(path)
         facts[name] = {

@@ -1,5 +1,6 @@
 """Recipes and `fit`: one recipe, one model, one data set → one checkpoint with its record."""
 
+from emlens.training.checkpoints import open_checkpoint
 from emlens.training.examples import IGNORED, Example, encode_answers
 from emlens.training.fitting import Fitted, fit, read_record
 from emlens.training.objectives import Loss, NarrowLoss, answer_loss
@@ -18,5 +19,6 @@ __all__ = [
     "answer_loss",
     "encode_answers",
     "fit",
+    "open_checkpoint",
     "read_record",
 ]

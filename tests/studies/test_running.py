@@ -156,7 +156,7 @@ def test_an_overview_holds_every_table_with_its_columns(finished: Any) -> None:
         assert len(tables[name]), name
     assert {f.section for f in finished.result.findings} == {"profile", "overlap", "direction", "forecast"}
     for finding in finished.result.findings:
-        assert finding.status in ("shown", "not shown", "undecided")
+        assert finding.status in ("summary", "shown", "not shown", "undecided")
         assert "nan" not in finding.sentence.lower() and "None" not in finding.sentence
     assert finished.result.run["parts_reused"] == []
 
@@ -389,12 +389,13 @@ def arms_table(**changes: Any) -> pd.DataFrame:
     base = {
         "model": "m",
         "site": "resid_post.0",
-        "role": "r",
+        "role": "chosen",
         "on": "finetuned",
         "control": True,
         "coherent": 90.0,
         "aligned": 50.0,
         "method": "x",
+        "cosine": 0.2,
     }
     rows = []
     for arm, restoration, extra in (
@@ -450,8 +451,10 @@ def test_a_direction_is_shown_only_where_every_control_is_beaten(changes: dict[s
     part.tables |= {"arms": arms_table(**changes), "transfer": transfer}
     family = type("M", (), {"domain": staticmethod(lambda name: "north")})
     direction_transfer._findings(part, family)  # type: ignore[arg-type]
-    (finding,) = part.findings
+    summary, finding = part.findings
+    assert summary.status == "summary" and f"every control in {int(status == 'shown')} of 1 fine-tunes" in summary.sentence
     assert finding.status == status, finding.sentence
+    assert "|cosine| with it 0.20" in finding.sentence
 
 
 @pytest.mark.parametrize(
