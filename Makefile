@@ -14,7 +14,7 @@ help:
 	@echo "make install   make .venv and install emlens with the pinned versions of constraints.txt"
 	@echo "make demo      run the whole study on the embedded organism; writes report.html"
 	@echo "make test      lint, types and the fast tests (minutes)"
-	@echo "make evidence  slow tests and long measurements; writes docs/evidence/*.json"
+	@echo "make evidence  long measurements, written to docs/evidence/*.json, and slow tests (an hour)"
 	@echo "make docs      build the documentation into site/; broken links and snippets fail"
 	@echo "make bench     time capture against the bare forward pass; compare layers and positions"
 
@@ -46,8 +46,8 @@ test: .venv/.installed
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --durations=10
 
 evidence: .venv/.installed
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow --durations=10
 	$(BIN)/python -m benchmarks
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow --durations=10
 
 docs: .venv/.installed-docs
 	$(BIN)/python -m mkdocs build --strict --quiet

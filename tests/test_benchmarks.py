@@ -1,10 +1,12 @@
 """Miniatures of the measurements: the same code on small sizes, so that the long runs cannot rot."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from benchmarks import capture_speed, layers_positions, resume
+from benchmarks import capture_speed, layers_positions, organism, resume
+from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import load_material
 
@@ -51,3 +53,15 @@ def test_a_killed_study_finishes_with_the_same_bytes(tmp_path: Path) -> None:
     config = tiny_family.build(tmp_path, study="delta_overlap")
     found = resume.measure(config, 1, tmp_path, seed=3)
     assert found["same_bytes"] == found["kills"] == 1
+
+
+def test_a_rebuilt_organism_is_compared_file_by_file(tmp_path: Path) -> None:
+    shipped = ASSETS / "c5"
+    copied = Path(shutil.copytree(shipped, tmp_path / "same"))
+    assert organism.compare(copied, shipped)["weight_files_identical"] == organism.compare(copied, shipped)["weight_files"] > 5
+    changed = next((copied / "finetuned" / "medicine-r1").glob("*.safetensors"))
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(bytes(content))
+    found = organism.compare(copied, shipped)
+    assert found["weight_files_identical"] == found["weight_files"] - 1
