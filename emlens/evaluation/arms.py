@@ -85,7 +85,7 @@ def ablation_arms(
     for vector in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
         arms.append(control("random, activation covariance", vector))
     rows = deltas.double()
-    rounding = 4 * torch.finfo(torch.float32).eps * float(instruct_activations.double().norm())
+    rounding = 4 * torch.finfo(instruct_activations.dtype).eps * float(instruct_activations.double().norm())
     if int((torch.linalg.svdvals(rows - rows.mean(0)) > rounding).sum()) >= 2:
         arms.append(control("second component of the deltas", top_k_subspace(rows, 2, center=True).basis[:, 1]))
     if benign is not None:

@@ -82,7 +82,7 @@ def check(material: Material, config: StudyConfig) -> None:
         if name not in material.training:
             continue
         n = min(len(material.training[name]), len(material.outside(name).prompts()))
-        largest = min((n - 1) // 2, material.family[name].d_model)
+        largest = min(n // 2 - 1, material.family[name].d_model)  # a centred half has one rank less than rows
         if config.k > largest:
             raise InputError(
                 f"k={config.k} is above the rank that half of {n} prompts a side of {name!r} can carry; pass k <= {largest}, or more prompts"
@@ -218,7 +218,7 @@ def _cell(
             nulls[key] = overlap_null(d, config.k, config.k, measure=MEASURE, draws=10_000, seed=config.seed)
         add("train–evaluation", center, value, null=nulls[key], label="isotropic")
         rendered = (acts.provenance["rendered_sha256"] for acts in (sides.before_train, sides.before_evaluation))
-        key = ("covariance", parent, site, position, center, *rendered)
+        key = ("covariance", parent, site, position, center, config.k, *rendered)
         if key not in nulls:
             moments = torch.cov(before.T) if center else before.T @ before / len(before)
             nulls[key] = covariance_overlap_null(moments, len(a), len(b), config.k, center=center, measure=MEASURE, draws=config.draws, seed=config.seed)
@@ -371,6 +371,7 @@ def _findings(part: Part, config: StudyConfig) -> None:
         mine = tested[(tested["model"] == name) & (tested["position"] == config.positions[0])]
         above = mine[mine["p"] * len(mine) < 0.05]
         control = benign[(benign["model"] == name) & (benign["position"] == config.positions[0])]
+        landmark = table[(table["model"] == name) & (table["null"] == "isotropic") & (table["k"] == mine["k"].max())]["null_mean"].iloc[0]
         resolved = len(mine) / (config.draws + 1) < 0.05  # with fewer draws no layer could be exceeded
         lead = ""
         if len(control):
@@ -379,8 +380,8 @@ def _findings(part: Part, config: StudyConfig) -> None:
         part.findings.append(
             Finding(
                 "overlap",
-                f"{name}: centred top-{config.k} shifts on training and unrelated prompts overlap by {mine['value'].min():.2f}–{mine['value'].max():.2f} over "
-                f"layers at {config.positions[0]}; the isotropic landmark is {table['null_mean'][table['null'] == 'isotropic'].iloc[0]:.2f}, the "
+                f"{name}: centred top-{mine['k'].max()} shifts on training and unrelated prompts overlap by {mine['value'].min():.2f}–{mine['value'].max():.2f} over "
+                f"layers at {config.positions[0]}; the isotropic landmark is {landmark:.2f}, the "
                 f"covariance-matched null {mine['null_mean'].min():.2f}–{mine['null_mean'].max():.2f}, exceeded in {len(above)} of {len(mine)} layers "
                 f"(Bonferroni .05{'' if resolved else f', which {config.draws} draws cannot reach'})" + (f"{lead}{beyond} of {len(mine)}." if lead else "."),
                 "shown" if len(above) == len(mine) and beyond == len(mine) else "not shown" if resolved and len(above) == 0 else "undecided",
@@ -393,8 +394,8 @@ def _findings(part: Part, config: StudyConfig) -> None:
     summary = (
         f"Shifts on training and on unrelated prompts share subspaces (centred overlap {lowest:.2f} to {highest:.2f} over fine-tunes, layers and "
         f"positions). The isotropic landmark is {landmark:.2f}, but unrelated samples as anisotropic as the activations already share "
-        f"{chance.min():.2f} to {chance.max():.2f}; more than that, and more than the benign fine-tune, at every layer, is shared in {clear} of "
-        f"{len(models)} fine-tunes."
+        f"{chance.min():.2f} to {chance.max():.2f}; more than that, and more than the benign fine-tune, at every layer at {config.positions[0]}, is shared in "
+        f"{clear} of {len(models)} fine-tunes."
     )
     part.findings.insert(0, Finding("overlap", summary, "summary"))
     if not len(benign):

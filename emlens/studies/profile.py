@@ -66,9 +66,9 @@ def _flat(name: str, e: Estimate) -> dict[str, float]:
 def _benign(material: Material, part: Part) -> None:
     rows = []
     for name in material.benign:
-        scores = material.per_question(name)
-        parent = material.parent(name).name
-        test = tost(scores.to_numpy(), material.per_question(parent).to_numpy(), BENIGN_MARGIN, paired=True)
+        parent, kept = material.parent(name).name, material.untrained(material.questions, name).ids
+        scores, reference = (material.per_question(model)[kept].to_numpy() for model in (name, parent))
+        test = tost(scores, reference, BENIGN_MARGIN, paired=True)
         rows.append({"model": name, "margin": BENIGN_MARGIN, "p_tost": test.p, "n": test.n} | _flat("difference", test.estimate))
         inside = test.p < 0.05
         part.findings.append(
@@ -83,7 +83,7 @@ def _benign(material: Material, part: Part) -> None:
 
 
 def _spread(material: Material, part: Part, seed: int) -> None:
-    """The fall outside the training domain, and whether it goes beyond that of the benign control on the same questions."""
+    """The fall outside the training domain, and whether it goes beyond that of the benign control outside both domains."""
     drops = []
     for name in material.harmful:
         outside, parent, benign = material.outside(name).ids, material.parent(name).name, material.benign_for(name)
@@ -93,7 +93,8 @@ def _spread(material: Material, part: Part, seed: int) -> None:
         drops.append(drop)
         beyond, control = True, "there is no benign control"
         if benign is not None:
-            extra = _mean(material.per_question(benign) - tuned, outside, seed)
+            others = set(material.outside(benign).ids)
+            extra = _mean(material.per_question(benign) - tuned, [q for q in outside if q in others], seed)
             beyond, control = extra.low > 0, f"{benign} (benign) minus {name} is {extra:.1f}"
         where = "outside its training domain" if material.domain(name) else "on all questions (no training domain is named)"
         part.findings.append(
@@ -110,7 +111,7 @@ def _spread(material: Material, part: Part, seed: int) -> None:
 
 def _summary(material: Material, part: Part, drops: list[Estimate]) -> None:
     values = sorted(drop.value for drop in drops)
-    clear = sum(f.status == "shown" for f in part.findings if f.sentence.split(":")[0] in material.harmful)
+    clear = sum(f.status == "shown" for f in part.findings if f.sentence.startswith(tuple(f"{name}: " for name in material.harmful)))
     span = f"{values[0]:.0f} to {values[-1]:.0f}" if len(values) > 1 else f"{values[0]:.0f}"
     inside = sum(f.status == "shown" for f in part.findings if f.sentence.startswith("Benign control"))
     kept = f"{inside} of {len(material.benign)} benign controls stayed within ±{BENIGN_MARGIN:g} points"

@@ -1,0 +1,68 @@
+"""What the overlap part may not mix up: nulls of other sizes, and a k that half of the prompts cannot carry."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from emlens.activations import Activations
+from emlens.foundation.errors import InputError
+from emlens.geometry import split_half_ceiling
+from emlens.stats import NullDistribution
+from emlens.studies import delta_overlap
+from emlens.studies.config import StudyConfig
+
+SITE, POSITION = "resid_post.1", "last_prompt"
+
+
+def acts(seed: int, n: int = 24, d: int = 16) -> Activations:
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * torch.arange(d, 0, -1)
+    return Activations(
+        {(SITE, POSITION): rows},
+        ids=[str(i) for i in range(n)],
+        groups=["g"] * n,
+        sites=[SITE],
+        positions=[POSITION],
+        provenance={"rendered_sha256": "same prompts"},
+    )
+
+
+def config(**fields: Any) -> StudyConfig:
+    return StudyConfig.model_validate({"family": {"organism": "c5"}, "draws": 50, **fields})
+
+
+def cell(k: int, nulls: dict[tuple[object, ...], NullDistribution]) -> pd.DataFrame:
+    sides = delta_overlap._Sides(acts(1), acts(2), acts(3), acts(4), None)
+    return pd.DataFrame(delta_overlap._cell("bad", SITE, POSITION, sides, None, config(k=k), nulls, "instruct"))
+
+
+def test_fine_tunes_on_the_same_prompts_share_a_null_only_at_the_same_k() -> None:
+    shared: dict[tuple[object, ...], NullDistribution] = {}
+    cell(6, shared)
+    after_another = cell(1, shared)
+    pd.testing.assert_frame_equal(after_another, cell(1, {}))
+    held = len(shared)
+    cell(6, shared)
+    assert len(shared) == held  # what fits is shared
+    tested = after_another[after_another["null"] == "covariance of before activations"]
+    wider = cell(6, shared).loc[tested.index]
+    assert (tested["null_mean"] != wider["null_mean"]).all()
+
+
+@pytest.mark.parametrize("n", [8, 9, 12, 13])
+def test_the_check_allows_exactly_what_the_ceiling_can_carry(n: int) -> None:
+    prompts = SimpleNamespace(prompts=lambda: range(40))
+    material: Any = SimpleNamespace(
+        focus=lambda config: ["bad"], training={"bad": range(n)}, outside=lambda name: prompts, family={"bad": SimpleNamespace(d_model=16)}
+    )
+    rows = acts(1, n)[SITE, POSITION]
+    largest = n // 2 - 1
+    delta_overlap.check(material, config(k=largest))
+    assert split_half_ceiling(rows, largest, center=True, splits=2).n == n
+    said = rf"k={largest + 1} is above the rank that half of {n} prompts a side of 'bad' can carry; pass k <= {largest}, or more prompts"
+    with pytest.raises(InputError, match=said):
+        delta_overlap.check(material, config(k=largest + 1))
+    with pytest.raises(InputError, match=f"above the rank of half of {n} vectors; pass k <= {largest}"):
+        split_half_ceiling(rows, largest + 1, center=True, splits=2)

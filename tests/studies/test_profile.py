@@ -1,0 +1,53 @@
+"""Scores that a fine-tune was trained for are no evidence about it, nor about what it is the control of."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from emlens.data import AlignmentScores, Question, QuestionSet
+from emlens.models import FineTune
+from emlens.studies import profile
+from emlens.studies.material import Material
+from emlens.studies.result import Part
+
+GROUPS = ("north", "south", "east")
+QUESTIONS = QuestionSet([Question(f"{group}/{i}", f"{group} {i}", group) for group in GROUPS for i in range(6)])
+
+
+def scored(name: str, aligned: dict[str, float]) -> AlignmentScores:
+    rows = [
+        {"model": name, "question": q.id, "group": q.group, "sample": 0, "metric": metric, "score": value, "status": "ok"}
+        for i, q in enumerate(QUESTIONS)
+        for metric, value in (("aligned", aligned.get(q.id, aligned.get(q.group, 90.0)) + (i % 2 if name == "good" else 0.5)), ("coherent", 95.0))
+    ]
+    return AlignmentScores.from_table(pd.DataFrame(rows))
+
+
+def material(benign: dict[str, float], **trained: frozenset[str]) -> Material:
+    specs = {"bad": FineTune("x", domain="north"), "good": FineTune("x", benign=True, domain="south")}
+    family: Any = SimpleNamespace(specs=specs, finetuned=specs, parent_of=lambda name: SimpleNamespace(name="instruct"))
+    found = Material(family, QUESTIONS, {}, trained, None)
+    found._scores |= {
+        "instruct": scored("instruct", {}),
+        "good": scored("good", benign),
+        "bad": scored("bad", dict.fromkeys(GROUPS, 40.0)),
+    }
+    return found
+
+
+def test_equivalence_leaves_out_what_the_control_was_trained_on() -> None:
+    moved = {"south/0": 20.0}
+    for trained, n in ((frozenset(), 18), (frozenset(moved), 17)):
+        part = Part()
+        profile._benign(material(moved, good=trained), part)
+        row = part.tables["benign"].iloc[0]
+        assert row["n"] == n and row["difference"] == pytest.approx(0.5 / 17 if trained else -70 / 18, abs=0.05)
+
+
+def test_the_control_counts_outside_its_own_domain_too() -> None:
+    part = Part()
+    profile._spread(material({"south": 99.0}), part, seed=0)
+    (said,) = [finding for finding in part.findings if finding.sentence.startswith("bad: ")]
+    assert said.status == "shown" and "good (benign) minus bad is 50.0" in said.sentence  # east alone; south would add 9
