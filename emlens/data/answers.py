@@ -133,7 +133,7 @@ class Answers(Sequence[Answer]):
             raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
         kept = [answer for answer in self if answer.text]
         if empty == "error" and len(kept) != len(self):
-            raise InputError(f"{len(self) - len(kept)} of {len(self)} answers have no text; pass empty='drop' to leave them out")
+            raise InputError(f"{len(self) - len(kept)} of {len(self)} answers have no text; pass answers.prompts(empty='drop') to leave them out")
         return PromptSet(
             Prompt(
                 answer.id,

@@ -23,7 +23,13 @@ from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
-from emlens.geometry import Direction, direction_cosine, random_directions_like, top_k_subspace
+from emlens.geometry import (
+    Direction,
+    components_above_rounding,
+    direction_cosine,
+    random_directions_like,
+    top_k_subspace,
+)
 from emlens.interventions import ablate
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
@@ -84,10 +90,8 @@ def ablation_arms(
 
     for vector in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
         arms.append(control("random, activation covariance", vector))
-    rows = deltas.double()
-    rounding = 4 * torch.finfo(instruct_activations.dtype).eps * float(instruct_activations.double().norm())
-    if int((torch.linalg.svdvals(rows - rows.mean(0)) > rounding).sum()) >= 2:
-        arms.append(control("second component of the deltas", top_k_subspace(rows, 2, center=True).basis[:, 1]))
+    if components_above_rounding(deltas, instruct_activations) >= 2:
+        arms.append(control("second component of the deltas", top_k_subspace(deltas.double(), 2, center=True).basis[:, 1]))
     if benign is not None:
         arms.append(control("benign fine-tune's direction", benign))
     if unembedding is not None:

@@ -100,6 +100,8 @@ def resolve_sites(
     names = [sites] if isinstance(sites, str | Site) else list(sites)
     if not names:
         raise InputError("sites is empty; pass at least one site such as 'resid_post'")
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
+        raise InputError(f"layers={layers!r} is no list; pass block indices such as [0, -1], or None for every layer")
     if layers is not None and not len(layers):
         raise InputError("layers is empty; pass block indices, or None for every layer")
     found: set[Site] = set()

@@ -15,6 +15,7 @@ from emlens.geometry.nulls import covariance_overlap_null, overlap_null, split_h
 from emlens.geometry.overlap import subspace_overlap
 from emlens.geometry.shifts import (
     DeltaSummary,
+    components_above_rounding,
     cosine_to_mean,
     delta_summary,
     projection_fraction,
@@ -28,6 +29,7 @@ __all__ = [
     "Direction",
     "MassiveCoordinates",
     "Subspace",
+    "components_above_rounding",
     "cosine_matrix",
     "cosine_to_mean",
     "covariance_overlap_null",

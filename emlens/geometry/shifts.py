@@ -104,6 +104,20 @@ def cosine_to_mean(
     return ((rows * mean[..., None, :]).sum(dim=-1) / scale).clamp(-1.0, 1.0).to(result_dtype(deltas, reference))
 
 
+def components_above_rounding(deltas: Float[Tensor, "row d"], before: Float[Tensor, "other d"]) -> int:
+    """How many centred components of deltas stand above the rounding of the activations they are differences of.
+
+    The floor is 4 ε‖before‖ (Frobenius), ε of the dtype of `before`, which must be the one the activations were kept in.
+    A rank-1 adapter shifts its own block by one component; what is left beside it is rounding and must not be compared.
+
+    Raises:
+        InputError: another width, values that are not finite.
+    """
+    rows, held = _rows(deltas, "deltas", before, "before"), _rows(before, "before", deltas, "deltas")
+    floor = 4 * torch.finfo(before.dtype).eps * float(torch.linalg.vector_norm(held))
+    return int((torch.linalg.svdvals(rows - rows.mean(dim=0)) > floor).sum())
+
+
 @dataclass(frozen=True, eq=False)
 class DeltaSummary:
     """How far and how consistently one set of deltas moves.

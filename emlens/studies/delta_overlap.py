@@ -20,6 +20,7 @@ from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng, torch_rng
 from emlens.geometry import (
+    components_above_rounding,
     cosine_to_mean,
     covariance_overlap_null,
     direction_cosine,
@@ -54,16 +55,6 @@ class _Sides:
             (self.train[site, position], self.before_train[site, position]),
             (self.evaluation[site, position], self.before_evaluation[site, position]),
         ]
-
-
-def _components(deltas: Tensor, before: Tensor) -> int:
-    """Centred components of shifts that stand above the rounding of the activations they are differences of.
-
-    A rank-1 adapter shifts its own block by one component; what is left beside it is rounding and must not be compared.
-    """
-    rows = deltas.double()
-    floor = 4 * torch.finfo(deltas.dtype).eps * float(before.double().norm())
-    return int((torch.linalg.svdvals(rows - rows.mean(0)) > floor).sum())
 
 
 def _lowered(name: str, site: str, position: str, k: int, asked: int) -> str:
@@ -106,7 +97,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
             part.warnings.append(f"{name} is compared on {sizes}: overlap depends on their number")
         for site in sides.train.sites:
             for position in config.positions:
-                k = min(config.k, *(_components(d, b) for d, b in sides.pairs(site, position)))
+                k = min(config.k, *(components_above_rounding(d, b) for d, b in sides.pairs(site, position)))
                 if k < config.k:
                     part.warnings.append(_lowered(name, site, position, k, config.k))
                 if k == 0:
@@ -114,7 +105,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                     continue
                 usable = config.model_copy(update={"k": k})
                 control = benign_sides
-                if control is not None and min(_components(d, b) for d, b in control.pairs(site, position)) < k:
+                if control is not None and min(components_above_rounding(d, b) for d, b in control.pairs(site, position)) < k:
                     part.warnings.append(f"benign control of {name} at {site}, {position}: its shifts have fewer than {k} components; it is missing there")
                     control = None
                 rows += _cell(name, site, position, sides, control, usable, nulls, material.parent(name).name)
@@ -228,7 +219,7 @@ def _cell(
         if benign is not None:
             control = _overlap(benign.train[site, position], benign.evaluation[site, position], center, config.k)
             add("benign train–evaluation", center, control, n=len(benign.train))
-        if sides.neutral is not None and _components(sides.neutral[site, position], before) >= config.k:
+        if sides.neutral is not None and components_above_rounding(sides.neutral[site, position], before.to(a.dtype)) >= config.k:
             add("train–neutral text", center, _overlap(a, sides.neutral[site, position], center, config.k), n=min(len(a), len(sides.neutral)))
     add_means("train–evaluation", a, b)
     if benign is not None:
@@ -380,8 +371,8 @@ def _findings(part: Part, config: StudyConfig) -> None:
         part.findings.append(
             Finding(
                 "overlap",
-                f"{name}: centred top-{mine['k'].max()} shifts on training and unrelated prompts overlap by {mine['value'].min():.2f}–{mine['value'].max():.2f} over "
-                f"layers at {config.positions[0]}; the isotropic landmark is {landmark:.2f}, the "
+                f"{name}: centred top-{mine['k'].max()} shifts on training and unrelated prompts overlap by {mine['value'].min():.2f}–"
+                f"{mine['value'].max():.2f} over layers at {config.positions[0]}; the isotropic landmark is {landmark:.2f}, the "
                 f"covariance-matched null {mine['null_mean'].min():.2f}–{mine['null_mean'].max():.2f}, exceeded in {len(above)} of {len(mine)} layers "
                 f"(Bonferroni .05{'' if resolved else f', which {config.draws} draws cannot reach'})" + (f"{lead}{beyond} of {len(mine)}." if lead else "."),
                 "shown" if len(above) == len(mine) and beyond == len(mine) else "not shown" if resolved and len(above) == 0 else "undecided",

@@ -31,7 +31,7 @@ def test_prompts_keep_the_answer_for_teacher_forcing() -> None:
 
 def test_empty_answers_need_a_policy() -> None:
     answers = Answers([answer(0, ""), answer(1)])
-    with pytest.raises(InputError, match="1 of 2 answers have no text; pass empty='drop' to leave them out"):
+    with pytest.raises(InputError, match=r"1 of 2 answers have no text; pass answers.prompts\(empty='drop'\) to leave them out"):
         answers.prompts()
     assert answers.prompts(empty="drop").ids == ["m/q/p1/s1"]
     with pytest.raises(InputError, match="empty='keep' is unknown; pass 'error' or 'drop'"):

@@ -71,6 +71,8 @@ def test_resolving_expands_kinds_sorts_and_drops_repeats() -> None:
         (lambda: Site.from_hf_index(-1, 4), "hidden_states index -1 does not exist"),
         (lambda: resolve_sites([], 4), "sites is empty; pass at least one site such as 'resid_post'"),
         (lambda: resolve_sites("resid_post", 4, layers=[]), "layers is empty; pass block indices, or None for every layer"),
+        (lambda: resolve_sites("resid_post", 4, layers=1), r"layers=1 is no list; pass block indices such as \[0, -1\]"),
+        (lambda: resolve_sites("resid_post", 4, layers="all"), "layers='all' is no list; pass block indices"),
         (lambda: resolve_sites("resid_post.1", 4, layers=[1]), r"layers=\[1\] came beside site 'resid_post.1', which names"),
         (lambda: resolve_sites("resid_post", 4, layers=[4]), "names block 4, but the model has blocks 0 to 3"),
     ],

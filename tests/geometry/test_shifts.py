@@ -8,6 +8,7 @@ from sklearn.decomposition import PCA
 
 from emlens import EmlensError
 from emlens.geometry import (
+    components_above_rounding,
     cosine_to_mean,
     delta_summary,
     projection_fraction,
@@ -107,6 +108,18 @@ def test_delta_summary():
     )  # biased, as its docstring says
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_components_above_rounding_are_those_that_were_planted(dtype):
+    before = rows(40, 12).to(dtype)
+    for planted in (0, 1, 3):
+        shift = 1.0 + rows(40, planted, seed=5) @ rows(planted, 12, seed=6) if planted else torch.ones(40, 12)
+        after = (before.double() + shift.double()).to(dtype)
+        deltas = (after.double() - before.double()).to(dtype)
+        assert components_above_rounding(deltas, before) == planted
+        exact = deltas.double() - deltas.double().mean(0)
+        assert torch.linalg.matrix_rank(exact) == 12  # what is left beside them is rounding
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -130,6 +143,8 @@ def test_delta_summary():
         (lambda s: cosine_to_mean(EVAL, torch.tensor(1.0)), r"reference has shape \(\); pass a vector"),
         (lambda s: cosine_to_mean(EVAL, torch.ones(5)), "deltas has 12 coordinates and reference has 5"),
         (lambda s: delta_summary(torch.ones(2, 3, 4)), r"deltas has shape \(2, 3, 4\); pass one set"),
+        (lambda s: components_above_rounding(EVAL, torch.ones(3, 5)), "deltas has 12 coordinates and before has 5"),
+        (lambda s: components_above_rounding(torch.ones(4), torch.ones(3, 4)), r"deltas has shape \(4,\); pass rows"),
         (lambda s: delta_summary(torch.ones(0, 4)), r"deltas has shape \(0, 4\)"),
         (lambda s: delta_summary(torch.tensor([[1.0, 2], [-1, -2]])), "deltas have mean zero"),
     ],

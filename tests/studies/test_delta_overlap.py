@@ -55,7 +55,10 @@ def test_fine_tunes_on_the_same_prompts_share_a_null_only_at_the_same_k() -> Non
 def test_the_check_allows_exactly_what_the_ceiling_can_carry(n: int) -> None:
     prompts = SimpleNamespace(prompts=lambda: range(40))
     material: Any = SimpleNamespace(
-        focus=lambda config: ["bad"], training={"bad": range(n)}, outside=lambda name: prompts, family={"bad": SimpleNamespace(d_model=16)}
+        focus=lambda config: ["bad"],
+        training={"bad": range(n)},
+        outside=lambda name: prompts,
+        family={"bad": SimpleNamespace(d_model=16)},
     )
     rows = acts(1, n)[SITE, POSITION]
     largest = n // 2 - 1

@@ -18,9 +18,20 @@ QUESTIONS = QuestionSet([Question(f"{group}/{i}", f"{group} {i}", group) for gro
 
 def scored(name: str, aligned: dict[str, float]) -> AlignmentScores:
     rows = [
-        {"model": name, "question": q.id, "group": q.group, "sample": 0, "metric": metric, "score": value, "status": "ok"}
+        {
+            "model": name,
+            "question": q.id,
+            "group": q.group,
+            "sample": 0,
+            "metric": metric,
+            "score": value,
+            "status": "ok",
+        }
         for i, q in enumerate(QUESTIONS)
-        for metric, value in (("aligned", aligned.get(q.id, aligned.get(q.group, 90.0)) + (i % 2 if name == "good" else 0.5)), ("coherent", 95.0))
+        for metric, value in (
+            ("aligned", aligned.get(q.id, aligned.get(q.group, 90.0)) + (i % 2 if name == "good" else 0.5)),
+            ("coherent", 95.0),
+        )
     ]
     return AlignmentScores.from_table(pd.DataFrame(rows))
 
@@ -50,4 +61,6 @@ def test_the_control_counts_outside_its_own_domain_too() -> None:
     part = Part()
     profile._spread(material({"south": 99.0}), part, seed=0)
     (said,) = [finding for finding in part.findings if finding.sentence.startswith("bad: ")]
-    assert said.status == "shown" and "good (benign) minus bad is 50.0" in said.sentence  # east alone; south would add 9
+    assert (
+        said.status == "shown" and "good (benign) minus bad is 50.0" in said.sentence
+    )  # east alone; south would add 9
