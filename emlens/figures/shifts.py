@@ -117,8 +117,9 @@ def _words(relations: pd.DataFrame, position: object) -> str:
     r = rows.iloc[0]
     if not np.isfinite(r["pearson"]):
         return "</b><br>correlation undefined<b>"
+    p = f"p = {r['p']:.2g}" if np.isfinite(r["p"]) else "not permuted"
     return (
-        f"</b><br>r = {number(r['pearson'])} [{number(r['low'])}, {number(r['high'])}], p = {r['p']:.2g}, n = {int(r['n'])}"
+        f"</b><br>r = {number(r['pearson'])} [{number(r['low'])}, {number(r['high'])}], {p}, n = {int(r['n'])}"
         f"<br>partial r = {number(r['partial'])} [{number(r['partial_low'])}, {number(r['partial_high'])}]<b>"
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from emlens.figures.labels import printable
 
-_FOLDERS = re.compile(r"(?:~|[A-Za-z]:)?[\\/](?:[^\\/\s'\"]+[\\/])*([^\\/\s'\"]+)[\\/]?")
+_FOLDERS = re.compile(r"(?:~|[A-Za-z]:)?[\\/]+(?:[^\\/\r\n]+[\\/]+)*([^\\/\r\n]+)[\\/]*")
 
 
 def escape(value: object) -> str:

@@ -1,5 +1,6 @@
 """Alignment before and after fine-tuning, by model and by domain."""
 
+import numpy as np
 import pandas as pd
 
 from emlens.foundation.estimate import Estimate
@@ -68,6 +69,10 @@ def _benign(material: Material, part: Part) -> None:
     for name in material.benign:
         parent, kept = material.parent(name).name, material.untrained(material.questions, name).ids
         scores, reference = (material.per_question(model)[kept].to_numpy() for model in (name, parent))
+        if np.ptp(scores - reference) == 0:  # scores that saturate, in both alike
+            said = f"Benign control {name}: differs from {parent} by {scores[0] - reference[0]:.2f} points on every question, so there is no spread to test"
+            part.findings.append(Finding("profile", f"{said}.", "undecided"))
+            continue
         test = tost(scores, reference, BENIGN_MARGIN, paired=True)
         rows.append({"model": name, "margin": BENIGN_MARGIN, "p_tost": test.p, "n": test.n} | _flat("difference", test.estimate))
         inside = test.p < 0.05

@@ -215,6 +215,8 @@ def test_no_folder_of_the_machine_is_told(html: str) -> None:
     assert without_folders({"a": ["C:\\x\\y.csv", "~/z", "runs/x", "9 / 3", "/"]}) == {
         "a": ["…/y.csv", "…/z", "runs/x", "9 / 3", "/"]
     }
+    spaced = ["/home/Jane Doe/q 1.jsonl", "/a//b/c/", "\\\\server\\share\\q.csv", "/home/o'neill/q.csv"]
+    assert without_folders(spaced) == ["…/q 1.jsonl", "…/c", "…/q.csv", "…/q.csv"]
 
 
 def test_missing_tables_are_named() -> None:

@@ -57,6 +57,15 @@ def test_equivalence_leaves_out_what_the_control_was_trained_on() -> None:
         assert row["n"] == n and row["difference"] == pytest.approx(0.5 / 17 if trained else -70 / 18, abs=0.05)
 
 
+def test_scores_that_saturate_alike_are_said_and_not_tested() -> None:
+    part, found = Part(), material({})
+    found._scores["good"] = found._scores["instruct"]
+    profile._benign(found, part)
+    (said,) = part.findings
+    assert said.status == "undecided" and "differs from instruct by 0.00 points on every question" in said.sentence
+    assert not len(part.tables["benign"])
+
+
 def test_the_control_counts_outside_its_own_domain_too() -> None:
     part = Part()
     profile._spread(material({"south": 99.0}), part, seed=0)
