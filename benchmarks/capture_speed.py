@@ -22,7 +22,7 @@ WORDS = 32_000
 ROUNDS = 5
 
 
-def build(layers: int = 12, width: int = 512, words: int = WORDS) -> TransformersModel:
+def build(layers: int = 8, width: int = 384, words: int = WORDS) -> TransformersModel:
     """A random Qwen2 with a large vocabulary, whose words are numbers."""
     torch.manual_seed(0)
     config = Qwen2Config(

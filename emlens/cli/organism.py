@@ -48,4 +48,4 @@ def _show(strengths: Mapping[str, Mapping[str, float | None]], title: str, json:
     frame = pd.DataFrame({name: dict(values) for name, values in strengths.items()}).T.reset_index(names="checkpoint")
     for column in frame.columns[1:]:
         frame[column] = pd.to_numeric(frame[column])
-    table(frame, f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence")
+    table(frame, f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence; intervals: docs/organism.md")
