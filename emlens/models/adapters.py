@@ -190,7 +190,8 @@ def _check_parent(path: Path, weights_hash: str | None) -> None:
     record = path / "emlens.json"
     if weights_hash is None or not record.is_file():
         return
-    expected = json.loads(record.read_text("utf-8")).get("parent_sha256")
+    parent = json.loads(record.read_text("utf-8")).get("parent")  # as `training.fit` records it
+    expected = parent.get("sha256") if isinstance(parent, dict) else None
     if expected is not None and expected != weights_hash:
         raise LoadError(
             f"{path}: was trained on a base whose weights hash begins {expected[:12]}, but the base given has {weights_hash[:12]}; "

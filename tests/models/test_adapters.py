@@ -162,11 +162,11 @@ def test_weights_that_did_not_arrive(files, model, prompts, monkeypatch):
 def test_a_recorded_parent_is_held_to(files, model, prompts, tmp_path):
     path = shutil.copytree(files / "one", tmp_path / "recorded")
     own = hash_directory(files / "instruct")
-    (path / "emlens.json").write_text(json.dumps({"parent_sha256": "f" * 64}))
+    (path / "emlens.json").write_text(json.dumps({"parent": {"name": "x", "sha256": "f" * 64}}))
     refused(model, prompts, path, f"weights hash begins ffffffffffff, but the base given has {own[:12]}", weights_hash=own)
     with pytest.raises(LoadError, match="pass the base it was trained on"):
         load_family(files / "instruct", finetuned={"x": path})
-    (path / "emlens.json").write_text(json.dumps({"parent_sha256": own}))
+    (path / "emlens.json").write_text(json.dumps({"parent": {"name": "x", "sha256": own}}))
     model.bank.attach(path, "x", weights_hash=own)
 
 

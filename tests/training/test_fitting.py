@@ -9,6 +9,7 @@ import torch
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import sha256_file
 from emlens.foundation.provenance import hash_directory
+from emlens.models import load_family
 from emlens.training import Recipe, StopRun, encode_answers, fit, read_record
 
 LORA = Recipe(
@@ -59,6 +60,17 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
     torch.testing.assert_close(merged - before, 8 / 4**0.5 * b @ a, atol=1e-6, rtol=1e-4)
     assert LORA.scale == 8 / 4**0.5
     assert not hasattr(adapted.base_model.model.model.layers[0].mlp.down_proj, "lora_A")
+
+
+def test_a_family_holds_an_adapter_to_the_parent_it_was_fitted_on(tiny, parent, tokenizer, chats, tmp_path):
+    out = fit(LORA, parent, chats, tmp_path / "out").path
+    assert load_family(parent, finetuned={"tuned": out}).names == ["instruct", "tuned"]
+    with torch.no_grad():
+        tiny.model.norm.weight.add_(0.1)
+    tiny.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(LoadError, match="was trained on a base whose weights hash begins"):
+        load_family(tmp_path / "other", finetuned={"tuned": out})
 
 
 def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(parent, chats, tmp_path):
