@@ -181,6 +181,8 @@ def _row(
     tuned, goal = (plain[key].per_question("aligned").to_numpy() for key in ("finetuned", "instruct"))
     if on == "instruct":
         restored = lead = Estimate.undefined("the instruct model has nothing to restore", len(set(groups)))
+    elif goal.mean() < tuned.mean():
+        restored = lead = Estimate.undefined("the fine-tune lost no alignment, so there is none to restore", len(set(groups)))
     else:
         restored = ratio_of_means(aligned - tuned, goal - tuned, clusters=groups, seed=seed)
         lead = Estimate.undefined("no arm is under test") if main is None else ratio_of_means(main - aligned, goal - tuned, clusters=groups, seed=seed)

@@ -117,7 +117,7 @@ DIRECTION = Section(
         "A fine-tune’s direction is its mean shift at the last prompt token. Ablation removes it after every block at "
         "every token; the affine form sets it to what the parent’s mean token activation has there. Restoration is "
         "(ablated − fine-tuned) / (instruct − fine-tuned), a ratio of means over questions outside the training "
-        "domain, with a bootstrap over domains; it is undefined where the "
+        "domain, with a bootstrap over domains; it is undefined where nothing was lost or the "
         "denominator’s interval includes 0. Questions used to extract, to select a layer and to report are disjoint. "
         "A direction that works only in the last "
         "layer is a readout, not a mediator."

@@ -16,7 +16,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.probes import activation_cells, assert_different, predict_alignment
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Advance, Finding, Part, p_text
+from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
 HELD_OUT = {"question": None, "domain": "group"}
 
@@ -60,9 +60,9 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                 summary.append(
                     {
                         **head,
-                        **_flat("r2", forecast.r2),
-                        **_flat("r2_fold_mean", forecast.r2_fold_mean),
-                        **_flat("spearman", forecast.spearman),
+                        **columns_of("r2", forecast.r2),
+                        **columns_of("r2_fold_mean", forecast.r2_fold_mean),
+                        **columns_of("spearman", forecast.spearman),
                         "rmse": forecast.rmse,
                         "null_mean": np.nan if null is None else null.mean,
                         "null_q95": np.nan if null is None else null.quantile(0.95),
@@ -100,10 +100,6 @@ def _summary(part: Part, table: pd.DataFrame) -> None:
         f"question text and the parent's own score among them, in {clear} of {len(table)} forecasts."
     )
     part.findings.insert(0, Finding("forecast", sentence, "summary"))
-
-
-def _flat(name: str, e: Estimate) -> dict[str, float]:
-    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
 def _finding(

@@ -7,7 +7,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.stats import bootstrap_mean, spearman, tost
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Advance, Finding, Part, p_text
+from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
 BENIGN_MARGIN = 5.0
 """Points on 0 to 100 within which a benign fine-tune counts as unmoved; fixed before looking."""
@@ -28,10 +28,10 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         others = [q for q in kept if not domain or groups[q] != domain]
         kind = name if spec is None else "benign" if spec.benign else "harmful"
         row = {"model": name, "kind": kind, "domain": domain, "n_own": len(own), "n_others": len(others)}
-        row |= _flat("aligned_own", _mean(aligned, own, config.seed)) | _flat("aligned_others", _mean(aligned, others, config.seed))
-        row |= _flat("coherent", _mean(coherent, kept, config.seed))
+        row |= columns_of("aligned_own", _mean(aligned, own, config.seed)) | columns_of("aligned_others", _mean(aligned, others, config.seed))
+        row |= columns_of("coherent", _mean(coherent, kept, config.seed))
         rate = material.scores(name).select(questions=kept).em_rate()
-        row |= _flat("em_rate", rate)
+        row |= columns_of("em_rate", rate)
         models.append(row)
         for q in aligned.index:
             questions.append(
@@ -43,8 +43,8 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                 continue
             domains.append(
                 {"model": name, "kind": kind, "group": group, "trained_domain": group == domain, "n": len(members)}
-                | _flat("aligned", _mean(aligned, members, config.seed))
-                | _flat("coherent", _mean(coherent, members, config.seed))
+                | columns_of("aligned", _mean(aligned, members, config.seed))
+                | columns_of("coherent", _mean(coherent, members, config.seed))
             )
         advance(1 / len(material.family.names))
     part.tables |= {"models": pd.DataFrame(models), "domains": pd.DataFrame(domains), "questions": pd.DataFrame(questions)}
@@ -60,10 +60,6 @@ def _mean(values: pd.Series, kept: list[str], seed: int) -> Estimate:
     return bootstrap_mean(values[kept].to_numpy(), seed=seed)
 
 
-def _flat(name: str, e: Estimate) -> dict[str, float]:
-    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
-
-
 def _benign(material: Material, part: Part) -> None:
     rows = []
     for name in material.benign:
@@ -74,7 +70,7 @@ def _benign(material: Material, part: Part) -> None:
             part.findings.append(Finding("profile", f"{said}.", "undecided"))
             continue
         test = tost(scores, reference, BENIGN_MARGIN, paired=True)
-        rows.append({"model": name, "margin": BENIGN_MARGIN, "p_tost": test.p, "n": test.n} | _flat("difference", test.estimate))
+        rows.append({"model": name, "margin": BENIGN_MARGIN, "p_tost": test.p, "n": test.n} | columns_of("difference", test.estimate))
         inside = test.p < 0.05
         part.findings.append(
             Finding(
@@ -152,6 +148,6 @@ def _unevenness(material: Material, part: Part) -> None:
         means = misaligned.groupby(groups).mean(), planted.groupby(groups).mean()
         few = Estimate.undefined("fewer than 4 domains", len(means[0]))
         by_domain = spearman(*(m.to_numpy() for m in means)) if len(means[0]) >= 4 else few
-        rows.append({"model": name, "level": "question", "n": by_question.n} | _flat("spearman", by_question))
-        rows.append({"model": name, "level": "domain", "n": by_domain.n} | _flat("spearman", by_domain))
+        rows.append({"model": name, "level": "question", "n": by_question.n} | columns_of("spearman", by_question))
+        rows.append({"model": name, "level": "domain", "n": by_domain.n} | columns_of("spearman", by_domain))
     part.tables["coupling"] = pd.DataFrame(rows)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json, sha256_file, write_json, write_text
 
 Advance = Callable[[float], None]
@@ -41,6 +42,11 @@ class Finding:
 def p_text(p: float) -> str:
     """A p-value in words: "= 0.012", "< .001"."""
     return "< .001" if p < 0.001 else f"= {p:.2g}"
+
+
+def columns_of(name: str, e: Estimate) -> dict[str, float]:
+    """An estimate as three columns of a table: value, `_low`, `_high`."""
+    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
 @dataclass

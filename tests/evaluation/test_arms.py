@@ -90,6 +90,16 @@ def test_undoing_the_fine_tune_restores_all(compared: tuple[pd.DataFrame, torch.
         assert table.loc[name, "lead_low"] <= table.loc[name, "lead"] <= table.loc[name, "lead_high"]
 
 
+def test_a_fine_tune_that_gained_has_lost_nothing_to_restore(
+    family: Family, questions: QuestionSet, compared: tuple[pd.DataFrame, torch.Tensor]
+) -> None:
+    worse = Steered(family.instruct, compared[1], "resid_post.1")
+    half = Arm("half", (steer(compared[1], 0.5, at=["resid_post.1"]),), control=False)
+    row = evaluate_arms(family.instruct, worse, questions, [half], progress=False).iloc[0]  # type: ignore[arg-type]
+    assert np.isnan(row["restoration"]) and np.isnan(row["lead"])
+    assert row["method"] == "undefined: the fine-tune lost no alignment, so there is none to restore"
+
+
 def test_arms_of_one_name_are_draws_of_one_control(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
     table, _ = compared
     assert table.loc["draws", "draws"] == 2 and table.loc["half", "draws"] == 1
