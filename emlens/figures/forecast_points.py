@@ -4,8 +4,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.labels import hover, label, number
-from emlens.figures.style import CYCLE, GREY, SYMBOLS, dress, panel_title, spacing
+from emlens.figures.labels import label, number
+from emlens.figures.questions import add_questions
+from emlens.figures.style import GREY, dress, panel_title, spacing
 from emlens.figures.tables import distinct, need, only
 
 NAME = "forecast_scatter"
@@ -48,26 +49,7 @@ def forecast_scatter(
             row=row,
             col=1,
         )
-        for i, group in enumerate(groups):
-            mine = here[here["group"].astype(str) == group]
-            figure.add_scatter(
-                x=mine["target"],
-                y=mine["predicted"],
-                mode="markers",
-                name=label(group),
-                legendgroup=f"group {i}",
-                showlegend=row == 1,
-                marker={
-                    "color": CYCLE[i % len(CYCLE)],
-                    "symbol": SYMBOLS[i % len(SYMBOLS)],
-                    "size": 8,
-                    "line": {"width": 0.5, "color": "#FFFFFF"},
-                },
-                customdata=[[label(q), hover(t), label(group)] for q, t in zip(mine["id"], mine["text"], strict=True)],
-                hovertemplate="%{customdata[1]}<br>%{customdata[0]} · %{customdata[2]}<br>measured %{x:.1f}, forecast %{y:.1f}<extra></extra>",
-                row=row,
-                col=1,
-            )
+        add_questions(figure, here, groups, "target", "predicted", "measured %{x:.1f}, forecast %{y:.1f}", row)
         panel_title(figure, f"{label(held_out)}s held out{_words(summary, model, parent, held_out)}", row)
         figure.update_xaxes(range=[-3, 103], title_text="measured after fine-tuning (0–100)", row=row, col=1)
         figure.update_yaxes(title_text="forecast (0–100)", row=row, col=1)

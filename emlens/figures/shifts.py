@@ -5,8 +5,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.labels import hover, label, number, position_name
-from emlens.figures.style import BLUE, CYCLE, GREY, SYMBOLS, VERMILLION, dress, layer_axis, panel_title, rgba, spacing
+from emlens.figures.labels import number, position_name
+from emlens.figures.questions import add_questions
+from emlens.figures.style import BLUE, GREY, VERMILLION, dress, layer_axis, panel_title, rgba, spacing
 from emlens.figures.tables import arms, distinct, need, only
 
 NAME = "overlap_against_shift"
@@ -84,26 +85,7 @@ def overlap_against_shift(
             row=row,
             col=1,
         )
-        for i, group in enumerate(groups):
-            mine = here[here["group"].astype(str) == group]
-            figure.add_scatter(
-                x=mine["prompt_overlap"],
-                y=mine["cosine_to_mean_train"],
-                mode="markers",
-                name=label(group),
-                legendgroup=f"group {i}",
-                showlegend=row == 1,
-                marker={
-                    "color": CYCLE[i % len(CYCLE)],
-                    "symbol": SYMBOLS[i % len(SYMBOLS)],
-                    "size": 8,
-                    "line": {"width": 0.5, "color": "#FFFFFF"},
-                },
-                customdata=[[label(q), hover(t), label(group)] for q, t in zip(mine["id"], mine["text"], strict=True)],
-                hovertemplate="%{customdata[1]}<br>%{customdata[0]} · %{customdata[2]}<br>overlap %{x:.3f}, cosine %{y:.3f}<extra></extra>",
-                row=row,
-                col=1,
-            )
+        add_questions(figure, here, groups, "prompt_overlap", "cosine_to_mean_train", "overlap %{x:.3f}, cosine %{y:.3f}", row)
         panel_title(figure, f"{position_name(position)}{_words(known, position)}", row)
         figure.update_xaxes(title_text="overlap with the training subspace", row=row, col=1)
         figure.update_yaxes(title_text="cosine to mean training shift", row=row, col=1)

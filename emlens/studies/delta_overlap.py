@@ -95,6 +95,9 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         if benign_sides is not None and len(benign_sides.train) != len(sides.train):
             sizes = f"{len(sides.train)} prompts a side, its benign control on {len(benign_sides.train)}"
             part.warnings.append(f"{name} is compared on {sizes}: overlap depends on their number")
+        if sides.neutral is not None and len(sides.neutral) < len(sides.train):
+            sizes = f"neutral text has {len(sides.neutral)} prompts, the other sides {len(sides.train)}"
+            part.warnings.append(f"{name}: {sizes}; its overlap is not at equal numbers")
         for site in sides.train.sites:
             for position in config.positions:
                 k = min(config.k, *(components_above_rounding(d, b) for d, b in sides.pairs(site, position)))
