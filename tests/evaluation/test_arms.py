@@ -178,7 +178,7 @@ def test_every_control_is_among_the_arms(family: Family, questions: QuestionSet)
     direction = mean_difference_direction(after, before, site="resid_post.1", position="last_prompt")
     benign = mean_difference_direction(after.flip(1), before, site="resid_post.1")
     contrast = unembedding_contrast(family.instruct, questions)
-    means = {f"resid_post.{i}": before.mean(0) for i in range(3)}
+    means = {f"resid_post.{i}": before.mean(0) + i for i in range(3)}
     found = ablation_arms(
         direction,
         instruct_activations=before,
@@ -201,6 +201,13 @@ def test_every_control_is_among_the_arms(family: Family, questions: QuestionSet)
         "unembedding contrast",
         "no ablation",
     } < set(names)
+    plain, affine = (next(arm for arm in found if arm.name == name) for name in ("direction", "direction, affine form"))
+    here = torch.ones(1, 1, dtype=torch.bool)
+    for edit, (site, mean) in zip(affine.interventions, means.items(), strict=True):
+        assert [str(place) for place in edit.targets(family.instruct.sites)] == [site]
+        kept, moved = (e.apply(mean[None, None], here)[0, 0] for e in (edit, plain.interventions[0]))
+        torch.testing.assert_close(kept, mean)  # each site's own mean is the fixed point of its edit
+        assert (moved - mean).norm() > 1e-3
     bare = ablation_arms(direction, instruct_activations=before, deltas=after - before, random_draws=1)
     assert not {"benign fine-tune's direction", "unembedding contrast", "direction, affine form"} & {
         arm.name for arm in bare
