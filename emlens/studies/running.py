@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import read_json, write_json
+from emlens.foundation.files import read_json, sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
 from emlens.runs import UnitLog, exclusive, progress_bar
 from emlens.studies.config import StudyConfig, read_config
@@ -55,7 +55,7 @@ def run_study(
     started = time.monotonic()
     material = load_material(asked)
     asked_record = asked.model_dump(mode="json")
-    inputs = {"config": asked_record, "material": material.fingerprint()}
+    inputs = {"config": asked_record, "material": material.fingerprint(), "code": _code()}
     names = STUDIES[asked.study]
     for name in names:
         getattr(import_module(f"emlens.studies.{name}"), "check", _nothing)(material, asked)
@@ -96,6 +96,13 @@ def run_study(
         result.write(directory)
         write_json(directory / "run.json", run)
     return StudyResult.load(directory)
+
+
+def _code() -> str:
+    """Hash of the library's modules that a part can run: a part that other code made is made anew, not mixed with new ones."""
+    root = Path(__file__).parents[1]
+    modules = [p for p in sorted(root.glob("*/*.py")) if p.parent.name not in ("figures", "report", "cli")]
+    return sha256_text("\n".join(f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules))
 
 
 def _nothing(material: Material, config: StudyConfig) -> None:

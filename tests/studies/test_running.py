@@ -279,6 +279,18 @@ def test_a_second_run_reuses_a_changed_table_is_found_and_a_changed_setting_reco
     assert run_study(changed, out, progress=False).run["parts_reused"] == [] and contents(out) != before
 
 
+def test_a_part_that_other_code_made_is_made_anew(
+    profiled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = profiled
+    run_study(config, tmp_path / "out", progress=False)
+    before = contents(tmp_path / "out")
+    assert len(running._code()) == 64 and run_study(config, tmp_path / "out", progress=False).run["parts_reused"] == ["profile"]
+    monkeypatch.setattr(running, "_code", lambda: "an upgrade")
+    assert run_study(config, tmp_path / "out", progress=False).run["parts_reused"] == []
+    assert contents(tmp_path / "out") == before
+
+
 def test_a_directory_has_one_run_and_one_study(profiled: tuple[Path, Path], config_path: Path) -> None:
     config, out = profiled
     with (
