@@ -9,7 +9,7 @@ import torch
 
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
-from emlens.geometry import split_half_ceiling
+from emlens.geometry import covariance_overlap_null, split_half_ceiling
 from emlens.stats import NullDistribution
 from emlens.studies import delta_overlap
 from emlens.studies.config import StudyConfig
@@ -49,6 +49,15 @@ def test_fine_tunes_on_the_same_prompts_share_a_null_only_at_the_same_k() -> Non
     tested = after_another[after_another["null"] == "covariance of before activations"]
     wider = cell(6, shared).loc[tested.index]
     assert (tested["null_mean"] != wider["null_mean"]).all()
+
+
+def test_the_null_has_the_moments_of_activations_before_and_not_of_the_shifts() -> None:
+    table = cell(4, {}).query("null == 'covariance of before activations'").set_index("center")
+    before = torch.cat([acts(3)[SITE, POSITION], acts(4)[SITE, POSITION]]).double()
+    for center, moments in ((True, torch.cov(before.T)), (False, before.T @ before / len(before))):
+        expected = covariance_overlap_null(moments, 24, 24, 4, center=center, draws=50, seed=0)
+        row = table.loc[str(center).lower()]
+        assert (row["null_mean"], row["p"]) == (expected.mean, expected.p_value(row["value"]))
 
 
 @pytest.mark.parametrize("n", [8, 9, 12, 13])

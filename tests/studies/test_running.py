@@ -190,6 +190,10 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
     assert (last == 1).all()
     chosen = tables["arms"][tables["arms"]["role"] != "last layer"]
     assert "resid_post.2" not in set(chosen["site"])
+    forecast = tables["forecast_predictions"]
+    assert set(forecast.loc[forecast["model"] == "bad@0", "group"]) == {"south", "east", "west", "up", "down"}
+    steering = tables["steering"].groupby("steered")["coefficient"].agg(lambda doses: sorted(set(doses)))
+    assert steering["instruct"] == [0, 0.5, 1, 2] and steering["bad@0"] == [-2, -1, -0.5, 0]  # added there, taken away here
     none = tables["arms"][tables["arms"]["arm"] == "no ablation"]
     assert (none["kl"] == 0).all() and (none["restoration"].dropna() == 0).all()
 
