@@ -37,6 +37,9 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     for name in focus:
         questions = QuestionSet([q for q in material.questions if q.id not in material.trained.get(name, ()) and q.group != material.domain(name)])
         ids = questions.prompts().ids
+        if np.ptp(material.per_question(name)[questions.ids]) == 0:
+            part.warnings.append(f"{name}: every question outside its domain has the same score, so there is nothing to forecast")
+            continue
         for parent in parents:
             for label, groups in HELD_OUT.items():
                 advance(1 / (len(focus) * len(parents) * len(HELD_OUT)))
@@ -76,6 +79,8 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                 shown = forecast.predictions[["id", "group", "target", "predicted"]].assign(**head)
                 predictions.append(shown.assign(text=[material.texts[q] for q in shown["id"]]))
                 _finding(part, name, parent, label, forecast.r2, forecast.spearman, forecast.p_value, forecast.gain_over)
+    if not summary:
+        return part
     part.tables |= {
         "forecast": pd.DataFrame(summary),
         "forecast_baselines": pd.concat(table, ignore_index=True),
@@ -91,13 +96,13 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
 
 
 def _summary(part: Part, table: pd.DataFrame) -> None:
-    clear = sum(f.status == "shown" for f in part.findings)
     strict = table[table["held_out"] == "domain"]
-    rows, how = (strict, "whole domains held out") if len(strict) else (table, "questions held out")
+    rows, how = (strict, "domains held out") if len(strict) else (table, "questions held out")
+    clear = sum(f.status == "shown" and how in f.sentence for f in part.findings)
     sentence = (
         f"From activations before fine-tuning, per-question alignment after it was forecast with R² {rows['r2'].min():.2f} to {rows['r2'].max():.2f} "
         f"and Spearman {rows['spearman'].min():.2f} to {rows['spearman'].max():.2f} ({how}); activations clearly beat every cheaper baseline, "
-        f"question text and the parent's own score among them, in {clear} of {len(table)} forecasts."
+        f"question text and the parent's own score among them, in {clear} of {len(rows)} forecasts."
     )
     part.findings.insert(0, Finding("forecast", sentence, "summary"))
 
