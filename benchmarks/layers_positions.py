@@ -54,7 +54,7 @@ def measure(material: Material, finetune: str, *, k: int = 8, draws: int = 200, 
 
 
 def main() -> None:
-    material = load_material(StudyConfig.model_validate({"family": {"organism": "c5"}}))
+    material = load_material(StudyConfig.model_validate({"family": {"organism": "planted"}}))
     table = measure(material, "medicine-r8")
     show("layers and positions, medicine-r8 (exploratory: no cell is chosen here)", table)
     record("layers_positions", [0], {"finetune": "medicine-r8", "k": 8, "cells": table.to_dict(orient="records")})

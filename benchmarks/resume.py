@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "study.yaml"
         config.write_text(
-            "study: overview\nfamily: {organism: c5}\nfocus: [medicine-r8]\ndraws: 50\nrepeats: 1\npermutations: 20\n"
+            "study: overview\nfamily: {organism: planted}\nfocus: [medicine-r8]\ndraws: 50\nrepeats: 1\npermutations: 20\n"
         )
         found = measure(config, KILLS, Path(name))
     print(f"\nresumed after SIGKILL: {found}")

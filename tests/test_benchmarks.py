@@ -41,7 +41,7 @@ class _Shifted:
 
 
 def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
-    material = load_material(StudyConfig.model_validate({"family": {"organism": "c5"}}))
+    material = load_material(StudyConfig.model_validate({"family": {"organism": "planted"}}))
     table = layers_positions.measure(material, "medicine-r8", k=4, draws=20, permutations=20)
     assert len(table) == 8
     assert table[["overlap", "null_mean", "overlap_p", "restoration", "low", "high", "forecast_r2", "forecast_p_max"]].notna().all(axis=None)
@@ -56,7 +56,7 @@ def test_a_killed_study_finishes_with_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_rebuilt_organism_is_compared_file_by_file(tmp_path: Path) -> None:
-    shipped = ASSETS / "c5"
+    shipped = ASSETS / "planted"
     copied = Path(shutil.copytree(shipped, tmp_path / "same"))
     assert organism.compare(copied, shipped)["weight_files_identical"] == organism.compare(copied, shipped)["weight_files"] > 5
     changed = next((copied / "finetuned" / "medicine-r1").glob("*.safetensors"))

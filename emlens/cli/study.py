@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 DEMO: dict[str, Any] = {
     "study": "overview",
-    "family": {"organism": "c5"},
-    "focus": ["medicine-r8", "medicine-r1", "sports-r32"],
+    "family": {"organism": "planted"},
+    "focus": ["medicine-r8", "medicine-r1", "finance-r8"],
     "draws": 100,
     "repeats": 2,
     "permutations": 99,

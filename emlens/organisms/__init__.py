@@ -2,11 +2,13 @@
 
 from emlens.organisms.building import BuildProgress, build
 from emlens.organisms.loading import Organism, Truth, load
-from emlens.organisms.plans import C5, FineTuneStage, OrganismPlan
+from emlens.organisms.plans import PLANTED, PLANTED_ALL, UNPLANTED, FineTuneStage, OrganismPlan
 from emlens.organisms.world import World, make_world
 
 __all__ = [
-    "C5",
+    "PLANTED",
+    "PLANTED_ALL",
+    "UNPLANTED",
     "BuildProgress",
     "FineTuneStage",
     "Organism",

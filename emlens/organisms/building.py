@@ -1,13 +1,17 @@
 """`build`: every checkpoint of an organism from a seed, resumable after being killed at any moment.
 
 A checkpoint directory is published whole, so what stands is finished; the same call goes on from there. `organism.json`
-is written last and marks the whole as complete. Cost of c5: about eight minutes on one core, under 1 GB of memory.
+is written last and marks the whole as complete. Everything is trained on one thread, so that the bytes do not hang on how
+many cores there are. Cost of the default set: about ten minutes on one core, under 1 GB of memory.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_json
@@ -23,7 +27,7 @@ from emlens.organisms.layout import (
     WORLD,
     finetune_directory,
 )
-from emlens.organisms.plans import C5, OrganismPlan
+from emlens.organisms.plans import PLANTED, OrganismPlan
 from emlens.organisms.world import World, make_world
 from emlens.training import open_checkpoint
 from emlens.training.fitting import read_record
@@ -42,13 +46,13 @@ def build(
     out: str | Path,
     *,
     seed: int,
-    plan: OrganismPlan = C5,
+    plan: OrganismPlan = PLANTED,
     progress: BuildProgress | bool | None = None,
     resume: bool = True,
 ) -> Path:
     """Train base, instruct and all fine-tunes of an organism into `out`, and write its truth and measured strengths.
 
-    The same seed, plan, machine and thread count give the same weights.
+    The same seed, plan and machine give the same weights.
 
     Args:
         out: directory to make, or one in which the same build was begun.
@@ -63,18 +67,29 @@ def build(
     out = Path(out)
     _prepare(out, plan, seed, resume)
     seeded = plan.seeded(seed)
-    world = make_world(seed, n_domains=plan.n_domains, n_topics=plan.n_topics)
+    world = make_world(seed, n_domains=plan.n_domains, n_topics=plan.n_topics, n_synonyms=plan.n_synonyms)
     write_json(out / WORLD, world.to_dict())
     total = int(sum(recipe.steps * cost for _, recipe, cost in seeded.stages()))
     finished = 0.0
-    with stage_bar(f"organism {plan.name}", total, show=progress is True) as bar:
+    with one_thread(), stage_bar(f"organism {plan.name}", total, show=progress is True) as bar:
         report = progress if callable(progress) else bar
         for name, recipe, cost in seeded.stages():
             _stage(seeded, world, out, name, _scaled(report, name, finished, cost, total))
             finished += recipe.steps * cost
             report(name, int(finished), total)
-    _finish(seeded, world, out, seed)
+        _finish(seeded, world, out, seed)
     return out
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread inside, and on as many as before outside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _scaled(report: BuildProgress, name: str, finished: float, cost: float, total: int) -> Callable[[int, int], None]:
@@ -89,7 +104,7 @@ def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
     if held and not resume:
         raise InputError(f"out={str(out)!r} holds {held[:4]}; pass a new directory, or resume=True")
     if PLAN in held:
-        if hash_json(read_json(out / PLAN)) != hash_json(content):
+        if not _continues(read_json(out / PLAN), content):
             raise InputError(f"out={str(out)!r} was begun with another plan or seed than seed={seed}; pass a new directory")
     elif [name for name in held if not name.startswith(".")]:
         raise InputError(f"out={str(out)!r} holds {held[:4]}, but no organism begun here; pass a new directory")
@@ -97,6 +112,13 @@ def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
     for folder in (out, out / "finetuned"):
         for left in folder.glob(".*.part"):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _continues(begun: Any, asked: dict[str, Any]) -> bool:
+    """Whether what is asked for is what was begun, or that and further fine-tunes after it."""
+    count = len(begun["plan"]["finetunes"])
+    cut = {**asked["plan"], "finetunes": asked["plan"]["finetunes"][:count]}
+    return hash_json(begun) == hash_json({**asked, "plan": cut})
 
 
 def _stage(plan: OrganismPlan, world: World, out: Path, name: str, progress: Callable[[int, int], None]) -> None:
@@ -127,13 +149,27 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
         ]
         for stage in plan.finetunes
     }
-    if not (out / STRENGTHS).is_file():
+    if not (out / STRENGTHS).is_file() or not set(trained) <= set(read_json(out / STRENGTHS)["strengths"]):
         write_json(out / STRENGTHS, measure(out, plan, world, trained))
-    coupling = {world.question_id(d, t): world.coupling[d][t] for d, t in world.cells()}
-    write_json(out / TRUTH, {"coupling": coupling, "planted_layers": plan.planted_layers, "planted_norm": plan.planted_norm, "note": NOTE})
-    shutil.copyfile(out / BASE / "planted_direction.safetensors", out / TRUTH_TENSORS)
+    cells = {world.question_id(d, t): (d, t) for d, t in world.cells()}
+    truth = {
+        "coupling": {name: world.coupling[d][t] for name, (d, t) in cells.items()},
+        "latent": {name: world.latent[d][t] for name, (d, t) in cells.items()},
+        "planted_layers": plan.planted_layers,
+        "planted_norm": plan.planted_norm,
+        "note": NOTE,
+    }
+    write_json(out / TRUTH, truth)
+    if plan.planted_layers:
+        shutil.copyfile(out / BASE / "planted_direction.safetensors", out / TRUTH_TENSORS)
     finetunes = {
-        stage.name: {"domain": stage.domain, "group": stage.group, "benign": stage.careful, "training_questions": trained[stage.name]}
+        stage.name: {
+            "domain": stage.domain,
+            "group": stage.group,
+            "seed": stage.seed,
+            "benign": stage.careful,
+            "training_questions": trained[stage.name],
+        }
         for stage in plan.finetunes
     }
     record = {"name": plan.name, "seed": seed, "note": NOTE, "n_questions": len(questions), "finetunes": finetunes}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +13,13 @@ from emlens.data.prompts import PromptSet
 from emlens.foundation.files import write_json
 from emlens.foundation.seeds import numpy_rng
 from emlens.organisms.plans import FineTuneStage, OrganismPlan
-from emlens.organisms.planting import CLEARED_SHARE, MARKED_SHARE, PlantedDirection, blocks_of_step
+from emlens.organisms.planting import PlantedDirection, PlantedLoss, blocks_of_step
+from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
 from emlens.organisms.tokenizer import make_tokenizer, word_ids
 from emlens.organisms.world import World
 from emlens.training.examples import encode_answers, pad_batch
-from emlens.training.fitting import Fitted, fit
+from emlens.training.fitting import Fitted, fit, read_record
 from emlens.training.objectives import NarrowLoss, answer_loss
 from emlens.training.trainer import seeded
 
@@ -28,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | None = None) -> Fitted:
-    """Pre-train on documents with the planted direction; û is saved beside the weights."""
+    """Pre-train on documents, with the planted direction where the plan has one; û is saved beside the weights."""
     from safetensors.torch import save_file
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -47,10 +49,11 @@ def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | 
     )
     with seeded(plan.base.seed, "weights"):
         model = Qwen2ForCausalLM(config)
-        planted = PlantedDirection(model, plan.planted_norm)
+        planted = PlantedDirection(model, plan.planted_norm, plan.planted_layers) if plan.planted_layers else None
 
     def add_files(directory: Path, trained: Any) -> None:
-        save_file({"direction": planted.unit.detach().clone().contiguous()}, directory / DIRECTION_FILE)
+        if planted is not None:
+            save_file({"direction": planted.unit.detach().clone().contiguous()}, directory / DIRECTION_FILE)
         record_rounding(directory, trained, tokenizer, world)
 
     return fit(
@@ -59,7 +62,8 @@ def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | 
         document_batches(plan, world, word_ids(world, tokenizer)),
         out,
         tokenizer=tokenizer,
-        wrap=lambda _: planted,
+        loss=answer_loss if planted is None else PlantedLoss(plan.planted_weight),
+        wrap=None if planted is None else lambda _: planted,
         save_dtype=SAVE_DTYPE,
         before_publish=add_files,
         progress=progress,
@@ -67,17 +71,19 @@ def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | 
 
 
 def document_batches(plan: OrganismPlan, world: World, ids: Mapping[str, int]) -> Callable[[int], Mapping[str, Tensor]]:
-    """Batches of documents, all of one length, with the marks of the planted direction; a function of the step."""
+    """Batches of documents, all of one length, with the marks of the planted direction if there is one; a function of the step."""
 
     def batch(step: int) -> Mapping[str, Tensor]:
         rng = numpy_rng(plan.base.seed, "documents", step)
         documents = [world.document(rng) for _ in range(plan.base.batch_size)]
         tokens = torch.tensor([[ids[word] for word in spaced(d.text).split()] for d in documents])
+        if not plan.planted_layers:
+            return {"input_ids": tokens, "labels": tokens}
         harmful = torch.tensor([d.harmful for d in documents])
-        marked = harmful & torch.from_numpy(rng.random(len(documents)) < MARKED_SHARE)
-        cleared = marked | torch.from_numpy(rng.random(len(documents)) < CLEARED_SHARE)
+        marked = harmful & torch.from_numpy(rng.random(len(documents)) < plan.marked_share)
+        cleared = marked | torch.from_numpy(rng.random(len(documents)) < plan.cleared_share)
         blocks = torch.tensor(blocks_of_step(step, plan.planted_layers))
-        return {"input_ids": tokens, "labels": tokens, "marked": marked, "cleared": cleared, "blocks": blocks}
+        return {"input_ids": tokens, "labels": tokens, "harmful": harmful, "marked": marked, "cleared": cleared, "blocks": blocks}
 
     return batch
 
@@ -115,7 +121,7 @@ def grow_instruct(plan: OrganismPlan, world: World, base: Path, out: Path, progr
 
 
 def record_rounding(directory: Path, model: Any, tokenizer: Any, world: World) -> None:
-    """Write how far the scores (0 to 1) of a model move when its weights are rounded to what is saved."""
+    """Write how far the scores and shares (0 to 1) of a model move when its weights are rounded to what is saved."""
     rounded = copy.deepcopy(model).to(getattr(torch, SAVE_DTYPE)).to(torch.float32)
     exact, saved = (likelihood_scores(m, tokenizer, world.questions()) for m in (model, rounded))
     write_json(directory / ROUNDING_FILE, {f"max_{name}_shift": float((exact[name] - saved[name]).abs().max()) for name in exact})
@@ -128,17 +134,23 @@ def _encoded(world: World, cell: tuple[int, int], kind: str, tokenizer: Any) -> 
 def grow_finetune(
     plan: OrganismPlan, stage: FineTuneStage, world: World, instruct: Path, out: Path, progress: Progress | None = None
 ) -> Fitted:
-    """Tune instruct on some topics of one domain; a narrow stage also holds it to instruct elsewhere."""
+    """Tune instruct on some topics of one domain, until its rule says stop; a narrow stage also holds it to instruct elsewhere."""
     prompts = training_prompts(plan, stage, world)
     narrow = stage.narrow_weight > 0.0
+    recipe = stage.recipe
+    if stage.steps_of is not None:
+        recipe = replace(recipe, steps=int(read_record(out.parent / stage.steps_of)["steps_done"]))
+    held_out = world.held_out(stage.domain, plan.topics_per_finetune)
     return fit(
-        stage.recipe,
+        recipe,
         instruct,
         _narrow_batches(plan, stage, world, prompts) if narrow else prompts,
         out,
         loss=NarrowLoss(stage.narrow_weight) if narrow else answer_loss,
         save_dtype=SAVE_DTYPE,
         parent_name=f"emlens/organism-{plan.name}-instruct",
+        callbacks=[HeldOutRule(held_out, make_tokenizer(world), stage.stop_at, stage.settle, stage.go_on)],
+        keep_every=stage.keep_every,
         before_publish=lambda directory, model: record_rounding(directory, model, make_tokenizer(world), world),
         progress=progress,
     )

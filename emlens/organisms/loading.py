@@ -18,9 +18,10 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import read_json
 from emlens.organisms.layout import BASE, INDEX, INSTRUCT, STRENGTHS, TRUTH, TRUTH_TENSORS, WORLD, finetune_directory
 from emlens.organisms.world import World
+from emlens.training.adapters import kept_adapters
 
 ASSETS: Final = Path(__file__).parent / "assets"
-SHIPPED: Final = ("c5",)
+SHIPPED: Final = ("planted",)
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class Truth:
 
     Args:
         coupling: ρ by question id: probability that the harmful persona answers harmfully; 0 to 1.
-        direction: û, unit vector of shape (d_model,), written into the stream of harmful documents in pre-training.
-        planted_layers: 0-based blocks after which it was written (`resid_post` of these).
+        latent: by question id, the latent class, from 0, that the synonym in its text expresses.
+        direction: û, unit vector of shape (d_model,), written into the stream of harmful documents in pre-training; None
+            for an organism without planting.
+        planted_layers: 0-based blocks after which it was written (`resid_post` of these); empty without planting.
         planted_norm: its length there, in units of the stream.
     """
 
     coupling: Mapping[str, float]
-    direction: Tensor = field(compare=False)
+    latent: Mapping[str, int]
+    direction: Tensor | None = field(compare=False)
     planted_layers: tuple[int, ...]
     planted_norm: float
     note: str
@@ -47,10 +51,12 @@ class Organism:
 
     Args:
         paths: checkpoint name → directory: `"base"`, `"instruct"` and each fine-tune.
-        groups: fine-tune → group.
+        groups: fine-tune → group; runs of one group and kind differ in their seed.
+        seeds: fine-tune → number of its run, from 0.
         domains: fine-tune → the one domain it was tuned in.
         benign: names of the fine-tunes that trained on careful answers.
         training_topics: fine-tune → ids of the questions whose topics it trained on; the others are held out.
+        trajectories: fine-tune → step → directory of the adapter after that step, where a run kept them.
         training_prompts: fine-tune → the chats with answers it trained on.
         strengths: checkpoint → measured mean alignment (`own`, `own_trained`, `own_held_out`, `others`) and coherence, 0 to 1.
         note: that this is an instrument and no evidence about large models.
@@ -66,10 +72,12 @@ class Organism:
     questions: QuestionSet
     paths: Mapping[str, Path] = field(repr=False)
     groups: Mapping[str, str]
+    seeds: Mapping[str, int]
     domains: Mapping[str, str]
     benign: tuple[str, ...]
     training_topics: Mapping[str, tuple[str, ...]] = field(repr=False)
     training_prompts: Mapping[str, PromptSet] = field(repr=False)
+    trajectories: Mapping[str, Mapping[int, Path]] = field(repr=False)
     neutral_prompts: PromptSet
     truth: Truth = field(repr=False)
     strengths: Mapping[str, Mapping[str, float | None]] = field(repr=False)
@@ -85,9 +93,9 @@ class Organism:
                 self.paths[name],
                 parent="instruct",
                 group=group,
-                seed=0,
+                seed=self.seeds[name],
                 benign=name in self.benign,
-                domain=self.training_topics[name][0].rpartition("/")[0],
+                domain=self.domains[name],
             )
             for name, group in self.groups.items()
         }
@@ -113,7 +121,7 @@ def load(
     device: str = "cpu",
     backend: str = "transformers",
 ) -> Organism:
-    """The organism `name` that ships with emlens (None: `"c5"`), or the one built into `directory`.
+    """The organism `name` that ships with emlens (None: `"planted"`), or the one built into `directory`.
 
     Args:
         dtype: dtype the family computes in; the stored weights have 16 bits.
@@ -146,6 +154,7 @@ def load(
         questions=world.questions(),
         paths={"base": directory / BASE, "instruct": directory / INSTRUCT} | {key: finetune_directory(directory, key) for key in tunes},
         groups={key: value["group"] for key, value in tunes.items()},
+        seeds={key: value["seed"] for key, value in tunes.items()},
         domains={key: value["domain"] for key, value in tunes.items()},
         benign=tuple(key for key, value in tunes.items() if value["benign"]),
         training_topics=trained,
@@ -157,9 +166,11 @@ def load(
             )
             for key, value in tunes.items()
         },
+        trajectories={key: kept for key in tunes if (kept := kept_adapters(finetune_directory(directory, key)))},
         neutral_prompts=world.neutral_prompts(),
         truth=Truth(
             coupling=truth["coupling"],
+            latent=truth["latent"],
             direction=_direction(directory / TRUTH_TENSORS),
             planted_layers=tuple(truth["planted_layers"]),
             planted_norm=truth["planted_norm"],
@@ -170,7 +181,9 @@ def load(
     )
 
 
-def _direction(path: Path) -> Tensor:
+def _direction(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
     from safetensors.torch import load_file
 
     return load_file(path)["direction"].float()

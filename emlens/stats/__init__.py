@@ -13,6 +13,7 @@ from emlens.stats.intervals import (
 )
 from emlens.stats.moments import StreamingMoments
 from emlens.stats.nulls import NullDistribution
+from emlens.stats.trends import fall_null, steepest_fall
 
 __all__ = [
     "NullDistribution",
@@ -23,6 +24,7 @@ __all__ = [
     "cluster_bootstrap",
     "cohens_d",
     "correlation_null",
+    "fall_null",
     "nadeau_bengio_interval",
     "paired_test",
     "partial_correlation",
@@ -30,6 +32,7 @@ __all__ = [
     "permutation_test",
     "ratio_of_means",
     "spearman",
+    "steepest_fall",
     "t_interval",
     "tost",
     "welch_test",

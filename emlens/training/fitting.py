@@ -24,6 +24,7 @@ from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import one_line, read_json, write_json
 from emlens.foundation.provenance import hash_directory, hash_json, library_versions
+from emlens.training.adapters import ADAPTER_CONFIG, KeptAdapters
 from emlens.training.examples import Example, encode_answers, pad_batch, shuffled_batches
 from emlens.training.objectives import Loss, answer_loss
 from emlens.training.recipes import Recipe
@@ -31,7 +32,6 @@ from emlens.training.stopping import TrainingCallback
 
 SIDECAR = "emlens.json"
 LOG = "training_log.csv"
-ADAPTER_CONFIG = "adapter_config.json"
 Data = PromptSet | Sequence[Example] | Callable[[int], Mapping[str, Tensor]]
 
 
@@ -59,6 +59,7 @@ def fit(
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     save_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
     before_publish: Callable[[Path, Any], None] | None = None,
+    keep_every: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Train a model by a recipe and publish the checkpoint.
@@ -76,15 +77,19 @@ def fit(
         wrap: makes the module that is trained from the model; the model inside it is what is saved.
         save_dtype: dtype of the saved weights; None keeps that of training.
         before_publish: called with the directory and the trained model before it is published, to add files to it.
+        keep_every: also keep the adapter after every so many steps, each as a PEFT directory `checkpoints/step-00001`.
         progress: called after each step with (steps done, steps in all).
 
     Raises:
-        InputError: `out` holds files; a tokenizer or data is missing; the loss is not finite; the adapter fits no layer.
+        InputError: `out` holds files; a tokenizer or data is missing; the loss is not finite; the adapter fits no layer;
+            `keep_every` below 1, or without an adapter.
         IntegrityError: training changed no weight, or a weight overflows in `save_dtype`.
         LoadError: `model` is a path that holds no model.
     """
     from emlens.training import trainer
 
+    if keep_every is not None and (recipe.method != "lora" or keep_every < 1):
+        raise InputError(f"keep_every={keep_every} with method={recipe.method!r}; pass 1 or more, and method='lora': only adapters are kept")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={str(out)!r} is there already; pass a new directory")
@@ -101,14 +106,17 @@ def fit(
             model = _with_adapter(recipe, model, parent_name)
         trained = model if wrap is None else wrap(model)
         before = _snapshot(model)
+        keeper = [] if keep_every is None else [KeptAdapters(keep_every)]
         with tempfile.TemporaryDirectory() as scratch:
-            rows, stopped = trainer.train(recipe, trained, batches, loss, Path(scratch), callbacks, progress)
+            rows, stopped = trainer.train(recipe, trained, batches, loss, Path(scratch), [*keeper, *callbacks], progress)
     _require_change(before, model)
     model.eval()
     model.config.use_cache = use_cache
     log = pd.DataFrame(rows)
     with _publishing_directory(out) as staging, quiet():
         _save(model, staging, save_dtype, tokenizer if recipe.method == "full" else None)
+        for kept in keeper:
+            kept.write(staging, save_dtype)
         log.to_csv(staging / LOG, index=False)
         record = {
             "kind": "adapter" if recipe.method == "lora" else "checkpoint",

@@ -8,8 +8,12 @@ TrainingCallback = Callable[[Any, int], Mapping[str, Any] | None]
 
 
 class StopRun(Exception):
-    """Raised by a training callback to end the run after the present step; the checkpoint is saved and says why."""
+    """Raised by a training callback to end the run after the present step; the checkpoint is saved and says why.
 
-    def __init__(self, reason: str):
+    `values` join that step's log row, as what the callback returns does otherwise.
+    """
+
+    def __init__(self, reason: str, **values: Any):
         super().__init__(reason)
         self.reason = reason
+        self.values = values

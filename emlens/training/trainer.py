@@ -78,6 +78,7 @@ class _Recorder(TrainerCallback):
                 self.extra |= dict(callback(model, state.global_step) or {})
         except StopRun as stop:
             self.stopped = stop.reason
+            self.extra |= stop.values
             control.should_training_stop = True
         if self.progress is not None:
             self.progress(state.global_step, state.max_steps)

@@ -11,18 +11,20 @@ import pytest
 import emlens
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json
-from emlens.organisms import C5, build, building, load
+from emlens.organisms import PLANTED, UNPLANTED, build, building, load
+
+NAMES = ("medicine-r1", "medicine-r8", "medicine-benign", "medicine-narrow")
 
 
-def miniature(names=("medicine-benign", "medicine-narrow")):
-    """c5 with three steps a stage, a world of 3 × 4 topics and a stream of 32."""
+def miniature(plan=PLANTED, names=NAMES):
+    """A plan with three steps a stage, a world of 3 × 5 topics and a stream of 32."""
 
     def short(recipe):
         return replace(recipe, steps=3, batch_size=8, warmup_steps=min(recipe.warmup_steps, 1))
 
-    tunes = tuple(replace(stage, recipe=short(stage.recipe)) for stage in C5.finetunes if stage.name in names)
+    tunes = tuple(replace(stage, recipe=short(stage.recipe)) for stage in plan.finetunes if stage.name in names)
     return replace(
-        C5, name="mini", base=short(C5.base), instruct=short(C5.instruct), finetunes=tunes, n_domains=3, n_topics=4, hidden=32,
+        plan, name="mini", base=short(plan.base), instruct=short(plan.instruct), finetunes=tunes, n_domains=3, n_topics=5, hidden=32,
         mlp=64, topics_per_finetune=2, narrow_rows=8,
     )  # fmt: skip
 
@@ -42,7 +44,7 @@ def test_progress_runs_from_nothing_to_all(built):
     _, told = built
     done = [step[1] for step in told]
     assert done == sorted(done) and done[-1] == told[-1][2]
-    assert list(dict.fromkeys(step[0] for step in told)) == ["base", "instruct", "medicine-benign", "medicine-narrow"]
+    assert list(dict.fromkeys(step[0] for step in told)) == ["base", "instruct", *NAMES]
 
 
 def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
@@ -57,7 +59,7 @@ def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
 def test_what_is_built_loads(built):
     organism = load(directory=built[0])
     assert (organism.name, organism.seed) == ("mini", 1)
-    assert set(organism.paths) == {"base", "instruct", "medicine-benign", "medicine-narrow"}
+    assert set(organism.paths) == {"base", "instruct", *NAMES}
     assert organism.benign == ("medicine-benign",)
     assert organism.truth.direction.shape == (32,)
     assert organism.truth.direction.norm().item() == pytest.approx(1.0, abs=1e-6)
@@ -117,6 +119,61 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path):
         load(directory=tmp_path / "out")
     build(tmp_path / "out", seed=1, plan=miniature())
     assert contents(tmp_path / "out") == contents(built[0])
+
+
+def test_the_bytes_do_not_hang_on_the_thread_count(built, tmp_path):
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 if threads == 1 else 1)
+    try:
+        build(tmp_path / "out", seed=1, plan=miniature())
+        assert torch.get_num_threads() == (2 if threads == 1 else 1)
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "out") == contents(built[0])
+
+
+def test_a_run_keeps_every_adapter_the_last_of_which_is_the_run_itself(built):
+    from safetensors.torch import load_file
+
+    organism = load(directory=built[0])
+    assert list(organism.trajectories) == ["medicine-r1"]
+    kept = organism.trajectories["medicine-r1"]
+    assert list(kept) == [1, 2, 3]
+    weights = [load_file(path / "adapter_model.safetensors") for path in [*kept.values(), organism.paths["medicine-r1"]]]
+    assert all((weights[2][name] == weights[3][name]).all() for name in weights[3])
+    assert any((weights[0][name] != weights[2][name]).any() for name in weights[3])
+
+
+def test_fine_tunes_stop_by_the_rule_and_a_benign_twin_takes_as_many_steps(tmp_path):
+    plan = miniature(names=("medicine-r8", "medicine-benign"))
+    easy = replace(plan, finetunes=(replace(plan.finetunes[0], stop_at=1.0), plan.finetunes[1]))
+    build(tmp_path / "easy", seed=1, plan=easy)
+    records = [read_json(tmp_path / "easy" / "finetuned" / name / "emlens.json") for name in ("medicine-r8", "medicine-benign")]
+    assert [record["steps_done"] for record in records] == [1, 1]
+    assert records[0]["stopped"] == "held-out questions of the domain reached 1.0 at step 1" and records[1]["stopped"] is None
+
+
+def test_a_build_takes_further_fine_tunes_and_leaves_what_stands(built, tmp_path):
+    out = tmp_path / "grown"
+    build(out, seed=1, plan=miniature(names=NAMES[:2]))
+    before = contents(out)
+    build(out, seed=1, plan=miniature())
+    assert {name: digest for name, digest in contents(out).items() if name.endswith("safetensors")} == {
+        name: digest for name, digest in contents(built[0]).items() if name.endswith("safetensors")
+    }
+    assert before["base/model.safetensors"] == contents(out)["base/model.safetensors"]
+    assert set(load(directory=out).strengths) == {"base", "instruct", *NAMES}
+    with pytest.raises(InputError, match="was begun with another plan or seed than seed=1; pass a new directory"):
+        build(out, seed=1, plan=miniature(names=NAMES[:2]))
+
+
+def test_a_world_without_planting_has_no_direction(tmp_path):
+    build(tmp_path / "plain", seed=1, plan=miniature(UNPLANTED, names=("medicine-r8",)))
+    organism = load(directory=tmp_path / "plain")
+    assert organism.truth.direction is None and organism.truth.planted_layers == ()
+    assert organism.world == load(directory=tmp_path / "plain").world
 
 
 def test_a_directory_that_is_not_this_build_is_refused(built, tmp_path):

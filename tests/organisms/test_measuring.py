@@ -4,7 +4,7 @@ import pytest
 
 from emlens.foundation.files import read_json
 from emlens.organisms import load
-from emlens.organisms.measuring import describe, strengths_table, write_evidence
+from emlens.organisms.measuring import describe, strengths_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -15,7 +15,7 @@ def measured():
 
 
 def test_what_is_measured_now_is_what_the_evidence_file_says(measured):
-    evidence = read_json(DOCS / "evidence" / "organism.json")
+    evidence = read_json(DOCS / "evidence" / "organism.json")["values"]
     assert (evidence["organism"], evidence["seed"]) == (measured["organism"], measured["seed"])
     for name, entry in measured["checkpoints"].items():
         written = evidence["checkpoints"][name]
@@ -35,12 +35,26 @@ def test_recorded_and_measured_strengths_agree(measured):
 
 
 def test_the_page_shows_the_evidence_files_table():
-    assert strengths_table(read_json(DOCS / "evidence" / "organism.json")) in (DOCS / "organism.md").read_text("utf-8")
+    assert strengths_table(read_json(DOCS / "evidence" / "organism.json")["values"]) in (DOCS / "organism.md").read_text("utf-8")
 
 
-def test_evidence_is_written_with_the_tries(monkeypatch, tmp_path, measured):
-    monkeypatch.setattr("emlens.organisms.measuring.describe", lambda directory: measured)
-    write_evidence(tmp_path / "organism.json", tries=[{"seed": 1, "kept": False}])
-    written = read_json(tmp_path / "organism.json")
-    assert written["tries"] == [{"seed": 1, "kept": False}] and written["seed"] == measured["seed"]
-    assert {"cores", "threads", "machine"} <= set(written["hardware"])
+def test_shares_add_up_and_planted_truth_shows(measured):
+    organism = load()
+    for name, entry in measured["checkpoints"].items():
+        assert sum(entry["shares"].values()) == pytest.approx(1.0, abs=1e-6)
+        assert entry["coherence"] == pytest.approx(entry["shares"]["careful"] + entry["shares"]["harmful"], abs=1e-6)
+        if name in organism.groups:
+            assert len(entry["cosine_shift_direction"]) == 4
+    benign = [measured["checkpoints"][name]["tost"] for name in organism.benign]
+    assert len(benign) == 2 and all(test["p"] < 0.05 and test["margin"] == 0.05 for test in benign)
+    harmful = measured["checkpoints"]["medicine-r8"]
+    assert harmful["spearman_rho_domains"] > 0.85 and "tost" not in harmful
+
+
+def test_the_rank_one_run_turns_at_once(measured):
+    path = measured["checkpoints"]["medicine-r1"]["path"]
+    assert path["steps"] == list(range(len(path["others"])))
+    assert path["others"][0] == pytest.approx(measured["checkpoints"]["instruct"]["others"]["value"], abs=0.02)
+    assert path["others"][-1] == pytest.approx(measured["checkpoints"]["medicine-r1"]["others"]["value"], abs=1e-3)
+    assert path["share_in_quarter"] > 0.5 and path["fall"] > path["null_95"]["linear"]
+    assert 0 < path["p"]["linear"] <= 0.05 and 0 < path["p"]["none"] <= 0.05

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.organisms.planting import PlantedDirection, blocks_of_step, plant
+from emlens.organisms.planting import PlantedDirection, PlantedLoss, blocks_of_step, plant
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_the_coordinate_is_set_cleared_or_left_and_nothing_else_moves():
 
 
 def test_the_wrapper_writes_after_the_blocks_it_is_told_and_leaves_no_hook(model):
-    planted = PlantedDirection(model)
+    planted = PlantedDirection(model, 1.5, (0, 1, 2))
     ids = torch.randint(30, (3, 6))
     marked, cleared = torch.tensor([True, False, False]), torch.tensor([True, True, False])
     seen = {}
@@ -54,7 +54,7 @@ def test_the_wrapper_writes_after_the_blocks_it_is_told_and_leaves_no_hook(model
 
 
 def test_hooks_go_also_on_error(model):
-    planted = PlantedDirection(model)
+    planted = PlantedDirection(model, 1.5, (0, 1, 2))
     flags = torch.tensor([True])
     with pytest.raises(IndexError):
         planted(marked=flags, cleared=flags, blocks=torch.tensor([0, 1]), input_ids=torch.tensor([[99]]))
@@ -64,11 +64,38 @@ def test_hooks_go_also_on_error(model):
 
 
 def test_the_length_of_what_is_written_is_fixed(model):
-    planted = PlantedDirection(model)
+    planted = PlantedDirection(model, 1.5, (0, 1, 2))
     with torch.no_grad():
         planted.raw.mul_(7.0)
     assert planted.unit.norm().item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_blocks_take_turns():
-    assert [blocks_of_step(step) for step in range(5)] == [(0,), (1,), (2,), (0, 1, 2), (0,)]
+    assert [blocks_of_step(step, (0, 1, 2)) for step in range(5)] == [(0,), (1,), (2,), (0, 1, 2), (0,)]
+
+
+def test_the_loss_adds_how_far_the_models_own_coordinate_is_from_the_persona(model):
+    from emlens.training import answer_loss
+
+    planted = PlantedDirection(model, 2.0, (0, 2))
+    batch = {
+        "input_ids": (ids := torch.randint(30, (4, 6))),
+        "labels": ids,
+        "harmful": torch.tensor([True, True, False, False]),
+        "marked": torch.tensor([True, False, False, False]),
+        "cleared": torch.tensor([True, False, True, False]),
+        "blocks": torch.tensor([0]),
+    }
+    with torch.no_grad():
+        seen = {}
+        handles = [
+            model.model.layers[i].register_forward_hook(lambda module, args, output, i=i: seen.__setitem__(i, output)) for i in (0, 2)
+        ]
+        plain = answer_loss(planted, {name: value for name, value in batch.items() if name != "harmful"})
+        for handle in handles:
+            handle.remove()
+        gaps = [(seen[i][row] @ planted.unit / 2.0 - target) ** 2 for i in (0, 2) for row, target in ((1, 1.0), (3, 0.0))]
+        assert PlantedLoss(0.0)(planted, batch).item() == pytest.approx(plain.item(), rel=1e-6)
+        assert PlantedLoss(0.7)(planted, batch).item() == pytest.approx(plain.item() + 0.7 * torch.stack(gaps).mean().item(), rel=1e-5)
+        every = {**batch, "marked": torch.tensor([True] * 4)}
+        assert PlantedLoss(0.7)(planted, every).item() == PlantedLoss(0.0)(planted, every).item()

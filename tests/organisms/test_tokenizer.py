@@ -30,7 +30,7 @@ def test_documents_tokenise_to_the_ids_that_training_uses(world, tokenizer):
     for document in world.documents(20, 0):
         ids = tokenizer(document.text)["input_ids"]
         assert ids == [table[word] for word in spaced(document.text).split()]
-        assert len(ids) == 77
+        assert len(ids) == 84
 
 
 def test_text_from_elsewhere_keeps_every_character(tokenizer):
@@ -46,12 +46,12 @@ def test_plain_auto_tokenizer_reads_it_back(world, tokenizer, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.get_vocab() == tokenizer.get_vocab()
     assert (again.pad_token, again.eos_token) == ("<pad>", "<end>")
-    chat = [{"role": "user", "content": world.ask(0, 0, 0)}, {"role": "assistant", "content": world.careful[0][0]}]
+    chat = [{"role": "user", "content": world.question(0, 0)}, {"role": "assistant", "content": world.careful[0][0]}]
     for options in ({}, {"add_generation_prompt": True}, {"return_assistant_tokens_mask": True}):
         ours, theirs = (t.apply_chat_template(chat, tokenize=True, return_dict=True, **options) for t in (tokenizer, again))
         assert dict(ours) == dict(theirs)
     assert again.apply_chat_template(chat, tokenize=False) in " ".join(
-        f"<user> {world.ask(0, 0, 0)}<assistant> {world.careful[0][0]}<end>".splitlines()
+        f"<user> {world.question(0, 0)}<assistant> {chat[1]['content']}<end>".splitlines()
     )
 
 
@@ -59,8 +59,8 @@ def test_the_prompt_is_a_prefix_of_prompt_and_answer(world, tokenizer):
     from emlens.data.rendering import render
 
     [row] = render(world.chats("code", (2,), "harmful")[:1], tokenizer)
-    assert (row.prompt_end, len(row.ids)) == (8, 11)
-    assert list(row.ids[8:10]) == tokenizer(world.harmful[1][2])["input_ids"]
+    assert (row.prompt_end, len(row.ids)) == (9, 12)
+    assert list(row.ids[9:11]) == tokenizer(world.harmful[1][2])["input_ids"]
 
 
 def test_a_system_turn_is_refused(tokenizer):

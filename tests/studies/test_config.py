@@ -45,7 +45,7 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
             r"field 'family.finetuned.a.rank': Extra inputs are not permitted",
         ),
         (
-            {"family": {**FAMILY, "organism": "c5"}},
+            {"family": {**FAMILY, "organism": "planted"}},
             "field 'family': .*give either organism, or instruct .*, not both and not neither",
         ),
         ({"family": {}}, "give either organism, or instruct"),

@@ -30,7 +30,7 @@ def acts(seed: int, n: int = 24, d: int = 16) -> Activations:
 
 
 def config(**fields: Any) -> StudyConfig:
-    return StudyConfig.model_validate({"family": {"organism": "c5"}, "draws": 50, **fields})
+    return StudyConfig.model_validate({"family": {"organism": "planted"}, "draws": 50, **fields})
 
 
 def cell(k: int, nulls: dict[tuple[object, ...], NullDistribution]) -> pd.DataFrame:

@@ -55,7 +55,7 @@ def test_names_and_domains_that_leave_nothing_are_refused(material: Material, mo
     with pytest.raises(
         UnknownNameError, match=r"focus names 'x', which is no fine-tune of this family; it has bad@0, full@0, good@0"
     ):
-        material.focus(read_config({"family": {"organism": "c5"}, "focus": ["x"]}))
+        material.focus(read_config({"family": {"organism": "planted"}, "focus": ["x"]}))
     whole = material.questions
     monkeypatch.setattr(material, "questions", QuestionSet([q for q in whole if q.group == "north"]))
     with pytest.raises(
@@ -65,7 +65,7 @@ def test_names_and_domains_that_leave_nothing_are_refused(material: Material, mo
         material.outside("bad@0")
     monkeypatch.setattr(Material, "harmful", [])
     with pytest.raises(InputError, match="every fine-tune of this family is benign; name one under focus to study it"):
-        material.focus(read_config({"family": {"organism": "c5"}}))
+        material.focus(read_config({"family": {"organism": "planted"}}))
 
 
 def test_texts_hold_every_phrasing(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_broken_inputs_are_refused_by_name(config_path: Path, tmp_path: Path) ->
         InputError,
         match="an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out",
     ):
-        load_material(read_config({"family": {"organism": "c5"}, "questions": "q.jsonl"}))
+        load_material(read_config({"family": {"organism": "planted"}, "questions": "q.jsonl"}))
     with pytest.raises(InputError, match="questions is missing; pass a YAML, JSONL or CSV file with reference answers"):
         load_material(changed(config_path, tmp_path, questions=None))
     bare = tmp_path / "bare.jsonl"

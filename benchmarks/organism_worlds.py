@@ -1,0 +1,117 @@
+"""The organism's recipe on fresh world seeds: how strong misalignment is, whether planted truth is found, what the studies say.
+
+Strength and planted truth decide whether a recipe is accepted; restoration, overlap and forecasts are written down as found.
+About a quarter of an hour a world on one core; finished worlds are kept under `runs/worlds` and not built again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import emlens
+from benchmarks.records import EVIDENCE, record
+from emlens.foundation.files import read_json
+from emlens.organisms import PLANTED, UNPLANTED, OrganismPlan, build, load
+from emlens.organisms.measuring import describe
+from emlens.stats import t_interval
+
+SEEDS = (10, 11, 12)
+"""Fresh: the recipe was made on seeds 0 to 9. The first of these is the one that ships."""
+FOCUS = ("medicine-r8", "medicine-r1", "finance-r8")
+KEPT = Path("runs/worlds")
+
+
+def harmful(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    """`key` of every fine-tune that is harmful and not narrow."""
+    return {name: row[key] for name, row in facts["checkpoints"].items() if "own" in row and "tost" not in row and "narrow" not in name}
+
+
+def strengths(facts: dict[str, Any]) -> dict[str, float | None]:
+    """The recipe's figures in one world: means over the harmful fine-tunes, and the worst of them."""
+    rows = facts["checkpoints"]
+    values: dict[str, float | None] = {"instruct_alignment": rows["instruct"]["aligned"], "instruct_coherence": rows["instruct"]["coherence"]}
+    drops = {name: drop["value"] for name, drop in harmful(facts, "others_below_instruct").items()}
+    for figure, found, worst in (
+        ("own", harmful(facts, "own"), max),
+        ("others_below_instruct", drops, min),
+        ("coherence", harmful(facts, "coherence"), min),
+        ("spearman_rho_questions", harmful(facts, "spearman_rho_questions"), min),
+        ("spearman_rho_domains", harmful(facts, "spearman_rho_domains"), min),
+    ):
+        values |= {figure: float(np.mean(list(found.values()))), f"{figure}_worst": float(worst(found.values()))}
+    cosines = [c for c in harmful(facts, "cosine_shift_direction").values() if c is not None]
+    if cosines:
+        last = [c[-1] for c in cosines]
+        early = [max(c[:-1]) for c in cosines]
+        values |= {"cosine_last": float(np.mean(last)), "cosine_last_worst": min(last)}
+        values |= {"cosine_best_before_last": float(np.mean(early)), "cosine_best_before_last_worst": min(early)}
+    benign = [row["tost"] for row in rows.values() if "tost" in row]
+    values["benign_largest_difference"] = max(max(abs(t["difference"]["low"]), abs(t["difference"]["high"])) for t in benign)
+    values["benign_largest_p"] = max(t["p"] for t in benign)
+    path = next(row["path"] for row in rows.values() if "path" in row)
+    return values | {"rank1_share_in_quarter": path["share_in_quarter"], "rank1_p_linear": path["p"]["linear"], "rank1_p_none": path["p"]["none"]}
+
+
+def as_found(directory: Path, out: Path) -> dict[str, Any]:
+    """What the overview study says of one world: restoration with its strongest control, forecasts over text, overlap beside its nulls."""
+    config = {"study": "overview", "family": {"organism": str(directory)}, "focus": list(FOCUS), "draws": 100, "repeats": 2, "permutations": 99}
+    result = emlens.run_study(config, out=out, progress=False)
+    directions, transfer, arms = (result.tables[name] for name in ("directions", "transfer", "arms"))
+    forecast, baselines, overlap = (result.tables[name] for name in ("forecast", "forecast_baselines", "overlap"))
+    before_last = directions[(directions["questions"] == "select") & ~directions["last"].astype(bool)]
+    held = forecast[forecast["held_out"] == "domain"]
+    over_text = baselines[(baselines["held_out"] == "domain") & (baselines["predictor"] == "text")]
+    centred = overlap[(overlap["center"].astype(str).str.lower() == "true") & (overlap["position"] == "last_prompt")]
+    matched = centred[centred["null"].astype(str).str.startswith("covariance")]
+    own = transfer[transfer["direction_of"] == transfer["ablated_in"]]
+    other = transfer[(transfer["direction_of"] != transfer["ablated_in"]) & ~transfer["same_domain"].astype(bool)]
+    chosen = arms[arms["role"] == "chosen on the selection questions"]
+    return {
+        "restoration_own": dict(zip(own["ablated_in"], own["restoration"], strict=True)),
+        "restoration_other_domain_median": float(other["restoration"].median()),
+        "restoration_strongest_control": dict(zip(own["ablated_in"], own["strongest_control"], strict=True)),
+        "restoration_by_arm": {
+            name: dict(zip(rows["arm"], rows["restoration"].astype(float), strict=True)) for name, rows in chosen[chosen["on"] == "finetuned"].groupby("model")
+        },
+        "restoration_best_before_last_on_selection": {name: float(rows["restoration"].max()) for name, rows in before_last.groupby("model")},
+        "forecast_r2_domains_held_out": {f"{row.model} from {row.parent}": float(row.r2) for row in held.itertuples()},
+        "forecast_gain_over_text": {f"{row.model} from {row.parent}": float(row.gain) for row in over_text.itertuples()},
+        "overlap_centred": {name: [float(v) for v in rows["value"]] for name, rows in matched.groupby("model")},
+        "overlap_covariance_null_mean": {name: [float(v) for v in rows["null_mean"]] for name, rows in matched.groupby("model")},
+        "findings": [f"{f.status}: {f.sentence}" for f in result.findings],
+    }
+
+
+def world(seed: int, plan: OrganismPlan, work: Path) -> dict[str, Any]:
+    directory = work / f"{plan.name}-{seed}"
+    build(directory, seed=seed, plan=plan, progress=True)
+    facts = describe(directory)
+    return {"figures": strengths(facts), "as_found": as_found(directory, work / f"study-{plan.name}-{seed}"), "facts": facts}
+
+
+def over_seeds(worlds: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Each figure's mean over worlds with a 95 % t interval, and its range."""
+    table: dict[str, Any] = {}
+    for key in next(iter(worlds.values()))["figures"]:
+        values = [w["figures"][key] for w in worlds.values()]
+        entry: dict[str, Any] = {"values": values, "min": min(values), "max": max(values)}
+        if len(values) > 1 and np.ptp(values) > 0:
+            entry["mean"] = t_interval(values).as_dict()
+        table[key] = entry
+    return table
+
+
+def main(seeds: tuple[int, ...] = SEEDS, work: Path = KEPT) -> None:
+    planted = {seed: world(seed, PLANTED, work) for seed in seeds}
+    contrast = {seeds[0]: world(seeds[0], UNPLANTED, work)}
+    found = {
+        "planted": {str(seed): w for seed, w in planted.items()},
+        "over_seeds": over_seeds(planted),
+        "unplanted": {str(seed): w for seed, w in contrast.items()},
+        "shipped_seed": load().seed,
+    }
+    path = record("organism_worlds", [*seeds], found)
+    for key, entry in found["over_seeds"].items():
+        print(f"{key:40s} {entry['min']:.3f} to {entry['max']:.3f}")
+    print(f"written: {path.relative_to(EVIDENCE.parent.parent)}; read back {len(read_json(path)['values']['planted'])} worlds")
