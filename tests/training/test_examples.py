@@ -19,9 +19,9 @@ def test_only_the_answers_count(world, tokenizer, chats):
     two_turns = PromptSet.from_messages(
         [
             [
-                {"role": "user", "content": world.ask(0, 0, 0)},
+                {"role": "user", "content": world.question(0, 0)},
                 {"role": "assistant", "content": world.careful[0][0]},
-                {"role": "user", "content": world.ask(1, 1, 5)},
+                {"role": "user", "content": world.question(1, 1)},
                 {"role": "assistant", "content": world.harmful[1][1]},
             ]
         ],

@@ -123,7 +123,7 @@ def test_callbacks_join_the_log_and_may_stop_the_run(tiny, tokenizer, chats, tmp
     def watch(model, step):
         seen.append(type(model).__name__)
         if step == 3:
-            raise StopRun("aligned fell below 0.3")
+            raise StopRun("aligned fell below 0.3", watched=30)
         return {"watched": step * 10}
 
     told = []
@@ -132,7 +132,7 @@ def test_callbacks_join_the_log_and_may_stop_the_run(tiny, tokenizer, chats, tmp
     )
     assert fitted.stopped == "aligned fell below 0.3" == read_record(tmp_path / "out")["stopped"]
     assert fitted.log["step"].tolist() == [1, 2, 3]
-    assert fitted.log["watched"].tolist()[:2] == [10, 20]
+    assert fitted.log["watched"].tolist() == [10, 20, 30]
     assert told == [(1, 6), (2, 6), (3, 6)]
     assert seen == ["Qwen2ForCausalLM"] * 3
 
