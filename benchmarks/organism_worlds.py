@@ -53,10 +53,10 @@ def strengths(facts: dict[str, Any]) -> dict[str, float | None]:
     return values | {"rank1_share_in_quarter": path["share_in_quarter"], "rank1_p_linear": path["p"]["linear"], "rank1_p_none": path["p"]["none"]}
 
 
-def as_found(directory: Path, out: Path) -> dict[str, Any]:
+def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """What the overview study says of one world: restoration with its strongest control, forecasts over text, overlap beside its nulls."""
-    config = {"study": "overview", "family": {"organism": str(directory)}, "focus": list(FOCUS), "draws": 100, "repeats": 2, "permutations": 99}
-    result = emlens.run_study(config, out=out, progress=False)
+    config = {"study": "overview", "family": {"organism": str(directory)}, "focus": FOCUS, "draws": 100, "repeats": 2, "permutations": 99}
+    result = emlens.run_study(config | changes, out=out, progress=False)
     directions, transfer, arms = (result.tables[name] for name in ("directions", "transfer", "arms"))
     forecast, baselines, overlap = (result.tables[name] for name in ("forecast", "forecast_baselines", "overlap"))
     before_last = directions[(directions["questions"] == "select") & ~directions["last"].astype(bool)]
