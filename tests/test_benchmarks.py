@@ -94,3 +94,13 @@ def test_what_the_studies_say_of_a_world_is_gathered(tmp_path: Path) -> None:
     assert len(found["forecast_r2_domains_held_out"]) == len(found["forecast_gain_over_text"]) == 4
     assert all(len(values) == 4 for values in found["overlap_covariance_null_mean"].values())
     assert found["findings"]
+
+
+def test_the_organisms_page_shows_what_was_measured_on_fresh_worlds() -> None:
+    found = read_json(EVIDENCE / "organism_worlds.json")["values"]
+    assert len(found["planted"]) >= 3
+    table = organism_worlds.goals_table(found)
+    assert table in (EVIDENCE.parent / "organism.md").read_text("utf-8")
+    row = next(line for line in table.splitlines() if "own domain, mean" in line)
+    values = [world["figures"]["own"] for world in found["planted"].values()]
+    assert f"{min(values):.3f} to {max(values):.3f}" in row and f"{sum(v <= 0.3 for v in values)} of {len(values)}" in row
