@@ -75,7 +75,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
         entry |= {"own": float(aligned[own].mean()), "own_trained": float(aligned[own & trained].mean())}
         entry["own_held_out"] = float(aligned[own & ~trained].mean())
         entry["others_below_instruct"] = over_domains((instruct - aligned)[~own], groups[~own]).as_dict()
-        by_domain = pd.DataFrame({"turned": 1 - aligned, "rho": rho, "domain": groups})[~own]
+        by_domain = pd.DataFrame({"turned": 1 - aligned, "rho": rho, "domain": groups}).loc[aligned.index[~own]]
         means = by_domain.groupby("domain").mean()
         entry["spearman_rho_questions"] = float(by_domain["turned"].corr(by_domain["rho"], method="spearman"))
         entry["spearman_rho_domains"] = float(means["turned"].corr(means["rho"], method="spearman"))
