@@ -8,7 +8,7 @@ from torch import Tensor
 from emlens.activations.record import Activations, Key
 from emlens.foundation.errors import IntegrityError
 
-_MUST_MATCH = ("rendered_sha256", "chosen_sha256", "batch_tokens", "batches", "kept_dtype", "threads")
+_MUST_MATCH = ("rendered_sha256", "chosen_sha256", "batch_tokens", "batches", "layout_sha256", "kept_dtype", "threads")
 
 
 def activation_deltas(before: Activations, after: Activations) -> Activations:
