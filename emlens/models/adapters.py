@@ -8,7 +8,7 @@ the file, that changes no activation, or whose removal does not give the base ba
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,20 @@ class AdapterBank:
         self._lock = threading.RLock()
         self._active: str | None = None
         self._layers: list[tuple[Any, list[nn.Parameter]]] | None = None
+        self._derived: tuple[Any, nn.Module | None] | None = None
+
+    def derived(self, build: Callable[[nn.Module], Any], tree: Callable[[Any], nn.Module] | None = None) -> Any:
+        """What a backend builds from the module; built anew once an adapter was added or taken off.
+
+        Args:
+            tree: gives modules of its own that the built thing holds on the same weights; adapters are switched there too.
+        """
+        if self._derived is None:
+            made = build(self.module)
+            self._derived = (made, tree(made) if tree else None)
+            self._layers = None
+            self._switch(self._active)
+        return self._derived[0]
 
     def attach(self, path: str | Path, name: str, *, weights_hash: str | None = None) -> None:
         """Load an adapter directory onto the shared weights under `name`.
@@ -85,14 +99,14 @@ class AdapterBank:
                 if id(parameter) not in kept:
                     parameter.requires_grad_(False)
             self.names[name] = internal
-            self._layers = None
+            self._layers = self._derived = None
             self._switch(self._active)
 
     def _withdraw(self, internal: str) -> None:
         """Take a half-loaded adapter off again, and the wrappers that hold no other."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        self._layers = None
+        self._layers = self._derived = None
         for path, layer in list(self.module.named_modules()):
             if not isinstance(layer, BaseTunerLayer):
                 continue
@@ -146,7 +160,9 @@ class AdapterBank:
         if self._layers is None:
             from peft.tuners.tuners_utils import BaseTunerLayer
 
-            layers = [module for module in self._peft.modules() if isinstance(module, BaseTunerLayer)]
+            tree = self._derived[1] if self._derived else None
+            modules = [*self._peft.modules(), *(tree.modules() if tree is not None else ())]
+            layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
             self._layers = [(layer, list(layer.parameters())) for layer in layers]
         for layer, parameters in self._layers:
             flags = [parameter.requires_grad for parameter in parameters]

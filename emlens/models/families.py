@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -21,6 +21,9 @@ from emlens.foundation.sites import Site
 from emlens.models.adapters import adapter_facts, is_adapter
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model, with_template
+
+if TYPE_CHECKING:
+    from emlens.models.checkpoint import CheckpointModel
 
 _PARENTS = ("base", "instruct")
 
@@ -148,7 +151,7 @@ def load_family(
     for name, spec in specs.items():
         parent = parents[spec.parent]
         if is_adapter(spec.path):
-            models[name] = _attach(parent, name, spec)
+            models[name] = attach(parent, name, spec)
         else:
             models[name] = load_model(spec.path, name=name, **{**shared, "chat_template": parent.chat_template})
             _check_same_stream(parent, models[name])
@@ -158,30 +161,24 @@ def load_family(
     return Family(parents["instruct"], parents.get("base"), models, specs)
 
 
-def _attach(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
-    from emlens.models.transformers_backend import TransformersModel
+def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
+    """Put an adapter on its parent's weights; returns the fine-tune, and the parent stays as it was.
 
-    if not isinstance(parent, TransformersModel):
+    Raises:
+        LoadError: the adapter does not fit, changes nothing, or switching it off does not give the parent back.
+    """
+    from emlens.models.checkpoint import CheckpointModel
+
+    if not isinstance(parent, CheckpointModel):
         raise InputError(f"backend {parent.backend!r} cannot hold adapters; load the family with backend='transformers'")
     before = _probe(parent)
     parent.bank.attach(spec.path, name, weights_hash=parent.provenance["weights_sha256"])
-    model = TransformersModel(
-        parent.module,
-        bank=parent.bank,
-        adapter=name,
-        name=name,
-        tokenizer=parent.tokenizer,
-        n_layers=parent.n_layers,
-        d_model=parent.d_model,
-        device=parent.device,
-        max_length=parent.max_length,
-        chat_template=parent.chat_template,
-        provenance={
-            **parent.provenance,
-            "adapter": {**adapter_facts(spec.path), "sha256": hash_directory(spec.path)},
-            "merged": False,
-        },
-    )
+    facts = {
+        **parent.provenance,
+        "adapter": {**adapter_facts(spec.path), "sha256": hash_directory(spec.path)},
+        "merged": False,
+    }
+    model = parent.wearing(name, name=name, provenance=facts)
     if not torch.equal(_probe(parent), before):
         raise LoadError(f"{spec.path}: switching the adapter off does not give the parent model back")
     if torch.equal(_probe(model), before):

@@ -41,7 +41,7 @@ def test_dtypes(files, dtype):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"backend": "jax"}, "backend 'jax' is unknown; pass one of transformers"),
+        ({"backend": "jax"}, "backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight"),
         ({"dtype": "int3"}, "dtype 'int3' is unknown; pass 'auto' or one of float32"),
         ({"device": "abacus"}, "device 'abacus' is not a torch device"),
     ],
