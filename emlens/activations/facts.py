@@ -57,6 +57,7 @@ def process_facts(model: HookedModel) -> dict[str, Any]:
     """What depends on the model and on the process that runs it."""
     return {
         "model": model.provenance,
+        "n_layers": model.n_layers,
         "interventions": [intervention.describe() for intervention in model.interventions],
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         "threads": torch.get_num_threads(),

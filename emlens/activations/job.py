@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from emlens.activations.facts import capture_facts, check_process, with_layout
+from emlens.activations.facts import capture_facts, check_process
 from emlens.activations.layout import BatchLayout
 from emlens.activations.planfile import begin_store, open_plan, plan_record
 from emlens.activations.reading import Reading, read_shard
-from emlens.activations.record import Activations, Key, place_rows
-from emlens.activations.shards import read_record, shard_path, shard_stands, whole_record, write_record, write_shard
-from emlens.activations.store import ActivationStore, write_manifest
+from emlens.activations.record import Activations
+from emlens.activations.shards import shard_path
+from emlens.activations.sides import MemorySide, StoreSide
 from emlens.foundation.errors import InputError, IntegrityError, StateError, UnknownNameError
 from emlens.models.hooked import HookedModel
 
@@ -43,102 +40,6 @@ class CaptureUnit:
         return f"{self.model}/shard-{self.shard:05d}"
 
 
-class _StoreSide:
-    """One model's side of a capture, on disk."""
-
-    def __init__(self, directory: Path, plan: Mapping[str, Any], digest: str):
-        self.directory = directory
-        self.plan = plan
-        self.digest = digest
-        self._standing: dict[int, dict[int, int]] = {}
-
-    def parts(self) -> dict[int, int]:
-        """Cuts that any process wrote for this plan; a damaged record counts as none."""
-        found: dict[int, int] = {}
-        for path in sorted(self.directory.glob("replan-*.json")):
-            record = whole_record(path)
-            if record is not None and record.get("plan_sha256") == self.digest:
-                found |= {int(batch): count for batch, count in record["parts"].items()}
-        return found
-
-    def cut(self, shard: int, parts: Mapping[int, int]) -> None:
-        record = {"plan_sha256": self.digest, "shard": shard, "parts": {str(b): n for b, n in parts.items()}}
-        write_record(self.directory / f"replan-{shard:05d}.json", record)
-
-    def _facts(self, layout: BatchLayout, shard: int) -> dict[str, Any]:
-        ids = self.plan["ids"]
-        parts = {str(batch): count for batch, count in layout.parts_of(shard).items()}
-        return {"plan_sha256": self.digest, "ids": [ids[i] for i in layout.rows_of(shard)], "parts": parts}
-
-    def stands(self, layout: BatchLayout, shard: int, thorough: bool) -> bool:
-        parts = layout.parts_of(shard)
-        known = self._standing.get(shard) == parts
-        stands = shard_stands(self.directory, shard, self._facts(layout, shard), thorough=thorough and not known)
-        if stands and thorough:
-            self._standing[shard] = parts
-        return stands
-
-    def keep(self, layout: BatchLayout, shard: int, values: Mapping[Key, Tensor]) -> None:
-        write_shard(self.directory, shard, values, self._facts(layout, shard))
-        self._standing[shard] = layout.parts_of(shard)
-
-    def finish(self, reading: Reading, layout: BatchLayout) -> ActivationStore:
-        sidecars = [read_record(shard_path(self.directory, n).with_suffix(".json")) for n in range(len(layout.shards))]
-        body = {
-            "plan_sha256": self.digest,
-            "ids": self.plan["ids"],
-            "groups": self.plan["groups"],
-            "order": self.plan["order"],
-            "shard_rows": [len(layout.rows_of(n)) for n in range(len(layout.shards))],
-            "sites": self.plan["sites"],
-            "positions": [position.name for position in reading.positions],
-            "provenance": with_layout(self.plan["provenance"], layout),
-        }
-        write_manifest(self.directory, body, sidecars, self.plan["rows"])
-        return ActivationStore.open(self.directory)
-
-
-class _MemorySide:
-    """One model's side of a capture, in memory; each result is allocated once, and rows are put where they belong."""
-
-    def __init__(self, reading: Reading, provenance: Mapping[str, Any]):
-        self._reading = reading
-        self._provenance = provenance
-        self._offsets = reading.rows.offsets if any(not p.pooled for p in reading.positions) else None
-        self._values: dict[Key, Tensor] = {}
-        self._kept: dict[int, dict[int, int]] = {}
-
-    def parts(self) -> dict[int, int]:
-        return {}
-
-    def cut(self, shard: int, parts: Mapping[int, int]) -> None:
-        pass
-
-    def stands(self, layout: BatchLayout, shard: int, thorough: bool) -> bool:
-        return self._kept.get(shard) == layout.parts_of(shard)
-
-    def keep(self, layout: BatchLayout, shard: int, values: Mapping[Key, Tensor]) -> None:
-        index = torch.tensor(layout.rows_of(shard))
-        everything = range(len(self._reading.rows))
-        for key, part in values.items():
-            if key not in self._values:
-                self._values[key] = part.new_empty(self._reading.count(key[1], everything), part.shape[1])
-            place_rows(self._values[key], part, index, self._offsets if key[1] == "all" else None)
-        self._kept[shard] = layout.parts_of(shard)
-
-    def finish(self, reading: Reading, layout: BatchLayout) -> Activations:
-        return Activations(
-            self._values,
-            ids=reading.rows.ids,
-            groups=reading.rows.groups,
-            sites=[str(site) for site in reading.sites],
-            positions=[position.name for position in reading.positions],
-            provenance=with_layout(self._provenance, layout),
-            offsets=self._offsets,
-            token_ids=None if self._offsets is None else reading.rows.tokens.long(),
-        )
-
-
 class CaptureJob:
     """One reading for one or several models, each side into a store of its own.
 
@@ -146,7 +47,7 @@ class CaptureJob:
     `run(unit, model)` for every unit, in any process and order, and `finish` once.
     """
 
-    def __init__(self, reading: Reading, sides: Mapping[str, _StoreSide | _MemorySide]):
+    def __init__(self, reading: Reading, sides: Mapping[str, StoreSide | MemorySide]):
         self.reading = reading
         self._sides = dict(sides)
         self._cuts: dict[int, int] = {}
@@ -172,15 +73,15 @@ class CaptureJob:
             raise InputError(f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}")
         if len({Path(path).resolve() for path in stores.values()}) != len(stores):
             raise InputError("stores gives one directory to several models; pass one for each")
-        sides: dict[str, _StoreSide | _MemorySide] = {}
+        sides: dict[str, StoreSide | MemorySide] = {}
         for name, model in models.items():
             facts = capture_facts(model, reading, prompts_sha256)
             if name not in stores:
-                sides[name] = _MemorySide(reading, facts)
+                sides[name] = MemorySide(reading, facts)
                 continue
             plan, rows = plan_record(reading, facts)
             directory = Path(stores[name])
-            sides[name] = _StoreSide(directory, plan, begin_store(directory, plan, rows))
+            sides[name] = StoreSide(directory, plan, begin_store(directory, plan, rows))
             with suppress(StateError), _lock(directory, alone=True):  # nobody works here: left by a process that was killed
                 for path in directory.glob(".*.part"):
                     path.unlink(missing_ok=True)
@@ -202,7 +103,7 @@ class CaptureJob:
             for key in sorted(set(plan) - {"provenance"}):
                 if plan[key] != found[first][2][key]:
                     raise IntegrityError(f"{path}: was planned with other {key} than {found[first][0]}; pass the sides of one capture")
-        return cls(found[first][1], {name: _StoreSide(path, plan, digest) for name, (path, _, plan, digest) in found.items()})
+        return cls(found[first][1], {name: StoreSide(path, plan, digest) for name, (path, _, plan, digest) in found.items()})
 
     @property
     def units(self) -> list[CaptureUnit]:
@@ -241,7 +142,7 @@ class CaptureJob:
         if side is None or not 0 <= unit.shard < len(self.reading.layout.shards):
             raise UnknownNameError(f"unit {unit.id!r} is not part of this capture, which has {len(self.units)} from {self.units[0].id!r} on")
         with ExitStack() as stack:
-            if isinstance(side, _StoreSide):
+            if isinstance(side, StoreSide):
                 check_process(side.plan["provenance"], model, str(side.directory))
                 if not self._alone:
                     stack.enter_context(_lock(side.directory, alone=False))
@@ -256,7 +157,7 @@ class CaptureJob:
                 side.keep(ran, unit.shard, values)
                 layout = self.layout
         record: dict[str, Any] = {"unit": unit.id, "rows": len(layout.rows_of(unit.shard)), "batches": self.passes(unit), "reused": reused}
-        if isinstance(side, _StoreSide):
+        if isinstance(side, StoreSide):
             path = shard_path(side.directory, unit.shard)
             record |= {"path": path.name, "bytes": path.stat().st_size}
         return record
@@ -295,7 +196,7 @@ class CaptureJob:
         """
         with ExitStack() as stack:
             for side in self._sides.values():
-                if isinstance(side, _StoreSide):
+                if isinstance(side, StoreSide):
                     stack.enter_context(_lock(side.directory, alone=True))
             self._alone = True
             try:

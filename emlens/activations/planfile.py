@@ -32,7 +32,7 @@ from emlens.foundation.positions import AllTokens, Chosen, Index, Position, Span
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
 
-_OURS = re.compile(r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part")
+_OURS = re.compile(r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part|units")
 
 
 class _Listed(Chosen):

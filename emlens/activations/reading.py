@@ -7,7 +7,7 @@ the caller can cut the batch.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from emlens.foundation.sites import Site, resolve_sites
 from emlens.models.batches import pad
 from emlens.models.hooked import HookedModel
 
+Result = TypeVar("Result")
 LARGE_BYTES = 2**33
 """A capture that keeps more than this (8 GiB) runs only where the caller said so."""
 
@@ -103,8 +104,10 @@ def dtype_of(model: HookedModel) -> torch.dtype:
     return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float32
 
 
-def read_rows(model: HookedModel, reading: Reading, index: Sequence[int]) -> dict[Key, Tensor]:
-    """Run these rows as one batch; kept values by site and position, on the CPU, rows in the order of `index`.
+def read_rows(model: HookedModel, reading: Reading, index: Sequence[int], *, on_device: bool = False) -> dict[Key, Tensor]:
+    """Run these rows as one batch; kept values by site and position, rows in the order of `index`.
+
+    They are moved to the CPU when the pass has ended, or left where they are with `on_device`.
 
     Raises:
         OutOfMemory: they do not fit.
@@ -118,7 +121,7 @@ def read_rows(model: HookedModel, reading: Reading, index: Sequence[int]) -> dic
         batch = pad([reading.rows.rendered(i) for i in index], index, model.pad_id, "right", model.device)
         reduce = Reduction(batch, reading.rows, reading.positions, reading.dtype)
         model.run(batch, {site: reader(site, reduce) for site in reading.sites})
-        return {key: value.cpu() for key, value in kept.items()}
+        return kept if on_device else {key: value.cpu() for key, value in kept.items()}
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(str(error)) from None
     except RuntimeError as error:
@@ -139,7 +142,7 @@ def read_shard(
     total = layout.rows_of(shard)
     filled = 0
     for batch in layout.batches_of(shard):
-        parts, layout = _read_batch(model, reading, layout, batch)
+        parts, layout = cutting(reading, layout, batch, lambda rows: read_rows(model, reading, rows))
         for rows, part in parts:
             for key, value in part.items():
                 if key not in values:
@@ -151,13 +154,18 @@ def read_shard(
     return values, layout
 
 
-def _read_batch(
-    model: HookedModel, reading: Reading, layout: BatchLayout, batch: int
-) -> tuple[list[tuple[tuple[int, ...], dict[Key, Tensor]]], BatchLayout]:
+def cutting(
+    reading: Reading, layout: BatchLayout, batch: int, read: Callable[[Sequence[int]], Result]
+) -> tuple[list[tuple[tuple[int, ...], Result]], BatchLayout]:
+    """`read` for each piece of a batch; a batch that does not fit is cut and read anew. Also the layout it took.
+
+    Raises:
+        InputError: one row alone does not fit into memory.
+    """
     while True:
         said = ""
         try:
-            return [(rows, read_rows(model, reading, rows)) for rows in layout.pieces(batch)], layout
+            return [(rows, read(rows)) for rows in layout.pieces(batch)], layout
         except OutOfMemory as error:
             said = str(error)
         if torch.cuda.is_available():  # here the failed pass is gone, and what it held can be given back
