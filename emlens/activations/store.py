@@ -88,6 +88,8 @@ class ActivationStore(Activations):
     """A store on disk, with the reading interface of `Activations`."""
 
     directory: Path
+    shards: int
+    nbytes: int
     _values: _MappedValues
 
     @classmethod
@@ -117,6 +119,8 @@ class ActivationStore(Activations):
             token_ids=token_ids,
         )
         store.directory = path
+        store.shards = len(manifest["shards"])
+        store.nbytes = sum(shard["bytes"] for shard in manifest["shards"])
         return store
 
     def chunks(self, site: str | Site, position: str | None = None) -> Iterator[tuple[list[str], Float[Tensor, "row d_model"]]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli import organism, replicate, score, study
+from emlens.cli import organism, replicate, score, store, study
 
 app = typer.Typer(
     name="emlens",
@@ -23,6 +23,7 @@ app.command("demo")(study.demo)
 app.command("study")(study.study)
 app.command("replicate")(replicate.replicate)
 app.command("score")(score.score)
+app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
 
 
