@@ -1,6 +1,7 @@
 """Tiny real checkpoints on disk, built from configs: the architectures, a tokenizer with a chat template, adapters."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,18 @@ def close(a: torch.Tensor, b: torch.Tensor, relative: float = RELATIVE) -> bool:
     """Largest difference within `relative` of the largest value."""
     a, b = a.detach(), b.detach()
     return a.shape == b.shape and float((a - b).abs().max()) <= relative * float(b.abs().max())
+
+
+def greedy(plain: Any, words: Any, ids: Sequence[int], n: int) -> str:
+    """Greedy decoding by a loop over whole passes, without a cache."""
+    new: list[int] = []
+    for _ in range(n):
+        with torch.no_grad():
+            token = int(plain(torch.tensor([[*ids, *new]]), use_cache=False).logits[0, -1].argmax())
+        if token in (words.eos_token_id, words.pad_token_id):
+            break
+        new.append(token)
+    return words.decode(new, skip_special_tokens=True).strip()
 
 
 def need_backend(backend: str) -> str:
