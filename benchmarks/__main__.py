@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("capture_speed", "layers_positions", "demo", "resume", "organism")
+NAMES = ("capture_speed", "layers_positions", "demo", "resume", "organism", "executors")
 
 
 def main() -> None:

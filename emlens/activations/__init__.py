@@ -4,6 +4,7 @@ from emlens.activations.capturing import as_prompts, capture, capture_many, capt
 from emlens.activations.deltas import activation_deltas
 from emlens.activations.estimating import CaptureEstimate, estimate_capture
 from emlens.activations.exchange import export_activations, import_activations
+from emlens.activations.executing import capture_many_over, capture_over
 from emlens.activations.job import CaptureJob, CaptureUnit
 from emlens.activations.record import Activations, TokenValues
 from emlens.activations.sketching import MomentSketch
@@ -23,6 +24,8 @@ __all__ = [
     "as_prompts",
     "capture",
     "capture_many",
+    "capture_many_over",
+    "capture_over",
     "capture_pair",
     "estimate_capture",
     "export_activations",

@@ -8,9 +8,10 @@ the owner dead:
   namespace; a reused process id is told by its start time);
 * otherwise when the heartbeat did not move for `lease` seconds *as the finder measures*: clocks are never compared.
 
-The next attempt is n + 1, so that of two finders only one takes over. A process that hangs without dying is taken over
-too, once its heartbeat stops; if it wakes, its answer counts only if none stands. Attempts that ended are kept: they
-bound the retries and tell the reason. A claim goes when its unit is answered, or at Ctrl-C.
+The next attempt is n + 1, so that of two finders only one takes over. A machine that was suspended is taken over too;
+if it wakes, its answer counts only where none stands. A process that hangs while its heart beats keeps its claim.
+Attempts that ended are kept: they bound the retries and tell the reason. A claim goes when its unit is answered, or at
+Ctrl-C.
 
 Needs: a file system that all workers see, with atomic exclusive create (any local one, NFS from version 3 on, Lustre,
 GPFS). Costs a few small files per unit that did not go through at once, and one thread per running unit.

@@ -97,5 +97,6 @@ def dies():
 def test_workers_that_cannot_open(cluster, tmp_path):
     with pytest.raises(LoadError, match="planted: no such weights"):
         RayExecutor(1).run(refuses, tmp_path / "work")
-    with pytest.raises(StateError, match="2 Ray actors died before their worker was loaded; see that their machines have the memory and can import what opens it. The last: "):
+    told = "2 Ray actors died before their worker was loaded; see that their machines have the memory and can import what opens it. The last: "
+    with pytest.raises(StateError, match=told):
         RayExecutor(1, attempts=2).run(dies, tmp_path / "work")
