@@ -8,8 +8,9 @@ whole count as missing again, so that all sides end on identical batches.
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from emlens.models.hooked import HookedModel
 
 Advance = Callable[[], Any]
 logger = logging.getLogger("emlens")
+_PATIENCE = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ class CaptureJob:
                 continue
             plan, rows = plan_record(reading, facts)
             directory = Path(stores[name])
-            sides[name] = StoreSide(directory, plan, begin_store(directory, plan, rows))
-            with suppress(StateError), _lock(directory, alone=True):  # nobody works here: left by a process that was killed
-                for path in directory.glob(".*.part"):
-                    path.unlink(missing_ok=True)
+            if not directory.exists():
+                directory.mkdir(parents=True, exist_ok=True)
+            with _lock(directory, alone=False) if directory.is_dir() else nullcontext():  # a file is refused inside
+                sides[name] = StoreSide(directory, plan, begin_store(directory, plan, rows))
+            _sweep(directory)
         return cls(reading, sides)
 
     @classmethod
@@ -185,6 +188,9 @@ class CaptureJob:
         if missing:
             raise IntegrityError(f"{len(missing)} of {len(self.units)} units are not written yet, first {missing[0].id!r}; run them, then finish")
         layout = self.layout
+        for side in self._sides.values():
+            if isinstance(side, StoreSide):
+                _sweep(side.directory)
         return {name: side.finish(self.reading, layout) for name, side in self._sides.items()}
 
     @contextmanager
@@ -205,10 +211,19 @@ class CaptureJob:
                 self._alone = False
 
 
+def _sweep(directory: Path) -> None:
+    """Remove what killed processes left half written, unless someone works there."""
+    if directory.is_dir():
+        with suppress(StateError), _lock(directory, alone=True):
+            for path in directory.glob(".*.part"):
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
 def _lock(directory: Path, *, alone: bool) -> Iterator[None]:
-    """Hold a directory, alone or with others that share it. Where a file system knows no locks, nothing is held: every
-    write is atomic and repeatable, so a second process would cost time, not results.
+    """Hold a directory, alone or with others that share it; those who share wait for the moment that a sweep takes. Where a
+    file system knows no locks, nothing is held: every write is atomic and repeatable, so a second process would cost time,
+    not results.
 
     Raises:
         StateError: somebody else holds it.
@@ -216,13 +231,19 @@ def _lock(directory: Path, *, alone: bool) -> Iterator[None]:
     import fcntl
 
     handle = os.open(directory, os.O_RDONLY)
+    until = time.monotonic() + (0.0 if alone else _PATIENCE)
     try:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"{directory}: another process is capturing into this store; wait for it, or pass another directory") from None
-        except OSError as error:
-            logger.debug("%s: cannot be locked (%s)", directory, error)
+        while True:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                raise StateError(f"{directory}: another process is capturing into this store; wait for it, or pass another directory") from None
+            except OSError as error:
+                logger.debug("%s: cannot be locked (%s)", directory, error)
+            break
         yield
     finally:
         os.close(handle)
