@@ -8,7 +8,7 @@ a switch between two greenlets at every site.
 
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from torch import Tensor
@@ -25,16 +25,17 @@ class NNsightModel(CheckpointModel):
 
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
         from nnsight import NNsight
+        from nnsight.intervention.interleaver import OutOfOrderError
 
         root = self.bank.derived(NNsight)
         places = [_Place(root, site, *self._place(site)) for site in passing.sites]
         found: list[Any] = []
-        run = {"generate": lambda: self.module.generate, "model": lambda: self.module}.get(
-            what, lambda: self.module.get_submodule(self.architecture.decoder)
-        )()
+        run: Any = self.module
+        if what != "model":
+            run = run.generate if what == "generate" else run.get_submodule(self.architecture.decoder)
 
         def call(**given: Any) -> Any:
-            found.append(run(**given))  # type: ignore[operator]
+            found.append(run(**given))
             return found[-1]
 
         with ExitStack() as stack:
@@ -42,6 +43,7 @@ class NNsightModel(CheckpointModel):
                 without_own_options(stack, self.module)
             if not places:
                 return call(**inputs)
+            stack.enter_context(suppress(OutOfOrderError))  # a place the model never reached; the pass itself names it
             if what == "generate":
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")

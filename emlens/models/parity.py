@@ -8,7 +8,7 @@ stays. Cost: a few passes over 33 tokens for each backend; one copy of the weigh
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from emlens.data.rendering import Rendered
-from emlens.foundation.errors import EmlensError, InputError
+from emlens.foundation.errors import EmlensError, InputError, LoadError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import torch_rng
 from emlens.foundation.sites import Site
@@ -55,17 +55,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """What `check_parity` found. `refused` holds backends that do not take this model (or its adapter), and why."""
+    """What `check_parity` found.
+
+    Args:
+        refused: backends that say they do not take this model (or its adapter), and why; they read nothing wrong.
+        failed: backends that broke while they read it.
+    """
 
     differences: tuple[Difference, ...]
     refused: Mapping[str, str]
+    failed: Mapping[str, str]
     site_kinds: tuple[str, ...]
     architecture: str
 
     @property
     def agrees(self) -> bool:
-        """Whether no backend read anything else than the reference (a backend that refuses reads nothing)."""
-        return all(difference.agrees for difference in self.differences)
+        """Whether every backend that took the model read the same streams."""
+        return not self.failed and all(difference.agrees for difference in self.differences)
 
     def of(self, backend: str, condition: str) -> list[Difference]:
         return [d for d in self.differences if (d.backend, d.condition) == (backend, condition)]
@@ -97,41 +103,48 @@ def check_parity(
     asked = [name for name in BACKENDS if name in {"transformers", *backends}]
     for name in backends:
         backend_class(name)
-    found, refused, kinds, architecture = _measure(path_or_id, adapter, asked, torch.float32, options)
-    wrong = any(value > RELATIVE for value in found.values())
-    again: dict[tuple[str, str, str, str], float] = {}
-    if float64 or (float64 is None and wrong):
-        again, _, _, _ = _measure(path_or_id, adapter, asked, torch.float64, options)
+    found = _measure(path_or_id, adapter, asked, torch.float32, options)
+    again: dict[_Key, float] = {}
+    if float64 or (float64 is None and any(value > RELATIVE for value in found.values.values())):
+        again = _measure(path_or_id, adapter, asked, torch.float64, options).values
     differences = []
-    for key, value in found.items():
+    for key, value in found.values.items():
         value64 = again.get(key)
         agrees = value <= RELATIVE if value64 is None else value64 <= RELATIVE_FLOAT64
         differences.append(Difference(*key, value, agrees, value64))
-    return Parity(tuple(differences), refused, kinds, architecture)
+    return Parity(tuple(differences), found.refused, found.failed, found.site_kinds, found.architecture)
 
 
-_Found = dict[tuple[str, str, str, str], float]
+_Key = tuple[str, str, str, str]
+"""Backend, condition, against, kind of site."""
+
+
+@dataclass
+class _Found:
+    values: dict[_Key, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    site_kinds: tuple[str, ...] = ()
+    architecture: str = ""
 
 
 def _measure(
     source: str | Path, adapter: str | Path | None, backends: Sequence[str], dtype: torch.dtype, options: Mapping[str, Any]
-) -> tuple[_Found, dict[str, str], tuple[str, ...], str]:
-    found: _Found = {}
-    refused: dict[str, str] = {}
+) -> _Found:
+    found = _Found()
     reference: dict[str, Streams] = {}
-    kinds: tuple[str, ...] = ()
-    architecture = ""
     for backend in backends:
         try:
             for condition, model, rows, streams in _conditions(source, adapter, backend, dtype, options):
-                kinds, architecture = model.site_kinds, str(model.provenance["architecture"])
+                found.site_kinds, found.architecture = model.site_kinds, str(model.provenance["architecture"])
                 reference.setdefault(condition, streams)
-                found.update(_compare(backend, condition, model, rows, streams, reference[condition]))
-        except EmlensError as error:
+                found.values.update(_compare(backend, condition, model, rows, streams, reference[condition]))
+        except Exception as error:
             if backend == "transformers":
                 raise
-            refused[backend] = one_line(str(error), 300)
-    return found, refused, kinds, architecture
+            into = found.refused if isinstance(error, LoadError) else found.failed
+            into[backend] = one_line(str(error) if isinstance(error, EmlensError) else f"{type(error).__name__}: {error}", 300)
+    return found
 
 
 def _conditions(
@@ -197,7 +210,7 @@ def hidden_states(model: CheckpointModel, rows: Sequence[Rendered]) -> list[tupl
 
 def _compare(
     backend: str, condition: str, model: CheckpointModel, rows: Sequence[Rendered], streams: Streams, reference: Streams
-) -> _Found:
+) -> dict[_Key, float]:
     pairs: list[tuple[str, str, Tensor, Tensor]] = []
     for i, states in enumerate(hidden_states(model, rows)):
         for index, state in enumerate(states):
@@ -212,7 +225,7 @@ def _compare(
             pairs.append(("additivity", "resid_post", at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"]))
     if streams is not reference:
         pairs += [("transformers", site.kind, torch.cat(mine), torch.cat(reference[site])) for site, mine in streams.items()]
-    found: _Found = {}
+    found: dict[_Key, float] = {}
     for against, kind, a, b in pairs:
         key = (backend, condition, against, kind)
         found[key] = max(found.get(key, 0.0), relative_difference(a, b))
