@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import capture_speed, layers_positions, organism, resume
+from benchmarks import capture_speed, executors, layers_positions, organism, resume
 from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import load_material
@@ -65,3 +65,18 @@ def test_a_rebuilt_organism_is_compared_file_by_file(tmp_path: Path) -> None:
     changed.write_bytes(bytes(content))
     found = organism.compare(copied, shipped)
     assert found["weight_files_identical"] == found["weight_files"] - 1
+
+
+def test_executors_are_compared_before_they_are_timed_and_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiny_models
+
+    (tmp_path / "timings").mkdir()
+    (tmp_path / "kills").mkdir()
+    task = executors.Task(tiny_models.build(tmp_path / "model"), rows=40, shard_rows=8)
+    table = executors.timings(task, tmp_path / "timings", ranks=2, rounds=1, ray=False)
+    assert len(table) == 3 and (table["median_s"] > 0).all()
+    found = executors.killed(task, tmp_path / "kills", ranks=2, kills=1, seed=1)
+    assert found["same_bytes"] == found["every_row_once"] == 1
+    monkeypatch.setattr(executors, "bytes_of", lambda store: {"store": str(store).encode()})
+    with pytest.raises(SystemExit, match="LocalExecutor: other bytes than one process; not timing different results"):
+        executors.timings(task, tmp_path / "timings", ranks=2, rounds=1, ray=False)

@@ -202,13 +202,15 @@ class _Crew:
                 self._lost_opening += step == "open"
                 if self._lost_opening >= terms.attempts:
                     raise StateError(
-                        f"{self._lost_opening} Ray actors died before their worker was loaded; see that their machines have the memory and "
+                        f"{self._lost_opening} Ray actors in a row died before their worker was loaded; see that their machines have the memory and "
                         f"can import what opens it. The last: {one_line(str(error), 1000)}"
                     ) from None
                 self.hire()
                 continue
             except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
+            if step == "open":
+                self._lost_opening = 0
             self._idle.append(actor)
             found.append((step, outcome))
         return found

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from functools import partial
 
 import pytest
@@ -13,7 +15,7 @@ import tiny_models
 import torch
 from activations.capture_work import OPTIONS, ROWS, Load, bytes_of, load_both, prompts, start
 
-from emlens.activations import ActivationStore, activation_deltas, capture, capture_many, layout
+from emlens.activations import ActivationStore, activation_deltas, capture, capture_many, job, layout, plan_capture
 from emlens.activations.executing import capture_many_over, capture_over
 from emlens.foundation import InputError, IntegrityError
 from emlens.models import load_model
@@ -140,6 +142,26 @@ def test_both_sides_of_a_pair(files, tmp_path):
     assert before.ids == found["instruct"].ids  # one side alone is another plan of units, on the same store
 
 
+def test_a_batch_cut_for_one_side_is_run_again_for_the_other(files, tmp_path, monkeypatch):
+    family = load_both(files / "instruct", files / "one")
+    run = type(family.instruct).run
+
+    def limited(self, batch, *arguments, **named):
+        if self.adapter == "one" and batch.ids.numel() > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return run(self, batch, *arguments, **named)
+
+    monkeypatch.setattr(type(family.instruct), "run", limited)
+    stores = {"instruct": tmp_path / "before", "one": tmp_path / "after"}
+    found = capture_many_over(LocalExecutor(), lambda: family, prompts(), stores, progress=False, **OPTIONS)
+    assert found["instruct"].provenance["replanned"] == found["one"].provenance["replanned"] != {}
+    activation_deltas(found["instruct"], found["one"])
+    whole = {name: tmp_path / f"whole-{name}" for name in stores}
+    capture_many({name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS)
+    for name in stores:
+        assert bytes_of(stores[name]) == bytes_of(whole[name])
+
+
 def test_every_worker_computes_with_the_planned_threads(load, tmp_path):
     try:
         found = capture_over(LocalExecutor(), load, prompts(), tmp_path / "store", threads=2, progress=False, **OPTIONS)
@@ -180,3 +202,28 @@ def test_the_scripts_of_the_documentation(files, tmp_path, repository):
     assert alone == "200 rows at resid_post.0, resid_post.1\n" and ranks == 2 * alone
     assert bytes_of(tmp_path / "ranks") == bytes_of(tmp_path / "alone")
     assert told(sys.executable, "-c", second) == "10 done of 10\n"
+
+
+def test_half_written_files_are_swept_only_where_nobody_works(files, tmp_path):
+    store, model = tmp_path / "store", load_model(files / "instruct")
+    planned = plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)
+    half = store / ".shard-00000.safetensors.x.part"
+    half.write_bytes(b"being written, or left by a kill")
+    with job._lock(store, alone=False):
+        plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)  # another rank starts while one writes
+        assert half.exists()
+    held = threading.Event()
+
+    def sweep():
+        with job._lock(store, alone=True):
+            held.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    assert held.wait(10)
+    for unit in planned.units:  # the first waits for the sweep instead of failing
+        planned.run(unit, model)
+    thread.join()
+    planned.finish()
+    assert not half.exists()

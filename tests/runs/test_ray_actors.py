@@ -64,6 +64,7 @@ def test_a_killed_actor_is_replaced_and_what_fails_is_told_at_the_end(cluster, t
     assert RayExecutor(1).run(Opening(out), tmp_path / "work").done == ("unit/3",) and squares(out)
 
 
+@pytest.mark.slow
 def test_an_interrupt_dismisses_the_actors_and_the_next_run_goes_on(cluster, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
@@ -94,9 +95,10 @@ def dies():
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_open(cluster, tmp_path):
     with pytest.raises(LoadError, match="planted: no such weights"):
         RayExecutor(1).run(refuses, tmp_path / "work")
-    told = "2 Ray actors died before their worker was loaded; see that their machines have the memory and can import what opens it. The last: "
+    told = "2 Ray actors in a row died before their worker was loaded; see that their machines have the memory and can import what opens it. The last: "
     with pytest.raises(StateError, match=told):
         RayExecutor(1, attempts=2).run(dies, tmp_path / "work")
