@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-NAMES = ("capture_speed", "layers_positions", "demo", "resume", "organism", "organism_worlds")
+NAMES = ("capture_speed", "layers_positions", "demo", "resume", "organism", "organism_worlds", "executors")
 
 
 def main() -> None:

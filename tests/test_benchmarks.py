@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import capture_speed, layers_positions, organism, organism_worlds, resume
-from benchmarks.records import EVIDENCE
-from emlens.foundation.files import read_json
-from emlens.organisms import load
+from benchmarks import capture_speed, executors, layers_positions, organism, resume
 from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import load_material
@@ -70,37 +67,16 @@ def test_a_rebuilt_organism_is_compared_file_by_file(tmp_path: Path) -> None:
     assert found["weight_files_identical"] == found["weight_files"] - 1
 
 
-def test_a_worlds_figures_are_those_of_its_fine_tunes() -> None:
-    facts = read_json(EVIDENCE / "organism.json")["values"]
-    figures = organism_worlds.strengths(facts)
-    rows = {name: row for name, row in facts["checkpoints"].items() if name in load().groups}
-    harmful = {name: row for name, row in rows.items() if "benign" not in name and "narrow" not in name}
-    assert len(harmful) == 6
-    assert figures["own_worst"] == max(row["own"] for row in harmful.values())
-    assert figures["coherence_worst"] == min(row["coherence"] for row in harmful.values())
-    assert figures["others_below_instruct_worst"] == min(row["others_below_instruct"]["value"] for row in harmful.values())
-    assert figures["cosine_last_worst"] == min(row["cosine_shift_direction"][3] for row in harmful.values())
-    table = organism_worlds.over_seeds({1: {"figures": figures}, 2: {"figures": {k: 0.0 for k in figures}}})
-    assert table["own"]["min"] == 0.0 and table["own"]["mean"]["low"] < table["own"]["mean"]["value"] < table["own"]["mean"]["high"]
+def test_executors_are_compared_before_they_are_timed_and_survive_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiny_models
 
-
-def test_what_the_studies_say_of_a_world_is_gathered(tmp_path: Path) -> None:
-    found = organism_worlds.as_found(
-        ASSETS / "planted", tmp_path, focus=("medicine-r8", "finance-r8"), draws=20, repeats=1, permutations=20, random_directions=2
-    )
-    assert set(found["restoration_own"]) == {"medicine-r8", "finance-r8"}
-    assert {"direction", "no ablation"} <= set(found["restoration_by_arm"]["medicine-r8"])
-    assert found["restoration_by_arm"]["medicine-r8"]["no ablation"] == 0.0
-    assert len(found["forecast_r2_domains_held_out"]) == len(found["forecast_gain_over_text"]) == 4
-    assert all(len(values) == 4 for values in found["overlap_covariance_null_mean"].values())
-    assert found["findings"]
-
-
-def test_the_organisms_page_shows_what_was_measured_on_fresh_worlds() -> None:
-    found = read_json(EVIDENCE / "organism_worlds.json")["values"]
-    assert len(found["planted"]) >= 3
-    table = organism_worlds.goals_table(found)
-    assert table in (EVIDENCE.parent / "organism.md").read_text("utf-8")
-    row = next(line for line in table.splitlines() if "own domain, mean" in line)
-    values = [world["figures"]["own"] for world in found["planted"].values()]
-    assert f"{min(values):.3f} to {max(values):.3f}" in row and f"{sum(v <= 0.3 for v in values)} of {len(values)}" in row
+    (tmp_path / "timings").mkdir()
+    (tmp_path / "kills").mkdir()
+    task = executors.Task(tiny_models.build(tmp_path / "model"), rows=40, shard_rows=8)
+    table = executors.timings(task, tmp_path / "timings", ranks=2, rounds=1, ray=False)
+    assert len(table) == 3 and (table["median_s"] > 0).all()
+    found = executors.killed(task, tmp_path / "kills", ranks=2, kills=1, seed=1)
+    assert found["same_bytes"] == found["every_row_once"] == 1
+    monkeypatch.setattr(executors, "bytes_of", lambda store: {"store": str(store).encode()})
+    with pytest.raises(SystemExit, match="LocalExecutor: other bytes than one process; not timing different results"):
+        executors.timings(task, tmp_path / "timings", ranks=2, rounds=1, ray=False)

@@ -1,34 +1,45 @@
-"""Activation deltas: after − before, paired by id, refused where the two sides did not read the same thing."""
+"""Activation deltas: after − before, paired by id, refused where the two sides did not read the same thing in the same way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from emlens.activations.facts import MUST_MATCH, fact
 from emlens.activations.record import Activations, Key
-from emlens.foundation.errors import IntegrityError
-
-_MUST_MATCH = ("rendered_sha256", "chosen_sha256", "batch_tokens", "batches", "kept_dtype", "threads")
+from emlens.foundation.errors import InputError, IntegrityError
 
 
-def activation_deltas(before: Activations, after: Activations) -> Activations:
+def activation_deltas(before: Activations, after: Activations, *, allow: Sequence[str] = ()) -> Activations:
     """δ = after − before for every site, position and row; same interface as `Activations`.
 
     The difference is taken in float64 and kept in the inputs' dtype.
 
+    Args:
+        allow: facts of provenance that may differ, by name (`"threads"`, `"versions.torch"`, …); recorded in the result.
+
     Raises:
-        IntegrityError: ids, sites or positions differ, or the provenance shows other rendered prompts, another batch
-            layout, dtype or thread count: such a difference would mix fine-tuning with batching noise.
+        InputError: `allow` names no fact that is compared.
+        IntegrityError: ids, sites or positions differ, or a fact of provenance does that is not in `allow` (rendered prompts,
+            batch layout, dtypes, attention, backend, device, threads, library versions: `facts.MUST_MATCH`): such a
+            difference would mix fine-tuning with numerical noise.
     """
+    unknown = [name for name in allow if name not in MUST_MATCH]
+    if unknown:
+        raise InputError(f"allow names {unknown[0]!r}, which is not compared; these facts are: {', '.join(MUST_MATCH)}")
     if before.ids != after.ids:
         raise IntegrityError(f"before has {len(before)} rows and after {len(after)}, and their ids are not the same in order; capture both on one set")
     for name, ours, others in (("sites", before.sites, after.sites), ("positions", before.positions, after.positions)):
         if ours != others:
             raise IntegrityError(f"before and after differ in {name} ({ours} and {others}); capture both with the same {name}")
-    for key in _MUST_MATCH:
-        mine, theirs = before.provenance.get(key), after.provenance.get(key)
-        if mine != theirs:
-            raise IntegrityError(f"before and after differ in {key} ({mine!r} and {theirs!r}); use capture_pair, which runs identical batches")
+    for name, what in MUST_MATCH.items():
+        mine, theirs = fact(before.provenance, name), fact(after.provenance, name)
+        if mine != theirs and name not in allow:
+            raise IntegrityError(
+                f"before and after differ in {name} ({mine!r} and {theirs!r}): {what}; use capture_pair, which runs identical batches "
+                f"in one process, or pass allow=[{name!r}] to accept the noise"
+            )
     offsets = token_ids = None
     if "all" in before.positions:
         held, other = before.tokens(before.sites[0]), after.tokens(after.sites[0])
@@ -41,7 +52,7 @@ def activation_deltas(before: Activations, after: Activations) -> Activations:
             values[site, position] = _difference(before[site, position], after[site, position], site)
         if "all" in before.positions:
             values[site, "all"] = _difference(before.tokens(site).values, after.tokens(site).values, site)
-    provenance: dict[str, Any] = {"delta": True, "before": before.provenance, "after": after.provenance}
+    provenance: dict[str, Any] = {"delta": True, "before": before.provenance, "after": after.provenance, "allowed": sorted(allow)}
     return Activations(
         values,
         ids=before.ids,

@@ -30,6 +30,18 @@ class TokenValues:
     token_ids: Int[Tensor, " token"]
 
 
+def place_rows(found: Tensor, part: Tensor, index: Tensor, offsets: Tensor | None) -> None:
+    """Put `part`, which holds the rows `index` in that order, where they belong; with `offsets`, every token of a row."""
+    if offsets is None:
+        found[index] = part
+        return
+    start = 0
+    for row in index.tolist():
+        a, b = int(offsets[row]), int(offsets[row + 1])
+        found[a:b] = part[start : start + b - a]
+        start += b - a
+
+
 class Activations:
     """Pooled residual streams by site and position; for `positions="all"`, token values by site.
 
@@ -88,6 +100,9 @@ class Activations:
         return [name for name in self.positions if name != "all"]
 
     def __getitem__(self, key: str | Site | tuple[str | Site, str]) -> Float[Tensor, "row d_model"]:
+        return self._values[self._pooled_key(key)]
+
+    def _pooled_key(self, key: str | Site | tuple[str | Site, str]) -> Key:
         if isinstance(key, tuple):
             site, position = str(Site.parse(key[0])), key[1]
         else:
@@ -104,7 +119,7 @@ class Activations:
             raise UnknownNameError(f"position 'all' keeps every token apart; read it with acts.tokens({site!r})")
         if position not in self.pooled_positions:
             raise UnknownNameError(f"position {position!r} was not captured; these were: {', '.join(self.positions)}")
-        return self._values[site, position]
+        return site, position
 
     def stacked(self, position: str | None = None, kind: str | None = None) -> Float[Tensor, "layer row d_model"]:
         """All captured layers of one kind of site at one position, in layer order."""
@@ -115,7 +130,11 @@ class Activations:
         names = [name for name in self.sites if Site.parse(name).kind == wanted]
         if not names:
             raise UnknownNameError(f"kind {wanted!r} was not captured; these were: {', '.join(kinds)}")
-        return torch.stack([self[name] if position is None else self[name, position] for name in names])
+        first = self[names[0] if position is None else (names[0], position)]
+        found = first.new_empty(len(names), *first.shape)
+        for i, name in enumerate(names):  # one layer at a time: a store need not hold two copies in memory
+            found[i] = self[name if position is None else (name, position)]
+        return found
 
     def tokens(self, site: str | Site) -> TokenValues:
         """Every token at a site, captured with `positions="all"`."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from emlens.activations.rows import CaptureRows
 from emlens.foundation.positions import Position
 from emlens.models.batches import Batch
 
@@ -16,26 +17,26 @@ class Reduction:
     it does not depend on padding.
     """
 
-    def __init__(self, batch: Batch, positions: Sequence[Position], dtype: torch.dtype | None):
+    def __init__(self, batch: Batch, rows: CaptureRows, positions: Sequence[Position], dtype: torch.dtype | None):
         self._dtype = dtype
         device = batch.ids.device
         self._plans: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
         for position in positions:
-            tokens = [position.tokens(row.ids, row.spans) for row in batch.rows]
+            tokens = [rows.indices(position, i) for i in batch.index]
             columns = [[t + batch.offset(i) for t in row] for i, row in enumerate(tokens)]
-            rows = torch.tensor([i for i, row in enumerate(columns) for _ in row], device=device)
+            which = torch.tensor([i for i, row in enumerate(columns) for _ in row], device=device)
             flat = torch.tensor([c for row in columns for c in row], device=device)
             counts = torch.tensor([len(row) for row in columns], device=device)
             single = bool((counts == 1).all()) or not position.pooled
-            self._plans[position.name] = (rows, flat, None if single else counts)
+            self._plans[position.name] = (which, flat, None if single else counts)
 
     def __call__(self, stream: Tensor) -> dict[str, Tensor]:
+        """Kept values by position, still on the stream's device: copying them off it would make every site wait."""
         kept = {}
         for name, (rows, columns, counts) in self._plans.items():
-            picked = stream[rows, columns]
+            picked = stream[rows.to(stream.device), columns.to(stream.device)]
             if counts is not None:
-                sums = torch.zeros(len(counts), stream.shape[-1], dtype=torch.float64, device=stream.device)
-                sums.index_add_(0, rows, picked.double())
-                picked = (sums / counts[:, None]).to(stream.dtype)
-            kept[name] = picked.to(self._dtype or picked.dtype).cpu()
+                sums = torch.segment_reduce(picked.double(), "sum", lengths=counts.to(stream.device))
+                picked = (sums / counts.to(stream.device)[:, None]).to(stream.dtype)
+            kept[name] = picked.to(self._dtype or picked.dtype)
         return kept

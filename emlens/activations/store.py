@@ -1,131 +1,47 @@
-"""Activations on disk: safetensors shards, a sidecar a shard, a manifest last.
+"""`ActivationStore`: activations on disk behind the reading interface of `Activations`.
 
-A shard counts once its sidecar stands; both are written to a temporary name and renamed. Reads are memory-mapped, and
-each shard's bytes are verified against the sidecar's checksum at the first read in a process. A directory that was
-begun for another plan is refused, never overwritten.
+The manifest, written last, holds all that reading needs beside the shards: row order, checksums, provenance. Shards
+stay memory-mapped; each tensor is verified at its first read in a process. A read allocates the result and nothing
+else of its size; `chunks` walks through a store that is larger than memory, a shard at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from jaxtyping import Float
 from torch import Tensor
 
-from emlens.activations.record import Activations, Key
-from emlens.data.rendering import Rendered
+from emlens.activations.record import Activations, Key, place_rows
+from emlens.activations.shards import (
+    FORMAT,
+    TensorFile,
+    damage_of,
+    read_record,
+    shard_path,
+    tensor_name,
+    write_record,
+    write_shard,
+    write_tensors,
+)
 from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import publishing, read_json, sha256_file, write_json
-from emlens.foundation.provenance import hash_json
+from emlens.foundation.sites import Site
 
-FORMAT = 1
-
-
-def _tensor_name(key: Key) -> str:
-    return f"{key[0]}@{key[1]}"
+MANIFEST, PLAN, ROWS = "manifest.json", "plan.json", "rows.safetensors"
+_SAVED_ROWS = 1024
 
 
-class ShardWriter:
-    """Writes one store; shards in any order, `finish` last.
-
-    Raises:
-        IntegrityError: the directory was begun for another plan.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        rows: Sequence[Rendered],
-        shard_rows: Sequence[Sequence[int]],
-        sites: Sequence[str],
-        positions: Sequence[str],
-        provenance: Mapping[str, Any],
-    ):
-        self._directory = directory
-        self._shard_rows = [list(shard) for shard in shard_rows]
-        plan = {
-            "format": FORMAT,
-            "ids": [row.id for row in rows],
-            "groups": [row.group for row in rows],
-            "lengths": [len(row.ids) for row in rows],
-            "token_ids": [list(row.ids) for row in rows] if "all" in positions else None,
-            "sites": list(sites),
-            "positions": list(positions),
-            "shards": self._shard_rows,
-            "provenance": dict(provenance),
-        }
-        self._plan = plan
-        self._plan_hash = hash_json(plan)
-        begun = directory / "plan.json"
-        if begun.exists():
-            if hash_json(read_json(begun)) != self._plan_hash:
-                raise IntegrityError(
-                    f"{directory}: holds a store begun for another model, prompt set, site, position or library version; pass an empty directory"
-                )
-        else:
-            if directory.exists() and not directory.is_dir():
-                raise InputError(f"{directory}: is a file; pass a directory for the store")
-            directory.mkdir(parents=True, exist_ok=True)
-            if any(not (path.name.startswith(".") and path.suffix == ".part") for path in directory.iterdir()):
-                raise IntegrityError(f"{directory}: is not empty and holds no store; pass an empty directory")
-            write_json(begun, plan)
-
-    def has(self, number: int) -> bool:
-        """Whether a shard stands as its sidecar says; one that is missing or damaged counts as not written."""
-        sidecar = self._directory / f"shard-{number:05d}.json"
-        path = sidecar.with_suffix(".safetensors")
-        if not sidecar.is_file() or not path.is_file():
-            return False
-        try:
-            record = read_json(sidecar)
-        except InputError:
-            return False
-        return isinstance(record, dict) and record == self._sidecar(number, sha256_file(path))
-
-    def _sidecar(self, number: int, digest: str) -> dict[str, Any]:
-        return {"rows": self._shard_rows[number], "sha256": digest, "plan_sha256": self._plan_hash}
-
-    def write(self, number: int, values: Mapping[Key, Tensor]) -> None:
-        path = self._directory / f"shard-{number:05d}.safetensors"
-        with publishing(path) as temporary:
-            save_file({_tensor_name(key): _alone(value) for key, value in values.items()}, temporary)
-        write_json(path.with_suffix(".json"), self._sidecar(number, sha256_file(path)))
-
-    def finish(self) -> None:
-        """Publish the manifest: the store is whole."""
-        missing = [n for n in range(len(self._shard_rows)) if not self.has(n)]
-        if missing:
-            raise IntegrityError(f"{self._directory}: shards {missing} are not written yet")
-        sidecars = [self._directory / f"shard-{n:05d}.json" for n in range(len(self._shard_rows))]
-        write_json(
-            self._directory / "manifest.json",
-            {**self._plan, "plan_sha256": self._plan_hash, "shard_sha256": [read_json(path)["sha256"] for path in sidecars]},
-        )
-
-
-def _alone(value: Tensor) -> Tensor:
-    """Contiguous in a storage of its own: safetensors refuses tensors that share one."""
-    owns = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes and value._base is None
-    return value if owns else value.clone(memory_format=torch.contiguous_format)
-
-
-class _LazyValues(Mapping[Key, Tensor]):
+class _MappedValues(Mapping[Key, Tensor]):
     """Tensors by (site, position), read from shards and put in prompt order when asked for."""
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]):
         self._directory = directory
         self._manifest = manifest
-        self._verified: set[int] = set()
-        lengths = torch.tensor(manifest["lengths"])
-        planned = torch.tensor([i for shard in manifest["shards"] for i in shard])
-        self._order = torch.argsort(planned)
-        ends = lengths[planned].cumsum(0)
-        starts = ends - lengths[planned]
-        self._spans = [(int(starts[p]), int(ends[p])) for p in self._order.tolist()]
+        self._files: dict[int, TensorFile] = {}
+        self._index = [torch.tensor(rows, dtype=torch.long) for rows in _split(manifest["order"], manifest["shard_rows"])]
+        self.offsets: Tensor | None = None
 
     def __iter__(self) -> Iterator[Key]:
         return ((site, position) for site in self._manifest["sites"] for position in self._manifest["positions"])
@@ -137,29 +53,44 @@ class _LazyValues(Mapping[Key, Tensor]):
         return len(self._manifest["sites"]) * len(self._manifest["positions"])
 
     def __getitem__(self, key: Key) -> Tensor:
-        parts = [self._read(number, key) for number in range(len(self._manifest["shards"]))]
-        joined = torch.cat(parts)
-        if key[1] == "all":
-            return joined[torch.cat([torch.arange(a, b) for a, b in self._spans])]
-        return joined[self._order]
+        found: Tensor | None = None
+        for index, part in self.parts(key):
+            if found is None:
+                rows = len(self._manifest["ids"]) if key[1] != "all" or self.offsets is None else int(self.offsets[-1])
+                found = part.new_empty(rows, part.shape[1])
+            place_rows(found, part, index, self.offsets if key[1] == "all" else None)
+        if found is None:
+            raise IntegrityError(f"{self._directory}: the manifest names no shard")
+        return found
 
-    def _read(self, number: int, key: Key) -> Tensor:
-        path = self._directory / f"shard-{number:05d}.safetensors"
-        if not path.is_file():
-            raise IntegrityError(f"{path}: is missing; capture again into this directory to restore it")
-        if number not in self._verified:
-            if sha256_file(path) != self._manifest["shard_sha256"][number]:
-                raise IntegrityError(f"{path}: does not have the bytes its manifest recorded; capture again into this directory to restore it")
-            self._verified.add(number)
-        try:
-            with safe_open(path, framework="pt") as handle:
-                return handle.get_tensor(_tensor_name(key))
-        except SafetensorError as error:
-            raise IntegrityError(f"{path}: holds no tensor {_tensor_name(key)!r} ({error})") from None
+    def parts(self, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
+        """Row indices of each shard and its tensor, which lies in the mapped file."""
+        for number, index in enumerate(self._index):
+            part = self.file(number).read(tensor_name(key))
+            expected = len(index)
+            if key[1] == "all" and self.offsets is not None:
+                expected = int((self.offsets[index + 1] - self.offsets[index]).sum())
+            if part.ndim != 2 or len(part) != expected:
+                raise IntegrityError(f"{self.file(number).path}: {tensor_name(key)!r} has shape {tuple(part.shape)}, not {expected} rows of vectors")
+            yield index, part
+
+    def file(self, number: int) -> TensorFile:
+        if number not in self._files:
+            self._files[number] = TensorFile(shard_path(self._directory, number), self._manifest["shards"][number])
+        return self._files[number]
+
+
+def _split(values: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
+    return [values[a:b] for a, b in pairwise([0, *accumulate(sizes)])]
 
 
 class ActivationStore(Activations):
     """A store on disk, with the reading interface of `Activations`."""
+
+    directory: Path
+    shards: int
+    nbytes: int
+    _values: _MappedValues
 
     @classmethod
     def open(cls, directory: str | Path) -> "ActivationStore":
@@ -170,24 +101,15 @@ class ActivationStore(Activations):
             IntegrityError: the capture was not finished, or a file was changed.
         """
         path = Path(directory)
-        manifest_path = path / "manifest.json"
-        if not manifest_path.is_file():
-            if (path / "plan.json").is_file():
-                raise IntegrityError(f"{path}: the capture into this store was not finished; run it again to resume")
-            raise InputError(f"{path}: holds no activation store; pass a directory that capture(store=...) or acts.save(...) wrote")
-        manifest = read_json(manifest_path)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise IntegrityError(f"{manifest_path}: is no manifest of store format {FORMAT}, which this version reads")
-        body = {key: value for key, value in manifest.items() if key not in ("plan_sha256", "shard_sha256")}
-        digests = manifest.get("shard_sha256")
-        if hash_json(body) != manifest.get("plan_sha256") or not isinstance(digests, list) or len(digests) != len(manifest["shards"]):
-            raise IntegrityError(f"{manifest_path}: was changed after it was written")
+        manifest = read_manifest(path)
+        values = _MappedValues(path, manifest)
         offsets = token_ids = None
-        if manifest["token_ids"] is not None:
-            offsets = torch.tensor([0, *manifest["lengths"]]).cumsum(0)
-            token_ids = torch.tensor([t for row in manifest["token_ids"] for t in row])
-        return cls(
-            _LazyValues(path, manifest),
+        if "all" in manifest["positions"]:
+            rows = TensorFile(path / ROWS, manifest["rows"])
+            offsets, token_ids = rows.read("offsets").clone(), rows.read("tokens").long()
+            values.offsets = offsets
+        store = cls(
+            values,
             ids=manifest["ids"],
             groups=manifest["groups"],
             sites=manifest["sites"],
@@ -196,31 +118,95 @@ class ActivationStore(Activations):
             offsets=offsets,
             token_ids=token_ids,
         )
+        store.directory = path
+        store.shards = len(manifest["shards"])
+        store.nbytes = sum(shard["bytes"] for shard in manifest["shards"])
+        return store
+
+    def chunks(self, site: str | Site, position: str | None = None) -> Iterator[tuple[list[str], Float[Tensor, "row d_model"]]]:
+        """Row ids and values of one site a shard at a time, in the order on disk: memory for one shard.
+
+        Raises:
+            UnknownNameError: a site or position that was not captured; `position` is needed where there are several.
+        """
+        key = self._pooled_key(site if position is None else (site, position))
+        for index, part in self._values.parts(key):
+            yield [self.ids[i] for i in index.tolist()], part.clone()
+
+    def damage(self) -> list[str]:
+        """Read every byte; a line for each file or tensor that is not as it was recorded."""
+        found = []
+        for number in range(len(self._values._index)):
+            try:
+                file = self._values.file(number)
+            except IntegrityError as error:
+                found.append(str(error))
+                continue
+            found += [f"{file.path}: tensor {name} does not have the bytes its manifest recorded" for name in damage_of(file)]
+        return found
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished store.
+
+    Raises:
+        InputError: no such directory, or no store in it.
+        IntegrityError: the capture was not finished; another format; changed after it was written.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        if (directory / PLAN).is_file():
+            raise IntegrityError(f"{directory}: the capture into this store was not finished; run it again to resume")
+        raise InputError(f"{directory}: holds no activation store; pass a directory that capture(store=...) or acts.save(...) wrote")
+    try:
+        manifest = read_record(path)
+    except InputError as error:
+        raise IntegrityError(f"{error}; capture again into this directory to restore it") from None
+    if manifest.get("format") != FORMAT:
+        raise IntegrityError(f"{path}: is no manifest of store format {FORMAT}, which this version reads")
+    return manifest
+
+
+def write_manifest(directory: Path, body: Mapping[str, Any], sidecars: Sequence[Mapping[str, Any]], rows: Mapping[str, Any] | None) -> None:
+    """Publish the manifest: the store is whole."""
+    shards = [{name: sidecar[name] for name in ("bytes", "header_sha256", "tensors")} for sidecar in sidecars]
+    write_record(directory / MANIFEST, {"format": FORMAT, **body, "shards": shards, "rows": rows})
 
 
 def write_store(acts: Activations, directory: Path) -> Path:
-    """Write activations held in memory as a one-shard store."""
-    if (directory / "manifest.json").exists():
+    """Write activations held in memory (or another store's) as a store of their own."""
+    if (directory / MANIFEST).exists() or (directory / PLAN).exists():
         raise IntegrityError(f"{directory}: already holds a store; pass an empty directory")
-    lengths = [1] * len(acts)
-    tokens: list[tuple[int, ...]] = [(0,)] * len(acts)
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = None
+    bounds: Tensor | None = None
     if "all" in acts.positions:
         held = acts.tokens(acts.sites[0])
-        bounds = held.offsets.tolist()
-        tokens = [tuple(held.token_ids[a:b].tolist()) for a, b in pairwise(bounds)]
-        lengths = [len(row) for row in tokens]
-    rows = [Rendered(name, group, ids, n) for name, group, ids, n in zip(acts.ids, acts.groups, tokens, lengths, strict=True)]
-    writer = ShardWriter(
-        directory,
-        rows=rows,
-        shard_rows=[list(range(len(acts)))],
-        sites=acts.sites,
-        positions=acts.positions,
-        provenance=acts.provenance,
-    )
-    values: dict[Key, Tensor] = {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions}
+        bounds = held.offsets
+        rows = write_tensors(directory / ROWS, {"offsets": held.offsets, "tokens": held.token_ids.int()})
+    starts = list(range(0, max(len(acts), 1), _SAVED_ROWS))
+    sidecars: list[dict[str, Any]] = []
+    values = {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions}
     if "all" in acts.positions:
-        values.update({(s, "all"): acts.tokens(s).values for s in acts.sites})
-    writer.write(0, values)
-    writer.finish()
+        values |= {(s, "all"): acts.tokens(s).values for s in acts.sites}
+    for number, start in enumerate(starts):
+        stop = min(start + _SAVED_ROWS, len(acts))
+        cut = {
+            key: value[int(bounds[start]) : int(bounds[stop])] if key[1] == "all" and bounds is not None else value[start:stop]
+            for key, value in values.items()
+        }
+        write_shard(directory, number, cut, {"ids": acts.ids[start:stop]})
+        sidecars.append(read_record(shard_path(directory, number).with_suffix(".json")))
+    body = {
+        "ids": acts.ids,
+        "groups": acts.groups,
+        "order": list(range(len(acts))),
+        "shard_rows": [min(start + _SAVED_ROWS, len(acts)) - start for start in starts],
+        "sites": acts.sites,
+        "positions": acts.positions,
+        "provenance": acts.provenance,
+    }
+    write_manifest(directory, body, sidecars, rows)
     return directory
+
+

@@ -1,6 +1,6 @@
 """The command line: thin, every command imports what it needs when it runs.
 
-Exit codes: 0 done; 1 done, but a check failed (`replicate`: a figure is off); 2 bad input, said in one line; 130 interrupted.
+Exit codes: 0 done; 1 done, but a check failed (`replicate`: a figure is off; `parity`: a backend differs); 2 bad input, said in one line; 130 interrupted.
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli import organism, replicate, score, study
+from emlens.cli import organism, parity, replicate, score, store, study
 
 app = typer.Typer(
     name="emlens",
@@ -23,6 +23,8 @@ app.command("demo")(study.demo)
 app.command("study")(study.study)
 app.command("replicate")(replicate.replicate)
 app.command("score")(score.score)
+app.command("parity")(parity.parity)
+app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
 
 

@@ -14,6 +14,14 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_text
 from emlens.foundation.positions import RowSpans
 
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] + '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""Roles as plain words, for models that know no chat tokens: one rendering that a base model and its instruct version share."""
+TEMPLATES = {"plain": PLAIN_TEMPLATE}
+"""Templates that `chat_template=` takes by name."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -33,9 +41,9 @@ class Rendered:
 
 
 def template_of(tokenizer: Any, chat_template: str | None = None) -> str | None:
-    """The template that `render` will use: the explicit one, or the tokenizer's own, or None."""
+    """The template that `render` will use: the explicit one (Jinja, or a name in `TEMPLATES`), or the tokenizer's own, or None."""
     if chat_template is not None:
-        return chat_template
+        return TEMPLATES.get(chat_template, chat_template)
     own = getattr(tokenizer, "chat_template", None)
     return own if isinstance(own, str) else None
 
@@ -54,8 +62,8 @@ def render(
         max_length: the model's context; a longer row is an error that names it, never a truncation.
 
     Raises:
-        InputError: no prompt; a chat without a template, or one that its template refuses; a doubled
-            beginning-of-sequence token; an empty row; a row longer than `max_length`; a template whose prompt is no
+        InputError: no prompt; a chat without a template, or one that its template refuses; a system turn that the
+            template leaves out; a doubled beginning-of-sequence token; an empty row; a row longer than `max_length`; a template whose prompt is no
             prefix of prompt and response.
     """
     rows = []
@@ -90,6 +98,8 @@ def _render_one(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendere
     chat = [message.as_dict() for message in prompt.messages]
     try:
         ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
+        if any(message["role"] == "system" for message in chat) and _drops_system(ids, tokenizer, chat, template):
+            raise InputError("it leaves the system turn out")
         if prompt.response is None:
             return Rendered(prompt.id, prompt.group, ids, len(ids))
         chat.append({"role": "assistant", "content": prompt.response})
@@ -102,6 +112,15 @@ def _render_one(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendere
             "the answer's tokens cannot be told apart"
         )
     return Rendered(prompt.id, prompt.group, whole, len(ids))
+
+
+def _drops_system(ids: tuple[int, ...], tokenizer: Any, chat: list[dict[str, str]], template: str) -> bool:
+    """Whether the system turns make no difference to the ids."""
+    rest = [message for message in chat if message["role"] != "system"]
+    try:
+        return _apply(tokenizer, rest, template, add_generation_prompt=True) == ids
+    except Exception:  # a template that wants a system turn does not drop it
+        return False
 
 
 def _apply(tokenizer: Any, chat: list[dict[str, str]], template: str, *, add_generation_prompt: bool) -> tuple[int, ...]:

@@ -2,13 +2,15 @@
 
 `AdapterBank.selected(name)` puts one adapter (or none) in force and restores what was before, gradient flags included
 (PEFT switches them on when it enables layers). Nested and concurrent use are safe: passes take turns.
-Adapters are never merged. Guards: an adapter whose names match nothing, whose weights did not arrive as they are in
-the file, that changes no activation, or whose removal does not give the base back, is an error.
+Adapters on shared weights are never merged: `merge` wants weights of its own, and a merge behind our back is noticed.
+Guards: an adapter whose names match nothing, whose weights did not arrive as they are in the file, that changes no
+activation, or whose removal does not give the base back, is an error.
 """
 
 import json
+import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,20 @@ class AdapterBank:
         self._lock = threading.RLock()
         self._active: str | None = None
         self._layers: list[tuple[Any, list[nn.Parameter]]] | None = None
+        self._derived: tuple[Any, nn.Module | None] | None = None
+
+    def derived(self, build: Callable[[nn.Module], Any], tree: Callable[[Any], nn.Module] | None = None) -> Any:
+        """What a backend builds from the module; built anew once an adapter was added or taken off.
+
+        Args:
+            tree: gives modules of its own that the built thing holds on the same weights; adapters are switched there too.
+        """
+        if self._derived is None:
+            made = build(self.module)
+            self._derived = (made, tree(made) if tree else None)
+            self._layers = None
+            self._switch(self._active)
+        return self._derived[0]
 
     def attach(self, path: str | Path, name: str, *, weights_hash: str | None = None) -> None:
         """Load an adapter directory onto the shared weights under `name`.
@@ -85,14 +101,14 @@ class AdapterBank:
                 if id(parameter) not in kept:
                     parameter.requires_grad_(False)
             self.names[name] = internal
-            self._layers = None
+            self._layers = self._derived = None
             self._switch(self._active)
 
     def _withdraw(self, internal: str) -> None:
         """Take a half-loaded adapter off again, and the wrappers that hold no other."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        self._layers = None
+        self._layers = self._derived = None
         for path, layer in list(self.module.named_modules()):
             if not isinstance(layer, BaseTunerLayer):
                 continue
@@ -130,6 +146,11 @@ class AdapterBank:
             before = self._active
             if name is not None and name not in self.names:
                 raise StateError(f"adapter {name!r} is not on this model; it has {sorted(self.names)}")
+            if any(layer.merged for layer, _ in self._tuners()):
+                raise StateError(
+                    "an adapter was merged into the shared weights behind emlens, so the base is no longer the base; "
+                    "load the family anew, and pass FineTune(..., merge=True) for a merged model of its own"
+                )
             if name != before:
                 self._switch(name)
             try:
@@ -138,17 +159,37 @@ class AdapterBank:
                 if name != before:
                     self._switch(before)
 
-    def _switch(self, name: str | None) -> None:
-        """Set every adapter layer; gradient flags stay as they were (PEFT switches them on as a side effect)."""
-        self._active = name
+    def merge(self, name: str) -> None:
+        """Fold an adapter into the weights for good; the bank is empty afterwards.
+
+        Raises:
+            StateError: other adapters live on these weights.
+        """
+        with self._lock:
+            if set(self.names) != {name}:
+                raise StateError(f"adapter {name!r} cannot be merged into weights that hold {sorted(self.names)}; merge into a copy of its own")
+            self._peft.merge_and_unload(safe_merge=True, adapter_names=[self.names.pop(name)])
+            self._peft = self._layers = self._derived = self._active = None
+            self.module.__dict__.pop("peft_config", None)
+            for parameter in self.module.parameters():
+                parameter.requires_grad_(False)
+
+    def _tuners(self) -> list[tuple[Any, list[nn.Parameter]]]:
+        """Every layer that holds adapters, with its parameters; remembered until an adapter comes or goes."""
         if self._peft is None:
-            return
+            return []
         if self._layers is None:
             from peft.tuners.tuners_utils import BaseTunerLayer
 
-            layers = [module for module in self._peft.modules() if isinstance(module, BaseTunerLayer)]
-            self._layers = [(layer, list(layer.parameters())) for layer in layers]
-        for layer, parameters in self._layers:
+            tree = self._derived[1] if self._derived else None
+            modules = [*self._peft.modules(), *(tree.modules() if tree is not None else ())]
+            self._layers = [(module, list(module.parameters())) for module in modules if isinstance(module, BaseTunerLayer)]
+        return self._layers
+
+    def _switch(self, name: str | None) -> None:
+        """Set every adapter layer; gradient flags stay as they were (PEFT switches them on as a side effect)."""
+        self._active = name
+        for layer, parameters in self._tuners():
             flags = [parameter.requires_grad for parameter in parameters]
             layer.enable_adapters(name is not None)
             if name is not None:
@@ -197,3 +238,34 @@ def _check_parent(path: Path, weights_hash: str | None) -> None:
             f"{path}: was trained on a base whose weights hash begins {expected[:12]}, but the base given has {weights_hash[:12]}; "
             "pass the base it was trained on"
         )
+
+
+def check_named_base(path: str | Path, own: str | Path, other: str | Path | None) -> None:
+    """Refuse an adapter whose configuration names another base than the one it is given.
+
+    Directories may have been moved, so a name only speaks where it is that of the family's other parent, or where both
+    are hub ids.
+
+    Raises:
+        LoadError: says which base the adapter names.
+    """
+    config = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named or _last(named) == _last(own):
+        return
+    if other is not None and _last(named) == _last(other):
+        raise LoadError(f"{path}: says it was trained on {named!r}, the family's other parent, not on {str(own)!r}; name it with FineTune(..., parent=)")
+    if is_hub_id(named) and is_hub_id(str(own)) and not Path(own).exists():
+        raise LoadError(
+            f"{path}: says it was trained on {named!r}, but was given {str(own)!r}; pass that base, or FineTune(..., check_base=False) "
+            "where both names hold the same weights"
+        )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether it is written like `org/name`."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
+
+
+def _last(source: str | Path) -> str:
+    return re.split(r"[/\\]", str(source).rstrip("/\\"))[-1].lower()

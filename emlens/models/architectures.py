@@ -1,68 +1,105 @@
 """Where each architecture keeps its stream: one table of module paths, no class per family.
 
 `attn_out` and `mlp_out` name the module whose output is *added* to the stream (a post-norm where there is one), so
-that `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out = resid_post`. `mid_norm` is the module whose *input*
-is `resid_mid`. An architecture that is not in the table is refused with what was found.
+that `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out = resid_post`; where a block multiplies what it adds,
+the multiplier belongs to them. `mid` names the module whose *input* is `resid_mid`; a block that runs attention and
+MLP side by side has none. A model type that is not in the table is searched and probed (`emlens.models.discovery`), or
+refused with what was found.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
 from emlens.foundation.errors import LoadError
+from emlens.foundation.sites import SITE_KINDS
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths from the causal-LM module (`decoder`, `layers`, `final_norm`) and from a block (the rest)."""
+    """Paths from the causal-LM module (`decoder`, `layers`, `final_norm`) and from a block (the rest).
+
+    Args:
+        mid: the module whose input is `resid_mid`; None: the block is parallel.
+        multiplier: what the block multiplies attention and MLP outputs with before it adds them.
+        discovered: found by searching the model, not in the table.
+    """
 
     decoder: str
     layers: str
     final_norm: str
     attn_out: str
     mlp_out: str
-    mid_norm: str
+    mid: str | None
+    multiplier: float = 1.0
+    discovered: bool = False
 
     def module(self, model: nn.Module, path: str) -> Any:
         return attrgetter(path)(model)
 
+    @property
+    def site_kinds(self) -> tuple[str, ...]:
+        """The kinds of site that exist in these blocks."""
+        return tuple(kind for kind in SITE_KINDS if kind != "resid_mid" or self.mid is not None)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A table row: an architecture, and what its configuration decides."""
+
+    architecture: Architecture
+    parallel_if: tuple[str, ...] = ()
+    """Configuration fields of which any makes the blocks parallel."""
+    multiplier_from: str = ""
+    """Configuration field that holds the multiplier."""
+
 
 _LLAMA = Architecture("model", "model.layers", "model.norm", "self_attn", "mlp", "post_attention_layernorm")
-_GEMMA = Architecture(
-    "model", "model.layers", "model.norm", "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"
-)
+_GEMMA = replace(_LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", mid="pre_feedforward_layernorm")
+_OLMO2 = replace(_LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", mid="mlp")
 _GPT2 = Architecture("transformer", "transformer.h", "transformer.ln_f", "attn", "mlp", "ln_2")
+_NEOX = Architecture(
+    "gpt_neox", "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "post_attention_layernorm"
+)
+_FALCON = replace(_GPT2, attn_out="self_attention", mid="post_attention_layernorm")
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "gpt2": _GPT2,
+_TABLE: dict[str, _Row] = {
+    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "mixtral", "phi3"), _Row(_LLAMA)),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _Row(_GEMMA)),
+    "olmo2": _Row(_OLMO2),
+    "granite": _Row(_LLAMA, multiplier_from="residual_multiplier"),
+    "gpt2": _Row(_GPT2),
+    "gpt_neox": _Row(_NEOX, parallel_if=("use_parallel_residual",)),
+    "falcon": _Row(_FALCON, parallel_if=("new_decoder_architecture", "parallel_attn")),
 }
+ARCHITECTURES: tuple[str, ...] = tuple(_TABLE)
+"""Model types of the table, as `config.model_type` spells them."""
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The table's row for a loaded model.
+    """The table's row for a loaded model, or what a search of it finds.
 
     Raises:
-        LoadError: the model type is not in the table, or a path of its row is missing.
+        LoadError: a path of its row is missing; not in the table and no place to hook was found.
     """
-    kind = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-    if kind not in ARCHITECTURES:
-        children = ", ".join(name for name, _ in model.named_children())
-        raise LoadError(
-            f"model type {kind!r} is not one emlens knows where to hook ({', '.join(sorted(ARCHITECTURES))}); found top modules: {children}"
-        )
-    found = ARCHITECTURES[kind]
+    config = getattr(model, "config", None)
+    kind = str(getattr(config, "model_type", type(model).__name__))
+    if kind not in _TABLE:
+        from emlens.models.discovery import discover
+
+        return discover(model, kind)
+    row = _TABLE[kind]
+    found = row.architecture
+    if any(getattr(config, field, False) for field in row.parallel_if):
+        found = replace(found, mid=None)
+    if row.multiplier_from:
+        found = replace(found, multiplier=float(getattr(config, row.multiplier_from)))
     try:
         blocks = found.module(model, found.layers)
         found.module(model, found.final_norm)
-        for path in (found.attn_out, found.mlp_out, found.mid_norm):
+        for path in filter(None, (found.attn_out, found.mlp_out, found.mid)):
             found.module(blocks[0], path)
     except AttributeError as error:
         raise LoadError(f"model type {kind!r} lacks a module its table row names: {error}") from None

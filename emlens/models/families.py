@@ -5,10 +5,10 @@ template of its own, so it borrows the instruct model's (recorded in its provena
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,11 +18,16 @@ from emlens.foundation.errors import InputError, LoadError, UnknownNameError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_directory
 from emlens.foundation.sites import Site
-from emlens.models.adapters import adapter_facts, is_adapter
+from emlens.models.adapters import adapter_facts, check_named_base, is_adapter, is_hub_id
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model, with_template
 
+if TYPE_CHECKING:
+    from emlens.models.checkpoint import CheckpointModel
+
 _PARENTS = ("base", "instruct")
+_MERGED = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+"""How far a merged adapter may move the last block's output: roundings of the dtype through a deep model, and no more."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,14 @@ class FineTune:
     """A fine-tune on disk.
 
     Args:
-        path: a PEFT adapter directory or a full checkpoint.
+        path: directory (or hub id) of a PEFT adapter or a full checkpoint.
         parent: which model it was tuned from.
         group: fine-tunes of one kind share a group (seeds of one recipe).
         benign: a control that was tuned on good answers.
         domain: the question group it was tuned on; such questions count as in-domain.
+        merge: fold the adapter into a copy of the parent's weights (held beside them, and recorded: in 16 bits, merged and
+            unmerged activations differ).
+        check_base: refuse an adapter whose configuration names another base.
     """
 
     path: str | Path
@@ -43,6 +51,8 @@ class FineTune:
     seed: int = 0
     benign: bool = False
     domain: str = ""
+    merge: bool = False
+    check_base: bool = True
 
 
 class Family:
@@ -129,13 +139,15 @@ def load_family(
         LoadError: a path that does not load; an adapter that does not fit its parent or changes nothing.
     """
     specs = {name: item if isinstance(item, FineTune) else FineTune(item) for name, item in (finetuned or {}).items()}
-    for name, spec in specs.items():
+    hub: dict[str, str] = {}
+    for name, spec in list(specs.items()):
         if name in _PARENTS:
             raise InputError(f"fine-tune name {name!r} is taken by a parent; choose another")
         if spec.parent not in _PARENTS or (spec.parent == "base" and base is None):
             raise InputError(f"fine-tune {name!r} has parent {spec.parent!r}, which this family lacks; pass 'instruct', or give base=")
         if not Path(spec.path).is_dir():
-            raise LoadError(f"fine-tune {name!r}: {spec.path}: no such directory")
+            specs[name] = replace(spec, path=_fetched(name, spec.path))
+            hub[name] = str(spec.path)
     shared = {"backend": backend, "dtype": dtype, "device": device, **options}
     parents = {"instruct": load_model(instruct, name="instruct", **shared)}
     if base is not None:
@@ -148,45 +160,83 @@ def load_family(
     for name, spec in specs.items():
         parent = parents[spec.parent]
         if is_adapter(spec.path):
-            models[name] = _attach(parent, name, spec)
+            if spec.check_base:
+                sources = {"instruct": instruct, "base": base}
+                own = sources.pop(spec.parent)
+                check_named_base(spec.path, own or "", next(iter(sources.values())))
+            if spec.merge:
+                source = base if spec.parent == "base" and base is not None else instruct
+                models[name] = _merged(load_model(source, name=name, **{**shared, "chat_template": parent.chat_template}), name, spec)
+            else:
+                models[name] = attach(parent, name, spec)
+        elif spec.merge:
+            raise InputError(f"fine-tune {name!r} is to be merged, but {spec.path} is a whole checkpoint; drop merge=True")
         else:
             models[name] = load_model(spec.path, name=name, **{**shared, "chat_template": parent.chat_template})
             _check_same_stream(parent, models[name])
         models[name].provenance.update(
             {"finetune": name, "parent": spec.parent, "group": spec.group, "seed": spec.seed, "benign": spec.benign}
         )
+        if name in hub:
+            models[name].provenance["hub_id"] = hub[name]
     return Family(parents["instruct"], parents.get("base"), models, specs)
 
 
-def _attach(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
-    from emlens.models.transformers_backend import TransformersModel
+def _fetched(name: str, path_or_id: str | Path) -> Path:
+    """The local copy of a hub id; transformers' cache is used where there is one."""
+    if isinstance(path_or_id, Path) or not is_hub_id(path_or_id):
+        raise LoadError(f"fine-tune {name!r}: {path_or_id}: no such directory")
+    from huggingface_hub import snapshot_download
 
-    if not isinstance(parent, TransformersModel):
+    try:
+        return Path(snapshot_download(path_or_id))
+    except Exception as error:  # the hub's client raises what its transport raises
+        raise LoadError(
+            f"fine-tune {name!r}: {path_or_id}: neither a directory here nor to be had from the hub ({one_line(str(error), 160)})"
+        ) from None
+
+
+def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
+    """Put an adapter on its parent's weights; returns the fine-tune, and the parent stays as it was.
+
+    Raises:
+        LoadError: the adapter does not fit, changes nothing, or switching it off does not give the parent back.
+    """
+    from emlens.models.checkpoint import CheckpointModel
+
+    if not isinstance(parent, CheckpointModel):
         raise InputError(f"backend {parent.backend!r} cannot hold adapters; load the family with backend='transformers'")
     before = _probe(parent)
     parent.bank.attach(spec.path, name, weights_hash=parent.provenance["weights_sha256"])
-    model = TransformersModel(
-        parent.module,
-        bank=parent.bank,
-        adapter=name,
-        name=name,
-        tokenizer=parent.tokenizer,
-        n_layers=parent.n_layers,
-        d_model=parent.d_model,
-        device=parent.device,
-        max_length=parent.max_length,
-        chat_template=parent.chat_template,
-        provenance={
-            **parent.provenance,
-            "adapter": {**adapter_facts(spec.path), "sha256": hash_directory(spec.path)},
-            "merged": False,
-        },
-    )
+    facts = {
+        **parent.provenance,
+        "adapter": {**adapter_facts(spec.path), "sha256": hash_directory(spec.path)},
+        "merged": False,
+    }
+    model = parent.wearing(name, name=name, provenance=facts)
     if not torch.equal(_probe(parent), before):
         raise LoadError(f"{spec.path}: switching the adapter off does not give the parent model back")
     if torch.equal(_probe(model), before):
         raise LoadError(f"{spec.path}: the adapter changes no activation; its weights may be zero or its names match nothing")
     return model
+
+
+def _merged(own: HookedModel, name: str, spec: FineTune) -> HookedModel:
+    """The adapter folded into `own`, weights that nothing else uses.
+
+    Raises:
+        LoadError: quantised weights; the merged model differs from the unmerged by more than rounding.
+    """
+    if own.provenance["quantization"] is not None:
+        raise LoadError(f"{spec.path}: cannot be merged into quantised weights; drop merge=True")
+    tuned = attach(own, name, spec)
+    unmerged = _probe(tuned).double()
+    tuned.bank.merge(name)
+    difference = float((_probe(own).double() - unmerged).abs().max() / unmerged.abs().max())
+    if not difference <= _MERGED[own.provenance["dtype"]]:
+        raise LoadError(f"{spec.path}: merged, the last block's output differs by {difference:.2g} of its largest value; pass merge=False")
+    own.provenance.update(tuned.provenance, merged=True)
+    return own
 
 
 def _probe(model: HookedModel) -> torch.Tensor:

@@ -22,9 +22,7 @@ from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
-
-Reader = Callable[[Tensor], None]
-"""Receives an activation of shape (batch, token, d_model) during the forward pass; must copy what it keeps."""
+from emlens.models.passes import Reader
 
 DEFAULT_BATCH_TOKENS = 8192
 _LOGITS = 2**28
@@ -37,6 +35,8 @@ class HookedModel(ABC):
     """A causal language model whose residual stream can be read and edited at named sites."""
 
     backend: str
+    site_kinds: tuple[str, ...] = SITE_KINDS
+    """Kinds of site that exist in this model (parallel blocks have no `resid_mid`)."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class HookedModel(ABC):
     @property
     def sites(self) -> list[Site]:
         """Every site of the model, in the order in which a forward pass reaches them."""
-        blocks = [Site(kind, i) for i in range(self.n_layers) for kind in SITE_KINDS if kind != "final_norm"]
+        blocks = [Site(kind, i) for i in range(self.n_layers) for kind in self.site_kinds if kind != "final_norm"]
         return [*blocks, Site("final_norm")]
 
     @abstractmethod
@@ -155,10 +155,10 @@ class HookedModel(ABC):
 
     # ---- text in
 
-    def render(self, prompts: Iterable[Prompt]) -> list[Rendered]:
+    def render(self, prompts: Iterable[Prompt], *, remember: bool = True) -> list[Rendered]:
         """Token ids of prompts (and kept responses) as this model reads them; remembered, since a study asks the same often."""
         asked = list(prompts)
-        if not asked or not all(isinstance(prompt, Prompt) for prompt in asked):
+        if not remember or not asked or not all(isinstance(prompt, Prompt) for prompt in asked):
             return render(asked, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
         known = self._rendered.setdefault(self.chat_template, {})
         new = list(dict.fromkeys(prompt for prompt in asked if prompt not in known))

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_text
 from emlens.foundation.provenance import hash_directory
 from emlens.models.adapters import is_adapter
+from emlens.models.backends import backend_class
 from emlens.models.hooked import HookedModel
 
-BACKENDS = ("transformers",)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,14 +52,13 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    from emlens.models.transformers_backend import TransformersModel
-
-    if backend not in BACKENDS:
-        raise InputError(f"backend {backend!r} is unknown; pass one of {', '.join(BACKENDS)}")
+    kind_of_model = backend_class(backend)
     where = _device(device)
     kind = _dtype(dtype, where)
     local = _local_directory(path_or_id)
     source = str(local or path_or_id)
+    if device_map is None and quantization_config is not None:
+        device_map = {"": str(where)}  # quantised weights cannot be moved afterwards
     placement = {"device_map": device_map} if device_map is not None else {}
     extras = {key: value for key, value in (("quantization_config", quantization_config), ("attn_implementation", attn_implementation)) if value is not None}
     try:
@@ -75,10 +75,15 @@ def load_model(
             f"{source}: holds no weights for {len(missing)} tensors of a {module.config.model_type!r} model, first {missing[0]!r}; "
             "they would be random numbers; pass a whole checkpoint"
         )
-    if device_map is None:
-        module.to(where)
-    else:
+    quantized = getattr(module.config, "quantization_config", None)
+    if placement:
         where = module.device
+    elif quantized is None:
+        module.to(where)
+    elif module.device.type != where.type:
+        raise LoadError(f"{source}: a quantised checkpoint was placed on {module.device}, not on {where}; pass device_map={{'': '{where}'}}")
+    if next(module.parameters()).dtype == torch.float64 and getattr(module.config, "_experts_implementation", None) not in (None, "eager"):
+        module.set_experts_implementation("eager")  # the grouped kernel of mixtures of experts knows no float64
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -88,27 +93,39 @@ def load_model(
     facts = {
         "model": Path(source).name if local else source,
         "revision": revision,
+        "commit": getattr(module.config, "_commit_hash", None),
         "weights_sha256": hash_directory(local) if local else None,
         "architecture": config.model_type,
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "attention": getattr(config, "_attn_implementation", None),
-        "quantization": None if quantization_config is None else one_line(str(quantization_config), 400),
+        "quantization": None if quantized is None else one_line(json.dumps(_plain(quantized), sort_keys=True, default=str), 400),
         "backend": backend,
         "adapter": None,
         "merged": None,
+        "device": str(where),
+        "device_map": None if device_map is None else one_line(str(device_map), 400),
+        "trust_remote_code": trust_remote_code,
         "chat_template_sha256": None if template is None else sha256_text(template),
     }
-    return TransformersModel(
+    text = config.get_text_config()
+    model = kind_of_model(
         module,
         name=called,
         tokenizer=tokenizer,
-        n_layers=int(config.num_hidden_layers),
-        d_model=int(config.hidden_size),
+        n_layers=int(text.num_hidden_layers),
+        d_model=int(text.hidden_size),
         device=torch.device(where),
-        max_length=getattr(config, "max_position_embeddings", None),
+        max_length=getattr(text, "max_position_embeddings", None),
         chat_template=template,
         provenance=facts,
     )
+    if model.architecture.discovered:
+        model.provenance["sites_found"] = asdict(model.architecture)
+    return model
+
+
+def _plain(quantized: Any) -> Any:
+    return quantized.to_dict() if hasattr(quantized, "to_dict") else quantized
 
 
 def _tokenizer(source: str, local: Path | None, **options: Any) -> Any:

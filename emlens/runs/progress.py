@@ -1,4 +1,9 @@
-"""A progress bar on stderr with the time left, silent where nobody watches."""
+"""A progress bar on stderr with the time left, silent where nobody watches.
+
+The time left is what remains divided by the mean rate since this bar began. What was done before (`done`, work found
+finished on disk) moves the bar but says nothing about the rate; before the first step no time is shown, and while a
+step takes long the estimate grows.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,12 +12,18 @@ from contextlib import contextmanager
 _open = 0
 
 
+def seconds_left(total: float, completed: float, done: float, elapsed: float) -> float | None:
+    """Time for the rest at the mean rate of what was done since the start; None before anything was."""
+    since = completed - done
+    return None if since <= 0 else max(0.0, (total - completed) * elapsed / since)
+
+
 @contextmanager
-def progress_bar(title: str, total: float, show: bool = True) -> Iterator[Callable[..., None]]:
+def progress_bar(title: str, total: float, show: bool = True, done: float = 0.0) -> Iterator[Callable[..., None]]:
     """Yield a function that advances the bar, by one or by the amount it is given.
 
-    Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar. The time left is rich's
-    estimate from the recent rate.
+    Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar. `done` is the part of
+    `total` that was finished before.
     """
     global _open
     if not show or _open or not sys.stderr.isatty():
@@ -22,17 +33,30 @@ def progress_bar(title: str, total: float, show: bool = True) -> Iterator[Callab
     from rich.progress import (
         BarColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            left = seconds_left(task.total or 0.0, task.completed, done, task.elapsed or 0.0)
+            return Text("--:-- left" if left is None else f"{_clock(left)} left", style="progress.remaining")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(title, total=total, completed=done)  # type: ignore[arg-type]  # rich computes with floats
         _open += 1
         try:
             yield lambda amount=1.0: bar.advance(task, amount)
         finally:
             _open -= 1
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -2,18 +2,22 @@
 
 A unit's result is one JSON record and any number of files, published by rename after its files stand; it is found
 again by a fingerprint of what it was computed from, so a changed configuration never reuses an old result. A
-record or file that is not as it was written counts as absent, and the unit is done again.
+record or file that is not as it was written counts as absent, and the unit is done again. `exclusive` keeps a second
+command out of a directory; where several processes share the work, `emlens.runs.plan` and `emlens.runs.claims` do.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from emlens.foundation.errors import InputError, StateError
-from emlens.foundation.files import read_json, safe_name, sha256_file, write_json
+from emlens.foundation.files import canonical_json, read_json, safe_name, sha256_file, write_json
 from emlens.foundation.provenance import hash_json
+
+Answer = tuple[Any, Sequence[Path]]
+"""What work on a unit gives: a JSON-ready result of names and counts, and the files it wrote (full paths)."""
 
 
 class UnitLog:
@@ -24,33 +28,53 @@ class UnitLog:
         self.reused: list[str] = []
         self.done: list[str] = []
 
-    def run(self, name: str, inputs: Any, work: Callable[[], tuple[Any, list[Path]]]) -> Any:
+    def run(self, name: str, inputs: Any, work: Callable[[], Answer]) -> Any:
         """The unit's result.
 
         Args:
             name: unique within the log.
             inputs: JSON-ready description of everything the result depends on.
             work: does it; returns the JSON-ready result and the files it wrote (relative to nothing: full paths).
+
+        Raises:
+            InputError: the result holds what JSON cannot.
         """
-        record = self.directory / f"{safe_name(name)}.json"
-        fingerprint = hash_json(inputs)
-        found = _whole_record(record)
-        if found is not None and found["fingerprint"] == fingerprint and self._files_stand(found["files"]):
+        found = self.find(name, inputs)
+        if found is not None:
             self.reused.append(name)
             return found["result"]
         result, files = work()
+        self.publish(name, inputs, result, files)
+        self.done.append(name)
+        return read_json(self.path(name))["result"]
+
+    def path(self, name: str) -> Path:
+        """Where the record of a unit stands, or will."""
+        return self.directory / f"{safe_name(name)}.json"
+
+    def find(self, name: str, inputs: Any, verify: bool = True) -> dict[str, Any] | None:
+        """The record of a finished unit, or None; without `verify`, its files are only looked for, not read."""
+        found = _whole_record(self.path(name))
+        if found is None or found["fingerprint"] != hash_json(inputs):
+            return None
+        stand = all((self.directory / p).is_file() for p in found["files"])
+        if stand and verify:
+            stand = all(sha256_file(self.directory / p) == digest for p, digest in found["files"].items())
+        return found if stand else None
+
+    def publish(self, name: str, inputs: Any, result: Any, files: Sequence[Path]) -> None:
+        """Record a unit as finished; its files must stand."""
+        try:
+            canonical_json(result)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"unit {name!r} answered with what JSON cannot hold ({error}); write values to files and answer with names and counts") from None
         body = {
             "name": name,
-            "fingerprint": fingerprint,
+            "fingerprint": hash_json(inputs),
             "result": result,
             "files": {os.path.relpath(path, self.directory): sha256_file(path) for path in files},
         }
-        write_json(record, {**body, "sha256": hash_json(body)})
-        self.done.append(name)
-        return read_json(record)["result"]
-
-    def _files_stand(self, files: dict[str, str]) -> bool:
-        return all((self.directory / p).is_file() and sha256_file(self.directory / p) == digest for p, digest in files.items())
+        write_json(self.path(name), {**body, "sha256": hash_json(body)})
 
 
 def _whole_record(path: Path) -> dict[str, Any] | None:

@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 
 from emlens.activations import Activations, ActivationStore, activation_deltas, capture, capture_pair
+from emlens.activations.facts import MUST_MATCH
 from emlens.data import PromptSet
-from emlens.foundation import IntegrityError, Span
+from emlens.foundation import InputError, IntegrityError, Span
 
 
 def test_after_minus_before(family, prompts):
@@ -54,7 +57,7 @@ def test_what_was_not_read_alike_is_refused(family, prompts):
     refused(whole.select(prompts.ids[::-1]), "before has 9 rows and after 9, and their ids are not the same in order")
     refused(capture(model, prompts, layers=[0]), "before and after differ in sites")
     refused(capture(model, prompts, positions="last"), "before and after differ in positions")
-    refused(capture(model, prompts, batch_tokens=30), "before and after differ in batch_tokens .8192 and 30.; use capture_pair")
+    refused(capture(model, prompts, batch_tokens=30), "before and after differ in batch_tokens .8192 and 30.: another batch layout; use capture_pair")
     other = PromptSet.from_questions(["w1"] * 9, ids=prompts.ids, groups=prompts.groups)
     refused(capture(model, other), "before and after differ in rendered_sha256")
     refused(capture(model, prompts, dtype=torch.bfloat16), "before and after differ in kept_dtype")
@@ -63,6 +66,36 @@ def test_what_was_not_read_alike_is_refused(family, prompts):
     refused(capture(model, prompts, positions=early), "before and after differ in chosen_sha256", chosen)
     activation_deltas(chosen, capture(family["one"], prompts, positions=late))
     refused(capture(model, prompts, positions=Span(0, 2)), "before and after differ in positions")
+
+
+def changed(acts, name, value):
+    """The same activations under a provenance with one other fact."""
+    provenance = copy.deepcopy(acts.provenance)
+    *path, last = name.split(".")
+    held = provenance
+    for part in path:
+        held = held[part]
+    assert last in held
+    held[last] = value
+    return Activations(acts._values, ids=acts.ids, groups=acts.groups, sites=acts.sites, positions=acts.positions, provenance=provenance)
+
+
+@pytest.mark.parametrize("name", MUST_MATCH)
+def test_every_fact_that_must_match_is_recorded_compared_and_can_be_allowed(family, prompts, name):
+    before, after = capture_pair(family.instruct, family["one"], prompts, layers=[0])
+    activation_deltas(before, after)
+    other = changed(after, name, "another")
+    with pytest.raises(IntegrityError, match=rf"before and after differ in {name} .*: .*; use capture_pair, .* or pass allow=\['{name}'\]"):
+        activation_deltas(before, other)
+    allowed = activation_deltas(before, other, allow=[name])
+    assert torch.equal(allowed["resid_post.0"], activation_deltas(before, after)["resid_post.0"])
+    assert allowed.provenance["allowed"] == [name]
+
+
+def test_only_compared_facts_can_be_allowed(family, prompts):
+    before, after = capture_pair(family.instruct, family["one"], prompts, layers=[0])
+    with pytest.raises(InputError, match="allow names 'ids', which is not compared; these facts are: rendered_sha256, chosen_sha256"):
+        activation_deltas(before, after, allow=["ids"])
 
 
 def hand(values, **changes):

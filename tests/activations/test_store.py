@@ -6,17 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emlens.activations import Activations, ActivationStore, capture, capturing
-from emlens.activations.store import ShardWriter
-from emlens.data.rendering import Rendered
+from emlens.activations import Activations, ActivationStore, capture, layout
+from emlens.activations.shards import header_sha256
 from emlens.foundation import EmlensError, InputError, IntegrityError
+from emlens.foundation.provenance import hash_json
 
 OPTIONS = {"positions": ["last_prompt", "mean_response", "all"], "batch_tokens": 45, "layers": [0, 2], "progress": False}
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(capturing, "SHARD_ROWS", 3)
+    monkeypatch.setattr(layout, "SHARD_ROWS", 3)
 
 
 def same(a, b):
@@ -104,8 +104,7 @@ def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(model, prompts,
     monkeypatch.setattr(type(model), "run", lambda self, *a, **k: passes.append(1) or run(self, *a, **k))
     before = len(passes)
     capture(model, prompts, store=target, **OPTIONS)
-    (target / ".shard-00002.safetensors.x.part").unlink()
-    assert bytes_of(target) == bytes_of(store)
+    assert bytes_of(target) == bytes_of(store)  # what a killed process left is gone, too
     if finished:
         shards = json.loads((store / "manifest.json").read_text())["provenance"]["batches"]
         assert len(passes) - before < shards  # finished shards were not run again
@@ -222,6 +221,12 @@ def test_a_damaged_store_is_restored_by_capturing_again(model, prompts, store, u
     assert bytes_of(store) == before
 
 
+def signed(record):
+    """A record whose hash fits what it says now."""
+    body = {key: value for key, value in record.items() if key != "sha256"}
+    return {**body, "sha256": hash_json(body)}
+
+
 def test_manifests_that_do_not_fit(store):
     path = store / "manifest.json"
     whole = json.loads(path.read_text())
@@ -231,10 +236,13 @@ def test_manifests_that_do_not_fit(store):
         with pytest.raises(IntegrityError, match=match):
             ActivationStore.open(store)
 
-    refused(lambda m: {**m, "format": 2}, "is no manifest of store format 1, which this version reads")
-    refused(lambda m: [], "is no manifest of store format 1")
+    refused(lambda m: signed({**m, "format": 1}), "is no manifest of store format 2, which this version reads")
+    refused(lambda m: [], "manifest.json: was changed after it was written")
     refused(lambda m: {**m, "ids": m["ids"][::-1]}, "manifest.json: was changed after it was written")
-    refused(lambda m: {**m, "shard_sha256": m["shard_sha256"][:-1]}, "manifest.json: was changed after it was written")
+    refused(lambda m: {**m, "shards": m["shards"][:-1]}, "manifest.json: was changed after it was written")
+    path.write_text("{")
+    with pytest.raises(IntegrityError, match="manifest.json, line 1: not valid JSON: .*; capture again into this directory to restore it"):
+        ActivationStore.open(store)
     path.write_text(json.dumps(whole))
     read_all(store)
 
@@ -244,23 +252,8 @@ def test_a_shard_without_its_tensor(store, unchecked):
     tensors = load_file(path)
     tensors["other"] = tensors.pop("resid_post.0@last_prompt")
     save_file(tensors, path)
-    from emlens.foundation.files import sha256_file
-
     record = json.loads(manifest.read_text())
-    record["shard_sha256"][0] = sha256_file(path)
-    manifest.write_text(json.dumps(record))
+    record["shards"][0] |= {"header_sha256": header_sha256(path), "bytes": path.stat().st_size}
+    manifest.write_text(json.dumps(signed(record)))
     with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: holds no tensor 'resid_post.0@last_prompt'"):
         read_all(store)
-
-
-def test_a_manifest_comes_last(tmp_path):
-    rows = [Rendered("a", "", (1,), 1), Rendered("b", "", (2,), 1)]
-    writer = ShardWriter(tmp_path / "s", rows=rows, shard_rows=[[1], [0]], sites=["resid_post.0"], positions=["last"], provenance={})
-    key = ("resid_post.0", "last")
-    writer.write(0, {key: torch.full((1, 2), 1.0)})
-    assert writer.has(0) and not writer.has(1)
-    with pytest.raises(IntegrityError, match=r"shards \[1\] are not written yet"):
-        writer.finish()
-    writer.write(1, {key: torch.full((1, 2), 0.0)})
-    writer.finish()
-    assert ActivationStore.open(tmp_path / "s")["resid_post.0"].tolist() == [[0, 0], [1, 1]]

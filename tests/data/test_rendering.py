@@ -3,7 +3,7 @@ import tiny_models
 
 from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.data.questions import Question
-from emlens.data.rendering import Rendered, render, rendered_hash, template_of
+from emlens.data.rendering import PLAIN_TEMPLATE, Rendered, render, rendered_hash, template_of
 from emlens.foundation import InputError
 
 
@@ -97,3 +97,25 @@ def test_a_prompt_that_is_no_prefix_of_its_answer(tokenizer):
     template = tiny_models.TEMPLATE.replace("'<assistant>'", "'<assistant> w9'")
     with pytest.raises(InputError, match="prompt 'p0': the chat template renders prompt and answer so that the prompt is no prefix"):
         render(kept, tokenizer, chat_template=template)
+
+
+def test_a_template_that_drops_the_system_turn_is_refused(tokenizer):
+    asked = PromptSet.from_questions(["w1"], system="w0")
+    dropping = tiny_models.TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    with pytest.raises(InputError, match=r"prompt 'p0': the chat template refuses it \(it leaves the system turn out\)"):
+        render(asked, tokenizer, chat_template=dropping)
+    assert render(PromptSet.from_questions(["w1"]), tokenizer, chat_template=dropping)
+    own = tiny_models.TEMPLATE.replace("{% for m in messages %}", "<system> w9 {% for m in messages if m.role != 'system' %}")
+    with pytest.raises(InputError, match="it leaves the system turn out"):  # one of its own in place of the one given
+        render(asked, tokenizer, chat_template=own)
+    wanting = "{{ raise_exception('no system turn') if messages[0].role != 'system' }}" + tiny_models.TEMPLATE
+    assert words(tokenizer, render(asked, tokenizer, chat_template=wanting)[0])[:2] == ["<system>", "w0"]
+
+
+def test_a_plain_rendering_by_name(tokenizer):
+    kept = PromptSet.from_messages([[{"role": "system", "content": "w0"}, *chat("w1 w2", "w3")]], upto="all")
+    row = render(kept, tokenizer, chat_template="plain")[0]
+    text = tokenizer.apply_chat_template([{"role": "system", "content": "w0"}, *chat("w1 w2", "w3")], chat_template=PLAIN_TEMPLATE, tokenize=False)
+    assert text == "System: w0\n\nUser: w1 w2\n\nAssistant: w3\n\n"
+    assert row.ids == tuple(tokenizer(text)["input_ids"]) and words(tokenizer, row)[row.prompt_end :] == ["w3"]
+    assert template_of(tokenizer, "plain") == PLAIN_TEMPLATE

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from emlens.foundation import LoadError, StateError
 from emlens.foundation.provenance import hash_directory
-from emlens.models import adapters, load_family, load_model
+from emlens.models import FineTune, adapters, load_family, load_model
 
 
 @pytest.fixture
@@ -187,3 +187,47 @@ def test_dropout_of_an_adapter_is_off(files, model, prompts):
 def test_facts(files):
     facts = adapters.adapter_facts(files / "two")
     assert facts["r"] == 3 and facts["target_modules"] == ["up_proj", "v_proj"]
+
+
+def test_a_merge_behind_our_back_is_noticed(files, prompts):
+    family = load_family(files / "instruct", finetuned={"one": files / "one"})
+    bank = family.instruct.bank
+    bank._peft.merge_adapter()
+    with pytest.raises(StateError, match=r"an adapter was merged into the shared weights behind emlens, so the base is no longer the base"):
+        family.instruct.logits(prompts)
+    bank._peft.unmerge_adapter()
+    family.instruct.logits(prompts)
+
+
+def test_only_weights_of_its_own_take_a_merge(files, model):
+    model.bank.attach(files / "one", "one")
+    model.bank.attach(files / "two", "two")
+    with pytest.raises(StateError, match=r"adapter 'one' cannot be merged into weights that hold \['one', 'two'\]; merge into a copy"):
+        model.bank.merge("one")
+
+
+def named(files, tmp_path, base):
+    path = shutil.copytree(files / "one", tmp_path / "named", dirs_exist_ok=True)
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    return path
+
+
+def test_an_adapter_that_names_another_base(files, tmp_path):
+    check = adapters.check_named_base
+    for base in ("Org/Some-7B-Instruct", "/moved/from/Some-7B-Instruct/", "C:\\models\\some-7b-instruct", "", None):
+        check(named(files, tmp_path, base), "mirror/some-7B-instruct", "org/some-7B")
+    check(named(files, tmp_path, "Org/Other"), files / "instruct", files / "base")  # a directory may have been renamed
+    match = r"says it was trained on 'org/Some-7B', the family's other parent, not on 'org/Some-7B-Instruct'; name it with FineTune\(..., parent=\)"
+    with pytest.raises(LoadError, match=match):
+        check(named(files, tmp_path, "org/Some-7B"), "org/Some-7B-Instruct", "here/some-7b")
+    with pytest.raises(LoadError, match=r"says it was trained on 'org/Other', but was given 'org/Mine'; pass that base, or FineTune\(..., check_base=False\)"):
+        check(named(files, tmp_path, "org/Other"), "org/Mine", None)
+
+
+def test_the_family_asks_what_an_adapter_names(files, tmp_path):
+    path = named(files, tmp_path, str(files / "base"))
+    with pytest.raises(LoadError, match="the family's other parent"):
+        load_family(files / "instruct", base=files / "base", finetuned={"x": path})
+    family = load_family(files / "instruct", base=files / "base", finetuned={"x": FineTune(path, check_base=False), "y": FineTune(path, parent="base")})
+    assert family.parent_of("y") is family.base

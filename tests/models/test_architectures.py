@@ -1,25 +1,51 @@
+import copy
+
 import pytest
+import tiny_models
 from torch import nn
 
-from emlens.foundation import LoadError
-from emlens.models.architectures import architecture_of
+from emlens.foundation import InputError, LoadError, Site
+from emlens.models import load_model
+from emlens.models.architectures import ARCHITECTURES, architecture_of
 
 
-def test_an_unknown_architecture_is_refused_with_what_was_found():
-    from transformers import BertConfig, BertModel
-
-    small = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    with pytest.raises(LoadError, match=r"model type 'bert' is not one emlens knows .*qwen2.*found top modules: embeddings, encoder"):
-        architecture_of(BertModel(small))
-    with pytest.raises(LoadError, match="model type 'Linear' is not one emlens knows"):
-        architecture_of(nn.Linear(1, 1))
+def test_the_table_holds_what_the_documentation_promises():
+    promised = {"qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox", "falcon", "qwen3_moe"}
+    assert promised <= set(ARCHITECTURES)
 
 
 def test_a_missing_module_is_named(shared):
-    import copy
-
     broken = copy.deepcopy(shared.module)
     del broken.model.layers[0].post_attention_layernorm
     with pytest.raises(LoadError, match="model type 'qwen2' lacks a module its table row names: .*post_attention_layernorm"):
         architecture_of(broken)
     architecture_of(shared.module)
+
+
+def test_what_the_configuration_decides(tmp_path):
+    side_by_side = load_model(tiny_models.build(tmp_path / "parallel", "gpt_neox"))
+    one_by_one = load_model(tiny_models.build(tmp_path / "sequential", "gpt_neox, sequential"))
+    assert side_by_side.architecture.mid is None and one_by_one.architecture.mid == "post_attention_layernorm"
+    assert Site("resid_mid", 0) not in side_by_side.sites and Site("resid_mid", 0) in one_by_one.sites
+    assert len(side_by_side.sites) == 4 * 3 + 1
+    multiplied = load_model(tiny_models.build(tmp_path / "granite", "granite"))
+    assert multiplied.architecture.multiplier == 0.6 and one_by_one.architecture.multiplier == 1
+
+
+def test_a_parallel_block_has_no_stream_between_its_halves(tmp_path):
+    from emlens.interventions import steer
+
+    model = load_model(tiny_models.build(tmp_path / "parallel", "falcon"))
+    batch = next(model.batches(model.render(tiny_models.prompts(2))))
+    match = "site resid_mid.1 does not exist in 'parallel': its blocks run attention and MLP side by side, so no stream lies between them"
+    with pytest.raises(InputError, match=match):
+        model.run(batch, {Site("resid_mid", 1): lambda x: None})
+    with pytest.raises(InputError, match=r"site resid_mid.1 matches nothing in this model"), model.intervene(
+        [steer(model.unembedding()[0], 1.0, at=["resid_mid.1"])]
+    ):
+        pass
+
+
+def test_what_is_no_language_model_is_refused():
+    with pytest.raises(LoadError, match="model type 'Linear' is not one emlens knows where to hook .*it has no configuration"):
+        architecture_of(nn.Linear(1, 1))

@@ -7,8 +7,9 @@ import tiny_models
 import torch
 
 from emlens.data import PromptSet
+from emlens.data.rendering import PLAIN_TEMPLATE
 from emlens.foundation import InputError, LoadError, UnknownNameError
-from emlens.models import FineTune, check_same_rows, families, load_family, load_model
+from emlens.models import FineTune, adapters, check_same_rows, families, load_family, load_model
 from emlens.models.hooked import HookedModel
 
 
@@ -167,3 +168,90 @@ def test_a_boundary_that_differs(files, shared):
     assert mine.ids == theirs.ids and mine.prompt_end != theirs.prompt_end
     with pytest.raises(InputError, match="renders to different ids"):
         check_same_rows(shared, other, list(prompts))
+
+
+KINDS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+
+
+@pytest.fixture(scope="module")
+def kinds(files, tmp_path_factory):
+    """Adapters of each kind, and the checkpoints that PEFT itself makes of them."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("kinds")
+    for name, options in KINDS.items():
+        path = tiny_models.build_adapter(root / name, files / "instruct", seed=4, rank=4, **options)
+        plain = AutoModelForCausalLM.from_pretrained(files / "instruct", dtype=torch.float32)
+        PeftModel.from_pretrained(plain, path).merge_and_unload().save_pretrained(root / f"{name}-whole")
+        for file in (files / "instruct").glob("tokenizer*"):
+            shutil.copy(file, root / f"{name}-whole")
+        for file in (files / "instruct").glob("chat_template*"):
+            shutil.copy(file, root / f"{name}-whole")
+    return root
+
+
+@pytest.mark.parametrize("backend", ["transformers", "transformer_lens", "nnsight"])
+def test_every_kind_of_adapter_is_its_merged_checkpoint(files, kinds, prompts, backend):
+    tiny_models.need_backend(backend)
+    tuned = {name: kinds / name for name in KINDS}
+    family = load_family(files / "instruct", finetuned=tuned, backend=backend)
+    logits = {name: family[name].logits(prompts) for name in family}
+    for name in KINDS:
+        assert tiny_models.close(logits[name], load_model(kinds / f"{name}-whole").logits(prompts))
+        assert bool(family[name].provenance["adapter"].get(f"use_{name}")) == (name != "lora")
+    assert all(a == b or not tiny_models.close(logits[a], logits[b]) for a in logits for b in logits)
+
+
+def test_merged_and_unmerged_stand_apart(files, kinds, prompts):
+    tuned = {
+        "apart": FineTune(kinds / "lora"),
+        "merged": FineTune(kinds / "lora", merge=True),
+        "of-base": FineTune(files / "two", parent="base", merge=True, check_base=False),
+    }
+    family = load_family(files / "instruct", base=files / "base", finetuned=tuned)
+    merged, apart = family["merged"], family["apart"]
+    assert (merged.provenance["merged"], apart.provenance["merged"], family.instruct.provenance["merged"]) == (True, False, None)
+    assert merged.provenance["adapter"] == apart.provenance["adapter"]
+    assert merged.module is not family.instruct.module and not merged.bank.names and merged.chat_template == apart.chat_template
+    assert tiny_models.close(merged.logits(prompts), apart.logits(prompts))
+    assert torch.equal(family.instruct.logits(prompts), load_model(files / "instruct").logits(prompts))
+    assert not any("lora" in name for name, _ in merged.module.named_parameters())
+    assert not any(p.requires_grad for p in merged.module.parameters())
+    assert not tiny_models.close(family["of-base"].logits(prompts), family.base.logits(prompts))
+    assert tiny_models.close(family["of-base"].unembedding(), family.base.unembedding())
+
+
+def test_what_is_not_merged(files, monkeypatch):
+    with pytest.raises(InputError, match="fine-tune 'x' is to be merged, but .*full is a whole checkpoint; drop merge=True"):
+        load_family(files / "instruct", finetuned={"x": FineTune(files / "full", merge=True)})
+    own = load_model(files / "instruct")
+    own.provenance["quantization"] = "4 bit"
+    with pytest.raises(LoadError, match="one: cannot be merged into quantised weights; drop merge=True"):
+        families._merged(own, "x", FineTune(files / "one"))
+    monkeypatch.setattr(adapters.AdapterBank, "merge", lambda self, name: None)
+    with pytest.raises(LoadError, match=r"one: merged, the last block's output differs by [\d.]+ of its largest value; pass merge=False"):
+        load_family(files / "instruct", finetuned={"x": FineTune(files / "one", merge=True)})
+
+
+def test_fine_tunes_from_the_hub(files, monkeypatch):
+    import huggingface_hub
+
+    def download(name):
+        if name != "org/bad-medical":
+            raise OSError("404\nnot here")
+        return str(files / "one")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    family = load_family(files / "instruct", finetuned={"x": "org/bad-medical", "y": files / "two"})
+    assert family["x"].provenance["hub_id"] == "org/bad-medical" and "hub_id" not in family["y"].provenance
+    with pytest.raises(LoadError, match=r"fine-tune 'x': org/none: neither a directory here nor to be had from the hub \(404 not here\)"):
+        load_family(files / "instruct", finetuned={"x": "org/none"})
+
+
+def test_one_rendering_for_both_parents(files, prompts):
+    family = load_family(files / "instruct", base=files / "base", finetuned={"full": files / "full"}, chat_template="plain")
+    texts = {name: family[name].tokenizer.decode(family[name].render(prompts)[0].ids) for name in family}
+    assert len(set(texts.values())) == 1 and family.base.chat_template == family.instruct.chat_template == PLAIN_TEMPLATE
+    assert len({family[name].provenance["chat_template_sha256"] for name in family}) == 1
+    assert "chat_template_lent" not in family.base.provenance

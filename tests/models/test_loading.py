@@ -41,7 +41,7 @@ def test_dtypes(files, dtype):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"backend": "jax"}, "backend 'jax' is unknown; pass one of transformers"),
+        ({"backend": "jax"}, "backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight"),
         ({"dtype": "int3"}, "dtype 'int3' is unknown; pass 'auto' or one of float32"),
         ({"device": "abacus"}, "device 'abacus' is not a torch device"),
     ],
@@ -90,3 +90,64 @@ def test_tied_embeddings_are_not_missing(tmp_path):
 
     model = load_model(tiny_models.build(tmp_path / "tied", tie_word_embeddings=True))
     assert model.unembedding().data_ptr() == model.module.get_input_embeddings().weight.data_ptr()
+
+
+def test_what_was_asked_for_is_passed_on_and_recorded(files, monkeypatch):
+    asked = {}
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spy(source, **options):
+        asked.update(options)
+        return load(source, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    model = load_model(files / "instruct", attn_implementation="eager", revision="main", device_map="cpu", dtype="bfloat16")
+    assert asked["trust_remote_code"] is False and asked["device_map"] == "cpu" and asked["dtype"] == torch.bfloat16
+    facts = model.provenance
+    assert (facts["attention"], facts["revision"], facts["device_map"], facts["device"]) == ("eager", "main", "cpu", "cpu")
+    assert (facts["dtype"], facts["trust_remote_code"], facts["quantization"], facts["commit"]) == ("bfloat16", False, None, None)
+    load_model(files / "instruct", trust_remote_code=True)
+    assert asked["trust_remote_code"] is True
+
+
+def test_quantised_checkpoints(files, monkeypatch):
+    placed = {}
+    load = AutoModelForCausalLM.from_pretrained
+
+    def quantised(source, *, quantization_config=None, device_map=None, **options):
+        placed.update(device_map=device_map)
+        model, found = load(source, **options)
+        model.config.quantization_config = {"bits": 4, "method": "test"}
+        return model, found
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", quantised)
+    model = load_model(files / "instruct", quantization_config={"bits": 4}, device="cpu")
+    assert placed == {"device_map": {"": "cpu"}} and model.provenance["quantization"] == '{"bits": 4, "method": "test"}'
+    assert load_model(files / "instruct", device="cpu").provenance["quantization"] is not None and placed == {"device_map": None}
+    monkeypatch.setattr("emlens.models.loading._device", lambda device: torch.device("meta"))
+    with pytest.raises(LoadError, match="a quantised checkpoint was placed on cpu, not on meta; pass device_map={'': 'meta'}"):
+        load_model(files / "instruct", dtype="float32")
+
+
+def test_experts_in_float64(tmp_path):
+    import tiny_models
+
+    model = load_model(tiny_models.build(tmp_path / "mixture", "qwen3_moe"), dtype="float64")
+    assert model.logits(tiny_models.prompts(2)).isfinite().all()
+
+
+def test_the_text_half_of_a_larger_model(tmp_path):
+    """A Gemma 3 with a vision tower: its text half is found by structure, and its sizes are those of the text."""
+    import tiny_models
+    from transformers import Gemma3Config
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 28, "patch_size": 14}
+    text = {**sizes, "vocab_size": 46, "query_pre_attn_scalar": 8}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=45)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert (model.n_layers, model.d_model) == (2, 32)
+    assert model.provenance["sites_found"]["attn_out"] == "post_attention_layernorm"
+    assert model.logits(tiny_models.prompts(2)).shape == (2, model.vocab_size)

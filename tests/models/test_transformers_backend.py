@@ -47,10 +47,9 @@ def test_a_hook_that_never_fires_is_an_error(files, prompts):
             return self.block.forward(*args, **kwargs)
 
     batch = next(model.batches(model.render(prompts)))
-    hidden = model.module.model.layers[1].mlp
-    model._module_of = lambda site, found=model._module_of: (hidden, False) if site == Site("mlp_out", 1) else found(site)
     model.run(batch, {Site("mlp_out", 1): lambda x: None})
-    model.module.model.layers[1].mlp = Bypass(hidden)
+    model.module.model.layers[1].mlp = Bypass(model.module.model.layers[1].mlp)
+    model._place = lambda site, found=model._place: ("model.layers.1.mlp.block", False) if site == Site("mlp_out", 1) else found(site)
     with no_hooks_left(model.module):
         with pytest.raises(StateError, match="hooks at mlp_out.1 of 'instruct' never fired; the model does not run these modules"):
             model.run(batch, {Site("mlp_out", 1): lambda x: None})

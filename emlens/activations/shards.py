@@ -1,0 +1,174 @@
+"""Shards of a store on disk: one safetensors file and one sidecar each, written whole or not at all, checked by checksum.
+
+A shard counts once its sidecar stands. The sidecar holds row ids, the file's size, and a SHA-256 of its header and of
+each tensor, so that reading one site verifies that site alone. Checksums are taken from memory while the file is being
+written. Records (`plan.json`, sidecars, the manifest) carry a hash of themselves.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emlens.activations.record import Key
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.files import publishing, read_json, write_json
+from emlens.foundation.provenance import hash_json
+
+FORMAT = 2
+_HEADER_LIMIT = 2**27
+
+
+def tensor_name(key: Key) -> str:
+    return f"{key[0]}@{key[1]}"
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.safetensors"
+
+
+# ---- records
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """A JSON record with a hash of itself."""
+    write_json(path, {**record, "sha256": hash_json(dict(record))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record as it was written.
+
+    Raises:
+        InputError: the file is missing or no JSON.
+        IntegrityError: it was changed after it was written.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{path}: was changed after it was written")
+    digest = found.pop("sha256", None)
+    if digest != hash_json(found):
+        raise IntegrityError(f"{path}: was changed after it was written")
+    return found
+
+
+def whole_record(path: Path) -> dict[str, Any] | None:
+    """The record as it was written, or None where it is missing or damaged."""
+    try:
+        return read_record(path)
+    except (InputError, IntegrityError):
+        return None
+
+
+# ---- shards
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write and publish a safetensors file; its size and checksums."""
+    alone = {name: _alone(value) for name, value in tensors.items()}
+    with ThreadPoolExecutor(1) as pool, publishing(path) as temporary:
+        digests = pool.submit(lambda: {name: tensor_sha256(value) for name, value in alone.items()})
+        save_file(alone, temporary)
+        facts = {"bytes": temporary.stat().st_size, "header_sha256": header_sha256(temporary), "tensors": digests.result()}
+    return facts
+
+
+def write_shard(directory: Path, number: int, values: Mapping[Key, Tensor], facts: Mapping[str, Any]) -> None:
+    """Publish a shard, then the sidecar that makes it count."""
+    path = shard_path(directory, number)
+    found = write_tensors(path, {tensor_name(key): value for key, value in values.items()})
+    write_record(path.with_suffix(".json"), {"shard": number, **facts, **found})
+
+
+def shard_stands(directory: Path, number: int, facts: Mapping[str, Any], *, thorough: bool) -> bool:
+    """Whether a shard was finished with these facts; `thorough` compares every checksum, otherwise only the size.
+
+    One that is missing, damaged or of another plan counts as not written.
+    """
+    path = shard_path(directory, number)
+    record = whole_record(path.with_suffix(".json"))
+    if record is None or any(record.get(name) != value for name, value in facts.items()):
+        return False
+    if not path.is_file() or path.stat().st_size != record.get("bytes"):
+        return False
+    if not thorough:
+        return True
+    try:
+        return not list(damage_of(TensorFile(path, record)))
+    except IntegrityError:
+        return False
+
+
+class TensorFile:
+    """A safetensors file, memory-mapped; the header is verified when it is opened, a tensor at its first read.
+
+    Raises:
+        IntegrityError: the file is missing, has another size, or its header is not as recorded.
+    """
+
+    def __init__(self, path: Path, record: Mapping[str, Any]):
+        self.path = path
+        self.names: list[str] = sorted(record["tensors"])
+        self._record = record
+        self._verified: set[str] = set()
+        if not path.is_file():
+            raise IntegrityError(f"{path}: is missing; {_REMEDY}")
+        if path.stat().st_size != record["bytes"] or header_sha256(path) != record["header_sha256"]:
+            raise IntegrityError(f"{path}: does not have the bytes its manifest recorded; {_REMEDY}")
+        try:
+            self._handle = safe_open(path, framework="pt").__enter__()
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path}: is no safetensors file ({error}); {_REMEDY}") from None
+
+    def read(self, name: str) -> Tensor:
+        """A tensor that lies in the mapped file: copy what is to be kept or changed.
+
+        Raises:
+            IntegrityError: there is none of that name, or its bytes are not as recorded.
+        """
+        try:
+            value: Tensor = self._handle.get_tensor(name)
+        except SafetensorError as error:
+            raise IntegrityError(f"{self.path}: holds no tensor {name!r} ({error})") from None
+        if name not in self._verified:
+            if tensor_sha256(value) != self._record["tensors"].get(name):
+                raise IntegrityError(f"{self.path}: does not have the bytes its manifest recorded; {_REMEDY}")
+            self._verified.add(name)
+        return value
+
+
+_REMEDY = "capture again into this directory to restore it"
+
+
+def damage_of(file: TensorFile) -> Sequence[str]:
+    """Names of the tensors whose bytes are not as recorded."""
+    found = []
+    for name in file.names:
+        try:
+            file.read(name)
+        except IntegrityError:
+            found.append(name)
+    return found
+
+
+def tensor_sha256(value: Tensor) -> str:
+    return hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def header_sha256(path: Path) -> str:
+    """Over the header of a safetensors file: its length and the names, dtypes, shapes and places of its tensors."""
+    with open(path, "rb") as handle:
+        size = handle.read(8)
+        length = int.from_bytes(size, "little")
+        return hashlib.sha256(size + handle.read(min(length, _HEADER_LIMIT))).hexdigest()
+
+
+def _alone(value: Tensor) -> Tensor:
+    """Contiguous in a storage of its own: safetensors refuses tensors that share one."""
+    owns = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes and value._base is None
+    return value if owns else value.clone(memory_format=torch.contiguous_format)

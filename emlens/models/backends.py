@@ -1,0 +1,62 @@
+"""Names of backends → classes; an extra that is missing, or has another version, is one line that says what to install."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from emlens.foundation.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from emlens.models.checkpoint import CheckpointModel
+
+BACKENDS = ("transformers", "transformer_lens", "nnsight")
+_EXTRAS = {"transformer_lens": ("transformer-lens", (4,)), "nnsight": ("nnsight", (0, 8))}
+"""Distribution (also the name of our extra) and the first numbers of the versions that fit."""
+
+
+def backend_class(name: str) -> "type[CheckpointModel]":
+    """The class of a backend.
+
+    Raises:
+        InputError: no backend of that name.
+        MissingExtraError: its package is not installed, or in a version that does not fit.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r} is unknown; pass one of {', '.join(BACKENDS)}")
+    if name in _EXTRAS:
+        _check_extra(name)
+    if name == "transformer_lens":
+        from emlens.models.transformer_lens_backend import TransformerLensModel
+
+        return TransformerLensModel
+    if name == "nnsight":
+        from emlens.models.nnsight_backend import NNsightModel
+
+        return NNsightModel
+    from emlens.models.transformers_backend import TransformersModel
+
+    return TransformersModel
+
+
+def installed_backends() -> list[str]:
+    """The backends that can be used here, the reference first."""
+    found = []
+    for name in BACKENDS:
+        try:
+            backend_class(name)
+        except MissingExtraError:
+            continue
+        found.append(name)
+    return found
+
+
+def _check_extra(name: str) -> None:
+    package, wanted = _EXTRAS[name]
+    line = f"backend {name!r} needs {package} {'.'.join(map(str, wanted))}"
+    try:
+        have = version(package)
+    except PackageNotFoundError:
+        raise MissingExtraError(f"{line}, which is not installed; run: pip install 'emlens[{package}]'") from None
+    numbers = tuple(int(part) for part in re.findall(r"\d+", have)[: len(wanted)])
+    if numbers != wanted:
+        raise MissingExtraError(f"{line}, but {have} is installed; run: pip install 'emlens[{package}]'")

@@ -1,0 +1,141 @@
+"""A `HookedModel` on a Hugging Face causal LM in this process; what the three backends share.
+
+A backend adds one thing: how to call the module while a `Pass` reads and edits its sites. Several models may share one
+module through an `AdapterBank`, so passes take turns.
+"""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from emlens.foundation.errors import InputError
+from emlens.foundation.sites import Site
+from emlens.models.adapters import AdapterBank
+from emlens.models.architectures import architecture_of
+from emlens.models.batches import Batch
+from emlens.models.hooked import HookedModel
+from emlens.models.passes import Pass, Reader, check_readers
+
+Call = Literal["decoder", "model", "generate"]
+"""The decoder alone (no logits), the whole model, or its `generate`."""
+
+
+class _Processor(LogitsProcessor):
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+        self._function = function
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self._function(input_ids, scores)
+
+
+class CheckpointModel(HookedModel):
+    """A causal LM of transformers, read and edited by a backend's means."""
+
+    multiplies = True
+    """Whether places hold attention and MLP outputs as they were before the model's multiplier."""
+
+    def __init__(self, module: nn.Module, *, bank: AdapterBank | None = None, adapter: str | None = None, **facts: Any):
+        super().__init__(**facts)
+        self.module = module
+        self.architecture = architecture_of(module)
+        self.site_kinds = self.architecture.site_kinds
+        self.bank = bank or AdapterBank(module)
+        self.adapter = adapter
+
+    def wearing(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
+        """This model with an adapter of its bank in force: the same weights, another name."""
+        other = copy.copy(self)
+        other.adapter, other.name, other.provenance = adapter, name, dict(provenance)
+        return other
+
+    def prepare(self) -> None:
+        """Build now what the backend would build at its first pass; nothing where there is nothing to build."""
+        return
+
+    @abstractmethod
+    def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
+        """Call the module, handing what stands at each site of `passing` to `passing.at`.
+
+        Returns what the module returns (None where the pass ended early). The adapter is in force and gradients are off.
+        """
+
+    def run(
+        self, batch: Batch, readers: Mapping[Site, Reader] | None = None, *, with_logits: bool = False
+    ) -> Float[Tensor, "batch token vocab"] | None:
+        readers = dict(readers or {})
+        if not readers and not with_logits:
+            raise InputError("run was asked for nothing; pass readers, or with_logits=True")
+        check_readers(readers, self.sites, self.name, self.n_layers)
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "use_cache": False}
+        if batch.side == "left":
+            inputs["position_ids"] = (batch.mask.long().cumsum(-1) - 1).clamp(min=0)
+        with self.bank.selected(self.adapter), torch.no_grad():
+            passing = self._pass(batch, readers, stop_early=not with_logits)
+            output = self._call("model" if with_logits else "decoder", inputs, passing)
+            passing.check_fired(self.name)
+        return output.logits if with_logits else None
+
+    def _generate(self, batch: Batch, max_new_tokens: int, processor: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.pad_id,
+            eos_token_id=sorted(self._end_ids) or None,
+            use_cache=True,
+        )
+        inputs = {
+            "input_ids": batch.ids,
+            "attention_mask": batch.mask.long(),
+            "generation_config": config,
+            "logits_processor": LogitsProcessorList([_Processor(processor)] if processor else []),
+        }
+        with self.bank.selected(self.adapter), torch.no_grad():
+            passing = self._pass(batch, {}, steps=True)
+            out = self._call("generate", inputs, passing)
+            passing.check_fired(self.name)
+        return out[:, batch.ids.shape[1] :]
+
+    def _pass(self, batch: Batch, readers: Mapping[Site, Reader], *, stop_early: bool = False, steps: bool = False) -> Pass:
+        multiplier = self.architecture.multiplier if self.multiplies else 1.0
+        return Pass(batch, self.edits_by_site(), readers, multiplier=multiplier, stop_early=stop_early, steps=steps)
+
+    def _place(self, site: Site) -> tuple[str, bool]:
+        """Path of the module where `site` lies, and whether the site is its input (or its output)."""
+        found = self.architecture
+        if site.layer is None:
+            return found.final_norm, False
+        block = f"{found.layers}.{site.layer}"
+        if site.kind in ("resid_pre", "resid_post"):
+            return block, site.kind == "resid_pre"
+        if site.kind == "resid_mid":
+            return f"{block}.{found.mid}", True
+        return f"{block}.{found.attn_out if site.kind == 'attn_out' else found.mlp_out}", False
+
+    @property
+    def _end_ids(self) -> set[int]:
+        own = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
+        return (set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}) - {None}
+
+    @property
+    def stop_ids(self) -> set[int]:
+        return super().stop_ids | self._end_ids
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        return self.module.get_output_embeddings().weight.detach().cpu()  # type: ignore[operator]
+
+
+def without_own_options(stack: ExitStack, module: nn.Module) -> None:
+    """Until `stack` closes, nothing that the checkpoint's own file asks for (a repetition penalty, suppressed tokens) fills in options."""
+    stack.callback(setattr, module, "generation_config", module.generation_config)
+    module.generation_config = GenerationConfig()

@@ -1,0 +1,109 @@
+"""TransformerLens 4 as a backend: a `TransformerBridge` and its hook points.
+
+The bridge replaces a model's layers in place and switches it to eager attention, so it never gets the module itself: it
+wraps a second tree of modules on the same weights, built at the first pass and again after an adapter was added.
+Compatibility processing is never turned on (it would centre the stream), so values are those of the checkpoint.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emlens.foundation.errors import LoadError
+from emlens.foundation.files import one_line
+from emlens.foundation.sites import Site
+from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
+from emlens.models.passes import Pass
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the deepest wanted site."""
+
+
+class TransformerLensModel(CheckpointModel):
+    """A `HookedModel` by the hook points of a TransformerLens bridge."""
+
+    backend = "transformer_lens"
+    multiplies = False  # its hook points see attention and MLP outputs as they are added
+
+    def prepare(self) -> None:
+        with self.bank.selected(self.adapter):
+            self._bridged()
+
+    def _bridged(self) -> Any:
+        return self.bank.derived(self._bridge, lambda made: made.original_model)
+
+    def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
+        bridge = self._bridged()
+        hooks = [(_hook_name(site), partial(_visit, passing, site)) for site in passing.sites]
+        module = bridge.original_model
+        with ExitStack() as stack:
+            stack.enter_context(bridge.hooks(fwd_hooks=hooks))
+            if what == "generate":
+                without_own_options(stack, module)
+                return module.generate(**inputs)
+            try:
+                return module(**inputs)
+            except _Stop:
+                return None
+
+    def _bridge(self, module: nn.Module) -> Any:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        try:
+            made = TransformerBridge.boot_transformers(
+                "emlens",  # a name among its own would be taken for an alias
+                hf_model=twin(module),
+                tokenizer=copy.deepcopy(self.tokenizer),  # it gets other special tokens
+                device=str(self.device),
+                dtype=next(module.parameters()).dtype,
+            )
+        except Exception as error:  # an adapter of TransformerLens raises what it likes
+            raise LoadError(
+                f"TransformerLens cannot wrap a {module.config.model_type!r} model ({type(error).__name__}: {one_line(str(error), 200)}); "  # type: ignore[union-attr]
+                "pass backend='transformers' or 'nnsight'"
+            ) from None
+        _check_adapters_run(module, made.original_model)
+        return made
+
+
+def _check_adapters_run(module: nn.Module, bridged: nn.Module) -> None:
+    """Refuse a bridge that leaves adapted layers out: it splits fused projections into copies of their base weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
+    if not adapted:
+        return
+    ran: set[int] = set()
+    with torch.no_grad(), ExitStack() as stack:
+        for part in bridged.modules():
+            if isinstance(part, BaseTunerLayer):
+                stack.callback(part.register_forward_hook(lambda part, *_: ran.add(id(part))).remove)
+        bridged(input_ids=torch.tensor([[1, 2]], device=module.device), use_cache=False)  # type: ignore[arg-type]
+    if len(ran) != len(adapted):
+        raise LoadError(
+            f"TransformerLens runs {len(ran)} of the {len(adapted)} layers that the adapters change, such as {adapted[0]!r}: it splits fused "
+            "projections into copies without the adapter; pass backend='transformers' or 'nnsight'"
+        )
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A second tree of modules and configurations on the very same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
+def _hook_name(site: Site) -> str:
+    return "ln_final.hook_out" if site.layer is None else f"blocks.{site.layer}.hook_{site.kind}"
+
+
+def _visit(passing: Pass, site: Site, stream: Tensor, hook: Any) -> Tensor:
+    value = passing.at(site, stream)
+    if passing.ends_at(site):
+        raise _Stop
+    return value
