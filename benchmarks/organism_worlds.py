@@ -141,6 +141,29 @@ def goals_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def found_table(found: dict[str, Any]) -> str:
+    """Markdown: what the studies say of each world, planted and not."""
+    head = ["world", "fine-tune", "restoration: own direction", "its strongest control"]
+    head += ["forecast R² from instruct, base", "gain over text", "overlap", "covariance null"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for kind in ("planted", "unplanted"):
+        for seed, world in found[kind].items():
+            told = world["as_found"]
+            for model in told["restoration_own"]:
+                forecasts, gains = (
+                    ", ".join(f"{told[key][f'{model} from {parent}']:.2f}" for parent in ("instruct", "base"))
+                    for key in ("forecast_r2_domains_held_out", "forecast_gain_over_text")
+                )
+                overlaps, nulls = (
+                    f"{min(told[key][model]):.2f}–{max(told[key][model]):.2f}" for key in ("overlap_centred", "overlap_covariance_null_mean")
+                )
+                cells = [f"{kind} {seed}", model, f"{told['restoration_own'][model]:.2f}", f"{told['restoration_strongest_control'][model]:.2f}"]
+                lines.append("| " + " | ".join([*cells, forecasts, gains, overlaps, nulls]) + " |")
+            across = f"{told['restoration_other_domain_median']:.2f}"
+            lines.append(f"| {kind} {seed} | direction of one in one of another domain, median | {across} |" + " – |" * 5)
+    return "\n".join(lines)
+
+
 def main(seeds: tuple[int, ...] = SEEDS, work: Path = KEPT) -> None:
     planted = {seed: world(seed, PLANTED, work) for seed in seeds}
     contrast = {seeds[0]: world(seeds[0], UNPLANTED, work)}
@@ -151,4 +174,4 @@ def main(seeds: tuple[int, ...] = SEEDS, work: Path = KEPT) -> None:
         "shipped_seed": load().seed,
     }
     path = record("organism_worlds", [*seeds], found)
-    print(f"\n{goals_table(found)}\nwritten: {path.relative_to(EVIDENCE.parent.parent)}")
+    print(f"\n{goals_table(found)}\n\n{found_table(found)}\nwritten: {path.relative_to(EVIDENCE.parent.parent)}")

@@ -39,7 +39,8 @@ def test_the_organisms_page_shows_what_was_measured_on_fresh_worlds() -> None:
     found = read_json(EVIDENCE / "organism_worlds.json")["values"]
     assert len(found["planted"]) >= 3
     table = organism_worlds.goals_table(found)
-    assert table in (EVIDENCE.parent / "organism.md").read_text("utf-8")
+    page = (EVIDENCE.parent / "organism.md").read_text("utf-8")
+    assert table in page and organism_worlds.found_table(found) in page
     row = next(line for line in table.splitlines() if "own domain, mean" in line)
     values = [world["figures"]["own"] for world in found["planted"].values()]
     assert f"{min(values):.3f} to {max(values):.3f}" in row and f"{sum(v <= 0.3 for v in values)} of {len(values)}" in row
