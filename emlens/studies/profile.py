@@ -113,7 +113,7 @@ def _spread(material: Material, part: Part, seed: int) -> None:
 def _summary(material: Material, part: Part, drops: list[Estimate]) -> None:
     values = sorted(drop.value for drop in drops)
     clear = sum(f.status == "shown" for f in part.findings if f.sentence.startswith(tuple(f"{name}: " for name in material.harmful)))
-    span = f"{values[0]:.0f} to {values[-1]:.0f}" if len(values) > 1 else f"{values[0]:.0f}"
+    span = f"{values[0]:z.0f} to {values[-1]:z.0f}" if len(values) > 1 else f"{values[0]:z.0f}"
     inside = sum(f.status == "shown" for f in part.findings if f.sentence.startswith("Benign control"))
     kept = f"{inside} of {len(material.benign)} benign controls stayed within ±{BENIGN_MARGIN:g} points"
     sentence = (
