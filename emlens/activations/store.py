@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.activations.record import Activations, Key, place_rows
+from emlens.activations.record import Activations, Key, empty_rows, place_rows
 from emlens.activations.shards import (
     FORMAT,
     TensorFile,
@@ -57,7 +57,7 @@ class _MappedValues(Mapping[Key, Tensor]):
         for index, part in self.parts(key):
             if found is None:
                 rows = len(self._manifest["ids"]) if key[1] != "all" or self.offsets is None else int(self.offsets[-1])
-                found = part.new_empty(rows, part.shape[1])
+                found = empty_rows(part, rows, part.shape[1])
             place_rows(found, part, index, self.offsets if key[1] == "all" else None)
         if found is None:
             raise IntegrityError(f"{self._directory}: the manifest names no shard")
