@@ -6,6 +6,7 @@ Compatibility processing is never turned on (it would centre the stream), so val
 """
 
 import copy
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -53,8 +54,11 @@ class TransformerLensModel(CheckpointModel):
                 return None
 
     def _bridge(self, module: nn.Module) -> Any:
+        log = logging.getLogger("transformers")
+        level = log.level
         from transformer_lens.model_bridge import TransformerBridge
 
+        log.setLevel(level)  # importing it silences transformers
         try:
             made = TransformerBridge.boot_transformers(
                 "emlens",  # a name among its own would be taken for an alias
