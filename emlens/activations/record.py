@@ -53,7 +53,7 @@ def _bits(value: Tensor) -> Any:
     return value.view(_INTEGERS[value.element_size()][0]).numpy()
 
 
-_INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
+_INTEGERS = {1: (torch.int8, np.int8), 2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
 
 
 class Activations:

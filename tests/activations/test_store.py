@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from emlens.activations import Activations, ActivationStore, capture, layout
 from emlens.activations.shards import header_sha256
-from emlens.foundation import InputError, IntegrityError
+from emlens.foundation import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.provenance import hash_json
 
 OPTIONS = {"positions": ["last_prompt", "mean_response", "all"], "batch_tokens": 45, "layers": [0, 2], "progress": False}
@@ -73,6 +73,26 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
     assert torch.equal(ActivationStore.open(acts.save(tmp_path / "s")).stacked(), stack)
 
 
+def test_chunks_are_the_rows_shard_by_shard(model, prompts, store, unchecked):
+    opened = ActivationStore.open(store)
+    chunks = list(opened.chunks("resid_post.2", "mean_response"))
+    assert len(chunks) == opened.shards > 2
+    assert sorted(name for ids, _ in chunks for name in ids) == sorted(opened.ids)
+    for ids, values in chunks:
+        assert torch.equal(values, opened.select(ids)["resid_post.2", "mean_response"])
+        values.zero_()  # a copy: the store stays as it was
+    assert opened.damage() == []
+    with pytest.raises(UnknownNameError, match=r"hold positions \['last_prompt', 'mean_response'\]"):
+        next(opened.chunks("resid_post.2"))
+
+
+def test_what_is_read_can_be_changed_without_harm(store):
+    opened = ActivationStore.open(store)
+    before = opened["resid_post.0", "last_prompt"].clone()
+    opened["resid_post.0", "last_prompt"].zero_()
+    assert torch.equal(opened["resid_post.0", "last_prompt"], before) and opened.damage() == []
+
+
 def test_only_open_formats(store):
     assert {path.suffix for path in store.iterdir()} == {".safetensors", ".json"}
     for path in store.glob("*.json"):
@@ -137,6 +157,18 @@ def test_another_model_or_prompt_set_is_refused(family, prompts, store):
             capture(model, asked, store=store, **OPTIONS)
 
 
+def test_a_store_of_another_format_is_not_written_over(model, prompts, store):
+    plan = json.loads((store / "plan.json").read_text())
+    (store / "plan.json").write_text(json.dumps({**plan, "format": 1}))
+    for path in store.glob("*.json"):
+        if path.name != "plan.json":
+            path.write_text("{}")
+    before = bytes_of(store)
+    with pytest.raises(IntegrityError, match="holds a store of another format than 2, which this version writes; pass an empty directory"):
+        capture(model, prompts, store=store, **OPTIONS)
+    assert bytes_of(store) == before
+
+
 def test_directories_that_hold_no_store(model, prompts, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -144,6 +176,11 @@ def test_directories_that_hold_no_store(model, prompts, tmp_path):
         capture(model, prompts, store=tmp_path / "mine")
     with pytest.raises(InputError, match=r"thesis\.txt: is a file; pass a directory for the store"):
         capture(model, prompts, store=tmp_path / "mine" / "thesis.txt")
+    acts = capture(model, prompts, progress=False)
+    with pytest.raises(IntegrityError, match="mine: is not empty and holds no store; pass an empty directory"):
+        acts.save(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"thesis\.txt: is a file; pass a directory for the store"):
+        acts.save(tmp_path / "mine" / "thesis.txt")
     for path in (tmp_path / "mine", tmp_path / "absent"):
         with pytest.raises(InputError, match="holds no activation store; pass a directory that"):
             ActivationStore.open(path)
