@@ -57,7 +57,7 @@ def capture_facts(model: HookedModel, reading: Reading, prompts_sha256: str) -> 
 def process_facts(model: HookedModel) -> dict[str, Any]:
     """What depends on the model and on the process that runs it."""
     return {
-        "model": model.provenance,
+        "model": {**model.provenance, "device": model.device.type},  # ranks on several GPUs of one machine are alike
         "n_layers": model.n_layers,
         "interventions": [intervention.describe() for intervention in model.interventions],
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
