@@ -3,7 +3,10 @@
 import sys
 from importlib import import_module
 
-NAMES = ("capture_speed", "layers_positions", "demo", "resume", "organism", "organism_worlds", "executors")
+NAMES = (
+    "capture_speed", "capture_memory", "store_speed", "store_resume", "store_damage", "executors", "gpu",
+    "layers_positions", "demo", "resume", "organism", "organism_worlds",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -1,23 +1,46 @@
 """Miniatures of the measurements: the same code on small sizes, so that the long runs cannot rot."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import capture_speed, executors, layers_positions, organism, resume
+from benchmarks import (
+    capture_memory,
+    capture_speed,
+    executors,
+    gpu,
+    layers_positions,
+    organism,
+    resume,
+    store_damage,
+    store_resume,
+    store_speed,
+)
+from emlens.activations.shards import TensorFile
 from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import load_material
 
 
-def test_capture_equals_hidden_states_before_it_is_timed() -> None:
+def test_captures_are_compared_before_they_are_timed() -> None:
     model = capture_speed.build(layers=2, width=32, words=200)
-    table = capture_speed.measure(model, capture_speed.prompts(count=6, words=200), rounds=1, batch=2, batch_tokens=256)
-    assert set(table["case"]) >= {"bare decoder, sorted by length", "emlens capture, last prompt token, all layers"}
-    assert (table["median_s"] > 0).all()
-    floor = table.set_index("case").loc["bare decoder, sorted by length", "ratio_to_bare_sorted"]
-    assert floor == pytest.approx(1.0)
+    asked = capture_speed.prompts(count=6, words=200)
+    table, facts = capture_speed.measure(model, asked, rounds=1, batch=2, batch_tokens=256)
+    assert {"bare decoder, given order", capture_speed.FLOOR, capture_speed.OURS, "output_hidden_states, as documented"} <= set(table["case"])
+    for tool in ("TransformerLens", "nnsight"):
+        named = {case for case in table["case"] if case.startswith(tool)}
+        assert len(named) == (0 if facts["not_installed"] else 3)
+    assert (table["median_s"] > 0).all() and (table["relative_gap"].dropna() < capture_speed.GAP).all()
+    ratio = table.set_index("case")["emlens_over_case"]
+    assert ratio[capture_speed.OURS] == pytest.approx(1.0)
+    goals = {goal["against"]: goal for goal in capture_speed.against_goals(table)}
+    assert len(goals) == 4 and goals[capture_speed.FLOOR]["worst"] == ratio[capture_speed.FLOOR]
+    assert all(goal["worst"] == ratio[case] for case, goal in goals.items())
+    assert facts["prompts"] == 6 and len(model.module._forward_hooks) == 0
 
 
 def test_different_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +61,53 @@ class _Shifted:
 
     def stacked(self, position: str) -> object:
         return self._acts.stacked(position).roll(1, dims=0)  # type: ignore[attr-defined]
+
+
+def test_lengths_repeat_so_that_more_prompts_are_not_longer_ones() -> None:
+    few, many = (capture_speed.prompts(count=n, words=200, period=5) for n in (5, 15))
+    lengths = [[len(p.text.split()) for p in asked] for asked in (few, many)]
+    assert lengths[1] == 3 * lengths[0] and few[0].text != many[5].text
+
+
+def test_memory_is_measured_in_its_own_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capture_memory.child(8, 4, str(tmp_path / "s"))
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 8 and found["peak"] >= found["before"] > 10**8
+
+
+def test_a_store_is_read_before_its_reading_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = store_speed.measure(tmp_path, rows=40, width=8, layers=2, shard_rows=16, rounds=1)
+    assert (found["bytes"], found["shards"]) == (40 * 8 * 2 * 4, 3)
+    middle = found["median_s"]
+    assert found["later_read_over_memmap"] == middle["read"]["store"] / middle["read"]["numpy.memmap"] > 0
+    assert found["write_over_durable_plain_files"] == middle["write"]["store"] / middle["write"]["plain files, durable"] > 0
+    (tmp_path / "again").mkdir()
+    monkeypatch.setattr(np, "load", lambda *a, **k: np.zeros((2, 40, 8), np.float32))
+    with pytest.raises(SystemExit, match="not timing different results"):
+        store_speed.measure(tmp_path / "again", rows=40, width=8, layers=2, shard_rows=16, rounds=1)
+
+
+def test_damage_to_a_store_is_seen_or_harmless(tmp_path: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = store_damage.measure(tmp_path / "true", 50)
+    assert (found["missed"], found["crashed"]) == (0, 0) and found["seen"] + found["harmless"] == 50
+    assert found["seen"] > 20 and found["harmless"] > 0  # sidecars and plan are for resuming; reading does not need them
+    monkeypatch.setattr(TensorFile, "read", lambda self, name: self._handle.get_tensor(name))
+    assert store_damage.measure(tmp_path / "blind", 30)["missed"] > 0  # without checksums the count would say so
+
+
+def test_a_killed_capture_gives_the_same_bytes(tmp_path: Path) -> None:
+    found = store_resume.measure(tmp_path, 3, count=60, shard_rows=8, seed=1)
+    assert found["same_bytes"] == found["kills"] == 3 and found["passed_for_finished"] == 0
+    assert found["kills_before_the_end"] > 0 and found["shards"] > 3
+
+
+def test_the_gpu_table_is_skipped_in_one_line_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main()
+    assert capsys.readouterr().out.strip() == "gpu: skipped, torch sees no GPU here"
+    sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    found = gpu.measure(gpu.build(torch.device("cpu"), **sizes), count=4, rounds=1, batch_tokens=256)
+    assert found["store_equals_memory"] and found["estimate"]["bytes"] == 4 * 32 * 2 * 2  # rows, width, layers, bfloat16
 
 
 def test_layers_and_positions_table_has_controls_in_every_cell() -> None:

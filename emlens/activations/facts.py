@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -56,13 +57,20 @@ def capture_facts(model: HookedModel, reading: Reading, prompts_sha256: str) -> 
 def process_facts(model: HookedModel) -> dict[str, Any]:
     """What depends on the model and on the process that runs it."""
     return {
-        "model": model.provenance,
+        "model": {**model.provenance, "device": model.device.type},  # ranks on several GPUs of one machine are alike
         "n_layers": model.n_layers,
         "interventions": [intervention.describe() for intervention in model.interventions],
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         "threads": torch.get_num_threads(),
-        "versions": library_versions(),
+        "versions": _versions(model.backend),
     }
+
+
+@cache
+def _versions(backend: str) -> dict[str, str]:
+    """Looked up once a process: reading package metadata costs more than a short capture."""
+    extra = () if backend == "transformers" else (backend.replace("_", "-"),)
+    return {**library_versions(), **library_versions(extra)}
 
 
 def with_layout(facts: Mapping[str, Any], layout: BatchLayout) -> dict[str, Any]:

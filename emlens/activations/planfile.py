@@ -5,8 +5,8 @@ shards are never thrown away.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,12 @@ from emlens.activations.shards import (
     whole_record,
     write_record,
 )
-from emlens.activations.store import MANIFEST, PLAN, ROWS
+from emlens.activations.store import MANIFEST, PLAN, ROWS, require_ours
 from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import write_bytes
+from emlens.foundation.files import read_json, write_bytes
 from emlens.foundation.positions import AllTokens, Chosen, Index, Position, Span
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
-
-_OURS = re.compile(r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part|units")
 
 
 class _Listed(Chosen):
@@ -81,15 +79,13 @@ def begin_store(directory: Path, plan: Mapping[str, Any], rows: bytes) -> str:
         InputError: the path is a file.
         IntegrityError: the directory holds something else, or a store of another plan.
     """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; pass a directory for the store")
+    require_ours(directory)
     digest = hash_json(dict(plan))
     found = whole_record(directory / PLAN)
     if found is not None and hash_json(found) != digest:
         raise IntegrityError(
             f"{directory}: holds a store begun for another model, prompt set, site, position or library version; pass an empty directory"
         )
-    require_ours(directory)
     if found is None:
         _check_belongs(directory, digest)
         write_record(directory / PLAN, plan)
@@ -103,19 +99,12 @@ def begin_store(directory: Path, plan: Mapping[str, Any], rows: bytes) -> str:
     return digest
 
 
-def require_ours(directory: Path) -> None:
-    """Make the directory; refuse one that holds anything but parts of a store.
-
-    Raises:
-        IntegrityError: there is something else in it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / PLAN).exists() and not all(_OURS.fullmatch(path.name) for path in directory.iterdir()):
-        raise IntegrityError(f"{directory}: is not empty and holds no store; pass an empty directory")
-
-
 def _check_belongs(directory: Path, digest: str) -> None:
     """Where plan.json is missing or damaged: what stands beside it must belong to the same plan."""
+    with suppress(InputError):
+        written = read_json(directory / PLAN)
+        if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
+            raise IntegrityError(f"{directory}: holds a store of another format than {FORMAT}, which this version writes; pass an empty directory")
     for path in [*sorted(directory.glob("shard-*.json")), directory / MANIFEST]:
         record = whole_record(path)
         if record is not None and record.get("plan_sha256") != digest:

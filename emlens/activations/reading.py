@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emlens.activations.layout import BatchLayout
-from emlens.activations.record import Key
+from emlens.activations.record import Key, empty_rows
 from emlens.activations.reducing import Reduction
 from emlens.activations.rows import CaptureRows
 from emlens.data.prompts import Prompt
@@ -146,7 +146,7 @@ def read_shard(
         for rows, part in parts:
             for key, value in part.items():
                 if key not in values:
-                    values[key] = value.new_empty(reading.count(key[1], total), value.shape[-1])
+                    values[key] = empty_rows(value, reading.count(key[1], total), value.shape[-1])
                 start = reading.count(key[1], total[:filled])
                 values[key][start : start + len(value)] = value
             filled += len(rows)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,13 +34,26 @@ class TokenValues:
 def place_rows(found: Tensor, part: Tensor, index: Tensor, offsets: Tensor | None) -> None:
     """Put `part`, which holds the rows `index` in that order, where they belong; with `offsets`, every token of a row."""
     if offsets is None:
-        found[index] = part
+        _bits(found)[index.numpy()] = _bits(part)  # numpy copies row by row; torch would start threads for it
         return
     start = 0
     for row in index.tolist():
         a, b = int(offsets[row]), int(offsets[row + 1])
         found[a:b] = part[start : start + b - a]
         start += b - a
+
+
+def empty_rows(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised memory in the dtype of `like`; from numpy, which asks for large pages, so that its first use costs a third."""
+    return torch.from_numpy(np.empty(shape, _INTEGERS[like.element_size()][1])).view(like.dtype)
+
+
+def _bits(value: Tensor) -> Any:
+    """The same memory as numpy integers, which has no bfloat16."""
+    return value.view(_INTEGERS[value.element_size()][0]).numpy()
+
+
+_INTEGERS = {1: (torch.int8, np.int8), 2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
 
 
 class Activations:
@@ -131,7 +145,7 @@ class Activations:
         if not names:
             raise UnknownNameError(f"kind {wanted!r} was not captured; these were: {', '.join(kinds)}")
         first = self[names[0] if position is None else (names[0], position)]
-        found = first.new_empty(len(names), *first.shape)
+        found = empty_rows(first, len(names), *first.shape)
         for i, name in enumerate(names):  # one layer at a time: a store need not hold two copies in memory
             found[i] = self[name if position is None else (name, position)]
         return found

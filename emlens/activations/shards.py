@@ -6,6 +6,7 @@ written. Records (`plan.json`, sidecars, the manifest) carry a hash of themselve
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emlens.activations.record import Key
@@ -23,6 +23,14 @@ from emlens.foundation.provenance import hash_json
 
 FORMAT = 2
 _HEADER_LIMIT = 2**27
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
 
 
 def tensor_name(key: Key) -> str:
@@ -69,13 +77,35 @@ def whole_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write and publish a safetensors file; its size and checksums."""
-    alone = {name: _alone(value) for name, value in tensors.items()}
+    """Write and publish a safetensors file; its size and checksums.
+
+    Bytes go from the tensors to the file without a copy between, and are hashed meanwhile in a second thread.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each lies aligned
+    contents = {name: content_of(tensors[name]) for name in order}
+    header = _header({name: tensors[name] for name in order})
     with ThreadPoolExecutor(1) as pool, publishing(path) as temporary:
-        digests = pool.submit(lambda: {name: tensor_sha256(value) for name, value in alone.items()})
-        save_file(alone, temporary)
-        facts = {"bytes": temporary.stat().st_size, "header_sha256": header_sha256(temporary), "tensors": digests.result()}
-    return facts
+        digests = pool.submit(lambda: {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+        with open(temporary, "wb", buffering=0) as file:
+            for content in (memoryview(header), *contents.values()):
+                while len(content):
+                    content = content[file.write(content) :]
+        return {
+            "bytes": len(header) + sum(map(len, contents.values())),
+            "header_sha256": hashlib.sha256(header).hexdigest(),
+            "tensors": digests.result(),
+        }
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    """The header of a safetensors file: its length in 8 bytes, then JSON padded with spaces to a multiple of 8."""
+    entries, end = {}, 0
+    for name, value in tensors.items():
+        start, end = end, end + value.nbytes
+        entries[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_shard(directory: Path, number: int, values: Mapping[Key, Tensor], facts: Mapping[str, Any]) -> None:
@@ -115,7 +145,7 @@ class TensorFile:
         self.path = path
         self.names: list[str] = sorted(record["tensors"])
         self._record = record
-        self._verified: set[str] = set()
+        self._verified: dict[str, Tensor] = {}
         if not path.is_file():
             raise IntegrityError(f"{path}: is missing; {_REMEDY}")
         if path.stat().st_size != record["bytes"] or header_sha256(path) != record["header_sha256"]:
@@ -131,14 +161,15 @@ class TensorFile:
         Raises:
             IntegrityError: there is none of that name, or its bytes are not as recorded.
         """
+        if name in self._verified:
+            return self._verified[name]
         try:
             value: Tensor = self._handle.get_tensor(name)
         except SafetensorError as error:
             raise IntegrityError(f"{self.path}: holds no tensor {name!r} ({error})") from None
-        if name not in self._verified:
-            if tensor_sha256(value) != self._record["tensors"].get(name):
-                raise IntegrityError(f"{self.path}: does not have the bytes its manifest recorded; {_REMEDY}")
-            self._verified.add(name)
+        if tensor_sha256(value) != self._record["tensors"].get(name):
+            raise IntegrityError(f"{self.path}: does not have the bytes its manifest recorded; {_REMEDY}")
+        self._verified[name] = value
         return value
 
 
@@ -156,8 +187,13 @@ def damage_of(file: TensorFile) -> Sequence[str]:
     return found
 
 
+def content_of(value: Tensor) -> memoryview:
+    """The bytes of a tensor, without a copy where it is contiguous."""
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def tensor_sha256(value: Tensor) -> str:
-    return hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(content_of(value)).hexdigest()
 
 
 def header_sha256(path: Path) -> str:
@@ -166,9 +202,3 @@ def header_sha256(path: Path) -> str:
         size = handle.read(8)
         length = int.from_bytes(size, "little")
         return hashlib.sha256(size + handle.read(min(length, _HEADER_LIMIT))).hexdigest()
-
-
-def _alone(value: Tensor) -> Tensor:
-    """Contiguous in a storage of its own: safetensors refuses tensors that share one."""
-    owns = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes and value._base is None
-    return value if owns else value.clone(memory_format=torch.contiguous_format)

@@ -10,7 +10,7 @@ from torch import Tensor
 from emlens.activations.facts import with_layout
 from emlens.activations.layout import BatchLayout
 from emlens.activations.reading import Reading
-from emlens.activations.record import Activations, Key, place_rows
+from emlens.activations.record import Activations, Key, empty_rows, place_rows
 from emlens.activations.shards import read_record, shard_path, shard_stands, whole_record, write_record, write_shard
 from emlens.activations.store import ActivationStore, write_manifest
 
@@ -94,7 +94,7 @@ class MemorySide:
         everything = range(len(self._reading.rows))
         for key, part in values.items():
             if key not in self._values:
-                self._values[key] = part.new_empty(self._reading.count(key[1], everything), part.shape[1])
+                self._values[key] = empty_rows(part, self._reading.count(key[1], everything), part.shape[1])
             place_rows(self._values[key], part, index, self._offsets if key[1] == "all" else None)
         self._kept[shard] = layout.parts_of(shard)
 

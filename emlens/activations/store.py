@@ -5,6 +5,7 @@ stay memory-mapped; each tensor is verified at its first read in a process. A re
 else of its size; `chunks` walks through a store that is larger than memory, a shard at a time.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.activations.record import Activations, Key, place_rows
+from emlens.activations.record import Activations, Key, empty_rows, place_rows
 from emlens.activations.shards import (
     FORMAT,
     TensorFile,
@@ -31,6 +32,7 @@ from emlens.foundation.sites import Site
 
 MANIFEST, PLAN, ROWS = "manifest.json", "plan.json", "rows.safetensors"
 _SAVED_ROWS = 1024
+_OURS = re.compile(r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part|units")
 
 
 class _MappedValues(Mapping[Key, Tensor]):
@@ -57,7 +59,7 @@ class _MappedValues(Mapping[Key, Tensor]):
         for index, part in self.parts(key):
             if found is None:
                 rows = len(self._manifest["ids"]) if key[1] != "all" or self.offsets is None else int(self.offsets[-1])
-                found = part.new_empty(rows, part.shape[1])
+                found = empty_rows(part, rows, part.shape[1])
             place_rows(found, part, index, self.offsets if key[1] == "all" else None)
         if found is None:
             raise IntegrityError(f"{self._directory}: the manifest names no shard")
@@ -173,11 +175,25 @@ def write_manifest(directory: Path, body: Mapping[str, Any], sidecars: Sequence[
     write_record(directory / MANIFEST, {"format": FORMAT, **body, "shards": shards, "rows": rows})
 
 
+def require_ours(directory: Path) -> None:
+    """Make the directory of a store; refuse one that holds anything else.
+
+    Raises:
+        InputError: it is a file.
+        IntegrityError: there is something in it that belongs to no store.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; pass a directory for the store")
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / PLAN).exists() and not all(_OURS.fullmatch(path.name) for path in directory.iterdir()):
+        raise IntegrityError(f"{directory}: is not empty and holds no store; pass an empty directory")
+
+
 def write_store(acts: Activations, directory: Path) -> Path:
     """Write activations held in memory (or another store's) as a store of their own."""
     if (directory / MANIFEST).exists() or (directory / PLAN).exists():
         raise IntegrityError(f"{directory}: already holds a store; pass an empty directory")
-    directory.mkdir(parents=True, exist_ok=True)
+    require_ours(directory)
     rows = None
     bounds: Tensor | None = None
     if "all" in acts.positions:

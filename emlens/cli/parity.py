@@ -19,6 +19,7 @@ def parity(
     """Read every site on every backend and compare: with output_hidden_states, with what blocks add, and with each other; exit 1 where one differs."""
     import pandas as pd
 
+    from emlens.foundation.sites import SITE_KINDS
     from emlens.models.backends import BACKENDS, installed_backends
     from emlens.models.parity import RELATIVE, check_parity
 
@@ -42,13 +43,17 @@ def parity(
             | {"refused": dict(found.refused), "failed": dict(found.failed)}
         )
         raise typer.Exit(0 if found.agrees else 1)
-    shown = pd.DataFrame(rows)
-    for (backend, condition), part in shown.groupby(["backend", "condition"], sort=False):
-        cells = part[["against", "site", "difference", "in float64"]].copy()
-        cells["difference"] = [f"{value:.1e}" for value in part["difference"]]
-        cells["in float64"] = ["–" if value != value or value is None else f"{value:.1e}" for value in part["in float64"]]
-        cells["agrees"] = ["yes" if agrees else "NO" for agrees in part["agrees"]]
-        table(cells, f"{backend}, {condition}")
+    measured = pd.DataFrame(rows)
+    kinds = [kind for kind in SITE_KINDS if kind in set(measured["site"])]
+    lines = []
+    for (backend, condition), part in measured.groupby(["backend", "condition"], sort=False):
+        worst = part.groupby("site")["difference"].max()
+        cells = {kind: f"{worst[kind]:.1e}" if kind in worst else "–" for kind in kinds}
+        lines.append({"backend": backend, "condition": condition, **cells, "agrees": "yes" if part["agrees"].all() else "NO"})
+    table(pd.DataFrame(lines), "largest difference at each kind of site")
+    wrong = measured[~measured["agrees"]].drop(columns="agrees")
+    if len(wrong):
+        table(wrong.assign(**{name: [f"{value:.1e}" for value in wrong[name]] for name in ("difference", "in float64")}), "what differs, and from what")
     for backend, reason in found.refused.items():
         line(f"{backend} refuses: {reason}")
     for backend, reason in found.failed.items():
@@ -56,6 +61,9 @@ def parity(
     left_out = [name for name in BACKENDS if name not in {*asked, "transformers"}]
     if left_out:
         line(f"not checked: {', '.join(left_out)}")
-    line(f"architecture {found.architecture}; a difference is max |a − b| ÷ max |b|, and agrees up to {RELATIVE:g} in float32")
+    line(
+        f"architecture {found.architecture}; compared with output_hidden_states, with what blocks add, and with the transformers backend; "
+        f"a difference is max |a − b| ÷ max |b| and agrees up to {RELATIVE:g} in float32"
+    )
     line("every backend that ran reads the same stream" if found.agrees else "at least one backend reads something else, or nothing")
     raise typer.Exit(0 if found.agrees else 1)

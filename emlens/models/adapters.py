@@ -104,6 +104,11 @@ class AdapterBank:
             self._layers = self._derived = None
             self._switch(self._active)
 
+    def detach(self, name: str) -> None:
+        """Take an adapter off again; the base stands as before."""
+        with self._lock:
+            self._withdraw(self.names.pop(name))
+
     def _withdraw(self, internal: str) -> None:
         """Take a half-loaded adapter off again, and the wrappers that hold no other."""
         from peft.tuners.tuners_utils import BaseTunerLayer

@@ -214,10 +214,14 @@ def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
         "merged": False,
     }
     model = parent.wearing(name, name=name, provenance=facts)
-    if not torch.equal(_probe(parent), before):
-        raise LoadError(f"{spec.path}: switching the adapter off does not give the parent model back")
-    if torch.equal(_probe(model), before):
-        raise LoadError(f"{spec.path}: the adapter changes no activation; its weights may be zero or its names match nothing")
+    try:
+        if not torch.equal(_probe(parent), before):
+            raise LoadError(f"{spec.path}: switching the adapter off does not give the parent model back")
+        if torch.equal(_probe(model), before):
+            raise LoadError(f"{spec.path}: the adapter changes no activation; its weights may be zero or its names match nothing")
+    except BaseException:
+        parent.bank.detach(name)
+        raise
     return model
 
 

@@ -6,6 +6,7 @@ Compatibility processing is never turned on (it would centre the stream), so val
 """
 
 import copy
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -53,8 +54,11 @@ class TransformerLensModel(CheckpointModel):
                 return None
 
     def _bridge(self, module: nn.Module) -> Any:
+        log = logging.getLogger("transformers")
+        level = log.level
         from transformer_lens.model_bridge import TransformerBridge
 
+        log.setLevel(level)  # importing it silences transformers
         try:
             made = TransformerBridge.boot_transformers(
                 "emlens",  # a name among its own would be taken for an alias
@@ -74,22 +78,26 @@ class TransformerLensModel(CheckpointModel):
 
 def _check_adapters_run(module: nn.Module, bridged: nn.Module) -> None:
     """Refuse a bridge that leaves adapted layers out: it splits fused projections into copies of their base weights."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
-    if not adapted:
-        return
-    ran: set[int] = set()
-    with torch.no_grad(), ExitStack() as stack:
-        for part in bridged.modules():
-            if isinstance(part, BaseTunerLayer):
-                stack.callback(part.register_forward_hook(lambda part, *_: ran.add(id(part))).remove)
-        bridged(input_ids=torch.tensor([[1, 2]], device=module.device), use_cache=False)  # type: ignore[arg-type]
-    if len(ran) != len(adapted):
+    wanted, found = _adapted_that_run(module), _adapted_that_run(bridged)
+    if len(found) < len(wanted):
         raise LoadError(
-            f"TransformerLens runs {len(ran)} of the {len(adapted)} layers that the adapters change, such as {adapted[0]!r}: it splits fused "
+            f"TransformerLens runs {len(found)} of the {len(wanted)} layers that the adapters change, such as {wanted[0]!r}: it splits fused "
             "projections into copies without the adapter; pass backend='transformers' or 'nnsight'"
         )
+
+
+def _adapted_that_run(tree: nn.Module) -> list[str]:
+    """Names of the adapter layers that a pass over two tokens goes through."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {name: part for name, part in tree.named_modules() if isinstance(part, BaseTunerLayer)}
+    ran: set[nn.Module] = set()
+    if adapted:
+        with torch.no_grad(), ExitStack() as stack:
+            for part in adapted.values():
+                stack.callback(part.register_forward_hook(lambda part, *_: ran.add(part)).remove)
+            tree(input_ids=torch.tensor([[1, 2]], device=tree.device), use_cache=False)  # type: ignore[arg-type]
+    return [name for name, part in adapted.items() if part in ran]
 
 
 def twin(module: nn.Module) -> nn.Module:

@@ -90,8 +90,8 @@ class Plan:
         return self._by_id[unit_id]
 
     def inputs(self, unit: Unit) -> dict[str, Any]:
-        """What a unit's answer depends on: the whole plan and its own part."""
-        return {"plan": self.sha256, "unit": unit.id, "inputs": dict(unit.inputs)}
+        """What a unit's answer depends on: the whole plan, which holds its inputs, and which unit it is."""
+        return {"plan": self.sha256, "unit": unit.id}
 
 
 def _told(plan: Plan) -> str:

@@ -1,5 +1,6 @@
 """A capture as a job: units in any process and order give the bytes of one capture; cuts reach every side."""
 
+import copy
 import json
 import random
 
@@ -230,3 +231,14 @@ def test_a_large_capture_asks_first(model, prompts, tmp_path, monkeypatch):
     capture(model, prompts, positions=["last_prompt", "all"], progress=False)
     with pytest.raises(InputError, match="over 3 sites and 2 models"):
         capture_many({"a": model, "b": model}, prompts, positions=["last_prompt", "all"])
+
+
+def test_the_number_of_a_device_is_no_part_of_a_plan(model, prompts, tmp_path):
+    from emlens.activations.facts import process_facts
+
+    assert process_facts(model)["model"]["device"] == process_facts(model)["device"] == "cpu"
+    other = copy.copy(model)
+    other.provenance = {**model.provenance, "device": "cpu:0"}
+    plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    job = plan_capture({"m": other}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    job.run(job.units[0], other)

@@ -28,8 +28,9 @@ def test_a_model_that_agrees(monkeypatch, capsys, files):
     tiny_models.need_backend("nnsight")
     code, out, _ = run(monkeypatch, capsys, files / "model", "--adapter", files / "adapter", "--backends", "nnsight", "--device", "cpu")
     assert code == 0
-    for text in ("transformers, plain", "nnsight, left-padded", "nnsight, adapter on", "hidden_states", "additivity", "architecture qwen2"):
-        assert text in out
+    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[:2] for row in shown] == [[b, c] for b in ("transformers", "nnsight") for c in ("plain", "left-padded", "adapter on", "adapter off")]
+    assert all(row[-1] == "yes" and 0 <= float(row[-3]) < 5e-5 for row in shown) and "architecture qwen2" in out
     assert "not checked: transformer_lens" in out and "every backend that ran reads the same stream" in out and "NO" not in out
 
 
@@ -47,6 +48,13 @@ def test_a_backend_that_reads_the_wrong_place(monkeypatch, capsys, files):
     wrong = [d for d in found["differences"] if not d["agrees"]]
     assert {d["backend"] for d in wrong} == {"nnsight"} and {d["site"] for d in wrong} == {"attn_out", "resid_mid"}
     assert all(d["difference"] > 0.1 and d["in float64"] > 0.1 for d in wrong)
+
+
+def test_what_differs_is_listed(monkeypatch, capsys, files):
+    monkeypatch.setattr("emlens.models.parity.RELATIVE", 1e-12)
+    monkeypatch.setattr("emlens.models.parity.RELATIVE_FLOAT64", -1.0)
+    code, out, _ = run(monkeypatch, capsys, files / "model", "--backends", "transformers", "--device", "cpu")
+    assert code == 1 and "NO" in out and "what differs, and from what" in out and "hidden_states" in out
 
 
 def test_a_backend_that_refuses_is_named(monkeypatch, capsys, tmp_path):

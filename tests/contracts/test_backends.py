@@ -22,25 +22,21 @@ TWICE = (*ALWAYS, "qwen3_moe", "gpt_neox")
 """Run again in float64: one of each way to build a block; the rest where float32 disagrees."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def parity(kind, checkpoint):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backend_reads_the_same_stream(kind, checkpoint, repository):
+    """One test a kind, so that parallel workers do not measure it twice."""
     for backend in BACKENDS:
         need_backend(backend)
     root = checkpoint(kind)
-    return check_parity(root / "model", adapter=root / "adapter", float64=True if kind in TWICE else None, device="cpu")
+    parity = check_parity(root / "model", adapter=root / "adapter", float64=True if kind in TWICE else None, device="cpu")
+    second = with_mlp_adapter(kind, root) if FUSED in parity.refused.get("transformer_lens", "") else None
+    every_site_agrees(parity, second, twice=kind in TWICE)
+    nothing_was_left_out(parity, second, kind)
+    the_documented_row(parity, second, kind, repository / "docs" / "backends.md")
 
 
-@pytest.fixture(scope="module")
-def with_mlp_adapter(kind, parity, checkpoint):
+def with_mlp_adapter(kind, root):
     """What TransformerLens says to an adapter that leaves fused projections alone."""
-    if FUSED not in parity.refused.get("transformer_lens", ""):
-        return None
-    root = checkpoint(kind)
     tiny_models.build_adapter(root / "mlp", root / "model", targets=tiny_models.MLP_TARGETS[kind.split(",")[0]])
     return check_parity(root / "model", adapter=root / "mlp", backends=["transformer_lens"], device="cpu")
 
@@ -49,15 +45,16 @@ def ran(parity, backend):
     return [condition for condition in CONDITIONS if parity.of(backend, condition)]
 
 
-def test_every_site_agrees(parity, with_mlp_adapter, kind):
-    for found in filter(None, (parity, with_mlp_adapter)):
+def every_site_agrees(parity, second, *, twice):
+    for found in filter(None, (parity, second)):
+        assert not found.failed
         for difference in found.differences:
             assert difference.value <= RELATIVE, difference
-    for difference in parity.differences if kind in TWICE else ():
+    for difference in parity.differences if twice else ():
         assert difference.value64 is not None and difference.value64 <= RELATIVE_FLOAT64, difference
 
 
-def test_nothing_was_left_out(parity, with_mlp_adapter, kind):
+def nothing_was_left_out(parity, second, kind):
     kinds = set(parity.site_kinds)
     assert ("resid_mid" in kinds) == (kind not in ("gpt_neox", "falcon", "falcon, two norms"))
     for backend in BACKENDS:
@@ -69,13 +66,12 @@ def test_nothing_was_left_out(parity, with_mlp_adapter, kind):
                 assert {d.kind for d in found if d.against == "transformers"} == kinds
     assert ran(parity, "transformers") == ran(parity, "nnsight") == list(CONDITIONS)
     if kind in ALWAYS:
-        assert ran(with_mlp_adapter or parity, "transformer_lens") == list(CONDITIONS)
+        assert ran(second or parity, "transformer_lens") == list(CONDITIONS)
 
 
-def test_the_documented_row(parity, with_mlp_adapter, kind, repository):
-    page = repository / "docs" / "backends.md"
+def the_documented_row(parity, second, kind, page):
     row = f"| {kind} | {'sequential' if 'resid_mid' in parity.site_kinds else 'parallel'} | {len(parity.site_kinds) - 1} | "
-    row += " | ".join(cell(parity, with_mlp_adapter, backend) for backend in BACKENDS) + " |"
+    row += " | ".join(cell(parity, second, backend) for backend in BACKENDS) + " |"
     text = page.read_text(encoding="utf-8")
     if os.environ.get("EMLENS_WRITE_TABLE"):
         kept = [line for line in table(text) if not line.startswith(f"| {kind} |")]
@@ -95,11 +91,11 @@ def table(text):
     return [line for line in text.split(HEAD)[1].split("<!-- parity: end -->")[0].splitlines()[2:] if line]
 
 
-def cell(parity, with_mlp_adapter, backend):
+def cell(parity, second, backend):
     if not all(d.agrees for condition in CONDITIONS for d in parity.of(backend, condition)):
         return "differs"
     if ran(parity, backend) == list(CONDITIONS):
         return "agrees"
-    if with_mlp_adapter is not None and ran(with_mlp_adapter, backend) == list(CONDITIONS):
+    if second is not None and ran(second, backend) == list(CONDITIONS):
         return "agrees ¹"
     return "refused ²"

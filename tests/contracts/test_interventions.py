@@ -32,6 +32,7 @@ EDITS = {
     "steer what is added": [steer(direction(4), 1.0, at=["attn_out.0", "mlp_out.1"]), ablate(direction(4), at=["mlp_out.1"])],
     "steer before the head": [steer(direction(5), 1.0, at=["final_norm"])],
 }
+STRONG = [steer(direction(2), 2.0, unit="resid_norm", at=["resid_post.1"], positions="response")]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -51,31 +52,34 @@ def asked():
     return PromptSet.from_messages(chats, upto="all")
 
 
-@pytest.mark.parametrize("edits", EDITS)
-def test_logits_are_equal(families, edits):
+def test_logits_and_answers_are_equal(families):
     for name in ("instruct", "a"):
-        reference = families["transformers"][name]
-        with reference.intervene(EDITS[edits]):
-            expected = torch.cat(reference.token_logprobs(asked()))
-        assert not close(torch.cat(reference.token_logprobs(asked())), expected)
-        for backend in OTHERS:
-            if name in families[backend].names:
-                model = families[backend][name]
-                with model.intervene(EDITS[edits]):
-                    found = torch.cat(model.token_logprobs(asked()))
-                assert close(found, expected, RELATIVE)
+        for edits in EDITS.values():
+            logits_are_equal(families, name, edits)
+    for options in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
+        for name, edits in (("instruct", []), ("instruct", STRONG), ("instruct", EDITS["ablate everywhere"]), ("a", STRONG)):
+            answers_are_equal(families, name, edits, options)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "sampled"])
-def test_answers_are_equal(families, options):
-    strong = [steer(direction(2), 2.0, unit="resid_norm", at=["resid_post.1"], positions="response")]
-    for edits in ([], strong, EDITS["ablate everywhere"]):
-        with families["transformers"].instruct.intervene(edits) as reference:
-            expected = reference.generate(prompts(4), max_new_tokens=6, **options)
-        if edits is strong:
-            assert reference.generate(prompts(4), max_new_tokens=6, **options) != expected
-        for backend in OTHERS:
-            with families[backend].instruct.intervene(edits) as model:
+def logits_are_equal(families, name, edits):
+    reference = families["transformers"][name]
+    with reference.intervene(edits):
+        expected = torch.cat(reference.token_logprobs(asked()))
+    assert not close(torch.cat(reference.token_logprobs(asked())), expected)
+    for backend in OTHERS:
+        if name in families[backend].names:
+            with families[backend][name].intervene(edits) as model:
+                assert close(torch.cat(model.token_logprobs(asked())), expected, RELATIVE)
+
+
+def answers_are_equal(families, name, edits, options):
+    with families["transformers"][name].intervene(edits) as reference:
+        expected = reference.generate(prompts(4), max_new_tokens=6, **options)
+    if edits is STRONG:
+        assert reference.generate(prompts(4), max_new_tokens=6, **options) != expected
+    for backend in OTHERS:
+        if name in families[backend].names:
+            with families[backend][name].intervene(edits) as model:
                 assert model.generate(prompts(4), max_new_tokens=6, **options) == expected
 
 

@@ -1,5 +1,7 @@
 """Extras that are missing or old, and what every backend must do beside reading: stop early, clean up, share weights."""
 
+import logging
+
 import pytest
 import tiny_models
 import torch
@@ -152,10 +154,10 @@ def test_transformer_lens_leaves_the_model_as_it_was(files, prompts):
     tiny_models.need_backend("transformer_lens")
     model = load_model(files / "instruct", backend="transformer_lens")
     before = (model.module.config.to_dict(), model.tokenizer.special_tokens_map, [type(m) for m in model.module.modules()])
-    attention = model.module.config._attn_implementation
+    attention, level = model.module.config._attn_implementation, logging.getLogger("transformers").level
     model.logits(prompts)
     assert before == (model.module.config.to_dict(), model.tokenizer.special_tokens_map, [type(m) for m in model.module.modules()])
-    assert model.module.config._attn_implementation == attention
+    assert model.module.config._attn_implementation == attention and logging.getLogger("transformers").level == level
 
 
 def test_transformer_lens_refuses_what_it_would_get_wrong(tmp_path):

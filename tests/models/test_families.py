@@ -255,3 +255,13 @@ def test_one_rendering_for_both_parents(files, prompts):
     assert len(set(texts.values())) == 1 and family.base.chat_template == family.instruct.chat_template == PLAIN_TEMPLATE
     assert len({family[name].provenance["chat_template_sha256"] for name in family}) == 1
     assert "chat_template_lent" not in family.base.provenance
+
+
+def test_an_adapter_that_is_refused_is_taken_off_again(files, prompts):
+    parent = load_model(files / "instruct")
+    kept = families.attach(parent, "one", FineTune(files / "one"))
+    expected, weights = {model.name: model.logits(prompts) for model in (parent, kept)}, set(dict(parent.module.named_parameters()))
+    with pytest.raises(LoadError, match="the adapter changes no activation"):
+        families.attach(parent, "zero", FineTune(files / "zero"))
+    assert list(parent.bank.names) == ["one"] and set(dict(parent.module.named_parameters())) == weights
+    assert all(torch.equal(model.logits(prompts), expected[model.name]) for model in (parent, kept))

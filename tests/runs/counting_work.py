@@ -18,7 +18,7 @@ LEASE = 3.0
 
 @dataclass
 class Counting(Worker):
-    """Unit i writes its square into a file. What `out/fails`, `out/kills` name goes wrong, as often as they say."""
+    """Unit i writes its square into a file. What `plant` left in `out` goes wrong; where `out/meet` stands, work waits for a second worker."""
 
     out: Path
     units: int = 6
@@ -38,6 +38,8 @@ class Counting(Worker):
         if self._due("kill", i):
             path.with_suffix(".half").write_text("ha")
             os.kill(os.getpid(), signal.SIGKILL)
+        if (self.out / "meet").exists():
+            until(lambda: len(trace(self.out, "open")) >= 2, 120)  # on a busy machine one could do it all before another starts
         time.sleep(self.seconds)
         if self._due("fail", i):
             raise ValueError(f"planted failure of {i}")

@@ -25,6 +25,8 @@ def begun(out):
 
 
 def test_four_ranks_share_the_work(work, out):
+    out.mkdir()
+    (out / "meet").touch()
     ranks = [start(rank_main, work, Opening(out, units=12, seconds=0.1), rank, 4) for rank in range(4)]
     for rank in ranks:
         rank.join(60)

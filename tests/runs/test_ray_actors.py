@@ -45,6 +45,8 @@ def cluster(repository):
 
 def test_two_actors_share_the_work(cluster, tmp_path):
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "meet").touch()
     report = RayExecutor(2).run(Opening(out, seconds=0.2), tmp_path / "work")
     assert squares(out) and list(report.answers) == [f"unit/{i}" for i in range(6)] and sorted(report.done) == list(report.answers)
     done, opened = trace(out, "end"), [pid for _, pid in trace(out, "open")]

@@ -45,6 +45,13 @@ def test_a_failing_unit_stops_nothing_and_is_tried_again_last(out, local):
     assert units(trace(out, "begin")) == [*(f"unit/{i}" for i in range(6)), "unit/1"]
 
 
+def test_what_was_tried_comes_after_what_nobody_tried(tmp_path, out):
+    plant(out, "fail", 1)
+    plan = Plan.open(tmp_path / "work", Counting(out).plan())
+    assert Desk(plan, Terms("a")).attempt(Counting(out), plan["unit/1"]) == "failed"
+    assert [unit.id for unit in Desk(plan, Terms("b")).pending()] == [f"unit/{i}" for i in (0, 2, 3, 4, 5, 1)]
+
+
 def test_what_always_fails_is_given_up_and_told_at_the_end(tmp_path, out, local):
     for i in range(1, 6):
         plant(out, "fail", i, times=9)
