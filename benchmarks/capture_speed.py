@@ -42,9 +42,10 @@ def build(layers: int = 12, width: int = 512, words: int = WORDS, **options: Any
         vocab_size=words, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=8,
         num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
-    inner = Tokenizer(WordLevel({str(i): i for i in range(words)}, unk_token="0"))
+    special = ["<pad>", "<end>", "<unk>"]  # a number among them would be cut out of longer numbers
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *map(str, range(len(special), words))])}, unk_token="<unk>"))
     inner.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="0", unk_token="0", eos_token="1")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<end>")
     module = Qwen2ForCausalLM(config).eval().requires_grad_(False)
     return wrap(module, tokenizer, torch.device("cpu"))
 

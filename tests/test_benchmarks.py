@@ -67,6 +67,8 @@ def test_lengths_repeat_so_that_more_prompts_are_not_longer_ones() -> None:
     few, many = (capture_speed.prompts(count=n, words=200, period=5) for n in (5, 15))
     lengths = [[len(p.text.split()) for p in asked] for asked in (few, many)]
     assert lengths[1] == 3 * lengths[0] and few[0].text != many[5].text
+    model = capture_speed.build(layers=1, width=16, words=200)
+    assert [len(row.ids) for row in model.render(many)] == lengths[1]  # a word is a token
 
 
 def test_memory_is_measured_in_its_own_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

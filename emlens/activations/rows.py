@@ -5,6 +5,7 @@ nearly independent of how many prompts it has. Positions given as callables are 
 """
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,17 +49,16 @@ class CaptureRows:
     def from_rendered(cls, chunks: Iterable[Sequence[Rendered]]) -> "CaptureRows":
         ids: list[str] = []
         groups: list[str] = []
-        tokens: list[Tensor] = []
-        lengths: list[int] = []
-        ends: list[int] = []
+        tokens, ends, offsets = array("i"), array("i"), array("q", [0])
         for rows in chunks:
-            ids += [row.id for row in rows]
-            groups += [row.group for row in rows]
-            lengths += [len(row.ids) for row in rows]
-            ends += [row.prompt_end for row in rows]
-            tokens.append(torch.tensor([t for row in rows for t in row.ids], dtype=torch.int32))
-        offsets = torch.tensor([0, *lengths]).cumsum(0)
-        return cls(ids, groups, torch.cat(tokens), offsets, torch.tensor(ends, dtype=torch.int32))
+            for row in rows:
+                ids.append(row.id)
+                groups.append(row.group)
+                tokens.extend(row.ids)
+                ends.append(row.prompt_end)
+                offsets.append(len(tokens))
+        kinds = ((tokens, torch.int32), (offsets, torch.int64), (ends, torch.int32))
+        return cls(ids, groups, *(torch.frombuffer(values, dtype=kind) for values, kind in kinds))
 
     @classmethod
     def of(cls, model: HookedModel, prompts: Sequence[Prompt]) -> "CaptureRows":

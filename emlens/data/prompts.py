@@ -4,6 +4,7 @@ A `Prompt` is either raw text, tokenised as it is, or a chat, rendered by a temp
 Ids are stable and unique; everything downstream is paired by id. Nothing here knows a model.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal, Self, overload
 
 from emlens.data.readers import read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.files import one_line, sha256_text
+from emlens.foundation.files import one_line
 
 ROLES = ("system", "user", "assistant")
 
@@ -106,13 +107,11 @@ class PromptSet(Sequence[Prompt]):
     @property
     def content_hash(self) -> str:
         """SHA-256 of ids and content, in order."""
-        parts = [
-            "\x1e".join(
-                [p.id, p.group, p.text, p.response or "", *(f"{m.role}\x1d{m.content}" for m in p.messages or ())]
-            )
-            for p in self._prompts
-        ]
-        return sha256_text("\x1f".join(parts))
+        digest = hashlib.sha256()
+        for i, p in enumerate(self._prompts):
+            parts = [p.id, p.group, p.text, p.response or "", *(f"{m.role}\x1d{m.content}" for m in p.messages or ())]
+            digest.update(("\x1f" * (i > 0) + "\x1e".join(parts)).encode("utf-8"))
+        return digest.hexdigest()
 
     @classmethod
     def from_texts(cls, texts: Sequence[str], *, ids: Sequence[str] | None = None, group: str = "") -> Self:
