@@ -1,7 +1,7 @@
 """Writing a store against writing the same bytes to plain files, and reading one site against `numpy.memmap`.
 
 The plain files are as durable as the store's: flushed to disk, one a shard. Beside that the ratio to files left in the
-page cache, which a power cut would lose. Rows lie in plan order, not in prompt order, as a capture leaves them.
+page cache, which a power cut would lose. Rows are spread over the shards at random, as a capture by length leaves them.
 Checksums are compared at the first read of a site, which is a figure of its own; later reads are compared.
 """
 
@@ -34,7 +34,7 @@ class Work:
         pick = torch_rng(0, "store speed")
         self.directory, self.rows, self.layers, self.shard_rows = directory, rows, layers, shard_rows
         self.values = [torch.randn(rows, width, generator=pick) for _ in range(layers)]
-        self.order = torch.randperm(rows, generator=pick)
+        self.order = torch.cat([part.sort().values for part in torch.randperm(rows, generator=pick).split(shard_rows)])
         self.sites = [f"resid_post.{i}" for i in range(layers)]
         starts = range(0, rows, shard_rows)
         self.shards = [

@@ -61,9 +61,9 @@ class BatchLayout:
         return range(self._batch_at[shard], self._batch_at[shard + 1])
 
     def rows_of(self, shard: int) -> tuple[int, ...]:
-        """Row indices of a shard, in the order in which it keeps them."""
+        """Row indices of a shard, in the order in which it keeps them: ascending, so that reading writes memory forwards."""
         batches = self.batches_of(shard)
-        return self.order[self._row_at[batches.start] : self._row_at[batches.stop]]
+        return tuple(sorted(self.order[self._row_at[batches.start] : self._row_at[batches.stop]]))
 
     def pieces(self, batch: int) -> list[tuple[int, ...]]:
         """The row indices that run together: the batch, or the parts into which it was cut."""

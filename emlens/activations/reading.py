@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emlens.activations.layout import BatchLayout
-from emlens.activations.record import Key, empty_rows
+from emlens.activations.record import Key, empty_rows, place_rows
 from emlens.activations.reducing import Reduction
 from emlens.activations.rows import CaptureRows
 from emlens.data.prompts import Prompt
@@ -140,16 +140,16 @@ def read_shard(
     """
     values: dict[Key, Tensor] = {}
     total = layout.rows_of(shard)
-    filled = 0
+    place = {row: i for i, row in enumerate(total)}
+    offsets = torch.tensor([0, *(reading.rows.lengths[row] for row in total)]).cumsum(0)
     for batch in layout.batches_of(shard):
         parts, layout = cutting(reading, layout, batch, lambda rows: read_rows(model, reading, rows))
         for rows, part in parts:
+            index = torch.tensor([place[row] for row in rows])
             for key, value in part.items():
                 if key not in values:
                     values[key] = empty_rows(value, reading.count(key[1], total), value.shape[-1])
-                start = reading.count(key[1], total[:filled])
-                values[key][start : start + len(value)] = value
-            filled += len(rows)
+                place_rows(values[key], value, index, offsets if key[1] == "all" else None)
         advance()
     return values, layout
 

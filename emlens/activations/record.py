@@ -34,7 +34,7 @@ class TokenValues:
 def place_rows(found: Tensor, part: Tensor, index: Tensor, offsets: Tensor | None) -> None:
     """Put `part`, which holds the rows `index` in that order, where they belong; with `offsets`, every token of a row."""
     if offsets is None:
-        _bits(found)[index.numpy()] = _bits(part)  # numpy copies row by row; torch would start threads for it
+        bits(found)[index.numpy()] = bits(part)  # numpy copies row by row; torch would start threads for it
         return
     start = 0
     for row in index.tolist():
@@ -48,7 +48,7 @@ def empty_rows(like: Tensor, *shape: int) -> Tensor:
     return torch.from_numpy(np.empty(shape, _INTEGERS[like.element_size()][1])).view(like.dtype)
 
 
-def _bits(value: Tensor) -> Any:
+def bits(value: Tensor) -> Any:
     """The same memory as numpy integers, which has no bfloat16."""
     return value.view(_INTEGERS[value.element_size()][0]).numpy()
 

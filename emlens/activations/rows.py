@@ -57,8 +57,8 @@ class CaptureRows:
                 tokens.extend(row.ids)
                 ends.append(row.prompt_end)
                 offsets.append(len(tokens))
-        kinds = ((tokens, torch.int32), (offsets, torch.int64), (ends, torch.int32))
-        return cls(ids, groups, *(torch.frombuffer(values, dtype=kind) for values, kind in kinds))
+        whole = torch.frombuffer(tokens, dtype=torch.int32)
+        return cls(ids, groups, whole, torch.frombuffer(offsets, dtype=torch.int64), torch.frombuffer(ends, dtype=torch.int32))
 
     @classmethod
     def of(cls, model: HookedModel, prompts: Sequence[Prompt]) -> "CaptureRows":

@@ -85,7 +85,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     contents = {name: content_of(tensors[name]) for name in order}
     header = _header({name: tensors[name] for name in order})
     with ThreadPoolExecutor(1) as pool, publishing(path) as temporary:
-        digests = pool.submit(lambda: {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+        digests = {name: pool.submit(hashlib.sha256, content) for name, content in contents.items()}
         with open(temporary, "wb", buffering=0) as file:
             for content in (memoryview(header), *contents.values()):
                 while len(content):
@@ -93,7 +93,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
             "bytes": len(header) + sum(map(len, contents.values())),
             "header_sha256": hashlib.sha256(header).hexdigest(),
-            "tensors": digests.result(),
+            "tensors": {name: digest.result().hexdigest() for name, digest in digests.items()},
         }
 
 

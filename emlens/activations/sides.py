@@ -60,7 +60,7 @@ class StoreSide:
             "plan_sha256": self.digest,
             "ids": self.plan["ids"],
             "groups": self.plan["groups"],
-            "order": self.plan["order"],
+            "order": [row for shard in range(len(layout.shards)) for row in layout.rows_of(shard)],
             "shard_rows": [len(layout.rows_of(n)) for n in range(len(layout.shards))],
             "sites": self.plan["sites"],
             "positions": [position.name for position in reading.positions],

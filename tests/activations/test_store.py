@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emlens.activations import Activations, ActivationStore, capture, layout
+from emlens.activations import Activations, ActivationStore, capture, layout, store as store_module
 from emlens.activations.shards import header_sha256
 from emlens.foundation import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.provenance import hash_json
@@ -47,6 +47,13 @@ def test_a_store_holds_what_memory_holds(model, prompts, store):
     assert json.loads(json.dumps(opened.provenance)) == json.loads(json.dumps(memory.provenance))
     chosen = opened.select(["q4", "q0"])
     assert torch.equal(chosen["resid_post.0", "last_prompt"], memory["resid_post.0", "last_prompt"][[4, 0]])
+
+
+@pytest.mark.parametrize("block", [1, 200, 700])
+def test_reading_in_blocks_gives_the_same_rows(model, prompts, store, monkeypatch, block):
+    monkeypatch.setattr(store_module, "_BLOCK", block)
+    monkeypatch.setattr(store_module, "_PIECE", 1)
+    assert same(ActivationStore.open(store), capture(model, prompts, **OPTIONS))
 
 
 def test_saving_and_opening_gives_the_same_bits(model, prompts, tmp_path):
