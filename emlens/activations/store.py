@@ -72,11 +72,11 @@ class _MappedValues(Mapping[Key, Tensor]):
         block = max(1, max(_BLOCK, _PIECE * len(parts)) // max(1, found.shape[1] * found.element_size()))
         edges = np.arange(0, count + block, block)
         target, pieces = bits(found), [(index.numpy(), bits(part)) for index, part in parts]
-        cuts = [np.searchsorted(index, edges).tolist() for index, _ in pieces]
+        cuts = [np.searchsorted(where, edges).tolist() for where, _ in pieces]
         for b in range(len(edges) - 1):
-            for (index, part), cut in zip(pieces, cuts, strict=True):
+            for (where, piece), cut in zip(pieces, cuts, strict=True):
                 if cut[b] < cut[b + 1]:
-                    target[index[cut[b] : cut[b + 1]]] = part[cut[b] : cut[b + 1]]
+                    target[where[cut[b] : cut[b + 1]]] = piece[cut[b] : cut[b + 1]]
         return found
 
     def parts(self, key: Key) -> Iterator[tuple[Tensor, Tensor]]:
