@@ -27,7 +27,7 @@ from emlens.models.transformers_backend import TransformersModel
 
 WORDS = 151_936
 ROUNDS = 5
-PROMPTS = 96
+PROMPTS = 48
 GAP = 5e-5
 """float32 through a dozen blocks in another order of summation, and under another attention kernel."""
 FLOOR = "bare decoder, sorted by length"
