@@ -1,19 +1,26 @@
 """Whole questions: frozen configuration → typed, resumable result."""
 
-from emlens.studies.config import FamilyConfig, FineTuneConfig, StudyConfig, read_config
+from emlens.studies.about import About, Plot
+from emlens.studies.config import FamilyConfig, FineTuneConfig, Options, StudyConfig, read_config
+from emlens.studies.registry import STUDIES, part_module
 from emlens.studies.replicate import Replication, replicate
 from emlens.studies.result import Finding, Part, StudyResult
-from emlens.studies.running import STUDIES, run_study
+from emlens.studies.running import Desk, run_study
 
 __all__ = [
     "STUDIES",
+    "About",
+    "Desk",
     "FamilyConfig",
     "Finding",
     "FineTuneConfig",
+    "Options",
     "Part",
+    "Plot",
     "Replication",
     "StudyConfig",
     "StudyResult",
+    "part_module",
     "read_config",
     "replicate",
     "run_study",

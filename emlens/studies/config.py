@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -14,6 +14,13 @@ from emlens.foundation.positions import parse_position
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Options(_Frozen):
+    """Base of the options of one part of a study; fields are checked, unknown ones are refused."""
+
+
+_Options = TypeVar("_Options", bound=Options)
 
 
 class FineTuneConfig(_Frozen):
@@ -58,7 +65,7 @@ class StudyConfig(_Frozen):
     study: which one. questions: YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism.
     neutral: JSONL of unrelated chats, for damage and for the neutral-text control. focus: fine-tunes to study closely
     (default: every harmful one). k: dimension of delta subspaces. draws: of each overlap null (p below 1/(draws+1) cannot be seen).
-    shares: of the questions used to extract directions, to select a layer, and to report.
+    shares: of the questions used to extract directions, to select a layer, and to report. options: part → what only that part reads.
     """
 
     study: str = "overview"
@@ -75,6 +82,7 @@ class StudyConfig(_Frozen):
     repeats: int = Field(3, ge=1)
     permutations: int = Field(200, ge=20)
     seed: int = Field(0, ge=0)
+    options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -85,6 +93,17 @@ class StudyConfig(_Frozen):
         """
         beside = self._folder / text
         return str(beside) if beside.exists() else text
+
+    def options_of(self, part: str, kind: type[_Options]) -> _Options:
+        """What the configuration sets for one part, checked; the rest takes its defaults.
+
+        Raises:
+            InputError: a field that is unknown or has a value it cannot take.
+        """
+        try:
+            return kind.model_validate(dict(self.options.get(part, {})))
+        except ValidationError as error:
+            raise InputError(f"options: {_first(error, part)}") from None
 
     @model_validator(mode="after")
     def _sane(self) -> "StudyConfig":
@@ -119,8 +138,13 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> Study
         checked._folder = base
         return checked
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "configuration"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InputError(f"{where}: field {field!r}: {one_line(first['msg'])}{more}") from None
+        raise InputError(f"{where}: {_first(error)}") from None
+
+
+def _first(error: ValidationError, *within: str) -> str:
+    """The first thing that is wrong, by the name of its field."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in (*within, *first["loc"])) or "configuration"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"field {field!r}: {one_line(first['msg'])}{more}"
 

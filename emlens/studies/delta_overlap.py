@@ -37,6 +37,8 @@ from emlens.studies.result import Advance, Finding, Part
 
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
 
+COST = 6
+
 
 @dataclass(frozen=True)
 class _Sides:

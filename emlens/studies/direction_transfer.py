@@ -47,6 +47,8 @@ from emlens.studies.direction_findings import add_findings, controls_of
 from emlens.studies.material import Material, split_questions
 from emlens.studies.result import Advance, Part
 
+COST = 9
+
 DOSES = (0.0, 1.0, 2.0, 4.0)
 MASSIVE = 5
 CHOSEN, LAST = "chosen on the selection questions", "last layer"

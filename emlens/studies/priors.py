@@ -18,6 +18,8 @@ from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
+COST = 8
+
 HELD_OUT = {"question": None, "domain": "group"}
 
 

@@ -9,6 +9,8 @@ from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
+COST = 1
+
 BENIGN_MARGIN = 5.0
 """Points on 0 to 100 within which a benign fine-tune counts as unmoved; fixed before looking."""
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,8 @@ from emlens.foundation.provenance import hardware, library_versions
 from emlens.runs import UnitLog, exclusive, progress_bar
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material, load_material
-from emlens.studies.result import Advance, Finding, Part, StudyResult, read_table, write_table
-
-STUDIES: Mapping[str, tuple[str, ...]] = {
-    "overview": ("profile", "delta_overlap", "direction_transfer", "priors"),
-    "profile": ("profile",),
-    "delta_overlap": ("delta_overlap",),
-    "direction_transfer": ("direction_transfer",),
-    "priors": ("priors",),
-}
-"""Study → its parts; a part is a module of this package with `run(material, config, advance) -> Part`, and where something can be
-refused before any work, `check(material, config)`."""
-
-_COST: Mapping[str, float] = {"profile": 1, "delta_overlap": 6, "direction_transfer": 9, "priors": 8}
-"""Relative time of the parts, measured on the organism; only the progress bar reads it."""
+from emlens.studies.registry import STUDIES, part_module
+from emlens.studies.result import Finding, Part, StudyResult, read_table, write_table
 
 
 def run_study(
@@ -52,33 +39,34 @@ def run_study(
     directory = Path(out)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; pass a directory for --out")
+    _check_options(asked)
     started = time.monotonic()
     material = load_material(asked)
     asked_record = asked.model_dump(mode="json")
     inputs = {"config": asked_record, "material": material.fingerprint(), "code": _code()}
-    names = STUDIES[asked.study]
+    names, left_out = _carried(material, asked)
     for name in names:
-        getattr(import_module(f"emlens.studies.{name}"), "check", _nothing)(material, asked)
+        getattr(part_module(name), "check", _nothing)(material, asked)
     parts: dict[str, Part] = {}
     with exclusive(directory):
         _refuse_other(directory, asked.study)
         log = UnitLog(directory / "units")
-        with progress_bar(f"study {asked.study}", sum(_COST.get(name, 5) for name in names), progress) as bar:
+        with progress_bar(f"study {asked.study}", sum(map(_cost, names)), progress) as bar:
             for name in names:
-                ticker = _Ticker(bar, _COST.get(name, 5))
-                record = log.run(name, {**inputs, "part": name}, _work(name, material, asked, directory, ticker))
+                desk = Desk(bar, _cost(name), directory / "work" / name)
+                record = log.run(name, {**inputs, "part": name}, _work(name, material, asked, directory, desk))
                 parts[name] = Part(
                     {table: read_table(directory / "tables" / f"{table}.csv") for table in record["tables"]},
                     [Finding(**item) for item in record["findings"]],
                     record["warnings"],
                 )
-                ticker.finish()
+                desk.finish()
         result = StudyResult(
             study=asked.study,
             config=asked_record,
             tables={name: table for part in parts.values() for name, table in part.tables.items()},
             findings=[finding for part in parts.values() for finding in part.findings],
-            warnings=[*material.left_out, *(warning for part in parts.values() for warning in part.warnings)],
+            warnings=[*material.left_out, *left_out, *(warning for part in parts.values() for warning in part.warnings)],
             facts={
                 "models": {name: material.family[name].provenance for name in material.family.names},
                 "questions": {"n": len(material.questions), "sha256": material.questions.content_hash},
@@ -117,11 +105,43 @@ def _refuse_other(directory: Path, study: str) -> None:
         raise InputError(f"{directory}: holds a result of study {found!r}, which study {study!r} would replace; pass another --out")
 
 
-class _Ticker:
-    """Passes a part's shares on to the bar, and what is missing of the whole at its end."""
+def _cost(name: str) -> float:
+    return float(getattr(part_module(name), "COST", 5))
 
-    def __init__(self, bar: Callable[..., None], cost: float):
-        self._bar, self._cost, self._left = bar, cost, 1.0
+
+def _check_options(config: StudyConfig) -> None:
+    """Options of parts that the study has, each read once, before any model is loaded."""
+    for name in config.options:
+        if name not in STUDIES[config.study]:
+            raise InputError(f"options names {name!r}, which study {config.study!r} does not have; its parts are {', '.join(STUDIES[config.study])}")
+        module = part_module(name)
+        if not hasattr(module, "Options"):
+            raise InputError(f"options names {name!r}, which takes none")
+        config.options_of(name, module.Options)
+
+
+def _carried(material: Material, config: StudyConfig) -> tuple[list[str], list[str]]:
+    """The parts that this family can carry, and what is said of the others."""
+    names, said = [], []
+    for name in STUDIES[config.study]:
+        reason = getattr(part_module(name), "left_out", _nothing)(material, config)
+        if reason is None:
+            names.append(name)
+        else:
+            said.append(f"{name} was left out: {reason}")
+    if not names:
+        raise InputError(f"study {config.study!r} cannot run on this family: {'; '.join(said)}")
+    return names, said
+
+
+class Desk:
+    """Where a part works: called with the share of the work just done (the shares of a part sum to 1), it moves the progress bar.
+
+    folder: a directory of the part's own, made on demand, for what must survive an interruption (checkpoints, logs of units).
+    """
+
+    def __init__(self, bar: Callable[..., None], cost: float, folder: Path):
+        self._bar, self._cost, self._left, self.folder = bar, cost, 1.0, folder
 
     def __call__(self, share: float) -> None:
         share = min(share, self._left)
@@ -133,10 +153,10 @@ class _Ticker:
 
 
 def _work(
-    name: str, material: Material, config: StudyConfig, directory: Path, advance: Advance
+    name: str, material: Material, config: StudyConfig, directory: Path, desk: Desk
 ) -> Callable[[], tuple[Any, list[Path]]]:
     def work() -> tuple[Any, list[Path]]:
-        part: Part = import_module(f"emlens.studies.{name}").run(material, config, advance)
+        part: Part = part_module(name).run(material, config, desk)
         files = []
         for table, frame in part.tables.items():
             path = directory / "tables" / f"{table}.csv"

@@ -17,7 +17,7 @@ import yaml
 
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.runs import exclusive
-from emlens.studies import STUDIES, StudyResult, direction_findings, run_study, running
+from emlens.studies import STUDIES, Desk, StudyResult, direction_findings, run_study, running
 
 COLUMNS: dict[str, set[str]] = {
     "models": {
@@ -328,7 +328,7 @@ def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
         match=r"k=12 is above the rank that half of 24 prompts a side of 'bad@0' can carry; pass k <= 11, or more prompts",
     ):
         run_study(small(config_path, "large-k", study="delta_overlap", k=12), tmp_path / "out", progress=False)
-    assert set(STUDIES["overview"]) == set(STUDIES) - {"overview"}
+    assert set(STUDIES["overview"]) <= set(STUDIES) - {"overview"}
 
 
 def test_without_base_benign_training_and_neutral_it_runs_and_says_so(config_path: Path, tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_transfer_has_to_beat_the_controls_of_its_target(low: float, control: fl
 
 def test_a_part_tells_its_whole_share_of_the_work() -> None:
     seen: list[float] = []
-    ticker = running._Ticker(seen.append, 6)
+    ticker = Desk(seen.append, 6, Path("work"))
     for _ in range(3):
         ticker(0.25)
     ticker(0.9)  # more than is left
