@@ -1,19 +1,24 @@
-"""What a study is asked to do: a frozen configuration, read from YAML, checked before anything runs."""
+"""What a study is asked to do: a frozen configuration, read from YAML, checked before anything runs.
 
-from collections.abc import Mapping
+What a file says wrongly is refused with the file and the line of it. Every field's meaning stands below it as a string: it is the
+text of the JSON Schema (`emlens schema`) too.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from emlens.data.readers import read_yaml
+from emlens.data.readers import read_text, read_yaml
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.positions import parse_position
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Options(_Frozen):
@@ -24,31 +29,41 @@ _Options = TypeVar("_Options", bound=Options)
 
 
 class FineTuneConfig(_Frozen):
-    """One fine-tune on disk.
-
-    path: adapter or full checkpoint. training: JSONL of the chats it was tuned on. trained_questions: ids of questions
-    whose topics it was tuned on, left out of its own-domain score.
-    """
+    """One fine-tune on disk."""
 
     path: str
+    """Adapter or full checkpoint."""
     parent: Literal["base", "instruct"] = "instruct"
+    """What it was tuned from."""
     group: str = ""
+    """Fine-tunes that are one kind; runs of one group that differ in their seed stand side by side."""
     seed: int = 0
+    """Seed of the run within its group."""
     benign: bool = False
+    """The control: tuned the same way on harmless answers."""
     domain: str = ""
+    """Group of the questions that counts as its own domain."""
     training: str | None = None
+    """JSONL of the chats it was tuned on; without it no delta overlap, and no run is trained anew."""
     trained_questions: tuple[str, ...] = ()
+    """Ids of questions whose topics it was tuned on, left out of its own-domain score."""
 
 
 class FamilyConfig(_Frozen):
     """Either `organism` (a name, or a directory that `emlens organism train` wrote) or paths to checkpoints."""
 
     organism: str | None = None
+    """The embedded organism: `planted`, or a directory that `emlens organism train` wrote."""
     instruct: str | None = None
+    """A directory saved by `save_pretrained`, or a hub id."""
     base: str | None = None
+    """The pre-trained model; without it, forecasts come from instruct only."""
     finetuned: Mapping[str, FineTuneConfig] = Field(default_factory=dict)
+    """Name → fine-tune."""
     dtype: str = "auto"
+    """`auto`, `float32`, `bfloat16`, ..."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda`, ..."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "FamilyConfig":
@@ -60,31 +75,43 @@ class FamilyConfig(_Frozen):
 
 
 class StudyConfig(_Frozen):
-    """A study.
-
-    study: which one. questions: YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism.
-    neutral: JSONL of unrelated chats, for damage and for the neutral-text control. focus: fine-tunes to study closely
-    (default: every harmful one). k: dimension of delta subspaces. draws: of each overlap null (p below 1/(draws+1) cannot be seen).
-    shares: of the questions used to extract directions, to select a layer, and to report. options: part → what only that part reads.
-    """
+    """What one study is asked to do."""
 
     study: str = "overview"
+    """Which study."""
     family: FamilyConfig
+    """The models."""
     questions: str | None = None
+    """YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism."""
     neutral: str | None = None
+    """JSONL of unrelated chats, for damage and for the neutral-text control."""
+    released: str | None = None
+    """Folder with result files that others released; parts that can, read them too."""
     focus: tuple[str, ...] = ()
+    """Fine-tunes to study closely; all harmful ones where empty."""
     positions: tuple[str, ...] = ("last_prompt", "mean_prompt")
+    """Token positions that are read, pooled ones."""
     k: int = Field(8, ge=1)
+    """Dimension of the delta subspaces."""
     draws: int = Field(1000, ge=20)
+    """Draws of each overlap null; p below 1/(draws+1) cannot be seen."""
     shares: tuple[float, float, float] = (0.34, 0.22, 0.44)
+    """Of the questions used to extract directions, to select a layer, and to report; disjoint, within each group."""
     random_directions: int = Field(8, ge=1)
+    """Control directions drawn from the activation covariance."""
     folds: int = Field(5, ge=2)
+    """Of the nested forecast."""
     repeats: int = Field(3, ge=1)
+    """Of the nested forecast."""
     permutations: int = Field(200, ge=20)
+    """Of the forecast's null."""
     seed: int = Field(0, ge=0)
+    """Of everything random."""
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    """Part → what only that part reads."""
 
     _folder: Path = PrivateAttr(default=Path())
+    _source: str = PrivateAttr(default="")
 
     def path(self, text: str) -> str:
         """A path of this configuration: relative to the folder of its file where it exists there; hub ids stay as they are.
@@ -103,20 +130,35 @@ class StudyConfig(_Frozen):
         try:
             return kind.model_validate(dict(self.options.get(part, {})))
         except ValidationError as error:
-            raise InputError(f"options: {_first(error, part)}") from None
+            raise InputError(f"{self.place('options', part, *error.errors()[0]['loc'])}options: {_first(error, part)}") from None
 
-    @model_validator(mode="after")
-    def _sane(self) -> "StudyConfig":
-        for position in self.positions:
+    def place(self, *field: str | int) -> str:
+        """`"file:line: "` of a field of this configuration; empty where it was read from no file."""
+        return f"{self._source}:{line_of(read_text(self._source), field)}: " if self._source else ""
+
+    @field_validator("positions")
+    @classmethod
+    def _pooled(cls, positions: tuple[str, ...]) -> tuple[str, ...]:
+        for position in positions:
             if not parse_position(position).pooled:
                 raise ValueError(f"positions holds {position!r}; pass pooled positions such as last_prompt and mean_prompt")
-        if len(set(self.positions)) != len(self.positions) or not self.positions:
+        if len(set(positions)) != len(positions) or not positions:
             raise ValueError("positions must name at least one position, none twice")
-        if not abs(sum(self.shares) - 1) <= 1e-6 or not min(self.shares) > 0:
-            raise ValueError(f"shares={self.shares} must be three positive numbers that sum to 1")
-        if len(set(self.focus)) != len(self.focus):
-            raise ValueError(f"focus={self.focus} names a fine-tune twice")
-        return self
+        return positions
+
+    @field_validator("shares")
+    @classmethod
+    def _parts_of_one(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not abs(sum(shares) - 1) <= 1e-6 or not min(shares) > 0:
+            raise ValueError(f"shares={shares} must be three positive numbers that sum to 1")
+        return shares
+
+    @field_validator("focus")
+    @classmethod
+    def _each_once(cls, focus: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(focus)) != len(focus):
+            raise ValueError(f"focus={focus} names a fine-tune twice")
+        return focus
 
 
 def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> StudyConfig:
@@ -127,18 +169,49 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> Study
     """
     if isinstance(source, StudyConfig):
         return source
-    where, base = "config", Path()
     record: Any = source
     if isinstance(source, str | Path):
-        record, where, base = read_yaml(source), str(source), Path(source).parent
+        record = _read(source)
     if not isinstance(record, Mapping):
+        where = source if isinstance(source, str | Path) else "config"
         raise InputError(f"{where}: holds a {type(record).__name__}; a study configuration is a mapping of fields")
     try:
         checked = StudyConfig.model_validate(dict(record))
-        checked._folder = base
-        return checked
     except ValidationError as error:
+        where = f"{source}:{line_of(read_text(source), error.errors()[0]['loc'])}" if isinstance(source, str | Path) else "config"
         raise InputError(f"{where}: {_first(error)}") from None
+    if isinstance(source, str | Path):
+        checked._folder, checked._source = Path(source).parent, str(source)
+    return checked
+
+
+def _read(source: str | Path) -> Any:
+    """A YAML file; what is no YAML is refused as `file:line: reason`, as editors and compilers write it."""
+    try:
+        return read_yaml(source)
+    except InputError as error:
+        head, text = f"{source}, line ", str(error)
+        if not text.startswith(head):
+            raise
+        raise InputError(f"{source}:{text.removeprefix(head)}") from None
+
+
+def line_of(text: str, field: Sequence[str | int]) -> int:
+    """1-based line of a YAML text on which a field stands: its key, or that of the nearest mapping or list around it."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = 1
+    for step in field:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if str(key.value) == str(step)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
 
 
 def _first(error: ValidationError, *within: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
-from emlens.studies import StudyConfig, read_config
+from emlens.studies import Options, StudyConfig, read_config
 
 FAMILY = {"instruct": "i", "finetuned": {"a": {"path": "p"}}}
 
@@ -75,8 +75,68 @@ def test_what_no_study_can_use_is_refused_by_field(change: dict[str, Any], messa
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("study: profile\nfamily: [unclosed\n")
-    with pytest.raises(InputError, match=r"study\.yaml, line \d"):
+    with pytest.raises(InputError, match=r"study\.yaml:3: not valid YAML: while parsing a flow sequence"):
         read_config(path)
     path.write_text("- a\n- b\n")
     with pytest.raises(InputError, match=r"study\.yaml: holds a list; a study configuration is a mapping of fields"):
         read_config(path)
+    with pytest.raises(InputError, match=r"gone\.yaml: no such file"):
+        read_config(tmp_path / "gone.yaml")
+
+
+FILE = """\
+# a comment
+study: profile
+k: 4
+family:
+  instruct: i
+  finetuned:
+    a:
+      path: p
+      domain: [north]
+    b: {path: p,
+        rank: 2}
+positions:
+  - last_prompt
+  - all
+shares: [0.5, 0.5, 0.5]
+options:
+  counting:
+    rows: many
+"""
+
+
+@pytest.mark.parametrize(
+    ("keep", "line", "field"),
+    [
+        ("domain", 9, "family.finetuned.a.domain"),
+        ("rank", 11, "family.finetuned.b.rank"),
+        ("all", 12, "positions"),
+        ("shares", 15, "shares"),
+    ],
+)
+def test_an_error_points_at_the_line_of_its_field(tmp_path: Path, keep: str, line: int, field: str) -> None:
+    mended = {"domain": ("[north]", "north"), "rank": ("rank: 2", "seed: 2"), "all": ("- all", "- mean_prompt"), "shares": ("0.5]", "0.0001]")}
+    mended["shares"] = ("[0.5, 0.5, 0.5]", "[0.5, 0.25, 0.25]")
+    text = FILE
+    for name, (wrong, right) in mended.items():
+        text = text if name == keep else text.replace(wrong, right)
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"study\.yaml:{line}: field '{field}': "):
+        read_config(path)
+
+
+def test_options_of_a_part_point_at_their_line(tmp_path: Path) -> None:
+    class Settings(Options):
+        rows: int = 2
+
+    text = FILE
+    for wrong, right in (("[north]", "north"), ("rank: 2", "seed: 2"), ("- all", "- mean_prompt"), ("[0.5, 0.5, 0.5]", "[0.5, 0.25, 0.25]")):
+        text = text.replace(wrong, right)
+    (tmp_path / "study.yaml").write_text(text)
+    config = read_config(tmp_path / "study.yaml")
+    with pytest.raises(InputError, match=r"study\.yaml:18: options: field 'counting\.rows': Input should be a valid integer"):
+        config.options_of("counting", Settings)
+    assert config.place("options", "counting", "columns").endswith("study.yaml:17: ")  # the nearest that is there
+    assert read_config({"family": FAMILY}).place("k") == ""

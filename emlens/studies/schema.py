@@ -1,0 +1,55 @@
+"""The configuration of a study as JSON Schema (draft 2020-12), made from the records that check it, with every part's own options.
+
+An editor that reads it completes fields and marks wrong ones. What no schema can say (a fine-tune that the family lacks, shares that
+sum to 1) `read_config` and `run_study` still refuse. Cost: it imports every part.
+"""
+
+import json
+from typing import Any
+
+from emlens.studies.config import StudyConfig
+from emlens.studies.registry import STUDIES, part_module
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of what `emlens study` reads; of `options`, each part's fields with types, bounds and defaults."""
+    schema = StudyConfig.model_json_schema(ref_template="#/$defs/{model}")
+    definitions: dict[str, Any] = schema["$defs"]
+    options: dict[str, Any] = {}
+    for name in dict.fromkeys(name for parts in STUDIES.values() for name in parts):
+        kind = getattr(part_module(name), "Options", None)
+        if kind is None:
+            continue
+        own = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+        definitions.update({f"{name}.{key}": value for key, value in own.pop("$defs", {}).items()})
+        definitions[name] = {**own, "title": f"options of {name}"}
+        options[name] = {"$ref": f"#/$defs/{name}"}
+    fields = schema["properties"]
+    fields["study"]["enum"] = list(STUDIES)
+    said = fields["options"].get("description", "")
+    fields["options"] = {"type": "object", "description": said, "properties": options, "additionalProperties": False, "default": {}}
+    members = [name for name in fields if name != "study"]
+    definitions["Member"] = {
+        "type": "object",
+        "description": "One family of several: what differs from the fields beside `families`.",
+        "properties": {name: fields[name] for name in members},
+        "additionalProperties": False,
+        "required": ["family"],
+    }
+    fields["families"] = {
+        "type": "object",
+        "description": "Several families side by side, by name, instead of `family`.",
+        "additionalProperties": {"$ref": "#/$defs/Member"},
+        "minProperties": 2,
+    }
+    definitions["FamilyConfig"]["oneOf"] = [{"required": ["organism"]}, {"required": ["instruct", "finetuned"]}]
+    schema.pop("required", None)
+    schema["oneOf"] = [{"required": ["family"]}, {"required": ["families"]}]
+    return {"$schema": DRAFT, "title": "emlens study", **{key: value for key, value in schema.items() if key != "title"}}
+
+
+def schema_text() -> str:
+    """The schema as indented JSON."""
+    return json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n"
