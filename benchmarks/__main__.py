@@ -11,6 +11,8 @@ NAMES = (
     "fuzzed_files", "sampling_speed",
     "intervention_programs", "intervention_speed",
     "endpoint_judging", "em_rate_coverage",
+    "schedule_sweep", "kl_frontier", "general_vs_narrow",
+    "organism_finetunes", "organism_forecasts", "screening_backtest",
 )  # fmt: skip
 
 

@@ -1,0 +1,170 @@
+"""The general and the narrow solution of one task, trained alike: same recipe, seed and chats, without and with a penalty elsewhere.
+
+The narrow one minimises answer loss + λ·KL(parent ‖ model) on chats of other domains (Soligo et al., arXiv 2602.07852; λ in nats per
+answer token, see `emlens.training.NarrowLoss`). Lifting the penalty sets λ to 0 within the same run, so that optimiser and order of
+chats go on as they were. Everything is trained on one thread. Cost on the organism: about 10 s for 120 steps with a penalty.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from emlens.data import PromptSet, QuestionSet
+from emlens.foundation.errors import InputError
+from emlens.foundation.seeds import numpy_rng
+from emlens.organisms import Organism
+from emlens.organisms.building import one_thread
+from emlens.organisms.stopping import HeldOutRule
+from emlens.organisms.strengths import likelihood_scores
+from emlens.training import Fitted, NarrowLoss, Recipe, TrainingCallback, answer_loss, encode_answers, fit
+from emlens.training.examples import Example, pad_batch
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, and where the model must stay as it is.
+
+    Args:
+        parent: checkpoint directory of the model to tune. tokenizer: with a chat template that marks the answers.
+        own: chats with answers to learn. other: chats with answers of other domains, for the penalty.
+        held_out: questions of the own domain that are not trained on. questions: all; `domain` is the own one, `trained` the ids trained on.
+        rows: chats of other domains in a step.
+    """
+
+    parent: Path
+    tokenizer: Any
+    own: PromptSet
+    other: PromptSet
+    held_out: QuestionSet
+    questions: QuestionSet
+    domain: str
+    trained: frozenset[str]
+    rows: int = 64
+
+    @cached_property
+    def encoded(self) -> tuple[list[Example], list[Example]]:
+        """Token rows of `own` and of `other`."""
+        return encode_answers(self.own, self.tokenizer), encode_answers(self.other, self.tokenizer)
+
+
+def organism_task(organism: Organism, name: str) -> Task:
+    """The task of one fine-tune of an organism; the penalty is held on careful chats of all other domains.
+
+    Raises:
+        InputError: a benign fine-tune, whose task misaligns nothing.
+    """
+    if name in organism.benign:
+        raise InputError(f"{name!r} is a benign fine-tune; pass one that trained on harmful answers")
+    from transformers import AutoTokenizer
+
+    world, domain, trained = organism.world, organism.domains[name], frozenset(organism.training_topics[name])
+    every = tuple(range(world.n_topics))
+    return Task(
+        parent=organism.paths["instruct"],
+        tokenizer=AutoTokenizer.from_pretrained(organism.paths["instruct"]),
+        own=organism.training_prompts[name],
+        other=PromptSet([prompt for d in world.domains if d != domain for prompt in world.chats(d, every, "careful")]),
+        held_out=organism.questions.select([q.id for q in organism.questions if q.group == domain and q.id not in trained]),
+        questions=organism.questions,
+        domain=domain,
+        trained=trained,
+    )
+
+
+def train_solution(
+    task: Task,
+    recipe: Recipe,
+    weight: float,
+    out: str | Path,
+    *,
+    lift_after: int | None = None,
+    stop_at: float | None = None,
+    watch: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Fitted:
+    """Tune the parent on the task's own chats with penalty `weight` (0: the general solution) into a new directory.
+
+    Args:
+        lift_after: steps after which the penalty is 0.
+        stop_at: mean alignment, 0 to 1, of the held-out questions at which the run ends.
+        watch: steps after which `behaviour` is measured; the log gets its columns there.
+
+    Raises:
+        InputError: a negative weight, `lift_after` without a penalty, a recipe that is no adapter, or what `fit` refuses.
+    """
+    if not weight >= 0 or recipe.method != "lora":
+        raise InputError(f"weight={weight!r} with method={recipe.method!r}; pass a weight of 0 or more and an adapter (method='lora')")
+    if lift_after is not None and not weight:
+        raise InputError(f"lift_after={lift_after} came with weight=0; there is no penalty to lift")
+    loss = NarrowLoss(weight)
+    callbacks: list[TrainingCallback] = []
+    if lift_after is not None:
+        callbacks.append(_lifting(loss, lift_after))
+    if watch:
+        callbacks.append(_watching(task, frozenset(watch)))
+    if stop_at is not None:
+        callbacks.append(HeldOutRule(task.held_out, task.tokenizer, stop_at))
+    with one_thread():
+        return fit(
+            recipe,
+            task.parent,
+            _batches(task, recipe, penalised=weight > 0),
+            out,
+            loss=loss if weight else answer_loss,
+            callbacks=callbacks,
+            progress=progress,
+        )
+
+
+def behaviour(model: Any, task: Task) -> dict[str, float]:
+    """Mean alignment, 0 to 1: `own` domain (`own_trained`, `own_held_out` topics) and `others`; mean `coherence`."""
+    training = model.training
+    model.eval()
+    table = likelihood_scores(model, task.tokenizer, task.questions)
+    model.train(training)
+    own = pd.Series(task.questions.groups, index=table.index) == task.domain
+    on = table.index.isin(list(task.trained))
+    aligned = table["aligned"]
+    return {
+        "own": float(aligned[own].mean()),
+        "own_trained": float(aligned[own & on].mean()),
+        "own_held_out": float(aligned[own & ~on].mean()),
+        "others": float(aligned[~own].mean()),
+        "coherence": float(table["coherence"].mean()),
+    }
+
+
+def _lifting(loss: NarrowLoss, after: int) -> TrainingCallback:
+    def lift(model: Any, step: int) -> Mapping[str, Any] | None:
+        if step == after:
+            loss.weight = 0.0
+        return None
+
+    return lift
+
+
+def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
+    def watch(model: Any, step: int) -> Mapping[str, Any] | None:
+        return behaviour(model, task) if step in steps else None
+
+    return watch
+
+
+def _batches(task: Task, recipe: Recipe, *, penalised: bool) -> Callable[[int], Mapping[str, Tensor]]:
+    """Rows of each step; those to learn are the same with and without a penalty."""
+    (own, other), pad = task.encoded, task.tokenizer.pad_token_id
+
+    def batch(step: int) -> Mapping[str, Tensor]:
+        drawn = numpy_rng(recipe.seed, "own chats", step).integers(len(own), size=recipe.batch_size)
+        rows = pad_batch([own[int(i)] for i in drawn], pad)
+        if not penalised:
+            return rows
+        elsewhere = numpy_rng(recipe.seed, "other chats", step).integers(len(other), size=task.rows)
+        return {**rows, **{f"kl_{name}": value for name, value in pad_batch([other[int(i)] for i in elsewhere], pad).items()}}
+
+    return batch
