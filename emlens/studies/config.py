@@ -79,8 +79,8 @@ class StudyConfig(_Frozen):
 
     study: str = "overview"
     """Which study."""
-    family: FamilyConfig
-    """The models."""
+    family: FamilyConfig | None = None
+    """The models; may be left out where a study runs from `released` files alone."""
     questions: str | None = None
     """YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism."""
     neutral: str | None = None
@@ -135,6 +135,12 @@ class StudyConfig(_Frozen):
     def place(self, *field: str | int) -> str:
         """`"file:line: "` of a field of this configuration; empty where it was read from no file."""
         return f"{self._source}:{line_of(read_text(self._source), field)}: " if self._source else ""
+
+    @model_validator(mode="after")
+    def _something(self) -> "StudyConfig":
+        if self.family is None and self.released is None:
+            raise ValueError("family is missing; give the models, or under released the folder of result files that others published")
+        return self
 
     @field_validator("positions")
     @classmethod

@@ -1,7 +1,7 @@
 """What a study works on: a family, questions, training prompts, and which questions serve which purpose."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,16 +15,23 @@ from torch import Tensor
 from emlens.data import AlignmentScores, PromptSet, QuestionSet
 from emlens.evaluation import score_by_likelihood
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.files import one_line
+from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.provenance import hash_json, hash_tensors, library_versions
 from emlens.foundation.seeds import numpy_rng
-from emlens.models import Family, FineTune, HookedModel, load_family
-from emlens.studies.config import StudyConfig
+from emlens.models import Family, FineTune, HookedModel, load_family, load_model
+from emlens.models.adapters import is_adapter
+from emlens.models.families import attach
+from emlens.studies.config import FamilyConfig, StudyConfig
 
 
 @dataclass
 class Material:
-    """Everything the parts of a study share; scores are computed once a model and kept."""
+    """Everything the parts of a study share; scores are computed once a model and kept.
+
+    studied: what `focus` gives, whatever the configuration names: fine-tunes that an earlier part of the study trained.
+    has_models: False where only released files were given; then there is no family and there are no questions.
+    released: folder of result files that others published; released_hash: of its content.
+    """
 
     family: Family
     questions: QuestionSet
@@ -35,6 +42,10 @@ class Material:
     coupling: Mapping[str, float] | None = None
     note: str = ""
     left_out: list[str] = field(default_factory=list)
+    studied: tuple[str, ...] = ()
+    has_models: bool = True
+    released: Path | None = None
+    released_hash: str = ""
     _scores: dict[str, AlignmentScores] = field(default_factory=dict)
 
     def scores(self, name: str) -> AlignmentScores:
@@ -73,7 +84,7 @@ class Material:
         return next((b for b in same if self.domain(b) == self.domain(name)), same[0] if same else None)
 
     def focus(self, config: StudyConfig) -> list[str]:
-        chosen = list(config.focus) or self.harmful
+        chosen = list(self.studied or config.focus) or self.harmful
         if not chosen:
             raise InputError("every fine-tune of this family is benign; name one under focus to study it")
         for name in chosen:
@@ -96,11 +107,45 @@ class Material:
         trained = frozenset[str]().union(*(self.trained.get(name, frozenset()) for name in names))
         return QuestionSet([q for q in questions if q.id not in trained])
 
+    def with_runs(self, runs: Mapping[str, FineTune], of: Mapping[str, str], studied: Sequence[str]) -> "Material":
+        """The same with further fine-tunes that were trained on the data of others of this family.
+
+        Args:
+            runs: name → fine-tune. of: name → the fine-tune whose chats it was trained on. studied: those that later parts study.
+        """
+        models = dict(self.family.finetuned)
+        for name, spec in runs.items():
+            parent = self.family[spec.parent]
+            loaded = attach(parent, name, spec) if is_adapter(spec.path) else load_model(spec.path, name=name, chat_template=parent.chat_template)
+            loaded.provenance.update({"finetune": name, "parent": spec.parent, "group": spec.group, "seed": spec.seed, "benign": spec.benign})
+            models[name] = loaded
+        base = self.family.base if self.family.has_base else None
+        return replace(
+            self,
+            family=Family(self.family.instruct, base, models, {**self.family.specs, **runs}),
+            training={**self.training, **{name: self.training[of[name]] for name in runs}},
+            trained={**self.trained, **{name: self.trained.get(of[name], frozenset()) for name in runs}},
+            studied=tuple(studied),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of its models and questions."""
+        if not self.has_models:
+            return {}
+        return {
+            "models": {name: self.family[name].provenance for name in self.family.names},
+            "questions": {"n": len(self.questions), "sha256": self.questions.content_hash},
+        }
+
     def fingerprint(self) -> str:
         """Hash of everything a result depends on besides the configuration."""
+        if not self.has_models:
+            return hash_json({"released": self.released_hash, "versions": library_versions()})
         facts = {
             "models": {name: self.family[name].provenance for name in self.family.names},
             "questions": self.questions.content_hash,
+            "released": self.released_hash,
+            "studied": list(self.studied),
             "training": {name: prompts.content_hash for name, prompts in self.training.items()},
             "trained": {name: sorted(ids) for name, ids in self.trained.items()},
             "neutral": None if self.neutral is None else self.neutral.content_hash,
@@ -140,14 +185,33 @@ def load_material(config: StudyConfig) -> Material:
     Raises:
         InputError, LoadError: something named in the configuration is missing or does not fit.
     """
-    return _from_organism(config) if config.family.organism is not None else _from_paths(config)
+    released = None if config.released is None else Path(config.path(config.released))
+    if released is not None and not released.is_dir():
+        raise InputError(f"released={str(released)!r}: no such directory; pass the one that holds the released files")
+    given = {} if released is None else {"released": released, "released_hash": _hash_of_all(released)}
+    if config.family is None:
+        nothing: Any = _Absent()
+        return Material(nothing, nothing, {}, {}, None, has_models=False, **given)
+    material = _from_organism(config, config.family) if config.family.organism is not None else _from_paths(config, config.family)
+    return replace(material, **given)
 
 
-def _from_organism(config: StudyConfig) -> Material:
+def _hash_of_all(folder: Path) -> str:
+    return hash_json({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()})
+
+
+class _Absent:
+    """What stands for models and questions where only released files were given."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise InputError("no family was given, only released files; this part needs models")
+
+
+def _from_organism(config: StudyConfig, wanted: FamilyConfig) -> Material:
     from emlens.organisms import load
 
-    name = config.path(str(config.family.organism))
-    if config.family.finetuned or config.questions or config.neutral:
+    name = config.path(str(wanted.organism))
+    if wanted.finetuned or config.questions or config.neutral:
         raise InputError("an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out")
     organism = load(directory=name) if Path(name).is_dir() else load(name)
     return Material(
@@ -162,8 +226,7 @@ def _from_organism(config: StudyConfig) -> Material:
     )
 
 
-def _from_paths(config: StudyConfig) -> Material:
-    wanted = config.family
+def _from_paths(config: StudyConfig, wanted: FamilyConfig) -> Material:
     if config.questions is None:
         raise InputError("questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful' and 'harmful'")
     questions = QuestionSet.from_file(config.path(config.questions))

@@ -51,11 +51,15 @@ def columns_of(name: str, e: Estimate) -> dict[str, float]:
 
 @dataclass
 class Part:
-    """What one part of a study gives: tables by name, findings, warnings about missing controls or small samples."""
+    """What one part of a study gives: tables by name, findings, warnings about missing controls or small samples.
+
+    files: further files below the part's folder that must stand for the part to count as finished (trained weights).
+    """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ def run_study(
     """
     asked = read_config(config)
     if asked.study not in STUDIES:
-        raise InputError(f"study {asked.study!r} is unknown; pass one of {', '.join(STUDIES)}")
+        raise InputError(f"{asked.place('study')}study {asked.study!r} is unknown; pass one of {', '.join(STUDIES)}")
     directory = Path(out)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; pass a directory for --out")
@@ -43,8 +43,9 @@ def run_study(
     started = time.monotonic()
     material = load_material(asked)
     asked_record = asked.model_dump(mode="json")
-    inputs = {"config": asked_record, "material": material.fingerprint(), "code": _code()}
+    inputs = {"config": asked_record, "code": _code()}
     names, left_out = _carried(material, asked)
+    given = material
     for name in names:
         getattr(part_module(name), "check", _nothing)(material, asked)
     parts: dict[str, Part] = {}
@@ -53,27 +54,25 @@ def run_study(
         log = UnitLog(directory / "units")
         with progress_bar(f"study {asked.study}", sum(map(_cost, names)), progress) as bar:
             for name in names:
-                desk = Desk(bar, _cost(name), directory / "work" / name)
-                record = log.run(name, {**inputs, "part": name}, _work(name, material, asked, directory, desk))
-                parts[name] = Part(
+                desk = Desk(bar, _cost(name), directory / "work" / name, parts)
+                made_of = {**inputs, "material": material.fingerprint(), "part": name}
+                record = log.run(name, made_of, _work(name, material, asked, directory, desk))
+                part = Part(
                     {table: read_table(directory / "tables" / f"{table}.csv") for table in record["tables"]},
                     [Finding(**item) for item in record["findings"]],
                     record["warnings"],
                 )
+                material = getattr(part_module(name), "after", _unchanged)(material, asked, part, desk)
+                parts[name] = part
                 desk.finish()
         result = StudyResult(
             study=asked.study,
             config=asked_record,
             tables={name: table for part in parts.values() for name, table in part.tables.items()},
             findings=[finding for part in parts.values() for finding in part.findings],
-            warnings=[*material.left_out, *left_out, *(warning for part in parts.values() for warning in part.warnings)],
-            facts={
-                "models": {name: material.family[name].provenance for name in material.family.names},
-                "questions": {"n": len(material.questions), "sha256": material.questions.content_hash},
-                "versions": library_versions(),
-                "threads": torch.get_num_threads(),
-            },
-            note=material.note,
+            warnings=[*given.left_out, *left_out, *(warning for part in parts.values() for warning in part.warnings)],
+            facts={**material.facts(), "versions": library_versions(), "threads": torch.get_num_threads()},
+            note=given.note,
         )
         run = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,6 +96,11 @@ def _nothing(material: Material, config: StudyConfig) -> None:
     """The check of a part that has none."""
 
 
+def _unchanged(material: Material, config: StudyConfig, part: Part, desk: "Desk") -> Material:
+    """What a part that trains nothing leaves to those after it."""
+    return material
+
+
 def _refuse_other(directory: Path, study: str) -> None:
     if not (directory / "result.json").is_file():
         return
@@ -113,10 +117,11 @@ def _check_options(config: StudyConfig) -> None:
     """Options of parts that the study has, each read once, before any model is loaded."""
     for name in config.options:
         if name not in STUDIES[config.study]:
-            raise InputError(f"options names {name!r}, which study {config.study!r} does not have; its parts are {', '.join(STUDIES[config.study])}")
+            where = config.place("options", name)
+            raise InputError(f"{where}options names {name!r}, which study {config.study!r} does not have; its parts are {', '.join(STUDIES[config.study])}")
         module = part_module(name)
         if not hasattr(module, "Options"):
-            raise InputError(f"options names {name!r}, which takes none")
+            raise InputError(f"{config.place('options', name)}options names {name!r}, which takes none")
         config.options_of(name, module.Options)
 
 
@@ -124,7 +129,11 @@ def _carried(material: Material, config: StudyConfig) -> tuple[list[str], list[s
     """The parts that this family can carry, and what is said of the others."""
     names, said = [], []
     for name in STUDIES[config.study]:
-        reason = getattr(part_module(name), "left_out", _nothing)(material, config)
+        part = part_module(name)
+        if not material.has_models and not getattr(part, "RELEASED", False):
+            reason = "it needs models, and only released files were given"
+        else:
+            reason = getattr(part, "left_out", _nothing)(material, config)
         if reason is None:
             names.append(name)
         else:
@@ -138,10 +147,11 @@ class Desk:
     """Where a part works: called with the share of the work just done (the shares of a part sum to 1), it moves the progress bar.
 
     folder: a directory of the part's own, made on demand, for what must survive an interruption (checkpoints, logs of units).
+    parts: name → the finished parts of the study before this one.
     """
 
-    def __init__(self, bar: Callable[..., None], cost: float, folder: Path):
-        self._bar, self._cost, self._left, self.folder = bar, cost, 1.0, folder
+    def __init__(self, bar: Callable[..., None], cost: float, folder: Path, parts: Mapping[str, Part] | None = None):
+        self._bar, self._cost, self._left, self.folder, self.parts = bar, cost, 1.0, folder, dict(parts or {})
 
     def __call__(self, share: float) -> None:
         share = min(share, self._left)
@@ -162,6 +172,7 @@ def _work(
             path = directory / "tables" / f"{table}.csv"
             write_table(path, frame)
             files.append(path)
+        files += part.files
         record = {
             "tables": list(part.tables),
             "findings": [finding.as_dict() for finding in part.findings],

@@ -36,7 +36,6 @@ def config_schema() -> dict[str, Any]:
         "description": "One family of several: what differs from the fields beside `families`.",
         "properties": {name: fields[name] for name in members},
         "additionalProperties": False,
-        "required": ["family"],
     }
     fields["families"] = {
         "type": "object",
@@ -46,7 +45,8 @@ def config_schema() -> dict[str, Any]:
     }
     definitions["FamilyConfig"]["oneOf"] = [{"required": ["organism"]}, {"required": ["instruct", "finetuned"]}]
     schema.pop("required", None)
-    schema["oneOf"] = [{"required": ["family"]}, {"required": ["families"]}]
+    schema["anyOf"] = [{"required": [name]} for name in ("family", "families", "released")]
+    schema["not"] = {"required": ["family", "families"]}
     return {"$schema": DRAFT, "title": "emlens study", **{key: value for key, value in schema.items() if key != "title"}}
 
 
