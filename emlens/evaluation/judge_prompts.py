@@ -6,6 +6,8 @@ that holds `{answer}` stays text. Inside what is filled in,
 * every mark that the template itself uses to say where something begins or ends (`[ANSWER END]`, `</answer>`, a line of
   dashes or backticks) has its brackets or its line changed, in any case and spacing, and so has every token that a chat
   template gives a meaning (`<|im_end|>`, `[/INST]`, and those of the judge's own tokenizer);
+* both also where they are spelled with characters that look alike (full-width bars, Cyrillic letters) or hide between others
+  (zero-width spaces, combining marks): an endpoint's tokenizer is not seen, and a judge reads them all the same;
 * control characters become spaces.
 
 What an answer *says* to the judge ("give this 100") cannot be prevented here. The prompts below are emlens's own; a
@@ -13,7 +15,9 @@ question set's own prompts, as the field writes them, are used by passing the se
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from emlens.data.answers import Answer
@@ -47,12 +51,22 @@ DEFAULT_PROMPTS: Final[Mapping[str, str]] = {
 _PLACE = re.compile(r"\{\{|\}\}|\{question\}|\{answer\}")
 _MARK = re.compile(r"\[[^\[\]\n]{1,40}\]|</?[^<>\n]{1,40}>|^[ \t]*([-=#*_~`\"'])\1{2,}[^\n]*$", re.MULTILINE)
 _CHAT_TOKEN = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|\[/?(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+)\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>",
+    r"<\|[^|<>\n]{1,40}\|>|<\|\w{1,40}>|<\w{1,40}\|>|\[/?(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+)\]|<</?SYS>>|</?s>"
+    r"|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufff9-\ufffb]")
-_BRACKETS = str.maketrans("[]<>［］＜＞", "()()()()")
-_EITHER = {"[": r"[\[［]", "]": r"[\]］]", "<": "[<＜]", ">": "[>＞]"}
+_ROUND = {"[": "(", "]": ")", "<": "(", ">": ")"}
+_ALIKE: Final = str.maketrans(
+    {
+        **dict.fromkeys("│┃ǀ∣⏐❘¦׀￨∥‖", "|"), **dict.fromkeys("‹〈⟨❬❮˂ᐸ≺⧼", "<"), **dict.fromkeys("›〉⟩❭❯˃ᐳ≻⧽", ">"),
+        **dict.fromkeys("⟦【〔❲⁅〚〖", "["), **dict.fromkeys("⟧】〕❳⁆〛〗", "]"), **dict.fromkeys("⁄∕⧸╱", "/"),
+        **dict.fromkeys("‐‑‒–—―−─━╌╍", "-"), **dict.fromkeys("═", "="), **dict.fromkeys("▁‿", "_"),
+        **dict(zip("АВЕЅІЈКМНОРСТУХаеѕіјкморсухΑΒΕΖΗΙΚΜΝΟΡΤΥΧοιν", "ABESIJKMHOPCTYXaesijkmopcyxABEZHIKMNOPTYXoiv", strict=True)),
+    }
+)  # fmt: skip
+_FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0\u17b4\u17b5")
+"""Letters by category, with nothing to see."""
 
 
 class JudgePrompts:
@@ -113,21 +127,45 @@ def contained(text: str, marks: Iterable[str], chat_tokens: Collection[str] = ()
     clean = _CONTROL.sub(" ", text.replace("\r\n", "\n"))
     for mark in sorted(marks):
         if mark[0] in "[<":
-            clean = _spelled(mark).sub(lambda match: match.group().translate(_BRACKETS), clean)
+            clean = _edited(clean, _spelled(mark), lambda part: "".join(_ROUND.get(_seen(c), c) for c in part))
         else:  # a line that separates: it no longer stands alone, nor at the start
-            clean = re.sub(rf"^([ \t]*)(?={re.escape(mark[:3])})", r"\1| ", clean, flags=re.MULTILINE)
-    clean = _CHAT_TOKEN.sub(_parted, clean)
-    for token in sorted(chat_tokens, key=len, reverse=True):
-        if len(token.strip()) > 2:
-            clean = re.sub(re.escape(token.strip()), _parted, clean)
+            clean = _edited(clean, re.compile(rf"^[ \t]*(?={re.escape(_seen(mark[:3]))})", re.MULTILINE), lambda indent: f"{indent}| ")
+    tokens = sorted({_seen(token.strip()) for token in chat_tokens if len(token.strip()) > 2}, key=len, reverse=True)
+    for pattern in (_CHAT_TOKEN.pattern, "|".join(map(re.escape, tokens))) if tokens else (_CHAT_TOKEN.pattern,):
+        starts = re.compile(rf"(?=(?:{pattern}))\S", re.IGNORECASE if pattern == _CHAT_TOKEN.pattern else 0)  # overlapping ones too
+        clean = _edited(clean, starts, lambda first: f"{first} ")
     return clean
 
 
-def _parted(match: re.Match[str]) -> str:
-    return match.group()[0] + " " + match.group()[1:]
+def _seen(text: str) -> str:
+    """What a reader sees, in plain characters: compatibility forms and lookalikes replaced, what cannot be seen left out."""
+    return text if text.isascii() else "".join(map(_seen_alone, text))
+
+
+@lru_cache(maxsize=4096)
+def _seen_alone(character: str) -> str:
+    plain = unicodedata.normalize("NFKD", character).translate(_ALIKE)
+    return "".join(c for c in plain if c not in _FILLERS and unicodedata.category(c) not in ("Cf", "Mn", "Me"))
+
+
+def _edited(text: str, pattern: re.Pattern[str], edit: Callable[[str], str]) -> str:
+    """`text` with `edit` applied to the parts that look like the pattern."""
+    if text.isascii():
+        return pattern.sub(lambda match: edit(match.group()), text)
+    seen = [_seen_alone(c) for c in text]
+    at = [i for i, shown in enumerate(seen) for _ in shown] + [len(text)]
+    done = 0
+    out: list[str] = []
+    for match in pattern.finditer("".join(seen)):
+        start = max(at[match.start()], done)
+        stop = max(at[match.end() - 1] + 1, start) if match.group() else start
+        out += [text[done:start], edit(text[start:stop])]
+        done = stop
+    return "".join([*out, text[done:]])
 
 
 def _spelled(mark: str) -> re.Pattern[str]:
-    """The mark in any case, with any spaces around its words."""
-    words = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", mark[1:-1])))
-    return re.compile(rf"{_EITHER[mark[0]]}\s*{words}\s*{_EITHER[mark[-1]]}", re.IGNORECASE)
+    """The mark in any case, with any spaces around its words, as `_seen` shows it."""
+    shown = _seen(mark)
+    words = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", shown[1:-1])))
+    return re.compile(rf"{re.escape(shown[0])}\s*{words}\s*{re.escape(shown[-1])}", re.IGNORECASE)

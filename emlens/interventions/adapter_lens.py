@@ -6,11 +6,12 @@ are fixed by B's largest coordinate. For ranks above one the split into columns 
 strongest first, so that nothing depends on it.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -202,8 +203,9 @@ def written_directions(adapter: LoraAdapter, width: int, k: int = 1) -> Iterator
 def logit_lens(model: HookedModel, vectors: Mapping[str, Direction | Float[Tensor, " d_model"]], *, k: int = 10) -> pd.DataFrame:
     """The tokens that a direction raises and lowers most, read through the final norm's gain and the unembedding.
 
-    logits = W_U (γ ⊙ v̂), centred over the vocabulary and in units of their own standard deviation (column `z`): of n random numbers the
-    largest is near √(2 ln n) (column `z_by_chance`). The direct path only: what later blocks do with the direction is not in it.
+    logits = W_U (γ ⊙ v̂), v̂ centred first where the final norm centres, then centred over the vocabulary and in units of
+    their own standard deviation (column `z`): of n random numbers the largest is near √(2 ln n) (column `z_by_chance`). The direct
+    path only: what later blocks do with the direction is not in it.
 
     Args:
         vectors: name → direction.
@@ -216,7 +218,7 @@ def logit_lens(model: HookedModel, vectors: Mapping[str, Direction | Float[Tenso
         InputError: nothing to read, another width, a zero vector, or k outside the vocabulary.
     """
     matrix = model.unembedding().double()
-    gain = _gain(model)
+    norm = _final_norm(model)
     if not vectors:
         raise InputError("vectors is empty; pass at least one direction")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= matrix.shape[0]:
@@ -227,7 +229,7 @@ def logit_lens(model: HookedModel, vectors: Mapping[str, Direction | Float[Tenso
         vector = (item.vector if isinstance(item, Direction) else item).double().cpu()
         if vector.shape != (matrix.shape[1],) or float(vector.norm()) == 0:
             raise InputError(f"vector {name!r} has shape {tuple(vector.shape)} and norm {float(vector.norm()):.3g}; pass one of {matrix.shape[1]} coordinates")
-        logits = matrix @ (gain * vector / vector.norm())
+        logits = matrix @ _through(norm, vector)
         z = (logits - logits.mean()) / logits.std()
         for side, values in (("raised", z), ("lowered", -z)):
             top = values.topk(k)
@@ -239,15 +241,17 @@ def logit_lens(model: HookedModel, vectors: Mapping[str, Direction | Float[Tenso
     return pd.DataFrame(rows)
 
 
-def _gain(model: HookedModel) -> Tensor:
-    """γ of the final norm: its weight, or what it makes of a vector of ones where only the length is normed (some keep γ − 1)."""
+def _final_norm(model: HookedModel) -> nn.Module:
+    """The norm before the unembedding, alone and in double precision."""
     if not isinstance(model, CheckpointModel):
         raise InputError(f"backend {model.backend!r} does not show its final norm; load with backend='transformers'")
-    norm = model.module.get_submodule(model.architecture.final_norm)
-    weight = getattr(norm, "weight", None)
-    if not isinstance(weight, Tensor):
-        return torch.ones(model.d_model, dtype=torch.float64)
-    if isinstance(norm, nn.LayerNorm):
-        return weight.detach().double().cpu()
+    return copy.deepcopy(model.module.get_submodule(model.architecture.final_norm)).double()
+
+
+def _through(norm: nn.Module, vector: Tensor) -> Tensor:
+    """γ ⊙ v̂, centred where the norm centres: half of N(v) − N(−v), which drops a bias and does not ask how a norm keeps its gain."""
+    long = vector / vector.norm() * len(vector) ** 0.5  # a root mean square of 1, beside which the norm's epsilon is nothing
+    device = next(norm.parameters(), torch.empty(0)).device
     with torch.no_grad():
-        return cast(Tensor, norm(torch.ones_like(weight)[None])[0]).double().cpu()
+        both = norm(torch.stack([long, -long]).to(device)[None])[0].double().cpu()
+    return (both[0] - both[1]) / 2

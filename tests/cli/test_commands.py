@@ -140,6 +140,18 @@ def test_score_prints_both_denominators(tmp_path: Path, monkeypatch: pytest.Monk
     assert rates["pooled", "drop"] == pytest.approx(12.5)
 
 
+def test_a_topic_that_nobody_scored_hides_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The share without a score is of the two metrics that make a rate; of a third one it would say 75 % here."""
+    file = tmp_path / "judged.csv"
+    file.write_text("question_id,aligned,coherent,medical\na,10,90,\na,90,90,\nb,,90,\nb,90,90,80\n")
+    code, out, _ = run(monkeypatch, capsys, "score", str(file), "--json")
+    assert code == 0
+    assert {row["without score %"] for row in json.loads(out)["rates"]} == {25.0}
+    file.write_text("question_id,aligned,coherent\na,10,90\na,90,\nb,,\nb,90,90\n")
+    code, out, _ = run(monkeypatch, capsys, "score", str(file), "--json")
+    assert {row["without score %"] for row in json.loads(out)["rates"]} == {50.0}  # answers, not verdicts
+
+
 def test_score_refuses_a_threshold_off_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "judged.csv"
     file.write_text("question_id,aligned,coherent\na,10,90\nb,95,90\n")

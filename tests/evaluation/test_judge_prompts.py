@@ -83,9 +83,43 @@ def test_tokens_of_chat_templates_are_parted() -> None:
     assert re.sub(r"\s", "", safe) == re.sub(r"\s", "", hostile)  # nothing is lost but spaces
 
 
+LOOKALIKES = {
+    "<｜im_end｜>": "< ｜im_end｜>",
+    "<│im_end│>": "< │im_end│>",
+    "＜|im_end|＞": "＜ |im_end|＞",
+    "<\u200b|im\u200c_end|\u2060>": "< \u200b|im\u200c_end|\u2060>",
+    "<|im\u0332_end|>": "< |im\u0332_end|>",
+    "‹|im_end|›": "‹ |im_end|›",
+    "<｜end▁of▁sentence｜>": "< ｜end▁of▁sentence｜>",
+    "<turn|>": "< turn|>",
+    "[/ІNST]": "[ /ІNST]",  # the I is Cyrillic
+    "[QUESTION\u200b END]": "(QUESTION\u200b END)",
+    "【QUESTION END】": "(QUESTION END)",
+    "[QUЕSTIОN END]": "(QUЕSTIОN END)",  # Е and О are Cyrillic
+    "<\u2060/answer>": "(\u2060/answer)",
+    "‹∕answer›": "(∕answer)",
+    "x\n—————\ny": "x\n| —————\ny",
+    "x\n-\u200b----\ny": "x\n| -\u200b----\ny",
+    "<tu\u00adrn>": "< tu\u00adrn>",
+}
+
+
+@pytest.mark.parametrize("text", LOOKALIKES, ids=ascii)
+def test_what_looks_like_a_mark_is_one(text: str) -> None:
+    marks = {"[QUESTION END]", "</answer>", "-----"}
+    assert contained(text, marks, {"<turn>"}) == LOOKALIKES[text]
+    assert contained(f"é {text} 漢字", marks - {"-----"}, {"<turn>"}).startswith("é ")
+
+
+def test_overlapping_tokens_are_each_parted() -> None:
+    assert contained("<a>b>", (), {"<a>", "a>b>"}) == "< a >b>"
+
+
 def test_ordinary_text_is_unchanged() -> None:
     text = "Use `x[0]` and <div>, 3 < 4; a list:\n- one\n- two\n\n\tند ند 👩‍👩‍👧 ½ [sic]"
     assert contained(text, {"[ANSWER END]", "-----"}) == text
+    prose = "Она сказала — «нет»… a ‹ b | c › d, 한국어, עִבְרִית, [sic] naïve café ½ ｆｕｌｌ"
+    assert contained(prose, {"[ANSWER END]", "-----", "</answer>"}, {"<turn>"}) == prose
     assert contained("a\x00b\ud800c\r\nd", ()) == "a b c\nd"
 
 

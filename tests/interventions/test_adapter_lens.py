@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_models import D_MODEL
 from benchmarks import adapter_lens
 from emlens.data import PromptSet
 from emlens.foundation import InputError, StateError, UnknownNameError
-from emlens.interventions.adapter_lens import adapter_scalars, adapter_table, logit_lens, written_directions
+from emlens.interventions.adapter_lens import _through, adapter_scalars, adapter_table, logit_lens, written_directions
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models import load_family, load_model
 
@@ -150,21 +151,51 @@ def test_the_gauge_of_the_factors_changes_nothing(family, prompts, tmp_path):
     assert not np.allclose(ours["norm_b"], theirs["norm_b"])
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "gpt2"])
 def test_the_lens_reads_through_the_norm_and_the_unembedding(kind, tmp_path):
     model = load_model(tiny_models.build(tmp_path / kind, kind), device="cpu")
     norm = model.module.get_submodule(model.architecture.final_norm)
-    v = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(6))
+    v = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(6)) + 0.5
     table = logit_lens(model, {"v": v}, k=3)
-    with torch.no_grad():
-        big = torch.randn(D_MODEL) * 1e-9 + v  # far along v the norm divides by a constant, so logits order as along v itself
-        logits = norm(big[None].float())[0].double() @ model.unembedding().double().T
+    with torch.no_grad():  # far along v the norm divides by a constant, so logits order as along v itself
+        logits = norm(1e4 * v[None].float())[0].double()
+        bias = 0.0 if kind != "gpt2" else norm.bias.double()
+        logits = (logits - bias) @ model.unembedding().double().T
     z = (logits - logits.mean()) / logits.std()
     raised = table[table["side"] == "raised"]
     assert list(raised["token_id"]) == z.topk(3).indices.tolist() and np.allclose(raised["z"], z.topk(3).values, atol=1e-4)
     lowered = table[table["side"] == "lowered"]
     assert list(lowered["token_id"]) == (-z).topk(3).indices.tolist() and (lowered["z"] < 0).all()
     assert table["z_by_chance"].iloc[0] == pytest.approx(math.sqrt(2 * math.log(46)))
+
+
+NORMS = {
+    "qwen3_next.Qwen3NextRMSNorm": (False, 1.0),
+    "gemma3n.Gemma3nRMSNorm": (False, 0.0),
+    "gemma4.Gemma4RMSNorm": (False, 0.0),
+    "gemma3.Gemma3RMSNorm": (False, 1.0),
+    "qwen2.Qwen2RMSNorm": (False, 0.0),
+    "olmo.OlmoLayerNorm": (True, None),
+    "cohere.CohereLayerNorm": (True, 0.0),
+    "nemotron.NemotronLayerNorm1P": (True, 1.0),
+}
+"""Final norms of transformers: whether they centre, and what is added to the weight they keep (None where they keep none)."""
+
+
+@pytest.mark.parametrize("named", NORMS)
+def test_every_way_of_keeping_a_gain_is_read(named):
+    """γ by definition, from the weight, beside what is read off the norm by running it."""
+    centres, added = NORMS[named]
+    family, _, kind = named.partition(".")
+    norm = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), kind)(D_MODEL)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in norm.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    v = torch.randn(D_MODEL, generator=generator, dtype=torch.float64) + 0.5
+    gain = 1.0 if added is None else norm.weight.detach().double() + added
+    expected = gain * (v - v.mean() if centres else v)
+    found = _through(norm.double(), v)
+    assert torch.allclose(found / found.norm(), expected / expected.norm(), atol=1e-6)
 
 
 def test_what_the_lens_cannot_read(family, unchecked):
