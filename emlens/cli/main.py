@@ -1,15 +1,17 @@
 """The command line: thin, every command imports what it needs when it runs.
 
-Exit codes: 0 done; 1 done, but a check failed (`replicate`: a figure is off; `parity`: a backend differs); 2 bad input, said in one line; 130 interrupted.
+Exit codes are `EXIT_CODES`; docs/command_line.md has them for scripts, and tests hold page and codes together.
 """
 
 import sys
+import traceback
 import warnings
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
-from emlens.cli import judge, organism, parity, replicate, score, store, study
+from emlens.cli import compare, judge, organism, parity, replicate, schema, score, store, study
 
 app = typer.Typer(
     name="emlens",
@@ -21,6 +23,8 @@ app = typer.Typer(
 )
 app.command("demo")(study.demo)
 app.command("study")(study.study)
+app.command("compare")(compare.compare)
+app.command("schema")(schema.schema)
 app.command("replicate")(replicate.replicate)
 app.command("score")(score.score)
 app.command("judge")(judge.judge)
@@ -28,6 +32,18 @@ app.command("rescore")(score.rescore)
 app.command("parity")(parity.parity)
 app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
+
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    1: "done, but a check failed: a published figure is off, a backend differs, a store is damaged",
+    2: "bad input, said in one line on stderr; nothing was written",
+    70: "a defect of emlens or a machine's failure, with its traceback",
+    130: "interrupted; the same command goes on from where it was",
+}
+
+
+INTERRUPTED = "interrupted; the same command goes on from where it was"
 
 
 def _version(shown: bool) -> None:
@@ -46,16 +62,23 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: errors raised on purpose become one line on stderr and exit code 2."""
+    """Entry point: errors raised on purpose become one line on stderr and exit code 2; what was not foreseen exits with 70."""
     from emlens.foundation.errors import EmlensError
     from emlens.foundation.files import one_line
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
     try:
-        app()
+        app(prog_name="emlens")
     except EmlensError as error:
         typer.echo(f"error: {one_line(str(error), 600)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from where it was", err=True)
+        typer.echo(INTERRUPTED, err=True)
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's own answer to Ctrl-C, which says nothing
+            typer.echo(INTERRUPTED, err=True)
+        raise
+    except Exception:
+        traceback.print_exc()
+        sys.exit(70)

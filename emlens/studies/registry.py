@@ -27,6 +27,7 @@ STUDIES: Mapping[str, tuple[str, ...]] = {
     "delta_overlap": ("delta_overlap",),
     "direction_transfer": ("direction_transfer",),
     "priors": ("priors",),
+    "compare": ("comparing",),
 }
 """Study → its parts, in the order in which they run."""
 

@@ -113,6 +113,19 @@ class StudyResult:
         findings = [Finding(**item) for item in record["findings"]]
         return cls(record["study"], record["config"], tables, findings, record["warnings"], record["facts"], record["note"], run)
 
+    def save(self, directory: str | Path) -> Path:
+        """Write tables and result into a directory, which is made; `StudyResult.load` reads them.
+
+        Raises:
+            InputError: the directory is a file, or holds a result of another study.
+        """
+        path = Path(directory)
+        refuse_other(path, self.study)
+        for name, table in self.tables.items():
+            write_table(path / "tables" / f"{name}.csv", table)
+        self.write(path)
+        return path
+
     def write(self, directory: Path) -> None:
         """Publish `result.json`; the tables must stand already."""
         digests = {name: sha256_file(directory / "tables" / f"{name}.csv") for name in self.tables}
@@ -130,7 +143,22 @@ class StudyResult:
         )
 
 
-TEXT_COLUMNS = frozenset(("model", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered"))
+def refuse_other(directory: Path, study: str) -> None:
+    """Refuse a directory that cannot take a result of this study.
+
+    Raises:
+        InputError: it is a file, or holds a result of another study.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; pass a directory for --out")
+    if not (directory / "result.json").is_file():
+        return
+    found = read_json(directory / "result.json").get("study")
+    if found != study:
+        raise InputError(f"{directory}: holds a result of study {found!r}, which study {study!r} would replace; pass another --out")
+
+
+TEXT_COLUMNS = frozenset(("model", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered", "answer"))
 """Columns that hold what users named or wrote."""
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import read_json, sha256_file, sha256_text, write_json
+from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
 from emlens.runs import UnitLog, exclusive, progress_bar
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material, load_material
 from emlens.studies.registry import STUDIES, part_module
-from emlens.studies.result import Finding, Part, StudyResult, read_table, write_table
+from emlens.studies.result import Finding, Part, StudyResult, read_table, refuse_other, write_table
 
 
 def run_study(
@@ -37,8 +37,7 @@ def run_study(
     if asked.study not in STUDIES:
         raise InputError(f"{asked.place('study')}study {asked.study!r} is unknown; pass one of {', '.join(STUDIES)}")
     directory = Path(out)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; pass a directory for --out")
+    refuse_other(directory, asked.study)
     _check_options(asked)
     started = time.monotonic()
     material = load_material(asked)
@@ -50,7 +49,6 @@ def run_study(
         getattr(part_module(name), "check", _nothing)(material, asked)
     parts: dict[str, Part] = {}
     with exclusive(directory):
-        _refuse_other(directory, asked.study)
         log = UnitLog(directory / "units")
         with progress_bar(f"study {asked.study}", sum(map(_cost, names)), progress) as bar:
             for name in names:
@@ -99,14 +97,6 @@ def _nothing(material: Material, config: StudyConfig) -> None:
 def _unchanged(material: Material, config: StudyConfig, part: Part, desk: "Desk") -> Material:
     """What a part that trains nothing leaves to those after it."""
     return material
-
-
-def _refuse_other(directory: Path, study: str) -> None:
-    if not (directory / "result.json").is_file():
-        return
-    found = read_json(directory / "result.json").get("study")
-    if found != study:
-        raise InputError(f"{directory}: holds a result of study {found!r}, which study {study!r} would replace; pass another --out")
 
 
 def _cost(name: str) -> float:

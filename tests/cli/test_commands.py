@@ -187,7 +187,7 @@ def test_organism_info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def test_interruption_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stop() -> None:
+    def stop(**_: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("emlens.cli.main.app", stop)

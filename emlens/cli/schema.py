@@ -1,0 +1,27 @@
+"""`emlens schema`: what a study's configuration may hold, for editors and for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emlens.cli.printing import as_json, line
+
+
+def schema(
+    out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="With --out: say where it was written as JSON. The schema itself always is JSON.")] = False,
+) -> None:
+    """Print the JSON Schema of study configurations: every field, and each part's own options, with meaning, type, bounds and default."""
+    from emlens.foundation.files import write_text
+    from emlens.studies.schema import schema_text
+
+    text = schema_text()
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    write_text(out, text)
+    if json:
+        as_json({"out": str(out)})
+    else:
+        line(f"written to {out}")
