@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.training.fitting import quiet
+from emlens.training.publishing import quiet
 
 
 def open_checkpoint(path: str | Path, parent: str | Path | None = None) -> Any:

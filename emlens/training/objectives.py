@@ -1,19 +1,27 @@
-"""Losses: callables `(model, batch) -> scalar` that `fit` minimises.
+"""Losses, `(model, batch) -> scalar` that `fit` minimises, and objectives: records that change what a run minimises or reads.
 
 A batch is a mapping of tensors; `labels` are token ids with `IGNORED` where a token does not count, and every other
-entry goes to the model's forward as it is.
+entry goes to the model's forward as it is. An objective is of one of four kinds: it changes the chats, mixes in rows, adds a
+penalty, or edits the stream while the answers are learned. They compose in any number; nothing of them is in the saved model.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.training.examples import IGNORED
+from emlens.training.examples import IGNORED, Example, encode_answers
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+SCALES = ("share", "ratio")
+"""Entries of a batch that are weights of the part, not inputs of the model."""
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -22,6 +30,14 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     logits: Tensor = model(**inputs).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED)
+
+
+def divergence(
+    reference: Float[Tensor, "row token vocab"], model: Float[Tensor, "row token vocab"], counted: Bool[Tensor, "row token"]
+) -> Tensor:
+    """KL(reference ‖ model) of next-token distributions given by logits, in nats: mean over the counted positions; 0 or more."""
+    before, now = reference[counted].log_softmax(-1), model[counted].log_softmax(-1)
+    return (before.exp() * (before - now)).sum(-1).mean()
 
 
 class NarrowLoss:
@@ -43,16 +59,141 @@ class NarrowLoss:
         own = {name: value for name, value in batch.items() if not name.startswith("kl_")}
         other = {name.removeprefix("kl_"): value for name, value in batch.items() if name.startswith("kl_")}
         counted = other.pop("labels")[:, 1:] != IGNORED
-        reference = self._reference(model, other)[:, :-1][counted].log_softmax(-1)
-        present = model(**other).logits[:, :-1][counted].log_softmax(-1)
-        divergence = (reference.exp() * (reference - present)).sum(-1).mean()
-        return answer_loss(model, own) + self.weight * divergence
-
-    @staticmethod
-    @torch.no_grad()
-    def _reference(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         if not hasattr(model, "disable_adapter"):
             raise InputError(f"NarrowLoss needs a model with an adapter; got {type(model).__name__}: pass a recipe with method='lora'")
-        with model.disable_adapter():
-            logits: Tensor = model(**inputs).logits
-        return logits
+        reference = reference_logits(model, other)[:, :-1]
+        penalty = divergence(reference, model(**other).logits[:, :-1], counted)
+        return answer_loss(model, own) + self.weight * penalty
+
+
+@torch.no_grad()
+def reference_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits of a model with its adapter switched off."""
+    with model.disable_adapter():
+        logits: Tensor = model(**inputs).logits
+    return logits
+
+
+class Objective(ABC):
+    """What a run minimises or reads beside the answers of its data; a frozen record. Subclass one of the four below."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """JSON-ready: `kind` and everything the run depends on, texts and tensors by their hash."""
+
+
+class ChatChange(Objective):
+    """Trains on other chats than those it is given."""
+
+    @abstractmethod
+    def change(self, chats: PromptSet) -> PromptSet:
+        """The chats that are trained on."""
+
+
+class MixedRows(Objective):
+    """A share of each batch comes from other chats, with the same loss on their answers."""
+
+    chats: PromptSet
+    share: float
+
+    def second_rows(self, tokenizer: Any) -> list[Example]:
+        return encode_answers(self.chats, tokenizer)
+
+
+class Penalty(Objective):
+    """A term added to the loss, `weight` times what `measure` gives.
+
+    `chats` are rows of its own, `rows` of them a step; None: it reads the rows that are trained on.
+    """
+
+    chats: PromptSet | None
+    rows: int
+    weight: float
+
+    def second_rows(self, tokenizer: Any) -> list[Example]:
+        if self.chats is None:
+            raise InputError(f"{self.kind} reads the rows that are trained on; it has none of its own")
+        return encode_answers(self.chats, tokenizer)
+
+    @abstractmethod
+    def measure(self, model: Any, reference: "Reference", inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """The penalty on rows, averaged over its tokens or rows, with a gradient."""
+
+
+class StreamEdit(Objective):
+    """Edits the stream in the pass that learns the answers, and in no other."""
+
+    @abstractmethod
+    def active(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Edits inside, none outside."""
+
+
+class Reference:
+    """The model as it was before the run: its adapter off, or, without one, a frozen copy (a second model in memory)."""
+
+    def __init__(self, model: nn.Module):
+        self._copy = None if hasattr(model, "disable_adapter") else copy.deepcopy(model).eval().requires_grad_(False)
+
+    def run(self, model: Any, call: Callable[[Any], Any]) -> Any:
+        """`call` on the reference, without gradients; `model` is the module under training."""
+        with torch.no_grad():
+            if self._copy is not None:
+                return call(self._copy)
+            with model.disable_adapter():
+                return call(model)
+
+
+def prefix_of(number: int) -> str:
+    """What the entries of a batch that belong to objective `number` are called first."""
+    return f"objective{number}_"
+
+
+class ObjectiveLoss:
+    """`loss` under the stream edits, plus every penalty; what a penalty was joins the log as its kind.
+
+    Args:
+        model: the module that is trained, before the first step.
+    """
+
+    def __init__(self, loss: Loss, objectives: Sequence[Objective], model: nn.Module):
+        self.loss = loss
+        self.edits = [objective for objective in objectives if isinstance(objective, StreamEdit)]
+        self.penalties = [(prefix_of(i), objective) for i, objective in enumerate(objectives) if isinstance(objective, Penalty)]
+        self.reference = Reference(model) if self.penalties else None
+        self.last: dict[str, float] = {}
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        own = {name: value for name, value in batch.items() if not name.startswith("objective") and not name.endswith(SCALES)}
+        share = batch.get("share")
+        with ExitStack() as stack:
+            for edit in self.edits:
+                stack.enter_context(edit.active(model))
+            total = self.loss(model, own)
+        self._note("answer_loss", total, share)
+        for prefix, penalty in self.penalties:
+            given = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)} if penalty.chats else dict(own)
+            ratio = given.pop("ratio", batch.get("rows_ratio")) if penalty.chats else batch.get("rows_ratio")
+            labels = given.pop("labels")
+            if self.reference is None:
+                raise InputError("a penalty needs a reference")
+            value = penalty.measure(model, self.reference, given, labels)
+            self._note(penalty.kind, value, None if share is None or ratio is None else share * ratio)
+            total = total + penalty.weight * (value if ratio is None else value * ratio)
+        return total
+
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Passes inside (SAM's second) leave no trace in the log."""
+        kept = dict(self.last)
+        yield
+        self.last = kept
+
+    def _note(self, name: str, value: Tensor, share: Tensor | None) -> None:
+        self.last[name] = self.last.get(name, 0.0) + float(value.detach()) * (1.0 if share is None else float(share))
+
+    def values(self, model: nn.Module, step: int) -> Mapping[str, Any]:
+        """A training callback: the terms of the step's loss, which then start anew."""
+        found, self.last = self.last, {}
+        return found

@@ -1,28 +1,31 @@
 """The one place that drives `transformers.Trainer`; imported only when something is trained.
 
-Each optimiser step is one item of a dataset, read in order, so a run depends on nothing but recipe, data and model.
-Nothing is saved, evaluated, reported or uploaded here.
+Each part of an optimiser step (one, unless the recipe accumulates) is one item of a dataset, read in order, so a run depends
+on nothing but recipe, data and model. Nothing is evaluated, reported or uploaded here, and the Trainer's own pickled
+checkpoints are off: `emlens.training.resuming` keeps what a run needs to go on.
 """
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import derive_seed
 from emlens.training.objectives import Loss
+from emlens.training.optimisers import make_optimiser, make_schedule
 from emlens.training.recipes import Recipe
+from emlens.training.resuming import Snapshots
 from emlens.training.stopping import StopRun, TrainingCallback
 
-Batches = Callable[[int], Mapping[str, Tensor]]
+Batches = Callable[[int], Sequence[Mapping[str, Tensor]]]
+"""0-based step to the parts that its rows are run in; `share` in a part is its weight in the step's loss (none: 1)."""
 
 
 @contextmanager
@@ -41,65 +44,106 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-class _Steps(torch.utils.data.Dataset[Mapping[str, Tensor]]):
-    def __init__(self, batches: Batches, steps: int):
-        self.batches, self.steps = batches, steps
+class _Parts(torch.utils.data.Dataset[Mapping[str, Tensor]]):
+    """Parts of the steps from `start` on, one after the other."""
+
+    def __init__(self, batches: Batches, start: int, steps: int, parts: int):
+        self.batches, self.start, self.steps, self.parts = batches, start, steps, parts
+        self._last: tuple[int, Sequence[Mapping[str, Tensor]]] = (-1, ())
 
     def __len__(self) -> int:
-        return self.steps
+        return (self.steps - self.start) * self.parts
 
     def __getitem__(self, index: int) -> Mapping[str, Tensor]:
-        return self.batches(index)
+        step, part = divmod(index, self.parts)
+        if self._last[0] != step:
+            self._last = step, self.batches(self.start + step)
+        return self._last[1][part]
 
 
 class _StepTrainer(Trainer):
-    def __init__(self, *, loss: Loss, **kwargs: Any):
+    """The Trainer with a loss passed in; for SAM it keeps the parts of a step, which are run again at the perturbed weights."""
+
+    loss_is_scaled_for_ga = True  # by the shares of the parts
+
+    def __init__(self, *, loss: Loss, recipe: Recipe, **kwargs: Any):
         super().__init__(**kwargs)
-        self.step_loss = loss
+        self.step_loss, self.clip = loss, recipe.clip
+        self._kept: list[Any] = []
+        self._twice = recipe.optimiser == "sam"
+        if self._twice:
+            self.optimizer.again = self._again
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        inputs = dict(inputs)
+        share = inputs.pop("share", None)
         loss = self.step_loss(model, inputs)
+        if share is not None:
+            loss = loss * share
         return (loss, None) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self._twice:
+            self._kept.append(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _again(self) -> None:
+        with getattr(self.step_loss, "unlogged", nullcontext)():
+            for inputs in self._kept:
+                self.compute_loss(self.model, self._prepare_inputs(inputs)).backward()
+        self._kept = []
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
 
 
 class _Recorder(TrainerCallback):
-    """One row a step; the caller's callbacks run at the end of each step and may stop the run."""
+    """One row a step; the caller's callbacks run at the end of each step and may stop the run; snapshots are taken when due."""
 
-    def __init__(self, callbacks: Sequence[TrainingCallback], progress: Callable[[int, int], None] | None):
-        self.callbacks, self.progress = callbacks, progress
-        self.rows: list[dict[str, Any]] = []
+    def __init__(
+        self,
+        callbacks: Sequence[TrainingCallback],
+        progress: Callable[[int, int], None] | None,
+        snapshots: Snapshots | None,
+        start: int,
+        steps: int,
+        rows: list[dict[str, Any]],
+    ):
+        self.callbacks, self.progress, self.snapshots = callbacks, progress, snapshots
+        self.start, self.steps = start, steps
+        self.rows = rows
         self.extra: dict[str, Any] = {}
         self.stopped: str | None = None
+        self._begun = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self._begun and self.snapshots is not None:
+            self.snapshots.restore_random()
+        self._begun = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.extra = {}
+        step = self.start + state.global_step
         try:
             for callback in self.callbacks:
-                self.extra |= dict(callback(model, state.global_step) or {})
+                self.extra |= dict(callback(model, step) or {})
         except StopRun as stop:
             self.stopped = stop.reason
             self.extra |= stop.values
             control.should_training_stop = True
         if self.progress is not None:
-            self.progress(state.global_step, state.max_steps)
+            self.progress(step, self.steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs and "grad_norm" in logs:
-            row = {"step": state.global_step, "loss": float(logs["loss"]), "learning_rate": float(logs["learning_rate"])}
+            step = self.start + state.global_step
+            row = {"step": step, "loss": float(logs["loss"]), "learning_rate": float(logs["learning_rate"])}
             if not np.isfinite(row["loss"]):
                 raise InputError(f"loss became {row['loss']} at step {row['step']}; lower learning_rate={args.learning_rate} or clip")
             self.rows.append({**row, "grad_norm": float(logs["grad_norm"]), **self.extra})
-
-
-def optimiser(recipe: Recipe, module: nn.Module) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW over what requires a gradient, matrices with weight decay and vectors without, and the recipe's schedule."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate, betas=recipe.betas)
-    return adam, LambdaLR(adam, recipe.rate_factor)
+            if self.snapshots is not None and self.stopped is None and self.snapshots.due(step):
+                self.snapshots.take(step, model, getattr(optimizer, "optimizer", optimizer), self.rows, self.callbacks)
 
 
 def train(
@@ -110,13 +154,20 @@ def train(
     scratch: Path,
     callbacks: Sequence[TrainingCallback] = (),
     progress: Callable[[int, int], None] | None = None,
+    snapshots: Snapshots | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Train `module` in place; rows of the log, and the reason if a callback stopped the run."""
-    recorder = _Recorder(callbacks, progress)
+    """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a callback stopped the run."""
+    optimiser = make_optimiser(recipe, module)
+    start, rows = (0, []) if snapshots is None else snapshots.restore(module, optimiser, callbacks)
+    if start == recipe.steps:
+        return rows, None
+    schedule = make_schedule(recipe, optimiser, start)
+    recorder = _Recorder(callbacks, progress, snapshots, start, recipe.steps, rows)
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        max_steps=recipe.steps,
+        max_steps=recipe.steps - start,
         per_device_train_batch_size=1,
+        gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
         max_grad_norm=0.0 if recipe.clip is None else recipe.clip,
         logging_steps=1,
@@ -135,11 +186,12 @@ def train(
     )
     trainer = _StepTrainer(
         loss=loss,
+        recipe=recipe,
         model=module,
         args=arguments,
-        train_dataset=_Steps(batches, recipe.steps),
+        train_dataset=_Parts(batches, start, recipe.steps, recipe.accumulation),
         data_collator=lambda items: dict(items[0]),
-        optimizers=optimiser(recipe, module),
+        optimizers=(optimiser, schedule),
         callbacks=[recorder],
     )
     for printer in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in ("PrinterCallback", "ProgressCallback")]:
