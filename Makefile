@@ -51,7 +51,7 @@ evidence: .venv/.installed
 
 docs: .venv/.installed-docs
 	$(BIN)/python -m mkdocs build --strict --quiet
-	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_surface.py -k documentation
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_documentation.py
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks

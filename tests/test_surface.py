@@ -4,7 +4,6 @@ Removing or renaming a pinned name is a breaking change: it belongs in CHANGELOG
 """
 
 import ast
-import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -202,53 +201,3 @@ def test_planted_faults_of_a_package_are_found() -> None:
         "planted: hidden is imported but not in __all__",
         "planted: gone does not resolve",
     ]
-
-
-def documentation_faults(text: str) -> list[str]:
-    """Python snippets that do not parse, names of emlens they use that do not exist, local links that lead nowhere."""
-    found = []
-    for snippet in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        try:
-            tree = ast.parse(snippet)
-        except SyntaxError as error:
-            found.append(f"snippet does not parse: {error.msg}: {error.text}")
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "emlens":
-                if node.attr not in emlens.__all__:
-                    found.append(f"emlens.{node.attr} does not exist")
-            elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "emlens":
-                known = import_module(str(node.module)).__all__
-                found += [f"{node.module}.{a.name} does not exist" for a in node.names if a.name not in known]
-    return found
-
-
-def broken_links(text: str, folder: Path) -> list[str]:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
-    return [target for target in targets if "://" not in target and not (folder / target).exists()]
-
-
-DOCUMENTS = ["README.md", "CHANGELOG.md", *(f"docs/{page.name}" for page in sorted((Path(__file__).parent.parent / "docs").glob("*.md")))]
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_documentation_snippets_and_links(document: str, repository: Path) -> None:
-    path = repository / document
-    text = path.read_text(encoding="utf-8")
-    assert documentation_faults(text) == []
-    assert broken_links(text, path.parent) == []
-
-
-def test_planted_faults_of_documentation_are_found(tmp_path: Path) -> None:
-    snippet = (
-        "```python\nimport emlens\nemlens.load_modle()\nfrom emlens.foundation import Sight\n```\n```python\n(\n```\n"
-    )
-    faults = documentation_faults(snippet)
-    assert faults[:2] == ["emlens.load_modle does not exist", "emlens.foundation.Sight does not exist"] or faults[
-        :2
-    ] == [
-        "emlens.foundation.Sight does not exist",
-        "emlens.load_modle does not exist",
-    ]
-    assert faults[2].startswith("snippet does not parse")
-    assert broken_links("[a](gone.md) [b](https://example.org/x) [c](#here)", tmp_path) == ["gone.md"]
