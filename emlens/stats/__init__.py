@@ -1,6 +1,7 @@
 """Statistics that do not know what they measure: intervals, correlations, tests, corrections, nulls, moments."""
 
 from emlens.stats.bootstrap import bootstrap_mean, cluster_bootstrap, hierarchical_bootstrap, ratio_of_means
+from emlens.stats.change_points import ChangePoint, EventOrder, change_point, logistic_midpoint, order_of_events
 from emlens.stats.comparisons import paired_test, permutation_test, tost, welch_test
 from emlens.stats.corrections import adjust_p_values, max_statistic_p
 from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
@@ -17,12 +18,15 @@ from emlens.stats.tables import compare_groups, comparison_table
 from emlens.stats.trends import fall_null, steepest_fall
 
 __all__ = [
+    "ChangePoint",
+    "EventOrder",
     "NullDistribution",
     "StreamingMoments",
     "TestResult",
     "adjust_p_values",
     "bootstrap_mean",
     "brown_forsythe",
+    "change_point",
     "cluster_bootstrap",
     "cohens_d",
     "cohens_d_interval",
@@ -33,9 +37,11 @@ __all__ = [
     "f_test",
     "fall_null",
     "hierarchical_bootstrap",
+    "logistic_midpoint",
     "mantel_test",
     "max_statistic_p",
     "nadeau_bengio_interval",
+    "order_of_events",
     "paired_test",
     "partial_correlation",
     "pearson",
