@@ -9,6 +9,8 @@
     toImageButtonOptions: { format: "svg", filename: "figure" }
   };
 
+  var root = document.documentElement;
+
   function data(id) {
     return JSON.parse(document.getElementById(id).textContent);
   }
@@ -27,6 +29,7 @@
     var figure = data(node.dataset.figure);
     var height = figure.layout.height;
     Plotly.newPlot(node, figure.data, figure.layout, config).then(function () {
+      if (!root.dataset.first) { root.dataset.first = Math.round(performance.now()); }
       return grow(node, height, figure.layout.margin.t);
     });
   }
@@ -42,7 +45,7 @@
   }, { rootMargin: "400px 0px" });
   plots.forEach(function (node) { watcher.observe(node); });
 
-  // The rest is drawn while the reader reads, so that nothing is missing when scrolling fast or printing.
+  // The first at once, the rest while the reader reads, so that nothing is missing when scrolling fast or printing.
   var waiting = plots.slice();
   function later() {
     while (waiting.length && waiting[0].dataset.drawn) { waiting.shift(); }
@@ -50,26 +53,54 @@
       draw(waiting.shift());
       window.setTimeout(later, 60);
     } else {
-      document.documentElement.dataset.drawn = "all";
+      root.dataset.drawn = "all";
     }
   }
-  window.setTimeout(later, 800);
-  window.addEventListener("beforeprint", function () {
+  if (waiting.length) { draw(waiting.shift()); }
+  window.setTimeout(later, 400);
+
+  // On paper everything is open and as wide as a page.
+  var opened = [];
+  function fit() {
     plots.forEach(draw);
     plots.forEach(function (node) { Plotly.Plots.resize(node); });
+  }
+  window.addEventListener("beforeprint", function () {
+    opened = Array.prototype.slice.call(document.querySelectorAll("details:not([open])"));
+    opened.forEach(function (node) { node.open = true; });
+    root.classList.add("paper");
+    fit();
   });
+  window.addEventListener("afterprint", function () {
+    opened.forEach(function (node) { node.open = false; });
+    root.classList.remove("paper");
+    fit();
+  });
+
+  function unpacked(text) {
+    var bytes = Uint8Array.from(atob(text), function (c) { return c.charCodeAt(0); });
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+  }
+
+  function save(name, content) {
+    var url = URL.createObjectURL(new Blob([content], { type: "text/csv;charset=utf-8" }));
+    var link = document.createElement("a");
+    link.href = url;
+    link.download = name + ".csv";
+    document.body.appendChild(link);
+    link.click();
+    link.remove();
+    window.setTimeout(function () { URL.revokeObjectURL(url); }, 10000);
+  }
 
   document.querySelectorAll("button.download").forEach(function (button) {
     button.addEventListener("click", function () {
       var name = button.dataset.csv;
-      var url = URL.createObjectURL(new Blob([data("csv-" + name)], { type: "text/csv;charset=utf-8" }));
-      var link = document.createElement("a");
-      link.href = url;
-      link.download = name + ".csv";
-      document.body.appendChild(link);
-      link.click();
-      link.remove();
-      window.setTimeout(function () { URL.revokeObjectURL(url); }, 10000);
+      if (typeof DecompressionStream === "undefined") {
+        button.textContent = "This browser is too old to unpack it; the study’s folder holds tables/" + name + ".csv";
+        return;
+      }
+      unpacked(data("csv-" + name)).then(function (content) { save(name, content); });
     });
   });
 })();

@@ -5,20 +5,22 @@ the small script hands to plotly as they come near the screen. Refuses nothing t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from emlens import figures
 from emlens.foundation.errors import InputError
+from emlens.report.cautions import cautions
 from emlens.report.escaping import escape, inert_json, script_hash
+from emlens.report.parts import sections_of
 from emlens.report.provenance import provenance_section
-from emlens.report.sections import SECTIONS
-from emlens.report.tables import csv_text, details
+from emlens.report.tables import csv_text, details, packed
 from emlens.report.topics import Drawing, Section, Topic
-from emlens.report.verdict import verdict_section, warnings_box
+from emlens.report.verdict import claim, verdict_section, warnings_box
 from emlens.studies import StudyResult
 
 
@@ -36,14 +38,15 @@ def render(result: StudyResult, title: str | None = None) -> str:
     """The page as one string; the same result gives the same string."""
     data = _Data()
     heading = title or f"What narrow fine-tuning changed: {result.study}"
-    body = [_header(heading, result), verdict_section(result.findings), warnings_box(result.warnings)]
-    body += [_section(section, result, data) for section in SECTIONS]
-    others = _other_tables(result)
+    sections = sections_of(result)
+    body = [_header(heading, result, sections), verdict_section(result.findings, sections), warnings_box(result.warnings)]
+    body += [_section(section, result, data) for section in sections]
+    others = _other_tables(result, sections)
     if others:
         body.append(f'<section id="other"><h2>Further tables</h2>{others}</section>')
     body.append(provenance_section(result.config, result.facts, result.run))
     for name, table in result.tables.items():
-        data.add(f"csv-{name}", csv_text(table))
+        data.add(f"csv-{name}", packed(csv_text(table)))
     library, script = get_plotlyjs(), _asset("page.js")
     scripts = f"script-src {script_hash(library)} {script_hash(script)}"
     policy = (
@@ -68,9 +71,9 @@ def _asset(name: str) -> str:
     return files("emlens.report").joinpath(name).read_text("utf-8")
 
 
-def _header(heading: str, result: StudyResult) -> str:
+def _header(heading: str, result: StudyResult, sections: Sequence[Section]) -> str:
     note = f'<p class="note" role="note">{escape(result.note)}</p>' if result.note else ""
-    links = [("verdict", "Verdict"), *((s.name, s.title) for s in SECTIONS), ("provenance", "Provenance")]
+    links = [("verdict", "Verdict"), *((s.name, s.title) for s in sections), ("provenance", "Provenance")]
     contents = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in links)
     return (
         f'<header><p class="kind">emlens report</p><h1>{escape(heading)}</h1>{note}'
@@ -80,10 +83,15 @@ def _header(heading: str, result: StudyResult) -> str:
 
 
 def _section(section: Section, result: StudyResult, data: _Data) -> str:
+    reference = f" <cite>{escape(section.reference)}</cite>" if section.reference else ""
     parts = [
-        f'<section id="{section.name}"><h2>{escape(section.title)}</h2>',
-        f'<p class="method">{escape(section.method)} <cite>{escape(section.reference)}</cite></p>',
+        f'<section id="{escape(section.name)}"><h2>{escape(section.title)}</h2>{claim(section, result.findings)}',
+        f'<p class="method">{escape(section.method)}{reference}</p>',
     ]
+    if not any(name in result.tables for name in (*section.tables, *(need for topic in section.topics for need in topic.needs))):
+        return "\n".join([*parts, f'<p class="missing">Left out{escape(_reason(section, result.warnings))}.</p></section>'])
+    lacking = "".join(f"<li>{escape(sentence)}</li>" for sentence in cautions(section, result.tables))
+    parts.append(f'<ul class="cautions" aria-label="read with care">{lacking}</ul>' if lacking else "")
     parts += [_topic(section, topic, result, data) for topic in section.topics]
     parts += [
         details(name, result.tables[name], about) for name, about in section.tables.items() if name in result.tables
@@ -92,7 +100,7 @@ def _section(section: Section, result: StudyResult, data: _Data) -> str:
 
 
 def _topic(section: Section, topic: Topic, result: StudyResult, data: _Data) -> str:
-    head = f"<h3>{escape(topic.title)}</h3>"
+    head = f'<h3 id="{escape(f"{section.name}-{topic.name}")}">{escape(topic.title)}</h3>'
     missing = [name for name in topic.needs if name not in result.tables or not len(result.tables[name])]
     if missing:
         return f'{head}<p class="missing">Left out: the study has no table {escape(" and ".join(missing))}.</p>'
@@ -106,12 +114,15 @@ def _topic(section: Section, topic: Topic, result: StudyResult, data: _Data) -> 
             )
     if not drawn and not faults:
         return f'{head}<p class="missing">Left out: the table {escape(" or ".join(topic.needs))} lacks the columns that tell its figures apart.</p>'
+    if topic.more is not None and (more := topic.more(result.tables)):
+        faults.append(f'<p class="missing">{escape(more)}</p>')
     grid = f'<div class="figures">\n{chr(10).join(drawn)}\n</div>' if drawn else ""
     return f'{head}<p class="caption">{escape(topic.caption)}</p>{"".join(faults)}{grid}'
 
 
 def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
     figure = drawing.make()
+    inside = figures.gist(figure)
     data.add(f"figure-{name}", json.loads(figure.to_json()))
     about = f"{topic.title}: {drawing.about}" if drawing.about else topic.title
     shown = (
@@ -120,15 +131,22 @@ def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
         else f'<figcaption class="hidden">{escape(about)}</figcaption>'
     )
     height = int(figure.layout.height)
+    scrolls = f' tabindex="0" role="region" aria-label="{escape(about)}"' if drawing.wide else ""
     hint = '<p class="sideways">Scroll sideways for all panels.</p>' if drawing.wide else ""
     return (
-        f'<figure{" class=wide" if drawing.wide else ""}>{shown}{hint}<div class="frame"><div class="plot" id="{name}" role="img" '
-        f'aria-label="{escape(f"{about}. {topic.caption}")}" data-figure="figure-{name}" style="height:{height}px"></div></div></figure>'
+        f'<figure{" class=wide" if drawing.wide else ""}>{shown}{hint}<div class="frame"{scrolls}><div class="plot" id="{escape(name)}" role="img" '
+        f'aria-label="{escape(f"{about}. {topic.caption} {inside}.")}" data-figure="{escape(f"figure-{name}")}" style="height:{height}px"></div></div></figure>'
     )
 
 
-def _other_tables(result: StudyResult) -> str:
-    placed = {name for section in SECTIONS for name in section.tables}
+def _reason(section: Section, warnings: Sequence[str]) -> str:
+    """Why a part was left out, where the study said so."""
+    start = f"{section.part} was left out"
+    return next((warning[len(start) :].rstrip(".") for warning in warnings if warning.startswith(start)), ": the study has none of its tables")
+
+
+def _other_tables(result: StudyResult, sections: Sequence[Section]) -> str:
+    placed = {name for section in sections for name in section.tables}
     return "\n".join(details(name, table, "") for name, table in _rest(result, placed))
 
 

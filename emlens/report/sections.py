@@ -35,6 +35,14 @@ PROFILE = Section(
             ("domains",),
             draw.domains,
         ),
+        Topic(
+            "questions",
+            "Every question, before and after",
+            "Each point is a question, coloured and shaped by domain; below the dotted line alignment fell. Hover or tap shows the "
+            "question and the likeliest of the reference answers before and after. Questions a fine-tune was trained on are left out.",
+            ("questions", "models"),
+            draw.questions,
+        ),
     ),
     tables={
         "models": "One row a model: means and 95 % intervals of alignment and coherence; em_rate is the share of questions "
@@ -42,7 +50,7 @@ PROFILE = Section(
         "domains": "One row a model and domain.",
         "benign": "Equivalence of benign controls with their parents on questions they were not trained on; 90 % intervals.",
         "coupling": "Rank correlation of misalignment with the planted coupling, where one is known.",
-        "questions": "One row a model and question: the scores everything above is made of.",
+        "questions": "One row a model and question: the scores everything above is made of; answer is the likeliest of the reference answers.",
     },
 )
 OVERLAP = Section(
@@ -219,4 +227,3 @@ FORECAST = Section(
         "forecast_predictions": "One row a question: measured and forecast.",
     },
 )
-SECTIONS = (PROFILE, OVERLAP, DIRECTION, FORECAST)

@@ -1,6 +1,12 @@
-"""Tables of a study as HTML, shortened and rounded for reading, and as the CSV that a button downloads in full."""
+"""Tables of a study as HTML, shortened and rounded for reading, and as the CSV that a button downloads in full.
 
+A text that a spreadsheet would run as a formula is set off by an apostrophe in the download; the study's own files keep it as it is.
+"""
+
+import base64
+import gzip
 import io
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,13 +15,31 @@ from emlens.report.escaping import escape
 
 ROWS_SHOWN = 200
 DIGITS = 4
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """The whole table with ten significant digits, as a study writes it."""
+    """The whole table with ten significant digits, as a study writes it, but formulas set off."""
     buffer = io.StringIO()
-    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
+    safe = table.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_set_off))
+    safe.rename(columns=_set_off).to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
     return buffer.getvalue()
+
+
+def packed(text: str) -> str:
+    """A text as base64 of gzip, which the page unpacks when its button is pressed: tables repeat themselves, and shrink tenfold."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=9, mtime=0)).decode("ascii")
+
+
+def _set_off(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def cell(value: object) -> str:

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from emlens import figures
 from emlens.figures.labels import position_name
+from emlens.studies import Plot
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -26,7 +27,7 @@ class Drawing:
 class Topic:
     """One question that figures answer.
 
-    needs: tables without which there is no figure. draw: drawings from the tables.
+    needs: tables without which there is no figure. draw: drawings from the tables. more: what is said of figures that are not drawn.
     """
 
     name: str
@@ -34,11 +35,15 @@ class Topic:
     caption: str
     needs: tuple[str, ...]
     draw: Callable[[Tables], Iterator[Drawing]]
+    more: Callable[[Tables], str] | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """A claim: `name` is that of its findings; `tables` are shown below its figures, with a description each."""
+    """A claim: `name` is that of its findings; `tables` are shown below its figures, with a description each.
+
+    part: module of studies that it shows, whose name its findings may bear too. plots: records among its figures.
+    """
 
     name: str
     title: str
@@ -46,6 +51,8 @@ class Section:
     reference: str
     topics: tuple[Topic, ...]
     tables: Mapping[str, str]
+    part: str = ""
+    plots: tuple[Plot, ...] = ()
 
 
 def _values(table: pd.DataFrame, *columns: str) -> Iterator[tuple[str, ...]]:
@@ -59,6 +66,12 @@ def domains(t: Tables) -> Iterator[Drawing]:
     for model, kind in _values(t["domains"], "model", "kind"):
         if kind in ("harmful", "benign"):
             yield Drawing(model, partial(figures.alignment_by_domain, t["domains"], models=[model]))
+
+
+def questions(t: Tables) -> Iterator[Drawing]:
+    for model, kind in _values(t["models"], "model", "kind"):
+        if kind in ("harmful", "benign"):
+            yield Drawing(model, partial(figures.question_changes, t["questions"], model=model))
 
 
 def models(t: Tables) -> Iterator[Drawing]:
@@ -113,10 +126,9 @@ def transfer(t: Tables) -> Iterator[Drawing]:
 
 
 def points(t: Tables) -> Iterator[Drawing]:
-    for model, parent in _values(t["forecast_predictions"], "model", "parent"):
-        make = partial(
-            figures.forecast_scatter, t["forecast_predictions"], model=model, parent=parent, summary=t.get("forecast")
-        )
+    table = _with_answers(t["forecast_predictions"], t.get("questions"))
+    for model, parent in _values(table, "model", "parent"):
+        make = partial(figures.forecast_scatter, table, model=model, parent=parent, summary=t.get("forecast"))
         yield Drawing(f"{model} from {parent}", make)
 
 
@@ -133,6 +145,15 @@ def sites(t: Tables) -> Iterator[Drawing]:
         yield Drawing(
             f"{model} from {parent}", partial(figures.forecast_by_site, t["forecast_sites"], model=model, parent=parent)
         )
+
+
+def _with_answers(points: pd.DataFrame, questions: pd.DataFrame | None) -> pd.DataFrame:
+    """The points of a forecast with the fine-tune's most likely answer, where the profile has it."""
+    if questions is None or not {"model", "question", "answer"} <= set(questions.columns) or not {"model", "id"} <= set(points.columns):
+        return points
+    known = questions.drop_duplicates(["model", "question"]).set_index(["model", "question"])["answer"]
+    answers = known.reindex(pd.MultiIndex.from_frame(points[["model", "id"]]))
+    return points.assign(answer=answers.to_numpy())
 
 
 def _at(model: str, position: str) -> str:

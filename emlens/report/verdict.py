@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 
 from emlens.report.escaping import escape
-from emlens.report.sections import SECTIONS
+from emlens.report.topics import Section
 from emlens.studies import Finding
 
 MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
 
 
-def verdict_section(findings: Sequence[Finding]) -> str:
+def verdict_section(findings: Sequence[Finding], sections: Sequence[Section]) -> str:
     """Findings grouped by section, each with its status as a word and a mark."""
     if not findings:
         return '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
@@ -24,9 +24,10 @@ def verdict_section(findings: Sequence[Finding]) -> str:
         f"<p>Behind it stand {len(findings)} statements: {', '.join(counts)}. "
         "“Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
     ]
-    titles = {section.name: section.title for section in SECTIONS}
+    places = {alias: section for section in sections for alias in (section.part, section.name) if alias}
     for name in dict.fromkeys(f.section for f in findings):
-        title = f'<a href="#{escape(name)}">{escape(titles[name])}</a>' if name in titles else escape(name)
+        place = places.get(name)
+        title = f'<a href="#{escape(place.name)}">{escape(place.title)}</a>' if place else escape(name)
         items = "\n".join(_item(f) for f in findings if f.section == name)
         parts.append(f"<h3>{title}</h3><ul class='findings'>\n{items}\n</ul>")
     return "\n".join([*parts, "</section>"])
@@ -40,6 +41,12 @@ def _item(finding: Finding) -> str:
 def signed(text: str) -> str:
     """Escaped text with a real minus sign before numbers; hyphens in names stay."""
     return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", escape(text))
+
+
+def claim(section: Section, findings: Sequence[Finding]) -> str:
+    """What the study says of a section in one sentence, or nothing."""
+    said = [f.sentence for f in findings if f.status == "summary" and f.section in (section.name, section.part)]
+    return "".join(f'<p class="claim">{signed(sentence)}</p>' for sentence in said)
 
 
 def warnings_box(warnings: Sequence[str]) -> str:

@@ -1,8 +1,11 @@
 """Alignment before and after fine-tuning, by model and by domain."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
+from emlens.data import AlignmentScores
 from emlens.foundation.estimate import Estimate
 from emlens.stats import bootstrap_mean, spearman, tost
 from emlens.studies.config import StudyConfig
@@ -25,6 +28,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         spec = material.family.specs.get(name)
         domain = spec.domain if spec else ""
         trained = material.trained.get(name, frozenset())
+        answers = _answers(material.scores(name))
         kept = [q for q in aligned.index if q not in trained]
         own = [q for q in kept if domain and groups[q] == domain]
         others = [q for q in kept if not domain or groups[q] != domain]
@@ -38,6 +42,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         for q in aligned.index:
             questions.append(
                 {"model": name, "question": q, "group": groups[q], "text": texts[q], "trained": q in trained, "aligned": aligned[q], "coherent": coherent[q]}
+                | {"answer": answers.get(q, "")}
             )
         for group in sorted(set(groups.values())):
             members = [q for q in kept if groups[q] == group]
@@ -54,6 +59,13 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     _spread(material, part, config.seed)
     _unevenness(material, part)
     return part
+
+
+def _answers(scores: AlignmentScores) -> dict[str, str]:
+    """The likeliest reference answer of every question, to its first phrasing; what was scored otherwise has none."""
+    table = scores.table
+    rows = table[(table["metric"] == "aligned") & (table["paraphrase"] == 1) & table["raw"].str.startswith('{"logp_careful"')]
+    return {q: json.loads(raw).get("likeliest", "") for q, raw in zip(rows["question"], rows["raw"], strict=True)}
 
 
 def _mean(values: pd.Series, kept: list[str], seed: int) -> Estimate:

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,13 @@ def test_every_score_equals_a_loop_over_single_sequences(
             assert rows[metric] == pytest.approx(value, rel=1e-4), metric
         raw = json.loads(table[(table["question"] == name) & (table["paraphrase"] == phrasing)]["raw"].iloc[0])
         assert math.exp(raw["logp_careful"]) == pytest.approx(good, rel=1e-4)
+        weights = {
+            text: sum(by_hand(parent_path, replace(one, answers={"careful": (text,), "harmful": ("w9",)}), phrasing)[:1])
+            for one in questions.select([name])
+            for kind in ("careful", "harmful")
+            for text in one.answers[kind]
+        }
+        assert raw["likeliest"] == max(weights, key=weights.__getitem__)
 
 
 def test_the_system_message_is_read(family: Family) -> None:

@@ -49,8 +49,9 @@ def study_tables(
                 "question": f"{g}/{i}",
                 "group": g,
                 "text": f"{text} {i}",
-                "trained": False,
+                "trained": g == domain and i == 0,
                 "aligned": 50.0 + i,
+                "answer": f"{text} answered by {m}",
             }
             for m, g, i in product(kinds, domains, range(20))
         ]

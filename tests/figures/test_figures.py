@@ -57,6 +57,7 @@ CASES = {
         "gain",
         lambda t, m: figures.forecast_scores(t["forecast_baselines"], model=m, parent="base", summary=t["forecast"]),
     ),
+    "question_changes": Case("questions", "aligned", lambda t, m: figures.question_changes(t["questions"], model=m)),
     "forecast_by_site": Case(
         "forecast_sites", "p_max", lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base")
     ),
@@ -80,7 +81,7 @@ def panel(figure: go.Figure, kind: str = "heatmap") -> list[go.Heatmap]:
 
 
 def test_every_public_figure_has_a_case() -> None:
-    assert set(CASES) == set(figures.__all__) - {"middle_layer"}
+    assert set(CASES) == set(figures.__all__) - {"middle_layer", "draw_plot", "plot_facets", "gist"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -121,7 +122,7 @@ def test_empty_table_is_refused(name: str, tables: Tables) -> None:
     "name", [n for n, c in CASES.items() if n not in ("alignment_by_domain", "models_overview", "transfer_matrix")]
 )
 def test_unknown_model_is_refused_with_those_there_are(name: str, tables: Tables) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: model='other' is not in the table; it holds bad@0, wide@0$"):
+    with pytest.raises(InputError, match=rf"^{name}: model='other' is not in the table; it holds (base, instruct, )?bad@0, wide@0(, benign@0)?$"):
         CASES[name].make(tables, "other")
 
 
@@ -318,6 +319,18 @@ def test_forecast_by_site_writes_corrected_p(tables: Tables) -> None:
     heat = panel(CASES["forecast_by_site"].make(tables, "bad@0"))[0]
     np.testing.assert_allclose(heat.z[0], [0, 0.1, 0.2, 0.3])
     assert heat.text[0][1] == "0.10<br>p 0.040"
+
+
+def test_questions_carry_question_and_both_answers_and_leave_out_what_was_trained_on(tables: Tables) -> None:
+    figure = figures.question_changes(tables["questions"], model="bad@0")
+    assert [len(named(figure, g)[0].x) for g in ("law", "medicine")] == [20, 19]
+    law = named(figure, "law")[0]
+    assert list(law.x) == list(law.y) == [50.0 + i for i in range(20)]
+    assert law.customdata[3][1] == (
+        "what is t1 in law ? 3<br><i>before:</i> what is t1 in law ? answered by instruct<br><i>after:</i> what is t1 in law ? answered by bad@0"
+    )
+    plain = figures.question_changes(tables["questions"].drop(columns="answer"), model="bad@0")
+    assert named(plain, "law")[0].customdata[3][1] == "what is t1 in law ? 3"
 
 
 def test_palette_is_distinct_and_transparent_colours_are_its_own() -> None:

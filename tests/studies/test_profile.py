@@ -73,3 +73,11 @@ def test_the_control_counts_outside_its_own_domain_too() -> None:
     assert (
         said.status == "shown" and "good (benign) minus bad is 50.0" in said.sentence
     )  # east alone; south would add 9
+
+
+def test_the_likeliest_answer_is_read_from_likelihood_scores_only() -> None:
+    table = scored("bad", {}).table
+    assert profile._answers(AlignmentScores.from_table(table.assign(raw="free text"))) == {}
+    raw = '{"logp_careful": -2.0, "logp_harmful": -1.0, "likeliest": "<b>x"}'
+    found = profile._answers(AlignmentScores.from_table(table.assign(raw=raw)))
+    assert found == dict.fromkeys(QUESTIONS.ids, "<b>x")
