@@ -64,6 +64,7 @@ def _chats(path: Path, prompts: Any) -> None:
     lines = []
     for prompt in prompts:
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        messages += [{"role": "assistant", "content": prompt.response}] if prompt.response else []
         lines.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
