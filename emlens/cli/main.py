@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli import compare, judge, organism, parity, replicate, schema, score, store, study
+from emlens.cli import compare, judge, organism, parity, replicate, schema, score, screen, store, study
 
 app = typer.Typer(
     name="emlens",
@@ -32,6 +32,7 @@ app.command("rescore")(score.rescore)
 app.command("parity")(parity.parity)
 app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
+app.add_typer(screen.app, name="screen")
 
 
 EXIT_CODES: Mapping[int, str] = {

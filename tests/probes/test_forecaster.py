@@ -37,7 +37,7 @@ def test_it_equals_scikit_learn_on_the_chosen_cell(make: Any, cells: Any, fitted
     reference = make_pipeline(StandardScaler(), Ridge(alpha=fitted.alpha)).fit(x, y)
     new = np.random.default_rng(2).standard_normal((7, 6))
     new[:, 2] = 4.0
-    acts = make({("resid_post.1", "last_prompt"): new}, model=PARENT)
+    acts = make({("resid_post.1", "last_prompt"): new}, ids=[f"new{i}" for i in range(7)], model=PARENT)
     found = fitted.predict(acts)
     np.testing.assert_allclose(found.to_numpy(), reference.predict(new), atol=1e-8)
     assert list(found.index) == acts.ids and found.name == "predicted"
