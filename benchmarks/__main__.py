@@ -10,6 +10,7 @@ NAMES = (
     "null_calibration", "overlap_grid_speed", "detection_curve", "interval_coverage",
     "fuzzed_files", "sampling_speed",
     "intervention_programs", "intervention_speed",
+    "forecast_grid_speed", "forecast_false_discoveries",
     "endpoint_judging", "em_rate_coverage",
     "schedule_sweep", "kl_frontier", "general_vs_narrow",
     "organism_finetunes", "organism_forecasts", "screening_backtest",

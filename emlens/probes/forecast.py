@@ -2,82 +2,65 @@
 
 Site, position and penalty are chosen on inner folds (`sites="nested"`), so the quoted figure pays for the choice. R² is
 pooled out of fold against the training-fold mean; the mean over folds, as the paper reports it, stands beside it with a
-Nadeau–Bengio interval. The permutation null repeats the whole nested procedure on shuffled scores.
+Nadeau–Bengio interval. The permutation null repeats the whole nested procedure on shuffled scores. Of ridge, all fine-tunes
+and all shuffles share each factorisation (`probes.validation` has the cost).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
-import pandas as pd
 
 from emlens.activations import Activations
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.files import one_line
-from emlens.foundation.seeds import numpy_rng
-from emlens.probes.features import activation_cells, baselines
+from emlens.probes.estimators import Setting, resolve_estimator
+from emlens.probes.features import Features, activation_cells, assert_different, baselines
+from emlens.probes.record import Forecast, Setup, assemble, pooled_r2, site_table
 from emlens.probes.ridge import Array
-from emlens.probes.validation import (
-    NestedPredictions,
-    OuterFold,
-    generic_nested,
-    nested_ridge,
-    outer_folds,
-    training_means,
+from emlens.probes.shuffles import Unit, shuffled_targets
+from emlens.probes.targets import (
+    Duplicates,
+    Scale,
+    Scores,
+    joined_duplicates,
+    labels_of,
+    on_scale,
+    questions_of,
+    scores_of,
+    text_of,
+    weights_of,
 )
-from emlens.stats import NullDistribution, nadeau_bengio_interval, ratio_of_means, spearman
+from emlens.probes.validation import Count, NestedPredictions, generic_nested, nested_ridge, outer_folds, training_means
+from emlens.stats import NullDistribution
 
-RESAMPLES = 1999
-SETTLED = 300
-"""Questions, held out one by one, above which intervals of R² hold: .95 with 384, .86 with 96 (docs/statistics.md)."""
-ESTIMATORS = ("ridge", "lasso", "forest")
-Scores = AlignmentScores | Mapping[str, float] | pd.Series
+__all__ = ["Forecast", "Scores", "labels_of", "predict_alignment", "predict_alignments", "questions_of"]
 
+class ForecastOptions(TypedDict, total=False):
+    """Keywords of `predict_alignments` that `predict_alignment` takes too."""
 
-@dataclass(frozen=True)
-class Forecast:
-    """A validated forecast. `float(forecast.r2)` is the headline; `gain_over["text"]` is what it adds.
-
-    Args:
-        predictions: id, group, target, predicted, and each baseline's prediction; out of fold, averaged over repeats.
-        r2: pooled out of fold, against the training-fold mean; interval by resampling the held-out unit.
-        r2_fold_mean: mean over folds, Nadeau–Bengio interval.
-        spearman: rank correlation of prediction and target.
-        null: pooled R² of the same nested procedure on shuffled targets; `p_value` from it.
-        baseline_r2, gain_over: by baseline: its R², and R² minus its R² with a paired interval.
-        by_site: exploratory R² of every site and position, p corrected over the grid by the maximum statistic.
-        chosen: site@position that inner selection took in each outer fold.
-    """
-
-    predictions: pd.DataFrame
-    r2: Estimate
-    r2_fold_mean: Estimate
-    spearman: Estimate
-    rmse: float
-    null: NullDistribution | None
-    p_value: float
-    baseline_r2: Mapping[str, Estimate]
-    gain_over: Mapping[str, Estimate]
-    by_site: pd.DataFrame
-    chosen: tuple[str, ...]
-    held_out: str
-    estimator: str
-
-    def table(self) -> pd.DataFrame:
-        """One row a predictor: R² with interval, and the forecast's gain over it."""
-        rows = [{"predictor": "activations", **_flat("r2", self.r2), **_flat("gain", None)}]
-        for name, estimate in self.baseline_r2.items():
-            rows.append({"predictor": name, **_flat("r2", estimate), **_flat("gain", self.gain_over[name])})
-        return pd.DataFrame(rows)
+    features: Sequence[Features] | None
+    texts: Mapping[str, str] | None
+    parent_scores: Scores | None
+    embedding: Activations | None
+    other_parent: Activations | None
+    numbers: Mapping[str, Mapping[str, float]] | None
+    target: Scale
+    clamp: float
+    weights: Mapping[str, float] | None
+    settings: Sequence[Setting] | None
+    shuffle: Unit | None
+    duplicates: Duplicates
+    folds: Count
+    inner_folds: int
+    repeats: int
+    permutations: int | None
+    seed: int
 
 
-def _flat(name: str, estimate: Estimate | None) -> dict[str, float]:
-    if estimate is None:
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+DRAWS = 200
+"""Shuffles of ridge where none are asked for; other estimators make none by themselves, since each costs a whole fit."""
 
 
 def predict_alignment(
@@ -85,18 +68,12 @@ def predict_alignment(
     scores: Scores,
     metric: str = "aligned",
     sites: str | Sequence[str] = "nested",
-    estimator: str = "ridge",
+    estimator: Any = "ridge",
     groups: str | Sequence[str] | None = None,
     *,
     model: str | None = None,
-    texts: Mapping[str, str] | None = None,
-    parent_scores: Scores | None = None,
-    embedding: Activations | None = None,
-    folds: int = 5,
-    inner_folds: int = 5,
-    repeats: int = 5,
-    permutations: int = 200,
-    seed: int = 0,
+    ceiling: Estimate | None = None,
+    **options: Unpack[ForecastOptions],
 ) -> Forecast:
     """How well activations taken before fine-tuning predict each question's score after it.
 
@@ -104,192 +81,149 @@ def predict_alignment(
         acts: rows are questions (ids `"qid"`, or `"qid/p2"` for a phrasing); any sites and pooled positions.
         scores: after fine-tuning, on 0 to 100: `AlignmentScores`, or id → score.
         sites: `"nested"`: chosen on inner folds among all captured; or the names to choose among.
-        estimator: `"ridge"` (exact, fast), `"lasso"` or `"forest"` (scikit-learn).
+        estimator: `"ridge"` (exact, fast), `"ridge1"` (α = 1), `"lasso"`, `"elastic_net"`, `"pcr"`, `"ols"`, `"forest"`, `"tree"`, or a
+            regressor of scikit-learn; settings are chosen on inner folds too.
         groups: what is held out together: None: each question; `"group"`: the rows' groups (leave domains out); or labels.
         model: whose scores to take, where `scores` holds several models.
-        texts: id → question text, for the TF-IDF and length baselines.
-        parent_scores: the parent's own scores, for that baseline.
-        embedding: a capture of `resid_pre.0` at `mean_prompt`, for the mean-embedding baseline.
-        permutations: shuffles for the null and the maximum statistic (ridge only; 0 for none). Scores are dealt out among
-            all questions; where scores and activations both cluster by group, the null for held-out groups is too narrow,
-            and the gains, whose intervals resample groups, are what to read.
+        ceiling: the noise ceiling of these scores (`probes.ceilings`), kept in the record.
+        options: as `predict_alignments`.
 
     Raises:
-        InputError: a row without a score, too few rows or groups, labels that part phrasings, an unknown estimator, a score
-            that is constant.
+        InputError: a row without a score, too few rows or groups, labels that part phrasings, two rows of one text, an unknown
+            option, a score that is constant.
 
     Reference: the claim is "What Shapes Emergent Misalignment?" (2606.20814); Nadeau & Bengio 2003.
     """
-    if estimator not in ESTIMATORS:
-        raise InputError(f"estimator {estimator!r} is unknown; pass one of {', '.join(ESTIMATORS)}")
-    questions = questions_of(acts)
-    target = _targets(scores, acts.ids, questions, metric, model)
-    labels, held_out = labels_of(acts, groups)
-    candidates = activation_cells(acts, None if sites == "nested" else _named(sites))
-    outer = outer_folds(labels, min(folds, len(set(labels))), repeats, seed)
-    shuffles = permutations if estimator == "ridge" else 0
-    columns = np.column_stack([target, *_shuffled(target, questions, shuffles, seed)])
-    common: dict[str, Any] = {"inner_folds": inner_folds, "seed": seed}
-    if estimator == "ridge":
-        found = nested_ridge(candidates, columns, labels, outer, **common)
-    else:
-        found = generic_nested(candidates, columns, labels, outer, estimator=estimator, **common)
-    means = training_means(columns, outer)
-    r2_columns = _pooled_r2(found.nested, means, columns)
-    null = NullDistribution(r2_columns[1:], f"nested {estimator} on shuffled scores", seed) if shuffles else None
-    parent = None if parent_scores is None else _scores_of(parent_scores, acts.ids, questions, metric, None)
-    words = None if texts is None else [_text(texts, name, question) for name, question in zip(acts.ids, questions, strict=True)]
-    others = {}
-    for features in baselines(acts, words, parent, embedding, seed=seed):
-        others[features.name] = nested_ridge([features], columns[:, :1], labels, outer, **common).nested[..., 0]
-    others["mean"] = means[..., 0]
-    units = labels if held_out != "question" else questions
-    return _forecast(acts, columns, found, means, others, units, outer, null, held_out, estimator, candidates, r2_columns, seed)
+    mine = scores.select(models=[model]) if isinstance(scores, AlignmentScores) and model is not None else scores
+    ceilings = {} if ceiling is None else {"": ceiling}
+    return predict_alignments(acts, {"": mine}, metric, sites, estimator, groups, ceilings=ceilings, **options)[""]
 
 
-def _forecast(
+def predict_alignments(
     acts: Activations,
-    columns: Array,
-    found: NestedPredictions,
-    means: Array,
-    others: Mapping[str, Array],
-    units: Sequence[str],
-    outer: Sequence[OuterFold],
-    null: NullDistribution | None,
-    held_out: str,
-    estimator: str,
-    candidates: Sequence[Any],
-    r2_columns: Array,
-    seed: int,
-) -> Forecast:
-    target = columns[:, 0]
-    ours = found.nested[..., 0]
-    floor = ((means[..., 0] - target) ** 2).mean(0)
-    errors = {name: ((values - target) ** 2).mean(0) for name, values in {"activations": ours, **others}.items()}
+    scores: Mapping[str, Scores] | AlignmentScores,
+    metric: str = "aligned",
+    sites: str | Sequence[str] = "nested",
+    estimator: Any = "ridge",
+    groups: str | Sequence[str] | None = None,
+    *,
+    features: Sequence[Features] | None = None,
+    texts: Mapping[str, str] | None = None,
+    parent_scores: Scores | None = None,
+    embedding: Activations | None = None,
+    other_parent: Activations | None = None,
+    numbers: Mapping[str, Mapping[str, float]] | None = None,
+    target: Scale = "score",
+    clamp: float = 1.0,
+    weights: Mapping[str, float] | None = None,
+    settings: Sequence[Setting] | None = None,
+    ceilings: Mapping[str, Estimate] | None = None,
+    shuffle: Unit | None = None,
+    duplicates: Duplicates = "refuse",
+    folds: Count = 5,
+    inner_folds: int = 5,
+    repeats: int = 5,
+    permutations: int | None = None,
+    seed: int = 0,
+) -> dict[str, Forecast]:
+    """`predict_alignment` of several fine-tunes on the same questions and folds, each with its own choices.
 
-    def over_floor(values: Array) -> Estimate:
-        return ratio_of_means(values, floor, clusters=units, resamples=RESAMPLES, seed=seed)
+    Args:
+        scores: fine-tune → its scores; or `AlignmentScores` of several models.
+        features: candidates to choose among instead of the captured cells: projections, distances, joined sets (`probes.projections`).
+        texts: id → question text, for the TF-IDF and length baselines, and to find questions that stand there twice.
+        parent_scores: the parent's own scores, for that baseline.
+        embedding: a capture of `resid_pre.0` at `mean_prompt`, for the mean-embedding baseline.
+        other_parent: activations of the other parent on the same rows: a baseline, which must differ.
+        numbers: further baselines of one number a row, name → id → number, such as the parent's P(harmful).
+        target: `"score"`, or `"logit"` of the score's place on its scale; everything is then in logits.
+        clamp: for logits, how near to an end of the scale a score may come, in score units.
+        weights: id → weight, for fitting and choosing (`sampling_weights`); R² stays unweighted.
+        settings: parameters of the estimator to choose among; for ridge `[{"alpha": 1.0}, ...]`.
+        shuffle: what the null deals out anew (`probes.shuffles`); None: groups where groups are held out, else questions.
+        duplicates: rows of one text, or of identical activations, that folds would part: `"refuse"`, `"group"` or `"allow"`.
+        folds: how many; `"all"` holds out each unit alone, once.
+        permutations: shuffles for the null and the maximum statistic; None: 200 for ridge, none for the others, which fit each anew.
 
-    few = held_out != "question" or len(target) < SETTLED
-    given = "; outside its design range: fits are taken as given, which makes it short with groups held out or few questions" if few else ""
-
-    def r2_of(name: str) -> Estimate:
-        share = over_floor(errors[name])
-        return replace(share, value=1 - share.value, low=1 - share.high, high=1 - share.low, method=f"pooled out-of-fold R²; {share.method}{given}")
-
-    def gain(name: str) -> Estimate:
-        found = over_floor(errors[name] - errors["activations"])
-        return replace(found, method=found.method + given)
-
-    per_fold = [
-        1 - float(((ours[f.repeat][f.test] - target[f.test]) ** 2).sum() / ((means[f.repeat][f.test, 0] - target[f.test]) ** 2).sum())
-        for f in outer
-    ]
-    share = float(np.mean([len(f.test) / len(f.train) for f in outer]))
-    predictions = pd.DataFrame({"id": acts.ids, "group": acts.groups, "target": target, "predicted": ours.mean(0)})
-    for name, values in others.items():
-        predictions[name] = values.mean(0)
-    return Forecast(
-        predictions=predictions,
-        r2=r2_of("activations"),
-        r2_fold_mean=nadeau_bengio_interval(per_fold, share),
-        spearman=spearman(predictions["predicted"], target, clusters=units if len(set(units)) < len(units) else None),
-        rmse=float(np.sqrt(errors["activations"].mean())),
-        null=null,
-        p_value=float("nan") if null is None else null.p_value(float(r2_columns[0])),
-        baseline_r2={name: r2_of(name) for name in others if name != "mean"},
-        gain_over={name: gain(name) for name in others},
-        by_site=_by_site(found, means, columns, candidates),
-        chosen=found.chosen,
-        held_out=held_out,
-        estimator=estimator,
-    )
-
-
-def _pooled_r2(predicted: Array, means: Array, columns: Array) -> Array:
-    """Pooled R² of each target column, over repeats; (target,)."""
-    return 1 - ((predicted - columns) ** 2).sum((0, 1)) / ((means - columns) ** 2).sum((0, 1))
-
-
-def _by_site(found: NestedPredictions, means: Array, columns: Array, candidates: Sequence[Any]) -> pd.DataFrame:
-    r2 = np.stack([_pooled_r2(found.by_candidate[:, c], means, columns) for c in range(len(candidates))])
-    highest = r2[:, 1:].max(0)
-    rows = []
-    for c, features in enumerate(candidates):
-        site, position = features.name.rsplit("@", 1)
-        value = float(r2[c, 0])
-        corrected = (1 + int((highest >= value).sum())) / (1 + len(highest)) if len(highest) else np.nan
-        high = float(np.quantile(highest, 0.95)) if len(highest) else np.nan
-        rows.append({"site": site, "position": position, "r2": value, "p_max": corrected, "null_max_95": high})
-    return pd.DataFrame(rows)
-
-
-def _targets(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, model: str | None) -> Array:
-    target = _scores_of(scores, ids, questions, metric, model)
-    if np.ptp(target) == 0:
-        raise InputError(f"the {metric} score is {target[0]:g} for every row; there is nothing to predict")
-    return target
-
-
-def _scores_of(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, model: str | None) -> Array:
-    if isinstance(scores, AlignmentScores):
-        table: dict[Any, float] = scores.per_question(metric, model).to_dict()
-    else:
-        table = {name: float(value) for name, value in scores.items()}
-    values = []
-    for name, question in zip(ids, questions, strict=True):
-        value = table.get(name, table.get(question, np.nan))
-        if not np.isfinite(value):
-            raise InputError(f"row {one_line(name)!r} has no {metric} score; score every question, or select the rows that have one")
-        values.append(float(value))
-    return np.array(values)
-
-
-def questions_of(acts: Activations) -> list[str]:
-    """Question of each row: the id without a phrasing's `/p2`."""
-    return [head if tail.isdigit() else name for name in acts.ids for head, _, tail in [name.rpartition("/p")]]
-
-
-def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[list[str], str]:
-    """What is held out together, one label a row, and what to call it. Phrasings of one question never part."""
+    Raises:
+        InputError: as `predict_alignment`; no fine-tune.
+    """
+    named = {name: scores.select(models=[name]) for name in scores.models} if isinstance(scores, AlignmentScores) else dict(scores)
+    chosen = resolve_estimator(estimator, settings)
+    exact = isinstance(estimator, str) and estimator in ("ridge", "ridge1")
     questions = questions_of(acts)
-    if groups is None:
-        return list(questions), "question"
-    if isinstance(groups, str):
-        if groups != "group":
-            raise InputError(f"groups={groups!r} is unknown; pass None, 'group' or one label a row")
-        return list(acts.groups), "group"
-    if len(groups) != len(acts):
-        raise InputError(f"groups has {len(groups)} labels for {len(acts)} rows; pass one a row")
-    labels = [str(label) for label in groups]
-    first = dict(zip(reversed(questions), reversed(labels), strict=True))
-    for question, label in zip(questions, labels, strict=True):
-        if first[question] != label:
-            raise InputError(f"groups puts phrasings of question {one_line(question)!r} under {first[question]!r} and {label!r}; give a question one label")
-    return labels, "custom"
+    if not named:
+        raise InputError("scores is empty; pass the scores of at least one fine-tune")
+    columns = np.column_stack([_target(given, acts.ids, questions, metric, target, clamp) for given in named.values()])
+    labels, held_out = labels_of(acts, groups)
+    words = None if texts is None else [text_of(texts, name, question) for name, question in zip(acts.ids, questions, strict=True)]
+    cells = [(site, position) for site in acts.sites for position in acts.pooled_positions]
+    labels = joined_duplicates(acts, labels, words, duplicates, cells)
+    row_weights = weights_of(weights, acts.ids, questions)
+    candidates: list[Features] = list(features) if features is not None else [*activation_cells(acts, None if sites == "nested" else _named(sites))]
+    if features is not None and sites != "nested":
+        raise InputError(f"sites={sites!r} came with features; pass one of them")
+    outer = outer_folds(labels, folds if folds == "all" else min(folds, len(set(labels))), repeats, seed)
+    unit: Unit = shuffle or ("question" if held_out == "question" or len(set(labels)) < 3 else "group")
+    count = permutations if permutations is not None else DRAWS if exact else 0
+    draws = [draw for column in columns.T for draw in shuffled_targets(column, questions, _shuffling(acts, labels, held_out), unit, count, seed)]
+    everything = np.column_stack([columns, *draws])
+    common: dict[str, Any] = {"inner_folds": inner_folds, "seed": seed, "weights": row_weights, "kept": columns.shape[1]}
+
+    def nested(candidates: Sequence[Features], targets: Array) -> NestedPredictions:
+        if exact:
+            return nested_ridge(candidates, targets, labels, outer, alphas=[setting["alpha"] for setting in chosen.settings], **common)
+        return generic_nested(candidates, targets, labels, outer, estimator=chosen, **common)
+
+    found = nested(candidates, everything)
+    means = training_means(everything, outer, row_weights)
+    r2 = pooled_r2(found.nested, means, everything)
+    parent = None if parent_scores is None else scores_of(parent_scores, acts.ids, questions, metric, None)
+    further = {name: scores_of(values, acts.ids, questions, name, None) for name, values in (numbers or {}).items()}
+    others: dict[str, Array] = {}
+    for baseline in baselines(acts, words, parent, embedding, seed=seed, further=further):
+        others[baseline.name] = nested_ridge([baseline], columns, labels, outer, **common).nested
+    if other_parent is not None:
+        rival = activation_cells(other_parent.select(acts.ids))
+        assert_different(activation_cells(acts), rival, "acts", "other_parent")
+        others["other parent"] = nested_ridge(rival, columns, labels, outer, **common).nested
+    others["mean"] = means[..., : columns.shape[1]]
+    on = "score" if target == "score" else f"logit, clamped {clamp:g} from the ends"
+    setup = Setup(acts.ids, acts.groups, labels, outer, held_out, chosen.name, on, unit, seed)
+    forecasts = {}
+    for number, name in enumerate(named):
+        own = np.r_[number, columns.shape[1] + number * count + np.arange(count)].astype(np.int64)
+        null = NullDistribution(r2[own[1:]], f"nested {chosen.name} on shuffled scores", seed, observed=float(r2[number])) if count else None
+        table = site_table([c.name for c in candidates], found.squared[:, own], means[..., own], everything[:, own])
+        forecasts[name] = assemble(
+            setup,
+            columns[:, number],
+            found.nested[..., number],
+            means[..., number],
+            {other: values[..., number] for other, values in others.items()},
+            found.names(number),
+            null,
+            table,
+            (ceilings or {}).get(name),
+        )
+    return forecasts
+
+
+def _target(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, scale: Scale, clamp: float) -> Array:
+    values = scores_of(scores, ids, questions, metric, None)
+    if np.ptp(values) == 0:
+        raise InputError(f"the {metric} score is {values[0]:g} for every row; there is nothing to predict")
+    limits = scores.scales[metric] if isinstance(scores, AlignmentScores) else (0.0, 100.0)
+    found = on_scale(values, scale, limits, clamp)
+    if np.ptp(found) == 0:
+        raise InputError(f"clamp={clamp:g} makes the {metric} score the same for every row; pass a smaller one")
+    return found
+
+
+def _shuffling(acts: Activations, labels: Sequence[str], held_out: str) -> Sequence[str]:
+    """The groups that shuffles keep apart: what is held out, or the rows' own groups where questions are."""
+    return acts.groups if held_out == "question" else labels
 
 
 def _named(sites: str | Sequence[str]) -> list[str]:
     return [sites] if isinstance(sites, str) else list(sites)
-
-
-def _shuffled(target: Array, questions: Sequence[str], count: int, seed: int) -> list[Array]:
-    """The scores dealt out anew among questions; phrasings of one question share the question's mean, and move together."""
-    unique = sorted(set(questions))
-    of = {name: [i for i, q in enumerate(questions) if q == name] for name in unique}
-    rng = numpy_rng(seed, "shuffled scores")
-    if all(len(rows) == 1 for rows in of.values()):
-        return [rng.permutation(target) for _ in range(count)]
-    means = np.array([target[of[name]].mean() for name in unique])
-    shuffles = []
-    for _ in range(count):
-        dealt = dict(zip(unique, rng.permutation(means), strict=True))
-        shuffles.append(np.array([dealt[q] for q in questions]))
-    return shuffles
-
-
-def _text(texts: Mapping[str, str], name: str, question: str) -> str:
-    found = texts.get(name, texts.get(question))
-    if found is None:
-        raise InputError(f"texts has no entry for row {one_line(name)!r}; pass one text for each id")
-    return found

@@ -1,46 +1,133 @@
-"""Exact ridge predictions for many penalties and many targets at once, from one factorisation a training set.
+"""Exact ridge predictions for many penalties and many targets at once, from one factorisation of a training set.
 
-The factorisation does not depend on the targets, so permuting them costs a matrix product each: a permutation null of
-the whole nested procedure is routine. Scaling is fitted on the training rows alone.
+The smaller Gram matrix is brought to tridiagonal form once, A = Q T Qᵀ; each penalty then costs a tridiagonal solve, and each
+target, permuted ones too, a row of a matrix product. Eigenvectors are never needed, which halves the time. All in float64;
+rounding is about 1e-16 of the largest eigenvalue, far below any penalty in use, and a penalty below it is raised to it.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 Array = NDArray[np.float64]
 
 ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-1, 5, 13))
+CONSTANT = 1e-12
+"""Standard deviation, over the mean or 1, below which a column counts as constant."""
+UNBLOCKED = 32
 
 
 def standardise(train: Array, test: Array) -> tuple[Array, Array]:
     """Both sets minus the training mean, over the training sd; a constant column becomes zero."""
-    mean, sd = train.mean(0), train.std(0)
-    scale = np.where(sd > 1e-12 * np.maximum(1.0, np.abs(mean)), sd, np.inf)
+    mean, scale = mean_and_scale(train)
     return (train - mean) / scale, (test - mean) / scale
 
 
-def ridge_path(train: Array, test: Array, targets: Array, alphas: Sequence[float] = ALPHAS) -> Array:
-    """Predictions (alpha, test row, target) of ridge with an intercept.
+def mean_and_scale(rows: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each column; infinity for a constant one, which then becomes zero."""
+    mean, sd = rows.mean(0), rows.std(0)
+    return mean, np.where(sd > CONSTANT * np.maximum(1.0, np.abs(mean)), sd, np.inf)
 
-    Minimises ‖y − ȳ − Xw‖² + α‖w‖² on centred training columns; the intercept is not penalised. The smaller of the two
-    Gram matrices is diagonalised; its rounding (about 1e-16 of the largest eigenvalue) is far below any penalty in use.
+
+class RidgePath:
+    """Ridge with an intercept from one training set to one test set, at every penalty.
+
+    Minimises Σ_i w_i (y_i − b − x_i·β)² + α‖β‖²; the intercept is not penalised.
+
+    Args:
+        train, test: (row, feature), scaled already.
+        weights: one a training row; 1 where None.
+        centred: the columns' training mean is 0 already and need not be taken out (unweighted only).
+    """
+
+    def __init__(self, train: Array, test: Array, weights: Array | None = None, *, centred: bool = False):
+        n = len(train)
+        self._shares = np.full(n, 1 / n) if weights is None else weights / weights.sum()
+        if not centred or weights is not None:
+            centre = self._shares @ train
+            train, test = train - centre, test - centre
+        self._root = None if weights is None else np.sqrt(weights)
+        self._train = train if self._root is None else train * self._root[:, None]
+        self._test = test
+        self._wide = train.shape[1] >= n
+        gram = self._train @ self._train.T if self._wide else self._train.T @ self._train
+        self._m = len(gram)
+        packed, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(gram.T, lower=1, lwork=8 * self._m, overwrite_a=1)
+        self._reflectors = np.asfortranarray(packed[1:, :-1])
+        size = np.abs(self._diagonal).max() + 2 * np.abs(self._beside).max(initial=0.0)
+        self._least = self._m * np.finfo(np.float64).eps * size + np.finfo(np.float64).tiny
+
+    def predict(self, targets: Array, alphas: Sequence[float]) -> Array:
+        """Predictions (alpha, test row, target) from targets (training row, target)."""
+        if targets.shape[1] * len(alphas) > len(self._test):
+            found = self.operators(alphas).reshape(-1, len(targets)) @ targets
+            return found.reshape(len(alphas), len(self._test), targets.shape[1])
+        offset = self._shares @ targets
+        moved = targets - offset if self._root is None else (targets - offset) * self._root[:, None]
+        inside = self._rotated(moved if self._wide else self._train.T @ moved, "T")
+        solved = self._rotated(np.hstack([self._solved(inside, alpha) for alpha in alphas]), "N")
+        weights = solved.T @ self._train if self._wide else solved.T
+        found = (self._test @ weights.T).reshape(len(self._test), len(alphas), -1)
+        return found.transpose(1, 0, 2) + offset
+
+    def predict_chosen(self, targets: Array, alphas: Sequence[float], chosen: NDArray[np.intp]) -> Array:
+        """Predictions (test row, target), each target with the penalty whose number `chosen` (target) gives."""
+        found = np.empty((len(self._test), targets.shape[1]))
+        for number in np.unique(chosen):
+            mine = chosen == number
+            found[:, mine] = self.predict(targets[:, mine], alphas[number : number + 1])[0]
+        return found
+
+    def operators(self, alphas: Sequence[float]) -> Array:
+        """(alpha, test row, training row): the linear maps from training targets to predictions."""
+        q, left = self._q_and_left
+        solved = np.concatenate([self._solved(left, alpha).T for alpha in alphas])
+        maps = solved @ q.T
+        if not self._wide:
+            maps = maps @ self._train.T
+        if self._root is not None:
+            maps *= self._root
+        maps += (1 - maps.sum(1))[:, None] * self._shares  # the intercept: a constant target is predicted by itself
+        return maps.reshape(len(alphas), len(self._test), -1)
+
+    @cached_property
+    def _q_and_left(self) -> tuple[Array, Array]:
+        """Q, and Qᵀ times what leads to the test rows, (m, test row)."""
+        q = np.zeros((self._m, self._m), order="F")
+        q[0, 0] = 1.0
+        if self._m > 1:
+            q[1:, 1:] = lapack.dorgqr(self._reflectors, self._tau, lwork=64 * self._m)[0]
+        left = self._test @ self._train.T if self._wide else self._test
+        return q, np.asfortranarray(q.T @ left.T)
+
+    def _rotated(self, columns: Array, side: str) -> Array:
+        """Q (side N) or Qᵀ (side T) times the columns, without forming Q."""
+        if self._m == 1:
+            return columns
+        below = np.asfortranarray(columns[1:])
+        block = 1 if below.shape[1] <= UNBLOCKED else 64  # for few columns LAPACK is faster one reflector at a time
+        turned = lapack.dormqr("L", side, self._reflectors, self._tau, below, block * below.shape[1])[0]
+        return np.vstack([columns[:1], turned])
+
+    def _solved(self, columns: Array, alpha: float) -> Array:
+        """(T + α)⁻¹ columns."""
+        shifted = self._diagonal + max(alpha, self._least)
+        if self._m == 1:
+            return columns / shifted
+        return np.asarray(lapack.dptsv(shifted, self._beside, columns)[2])
+
+
+def ridge_path(train: Array, test: Array, targets: Array, alphas: Sequence[float] = ALPHAS) -> Array:
+    """Predictions (alpha, test row, target) of ridge with an intercept, `RidgePath` in one call.
 
     Args:
         train, test: (row, feature), already scaled.
         targets: (training row, target).
     """
-    centre, offset = train.mean(0), targets.mean(0)
-    x, y = train - centre, targets - offset
-    if len(x) >= x.shape[1]:
-        values, vectors = np.linalg.eigh(x.T @ x)
-        scores, projected = (test - centre) @ vectors, vectors.T @ (x.T @ y)
-    else:
-        values, vectors = np.linalg.eigh(x @ x.T)
-        scores, projected = (test - centre) @ x.T @ vectors, vectors.T @ y
-    values = values.clip(min=0.0)
-    return np.stack([scores @ (projected / (values + alpha)[:, None]) + offset for alpha in alphas])
+    return RidgePath(train, test).predict(targets, alphas)
 
 
 def ridge_weights(train: Array, target: Array, alpha: float) -> tuple[Array, float]:

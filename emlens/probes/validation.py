@@ -1,15 +1,25 @@
-"""Folds and nested selection: nothing is fitted, scaled or chosen on a row that it is then tested on."""
+"""Folds and nested selection: nothing is fitted, scaled or chosen on a row that it is then tested on.
 
-from collections.abc import Sequence
+Inner folds keep together what outer folds keep together. Feature set and setting are chosen by the squared error summed
+over inner folds; each target column chooses for itself, so permuted targets repeat the whole procedure. Cost of ridge: one
+Gram matrix and one tridiagonalisation a feature set and fold, whatever the number of penalties, and 2 · penalties · test rows ·
+training rows operations a target.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
-from emlens.probes.features import Features, Rows
-from emlens.probes.ridge import ALPHAS, Array, ridge_path
+from emlens.probes.estimators import ESTIMATORS, Estimator, path_predictions
+from emlens.probes.features import Features, Fold, Rows
+from emlens.probes.ridge import ALPHAS, Array, RidgePath
+
+Count = int | Literal["all"]
 
 
 def grouped_folds(labels: Sequence[object], n_folds: int, seed: int, name: str) -> list[Rows]:
@@ -41,8 +51,10 @@ class OuterFold:
     train: Rows
 
 
-def outer_folds(labels: Sequence[object], n_folds: int, repeats: int, seed: int) -> list[OuterFold]:
-    everything = np.arange(len(labels))
+def outer_folds(labels: Sequence[object], n_folds: Count, repeats: int, seed: int) -> list[OuterFold]:
+    """Repeated folds that keep labels together; `"all"` holds each label out alone, once."""
+    everything, units = np.arange(len(labels)), len({str(label) for label in labels})
+    repeats, n_folds = (1, units) if n_folds == "all" else (repeats, n_folds)
     return [
         OuterFold(repeat, test, np.setdiff1d(everything, test))
         for repeat in range(repeats)
@@ -50,19 +62,70 @@ def outer_folds(labels: Sequence[object], n_folds: int, repeats: int, seed: int)
     ]
 
 
+def inner_pairs(labels: Sequence[object], fold: OuterFold, number: int, n_folds: int, seed: int) -> list[Fold]:
+    """(fit, held-out) rows inside the training rows of an outer fold; labels stay together here too."""
+    own = [labels[i] for i in fold.train]
+    count = min(n_folds, len(set(map(str, own))))
+    held = grouped_folds(own, count, seed, f"inner {number}")
+    return [(np.setdiff1d(fold.train, fold.train[rows]), fold.train[rows]) for rows in held]
+
+
 @dataclass(frozen=True)
 class NestedPredictions:
     """Out-of-fold predictions of one candidate list under nested selection.
 
     Args:
-        nested: (repeat, row, target), candidate and penalty chosen on inner folds of the training rows.
-        by_candidate: (repeat, candidate, row, target), only the penalty chosen so.
-        chosen: name of the chosen candidate for each outer fold, for target 0.
+        nested: (repeat, row, target), candidate and setting chosen on inner folds of the training rows; NaN where a row is in
+            no test fold.
+        by_candidate: (repeat, candidate, row, target), only the setting chosen so; of the first `kept` targets.
+        squared: (candidate, target): squared errors of those, over all targets, rows and repeats.
+        candidates: names, in the given order.
+        choices: (fold, target, 2): number of the chosen candidate, and of its setting.
     """
 
     nested: Array
     by_candidate: Array
-    chosen: tuple[str, ...]
+    squared: Array
+    candidates: tuple[str, ...]
+    choices: NDArray[np.int64]
+
+    def names(self, target: int = 0) -> tuple[str, ...]:
+        """Name of the candidate that one target chose in each outer fold."""
+        return tuple(self.candidates[number] for number in self.choices[:, target, 0])
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return self.names(0)
+
+
+class _Best:
+    """Predictions of the best candidate so far, of each outer fold and target."""
+
+    def __init__(self, candidates: Sequence[Features], targets: Array, folds: Sequence[OuterFold], kept: int | None):
+        n, t = targets.shape
+        repeats = 1 + max(fold.repeat for fold in folds)
+        self._targets, self._folds, self._names = targets, folds, tuple(features.name for features in candidates)
+        self._kept = t if kept is None else min(kept, t)
+        self._least = np.full((len(folds), t), np.inf)
+        self._choices = np.zeros((len(folds), t, 2), dtype=np.int64)
+        self._nested = np.full((repeats, n, t), np.nan)
+        self._single = np.full((repeats, len(candidates), n, self._kept), np.nan)
+        self._squared = np.zeros((len(candidates), t))
+
+    def offer(self, number: int, candidate: int, error: Array, setting: NDArray[np.intp], predicted: Array) -> None:
+        """One candidate in one outer fold: inner error and chosen setting (target), predictions (test row, target)."""
+        fold = self._folds[number]
+        gap = predicted - self._targets[fold.test]
+        self._squared[candidate] += np.einsum("rt,rt->t", gap, gap)
+        self._single[fold.repeat, candidate, fold.test] = predicted[:, : self._kept]
+        better = np.flatnonzero(error < self._least[number])
+        self._least[number, better] = error[better]
+        self._nested[fold.repeat][np.ix_(fold.test, better)] = predicted[:, better]
+        self._choices[number, better, 0] = candidate
+        self._choices[number, better, 1] = setting[better]
+
+    def result(self) -> NestedPredictions:
+        return NestedPredictions(self._nested, self._single, self._squared, self._names, self._choices)
 
 
 def nested_ridge(
@@ -74,84 +137,83 @@ def nested_ridge(
     inner_folds: int,
     seed: int,
     alphas: Sequence[float] = ALPHAS,
+    weights: Array | None = None,
+    kept: int | None = None,
 ) -> NestedPredictions:
-    """Ridge over several feature sets, for (row, target) many targets at once; target columns never see each other."""
-    n, n_targets = targets.shape
-    repeats = 1 + max(fold.repeat for fold in folds)
-    nested = np.full((repeats, n, n_targets), np.nan)
-    single = np.full((repeats, len(candidates), n, n_targets), np.nan)
-    chosen = []
-    columns = np.arange(n_targets)
-    for number, fold in enumerate(folds):
-        own = [labels[i] for i in fold.train]
-        inner = grouped_folds(own, min(inner_folds, len(set(map(str, own)))), seed, f"inner {number}")
-        errors = np.empty((len(candidates), len(alphas), n_targets))
-        outer = np.empty((len(candidates), len(alphas), len(fold.test), n_targets))
-        for c, features in enumerate(candidates):
-            squared = np.zeros((len(alphas), n_targets))
-            for held in inner:
-                fit = np.setdiff1d(np.arange(len(fold.train)), held)
-                train, test = features.split(fold.train[fit], fold.train[held])
-                predicted = ridge_path(train, test, targets[fold.train[fit]], alphas)
-                squared += ((predicted - targets[fold.train[held]]) ** 2).sum(1)
-            errors[c] = squared
-            train, test = features.split(fold.train, fold.test)
-            outer[c] = ridge_path(train, test, targets[fold.train], alphas)
-            best = squared.argmin(0)
-            single[fold.repeat, c][fold.test] = outer[c][best, :, columns].T
-        flat = errors.reshape(-1, n_targets).argmin(0)
-        cell, alpha = np.unravel_index(flat, errors.shape[:2])
-        nested[fold.repeat][fold.test] = outer[cell, alpha, :, columns].T
-        chosen.append(candidates[int(cell[0])].name)
-    return NestedPredictions(nested, single, tuple(chosen))
+    """Ridge over several feature sets, for (row, target) many targets at once; target columns never see each other.
 
-
-def training_means(targets: Array, folds: Sequence[OuterFold]) -> Array:
-    """(repeat, row, target): the mean of the training rows, the forecast that knows nothing."""
-    repeats = 1 + max(fold.repeat for fold in folds)
-    means = np.full((repeats, *targets.shape), np.nan)
-    for fold in folds:
-        means[fold.repeat][fold.test] = targets[fold.train].mean(0)
-    return means
+    Args:
+        weights: one a row, for fitting and for choosing.
+        kept: targets whose predictions by candidate are kept; all where None.
+    """
+    inner = _inner(labels, folds, inner_folds, seed, len(alphas) * len(candidates))
+    best = _Best(candidates, targets, folds, kept)
+    pairs = [pair for fold, own in zip(folds, inner, strict=True) for pair in (*own, (fold.train, fold.test))]
+    for c, features in enumerate(candidates):
+        matrices = features.pairs(pairs)
+        for number, (fold, own) in enumerate(zip(folds, inner, strict=True)):
+            error = np.zeros((len(alphas), targets.shape[1]))
+            for fit, held in own:
+                path = _path(features, matrices, weights, fit)
+                gap = path.predict(targets[fit], alphas)
+                gap -= targets[held]
+                error += np.einsum("art,art->at", gap, gap) if weights is None else np.einsum("art,art,r->at", gap, gap, weights[held])
+            setting = error.argmin(0)
+            predicted = _path(features, matrices, weights, fold.train).predict_chosen(targets[fold.train], alphas, setting)
+            best.offer(number, c, error.min(0), setting, predicted)
+    return best.result()
 
 
 def generic_nested(
     candidates: Sequence[Features],
-    target: Array,
+    targets: Array,
     labels: Sequence[object],
     folds: Sequence[OuterFold],
     *,
-    estimator: str,
+    estimator: Estimator | str,
     inner_folds: int,
     seed: int,
+    weights: Array | None = None,
+    kept: int | None = None,
 ) -> NestedPredictions:
-    """The same for one target and an estimator of scikit-learn; slower, since each candidate is refitted in every inner fold."""
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.linear_model import LassoCV
+    """The same for any estimator of scikit-learn; slower, since each setting and target is fitted in every inner fold."""
+    chosen = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
+    inner = _inner(labels, folds, inner_folds, seed, len(chosen.settings) * len(candidates))
+    best = _Best(candidates, targets, folds, kept)
+    n_targets = targets.shape[1]
 
-    def fitted(train: Array, y: NDArray[np.float64]) -> object:
-        if estimator == "forest":
-            return RandomForestRegressor(n_estimators=200, min_samples_leaf=3, random_state=seed, n_jobs=1).fit(train, y)
-        return LassoCV(cv=5, random_state=seed, max_iter=20_000).fit(train, y)
+    def predictions(features: Features, train: Rows, test: Rows) -> Array:
+        """(setting, test row, target)."""
+        a, b = features.split(train, test)
+        w = None if weights is None else weights[train]
+        return np.stack([path_predictions(chosen, a, targets[train, t], b, seed, w) for t in range(n_targets)], axis=2)
 
-    n = len(target)
+    for c, features in enumerate(candidates):
+        for number, (fold, own) in enumerate(zip(folds, inner, strict=True)):
+            error = np.zeros((len(chosen.settings), n_targets))
+            for fit, held in own:
+                gap = predictions(features, fit, held) - targets[held]
+                error += np.einsum("srt,srt,r->st", gap, gap, np.ones(len(held)) if weights is None else weights[held])
+            setting = error.argmin(0)
+            every = predictions(features, fold.train, fold.test)
+            best.offer(number, c, error.min(0), setting, every[setting, :, np.arange(n_targets)].T)
+    return best.result()
+
+
+def _inner(labels: Sequence[object], folds: Sequence[OuterFold], n_folds: int, seed: int, choices: int) -> list[list[Fold]]:
+    """Inner folds of each outer one; none where there is nothing to choose."""
+    return [inner_pairs(labels, fold, number, n_folds, seed) if choices > 1 else [] for number, fold in enumerate(folds)]
+
+
+def _path(features: Features, matrices: Iterator[tuple[Array, Array]], weights: Array | None, train: Rows) -> RidgePath:
+    a, b = next(matrices)
+    return RidgePath(a, b, None if weights is None else weights[train], centred=features.centred)
+
+
+def training_means(targets: Array, folds: Sequence[OuterFold], weights: Array | None = None) -> Array:
+    """(repeat, row, target): the mean of the training rows, the forecast that knows nothing."""
     repeats = 1 + max(fold.repeat for fold in folds)
-    nested = np.full((repeats, n, 1), np.nan)
-    single = np.full((repeats, len(candidates), n, 1), np.nan)
-    chosen = []
-    for number, fold in enumerate(folds):
-        own = [labels[i] for i in fold.train]
-        inner = grouped_folds(own, min(inner_folds, len(set(map(str, own)))), seed, f"inner {number}")
-        errors = np.zeros(len(candidates))
-        for c, features in enumerate(candidates):
-            for held in inner:
-                fit = np.setdiff1d(np.arange(len(fold.train)), held)
-                train, test = features.split(fold.train[fit], fold.train[held])
-                predicted = fitted(train, target[fold.train[fit], 0]).predict(test)  # type: ignore[attr-defined]
-                errors[c] += float(((predicted - target[fold.train[held], 0]) ** 2).sum())
-            train, test = features.split(fold.train, fold.test)
-            single[fold.repeat, c][fold.test, 0] = fitted(train, target[fold.train, 0]).predict(test)  # type: ignore[attr-defined]
-        best = int(errors.argmin())
-        nested[fold.repeat][fold.test] = single[fold.repeat, best][fold.test]
-        chosen.append(candidates[best].name)
-    return NestedPredictions(nested, single, tuple(chosen))
+    means = np.full((repeats, *targets.shape), np.nan)
+    for fold in folds:
+        means[fold.repeat][fold.test] = np.average(targets[fold.train], axis=0, weights=None if weights is None else weights[fold.train])
+    return means
