@@ -21,7 +21,7 @@ from emlens.stats import t_interval
 from emlens.studies.solution_training import Task, behaviour, organism_task, train_solution
 from emlens.training import Recipe, open_checkpoint
 
-WEIGHTS: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+WEIGHTS: Final = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SEEDS: Final = (0, 1, 2, 3, 4)
 STEPS: Final = 80
 WATCHED: Final = (10, 20, 30, 40, 60, 80)
