@@ -1,0 +1,109 @@
+"""Could misalignment after narrow fine-tuning have been forecast from activations before it? Three worlds, five seeds a domain, both parents.
+
+For each world, trained domain and parent: forecasts of every seed's scores on the other domains, with whole domains of questions held out, and with
+questions held out; the gain over the question's text and over the parent's own score; and the noise ceiling, which is how well the other
+seeds' scores forecast this seed's. Needs `python -m benchmarks organism_finetunes`. Some minutes on one core; recorded after each world.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.organism_finetunes import RUNS, SEEDED, Corpus, corpus
+from benchmarks.organism_worlds import KEPT, SEEDS
+from benchmarks.records import EVIDENCE, record
+from emlens.activations import capture
+from emlens.probes import activation_cells, assert_different
+from emlens.probes.forecast import predict_alignments
+from emlens.stats import t_interval
+
+POSITIONS: Final = ("last_prompt", "mean_prompt")
+RIVALS: Final = {"text": "text", "parent's own score": "parent's own score", "random features": "random features", "the mean": "mean"}
+HELD_OUT: Final = {"domain": "group", "question": None}
+
+
+def measure(found: Corpus, domains: Sequence[str] = SEEDED, runs: int = RUNS, *, folds: int = 5, inner_folds: int = 5) -> pd.DataFrame:
+    """One row a trained domain, run, parent and kind of hold-out: R², Spearman, gains, and the ceiling from the other runs."""
+    questions, family = found.organism.questions, found.organism.family
+    prompts = questions.prompts()
+    texts = {prompt.id: prompt.text for prompt in prompts}
+    acts = {parent: capture(family[parent], prompts, positions=list(POSITIONS), progress=False) for parent in ("instruct", "base")}
+    embedded = {parent: capture(family[parent], prompts, sites="resid_pre.0", positions="mean_prompt", progress=False) for parent in acts}
+    assert_different(activation_cells(acts["instruct"]), activation_cells(acts["base"]), "instruct", "base")
+    rows: list[dict[str, Any]] = []
+    for domain in domains:
+        names = found.facts[(found.facts["domain"] == domain) & ~found.facts["benign"]]["name"].tolist()[:runs]
+        outside = [q.id for q in questions if q.group != domain]
+        scores = {name: found.aligned.loc[outside, name].to_dict() for name in names}
+        for held_out, groups in HELD_OUT.items():
+            for parent in acts:
+                forecasts = predict_alignments(
+                    acts[parent].select(outside),
+                    scores,
+                    groups=groups,
+                    texts={q: texts[q] for q in outside},
+                    parent_scores=found.aligned.loc[outside, parent].to_dict(),
+                    embedding=embedded[parent].select(outside),
+                    folds=folds,
+                    inner_folds=inner_folds,
+                    repeats=1,
+                    permutations=0,
+                )
+                for name, forecast in forecasts.items():
+                    table = forecast.predictions.set_index("id")
+                    others = found.aligned.loc[table.index, [n for n in names if n != name]].mean(axis=1)
+                    floor = float(((table["mean"] - table["target"]) ** 2).sum())
+                    ceiling = 1 - float(((others - table["target"]) ** 2).sum()) / floor if len(names) > 1 else np.nan
+                    row = {"domain": domain, "run": name, "parent": parent, "held_out": held_out, "n": len(table)}
+                    row |= {"r2": forecast.r2.value, "r2_low": forecast.r2.low, "r2_high": forecast.r2.high, "spearman": forecast.spearman.value}
+                    row |= {"ceiling": ceiling, "ceiling_spearman": others.corr(table["target"], method="spearman"), "chosen": forecast.chosen[0]}
+                    for rival, key in RIVALS.items():
+                        gain = forecast.gain_over[key]
+                        row |= {f"gain over {rival}": gain.value, f"gain over {rival} low": gain.low, f"gain over {rival} high": gain.high}
+                        if key in forecast.baseline_r2:
+                            row[f"r2 of {rival}"] = forecast.baseline_r2[key].value
+                    rows.append(row)
+    return pd.DataFrame(rows)
+
+
+FIGURES: Final = ("r2", "spearman", "gain over text", "gain over parent's own score", "gain over random features", "ceiling", "ceiling_spearman")
+
+
+def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
+    """Each figure: mean over runs and domains within a world, 95 % t interval over worlds, and the range of single runs."""
+    rows = []
+    for (held_out, parent), cells in table.groupby(["held_out", "parent"], sort=False):
+        for figure in FIGURES:
+            means = cells.groupby("world")[figure].mean().to_numpy()
+            found = t_interval(means) if len(means) > 1 and np.ptp(means) > 0 else None
+            low, high = (np.nan, np.nan) if found is None else (found.low, found.high)
+            head = {"held_out": held_out, "parent": parent, "figure": figure, "mean": float(means.mean()), "low": low, "high": high}
+            spread = {"lowest": float(cells[figure].min()), "highest": float(cells[figure].max())}
+            rows.append({**head, **spread, "worlds": len(means), "runs": len(cells)})
+    return pd.DataFrame(rows)
+
+
+def page_table(summary: pd.DataFrame) -> str:
+    """Markdown: a row a figure, a column a parent and kind of hold-out."""
+    cells = summary.set_index(["held_out", "parent", "figure"])
+    columns = list(dict.fromkeys(zip(summary["held_out"], summary["parent"], strict=True)))
+    lines = ["| figure | " + " | ".join(f"from {parent}, {held}s held out" for held, parent in columns) + " |", "|" + "---|" * (1 + len(columns))]
+    for figure in FIGURES:
+        found = [cells.loc[(held, parent, figure)] for held, parent in columns]
+        shown = [f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}], {c['lowest']:.2f} to {c['highest']:.2f}" for c in found]
+        lines.append(f"| {figure} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main(seeds: tuple[int, ...] = SEEDS, kept: Path = KEPT) -> None:
+    parts = []
+    for seed in seeds:
+        parts.append(measure(corpus(kept / f"planted-{seed}")).assign(world=seed))
+        table = pd.concat(parts, ignore_index=True)
+        summary = over_worlds(table)
+        path = record("organism_forecasts", [*seeds[: len(parts)]], {"over_worlds": summary.to_dict(orient="records"), "runs": table.to_dict(orient="records")})
+        print(f"\nafter {len(parts)} worlds\n{page_table(summary)}", flush=True)
+    print(f"written: {path.relative_to(EVIDENCE.parent.parent)}")
