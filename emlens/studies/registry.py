@@ -27,7 +27,9 @@ STUDIES: Mapping[str, tuple[str, ...]] = {
     "delta_overlap": ("delta_overlap",),
     "direction_transfer": ("direction_transfer",),
     "priors": ("priors",),
+    "layer_position_sweep": ("layer_position_sweep",),
     "compare": ("comparing",),
+    "loss_alignment": ("loss_alignment",),
 }
 """Study → its parts, in the order in which they run."""
 
