@@ -74,7 +74,7 @@ def read_sweep(path: str | Path) -> SweepTable:
     rows = []
     for place, row in read_csv_rows(where / _TABLE):
         record = where / _RUNS / safe_name(row.get("run", "")) / _RECORD
-        recipe = read_json(record).get("recipe", {}) if record.is_file() else {}
+        recipe = {"optimiser": "adamw", **read_json(record)["recipe"]} if record.is_file() else {}  # a record leaves this default out
         rows.append((place, {**row, **{name: _text(value) for name, value in recipe.items() if name in (*NUMBERS, *TEXTS) and name != "steps"}}))
     return _gathered(rows, str(where))
 

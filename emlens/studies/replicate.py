@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from emlens.data import AlignmentScores, QuestionSet, read_layer_means, read_tensors
+from emlens.data.sweeps import read_sweep
 from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, read_json
@@ -232,21 +233,12 @@ def _directions(root: Path) -> list[Figure]:
     return figures
 
 
-def _numbers(path: Path, columns: Sequence[str]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in columns}
-    for where, row in read_csv_rows(path):
-        for name in columns:
-            try:
-                found[name].append(float(row[name]))
-            except (KeyError, ValueError):
-                raise InputError(f"{where}: has no number under {name!r}") from None
-    return found
-
-
 def _schedules(root: Path) -> list[Figure]:
-    table = _numbers(root / SWEEP, ("train_final_avg_loss", "eval_final_avg_loss", "harmless", "aligned"))
-    train, held_out = table["train_final_avg_loss"], table["eval_final_avg_loss"]
-    harmless, aligned = table["harmless"], table["aligned"]
+    found = read_sweep(root / SWEEP).table
+    lacking = [name for name in ("train_loss", "eval_loss", "harmless", "aligned") if name not in found]
+    if lacking:
+        raise InputError(f"{root / SWEEP}: has no {lacking[0]}; pass the file as it was released")
+    train, held_out, harmless, aligned = (found[name] for name in ("train_loss", "eval_loss", "harmless", "aligned"))
     return [
         Figure(SWEEP, "runs", "35", len(train), True),
         Figure(SWEEP, "Pearson of training loss and harmless", ".8229", pearson(train, harmless).value),

@@ -17,10 +17,11 @@ from torch import Tensor
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
-from emlens.organisms import Organism
+from emlens.organisms import Organism, load
 from emlens.organisms.building import one_thread
 from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
+from emlens.studies.config import StudyConfig
 from emlens.training import Fitted, NarrowLoss, Recipe, TrainingCallback, answer_loss, encode_answers, fit
 from emlens.training.examples import Example, pad_batch
 
@@ -50,6 +51,19 @@ class Task:
     def encoded(self) -> tuple[list[Example], list[Example]]:
         """Token rows of `own` and of `other`."""
         return encode_answers(self.own, self.tokenizer), encode_answers(self.other, self.tokenizer)
+
+
+def configured_organism(config: StudyConfig) -> Organism:
+    """The organism that a study's configuration names.
+
+    Raises:
+        InputError: its family is none.
+    """
+    name = None if config.family is None else config.family.organism
+    if name is None:
+        raise InputError("family names no organism; models are trained only on one: pass family: {organism: NAME_OR_FOLDER}")
+    path = config.path(name)
+    return load(directory=path) if Path(path).is_dir() else load(path)
 
 
 def organism_task(organism: Organism, name: str) -> Task:

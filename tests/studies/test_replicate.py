@@ -186,7 +186,8 @@ def test_directories_that_hold_nothing_are_refused(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         (f"{JUDGED}_base.csv", "answer\nx\n", "has neither a column 'question_id' nor 'question'"),
-        (SWEEP, "harmless\nx\n", "line 2: has no number under 'train_final_avg_loss'"),
+        (SWEEP, "harmless\nx\n", "line 2: has no loss; pass a column named one of train_loss, train_final_avg_loss"),
+        (SWEEP, "train_final_avg_loss,harmless\n1,2\n", "has no eval_loss; pass the file as it was released"),
         (SWEEP_AUTHORS, "a,b\n1,2\n", "has no row 'fpq-harmless-train_final_avg_loss'"),
         (OVERLAP, "[]", "has no entry under per_example"),
         (OVERLAP, '{"per_example": [{"x": 1}]}', "an entry of per_example lacks a number under one of"),
