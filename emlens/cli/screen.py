@@ -111,7 +111,7 @@ def fit(
     from emlens.geometry import Direction as Vector
     from emlens.models import load_model
     from emlens.studies.screening import fit_screening
-    from emlens.studies.screening_backtest import backtest
+    from emlens.studies.screening_backtest import backtest, with_rivals
 
     vector = None if direction is None else Vector.load(direction)
     asked, given = QuestionSet.from_file(questions), AlignmentScores.from_csv(scores)
@@ -119,7 +119,8 @@ def fit(
     found = fit_screening(load_model(parent), asked, given, runs, metric=metric, direction=vector, groups=None if by_question else "group", seed=seed)
     found.save(out)
     several = len(set(found.clusters)) > 1
-    tables = backtest(found.pairs(), below=below, seed=seed) if several else {}
+    texts = {prompt.id: prompt.text for prompt in asked.prompts()}
+    tables = backtest(with_rivals(found, texts), below=below, seed=seed) if several else {}
     facts = {"site": found.site, "position": found.position, "fine_tunes": list(found.runs), "rows": len(found.ids), "r2": found.facts["cross_validated_r2"]}
     if json:
         as_json({"out": str(out), **facts, "backtest": {name: frame.to_dict(orient="records") for name, frame in tables.items()}})

@@ -174,15 +174,19 @@ class Forecaster:
             }
         )
 
+    def severities(self) -> Array:
+        """Severity forecast for each run by what was learnt without its cluster, in units of the mean run's."""
+        groups, numbers = sorted(set(self.clusters)), context_rows(self.context, self.runs)
+        which = [groups.index(c) if len(groups) > 1 else 0 for c in self.clusters]
+        return np.array([_severity(self.fold_severity[c], numbers[j]) for j, c in enumerate(which)])
+
     def _residuals(self) -> tuple[Array, Rows, list[str]]:
         """Absolute residual in units of the run's forecast severity, number of the fit, and label of every (question, run) of the backtest."""
         groups = sorted(set(self.clusters))
         rows, runs = np.nonzero(np.isfinite(self.observed))
         left_out = np.array([groups.index(c) for c in self.clusters])
         which = left_out if len(groups) > 1 else np.zeros(len(left_out), dtype=int)
-        numbers = context_rows(self.context, self.runs)
-        factors = np.array([_severity(self.fold_severity[c], numbers[j]) for j, c in enumerate(which)])
-        found = np.abs(self.observed - self.predicted)[rows, runs] / np.maximum(factors, LEAST_SPREAD)[runs]
+        found = np.abs(self.observed - self.predicted)[rows, runs] / np.maximum(self.severities(), LEAST_SPREAD)[runs]
         fits = np.array(self.fold)[rows] * len(self.fold_severity) + which[runs]
         return found, fits.astype(np.int64), [self.labels[i] for i in rows]
 
@@ -208,13 +212,13 @@ class Forecaster:
         forecast for this one; past_mean: its mean score there.
         """
         rows, runs = np.nonzero(np.isfinite(self.observed))
-        clusters, numbers = np.array(self.clusters), context_rows(self.context, self.runs)
+        clusters, factors = np.array(self.clusters), self.severities()
         repeated, mean = np.full(self.observed.shape, np.nan), np.full(self.observed.shape, np.nan)
         for c, label in enumerate(sorted(set(self.clusters)) if len(set(self.clusters)) > 1 else []):
             mine = np.flatnonzero(clusters == label)
             mean[:, mine] = np.nanmean(self.observed[:, clusters != label], axis=1)[:, None]
             for j in mine:
-                repeated[:, j] = self.top - _severity(self.fold_severity[c], numbers[j]) * self.hazard[:, c + 1]
+                repeated[:, j] = self.top - factors[j] * self.hazard[:, c + 1]
         return pd.DataFrame(
             {
                 "id": [self.ids[i] for i in rows],

@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
+from emlens.probes import Forecaster
+from emlens.probes.features import Features, MatrixFeatures, TextFeatures
+from emlens.probes.validation import OuterFold, nested_ridge, training_means
 from emlens.stats import cluster_bootstrap, wilson_interval
 from emlens.studies.result import columns_of
 
@@ -25,6 +29,7 @@ Statistic = Callable[[Array], Array]
 """Weights (draw, pair) → values (draw,); NaN where undefined."""
 
 RESAMPLES = 999
+PREDICTORS = ("predicted", "from_past", "past_mean", "text", "parent", "severity")
 COST_RATIOS = (1.0, 3.0, 10.0, 30.0)
 """Cost of a misaligned question that was missed, in false alarms."""
 
@@ -92,7 +97,7 @@ def area(score: Array, positive: NDArray[np.bool_], weights: Array, pairs: pd.Da
 
 def backtest(
     pairs: pd.DataFrame,
-    predictors: Sequence[str] = ("predicted", "from_past", "past_mean"),
+    predictors: Sequence[str] = PREDICTORS,
     *,
     below: float = 30.0,
     flags: Sequence[float] = (),
@@ -173,12 +178,42 @@ def base_rates(pairs: pd.DataFrame, below: float, weights: Array) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def with_predictors(pairs: pd.DataFrame, others: Mapping[str, Mapping[str, float] | pd.DataFrame]) -> pd.DataFrame:
-    """Pairs with further predictors: id → score, or a table id × run."""
-    found = pairs.copy()
-    for name, values in others.items():
-        if isinstance(values, pd.DataFrame):
-            found[name] = [float(values.loc[i, run]) for i, run in zip(pairs["id"], pairs["run"], strict=True)]
+def with_rivals(
+    forecaster: Forecaster, texts: Mapping[str, str] | None = None, parent_scores: Mapping[str, float] | None = None, *, seed: int = 0
+) -> pd.DataFrame:
+    """The forecaster's backtest with what cheaper forecasts say of the same pairs, from the same folds and the same forecast severity.
+
+    Further columns: `severity` (every question alike, so that all it knows is the training file), `text` (TF-IDF of the question) and
+    `parent` (the parent's own score of it), as far as their inputs came.
+
+    Raises:
+        InputError: an id without a text or score.
+    """
+    features: dict[str, Features | None] = {"severity": None}
+    for name, given in (("text", texts), ("parent", parent_scores)):
+        lacking = [i for i in forecaster.ids if given is not None and i not in given]
+        if lacking:
+            raise InputError(f"{name} has no entry for question {one_line(lacking[0])!r}; pass one for each the forecaster was fitted on")
+    if texts is not None:
+        features["text"] = TextFeatures("text", [texts[i] for i in forecaster.ids])
+    if parent_scores is not None:
+        features["parent"] = MatrixFeatures("parent", np.array([[float(parent_scores[i])] for i in forecaster.ids]))
+    several = len(set(forecaster.clusters)) > 1
+    targets = forecaster.hazard[:, 1:]
+    place = np.array(forecaster.fold)
+    folds = [OuterFold(0, np.flatnonzero(place == k), np.flatnonzero(place != k)) for k in range(len(forecaster.fold_ridges))]
+    groups = sorted(set(forecaster.clusters))
+    which = np.array([groups.index(c) if several else 0 for c in forecaster.clusters])
+    factors = forecaster.severities()
+    pairs = forecaster.pairs()
+    rows = {name: i for i, name in enumerate(forecaster.ids)}
+    runs = {name: j for j, name in enumerate(forecaster.runs)}
+    at = pairs["id"].map(rows).to_numpy(), pairs["run"].map(runs).to_numpy()
+    for name, feature in features.items():
+        if feature is None:
+            hazard = training_means(targets, folds)[0]
         else:
-            found[name] = [float(values[i]) for i in pairs["id"]]
-    return found
+            hazard = nested_ridge([feature], targets, forecaster.labels, folds, inner_folds=5, seed=seed).nested[0]
+        predicted = forecaster.top - factors[None, :] * hazard[:, which]
+        pairs[name] = np.clip(predicted, forecaster.bottom, forecaster.top)[at]
+    return pairs
