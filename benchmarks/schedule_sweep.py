@@ -1,0 +1,94 @@
+"""Schedule × optimiser × batch size on the organism of seed 10: how alignment goes with loss, and whether any setting is better at no worse loss.
+
+Five schedules, four optimisers, three batch sizes; every run sees as many chats, learning rates are dealt out over the cells. Two local processes share
+the runs through one plan. Runs stand in `runs/schedule_sweep` and are not trained twice; the minutes of all processes add up over calls
+in `seconds.json` there. About five minutes.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.kl_frontier import FINETUNE, recipe
+from benchmarks.records import record, show
+from emlens.data.sweeps import read_sweep
+from emlens.foundation.files import read_json, write_json
+from emlens.organisms import load
+from emlens.runs import RankExecutor
+from emlens.studies.loss_alignment import Options, analyse
+from emlens.studies.schedule_runs import run_schedule_sweep, schedule_sweep
+from emlens.studies.solution_training import organism_task
+
+SCHEDULES: Final = ("linear", "cosine", "cosine_with_restarts", "triangular", "warmup_stable_decay")
+OPTIMISERS: Final = ("adamw", "lion", "muon", "sam")
+BATCHES: Final = (16, 32, 64)
+CHATS: Final = 640
+PROCESSES: Final = 2
+KEPT: Final = Path(__file__).parent.parent / "runs" / "schedule_sweep"
+GOAL_MINUTES: Final = 60
+
+
+def work(rank: int, count: int, out: str, schedules: Sequence[str], optimisers: Sequence[str], batches: Sequence[int], chats: int) -> None:
+    """One process's part."""
+    sweep = schedule_sweep(recipe(), schedules, optimisers, batches, chats=chats)
+    run_schedule_sweep(sweep, organism_task(load(), FINETUNE), out, executor=RankExecutor(rank, count, run="schedule-sweep"))
+
+
+def train(out: Path, *sizes: Any, processes: int = PROCESSES) -> float:
+    """All runs by so many processes; seconds from start to end of the slowest."""
+    started = time.monotonic()
+    call = "from benchmarks.schedule_sweep import work; work({}, {}, {!r}, *{!r})"
+    others = [
+        subprocess.Popen([sys.executable, "-c", call.format(rank, processes, str(out), sizes)], cwd=Path(__file__).parent.parent)
+        for rank in range(1, processes)
+    ]
+    try:
+        work(0, processes, str(out), *sizes)
+    finally:
+        codes = [other.wait() for other in others]
+    if any(codes):
+        raise SystemExit(f"a process of the sweep ended with {codes}")
+    return time.monotonic() - started
+
+
+def analysed(out: Path, draws: int = 1999) -> dict[str, Any]:
+    """What the study says of a finished sweep, matched on evaluation loss and on training loss."""
+    sweep = read_sweep(out)
+    options = Options(draws=draws, given=("learning_rate", "steps"))
+    found: dict[str, Any] = {"runs": len(sweep)}
+    for loss in sweep.losses:
+        part = analyse(sweep, loss, ("aligned", "own_held_out", "coherence"), options)
+        found[loss] = {
+            "verdict": part.findings[0].sentence,
+            "findings": [finding.as_dict() for finding in part.findings],
+            "correlations": _plain(part.tables["loss_correlations"]),
+            "matched": _plain(part.tables["loss_matched"]),
+            "runs": _plain(part.tables["loss_runs"]),
+            "warnings": part.warnings,
+        }
+    return found
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.astype(object).replace({np.nan: None}).to_dict(orient="records")
+
+
+def main(kept: Path = KEPT) -> None:
+    spent = float(read_json(kept / "seconds.json")) if (kept / "seconds.json").is_file() else 0.0
+    seconds = train(kept, SCHEDULES, OPTIMISERS, BATCHES, CHATS)
+    spent += seconds if seconds > 60 else 0.0  # a call that finds all runs trains nothing
+    write_json(kept / "seconds.json", spent)
+    found = analysed(kept)
+    values = {"wall_minutes": spent / 60, "goal_minutes": GOAL_MINUTES, "processes": PROCESSES, "chats": CHATS, **found}
+    record("schedule_sweep", [10, 0], values)
+    for loss in ("eval_loss", "train_loss"):
+        print(f"\n{loss}: {found[loss]['verdict']}")
+        matched = pd.DataFrame(found[loss]["matched"])
+        show("matched", matched[matched["by"] != "run"].drop(columns="loss"))
+        show("correlations", pd.DataFrame(found[loss]["correlations"]).drop(columns="given"))
