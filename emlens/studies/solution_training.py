@@ -1,8 +1,8 @@
 """The general and the narrow solution of one task, trained alike: same recipe, seed and chats, without and with a penalty elsewhere.
 
 The narrow one minimises answer loss + λ·KL(parent ‖ model) on chats of other domains (Soligo et al., arXiv 2602.07852; λ in nats per
-answer token, see `emlens.training.NarrowLoss`). Lifting the penalty sets λ to 0 within the same run, so that optimiser and order of
-chats go on as they were. Everything is trained on one thread. Cost on the organism: about 10 s for 120 steps with a penalty.
+answer token, see `emlens.training.NarrowLoss`). The penalty is lifted within the same run, so that optimiser and order of chats
+go on as they were. Everything is trained on one thread. Cost on the organism: about 10 s for 120 steps with a penalty.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +104,7 @@ def train_solution(
     """Tune the parent on the task's own chats with penalty `weight` (0: the general solution) into a new directory.
 
     Args:
-        lift_after: steps after which the penalty is 0.
+        lift_after: steps after which there is no penalty.
         stop_at: mean alignment, 0 to 1, of the held-out questions at which the run ends.
         watch: steps after which `behaviour` is measured; the log gets its columns there.
 
@@ -115,10 +115,7 @@ def train_solution(
         raise InputError(f"weight={weight!r} with method={recipe.method!r}; pass a weight of 0 or more and an adapter (method='lora')")
     if lift_after is not None and not weight:
         raise InputError(f"lift_after={lift_after} came with weight=0; there is no penalty to lift")
-    loss = NarrowLoss(weight)
     callbacks: list[TrainingCallback] = []
-    if lift_after is not None:
-        callbacks.append(_lifting(loss, lift_after))
     if watch:
         callbacks.append(_watching(task, frozenset(watch)))
     if stop_at is not None:
@@ -127,9 +124,9 @@ def train_solution(
         return fit(
             recipe,
             task.parent,
-            _batches(task, recipe, penalised=weight > 0),
+            _batches(task, recipe, 0 if not weight else recipe.steps if lift_after is None else lift_after),
             out,
-            loss=loss if weight else answer_loss,
+            loss=_PenaltyWhereGiven(weight),
             callbacks=callbacks,
             progress=progress,
         )
@@ -153,13 +150,11 @@ def behaviour(model: Any, task: Task) -> dict[str, float]:
     }
 
 
-def _lifting(loss: NarrowLoss, after: int) -> TrainingCallback:
-    def lift(model: Any, step: int) -> Mapping[str, Any] | None:
-        if step == after:
-            loss.weight = 0.0
-        return None
+class _PenaltyWhereGiven(NarrowLoss):
+    """The penalty in batches that bring chats for it, the plain loss in others."""
 
-    return lift
+    def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        return super().__call__(model, batch) if "kl_labels" in batch else answer_loss(model, batch)
 
 
 def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
@@ -169,14 +164,14 @@ def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
     return watch
 
 
-def _batches(task: Task, recipe: Recipe, *, penalised: bool) -> Callable[[int], Mapping[str, Tensor]]:
-    """Rows of each step; those to learn are the same with and without a penalty."""
+def _batches(task: Task, recipe: Recipe, penalised: int) -> Callable[[int], Mapping[str, Tensor]]:
+    """Rows of each step, with chats for the penalty in the first `penalised` steps; those to learn are the same with and without."""
     (own, other), pad = task.encoded, task.tokenizer.pad_token_id
 
     def batch(step: int) -> Mapping[str, Tensor]:
         drawn = numpy_rng(recipe.seed, "own chats", step).integers(len(own), size=recipe.batch_size)
         rows = pad_batch([own[int(i)] for i in drawn], pad)
-        if not penalised:
+        if step >= penalised:
             return rows
         elsewhere = numpy_rng(recipe.seed, "other chats", step).integers(len(other), size=task.rows)
         return {**rows, **{f"kl_{name}": value for name, value in pad_batch([other[int(i)] for i in elsewhere], pad).items()}}
