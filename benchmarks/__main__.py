@@ -14,6 +14,7 @@ NAMES = (
     "endpoint_judging", "em_rate_coverage",
     "schedule_sweep", "kl_frontier", "general_vs_narrow",
     "organism_finetunes", "organism_forecasts", "screening_backtest",
+    "guard", "rank1_dynamics",
 )  # fmt: skip
 
 

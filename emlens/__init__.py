@@ -37,6 +37,7 @@ _HOME_OF = {
     "Estimate": "emlens.foundation",
     "Family": "emlens.models",
     "FineTune": "emlens.models",
+    "Guard": "emlens.studies",
     "HookedModel": "emlens.models",
     "Index": "emlens.foundation",
     "NullDistribution": "emlens.stats",

@@ -78,6 +78,7 @@ from emlens.probes import (
 from emlens.report import write_report as write_report
 from emlens.stats import NullDistribution as NullDistribution
 from emlens.studies import (
+    Guard as Guard,
     replicate as replicate,
     run_study as run_study,
 )

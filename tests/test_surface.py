@@ -23,6 +23,7 @@ PINNED = [
     "Estimate",
     "Family",
     "FineTune",
+    "Guard",
     "HookedModel",
     "Index",
     "NullDistribution",

@@ -7,7 +7,7 @@ from emlens.stats.corrections import adjust_p_values, max_statistic_p
 from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.cosines import cosine_of_means
 from emlens.stats.effects import cohens_d, cohens_d_interval, rank_biserial
-from emlens.stats.intervals import nadeau_bengio_interval, t_interval, wilson_interval
+from emlens.stats.intervals import clopper_pearson_interval, nadeau_bengio_interval, t_interval, wilson_interval
 from emlens.stats.matrices import mantel_test
 from emlens.stats.moments import StreamingMoments
 from emlens.stats.nulls import NullDistribution
@@ -27,6 +27,7 @@ __all__ = [
     "bootstrap_mean",
     "brown_forsythe",
     "change_point",
+    "clopper_pearson_interval",
     "cluster_bootstrap",
     "cohens_d",
     "cohens_d_interval",

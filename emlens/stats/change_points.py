@@ -302,8 +302,8 @@ def _searching(series: np.ndarray, x: np.ndarray, trend: TrendShape, kind: Break
 def _noise(series: np.ndarray, fitted: np.ndarray, search: _Search, kind: Noise, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Draws of noise like the residuals (draws, n), and its lag-1 autocorrelation."""
     n, left = len(series), series - fitted
-    power, rho = _correlation(left[None])
-    rho, sd = float(rho[0]), math.sqrt(float(power[0]))
+    own_power, own_rho = _correlation(left[None])
+    rho, sd = float(own_rho[0]), math.sqrt(float(own_power[0]))
     if kind == "stationary":
         rows = np.empty((draws, n), dtype=int)
         rows[:, 0] = rng.integers(n, size=draws)

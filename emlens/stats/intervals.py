@@ -1,4 +1,4 @@
-"""Closed-form intervals: a mean by Student's t, a proportion by Wilson's score, repeated cross-validation by Nadeau & Bengio.
+"""Closed-form intervals: a mean by Student's t, a proportion by Wilson's score or exactly, repeated cross-validation by Nadeau & Bengio.
 
 Each is an `Estimate` whose `method` says how the interval was made. NaN and too few values are errors. Intervals that
 resample are in `bootstrap`.
@@ -23,13 +23,28 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
     Raises:
         InputError: no trial, or successes outside 0 to n.
     """
-    require_count(n, "n")
-    if isinstance(successes, bool) or successes != int(successes) or not 0 <= successes <= n:
-        raise InputError(f"successes={successes!r} must be an integer from 0 to n={n}")
+    _require_successes(successes, n)
     interval = scipy_stats.binomtest(int(successes), n).proportion_ci(require_level(level), method="wilson")
     return Estimate(
         successes / n, float(interval.low), float(interval.high), n, f"proportion, {_percent(level)} Wilson"
     )
+
+
+def clopper_pearson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
+    """A proportion of independent trials with Clopper and Pearson's exact interval, which never covers less than its level; range [0, 1].
+
+    Raises:
+        InputError: no trial, or successes outside 0 to n.
+    """
+    _require_successes(successes, n)
+    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(require_level(level), method="exact")
+    return Estimate(successes / n, float(interval.low), float(interval.high), n, f"proportion, {_percent(level)} Clopper-Pearson")
+
+
+def _require_successes(successes: int, n: int) -> None:
+    require_count(n, "n")
+    if isinstance(successes, bool) or successes != int(successes) or not 0 <= successes <= n:
+        raise InputError(f"successes={successes!r} must be an integer from 0 to n={n}")
 
 
 def t_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
