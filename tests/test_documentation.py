@@ -5,6 +5,7 @@ What needs a GPU, a cluster or a large model is marked, with its reason, and par
 
 import ast
 import re
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -113,3 +114,73 @@ def test_planted_faults_of_documentation_are_found(tmp_path: Path) -> None:
     ]
     assert faults[2].startswith("snippet does not parse")
     assert broken_links("[a](gone.md) [b](https://example.org/x) [c](#here)", tmp_path) == ["gone.md"]
+
+
+@cache
+def functions_of(file: Path) -> frozenset[str]:
+    if not file.is_file():
+        return frozenset()
+    return frozenset(node.name for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef))
+
+
+def ledger_faults(text: str, repository: Path) -> list[str]:
+    """Names of emlens, tests and evidence files in code marks that are not there."""
+    found = []
+    for mark in re.findall(r"`([^`\n]+)`", text):
+        if "<" in mark or "*" in mark or mark == "emlens.json":  # patterns, and a file beside an adapter
+            continue
+        if mark.startswith("tests/") and mark.count(".py") == 1:
+            path, _, name = mark.partition("::")
+            defined = functions_of(repository / path)
+            if not defined or (name and name not in defined):
+                found.append(f"no test {mark}")
+        elif mark.startswith("docs/evidence/") and not mark.endswith("/"):
+            if not (repository / mark).is_file():
+                found.append(f"no file {mark}")
+        elif re.fullmatch(r"emlens(\.\w+)+", mark) and not resolves(mark):
+            found.append(f"no name {mark}")
+    return found
+
+
+def resolves(dotted: str) -> bool:
+    """A public name, or a module."""
+    value: object = emlens
+    for part in dotted.split(".")[1:]:
+        listed = getattr(value, "__all__", None)
+        if (listed is not None and part not in listed) or not hasattr(value, part):
+            return (Path(emlens.__file__).parent.parent / dotted.replace(".", "/")).with_suffix(".py").is_file()
+        value = getattr(value, part)
+    return True
+
+
+def ledger_rows(text: str) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [row for row in rows if not set("".join(row)) <= set("-: ") and row[1:] != ["function", "test", "result"]]
+
+
+def test_the_papers_page_is_true(repository: Path) -> None:
+    text = (DOCS / "papers.md").read_text("utf-8")
+    assert ledger_faults(text, repository) == []
+    rows = ledger_rows(text)
+    assert len(rows) > 60 and {len(row) for row in rows} == {4}
+    for claim, function, test, result in rows:
+        assert claim and result, claim
+        assert "`emlens." in function and "`tests/" in test, claim
+    for paper in ("2606.20814", "2502.17424", "2506.11613", "2506.11618", "2602.07852", "2507.21509", "2406.11717", "2508.06249"):
+        assert paper in text
+
+
+def test_planted_faults_of_a_ledger_are_found(repository: Path) -> None:
+    planted = "`emlens.capture` `emlens.stats.gone` `emlens.gone` `docs/evidence/gone.json` `tests/test_surface.py::test_gone` `tests/gone.py` `x`"
+    assert ledger_faults(planted, repository) == [
+        "no name emlens.stats.gone",
+        "no name emlens.gone",
+        "no file docs/evidence/gone.json",
+        "no test tests/test_surface.py::test_gone",
+        "no test tests/gone.py",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_tests_that_a_page_names_are_there(page: str, repository: Path) -> None:
+    assert ledger_faults((DOCS / page).read_text("utf-8"), repository) == []
