@@ -28,6 +28,7 @@ from emlens.training.publishing import publishing_directory, quiet, save_model
 from emlens.training.recipes import Recipe
 from emlens.training.resuming import Snapshots, resume_directory
 from emlens.training.stopping import TrainingCallback
+from emlens.training.streams import SteeredModel
 
 SIDECAR = "emlens.json"
 LOG = "training_log.csv"
@@ -97,6 +98,8 @@ def fit(
 
     if keep_every is not None and (recipe.method != "lora" or keep_every < 1):
         raise InputError(f"keep_every={keep_every} with method={recipe.method!r}; pass 1 or more, and method='lora': only adapters are kept")
+    if recipe.method == "steering" and (save_dtype is not None or wrap is not None):
+        raise InputError("method='steering' saves vectors as they are and wraps the model itself; drop save_dtype and wrap")
     if resume_every is not None and resume_every < 1:
         raise InputError(f"resume_every={resume_every} must be 1 or more")
     out = Path(out)
@@ -125,6 +128,8 @@ def fit(
     with trainer.seeded(recipe.seed, "fit"), quiet(), _scratch(out, resume_every) as scratch:
         if recipe.method == "lora":
             model = with_adapter(recipe, model, parent_name)
+        if recipe.method == "steering":
+            model = SteeredModel(model, recipe.layers_to_transform or ())
         trained = model if wrap is None else wrap(model)
         before = _snapshot(model)
         keeper = [] if keep_every is None else [KeptAdapters(keep_every, scratch / "kept")]
@@ -141,7 +146,10 @@ def fit(
         model.config.use_cache = use_cache
         log = pd.DataFrame(rows)
         with publishing_directory(out) as staging:
-            save_model(model, staging, save_dtype, tokenizer if recipe.method == "full" else None)
+            if recipe.method == "steering":
+                model.save(staging)
+            else:
+                save_model(model, staging, save_dtype, tokenizer if recipe.method == "full" else None)
             for kept in keeper:
                 kept.publish(staging, len(log), save_dtype)
             log.to_csv(staging / LOG, index=False)
