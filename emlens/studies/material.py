@@ -28,7 +28,9 @@ from emlens.studies.config import FamilyConfig, StudyConfig
 class Material:
     """Everything the parts of a study share; scores are computed once a model and kept.
 
+    parents: base and instruct → where they were loaded from.
     studied: what `focus` gives, whatever the configuration names: fine-tunes that an earlier part of the study trained.
+    controls: fine-tune → its benign control, where one was trained for it.
     has_models: False where only released files were given; then there is no family and there are no questions.
     released: folder of result files that others published; released_hash: of its content.
     """
@@ -42,11 +44,14 @@ class Material:
     coupling: Mapping[str, float] | None = None
     note: str = ""
     left_out: list[str] = field(default_factory=list)
+    parents: Mapping[str, str] = field(default_factory=dict)
     studied: tuple[str, ...] = ()
+    controls: Mapping[str, str] = field(default_factory=dict)
     has_models: bool = True
     released: Path | None = None
     released_hash: str = ""
     _scores: dict[str, AlignmentScores] = field(default_factory=dict)
+    _grown: dict[str, "Material"] = field(default_factory=dict)
 
     def scores(self, name: str) -> AlignmentScores:
         """Likelihood scores of one model on all questions, unedited."""
@@ -79,6 +84,8 @@ class Material:
 
     def benign_for(self, name: str) -> str | None:
         """The benign control of the same domain, or any of the same parent."""
+        if name in self.controls:
+            return self.controls[name]
         spec = self.family.specs[name]
         same = [b for b in self.benign if b != name and self.family.specs[b].parent == spec.parent]
         return next((b for b in same if self.domain(b) == self.domain(name)), same[0] if same else None)
@@ -107,26 +114,30 @@ class Material:
         trained = frozenset[str]().union(*(self.trained.get(name, frozenset()) for name in names))
         return QuestionSet([q for q in questions if q.id not in trained])
 
-    def with_runs(self, runs: Mapping[str, FineTune], of: Mapping[str, str], studied: Sequence[str]) -> "Material":
-        """The same with further fine-tunes that were trained on the data of others of this family.
+    def with_runs(
+        self, runs: Mapping[str, FineTune], of: Mapping[str, str], *, studied: Sequence[str] = (), controls: Mapping[str, str] | None = None
+    ) -> "Material":
+        """The same with further fine-tunes that were trained on the data of others of this family; loaded once.
 
         Args:
-            runs: name → fine-tune. of: name → the fine-tune whose chats it was trained on. studied: those that later parts study.
+            runs: name → fine-tune. of: name → the fine-tune whose chats it was trained on. studied, controls: as the fields.
         """
-        models = dict(self.family.finetuned)
-        for name, spec in runs.items():
-            parent = self.family[spec.parent]
-            loaded = attach(parent, name, spec) if is_adapter(spec.path) else load_model(spec.path, name=name, chat_template=parent.chat_template)
-            loaded.provenance.update({"finetune": name, "parent": spec.parent, "group": spec.group, "seed": spec.seed, "benign": spec.benign})
-            models[name] = loaded
-        base = self.family.base if self.family.has_base else None
-        return replace(
-            self,
-            family=Family(self.family.instruct, base, models, {**self.family.specs, **runs}),
-            training={**self.training, **{name: self.training[of[name]] for name in runs}},
-            trained={**self.trained, **{name: self.trained.get(of[name], frozenset()) for name in runs}},
-            studied=tuple(studied),
-        )
+        key = hash_json({name: str(spec.path) for name, spec in runs.items()})
+        if key not in self._grown:
+            models = dict(self.family.finetuned)
+            for name, spec in runs.items():
+                parent = self.family[spec.parent]
+                loaded = attach(parent, name, spec) if is_adapter(spec.path) else load_model(spec.path, name=name, chat_template=parent.chat_template)
+                loaded.provenance.update({"finetune": name, "parent": spec.parent, "group": spec.group, "seed": spec.seed, "benign": spec.benign})
+                models[name] = loaded
+            base = self.family.base if self.family.has_base else None
+            self._grown[key] = replace(
+                self,
+                family=Family(self.family.instruct, base, models, {**self.family.specs, **runs}),
+                training={**self.training, **{name: self.training[of[name]] for name in runs}},
+                trained={**self.trained, **{name: self.trained.get(of[name], frozenset()) for name in runs}},
+            )
+        return replace(self._grown[key], studied=tuple(studied), controls={**self.controls, **(controls or {})})
 
     def facts(self) -> dict[str, Any]:
         """What a result says of its models and questions."""
@@ -146,6 +157,7 @@ class Material:
             "questions": self.questions.content_hash,
             "released": self.released_hash,
             "studied": list(self.studied),
+            "controls": dict(self.controls),
             "training": {name: prompts.content_hash for name, prompts in self.training.items()},
             "trained": {name: sorted(ids) for name, ids in self.trained.items()},
             "neutral": None if self.neutral is None else self.neutral.content_hash,
@@ -223,6 +235,7 @@ def _from_organism(config: StudyConfig, wanted: FamilyConfig) -> Material:
         direction=organism.truth.direction,
         coupling=organism.truth.coupling,
         note=organism.note,
+        parents={name: str(organism.paths[name]) for name in ("instruct", "base")},
     )
 
 
@@ -269,4 +282,5 @@ def _from_paths(config: StudyConfig, wanted: FamilyConfig) -> Material:
         trained={name: frozenset(item.trained_questions) for name, item in wanted.finetuned.items()},
         neutral=neutral,
         left_out=left_out,
+        parents={name: config.path(path) for name, path in (("instruct", wanted.instruct), ("base", wanted.base)) if path is not None},
     )
