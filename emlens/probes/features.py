@@ -31,15 +31,20 @@ class Features(ABC):
 
     name: str
     family_free: bool = False
-    centred: bool = False
-    """Whether training matrices come with column means of 0."""
+    near_centre: bool = False
+    """Whether the columns of training matrices have means that are small beside their spread."""
 
     @abstractmethod
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         """(training row, feature) and (test row, feature), fitted on `train` alone."""
 
-    def pairs(self, folds: Sequence[Fold]) -> Iterator[tuple[Array, Array]]:
-        """`split` of every fold in turn; use a pair before asking for the next."""
+    def pairs(self, folds: Sequence[Fold], orders: Sequence[Rows]) -> Iterator[tuple[Array, Array]]:
+        """`split` of every fold in turn; use a pair before asking for the next.
+
+        Args:
+            orders: for each fold, an order of its rows in which training and test rows are few runs; folds that come one after
+                the other should share it.
+        """
         for train, test in folds:
             yield self.split(train, test)
 
@@ -51,7 +56,7 @@ class MatrixFeatures(Features):
         values: (row, feature); a tensor is converted when it is read, so that a grid of them costs no second copy.
     """
 
-    centred = True
+    near_centre = True
 
     def __init__(self, name: str, values: Array | Float[Tensor, "row feature"], *, family_free: bool = False):
         finite = bool(values.isfinite().all()) if isinstance(values, Tensor) else bool(np.isfinite(values).all())
@@ -68,34 +73,47 @@ class MatrixFeatures(Features):
         values = self.values
         return standardise(values[train], values[test])
 
-    def pairs(self, folds: Sequence[Fold]) -> Iterator[tuple[Array, Array]]:
-        """The same matrices, to rounding; means and variances of all folds come from two matrix products.
+    def pairs(self, folds: Sequence[Fold], orders: Sequence[Rows]) -> Iterator[tuple[Array, Array]]:
+        """The same matrices but for a small common offset of each column, which no intercept sees.
 
-        Both lie in memory that the next pair overwrites.
+        Means and variances of all folds come from two matrix products, and scaling is one pass over rows laid out in order.
+        Both matrices lie in memory that the next pair overwrites.
         """
         values = self.values
         mean, scale = mean_and_scale(values)
-        x = (values - mean) * (1 / scale)  # without offset and scale, sums of squares keep their digits
+        x = values - mean
+        x *= 1 / scale  # without offset and scale, sums of squares keep their digits
         share = np.zeros((len(folds), len(x)))
         for number, (train, _) in enumerate(folds):
             share[number, train] = 1 / len(train)
-        means, squares = share @ x, share @ (x * x)
-        variances = squares - means**2
+        squares = share @ (x * x)
+        variances = squares - (share @ x) ** 2
         unsure = variances <= CANCELLED * squares
         with np.errstate(divide="ignore", invalid="ignore"):
             factors = np.where(unsure, 0.0, 1 / np.sqrt(variances))
         room = [np.empty((max(map(len, side), default=0), x.shape[1])) for side in zip(*folds, strict=True)]
+        laid, place, order = np.empty_like(x), np.arange(len(x)), None
         for number, (train, test) in enumerate(folds):
-            found = []
-            for rows, memory in zip((train, test), room, strict=True):
-                part = np.take(x, rows, axis=0, out=memory[: len(rows)], mode="clip")  # other modes buffer the output
-                part -= means[number]
-                part *= factors[number]
-                found.append(part)
+            if order is not orders[number]:
+                order = orders[number]
+                np.take(x, order, axis=0, out=laid[: len(order)], mode="clip")  # other modes buffer the output
+                place[order] = np.arange(len(order))
+            found = [_scaled_rows(laid, place[rows], factors[number], memory) for rows, memory in zip((train, test), room, strict=True)]
             anew = np.flatnonzero(unsure[number])
             if len(anew):
                 found[0][:, anew], found[1][:, anew] = standardise(values[np.ix_(train, anew)], values[np.ix_(test, anew)])
             yield found[0], found[1]
+
+
+def _scaled_rows(rows: Array, wanted: Rows, factors: Array, out: Array) -> Array:
+    """`rows[wanted] * factors`, a run of neighbouring rows at a time."""
+    ends = [*(np.flatnonzero(wanted[1:] != wanted[:-1] + 1) + 1), len(wanted)]
+    start = 0
+    for end in ends:
+        first = wanted[start]
+        np.multiply(rows[first : first + end - start], factors, out=out[start:end])
+        start = end
+    return out[:start]
 
 
 class TextFeatures(Features):
@@ -160,7 +178,7 @@ class RepeatedFeatures(Features):
     """
 
     def __init__(self, features: Features, index: Sequence[int] | Rows):
-        self.name, self.family_free, self.centred = features.name, features.family_free, features.centred
+        self.name, self.family_free, self.near_centre = features.name, features.family_free, features.near_centre
         self._features, self._index = features, np.asarray(index, dtype=np.int64)
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:

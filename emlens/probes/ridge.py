@@ -35,24 +35,25 @@ def mean_and_scale(rows: Array) -> tuple[Array, Array]:
 class RidgePath:
     """Ridge with an intercept from one training set to one test set, at every penalty.
 
-    Minimises Σ_i w_i (y_i − b − x_i·β)² + α‖β‖²; the intercept is not penalised.
+    Minimises Σ_i w_i (y_i − b − x_i·β)² + α‖β‖²; the intercept is not penalised. With more features than rows it is eliminated
+    in the solve: with A = XXᵀ + α, β = Xᵀu, u = A⁻¹(y − b), and b such that u sums to 0.
 
     Args:
         train, test: (row, feature), scaled already.
         weights: one a training row; 1 where None.
-        centred: the columns' training mean is 0 already and need not be taken out (unweighted only).
+        near_centre: training means are small beside the columns' spread, so taking them out first would gain no digits.
     """
 
-    def __init__(self, train: Array, test: Array, weights: Array | None = None, *, centred: bool = False):
+    def __init__(self, train: Array, test: Array, weights: Array | None = None, *, near_centre: bool = False):
         n = len(train)
+        self._wide = train.shape[1] >= n
         self._shares = np.full(n, 1 / n) if weights is None else weights / weights.sum()
-        if not centred or weights is not None:
+        if not (near_centre and self._wide and weights is None):
             centre = self._shares @ train
             train, test = train - centre, test - centre
-        self._root = None if weights is None else np.sqrt(weights)
-        self._train = train if self._root is None else train * self._root[:, None]
+        self._root = np.ones(n) if weights is None else np.sqrt(weights)
+        self._train = train if weights is None else train * self._root[:, None]
         self._test = test
-        self._wide = train.shape[1] >= n
         gram = self._train @ self._train.T if self._wide else self._train.T @ self._train
         self._m = len(gram)
         packed, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(gram.T, lower=1, lwork=8 * self._m, overwrite_a=1)
@@ -62,16 +63,22 @@ class RidgePath:
 
     def predict(self, targets: Array, alphas: Sequence[float]) -> Array:
         """Predictions (alpha, test row, target) from targets (training row, target)."""
-        if targets.shape[1] * len(alphas) > len(self._test):
-            found = self.operators(alphas).reshape(-1, len(targets)) @ targets
-            return found.reshape(len(alphas), len(self._test), targets.shape[1])
+        count = targets.shape[1]
+        if count * len(alphas) > len(self._test):
+            return (self.operators(alphas).reshape(-1, len(targets)) @ targets).reshape(len(alphas), len(self._test), count)
         offset = self._shares @ targets
-        moved = targets - offset if self._root is None else (targets - offset) * self._root[:, None]
-        inside = self._rotated(moved if self._wide else self._train.T @ moved, "T")
-        solved = self._rotated(np.hstack([self._solved(inside, alpha) for alpha in alphas]), "N")
-        weights = solved.T @ self._train if self._wide else solved.T
-        found = (self._test @ weights.T).reshape(len(self._test), len(alphas), -1)
-        return found.transpose(1, 0, 2) + offset
+        moved = (targets - offset) * self._root[:, None]
+        inside = self._rotated(np.hstack([moved, self._root[:, None]]) if self._wide else self._train.T @ moved, "T")
+        solved = [self._solved(inside, alpha) for alpha in alphas]
+        intercepts = np.zeros((len(alphas), 1, count))
+        if self._wide:
+            sums = np.stack([inside[:, -1] @ one for one in solved])
+            intercepts = sums[:, None, :-1] / sums[:, None, -1:]
+            solved = [one[:, :-1] - one[:, -1:] * b for one, b in zip(solved, intercepts, strict=True)]
+        duals = self._rotated(np.hstack(solved), "N")
+        weights = duals.T @ self._train if self._wide else duals.T
+        found = (self._test @ weights.T).reshape(len(self._test), len(alphas), count)
+        return found.transpose(1, 0, 2) + (offset + intercepts)
 
     def predict_chosen(self, targets: Array, alphas: Sequence[float], chosen: NDArray[np.intp]) -> Array:
         """Predictions (test row, target), each target with the penalty whose number `chosen` (target) gives."""
@@ -84,23 +91,25 @@ class RidgePath:
     def operators(self, alphas: Sequence[float]) -> Array:
         """(alpha, test row, training row): the linear maps from training targets to predictions."""
         q, left = self._q_and_left
-        solved = np.concatenate([self._solved(left, alpha).T for alpha in alphas])
-        maps = solved @ q.T
+        solved = np.concatenate([self._solved(left, alpha).T for alpha in alphas]) @ q.T
         if not self._wide:
-            maps = maps @ self._train.T
-        if self._root is not None:
-            maps *= self._root
-        maps += (1 - maps.sum(1))[:, None] * self._shares  # the intercept: a constant target is predicted by itself
-        return maps.reshape(len(alphas), len(self._test), -1)
+            solved = solved @ self._train.T
+        maps = (solved * self._root).reshape(len(alphas), -1, len(self._root))
+        if self._wide:
+            own, maps = maps[:, -1], maps[:, :-1]
+            own = own / own.sum(1, keepdims=True)
+        else:
+            own = np.broadcast_to(self._shares, (len(alphas), len(self._root)))
+        return maps + (1 - maps.sum(2, keepdims=True)) * own[:, None]  # a constant target is predicted by itself
 
     @cached_property
     def _q_and_left(self) -> tuple[Array, Array]:
-        """Q, and Qᵀ times what leads to the test rows, (m, test row)."""
+        """Q, and Qᵀ times what leads to the test rows, (m, test row), with the intercept's column after them where wide."""
         q = np.zeros((self._m, self._m), order="F")
         q[0, 0] = 1.0
         if self._m > 1:
             q[1:, 1:] = lapack.dorgqr(self._reflectors, self._tau, lwork=64 * self._m)[0]
-        left = self._test @ self._train.T if self._wide else self._test
+        left = np.vstack([self._test @ self._train.T, self._root]) if self._wide else self._test
         return q, np.asfortranarray(q.T @ left.T)
 
     def _rotated(self, columns: Array, side: str) -> Array:

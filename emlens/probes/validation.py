@@ -63,11 +63,14 @@ def outer_folds(labels: Sequence[object], n_folds: Count, repeats: int, seed: in
 
 
 def inner_pairs(labels: Sequence[object], fold: OuterFold, number: int, n_folds: int, seed: int) -> list[Fold]:
-    """(fit, held-out) rows inside the training rows of an outer fold; labels stay together here too."""
+    """(fit, held-out) rows inside the training rows of an outer fold; labels stay together here too.
+
+    Rows to fit come in the order of the other held-out sets, so that those sets laid one after the other hold them in two runs.
+    """
     own = [labels[i] for i in fold.train]
     count = min(n_folds, len(set(map(str, own))))
-    held = grouped_folds(own, count, seed, f"inner {number}")
-    return [(np.setdiff1d(fold.train, fold.train[rows]), fold.train[rows]) for rows in held]
+    held = [fold.train[rows] for rows in grouped_folds(own, count, seed, f"inner {number}")]
+    return [(np.concatenate([*held[:k], *held[k + 1 :]]), held[k]) for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,14 @@ def nested_ridge(
     """
     inner = _inner(labels, folds, inner_folds, seed, len(alphas) * len(candidates))
     best = _Best(candidates, targets, folds, kept)
-    pairs = [pair for fold, own in zip(folds, inner, strict=True) for pair in (*own, (fold.train, fold.test))]
+    whole = [np.concatenate([held for _, held in own]) if own else fold.train for fold, own in zip(folds, inner, strict=True)]
+    pairs, orders = [], []
+    for fold, own, train in zip(folds, inner, whole, strict=True):
+        pairs += [*own, (train, fold.test)]
+        orders += [np.concatenate([train, fold.test])] * (len(own) + 1)
     for c, features in enumerate(candidates):
-        matrices = features.pairs(pairs)
-        for number, (fold, own) in enumerate(zip(folds, inner, strict=True)):
+        matrices = features.pairs(pairs, orders)
+        for number, (own, train) in enumerate(zip(inner, whole, strict=True)):
             error = np.zeros((len(alphas), targets.shape[1]))
             for fit, held in own:
                 path = _path(features, matrices, weights, fit)
@@ -159,7 +166,7 @@ def nested_ridge(
                 gap -= targets[held]
                 error += np.einsum("art,art->at", gap, gap) if weights is None else np.einsum("art,art,r->at", gap, gap, weights[held])
             setting = error.argmin(0)
-            predicted = _path(features, matrices, weights, fold.train).predict_chosen(targets[fold.train], alphas, setting)
+            predicted = _path(features, matrices, weights, train).predict_chosen(targets[train], alphas, setting)
             best.offer(number, c, error.min(0), setting, predicted)
     return best.result()
 
@@ -207,7 +214,7 @@ def _inner(labels: Sequence[object], folds: Sequence[OuterFold], n_folds: int, s
 
 def _path(features: Features, matrices: Iterator[tuple[Array, Array]], weights: Array | None, train: Rows) -> RidgePath:
     a, b = next(matrices)
-    return RidgePath(a, b, None if weights is None else weights[train], centred=features.centred)
+    return RidgePath(a, b, None if weights is None else weights[train], near_centre=features.near_centre)
 
 
 def training_means(targets: Array, folds: Sequence[OuterFold], weights: Array | None = None) -> Array:

@@ -6,7 +6,10 @@ import pytest
 
 from emlens.data import AlignmentScores
 from emlens.foundation.errors import InputError
-from emlens.probes import Forecast, forecast, predict_alignment
+from emlens.foundation.estimate import Estimate
+from emlens.probes import Forecast, predict_alignment, predict_alignments
+from emlens.probes.features import JoinedFeatures, MatrixFeatures
+from emlens.probes.shuffles import shuffled_targets
 
 QUICK: dict[str, Any] = {"folds": 4, "inner_folds": 3, "repeats": 1, "permutations": 0}
 
@@ -23,7 +26,7 @@ def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) ->
     cells = {("resid_post.0", "last_prompt"): rng.standard_normal((300, 5)), ("resid_post.1", "last_prompt"): x}
     acts = make(cells)
     found = predict_alignment(
-        acts, scores_of(acts, y), texts={q: "same words" for q in acts.ids}, **{**QUICK, "permutations": 39}
+        acts, scores_of(acts, y), texts={q: f"the same words {q}" for q in acts.ids}, **{**QUICK, "permutations": 39}
     )
     oracle = 1 - ((y - 50 - signal) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     assert oracle == pytest.approx(0.8, abs=0.05)
@@ -127,17 +130,11 @@ def test_the_null_repeats_what_the_forecast_does(make: Any) -> None:
     acts = make(rng.standard_normal((24, 4)))
     y = rng.uniform(0, 100, 24)
     found = predict_alignment(acts, scores_of(acts, y), **{**QUICK, "permutations": 3})
-    shuffled = forecast._shuffled(y, acts.ids, 3, 0)
+    shuffled = shuffled_targets(y, acts.ids, acts.groups, "question", 3, 0)
     again = sorted(predict_alignment(acts, scores_of(acts, s), **QUICK).r2.value for s in shuffled)
     assert found.null is not None
     np.testing.assert_allclose(found.null.draws, again)
     assert np.isnan(predict_alignment(acts, scores_of(acts, y), **QUICK).p_value)
-
-
-def test_shuffles_keep_phrasings_together() -> None:
-    y = np.array([1.0, 1, 2, 2, 3, 3])
-    for shuffled in forecast._shuffled(y, ["a", "a", "b", "b", "c", "c"], 5, 0):
-        assert (shuffled[::2] == shuffled[1::2]).all() and sorted(shuffled) == sorted(y)
 
 
 def test_with_domains_held_out_the_domain_baseline_is_the_mean(make: Any) -> None:
@@ -172,27 +169,114 @@ def test_scores_come_as_mapping_series_or_alignment_scores_of_one_model(make: An
     assert values[0] == values[1] == values[2] != predict_alignment(acts, table, model="other", **QUICK).r2.value
 
 
-@pytest.mark.parametrize("estimator", ["lasso", "forest"])
-def test_other_estimators_have_no_permutation_null(make: Any, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn import ensemble
-
-    few = ensemble.RandomForestRegressor
-    monkeypatch.setattr(ensemble, "RandomForestRegressor", lambda **named: few(**{**named, "n_estimators": 5}))
+@pytest.mark.parametrize("estimator", ["pcr", "tree"])
+def test_other_estimators_shuffle_only_when_asked(make: Any, estimator: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40, 3))
     acts = make(x)
+    scores = scores_of(acts, 50 + 10 * x[:, 0])
+    quick: dict[str, Any] = {"folds": 2, "inner_folds": 2, "repeats": 1}
+    found = predict_alignment(acts, scores, estimator=estimator, **quick)
+    assert found.null is None and np.isnan(found.p_value) and found.by_site["p_max"].isna().all() and found.r2.value > 0.3
+    asked = predict_alignment(acts, scores, estimator=estimator, permutations=3, **quick)
+    assert asked.null is not None and len(asked.null.draws) == 3 and asked.p_value == 0.25 and asked.estimator == estimator
+    assert asked.r2 == found.r2
+
+
+def test_several_fine_tunes_at_once_are_the_same_forecasts_one_by_one(make: Any) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((36, 5))
+    acts = make({("resid_post.0", "last_prompt"): x, ("resid_post.1", "last_prompt"): rng.standard_normal((36, 5))})
+    tunes = {"a": scores_of(acts, 50 + 5 * x[:, 0] + rng.standard_normal(36)), "b": scores_of(acts, rng.uniform(0, 100, 36))}
+    options = {**QUICK, "permutations": 7}
+    both = predict_alignments(acts, tunes, **options)
+    assert list(both) == ["a", "b"] and both["a"].r2.value > 0.7 > both["b"].r2.value
+    for name, scores in tunes.items():
+        alone = predict_alignment(acts, scores, **options)
+        pd.testing.assert_frame_equal(both[name].predictions, alone.predictions, rtol=1e-9)
+        pd.testing.assert_frame_equal(both[name].by_site, alone.by_site, rtol=1e-9)
+        assert both[name].chosen == alone.chosen and both[name].p_value == alone.p_value
+    with pytest.raises(InputError, match="scores is empty; pass the scores of at least one fine-tune"):
+        predict_alignments(acts, {}, **QUICK)
+
+
+def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(make: Any) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((200, 2))
+    logit = 4 * x[:, 0]
+    scores = 100 / (1 + np.exp(-logit))
+    acts = make(x)
+    plain, made = (predict_alignment(acts, scores_of(acts, scores), target=t, clamp=0.01, **QUICK) for t in ("score", "logit"))
+    assert made.r2.value > 0.98 > plain.r2.value + 0.02  # linear in logits, not in scores
+    inside = np.abs(logit) < 9
+    np.testing.assert_allclose(made.predictions["target"][inside], logit[inside], atol=1e-9)
+    assert made.predictions["target"].abs().max() <= np.log(99.99 / 0.01) + 1e-9
+    assert (plain.target, made.target) == ("score", "logit, clamped 0.01 from the ends")
+    assert made.calibration.slope.low < 1 < made.calibration.slope.high
+
+
+def test_weights_take_out_what_was_measured_badly(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((80, 3))
+    y = 50 + 4 * x[:, 0]
+    bad = np.arange(80) % 2 == 0
+    noisy = np.where(bad, y + 40 * rng.standard_normal(80), y)
+    acts = make(x)
+    weights = dict(zip(acts.ids, np.where(bad, 1e-3, 1.0).tolist(), strict=True))
+    plain = predict_alignment(acts, scores_of(acts, noisy), **QUICK)
+    weighed = predict_alignment(acts, scores_of(acts, noisy), weights=weights, **QUICK)
+
+    def error(found: Forecast) -> float:
+        return float(((found.predictions["predicted"] - y)[~bad] ** 2).mean())
+
+    assert error(weighed) < 0.05 * error(plain)
+
+
+def test_candidates_may_be_any_feature_sets(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 4))
+    acts = make(rng.standard_normal((60, 4)))
+    joined = JoinedFeatures([MatrixFeatures("a", x[:, :2]), MatrixFeatures("b", x[:, 2:])])
+    found = predict_alignment(acts, scores_of(acts, 50 + 3 * x[:, 0] + 3 * x[:, 3]), features=[joined], **QUICK)
+    assert found.r2.value > 0.9 and set(found.chosen) == {"a + b"}
+    assert found.by_site[["site", "position"]].to_numpy().tolist() == [["a + b", ""]]
+    with pytest.raises(InputError, match="sites=.'resid_post.0'. came with features; pass one of them"):
+        predict_alignment(acts, scores_of(acts, x[:, 0]), sites=["resid_post.0"], features=[joined], **QUICK)
+
+
+def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 4))
+    acts, other = make(rng.standard_normal((60, 4))), make(x)
+    y = 50 + 3 * x[:, 0]
+    found = predict_alignment(acts, scores_of(acts, y), other_parent=other, numbers={"P(harmful)": scores_of(acts, -y)}, **QUICK)
+    assert found.baseline_r2["other parent"].value > 0.9 and found.gain_over["other parent"].high < 0
+    assert found.baseline_r2["P(harmful)"].value > 0.99
+    with pytest.raises(InputError, match="features of 'acts' and 'other_parent' are identical numbers"):
+        predict_alignment(acts, scores_of(acts, y), other_parent=acts, **QUICK)
+
+
+def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 2))
+    acts = make(x, groups=[f"g{i % 6}" for i in range(30)])
+    ceiling = Estimate(0.9, 0.8, 0.95, 30, "given")
     found = predict_alignment(
-        acts,
-        scores_of(acts, 50 + 10 * x[:, 0]),
-        estimator=estimator,
-        folds=2,
-        inner_folds=2,
-        repeats=1,
-        permutations=50,
+        acts, scores_of(acts, 50 + x[:, 0]), groups="group", folds="all", inner_folds=2, repeats=3, permutations=0, ceiling=ceiling
     )
-    assert (
-        found.null is None and np.isnan(found.p_value) and found.by_site["p_max"].isna().all() and found.r2.value > 0.3
-    )
+    assert found.r2_fold_mean.n == 6 and found.ceiling == ceiling and found.r2.value > 0.9
+    alone = predict_alignment(acts, scores_of(acts, np.r_[np.zeros(29), 1.0]), folds="all", inner_folds=2, permutations=0)
+    assert not alone.r2_fold_mean.defined and "no R²" in alone.r2_fold_mean.method
+
+
+def test_shuffles_follow_what_is_held_out(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    acts = make(rng.standard_normal((24, 3)), groups=[f"g{i // 6}" for i in range(24)])
+    scores = scores_of(acts, rng.uniform(0, 100, 24))
+    options = {**QUICK, "permutations": 5}
+    assert predict_alignment(acts, scores, **options).shuffle == "question"
+    assert predict_alignment(acts, scores, groups="group", **options).shuffle == "group"
+    assert predict_alignment(acts, scores, shuffle="within", **options).shuffle == "within"
 
 
 def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
@@ -220,7 +304,15 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
         with pytest.raises(InputError, match=match):
             predict_alignment(acts, given, **{**QUICK, **options})
 
-    refused("estimator 'svm' is unknown; pass one of ridge, lasso, forest", estimator="svm")
+    refused("estimator 'svm' is unknown; pass one of ridge, ridge1, lasso, elastic_net, pcr, ols, forest, tree", estimator="svm")
+    refused("target='odds' is unknown; pass 'score' or 'logit'", target="odds")
+    refused("clamp=50.0 must lie between 0 and half the scale's width, 50", target="logit", clamp=50.0)
+    refused("score 120 lies outside the scale 0 to 100", target="logit", given={**scores, "q0": 120.0})
+    refused("clamp=20 makes the aligned score the same for every row", target="logit", clamp=20.0)
+    refused("weights has 0.0 for row 'q0'; pass a positive weight", weights={**scores, "q0": 0.0})
+    refused("weights has nan for row 'q0'; pass a positive weight", weights={"q1": 1.0})
+    refused("duplicates='drop' is unknown; pass one of refuse, group, allow", duplicates="drop")
+    refused("settings is empty; pass at least one mapping", settings=[])
     refused(
         "row 'q11' has no aligned score; score every question, or select",
         given={q: v for q, v in scores.items() if q != "q11"},
