@@ -1,4 +1,7 @@
-"""`python -m benchmarks` runs every measurement; `python -m benchmarks NAME ...` some."""
+"""`python -m benchmarks` runs every measurement, `python -m benchmarks NAME ...` some; then the tables of the docs are drawn anew.
+
+`python -m benchmarks tables` only draws them.
+"""
 
 import sys
 from importlib import import_module
@@ -15,16 +18,19 @@ NAMES = (
     "schedule_sweep", "kl_frontier", "general_vs_narrow",
     "organism_finetunes", "organism_forecasts", "screening_backtest",
     "guard", "rank1_dynamics",
+    "defences", "training_resume",
 )  # fmt: skip
 
 
 def main() -> None:
     asked = sys.argv[1:] or list(NAMES)
-    unknown = [name for name in asked if name not in NAMES]
+    unknown = [name for name in asked if name not in (*NAMES, "tables")]
     if unknown:
-        raise SystemExit(f"unknown measurement {unknown[0]!r}; there are: {', '.join(NAMES)}")
+        raise SystemExit(f"unknown measurement {unknown[0]!r}; there are: {', '.join(NAMES)}, tables")
     for name in asked:
-        import_module(f"benchmarks.{name}").main()
+        if name != "tables":
+            import_module(f"benchmarks.{name}").main()
+    import_module("benchmarks.tables").main()
 
 
 main()
