@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import torch
 
 from benchmarks.organism_finetunes import Corpus, corpus, stages
 from benchmarks.organism_worlds import KEPT, SEEDS
@@ -19,6 +20,7 @@ from benchmarks.records import EVIDENCE, record
 from emlens.activations import Activations, capture
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line
 from emlens.organisms import PLANTED
 from emlens.organisms.growing import training_prompts
 from emlens.probes import Forecaster
@@ -70,7 +72,7 @@ def told(pairs: pd.DataFrame, benign: Sequence[str], below: Sequence[float] = (3
     return pd.DataFrame(rows)
 
 
-def unseen(found: Corpus, domain: str, held: Sequence[str], level: float = 0.9) -> dict[str, Any]:
+def unseen(found: Corpus, domain: str, held: Sequence[str], levels: Sequence[float] = (0.8, 0.9)) -> list[dict[str, Any]]:
     """A fit without fine-tunes of one domain and without some domains of questions, tried on just those."""
     organism = found.organism
     parent, past = organism.family.instruct, past_runs(found, (domain,))
@@ -79,23 +81,17 @@ def unseen(found: Corpus, domain: str, held: Sequence[str], level: float = 0.9) 
     fitted = fit_screening(parent, kept, found.aligned.loc[kept.ids, list(past)], past)
     acts = capture(parent, new, positions=list(POSITIONS), progress=False)
     tested = {name: run for name, run in past_runs(found).items() if name not in past}
-    inside, widths, refused = [], [], 0.0
+    rows = []
     for name, run in tested.items():
-        table = fitted.predict_table(acts, context=file_context(parent, run.training, None), level=level, allow=("far", "shift"))  # type: ignore[arg-type]
-        observed = found.aligned.loc[table["id"], name].to_numpy()
-        inside.append(float(((table["low"] <= observed) & (observed <= table["high"])).mean()))
-        widths.append(float((table["high"] - table["low"]).mean()))
-        refused = float((table["distance"] > fitted.bound).mean())
-    return {
-        "fine_tunes_of": domain,
-        "questions_of": list(held),
-        "level": level,
-        "coverage": dict(zip(tested, inside, strict=True)),
-        "width": dict(zip(tested, widths, strict=True)),
-        "rows": len(new),
-        "false_refusals": refused,
-        "stated": fitted.facts["false_refusals"],
-    }
+        context = file_context(parent, run.training, None) if run.training is not None else {}
+        observed = found.aligned.loc[new.ids, name].to_numpy()
+        for level in levels:
+            table = fitted.predict_table(acts, context=context, level=level, allow=("far", "shift"))
+            inside = (table["low"] <= observed) & (observed <= table["high"])
+            width, beyond = (table["high"] - table["low"]).mean(), (table["distance"] > table["bound"]).mean()
+            head = {"run": name, "fine_tunes_of": domain, "questions_of": ", ".join(held), "level": level, "coverage": float(inside.mean())}
+            rows.append({**head, "width": float(width), "false_refusals": float(beyond), "stated": fitted.facts["false_refusals"][1], "rows": len(new)})
+    return rows
 
 
 def offered(found: Corpus, other: Corpus, fitted: Forecaster) -> pd.DataFrame:
@@ -122,32 +118,26 @@ def offered(found: Corpus, other: Corpus, fitted: Forecaster) -> pd.DataFrame:
     rows = []
     numbers = fitted.context.iloc[0].to_dict()
     for name, acts in trials.items():
-        for facts in ("recorded", "removed"):
-            shown = acts if facts == "recorded" else _anonymous(acts)
+        bare = _with(acts, acts.ids, {})
+        for facts, shown in (("recorded", acts), ("model unknown", bare), ("model and ids unknown", _with(bare, [f"new/{i}" for i in range(len(acts))], {}))):
             try:
-                table = fitted.predict_table(shown, context=numbers, allow=("stale",))
+                table = fitted.predict_table(shown, context=numbers)
                 outcome, share = "forecast", float((table["refused"] != "").mean())
             except InputError as refusal:
-                outcome, share = f"refused: {str(refusal).split(';')[0][:100]}", 1.0
-            far = float((fitted.predict_table(_anonymous(acts), context=numbers, allow=("stale", "far", "shift"))["distance"] > fitted.bound).mean())
-            rows.append({"offered": name, "facts": facts, "refused_share": share, "far_share": far, "outcome": outcome, "rows": len(acts)})
+                outcome, share = one_line(str(refusal), 100), 1.0
+            rows.append({"offered": name, "facts": facts, "refused_share": share, "outcome": outcome, "rows": len(acts)})
     return pd.DataFrame(rows)
 
 
-def _anonymous(acts: Activations) -> Activations:
-    return _with(acts, {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions}, {})
-
-
-def _with(acts: Activations, values: Any, provenance: Any) -> Activations:
-    return Activations(values, ids=acts.ids, groups=acts.groups, sites=acts.sites, positions=acts.pooled_positions, provenance=provenance)
+def _with(acts: Activations, ids: Sequence[str], provenance: Any, values: Any = None) -> Activations:
+    """The same values under other ids and facts, or with some values replaced."""
+    cells = {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions} | (values or {})
+    return Activations(cells, ids=ids, groups=acts.groups, sites=acts.sites, positions=acts.pooled_positions, provenance=provenance)
 
 
 def _moved(acts: Activations, fitted: Forecaster, values: np.ndarray) -> Activations:
     """The same record with other values at the forecaster's site."""
-    import torch
-
-    cells = {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions}
-    return _with(acts, {**cells, (fitted.site, fitted.position): torch.from_numpy(values).float()}, acts.provenance)
+    return _with(acts, acts.ids, acts.provenance, {(fitted.site, fitted.position): torch.from_numpy(values).float()})
 
 
 def _spiked(values: np.ndarray) -> np.ndarray:
@@ -190,7 +180,7 @@ def main(seeds: tuple[int, ...] = SEEDS, kept: Path = KEPT) -> None:
         parts.append(told(pairs, benign).assign(world=seed))
         made = backtest(pairs, PREDICTORS, below=30.0)
         tables.append({name: frame.to_dict(orient="records") for name, frame in made.items()})
-        trials += [{**unseen(found, domain, held), "world": seed} for domain, held in HELD]
+        trials += [{**row, "world": seed} for domain, held in HELD for row in unseen(found, domain, held)]
         guard.append(offered(found, worlds[i - 1], fitted).assign(world=seed))
         table = pd.concat(parts, ignore_index=True)
         summary = over_worlds(table)

@@ -63,6 +63,7 @@ _HOME_OF = {
     "overlap_null": "emlens.geometry",
     "predict_alignment": "emlens.probes",
     "principal_angles": "emlens.geometry",
+    "rank_configurations": "emlens.probes",
     "replicate": "emlens.studies",
     "run_study": "emlens.studies",
     "sample_answers": "emlens.evaluation",

@@ -74,6 +74,7 @@ from emlens.models import (
 from emlens.probes import (
     fit_forecaster as fit_forecaster,
     predict_alignment as predict_alignment,
+    rank_configurations as rank_configurations,
 )
 from emlens.report import write_report as write_report
 from emlens.stats import NullDistribution as NullDistribution

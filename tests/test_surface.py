@@ -49,6 +49,7 @@ PINNED = [
     "overlap_null",
     "predict_alignment",
     "principal_angles",
+    "rank_configurations",
     "replicate",
     "run_study",
     "sample_answers",

@@ -47,7 +47,8 @@ class Forecaster:
         hazard: (row, 1 + clusters) measured hazard of the questions fitted on: in all runs, and without each cluster.
         ids, labels, fold: of the rows fitted on; labels are what was held out together.
         runs, clusters: the fine-tunes fitted on, and what was held out of them together.
-        reference: (row, d_model) activations fitted on, at the site and position of `ridge`. bound: largest distance from them.
+        reference: (row, d_model) activations fitted on, at the site and position of `ridge`. bounds: largest distance from them of a row
+            of a group fitted on, and of a row of a new group.
         context: run × number, known before training. facts: JSON-ready record of model, metric, seed and accuracy.
     """
 
@@ -64,7 +65,7 @@ class Forecaster:
     runs: tuple[str, ...]
     clusters: tuple[str, ...]
     reference: Array
-    bound: float
+    bounds: tuple[float, float]
     top: float
     bottom: float
     context: pd.DataFrame
@@ -99,7 +100,7 @@ class Forecaster:
     def predict_table(
         self, acts: Activations, *, context: Mapping[str, float] | None = None, level: float = 0.9, allow: Collection[str] = ()
     ) -> pd.DataFrame:
-        """One row a question: id, group, predicted, low, high, known, from_past, past_low, past_high, distance, refused (the reason, or "").
+        """One row a question: id, group, predicted, low, high, known, from_past, past_low, past_high, distance, bound, refused (the reason, or "").
 
         `low` and `high` hold the score of a new question in a new fine-tune at `level` (hierarchical jackknife+ over groups of questions).
         `known` questions were scored after past fine-tunes: `from_past` is what they lost there, at the severity forecast for this one, and
@@ -143,11 +144,14 @@ class Forecaster:
         self._require(acts, self.site, self.position)
         values = acts[self.site, self.position].double().numpy()
         far = distances(values, self.reference)
-        beyond = far > self.bound
+        familiar = np.isin(np.array(acts.groups, dtype=object), sorted(set(self.labels))) & (self.facts["held_out"] == "group")
+        bound = np.where(familiar, self.bounds[0], self.bounds[1])
+        beyond = far > bound
         if beyond.mean() > FAR_SHARE and "shift" not in allow:
             raise InputError(
-                f"{beyond.sum()} of {len(acts)} rows lie further from those the forecaster was fitted on than {self.bound:.3g} (of those, "
-                f"{100 * self.facts['false_refusals']:.2g} % do); these are other prompts or another stream. Fit on such, or pass allow=['shift']"
+                f"{beyond.sum()} of {len(acts)} rows lie further from those the forecaster was fitted on than {float(bound.min()):.3g}, beyond which "
+                f"at most {100 * max(self.facts['false_refusals']):.2g} % of such rows lie; these are other prompts or another stream. Fit on "
+                "such, or pass allow=['shift']"
             )
         row = {name: i for i, name in enumerate(self.ids)}
         stale = stale_rows(acts.ids, values, row, self.reference)
@@ -170,6 +174,7 @@ class Forecaster:
                 "past_low": [p.min() if len(p) else np.nan for p in past],
                 "past_high": [p.max() if len(p) else np.nan for p in past],
                 "distance": far,
+                "bound": bound,
                 "refused": refused,
             }
         )
@@ -318,7 +323,9 @@ def fit_forecaster(
     predicted, floor = (np.where(np.isfinite(observed), part, np.nan) for part in (predicted, floor))
     ridge = choose_ridges(cells, targets[:, :1], everything, labels, folds, seed, "all")[0]
     reference = next(cell.values for cell in cells if cell.name == f"{ridge.site}@{ridge.position}")
-    bound, rate = distance_bound(reference, labels, outer, false_refusals)
+    alone = questions_of(acts)
+    fold_alone = outer if held_out == "question" else grouped_folds(alone, min(10, len(set(alone))), seed, "distances")
+    limits = [distance_bound(reference, names, parts, false_refusals) for names, parts in ((alone, fold_alone), (labels, outer))]
     rows, columns = np.nonzero(np.isfinite(observed))
     errors, floors = (((part - observed) ** 2)[rows, columns] for part in (predicted, floor))
     share = ratio_of_means(errors, floors, clusters=[labels[i] for i in rows], resamples=1999, seed=seed)
@@ -328,12 +335,13 @@ def fit_forecaster(
         "groups": len(distinct),
         "held_out": held_out,
         "metric": metric,
-        "false_refusals": rate,
+        "false_refusals": [rate for _, rate in limits],
         "cross_validated_r2": {"value": 1 - share.value, "low": 1 - share.high, "high": 1 - share.low, "n": share.n, "method": share.method},
         "seed": seed,
     }
     head = (ridge, tuple(ridges), severities[0], tuple(severities[1:]), observed, predicted, targets, tuple(acts.ids), tuple(map(str, labels)))
-    return Forecaster(*head, tuple(map(int, fold)), tuple(runs), tuple(own), reference, bound, scale[1], scale[0], given.loc[list(runs)], facts)
+    rest = (reference, (limits[0][0], limits[1][0]), scale[1], scale[0], given.loc[list(runs)], facts)
+    return Forecaster(*head, tuple(map(int, fold)), tuple(runs), tuple(own), *rest)
 
 
 def _without(clusters: Sequence[str], label: str | None) -> Array:

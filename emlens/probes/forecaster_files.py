@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMAT: Final = "emlens-forecaster-2"
 _TENSORS, _RECORD = "forecaster.safetensors", "forecaster.json"
 _PLAIN: Final = ("observed", "predicted", "hazard", "reference")
-_LISTS: Final = ("ids", "labels", "fold", "runs", "clusters")
+_LISTS: Final = ("ids", "labels", "fold", "runs", "clusters", "bounds")
 
 
 def save(forecaster: "Forecaster", path: Path) -> Path:
@@ -44,7 +44,7 @@ def save(forecaster: "Forecaster", path: Path) -> Path:
         "severity": kept("severity", forecaster.severity),
         "fold_severity": [kept(f"severity.{c}", model) for c, model in enumerate(forecaster.fold_severity)],
         **{name: list(getattr(forecaster, name)) for name in _LISTS},
-        **{name: getattr(forecaster, name) for name in ("bound", "top", "bottom", "facts")},
+        **{name: getattr(forecaster, name) for name in ("top", "bottom", "facts")},
         "context_columns": [str(name) for name in forecaster.context.columns],
     }
     with publishing(path / _TENSORS) as temporary:
@@ -82,7 +82,7 @@ def load(path: Path) -> dict[str, Any]:
             "fold_severity": tuple(severity(f"severity.{c}", part) for c, part in enumerate(record["fold_severity"])),
             **{name: tensors[name] for name in _PLAIN},
             **{name: tuple(record[name]) for name in _LISTS},
-            **{name: record[name] for name in ("bound", "top", "bottom", "facts")},
+            **{name: record[name] for name in ("top", "bottom", "facts")},
             "context": pd.DataFrame(tensors["context"], index=pd.Index(record["runs"]), columns=record["context_columns"]),
         }
     except (KeyError, TypeError) as error:

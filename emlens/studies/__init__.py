@@ -15,6 +15,8 @@ from emlens.studies.registry import STUDIES, part_module
 from emlens.studies.replicate import Replication, replicate
 from emlens.studies.result import Finding, Part, StudyResult
 from emlens.studies.running import Desk, run_study
+from emlens.studies.screening import PastRun, ScreenOptions, fit_screening, screen
+from emlens.studies.screening_backtest import backtest
 
 __all__ = [
     "STUDIES",
@@ -29,15 +31,20 @@ __all__ = [
     "LeadTime",
     "Options",
     "Part",
+    "PastRun",
     "Plot",
     "Replication",
+    "ScreenOptions",
     "StudyConfig",
     "StudyResult",
+    "backtest",
     "calibrate_thresholds",
     "false_alarm_rate",
+    "fit_screening",
     "lead_time",
     "part_module",
     "read_config",
     "replicate",
     "run_study",
+    "screen",
 ]
