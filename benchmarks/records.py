@@ -9,6 +9,8 @@ import pandas as pd
 from emlens.foundation.files import write_json
 from emlens.foundation.provenance import hardware, library_versions
 
+BESIDE = ("accelerate", "nnsight", "pytorch_optimizer", "ray", "transformer-lens", "trl")
+"""What a measurement may run beside the libraries that every provenance names: rivals, trainers, executors."""
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 
 
@@ -24,7 +26,8 @@ def commit() -> str:
 
 def record(name: str, seeds: list[int], values: Any) -> Path:
     path = EVIDENCE / f"{name}.json"
-    body = {"name": name, "commit": commit(), "hardware": hardware(), "versions": library_versions(), "seeds": seeds, "values": values}
+    versions = library_versions() | library_versions(BESIDE)
+    body = {"name": name, "commit": commit(), "hardware": hardware(), "versions": versions, "seeds": seeds, "values": values}
     write_json(path, body)
     return path
 

@@ -14,6 +14,9 @@ import pytest
 import yaml
 
 import emlens
+from benchmarks import tables
+from benchmarks.records import EVIDENCE
+from emlens.foundation.files import read_json
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
@@ -184,3 +187,28 @@ def test_planted_faults_of_a_ledger_are_found(repository: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_tests_that_a_page_names_are_there(page: str, repository: Path) -> None:
     assert ledger_faults((DOCS / page).read_text("utf-8"), repository) == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- table: " in (DOCS / page).read_text("utf-8")])
+def test_tables_are_those_of_the_evidence_files(page: str) -> None:
+    text = (DOCS / page).read_text("utf-8")
+    assert tables.drawn(text) == text, "python -m benchmarks tables draws them anew"
+    assert text.count("<!-- table: ") == text.count("<!-- end of table -->") > 0
+
+
+def test_a_changed_figure_is_drawn_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
+    text = (DOCS / "evidence.md").read_text("utf-8")
+    stale = re.sub(r"\| \d+ of 89 \|", "| 3 of 89 |", text)
+    (tmp_path / "evidence.md").write_text(stale + "\nwords")
+    assert stale != text and [path.name for path in tables.draw(tmp_path)] == ["evidence.md"]
+    assert (tmp_path / "evidence.md").read_text() == text + "\nwords" and tables.draw(tmp_path) == []
+
+
+def test_every_evidence_file_says_where_it_comes_from() -> None:
+    listed = tables.files_table()
+    for path in EVIDENCE.glob("*.json"):
+        record = read_json(path)
+        assert f"| `{path.name}` |" in listed
+        assert {"cores", "python"} <= record["hardware"].keys() and {"torch", "transformers"} <= record["versions"].keys(), path.name
+        assert record["commit"] and record["seeds"] and record["name"] == path.stem
+    assert all(figure in tables.figures_table() for _, figure, _, _ in tables.FIGURES)

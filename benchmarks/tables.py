@@ -1,0 +1,160 @@
+"""Tables of the documentation, drawn from the evidence files: `python -m benchmarks tables`, and after every measurement.
+
+A page holds `<!-- table: NAME -->`, the table, and `<!-- end of table -->`; what lies between is written anew. Nothing is measured here,
+and nothing else of a page is touched. Two tables are of all files: figures with a goal, and where each file comes from.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from benchmarks.records import EVIDENCE
+from emlens.foundation.files import read_json, write_text
+
+DOCS: Final = EVIDENCE.parent
+_BLOCK = re.compile(r"(?<=<!-- table: )(?P<name>[\w.]+)( -->\n\n?)(?P<body>.*?)(\n?<!-- end of table -->)", re.DOTALL)
+Values = Mapping[str, Any]
+
+
+def _worst(cases: list[Values], against: str) -> str:
+    return f"{next(c['worst'] for c in cases if c['against'].startswith(against)):.2f}"
+
+
+def _over_worlds(values: Values, figure: str) -> str:
+    found = values["over_worlds"][figure]["mean"]
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
+    ("capture_speed", "capture ÷ bare decoder on the same batches", "≤ 1.05", lambda v: _worst(v["goals"], "bare")),
+    ("capture_speed", "capture ÷ the best tool as documented", "≤ .20", lambda v: f"{v['goals'][1]['worst']:.2f}"),
+    ("capture_speed", "capture ÷ the best tool tuned, sorted", "≤ 1.0", lambda v: f"{v['goals'][3]['worst']:.2f}"),
+    ("capture_memory", "peak memory over 20,000 prompts ÷ over 2,000", "≤ 1.05", lambda v: f"{v['ratio']:.3f}"),
+    ("store_speed", "later reads of a site ÷ `numpy.memmap`", "≤ 1.25", lambda v: f"{v['later_read_over_memmap']:.2f}"),
+    ("store_speed", "store write ÷ the same bytes to plain files", "≤ 1.25", lambda v: f"{v['write_over_durable_plain_files']:.2f}, not reached"),
+    ("store_resume", "killed captures that end with the same bytes", "25 of 25", lambda v: f"{v['same_bytes']} of {v['kills']}"),
+    ("store_damage", "damages to a store that were missed", "0 of 1,000", lambda v: f"{v['missed']} of {v['damages']:,}"),
+    ("executors", "ranks killed: same bytes, every row once", "25 of 25", lambda v: f"{v['killed']['same_bytes']} of {v['killed']['kills']}"),
+    ("geometry_accuracy", "worst error of a principal angle, radians", "≤ 1e-13", lambda v: f"{v['worst_planted']:.1e}"),
+    ("randomised_svd", "randomised top 8: 1 − overlap", "≤ 1e-6", lambda v: f"{v['worst_one_less_overlap']:.1e}"),
+    ("randomised_svd", "the same at 5,000 × 5,120, times faster than exact", "≥ 8", lambda v: f"{v['speed_up_of_the_largest_timed']:.1f}"),
+    ("overlap_grid_speed", "grid of overlaps with nulls ÷ a loop over the cells", "–", lambda v: f"{v['over_loop']:.4f}"),
+    ("interval_coverage", "cells inside their design range that cover .935 to .965", "all", lambda v: _covered(v["rows"])),
+    ("em_rate_coverage", "coverage of a 95 % interval of a rate, 15 % to 40 %", "≥ .935", lambda v: _lowest_coverage(v["cells"])),
+    ("fuzzed_files", "damaged files read wrongly or refused without a place", "0 of 5,000", lambda v: f"{v['failures']} of {v['files']:,}"),
+    ("endpoint_judging", "answers lost, or scored twice, 30 % of calls failing", "0", lambda v: f"{v['lost']}, {v['scored_more_than_once']}"),
+    ("sampling_speed", "sampling, times as fast as plain batches of 50", "≥ 1.5", lambda v: f"{v['50 at a time']['speedup']:.2f}"),
+    ("intervention_speed", "generation under an ablation ÷ plain, one row", "≤ 1.10", lambda v: f"{v['goals'][0]['value']:.2f}"),
+    ("intervention_programs", "programs of edits that left something behind", "0 of 1,500", lambda v: _left_behind(v.values())),
+    ("planted_directions", "extractors within 2 % of theory, cells judged", "all", lambda v: _of_all(v["goals"], "within_goal", "judged")),
+    ("organism_rebuild", "weight files of a rebuilt organism: same bytes", "all", lambda v: _of_all([v], "weight_files_identical", "weight_files")),
+    ("direction_transfer", "restoration in the own fine-tune, median, over worlds", "≥ .60", lambda v: _over_worlds(v, "own_median")),
+    ("direction_transfer", "restoration in another domain's fine-tune", "≥ .40", lambda v: _over_worlds(v, "other_domain_median")),
+    ("direction_transfer", "fine-tunes whose direction beats every control, share", "–", lambda v: _over_worlds(v, "beats_every_control")),
+    ("demo", "`emlens demo`, seconds on 2 cores", "≤ 240", lambda v: f"{v['seconds']:.0f}"),
+)  # fmt: skip
+
+
+def _of_all(rows: Iterable[Values], some: str, every: str) -> str:
+    pairs = [(row[some], row[every]) for row in rows]
+    return f"{sum(a for a, _ in pairs):,} of {sum(b for _, b in pairs):,}"
+
+
+def _left_behind(backends: Iterable[Values]) -> str:
+    return _of_all([{**b, "faults": sum(b[key] for key in b if key.endswith(("left", "changed")))} for b in backends], "faults", "programs")
+
+
+def _covered(rows: list[Values]) -> str:
+    inside = [row for row in rows if row["design_range"] == "inside"]
+    return f"{sum(bool(row['reached']) for row in inside)} of {len(inside)}"
+
+
+def _lowest_coverage(cells: list[Values]) -> str:
+    return f"{min(c['coverage'] for c in cells if c['rate'] >= 0.15 and c['estimand'] == 'questions like these'):.3f}"
+
+
+def figures_table(evidence: Path = EVIDENCE) -> str:
+    """Figures with a goal, one a row."""
+    lines = ["| figure | goal | measured | file |", "|---|---|---|---|"]
+    for name, figure, goal, read in FIGURES:
+        path = evidence / f"{name}.json"
+        if path.is_file():
+            lines.append(f"| {figure} | {goal} | {read(read_json(path)['values'])} | `{name}.json` |")
+    return "\n".join(lines)
+
+
+def files_table(evidence: Path = EVIDENCE) -> str:
+    """Every evidence file: what it measures, which page says more, and on what it was measured."""
+    pages = {page.name: page.read_text("utf-8") for page in sorted(DOCS.glob("*.md")) if page.name not in ("evidence.md", "papers.md", "decisions.md")}
+    lines = ["| file | what | page | commit | cores, threads | torch | seeds |", "|---|---|---|---|---|---|---|"]
+    for path in sorted(evidence.glob("*.json")):
+        record = read_json(path)
+        run = re.compile(rf"python -m benchmarks[\w ]* {path.stem}\b")
+        named = [page for page, text in pages.items() if f"evidence/{path.name}`" in text or run.search(text)]
+        named.sort(key=lambda page: page != f"{path.stem}.md")
+        where = f"[{named[0].removesuffix('.md').replace('_', ' ')}]({named[0]})" if named else "–"
+        machine = f"{record['hardware'].get('cores', '?')}, {record['hardware'].get('threads', '?')}"
+        cells = (f"`{path.name}`", _says(path.stem), where, record["commit"], machine, record["versions"].get("torch", "–"), _seeds(record["seeds"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _says(name: str) -> str:
+    """The first sentence of the measurement's own account."""
+    source = Path(__file__).parent / f"{name}.py"
+    if not source.is_file():
+        return "–"
+    words = (ast.get_docstring(ast.parse(source.read_text("utf-8"))) or "–").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+    return re.split(r"(?<=\w)\. |\.$", words)[0]
+
+
+def _seeds(seeds: list[Any]) -> str:
+    shown = [str(seed) for seed in seeds]
+    return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
+
+
+def _of(name: str) -> str:
+    """Table `module.function` of the module's own evidence file."""
+    module, _, function = name.partition(".")
+    values = read_json(EVIDENCE / f"{module}.json")["values"]
+    given = {"planted_directions.goals_table": "goals", "organism_directions.worlds_table": "over_worlds", "interval_coverage.coverage_table": "rows"}
+    if name in given:
+        values = values[given[name]]
+        values = values if name.startswith("interval") else pd.DataFrame(values)
+    return str(getattr(import_module(f"benchmarks.{module}"), function)(values))
+
+
+DRAWN: Final[Mapping[str, Callable[[], str]]] = {"figures": figures_table, "files": files_table}
+
+
+def drawn(text: str) -> str:
+    """A page's text with its tables as they are now."""
+
+    def table(found: re.Match[str]) -> str:
+        name = found["name"]
+        body = (DRAWN[name]() if name in DRAWN else _of(name)).strip("\n")
+        return f"{name} -->\n\n{body}\n\n<!-- end of table -->"
+
+    return _BLOCK.sub(table, text)
+
+
+def draw(pages: Path = DOCS) -> list[Path]:
+    """Redraw the tables of all pages; returns the pages that changed."""
+    changed = []
+    for page in sorted(pages.glob("*.md")):
+        before = page.read_text("utf-8")
+        after = drawn(before)
+        if after != before:
+            write_text(page, after)
+            changed.append(page)
+    return changed
+
+
+def main() -> None:
+    changed = draw()
+    print("tables: " + (", ".join(path.name for path in changed) or "every page is as it should be"))
