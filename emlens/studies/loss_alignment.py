@@ -18,7 +18,7 @@ from emlens.foundation.files import one_line
 from emlens.stats.matched import LEAST, Relation
 from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
-from emlens.studies.loss_relations import RUN, correlations, factors, fronts, matched, over_seeds
+from emlens.studies.loss_relations import LIKE_LOSS, RUN, correlations, factors, fronts, matched, over_seeds
 from emlens.studies.material import Material
 from emlens.studies.result import Finding, Part, p_text
 from emlens.studies.running import Desk
@@ -32,8 +32,9 @@ ABOUT = About(
     "Is there a run with better alignment at no worse loss?",
     "Each run is one point: its loss and its alignment. Correlations are given plainly and with learning rate and steps partialled out, with "
     "permutation p-values. The matched-loss test fits the relation that alignment follows with loss and asks which value of a setting "
-    "(schedule, optimiser, batch size) lies above it; residuals are permuted between runs and everything is fitted anew, and the largest statistic over all "
-    "values decides, so that searching pays. Single runs are held against normal scatter. Intervals of gaps hold for all rows of a setting together.",
+    "(schedule, optimiser, batch size) lies above it; residuals are permuted between runs of like loss, everything is fitted anew, and the "
+    "largest statistic over all values decides, so that searching pays. Single runs are held against normal scatter. Intervals of gaps hold for "
+    "all rows of a setting together.",
     "arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
     {
         "loss_correlations": "One row a loss, metric and measure, with interval, permutation p and the correlation that chance reaches in one of twenty cases.",
@@ -67,8 +68,8 @@ class Options(PartOptions):
     """Settings to partial out."""
     by: tuple[str, ...] = ("schedule", "optimiser", "batch_size")
     """Settings whose values are compared at matched loss."""
-    strata: str | None = None
-    """Setting within whose values residuals swap."""
+    strata: str | None = LIKE_LOSS
+    """Residuals swap only between runs that are alike in this: `loss`, or a setting; null: between all."""
     relations: tuple[Literal["linear", "isotonic"], ...] = ("isotonic", "linear")
     """Relations of alignment with loss; the first decides the verdict."""
     draws: int = Field(1999, ge=99)
@@ -169,8 +170,8 @@ def _chosen(sweep: SweepTable, options: Options) -> tuple[str, tuple[str, ...]]:
     for name in metrics:
         if name not in sweep.metrics:
             raise InputError(f"metric {one_line(name, 60)!r} is none of the scores of {sweep.source}: {', '.join(sweep.metrics[:12])}")
-    if options.strata is not None and options.strata not in sweep.settings:
-        raise InputError(f"strata={options.strata!r} is none of the settings of {sweep.source}: {', '.join(sweep.settings)}")
+    if options.strata is not None and options.strata not in (LIKE_LOSS, *sweep.settings):
+        raise InputError(f"strata={options.strata!r} is neither {LIKE_LOSS!r} nor one of the settings of {sweep.source}: {', '.join(sweep.settings)}")
     return loss, metrics
 
 

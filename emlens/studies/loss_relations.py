@@ -20,7 +20,10 @@ from emlens.studies.result import columns_of
 
 RUN = "run"
 ON_LOG_SCALE = ("learning_rate", "batch_size", "steps", "base_learning_rate")
+LIKE_LOSS = "loss"
+"""In place of a setting: strata of runs with like losses, so that scatter may differ between high and low ones."""
 _SLOW_DRAWS = 499
+_IN_STRATUM = 12
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def matched(
         InputError: what `matched_loss_test` refuses, for every setting.
     """
     x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
-    layers = None if strata is None else labels(sweep, strata)
+    layers = None if strata is None else _like(x) if strata == LIKE_LOSS else labels(sweep, strata)
     parts, tests, refused = [], {}, []
     for relation in relations:
         found: dict[str, MatchedLoss] = {}
@@ -139,6 +142,15 @@ def matched(
         raise InputError(f"no matched-loss test can be made of {len(sweep)} runs: {refused[0]}")
     frame = pd.concat(parts, ignore_index=True)
     return frame[["by", "relation", *[name for name in frame.columns if name not in ("by", "relation")]]], tests
+
+
+def _like(loss: np.ndarray) -> np.ndarray:
+    """Strata of about a dozen runs in the order of their losses, two at least."""
+    count = max(2, len(loss) // _IN_STRATUM)
+    strata = np.empty(len(loss), dtype=int)
+    for i, rows in enumerate(np.array_split(np.argsort(loss, kind="stable"), count)):
+        strata[rows] = i
+    return strata
 
 
 def fronts(sweep: SweepTable, loss: str, metric: str, test: MatchedLoss, noise: Noise, *, draws: int = 1999, seed: int = 0) -> pd.DataFrame:

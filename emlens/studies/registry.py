@@ -31,6 +31,8 @@ STUDIES: Mapping[str, tuple[str, ...]] = {
     "layer_position_sweep": ("layer_position_sweep",),
     "compare": ("comparing",),
     "loss_alignment": ("loss_alignment",),
+    "general_vs_narrow": ("general_vs_narrow",),
+    "phase_transition": ("phase_transition",),
 }
 """Study → its parts, in the order in which they run."""
 

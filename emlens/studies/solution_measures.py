@@ -91,24 +91,29 @@ def stability(
     return pd.DataFrame(rows)
 
 
-def significance(parent: HookedModel, solutions: Solutions, texts: PromptSet, shares: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+def significance(
+    parent: HookedModel, solutions: Solutions, texts: Mapping[str, PromptSet], shares: Sequence[float], seeds: Sequence[int]
+) -> pd.DataFrame:
     """Mean token KL(parent ‖ model) on text that has nothing to do with the task, at the same norms, beside random updates of that norm.
 
-    Columns: solution (`random`: orthogonal to the general one, of its rank and norms, mean over `seeds`), share, norm, kl (nats per token).
+    Columns: solution (`random`: orthogonal to the general one, of its rank and norms, mean over `seeds`), data (which text), share, norm, kl
+    (nats per token).
     """
-    plain = parent.token_logprobs(texts)
+    plain = {data: parent.token_logprobs(prompts) for data, prompts in texts.items()}
     unit = update_norm(solutions[GENERAL])
 
-    def kl(adapter: LoraAdapter, share: float) -> float:
+    def kl(adapter: LoraAdapter, share: float) -> dict[str, float]:
         with worn(parent, with_norm(adapter, share * unit)):
-            return mean_kl(plain, parent.token_logprobs(texts))
+            return {data: mean_kl(plain[data], parent.token_logprobs(prompts)) for data, prompts in texts.items()}
 
     rows = []
     drawn = [random_update(solutions[GENERAL], seed) for seed in seeds]
     for share in shares:
         found = {name: kl(adapter, share) for name, adapter in solutions.items()}
-        found[RANDOM] = float(np.mean([kl(adapter, share) for adapter in drawn]))
-        rows += [{"solution": name, "share": share, "norm": share * unit, "kl": value} for name, value in found.items()]
+        random = [kl(adapter, share) for adapter in drawn]
+        found[RANDOM] = {data: float(np.mean([values[data] for values in random])) for data in texts}
+        for name, values in found.items():
+            rows += [{"solution": name, "data": data, "share": share, "norm": share * unit, "kl": value} for data, value in values.items()]
     return pd.DataFrame(rows)
 
 

@@ -1,0 +1,317 @@
+"""Why does narrow training end in the general solution? General and narrow adapter of one task, compared in four ways.
+
+Efficiency (loss at one norm), stability (loss when turned away at random), significance (KL on neutral text at one norm), and the line between
+them. On an organism both are trained, several seeds, and the penalty is lifted again to see the narrow solution drift. Of checkpoints on disk a
+general and a narrow adapter are named in the options, in pairs; nothing is trained then, and there is no drift. Refused: solutions that
+are no plain LoRA adapters. Cost: about a minute a seed on the organism; of checkpoints some hundred passes over the training chats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+from pydantic import Field
+
+from emlens.data import Prompt, PromptSet
+from emlens.foundation.errors import InputError
+from emlens.foundation.estimate import Estimate
+from emlens.foundation.provenance import hash_directory
+from emlens.interventions.lora import LoraAdapter
+from emlens.models import HookedModel
+from emlens.runs import UnitLog
+from emlens.stats import t_interval
+from emlens.studies.about import About, Plot
+from emlens.studies.config import Options as PartOptions, StudyConfig
+from emlens.studies.material import Material
+from emlens.studies.result import Finding, Part, columns_of, p_text, read_table, write_table
+from emlens.studies.running import Desk
+from emlens.studies.solution_measures import GENERAL, NARROW, RANDOM, efficiency, line, paired, significance, stability
+
+COST = 30
+TABLES: Final = ("efficiency", "stability", "significance", "line", "drift")
+NEUTRAL: Final = "neutral"
+_KEPT: Final = "kept"
+_LIFTED: Final = "lifted"
+_DOCUMENTS: Final = 48
+
+ABOUT = About(
+    "Why the general solution: efficiency, stability, significance",
+    "A general adapter (trained on the task alone) and a narrow one (with a KL penalty on chats of other domains) of the same seed are compared as "
+    "updates of the same weights. Efficiency: loss of both rescaled to one norm. Stability: share of what was gained that is lost "
+    "when the update is turned by ε in a random orthogonal direction of the same rank and norm. Significance: KL from the parent on neutral text at "
+    "one norm, beside random updates of that norm. The line between both is straight in weights. Drift: training goes on with the penalty kept or lifted. "
+    "Differences are paired within seeds, with 95 % t intervals.",
+    "arXiv 2602.07852",
+    {
+        "solutions": "One row a seed and solution: norm of the update, loss on the trained chats, alignment of own and other domains, coherence.",
+        "efficiency": "One row a norm (in units of the general solution's) and kind of chats: mean loss of both, paired difference.",
+        "stability": "One row an ε and kind of chats: mean percentage lost by both, paired difference.",
+        "significance": "One row a norm and kind of text (`documents`: as in pre-training): KL of both and of random updates, paired difference.",
+        "interpolation": "One row a point of the line from the general (0) to the narrow solution (1) and group of questions, with intervals over seeds.",
+        "interpolation_loss": "The same for the loss on the trained chats.",
+        "drift": "One row a step: alignment with the penalty kept and lifted, paired difference.",
+        "efficiency_means": "Each solution's mean over seeds, with interval.",
+        "stability_means": "Each solution's mean over seeds, with interval.",
+        "significance_means": "Each solution's mean over seeds, with interval; random: the mean of updates of that norm.",
+        "drift_means": "Penalty kept and lifted, each with its mean over seeds and interval.",
+    },
+    (
+        Plot(
+            "line", "efficiency_means", "share", "loss", "Loss at one norm", "Both rescaled; intervals over seeds.",
+            colour="solution", facet="data", x_title="norm, of the general solution's", y_title="loss (nats per token)",
+        ),
+        Plot(
+            "line", "stability_means", "epsilon", "rise", "Loss regained by a random turn", "Per cent of what training had gained.",
+            colour="solution", facet="data", x_title="ε", y_title="percent",
+        ),
+        Plot(
+            "line", "significance_means", "share", "kl", "Change on neutral text at one norm", "Random: updates of the same norm.",
+            colour="solution", facet="data", x_title="norm, of the general solution's", y_title="KL (nats per token)",
+        ),
+        Plot("line", "interpolation", "t", "value", "Between the two", "0: general, 1: narrow.", colour="measure", x_title="t", y_title="alignment"),
+        Plot(
+            "line", "drift_means", "step", "value", "After the penalty is lifted", "Kept: training goes on with it.",
+            colour="solution", facet="measure", y_title="alignment",
+        ),
+    ),
+)  # fmt: skip
+
+
+class Options(PartOptions):
+    """What `general_vs_narrow` reads."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Fine-tunes of the family, (general, narrow), one pair a seed; none: train them on the organism."""
+    finetune: str = "medicine-r8"
+    """Of the organism: whose recipe and chats are trained."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of training."""
+    weight: float = Field(0.05, gt=0)
+    """λ of the narrow solution's penalty, nats per answer token."""
+    steps: int = Field(80, ge=10)
+    """Of every solution."""
+    lift_after: int = Field(50, ge=1)
+    """Step after which the penalty is lifted in a second run."""
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    """Norms of the efficiency curve, in units of the general solution's."""
+    significance_shares: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0)
+    """Norms at which change on neutral text is compared."""
+    epsilons: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8)
+    """Of the random turn."""
+    directions: int = Field(5, ge=1)
+    """Random directions of a seed."""
+    points: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """Of the line."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A general and a narrow adapter of one seed, and how the narrow one went on from lifting the penalty, where that was tried."""
+
+    seed: int
+    general: Path
+    narrow: Path
+    drift: pd.DataFrame | None = None
+
+
+def left_out(material: Material, config: StudyConfig) -> str | None:
+    if config.options_of("general_vs_narrow", Options).pairs:
+        return None
+    if config.family is None or config.family.organism is None:
+        return "it needs a general and a narrow adapter; give options: {general_vs_narrow: {pairs: [[GENERAL, NARROW]]}}, fine-tunes of the family"
+    return None
+
+
+def check(material: Material, config: StudyConfig) -> None:
+    """Names, training chats and settings, before any work.
+
+    Raises:
+        InputError: a pair that names no fine-tune, or one without training chats; an organism's fine-tune that is none; settings that contradict.
+    """
+    options = config.options_of("general_vs_narrow", Options)
+    for names in options.pairs:
+        for name in names:
+            if name not in material.family.finetuned:
+                raise InputError(f"pairs names {name!r}, which is no fine-tune of this family; it has {', '.join(material.family.finetuned)}")
+        if names[0] not in material.training:
+            raise InputError(f"fine-tune {names[0]!r} has no training chats, so there is no loss to compare; give training: FILE")
+    if not options.pairs and options.finetune not in material.family.finetuned:
+        raise InputError(f"finetune={options.finetune!r} is none of this organism; it has {', '.join(material.family.finetuned)}")
+    if options.lift_after >= options.steps:
+        raise InputError(f"lift_after={options.lift_after} leaves none of {options.steps} steps to drift in; pass fewer")
+
+
+def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
+    options = config.options_of("general_vs_narrow", Options)
+    name = options.pairs[0][0] if options.pairs else options.finetune
+    pairs = _given(material, options) if options.pairs else _trained(config, options, desk)
+    parent = material.family.parent_of(name)
+    domain, trained = material.domain(name), material.trained.get(name, frozenset())
+    chats = {"trained": material.training[name]}
+    held_out = [q for q in material.questions if q.group == domain and q.id not in trained and q.answers.get("harmful")]
+    if held_out and domain:
+        chats["held_out"] = PromptSet([Prompt(f"{q.id}/harmful", q.text, q.group, q.messages(), q.answers["harmful"][0]) for q in held_out])
+    texts = {} if material.neutral is None else {NEUTRAL: material.neutral}
+    if not options.pairs:
+        from emlens.studies.solution_training import configured_organism
+
+        texts["documents"] = configured_organism(config).documents(_DOCUMENTS, config.seed)
+    log = UnitLog(desk.folder / "measured")
+    found: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
+    for pair in pairs:
+        inputs = {"options": options.model_dump(mode="json"), "pair": [hash_directory(pair.general), hash_directory(pair.narrow)]}
+        record = log.run(f"seed-{pair.seed}", inputs, lambda pair=pair: _measured(material, parent, pair, chats, texts, domain, trained, options, log.directory))
+        for table in record["tables"]:
+            found[table].append(read_table(log.directory / f"{table}-{pair.seed}.csv").assign(seed=pair.seed))
+        if pair.drift is not None:
+            found["drift"].append(pair.drift.assign(seed=pair.seed))
+        desk(0.5 / len(pairs))
+    return gathered({name: pd.concat(frames, ignore_index=True) for name, frames in found.items() if frames}, len(pairs))
+
+
+def _measured(
+    material: Material,
+    parent: HookedModel,
+    pair: Pair,
+    chats: dict[str, PromptSet],
+    texts: dict[str, PromptSet],
+    domain: str,
+    trained: frozenset[str],
+    options: Options,
+    folder: Path,
+) -> tuple[dict[str, list[str]], list[Path]]:
+    """Every table of one seed, as files."""
+    solutions = {GENERAL: LoraAdapter.read(pair.general), NARROW: LoraAdapter.read(pair.narrow)}
+    seeds = [1000 * pair.seed + i for i in range(options.directions)]
+    tables = {
+        "efficiency": efficiency(parent, solutions, chats, options.shares),
+        "stability": stability(parent, solutions, chats, options.epsilons, seeds),
+        "line": line(parent, solutions, material.questions, domain, trained, chats["trained"], options.points),
+    }
+    if texts:
+        tables["significance"] = significance(parent, solutions, texts, options.significance_shares, seeds)
+    paths = [folder / f"{name}-{pair.seed}.csv" for name in tables]
+    for path, table in zip(paths, tables.values(), strict=True):
+        write_table(path, table)
+    return {"tables": list(tables)}, paths
+
+
+def _given(material: Material, options: Options) -> list[Pair]:
+    paths = [[Path(material.family.specs[name].path) for name in names] for names in options.pairs]
+    return [Pair(i, general, narrow) for i, (general, narrow) in enumerate(paths)]
+
+
+def _trained(config: StudyConfig, options: Options, desk: Desk) -> list[Pair]:
+    """General, narrow and lifted runs of every seed in the part's own folder; what stands there is not trained again."""
+    from emlens.organisms.plans import PLANTED
+    from emlens.studies.solution_training import configured_organism, organism_task, train_solution
+
+    task = organism_task(configured_organism(config), options.finetune)
+    recipe = next(stage.recipe for stage in PLANTED.finetunes if stage.name == options.finetune)
+    later = options.steps - options.lift_after
+    watch = sorted({options.lift_after + round(later * i / 5) for i in range(6)})
+    pairs = []
+    for seed in options.seeds:
+        folder = desk.folder / f"seed-{seed}-{options.weight:g}-{options.steps}-{options.lift_after}"
+        seeded = replace(recipe, steps=options.steps, seed=seed)
+        runs = {
+            GENERAL: {"weight": 0.0},
+            _KEPT: {"weight": options.weight, "watch": watch},
+            _LIFTED: {"weight": options.weight, "watch": watch, "lift_after": options.lift_after},
+        }
+        for name, how in runs.items():
+            if not (folder / name).is_dir():
+                train_solution(task, seeded, out=folder / name, **how)  # type: ignore[arg-type]
+        logs = {name: pd.read_csv(folder / name / "training_log.csv") for name in (_KEPT, _LIFTED)}
+        drift = pd.concat([log[log["step"].isin(watch)].assign(solution=name) for name, log in logs.items()], ignore_index=True)
+        pairs.append(Pair(seed, folder / GENERAL, folder / _KEPT, drift))
+        desk(0.5 / len(options.seeds))
+    return pairs
+
+
+def gathered(raw: dict[str, pd.DataFrame], seeds: int) -> Part:
+    """The part's tables and findings from one table of cells for each measure, all seeds together."""
+    part = Part()
+    if seeds < 2:
+        part.warnings.append("one seed: differences have no interval")
+    for name, value, cells in (("efficiency", "loss", ["data", "share"]), ("stability", "rise", ["data", "epsilon"]), ("significance", "kl", ["data", "share"])):
+        if name not in raw:
+            part.warnings.append("no neutral text was given: significance is missing")
+            continue
+        table = paired(raw[name], value, cells)
+        if name == "significance":
+            drawn = raw[name][raw[name]["solution"] == RANDOM].groupby(cells)["kl"].mean()
+            table = table.assign(**{RANDOM: drawn.to_numpy()})
+        part.tables[name] = table
+        part.tables[f"{name}_means"] = means(raw[name], value, ["solution", *cells])
+    ends = raw["line"][raw["line"]["t"].isin((0.0, 1.0))]
+    part.tables["solutions"] = ends.assign(solution=[NARROW if t else GENERAL for t in ends["t"]]).drop(columns="t")
+    part.tables["interpolation"] = means(_long(raw["line"], ["t"], ("own_trained", "own_held_out", "others")), "value", ["measure", "t"])
+    part.tables["interpolation_loss"] = means(raw["line"], "loss", ["t"])
+    if "drift" in raw:
+        measures = ("own_trained", "own_held_out", "others")
+        drift = _long(raw["drift"], ["step", "solution"], measures).assign(value=lambda t: 100 * t["value"])
+        part.tables["drift"] = paired(drift, "value", ["measure", "step"], _LIFTED, _KEPT)
+        part.tables["drift_means"] = means(drift, "value", ["solution", "measure", "step"])
+    else:
+        part.warnings.append("no drift: only an organism's solutions are trained here, and the penalty lifted again")
+    _found(part)
+    return part
+
+
+def means(table: pd.DataFrame, value: str, cells: Sequence[str]) -> pd.DataFrame:
+    """Mean over seeds in each cell with a 95 % t interval; none with one seed."""
+    rows = []
+    for key, group in table.dropna(subset=[value]).groupby(list(cells), sort=True):
+        head = dict(zip(cells, key if isinstance(key, tuple) else (key,), strict=True))
+        values = group[value].to_numpy()
+        alone = Estimate(float(values[0]), float("nan"), float("nan"), 1, "one seed")
+        rows.append({**head, **columns_of(value, t_interval(values) if len(values) > 1 else alone), "seeds": len(values)})
+    return pd.DataFrame(rows)
+
+
+def _long(table: pd.DataFrame, cells: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    return table.melt(id_vars=[*cells, "seed"], value_vars=list(measures), var_name="measure", value_name="value")
+
+
+def _found(part: Part) -> None:
+    """One sentence a measure, at the cell named in it."""
+    tables = part.tables
+    shown = []
+    wanted = (
+        ("efficiency", {"data": "trained", "share": 1.0}, "Efficiency: loss on the trained chats at the general solution's norm", +1),
+        ("stability", {"data": "trained", "epsilon": None}, "Stability: percentage of the gain lost to a random turn", +1),
+        ("significance", {"data": NEUTRAL, "share": 1.0}, "Significance: KL on neutral text at the general solution's norm", -1),
+    )
+    for name, cell, words, sign in wanted:
+        if name not in tables:
+            continue
+        rows = tables[name]
+        for key, value in cell.items():
+            at = rows[key].max() if value is None else value
+            rows, words = (rows[rows[key] == at], words + (f" of ε = {at:g}" if value is None else ""))
+        if not len(rows):
+            continue
+        row = rows.iloc[0]
+        better = sign * row["difference"] > 0
+        clear = row["difference_low"] > 0 or row["difference_high"] < 0
+        random = f", random {row[RANDOM]:.3g}" if RANDOM in rows else ""
+        sentence = (
+            f"{words}: general {row[GENERAL]:.3g}, narrow {row[NARROW]:.3g}{random}; narrow − general {row['difference']:.3g} "
+            f"[{row['difference_low']:.3g}, {row['difference_high']:.3g}], paired p {p_text(row['p'])}, {row['seeds']} seeds."
+        )
+        shown.append(name if better and clear else "")
+        part.findings.append(Finding("general against narrow", sentence, "shown" if better and clear else "not shown" if clear else "undecided"))
+    if "drift" in tables:
+        rows = tables["drift"]
+        last = rows[(rows["measure"] == "others") & (rows["step"] == rows["step"].max())].iloc[0]
+        sentence = (
+            f"After the penalty is lifted, alignment of the other domains at step {last['step']:.0f} is {last[_LIFTED]:.1f} against {last[_KEPT]:.1f} with it "
+            f"kept: {last['difference']:.1f} [{last['difference_low']:.1f}, {last['difference_high']:.1f}] of 100, paired p {p_text(last['p'])}."
+        )
+        part.findings.append(Finding("general against narrow", sentence, "shown" if last["difference_high"] < 0 else "undecided"))
+    won = [name for name in shown if name]
+    what = f"ahead in {', '.join(won)}" if won else "ahead in none"
+    part.findings.insert(0, Finding("general against narrow", f"Of {len(shown)} measures, the general solution is clearly {what}.", "summary"))
