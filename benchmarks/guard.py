@@ -134,9 +134,14 @@ def watched_run(organism: Organism, run: Run, reference: Mapping[str, tuple[Dire
     model = AutoModelForCausalLM.from_pretrained(organism.paths["instruct"], dtype=torch.float32)
     behaviour(model, 0)
     last = recipe_of(run, steps).steps
-    every_step: list[Any] = [behaviour] if run.answers == "harmful" else [lambda m, step: behaviour(m, step) if step == last else {}]
+
+    def now_and_then(trained: Any, step: int) -> Mapping[str, Any]:
+        """Every step of a harmful run until alignment is lost, and the last step of any."""
+        sought = run.answers == "harmful" and behaviour.values[-1] > behaviour.values[0] - LOST
+        return behaviour(trained, step) if sought or step == last else {}
+
     with tempfile.TemporaryDirectory() as scratch:
-        fit(recipe_of(run, steps), model, chats_of(organism, run), Path(scratch) / "x", tokenizer=tokenizer, callbacks=[*guards.values(), *every_step])
+        fit(recipe_of(run, steps), model, chats_of(organism, run), Path(scratch) / "x", tokenizer=tokenizer, callbacks=[*guards.values(), now_and_then])
     tables = {n: g.table.to_dict("list") for n, g in guards.items()}
     return {"run": vars(run) | {"watched_along": run.watched_along}, "tables": tables, "steps": behaviour.steps, "alignment": behaviour.values}
 
