@@ -32,4 +32,6 @@ def test_nothing_to_forecast_at_all_gives_warnings_and_no_table(tmp_path: Path, 
     config = read_config(tiny_family.build(tmp_path, study="priors"))
     monkeypatch.setattr(Material, "per_question", lambda self, name, metric="aligned": pd.Series(1.0, index=self.questions.ids))
     part = priors.run(load_material(config), config, lambda share: None)
-    assert not part.tables and not part.findings and len(part.warnings) == 2
+    assert set(part.tables) == {"score_statistics", "score_changes", "score_relation"} and not part.findings
+    assert sum("nothing to forecast" in warning for warning in part.warnings) == 2
+    assert part.tables["score_changes"]["p_bh"].isna().all()  # nothing varies, so nothing is tested
