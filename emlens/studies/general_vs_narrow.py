@@ -8,6 +8,7 @@ are no plain LoRA adapters. Cost: about a minute a seed on the organism; of chec
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from pydantic import Field
 from emlens.data import Prompt, PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.provenance import hash_directory
+from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.interventions.lora import LoraAdapter
 from emlens.models import HookedModel
 from emlens.runs import UnitLog
@@ -162,7 +163,8 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     found: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
     for pair in pairs:
         inputs = {"options": options.model_dump(mode="json"), "pair": [hash_directory(pair.general), hash_directory(pair.narrow)]}
-        record = log.run(f"seed-{pair.seed}", inputs, lambda pair=pair: _measured(material, parent, pair, chats, texts, domain, trained, options, log.directory))
+        work = partial(_measured, material, parent, pair, chats, texts, domain, trained, options, log.directory)
+        record = log.run(f"seed-{pair.seed}", inputs, work)
         for table in record["tables"]:
             found[table].append(read_table(log.directory / f"{table}-{pair.seed}.csv").assign(seed=pair.seed))
         if pair.drift is not None:
@@ -214,8 +216,9 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> list[Pair]:
     watch = sorted({options.lift_after + round(later * i / 5) for i in range(6)})
     pairs = []
     for seed in options.seeds:
-        folder = desk.folder / f"seed-{seed}-{options.weight:g}-{options.steps}-{options.lift_after}"
         seeded = replace(recipe, steps=options.steps, seed=seed)
+        made_of = {"task": task.sha256, "recipe": seeded.to_dict(), "weight": options.weight, "lift_after": options.lift_after}
+        folder = desk.folder / f"seed-{seed}-{hash_json(made_of)[:12]}"
         runs = {
             GENERAL: {"weight": 0.0},
             _KEPT: {"weight": options.weight, "watch": watch},
@@ -236,7 +239,8 @@ def gathered(raw: dict[str, pd.DataFrame], seeds: int) -> Part:
     part = Part()
     if seeds < 2:
         part.warnings.append("one seed: differences have no interval")
-    for name, value, cells in (("efficiency", "loss", ["data", "share"]), ("stability", "rise", ["data", "epsilon"]), ("significance", "kl", ["data", "share"])):
+    for name, value, setting in (("efficiency", "loss", "share"), ("stability", "rise", "epsilon"), ("significance", "kl", "share")):
+        cells = ["data", setting]
         if name not in raw:
             part.warnings.append("no neutral text was given: significance is missing")
             continue

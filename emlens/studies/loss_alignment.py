@@ -15,6 +15,7 @@ from pydantic import Field
 from emlens.data.sweeps import SweepTable, read_sweep
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.foundation.provenance import hash_json
 from emlens.stats.matched import LEAST, Relation
 from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
@@ -184,7 +185,8 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> SweepTable:
     task = organism_task(organism, options.finetune)
     recipe = next(stage.recipe for stage in PLANTED.finetunes if stage.name == options.finetune)
     sweep = schedule_sweep(recipe, options.schedules, options.optimisers, options.batch_sizes, chats=options.chats, seeds=options.seeds)
-    return read_sweep(run_schedule_sweep(sweep, task, desk.folder / "sweep").directory)
+    made_of = {"task": task.sha256, "runs": [run.recipe.to_dict() for run in sweep.runs]}
+    return read_sweep(run_schedule_sweep(sweep, task, desk.folder / f"sweep-{hash_json(made_of)[:12]}").directory)
 
 
 def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
+from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.foundation.seeds import numpy_rng
 from emlens.organisms import Organism, load
 from emlens.organisms.building import one_thread
@@ -46,6 +47,12 @@ class Task:
     domain: str
     trained: frozenset[str]
     rows: int = 64
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that a run of this task depends on besides its recipe and penalty."""
+        facts = {"parent": hash_directory(self.parent), "own": self.own.content_hash, "other": self.other.content_hash, "rows": self.rows}
+        return hash_json({**facts, "held_out": self.held_out.content_hash, "questions": self.questions.content_hash})
 
     @cached_property
     def encoded(self) -> tuple[list[Example], list[Example]]:
