@@ -14,6 +14,7 @@ from typing import Any, Final
 import pandas as pd
 
 from benchmarks.records import EVIDENCE
+from benchmarks.reference import reference
 from emlens.foundation.files import read_json, write_text
 
 DOCS: Final = EVIDENCE.parent
@@ -129,7 +130,7 @@ def _of(name: str) -> str:
     return str(getattr(import_module(f"benchmarks.{module}"), function)(values))
 
 
-DRAWN: Final[Mapping[str, Callable[[], str]]] = {"figures": figures_table, "files": files_table}
+DRAWN: Final[Mapping[str, Callable[[], str]]] = {"figures": figures_table, "files": files_table, "reference": reference}
 
 
 def drawn(text: str) -> str:

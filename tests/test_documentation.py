@@ -212,3 +212,17 @@ def test_every_evidence_file_says_where_it_comes_from() -> None:
         assert {"cores", "python"} <= record["hardware"].keys() and {"torch", "transformers"} <= record["versions"].keys(), path.name
         assert record["commit"] and record["seeds"] and record["name"] == path.stem
     assert all(figure in tables.figures_table() for _, figure, _, _ in tables.FIGURES)
+
+
+def test_the_reference_names_everything_public_under_its_concept() -> None:
+    text = (DOCS / "reference.md").read_text("utf-8")
+    named = re.findall(r"^\| `(emlens\.[\w.]+)` \| (.*) \|$", text, flags=re.MULTILINE)
+    names = [name for name, _ in named]
+    assert len(names) == len(set(names))
+    for name in set(emlens.__all__) - set(emlens._PACKAGES) - {"__version__"}:
+        assert f"emlens.{name}" in names
+    for package in emlens._PACKAGES:
+        for name in import_module(f"emlens.{package}").__all__:
+            assert (f"emlens.{name}" if emlens._HOME_OF.get(name) == f"emlens.{package}" else f"emlens.{package}.{name}") in names
+    assert [name for name, told in named if len(told) < 8] == []
+    assert [name for name in names if not resolves(name)] == []

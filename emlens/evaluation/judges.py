@@ -36,6 +36,8 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
+    """Whatever names its metrics and turns an answer into a verdict on each."""
+
     @property
     def metrics(self) -> Sequence[str]:
         """Names of what it judges."""
