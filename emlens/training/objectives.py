@@ -20,7 +20,7 @@ from emlens.foundation.errors import InputError
 from emlens.training.examples import IGNORED, Example, encode_answers
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
-SCALES = ("share", "ratio")
+SCALES = ("share", "rows_ratio")
 """Entries of a batch that are weights of the part, not inputs of the model."""
 
 
@@ -165,7 +165,7 @@ class ObjectiveLoss:
         self.last: dict[str, float] = {}
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        own = {name: value for name, value in batch.items() if not name.startswith("objective") and not name.endswith(SCALES)}
+        own = {name: value for name, value in batch.items() if not name.startswith("objective") and name not in SCALES}
         share = batch.get("share")
         with ExitStack() as stack:
             for edit in self.edits:

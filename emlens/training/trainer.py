@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import derive_seed
-from emlens.training.objectives import Loss
+from emlens.training.objectives import SCALES, Loss, ObjectiveLoss
 from emlens.training.optimisers import make_optimiser, make_schedule
 from emlens.training.recipes import Recipe
 from emlens.training.resuming import Snapshots
@@ -75,8 +75,9 @@ class _StepTrainer(Trainer):
             self.optimizer.again = self._again
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        inputs = dict(inputs)
-        share = inputs.pop("share", None)
+        share = inputs.get("share")
+        if not isinstance(self.step_loss, ObjectiveLoss):  # which weighs each of its terms by its own tokens
+            inputs = {name: value for name, value in inputs.items() if name not in SCALES}
         loss = self.step_loss(model, inputs)
         if share is not None:
             loss = loss * share
