@@ -42,9 +42,11 @@ class Forecaster:
     Args:
         ridge: predicts hazard, the part of the scale below its top that a question stands to lose, in runs of mean severity.
         fold_ridges: (fold, left-out cluster) the same fitted without that fold's questions and that cluster's runs.
-        severity, fold_severity: severity from context, over all runs and without each cluster; None without context.
+        severity, cluster_severity, fold_severity: severity from context: over all runs, without each cluster, and (fold, left-out cluster) without
+            that fold's questions too; None without context.
         observed, predicted: (row, run) scores, and the backtest's predictions of them; NaN where a question does not count for a run.
-        hazard: (row, 1 + clusters) measured hazard of the questions fitted on: in all runs, and without each cluster.
+        hazard, fold_hazard: (row, 1 + clusters) measured hazard of the questions fitted on: in all runs, and without each cluster;
+            (fold, row, cluster) the same as measured without the fold's questions, NaN for those.
         ids, labels, fold: of the rows fitted on; labels are what was held out together.
         runs, clusters: the fine-tunes fitted on, and what was held out of them together.
         reference: (row, d_model) activations fitted on, at the site and position of `ridge`. bounds: largest distance from them of a row
@@ -55,10 +57,12 @@ class Forecaster:
     ridge: SiteRidge
     fold_ridges: tuple[tuple[SiteRidge, ...], ...]
     severity: SeverityModel | None
-    fold_severity: tuple[SeverityModel | None, ...]
+    cluster_severity: tuple[SeverityModel | None, ...]
+    fold_severity: tuple[tuple[SeverityModel | None, ...], ...]
     observed: Array
     predicted: Array
     hazard: Array
+    fold_hazard: Array
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     fold: tuple[int, ...]
@@ -119,10 +123,11 @@ class Forecaster:
         for site, position in self.places:
             self._require(acts, site, position)
         given = self._given(context)
-        factors = [_severity(model, given) for model in self.fold_severity]
-        centres = [self.top - factor * ridge(acts) for row in self.fold_ridges for factor, ridge in zip(factors, row, strict=True)]
+        factors = [_severity(model, given) for row in self.fold_severity for model in row]
+        ridges = [ridge for row in self.fold_ridges for ridge in row]
+        centres = [self.top - factor * ridge(acts) for factor, ridge in zip(factors, ridges, strict=True)]
         residuals, fold, labels = self._residuals()
-        spreads = np.tile(np.maximum(factors, LEAST_SPREAD), len(self.fold_ridges))
+        spreads = np.maximum(factors, LEAST_SPREAD)
         low, high = jackknife_plus(np.column_stack(centres), spreads, residuals, fold, group_weights(labels), level)
         shown = table["refused"].to_numpy() == ""
         for name, values in (("low", low), ("high", high)):
@@ -180,19 +185,23 @@ class Forecaster:
         )
 
     def severities(self) -> Array:
-        """Severity forecast for each run by what was learnt without its cluster, in units of the mean run's."""
-        groups, numbers = sorted(set(self.clusters)), context_rows(self.context, self.runs)
-        which = [groups.index(c) if len(groups) > 1 else 0 for c in self.clusters]
-        return np.array([_severity(self.fold_severity[c], numbers[j]) for j, c in enumerate(which)])
+        """(fold, run) severity forecast for each run by what was learnt without its cluster and without the fold's questions."""
+        numbers = context_rows(self.context, self.runs)
+        return np.array([[_severity(row[c], numbers[j]) for j, c in enumerate(self.column)] for row in self.fold_severity])
+
+    @property
+    def column(self) -> list[int]:
+        """For each run, which of the left-out clusters is its own."""
+        groups = sorted(set(self.clusters))
+        return [groups.index(c) if len(groups) > 1 else 0 for c in self.clusters]
 
     def _residuals(self) -> tuple[Array, Rows, list[str]]:
         """Absolute residual in units of the run's forecast severity, number of the fit, and label of every (question, run) of the backtest."""
-        groups = sorted(set(self.clusters))
         rows, runs = np.nonzero(np.isfinite(self.observed))
-        left_out = np.array([groups.index(c) for c in self.clusters])
-        which = left_out if len(groups) > 1 else np.zeros(len(left_out), dtype=int)
-        found = np.abs(self.observed - self.predicted)[rows, runs] / np.maximum(self.severities(), LEAST_SPREAD)[runs]
-        fits = np.array(self.fold)[rows] * len(self.fold_severity) + which[runs]
+        fold, column = np.array(self.fold)[rows], np.array(self.column)[runs]
+        spreads = np.maximum(self.severities(), LEAST_SPREAD)[fold, runs]
+        found = np.abs(self.observed - self.predicted)[rows, runs] / spreads
+        fits = fold * len(self.cluster_severity) + column
         return found, fits.astype(np.int64), [self.labels[i] for i in rows]
 
     def _given(self, context: Mapping[str, float] | None) -> Array | None:
@@ -217,13 +226,13 @@ class Forecaster:
         forecast for this one; past_mean: its mean score there.
         """
         rows, runs = np.nonzero(np.isfinite(self.observed))
-        clusters, factors = np.array(self.clusters), self.severities()
+        clusters, numbers = np.array(self.clusters), context_rows(self.context, self.runs)
         repeated, mean = np.full(self.observed.shape, np.nan), np.full(self.observed.shape, np.nan)
         for c, label in enumerate(sorted(set(self.clusters)) if len(set(self.clusters)) > 1 else []):
             mine = np.flatnonzero(clusters == label)
             mean[:, mine] = np.nanmean(self.observed[:, clusters != label], axis=1)[:, None]
             for j in mine:
-                repeated[:, j] = self.top - factors[j] * self.hazard[:, c + 1]
+                repeated[:, j] = self.top - _severity(self.cluster_severity[c], numbers[j]) * self.hazard[:, c + 1]
         return pd.DataFrame(
             {
                 "id": [self.ids[i] for i in rows],
@@ -304,22 +313,27 @@ def fit_forecaster(
     distinct = sorted(set(labels))
     outer = grouped_folds(labels, len(distinct) if len(distinct) <= MOST_FOLDS else 10, seed, "forecaster")
     left_out: list[str | None] = [*sorted(set(own))] if len(set(own)) > 1 else [None]
-    splits = [hazard_of(scale[1] - observed, _without(own, label)) for label in (None, *left_out)]
+    losses = scale[1] - observed
+    weights = [_without(own, label) for label in (None, *left_out)]
+    splits = [hazard_of(losses, part) for part in weights]
     targets = np.column_stack([hazard for hazard, _ in splits])
-    severities = [_severity_model(numbers, split[1], own, label, seed) for label, split in zip((None, *left_out), splits, strict=True)]
+    severities = [_severity_model(numbers, size, part, own, seed) for (_, size), part in zip(splits, weights, strict=True)]
     everything = np.arange(len(acts))
     predicted, floor = np.full(observed.shape, np.nan), np.full(observed.shape, np.nan)
-    fold, ridges = np.zeros(len(acts), dtype=int), []
+    fold, ridges, models = np.zeros(len(acts), dtype=int), [], []
+    measured = np.full((len(outer), len(acts), len(left_out)), np.nan)
     for k, held in enumerate(outer):
         rest = np.setdiff1d(everything, held)
-        ridges.append(tuple(choose_ridges(cells, targets[:, 1:], rest, labels, folds, seed, f"fold {k}")))
+        parts = [hazard_of(losses[rest], part) for part in weights[1:]]
+        measured[k, rest] = np.column_stack([hazard for hazard, _ in parts])
+        models.append(tuple(_severity_model(numbers, size, part, own, seed) for (_, size), part in zip(parts, weights[1:], strict=True)))
+        ridges.append(tuple(choose_ridges(cells, measured[k], rest, labels, folds, seed, f"fold {k}")))
         fold[held] = k
-        for c, (label, ridge) in enumerate(zip(left_out, ridges[-1], strict=True)):
+        for c, (label, ridge, model_c) in enumerate(zip(left_out, ridges[-1], models[-1], strict=True)):
             values = next(cell.values for cell in cells if cell.name == f"{ridge.site}@{ridge.position}")
             for j in [j for j, name in enumerate(own) if label is None or name == label]:
-                factor = _severity(severities[c + 1], numbers[j])
-                predicted[held, j] = scale[1] - factor * ridge.of(values[held])
-                floor[held, j] = scale[1] - targets[rest, c + 1].mean()
+                predicted[held, j] = scale[1] - _severity(model_c, numbers[j]) * ridge.of(values[held])
+                floor[held, j] = scale[1] - measured[k, rest, c].mean()
     predicted, floor = (np.where(np.isfinite(observed), part, np.nan) for part in (predicted, floor))
     ridge = choose_ridges(cells, targets[:, :1], everything, labels, folds, seed, "all")[0]
     reference = next(cell.values for cell in cells if cell.name == f"{ridge.site}@{ridge.position}")
@@ -339,7 +353,8 @@ def fit_forecaster(
         "cross_validated_r2": {"value": 1 - share.value, "low": 1 - share.high, "high": 1 - share.low, "n": share.n, "method": share.method},
         "seed": seed,
     }
-    head = (ridge, tuple(ridges), severities[0], tuple(severities[1:]), observed, predicted, targets, tuple(acts.ids), tuple(map(str, labels)))
+    head = (ridge, tuple(ridges), severities[0], tuple(severities[1:]), tuple(models), observed, predicted, targets, measured)
+    head = (*head, tuple(acts.ids), tuple(map(str, labels)))
     rest = (reference, (limits[0][0], limits[1][0]), scale[1], scale[0], given.loc[list(runs)], facts)
     return Forecaster(*head, tuple(map(int, fold)), tuple(runs), tuple(own), *rest)
 
@@ -350,10 +365,11 @@ def _without(clusters: Sequence[str], label: str | None) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-def _severity_model(numbers: Array, severity: Array, clusters: Sequence[str], label: str | None, seed: int) -> SeverityModel | None:
+def _severity_model(numbers: Array, severity: Array, weights: Array, clusters: Sequence[str], seed: int) -> SeverityModel | None:
+    """Learnt from the runs that have a weight."""
     if not numbers.shape[1]:
         return None
-    kept = [i for i, name in enumerate(clusters) if name != label]
+    kept = np.flatnonzero(weights > 0)
     return fit_severity(numbers[kept], severity[kept], [clusters[i] for i in kept], seed)
 
 

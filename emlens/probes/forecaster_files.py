@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "emlens-forecaster-2"
 _TENSORS, _RECORD = "forecaster.safetensors", "forecaster.json"
-_PLAIN: Final = ("observed", "predicted", "hazard", "reference")
+_PLAIN: Final = ("observed", "predicted", "hazard", "fold_hazard", "reference")
 _LISTS: Final = ("ids", "labels", "fold", "runs", "clusters", "bounds")
 
 
@@ -42,7 +42,8 @@ def save(forecaster: "Forecaster", path: Path) -> Path:
         "ridge": kept("ridge", forecaster.ridge),
         "fold_ridges": [[kept(f"fold.{k}.{c}", r) for c, r in enumerate(row)] for k, row in enumerate(forecaster.fold_ridges)],
         "severity": kept("severity", forecaster.severity),
-        "fold_severity": [kept(f"severity.{c}", model) for c, model in enumerate(forecaster.fold_severity)],
+        "cluster_severity": [kept(f"severity.{c}", model) for c, model in enumerate(forecaster.cluster_severity)],
+        "fold_severity": [[kept(f"severity.{k}.{c}", model) for c, model in enumerate(row)] for k, row in enumerate(forecaster.fold_severity)],
         **{name: list(getattr(forecaster, name)) for name in _LISTS},
         **{name: getattr(forecaster, name) for name in ("top", "bottom", "facts")},
         "context_columns": [str(name) for name in forecaster.context.columns],
@@ -79,7 +80,10 @@ def load(path: Path) -> dict[str, Any]:
                 tuple(ridge(f"fold.{k}.{c}", part) for c, part in enumerate(row)) for k, row in enumerate(record["fold_ridges"])
             ),
             "severity": severity("severity", record["severity"]),
-            "fold_severity": tuple(severity(f"severity.{c}", part) for c, part in enumerate(record["fold_severity"])),
+            "cluster_severity": tuple(severity(f"severity.{c}", part) for c, part in enumerate(record["cluster_severity"])),
+            "fold_severity": tuple(
+                tuple(severity(f"severity.{k}.{c}", part) for c, part in enumerate(row)) for k, row in enumerate(record["fold_severity"])
+            ),
             **{name: tensors[name] for name in _PLAIN},
             **{name: tuple(record[name]) for name in _LISTS},
             **{name: record[name] for name in ("top", "bottom", "facts")},

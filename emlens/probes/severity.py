@@ -17,8 +17,8 @@ from emlens.probes.ridge import ALPHAS, Array, ridge_path, ridge_weights, standa
 from emlens.probes.validation import grouped_folds
 
 _ROUNDS = 50
-LEAST_CLUSTERS = 4
-"""Clusters of runs without which nothing is learnt from their context."""
+LEAST_CLUSTERS = 3
+"""Clusters of runs, beside one that is held out, without which nothing is learnt from their context."""
 
 
 def run_weights(clusters: Sequence[str]) -> Array:
@@ -85,7 +85,7 @@ def fit_severity(context: Array, severity: Array, clusters: Sequence[str], seed:
     """
     labels = sorted(set(clusters))
     if len(labels) < LEAST_CLUSTERS:
-        raise InputError(f"context needs fine-tunes of at least {LEAST_CLUSTERS} clusters to learn from, and came with {len(labels)}; leave it out")
+        raise InputError(f"context needs fine-tunes of {LEAST_CLUSTERS} clusters to learn from beside one held out, and came with {len(labels)}; leave it out")
     squared = np.zeros(len(ALPHAS))
     everything = np.arange(len(context))
     for held in grouped_folds(clusters, len(labels), seed, "severity"):

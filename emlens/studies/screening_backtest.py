@@ -198,22 +198,21 @@ def with_rivals(
         features["text"] = TextFeatures("text", [texts[i] for i in forecaster.ids])
     if parent_scores is not None:
         features["parent"] = MatrixFeatures("parent", np.array([[float(parent_scores[i])] for i in forecaster.ids]))
-    several = len(set(forecaster.clusters)) > 1
-    targets = forecaster.hazard[:, 1:]
-    place = np.array(forecaster.fold)
+    place, factors = np.array(forecaster.fold), forecaster.severities()
     folds = [OuterFold(0, np.flatnonzero(place == k), np.flatnonzero(place != k)) for k in range(len(forecaster.fold_ridges))]
-    groups = sorted(set(forecaster.clusters))
-    which = np.array([groups.index(c) if several else 0 for c in forecaster.clusters])
-    factors = forecaster.severities()
     pairs = forecaster.pairs()
     rows = {name: i for i, name in enumerate(forecaster.ids)}
     runs = {name: j for j, name in enumerate(forecaster.runs)}
     at = pairs["id"].map(rows).to_numpy(), pairs["run"].map(runs).to_numpy()
     for name, feature in features.items():
-        if feature is None:
-            hazard = training_means(targets, folds)[0]
-        else:
-            hazard = nested_ridge([feature], targets, forecaster.labels, folds, inner_folds=5, seed=seed).nested[0]
-        predicted = forecaster.top - factors[None, :] * hazard[:, which]
+        hazard = np.empty((len(forecaster.ids), forecaster.fold_hazard.shape[2]))
+        for fold, measured in zip(folds, forecaster.fold_hazard, strict=True):
+            known = np.nan_to_num(measured)  # the fold's own questions have none, and none is read
+            if feature is None:
+                found = training_means(known, [fold])
+            else:
+                found = nested_ridge([feature], known, forecaster.labels, [fold], inner_folds=5, seed=seed).nested
+            hazard[fold.test] = found[0][fold.test]
+        predicted = forecaster.top - factors[place] * hazard[:, forecaster.column]
         pairs[name] = np.clip(predicted, forecaster.bottom, forecaster.top)[at]
     return pairs
