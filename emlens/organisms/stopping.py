@@ -40,3 +40,11 @@ class HeldOutRule:
         if self.met is not None and step >= self.met * (1.0 + self.go_on):
             raise StopRun(f"held-out questions of the domain reached {self.at} at step {self.met}", own_held_out=mean)
         return {"own_held_out": mean}
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers between steps, for a run that is resumed."""
+        return {"seen": self.seen, "met": self.met}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.seen, self.met = list(state["seen"]), state["met"]

@@ -53,6 +53,9 @@ def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[
         if not examples:
             raise InputError("data is empty; pass at least one row")
         digest = hash_json([{name: list(row[name]) for name in ("input_ids", "labels")} for row in examples])
+    short = [o.rows for o in objectives if isinstance(o, Penalty) and o.chats is not None and o.rows < recipe.accumulation]
+    if short:
+        raise InputError(f"{short[0]} rows a step of an objective cannot be run in accumulation={recipe.accumulation} parts; pass more rows")
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     own = _own_rows(recipe, examples, tokenizer, objectives)
     others = {
@@ -82,8 +85,6 @@ def _own_rows(recipe: Recipe, examples: Sequence[Example], tokenizer: Any, objec
 
 
 def _plan(recipe: Recipe, examples: Sequence[Example], count: int, *names: str | int) -> Callable[[int], list[Example]]:
-    if count < recipe.accumulation:
-        raise InputError(f"{count} rows a step of an objective cannot be run in accumulation={recipe.accumulation} parts; pass more rows")
     plan = shuffled_batches(len(examples), count, recipe.steps, derive_seed(recipe.seed, *names))
     return lambda step: [examples[i] for i in plan[step]]
 

@@ -8,6 +8,7 @@ Disk: three numbers a trained weight (AdamW). Time: one write of that a snapshot
 """
 
 import logging
+import math
 import os
 import random
 import shutil
@@ -89,7 +90,7 @@ class Snapshots:
             "format": FORMAT,
             "run": self.run,
             "step": step,
-            "rows": list(rows),
+            "rows": [[[name, _written(value)] for name, value in row.items()] for row in rows],
             "optimiser": plain,
             "group_steps": [group.get("step") for group in state["param_groups"]],
             "python": random.getstate(),
@@ -138,7 +139,7 @@ class Snapshots:
             if hasattr(callback, "restore"):
                 callback.restore(remembered)
         _log.info("going on from step %d of %s", body["step"], self.directory)
-        return int(body["step"]), list(body["rows"])
+        return int(body["step"]), [{name: _restored(value) for name, value in row} for row in body["rows"]]
 
     def restore_random(self) -> None:
         """Put the global random states where they were when the state was taken."""
@@ -165,6 +166,15 @@ class Snapshots:
                 pass
             _log.warning("%s is not whole and is left out", path)
         return None
+
+
+def _written(value: Any) -> Any:
+    """JSON has no NaN and no infinities."""
+    return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _restored(value: Any) -> Any:
+    return float(value["float"]) if isinstance(value, dict) and set(value) == {"float"} else value
 
 
 def _name(step: int) -> str:
