@@ -2,9 +2,10 @@
 
 Rows are runs; features are numbers known before the alignment evaluation: final loss, learning rate, baseline activations, delta overlap. A
 model of the other runs predicts each run's alignment (leave-run-out). A choice is judged by regret: how much worse than the best
-run the chosen one is. Beside it, the regret of taking the lowest loss, of taking any run, and of the same procedure on shuffled scores. One
-sweep holds one best run, so intervals come from resampling runs, and with few runs they are wide. Cost: ridge: one
-factorisation a run for all shuffles; forest: ten forests a shuffle, some seconds each hundred.
+run the chosen one is, among runs none of which the model has seen: it learns from one half of them and chooses in the other. (Forecasts that
+each leave one run out may not be compared for this: what is learnt from the others falls as a run's own score rises.) Beside it, the regret of
+taking the lowest loss, of taking any run, and of the same procedure on shuffled scores. Cost: ridge, one factorisation a split for all
+shuffles; a forest comes without shuffles.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats as scipy_stats
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
@@ -26,6 +28,7 @@ Model = Literal["linear", "forest"]
 MODELS: Final[tuple[Model, ...]] = ("linear", "forest")
 LEAST_RUNS: Final = 8
 TREES: Final = 40
+FOREST_SPLITS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,23 @@ class Ranking:
     """What was chosen, and what choosing so costs.
 
     Args:
-        table: one row a run and way to choose, best first: run, by, forecast (from other runs), advantage (over the mean of the runs it was learnt
-            from, which is what ranks: the mean of the others falls as a run's own score rises), observed, rank.
-        choices: one row a way to choose: by, run (chosen among all), observed, regret (best run minus the chosen), and `batch_regret` with interval:
-            the mean regret of choosing within random halves of the runs, beside `null` (any run of the half) and `lowest`, the regret of the
-            lowest loss there, and `gain` = lowest − batch_regret with interval; p against shuffled scores.
-        null: by model, batch regret on shuffled scores.
-        spearman: by way to choose, rank correlation of forecast and observed over runs.
+        table: one row a run and model, best forecast first: run, by, forecast (from the other runs), observed, rank.
+        choices: one row a way to choose: by; `regret` with interval: the best run minus the chosen one, on average over random halves of the
+            runs; `null`: that of taking any run of the half; `gain`: how much less than that of the lowest loss, with interval; p of the regret
+            against shuffled scores; `spearman` of leave-run-out forecasts and scores (of lowest loss: of the negative loss), with interval.
+        candidates: the new configurations, best forecast first: run, by, forecast, rank; empty where none were given.
+        null: by model, regret on shuffled scores.
     """
 
     table: pd.DataFrame
     choices: pd.DataFrame
+    candidates: pd.DataFrame
     null: Mapping[str, NullDistribution]
-    spearman: Mapping[str, Estimate]
 
     def chosen(self, by: Model = "linear") -> str:
-        """The run with the best forecast from the other runs."""
-        return str(self.choices.set_index("by").loc[by, "run"])
+        """The candidate with the best forecast; without candidates, the run with the best forecast from the other runs."""
+        table = self.candidates if len(self.candidates) else self.table
+        return str(table[table["by"] == by]["run"].iloc[0])
 
 
 def rank_configurations(
@@ -59,10 +62,11 @@ def rank_configurations(
     features: Sequence[str],
     loss: str | None = None,
     clusters: str | None = None,
+    candidates: pd.DataFrame | None = None,
     higher_is_better: bool = True,
     models: Sequence[Model] = MODELS,
-    resamples: int = 999,
-    permutations: int = 99,
+    splits: int = 200,
+    permutations: int = 199,
     seed: int = 0,
 ) -> Ranking:
     """Rank training configurations by forecast alignment, each forecast from the other runs, and say what the choice costs.
@@ -72,65 +76,51 @@ def rank_configurations(
         target: column to be high (alignment). features: numeric columns known before it is measured.
         loss: column whose lowest value is the rival choice; None: no such rival.
         clusters: column that names what is left out together (a schedule, a data set); None: each run alone.
+        candidates: configurations whose target is not known, with the feature columns, to choose among; None: the runs themselves.
         models: `"linear"` (ridge, penalty chosen on inner folds) and `"forest"`.
-        resamples: random halves of the runs; regret is averaged over them, and its interval comes from resampling clusters of runs.
-        permutations: shuffles of the target for the null of the whole procedure.
+        splits: random halves over which regret is averaged; a forest takes at most 40. Intervals: delete-one-cluster jackknife, fits as given.
+        permutations: shuffles of the target for the null of the linear model.
 
     Raises:
         InputError: too few runs or clusters, a column that lacks, is no number, or is missing somewhere; the target among the features; a target
             that is constant.
     """
     x, y, labels = _read(runs, target, features, loss, clusters)
-    best = y if higher_is_better else -y
-    names = [str(name) for name in runs.index]
-    learnt = {model: _left_out(model, x, best[:, None], labels, seed) for model in models}
-    rival = None if loss is None else -runs[loss].to_numpy(dtype=float)
-    shown = {model: advantage[:, 0] for model, (advantage, _) in learnt.items()} | ({} if rival is None else {"lowest loss": rival})
-    halves = _halves(len(best), resamples, seed)
-    lost = {by: _regrets(values, best, halves) for by, values in shown.items()}
-    anyone = np.array([best[half].max() - best[half].mean() for half in halves])
     sign = 1.0 if higher_is_better else -1.0
-    table, choices, nulls, ranks = [], [], {}, {}
-    for by, values in shown.items():
-        order = np.argsort(-values, kind="stable")
-        level = learnt[by][1][order, 0] if by in learnt else np.full(len(order), np.nan)
-        table.append(
-            pd.DataFrame(
-                {
-                    "run": [names[i] for i in order],
-                    "by": by,
-                    "forecast": sign * (values[order] + level),
-                    "advantage": values[order],
-                    "observed": y[order],
-                    "rank": np.arange(1, len(order) + 1),
-                }
-            )
-        )
-        ranks[by] = spearman(values, best) if np.ptp(values) > 0 else Estimate.undefined("every run has the same forecast", len(values))
-        ends = _intervals(values, best, rival, labels, seed, resamples)
-        row: dict[str, Any] = {
-            "by": by,
-            "run": names[int(order[0])],
-            "observed": float(y[order[0]]),
-            "regret": float(best.max() - best[order[0]]),
-            "any_run": float(best.max() - best.mean()),
-            "batch_regret": float(lost[by].mean()),
-            "batch_regret_low": ends["regret"][0],
-            "batch_regret_high": ends["regret"][1],
-            "null": float(anyone.mean()),
-            "spearman": ranks[by].value,
-            "spearman_low": ranks[by].low,
-            "spearman_high": ranks[by].high,
-            "p": np.nan,
-        }
-        if rival is not None and by != "lowest loss":
-            row |= {"gain_over_lowest_loss": float((lost["lowest loss"] - lost[by]).mean())}
-            row |= {"gain_low": ends["gain"][0], "gain_high": ends["gain"][1]}
-        if by != "lowest loss" and permutations:
-            nulls[by] = _null(by, x, best, labels, halves, permutations, seed)
-            row["p"] = nulls[by].p_value(row["batch_regret"], side="less")
-        choices.append(row)
-    return Ranking(pd.concat(table, ignore_index=True), pd.DataFrame(choices), nulls, ranks)
+    best, names = sign * y, [str(name) for name in runs.index]
+    halves = _splits(labels, splits, seed)
+    rival = None if loss is None else -runs[loss].to_numpy(dtype=float)
+    shuffled = _shuffled(best, permutations, seed)
+    tables, rows, new, nulls = [], [], [], {}
+    for model in models:
+        if model not in MODELS:
+            raise InputError(f"models names {model!r}; pass some of {', '.join(MODELS)}")
+        own = halves if model == "linear" else halves[:FOREST_SPLITS]
+        targets = best[:, None] if model == "forest" else np.column_stack([best, shuffled])
+        forecast = _left_out(model, x, best, labels, seed)
+        order = np.argsort(-forecast, kind="stable")
+        columns = {"run": [names[i] for i in order], "by": model, "forecast": sign * forecast[order], "observed": y[order]}
+        tables.append(pd.DataFrame({**columns, "rank": np.arange(1, len(order) + 1)}))
+        values = [_fitted(model, x[fit], x[test], targets[fit], [labels[i] for i in fit], seed) for fit, test in own]
+        row = _row(model, [v[:, 0] for v in values], best, rival, labels, own)
+        rows.append(row | _rank(forecast, best))
+        if model == "linear" and permutations:
+            draws = [
+                np.mean([shuffled[test, j].max() - shuffled[test[v[:, j + 1].argmax()], j] for (_, test), v in zip(own, values, strict=True)])
+                for j in range(permutations)
+            ]
+            nulls[str(model)] = NullDistribution(np.array(draws), f"regret of {model} on shuffled scores", seed)
+            rows[-1]["p"] = nulls[str(model)].p_value(row["regret"], side="less")
+        if candidates is not None:
+            given = _numbers(candidates, features, "candidates")
+            found = sign * _fitted(model, x, given, best[:, None], labels, seed)[:, 0]
+            place = np.argsort(-sign * found, kind="stable")
+            names_new = [str(candidates.index[i]) for i in place]
+            new.append(pd.DataFrame({"run": names_new, "by": model, "forecast": found[place], "rank": np.arange(1, len(place) + 1)}))
+    if rival is not None:
+        rows.append(_row("lowest loss", [rival[test] for _, test in halves], best, None, labels, halves) | _rank(rival, best))
+    shown = pd.concat(new, ignore_index=True) if new else pd.DataFrame(columns=["run", "by", "forecast", "rank"])
+    return Ranking(pd.concat(tables, ignore_index=True), pd.DataFrame(rows), shown, nulls)
 
 
 def _read(
@@ -141,44 +131,99 @@ def _read(
     if target in features:
         raise InputError(f"features names the target {target!r} itself; leave it out")
     for name in (target, *features, *([] if loss is None else [loss])):
-        if name not in runs.columns:
-            raise InputError(f"column {one_line(str(name))!r} is not among the runs' columns {[one_line(str(c), 40) for c in runs.columns[:8]]}")
-        values = pd.to_numeric(runs[name], errors="coerce")
-        if not np.isfinite(values).all():
-            bad = runs.index[~np.isfinite(values.to_numpy(dtype=float))][0]
-            raise InputError(f"column {one_line(str(name))!r} has no finite number for run {one_line(str(bad))!r}; fill it, or leave the run out")
+        _numbers(runs, [name], "the runs")
     if clusters is not None and clusters not in runs.columns:
         raise InputError(f"clusters={clusters!r} is not among the runs' columns")
     labels = [f"run {i}" for i in range(len(runs))] if clusters is None else [str(v) for v in runs[clusters]]
     if len(set(labels)) < LEAST_RUNS:
         raise InputError(f"{len(runs)} runs in {len(set(labels))} clusters came; ranking needs at least {LEAST_RUNS}, so that each can be left out")
-    y = pd.to_numeric(runs[target]).to_numpy(dtype=float)
+    y = _numbers(runs, [target], "the runs")[:, 0]
     if np.ptp(y) == 0:
         raise InputError(f"target {target!r} is {y[0]:g} for every run; there is nothing to rank")
-    return runs[list(features)].apply(pd.to_numeric).to_numpy(dtype=float), y, labels
+    return _numbers(runs, features, "the runs"), y, labels
 
 
-def _left_out(model: str, x: Array, targets: Array, labels: Sequence[str], seed: int) -> tuple[Array, Array]:
-    """(advantage, mean) of each run (run, target): forecast from runs of other clusters minus their mean, and that mean.
+def _numbers(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
+    for name in columns:
+        if name not in table.columns:
+            raise InputError(f"column {one_line(str(name))!r} is not among the columns of {whose}: {[one_line(str(c), 40) for c in table.columns[:8]]}")
+        bad = table.index[~np.isfinite(pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float))]
+        if len(bad):
+            raise InputError(f"column {one_line(str(name))!r} has no finite number for run {one_line(str(bad[0]))!r}; fill it, or leave the run out")
+    return table[list(columns)].apply(pd.to_numeric).to_numpy(dtype=float)
 
-    A forest leaves clusters out in at most 10 folds.
-    """
-    if model not in MODELS:
-        raise InputError(f"models names {model!r}; pass some of {', '.join(MODELS)}")
-    found, means = np.empty_like(targets), np.empty_like(targets)
-    place, names = np.array(labels), sorted(set(labels))
+
+def _shuffled(best: Array, permutations: int, seed: int) -> Array:
+    rng = numpy_rng(seed, "shuffled runs")
+    return np.stack([rng.permutation(best) for _ in range(permutations)], axis=1) if permutations else np.empty((len(best), 0))
+
+
+def _splits(labels: Sequence[str], count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(learn from, choose among): random halves of the clusters."""
+    rng, place = numpy_rng(seed, "halves of runs"), np.array(labels)
+    names = sorted(set(labels))
+    found = []
+    for _ in range(count):
+        chosen = np.isin(place, [names[i] for i in rng.permutation(len(names))[: len(names) // 2]])
+        found.append((np.flatnonzero(~chosen), np.flatnonzero(chosen)))
+    return found
+
+
+def _left_out(model: str, x: Array, best: Array, labels: Sequence[str], seed: int) -> Array:
+    """Forecast of each run from runs of other clusters; a forest leaves them out in at most 10 folds."""
+    found, place, names = np.empty(len(best)), np.array(labels), sorted(set(labels))
     order = numpy_rng(seed, "folds of runs").permutation(len(names))
-    parts = np.array_split(order, len(names) if model == "linear" else min(10, len(names)))
-    for part in parts:
+    for part in np.array_split(order, len(names) if model == "linear" else min(10, len(names))):
         held = np.isin(place, [names[i] for i in part])
-        train_x, test_x = standardise(x[~held], x[held])
-        means[held] = targets[~held].mean(0)
-        fit = _linear if model == "linear" else _forest
-        found[held] = fit(train_x, test_x, targets[~held], place[~held], seed) - means[held]
-    return found, means
+        found[held] = _fitted(model, x[~held], x[held], best[~held, None], place[~held].tolist(), seed)[:, 0]
+    return found
 
 
-def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_], seed: int) -> Array:
+def _fitted(model: str, train: Array, test: Array, targets: Array, labels: Sequence[str], seed: int) -> Array:
+    train_x, test_x = standardise(train, test)
+    return _linear(train_x, test_x, targets, np.array(labels)) if model == "linear" else _forest(train_x, test_x, targets, seed)
+
+
+def _row(
+    by: str,
+    values: Sequence[Array],
+    best: Array,
+    rival: Array | None,
+    labels: Sequence[str],
+    halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> dict[str, Any]:
+    """Regret, and gain over the rival, each with a jackknife interval over clusters of candidates."""
+    place, names = np.array(labels), sorted(set(labels))
+    own, other = _lost(values, best, halves), None if rival is None else _lost([rival[test] for _, test in halves], best, halves)
+    row: dict[str, Any] = {"by": by, "regret": own, "regret_low": np.nan, "regret_high": np.nan}
+    row["null"] = float(np.mean([best[test].max() - best[test].mean() for _, test in halves]))
+    row |= {"gain": np.nan if other is None else other - own, "gain_low": np.nan, "gain_high": np.nan, "p": np.nan, "splits": len(halves)}
+    without = np.full((len(names), 2), np.nan)
+    for i, name in enumerate(names):
+        kept = [place[test] != name for _, test in halves]
+        fewer = [(fit, test[k]) for (fit, test), k in zip(halves, kept, strict=True)]
+        without[i, 0] = _lost([v[k] for v, k in zip(values, kept, strict=True)], best, fewer)
+        if rival is not None:
+            without[i, 1] = _lost([rival[test] for _, test in fewer], best, fewer) - without[i, 0]
+    for column, (name, value) in enumerate((("regret", own), ("gain", row["gain"]))):
+        if np.isfinite(value):
+            spread = float(np.sqrt((len(names) - 1) / len(names) * ((without[:, column] - without[:, column].mean()) ** 2).sum()))
+            reach = float(scipy_stats.t.ppf(0.975, len(names) - 1)) * spread
+            row |= {f"{name}_low": max(0.0, value - reach) if name == "regret" else value - reach, f"{name}_high": value + reach}
+    return row
+
+
+def _lost(values: Sequence[Array], best: Array, halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> float:
+    """Mean over splits: the best candidate minus the one with the highest value."""
+    return float(np.mean([best[test].max() - best[test[v.argmax()]] for (_, test), v in zip(halves, values, strict=True) if len(test)]))
+
+
+def _rank(values: Array, best: Array) -> dict[str, float]:
+    found = spearman(values, best) if np.ptp(values) > 0 else Estimate.undefined("every run has the same forecast", len(values))
+    return {"spearman": found.value, "spearman_low": found.low, "spearman_high": found.high}
+
+
+def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_]) -> Array:
     """Ridge; each target's penalty by leaving clusters of the training runs out, in at most 10 folds."""
     names = sorted(set(labels))
     errors = np.zeros((len(ALPHAS), targets.shape[1]))
@@ -190,7 +235,7 @@ def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_],
     return np.asarray(ridge_path(train, test, targets)[best, :, np.arange(targets.shape[1])].T)
 
 
-def _forest(train: Array, test: Array, targets: Array, labels: NDArray[np.str_], seed: int) -> Array:
+def _forest(train: Array, test: Array, targets: Array, seed: int) -> Array:
     from sklearn.ensemble import RandomForestRegressor
 
     columns = []
@@ -198,49 +243,3 @@ def _forest(train: Array, test: Array, targets: Array, labels: NDArray[np.str_],
         fitted = RandomForestRegressor(n_estimators=TREES, min_samples_leaf=2, random_state=seed, n_jobs=1).fit(train, target)
         columns.append(fitted.predict(test))
     return np.column_stack(columns)
-
-
-def _halves(n: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Random halves (half, run number) of the runs among which a choice is made."""
-    rng = numpy_rng(seed, "halves of runs")
-    return np.stack([rng.permutation(n)[: n // 2] for _ in range(count)])
-
-
-def _regrets(values: Array, best: Array, halves: NDArray[np.int64]) -> Array:
-    """In each half, the best run minus the run that the values put first; ties are broken by order, which is random."""
-    picked = halves[np.arange(len(halves)), values[halves].argmax(1)]
-    return np.asarray(best[halves].max(1) - best[picked])
-
-
-def _intervals(
-    values: Array, best: Array, rival: Array | None, labels: Sequence[str], seed: int, resamples: int
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals over resampled clusters of runs, forecasts taken as given."""
-    rng = numpy_rng(seed, "clusters of runs")
-    members = {label: np.flatnonzero(np.array(labels) == label) for label in sorted(set(labels))}
-    groups = list(members.values())
-    regrets, gains = [], []
-    for draw in range(min(resamples, 400)):
-        rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        halves = rows[_halves(len(rows), 40, seed + 1 + draw)]
-        own = _regrets(values, best, halves)
-        regrets.append(own.mean())
-        gains.append(np.nan if rival is None else (_regrets(rival, best, halves) - own).mean())
-    found = {"regret": _ends(np.array(regrets))}
-    return found | {"gain": (float("nan"), float("nan")) if rival is None else _ends(np.array(gains))}
-
-
-def _ends(values: Array) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _null(
-    model: str, x: Array, best: Array, labels: Sequence[str], halves: NDArray[np.int64], permutations: int, seed: int
-) -> NullDistribution:
-    """Batch regret of the whole procedure where scores were dealt out anew among runs."""
-    rng = numpy_rng(seed, "shuffled runs")
-    shuffled = np.column_stack([rng.permutation(best) for _ in range(permutations)])
-    forecasts, _ = _left_out(model, x, shuffled, labels, seed)
-    draws = [float(_regrets(forecasts[:, j], shuffled[:, j], halves).mean()) for j in range(permutations)]
-    return NullDistribution(np.array(draws), f"regret of {model} on shuffled scores", seed)
