@@ -19,6 +19,8 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
+    """One turn of a chat: who speaks, and what."""
+
     role: str
     content: str
 
