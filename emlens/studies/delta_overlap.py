@@ -2,22 +2,22 @@
 
 Both sides have the same number of prompts. Three numbers at every layer and position: uncentred overlap, centred overlap,
 cosine of the mean shifts. Beside them: the isotropic null (a landmark), a null with the covariance of the *before*
-activations, the benign fine-tune's own overlap, neutral text under the same template, and the split-half ceiling.
+activations, the benign fine-tune's own overlap, neutral text under the same template, and the split-half ceiling. Further tables
+(`overlap_tables`): each evaluation group apart, several k, and the lead over the benign fine-tune with an interval and the null of its shifts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from emlens.activations import Activations, activation_deltas, capture, capture_many
-from emlens.data import PromptSet
+from emlens.activations import Activations
 from emlens.foundation.errors import InputError
-from emlens.foundation.seeds import numpy_rng, torch_rng
+from emlens.foundation.seeds import torch_rng
 from emlens.geometry import (
     components_above_rounding,
     cosine_to_mean,
@@ -31,8 +31,10 @@ from emlens.geometry import (
     top_k_subspace,
 )
 from emlens.stats import NullDistribution, correlation_null, cosine_of_means, partial_correlation, pearson
-from emlens.studies.config import StudyConfig
+from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.overlap_sides import Sides, noise_floor, shifts_everywhere, sides_of
+from emlens.studies.overlap_tables import Place, by_group, by_k, grouped, lead_over_benign, mantel
 from emlens.studies.result import Advance, Finding, Part
 
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
@@ -40,22 +42,15 @@ MEASURE: Literal["mean_cos2"] = "mean_cos2"
 COST = 6
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """Deltas of one fine-tune on two equally large prompt sets, and the parent's activations on them."""
+class Options(PartOptions):
+    """What only this part reads."""
 
-    train: Activations
-    evaluation: Activations
-    before_train: Activations
-    before_evaluation: Activations
-    neutral: Activations | None
-
-    def pairs(self, site: str, position: str) -> list[tuple[Tensor, Tensor]]:
-        """(shifts, parent's activations) of both prompt sets at one place."""
-        return [
-            (self.train[site, position], self.before_train[site, position]),
-            (self.evaluation[site, position], self.before_evaluation[site, position]),
-        ]
+    ks: tuple[int, ...] = ()
+    """Further dimensions k at which the overlap is measured, each beside its own null."""
+    by_group: bool = True
+    """Whether each group of questions, the own domain and neutral text are compared apart."""
+    mantel_draws: int = Field(199, ge=19)
+    """Draws of the Mantel test of prompts' likeness and shifts' likeness."""
 
 
 def _lowered(name: str, site: str, position: str, k: int, asked: int) -> str:
@@ -87,12 +82,21 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
     angles: list[dict[str, object]] = []
     shifts: list[dict[str, object]] = []
     relations: list[dict[str, object]] = []
+    leads: list[dict[str, object]] = []
+    apart: list[dict[str, object]] = []
+    several: list[dict[str, object]] = []
+    options = config.options_of("delta_overlap", Options)
+    everywhere: dict[str, Activations] = {}
     nulls: dict[tuple[object, ...], NullDistribution] = {}
     chosen = [name for name in material.focus(config) if name in material.training]
     for name in chosen:
-        sides = _sides(material, name, config)
+        sides = sides_of(material, name, config)
         benign = material.benign_for(name)
-        benign_sides = _sides(material, benign, config) if benign in material.training and benign else None
+        benign_sides = sides_of(material, benign, config) if benign in material.training and benign else None
+        for tuned in [name] * options.by_group + [benign] * (benign_sides is not None):
+            if tuned is not None and tuned not in everywhere:
+                everywhere[tuned] = shifts_everywhere(material, tuned, config)
+        unrelated = {} if benign is None or benign_sides is None else {"benign": everywhere[benign].select(material.outside(benign).prompts().ids)}
         if benign_sides is not None and len(benign_sides.train) != len(sides.train):
             sizes = f"{len(sides.train)} prompts a side, its benign control on {len(benign_sides.train)}"
             part.warnings.append(f"{name} is compared on {sizes}: overlap depends on their number")
@@ -114,7 +118,19 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                     control = None
                 rows += _cell(name, site, position, sides, control, usable, nulls, material.parent(name).name)
                 angles += _angles(name, site, position, sides, control, usable)
-                cell, relation = _relation(name, site, position, sides, material, config)
+                place, tuned_pair = Place(name, site, position), (sides.train[site, position], sides.evaluation[site, position])
+                before = torch.cat([sides.before_train[site, position], sides.before_evaluation[site, position]])
+                own_pair = None if control is None else (control.train[site, position], control.evaluation[site, position])
+                shared = {"draws": config.draws, "seed": config.seed, "nulls": nulls}
+                prompts = (material.parent(name).name, *(acts.provenance["rendered_sha256"] for acts in (sides.before_train, sides.before_evaluation)))
+                if own_pair is not None:
+                    reference = unrelated["benign"][site, position] if position == config.positions[0] else None
+                    leads.append(lead_over_benign(place, tuned_pair, own_pair, reference, k, key=("benign", benign), **shared))
+                if options.by_group:
+                    shifts_by_group = grouped(everywhere[name], site, position, material.domain(name), sides.neutral)
+                    apart += by_group(place, tuned_pair[0], shifts_by_group, before, min(k, 4), key=("groups", *prompts), **shared)
+                several += by_k(place, tuned_pair, before, options.ks, benign=own_pair, key=("by k", *prompts), **shared)
+                cell, relation = _relation(name, site, position, sides, material, config, options.mantel_draws)
                 shifts += cell
                 relations.append(relation)
                 advance(1 / (len(chosen) * len(sides.train.sites) * len(config.positions)))
@@ -126,39 +142,20 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         "angles": pd.DataFrame(angles),
         "shifts": pd.DataFrame(shifts),
         "overlap_shift": pd.DataFrame(relations),
-        "noise_floor": _noise_floor(material, chosen[0], config),
+        "noise_floor": noise_floor(material, chosen[0], config),
     }
+    further = {"overlap_benign": leads, "overlap_groups": apart, "overlap_by_k": several}
+    part.tables |= {label: pd.DataFrame(found) for label, found in further.items() if found}
     _findings(part, config)
     return part
-
-
-def _equal(prompts: PromptSet, n: int, seed: int, label: str) -> PromptSet:
-    order = numpy_rng(seed, "equal n", label).permutation(len(prompts))[:n]
-    return prompts.select([prompts.ids[i] for i in sorted(order)])
-
-
-def _sides(material: Material, name: str, config: StudyConfig) -> _Sides:
-    train = material.training[name].without_responses()
-    evaluation = material.outside(name).prompts()
-    n = min(len(train), len(evaluation))
-    models = {"before": material.parent(name), "after": material.family[name]}
-
-    def pair(prompts: PromptSet) -> tuple[Activations, Activations]:
-        found = capture_many(models, prompts, positions=config.positions, progress=False)
-        return found["before"], activation_deltas(found["before"], found["after"])
-
-    before_train, delta_train = pair(_equal(train, n, config.seed, "train"))
-    before_evaluation, delta_evaluation = pair(_equal(evaluation, n, config.seed, "evaluation"))
-    neutral = None if material.neutral is None else pair(_equal(material.neutral, min(n, len(material.neutral)), config.seed, "neutral"))[1]
-    return _Sides(delta_train, delta_evaluation, before_train, before_evaluation, neutral)
 
 
 def _cell(
     name: str,
     site: str,
     position: str,
-    sides: _Sides,
-    benign: _Sides | None,
+    sides: Sides,
+    benign: Sides | None,
     config: StudyConfig,
     nulls: dict[tuple[object, ...], NullDistribution],
     parent: str,
@@ -239,7 +236,7 @@ def _overlap(a: Tensor, b: Tensor, center: bool, k: int) -> float:
 
 
 def _angles(
-    name: str, site: str, position: str, sides: _Sides, benign: _Sides | None, config: StudyConfig
+    name: str, site: str, position: str, sides: Sides, benign: Sides | None, config: StudyConfig
 ) -> list[dict[str, object]]:
     """Principal angles in degrees, of the tested pair, the benign pair and random subspaces (their mean)."""
     k = config.k
@@ -265,13 +262,13 @@ def _angles(
     ]
 
 
-def _spectrum(sides: _Sides, site: str, position: str, k: int) -> Tensor:
+def _spectrum(sides: Sides, site: str, position: str, k: int) -> Tensor:
     a, b = (top_k_subspace(acts[site, position].double(), k, center=True) for acts in (sides.train, sides.evaluation))
     return principal_angles(a, b)
 
 
 def _relation(
-    name: str, site: str, position: str, sides: _Sides, material: Material, config: StudyConfig
+    name: str, site: str, position: str, sides: Sides, material: Material, config: StudyConfig, mantel_draws: int = 199
 ) -> tuple[list[dict[str, object]], dict[str, object]]:
     """Per evaluation prompt: overlap of the prompt with the training prompts' subspace, and how alike its shift is.
 
@@ -323,25 +320,10 @@ def _relation(
         "partial_high": partial.high,
         "mean_overlap": float(overlap.mean()),
         "mean_random_overlap": float(control.mean()),
+        **mantel(before, sides.evaluation[site, position].double(), groups, list(lengths), draws=mantel_draws, seed=config.seed),
         "n": len(x),
     }
     return cells, relation
-
-
-def _noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFrame:
-    """The same parent on the same prompts in other batches: what part of a delta's length is batching noise."""
-    prompts = material.outside(name).prompts()
-    parent = material.parent(name)
-    one, other = (capture(parent, prompts, positions=config.positions, progress=False, batch_tokens=size) for size in (4096, 512))
-    tuned = capture(material.family[name], prompts, positions=config.positions, progress=False, batch_tokens=4096)
-    rows = []
-    for site in one.sites:
-        for position in config.positions:
-            noise = float((one[site, position].double() - other[site, position].double()).norm(dim=1).mean())
-            signal = float((tuned[site, position].double() - one[site, position].double()).norm(dim=1).mean())
-            ratio = noise / signal if signal else np.nan
-            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": ratio, "n": len(prompts)})
-    return pd.DataFrame(rows)
 
 
 def _findings(part: Part, config: StudyConfig) -> None:
@@ -353,12 +335,15 @@ def _findings(part: Part, config: StudyConfig) -> None:
         mine = tested[(tested["model"] == name) & (tested["position"] == config.positions[0])]
         above = mine[mine["p"] * len(mine) < 0.05]
         control = benign[(benign["model"] == name) & (benign["position"] == config.positions[0])]
+        leads = part.tables.get("overlap_benign", pd.DataFrame(columns=["model", "position", "lead_low"]))
+        leads = leads[(leads["model"] == name) & (leads["position"] == config.positions[0])]
         landmark = table[(table["model"] == name) & (table["null"] == "isotropic") & (table["k"] == mine["k"].max())]["null_mean"].iloc[0]
         resolved = len(mine) / (config.draws + 1) < 0.05  # with fewer draws no layer could be exceeded
         lead = ""
         if len(control):
-            lead = f"; the benign fine-tune's own overlap ({control['value'].min():.2f}–{control['value'].max():.2f}) is exceeded in "
-        beyond = int((mine.set_index("site")["value"] > control.set_index("site")["value"].reindex(mine["site"])).sum()) if len(control) else None
+            own = f"{control['value'].min():.2f}–{control['value'].max():.2f}"
+            lead = f"; the benign fine-tune's own overlap ({own}) is exceeded, with the whole interval of the difference, in "
+        beyond = int((leads["lead_low"] > 0).sum()) if len(leads) else None
         part.findings.append(
             Finding(
                 "overlap",

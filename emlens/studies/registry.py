@@ -22,7 +22,7 @@ from importlib import import_module
 from types import ModuleType
 
 STUDIES: Mapping[str, tuple[str, ...]] = {
-    "full": ("profile", "fine_tuning", "delta_overlap", "direction_transfer", "priors", "layer_position_sweep"),
+    "full": ("profile", "fine_tuning", "delta_overlap", "direction_transfer", "priors", "layer_position_sweep", "synthesis"),
     "overview": ("profile", "delta_overlap", "direction_transfer", "priors"),
     "profile": ("profile",),
     "delta_overlap": ("delta_overlap",),

@@ -34,7 +34,7 @@ def config(**fields: Any) -> StudyConfig:
 
 
 def cell(k: int, nulls: dict[tuple[object, ...], NullDistribution]) -> pd.DataFrame:
-    sides = delta_overlap._Sides(acts(1), acts(2), acts(3), acts(4), None)
+    sides = delta_overlap.Sides(acts(1), acts(2), acts(3), acts(4), None)
     return pd.DataFrame(delta_overlap._cell("bad", SITE, POSITION, sides, None, config(k=k), nulls, "instruct"))
 
 
