@@ -10,8 +10,8 @@ from emlens.figures.style import BAR_ROOM, DIVERGING, SEQUENTIAL, colour_bar, dr
 from emlens.foundation.errors import InputError
 
 ROW = 34
-MOST_WITH_TEXT = 12
-"""Columns up to which the number is written into its cell."""
+MOST_LETTERS = 40
+"""Letters of 11 pixels that fit beside each other on a phone: cells whose numbers need more stay bare; the hover box has them."""
 
 
 def heatmap(table: pd.DataFrame, asked: Asked) -> go.Figure:
@@ -24,8 +24,8 @@ def heatmap(table: pd.DataFrame, asked: Asked) -> go.Figure:
     down = _names(table[asked.colour]) if asked.colour else {"": ""}
     columns, rows = {v: i for i, v in enumerate(across)}, {v: i for i, v in enumerate(down)}
     z = np.full((len(rows), len(columns)), np.nan)
-    text = np.full(z.shape, "", dtype=object)
     box = np.full(z.shape, "no measurement", dtype=object)
+    beside = np.full(z.shape, np.nan)
     seen: set[tuple[int, int]] = set()
     null = table[asked.null] if asked.null else [np.nan] * len(table)
     names = table[asked.colour].map(str) if asked.colour else [""] * len(table)
@@ -39,19 +39,16 @@ def heatmap(table: pd.DataFrame, asked: Asked) -> go.Figure:
                 f"draw_plot: heatmap has several rows for {where}; name the column that tells them apart as colour or facet"
             )
         seen.add(cell)
-        z[cell], box[cell] = value, said
-        text[cell] = figure_of(round(value, 2)) + (
-            f"<br>null {figure_of(round(under, 2))}" if np.isfinite(under) else ""
-        )
+        z[cell], beside[cell], box[cell] = value, under, said
     finite = z[np.isfinite(z)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     scale, low, high = (DIVERGING, -max(-low, high), max(-low, high)) if low < 0 else (SEQUENTIAL, low, high)
     high = high if high > low else low + 1
     figure = go.Figure()
+    text = _written(z, beside)
     figure.add_heatmap(
         z=z, x=list(range(len(columns))), y=list(range(len(rows))), coloraxis="coloraxis", xgap=1, ygap=1, hoverongaps=False,
-        text=text if len(columns) <= MOST_WITH_TEXT else None, texttemplate="%{text}" if len(columns) <= MOST_WITH_TEXT else None,
-        customdata=box, hovertemplate="%{customdata}<extra></extra>",
+        text=text, texttemplate=None if text is None else "%{text}", textfont={"size": 11}, customdata=box, hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
     kept = spread(len(across), MOST_TICKS)
     figure.update_xaxes(
@@ -70,6 +67,20 @@ def heatmap(table: pd.DataFrame, asked: Asked) -> go.Figure:
     figure.update_layout(coloraxis={"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar})
     height = ROW + 14 * int(bool(asked.null))
     return dress(figure, 160 + height * max(2, len(down)), legend=False).update_layout(margin={"t": BAR_ROOM})
+
+
+def _written(z: np.ndarray, null: np.ndarray) -> list[list[str]] | None:
+    """What stands in the cells: number and null, the number alone, or nothing, as there is room."""
+    bare = [[figure_of(round(v, 2)) if np.isfinite(v) else "" for v in row] for row in z]
+    under = [[f"<br>null {figure_of(round(v, 2))}" if np.isfinite(v) else "" for v in row] for row in null]
+    both = [[a + b for a, b in zip(first, second, strict=True)] for first, second in zip(bare, under, strict=True)]
+    for text in (both, bare):
+        if (
+            z.shape[1] * max(len(line) + 1 for row in text for cell in row for line in cell.split("<br>"))
+            <= MOST_LETTERS
+        ):
+            return text
+    return None
 
 
 def _names(column: pd.Series) -> dict[str, str]:

@@ -24,11 +24,11 @@
   }
 
   function draw(node) {
-    if (node.dataset.drawn) { return; }
+    if (node.dataset.drawn) { return Promise.resolve(); }
     node.dataset.drawn = "yes";
     var figure = data(node.dataset.figure);
     var height = figure.layout.height;
-    Plotly.newPlot(node, figure.data, figure.layout, config).then(function () {
+    return Plotly.newPlot(node, figure.data, figure.layout, config).then(function () {
       if (!root.dataset.first) { root.dataset.first = Math.round(performance.now()); }
       return grow(node, height, figure.layout.margin.t);
     });
@@ -43,8 +43,6 @@
       }
     });
   }, { rootMargin: "400px 0px" });
-  plots.forEach(function (node) { watcher.observe(node); });
-
   // The first at once, the rest while the reader reads, so that nothing is missing when scrolling fast or printing.
   var waiting = plots.slice();
   function later() {
@@ -56,14 +54,16 @@
       root.dataset.drawn = "all";
     }
   }
-  if (waiting.length) { draw(waiting.shift()); }
-  window.setTimeout(later, 400);
+  (waiting.length ? draw(waiting.shift()) : Promise.resolve()).then(function () {
+    plots.forEach(function (node) { watcher.observe(node); });
+    window.setTimeout(later, 400);
+  });
 
   // On paper everything is open and as wide as a page.
   var opened = [];
   function fit() {
     plots.forEach(draw);
-    plots.forEach(function (node) { Plotly.Plots.resize(node); });
+    plots.forEach(function (node) { Plotly.relayout(node, { autosize: false, width: node.clientWidth }); });
   }
   window.addEventListener("beforeprint", function () {
     opened = Array.prototype.slice.call(document.querySelectorAll("details:not([open])"));
@@ -74,7 +74,7 @@
   window.addEventListener("afterprint", function () {
     opened.forEach(function (node) { node.open = false; });
     root.classList.remove("paper");
-    fit();
+    plots.forEach(function (node) { Plotly.relayout(node, { autosize: true }); });
   });
 
   function unpacked(text) {

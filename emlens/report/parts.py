@@ -1,7 +1,7 @@
 """Which sections a result has: one a part of its study, in the order of the study, drawn from records where nothing is made by hand.
 
 A part with an `ABOUT` needs nothing here; its plots and table descriptions are drawn as they stand. Four parts have richer
-sections, to which plots of an `ABOUT` are added. A section of another part is shown where a result holds its tables.
+sections, to which plots of an `ABOUT` are added.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,13 +25,12 @@ MOST_FACETS = 24
 
 
 def sections_of(result: StudyResult) -> list[Section]:
-    """The sections of a result's parts, then those of other parts whose tables it holds."""
-    parts = registry.STUDIES.get(result.study, (result.study,))
-    asked = [section for section in map(_section, parts) if section is not None]
-    known = dict.fromkeys([*BY_HAND, *(part for several in registry.STUDIES.values() for part in several)])
-    placed = {name for section in asked for name in section.tables}
-    others = [section for section in (_section(part) for part in known if part not in parts) if section is not None]
-    return [*asked, *(section for section in others if (set(section.tables) - placed) & set(result.tables))]
+    """The sections of a study's parts; of a study that is not registered, those of its own module and of all parts whose tables it holds."""
+    if result.study in registry.STUDIES:
+        return [section for section in map(_section, registry.STUDIES[result.study]) if section is not None]
+    known = [part for part in dict.fromkeys([*BY_HAND, *(part for several in registry.STUDIES.values() for part in several)]) if part != result.study]
+    own, others = _section(result.study), [section for section in map(_section, known) if section is not None]
+    return [*([own] if own else []), *(section for section in others if set(section.tables) & set(result.tables))]
 
 
 def from_about(part: str, about: About) -> Section:

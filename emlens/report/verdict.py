@@ -8,6 +8,8 @@ from emlens.report.topics import Section
 from emlens.studies import Finding
 
 MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
+FEW = 6
+"""Up to as many statements stand open; more are opened section by section, below the sentences that sum them up."""
 
 
 def verdict_section(findings: Sequence[Finding], sections: Sequence[Section]) -> str:
@@ -16,21 +18,30 @@ def verdict_section(findings: Sequence[Finding], sections: Sequence[Section]) ->
         return '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
     summaries = [f for f in findings if f.status == "summary"]
     findings = [f for f in findings if f.status != "summary"]
-    counts = [f"{sum(f.status == status for f in findings)} {status}" for status in MARKS]
     short = "".join(f"<li>{signed(f.sentence)}</li>" for f in summaries)
     parts = [
         '<section id="verdict"><h2>Verdict</h2>',
         f'<ol class="summary">{short}</ol>' if short else "",
-        f"<p>Behind it stand {len(findings)} statements: {', '.join(counts)}. "
+        f"<p>Behind it stand {_counted(findings)}. "
         "“Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
     ]
     places = {alias: section for section in sections for alias in (section.part, section.name) if alias}
     for name in dict.fromkeys(f.section for f in findings):
         place = places.get(name)
         title = f'<a href="#{escape(place.name)}">{escape(place.title)}</a>' if place else escape(name)
-        items = "\n".join(_item(f) for f in findings if f.section == name)
-        parts.append(f"<h3>{title}</h3><ul class='findings'>\n{items}\n</ul>")
+        mine = [f for f in findings if f.section == name]
+        items = "\n".join(map(_item, mine))
+        shut = short and len(findings) > FEW
+        parts.append(
+            f"<h3>{title}</h3><details{'' if shut else ' open'}><summary>{escape(_counted(mine))}</summary>"
+            f"<ul class='findings'>\n{items}\n</ul></details>"
+        )
     return "\n".join([*parts, "</section>"])
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    counts = ", ".join(f"{sum(f.status == status for f in findings)} {status}" for status in MARKS)
+    return f"{len(findings)} statement{'' if len(findings) == 1 else 's'}: {counts}"
 
 
 def _item(finding: Finding) -> str:

@@ -51,6 +51,7 @@ def study_tables(
                 "text": f"{text} {i}",
                 "trained": g == domain and i == 0,
                 "aligned": 50.0 + i,
+                "coherent": 90.0,
                 "answer": f"{text} answered by {m}",
             }
             for m, g, i in product(kinds, domains, range(20))

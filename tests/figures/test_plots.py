@@ -26,7 +26,14 @@ def record(kind: str = "line", **fields: Any) -> Plot:
 def table(models: tuple[str, ...] = ("one", "two"), steps: tuple[float, ...] = (3, 1, 2)) -> pd.DataFrame:
     """Steps out of order; score = 10·model + step, interval ±1, null 5."""
     rows = [
-        {"model": m, "step": s, "score": 10.0 * i + s, "score_low": 10.0 * i + s - 1, "score_high": 10.0 * i + s + 1, "null": 5.0}
+        {
+            "model": m,
+            "step": s,
+            "score": 10.0 * i + s,
+            "score_low": 10.0 * i + s - 1,
+            "score_high": 10.0 * i + s + 1,
+            "null": 5.0,
+        }
         for i, m in enumerate(models)
         for s in steps
     ]
@@ -96,10 +103,15 @@ def test_a_forest_has_a_row_for_every_name_from_the_top() -> None:
 
 def test_heatmap_cells_stand_where_their_names_are() -> None:
     data = table()
-    figure = figures.draw_plot({"t": data.drop(4)}, record("heatmap", colour="model", null="null", x_title="step (of 3)"))
+    figure = figures.draw_plot(
+        {"t": data.drop(4)}, record("heatmap", colour="model", null="null", x_title="step (of 3)")
+    )
     (cells,) = figure.data
     np.testing.assert_array_equal(cells.z, [[1, 2, 3], [np.nan, 12, 13]])
-    assert list(figure.layout.xaxis.ticktext) == ["1", "2", "3"] and list(figure.layout.yaxis.ticktext) == ["one", "two"]
+    assert list(figure.layout.xaxis.ticktext) == ["1", "2", "3"] and list(figure.layout.yaxis.ticktext) == [
+        "one",
+        "two",
+    ]
     assert cells.text[0][0] == "1<br>null 5" and cells.customdata[1][0] == "no measurement"
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (1, 13)
     data["score"] = [-4.0, 1, 2, 3, 1, 2]
@@ -112,7 +124,9 @@ def test_a_facet_is_one_figure_and_has_to_be_chosen() -> None:
     assert figures.plot_facets(data, plot) == ["one", "two"] and figures.plot_facets(data, record()) == [""]
     assert figures.plot_facets({}, plot) == [] and figures.plot_facets(data, record(facet="gone")) == []
     assert list(figures.draw_plot(data, plot, facet="two").data[-1].y) == [11, 12, 13]
-    with pytest.raises(InputError, match=r"draw_plot: column 'model' holds several values \(one, two\); pass one of them as facet="):
+    with pytest.raises(
+        InputError, match=r"draw_plot: column 'model' holds several values \(one, two\); pass one of them as facet="
+    ):
         figures.draw_plot(data, plot)
     with pytest.raises(InputError, match=r"draw_plot: facet='three' is not in column 'model'; it holds one, two"):
         figures.draw_plot(data, plot, facet="three")
@@ -127,7 +141,10 @@ def test_a_facet_is_one_figure_and_has_to_be_chosen() -> None:
         (record(y="gone"), r"draw_plot of t: the table has no column gone; it has model, step"),
         (record(hover=("why",)), "draw_plot of t: the table has no column why"),
         (record(y="model"), "draw_plot of t: column 'model' holds 'one'; it must hold numbers"),
-        (record("heatmap"), "draw_plot: heatmap has several rows for step=3; name the column that tells them apart as colour or facet"),
+        (
+            record("heatmap"),
+            "draw_plot: heatmap has several rows for step=3; name the column that tells them apart as colour or facet",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(plot: Plot, message: str) -> None:
@@ -150,7 +167,9 @@ def test_a_table_without_any_value_says_so(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ("line", "points"))
 def test_thousands_of_rows_are_thinned_evenly_in_every_group_and_said(kind: str) -> None:
-    data = pd.DataFrame({"step": np.repeat(np.arange(4000), 3), "score": np.arange(12000.0), "model": ["a", "b", "c"] * 4000})
+    data = pd.DataFrame(
+        {"step": np.repeat(np.arange(4000), 3), "score": np.arange(12000.0), "model": ["a", "b", "c"] * 4000}
+    )
     figure = figures.draw_plot({"t": data}, record(kind, colour="model"))
     drawn = [len(traces(figure, name)[0].x) for name in "abc"]
     assert sum(drawn) == MOST_MARKS and max(drawn) - min(drawn) <= 1
@@ -184,7 +203,14 @@ def test_rates_over_orders_of_magnitude_stand_on_a_logarithm() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_text_is_escaped(kind: str) -> None:
     data = table((HOSTILE,), (1,)).assign(text=HOSTILE, **{HOSTILE: 1})
-    plot = record(kind, x="model" if kind == "forest" else "step", colour="model", hover=("text", HOSTILE), x_title=HOSTILE, y_title=HOSTILE)
+    plot = record(
+        kind,
+        x="model" if kind == "forest" else "step",
+        colour="model",
+        hover=("text", HOSTILE),
+        x_title=HOSTILE,
+        y_title=HOSTILE,
+    )
     text = figures.draw_plot({"t": data}, plot).to_json()
     for mark in ("<script", "\\u003cscript", "\u2028"):
         assert mark not in text
@@ -195,7 +221,9 @@ def test_hostile_text_is_escaped(kind: str) -> None:
 @given(
     kind=st.sampled_from(KINDS),
     rows=st.lists(
-        st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 3), st.floats(allow_nan=True, allow_infinity=False, width=32)),
+        st.tuples(
+            st.sampled_from(["a", "b"]), st.integers(0, 3), st.floats(allow_nan=True, allow_infinity=False, width=32)
+        ),
         min_size=1,
         max_size=6,
         unique_by=lambda row: row[:2],
@@ -220,3 +248,11 @@ def test_the_gist_names_series_ranges_and_the_greatest_cell() -> None:
     assert heat == "6 cells from 1 to 13, greatest at two, 3"
     many = figures.gist(figures.draw_plot({"t": table(tuple("abcdefghij"))}, record(colour="model")))
     assert many.endswith("and 2 more series")
+
+
+@pytest.mark.parametrize(("columns", "text"), [(3, "1<br>null 5"), (8, "1"), (30, None)])
+def test_cells_bear_numbers_where_there_is_room(columns: int, text: str | None) -> None:
+    data = table(("one",), tuple(range(1, columns + 1)))
+    (cells,) = figures.draw_plot({"t": data}, record("heatmap", null="null")).data
+    assert (None if cells.text is None else cells.text[0][0]) == text
+    assert "null 5" in cells.customdata[0][0]

@@ -1,4 +1,4 @@
-"""The report in a browser: no errors, every figure drawn, hostile text inert, nothing wider than a phone."""
+"""The report in a browser: no errors, every figure drawn, hostile text inert, nothing wider than a phone, whole on paper."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from figures.study_tables import study_tables
+from report import invented
 
 from emlens.report import write_report
+from emlens.report.tables import csv_text
 from emlens.studies import Finding, StudyResult
 
 if TYPE_CHECKING:
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&lt;b&gt; %{x} <a href='javascript:window.__pwned=1'>a</a>"
-SIZES = {"desktop": (1200, 900), "phone": (360, 740)}
+SIZES = {"desktop": (1200, 900), "phone": (390, 740)}
+PARTS = ("profile", "delta_overlap", "direction_transfer", "invented", "priors")
+SMALLEST_TEXT = 11.0
+"""Pixels; below, text on a phone has to be enlarged to be read."""
+PAPER = 718
+"""Pixels across an A4 page within margins of 10 mm."""
 
 
 def opened(browser: "Browser", path: Path, size: str) -> "tuple[Page, list[str]]":
@@ -36,13 +43,14 @@ def opened(browser: "Browser", path: Path, size: str) -> "tuple[Page, list[str]]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with one hostile name among ordinary ones."""
+    """A page with all kinds of figures, and one hostile name among ordinary ones."""
     finding = Finding("profile", f"{HOSTILE} fell", HOSTILE)
-    tables = study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=())
+    tables = {**study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=()), **invented.tables(HOSTILE, HOSTILE)}
     result = StudyResult(
-        "overview", {"path": HOSTILE}, tables, [finding], [HOSTILE], {"models": {HOSTILE: {"adapter": None}}}, HOSTILE
+        "mixed", {"path": HOSTILE}, tables, [finding], [HOSTILE], {"models": {HOSTILE: {"adapter": None}}}, HOSTILE
     )
-    return write_report(result, tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE)
+    with invented.registered(*PARTS):
+        return write_report(result, tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE)
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -61,7 +69,7 @@ def test_every_figure_is_drawn_inside_its_frame(page: "tuple[Page, list[str]]") 
         "[...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('.main-svg').length,"
         " p.querySelectorAll('.trace, .heatmaplayer image, .hm').length, p.getBoundingClientRect().height])"
     )
-    assert len(drawn) > 15
+    assert len(drawn) > 20 and sum(name.startswith("invented-plot") for name, *_ in drawn) == 5
     for name, layers, marks, height in drawn:
         assert layers >= 1 and marks >= 1 and height >= 150, name
 
@@ -74,7 +82,8 @@ def test_hostile_text_is_shown_but_does_nothing(page: "tuple[Page, list[str]]") 
     point.scroll_into_view_if_needed()
     point.hover(force=True)
     shown.wait_for_selector("#forecast-points-1 .hoverlayer .hovertext", timeout=10_000)
-    assert "<script>" in str(shown.text_content("#forecast-points-1 .hoverlayer"))
+    told = str(shown.text_content("#forecast-points-1 .hoverlayer"))
+    assert "<script>" in told and "answer:" in told  # the question, and what the fine-tune answers
     assert shown.evaluate("typeof window.__pwned") == "undefined"
     assert shown.evaluate("document.querySelectorAll('img, .plot a').length") == 0
 
@@ -96,8 +105,7 @@ def test_the_policy_stops_what_would_run(page: "tuple[Page, list[str]]") -> None
 
 def test_nothing_is_wider_than_the_screen(page: "tuple[Page, list[str]]") -> None:
     shown = page[0]
-    for node in shown.locator("details").all():
-        node.evaluate("d => { d.open = true; }")
+    shown.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert shown.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
 
 
@@ -125,5 +133,79 @@ def test_download_gives_the_whole_table(page: "tuple[Page, list[str]]") -> None:
         shown.locator("button[data-csv=questions]").click()
     download = waiting.value
     assert download.suggested_filename == "questions.csv"
-    rows = Path(download.path()).read_text("utf-8").splitlines()
-    assert rows[0] == "model,question,group,text,trained,aligned"
+    assert Path(download.path()).read_text("utf-8") == csv_text(
+        study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=())["questions"]
+    )
+
+
+def test_text_is_large_enough_to_read(page: "tuple[Page, list[str]]") -> None:
+    sizes = page[0].evaluate(
+        "[...document.querySelectorAll('main p, main li, main td, main th, main summary, main button, .plot text')]"
+        ".filter(e => e.textContent.trim() && e.getClientRects().length)"
+        ".map(e => [parseFloat(getComputedStyle(e).fontSize), e.tagName, e.textContent.slice(0, 40)])"
+    )
+    assert len(sizes) > 200
+    assert min(sizes)[0] >= SMALLEST_TEXT, min(sizes)
+
+
+def test_every_control_is_reached_by_keyboard(page: "tuple[Page, list[str]]") -> None:
+    shown, places = page[0], "nav a, #verdict a, summary, button.download, .scroll, pre"
+    wanted = shown.evaluate(
+        f"""(() => {{
+          document.querySelectorAll('details').forEach(d => {{ d.open = true; }});
+          window.seen = [];
+          document.addEventListener('focusin', e => {{
+            if (e.target.matches('{places}')) {{ window.seen.push([e.target.tagName, getComputedStyle(e.target).outlineStyle]); }}
+          }});
+          document.querySelector('nav a').focus();
+          return document.querySelectorAll('{places}').length;
+        }})()"""
+    )
+    for _ in range(wanted * 2):
+        shown.keyboard.press("Tab")
+        if len(seen := shown.evaluate("window.seen")) >= wanted:
+            break
+    assert wanted > 20 and len(seen) >= wanted
+    assert {style for _, style in seen[1:]} == {"solid"}
+
+
+def test_a_link_to_a_section_arrives_there(page: "tuple[Page, list[str]]") -> None:
+    shown = page[0]
+    for place in ("forecast", "invented", "direction-transfer", "provenance"):
+        shown.evaluate(
+            "place => { document.documentElement.style.scrollBehavior = 'auto'; location.hash = place; }", place
+        )
+        for _ in range(100):
+            top, left = shown.evaluate(
+                "place => [document.getElementById(place).getBoundingClientRect().top, document.documentElement.scrollHeight - innerHeight - scrollY]",
+                place,
+            )
+            if abs(top) < 60 or left < 2:
+                break
+            shown.wait_for_timeout(100)
+        assert abs(top) < 60 or left < 2, place
+
+
+def test_on_paper_everything_is_open_and_whole(browser: "Browser", tmp_path: Path) -> None:
+    found = {name: table for name, table in study_tables().items() if name in ("arms", "transfer")}
+    result = StudyResult("mixed", {}, {**found, **invented.tables()}, [], [], {})
+    with invented.registered("direction_transfer", "invented"):
+        path = write_report(result, tmp_path / "report.html")
+    shown, faults = opened(browser, path, "desktop")
+    shut = shown.evaluate("document.querySelectorAll('details:not([open])').length")
+    assert shown.evaluate("Math.max(...[...document.querySelectorAll('.plot')].map(e => e.offsetWidth))") > PAPER
+    shown.emulate_media(media="print")
+    shown.set_viewport_size({"width": PAPER, "height": 1000})
+    shown.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    right, closed, across = shown.evaluate(
+        "[[...document.querySelectorAll('.plot svg.main-svg, table')].map(e => e.getBoundingClientRect().right),"
+        " document.querySelectorAll('details:not([open])').length, document.documentElement.scrollWidth]"
+    )
+    assert shut > 5 and closed == 0 and across <= PAPER
+    assert len(right) > 10 and max(right) <= PAPER
+    shown.emulate_media(media="screen")
+    shown.set_viewport_size({"width": 1200, "height": 900})
+    shown.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert shown.evaluate("document.querySelectorAll('details:not([open])').length") == shut
+    assert len(shown.pdf(format="A4")) > 50_000 and faults == []
+    shown.close()

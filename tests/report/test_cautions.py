@@ -1,0 +1,108 @@
+"""What a section lacks is said in it, for every control that can be missing; where nothing is missing, nothing is said."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from figures.study_tables import study_tables
+from report.invented import ABOUT, tables as invented
+
+from emlens.report.cautions import cautions
+from emlens.report.parts import from_about
+from emlens.report.sections import DIRECTION, FORECAST, OVERLAP, PROFILE
+from emlens.report.topics import Section
+
+Tables = dict[str, pd.DataFrame]
+
+
+def complete() -> Tables:
+    """A study that lacks nothing."""
+    tables = study_tables()
+    tables["models"] = tables["models"].assign(n_others=300, seed=[0, 1, 2, 0, 1])
+    tables["overlap"] = tables["overlap"].assign(n=144)
+    arms = tables["arms"].assign(n=154)
+    tables["arms"] = pd.concat([arms, arms[arms["arm"] == "direction"].assign(arm="benign fine-tune's direction")])
+    tables["forecast"] = tables["forecast"].assign(n=352)
+    return tables
+
+
+def without(table: str, keep: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Callable[[Tables], Tables]:
+    return lambda tables: {**tables, table: tables[table][keep(tables[table])]}
+
+
+def having(table: str, **columns: object) -> Callable[[Tables], Tables]:
+    return lambda tables: {**tables, table: tables[table].assign(**columns)}
+
+
+@pytest.mark.parametrize("section", [PROFILE, OVERLAP, DIRECTION, FORECAST], ids=lambda s: s.name)
+def test_a_complete_study_has_no_cautions(section: Section) -> None:
+    assert cautions(section, complete()) == []
+    assert cautions(section, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        (PROFILE, without("models", lambda t: t["kind"] != "benign"), "There is no benign control"),
+        (
+            PROFILE,
+            having("models", n_others=12),
+            "Small sample: 12 questions outside the trained domain (fewer than 30).",
+        ),
+        (PROFILE, having("models", seed=0), "Every fine-tune was trained once"),
+        (
+            OVERLAP,
+            without("overlap", lambda t: t["comparison"] != "benign train–evaluation"),
+            "Missing: the benign control.",
+        ),
+        (
+            OVERLAP,
+            without("overlap", lambda t: (t["comparison"] != "train–neutral text") | (t["model"] == "bad@0")),
+            "Missing for wide@0: the control of neutral text.",
+        ),
+        (
+            OVERLAP,
+            without("overlap", lambda t: t["null"] != "covariance of before activations"),
+            "Missing: the null with the activations’ covariance.",
+        ),
+        (OVERLAP, having("overlap", n=8), "Small sample: 8 prompts a side (fewer than 30)."),
+        (
+            DIRECTION,
+            without("arms", lambda t: ~t["arm"].str.startswith("random")),
+            "Missing: the arm with a random direction.",
+        ),
+        (
+            DIRECTION,
+            without("arms", lambda t: ~t["arm"].str.startswith("benign")),
+            "Missing: the arm with the benign fine-tune’s direction.",
+        ),
+        (DIRECTION, having("arms", kl=np.nan), "Missing: damage on neutral text."),
+        (DIRECTION, having("arms", n=9), "Small sample: 9 report questions (fewer than 30)."),
+        (FORECAST, without("forecast", lambda t: t["parent"] != "base"), "Missing: a forecast from the base model."),
+        (FORECAST, having("forecast", null_q95=np.nan), "Missing: the null of shuffled labels."),
+        (
+            FORECAST,
+            without("forecast", lambda t: t["held_out"] != "domain"),
+            "Missing: the forecast with domains held out.",
+        ),
+        (FORECAST, having("forecast", n=12), "Small sample: 12 questions (fewer than 30)."),
+    ],
+)
+def test_what_is_missing_is_said(section: Section, change: Callable[[Tables], Tables], said: str) -> None:
+    (only,) = cautions(section, change(complete()))
+    assert only.startswith(said)
+
+
+def test_seeds_in_names_count_as_repeated_trainings() -> None:
+    once = having("models", seed=0)(complete())
+    names = once["models"]["model"].replace({"wide@0": "bad@1"})
+    assert cautions(PROFILE, having("models", model=names)(once)) == []
+
+
+def test_plots_from_records_are_looked_at_too() -> None:
+    section = from_about("invented", ABOUT)
+    assert cautions(section, invented()) == [
+        "“Loss and alignment” shows values with neither interval nor null: read them as description.",
+        "Small sample: 4 units behind some value of “Scores of people” (fewer than 10).",
+    ]
