@@ -153,8 +153,8 @@ def _over_folds(ours: Array, means: Array, target: Array, folds: Sequence[OuterF
     left, whole = (
         np.array([((values[f.repeat][f.test] - target[f.test]) ** 2).sum() for f in folds]) for values in (ours, means)
     )
-    if len(folds) < 2 or (whole == 0).any():
-        return Estimate.undefined("a fold's test rows all equal the training mean, so it has no R²", len(folds))
+    if min(len(f.test) for f in folds) < 2 or (whole == 0).any():
+        return Estimate.undefined("a fold has one test row, or rows that all equal the training mean, so it has no R²", len(folds))
     share = float(np.mean([len(f.test) / len(f.train) for f in folds]))
     return nadeau_bengio_interval(1 - left / whole, share)
 
