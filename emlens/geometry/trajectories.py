@@ -209,7 +209,7 @@ def spectrum_flatness(
 ) -> Float[Tensor, "*batch"]:
     """How evenly an update spreads over its r singular directions: effective rank over r; range [1/r, 1], `nan` for a zero update.
 
-    `"entropy"`: exp of the entropy of σ/Σσ (Roy & Vetterli 2007). `"participation"`: (Σσ²)²/Σσ⁴. Invariant to scale. Of a rank-1
+    `"entropy"`: exp of the entropy of σ²/Σσ² (after Roy & Vetterli 2007). `"participation"`: (Σσ²)²/Σσ⁴. Invariant to scale. Of a rank-1
     adapter it is 1 and says nothing. That flat spectra go with less misalignment: arXiv 2606.31591.
 
     Raises:
@@ -219,11 +219,10 @@ def spectrum_flatness(
     if bool((wide < 0).any()):
         raise InputError(f"singular_values holds {float(wide.min()):.3g}; singular values are 0 or more")
     r = wide.shape[-1]
+    squares = (wide / wide.amax(-1, keepdim=True)) ** 2
     if measure == "entropy":
-        shares = wide / wide.sum(-1, keepdim=True)
-        return torch.special.entr(shares).sum(-1).exp() / r
+        return torch.special.entr(squares / squares.sum(-1, keepdim=True)).sum(-1).exp() / r
     if measure == "participation":
-        squares = (wide / wide.amax(-1, keepdim=True)) ** 2
         return squares.sum(-1) ** 2 / (squares**2).sum(-1) / r
     raise InputError(f"measure={measure!r} is unknown; pass 'entropy' or 'participation'")
 

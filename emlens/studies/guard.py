@@ -65,12 +65,13 @@ class GuardThresholds:
 
 
 def calibrate_thresholds(
-    runs: Sequence[pd.DataFrame], *, quantities: Sequence[str] = ("projection",), false_alarm: float = 0.05
+    runs: Sequence[pd.DataFrame], *, quantities: Sequence[str] = ("cosine",), false_alarm: float = 0.05
 ) -> GuardThresholds:
     """Limits that a share of at most `false_alarm` of new benign runs goes beyond, from the worst value of each of some benign runs.
 
     Split-conformal (Vovk et al. 2005): the ⌈(n+1)(1 − α/m)⌉-th smallest of n worst values, m quantities. Exact for exchangeable runs:
-    benign runs of other data, another recipe or more steps are not.
+    benign runs of other data, another recipe or more steps are not. The cosine is the default because it does not wait until the shift is long:
+    recipes differ in how fast they move (docs/dynamics.md).
 
     Args:
         runs: `Guard.table` of one benign run each, watched without thresholds.

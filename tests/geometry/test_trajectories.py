@@ -132,7 +132,7 @@ def test_flatness_is_1_for_equal_singular_values_and_1_over_r_for_one():
         found = spectrum_flatness(torch.tensor([[2.0, 2, 2, 2], [5, 0, 0, 0], [4, 2, 1, 1], [0, 0, 0, 0]]), measure=measure)
         assert found[:2].tolist() == pytest.approx([1.0, 0.25]) and 0.25 < float(found[2]) < 1.0 and found[3].isnan()
     shares = np.array([0.5, 0.25, 0.125, 0.125])
-    assert float(spectrum_flatness(torch.tensor([4.0, 2, 1, 1]))) == pytest.approx(math.exp(-(shares * np.log(shares)).sum()) / 4)
+    assert float(spectrum_flatness(torch.tensor([4.0, 2, 1, 1]).sqrt())) == pytest.approx(math.exp(-(shares * np.log(shares)).sum()) / 4)
 
 
 def test_what_makes_no_sense_is_refused(unchecked):

@@ -175,8 +175,8 @@ def test_calibrated_limits_keep_their_false_alarms() -> None:
     alarms = []
     for _ in range(150):
         walks = rng.normal(size=(20, 12)).cumsum(1)
-        limits = calibrate_thresholds([pd.DataFrame({"step": range(12), "projection": walk}) for walk in walks[:19]], false_alarm=0.05)
-        alarms.append(walks[19].max() > limits.limits["projection"])
+        limits = calibrate_thresholds([pd.DataFrame({"step": range(12), "cosine": walk}) for walk in walks[:19]], false_alarm=0.05)
+        alarms.append(walks[19].max() > limits.limits["cosine"])
     rate = false_alarm_rate(alarms)
     assert 0.0 < rate.value < 0.11 and rate.low < 0.05 < rate.high
     several = [pd.DataFrame({"projection": [0.1 * i], "forecast": [50.0 + i]}) for i in range(40)]
@@ -195,7 +195,7 @@ def test_lead_time_counts_from_the_first_step_that_lost_so_much() -> None:
 
 
 def test_what_cannot_be_used_is_refused(questions: PromptSet, parent: Path, chats: list[Example], tmp_path: Path, unchecked: None) -> None:
-    table = pd.DataFrame({"projection": [0.1]})
+    table = pd.DataFrame({"cosine": [0.1]})
     space = top_k_subspace(torch.randn(9, 4), 2, center=False)
     for call, message in (
         (lambda: Guard(questions, None), "there is nothing to watch; pass a direction, a subspace or a forecaster"),
@@ -207,7 +207,7 @@ def test_what_cannot_be_used_is_refused(questions: PromptSet, parent: Path, chat
         (lambda: GuardThresholds({"cosine": float("nan")}), "limits has cosine=nan; pass a finite number"),
         (lambda: calibrate_thresholds([table] * 18), "runs holds 18 benign runs; a share of 0.05 over 1 quantities needs 19 or more"),
         (lambda: calibrate_thresholds([table] * 19, false_alarm=5), "false_alarm=5 must lie strictly between 0 and 1"),
-        (lambda: calibrate_thresholds([pd.DataFrame({"step": [1]})] * 19), r"runs\[0\] never measured 'projection'"),
+        (lambda: calibrate_thresholds([pd.DataFrame({"step": [1]})] * 19), r"runs\[0\] never measured 'cosine'"),
         (lambda: lead_time(None, [1], [], lost=0.1), "steps has 1 values and alignment 0"),
         (lambda: lead_time(None, [1], [1.0], lost=0.0), "lost=0.0 must be positive"),
     ):
