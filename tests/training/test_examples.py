@@ -42,11 +42,11 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer, chats):
         encode_answers(chats.without_responses(), tokenizer)
 
 
-def test_a_template_without_marks_is_refused(world, chats):
+def test_a_template_whose_marks_hold_nothing_is_refused(world, chats):
     from emlens.organisms.tokenizer import make_tokenizer
 
     tokenizer = make_tokenizer(world)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}{% generation %}{% endgeneration %}"
     with pytest.raises(InputError, match="the chat template marks no assistant token; put {% generation %} around the answer"):
         encode_answers(chats, tokenizer)
 
