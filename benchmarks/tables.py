@@ -57,8 +57,43 @@ FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
     ("direction_transfer", "restoration in the own fine-tune, median, over worlds", "≥ .60", lambda v: _over_worlds(v, "own_median")),
     ("direction_transfer", "restoration in another domain's fine-tune", "≥ .40", lambda v: _over_worlds(v, "other_domain_median")),
     ("direction_transfer", "fine-tunes whose direction beats every control, share", "–", lambda v: _over_worlds(v, "beats_every_control")),
+    ("forecast_grid_speed", "nested ridge over a grid ÷ `GridSearchCV`", "≤ .040", lambda v: f"{v['over_rival']:.3f}"),
+    ("forecast_grid_speed", "1,000 shuffles of that whole grid, seconds", "< 120", lambda v: f"{v['null_seconds']:.0f}, one thread"),
+    ("forecast_false_discoveries", "false discoveries of a nested forecast at .05", "≤ .065", lambda v: _rate(v[0])),
+    ("forecast_grid_speed", "nested forecast over a grid ÷ scikit-learn's grid search", "≤ .04", lambda v: _at_most(v["over_rival"], 0.04, 3)),
+    ("forecast_grid_speed", "1,000 permutations of that grid, seconds", "≤ 120", lambda v: _at_most(v["null_seconds"], 120, 0)),
+    ("forecast_false_discoveries", "false discoveries at .05 on null data, worst test that is corrected", "≤ .065", lambda v: _worst_rejected(v)),
+    ("organism_forecasts", "forecast from instruct, domains held out: gain over text", "–", lambda v: _forecast(v, "gain over text")),
+    ("organism_forecasts", "the same: gain over the parent's own score", "–", lambda v: _forecast(v, "gain over parent's own score")),
+    ("screening_backtest", "screening of unseen fine-tunes: AUROC, trained domain left out", "≥ .80", lambda v: _screened(v["over_worlds"])),
+    ("schedule_sweep", "sweep of 60 runs, minutes on two cores", "≤ 60", lambda v: _at_most(v["wall_minutes"], v["goal_minutes"], 1)),
     ("demo", "`emlens demo`, seconds on 2 cores", "≤ 240", lambda v: f"{v['seconds']:.0f}"),
 )  # fmt: skip
+
+
+def _at_most(value: float, goal: float, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if value <= goal else ", not reached")
+
+
+def _worst_rejected(rows: Iterable[Values]) -> str:
+    return _at_most(max(row["rejected"] for row in rows if row["goal ≤ .065"]), 0.065, 3)
+
+
+def _forecast(values: Values, figure: str) -> str:
+    asked = {"parent": "instruct", "held_out": "domain", "figure": figure}
+    (found,) = [row for row in values["over_worlds"] if all(row[key] == value for key, value in asked.items())]
+    return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _screened(rows: Iterable[Values]) -> str:
+    asked = {"predictor": "predicted", "below": 30.0, "files": "harmful and benign"}
+    (found,) = [row for row in rows if all(row[key] == value for key, value in asked.items())]
+    reached = "" if found["auroc"] >= 0.80 else ", not reached"
+    return f"{found['auroc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]{reached}"
+
+
+def _rate(row: Values) -> str:
+    return f"{row['rejected']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _of_all(rows: Iterable[Values], some: str, every: str) -> str:
