@@ -60,9 +60,6 @@ FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
     ("forecast_grid_speed", "nested ridge over a grid ÷ `GridSearchCV`", "≤ .040", lambda v: f"{v['over_rival']:.3f}"),
     ("forecast_grid_speed", "1,000 shuffles of that whole grid, seconds", "< 120", lambda v: f"{v['null_seconds']:.0f}, one thread"),
     ("forecast_false_discoveries", "false discoveries of a nested forecast at .05", "≤ .065", lambda v: _rate(v[0])),
-    ("forecast_grid_speed", "nested forecast over a grid ÷ scikit-learn's grid search", "≤ .04", lambda v: _at_most(v["over_rival"], 0.04, 3)),
-    ("forecast_grid_speed", "1,000 permutations of that grid, seconds", "≤ 120", lambda v: _at_most(v["null_seconds"], 120, 0)),
-    ("forecast_false_discoveries", "false discoveries at .05 on null data, worst test that is corrected", "≤ .065", lambda v: _worst_rejected(v)),
     ("organism_forecasts", "forecast from instruct, domains held out: gain over text", "–", lambda v: _forecast(v, "gain over text")),
     ("organism_forecasts", "the same: gain over the parent's own score", "–", lambda v: _forecast(v, "gain over parent's own score")),
     ("screening_backtest", "screening of unseen fine-tunes: AUROC, trained domain left out", "≥ .80", lambda v: _screened(v["over_worlds"])),
@@ -73,10 +70,6 @@ FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
 
 def _at_most(value: float, goal: float, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if value <= goal else ", not reached")
-
-
-def _worst_rejected(rows: Iterable[Values]) -> str:
-    return _at_most(max(row["rejected"] for row in rows if row["goal ≤ .065"]), 0.065, 3)
 
 
 def _forecast(values: Values, figure: str) -> str:
