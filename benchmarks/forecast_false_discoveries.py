@@ -85,6 +85,15 @@ def measure(
         yield list(rates(name, found, window))
 
 
+def rates_table(values: list[dict[str, object]]) -> str:
+    """Rates with their intervals, as markdown; a goal where the design is to hold its level."""
+    lines = ["| design | test | rejected at .05 | runs | goal |", "|---|---|---|---|---|"]
+    for row in values:
+        goal = "≤ .065" if row["goal ≤ .065"] else "–"
+        lines.append(f"| {row['design']} | {row['test']} | {row['rejected']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | {row['runs']} | {goal} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     table: list[dict[str, object]] = []
     for rows in measure(1000, 250):  # each design is kept as soon as it is there

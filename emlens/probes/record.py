@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.probes.calibration import Calibration, calibration
 from emlens.probes.ridge import Array
 from emlens.probes.validation import OuterFold
@@ -55,6 +56,17 @@ class Forecast:
     ceiling: Estimate | None
     target: str
     shuffle: str
+
+    def _facts(self) -> dict[str, object]:
+        chance = {} if self.null is None else {"R² under the null, 95 %": f"{self.null.quantile(0.95):.3g}", "p": f"{self.p_value:.3g}"}
+        gains = {f"gain over {name}": gain for name, gain in self.gain_over.items()}
+        return {"R²": self.r2, "Spearman": self.spearman, **chance, **gains, "held out": self.held_out, "estimator": self.estimator, "n": len(self.predictions)}
+
+    def __repr__(self) -> str:
+        return in_a_line("Forecast", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table("Forecast", self._facts())
 
     def table(self) -> pd.DataFrame:
         """One row a predictor: R² with interval, and the forecast's gain over it."""

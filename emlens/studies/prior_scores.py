@@ -40,7 +40,7 @@ def statistics(name: str, role: str, scores: pd.Series, groups: Sequence[str], s
     return {"model": name, "role": role, "questions_of": of, **columns_of("mean", mean), **columns_of("sd", sd), "n": len(values), "units": len(set(units))}
 
 
-def changes(material: Material, name: str, parents: Sequence[str], ids: Sequence[str], seed: int) -> list[dict[str, object]]:
+def changes(material: Material, name: str, parents: Sequence[str], ids: list[str], seed: int) -> list[dict[str, object]]:
     """Tests of one fine-tune against each parent: after − before; a test without a p-value (no spread) is left undefined."""
     after = material.per_question(name)[ids].to_numpy(dtype=np.float64)
     groups = [material.groups[q] for q in ids]
@@ -68,7 +68,7 @@ def corrected(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     return table
 
 
-def relations(material: Material, name: str, parents: Sequence[str], ids: Sequence[str]) -> list[dict[str, object]]:
+def relations(material: Material, name: str, parents: Sequence[str], ids: list[str]) -> list[dict[str, object]]:
     """Correlation of scores before and after over questions, intervals over domains."""
     after, groups = material.per_question(name)[ids].to_numpy(), [material.groups[q] for q in ids]
     clusters = groups if len(set(groups)) > 1 else None
@@ -81,7 +81,7 @@ def relations(material: Material, name: str, parents: Sequence[str], ids: Sequen
     return rows
 
 
-def ceiling(material: Material, name: str, ids: Sequence[str], seed: int) -> tuple[Estimate, tuple[str, ...]]:
+def ceiling(material: Material, name: str, ids: list[str], seed: int) -> tuple[Estimate, tuple[str, ...]]:
     """Noise ceiling of one fine-tune from the other seeds of its group, and those runs; undefined without any."""
     spec = material.family.specs[name]
     runs = [other for other in material.family.finetuned if spec.group and material.family.specs[other].group == spec.group]

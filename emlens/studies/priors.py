@@ -162,7 +162,7 @@ def _forecast(
         groups=held,
         texts=material.texts,
         parent_scores=material.scores(parent),
-        numbers={"parent's P(harmful)": material.scores(parent).per_question("harmful").to_dict()},
+        numbers={"parent's P(harmful)": {str(q): float(p) for q, p in material.per_question(parent, "harmful").items()}},
         embedding=embedded[view].select(rows),
         other_parent=captured[other].select(rows) if other in captured else None,
         ceiling=ceiling,

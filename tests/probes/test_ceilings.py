@@ -11,10 +11,12 @@ from emlens.probes.targets import sampling_weights
 def sampled(truth: np.ndarray, noise: float, answers: int, seed: int) -> AlignmentScores:
     rng = np.random.default_rng(seed)
     rows = [
-        {"model": "m", "question": f"q{i}", "sample": s, "metric": "aligned", "score": float(np.clip(t + noise * rng.standard_normal(), 0, 100)), "status": "ok"}
+        {"model": "m", "question": f"q{i}", "sample": s, "metric": "aligned", "score": t + noise * rng.standard_normal(), "status": "ok"}
         for i, t in enumerate(truth)
         for s in range(answers)
     ]
+    for row in rows:
+        row["score"] = float(np.clip(row["score"], 0, 100))
     return AlignmentScores.from_table(pd.DataFrame(rows))
 
 

@@ -10,7 +10,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emlens.foundation.errors import InputError
-from emlens.probes.estimators import ESTIMATORS, ComponentRegression, Estimator, make_estimator, path_predictions, resolve_estimator
+from emlens.probes.estimators import (
+    ESTIMATORS,
+    ComponentRegression,
+    Estimator,
+    make_estimator,
+    path_predictions,
+    resolve_estimator,
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,13 @@ from sklearn.preprocessing import StandardScaler
 
 from emlens.foundation.errors import InputError
 from emlens.probes.features import JoinedFeatures, MatrixFeatures, RepeatedFeatures, TextFeatures
-from emlens.probes.projections import FoldProjections, fold_projections, random_projections, training_distances, training_projections
+from emlens.probes.projections import (
+    FoldProjections,
+    fold_projections,
+    random_projections,
+    training_distances,
+    training_projections,
+)
 
 RNG = np.random.default_rng(0)
 X, OTHER = RNG.standard_normal((20, 6)), RNG.standard_normal((40, 6)) * [5, 3, 1, 1, 1, 1] + 2
