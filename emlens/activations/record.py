@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
+from emlens.foundation.notebooks import as_table
 from emlens.foundation.sites import Site
 
 Key = tuple[str, str]
@@ -105,6 +106,11 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _repr_html_(self) -> str:
+        ends = [self.sites[0], self.sites[-1]] if len(self.sites) > 2 else self.sites
+        facts = {"rows": len(self), "groups": len(set(self.groups)), "sites": " … ".join(ends), "positions": ", ".join(map(str, self.positions))}
+        return as_table(type(self).__name__, facts)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} rows, sites={self.sites[0]}…{self.sites[-1]}, positions={self.positions})"

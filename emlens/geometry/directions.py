@@ -19,6 +19,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_bytes, write_json
+from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.foundation.provenance import hash_tensors
 from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
@@ -65,6 +66,17 @@ class Direction:
         object.__setattr__(self, "vector", self.vector.detach())
         object.__setattr__(self, "site", Site.parse(self.site))
         object.__setattr__(self, "ids", {name: tuple(map(str, ids)) for name, ids in self.ids.items()})
+
+    def _facts(self) -> dict[str, object]:
+        rows = {f"rows {name}": len(ids) for name, ids in self.ids.items()}
+        known = {"position": self.position} if self.position else {}
+        return {"site": self.site, **known, "d_model": self.d_model, "norm": f"{self.norm:.4g}", "baseline": self.baseline is not None, **rows}
+
+    def __repr__(self) -> str:
+        return in_a_line("Direction", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table("Direction", self._facts())
 
     @property
     def norm(self) -> float:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.foundation.shapes import as_float64, require_ndim, require_same_width
 from emlens.geometry.components import component_count
 from emlens.geometry.linear import rank_tolerance, result_dtype, rows_of, sign_fixed
@@ -50,6 +51,18 @@ class Subspace:
     rank: int
     center: str
     angle_bound: Float[Tensor, "*batch"] | None = None
+
+    def _facts(self) -> dict[str, object]:
+        kept = [f"{float(share):.3g}" for share in self.explained_variance_ratio.reshape(-1)[:8]]
+        batch = {"batch": tuple(self.basis.shape[:-2])} if self.basis.ndim > 2 else {}
+        shares = {} if batch else {"explained": ", ".join(kept) + (", …" if self.k > 8 else "")}
+        return {"k": self.k, "d_model": self.d_model, **batch, "n": self.n, "rank": self.rank, "center": self.center, **shares}
+
+    def __repr__(self) -> str:
+        return in_a_line("Subspace", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table("Subspace", self._facts())
 
     @property
     def d_model(self) -> int:

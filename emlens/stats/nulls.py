@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.stats.samples import as_sample, require_count, require_level
 
 Side = Literal["greater", "less", "two-sided"]
@@ -70,6 +71,16 @@ class NullDistribution:
         if self.distinct is not None:
             require_count(self.distinct, "distinct", at_least=2)
         object.__setattr__(self, "draws", draws)
+
+    def _facts(self) -> dict[str, object]:
+        top = {"q95": f"{self.quantile(0.95):.4g}"} if self.n_draws else {}
+        return {"label": self.label, "mean": f"{self.mean:.4g}", "sd": f"{self.sd:.4g}", **top, "draws": self.n_draws, "seed": self.seed}
+
+    def __repr__(self) -> str:
+        return in_a_line("NullDistribution", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table("NullDistribution", self._facts())
 
     @property
     def n_draws(self) -> int:
