@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+import yaml
 
 from benchmarks.records import EVIDENCE
 from benchmarks.reference import reference
@@ -158,7 +159,19 @@ def _of(name: str) -> str:
     return str(getattr(import_module(f"benchmarks.{module}"), function)(values))
 
 
-DRAWN: Final[Mapping[str, Callable[[], str]]] = {"figures": figures_table, "files": files_table, "reference": reference}
+def contents_table() -> str:
+    """The pages of the documentation, a section a row, with links from the README."""
+    nav = yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text("utf-8"))["nav"]
+    lines = ["| section | pages |", "|---|---|"]
+    for entry in nav:
+        ((section, inside),) = entry.items()
+        if isinstance(inside, list):
+            pages = [pair for page in inside for pair in page.items()]
+            lines.append(f"| {section} | {', '.join(f'[{title}](docs/{page})' for title, page in pages)} |")
+    return "\n".join(lines)
+
+
+DRAWN: Final[Mapping[str, Callable[[], str]]] = {"figures": figures_table, "files": files_table, "reference": reference, "contents": contents_table}
 
 
 def drawn(text: str) -> str:
@@ -175,7 +188,7 @@ def drawn(text: str) -> str:
 def draw(pages: Path = DOCS) -> list[Path]:
     """Redraw the tables of all pages; returns the pages that changed."""
     changed = []
-    for page in sorted(pages.glob("*.md")):
+    for page in [*sorted(pages.glob("*.md")), *pages.parent.glob("README.md")]:
         before = page.read_text("utf-8")
         after = drawn(before)
         if after != before:
