@@ -91,6 +91,7 @@ def fit_screening(
     metric: str = "aligned",
     direction: Direction | None = None,
     groups: str | None = "group",
+    context: bool = True,
     positions: tuple[str, ...] = POSITIONS,
     most_rows: int = MOST_ROWS,
     seed: int = 0,
@@ -103,7 +104,9 @@ def fit_screening(
     Args:
         scores: of the past fine-tunes: with several models, or question × fine-tune.
         past: fine-tune → `PastRun`; without it, each fine-tune is a domain of its own and no question is left out.
-        groups: as `fit_forecaster`.
+        groups: as `fit_forecaster`. context: learn severity from the training files, where all are there.
+
+    A question without a score outside its own domain, once any one domain of fine-tunes is held out, is left out; `facts` has their number.
 
     Raises:
         InputError: as `fit_forecaster`; `past` lacks a fine-tune, or names one that has no scores.
@@ -121,14 +124,27 @@ def fit_screening(
     for name in table.columns if past is not None else []:
         table.loc[(group == past[name].domain) & (group != ""), name] = np.nan  # type: ignore[index]
     clusters = {name: (past[name].domain or name) if past is not None else name for name in table.columns}
-    context = None
-    if past is not None and all(run.training is not None for run in past.values()):
+    numbers = None
+    if context and past is not None and all(run.training is not None for run in past.values()):
         rows = {name: file_context(parent, run.training, direction, most_rows=most_rows, seed=seed) for name, run in past.items() if run.training}
-        context = pd.DataFrame.from_dict(rows, orient="index")
-    acts = capture(parent, questions, positions=list(positions), progress=False)
-    found = fit_forecaster(acts, table, metric=metric, groups=groups, clusters=clusters, context=context, seed=seed)
-    found.facts["direction"] = _direction_hash(direction) if context is not None else None
+        numbers = pd.DataFrame.from_dict(rows, orient="index")
+    told = _told(table, clusters)
+    if not told.any():
+        raise InputError("no question has a score outside its own domain without each domain of fine-tunes; add fine-tunes of other domains")
+    kept = QuestionSet([q for q, has in zip(questions, told, strict=True) if has])
+    acts = capture(parent, kept, positions=list(positions), progress=False)
+    found = fit_forecaster(acts, table.loc[kept.ids], metric=metric, groups=groups, clusters=clusters, context=numbers, seed=seed)
+    found.facts.update({"direction": _direction_hash(direction) if numbers is not None else None, "left_out_questions": int((~told).sum())})
     return found
+
+
+def _told(table: pd.DataFrame, clusters: Mapping[str, str]) -> pd.Series:
+    """Which questions have a score also without any one cluster of fine-tunes (with one cluster: any score)."""
+    own = pd.Series(clusters)[table.columns]
+    given = table.notna()
+    if own.nunique() == 1:
+        return given.any(axis=1)
+    return pd.concat([given.loc[:, (own != label).to_numpy()].any(axis=1) for label in own.unique()], axis=1).all(axis=1)
 
 
 def _table(scores: AlignmentScores | pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -235,7 +251,10 @@ def _kept(parts: Mapping[str, Callable[[], _Made]], inputs: Mapping[str, Any], d
 
 
 def _overlap(parent: HookedModel, rows: PromptSet, questions: QuestionSet, neutral: PromptSet | None, asked: ScreenOptions) -> _Made:
-    by_layer, by_question = overlap_tables(parent, rows, questions, neutral, k=asked.k, draws=asked.draws, seed=asked.seed)
+    try:
+        by_layer, by_question = overlap_tables(parent, rows, questions, neutral, k=asked.k, draws=asked.draws, seed=asked.seed)
+    except InputError as refusal:  # few or equal prompts; the rest can be told all the same
+        return _Made(warnings=[f"overlap was left out: {refusal}"])
     made = _Made({"overlap": by_layer, "question_overlap": by_question})
     middle = by_layer.iloc[len(by_layer) // 2]
     sentence = (
