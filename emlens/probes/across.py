@@ -16,7 +16,7 @@ import pandas as pd
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
-from emlens.probes.calibration import Calibration, calibration
+from emlens.probes.calibration import Calibration, calibration_line
 from emlens.probes.estimators import Setting, resolve_estimator
 from emlens.probes.features import Features
 from emlens.probes.ridge import Array
@@ -98,7 +98,7 @@ def predict_across(
     r2 = Estimate(1 - share.value, 1 - share.high, 1 - share.low, share.n, f"pooled R² of held-out {hold_out}s; {share.method}")
     by_unit = pd.DataFrame([_unit_row(unit, hold_out, table[np.array(units) == unit]) for unit in sorted(set(units))])
     said = f"{hold_out}, {'new' if new_questions else 'the same'} questions"
-    return AcrossForecast(table, r2, by_unit, calibration(predicted, target[:, 0], units), found.chosen, said)
+    return AcrossForecast(table, r2, by_unit, calibration_line(predicted, target[:, 0], units), found.chosen, said)
 
 
 def _unit_row(unit: str, hold_out: str, table: pd.DataFrame) -> dict[str, object]:

@@ -24,7 +24,7 @@ class Calibration:
     intercept: Estimate
 
 
-def calibration(predicted: Array, measured: Array, units: Sequence[str]) -> Calibration:
+def calibration_line(predicted: Array, measured: Array, units: Sequence[str]) -> Calibration:
     """Least-squares line of measured on predicted, with 95 % jackknife intervals over units (delete one, t of units − 1).
 
     Undefined where the predictions do not vary, or would not without one unit.

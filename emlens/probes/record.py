@@ -8,7 +8,7 @@ import pandas as pd
 
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.notebooks import as_table, in_a_line
-from emlens.probes.calibration import Calibration, calibration
+from emlens.probes.calibration import Calibration, calibration_line
 from emlens.probes.ridge import Array
 from emlens.probes.validation import OuterFold
 from emlens.stats import NullDistribution, max_statistic_p, nadeau_bengio_interval, ratio_of_means, spearman
@@ -153,7 +153,7 @@ def assemble(
         chosen=chosen,
         held_out=setup.held_out,
         estimator=setup.estimator,
-        calibration=calibration(ours.mean(0), target, units),
+        calibration=calibration_line(ours.mean(0), target, units),
         ceiling=ceiling,
         target=setup.target,
         shuffle=setup.shuffle,
