@@ -19,6 +19,7 @@ NAMES = (
     "organism_finetunes", "organism_forecasts", "screening_backtest",
     "guard", "rank1_dynamics",
     "defences", "training_resume",
+    "report_cost",
 )  # fmt: skip
 
 

@@ -1,0 +1,97 @@
+"""What a report costs its reader: size, and how long after opening the first figure stands, in headless Chromium.
+
+The directory of a finished study is the argument `EMLENS_REPORT_OF` (several with the path separator between); by default the demonstration is
+run first. Each page is opened afresh `OPENINGS` times; the time is the page's own clock at its first drawn figure.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.records import record, show
+from emlens.cli.study import DEMO
+from emlens.report import write_report
+from emlens.studies import StudyResult, run_study
+
+MOST_BYTES = 12_000_000
+MOST_SECONDS = 2.0
+OPENINGS = 5
+SIZES = {"desktop": (1200, 900), "phone": (390, 740)}
+
+
+def cost_of(result: StudyResult, browser: Any, openings: int = OPENINGS) -> dict[str, Any]:
+    """Bytes of the page and of its parts, seconds to write it, and by screen the seconds to its first and to all of its figures."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "report.html"
+        started = time.process_time()
+        write_report(result, path)
+        seconds = time.process_time() - started
+        found: dict[str, Any] = {
+            "study": result.study,
+            "rows": sum(len(table) for table in result.tables.values()),
+            "bytes": path.stat().st_size,
+            "cpu_seconds_to_write": seconds,
+        }
+        for screen, (width, height) in SIZES.items():
+            firsts = [_opened(browser, path, width, height) for _ in range(openings)]
+            found[f"first_figure_{screen}"] = {"seconds": firsts, "median": float(np.median(firsts)), "greatest": max(firsts)}
+        found["figures"], found["faults"] = _drawn(browser, path)
+    return found | {"size_reached": found["bytes"] <= MOST_BYTES, "time_reached": found["first_figure_desktop"]["median"] <= MOST_SECONDS}
+
+
+def _opened(browser: Any, path: Path, width: int, height: int) -> float:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(path.as_uri(), wait_until="commit")
+    page.wait_for_selector("html[data-first]", state="attached", timeout=120_000)
+    first = float(page.evaluate("document.documentElement.dataset.first"))
+    page.close()
+    return first / 1000
+
+
+def _drawn(browser: Any, path: Path) -> tuple[int, list[str]]:
+    """Figures that were drawn, once all are; and what the console said meanwhile."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=300_000)
+    figures = page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length")
+    page.close()
+    return int(figures), faults
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """The system's headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    found = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def measure(directories: Sequence[str | Path], browser: Any, openings: int = OPENINGS) -> list[dict[str, Any]]:
+    return [cost_of(StudyResult.load(directory), browser, openings) for directory in directories]
+
+
+def main() -> None:
+    asked = [name for name in os.environ.get("EMLENS_REPORT_OF", "").split(os.pathsep) if name]
+    with tempfile.TemporaryDirectory() as name, chromium() as browser:
+        if not asked:
+            run_study(DEMO, name, progress=False)
+        values = measure(asked or [name], browser)
+    columns = ("study", "rows", "bytes", "figures", "cpu_seconds_to_write", "size_reached", "time_reached")
+    table = pd.DataFrame([{c: value[c] for c in columns} | {s: value[f"first_figure_{s}"]["median"] for s in SIZES} for value in values])
+    show("Reports: size and seconds to the first figure", table)
+    record("report_cost", [0], {"goals": {"bytes": MOST_BYTES, "seconds": MOST_SECONDS}, "openings": OPENINGS, "reports": values})

@@ -1,0 +1,24 @@
+"""Miniature of the measurement of a report's cost: one page, opened once."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+from figures.study_tables import study_tables
+
+from benchmarks import report_cost
+from emlens.studies import StudyResult
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.mark.browser
+def test_cost_is_measured_on_a_page_that_draws_every_figure(browser: "Browser") -> None:
+    tables = {name: table for name, table in study_tables().items() if name in ("models", "questions")}
+    found = report_cost.cost_of(StudyResult("profile", {}, tables, [], [], {}), browser, openings=1)
+    assert found["figures"] == 4 and found["faults"] == []  # all models, and the questions of three fine-tunes
+    assert 4_000_000 < found["bytes"] < report_cost.MOST_BYTES and found["size_reached"]
+    assert found["rows"] == len(tables["models"]) + len(tables["questions"])
+    for screen in report_cost.SIZES:
+        (first,) = found[f"first_figure_{screen}"]["seconds"]
+        assert 0 < first == found[f"first_figure_{screen}"]["median"]
