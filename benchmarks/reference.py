@@ -43,7 +43,7 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
         "[Adapters](adapters.md)",
         "interventions.lora interventions.adapter_lens interventions.weight_edits geometry.weight_updates probes.sparse_probes",
     ),
-    "Forecasts and screening": ("[Concepts](concepts.md)", "probes studies.screening studies.screening_backtest studies.screening_file"),
+    "Forecasts and screening": ("[Forecasting](forecasting.md)", "probes studies.screening studies.screening_backtest studies.screening_file"),
     "Training and sweeps": ("[Sweeps](how_to_sweep.md)", "training"),
     "Training dynamics": (
         "[Training dynamics](dynamics.md)",
