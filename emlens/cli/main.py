@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli import compare, judge, organism, parity, replicate, schema, score, screen, store, study
+from emlens.cli import compare, judge, organism, parity, replicate, schema, score, screen, store, study, train
 
 app = typer.Typer(
     name="emlens",
@@ -30,6 +30,7 @@ app.command("score")(score.score)
 app.command("judge")(judge.judge)
 app.command("rescore")(score.rescore)
 app.command("parity")(parity.parity)
+app.command("train")(train.train)
 app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
 app.add_typer(screen.app, name="screen")

@@ -63,7 +63,7 @@ def load_model(
     extras = {key: value for key, value in (("quantization_config", quantization_config), ("attn_implementation", attn_implementation)) if value is not None}
     try:
         with _quiet():
-            tokenizer = _tokenizer(source, local, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = saved_tokenizer(source, local, revision=revision, trust_remote_code=trust_remote_code)
             module, found = AutoModelForCausalLM.from_pretrained(
                 source, dtype=kind, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True, **placement, **extras
             )
@@ -128,7 +128,7 @@ def _plain(quantized: Any) -> Any:
     return quantized.to_dict() if hasattr(quantized, "to_dict") else quantized
 
 
-def _tokenizer(source: str, local: Path | None, **options: Any) -> Any:
+def saved_tokenizer(source: str, local: Path | None, **options: Any) -> Any:
     """The tokenizer as its file declares it.
 
     For some model types transformers 5 replaces a declared plain `tokenizers` file by the type's own class, which

@@ -98,7 +98,7 @@ class PreventativeSteering(StreamEdit):
 
         if self.coefficient == 0:
             raise InputError("coefficient=0 adds nothing; pass a number other than 0")
-        _keep(self, steer(self.direction, self.coefficient, self.unit, self.at))
+        _keep(self, steer(self.direction, float(self.coefficient), self.unit, self.at))
 
     def active(self, model: nn.Module) -> AbstractContextManager[Any]:
         return edited(model, self._edits)

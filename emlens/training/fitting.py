@@ -179,13 +179,15 @@ def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
     Raises:
         LoadError: the directory holds no model, or one that cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    from emlens.models.loading import saved_tokenizer
 
     if not (path / "config.json").is_file():
         raise LoadError(f"model={str(path)!r} holds no model; pass a directory with config.json and weights")
     try:
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device), AutoTokenizer.from_pretrained(path)
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device), saved_tokenizer(str(path), path)
     except (OSError, ValueError) as error:
         raise LoadError(f"model={str(path)!r} cannot be loaded: {one_line(str(error))}") from error
 

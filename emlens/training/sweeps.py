@@ -24,7 +24,7 @@ from emlens.runs import Answer, Executor, LocalExecutor, Unit, Worker
 from emlens.training.examples import Example
 from emlens.training.fitting import LOG, SIDECAR, fit, load_parent, read_record
 from emlens.training.objectives import Objective
-from emlens.training.recipes import Recipe, read_yaml
+from emlens.training.recipes import Recipe
 from emlens.training.resuming import resume_directory
 from emlens.training.stopping import TrainingCallback
 
@@ -103,24 +103,18 @@ class Sweep:
         return len(self.runs)
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "Sweep":
-        """A sweep from a YAML file with the keys `base` (a recipe's fields) and `axes`.
+    def from_yaml(cls, path: str | Path, rows: int | None = None) -> "Sweep":
+        """A sweep from a YAML file with the keys `base` and `axes`; see `emlens.training.configuring.read_sweep`.
+
+        Args:
+            rows: of the training data; needed where the file says `epochs`, or a preset without steps.
 
         Raises:
             InputError: an unknown key, no base, or what `Sweep` refuses.
         """
-        content = read_yaml(path)
-        unknown = sorted(set(map(str, content)) - {"base", "axes"})
-        if unknown or not isinstance(content.get("base"), dict) or not isinstance(content.get("axes", {}), dict):
-            raise InputError(f"{path}: a sweep has the mappings base and axes; got {', '.join(map(str, content)) or 'nothing'}")
-        axes = {str(name): _lists(values) for name, values in (content.get("axes") or {}).items()}
-        if OBJECTIVES in axes:
-            raise InputError(f"{path}: objectives hold texts and directions; pass that axis from Python")
-        return cls(Recipe.from_dict(content["base"]), axes)
+        from emlens.training.configuring import read_sweep
 
-
-def _lists(values: Any) -> Any:
-    return {str(label): value for label, value in values.items()} if isinstance(values, dict) else values
+        return read_sweep(path, rows)
 
 
 def _options(axis: str, values: Axis) -> list[tuple[str, dict[str, Any], tuple[Objective, ...]]]:

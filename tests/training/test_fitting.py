@@ -200,3 +200,13 @@ def test_a_weight_that_overflows_is_an_error(tiny, chats, tokenizer, tmp_path):
         tiny.model.norm.weight[0] = 1e6
     with pytest.raises(IntegrityError, match=r"weight model\.norm\.weight overflows in float16; pass save_dtype='float32'"):
         fit(FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, save_dtype="float16")
+
+
+def test_a_plain_tokenizer_file_is_read_as_what_it_says(tmp_path):
+    """transformers builds the model type's class for a directory that declares a plain file, and gives other ids."""
+    import tiny_models
+
+    from emlens.training.fitting import load_parent
+
+    _, tokenizer = load_parent(tiny_models.build(tmp_path / "model"))
+    assert tokenizer("w3 w5")["input_ids"] == tiny_models.tokenizer()("w3 w5")["input_ids"]

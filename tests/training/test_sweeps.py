@@ -106,9 +106,6 @@ def test_yaml_and_full_fine_tuning(parent, chats, tmp_path):
     (tmp_path / "bad.yaml").write_text("recipe: {}\n")
     with pytest.raises(InputError, match="a sweep has the mappings base and axes; got recipe"):
         Sweep.from_yaml(tmp_path / "bad.yaml")
-    (tmp_path / "objectives.yaml").write_text("base: {method: full}\naxes: {objectives: {kl: []}}\n")
-    with pytest.raises(InputError, match="objectives hold texts and directions; pass that axis from Python"):
-        Sweep.from_yaml(tmp_path / "objectives.yaml")
 
 
 @pytest.mark.parametrize(
