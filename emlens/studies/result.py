@@ -158,7 +158,9 @@ def refuse_other(directory: Path, study: str) -> None:
         raise InputError(f"{directory}: holds a result of study {found!r}, which study {study!r} would replace; pass another --out")
 
 
-TEXT_COLUMNS = frozenset(("model", "run", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered", "answer", "refused"))
+TEXT_COLUMNS = frozenset(
+    ("model", "run", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered", "answer", "refused", "questions_of")
+)
 """Columns that hold what users named or wrote."""
 
 
