@@ -64,8 +64,8 @@ def stages(
     return tuple(found)
 
 
-def corpus(world: Path, asked: Sequence[FineTuneStage] | None = None, out: Path | None = None) -> Corpus:
-    """Train what is missing of a world's corpus, score what has no scores, and read it. With `out`, the world's own fine-tunes are trained anew there."""
+def corpus(world: Path, asked: Sequence[FineTuneStage] | None = None, out: Path | None = None, *, anew: bool = False) -> Corpus:
+    """Train what is missing of a world's corpus, score what has no scores, and read it. `anew` trains the world's own fine-tunes too."""
     asked = stages() if asked is None else asked
     organism = load(directory=world)
     directory = out or world.with_name(f"{world.name}-corpus")
@@ -74,7 +74,7 @@ def corpus(world: Path, asked: Sequence[FineTuneStage] | None = None, out: Path 
     with exclusive(directory), one_thread():
         for stage in plan.finetunes:
             own = organism.paths.get(stage.name)
-            if own is not None and out is None:
+            if own is not None and not anew:
                 paths[stage.name] = own
                 continue
             target = paths[stage.name] = directory / "finetuned" / stage.name

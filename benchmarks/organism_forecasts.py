@@ -5,7 +5,7 @@ questions held out; the gain over the question's text and over the parent's own 
 seeds' scores forecast this seed's. Needs `python -m benchmarks organism_finetunes`. Some minutes on one core; recorded after each world.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +96,11 @@ def page_table(summary: pd.DataFrame) -> str:
         shown = [f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}], {c['lowest']:.2f} to {c['highest']:.2f}" for c in found]
         lines.append(f"| {figure} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def forecasts_table(values: Mapping[str, Any]) -> str:
+    """`page_table` of the evidence file."""
+    return page_table(pd.DataFrame(values["over_worlds"]))
 
 
 def main(seeds: tuple[int, ...] = SEEDS, kept: Path = KEPT) -> None:

@@ -6,7 +6,7 @@ without three domains of questions and without one domain of fine-tunes are test
 activations that are unlike are offered to the guard. Needs `python -m benchmarks organism_finetunes`. Recorded after each world.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,11 +44,11 @@ def past_runs(found: Corpus, without: Sequence[str] = ()) -> dict[str, PastRun]:
     }
 
 
-def pairs_of(found: Corpus) -> tuple[Forecaster, pd.DataFrame]:
+def pairs_of(found: Corpus, context: bool = True) -> tuple[Forecaster, pd.DataFrame]:
     """The forecaster with domains of questions held out, and the backtest's pairs with every rival."""
     questions, parent = found.organism.questions, found.organism.family.instruct
     past = past_runs(found)
-    fitted = {by: fit_screening(parent, questions, found.aligned[list(past)], past, groups=by) for by in ("group", None)}
+    fitted = {by: fit_screening(parent, questions, found.aligned[list(past)], past, groups=by, context=context) for by in ("group", None)}
     texts = {prompt.id: prompt.text for prompt in questions.prompts()}
     pairs = with_rivals(fitted["group"], texts, found.aligned["instruct"].to_dict())
     pairs["predicted by question"] = fitted[None].pairs()["predicted"]
@@ -168,6 +168,47 @@ def page_table(summary: pd.DataFrame, below: float = 30.0) -> str:
         found = [cells.loc[(kind, name)] for kind in files]
         shown = [f"{c['auroc']:.2f} [{c['low']:.2f}, {min(1.0, c['high']):.2f}], worlds {c['lowest']:.2f} to {c['highest']:.2f}" for c in found]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def auroc_table(values: Mapping[str, Any]) -> str:
+    """`page_table` of the evidence file."""
+    return page_table(pd.DataFrame(values["over_worlds"]))
+
+
+def thresholds_table(values: Mapping[str, Any]) -> str:
+    """Markdown: precision and recall where questions forecast below 30 are flagged, and the cost against knowing nothing, a row a world."""
+    lines = ["| world | predictor | base rate | flagged | precision [95 %] | recall [95 %] | cost of a pair when a miss costs 3, best flag (knowing nothing) |"]
+    lines.append("|" + "---|" * 7)
+    for world, tables in values["backtests"].items():
+        cost = pd.DataFrame(tables["cost"])
+        for row in tables["thresholds"]:
+            if row["predictor"] in ("predicted", "from_past", "text") and row["flag_below"] == 30:
+                paid = cost[(cost["predictor"] == row["predictor"]) & (cost["miss_costs"] == 3)]
+                rates = [f"{row[k]:.2f} [{row[f'{k}_low']:.2f}, {row[f'{k}_high']:.2f}]" if row[k] is not None else "–" for k in ("precision", "recall")]
+                cells = [world, row["predictor"], f"{row['null']:.2f}", f"{row['flagged']:.2f}", *rates]
+                lines.append("| " + " | ".join([*cells, f"{paid['cost'].min():.2f} ({paid['null'].iloc[0]:.2f})"]) + " |")
+    return "\n".join(lines)
+
+
+def unseen_table(values: Mapping[str, Any]) -> str:
+    """Markdown: coverage and width of intervals, and false refusals, on domains of fine-tunes and questions that were in no part of a fit."""
+    table = pd.DataFrame(values["unseen"])
+    lines = ["| level | mean coverage | lowest of a fine-tune | mean width | rows beyond the guard's bound (stated at most) |", "|" + "---|" * 5]
+    for level, rows in table.groupby("level"):
+        beyond = f"{rows['false_refusals'].mean():.3f} ({rows['stated'].max():.3f})"
+        lines.append(f"| {level:g} | {rows['coverage'].mean():.3f} | {rows['coverage'].min():.3f} | {rows['width'].mean():.0f} | {beyond} |")
+    return "\n".join(lines)
+
+
+def guard_table(values: Mapping[str, Any]) -> str:
+    """Markdown: share of rows refused, mean over worlds, by what was offered and what the guard was told of it."""
+    table = pd.DataFrame(values["guard"])
+    told = list(dict.fromkeys(table["facts"]))
+    lines = ["| offered | " + " | ".join(f"{name}" for name in told) + " |", "|" + "---|" * (1 + len(told))]
+    for offered_, rows in table.groupby("offered", sort=False):
+        shares = rows.groupby("facts")["refused_share"].mean()
+        lines.append(f"| {offered_} | " + " | ".join(f"{shares[name]:.2f}" for name in told) + " |")
     return "\n".join(lines)
 
 

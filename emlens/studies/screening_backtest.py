@@ -69,15 +69,18 @@ def auroc(score: Array, positive: NDArray[np.bool_]) -> Statistic:
     return of
 
 
-def _interval(values: Array, pairs: pd.DataFrame) -> Estimate:
+def _sizes(pairs: pd.DataFrame) -> str:
+    return f"{pairs['label'].nunique()} question clusters and {pairs['cluster'].nunique()} fine-tune clusters"
+
+
+def _interval(values: Array, n: int, sizes: str) -> Estimate:
     """The first value with a 95 % percentile interval of the others."""
-    sizes = f"{pairs['label'].nunique()} question clusters and {pairs['cluster'].nunique()} fine-tune clusters"
     if not np.isfinite(values[0]):
-        return Estimate.undefined(f"no pair to divide by; {sizes}", len(pairs))
+        return Estimate.undefined(f"no pair to divide by; {sizes}", n)
     drawn = values[1:][np.isfinite(values[1:])]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
     method = f"95 % percentile interval, pigeonhole bootstrap over {sizes}, {len(drawn)} resamples"
-    return Estimate(float(values[0]), float(low), float(high), len(pairs), method)
+    return Estimate(float(values[0]), float(low), float(high), n, method)
 
 
 def ratios(tops: Sequence[Any], bottoms: Sequence[Any], weights: Array, pairs: pd.DataFrame) -> list[Estimate]:
@@ -85,14 +88,15 @@ def ratios(tops: Sequence[Any], bottoms: Sequence[Any], weights: Array, pairs: p
     top, bottom = (weights @ np.column_stack([np.asarray(part, dtype=np.float64) for part in parts]) for parts in (tops, bottoms))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.where(bottom > 0, top / bottom, np.nan)
-    return [_interval(column, pairs) for column in values.T]
+    sizes = _sizes(pairs)
+    return [_interval(column, len(pairs), sizes) for column in values.T]
 
 
 def area(score: Array, positive: NDArray[np.bool_], weights: Array, pairs: pd.DataFrame) -> Estimate:
     """`auroc` with its interval."""
     if not 0 < positive.sum() < len(positive):
         return Estimate.undefined("all pairs are of one class", len(pairs))
-    return _interval(auroc(score, positive)(weights), pairs)
+    return _interval(auroc(score, positive)(weights), len(pairs), _sizes(pairs))
 
 
 def backtest(
