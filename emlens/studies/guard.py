@@ -5,23 +5,20 @@ against the model before training come: its projection on a reference direction,
 reference subspace, and a forecast. Thresholds are quantiles over benign runs, or given. The callback changes nothing in training: no random
 number is drawn, no weight or mode is left changed, so a run with it ends in the same bytes.
 
-Refused: nothing to watch, an adapter-less model whose state before training was not seen, weights that are spread over processes (a pass
-of one process would wait for the others). Memory: the prompts' activations at the watched sites.
+Refused: nothing to watch, an adapter-less model whose state before training was not seen, and what `live_models` refuses.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emlens.activations import Activations
-from emlens.activations.reading import Reading, plan_reading, read_rows
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.estimate import Estimate
@@ -29,10 +26,8 @@ from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
 from emlens.probes import Forecaster
 from emlens.stats import clopper_pearson_interval
+from emlens.studies.live_models import LiveModel, adapter_off, plain_model
 from emlens.training import StopRun
-
-if TYPE_CHECKING:
-    from emlens.models.checkpoint import CheckpointModel
 
 QUANTITIES: Final = ("projection", "cosine", "overlap", "forecast")
 """What can be watched. All alarm upwards but the forecast, a score that falls."""
@@ -171,7 +166,7 @@ class Guard:
         self._rows: list[dict[str, float]] = []
         self._before: Tensor | None = None
         self._beyond: dict[str, int] = {}
-        self._live: tuple[int, CheckpointModel, Reading] | None = None
+        self._live: LiveModel | None = None
 
     def _given(self) -> dict[str, bool]:
         directed, spanned = self.direction is not None, self.subspace is not None
@@ -190,7 +185,7 @@ class Guard:
         """
         if self.site is None or (self.direction is None and self.subspace is None):
             return
-        with _adapter_off(model):
+        with adapter_off(model):
             self._before = self._read(model)[self.site, self.position].double()
         for name, given in (("direction", self.direction), ("subspace", self.subspace)):
             width = None if given is None else given.d_model if isinstance(given, Direction) else given.basis.shape[-2]
@@ -239,36 +234,21 @@ class Guard:
                 inside = (shift @ self.subspace.basis.double().cpu()).norm(dim=1)
                 values["overlap"] = float(torch.where(lengths > 0, inside / lengths, 0.0).mean())
         if self.forecaster is not None and self._live is not None:
-            key, rows = (self.forecaster.site, self.forecaster.position), self._live[2].rows
+            key, rows = (self.forecaster.site, self.forecaster.position), self._live.reading.rows
             acts = Activations({key: found[key]}, ids=rows.ids, groups=rows.groups, sites=[key[0]], positions=[key[1]], provenance={})
             values["forecast"] = float(np.nanmean(self.forecaster.predict(acts, context=self.context, allow=_LIVE)))
         return values
 
     def _read(self, model: Any) -> dict[tuple[str, str], Tensor]:
         """Activations of the model as it is at every watched place, rows in the order of the prompts."""
-        inner = _plain(model)
-        if self._live is None or self._live[0] != id(inner):
-            live = _hooked(inner, self.tokenizer, self.chat_template)
+        inner = plain_model(model)
+        if self._live is None or self._live.inner is not inner or self._live.model.device != next(inner.parameters()).device:
             places = [] if self.site is None else [(self.site, self.position)]
             if self.forecaster is not None:
                 places.append((self.forecaster.site, self.forecaster.position))
             asked = self.prompts.prompts() if isinstance(self.prompts, QuestionSet) else self.prompts
-            reading = plan_reading(
-                {"live": live}, list(asked), sites=sorted({site for site, _ in places}), layers=None,
-                positions=sorted({position for _, position in places}), skip_first=0, batch_tokens=8192, dtype=None,
-            )  # fmt: skip
-            self._live = (id(inner), live, reading)
-        _, live, reading = self._live
-        live.device = next(inner.parameters()).device
-        kept: dict[tuple[str, str], Tensor] = {}
-        order: list[int] = []
-        with _evaluating(inner):
-            for index in (piece for batch in range(len(reading.layout.sizes)) for piece in reading.layout.pieces(batch)):
-                order += index
-                for key, rows in read_rows(live, reading, index).items():
-                    kept[key] = rows if key not in kept else torch.cat([kept[key], rows])
-        back = torch.tensor(order).argsort()
-        return {key: rows[back] for key, rows in kept.items()}
+            self._live = LiveModel.of(inner, self.tokenizer, self.chat_template, list(asked), places)
+        return self._live.read()
 
     def trainer_callback(self, trainer: Any) -> Any:
         """The guard as a callback of a plain transformers or TRL trainer: `trainer.add_callback(guard.trainer_callback(trainer))`.
@@ -328,46 +308,3 @@ def lead_time(alarm: Alarm | int | None, steps: Sequence[int], alignment: Sequen
     raised = alarm.step if isinstance(alarm, Alarm) else alarm
     when = next((int(step) for step, value in zip(steps, alignment, strict=True) if value <= alignment[0] - lost), None)
     return LeadTime(raised, when, math.nan if raised is None or when is None else float(when - raised))
-
-
-def _plain(model: Any) -> Any:
-    """The causal LM inside wrappers; adapter layers stay in it, and in force."""
-    found = getattr(model, "module", model)
-    return found.get_base_model() if hasattr(found, "get_base_model") else found
-
-
-def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "CheckpointModel":
-    from emlens.models.transformers_backend import TransformersModel
-
-    config: Any = inner.config
-    parameter = next(inner.parameters())
-    if any(hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in inner.parameters()):
-        raise StateError("the model's weights are spread over processes, so one process cannot run it alone; guard a run that keeps them whole")
-    text = config.get_text_config()
-    return TransformersModel(
-        inner, name="live", tokenizer=tokenizer, n_layers=int(text.num_hidden_layers), d_model=int(text.hidden_size), device=parameter.device,
-        max_length=getattr(text, "max_position_embeddings", None), chat_template=chat_template,
-        provenance={"dtype": str(parameter.dtype).removeprefix("torch."), "weights_sha256": None},
-    )  # fmt: skip
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout inside; every module back in its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _adapter_off(model: Any) -> Iterator[None]:
-    """Without the adapter inside, where there is one; gradient flags as they were afterwards."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-        yield
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)

@@ -1,0 +1,104 @@
+"""A model in training, read as it is: hooks on the very module that is trained, no random number drawn, no mode or flag left changed.
+
+Refused: weights that are spread over processes, since a pass of one process would wait for the others. Memory: the prompts' activations.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from emlens.activations.reading import Reading, plan_reading
+from emlens.activations.reducing import Reduction
+from emlens.data import Prompt
+from emlens.foundation.errors import StateError
+from emlens.foundation.sites import Site
+from emlens.models.batches import Batch, pad
+
+if TYPE_CHECKING:
+    from emlens.models.checkpoint import CheckpointModel
+
+
+def plain_model(model: Any) -> Any:
+    """The causal LM inside wrappers; adapter layers stay in it, and in force."""
+    found = getattr(model, "module", model)
+    return found.get_base_model() if hasattr(found, "get_base_model") else found
+
+
+@dataclass(frozen=True, eq=False)
+class LiveModel:
+    """A model in training as it can be read: everything that does not change between checks is worked out once."""
+
+    inner: nn.Module
+    model: "CheckpointModel"
+    reading: Reading
+    batches: tuple[tuple[Batch, Reduction], ...]
+    modules: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, inner: nn.Module, tokenizer: Any, chat_template: str | None, prompts: Sequence[Prompt], places: Sequence[tuple[str, str]]) -> "LiveModel":
+        live = _hooked(inner, tokenizer, chat_template)
+        reading = plan_reading(
+            {"live": live}, prompts, sites=sorted({site for site, _ in places}), layers=None, positions=sorted({position for _, position in places}),
+            skip_first=0, batch_tokens=8192, dtype=None,
+        )  # fmt: skip
+        pieces = [piece for batch in range(len(reading.layout.sizes)) for piece in reading.layout.pieces(batch)]
+        batches = [pad([reading.rows.rendered(i) for i in piece], piece, live.pad_id, "right", live.device) for piece in pieces]
+        return cls(inner, live, reading, tuple((b, Reduction(b, reading.rows, reading.positions, None)) for b in batches), tuple(inner.modules()))
+
+    def read(self) -> dict[tuple[str, str], Tensor]:
+        found: dict[tuple[str, str], list[Tensor]] = {}
+
+        def reader(site: Site, reduce: Reduction) -> Callable[[Tensor], None]:
+            def keep(stream: Tensor) -> None:
+                for name, rows in reduce(stream).items():
+                    found.setdefault((str(site), name), []).append(rows)
+
+            return keep
+
+        with _evaluating(self.modules):
+            for batch, reduce in self.batches:
+                self.model.run(batch, {site: reader(site, reduce) for site in self.reading.sites})
+        back = torch.tensor([i for batch, _ in self.batches for i in batch.index]).argsort()
+        return {key: torch.cat(parts).cpu()[back] for key, parts in found.items()}
+
+
+def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "CheckpointModel":
+    from emlens.models.transformers_backend import TransformersModel
+
+    config: Any = inner.config
+    parameter = next(inner.parameters())
+    if any(hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in inner.parameters()):
+        raise StateError("the model's weights are spread over processes, so one process cannot run it alone; guard a run that keeps them whole")
+    text = config.get_text_config()
+    return TransformersModel(
+        inner, name="live", tokenizer=tokenizer, n_layers=int(text.num_hidden_layers), d_model=int(text.hidden_size), device=parameter.device,
+        max_length=getattr(text, "max_position_embeddings", None), chat_template=chat_template,
+        provenance={"dtype": str(parameter.dtype).removeprefix("torch."), "weights_sha256": None},
+    )  # fmt: skip
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Without dropout inside; every module back in its own mode afterwards. Set directly: `eval()` costs as much as the pass of a small model."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.__dict__["training"] = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.__dict__["training"] = True
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Without the adapter inside, where there is one; gradient flags as they were afterwards."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        yield
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
