@@ -115,7 +115,7 @@ def tables(found: Mapping[str, Any]) -> str:
         lines.append(f"| {row['series']} | {row['test']} | {place} | {tested} | {median} |")
     lines += ["", "| first | second | by | lag, steps [95 % over runs] | first leads in | p | Holm |", "|---|---|---|---|---|---|---|"]
     for row in found["order_of_events"]:
-        if row["p"] is None:
+        if row["p"] is None or row["second"] != "aligned_others":
             continue
         lines.append(
             f"| {row['first']} | {row['second']} | {row['test']} | {row['lag']:.1f} [{row['lag_low']:.1f}, {row['lag_high']:.1f}] "

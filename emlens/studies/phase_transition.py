@@ -64,7 +64,8 @@ ABOUT = About(
         "trajectory_behaviour_summary": "One row a run, checkpoint and series: own domain and all others.",
         "change_points": "One row a run, series and test: location in steps with its interval, p against the trend.",
         "change_points_over_runs": "One row a group of runs, series and test: mean location with its interval over runs, and in how many runs p ≤ .05.",
-        "order_of_events": "One row a group, pair of series and kind of event: lag in steps (above 0: the parameter or activation comes first), p over runs.",
+        "order_of_events": "One row a group, pair of series and kind of event: lag in steps (above 0: the parameter or activation comes first), p over "
+        "runs; Holm within one kind of event.",
     },
     plots=(
         Plot("line", "trajectory_behaviour_summary", "step", "value", "Behaviour", "Mean score with its 95 % interval.",
@@ -325,7 +326,10 @@ def _over_runs(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _order(points: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Lag from each parameter or activation series to each of behaviour, by kind of event, over runs; Holm over the rows of a group."""
+    """Lag from each parameter or activation series to each of behaviour, by kind of event, over runs.
+
+    Holm within a group, one series of behaviour and one kind of event. A turn of the path is compared with the half of the change of behaviour.
+    """
     rows: list[dict[str, Any]] = []
     for group, mine in points.groupby("group", sort=False):
         place = {key: part.set_index("model") for key, part in mine.groupby(["series", "test"], sort=False)}
@@ -337,7 +341,7 @@ def _order(points: pd.DataFrame, seed: int) -> pd.DataFrame:
             both = pd.concat([place[first, other], place[second, test]], axis=1, join="inner", keys=("first", "second"))
             a, b = both["first"]["location"], both["second"]["location"]
             known = a.notna() & b.notna()
-            row: dict[str, Any] = {"group": group, "event": f"{first} before {second}: {test}", "first": first, "second": second, "test": test}
+            row: dict[str, Any] = {"group": group, "event": f"{first} before {second}: {other}", "first": first, "second": second, "test": other}
             row |= {"null": 0.0, "n": int(known.sum())}
             if known.sum() > 1:
                 order = order_of_events(a[known].to_numpy(), b[known].to_numpy(), seed=seed)
@@ -348,9 +352,10 @@ def _order(points: pd.DataFrame, seed: int) -> pd.DataFrame:
                 ends = (one["second", "location_low"] - one["first", "location_high"], one["second", "location_high"] - one["first", "location_low"])
                 row |= {"lag": float(b[known].iloc[0] - a[known].iloc[0]), "lag_low": ends[0], "lag_high": ends[1]}
             found.append(row)
-        tested = [row for row in found if "p" in row]
-        for row, q in zip(tested, adjust_p_values([row["p"] for row in tested]) if tested else [], strict=True):
-            row["p_holm"] = float(q)
+        for family in {(row["second"], row["test"]) for row in found}:
+            tested = [row for row in found if "p" in row and (row["second"], row["test"]) == family]
+            for row, q in zip(tested, adjust_p_values([row["p"] for row in tested]) if tested else [], strict=True):
+                row["p_holm"] = float(q)
         rows += found
     columns = ["group", "event", "first", "second", "test", "lag", "lag_low", "lag_high", "p", "p_holm", "first_leads", "ties", "n", "null"]
     return pd.DataFrame(rows, columns=columns)
