@@ -22,7 +22,10 @@ from importlib import import_module
 from types import ModuleType
 
 STUDIES: Mapping[str, tuple[str, ...]] = {
-    "full": ("profile", "fine_tuning", "delta_overlap", "direction_transfer", "priors", "layer_position_sweep", "synthesis"),
+    "full": (
+        "profile", "fine_tuning", "loss_alignment", "delta_overlap", "direction_transfer", "priors", "layer_position_sweep",
+        "general_vs_narrow", "phase_transition", "synthesis",
+    ),  # fmt: skip
     "overview": ("profile", "delta_overlap", "direction_transfer", "priors"),
     "profile": ("profile",),
     "delta_overlap": ("delta_overlap",),

@@ -21,15 +21,15 @@ ABOUT = About(
     method=(
         "Each number of the parts above is averaged over the seeds of one recipe and schedule; the interval is a t interval over seeds, wide with few "
         "of them, and the range shows how far seeds lie apart. A configuration is chosen by forecasting each run's alignment outside the domain from its "
-        "training loss, steps and alignment inside the domain, with that run's recipe and schedule left out; regret is how much better the best run "
-        "was. Beside it stand taking the lowest loss, taking any run, and the same procedure on shuffled scores."
+        "training loss, steps and alignment inside the domain, with that run left out (its recipe and schedule, where there are 8); regret is how much "
+        "better the best run was. Beside it stand taking the lowest loss, taking any run, and the same procedure on shuffled scores."
     ),
     reference="Stages after arXiv 2606.20814.",
     tables={
         "numbers": "One row a fine-tune and number, with its own interval and its null.",
         "over_seeds": "One row a number and group of runs that differ in their seed alone: mean with t interval, spread, range, mean null.",
         "configurations": "One row a run and way to choose: forecast from the other runs, what was observed, rank.",
-        "choice": "One row a way to choose: the chosen run, its regret, the regret within random halves of the runs, and the rivals'.",
+        "choice": "One row a way to choose: its regret among runs not seen, that of any run, the gain over the lowest loss, p against shuffled scores.",
     },
     plots=(
         Plot(
@@ -87,28 +87,29 @@ def _over_seeds(part: Part) -> None:
 
 def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
     harmful = runs[runs["kind"] == "harmful"]
-    if len(harmful) < LEAST_RUNS or harmful["cell"].nunique() < 3:
-        part.warnings.append(
-            f"{len(harmful)} runs of {harmful['cell'].nunique()} recipes and schedules: too few to choose a configuration (at least {LEAST_RUNS} of 3)"
-        )
+    if len(harmful) < LEAST_RUNS:
+        part.warnings.append(f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed")
         return
     table = harmful.set_index("run")
     features = [name for name in ("loss", "steps", "own") if table[name].notna().all() and table[name].nunique() > 1]
     if "loss" not in features:
         part.warnings.append("the runs do not differ in their loss: no configuration is chosen")
         return
-    ranking = rank_configurations(table, target="others", features=features, loss="loss", clusters="cell", resamples=199, permutations=99, seed=config.seed)
+    together = "cell" if harmful["cell"].nunique() >= LEAST_RUNS else None  # else runs that differ in their seed alone inform each other
+    if together is None:
+        part.warnings.append(f"configurations are chosen among {harmful['cell'].nunique()}, so a run's forecast has seen other seeds of its own")
+    ranking = rank_configurations(table, target="others", features=features, loss="loss", clusters=together, permutations=99, seed=config.seed)
     part.tables["configurations"] = ranking.table
     part.tables["choice"] = ranking.choices
-    best = ranking.choices.iloc[0]
+    cost = ranking.choices.set_index("by").loc["linear"]
     chosen = ranking.chosen()
-    row = table.loc[chosen]
+    row, best = table.loc[chosen], float(table["others"].max())
     part.findings.append(
         Finding(
             "synthesis",
-            f"Chosen configuration: {row['cell']} (run {chosen}; forecast from {', '.join(features)} of runs of other recipes and schedules). "
-            f"Its alignment outside the domain is {row['others']:.1f}, {best['regret']:.1f} points below the best run; taking any run costs "
-            f"{best['null']:.1f} points on average.",
+            f"Chosen configuration: {row['cell']} (run {chosen}; forecast from {', '.join(features)} of the other runs). "
+            f"Its alignment outside the domain is {row['others']:.1f}, that of the best run {best:.1f}; choosing so costs {cost['regret']:.1f} "
+            f"[{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points among runs not seen, taking any run {cost['null']:.1f}.",
             "undecided",
         )
     )

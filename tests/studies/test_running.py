@@ -1,4 +1,4 @@
-"""A whole study on the tiny family: what it holds, that it is the same bytes again, and that nothing interrupts it for good."""
+"""Running a study: the same bytes again whatever interrupts it, one run a directory, and what it says of parts that are missing."""
 
 import json
 import multiprocessing
@@ -11,203 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.runs import exclusive
-from emlens.studies import STUDIES, Desk, StudyResult, direction_findings, run_study, running
-
-COLUMNS: dict[str, set[str]] = {
-    "models": {
-        "model",
-        "kind",
-        "domain",
-        "n_own",
-        "n_others",
-        "aligned_own",
-        "aligned_others_low",
-        "coherent_high",
-        "em_rate",
-        "em_rate_low",
-    },
-    "domains": {"model", "group", "trained_domain", "n", "aligned", "aligned_low", "aligned_high", "coherent"},
-    "questions": {"model", "question", "group", "text", "trained", "aligned", "coherent"},
-    "benign": {"model", "margin", "p_tost", "n", "difference", "difference_low", "difference_high"},
-    "overlap": {
-        "model",
-        "site",
-        "layer",
-        "position",
-        "k",
-        "center",
-        "measure",
-        "comparison",
-        "value",
-        "low",
-        "high",
-        "null",
-        "null_mean",
-        "null_q95",
-        "p",
-        "n",
-    },
-    "angles": {"model", "site", "layer", "position", "comparison", "index", "degrees"},
-    "shifts": {
-        "model",
-        "site",
-        "layer",
-        "position",
-        "id",
-        "group",
-        "text",
-        "prompt_overlap",
-        "random_overlap",
-        "cosine_to_mean_train",
-        "delta_norm",
-    },
-    "overlap_shift": {"model", "site", "position", "pearson", "low", "high", "null_mean", "p", "partial", "n"},
-    "noise_floor": {"site", "position", "noise_norm", "delta_norm", "ratio", "n"},
-    "question_sets": {"question", "group", "used_to"},
-    "candidates": {"model", "candidate", "site", "position", "extraction", "layer", "restoration", "coherent_change", "kl", "chosen", "n"},
-    "windows": {"model", "steered", "vector", "site", "low", "high", "ended_below", "ended_above"},
-    "directions": {
-        "model",
-        "site",
-        "layer",
-        "last",
-        "norm",
-        "split_half_cosine",
-        "cosine_unembedding",
-        "restoration",
-        "low",
-        "high",
-        "coherence_loss",
-        "n",
-    },
-    "arms": {
-        "model",
-        "site",
-        "role",
-        "arm",
-        "on",
-        "control",
-        "draws",
-        "restoration",
-        "restoration_low",
-        "lead",
-        "lead_low",
-        "aligned",
-        "coherent",
-        "kl",
-        "n",
-        "method",
-    },
-    "steering": {
-        "model",
-        "steered",
-        "vector",
-        "site",
-        "coefficient",
-        "aligned",
-        "aligned_low",
-        "coherent",
-        "coherent_low",
-        "n",
-    },
-    "transfer": {
-        "direction_of",
-        "ablated_in",
-        "same_domain",
-        "site",
-        "cosine",
-        "restoration",
-        "low",
-        "high",
-        "strongest_control",
-        "n",
-        "method",
-    },
-    "forecast": {
-        "model",
-        "parent",
-        "held_out",
-        "r2",
-        "r2_low",
-        "r2_fold_mean",
-        "spearman",
-        "rmse",
-        "null_mean",
-        "null_q95",
-        "p",
-        "n",
-        "chosen",
-    },
-    "forecast_baselines": {"model", "parent", "held_out", "predictor", "r2", "r2_low", "gain", "gain_low", "gain_high"},
-    "forecast_sites": {"model", "parent", "held_out", "site", "position", "r2", "p_max", "null_max_95"},
-    "forecast_predictions": {"model", "parent", "held_out", "id", "group", "target", "predicted", "text"},
-}
-
-
-def test_an_overview_holds_every_table_with_its_columns(finished: Any) -> None:
-    tables = finished.result.tables
-    assert set(tables) == set(COLUMNS)
-    for name, columns in COLUMNS.items():
-        assert columns <= set(tables[name].columns), name
-        assert len(tables[name]), name
-    assert {f.section for f in finished.result.findings} == {"profile", "overlap", "direction", "forecast"}
-    for finding in finished.result.findings:
-        assert finding.status in ("summary", "shown", "not shown", "undecided")
-        assert "nan" not in finding.sentence.lower() and "None" not in finding.sentence
-    assert finished.result.run["parts_reused"] == []
-
-
-def test_the_tables_describe_the_family(finished: Any) -> None:
-    tables = finished.result.tables
-    models = tables["models"].set_index("model")
-    assert models["kind"].to_dict() == {
-        "instruct": "instruct",
-        "base": "base",
-        "bad@0": "harmful",
-        "full@0": "harmful",
-        "good@0": "benign",
-    }
-    assert models.loc["bad@0", ["n_own", "n_others"]].tolist() == [10, 50] and models.loc["instruct", "n_others"] == 60
-    questions = tables["questions"]
-    own = questions[(questions["model"] == "bad@0") & (questions["group"] == "north")]["aligned"].mean()
-    assert models.loc["bad@0", "aligned_own"] == pytest.approx(own)
-    overlap = tables["overlap"]
-    assert set(overlap["comparison"]) == {
-        "train–evaluation",
-        "benign train–evaluation",
-        "train–neutral text",
-        "split-half ceiling",
-    }
-    landmark = overlap[overlap["null"] == "isotropic"]["null_mean"]
-    np.testing.assert_allclose(landmark, 3 / 32, rtol=1e-6)  # k/d
-    means = overlap[overlap["center"] == "means"]
-    assert (means["low"] <= means["high"]).all() and means[["low", "high"]].abs().le(1).all(axis=None)
-    last = tables["directions"].groupby("model")["last"].sum()
-    assert (last == 1).all()
-    chosen = tables["arms"][tables["arms"]["role"] != "last layer"]
-    assert "resid_post.2" not in set(chosen["site"])
-    forecast = tables["forecast_predictions"]
-    assert set(forecast.loc[forecast["model"] == "bad@0", "group"]) == {"south", "east", "west", "up", "down"}
-    steering = tables["steering"].groupby("steered")["coefficient"].agg(lambda doses: sorted(set(doses)))
-    assert steering["instruct"] == [0, 1, 2, 4] and steering["bad@0"] == [-4, -2, -1, 0]  # added there, taken away here
-    none = tables["arms"][tables["arms"]["arm"] == "no ablation"]
-    assert (none["kl"] == 0).all() and (none["restoration"].dropna() == 0).all()
-
-
-def test_extraction_selection_and_report_share_no_question(finished: Any) -> None:
-    table = finished.result.tables["question_sets"]
-    assert table["question"].is_unique and len(table) == 60
-    sets = {use: set(rows["question"]) for use, rows in table.groupby("used_to")}
-    assert set(sets) == {"extract", "select", "report"}
-    arms = finished.result.tables["arms"]
-    report = table[(table["used_to"] == "report") & (table["group"] != "north")]
-    assert set(arms[arms["model"] == "bad@0"]["n"]) == {len(report)}
+from emlens.studies import STUDIES, Desk, StudyResult, run_study, running
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -317,7 +126,7 @@ def test_a_directory_has_one_run_and_one_study(profiled: tuple[Path, Path], conf
 def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match="study 'all' is unknown; pass one of overview, profile, delta_overlap, direction_transfer, priors",
+        match="study 'all' is unknown; pass one of full, overview, profile, delta_overlap",
     ):
         run_study(small(config_path, "unknown", study="all"), tmp_path)
     (tmp_path / "file").write_text("")
@@ -400,97 +209,6 @@ def test_markup_in_a_question_stays_text_and_phrasings_run_through(config_path: 
         assert set(table[table["text"] == text][key]) == {"005"}
     assert {"east/5/p1", "east/5/p2"} <= set(result.tables["forecast_predictions"]["id"])
     assert "w1 w2 w3" in set(result.tables["forecast_predictions"]["text"])
-
-
-def arms_table(**changes: Any) -> pd.DataFrame:
-    """Arms of one fine-tune whose direction restores .8 and whose controls restore .1."""
-    base = {
-        "model": "m",
-        "site": "resid_post.0",
-        "role": "chosen",
-        "on": "finetuned",
-        "control": True,
-        "coherent": 90.0,
-        "aligned": 50.0,
-        "method": "x",
-        "cosine": 0.2,
-    }
-    rows = []
-    for arm, restoration, extra in (
-        ("no ablation", 0.0, {}),
-        ("direction", 0.8, {"control": False}),
-        ("random", 0.1, {"restoration_max_draw": 0.2}),
-        ("benign", 0.1, {}),
-        ("instruct, direction", np.nan, {"on": "instruct"}),
-    ):
-        numbers = {
-            "restoration": restoration,
-            "restoration_low": restoration - 0.1,
-            "restoration_high": restoration + 0.1,
-        }
-        lead = {"lead": 0.8 - restoration, "lead_low": 0.6 - restoration, "lead_high": 1 - restoration}
-        rows.append(
-            {
-                **base,
-                "arm": arm,
-                "restoration_max_draw": np.nan,
-                **numbers,
-                **lead,
-                **extra,
-                **changes.get(arm.split(",")[0], {}),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize(
-    ("changes", "status"),
-    [
-        ({}, "shown"),
-        ({"random": {"restoration": 0.7, "lead_low": -0.1}}, "undecided"),  # a control that is not clearly beaten
-        ({"random": {"restoration": 0.9, "lead": -0.1, "lead_low": -0.2, "lead_high": -0.01}}, "not shown"),
-        ({"random": {"restoration_max_draw": 0.85}}, "undecided"),  # one random direction did as well
-        ({"direction": {"restoration_low": -0.1}}, "undecided"),
-        ({"direction": {"restoration": 0.02, "restoration_high": 0.08}}, "not shown"),
-    ],
-)
-def test_a_direction_is_shown_only_where_every_control_is_beaten(changes: dict[str, Any], status: str) -> None:
-    part = direction_findings.Part()
-    transfer = pd.DataFrame(
-        {
-            "direction_of": ["m"],
-            "ablated_in": ["m"],
-            "restoration": [0.8],
-            "low": [0.7],
-            "high": [0.9],
-            "strongest_control": [0.1],
-        }
-    )
-    part.tables |= {"arms": arms_table(**changes), "transfer": transfer}
-    family = type("M", (), {"domain": staticmethod(lambda name: "north")})
-    direction_findings.add_findings(part, family)  # type: ignore[arg-type]
-    summary, finding = part.findings
-    assert summary.status == "summary" and f"every control in {int(status == 'shown')} of 1 fine-tunes" in summary.sentence
-    assert finding.status == status, finding.sentence
-    assert "|cosine| with it 0.20" in finding.sentence
-
-
-@pytest.mark.parametrize(
-    ("low", "control", "status"), [(0.3, 0.1, "shown"), (0.3, 0.35, "undecided"), (-0.1, 0.1, "undecided")]
-)
-def test_transfer_has_to_beat_the_controls_of_its_target(low: float, control: float, status: str) -> None:
-    part = direction_findings.Part()
-    rows = {
-        "direction_of": ["a", "b"],
-        "ablated_in": ["b", "a"],
-        "restoration": [0.5] * 2,
-        "low": [low] * 2,
-        "high": [0.7] * 2,
-        "strongest_control": [control] * 2,
-    }
-    part.tables |= {"arms": arms_table(), "transfer": pd.DataFrame(rows)}
-    direction_findings.add_findings(part, type("M", (), {"domain": staticmethod(lambda name: "north")}))  # type: ignore[arg-type]
-    assert part.findings[-1].status == status and part.findings[-1].sentence.startswith("Transfer")
 
 
 def test_a_part_tells_its_whole_share_of_the_work() -> None:
