@@ -8,7 +8,8 @@ from importlib import import_module
 
 NAMES = (
     "capture_speed", "capture_memory", "store_speed", "store_resume", "store_damage", "executors", "gpu",
-    "layers_positions", "full_study", "demo", "resume", "organism", "adapter_lens", "organism_worlds", "direction_transfer", "planted_directions", "organism_directions",
+    "full_study",
+    "layers_positions", "demo", "resume", "organism", "adapter_lens", "organism_worlds", "direction_transfer", "planted_directions", "organism_directions",
     "geometry_accuracy", "randomised_svd",
     "null_calibration", "overlap_grid_speed", "detection_curve", "interval_coverage",
     "fuzzed_files", "sampling_speed",

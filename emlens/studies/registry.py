@@ -23,9 +23,17 @@ from types import ModuleType
 
 STUDIES: Mapping[str, tuple[str, ...]] = {
     "full": (
-        "profile", "fine_tuning", "loss_alignment", "delta_overlap", "direction_transfer", "priors", "layer_position_sweep",
-        "general_vs_narrow", "phase_transition", "synthesis",
-    ),  # fmt: skip
+        "profile",
+        "fine_tuning",
+        "loss_alignment",
+        "delta_overlap",
+        "direction_transfer",
+        "priors",
+        "layer_position_sweep",
+        "general_vs_narrow",
+        "phase_transition",
+        "synthesis",
+    ),
     "overview": ("profile", "delta_overlap", "direction_transfer", "priors"),
     "profile": ("profile",),
     "delta_overlap": ("delta_overlap",),
