@@ -29,7 +29,12 @@ def _worst(cases: list[Values], against: str) -> str:
 
 def _over_worlds(values: Values, figure: str) -> str:
     found = values["over_worlds"][figure]["mean"]
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    return _interval(found["value"], found)
+
+
+def _interval(value: float, ends: Values) -> str:
+    known = ends["low"] is not None and ends["high"] is not None
+    return f"{value:.2f}" + (f" [{ends['low']:.2f}, {ends['high']:.2f}]" if known else ", no interval yet")
 
 
 FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
@@ -76,14 +81,13 @@ def _at_most(value: float, goal: float, digits: int) -> str:
 def _forecast(values: Values, figure: str) -> str:
     asked = {"parent": "instruct", "held_out": "domain", "figure": figure}
     (found,) = [row for row in values["over_worlds"] if all(row[key] == value for key, value in asked.items())]
-    return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    return _interval(found["mean"], found)
 
 
 def _screened(rows: Iterable[Values]) -> str:
     asked = {"predictor": "predicted", "below": 30.0, "files": "harmful and benign"}
     (found,) = [row for row in rows if all(row[key] == value for key, value in asked.items())]
-    reached = "" if found["auroc"] >= 0.80 else ", not reached"
-    return f"{found['auroc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]{reached}"
+    return _interval(found["auroc"], found) + ("" if found["auroc"] >= 0.80 else ", not reached")
 
 
 def _rate(row: Values) -> str:
