@@ -235,6 +235,7 @@ class _Isotonic:
     def __init__(self, x: np.ndarray, member: np.ndarray):
         self.order = np.argsort(x, kind="stable")
         self.x = x[self.order]
+        self.places = _places(self.x)
         self.parts = []
         for own in member[:, self.order].astype(bool):
             others = self.x[~own]
@@ -243,24 +244,35 @@ class _Isotonic:
 
     def fit(self, y: np.ndarray) -> tuple[np.ndarray, float, float]:
         """Of all runs, after the most conspicuous group was moved onto the others' relation: it would bend a free relation towards itself."""
-        places, ordered = _places(self.x), y[self.order].copy()
-        gaps = np.nan_to_num(self._gaps(ordered))
-        sizes = np.array([0 if part is None else part[2].sum() for part in self.parts])
-        most = int(np.argmax(np.abs(gaps) * np.sqrt(sizes)))
-        part = self.parts[most]
-        if part is not None:
-            ordered[part[2]] -= gaps[most]
+        ordered = y[self.order]
         fitted = np.empty_like(y)
-        fitted[self.order] = np.repeat(_rising(places, ordered), places[2])
-        steps = len(np.unique(fitted))
-        return fitted, float(fitted.max() - fitted.min()) / float(np.ptp(self.x)), float(len(y) - steps)
+        fitted[self.order], left, _ = self._moved(ordered, self._gaps(ordered))
+        return fitted, float(fitted.max() - fitted.min()) / float(np.ptp(self.x)), left
 
     def judge(self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         wider = scatter / max(float(noise.std()), np.finfo(float).tiny)  # residuals of a fit are smaller than what was fitted
-        under = np.array([self._gaps((fitted + wider * row)[self.order]) for row in noise])
-        centre, spread = under.mean(axis=0), under.std(axis=0)
+        under, scale = np.empty((len(noise), len(self.parts))), np.empty((len(noise), 1))
+        for i, row in enumerate(noise):
+            drawn = (fitted + wider * row)[self.order]
+            under[i] = self._gaps(drawn)
+            scale[i] = self._moved(drawn, under[i])[2]
+        centre, spread = under.mean(axis=0), under.std(axis=0) / scale.mean()
         spread = np.where(spread > 0, spread, np.nan)
-        return self._gaps(y[self.order]) - centre, spread, (under - centre) / spread
+        gaps = self._gaps(y[self.order])
+        own = self._moved(y[self.order], gaps)[2]
+        return gaps - centre, spread * own, (under - centre) / (spread * scale)
+
+    def _moved(self, y: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """Relation without the most conspicuous gap, the degrees of freedom it leaves, and the scatter about it."""
+        gaps = np.nan_to_num(gaps)
+        sizes = np.array([0 if part is None else part[2].sum() for part in self.parts])
+        most = int(np.argmax(np.abs(gaps) * np.sqrt(sizes)))
+        part, moved = self.parts[most], y.copy()
+        if part is not None:
+            moved[part[2]] -= gaps[most]
+        fitted = np.repeat(_rising(self.places, moved), self.places[2])
+        left = float(len(y) - len(np.unique(fitted)))
+        return fitted, left, math.sqrt(float(((moved - fitted) ** 2).sum()) / max(left - 1, 1.0))
 
     def _gaps(self, y: np.ndarray) -> np.ndarray:
         found = np.full(len(self.parts), np.nan)

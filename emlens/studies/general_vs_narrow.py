@@ -300,12 +300,9 @@ def _found(part: Part) -> None:
             continue
         row = rows.iloc[0]
         better = sign * row["difference"] > 0
-        clear = row["difference_low"] > 0 or row["difference_high"] < 0
+        clear = bool(row["difference_low"] > 0 or row["difference_high"] < 0)
         random = f", random {row[RANDOM]:.3g}" if RANDOM in rows else ""
-        sentence = (
-            f"{words}: general {row[GENERAL]:.3g}, narrow {row[NARROW]:.3g}{random}; narrow − general {row['difference']:.3g} "
-            f"[{row['difference_low']:.3g}, {row['difference_high']:.3g}], paired p {p_text(row['p'])}, {row['seeds']} seeds."
-        )
+        sentence = f"{words}: general {row[GENERAL]:.3g}, narrow {row[NARROW]:.3g}{random}; narrow − general {_said(row)}, {row['seeds']:.0f} seeds."
         shown.append(name if better and clear else "")
         part.findings.append(Finding("general against narrow", sentence, "shown" if better and clear else "not shown" if clear else "undecided"))
     if "drift" in tables:
@@ -313,9 +310,16 @@ def _found(part: Part) -> None:
         last = rows[(rows["measure"] == "others") & (rows["step"] == rows["step"].max())].iloc[0]
         sentence = (
             f"After the penalty is lifted, alignment of the other domains at step {last['step']:.0f} is {last[_LIFTED]:.1f} against {last[_KEPT]:.1f} with it "
-            f"kept: {last['difference']:.1f} [{last['difference_low']:.1f}, {last['difference_high']:.1f}] of 100, paired p {p_text(last['p'])}."
+            f"kept, of 100: {_said(last)}."
         )
         part.findings.append(Finding("general against narrow", sentence, "shown" if last["difference_high"] < 0 else "undecided"))
     won = [name for name in shown if name]
     what = f"ahead in {', '.join(won)}" if won else "ahead in none"
     part.findings.insert(0, Finding("general against narrow", f"Of {len(shown)} measures, the general solution is clearly {what}.", "summary"))
+
+
+def _said(row: pd.Series) -> str:
+    """A paired difference with its interval and p, where it has them."""
+    if pd.isna(row["p"]):
+        return f"{row['difference']:.3g}, without an interval"
+    return f"{row['difference']:.3g} [{row['difference_low']:.3g}, {row['difference_high']:.3g}], paired p {p_text(row['p'])}"
