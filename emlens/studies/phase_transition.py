@@ -370,15 +370,15 @@ SENTENCES: Final = (
 def _findings(part: Part) -> None:
     over, order = part.tables["change_points_over_runs"], part.tables["order_of_events"]
     for group, rows in over[over["series"] == "aligned_others"].groupby("group", sort=False):
-        mine = rows.set_index("test")
-        runs = int(mine["runs"].max())
-        counts = [(words, int(mine.loc[test, "p_below_05"])) for test, words in SENTENCES]
-        half = mine.loc[MIDPOINT]
+        mine = {str(row["test"]): row for row in rows.to_dict("records")}
+        runs = int(rows["runs"].max())
+        counts = [(words, int(mine[test]["p_below_05"])) for test, words in SENTENCES]
+        half = mine[MIDPOINT]
         where = "" if np.isnan(half["location"]) else f" Half of the change is done at step {half['location']:.1f} {_range(half, 'location')}."
         words = "; ".join(f"{text} in {count} of {runs} runs (p ≤ .05)" for text, count in counts)
         status = "shown" if counts[-1][1] == runs else "not shown" if counts[-1][1] == 0 else "undecided"
         part.findings.append(Finding("phase transition", f"{group}, alignment outside the domain: {words}.{where}", status))
-    for _, row in order[(order["test"] == MIDPOINT) & (order["second"] == "aligned_others") & order["p"].notna()].iterrows():
+    for row in order[(order["test"] == MIDPOINT) & (order["second"] == "aligned_others") & order["p"].notna()].to_dict("records"):
         who = row["first"] if row["lag"] > 0 else "alignment"
         sentence = (
             f"{row['group']}: of {row['first']} and alignment outside the domain, {who} comes first, by {abs(row['lag']):.1f} steps (lag {row['lag']:.1f} "
@@ -389,5 +389,5 @@ def _findings(part: Part) -> None:
         part.warnings.append("one run a group: intervals of change points are over noise within it, and the order of events has no test")
 
 
-def _range(row: "pd.Series[Any]", name: str) -> str:
+def _range(row: Mapping[Any, Any], name: str) -> str:
     return f"[{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
