@@ -115,7 +115,7 @@ def _scores(organism: Organism, asked: Sequence[FineTuneStage], paths: Mapping[s
 
         def work(name: str = name) -> tuple[dict[str, dict[str, float]], list[Path]]:
             scored = score_by_likelihood(family[name], organism.questions)  # type: ignore[index]
-            return {metric: scored.per_question(metric).to_dict() for metric in ("aligned", "coherent")}, []
+            return {metric: {str(q): float(v) for q, v in scored.per_question(metric).items()} for metric in ("aligned", "coherent")}, []
 
         found[name] = log.run(name, inputs[name], work)
     return found

@@ -45,7 +45,7 @@ def measure(found: Corpus, domains: Sequence[str] = SEEDED, runs: int = RUNS, *,
                     scores,
                     groups=groups,
                     texts={q: texts[q] for q in outside},
-                    parent_scores=found.aligned.loc[outside, parent].to_dict(),
+                    parent_scores=found.aligned[parent].loc[outside],
                     embedding=embedded[parent].select(outside),
                     folds=folds,
                     inner_folds=inner_folds,
@@ -92,7 +92,7 @@ def page_table(summary: pd.DataFrame) -> str:
     columns = list(dict.fromkeys(zip(summary["held_out"], summary["parent"], strict=True)))
     lines = ["| figure | " + " | ".join(f"from {parent}, {held}s held out" for held, parent in columns) + " |", "|" + "---|" * (1 + len(columns))]
     for figure in FIGURES:
-        found = [cells.loc[(held, parent, figure)] for held, parent in columns]
+        found: list[Any] = [cells.loc[(held, parent, figure)] for held, parent in columns]  # type: ignore[index]
         shown = [f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}], {c['lowest']:.2f} to {c['highest']:.2f}" for c in found]
         lines.append(f"| {figure} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -50,7 +50,8 @@ def pairs_of(found: Corpus, context: bool = True) -> tuple[Forecaster, pd.DataFr
     past = past_runs(found)
     fitted = {by: fit_screening(parent, questions, found.aligned[list(past)], past, groups=by, context=context) for by in ("group", None)}
     texts = {prompt.id: prompt.text for prompt in questions.prompts()}
-    pairs = with_rivals(fitted["group"], texts, found.aligned["instruct"].to_dict())
+    own = {str(q): float(v) for q, v in found.aligned["instruct"].items()}
+    pairs = with_rivals(fitted["group"], texts, own)
     pairs["predicted by question"] = fitted[None].pairs()["predicted"]
     return fitted["group"], pairs
 
@@ -116,7 +117,7 @@ def offered(found: Corpus, other: Corpus, fitted: Forecaster) -> pd.DataFrame:
         "one coordinate set to 20 sd": _moved(mine, fitted, _spiked(mine[fitted.site, fitted.position].double().numpy())),
     }
     rows = []
-    numbers = fitted.context.iloc[0].to_dict()
+    numbers = {str(name): float(value) for name, value in fitted.context.iloc[0].items()}
     for name, acts in trials.items():
         bare = _with(acts, acts.ids, {})
         for facts, shown in (("recorded", acts), ("model unknown", bare), ("model and ids unknown", _with(bare, [f"new/{i}" for i in range(len(acts))], {}))):

@@ -353,10 +353,28 @@ def fit_forecaster(
         "cross_validated_r2": {"value": 1 - share.value, "low": 1 - share.high, "high": 1 - share.low, "n": share.n, "method": share.method},
         "seed": seed,
     }
-    head = (ridge, tuple(ridges), severities[0], tuple(severities[1:]), tuple(models), observed, predicted, targets, measured)
-    head = (*head, tuple(acts.ids), tuple(map(str, labels)))
-    rest = (reference, (limits[0][0], limits[1][0]), scale[1], scale[0], given.loc[list(runs)], facts)
-    return Forecaster(*head, tuple(map(int, fold)), tuple(runs), tuple(own), *rest)
+    return Forecaster(
+        ridge=ridge,
+        fold_ridges=tuple(ridges),
+        severity=severities[0],
+        cluster_severity=tuple(severities[1:]),
+        fold_severity=tuple(models),
+        observed=observed,
+        predicted=predicted,
+        hazard=targets,
+        fold_hazard=measured,
+        ids=tuple(acts.ids),
+        labels=tuple(map(str, labels)),
+        fold=tuple(fold.tolist()),
+        runs=tuple(runs),
+        clusters=tuple(own),
+        reference=reference,
+        bounds=(limits[0][0], limits[1][0]),
+        top=scale[1],
+        bottom=scale[0],
+        context=given.loc[list(runs)],
+        facts=facts,
+    )
 
 
 def _without(clusters: Sequence[str], label: str | None) -> Array:
@@ -370,7 +388,7 @@ def _severity_model(numbers: Array, severity: Array, weights: Array, clusters: S
     if not numbers.shape[1]:
         return None
     kept = np.flatnonzero(weights > 0)
-    return fit_severity(numbers[kept], severity[kept], [clusters[i] for i in kept], seed)
+    return fit_severity(numbers[kept], severity[kept], [clusters[int(i)] for i in kept], seed)
 
 
 def _observed(

@@ -93,5 +93,5 @@ def load(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path}: {_RECORD} lacks what a forecaster needs ({error}); save the forecaster again") from error
 
 
-def _vectors(tensors: dict[str, Array], name: str) -> dict[str, Array]:
+def _vectors(tensors: dict[str, Array], name: str) -> dict[str, Any]:
     return {key: tensors[f"{name}.{key}"] for key in ("weights", "mean", "scale")}
