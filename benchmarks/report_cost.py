@@ -1,7 +1,8 @@
 """What a report costs its reader: size, and how long after opening the first figure stands, in headless Chromium.
 
-The directory of a finished study is the argument `EMLENS_REPORT_OF` (several with the path separator between); by default the demonstration is
-run first. Each page is opened afresh `OPENINGS` times; the time is the page's own clock at its first drawn figure.
+`EMLENS_REPORT_OF` names the directory of a finished study (several with the path separator between); by default the demonstration
+is run first. Beside each stands the page of the same study as if every fine-tune had `SEEDS` seeds. Each page is opened afresh
+`OPENINGS` times; the time is the page's own clock at its first drawn figure.
 """
 
 import os
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from emlens.studies import StudyResult, run_study
 MOST_BYTES = 12_000_000
 MOST_SECONDS = 2.0
 OPENINGS = 5
+SEEDS = 3
+NAMING = ("model", "direction_of", "ablated_in", "steered")
+"""Columns that name a fine-tune."""
 SIZES = {"desktop": (1200, 900), "phone": (390, 740)}
 
 
@@ -45,6 +50,19 @@ def cost_of(result: StudyResult, browser: Any, openings: int = OPENINGS) -> dict
             found[f"first_figure_{screen}"] = {"seconds": firsts, "median": float(np.median(firsts)), "greatest": max(firsts)}
         found["figures"], found["faults"] = _drawn(browser, path)
     return found | {"size_reached": found["bytes"] <= MOST_BYTES, "time_reached": found["first_figure_desktop"]["median"] <= MOST_SECONDS}
+
+
+def with_seeds(result: StudyResult, seeds: int = SEEDS) -> StudyResult:
+    """The same study with every row of a fine-tune once a seed, named `<fine-tune>@<seed>`: as many rows and figures as so many seeds give."""
+    models = result.tables["models"]
+    tuned = set(models.loc[models["kind"].isin(["harmful", "benign"]), "model"])
+    tables = {}
+    for name, table in result.tables.items():
+        naming = [c for c in NAMING if c in table.columns]
+        mine = table[naming].isin(tuned).any(axis=1) if naming else pd.Series(False, index=table.index)
+        copies = [table[mine].assign(**{c: table.loc[mine, c].map(lambda n, s=seed: f"{n}@{s}" if n in tuned else n) for c in naming}) for seed in range(seeds)]
+        tables[name] = pd.concat([table[~mine], *copies], ignore_index=True)
+    return replace(result, tables=tables)
 
 
 def _opened(browser: Any, path: Path, width: int, height: int) -> float:
@@ -82,7 +100,11 @@ def chromium() -> Iterator[Any]:
 
 
 def measure(directories: Sequence[str | Path], browser: Any, openings: int = OPENINGS) -> list[dict[str, Any]]:
-    return [cost_of(StudyResult.load(directory), browser, openings) for directory in directories]
+    values = []
+    for result in map(StudyResult.load, directories):
+        values.append(cost_of(result, browser, openings) | {"seeds": 1})
+        values.append(cost_of(with_seeds(result), browser, openings) | {"seeds": SEEDS})
+    return values
 
 
 def main() -> None:
@@ -91,7 +113,7 @@ def main() -> None:
         if not asked:
             run_study(DEMO, name, progress=False)
         values = measure(asked or [name], browser)
-    columns = ("study", "rows", "bytes", "figures", "cpu_seconds_to_write", "size_reached", "time_reached")
+    columns = ("study", "seeds", "rows", "bytes", "figures", "cpu_seconds_to_write", "size_reached", "time_reached")
     table = pd.DataFrame([{c: value[c] for c in columns} | {s: value[f"first_figure_{s}"]["median"] for s in SIZES} for value in values])
     show("Reports: size and seconds to the first figure", table)
     record("report_cost", [0], {"goals": {"bytes": MOST_BYTES, "seconds": MOST_SECONDS}, "openings": OPENINGS, "reports": values})

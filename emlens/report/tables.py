@@ -4,9 +4,10 @@ A text that a spreadsheet would run as a formula is set off by an apostrophe in 
 """
 
 import base64
+import csv
 import gzip
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,9 @@ def csv_text(table: pd.DataFrame) -> str:
     """The whole table with ten significant digits, as a study writes it, but formulas set off."""
     buffer = io.StringIO()
     safe = table.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_set_off))
-    safe.rename(columns=_set_off).to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n")
+    torn = any("\r" in str(value) for name in safe.columns if not pd.api.types.is_numeric_dtype(safe[name]) for value in safe[name])
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if torn else csv.QUOTE_MINIMAL  # a lone \r is not quoted, and readers take it for a line's end
+    safe.rename(columns=_set_off).to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     return buffer.getvalue()
 
 

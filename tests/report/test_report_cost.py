@@ -22,3 +22,11 @@ def test_cost_is_measured_on_a_page_that_draws_every_figure(browser: "Browser") 
     for screen in report_cost.SIZES:
         (first,) = found[f"first_figure_{screen}"]["seconds"]
         assert 0 < first == found[f"first_figure_{screen}"]["median"]
+
+
+def test_seeds_multiply_what_is_said_of_fine_tunes_and_nothing_else() -> None:
+    tables = study_tables()
+    found = report_cost.with_seeds(StudyResult("overview", {}, tables, [], [], {}), 3).tables
+    assert len(found["models"]) == 2 + 3 * 3 and len(found["overlap"]) == 3 * len(tables["overlap"])
+    assert set(found["arms"]["model"]) == {f"{name}@{seed}" for name in ("bad@0", "wide@0") for seed in range(3)}
+    assert set(found["steering"]["steered"]) == {"instruct", "tuned"}

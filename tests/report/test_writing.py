@@ -3,6 +3,7 @@
 import base64
 import gzip
 import hashlib
+import io
 import json
 import re
 from dataclasses import replace
@@ -171,7 +172,12 @@ def test_every_figure_has_data_and_a_text_alternative(page: _Page) -> None:
     for attrs in plots:
         assert attrs["role"] == "img" and len(attrs["aria-label"] or "") > 60
         assert data[attrs["data-figure"]]["data"]
-    topics = [f"{s.name}-{t.name}-" for s in sections_of(a_result()) for t in s.topics]
+    topics = [
+        f"{s.name}-{t.name}-"
+        for s in sections_of(a_result())
+        for t in s.topics
+        if set(t.needs) <= set(a_result().tables)
+    ]
     assert all(any(str(a["id"]).startswith(topic) for a in plots) for topic in topics)
 
 
@@ -191,6 +197,20 @@ def test_csv_is_what_a_study_writes(tmp_path: Path) -> None:
     assert csv_text(table) == (tmp_path / "t.csv").read_text("utf-8")
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1a", "-x", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
+def test_what_a_spreadsheet_would_run_is_set_off_in_the_download(text: str) -> None:
+    table = pd.DataFrame(
+        {
+            "a": [text, "-1.5", "plain = fine", "-"],
+            "b": [-1.5, 2.0, float("nan"), -0.0],
+            "=c": [True, False, True, False],
+        }
+    )
+    back = pd.read_csv(io.StringIO(csv_text(table)), keep_default_na=False, dtype=str)
+    assert list(back["a"]) == [f"'{text}", "-1.5", "plain = fine", "'-"]
+    assert list(back["b"]) == ["-1.5", "2", "", "-0"] and list(back["'=c"]) == ["True", "False", "True", "False"]
+
+
 def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None:
     assert (
         html.index("An instrument, no evidence.")
@@ -199,8 +219,24 @@ def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None
         < html.index('id="profile"')
     )
     assert "3 statements: 1 shown, 1 not shown, 1 undecided." in html
+    assert (
+        '<a href="#profile">Alignment before and after fine-tuning</a></h3><details open><summary>1 statement: 1 shown'
+        in html
+    )
     assert '<span aria-hidden="true">✓</span> shown' in html and '<span aria-hidden="true">✕</span> not shown' in html
     assert "No neutral text for bad@0." in html
+
+
+def test_many_statements_are_folded_under_the_sentences_that_sum_them_up() -> None:
+    found = [Finding("profile", f"fell {i}", "shown") for i in range(7)]
+    summed = render(
+        replace(a_result(extra=()), tables={}, findings=[Finding("profile", "all fell", "summary"), *found])
+    )
+    assert (
+        '<ol class="summary"><li>all fell</li></ol>' in summed and "<details><summary>7 statements: 7 shown" in summed
+    )
+    assert '<p class="claim">all fell</p>' in summed
+    assert "<details open><summary>7 statements" in render(replace(a_result(extra=()), tables={}, findings=found))
 
 
 def test_a_figure_says_the_layer_it_draws() -> None:
