@@ -33,6 +33,8 @@ from emlens.studies.solution_measures import GENERAL, NARROW, RANDOM, efficiency
 COST = 30
 TABLES: Final = ("efficiency", "stability", "significance", "line", "drift")
 NEUTRAL: Final = "neutral"
+DOCUMENTS: Final = "documents"
+_TEXTS: Final = {NEUTRAL: "neutral text", DOCUMENTS: "text as in pre-training"}
 _KEPT: Final = "kept"
 _LIFTED: Final = "lifted"
 _DOCUMENTS: Final = 48
@@ -158,7 +160,7 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     if not options.pairs:
         from emlens.studies.solution_training import configured_organism
 
-        texts["documents"] = configured_organism(config).documents(_DOCUMENTS, config.seed)
+        texts[DOCUMENTS] = configured_organism(config).documents(_DOCUMENTS, config.seed)
     log = UnitLog(desk.folder / "measured")
     found: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
     for pair in pairs:
@@ -284,10 +286,11 @@ def _found(part: Part) -> None:
     """One sentence a measure, at the cell named in it."""
     tables = part.tables
     shown = []
+    text = DOCUMENTS if "significance" in tables and DOCUMENTS in set(tables["significance"]["data"]) else NEUTRAL
     wanted = (
         ("efficiency", {"data": "trained", "share": 1.0}, "Efficiency: loss on the trained chats at the general solution's norm", +1),
         ("stability", {"data": "trained", "epsilon": None}, "Stability: percentage of the gain lost to a random turn", +1),
-        ("significance", {"data": NEUTRAL, "share": 1.0}, "Significance: KL on neutral text at the general solution's norm", -1),
+        ("significance", {"data": text, "share": 1.0}, f"Significance: KL on {_TEXTS[text]} at the general solution's norm", -1),
     )
     for name, cell, words, sign in wanted:
         if name not in tables:
