@@ -31,6 +31,7 @@ from emlens.geometry import (
     top_k_subspace,
 )
 from emlens.stats import NullDistribution, correlation_null, cosine_of_means, partial_correlation, pearson
+from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.overlap_sides import Sides, noise_floor, shifts_everywhere, sides_of
@@ -40,6 +41,30 @@ from emlens.studies.result import Advance, Finding, Part
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
 
 COST = 6
+
+ABOUT = About(
+    title="Do shifts on training and on unrelated prompts share a subspace?",
+    method=(
+        "Further tables: each group of questions apart at equal numbers, the lead over the benign fine-tune (interval: eight blocks of prompts left "
+        "out in turn), and the null of two disjoint sets of the benign fine-tune's own shifts, whose covariance is estimated."
+    ),
+    reference="Reference null and jackknife: docs/nulls.md.",
+    tables={
+        "overlap_benign": "One row a fine-tune and place: overlap minus the benign control's, with interval, and the null of benign shifts.",
+        "overlap_groups": "One row a fine-tune, place and group of questions: overlap at the group's number of prompts, null, cosine of mean shifts.",
+        "overlap_by_k": "One row a fine-tune, place and k.",
+    },
+    plots=(
+        Plot(
+            "line", "overlap_benign", "layer", "lead", "Lead of the overlap over the benign fine-tune's", "Bands: 95 % jackknife over blocks of prompts.",
+            colour="model", facet="position", hover=("overlap", "benign", "null_mean"),
+        ),
+        Plot(
+            "heatmap", "overlap_groups", "site", "overlap", "Overlap with each group of questions", "Equal numbers; own domain is a positive control.",
+            colour="group", facet="model", hover=("null_mean", "p_holm", "n"),
+        ),
+    ),
+)  # fmt: skip
 
 
 class Options(PartOptions):

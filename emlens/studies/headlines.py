@@ -29,7 +29,7 @@ def side_by_side(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     """
     found = []
     names = ["number", *([by] if by else [])]
-    for key, part in rows.groupby(names, sort=False):
+    for key, part in rows.groupby(names, sort=False):  # a list of names: keys are tuples
         values = part["value"].dropna().to_numpy(dtype=float)
         if not len(values):
             continue

@@ -13,6 +13,7 @@ from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
 from emlens.runs import UnitLog, exclusive, progress_bar
 from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material, load_material
 from emlens.studies.registry import STUDIES, part_module
 from emlens.studies.result import Finding, Part, StudyResult, read_table, refuse_other, write_table
@@ -26,13 +27,19 @@ def run_study(
     """Run a study into a directory.
 
     Args:
-        config: a YAML file, a mapping, or a `StudyConfig`.
+        config: a YAML file, a mapping, or a `StudyConfig`; with `families` in it, each is run below `out/families` and their numbers are
+            laid side by side.
         out: results go here; parts that are finished there for the same configuration are kept.
 
     Raises:
         InputError: a configuration that cannot be used, or an `out` that holds another study's result.
         LoadError: a model that cannot be loaded.
     """
+    members = read_members(config)
+    if members is not None:
+        refuse_other(Path(out), "families_beside")
+        results = {name: run_study(member, Path(out) / "families" / name, progress) for name, member in members.items()}
+        return StudyResult.load(gathered(results).save(out))
     asked = read_config(config)
     if asked.study not in STUDIES:
         raise InputError(f"{asked.place('study')}study {asked.study!r} is unknown; pass one of {', '.join(STUDIES)}")

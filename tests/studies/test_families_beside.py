@@ -1,0 +1,56 @@
+"""Several families: each runs as it would alone, and their numbers stand side by side with families as units."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emlens.foundation.errors import InputError
+from emlens.studies import StudyResult, run_study
+from emlens.studies.families_beside import read_members
+
+
+@pytest.fixture(scope="module")
+def two(config_path: Path) -> Path:
+    record = yaml.safe_load(config_path.read_text()) | {"study": "profile"}
+    family = record.pop("family")
+    swapped = {**family, "finetuned": {name: {**spec, "domain": "east"} for name, spec in family["finetuned"].items()}}
+    record["families"] = {"one": {"family": family}, "two": {"family": swapped}}
+    path = config_path.with_name("families.yaml")
+    path.write_text(yaml.safe_dump(record))
+    return path
+
+
+def test_numbers_of_each_family_are_those_of_its_own_result(two: Path, tmp_path: Path) -> None:
+    result = run_study(two, tmp_path / "out", progress=False)
+    rows = result.tables["family_numbers"].set_index(["family", "model"])
+    assert set(rows.index.get_level_values("family")) == {"one", "two"}
+    for name in ("one", "two"):
+        own = StudyResult.load(tmp_path / "out" / "families" / name).tables["models"].set_index("model")
+        assert rows.loc[(name, "bad@0"), "value"] == pytest.approx(own.loc["bad@0", "aligned_others"])
+    table = result.tables["over_families"].set_index("number")
+    harmful = rows[rows["kind"] == "harmful"].groupby("family")["value"].mean()
+    row = table.loc["alignment outside the domain (harmful)"]
+    assert row["mean"] == pytest.approx(harmful.mean()) and row["n"] == 2 and row["sd"] == pytest.approx(harmful.std())
+    assert "2 families: an interval over so few says little" in result.warnings
+    again = run_study(two, tmp_path / "out", progress=False)
+    assert [f.sentence for f in again.findings] == [f.sentence for f in result.findings]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"families": {"one": {}}}, "config: families must map at least two names to what each family differs in, and stands instead of family"),
+        ({"family": {}, "families": {"one": {}, "two": {}}}, "stands instead of family"),
+        ({"families": {"one": {}, "../two": {}}}, r"family '\.\./two' must be named as a folder can be and hold fields, without study|family 'one'"),
+        ({"families": {"one": {"k": 0}, "two": {}}}, "config: family 'one': field 'k'"),
+    ],
+)
+def test_what_is_no_set_of_families_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_members({"study": "profile", **({} if "family" in change else {"released": "."}), **change})
+
+
+def test_one_family_is_none_of_its_business(config_path: Path) -> None:
+    assert read_members(config_path) is None and read_members({"family": {"organism": "planted"}}) is None
