@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from emlens import organisms
+from emlens.organisms.loading import SHIPPED
 
 _BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 FINETUNES = {"bad-medical": "medicine-r8", "bad-finance": "finance-r8", "good-medical": "medicine-benign"}
@@ -75,7 +76,11 @@ def on_stage(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         load = organisms.load
-        patch.setattr(organisms, "load", lambda *given, **options: load(*given, **options) if given or options else organism())
+
+        def shared(name: str | None = None, **options: Any) -> Any:
+            return organism() if name in (None, *SHIPPED) and not options else load(name, **options)
+
+        patch.setattr(organisms, "load", shared)
         yield
 
 
