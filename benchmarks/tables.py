@@ -37,6 +37,10 @@ def _interval(value: float, ends: Values) -> str:
     return f"{value:.2f}" + (f" [{ends['low']:.2f}, {ends['high']:.2f}]" if known else ", no interval yet")
 
 
+def _report(cost: Values) -> str:
+    return f"{cost['bytes'] / 1e6:.1f}; {cost['first_figure_desktop']['median']:.2f}"
+
+
 FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
     ("capture_speed", "capture ÷ bare decoder on the same batches", "≤ 1.05", lambda v: _worst(v["goals"], "bare")),
     ("capture_speed", "capture ÷ the best tool as documented", "≤ .20", lambda v: f"{v['goals'][1]['worst']:.2f}"),
@@ -57,6 +61,8 @@ FIGURES: Final[tuple[tuple[str, str, str, Callable[[Any], str]], ...]] = (
     ("endpoint_judging", "answers lost, or scored twice, 30 % of calls failing", "0", lambda v: f"{v['lost']}, {v['scored_more_than_once']}"),
     ("sampling_speed", "sampling, times as fast as plain batches of 50", "≥ 1.5", lambda v: f"{v['50 at a time']['speedup']:.2f}"),
     ("intervention_speed", "generation under an ablation ÷ plain, one row", "≤ 1.10", lambda v: f"{v['goals'][0]['value']:.2f}"),
+    ("report_cost", "report of the demonstration: first figure, seconds", "≤ 2", lambda v: f"{v['reports'][0]['first_figure_desktop']['median']:.2f}"),
+    ("report_cost", "the same with 3 seeds: megabytes; first figure, seconds", "≤ 12; ≤ 2", lambda v: _report(v["reports"][1])),
     ("intervention_programs", "programs of edits that left something behind", "0 of 1,500", lambda v: _left_behind(v.values())),
     ("planted_directions", "extractors within 2 % of theory, cells judged", "all", lambda v: _of_all(v["goals"], "within_goal", "judged")),
     ("organism_rebuild", "weight files of a rebuilt organism: same bytes", "all", lambda v: _of_all([v], "weight_files_identical", "weight_files")),

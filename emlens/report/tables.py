@@ -14,7 +14,7 @@ import pandas as pd
 
 from emlens.report.escaping import escape
 
-ROWS_SHOWN = 100
+ROWS_SHOWN = 50
 DIGITS = 4
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula."""
