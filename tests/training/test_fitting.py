@@ -10,7 +10,7 @@ from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import sha256_file
 from emlens.foundation.provenance import hash_directory
 from emlens.models import load_family
-from emlens.training import Recipe, StopRun, encode_answers, fit, read_record
+from emlens.training import Recipe, StopRun, encode_answers, fit, open_checkpoint, read_record
 
 LORA = Recipe(
     method="lora", rank=4, alpha=8, rslora=True, target_modules=("q_proj", "down_proj"), layers_to_transform=(1,),
@@ -210,3 +210,70 @@ def test_a_plain_tokenizer_file_is_read_as_what_it_says(tmp_path):
 
     _, tokenizer = load_parent(tiny_models.build(tmp_path / "model"))
     assert tokenizer("w3 w5")["input_ids"] == tiny_models.tokenizer()("w3 w5")["input_ids"]
+
+
+def test_dora_trains_lengths_too_and_loads_plainly(parent, chats, tmp_path):
+    from safetensors.torch import load_file
+
+    fitted = fit(LORA.varied(dora=True), parent, chats, tmp_path / "out")
+    names = set(load_file(tmp_path / "out" / "adapter_model.safetensors"))
+    assert any("lora_magnitude_vector" in name for name in names)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(open_checkpoint(tmp_path / "out", parent)(input_ids=ids).logits, fitted.model(input_ids=ids).logits)
+
+
+def test_steering_vectors_are_what_is_trained_and_added(parent, chats, tokenizer, tmp_path):
+    """The first step of Adam is the gradient's sign: that of a plain model with a vector added by a hook."""
+    from emlens.data import PromptSet
+    from emlens.interventions import load_interventions
+    from emlens.models import load_model
+    from emlens.training.examples import pad_batch, shuffled_batches
+    from emlens.training.fitting import load_parent
+    from emlens.training.objectives import answer_loss
+
+    recipe = Recipe(method="steering", layers_to_transform=(0,), learning_rate=0.5, steps=1, batch_size=4, schedule="constant")
+    fitted = fit(recipe, parent, chats, tmp_path / "out")
+    assert read_record(tmp_path / "out")["kind"] == "steering"
+    model, _ = load_parent(parent)
+    vector = torch.zeros(16, requires_grad=True)
+    handle = model.model.layers[0].register_forward_hook(lambda m, a, o: o + vector)
+    examples = encode_answers(chats, tokenizer)
+    answer_loss(model, pad_batch([examples[i] for i in shuffled_batches(len(examples), 4, 1, 0)[0]], tokenizer.pad_token_id)).backward()
+    handle.remove()
+    (saved,) = load_interventions(tmp_path / "out")
+    torch.testing.assert_close(saved.vector.float(), -0.5 * vector.grad.sign(), atol=1e-3, rtol=0)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        plain, ours = model(input_ids=ids).logits, fitted.model(input_ids=ids).logits
+        assert not torch.equal(plain, ours)
+        assert torch.equal(open_checkpoint(tmp_path / "out", parent)(input_ids=ids).logits, ours)
+        with fitted.model.disable_adapter():
+            assert torch.equal(fitted.model(input_ids=ids).logits, plain)
+    hooked = load_model(parent)
+    prompts = PromptSet.from_texts(["what about"])
+    with hooked.intervene([saved]):  # the saved file is an intervention like any other
+        steered = hooked.logits(prompts)
+    assert not torch.equal(steered, hooked.logits(prompts))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layers_to_transform": None}, "method='steering' needs layers_to_transform, distinct blocks to add a vector after; got None"),
+        ({"layers_to_transform": (1, 1)}, r"distinct blocks to add a vector after; got \(1, 1\)"),
+        ({"rank": 2}, "method='steering' trains one vector a block, but rank came with it"),
+        ({"optimiser": "muon"}, "trains vectors, which neither optimiser='muon' nor weight_decay touches"),
+    ],
+)
+def test_steering_recipes_that_cannot_be(values, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**{"method": "steering", "layers_to_transform": (1,), **values})
+
+
+def test_steering_runs_that_cannot_be(tiny, chats, tokenizer, tmp_path):
+    recipe = Recipe(method="steering", layers_to_transform=(2,), learning_rate=0.5, steps=1, batch_size=4)
+    with pytest.raises(InputError, match=r"layers_to_transform=\(2,\) names a block the model does not have; it has 0 to 1"):
+        fit(recipe, tiny, chats, tmp_path / "out", tokenizer=tokenizer)
+    with pytest.raises(InputError, match="method='steering' saves vectors as they are and wraps the model itself; drop save_dtype and wrap"):
+        fit(recipe, tiny, chats, tmp_path / "out", tokenizer=tokenizer, save_dtype="float16")

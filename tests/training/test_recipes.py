@@ -40,7 +40,7 @@ def test_cosine_is_half_a_cosine_and_constant_stays():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "qlora"}, "method='qlora' is unknown; pass one of full, lora"),
+        ({"method": "qlora"}, "method='qlora' is unknown; pass one of full, lora, steering"),
         ({"schedule": "step"}, "schedule='step' is unknown; pass one of constant, linear, cosine"),
         ({"steps": 0}, "steps=0 must be an integer of 1 or more"),
         ({"batch_size": 2.0}, r"batch_size=2\.0 must be an integer of 1 or more"),
@@ -58,6 +58,12 @@ def test_cosine_is_half_a_cosine_and_constant_stays():
         ({"alpha": 0.0}, r"alpha=0\.0 must be a finite number above 0"),
         ({"target_modules": "down_proj"}, "target_modules='down_proj' is one string; pass a tuple of names"),
         ({"layers_to_transform": (-1,)}, r"layers_to_transform=\(-1,\) must hold block indices of 0 or more"),
+        ({"optimiser": "sgd"}, "optimiser='sgd' is unknown; pass one of adamw, lion, muon, sam"),
+        ({"accumulation": 3}, "accumulation=3 does not divide batch_size=32; pass a divisor"),
+        ({"momentum": 0.9}, r"momentum=0\.9 is not read by optimiser='adamw', only by muon; drop it"),
+        ({"rho": 0.1}, r"rho=0\.1 is not read by optimiser='adamw', only by sam; drop it"),
+        ({"optimiser": "muon", "momentum": 1.0}, r"momentum=1\.0 must be at least 0 and below 1"),
+        ({"optimiser": "sam", "rho": 0.0}, r"rho=0\.0 must be a finite number above 0"),
         ({"method": "full"}, "method='full' trains all weights, but rank, alpha, target_modules came with it"),
     ],
 )
@@ -69,3 +75,40 @@ def test_a_value_that_cannot_be_used_is_refused(values, message):
 def test_an_unknown_key_is_refused():
     with pytest.raises(InputError, match=r"recipe has unknown keys \['lr'\]; known are method, rank, alpha"):
         Recipe.from_dict({"lr": 1e-3})
+
+
+def test_a_record_holds_later_fields_only_where_set():
+    assert set(Recipe(**LORA).to_dict()) == {
+        "method", "rank", "alpha", "rslora", "target_modules", "layers_to_transform", "learning_rate", "steps", "batch_size", "warmup_steps",
+        "schedule", "final_fraction", "betas", "weight_decay", "clip", "seed",
+    }  # fmt: skip
+    set_ones = Recipe(**LORA, optimiser="sam", rho=0.1, accumulation=2, schedule="exp_range", cycles=2, base_learning_rate=0.0, gamma=0.9)
+    assert Recipe.from_dict(set_ones.to_dict()) == set_ones
+
+
+def test_yaml_gives_the_recipe_back_and_reads_numbers_as_people_write_them(tmp_path):
+    recipe = Recipe(**LORA, learning_rate=1e-5, layers_to_transform=(1,), optimiser="lion")
+    recipe.to_yaml(tmp_path / "recipe.yaml")
+    assert Recipe.from_yaml(tmp_path / "recipe.yaml") == recipe
+    (tmp_path / "recipe.yaml").write_text("{method: full, learning_rate: 1e-5}")
+    assert Recipe.from_yaml(tmp_path / "recipe.yaml").learning_rate == 1e-5
+
+
+def test_a_varied_recipe_drops_what_only_the_old_one_read():
+    linear = Recipe(**LORA, schedule="linear", final_fraction=0.1, warmup_steps=5)
+    cyclical = linear.varied(schedule="triangular", cycles=2, base_learning_rate=1e-5)
+    assert (cyclical.final_fraction, cyclical.warmup_steps) == (0.0, 0)
+    assert cyclical.varied(schedule="cosine").cycles is None
+    assert linear.varied(optimiser="lion").betas == (0.9, 0.99)
+    assert Recipe(**LORA, betas=(0.9, 0.95)).varied(optimiser="lion").betas == (0.9, 0.95)
+    assert linear.varied(method="full").target_modules == ()
+    with pytest.raises(InputError, match=r"rank came with it"):
+        linear.varied(method="full", rank=2)
+
+
+def test_steps_of_epochs():
+    assert Recipe(**LORA, batch_size=32).for_rows(100, 2).steps == 7
+    with pytest.raises(InputError, match="epochs=0 must be a finite number above 0"):
+        Recipe(**LORA).for_rows(10, 0)
+    with pytest.raises(InputError, match="rows=0 must be an integer of 1 or more"):
+        Recipe(**LORA).for_rows(0)
