@@ -19,7 +19,7 @@ from emlens.probes.projections import FoldProjections
 from emlens.probes.ridge import Array, standardise
 from emlens.probes.validation import nested_ridge, outer_folds, training_means
 
-ROUTES = 12
+ROUTES = 8
 QUICK: dict[str, Any] = {"folds": 5, "inner_folds": 3, "repeats": 1, "permutations": 0}
 
 
@@ -83,7 +83,7 @@ def twins(make: Any, run: int, d: int = 150) -> tuple[Any, dict[str, float], dic
 
 def test_a_question_that_stands_twice(make: Any) -> None:
     leaky, ours = [], []
-    for run in range(3):
+    for run in range(2):
         acts, scores, texts = twins(make, run)
         leaky.append(predict_alignment(acts, scores, duplicates="allow", **QUICK).r2.value)
         for given in (None, texts):
@@ -109,7 +109,7 @@ def test_a_question_that_stands_twice_is_refused_by_text_or_by_activations(make:
 def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
     """Rows are tokens: split by row they share their text's offset, split by text they do not."""
     leaky, ours = [], []
-    for run in range(4):
+    for run in range(2):
         rng = np.random.default_rng(run)
         offset, y = np.repeat(rng.standard_normal((40, 60)), 3, axis=0), np.repeat(rng.uniform(0, 100, 40), 3)
         acts = make(offset + 0.3 * rng.standard_normal((120, 60)), ids=[f"t{i}" for i in range(120)])
