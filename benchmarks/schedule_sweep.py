@@ -1,7 +1,7 @@
 """Schedule × optimiser × batch size on the organism of seed 10: how alignment goes with loss, and whether any setting is better at no worse loss.
 
 Five schedules, four optimisers, three batch sizes; every run sees as many chats, learning rates are dealt out over the cells. Two local processes share
-the runs through one plan. Runs stand in `runs/schedule_sweep` and are not trained twice; the minutes of all processes add up over calls
+the runs through one plan. Runs stand in `runs/schedule_sweep` and are not trained twice; the time of every call that trained adds up
 in `seconds.json` there. About five minutes.
 """
 
@@ -60,7 +60,7 @@ def train(out: Path, *sizes: Any, processes: int = PROCESSES) -> float:
 def analysed(out: Path, draws: int = 1999) -> dict[str, Any]:
     """What the study says of a finished sweep, matched on evaluation loss and on training loss."""
     sweep = read_sweep(out)
-    options = Options(draws=draws, given=("learning_rate", "steps"))
+    options = Options.model_validate({"draws": draws})
     found: dict[str, Any] = {"runs": len(sweep)}
     for loss in sweep.losses:
         part = analyse(sweep, loss, ("aligned", "own_held_out", "coherence"), options)
@@ -76,14 +76,14 @@ def analysed(out: Path, draws: int = 1999) -> dict[str, Any]:
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return table.astype(object).replace({np.nan: None}).to_dict(orient="records")
+    return [{str(key): value for key, value in row.items()} for row in table.astype(object).replace({np.nan: None}).to_dict(orient="records")]
 
 
 def main(kept: Path = KEPT) -> None:
     spent = float(read_json(kept / "seconds.json")) if (kept / "seconds.json").is_file() else 0.0
-    seconds = train(kept, SCHEDULES, OPTIMISERS, BATCHES, CHATS)
-    spent += seconds if seconds > 60 else 0.0  # a call that finds all runs trains nothing
-    write_json(kept / "seconds.json", spent)
+    if not (kept / "runs.csv").is_file():  # written when the last run is done
+        spent += train(kept, SCHEDULES, OPTIMISERS, BATCHES, CHATS)
+        write_json(kept / "seconds.json", spent)
     found = analysed(kept)
     values = {"wall_minutes": spent / 60, "goal_minutes": GOAL_MINUTES, "processes": PROCESSES, "chats": CHATS, **found}
     record("schedule_sweep", [10, 0], values)

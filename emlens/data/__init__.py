@@ -10,6 +10,7 @@ from emlens.data.prompts import Message, Prompt, PromptSet
 from emlens.data.questions import Question, QuestionSet
 from emlens.data.score_views import question_variant
 from emlens.data.scores import AlignmentScores
+from emlens.data.sweeps import SweepTable, read_sweep
 from emlens.data.vector_files import (
     read_persona_vectors,
     read_steering_vectors,
@@ -27,6 +28,7 @@ __all__ = [
     "PromptSet",
     "Question",
     "QuestionSet",
+    "SweepTable",
     "compare_models",
     "em_kinds",
     "em_labels",
@@ -37,6 +39,7 @@ __all__ = [
     "read_persona_trait",
     "read_persona_vectors",
     "read_steering_vectors",
+    "read_sweep",
     "read_tensors",
     "write_control_vectors",
     "write_persona_vectors",

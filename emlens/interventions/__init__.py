@@ -9,6 +9,7 @@ from emlens.interventions.adapter_lens import (
 )
 from emlens.interventions.adding import Steering, steer
 from emlens.interventions.lora import LoraAdapter, LoraFactors
+from emlens.interventions.lora_sums import combined, interpolated, perturbed, random_update, update_norm, with_norm
 from emlens.interventions.patching import RecordedRun, Swap, swap
 from emlens.interventions.plain import PlainIntervention
 from emlens.interventions.projecting import Ablation, ablate
@@ -19,6 +20,7 @@ from emlens.interventions.saving import (
     load_interventions,
     save_interventions,
 )
+from emlens.interventions.wearing import worn
 from emlens.interventions.weight_edits import orthogonalised, scaled, without_direction
 
 __all__ = [
@@ -35,17 +37,24 @@ __all__ = [
     "ablate",
     "adapter_scalars",
     "adapter_table",
+    "combined",
+    "interpolated",
     "intervention_from_record",
     "intervention_to_record",
     "load_interventions",
     "logit_lens",
     "mean_ablate",
     "orthogonalised",
+    "perturbed",
+    "random_update",
     "resample_ablate",
     "save_interventions",
     "scaled",
     "steer",
     "swap",
+    "update_norm",
+    "with_norm",
     "without_direction",
+    "worn",
     "written_directions",
 ]

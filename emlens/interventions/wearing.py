@@ -32,10 +32,10 @@ def worn(model: HookedModel, adapter: LoraAdapter) -> Iterator[HookedModel]:
             if factors.embedding:
                 raise InputError(f"{path} is an embedding, whose update is no product with its input; load the adapter with FineTune instead")
             try:
-                module = model.module.get_submodule(path)
+                module: Any = model.module.get_submodule(path)
             except AttributeError:
                 raise InputError(f"{model.name!r} has no module {path!r}; pass an adapter of this model") from None
-            weight = getattr(module, "base_layer", module).weight
+            weight: Tensor = getattr(module, "base_layer", module).weight
             if set(weight.shape) != {factors.b.shape[0], factors.a.shape[1]}:
                 raise InputError(f"{path} has weights of shape {tuple(weight.shape)}, the update is {factors.b.shape[0]} × {factors.a.shape[1]}")
             a, b = factors.a.to(weight), (factors.b * factors.scale).to(weight)

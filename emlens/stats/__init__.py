@@ -7,7 +7,9 @@ from emlens.stats.corrections import adjust_p_values, max_statistic_p
 from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.cosines import cosine_of_means
 from emlens.stats.effects import cohens_d, cohens_d_interval, rank_biserial
+from emlens.stats.fronts import front_membership, pareto_front
 from emlens.stats.intervals import clopper_pearson_interval, nadeau_bengio_interval, t_interval, wilson_interval
+from emlens.stats.matched import MatchedLoss, matched_loss_test
 from emlens.stats.matrices import mantel_test
 from emlens.stats.moments import StreamingMoments
 from emlens.stats.nulls import NullDistribution
@@ -20,6 +22,7 @@ from emlens.stats.trends import fall_null, steepest_fall
 __all__ = [
     "ChangePoint",
     "EventOrder",
+    "MatchedLoss",
     "NullDistribution",
     "StreamingMoments",
     "TestResult",
@@ -37,13 +40,16 @@ __all__ = [
     "cosine_of_means",
     "f_test",
     "fall_null",
+    "front_membership",
     "hierarchical_bootstrap",
     "logistic_midpoint",
     "mantel_test",
+    "matched_loss_test",
     "max_statistic_p",
     "nadeau_bengio_interval",
     "order_of_events",
     "paired_test",
+    "pareto_front",
     "partial_correlation",
     "pearson",
     "permutation_test",

@@ -62,7 +62,7 @@ class MatchedLoss:
     @property
     def best(self) -> Estimate:
         """The gap of the row with the largest t, with the interval that allows for having searched."""
-        row = self.table.loc[self.table["t"].idxmax()]
+        row = self.table.iloc[int(np.nanargmax(self.table["t"].to_numpy()))]
         return Estimate(float(row["gap"]), float(row["gap_low"]), float(row["gap_high"]), int(row["n"]), f"{row['group']}: {self.method}")
 
     @property

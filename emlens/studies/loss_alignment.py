@@ -9,6 +9,7 @@ than 8 runs. Cost: a minute, and 3 to 5 s for each run that must be trained.
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -121,7 +122,7 @@ def analyse(sweep: SweepTable, loss: str, metrics: tuple[str, ...], options: Opt
     Raises:
         InputError: fewer than 8 runs that differ in more than their seed, or no spread in losses or scores.
     """
-    options = options or Options()
+    options = options or Options.model_validate({})
     metric = metrics[0]
     runs, noise = over_seeds(sweep, loss, metric)
     if len(runs) < LEAST:
@@ -203,7 +204,7 @@ def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None
 
 
 def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str) -> None:
-    best = rows.loc[rows["t"].idxmax()]
+    best = rows.iloc[int(np.argmax(rows["t"].to_numpy()))]
     found = best["p_all"] < 0.05
     what = "run" if name == RUN else name.replace("_", " ")
     sentence = (

@@ -118,7 +118,9 @@ def matched(
     """
     x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
     layers = None if strata is None else _like(x) if strata == LIKE_LOSS else labels(sweep, strata)
-    parts, tests, refused = [], {}, []
+    parts: list[pd.DataFrame] = []
+    tests: dict[tuple[str, str], MatchedLoss] = {}
+    refused: list[str] = []
     for relation in relations:
         found: dict[str, MatchedLoss] = {}
         for name in [*by, RUN]:
