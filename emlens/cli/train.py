@@ -64,7 +64,7 @@ def _run(
     if Path(recipe).suffix in (".yaml", ".yml"):
         asked = read_run(recipe, len(chats))
     else:
-        changes = {"layers_to_transform": tuple(layers)} if layers else {}
+        changes: dict[str, Any] = {"layers_to_transform": tuple(layers)} if layers else {}
         asked = RunConfig(preset(recipe, rows=len(chats), epochs=epochs, **changes), ())
     if not ((out / SIDECAR).is_file() and _same(read_record(out), asked, chats)):
         with stage_bar("training", asked.recipe.steps, show=not quiet) as bar:

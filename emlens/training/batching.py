@@ -94,9 +94,9 @@ def _split(sets: Mapping[str, Sequence[Example]], parts: int, pad: int) -> list[
     if parts == 1:
         return [{f"{prefix}{name}": value for prefix, rows in sets.items() for name, value in pad_batch(rows, pad).items()}]
     counted = {prefix: [_counted(rows[i::parts]) for i in range(parts)] for prefix, rows in sets.items()}
-    found = []
+    found: list[Mapping[str, Tensor]] = []
     for i in range(parts):
-        batch = {f"{prefix}{name}": value for prefix, rows in sets.items() for name, value in pad_batch(rows[i::parts], pad).items()}
+        batch: dict[str, Tensor] = {f"{prefix}{name}": value for prefix, rows in sets.items() for name, value in pad_batch(rows[i::parts], pad).items()}
         share = counted[""][i] / sum(counted[""])
         batch["share"] = torch.tensor(share)
         batch["rows_ratio"] = torch.tensor(1.0 / parts / share)

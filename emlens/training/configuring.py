@@ -92,7 +92,7 @@ def read_objective(entry: Any, folder: Path) -> Objective:
     Raises:
         InputError: no known kind, a field that the kind lacks, or what it refuses.
     """
-    kind = entry.get("kind") if isinstance(entry, Mapping) else None
+    kind = str(entry.get("kind")) if isinstance(entry, Mapping) else ""
     if kind not in KINDS:
         raise InputError(f"objective {one_line(repr(entry), 80)} is of kind {kind!r}; pass one of {', '.join(KINDS)}")
     made: Any = KINDS[kind]

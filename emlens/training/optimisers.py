@@ -93,7 +93,7 @@ def _package() -> Any:
 
 
 @cache
-def _two_passes() -> type[torch.optim.Optimizer]:
+def _two_passes() -> Any:
     """SAM with the second pass as an attribute, because the Trainer calls `step()` without a closure."""
 
     class TwoPassSAM(_package().SAM):  # type: ignore[misc]
