@@ -136,7 +136,7 @@ def predict_alignments(
         embedding: a capture of `resid_pre.0` at `mean_prompt`, for the mean-embedding baseline.
         other_parent: activations of the other parent on the same rows: a baseline, which must differ.
         numbers: further baselines of one number a row, name → id → number, such as the parent's P(harmful).
-        target: `"score"`, or `"logit"` of the score's place on its scale; everything is then in logits.
+        target: `"score"`, or `"logit"` of the score's place on its scale; errors, and the parent's own score, are then in logits.
         clamp: for logits, how near to an end of the scale a score may come, in score units.
         weights: id → weight, for fitting and choosing (`sampling_weights`); R² stays unweighted.
         settings: parameters of the estimator to choose among; for ridge `[{"alpha": 1.0}, ...]`.
@@ -178,7 +178,9 @@ def predict_alignments(
     found = nested(candidates, everything)
     means = training_means(everything, outer, row_weights)
     r2 = pooled_r2(found.nested, means, everything)
-    parent = None if parent_scores is None else scores_of(parent_scores, acts.ids, questions, metric, None)
+    parent = None
+    if parent_scores is not None:
+        parent = on_scale(scores_of(parent_scores, acts.ids, questions, metric, None), target, _limits(parent_scores, metric), clamp)
     further = {name: scores_of(values, acts.ids, questions, name, None) for name, values in (numbers or {}).items()}
     others: dict[str, Array] = {}
     for baseline in baselines(acts, words, parent, embedding, seed=seed, further=further):
@@ -213,11 +215,14 @@ def _target(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric
     values = scores_of(scores, ids, questions, metric, None)
     if np.ptp(values) == 0:
         raise InputError(f"the {metric} score is {values[0]:g} for every row; there is nothing to predict")
-    limits = scores.scales[metric] if isinstance(scores, AlignmentScores) else (0.0, 100.0)
-    found = on_scale(values, scale, limits, clamp)
+    found = on_scale(values, scale, _limits(scores, metric), clamp)
     if np.ptp(found) == 0:
         raise InputError(f"clamp={clamp:g} makes the {metric} score the same for every row; pass a smaller one")
     return found
+
+
+def _limits(scores: Scores, metric: str) -> tuple[float, float]:
+    return scores.scales[metric] if isinstance(scores, AlignmentScores) else (0.0, 100.0)
 
 
 def _shuffling(acts: Activations, labels: Sequence[str], held_out: str) -> Sequence[str]:

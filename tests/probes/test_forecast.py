@@ -206,7 +206,11 @@ def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(ma
     logit = 4 * x[:, 0]
     scores = 100 / (1 + np.exp(-logit))
     acts = make(x)
-    plain, made = (predict_alignment(acts, scores_of(acts, scores), target=t, clamp=0.01, **QUICK) for t in ("score", "logit"))
+    parent = scores_of(acts, 100 / (1 + np.exp(1 - logit / 2)))  # linear in the other's logits
+    plain, made = (
+        predict_alignment(acts, scores_of(acts, scores), target=t, clamp=0.01, parent_scores=parent, **QUICK) for t in ("score", "logit")
+    )
+    assert made.baseline_r2["parent's own score"].value > 0.98 > plain.baseline_r2["parent's own score"].value
     assert made.r2.value > 0.98 > plain.r2.value + 0.02  # linear in logits, not in scores
     inside = np.abs(logit) < 9
     np.testing.assert_allclose(made.predictions["target"][inside], logit[inside], atol=1e-9)
