@@ -13,7 +13,7 @@ PANELS = (
     ("restoration", "restoration", "share of lost alignment", True),
     ("aligned", "alignment", "0–100", True),
     ("coherent", "coherence", "0–100", True),
-    ("kl", "damage on neutral text", "KL (nats per token)", False),
+    ("kl", "damage", "KL (nats per token)", False),
 )
 MARKS = ((VERMILLION, "circle"), (BLUE, "square"), (GREY, "diamond"), ("#009E73", "triangle-up"))
 
