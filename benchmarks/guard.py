@@ -198,32 +198,32 @@ def judged(calibration: Sequence[Mapping[str, Any]], tested: Sequence[Mapping[st
 
 
 def overhead(organism: Organism, reference: tuple[Direction, Subspace], pairs: int = 10, steps: int = 40) -> dict[str, Any]:
-    """Wall time of one fine-tune with and without the guard, alternating which comes first; ratios a pair."""
+    """Time of one fine-tune with and without the guard, alternating which comes first; ratios a pair, by the clock and by the processor's time.
+
+    The second is what the first would be on a machine that does nothing else: training here runs on one thread.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(organism.paths["instruct"])
     watched, _ = prompts_for(organism)
     run = Run("law", "r8", "harmful", 77)
 
-    def seconds(guarded: bool) -> float:
+    def seconds(guarded: bool) -> tuple[float, float]:
         guard = Guard(watched, tokenizer, direction=reference[0], subspace=reference[1], every=EVERY)
         model = AutoModelForCausalLM.from_pretrained(organism.paths["instruct"], dtype=torch.float32)
         with tempfile.TemporaryDirectory() as scratch:
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             fit(recipe_of(run, {"r8": steps}), model, chats_of(organism, run), Path(scratch) / "x", tokenizer=tokenizer, callbacks=[guard] if guarded else [])
-            return time.perf_counter() - started
+            return time.perf_counter() - wall, time.process_time() - cpu
 
     seconds(True)
-    seconds(False)
-    ratios = []
+    ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for i in range(pairs):
-        first = seconds(i % 2 == 0)
-        second = seconds(i % 2 == 1)
-        guarded, plain = (first, second) if i % 2 == 0 else (second, first)
-        ratios.append(guarded / plain - 1)
-    quartiles = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-    facts = {"every": EVERY, "prompts": len(watched), "steps": steps}
-    return {**facts, "median": quartiles[1], "quartiles": quartiles, "mean": t_interval(ratios).as_dict(), "pairs": ratios}
+        timed = {guarded: seconds(guarded) for guarded in ((True, False) if i % 2 == 0 else (False, True))}
+        for j, clock in enumerate(ratios):
+            ratios[clock].append(timed[True][j] / timed[False][j] - 1)
+    facts: dict[str, Any] = {"every": EVERY, "prompts": len(watched), "steps": steps, "pairs": pairs}
+    return facts | {clock: {"quartiles": np.quantile(found, [0.25, 0.5, 0.75]).tolist(), "ratios": found} for clock, found in ratios.items()}
 
 
 def measure(
@@ -267,9 +267,10 @@ def table(found: Mapping[str, Any]) -> str:
             )
     cost = found["overhead"]
     lines.append("")
+    quartiles = {clock: [100 * share for share in cost[clock]["quartiles"]] for clock in ("wall", "processor")}
+    shown = "; ".join(f"{clock} time: median {middle:.1f} % (quartiles {low:.1f} to {high:.1f})" for clock, (low, middle, high) in quartiles.items())
     lines.append(
-        f"Overhead at n = {cost['every']} with {cost['prompts']} prompts, {len(cost['pairs'])} pairs of runs of {cost['steps']} steps: "
-        f"median {100 * cost['median']:.1f} % (quartiles {100 * cost['quartiles'][0]:.1f} to {100 * cost['quartiles'][2]:.1f}; goal < 5 %)."
+        f"Overhead at n = {cost['every']} with {cost['prompts']} prompts, {cost['pairs']} pairs of runs of {cost['steps']} steps (goal < 5 %), {shown}."
     )
     return "\n".join(lines)
 

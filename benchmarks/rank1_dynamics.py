@@ -89,7 +89,7 @@ def calibration(series: int, n: int = STEPS + 1, draws: int = 59, sd: float = 0.
     return rows
 
 
-def measure(organism: Organism, seeds: Sequence[int], work: Path, *, steps: int = STEPS, each: int = 8, series: int = 50, **options: Any) -> dict[str, Any]:
+def measure(organism: Organism, seeds: Sequence[int], work: Path, *, steps: int = STEPS, each: int = 8, series: int = 20, **options: Any) -> dict[str, Any]:
     runs = {seed: fine_tune(organism, seed, work, steps) for seed in seeds}
     result = study(organism, runs, write_questions(organism, work / "questions.jsonl", each), work / "study", **options)
     tables = {name: json.loads(result.tables[name].to_json(orient="records")) for name in ("change_points", "change_points_over_runs", "order_of_events")}
@@ -131,6 +131,6 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    found = measure(load(), SEEDS, KEPT)
+    found = measure(load(), SEEDS, KEPT, series=20, draws=99)
     path = record("rank1_dynamics", [*SEEDS], found)
     print(f"\n{tables(found)}\nwritten: {path.relative_to(EVIDENCE.parent.parent)}")
