@@ -121,7 +121,8 @@ def test_layers_and_positions_table_has_controls_in_every_cell() -> None:
     material = load_material(StudyConfig.model_validate({"family": {"organism": "planted"}}))
     table = layers_positions.measure(material, "medicine-r8", k=4, draws=20, permutations=20)
     assert len(table) == 8
-    assert table[["overlap", "null_mean", "overlap_p", "restoration", "low", "high", "forecast_r2", "forecast_p_max"]].notna().all(axis=None)
+    measures = ["overlap", "overlap_null", "overlap_p", "cosine_low", "auroc", "auroc_null", "restoration", "forecast_r2", "forecast_p_max"]
+    assert table[[*measures, "restoration_low", "restoration_high"]].notna().all(axis=None)
 
 
 @pytest.mark.slow  # tests/studies/test_running.py kills a study three times

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from emlens.activations import Activations, activation_deltas, capture_many
@@ -172,8 +173,9 @@ def _auroc(
     for site, position in cells:
         direction = deltas.select(first)[site, position].double().mean(0)
         along.append((deltas.select(second)[site, position].double() @ direction).numpy())
-    observed = np.array([_area(values, x) for x in along])
-    drawn = np.array([[_area(draw, x) for x in along] for draw in shuffled])
+    ranks = [rankdata(x) for x in along]
+    observed = np.array([_area(values, x) for x in ranks])
+    drawn = np.array([[_area(draw, x) for x in ranks] for draw in shuffled])
     corrected = max_statistic_p(observed, drawn)
     found = {}
     for number, cell in enumerate(cells):
@@ -189,12 +191,11 @@ def _auroc(
     return found
 
 
-def _area(scores: np.ndarray, along: np.ndarray) -> float:
-    """P(a question below the median score lies further along than one that is not), ties half."""
+def _area(scores: np.ndarray, ranks: np.ndarray) -> float:
+    """P(a question below the median score has the higher rank than one that is not), ties half."""
     below = scores < np.median(scores)
     if not below.any() or below.all():
         return 0.5
-    ranks = along.argsort(kind="stable").argsort(kind="stable") + 1.0
     positive = int(below.sum())
     return float((ranks[below].sum() - positive * (positive + 1) / 2) / (positive * (len(scores) - positive)))
 
