@@ -165,3 +165,21 @@ def test_the_interval_over_clusters_is_the_jackknife_by_a_loop():
 def test_refusals(unchecked, call, message):
     with pytest.raises(EmlensError, match=message):
         call()
+
+
+def test_the_null_given_covariates_is_centred_where_the_plain_one_is_not_the_question():
+    rng = np.random.default_rng(3)
+    rate = rng.normal(size=40)
+    x, y = rate + 0.3 * rng.normal(size=40), rate + 0.3 * rng.normal(size=40)  # related through the rate alone
+    assert correlation_null(x, y, draws=499).p_value(pearson(x, y).value, "two-sided") <= 0.01
+    null = correlation_null(x, y, covariates=rate, draws=499)
+    assert null.p_value(partial_correlation(x, y, rate).value, "two-sided") > 0.05 and "covariates partialled out" in null.label
+    assert abs(null.mean) < 0.05 and null.sd == pytest.approx(1 / np.sqrt(40 - 3), rel=0.15)
+    linked = y + 2 * x
+    assert correlation_null(x, linked, covariates=rate, draws=499).p_value(partial_correlation(x, linked, rate).value) <= 0.01
+
+
+def test_covariates_that_explain_a_sample_leave_no_null(unchecked):
+    x = np.arange(10.0)
+    with pytest.raises(EmlensError, match="the covariates explain x completely, so no correlation is left to test"):
+        correlation_null(x, x**2, covariates=2 * x, draws=9)
