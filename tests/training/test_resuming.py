@@ -50,9 +50,11 @@ def run(recipe, model, out, tokenizer, chats, at=None, **options):
     [
         LORA,
         LORA.varied(optimiser="sam", schedule="triangular2", cycles=2, base_learning_rate=1e-4, accumulation=2),
-        LORA.varied(optimiser="muon", schedule="cosine"),
-        Recipe(method="full", learning_rate=1e-2, steps=8, batch_size=4, optimiser="lion", seed=3),
-        Recipe(method="steering", layers_to_transform=(0, 1), learning_rate=1e-1, steps=8, batch_size=4),
+        pytest.param(LORA.varied(optimiser="muon", schedule="cosine"), marks=pytest.mark.slow),
+        pytest.param(Recipe(method="full", learning_rate=1e-2, steps=8, batch_size=4, optimiser="lion", seed=3), marks=pytest.mark.slow),
+        pytest.param(
+            Recipe(method="steering", layers_to_transform=(0, 1), learning_rate=1e-1, steps=8, batch_size=4), marks=pytest.mark.slow
+        ),
     ],
     ids=["adamw", "sam", "muon", "full lion", "steering"],
 )
