@@ -20,6 +20,7 @@ import torch
 from emlens.data import AlignmentScores, QuestionSet, read_layer_means, read_tensors
 from emlens.data.sweeps import read_sweep
 from emlens.data.tables import read_csv_rows
+from emlens.evaluation import select_candidate
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, read_json
 from emlens.foundation.sites import Site
@@ -135,17 +136,14 @@ def select_ablation_direction(evaluations: Sequence[Mapping[str, Any]], n_layers
         lacking = [key for key in needed if not isinstance(row, Mapping) or not isinstance(row.get(key), int | float)]
         if lacking:
             raise InputError(f"evaluations[{number}] has no number under {lacking}; pass {', '.join(needed)}")
-    left = [
-        row
-        for row in evaluations
-        if row["layer"] < 4 * n_layers // 5
-        and row["kl_div_score"] <= 0.1
-        and row["steering_score"] >= 0
-        and not math.isnan(row["refusal_score"])
-    ]
-    if not left:
-        raise InputError(f"evaluations: the rule leaves none of {len(evaluations)} candidates of {n_layers} layers")
-    return min(left, key=lambda row: float(row["refusal_score"])), len(left)
+    selection = select_candidate(
+        pd.DataFrame([{key: row[key] for key in needed} for row in evaluations], columns=list(needed)),
+        lowest="refusal_score",
+        below={"layer": 4 * n_layers // 5},
+        at_most={"kl_div_score": 0.1},
+        at_least={"steering_score": 0},
+    )
+    return evaluations[int(str(selection.label))], selection.allowed
 
 
 def _read_questions(root: Path) -> list[Figure]:

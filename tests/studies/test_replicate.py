@@ -169,7 +169,7 @@ def test_selection_applies_each_part_of_the_rule() -> None:
     assert select_ablation_direction([*spoiled, good], 18) == (good, 1)
     better = candidate(-2, 0, 4.0, kl=0.1, steering=0.0)
     assert select_ablation_direction([good, better], 18) == (better, 2)
-    with pytest.raises(InputError, match="evaluations: the rule leaves none of 4 candidates of 18 layers"):
+    with pytest.raises(InputError, match="none of 4 candidates is left by the rule 'lowest refusal_score where"):
         select_ablation_direction(spoiled, 18)
     with pytest.raises(InputError, match=r"evaluations\[1\] has no number under \['layer'\]; pass position, layer"):
         select_ablation_direction([good, {**good, "layer": None}], 18)
