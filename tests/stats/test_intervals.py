@@ -6,7 +6,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from emlens import EmlensError
-from emlens.stats import nadeau_bengio_interval, t_interval, wilson_interval
+from emlens.stats import clopper_pearson_interval, nadeau_bengio_interval, t_interval, wilson_interval
 
 SKEWED = np.random.default_rng(0).exponential(size=60)
 
@@ -49,3 +49,12 @@ def test_nadeau_bengio_widens_the_t_interval_by_its_formula():
 def test_refusals(unchecked, call, message):
     with pytest.raises(EmlensError, match=message):
         call()
+
+
+def test_the_exact_interval_of_a_proportion_inverts_its_binomial_tails(unchecked):
+    found = clopper_pearson_interval(3, 64)
+    assert stats.binom.sf(2, 64, found.low) == pytest.approx(0.025) and stats.binom.cdf(3, 64, found.high) == pytest.approx(0.025)
+    none = clopper_pearson_interval(0, 60)
+    assert none.low == 0.0 and none.high == pytest.approx(1 - 0.025 ** (1 / 60))
+    with pytest.raises(EmlensError, match="successes=5 must be an integer from 0 to n=4"):
+        clopper_pearson_interval(5, 4)
