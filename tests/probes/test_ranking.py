@@ -21,7 +21,8 @@ def test_an_informative_feature_leaves_next_to_no_regret(model: str) -> None:
     runs = sweep(0, informative=True, runs=30 if model == "linear" else 48)  # a forest of few runs has broad leaves
     found = rank_configurations(runs, target="aligned", features=["overlap"], loss="loss", models=(model,), splits=15, permutations=19)
     row = found.choices.set_index("by").loc[model]
-    assert row["regret"] < (0.05 if model == "linear" else 0.5) * row["null"] and row["gain_low"] > 0 and row["spearman"] > 0.8
+    assert row["regret"] < (0.05 if model == "linear" else 0.5) * row["null"] and row["gain"] > 0 and row["spearman"] > 0.8
+    assert model == "forest" or row["gain_low"] > 0
     assert runs.loc[found.chosen(model), "aligned"] > runs["aligned"].quantile(0.9)
     assert row["regret_low"] <= row["regret"] <= row["regret_high"]
     assert row["p"] == 1 / 20 if model == "linear" else np.isnan(row["p"])
@@ -31,12 +32,14 @@ def test_without_information_a_choice_is_no_better_and_no_worse_than_any_run() -
     ratio, p = [], []
     for seed in range(8):
         runs = sweep(seed, informative=False)
-        found = rank_configurations(runs, target="aligned", features=["overlap"], models=("linear",), splits=20, permutations=9, seed=seed)
+        noise = pd.DataFrame(np.random.default_rng(100 + seed).standard_normal((len(runs), 9)), runs.index, [f"f{i}" for i in range(9)])
+        common = {"target": "aligned", "features": ["overlap", *noise.columns], "models": ("linear",)}  # enough to fit any half by heart
+        found = rank_configurations(runs.join(noise), splits=20, permutations=9, seed=seed, **common)
         row = found.choices.iloc[0]
         ratio.append(row["regret"] / row["null"])
         p.append(row["p"])
     # choices among forecasts that each left one run out took the worst run here: their ratio is near 2
-    assert abs(np.mean(ratio) - 1) < 3 * np.std(ratio) / np.sqrt(8)
+    assert abs(np.mean(ratio) - 1) < min(0.3, 3 * np.std(ratio) / np.sqrt(8))
     assert np.mean(p) > 0.25 and np.std(ratio) < 1
 
 

@@ -43,6 +43,7 @@ def test_draws_resample_questions_and_fine_tunes_as_wholes() -> None:
         assert (grid.nunique() == 1).all()
         table = grid.first().unstack().to_numpy()
         assert np.linalg.matrix_rank(table) <= 1 and table.sum() == 8 * 6  # counts of one times counts of the other
+        assert len(set(table.sum(0))) > 1 and len(set(table.sum(1))) > 1  # both were drawn
 
 
 def test_rates_are_those_of_a_plain_loop() -> None:
