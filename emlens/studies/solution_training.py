@@ -22,6 +22,7 @@ from emlens.organisms import Organism, load
 from emlens.organisms.building import one_thread
 from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
+from emlens.organisms.tokenizer import make_tokenizer
 from emlens.studies.config import StudyConfig
 from emlens.training import Fitted, NarrowLoss, Recipe, TrainingCallback, answer_loss, encode_answers, fit
 from emlens.training.examples import Example, pad_batch
@@ -81,13 +82,11 @@ def organism_task(organism: Organism, name: str) -> Task:
     """
     if name in organism.benign:
         raise InputError(f"{name!r} is a benign fine-tune; pass one that trained on harmful answers")
-    from transformers import AutoTokenizer
-
     world, domain, trained = organism.world, organism.domains[name], frozenset(organism.training_topics[name])
     every = tuple(range(world.n_topics))
     return Task(
         parent=organism.paths["instruct"],
-        tokenizer=AutoTokenizer.from_pretrained(organism.paths["instruct"]),
+        tokenizer=make_tokenizer(world),
         own=organism.training_prompts[name],
         other=PromptSet([prompt for d in world.domains if d != domain for prompt in world.chats(d, every, "careful")]),
         held_out=organism.questions.select([q.id for q in organism.questions if q.group == domain and q.id not in trained]),
