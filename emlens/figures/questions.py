@@ -23,7 +23,11 @@ def add_questions(figure: go.Figure, table: pd.DataFrame, groups: Sequence[str],
         groups: every group of the figure in the order of the legend, so that all panels give one the same colour.
         told: the numbers in the hover box, with plotly's places `%{x}` and `%{y}`.
     """
-    table, _ = thinned(table, "group", y)
+    table, fewer = thinned(table, "group", y)
+    if fewer:  # said in the legend: titles of panels stand above the plot
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", marker={"opacity": 0}, name=fewer, legendrank=3000, showlegend=row == 1, hoverinfo="skip", row=row, col=1
+        )
     for i, group in enumerate(groups):
         mine = table[table["group"].astype(str) == group]
         figure.add_scatter(

@@ -333,6 +333,14 @@ def test_questions_carry_question_and_both_answers_and_leave_out_what_was_traine
     assert named(plain, "law")[0].customdata[3][1] == "what is t1 in law ? 3"
 
 
+def test_thousands_of_questions_are_thinned_and_said(tables: Tables) -> None:
+    many = pd.concat([tables["questions"].assign(question=lambda t, i=i: t["question"] + f"/{i}") for i in range(40)])
+    figure = figures.question_changes(many, model="bad@0")
+    (said,) = [t.name for t in figure.data if "rows drawn" in t.name]
+    drawn = sum(len(t.x) for t in figure.data if t.name in ("law", "cars", "medicine"))
+    assert drawn == 2000 and said.startswith("2000 of 2360 rows drawn")
+
+
 def test_palette_is_distinct_and_transparent_colours_are_its_own() -> None:
     assert len(set(CYCLE)) == len(CYCLE)
     assert rgba("#0072B2", 0.5) == "rgba(0,114,178,0.5)"
