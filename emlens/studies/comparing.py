@@ -123,7 +123,8 @@ def _paired(a: Mapping[str, pd.DataFrame], b: Mapping[str, pd.DataFrame], seed: 
 
 
 def _figures(a: StudyResult, b: StudyResult, part: Part) -> dict[str, pd.DataFrame]:
-    sides, counts = [], {}
+    sides: list[pd.DataFrame] = []
+    counts: dict[int, Any] = {}
     for result in (a, b):
         found = figures_of(result.tables)
         names = ["table", "figure", "key"]

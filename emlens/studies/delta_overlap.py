@@ -7,7 +7,7 @@ activations, the benign fine-tune's own overlap, neutral text under the same tem
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -146,7 +146,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
                 place, tuned_pair = Place(name, site, position), (sides.train[site, position], sides.evaluation[site, position])
                 before = torch.cat([sides.before_train[site, position], sides.before_evaluation[site, position]])
                 own_pair = None if control is None else (control.train[site, position], control.evaluation[site, position])
-                shared = {"draws": config.draws, "seed": config.seed, "nulls": nulls}
+                shared: dict[str, Any] = {"draws": config.draws, "seed": config.seed, "nulls": nulls}
                 prompts = (material.parent(name).name, *(acts.provenance["rendered_sha256"] for acts in (sides.before_train, sides.before_evaluation)))
                 if own_pair is not None:
                     reference = unrelated["benign"][site, position] if position == config.positions[0] else None

@@ -163,7 +163,7 @@ class _Plan:
                 result.paths[run.id], parent=spec.parent, group=f"{source} {cell}", seed=seed, benign=spec.benign, domain=spec.domain, check_base=False
             )
             self.of[name] = source
-            steps, loss = int(losses.loc[run.id, "steps_done"]), float(result.steps.loc[result.steps["run"] == run.id, "loss"].tail(5).mean())
+            steps, loss = int(str(losses.loc[run.id, "steps_done"])), float(result.steps.loc[result.steps["run"] == run.id, "loss"].tail(5).mean())
             label = f"{source}, {cell}" if kind == "benign" else cell
             self.runs[name] = {"source": source, "cell": label, "kind": kind, **run.labels, "seed": seed, "steps": steps, "loss": loss}
             self.files += sorted(path for path in result.paths[run.id].rglob("*") if path.is_file())
@@ -215,7 +215,7 @@ def _sweep(material: Material, source: str, options: Options, *, recipe_of: str 
     recipes = dict(list(options.recipes.items())[: 1 if one else None])
     schedules: Sequence[str] = options.schedules[: 1 if one else None]
     plain = {"schedule": "constant", "warmup_steps": 0}
-    axes = {
+    axes: dict[str, Any] = {
         "recipe": recipes,
         "schedule": {name: {**plain, **shape(name, base.steps, base.learning_rate)} for name in schedules},
         "seed": list(options.seeds),

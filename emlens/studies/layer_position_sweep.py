@@ -243,7 +243,7 @@ def _findings(part: Part) -> None:
             known = rows[rows[measure].notna() & rows[p].notna()] if measure in rows else rows.iloc[:0]
             if not len(known):
                 continue
-            best = known.loc[known[measure].idxmax()]
+            best = known.iloc[int(known[measure].to_numpy().argmax())]
             clear = int((known[p] < 0.05).sum())
             sentence = (
                 f"{name}: {words} {claim} in {clear} of {len(known)} cells (p corrected over the grid below .05); it runs from {known[measure].min():.2f} to "

@@ -124,11 +124,12 @@ def _check_options(config: StudyConfig) -> None:
 
 def _carried(material: Material, config: StudyConfig) -> tuple[list[str], list[str]]:
     """The parts that this family can carry, and what is said of the others."""
-    names, said = [], []
+    names: list[str] = []
+    said: list[str] = []
     for name in STUDIES[config.study]:
         part = part_module(name)
         if not material.has_models and not getattr(part, "RELEASED", False):
-            reason = "it needs models, and only released files were given"
+            reason: str | None = "it needs models, and only released files were given"
         else:
             reason = getattr(part, "left_out", _nothing)(material, config)
         if reason is None:
