@@ -3,7 +3,8 @@
 Facts are compared where both sides recorded them: weights, adapter, chat template, interventions. Rows are compared by their
 Mahalanobis distance from the fitted rows under a shrunk covariance, which sees directions the fitted rows do not vary in too. Bounds
 are conformal quantiles of distances that held out questions (for rows of a known group) or whole groups (for rows of a new one), so rows like
-the fitted ones lie beyond them at most at the stated rate. It is blind to a shift that leaves a row within the fitted cloud. Cost: one SVD of the fitted rows a fold.
+the fitted ones lie beyond them at most at the stated rate. It is blind to a shift that leaves a row within the fitted cloud.
+Cost: one SVD of the fitted rows a fold.
 """
 
 from collections.abc import Mapping, Sequence

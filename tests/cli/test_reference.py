@@ -18,7 +18,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
 def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
     for word, command in group.commands.items():
         path = f"{name} {word}"
-        yield from commands(command, path) if hasattr(command, "commands") else [(path, command)]
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            yield path, command
+        if hasattr(command, "commands"):
+            yield from commands(command, path)
 
 
 ALL = dict(commands(typer.main.get_command(app), "emlens"))

@@ -7,7 +7,15 @@ import torch
 
 from emlens.foundation import InputError
 from emlens.interventions.lora import LoraAdapter, LoraFactors
-from emlens.interventions.lora_sums import combined, interpolated, perturbed, random_update, update_norm, update_product, with_norm
+from emlens.interventions.lora_sums import (
+    combined,
+    interpolated,
+    perturbed,
+    random_update,
+    update_norm,
+    update_product,
+    with_norm,
+)
 
 ROUNDING = 1e-5  # of float32 factors of rank 3 to 6
 

@@ -53,15 +53,18 @@ def test_what_cannot_be_worn_is_refused_and_hooks_are_gone(family):
     path, factors = next(iter(one.modules.items()))
     with pytest.raises(StateError, match="'one' wears 'one'; pass the parent that the adapter is for"), worn(models["one"], one):
         pass
-    with pytest.raises(InputError, match=r"has no module 'model.layers.0.nowhere'; pass an adapter of this model"):
-        with worn(models.instruct, LoraAdapter({path: factors, "model.layers.0.nowhere": factors})):
-            pass
-    with pytest.raises(InputError, match=r"has weights of shape .*, the update is 3 × 5"):
-        with worn(models.instruct, LoraAdapter({path: LoraFactors(torch.ones(1, 5), torch.ones(3, 1), 1.0)})):
-            pass
-    with pytest.raises(InputError, match="is an embedding, whose update is no product with its input"):
-        with worn(models.instruct, LoraAdapter({path: replace(factors, embedding=True)})):
-            pass
+    with pytest.raises(InputError, match=r"has no module 'model.layers.0.nowhere'; pass an adapter of this model"), worn(
+        models.instruct, LoraAdapter({path: factors, "model.layers.0.nowhere": factors})
+    ):
+        pass
+    with pytest.raises(InputError, match=r"has weights of shape .*, the update is 3 × 5"), worn(
+        models.instruct, LoraAdapter({path: LoraFactors(torch.ones(1, 5), torch.ones(3, 1), 1.0)})
+    ):
+        pass
+    with pytest.raises(InputError, match="is an embedding, whose update is no product with its input"), worn(
+        models.instruct, LoraAdapter({path: replace(factors, embedding=True)})
+    ):
+        pass
     assert not any(module._forward_hooks for module in models.instruct.module.modules())
 
 
