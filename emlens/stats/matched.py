@@ -256,6 +256,7 @@ class _Isotonic:
             drawn = (fitted + wider * row)[self.order]
             under[i] = self._gaps(drawn)
             scale[i] = self._moved(drawn, under[i])[2]
+        scale = np.maximum(scale, np.finfo(float).eps * scale.max())  # of few runs a draw can be fitted without residue: its gaps count as large
         centre, spread = under.mean(axis=0), under.std(axis=0) / scale.mean()
         spread = np.where(spread > 0, spread, np.nan)
         gaps = self._gaps(y[self.order])

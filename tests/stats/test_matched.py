@@ -142,3 +142,12 @@ def test_what_cannot_be_tested_is_refused(unchecked, options, message):
         return
     with pytest.raises(InputError, match=message):
         matched_loss_test(given.pop("loss"), given.pop("score"), **given)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", [5, 12])
+def test_few_runs_some_of_whose_draws_fit_without_residue_are_still_tested(seed):
+    loss = np.arange(9.0)
+    score = loss + np.random.default_rng(seed).normal(scale=3, size=9)
+    test = matched_loss_test(loss, score, groups=[0, 1, 2] * 3, relation="isotonic", draws=99)
+    assert 0 < test.p <= 1 and np.isfinite(test.null.draws).all()
