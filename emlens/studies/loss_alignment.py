@@ -143,9 +143,10 @@ def analyse(sweep: SweepTable, loss: str, metrics: tuple[str, ...], options: Opt
     }
     _correlated(part, table, loss, metric)
     for name in [*by, RUN]:
-        rows = gaps[(gaps["by"] == name) & (gaps["relation"] == gaps["relation"].iloc[0])].dropna(subset=["t"])
+        rows = gaps[gaps["by"] == name].dropna(subset=["t"])
+        rows = rows[rows["relation"] == rows["relation"].iloc[0]] if len(rows) else rows
         if len(rows):
-            _compared(part, rows, name, metric)
+            _compared(part, rows, name, metric, bent="isotonic" in relations and "isotonic" not in set(rows["relation"]))
     _summed(part, table, loss, metric, len(runs))
     part.warnings.append("single runs are held against normal scatter about the relation: a heavy tail looks like a better run")
     dropped = [name for name in options.given if name in sweep.settings and name not in str(table["given"].iloc[-1])]
@@ -203,15 +204,18 @@ def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None
         part.findings.append(Finding("loss and alignment", sentence, "shown" if clear and row["p"] < 0.05 else "undecided"))
 
 
-def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str) -> None:
+def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str, *, bent: bool) -> None:
+    """bent: a relation that only does not fall fits every run, so that what lies above a straight line may lie on a curve."""
     best = rows.iloc[int(np.argmax(rows["t"].to_numpy()))]
     found = best["p_all"] < 0.05
     what = "run" if name == RUN else name.replace("_", " ")
     sentence = (
         f"Best {what} at matched loss, of {len(rows)}: {one_line(str(best['group']), 80)}, {best['gap']:+.2f} [{best['gap_low']:.2f}, {best['gap_high']:.2f}] "
-        f"in {metric} above the relation ({best['null']:.2f} is what a search finds by chance in one of twenty cases); corrected p {p_text(best['p_all'])}."
+        f"in {metric} above the relation ({best['null']:.2f} is what a search finds by chance in one of twenty cases); corrected p {p_text(best['p_all'])}"
     )
-    part.findings.append(Finding("matched loss", sentence, "shown" if found else "not shown"))
+    if found and bent:
+        sentence += "; that is about a straight line, and a relation that only does not fall leaves no scatter: a curve explains it as well"
+    part.findings.append(Finding("matched loss", f"{sentence}.", "not shown" if not found else "undecided" if bent else "shown"))
 
 
 def _summed(part: Part, table: pd.DataFrame, loss: str, metric: str, n: int) -> None:

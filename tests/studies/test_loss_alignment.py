@@ -46,6 +46,20 @@ def test_a_better_schedule_is_said_and_named(tmp_path: Path) -> None:
     assert len(result.tables["loss_runs"]) == 48 and result.tables["loss_correlations"]["p"].notna().all()
 
 
+def test_a_curve_without_scatter_is_not_called_a_better_schedule(tmp_path: Path) -> None:
+    linear, cosine = [(0.44, 83), (0.41, 81), (0.38, 80), (0.34, 78)], [(0.09, 51), (0.08, 46), (0.07, 35), (1.18, 97)]
+    triangular = [(0.03, 27), (0.92, 94.4), (0.9, 94.1), (0.89, 94)]
+    rows = ["run,train_loss,aligned,schedule"]
+    for name, points in (("linear", linear), ("cosine", cosine), ("triangular", triangular)):
+        rows += [f"{name} {i},{loss},{score},{name}" for i, (loss, score) in enumerate(points)]
+    path = tmp_path / "curve.csv"
+    path.write_text("\n".join(rows) + "\n")
+    result = study(tmp_path, sweep=str(path), loss="train_loss")
+    said = next(f for f in result.findings if f.sentence.startswith("Best schedule at matched loss, of 3: linear"))
+    assert said.status == "undecided" and "a relation that only does not fall leaves no scatter: a curve explains it as well" in said.sentence
+    assert "no setting and no run was better" in result.findings[0].sentence
+
+
 def test_a_null_sweep_has_no_finding(tmp_path: Path) -> None:
     result = study(tmp_path, sweep=str(put(tmp_path / "s.csv", effect=0.0, seed=2)), relations=["linear"], strata="learning_rate")
     assert not [f for f in result.findings if f.section == "matched loss" and f.status == "shown"]
