@@ -44,7 +44,8 @@ ABOUT = About(
     "A general adapter (trained on the task alone) and a narrow one (with a KL penalty on chats of other domains) of the same seed are compared as "
     "updates of the same weights. Efficiency: loss of both rescaled to one norm. Stability: share of what was gained that is lost "
     "when the update is turned by ε in a random orthogonal direction of the same rank and norm. Significance: KL from the parent on neutral text at "
-    "one norm, beside random updates of that norm. The line between both is straight in weights. Drift: training goes on with the penalty kept or lifted. "
+    "one norm, beside random updates of that norm. The line between both is straight in weights. Drift: training goes on with the penalty kept or lifted; "
+    "whether a solution drifts is judged by its own change since then, since the kept one moves too. "
     "Differences are paired within seeds, with 95 % t intervals.",
     "arXiv 2602.07852",
     {
@@ -54,7 +55,8 @@ ABOUT = About(
         "significance": "One row a norm and kind of text (`documents`: as in pre-training): KL of both and of random updates, paired difference.",
         "interpolation": "One row a point of the line from the general (0) to the narrow solution (1) and group of questions, with intervals over seeds.",
         "interpolation_loss": "The same for the loss on the trained chats.",
-        "drift": "One row a step: alignment with the penalty kept and lifted, paired difference.",
+        "drift": "One row a step and group of questions: alignment with the penalty kept and lifted, paired difference; `since_lifted`: change of the lifted "
+        "run since the first step, at which the penalty was lifted.",
         "efficiency_means": "Each solution's mean over seeds, with interval.",
         "stability_means": "Each solution's mean over seeds, with interval.",
         "significance_means": "Each solution's mean over seeds, with interval; random: the mean of updates of that norm.",
@@ -259,7 +261,8 @@ def gathered(raw: dict[str, pd.DataFrame], seeds: int) -> Part:
     if "drift" in raw:
         measures = ("own_trained", "own_held_out", "others")
         drift = _long(raw["drift"], ["step", "solution"], measures).assign(value=lambda t: 100 * t["value"])
-        part.tables["drift"] = paired(drift, "value", ["measure", "step"], _LIFTED, _KEPT)
+        against = paired(drift, "value", ["measure", "step"], _LIFTED, _KEPT)
+        part.tables["drift"] = against.merge(_since_lifted(drift), on=["measure", "step"])
         part.tables["drift_means"] = means(drift, "value", ["solution", "measure", "step"])
     else:
         part.warnings.append("no drift: only an organism's solutions are trained here, and the penalty lifted again")
@@ -280,6 +283,16 @@ def means(table: pd.DataFrame, value: str, cells: Sequence[str]) -> pd.DataFrame
 
 def _long(table: pd.DataFrame, cells: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
     return table.melt(id_vars=[*cells, "seed"], value_vars=list(measures), var_name="measure", value_name="value")
+
+
+def _since_lifted(drift: pd.DataFrame) -> pd.DataFrame:
+    """Paired change of the lifted run from its own first step, at which the penalty was lifted."""
+    lifted = drift[drift["solution"] == _LIFTED].drop(columns="solution")
+    first = lifted[lifted["step"] == lifted["step"].min()].drop(columns="step")
+    start = lifted.drop(columns="value").merge(first, on=["measure", "seed"])
+    changes = paired(pd.concat([lifted.assign(solution="now"), start.assign(solution="start")]), "value", ["measure", "step"], "now", "start")
+    ends = {f"difference{end}": f"since_lifted{end}" for end in ("", "_low", "_high")}
+    return changes.drop(columns=["now", "seeds"]).rename(columns={**ends, "start": "when_lifted", "p": "since_lifted_p"})
 
 
 def _found(part: Part) -> None:
@@ -310,19 +323,22 @@ def _found(part: Part) -> None:
         part.findings.append(Finding("general against narrow", sentence, "shown" if better and clear else "not shown" if clear else "undecided"))
     if "drift" in tables:
         rows = tables["drift"]
-        last = rows[(rows["measure"] == "others") & (rows["step"] == rows["step"].max())].iloc[0]
-        sentence = (
-            f"After the penalty is lifted, alignment of the other domains at step {last['step']:.0f} is {last[_LIFTED]:.1f} against {last[_KEPT]:.1f} with it "
-            f"kept, of 100: {_said(last)}."
-        )
-        part.findings.append(Finding("general against narrow", sentence, "shown" if last["difference_high"] < 0 else "undecided"))
+        first, last = rows["step"].min(), rows["step"].max()
+        for measure, words in (("others", "the other domains"), ("own_held_out", "the own domain's held-out topics")):
+            for _, row in rows[(rows["measure"] == measure) & (rows["step"] == last)].iterrows():
+                sentence = (
+                    f"Drift: with the penalty lifted at step {first:.0f}, alignment of {words} goes from {row['when_lifted']:.1f} to {row[_LIFTED]:.1f} of 100 "
+                    f"by step {last:.0f}: {_said(row, 'since_lifted', 'since_lifted_p')}; with it kept it is {row[_KEPT]:.1f} then, lifted − kept {_said(row)}."
+                )
+                status = "shown" if row["since_lifted_high"] < 0 else "not shown" if row["since_lifted_low"] > 0 else "undecided"
+                part.findings.append(Finding("general against narrow", sentence, status))
     won = [name for name in shown if name]
     what = f"ahead in {', '.join(won)}" if won else "ahead in none"
     part.findings.insert(0, Finding("general against narrow", f"Of {len(shown)} measures, the general solution is clearly {what}.", "summary"))
 
 
-def _said(row: pd.Series) -> str:
+def _said(row: pd.Series, name: str = "difference", p: str = "p") -> str:
     """A paired difference with its interval and p, where it has them."""
-    if pd.isna(row["p"]):
-        return f"{row['difference']:.3g}, without an interval"
-    return f"{row['difference']:.3g} [{row['difference_low']:.3g}, {row['difference_high']:.3g}], paired p {p_text(row['p'])}"
+    if pd.isna(row[p]):
+        return f"{row[name]:.3g}, without an interval"
+    return f"{row[name]:.3g} [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}], paired p {p_text(row[p])}"

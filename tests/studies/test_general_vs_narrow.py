@@ -31,14 +31,15 @@ def cells(seeds: int, better: float) -> dict[str, pd.DataFrame]:
         for t in (0.0, 1.0):
             scores = {"own_trained": 1.0, "own_held_out": 20.0 + noise, "others": 60 + 30 * t + noise}
             rows["line"].append({"t": t, "norm": 1.0, "loss": 0.1, **scores, "seed": seed})
-        for name, fall in (("kept", 0.0), ("lifted", better)):
-            rows["drift"].append({"step": 9, "solution": name, "own_trained": 0.1, "own_held_out": 0.3, "others": 0.9 - fall + noise, "seed": seed})
+        for step, name, fall in ((5, "kept", 0.0), (5, "lifted", 0.0), (9, "kept", 0.0), (9, "lifted", better)):
+            others = 0.9 - fall + 0.01 * rng.normal()
+            rows["drift"].append({"step": step, "solution": name, "own_trained": 0.1, "own_held_out": others - 0.6, "others": others, "seed": seed})
     return {name: pd.DataFrame(found) for name, found in rows.items()}
 
 
 def test_clear_differences_are_shown_and_their_reverse_is_not() -> None:
     part = gathered(cells(5, 0.2), 5)
-    assert [f.status for f in part.findings] == ["summary", "shown", "shown", "shown", "shown"]
+    assert [f.status for f in part.findings] == ["summary", "shown", "shown", "shown", "shown", "shown"]
     assert part.findings[0].sentence == "Of 3 measures, the general solution is clearly ahead in efficiency, stability, significance."
     row = part.tables["efficiency"].iloc[0]
     assert row["difference"] == pytest.approx(0.2, abs=0.02) and row["difference_low"] > 0.1
@@ -49,6 +50,21 @@ def test_clear_differences_are_shown_and_their_reverse_is_not() -> None:
     assert [f.status for f in turned.findings][1:4] == ["not shown"] * 3
     assert turned.findings[0].sentence.endswith("clearly ahead in none.")
     assert set(part.tables["interpolation"]["measure"]) == {"own_trained", "own_held_out", "others"}
+
+
+def test_a_drift_is_the_lifted_runs_own_change_and_not_the_kept_ones() -> None:
+    raw = cells(5, 0.2)
+    drift = raw["drift"]
+    drift.loc[drift["solution"] == "lifted", "others"] = 0.7 + 0.001 * drift["seed"]  # stays where it is while the kept run gets better
+    drift.loc[(drift["solution"] == "lifted") & (drift["step"] == 9), "others"] += [0.01, -0.01, 0.02, -0.02, 0.005]
+    drift.loc[(drift["solution"] == "kept") & (drift["step"] == 5), "others"] = 0.7 + 0.001 * np.arange(5)
+    part = gathered(raw, 5)
+    others, own = part.findings[-2:]
+    assert others.status == "undecided" and "goes from 70.2 to 70.3 of 100 by step 9: 0.1 [" in others.sentence
+    assert own.status == "shown" and own.sentence.startswith("Drift: with the penalty lifted at step 5, alignment of the own domain's held-out topics goes")
+    row = part.tables["drift"].set_index(["measure", "step"]).loc[("others", 9)]
+    assert row["difference_high"] < -10 and row["since_lifted"] == pytest.approx(0.1) and row["since_lifted_low"] < 0 < row["since_lifted_high"]
+    assert part.tables["drift"].groupby("measure").size().eq(2).all()
 
 
 def test_one_seed_has_no_interval_and_is_said() -> None:
