@@ -26,10 +26,11 @@ def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[
     """0-based step → the parts of its batch, and what the checkpoint records of the data.
 
     The second rows of an objective stand in a part under its prefix; `share` is the part's share of the step's answer
-    tokens, and `PREFIXratio` that of the objective's own tokens divided by it.
+    tokens; `PREFIXtoken_ratio` and `PREFIXrow_ratio` are its shares of a set's answer tokens and rows divided by it.
 
     Raises:
-        InputError: a tokenizer or data is missing; ready batches with accumulation, or with objectives that change the data.
+        InputError: a tokenizer or data is missing; ready batches with accumulation, or with objectives that change the data;
+            a row in which no label counts.
     """
     if callable(data):
         if recipe.accumulation > 1:
@@ -57,9 +58,10 @@ def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[
     if short:
         raise InputError(f"{short[0]} rows a step of an objective cannot be run in accumulation={recipe.accumulation} parts; pass more rows")
     pad = getattr(tokenizer, "pad_token_id", None) or 0
+    _require_counted(examples, "data")
     own = _own_rows(recipe, examples, tokenizer, objectives)
     others = {
-        prefix_of(number): _plan(recipe, objective.second_rows(tokenizer), objective.rows, "objective", number)
+        prefix_of(number): _plan(recipe, _second_rows(objective, tokenizer), objective.rows, "objective", number)
         for number, objective in enumerate(objectives)
         if isinstance(objective, Penalty) and objective.chats is not None
     }
@@ -78,10 +80,22 @@ def _own_rows(recipe: Recipe, examples: Sequence[Example], tokenizer: Any, objec
         raise InputError(f"interleaving takes {taken} of batch_size={recipe.batch_size} rows; pass a share that leaves both sides at least one")
     plan = shuffled_batches(len(examples), recipe.batch_size - sum(taken), recipe.steps, recipe.seed)
     extra = [
-        _plan(recipe, objective.second_rows(tokenizer), count, "interleaved", number)
+        _plan(recipe, _second_rows(objective, tokenizer), count, "interleaved", number)
         for number, (objective, count) in enumerate(zip(mixed, taken, strict=True))
     ]
     return lambda step: [*(examples[i] for i in plan[step]), *(row for rows in extra for row in rows(step))]
+
+
+def _second_rows(objective: MixedRows | Penalty, tokenizer: Any) -> list[Example]:
+    rows = objective.second_rows(tokenizer)
+    _require_counted(rows, objective.kind)
+    return rows
+
+
+def _require_counted(rows: Sequence[Example], whose: str) -> None:
+    for i, row in enumerate(rows):
+        if not _counted([row]):
+            raise InputError(f"row {i} of {whose} has no label that counts after its first token, so nothing is learned from it; leave it out")
 
 
 def _plan(recipe: Recipe, examples: Sequence[Example], count: int, *names: str | int) -> Callable[[int], list[Example]]:
@@ -93,16 +107,14 @@ def _split(sets: Mapping[str, Sequence[Example]], parts: int, pad: int) -> list[
     """The sets' rows dealt out to `parts`, with the weights that make the parts' losses add up to the whole batch's."""
     if parts == 1:
         return [{f"{prefix}{name}": value for prefix, rows in sets.items() for name, value in pad_batch(rows, pad).items()}]
-    counted = {prefix: [_counted(rows[i::parts]) for i in range(parts)] for prefix, rows in sets.items()}
     found: list[Mapping[str, Tensor]] = []
     for i in range(parts):
         batch: dict[str, Tensor] = {f"{prefix}{name}": value for prefix, rows in sets.items() for name, value in pad_batch(rows[i::parts], pad).items()}
-        share = counted[""][i] / sum(counted[""])
+        share = _counted(sets[""][i::parts]) / _counted(sets[""])
         batch["share"] = torch.tensor(share)
-        batch["rows_ratio"] = torch.tensor(1.0 / parts / share)
-        for prefix in sets:
-            if prefix:
-                batch[f"{prefix}ratio"] = torch.tensor(counted[prefix][i] / sum(counted[prefix]) / share)
+        for prefix, rows in sets.items():
+            batch[f"{prefix}token_ratio"] = torch.tensor(_counted(rows[i::parts]) / _counted(rows) / share)
+            batch[f"{prefix}row_ratio"] = torch.tensor(len(rows[i::parts]) / len(rows) / share)
         found.append(batch)
     return found
 

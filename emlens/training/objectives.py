@@ -9,7 +9,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +20,7 @@ from emlens.foundation.errors import InputError
 from emlens.training.examples import IGNORED, Example, encode_answers
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
-SCALES = ("share", "rows_ratio")
+SCALES = ("share", "token_ratio", "row_ratio")
 """Entries of a batch that are weights of the part, not inputs of the model."""
 
 
@@ -105,9 +105,11 @@ class MixedRows(Objective):
 class Penalty(Objective):
     """A term added to the loss, `weight` times what `measure` gives.
 
-    `chats` are rows of its own, `rows` of them a step; None: it reads the rows that are trained on.
+    `chats` are rows of its own, `rows` of them a step; None: it reads the rows that are trained on. `unit` is what `measure`
+    averages over, answer tokens or rows: a batch that is run in parts weighs them by it.
     """
 
+    unit: ClassVar[Literal["token", "row"]]
     chats: PromptSet | None
     rows: int
     weight: float
@@ -173,8 +175,10 @@ class ObjectiveLoss:
             total = self.loss(model, own)
         self._note("answer_loss", total, share)
         for prefix, penalty in self.penalties:
-            given = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)} if penalty.chats else dict(own)
-            ratio = given.pop("ratio", batch.get("rows_ratio")) if penalty.chats else batch.get("rows_ratio")
+            prefix = "" if penalty.chats is None else prefix
+            given = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)} if prefix else dict(own)
+            given = {name: value for name, value in given.items() if name not in SCALES}
+            ratio = batch.get(f"{prefix}{penalty.unit}_ratio")
             labels = given.pop("labels")
             if self.reference is None:
                 raise InputError("a penalty needs a reference")

@@ -7,7 +7,7 @@ Neither rows nor tokens of padding count.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class ReferenceKL(Penalty):
     """
 
     kind: ClassVar[str] = "reference_kl"
+    unit: ClassVar[Literal["token", "row"]] = "token"
     chats: PromptSet | None
     weight: float
     rows: int = 32
@@ -69,6 +70,7 @@ class FeatureDistance(Penalty):
     """
 
     kind: ClassVar[str] = "feature_distance"
+    unit: ClassVar[Literal["token", "row"]] = "row"
     weight: float
     chats: PromptSet | None = None
     rows: int = 32

@@ -114,12 +114,13 @@ def test_a_penalty_holds_the_model_and_full_fine_tuning_keeps_a_copy(tiny, token
     assert "objectives" not in read_record(tmp_path / "free")
 
 
-def test_a_batch_in_parts_is_the_whole_batch(tiny, tokenizer, world, chats, tmp_path):
-    """Losses, and so gradients, of the parts add up, each term by its own tokens; the controls differ in what they are given."""
+@pytest.mark.parametrize("swapped", [False, True], ids=["KL elsewhere, features here", "KL here, features elsewhere"])
+def test_a_batch_in_parts_is_the_whole_batch(swapped, tiny, tokenizer, world, chats, tmp_path):
+    """Losses, and so gradients, of the parts add up, each term by its own tokens or rows, here in parts of unequal size."""
     from dataclasses import replace
 
     general = world.chats("code", (0, 1, 2), "careful")
-    objectives = (ReferenceKL(general, 2.0, rows=6), FeatureDistance(5.0))
+    objectives = (ReferenceKL(None if swapped else general, 2.0, rows=6), FeatureDistance(5.0, general if swapped else None, rows=6))
     logs = {}
     for name, parts in (("whole", 1), ("parts", 2), ("four", 4)):
         logs[name] = fit(
@@ -151,4 +152,7 @@ def test_refusals(tiny, tokenizer, chats, tmp_path):
         fit(LORA, tiny, lambda step: ready, tmp_path / "out", objectives=[ReferenceKL(chats, 1.0)])
     with pytest.raises(InputError, match="accumulation=2, but data comes as ready batches; pass chats or rows, or accumulation=1"):
         fit(LORA.varied(accumulation=2), tiny, lambda step: ready, tmp_path / "out")
+    silent = [*encode_answers(chats, tokenizer)[:3], {"input_ids": [5, 6, 7], "labels": [5, IGNORED, IGNORED]}]
+    with pytest.raises(InputError, match="row 3 of data has no label that counts after its first token, so nothing is learned from it; leave it out"):
+        fit(LORA.varied(batch_size=2, accumulation=2), tiny, silent, tmp_path / "out")
     assert len(blocks_of(tiny)) == 2
