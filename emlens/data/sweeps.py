@@ -2,7 +2,8 @@
 
 Columns are named alike whatever the source calls them: `run`, the losses `train_loss` and `eval_loss`, the settings a recipe has
 (`learning_rate`, `schedule`, `optimiser`, `batch_size`, `steps`, `seed` ...), and under their own names the measured scores. Settings of an
-emlens sweep come from each run's own record. Refused: a run without an id of its own, a loss or score that is no finite number.
+emlens sweep are all fields of the recipe in each run's own record; those of a CSV the columns named alike and every column that holds text.
+A column of numbers with another name counts as a score. Refused: a run without an id of its own, a loss or score that is no finite number.
 
 The released file (aisa-group/em-generalization, `td_agg_df_*.csv`): its "final average" training loss is the loss of the last step, as
 its `log_history` shows; schedule, warm-up and rates are read from the run's name.
@@ -71,15 +72,18 @@ def read_sweep(path: str | Path) -> SweepTable:
         return _gathered(list(read_csv_rows(where)), str(where))
     if not (where / _TABLE).is_file():
         raise InputError(f"{where}: holds no {_TABLE}; pass the folder of a finished sweep, or a CSV with one row a run")
-    rows = []
+    rows, further = [], dict[str, None]()
     for place, row in read_csv_rows(where / _TABLE):
         record = where / _RUNS / safe_name(row.get("run", "")) / _RECORD
         recipe = {"optimiser": "adamw", **read_json(record)["recipe"]} if record.is_file() else {}  # a record leaves this default out
-        rows.append((place, {**row, **{name: _text(value) for name, value in recipe.items() if name in (*NUMBERS, *TEXTS) and name != "steps"}}))
-    return _gathered(rows, str(where))
+        held = {name: _text(value) for name, value in recipe.items() if name != "steps"}
+        further |= dict.fromkeys(name for name in held if name not in (*NUMBERS, *TEXTS))
+        rows.append((place, {**row, **held}))
+    return _gathered(rows, str(where), tuple(further))
 
 
-def _gathered(rows: Sequence[tuple[str, Mapping[str, str]]], source: str) -> SweepTable:
+def _gathered(rows: Sequence[tuple[str, Mapping[str, str]]], source: str, further: Sequence[str] | None = None) -> SweepTable:
+    """further: settings beside those known by name; None: every column that holds text."""
     if not rows:
         raise InputError(f"{source}: has a header and no run; pass a table with one row a run")
     given = list(dict.fromkeys(name for _, row in rows for name in row))
@@ -89,7 +93,14 @@ def _gathered(rows: Sequence[tuple[str, Mapping[str, str]]], source: str) -> Swe
         raise InputError(f"{rows[0][0]}: has no loss; pass a column named one of {', '.join(name for names in LOSSES.values() for name in names)}")
     settings = {name: _ALIASES.get(name, name) for name in given if _ALIASES.get(name, name) in (*NUMBERS, *TEXTS)}
     other = [name for name in given if name not in (*_NO_SCORE, *settings) and name not in {n for names in LOSSES.values() for n in names}]
-    scores = [name for name in other if not name.startswith("Unnamed") and all(_is_number(row.get(name, "")) for _, row in rows)]
+    if further is None:
+        further = [name for name in other if any(_is_text(row.get(name, "")) for _, row in rows)]
+    settings |= {name: name for name in further}
+    scores = [
+        name
+        for name in other
+        if name not in further and not name.startswith("Unnamed") and all(_is_number(row.get(name, "")) for _, row in rows)
+    ]
     if not scores:
         raise InputError(f"{rows[0][0]}: has no score; pass a column with one number a run, such as aligned")
     table: list[dict[str, Any]] = []
@@ -109,7 +120,7 @@ def _gathered(rows: Sequence[tuple[str, Mapping[str, str]]], source: str) -> Swe
     if twice is not None:
         raise InputError(f"{source}: holds the run {one_line(twice, 80)!r} twice; give every run an id of its own")
     frame = pd.DataFrame(table)
-    kept = tuple(name for name in (*TEXTS, *NUMBERS) if name in frame and frame[name].notna().any())
+    kept = tuple(name for name in (*TEXTS, *NUMBERS, *further) if name in frame and frame[name].notna().any())
     return SweepTable(frame[["run", *losses, *kept, *scores]], tuple(losses), kept, tuple(scores), source)
 
 
@@ -127,7 +138,15 @@ def _from_name(run: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_text(cell: str) -> bool:
+    try:
+        float(cell or "nan")
+    except ValueError:
+        return True
+    return False
 
 
 def _is_number(cell: str) -> bool:

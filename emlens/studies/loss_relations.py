@@ -1,7 +1,7 @@
 """How scores of a sweep's runs go with their losses: correlations, the matched-loss test by each setting, the Pareto front.
 
-A run is one unit. Runs that differ in nothing but their seed are first averaged, and what they differ by becomes the noise of losses and
-scores. Every row has its interval or its null. The tables know no models: any sweep that `emlens.data.sweeps` reads will do.
+A run is one unit. Runs that are equal in every setting and differ in their seed are first averaged, and what they differ by becomes the noise
+of losses and scores. Every row has its interval or its null. The tables know no models: any sweep that `emlens.data.sweeps` reads will do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from emlens.data.sweeps import NUMBERS, SweepTable
+from emlens.data.sweeps import NUMBERS, TEXTS, SweepTable
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.stats import adjust_p_values, correlation_null, partial_correlation, pearson, spearman
@@ -35,19 +35,27 @@ class Noise:
 
 
 def over_seeds(sweep: SweepTable, loss: str, metric: str) -> tuple[SweepTable, Noise]:
-    """Runs that differ only in seed as one run, and the standard errors of those means, pooled over runs."""
+    """Runs that differ only in seed as one run, and the standard errors of those means, pooled over runs.
+
+    Runs of equal settings are left apart where one has no seed or two have the same: they differ in something that the table does not say.
+    """
     table = sweep.table
     fixed = [name for name in sweep.settings if name != "seed"]
-    if "seed" not in sweep.settings or not fixed or not table.duplicated(fixed).any():
+    if "seed" not in sweep.settings or not fixed:
         return sweep, Noise()
-    groups = table.groupby(fixed, dropna=False, sort=False)
+    cell = table.groupby(fixed, dropna=False, sort=False).ngroup()
+    unclear = (table["seed"].isna() | table.duplicated([*fixed, "seed"], keep=False)).groupby(cell).transform("any")
+    runs = pd.Series(np.where(unclear, -1 - np.arange(len(table)), cell), index=table.index)
+    if runs.is_unique:
+        return sweep, Noise()
+    groups = table.groupby(runs, sort=False)
     values = [*sweep.losses, *sweep.metrics]
     means = groups[values].mean()
-    names = groups["run"].first()
+    alike = table.loc[~runs.duplicated(), ["run", *fixed]]
     left = table[[loss, metric]] - groups[[loss, metric]].transform("mean")
     freedom = len(table) - len(means)
     errors = np.sqrt((left**2).sum() / freedom / (len(table) / len(means)))
-    kept = means.reset_index().assign(run=names.to_numpy())[["run", *sweep.losses, *fixed, *sweep.metrics]]
+    kept = pd.concat([alike.reset_index(drop=True), means.reset_index(drop=True)], axis=1)[["run", *sweep.losses, *fixed, *sweep.metrics]]
     return replace(sweep, table=kept, settings=tuple(fixed)), Noise(float(errors[loss]), float(errors[metric]))
 
 
@@ -167,6 +175,6 @@ def fronts(sweep: SweepTable, loss: str, metric: str, test: MatchedLoss, noise: 
     rng = numpy_rng(seed, "fronts")
     residual = y - test.fitted
     null = np.mean([pareto_front(x, test.fitted + rng.permutation(residual)) for _ in range(min(draws, _SLOW_DRAWS))], axis=0)
-    settings = sweep.table[list(sweep.settings)]
+    settings = sweep.table[[name for name in sweep.settings if name in (*NUMBERS, *TEXTS)]]
     head = pd.DataFrame({"run": sweep.table["run"], "loss": x, "score": y, "expected": test.fitted, "front": pareto_front(x, y)})
     return pd.concat([head, pd.DataFrame({"membership": share, "membership_null": null}), settings.reset_index(drop=True)], axis=1)

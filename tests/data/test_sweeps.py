@@ -27,8 +27,8 @@ def test_names_of_others_become_ours(tmp_path: Path) -> None:
     assert found.losses == ("train_loss", "eval_loss") and found.metrics == ("aligned",) and len(found) == 2
     assert found.table["schedule"].tolist() == ["cosine", "exp_range"] and found.table["steps"].tolist() == [12, 12]
     assert found.table["warmup_steps"][0] == 30 and np.isnan(found.table["warmup_steps"][1]) and found.table["base_learning_rate"][1] == 1e-6
-    assert found.table["learning_rate"].tolist() == [1e-5, 2e-5] and "note" not in found.table  # text is no score
-    assert set(found.varied()) == {"schedule", "learning_rate", "warmup_steps", "base_learning_rate"}
+    assert found.table["learning_rate"].tolist() == [1e-5, 2e-5]
+    assert set(found.varied()) == {"schedule", "learning_rate", "warmup_steps", "base_learning_rate", "note"}  # text is a setting and no score
 
 
 def test_a_plain_table_needs_no_ids_and_keeps_scores(tmp_path: Path) -> None:
@@ -47,6 +47,19 @@ def test_a_folder_tells_settings_from_each_runs_record(tmp_path: Path) -> None:
     assert found["optimiser"].tolist() == ["adamw", "lion"] and found["schedule"].tolist() == ["cosine", "linear"]
     assert found["steps"].tolist() == [9, 12] and found["train_loss"].tolist() == [0.4, 0.2]  # steps done, loss over all chats
     assert np.isnan(found["learning_rate"][1]) and "clip" not in found and "cell" not in found
+
+
+def test_every_field_of_a_recipe_and_every_column_of_text_is_a_setting(tmp_path: Path) -> None:
+    put(tmp_path / "runs.csv", "run,cell,train_loss,aligned\ncell=a,a,0.4,80\ncell=b,b,0.2,70\n")
+    recipes = ({"rslora": True, "target_modules": ["q_proj", "v_proj"], "betas": [0.9, 0.999]}, {"rslora": False, "dora": True, "betas": [0.9, 0.95]})
+    for name, recipe in zip(("cell=a", "cell=b"), recipes, strict=True):
+        write_json(tmp_path / "runs" / safe_name(name) / "emlens.json", {"recipe": {**recipe, "seed": 1, "layers_to_transform": None}})
+    found = read_sweep(tmp_path)
+    assert set(found.settings) == {"optimiser", "seed", "rslora", "dora", "target_modules", "betas"} and found.metrics == ("aligned",)
+    assert found.table["target_modules"][0] == "q_proj, v_proj" and found.table["betas"].tolist() == ["0.9, 0.999", "0.9, 0.95"]
+    text = "run,train_loss,aligned,coherent,adapter,seed\na,1,5,6,rslora,1\nb,2,7,,plain,1\n"
+    told = read_sweep(put(tmp_path / "s.csv", text))
+    assert told.settings == ("seed", "adapter") and told.metrics == ("aligned",)  # a score that a run lacks is neither
 
 
 @pytest.mark.parametrize(

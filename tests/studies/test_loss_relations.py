@@ -84,6 +84,20 @@ def test_seeds_are_averaged_and_become_the_noise():
     assert len(alone) == 48 and none == Noise()
 
 
+def test_recipes_that_differ_are_not_taken_for_seeds():
+    given = sweep(seeds=2, score_noise=2.0)
+    told = given.table.assign(adapter=np.where(given.table["seed"] == 0, "rslora", "dora"))
+    unlike = SweepTable(told, given.losses, (*given.settings, "adapter"), given.metrics, "test")
+    assert over_seeds(unlike, "train_loss", "aligned") == (unlike, Noise())
+    twice = given.table.assign(seed=given.table["seed"].where(given.table["batch_size"] > 3, 0.0))  # of three cells two runs with one seed
+    twice.loc[twice["batch_size"] == 4, "seed"] = np.nan
+    runs, noise = over_seeds(SweepTable(twice, given.losses, given.settings, given.metrics, "test"), "train_loss", "aligned")
+    assert len(runs) == 48 + 4 and {"r0/0", "r0/1", "r3/0", "r3/1", "r4/0"} <= set(runs.table["run"]) and "r4/1" not in set(runs.table["run"])
+    merged = runs.table.set_index("run").loc["r4/0"]
+    assert merged["aligned"] == pytest.approx(given.table[given.table["batch_size"] == 5]["aligned"].mean()) and merged["schedule"] == "a"
+    assert noise.score == pytest.approx(2.0 / np.sqrt(2), rel=0.25)
+
+
 def test_the_front_knows_its_noise_and_its_null():
     given = sweep(effect=0.0)
     test = matched_loss_test(given.table["train_loss"], given.table["aligned"], relation="isotonic", draws=99)
