@@ -201,7 +201,7 @@ def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None
             f"{row['measure']} correlation of {loss} and {metric}{given}: {row['value']:.2f} [{row['value_low']:.2f}, {row['value_high']:.2f}], "
             f"permutation p {p_text(row['p'])}, {row['n']} runs."
         )
-        part.findings.append(Finding("loss and alignment", sentence, "shown" if clear and row["p"] < 0.05 else "undecided"))
+        part.findings.append(Finding("loss_alignment", sentence, "shown" if clear and row["p"] < 0.05 else "undecided"))
 
 
 def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str, *, bent: bool) -> None:
@@ -215,14 +215,14 @@ def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str, *, bent: b
     )
     if found and bent:
         sentence += "; that is about a straight line, and a relation that only does not fall leaves no scatter: a curve explains it as well"
-    part.findings.append(Finding("matched loss", f"{sentence}.", "not shown" if not found else "undecided" if bent else "shown"))
+    part.findings.append(Finding("loss_alignment", f"{sentence}.", "not shown" if not found else "undecided" if bent else "shown"))
 
 
 def _summed(part: Part, table: pd.DataFrame, loss: str, metric: str, n: int) -> None:
     plain = table[(table["loss"] == loss) & (table["metric"] == metric)].iloc[0]
-    tested = [f for f in part.findings if f.section == "matched loss"]
+    tested = [f for f in part.findings if " at matched loss, of " in f.sentence]
     found = [f for f in tested if f.status == "shown"]
     said = "; ".join(f.sentence.split(":")[0].lower() for f in found)
     verdict = f"better at matched loss than chance explains: {said}" if found else "no setting and no run was better at matched loss than chance explains"
     sentence = f"Over {n} runs, {loss} and {metric} correlate by {plain['value']:.2f} [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {verdict}."
-    part.findings.insert(0, Finding("loss and alignment", sentence, "summary"))
+    part.findings.insert(0, Finding("loss_alignment", sentence, "summary"))

@@ -62,7 +62,7 @@ def test_a_curve_without_scatter_is_not_called_a_better_schedule(tmp_path: Path)
 
 def test_a_null_sweep_has_no_finding(tmp_path: Path) -> None:
     result = study(tmp_path, sweep=str(put(tmp_path / "s.csv", effect=0.0, seed=2)), relations=["linear"], strata="learning_rate")
-    assert not [f for f in result.findings if f.section == "matched loss" and f.status == "shown"]
+    assert not [f for f in result.findings if " at matched loss, of " in f.sentence and f.status == "shown"]
     assert "no setting and no run was better" in result.findings[0].sentence
     assert set(result.tables["loss_matched"]["relation"]) == {"linear"}
 
