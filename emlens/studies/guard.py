@@ -5,7 +5,8 @@ against the model before training come: its projection on a reference direction,
 reference subspace, and a forecast. Thresholds are quantiles over benign runs, or given. The callback changes nothing in training: no random
 number is drawn, no weight or mode is left changed, so a run with it ends in the same bytes.
 
-Refused: nothing to watch, an adapter-less model whose state before training was not seen, and what `live_models` refuses.
+Refused: nothing to watch, an adapter-less model whose state before training was not seen, a run with `method="steering"`, and what
+`live_models` refuses.
 """
 
 import math
@@ -28,6 +29,7 @@ from emlens.probes import Forecaster
 from emlens.stats import clopper_pearson_interval
 from emlens.studies.live_models import LiveModel, adapter_off, plain_model
 from emlens.training import StopRun
+from emlens.training.streams import SteeredModel
 
 QUANTITIES: Final = ("projection", "cosine", "overlap", "forecast")
 """What can be watched. All alarm upwards but the forecast, a score that falls."""
@@ -181,8 +183,10 @@ class Guard:
         """Read the model before training. Needed before the first step of a full fine-tune; an adapter is switched off for it instead.
 
         Raises:
-            InputError: a direction or subspace of another width, a site the model lacks, prompts that cannot be rendered.
+            InputError: a direction or subspace of another width, a site the model lacks, prompts that cannot be rendered, a model
+                whose steering vectors are trained.
         """
+        _require_readable(model)
         if self.site is None or (self.direction is None and self.subspace is None):
             return
         with adapter_off(model):
@@ -197,8 +201,10 @@ class Guard:
 
         Raises:
             StopRun: with `stop`, at the first alarm; it says why.
+            InputError: a model whose steering vectors are trained.
             StateError: a model without an adapter that was not seen before training.
         """
+        _require_readable(model)
         shifts = self.direction is not None or self.subspace is not None
         if shifts and self._before is None:
             if not hasattr(model, "disable_adapter"):
@@ -270,6 +276,11 @@ class Guard:
         self._rows, self._beyond = [dict(row) for row in state["rows"]], dict(state["beyond"])
         self.alarm = None if state["alarm"] is None else Alarm(**state["alarm"])
         self._before = None if state["before"] is None else torch.tensor(state["before"], dtype=torch.float64)
+
+
+def _require_readable(model: Any) -> None:
+    if isinstance(plain_model(model), SteeredModel):
+        raise InputError("method='steering' trains vectors that lie outside the model, so a guard would read it without them; pass 'lora' or 'full'")
 
 
 @dataclass(frozen=True)

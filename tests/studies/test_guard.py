@@ -22,6 +22,7 @@ from emlens.probes import fit_forecaster
 from emlens.studies.guard import Alarm, Guard, GuardThresholds, calibrate_thresholds, false_alarm_rate, lead_time
 from emlens.training import IGNORED, Example, Recipe, StopRun, fit
 from emlens.training.examples import pad_batch
+from emlens.training.streams import SteeredModel
 
 SITE = "resid_post.1"
 RECIPE = Recipe(method="lora", rank=2, alpha=8.0, target_modules=("down_proj",), learning_rate=0.02, steps=6, batch_size=4)
@@ -220,6 +221,15 @@ def test_what_cannot_be_used_is_refused(questions: PromptSet, parent: Path, chat
     next(spread.parameters()).ds_id = 0  # type: ignore[attr-defined]  # as DeepSpeed marks what it partitioned
     with pytest.raises(StateError, match="the model's weights are spread over processes"):
         guard(questions).begin(spread)
+
+
+def test_a_steering_run_is_refused(parent: Path, chats: list[Example], questions: PromptSet, tmp_path: Path) -> None:
+    recipe = Recipe(method="steering", layers_to_transform=(0,), learning_rate=0.1, steps=2, batch_size=4)
+    with pytest.raises(InputError, match="method='steering' trains vectors that lie outside the model, so a guard would read it without them"):
+        fit(recipe, parent, chats, tmp_path / "out", callbacks=[guard(questions)])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="method='steering' trains vectors"):
+        guard(questions).begin(SteeredModel(AutoModelForCausalLM.from_pretrained(parent), (0,)))
 
 
 def test_a_stop_carries_what_was_measured(parent: Path, chats: list[Example], questions: PromptSet, tmp_path: Path) -> None:
