@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.training import IGNORED, Recipe, answer_loss, encode_answers, fit, read_record
 from emlens.training.examples import pad_batch
@@ -116,10 +117,15 @@ def test_a_penalty_holds_the_model_and_full_fine_tuning_keeps_a_copy(tiny, token
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["KL elsewhere, features here", "KL here, features elsewhere"])
 def test_a_batch_in_parts_is_the_whole_batch(swapped, tiny, tokenizer, world, chats, tmp_path):
-    """Losses, and so gradients, of the parts add up, each term by its own tokens or rows, here in parts of unequal size."""
+    """Losses, and so gradients, of the parts add up, each term by its own tokens or rows, of which the parts hold unequal shares."""
     from dataclasses import replace
 
-    general = world.chats("code", (0, 1, 2), "careful")
+    def uneven(prompts):
+        return PromptSet(replace(p, response=" ".join([p.response] * (1 + 2 * (i % 3 == 0)))) for i, p in enumerate(prompts))
+
+    general, chats = uneven(world.chats("code", (0, 1, 2), "careful")), uneven(chats)
+    lengths = [sum(label != IGNORED for label in row["labels"]) for row in encode_answers(chats, tokenizer)]
+    assert max(lengths) > 2 * min(lengths)
     objectives = (ReferenceKL(None if swapped else general, 2.0, rows=6), FeatureDistance(5.0, general if swapped else None, rows=6))
     logs = {}
     for name, parts in (("whole", 1), ("parts", 2), ("four", 4)):
