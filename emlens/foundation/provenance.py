@@ -62,5 +62,15 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def qualified_name(value: Any) -> str:
+    """Module and name of a function or class; of an instance, its class's; of a `functools.partial`, its function's.
+
+    Two functions made by one `def` (closures) share it, whatever they hold.
+    """
+    value = getattr(value, "func", value) if type(value).__name__ == "partial" else value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def hash_json(value: Any) -> str:
     return sha256_text(canonical_json(value))

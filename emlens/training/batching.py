@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.provenance import hash_json
+from emlens.foundation.provenance import hash_json, hash_tensors
 from emlens.foundation.seeds import derive_seed
 from emlens.training.examples import IGNORED, Example, encode_answers, pad_batch, shuffled_batches
 from emlens.training.objectives import ChatChange, MixedRows, Objective, Penalty, prefix_of
@@ -22,8 +22,10 @@ Data = PromptSet | Sequence[Example] | Callable[[int], Mapping[str, Tensor]]
 Parts = Callable[[int], Sequence[Mapping[str, Tensor]]]
 
 
-def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[Objective] = ()) -> tuple[Parts, dict[str, Any]]:
-    """0-based step → the parts of its batch, and what the checkpoint records of the data.
+def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[Objective] = ()) -> tuple[Parts, dict[str, Any], Callable[[], str]]:
+    """0-based step → the parts of its batch; what the checkpoint records of the data; a hash of all token ids and labels read.
+
+    Of ready batches the hash is that of the first.
 
     The second rows of an objective stand in a part under its prefix; `share` is the part's share of the step's answer
     tokens; `PREFIXtoken_ratio` and `PREFIXrow_ratio` are its shares of a set's answer tokens and rows divided by it.
@@ -38,7 +40,7 @@ def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[
         reading = [o.kind for o in objectives if isinstance(o, ChatChange | MixedRows) or (isinstance(o, Penalty) and o.chats is not None)]
         if reading:
             raise InputError(f"objectives {reading} bring or change rows, but data comes as ready batches; pass chats")
-        return (lambda step: [data(step)]), {"kind": "batches", "sha256": None}
+        return (lambda step: [data(step)]), {"kind": "batches", "sha256": None}, lambda: hash_tensors(data(0))
     if isinstance(data, PromptSet):
         if tokenizer is None:
             raise InputError("tokenizer is None, but data holds chats; pass the tokenizer whose template renders them")
@@ -53,37 +55,47 @@ def step_parts(recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[
         examples, kind = list(data), "rows"
         if not examples:
             raise InputError("data is empty; pass at least one row")
-        digest = hash_json([{name: list(row[name]) for name in ("input_ids", "labels")} for row in examples])
+        digest = _digest(examples)
     short = [o.rows for o in objectives if isinstance(o, Penalty) and o.chats is not None and o.rows < recipe.accumulation]
     if short:
         raise InputError(f"{short[0]} rows a step of an objective cannot be run in accumulation={recipe.accumulation} parts; pass more rows")
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     _require_counted(examples, "data")
-    own = _own_rows(recipe, examples, tokenizer, objectives)
-    others = {
-        prefix_of(number): _plan(recipe, _second_rows(objective, tokenizer), objective.rows, "objective", number)
+    second = {
+        number: _second_rows(objective, tokenizer)
         for number, objective in enumerate(objectives)
-        if isinstance(objective, Penalty) and objective.chats is not None
+        if isinstance(objective, MixedRows) or (isinstance(objective, Penalty) and objective.chats is not None)
+    }
+    own = _own_rows(recipe, examples, [(o, second[n]) for n, o in enumerate(objectives) if isinstance(o, MixedRows)])
+    others = {
+        prefix_of(number): _plan(recipe, second[number], objective.rows, "objective", number)
+        for number, objective in enumerate(objectives)
+        if isinstance(objective, Penalty) and number in second
     }
 
     def parts(step: int) -> list[Mapping[str, Tensor]]:
         sets = {"": own(step), **{prefix: rows(step) for prefix, rows in others.items()}}
         return _split(sets, recipe.accumulation, pad)
 
-    return parts, {"kind": kind, "sha256": digest}
+    return parts, {"kind": kind, "sha256": digest}, lambda: hash_json([_digest(rows) for rows in (examples, *second.values())])
 
 
-def _own_rows(recipe: Recipe, examples: Sequence[Example], tokenizer: Any, objectives: Sequence[Objective]) -> Callable[[int], list[Example]]:
-    mixed = [objective for objective in objectives if isinstance(objective, MixedRows)]
-    taken = [round(objective.share * recipe.batch_size) for objective in mixed]
+def _own_rows(
+    recipe: Recipe, examples: Sequence[Example], mixed: Sequence[tuple[MixedRows, list[Example]]]
+) -> Callable[[int], list[Example]]:
+    taken = [round(objective.share * recipe.batch_size) for objective, _ in mixed]
     if mixed and (min(taken) < 1 or sum(taken) >= recipe.batch_size):
         raise InputError(f"interleaving takes {taken} of batch_size={recipe.batch_size} rows; pass a share that leaves both sides at least one")
     plan = shuffled_batches(len(examples), recipe.batch_size - sum(taken), recipe.steps, recipe.seed)
     extra = [
-        _plan(recipe, _second_rows(objective, tokenizer), count, "interleaved", number)
-        for number, (objective, count) in enumerate(zip(mixed, taken, strict=True))
+        _plan(recipe, second, count, "interleaved", number)
+        for number, ((_, second), count) in enumerate(zip(mixed, taken, strict=True))
     ]
     return lambda step: [*(examples[i] for i in plan[step]), *(row for rows in extra for row in rows(step))]
+
+
+def _digest(rows: Sequence[Example]) -> str:
+    return hash_json([{name: [int(i) for i in row[name]] for name in ("input_ids", "labels")} for row in rows])
 
 
 def _second_rows(objective: MixedRows | Penalty, tokenizer: Any) -> list[Example]:

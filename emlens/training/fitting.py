@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import one_line, read_json, write_json
-from emlens.foundation.provenance import hash_directory, hash_json, library_versions
+from emlens.foundation.provenance import hash_directory, hash_json, hash_tensors, library_versions, qualified_name
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, step_parts
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
@@ -84,7 +84,9 @@ def fit(
         before_publish: called with the directory and the trained model before it is published, to add files to it.
         keep_every: also keep the adapter after every so many steps, each as a PEFT directory `checkpoints/step-00001`.
         resume_every: write the run's state after every so many steps, hidden beside `out`; the same call then goes on from
-            the newest after the process died, and ends with the bytes of an undisturbed run.
+            the newest after the process died, and ends with the bytes of an undisturbed run. Another call is refused: the
+            starting weights and the encoded rows are hashed, `loss`, `wrap` and callbacks told apart by name (of an instance,
+            the class; of a loss that is one, its plain settings too).
         device: where a checkpoint directory is loaded to; a loaded model stays where it is.
         progress: called after each step with (steps done, steps in all).
 
@@ -111,7 +113,7 @@ def fit(
         tokenizer = tokenizer if tokenizer is not None else own_tokenizer
     parent = None if parent is None else Path(parent)
     parent_name = parent_name or (parent.name if parent is not None else "unnamed")
-    parts, data_record = step_parts(recipe, data, tokenizer, objectives)
+    parts, data_record, rows_digest = step_parts(recipe, data, tokenizer, objectives)
     record: dict[str, Any] = {
         "kind": {"lora": "adapter", "full": "checkpoint", "steering": "steering"}[recipe.method],
         "recipe": recipe.to_dict(),
@@ -121,9 +123,11 @@ def fit(
         "save_dtype": save_dtype,
         "log": LOG,
     }
+    if keep_every is not None:
+        record["keep_every"] = keep_every
     if objectives:
         record["objectives"] = [objective.record() for objective in objectives]
-    run = hash_json({**record, "keep_every": keep_every})
+    run = "" if resume_every is None else hash_json({**record, **_fingerprint(model, rows_digest(), loss, wrap, callbacks)})
     use_cache = getattr(model.config, "use_cache", True)  # the Trainer switches it off, and that would be saved
     with trainer.seeded(recipe.seed, "fit"), quiet(), _scratch(out, resume_every) as scratch:
         if recipe.method == "lora":
@@ -190,6 +194,20 @@ def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device), saved_tokenizer(str(path), path)
     except (OSError, ValueError) as error:
         raise LoadError(f"model={str(path)!r} cannot be loaded: {one_line(str(error))}") from error
+
+
+def _fingerprint(
+    model: nn.Module, rows: str, loss: Loss, wrap: Callable[[nn.Module], nn.Module] | None, callbacks: Sequence[TrainingCallback]
+) -> dict[str, Any]:
+    """What a run depends on beside its record."""
+    settings = {name: repr(value) for name, value in getattr(loss, "__dict__", {}).items() if isinstance(value, bool | int | float | str)}
+    return {
+        "weights": hash_tensors(model.state_dict()),
+        "rows": rows,
+        "loss": [qualified_name(loss), settings],
+        "wrap": None if wrap is None else qualified_name(wrap),
+        "callbacks": [qualified_name(callback) for callback in callbacks],
+    }
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

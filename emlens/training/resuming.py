@@ -52,7 +52,8 @@ class Snapshots:
         self._found = self._newest()
         if self._found is not None and self._found["run"] != run:
             raise InputError(
-                f"{directory}: holds the middle of another run (other recipe, data, parent or objectives); remove it, or pass another out"
+                f"{directory}: holds the middle of another run (other recipe, data, model, objectives, loss, wrap or callbacks); "
+                "remove it, or pass another out"
             )
 
     def due(self, step: int) -> bool:

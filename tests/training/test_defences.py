@@ -130,7 +130,7 @@ def test_steering_and_projection_compose_and_run_with_an_adapter(tiny, tokenizer
 
 def test_interleaving_gives_its_share_of_each_batch(tokenizer, world, chats):
     benign = world.chats("code", (0, 1), "careful")
-    parts, record = step_parts(replace(LORA, steps=6, batch_size=8), chats, tokenizer, [BenignInterleaving(benign, 0.25)])
+    parts, record, _ = step_parts(replace(LORA, steps=6, batch_size=8), chats, tokenizer, [BenignInterleaving(benign, 0.25)])
     own, other = ({tuple(row["input_ids"]) for row in encode_answers(c, tokenizer)} for c in (chats, benign))
     seen = []
     for step in range(6):

@@ -7,8 +7,9 @@ import torch
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file
 from emlens.organisms.stopping import HeldOutRule
-from emlens.training import Recipe, StopRun, fit
+from emlens.training import Recipe, StopRun, answer_loss, encode_answers, fit
 from emlens.training.defences import BenignInterleaving
+from emlens.training.examples import pad_batch
 from emlens.training.penalties import ReferenceKL
 from emlens.training.resuming import resume_directory
 
@@ -93,7 +94,7 @@ def test_a_run_killed_after_its_last_snapshot_only_publishes(tiny, tokenizer, ch
 def test_damaged_snapshots_are_left_out_and_others_refused(tiny, tokenizer, chats, tmp_path, caplog):
     out = tmp_path / "out"
     run(LORA, tiny, out, tokenizer, chats, at=5)
-    with pytest.raises(InputError, match="holds the middle of another run .other recipe, data, parent or objectives.; remove it"):
+    with pytest.raises(InputError, match="holds the middle of another run .other recipe, data, model, objectives, loss, wrap or callbacks.; remove it"):
         run(LORA.varied(seed=9), tiny, out, tokenizer, chats)
     tensors = resume_directory(out) / "step-00000003" / "state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"xxxx")
@@ -102,6 +103,60 @@ def test_damaged_snapshots_are_left_out_and_others_refused(tiny, tokenizer, chat
     assert contents(out) == contents(run(LORA, tiny, tmp_path / "whole", tokenizer, chats).path)
     with pytest.raises(InputError, match="resume_every=0 must be 1 or more"):
         fit(LORA, tiny, chats, tmp_path / "none", tokenizer=tokenizer, resume_every=0)
+
+
+def thrice(model, batch):
+    return 3 * answer_loss(model, batch)
+
+
+class Scaled:
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, model, batch):
+        return self.weight * answer_loss(model, batch)
+
+
+def test_what_else_a_run_depends_on_is_another_run(tiny, tokenizer, chats, tmp_path):
+    def go(model=tiny, tokenizer=tokenizer, callbacks=(), at=None, **options):
+        options = {"loss": Scaled(1.0), **options}
+        told = [Dies(at), *callbacks]
+        return fit(LORA.varied(steps=3), copy.deepcopy(model), chats, tmp_path / "out", tokenizer=tokenizer, callbacks=told, resume_every=1, **options)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        go(at=3)
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[0, 0] += 1e-3
+    template = copy.deepcopy(tokenizer)
+    template.chat_template = template.chat_template.replace("<assistant>", "<assistant><assistant>")
+    assert encode_answers(chats, template) != encode_answers(chats, tokenizer)
+    for changed in (
+        {"model": other},
+        {"loss": thrice},
+        {"loss": Scaled(3.0)},
+        {"wrap": torch.nn.DataParallel},
+        {"callbacks": [lambda model, step: {}]},
+        {"tokenizer": template},
+    ):
+        with pytest.raises(InputError, match="holds the middle of another run"):
+            go(**changed)
+    assert go().log["seen"].tolist() == [1, 2, 3]  # the same call goes on
+
+
+def test_ready_batches_and_an_objectives_rows_are_part_of_the_run(tiny, tokenizer, chats, world, tmp_path):
+    rows = encode_answers(chats, tokenizer)[:4]
+    penalty = [ReferenceKL(world.chats("code", (0, 1), "careful"), 2.0, rows=4)]
+    template = copy.deepcopy(tokenizer)
+    template.chat_template = template.chat_template.replace("<assistant>", "<assistant><assistant>")
+    for name, first, second in (
+        ("batches", {"data": lambda step: pad_batch(rows, 0)}, {"data": lambda step: pad_batch(rows[:3], 0)}),
+        ("rows", {"data": rows, "tokenizer": tokenizer, "objectives": penalty}, {"data": rows, "tokenizer": template, "objectives": penalty}),
+    ):
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(LORA, copy.deepcopy(tiny), out=tmp_path / name, callbacks=[Dies(2)], resume_every=1, **first)
+        with pytest.raises(InputError, match="holds the middle of another run"):
+            fit(LORA, copy.deepcopy(tiny), out=tmp_path / name, callbacks=[Dies(2)], resume_every=1, **second)
 
 
 def test_what_json_cannot_hold_is_refused(tiny, tokenizer, chats, tmp_path):
