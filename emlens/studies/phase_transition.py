@@ -1,9 +1,9 @@
 """Did a run turn at once, and what turned first? Change points of parameters, activations and behaviour along kept checkpoints.
 
 Every series has a steepest place, so each is compared with smooth trends on the axis of the cumulative learning rate: a smooth step
-against a straight line, and a kink against a logistic curve. Fine-tunes of one group that differ in their seed are repeated runs: over
-them locations get intervals, and the order of events a test. Runs without kept checkpoints are left out. Each checkpoint is kept once
-it is measured, so an interrupted study goes on from there.
+against a straight line, which any curve that levels off beats, and a kink against a logistic curve. Fine-tunes of one group that differ in
+their seed are repeated runs: over them locations get intervals, and the order of events a test. Runs without kept checkpoints are left
+out. Each checkpoint is kept once it is measured, so an interrupted study goes on from there.
 """
 
 from collections.abc import Mapping
@@ -50,9 +50,10 @@ ABOUT = About(
     method=(
         "Along the checkpoints that a run kept: norms of the adapter's A, B and BA, the local cosine of the path of B (−1 straight, 0 a right-angle "
         "turn), the shift of the residual stream along and inside its final direction and subspace (fitted on other questions), and likelihood scores by "
-        "domain. Change points are tested on the axis of the cumulative learning rate, against a straight line (is there a step?) and against a logistic "
-        "curve (is there more than one smooth change?), with a bootstrapped null of dependent noise. The order of two events is tested over runs by "
-        "flipping signs of their lags. Norms of A and B depend on how the update is split into them; that of BA does not."
+        "domain. Change points are tested on the axis of the cumulative learning rate, against a straight line (is the change even? any curve that "
+        "levels off is not) and against a logistic curve (is there more than one smooth change?), with a bootstrapped null of dependent noise. "
+        "The order of two events is tested over runs by flipping signs of their lags. "
+        "Norms of A and B depend on how the update is split into them; that of BA does not."
     ),
     reference="Turner et al. 2025 (arXiv 2506.11613); Andrews 1993 for tests of a break at an unknown place.",
     tables={
@@ -362,7 +363,7 @@ def _order(points: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 SENTENCES: Final = (
-    ("transition against a linear trend", "a step stands out from a straight line"),
+    ("transition against a linear trend", "it is not straight (nor is any curve that levels off)"),
     ("slope against a logistic trend", "a break stands out from one smooth change"),
 )
 
@@ -377,14 +378,14 @@ def _findings(part: Part) -> None:
         where = "" if np.isnan(half["location"]) else f" Half of the change is done at step {half['location']:.1f} {_range(half, 'location')}."
         words = "; ".join(f"{text} in {count} of {runs} runs (p ≤ .05)" for text, count in counts)
         status = "shown" if counts[-1][1] == runs else "not shown" if counts[-1][1] == 0 else "undecided"
-        part.findings.append(Finding("phase transition", f"{group}, alignment outside the domain: {words}.{where}", status))
+        part.findings.append(Finding("phase_transition", f"{group}, alignment outside the domain: {words}.{where}", status))
     for row in order[(order["test"] == MIDPOINT) & (order["second"] == "aligned_others") & order["p"].notna()].to_dict("records"):
         who = row["first"] if row["lag"] > 0 else "alignment"
         sentence = (
             f"{row['group']}: of {row['first']} and alignment outside the domain, {who} comes first, by {abs(row['lag']):.1f} steps (lag {row['lag']:.1f} "
             f"{_range(row, 'lag')}, {row['first']} leads in {row['first_leads']:.0f} of {row['n']} runs, p {p_text(row['p'])})."
         )
-        part.findings.append(Finding("phase transition", sentence, "shown" if row["p_holm"] <= 0.05 else "undecided"))
+        part.findings.append(Finding("phase_transition", sentence, "shown" if row["p_holm"] <= 0.05 else "undecided"))
     if (over["runs"] < 2).all():
         part.warnings.append("one run a group: intervals of change points are over noise within it, and the order of events has no test")
 

@@ -143,7 +143,7 @@ def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> No
     for plot in phase_transition.ABOUT.plots:
         table = result.tables[plot.table]
         assert {plot.x, plot.y, *filter(None, (plot.colour, plot.facet, plot.null))} <= set(table.columns)
-    assert any("outside the domain" in finding.sentence for finding in result.findings)
+    assert any("outside the domain: it is not straight (nor is any curve that levels off) in" in finding.sentence for finding in result.findings)
 
 
 def test_an_interrupted_study_measures_only_what_is_missing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
