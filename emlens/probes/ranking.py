@@ -3,7 +3,8 @@
 Rows are runs; features are numbers known before the alignment evaluation: final loss, learning rate, baseline activations, delta overlap. A
 model of the other runs predicts each run's alignment (leave-run-out). A choice is judged by regret: how much worse than the best
 run the chosen one is, among runs none of which the model has seen: it learns from one half of them and chooses in the other. (Forecasts that
-each leave one run out may not be compared for this: what is learnt from the others falls as a run's own score rises.) Beside it, the regret of
+each leave one run out, or average over halves without it, may not be compared for this: what is learnt from the others falls as a run's own
+score rises. So nothing is chosen among runs that are scored already: that takes candidates.) Beside it, the regret of
 taking the lowest loss, of taking any run, and of the same procedure on shuffled scores. Cost: ridge, one factorisation a split for all
 shuffles; a forest comes without shuffles.
 """
@@ -22,6 +23,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.ridge import ALPHAS, Array, ridge_path, standardise
+from emlens.probes.shuffles import shuffled_targets
 from emlens.stats import NullDistribution, spearman
 
 Model = Literal["linear", "forest"]
@@ -36,10 +38,12 @@ class Ranking:
     """What was chosen, and what choosing so costs.
 
     Args:
-        table: one row a run and model, best forecast first: run, by, forecast (from the other runs), observed, rank.
+        table: one row a run and model, as they came: run, by, forecast (from the other runs), observed. These forecasts are no ranking:
+            without information they fall as the observed score rises.
         choices: one row a way to choose: by; `regret` with interval: the best run minus the chosen one, on average over random halves of the
             runs; `null`: that of taking any run of the half; `gain`: how much less than that of the lowest loss, with interval; p of the regret
-            against shuffled scores; `spearman` of leave-run-out forecasts and scores (of lowest loss: of the negative loss), with interval.
+            against shuffled scores (clusters dealt whole); `spearman` of forecasts and scores inside a half that no fit saw, on average over
+            halves (of lowest loss: of the negative loss over all runs), with interval.
         candidates: the new configurations, best forecast first: run, by, forecast, rank; empty where none were given.
         null: by model, regret on shuffled scores.
     """
@@ -50,9 +54,16 @@ class Ranking:
     null: Mapping[str, NullDistribution]
 
     def chosen(self, by: Model = "linear") -> str:
-        """The candidate with the best forecast; without candidates, the run with the best forecast from the other runs."""
-        table = self.candidates if len(self.candidates) else self.table
-        return str(table[table["by"] == by]["run"].iloc[0])
+        """The candidate with the best forecast.
+
+        Raises:
+            InputError: no candidates were given: forecasts of runs whose scores were learnt from cannot be compared for a choice.
+        """
+        if not len(self.candidates):
+            raise InputError(
+                "no candidates were given, and forecasts of scored runs must not be compared for a choice; pass candidates="
+            )
+        return str(self.candidates[self.candidates["by"] == by]["run"].iloc[0])
 
 
 def rank_configurations(
@@ -76,7 +87,7 @@ def rank_configurations(
         target: column to be high (alignment). features: numeric columns known before it is measured.
         loss: column whose lowest value is the rival choice; None: no such rival.
         clusters: column that names what is left out together (a schedule, a data set); None: each run alone.
-        candidates: configurations whose target is not known, with the feature columns, to choose among; None: the runs themselves.
+        candidates: configurations whose target is not known, with the feature columns, to choose among; None: only what choosing costs is told.
         models: `"linear"` (ridge, penalty chosen on inner folds) and `"forest"`.
         splits: random halves over which regret is averaged; a forest takes at most 40. Intervals: delete-one-cluster jackknife, fits as given.
         permutations: shuffles of the target for the null of the linear model.
@@ -90,7 +101,8 @@ def rank_configurations(
     best, names = sign * y, [str(name) for name in runs.index]
     halves = _splits(labels, splits, seed)
     rival = None if loss is None else -runs[loss].to_numpy(dtype=float)
-    shuffled = _shuffled(best, permutations, seed)
+    dealt = shuffled_targets(best, [str(i) for i in range(len(best))], labels, "group", permutations, seed)
+    shuffled = np.stack(dealt, axis=1) if dealt else np.empty((len(best), 0))
     tables, rows, new, nulls = [], [], [], {}
     for model in models:
         if model not in MODELS:
@@ -98,12 +110,10 @@ def rank_configurations(
         own = halves if model == "linear" else halves[:FOREST_SPLITS]
         targets = best[:, None] if model == "forest" else np.column_stack([best, shuffled])
         forecast = _left_out(model, x, best, labels, seed)
-        order = np.argsort(-forecast, kind="stable")
-        columns = {"run": [names[i] for i in order], "by": model, "forecast": sign * forecast[order], "observed": y[order]}
-        tables.append(pd.DataFrame({**columns, "rank": np.arange(1, len(order) + 1)}))
+        tables.append(pd.DataFrame({"run": names, "by": model, "forecast": sign * forecast, "observed": y}))
         values = [_fitted(model, x[fit], x[test], targets[fit], [labels[i] for i in fit], seed) for fit, test in own]
         row = _row(model, [v[:, 0] for v in values], best, rival, labels, own)
-        rows.append(row | _rank(forecast, best))
+        rows.append(row)
         if model == "linear" and permutations:
             draws = [
                 np.mean([shuffled[test, j].max() - shuffled[test[v[:, j + 1].argmax()], j] for (_, test), v in zip(own, values, strict=True)])
@@ -153,11 +163,6 @@ def _numbers(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
     return table[list(columns)].apply(pd.to_numeric).to_numpy(dtype=float)
 
 
-def _shuffled(best: Array, permutations: int, seed: int) -> Array:
-    rng = numpy_rng(seed, "shuffled runs")
-    return np.stack([rng.permutation(best) for _ in range(permutations)], axis=1) if permutations else np.empty((len(best), 0))
-
-
 def _splits(labels: Sequence[str], count: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """(learn from, choose among): random halves of the clusters."""
     rng, place = numpy_rng(seed, "halves of runs"), np.array(labels)
@@ -192,30 +197,43 @@ def _row(
     labels: Sequence[str],
     halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> dict[str, Any]:
-    """Regret, and gain over the rival, each with a jackknife interval over clusters of candidates."""
+    """Regret, gain over the rival, and Spearman inside the halves, each with a jackknife interval over clusters of candidates."""
     place, names = np.array(labels), sorted(set(labels))
     own, other = _lost(values, best, halves), None if rival is None else _lost([rival[test] for _, test in halves], best, halves)
     row: dict[str, Any] = {"by": by, "regret": own, "regret_low": np.nan, "regret_high": np.nan}
     row["null"] = float(np.mean([best[test].max() - best[test].mean() for _, test in halves]))
     row |= {"gain": np.nan if other is None else other - own, "gain_low": np.nan, "gain_high": np.nan, "p": np.nan, "splits": len(halves)}
-    without = np.full((len(names), 2), np.nan)
+    row |= {"spearman": _ordered(values, best, halves), "spearman_low": np.nan, "spearman_high": np.nan}
+    without = np.full((len(names), 3), np.nan)
     for i, name in enumerate(names):
         kept = [place[test] != name for _, test in halves]
         fewer = [(fit, test[k]) for (fit, test), k in zip(halves, kept, strict=True)]
-        without[i, 0] = _lost([v[k] for v, k in zip(values, kept, strict=True)], best, fewer)
+        less = [v[k] for v, k in zip(values, kept, strict=True)]
+        without[i, [0, 2]] = _lost(less, best, fewer), _ordered(less, best, fewer)
         if rival is not None:
             without[i, 1] = _lost([rival[test] for _, test in fewer], best, fewer) - without[i, 0]
-    for column, (name, value) in enumerate((("regret", own), ("gain", row["gain"]))):
+    limits = {"regret": (0.0, np.inf), "gain": (-np.inf, np.inf), "spearman": (-1.0, 1.0)}
+    for column, (name, (least, most)) in enumerate(limits.items()):
+        value = row[name]
         if np.isfinite(value):
             spread = float(np.sqrt((len(names) - 1) / len(names) * ((without[:, column] - without[:, column].mean()) ** 2).sum()))
             reach = float(scipy_stats.t.ppf(0.975, len(names) - 1)) * spread
-            row |= {f"{name}_low": max(0.0, value - reach) if name == "regret" else value - reach, f"{name}_high": value + reach}
+            row |= {f"{name}_low": max(least, value - reach), f"{name}_high": min(most, value + reach)}
     return row
 
 
 def _lost(values: Sequence[Array], best: Array, halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> float:
     """Mean over splits: the best candidate minus the one with the highest value."""
     return float(np.mean([best[test].max() - best[test[v.argmax()]] for (_, test), v in zip(halves, values, strict=True) if len(test)]))
+
+
+def _ordered(values: Sequence[Array], best: Array, halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> float:
+    """Mean over splits: Spearman of values and scores inside the half to choose among; 0 where either is one number."""
+    found = []
+    for (_, test), v in zip(halves, values, strict=True):
+        told = len(test) > 1 and np.ptp(v) > 0 and np.ptp(best[test]) > 0
+        found.append(np.corrcoef(scipy_stats.rankdata(v), scipy_stats.rankdata(best[test]))[0, 1] if told else 0.0)
+    return float(np.mean(found))
 
 
 def _rank(values: Array, best: Array) -> dict[str, float]:

@@ -28,7 +28,7 @@ ABOUT = About(
     tables={
         "numbers": "One row a fine-tune and number, with its own interval and its null.",
         "over_seeds": "One row a number and group of runs that differ in their seed alone: mean with t interval, spread, range, mean null.",
-        "configurations": "One row a run and way to choose: forecast from the other runs, what was observed, rank.",
+        "configurations": "One row a run and way to choose: forecast from the other runs, what was observed. No ranking: see choice.",
         "choice": "One row a way to choose: its regret among runs not seen, that of any run, the gain over the lowest loss, p against shuffled scores.",
     },
     plots=(
@@ -37,7 +37,8 @@ ABOUT = About(
             facet="number", null="null", hover=("sd", "lowest", "highest", "n", "null_is"),
         ),
         Plot(
-            "points", "configurations", "forecast", "observed", "Forecast and observed alignment of each run", "Each run forecast from the others.",
+            "points", "configurations", "forecast", "observed", "Forecast and observed alignment of each run",
+            "Each run forecast from the others; without information such forecasts fall as the observed score rises.",
             colour="by", hover=("run",),
         ),
     ),
@@ -102,14 +103,14 @@ def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
     part.tables["configurations"] = ranking.table
     part.tables["choice"] = ranking.choices
     cost = ranking.choices.set_index("by").loc["linear"]
-    chosen = ranking.chosen()
-    row, best = table.loc[chosen], float(table["others"].max())
+    best = str(table["others"].idxmax())
+    row = table.loc[best]
     part.findings.append(
         Finding(
             "synthesis",
-            f"Chosen configuration: {row['cell']} (run {chosen}; forecast from {', '.join(features)} of the other runs). "
-            f"Its alignment outside the domain is {row['others']:.1f}, that of the best run {best:.1f}; choosing so costs {cost['regret']:.1f} "
-            f"[{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points among runs not seen, taking any run {cost['null']:.1f}.",
+            f"Best configuration of those measured: {row['cell']} (run {best}), with alignment outside the domain of {row['others']:.1f}. "
+            f"Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f} [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] "
+            f"points among runs not seen, taking any run {cost['null']:.1f}.",
             "undecided",
         )
     )

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from emlens.foundation.errors import InputError
 from emlens.probes import rank_configurations, ranking
@@ -23,13 +24,12 @@ def test_an_informative_feature_leaves_next_to_no_regret(model: str) -> None:
     row = found.choices.set_index("by").loc[model]
     assert row["regret"] < (0.05 if model == "linear" else 0.5) * row["null"] and row["gain"] > 0 and row["spearman"] > 0.8
     assert model == "forest" or row["gain_low"] > 0
-    assert runs.loc[found.chosen(model), "aligned"] > runs["aligned"].quantile(0.9)
-    assert row["regret_low"] <= row["regret"] <= row["regret_high"]
+    assert row["regret_low"] <= row["regret"] <= row["regret_high"] and row["spearman_low"] <= row["spearman"] <= row["spearman_high"] <= 1
     assert row["p"] == 1 / 20 if model == "linear" else np.isnan(row["p"])
 
 
 def test_without_information_a_choice_is_no_better_and_no_worse_than_any_run() -> None:
-    ratio, p = [], []
+    ratio, p, order = [], [], []
     for seed in range(8):
         runs = sweep(seed, informative=False)
         noise = pd.DataFrame(np.random.default_rng(100 + seed).standard_normal((len(runs), 9)), runs.index, [f"f{i}" for i in range(9)])
@@ -38,9 +38,39 @@ def test_without_information_a_choice_is_no_better_and_no_worse_than_any_run() -
         row = found.choices.iloc[0]
         ratio.append(row["regret"] / row["null"])
         p.append(row["p"])
+        order.append(row["spearman"])
     # choices among forecasts that each left one run out took the worst run here: their ratio is near 2
     assert abs(np.mean(ratio) - 1) < min(0.3, 3 * np.std(ratio) / np.sqrt(8))
     assert np.mean(p) > 0.25 and np.std(ratio) < 1
+    assert abs(np.mean(order)) < 0.12  # of forecasts that each left one run out: about -.7
+
+
+def test_noise_chooses_a_candidate_at_random_and_never_a_scored_run() -> None:
+    place = []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        table = pd.DataFrame(rng.standard_normal((36, 4)), columns=["a", "b", "c", "aligned"])
+        known, new = table.head(24), table.tail(12)
+        common = {"target": "aligned", "features": ["a", "b", "c"], "models": ("linear",), "splits": 1, "permutations": 0}
+        found = rank_configurations(known, candidates=new[["a", "b", "c"]], **common)
+        place.append((new["aligned"] < new.loc[int(found.chosen()), "aligned"]).mean() * 12 / 11)
+    bare = rank_configurations(known, **common)
+    with pytest.raises(InputError, match="no candidates were given, and forecasts of scored runs must not be compared for a choice; pass candidates="):
+        bare.chosen()
+    assert "rank" not in bare.table and bare.table["run"].tolist() == [str(i) for i in range(24)]
+    assert abs(np.mean(place) - 0.5) < 3 * 0.29 / np.sqrt(24)
+
+
+def test_where_clusters_carry_the_scores_noise_is_not_found_more_often_than_stated() -> None:
+    p = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        level, seen = rng.standard_normal((2, 12))
+        runs = pd.DataFrame({"schedule": np.repeat(np.arange(12), 5), "aligned": np.repeat(level, 5) + 0.2 * rng.standard_normal(60)})
+        runs["loss"] = np.repeat(seen, 5) + 0.2 * rng.standard_normal(60)
+        common = {"target": "aligned", "features": ["loss"], "clusters": "schedule", "models": ("linear",), "splits": 4, "permutations": 19, "seed": seed}
+        p.append(rank_configurations(runs, **common).choices["p"].iloc[0])
+    assert np.mean(np.array(p) <= 0.1) <= 0.2  # dealt run by run, more than a quarter are
 
 
 def test_a_forecast_has_not_seen_its_run() -> None:
@@ -62,7 +92,14 @@ def test_regret_is_that_of_a_plain_loop_and_lower_can_be_better() -> None:
         half = runs.iloc[test]
         lost.append(half["aligned"].max() - half.loc[half["loss"].idxmin(), "aligned"])
     assert found.choices.set_index("by").loc["lowest loss", "regret"] == pytest.approx(np.mean(lost))
-    down = rank_configurations(runs.assign(harm=-runs["aligned"]), target="harm", higher_is_better=False, **common)
+    half = [runs.iloc[test] for _, test in ranking._splits([f"run {i}" for i in range(12)], 50, 0)]
+    values = [ranking._fitted("linear", runs.drop(h.index)[["overlap"]].to_numpy(), h[["overlap"]].to_numpy(), runs.drop(h.index)[["aligned"]].to_numpy(),
+                              [f"run {runs.index.get_loc(i)}" for i in runs.index if i not in h.index], 0)[:, 0] for h in half]  # fmt: skip
+    expected = np.mean([spearmanr(v, h["aligned"]).statistic for v, h in zip(values, half, strict=True)])
+    assert found.choices["spearman"].iloc[0] == pytest.approx(expected)
+    new = runs[["overlap"]].tail(4) + 0.1
+    found = rank_configurations(runs, target="aligned", candidates=new, **common)
+    down = rank_configurations(runs.assign(harm=-runs["aligned"]), target="harm", higher_is_better=False, candidates=new, **common)
     assert down.chosen() == found.chosen() and down.table["forecast"].iloc[0] == pytest.approx(-found.table["forecast"].iloc[0])
 
 
