@@ -217,6 +217,57 @@ def test_a_changed_figure_is_drawn_and_the_rest_of_the_page_stays(tmp_path: Path
     assert (tmp_path / "evidence.md").read_text() == text + "\nwords" and tables.draw(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("goal", "value", "met"),
+    [
+        (tables.Goal("≤", "1.25"), 1.25, True),
+        (tables.Goal("≤", "1.25"), 1.251, False),
+        (tables.Goal("≥", ".80"), 0.8, True),
+        (tables.Goal("≥", ".80"), 0.799, False),
+        (tables.Goal("<", "120"), 119.9, True),
+        (tables.Goal("<", "120"), 120.0, False),
+        (tables.Goal("=", "0"), 0, True),
+        (tables.Goal("=", "0"), 1, False),
+        (tables.Goal("=", "0 of 1,000"), (0, 1000), True),
+        (tables.Goal("=", "0 of 1,000"), (1, 1000), False),
+        (tables.Goal("=", "25 of 25"), (25, 25), True),
+        (tables.Goal("=", "25 of 25"), (24, 25), False),
+        (tables.Goal("=", "25 of 25"), (20, 20), False),
+        (tables.Goal("all"), (89, 89), True),
+        (tables.Goal("all"), (88, 89), False),
+        (tables.Goal("all"), (0, 0), False),
+    ],
+)
+def test_a_figure_is_marked_exactly_where_it_misses_its_goal(goal: tables.Goal, value: float | tuple[int, int], met: bool) -> None:
+    assert goal.met(value) is met
+    seen, fine = tables.Measured(value, "seen"), tables.Measured(1.0, "fine")
+    assert tables.told([goal, tables.Goal("=", "1")], [seen, fine]) == ("seen; fine" if met else "seen, not reached; fine")
+    assert tables.told([], [seen]) == "seen"
+
+
+def test_every_row_of_figures_is_marked_exactly_where_it_misses_its_goal() -> None:
+    """From the text of the page alone."""
+    marked = 0
+    for row in tables.figures_table().splitlines()[2:]:
+        _, goals, measured, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        for goal, seen in zip(goals.split("; "), measured.split("; "), strict=True):
+            said = seen.endswith(", not reached")
+            shown = seen.removesuffix(", not reached")
+            if goal == "–":
+                assert not said
+                continue
+            if goal == "all":
+                missed = len(set(shown.split(" of "))) > 1
+            elif goal[0] in "≤≥<":
+                value, bound = float(re.split(r"[ ,]", shown)[0]), float(goal[2:])
+                missed = value < bound if goal[0] == "≥" else value > bound
+            else:
+                missed = shown not in (goal, f"{goal}, {goal}")
+            assert said == missed, row
+            marked += missed
+    assert marked >= 5
+
+
 def test_every_evidence_file_says_where_it_comes_from() -> None:
     listed = tables.files_table()
     for path in EVIDENCE.glob("*.json"):
