@@ -65,7 +65,7 @@ def test_sigkill_at_random_moments_loses_and_doubles_nothing(work, out, seed):
 
 
 def test_an_interrupt_gives_back_and_the_next_run_goes_on(work, out):
-    process = start(local_main, work, Opening(out, seconds=0.4))
+    process = start(local_main, work, Opening(out, seconds=1.0))
     until(lambda: begun(out) and len(trace(out, "begin")) == 2)
     os.kill(process.pid, signal.SIGINT)
     process.join(30)
