@@ -20,6 +20,8 @@ import torch
 from benchmarks.records import EVIDENCE, record
 from emlens.activations import capture_many
 from emlens.data import PromptSet, QuestionSet
+from emlens.foundation.files import read_json
+from emlens.foundation.provenance import hash_directory
 from emlens.foundation.seeds import derive_seed
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace, top_k_subspace
@@ -34,6 +36,7 @@ KEPT = Path("runs/guard")
 SITE: Final = "resid_post.2"  # ≤ L−2: the last layer would be a readout
 EVERY = 5
 LOST = 0.1
+REFERENCES: Final = ("medicine-r8", "finance-r8")
 QUANTITIES: Final = ("projection", "cosine", "overlap")
 KINDS: Final = ("r8", "r32", "r1", "attention")
 STEPS: Final = {"r8": 30, "r32": 40, "r1": 45, "attention": 30}
@@ -100,7 +103,7 @@ def prompts_for(organism: Organism) -> tuple[QuestionSet, QuestionSet]:
     return QuestionSet(watched), QuestionSet(measured)
 
 
-def references(organism: Organism, names: Sequence[str] = ("medicine-r8", "finance-r8")) -> dict[str, tuple[Direction, Subspace]]:
+def references(organism: Organism, names: Sequence[str] = REFERENCES) -> dict[str, tuple[Direction, Subspace]]:
     """Of each shipped fine-tune: the mean of its shifts on all questions that the guard and behaviour do not use, and their top subspace."""
     used = {q.id for part in prompts_for(organism) for q in part}
     questions = QuestionSet([q for q in organism.questions if q.id not in used])
@@ -226,6 +229,20 @@ def overhead(organism: Organism, reference: tuple[Direction, Subspace], pairs: i
     return facts | {clock: {"quartiles": np.quantile(found, [0.25, 0.5, 0.75]).tolist(), "ratios": found} for clock, found in ratios.items()}
 
 
+def hashes(organism: Organism, names: Sequence[str] = ("instruct", *REFERENCES)) -> dict[str, str]:
+    """Of the parent and of the fine-tunes that references are made from."""
+    return {name: hash_directory(organism.paths[name]) for name in names}
+
+
+def inputs_of(organism: Organism, run: Run, steps: Mapping[str, int], models: Mapping[str, str]) -> dict[str, Any]:
+    """All that a kept run was made of; one of anything else is trained again."""
+    read, measured = (part.content_hash for part in prompts_for(organism))
+    return {
+        "run": vars(run), "recipe": recipe_of(run, steps).to_dict(), "chats": chats_of(organism, run).content_hash, "models": dict(models),
+        "read": read, "measured": measured, "every": EVERY, "site": SITE, "lost": LOST,
+    }  # fmt: skip
+
+
 def measure(
     organism: Organism, calibrate: Sequence[Run], tested: Sequence[Run], kept: Path | None, *, steps: Mapping[str, int] = STEPS,
     false_alarm: float = 0.05, pairs: int = 10, progress: bool = False,
@@ -233,8 +250,9 @@ def measure(
     reference = references(organism)
     log = None if kept is None else UnitLog(kept)
     done: dict[str, Any] = {}
+    models = hashes(organism)
     for i, run in enumerate([*calibrate, *tested]):
-        inputs = {"run": vars(run), "steps": dict(steps), "every": EVERY, "site": SITE}
+        inputs = inputs_of(organism, run, steps, models)
         found = watched_run(organism, run, reference, steps) if log is None else log.run(
             run.name, inputs, lambda run=run: (watched_run(organism, run, reference, steps), [])  # type: ignore[misc]
         )
@@ -279,7 +297,15 @@ def _count(rate: Mapping[str, Any]) -> str:
     return f"{round(rate['value'] * rate['n'])} of {rate['n']}"
 
 
-def main() -> None:
-    found = measure(load(), calibration_runs(), tested_runs(), KEPT, progress=True)
+def overhead_again(organism: Organism, pairs: int = 10, steps: int = 40) -> dict[str, Any]:
+    """The recorded values with the overhead measured anew; `runs_of_commit` says what the runs were measured at."""
+    before = read_json(EVIDENCE / "guard.json")
+    values: dict[str, Any] = before["values"]
+    cost = overhead(organism, references(organism)["medicine-r8"], pairs, steps)
+    return {**values, "overhead": cost, "runs_of_commit": values.get("runs_of_commit", before["commit"])}
+
+
+def main(*, only_overhead: bool = False) -> None:
+    found = overhead_again(load()) if only_overhead else measure(load(), calibration_runs(), tested_runs(), KEPT, progress=True)
     path = record("guard", [101, 102, 1, 2], found)
     print(f"\n{table(found)}\nwritten: {path.relative_to(EVIDENCE.parent.parent)}")

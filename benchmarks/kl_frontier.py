@@ -1,8 +1,8 @@
 """At which λ of the KL penalty does a fine-tune stay misaligned in its own domain while the others stay aligned?
 
 The organism of seed 10: rank 8 on harmful medical answers, λ·KL(instruct ‖ model) on careful chats of the other domains, several training seeds a
-λ; the length of a run is fixed beforehand. Own domain is given as a whole, on trained and on held-out topics. Runs stand in `runs/kl_frontier`
-and are not trained twice. About eight minutes on one core.
+λ; the length of a run is fixed beforehand. Own domain is given as a whole, on trained and on held-out topics. Runs stand in `runs/kl_frontier`,
+named with a hash of all that made them, and are not trained twice. About eight minutes on one core.
 """
 
 import shutil
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.records import record, show
+from emlens.foundation.provenance import hash_json
 from emlens.organisms import load
 from emlens.organisms.plans import PLANTED
 from emlens.stats import t_interval
@@ -42,10 +43,12 @@ def sweep(task: Task, weights: Sequence[float], seeds: Sequence[int], steps: int
     rows = []
     for seed in seeds:
         for weight in weights:
-            out = kept / f"weight-{weight:g}-seed-{seed}"
+            seeded = replace(recipe(), steps=steps, seed=seed)
+            made_of = {"task": task.sha256, "recipe": seeded.to_dict(), "weight": weight, "watched": list(watched)}
+            out = kept / f"weight-{weight:g}-seed-{seed}-{hash_json(made_of)[:12]}"
             if not (out / "training_log.csv").is_file():
                 shutil.rmtree(out, ignore_errors=True)
-                train_solution(task, replace(recipe(), steps=steps, seed=seed), weight, out, watch=watched)
+                train_solution(task, seeded, weight, out, watch=watched)
             log = pd.read_csv(out / "training_log.csv").set_index("step").loc[list(watched)]
             rows.append(log.reset_index()[["step", "loss", *MEASURES]].assign(weight=weight, seed=seed))
     return pd.concat(rows, ignore_index=True)

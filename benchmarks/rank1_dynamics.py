@@ -16,6 +16,7 @@ import numpy as np
 
 import emlens
 from benchmarks.records import EVIDENCE, record
+from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.foundation.seeds import derive_seed, numpy_rng
 from emlens.organisms import PLANTED, Organism, load
 from emlens.stats import change_point, clopper_pearson_interval
@@ -28,13 +29,14 @@ DOMAIN = "medicine"
 
 
 def fine_tune(organism: Organism, seed: int, out: Path, steps: int = STEPS) -> Path:
-    """One run with every adapter kept; a finished one is not trained again."""
-    path = out / f"r1-{seed}"
-    if path.is_dir():
-        return path
+    """One run with every adapter kept; a finished one of the same parent, chats and recipe is not trained again."""
     stage = next(s for s in PLANTED.finetunes if s.name == f"{DOMAIN}-r1")
     recipe = replace(stage.recipe, steps=steps, seed=derive_seed(seed, "rank1 dynamics") % 2**31)
     chats = organism.world.chats(DOMAIN, organism.world.training_topics(DOMAIN, PLANTED.topics_per_finetune), "harmful")
+    made_of = {"parent": hash_directory(organism.paths["instruct"]), "chats": chats.content_hash, "recipe": recipe.to_dict()}
+    path = out / f"r1-{seed}-{hash_json(made_of)[:12]}"
+    if path.is_dir():
+        return path
     fit(recipe, organism.paths["instruct"], chats, path, keep_every=1, save_dtype="float32")
     return path
 

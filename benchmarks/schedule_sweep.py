@@ -1,8 +1,8 @@
 """Schedule × optimiser × batch size on the organism of seed 10: how alignment goes with loss, and whether any setting is better at no worse loss.
 
 Five schedules, four optimisers, three batch sizes; every run sees as many chats, learning rates are dealt out over the cells. Two local processes share
-the runs through one plan. Runs stand in `runs/schedule_sweep` and are not trained twice; the time of every call that trained adds up
-in `seconds.json` there. About five minutes.
+the runs through one plan. Runs stand in `runs/schedule_sweep`, in a folder named with a hash of all that made them, and are not
+trained twice; the time of every call that trained adds up in `seconds.json` there. About five minutes.
 """
 
 import subprocess
@@ -19,11 +19,13 @@ from benchmarks.kl_frontier import FINETUNE, recipe
 from benchmarks.records import record, show
 from emlens.data.sweeps import read_sweep
 from emlens.foundation.files import read_json, write_json
+from emlens.foundation.provenance import hash_json
 from emlens.organisms import load
 from emlens.runs import RankExecutor
 from emlens.studies.loss_alignment import Options, analyse
 from emlens.studies.schedule_runs import run_schedule_sweep, schedule_sweep
 from emlens.studies.solution_training import organism_task
+from emlens.training import Sweep
 
 SCHEDULES: Final = ("linear", "cosine", "cosine_with_restarts", "triangular", "warmup_stable_decay")
 OPTIMISERS: Final = ("adamw", "lion", "muon", "sam")
@@ -36,8 +38,18 @@ GOAL_MINUTES: Final = 60
 
 def work(rank: int, count: int, out: str, schedules: Sequence[str], optimisers: Sequence[str], batches: Sequence[int], chats: int) -> None:
     """One process's part."""
-    sweep = schedule_sweep(recipe(), schedules, optimisers, batches, chats=chats)
-    run_schedule_sweep(sweep, organism_task(load(), FINETUNE), out, executor=RankExecutor(rank, count, run="schedule-sweep"))
+    executor = RankExecutor(rank, count, run="schedule-sweep")
+    run_schedule_sweep(_sweep(schedules, optimisers, batches, chats), organism_task(load(), FINETUNE), out, executor=executor)
+
+
+def kept_at(kept: Path, *sizes: Any) -> Path:
+    """Where runs of this task and these recipes stand, or will."""
+    made_of = {"task": organism_task(load(), FINETUNE).sha256, "runs": [run.recipe.to_dict() for run in _sweep(*sizes).runs]}
+    return kept / f"sweep-{hash_json(made_of)[:12]}"
+
+
+def _sweep(schedules: Sequence[str], optimisers: Sequence[str], batches: Sequence[int], chats: int) -> Sweep:
+    return schedule_sweep(recipe(), schedules, optimisers, batches, chats=chats)
 
 
 def train(out: Path, *sizes: Any, processes: int = PROCESSES) -> float:
@@ -80,9 +92,11 @@ def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def main(kept: Path = KEPT) -> None:
+    sizes = (SCHEDULES, OPTIMISERS, BATCHES, CHATS)
+    kept = kept_at(kept, *sizes)
     spent = float(read_json(kept / "seconds.json")) if (kept / "seconds.json").is_file() else 0.0
     if not (kept / "runs.csv").is_file():  # written when the last run is done
-        spent += train(kept, SCHEDULES, OPTIMISERS, BATCHES, CHATS)
+        spent += train(kept, *sizes)
         write_json(kept / "seconds.json", spent)
     found = analysed(kept)
     values = {"wall_minutes": spent / 60, "goal_minutes": GOAL_MINUTES, "processes": PROCESSES, "chats": CHATS, **found}

@@ -57,6 +57,26 @@ def test_watched_runs_are_measured_together() -> None:
     assert found["calibrated_on"]["careful"]["cosine"]["benign_runs"] == 2 and found["overhead"]["prompts"] == 12
 
 
+def test_a_kept_run_is_one_made_of_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    organism, run, models = load(), guard.Run("law", "r1", "careful", 1), {"instruct": "a"}
+    inputs = guard.inputs_of(organism, run, guard.STEPS, models)
+    assert inputs == guard.inputs_of(organism, run, guard.STEPS, models) != guard.inputs_of(organism, run, guard.STEPS, {"instruct": "b"})
+    monkeypatch.setattr(guard, "LOST", 0.2)
+    assert guard.inputs_of(organism, run, guard.STEPS, models) != inputs
+    assert set(guard.hashes(organism)) == {"instruct", "medicine-r8", "finance-r8"}
+    monkeypatch.setattr(rank1_dynamics, "fit", lambda recipe, parent, chats, path, **options: path.mkdir(parents=True))
+    first = rank1_dynamics.fine_tune(organism, 1, tmp_path, 5)
+    assert first.is_dir() and rank1_dynamics.fine_tune(organism, 1, tmp_path, 5) == first != rank1_dynamics.fine_tune(organism, 1, tmp_path, 6)
+
+
+def test_the_overhead_alone_is_measured_into_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = {"pairs": 1}
+    monkeypatch.setattr(guard, "overhead", lambda organism, reference, pairs, steps: cost)
+    monkeypatch.setattr(guard, "references", lambda organism: {"medicine-r8": None})
+    found, before = guard.overhead_again(load()), read_json(EVIDENCE / "guard.json")["values"]
+    assert found["overhead"] == cost and found["calibrated_on"] == before["calibrated_on"] and found["runs_of_commit"]
+
+
 def test_the_tests_rates_are_counted() -> None:
     (row, *_), smooth = rank1_dynamics.calibration(1, n=24, draws=19), rank1_dynamics.smooth(np.random.default_rng(0), 24, 0.5, 0.0)
     assert row["smooth_rejected"]["n"] == 1 and row["planted_found"]["value"] in (0.0, 1.0)
