@@ -16,8 +16,8 @@ from emlens.report.escaping import escape
 
 ROWS_SHOWN = 50
 DIGITS = 4
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for the beginning of a formula."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes for the beginning of a formula, also behind blanks, which some skip."""
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -36,7 +36,7 @@ def packed(text: str) -> str:
 
 
 def _set_off(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(FORMULA):
+    if not isinstance(value, str) or not (value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)):
         return value
     try:
         float(value)

@@ -26,7 +26,7 @@ from emlens.stats import t_interval
 from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part, columns_of, p_text, read_table, write_table
+from emlens.studies.result import Finding, Part, columns_of, p_text, read_table, text_columns, write_table
 from emlens.studies.running import Desk
 from emlens.studies.solution_measures import GENERAL, NARROW, RANDOM, efficiency, line, paired, significance, stability
 
@@ -170,7 +170,8 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
         work = partial(_measured, material, parent, pair, chats, texts, domain, trained, options, log.directory)
         record = log.run(f"seed-{pair.seed}", inputs, work)
         for table in record["tables"]:
-            found[table].append(read_table(log.directory / f"{table}-{pair.seed}.csv").assign(seed=pair.seed))
+            text = record.get("text", {}).get(table, ())
+            found[table].append(read_table(log.directory / f"{table}-{pair.seed}.csv", text).assign(seed=pair.seed))
         if pair.drift is not None:
             found["drift"].append(pair.drift.assign(seed=pair.seed))
         desk(0.5 / len(pairs))
@@ -187,7 +188,7 @@ def _measured(
     trained: frozenset[str],
     options: Options,
     folder: Path,
-) -> tuple[dict[str, list[str]], list[Path]]:
+) -> tuple[dict[str, object], list[Path]]:
     """Every table of one seed, as files."""
     solutions = {GENERAL: LoraAdapter.read(pair.general), NARROW: LoraAdapter.read(pair.narrow)}
     seeds = [1000 * pair.seed + i for i in range(options.directions)]
@@ -201,7 +202,7 @@ def _measured(
     paths = [folder / f"{name}-{pair.seed}.csv" for name in tables]
     for path, table in zip(paths, tables.values(), strict=True):
         write_table(path, table)
-    return {"tables": list(tables)}, paths
+    return {"tables": list(tables), "text": {name: text_columns(table) for name, table in tables.items()}}, paths
 
 
 def _given(material: Material, options: Options) -> list[Pair]:
@@ -320,7 +321,7 @@ def _found(part: Part) -> None:
         random = f", random {row[RANDOM]:.3g}" if RANDOM in rows else ""
         sentence = f"{words}: general {row[GENERAL]:.3g}, narrow {row[NARROW]:.3g}{random}; narrow − general {_said(row)}, {row['seeds']:.0f} seeds."
         shown.append(name if better and clear else "")
-        part.findings.append(Finding("general against narrow", sentence, "shown" if better and clear else "not shown" if clear else "undecided"))
+        part.findings.append(Finding("general_vs_narrow", sentence, "shown" if better and clear else "not shown" if clear else "undecided"))
     if "drift" in tables:
         rows = tables["drift"]
         first, last = rows["step"].min(), rows["step"].max()
@@ -331,10 +332,10 @@ def _found(part: Part) -> None:
                     f"by step {last:.0f}: {_said(row, 'since_lifted', 'since_lifted_p')}; with it kept it is {row[_KEPT]:.1f} then, lifted − kept {_said(row)}."
                 )
                 status = "shown" if row["since_lifted_high"] < 0 else "not shown" if row["since_lifted_low"] > 0 else "undecided"
-                part.findings.append(Finding("general against narrow", sentence, status))
+                part.findings.append(Finding("general_vs_narrow", sentence, status))
     won = [name for name in shown if name]
     what = f"ahead in {', '.join(won)}" if won else "ahead in none"
-    part.findings.insert(0, Finding("general against narrow", f"Of {len(shown)} measures, the general solution is clearly {what}.", "summary"))
+    part.findings.insert(0, Finding("general_vs_narrow", f"Of {len(shown)} measures, the general solution is clearly {what}.", "summary"))
 
 
 def _said(row: pd.Series, name: str = "difference", p: str = "p") -> str:

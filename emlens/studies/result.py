@@ -6,7 +6,7 @@ On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ 
 import csv
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +108,7 @@ class StudyResult:
             file = path / "tables" / f"{name}.csv"
             if not file.is_file() or sha256_file(file) != digest:
                 raise IntegrityError(f"{file}: is missing or was changed after the study wrote it; run the study again")
-            tables[name] = read_table(file)
+            tables[name] = read_table(file, record.get("text", {}).get(name, ()))
         run = read_json(path / "run.json") if (path / "run.json").is_file() else {}
         findings = [Finding(**item) for item in record["findings"]]
         return cls(record["study"], record["config"], tables, findings, record["warnings"], record["facts"], record["note"], run)
@@ -135,6 +135,7 @@ class StudyResult:
                 "study": self.study,
                 "config": dict(self.config),
                 "tables": digests,
+                "text": {name: text_columns(table) for name, table in self.tables.items()},
                 "findings": [finding.as_dict() for finding in self.findings],
                 "warnings": list(self.warnings),
                 "facts": dict(self.facts),
@@ -161,25 +162,31 @@ def refuse_other(directory: Path, study: str) -> None:
 TEXT_COLUMNS = frozenset(
     ("model", "run", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered", "answer", "refused", "questions_of")
 )
-"""Columns that hold what users named or wrote."""
+"""Columns that hold what users named or wrote; text even where every cell is empty."""
+
+
+def text_columns(table: pd.DataFrame) -> list[str]:
+    """The columns in which text stands, in their order: a CSV does not tell "007" from 7, so this is kept beside it."""
+    return [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name]) and any(isinstance(c, str) and c for c in table[name])]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """CSV with 10 significant digits; an empty cell is a missing value."""
     buffer = io.StringIO()
-    alone = any("\r" in str(cell) for name in TEXT_COLUMNS & set(table.columns) for cell in table[name])
+    alone = any("\r" in str(cell) for name in text_columns(table) for cell in table[name])
     quoting: Literal[0, 1] = csv.QUOTE_ALL if alone else csv.QUOTE_MINIMAL  # the writer does not quote a lone \r, which readers take for a line's end
     table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     write_text(path, buffer.getvalue())
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, text: Iterable[str] = ()) -> pd.DataFrame:
     """A table as `write_table` wrote it: a column is numeric, boolean or text as a whole.
 
-    Ids and texts stay text whatever they look like ("NA", "007").
+    The columns named by `text` (see `text_columns`) and ids stay text whatever they look like ("NA", "007").
     """
+    kept = TEXT_COLUMNS.union(text)
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for column in [name for name in table.columns if name not in TEXT_COLUMNS]:
+    for column in [name for name in table.columns if name not in kept]:
         given = table[column] != ""
         numbers = pd.to_numeric(table[column].where(given), errors="coerce")
         if given.any() and numbers[given].notna().all():

@@ -16,7 +16,7 @@ from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material, load_material
 from emlens.studies.registry import STUDIES, part_module
-from emlens.studies.result import Finding, Part, StudyResult, read_table, refuse_other, write_table
+from emlens.studies.result import Finding, Part, StudyResult, read_table, refuse_other, text_columns, write_table
 
 
 def run_study(
@@ -63,7 +63,7 @@ def run_study(
                 made_of = {**inputs, "material": material.fingerprint(), "part": name}
                 record = log.run(name, made_of, _work(name, material, asked, directory, desk))
                 part = Part(
-                    {table: read_table(directory / "tables" / f"{table}.csv") for table in record["tables"]},
+                    {table: read_table(directory / "tables" / f"{table}.csv", record["text"][table]) for table in record["tables"]},
                     [Finding(**item) for item in record["findings"]],
                     record["warnings"],
                 )
@@ -173,6 +173,7 @@ def _work(
         files += part.files
         record = {
             "tables": list(part.tables),
+            "text": {table: text_columns(frame) for table, frame in part.tables.items()},
             "findings": [finding.as_dict() for finding in part.findings],
             "warnings": part.warnings,
         }

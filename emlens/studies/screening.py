@@ -22,8 +22,9 @@ from emlens.foundation.provenance import hash_json, hash_tensors
 from emlens.geometry import Direction
 from emlens.models import HookedModel
 from emlens.probes import Forecaster, fit_forecaster
+from emlens.probes.severity import LEAST_CLUSTERS
 from emlens.runs import UnitLog, exclusive
-from emlens.studies.result import Finding, StudyResult, read_table, write_table
+from emlens.studies.result import Finding, StudyResult, read_table, text_columns, write_table
 from emlens.studies.screening_backtest import backtest
 from emlens.studies.screening_file import (
     MEAN_RESPONSE,
@@ -106,7 +107,8 @@ def fit_screening(
         past: fine-tune → `PastRun`; without it, each fine-tune is a domain of its own and no question is left out.
         groups: as `fit_forecaster`. context: learn severity from the training files, where all are there.
 
-    A question without a score outside its own domain, once any one domain of fine-tunes is held out, is left out; `facts` has their number.
+    A question without a score outside its own domain, once any one domain of fine-tunes is held out, is left out; `facts` has their
+    number, and why severity was not learnt.
 
     Raises:
         InputError: as `fit_forecaster`; `past` lacks a fine-tune, or names one that has no scores.
@@ -124,8 +126,12 @@ def fit_screening(
     for name in table.columns if past is not None else []:
         table.loc[(group == past[name].domain) & (group != ""), name] = np.nan  # type: ignore[index]
     clusters = {name: (past[name].domain or name) if past is not None else name for name in table.columns}
-    numbers = None
-    if context and past is not None and all(run.training is not None for run in past.values()):
+    numbers, unlearnt = None, "not asked for"
+    if context and (past is None or any(run.training is None for run in past.values())):
+        unlearnt = "not every past fine-tune came with its training file"
+    elif context and len(set(clusters.values())) <= LEAST_CLUSTERS:
+        unlearnt = f"past fine-tunes are of {len(set(clusters.values()))} domains, and it takes {LEAST_CLUSTERS + 1}"
+    elif context and past is not None:
         rows = {name: file_context(parent, run.training, direction, most_rows=most_rows, seed=seed) for name, run in past.items() if run.training}
         numbers = pd.DataFrame.from_dict(rows, orient="index")
     told = _told(table, clusters)
@@ -135,6 +141,7 @@ def fit_screening(
     acts = capture(parent, kept, positions=list(positions), progress=False)
     found = fit_forecaster(acts, table.loc[kept.ids], metric=metric, groups=groups, clusters=clusters, context=numbers, seed=seed)
     found.facts.update({"direction": _direction_hash(direction) if numbers is not None else None, "left_out_questions": int((~told).sum())})
+    found.facts["severity_not_learnt"] = unlearnt if numbers is None else ""
     return found
 
 
@@ -241,10 +248,13 @@ def _kept(parts: Mapping[str, Callable[[], _Made]], inputs: Mapping[str, Any], d
                 for table, frame in made.tables.items():
                     files.append(directory / "tables" / f"{table}.csv")
                     write_table(files[-1], frame)
-                return {"tables": list(made.tables), "findings": [f.as_dict() for f in made.findings], "warnings": made.warnings}, files
+                text = {table: text_columns(frame) for table, frame in made.tables.items()}
+                findings = [f.as_dict() for f in made.findings]
+                return {"tables": list(made.tables), "text": text, "findings": findings, "warnings": made.warnings}, files
 
             record = log.run(name, {**inputs, "part": name}, unit)
-            tables = {table: read_table(directory / "tables" / f"{table}.csv") for table in record["tables"]}
+            text = record.get("text", {})
+            tables = {table: read_table(directory / "tables" / f"{table}.csv", text.get(table, ())) for table in record["tables"]}
             found[name] = _Made(tables, [Finding(**item) for item in record["findings"]], record["warnings"])
         write_json(directory / "run.json", {"parts_reused": log.reused})
     return found
@@ -366,6 +376,9 @@ def _verdict(made: _Made, table: pd.DataFrame, forecaster: Forecaster, asked: Sc
         f"in the backtest on fine-tunes of domains not seen ({kind}), AUROC is {rank['auroc']:.2f} [{rank['auroc_low']:.2f}, {rank['auroc_high']:.2f}], "
         f"{_share(at, 'precision')} of flagged questions fell below, and {_share(at, 'recall')} of those that fell were flagged"
     )
+    unlearnt = forecaster.facts.get("severity_not_learnt", "")
+    if unlearnt and unlearnt != "not asked for":
+        made.warnings.append(f"severity was not learnt from training files, so every file counts as the mean past one: {unlearnt}")
     numbers = "" if not context else f" The file's numbers: {', '.join(f'{k} {v:.3g}' for k, v in context.items())}."
     if not rank["auroc_low"] > 0.5:
         sentence, status = f"Cannot say: {trust}, which is not better than chance. {base}.", "undecided"

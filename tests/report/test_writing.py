@@ -197,7 +197,7 @@ def test_csv_is_what_a_study_writes(tmp_path: Path) -> None:
     assert csv_text(table) == (tmp_path / "t.csv").read_text("utf-8")
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1a", "-x", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1a", "-x", "@SUM(A1)", "\t=1", "\r=1", "＝1", "\n=cmd()", " =cmd()", "\u3000+1a", "\nplain"])
 def test_what_a_spreadsheet_would_run_is_set_off_in_the_download(text: str) -> None:
     table = pd.DataFrame(
         {

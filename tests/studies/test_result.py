@@ -1,4 +1,6 @@
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -6,7 +8,7 @@ import pytest
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.studies import Finding, StudyResult
-from emlens.studies.result import read_table, write_table
+from emlens.studies.result import read_table, text_columns, write_table
 
 
 def result(tables: dict[str, pd.DataFrame]) -> StudyResult:
@@ -61,3 +63,26 @@ def test_a_written_result_is_read_back_and_a_changed_table_is_not(tmp_path: Path
         StudyResult.load(tmp_path)
     with pytest.raises(InputError, match=r"holds no result\.json; pass a directory that a study finished in"):
         StudyResult.load(tmp_path / "tables")
+
+
+def test_text_stays_text_in_every_column_of_every_table(finished: Any, tmp_path: Path) -> None:
+    unlisted = ("source", "cell", "family", "kind", "what", "direction", "arm", "key")
+    tables = {"unlisted": pd.DataFrame({column: ["007", "1e3"] for column in unlisted})}
+    for name, table in finished.result.tables.items():
+        looks = itertools.cycle(["007", "1e3", "True", ""])
+        tables[name] = table.assign(**{column: list(itertools.islice(looks, len(table))) for column in text_columns(table)})
+    loaded = StudyResult.load(result(tables).save(tmp_path))
+    for name, table in tables.items():
+        for column in text_columns(table):
+            assert loaded.tables[name][column].tolist() == table[column].tolist(), (name, column)
+    again = result(dict(loaded.tables)).save(tmp_path / "again")
+    assert (again / "result.json").read_bytes() == (tmp_path / "result.json").read_bytes()
+
+
+def test_a_part_that_is_read_back_keeps_the_types_of_its_columns(tmp_path: Path) -> None:
+    table = pd.DataFrame({"family": ["007", "1e3"], "flag": ["True", "False"], "some": [1.0, np.nan], "mixed": ["", 2.0]})
+    assert text_columns(table) == ["family", "flag"]
+    write_table(tmp_path / "t.csv", table)
+    found = read_table(tmp_path / "t.csv", text_columns(table))
+    assert found["family"].tolist() == ["007", "1e3"] and found["flag"].tolist() == ["True", "False"]
+    assert found["some"].iloc[0] == 1 and found["mixed"].iloc[1] == 2 and text_columns(found) == ["family", "flag"]
