@@ -163,8 +163,11 @@ def predict_alignments(
     candidates: list[Features] = list(features) if features is not None else [*activation_cells(acts, None if sites == "nested" else _named(sites))]
     if features is not None and sites != "nested":
         raise InputError(f"sites={sites!r} came with features; pass one of them")
-    outer = outer_folds(labels, folds if folds == "all" else min(folds, len(set(labels))), repeats, seed)
-    unit: Unit = shuffle or ("question" if held_out == "question" or len(set(labels)) < 3 else "group")
+    distinct = len(set(labels))
+    if distinct < 3:
+        raise InputError(f"groups has {distinct} labels; nested selection needs at least 3, so that inner folds can hold one out too; pass finer groups")
+    outer = outer_folds(labels, folds if folds == "all" else min(folds, distinct), repeats, seed)
+    unit: Unit = shuffle or ("question" if held_out == "question" else "group")
     count = permutations if permutations is not None else DRAWS if exact else 0
     draws = [draw for column in columns.T for draw in shuffled_targets(column, questions, _shuffling(acts, labels, held_out), unit, count, seed)]
     everything = np.column_stack([columns, *draws])

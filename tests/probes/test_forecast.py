@@ -326,4 +326,5 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
     refused("groups='domain' is unknown; pass None, 'group' or one label a row", groups="domain")
     refused("groups has 1 labels for 12 rows; pass one a row", groups=["a"])
     refused("texts has no entry for row 'q0'; pass one text for each id", texts={"x": "y"})
-    refused("folds=1 needs at least 2", groups=["a"] * 12)
+    refused("groups has 1 labels; nested selection needs at least 3", groups=["a"] * 12)
+    refused("groups has 2 labels; nested selection needs at least 3, so that inner folds can hold one out too; pass finer groups", groups=["a", "b"] * 6)
