@@ -22,9 +22,18 @@ def test_a_frontier_is_read_off_the_runs(tmp_path: Path) -> None:
     table = kl_frontier.frontier(runs).set_index("weight")
     assert table["seeds"].eq(2).all() and (table["own_low"] <= table["own"]).all() and not table["mean_reaches_goal"].any()
     assert kl_frontier.sweep(task, (0.0, 0.5), (0, 1), 6, (6,), tmp_path).equals(runs)  # read again, not trained
-    better = kl_frontier.frontier(runs.assign(own=[0.2, 0.3, 0.2, 0.21], others=[0.9, 0.8, 0.9, 0.91], own_held_out=0.4)).set_index("weight")
+    longer = kl_frontier.sweep(task, (0.0,), (0,), 7, (6,), tmp_path)
+    assert len(longer) == 1 and len(list(tmp_path.iterdir())) == 5  # another length is another run
+    planted = runs.sort_values(["weight", "seed"]).assign(own=[0.2, 0.3, 0.2, 0.21], others=[0.9, 0.8, 0.905, 0.91], own_held_out=0.4)
+    better = kl_frontier.frontier(planted).set_index("weight")
     assert better.loc[0.0, "mean_reaches_goal"] and not better.loc[0.0, "interval_reaches_goal"] and better.loc[0.0, "seeds_that_reach_goal"] == 1
     assert better.loc[0.5, "interval_reaches_goal"] and not better["held_out_reaches_goal"].any()
+
+
+def test_a_kept_sweep_is_one_of_the_same_recipes(tmp_path: Path) -> None:
+    sizes = (("linear",), ("adamw",), (16,))
+    assert schedule_sweep.kept_at(tmp_path, *sizes, 160) == schedule_sweep.kept_at(tmp_path, *sizes, 160)
+    assert schedule_sweep.kept_at(tmp_path, *sizes, 160) != schedule_sweep.kept_at(tmp_path, *sizes, 320)
 
 
 @pytest.mark.slow  # two processes load and train
