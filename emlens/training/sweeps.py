@@ -19,7 +19,7 @@ import pandas as pd
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, read_json, safe_name, sha256_file, write_json, write_text
-from emlens.foundation.provenance import hash_directory, hash_json
+from emlens.foundation.provenance import hash_directory, hash_json, qualified_name
 from emlens.runs import Answer, Executor, LocalExecutor, Unit, Worker
 from emlens.training.examples import Example
 from emlens.training.fitting import LOG, SIDECAR, fit, load_parent, read_record
@@ -186,7 +186,10 @@ class SweepWorker(Worker):
         self._runs = {run.id: run for run in sweep.runs}
 
     def plan(self) -> Sequence[Unit]:
-        shared = {"parent": self._sha256, "data": self._data_sha256, "save_dtype": self.save_dtype, "keep_every": self.keep_every}
+        shared: dict[str, Any] = {"parent": self._sha256, "data": self._data_sha256, "save_dtype": self.save_dtype, "keep_every": self.keep_every}
+        for name, given in (("callbacks", self.callbacks), ("measure", self.measure)):
+            if given is not None:
+                shared[name] = qualified_name(given)
         return [
             Unit(
                 run.id,
@@ -286,7 +289,7 @@ def run_sweep(
             `keep_every`, `resume_every`, `device`.
 
     Raises:
-        IntegrityError: `out` holds another sweep, or one of another parent or data.
+        IntegrityError: `out` holds another sweep, or one of another parent, data, options, `callbacks` or `measure` (by name).
         StateError: runs failed as often as the executor allows; the others are kept.
     """
     directory = Path(out)

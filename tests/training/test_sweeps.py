@@ -80,6 +80,17 @@ def test_another_sweep_is_refused_and_a_failing_run_leaves_the_parent_whole(pare
     with pytest.raises(IntegrityError, match="plans other work"):
         run_sweep(Sweep(BASE, {"seed": [1]}), parent, chats, tmp_path / "out", progress=False)
 
+    counted = []
+
+    def measure(model, directory):
+        counted.append(directory)
+        return {"one": 1}
+
+    for options in ({"measure": measure}, {"callbacks": lambda run: ()}, {"keep_every": 1}):  # nothing of which the finished runs hold
+        with pytest.raises(IntegrityError, match="plans other work"):
+            run_sweep(Sweep(BASE, {"seed": [0]}), parent, chats, tmp_path / "out", progress=False, **options)
+    assert not counted
+
     def callbacks(run):
         def fail(model, step):
             raise RuntimeError("stop here")
