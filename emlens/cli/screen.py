@@ -122,10 +122,13 @@ def fit(
     texts = {prompt.id: prompt.text for prompt in asked.prompts()}
     tables = backtest(with_rivals(found, texts), below=below, seed=seed) if several else {}
     facts = {"site": found.site, "position": found.position, "fine_tunes": list(found.runs), "rows": len(found.ids), "r2": found.facts["cross_validated_r2"]}
+    facts["severity_not_learnt"] = found.facts["severity_not_learnt"]
     if json:
         as_json({"out": str(out), **facts, "backtest": {name: frame.to_dict(orient="records") for name, frame in tables.items()}})
         return
     line(f"{found.site} at {found.position}, {len(found.ids)} questions, {len(found.runs)} fine-tunes, saved in {out}")
+    if facts["severity_not_learnt"]:
+        line(f"severity was not learnt from training files, so every file counts as the mean past one: {facts['severity_not_learnt']}")
     if not several:
         line("one domain of fine-tunes: there is no backtest on others, and a screening cannot give a verdict")
     for name in ("ranking", "thresholds", "base_rates"):

@@ -83,6 +83,19 @@ def test_a_fit_shows_its_backtest_and_hostile_names_stay_names(
     assert code == 0 and "60 questions, 5 fine-tunes" in said and "tune [red]north" in said and "base rates" in said
 
 
+def test_two_domains_of_fine_tunes_are_fitted_without_their_files_severity(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = pd.read_csv(desk / "scores.csv")
+    past = yaml.safe_load((desk / "past.yaml").read_text())
+    kept = {name: {**entry, "training": str(desk / entry["training"])} for name, entry in list(past.items())[:2]}
+    scores[scores["model"].isin(kept)].to_csv(tmp_path / "scores.csv", index=False)
+    (tmp_path / "past.yaml").write_text(yaml.safe_dump(kept))
+    instead = {desk / "scores.csv": tmp_path / "scores.csv", desk / "past.yaml": tmp_path / "past.yaml", desk / "forecaster": tmp_path / "forecaster"}
+    code, said, _ = run(monkeypatch, capsys, *[instead.get(word, word) for word in fit_words(desk)])  # type: ignore[call-overload]
+    assert code == 0 and "every file counts as the mean past one: past fine-tunes are of 2" in " ".join(said.split())
+
+
 def test_bad_input_is_one_line(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, said = run(monkeypatch, capsys, "screen", "--parent", "x")
     assert code == 2 and "--training is missing; emlens screen needs --parent, --training, --questions and --out" in said

@@ -83,10 +83,22 @@ def test_a_forecaster_leaves_the_own_domain_out_and_learns_severity_from_files(l
     assert fitted.context.loc["tune-north", "surprise"] == pytest.approx(file_context(lab.parent, lab.past["tune-north"].training, None)["surprise"])  # type: ignore[arg-type]
     two = fit_screening(lab.parent, lab.questions, lab.scores.iloc[:, :2], dict(list(lab.past.items())[:2]), positions=("mean_prompt",), context=False)
     assert two.facts["left_out_questions"] == 20 and len(two.ids) == 40  # of two domains, either has no score without the other
+    assert two.facts["severity_not_learnt"] == "not asked for" and lab.forecaster.facts["severity_not_learnt"] == ""
     with pytest.raises(InputError, match="past has no entry for fine-tune 'tune-down', which has scores; add it, or leave its scores out"):
         fit_screening(lab.parent, lab.questions, lab.scores.assign(**{"tune-down": 50.0}), lab.past)
     with pytest.raises(InputError, match="past names 'tune-up', which has no scores; it has tune-north"):
         fit_screening(lab.parent, lab.questions, lab.scores.drop(columns="tune-up"), lab.past)
+
+
+def test_with_few_domains_severity_is_not_learnt_and_that_is_said(lab: Lab) -> None:
+    for count in (2, 3):
+        past = dict(list(lab.past.items())[:count])
+        few = fit_screening(lab.parent, lab.questions, lab.scores[list(past)], past, positions=("mean_prompt",))
+        assert len(few.context.columns) == 0 and few.facts["severity_not_learnt"] == f"past fine-tunes are of {count} domains, and it takes 4"
+    found = screen(lab.parent, lab.chats, lab.questions, forecaster=few, options=OPTIONS)
+    assert any("severity was not learnt from training files, so every file counts as the mean past one: past fine-tunes are of 3" in w for w in found.warnings)
+    four = dict(list(lab.past.items())[:4])
+    assert list(fit_screening(lab.parent, lab.questions, lab.scores[list(four)], four, positions=("mean_prompt",)).context.columns) == ["surprise"]
 
 
 def test_a_screening_gives_a_verdict_with_its_base_rates_and_its_tables(lab: Lab) -> None:
