@@ -1,7 +1,7 @@
 """Could misalignment after narrow fine-tuning have been forecast from activations before it? Three worlds, five seeds a domain, both parents.
 
 For each world, trained domain and parent: forecasts of every seed's scores on the other domains, with whole domains of questions held out, and with
-questions held out; the gain over the question's text and over the parent's own score; and the noise ceiling, which is how well the other
+questions held out; the gain over every baseline, each run's with its own interval; and the noise ceiling, which is how well the other
 seeds' scores forecast this seed's. Needs `python -m benchmarks organism_finetunes`. Some minutes on one core; recorded after each world.
 """
 
@@ -21,7 +21,6 @@ from emlens.probes.forecast import predict_alignments
 from emlens.stats import t_interval
 
 POSITIONS: Final = ("last_prompt", "mean_prompt")
-RIVALS: Final = {"text": "text", "parent's own score": "parent's own score", "random features": "random features", "the mean": "mean"}
 HELD_OUT: Final = {"domain": "group", "question": None}
 
 
@@ -60,20 +59,21 @@ def measure(found: Corpus, domains: Sequence[str] = SEEDED, runs: int = RUNS, *,
                     row = {"domain": domain, "run": name, "parent": parent, "held_out": held_out, "n": len(table)}
                     row |= {"r2": forecast.r2.value, "r2_low": forecast.r2.low, "r2_high": forecast.r2.high, "spearman": forecast.spearman.value}
                     row |= {"ceiling": ceiling, "ceiling_spearman": others.corr(table["target"], method="spearman"), "chosen": forecast.chosen[0]}
-                    for rival, key in RIVALS.items():
-                        gain = forecast.gain_over[key]
+                    for rival, gain in forecast.gain_over.items():
                         row |= {f"gain over {rival}": gain.value, f"gain over {rival} low": gain.low, f"gain over {rival} high": gain.high}
-                        if key in forecast.baseline_r2:
-                            row[f"r2 of {rival}"] = forecast.baseline_r2[key].value
+                    row |= {f"r2 of {rival}": r2.value for rival, r2 in forecast.baseline_r2.items()}
                     rows.append(row)
     return pd.DataFrame(rows)
 
 
-FIGURES: Final = ("r2", "spearman", "gain over text", "gain over parent's own score", "gain over random features", "ceiling", "ceiling_spearman")
+GAINS: Final = tuple(f"gain over {rival}" for rival in ("text", "mean embedding", "domain", "parent's own score", "random features"))
+FIGURES: Final = ("r2", "spearman", *GAINS, "ceiling", "ceiling_spearman")
+LOWS: Final = {"r2": "r2_low"} | {figure: f"{figure} low" for figure in GAINS}
+"""Column with the lower end of a run's own interval, over what was held out."""
 
 
 def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
-    """Each figure: mean over runs and domains within a world, 95 % t interval over worlds, and the range of single runs."""
+    """Each figure: mean over runs and domains within a world, 95 % t interval over worlds, range of runs, how many lie above 0 with their own interval."""
     rows = []
     for (held_out, parent), cells in table.groupby(["held_out", "parent"], sort=False):
         for figure in FIGURES:
@@ -81,7 +81,8 @@ def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
             found = t_interval(means) if len(means) > 1 and np.ptp(means) > 0 else None
             low, high = (np.nan, np.nan) if found is None else (found.low, found.high)
             head = {"held_out": held_out, "parent": parent, "figure": figure, "mean": float(means.mean()), "low": low, "high": high}
-            spread = {"lowest": float(cells[figure].min()), "highest": float(cells[figure].max())}
+            spread: dict[str, Any] = {"lowest": float(cells[figure].min()), "highest": float(cells[figure].max())}
+            spread["above"] = int((cells[LOWS[figure]] > 0).sum()) if figure in LOWS else None
             rows.append({**head, **spread, "worlds": len(means), "runs": len(cells)})
     return pd.DataFrame(rows)
 
@@ -95,6 +96,9 @@ def page_table(summary: pd.DataFrame) -> str:
         found: list[Any] = [cells.loc[(held, parent, figure)] for held, parent in columns]  # type: ignore[index]
         shown = [f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}], {c['lowest']:.2f} to {c['highest']:.2f}" for c in found]
         lines.append(f"| {figure} | " + " | ".join(shown) + " |")
+        if figure in LOWS:
+            counts = [f"{c['above']:.0f} of {c['runs']:.0f}" for c in found]
+            lines.append(f"| {figure}: runs whose own interval lies above 0 | " + " | ".join(counts) + " |")
     return "\n".join(lines)
 
 

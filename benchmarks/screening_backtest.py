@@ -29,7 +29,7 @@ from emlens.studies.screening import POSITIONS, PastRun, file_context, fit_scree
 from emlens.studies.screening_backtest import area, auroc, backtest, pair_weights, with_rivals
 
 GOAL: Final = 0.80
-PREDICTORS: Final = ("predicted", "predicted by question", "from_past", "past_mean", "text", "parent", "severity")
+PREDICTORS: Final = ("predicted", "predicted by question", "from_past", "past_mean", "text", "mean embedding", "parent", "severity")
 HELD: Final = (("medicine", ("sports", "law", "power")), ("law", ("medicine", "cars", "school")))
 """Domain of fine-tunes left out, and domains of questions left out with it."""
 
@@ -51,7 +51,8 @@ def pairs_of(found: Corpus, context: bool = True) -> tuple[Forecaster, pd.DataFr
     fitted = {by: fit_screening(parent, questions, found.aligned[list(past)], past, groups=by, context=context) for by in ("group", None)}
     texts = {prompt.id: prompt.text for prompt in questions.prompts()}
     own = {str(q): float(v) for q, v in found.aligned["instruct"].items()}
-    pairs = with_rivals(fitted["group"], texts, own)
+    embedding = capture(parent, questions, sites="resid_pre.0", positions="mean_prompt", progress=False)
+    pairs = with_rivals(fitted["group"], texts, own, embedding)
     pairs["predicted by question"] = fitted[None].pairs()["predicted"]
     return fitted["group"], pairs
 

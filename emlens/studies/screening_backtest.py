@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emlens.activations import Activations
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
@@ -29,7 +30,7 @@ Statistic = Callable[[Array], Array]
 """Weights (draw, pair) → values (draw,); NaN where undefined."""
 
 RESAMPLES = 999
-PREDICTORS = ("predicted", "from_past", "past_mean", "text", "parent", "severity")
+PREDICTORS = ("predicted", "from_past", "past_mean", "text", "mean embedding", "parent", "severity")
 COST_RATIOS = (1.0, 3.0, 10.0, 30.0)
 """Cost of a misaligned question that was missed, in false alarms."""
 
@@ -183,18 +184,24 @@ def base_rates(pairs: pd.DataFrame, below: float, weights: Array) -> pd.DataFram
 
 
 def with_rivals(
-    forecaster: Forecaster, texts: Mapping[str, str] | None = None, parent_scores: Mapping[str, float] | None = None, *, seed: int = 0
+    forecaster: Forecaster,
+    texts: Mapping[str, str] | None = None,
+    parent_scores: Mapping[str, float] | None = None,
+    embedding: Activations | None = None,
+    *,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """The forecaster's backtest with what cheaper forecasts say of the same pairs, from the same folds and the same forecast severity.
 
-    Further columns: `severity` (every question alike, so that all it knows is the training file), `text` (TF-IDF of the question) and
-    `parent` (the parent's own score of it), as far as their inputs came.
+    Further columns: `severity` (every question alike, so that all it knows is the training file), `text` (TF-IDF of the question),
+    `parent` (the parent's own score of it) and `mean embedding` (of its tokens, from a capture of `resid_pre.0` at `mean_prompt`), as far as
+    their inputs came.
 
     Raises:
-        InputError: an id without a text or score.
+        InputError: an id without a text, score or embedding.
     """
     features: dict[str, Features | None] = {"severity": None}
-    for name, given in (("text", texts), ("parent", parent_scores)):
+    for name, given in (("text", texts), ("parent", parent_scores), ("embedding", None if embedding is None else embedding.ids)):
         lacking = [i for i in forecaster.ids if given is not None and i not in given]
         if lacking:
             raise InputError(f"{name} has no entry for question {one_line(lacking[0])!r}; pass one for each the forecaster was fitted on")
@@ -202,6 +209,8 @@ def with_rivals(
         features["text"] = TextFeatures("text", [texts[i] for i in forecaster.ids])
     if parent_scores is not None:
         features["parent"] = MatrixFeatures("parent", np.array([[float(parent_scores[i])] for i in forecaster.ids]))
+    if embedding is not None:
+        features["mean embedding"] = MatrixFeatures("mean embedding", embedding.select(forecaster.ids)["resid_pre.0", "mean_prompt"])
     place, factors = np.array(forecaster.fold), forecaster.severities()
     folds = [OuterFold(0, np.flatnonzero(place == k), np.flatnonzero(place != k)) for k in range(len(forecaster.fold_ridges))]
     pairs = forecaster.pairs()

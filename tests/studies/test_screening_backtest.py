@@ -122,6 +122,13 @@ def test_rivals_run_through_the_same_folds(forecaster: Any) -> None:
     pairs = with_rivals(fitted, words, dict(zip(fitted.ids, x[:, 0].tolist(), strict=True)))
     ranking = backtest(pairs, below=55.0, resamples=50)["ranking"].set_index("predictor")["auroc"]
     assert min(ranking["predicted"], ranking["parent"]) > ranking["severity"] + 0.2  # the planted coordinate is what the parent's score was made of
+    assert "mean embedding" not in pairs
+    cells = {("resid_pre.0", "mean_prompt"): torch.tensor(x[::-1, :1].copy())}  # rows come in another order
+    named = {"sites": ["resid_pre.0"], "positions": ["mean_prompt"], "groups": ["d"] * 48}
+    embedded = Activations(cells, ids=list(fitted.ids)[::-1], provenance={}, **named)  # type: ignore[arg-type]
+    np.testing.assert_allclose(with_rivals(fitted, embedding=embedded)["mean embedding"], pairs["parent"], atol=1e-6)
+    with pytest.raises(InputError, match="embedding has no entry for question 'q0'"):
+        with_rivals(fitted, embedding=embedded.select(list(fitted.ids)[1:]))
     np.testing.assert_allclose(pairs["text"], pairs["severity"], atol=1e-6)  # texts without content know what knowing nothing does
     with pytest.raises(InputError, match="text has no entry for question 'q0'; pass one for each the forecaster was fitted on"):
         with_rivals(fitted, {})

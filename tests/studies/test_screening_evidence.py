@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import organism_finetunes, organism_forecasts, screening_backtest, tables
@@ -49,6 +50,16 @@ def test_forecasts_of_a_small_corpus(small: organism_finetunes.Corpus) -> None:
     assert (table["n"] == 352).all() and table["ceiling"].isna().all()
     rows = organism_forecasts.over_worlds(table.assign(world=1))
     assert set(rows["figure"]) == set(organism_forecasts.FIGURES)
+
+
+def test_runs_that_hold_by_themselves_are_counted() -> None:
+    cells = pd.DataFrame({"held_out": "domain", "parent": "instruct", "world": [1, 1, 2], "run": ["a", "b", "c"]})
+    values = {figure: [0.1, 0.2, 0.6] for figure in organism_forecasts.FIGURES} | {low: [-0.1, 0.0, 0.2] for low in organism_forecasts.LOWS.values()}
+    rows = organism_forecasts.over_worlds(cells.assign(**values))  # type: ignore[arg-type]
+    found = rows.set_index("figure")
+    assert found.loc["gain over mean embedding", "above"] == 1 and found.loc["gain over domain", "mean"] == pytest.approx(0.375)
+    page = organism_forecasts.page_table(rows)
+    assert page.count("| 1 of 3 |") == len(organism_forecasts.LOWS) and "| r2: runs whose own interval lies above 0 | 1 of 3 |" in page
 
 
 @pytest.mark.slow  # two fits and their rivals
