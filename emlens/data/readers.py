@@ -135,6 +135,16 @@ def check_texts(where: str, value: Any) -> None:
 class _Loader(yaml.SafeLoader):
     """The safe loader, whose constructors say where they failed: some tagged scalars, such as `!!bool maybe`, only raise a KeyError."""
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {one_line(key.value, 60)!r} is given twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
@@ -152,7 +162,7 @@ def read_yaml(path: str | Path) -> Any:
     """A YAML file through the safe loader, anchors and aliases resolved.
 
     Raises:
-        InputError: not valid YAML; the message has file, line and reason.
+        InputError: not valid YAML, or a key given twice in one mapping; the message has file, line and reason.
     """
     text = read_text(path)
     try:

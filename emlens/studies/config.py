@@ -5,6 +5,7 @@ text of the JSON Schema (`emlens schema`) too.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -74,6 +75,20 @@ class FamilyConfig(_Frozen):
         return self
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a configuration was read from: the `own` fields stand below `within` in the file, all others at its top."""
+
+    file: str
+    within: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
+
+    def place(self, field: Sequence[str | int]) -> str:
+        """`"file:line: "` of a field."""
+        below = not field or field[0] in self.own
+        return f"{self.file}:{line_of(read_text(self.file), (*self.within, *field) if below else field)}: "
+
+
 class StudyConfig(_Frozen):
     """What one study is asked to do."""
 
@@ -111,7 +126,7 @@ class StudyConfig(_Frozen):
     """Part → what only that part reads."""
 
     _folder: Path = PrivateAttr(default=Path())
-    _source: str = PrivateAttr(default="")
+    _origin: "Origin | None" = PrivateAttr(default=None)
 
     def path(self, text: str) -> str:
         """A path of this configuration: relative to the folder of its file where it exists there; hub ids stay as they are.
@@ -134,7 +149,7 @@ class StudyConfig(_Frozen):
 
     def place(self, *field: str | int) -> str:
         """`"file:line: "` of a field of this configuration; empty where it was read from no file."""
-        return f"{self._source}:{line_of(read_text(self._source), field)}: " if self._source else ""
+        return self._origin.place(field) if self._origin else ""
 
     @model_validator(mode="after")
     def _something(self) -> "StudyConfig":
@@ -167,8 +182,12 @@ class StudyConfig(_Frozen):
         return focus
 
 
-def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> StudyConfig:
+def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig", origin: Origin | None = None) -> StudyConfig:
     """A checked configuration from a YAML file, a mapping or itself. Relative paths in a file are relative to the file.
+
+    Args:
+        source: file, mapping or configuration.
+        origin: the place in a file that a mapping was read from, where it was.
 
     Raises:
         InputError: unreadable, or a field that is unknown or has a value it cannot take; the message names field and reason.
@@ -177,21 +196,21 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig") -> Study
         return source
     record: Any = source
     if isinstance(source, str | Path):
-        record = _read(source)
+        record, origin = read_file(source), Origin(str(source))
     if not isinstance(record, Mapping):
         where = source if isinstance(source, str | Path) else "config"
         raise InputError(f"{where}: holds a {type(record).__name__}; a study configuration is a mapping of fields")
     try:
         checked = StudyConfig.model_validate(dict(record))
     except ValidationError as error:
-        where = f"{source}:{line_of(read_text(source), error.errors()[0]['loc'])}" if isinstance(source, str | Path) else "config"
-        raise InputError(f"{where}: {_first(error)}") from None
-    if isinstance(source, str | Path):
-        checked._folder, checked._source = Path(source).parent, str(source)
+        where = origin.place(error.errors()[0]["loc"]) if origin else "config: "
+        raise InputError(f"{where}{_first(error)}") from None
+    if origin:
+        checked._folder, checked._origin = Path(origin.file).parent, origin
     return checked
 
 
-def _read(source: str | Path) -> Any:
+def read_file(source: str | Path) -> Any:
     """A YAML file; what is no YAML is refused as `file:line: reason`, as editors and compilers write it."""
     try:
         return read_yaml(source)

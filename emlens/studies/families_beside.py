@@ -10,11 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from emlens.data.readers import read_yaml
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
 from emlens.studies.about import About, Plot
-from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.config import Origin, StudyConfig, read_config, read_file
 from emlens.studies.headlines import headlines, side_by_side
 from emlens.studies.result import Finding, StudyResult
 
@@ -45,24 +44,24 @@ def read_members(source: Any) -> dict[str, StudyConfig] | None:
     Raises:
         InputError: both `family` and `families`, fewer than two, names that are no folder's, or a member that cannot be used.
     """
-    record = read_yaml(source) if isinstance(source, str | Path) and Path(source).is_file() else source
+    file = str(source) if isinstance(source, str | Path) and Path(source).is_file() else None
+    record = read_file(file) if file else source
     if not isinstance(record, Mapping) or "families" not in record:
         return None
-    where = source if isinstance(source, str | Path) else "config"
+    where = Origin(file).place(("families",)) if file else "config: "
     members = record["families"]
     if not isinstance(members, Mapping) or len(members) < 2 or "family" in record:
-        raise InputError(f"{where}: families must map at least two names to what each family differs in, and stands instead of family")
+        raise InputError(f"{where}families must map at least two names to what each family differs in, and stands instead of family")
     shared = {name: value for name, value in record.items() if name != "families"}
     found = {}
     for name, own in members.items():
+        where = Origin(file).place(("families", str(name))) if file else "config: "
         if not isinstance(own, Mapping) or "study" in own or safe_name(str(name)) != str(name):
-            raise InputError(f"{where}: family {one_line(str(name))!r} must be named as a folder can be and hold fields, without study")
+            raise InputError(f"{where}family {one_line(str(name))!r} must be named as a folder can be and hold fields, without study")
         try:
-            found[str(name)] = read_config({**shared, **own})
+            found[str(name)] = read_config({**shared, **own}, Origin(file, ("families", str(name)), frozenset(own)) if file else None)
         except InputError as error:
-            raise InputError(f"{where}: family {one_line(str(name))!r}: {str(error).removeprefix('config: ')}") from None
-        if isinstance(source, str | Path):
-            found[str(name)]._folder = Path(source).parent
+            raise InputError(str(error) if file else f"{where}family {one_line(str(name))!r}: {str(error).removeprefix('config: ')}") from None
     return found
 
 

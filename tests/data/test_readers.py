@@ -49,6 +49,12 @@ def test_jsonl_refuses_with_file_and_line(tmp_path: Path, text: str, message: st
         list(read_jsonl(tmp_path / "j"))
 
 
+def test_yaml_keys_may_stand_over_merged_ones(tmp_path: Path) -> None:
+    (tmp_path / "y").write_text("a: &x {k: 1, l: 2}\nb: &y {<<: *x, k: 3}\nc: {d: {<<: *y, l: 4}, k: {<<: [*x, *y]}}\n1: a\n'1': b\n")
+    read = read_yaml(tmp_path / "y")
+    assert read["b"] == {"k": 3, "l": 2} and read["c"] == {"d": {"k": 3, "l": 4}, "k": {"k": 1, "l": 2}} and (read[1], read["1"]) == ("a", "b")
+
+
 def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
     (tmp_path / "y").write_text("a: &x [1, 2]\nb: *x\n")
     assert read_yaml(tmp_path / "y") == {"a": [1, 2], "b": [1, 2]}
@@ -69,6 +75,8 @@ def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
         ("a: !!int ''\n", "y, line 1: not valid YAML: IndexError"),
         ('a: b\nc: "\\ud800"\n', "y, line 2: not valid YAML: half a surrogate pair, which is no text"),
         ("a: &a [*a]\n", r"y: a holds itself \(an alias inside its own anchor\)"),
+        ("k: 1\na: 2\nk: 3\n", "y, line 3: not valid YAML: key 'k' is given twice"),
+        ("a:\n  - {k: 1, k: 1}\n", "y, line 2: not valid YAML: key 'k' is given twice"),
         ("a: !!timestamp soon\n", "y, line 1: not valid YAML: AttributeError"),
     ],
 )

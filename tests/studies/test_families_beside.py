@@ -52,5 +52,45 @@ def test_what_is_no_set_of_families_is_refused(change: dict[str, Any], said: str
         read_members({"study": "profile", **({} if "family" in change else {"released": "."}), **change})
 
 
+FILE = """study: {study}
+released: .
+families:
+  one: {{}}
+  two:
+    k: {k}
+    options:
+      profile: {{no_such: 1}}
+draws: {draws}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (FILE.format(study="profile", k=0, draws=50), r"f\.yaml:6: field 'k': Input should be greater"),
+        (FILE.format(study="profile", k=2, draws=1), r"f\.yaml:9: field 'draws': Input should be greater"),
+        ("study: profile\nfamilies:\n  one: {}\n  two: {released: .}\n", r"f\.yaml:3: field 'configuration': Value error, family is missing"),
+        (FILE.format(study="profile", k="2\n    k: 3", draws=50), r"f\.yaml:7: not valid YAML: key 'k' is given twice"),
+        ("study: profile\nfamilies: [\n", r"f\.yaml:3: not valid YAML: while parsing a flow"),
+        ("released: .\nfamilies:\n  one: {}\n", r"f\.yaml:2: families must map at least two names"),
+        ("released: .\nfamilies:\n  one: {}\n  a/b: {}\n", r"f\.yaml:4: family 'a/b' must be named as a folder can be"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_families_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        run_study(tmp_path / "f.yaml", tmp_path / "out", progress=False)
+
+
+def test_a_member_says_where_its_fields_stand(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(FILE.format(study="unheard", k=2, draws=50))
+    members = read_members(path)
+    assert members is not None
+    assert members["two"].place("options", "profile") == f"{path}:8: " and members["two"].place("study") == f"{path}:1: "
+    with pytest.raises(InputError, match=r"f\.yaml:1: study 'unheard' is unknown"):
+        run_study(path, tmp_path / "out", progress=False)
+
+
 def test_one_family_is_none_of_its_business(config_path: Path) -> None:
     assert read_members(config_path) is None and read_members({"family": {"organism": "planted"}}) is None
