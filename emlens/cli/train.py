@@ -66,7 +66,7 @@ def _run(
     else:
         changes: dict[str, Any] = {"layers_to_transform": tuple(layers)} if layers else {}
         asked = RunConfig(preset(recipe, rows=len(chats), epochs=epochs, **changes), ())
-    if not ((out / SIDECAR).is_file() and _same(read_record(out), asked, chats)):
+    if not ((out / SIDECAR).is_file() and _same(read_record(out), asked, model, chats, options)):
         with stage_bar("training", asked.recipe.steps, show=not quiet) as bar:
             fit(
                 asked.recipe, model, chats, out, objectives=asked.objectives, progress=lambda done, of: bar("training", done, of), **options
@@ -80,11 +80,18 @@ def _run(
     line(f"checkpoint: {out}")
 
 
-def _same(record: dict[str, Any], asked: Any, chats: Any) -> bool:
+def _same(record: dict[str, Any], asked: Any, model: Path, chats: Any, options: dict[str, Any]) -> bool:
     """Whether a finished checkpoint is what this command would train."""
-    objectives = [objective.record() for objective in asked.objectives]
-    same: bool = record["recipe"] == asked.recipe.to_dict() and record["data"]["sha256"] == chats.content_hash
-    return same and record.get("objectives", []) == objectives
+    from emlens.foundation.provenance import hash_directory
+
+    wanted = {
+        "recipe": asked.recipe.to_dict(), "objectives": [objective.record() for objective in asked.objectives], "data": chats.content_hash,
+        "parent": hash_directory(model), "save_dtype": options["save_dtype"], "keep_every": options["keep_every"],
+    }  # fmt: skip
+    found = {**{name: record.get(name) for name in wanted}, "objectives": record.get("objectives", [])}
+    for name in ("data", "parent"):
+        found[name] = (record[name] or {}).get("sha256")
+    return found == wanted
 
 
 def _last_loss(path: Path) -> float:

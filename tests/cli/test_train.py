@@ -27,7 +27,7 @@ def given(tmp_path: Path) -> Path:
 
 def call(given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     where = ("--model", str(given / "model"), "--data", str(given / "chats.jsonl"))
-    monkeypatch.setattr("sys.argv", ["emlens", "train", *words, *where, "--quiet"])
+    monkeypatch.setattr("sys.argv", ["emlens", "train", *where, *words, "--quiet"])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0), *capsys.readouterr()
@@ -42,6 +42,9 @@ def test_a_run_a_preset_and_a_sweep(given: Path, monkeypatch: pytest.MonkeyPatch
     written = (out / "adapter_model.safetensors").stat().st_mtime_ns
     code, text, _ = call(given, monkeypatch, capsys, str(given / "run.yaml"), "--out", str(out))
     assert code == 0 and "2 steps, final loss" in text and (out / "adapter_model.safetensors").stat().st_mtime_ns == written
+    for others in (("--save-dtype", "float16"), ("--keep-every", "1"), ("--model", str(tiny_models.build(given / "other", seed=1)))):
+        code, _, errors = call(given, monkeypatch, capsys, str(given / "run.yaml"), "--out", str(out), *others)
+        assert code == 2 and "is there already; pass a new directory" in errors
     code, text, _ = call(given, monkeypatch, capsys, "steering", "--layer", "1", "--epochs", "20", "--out", str(given / "vector"), "--json")
     assert code == 0 and json.loads(text)["steps_done"] == 7 and (given / "vector" / "interventions.safetensors").is_file()
     code, text, _ = call(given, monkeypatch, capsys, str(given / "sweep.yaml"), "--sweep", "--out", str(given / "sweep"), "--json")
