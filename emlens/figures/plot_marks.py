@@ -137,8 +137,8 @@ def shown(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        whole = float(value).is_integer() and abs(value) < 1e9
-        return f"{value:.0f}" if whole else figure_of(float(value))
+        number = float(value)
+        return f"{number:.0f}" if number.is_integer() and abs(number) < 1e9 else figure_of(number)
     return "–" if value is None else str(value)
 
 

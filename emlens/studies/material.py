@@ -200,7 +200,7 @@ def load_material(config: StudyConfig) -> Material:
     released = None if config.released is None else Path(config.path(config.released))
     if released is not None and not released.is_dir():
         raise InputError(f"released={str(released)!r}: no such directory; pass the one that holds the released files")
-    given = {} if released is None else {"released": released, "released_hash": _hash_of_all(released)}
+    given: dict[str, Any] = {} if released is None else {"released": released, "released_hash": _hash_of_all(released)}
     if config.family is None:
         nothing: Any = _Absent()
         return Material(nothing, nothing, {}, {}, None, has_models=False, **given)
