@@ -1,7 +1,7 @@
 """Several families side by side: the same study of each in a folder of its own, and their numbers in one result.
 
 A configuration holds `families` instead of `family`: by name, what differs from the fields beside it. Each family's own result and page
-stay below `families/<name>`; nothing is pooled over questions or models, only numbers are averaged, with families as units.
+stay below `families/<name>`; nothing is pooled over questions or models, only numbers are averaged, each beside its null, with families as units.
 """
 
 from collections.abc import Mapping
@@ -14,26 +14,30 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
 from emlens.studies.about import About, Plot
 from emlens.studies.config import Origin, StudyConfig, read_config, read_file
-from emlens.studies.headlines import headlines, side_by_side
-from emlens.studies.result import Finding, StudyResult
+from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
+from emlens.studies.result import StudyResult
 
 ABOUT = About(
     title="Does it hold in several families?",
     method=(
         "The same study was run on each family. A number is first averaged over the fine-tunes of one kind in a family, then over families; the "
-        "interval is a t interval over families, and the standard deviation and range show how far they lie apart. Two or three families say little."
+        "interval is a t interval over families, and the standard deviation and range show how far they lie apart. Whether a number lies beyond its "
+        "null is read from the difference of both in each family, with a t interval of its own. Two or three families say little."
     ),
     reference="Every family's own page lies below families/.",
     tables={
         "family_numbers": "One row a family, fine-tune and number, with its own interval and its null.",
-        "over_families": "One row a number: mean over families with t interval, spread, range, mean null.",
+        "over_families": "One row a number: mean over families with t interval, spread, range, mean null; beyond: value − null.",
     },
     plots=(
         Plot(
             "forest", "family_numbers", "family", "value", "Each family's numbers", "One mark a fine-tune; dotted: its null.",
             colour="model", facet="number", null="null", hover=("null_is",),
         ),
-        Plot("forest", "over_families", "number", "mean", "Over families", "95 % t intervals over families.", null="null", hover=("sd", "n")),
+        Plot(
+            "forest", "over_families", "number", "mean", "Over families", "95 % t intervals over families.", null="null",
+            hover=("beyond", "beyond_low", "beyond_high", "sd", "n"),
+        ),
     ),
 )  # fmt: skip
 
@@ -70,21 +74,9 @@ def gathered(results: Mapping[str, StudyResult]) -> StudyResult:
     numbers = pd.concat([headlines(result.tables).assign(family=name) for name, result in results.items()], ignore_index=True)
     kinds = {name: _kinds(result) for name, result in results.items()}
     numbers["kind"] = [kinds[family].get(model, "harmful") for family, model in zip(numbers["family"], numbers["model"], strict=True)]
-    head = {"value": "mean", "null": "mean", "null_is": "first"}
-    each = numbers.groupby(["number", "kind", "family"], sort=False, as_index=False).agg(head)
-    table = side_by_side(each.assign(number=each["number"] + " (" + each["kind"] + ")"), "")
-    findings = []
-    for row in table.to_dict(orient="records"):
-        known = row["null"] == row["null"] and row["mean_low"] == row["mean_low"]
-        beyond = known and (row["mean_low"] > row["null"] or row["mean_high"] < row["null"])
-        sentence = (
-            f"{row['number']}: {row['mean']:.2f} [{row['mean_low']:.2f}, {row['mean_high']:.2f}] over {row['n']} families, from {row['lowest']:.2f} to "
-            f"{row['highest']:.2f}."
-        )
-        findings.append(Finding("families_beside", sentence, "shown" if beyond else "undecided"))
-    clear = sum(f.status == "shown" for f in findings)
-    summary = f"Of {len(table)} numbers over {len(results)} families, {clear} lie beyond their null with the whole interval."
-    findings.insert(0, Finding("families_beside", summary, "summary"))
+    each = averaged(numbers, ["kind", "family"])
+    table = side_by_side(each.assign(number=each["number"] + " (" + each["kind"] + ")"))
+    findings = findings_of(table, "families_beside", "families", list(table["number"]))
     warnings = [f"{name}: {warning}" for name, result in results.items() for warning in result.warnings]
     if len(results) < 4:
         warnings.insert(0, f"{len(results)} families: an interval over so few says little")

@@ -1,15 +1,16 @@
-"""The last stage: every number beside itself over seeds, and which training configuration to choose, with what choosing costs.
+"""The last stage: every number beside itself over seeds, and the best training configuration, with what choosing by a forecast costs.
 
 It computes nothing of its own from models: it reads the tables of the parts before it. With one seed nothing can be laid side by side,
-and with fewer than 8 runs no configuration is chosen; both are said.
+and with fewer than 8 runs no choosing is judged; both are said.
 """
 
 import pandas as pd
 
+from emlens.foundation.files import one_line
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
 from emlens.studies.about import About, Plot
 from emlens.studies.config import StudyConfig
-from emlens.studies.headlines import headlines, side_by_side
+from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
 from emlens.studies.material import Material
 from emlens.studies.result import Finding, Part
 from emlens.studies.running import Desk
@@ -17,24 +18,27 @@ from emlens.studies.running import Desk
 COST = 1
 
 ABOUT = About(
-    title="What holds over seeds, and which configuration would one choose?",
+    title="What holds over seeds, and what does choosing a configuration cost?",
     method=(
         "Each number of the parts above is averaged over the seeds of one recipe and schedule; the interval is a t interval over seeds, wide with few "
-        "of them, and the range shows how far seeds lie apart. A configuration is chosen by forecasting each run's alignment outside the domain from its "
-        "training loss, steps and alignment inside the domain, with that run left out (its recipe and schedule, where there are 8); regret is how much "
-        "better the best run was. Beside it stand taking the lowest loss, taking any run, and the same procedure on shuffled scores."
+        "of them, and the range shows how far seeds lie apart. Whether it lies beyond its null is read from the difference of both in each seed. "
+        "Harmful and benign fine-tunes of one group stand apart. Choosing is judged by regret, how much better the best run was: "
+        "alignment outside the domain is forecast from training loss, steps and alignment inside the domain, learnt from one half of the runs (of recipes "
+        "and schedules, where there are 8), and the best forecast in the other half is taken, over many halves. "
+        "Beside it stand taking the lowest loss, taking any run, and the same procedure on shuffled scores."
     ),
     reference="Stages after arXiv 2606.20814.",
     tables={
         "numbers": "One row a fine-tune and number, with its own interval and its null.",
-        "over_seeds": "One row a number and group of runs that differ in their seed alone: mean with t interval, spread, range, mean null.",
+        "over_seeds": "One row a number and group of runs that differ in their seed alone: mean, t interval, spread, range, mean null; beyond: value − null.",
         "configurations": "One row a run and way to choose: forecast from the other runs, what was observed. No ranking: see choice.",
         "choice": "One row a way to choose: its regret among runs not seen, that of any run, the gain over the lowest loss, p against shuffled scores.",
     },
     plots=(
         Plot(
             "forest", "over_seeds", "group", "mean", "Over seeds", "Mean with a 95 % t interval over seeds; dotted: the mean null.",
-            facet="number", null="null", hover=("sd", "lowest", "highest", "n", "null_is"),
+            colour="kind", facet="number", null="null",
+            hover=("beyond", "beyond_low", "beyond_high", "sd", "lowest", "highest", "n", "null_is"),
         ),
         Plot(
             "points", "configurations", "forecast", "observed", "Forecast and observed alignment of each run",
@@ -50,11 +54,12 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     tables = {name: table for found in desk.parts.values() for name, table in found.tables.items()}
     numbers = headlines(tables)
     specs = material.family.specs if material.has_models else {}
-    groups = [specs[name].group if name in specs and specs[name].group else name for name in numbers["model"]]
-    numbers = numbers.assign(group=groups, seed=[specs[name].seed if name in specs else 0 for name in numbers["model"]])
-    part.tables["numbers"] = numbers
-    several = numbers[numbers.groupby(["number", "group"])["seed"].transform("nunique") > 1] if len(numbers) else numbers
-    part.tables["over_seeds"] = side_by_side(several, "group")
+    known = [specs.get(name) for name in numbers["model"]]
+    part.tables["numbers"] = numbers.assign(
+        group=[spec.group if spec and spec.group else name for spec, name in zip(known, numbers["model"], strict=True)],
+        kind=["benign" if spec and spec.benign else "harmful" for spec in known],
+        seed=[spec.seed if spec else 0 for spec in known],
+    )
     _over_seeds(part)
     if "trained_runs" in tables:
         _choice(part, tables["trained_runs"], config)
@@ -64,26 +69,19 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
 
 
 def _over_seeds(part: Part) -> None:
-    table = part.tables["over_seeds"]
+    numbers = part.tables["numbers"]
+    for (group, kind, seed), same in numbers.groupby(["group", "kind", "seed"], sort=False):
+        if same["model"].nunique() > 1:
+            names = ", ".join(one_line(str(name), 40) for name in same["model"].unique()[:4])
+            part.warnings.append(f"{kind} fine-tunes of group {one_line(str(group))!r} share seed {seed} ({names}): they are averaged, not counted as seeds")
+    each = averaged(numbers, ["group", "kind", "seed"])
+    several = each[each.groupby(["number", "group", "kind"])["seed"].transform("size") > 1] if len(each) else each
+    table = part.tables["over_seeds"] = side_by_side(several, ["group", "kind"])
     if not len(table):
         part.warnings.append("no group of fine-tunes has several seeds: nothing can be laid side by side, and single runs do not hold up")
         return
-    for row in table.to_dict(orient="records"):
-        known = row["null"] == row["null"]
-        beyond = known and (row["mean_low"] > row["null"] or row["mean_high"] < row["null"])
-        beside = f"; beside it {row['null_is']}, {row['null']:.2f}" if known else "; it has no null of its own"
-        part.findings.append(
-            Finding(
-                "synthesis",
-                f"{row['group']}, {row['number']}: {row['mean']:.2f} [{row['mean_low']:.2f}, {row['mean_high']:.2f}] over {row['n']} seeds, from "
-                f"{row['lowest']:.2f} to {row['highest']:.2f}{beside}.",
-                "shown" if beyond else "undecided",
-            )
-        )
-    beyond = sum(f.status == "shown" for f in part.findings)
-    part.findings.insert(
-        0, Finding("synthesis", f"Of {len(table)} numbers laid side by side over seeds, {beyond} lie beyond their null with the whole interval.", "summary")
-    )
+    labels = [f"{row['group']} ({row['kind']}), {row['number']}" for row in table.to_dict(orient="records")]
+    part.findings += findings_of(table, "synthesis", "seeds", labels)
 
 
 def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
@@ -98,7 +96,7 @@ def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
         return
     together = "cell" if harmful["cell"].nunique() >= LEAST_RUNS else None  # else runs that differ in their seed alone inform each other
     if together is None:
-        part.warnings.append(f"configurations are chosen among {harmful['cell'].nunique()}, so a run's forecast has seen other seeds of its own")
+        part.warnings.append(f"{harmful['cell'].nunique()} configurations: both halves hold seeds of one, so what choosing costs is that of a further seed")
     ranking = rank_configurations(table, target="others", features=features, loss="loss", clusters=together, permutations=99, seed=config.seed)
     part.tables["configurations"] = ranking.table
     part.tables["choice"] = ranking.choices
@@ -110,7 +108,7 @@ def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
             "synthesis",
             f"Best configuration of those measured: {row['cell']} (run {best}), with alignment outside the domain of {row['others']:.1f}. "
             f"Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f} [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] "
-            f"points among runs not seen, taking any run {cost['null']:.1f}.",
+            f"points in the half of the runs that it was not learnt from, taking any run {cost['null']:.1f}.",
             "undecided",
         )
     )

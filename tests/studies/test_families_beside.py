@@ -34,6 +34,8 @@ def test_numbers_of_each_family_are_those_of_its_own_result(two: Path, tmp_path:
     row = table.loc["alignment outside the domain (harmful)"]
     assert row["mean"] == pytest.approx(harmful.mean()) and row["n"] == 2 and row["sd"] == pytest.approx(harmful.std())
     assert "2 families: an interval over so few says little" in result.warnings
+    parent = rows[rows["kind"] == "harmful"].groupby("family")["null"].mean()
+    assert (row["side"], row["beyond"]) == ("less", pytest.approx((harmful - parent).mean()))
     again = run_study(two, tmp_path / "out", progress=False)
     assert [f.sentence for f in again.findings] == [f.sentence for f in result.findings]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
+from emlens.models import FineTune
 from emlens.studies import STUDIES, fine_tuning, run_study, synthesis
-from emlens.studies.headlines import headlines, side_by_side
+from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side, standing
 from emlens.studies.result import Part
 
 SMALL = {"recipe": {"own": {"rank": 2, "alpha": 4, "learning_rate": 0.02, "steps": 8, "batch_size": 8}}}
@@ -131,10 +133,105 @@ def test_means_over_seeds_are_those_of_a_t_interval() -> None:
     from scipy import stats
 
     rows = pd.DataFrame({"number": ["x"] * 3, "group": ["g"] * 3, "value": [1.0, 2.0, 4.0], "null": [0.5, 0.5, np.nan], "null_is": ["chance"] * 3})
-    found = side_by_side(rows, "group").iloc[0]
+    found = side_by_side(rows.assign(side="greater"), ["group"]).iloc[0]
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
     assert (found["mean_low"], found["mean_high"], found["null"]) == pytest.approx((low, high, 0.5))
-    assert headlines({}).empty and side_by_side(headlines({}).assign(group=""), "group").empty
+    assert headlines({}).empty and side_by_side(headlines({}).assign(group=""), ["group"]).empty
+
+
+def numbers_of(values: list[float], nulls: list[float], **columns: Any) -> pd.DataFrame:
+    n = len(values)
+    fixed = {"number": ["x"] * n, "model": [f"m{i}" for i in range(n)], "value": values, "low": np.nan, "high": np.nan, "null": nulls}
+    return pd.DataFrame(fixed | {"null_is": "chance", "side": "greater", "seed": range(n), "group": "g", "kind": "harmful"} | columns)
+
+
+def test_a_number_stands_beside_its_own_null_in_each_unit() -> None:
+    from scipy import stats
+
+    values, nulls = [0.50, 0.505, 0.495], [0.30, 0.95, 0.85]  # the mean null is known no better than the mean
+    row = side_by_side(numbers_of(values, nulls)).iloc[0]
+    differences = np.subtract(values, nulls)
+    low, high = stats.t.interval(0.95, 2, loc=differences.mean(), scale=stats.sem(differences))
+    assert (row["beyond"], row["beyond_low"], row["beyond_high"]) == pytest.approx((differences.mean(), low, high))
+    assert standing(row) == "undecided"
+    together = side_by_side(numbers_of([0.2, 0.5, 0.8], [0.1, 0.4, 0.69])).iloc[0]  # far apart, each a tenth above its own null
+    assert together["mean_low"] < together["null"] < together["mean_high"] and standing(together) == "shown"
+
+
+def test_what_has_no_value_lends_no_null() -> None:
+    row = side_by_side(numbers_of([0.5, 0.6, np.nan], [0.1, 0.2, 0.9])).iloc[0]
+    assert (row["null"], row["n"]) == (pytest.approx(0.15), 2)
+    two = averaged(numbers_of([0.5, 0.7, np.nan, 0.4, 0.6], [0.1, 0.3, 0.9, 0.2, np.nan], seed=[0, 0, 0, 1, 1]), ["seed"]).set_index("seed")
+    assert two["value"].tolist() == pytest.approx([0.6, 0.5])
+    assert two.loc[0, "null"] == pytest.approx(0.2) and np.isnan(two.loc[1, "null"])  # half a null is none
+
+
+@pytest.mark.parametrize(
+    ("values", "side", "status"),
+    [
+        ([0.50, 0.51, 0.52], "greater", "shown"),
+        ([0.50, 0.51, 0.52], "less", "not shown"),
+        ([0.10, 0.11, 0.12], "greater", "not shown"),
+        ([0.10, 0.11, 0.12], "less", "shown"),
+        ([0.10, 0.30, 0.52], "less", "undecided"),
+        ([0.50], "greater", "undecided"),
+        ([np.nan, np.nan], "greater", None),
+    ],
+)
+def test_only_its_own_side_of_the_null_is_shown(values: list[float], side: str, status: str | None) -> None:
+    table = side_by_side(numbers_of(values, [0.3] * len(values), side=side))
+    assert [standing(row) for row in table.to_dict(orient="records")] == ([] if status is None else [status])
+    summary, *found = findings_of(table, "synthesis", "seeds", ["g"] * len(table))
+    assert [f.status for f in found] == ([] if status is None else [status])
+    assert f"{int(status == 'shown')} lie beyond" in summary.sentence and f"{int(status == 'not shown')} on the wrong side" in summary.sentence
+
+
+def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
+    profile = pd.DataFrame({"model": ["instruct", "bad"], "kind": ["instruct", "harmful"], "aligned_others": [90.0, 50.0]})
+    profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
+    overlap = pd.DataFrame({"model": ["bad"] * 2, "position": "p", "comparison": "train–evaluation", "center": ["true", "means"], "null": ["covariance", ""]})
+    overlap = overlap.assign(value=0.5, low=0.4, high=0.6, null_mean=0.3)
+    arms = pd.DataFrame({"model": ["bad"] * 2, "role": "held out", "arm": ["direction", "random"], "control": [False, True], "on": "finetuned"})
+    arms = arms.assign(restoration=[0.6, 0.1], restoration_low=0.5, restoration_high=0.7)
+    forecast = pd.DataFrame({"model": ["bad"], "parent": "base", "held_out": "domain", "r2": 0.3, "r2_low": 0.2, "r2_high": 0.4, "null_q95": 0.1})
+    found = headlines({"models": profile, "overlap": overlap, "arms": arms, "forecast": forecast})
+    sides = {
+        "alignment outside the domain": "less",
+        "centred overlap of shifts, mean over layers": "greater",
+        "cosine of mean shifts, mean over layers": "greater",
+        "restoration by the chosen direction": "greater",
+        "forecast R² from base, domains held out": "greater",
+    }
+    assert dict(zip(found["number"], found["side"], strict=True)) == sides
+
+
+def laid_beside(numbers: pd.DataFrame) -> Part:
+    part = Part(tables={"numbers": numbers})
+    synthesis._over_seeds(part)
+    return part
+
+
+def test_seeds_are_seeds_of_one_kind_counted_once() -> None:
+    benign = numbers_of([0.9, 0.95], [0.3, 0.3], kind="benign", model=["good0", "good1"])
+    part = laid_beside(pd.concat([numbers_of([0.5, 0.6, 0.7], [0.3] * 3), benign]))
+    rows = part.tables["over_seeds"].set_index("kind")
+    assert rows["n"].to_dict() == {"harmful": 3, "benign": 2} and rows["mean"].to_dict() == pytest.approx({"harmful": 0.6, "benign": 0.925})
+    assert not part.warnings and [f.sentence.split(":")[0] for f in part.findings[1:]] == ["g (harmful), x", "g (benign), x"]
+    twice = laid_beside(numbers_of([0.5, 0.7, 0.8], [0.3] * 3, seed=[0, 0, 1]))
+    assert twice.warnings == ["harmful fine-tunes of group 'g' share seed 0 (m0, m1): they are averaged, not counted as seeds"]
+    row = twice.tables["over_seeds"].iloc[0]
+    assert (row["n"], row["mean"], row["sd"]) == (2, pytest.approx(0.7), pytest.approx(np.std([0.6, 0.8], ddof=1)))
+    one = laid_beside(pd.concat([numbers_of([0.5], [0.3]), numbers_of([0.9], [0.3], kind="benign", model="good", seed=1)]))  # one seed of each kind
+    assert one.tables["over_seeds"].empty and any("no group of fine-tunes has several seeds" in warning for warning in one.warnings)
+
+
+def test_a_familys_benign_fine_tune_is_no_seed_of_its_harmful_one() -> None:
+    specs = {name: FineTune("nowhere", group="medicine", seed=i, benign=name == "good") for i, name in enumerate(("bad", "worse", "good"))}
+    profile = pd.DataFrame({"model": ["instruct", *specs], "kind": ["instruct", "harmful", "harmful", "benign"], "aligned_others": [90.0, 50.0, 40.0, 91.0]})
+    profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
+    desk = SimpleNamespace(parts={"profile": Part(tables={"models": profile})})
+    found = synthesis.run(SimpleNamespace(has_models=True, family=SimpleNamespace(specs=specs)), SimpleNamespace(seed=0), desk)  # type: ignore[arg-type]
+    assert found.tables["over_seeds"][["group", "kind", "n", "mean"]].to_numpy().tolist() == [["medicine", "harmful", 2, 45.0]]
 
 
 def test_a_configuration_is_chosen_from_what_the_other_runs_say() -> None:
