@@ -61,16 +61,18 @@ def test_noise_chooses_a_candidate_at_random_and_never_a_scored_run() -> None:
     assert abs(np.mean(place) - 0.5) < 3 * 0.29 / np.sqrt(24)
 
 
-def test_where_clusters_carry_the_scores_noise_is_not_found_more_often_than_stated() -> None:
-    p = []
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        level, seen = rng.standard_normal((2, 12))
-        runs = pd.DataFrame({"schedule": np.repeat(np.arange(12), 5), "aligned": np.repeat(level, 5) + 0.2 * rng.standard_normal(60)})
-        runs["loss"] = np.repeat(seen, 5) + 0.2 * rng.standard_normal(60)
-        common = {"target": "aligned", "features": ["loss"], "clusters": "schedule", "models": ("linear",), "splits": 4, "permutations": 19, "seed": seed}
-        p.append(rank_configurations(runs, **common).choices["p"].iloc[0])
-    assert np.mean(np.array(p) <= 0.1) <= 0.2  # dealt run by run, more than a quarter are
+def test_shuffles_deal_clusters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = sweep(5, informative=False, runs=32).assign(schedule=np.repeat(np.arange(8), 4), aligned=np.repeat(np.arange(8.0) ** 2, 4))
+    seen, real = [], ranking._fitted
+
+    def spy(model: str, train: np.ndarray, test: np.ndarray, targets: np.ndarray, labels: list[str], seed: int) -> np.ndarray:
+        seen.append(pd.DataFrame(targets).groupby(np.array(labels)).agg(np.ptp).to_numpy())
+        return real(model, train, test, targets, labels, seed)
+
+    monkeypatch.setattr(ranking, "_fitted", spy)
+    rank_configurations(runs, target="aligned", features=["overlap"], clusters="schedule", models=("linear",), splits=3, permutations=9)
+    spread = [found for found in seen if found.shape[1] == 10]
+    assert len(spread) == 3 and all(np.allclose(found, 0) for found in spread)  # dealt run by run, a cluster's scores would part
 
 
 def test_a_forecast_has_not_seen_its_run() -> None:
