@@ -50,7 +50,7 @@ ABOUT = About(
     ),
     reference="Reference null and jackknife: docs/nulls.md.",
     tables={
-        "overlap_benign": "One row a fine-tune and place: overlap minus the benign control's, with interval, and the null of benign shifts.",
+        "overlap_benign": "One row a fine-tune and place: overlap minus the benign control's, with interval, and, at the first position, the null of benign shifts.",
         "overlap_groups": "One row a fine-tune, place and group of questions: overlap at the group's number of prompts, null, cosine of mean shifts.",
         "overlap_by_k": "One row a fine-tune, place and k.",
     },
@@ -125,6 +125,10 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         if benign_sides is not None and len(benign_sides.train) != len(sides.train):
             sizes = f"{len(sides.train)} prompts a side, its benign control on {len(benign_sides.train)}"
             part.warnings.append(f"{name} is compared on {sizes}: overlap depends on their number")
+        needed = len(sides.train) + len(sides.evaluation)
+        if unrelated and len(unrelated["benign"]) < needed:
+            counts = f"needs {needed} shifts of the benign control, which has {len(unrelated['benign'])} questions outside its domain"
+            part.warnings.append(f"{name}: the null of benign shifts {counts}; it is missing")
         if sides.neutral is not None and len(sides.neutral) < len(sides.train):
             sizes = f"neutral text has {len(sides.neutral)} prompts, the other sides {len(sides.train)}"
             part.warnings.append(f"{name}: {sizes}; its overlap is not at equal numbers")
