@@ -50,7 +50,7 @@ ABOUT = About(
     ),
     reference="Reference null and jackknife: docs/nulls.md.",
     tables={
-        "overlap_benign": "One row a fine-tune and place: overlap minus the benign control's, with interval, and, at the first position, the null of benign shifts.",
+        "overlap_benign": "One row a fine-tune and place: overlap minus the benign control's, with interval, and (first position) the null of benign shifts.",
         "overlap_groups": "One row a fine-tune, place and group of questions: overlap at the group's number of prompts, null, cosine of mean shifts.",
         "overlap_by_k": "One row a fine-tune, place and k.",
     },
