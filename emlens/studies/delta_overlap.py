@@ -78,6 +78,15 @@ class Options(PartOptions):
     """Draws of the Mantel test of prompts' likeness and shifts' likeness."""
 
 
+def _without_reference(name: str, sides: Sides, benign: Activations | None) -> list[str]:
+    """The null of benign shifts takes as many of them as both sides have together."""
+    needed = len(sides.train) + len(sides.evaluation)
+    if benign is None or len(benign) >= needed:
+        return []
+    counts = f"needs {needed} shifts of the benign control, which has {len(benign)} questions outside its domain"
+    return [f"{name}: the null of benign shifts {counts}; it is missing"]
+
+
 def _lowered(name: str, site: str, position: str, k: int, asked: int) -> str:
     if k == 0:
         return f"{name} at {site}, {position}: nothing moved there (the fine-tune acts later in the model); left out"
@@ -125,10 +134,7 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         if benign_sides is not None and len(benign_sides.train) != len(sides.train):
             sizes = f"{len(sides.train)} prompts a side, its benign control on {len(benign_sides.train)}"
             part.warnings.append(f"{name} is compared on {sizes}: overlap depends on their number")
-        needed = len(sides.train) + len(sides.evaluation)
-        if unrelated and len(unrelated["benign"]) < needed:
-            counts = f"needs {needed} shifts of the benign control, which has {len(unrelated['benign'])} questions outside its domain"
-            part.warnings.append(f"{name}: the null of benign shifts {counts}; it is missing")
+        part.warnings += _without_reference(name, sides, unrelated.get("benign"))
         if sides.neutral is not None and len(sides.neutral) < len(sides.train):
             sizes = f"neutral text has {len(sides.neutral)} prompts, the other sides {len(sides.train)}"
             part.warnings.append(f"{name}: {sizes}; its overlap is not at equal numbers")

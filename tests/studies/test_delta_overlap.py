@@ -78,3 +78,10 @@ def test_the_check_allows_exactly_what_the_ceiling_can_carry(n: int) -> None:
         delta_overlap.check(material, config(k=largest + 1))
     with pytest.raises(InputError, match=f"above the rank of half of {n} vectors; pass k <= {largest}"):
         split_half_ceiling(rows, largest + 1, center=True, splits=2)
+
+
+def test_a_missing_null_of_benign_shifts_is_said() -> None:
+    sides = delta_overlap.Sides(acts(1), acts(2), acts(3), acts(4), None)
+    said = "bad: the null of benign shifts needs 48 shifts of the benign control, which has 47 questions outside its domain; it is missing"
+    assert delta_overlap._without_reference("bad", sides, acts(5, n=47)) == [said]
+    assert delta_overlap._without_reference("bad", sides, acts(5, n=48)) == delta_overlap._without_reference("bad", sides, None) == []

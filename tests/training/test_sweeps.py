@@ -5,7 +5,7 @@ import pytest
 
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.foundation.files import sha256_file
-from emlens.runs import RankExecutor
+from emlens.runs import RankExecutor, RayExecutor
 from emlens.training import Recipe, Sweep, fit, read_record, run_sweep
 from emlens.training.fitting import load_parent
 
@@ -136,3 +136,11 @@ def test_yaml_and_full_fine_tuning(parent, chats, tmp_path):
 def test_axes_that_cannot_be_are_refused(axes, message):
     with pytest.raises(InputError, match=message):
         Sweep(BASE, axes)
+
+
+@pytest.mark.slow  # starts Ray
+def test_ray_actors_train_the_bytes_of_one_process(parent, chats, tmp_path):
+    sweep = Sweep(BASE, {"optimiser": ["adamw", "lion"]})
+    alone = run_sweep(sweep, parent, chats, tmp_path / "alone", progress=False)
+    shared = run_sweep(sweep, parent, chats, tmp_path / "shared", executor=RayExecutor(actors=2), progress=False)
+    assert contents(tmp_path / "alone" / "runs") == contents(tmp_path / "shared" / "runs") and alone.table.equals(shared.table)
