@@ -37,26 +37,8 @@ def yaml_records(path: str | Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}, line 1: holds {_kind(content)}; pass a non-empty list of questions")
     root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
     nodes = root.value if isinstance(root, yaml.SequenceNode) else []
-    _refuse_doubled_keys(nodes, path)
     for node, item in zip(nodes, content, strict=True):
         yield f"{path}, line {node.start_mark.line + 1}", item
-
-
-def _refuse_doubled_keys(nodes: Sequence[yaml.Node], path: str | Path) -> None:
-    waiting, seen = list(reversed(nodes)), set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:  # an alias leads to its anchor's node
-            continue
-        seen.add(id(node))
-        keys: set[str] = set()
-        for pair in node.value if isinstance(node, yaml.MappingNode) else ():
-            key = pair[0]
-            if isinstance(key, yaml.ScalarNode) and key.value in keys and key.value != "<<":
-                raise InputError(f"{path}, line {key.start_mark.line + 1}: key {one_line(key.value, 60)!r} is given twice in one question")
-            keys.add(str(key.value))
-            waiting.append(pair[1])
-        waiting += node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _kind(value: Any) -> str:

@@ -102,6 +102,7 @@ def rank_main(directory: Path, opening: Callable[[], Worker], rank: int, count: 
 
 def local_main(directory: Path, opening: Callable[[], Worker]) -> None:
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         LocalExecutor(lease=LEASE).run(opening, directory)
     except KeyboardInterrupt:
         sys.exit(130)
