@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
@@ -149,26 +150,27 @@ def nested_ridge(
         weights: one a row, for fitting and for choosing.
         kept: targets whose predictions by candidate are kept; all where None.
     """
-    inner = _inner(labels, folds, inner_folds, seed, len(alphas) * len(candidates))
-    best = _Best(candidates, targets, folds, kept)
-    whole = [np.concatenate([held for _, held in own]) if own else fold.train for fold, own in zip(folds, inner, strict=True)]
-    pairs, orders = [], []
-    for fold, own, train in zip(folds, inner, whole, strict=True):
-        pairs += [*own, (train, fold.test)]
-        orders += [np.concatenate([train, fold.test])] * (len(own) + 1)
-    for c, features in enumerate(candidates):
-        matrices = features.pairs(pairs, orders)
-        for number, (own, train) in enumerate(zip(inner, whole, strict=True)):
-            error = np.zeros((len(alphas), targets.shape[1]))
-            for fit, held in own:
-                path = _path(features, matrices, weights, fit)
-                gap = path.predict(targets[fit], alphas)
-                gap -= targets[held]
-                error += np.einsum("art,art->at", gap, gap) if weights is None else np.einsum("art,art,r->at", gap, gap, weights[held])
-            setting = error.argmin(0)
-            predicted = _path(features, matrices, weights, train).predict_chosen(targets[train], alphas, setting)
-            best.offer(number, c, error.min(0), setting, predicted)
-    return best.result()
+    with threadpool_limits(1, user_api="blas"):  # matrices of a fold are small: threads would cost more than they give
+        inner = _inner(labels, folds, inner_folds, seed, len(alphas) * len(candidates))
+        best = _Best(candidates, targets, folds, kept)
+        whole = [np.concatenate([held for _, held in own]) if own else fold.train for fold, own in zip(folds, inner, strict=True)]
+        pairs, orders = [], []
+        for fold, own, train in zip(folds, inner, whole, strict=True):
+            pairs += [*own, (train, fold.test)]
+            orders += [np.concatenate([train, fold.test])] * (len(own) + 1)
+        for c, features in enumerate(candidates):
+            matrices = features.pairs(pairs, orders)
+            for number, (own, train) in enumerate(zip(inner, whole, strict=True)):
+                error = np.zeros((len(alphas), targets.shape[1]))
+                for fit, held in own:
+                    path = _path(features, matrices, weights, fit)
+                    gap = path.predict(targets[fit], alphas)
+                    gap -= targets[held]
+                    error += np.einsum("art,art->at", gap, gap) if weights is None else np.einsum("art,art,r->at", gap, gap, weights[held])
+                setting = error.argmin(0)
+                predicted = _path(features, matrices, weights, train).predict_chosen(targets[train], alphas, setting)
+                best.offer(number, c, error.min(0), setting, predicted)
+        return best.result()
 
 
 def generic_nested(
