@@ -17,7 +17,7 @@ from emlens.training.defences import BenignInterleaving, InoculationPrompt, Prev
 from emlens.training.objectives import Objective
 from emlens.training.penalties import FeatureDistance, ReferenceKL
 from emlens.training.presets import recipe
-from emlens.training.recipes import Recipe, read_yaml
+from emlens.training.recipes import Recipe, read_mapping
 from emlens.training.sweeps import OBJECTIVES, Sweep
 
 KINDS: Final[Mapping[str, Callable[..., Objective]]] = {
@@ -43,7 +43,7 @@ def read_run(path: str | Path, rows: int | None = None) -> RunConfig:
     Raises:
         InputError: steps beside epochs, an unknown key, or what a recipe or an objective refuses.
     """
-    content = read_yaml(path)
+    content = read_mapping(path)
     given = content.pop(OBJECTIVES, [])
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise InputError(f"{path}: objectives is a {type(given).__name__}; pass a list, each entry with its kind")
@@ -56,7 +56,7 @@ def read_sweep(path: str | Path, rows: int | None = None) -> Sweep:
     Raises:
         InputError: an unknown key, no base, or what `Sweep` and its parts refuse.
     """
-    content = read_yaml(path)
+    content = read_mapping(path)
     unknown = sorted(set(map(str, content)) - {"base", "axes"})
     axes = content.get("axes") or {}
     if unknown or not isinstance(content.get("base"), dict) or not isinstance(axes, dict):

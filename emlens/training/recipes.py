@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self
 
 import yaml
 
+from emlens.data.readers import read_yaml
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.seeds import derive_seed
@@ -231,7 +232,7 @@ class Recipe:
         Raises:
             InputError: no such file, no mapping, an unknown key, a value that `Recipe` refuses.
         """
-        return cls.from_dict(read_yaml(path))
+        return cls.from_dict(read_mapping(path))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the recipe as YAML; `from_yaml` gives it back."""
@@ -259,18 +260,13 @@ def _number(value: Any) -> Any:
     return value
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: no such file, not YAML, or no mapping.
+        InputError: what `emlens.data.readers.read_yaml` refuses, or no mapping.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not YAML ({one_line(str(error), 200)})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {type(content).__name__}, not a mapping from fields to values")
     return content

@@ -63,7 +63,8 @@ def test_a_sweep_over_objectives(folder):
     ("text", "message"),
     [
         ("- a", "holds list, not a mapping from fields to values"),
-        ("a: [", "is not YAML"),
+        ("a: [", "line 1: not valid YAML"),
+        ("recipe: {}\nrecipe: {}", "line 2: not valid YAML: key 'recipe' is given twice"),
         ("{steps: 2, epochs: 1}", "steps=2 came with epochs=1; pass one"),
         ("{method: full, epochs: 1}", "epochs=1 counts passes over the data; pass rows, or steps in the file"),
         ("{method: full, objectives: kl}", "objectives is a str; pass a list, each entry with its kind"),
