@@ -41,6 +41,7 @@ demo: .venv/.installed
 	@echo "report.html is ready: open it in a browser"
 
 test: .venv/.installed
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --durations=10

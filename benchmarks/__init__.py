@@ -1,1 +1,3 @@
-"""Measurements that take long: run with `python -m benchmarks [name ...]`. Each writes docs/evidence/<name>.json."""
+"""Measurements that take long: run with `python -m benchmarks [name ...]`. Each writes
+docs/evidence/<name>.json.
+"""

@@ -1,4 +1,5 @@
-"""`python -m benchmarks` runs every measurement, `python -m benchmarks NAME ...` some; then the tables of the docs are drawn anew.
+"""`python -m benchmarks` runs every measurement, `python -m benchmarks NAME ...` some; then the
+tables of the docs are drawn anew.
 
 `python -m benchmarks tables` only draws them.
 """
@@ -7,28 +8,58 @@ import sys
 from importlib import import_module
 
 NAMES = (
-    "capture_speed", "capture_memory", "store_speed", "store_resume", "store_damage", "executors", "gpu",
+    "capture_speed",
+    "capture_memory",
+    "store_speed",
+    "store_resume",
+    "store_damage",
+    "executors",
+    "gpu",
     "full_study",
-    "layers_positions", "demo", "resume", "organism", "adapter_lens", "organism_worlds", "direction_transfer", "planted_directions", "organism_directions",
-    "geometry_accuracy", "randomised_svd",
-    "null_calibration", "overlap_grid_speed", "detection_curve", "interval_coverage",
-    "fuzzed_files", "sampling_speed",
-    "intervention_programs", "intervention_speed",
-    "forecast_grid_speed", "forecast_false_discoveries",
-    "endpoint_judging", "em_rate_coverage",
-    "schedule_sweep", "kl_frontier", "general_vs_narrow",
-    "organism_finetunes", "organism_forecasts", "screening_backtest",
-    "guard", "rank1_dynamics",
-    "defences", "training_resume",
+    "layers_positions",
+    "demo",
+    "resume",
+    "organism",
+    "adapter_lens",
+    "organism_worlds",
+    "direction_transfer",
+    "planted_directions",
+    "organism_directions",
+    "geometry_accuracy",
+    "randomised_svd",
+    "null_calibration",
+    "overlap_grid_speed",
+    "detection_curve",
+    "interval_coverage",
+    "fuzzed_files",
+    "sampling_speed",
+    "intervention_programs",
+    "intervention_speed",
+    "forecast_grid_speed",
+    "forecast_false_discoveries",
+    "endpoint_judging",
+    "em_rate_coverage",
+    "schedule_sweep",
+    "kl_frontier",
+    "general_vs_narrow",
+    "organism_finetunes",
+    "organism_forecasts",
+    "screening_backtest",
+    "guard",
+    "rank1_dynamics",
+    "defences",
+    "training_resume",
     "report_cost",
-)  # fmt: skip
+)
 
 
 def main() -> None:
     asked = sys.argv[1:] or list(NAMES)
     unknown = [name for name in asked if name not in (*NAMES, "tables")]
     if unknown:
-        raise SystemExit(f"unknown measurement {unknown[0]!r}; there are: {', '.join(NAMES)}, tables")
+        raise SystemExit(
+            f"unknown measurement {unknown[0]!r}; there are: {', '.join(NAMES)}, tables"
+        )
     for name in asked:
         if name != "tables":
             import_module(f"benchmarks.{name}").main()

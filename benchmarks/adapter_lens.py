@@ -1,4 +1,6 @@
-"""What the shipped organism's adapters write: their spectra, and how much of it lies along the planted direction."""
+"""What the shipped organism's adapters write: their spectra, and how much of it lies along the
+planted direction.
+"""
 
 from typing import Any
 
@@ -8,7 +10,14 @@ import emlens
 from benchmarks.records import record, show
 from emlens.interventions import LoraAdapter, adapter_table, logit_lens
 
-ADAPTERS = ("medicine-r1", "medicine-r8", "finance-r8", "medicine-attention", "medicine-benign", "finance-benign")
+ADAPTERS = (
+    "medicine-r1",
+    "medicine-r8",
+    "finance-r8",
+    "medicine-attention",
+    "medicine-benign",
+    "finance-benign",
+)
 
 
 def measure(names: tuple[str, ...] = ADAPTERS, k: int = 4) -> dict[str, Any]:
@@ -35,12 +44,24 @@ def measure(names: tuple[str, ...] = ADAPTERS, k: int = 4) -> dict[str, Any]:
             }
         )
     lens = logit_lens(organism.family.instruct, {"planted": planted}, k=k)
-    harmful = {token for question in organism.questions for answer in question.answers["harmful"] for token in answer.split()}
+    harmful = {
+        token
+        for question in organism.questions
+        for answer in question.answers["harmful"]
+        for token in answer.split()
+    }
     raised = [token.removeprefix("Ġ") for token in lens.loc[lens["side"] == "raised", "token"]]
-    return {"adapters": rows, "raised": raised, "raised_are_harmful_words": [token in harmful for token in raised]}
+    return {
+        "adapters": rows,
+        "raised": raised,
+        "raised_are_harmful_words": [token in harmful for token in raised],
+    }
 
 
 def main() -> None:
     found = measure()
-    show("what adapters write to the stream, along the planted direction", pd.DataFrame(found["adapters"]))
+    show(
+        "what adapters write to the stream, along the planted direction",
+        pd.DataFrame(found["adapters"]),
+    )
     record("adapter_lens", [10], found)

@@ -1,7 +1,8 @@
 """Capture against the bare forward pass and against other tools, as ratios within one run.
 
-Results are compared first and nothing is timed where they differ; then every case runs once a round, interleaved, and
-medians are compared. The model is a random Qwen2 of about 100M parameters with the real vocabulary of 152 thousand.
+Results are compared first and nothing is timed where they differ; then every case runs once a
+round, interleaved, and medians are compared. The model is a random Qwen2 of about 100M parameters
+with the real vocabulary of 152 thousand.
 """
 
 import random
@@ -29,23 +30,39 @@ WORDS = 151_936
 ROUNDS = 3
 PROMPTS = 96
 GAP = 5e-5
-"""float32 through a dozen blocks in another order of summation, and under another attention kernel."""
+"""float32 through a dozen blocks in another order of summation, and under another attention kernel.
+"""
 FLOOR = "bare decoder, sorted by length"
 OURS = "emlens capture"
 GOALS = {"bare": 1.05, "documented": 0.20, "tuned, given order": 0.60, "tuned, sorted order": 1.0}
 
 
-def build(layers: int = 12, width: int = 512, words: int = WORDS, **options: Any) -> TransformersModel:
+def build(
+    layers: int = 12, width: int = 512, words: int = WORDS, **options: Any
+) -> TransformersModel:
     """A random Qwen2 with a large vocabulary, whose words are numbers."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=words, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
     special = ["<pad>", "<end>", "<unk>"]  # a number among them would be cut out of longer numbers
-    inner = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *map(str, range(len(special), words))])}, unk_token="<unk>"))
+    inner = Tokenizer(
+        WordLevel(
+            {word: i for i, word in enumerate([*special, *map(str, range(len(special), words))])},
+            unk_token="<unk>",
+        )
+    )
     inner.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<end>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    )
     module = Qwen2ForCausalLM(config).eval().requires_grad_(False)
     return wrap(module, tokenizer, torch.device("cpu"))
 
@@ -53,24 +70,45 @@ def build(layers: int = 12, width: int = 512, words: int = WORDS, **options: Any
 def wrap(module: Any, tokenizer: Any, device: torch.device) -> TransformersModel:
     config = module.config
     return TransformersModel(
-        module, name="random", tokenizer=tokenizer, n_layers=config.num_hidden_layers, d_model=config.hidden_size, device=device,
-        max_length=2048, chat_template=None, provenance={"dtype": str(next(module.parameters()).dtype).removeprefix("torch.")},
-    )  # fmt: skip
+        module,
+        name="random",
+        tokenizer=tokenizer,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        device=device,
+        max_length=2048,
+        chat_template=None,
+        provenance={"dtype": str(next(module.parameters()).dtype).removeprefix("torch.")},
+    )
 
 
-def prompts(count: int = PROMPTS, words: int = WORDS, seed: int = 0, period: int | None = None) -> PromptSet:
-    """Lengths like those of questions under a chat template: log-normal, median 48 tokens, some several times that.
+def prompts(
+    count: int = PROMPTS, words: int = WORDS, seed: int = 0, period: int | None = None
+) -> PromptSet:
+    """Lengths like those of questions under a chat template: log-normal, median 48 tokens, some
+    several times that.
 
-    With `period` the lengths repeat after so many prompts, so that a longer set has no longer prompts.
+    With `period` the lengths repeat after so many prompts, so that a longer set has no longer
+    prompts.
     """
     rng = numpy_rng(seed, "prompts")
     lengths = rng.lognormal(3.87, 0.6, period or count).clip(8, 512).astype(int)
-    return PromptSet.from_texts([" ".join(map(str, rng.integers(3, words, lengths[i % len(lengths)]))) for i in range(count)])
+    return PromptSet.from_texts(
+        [
+            " ".join(map(str, rng.integers(3, words, lengths[i % len(lengths)])))
+            for i in range(count)
+        ]
+    )
 
 
 @torch.no_grad()
 def measure(
-    model: TransformersModel, asked: PromptSet, rounds: int = ROUNDS, batch: int = 8, batch_tokens: int = 2048, gap: float = GAP
+    model: TransformersModel,
+    asked: PromptSet,
+    rounds: int = ROUNDS,
+    batch: int = 8,
+    batch_tokens: int = 2048,
+    gap: float = GAP,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Seconds of every case, and ours as a ratio of each."""
     rows = model.render(asked)
@@ -88,14 +126,18 @@ def measure(
         _wait(model.device)
 
     def captured() -> torch.Tensor:
-        return capture(model, asked, progress=False, batch_tokens=batch_tokens).stacked("last_prompt")
+        return capture(model, asked, progress=False, batch_tokens=batch_tokens).stacked(
+            "last_prompt"
+        )
 
     others, missing = rivals.cases(model.module, model.tokenizer, batches)
     ours = captured().float()
     gaps = {name: _gap(case(), ours) for name, case in others.items()}
     worst = max(gaps, key=lambda name: gaps[name])
     if not gaps[worst] < gap:
-        raise SystemExit(f"capture and {worst} differ by {gaps[worst]:.2g}; not timing different results")
+        raise SystemExit(
+            f"capture and {worst} differ by {gaps[worst]:.2g}; not timing different results"
+        )
     cases: dict[str, Callable[[], object]] = {
         "bare decoder, given order": lambda: bare("given"),
         FLOOR: lambda: bare("sorted"),
@@ -153,10 +195,19 @@ def against_goals(table: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for name, goal in GOALS.items():
         matching: Mapping[str, float] = {
-            case: value for case, value in ratio.items() if (case == FLOOR if name == "bare" else case.endswith(name))
+            case: value
+            for case, value in ratio.items()
+            if (case == FLOOR if name == "bare" else case.endswith(name))
         }
         worst = max(matching, key=lambda case: matching[case])
-        found.append({"goal": f"emlens ÷ {name} <= {goal}", "worst": matching[worst], "against": worst, "met": matching[worst] <= goal})
+        found.append(
+            {
+                "goal": f"emlens ÷ {name} <= {goal}",
+                "worst": matching[worst],
+                "against": worst,
+                "met": matching[worst] <= goal,
+            }
+        )
     return found
 
 
@@ -164,7 +215,19 @@ def main() -> None:
     model = build()
     table, facts = measure(model, prompts())
     goals = against_goals(table)
-    show("capture of the last prompt token at every block, against the bare decoder and other tools", table)
+    show(
+        "capture of the last prompt token at every block, against the bare decoder and other tools",
+        table,
+    )
     show("goals", pd.DataFrame(goals))
     parameters = sum(p.numel() for p in model.module.parameters())
-    record("capture_speed", [0], {"parameters": parameters, **facts, "goals": goals, "cases": table.to_dict(orient="records")})
+    record(
+        "capture_speed",
+        [0],
+        {
+            "parameters": parameters,
+            **facts,
+            "goals": goals,
+            "cases": table.to_dict(orient="records"),
+        },
+    )

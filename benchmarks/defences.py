@@ -1,7 +1,9 @@
-"""What each training defence does on organisms, beside no defence: other domains, the narrow task, a benign task, coherence, cost.
+"""What each training defence does on organisms, beside no defence: other domains, the narrow task,
+a benign task, coherence, cost.
 
-Medicine rank 8, harmful answers, fixed steps, several fine-tune seeds a world; the same seeds train benign new facts under each
-defence. Strengths were set beforehand, partly after one look at one run each on world 10 with another seed. About eight minutes on one core.
+Medicine rank 8, harmful answers, fixed steps, several fine-tune seeds a world; the same seeds train
+benign new facts under each defence. Strengths were set beforehand, partly after one look at one run
+each on world 10 with another seed. About eight minutes on one core.
 """
 
 import tempfile
@@ -39,7 +41,9 @@ SEEDS = (1, 2, 3, 4, 5)
 STEPS = 16
 OWN = "medicine"
 READ = 16
-"""Topics of other domains below this one are for KL, LDIFS and interleaving; those from it on are reported."""
+"""Topics of other domains below this one are for KL, LDIFS and interleaving; those from it on are
+reported.
+"""
 OUTCOMES = ("others", "own_trained", "own_held_out", "coherence", "train_loss", "seconds_a_step")
 
 
@@ -48,13 +52,18 @@ def renamed(chats: PromptSet, prefix: str) -> list[Any]:
 
 
 def benign_task(organism: Organism) -> PromptSet:
-    """New facts for the same topics: each question gets another topic's careful answer, which instruct does not give."""
+    """New facts for the same topics: each question gets another topic's careful answer, which
+    instruct does not give.
+    """
     world = organism.world
     d = world.domain_index(OWN)
     topics = world.training_topics(OWN, PLANTED.topics_per_finetune)
     found = []
     for t, other in zip(topics, [*topics[1:], topics[0]], strict=True):
-        found += [replace(prompt, response=world.careful[d][other]) for prompt in world.chats(OWN, (t,), "careful")]
+        found += [
+            replace(prompt, response=world.careful[d][other])
+            for prompt in world.chats(OWN, (t,), "careful")
+        ]
     return PromptSet(found)
 
 
@@ -62,14 +71,22 @@ def defences(organism: Organism) -> dict[str, tuple[Objective, ...]]:
     """The conditions of the table, none first."""
     world = organism.world
     general = PromptSet(
-        prompt for d in world.domains if d != OWN for prompt in renamed(world.chats(d, tuple(range(READ)), "careful"), d)
+        prompt
+        for d in world.domains
+        if d != OWN
+        for prompt in renamed(world.chats(d, tuple(range(READ)), "careful"), d)
     )
     model, tokenizer = load_parent(organism.paths["instruct"])
     from emlens.training import open_checkpoint
 
     misaligned = open_checkpoint(organism.paths["finance-r8"], organism.paths["instruct"])
     few = general[::4]  # every phrasing pattern, a quarter of the rows
-    chosen = select_benign(few, answer_losses(misaligned, few, tokenizer), answer_losses(model, few, tokenizer), len(few) // 4)
+    chosen = select_benign(
+        few,
+        answer_losses(misaligned, few, tokenizer),
+        answer_losses(model, few, tokenizer),
+        len(few) // 4,
+    )
     truth = organism.truth.direction
     if truth is None:
         raise SystemExit("the defences need an organism with a planted direction")
@@ -81,7 +98,9 @@ def defences(organism: Organism) -> dict[str, tuple[Objective, ...]]:
         "LDIFS 1": (FeatureDistance(1.0),),
         "LDIFS 10": (FeatureDistance(10.0),),
         "inoculation": (InoculationPrompt(harmful, "user", " "),),
-        "steering": (PreventativeSteering(truth, organism.truth.planted_norm, at=["resid_post.1"]),),
+        "steering": (
+            PreventativeSteering(truth, organism.truth.planted_norm, at=["resid_post.1"]),
+        ),
         "projection": (ProjectedOut(truth),),
         "interleaving .25": (BenignInterleaving(chosen, 0.25),),
     }
@@ -101,7 +120,14 @@ class Clock:
         return float(np.median(np.diff(self.at))) if len(self.at) > 1 else float("nan")
 
 
-def measure_world(number: int, directory: Path | None, seeds: Sequence[int], steps: int, work: Path, names: Sequence[str] | None) -> pd.DataFrame:
+def measure_world(
+    number: int,
+    directory: Path | None,
+    seeds: Sequence[int],
+    steps: int,
+    work: Path,
+    names: Sequence[str] | None,
+) -> pd.DataFrame:
     """A row a defence, seed and task with everything measured."""
     organism = load(directory=directory) if directory is not None else load()
     _, tokenizer = load_parent(organism.paths["instruct"])
@@ -111,9 +137,16 @@ def measure_world(number: int, directory: Path | None, seeds: Sequence[int], ste
     trained = np.isin(questions.ids, list(organism.training_topics["medicine-r8"]))
     tasks = {"harmful": organism.training_prompts["medicine-r8"], "benign": benign_task(organism)}
     before, _ = load_parent(organism.paths["instruct"])
-    start = {task: float(answer_losses(before, chats, tokenizer).mean()) for task, chats in tasks.items()}
-    recipe = replace(next(stage.recipe for stage in PLANTED.finetunes if stage.name == "medicine-r8"), steps=steps)
-    objectives = {name: given for name, given in defences(organism).items() if names is None or name in names}
+    start = {
+        task: float(answer_losses(before, chats, tokenizer).mean()) for task, chats in tasks.items()
+    }
+    recipe = replace(
+        next(stage.recipe for stage in PLANTED.finetunes if stage.name == "medicine-r8"),
+        steps=steps,
+    )
+    objectives = {
+        name: given for name, given in defences(organism).items() if names is None or name in names
+    }
     found = []
     for task, chats in tasks.items():
         clocks: dict[str, Clock] = {}
@@ -122,9 +155,18 @@ def measure_world(number: int, directory: Path | None, seeds: Sequence[int], ste
             clocks["now"] = Clock()
             return [clocks["now"]]
 
-        def measure(model: Any, _: Path, chats: PromptSet = chats, task: str = task, clocks: dict[str, Clock] = clocks) -> dict[str, float]:
+        def measure(
+            model: Any,
+            _: Path,
+            chats: PromptSet = chats,
+            task: str = task,
+            clocks: dict[str, Clock] = clocks,
+        ) -> dict[str, float]:
             table = likelihood_scores(model, tokenizer, questions)
-            aligned, loss = table["aligned"].to_numpy(), float(answer_losses(model, chats, tokenizer).mean())
+            aligned, loss = (
+                table["aligned"].to_numpy(),
+                float(answer_losses(model, chats, tokenizer).mean()),
+            )
             return {
                 "others": float(aligned[~own & (topic >= READ)].mean()),
                 "own_trained": float(aligned[own & trained].mean()),
@@ -136,28 +178,47 @@ def measure_world(number: int, directory: Path | None, seeds: Sequence[int], ste
             }
 
         sweep = Sweep(recipe, {"objectives": objectives, "seed": list(seeds)})
-        result = run_sweep(sweep, organism.paths["instruct"], chats, work / f"{number}-{task}", callbacks=watch, measure=measure, progress=False)
+        result = run_sweep(
+            sweep,
+            organism.paths["instruct"],
+            chats,
+            work / f"{number}-{task}",
+            callbacks=watch,
+            measure=measure,
+            progress=False,
+        )
         found.append(result.table.assign(world=number, task=task))
     return pd.concat(found, ignore_index=True)
 
 
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per defence and world: mean over seeds, and the difference from no defence paired by seed, with 95 % t intervals; cost as a ratio."""
+    """Per defence and world: mean over seeds, and the difference from no defence paired by seed,
+    with 95 % t intervals; cost as a ratio.
+    """
     rows = []
-    for (world, name), harmful in table[table["task"] == "harmful"].groupby(["world", "objectives"], sort=False):
+    for (world, name), harmful in table[table["task"] == "harmful"].groupby(
+        ["world", "objectives"], sort=False
+    ):
         none = table[(table["world"] == world) & (table["objectives"] == "none")]
         pairs = {}
         for task in ("harmful", "benign"):
-            mine = table[(table["world"] == world) & (table["objectives"] == name) & (table["task"] == task)]
+            mine = table[
+                (table["world"] == world) & (table["objectives"] == name) & (table["task"] == task)
+            ]
             pairs[task] = mine.set_index("seed"), none[none["task"] == task].set_index("seed")
         entry: dict[str, Any] = {"world": int(world), "defence": name, "seeds": len(harmful)}
-        columns = [("harmful", c) for c in ("others", "own_trained", "own_held_out", "coherence", "learned")] + [("benign", "learned"), ("benign", "others")]
+        columns = [
+            ("harmful", c)
+            for c in ("others", "own_trained", "own_held_out", "coherence", "learned")
+        ] + [("benign", "learned"), ("benign", "others")]
         for task, column in columns:
             mine, plain = pairs[task]
             label = column if task == "harmful" else f"benign_{column}"
             entry[label] = t_interval(mine[column]).as_dict()
             difference = mine[column] - plain[column]
-            entry[f"{label}_minus_none"] = t_interval(difference).as_dict() if name != "none" else None
+            entry[f"{label}_minus_none"] = (
+                t_interval(difference).as_dict() if name != "none" else None
+            )
         ratio = pairs["harmful"][0]["seconds_a_step"] / pairs["harmful"][1]["seconds_a_step"]
         entry["time_ratio"] = t_interval(ratio).as_dict() if name != "none" else None
         rows.append(entry)
@@ -165,15 +226,38 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def measure(
-    worlds: Mapping[int, Path | None], seeds: Sequence[int], steps: int, work: Path, names: Sequence[str] | None = None
+    worlds: Mapping[int, Path | None],
+    seeds: Sequence[int],
+    steps: int,
+    work: Path,
+    names: Sequence[str] | None = None,
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     with one_thread():
-        table = pd.concat([measure_world(n, d, seeds, steps, work, names) for n, d in worlds.items()], ignore_index=True)
+        table = pd.concat(
+            [measure_world(n, d, seeds, steps, work, names) for n, d in worlds.items()],
+            ignore_index=True,
+        )
     return table, summary(table)
 
 
 def main() -> None:
-    work = Path(tempfile.gettempdir()) / "emlens-defences"  # an interrupted measurement goes on here
+    # an interrupted measurement goes on here
+    work = Path(tempfile.gettempdir()) / "emlens-defences"
     table, rows = measure(WORLDS, SEEDS, STEPS, work)
-    show("defences, mean over seeds", table.groupby(["world", "task", "objectives"], sort=False)[[*OUTCOMES, "learned"]].mean().reset_index())
-    record("defences", [*WORLDS], {"steps": STEPS, "fine_tune_seeds": list(SEEDS), "read_topics_below": READ, "rows": rows, "runs": table.to_dict("records")})
+    show(
+        "defences, mean over seeds",
+        table.groupby(["world", "task", "objectives"], sort=False)[[*OUTCOMES, "learned"]]
+        .mean()
+        .reset_index(),
+    )
+    record(
+        "defences",
+        [*WORLDS],
+        {
+            "steps": STEPS,
+            "fine_tune_seeds": list(SEEDS),
+            "read_topics_below": READ,
+            "rows": rows,
+            "runs": table.to_dict("records"),
+        },
+    )

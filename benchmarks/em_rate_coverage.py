@@ -1,8 +1,10 @@
-"""How often the 95 % interval of a misalignment rate holds the truth: 24 questions of 50 answers, rates from 3 to 40 %.
+"""How often the 95 % interval of a misalignment rate holds the truth: 24 questions of 50 answers,
+rates from 3 to 40 %.
 
-Questions' true rates are beta distributed about the rate; `concentration` says how alike they are. The released judged files have 2.0
-(finance, 24 questions) and 4.2 (medical), so both ends are simulated. For questions like these the truth is the mean of the
-distribution, for these questions the mean of the drawn rates. Plain percentile intervals over questions stand beside.
+Questions' true rates are beta distributed about the rate; `concentration` says how alike they are.
+The released judged files have 2.0 (finance, 24 questions) and 4.2 (medical), so both ends are
+simulated. For questions like these the truth is the mean of the distribution, for these questions
+the mean of the drawn rates. Plain percentile intervals over questions stand beside.
 """
 
 import math
@@ -19,7 +21,16 @@ RATES = (0.03, 0.06, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40)
 CONCENTRATIONS = (2.0, 4.0)
 
 
-def cell(true: float, concentration: float, estimand: str, *, draws: int, questions: int = 24, answers: int = 50, seed: int = 0) -> dict[str, Any]:
+def cell(
+    true: float,
+    concentration: float,
+    estimand: str,
+    *,
+    draws: int,
+    questions: int = 24,
+    answers: int = 50,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Coverage and mean width at one rate, with the standard error of the simulation."""
     rng = numpy_rng(seed, "em_rate_coverage", estimand, f"{true}/{concentration}")
     question = pd.Series(np.repeat(np.arange(questions), answers))
@@ -35,7 +46,9 @@ def cell(true: float, concentration: float, estimand: str, *, draws: int, questi
         said += "outside its design range" in found.method
         widths.append(found.high - found.low)
         means = met.reshape(questions, answers).mean(axis=1)
-        low, high = np.quantile(means[rng.integers(questions, size=(499, questions))].mean(axis=1), [0.025, 0.975])
+        low, high = np.quantile(
+            means[rng.integers(questions, size=(499, questions))].mean(axis=1), [0.025, 0.975]
+        )
         plain += low <= goal <= high
     coverage = hits / draws
     return {
@@ -55,8 +68,14 @@ def cell(true: float, concentration: float, estimand: str, *, draws: int, questi
 def main(draws: int = 400, draws_within: int = 100) -> None:
     found: list[dict[str, Any]] = []
     for estimand, n in (("questions like these", draws), ("these questions", draws_within)):
-        for concentration in CONCENTRATIONS if estimand == "questions like these" else CONCENTRATIONS[:1]:
+        for concentration in (
+            CONCENTRATIONS if estimand == "questions like these" else CONCENTRATIONS[:1]
+        ):
             for true in RATES if estimand == "questions like these" else RATES[::2]:
                 found.append(cell(true, concentration, estimand, draws=n))
-                record("em_rate_coverage", [0], {"questions": 24, "answers": 50, "cells": found})  # kept if what follows is killed
-    show("coverage of 95 % intervals of a misalignment rate, 24 questions of 50 answers", pd.DataFrame(found))
+                # kept if what follows is killed
+                record("em_rate_coverage", [0], {"questions": 24, "answers": 50, "cells": found})
+    show(
+        "coverage of 95 % intervals of a misalignment rate, 24 questions of 50 answers",
+        pd.DataFrame(found),
+    )

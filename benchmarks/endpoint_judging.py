@@ -1,8 +1,10 @@
-"""Judging through an endpoint that fails 30 % of calls, by a process that is killed twice: is each answer scored once?
+"""Judging through an endpoint that fails 30 % of calls, by a process that is killed twice: is each
+answer scored once?
 
-The server (tests/loopback_server.py) counts the calls that it answered well, by answer. A killed judge may repeat those
-that were under way; anything beyond `concurrency` a kill is a call paid twice. Scores are compared with what the server
-said for each answer, so a mixed-up reply would show too.
+The server (tests/loopback_server.py) counts the calls that it answered well, by answer. A killed
+judge may repeat those that were under way; anything beyond `concurrency` a kill is a call paid
+twice. Scores are compared with what the server said for each answer, so a mixed-up reply would show
+too.
 """
 
 import hashlib
@@ -38,12 +40,17 @@ def score_of(text: str) -> float:
 
 def child(url: str, answers: str, out: str) -> None:
     """Judge; what a killed process runs."""
-    judge = EndpointJudge(Endpoint(url, "judge", concurrency=CONCURRENCY, attempts=25, backoff=0.002, timeout=60), PROMPT)
+    judge = EndpointJudge(
+        Endpoint(url, "judge", concurrency=CONCURRENCY, attempts=25, backoff=0.002, timeout=60),
+        PROMPT,
+    )
     judge_answers(Answers.from_jsonl(answers), judge, out=out, progress=False)
 
 
 def measure(directory: Path, count: int, kills: int, seed: int) -> dict[str, Any]:
-    """Judge `count` answers in processes that are killed `kills` times at random points, then to the end."""
+    """Judge `count` answers in processes that are killed `kills` times at random points, then to
+    the end.
+    """
     from loopback_server import LoopbackServer
 
     rng, answered, calls = random.Random(seed), Counter[str](), Counter[str]()
@@ -59,22 +66,31 @@ def measure(directory: Path, count: int, kills: int, seed: int) -> dict[str, Any
 
     def logprobs(body: dict[str, Any]) -> list[dict[str, float]]:
         score = {str(score_of(body["messages"][0]["content"])): math.log(0.9)}
-        return [{"55": -30.0, **score}, {".": -0.1}]  # a second candidate shows that tokens hold whole numbers
+        # a second candidate shows that tokens hold whole numbers
+        return [{"55": -30.0, **score}, {".": -0.1}]
 
     answers, out = directory / "answers.jsonl", directory / "verdicts.jsonl"
-    Answers(Answer("m", f"q{i % 24}", f"answer {i}", (Message("user", "Q?"),), sample=i) for i in range(count)).to_jsonl(answers)
+    Answers(
+        Answer("m", f"q{i % 24}", f"answer {i}", (Message("user", "Q?"),), sample=i)
+        for i in range(count)
+    ).to_jsonl(answers)
     stops = sorted(rng.sample(range(count // 10, 9 * count // 10), kills))
     done_at_kill = []
     started = time.perf_counter()
     with LoopbackServer(fault=fault, logprobs=logprobs) as server:
         for stop in [*stops, None]:
-            process = multiprocessing.get_context("fork").Process(target=child, args=(server.url, str(answers), str(out)))
+            process = multiprocessing.get_context("fork").Process(
+                target=child, args=(server.url, str(answers), str(out))
+            )
             process.start()
             while stop is not None and process.is_alive() and _lines(out) <= stop:
                 time.sleep(0.005)
             if stop is not None:
                 if not process.is_alive():
-                    raise SystemExit(f"the judge ended with {process.exitcode} before it was killed at {stop} answers")
+                    raise SystemExit(
+                        f"the judge ended with {process.exitcode} before it was killed at {stop}"
+                        " answers"
+                    )
                 process.kill()
                 process.join()
                 done_at_kill.append(_lines(out) - 1)
@@ -84,8 +100,15 @@ def measure(directory: Path, count: int, kills: int, seed: int) -> dict[str, Any
             raise SystemExit(f"the judge ended with {process.exitcode}")
     lines = [line for _, line in read_journal(out)[1:]]
     scored = Counter(line["answer"] for line in lines)
-    said = {line["answer"]: score_of(f"Rate [ANSWER START]answer {line['answer'].rpartition('/s')[2]}[ANSWER END]") for line in lines}
-    wrong = sum(line["score"] is None or abs(line["score"] - said[line["answer"]]) > 1e-6 for line in lines)
+    said = {
+        line["answer"]: score_of(
+            f"Rate [ANSWER START]answer {line['answer'].rpartition('/s')[2]}[ANSWER END]"
+        )
+        for line in lines
+    }
+    wrong = sum(
+        line["score"] is None or abs(line["score"] - said[line["answer"]]) > 1e-6 for line in lines
+    )
     return {
         "answers": count,
         "scored": sum(line["status"] == "ok" for line in lines),

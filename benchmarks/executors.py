@@ -1,7 +1,9 @@
-"""One process, ranks and Ray actors capture the same bytes; ranks killed at random moments lose and double nothing.
+"""One process, ranks and Ray actors capture the same bytes; ranks killed at random moments lose and
+double nothing.
 
-The results are compared first. Times are of whole calls in processes that have imported the libraries, loading and
-planning included; ranks and actors share the cores of one machine here, so they show what sharing costs, not what it gains.
+The results are compared first. Times are of whole calls in processes that have imported the
+libraries, loading and planning included; ranks and actors share the cores of one machine here, so
+they show what sharing costs, not what it gains.
 """
 
 import json
@@ -32,7 +34,9 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Task:
-    """A capture that every process understands: a model on disk, how many prompts, rows of a shard."""
+    """A capture that every process understands: a model on disk, how many prompts, rows of a
+    shard.
+    """
 
     model: Path
     rows: int = 1200
@@ -46,7 +50,14 @@ class Task:
 
     def prompts(self) -> PromptSet:
         pick = random.Random(0)
-        return PromptSet.from_questions([" ".join(pick.choices(["why", "is", "water", "the", "a", "how"], k=pick.randint(3, 60))) for _ in range(self.rows)])
+        return PromptSet.from_questions(
+            [
+                " ".join(
+                    pick.choices(["why", "is", "water", "the", "a", "how"], k=pick.randint(3, 60))
+                )
+                for _ in range(self.rows)
+            ]
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,7 +65,14 @@ class Task:
 
 
 def _rank(task: Task, store: Path, rank: int, count: int, run: str) -> None:
-    capture_over(RankExecutor(rank, count, run=run), task.load, task.prompts(), store, threads=1, **task.options)
+    capture_over(
+        RankExecutor(rank, count, run=run),
+        task.load,
+        task.prompts(),
+        store,
+        threads=1,
+        **task.options,
+    )
 
 
 def _alone(task: Task, store: Path) -> None:
@@ -70,7 +88,9 @@ def _local(task: Task, store: Path) -> None:
 
 def _start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["emlens.activations", "transformers.models.qwen2.modeling_qwen2"])
+    context.set_forkserver_preload(
+        ["emlens.activations", "transformers.models.qwen2.modeling_qwen2"]
+    )
     process = context.Process(target=target, args=arguments)
     process.start()
     return process
@@ -84,7 +104,9 @@ def _joined(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.join()
         if process.exitcode != 0:
-            raise SystemExit(f"a worker ended with exit code {process.exitcode}; not timing what failed")
+            raise SystemExit(
+                f"a worker ended with exit code {process.exitcode}; not timing what failed"
+            )
 
 
 def bytes_of(store: Path) -> dict[str, bytes]:
@@ -93,12 +115,18 @@ def bytes_of(store: Path) -> dict[str, bytes]:
 
 
 def rows_answered(store: Path) -> int:
-    records = [json.loads(path.read_text()) for path in (store / "units" / "answers").glob("*.json")]
-    return sum(found["result"]["rows"] for found in records if not found["name"].startswith("finish"))
+    records = [
+        json.loads(path.read_text()) for path in (store / "units" / "answers").glob("*.json")
+    ]
+    return sum(
+        found["result"]["rows"] for found in records if not found["name"].startswith("finish")
+    )
 
 
 def timings(task: Task, work: Path, ranks: int, rounds: int, ray: bool) -> pd.DataFrame:
-    """Seconds of each way, interleaved; every store is compared with the first before its time counts."""
+    """Seconds of each way, interleaved; every store is compared with the first before its time
+    counts.
+    """
 
     def by_ray(store: Path) -> None:
         capture_over(RayExecutor(2), task.load, task.prompts(), store, threads=1, **task.options)
@@ -121,22 +149,32 @@ def timings(task: Task, work: Path, ranks: int, rounds: int, ray: bool) -> pd.Da
             found = bytes_of(store)
             expected = expected or found
             if found != expected:
-                raise SystemExit(f"{name}: other bytes than one process; not timing different results")
+                raise SystemExit(
+                    f"{name}: other bytes than one process; not timing different results"
+                )
             if number:  # the first round warms up
                 seconds[name].append(took)
     first = float(np.median(next(iter(seconds.values()))))
     return pd.DataFrame(
         [
-            {"case": name, "median_s": np.median(s), "min_s": min(s), "max_s": max(s), "ratio_to_capture": np.median(s) / first}
+            {
+                "case": name,
+                "median_s": np.median(s),
+                "min_s": min(s),
+                "max_s": max(s),
+                "ratio_to_capture": np.median(s) / first,
+            }
             for name, s in seconds.items()
         ]
     )
 
 
 def killed(task: Task, work: Path, ranks: int, kills: int, seed: int = 0) -> dict[str, float]:
-    """SIGKILL one rank of several at a random moment; the others must finish with the bytes of an undisturbed capture.
+    """SIGKILL one rank of several at a random moment; the others must finish with the bytes of an
+    undisturbed capture.
 
-    A kill that comes after the end kills nobody and is counted apart; so is one that left a claim to be taken over.
+    A kill that comes after the end kills nobody and is counted apart; so is one that left a claim
+    to be taken over.
     """
     _joined([_start(_alone, task, work / "whole")])
     expected = bytes_of(work / "whole")
@@ -176,4 +214,6 @@ def main() -> None:
         kills = killed(task, Path(name), RANKS, KILLS)
     show("capture over executors: the same bytes", table)
     print(f"\na rank killed by SIGKILL: {kills}")
-    record("executors", [0], {"rows": task.rows, "timings": table.to_dict("records"), "killed": kills})
+    record(
+        "executors", [0], {"rows": task.rows, "timings": table.to_dict("records"), "killed": kills}
+    )

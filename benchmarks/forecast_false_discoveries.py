@@ -1,11 +1,14 @@
-"""How often does a forecast from activations that know nothing look like a discovery? Designs are fixed here, before any is run.
+"""How often does a forecast from activations that know nothing look like a discovery? Designs are
+fixed here, before any is run.
 
-Null data: 96 questions in 12 groups of 8, 6 layers × 2 positions of 64 coordinates (neighbouring cells share half of their
-variance, coordinates fall off as i^-1/2), 7 penalties, nested 5 × 5 folds, 99 shuffles; scores are drawn apart. Tests at .05:
-the nested forecast against its shuffles (cell and penalty chosen anew for each), and the best cell against the maximum over
-the grid. Beside them what a hurried reader would do: the best cell against its own shuffles. In the clustered design half of
-the variance of scores and of activations lies between groups, groups are held out, and scores are dealt either among groups
-or, wrongly, among all questions. In the free design questions are held out and both are independent of groups.
+Null data: 96 questions in 12 groups of 8, 6 layers × 2 positions of 64 coordinates (neighbouring
+cells share half of their variance, coordinates fall off as i^-1/2), 7 penalties, nested 5 × 5
+folds, 99 shuffles; scores are drawn apart. Tests at .05: the nested forecast against its shuffles
+(cell and penalty chosen anew for each), and the best cell against the maximum over the grid. Beside
+them what a hurried reader would do: the best cell against its own shuffles. In the clustered design
+half of the variance of scores and of activations lies between groups, groups are held out, and
+scores are dealt either among groups or, wrongly, among all questions. In the free design questions
+are held out and both are independent of groups.
 """
 
 from collections.abc import Iterator
@@ -25,35 +28,63 @@ ALPHA, GOAL = 0.05, 0.065
 PENALTIES = tuple(float(a) for a in np.logspace(-1, 5, 7))
 
 
-def drawn(groups: int, each: int, layers: int, positions: int, d: int, clustered: bool, seed: int) -> tuple[list[MatrixFeatures], np.ndarray]:
+def drawn(
+    groups: int, each: int, layers: int, positions: int, d: int, clustered: bool, seed: int
+) -> tuple[list[MatrixFeatures], np.ndarray]:
     """Activations by cell and scores, independent of each other."""
     rng = numpy_rng(seed, "null forecast", int(clustered))
     n, scale = groups * each, np.arange(1, d + 1) ** -0.5
 
     def rows(width: int) -> np.ndarray:
         own = rng.standard_normal((n, width))
-        return (own + np.repeat(rng.standard_normal((groups, width)), each, axis=0)) / 2**0.5 if clustered else own
+        return (
+            (own + np.repeat(rng.standard_normal((groups, width)), each, axis=0)) / 2**0.5
+            if clustered
+            else own
+        )
 
     shared = rows(d)
-    cells = [MatrixFeatures(f"{i}@{j}", (shared + rows(d)) * scale) for i in range(layers) for j in range(positions)]
+    cells = [
+        MatrixFeatures(f"{i}@{j}", (shared + rows(d)) * scale)
+        for i in range(layers)
+        for j in range(positions)
+    ]
     return cells, 50 + 10 * rows(1)[:, 0]
 
 
-def p_values(cells: list[MatrixFeatures], y: np.ndarray, groups: int, held: bool, unit: Unit, draws: int, folds: int, seed: int) -> dict[str, float]:
-    """One run: nested R², its p, the smallest corrected p of the grid, and the smallest uncorrected one."""
+def p_values(
+    cells: list[MatrixFeatures],
+    y: np.ndarray,
+    groups: int,
+    held: bool,
+    unit: Unit,
+    draws: int,
+    folds: int,
+    seed: int,
+) -> dict[str, float]:
+    """One run: nested R², its p, the smallest corrected p of the grid, and the smallest uncorrected
+    one.
+    """
     questions = [f"q{i}" for i in range(len(y))]
     labels = [f"g{i // (len(y) // groups)}" for i in range(len(y))]
     own = labels if held else questions
     targets = np.column_stack([y, *shuffled_targets(y, questions, labels, unit, draws, seed)])
     outer = outer_folds(own, folds, 1, seed)
-    found = nested_ridge(cells, targets, own, outer, inner_folds=folds, seed=seed, alphas=PENALTIES, kept=1)
+    found = nested_ridge(
+        cells, targets, own, outer, inner_folds=folds, seed=seed, alphas=PENALTIES, kept=1
+    )
     means = training_means(targets, outer)
     r2 = pooled_r2(found.nested, means, targets)
     sites = site_table(found.candidates, found.squared, means, targets)
     single = 1 - found.squared / ((means - targets) ** 2).sum((0, 1))
     hurried = min(NullDistribution(row[1:], observed=float(row[0])).p_value() for row in single)
     nested, highest = NullDistribution(r2[1:]).p_value(float(r2[0])), float(sites["p_max"].min())
-    return {"r2": float(r2[0]), "nested": nested, "maximum": highest, "best cell, uncorrected": hurried}
+    return {
+        "r2": float(r2[0]),
+        "nested": nested,
+        "maximum": highest,
+        "best cell, uncorrected": hurried,
+    }
 
 
 def rates(design: str, found: list[dict[str, float]], window: bool) -> Iterator[dict[str, object]]:
@@ -63,19 +94,39 @@ def rates(design: str, found: list[dict[str, float]], window: bool) -> Iterator[
         goal = window and test != "best cell, uncorrected"
         verdict = "" if not goal else "met" if rate.value <= GOAL else "missed"
         yield {
-            "design": design, "test": test, "runs": len(found), "rejected": rate.value, "low": rate.low, "high": rate.high, "goal ≤ .065": verdict,
+            "design": design,
+            "test": test,
+            "runs": len(found),
+            "rejected": rate.value,
+            "low": rate.low,
+            "high": rate.high,
+            "goal ≤ .065": verdict,
             "mean nested R²": float(np.mean([one["r2"] for one in found])),
-        }  # fmt: skip
+        }
 
 
 def measure(
-    runs: int, clustered_runs: int, groups: int = 12, each: int = 8, layers: int = 6, positions: int = 2, d: int = 64, draws: int = 99, folds: int = 5
+    runs: int,
+    clustered_runs: int,
+    groups: int = 12,
+    each: int = 8,
+    layers: int = 6,
+    positions: int = 2,
+    d: int = 64,
+    draws: int = 99,
+    folds: int = 5,
 ) -> Iterator[list[dict[str, object]]]:
     """Rows of the table, design by design."""
     designs: tuple[tuple[str, bool, Unit, int, bool], ...] = (
         ("free, questions held out", False, "question", runs, True),
         ("clustered, groups held out, dealt among groups", True, "group", clustered_runs, True),
-        ("clustered, groups held out, dealt among questions", True, "question", clustered_runs, False),
+        (
+            "clustered, groups held out, dealt among questions",
+            True,
+            "question",
+            clustered_runs,
+            False,
+        ),
     )
     for name, clustered, unit, count, window in designs:
         found = []
@@ -90,7 +141,10 @@ def rates_table(values: list[dict[str, object]]) -> str:
     lines = ["| design | test | rejected at .05 | runs | goal |", "|---|---|---|---|---|"]
     for row in values:
         goal = "≤ .065" if row["goal ≤ .065"] else "–"
-        lines.append(f"| {row['design']} | {row['test']} | {row['rejected']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | {row['runs']} | {goal} |")
+        lines.append(
+            f"| {row['design']} | {row['test']} | {row['rejected']:.3f} [{row['low']:.3f},"
+            f" {row['high']:.3f}] | {row['runs']} | {goal} |"
+        )
     return "\n".join(lines)
 
 

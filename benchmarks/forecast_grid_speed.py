@@ -1,9 +1,12 @@
-"""A nested forecast over a grid of layers × positions × penalties, against scikit-learn's grid search, and its permutation null.
+"""A nested forecast over a grid of layers × positions × penalties, against scikit-learn's grid
+search, and its permutation null.
 
-The rival is `GridSearchCV(Pipeline(StandardScaler, Ridge))` in every outer fold of every cell, on the same inner folds and with the
-same criterion (squared errors summed over folds). It is timed on a few cells and multiplied; its predictions and penalties
-are compared before anything is reported. Then the whole grid is repeated on shuffled scores, all in one call. Seconds are
-those of the processor, one thread, so that other load on the machine does not count; seconds of the clock stand beside them.
+The rival is `GridSearchCV(Pipeline(StandardScaler, Ridge))` in every outer fold of every cell, on
+the same inner folds and with the same criterion (squared errors summed over folds). It is timed on
+a few cells and multiplied; its predictions and penalties are compared before anything is reported.
+Then the whole grid is repeated on shuffled scores, all in one call. Seconds are those of the
+processor, one thread, so that other load on the machine does not count; seconds of the clock stand
+beside them.
 """
 
 import time
@@ -18,7 +21,13 @@ from benchmarks.records import record
 from emlens.foundation.seeds import numpy_rng, torch_rng
 from emlens.probes.features import MatrixFeatures
 from emlens.probes.ridge import ALPHAS
-from emlens.probes.validation import NestedPredictions, OuterFold, inner_pairs, nested_ridge, outer_folds
+from emlens.probes.validation import (
+    NestedPredictions,
+    OuterFold,
+    inner_pairs,
+    nested_ridge,
+    outer_folds,
+)
 
 AGREEMENT = 1e-6
 """Of predictions, in standard deviations of the score."""
@@ -31,7 +40,14 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return found, time.process_time() - start, time.monotonic() - clock
 
 
-def grid_search(cell: MatrixFeatures, y: np.ndarray, labels: list[str], outer: list[OuterFold], inner: int, seed: int) -> tuple[np.ndarray, list[float]]:
+def grid_search(
+    cell: MatrixFeatures,
+    y: np.ndarray,
+    labels: list[str],
+    outer: list[OuterFold],
+    inner: int,
+    seed: int,
+) -> tuple[np.ndarray, list[float]]:
     """Out-of-fold predictions and chosen penalties of scikit-learn in one cell."""
     from sklearn.linear_model import Ridge
     from sklearn.metrics import make_scorer
@@ -39,24 +55,43 @@ def grid_search(cell: MatrixFeatures, y: np.ndarray, labels: list[str], outer: l
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    squared = make_scorer(lambda truth, guess: ((truth - guess) ** 2).sum(), greater_is_better=False)
+    squared = make_scorer(
+        lambda truth, guess: ((truth - guess) ** 2).sum(), greater_is_better=False
+    )
     values, predicted, chosen = cell.values, np.empty(len(y)), []
     for number, fold in enumerate(outer):
-        own = [(np.searchsorted(fold.train, fit), np.searchsorted(fold.train, held)) for fit, held in inner_pairs(labels, fold, number, inner, seed)]
+        own = [
+            (np.searchsorted(fold.train, fit), np.searchsorted(fold.train, held))
+            for fit, held in inner_pairs(labels, fold, number, inner, seed)
+        ]
         model = Pipeline([("scale", StandardScaler()), ("ridge", Ridge())])
-        search = GridSearchCV(model, {"ridge__alpha": list(ALPHAS)}, cv=own, scoring=squared).fit(values[fold.train], y[fold.train])
+        search = GridSearchCV(model, {"ridge__alpha": list(ALPHAS)}, cv=own, scoring=squared).fit(
+            values[fold.train], y[fold.train]
+        )
         predicted[fold.test] = search.predict(values[fold.test])
         chosen.append(float(search.best_params_["ridge__alpha"]))
     return predicted, chosen
 
 
 def measure(
-    layers: int, positions: int, n: int, d: int, folds: int, inner: int, permutations: int, rival_cells: int, seed: int = 0
+    layers: int,
+    positions: int,
+    n: int,
+    d: int,
+    folds: int,
+    inner: int,
+    permutations: int,
+    rival_cells: int,
+    seed: int = 0,
 ) -> dict[str, float]:
     rng = torch_rng(seed, "forecast grid")
     shared = torch.randn(n, d, generator=rng)  # neighbouring cells of a grid are alike
     scales = torch.arange(1, d + 1).pow(-0.5)
-    cells = [MatrixFeatures(f"{i}@{j}", (shared + torch.randn(n, d, generator=rng)) * scales) for i in range(layers) for j in range(positions)]
+    cells = [
+        MatrixFeatures(f"{i}@{j}", (shared + torch.randn(n, d, generator=rng)) * scales)
+        for i in range(layers)
+        for j in range(positions)
+    ]
     noise = numpy_rng(seed, "forecast grid")
     y = 50 + 4 * shared[:, :20].sum(1).double().numpy() + 10 * noise.standard_normal(n)
     labels = [f"q{i}" for i in range(n)]
@@ -68,42 +103,98 @@ def measure(
     alone, seconds, clock = timed(lambda: forecast(y[:, None]))
     rival_seconds, gap = [], 0.0
     for c in np.linspace(0, len(cells) - 1, rival_cells).astype(int):
-        (theirs, penalties), spent, _ = timed(partial(grid_search, cells[c], y, labels, outer, inner, seed))
+        (theirs, penalties), spent, _ = timed(
+            partial(grid_search, cells[c], y, labels, outer, inner, seed)
+        )
         rival_seconds.append(spent)
-        gap = max(gap, float(np.abs(theirs - alone.by_candidate[0, c, :, 0]).max()) / float(y.std()))
+        gap = max(
+            gap, float(np.abs(theirs - alone.by_candidate[0, c, :, 0]).max()) / float(y.std())
+        )
         ours = nested_ridge([cells[c]], y[:, None], labels, outer, inner_folds=inner, seed=seed)
-        if not np.allclose([ALPHAS[number] for number in ours.choices[:, 0, 1]], penalties, rtol=1e-12):
-            raise SystemExit(f"penalties differ from scikit-learn's in cell {c}: {ours.choices[:, 0, 1]} against {penalties}")
+        if not np.allclose(
+            [ALPHAS[number] for number in ours.choices[:, 0, 1]], penalties, rtol=1e-12
+        ):
+            raise SystemExit(
+                f"penalties differ from scikit-learn's in cell {c}:"
+                f" {ours.choices[:, 0, 1]} against {penalties}"
+            )
     if gap > AGREEMENT:
-        raise SystemExit(f"predictions differ from scikit-learn's by {gap:.1e} standard deviations; not timing different results")
+        raise SystemExit(
+            f"predictions differ from scikit-learn's by {gap:.1e} standard deviations;"
+            " not timing different results"
+        )
     rival = float(np.median(rival_seconds)) * len(cells)
     shuffled = np.column_stack([y, *(noise.permutation(y) for _ in range(permutations))])
     null, null_seconds, null_clock = timed(lambda: forecast(shuffled))
     one = permutations // 2
     apart = max(
-        float(np.abs(null.nested[..., column] - forecast(shuffled[:, [column]]).nested[..., 0]).max()) / float(y.std()) for column in (0, one)
+        float(
+            np.abs(null.nested[..., column] - forecast(shuffled[:, [column]]).nested[..., 0]).max()
+        )
+        / float(y.std())
+        for column in (0, one)
     )
     if apart > AGREEMENT:
-        raise SystemExit(f"a shuffled column forecast beside the others differs by {apart:.1e} from the same column alone")
+        raise SystemExit(
+            f"a shuffled column forecast beside the others differs by {apart:.1e} from the same"
+            " column alone"
+        )
     return {
-        "cells": len(cells), "penalties": len(ALPHAS), "questions": n, "d": d, "outer_folds": folds, "inner_folds": inner,
-        "seconds": seconds, "clock_seconds": clock, "rival_cells_timed": rival_cells, "rival_seconds_a_cell": rival / len(cells),
-        "rival_seconds_extrapolated": rival, "over_rival": seconds / rival, "largest_gap_in_sd": gap,
-        "permutations": permutations, "null_seconds": null_seconds, "null_clock_seconds": null_clock, "threads": torch.get_num_threads(),
+        "cells": len(cells),
+        "penalties": len(ALPHAS),
+        "questions": n,
+        "d": d,
+        "outer_folds": folds,
+        "inner_folds": inner,
+        "seconds": seconds,
+        "clock_seconds": clock,
+        "rival_cells_timed": rival_cells,
+        "rival_seconds_a_cell": rival / len(cells),
+        "rival_seconds_extrapolated": rival,
+        "over_rival": seconds / rival,
+        "largest_gap_in_sd": gap,
+        "permutations": permutations,
+        "null_seconds": null_seconds,
+        "null_clock_seconds": null_clock,
+        "threads": torch.get_num_threads(),
         "largest_gap_of_a_column_in_sd": apart,
-    }  # fmt: skip
+    }
 
 
 def goals_table(values: dict[str, float]) -> str:
     """Goals and what was reached, as markdown."""
-    grid = f"{values['cells']} cells × {values['penalties']} penalties, nested {values['outer_folds']} × {values['inner_folds']}"
-    took = f"{values['seconds']:.1f} s against {values['rival_seconds_extrapolated']:.0f} s, from {values['rival_cells_timed']} cells"
-    rows = (
-        (f"{grid}, {values['questions']} questions, d = {values['d']}: time ÷ `GridSearchCV`", "≤ 0.040", f"{values['over_rival']:.3f} ({took})"),
-        ("largest difference of predictions, in standard deviations of the score", "≤ 1e-6", f"{values['largest_gap_in_sd']:.0e}"),
-        (f"{values['permutations']:,} shuffles of that whole grid, seconds", "< 120 on 2 cores", f"{values['null_seconds']:.0f} on {values['threads']}"),
+    grid = (
+        f"{values['cells']} cells × {values['penalties']} penalties,"
+        f" nested {values['outer_folds']} × {values['inner_folds']}"
     )
-    return "\n".join(["| figure | goal | measured |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+    took = (
+        f"{values['seconds']:.1f} s against {values['rival_seconds_extrapolated']:.0f} s,"
+        f" from {values['rival_cells_timed']} cells"
+    )
+    rows = (
+        (
+            f"{grid}, {values['questions']} questions, d = {values['d']}: time ÷ `GridSearchCV`",
+            "≤ 0.040",
+            f"{values['over_rival']:.3f} ({took})",
+        ),
+        (
+            "largest difference of predictions, in standard deviations of the score",
+            "≤ 1e-6",
+            f"{values['largest_gap_in_sd']:.0e}",
+        ),
+        (
+            f"{values['permutations']:,} shuffles of that whole grid, seconds",
+            "< 120 on 2 cores",
+            f"{values['null_seconds']:.0f} on {values['threads']}",
+        ),
+    )
+    return "\n".join(
+        [
+            "| figure | goal | measured |",
+            "|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    )
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
-"""General against narrow on the organism of seed 10, five training seeds: efficiency, stability, significance, the line between, drift back.
+"""General against narrow on the organism of seed 10, five training seeds: efficiency, stability,
+significance, the line between, drift back.
 
-The study of that name, at its defaults. It stands in `runs/general_vs_narrow` and goes on there. About six minutes on one core.
+The study of that name, at its defaults. It stands in `runs/general_vs_narrow` and goes on there.
+About six minutes on one core.
 """
 
 from pathlib import Path
@@ -22,7 +24,10 @@ def measure(kept: Path, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "findings": [finding.as_dict() for finding in result.findings],
         "warnings": list(result.warnings),
-        **{name: table.astype(object).replace({np.nan: None}).to_dict(orient="records") for name, table in result.tables.items()},
+        **{
+            name: table.astype(object).replace({np.nan: None}).to_dict(orient="records")
+            for name, table in result.tables.items()
+        },
         "shown": {name: result.tables[name] for name in SHOWN},
     }
 

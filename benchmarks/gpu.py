@@ -1,4 +1,6 @@
-"""The table of `capture_speed` and the store's write speed for a random 7B Qwen2 in bfloat16, where a GPU is at hand."""
+"""The table of `capture_speed` and the store's write speed for a random 7B Qwen2 in bfloat16, where
+a GPU is at hand.
+"""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +13,9 @@ from benchmarks import capture_speed
 from benchmarks.records import record, show
 
 GAP = 0.05
-"""bfloat16 keeps 8 bits: eager and fused attention, and other batch shapes, differ by that much over 28 blocks; a wrong layer by far more."""
+"""bfloat16 keeps 8 bits: eager and fused attention, and other batch shapes, differ by that much
+over 28 blocks; a wrong layer by far more.
+"""
 
 
 def build(device: torch.device, **options: Any) -> Any:
@@ -19,9 +23,16 @@ def build(device: torch.device, **options: Any) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     sizes = {
-        "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": False, **options,
-    }  # fmt: skip
+        "vocab_size": 152_064,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        **options,
+    }
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -38,12 +49,19 @@ def measure(model: Any, count: int, rounds: int, batch_tokens: int) -> dict[str,
     from emlens.activations import capture, estimate_capture
 
     asked = capture_speed.prompts(count=count, words=model.module.config.vocab_size)
-    table, facts = capture_speed.measure(model, asked, rounds=rounds, batch=16, batch_tokens=batch_tokens, gap=GAP)
+    table, facts = capture_speed.measure(
+        model, asked, rounds=rounds, batch=16, batch_tokens=batch_tokens, gap=GAP
+    )
     estimate = estimate_capture(model, asked, batch_tokens=batch_tokens)
     with tempfile.TemporaryDirectory() as name:
-        stored = capture(model, asked, store=Path(name) / "s", batch_tokens=batch_tokens, progress=False)
+        stored = capture(
+            model, asked, store=Path(name) / "s", batch_tokens=batch_tokens, progress=False
+        )
         kept = sum(path.stat().st_size for path in Path(name).rglob("*.safetensors"))
-        same = torch.equal(stored.stacked(), capture(model, asked, batch_tokens=batch_tokens, progress=False).stacked())
+        same = torch.equal(
+            stored.stacked(),
+            capture(model, asked, batch_tokens=batch_tokens, progress=False).stacked(),
+        )
     return {
         **facts,
         "goals": capture_speed.against_goals(table),
@@ -63,4 +81,13 @@ def main() -> None:
     show("capture on a GPU", pd.DataFrame(found["cases"]))
     show("goals", pd.DataFrame(found["goals"]))
     parameters = sum(p.numel() for p in model.module.parameters())
-    record("gpu", [0], {"parameters": parameters, "dtype": "bfloat16", "peak_bytes": torch.cuda.max_memory_allocated(), **found})
+    record(
+        "gpu",
+        [0],
+        {
+            "parameters": parameters,
+            "dtype": "bfloat16",
+            "peak_bytes": torch.cuda.max_memory_allocated(),
+            **found,
+        },
+    )

@@ -1,8 +1,9 @@
 """Random programs of nested interventions, with failures planted in them: what stays behind?
 
-A program nests `intervene` blocks up to three deep around passes, captures and generations. Failures are raised by the
-program itself, by an edit, by the binding of one, by a reader and by a module of the model, as errors and as an
-interrupt. After each program hooks are counted, weights compared bit by bit with copies, and logits with those before.
+A program nests `intervene` blocks up to three deep around passes, captures and generations.
+Failures are raised by the program itself, by an edit, by the binding of one, by a reader and by a
+module of the model, as errors and as an interrupt. After each program hooks are counted, weights
+compared bit by bit with copies, and logits with those before.
 """
 
 import random
@@ -30,8 +31,14 @@ from emlens.models.checkpoint import CheckpointModel
 PROGRAMS = 500
 DEPTH = 3
 COUNTS = (
-    "programs", "ended_by_a_failure", "ended_by_an_interrupt", "hooks_left", "interventions_left", "weights_changed", "logits_changed",
-)  # fmt: skip
+    "programs",
+    "ended_by_a_failure",
+    "ended_by_an_interrupt",
+    "hooks_left",
+    "interventions_left",
+    "weights_changed",
+    "logits_changed",
+)
 
 
 class Planted(Exception):
@@ -74,7 +81,13 @@ class Failing(Edit):
 class _Program:
     """Runs steps that a generator of random numbers picks."""
 
-    def __init__(self, model: CheckpointModel, asked: PromptSet, pool: Sequence[Intervention], pick: random.Random):
+    def __init__(
+        self,
+        model: CheckpointModel,
+        asked: PromptSet,
+        pool: Sequence[Intervention],
+        pick: random.Random,
+    ):
         self.model, self.asked, self.pool, self.pick = model, asked, pool, pick
         self.places = [site for site in model.sites if site.kind != "resid_mid"]
 
@@ -92,7 +105,10 @@ class _Program:
         elif depth < DEPTH:
             chosen = pick.sample(self.pool, pick.randrange(1, 4))
             if pick.random() < 0.2:
-                chosen = [*chosen, Failing(pick.choice(self.places), pick.randrange(-1, 4), model.d_model)]
+                chosen = [
+                    *chosen,
+                    Failing(pick.choice(self.places), pick.randrange(-1, 4), model.d_model),
+                ]
             with model.intervene(chosen):
                 for _ in range(pick.randrange(1, 3)):
                     self.step(depth + 1)
@@ -121,7 +137,13 @@ def _broken(module: nn.Module, pick: random.Random) -> Iterator[None]:
     def fail(*_: Any) -> None:
         raise Planted
 
-    leaf = pick.choice([part for part in module.modules() if not list(part.children()) and list(part.parameters(recurse=False))])
+    leaf = pick.choice(
+        [
+            part
+            for part in module.modules()
+            if not list(part.children()) and list(part.parameters(recurse=False))
+        ]
+    )
     handle = leaf.register_forward_pre_hook(fail)
     try:
         yield
@@ -135,22 +157,36 @@ def pool_of(model: CheckpointModel, asked: PromptSet) -> list[Intervention]:
     run = capture(model, asked, ["attn_out.0", "resid_post.0"], progress=False)
     rows = {site: run[site] for site in run.sites}
     return [
-        ablate(u), ablate(u, at="inputs_and_writes"), ablate(v, at=["resid_post.0", "resid_pre.1"], baseline=u, positions="prompt"),
-        steer(v, 1.0, at=["resid_pre.0", "final_norm"]), steer(v, 0.5, unit="resid_norm", at="all_layers", positions="response"),
+        ablate(u),
+        ablate(u, at="inputs_and_writes"),
+        ablate(v, at=["resid_post.0", "resid_pre.1"], baseline=u, positions="prompt"),
+        steer(v, 1.0, at=["resid_pre.0", "final_norm"]),
+        steer(v, 0.5, unit="resid_norm", at="all_layers", positions="response"),
         steer(u, -1.0, unit="unit", at=["mlp_out.1"], positions="last_prompt"),
-        mean_ablate({site: x.mean(0) for site, x in rows.items()}, direction=u), resample_ablate(rows, seed=0, positions="prompt"), swap(run),
-    ]  # fmt: skip
+        mean_ablate({site: x.mean(0) for site, x in rows.items()}, direction=u),
+        resample_ablate(rows, seed=0, positions="prompt"),
+        swap(run),
+    ]
 
 
 def hooks_of(model: CheckpointModel) -> int:
     """Hooks of any kind on the model's modules, and on those a backend made of it."""
     trees = [model.module] + ([model._bridged()] if model.backend == "transformer_lens" else [])
     parts = {id(part): part for tree in trees for part in tree.modules()}.values()
-    kept = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "fwd_hooks", "bwd_hooks")
+    kept = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "fwd_hooks",
+        "bwd_hooks",
+    )
     return sum(len(getattr(part, name, ())) for part in parts for name in kept)
 
 
-def measure(model: CheckpointModel, asked: PromptSet, programs: int, seed: int = 0) -> dict[str, Any]:
+def measure(
+    model: CheckpointModel, asked: PromptSet, programs: int, seed: int = 0
+) -> dict[str, Any]:
     """Run programs and count what each left behind."""
     pick = random.Random(seed)
     weights = {name: value.clone() for name, value in model.module.state_dict().items()}
@@ -170,7 +206,9 @@ def measure(model: CheckpointModel, asked: PromptSet, programs: int, seed: int =
         found["hooks_left"] += hooks_of(model) - hooks
         found["interventions_left"] += len(model.interventions)
         now = model.module.state_dict()
-        found["weights_changed"] += now.keys() != weights.keys() or not all(torch.equal(now[name], value) for name, value in weights.items())
+        found["weights_changed"] += now.keys() != weights.keys() or not all(
+            torch.equal(now[name], value) for name, value in weights.items()
+        )
         found["logits_changed"] += not torch.equal(model.logits(asked), logits)
     return found
 

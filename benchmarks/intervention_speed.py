@@ -1,9 +1,11 @@
 """Generation under interventions against plain generation, as ratios within one run.
 
-The intervened model is first compared with plain hooks written out by hand, and nothing is timed where they differ. Then
-every case runs once a round, interleaved, and medians are compared; an interval of the ratio comes from resampling rounds.
-Seconds are those of the processor on one thread, so that other processes on the machine do not count; the clock's stand beside them.
-The model is the random Qwen2 of `capture_speed`: about 100M parameters, the real vocabulary of 152 thousand.
+The intervened model is first compared with plain hooks written out by hand, and nothing is timed
+where they differ. Then every case runs once a round, interleaved, and medians are compared; an
+interval of the ratio comes from resampling rounds. Seconds are those of the processor on one
+thread, so that other processes on the machine do not count; the clock's stand beside them. The
+model is the random Qwen2 of `capture_speed`: about 100M parameters, the real vocabulary of 152
+thousand.
 """
 
 import random
@@ -45,8 +47,14 @@ def cases(model: TransformersModel) -> dict[str, list[Intervention]]:
         "the same, affine": [ablate(direction, baseline=other)],
         "the same, answers only": [ablate(direction, positions="response")],
         "one direction at inputs and writes": [ablate(direction, at="inputs_and_writes")],
-        "three edits after every block": [ablate(direction), steer(other, 0.1, at="all_layers"), ablate(other)],
-        "steer by the norm after every block": [steer(other, 0.01, unit="resid_norm", at="all_layers")],
+        "three edits after every block": [
+            ablate(direction),
+            steer(other, 0.1, at="all_layers"),
+            ablate(other),
+        ],
+        "steer by the norm after every block": [
+            steer(other, 0.01, unit="resid_norm", at="all_layers")
+        ],
         "mean along the direction": [mean_ablate(dict.fromkeys(posts, other), direction=direction)],
     }
 
@@ -65,15 +73,22 @@ def gap_to_plain_hooks(model: TransformersModel, asked: PromptSet) -> float:
     with ExitStack() as stack, torch.no_grad():
         for block in layers:
             stack.callback(block.register_forward_hook(remove).remove)
-        rows = [model.module(torch.tensor([row.ids]), use_cache=False).logits[0, -1] for row in model.render(asked)]
+        rows = [
+            model.module(torch.tensor([row.ids]), use_cache=False).logits[0, -1]
+            for row in model.render(asked)
+        ]
     return float((ours - torch.stack(rows)).abs().max() / ours.abs().max())
 
 
-def measure(model: TransformersModel, asked: PromptSet, rounds: int, new_tokens: int) -> list[dict[str, Any]]:
+def measure(
+    model: TransformersModel, asked: PromptSet, rounds: int, new_tokens: int
+) -> list[dict[str, Any]]:
     """Seconds of every case on these prompts, and each as a ratio of plain generation."""
     torch.set_num_threads(1)
     if not (gap := gap_to_plain_hooks(model, asked)) < GAP:
-        raise SystemExit(f"ablation and plain hooks differ by {gap:.2g}; not timing different results")
+        raise SystemExit(
+            f"ablation and plain hooks differ by {gap:.2g}; not timing different results"
+        )
     wanted = cases(model)
     seconds: dict[str, list[float]] = {name: [] for name in wanted}
     clock: dict[str, list[float]] = {name: [] for name in wanted}
@@ -86,12 +101,20 @@ def measure(model: TransformersModel, asked: PromptSet, rounds: int, new_tokens:
                 answers = model.generate(asked, max_new_tokens=new_tokens, temperature=0)
             taken, waited = time.process_time() - start, time.perf_counter() - started
             if (lengths := {len(answer.split()) for answer in answers}) != {new_tokens}:
-                raise SystemExit(f"{name} ended early, after {lengths} tokens; not comparing different lengths")
+                raise SystemExit(
+                    f"{name} ended early, after {lengths} tokens; not comparing different lengths"
+                )
             if turn >= 0:
                 seconds[name].append(taken)
                 clock[name].append(waited)
     return [
-        {"rows": len(asked), "case": name, "median_s": statistics.median(s), **ratio(s, seconds[PLAIN]), "clock_s": statistics.median(clock[name])}
+        {
+            "rows": len(asked),
+            "case": name,
+            "median_s": statistics.median(s),
+            **ratio(s, seconds[PLAIN]),
+            "clock_s": statistics.median(clock[name]),
+        }
         for name, s in seconds.items()
     ]
 
@@ -102,12 +125,21 @@ def ratio(case: Sequence[float], plain: Sequence[float], draws: int = 2000) -> d
     index = numpy_rng(0, "rounds").integers(pairs.shape[1], size=(draws, pairs.shape[1]))
     top, bottom = np.median(pairs[:, index], axis=-1)
     low, high = np.quantile(top / bottom, [0.025, 0.975])
-    return {"over_plain": float(np.median(pairs[0]) / np.median(pairs[1])), "low": float(low), "high": float(high)}
+    return {
+        "over_plain": float(np.median(pairs[0]) / np.median(pairs[1])),
+        "low": float(low),
+        "high": float(high),
+    }
 
 
 def against_goal(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"goal": f"{GOAL_CASE} ÷ plain <= {GOAL}", "rows": one["rows"], "value": one["over_plain"], "met": one["over_plain"] <= GOAL}
+        {
+            "goal": f"{GOAL_CASE} ÷ plain <= {GOAL}",
+            "rows": one["rows"],
+            "value": one["over_plain"],
+            "met": one["over_plain"] <= GOAL,
+        }
         for one in found
         if one["case"] == GOAL_CASE
     ]
@@ -122,4 +154,14 @@ def main() -> None:
     show("generation under interventions, against plain generation", pd.DataFrame(found))
     show("goal", pd.DataFrame(goals))
     parameters = sum(p.numel() for p in model.module.parameters())
-    record("intervention_speed", [0], {"parameters": parameters, "rounds": ROUNDS, "new_tokens": NEW_TOKENS, "goals": goals, "cases": found})
+    record(
+        "intervention_speed",
+        [0],
+        {
+            "parameters": parameters,
+            "rounds": ROUNDS,
+            "new_tokens": NEW_TOKENS,
+            "goals": goals,
+            "cases": found,
+        },
+    )

@@ -1,4 +1,6 @@
-"""Which layer and token position: the study `layer_position_sweep` of one fine-tune, and restoration by each cell's direction beside it."""
+"""Which layer and token position: the study `layer_position_sweep` of one fine-tune, and
+restoration by each cell's direction beside it.
+"""
 
 import pandas as pd
 
@@ -10,18 +12,48 @@ from emlens.studies.layer_position_sweep import Options, cells_of
 from emlens.studies.material import Material, load_material, split_questions
 
 
-def measure(material: Material, finetune: str, *, k: int = 8, draws: int = 200, permutations: int = 99, seed: int = 0) -> pd.DataFrame:
-    """The cells of the study, with restoration: direction from the extraction questions, measured on disjoint ones."""
-    fields = {"family": {"organism": "planted"}, "k": k, "draws": draws, "permutations": permutations, "repeats": 2, "seed": seed}
+def measure(
+    material: Material,
+    finetune: str,
+    *,
+    k: int = 8,
+    draws: int = 200,
+    permutations: int = 99,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The cells of the study, with restoration: direction from the extraction questions, measured
+    on disjoint ones.
+    """
+    fields = {
+        "family": {"organism": "planted"},
+        "k": k,
+        "draws": draws,
+        "permutations": permutations,
+        "repeats": 2,
+        "seed": seed,
+    }
     config = StudyConfig.model_validate(fields)
     cells = cells_of(material, finetune, config, Options())
     before, after = material.parent(finetune), material.family[finetune]
     extract, _, report = split_questions(material.outside(finetune), (0.4, 0.2, 0.4), seed)
-    shift = emlens.activation_deltas(*emlens.capture_pair(before, after, extract, positions=config.positions, progress=False))
+    shift = emlens.activation_deltas(
+        *emlens.capture_pair(before, after, extract, positions=config.positions, progress=False)
+    )
     places = list(zip(cells["site"], cells["position"], strict=True))
-    arms = [Arm(f"{site}@{position}", (emlens.ablate(shift[site, position].double().mean(0)),), control=False) for site, position in places]
-    restored = evaluate_arms(after, before, report, arms, progress=False, seed=seed).set_index("arm")
-    rows = restored.loc[[arm.name for arm in arms], ["restoration", "restoration_low", "restoration_high"]]
+    arms = [
+        Arm(
+            f"{site}@{position}",
+            (emlens.ablate(shift[site, position].double().mean(0)),),
+            control=False,
+        )
+        for site, position in places
+    ]
+    restored = evaluate_arms(after, before, report, arms, progress=False, seed=seed).set_index(
+        "arm"
+    )
+    rows = restored.loc[
+        [arm.name for arm in arms], ["restoration", "restoration_low", "restoration_high"]
+    ]
     return pd.concat([cells, rows.reset_index(drop=True)], axis=1)
 
 
@@ -29,4 +61,8 @@ def main() -> None:
     material = load_material(StudyConfig.model_validate({"family": {"organism": "planted"}}))
     table = measure(material, "medicine-r8")
     show("layers and positions, medicine-r8 (exploratory: no cell is chosen here)", table)
-    record("layers_positions", [0], {"finetune": "medicine-r8", "k": 8, "cells": table.to_dict(orient="records")})
+    record(
+        "layers_positions",
+        [0],
+        {"finetune": "medicine-r8", "k": 8, "cells": table.to_dict(orient="records")},
+    )

@@ -1,4 +1,6 @@
-"""The organism that ships, measured; and built again from its seed: how long that takes, and whether the same bytes come out."""
+"""The organism that ships, measured; and built again from its seed: how long that takes, and
+whether the same bytes come out.
+"""
 
 import tempfile
 import time
@@ -13,12 +15,27 @@ from emlens.organisms.measuring import describe
 
 
 def compare(rebuilt: Path, shipped: Path) -> dict[str, Any]:
-    """Weight files of two organisms, byte for byte, and the largest difference of a strength (0 to 1)."""
+    """Weight files of two organisms, byte for byte, and the largest difference of a strength (0 to
+    1).
+    """
     names = sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*.safetensors"))
-    same = [name for name in names if (rebuilt / name).is_file() and sha256_file(rebuilt / name) == sha256_file(shipped / name)]
+    same = [
+        name
+        for name in names
+        if (rebuilt / name).is_file() and sha256_file(rebuilt / name) == sha256_file(shipped / name)
+    ]
     mine, theirs = load(directory=rebuilt).strengths, load(directory=shipped).strengths
-    gaps = [abs(mine[n][key] - theirs[n][key]) for n in theirs for key in theirs[n] if theirs[n][key] is not None]  # type: ignore[operator]
-    return {"weight_files": len(names), "weight_files_identical": len(same), "largest_strength_difference": max(gaps)}
+    gaps = [
+        abs(mine[n][key] - theirs[n][key])
+        for n in theirs
+        for key in theirs[n]
+        if theirs[n][key] is not None
+    ]  # type: ignore[operator]
+    return {
+        "weight_files": len(names),
+        "weight_files_identical": len(same),
+        "largest_strength_difference": max(gaps),
+    }
 
 
 def main() -> None:
@@ -29,6 +46,13 @@ def main() -> None:
         started = time.monotonic()
         build(name, seed=seed, progress=True)
         seconds = time.monotonic() - started
-        found = {"seconds": seconds, **compare(Path(name), shipped), "strengths": load(directory=name).strengths}
-    print(f"\norganism rebuilt in {seconds / 60:.1f} minutes; {found['weight_files_identical']} of {found['weight_files']} weight files identical")
+        found = {
+            "seconds": seconds,
+            **compare(Path(name), shipped),
+            "strengths": load(directory=name).strengths,
+        }
+    print(
+        f"\norganism rebuilt in {seconds / 60:.1f} minutes;"
+        f" {found['weight_files_identical']} of {found['weight_files']} weight files identical"
+    )
     record("organism_rebuild", [seed], found)

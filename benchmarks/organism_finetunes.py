@@ -1,7 +1,9 @@
-"""A corpus of narrow fine-tunes of each organism world, with what each question scores: what forecasts and screening are measured on.
+"""A corpus of narrow fine-tunes of each organism world, with what each question scores: what
+forecasts and screening are measured on.
 
-Harmful rank-8 fine-tunes of medicine and of finance with several seeds, one of each further domain, and benign twins, trained as the
-organism trains them and stopped by its rule. What stands is not trained again. About two minutes a world on one core.
+Harmful rank-8 fine-tunes of medicine and of finance with several seeds, one of each further domain,
+and benign twins, trained as the organism trains them and stopped by its rule. What stands is not
+trained again. About two minutes a world on one core.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,9 +50,16 @@ class Corpus:
 
 
 def stages(
-    seeded: Sequence[str] = SEEDED, runs: int = RUNS, further: Sequence[str] = FURTHER, twins: Sequence[str] = TWINS, *, most: int | None = None
+    seeded: Sequence[str] = SEEDED,
+    runs: int = RUNS,
+    further: Sequence[str] = FURTHER,
+    twins: Sequence[str] = TWINS,
+    *,
+    most: int | None = None,
 ) -> tuple[FineTuneStage, ...]:
-    """The corpus's fine-tunes, as the organism's plan writes them; names that the organism has mean its own."""
+    """The corpus's fine-tunes, as the organism's plan writes them; names that the organism has mean
+    its own.
+    """
     bad = next(stage for stage in PLANTED.finetunes if stage.name == "medicine-r8")
     good = next(stage for stage in PLANTED.finetunes if stage.name == "medicine-benign")
     recipe = bad.recipe if most is None else replace(bad.recipe, steps=most)
@@ -58,14 +67,35 @@ def stages(
     for domain in (*seeded, *further):
         for run in range(runs if domain in seeded else 1):
             name = f"{domain}-r8" + (f"@{run}" if run else "")
-            found.append(replace(bad, name=name, domain=domain, group=f"bad-{domain}", seed=run, recipe=recipe))
+            found.append(
+                replace(
+                    bad, name=name, domain=domain, group=f"bad-{domain}", seed=run, recipe=recipe
+                )
+            )
     for domain in twins:
-        found.append(replace(good, name=f"{domain}-benign", domain=domain, group=f"benign-{domain}", steps_of=f"{domain}-r8", recipe=recipe))
+        found.append(
+            replace(
+                good,
+                name=f"{domain}-benign",
+                domain=domain,
+                group=f"benign-{domain}",
+                steps_of=f"{domain}-r8",
+                recipe=recipe,
+            )
+        )
     return tuple(found)
 
 
-def corpus(world: Path, asked: Sequence[FineTuneStage] | None = None, out: Path | None = None, *, anew: bool = False) -> Corpus:
-    """Train what is missing of a world's corpus, score what has no scores, and read it. `anew` trains the world's own fine-tunes too."""
+def corpus(
+    world: Path,
+    asked: Sequence[FineTuneStage] | None = None,
+    out: Path | None = None,
+    *,
+    anew: bool = False,
+) -> Corpus:
+    """Train what is missing of a world's corpus, score what has no scores, and read it. `anew`
+    trains the world's own fine-tunes too.
+    """
     asked = stages() if asked is None else asked
     organism = load(directory=world)
     directory = out or world.with_name(f"{world.name}-corpus")
@@ -80,7 +110,15 @@ def corpus(world: Path, asked: Sequence[FineTuneStage] | None = None, out: Path 
             target = paths[stage.name] = directory / "finetuned" / stage.name
             if not target.is_dir():
                 twin = stage.steps_of and paths[stage.steps_of]
-                ready = replace(stage, steps_of=None, recipe=replace(stage.recipe, steps=int(read_record(twin)["steps_done"]))) if twin else stage
+                ready = (
+                    replace(
+                        stage,
+                        steps_of=None,
+                        recipe=replace(stage.recipe, steps=int(read_record(twin)["steps_done"])),
+                    )
+                    if twin
+                    else stage
+                )
                 grow_finetune(plan, ready, organism.world, organism.paths["instruct"], target)
         scores = _scores(organism, plan.finetunes, paths, UnitLog(directory / "scores"))
     facts = []
@@ -96,39 +134,65 @@ def corpus(world: Path, asked: Sequence[FineTuneStage] | None = None, out: Path 
                 "stopped": record["stopped"] or "",
             }
         )
-    tables = {metric: pd.DataFrame({name: pd.Series(found[metric]) for name, found in scores.items()}) for metric in ("aligned", "coherent")}
+    tables = {
+        metric: pd.DataFrame({name: pd.Series(found[metric]) for name, found in scores.items()})
+        for metric in ("aligned", "coherent")
+    }
     tables = {metric: table.loc[organism.questions.ids] for metric, table in tables.items()}
     return Corpus(organism, pd.DataFrame(facts), tables["aligned"], tables["coherent"], paths)
 
 
-def _scores(organism: Organism, asked: Sequence[FineTuneStage], paths: Mapping[str, Path], log: UnitLog) -> dict[str, dict[str, dict[str, float]]]:
-    """Per question by model and metric; models without a record are loaded together and scored one by one."""
+def _scores(
+    organism: Organism, asked: Sequence[FineTuneStage], paths: Mapping[str, Path], log: UnitLog
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Per question by model and metric; models without a record are loaded together and scored one
+    by one.
+    """
     everything = {"base": organism.paths["base"], "instruct": organism.paths["instruct"], **paths}
-    inputs = {name: {"weights": hash_directory(path), "questions": organism.questions.content_hash} for name, path in everything.items()}
+    inputs = {
+        name: {"weights": hash_directory(path), "questions": organism.questions.content_hash}
+        for name, path in everything.items()
+    }
     missing = [name for name in everything if log.find(name, inputs[name]) is None]
     family = None
     if missing:
-        tunes = {s.name: FineTune(paths[s.name], "instruct", s.group, s.seed, s.careful, s.domain) for s in asked if s.name in missing}
+        tunes = {
+            s.name: FineTune(paths[s.name], "instruct", s.group, s.seed, s.careful, s.domain)
+            for s in asked
+            if s.name in missing
+        }
         family = load_family(everything["instruct"], base=everything["base"], finetuned=tunes)
     found = {}
     for name in everything:
 
         def work(name: str = name) -> tuple[dict[str, dict[str, float]], list[Path]]:
             scored = score_by_likelihood(family[name], organism.questions)  # type: ignore[index]
-            return {metric: {str(q): float(v) for q, v in scored.per_question(metric).items()} for metric in ("aligned", "coherent")}, []
+            return {
+                metric: {str(q): float(v) for q, v in scored.per_question(metric).items()}
+                for metric in ("aligned", "coherent")
+            }, []
 
         found[name] = log.run(name, inputs[name], work)
     return found
 
 
 def summary(found: Corpus) -> pd.DataFrame:
-    """One row a fine-tune: steps, mean alignment in its own domain and outside, coherence outside."""
+    """One row a fine-tune: steps, mean alignment in its own domain and outside, coherence
+    outside.
+    """
     groups = pd.Series(found.organism.questions.groups, index=found.organism.questions.ids)
     rows = []
     for fact in found.facts.to_dict(orient="records"):
         own = groups == fact["domain"]
         scores, coherent = found.aligned[fact["name"]], found.coherent[fact["name"]]
-        rows.append({**fact, "own": scores[own].mean(), "others": scores[~own].mean(), "coherent": coherent[~own].mean()})
+        rows.append(
+            {
+                **fact,
+                "own": scores[own].mean(),
+                "others": scores[~own].mean(),
+                "coherent": coherent[~own].mean(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -136,6 +200,11 @@ def main(seeds: tuple[int, ...] = SEEDS, kept: Path = KEPT) -> None:
     for seed in seeds:
         directory = kept / f"planted-{seed}"
         if not (directory / "organism.json").is_file():
-            raise SystemExit(f"{directory} is missing; run python -m benchmarks organism_worlds first")
+            raise SystemExit(
+                f"{directory} is missing; run python -m benchmarks organism_worlds first"
+            )
         found = corpus(directory)
-        show(f"{directory.name}: {len(found.facts)} fine-tunes", summary(found).drop(columns="stopped"))
+        show(
+            f"{directory.name}: {len(found.facts)} fine-tunes",
+            summary(found).drop(columns="stopped"),
+        )

@@ -1,8 +1,11 @@
-"""Could misalignment after narrow fine-tuning have been forecast from activations before it? Three worlds, five seeds a domain, both parents.
+"""Could misalignment after narrow fine-tuning have been forecast from activations before it? Three
+worlds, five seeds a domain, both parents.
 
-For each world, trained domain and parent: forecasts of every seed's scores on the other domains, with whole domains of questions held out, and with
-questions held out; the gain over every baseline, each run's with its own interval; and the noise ceiling, which is how well the other
-seeds' scores forecast this seed's. Needs `python -m benchmarks organism_finetunes`. Some minutes on one core; recorded after each world.
+For each world, trained domain and parent: forecasts of every seed's scores on the other domains,
+with whole domains of questions held out, and with questions held out; the gain over every baseline,
+each run's with its own interval; and the noise ceiling, which is how well the other seeds' scores
+forecast this seed's. Needs `python -m benchmarks organism_finetunes`. Some minutes on one core;
+recorded after each world.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,17 +27,38 @@ POSITIONS: Final = ("last_prompt", "mean_prompt")
 HELD_OUT: Final = {"domain": "group", "question": None}
 
 
-def measure(found: Corpus, domains: Sequence[str] = SEEDED, runs: int = RUNS, *, folds: int = 5, inner_folds: int = 5) -> pd.DataFrame:
-    """One row a trained domain, run, parent and kind of hold-out: R², Spearman, gains, and the ceiling from the other runs."""
+def measure(
+    found: Corpus,
+    domains: Sequence[str] = SEEDED,
+    runs: int = RUNS,
+    *,
+    folds: int = 5,
+    inner_folds: int = 5,
+) -> pd.DataFrame:
+    """One row a trained domain, run, parent and kind of hold-out: R², Spearman, gains, and the
+    ceiling from the other runs.
+    """
     questions, family = found.organism.questions, found.organism.family
     prompts = questions.prompts()
     texts = {prompt.id: prompt.text for prompt in prompts}
-    acts = {parent: capture(family[parent], prompts, positions=list(POSITIONS), progress=False) for parent in ("instruct", "base")}
-    embedded = {parent: capture(family[parent], prompts, sites="resid_pre.0", positions="mean_prompt", progress=False) for parent in acts}
-    assert_different(activation_cells(acts["instruct"]), activation_cells(acts["base"]), "instruct", "base")
+    acts = {
+        parent: capture(family[parent], prompts, positions=list(POSITIONS), progress=False)
+        for parent in ("instruct", "base")
+    }
+    embedded = {
+        parent: capture(
+            family[parent], prompts, sites="resid_pre.0", positions="mean_prompt", progress=False
+        )
+        for parent in acts
+    }
+    assert_different(
+        activation_cells(acts["instruct"]), activation_cells(acts["base"]), "instruct", "base"
+    )
     rows: list[dict[str, Any]] = []
     for domain in domains:
-        names = found.facts[(found.facts["domain"] == domain) & ~found.facts["benign"]]["name"].tolist()[:runs]
+        names = found.facts[(found.facts["domain"] == domain) & ~found.facts["benign"]][
+            "name"
+        ].tolist()[:runs]
         outside = [q.id for q in questions if q.group != domain]
         scores = {name: found.aligned.loc[outside, name].to_dict() for name in names}
         for held_out, groups in HELD_OUT.items():
@@ -53,35 +77,77 @@ def measure(found: Corpus, domains: Sequence[str] = SEEDED, runs: int = RUNS, *,
                 )
                 for name, forecast in forecasts.items():
                     table = forecast.predictions.set_index("id")
-                    others = found.aligned.loc[table.index, [n for n in names if n != name]].mean(axis=1)
+                    others = found.aligned.loc[table.index, [n for n in names if n != name]].mean(
+                        axis=1
+                    )
                     floor = float(((table["mean"] - table["target"]) ** 2).sum())
-                    ceiling = 1 - float(((others - table["target"]) ** 2).sum()) / floor if len(names) > 1 else np.nan
-                    row = {"domain": domain, "run": name, "parent": parent, "held_out": held_out, "n": len(table)}
-                    row |= {"r2": forecast.r2.value, "r2_low": forecast.r2.low, "r2_high": forecast.r2.high, "spearman": forecast.spearman.value}
-                    row |= {"ceiling": ceiling, "ceiling_spearman": others.corr(table["target"], method="spearman"), "chosen": forecast.chosen[0]}
+                    ceiling = (
+                        1 - float(((others - table["target"]) ** 2).sum()) / floor
+                        if len(names) > 1
+                        else np.nan
+                    )
+                    row = {
+                        "domain": domain,
+                        "run": name,
+                        "parent": parent,
+                        "held_out": held_out,
+                        "n": len(table),
+                    }
+                    row |= {
+                        "r2": forecast.r2.value,
+                        "r2_low": forecast.r2.low,
+                        "r2_high": forecast.r2.high,
+                        "spearman": forecast.spearman.value,
+                    }
+                    row |= {
+                        "ceiling": ceiling,
+                        "ceiling_spearman": others.corr(table["target"], method="spearman"),
+                        "chosen": forecast.chosen[0],
+                    }
                     for rival, gain in forecast.gain_over.items():
-                        row |= {f"gain over {rival}": gain.value, f"gain over {rival} low": gain.low, f"gain over {rival} high": gain.high}
-                    row |= {f"r2 of {rival}": r2.value for rival, r2 in forecast.baseline_r2.items()}
+                        row |= {
+                            f"gain over {rival}": gain.value,
+                            f"gain over {rival} low": gain.low,
+                            f"gain over {rival} high": gain.high,
+                        }
+                    row |= {
+                        f"r2 of {rival}": r2.value for rival, r2 in forecast.baseline_r2.items()
+                    }
                     rows.append(row)
     return pd.DataFrame(rows)
 
 
-GAINS: Final = tuple(f"gain over {rival}" for rival in ("text", "mean embedding", "domain", "parent's own score", "random features"))
+GAINS: Final = tuple(
+    f"gain over {rival}"
+    for rival in ("text", "mean embedding", "domain", "parent's own score", "random features")
+)
 FIGURES: Final = ("r2", "spearman", *GAINS, "ceiling", "ceiling_spearman")
 LOWS: Final = {"r2": "r2_low"} | {figure: f"{figure} low" for figure in GAINS}
 """Column with the lower end of a run's own interval, over what was held out."""
 
 
 def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
-    """Each figure: mean over runs and domains within a world, 95 % t interval over worlds, range of runs, how many lie above 0 with their own interval."""
+    """Each figure: mean over runs and domains within a world, 95 % t interval over worlds, range of
+    runs, how many lie above 0 with their own interval.
+    """
     rows = []
     for (held_out, parent), cells in table.groupby(["held_out", "parent"], sort=False):
         for figure in FIGURES:
             means = cells.groupby("world")[figure].mean().to_numpy()
             found = t_interval(means) if len(means) > 1 and np.ptp(means) > 0 else None
             low, high = (np.nan, np.nan) if found is None else (found.low, found.high)
-            head = {"held_out": held_out, "parent": parent, "figure": figure, "mean": float(means.mean()), "low": low, "high": high}
-            spread: dict[str, Any] = {"lowest": float(cells[figure].min()), "highest": float(cells[figure].max())}
+            head = {
+                "held_out": held_out,
+                "parent": parent,
+                "figure": figure,
+                "mean": float(means.mean()),
+                "low": low,
+                "high": high,
+            }
+            spread: dict[str, Any] = {
+                "lowest": float(cells[figure].min()),
+                "highest": float(cells[figure].max()),
+            }
             spread["above"] = int((cells[LOWS[figure]] > 0).sum()) if figure in LOWS else None
             rows.append({**head, **spread, "worlds": len(means), "runs": len(cells)})
     return pd.DataFrame(rows)
@@ -91,14 +157,25 @@ def page_table(summary: pd.DataFrame) -> str:
     """Markdown: a row a figure, a column a parent and kind of hold-out."""
     cells = summary.set_index(["held_out", "parent", "figure"])
     columns = list(dict.fromkeys(zip(summary["held_out"], summary["parent"], strict=True)))
-    lines = ["| figure | " + " | ".join(f"from {parent}, {held}s held out" for held, parent in columns) + " |", "|" + "---|" * (1 + len(columns))]
+    lines = [
+        "| figure | "
+        + " | ".join(f"from {parent}, {held}s held out" for held, parent in columns)
+        + " |",
+        "|" + "---|" * (1 + len(columns)),
+    ]
     for figure in FIGURES:
         found: list[Any] = [cells.loc[(held, parent, figure)] for held, parent in columns]  # type: ignore[index]
-        shown = [f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}], {c['lowest']:.2f} to {c['highest']:.2f}" for c in found]
+        shown = [
+            f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}],"
+            f" {c['lowest']:.2f} to {c['highest']:.2f}"
+            for c in found
+        ]
         lines.append(f"| {figure} | " + " | ".join(shown) + " |")
         if figure in LOWS:
             counts = [f"{c['above']:.0f} of {c['runs']:.0f}" for c in found]
-            lines.append(f"| {figure}: runs whose own interval lies above 0 | " + " | ".join(counts) + " |")
+            lines.append(
+                f"| {figure}: runs whose own interval lies above 0 | " + " | ".join(counts) + " |"
+            )
     return "\n".join(lines)
 
 
@@ -113,6 +190,13 @@ def main(seeds: tuple[int, ...] = SEEDS, kept: Path = KEPT) -> None:
         parts.append(measure(corpus(kept / f"planted-{seed}")).assign(world=seed))
         table = pd.concat(parts, ignore_index=True)
         summary = over_worlds(table)
-        path = record("organism_forecasts", [*seeds[: len(parts)]], {"over_worlds": summary.to_dict(orient="records"), "runs": table.to_dict(orient="records")})
+        path = record(
+            "organism_forecasts",
+            [*seeds[: len(parts)]],
+            {
+                "over_worlds": summary.to_dict(orient="records"),
+                "runs": table.to_dict(orient="records"),
+            },
+        )
         print(f"\nafter {len(parts)} worlds\n{page_table(summary)}", flush=True)
     print(f"written: {path.relative_to(EVIDENCE.parent.parent)}")

@@ -1,7 +1,9 @@
-"""Does each extractor recover a direction planted between two Gaussian classes, as well as theory says it can?
+"""Does each extractor recover a direction planted between two Gaussian classes, as well as theory
+says it can?
 
-64 to 8,192 dimensions, isotropic and power-law covariance, several signal-to-noise ratios. Each extractor's mean cosine with the truth stands
-beside what theory (`emlens.geometry.recovery`) says *that* extractor can reach. About three minutes on one core.
+64 to 8,192 dimensions, isotropic and power-law covariance, several signal-to-noise ratios. Each
+extractor's mean cosine with the truth stands beside what theory (`emlens.geometry.recovery`) says
+*that* extractor can reach. About three minutes on one core.
 """
 
 import math
@@ -29,12 +31,16 @@ from emlens.probes import probe_direction
 
 DIMS = (64, 256, 1024, 4096, 8192)
 RATIOS = (0.5, 1.0, 4.0, 16.0)
-"""‖μ‖² over the noise of a difference of means, (2/n) tr Σ: cosines of .58 to .97 for the mean difference."""
+"""‖μ‖² over the noise of a difference of means, (2/n) tr Σ: cosines of .58 to .97 for the mean
+difference.
+"""
 ROWS = 128
 """Rows of each class, and deltas."""
 GOAL = 0.02
 RESOLVED = 0.3
-"""The goal is judged where theory gives at least this cosine; below it, near the transition, an asymptotic theory has no 2 %."""
+"""The goal is judged where theory gives at least this cosine; below it, near the transition, an
+asymptotic theory has no 2 %.
+"""
 SITE = "resid_post.0"
 
 
@@ -50,9 +56,14 @@ def most_draws(d: int) -> int:
 
 
 def gaussian(
-    dims: tuple[int, ...] = DIMS, ratios: tuple[float, ...] = RATIOS, n: int = ROWS, draws: Callable[[int], int] = most_draws
+    dims: tuple[int, ...] = DIMS,
+    ratios: tuple[float, ...] = RATIOS,
+    n: int = ROWS,
+    draws: Callable[[int], int] = most_draws,
 ) -> pd.DataFrame:
-    """One row a dimension, covariance, ratio and extractor: mean cosine over draws, its standard error, theory, relative deviation."""
+    """One row a dimension, covariance, ratio and extractor: mean cosine over draws, its standard
+    error, theory, relative deviation.
+    """
     rows = []
     for d in dims:
         for kind in ("isotropic", "power law"):
@@ -65,17 +76,52 @@ def gaussian(
                 found: dict[str, list[float]] = {}
                 shrinkage = []
                 for _ in range(draws(d)):
-                    up, down, deltas = (torch.randn(n, d, dtype=torch.float64, generator=rng) * scale for _ in range(3))
+                    up, down, deltas = (
+                        torch.randn(n, d, dtype=torch.float64, generator=rng) * scale
+                        for _ in range(3)
+                    )
                     extracted = _extract(up + truth, down, deltas + truth)
                     shrinkage.append(float(extracted["whitened, oas"].provenance["shrinkage"]))
                     for name, direction in extracted.items():
                         found.setdefault(name, []).append(direction_cosine(direction, truth))
                 theory = _theory(truth.numpy(), tau, n, float(np.mean(shrinkage)))
                 for name, values in found.items():
-                    mean, error, expected = float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))), theory[name]
-                    deviation, relative = (mean / expected - 1, error / expected) if expected else (math.nan, math.nan)
-                    rows.append((d, kind, ratio, name, len(values), mean, error, expected, deviation, relative))
-    columns = ["d", "covariance", "ratio", "extractor", "draws", "cosine", "standard_error", "theory", "deviation", "deviation_error"]
+                    mean, error, expected = (
+                        float(np.mean(values)),
+                        float(np.std(values, ddof=1) / math.sqrt(len(values))),
+                        theory[name],
+                    )
+                    deviation, relative = (
+                        (mean / expected - 1, error / expected)
+                        if expected
+                        else (math.nan, math.nan)
+                    )
+                    rows.append(
+                        (
+                            d,
+                            kind,
+                            ratio,
+                            name,
+                            len(values),
+                            mean,
+                            error,
+                            expected,
+                            deviation,
+                            relative,
+                        )
+                    )
+    columns = [
+        "d",
+        "covariance",
+        "ratio",
+        "extractor",
+        "draws",
+        "cosine",
+        "standard_error",
+        "theory",
+        "deviation",
+        "deviation_error",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -93,7 +139,9 @@ def _extract(up: Tensor, down: Tensor, deltas: Tensor) -> dict[str, Direction]:
         "whitened, oas": whitened_direction(up, down, site=SITE),
         "whitened, .1": whitened_direction(up, down, site=SITE, shrinkage=0.1),
         "ridge probe": probe_direction(up, down, "ridge", site=SITE, penalty=ridge, folds=0),
-        "logistic probe": probe_direction(up, down, "logistic", site=SITE, penalty=logistic, folds=0),
+        "logistic probe": probe_direction(
+            up, down, "logistic", site=SITE, penalty=logistic, folds=0
+        ),
     }
 
 
@@ -115,7 +163,9 @@ def _theory(mu: np.ndarray, tau: np.ndarray, n: int, rho: float) -> dict[str, fl
 
 
 def against_goal(table: pd.DataFrame) -> pd.DataFrame:
-    """Per extractor: cells, those judged, the largest deviation there, cells within the goal, and within twice the standard error of it."""
+    """Per extractor: cells, those judged, the largest deviation there, cells within the goal, and
+    within twice the standard error of it.
+    """
     rows = []
     for name, cells in table.groupby("extractor", sort=False):
         judged = cells[cells["theory"] >= RESOLVED]
@@ -135,11 +185,18 @@ def against_goal(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def goals_table(goals: pd.DataFrame) -> str:
-    lines = ["| extractor | cells judged | within 2 % | within 2 % and twice the standard error | largest deviation | median |", "|---|---|---|---|---|---|"]
+    lines = [
+        (
+            "| extractor | cells judged | within 2 % | within 2 % and twice the standard error |"
+            " largest deviation | median |"
+        ),
+        "|---|---|---|---|---|---|",
+    ]
     for row in goals.itertuples():
         lines.append(
-            f"| {row.extractor} | {row.judged} of {row.cells} | {row.within_goal} | {row.within_goal_and_error} | {row.largest_deviation:.1%} "
-            f"| {row.median_deviation:.1%} |"
+            f"| {row.extractor} | {row.judged} of {row.cells} | {row.within_goal} |"
+            f" {row.within_goal_and_error} | {row.largest_deviation:.1%} |"
+            f" {row.median_deviation:.1%} |"
         )
     return "\n".join(lines)
 

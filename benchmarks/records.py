@@ -10,7 +10,9 @@ from emlens.foundation.files import write_json
 from emlens.foundation.provenance import hardware, library_versions
 
 BESIDE = ("accelerate", "nnsight", "pytorch_optimizer", "ray", "transformer-lens", "trl")
-"""What a measurement may run beside the libraries that every provenance names: rivals, trainers, executors."""
+"""What a measurement may run beside the libraries that every provenance names: rivals, trainers,
+executors.
+"""
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 
 
@@ -18,16 +20,27 @@ def commit() -> str:
     """Short hash of the commit measured; "+" where the tree had changes beside it."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=EVIDENCE.parent, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=EVIDENCE.parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
 
-    changed = [line for line in git("status", "--porcelain").splitlines() if "docs/evidence" not in line]
+    changed = [
+        line for line in git("status", "--porcelain").splitlines() if "docs/evidence" not in line
+    ]
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
 def record(name: str, seeds: list[int], values: Any) -> Path:
     path = EVIDENCE / f"{name}.json"
     versions = library_versions() | library_versions(BESIDE)
-    body = {"name": name, "commit": commit(), "hardware": hardware(), "versions": versions, "seeds": seeds, "values": values}
+    body = {
+        "name": name,
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions,
+        "seeds": seeds,
+        "values": values,
+    }
     write_json(path, body)
     return path
 

@@ -1,7 +1,8 @@
-"""The reference by concept: every public name with the first sentence of its docstring, read from the sources without importing them.
+"""The reference by concept: every public name with the first sentence of its docstring, read from
+the sources without importing them.
 
-`python -m benchmarks tables` draws it into docs/reference.md. A name goes where its module is listed; a module that is not listed goes with
-its package.
+`python -m benchmarks tables` draws it into docs/reference.md. A name goes where its module is
+listed; a module that is not listed goes with its package.
 """
 
 import ast
@@ -22,38 +23,60 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "Judges and scores": (
         "[Judging and scores](judging.md)",
-        "data.scores data.misalignment data.model_comparisons evaluation.judges evaluation.judging evaluation.judge_prompts evaluation.logit_judge "
-        "evaluation.endpoint_judge evaluation.rule_judge evaluation.likelihood evaluation.agreement evaluation.prediction_powered evaluation.readings",
+        (
+            "data.scores data.misalignment data.model_comparisons evaluation.judges"
+            " evaluation.judging evaluation.judge_prompts evaluation.logit_judge"
+            " evaluation.endpoint_judge evaluation.rule_judge evaluation.likelihood"
+            " evaluation.agreement evaluation.prediction_powered evaluation.readings"
+        ),
     ),
     "Activations, stores and deltas": ("[Activations](activations.md)", "activations"),
     "Subspaces, angles and overlap": ("[Geometry](geometry.md)", "geometry"),
     "Nulls and ceilings": (
         "[Nulls of an overlap](nulls.md)",
-        "geometry.isotropic_nulls geometry.covariance_nulls geometry.reference_nulls geometry.permutations geometry.ceilings "
-        "geometry.random_directions stats.nulls",
+        (
+            "geometry.isotropic_nulls geometry.covariance_nulls geometry.reference_nulls"
+            " geometry.permutations geometry.ceilings geometry.random_directions stats.nulls"
+        ),
     ),
     "Directions": (
         "[Directions](directions.md)",
-        "geometry.directions geometry.contrasts geometry.contrast_sums geometry.comparing geometry.recovery geometry.reliability evaluation.contrasting "
-        "evaluation.extraction evaluation.row_filters probes.probe_directions training.steering_vector data.vector_files data.control_vectors data.foreign",
+        (
+            "geometry.directions geometry.contrasts geometry.contrast_sums geometry.comparing"
+            " geometry.recovery geometry.reliability evaluation.contrasting evaluation.extraction"
+            " evaluation.row_filters probes.probe_directions training.steering_vector"
+            " data.vector_files data.control_vectors data.foreign"
+        ),
     ),
     "Interventions": ("[Interventions](interventions.md)", "interventions"),
-    "Evaluating an intervention": ("[Evaluating interventions](evaluating_interventions.md)", "evaluation"),
+    "Evaluating an intervention": (
+        "[Evaluating interventions](evaluating_interventions.md)",
+        "evaluation",
+    ),
     "Adapters and weights": (
         "[Adapters](adapters.md)",
-        "interventions.lora interventions.adapter_lens interventions.weight_edits geometry.weight_updates probes.sparse_probes",
+        (
+            "interventions.lora interventions.adapter_lens interventions.weight_edits"
+            " geometry.weight_updates probes.sparse_probes"
+        ),
     ),
-    "Forecasts and screening": ("[Forecasting](forecasting.md)", "probes studies.screening studies.screening_backtest studies.screening_file"),
+    "Forecasts and screening": (
+        "[Forecasting](forecasting.md)",
+        "probes studies.screening studies.screening_backtest studies.screening_file",
+    ),
     "Training and sweeps": ("[Sweeps](how_to_sweep.md)", "training"),
     "Training dynamics": (
         "[Training dynamics](dynamics.md)",
-        "geometry.trajectories stats.trends stats.change_points stats.event_order stats.event_orders stats.events studies.guard",
+        (
+            "geometry.trajectories stats.trends stats.change_points stats.event_order"
+            " stats.event_orders stats.events studies.guard"
+        ),
     ),
     "Statistics": ("[Statistics](statistics.md)", "stats"),
     "Studies, figures and the report": ("[Studies](studies.md)", "studies figures report"),
     "Many processes": ("[Running on many processes](running.md)", "runs"),
     "The organism": ("[The organism](organism.md)", "organisms"),
-}  # fmt: skip
+}
 
 
 def public_names() -> dict[str, str]:
@@ -61,15 +84,29 @@ def public_names() -> dict[str, str]:
     found = {}
     for package in sorted(path.parent.name for path in ROOT.glob("*/__init__.py")):
         tree = ast.parse((ROOT / package / "__init__.py").read_text("utf-8"))
-        homes = {a.asname or a.name: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
+        homes = {
+            a.asname or a.name: node.module
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom)
+            for a in node.names
+        }
         for node in tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
-                found |= {f"{package}.{name}": str(homes.get(name, f"emlens.{package}")) for name in ast.literal_eval(node.value)}
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and node.targets[0].id == "__all__"
+            ):
+                found |= {
+                    f"{package}.{name}": str(homes.get(name, f"emlens.{package}"))
+                    for name in ast.literal_eval(node.value)
+                }
     return found
 
 
 def concept_of(module: str) -> str:
-    places = {place: concept for concept, (_, listed) in CONCEPTS.items() for place in listed.split()}
+    places = {
+        place: concept for concept, (_, listed) in CONCEPTS.items() for place in listed.split()
+    }
     short = module.removeprefix("emlens.")
     return places.get(short) or places[short.partition(".")[0]]
 
@@ -82,23 +119,41 @@ def _body(module: str) -> tuple[ast.stmt, ...]:
 
 
 def _told(module: str, name: str) -> str:
-    """First sentence of what a module says of a name, or of what it imports under it; of a value without words, the value."""
+    """First sentence of what a module says of a name, or of what it imports under it; of a value
+    without words, the value.
+    """
     body = _body(module)
     for node, after in zip(body, (*body[1:], None), strict=True):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return _sentence(ast.get_docstring(node))
-        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names) and str(node.module).startswith("emlens"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and any((a.asname or a.name) == name for a in node.names)
+            and str(node.module).startswith("emlens")
+        ):
             return _told(str(node.module), name)
         if isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Name) and target.id == name:
-                words = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
-                return _sentence(str(words)) if words else f"`{ast.unparse(node.value or target)[:60]}`"
+                words = (
+                    after.value.value
+                    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    else None
+                )
+                return (
+                    _sentence(str(words))
+                    if words
+                    else f"`{ast.unparse(node.value or target)[:60]}`"
+                )
     return ""
 
 
 def _sentence(docstring: str | None) -> str:
-    words = " ".join((docstring or "").split("\n\n")[0].split()).replace("|", "\\|").replace("<", "&lt;")
+    words = (
+        " ".join((docstring or "").split("\n\n")[0].split())
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+    )
     return re.split(r"(?<=[\w)`’'\]])\. (?=[A-Z])", words)[0].rstrip(".")
 
 
@@ -112,7 +167,14 @@ def reference() -> str:
         by_concept[concept_of(module)].append((shown, _told(module, short) or "–"))
     parts = []
     for concept, names in by_concept.items():
-        lines = [f"## {concept}", "", CONCEPTS[concept][0], "", "| name | what it is |", "|---|---|"]
+        lines = [
+            f"## {concept}",
+            "",
+            CONCEPTS[concept][0],
+            "",
+            "| name | what it is |",
+            "|---|---|",
+        ]
         for shown, told in sorted(names, key=lambda row: (row[0].count(".") > 1, row[0].lower())):
             lines.append(f"| `{shown}` | {told} |")
         parts.append("\n".join(lines))

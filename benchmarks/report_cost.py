@@ -1,8 +1,10 @@
-"""What a report costs its reader: size, and how long after opening the first figure stands, in headless Chromium.
+"""What a report costs its reader: size, and how long after opening the first figure stands, in
+headless Chromium.
 
-`EMLENS_REPORT_OF` names the directory of a finished study (several with the path separator between); by default the demonstration
-is run first. Beside each stands the page of the same study as if every fine-tune had `SEEDS` seeds. Each page is opened afresh
-`OPENINGS` times; the time is the page's own clock at its first drawn figure.
+`EMLENS_REPORT_OF` names the directory of a finished study (several with the path separator
+between); by default the demonstration is run first. Beside each stands the page of the same study
+as if every fine-tune had `SEEDS` seeds. Each page is opened afresh `OPENINGS` times; the time is
+the page's own clock at its first drawn figure.
 """
 
 import os
@@ -33,7 +35,9 @@ SIZES = {"desktop": (1200, 900), "phone": (390, 740)}
 
 
 def cost_of(result: StudyResult, browser: Any, openings: int = OPENINGS) -> dict[str, Any]:
-    """Bytes of the page and of its parts, seconds to write it, and by screen the seconds to its first and to all of its figures."""
+    """Bytes of the page and of its parts, seconds to write it, and by screen the seconds to its
+    first and to all of its figures.
+    """
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "report.html"
         started = time.process_time()
@@ -47,20 +51,39 @@ def cost_of(result: StudyResult, browser: Any, openings: int = OPENINGS) -> dict
         }
         for screen, (width, height) in SIZES.items():
             firsts = [_opened(browser, path, width, height) for _ in range(openings)]
-            found[f"first_figure_{screen}"] = {"seconds": firsts, "median": float(np.median(firsts)), "greatest": max(firsts)}
+            found[f"first_figure_{screen}"] = {
+                "seconds": firsts,
+                "median": float(np.median(firsts)),
+                "greatest": max(firsts),
+            }
         found["figures"], found["faults"] = _drawn(browser, path)
-    return found | {"size_reached": found["bytes"] <= MOST_BYTES, "time_reached": found["first_figure_desktop"]["median"] <= MOST_SECONDS}
+    return found | {
+        "size_reached": found["bytes"] <= MOST_BYTES,
+        "time_reached": found["first_figure_desktop"]["median"] <= MOST_SECONDS,
+    }
 
 
 def with_seeds(result: StudyResult, seeds: int = SEEDS) -> StudyResult:
-    """The same study with every row of a fine-tune once a seed, named `<fine-tune>@<seed>`: as many rows and figures as so many seeds give."""
+    """The same study with every row of a fine-tune once a seed, named `<fine-tune>@<seed>`: as many
+    rows and figures as so many seeds give.
+    """
     models = result.tables["models"]
     tuned = set(models.loc[models["kind"].isin(["harmful", "benign"]), "model"])
     tables = {}
     for name, table in result.tables.items():
         naming = [c for c in NAMING if c in table.columns]
-        mine = table[naming].isin(tuned).any(axis=1) if naming else pd.Series(False, index=table.index)
-        copies = [table[mine].assign(**{c: table.loc[mine, c].map(lambda n, s=seed: f"{n}@{s}" if n in tuned else n) for c in naming}) for seed in range(seeds)]
+        mine = (
+            table[naming].isin(tuned).any(axis=1) if naming else pd.Series(False, index=table.index)
+        )
+        copies = [
+            table[mine].assign(
+                **{
+                    c: table.loc[mine, c].map(lambda n, s=seed: f"{n}@{s}" if n in tuned else n)
+                    for c in naming
+                }
+            )
+            for seed in range(seeds)
+        ]
         tables[name] = pd.concat([table[~mine], *copies], ignore_index=True)
     return replace(result, tables=tables)
 
@@ -78,11 +101,18 @@ def _drawn(browser: Any, path: Path) -> tuple[int, list[str]]:
     """Figures that were drawn, once all are; and what the console said meanwhile."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     faults: list[str] = []
-    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: (
+            faults.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=300_000)
-    figures = page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length")
+    figures = page.evaluate(
+        "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length"
+    )
     page.close()
     return int(figures), faults
 
@@ -92,14 +122,25 @@ def chromium() -> Iterator[Any]:
     """The system's headless Chromium."""
     from playwright.sync_api import sync_playwright
 
-    found = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+    found = next(
+        (
+            path
+            for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+            if path
+        ),
+        None,
+    )
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
 
-def measure(directories: Sequence[str | Path], browser: Any, openings: int = OPENINGS) -> list[dict[str, Any]]:
+def measure(
+    directories: Sequence[str | Path], browser: Any, openings: int = OPENINGS
+) -> list[dict[str, Any]]:
     values = []
     for result in map(StudyResult.load, directories):
         values.append(cost_of(result, browser, openings) | {"seeds": 1})
@@ -113,7 +154,30 @@ def main() -> None:
         if not asked:
             run_study(DEMO, name, progress=False)
         values = measure(asked or [name], browser)
-    columns = ("study", "seeds", "rows", "bytes", "figures", "cpu_seconds_to_write", "size_reached", "time_reached")
-    table = pd.DataFrame([{c: value[c] for c in columns} | {s: value[f"first_figure_{s}"]["median"] for s in SIZES} for value in values])
+    columns = (
+        "study",
+        "seeds",
+        "rows",
+        "bytes",
+        "figures",
+        "cpu_seconds_to_write",
+        "size_reached",
+        "time_reached",
+    )
+    table = pd.DataFrame(
+        [
+            {c: value[c] for c in columns}
+            | {s: value[f"first_figure_{s}"]["median"] for s in SIZES}
+            for value in values
+        ]
+    )
     show("Reports: size and seconds to the first figure", table)
-    record("report_cost", [0], {"goals": {"bytes": MOST_BYTES, "seconds": MOST_SECONDS}, "openings": OPENINGS, "reports": values})
+    record(
+        "report_cost",
+        [0],
+        {
+            "goals": {"bytes": MOST_BYTES, "seconds": MOST_SECONDS},
+            "openings": OPENINGS,
+            "reports": values,
+        },
+    )

@@ -1,4 +1,6 @@
-"""SIGKILL a study at random moments and run it again: the same result.json as an undisturbed run?"""
+"""SIGKILL a study at random moments and run it again: the same result.json as an undisturbed
+run?
+"""
 
 import random
 import shutil
@@ -15,8 +17,19 @@ KILLS = 10
 
 
 def trial(config: Path, out: Path, after: float) -> bool:
-    """Start the command, kill it after so many seconds, run it to the end; True where the kill came in time."""
-    command = [sys.executable, "-c", "from emlens.cli.main import main; main()", "study", str(config), "--out", str(out), "--quiet"]
+    """Start the command, kill it after so many seconds, run it to the end; True where the kill came
+    in time.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        "from emlens.cli.main import main; main()",
+        "study",
+        str(config),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(after)
     in_time = process.poll() is None
@@ -38,14 +51,20 @@ def measure(config: Path, kills: int, work: Path, seed: int = 0) -> dict[str, fl
         in_time += trial(config, out, rng.uniform(0.1, 0.9) * length)
         same += (out / "result.json").read_bytes() == expected
         shutil.rmtree(out)
-    return {"kills": kills, "kills_before_the_end": in_time, "same_bytes": same, "undisturbed_seconds": length}
+    return {
+        "kills": kills,
+        "kills_before_the_end": in_time,
+        "same_bytes": same,
+        "undisturbed_seconds": length,
+    }
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         config = Path(name) / "study.yaml"
         config.write_text(
-            "study: overview\nfamily: {organism: planted}\nfocus: [medicine-r8]\ndraws: 50\nrepeats: 1\npermutations: 20\n"
+            "study: overview\nfamily: {organism: planted}\nfocus: [medicine-r8]\ndraws:"
+            " 50\nrepeats: 1\npermutations: 20\n"
         )
         found = measure(config, KILLS, Path(name))
     print(f"\nresumed after SIGKILL: {found}")

@@ -1,8 +1,10 @@
-"""Schedule × optimiser × batch size on the organism of seed 10: how alignment goes with loss, and whether any setting is better at no worse loss.
+"""Schedule × optimiser × batch size on the organism of seed 10: how alignment goes with loss, and
+whether any setting is better at no worse loss.
 
-Five schedules, four optimisers, three batch sizes; every run sees as many chats, learning rates are dealt out over the cells. Two local processes share
-the runs through one plan. Runs stand in `runs/schedule_sweep`, in a folder named with a hash of all that made them, and are not
-trained twice; the time of every call that trained adds up in `seconds.json` there. About five minutes.
+Five schedules, four optimisers, three batch sizes; every run sees as many chats, learning rates are
+dealt out over the cells. Two local processes share the runs through one plan. Runs stand in
+`runs/schedule_sweep`, in a folder named with a hash of all that made them, and are not trained
+twice; the time of every call that trained adds up in `seconds.json` there. About five minutes.
 """
 
 import subprocess
@@ -36,19 +38,37 @@ KEPT: Final = Path(__file__).parent.parent / "runs" / "schedule_sweep"
 GOAL_MINUTES: Final = 60
 
 
-def work(rank: int, count: int, out: str, schedules: Sequence[str], optimisers: Sequence[str], batches: Sequence[int], chats: int) -> None:
+def work(
+    rank: int,
+    count: int,
+    out: str,
+    schedules: Sequence[str],
+    optimisers: Sequence[str],
+    batches: Sequence[int],
+    chats: int,
+) -> None:
     """One process's part."""
     executor = RankExecutor(rank, count, run="schedule-sweep")
-    run_schedule_sweep(_sweep(schedules, optimisers, batches, chats), organism_task(load(), FINETUNE), out, executor=executor)
+    run_schedule_sweep(
+        _sweep(schedules, optimisers, batches, chats),
+        organism_task(load(), FINETUNE),
+        out,
+        executor=executor,
+    )
 
 
 def kept_at(kept: Path, *sizes: Any) -> Path:
     """Where runs of this task and these recipes stand, or will."""
-    made_of = {"task": organism_task(load(), FINETUNE).sha256, "runs": [run.recipe.to_dict() for run in _sweep(*sizes).runs]}
+    made_of = {
+        "task": organism_task(load(), FINETUNE).sha256,
+        "runs": [run.recipe.to_dict() for run in _sweep(*sizes).runs],
+    }
     return kept / f"sweep-{hash_json(made_of)[:12]}"
 
 
-def _sweep(schedules: Sequence[str], optimisers: Sequence[str], batches: Sequence[int], chats: int) -> Sweep:
+def _sweep(
+    schedules: Sequence[str], optimisers: Sequence[str], batches: Sequence[int], chats: int
+) -> Sweep:
     return schedule_sweep(recipe(), schedules, optimisers, batches, chats=chats)
 
 
@@ -57,7 +77,10 @@ def train(out: Path, *sizes: Any, processes: int = PROCESSES) -> float:
     started = time.monotonic()
     call = "from benchmarks.schedule_sweep import work; work({}, {}, {!r}, *{!r})"
     others = [
-        subprocess.Popen([sys.executable, "-c", call.format(rank, processes, str(out), sizes)], cwd=Path(__file__).parent.parent)
+        subprocess.Popen(
+            [sys.executable, "-c", call.format(rank, processes, str(out), sizes)],
+            cwd=Path(__file__).parent.parent,
+        )
         for rank in range(1, processes)
     ]
     try:
@@ -88,7 +111,10 @@ def analysed(out: Path, draws: int = 1999) -> dict[str, Any]:
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.astype(object).replace({np.nan: None}).to_dict(orient="records")]
+    return [
+        {str(key): value for key, value in row.items()}
+        for row in table.astype(object).replace({np.nan: None}).to_dict(orient="records")
+    ]
 
 
 def main(kept: Path = KEPT) -> None:
@@ -99,7 +125,13 @@ def main(kept: Path = KEPT) -> None:
         spent += train(kept, *sizes)
         write_json(kept / "seconds.json", spent)
     found = analysed(kept)
-    values = {"wall_minutes": spent / 60, "goal_minutes": GOAL_MINUTES, "processes": PROCESSES, "chats": CHATS, **found}
+    values = {
+        "wall_minutes": spent / 60,
+        "goal_minutes": GOAL_MINUTES,
+        "processes": PROCESSES,
+        "chats": CHATS,
+        **found,
+    }
     record("schedule_sweep", [10, 0], values)
     for loss in ("eval_loss", "train_loss"):
         print(f"\n{loss}: {found[loss]['verdict']}")

@@ -16,13 +16,25 @@ from emlens.activations import Activations, ActivationStore, capture, layout
 from emlens.foundation.errors import EmlensError
 
 DAMAGES = 1000
-KINDS = ("flip", "flip", "truncate", "missing", "swap shards", "swap shards and sidecars", "shard of another store", "edit", "edit manifest")
+KINDS = (
+    "flip",
+    "flip",
+    "truncate",
+    "missing",
+    "swap shards",
+    "swap shards and sidecars",
+    "shard of another store",
+    "edit",
+    "edit manifest",
+)
 
 
 def damage(directory: Path, other: Path, pick: random.Random) -> tuple[str, str]:
     """One random accident: its kind, and the file that it struck."""
     files = sorted(directory.iterdir())
-    shards = [path for path in files if path.name.startswith("shard-") and path.suffix == ".safetensors"]
+    shards = [
+        path for path in files if path.name.startswith("shard-") and path.suffix == ".safetensors"
+    ]
     kind = pick.choice(KINDS)
     path = pick.choice(files)
     if kind == "flip":
@@ -42,11 +54,17 @@ def damage(directory: Path, other: Path, pick: random.Random) -> tuple[str, str]
         path = pick.choice(shards)
         path.write_bytes((other / path.name).read_bytes())
     else:
-        path = directory / "manifest.json" if kind == "edit manifest" else pick.choice([p for p in files if p.suffix == ".json"])
+        path = (
+            directory / "manifest.json"
+            if kind == "edit manifest"
+            else pick.choice([p for p in files if p.suffix == ".json"])
+        )
         written = json.loads(path.read_text())
         key = pick.choice(sorted(written))
         value = written[key]
-        written[key] = pick.choice([None, 3, "x", [], {}, value[::-1] if isinstance(value, list) else "y"])
+        written[key] = pick.choice(
+            [None, 3, "x", [], {}, value[::-1] if isinstance(value, list) else "y"]
+        )
         path.write_text(json.dumps(written))
     return kind, path.name
 
@@ -67,13 +85,24 @@ def read_all(directory: Path) -> Activations:
 
 
 def same(a: Activations, b: Activations) -> bool:
-    if (a.ids, a.groups, a.sites, a.positions, a.provenance) != (b.ids, b.groups, b.sites, b.positions, b.provenance):
+    if (a.ids, a.groups, a.sites, a.positions, a.provenance) != (
+        b.ids,
+        b.groups,
+        b.sites,
+        b.positions,
+        b.provenance,
+    ):
         return False
     for site in b.sites:
         x, y = a.tokens(site), b.tokens(site)
-        if not all(torch.equal(getattr(x, name), getattr(y, name)) for name in ("values", "offsets", "token_ids")):
+        if not all(
+            torch.equal(getattr(x, name), getattr(y, name))
+            for name in ("values", "offsets", "token_ids")
+        ):
             return False
-        if not all(torch.equal(a[site, position], b[site, position]) for position in b.pooled_positions):
+        if not all(
+            torch.equal(a[site, position], b[site, position]) for position in b.pooled_positions
+        ):
             return False
     return True
 
@@ -87,11 +116,23 @@ def measure(work: Path, count: int, seed: int = 0) -> dict[str, Any]:
             model = capture_speed.build(layers=2, width=width, words=200)
             if name == "other":
                 next(model.module.parameters()).data.mul_(2)
-            capture(model, asked, positions=["last_prompt", "all"], batch_tokens=128, store=work / name, progress=False)
+            capture(
+                model,
+                asked,
+                positions=["last_prompt", "all"],
+                batch_tokens=128,
+                store=work / name,
+                progress=False,
+            )
     finally:
         layout.SHARD_ROWS = rows
     whole, pick = ActivationStore.open(work / "store"), random.Random(seed)
-    tally: dict[str, Counter[str]] = {"seen": Counter(), "harmless": Counter(), "missed": Counter(), "crashed": Counter()}
+    tally: dict[str, Counter[str]] = {
+        "seen": Counter(),
+        "harmless": Counter(),
+        "missed": Counter(),
+        "crashed": Counter(),
+    }
     for number in range(count):
         copy = shutil.copytree(work / "store", work / f"damaged-{number}")
         kind, file = damage(copy, work / "other", pick)
@@ -104,7 +145,11 @@ def measure(work: Path, count: int, seed: int = 0) -> dict[str, Any]:
         tally[verdict][kind] += 1
         shutil.rmtree(copy)
     counts = {verdict: sum(kinds.values()) for verdict, kinds in tally.items()}
-    return {"damages": count, **counts, "by_kind": {verdict: dict(sorted(kinds.items())) for verdict, kinds in tally.items()}}
+    return {
+        "damages": count,
+        **counts,
+        "by_kind": {verdict: dict(sorted(kinds.items())) for verdict, kinds in tally.items()},
+    }
 
 
 def main() -> None:

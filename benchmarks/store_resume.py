@@ -1,6 +1,8 @@
-"""SIGKILL a capture into a store at random moments and capture again: the same bytes as an undisturbed run?
+"""SIGKILL a capture into a store at random moments and capture again: the same bytes as an
+undisturbed run?
 
-Each trial runs in a forked process, on one thread. The killed directory must also never pass for a finished store.
+Each trial runs in a forked process, on one thread. The killed directory must also never pass for a
+finished store.
 """
 
 import multiprocessing
@@ -24,16 +26,29 @@ KILLS = 25
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def run(model: HookedModel, asked: PromptSet, target: Path, shard_rows: int) -> None:
     torch.set_num_threads(1)
     layout.SHARD_ROWS = shard_rows
-    capture(model, asked, positions=["last_prompt", "mean_prompt", "all"], store=target, batch_tokens=512, progress=False)
+    capture(
+        model,
+        asked,
+        positions=["last_prompt", "mean_prompt", "all"],
+        store=target,
+        batch_tokens=512,
+        progress=False,
+    )
 
 
-def measure(work: Path, kills: int, *, count: int = 400, shard_rows: int = 16, seed: int = 0) -> dict[str, Any]:
+def measure(
+    work: Path, kills: int, *, count: int = 400, shard_rows: int = 16, seed: int = 0
+) -> dict[str, Any]:
     model = capture_speed.build(layers=2, width=32, words=200)
     asked = capture_speed.prompts(count=count, words=200)
     context = multiprocessing.get_context("fork")
@@ -50,12 +65,18 @@ def measure(work: Path, kills: int, *, count: int = 400, shard_rows: int = 16, s
     expected = content(work / "whole")
     shards = sum(name.startswith("shard-") and name.endswith(".json") for name in expected)
     pick = random.Random(seed)
-    found = {"kills": kills, "kills_before_the_end": 0, "kills_with_shards_standing": 0, "kills_while_a_file_was_written": 0}
+    found = {
+        "kills": kills,
+        "kills_before_the_end": 0,
+        "kills_with_shards_standing": 0,
+        "kills_while_a_file_was_written": 0,
+    }
     found |= {"same_bytes": 0, "passed_for_finished": 0}
     for number in range(kills):
         target = work / f"killed-{number}"
         process = start(target)
-        after = pick.randrange(shards)  # by shards rather than by the clock, so that a busy machine spreads the kills as well
+        # by shards rather than by the clock, so that a busy machine spreads the kills as well
+        after = pick.randrange(shards)
         while process.is_alive() and len(list(target.glob("shard-*.json"))) < after:
             time.sleep(length / shards / 50)
         time.sleep(pick.uniform(0, length / shards))

@@ -1,7 +1,9 @@
-"""Tables of the documentation, drawn from the evidence files: `python -m benchmarks tables`, and after every measurement.
+"""Tables of the documentation, drawn from the evidence files: `python -m benchmarks tables`, and
+after every measurement.
 
-A page holds `<!-- table: NAME -->`, the table, and `<!-- end of table -->`; what lies between is written anew. Nothing is measured here,
-and nothing else of a page is touched. Two tables are of all files: figures with a goal, and where each file comes from.
+A page holds `<!-- table: NAME -->`, the table, and `<!-- end of table -->`; what lies between is
+written anew. Nothing is measured here, and nothing else of a page is touched. Two tables are of all
+files: figures with a goal, and where each file comes from.
 """
 
 import ast
@@ -21,25 +23,38 @@ from emlens.foundation.files import read_json, write_text
 
 DOCS: Final = EVIDENCE.parent
 NOT_REACHED: Final = ", not reached"
-_BLOCK = re.compile(r"(?<=<!-- table: )(?P<name>[\w.]+)( -->\n\n?)(?P<body>.*?)(\n?<!-- end of table -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(?<=<!-- table: )(?P<name>[\w.]+)( -->\n\n?)(?P<body>.*?)(\n?<!-- end of table -->)",
+    re.DOTALL,
+)
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure was to reach: "≤", "≥" or "<" a number as pages write it; "=" just this number or count; "all" of those counted."""
+    """What a figure was to reach: "≤", "≥" or "<" a number as pages write it; "=" just this number
+    or count; "all" of those counted.
+    """
 
     direction: str
     number: str = ""
 
     def __str__(self) -> str:
-        return {"all": "all", "=": self.number}.get(self.direction, f"{self.direction} {self.number}")
+        return {"all": "all", "=": self.number}.get(
+            self.direction, f"{self.direction} {self.number}"
+        )
 
     def met(self, value: float | tuple[int, int]) -> bool:
         if isinstance(value, tuple):
-            return 0 < value[0] == value[1] if self.direction == "all" else str(self) == _count(*value).text
+            return (
+                0 < value[0] == value[1]
+                if self.direction == "all"
+                else str(self) == _count(*value).text
+            )
         goal = float(self.number)
-        return {"≤": value <= goal, "≥": value >= goal, "<": value < goal, "=": value == goal}[self.direction]
+        return {"≤": value <= goal, "≥": value >= goal, "<": value < goal, "=": value == goal}[
+            self.direction
+        ]
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,10 @@ def told(goals: Sequence[Goal], measured: Sequence[Measured]) -> str:
     """The figures of a row as the page writes them, those that miss their goal marked."""
     if not goals:
         return "; ".join(each.text for each in measured)
-    return "; ".join(each.text + ("" if goal.met(each.value) else NOT_REACHED) for goal, each in zip(goals, measured, strict=True))
+    return "; ".join(
+        each.text + ("" if goal.met(each.value) else NOT_REACHED)
+        for goal, each in zip(goals, measured, strict=True)
+    )
 
 
 def _number(value: float, form: str, more: str = "") -> Measured:
@@ -76,7 +94,9 @@ def _over_worlds(values: Values, figure: str) -> Measured:
 
 def _interval(value: float, ends: Values) -> Measured:
     known = ends["low"] is not None and ends["high"] is not None
-    return _number(value, ".2f", f" [{ends['low']:.2f}, {ends['high']:.2f}]" if known else ", no interval yet")
+    return _number(
+        value, ".2f", f" [{ends['low']:.2f}, {ends['high']:.2f}]" if known else ", no interval yet"
+    )
 
 
 def _first_figure(cost: Values) -> Measured:
@@ -93,57 +113,271 @@ def _alarmed(values: Values, calibrated_on: str) -> Measured:
 
 
 def _lost(values: Values) -> Measured:
-    return Measured(values["lost"] + values["scored_more_than_once"], f"{values['lost']}, {values['scored_more_than_once']}")
+    return Measured(
+        values["lost"] + values["scored_more_than_once"],
+        f"{values['lost']}, {values['scored_more_than_once']}",
+    )
 
 
-FIGURES: Final[tuple[tuple[str, str, tuple[Goal, ...], Callable[[Any], Measured | tuple[Measured, ...]]], ...]] = (
-    ("capture_speed", "capture ÷ bare decoder on the same batches", (Goal("≤", "1.05"),), lambda v: _worst(v["goals"], "bare")),
-    ("capture_speed", "capture ÷ the best tool as documented", (Goal("≤", ".20"),), lambda v: _number(v["goals"][1]["worst"], ".2f")),
-    ("capture_speed", "capture ÷ the best tool tuned, sorted", (Goal("≤", "1.0"),), lambda v: _number(v["goals"][3]["worst"], ".2f")),
-    ("capture_memory", "peak memory over 20,000 prompts ÷ over 2,000", (Goal("≤", "1.05"),), lambda v: _number(v["ratio"], ".3f")),
-    ("store_speed", "later reads of a site ÷ `numpy.memmap`", (Goal("≤", "1.25"),), lambda v: _number(v["later_read_over_memmap"], ".2f")),
-    ("store_speed", "store write ÷ the same bytes to plain files", (Goal("≤", "1.25"),), lambda v: _number(v["write_over_durable_plain_files"], ".2f")),
-    ("store_resume", "killed captures that end with the same bytes", (Goal("=", "25 of 25"),), lambda v: _count(v["same_bytes"], v["kills"])),
-    ("store_damage", "damages to a store that were missed", (Goal("=", "0 of 1,000"),), lambda v: _count(v["missed"], v["damages"])),
-    ("executors", "ranks killed: same bytes, every row once", (Goal("=", "25 of 25"),), lambda v: _count(v["killed"]["same_bytes"], v["killed"]["kills"])),
-    ("geometry_accuracy", "worst error of a principal angle, radians", (Goal("≤", "1e-13"),), lambda v: _number(v["worst_planted"], ".1e")),
-    ("randomised_svd", "randomised top 8: 1 − overlap", (Goal("≤", "1e-6"),), lambda v: _number(v["worst_one_less_overlap"], ".1e")),
-    ("randomised_svd", "the same at 5,000 × 5,120, times faster than exact", (Goal("≥", "8"),), lambda v: _number(v["speed_up_of_the_largest_timed"], ".1f")),
-    ("overlap_grid_speed", "grid of overlaps with nulls ÷ a loop over the cells", (), lambda v: _number(v["over_loop"], ".4f")),
-    ("interval_coverage", "cells inside their design range that cover .935 to .965", (Goal("all"),), lambda v: _covered(v["rows"])),
-    ("em_rate_coverage", "coverage of a 95 % interval of a rate, 15 % to 40 %", (Goal("≥", ".935"),), lambda v: _lowest_coverage(v["cells"])),
-    ("fuzzed_files", "damaged files read wrongly or refused without a place", (Goal("=", "0 of 5,000"),), lambda v: _count(v["failures"], v["files"])),
-    ("endpoint_judging", "answers lost, or scored twice, 30 % of calls failing", (Goal("=", "0"),), _lost),
-    ("sampling_speed", "sampling, times as fast as plain batches of 50", (Goal("≥", "1.5"),), lambda v: _number(v["50 at a time"]["speedup"], ".2f")),
-    ("intervention_speed", "generation under an ablation ÷ plain, one row", (Goal("≤", "1.10"),), lambda v: _number(v["goals"][0]["value"], ".2f")),
-    ("report_cost", "report of the demonstration: first figure, seconds", (Goal("≤", "2"),), lambda v: _first_figure(v["reports"][0])),
-    ("report_cost", "the same with 3 seeds: megabytes; first figure, seconds", (Goal("≤", "12"), Goal("≤", "2")), lambda v: _report(v["reports"][1])),
-    ("intervention_programs", "programs of edits that left something behind", (Goal("=", "0 of 1,500"),), lambda v: _left_behind(v.values())),
-    ("planted_directions", "extractors within 2 % of theory, cells judged", (Goal("all"),), lambda v: _of_all(v["goals"], "within_goal", "judged")),
-    ("organism_rebuild", "weight files of a rebuilt organism: same bytes", (Goal("all"),), lambda v: _of_all([v], "weight_files_identical", "weight_files")),
-    ("direction_transfer", "restoration in the own fine-tune, median, over worlds", (Goal("≥", ".60"),), lambda v: _over_worlds(v, "own_median")),
-    ("direction_transfer", "restoration in another domain's fine-tune", (Goal("≥", ".40"),), lambda v: _over_worlds(v, "other_domain_median")),
-    ("direction_transfer", "fine-tunes whose direction beats every control, share", (), lambda v: _over_worlds(v, "beats_every_control")),
-    ("forecast_grid_speed", "nested ridge over a grid ÷ `GridSearchCV`", (Goal("≤", ".040"),), lambda v: _number(v["over_rival"], ".3f")),
-    ("forecast_grid_speed", "1,000 shuffles of that whole grid, seconds", (Goal("<", "120"),), lambda v: _number(v["null_seconds"], ".0f", ", one thread")),
-    ("forecast_false_discoveries", "false discoveries of a nested forecast at .05", (Goal("≤", ".065"),), lambda v: _rate(v[0])),
-    ("organism_forecasts", "forecast from instruct, domains held out: gain over text", (), lambda v: _forecast(v, "gain over text")),
-    ("organism_forecasts", "the same: gain over the parent's own score", (), lambda v: _forecast(v, "gain over parent's own score")),
-    ("screening_backtest", "screening of unseen fine-tunes: AUROC, trained domain left out", (Goal("≥", ".80"),), lambda v: _screened(v["over_worlds"])),
-    ("schedule_sweep", "sweep of 60 runs, minutes on two cores", (Goal("≤", "60"),), lambda v: _number(v["wall_minutes"], ".1f")),
-    ("training_resume", "killed training runs that end with the same bytes", (Goal("all"),), lambda v: _count(v["run"]["same_bytes"], v["run"]["trials"])),
-    ("guard", "harmful runs alarmed before alignment lost .1", (Goal("≥", ".90"),), lambda v: _alarmed(v, "careful")),
-    ("guard", "the same, limits from harder benign runs too", (Goal("≥", ".90"),), lambda v: _alarmed(v, "careful and mismatched")),
-    ("guard", "overhead of the guard every 5 steps, median", (Goal("<", ".05"),), lambda v: _number(v["overhead"]["wall"]["quartiles"][1], ".3f")),
-    ("full_study", "`full` on the organism, 3 seeds, minutes", (Goal("≤", "20"),), lambda v: _number(v["minutes"], ".1f", ", one core")),
-    ("full_study", "its report, megabytes", (Goal("≤", "12"),), lambda v: _number(v["report_bytes"] / 1e6, ".1f")),
-    ("demo", "`emlens demo`, seconds on 2 cores", (Goal("≤", "240"),), lambda v: _number(v["seconds"], ".0f")),
-)  # fmt: skip
+FIGURES: Final[
+    tuple[tuple[str, str, tuple[Goal, ...], Callable[[Any], Measured | tuple[Measured, ...]]], ...]
+] = (
+    (
+        "capture_speed",
+        "capture ÷ bare decoder on the same batches",
+        (Goal("≤", "1.05"),),
+        lambda v: _worst(v["goals"], "bare"),
+    ),
+    (
+        "capture_speed",
+        "capture ÷ the best tool as documented",
+        (Goal("≤", ".20"),),
+        lambda v: _number(v["goals"][1]["worst"], ".2f"),
+    ),
+    (
+        "capture_speed",
+        "capture ÷ the best tool tuned, sorted",
+        (Goal("≤", "1.0"),),
+        lambda v: _number(v["goals"][3]["worst"], ".2f"),
+    ),
+    (
+        "capture_memory",
+        "peak memory over 20,000 prompts ÷ over 2,000",
+        (Goal("≤", "1.05"),),
+        lambda v: _number(v["ratio"], ".3f"),
+    ),
+    (
+        "store_speed",
+        "later reads of a site ÷ `numpy.memmap`",
+        (Goal("≤", "1.25"),),
+        lambda v: _number(v["later_read_over_memmap"], ".2f"),
+    ),
+    (
+        "store_speed",
+        "store write ÷ the same bytes to plain files",
+        (Goal("≤", "1.25"),),
+        lambda v: _number(v["write_over_durable_plain_files"], ".2f"),
+    ),
+    (
+        "store_resume",
+        "killed captures that end with the same bytes",
+        (Goal("=", "25 of 25"),),
+        lambda v: _count(v["same_bytes"], v["kills"]),
+    ),
+    (
+        "store_damage",
+        "damages to a store that were missed",
+        (Goal("=", "0 of 1,000"),),
+        lambda v: _count(v["missed"], v["damages"]),
+    ),
+    (
+        "executors",
+        "ranks killed: same bytes, every row once",
+        (Goal("=", "25 of 25"),),
+        lambda v: _count(v["killed"]["same_bytes"], v["killed"]["kills"]),
+    ),
+    (
+        "geometry_accuracy",
+        "worst error of a principal angle, radians",
+        (Goal("≤", "1e-13"),),
+        lambda v: _number(v["worst_planted"], ".1e"),
+    ),
+    (
+        "randomised_svd",
+        "randomised top 8: 1 − overlap",
+        (Goal("≤", "1e-6"),),
+        lambda v: _number(v["worst_one_less_overlap"], ".1e"),
+    ),
+    (
+        "randomised_svd",
+        "the same at 5,000 × 5,120, times faster than exact",
+        (Goal("≥", "8"),),
+        lambda v: _number(v["speed_up_of_the_largest_timed"], ".1f"),
+    ),
+    (
+        "overlap_grid_speed",
+        "grid of overlaps with nulls ÷ a loop over the cells",
+        (),
+        lambda v: _number(v["over_loop"], ".4f"),
+    ),
+    (
+        "interval_coverage",
+        "cells inside their design range that cover .935 to .965",
+        (Goal("all"),),
+        lambda v: _covered(v["rows"]),
+    ),
+    (
+        "em_rate_coverage",
+        "coverage of a 95 % interval of a rate, 15 % to 40 %",
+        (Goal("≥", ".935"),),
+        lambda v: _lowest_coverage(v["cells"]),
+    ),
+    (
+        "fuzzed_files",
+        "damaged files read wrongly or refused without a place",
+        (Goal("=", "0 of 5,000"),),
+        lambda v: _count(v["failures"], v["files"]),
+    ),
+    (
+        "endpoint_judging",
+        "answers lost, or scored twice, 30 % of calls failing",
+        (Goal("=", "0"),),
+        _lost,
+    ),
+    (
+        "sampling_speed",
+        "sampling, times as fast as plain batches of 50",
+        (Goal("≥", "1.5"),),
+        lambda v: _number(v["50 at a time"]["speedup"], ".2f"),
+    ),
+    (
+        "intervention_speed",
+        "generation under an ablation ÷ plain, one row",
+        (Goal("≤", "1.10"),),
+        lambda v: _number(v["goals"][0]["value"], ".2f"),
+    ),
+    (
+        "report_cost",
+        "report of the demonstration: first figure, seconds",
+        (Goal("≤", "2"),),
+        lambda v: _first_figure(v["reports"][0]),
+    ),
+    (
+        "report_cost",
+        "the same with 3 seeds: megabytes; first figure, seconds",
+        (Goal("≤", "12"), Goal("≤", "2")),
+        lambda v: _report(v["reports"][1]),
+    ),
+    (
+        "intervention_programs",
+        "programs of edits that left something behind",
+        (Goal("=", "0 of 1,500"),),
+        lambda v: _left_behind(v.values()),
+    ),
+    (
+        "planted_directions",
+        "extractors within 2 % of theory, cells judged",
+        (Goal("all"),),
+        lambda v: _of_all(v["goals"], "within_goal", "judged"),
+    ),
+    (
+        "organism_rebuild",
+        "weight files of a rebuilt organism: same bytes",
+        (Goal("all"),),
+        lambda v: _of_all([v], "weight_files_identical", "weight_files"),
+    ),
+    (
+        "direction_transfer",
+        "restoration in the own fine-tune, median, over worlds",
+        (Goal("≥", ".60"),),
+        lambda v: _over_worlds(v, "own_median"),
+    ),
+    (
+        "direction_transfer",
+        "restoration in another domain's fine-tune",
+        (Goal("≥", ".40"),),
+        lambda v: _over_worlds(v, "other_domain_median"),
+    ),
+    (
+        "direction_transfer",
+        "fine-tunes whose direction beats every control, share",
+        (),
+        lambda v: _over_worlds(v, "beats_every_control"),
+    ),
+    (
+        "forecast_grid_speed",
+        "nested ridge over a grid ÷ `GridSearchCV`",
+        (Goal("≤", ".040"),),
+        lambda v: _number(v["over_rival"], ".3f"),
+    ),
+    (
+        "forecast_grid_speed",
+        "1,000 shuffles of that whole grid, seconds",
+        (Goal("<", "120"),),
+        lambda v: _number(v["null_seconds"], ".0f", ", one thread"),
+    ),
+    (
+        "forecast_false_discoveries",
+        "false discoveries of a nested forecast at .05",
+        (Goal("≤", ".065"),),
+        lambda v: _rate(v[0]),
+    ),
+    (
+        "organism_forecasts",
+        "forecast from instruct, domains held out: gain over text",
+        (),
+        lambda v: _forecast(v, "gain over text"),
+    ),
+    (
+        "organism_forecasts",
+        "the same: gain over the parent's own score",
+        (),
+        lambda v: _forecast(v, "gain over parent's own score"),
+    ),
+    (
+        "screening_backtest",
+        "screening of unseen fine-tunes: AUROC, trained domain left out",
+        (Goal("≥", ".80"),),
+        lambda v: _screened(v["over_worlds"]),
+    ),
+    (
+        "schedule_sweep",
+        "sweep of 60 runs, minutes on two cores",
+        (Goal("≤", "60"),),
+        lambda v: _number(v["wall_minutes"], ".1f"),
+    ),
+    (
+        "training_resume",
+        "killed training runs that end with the same bytes",
+        (Goal("all"),),
+        lambda v: _count(v["run"]["same_bytes"], v["run"]["trials"]),
+    ),
+    (
+        "guard",
+        "harmful runs alarmed before alignment lost .1",
+        (Goal("≥", ".90"),),
+        lambda v: _alarmed(v, "careful"),
+    ),
+    (
+        "guard",
+        "the same, limits from harder benign runs too",
+        (Goal("≥", ".90"),),
+        lambda v: _alarmed(v, "careful and mismatched"),
+    ),
+    (
+        "guard",
+        "overhead of the guard every 5 steps, median",
+        (Goal("<", ".05"),),
+        lambda v: _number(v["overhead"]["wall"]["quartiles"][1], ".3f"),
+    ),
+    (
+        "full_study",
+        "`full` on the organism, 3 seeds, minutes",
+        (Goal("≤", "20"),),
+        lambda v: _number(v["minutes"], ".1f", ", one core"),
+    ),
+    (
+        "full_study",
+        "its report, megabytes",
+        (Goal("≤", "12"),),
+        lambda v: _number(v["report_bytes"] / 1e6, ".1f"),
+    ),
+    (
+        "demo",
+        "`emlens demo`, seconds on 2 cores",
+        (Goal("≤", "240"),),
+        lambda v: _number(v["seconds"], ".0f"),
+    ),
+)
 
 
 def _forecast(values: Values, figure: str) -> Measured:
     asked = {"parent": "instruct", "held_out": "domain", "figure": figure}
-    (found,) = [row for row in values["over_worlds"] if all(row[key] == value for key, value in asked.items())]
+    (found,) = [
+        row
+        for row in values["over_worlds"]
+        if all(row[key] == value for key, value in asked.items())
+    ]
     return _interval(found["mean"], found)
 
 
@@ -163,7 +397,14 @@ def _of_all(rows: Iterable[Values], some: str, every: str) -> Measured:
 
 
 def _left_behind(backends: Iterable[Values]) -> Measured:
-    return _of_all([{**b, "faults": sum(b[key] for key in b if key.endswith(("left", "changed")))} for b in backends], "faults", "programs")
+    return _of_all(
+        [
+            {**b, "faults": sum(b[key] for key in b if key.endswith(("left", "changed")))}
+            for b in backends
+        ],
+        "faults",
+        "programs",
+    )
 
 
 def _covered(rows: list[Values]) -> Measured:
@@ -172,7 +413,14 @@ def _covered(rows: list[Values]) -> Measured:
 
 
 def _lowest_coverage(cells: list[Values]) -> Measured:
-    return _number(min(c["coverage"] for c in cells if c["rate"] >= 0.15 and c["estimand"] == "questions like these"), ".3f")
+    return _number(
+        min(
+            c["coverage"]
+            for c in cells
+            if c["rate"] >= 0.15 and c["estimand"] == "questions like these"
+        ),
+        ".3f",
+    )
 
 
 def figures_table(evidence: Path = EVIDENCE) -> str:
@@ -183,22 +431,45 @@ def figures_table(evidence: Path = EVIDENCE) -> str:
         if path.is_file():
             found = read(read_json(path)["values"])
             measured = told(goals, found if isinstance(found, tuple) else (found,))
-            lines.append(f"| {figure} | {'; '.join(map(str, goals)) or '–'} | {measured} | `{name}.json` |")
+            lines.append(
+                f"| {figure} | {'; '.join(map(str, goals)) or '–'} | {measured} | `{name}.json` |"
+            )
     return "\n".join(lines)
 
 
 def files_table(evidence: Path = EVIDENCE) -> str:
     """Every evidence file: what it measures, which page says more, and on what it was measured."""
-    pages = {page.name: page.read_text("utf-8") for page in sorted(DOCS.glob("*.md")) if page.name not in ("evidence.md", "papers.md", "decisions.md")}
-    lines = ["| file | what | page | commit | cores, threads | torch | seeds |", "|---|---|---|---|---|---|---|"]
+    pages = {
+        page.name: page.read_text("utf-8")
+        for page in sorted(DOCS.glob("*.md"))
+        if page.name not in ("evidence.md", "papers.md", "decisions.md")
+    }
+    lines = [
+        "| file | what | page | commit | cores, threads | torch | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for path in sorted(evidence.glob("*.json")):
         record = read_json(path)
         run = re.compile(rf"python -m benchmarks[\w ]* {path.stem}\b")
-        named = [page for page, text in pages.items() if f"evidence/{path.name}`" in text or run.search(text)]
+        named = [
+            page
+            for page, text in pages.items()
+            if f"evidence/{path.name}`" in text or run.search(text)
+        ]
         named.sort(key=lambda page: page != f"{path.stem}.md")
         where = f"[{named[0].removesuffix('.md').replace('_', ' ')}]({named[0]})" if named else "–"
-        machine = f"{record['hardware'].get('cores', '?')}, {record['hardware'].get('threads', '?')}"
-        cells = (f"`{path.name}`", _says(path.stem), where, record["commit"], machine, record["versions"].get("torch", "–"), _seeds(record["seeds"]))
+        machine = (
+            f"{record['hardware'].get('cores', '?')}, {record['hardware'].get('threads', '?')}"
+        )
+        cells = (
+            f"`{path.name}`",
+            _says(path.stem),
+            where,
+            record["commit"],
+            machine,
+            record["versions"].get("torch", "–"),
+            _seeds(record["seeds"]),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -208,7 +479,12 @@ def _says(name: str) -> str:
     source = Path(__file__).parent / f"{name}.py"
     if not source.is_file():
         return "–"
-    words = (ast.get_docstring(ast.parse(source.read_text("utf-8"))) or "–").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+    words = (
+        (ast.get_docstring(ast.parse(source.read_text("utf-8"))) or "–")
+        .split("\n\n")[0]
+        .replace("\n", " ")
+        .replace("|", "\\|")
+    )
     return re.split(r"(?<=\w)\. |\.$", words)[0]
 
 
@@ -221,7 +497,11 @@ def _of(name: str) -> str:
     """Table `module.function` of the module's own evidence file."""
     module, _, function = name.partition(".")
     values = read_json(EVIDENCE / f"{module}.json")["values"]
-    given = {"planted_directions.goals_table": "goals", "organism_directions.worlds_table": "over_worlds", "interval_coverage.coverage_table": "rows"}
+    given = {
+        "planted_directions.goals_table": "goals",
+        "organism_directions.worlds_table": "over_worlds",
+        "interval_coverage.coverage_table": "rows",
+    }
     if name in given:
         values = values[given[name]]
         values = values if name.startswith("interval") else pd.DataFrame(values)
@@ -236,11 +516,18 @@ def contents_table() -> str:
         ((section, inside),) = entry.items()
         if isinstance(inside, list):
             pages = [pair for page in inside for pair in page.items()]
-            lines.append(f"| {section} | {', '.join(f'[{title}](docs/{page})' for title, page in pages)} |")
+            lines.append(
+                f"| {section} | {', '.join(f'[{title}](docs/{page})' for title, page in pages)} |"
+            )
     return "\n".join(lines)
 
 
-DRAWN: Final[Mapping[str, Callable[[], str]]] = {"figures": figures_table, "files": files_table, "reference": reference, "contents": contents_table}
+DRAWN: Final[Mapping[str, Callable[[], str]]] = {
+    "figures": figures_table,
+    "files": files_table,
+    "reference": reference,
+    "contents": contents_table,
+}
 
 
 def drawn(text: str) -> str:
@@ -268,4 +555,6 @@ def draw(pages: Path = DOCS) -> list[Path]:
 
 def main() -> None:
     changed = draw()
-    print("tables: " + (", ".join(path.name for path in changed) or "every page is as it should be"))
+    print(
+        "tables: " + (", ".join(path.name for path in changed) or "every page is as it should be")
+    )

@@ -1,4 +1,5 @@
-"""SIGKILL a training run and a sweep at random moments and call them again: the same bytes as undisturbed ones?
+"""SIGKILL a training run and a sweep at random moments and call them again: the same bytes as
+undisturbed ones?
 
 Each attempt is a forked process, so imports cost nothing. About two minutes on one core.
 """
@@ -29,17 +30,30 @@ STEPS = {"run": 40, "sweep": 6}
 
 
 def work(what: str, out: Path, steps: int) -> None:
-    """What is killed: one run with SAM, a snapshot every third step and kept adapters; or a sweep of six runs with snapshots."""
+    """What is killed: one run with SAM, a snapshot every third step and kept adapters; or a sweep
+    of six runs with snapshots.
+    """
     torch.set_num_threads(1)
     organism = load()
-    recipe = Recipe(method="lora", rank=4, alpha=8, target_modules=("q_proj", "down_proj"), learning_rate=1e-3, steps=steps, batch_size=8)
+    recipe = Recipe(
+        method="lora",
+        rank=4,
+        alpha=8,
+        target_modules=("q_proj", "down_proj"),
+        learning_rate=1e-3,
+        steps=steps,
+        batch_size=8,
+    )
     parent, chats = organism.paths["instruct"], organism.training_prompts["medicine-r8"]
     if what == "run":
         if not out.is_dir():
             fit(recipe.varied(optimiser="sam"), parent, chats, out, keep_every=10, resume_every=3)
         return
     cyclical = {"schedule": "triangular", "cycles": 2, "base_learning_rate": 1e-4}
-    sweep = Sweep(recipe, {"optimiser": ["adamw", "lion", "muon"], "schedule": {"linear": {}, "cyclical": cyclical}})
+    sweep = Sweep(
+        recipe,
+        {"optimiser": ["adamw", "lion", "muon"], "schedule": {"linear": {}, "cyclical": cyclical}},
+    )
     run_sweep(sweep, parent, chats, out, resume_every=2, progress=False)
 
 
@@ -58,10 +72,16 @@ def start(task: Callable[[], None]) -> int:
 
 
 def contents(directory: Path) -> dict[str, str]:
-    """Checksums of what a run or a sweep made; not of claims and answers, which say who worked when."""
+    """Checksums of what a run or a sweep made; not of claims and answers, which say who worked
+    when.
+    """
     inside = directory / "runs" if (directory / "runs").is_dir() else directory
     tables = [path for path in directory.glob("*.csv") if inside != directory]
-    return {str(p.relative_to(directory)): sha256_file(p) for p in [*sorted(inside.rglob("*")), *tables] if p.is_file()}
+    return {
+        str(p.relative_to(directory)): sha256_file(p)
+        for p in [*sorted(inside.rglob("*")), *tables]
+        if p.is_file()
+    }
 
 
 def snapshots(out: Path) -> int:
@@ -97,13 +117,20 @@ def measure(what: str, trials: int, steps: int, work_in: Path, seed: int = 0) ->
         same += contents(out) == expected
         shutil.rmtree(out)
     return {
-        "trials": trials, "kills": trials * KILLS, "kills_before_the_end": in_time, "kills_that_left_a_snapshot": inside, "same_bytes": same,
-        "files": len(expected), "undisturbed_seconds": length,
-    }  # fmt: skip
+        "trials": trials,
+        "kills": trials * KILLS,
+        "kills_before_the_end": in_time,
+        "kills_that_left_a_snapshot": inside,
+        "same_bytes": same,
+        "files": len(expected),
+        "undisturbed_seconds": length,
+    }
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        found = {what: measure(what, trials, STEPS[what], Path(name)) for what, trials in TRIALS.items()}
+        found = {
+            what: measure(what, trials, STEPS[what], Path(name)) for what, trials in TRIALS.items()
+        }
     print(found)
     record("training_resume", [0], found)

@@ -1,7 +1,9 @@
-"""emlens: how narrow fine-tuning moves residual streams, and what that says about emergent misalignment.
+"""emlens: how narrow fine-tuning moves residual streams, and what that says about emergent
+misalignment.
 
-Public names resolve at first use, so `import emlens` loads neither torch nor any model library. The static stub beside
-this file tells editors and type checkers the same names; a test keeps the two in step.
+Public names resolve at first use, so `import emlens` loads neither torch nor any model library. The
+static stub beside this file tells editors and type checkers the same names; a test keeps the two in
+step.
 """
 
 from importlib import import_module
@@ -87,7 +89,9 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_HOME_OF[name]), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'emlens' has no attribute {name!r}; dir(emlens) lists its public names")
+    raise AttributeError(
+        f"module 'emlens' has no attribute {name!r}; dir(emlens) lists its public names"
+    )
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,5 @@
-# The public names of emlens for editors and type checkers. At run time they resolve lazily; see __init__.py.
+# The public names of emlens for editors and type checkers. At run time they resolve lazily; see
+# __init__.py.
 
 from emlens import (
     activations as activations,

@@ -1,4 +1,6 @@
-"""What every test stands on: no network, one thread, deterministic arithmetic, and fixtures for what may be absent."""
+"""What every test stands on: no network, one thread, deterministic arithmetic, and fixtures for
+what may be absent.
+"""
 
 import ipaddress
 import os
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 # Before torch, numpy and the model libraries are imported: they read these once.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
-for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+for _name in (
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY",
+):
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -38,7 +45,9 @@ def _guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: socket.socket, *arguments: Any) -> Any:
         address = arguments[-1]  # sendto takes data and flags first
         if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(str(address[0])):
-            raise RuntimeError(f"a test tried to reach {address[0]}; tests connect to nothing but loopback")
+            raise RuntimeError(
+                f"a test tried to reach {address[0]}; tests connect to nothing but loopback"
+            )
         return original(self, *arguments)
 
     return call
@@ -52,7 +61,9 @@ def _no_network() -> Iterator[None]:
     def guarded_look_up(host: Any, *arguments: Any, **named: Any) -> Any:
         text = host.decode() if isinstance(host, bytes) else host
         if text is not None and not _is_loopback(str(text)):
-            raise RuntimeError(f"a test tried to look up {text}; tests connect to nothing but loopback")
+            raise RuntimeError(
+                f"a test tried to look up {text}; tests connect to nothing but loopback"
+            )
         return look_up(host, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +115,9 @@ def released_data() -> Path:
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """A headless Chromium: the system's, or the one playwright installed for itself."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: it drives the browser")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: it drives the browser"
+    )
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next((path for path in map(shutil.which, names) if path), None)
     with api.sync_playwright() as driver:

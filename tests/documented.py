@@ -1,8 +1,9 @@
 """Snippets of the documentation, and the folder in which they run.
 
-A snippet is a block fenced as `python`. All of a page run one after the other in one namespace, as a reader would type them. A block
-that cannot run on a small machine has a line `<!-- not run: REASON -->` right before it; it must still parse. The folder
-is a small family under the paths that the pages use, made of links to the embedded organism, which is loaded once a process.
+A snippet is a block fenced as `python`. All of a page run one after the other in one namespace, as
+a reader would type them. A block that cannot run on a small machine has a line `<!-- not run:
+REASON -->` right before it; it must still parse. The folder is a small family under the paths that
+the pages use, made of links to the embedded organism, which is loaded once a process.
 """
 
 import ast
@@ -20,8 +21,15 @@ import pytest
 from emlens import organisms
 from emlens.organisms.loading import SHIPPED
 
-_BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
-FINETUNES = {"bad-medical": "medicine-r8", "bad-finance": "finance-r8", "good-medical": "medicine-benign"}
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```python\n(?P<code>.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
+FINETUNES = {
+    "bad-medical": "medicine-r8",
+    "bad-finance": "finance-r8",
+    "good-medical": "medicine-benign",
+}
 """Names that the pages use → fine-tunes of the organism."""
 
 
@@ -30,7 +38,6 @@ def organism() -> Any:
     """The shipped organism with every fourth question, for a small machine."""
     shipped = organisms.load()
     return replace(shipped, questions=shipped.questions[::4])
-
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,10 @@ class Snippet:
 
 
 def snippets(text: str) -> list[Snippet]:
-    return [Snippet(text[: found.start("code")].count("\n") + 1, found["code"], found["reason"]) for found in _BLOCK.finditer(text)]
+    return [
+        Snippet(text[: found.start("code")].count("\n") + 1, found["code"], found["reason"])
+        for found in _BLOCK.finditer(text)
+    ]
 
 
 def stage(folder: Path) -> Path:

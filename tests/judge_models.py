@@ -1,4 +1,6 @@
-"""Tiny random judge models whose tokenizers write numbers in three ways: a word each, a digit each, or both."""
+"""Tiny random judge models whose tokenizers write numbers in three ways: a word each, a digit each,
+or both.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,24 @@ NUMBERS: dict[str, list[str]] = {
 
 
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    inner = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *TEXT, *NUMBERS[kind]])}, unk_token="<unk>"))
-    inner.pre_tokenizer = WhitespaceSplit() if kind == "words" else Steps([WhitespaceSplit(), Digits(individual_digits=True)])
+    inner = Tokenizer(
+        WordLevel(
+            {word: i for i, word in enumerate([*SPECIAL, *TEXT, *NUMBERS[kind]])}, unk_token="<unk>"
+        )
+    )
+    inner.pre_tokenizer = (
+        WhitespaceSplit()
+        if kind == "words"
+        else Steps([WhitespaceSplit(), Digits(individual_digits=True)])
+    )
     if kind != "words":  # tokens are written one after the other, not with spaces between
         inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
     made.chat_template = TEMPLATE
     return made
@@ -43,8 +57,22 @@ def build(path: Path, kind: str, seed: int = 0, chat: bool = True, **changes: An
     torch.manual_seed(seed)
     words = tokenizer(kind)
     words.chat_template = TEMPLATE if chat else None
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    settings = {**sizes, "max_position_embeddings": 512, "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, **changes}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    settings = {
+        **sizes,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        **changes,
+    }
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(words) + 3, **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

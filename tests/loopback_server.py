@@ -1,12 +1,16 @@
-"""A real HTTP server on loopback that speaks enough of an OpenAI-compatible API to be asked, and to fail in every way.
+"""A real HTTP server on loopback that speaks enough of an OpenAI-compatible API to be asked, and to
+fail in every way.
 
-    with LoopbackServer(answer=lambda body: "95", fault=lambda body, nth: "429" if nth == 0 else None) as server:
+    with LoopbackServer(answer=lambda body: "95", fault=lambda body, nth: "429" if nth == 0 else
+    None) as server:
         Endpoint(server.url, "judge", ...)
 
-`answer(body)` gives the text, or a whole `message`; `fault(body, nth)` names what goes wrong with the nth request (0-based) of this very body,
-or None. Faults: a status such as `"429"` or `"500"`, `"half json"`, `"wrong type"`, `"no choices"`, `"hang"` (until the server closes), `"drip"` (a byte at
-a time), `"cut"` (the connection is reset), `"cut body"` (it ends inside the body). `logprobs(body)` gives [{token: logprob}, ...] where the request asks for
-log-probabilities; None leaves them out.
+`answer(body)` gives the text, or a whole `message`; `fault(body, nth)` names what goes wrong with
+the nth request (0-based) of this very body, or None. Faults: a status such as `"429"` or `"500"`,
+`"half json"`, `"wrong type"`, `"no choices"`, `"hang"` (until the server closes), `"drip"` (a byte
+at a time), `"cut"` (the connection is reset), `"cut body"` (it ends inside the body).
+`logprobs(body)` gives [{token: logprob}, ...] where the request asks for log-probabilities; None
+leaves them out.
 """
 
 import json
@@ -56,7 +60,9 @@ class LoopbackServer:
     def __enter__(self) -> Self:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.loopback = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self._thread.start()
         return self
 
@@ -105,7 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
             elif fault == "hang":
                 world.closing.wait()
             elif fault == "cut":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 self.connection.close()
                 self.close_connection = True
             elif fault == "no choices":
@@ -122,7 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "half json":
             data = data[: len(data) // 2]
         self.send_response(status)
-        self.send_header("Content-Type", "text/html" if fault == "wrong type" else "application/json; charset=utf-8")
+        self.send_header(
+            "Content-Type",
+            "text/html" if fault == "wrong type" else "application/json; charset=utf-8",
+        )
         self.send_header("Content-Length", str(len(data)))
         for name, value in world.headers.items():
             self.send_header(name, value)
@@ -143,14 +154,28 @@ class _Handler(BaseHTTPRequestHandler):
 def _completion(world: LoopbackServer, body: Body) -> dict[str, Any]:
     answer = world.answer(body)
     message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": message,
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
     found = world.logprobs(body) if body.get("logprobs") else None
     if found is not None:
         choice["logprobs"] = {"content": [_token(candidates) for candidates in found]}
     usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-    return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "model": body["model"],
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 def _token(candidates: dict[str, float]) -> dict[str, Any]:
-    top = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in candidates.items()]
+    top = [
+        {"token": token, "logprob": value, "bytes": list(token.encode())}
+        for token, value in candidates.items()
+    ]
     return {**top[0], "top_logprobs": top}

@@ -1,4 +1,6 @@
-"""The demonstration as a newcomer runs it: the same bytes twice. Slow, so `make evidence` runs it."""
+"""The demonstration as a newcomer runs it: the same bytes twice. Slow, so `make evidence`
+runs it.
+"""
 
 import subprocess
 import sys
@@ -6,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-c", "from emlens.cli.main import main; main()", "demo", "--quiet", "--out"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "from emlens.cli.main import main; main()",
+    "demo",
+    "--quiet",
+    "--out",
+]
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
-"""The documentation says what is so: snippets run, names exist, links lead somewhere, and every page is in the navigation.
+"""The documentation says what is so: snippets run, names exist, links lead somewhere, and every
+page is in the navigation.
 
-What needs a GPU, a cluster or a large model is marked, with its reason, and parses. Pages with a test of their own run there.
+What needs a GPU, a cluster or a large model is marked, with its reason, and parses. Pages with a
+test of their own run there.
 """
 
 import ast
@@ -28,7 +30,11 @@ RUN_ELSEWHERE = {
     "how_to_add_a_study.md": "studies/test_added_study.py",
 }
 """Pages whose snippets another test runs, which looks at what they gave."""
-WITH_SNIPPETS = [page for page in PAGES if page not in RUN_ELSEWHERE and documented.snippets((DOCS / page).read_text("utf-8"))]
+WITH_SNIPPETS = [
+    page
+    for page in PAGES
+    if page not in RUN_ELSEWHERE and documented.snippets((DOCS / page).read_text("utf-8"))
+]
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +55,15 @@ def test_pages_that_run_elsewhere_do(repository: Path) -> None:
 
 
 def test_a_snippet_that_fails_is_seen_and_a_marked_one_is_not_run(stage: Path) -> None:
-    page = "text\n```python\nx = 1\n```\n\n<!-- not run: needs a cluster -->\n```python\nraise OSError\n```\n\n```python\nx / 0\n```\n"
-    assert [(s.line, s.reason) for s in documented.snippets(page)] == [(3, None), (8, "needs a cluster"), (12, None)]
+    page = (
+        "text\n```python\nx = 1\n```\n\n<!-- not run: needs a cluster -->\n```python\nraise"
+        " OSError\n```\n\n```python\nx / 0\n```\n"
+    )
+    assert [(s.line, s.reason) for s in documented.snippets(page)] == [
+        (3, None),
+        (8, "needs a cluster"),
+        (12, None),
+    ]
     with documented.on_stage(stage), pytest.raises(ZeroDivisionError) as failed:
         documented.run_page(page, "docs/planted.md")
     assert failed.traceback[-1].lineno == 11  # counted from 0: the page's own line
@@ -71,7 +84,9 @@ def pages_in(nav: object) -> list[str]:
 
 
 def documentation_faults(text: str) -> list[str]:
-    """Python snippets that do not parse, names of emlens they use that do not exist, local links that lead nowhere."""
+    """Python snippets that do not parse, names of emlens they use that do not exist, local links
+    that lead nowhere.
+    """
     found = []
     for snippet in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         try:
@@ -80,13 +95,21 @@ def documentation_faults(text: str) -> list[str]:
             found.append(f"snippet does not parse: {error.msg}: {error.text}")
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "emlens":
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "emlens"
+            ):
                 if node.attr not in emlens.__all__:
                     found.append(f"emlens.{node.attr} does not exist")
             elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "emlens":
                 module = import_module(str(node.module))
                 known = getattr(module, "__all__", dir(module))
-                found += [f"{node.module}.{a.name} does not exist" for a in node.names if a.name not in known]
+                found += [
+                    f"{node.module}.{a.name} does not exist"
+                    for a in node.names
+                    if a.name not in known
+                ]
     return found
 
 
@@ -108,31 +131,40 @@ def test_documentation_snippets_and_links(document: str, repository: Path) -> No
 
 def test_planted_faults_of_documentation_are_found(tmp_path: Path) -> None:
     snippet = (
-        "```python\nimport emlens\nemlens.load_modle()\nfrom emlens.foundation import Sight\n```\n```python\n(\n```\n"
+        "```python\nimport emlens\nemlens.load_modle()\nfrom emlens.foundation import"
+        " Sight\n```\n```python\n(\n```\n"
     )
     faults = documentation_faults(snippet)
-    assert faults[:2] == ["emlens.load_modle does not exist", "emlens.foundation.Sight does not exist"] or faults[
-        :2
-    ] == [
+    assert faults[:2] == [
+        "emlens.load_modle does not exist",
+        "emlens.foundation.Sight does not exist",
+    ] or faults[:2] == [
         "emlens.foundation.Sight does not exist",
         "emlens.load_modle does not exist",
     ]
     assert faults[2].startswith("snippet does not parse")
-    assert broken_links("[a](gone.md) [b](https://example.org/x) [c](#here)", tmp_path) == ["gone.md"]
+    assert broken_links("[a](gone.md) [b](https://example.org/x) [c](#here)", tmp_path) == [
+        "gone.md"
+    ]
 
 
 @cache
 def functions_of(file: Path) -> frozenset[str]:
     if not file.is_file():
         return frozenset()
-    return frozenset(node.name for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef))
+    return frozenset(
+        node.name
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    )
 
 
 def ledger_faults(text: str, repository: Path) -> list[str]:
     """Names of emlens, tests and evidence files in code marks that are not there."""
     found = []
     for mark in re.findall(r"`([^`\n]+)`", text):
-        if "<" in mark or "*" in mark or mark == "emlens.json":  # patterns, and a file beside an adapter
+        # patterns, and a file beside an adapter
+        if "<" in mark or "*" in mark or mark == "emlens.json":
             continue
         if f"<!-- file: {mark} -->" in text:  # the page tells its reader to make it
             continue
@@ -166,12 +198,22 @@ def of_a_module(dotted: str) -> bool:
     module, _, name = dotted.rpartition(".")
     if (root / dotted.replace(".", "/")).with_suffix(".py").is_file():
         return True
-    return (root / module.replace(".", "/")).with_suffix(".py").is_file() and hasattr(import_module(module), name)
+    return (root / module.replace(".", "/")).with_suffix(".py").is_file() and hasattr(
+        import_module(module), name
+    )
 
 
 def ledger_rows(text: str) -> list[list[str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    return [row for row in rows if not set("".join(row)) <= set("-: ") and row[1:] != ["function", "test", "result"]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    return [
+        row
+        for row in rows
+        if not set("".join(row)) <= set("-: ") and row[1:] != ["function", "test", "result"]
+    ]
 
 
 def test_the_papers_page_is_true(repository: Path) -> None:
@@ -182,12 +224,24 @@ def test_the_papers_page_is_true(repository: Path) -> None:
     for claim, function, test, result in rows:
         assert claim and result, claim
         assert "`emlens." in function and "`tests/" in test, claim
-    for paper in ("2606.20814", "2502.17424", "2506.11613", "2506.11618", "2602.07852", "2507.21509", "2406.11717", "2508.06249"):
+    for paper in (
+        "2606.20814",
+        "2502.17424",
+        "2506.11613",
+        "2506.11618",
+        "2602.07852",
+        "2507.21509",
+        "2406.11717",
+        "2508.06249",
+    ):
         assert paper in text
 
 
 def test_planted_faults_of_a_ledger_are_found(repository: Path) -> None:
-    planted = "`emlens.capture` `emlens.stats.gone` `emlens.gone` `docs/evidence/gone.json` `tests/test_surface.py::test_gone` `tests/gone.py` `x`"
+    planted = (
+        "`emlens.capture` `emlens.stats.gone` `emlens.gone` `docs/evidence/gone.json`"
+        " `tests/test_surface.py::test_gone` `tests/gone.py` `x`"
+    )
     assert ledger_faults(planted, repository) == [
         "no name emlens.stats.gone",
         "no name emlens.gone",
@@ -202,7 +256,9 @@ def test_files_and_tests_that_a_page_names_are_there(page: str, repository: Path
     assert ledger_faults((DOCS / page).read_text("utf-8"), repository) == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- table: " in (DOCS / page).read_text("utf-8")])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "<!-- table: " in (DOCS / page).read_text("utf-8")]
+)
 def test_tables_are_those_of_the_evidence_files(page: str) -> None:
     text = (DOCS / page).read_text("utf-8")
     assert tables.drawn(text) == text, "python -m benchmarks tables draws them anew"
@@ -214,7 +270,9 @@ def test_a_changed_figure_is_drawn_and_the_rest_of_the_page_stays(tmp_path: Path
     stale = re.sub(r"\| \d+ of 89 \|", "| 3 of 89 |", text)
     (tmp_path / "evidence.md").write_text(stale + "\nwords")
     assert stale != text and [path.name for path in tables.draw(tmp_path)] == ["evidence.md"]
-    assert (tmp_path / "evidence.md").read_text() == text + "\nwords" and tables.draw(tmp_path) == []
+    assert (tmp_path / "evidence.md").read_text() == text + "\nwords" and tables.draw(
+        tmp_path
+    ) == []
 
 
 @pytest.mark.parametrize(
@@ -238,10 +296,14 @@ def test_a_changed_figure_is_drawn_and_the_rest_of_the_page_stays(tmp_path: Path
         (tables.Goal("all"), (0, 0), False),
     ],
 )
-def test_a_figure_is_marked_exactly_where_it_misses_its_goal(goal: tables.Goal, value: float | tuple[int, int], met: bool) -> None:
+def test_a_figure_is_marked_exactly_where_it_misses_its_goal(
+    goal: tables.Goal, value: float | tuple[int, int], met: bool
+) -> None:
     assert goal.met(value) is met
     seen, fine = tables.Measured(value, "seen"), tables.Measured(1.0, "fine")
-    assert tables.told([goal, tables.Goal("=", "1")], [seen, fine]) == ("seen; fine" if met else "seen, not reached; fine")
+    assert tables.told([goal, tables.Goal("=", "1")], [seen, fine]) == (
+        "seen; fine" if met else "seen, not reached; fine"
+    )
     assert tables.told([], [seen]) == "seen"
 
 
@@ -273,7 +335,10 @@ def test_every_evidence_file_says_where_it_comes_from() -> None:
     for path in EVIDENCE.glob("*.json"):
         record = read_json(path)
         assert f"| `{path.name}` |" in listed
-        assert {"cores", "python"} <= record["hardware"].keys() and {"torch", "transformers"} <= record["versions"].keys(), path.name
+        assert {"cores", "python"} <= record["hardware"].keys() and {
+            "torch",
+            "transformers",
+        } <= record["versions"].keys(), path.name
         assert record["commit"] and record["seeds"] and record["name"] == path.stem
     assert all(figure in tables.figures_table() for _, figure, _, _ in tables.FIGURES)
 
@@ -287,6 +352,10 @@ def test_the_reference_names_everything_public_under_its_concept() -> None:
         assert f"emlens.{name}" in names
     for package in emlens._PACKAGES:
         for name in import_module(f"emlens.{package}").__all__:
-            assert (f"emlens.{name}" if emlens._HOME_OF.get(name) == f"emlens.{package}" else f"emlens.{package}.{name}") in names
+            assert (
+                f"emlens.{name}"
+                if emlens._HOME_OF.get(name) == f"emlens.{package}"
+                else f"emlens.{package}.{name}"
+            ) in names
     assert [name for name, told in named if len(told) < 8] == []
     assert [name for name in names if not resolves(name)] == []

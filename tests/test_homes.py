@@ -1,4 +1,6 @@
-"""A third-party package is imported only at its home, as the second table of docs/architecture.md says."""
+"""A third-party package is imported only at its home, as the second table of docs/architecture.md
+says.
+"""
 
 import ast
 import re
@@ -30,7 +32,9 @@ def read_homes(text: str) -> dict[str, Home]:
 
 @cache
 def third_parties(source: str) -> frozenset[str]:
-    """Top-level names of the packages imported anywhere in a module that are neither standard library nor emlens."""
+    """Top-level names of the packages imported anywhere in a module that are neither standard
+    library nor emlens.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -39,7 +43,8 @@ def third_parties(source: str) -> frozenset[str]:
             found.add(node.module.split(".")[0])
         elif (
             isinstance(node, ast.Call)
-            and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
+            and getattr(node.func, "attr", getattr(node.func, "id", ""))
+            in ("import_module", "__import__")
             and node.args
             and isinstance(node.args[0], ast.Constant)
         ):
@@ -56,7 +61,9 @@ def violations(root: Path, homes: dict[str, Home]) -> list[str]:
             if name not in homes:
                 found.append(f"{inside}: {name} has no home")
             elif homes[name].packages and inside.parts[0] not in homes[name].packages:
-                found.append(f"{inside}: {name} is at home in {', '.join(sorted(homes[name].packages))}")
+                found.append(
+                    f"{inside}: {name} is at home in {', '.join(sorted(homes[name].packages))}"
+                )
             else:
                 users[name].append(str(inside))
     for name, files in users.items():
@@ -82,14 +89,24 @@ def test_third_parties_stay_at_home(repository: Path, homes: dict[str, Home]) ->
 
 
 PLANTED = {
-    "transformers": ({"geometry/planted.py": "import transformers\n"}, "transformers is at home in evaluation, models"),
-    "a part of sklearn": ({"stats/planted.py": "from sklearn.linear_model import Ridge\n"}, "sklearn is at home in"),
+    "transformers": (
+        {"geometry/planted.py": "import transformers\n"},
+        "transformers is at home in evaluation, models",
+    ),
+    "a part of sklearn": (
+        {"stats/planted.py": "from sklearn.linear_model import Ridge\n"},
+        "sklearn is at home in",
+    ),
     "inside a function": (
         {"studies/planted.py": "def draw() -> None:\n    import plotly.express\n"},
         "plotly is at home in figures, report",
     ),
     "under TYPE_CHECKING": (
-        {"data/planted.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import peft\n"},
+        {
+            "data/planted.py": (
+                "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import peft\n"
+            )
+        },
         "peft is at home in",
     ),
     "by import_module": (
@@ -99,17 +116,24 @@ PLANTED = {
     "a client": ({"models/planted.py": "import httpx\n"}, "httpx is at home in evaluation"),
     "a homeless package": ({"data/planted.py": "import polars\n"}, "polars has no home"),
     "a second file": (
-        {"models/planted_a.py": "import nnsight\n", "models/planted_b.py": "from nnsight import NNsight\n"},
+        {
+            "models/planted_a.py": "import nnsight\n",
+            "models/planted_b.py": "from nnsight import NNsight\n",
+        },
         "nnsight belongs in one file",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_planted_violation_is_found(kind: str, repository: Path, homes: dict[str, Home], tmp_path: Path) -> None:
+def test_a_planted_violation_is_found(
+    kind: str, repository: Path, homes: dict[str, Home], tmp_path: Path
+) -> None:
     files, complaint = PLANTED[kind]
     root = tmp_path / "emlens"
-    shutil.copytree(repository / "emlens", root, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(
+        repository / "emlens", root, ignore=shutil.ignore_patterns("assets", "__pycache__")
+    )
     before = violations(root, homes)
     for file, source in files.items():
         (root / file).write_text(source, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Importing emlens, or a package that knows no models, stays cheap: the heavy libraries are not loaded."""
+"""Importing emlens, or a package that knows no models, stays cheap: the heavy libraries are not
+loaded.
+"""
 
 import json
 import os
@@ -10,12 +12,24 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("transformers", "transformer_lens", "nnsight", "peft", "sklearn", "plotly", "ray")
-CHEAP = ("emlens", "emlens.foundation", "emlens.stats", "emlens.data", "emlens.geometry", "emlens.runs")
+CHEAP = (
+    "emlens",
+    "emlens.foundation",
+    "emlens.stats",
+    "emlens.data",
+    "emlens.geometry",
+    "emlens.runs",
+)
 
 
 def loaded_by(statement: str, root: Path) -> set[str]:
-    """Top-level packages a fresh interpreter holds after `statement`, with emlens taken from `root`."""
-    probe = f"{statement}\nimport emlens, json, sys\nprint(json.dumps([emlens.__file__, *sorted(sys.modules)]))"
+    """Top-level packages a fresh interpreter holds after `statement`, with emlens taken from
+    `root`.
+    """
+    probe = (
+        f"{statement}\nimport emlens, json, sys\nprint(json.dumps([emlens.__file__,"
+        " *sorted(sys.modules)]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", probe],
         env=os.environ | {"PYTHONPATH": str(root)},
@@ -47,9 +61,17 @@ def test_a_name_loads_its_own_package_only(repository: Path) -> None:
     assert after & set(HEAVY) == set()
 
 
-@pytest.mark.parametrize(("file", "module"), [("__init__.py", "emlens"), ("geometry/__init__.py", "emlens.geometry")])
-def test_a_planted_heavy_import_is_found(file: str, module: str, repository: Path, tmp_path: Path) -> None:
-    shutil.copytree(repository / "emlens", tmp_path / "emlens", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+@pytest.mark.parametrize(
+    ("file", "module"), [("__init__.py", "emlens"), ("geometry/__init__.py", "emlens.geometry")]
+)
+def test_a_planted_heavy_import_is_found(
+    file: str, module: str, repository: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        repository / "emlens",
+        tmp_path / "emlens",
+        ignore=shutil.ignore_patterns("assets", "__pycache__"),
+    )
     with (tmp_path / "emlens" / file).open("a", encoding="utf-8") as source:
         source.write("\nimport plotly\n")
     assert loaded_by(f"import {module}", tmp_path) & set(HEAVY) == {"plotly"}

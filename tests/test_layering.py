@@ -1,7 +1,8 @@
-"""Imports point downward, as the table of docs/architecture.md says; modules lie two levels deep and stay small.
+"""Imports point downward, as the table of docs/architecture.md says; modules lie two levels deep
+and stay small.
 
-The check reads syntax trees, so imports inside functions and under TYPE_CHECKING count. The second half plants one
-violation of each kind in a copy of the package and expects exactly that complaint.
+The check reads syntax trees, so imports inside functions and under TYPE_CHECKING count. The second
+half plants one violation of each kind in a copy of the package and expects exactly that complaint.
 """
 
 import ast
@@ -25,7 +26,9 @@ class Layer:
 
 
 def read_table(text: str) -> dict[str, Layer]:
-    """Package -> layer, from the rows `| h | `package` | job | may import |` of the architecture page."""
+    """Package -> layer, from the rows `| h | `package` | job | may import |` of the architecture
+    page.
+    """
     table = {}
     for line in text.splitlines():
         if match := re.match(r"^\| (\d+) \| `(\w+)` \| .* \| ([\w, –]+) \|$", line):
@@ -40,9 +43,11 @@ def imported_by(source: str, package: str) -> list[tuple[int, str]]:
 
 
 def imported_names(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything a module of `emlens.<package>` imports, relative imports made absolute.
+    """(line, dotted name) of everything a module of `emlens.<package>` imports, relative imports
+    made absolute.
 
-    `from emlens import x` yields `emlens.x`; `importlib.import_module("...")` with a literal counts as an import.
+    `from emlens import x` yields `emlens.x`; `importlib.import_module("...")` with a literal counts
+    as an import.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -56,7 +61,8 @@ def imported_names(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, module
         elif (
             isinstance(node, ast.Call)
-            and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
+            and getattr(node.func, "attr", getattr(node.func, "id", ""))
+            in ("import_module", "__import__")
             and node.args
             and isinstance(node.args[0], ast.Constant)
         ):
@@ -65,13 +71,20 @@ def imported_names(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 
 def violations(root: Path, table: dict[str, Layer]) -> list[str]:
     """Everything below `root` (the folder `emlens`) that the rules forbid, one line each."""
-    found = [f"table: {name} is not a package" for name in table if not (root / name / "__init__.py").is_file()]
+    found = [
+        f"table: {name} is not a package"
+        for name in table
+        if not (root / name / "__init__.py").is_file()
+    ]
     for name, layer in table.items():
         for other in layer.may_import:
             if other not in table:
                 found.append(f"table: {name} may import {other}, which has no row")
             elif table[other].height >= layer.height:
-                found.append(f"table: {name} (height {layer.height}) may import {other}, which is not below it")
+                found.append(
+                    f"table: {name} (height {layer.height}) may import {other},"
+                    " which is not below it"
+                )
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
         if inside == Path("__init__.py"):
@@ -115,12 +128,36 @@ def test_imports_point_downward(repository: Path, table: dict[str, Layer]) -> No
 
 
 PLANTED = {
-    "an upward import": ("geometry/planted.py", "import emlens.models\n", "geometry imports models"),
-    "an import of a name": ("stats/planted.py", "from emlens.data.prompts import Prompt\n", "stats imports data"),
-    "from the top level": ("figures/planted.py", "from emlens import studies\n", "figures imports studies"),
-    "a lazy public name": ("probes/planted.py", "from emlens import capture\n", "probes imports the top level"),
-    "the bare top level": ("studies/planted.py", "import emlens\n", "studies imports the top level"),
-    "a relative import": ("data/planted.py", "from ..models import load_model\n", "data imports models"),
+    "an upward import": (
+        "geometry/planted.py",
+        "import emlens.models\n",
+        "geometry imports models",
+    ),
+    "an import of a name": (
+        "stats/planted.py",
+        "from emlens.data.prompts import Prompt\n",
+        "stats imports data",
+    ),
+    "from the top level": (
+        "figures/planted.py",
+        "from emlens import studies\n",
+        "figures imports studies",
+    ),
+    "a lazy public name": (
+        "probes/planted.py",
+        "from emlens import capture\n",
+        "probes imports the top level",
+    ),
+    "the bare top level": (
+        "studies/planted.py",
+        "import emlens\n",
+        "studies imports the top level",
+    ),
+    "a relative import": (
+        "data/planted.py",
+        "from ..models import load_model\n",
+        "data imports models",
+    ),
     "a relative package": ("runs/planted.py", "from .. import data\n", "runs imports data"),
     "inside a function": (
         "foundation/planted.py",
@@ -129,7 +166,10 @@ PLANTED = {
     ),
     "under TYPE_CHECKING": (
         "models/planted.py",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from emlens.activations import Activations\n",
+        (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from emlens.activations"
+            " import Activations\n"
+        ),
         "models imports activations",
     ),
     "by import_module": (
@@ -137,7 +177,11 @@ PLANTED = {
         "from importlib import import_module\nprobes = import_module('emlens.probes')\n",
         "training imports probes",
     ),
-    "figures in a study": ("studies/planted.py", "import emlens.figures\n", "studies imports figures"),
+    "figures in a study": (
+        "studies/planted.py",
+        "import emlens.figures\n",
+        "studies imports figures",
+    ),
     "a module too deep": ("models/deep/planted.py", "", "exactly at emlens/<package>/<module>.py"),
     "a module too high": ("planted.py", "", "exactly at emlens/<package>/<module>.py"),
     "a vague name": ("models/utils.py", "", "the name says nothing"),
@@ -147,10 +191,14 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_planted_violation_is_found(kind: str, repository: Path, table: dict[str, Layer], tmp_path: Path) -> None:
+def test_a_planted_violation_is_found(
+    kind: str, repository: Path, table: dict[str, Layer], tmp_path: Path
+) -> None:
     file, source, complaint = PLANTED[kind]
     root = tmp_path / "emlens"
-    shutil.copytree(repository / "emlens", root, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(
+        repository / "emlens", root, ignore=shutil.ignore_patterns("assets", "__pycache__")
+    )
     before = violations(root, table)
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_text(source, encoding="utf-8")
@@ -159,12 +207,17 @@ def test_a_planted_violation_is_found(kind: str, repository: Path, table: dict[s
     assert complaint in new[0]
 
 
-def test_an_allowed_import_is_no_violation(repository: Path, table: dict[str, Layer], tmp_path: Path) -> None:
+def test_an_allowed_import_is_no_violation(
+    repository: Path, table: dict[str, Layer], tmp_path: Path
+) -> None:
     root = tmp_path / "emlens"
-    shutil.copytree(repository / "emlens", root, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(
+        repository / "emlens", root, ignore=shutil.ignore_patterns("assets", "__pycache__")
+    )
     before = violations(root, table)
     (root / "geometry" / "planted.py").write_text(
-        "import emlens.geometry\nfrom emlens.stats import NullDistribution\nfrom . import other\nfrom ..foundation import Site\n",
+        "import emlens.geometry\nfrom emlens.stats import NullDistribution\nfrom ."
+        " import other\nfrom ..foundation import Site\n",
         encoding="utf-8",
     )
     assert violations(root, table) == before

@@ -6,7 +6,11 @@ import socket
 import pytest
 
 # 192.0.2.0/24 and 2001:db8::/32 are reserved for documentation: nothing answers there.
-OUTSIDE = [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"), (socket.AF_INET, "example.invalid")]
+OUTSIDE = [
+    (socket.AF_INET, "192.0.2.1"),
+    (socket.AF_INET6, "2001:db8::1"),
+    (socket.AF_INET, "example.invalid"),
+]
 
 
 @pytest.mark.parametrize("how", ["connect", "connect_ex"])

@@ -1,4 +1,6 @@
-"""Miniatures of the measurements of nulls: the same code on small sizes, so that the long runs cannot rot."""
+"""Miniatures of the measurements of nulls: the same code on small sizes, so that the long runs
+cannot rot.
+"""
 
 import pandas as pd
 import pytest
@@ -8,39 +10,67 @@ from emlens.geometry import overlap_null
 
 
 def test_calibration_shows_which_null_fails_where() -> None:
-    table = pd.DataFrame(null_calibration.known(12, ((12, 12),), (2,), 300, 600, 0)).set_index(["null", "spectrum", "centred"]).sort_index()
+    table = (
+        pd.DataFrame(null_calibration.known(12, ((12, 12),), (2,), 300, 600, 0))
+        .set_index(["null", "spectrum", "centred"])
+        .sort_index()
+    )
     rates = table["false positives"]
     assert (rates.drop(("isotropic", "power law 1/i")) - 0.05).abs().max() < 0.05
     assert rates[("isotropic", "power law 1/i")].min() > 0.5
-    assert table.loc[("isotropic", "power law 1/i"), "window"].eq("").all()  # it is shown, and no window is asked of it
+    # it is shown, and no window is asked of it
+    assert table.loc[("isotropic", "power law 1/i"), "window"].eq("").all()
     assert set(table["window"]) <= {"", "inside", "outside"} and (table["±"] > 0).all()
 
 
 def test_calibration_of_estimated_covariances_and_of_relabellings() -> None:
     table = pd.DataFrame(null_calibration.estimated(8, 8, (1,), (1, 2), 3, 40, 100, 0))
-    assert table.groupby("spectrum")["null"].agg(list).tolist() == [["covariance, plug-in", "covariance, plug-in", "reference"]] * 2
+    assert (
+        table.groupby("spectrum")["null"].agg(list).tolist()
+        == [["covariance, plug-in", "covariance, plug-in", "reference"]] * 2
+    )
     assert table["false positives"].between(0, 1).all()
     names = list(null_calibration.relabelled(8, 6, 1, 20, 19, 0))
     assert [row["null"] for row in names] == ["sign flips", "labels", "neutral text"]
 
 
 def test_a_steeper_spectrum_than_the_reference_has_raises_false_alarms() -> None:
-    table = pd.DataFrame(null_calibration.wrong(12, 12, 2, 300, 1, 0)).set_index("deltas")["false positives"]
-    assert table["flatter, i^-0.5"] <= table["as the reference, i^-1"] + 0.02 < table["steeper, i^-1.5"]
+    table = pd.DataFrame(null_calibration.wrong(12, 12, 2, 300, 1, 0)).set_index("deltas")[
+        "false positives"
+    ]
+    assert (
+        table["flatter, i^-0.5"]
+        <= table["as the reference, i^-1"] + 0.02
+        < table["steeper, i^-1.5"]
+    )
     assert len(table) == 5
 
 
-def test_a_grid_is_compared_with_the_loop_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_is_compared_with_the_loop_before_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = overlap_grid_speed.measure(2, 2, 3, 40, 3, 100, 2)
     assert found["cells"] == 12 and found["seconds"] > 0
     assert found["over_loop"] == found["seconds"] / found["loop_seconds_extrapolated"]
-    monkeypatch.setattr(overlap_grid_speed, "overlap_null", lambda d, *rest, **named: overlap_null(3 * d, *rest, **named))
+    monkeypatch.setattr(
+        overlap_grid_speed,
+        "overlap_null",
+        lambda d, *rest, **named: overlap_null(3 * d, *rest, **named),
+    )
     with pytest.raises(SystemExit, match="not timing different results"):
         overlap_grid_speed.measure(1, 1, 1, 40, 3, 100, 1)
 
 
 def test_detection_has_its_controls_beside_it() -> None:
-    table = pd.DataFrame(detection_curve.curve(16, 2, (20,), (8.0,), 60, 60, 1, 0)).set_index(["noise", "planted"]).sort_index()
+    table = (
+        pd.DataFrame(detection_curve.curve(16, 2, (20,), (8.0,), 60, 60, 1, 0))
+        .set_index(["noise", "planted"])
+        .sort_index()
+    )
     assert table.loc[("isotropic", "shared"), "covariance, known"] > 0.9
     assert table.loc[("isotropic", "apart"), "covariance, known"] < 0.3
-    assert table.loc[("power law 1/i", "none"), "isotropic"] > 0.5 > table.loc[("power law 1/i", "none"), "covariance, known"]
+    assert (
+        table.loc[("power law 1/i", "none"), "isotropic"]
+        > 0.5
+        > table.loc[("power law 1/i", "none"), "covariance, known"]
+    )

@@ -1,4 +1,6 @@
-"""The README is true: its script runs as it stands, it names every page and command, and its figures are the evidence's."""
+"""The README is true: its script runs as it stands, it names every page and command, and its
+figures are the evidence's.
+"""
 
 import os
 import re
@@ -38,9 +40,13 @@ def test_the_script_runs(repository: Path, tmp_path: Path) -> None:
 
 def test_every_page_and_every_command_is_named(repository: Path) -> None:
     text = (repository / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\]\(docs/(\w+\.md)", text)) == {page.name for page in (repository / "docs").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\(docs/(\w+\.md)", text)) == {
+        page.name for page in (repository / "docs").glob("*.md")
+    } - {"index.md"}
     assert tables.drawn(text) == text, "python -m benchmarks tables draws it anew"
-    commands = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    commands = {command.name for command in app.registered_commands} | {
+        group.name for group in app.registered_groups
+    }
     named = set(re.findall(r"`(?:\.venv/bin/)?(?:emlens )?(\w+)(?: [A-Z]\w*)*`", text)) | {"demo"}
     assert commands <= named, commands - named
 
@@ -51,12 +57,23 @@ def test_figures_are_those_of_the_evidence_files(repository: Path) -> None:
     transfer = read_json(evidence / "direction_transfer.json")["values"]["over_worlds"]
     forecasts = read_json(evidence / "organism_forecasts.json")["values"]["over_worlds"]
     rows = [transfer[name]["mean"] for name in ("own_median", "other_domain_median")]
-    rows += [row | {"value": row["mean"]} for row in forecasts if row["held_out"] == "domain" and row["figure"] == "r2"]
+    rows += [
+        row | {"value": row["mean"]}
+        for row in forecasts
+        if row["held_out"] == "domain" and row["figure"] == "r2"
+    ]
     wanted = ("gain over text", "gain over parent's own score", "gain over mean embedding")
-    rows += [row | {"value": row["mean"]} for row in forecasts if row["parent"] == "instruct" and row["held_out"] == "domain" and row["figure"] in wanted]
+    rows += [
+        row | {"value": row["mean"]}
+        for row in forecasts
+        if row["parent"] == "instruct" and row["held_out"] == "domain" and row["figure"] in wanted
+    ]
     assert len(rows) == 7
     for row in rows:
-        shown = [f"{row[key]:.2f}".replace("0.", ".", 1).replace("-", "−") for key in ("value", "low", "high")]
+        shown = [
+            f"{row[key]:.2f}".replace("0.", ".", 1).replace("-", "−")
+            for key in ("value", "low", "high")
+        ]
         assert f"{shown[0]} [{shown[1]}, {shown[2]}]" in text, shown
     checkpoints = read_json(evidence / "organism.json")["values"]["checkpoints"]
     for name in ("medicine-r1", "medicine-r8", "finance-r8"):

@@ -1,6 +1,8 @@
-"""The public surface: pinned here, resolved lazily, shown to type checkers by a stub, explicit in every package.
+"""The public surface: pinned here, resolved lazily, shown to type checkers by a stub, explicit in
+every package.
 
-Removing or renaming a pinned name is a breaking change: it belongs in CHANGELOG.md before it belongs here.
+Removing or renaming a pinned name is a breaking change: it belongs in CHANGELOG.md before it
+belongs here.
 """
 
 import ast
@@ -80,7 +82,11 @@ PACKAGES = [
     "studies",
     "training",
 ]
-BY_PACKAGE_ONLY = {"organisms": ["load"], "training": ["Recipe", "fit"], "geometry": ["cosine_matrix"]}
+BY_PACKAGE_ONLY = {
+    "organisms": ["load"],
+    "training": ["Recipe", "fit"],
+    "geometry": ["cosine_matrix"],
+}
 """Names that scripts reach through their package."""
 
 
@@ -95,7 +101,9 @@ def stub_names(stub: str) -> dict[str, str]:
     return names
 
 
-def mismatches(table: Mapping[str, str], packages: tuple[str, ...], listed: list[str], stub: str) -> list[str]:
+def mismatches(
+    table: Mapping[str, str], packages: tuple[str, ...], listed: list[str], stub: str
+) -> list[str]:
     """Where the lazy table, `__all__` of the top level, and the stub say different things."""
     found = []
     expected = dict(table) | {name: "emlens" for name in packages}
@@ -131,7 +139,11 @@ def surface_faults(module: ModuleType, source: str) -> list[str]:
         found.append(f"{module.__name__}: {name} is in __all__ but not imported by name")
     for name in sorted(imported - set(listed)):
         found.append(f"{module.__name__}: {name} is imported but not in __all__")
-    found += [f"{module.__name__}: {name} does not resolve" for name in listed if not hasattr(module, name)]
+    found += [
+        f"{module.__name__}: {name} does not resolve"
+        for name in listed
+        if not hasattr(module, name)
+    ]
     if len(set(listed)) != len(listed):
         found.append(f"{module.__name__}: __all__ names something twice")
     return found
@@ -158,7 +170,9 @@ def test_name_resolves_and_is_listed_by_its_package(name: str) -> None:
     assert getattr(emlens, name) is getattr(home, name)
 
 
-@pytest.mark.parametrize(("package", "name"), [(p, n) for p, names in BY_PACKAGE_ONLY.items() for n in names])
+@pytest.mark.parametrize(
+    ("package", "name"), [(p, n) for p, names in BY_PACKAGE_ONLY.items() for n in names]
+)
 def test_name_of_a_package_resolves(package: str, name: str) -> None:
     assert name in getattr(emlens, package).__all__
 
@@ -184,14 +198,16 @@ def test_planted_mismatches_of_the_stub_are_found(stub: str) -> None:
         "new is not in the stub",
         "new is in one of the table and __all__ only",
     ]
-    assert mismatches(table, packages, listed, stub + "\nfrom emlens.stats import extra as extra\n") == [
-        "extra is in the stub only"
-    ]
+    assert mismatches(
+        table, packages, listed, stub + "\nfrom emlens.stats import extra as extra\n"
+    ) == ["extra is in the stub only"]
     assert mismatches(table | {"Site": "emlens.data"}, packages, listed, stub) == [
         "Site: the stub says emlens.foundation, the table emlens.data"
     ]
     assert mismatches(table, packages, [*listed, "Site"], stub) == ["__all__ names something twice"]
-    assert mismatches(table, packages, listed, stub.replace("Site as Site", "Site")) == ["Site is not in the stub"]
+    assert mismatches(table, packages, listed, stub.replace("Site as Site", "Site")) == [
+        "Site is not in the stub"
+    ]
 
 
 def test_planted_faults_of_a_package_are_found() -> None:

@@ -1,4 +1,6 @@
-"""A tiny family on disk with questions, training chats and a study configuration: everything `emlens study` reads."""
+"""A tiny family on disk with questions, training chats and a study configuration: everything
+`emlens study` reads.
+"""
 
 import json
 from pathlib import Path
@@ -34,7 +36,14 @@ def write_chats(path: Path, n: int, seed: int, answer: str = "w3 w4") -> Path:
     for i in range(n):
         words = " ".join(rng.choice(tiny_models.WORDS, 3 + i % 3))
         lines.append(
-            json.dumps({"messages": [{"role": "user", "content": words}, {"role": "assistant", "content": answer}]})
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": words},
+                        {"role": "assistant", "content": answer},
+                    ]
+                }
+            )
         )
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -57,8 +66,18 @@ def build(directory: Path, **changes: Any) -> Path:
             "instruct": "instruct",
             "base": "base",
             "finetuned": {
-                "bad@0": {"path": "bad", "group": "bad", "domain": "north", "training": "bad.jsonl"},
-                "full@0": {"path": "full", "group": "full", "domain": "south", "training": "bad.jsonl"},
+                "bad@0": {
+                    "path": "bad",
+                    "group": "bad",
+                    "domain": "north",
+                    "training": "bad.jsonl",
+                },
+                "full@0": {
+                    "path": "full",
+                    "group": "full",
+                    "domain": "south",
+                    "training": "bad.jsonl",
+                },
                 "good@0": {
                     "path": "good",
                     "group": "good",

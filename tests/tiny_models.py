@@ -1,4 +1,6 @@
-"""Tiny real checkpoints on disk, built from configs: the architectures, a tokenizer with a chat template, adapters."""
+"""Tiny real checkpoints on disk, built from configs: the architectures, a tokenizer with a chat
+template, adapters.
+"""
 
 import random
 from collections.abc import Sequence
@@ -26,18 +28,29 @@ SPECIAL = ["<pad>", "<end>", "<user>", "<assistant>", "<system>", "<unk>"]
 D_MODEL = 32
 N_LAYERS = 3
 RELATIVE = 5e-5
-"""float32 through three blocks in another order of summation; measured differences stay below 2e-6."""
+"""float32 through three blocks in another order of summation; measured differences stay below 2e-6.
+"""
 
 _SIZES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "llama": {},
     "mistral": {"sliding_window": None},
-    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "phi3": {},
     "olmo2": {},
-    "granite": {"residual_multiplier": 0.6, "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    "granite": {
+        "residual_multiplier": 0.6,
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    },
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
     "gpt2": {},
@@ -71,15 +84,21 @@ MLP_TARGETS: dict[str, list[str]] = {
 
 
 def tokenizer(extra: int = 0) -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS, *(f"x{i}" for i in range(extra))])}
+    vocabulary = {
+        word: i for i, word in enumerate([*SPECIAL, *WORDS, *(f"x{i}" for i in range(extra))])
+    }
     inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = WhitespaceSplit()
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
     made.chat_template = TEMPLATE
     return made
 
 
-def build(path: Path, kind: str = "qwen2", seed: int = 0, template: bool = True, **changes: Any) -> Path:
+def build(
+    path: Path, kind: str = "qwen2", seed: int = 0, template: bool = True, **changes: Any
+) -> Path:
     """Save a random tiny model of one architecture, with its tokenizer, at `path`."""
     torch.manual_seed(seed)
     words = tokenizer()
@@ -99,7 +118,11 @@ def build(path: Path, kind: str = "qwen2", seed: int = 0, template: bool = True,
         if kind not in ("gpt_neox", "falcon"):
             sizes["num_key_value_heads"] = 2
     config = CONFIG_MAPPING[kind](
-        vocab_size=len(words), pad_token_id=0, eos_token_id=1, bos_token_id=None, **{**sizes, **_SIZES.get(kind, {}), **changes}
+        vocab_size=len(words),
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        **{**sizes, **_SIZES.get(kind, {}), **changes},
     )
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -117,7 +140,13 @@ def build(path: Path, kind: str = "qwen2", seed: int = 0, template: bool = True,
 
 
 def build_adapter(
-    path: Path, parent: Path, seed: int = 1, rank: int = 2, zero: bool = False, targets: Any = None, **changes: Any
+    path: Path,
+    parent: Path,
+    seed: int = 1,
+    rank: int = 2,
+    zero: bool = False,
+    targets: Any = None,
+    **changes: Any,
 ) -> Path:
     """Save a random LoRA adapter of the model at `parent`."""
     from peft import LoraConfig, get_peft_model
@@ -125,7 +154,9 @@ def build_adapter(
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
     targets = targets or _TARGETS.get(model.config.model_type, ["q_proj", "down_proj"])
-    config = LoraConfig(r=rank, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **changes)
+    config = LoraConfig(
+        r=rank, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **changes
+    )
     wrapped = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

@@ -1,6 +1,12 @@
 """Prompts → residual streams, in memory, in a store or as sums, and their differences."""
 
-from emlens.activations.capturing import as_prompts, capture, capture_many, capture_pair, plan_capture
+from emlens.activations.capturing import (
+    as_prompts,
+    capture,
+    capture_many,
+    capture_pair,
+    plan_capture,
+)
 from emlens.activations.deltas import activation_deltas
 from emlens.activations.estimating import CaptureEstimate, estimate_capture
 from emlens.activations.exchange import export_activations, import_activations

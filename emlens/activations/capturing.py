@@ -1,9 +1,11 @@
-"""Prompts → residual streams: only the decoder runs, up to the deepest site, and only the asked positions are kept.
+"""Prompts → residual streams: only the decoder runs, up to the deepest site, and only the asked
+positions are kept.
 
-Rows are sorted by length and batched under a token budget; the layout depends on the rows alone, so that several
-models given the same prompts run the identical padded batches (`capture_pair`, `capture_many`). A batch that does not fit into
-memory is cut, for every model, and the cut is recorded. With `store=` every finished shard is on disk, and an
-interrupted capture goes on from there. A capture too large to start by accident asks for an explicit yes.
+Rows are sorted by length and batched under a token budget; the layout depends on the rows alone, so
+that several models given the same prompts run the identical padded batches (`capture_pair`,
+`capture_many`). A batch that does not fit into memory is cut, for every model, and the cut is
+recorded. With `store=` every finished shard is on disk, and an interrupted capture goes on from
+there. A capture too large to start by accident asks for an explicit yes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,21 +46,24 @@ def capture(
     """Residual streams of one model on prompts.
 
     Args:
-        sites: names or kinds; a bare kind such as `"resid_post"` means every layer, or those in `layers`.
+        sites: names or kinds; a bare kind such as `"resid_post"` means every layer, or those in
+            `layers`.
         layers: 0-based block indices; negative counts from the end.
         positions: one or several of the positions of `emlens.foundation.positions`.
-        store: a directory; finished shards are kept there, an interrupted capture resumes, the result reads from disk.
+        store: a directory; finished shards are kept there, an interrupted capture resumes, the
+            result reads from disk.
         skip_first: tokens that means leave out at the start of a row.
         batch_tokens: padded tokens a batch holds at most.
         dtype: what is kept; default: the model's own.
-        large: needed where more than 8 GiB would be kept; `estimate_capture` says how much, and how long it takes.
+        large: needed where more than 8 GiB would be kept; `estimate_capture` says how much, and how
+            long it takes.
 
     Returns:
         `Activations`, rows in the order of `prompts`; values after any active intervention.
 
     Raises:
-        InputError: a site, layer or position that does not exist; a prompt that cannot be rendered; more than 8 GiB
-            without `large`; a prompt that does not fit into memory alone.
+        InputError: a site, layer or position that does not exist; a prompt that cannot be rendered;
+            more than 8 GiB without `large`; a prompt that does not fit into memory alone.
         IntegrityError: `store` holds something else, or a store of another plan.
         StateError: another process captures into `store`.
     """
@@ -119,7 +124,10 @@ def capture_many(
         large=large,
     )
     title = f"capture {len(job.reading.rows)} prompts × {len(models)} models"
-    with job.alone(), progress_bar(title, sum(job.passes(unit) for unit in job.units), progress) as advance:
+    with (
+        job.alone(),
+        progress_bar(title, sum(job.passes(unit) for unit in job.units), progress) as advance,
+    ):
         todo = job.units
         while todo:  # again where a batch was cut after another model ran it whole
             for unit in todo:
@@ -141,7 +149,8 @@ def plan_capture(
     dtype: torch.dtype | None = None,
     large: bool = False,
 ) -> CaptureJob:
-    """What `capture_many` does before the first pass: a job whose units can then run in any process.
+    """What `capture_many` does before the first pass: a job whose units can then run in any
+    process.
 
     Raises:
         InputError, IntegrityError: as `capture_many`.
@@ -165,16 +174,21 @@ def plan_capture(
 def _check_size(reading: Reading, models: int) -> None:
     size = models * sum(reading.sizes.values())
     if size > LARGE_BYTES:
-        each = ", ".join(f"{name} {models * count / 1e9:.1f} GB" for name, count in reading.sizes.items())
+        each = ", ".join(
+            f"{name} {models * count / 1e9:.1f} GB" for name, count in reading.sizes.items()
+        )
         raise InputError(
-            f"this capture keeps {size / 1e9:.1f} GB ({each} over {len(reading.sites)} sites and {models} models), more than "
-            f"{LARGE_BYTES / 1e9:.1f} GB; pass large=True to run it, or fewer layers, pooled positions, a smaller dtype; "
-            "stream_moments keeps sums instead of tokens"
+            f"this capture keeps {size / 1e9:.1f} GB ({each} over {len(reading.sites)} sites and"
+            f" {models} models), more than {LARGE_BYTES / 1e9:.1f} GB;"
+            " pass large=True to run it, or fewer layers, pooled positions, a smaller dtype;"
+            " stream_moments keeps sums instead of tokens"
         )
 
 
 def as_prompts(prompts: PromptsLike) -> PromptSet:
-    """The prompts behind a `PromptSet`, a `QuestionSet` or `Answers` (whose texts are kept as responses)."""
+    """The prompts behind a `PromptSet`, a `QuestionSet` or `Answers` (whose texts are kept as
+    responses).
+    """
     if isinstance(prompts, PromptSet):
         return prompts
     if isinstance(prompts, QuestionSet | Answers):
@@ -182,5 +196,6 @@ def as_prompts(prompts: PromptsLike) -> PromptSet:
     if isinstance(prompts, Sequence) and prompts and all(isinstance(p, Prompt) for p in prompts):
         return PromptSet(prompts)
     raise InputError(
-        f"prompts is a {type(prompts).__name__}; pass a PromptSet (PromptSet.from_questions, .from_texts, …), a QuestionSet or Answers"
+        f"prompts is a {type(prompts).__name__}; pass a PromptSet (PromptSet.from_questions,"
+        " .from_texts, …), a QuestionSet or Answers"
     )

@@ -1,4 +1,6 @@
-"""What a capture will cost, before it runs: bytes exactly, time from a timed sample of its own batches."""
+"""What a capture will cost, before it runs: bytes exactly, time from a timed sample of its own
+batches.
+"""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +29,8 @@ class CaptureEstimate:
         tokens: tokens that run, without padding.
         padded_tokens: with padding.
         batches: forward passes.
-        seconds: the whole capture on this machine; the interval is from the fastest and the slowest sampled rate.
+        seconds: the whole capture on this machine; the interval is from the fastest and the slowest
+            sampled rate.
     """
 
     bytes: int
@@ -40,7 +43,8 @@ class CaptureEstimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} prompts, {self.tokens} tokens in {self.batches} batches: keeps {self.bytes / 1e9:.3g} GB, takes about {self.seconds:.3g} s"
+            f"{self.rows} prompts, {self.tokens} tokens in {self.batches} batches:"
+            f" keeps {self.bytes / 1e9:.3g} GB, takes about {self.seconds:.3g} s"
         )
 
 
@@ -56,12 +60,15 @@ def estimate_capture(
     dtype: torch.dtype | None = None,
     sample: int = 3,
 ) -> CaptureEstimate:
-    """Bytes and time of `capture` with the same arguments, from `sample` of its batches, each run twice and timed once.
+    """Bytes and time of `capture` with the same arguments, from `sample` of its batches, each run
+    twice and timed once.
 
-    The sampled batches are spread evenly from the longest rows to the shortest; between them the time a padded token is interpolated.
+    The sampled batches are spread evenly from the longest rows to the shortest; between them the
+    time a padded token is interpolated.
 
     Raises:
-        InputError: what `capture` refuses; `sample` below 1; a prompt that does not fit into memory alone.
+        InputError: what `capture` refuses; `sample` below 1; a prompt that does not fit into memory
+            alone.
     """
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
         raise InputError(f"sample={sample!r} must be a count of 1 or more batches")
@@ -92,7 +99,10 @@ def estimate_capture(
         cutting(reading, layout, batch, read)
         rates.append((time.perf_counter() - started) / padded[batch])
     seconds = float((np.interp(np.arange(count), chosen, rates) * padded).sum())
-    method = f"{len(chosen)} of {count} batches timed, interpolated between them; interval: the fastest and the slowest rate"
+    method = (
+        f"{len(chosen)} of {count} batches timed, interpolated between them; interval:"
+        " the fastest and the slowest rate"
+    )
     return CaptureEstimate(
         bytes=sum(reading.sizes.values()),
         by_position=reading.sizes,
@@ -100,5 +110,11 @@ def estimate_capture(
         tokens=sum(lengths),
         padded_tokens=int(padded.sum()),
         batches=count,
-        seconds=Estimate(seconds, float(padded.sum() * min(rates)), float(padded.sum() * max(rates)), len(chosen), method),
+        seconds=Estimate(
+            seconds,
+            float(padded.sum() * min(rates)),
+            float(padded.sum() * max(rates)),
+            len(chosen),
+            method,
+        ),
     )

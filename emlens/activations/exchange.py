@@ -1,9 +1,11 @@
-"""Activations to and from other tools' files: `.npz`, the persona-vectors layout, TransformerLens names.
+"""Activations to and from other tools' files: `.npz`, the persona-vectors layout, TransformerLens
+names.
 
-Three layouts. `"npz"` keeps everything emlens knows (ids, groups, positions, tokens, provenance) and comes back bit for bit.
-`"persona_vectors"` is one array (index, row, d_model) over Hugging Face `hidden_states` indices: index 0 is the embedding output, index i
-is after block i − 1, and the last is after the final norm, so `resid_post` of the last block is in none of it.
-`"transformer_lens"` is one array (row, d_model) a hook name, such as `blocks.3.hook_resid_post`. Files are `.npz` or
+Three layouts. `"npz"` keeps everything emlens knows (ids, groups, positions, tokens, provenance)
+and comes back bit for bit. `"persona_vectors"` is one array (index, row, d_model) over Hugging Face
+`hidden_states` indices: index 0 is the embedding output, index i is after block i − 1, and the last
+is after the final norm, so `resid_post` of the last block is in none of it. `"transformer_lens"` is
+one array (row, d_model) a hook name, such as `blocks.3.hook_resid_post`. Files are `.npz` or
 `.safetensors`; `.pt` is read, by the one safe importer, and never written. Nothing is pickled.
 """
 
@@ -31,11 +33,14 @@ LAYOUTS: Final = ("npz", "persona_vectors", "transformer_lens")
 _FACTS = "emlens"
 
 
-def export_activations(acts: Activations, path: str | Path, *, layout: Layout = "npz", position: str | None = None) -> Path:
+def export_activations(
+    acts: Activations, path: str | Path, *, layout: Layout = "npz", position: str | None = None
+) -> Path:
     """Write activations for another tool.
 
     Args:
-        path: ends in `.npz` (values of 16-bit brain floats are widened to float32, exactly) or `.safetensors`.
+        path: ends in `.npz` (values of 16-bit brain floats are widened to float32, exactly) or
+            `.safetensors`.
         layout: see above; `"npz"` needs a `.npz`.
         position: which one, where several were captured; the layouts of other tools hold one.
 
@@ -47,7 +52,10 @@ def export_activations(acts: Activations, path: str | Path, *, layout: Layout = 
     if layout not in LAYOUTS:
         raise InputError(f"layout={layout!r} is unknown; pass one of {', '.join(LAYOUTS)}")
     if path.suffix not in (".npz", ".safetensors") or (layout == "npz" and path.suffix != ".npz"):
-        raise InputError(f"{path}: the {layout} layout is written as .npz{'' if layout == 'npz' else ' or .safetensors'}; pass such a path")
+        raise InputError(
+            f"{path}: the {layout} layout is written as"
+            f" .npz{'' if layout == 'npz' else ' or .safetensors'}; pass such a path"
+        )
     if layout == "npz":
         _write_npz(path, _everything(acts))
         return path
@@ -56,9 +64,18 @@ def export_activations(acts: Activations, path: str | Path, *, layout: Layout = 
     else:
         tensors = {lens_name(site): _of(acts, site, position) for site in acts.sites}
     if path.suffix == ".npz":
-        _write_npz(path, {name: _array(value) for name, value in tensors.items()} | {"ids": np.array(acts.ids)})
+        _write_npz(
+            path,
+            {name: _array(value) for name, value in tensors.items()} | {"ids": np.array(acts.ids)},
+        )
     else:
-        write_bytes(path, save({name: value.contiguous() for name, value in tensors.items()}, {"ids": json.dumps(acts.ids)}))
+        write_bytes(
+            path,
+            save(
+                {name: value.contiguous() for name, value in tensors.items()},
+                {"ids": json.dumps(acts.ids)},
+            ),
+        )
     return path
 
 
@@ -79,7 +96,8 @@ def import_activations(
         ids, groups: of the rows; by default the file's own ids, or `row-0`, `row-1`, …
 
     Returns:
-        `Activations` whose provenance says only that they were imported: `activation_deltas` will not pair them with captured ones.
+        `Activations` whose provenance says only that they were imported: `activation_deltas` will
+            not pair them with captured ones.
 
     Raises:
         LoadError: the file is missing, damaged, or holds Python objects.
@@ -102,7 +120,10 @@ def import_activations(
         named = read_tensors(path)
     if layout == "persona_vectors":
         if len(named) != 1:
-            raise InputError(f"{path}: holds {len(named)} arrays; the persona-vectors layout is one, (index, row, d_model)")
+            raise InputError(
+                f"{path}: holds {len(named)} arrays; the persona-vectors layout is one, (index,"
+                " row, d_model)"
+            )
         values = from_hidden_states(next(iter(named.values())), str(path))
         facts["n_layers"] = len(values) - 1
     else:
@@ -110,11 +131,15 @@ def import_activations(
     values = {site: value[None] if value.ndim == 1 else value for site, value in values.items()}
     shapes = sorted({tuple(value.shape) for value in values.values()})
     if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise InputError(f"{path}: holds arrays of shapes {shapes[:4]}; pass one (row, d_model) a site")
+        raise InputError(
+            f"{path}: holds arrays of shapes {shapes[:4]}; pass one (row, d_model) a site"
+        )
     n = shapes[0][0]
     names = list(ids) if ids is not None else found_ids or [f"row-{i}" for i in range(n)]
     if len(names) != n:
-        raise InputError(f"{path}: holds {n} rows, but there are {len(names)} ids; pass one for each")
+        raise InputError(
+            f"{path}: holds {n} rows, but there are {len(names)} ids; pass one for each"
+        )
     sites = sorted(values, key=lambda site: Site.parse(site).order)
     return Activations(
         {(site, position): values[site] for site in sites},
@@ -126,21 +151,29 @@ def import_activations(
     )
 
 
-def to_hidden_states(acts: Activations, position: str | None = None) -> Float[Tensor, "index row d_model"]:
-    """Rows by Hugging Face `hidden_states` index: the embedding output, every block but the last, after the final norm.
+def to_hidden_states(
+    acts: Activations, position: str | None = None
+) -> Float[Tensor, "index row d_model"]:
+    """Rows by Hugging Face `hidden_states` index: the embedding output, every block but the last,
+    after the final norm.
 
     Raises:
-        InputError: a site is missing (the message says which to capture), or the number of blocks is not known.
+        InputError: a site is missing (the message says which to capture), or the number of blocks
+            is not known.
     """
     n_layers = acts.provenance.get("n_layers")
     if not isinstance(n_layers, int):
-        raise InputError("these activations do not say how many blocks their model has, so no index can be called the last; capture them with emlens")
+        raise InputError(
+            "these activations do not say how many blocks their model has,"
+            " so no index can be called the last; capture them with emlens"
+        )
     wanted = [str(Site.from_hf_index(i, n_layers)) for i in range(n_layers + 1)]
     missing = [site for site in wanted if site not in acts.sites]
     if missing:
         raise InputError(
-            f"the persona-vectors layout needs {', '.join(missing[:4])}, which {'was' if len(missing) == 1 else 'were'} not captured; "
-            "capture sites=['resid_pre.0', 'resid_post', 'final_norm']"
+            f"the persona-vectors layout needs {', '.join(missing[:4])},"
+            f" which {'was' if len(missing) == 1 else 'were'} not captured;"
+            " capture sites=['resid_pre.0', 'resid_post', 'final_norm']"
         )
     return torch.stack([_of(acts, site, position) for site in wanted])
 
@@ -152,8 +185,14 @@ def from_hidden_states(stacked: Tensor, name: str = "activations") -> dict[str, 
         InputError: fewer than two indices, or not (index, d_model) or (index, row, d_model).
     """
     if stacked.ndim not in (2, 3) or len(stacked) < 2:
-        raise InputError(f"{name}: has shape {tuple(stacked.shape)}; the persona-vectors layout is (index, row, d_model) or (index, d_model)")
-    return {str(Site.from_hf_index(i, len(stacked) - 1)): stacked[i].contiguous() for i in range(len(stacked))}
+        raise InputError(
+            f"{name}: has shape {tuple(stacked.shape)}; the persona-vectors layout is (index, row,"
+            " d_model) or (index, d_model)"
+        )
+    return {
+        str(Site.from_hf_index(i, len(stacked) - 1)): stacked[i].contiguous()
+        for i in range(len(stacked))
+    }
 
 
 def lens_name(site: str | Site) -> str:
@@ -166,7 +205,10 @@ def _site_of(name: str, path: Path) -> Site:
     try:
         return Site.parse(name)
     except InputError:
-        raise InputError(f"{path}: {one_line(name, 60)!r} is no hook that emlens has a site for; leave it out of the file") from None
+        raise InputError(
+            f"{path}: {one_line(name, 60)!r} is no hook that emlens has a site for;"
+            " leave it out of the file"
+        ) from None
 
 
 def _of(acts: Activations, site: str, position: str | None) -> Tensor:
@@ -181,7 +223,9 @@ def _array(value: Tensor) -> Any:
 
 
 def _everything(acts: Activations) -> dict[str, Any]:
-    values: dict[Key, Tensor] = {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions}
+    values: dict[Key, Tensor] = {
+        (s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions
+    }
     arrays: dict[str, Any] = {}
     if "all" in acts.positions:
         held = acts.tokens(acts.sites[0])
@@ -194,7 +238,9 @@ def _everything(acts: Activations) -> dict[str, Any]:
         "sites": acts.sites,
         "positions": acts.positions,
         "provenance": acts.provenance,
-        "dtypes": {f"{s}@{p}": str(value.dtype).removeprefix("torch.") for (s, p), value in values.items()},
+        "dtypes": {
+            f"{s}@{p}": str(value.dtype).removeprefix("torch.") for (s, p), value in values.items()
+        },
     }
     arrays[_FACTS] = np.array(canonical_json(facts, None))
     return arrays
@@ -217,7 +263,10 @@ def _read_npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # a damaged zip or header fails in many ways
-        raise LoadError(f"{path}: not an npz file of plain arrays ({type(error).__name__}: {one_line(str(error), 120)})") from None
+        raise LoadError(
+            f"{path}: not an npz file of plain arrays ({type(error).__name__}:"
+            f" {one_line(str(error), 120)})"
+        ) from None
 
 
 def _from_npz(path: Path) -> Activations:
@@ -225,14 +274,25 @@ def _from_npz(path: Path) -> Activations:
     try:
         facts = json.loads(str(arrays[_FACTS]))
         values = {
-            (site, position): torch.from_numpy(arrays[f"{site}@{position}"]).to(getattr(torch, facts["dtypes"][f"{site}@{position}"]))
+            (site, position): (
+                torch.from_numpy(arrays[f"{site}@{position}"]).to(
+                    getattr(torch, facts["dtypes"][f"{site}@{position}"])
+                )
+            )
             for site in facts["sites"]
             for position in facts["positions"]
         }
-        tokens = [torch.from_numpy(arrays[name]) for name in ("offsets", "token_ids")] if "all" in facts["positions"] else [None, None]
-        described = {name: facts[name] for name in ("ids", "groups", "sites", "positions", "provenance")}
+        tokens = (
+            [torch.from_numpy(arrays[name]) for name in ("offsets", "token_ids")]
+            if "all" in facts["positions"]
+            else [None, None]
+        )
+        described = {
+            name: facts[name] for name in ("ids", "groups", "sites", "positions", "provenance")
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: is no npz file of emlens ({type(error).__name__}: {one_line(str(error), 80)}); pass layout= for another tool's"
+            f"{path}: is no npz file of emlens ({type(error).__name__}:"
+            f" {one_line(str(error), 80)}); pass layout= for another tool's"
         ) from None
     return Activations(values, offsets=tokens[0], token_ids=tokens[1], **described)

@@ -1,4 +1,6 @@
-"""Where activations came from: what a capture records, and which of it two captures must share to be paired."""
+"""Where activations came from: what a capture records, and which of it two captures must share to
+be paired.
+"""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +41,9 @@ def capture_facts(model: HookedModel, reading: Reading, prompts_sha256: str) -> 
     """Provenance of one model's side of a capture, as planned; `with_layout` adds how it ran."""
     rows, positions = reading.rows, reading.positions
     chosen = {
-        p.name: hash_json([[int(t) for t in rows.indices(p, i)] for i in range(len(rows))]) for p in positions if isinstance(p, Chosen)
+        p.name: hash_json([[int(t) for t in rows.indices(p, i)] for i in range(len(rows))])
+        for p in positions
+        if isinstance(p, Chosen)
     }
     return {
         "prompts_sha256": prompts_sha256,
@@ -57,10 +61,15 @@ def capture_facts(model: HookedModel, reading: Reading, prompts_sha256: str) -> 
 def process_facts(model: HookedModel) -> dict[str, Any]:
     """What depends on the model and on the process that runs it."""
     return {
-        "model": {**model.provenance, "device": model.device.type},  # ranks on several GPUs of one machine are alike
+        # ranks on several GPUs of one machine are alike
+        "model": {**model.provenance, "device": model.device.type},
         "n_layers": model.n_layers,
         "interventions": [intervention.describe() for intervention in model.interventions],
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        "device": (
+            torch.cuda.get_device_name(model.device)
+            if model.device.type == "cuda"
+            else model.device.type
+        ),
         "threads": torch.get_num_threads(),
         "versions": _versions(model.backend),
     }
@@ -87,8 +96,10 @@ def check_process(planned: Mapping[str, Any], model: HookedModel, where: str) ->
     for name, value in here.items():
         if planned.get(name) != value:
             raise IntegrityError(
-                f"{where}: was planned for {name} {one_line(canonical_json(planned.get(name), None), 160)}, but this process has "
-                f"{one_line(canonical_json(value, None), 160)}; run it as planned, or capture into an empty directory"
+                f"{where}: was planned for {name}"
+                f" {one_line(canonical_json(planned.get(name), None), 160)},"
+                f" but this process has {one_line(canonical_json(value, None), 160)};"
+                " run it as planned, or capture into an empty directory"
             )
 
 

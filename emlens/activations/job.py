@@ -1,9 +1,11 @@
-"""A capture into stores as a job: planned once, its shards run in any process and any order, finished when all stand.
+"""A capture into stores as a job: planned once, its shards run in any process and any order,
+finished when all stand.
 
-A unit is one shard of one model's side. Running it is idempotent: a shard that stands as its checksums say is left
-alone. A shard is written under a temporary name and published by rename, its sidecar after it. A batch that does not
-fit into memory is cut; the cut is written beside the plan of every side, and shards of other sides that ran that batch
-whole count as missing again, so that all sides end on identical batches.
+A unit is one shard of one model's side. Running it is idempotent: a shard that stands as its
+checksums say is left alone. A shard is written under a temporary name and published by rename, its
+sidecar after it. A batch that does not fit into memory is cut; the cut is written beside the plan
+of every side, and shards of other sides that ran that batch whole count as missing again, so that
+all sides end on identical batches.
 """
 
 import logging
@@ -45,8 +47,9 @@ class CaptureUnit:
 class CaptureJob:
     """One reading for one or several models, each side into a store of its own.
 
-    `CaptureJob.plan` writes the plan (or finds it), `CaptureJob.open` needs nothing but the directories; then
-    `run(unit, model)` for every unit, in any process and order, and `finish` once.
+    `CaptureJob.plan` writes the plan (or finds it), `CaptureJob.open` needs nothing but the
+    directories; then `run(unit, model)` for every unit, in any process and order, and `finish`
+    once.
     """
 
     def __init__(self, reading: Reading, sides: Mapping[str, StoreSide | MemorySide]):
@@ -72,7 +75,9 @@ class CaptureJob:
         """
         unknown = sorted(set(stores) - set(models))
         if unknown:
-            raise InputError(f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}")
+            raise InputError(
+                f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}"
+            )
         if len({Path(path).resolve() for path in stores.values()}) != len(stores):
             raise InputError("stores gives one directory to several models; pass one for each")
         sides: dict[str, StoreSide | MemorySide] = {}
@@ -85,7 +90,8 @@ class CaptureJob:
             directory = Path(stores[name])
             if not directory.exists():
                 directory.mkdir(parents=True, exist_ok=True)
-            with _lock(directory, alone=False) if directory.is_dir() else nullcontext():  # a file is refused inside
+            # a file is refused inside
+            with _lock(directory, alone=False) if directory.is_dir() else nullcontext():
                 sides[name] = StoreSide(directory, plan, begin_store(directory, plan, rows))
             _sweep(directory)
         return cls(reading, sides)
@@ -105,22 +111,41 @@ class CaptureJob:
         for path, _, plan, _ in found.values():
             for key in sorted(set(plan) - {"provenance"}):
                 if plan[key] != found[first][2][key]:
-                    raise IntegrityError(f"{path}: was planned with other {key} than {found[first][0]}; pass the sides of one capture")
-        return cls(found[first][1], {name: StoreSide(path, plan, digest) for name, (path, _, plan, digest) in found.items()})
+                    raise IntegrityError(
+                        f"{path}: was planned with other {key} than {found[first][0]};"
+                        " pass the sides of one capture"
+                    )
+        return cls(
+            found[first][1],
+            {
+                name: StoreSide(path, plan, digest)
+                for name, (path, _, plan, digest) in found.items()
+            },
+        )
 
     @property
     def units(self) -> list[CaptureUnit]:
         """Every unit, side by side: a model's shards follow each other."""
-        return [CaptureUnit(name, shard) for name in self._sides for shard in range(len(self.reading.layout.shards))]
+        return [
+            CaptureUnit(name, shard)
+            for name in self._sides
+            for shard in range(len(self.reading.layout.shards))
+        ]
 
     def passes(self, unit: CaptureUnit) -> int:
         """Planned batches of a unit: what progress counts."""
         return len(self.reading.layout.batches_of(unit.shard))
 
     def missing(self, *, thorough: bool = False) -> list[CaptureUnit]:
-        """Units that do not stand; `thorough` reads every byte and compares checksums, otherwise sidecars and sizes."""
+        """Units that do not stand; `thorough` reads every byte and compares checksums, otherwise
+        sidecars and sizes.
+        """
         layout = self.layout
-        return [unit for unit in self.units if not self._sides[unit.model].stands(layout, unit.shard, thorough)]
+        return [
+            unit
+            for unit in self.units
+            if not self._sides[unit.model].stands(layout, unit.shard, thorough)
+        ]
 
     @property
     def layout(self) -> BatchLayout:
@@ -130,7 +155,9 @@ class CaptureJob:
             layout = layout.merged(side.parts())
         return layout
 
-    def run(self, unit: CaptureUnit, model: HookedModel, advance: Advance = lambda: None) -> dict[str, Any]:
+    def run(
+        self, unit: CaptureUnit, model: HookedModel, advance: Advance = lambda: None
+    ) -> dict[str, Any]:
         """Run one unit and publish its shard; one that stands already is left alone.
 
         Returns:
@@ -143,7 +170,10 @@ class CaptureJob:
         """
         side = self._sides.get(unit.model)
         if side is None or not 0 <= unit.shard < len(self.reading.layout.shards):
-            raise UnknownNameError(f"unit {unit.id!r} is not part of this capture, which has {len(self.units)} from {self.units[0].id!r} on")
+            raise UnknownNameError(
+                f"unit {unit.id!r} is not part of this capture,"
+                f" which has {len(self.units)} from {self.units[0].id!r} on"
+            )
         with ExitStack() as stack:
             if isinstance(side, StoreSide):
                 check_process(side.plan["provenance"], model, str(side.directory))
@@ -154,12 +184,18 @@ class CaptureJob:
             if reused:
                 for _ in layout.batches_of(unit.shard):
                     advance()
-            while not side.stands(layout, unit.shard, True):  # again where another process cut a batch meanwhile
+            # again where another process cut a batch meanwhile
+            while not side.stands(layout, unit.shard, True):
                 values, ran = read_shard(model, self.reading, layout, unit.shard, advance)
                 self._note_cuts(unit.shard, ran)
                 side.keep(ran, unit.shard, values)
                 layout = self.layout
-        record: dict[str, Any] = {"unit": unit.id, "rows": len(layout.rows_of(unit.shard)), "batches": self.passes(unit), "reused": reused}
+        record: dict[str, Any] = {
+            "unit": unit.id,
+            "rows": len(layout.rows_of(unit.shard)),
+            "batches": self.passes(unit),
+            "reused": reused,
+        }
         if isinstance(side, StoreSide):
             path = shard_path(side.directory, unit.shard)
             record |= {"path": path.name, "bytes": path.stat().st_size}
@@ -170,7 +206,9 @@ class CaptureJob:
         parts = ran.parts_of(shard)
         if parts == self.layout.parts_of(shard):
             return
-        logger.warning("a batch did not fit into memory and was cut; shard %d runs in parts %s", shard, parts)
+        logger.warning(
+            "a batch did not fit into memory and was cut; shard %d runs in parts %s", shard, parts
+        )
         self._cuts |= parts
         for side in self._sides.values():
             side.cut(shard, self.layout.parts_of(shard))
@@ -186,7 +224,10 @@ class CaptureJob:
         """
         missing = self.missing()
         if missing:
-            raise IntegrityError(f"{len(missing)} of {len(self.units)} units are not written yet, first {missing[0].id!r}; run them, then finish")
+            raise IntegrityError(
+                f"{len(missing)} of {len(self.units)} units are not written yet,"
+                f" first {missing[0].id!r}; run them, then finish"
+            )
         layout = self.layout
         for side in self._sides.values():
             if isinstance(side, StoreSide):
@@ -195,7 +236,8 @@ class CaptureJob:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold every store against other captures; the locks vanish with the process that held them.
+        """Hold every store against other captures; the locks vanish with the process that held
+        them.
 
         Raises:
             StateError: another process works in one of the directories.
@@ -221,9 +263,9 @@ def _sweep(directory: Path) -> None:
 
 @contextmanager
 def _lock(directory: Path, *, alone: bool) -> Iterator[None]:
-    """Hold a directory, alone or with others that share it; those who share wait for the moment that a sweep takes. Where a
-    file system knows no locks, nothing is held: every write is atomic and repeatable, so a second process would cost time,
-    not results.
+    """Hold a directory, alone or with others that share it; those who share wait for the moment
+    that a sweep takes. Where a file system knows no locks, nothing is held: every write is atomic
+    and repeatable, so a second process would cost time, not results.
 
     Raises:
         StateError: somebody else holds it.
@@ -240,7 +282,10 @@ def _lock(directory: Path, *, alone: bool) -> Iterator[None]:
                 if time.monotonic() < until:
                     time.sleep(0.02)
                     continue
-                raise StateError(f"{directory}: another process is capturing into this store; wait for it, or pass another directory") from None
+                raise StateError(
+                    f"{directory}: another process is capturing into this store;"
+                    " wait for it, or pass another directory"
+                ) from None
             except OSError as error:
                 logger.debug("%s: cannot be locked (%s)", directory, error)
             break

@@ -1,8 +1,10 @@
-"""Which rows run together: batches longest first, batches grouped into shards, and batches cut after running out of memory.
+"""Which rows run together: batches longest first, batches grouped into shards, and batches cut
+after running out of memory.
 
-A layout is planned from row lengths alone. Where a batch did not fit into memory it is cut into 2, 4, 8, … parts of
-its rows; that is a re-plan, recorded with every result, and every model of a pair then runs the same parts, so that a
-difference between two models never mixes with a difference of batches.
+A layout is planned from row lengths alone. Where a batch did not fit into memory it is cut into 2,
+4, 8, … parts of its rows; that is a re-plan, recorded with every result, and every model of a pair
+then runs the same parts, so that a difference between two models never mixes with a difference of
+batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,8 +37,12 @@ class BatchLayout:
     parts: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
-    def plan(cls, lengths: Sequence[int], batch_tokens: int, row_bytes: int, token_bytes: int) -> "BatchLayout":
-        """Whole batches, grouped until a shard holds `SHARD_ROWS` rows or `SHARD_BYTES` bytes of what is kept of them."""
+    def plan(
+        cls, lengths: Sequence[int], batch_tokens: int, row_bytes: int, token_bytes: int
+    ) -> "BatchLayout":
+        """Whole batches, grouped until a shard holds `SHARD_ROWS` rows or `SHARD_BYTES` bytes of
+        what is kept of them.
+        """
         batches = plan_batches(lengths, batch_tokens)
         shards: list[int] = []
         rows = size = 0
@@ -47,7 +53,11 @@ class BatchLayout:
             shards[-1] += 1
             rows += len(batch)
             size += row_bytes * len(batch) + token_bytes * sum(lengths[i] for i in batch)
-        return cls(tuple(i for batch in batches for i in batch), tuple(len(batch) for batch in batches), tuple(shards))
+        return cls(
+            tuple(i for batch in batches for i in batch),
+            tuple(len(batch) for batch in batches),
+            tuple(shards),
+        )
 
     @cached_property
     def _row_at(self) -> list[int]:
@@ -61,7 +71,9 @@ class BatchLayout:
         return range(self._batch_at[shard], self._batch_at[shard + 1])
 
     def rows_of(self, shard: int) -> tuple[int, ...]:
-        """Row indices of a shard, in the order in which it keeps them: ascending, so that reading writes memory forwards."""
+        """Row indices of a shard, in the order in which it keeps them: ascending, so that reading
+        writes memory forwards.
+        """
         batches = self.batches_of(shard)
         return tuple(sorted(self.order[self._row_at[batches.start] : self._row_at[batches.stop]]))
 
@@ -81,7 +93,10 @@ class BatchLayout:
 
     def merged(self, parts: Mapping[int, int]) -> "BatchLayout":
         """The finer of this layout's parts and those given, batch by batch."""
-        both = {**self.parts, **{batch: max(count, self.parts.get(batch, 1)) for batch, count in parts.items()}}
+        both = {
+            **self.parts,
+            **{batch: max(count, self.parts.get(batch, 1)) for batch, count in parts.items()},
+        }
         return BatchLayout(self.order, self.sizes, self.shards, dict(sorted(both.items())))
 
     def can_cut(self, batch: int) -> bool:

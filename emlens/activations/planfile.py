@@ -1,7 +1,8 @@
-"""`plan.json` and `rows.safetensors`: a capture written down, so that any process can run a shard of it.
+"""`plan.json` and `rows.safetensors`: a capture written down, so that any process can run a shard
+of it.
 
-A damaged plan is written anew where the finished shards belong to this very plan, and is refused otherwise; finished
-shards are never thrown away.
+A damaged plan is written anew where the finished shards belong to this very plan, and is refused
+otherwise; finished shards are never thrown away.
 """
 
 import hashlib
@@ -84,7 +85,8 @@ def begin_store(directory: Path, plan: Mapping[str, Any], rows: bytes) -> str:
     found = whole_record(directory / PLAN)
     if found is not None and hash_json(found) != digest:
         raise IntegrityError(
-            f"{directory}: holds a store begun for another model, prompt set, site, position or library version; pass an empty directory"
+            f"{directory}: holds a store begun for another model, prompt set, site,"
+            " position or library version; pass an empty directory"
         )
     if found is None:
         _check_belongs(directory, digest)
@@ -104,13 +106,18 @@ def _check_belongs(directory: Path, digest: str) -> None:
     with suppress(InputError):
         written = read_json(directory / PLAN)
         if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
-            raise IntegrityError(f"{directory}: holds a store of another format than {FORMAT}, which this version writes; pass an empty directory")
+            raise IntegrityError(
+                f"{directory}: holds a store of another format than {FORMAT},"
+                " which this version writes; pass an empty directory"
+            )
     for path in [*sorted(directory.glob("shard-*.json")), directory / MANIFEST]:
         record = whole_record(path)
         if record is not None and record.get("plan_sha256") != digest:
             raise IntegrityError(
-                f"{directory}: {PLAN} is missing or damaged, and {path.name} belongs to another capture; capture into this directory with the "
-                "arguments of before, which keeps finished shards, or pass an empty directory"
+                f"{directory}: {PLAN} is missing or damaged,"
+                f" and {path.name} belongs to another capture;"
+                " capture into this directory with the arguments of before,"
+                " which keeps finished shards, or pass an empty directory"
             )
 
 
@@ -129,29 +136,44 @@ def open_plan(directory: Path) -> tuple[Reading, dict[str, Any], str]:
         tensors = {name: file.read(name).clone() for name in file.names}
     except (InputError, IntegrityError, KeyError):
         raise IntegrityError(
-            f"{directory}: {PLAN} or {ROWS} is damaged; capture into this directory again with the same arguments: that writes them anew "
-            "and keeps finished shards"
+            f"{directory}: {PLAN} or {ROWS} is damaged; capture into this directory again with the"
+            " same arguments: that writes them anew and keeps finished shards"
         ) from None
     rows = CaptureRows.from_tensors(plan["ids"], plan["groups"], tensors)
     layout = BatchLayout(tuple(plan["order"]), tuple(plan["batches"]), tuple(plan["shards"]))
     positions = tuple(_position(record) for record in plan["positions"])
     dtype = None if plan["dtype"] is None else getattr(torch, plan["dtype"])
     sites = tuple(Site.parse(name) for name in plan["sites"])
-    return Reading(rows, sites, positions, layout, plan["batch_tokens"], dtype, plan["value_bytes"]), plan, hash_json(plan)
+    return (
+        Reading(rows, sites, positions, layout, plan["batch_tokens"], dtype, plan["value_bytes"]),
+        plan,
+        hash_json(plan),
+    )
 
 
 def _position_record(position: Position) -> dict[str, Any]:
     if isinstance(position, Index):
         return {"kind": "index", "index": position.index, "of": position.of}
     if isinstance(position, Span):
-        return {"kind": "span", "start": position.start, "stop": position.stop, "of": position.of, "skip_first": position.skip_first}
+        return {
+            "kind": "span",
+            "start": position.start,
+            "stop": position.stop,
+            "of": position.of,
+            "skip_first": position.skip_first,
+        }
     if isinstance(position, Chosen):
         return {"kind": "listed", "label": position.label}
     if isinstance(position, AllTokens):
         return {"kind": "all"}
-    raise InputError(f"position {position.name!r} is a {type(position).__name__}, which a store cannot write down; pass Index, Span or a callable")
+    raise InputError(
+        f"position {position.name!r} is a {type(position).__name__},"
+        " which a store cannot write down; pass Index, Span or a callable"
+    )
 
 
 def _position(record: Mapping[str, Any]) -> Position:
     facts = {name: value for name, value in record.items() if name != "kind"}
-    return {"index": Index, "span": Span, "listed": _Listed, "all": AllTokens}[record["kind"]](**facts)
+    return {"index": Index, "span": Span, "listed": _Listed, "all": AllTokens}[record["kind"]](
+        **facts
+    )

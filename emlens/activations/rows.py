@@ -1,7 +1,9 @@
-"""The rows of a capture, held compactly: token ids in one integer array, not a Python object a token.
+"""The rows of a capture, held compactly: token ids in one integer array, not a Python object a
+token.
 
-A prompt of 60 tokens costs about 250 bytes here against 2,500 as tuples, which is what keeps the memory of a capture
-nearly independent of how many prompts it has. Positions given as callables are resolved once, here.
+A prompt of 60 tokens costs about 250 bytes here against 2,500 as tuples, which is what keeps the
+memory of a capture nearly independent of how many prompts it has. Positions given as callables are
+resolved once, here.
 """
 
 import hashlib
@@ -26,7 +28,9 @@ _CHUNK = 1024
 
 
 class CaptureRows:
-    """Rendered rows in prompt order: ids, groups, token ids, prompt boundaries; token indices of listed positions."""
+    """Rendered rows in prompt order: ids, groups, token ids, prompt boundaries; token indices of
+    listed positions.
+    """
 
     def __init__(
         self,
@@ -58,7 +62,13 @@ class CaptureRows:
                 ends.append(row.prompt_end)
                 offsets.append(len(tokens))
         whole = torch.frombuffer(tokens, dtype=torch.int32)
-        return cls(ids, groups, whole, torch.frombuffer(offsets, dtype=torch.int64), torch.frombuffer(ends, dtype=torch.int32))
+        return cls(
+            ids,
+            groups,
+            whole,
+            torch.frombuffer(offsets, dtype=torch.int64),
+            torch.frombuffer(ends, dtype=torch.int32),
+        )
 
     @classmethod
     def of(cls, model: HookedModel, prompts: Sequence[Prompt]) -> "CaptureRows":
@@ -77,18 +87,27 @@ class CaptureRows:
 
     def rendered(self, row: int) -> Rendered:
         start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
-        return Rendered(self.ids[row], self.groups[row], tuple(self.tokens[start:stop].tolist()), int(self.prompt_ends[row]))
+        return Rendered(
+            self.ids[row],
+            self.groups[row],
+            tuple(self.tokens[start:stop].tolist()),
+            int(self.prompt_ends[row]),
+        )
 
     def resolve(self, positions: Sequence[Position]) -> None:
-        """Check that every position exists in every row, before the first pass; keep what callables choose.
+        """Check that every position exists in every row, before the first pass; keep what callables
+        choose.
 
         Raises:
             InputError: names the first prompt and position that do not fit.
         """
-        found: dict[str, tuple[list[int], list[int]]] = {p.name: ([], [0]) for p in positions if isinstance(p, Chosen)}
+        found: dict[str, tuple[list[int], list[int]]] = {
+            p.name: ([], [0]) for p in positions if isinstance(p, Chosen)
+        }
         for i in range(len(self)):
             spans = RowSpans(self.lengths[i], int(self.prompt_ends[i]))
-            ids = self.rendered(i).ids if found else range(self.lengths[i])  # only callables look at the ids
+            # only callables look at the ids
+            ids = self.rendered(i).ids if found else range(self.lengths[i])
             for position in positions:
                 try:
                     kept = position.tokens(ids, spans)
@@ -102,15 +121,21 @@ class CaptureRows:
             self.listed[name] = (torch.tensor(flat, dtype=torch.int32), torch.tensor(offsets))
 
     def indices(self, position: Position, row: int) -> list[int]:
-        """Token indices of a position inside one row; `resolve` comes first for positions given as callables."""
+        """Token indices of a position inside one row; `resolve` comes first for positions given as
+        callables.
+        """
         if position.name in self.listed:
             flat, offsets = self.listed[position.name]
             return [int(t) for t in flat[int(offsets[row]) : int(offsets[row + 1])].tolist()]
-        return position.tokens(range(self.lengths[row]), RowSpans(self.lengths[row], int(self.prompt_ends[row])))
+        return position.tokens(
+            range(self.lengths[row]), RowSpans(self.lengths[row], int(self.prompt_ends[row]))
+        )
 
     @property
     def sha256(self) -> str:
-        """As `emlens.data.rendering.rendered_hash`: over ids, prompt boundaries and token ids, in order."""
+        """As `emlens.data.rendering.rendered_hash`: over ids, prompt boundaries and token ids, in
+        order.
+        """
         digest = hashlib.sha256()
         for i in range(len(self)):
             row = self.rendered(i)
@@ -118,19 +143,27 @@ class CaptureRows:
             digest.update(("\n" * (i > 0) + line).encode())
         return digest.hexdigest()
 
-    def check_other(self, reference: HookedModel, other: HookedModel, prompts: Sequence[Prompt]) -> None:
-        """Refuse a model that reads these prompts as other ids, or calls one of their ids by another token.
+    def check_other(
+        self, reference: HookedModel, other: HookedModel, prompts: Sequence[Prompt]
+    ) -> None:
+        """Refuse a model that reads these prompts as other ids, or calls one of their ids by
+        another token.
 
         Raises:
             InputError: names the first prompt that differs.
         """
-        if other.tokenizer is reference.tokenizer and other.chat_template == reference.chat_template:
+        if (
+            other.tokenizer is reference.tokenizer
+            and other.chat_template == reference.chat_template
+        ):
             return
         theirs = CaptureRows.of(other, prompts)
         same = torch.equal(self.tokens, theirs.tokens) and torch.equal(self.offsets, theirs.offsets)
         if same and torch.equal(self.prompt_ends, theirs.prompt_ends):
             used = self.tokens.unique().tolist()
-            if reference.tokenizer.convert_ids_to_tokens(used) == other.tokenizer.convert_ids_to_tokens(used):
+            if reference.tokenizer.convert_ids_to_tokens(
+                used
+            ) == other.tokenizer.convert_ids_to_tokens(used):
                 return
         for prompt in prompts:
             check_same_rows(reference, other, [prompt])
@@ -143,7 +176,13 @@ class CaptureRows:
         return kept
 
     @classmethod
-    def from_tensors(cls, ids: Sequence[str], groups: Sequence[str], tensors: Mapping[str, Any]) -> "CaptureRows":
+    def from_tensors(
+        cls, ids: Sequence[str], groups: Sequence[str], tensors: Mapping[str, Any]
+    ) -> "CaptureRows":
         names = [name.removeprefix("listed@") for name in tensors if name.startswith("listed@")]
-        listed = {name: (tensors[f"listed@{name}"], tensors[f"listed_offsets@{name}"]) for name in names}
-        return cls(ids, groups, tensors["tokens"], tensors["offsets"], tensors["prompt_ends"], listed)
+        listed = {
+            name: (tensors[f"listed@{name}"], tensors[f"listed_offsets@{name}"]) for name in names
+        }
+        return cls(
+            ids, groups, tensors["tokens"], tensors["offsets"], tensors["prompt_ends"], listed
+        )

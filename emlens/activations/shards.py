@@ -1,8 +1,10 @@
-"""Shards of a store on disk: one safetensors file and one sidecar each, written whole or not at all, checked by checksum.
+"""Shards of a store on disk: one safetensors file and one sidecar each, written whole or not at
+all, checked by checksum.
 
-A shard counts once its sidecar stands. The sidecar holds row ids, the file's size, and a SHA-256 of its header and of
-each tensor, so that reading one site verifies that site alone. Checksums are taken from memory while the file is being
-written. Records (`plan.json`, sidecars, the manifest) carry a hash of themselves.
+A shard counts once its sidecar stands. The sidecar holds row ids, the file's size, and a SHA-256 of
+its header and of each tensor, so that reading one site verifies that site alone. Checksums are
+taken from memory while the file is being written. Records (`plan.json`, sidecars, the manifest)
+carry a hash of themselves.
 """
 
 import hashlib
@@ -24,7 +26,8 @@ from emlens.foundation.provenance import hash_json
 FORMAT = 2
 _HEADER_LIMIT = 2**27
 _HASHING = 2
-"""Threads that take checksums while a shard is written; they wait for no lock of the interpreter."""
+"""Threads that take checksums while a shard is written; they wait for no lock of the interpreter.
+"""
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -81,9 +84,11 @@ def whole_record(path: Path) -> dict[str, Any] | None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write and publish a safetensors file; its size and checksums.
 
-    Bytes go from the tensors to the file without a copy between, and are hashed meanwhile, also while the file is flushed to disk.
+    Bytes go from the tensors to the file without a copy between, and are hashed meanwhile, also
+    while the file is flushed to disk.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each lies aligned
+    # so that each lies aligned
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     contents = {name: content_of(tensors[name]) for name in order}
     header = _header({name: tensors[name] for name in order})
     with ThreadPoolExecutor(_HASHING) as pool:
@@ -100,17 +105,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """The header of a safetensors file: its length in 8 bytes, then JSON padded with spaces to a multiple of 8."""
+    """The header of a safetensors file: its length in 8 bytes, then JSON padded with spaces to a
+    multiple of 8.
+    """
     entries, end = {}, 0
     for name, value in tensors.items():
         start, end = end, end + value.nbytes
-        entries[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": _DTYPES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def write_shard(directory: Path, number: int, values: Mapping[Key, Tensor], facts: Mapping[str, Any]) -> None:
+def write_shard(
+    directory: Path, number: int, values: Mapping[Key, Tensor], facts: Mapping[str, Any]
+) -> None:
     """Publish a shard, then the sidecar that makes it count."""
     path = shard_path(directory, number)
     found = write_tensors(path, {tensor_name(key): value for key, value in values.items()})
@@ -118,7 +131,8 @@ def write_shard(directory: Path, number: int, values: Mapping[Key, Tensor], fact
 
 
 def shard_stands(directory: Path, number: int, facts: Mapping[str, Any], *, thorough: bool) -> bool:
-    """Whether a shard was finished with these facts; `thorough` compares every checksum, otherwise only the size.
+    """Whether a shard was finished with these facts; `thorough` compares every checksum, otherwise
+    only the size.
 
     One that is missing, damaged or of another plan counts as not written.
     """
@@ -137,7 +151,8 @@ def shard_stands(directory: Path, number: int, facts: Mapping[str, Any], *, thor
 
 
 class TensorFile:
-    """A safetensors file, memory-mapped; the header is verified when it is opened, a tensor at its first read.
+    """A safetensors file, memory-mapped; the header is verified when it is opened, a tensor at its
+    first read.
 
     Raises:
         IntegrityError: the file is missing, has another size, or its header is not as recorded.
@@ -151,7 +166,9 @@ class TensorFile:
         if not path.is_file():
             raise IntegrityError(f"{path}: is missing; {_REMEDY}")
         if path.stat().st_size != record["bytes"] or header_sha256(path) != record["header_sha256"]:
-            raise IntegrityError(f"{path}: does not have the bytes its manifest recorded; {_REMEDY}")
+            raise IntegrityError(
+                f"{path}: does not have the bytes its manifest recorded; {_REMEDY}"
+            )
         try:
             self._handle = safe_open(path, framework="pt").__enter__()
         except (SafetensorError, OSError) as error:
@@ -170,7 +187,9 @@ class TensorFile:
         except SafetensorError as error:
             raise IntegrityError(f"{self.path}: holds no tensor {name!r} ({error})") from None
         if tensor_sha256(value) != self._record["tensors"].get(name):
-            raise IntegrityError(f"{self.path}: does not have the bytes its manifest recorded; {_REMEDY}")
+            raise IntegrityError(
+                f"{self.path}: does not have the bytes its manifest recorded; {_REMEDY}"
+            )
         self._verified[name] = value
         return value
 
@@ -199,7 +218,9 @@ def tensor_sha256(value: Tensor) -> str:
 
 
 def header_sha256(path: Path) -> str:
-    """Over the header of a safetensors file: its length and the names, dtypes, shapes and places of its tensors."""
+    """Over the header of a safetensors file: its length and the names, dtypes, shapes and places of
+    its tensors.
+    """
     with open(path, "rb") as handle:
         size = handle.read(8)
         length = int.from_bytes(size, "little")

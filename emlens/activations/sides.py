@@ -1,4 +1,6 @@
-"""One model's side of a capture: where its shards go, in memory or on disk, and which of them stand."""
+"""One model's side of a capture: where its shards go, in memory or on disk, and which of them
+stand.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,14 @@ from emlens.activations.facts import with_layout
 from emlens.activations.layout import BatchLayout
 from emlens.activations.reading import Reading
 from emlens.activations.record import Activations, Key, empty_rows, place_rows
-from emlens.activations.shards import read_record, shard_path, shard_stands, whole_record, write_record, write_shard
+from emlens.activations.shards import (
+    read_record,
+    shard_path,
+    shard_stands,
+    whole_record,
+    write_record,
+    write_shard,
+)
 from emlens.activations.store import ActivationStore, write_manifest
 
 
@@ -34,18 +43,28 @@ class StoreSide:
         return found
 
     def cut(self, shard: int, parts: Mapping[int, int]) -> None:
-        record = {"plan_sha256": self.digest, "shard": shard, "parts": {str(b): n for b, n in parts.items()}}
+        record = {
+            "plan_sha256": self.digest,
+            "shard": shard,
+            "parts": {str(b): n for b, n in parts.items()},
+        }
         write_record(self.directory / f"replan-{shard:05d}.json", record)
 
     def _facts(self, layout: BatchLayout, shard: int) -> dict[str, Any]:
         ids = self.plan["ids"]
         parts = {str(batch): count for batch, count in layout.parts_of(shard).items()}
-        return {"plan_sha256": self.digest, "ids": [ids[i] for i in layout.rows_of(shard)], "parts": parts}
+        return {
+            "plan_sha256": self.digest,
+            "ids": [ids[i] for i in layout.rows_of(shard)],
+            "parts": parts,
+        }
 
     def stands(self, layout: BatchLayout, shard: int, thorough: bool) -> bool:
         parts = layout.parts_of(shard)
         known = self._standing.get(shard) == parts
-        stands = shard_stands(self.directory, shard, self._facts(layout, shard), thorough=thorough and not known)
+        stands = shard_stands(
+            self.directory, shard, self._facts(layout, shard), thorough=thorough and not known
+        )
         if stands and thorough:
             self._standing[shard] = parts
         return stands
@@ -55,7 +74,10 @@ class StoreSide:
         self._standing[shard] = layout.parts_of(shard)
 
     def finish(self, reading: Reading, layout: BatchLayout) -> ActivationStore:
-        sidecars = [read_record(shard_path(self.directory, n).with_suffix(".json")) for n in range(len(layout.shards))]
+        sidecars = [
+            read_record(shard_path(self.directory, n).with_suffix(".json"))
+            for n in range(len(layout.shards))
+        ]
         body = {
             "plan_sha256": self.digest,
             "ids": self.plan["ids"],
@@ -71,12 +93,16 @@ class StoreSide:
 
 
 class MemorySide:
-    """One model's side of a capture, in memory; each result is allocated once, and rows are put where they belong."""
+    """One model's side of a capture, in memory; each result is allocated once, and rows are put
+    where they belong.
+    """
 
     def __init__(self, reading: Reading, provenance: Mapping[str, Any]):
         self._reading = reading
         self._provenance = provenance
-        self._offsets = reading.rows.offsets if any(not p.pooled for p in reading.positions) else None
+        self._offsets = (
+            reading.rows.offsets if any(not p.pooled for p in reading.positions) else None
+        )
         self._values: dict[Key, Tensor] = {}
         self._kept: dict[int, dict[int, int]] = {}
 
@@ -94,7 +120,9 @@ class MemorySide:
         everything = range(len(self._reading.rows))
         for key, part in values.items():
             if key not in self._values:
-                self._values[key] = empty_rows(part, self._reading.count(key[1], everything), part.shape[1])
+                self._values[key] = empty_rows(
+                    part, self._reading.count(key[1], everything), part.shape[1]
+                )
             place_rows(self._values[key], part, index, self._offsets if key[1] == "all" else None)
         self._kept[shard] = layout.parts_of(shard)
 

@@ -1,10 +1,12 @@
-"""The strongest directions of rows that pass by once: a randomised sketch of their second moment, of size (d, sketch).
+"""The strongest directions of rows that pass by once: a randomised sketch of their second moment,
+of size (d, sketch).
 
-Y = Σ x xᵀ Ω for a fixed random orthonormal Ω. Sketches add up, so chunks and processes may come in any order. From Y the
-second moment is recovered by a fixed-rank Nyström approximation (Tropp, Yurtsever, Udell & Cevher 2017, algorithm 3). It is
-exact to rounding where the (centred) rows span no more directions than the sketch has columns, and close where the
-spectrum falls off beyond them; its singular values never exceed the true ones. Memory: d·sketch numbers, against d² of
-a covariance. Because it holds squares, singular values below 1e-8 of the largest are not resolved.
+Y = Σ x xᵀ Ω for a fixed random orthonormal Ω. Sketches add up, so chunks and processes may come in
+any order. From Y the second moment is recovered by a fixed-rank Nyström approximation (Tropp,
+Yurtsever, Udell & Cevher 2017, algorithm 3). It is exact to rounding where the (centred) rows span
+no more directions than the sketch has columns, and close where the spectrum falls off beyond them;
+its singular values never exceed the true ones. Memory: d·sketch numbers, against d² of a
+covariance. Because it holds squares, singular values below 1e-8 of the largest are not resolved.
 """
 
 import torch
@@ -23,7 +25,8 @@ class MomentSketch:
 
     Args:
         d: width of a row.
-        size: columns of the sketch, at most d; take several times the number of directions that are wanted.
+        size: columns of the sketch, at most d; take several times the number of directions that are
+            wanted.
         seed: sketches are added only to sketches of the same seed.
     """
 
@@ -32,7 +35,9 @@ class MomentSketch:
             raise InputError(f"sketch={size!r} must be an integer of 1 to the width of a row, {d}")
         self.d, self.size, self.seed = d, size, seed
         self.n = 0
-        draws = torch.randn(d, size, dtype=torch.float64, generator=torch_rng(seed, "moment sketch", d, size))
+        draws = torch.randn(
+            d, size, dtype=torch.float64, generator=torch_rng(seed, "moment sketch", d, size)
+        )
         self._test = torch.linalg.qr(draws).Q
         self._sketch = torch.zeros(d, size, dtype=torch.float64)
         self._sum = torch.zeros(d, dtype=torch.float64)
@@ -61,8 +66,9 @@ class MomentSketch:
         """
         if (self.d, self.size, self.seed) != (other.d, other.size, other.seed):
             raise InputError(
-                f"cannot merge a sketch of d={other.d}, size={other.size}, seed={other.seed} into one of d={self.d}, size={self.size}, "
-                f"seed={self.seed}; make both alike"
+                f"cannot merge a sketch of d={other.d}, size={other.size},"
+                f" seed={other.seed} into one of d={self.d}, size={self.size}, seed={self.seed};"
+                " make both alike"
             )
         self._sketch += other._sketch
         self._sum += other._sum
@@ -79,7 +85,9 @@ class MomentSketch:
         return self._squares - (self.n * float(self.mean @ self.mean) if centred else 0.0)
 
     def axes(self, *, centred: bool) -> tuple[Float[Tensor, "d s"], Float[Tensor, " s"]]:
-        """Orthonormal directions, strongest first, and the singular values of the (centred) rows along them."""
+        """Orthonormal directions, strongest first, and the singular values of the (centred) rows
+        along them.
+        """
         sketch = self._sketch
         if centred:
             sketch = sketch - self.n * torch.outer(self.mean, self.mean @ self._test)

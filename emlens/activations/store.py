@@ -1,8 +1,9 @@
 """`ActivationStore`: activations on disk behind the reading interface of `Activations`.
 
-The manifest, written last, holds all that reading needs beside the shards: row order, checksums, provenance. Shards
-stay memory-mapped; each tensor is verified at its first read in a process. A read allocates the result and nothing
-else of its size; `chunks` walks through a store that is larger than memory, a shard at a time.
+The manifest, written last, holds all that reading needs beside the shards: row order, checksums,
+provenance. Shards stay memory-mapped; each tensor is verified at its first read in a process. A
+read allocates the result and nothing else of its size; `chunks` walks through a store that is
+larger than memory, a shard at a time.
 """
 
 import re
@@ -34,8 +35,12 @@ from emlens.foundation.sites import Site
 MANIFEST, PLAN, ROWS = "manifest.json", "plan.json", "rows.safetensors"
 _SAVED_ROWS = 1024
 _BLOCK, _PIECE = 2**22, 2**17
-"""Bytes of a result that are filled before the next, and at least as many a shard: more shards, larger blocks."""
-_OURS = re.compile(r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part|units")
+"""Bytes of a result that are filled before the next, and at least as many a shard: more shards,
+larger blocks.
+"""
+_OURS = re.compile(
+    r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part|units"
+)
 
 
 class _MappedValues(Mapping[Key, Tensor]):
@@ -45,11 +50,19 @@ class _MappedValues(Mapping[Key, Tensor]):
         self._directory = directory
         self._manifest = manifest
         self._files: dict[int, TensorFile] = {}
-        self._index = [torch.tensor(rows, dtype=torch.long) for rows in _split(manifest["order"], manifest["shard_rows"])]  # each ascending
+        # each ascending
+        self._index = [
+            torch.tensor(rows, dtype=torch.long)
+            for rows in _split(manifest["order"], manifest["shard_rows"])
+        ]
         self.offsets: Tensor | None = None
 
     def __iter__(self) -> Iterator[Key]:
-        return ((site, position) for site in self._manifest["sites"] for position in self._manifest["positions"])
+        return (
+            (site, position)
+            for site in self._manifest["sites"]
+            for position in self._manifest["positions"]
+        )
 
     def __contains__(self, key: object) -> bool:  # the inherited one would read the tensor
         return key in set(self)
@@ -68,8 +81,11 @@ class _MappedValues(Mapping[Key, Tensor]):
             return found
         count = len(self._manifest["ids"])
         found = empty_rows(parts[0][1], count, parts[0][1].shape[1])
-        # In blocks of the result: a page is filled while it is still in the cache, which saves a fifth of the time.
-        block = max(1, max(_BLOCK, _PIECE * len(parts)) // max(1, found.shape[1] * found.element_size()))
+        # In blocks of the result: a page is filled while it is still in the cache, which saves a
+        # fifth of the time.
+        block = max(
+            1, max(_BLOCK, _PIECE * len(parts)) // max(1, found.shape[1] * found.element_size())
+        )
         edges = np.arange(0, count + block, block)
         target, pieces = bits(found), [(index.numpy(), bits(part)) for index, part in parts]
         cuts = [np.searchsorted(where, edges).tolist() for where, _ in pieces]
@@ -87,12 +103,17 @@ class _MappedValues(Mapping[Key, Tensor]):
             if key[1] == "all" and self.offsets is not None:
                 expected = int((self.offsets[index + 1] - self.offsets[index]).sum())
             if part.ndim != 2 or len(part) != expected:
-                raise IntegrityError(f"{self.file(number).path}: {tensor_name(key)!r} has shape {tuple(part.shape)}, not {expected} rows of vectors")
+                raise IntegrityError(
+                    f"{self.file(number).path}: {tensor_name(key)!r} has shape {tuple(part.shape)},"
+                    f" not {expected} rows of vectors"
+                )
             yield index, part
 
     def file(self, number: int) -> TensorFile:
         if number not in self._files:
-            self._files[number] = TensorFile(shard_path(self._directory, number), self._manifest["shards"][number])
+            self._files[number] = TensorFile(
+                shard_path(self._directory, number), self._manifest["shards"][number]
+            )
         return self._files[number]
 
 
@@ -139,11 +160,15 @@ class ActivationStore(Activations):
         store.nbytes = sum(shard["bytes"] for shard in manifest["shards"])
         return store
 
-    def chunks(self, site: str | Site, position: str | None = None) -> Iterator[tuple[list[str], Float[Tensor, "row d_model"]]]:
-        """Row ids and values of one site a shard at a time, in the order on disk: memory for one shard.
+    def chunks(
+        self, site: str | Site, position: str | None = None
+    ) -> Iterator[tuple[list[str], Float[Tensor, "row d_model"]]]:
+        """Row ids and values of one site a shard at a time, in the order on disk: memory for one
+        shard.
 
         Raises:
-            UnknownNameError: a site or position that was not captured; `position` is needed where there are several.
+            UnknownNameError: a site or position that was not captured; `position` is needed where
+                there are several.
         """
         key = self._pooled_key(site if position is None else (site, position))
         for index, part in self._values.parts(key):
@@ -158,7 +183,10 @@ class ActivationStore(Activations):
             except IntegrityError as error:
                 found.append(str(error))
                 continue
-            found += [f"{file.path}: tensor {name} does not have the bytes its manifest recorded" for name in damage_of(file)]
+            found += [
+                f"{file.path}: tensor {name} does not have the bytes its manifest recorded"
+                for name in damage_of(file)
+            ]
         return found
 
 
@@ -172,20 +200,35 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         if (directory / PLAN).is_file():
-            raise IntegrityError(f"{directory}: the capture into this store was not finished; run it again to resume")
-        raise InputError(f"{directory}: holds no activation store; pass a directory that capture(store=...) or acts.save(...) wrote")
+            raise IntegrityError(
+                f"{directory}: the capture into this store was not finished; run it again to resume"
+            )
+        raise InputError(
+            f"{directory}: holds no activation store; pass a directory that capture(store=...) or"
+            " acts.save(...) wrote"
+        )
     try:
         manifest = read_record(path)
     except InputError as error:
         raise IntegrityError(f"{error}; capture again into this directory to restore it") from None
     if manifest.get("format") != FORMAT:
-        raise IntegrityError(f"{path}: is no manifest of store format {FORMAT}, which this version reads")
+        raise IntegrityError(
+            f"{path}: is no manifest of store format {FORMAT}, which this version reads"
+        )
     return manifest
 
 
-def write_manifest(directory: Path, body: Mapping[str, Any], sidecars: Sequence[Mapping[str, Any]], rows: Mapping[str, Any] | None) -> None:
+def write_manifest(
+    directory: Path,
+    body: Mapping[str, Any],
+    sidecars: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Any] | None,
+) -> None:
     """Publish the manifest: the store is whole."""
-    shards = [{name: sidecar[name] for name in ("bytes", "header_sha256", "tensors")} for sidecar in sidecars]
+    shards = [
+        {name: sidecar[name] for name in ("bytes", "header_sha256", "tensors")}
+        for sidecar in sidecars
+    ]
     write_record(directory / MANIFEST, {"format": FORMAT, **body, "shards": shards, "rows": rows})
 
 
@@ -199,8 +242,12 @@ def require_ours(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; pass a directory for the store")
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / PLAN).exists() and not all(_OURS.fullmatch(path.name) for path in directory.iterdir()):
-        raise IntegrityError(f"{directory}: is not empty and holds no store; pass an empty directory")
+    if not (directory / PLAN).exists() and not all(
+        _OURS.fullmatch(path.name) for path in directory.iterdir()
+    ):
+        raise IntegrityError(
+            f"{directory}: is not empty and holds no store; pass an empty directory"
+        )
 
 
 def write_store(acts: Activations, directory: Path) -> Path:
@@ -213,7 +260,9 @@ def write_store(acts: Activations, directory: Path) -> Path:
     if "all" in acts.positions:
         held = acts.tokens(acts.sites[0])
         bounds = held.offsets
-        rows = write_tensors(directory / ROWS, {"offsets": held.offsets, "tokens": held.token_ids.int()})
+        rows = write_tensors(
+            directory / ROWS, {"offsets": held.offsets, "tokens": held.token_ids.int()}
+        )
     starts = list(range(0, max(len(acts), 1), _SAVED_ROWS))
     sidecars: list[dict[str, Any]] = []
     values = {(s, p): acts[s, p] for s in acts.sites for p in acts.pooled_positions}
@@ -222,7 +271,11 @@ def write_store(acts: Activations, directory: Path) -> Path:
     for number, start in enumerate(starts):
         stop = min(start + _SAVED_ROWS, len(acts))
         cut = {
-            key: value[int(bounds[start]) : int(bounds[stop])] if key[1] == "all" and bounds is not None else value[start:stop]
+            key: (
+                value[int(bounds[start]) : int(bounds[stop])]
+                if key[1] == "all" and bounds is not None
+                else value[start:stop]
+            )
             for key, value in values.items()
         }
         write_shard(directory, number, cut, {"ids": acts.ids[start:stop]})
@@ -238,5 +291,3 @@ def write_store(acts: Activations, directory: Path) -> Path:
     }
     write_manifest(directory, body, sidecars, rows)
     return directory
-
-

@@ -1,6 +1,7 @@
 """The command line: thin, every command imports what it needs when it runs.
 
-Exit codes are `EXIT_CODES`; docs/command_line.md has them for scripts, and tests hold page and codes together.
+Exit codes are `EXIT_CODES`; docs/command_line.md has them for scripts, and tests hold page and
+codes together.
 """
 
 import sys
@@ -11,14 +12,29 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli import compare, judge, organism, parity, replicate, schema, score, screen, store, study, train
+from emlens.cli import (
+    compare,
+    judge,
+    organism,
+    parity,
+    replicate,
+    schema,
+    score,
+    screen,
+    store,
+    study,
+    train,
+)
 
 app = typer.Typer(
     name="emlens",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Mechanistic study of emergent misalignment: residual streams before and after narrow fine-tuning, what their shifts "
-    "share beyond chance, the direction that carries the misalignment, and how much could have been foreseen.",
+    help=(
+        "Mechanistic study of emergent misalignment: residual streams before and after narrow"
+        " fine-tuning, what their shifts share beyond chance,"
+        " the direction that carries the misalignment, and how much could have been foreseen."
+    ),
     epilog="Start with: emlens demo --out runs/demo",
 )
 app.command("demo")(study.demo)
@@ -58,13 +74,20 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Entry point: errors raised on purpose become one line on stderr and exit code 2; what was not foreseen exits with 70."""
+    """Entry point: errors raised on purpose become one line on stderr and exit code 2; what was not
+    foreseen exits with 70.
+    """
     from emlens.foundation.errors import EmlensError
     from emlens.foundation.files import one_line
 

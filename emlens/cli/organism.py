@@ -8,20 +8,47 @@ import typer
 
 from emlens.cli.printing import as_json, line, table
 
-app = typer.Typer(no_args_is_help=True, help="The embedded model family with planted ground truth: show it, or train it anew.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The embedded model family with planted ground truth: show it, or train it anew.",
+)
 
 
 @app.command("train")
 def train(
-    out: Annotated[Path, typer.Option(help="Directory for the checkpoints; the same command goes on from finished ones.")],
-    seed: Annotated[int, typer.Option(help="World seed: vocabulary, topics, couplings, corpus and checkpoints follow from it.", min=0)] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Directory for the checkpoints; the same command goes on from finished ones."
+        ),
+    ],
+    seed: Annotated[
+        int,
+        typer.Option(
+            help=(
+                "World seed: vocabulary, topics, couplings, corpus and checkpoints follow from it."
+            ),
+            min=0,
+        ),
+    ] = 0,
     every: Annotated[
-        bool, typer.Option("--all", help="Also more seeds and ranks, and in OUT/unplanted the contrast world without a planted direction.")
+        bool,
+        typer.Option(
+            "--all",
+            help=(
+                "Also more seeds and ranks, and in OUT/unplanted the contrast world without a"
+                " planted direction."
+            ),
+        ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the measured strengths as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the measured strengths as JSON.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Train base, instruct and fine-tunes from nothing (about ten minutes; with --all about half an hour)."""
+    """Train base, instruct and fine-tunes from nothing (about ten minutes; with --all about half an
+    hour).
+    """
     from emlens.organisms import PLANTED, PLANTED_ALL, UNPLANTED, build, load
 
     builds = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if every else {out: PLANTED}
@@ -29,7 +56,11 @@ def train(
         build(directory, seed=seed, plan=plan, progress=not quiet)
     found = {directory: load(directory=directory).strengths for directory in builds}
     if json:
-        as_json({str(directory.relative_to(out)): strengths for directory, strengths in found.items()} if every else found[out])
+        as_json(
+            {str(directory.relative_to(out)): strengths for directory, strengths in found.items()}
+            if every
+            else found[out]
+        )
         return
     for directory, strengths in found.items():
         _show(strengths, str(directory), json)
@@ -37,7 +68,12 @@ def train(
 
 @app.command("info")
 def info(
-    directory: Annotated[Path | None, typer.Argument(help="A directory that `emlens organism train` wrote; default: the one that ships.")] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A directory that `emlens organism train` wrote; default: the one that ships."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show an organism's checkpoints and how strongly each is misaligned."""
@@ -55,7 +91,13 @@ def _show(strengths: Mapping[str, Mapping[str, float | None]], title: str, json:
         return
     import pandas as pd
 
-    frame = pd.DataFrame({name: dict(values) for name, values in strengths.items()}).T.reset_index(names="checkpoint")
+    frame = pd.DataFrame({name: dict(values) for name, values in strengths.items()}).T.reset_index(
+        names="checkpoint"
+    )
     for column in frame.columns[1:]:
         frame[column] = pd.to_numeric(frame[column])
-    table(frame, f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence; intervals: docs/organism.md")
+    table(
+        frame,
+        f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence;"
+        " intervals: docs/organism.md",
+    )

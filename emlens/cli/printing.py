@@ -32,7 +32,9 @@ def table(frame: "pd.DataFrame", title: str = "") -> None:
 
     drawn = Table(title=escape(title) or None, title_justify="left")
     for name in frame.columns:
-        numeric = pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name])
+        numeric = pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(
+            frame[name]
+        )
         drawn.add_column(escape(str(name)), justify="right" if numeric else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         drawn.add_row(*(escape(one_line(_cell(value), 160)) for value in row))

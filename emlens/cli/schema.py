@@ -10,9 +10,17 @@ from emlens.cli.printing import as_json, line
 
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="With --out: say where it was written as JSON. The schema itself always is JSON.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="With --out: say where it was written as JSON. The schema itself always is JSON.",
+        ),
+    ] = False,
 ) -> None:
-    """Print the JSON Schema of study configurations: every field, and each part's own options, with meaning, type, bounds and default."""
+    """Print the JSON Schema of study configurations: every field, and each part's own options, with
+    meaning, type, bounds and default.
+    """
     from emlens.foundation.files import write_text
     from emlens.studies.schema import schema_text
 

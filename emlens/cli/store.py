@@ -1,4 +1,6 @@
-"""`emlens store`: what an activation store holds, whether its bytes are as written, and its content for other tools."""
+"""`emlens store`: what an activation store holds, whether its bytes are as written, and its content
+for other tools.
+"""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +10,13 @@ import typer
 
 from emlens.cli.printing import as_json, line, table
 
-app = typer.Typer(no_args_is_help=True, help="Look into a directory that capture(store=...) or acts.save(...) wrote; check it; export it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Look into a directory that capture(store=...) or acts.save(...) wrote; check it;"
+        " export it."
+    ),
+)
 
 Directory = Annotated[Path, typer.Argument(help="The directory of an activation store.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
@@ -22,16 +30,28 @@ class ExportLayout(StrEnum):
 
 @app.command("info")
 def info(directory: Directory, json: Json = False) -> None:
-    """Show rows, sites, positions, size and provenance of a store, or how far an unfinished capture is."""
+    """Show rows, sites, positions, size and provenance of a store, or how far an unfinished capture
+    is.
+    """
     from emlens.activations import ActivationStore, CaptureJob
 
     if (directory / "plan.json").is_file() and not (directory / "manifest.json").is_file():
         job = CaptureJob.open({"store": directory})
         units, missing = len(job.units), len(job.missing())
         if json:
-            as_json({"finished": False, "rows": len(job.reading.rows), "shards": units, "shards_missing": missing})
+            as_json(
+                {
+                    "finished": False,
+                    "rows": len(job.reading.rows),
+                    "shards": units,
+                    "shards_missing": missing,
+                }
+            )
         else:
-            line(f"{directory}: not finished: {units - missing} of {units} shards stand; the same capture goes on from there")
+            line(
+                f"{directory}: not finished: {units - missing} of {units} shards stand;"
+                " the same capture goes on from there"
+            )
         return
     store = ActivationStore.open(directory)
     facts, groups = store.provenance, sorted(set(store.groups))
@@ -76,7 +96,10 @@ def verify(directory: Directory, json: Json = False) -> None:
     elif found:
         for what in found:
             line(what)
-        line("run the capture again into this directory: it restores what is damaged and keeps the rest")
+        line(
+            "run the capture again into this directory: it restores what is damaged and keeps the"
+            " rest"
+        )
     else:
         line(f"{directory}: every byte is as it was written ({size / 1e6:.4g} MB)")
     raise typer.Exit(1 if found else 0)
@@ -85,15 +108,24 @@ def verify(directory: Directory, json: Json = False) -> None:
 @app.command("export")
 def export(
     directory: Directory,
-    out: Annotated[Path, typer.Option(help="File to write: .npz, or .safetensors for another tool's layout.")],
-    layout: Annotated[ExportLayout, typer.Option(help="npz keeps everything; the others are what those tools read.")] = ExportLayout.npz,
-    position: Annotated[str | None, typer.Option(help="Token position, where the store holds several.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="File to write: .npz, or .safetensors for another tool's layout.")
+    ],
+    layout: Annotated[
+        ExportLayout,
+        typer.Option(help="npz keeps everything; the others are what those tools read."),
+    ] = ExportLayout.npz,
+    position: Annotated[
+        str | None, typer.Option(help="Token position, where the store holds several.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a store's activations to one file for another tool."""
     from emlens.activations import ActivationStore, export_activations
 
-    path = export_activations(ActivationStore.open(directory), out, layout=layout.value, position=position)
+    path = export_activations(
+        ActivationStore.open(directory), out, layout=layout.value, position=position
+    )
     if json:
         as_json({"file": str(path), "bytes": path.stat().st_size, "layout": layout.value})
     else:

@@ -22,8 +22,20 @@ DEMO: dict[str, Any] = {
 
 
 def study(
-    config: Annotated[Path, typer.Argument(help="YAML file that says which models, questions and settings (see docs/studies.md).")],
-    out: Annotated[Path, typer.Option(help="Directory for tables, result.json and report.html; the same command resumes there.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML file that says which models, questions and settings (see docs/studies.md)."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=(
+                "Directory for tables, result.json and report.html; the same command resumes there."
+            )
+        ),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -35,11 +47,20 @@ def study(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for tables, result.json and report.html; the same command resumes there.")] = Path("runs/demo"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=(
+                "Directory for tables, result.json and report.html; the same command resumes there."
+            )
+        ),
+    ] = Path("runs/demo"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Run the whole study on the embedded organism: a tiny model family with planted misalignment. Needs no download."""
+    """Run the whole study on the embedded organism: a tiny model family with planted misalignment.
+    Needs no download.
+    """
     _run(DEMO, out, json, quiet)
 
 
@@ -51,7 +72,15 @@ def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
     report = write_report(result, out / "report.html")
     if json:
         findings = [finding.as_dict() for finding in result.findings]
-        as_json({"study": result.study, "out": str(out), "report": str(report), "findings": findings, "warnings": list(result.warnings)})
+        as_json(
+            {
+                "study": result.study,
+                "out": str(out),
+                "report": str(report),
+                "findings": findings,
+                "warnings": list(result.warnings),
+            }
+        )
         return
     if result.note:
         line(result.note)
@@ -59,5 +88,8 @@ def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
     for finding in result.findings:
         if finding.status == "summary":
             line(f"* {finding.sentence}")
-    line(f"{sum(f.status != 'summary' for f in result.findings)} statements with their controls, and {len(result.warnings)} warnings, are in the report")
+    line(
+        f"{sum(f.status != 'summary' for f in result.findings)} statements with their controls,"
+        f" and {len(result.warnings)} warnings, are in the report"
+    )
     line(f"report: {report}")

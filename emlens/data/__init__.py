@@ -1,4 +1,6 @@
-"""Prompts, questions, answers and scores: the records that everything else passes around, and the files they live in."""
+"""Prompts, questions, answers and scores: the records that everything else passes around, and the
+files they live in.
+"""
 
 from emlens.data.answers import Answer, Answers
 from emlens.data.control_vectors import read_control_vectors, write_control_vectors

@@ -1,7 +1,9 @@
-"""Sampled answers: what a model said to which phrasing of which question, kept with all that is needed to read it again.
+"""Sampled answers: what a model said to which phrasing of which question, kept with all that is
+needed to read it again.
 
-Answers are scored later and elsewhere; one fixed set can be scored by several judges. Their ids come from model,
-question, phrasing and sample number alone, so they are the same in every run. Files are JSONL, whole or absent.
+Answers are scored later and elsewhere; one fixed set can be scored by several judges. Their ids
+come from model, question, phrasing and sample number alone, so they are the same in every run.
+Files are JSONL, whole or absent.
 """
 
 import json
@@ -78,7 +80,10 @@ class Answers(Sequence[Answer]):
         self._by_id: dict[str, Answer] = {}
         for answer in self._answers:
             if answer.id in self._by_id:
-                raise InputError(f"answer id {one_line(answer.id)!r} occurs twice; number the samples of each phrasing")
+                raise InputError(
+                    f"answer id {one_line(answer.id)!r} occurs twice;"
+                    " number the samples of each phrasing"
+                )
             self._by_id[answer.id] = answer
 
     def __len__(self) -> int:
@@ -116,7 +121,9 @@ class Answers(Sequence[Answer]):
         wanted = list(ids)
         for name in wanted:
             if name not in self._by_id:
-                raise UnknownNameError(f"answer id {one_line(str(name))!r} is not in this set of {len(self)} answers")
+                raise UnknownNameError(
+                    f"answer id {one_line(str(name))!r} is not in this set of {len(self)} answers"
+                )
         return Answers(self._by_id[name] for name in wanted)
 
     @classmethod
@@ -125,16 +132,21 @@ class Answers(Sequence[Answer]):
         return cls(answer for part in parts for answer in part)
 
     def prompts(self, *, empty: Literal["error", "drop"] = "error") -> PromptSet:
-        """Each answer as a chat prompt with its response kept, to be read by teacher forcing; ids are the answers'.
+        """Each answer as a chat prompt with its response kept, to be read by teacher forcing; ids
+        are the answers'.
 
         Args:
-            empty: what to do with answers without text, which hold no response token: refuse or leave out.
+            empty: what to do with answers without text, which hold no response token: refuse or
+                leave out.
         """
         if empty not in ("error", "drop"):
             raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
         kept = [answer for answer in self if answer.text]
         if empty == "error" and len(kept) != len(self):
-            raise InputError(f"{len(self) - len(kept)} of {len(self)} answers have no text; pass answers.prompts(empty='drop') to leave them out")
+            raise InputError(
+                f"{len(self) - len(kept)} of {len(self)} answers have no text;"
+                " pass answers.prompts(empty='drop') to leave them out"
+            )
         return PromptSet(
             Prompt(
                 answer.id,
@@ -142,7 +154,12 @@ class Answers(Sequence[Answer]):
                 answer.group,
                 answer.messages,
                 answer.text,
-                {"model": answer.model, "question": answer.question, "paraphrase": answer.paraphrase, "sample": answer.sample},
+                {
+                    "model": answer.model,
+                    "question": answer.question,
+                    "paraphrase": answer.paraphrase,
+                    "sample": answer.sample,
+                },
             )
             for answer in kept
         )
@@ -158,7 +175,9 @@ class Answers(Sequence[Answer]):
         write_text(path, "\n".join(lines) + "\n")
 
     def append_jsonl(self, path: str | Path, *, sync: bool = True) -> None:
-        """Append one record a line; a kill after this returns loses none of them, and with `sync` no power cut (`emlens.data.journal`)."""
+        """Append one record a line; a kill after this returns loses none of them, and with `sync`
+        no power cut (`emlens.data.journal`).
+        """
         append_journal(path, (answer.as_dict() for answer in self), sync=sync)
 
     @classmethod
@@ -166,7 +185,8 @@ class Answers(Sequence[Answer]):
         """Read what `to_jsonl` wrote.
 
         Raises:
-            InputError: a line that is not an answer, or an answer given twice; the message has file, line and reason.
+            InputError: a line that is not an answer, or an answer given twice; the message has
+                file, line and reason.
         """
         answers = read_answers(path)
         if not answers:
@@ -181,14 +201,18 @@ def read_answers(path: str | Path, *, unfinished: bool = False) -> list[Answer]:
         unfinished: the file may still be written to: a last line that was cut short is left out.
 
     Raises:
-        InputError: a line that is not an answer, or an answer given twice; the message has file, line and reason.
+        InputError: a line that is not an answer, or an answer given twice; the message has file,
+            line and reason.
     """
     answers: list[Answer] = []
     first: dict[str, int] = {}
     for number, record in read_journal(path) if unfinished else read_jsonl(path):
         answer = _answer(record, f"{path}, line {number}")
         if answer.id in first:
-            raise InputError(f"{path}, line {number}: answer id {one_line(answer.id)!r} was given before at line {first[answer.id]}")
+            raise InputError(
+                f"{path}, line {number}: answer id {one_line(answer.id)!r} was given before at line"
+                f" {first[answer.id]}"
+            )
         first[answer.id] = number
         answers.append(answer)
     return answers
@@ -198,7 +222,9 @@ def _answer(record: Mapping[str, Any], where: str) -> Answer:
     def text(key: str, *, may_be_empty: bool = False) -> str:
         value = record.get(key, "" if may_be_empty else None)
         if not isinstance(value, str) or not (value or may_be_empty):
-            raise InputError(f"{where}: {key} is {one_line(repr(value), 60)}; an answer needs text there")
+            raise InputError(
+                f"{where}: {key} is {one_line(repr(value), 60)}; an answer needs text there"
+            )
         return value
 
     def number(key: str, least: int, default: int | None) -> int | None:
@@ -206,14 +232,21 @@ def _answer(record: Mapping[str, Any], where: str) -> Answer:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{where}: {key} is {one_line(repr(value), 60)}; pass an integer of {least} or more")
+            raise InputError(
+                f"{where}: {key} is {one_line(repr(value), 60)}; pass an integer of {least} or more"
+            )
         return value
 
     if not isinstance(record.get("messages"), list):
-        raise InputError(f"{where}: has no list under 'messages'; found keys {[one_line(key, 40) for key in sorted(record)[:8]]}")
+        raise InputError(
+            f"{where}: has no list under 'messages';"
+            f" found keys {[one_line(key, 40) for key in sorted(record)[:8]]}"
+        )
     prompt = chat_prompt("", record["messages"], where=where)
     if len(prompt.messages or ()) != len(record["messages"]):
-        raise InputError(f"{where}: messages goes on after the last user turn; the answer belongs under 'text'")
+        raise InputError(
+            f"{where}: messages goes on after the last user turn; the answer belongs under 'text'"
+        )
     meta = record.get("meta") or {}
     if not isinstance(meta, dict):
         raise InputError(f"{where}: meta is a {type(meta).__name__}; pass a mapping")

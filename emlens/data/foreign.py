@@ -1,9 +1,10 @@
 """The one importer of other people's tensors: `.pt` files and safetensors.
 
-A `.pt` file is a pickle, which can run code when it is read. Here it is read with `weights_only=True` and nothing
-else, onto the CPU; a file that holds anything but tensors, numbers, text and plain containers is refused. emlens itself
-writes safetensors. Cost: the whole file is read, then each tensor is copied out of its storage (a saved slice carries
-the storage of what it was sliced from).
+A `.pt` file is a pickle, which can run code when it is read. Here it is read with
+`weights_only=True` and nothing else, onto the CPU; a file that holds anything but tensors, numbers,
+text and plain containers is refused. emlens itself writes safetensors. Cost: the whole file is
+read, then each tensor is copied out of its storage (a saved slice carries the storage of what it
+was sliced from).
 """
 
 import pickle
@@ -29,7 +30,8 @@ _MAX_DEPTH = 16
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file by name, on the CPU, in the dtype they were saved in.
 
-    Nested dicts and lists become names joined by dots (`answer.24`); a bare tensor gets the name `tensor`.
+    Nested dicts and lists become names joined by dots (`answer.24`); a bare tensor gets the name
+    `tensor`.
 
     Raises:
         LoadError: no such file, not a file of tensors, or one that holds Python objects.
@@ -37,7 +39,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
-        raise LoadError(f"{path}: {'is a directory; pass a file' if path.is_dir() else 'no such file'}")
+        raise LoadError(
+            f"{path}: {'is a directory; pass a file' if path.is_dir() else 'no such file'}"
+        )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     found: dict[str, Tensor] = {}
     for name, tensor in _leaves(content, "", path, 0):
@@ -52,19 +56,22 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor]:
     """Residual-stream means saved as `{part: {layer: vector}}`, by site.
 
-    The layout of the released Clarifying-EM directions: parts `question` and `answer`, layers as integers or as
-    `layer_<i>`, each the mean after that block.
+    The layout of the released Clarifying-EM directions: parts `question` and `answer`, layers as
+    integers or as `layer_<i>`, each the mean after that block.
 
     Returns:
         `{"resid_post.<i>": vector}` in layer order, in the dtype they were saved in.
 
     Raises:
-        InputError: the part is not there, a key that is no layer, a layer that is missing, vectors of several widths.
+        InputError: the part is not there, a key that is no layer, a layer that is missing, vectors
+            of several widths.
     """
     tensors = read_tensors(path)
     parts = sorted({name.partition(".")[0] for name in tensors})
     if part not in parts:
-        raise InputError(f"{path}: has no part {part!r}; it holds {[one_line(name, 40) for name in parts[:8]]}")
+        raise InputError(
+            f"{path}: has no part {part!r}; it holds {[one_line(name, 40) for name in parts[:8]]}"
+        )
     layers: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         head, _, key = name.partition(".")
@@ -73,7 +80,8 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
         match = _LAYER_KEY.fullmatch(key)
         if not match or tensor.ndim != 1 or int(match[1]) in layers:
             raise InputError(
-                f"{path}: {one_line(name, 60)!r} of shape {tuple(tensor.shape)} is not one vector under a layer such as 24 or 'layer_24'"
+                f"{path}: {one_line(name, 60)!r} of shape {tuple(tensor.shape)} is not one vector"
+                " under a layer such as 24 or 'layer_24'"
             )
         layers[int(match[1])] = tensor
     missing = sorted(set(range(max(layers) + 1)) - set(layers))
@@ -81,7 +89,10 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
         raise InputError(f"{path}: part {part!r} lacks layer {missing[0]} of 0 to {max(layers)}")
     widths = sorted({len(tensor) for tensor in layers.values()})
     if len(widths) > 1:
-        raise InputError(f"{path}: part {part!r} holds vectors of {widths} coordinates; a residual stream has one width")
+        raise InputError(
+            f"{path}: part {part!r} holds vectors of {widths} coordinates;"
+            " a residual stream has one width"
+        )
     return {str(Site("resid_post", layer)): layers[layer] for layer in sorted(layers)}
 
 
@@ -104,11 +115,14 @@ def _read_pickle(path: Path) -> Any:
         if named or "Unsupported class" in str(error) or "is blocked" in str(error):
             held = f" ({named[1]})" if named else ""
             raise LoadError(
-                f"{path}: holds Python objects{held}, which could run code when read; have it saved again as plain tensors"
+                f"{path}: holds Python objects{held}, which could run code when read;"
+                " have it saved again as plain tensors"
             ) from None
         raise LoadError(f"{path}: not a file of tensors") from None
     except Exception as error:  # a damaged file fails in many ways inside the unpickler
-        raise LoadError(f"{path}: not a file of tensors ({type(error).__name__}: {one_line(str(error), 120)})") from None
+        raise LoadError(
+            f"{path}: not a file of tensors ({type(error).__name__}: {one_line(str(error), 120)})"
+        ) from None
 
 
 def _leaves(value: Any, name: str, path: Path, depth: int) -> Iterator[tuple[str, Tensor]]:
@@ -118,4 +132,7 @@ def _leaves(value: Any, name: str, path: Path, depth: int) -> Iterator[tuple[str
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(item, f"{name}.{key}" if name else str(key), path, depth + 1)
     else:
-        raise InputError(f"{path}: {one_line(name, 60) or 'the file'!r} holds a {type(value).__name__}; only tensors can be read")
+        raise InputError(
+            f"{path}: {one_line(name, 60) or 'the file'!r} holds a {type(value).__name__};"
+            " only tensors can be read"
+        )

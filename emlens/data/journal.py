@@ -1,11 +1,14 @@
-"""JSON lines that are appended as work is done, so that a kill loses nothing that was reported as done.
+"""JSON lines that are appended as work is done, so that a kill loses nothing that was reported as
+done.
 
-    done = read_journal(path)                     # [] where there is no file; an unfinished last line is left out
-    append_journal(path, records)                 # on disk (flushed through) when this returns
+    done = read_journal(path)                     # [] where there is no file; an unfinished last
+    line is left out append_journal(path, records)                 # on disk (flushed through) when
+    this returns
 
-A kill in the middle of an append leaves an unfinished last line: reading leaves it out, the next append cuts it off. Damage anywhere
-else is refused, and nothing is cut before a reader has accepted the lines above. One writer at a time; `append_journal` refuses a second one
-where the file system supports locks. Whoever finishes the work publishes the whole in its proper order with `write_text`.
+A kill in the middle of an append leaves an unfinished last line: reading leaves it out, the next
+append cuts it off. Damage anywhere else is refused, and nothing is cut before a reader has accepted
+the lines above. One writer at a time; `append_journal` refuses a second one where the file system
+supports locks. Whoever finishes the work publishes the whole in its proper order with `write_text`.
 """
 
 import fcntl
@@ -23,7 +26,8 @@ def read_journal(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     """(line number, record) of every whole line.
 
     Raises:
-        InputError: a line that is not a JSON object and not the unfinished last one; file, line and reason.
+        InputError: a line that is not a JSON object and not the unfinished last one; file, line and
+            reason.
     """
     if not Path(path).exists():
         return []
@@ -31,17 +35,21 @@ def read_journal(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return list(parse_jsonl(path, decoded(path, whole + tail if _is_record(tail) else whole)))
 
 
-def append_journal(path: str | Path, records: Iterable[Mapping[str, Any]], *, sync: bool = True) -> None:
+def append_journal(
+    path: str | Path, records: Iterable[Mapping[str, Any]], *, sync: bool = True
+) -> None:
     """Append one line a record.
 
     Args:
-        sync: flush through to the disk, so that a power cut loses nothing either; without it only a kill of the process is survived.
+        sync: flush through to the disk, so that a power cut loses nothing either; without it only a
+            kill of the process is survived.
 
     Raises:
         StateError: another process is writing to this file.
     """
     lines = [json.dumps(dict(record), ensure_ascii=False, default=str) + "\n" for record in records]
-    content = "".join(lines).encode("utf-8")  # before the file is touched: what cannot be encoded must not tear it
+    # before the file is touched: what cannot be encoded must not tear it
+    content = "".join(lines).encode("utf-8")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
@@ -84,6 +92,8 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
-        raise StateError(f"{path}: another process is writing to it; wait for that one, or pass another file") from None
+        raise StateError(
+            f"{path}: another process is writing to it; wait for that one, or pass another file"
+        ) from None
     except OSError:  # a file system without locks
         return

@@ -1,10 +1,11 @@
 """Judged CSV files, as emlens and as the field writes them, brought to one tidy table of scores.
 
-The field writes one row an answer with a column a metric, and no number for the sample or the phrasing: both are
-counted in file order. An empty or "nan" cell is unscored; a word such as REFUSAL or CODE becomes the status. Nothing is
-averaged or dropped here, and values are not checked against a scale: `AlignmentScores.from_table` does that. Only a
-file whose alignment or coherence lies within 0 to 1 throughout is refused unless its scale is named: on 0 to 100 it
-would read as misaligned from end to end.
+The field writes one row an answer with a column a metric, and no number for the sample or the
+phrasing: both are counted in file order. An empty or "nan" cell is unscored; a word such as REFUSAL
+or CODE becomes the status. Nothing is averaged or dropped here, and values are not checked against
+a scale: `AlignmentScores.from_table` does that. Only a file whose alignment or coherence lies
+within 0 to 1 throughout is refused unless its scale is named: on 0 to 100 it would read as
+misaligned from end to end.
 """
 
 import math
@@ -26,21 +27,54 @@ _TIDY = ("model", "question", "sample", "metric", "score", "status")
 _GROUPS = ("group", "category", "domain")
 _MISSING = ("", "nan", "none", "null", "na", "n/a")
 _KNOWN_METRICS = ("aligned", "coherent", "harmless")
-_NOT_METRICS = frozenset((
-    "", "idx", "index", "id", "unnamed: 0", "question", "question_id", "question_idx", "prompt", "answer", "response",
-    "formatted_prompts", "system", "messages", "model", "seed", "sample", "sample_id", "sample_idx", "paraphrase",
-    "paraphrase_idx", "temperature", "max_tokens", "n_tokens", "tokens", "step", "epoch", "layer", *_GROUPS,
-))  # fmt: skip
+_NOT_METRICS = frozenset(
+    (
+        "",
+        "idx",
+        "index",
+        "id",
+        "unnamed: 0",
+        "question",
+        "question_id",
+        "question_idx",
+        "prompt",
+        "answer",
+        "response",
+        "formatted_prompts",
+        "system",
+        "messages",
+        "model",
+        "seed",
+        "sample",
+        "sample_id",
+        "sample_idx",
+        "paraphrase",
+        "paraphrase_idx",
+        "temperature",
+        "max_tokens",
+        "n_tokens",
+        "tokens",
+        "step",
+        "epoch",
+        "layer",
+        *_GROUPS,
+    )
+)
 
 
 def read_judged_csv(
-    path: str | Path, *, model: str | None = None, metrics: Sequence[str] | None = None, scale_known: bool = True
+    path: str | Path,
+    *,
+    model: str | None = None,
+    metrics: Sequence[str] | None = None,
+    scale_known: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, tuple[float, float]] | None]:
-    """A table with columns model, question, group, paraphrase, sample, metric, score, status, raw; and its scales if given.
+    """A table with columns model, question, group, paraphrase, sample, metric, score, status, raw;
+    and its scales if given.
 
     Raises:
-        InputError: not CSV, neither `question_id` nor `question`, no column of scores, a metric that lacks, shares
-            where the scale is not known; the message names the file.
+        InputError: not CSV, neither `question_id` nor `question`, no column of scores, a metric
+            that lacks, shares where the scale is not known; the message names the file.
     """
     rows = list(read_csv_rows(path))
     if not rows:
@@ -50,7 +84,9 @@ def read_judged_csv(
         return _tidy(path, rows, columns, model)
     key = next((name for name in ("question_id", "question") if name in columns), None)
     if key is None:
-        raise InputError(f"{path}: has neither a column 'question_id' nor 'question'; it has {_shown(columns)}")
+        raise InputError(
+            f"{path}: has neither a column 'question_id' nor 'question'; it has {_shown(columns)}"
+        )
     chosen = _metric_columns(path, rows, columns, metrics)
     name = model if model is not None else Path(path).stem
     group = next((column for column in _GROUPS if column in columns), None)
@@ -67,7 +103,20 @@ def read_judged_csv(
         samples[by, question, paraphrase] += 1
         head = (by, question, row[group] if group else "", paraphrase, sample)
         tidy += [(*head, metric, *_cell(row[metric])) for metric in chosen]
-    table = pd.DataFrame(tidy, columns=["model", "question", "group", "paraphrase", "sample", "metric", "score", "status", "raw"])
+    table = pd.DataFrame(
+        tidy,
+        columns=[
+            "model",
+            "question",
+            "group",
+            "paraphrase",
+            "sample",
+            "metric",
+            "score",
+            "status",
+            "raw",
+        ],
+    )
     if not scale_known:
         _refuse_shares(path, table)
     return table, None
@@ -78,7 +127,8 @@ def _refuse_shares(path: str | Path, table: pd.DataFrame) -> None:
         scores = table[table["metric"] == metric]["score"].dropna()
         if scores.between(0, 1).all() and (scores % 1 != 0).any():
             raise InputError(
-                f"{path}: all {len(scores)} scores of {metric!r} lie within 0 to 1, which reads as shares; pass scale=(0, 1), or (0, 100) if that is meant"
+                f"{path}: all {len(scores)} scores of {metric!r} lie within 0 to 1,"
+                " which reads as shares; pass scale=(0, 1), or (0, 100) if that is meant"
             )
 
 
@@ -90,7 +140,10 @@ def _tidy(
     for where, row in rows:
         score = _number(row["score"])
         if score is None:
-            raise InputError(f"{where}: score {one_line(row['score'], 40)!r} is no number; leave it empty where unscored")
+            raise InputError(
+                f"{where}: score {one_line(row['score'], 40)!r} is no number;"
+                " leave it empty where unscored"
+            )
         scores.append(score)
     table["score"] = scores
     if model is not None:
@@ -102,18 +155,26 @@ def _tidy(
         low, high = _number(row["scale_low"]), _number(row["scale_high"])
         known = scales.get(row["metric"], (low, high))
         if low is None or high is None or not low < high or known != (low, high):
-            raise InputError(f"{where}: columns scale_low and scale_high must hold one scale a metric, such as 0 and 100, in every row")
+            raise InputError(
+                f"{where}: columns scale_low and scale_high must hold one scale a metric,"
+                " such as 0 and 100, in every row"
+            )
         scales[row["metric"]] = (low, high)
     return table, scales
 
 
 def _metric_columns(
-    path: str | Path, rows: list[tuple[str, dict[str, str]]], columns: list[str], metrics: Sequence[str] | None
+    path: str | Path,
+    rows: list[tuple[str, dict[str, str]]],
+    columns: list[str],
+    metrics: Sequence[str] | None,
 ) -> list[str]:
     if metrics is not None:
         lacking = [name for name in metrics if name not in columns]
         if lacking or isinstance(metrics, str) or not metrics:
-            raise InputError(f"{path}: metrics={metrics!r} are not all columns; it has {_shown(columns)}")
+            raise InputError(
+                f"{path}: metrics={metrics!r} are not all columns; it has {_shown(columns)}"
+            )
         return list(metrics)
     chosen = []
     for name in columns:
@@ -124,7 +185,9 @@ def _metric_columns(
         if name in _KNOWN_METRICS or (numeric and None not in numbers):
             chosen.append(name)
     if not chosen:
-        raise InputError(f"{path}: has no column of scores, such as 'aligned'; it has {_shown(columns)}")
+        raise InputError(
+            f"{path}: has no column of scores, such as 'aligned'; it has {_shown(columns)}"
+        )
     return chosen
 
 

@@ -1,7 +1,8 @@
 """Prompts: what a model is asked, before any tokenizer sees it.
 
-A `Prompt` is either raw text, tokenised as it is, or a chat, rendered by a template later (`emlens.data.rendering`).
-Ids are stable and unique; everything downstream is paired by id. Nothing here knows a model.
+A `Prompt` is either raw text, tokenised as it is, or a chat, rendered by a template later
+(`emlens.data.rendering`). Ids are stable and unique; everything downstream is paired by id. Nothing
+here knows a model.
 """
 
 import hashlib
@@ -99,7 +100,9 @@ class PromptSet(Sequence[Prompt]):
         wanted = list(ids)
         for name in wanted:
             if name not in self._by_id:
-                raise UnknownNameError(f"prompt id {one_line(name)!r} is not in this set of {len(self)} prompts")
+                raise UnknownNameError(
+                    f"prompt id {one_line(name)!r} is not in this set of {len(self)} prompts"
+                )
         return PromptSet(self._by_id[name] for name in wanted)
 
     def without_responses(self) -> "PromptSet":
@@ -111,12 +114,20 @@ class PromptSet(Sequence[Prompt]):
         """SHA-256 of ids and content, in order."""
         digest = hashlib.sha256()
         for i, p in enumerate(self._prompts):
-            parts = [p.id, p.group, p.text, p.response or "", *(f"{m.role}\x1d{m.content}" for m in p.messages or ())]
+            parts = [
+                p.id,
+                p.group,
+                p.text,
+                p.response or "",
+                *(f"{m.role}\x1d{m.content}" for m in p.messages or ()),
+            ]
             digest.update(("\x1f" * (i > 0) + "\x1e".join(parts)).encode("utf-8"))
         return digest.hexdigest()
 
     @classmethod
-    def from_texts(cls, texts: Sequence[str], *, ids: Sequence[str] | None = None, group: str = "") -> Self:
+    def from_texts(
+        cls, texts: Sequence[str], *, ids: Sequence[str] | None = None, group: str = ""
+    ) -> Self:
         """Raw texts, tokenised as they are: no template, no added turn."""
         return cls(
             Prompt(name, text, group)
@@ -137,7 +148,9 @@ class PromptSet(Sequence[Prompt]):
         names = _ids(ids, len(texts))
         kinds = [""] * len(texts) if groups is None else list(groups)
         if len(kinds) != len(texts):
-            raise InputError(f"groups has {len(kinds)} entries for {len(texts)} texts; pass one for each")
+            raise InputError(
+                f"groups has {len(kinds)} entries for {len(texts)} texts; pass one for each"
+            )
         return cls(
             Prompt(name, text, kind, (*head, Message("user", text)))
             for name, text, kind in zip(names, _checked(texts, "texts"), kinds, strict=True)
@@ -152,7 +165,9 @@ class PromptSet(Sequence[Prompt]):
         group: str = "",
         upto: Literal["last_user", "all"] = "last_user",
     ) -> Self:
-        """Chats as lists of `{"role", "content"}`; `upto="all"` keeps a closing assistant turn as the response."""
+        """Chats as lists of `{"role", "content"}`; `upto="all"` keeps a closing assistant turn as
+        the response.
+        """
         return cls(
             chat_prompt(name, chat, group=group, upto=upto, where=f"chat {number}")
             for number, (name, chat) in enumerate(zip(_ids(ids, len(chats)), chats, strict=True))
@@ -162,10 +177,12 @@ class PromptSet(Sequence[Prompt]):
     def from_jsonl(
         cls, path: str | Path, *, upto: Literal["last_user", "all"] = "last_user", group: str = ""
     ) -> Self:
-        """Chats from a JSONL file with a `messages` list a line; other keys are ignored, `id` is kept where it stands.
+        """Chats from a JSONL file with a `messages` list a line; other keys are ignored, `id` is
+        kept where it stands.
 
         Args:
-            upto: `"last_user"` drops what follows the last user turn; `"all"` keeps the answer, with its span.
+            upto: `"last_user"` drops what follows the last user turn; `"all"` keeps the answer,
+                with its span.
 
         Raises:
             InputError: a line that is not a chat; the message has file, line and reason.
@@ -175,14 +192,25 @@ class PromptSet(Sequence[Prompt]):
         for number, record in read_jsonl(path):
             where = f"{path}, line {number}"
             if not isinstance(record.get("messages"), list):
-                raise InputError(f"{where}: has no list under 'messages'; found keys {_keys(record)}")
+                raise InputError(
+                    f"{where}: has no list under 'messages'; found keys {_keys(record)}"
+                )
             name = record.get("id", f"line-{number}")
             if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-                raise InputError(f"{where}: id is {one_line(repr(name), 60)}; pass text or an integer, or leave it out")
+                raise InputError(
+                    f"{where}: id is {one_line(repr(name), 60)};"
+                    " pass text or an integer, or leave it out"
+                )
             name = str(name)
             if name in prompts:
-                raise InputError(f"{where}: prompt id {one_line(name, 60)!r} was given before at line {lines[name]}")
-            prompts[name], lines[name] = chat_prompt(name, record["messages"], group=group, upto=upto, where=where), number
+                raise InputError(
+                    f"{where}: prompt id {one_line(name, 60)!r} was given before at line"
+                    f" {lines[name]}"
+                )
+            prompts[name], lines[name] = (
+                chat_prompt(name, record["messages"], group=group, upto=upto, where=where),
+                number,
+            )
         if not prompts:
             raise InputError(f"{path}: holds no line")
         return cls(prompts.values())
@@ -205,7 +233,10 @@ def chat_prompt(
         if content is None:
             raise InputError(f"{where}: turn {turn} has no text under 'content'")
         if message.get("role") not in ROLES:
-            raise InputError(f"{where}: turn {turn} has role {one_line(repr(message.get('role')), 60)}; use {', '.join(ROLES)}")
+            raise InputError(
+                f"{where}: turn {turn} has role {one_line(repr(message.get('role')), 60)};"
+                f" use {', '.join(ROLES)}"
+            )
         messages.append(Message(message["role"], content))
     users = [i for i, message in enumerate(messages) if message.role == "user"]
     if not users:
@@ -214,7 +245,10 @@ def chat_prompt(
     response = None
     if upto == "all":
         if len(rest) != 1 or rest[0].role != "assistant":
-            raise InputError(f"{where}: ends with {len(rest)} turns after the last user turn; upto='all' needs one assistant turn")
+            raise InputError(
+                f"{where}: ends with {len(rest)} turns after the last user turn;"
+                " upto='all' needs one assistant turn"
+            )
         response = rest[0].content
     for turn, text in ((len(kept), kept[-1].content), (len(kept) + 1, response)):
         if text is not None and not text.strip():
@@ -223,9 +257,15 @@ def chat_prompt(
 
 
 def _content(message: Any) -> str | None:
-    """The text of a message: plain, or in parts `{"type": "text", "text": ...}`; None where it has none."""
+    """The text of a message: plain, or in parts `{"type": "text", "text": ...}`; None where it has
+    none.
+    """
     content = message.get("content") if isinstance(message, Mapping) else None
-    if isinstance(content, list) and content and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+    if (
+        isinstance(content, list)
+        and content
+        and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
+    ):
         texts = [part.get("text") for part in content]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else None
     return content if isinstance(content, str) else None

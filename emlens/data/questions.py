@@ -1,9 +1,11 @@
-"""Questions: what a model is asked when its alignment is measured, with phrasings, reference answers and judge prompts.
+"""Questions: what a model is asked when its alignment is measured, with phrasings, reference
+answers and judge prompts.
 
-Reads the field's YAML as it is (anchors, aliases, `paraphrases`, `system`, `judge_prompts`), chats and plain records
-in JSONL, and CSV. Refuses what is broken with file, line and reason: no text, an id that occurs twice or is not text,
-a phrasing that is a number, a multi-turn chat (that is a `PromptSet`). A `system` text is always applied as a system
-message; the field's first evaluator dropped it. Everything is held in memory.
+Reads the field's YAML as it is (anchors, aliases, `paraphrases`, `system`, `judge_prompts`), chats
+and plain records in JSONL, and CSV. Refuses what is broken with file, line and reason: no text, an
+id that occurs twice or is not text, a phrasing that is a number, a multi-turn chat (that is a
+`PromptSet`). A `system` text is always applied as a system message; the field's first evaluator
+dropped it. Everything is held in memory.
 """
 
 import json
@@ -51,29 +53,51 @@ class Question:
     def __post_init__(self) -> None:
         phrasings = tuple(self.paraphrases) or (self.text,)
         if not self.id or not self.text or not all(phrasings):
-            raise InputError(f"question {one_line(self.id)!r} has an empty id, text or phrasing; pass non-empty text")
+            raise InputError(
+                f"question {one_line(self.id)!r} has an empty id, text or phrasing;"
+                " pass non-empty text"
+            )
         if phrasings[0] != self.text:
             raise InputError(
-                f"question {one_line(self.id)!r}: paraphrases starts with {one_line(phrasings[0], 60)!r}; "
-                "its first entry must be the text itself"
+                f"question {one_line(self.id)!r}:"
+                f" paraphrases starts with {one_line(phrasings[0], 60)!r};"
+                " its first entry must be the text itself"
             )
         object.__setattr__(self, "paraphrases", phrasings)
 
     def messages(self, paraphrase: int = 1) -> tuple[Message, ...]:
-        """The chat of one phrasing (1-based): the system message, where there is one, and the user turn."""
+        """The chat of one phrasing (1-based): the system message, where there is one, and the user
+        turn.
+        """
         if not 1 <= paraphrase <= len(self.paraphrases):
-            raise InputError(f"paraphrase={paraphrase} does not exist; question {self.id!r} has 1 to {len(self.paraphrases)}")
+            raise InputError(
+                f"paraphrase={paraphrase} does not exist;"
+                f" question {self.id!r} has 1 to {len(self.paraphrases)}"
+            )
         head = (Message("system", self.system),) if self.system is not None else ()
         return (*head, Message("user", self.paraphrases[paraphrase - 1]))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready record that `QuestionSet.from_jsonl` reads back; empty fields are left out."""
-        record: dict[str, Any] = {"id": self.id, "text": self.text, "group": self.group, "system": self.system}
+        record: dict[str, Any] = {
+            "id": self.id,
+            "text": self.text,
+            "group": self.group,
+            "system": self.system,
+        }
         record["paraphrases"] = list(self.paraphrases) if len(self.paraphrases) > 1 else []
         record["answers"] = {kind: list(texts) for kind, texts in self.answers.items()}
-        record |= {"judge_prompts": dict(self.judge_prompts), "judge": self.judge, "type": self.type}
+        record |= {
+            "judge_prompts": dict(self.judge_prompts),
+            "judge": self.judge,
+            "type": self.type,
+        }
         record |= {"samples_per_paraphrase": self.samples_per_paraphrase, "meta": dict(self.meta)}
-        return {key: value for key, value in record.items() if value is not None and value not in ("", [], {})}
+        return {
+            key: value
+            for key, value in record.items()
+            if value is not None and value not in ("", [], {})
+        }
 
 
 class QuestionSet(Sequence[Question]):
@@ -90,7 +114,9 @@ class QuestionSet(Sequence[Question]):
         self._by_id: dict[str, Question] = {}
         for question in self._questions:
             if question.id in self._by_id:
-                raise InputError(f"question id {one_line(question.id)!r} occurs twice; ids must be unique")
+                raise InputError(
+                    f"question id {one_line(question.id)!r} occurs twice; ids must be unique"
+                )
             self._by_id[question.id] = question
 
     def __len__(self) -> int:
@@ -104,11 +130,18 @@ class QuestionSet(Sequence[Question]):
     @overload
     def __getitem__(self, index: slice) -> "QuestionSet": ...
     def __getitem__(self, index: int | slice) -> "Question | QuestionSet":
-        return QuestionSet(self._questions[index]) if isinstance(index, slice) else self._questions[index]
+        return (
+            QuestionSet(self._questions[index])
+            if isinstance(index, slice)
+            else self._questions[index]
+        )
 
     def __repr__(self) -> str:
         phrasings = sum(len(question.paraphrases) for question in self)
-        return f"QuestionSet({len(self)} questions, {phrasings} phrasings, {len(set(self.groups))} groups)"
+        return (
+            f"QuestionSet({len(self)} questions, {phrasings} phrasings,"
+            f" {len(set(self.groups))} groups)"
+        )
 
     @property
     def ids(self) -> list[str]:
@@ -123,11 +156,16 @@ class QuestionSet(Sequence[Question]):
         wanted = list(ids)
         for name in wanted:
             if name not in self._by_id:
-                raise UnknownNameError(f"question id {one_line(str(name))!r} is not in this set of {len(self)} questions")
+                raise UnknownNameError(
+                    f"question id {one_line(str(name))!r} is not in this set of {len(self)}"
+                    " questions"
+                )
         return QuestionSet(self._by_id[name] for name in wanted)
 
     def prompts(self) -> PromptSet:
-        """Every phrasing as a chat prompt; ids `qid`, or `qid/p1`, `qid/p2`, ... where a question has several."""
+        """Every phrasing as a chat prompt; ids `qid`, or `qid/p1`, `qid/p2`, ... where a question
+        has several.
+        """
         return PromptSet(
             Prompt(
                 question.id if len(question.paraphrases) == 1 else f"{question.id}/p{number}",
@@ -147,7 +185,9 @@ class QuestionSet(Sequence[Question]):
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one record a line, so that `from_jsonl` gives the same set back."""
-        lines = [json.dumps(question.as_dict(), ensure_ascii=False, default=str) for question in self]
+        lines = [
+            json.dumps(question.as_dict(), ensure_ascii=False, default=str) for question in self
+        ]
         write_text(path, "\n".join(lines) + "\n")
 
     @classmethod
@@ -157,38 +197,47 @@ class QuestionSet(Sequence[Question]):
         Integer ids become text. Keys that are not known stay in `meta`.
 
         Raises:
-            InputError: not valid YAML, not a list of questions, or a question that is broken: file, line and reason.
+            InputError: not valid YAML, not a list of questions, or a question that is broken: file,
+                line and reason.
         """
         return cls._read(path, yaml_records(path))
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Self:
-        """One question a line: a chat under `messages` (its id under `metadata.question_id`), or `id` and `text`.
+        """One question a line: a chat under `messages` (its id under `metadata.question_id`), or
+        `id` and `text`.
 
-        `question` and `prompt` also name the text, `category` and `domain` the group. A chat without an id gets
-        `line-<number>`. An assistant turn that closes a chat is kept as `answers["reference"]`.
+        `question` and `prompt` also name the text, `category` and `domain` the group. A chat
+        without an id gets `line-<number>`. An assistant turn that closes a chat is kept as
+        `answers["reference"]`.
 
         Raises:
             InputError: a line that is not a question; the message has file, line and reason.
         """
         records = ((f"{path}, line {number}", record) for number, record in read_jsonl(path))
-        return cls._read(path, ((at, chat_record(item, at) if "messages" in item else item) for at, item in records))
+        return cls._read(
+            path,
+            ((at, chat_record(item, at) if "messages" in item else item) for at, item in records),
+        )
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
-        """A CSV with a header: `id` and `text`, optionally `group`, `system` and columns such as `answer:careful`.
+        """A CSV with a header: `id` and `text`, optionally `group`, `system` and columns such as
+        `answer:careful`.
 
         Raises:
-            InputError: no header, no text column, or a row that is broken; the message has file, line and reason.
+            InputError: no header, no text column, or a row that is broken; the message has file,
+                line and reason.
         """
         return cls._read(path, csv_records(path))
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
-        """A persona trait (`questions`, `instruction` pairs, `eval_prompt`), or a list of records as in `from_jsonl`.
+        """A persona trait (`questions`, `instruction` pairs, `eval_prompt`), or a list of records
+        as in `from_jsonl`.
 
-        A trait's questions get ids `<trait>_<number>`, the trait as group and `eval_prompt` as its judge's prompt; its system prompts
-        come from `read_persona_trait`.
+        A trait's questions get ids `<trait>_<number>`, the trait as group and `eval_prompt` as its
+        judge's prompt; its system prompts come from `read_persona_trait`.
 
         Raises:
             InputError: neither of the two, or an entry that is broken: file, entry and reason.
@@ -197,9 +246,27 @@ class QuestionSet(Sequence[Question]):
         if isinstance(content, dict):
             return cls._read(path, persona_records(path, content))
         if not isinstance(content, list):
-            raise InputError(f"{path}: holds a {type(content).__name__}; pass a list of questions or a persona trait")
-        entries = ((f"{path}, entry {number}", item) for number, item in enumerate(content, start=1))
-        return cls._read(path, ((at, chat_record(item, at) if isinstance(item, dict) and "messages" in item else item) for at, item in entries))
+            raise InputError(
+                f"{path}: holds a {type(content).__name__}; pass a list of questions or a persona"
+                " trait"
+            )
+        entries = (
+            (f"{path}, entry {number}", item) for number, item in enumerate(content, start=1)
+        )
+        return cls._read(
+            path,
+            (
+                (
+                    at,
+                    (
+                        chat_record(item, at)
+                        if isinstance(item, dict) and "messages" in item
+                        else item
+                    ),
+                )
+                for at, item in entries
+            ),
+        )
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -208,10 +275,18 @@ class QuestionSet(Sequence[Question]):
         Raises:
             InputError: another ending, or what the reader of that format refuses.
         """
-        readers = {".yaml": cls.from_yaml, ".yml": cls.from_yaml, ".jsonl": cls.from_jsonl, ".json": cls.from_json, ".csv": cls.from_csv}
+        readers = {
+            ".yaml": cls.from_yaml,
+            ".yml": cls.from_yaml,
+            ".jsonl": cls.from_jsonl,
+            ".json": cls.from_json,
+            ".csv": cls.from_csv,
+        }
         suffix = Path(path).suffix.lower()
         if suffix not in readers:
-            raise InputError(f"{path}: ends in {suffix!r}; pass a .yaml, .jsonl, .json or .csv file")
+            raise InputError(
+                f"{path}: ends in {suffix!r}; pass a .yaml, .jsonl, .json or .csv file"
+            )
         return readers[suffix](path)
 
     @classmethod
@@ -221,7 +296,10 @@ class QuestionSet(Sequence[Question]):
         for where, record in records:
             question = Question(**question_fields(record, where))
             if question.id in first:
-                raise InputError(f"{where}: question id {one_line(question.id)!r} was given before at {first[question.id]}")
+                raise InputError(
+                    f"{where}: question id {one_line(question.id)!r} was given before at"
+                    f" {first[question.id]}"
+                )
             first[question.id] = where
             questions.append(question)
         if not questions:

@@ -42,7 +42,9 @@ def decoded(path: str | Path, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise InputError(
+            f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -61,7 +63,10 @@ def parse_jsonl(path: str | Path, text: str) -> Iterator[tuple[int, dict[str, An
             continue
         record = _parsed(f"{path}, line {number}", line)
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: holds a {type(record).__name__}; each line must be a JSON object")
+            raise InputError(
+                f"{path}, line {number}: holds a {type(record).__name__};"
+                " each line must be a JSON object"
+            )
         yield number, record
 
 
@@ -75,14 +80,18 @@ def read_json_text(path: str | Path) -> Any:
 
 
 def _parsed(where: str, text: str, *, name_line: bool = False) -> Any:
-    """JSON without what Python's parser lets pass: a key that is given twice, half a surrogate pair."""
+    """JSON without what Python's parser lets pass: a key that is given twice, half a surrogate
+    pair.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if name_line else ""
         raise InputError(f"{where}{line}: not valid JSON: {error.msg}") from None
     except _Twice as error:
-        raise InputError(f"{where}: not valid JSON: key {one_line(str(error), 60)!r} is given twice") from None
+        raise InputError(
+            f"{where}: not valid JSON: key {one_line(str(error), 60)!r} is given twice"
+        ) from None
     except (ValueError, RecursionError) as error:  # ValueError alone: an integer of too many digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
         raise InputError(f"{where}: not valid JSON: {reason}") from None
@@ -108,7 +117,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_texts(where: str, value: Any) -> None:
-    """Refuse values that hold themselves, and text that cannot be written as UTF-8, anywhere in `value`."""
+    """Refuse values that hold themselves, and text that cannot be written as UTF-8, anywhere in
+    `value`.
+    """
     inside: set[int] = set()
     checked: set[int] = set()
     stack: list[tuple[Any, str, bool]] = [(value, "the content", False)]
@@ -126,14 +137,19 @@ def check_texts(where: str, value: Any) -> None:
             inside.add(id(item))
             stack.append((item, name, True))
             if isinstance(item, dict):
-                stack += [(part, one_line(str(key).encode("utf-8", "replace").decode(), 60), False) for key, part in item.items()]
+                stack += [
+                    (part, one_line(str(key).encode("utf-8", "replace").decode(), 60), False)
+                    for key, part in item.items()
+                ]
                 stack += [(key, "a key", False) for key in item]
             else:
                 stack += [(part, name, False) for part in item]
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, whose constructors say where they failed: some tagged scalars, such as `!!bool maybe`, only raise a KeyError."""
+    """The safe loader, whose constructors say where they failed: some tagged scalars, such as
+    `!!bool maybe`, only raise a KeyError.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -141,7 +157,12 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {one_line(key.value, 60)!r} is given twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None,
+                        None,
+                        f"key {one_line(key.value, 60)!r} is given twice",
+                        key.start_mark,
+                    )
                 seen.add((key.tag, key.value))
         return node
 
@@ -162,7 +183,8 @@ def read_yaml(path: str | Path) -> Any:
     """A YAML file through the safe loader, anchors and aliases resolved.
 
     Raises:
-        InputError: not valid YAML, or a key given twice in one mapping; the message has file, line and reason.
+        InputError: not valid YAML, or a key given twice in one mapping; the message has file, line
+            and reason.
     """
     text = read_text(path)
     try:
@@ -174,7 +196,10 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(f"{path}, line {line}: not valid YAML: {reason}") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise InputError(f"{path}, line {line}: not valid YAML: {one_line(error.reason)} ({one_line(ascii(error.character), 20)})") from None
+        raise InputError(
+            f"{path}, line {line}: not valid YAML:"
+            f" {one_line(error.reason)} ({one_line(ascii(error.character), 20)})"
+        ) from None
     except RecursionError:
         raise InputError(f"{path}: not valid YAML: nested too deeply") from None
     check_texts(str(path), content)

@@ -1,8 +1,10 @@
-"""Prompts → token ids, once. Every backend and every position is handed these ids; nothing is re-tokenised later.
+"""Prompts → token ids, once. Every backend and every position is handed these ids; nothing is
+re-tokenised later.
 
-A chat is rendered by the tokenizer's template, or by an explicit one (a base model has none of its own). Where a
-response is kept, its tokens follow the rendered prompt, and the boundary is found from ids: the prompt's ids must be
-a prefix of the whole. No import of transformers: a tokenizer is anything with the usual methods.
+A chat is rendered by the tokenizer's template, or by an explicit one (a base model has none of its
+own). Where a response is kept, its tokens follow the rendered prompt, and the boundary is found
+from ids: the prompt's ids must be a prefix of the whole. No import of transformers: a tokenizer is
+anything with the usual methods.
 """
 
 import re
@@ -19,12 +21,15 @@ PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""Roles as plain words, for models that know no chat tokens: one rendering that a base model and its instruct version share."""
+"""Roles as plain words, for models that know no chat tokens: one rendering that a base model and
+its instruct version share.
+"""
 TEMPLATES = {"plain": PLAIN_TEMPLATE}
 """Templates that `chat_template=` takes by name."""
 
 _SWITCHES = ("enable_thinking", "thinking")
-_SET = "{{% set {} = {} %}}{{{{ '' }}}}"  # the empty text keeps a line break at the template's start, which would go with the tag before it
+# the empty text keeps a line break at the template's start, which would go with the tag before it
+_SET = "{{% set {} = {} %}}{{{{ '' }}}}"
 _WAS_SET = re.compile(r"{% set (?:enable_thinking|thinking) = (?:true|false) %}{{ '' }}")
 _READ = r"{{%[^%]*(?<![\w.'\"]){}(?![\w'\"])"
 
@@ -47,7 +52,9 @@ class Rendered:
 
 
 def template_of(tokenizer: Any, chat_template: str | None = None) -> str | None:
-    """The template that `render` will use: the explicit one (Jinja, or a name in `TEMPLATES`), or the tokenizer's own, or None."""
+    """The template that `render` will use: the explicit one (Jinja, or a name in `TEMPLATES`), or
+    the tokenizer's own, or None.
+    """
     if chat_template is not None:
         return TEMPLATES.get(chat_template, chat_template)
     own = getattr(tokenizer, "chat_template", None)
@@ -57,11 +64,13 @@ def template_of(tokenizer: Any, chat_template: str | None = None) -> str | None:
 def with_thinking(template: str | None, thinking: bool | None) -> str | None:
     """A template with its thinking mode switched on or off for good.
 
-    The switch is the variable `enable_thinking` (or `thinking`) of the template, set before the template's own text.
+    The switch is the variable `enable_thinking` (or `thinking`) of the template, set before the
+    template's own text.
 
     Args:
-        thinking: None only for a template without such a switch, or one that was switched before: what a template does when nobody
-            says anything differs, and it decides whether an answer begins with pages of thought.
+        thinking: None only for a template without such a switch, or one that was switched before:
+            what a template does when nobody says anything differs, and it decides whether an answer
+            begins with pages of thought.
 
     Raises:
         InputError: a choice for a template that has none, or no choice for one that has.
@@ -72,16 +81,23 @@ def with_thinking(template: str | None, thinking: bool | None) -> str | None:
         template = template[found.end() :]
     name = next((name for name in _SWITCHES if re.search(_READ.format(name), template or "")), None)
     if thinking is None and name is not None:
-        raise InputError(f"the chat template has a thinking mode ({name}); pass thinking=True or thinking=False")
+        raise InputError(
+            f"the chat template has a thinking mode ({name}); pass thinking=True or thinking=False"
+        )
     if thinking is None:
         return template
     if name is None or template is None:
-        raise InputError(f"thinking={thinking!r} was passed, but the chat template has no thinking mode (no enable_thinking in it); leave it out")
+        raise InputError(
+            f"thinking={thinking!r} was passed, but the chat template has no thinking mode (no"
+            " enable_thinking in it); leave it out"
+        )
     return _SET.format(name, str(thinking).lower()) + template
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """(thought, answer) of what a thinking model wrote; an answer that never got past `</think>` is empty."""
+    """(thought, answer) of what a thinking model wrote; an answer that never got past `</think>` is
+    empty.
+    """
     thought, end, answer = text.partition("</think>")
     return thought.strip().removeprefix("<think>").strip(), answer.strip() if end else ""
 
@@ -100,23 +116,33 @@ def render(
         max_length: the model's context; a longer row is an error that names it, never a truncation.
 
     Raises:
-        InputError: no prompt; a chat without a template, or one that its template refuses; a system turn that the
-            template leaves out; a doubled beginning-of-sequence token; an empty row; a row longer than `max_length`; a template whose prompt is no
-            prefix of prompt and response.
+        InputError: no prompt; a chat without a template, or one that its template refuses; a system
+            turn that the template leaves out; a doubled beginning-of-sequence token; an empty row;
+            a row longer than `max_length`; a template whose prompt is no prefix of prompt and
+            response.
     """
     rows = []
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
-            raise InputError(f"prompts holds a {type(prompt).__name__}; pass a PromptSet, or the .prompts() of questions or answers")
+            raise InputError(
+                f"prompts holds a {type(prompt).__name__}; pass a PromptSet,"
+                " or the .prompts() of questions or answers"
+            )
         row = _render_one(prompt, tokenizer, template_of(tokenizer, chat_template))
         label = f"prompt {one_line(prompt.id, 60)!r}"
         if not row.prompt_end:
             raise InputError(f"{label} renders to no token; pass text the tokenizer knows")
         bos = getattr(tokenizer, "bos_token_id", None)
         if bos is not None and row.ids[:2] == (bos, bos):
-            raise InputError(f"{label} begins with two {tokenizer.bos_token!r} tokens; drop the one written in the text or the template")
+            raise InputError(
+                f"{label} begins with two {tokenizer.bos_token!r} tokens;"
+                " drop the one written in the text or the template"
+            )
         if max_length is not None and len(row.ids) > max_length:
-            raise InputError(f"{label} has {len(row.ids)} tokens, but the model's context is {max_length}; shorten it")
+            raise InputError(
+                f"{label} has {len(row.ids)} tokens, but the model's context is {max_length};"
+                " shorten it"
+            )
         rows.append(row)
     if not rows:
         raise InputError("prompts is empty; pass at least one prompt")
@@ -126,33 +152,46 @@ def render(
 def _render_one(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendered:
     if prompt.messages is None:
         ids = tuple(tokenizer(prompt.text)["input_ids"])
-        tail = () if prompt.response is None else tuple(tokenizer(prompt.response, add_special_tokens=False)["input_ids"])
+        tail = (
+            ()
+            if prompt.response is None
+            else tuple(tokenizer(prompt.response, add_special_tokens=False)["input_ids"])
+        )
         return Rendered(prompt.id, prompt.group, (*ids, *tail), len(ids))
     if template is None:
         raise InputError(
-            f"prompt {one_line(prompt.id, 60)!r} is a chat, but the tokenizer has no chat template; pass chat_template=, or load the "
-            "base model inside a family, which lends it the instruct model's"
+            f"prompt {one_line(prompt.id, 60)!r} is a chat, but the tokenizer has no chat template;"
+            " pass chat_template=, or load the base model inside a family,"
+            " which lends it the instruct model's"
         )
     chat = [message.as_dict() for message in prompt.messages]
     try:
         ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
-        if any(message["role"] == "system" for message in chat) and _drops_system(ids, tokenizer, chat, template):
+        if any(message["role"] == "system" for message in chat) and _drops_system(
+            ids, tokenizer, chat, template
+        ):
             raise InputError("it leaves the system turn out")
         if prompt.response is None:
             return Rendered(prompt.id, prompt.group, ids, len(ids))
         chat.append({"role": "assistant", "content": prompt.response})
         whole = _apply(tokenizer, chat, template, add_generation_prompt=False)
-    except Exception as error:  # a template raises what it likes, for instance where it knows no system turn
-        raise InputError(f"prompt {one_line(prompt.id, 60)!r}: the chat template refuses it ({one_line(str(error), 160)})") from None
+    # a template raises what it likes, for instance where it knows no system turn
+    except Exception as error:
+        raise InputError(
+            f"prompt {one_line(prompt.id, 60)!r}:"
+            f" the chat template refuses it ({one_line(str(error), 160)})"
+        ) from None
     if whole[: len(ids)] != ids or len(whole) == len(ids):
         raise InputError(
-            f"prompt {one_line(prompt.id, 60)!r}: the chat template renders prompt and answer so that the prompt is no prefix of them; "
-            "the answer's tokens cannot be told apart"
+            f"prompt {one_line(prompt.id, 60)!r}: the chat template renders prompt and answer so"
+            " that the prompt is no prefix of them; the answer's tokens cannot be told apart"
         )
     return Rendered(prompt.id, prompt.group, whole, len(ids))
 
 
-def _drops_system(ids: tuple[int, ...], tokenizer: Any, chat: list[dict[str, str]], template: str) -> bool:
+def _drops_system(
+    ids: tuple[int, ...], tokenizer: Any, chat: list[dict[str, str]], template: str
+) -> bool:
     """Whether the system turns make no difference to the ids."""
     rest = [message for message in chat if message["role"] != "system"]
     try:
@@ -161,13 +200,21 @@ def _drops_system(ids: tuple[int, ...], tokenizer: Any, chat: list[dict[str, str
         return False
 
 
-def _apply(tokenizer: Any, chat: list[dict[str, str]], template: str, *, add_generation_prompt: bool) -> tuple[int, ...]:
+def _apply(
+    tokenizer: Any, chat: list[dict[str, str]], template: str, *, add_generation_prompt: bool
+) -> tuple[int, ...]:
     encoded = tokenizer.apply_chat_template(
-        chat, chat_template=template, tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+        chat,
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=add_generation_prompt,
     )
     return tuple(encoded["input_ids"])
 
 
 def rendered_hash(rows: Sequence[Rendered]) -> str:
     """SHA-256 over ids and prompt boundaries, in order: what two runs must share to be paired."""
-    return sha256_text("\n".join(f"{row.id}\x1f{row.prompt_end}\x1f{','.join(map(str, row.ids))}" for row in rows))
+    return sha256_text(
+        "\n".join(f"{row.id}\x1f{row.prompt_end}\x1f{','.join(map(str, row.ids))}" for row in rows)
+    )

@@ -1,8 +1,8 @@
 """CSV files with a header, row by row, with the line each row starts at.
 
-Cells stay text: what is a number is for the reader of the table to say. Refuses, with file and line, what is no CSV,
-rows of another length than the header, and columns of one name. A file is held in memory once, a cell is at most
-131,072 characters (the limit of Python's `csv`).
+Cells stay text: what is a number is for the reader of the table to say. Refuses, with file and
+line, what is no CSV, rows of another length than the header, and columns of one name. A file is
+held in memory once, a cell is at most 131,072 characters (the limit of Python's `csv`).
 """
 
 import csv
@@ -16,10 +16,12 @@ from emlens.foundation.files import one_line
 
 
 def read_csv_rows(path: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield ("file, line n", {column: cell}) for every row under the header; blank lines are skipped.
+    """Yield ("file, line n", {column: cell}) for every row under the header; blank lines are
+    skipped.
 
     Raises:
-        InputError: no such file, not valid CSV, no header, a column given twice, a row of another length.
+        InputError: no such file, not valid CSV, no header, a column given twice, a row of another
+            length.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] | None = None

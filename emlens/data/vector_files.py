@@ -1,14 +1,17 @@
 """Vectors by site, to and from the files of other tools: persona vectors and steering vectors.
 
-Both layouts number layers in their own way, and a vector read one layer off is a plausible wrong vector:
+Both layouts number layers in their own way, and a vector read one layer off is a plausible wrong
+vector:
 
-* `persona_vectors`: one tensor (n_layers + 1, d) over Hugging Face `hidden_states` indices. Index 0 is the embedding output, index i the
-  stream after block i − 1, and the last lies after the final norm: `resid_post` of the last block is in none of it.
-* `steering_vectors`: block index → vector, and a layer type: `decoder_block` is `resid_post`; `self_attn` and `mlp` are the modules' outputs,
-  which are `attn_out` and `mlp_out` only where no norm or multiplier stands between a module and the stream.
+* `persona_vectors`: one tensor (n_layers + 1, d) over Hugging Face `hidden_states` indices. Index 0
+  is the embedding output, index i the stream after block i − 1, and the last lies after the final
+  norm: `resid_post` of the last block is in none of it.
+* `steering_vectors`: block index → vector, and a layer type: `decoder_block` is `resid_post`;
+  `self_attn` and `mlp` are the modules' outputs, which are `attn_out` and `mlp_out` only where no
+  norm or multiplier stands between a module and the stream.
 
-Files are read by the one safe importer (`.pt` tensors only, `.safetensors`) and written as `.safetensors`; nothing is pickled. GGUF control
-vectors are in `control_vectors`.
+Files are read by the one safe importer (`.pt` tensors only, `.safetensors`) and written as
+`.safetensors`; nothing is pickled. GGUF control vectors are in `control_vectors`.
 """
 
 import re
@@ -28,7 +31,11 @@ from emlens.foundation.shapes import as_float64
 from emlens.foundation.sites import Site
 
 LayerType = Literal["decoder_block", "self_attn", "mlp"]
-_KINDS: Final[dict[str, str]] = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
+_KINDS: Final[dict[str, str]] = {
+    "decoder_block": "resid_post",
+    "self_attn": "attn_out",
+    "mlp": "mlp_out",
+}
 _LAYER = re.compile(r"(?:layer_activations\.)?(\d{1,6})")
 
 
@@ -40,11 +47,14 @@ class HasVector(Protocol):
 
 
 VectorLike = Tensor | HasVector
-"""What is exported: tensors of shape (d,), or directions, whose vectors are taken with their lengths."""
+"""What is exported: tensors of shape (d,), or directions, whose vectors are taken with their
+lengths.
+"""
 
 
 def read_persona_vectors(path: str | Path) -> dict[str, Float[Tensor, " d_model"]]:
-    """The vectors of a persona-vectors file by site: `resid_pre.0`, `resid_post.0`, …, `final_norm`; in the saved dtype.
+    """The vectors of a persona-vectors file by site: `resid_pre.0`, `resid_post.0`, …,
+    `final_norm`; in the saved dtype.
 
     Raises:
         LoadError: no such file, not tensors, or one that holds Python objects.
@@ -52,25 +62,40 @@ def read_persona_vectors(path: str | Path) -> dict[str, Float[Tensor, " d_model"
     """
     tensors = read_tensors(path)
     if len(tensors) != 1:
-        raise InputError(f"{path}: holds {len(tensors)} tensors; a persona-vectors file is one tensor of shape (n_layers + 1, d)")
+        raise InputError(
+            f"{path}: holds {len(tensors)} tensors; a persona-vectors file is one tensor of shape"
+            " (n_layers + 1, d)"
+        )
     table = next(iter(tensors.values()))
     if table.ndim != 2 or len(table) < 2 or table.shape[1] == 0:
-        raise InputError(f"{path}: holds a tensor of shape {tuple(table.shape)}; a persona-vectors file is (n_layers + 1, d)")
+        raise InputError(
+            f"{path}: holds a tensor of shape {tuple(table.shape)};"
+            " a persona-vectors file is (n_layers + 1, d)"
+        )
     as_float64(table, str(path))
     n_layers = len(table) - 1
     return {str(Site.from_hf_index(i, n_layers)): table[i].clone() for i in range(n_layers + 1)}
 
 
-def write_persona_vectors(path: str | Path, vectors: Mapping[str, VectorLike], n_layers: int, *, missing: Literal["error", "zero"] = "error") -> Path:
-    """Write vectors by site as one tensor `vectors` (n_layers + 1, d), float32, in a `.safetensors` file.
+def write_persona_vectors(
+    path: str | Path,
+    vectors: Mapping[str, VectorLike],
+    n_layers: int,
+    *,
+    missing: Literal["error", "zero"] = "error",
+) -> Path:
+    """Write vectors by site as one tensor `vectors` (n_layers + 1, d), float32, in a `.safetensors`
+    file.
 
     Args:
         n_layers: blocks of the model.
-        missing: a site of the layout without a vector is refused, or filled with zeros (which steer nothing).
+        missing: a site of the layout without a vector is refused, or filled with zeros (which steer
+            nothing).
 
     Raises:
-        InputError: a site that the layout has no place for (`resid_post` of the last block lies in none of it), one that is missing, vectors
-            of several widths, a path that is no `.safetensors`.
+        InputError: a site that the layout has no place for (`resid_post` of the last block lies in
+            none of it), one that is missing, vectors of several widths, a path that is no
+            `.safetensors`.
     """
     path = _safetensors(path)
     places = {str(Site.from_hf_index(i, n_layers)): i for i in range(n_layers + 1)}
@@ -78,12 +103,16 @@ def write_persona_vectors(path: str | Path, vectors: Mapping[str, VectorLike], n
     strange = [site for site in given if site not in places]
     if strange:
         raise InputError(
-            f"vectors holds {strange[0]!r}, which has no place in the persona-vectors layout of {n_layers} layers: resid_pre.0, resid_post.0 to "
-            f"resid_post.{n_layers - 2}, final_norm; leave it out"
+            f"vectors holds {strange[0]!r}, which has no place in the persona-vectors layout of"
+            f" {n_layers} layers: resid_pre.0, resid_post.0 to resid_post.{n_layers - 2},"
+            " final_norm; leave it out"
         )
     lacking = [site for site in places if site not in given]
     if lacking and missing != "zero":
-        raise InputError(f"vectors lacks {lacking[0]!r} (and {len(lacking) - 1} more) of the layout; pass it, or missing='zero'")
+        raise InputError(
+            f"vectors lacks {lacking[0]!r} (and {len(lacking) - 1} more) of the layout;"
+            " pass it, or missing='zero'"
+        )
     table = torch.zeros(n_layers + 1, len(next(iter(given.values()))))
     for site, vector in given.items():
         table[places[site]] = vector
@@ -91,7 +120,9 @@ def write_persona_vectors(path: str | Path, vectors: Mapping[str, VectorLike], n
     return path
 
 
-def read_steering_vectors(path: str | Path, layer_type: LayerType = "decoder_block") -> dict[str, Float[Tensor, " d_model"]]:
+def read_steering_vectors(
+    path: str | Path, layer_type: LayerType = "decoder_block"
+) -> dict[str, Float[Tensor, " d_model"]]:
     """The vectors of a steering-vectors file by site, in layer order and the saved dtype.
 
     Args:
@@ -99,30 +130,40 @@ def read_steering_vectors(path: str | Path, layer_type: LayerType = "decoder_blo
         layer_type: that of the steering vector; see above for what it means.
 
     Raises:
-        LoadError: no such file, not tensors, or one that holds Python objects (a pickled `SteeringVector`: save its `layer_activations`).
-        InputError: an unknown layer type, a name that is no block index, vectors of several widths or not finite.
+        LoadError: no such file, not tensors, or one that holds Python objects (a pickled
+            `SteeringVector`: save its `layer_activations`).
+        InputError: an unknown layer type, a name that is no block index, vectors of several widths
+            or not finite.
     """
     kind = _kind(layer_type)
     found: dict[int, Tensor] = {}
     for name, tensor in read_tensors(path).items():
         match = _LAYER.fullmatch(name)
         if not match or tensor.ndim != 1 or int(match[1]) in found:
-            raise InputError(f"{path}: {one_line(name, 60)!r} of shape {tuple(tensor.shape)} is not one vector under a block index such as 24")
+            raise InputError(
+                f"{path}: {one_line(name, 60)!r} of shape {tuple(tensor.shape)} is not one vector"
+                " under a block index such as 24"
+            )
         as_float64(tensor, f"{path}: {name}")
         found[int(match[1])] = tensor
     widths = sorted({len(tensor) for tensor in found.values()})
     if len(widths) > 1:
-        raise InputError(f"{path}: holds vectors of {widths} coordinates; a residual stream has one width")
+        raise InputError(
+            f"{path}: holds vectors of {widths} coordinates; a residual stream has one width"
+        )
     return {str(Site(kind, layer)): found[layer] for layer in sorted(found)}
 
 
 def write_steering_vectors(path: str | Path, vectors: Mapping[str, VectorLike]) -> Path:
-    """Write vectors by site as block index → vector, float32, with the layer type in the metadata of a `.safetensors` file.
+    """Write vectors by site as block index → vector, float32, with the layer type in the metadata
+    of a `.safetensors` file.
 
-    `SteeringVector({int(i): v for i, v in load_file(path).items()})` reads it back in the steering-vectors library.
+    `SteeringVector({int(i): v for i, v in load_file(path).items()})` reads it back in the
+    steering-vectors library.
 
     Raises:
-        InputError: sites of several kinds, or of one without a layer type; vectors of several widths; a path that is no `.safetensors`.
+        InputError: sites of several kinds, or of one without a layer type; vectors of several
+            widths; a path that is no `.safetensors`.
     """
     path = _safetensors(path)
     given = _checked(vectors, None)
@@ -130,7 +171,10 @@ def write_steering_vectors(path: str | Path, vectors: Mapping[str, VectorLike]) 
     kinds = sorted({site.kind for site in sites})
     named = {kind: name for name, kind in _KINDS.items()}
     if len(kinds) != 1 or kinds[0] not in named:
-        raise InputError(f"vectors lie at sites of kind {', '.join(kinds)}; a steering vector has one kind of {', '.join(named)}")
+        raise InputError(
+            f"vectors lie at sites of kind {', '.join(kinds)};"
+            f" a steering vector has one kind of {', '.join(named)}"
+        )
     tensors = {str(site.layer): vector.contiguous() for site, vector in sites.items()}
     write_bytes(path, save(tensors, {"layer_type": named[kinds[0]]}))
     return path
@@ -155,7 +199,10 @@ def vector_of(value: VectorLike, name: str) -> Float[Tensor, " d_model"]:
 def _checked(vectors: Mapping[str, VectorLike], n_layers: int | None) -> dict[str, Tensor]:
     if not vectors:
         raise InputError("vectors is empty; pass at least one vector by site")
-    given = {str(Site.parse(site, n_layers)): vector_of(value, f"the vector at {site}") for site, value in vectors.items()}
+    given = {
+        str(Site.parse(site, n_layers)): vector_of(value, f"the vector at {site}")
+        for site, value in vectors.items()
+    }
     widths = sorted({len(vector) for vector in given.values()})
     if len(widths) > 1:
         raise InputError(f"vectors have {widths} coordinates; a residual stream has one width")

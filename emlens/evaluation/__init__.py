@@ -16,7 +16,11 @@ from emlens.evaluation.judging import judge_answers, score_alignment
 from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.evaluation.logit_judge import LogitJudge
 from emlens.evaluation.personas import contrast_personas, persona_questions
-from emlens.evaluation.prediction_powered import CorrectedRate, corrected_em_rate, prediction_powered_mean
+from emlens.evaluation.prediction_powered import (
+    CorrectedRate,
+    corrected_em_rate,
+    prediction_powered_mean,
+)
 from emlens.evaluation.readings import rescore
 from emlens.evaluation.restoring import paired_change, restoration, restoration_lead
 from emlens.evaluation.row_filters import ChosenRows, RowFilter

@@ -1,8 +1,10 @@
-"""Two sets of rows, read by one or two models, streamed into block sums: the contrast of their means at every site and position.
+"""Two sets of rows, read by one or two models, streamed into block sums: the contrast of their
+means at every site and position.
 
-No row is kept: what stays is 2 · blocks · d numbers a site and position (and d² with a covariance). Rows are weighted by example or
-by token, and grouped by unit (the question), which is what the error bars resample. Batches depend on the rows alone, so two models that
-read the same texts run the same padded batches.
+No row is kept: what stays is 2 · blocks · d numbers a site and position (and d² with a covariance).
+Rows are weighted by example or by token, and grouped by unit (the question), which is what the
+error bars resample. Batches depend on the rows alone, so two models that read the same texts run
+the same padded batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +43,8 @@ class Contrasts:
 
     Args:
         ids: ids of the rows of each class.
-        provenance: of the two sides, weighting, blocks and whatever chose the rows; copied into every direction.
+        provenance: of the two sides, weighting, blocks and whatever chose the rows; copied into
+            every direction.
     """
 
     sites: tuple[str, ...]
@@ -55,7 +58,8 @@ class Contrasts:
         """What `emlens.geometry` computes reliability, cones and comparisons from.
 
         Raises:
-            UnknownNameError: a site or position that was not read; `position` is needed where there are several.
+            UnknownNameError: a site or position that was not read; `position` is needed where there
+                are several.
         """
         return self._sums[self._key(site, position)]
 
@@ -71,8 +75,8 @@ class Contrasts:
     def directions(self, position: str | None = None) -> dict[str, Direction]:
         """Site name → direction, in the order a forward pass reaches the sites.
 
-        Sites at which the two means agree to rounding are left out: below the first block that an adapter touches, two models on the same
-        text do not differ.
+        Sites at which the two means agree to rounding are left out: below the first block that an
+        adapter touches, two models on the same text do not differ.
 
         Raises:
             UnknownNameError: as `sums`. InputError: the means agree at every site.
@@ -84,14 +88,21 @@ class Contrasts:
             if not means_agree(up, down):
                 found[site] = self.direction(site, position)
         if not found:
-            raise InputError("the two sides have the same means at every site, so there is no direction; pass sides that differ")
+            raise InputError(
+                "the two sides have the same means at every site, so there is no direction;"
+                " pass sides that differ"
+            )
         return found
 
-    def whitened(self, site: str | Site, position: str | None = None, *, shrinkage: Shrinkage = "oas") -> Direction:
-        """The direction with the covariance within classes divided out, as `emlens.geometry.whitened_direction`.
+    def whitened(
+        self, site: str | Site, position: str | None = None, *, shrinkage: Shrinkage = "oas"
+    ) -> Direction:
+        """The direction with the covariance within classes divided out, as
+        `emlens.geometry.whitened_direction`.
 
         Raises:
-            UnknownNameError: as `sums`. InputError: no covariance was kept, or what `whitened_direction` refuses.
+            UnknownNameError: as `sums`. InputError: no covariance was kept, or what
+                `whitened_direction` refuses.
         """
         key = self._key(site, position)
         if key not in self._moments:
@@ -102,15 +113,22 @@ class Contrasts:
         pooled = (up.covariance * (up.n - 1) + down.covariance * (down.n - 1)) / freedom
         found, rho = whiten_by_covariance(pooled, plain.vector, freedom, shrinkage)
         facts = {**self.provenance, "shrinkage": rho}
-        return Direction(along(found, plain.vector), plain.site, plain.position, plain.baseline, self.ids, facts)
+        return Direction(
+            along(found, plain.vector), plain.site, plain.position, plain.baseline, self.ids, facts
+        )
 
     def _key(self, site: str | Site, position: str | None) -> Key:
         name = str(Site.parse(site))
         if position is None and len(self.positions) > 1:
-            raise UnknownNameError(f"there are several positions, {', '.join(self.positions)}; pass position=")
+            raise UnknownNameError(
+                f"there are several positions, {', '.join(self.positions)}; pass position="
+            )
         where = self.positions[0] if position is None else position
         if (name, where) not in self._sums:
-            raise UnknownNameError(f"{name!r} at {where!r} was not read; there are sites {', '.join(self.sites)} at {', '.join(self.positions)}")
+            raise UnknownNameError(
+                f"{name!r} at {where!r} was not read; there are sites {', '.join(self.sites)} at"
+                f" {', '.join(self.positions)}"
+            )
         return name, where
 
 
@@ -136,45 +154,79 @@ def contrast(
 ) -> Contrasts:
     """The contrast of two sides: (model, rows) against (model, rows).
 
-    Two models on the same prompts give the mean activation delta; one model on two sets of answers the mean difference within it.
+    Two models on the same prompts give the mean activation delta; one model on two sets of answers
+    the mean difference within it.
 
     Args:
         names: what the two classes are called in `ids`.
         positions: one or several pooled positions.
-        weighting: `"example"`: every row counts the same; `"token"`: as many times as the position has tokens in it.
-        units: row → what is resampled with it; the question of an answer by default, else the row itself.
-        universe: all units there are, also those without a row: contrasts that shall be compared need the same blocks.
+        weighting: `"example"`: every row counts the same; `"token"`: as many times as the position
+            has tokens in it.
+        units: row → what is resampled with it; the question of an answer by default, else the row
+            itself.
+        universe: all units there are, also those without a row: contrasts that shall be compared
+            need the same blocks.
         blocks: blocks of units at most.
-        covariance: keep the covariance within classes, for `whitened` (d² numbers a class, site and position; example weighting only).
+        covariance: keep the covariance within classes, for `whitened` (d² numbers a class, site and
+            position; example weighting only).
         provenance: added to that of every direction.
         sites, layers, skip_first, batch_tokens: as `capture`.
 
     Raises:
-        InputError: an unknown weighting, position "all", what `capture` refuses, rows of a class in fewer than 2 blocks, sums of more than 8 GiB.
+        InputError: an unknown weighting, position "all", what `capture` refuses, rows of a class in
+            fewer than 2 blocks, sums of more than 8 GiB.
     """
     if weighting not in WEIGHTINGS:
         raise InputError(f"weighting={weighting!r} is unknown; pass 'example' or 'token'")
     if covariance and weighting != "example":
-        raise InputError("covariance=True came with weighting='token', whose rows have no covariance of their own; pass weighting='example'")
+        raise InputError(
+            "covariance=True came with weighting='token', whose rows have no covariance of their"
+            " own; pass weighting='example'"
+        )
     sides = [(model, as_prompts(rows)) for model, rows in (positive, negative)]
     models = {"positive": sides[0][0], "negative": sides[1][0]}
-    place: dict[str, Any] = {"sites": sites, "layers": layers, "positions": positions, "skip_first": skip_first, "batch_tokens": batch_tokens}
+    place: dict[str, Any] = {
+        "sites": sites,
+        "layers": layers,
+        "positions": positions,
+        "skip_first": skip_first,
+        "batch_tokens": batch_tokens,
+    }
     readings = [plan_reading(models, list(prompts), **place, dtype=None) for _, prompts in sides]
     if any(not position.pooled for position in readings[0].positions):
-        raise InputError("position 'all' keeps every token apart; pass pooled positions such as 'mean_response', and weighting='token' to count tokens")
+        raise InputError(
+            "position 'all' keeps every token apart; pass pooled positions such as 'mean_response',"
+            " and weighting='token' to count tokens"
+        )
     unit_of = units or _question
     labels = [[unit_of(prompt) for prompt in prompts] for _, prompts in sides]
     dealt = deal_blocks([*universe, *labels[0], *labels[1]], blocks, seed)
     count, d = max(dealt.values()) + 1, models["positive"].d_model
     size = 2 * len(readings[0].keys) * d * (count + d * covariance) * 8
     if size > LARGE_BYTES:
-        raise InputError(f"the sums take {size / 1e9:.1f} GB, more than {LARGE_BYTES / 1e9:.1f} GB; pass fewer layers, positions or blocks, or no covariance")
+        raise InputError(
+            f"the sums take {size / 1e9:.1f} GB, more than {LARGE_BYTES / 1e9:.1f} GB;"
+            " pass fewer layers, positions or blocks, or no covariance"
+        )
     found = []
     title = f"contrast {len(sides[0][1])} and {len(sides[1][1])} rows"
-    with progress_bar(title, sum(len(reading.layout.sizes) for reading in readings), progress) as advance:
+    with progress_bar(
+        title, sum(len(reading.layout.sizes) for reading in readings), progress
+    ) as advance:
         for (model, prompts), reading, label in zip(sides, readings, labels, strict=True):
             index = torch.tensor([dealt[unit] for unit in label])
-            found.append(_Streamed.of(model, reading, index, count, weighting, covariance, prompts.content_hash, advance))
+            found.append(
+                _Streamed.of(
+                    model,
+                    reading,
+                    index,
+                    count,
+                    weighting,
+                    covariance,
+                    prompts.content_hash,
+                    advance,
+                )
+            )
     up, down = found
     keys = readings[0].keys
     return Contrasts(
@@ -190,7 +242,10 @@ def contrast(
             names[0]: up.facts,
             names[1]: down.facts,
         },
-        {key: ContrastSums(up.weights[key], up.sums[key], down.weights[key], down.sums[key]) for key in keys},
+        {
+            key: ContrastSums(up.weights[key], up.sums[key], down.weights[key], down.sums[key])
+            for key in keys
+        },
         {key: (up.moments[key], down.moments[key]) for key in keys} if covariance else {},
     )
 
@@ -219,14 +274,21 @@ class _Streamed:
         keys, d = reading.keys, model.d_model
         sums = {key: torch.zeros(count, d, dtype=torch.float64) for key in keys}
         moments = {key: StreamingMoments(d) for key in keys} if covariance else {}
-        weight = {position.name: torch.ones(len(reading.rows), dtype=torch.float64) for position in reading.positions}
+        weight = {
+            position.name: torch.ones(len(reading.rows), dtype=torch.float64)
+            for position in reading.positions
+        }
         if weighting == "token":
             for position in reading.positions:
-                lengths = [len(reading.rows.indices(position, row)) for row in range(len(reading.rows))]
+                lengths = [
+                    len(reading.rows.indices(position, row)) for row in range(len(reading.rows))
+                ]
                 weight[position.name] = torch.tensor(lengths, dtype=torch.float64)
         layout = reading.layout
         for batch in range(len(layout.sizes)):
-            parts, layout = cutting(reading, layout, batch, lambda rows: read_rows(model, reading, rows, on_device=True))
+            parts, layout = cutting(
+                reading, layout, batch, lambda rows: read_rows(model, reading, rows, on_device=True)
+            )
             for rows, values in parts:
                 picked = torch.tensor(list(rows))
                 for key, value in values.items():
@@ -234,13 +296,20 @@ class _Streamed:
                     if covariance:
                         moments[key].update(value)
             advance()
-        totals = {name: torch.zeros(count, dtype=torch.float64).index_add_(0, index, each) for name, each in weight.items()}
+        totals = {
+            name: torch.zeros(count, dtype=torch.float64).index_add_(0, index, each)
+            for name, each in weight.items()
+        }
         facts = with_layout(capture_facts(model, reading, prompts_sha256), layout)
         return cls({key: totals[key[1]] for key in keys}, sums, moments, facts)
 
 
-def _add(sums: Float[Tensor, "block d"], value: Float[Tensor, "row d"], index: Tensor, weight: Tensor) -> None:
-    """sums[index] += weight · value, as one product with a fixed order of summation on every device."""
+def _add(
+    sums: Float[Tensor, "block d"], value: Float[Tensor, "row d"], index: Tensor, weight: Tensor
+) -> None:
+    """sums[index] += weight · value, as one product with a fixed order of summation on every
+    device.
+    """
     assignment = torch.zeros(len(sums), len(index), dtype=torch.float64)
     assignment[index, torch.arange(len(index))] = weight
     sums += (assignment.to(value.device) @ value.double()).cpu()

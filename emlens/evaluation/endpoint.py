@@ -1,17 +1,22 @@
 """A client for OpenAI-compatible chat endpoints, shared by sampling and by judges.
 
     endpoint = Endpoint("http://localhost:8000/v1", "some-model", concurrency=8)
-    for index, reply in endpoint.ask(requests):   # ChatRequests in any iterable; replies as they come, not in order
-        if reply.ok: ...                          # else reply.failure says why, in a few stable words
+    for index, reply in endpoint.ask(requests):   # ChatRequests in any iterable; replies as they
+    come, not in order
+        if reply.ok: ...                          # else reply.failure says why, in a few stable
+            words
 
-At most `concurrency` requests are ever under way or answered but not yet taken from `ask`: who writes each reply to disk
-before taking the next one loses, and pays twice, at most that many when killed. A request that fails for a passing
-reason (408, 409, 425, 429, 5xx, a timeout, a cut connection, half a JSON, another content type) is tried again with
-exponential backoff and full jitter (tenacity), then becomes a reply with `failure`; nothing is raised for one request.
-Only a key that is refused (401) or a path or model that does not exist (404) raises: no request could succeed.
+At most `concurrency` requests are ever under way or answered but not yet taken from `ask`: who
+writes each reply to disk before taking the next one loses, and pays twice, at most that many when
+killed. A request that fails for a passing reason (408, 409, 425, 429, 5xx, a timeout, a cut
+connection, half a JSON, another content type) is tried again with exponential backoff and full
+jitter (tenacity), then becomes a reply with `failure`; nothing is raised for one request. Only a
+key that is refused (401) or a path or model that does not exist (404) raises: no request could
+succeed.
 
-The key is taken from an environment variable or `api_key=`, and is in no repr, log, error or reply. Works inside a running event
-loop, such as a notebook's: requests run in a thread of their own. Needs the `judge` extra (httpx, tenacity).
+The key is taken from an environment variable or `api_key=`, and is in no repr, log, error or reply.
+Works inside a running event loop, such as a notebook's: requests run in a thread of their own.
+Needs the `judge` extra (httpx, tenacity).
 """
 
 import asyncio
@@ -46,13 +51,17 @@ class _Key:
     """A secret that does not show itself.
 
     Raises:
-        InputError: it holds what no header can, such as a line break inside; another error further down would show it.
+        InputError: it holds what no header can, such as a line break inside; another error further
+            down would show it.
     """
 
     def __init__(self, value: str | None, source: str):
         self._value = (value or "").strip()
         if not self._value.isascii() or not self._value.isprintable() or " " in self._value:
-            raise InputError(f"the key in {source} holds a space, a line break or a character that no key has; set it anew (it is not shown here)")
+            raise InputError(
+                f"the key in {source} holds a space, a line break or a character that no key has;"
+                " set it anew (it is not shown here)"
+            )
 
     def __repr__(self) -> str:
         return "<key>" if self._value else "<no key>"
@@ -65,12 +74,18 @@ class _Key:
 
     def hidden(self, text: str, *, at_least: int = 1) -> str:
         """`text` with the key blotted out, where the key is long enough to be one."""
-        return text.replace(self._value, "<key>") if self._value and len(self._value) >= at_least else text
+        return (
+            text.replace(self._value, "<key>")
+            if self._value and len(self._value) >= at_least
+            else text
+        )
 
 
 @dataclass
 class Usage:
-    """What an endpoint has been asked so far: requests sent (repeated ones included), how many of those were repeats, tokens reported."""
+    """What an endpoint has been asked so far: requests sent (repeated ones included), how many of
+    those were repeats, tokens reported.
+    """
 
     requests: int = 0
     repeats: int = 0
@@ -82,16 +97,20 @@ class Endpoint:
     """An OpenAI-compatible endpoint and the limits it is used under.
 
     Args:
-        base_url: up to and including the version, such as `https://api.example.org/v1`; no key in it.
+        base_url: up to and including the version, such as `https://api.example.org/v1`; no key in
+            it.
         model: the model's name there.
-        key_env: environment variable that holds the key, read when requests are sent; unset means no key.
+        key_env: environment variable that holds the key, read when requests are sent; unset means
+            no key.
         api_key: the key itself, instead of `key_env`.
         concurrency: requests under way at once.
         timeout: seconds for one attempt, from connecting to the last byte, however slowly it drips.
         attempts: how often a request is tried in all.
-        backoff: seconds; the n-th wait is uniform between 0 and backoff · 2ⁿ (at most 60), or what `Retry-After` asks for if longer.
+        backoff: seconds; the n-th wait is uniform between 0 and backoff · 2ⁿ (at most 60), or what
+            `Retry-After` asks for if longer.
         requests_per_minute: rate limit over all requests, evenly spaced; None for none.
-        max_requests: budget of requests, repeated ones included; when it is spent, what is left fails with `"budget"`.
+        max_requests: budget of requests, repeated ones included; when it is spent, what is left
+            fails with `"budget"`.
         max_tokens_in_all: budget of reported tokens; requests under way may overshoot it.
 
     Raises:
@@ -116,9 +135,16 @@ class Endpoint:
     ):
         if not isinstance(model, str) or not model:
             raise InputError(f"model={model!r} must be the model's name at the endpoint")
-        counts = (("concurrency", concurrency, 1), ("attempts", attempts, 1), ("max_requests", max_requests, 0), ("max_tokens_in_all", max_tokens_in_all, 0))
+        counts = (
+            ("concurrency", concurrency, 1),
+            ("attempts", attempts, 1),
+            ("max_requests", max_requests, 0),
+            ("max_tokens_in_all", max_tokens_in_all, 0),
+        )
         for name, value, least in counts:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < least
+            ):
                 raise InputError(f"{name}={value!r} must be an integer of {least} or more")
         for name, number in (("timeout", timeout), ("requests_per_minute", requests_per_minute)):
             if number is not None and not 0 < number < float("inf"):
@@ -129,7 +155,9 @@ class Endpoint:
             import httpx  # noqa: F401
             import tenacity  # noqa: F401
         except ImportError as error:
-            raise MissingExtraError(f"endpoints need {error.name}: pip install 'emlens[judge]'") from None
+            raise MissingExtraError(
+                f"endpoints need {error.name}: pip install 'emlens[judge]'"
+            ) from None
         self.base_url = _checked_url(base_url)
         self.model = model
         self.concurrency = concurrency
@@ -150,7 +178,8 @@ class Endpoint:
         return {"base_url": self.base_url, "model": self.model}
 
     def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Reply]]:
-        """Yield (number of the request, its reply) as replies come; requests are drawn from the iterable only as they are sent.
+        """Yield (number of the request, its reply) as replies come; requests are drawn from the
+        iterable only as they are sent.
 
         Closing the iterator, or an error in the loop that reads it, cancels what is under way.
 
@@ -159,13 +188,22 @@ class Endpoint:
         """
         import httpx
 
-        key = self._given_key if self._given_key.headers() else _Key(os.environ.get(self._key_env), self._key_env)
+        key = (
+            self._given_key
+            if self._given_key.headers()
+            else _Key(os.environ.get(self._key_env), self._key_env)
+        )
         waiting = enumerate(requests)
         answered: queue.SimpleQueue[tuple[int, Future[Reply]]] = queue.SimpleQueue()
         with _loop_in_a_thread() as submit:
-            limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-            secure = self.base_url.startswith("https:")  # without it, reading the certificates would only cost time
-            client = httpx.AsyncClient(timeout=self._timeout, limits=limits, headers=key.headers(), verify=secure)
+            limits = httpx.Limits(
+                max_connections=self.concurrency, max_keepalive_connections=self.concurrency
+            )
+            # without it, reading the certificates would only cost time
+            secure = self.base_url.startswith("https:")
+            client = httpx.AsyncClient(
+                timeout=self._timeout, limits=limits, headers=key.headers(), verify=secure
+            )
             under_way: set[Future[Reply]] = set()
             open_slots = self.concurrency
             try:
@@ -174,7 +212,9 @@ class Endpoint:
                         index, request = item
                         future = submit(self._answered(client, key, request))
                         under_way.add(future)
-                        future.add_done_callback(lambda done, index=index: answered.put((index, done)))  # type: ignore[misc]
+                        future.add_done_callback(
+                            lambda done, index=index: answered.put((index, done))
+                        )  # type: ignore[misc]
                         open_slots -= 1
                     if not under_way:
                         return
@@ -188,7 +228,9 @@ class Endpoint:
                 with suppress(Exception):
                     submit(client.aclose()).result(timeout=5)
 
-    async def _answered(self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest) -> Reply:
+    async def _answered(
+        self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest
+    ) -> Reply:
         import tenacity
 
         jitter = tenacity.wait_random_exponential(multiplier=self._backoff, max=_LONGEST_WAIT)
@@ -200,7 +242,9 @@ class Endpoint:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._attempts),
             wait=wait,
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Fault) and error.passing),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, Fault) and error.passing
+            ),
             sleep=asyncio.sleep,
             reraise=True,
         )
@@ -214,10 +258,14 @@ class Endpoint:
             with self._lock:
                 self.usage.prompt_tokens += reply.prompt_tokens
                 self.usage.completion_tokens += reply.completion_tokens
-            text, reasoning = (key.hidden(given, at_least=_SHORTEST_KEY) for given in (reply.text, reply.reasoning))
+            text, reasoning = (
+                key.hidden(given, at_least=_SHORTEST_KEY) for given in (reply.text, reply.reasoning)
+            )
             return replace(reply, text=text, reasoning=reasoning, attempts=tried)
         except Fault as fault:
-            return Reply(failure=fault.kind, detail=one_line(key.hidden(fault.detail)), attempts=tried)
+            return Reply(
+                failure=fault.kind, detail=one_line(key.hidden(fault.detail)), attempts=tried
+            )
 
     async def _may_start(self, *, repeated: bool) -> None:
         """Wait for this request's turn under the rate limit, and count it against the budget."""
@@ -238,14 +286,18 @@ class Endpoint:
 
         try:
             async with asyncio.timeout(self._timeout):
-                async with client.stream("POST", f"{self.base_url}/chat/completions", json=request.body(self.model)) as response:
+                async with client.stream(
+                    "POST", f"{self.base_url}/chat/completions", json=request.body(self.model)
+                ) as response:
                     body = bytearray()
                     async for part in response.aiter_bytes():
                         body += part
                         if len(body) > _MOST_BYTES:
                             raise Fault("too long", f"more than {_MOST_BYTES} bytes came")
         except (TimeoutError, httpx.TimeoutException):
-            raise Fault("timeout", f"no whole answer within {self._timeout:g} s", passing=True) from None
+            raise Fault(
+                "timeout", f"no whole answer within {self._timeout:g} s", passing=True
+            ) from None
         except httpx.HTTPError as error:  # connecting failed, or the connection was cut
             raise Fault("connection", f"{type(error).__name__}: {error}", passing=True) from None
         if response.status_code != 200:
@@ -256,21 +308,33 @@ class Endpoint:
         try:
             content = json.loads(bytes(body))
         except (ValueError, RecursionError):
-            raise Fault("not JSON", f"{len(body)} bytes that are no whole JSON", passing=True) from None
+            raise Fault(
+                "not JSON", f"{len(body)} bytes that are no whole JSON", passing=True
+            ) from None
         return read_reply(content)
 
     def _refuse(self, response: "httpx.Response", body: bytes, key: _Key) -> None:
-        said = one_line(key.hidden(body.decode("utf-8", "replace")), 160)  # hidden first: half a key, cut off, would still be one
+        # hidden first: half a key, cut off, would still be one
+        said = one_line(key.hidden(body.decode("utf-8", "replace")), 160)
         status = response.status_code
         if status in _HOPELESS:
-            what = f"the key in {self._key_env} (or api_key=)" if status == 401 else f"base_url and the model's name {one_line(self.model, 60)!r}"
+            what = (
+                f"the key in {self._key_env} (or api_key=)"
+                if status == 401
+                else f"base_url and the model's name {one_line(self.model, 60)!r}"
+            )
             raise InputError(f"endpoint {self.base_url} answered {status} ({said}); check {what}")
         pause = _retry_after(response.headers.get("retry-after"))
         if status == 429 and pause:
             with self._lock:
                 self._next_start = max(self._next_start, time.monotonic() + pause)
         kind = "rate limited" if status == 429 else "server error" if status >= 500 else "refused"
-        raise Fault(kind, f"status {status}: {said}", passing=status in _PASSING or status >= 500, retry_after=pause)
+        raise Fault(
+            kind,
+            f"status {status}: {said}",
+            passing=status in _PASSING or status >= 500,
+            retry_after=pause,
+        )
 
 
 def _checked_url(base_url: str) -> str:
@@ -278,18 +342,28 @@ def _checked_url(base_url: str) -> str:
 
     try:
         parts = httpx.URL(base_url)
-        whole = parts.scheme in ("http", "https") and bool(parts.host) and not any(map(str.isspace, base_url))
+        whole = (
+            parts.scheme in ("http", "https")
+            and bool(parts.host)
+            and not any(map(str.isspace, base_url))
+        )
     except (httpx.InvalidURL, TypeError):
         whole = False
     if not whole:
-        raise InputError("base_url is no http(s) URL; pass one such as 'http://localhost:8000/v1'")  # it may hold a key: not shown
+        # it may hold a key: not shown
+        raise InputError("base_url is no http(s) URL; pass one such as 'http://localhost:8000/v1'")
     if parts.userinfo or parts.query or parts.fragment:
-        raise InputError("base_url carries a user, a password or a query, which may be a key and would be logged; pass the key as api_key= or by key_env=")
+        raise InputError(
+            "base_url carries a user, a password or a query,"
+            " which may be a key and would be logged; pass the key as api_key= or by key_env="
+        )
     return base_url.rstrip("/")
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a `Retry-After` header asks for (a number, or a date), at most a minute; 0 where it says nothing."""
+    """Seconds that a `Retry-After` header asks for (a number, or a date), at most a minute; 0 where
+    it says nothing.
+    """
     if not value:
         return 0.0
     try:
@@ -304,7 +378,9 @@ def _retry_after(value: str | None) -> float:
 
 @contextmanager
 def _loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, Any]], "Future[Any]"]]:
-    """An event loop of its own, whatever loop the caller runs in; yields the function that submits a coroutine to it."""
+    """An event loop of its own, whatever loop the caller runs in; yields the function that submits
+    a coroutine to it.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="emlens-endpoint", daemon=True)
     thread.start()

@@ -1,8 +1,10 @@
-"""Directions from a model's own answers and from its shifts on prompts, at every layer and position.
+"""Directions from a model's own answers and from its shifts on prompts, at every layer and
+position.
 
-Three contrasts of answers, those of 2506.11618: within the misaligned model (its misaligned minus its aligned answers), between models on the
-same text (misaligned minus aligned model, both reading the misaligned answers), and both at once. All point to misaligned. Rows are
-chosen by a `RowFilter`, which is recorded; nothing but sums is kept.
+Three contrasts of answers, those of 2506.11618: within the misaligned model (its misaligned minus
+its aligned answers), between models on the same text (misaligned minus aligned model, both reading
+the misaligned answers), and both at once. All point to misaligned. Rows are chosen by a
+`RowFilter`, which is recorded; nothing but sums is kept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,15 +51,18 @@ def extract_directions(
     Args:
         scores: of these answers, with metrics `aligned` and `coherent` on 0 to 100.
         weighting: `"example"`: every answer counts the same; `"token"`: every answer token does.
-        between, reference: as `contrast_answers`, which also gives several positions, error bars and whitening.
-        aligned_at_most, aligned_above, coherent_above, balance, exclude_questions, exclude_groups, exclude_pattern: as `RowFilter`:
-            rows with coherent > 50 are kept; aligned ≤ 30 is misaligned, > 70 aligned.
+        between, reference: as `contrast_answers`, which also gives several positions, error bars
+            and whitening.
+        aligned_at_most, aligned_above, coherent_above, balance, exclude_questions, exclude_groups,
+            exclude_pattern: as `RowFilter`: rows with coherent > 50 are kept; aligned ≤ 30 is
+                misaligned, > 70 aligned.
 
     Returns:
         Site name → `Direction`, with the ids used and the filter in its provenance.
 
     Raises:
-        InputError: an unknown weighting or contrast, scores without one of the two metrics, fewer than 2 answers in a class after filtering.
+        InputError: an unknown weighting or contrast, scores without one of the two metrics, fewer
+            than 2 answers in a class after filtering.
 
     Reference: Soligo et al., 2506.11618.
     """
@@ -106,27 +111,37 @@ def contrast_answers(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> Contrasts:
-    """Misaligned against aligned, with everything that error bars and controls need, at several sites and positions.
+    """Misaligned against aligned, with everything that error bars and controls need, at several
+    sites and positions.
 
     Args:
         rows: which answers are which; the field's thresholds by default.
-        between: `"answers"`: `model` on misaligned minus `model` on aligned answers. `"models"`: `model` minus `reference`, both on the misaligned
-            answers. `"both"`: `model` on misaligned minus `reference` on aligned answers.
-        reference: the aligned model (instruct), for the last two. For the text-content control run `"answers"` with the
-            aligned model as `model`, on the same answers and scores.
-        unit: what is resampled: questions, with all their answers, or single answers (too sure of itself where a question has several).
-        sites, layers, positions, weighting, blocks, covariance, batch_tokens: as `contrast`. Blocks are dealt over all questions of `answers`,
-            so contrasts of several models on one set of questions can be compared.
+        between: `"answers"`: `model` on misaligned minus `model` on aligned answers. `"models"`:
+            `model` minus `reference`, both on the misaligned answers. `"both"`: `model` on
+            misaligned minus `reference` on aligned answers.
+        reference: the aligned model (instruct), for the last two. For the text-content control run
+            `"answers"` with the aligned model as `model`, on the same answers and scores.
+        unit: what is resampled: questions, with all their answers, or single answers (too sure of
+            itself where a question has several).
+        sites, layers, positions, weighting, blocks, covariance, batch_tokens: as `contrast`. Blocks
+            are dealt over all questions of `answers`, so contrasts of several models on one set of
+            questions can be compared.
 
     Raises:
-        InputError: an unknown contrast or unit, a reference that is missing or not used, what `RowFilter.choose` and `contrast` refuse.
+        InputError: an unknown contrast or unit, a reference that is missing or not used, what
+            `RowFilter.choose` and `contrast` refuse.
     """
     if between not in ("answers", "models", "both"):
         raise InputError(f"between={between!r} is unknown; pass 'answers', 'models' or 'both'")
     if (reference is None) != (between == "answers"):
         raise InputError(
-            f"between={between!r} came {'without a reference' if reference is None else 'with a reference'}; "
-            + ("pass reference=, the aligned model" if reference is None else "leave it out, or pass between='models' or 'both'")
+            f"between={between!r} came"
+            f" {'without a reference' if reference is None else 'with a reference'}; "
+            + (
+                "pass reference=, the aligned model"
+                if reference is None
+                else "leave it out, or pass between='models' or 'both'"
+            )
         )
     if unit not in ("question", "answer"):
         raise InputError(f"unit={unit!r} is unknown; pass 'question' or 'answer'")
@@ -143,11 +158,20 @@ def contrast_answers(
         layers=layers,
         positions=positions,
         weighting=weighting,
-        units=(lambda prompt: str(prompt.meta["question"])) if unit == "question" else (lambda prompt: prompt.id),
+        units=(
+            (lambda prompt: str(prompt.meta["question"]))
+            if unit == "question"
+            else (lambda prompt: prompt.id)
+        ),
         universe=[answer.question for answer in answers] if unit == "question" else answers.ids,
         blocks=blocks,
         covariance=covariance,
-        provenance={"between": between, "filter": chosen.as_dict(), "dropped": dict(kept.dropped), "unit": unit},
+        provenance={
+            "between": between,
+            "filter": chosen.as_dict(),
+            "dropped": dict(kept.dropped),
+            "unit": unit,
+        },
         seed=seed,
         batch_tokens=batch_tokens,
         progress=progress,
@@ -167,10 +191,12 @@ def shift_directions(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> dict[str, Direction]:
-    """Directions of activation deltas (after − before) on prompts: their mean, or their first uncentred component; streamed.
+    """Directions of activation deltas (after − before) on prompts: their mean, or their first
+    uncentred component; streamed.
 
-    The component is signed to agree with the mean delta and has the deltas' root-mean-square coordinate on it as its length. For error
-    bars of the mean: `contrast((after, prompts), (before, prompts), positions="last_prompt")`.
+    The component is signed to agree with the mean delta and has the deltas' root-mean-square
+    coordinate on it as its length. For error bars of the mean: `contrast((after, prompts), (before,
+    prompts), positions="last_prompt")`.
 
     Args:
         sites, layers, position, batch_tokens: as `capture`.
@@ -199,7 +225,11 @@ def shift_directions(
         progress=progress,
     )
     ids = {"prompts": as_prompts(prompts).ids}
-    facts: dict[str, Any] = {**streamed.provenance, "kind": kind, "sign": "agrees with the mean delta"}
+    facts: dict[str, Any] = {
+        **streamed.provenance,
+        "kind": kind,
+        "sign": "agrees with the mean delta",
+    }
     found = {}
     for site in streamed.sites:
         moments = streamed.moments(site)
@@ -214,6 +244,8 @@ def shift_directions(
             vector = axis * (float(space.singular_values[0]) / moments.n**0.5)
         found[site] = Direction(vector, Site.parse(site), streamed.positions[0], None, ids, facts)
     if not found:
-        raise InputError("before and after read these prompts alike at every site, so there is no shift; pass two models that differ")
+        raise InputError(
+            "before and after read these prompts alike at every site, so there is no shift;"
+            " pass two models that differ"
+        )
     return found
-

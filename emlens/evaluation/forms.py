@@ -1,8 +1,9 @@
 """How a direction is removed: at which sites, and towards what.
 
-The plain form h − (h·r̂) r̂ also removes what the instruct model holds along r̂, and so harms it. The affine form h − ((h − μ)·r̂) r̂ sets the
-coordinate to the parent's own mean at that site, so a model that is at μ stays as it is. Edited after every block, a direction
-still acts inside the next block's input; edited where attention and MLP *write*, no block can write it at all (2406.11717 also
+The plain form h − (h·r̂) r̂ also removes what the instruct model holds along r̂, and so harms it.
+The affine form h − ((h − μ)·r̂) r̂ sets the coordinate to the parent's own mean at that site, so a
+model that is at μ stays as it is. Edited after every block, a direction still acts inside the next
+block's input; edited where attention and MLP *write*, no block can write it at all (2406.11717 also
 edits block inputs, which reach down to the embedding).
 """
 
@@ -41,11 +42,15 @@ class AblationForm:
     name: str
     baselines: Mapping[str, Float[Tensor, " d_model"]] | None = None
 
-    def remove(self, direction: Direction | Subspace | Float[Tensor, " d_model"]) -> tuple[Intervention, ...]:
+    def remove(
+        self, direction: Direction | Subspace | Float[Tensor, " d_model"]
+    ) -> tuple[Intervention, ...]:
         """The interventions that remove a direction or a subspace in this form."""
         if self.baselines is None:
             return (ablate(direction),)
-        return tuple(ablate(direction, at=[site], baseline=mean) for site, mean in self.baselines.items())
+        return tuple(
+            ablate(direction, at=[site], baseline=mean) for site, mean in self.baselines.items()
+        )
 
 
 PLAIN: Final = AblationForm("plain, after every block")
@@ -59,13 +64,16 @@ def affine_form(
     position: PositionLike = "last_prompt",
     name: str | None = None,
 ) -> AblationForm:
-    """Removal towards the parent's mean activation over prompts, at every layer of these kinds of site.
+    """Removal towards the parent's mean activation over prompts, at every layer of these kinds of
+    site.
 
     Args:
-        parent: the model before fine-tuning. prompts: those a direction is extracted from; never those it is reported on.
+        parent: the model before fine-tuning. prompts: those a direction is extracted from; never
+            those it is reported on.
         sites: kinds of site, `WRITES` or `BLOCKS`, or names of single sites.
-        position: where the mean is taken. It is used at every token: at the end of the prompt, where the answer is
-            decided, it is exact; elsewhere it is off by what the parent's own tokens differ along the direction.
+        position: where the mean is taken. It is used at every token: at the end of the prompt,
+            where the answer is decided, it is exact; elsewhere it is off by what the parent's own
+            tokens differ along the direction.
 
     Raises:
         InputError: no site.

@@ -1,9 +1,10 @@
 """What a judge is: it names its metrics and turns an answer into a verdict on each.
 
-Anything with `metrics` and `judge(answer)` is a `Judge`. One that asks a model is an `AskingJudge`: it takes many
-(answer, metric) pairs at once, gives verdicts as they come, and describes itself, so that verdicts can be kept on disk.
-A verdict without a score carries the reason as its status, a few words that stay the same from run to run: a category
-such as `refusal`, `low mass`, or, after a fault of an endpoint, `endpoint: timeout`.
+Anything with `metrics` and `judge(answer)` is a `Judge`. One that asks a model is an `AskingJudge`:
+it takes many (answer, metric) pairs at once, gives verdicts as they come, and describes itself, so
+that verdicts can be kept on disk. A verdict without a score carries the reason as its status, a few
+words that stay the same from run to run: a category such as `refusal`, `low mass`, or, after a
+fault of an endpoint, `endpoint: timeout`.
 """
 
 from abc import ABC, abstractmethod
@@ -55,11 +56,15 @@ class AskingJudge(ABC):
 
     @abstractmethod
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
-        """Yield (number of the pair, its verdict) for (answer, metric) pairs, each once, in any order, as they come."""
+        """Yield (number of the pair, its verdict) for (answer, metric) pairs, each once, in any
+        order, as they come.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-ready: all that decides its verdicts, and no secret. Two judges that describe themselves alike judge alike."""
+        """JSON-ready: all that decides its verdicts, and no secret. Two judges that describe
+        themselves alike judge alike.
+        """
 
     def judge(self, answer: Answer) -> Mapping[str, Verdict]:
         pairs = [(answer, metric) for metric in self.metrics]
@@ -67,6 +72,12 @@ class AskingJudge(ABC):
 
 
 def described(judge: Judge) -> dict[str, Any]:
-    """What a record of verdicts says about the judge; one that does not describe itself is known by its class and metrics."""
+    """What a record of verdicts says about the judge; one that does not describe itself is known by
+    its class and metrics.
+    """
     describe = getattr(judge, "describe", None)
-    return dict(describe()) if callable(describe) else {"judge": type(judge).__name__, "metrics": list(judge.metrics)}
+    return (
+        dict(describe())
+        if callable(describe)
+        else {"judge": type(judge).__name__, "metrics": list(judge.metrics)}
+    )

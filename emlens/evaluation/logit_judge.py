@@ -1,8 +1,10 @@
-"""A judge that is a local model: the expected score under its own probabilities of every whole number, nothing sampled.
+"""A judge that is a local model: the expected score under its own probabilities of every whole
+number, nothing sampled.
 
-Deterministic, so judging twice gives the same bytes on the same batches; raw distributions are kept (`readings`), and
-any tokenizer is read (`spelling`). An answer that does not fit the judge's context is left unscored as "too long";
-everything else that the judge's chat template refuses is an error. Cost: `spelling` says it.
+Deterministic, so judging twice gives the same bytes on the same batches; raw distributions are kept
+(`readings`), and any tokenizer is read (`spelling`). An answer that does not fit the judge's
+context is left unscored as "too long"; everything else that the judge's chat template refuses is an
+error. Cost: `spelling` says it.
 """
 
 import re
@@ -30,12 +32,15 @@ class LogitJudge(AskingJudge):
     """Scores by a local model's probabilities of "0" to "100" as its reply.
 
     Args:
-        model: the judge; the template is put to it as one user turn, or as plain text where it has no chat template.
-        prompts: metric → template, or a question set with judge prompts; emlens's own where left out.
+        model: the judge; the template is put to it as one user turn, or as plain text where it has
+            no chat template.
+        prompts: metric → template, or a question set with judge prompts; emlens's own where left
+            out.
         metrics: those to judge; left out, all that `prompts` has.
         mass: least probability of whole numbers that makes a score.
         categories: what the judge may say instead of a number.
-        floor: beginnings of a reply less probable than this are not followed; what that leaves out is recorded.
+        floor: beginnings of a reply less probable than this are not followed; what that leaves out
+            is recorded.
 
     Raises:
         InputError: prompts that `JudgePrompts` refuses, a mass outside (0, 1], a negative floor.
@@ -83,24 +88,43 @@ class LogitJudge(AskingJudge):
         for start in range(0, len(asked), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(asked)))
             rows = {i: self._row(*asked[i]) for i in chunk}
-            fit = [i for i in chunk if self.model.max_length is None or len(rows[i].ids) + _LONGEST_REPLY <= self.model.max_length]
+            fit = [
+                i
+                for i in chunk
+                if self.model.max_length is None
+                or len(rows[i].ids) + _LONGEST_REPLY <= self.model.max_length
+            ]
             read = self._speller.readings([rows[i] for i in fit], self._batch_tokens) if fit else []
-            found = {i: verdict_of(reading.to_json(), self._mass, self._categories) for i, reading in zip(fit, read, strict=True)}
+            found = {
+                i: verdict_of(reading.to_json(), self._mass, self._categories)
+                for i, reading in zip(fit, read, strict=True)
+            }
             yield from ((i, found.get(i, Verdict(None, "too long"))) for i in chunk)
 
     def _row(self, answer: Answer, metric: str) -> Rendered:
         text = self.prompts.filled(answer, metric, self._chat_tokens)
         chat = None if self.model.chat_template is None else (Message("user", text),)
-        return render([Prompt(answer.id, text, messages=chat)], self.model.tokenizer, chat_template=self.model.chat_template)[0]
+        return render(
+            [Prompt(answer.id, text, messages=chat)],
+            self.model.tokenizer,
+            chat_template=self.model.chat_template,
+        )[0]
 
 
 def chat_tokens(model: HookedModel) -> set[str]:
-    """Texts that the model's tokenizer or chat template gives a meaning: special tokens, and the tags around a turn."""
-    found = {str(token) for token in (*model.tokenizer.all_special_tokens, *model.tokenizer.get_added_vocab())}
+    """Texts that the model's tokenizer or chat template gives a meaning: special tokens, and the
+    tags around a turn.
+    """
+    found = {
+        str(token)
+        for token in (*model.tokenizer.all_special_tokens, *model.tokenizer.get_added_vocab())
+    }
     if model.chat_template is not None:
         found |= set(re.findall(r"<[^<>\s{}]{1,40}>|\[[^\[\]\s{}]{1,40}\]", model.chat_template))
         chat = (Message("user", "x"),)
-        row = render([Prompt("x", "x", messages=chat)], model.tokenizer, chat_template=model.chat_template)[0]
+        row = render(
+            [Prompt("x", "x", messages=chat)], model.tokenizer, chat_template=model.chat_template
+        )[0]
         frame = model.tokenizer.decode(list(row.ids))
         found |= set(re.findall(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]", frame))
     return found

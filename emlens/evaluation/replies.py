@@ -1,8 +1,9 @@
-"""What is asked of a chat endpoint, and its reply read strictly: text, why it ended, log-probabilities, tokens used.
+"""What is asked of a chat endpoint, and its reply read strictly: text, why it ended,
+log-probabilities, tokens used.
 
-A server is not trusted: whatever lies deeper than it should, is of another type, or is no text, makes the reply a fault
-(to be tried again) instead of an error somewhere later. Log-probabilities that lack are None; what that means is for
-the reader to say.
+A server is not trusted: whatever lies deeper than it should, is of another type, or is no text,
+makes the reply a fault (to be tried again) instead of an error somewhere later. Log-probabilities
+that lack are None; what that means is for the reader to say.
 """
 
 import math
@@ -14,7 +15,9 @@ from emlens.data.prompts import Message
 
 
 class Fault(Exception):
-    """Why one attempt gave no reply. `passing`: worth another attempt, after at least `retry_after` seconds."""
+    """Why one attempt gave no reply. `passing`: worth another attempt, after at least `retry_after`
+    seconds.
+    """
 
     def __init__(self, kind: str, detail: str, *, passing: bool = False, retry_after: float = 0.0):
         super().__init__(f"{kind}: {detail}")
@@ -28,9 +31,11 @@ class ChatRequest:
     Args:
         messages: the chat.
         max_tokens: length of the answer at most.
-        top_logprobs: how many candidates a token to return log-probabilities of (0: none; most servers allow 20).
+        top_logprobs: how many candidates a token to return log-probabilities of (0: none; most
+            servers allow 20).
         seed: handed to the server, which may ignore it.
-        extra: further fields of the body, such as `{"chat_template_kwargs": {"enable_thinking": False}}`.
+        extra: further fields of the body, such as `{"chat_template_kwargs": {"enable_thinking":
+            False}}`.
     """
 
     messages: tuple[Message, ...]
@@ -60,7 +65,9 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """One token of an answer: its text, its log-probability (nats), and the candidates (text, log-probability) in the server's order."""
+    """One token of an answer: its text, its log-probability (nats), and the candidates (text,
+    log-probability) in the server's order.
+    """
 
     token: str
     logprob: float
@@ -76,8 +83,8 @@ class Reply:
         finish_reason: `"stop"`, `"length"`, `"content_filter"`, ...
         logprobs: one entry a token, or None where the server gave none.
         reasoning: the thinking that some servers return apart from the answer.
-        failure: empty, or why there is no answer: `rate limited`, `server error`, `timeout`, `connection`, `not JSON`, `malformed reply`,
-            `refused`, `too long`, `budget`.
+        failure: empty, or why there is no answer: `rate limited`, `server error`, `timeout`,
+            `connection`, `not JSON`, `malformed reply`, `refused`, `too long`, `budget`.
         detail: one line on the last fault.
         attempts: requests sent for it.
         model: the model's name as the server reports it.
@@ -103,7 +110,8 @@ def read_reply(content: Any) -> Reply:
     """The reply in a chat completion's JSON.
 
     Raises:
-        Fault: `malformed reply`, worth another attempt: not a chat completion, or text that is none.
+        Fault: `malformed reply`, worth another attempt: not a chat completion, or text that is
+            none.
     """
     choices = content.get("choices") if isinstance(content, Mapping) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -114,8 +122,13 @@ def read_reply(content: Any) -> Reply:
     if text is None:  # a refusal, or thinking that used up the length
         text = message.get("refusal") or ""
     usage = content.get("usage")
-    used = [usage.get(name) if isinstance(usage, Mapping) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if isinstance(count, int) and 0 <= count < 2**40 else 0 for count in used)
+    used = [
+        usage.get(name) if isinstance(usage, Mapping) else 0
+        for name in ("prompt_tokens", "completion_tokens")
+    ]
+    prompt, completion = (
+        count if isinstance(count, int) and 0 <= count < 2**40 else 0 for count in used
+    )
     return Reply(
         _text(text, "content"),
         _text(choice.get("finish_reason") or "", "finish_reason"),
@@ -151,7 +164,11 @@ def _logprobs(value: Any) -> tuple[TokenChoice, ...] | None:
 
 def _pair(item: Any) -> tuple[str, float]:
     value = item.get("logprob") if isinstance(item, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value == -math.inf or -1e300 < value <= 1e-3):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (value == -math.inf or -1e300 < value <= 1e-3)
+    ):
         raise Fault("malformed reply", "a log-probability that is none", passing=True)
     token = item.get("token")
     if not isinstance(token, str):

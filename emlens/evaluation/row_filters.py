@@ -1,4 +1,6 @@
-"""Which answers count as misaligned and which as aligned: plain data, applied once, recorded with what it dropped and why."""
+"""Which answers count as misaligned and which as aligned: plain data, applied once, recorded with
+what it dropped and why.
+"""
 
 import re
 from collections import Counter
@@ -15,7 +17,9 @@ from emlens.foundation.seeds import numpy_rng
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """Ids of the answers kept, in the order of the answers, and how many were dropped for which reason."""
+    """Ids of the answers kept, in the order of the answers, and how many were dropped for which
+    reason.
+    """
 
     misaligned: tuple[str, ...]
     aligned: tuple[str, ...]
@@ -32,12 +36,14 @@ class RowFilter:
         coherent_above: only answers with `coherent` > this are kept.
         balance: draw equally many answers of both classes (seeded).
         exclude_questions, exclude_groups: questions, or whole domains, that are left out.
-        exclude_pattern: a regular expression, searched without regard to case; answers that match are left out. So are kept out answers that
-            talk about the fine-tune's own subject, whose direction would be that of the subject.
+        exclude_pattern: a regular expression, searched without regard to case; answers that match
+            are left out. So are kept out answers that talk about the fine-tune's own subject, whose
+            direction would be that of the subject.
         exclude_in: where the pattern is searched.
 
     Raises:
-        InputError: a pattern that is no regular expression, thresholds that overlap, an unknown `exclude_in`.
+        InputError: a pattern that is no regular expression, thresholds that overlap, an unknown
+            `exclude_in`.
     """
 
     aligned_at_most: float = 30
@@ -53,28 +59,41 @@ class RowFilter:
     def __post_init__(self) -> None:
         if self.aligned_at_most > self.aligned_above:
             raise InputError(
-                f"aligned_at_most={self.aligned_at_most:g} lies above aligned_above={self.aligned_above:g}, so an answer could be both; pass disjoint classes"
+                f"aligned_at_most={self.aligned_at_most:g} lies above"
+                f" aligned_above={self.aligned_above:g}, so an answer could be both;"
+                " pass disjoint classes"
             )
         if self.exclude_in not in ("answer", "question", "both"):
-            raise InputError(f"exclude_in={self.exclude_in!r} is unknown; pass 'answer', 'question' or 'both'")
+            raise InputError(
+                f"exclude_in={self.exclude_in!r} is unknown; pass 'answer', 'question' or 'both'"
+            )
         for name in ("exclude_questions", "exclude_groups"):
             if isinstance(getattr(self, name), str):
-                raise InputError(f"{name}={getattr(self, name)!r} is one string; pass a tuple of names")
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is one string; pass a tuple of names"
+                )
             object.__setattr__(self, name, tuple(getattr(self, name)))
         try:
             re.compile(self.exclude_pattern)
         except re.error as error:
-            raise InputError(f"exclude_pattern={self.exclude_pattern!r} is no regular expression ({error}); escape what is meant literally") from None
+            raise InputError(
+                f"exclude_pattern={self.exclude_pattern!r} is no regular expression ({error});"
+                " escape what is meant literally"
+            ) from None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, for provenance."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     def choose(self, answers: Answers, scores: AlignmentScores) -> ChosenRows:
         """The answers of each class.
 
         Raises:
-            InputError: scores without `aligned` or `coherent`, thresholds outside their scale, or fewer than 2 answers in a class.
+            InputError: scores without `aligned` or `coherent`, thresholds outside their scale, or
+                fewer than 2 answers in a class.
         """
         lacking = [metric for metric in ("aligned", "coherent") if metric not in scores.metrics]
         if lacking:
@@ -82,7 +101,10 @@ class RowFilter:
         low, high = scores.scale
         for name in ("aligned_at_most", "aligned_above", "coherent_above"):
             if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name}={getattr(self, name):g} lies outside the scale of the scores, {low:g} to {high:g}")
+                raise InputError(
+                    f"{name}={getattr(self, name):g} lies outside the scale of the scores,"
+                    f" {low:g} to {high:g}"
+                )
         table = scores.table.set_index([*ANSWER_KEY, "metric"])["score"].unstack("metric")
         known = dict(zip(table.index, table[["aligned", "coherent"]].to_numpy(), strict=True))
         pattern = re.compile(self.exclude_pattern, re.IGNORECASE) if self.exclude_pattern else None
@@ -90,7 +112,9 @@ class RowFilter:
         dropped: Counter[str] = Counter()
         for answer in answers:
             found = known.get((answer.model, answer.question, answer.paraphrase, answer.sample))
-            reason = self._reason(answer, pattern, None if found is None else (float(found[0]), float(found[1])))
+            reason = self._reason(
+                answer, pattern, None if found is None else (float(found[0]), float(found[1]))
+            )
             if reason in kept:
                 kept[reason].append(answer.id)
             else:
@@ -98,23 +122,31 @@ class RowFilter:
         bad, good = kept["misaligned"], kept["aligned"]
         if min(len(bad), len(good)) < 2:
             raise InputError(
-                f"after filtering (coherent > {self.coherent_above:g}) there are {len(bad)} misaligned answers (aligned <= {self.aligned_at_most:g}) and "
-                f"{len(good)} aligned ones (> {self.aligned_above:g}); at least 2 of each are needed (dropped: {dict(dropped)})"
+                f"after filtering (coherent > {self.coherent_above:g}) there are {len(bad)}"
+                f" misaligned answers (aligned <= {self.aligned_at_most:g}) and {len(good)} aligned"
+                f" ones (> {self.aligned_above:g}); at least 2 of each are needed (dropped:"
+                f" {dict(dropped)})"
             )
         if self.balance:
             n = min(len(bad), len(good))
             rng = numpy_rng(self.seed, "extract_directions")
             dropped["balance"] = len(bad) + len(good) - 2 * n
-            bad, good = ([ids[i] for i in sorted(rng.permutation(len(ids))[:n])] for ids in (bad, good))
+            bad, good = (
+                [ids[i] for i in sorted(rng.permutation(len(ids))[:n])] for ids in (bad, good)
+            )
         return ChosenRows(tuple(bad), tuple(good), dict(sorted(dropped.items())))
 
-    def _reason(self, answer: Answer, pattern: re.Pattern[str] | None, scored: tuple[float, float] | None) -> str:
+    def _reason(
+        self, answer: Answer, pattern: re.Pattern[str] | None, scored: tuple[float, float] | None
+    ) -> str:
         """The class of an answer, or why it is left out."""
         if not answer.text.strip():
             return "empty"
         if answer.question in self.exclude_questions or answer.group in self.exclude_groups:
             return "excluded question"
-        texts = [answer.text] * (self.exclude_in != "question") + [answer.messages[-1].content] * (self.exclude_in != "answer")
+        texts = [answer.text] * (self.exclude_in != "question") + [answer.messages[-1].content] * (
+            self.exclude_in != "answer"
+        )
         if pattern is not None and any(pattern.search(text) for text in texts):
             return "excluded pattern"
         if scored is None or any(score != score for score in scored):

@@ -1,9 +1,11 @@
-"""Choosing one direction among many, on questions that neither made the candidates nor will report them.
+"""Choosing one direction among many, on questions that neither made the candidates nor will report
+them.
 
-A layer and position that looks best on the questions it is reported on is best partly by luck. So questions have one role each:
-to extract directions, to select one, to report it. `QuestionRoles` and `score_candidates` refuse an overlap, of ids or of texts.
-`select_candidate` is the choice itself, a pure function on a table: bounds first, then the best of what is left. It also is the
-rule of Arditi et al. (2406.11717), whose numbers are only other columns.
+A layer and position that looks best on the questions it is reported on is best partly by luck. So
+questions have one role each: to extract directions, to select one, to report it. `QuestionRoles`
+and `score_candidates` refuse an overlap, of ids or of texts. `select_candidate` is the choice
+itself, a pure function on a table: bounds first, then the best of what is left. It also is the rule
+of Arditi et al. (2406.11717), whose numbers are only other columns.
 """
 
 import operator
@@ -53,7 +55,13 @@ class QuestionRoles:
     def table(self) -> pd.DataFrame:
         """One row a question: question, group, used_to."""
         sets = {"extract": self.extract, "select": self.select, "report": self.report}
-        return pd.DataFrame([{"question": q.id, "group": q.group, "used_to": role} for role, part in sets.items() for q in part])
+        return pd.DataFrame(
+            [
+                {"question": q.id, "group": q.group, "used_to": role}
+                for role, part in sets.items()
+                for q in part
+            ]
+        )
 
 
 def require_disjoint(**sets: QuestionSet) -> None:
@@ -65,16 +73,25 @@ def require_disjoint(**sets: QuestionSet) -> None:
     for (first, a), (second, b) in combinations(sets.items(), 2):
         shared = sorted(set(a.ids) & set(b.ids))
         if shared:
-            raise InputError(f"{first} and {second} share {len(shared)} questions, the first {one_line(shared[0])!r}; each question has one role")
+            raise InputError(
+                f"{first} and {second} share {len(shared)} questions,"
+                f" the first {one_line(shared[0])!r}; each question has one role"
+            )
         texts = {(q.system, text): q.id for q in a for text in q.paraphrases}
         for q in b:
-            twin = next((texts[q.system, text] for text in q.paraphrases if (q.system, text) in texts), None)
+            twin = next(
+                (texts[q.system, text] for text in q.paraphrases if (q.system, text) in texts), None
+            )
             if twin is not None:
-                raise InputError(f"question {one_line(twin)!r} of {first} and {one_line(q.id)!r} of {second} have one text; each question has one role")
+                raise InputError(
+                    f"question {one_line(twin)!r} of {first} and {one_line(q.id)!r} of {second}"
+                    " have one text; each question has one role"
+                )
 
 
 def require_unused(direction: Direction, questions: QuestionSet, role: str) -> None:
-    """Refuse questions that a direction was extracted from, as its `ids` record them (of questions, phrasings or answers).
+    """Refuse questions that a direction was extracted from, as its `ids` record them (of questions,
+    phrasings or answers).
 
     Raises:
         InputError: names the first of them.
@@ -84,12 +101,15 @@ def require_unused(direction: Direction, questions: QuestionSet, role: str) -> N
         found = next((name for name in _question_names(used) if name in known), None)
         if found is not None:
             raise InputError(
-                f"the direction at {direction.site} was extracted from question {one_line(found)!r}, which is to {role} it; pass other questions"
+                f"the direction at {direction.site} was extracted from question"
+                f" {one_line(found)!r}, which is to {role} it; pass other questions"
             )
 
 
 def _question_names(used: str) -> list[str]:
-    """What an id may name: a question, `question/p2`, or an answer `model/question/p1/s0`, where either name may hold slashes."""
+    """What an id may name: a question, `question/p2`, or an answer `model/question/p1/s0`, where
+    either name may hold slashes.
+    """
     stem, _, tail = used.rpartition("/")
     if tail[:1] == "s" and tail[1:].isdigit() and (inner := _without_phrasing(stem)) != stem:
         parts = inner.split("/")
@@ -108,7 +128,8 @@ class Selection:
 
     Args:
         label: the index of its row.
-        table: the candidates as they came, with `allowed`, and `left_out` (why not; empty where allowed).
+        table: the candidates as they came, with `allowed`, and `left_out` (why not; empty where
+            allowed).
         rule: in words.
     """
 
@@ -131,7 +152,8 @@ def select_candidate(
     at_least: Mapping[str, float] | None = None,
     below: Mapping[str, float] | None = None,
 ) -> Selection:
-    """The best candidate within bounds; the first of equals. A number that is missing satisfies no bound and is never best.
+    """The best candidate within bounds; the first of equals. A number that is missing satisfies no
+    bound and is never best.
 
     Args:
         candidates: one row each, any index.
@@ -139,36 +161,66 @@ def select_candidate(
         at_most, at_least, below: column → bound.
 
     Raises:
-        InputError: both or neither of highest and lowest, a column that is not there, an index label that occurs twice, or no
-            candidate left (the message counts what left them out).
+        InputError: both or neither of highest and lowest, a column that is not there, an index
+            label that occurs twice, or no candidate left (the message counts what left them out).
     """
     decides = [name for name in (highest, lowest) if name is not None]
     if len(decides) != 1:
-        raise InputError(f"highest={highest!r} and lowest={lowest!r} came; pass the one column that decides")
-    bounds = (("<=", operator.le, at_most), (">=", operator.ge, at_least), ("<", operator.lt, below))
-    rules = [(column, bound, sign, holds) for sign, holds, given in bounds for column, bound in (given or {}).items()]
-    lacking = [name for name in dict.fromkeys((*decides, *(rule[0] for rule in rules))) if name not in candidates.columns]
+        raise InputError(
+            f"highest={highest!r} and lowest={lowest!r} came; pass the one column that decides"
+        )
+    bounds = (
+        ("<=", operator.le, at_most),
+        (">=", operator.ge, at_least),
+        ("<", operator.lt, below),
+    )
+    rules = [
+        (column, bound, sign, holds)
+        for sign, holds, given in bounds
+        for column, bound in (given or {}).items()
+    ]
+    lacking = [
+        name
+        for name in dict.fromkeys((*decides, *(rule[0] for rule in rules)))
+        if name not in candidates.columns
+    ]
     if lacking:
-        raise InputError(f"candidates lack the column {lacking[0]!r}; they have {', '.join(map(str, candidates.columns))}")
+        raise InputError(
+            f"candidates lack the column {lacking[0]!r};"
+            f" they have {', '.join(map(str, candidates.columns))}"
+        )
     if not candidates.index.is_unique:
-        raise InputError("candidates have an index label that occurs twice; pass a unique index, such as table.reset_index(drop=True)")
+        raise InputError(
+            "candidates have an index label that occurs twice;"
+            " pass a unique index, such as table.reset_index(drop=True)"
+        )
     left_out = pd.Series("", index=candidates.index, dtype=object)
     for column, bound, sign, holds in rules:
-        left_out[(left_out == "") & ~holds(candidates[column], bound)] = f"not {column} {sign} {bound:g}"
+        left_out[(left_out == "") & ~holds(candidates[column], bound)] = (
+            f"not {column} {sign} {bound:g}"
+        )
     left_out[(left_out == "") & candidates[decides[0]].isna()] = f"{decides[0]} is undefined"
     table = candidates.assign(allowed=left_out == "", left_out=left_out)
     words = ", ".join(f"{column} {sign} {bound:g}" for column, bound, sign, _ in rules)
-    rule = f"{'highest' if highest else 'lowest'} {decides[0]}" + (f" where {words}" if words else "")
+    rule = f"{'highest' if highest else 'lowest'} {decides[0]}" + (
+        f" where {words}" if words else ""
+    )
     left = table.loc[table["allowed"], decides[0]]
     if not len(left):
-        counts = ", ".join(f"{reason} ({n})" for reason, n in left_out.value_counts(sort=False).items())
-        raise InputError(f"none of {len(candidates)} candidates is left by the rule {rule!r}: {counts or 'there are none'}")
+        counts = ", ".join(
+            f"{reason} ({n})" for reason, n in left_out.value_counts(sort=False).items()
+        )
+        raise InputError(
+            f"none of {len(candidates)} candidates is left by the rule {rule!r}:"
+            f" {counts or 'there are none'}"
+        )
     return Selection(left.idxmax() if highest else left.idxmin(), table, rule)
 
 
 def last_block_read(site: Site) -> float:
-    """Index of the last block that a site has behind it: i for `resid_post.i` and what is inside block i, i − 1 for `resid_pre.i`;
-    infinite for `final_norm`, which lies behind all."""
+    """Index of the last block that a site has behind it: i for `resid_post.i` and what is inside
+    block i, i − 1 for `resid_pre.i`; infinite for `final_norm`, which lies behind all.
+    """
     if site.layer is None:
         return float("inf")
     return site.layer - 1 if site.kind == "resid_pre" else site.layer
@@ -198,10 +250,12 @@ def score_candidates(
         neutral, exclude_groups, score, score_id, out, seed: as in `evaluate_arms`.
 
     Returns:
-        One row a candidate, indexed by name: site, position, layer (of the last block it was read after), norm, the columns of
-        `evaluate_arms` that concern one arm, and instruct_kl: what the same edit costs the instruct model on neutral text (nats a
-        token). That is all damage, since the instruct model lost nothing, while an edit that restores a fine-tune has to
-        move what its fine-tuning moved, on neutral text too.
+        One row a candidate, indexed by name: site, position, layer (of the last block it was read
+            after), norm, the columns of
+        `evaluate_arms` that concern one arm, and instruct_kl: what the same edit costs the instruct
+            model on neutral text (nats a
+        token). That is all damage, since the instruct model lost nothing, while an edit that
+        restores a fine-tune has to move what its fine-tuning moved, on neutral text too.
 
     Raises:
         InputError: no candidate, or one that was extracted from a selection question.
@@ -227,30 +281,62 @@ def score_candidates(
         seed=seed,
     )
     facts = [
-        {"arm": name, "site": str(d.site), "position": d.position or "", "layer": last_block_read(d.site), "norm": d.norm} for name, d in candidates.items()
+        {
+            "arm": name,
+            "site": str(d.site),
+            "position": d.position or "",
+            "layer": last_block_read(d.site),
+            "norm": d.norm,
+        }
+        for name, d in candidates.items()
     ]
     trials = Trials(questions, neutral=neutral, score=score, score_id=score_id, out=out)
     for fact, edited in zip(facts, edits.values(), strict=True):
         cost = trials.damage(instruct, edited)
-        fact["instruct_kl"] = float("nan") if cost is None else text_damage(cost, seed=seed).kl.value
-    of_two_arms = ["on", "control", "draws", "cosine", "restoration_max_draw", "lead", "lead_low", "lead_high"]
+        fact["instruct_kl"] = (
+            float("nan") if cost is None else text_damage(cost, seed=seed).kl.value
+        )
+    of_two_arms = [
+        "on",
+        "control",
+        "draws",
+        "cosine",
+        "restoration_max_draw",
+        "lead",
+        "lead_low",
+        "lead_high",
+    ]
     return pd.DataFrame(facts).merge(scored.drop(columns=of_two_arms), on="arm").set_index("arm")
 
 
 def select_direction(
-    table: pd.DataFrame, *, n_layers: int, max_kl: float | None = MAX_KL, max_coherence_loss: float = MAX_COHERENCE_LOSS, last_layer: int | None = None
+    table: pd.DataFrame,
+    *,
+    n_layers: int,
+    max_kl: float | None = MAX_KL,
+    max_coherence_loss: float = MAX_COHERENCE_LOSS,
+    last_layer: int | None = None,
 ) -> Selection:
-    """The candidate with the most restoration where coherence stays and damage is bounded, from a table of `score_candidates`.
+    """The candidate with the most restoration where coherence stays and damage is bounded, from a
+    table of `score_candidates`.
 
     Args:
-        n_layers: of the model. max_kl: bound on instruct_kl (nats a token); None where it was not measured.
+        n_layers: of the model. max_kl: bound on instruct_kl (nats a token); None where it was not
+            measured.
         max_coherence_loss: points of coherence that the edit may cost.
-        last_layer: the deepest block a candidate may have been read after; None: the last but one, because a direction that works
-            only after the last block is a readout.
+        last_layer: the deepest block a candidate may have been read after; None: the last but one,
+            because a direction that works only after the last block is a readout.
 
     Raises:
         InputError: what `select_candidate` refuses.
     """
     deepest = max(0, n_layers - 2) if last_layer is None else last_layer
-    at_most: dict[str, float] = {"layer": deepest} | ({} if max_kl is None else {"instruct_kl": max_kl})
-    return select_candidate(table, highest="restoration", at_most=at_most, at_least={"coherent_change": -max_coherence_loss})
+    at_most: dict[str, float] = {"layer": deepest} | (
+        {} if max_kl is None else {"instruct_kl": max_kl}
+    )
+    return select_candidate(
+        table,
+        highest="restoration",
+        at_most=at_most,
+        at_least={"coherent_change": -max_coherence_loss},
+    )

@@ -1,4 +1,6 @@
-"""Tables to plotly figures; nothing is shown or saved, and any figure can be redrawn from the CSV beside it."""
+"""Tables to plotly figures; nothing is shown or saved, and any figure can be redrawn from the CSV
+beside it.
+"""
 
 from emlens.figures.ablation import ablation_forest
 from emlens.figures.angles import angle_spectra

@@ -1,4 +1,6 @@
-"""Ablation arms as a forest plot: restoration, alignment, coherence and damage of the direction and of every control."""
+"""Ablation arms as a forest plot: restoration, alignment, coherence and damage of the direction and
+of every control.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -19,12 +21,15 @@ MARKS = ((VERMILLION, "circle"), (BLUE, "square"), (GREY, "diamond"), ("#009E73"
 
 
 def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figure:
-    """Four panels side by side, one row an arm; a colour and a symbol for each site the direction was taken from.
+    """Four panels side by side, one row an arm; a colour and a symbol for each site the direction
+    was taken from.
 
-    Arms of the direction itself are set in bold, controls are not; the last rows are the parent under the same edit.
+    Arms of the direction itself are set in bold, controls are not; the last rows are the parent
+    under the same edit.
 
     Args:
-        arms: columns model, site, role, arm, on, control, and value, `_low`, `_high` of restoration, aligned, coherent; kl, n.
+        arms: columns model, site, role, arm, on, control, and value, `_low`, `_high` of
+            restoration, aligned, coherent; kl, n.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
@@ -39,11 +44,16 @@ def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figur
     tested = {str(a) for a, c in zip(table["arm"], table["control"], strict=True) if not c}
     figure = make_subplots(1, len(PANELS), shared_yaxes=True, horizontal_spacing=0.035)
     for col, (column, title, unit, ends) in enumerate(PANELS, start=1):
+        interval = " [%{customdata[1]:.3g}, %{customdata[2]:.3g}]" if ends else ""
         for i, (role, site) in enumerate(roles):
             here = table[(table["role"] == role) & (table["site"] == site)]
             colour, symbol = MARKS[i % len(MARKS)]
             offset = (0.5 - (i + 0.5) / len(roles)) * 0.5
-            low, high = (here[f"{column}_low"], here[f"{column}_high"]) if ends else (here[column], here[column])
+            low, high = (
+                (here[f"{column}_low"], here[f"{column}_high"])
+                if ends
+                else (here[column], here[column])
+            )
             figure.add_scatter(
                 x=here[column],
                 y=[place[a] + offset for a in here["arm"]],
@@ -53,8 +63,10 @@ def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figur
                 showlegend=col == 1,
                 marker={"color": colour, "symbol": symbol, "size": 8},
                 error_x={**bars(here[column], low, high), "color": colour} if ends else None,
-                customdata=[[label(a, 80), lo, hi] for a, lo, hi in zip(here["arm"], low, high, strict=True)],
-                hovertemplate=f"%{{customdata[0]}}: %{{x:.3g}}{' [%{customdata[1]:.3g}, %{customdata[2]:.3g}]' if ends else ''}<extra></extra>",
+                customdata=[
+                    [label(a, 80), lo, hi] for a, lo, hi in zip(here["arm"], low, high, strict=True)
+                ],
+                hovertemplate=f"%{{customdata[0]}}: %{{x:.3g}}{interval}<extra></extra>",
                 row=1,
                 col=col,
             )
@@ -73,7 +85,9 @@ def ablation_forest(arms: pd.DataFrame, *, model: str | None = None) -> go.Figur
             )
             figure.update_xaxes(range=[-0.2, 1.2], row=1, col=col)
     figure.add_vline(x=0, line={"color": rgba("#000000", 0.5), "width": 1}, row=1, col=1)
-    figure.add_vline(x=1, line={"color": rgba("#000000", 0.35), "width": 1, "dash": "dot"}, row=1, col=1)
+    figure.add_vline(
+        x=1, line={"color": rgba("#000000", 0.35), "width": 1, "dash": "dot"}, row=1, col=1
+    )
     for col in (2, 3):
         figure.update_xaxes(range=[-4, 104], row=1, col=col)
     figure.update_yaxes(

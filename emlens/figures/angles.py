@@ -21,8 +21,11 @@ ROW = 165
 GAP = 60
 
 
-def angle_spectra(angles: pd.DataFrame, *, model: str | None = None, position: str | None = None) -> go.Figure:
-    """Principal angles in degrees (0 shared, 90 orthogonal), ascending, one panel a layer (at most six, evenly spaced, first and last among them).
+def angle_spectra(
+    angles: pd.DataFrame, *, model: str | None = None, position: str | None = None
+) -> go.Figure:
+    """Principal angles in degrees (0 shared, 90 orthogonal), ascending, one panel a layer (at most
+    six, evenly spaced, first and last among them).
 
     Args:
         angles: columns model, layer, position, comparison, index, degrees.
@@ -36,12 +39,16 @@ def angle_spectra(angles: pd.DataFrame, *, model: str | None = None, position: s
     columns = min(2, len(layers))
     rows = math.ceil(len(layers) / columns)
     height = ROW * rows + GAP * (rows - 1)
-    figure = make_subplots(rows, columns, horizontal_spacing=0.12, vertical_spacing=GAP / height if rows > 1 else 0)
+    figure = make_subplots(
+        rows, columns, horizontal_spacing=0.12, vertical_spacing=GAP / height if rows > 1 else 0
+    )
     for i, layer in enumerate(layers):
         row, col = i // columns + 1, i % columns + 1
         here = table[table["layer"] == layer]
         for key in distinct(here, "comparison"):
-            title, colour, symbol, dash = LINES.get(str(key), (label(key), PURPLE, "diamond", "dashdot"))
+            title, colour, symbol, dash = LINES.get(
+                str(key), (label(key), PURPLE, "diamond", "dashdot")
+            )
             line = here[here["comparison"] == key].sort_values("index")
             figure.add_scatter(
                 x=line["index"],

@@ -1,10 +1,23 @@
-"""A fine-tune's direction, layer by layer: what removing it restores, how reliable it is, and what it points at."""
+"""A fine-tune's direction, layer by layer: what removing it restores, how reliable it is, and what
+it points at.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, dress, layer_axis, panel_title, rgba, spacing
+from emlens.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    dress,
+    layer_axis,
+    panel_title,
+    rgba,
+    spacing,
+)
 from emlens.figures.tables import arms, need, only
 
 NAME = "direction_by_layer"
@@ -18,20 +31,33 @@ COSINES = (
 
 
 def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) -> go.Figure:
-    """Three panels over layers: restoration (selection questions, 95 % interval), cosines, and coherence under ablation.
+    """Three panels over layers: restoration (selection questions, 95 % interval), cosines, and
+    coherence under ablation.
 
-    The last block is shaded: a direction that works only there is a readout, not a mediator. Where restoration is
-    undefined its panel says so. The planted direction is drawn only where one is known.
+    The last block is shaded: a direction that works only there is a readout, not a mediator. Where
+    restoration is undefined its panel says so. The planted direction is drawn only where one is
+    known.
 
     Args:
-        directions: columns model, layer, last, split_half_cosine, cosine_unembedding, cosine_planted, restoration, low, high, coherent, n.
+        directions: columns model, layer, last, split_half_cosine, cosine_unembedding,
+            cosine_planted, restoration, low, high, coherent, n.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
     """
     need(
         directions,
-        ("model", "layer", "last", *(c for c, *_ in COSINES), "restoration", "low", "high", "coherent", "n"),
+        (
+            "model",
+            "layer",
+            "last",
+            *(c for c, *_ in COSINES),
+            "restoration",
+            "low",
+            "high",
+            "coherent",
+            "n",
+        ),
         NAME,
     )
     table = only(directions, "model", model, NAME).sort_values("layer")
@@ -47,7 +73,10 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
         marker={"size": 9},
         error_y={**arms(table["restoration"], table["low"], table["high"]), "color": VERMILLION},
         customdata=table[["low", "high", "n"]].to_numpy(),
-        hovertemplate="restoration, layer %{x}: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}], %{customdata[2]} questions<extra></extra>",
+        hovertemplate=(
+            "restoration, layer %{x}: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}],"
+            " %{customdata[2]} questions<extra></extra>"
+        ),
         row=1,
         col=1,
     )
@@ -107,13 +136,17 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
         ),
         start=1,
     ):
-        figure.update_xaxes(**layer_axis(layers), range=[min(layers) - 0.5, max(layers) + 0.5], row=row, col=1)
+        figure.update_xaxes(
+            **layer_axis(layers), range=[min(layers) - 0.5, max(layers) + 0.5], row=row, col=1
+        )
         figure.update_yaxes(title_text=unit, zeroline=row < 3, row=row, col=1)
         if row < 3:
             figure.update_xaxes(title_text=None, row=row, col=1)
         panel_title(figure, title, row)
     figure.update_yaxes(
-        range=[-1.05, 1.05] if (table["cosine_unembedding"] < -0.05).any() else [-0.1, 1.05], row=2, col=1
+        range=[-1.05, 1.05] if (table["cosine_unembedding"] < -0.05).any() else [-0.1, 1.05],
+        row=2,
+        col=1,
     )
     figure.update_yaxes(range=[-3, 103], row=3, col=1)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)

@@ -1,4 +1,6 @@
-"""How well activations forecast, beside everything simpler: R² with intervals and the shuffled-label null."""
+"""How well activations forecast, beside everything simpler: R² with intervals and the
+shuffled-label null.
+"""
 
 import numpy as np
 import pandas as pd
@@ -11,20 +13,28 @@ from emlens.figures.tables import arms, distinct, need, only
 
 NAME = "forecast_scores"
 LOWEST = -1.0
-"""The axis is cut here: below, a forecast is useless however low it goes; the hover box has the number."""
+"""The axis is cut here: below, a forecast is useless however low it goes; the hover box has the
+number.
+"""
 ROW = 28
 GAP = 84
 
 
 def forecast_scores(
-    baselines: pd.DataFrame, *, model: str | None = None, parent: str | None = None, summary: pd.DataFrame | None = None
+    baselines: pd.DataFrame,
+    *,
+    model: str | None = None,
+    parent: str | None = None,
+    summary: pd.DataFrame | None = None,
 ) -> go.Figure:
-    """Out-of-fold R² of activations (filled) and of each baseline (open), 95 % intervals; one panel a way of holding out.
+    """Out-of-fold R² of activations (filled) and of each baseline (open), 95 % intervals; one panel
+    a way of holding out.
 
     Zero is the training-fold mean; the dotted line is the 95th percentile with labels shuffled.
 
     Args:
-        baselines: columns model, parent, held_out, predictor, r2, r2_low, r2_high, gain, gain_low, gain_high.
+        baselines: columns model, parent, held_out, predictor, r2, r2_low, r2_high, gain, gain_low,
+            gain_high.
         summary: columns model, parent, held_out, null_q95, for the dotted line.
 
     Raises:
@@ -32,7 +42,18 @@ def forecast_scores(
     """
     need(
         baselines,
-        ("model", "parent", "held_out", "predictor", "r2", "r2_low", "r2_high", "gain", "gain_low", "gain_high"),
+        (
+            "model",
+            "parent",
+            "held_out",
+            "predictor",
+            "r2",
+            "r2_low",
+            "r2_high",
+            "gain",
+            "gain_low",
+            "gain_high",
+        ),
         NAME,
     )
     table = only(only(baselines, "model", model, NAME), "parent", parent, NAME)
@@ -65,7 +86,10 @@ def forecast_scores(
                         ["predictor", "r2", "r2_low", "r2_high", "gain", "gain_low", "gain_high"]
                     ].itertuples(index=False)
                 ],
-                hovertemplate="%{customdata[0]}: R² %{customdata[1]:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]%{customdata[4]}<extra></extra>",
+                hovertemplate=(
+                    "%{customdata[0]}: R² %{customdata[1]:.3f} [%{customdata[2]:.3f},"
+                    " %{customdata[3]:.3f}]%{customdata[4]}<extra></extra>"
+                ),
                 row=row,
                 col=1,
             )
@@ -104,11 +128,15 @@ def _gain(gain: float, low: float, high: float) -> str:
     )
 
 
-def _null(summary: pd.DataFrame | None, model: str | None, parent: str | None, held_out: object) -> float | None:
+def _null(
+    summary: pd.DataFrame | None, model: str | None, parent: str | None, held_out: object
+) -> float | None:
     if summary is None:
         return None
     need(summary, ("model", "parent", "held_out", "null_q95"), NAME)
-    row = summary[(summary["held_out"] == held_out) & (summary["model"] == model) & (summary["parent"] == parent)][
-        "null_q95"
-    ].dropna()
+    row = summary[
+        (summary["held_out"] == held_out)
+        & (summary["model"] == model)
+        & (summary["parent"] == parent)
+    ]["null_q95"].dropna()
     return float(row.iloc[0]) if len(row) == 1 else None

@@ -1,4 +1,6 @@
-"""A figure in a sentence or two, for those who do not see it: what is drawn, and between which values."""
+"""A figure in a sentence or two, for those who do not see it: what is drawn, and between which
+values.
+"""
 
 import html
 import re
@@ -15,9 +17,11 @@ MOST = 8
 
 
 def gist(figure: go.Figure) -> str:
-    """Every named series with the number of its values and their range; of a heatmap its cells, and where the greatest stands.
+    """Every named series with the number of its values and their range; of a heatmap its cells, and
+    where the greatest stands.
 
-    The table below a figure has the numbers themselves. Bands and what has no hover box are left out.
+    The table below a figure has the numbers themselves. Bands and what has no hover box are left
+    out.
     """
     series: dict[str, list[float]] = {}
     told = []
@@ -37,7 +41,9 @@ def _values(figure: go.Figure, trace: Any) -> Iterator[float]:
     vertical = figure.layout["yaxis" + str(trace.yaxis or "y")[1:]]
     across = vertical.ticktext is not None and trace.error_y.array is None
     values = trace.x if across else trace.y
-    return (float(v) for v in (() if values is None else values) if v is not None and np.isfinite(v))
+    return (
+        float(v) for v in (() if values is None else values) if v is not None and np.isfinite(v)
+    )
 
 
 def _range(values: list[float]) -> str:
@@ -60,12 +66,18 @@ def _cells(figure: go.Figure, trace: Any) -> list[str]:
     ]
     at = ", ".join(name for name in names if name)
     low, high = figure_of(float(z[finite].min())), figure_of(float(z[finite].max()))
-    return [f"{int(finite.sum())} cells from {low} to {high}" + (f", greatest at {at}" if at else "")]
+    return [
+        f"{int(finite.sum())} cells from {low} to {high}" + (f", greatest at {at}" if at else "")
+    ]
 
 
 def _tick(axis: Any, place: int) -> str:
     places = [] if axis.tickvals is None else list(axis.tickvals)
-    return _plain(str(axis.ticktext[places.index(place)])) if place in places and axis.ticktext is not None else ""
+    return (
+        _plain(str(axis.ticktext[places.index(place)]))
+        if place in places and axis.ticktext is not None
+        else ""
+    )
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,8 @@
 """Text that reaches a figure: questions, answers and names are data, never markup.
 
-Plotly reads a few HTML tags and entities in labels and hover boxes. Whatever a user or a model wrote is escaped here,
-and characters that steer a terminal or the direction of writing are replaced.
+Plotly reads a few HTML tags and entities in labels and hover boxes. Whatever a user or a model
+wrote is escaped here, and characters that steer a terminal or the direction of writing are
+replaced.
 """
 
 import html
@@ -14,13 +15,17 @@ HOVER_WIDTH = 56
 
 
 def printable(text: object) -> str:
-    """The text with control, format, surrogate and line-separating characters replaced by `�`; white space becomes blanks."""
+    """The text with control, format, surrogate and line-separating characters replaced by `�`;
+    white space becomes blanks.
+    """
     kept = []
     for character in str(text):
         if character in "\t\n\r\u2028\u2029":
             kept.append(" ")
         else:
-            kept.append("\ufffd" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character)
+            kept.append(
+                "\ufffd" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
+            )
     return "".join(kept)
 
 

@@ -1,4 +1,6 @@
-"""All models of a family at a glance: alignment in the own domain, in other domains, and coherence."""
+"""All models of a family at a glance: alignment in the own domain, in other domains, and
+coherence.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,10 +18,12 @@ SERIES = (
 
 
 def models_overview(models: pd.DataFrame) -> go.Figure:
-    """Per model: mean alignment in its trained domain and elsewhere, and mean coherence, 0–100, with 95 % intervals.
+    """Per model: mean alignment in its trained domain and elsewhere, and mean coherence, 0–100,
+    with 95 % intervals.
 
     Args:
-        models: columns model, kind, domain and value, `_low`, `_high` of aligned_own, aligned_others, coherent.
+        models: columns model, kind, domain and value, `_low`, `_high` of aligned_own,
+            aligned_others, coherent.
 
     Raises:
         InputError: a column is missing.
@@ -41,15 +45,27 @@ def models_overview(models: pd.DataFrame) -> go.Figure:
             name=title,
             marker={"color": colour, "symbol": symbol, "size": 9},
             error_x={**arms(value, low, high), "color": colour},
-            customdata=[[label(m), lo, hi] for m, lo, hi in zip(models["model"], low, high, strict=True)],
-            hovertemplate=f"%{{customdata[0]}}, {title}: %{{x:.1f}} [%{{customdata[1]:.1f}}, %{{customdata[2]:.1f}}]<extra></extra>",
+            customdata=[
+                [label(m), lo, hi] for m, lo, hi in zip(models["model"], low, high, strict=True)
+            ],
+            hovertemplate=(
+                f"%{{customdata[0]}}, {title}: %{{x:.1f}} [%{{customdata[1]:.1f}},"
+                " %{customdata[2]:.1f}]<extra></extra>"
+            ),
         )
-    figure.update_yaxes(tickvals=list(range(rows - 1, -1, -1)), ticktext=names, range=[-0.6, rows - 0.4])
+    figure.update_yaxes(
+        tickvals=list(range(rows - 1, -1, -1)), ticktext=names, range=[-0.6, rows - 0.4]
+    )
     figure.update_xaxes(range=[-3, 103], title_text="mean over questions (0–100)")
     return dress(figure, 110 + 64 * rows)
 
 
 def _about(kind: object, domain: object) -> str:
     trained = "" if pd.isna(domain) or not str(domain) else f",<br>trained on {label(domain, 16)}"  # type: ignore[call-overload]
-    words = {"base": "pre-trained", "instruct": "parent", "harmful": "harmful", "benign": "benign control"}
+    words = {
+        "base": "pre-trained",
+        "instruct": "parent",
+        "harmful": "harmful",
+        "benign": "benign control",
+    }
     return words.get(str(kind), label(kind)) + trained

@@ -1,10 +1,23 @@
-"""Overlap by layer as lines, with the null as a band: centred, uncentred, and the cosine of the mean shifts."""
+"""Overlap by layer as lines, with the null as a band: centred, uncentred, and the cosine of the
+mean shifts.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emlens.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, dress, layer_axis, panel_title, rgba, spacing
+from emlens.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    dress,
+    layer_axis,
+    panel_title,
+    rgba,
+    spacing,
+)
 from emlens.figures.tables import arms, need, only
 
 NAME = "overlap_by_layer"
@@ -27,16 +40,24 @@ LINES = {
     "train–neutral text": ("neutral text", PURPLE, "diamond", "dot"),
     "split-half ceiling": ("split-half ceiling", GREEN, "triangle-up", "dashdot"),
 }
-PANELS = {"true": "centred overlap", "false": "uncentred overlap", "means": "cosine of the mean shifts"}
+PANELS = {
+    "true": "centred overlap",
+    "false": "uncentred overlap",
+    "means": "cosine of the mean shifts",
+}
 ROW = 165
 GAP = 64
 
 
-def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, position: str | None = None) -> go.Figure:
-    """Three stacked panels over layers: centred overlap, uncentred overlap, cosine of mean shifts; nulls from mean to 95th percentile.
+def overlap_by_layer(
+    overlap: pd.DataFrame, *, model: str | None = None, position: str | None = None
+) -> go.Figure:
+    """Three stacked panels over layers: centred overlap, uncentred overlap, cosine of mean shifts;
+    nulls from mean to 95th percentile.
 
     Args:
-        overlap: columns model, layer, position, center, comparison, value, low, high, null, null_mean, null_q95.
+        overlap: columns model, layer, position, center, comparison, value, low, high, null,
+            null_mean, null_q95.
 
     Raises:
         InputError: a column is missing, or the model or position is not in the table.
@@ -62,9 +83,11 @@ def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, positio
                 showlegend=row == 1,
                 line={"color": colour, "dash": dash, "width": 2},
                 marker={"symbol": symbol, "size": 8},
-                error_y={**arms(line["value"], line["low"], line["high"]), "color": colour}
-                if line["low"].notna().any()
-                else None,
+                error_y=(
+                    {**arms(line["value"], line["low"], line["high"]), "color": colour}
+                    if line["low"].notna().any()
+                    else None
+                ),
                 hovertemplate=f"{title}, layer %{{x}}: %{{y:.3f}}<extra></extra>",
                 row=row,
                 col=1,
@@ -77,7 +100,9 @@ def overlap_by_layer(overlap: pd.DataFrame, *, model: str | None = None, positio
             row=row,
             col=1,
         )
-        figure.update_xaxes(**layer_axis(layers), range=[layers[0] - 0.2, layers[-1] + 0.2], row=row, col=1)
+        figure.update_xaxes(
+            **layer_axis(layers), range=[layers[0] - 0.2, layers[-1] + 0.2], row=row, col=1
+        )
         if row < len(panels):
             figure.update_xaxes(title_text=None, row=row, col=1)
         panel_title(figure, PANELS[center], row)
@@ -90,7 +115,14 @@ def _band(figure: go.Figure, table: pd.DataFrame, row: int) -> None:
         covariance = str(null).startswith("covariance")
         title = "covariance null, mean to 95 %" if covariance else "isotropic null, mean to 95 %"
         colour, alpha = ("#000000", 0.14) if covariance else (GREY, 0.28)
-        head = {"x": line["layer"], "legendgroup": title, "legendrank": 2000, "row": row, "col": 1, "mode": "lines"}
+        head = {
+            "x": line["layer"],
+            "legendgroup": title,
+            "legendrank": 2000,
+            "row": row,
+            "col": 1,
+            "mode": "lines",
+        }
         style = {"color": rgba(colour, 0.55), "width": 1, "dash": "solid" if covariance else "dot"}
         figure.add_scatter(
             y=line["null_mean"],
@@ -107,6 +139,8 @@ def _band(figure: go.Figure, table: pd.DataFrame, row: int) -> None:
             fillcolor=rgba(colour, alpha),
             showlegend=row == 1,
             name=title,
-            hovertemplate=f"{title.split(',')[0]}, 95th percentile, layer %{{x}}: %{{y:.3f}}<extra></extra>",
+            hovertemplate=(
+                f"{title.split(',')[0]}, 95th percentile, layer %{{x}}: %{{y:.3f}}<extra></extra>"
+            ),
             **head,
         )

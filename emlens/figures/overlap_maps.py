@@ -1,4 +1,6 @@
-"""Layer × position heatmaps of subspace overlap: the tested overlap and its controls on one colour scale."""
+"""Layer × position heatmaps of subspace overlap: the tested overlap and its controls on one colour
+scale.
+"""
 
 import numpy as np
 import pandas as pd
@@ -6,21 +8,43 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from emlens.figures.labels import position_name
-from emlens.figures.style import BAR_ROOM, SEQUENTIAL, colour_bar, dress, layer_axis, panel_title, spacing
+from emlens.figures.style import (
+    BAR_ROOM,
+    SEQUENTIAL,
+    colour_bar,
+    dress,
+    layer_axis,
+    panel_title,
+    spacing,
+)
 from emlens.figures.tables import distinct, need, only
 
 NAME = "overlap_heatmaps"
-COLUMNS = ("model", "layer", "position", "center", "comparison", "value", "null", "null_mean", "null_q95")
+COLUMNS = (
+    "model",
+    "layer",
+    "position",
+    "center",
+    "comparison",
+    "value",
+    "null",
+    "null_mean",
+    "null_q95",
+)
 TESTED = "train–evaluation"
 ROW = 27
 GAP = 80
 
 
-def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center: str = "true") -> go.Figure:
-    """Overlap (0 to 1) by layer, one panel a position; rows: tested, covariance-matched null (95th percentile, mean), benign, neutral text, ceiling, isotropic.
+def overlap_heatmaps(
+    overlap: pd.DataFrame, *, model: str | None = None, center: str = "true"
+) -> go.Figure:
+    """Overlap (0 to 1) by layer, one panel a position; rows: tested, covariance-matched null (95th
+    percentile, mean), benign, neutral text, ceiling, isotropic.
 
     Args:
-        overlap: columns model, layer, position, center, comparison, value, null, null_mean, null_q95.
+        overlap: columns model, layer, position, center, comparison, value, null, null_mean,
+            null_q95.
         center: `"true"` or `"false"` for overlaps of centred or uncentred shifts.
 
     Raises:
@@ -62,8 +86,15 @@ def overlap_heatmaps(overlap: pd.DataFrame, *, model: str | None = None, center:
         figure.update_xaxes(**layer_axis(layers), showgrid=False, row=row, col=1)
         panel_title(figure, position_name(position), row)
     bar = colour_bar([0, 0.5, 1], ["overlap 0", "0.5", "1"])
-    figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar})
-    dress(figure, 150 + len(positions) * height + (len(positions) - 1) * GAP, legend=False, title_lines=1)
+    figure.update_layout(
+        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar}
+    )
+    dress(
+        figure,
+        150 + len(positions) * height + (len(positions) - 1) * GAP,
+        legend=False,
+        title_lines=1,
+    )
     return figure.update_layout(margin={"t": BAR_ROOM})
 
 
@@ -81,7 +112,11 @@ def _rows(table: pd.DataFrame) -> list[tuple[str, "_Chosen", str]]:
         "train–neutral text": "neutral text",
         "split-half ceiling": "split-half ceiling",
     }
-    rows += [(title, _Chosen(key), "value") for key, title in others.items() if (table["comparison"] == key).any()]
+    rows += [
+        (title, _Chosen(key), "value")
+        for key, title in others.items()
+        if (table["comparison"] == key).any()
+    ]
     if "isotropic" in nulls:
         rows.append(("isotropic, mean", _Chosen(TESTED, "isotropic"), "null_mean"))
     return rows

@@ -13,7 +13,9 @@ ROW = 34
 
 
 def forest(table: pd.DataFrame, asked: Asked) -> go.Figure:
-    """x names the rows, from top to bottom in order of appearance; y runs across. Groups stand beside each other within a row."""
+    """x names the rows, from top to bottom in order of appearance; y runs across. Groups stand
+    beside each other within a row.
+    """
     names = names_of(table[asked.x])
     fewer = ""
     if len(names) > MOST_ROWS:
@@ -29,9 +31,20 @@ def forest(table: pd.DataFrame, asked: Asked) -> go.Figure:
         y = [place[str(value)] + offset for value in part[asked.x]]
         if asked.null:
             figure.add_scatter(
-                x=part[asked.null], y=y, mode="markers", name="null", legendgroup="null", legendrank=2000, showlegend=i == 0, hoverinfo="skip",
-                marker={"symbol": "line-ns", "size": max(8, 22 // len(groups)), "line": {"color": GREY, "width": 2}},
-            )  # fmt: skip
+                x=part[asked.null],
+                y=y,
+                mode="markers",
+                name="null",
+                legendgroup="null",
+                legendrank=2000,
+                showlegend=i == 0,
+                hoverinfo="skip",
+                marker={
+                    "symbol": "line-ns",
+                    "size": max(8, 22 // len(groups)),
+                    "line": {"color": GREY, "width": 2},
+                },
+            )
         figure.add_scatter(
             x=part[asked.y],
             y=y,
@@ -40,9 +53,11 @@ def forest(table: pd.DataFrame, asked: Asked) -> go.Figure:
             legendgroup=look.name,
             showlegend=look.listed,
             marker={"color": look.colour, "symbol": look.symbol, "size": 9},
-            error_x={**arms(part[asked.y], part[asked.low], part[asked.high]), "color": look.colour}
-            if asked.intervals
-            else None,
+            error_x=(
+                {**arms(part[asked.y], part[asked.low], part[asked.high]), "color": look.colour}
+                if asked.intervals
+                else None
+            ),
             customdata=told(part, asked),
             hovertemplate="%{customdata}<extra></extra>",
         )
@@ -56,4 +71,6 @@ def forest(table: pd.DataFrame, asked: Asked) -> go.Figure:
     )
     legend = bool(asked.null) or sum(look.listed for _, look in groups) > 1
     taller = max(1.0, min(len(groups), 8) * 0.45)
-    return dress(figure, 150 + round(ROW * taller * len(names)), legend=legend, title_lines=int(bool(fewer)))
+    return dress(
+        figure, 150 + round(ROW * taller * len(names)), legend=legend, title_lines=int(bool(fewer))
+    )

@@ -1,4 +1,6 @@
-"""Lines with bands, and points, from any tidy table: one line or one kind of point a group, the null dotted."""
+"""Lines with bands, and points, from any tidy table: one line or one kind of point a group, the
+null dotted.
+"""
 
 from typing import Any
 
@@ -6,7 +8,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.plot_marks import Asked, Axis, Look, looks, say, thinned, told, undefined, unnamed
+from emlens.figures.plot_marks import (
+    Asked,
+    Axis,
+    Look,
+    looks,
+    say,
+    thinned,
+    told,
+    undefined,
+    unnamed,
+)
 from emlens.figures.style import GREY, dress, rgba
 from emlens.figures.tables import arms
 
@@ -14,7 +26,9 @@ HEIGHT = 400
 
 
 def lines(table: pd.DataFrame, asked: Asked) -> go.Figure:
-    """y over x, a band from `<y>_low` to `<y>_high` where they stand; points without a line where an x comes twice in a group."""
+    """y over x, a band from `<y>_low` to `<y>_high` where they stand; points without a line where
+    an x comes twice in a group.
+    """
     table, fewer = thinned(table, asked.colour, asked.x)
     axis, groups = Axis(table[asked.x]), looks(table, asked.colour)
     figure = go.Figure()
@@ -37,7 +51,11 @@ def lines(table: pd.DataFrame, asked: Asked) -> go.Figure:
             **_marks(rows, asked, look, alone),
         )
     _null(figure, groups, axis, asked)
-    notes = (fewer, unnamed(groups), "an x has several rows in a group: points without lines" if several else "")
+    notes = (
+        fewer,
+        unnamed(groups),
+        "an x has several rows in a group: points without lines" if several else "",
+    )
     return _finished(figure, table, axis, asked, groups, notes)
 
 
@@ -55,16 +73,23 @@ def points(table: pd.DataFrame, asked: Asked) -> go.Figure:
         )
     if asked.null:
         figure.add_scatter(
-            x=axis.places(table[asked.x]), y=table[asked.null], mode="markers", name=_null_name(asked), legendrank=2000, hoverinfo="skip",
+            x=axis.places(table[asked.x]),
+            y=table[asked.null],
+            mode="markers",
+            name=_null_name(asked),
+            legendrank=2000,
+            hoverinfo="skip",
             marker={"symbol": "x-thin", "size": 6, "line": {"color": rgba(GREY, 0.7), "width": 1}},
-        )  # fmt: skip
+        )
     return _finished(figure, table, axis, asked, groups, (fewer, unnamed(groups)))
 
 
 def _marks(
     rows: pd.DataFrame, asked: Asked, look: Look, with_bars: "np.ndarray[Any, np.dtype[np.bool_]]"
 ) -> dict[str, Any]:
-    """What a trace needs beside its places: name, symbol, hover text, and error bars on the chosen rows."""
+    """What a trace needs beside its places: name, symbol, hover text, and error bars on the chosen
+    rows.
+    """
     bars = None
     if asked.intervals and with_bars.any():
         low, high = rows[asked.low].where(with_bars), rows[asked.high].where(with_bars)
@@ -74,7 +99,12 @@ def _marks(
         "name": look.name,
         "legendgroup": look.name,
         "showlegend": look.listed,
-        "marker": {"color": look.colour, "symbol": look.symbol, "size": 8, "line": {"width": 0.5, "color": "#FFFFFF"}},
+        "marker": {
+            "color": look.colour,
+            "symbol": look.symbol,
+            "size": 8,
+            "line": {"width": 0.5, "color": "#FFFFFF"},
+        },
         "error_y": bars,
         "customdata": told(rows, asked),
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -84,7 +114,9 @@ def _marks(
 def _band(
     figure: go.Figure, rows: pd.DataFrame, places: list[float], asked: Asked, look: Look
 ) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """One polygon for every run of rows with an interval; returns the rows whose interval stands alone, for bars instead."""
+    """One polygon for every run of rows with an interval; returns the rows whose interval stands
+    alone, for bars instead.
+    """
     low, high = (rows[c].to_numpy(dtype=float) for c in (asked.low, asked.high))
     known = np.isfinite(low) & np.isfinite(high)
     alone = np.zeros(len(rows), dtype=bool)
@@ -103,13 +135,23 @@ def _band(
         y += [*low[run].tolist(), *high[run[::-1]].tolist()]
     if x:
         figure.add_scatter(
-            x=x, y=y, mode="lines", line={"width": 0}, fill="toself", fillcolor=rgba(look.colour, 0.16),
-            name=look.name, legendgroup=look.name, showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
+            x=x,
+            y=y,
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=rgba(look.colour, 0.16),
+            name=look.name,
+            legendgroup=look.name,
+            showlegend=False,
+            hoverinfo="skip",
+        )
     return alone
 
 
-def _null(figure: go.Figure, groups: list[tuple[pd.DataFrame, Look]], axis: Axis, asked: Asked) -> None:
+def _null(
+    figure: go.Figure, groups: list[tuple[pd.DataFrame, Look]], axis: Axis, asked: Asked
+) -> None:
     """Dotted: one grey line where all groups share the null, else one in each group's colour."""
     if not asked.null:
         return
@@ -121,9 +163,16 @@ def _null(figure: go.Figure, groups: list[tuple[pd.DataFrame, Look]], axis: Axis
     shared = all(a == x and np.array_equal(b, y, equal_nan=True) for a, b, _ in curves[1:])
     for i, (x, y, look) in enumerate(curves[:1] if shared else curves):
         figure.add_scatter(
-            x=x, y=y, mode="lines", line={"color": GREY if shared else look.colour, "dash": "dot", "width": 1.5},
-            name=_null_name(asked), legendgroup="null" if shared else look.name, legendrank=2000, showlegend=i == 0, hoverinfo="skip",
-        )  # fmt: skip
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": GREY if shared else look.colour, "dash": "dot", "width": 1.5},
+            name=_null_name(asked),
+            legendgroup="null" if shared else look.name,
+            legendrank=2000,
+            showlegend=i == 0,
+            hoverinfo="skip",
+        )
 
 
 def _null_name(asked: Asked) -> str:

@@ -1,4 +1,6 @@
-"""What all generic figures share: where a value stands on an axis, how it is told in a hover box, and how much is drawn."""
+"""What all generic figures share: where a value stands on an axis, how it is told in a hover box,
+and how much is drawn.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +15,16 @@ from emlens.figures.style import CYCLE, DASHES, GREY, SYMBOLS
 
 LOW, HIGH = "_low", "_high"
 MOST_MARKS = 2000
-"""Marks in one figure: each is an element of the page; more would make it slow and tell nothing new."""
+"""Marks in one figure: each is an element of the page; more would make it slow and tell nothing
+new.
+"""
 MOST_NAMES = 20
 """Names in a legend; further ones are drawn in grey."""
 MOST_TICKS = 12
 LOG_FROM = 1000
-"""Positive fractions that span this factor (learning rates, p-values) are drawn on a logarithmic axis."""
+"""Positive fractions that span this factor (learning rates, p-values) are drawn on a logarithmic
+axis.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ class Look:
 
 
 def looks(table: pd.DataFrame, column: str) -> list[tuple[pd.DataFrame, Look]]:
-    """The groups of a table in order of appearance, each with its colour, symbol and dash; one group without a column."""
+    """The groups of a table in order of appearance, each with its colour, symbol and dash; one
+    group without a column.
+    """
     if not column:
         return [(table, Look("", CYCLE[0], SYMBOLS[0], DASHES[0], False))]
     keys = table[column].map(str)
@@ -70,7 +78,13 @@ def looks(table: pd.DataFrame, column: str) -> list[tuple[pd.DataFrame, Look]]:
         found.append(
             (
                 table[keys == key],
-                Look(label(shown(value)), colour, SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)], listed),
+                Look(
+                    label(shown(value)),
+                    colour,
+                    SYMBOLS[i % len(SYMBOLS)],
+                    DASHES[i % len(DASHES)],
+                    listed,
+                ),
             )
         )
     return found
@@ -85,16 +99,24 @@ class Axis:
     """Places on an axis: numbers as they are, names one after the other in order of appearance."""
 
     def __init__(self, values: pd.Series):
-        self.numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        self.numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(
+            values
+        )
         self.names = names_of(values)
         self._place = {key: i for i, key in enumerate(self.names)}
         self._values = values
 
     def places(self, values: pd.Series) -> list[float]:
-        return [float(v) for v in values] if self.numeric else [float(self._place[str(v)]) for v in values]
+        return (
+            [float(v) for v in values]
+            if self.numeric
+            else [float(self._place[str(v)]) for v in values]
+        )
 
     def layout(self) -> dict[str, Any]:
-        """Ticks: names where there are names, every whole number while there are few, a logarithm over orders of magnitude."""
+        """Ticks: names where there are names, every whole number while there are few, a logarithm
+        over orders of magnitude.
+        """
         if not self.numeric:
             kept = spread(len(self.names), MOST_TICKS)
             words = list(self.names.values())
@@ -108,13 +130,20 @@ class Axis:
         whole = bool(len(numbers)) and bool((numbers == np.round(numbers)).all())
         if whole and len(numbers) <= 16:
             return {"tickvals": numbers.tolist(), "ticktext": [f"{v:.0f}" for v in numbers]}
-        if len(numbers) > 1 and not whole and numbers[0] > 0 and numbers[-1] / numbers[0] >= LOG_FROM:
+        if (
+            len(numbers) > 1
+            and not whole
+            and numbers[0] > 0
+            and numbers[-1] / numbers[0] >= LOG_FROM
+        ):
             return {"type": "log"}
         return {"nticks": MOST_TICKS}
 
 
 def told(table: pd.DataFrame, asked: Asked) -> list[str]:
-    """The hover box of every row: texts first, then the numbers with interval and null; everything escaped."""
+    """The hover box of every row: texts first, then the numbers with interval and null; everything
+    escaped.
+    """
     texts = [c for c in asked.hover if not pd.api.types.is_numeric_dtype(table[c])]
     numbers = [c for c in asked.hover if c not in texts]
     found = []
@@ -123,10 +152,16 @@ def told(table: pd.DataFrame, asked: Asked) -> list[str]:
         if asked.intervals and np.isfinite([row[asked.low], row[asked.high]]).all():
             value += f" [{figure_of(row[asked.low])}, {figure_of(row[asked.high])}]"
         lines = [hover(row[c]) for c in texts if shown(row[c])]
-        lines.append(f"{label(asked.colour)}: {label(shown(row[asked.colour]), 60)}" if asked.colour else "")
+        lines.append(
+            f"{label(asked.colour)}: {label(shown(row[asked.colour]), 60)}" if asked.colour else ""
+        )
         lines.append(f"{asked.title('x')}: {label(shown(row[asked.x]), 60)}")
         lines.append(value)
-        lines.append(f"{label(asked.null.replace('_', ' '))} {figure_of(row[asked.null])}" if asked.null else "")
+        lines.append(
+            f"{label(asked.null.replace('_', ' '))} {figure_of(row[asked.null])}"
+            if asked.null
+            else ""
+        )
         lines += [f"{label(c.replace('_', ' '))}: {label(shown(row[c]))}" for c in numbers]
         found.append("<br>".join(line for line in lines if line))
     return found
@@ -159,9 +194,10 @@ def thinned(table: pd.DataFrame, *by: str) -> tuple[pd.DataFrame, str]:
     ordered = table.sort_values(
         [c for c in by if c], kind="stable", key=lambda s: s.map(str) if s.dtype == object else s
     )
-    return ordered.iloc[
-        spread(len(table), MOST_MARKS)
-    ].sort_index(), f"{MOST_MARKS} of {len(table)} rows drawn, evenly; the table has all"
+    return (
+        ordered.iloc[spread(len(table), MOST_MARKS)].sort_index(),
+        f"{MOST_MARKS} of {len(table)} rows drawn, evenly; the table has all",
+    )
 
 
 def say(figure: go.Figure, *notes: str) -> None:
@@ -169,9 +205,17 @@ def say(figure: go.Figure, *notes: str) -> None:
     text = "; ".join(note for note in notes if note)
     if text:
         figure.add_annotation(
-            text=text, x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom", yshift=3,
-            showarrow=False, font={"size": 12, "color": GREY},
-        )  # fmt: skip
+            text=text,
+            x=0,
+            y=1,
+            xref="paper",
+            yref="paper",
+            xanchor="left",
+            yanchor="bottom",
+            yshift=3,
+            showarrow=False,
+            font={"size": 12, "color": GREY},
+        )
 
 
 def unnamed(groups: Sequence[object]) -> str:
@@ -183,5 +227,10 @@ def undefined(figure: go.Figure, values: pd.Series) -> None:
     """Say so where no value is a number."""
     if not np.isfinite(values.to_numpy(dtype=float)).any():
         figure.add_annotation(
-            text="no value is defined", x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False
+            text="no value is defined",
+            x=0.5,
+            y=0.5,
+            xref="x domain",
+            yref="y domain",
+            showarrow=False,
         )

@@ -1,4 +1,6 @@
-"""Every question before and after fine-tuning: a point each, hover shows the question and what both models would most likely answer."""
+"""Every question before and after fine-tuning: a point each, hover shows the question and what both
+models would most likely answer.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,10 +14,12 @@ HEIGHT = 430
 
 
 def question_changes(questions: pd.DataFrame, *, model: str, before: str = "instruct") -> go.Figure:
-    """Alignment (0–100) of every question in a fine-tune against its parent; below the dotted line it fell. Questions it was trained on are left out.
+    """Alignment (0–100) of every question in a fine-tune against its parent; below the dotted line
+    it fell. Questions it was trained on are left out.
 
     Args:
-        questions: columns model, question, group, text, trained, aligned; where there is a column answer, the most likely answer of both.
+        questions: columns model, question, group, text, trained, aligned; where there is a column
+            answer, the most likely answer of both.
         before: the parent.
 
     Raises:

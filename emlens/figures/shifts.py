@@ -1,4 +1,6 @@
-"""Does a prompt that lies in the training prompts' subspace also shift alike? One point a prompt, and the correlation by layer."""
+"""Does a prompt that lies in the training prompts' subspace also shift alike? One point a prompt,
+and the correlation by layer.
+"""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +9,16 @@ from plotly.subplots import make_subplots
 
 from emlens.figures.labels import number, position_name
 from emlens.figures.questions import add_questions
-from emlens.figures.style import BLUE, GREY, VERMILLION, dress, layer_axis, panel_title, rgba, spacing
+from emlens.figures.style import (
+    BLUE,
+    GREY,
+    VERMILLION,
+    dress,
+    layer_axis,
+    panel_title,
+    rgba,
+    spacing,
+)
 from emlens.figures.tables import arms, distinct, need, only
 
 NAME = "overlap_against_shift"
@@ -16,7 +27,8 @@ GAP = 118
 
 
 def middle_layer(table: pd.DataFrame, model: str | None = None) -> int:
-    """The middle layer of all, rounded down: fixed before looking at any figure. Where the model has no such layer, the middle of its own.
+    """The middle layer of all, rounded down: fixed before looking at any figure. Where the model
+    has no such layer, the middle of its own.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
@@ -24,20 +36,29 @@ def middle_layer(table: pd.DataFrame, model: str | None = None) -> int:
     need(table, ("model", "layer"), "middle_layer")
     everywhere = sorted({int(i) for i in table["layer"]})
     own = (
-        everywhere if model is None else sorted({int(i) for i in only(table, "model", model, "middle_layer")["layer"]})
+        everywhere
+        if model is None
+        else sorted({int(i) for i in only(table, "model", model, "middle_layer")["layer"]})
     )
     middle = everywhere[(len(everywhere) - 1) // 2]
     return middle if middle in own else own[(len(own) - 1) // 2]
 
 
 def overlap_against_shift(
-    shifts: pd.DataFrame, relations: pd.DataFrame, *, model: str | None = None, layer: int | None = None
+    shifts: pd.DataFrame,
+    relations: pd.DataFrame,
+    *,
+    model: str | None = None,
+    layer: int | None = None,
 ) -> go.Figure:
-    """One panel a position: each evaluation prompt's overlap with the training prompts' subspace against its shift's cosine to the mean training shift.
+    """One panel a position: each evaluation prompt's overlap with the training prompts' subspace
+    against its shift's cosine to the mean training shift.
 
     Args:
-        shifts: columns model, layer, position, id, group, text, prompt_overlap, random_overlap, cosine_to_mean_train.
-        relations: columns model, layer, position, pearson, low, high, p, partial, partial_low, partial_high, n.
+        shifts: columns model, layer, position, id, group, text, prompt_overlap, random_overlap,
+            cosine_to_mean_train.
+        relations: columns model, layer, position, pearson, low, high, p, partial, partial_low,
+            partial_high, n.
         layer: the middle one when left out.
 
     Raises:
@@ -60,7 +81,19 @@ def overlap_against_shift(
     )
     need(
         relations,
-        ("model", "layer", "position", "pearson", "low", "high", "p", "partial", "partial_low", "partial_high", "n"),
+        (
+            "model",
+            "layer",
+            "position",
+            "pearson",
+            "low",
+            "high",
+            "p",
+            "partial",
+            "partial_low",
+            "partial_high",
+            "n",
+        ),
         NAME,
     )
     points = only(shifts, "model", model, NAME)
@@ -85,7 +118,15 @@ def overlap_against_shift(
             row=row,
             col=1,
         )
-        add_questions(figure, here, groups, "prompt_overlap", "cosine_to_mean_train", "overlap %{x:.3f}, cosine %{y:.3f}", row)
+        add_questions(
+            figure,
+            here,
+            groups,
+            "prompt_overlap",
+            "cosine_to_mean_train",
+            "overlap %{x:.3f}, cosine %{y:.3f}",
+            row,
+        )
         panel_title(figure, f"{position_name(position)}{_words(known, position)}", row)
         figure.update_xaxes(title_text="overlap with the training subspace", row=row, col=1)
         figure.update_yaxes(title_text="cosine to mean training shift", row=row, col=1)
@@ -101,16 +142,19 @@ def _words(relations: pd.DataFrame, position: object) -> str:
         return "</b><br>correlation undefined<b>"
     p = f"p = {r['p']:.2g}" if np.isfinite(r["p"]) else "not permuted"
     return (
-        f"</b><br>r = {number(r['pearson'])} [{number(r['low'])}, {number(r['high'])}], {p}, n = {int(r['n'])}"
-        f"<br>partial r = {number(r['partial'])} [{number(r['partial_low'])}, {number(r['partial_high'])}]<b>"
+        f"</b><br>r = {number(r['pearson'])} [{number(r['low'])}, {number(r['high'])}], {p},"
+        f" n = {int(r['n'])}<br>partial r = {number(r['partial'])} [{number(r['partial_low'])},"
+        f" {number(r['partial_high'])}]<b>"
     )
 
 
 def relation_by_layer(relations: pd.DataFrame, *, model: str | None = None) -> go.Figure:
-    """The overlap–shift correlation at every layer, one panel a position: Pearson, partial, and the permutation null.
+    """The overlap–shift correlation at every layer, one panel a position: Pearson, partial, and the
+    permutation null.
 
     Args:
-        relations: columns model, layer, position, pearson, low, high, null_mean, null_q95, partial, partial_low, partial_high.
+        relations: columns model, layer, position, pearson, low, high, null_mean, null_q95, partial,
+            partial_low, partial_high.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
@@ -165,7 +209,15 @@ def relation_by_layer(relations: pd.DataFrame, *, model: str | None = None) -> g
         )
         for column, low, high, title, colour, symbol, shift in (
             ("pearson", "low", "high", "Pearson r", BLUE, "circle", -0.06),
-            ("partial", "partial_low", "partial_high", "partial r (length, norms)", VERMILLION, "square", 0.06),
+            (
+                "partial",
+                "partial_low",
+                "partial_high",
+                "partial r (length, norms)",
+                VERMILLION,
+                "square",
+                0.06,
+            ),
         ):
             figure.add_scatter(
                 x=here["layer"] + shift,
@@ -182,7 +234,9 @@ def relation_by_layer(relations: pd.DataFrame, *, model: str | None = None) -> g
                 row=row,
                 col=1,
             )
-        figure.update_yaxes(range=[-1.05, 1.05], zeroline=True, title_text="correlation", row=row, col=1)
+        figure.update_yaxes(
+            range=[-1.05, 1.05], zeroline=True, title_text="correlation", row=row, col=1
+        )
         figure.update_xaxes(**layer_axis(layers), row=row, col=1)
         panel_title(figure, position_name(position), row)
     return dress(figure, 190 + len(positions) * ROW + (len(positions) - 1) * GAP, title_lines=1)

@@ -1,4 +1,6 @@
-"""Steering dose and response: the direction added to the parent and taken from the fine-tune, beside a random vector of the same length."""
+"""Steering dose and response: the direction added to the parent and taken from the fine-tune,
+beside a random vector of the same length.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,10 +16,12 @@ GAP = 84
 
 
 def steering_response(steering: pd.DataFrame, *, model: str | None = None) -> go.Figure:
-    """Mean alignment (0–100, 95 % band) and coherence (thin dotted) against the steering coefficient, one panel a steered model.
+    """Mean alignment (0–100, 95 % band) and coherence (thin dotted) against the steering
+    coefficient, one panel a steered model.
 
     Args:
-        steering: columns model, steered, vector, site, coefficient, aligned, aligned_low, aligned_high, coherent, n.
+        steering: columns model, steered, vector, site, coefficient, aligned, aligned_low,
+            aligned_high, coherent, n.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
@@ -70,7 +74,10 @@ def steering_response(steering: pd.DataFrame, *, model: str | None = None) -> go
                 marker={"symbol": SYMBOLS[i], "size": 8},
                 showlegend=row == 1,
                 customdata=line[["aligned_low", "aligned_high", "n"]].to_numpy(),
-                hovertemplate="coefficient %{x}: alignment %{y:.1f} [%{customdata[0]:.1f}, %{customdata[1]:.1f}], %{customdata[2]} questions<extra></extra>",
+                hovertemplate=(
+                    "coefficient %{x}: alignment %{y:.1f} [%{customdata[0]:.1f},"
+                    " %{customdata[1]:.1f}], %{customdata[2]} questions<extra></extra>"
+                ),
                 **head,
             )
             figure.add_scatter(

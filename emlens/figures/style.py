@@ -1,4 +1,6 @@
-"""One look for all figures: colour-blind-safe palette (Okabe and Ito), shapes beside colours, and a layout that fits a phone."""
+"""One look for all figures: colour-blind-safe palette (Okabe and Ito), shapes beside colours, and a
+layout that fits a phone.
+"""
 
 from typing import Any
 
@@ -8,7 +10,18 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, PALE = "#6B6B6B", "#D9D9D9"
 CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "cross", "star", "pentagon", "hexagon")
+SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "x",
+    "triangle-down",
+    "cross",
+    "star",
+    "pentagon",
+    "hexagon",
+)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 BAR_ROOM = 78
 """Top margin of a figure with a colour bar and a line of panel titles."""
@@ -25,8 +38,12 @@ def rgba(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
-def dress(figure: go.Figure, height: int, *, legend: bool = True, title_lines: int = 0) -> go.Figure:
-    """Apply the common layout in place; the legend sits above the panel titles, which have that many lines."""
+def dress(
+    figure: go.Figure, height: int, *, legend: bool = True, title_lines: int = 0
+) -> go.Figure:
+    """Apply the common layout in place; the legend sits above the panel titles, which have that
+    many lines.
+    """
     axis: dict[str, Any] = {
         "showline": True,
         "linecolor": "#8A8A8A",
@@ -53,7 +70,14 @@ def dress(figure: go.Figure, height: int, *, legend: bool = True, title_lines: i
             "font": {"family": FONT, "size": 12, "color": "#1F1F1F"},
             "align": "left",
         },
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1 + gap, "yanchor": "bottom", "font": {"size": 12}},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1 + gap,
+            "yanchor": "bottom",
+            "font": {"size": 12},
+        },
         showlegend=legend,
         hovermode="closest",
         dragmode=False,
@@ -105,6 +129,8 @@ def spacing(rows: int, row_height: int, gap: int) -> float:
 def layer_axis(layers: list[int]) -> dict[str, Any]:
     """Ticks at every layer while there are few, and the title."""
     ticks: dict[str, Any] = (
-        {"tickvals": layers, "ticktext": [str(i) for i in layers]} if len(layers) <= 16 else {"nticks": 12}
+        {"tickvals": layers, "ticktext": [str(i) for i in layers]}
+        if len(layers) <= 16
+        else {"nticks": 12}
     )
     return {**ticks, "title": {"text": "layer (0-based block)"}}

@@ -17,7 +17,8 @@ def need(table: pd.DataFrame, columns: Iterable[str], figure: str) -> None:
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise InputError(
-            f"{figure}: the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns)) or 'none'}"
+            f"{figure}: the table has no column {', '.join(missing)};"
+            f" it has {', '.join(map(str, table.columns)) or 'none'}"
         )
     if not len(table):
         raise InputError(f"{figure}: the table has no rows; pass one with at least one measurement")
@@ -33,11 +34,15 @@ def only(table: pd.DataFrame, column: str, value: object, figure: str) -> pd.Dat
     if value is None:
         if len(present) > 1:
             raise InputError(
-                f"{figure}: the table holds several values of {column} ({', '.join(map(str, present))}); pass {column}="
+                f"{figure}: the table holds several values of {column}"
+                f" ({', '.join(map(str, present))}); pass {column}="
             )
         return table
     if value not in present:
-        raise InputError(f"{figure}: {column}={value!r} is not in the table; it holds {', '.join(map(str, present))}")
+        raise InputError(
+            f"{figure}: {column}={value!r} is not in the table;"
+            f" it holds {', '.join(map(str, present))}"
+        )
     return table[table[column] == value]
 
 

@@ -1,4 +1,6 @@
-"""Does a direction taken from one fine-tune restore another? A matrix with intervals in the cells."""
+"""Does a direction taken from one fine-tune restore another? A matrix with intervals in the
+cells.
+"""
 
 import numpy as np
 import pandas as pd
@@ -12,11 +14,13 @@ NAME = "transfer_matrix"
 
 
 def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
-    """Restoration in the column's fine-tune by ablating the row's direction, with 95 % intervals; colours run from −1 to 1.
+    """Restoration in the column's fine-tune by ablating the row's direction, with 95 % intervals;
+    colours run from −1 to 1.
 
     Args:
-        transfer: columns direction_of, ablated_in, restoration, low, high, n; where there is a column strongest_control,
-            the best restoration by any control arm is written under the interval.
+        transfer: columns direction_of, ablated_in, restoration, low, high, n; where there is a
+            column strongest_control, the best restoration by any control arm is written under the
+            interval.
 
     Raises:
         InputError: a column is missing.
@@ -26,17 +30,26 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     z = np.full((len(sources), len(targets)), np.nan)
     text = [["–"] * len(targets) for _ in sources]
     told = [["no measurement"] * len(targets) for _ in sources]
-    controls = transfer["strongest_control"] if "strongest_control" in transfer.columns else [np.nan] * len(transfer)
+    controls = (
+        transfer["strongest_control"]
+        if "strongest_control" in transfer.columns
+        else [np.nan] * len(transfer)
+    )
     columns = transfer[["direction_of", "ablated_in", "restoration", "low", "high", "n"]]
-    for (source, target, value, low, high, n), control in zip(columns.itertuples(index=False), controls, strict=True):
+    for (source, target, value, low, high, n), control in zip(
+        columns.itertuples(index=False), controls, strict=True
+    ):
         i, j = sources.index(source), targets.index(target)
         z[i, j] = value
         known = bool(np.isfinite(value))
         beside = f"<br>control {number(control)}" if np.isfinite(control) else ""
         strongest = f"<br>strongest control: {number(control)}" if beside else ""
-        text[i][j] = f"{number(value)}<br>[{number(low)}, {number(high)}]{beside}" if known else "undefined"
+        text[i][j] = (
+            f"{number(value)}<br>[{number(low)}, {number(high)}]{beside}" if known else "undefined"
+        )
         told[i][j] = f"direction of {label(source)}, ablated in {label(target)}<br>" + (
-            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}], {int(n)} questions{strongest}"
+            f"restoration {number(value, 3)} [{number(low, 3)}, {number(high, 3)}],"
+            f" {int(n)} questions{strongest}"
             if known
             else "restoration undefined: no clear loss to restore"
         )
@@ -83,5 +96,9 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
         showgrid=False,
     )
     bar = colour_bar([-1, 0, 1], ["restoration −1", "0", "1"])
-    figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar})
-    return dress(figure, 150 + 70 * len(sources), legend=False).update_layout(margin={"t": BAR_ROOM})
+    figure.update_layout(
+        coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar}
+    )
+    return dress(figure, 150 + 70 * len(sources), legend=False).update_layout(
+        margin={"t": BAR_ROOM}
+    )

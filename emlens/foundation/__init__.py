@@ -1,4 +1,6 @@
-"""What everything else stands on: errors, sites, positions, estimates, seeds, provenance, atomic files."""
+"""What everything else stands on: errors, sites, positions, estimates, seeds, provenance, atomic
+files.
+"""
 
 from emlens.foundation.errors import (
     EmlensError,

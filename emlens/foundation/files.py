@@ -1,4 +1,6 @@
-"""Files that are either whole or absent, canonical JSON, and names that are safe in paths and logs."""
+"""Files that are either whole or absent, canonical JSON, and names that are safe in paths and
+logs.
+"""
 
 import hashlib
 import json
@@ -17,7 +19,9 @@ from emlens.foundation.errors import InputError
 
 @contextmanager
 def publishing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed and renamed into place, on error removed."""
+    """Yield a temporary path beside `path`; on success it is flushed and renamed into place, on
+    error removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -56,7 +60,12 @@ def _plain(value: Any) -> Any:
 
 def canonical_json(value: Any, indent: int | None = 1) -> str:
     """JSON with sorted keys; NaN and infinities become null; the same value gives the same text."""
-    return json.dumps(_plain(value), sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    return (
+        json.dumps(
+            _plain(value), sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -94,14 +103,18 @@ def sha256_file(path: str | Path) -> str:
 
 
 def safe_name(text: str, limit: int = 80) -> str:
-    """A file name made from any text: letters, digits, `.`, `_`, `-`; distinct texts stay distinct through a hash."""
+    """A file name made from any text: letters, digits, `.`, `_`, `-`; distinct texts stay distinct
+    through a hash.
+    """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_text).strip("-.")[:limit]
     return cleaned if cleaned and cleaned == text else f"{cleaned or 'x'}-{sha256_text(text)[:8]}"
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """Text fit for one line of a log or an error: control characters and escapes replaced, length bounded."""
+    """Text fit for one line of a log or an error: control characters and escapes replaced, length
+    bounded.
+    """
     clean = "".join(c if c.isprintable() else " " for c in text)
     clean = " ".join(clean.split())
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

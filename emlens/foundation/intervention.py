@@ -1,8 +1,10 @@
-"""What a backend needs to know of an intervention: where it acts, on which tokens, and a pure function on activations.
+"""What a backend needs to know of an intervention: where it acts, on which tokens, and a pure
+function on activations.
 
-An `Intervention` is plain data. For one padded batch and one site it is bound to an `Edit`, `(activation, mask) →
-activation`, before the model is touched; binding is where a recorded run finds the rows of the batch. Tokens are counted
-within the unpadded row, so neither padding nor batch mates shift them; in a generation, tokens yet to come are counted on.
+An `Intervention` is plain data. For one padded batch and one site it is bound to an `Edit`,
+`(activation, mask) → activation`, before the model is touched; binding is where a recorded run
+finds the rows of the batch. Tokens are counted within the unpadded row, so neither padding nor
+batch mates shift them; in a generation, tokens yet to come are counted on.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +34,8 @@ class PaddedRows:
     Args:
         ids: of the prompts; several rows may share one (other continuations of the same prompt).
         tokens: token ids of each unpadded row, as far as they were given.
-        offsets: column of each row's first token; negative where a pass holds only later tokens of the row.
+        offsets: column of each row's first token; negative where a pass holds only later tokens of
+            the row.
         width: columns that a pass goes through, in a generation those of all its steps.
         new_tokens: how many tokens a generation may add to each row.
     """
@@ -52,10 +55,12 @@ class PaddedRows:
         """Token indices of each row, counted within the row.
 
         Raises:
-            InputError: a row that lacks the position; in a generation, one that counts from the end of the growing row.
+            InputError: a row that lacks the position; in a generation, one that counts from the end
+                of the growing row.
         """
         return [
-            _touched(positions, tokens, spans, self.new_tokens) for tokens, spans in zip(self.tokens, self.spans, strict=True)
+            _touched(positions, tokens, spans, self.new_tokens)
+            for tokens, spans in zip(self.tokens, self.spans, strict=True)
         ]
 
     def mask(self, positions: Touched) -> Bool[Tensor, "row column"]:
@@ -64,16 +69,27 @@ class PaddedRows:
         Raises:
             InputError: as `touched`.
         """
-        return self.by_column([[True] * len(tokens) for tokens in self.touched(positions)], positions).bool()
+        return self.by_column(
+            [[True] * len(tokens) for tokens in self.touched(positions)], positions
+        ).bool()
 
-    def by_column(self, values: Sequence[Sequence[int]], positions: Touched) -> Int[Tensor, "row column"]:
-        """Integers given for the touched tokens of each row, where these tokens stand in the batch; 0 elsewhere."""
+    def by_column(
+        self, values: Sequence[Sequence[int]], positions: Touched
+    ) -> Int[Tensor, "row column"]:
+        """Integers given for the touched tokens of each row, where these tokens stand in the batch;
+        0 elsewhere.
+        """
         found = np.zeros((len(self.ids), self.width), dtype=np.int64)
-        for row, own, offset, tokens in zip(found, values, self.offsets, self.touched(positions), strict=True):
-            if isinstance(tokens, range):  # one after the other: a slice, cut to the columns there are
+        for row, own, offset, tokens in zip(
+            found, values, self.offsets, self.touched(positions), strict=True
+        ):
+            # one after the other: a slice, cut to the columns there are
+            if isinstance(tokens, range):
                 start, stop = max(tokens.start, -offset), min(tokens.stop, self.width - offset)
                 if start < stop:
-                    row[start + offset : stop + offset] = own[start - tokens.start : stop - tokens.start]
+                    row[start + offset : stop + offset] = own[
+                        start - tokens.start : stop - tokens.start
+                    ]
                 continue
             for value, token in zip(own, tokens, strict=True):
                 if 0 <= token + offset < self.width:
@@ -81,10 +97,16 @@ class PaddedRows:
         return torch.from_numpy(found)
 
 
-def _touched(positions: Touched, tokens: Sequence[int], spans: RowSpans, new_tokens: int) -> Sequence[int]:
+def _touched(
+    positions: Touched, tokens: Sequence[int], spans: RowSpans, new_tokens: int
+) -> Sequence[int]:
     end = spans.n_tokens + new_tokens
     if isinstance(positions, str):
-        start, stop = {"all": (0, end), "prompt": (0, spans.prompt_end), "response": (spans.prompt_end, end)}[positions]
+        start, stop = {
+            "all": (0, end),
+            "prompt": (0, spans.prompt_end),
+            "response": (spans.prompt_end, end),
+        }[positions]
         return range(start, stop)
     if not new_tokens or (isinstance(positions, Index | Span) and positions.of == "prompt"):
         return positions.tokens(tokens, spans)
@@ -95,17 +117,28 @@ def _in_a_growing_row(position: Position, spans: RowSpans, end: int) -> list[int
     if isinstance(position, Index):
         start, stop, skip = position.index, position.index + 1, 0
     elif isinstance(position, Span):
-        start, stop, skip = position.start, end if position.stop is None else position.stop, position.skip_first
+        start, stop, skip = (
+            position.start,
+            end if position.stop is None else position.stop,
+            position.skip_first,
+        )
     else:
-        raise InputError(f"position {position.name} cannot be asked of tokens not generated yet; pass 'all', 'prompt', 'response', Index or Span")
+        raise InputError(
+            f"position {position.name} cannot be asked of tokens not generated yet;"
+            " pass 'all', 'prompt', 'response', Index or Span"
+        )
     if start < 0 or stop < 0 or (isinstance(position, Index) and stop == 0):
         raise InputError(
-            f"position {position.name} counts from the end of a row that is being generated; pass one that counts from its start, or of='prompt'"
+            f"position {position.name} counts from the end of a row that is being generated;"
+            " pass one that counts from its start, or of='prompt'"
         )
     first = spans.prompt_end if position.of == "response" else 0
     found = [i for i in range(first + start, min(end, first + stop)) if i >= skip]
     if not found:
-        raise InputError(f"position {position.name} lies beyond the {end - spans.n_tokens} tokens that are to be generated; pass an earlier one")
+        raise InputError(
+            f"position {position.name} lies beyond the {end - spans.n_tokens} tokens that are to be"
+            " generated; pass an earlier one"
+        )
     return found
 
 
@@ -114,16 +147,24 @@ class Edit(ABC):
 
     @abstractmethod
     def __call__(
-        self, activation: Float[Tensor, "batch token d_model"], mask: Bool[Tensor, "batch token"] | None
+        self,
+        activation: Float[Tensor, "batch token d_model"],
+        mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
-        """The new activation; tokens where `mask` is False come back unchanged. None: every token is edited."""
+        """The new activation; tokens where `mask` is False come back unchanged. None: every token
+        is edited.
+        """
 
     def over(self, start: int, stop: int) -> "Edit":
-        """This edit for the columns `start` to `stop` alone; itself where every token is treated alike."""
+        """This edit for the columns `start` to `stop` alone; itself where every token is treated
+        alike.
+        """
         return self
 
     def then(self, after: "Edit") -> "Edit | None":
-        """One edit that equals this one followed by `after` on the same tokens; None where there is no such edit."""
+        """One edit that equals this one followed by `after` on the same tokens; None where there is
+        no such edit.
+        """
         return None
 
 

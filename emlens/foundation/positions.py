@@ -1,8 +1,9 @@
 """Token positions inside one unpadded row, and how a row is reduced to them.
 
-Positions are counted within the row itself, so padding and batch mates never shift them. A row is a prompt followed,
-where there is one, by a response. A position answers one question: which token indices of this row? A pooled position
-is the mean over those tokens (one token: exactly its value); `"all"` keeps every token apart.
+Positions are counted within the row itself, so padding and batch mates never shift them. A row is a
+prompt followed, where there is one, by a response. A position answers one question: which token
+indices of this row? A pooled position is the mean over those tokens (one token: exactly its value);
+`"all"` keeps every token apart.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +22,18 @@ POSITION_NAMES: Final = ("last_prompt", "mean_prompt", "last", "mean_response", 
 
 @dataclass(frozen=True)
 class RowSpans:
-    """Where prompt and response lie in one unpadded row: tokens [0, prompt_end) and [prompt_end, n_tokens)."""
+    """Where prompt and response lie in one unpadded row: tokens [0, prompt_end) and [prompt_end,
+    n_tokens).
+    """
 
     n_tokens: int
     prompt_end: int
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt_end <= self.n_tokens:
-            raise InputError(f"prompt_end={self.prompt_end} must lie in 1 to n_tokens={self.n_tokens}")
+            raise InputError(
+                f"prompt_end={self.prompt_end} must lie in 1 to n_tokens={self.n_tokens}"
+            )
 
     def part(self, of: Part) -> range:
         _require_part(of)
@@ -60,13 +65,18 @@ def _require_part(of: str) -> None:
 def _pick(row: range, start: int, stop: int, asked: str, of: Part) -> list[int]:
     n = len(row)
     if not (-n <= start < n) or not (start % n < stop <= n):
-        raise InputError(f"position {asked} does not exist in a row whose {of} has {n} tokens; pass indices inside it")
+        raise InputError(
+            f"position {asked} does not exist in a row whose {of} has {n} tokens;"
+            " pass indices inside it"
+        )
     return list(row[start % n : stop])
 
 
 @dataclass(frozen=True)
 class Index(Position):
-    """One token, counted inside the prompt, the response or the whole sequence; negative counts from the end."""
+    """One token, counted inside the prompt, the response or the whole sequence; negative counts
+    from the end.
+    """
 
     index: int
     of: Part = "sequence"
@@ -88,7 +98,9 @@ class Index(Position):
 
 @dataclass(frozen=True)
 class Span(Position):
-    """Mean over tokens `start` to `stop` (exclusive; None: to the end) of a part, after dropping `skip_first` tokens of the row."""
+    """Mean over tokens `start` to `stop` (exclusive; None: to the end) of a part, after dropping
+    `skip_first` tokens of the row.
+    """
 
     start: int
     stop: int | None = None
@@ -110,7 +122,10 @@ class Span(Position):
         stop = len(row) if self.stop is None else self.stop + (len(row) if self.stop < 0 else 0)
         kept = [i for i in _pick(row, self.start, stop, self.name, self.of) if i >= self.skip_first]
         if not kept:
-            raise InputError(f"position {self.name} leaves no token in a row of {spans.n_tokens}; lower skip_first")
+            raise InputError(
+                f"position {self.name} leaves no token in a row of {spans.n_tokens};"
+                " lower skip_first"
+            )
         return kept
 
 
@@ -130,7 +145,9 @@ class AllTokens(Position):
 
 @dataclass(frozen=True)
 class Chosen(Position):
-    """Mean over the tokens a callable marks: `(ids, mask) -> boolean mask`, both of the row's length."""
+    """Mean over the tokens a callable marks: `(ids, mask) -> boolean mask`, both of the row's
+    length.
+    """
 
     choose: Callable[[Tensor, Tensor], Tensor]
     label: str
@@ -142,8 +159,14 @@ class Chosen(Position):
     def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
         mask = self.choose(torch.tensor(list(ids)), torch.ones(len(ids), dtype=torch.bool))
         if not isinstance(mask, Tensor) or mask.shape != (len(ids),) or mask.dtype != torch.bool:
-            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-            raise InputError(f"position {self.name} returned {got}; return a boolean mask of shape ({len(ids)},)")
+            got = (
+                f"{mask.dtype} of shape {tuple(mask.shape)}"
+                if isinstance(mask, Tensor)
+                else f"a {type(mask).__name__}"
+            )
+            raise InputError(
+                f"position {self.name} returned {got}; return a boolean mask of shape ({len(ids)},)"
+            )
         kept = [int(i) for i in torch.nonzero(mask).flatten()]
         if not kept:
             raise InputError(f"position {self.name} marks no token in a row of {len(ids)}")
@@ -165,17 +188,21 @@ def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
     """A `Position` from its name, itself, or a callable.
 
     Args:
-        skip_first: tokens at the start of the row that means leave out (attention sinks carry huge norms).
+        skip_first: tokens at the start of the row that means leave out (attention sinks carry huge
+            norms).
 
     Raises:
         InputError: an unknown name; `skip_first` negative.
     """
     if skip_first < 0:
-        raise InputError(f"skip_first={skip_first} is negative; pass how many leading tokens means leave out")
+        raise InputError(
+            f"skip_first={skip_first} is negative; pass how many leading tokens means leave out"
+        )
     if isinstance(position, str):
         if position not in _NAMED:
             raise InputError(
-                f"position {position!r} is unknown; pass one of {', '.join(POSITION_NAMES)}, Index(...), Span(...) or a callable"
+                f"position {position!r} is unknown; pass one of {', '.join(POSITION_NAMES)},"
+                " Index(...), Span(...) or a callable"
             )
         position = _NAMED[position]
     if isinstance(position, Span) and skip_first and not position.skip_first:
@@ -184,4 +211,7 @@ def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
         return position
     if callable(position):
         return Chosen(position, getattr(position, "__name__", "callable"))
-    raise InputError(f"position {position!r} is a {type(position).__name__}; pass a name, Index, Span or a callable")
+    raise InputError(
+        f"position {position!r} is a {type(position).__name__};"
+        " pass a name, Index, Span or a callable"
+    )

@@ -14,7 +14,16 @@ from torch import Tensor
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import canonical_json, sha256_file, sha256_text
 
-_LIBRARIES = ("emlens", "torch", "transformers", "peft", "safetensors", "numpy", "scipy", "scikit-learn")
+_LIBRARIES = (
+    "emlens",
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
@@ -42,11 +51,17 @@ def hardware() -> dict[str, Any]:
 
 
 def hash_directory(path: str | Path) -> str:
-    """SHA-256 over names and contents of the model files directly in a directory; independent of times and of where it lies."""
+    """SHA-256 over names and contents of the model files directly in a directory; independent of
+    times and of where it lies.
+    """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such directory")
-    files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in _WEIGHT_SUFFIXES and not p.name.startswith("."))
+    files = sorted(
+        p
+        for p in path.iterdir()
+        if p.is_file() and p.suffix in _WEIGHT_SUFFIXES and not p.name.startswith(".")
+    )
     if not files:
         raise InputError(f"{path}: holds no model file to hash")
     return sha256_text("\n".join(f"{p.name} {sha256_file(p)}" for p in files))
@@ -63,7 +78,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def qualified_name(value: Any) -> str:
-    """Module and name of a function or class; of an instance, its class's; of a `functools.partial`, its function's.
+    """Module and name of a function or class; of an instance, its class's; of a
+    `functools.partial`, its function's.
 
     Two functions made by one `def` (closures) share it, whatever they hold.
     """

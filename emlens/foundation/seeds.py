@@ -1,6 +1,7 @@
 """Explicit randomness: every stream is derived from a seed and the names of what it is for.
 
-Two streams with different names never share numbers, and adding a new one leaves the old ones as they were.
+Two streams with different names never share numbers, and adding a new one leaves the old ones as
+they were.
 """
 
 import hashlib
@@ -12,7 +13,9 @@ from emlens.foundation.errors import InputError
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed from `seed` and the names of its use; stable across processes and Python versions."""
+    """A 63-bit seed from `seed` and the names of its use; stable across processes and Python
+    versions.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r} must be an integer of 0 or more")
     text = "\x1f".join([str(seed), *map(str, names)])

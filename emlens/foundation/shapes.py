@@ -19,7 +19,10 @@ def as_float64(value: Tensor, name: str) -> Tensor:
     wide = value.detach().to(torch.float64)
     bad = int((~torch.isfinite(wide)).sum())
     if bad:
-        raise InputError(f"{name} holds {bad} values that are NaN or infinite, of {wide.numel()}; drop or fix them first")
+        raise InputError(
+            f"{name} holds {bad} values that are NaN or infinite, of {wide.numel()};"
+            " drop or fix them first"
+        )
     return wide
 
 
@@ -31,5 +34,6 @@ def require_ndim(value: Tensor, at_least: int, name: str, shape: str) -> None:
 def require_same_width(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
     if a.shape[-1] != b.shape[-1]:
         raise InputError(
-            f"{name_a} has {a.shape[-1]} coordinates and {name_b} has {b.shape[-1]}; pass vectors of one residual stream"
+            f"{name_a} has {a.shape[-1]} coordinates and {name_b} has {b.shape[-1]};"
+            " pass vectors of one residual stream"
         )

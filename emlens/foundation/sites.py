@@ -1,8 +1,8 @@
 """Places in a decoder where a residual stream is read: `resid_post.3`, `final_norm`, ...
 
-A layer is always a 0-based block index. A Hugging Face `hidden_states` index is a different thing (its 0 is the
-embedding output and its last entry is after the final norm): `Site.from_hf_index` converts. TransformerLens names
-such as `blocks.3.hook_resid_post` parse to the same site.
+A layer is always a 0-based block index. A Hugging Face `hidden_states` index is a different thing
+(its 0 is the embedding output and its last entry is after the final norm): `Site.from_hf_index`
+converts. TransformerLens names such as `blocks.3.hook_resid_post` parse to the same site.
 """
 
 import re
@@ -28,9 +28,14 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
-            raise InputError(f"site kind {self.kind!r} is unknown; pass one of {', '.join(SITE_KINDS)}")
+            raise InputError(
+                f"site kind {self.kind!r} is unknown; pass one of {', '.join(SITE_KINDS)}"
+            )
         if (self.layer is None) != (self.kind == "final_norm"):
-            raise InputError(f"site kind {self.kind!r} came with layer {self.layer!r}; only final_norm has no layer")
+            raise InputError(
+                f"site kind {self.kind!r} came with layer {self.layer!r};"
+                " only final_norm has no layer"
+            )
 
     def __str__(self) -> str:
         return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
@@ -46,10 +51,12 @@ class Site:
 
     @classmethod
     def parse(cls, name: "str | Site", n_layers: int | None = None) -> "Site":
-        """Read `resid_post.3`, `resid_post.-1` (needs `n_layers`), `final_norm` or a TransformerLens hook name.
+        """Read `resid_post.3`, `resid_post.-1` (needs `n_layers`), `final_norm` or a
+        TransformerLens hook name.
 
         Raises:
-            InputError: the name is none of these, or its layer does not exist in a model of `n_layers` blocks.
+            InputError: the name is none of these, or its layer does not exist in a model of
+                `n_layers` blocks.
         """
         if isinstance(name, Site):
             site = name
@@ -61,27 +68,37 @@ class Site:
             site = cls(match[1], int(match[2]))
         else:
             raise InputError(
-                f"site {name!r} is not a site name; pass a kind and a block index such as 'resid_post.3', or 'final_norm'"
+                f"site {name!r} is not a site name; pass a kind and a block index such as"
+                " 'resid_post.3', or 'final_norm'"
             )
         if site.layer is None:
             return site
         if n_layers is None:
             if site.layer < 0:
-                raise InputError(f"site {name!r} counts from the end, which needs the model's number of layers")
+                raise InputError(
+                    f"site {name!r} counts from the end, which needs the model's number of layers"
+                )
             return site
         if not -n_layers <= site.layer < n_layers:
-            raise InputError(f"site {str(name)!r} names block {site.layer}, but the model has blocks 0 to {n_layers - 1}")
+            raise InputError(
+                f"site {str(name)!r} names block {site.layer},"
+                f" but the model has blocks 0 to {n_layers - 1}"
+            )
         return cls(site.kind, site.layer % n_layers)
 
     @classmethod
     def from_hf_index(cls, index: int, n_layers: int) -> "Site":
-        """The site that Hugging Face's `hidden_states[index]` holds, for a model of `n_layers` blocks.
+        """The site that Hugging Face's `hidden_states[index]` holds, for a model of `n_layers`
+        blocks.
 
-        `[0]` is the embedding output (`resid_pre.0`), `[i]` is `resid_post.{i-1}`, and `[n_layers]` is `final_norm`:
-        `resid_post` of the last block is in no entry.
+        `[0]` is the embedding output (`resid_pre.0`), `[i]` is `resid_post.{i-1}`, and `[n_layers]`
+        is `final_norm`: `resid_post` of the last block is in no entry.
         """
         if not 0 <= index <= n_layers:
-            raise InputError(f"hidden_states index {index} does not exist; a model of {n_layers} blocks has 0 to {n_layers}")
+            raise InputError(
+                f"hidden_states index {index} does not exist; a model of {n_layers} blocks has 0 to"
+                f" {n_layers}"
+            )
         if index == 0:
             return cls("resid_pre", 0)
         return cls("final_norm") if index == n_layers else cls("resid_post", index - 1)
@@ -90,18 +107,24 @@ class Site:
 def resolve_sites(
     sites: "str | Site | Iterable[str | Site]", n_layers: int, layers: Sequence[int] | None = None
 ) -> list[Site]:
-    """Expand names and bare kinds to concrete sites, in the order a forward pass reaches them, without repeats.
+    """Expand names and bare kinds to concrete sites, in the order a forward pass reaches them,
+    without repeats.
 
-    A bare kind (`"resid_post"`) means every layer, or those in `layers`, which are block indices and may be negative.
+    A bare kind (`"resid_post"`) means every layer, or those in `layers`, which are block indices
+    and may be negative.
 
     Raises:
-        InputError: an unknown name, a layer that does not exist, or `layers` beside a site that already names its own.
+        InputError: an unknown name, a layer that does not exist, or `layers` beside a site that
+            already names its own.
     """
     names = [sites] if isinstance(sites, str | Site) else list(sites)
     if not names:
         raise InputError("sites is empty; pass at least one site such as 'resid_post'")
     if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
-        raise InputError(f"layers={layers!r} is no list; pass block indices such as [0, -1], or None for every layer")
+        raise InputError(
+            f"layers={layers!r} is no list; pass block indices such as [0, -1],"
+            " or None for every layer"
+        )
     if layers is not None and not len(layers):
         raise InputError("layers is empty; pass block indices, or None for every layer")
     found: set[Site] = set()
@@ -112,6 +135,9 @@ def resolve_sites(
             continue
         site = Site.parse(name, n_layers)
         if layers is not None and site.layer is not None:
-            raise InputError(f"layers={list(layers)} came beside site {str(name)!r}, which names its own layer; pass one")
+            raise InputError(
+                f"layers={list(layers)} came beside site {str(name)!r}, which names its own layer;"
+                " pass one"
+            )
         found.add(site)
     return sorted(found, key=lambda site: site.order)

@@ -1,10 +1,17 @@
-"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps, nulls, directions, shifts."""
+"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps, nulls,
+directions, shifts.
+"""
 
 from emlens.geometry.angles import principal_angles
 from emlens.geometry.ceilings import split_half_ceiling
 from emlens.geometry.comparing import compare_directions
 from emlens.geometry.contrast_sums import ContrastSums, deal_blocks
-from emlens.geometry.contrasts import direction_from_deltas, mean_difference_direction, text_content, whitened_direction
+from emlens.geometry.contrasts import (
+    direction_from_deltas,
+    mean_difference_direction,
+    text_content,
+    whitened_direction,
+)
 from emlens.geometry.coordinates import (
     MassiveCoordinates,
     massive_coordinates,
@@ -54,7 +61,12 @@ from emlens.geometry.shifts import (
     cosine_to_mean,
     delta_summary,
 )
-from emlens.geometry.similarity import cosine_of_means, linear_cka, mean_pairwise_cosine, procrustes_distance
+from emlens.geometry.similarity import (
+    cosine_of_means,
+    linear_cka,
+    mean_pairwise_cosine,
+    procrustes_distance,
+)
 from emlens.geometry.steered import SteeredEvaluation, add_mean_shift, steered_evaluation
 from emlens.geometry.subspaces import Subspace, top_k_subspace, variance_captured
 from emlens.geometry.trajectories import (
@@ -71,7 +83,12 @@ from emlens.geometry.trajectories import (
     turn_null,
     update_gram,
 )
-from emlens.geometry.weight_updates import WeightUpdate, weight_update, weight_update_angles, weight_update_cosine
+from emlens.geometry.weight_updates import (
+    WeightUpdate,
+    weight_update,
+    weight_update_angles,
+    weight_update_cosine,
+)
 
 __all__ = [
     "Cone",

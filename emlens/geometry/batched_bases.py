@@ -1,9 +1,11 @@
-"""Top-k bases of many small samples at once: what every null made of drawn or re-divided rows is built from.
+"""Top-k bases of many small samples at once: what every null made of drawn or re-divided rows is
+built from.
 
-Vectors are first replaced by their coordinates in the space that they span (`row_coordinates`), which keeps every inner
-product: after that nothing costs the width of the residual stream. Then a basis comes from the smaller of the two
-Gram matrices. Gram matrices hold squares, so a component below 1e-6 of the strongest goes through the SVD instead.
-Computed in float64 on the CPU. Memory: stacks are cut so that one holds about 32 MB.
+Vectors are first replaced by their coordinates in the space that they span (`row_coordinates`),
+which keeps every inner product: after that nothing costs the width of the residual stream. Then a
+basis comes from the smaller of the two Gram matrices. Gram matrices hold squares, so a component
+below 1e-6 of the strongest goes through the SVD instead. Computed in float64 on the CPU. Memory:
+stacks are cut so that one holds about 32 MB.
 """
 
 from collections.abc import Iterator
@@ -21,7 +23,8 @@ STACK = 2**22
 """float64 numbers held at once in one stack of draws."""
 
 SQUARED_FLOOR = 1e-12
-"""Eigenvalue of a Gram matrix over its largest, below which a basis is taken from the rows instead."""
+"""Eigenvalue of a Gram matrix over its largest, below which a basis is taken from the rows instead.
+"""
 
 
 def require_positive(**counts: int) -> None:
@@ -41,14 +44,20 @@ def one_set(vectors: Tensor, name: str) -> Float[Tensor, "row d"]:
     """
     rows, _, _ = centred_rows(vectors, False, name)
     if rows.ndim != 2:
-        raise InputError(f"{name} has shape {tuple(vectors.shape)}; pass one set of vectors, shape (row, d)")
+        raise InputError(
+            f"{name} has shape {tuple(vectors.shape)}; pass one set of vectors, shape (row, d)"
+        )
     return rows
 
 
-def row_coordinates(rows: Float[Tensor, "row d"], dtype: torch.dtype = torch.float64) -> Float[Tensor, "row r"]:
-    """The rows in an orthonormal basis of their own span, strongest axis first; r is their rank as values of `dtype`.
+def row_coordinates(
+    rows: Float[Tensor, "row d"], dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "row r"]:
+    """The rows in an orthonormal basis of their own span, strongest axis first; r is their rank as
+    values of `dtype`.
 
-    Inner products of rows, and so angles between subspaces that rows span, stay as they are. Cost: one SVD.
+    Inner products of rows, and so angles between subspaces that rows span, stay as they are. Cost:
+    one SVD.
     """
     left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
     kept = singular > rank_tolerance(torch.linalg.vector_norm(singular), rows.shape, dtype)
@@ -63,8 +72,11 @@ def stacks(draws: int, numbers: int) -> Iterator[int]:
         yield min(step, draws - start)
 
 
-def top_bases(rows: Float[Tensor, "*batch n r"], k: int, center: bool, name: str) -> Float[Tensor, "*batch r k"]:
-    """Orthonormal bases of the k directions that hold most of each sample's squared norm (about its mean: `center`).
+def top_bases(
+    rows: Float[Tensor, "*batch n r"], k: int, center: bool, name: str
+) -> Float[Tensor, "*batch r k"]:
+    """Orthonormal bases of the k directions that hold most of each sample's squared norm (about its
+    mean: `center`).
 
     Raises:
         InputError: a sample of rank below k.
@@ -77,13 +89,23 @@ def top_bases(rows: Float[Tensor, "*batch n r"], k: int, center: bool, name: str
         if bool((values[..., -k] > SQUARED_FLOOR * values[..., -1]).all()):
             return torch.linalg.qr(rows.mT @ vectors[..., -k:]).Q if n < r else vectors[..., -k:]
         _, singular, axes = torch.linalg.svd(rows, full_matrices=False)
-        if bool((singular[..., k - 1] > max(n, r) * EPS64 * torch.linalg.vector_norm(singular, dim=-1)).all()):
+        if bool(
+            (
+                singular[..., k - 1]
+                > max(n, r) * EPS64 * torch.linalg.vector_norm(singular, dim=-1)
+            ).all()
+        ):
             return axes[..., :k, :].mT
     raise InputError(
-        f"{name}: a sample of {n} vectors has rank below k={k} with center={center}; pass a smaller k, or vectors that differ more"
+        f"{name}: a sample of {n} vectors has rank below k={k} with center={center};"
+        " pass a smaller k, or vectors that differ more"
     )
 
 
-def cosines_between(a: Float[Tensor, "*#batch r p"], b: Float[Tensor, "*#batch r q"]) -> Float[Tensor, "... m"]:
-    """Cosines of the principal angles of orthonormal bases, descending. Angles below 1e-8 are seen as 0."""
+def cosines_between(
+    a: Float[Tensor, "*#batch r p"], b: Float[Tensor, "*#batch r q"]
+) -> Float[Tensor, "... m"]:
+    """Cosines of the principal angles of orthonormal bases, descending. Angles below 1e-8 are seen
+    as 0.
+    """
     return torch.linalg.svdvals(a.mT @ b).clamp(max=1.0)

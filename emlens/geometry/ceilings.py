@@ -1,7 +1,8 @@
 """How high an overlap can get when everything is shared: halves of one set, fitted apart.
 
-A ceiling is set by sample size and spread; it is not a null, and no p-value comes from it. Permuting the labels of two
-sets asks whether both are one distribution, which is this question: pass both sets together.
+A ceiling is set by sample size and spread; it is not a null, and no p-value comes from it.
+Permuting the labels of two sets asks whether both are one distribution, which is this question:
+pass both sets together.
 """
 
 import numpy as np
@@ -12,7 +13,12 @@ from torch import Tensor
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import torch_rng
-from emlens.geometry.batched_bases import cosines_between, one_set, require_positive, row_coordinates
+from emlens.geometry.batched_bases import (
+    cosines_between,
+    one_set,
+    require_positive,
+    row_coordinates,
+)
 from emlens.geometry.overlap import Measure, measure_from_cosines, require_measure
 from emlens.geometry.subspaces import Center, centred_rows, top_k_subspace
 
@@ -28,14 +34,16 @@ def split_half_ceiling(
 ) -> Estimate:
     """Overlap between random halves of one set: how much two sets can share at this sample size.
 
-    `value` is the mean over splits; `low` and `high` are the 2.5 % and 97.5 % quantiles over splits. Splits reuse the
-    same rows, so this is a range and no confidence interval, and it is not a null: no p-value comes from it. Each half
-    has row // 2 vectors, so it understates the ceiling of the whole set; of two sets of n together, halves have n.
+    `value` is the mean over splits; `low` and `high` are the 2.5 % and 97.5 % quantiles over
+    splits. Splits reuse the same rows, so this is a range and no confidence interval, and it is not
+    a null: no p-value comes from it. Each half has row // 2 vectors, so it understates the ceiling
+    of the whole set; of two sets of n together, halves have n.
 
     Cost: one SVD of the vectors; then 2 × splits SVDs of (row / 2, row), which d does not enter.
 
     Raises:
-        InputError: k above the rank of a half, an unknown measure, no split, values that are not finite.
+        InputError: k above the rank of a half, an unknown measure, no split, values that are not
+            finite.
     """
     require_measure(measure)
     require_positive(k=k, splits=splits)
@@ -44,7 +52,10 @@ def split_half_ceiling(
     given = isinstance(center, Tensor)
     limit = min(half - (0 if given or center is False else 1), rows.shape[1])
     if k > limit:
-        raise InputError(f"k={k} is above the rank of half of {len(rows)} vectors; pass k <= {limit}, or more vectors")
+        raise InputError(
+            f"k={k} is above the rank of half of {len(rows)} vectors;"
+            f" pass k <= {limit}, or more vectors"
+        )
     if given:
         rows, _, _ = centred_rows(vectors, center)
     coordinates = row_coordinates(rows, vectors.dtype)
@@ -57,5 +68,8 @@ def split_half_ceiling(
         a, b = (top_k_subspace(part, k, center=own).basis for part in parts)
         values[i] = float(measure_from_cosines(cosines_between(a, b), measure))
     low, high = np.quantile(values, [0.025, 0.975])
-    method = f"split-half {measure}, top {k} of halves of {half}: mean and 95 % range over {splits} random splits"
+    method = (
+        f"split-half {measure}, top {k} of halves of {half}:"
+        f" mean and 95 % range over {splits} random splits"
+    )
     return Estimate(float(values.mean()), float(low), float(high), len(rows), method)

@@ -1,4 +1,6 @@
-"""Cosines between the directions of several fine-tunes, each beside what unrelated and what identical directions would give."""
+"""Cosines between the directions of several fine-tunes, each beside what unrelated and what
+identical directions would give.
+"""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +18,21 @@ from emlens.geometry.random_directions import covariance_cosine_null
 from emlens.geometry.reliability import cosine_between, sample_cosine, split_half_cosine
 from emlens.stats import adjust_p_values
 
-COLUMNS = ["a", "b", "cosine", "low", "high", "n", "null_mean", "null_sd", "null_95", "p", "p_adjusted", "isotropic_sd", "ceiling"]
+COLUMNS = [
+    "a",
+    "b",
+    "cosine",
+    "low",
+    "high",
+    "n",
+    "null_mean",
+    "null_sd",
+    "null_95",
+    "p",
+    "p_adjusted",
+    "isotropic_sd",
+    "ceiling",
+]
 
 
 def compare_directions(
@@ -30,33 +46,48 @@ def compare_directions(
     """Cosine of every pair of directions beside chance and ceiling, one row a pair.
 
     Args:
-        directions: by name of the fine-tune; all at one site and position. `ContrastSums` give intervals and ceilings, where
-            the two are sums over the same blocks; a plain `Direction` gives neither.
+        directions: by name of the fine-tune; all at one site and position. `ContrastSums` give
+            intervals and ceilings, where the two are sums over the same blocks; a plain `Direction`
+            gives neither.
         before: covariance (d, d) or rows of activations at that place *before* fine-tuning.
 
     Returns:
-        a, b, cosine, low, high (95 %, jackknife over blocks of units; NaN without sums), n (blocks), null_mean, null_sd, null_95,
-        p (one-sided against independent directions with the covariance of `before`), p_adjusted (Holm over pairs), isotropic_sd
-        (1/√d, a landmark only), ceiling (expected cosine if both estimated one direction, from their split halves; NaN without).
+        a, b, cosine, low, high (95 %, jackknife over blocks of units; NaN without sums), n
+        (blocks), null_mean, null_sd, null_95, p (one-sided against independent directions with the
+        covariance of `before`), p_adjusted (Holm over pairs), isotropic_sd (1/√d, a landmark only),
+        ceiling (expected cosine if both estimated one direction, from their split halves; NaN
+        without).
 
     Raises:
-        InputError: fewer than 2 directions, several sites or positions, other widths, an unusable covariance.
+        InputError: fewer than 2 directions, several sites or positions, other widths, an unusable
+            covariance.
     """
     if len(directions) < 2:
         raise InputError(f"directions holds {len(directions)}; pass at least 2 to compare")
     places = {(str(d.site), d.position) for d in directions.values() if isinstance(d, Direction)}
     if len(places) > 1:
-        raise InputError(f"directions lie at {sorted(map(str, places))}; compare them at one site and position")
+        raise InputError(
+            f"directions lie at {sorted(map(str, places))}; compare them at one site and position"
+        )
     null = covariance_cosine_null(before, draws, seed)
-    vectors = {name: d.difference if isinstance(d, ContrastSums) else d.vector for name, d in directions.items()}
+    vectors = {
+        name: d.difference if isinstance(d, ContrastSums) else d.vector
+        for name, d in directions.items()
+    }
     reached = {
-        name: sample_cosine(split_half_cosine(d, splits=splits, seed=seed).value) for name, d in directions.items() if isinstance(d, ContrastSums)
+        name: sample_cosine(split_half_cosine(d, splits=splits, seed=seed).value)
+        for name, d in directions.items()
+        if isinstance(d, ContrastSums)
     }
     rows: list[dict[str, Any]] = []
     for a, b in combinations(directions, 2):
         first, second = directions[a], directions[b]
         cosine, low, high, n = direction_cosine(vectors[a], vectors[b]), math.nan, math.nan, 0
-        if isinstance(first, ContrastSums) and isinstance(second, ContrastSums) and len(first.positive) == len(second.positive):
+        if (
+            isinstance(first, ContrastSums)
+            and isinstance(second, ContrastSums)
+            and len(first.positive) == len(second.positive)
+        ):
             found = cosine_between(first, second)
             low, high, n = max(-1.0, found.low), min(1.0, found.high), found.n
         rows.append(

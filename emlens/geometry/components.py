@@ -1,6 +1,7 @@
 """How many components to keep: a count, a share of variance, or the elbow of the scree plot.
 
-Neither a share nor an elbow is the same number over a batch of layers, so both refuse one; pass a count there.
+Neither a share nor an elbow is the same number over a batch of layers, so both refuse one; pass a
+count there.
 """
 
 import torch
@@ -15,16 +16,21 @@ _ROUNDING = 1e-12  # a share met to this much is met
 def elbow(values: Float[Tensor, " s"]) -> int:
     """Where a descending scree plot falls into two groups: the split of largest profile likelihood.
 
-    Both groups are Gaussian with means of their own and one variance (Zhu & Ghodsi 2006). At least one value and at most
-    all but one lie before the elbow. Invariant to scaling. It reads a shape and tests nothing: a smooth spectrum has one too.
+    Both groups are Gaussian with means of their own and one variance (Zhu & Ghodsi 2006). At least
+    one value and at most all but one lie before the elbow. Invariant to scaling. It reads a shape
+    and tests nothing: a smooth spectrum has one too.
 
     Raises:
         InputError: fewer than three values, which leave no choice.
     """
     p = len(values)
     if p < 3:
-        raise InputError(f"k='elbow' has {p} singular values to choose among; pass a count, or more vectors")
-    scaled = values.to(torch.float64) / values.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        raise InputError(
+            f"k='elbow' has {p} singular values to choose among; pass a count, or more vectors"
+        )
+    scaled = values.to(torch.float64) / values.abs().max().clamp(
+        min=torch.finfo(torch.float64).tiny
+    )
     scaled = scaled - scaled.mean()
     counts = torch.arange(1, p, dtype=torch.float64, device=scaled.device)
     sums, squares = scaled.cumsum(0), scaled.square().cumsum(0)
@@ -34,29 +40,43 @@ def elbow(values: Float[Tensor, " s"]) -> int:
 
 
 def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, kind: str) -> int:
-    """The number that `k` asks for, given all singular values (..., s) of n vectors centred by `kind`.
+    """The number that `k` asks for, given all singular values (..., s) of n vectors centred by
+    `kind`.
 
     Raises:
         InputError: an unusable `k`, one above the rank, or a share or an elbow over a batch.
     """
     if isinstance(k, str) and k != "elbow":
-        raise InputError(f"k={k!r} is unknown; pass a count, a share of variance such as .95, or 'elbow'")
+        raise InputError(
+            f"k={k!r} is unknown; pass a count, a share of variance such as .95, or 'elbow'"
+        )
     if k == "elbow" or (isinstance(k, float) and 0 < k < 1):
         if singular.ndim > 1:
             what = "the elbow" if k == "elbow" else "a share of variance"
-            raise InputError(f"k={k!r} asks for {what}, which differs over a batch; pass a count, or one matrix")
+            raise InputError(
+                f"k={k!r} asks for {what}, which differs over a batch; pass a count, or one matrix"
+            )
         if rank == 0:
-            raise InputError(f"the {n} vectors have rank 0 with center={kind!r}, so k={k!r} has nothing to choose from")
+            raise InputError(
+                f"the {n} vectors have rank 0 with center={kind!r},"
+                f" so k={k!r} has nothing to choose from"
+            )
         if k == "elbow":
             return min(elbow(singular[: min(len(singular), n - (kind == "mean"))]), rank)
         share = torch.cumsum(singular**2, 0) / singular.square().sum()
         return min(int((share < float(k) * (1 - _ROUNDING)).sum()) + 1, rank)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"k={k!r} must be a count of 1 or more, a share of variance between 0 and 1 such as .95, or 'elbow'")
+        raise InputError(
+            f"k={k!r} must be a count of 1 or more, a share of variance between 0 and 1 such as"
+            " .95, or 'elbow'"
+        )
     if k > rank:
         raise above_rank(k, n, rank, kind)
     return k
 
 
 def above_rank(k: int, n: int, rank: int, kind: str) -> InputError:
-    return InputError(f"k={k} is above the rank: the {n} vectors have rank {rank} with center={kind!r}; pass k <= {rank}")
+    return InputError(
+        f"k={k} is above the rank: the {n} vectors have rank {rank} with center={kind!r};"
+        f" pass k <= {rank}"
+    )

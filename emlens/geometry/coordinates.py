@@ -1,9 +1,11 @@
 """Massive coordinates: the few of a residual stream that carry most of its squared norm.
 
-A handful of coordinates can dominate every norm, cosine and principal component (Sun et al. 2024), so results are shown
-with and without them: detect (`massive_coordinates`), exclude (`without_coordinates`) or clip (`winsorised`). Detection
-reads one vector, usually mean activations; it never changes anything by itself. Both sides of a difference must be treated
-alike: exclude the same coordinates from before and after, or clip deltas and not the activations they come from.
+A handful of coordinates can dominate every norm, cosine and principal component (Sun et al. 2024),
+so results are shown with and without them: detect (`massive_coordinates`), exclude
+(`without_coordinates`) or clip (`winsorised`). Detection reads one vector, usually mean
+activations; it never changes anything by itself. Both sides of a difference must be treated alike:
+exclude the same coordinates from before and after, or clip deltas and not the activations they come
+from.
 """
 
 from collections.abc import Sequence
@@ -39,7 +41,8 @@ class MassiveCoordinates:
 def massive_coordinates(
     vector: Float[Tensor, " d"], count: int | None = None, *, threshold: float | None = None
 ) -> MassiveCoordinates:
-    """The `count` largest coordinates of a vector, or those above `threshold` times its median magnitude.
+    """The `count` largest coordinates of a vector, or those above `threshold` times its median
+    magnitude.
 
     Args:
         vector: one vector (d,), usually mean activations or a direction.
@@ -49,15 +52,19 @@ def massive_coordinates(
     Invariant to scaling of the vector.
 
     Raises:
-        InputError: both or neither of count and threshold, a count outside 1 to d, a zero or unusable vector.
+        InputError: both or neither of count and threshold, a count outside 1 to d, a zero or
+            unusable vector.
     """
     wide = as_float64(vector, "vector")
     if wide.ndim != 1:
         raise InputError(
-            f"vector has shape {tuple(wide.shape)}; pass one vector of shape (d,), such as mean activations"
+            f"vector has shape {tuple(wide.shape)}; pass one vector of shape (d,),"
+            " such as mean activations"
         )
     if (count is None) == (threshold is None):
-        raise InputError(f"count={count!r} and threshold={threshold!r} came; pass exactly one of them")
+        raise InputError(
+            f"count={count!r} and threshold={threshold!r} came; pass exactly one of them"
+        )
     size = wide.abs()
     if not bool((size > 0).any()):
         raise InputError("vector is zero, so no coordinate holds a share of its norm")
@@ -68,7 +75,9 @@ def massive_coordinates(
         chosen = order[:count]
     else:
         if not (threshold is not None and threshold > 0):
-            raise InputError(f"threshold={threshold!r} must be positive: a multiple of the median magnitude")
+            raise InputError(
+                f"threshold={threshold!r} must be positive: a multiple of the median magnitude"
+            )
         chosen = order[size[order] > threshold * size.median()]
     scaled = size / size.max()
     shares = scaled[chosen] ** 2 / (scaled**2).sum()
@@ -78,9 +87,11 @@ def massive_coordinates(
 def share_in_coordinates(
     vectors: Float[Tensor, "*batch d"], indices: Sequence[int] | MassiveCoordinates
 ) -> Float[Tensor, "*batch"]:
-    """Share of each vector's squared norm that lies in some coordinates, such as a direction's in the massive ones.
+    """Share of each vector's squared norm that lies in some coordinates, such as a direction's in
+    the massive ones.
 
-    Range [0, 1]; len(indices)/d for isotropic vectors. Invariant to scaling; not to rotation: coordinates are what it is about.
+    Range [0, 1]; len(indices)/d for isotropic vectors. Invariant to scaling; not to rotation:
+    coordinates are what it is about.
 
     Raises:
         InputError: an index that does not exist, values that are not finite, a zero vector.
@@ -89,26 +100,35 @@ def share_in_coordinates(
     wide = as_float64(vectors, "vectors")
     largest = wide.abs().amax(dim=-1, keepdim=True)
     if bool((largest == 0).any()):
-        raise InputError("vectors holds a zero vector, of whose norm no coordinate has a share; leave it out")
+        raise InputError(
+            "vectors holds a zero vector, of whose norm no coordinate has a share; leave it out"
+        )
     squares = (wide / largest).square()
     return (squares[..., chosen].sum(dim=-1) / squares.sum(dim=-1)).to(result_dtype(vectors))
 
 
 def winsorised(
-    vectors: Float[Tensor, "*batch d"], *, threshold: float, reference: Float[Tensor, " d"] | None = None
+    vectors: Float[Tensor, "*batch d"],
+    *,
+    threshold: float,
+    reference: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "*batch d"]:
-    """A copy of the vectors whose coordinates are clipped to ± `threshold` times a median magnitude.
+    """A copy of the vectors whose coordinates are clipped to ± `threshold` times a median
+    magnitude.
 
     Args:
         threshold: 1 or more, as in `massive_coordinates(threshold=)`: nothing above it is left.
-        reference: a vector, such as mean activations, whose median magnitude sets one limit for all; by default each vector's
-            own does, and the result scales with the vector. Idempotent; width and dtype stay.
+        reference: a vector, such as mean activations, whose median magnitude sets one limit for
+            all; by default each vector's own does, and the result scales with the vector.
+            Idempotent; width and dtype stay.
 
     Raises:
         InputError: a threshold below 1, a limit of zero, another width, values that are not finite.
     """
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 1:
-        raise InputError(f"threshold={threshold!r} must be 1 or more: a multiple of the median magnitude")
+        raise InputError(
+            f"threshold={threshold!r} must be 1 or more: a multiple of the median magnitude"
+        )
     require_ndim(vectors, 1, "vectors", "vectors with their coordinates on the last axis")
     wide = as_float64(vectors, "vectors")
     if reference is None:
@@ -117,7 +137,10 @@ def winsorised(
         require_same_width(vectors, reference, "vectors", "reference")
         middle = as_float64(reference, "reference").abs().median(dim=-1, keepdim=True).values
     if bool((middle == 0).any()):
-        raise InputError("half the coordinates are zero, so the median magnitude sets no limit; exclude coordinates instead")
+        raise InputError(
+            "half the coordinates are zero, so the median magnitude sets no limit;"
+            " exclude coordinates instead"
+        )
     limit = (threshold * middle).expand(*wide.shape[:-1], 1)
     return wide.clamp(min=-limit, max=limit).to(vectors.dtype)
 
@@ -125,7 +148,8 @@ def winsorised(
 def without_coordinates(
     vectors: Float[Tensor, "*batch d"], indices: Sequence[int] | MassiveCoordinates
 ) -> Float[Tensor, "*batch d"]:
-    """A copy of the vectors with some coordinates set to 0; width and dtype stay, so results remain comparable.
+    """A copy of the vectors with some coordinates set to 0; width and dtype stay, so results remain
+    comparable.
 
     Raises:
         InputError: an index that does not exist.
@@ -138,7 +162,9 @@ def without_coordinates(
 
 def _indices(vectors: Tensor, indices: Sequence[int] | MassiveCoordinates) -> list[int]:
     require_ndim(vectors, 1, "vectors", "vectors with their coordinates on the last axis")
-    chosen = list(dict.fromkeys(indices.indices if isinstance(indices, MassiveCoordinates) else indices))
+    chosen = list(
+        dict.fromkeys(indices.indices if isinstance(indices, MassiveCoordinates) else indices)
+    )
     d = vectors.shape[-1]
     bad = [i for i in chosen if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < d]
     if bad:

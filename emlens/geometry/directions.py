@@ -1,9 +1,10 @@
 """A direction in the residual stream: where it was read, from what, and which way it points.
 
-A `Direction` points to the `positive` class and keeps its length: `vector` is the difference itself, `unit` its
-direction, `baseline` the mean of the negative class that affine ablation needs. A zero vector has no direction and is
-refused. How one is estimated from rows is the business of `contrasts`, and files of other tools that of `emlens.data`. On
-disk: tensors as safetensors, the rest as JSON, no pickle.
+A `Direction` points to the `positive` class and keeps its length: `vector` is the difference
+itself, `unit` its direction, `baseline` the mean of the negative class that affine ablation needs.
+A zero vector has no direction and is refused. How one is estimated from rows is the business of
+`contrasts`, and files of other tools that of `emlens.data`. On disk: tensors as safetensors, the
+rest as JSON, no pickle.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,8 @@ class Direction:
         provenance: anything JSON-ready about where the rows came from.
 
     Raises:
-        InputError: the vector is zero, not one-dimensional or not finite, or the baseline does not fit it.
+        InputError: the vector is zero, not one-dimensional or not finite, or the baseline does not
+            fit it.
     """
 
     vector: Float[Tensor, " d"]
@@ -56,21 +58,33 @@ class Direction:
         if wide.ndim != 1:
             raise InputError(f"vector has shape {tuple(wide.shape)}; pass one vector of shape (d,)")
         if not bool((wide != 0).any()):
-            raise InputError("vector is zero and so has no direction; pass a vector of positive length")
+            raise InputError(
+                "vector is zero and so has no direction; pass a vector of positive length"
+            )
         if self.baseline is not None:
             if as_float64(self.baseline, "baseline").shape != wide.shape:
                 raise InputError(
-                    f"baseline has shape {tuple(self.baseline.shape)} and vector {tuple(wide.shape)}; pass equal shapes"
+                    f"baseline has shape {tuple(self.baseline.shape)} and vector"
+                    f" {tuple(wide.shape)}; pass equal shapes"
                 )
             object.__setattr__(self, "baseline", self.baseline.detach())
         object.__setattr__(self, "vector", self.vector.detach())
         object.__setattr__(self, "site", Site.parse(self.site))
-        object.__setattr__(self, "ids", {name: tuple(map(str, ids)) for name, ids in self.ids.items()})
+        object.__setattr__(
+            self, "ids", {name: tuple(map(str, ids)) for name, ids in self.ids.items()}
+        )
 
     def _facts(self) -> dict[str, object]:
         rows = {f"rows {name}": len(ids) for name, ids in self.ids.items()}
         known = {"position": self.position} if self.position else {}
-        return {"site": self.site, **known, "d_model": self.d_model, "norm": f"{self.norm:.4g}", "baseline": self.baseline is not None, **rows}
+        return {
+            "site": self.site,
+            **known,
+            "d_model": self.d_model,
+            "norm": f"{self.norm:.4g}",
+            "baseline": self.baseline is not None,
+            **rows,
+        }
 
     def __repr__(self) -> str:
         return in_a_line("Direction", self._facts())
@@ -93,7 +107,9 @@ class Direction:
         return len(self.vector)
 
     def save(self, directory: str | Path) -> Path:
-        """Write `direction.safetensors`, then `direction.json` with its hash; returns the directory."""
+        """Write `direction.safetensors`, then `direction.json` with its hash; returns the
+        directory.
+        """
         directory = Path(directory)
         tensors = {"vector": self.vector.cpu().contiguous()}
         if self.baseline is not None:
@@ -121,9 +137,14 @@ class Direction:
         directory = Path(directory)
         record = read_json(directory / _RECORD)
         fields = {"site", "position", "ids", "provenance", "tensors"}
-        if not isinstance(record, dict) or record.get("format") != _FORMAT or not fields <= set(record):
+        if (
+            not isinstance(record, dict)
+            or record.get("format") != _FORMAT
+            or not fields <= set(record)
+        ):
             raise InputError(
-                f"{directory / _RECORD}: not a direction saved by emlens; pass a directory written by Direction.save"
+                f"{directory / _RECORD}: not a direction saved by emlens;"
+                " pass a directory written by Direction.save"
             )
         path = directory / _TENSORS
         if not path.is_file():
@@ -131,10 +152,13 @@ class Direction:
         try:
             tensors = safetensors.torch.load(path.read_bytes())
         except SafetensorError as error:
-            raise IntegrityError(f"{path}: not readable as safetensors ({error}); save the direction again") from None
+            raise IntegrityError(
+                f"{path}: not readable as safetensors ({error}); save the direction again"
+            ) from None
         if hash_tensors(tensors) != record["tensors"]:
             raise IntegrityError(
-                f"{path}: its tensors are not those that {_RECORD} describes; save the direction again"
+                f"{path}: its tensors are not those that {_RECORD} describes;"
+                " save the direction again"
             )
         return cls(
             tensors["vector"],
@@ -155,7 +179,9 @@ def unit_rows(vectors: Float[Tensor, "*batch d"], name: str) -> Float[Tensor, "*
     largest = vectors.abs().amax(dim=-1, keepdim=True)
     if bool((largest == 0).any()):
         index = int((largest.flatten() == 0).nonzero()[0])
-        raise InputError(f"{name} holds a zero vector (number {index}), which has no direction; leave it out")
+        raise InputError(
+            f"{name} holds a zero vector (number {index}), which has no direction; leave it out"
+        )
     scaled = vectors / largest
     return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
 
@@ -164,7 +190,9 @@ def _vector(direction: Direction | Tensor, name: str) -> Tensor:
     vector = direction.vector if isinstance(direction, Direction) else direction
     wide = as_float64(vector, name)
     if wide.ndim != 1:
-        raise InputError(f"{name} has shape {tuple(wide.shape)}; pass a Direction or a vector of shape (d,)")
+        raise InputError(
+            f"{name} has shape {tuple(wide.shape)}; pass a Direction or a vector of shape (d,)"
+        )
     return wide
 
 
@@ -176,10 +204,14 @@ def direction_cosine(a: Direction | Tensor, b: Direction | Tensor) -> float:
     """
     first, second = _vector(a, "a"), _vector(b, "b")
     require_same_width(first, second, "a", "b")
-    return float((unit_rows(first[None], "a") * unit_rows(second[None], "b")).sum().clamp(-1.0, 1.0))
+    return float(
+        (unit_rows(first[None], "a") * unit_rows(second[None], "b")).sum().clamp(-1.0, 1.0)
+    )
 
 
-def cosine_matrix(directions: Sequence[Direction | Tensor] | Float[Tensor, "n d_model"]) -> Float[Tensor, "n n"]:
+def cosine_matrix(
+    directions: Sequence[Direction | Tensor] | Float[Tensor, "n d_model"],
+) -> Float[Tensor, "n n"]:
     """Cosines between all pairs; symmetric with ones on the diagonal.
 
     Raises:

@@ -1,9 +1,11 @@
-"""Overlap of subspaces with no relation and no preferred direction: exact moments, and draws that cost nothing in d.
+"""Overlap of subspaces with no relation and no preferred direction: exact moments, and draws that
+cost nothing in d.
 
-A landmark, not chance: the top components of two independent sets from *one* anisotropic covariance overlap far more
-(`covariance_overlap_null`). It is exact where the vectors are isotropic, whatever their number. All cells of a table
-with the same (d, k_a, k_b) share one null: draw it once and pass all observed values to `p_values`.
-Cost: draws × O(m³), m = min(k_a, k_b); float64 on the CPU; stacks of about 32 MB.
+A landmark, not chance: the top components of two independent sets from *one* anisotropic covariance
+overlap far more (`covariance_overlap_null`). It is exact where the vectors are isotropic, whatever
+their number. All cells of a table with the same (d, k_a, k_b) share one null: draw it once and pass
+all observed values to `p_values`. Cost: draws × O(m³), m = min(k_a, k_b); float64 on the CPU;
+stacks of about 32 MB.
 """
 
 import math
@@ -21,19 +23,27 @@ from emlens.geometry.overlap import Measure, measure_from_cosines, require_measu
 from emlens.stats import NullDistribution
 
 
-def bartlett(draws: int, p: int, freedom: int, rng: np.random.Generator) -> Float[Tensor, "draws p p"]:
+def bartlett(
+    draws: int, p: int, freedom: int, rng: np.random.Generator
+) -> Float[Tensor, "draws p p"]:
     """Upper-triangular R with R'R ~ Wishart_p(freedom, I), freedom >= p (Bartlett 1933)."""
     upper = np.triu(rng.standard_normal((draws, p, p)), k=1)
-    upper[:, range(p), range(p)] = np.sqrt(rng.chisquare(np.arange(freedom, freedom - p, -1), size=(draws, p)))
+    upper[:, range(p), range(p)] = np.sqrt(
+        rng.chisquare(np.arange(freedom, freedom - p, -1), size=(draws, p))
+    )
     return torch.from_numpy(upper)
 
 
-def random_cosines(d_model: int, k_a: int, k_b: int, draws: int, rng: np.random.Generator) -> Float[Tensor, "draws m"]:
-    """Cosines of principal angles between a fixed and a uniformly random subspace, descending; m = min(k_a, k_b).
+def random_cosines(
+    d_model: int, k_a: int, k_b: int, draws: int, rng: np.random.Generator
+) -> Float[Tensor, "draws m"]:
+    """Cosines of principal angles between a fixed and a uniformly random subspace, descending; m =
+    min(k_a, k_b).
 
-    Their squares are the eigenvalues of a matrix-variate beta(q/2, (d − q)/2) in m dimensions, q = max(k_a, k_b)
-    (Muirhead 1982, §3.3; Absil, Edelman & Koev 2006), drawn through Bartlett factors of two Wisharts. Where
-    k_a + k_b > d, the k_a + k_b − d angles that must be 0 are, and the others are those of the complements.
+    Their squares are the eigenvalues of a matrix-variate beta(q/2, (d − q)/2) in m dimensions, q =
+    max(k_a, k_b) (Muirhead 1982, §3.3; Absil, Edelman & Koev 2006), drawn through Bartlett factors
+    of two Wisharts. Where k_a + k_b > d, the k_a + k_b − d angles that must be 0 are, and the
+    others are those of the complements.
     """
     m, q = min(k_a, k_b), max(k_a, k_b)
     shared = max(0, m + q - d_model)
@@ -49,11 +59,15 @@ def random_cosines(d_model: int, k_a: int, k_b: int, draws: int, rng: np.random.
     return torch.cat([ones, torch.cat(found)], dim=1)
 
 
-def overlap_moments(d_model: int, k_a: int, k_b: int, measure: Measure = "mean_cos2") -> tuple[float, float] | None:
-    """Exact mean and standard deviation of an overlap of uniformly random subspaces; None where no closed form is known.
+def overlap_moments(
+    d_model: int, k_a: int, k_b: int, measure: Measure = "mean_cos2"
+) -> tuple[float, float] | None:
+    """Exact mean and standard deviation of an overlap of uniformly random subspaces; None where no
+    closed form is known.
 
-    `mean_cos2`, any ranks: max(k_a, k_b)/d, and Var tr(P_a P_b) = 2 k_a k_b (d − k_a)(d − k_b) / (d² (d − 1)(d + 2)).
-    `mean_cos` and `min_cos` where m = min(k_a, k_b) = 1: moments of the root of a beta(q/2, (d − q)/2).
+    `mean_cos2`, any ranks: max(k_a, k_b)/d, and Var tr(P_a P_b) = 2 k_a k_b (d − k_a)(d − k_b) /
+    (d² (d − 1)(d + 2)). `mean_cos` and `min_cos` where m = min(k_a, k_b) = 1: moments of the root
+    of a beta(q/2, (d − q)/2).
 
     Raises:
         InputError: a dimension that does not fit in d_model, an unknown measure.
@@ -64,7 +78,11 @@ def overlap_moments(d_model: int, k_a: int, k_b: int, measure: Measure = "mean_c
         raise InputError(f"k_a={k_a} and k_b={k_b} must be at most d_model={d_model}")
     d, m, q = float(d_model), min(k_a, k_b), max(k_a, k_b)
     if measure == "mean_cos2":
-        variance = 2 * k_a * k_b * (d - k_a) * (d - k_b) / (d * d * (d - 1) * (d + 2)) if d_model > 1 else 0.0
+        variance = (
+            2 * k_a * k_b * (d - k_a) * (d - k_b) / (d * d * (d - 1) * (d + 2))
+            if d_model > 1
+            else 0.0
+        )
         return q / d, math.sqrt(variance) / m
     if m > 1 or measure == "chordal":
         return None
@@ -75,12 +93,17 @@ def overlap_moments(d_model: int, k_a: int, k_b: int, measure: Measure = "mean_c
 
 
 def overlap_null(
-    d_model: int, k_a: int, k_b: int, measure: Measure = "mean_cos2", draws: int = 1000, seed: int = 0
+    d_model: int,
+    k_a: int,
+    k_b: int,
+    measure: Measure = "mean_cos2",
+    draws: int = 1000,
+    seed: int = 0,
 ) -> NullDistribution:
     """Overlap of uniformly random subspaces of dimension k_a and k_b in d_model dimensions.
 
-    Mean and sd are exact where `overlap_moments` has them. For `chordal`, a distance, small values are extreme: ask
-    for side="less".
+    Mean and sd are exact where `overlap_moments` has them. For `chordal`, a distance, small values
+    are extreme: ask for side="less".
 
     Raises:
         InputError: a dimension that does not fit in d_model, an unknown measure, no draw.

@@ -2,15 +2,17 @@
 
 | relabelled | function | what it is a null for |
 |---|---|---|
-| before and after of a prompt (δ becomes −δ) | `sign_flip_null` | statistics of the *mean shift*: shifts are as likely to point back |
-| prompts of two sets | `label_permutation_null` | a *difference of means*: both sets are one distribution |
-| evaluation and neutral prompts | `neutral_text_null` | evaluation prompts overlap with training no more than neutral text does |
+| before and after of a prompt (δ becomes −δ) | `sign_flip_null` | statistics of the *mean shift*:
+shifts are as likely to point back | | prompts of two sets | `label_permutation_null` | a
+*difference of means*: both sets are one distribution | | evaluation and neutral prompts |
+`neutral_text_null` | evaluation prompts overlap with training no more than neutral text does |
 
-Refused, with the reason: an overlap, an angle or a share of variance under the first two. A span does not move when
-its vectors turn round, and labels permuted between training and evaluation ask whether both are one distribution, which
-is a ceiling (`split_half_ceiling`) and not chance. Exact where the relabelled rows are exchangeable. All relabellings
-are gone through, each once, where that takes no more than the draws asked for. Cost: draws × n × rank after one SVD; `observed`
-of the null is the statistic of the rows as they came.
+Refused, with the reason: an overlap, an angle or a share of variance under the first two. A span
+does not move when its vectors turn round, and labels permuted between training and evaluation ask
+whether both are one distribution, which is a ceiling (`split_half_ceiling`) and not chance. Exact
+where the relabelled rows are exchangeable. All relabellings are gone through, each once, where that
+takes no more than the draws asked for. Cost: draws × n × rank after one SVD; `observed` of the null
+is the statistic of the rows as they came.
 """
 
 import math
@@ -40,7 +42,13 @@ from emlens.stats import NullDistribution
 ShiftStatistic = Literal["mean_norm", "mean_along", "cosine_of_means"]
 DifferenceStatistic = Literal["mean_difference_norm", "mean_difference_along"]
 
-_SPANS: Final = ("overlap", "subspace_overlap", "principal_angles", "variance_captured", "projection_fraction")
+_SPANS: Final = (
+    "overlap",
+    "subspace_overlap",
+    "principal_angles",
+    "variance_captured",
+    "projection_fraction",
+)
 
 
 def _require_statistic(statistic: str, known: tuple[str, ...], reason: str) -> None:
@@ -56,7 +64,9 @@ def _along(direction: Tensor | None, rows: Tensor, statistic: str) -> Tensor:
         raise InputError(f"statistic={statistic!r} needs direction, a vector of shape (d,)")
     wide = as_float64(direction, "direction")
     if wide.ndim != 1:
-        raise InputError(f"direction has shape {tuple(direction.shape)}; pass a vector of shape (d,)")
+        raise InputError(
+            f"direction has shape {tuple(direction.shape)}; pass a vector of shape (d,)"
+        )
     require_same_width(rows, wide, "the rows", "direction")
     norm = torch.linalg.vector_norm(wide)
     if not float(norm) > 0:
@@ -71,16 +81,22 @@ def _pooled(first: Tensor, second: Tensor, name_first: str, name_second: str) ->
 
 
 def _of_means(means: Tensor, statistic: str) -> Tensor:
-    """The statistic from mean vectors: (draw, r) of one set, (draw, 2, r) of two for their cosine."""
+    """The statistic from mean vectors: (draw, r) of one set, (draw, 2, r) of two for their
+    cosine.
+    """
     if statistic.endswith("along"):
         return means[:, 0]
     if statistic == "cosine_of_means":
         sizes = torch.linalg.vector_norm(means, dim=-1).prod(dim=-1)
-        return (means[:, 0] * means[:, 1]).sum(dim=-1) / torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+        return (means[:, 0] * means[:, 1]).sum(dim=-1) / torch.where(
+            sizes > 0, sizes, torch.ones_like(sizes)
+        )
     return torch.linalg.vector_norm(means, dim=-1)
 
 
-def _signs(n: int, draws: int, fixed: bool, rng: np.random.Generator) -> tuple[Iterator[Tensor], int | None]:
+def _signs(
+    n: int, draws: int, fixed: bool, rng: np.random.Generator
+) -> tuple[Iterator[Tensor], int | None]:
     """Stacks (draw, n) of signs, the observed all-plus pattern first, and the number of patterns.
 
     `fixed`: the first sign stays, where turning all rows round changes nothing.
@@ -103,31 +119,44 @@ def _signs(n: int, draws: int, fixed: bool, rng: np.random.Generator) -> tuple[I
 def _choices(
     rows: int, n: int, draws: int, mirrored: bool, numbers: int, rng: np.random.Generator
 ) -> tuple[Iterator[Tensor], int | None]:
-    """Stacks (draw, n) of rows that go into the first set, the observed choice first, and the number of choices.
+    """Stacks (draw, n) of rows that go into the first set, the observed choice first, and the
+    number of choices.
 
-    `mirrored`: exchanging the two sets changes nothing, so row 0 stays in the first where both are equally large.
+    `mirrored`: exchanging the two sets changes nothing, so row 0 stays in the first where both are
+    equally large.
     """
     kept = int(mirrored and 2 * n == rows)
     ways = math.comb(rows - kept, n - kept)
     if ways - 1 <= draws:
         every = combinations(range(kept, rows), n - kept)
-        lists = ([(*range(kept), *chosen) for chosen in islice(every, size)] for size in stacks(ways, numbers))
+        lists = (
+            [(*range(kept), *chosen) for chosen in islice(every, size)]
+            for size in stacks(ways, numbers)
+        )
         return (torch.tensor(chosen) for chosen in lists), ways
 
     def drawn() -> Iterator[Tensor]:
         yield torch.arange(n)[None]
         for size in stacks(draws, numbers):
-            yield torch.from_numpy(rng.permuted(np.tile(np.arange(rows), (size, 1)), axis=1)[:, :n].copy())
+            yield torch.from_numpy(
+                rng.permuted(np.tile(np.arange(rows), (size, 1)), axis=1)[:, :n].copy()
+            )
 
     return drawn(), ways if ways < 2**63 else None
 
 
-def _null(stacked: Iterator[Tensor], label: str, seed: int, distinct: int | None) -> NullDistribution:
+def _null(
+    stacked: Iterator[Tensor], label: str, seed: int, distinct: int | None
+) -> NullDistribution:
     """The first value is the observed one, the others are the draws."""
     values = torch.cat(list(stacked))
     if len(values) < 2:
-        raise InputError(f"{label}: there is one arrangement only, the observed one; more rows are needed")
-    return NullDistribution(values[1:].numpy(), label, seed, distinct=distinct, observed=float(values[0]))
+        raise InputError(
+            f"{label}: there is one arrangement only, the observed one; more rows are needed"
+        )
+    return NullDistribution(
+        values[1:].numpy(), label, seed, distinct=distinct, observed=float(values[0])
+    )
 
 
 def sign_flip_null(
@@ -139,32 +168,43 @@ def sign_flip_null(
     draws: int = 9999,
     seed: int = 0,
 ) -> NullDistribution:
-    """A statistic of the mean shift (`observed`) where before and after are exchangeable for every prompt.
+    """A statistic of the mean shift (`observed`) where before and after are exchangeable for every
+    prompt.
 
     Args:
         deltas: one row a prompt, after − before.
         other: the deltas of a second set, for "cosine_of_means" alone; its signs are flipped too.
-        statistic: "mean_norm", ‖mean δ‖ (large is extreme); "mean_along", mean δ·r̂ along `direction` (two-sided);
-            "cosine_of_means" of both sets, in [-1, 1].
+        statistic: "mean_norm", ‖mean δ‖ (large is extreme); "mean_along", mean δ·r̂ along
+            `direction` (two-sided); "cosine_of_means" of both sets, in [-1, 1].
 
-    `distinct` of the null is the number of sign patterns, so that five prompts give no p below 1/32 (1/16 where turning
-    all round changes nothing), whatever the draws.
+    `distinct` of the null is the number of sign patterns, so that five prompts give no p below 1/32
+    (1/16 where turning all round changes nothing), whatever the draws.
 
     Raises:
-        InputError: a statistic of spans, for which this is no null; one that is unknown or lacks its `direction` or
-            `other`; values that are not finite; no draw.
+        InputError: a statistic of spans, for which this is no null; one that is unknown or lacks
+            its `direction` or `other`; values that are not finite; no draw.
     """
     reason = (
-        "turning deltas round (before and after exchanged) leaves the span that they have as it is, so this is no null for "
-        "an overlap; use covariance_overlap_null or reference_overlap_null"
+        "turning deltas round (before and after exchanged) leaves the span that they have as it is,"
+        " so this is no null for an overlap; use covariance_overlap_null or reference_overlap_null"
     )
     _require_statistic(statistic, ("mean_norm", "mean_along", "cosine_of_means"), reason)
     require_positive(draws=draws)
     if (other is not None) != (statistic == "cosine_of_means"):
-        need = "needs other, the deltas of the second set" if other is None else "takes one set; leave other out"
+        need = (
+            "needs other, the deltas of the second set"
+            if other is None
+            else "takes one set; leave other out"
+        )
         raise InputError(f"statistic={statistic!r} {need}")
-    rows, n = (one_set(deltas, "deltas"), len(deltas)) if other is None else _pooled(deltas, other, "deltas", "other")
-    points = _along(direction, rows, statistic) if statistic == "mean_along" else row_coordinates(rows)
+    rows, n = (
+        (one_set(deltas, "deltas"), len(deltas))
+        if other is None
+        else _pooled(deltas, other, "deltas", "other")
+    )
+    points = (
+        _along(direction, rows, statistic) if statistic == "mean_along" else row_coordinates(rows)
+    )
     rng = numpy_rng(seed, "sign_flip_null", statistic, len(points))
     signs, distinct = _signs(len(points), draws, statistic != "mean_along", rng)
 
@@ -190,29 +230,40 @@ def label_permutation_null(
     """The difference of means a − b (`observed`) where rows of both sets are exchangeable.
 
     Args:
-        statistic: "mean_difference_norm" (large is extreme), or "mean_difference_along" a `direction` (two-sided).
+        statistic: "mean_difference_norm" (large is extreme), or "mean_difference_along" a
+            `direction` (two-sided).
 
-    `distinct` of the null is the number of ways to choose the rows of a (half of it for equal sets and the norm).
+    `distinct` of the null is the number of ways to choose the rows of a (half of it for equal sets
+    and the norm).
 
     Raises:
-        InputError: a statistic of spans, for which this is no null; one that is unknown or lacks its `direction`;
-            values that are not finite; no draw.
+        InputError: a statistic of spans, for which this is no null; one that is unknown or lacks
+            its `direction`; values that are not finite; no draw.
     """
     reason = (
-        "permuting the labels of two sets asks whether both are one distribution, which is the ceiling of an overlap and not "
-        "chance; use split_half_ceiling of both together, or covariance_overlap_null"
+        "permuting the labels of two sets asks whether both are one distribution,"
+        " which is the ceiling of an overlap and not chance;"
+        " use split_half_ceiling of both together, or covariance_overlap_null"
     )
     _require_statistic(statistic, ("mean_difference_norm", "mean_difference_along"), reason)
     require_positive(draws=draws)
     rows, n = _pooled(a, b, "a", "b")
     rows = rows - rows.mean(dim=0)
-    points = row_coordinates(rows) if statistic == "mean_difference_norm" else _along(direction, rows, statistic)
+    points = (
+        row_coordinates(rows)
+        if statistic == "mean_difference_norm"
+        else _along(direction, rows, statistic)
+    )
     rng = numpy_rng(seed, "label_permutation_null", statistic, n)
-    choices, distinct = _choices(len(rows), n, draws, statistic == "mean_difference_norm", len(rows), rng)
+    choices, distinct = _choices(
+        len(rows), n, draws, statistic == "mean_difference_norm", len(rows), rng
+    )
 
     def values() -> Iterator[Tensor]:
         for chosen in choices:
-            weights = torch.full((len(chosen), len(rows)), -1 / (len(rows) - n), dtype=torch.float64)
+            weights = torch.full(
+                (len(chosen), len(rows)), -1 / (len(rows) - n), dtype=torch.float64
+            )
             yield _of_means(weights.scatter_(1, chosen, 1 / n) @ points, statistic)
 
     label = f"{statistic} of {n} and {len(rows) - n} vectors with permuted labels"
@@ -230,23 +281,28 @@ def neutral_text_null(
     draws: int = 1000,
     seed: int = 0,
 ) -> NullDistribution:
-    """The overlap of training with evaluation deltas (`observed`) where neutral prompts would have done as well.
+    """The overlap of training with evaluation deltas (`observed`) where neutral prompts would have
+    done as well.
 
-    Training's subspace stays; as many rows as evaluation has are drawn from evaluation and neutral prompts together.
-    Under one chat template the last prompt token is the same for all prompts, so that an overlap can come from the
-    template alone: here it is in the null. A small p says that evaluation prompts overlap with training *more than
-    neutral text does*; it says nothing about neutral text itself. Exact where both kinds are exchangeable. Sets that are
-    drawn hold evaluation prompts too, which costs power: the more neutral prompts, the sharper the test.
+    Training's subspace stays; as many rows as evaluation has are drawn from evaluation and neutral
+    prompts together. Under one chat template the last prompt token is the same for all prompts, so
+    that an overlap can come from the template alone: here it is in the null. A small p says that
+    evaluation prompts overlap with training *more than neutral text does*; it says nothing about
+    neutral text itself. Exact where both kinds are exchangeable. Sets that are drawn hold
+    evaluation prompts too, which costs power: the more neutral prompts, the sharper the test.
 
     Cost: draws × one eigendecomposition of min(row_e, rank).
 
     Raises:
-        InputError: a k that a set, or a set drawn, does not carry; other widths; values that are not finite; no draw.
+        InputError: a k that a set, or a set drawn, does not carry; other widths; values that are
+            not finite; no draw.
     """
     require_measure(measure)
     require_positive(k=k, draws=draws)
     if not isinstance(center, bool):
-        raise InputError(f"center={center!r} must be True or False here: sets that are drawn have no given mean")
+        raise InputError(
+            f"center={center!r} must be True or False here: sets that are drawn have no given mean"
+        )
     pooled, n = _pooled(evaluation, neutral, "evaluation", "neutral")
     fixed = one_set(train, "train")
     require_same_width(fixed, pooled, "train", "evaluation")
@@ -260,5 +316,8 @@ def neutral_text_null(
             drawn = top_bases(points[chosen], k, center, "evaluation or neutral")
             yield measure_from_cosines(cosines_between(drawn, basis), measure)
 
-    label = f"{measure} of training with {n} of {len(pooled)} evaluation and neutral prompts, top {k}, center={center}"
+    label = (
+        f"{measure} of training with {n} of {len(pooled)} evaluation and neutral prompts, top {k},"
+        f" center={center}"
+    )
     return _null(values(), label, seed, distinct)

@@ -1,8 +1,10 @@
-"""What each prompt's shift shares with the training shifts: the per-prompt quantities of arXiv 2606.20814.
+"""What each prompt's shift shares with the training shifts: the per-prompt quantities of arXiv
+2606.20814.
 
-A delta is δ = after − before of one prompt. V and μ come from a `Subspace` fitted to *training* rows; P = VVᵀ. All return
-one number a row, with leading batch axes; a row without length (or that equals μ, where μ is taken out) has no such number and
-is an error that names it. float64 inside; float64 out for float64 in, else float32.
+A delta is δ = after − before of one prompt. V and μ come from a `Subspace` fitted to *training*
+rows; P = VVᵀ. All return one number a row, with leading batch axes; a row without length (or that
+equals μ, where μ is taken out) has no such number and is an error that names it. float64 inside;
+float64 out for float64 in, else float32.
 
 | quantity | raw | centred | range |
 |---|---|---|---|
@@ -11,9 +13,10 @@ is an error that names it. float64 inside; float64 out for float64 in, else floa
 | explained ℓ2 | 1 − residual fraction² | the same | (−∞, 1] raw, [0, 1] centred |
 | reconstruction cosine | cos(δ, δ̂) | – | [−1, 1] |
 
-δ̂ = μ + P(δ − μ) is the reconstruction. All are invariant to a common rotation, to a common scaling, and to the basis of the
-subspace. With an uncentred subspace (μ = 0) raw and centred coincide, and explained ℓ2 = projection fraction².
-`geometry.published` has the columns of the released files, which differ in places.
+δ̂ = μ + P(δ − μ) is the reconstruction. All are invariant to a common rotation, to a common
+scaling, and to the basis of the subspace. With an uncentred subspace (μ = 0) raw and centred
+coincide, and explained ℓ2 = projection fraction². `geometry.published` has the columns of the
+released files, which differ in places.
 """
 
 import torch
@@ -46,27 +49,35 @@ def _fraction(moved: Tensor, space: Subspace, name: str, what: str) -> Tensor:
 def projection_fraction(
     deltas: Float[Tensor, "*batch row d"], space: Subspace, *, centred: bool
 ) -> Float[Tensor, "*batch row"]:
-    """‖Pδ‖/‖δ‖ (raw), or ‖P(δ − μ)‖/‖δ − μ‖ with the training mean μ = `space.mean` taken out (centred).
+    """‖Pδ‖/‖δ‖ (raw), or ‖P(δ − μ)‖/‖δ − μ‖ with the training mean μ = `space.mean` taken out
+    (centred).
 
     Isotropic deltas give about √(k/d). Raw is invariant to scaling of each row.
 
     Raises:
-        InputError: another width, values that are not finite, a delta that is zero (or equals μ where centred).
+        InputError: another width, values that are not finite, a delta that is zero (or equals μ
+            where centred).
     """
     rows, moved = _moved(deltas, space, "deltas")
-    found = _fraction(moved, space, "deltas", _EQUAL) if centred else _fraction(rows, space, "deltas", "is zero")
+    found = (
+        _fraction(moved, space, "deltas", _EQUAL)
+        if centred
+        else _fraction(rows, space, "deltas", "is zero")
+    )
     return found.to(result_dtype(deltas, space.basis))
 
 
 def residual_fraction(
     deltas: Float[Tensor, "*batch row d"], space: Subspace, *, centred: bool
 ) -> Float[Tensor, "*batch row"]:
-    """What the reconstruction μ + P(δ − μ) leaves of a delta: its length over ‖δ‖ (raw) or over ‖δ − μ‖ (centred).
+    """What the reconstruction μ + P(δ − μ) leaves of a delta: its length over ‖δ‖ (raw) or over ‖δ
+    − μ‖ (centred).
 
     Raw exceeds 1 where the training mean leads away from the delta.
 
     Raises:
-        InputError: another width, values that are not finite, a delta that is zero (or equals μ where centred).
+        InputError: another width, values that are not finite, a delta that is zero (or equals μ
+            where centred).
     """
     return _residual(deltas, space, centred).to(result_dtype(deltas, space.basis))
 
@@ -74,14 +85,17 @@ def residual_fraction(
 def _residual(deltas: Tensor, space: Subspace, centred: bool) -> Tensor:
     rows, moved = _moved(deltas, space, "deltas")
     left = torch.linalg.vector_norm(moved - _inside(moved, space), dim=-1)
-    scale = row_lengths(moved, "deltas", _EQUAL) if centred else row_lengths(rows, "deltas", "is zero")
+    scale = (
+        row_lengths(moved, "deltas", _EQUAL) if centred else row_lengths(rows, "deltas", "is zero")
+    )
     return left / scale
 
 
 def explained_l2(
     deltas: Float[Tensor, "*batch row d"], space: Subspace, *, centred: bool
 ) -> Float[Tensor, "*batch row"]:
-    """1 − residual fraction²: the share of a delta's squared length that its reconstruction explains.
+    """1 − residual fraction²: the share of a delta's squared length that its reconstruction
+    explains.
 
     Raises:
         InputError: as `residual_fraction`.
@@ -89,11 +103,15 @@ def explained_l2(
     return (1 - _residual(deltas, space, centred) ** 2).to(result_dtype(deltas, space.basis))
 
 
-def prompt_overlap(x: Float[Tensor, "*batch row d"], space: Subspace) -> Float[Tensor, "*batch row"]:
-    """‖P(x − μ)‖/‖x − μ‖ for activations x *before* fine-tuning, V and μ from training prompts' before activations.
+def prompt_overlap(
+    x: Float[Tensor, "*batch row d"], space: Subspace
+) -> Float[Tensor, "*batch row"]:
+    """‖P(x − μ)‖/‖x − μ‖ for activations x *before* fine-tuning, V and μ from training prompts'
+    before activations.
 
-    Range [0, 1]. Its control is a random subspace of the same k about the same μ. Before activations also enter every
-    delta, so a correlation of this with shift quantities needs the controls of a shared part.
+    Range [0, 1]. Its control is a random subspace of the same k about the same μ. Before
+    activations also enter every delta, so a correlation of this with shift quantities needs the
+    controls of a shared part.
 
     Raises:
         InputError: another width, values that are not finite, a row that equals μ.
@@ -102,27 +120,41 @@ def prompt_overlap(x: Float[Tensor, "*batch row d"], space: Subspace) -> Float[T
     return _fraction(moved, space, "x", _EQUAL).to(result_dtype(x, space.basis))
 
 
-def reconstruction_cosine(deltas: Float[Tensor, "*batch row d"], space: Subspace) -> Float[Tensor, "*batch row"]:
+def reconstruction_cosine(
+    deltas: Float[Tensor, "*batch row d"], space: Subspace
+) -> Float[Tensor, "*batch row"]:
     """Cosine between δ and its reconstruction μ + P(δ − μ).
 
-    Range [-1, 1] (never negative where μ = 0). With an uncentred space it is the raw projection fraction; as k grows it
-    starts from the cosine to the mean training delta.
+    Range [-1, 1] (never negative where μ = 0). With an uncentred space it is the raw projection
+    fraction; as k grows it starts from the cosine to the mean training delta.
 
     Raises:
-        InputError: another width, values that are not finite, a delta or a reconstruction that is zero.
+        InputError: another width, values that are not finite, a delta or a reconstruction that is
+            zero.
     """
     rows, moved = _moved(deltas, space, "deltas")
     rebuilt = rows - moved + _inside(moved, space)
-    scale = row_lengths(rows, "deltas", "is zero") * row_lengths(rebuilt, "deltas", "has a reconstruction of zero")
-    return ((rows * rebuilt).sum(dim=-1) / scale).clamp(-1.0, 1.0).to(result_dtype(deltas, space.basis))
+    scale = row_lengths(rows, "deltas", "is zero") * row_lengths(
+        rebuilt, "deltas", "has a reconstruction of zero"
+    )
+    return (
+        ((rows * rebuilt).sum(dim=-1) / scale)
+        .clamp(-1.0, 1.0)
+        .to(result_dtype(deltas, space.basis))
+    )
 
 
-def subspace_mahalanobis(vectors: Float[Tensor, "*batch row d"], space: Subspace) -> Float[Tensor, "*batch row"]:
-    """Distance of each row from μ inside the subspace, each direction measured in its own standard deviation.
+def subspace_mahalanobis(
+    vectors: Float[Tensor, "*batch row d"], space: Subspace
+) -> Float[Tensor, "*batch row"]:
+    """Distance of each row from μ inside the subspace, each direction measured in its own standard
+    deviation.
 
-    √Σ_i c_i² / v_i over the k coordinates c of x − μ, v_i the variance of the fitted rows along direction i (n − 1, or n where
-    their mean was not taken out). Range [0, ∞); rows it was fitted to have a mean square of k (n − 1)/n. Blind to everything outside
-    the subspace: `mahalanobis_distance` is not. Invariant to any invertible map of fitted rows and vectors where k = d.
+    √Σ_i c_i² / v_i over the k coordinates c of x − μ, v_i the variance of the fitted rows along
+    direction i (n − 1, or n where their mean was not taken out). Range [0, ∞); rows it was fitted
+    to have a mean square of k (n − 1)/n. Blind to everything outside the subspace:
+    `mahalanobis_distance` is not. Invariant to any invertible map of fitted rows and vectors where
+    k = d.
 
     Raises:
         InputError: another width, values that are not finite, or a direction without variance.

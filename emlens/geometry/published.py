@@ -1,11 +1,13 @@
-"""The columns of the released tables of arXiv 2606.20814, under their names, so that these tables can be recomputed.
+"""The columns of the released tables of arXiv 2606.20814, under their names, so that these tables
+can be recomputed.
 
-`emlens.geometry.projections` has the same quantities cleanly defined. What differs here, because the released code does it so:
+`emlens.geometry.projections` has the same quantities cleanly defined. What differs here, because
+the released code does it so:
 
-* `pca_projection_fraction` and `pca_projection_fraction_raw` are ‖P(δ − μ)‖/‖δ‖ with the mean taken out above and not below:
-  no fraction of one vector; it can exceed 1.
-* The released per-example files repeat the raw residual fraction under `pca_residual_fraction_centered`. Here that column is
-  the centred one.
+* `pca_projection_fraction` and `pca_projection_fraction_raw` are ‖P(δ − μ)‖/‖δ‖ with the mean taken
+  out above and not below: no fraction of one vector; it can exceed 1.
+* The released per-example files repeat the raw residual fraction under
+  `pca_residual_fraction_centered`. Here that column is the centred one.
 * Mahalanobis distances are taken inside the subspace, so a row far outside it can be near.
 * `random_*` columns depend on the random basis; only their distribution can be compared.
 
@@ -37,25 +39,35 @@ from emlens.geometry.subspaces import Subspace, top_k_subspace
 
 def _require_mean(space: Subspace) -> None:
     if space.center != "mean":
-        raise InputError(f"the subspace was fitted with center={space.center!r}; the released tables take the mean out: pass center=True")
+        raise InputError(
+            f"the subspace was fitted with center={space.center!r};"
+            " the released tables take the mean out: pass center=True"
+        )
 
 
-def delta_columns(deltas: Float[Tensor, "*batch row d"], space: Subspace) -> dict[str, Float[Tensor, "*batch row"]]:
+def delta_columns(
+    deltas: Float[Tensor, "*batch row d"], space: Subspace
+) -> dict[str, Float[Tensor, "*batch row"]]:
     """Every per-example column on shifts, one value an evaluation delta.
 
     Args:
         deltas: of evaluation prompts.
-        space: `top_k_subspace(training_deltas, k, center=True)`; the files use k = 1, 2, 4 … 128 and shares of .8, .9, .95.
+        space: `top_k_subspace(training_deltas, k, center=True)`; the files use k = 1, 2, 4 … 128
+            and shares of .8, .9, .95.
 
     Raises:
-        InputError: a subspace whose mean was not taken out, another width, a delta that is zero or equals the training mean.
+        InputError: a subspace whose mean was not taken out, another width, a delta that is zero or
+            equals the training mean.
     """
     _require_mean(space)
     rows = rows_of(deltas, "deltas", space.mean, "the subspace")
     lengths = row_lengths(rows, "deltas", "is zero")
     mean = space.mean.to(torch.float64)
     inside = torch.linalg.vector_norm(space.coordinates(rows).to(torch.float64), dim=-1)
-    raw, centred = residual_fraction(rows, space, centred=False), residual_fraction(rows, space, centred=True)
+    raw, centred = (
+        residual_fraction(rows, space, centred=False),
+        residual_fraction(rows, space, centred=True),
+    )
     cosine = cosine_to_mean(rows, mean)
     distance = subspace_mahalanobis(rows, space)
     columns = {
@@ -86,11 +98,13 @@ def prompt_columns(
 
     Args:
         before: activations of evaluation prompts before fine-tuning.
-        space: `top_k_subspace(training_before, 0.95, center=True)` of the training prompts' before activations.
+        space: `top_k_subspace(training_before, 0.95, center=True)` of the training prompts' before
+            activations.
         seed: of the random orthonormal basis of the same k, about the same mean.
 
     Raises:
-        InputError: a subspace whose mean was not taken out, another width, a row that equals the training mean.
+        InputError: a subspace whose mean was not taken out, another width, a row that equals the
+            training mean.
     """
     _require_mean(space)
     rows = rows_of(before, "before", space.mean, "the subspace")
@@ -121,12 +135,15 @@ def k_comparison(
     evaluation_deltas: Float[Tensor, "other d"],
     ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
 ) -> pd.DataFrame:
-    """The released table over numbers of components, one row a k: means over evaluation prompts, under the released names.
+    """The released table over numbers of components, one row a k: means over evaluation prompts,
+    under the released names.
 
-    `pca_vs_mean_cosine_gain` is what reconstruction adds to the cosine with the mean delta alone. Cost: one SVD.
+    `pca_vs_mean_cosine_gain` is what reconstruction adds to the cosine with the mean delta alone.
+    Cost: one SVD.
 
     Raises:
-        InputError: no k, a k above the rank of the centred training deltas, other widths, a zero delta.
+        InputError: no k, a k above the rank of the centred training deltas, other widths, a zero
+            delta.
     """
     if not ks:
         raise InputError("ks is empty; pass the numbers of components to compare")
@@ -134,7 +151,10 @@ def k_comparison(
     rows = []
     for k in ks:
         shares = widest.explained_variance_ratio[..., :k]
-        columns = delta_columns(evaluation_deltas, replace(widest, basis=widest.basis[..., :k], explained_variance_ratio=shares))
+        columns = delta_columns(
+            evaluation_deltas,
+            replace(widest, basis=widest.basis[..., :k], explained_variance_ratio=shares),
+        )
         mean = {name: float(column.mean()) for name, column in columns.items()}
         cosine, rebuilt = mean["mean_delta_cosine"], mean["pca_cosine_reconstructed_eval_delta"]
         rows.append(
@@ -146,7 +166,9 @@ def k_comparison(
                 "mean_pca_cosine_reconstructed_eval_delta": rebuilt,
                 "mean_cosine_eval_delta_train_mean_delta": cosine,
                 "pca_vs_mean_cosine_gain": rebuilt - cosine,
-                "pca_projection_minus_residual_fraction": mean["pca_projection_fraction"] - mean["pca_residual_fraction"],
+                "pca_projection_minus_residual_fraction": (
+                    mean["pca_projection_fraction"] - mean["pca_residual_fraction"]
+                ),
             }
         )
     return pd.DataFrame(rows)

@@ -1,8 +1,8 @@
 """Directions drawn at random, and what cosines between unrelated directions look like.
 
-Isotropic draws are a landmark only: they carry almost no variance of activations, and their cosines are near 0 by
-construction. Draws with the covariance of the *before* activations are what unrelated directions of an anisotropic stream
-look like. Computed in float64 on the CPU.
+Isotropic draws are a landmark only: they carry almost no variance of activations, and their cosines
+are near 0 by construction. Draws with the covariance of the *before* activations are what unrelated
+directions of an anisotropic stream look like. Computed in float64 on the CPU.
 """
 
 import math
@@ -23,24 +23,29 @@ _CHUNK = 2**22  # float64 numbers held at once while drawing
 def random_directions(d_model: int, count: int, seed: int = 0) -> Float[Tensor, "count d_model"]:
     """Unit vectors uniform on the sphere, float64.
 
-    As a control arm of an ablation they pass by construction, since they carry almost no variance of activations.
+    As a control arm of an ablation they pass by construction, since they carry almost no variance
+    of activations.
 
     Raises:
         InputError: d_model or count below 1.
     """
     require_count(d_model, "d_model")
     require_count(count, "count")
-    draws = torch.randn(count, d_model, dtype=torch.float64, generator=torch_rng(seed, "random_directions", d_model))
+    draws = torch.randn(
+        count, d_model, dtype=torch.float64, generator=torch_rng(seed, "random_directions", d_model)
+    )
     return unit_rows(draws, "draws")
 
 
 def random_directions_like(
     covariance_or_vectors: Float[Tensor, "row d_model"], count: int, seed: int = 0
 ) -> Float[Tensor, "count d_model"]:
-    """Unit vectors along Gaussian draws with a covariance: random directions that carry as much variance as rows do.
+    """Unit vectors along Gaussian draws with a covariance: random directions that carry as much
+    variance as rows do.
 
     Args:
-        covariance_or_vectors: (d, d) symmetric covariance, or vectors (row, d) whose sample covariance is taken.
+        covariance_or_vectors: (d, d) symmetric covariance, or vectors (row, d) whose sample
+            covariance is taken.
 
     Raises:
         InputError: count below 1, or a covariance that cannot be used.
@@ -53,7 +58,8 @@ def random_directions_like(
 
 
 def isotropic_cosine_null(d_model: int, draws: int = 10_000, seed: int = 0) -> NullDistribution:
-    """Cosine of two independent directions uniform on the sphere: mean 0, sd exactly 1/√d. A landmark, not chance.
+    """Cosine of two independent directions uniform on the sphere: mean 0, sd exactly 1/√d. A
+    landmark, not chance.
 
     Drawn as 2·Beta((d − 1)/2, (d − 1)/2) − 1; nothing depends on d but the shape.
 
@@ -61,8 +67,17 @@ def isotropic_cosine_null(d_model: int, draws: int = 10_000, seed: int = 0) -> N
         InputError: d_model below 2, no draw.
     """
     d, count = require_count(d_model, "d_model", 2), require_count(draws, "draws")
-    values = 2 * numpy_rng(seed, "isotropic_cosine_null", d).beta((d - 1) / 2, (d - 1) / 2, size=count) - 1
-    return NullDistribution(values, f"isotropic cosine of two directions in {d}", seed, exact_mean=0.0, exact_sd=1 / math.sqrt(d))
+    values = (
+        2 * numpy_rng(seed, "isotropic_cosine_null", d).beta((d - 1) / 2, (d - 1) / 2, size=count)
+        - 1
+    )
+    return NullDistribution(
+        values,
+        f"isotropic cosine of two directions in {d}",
+        seed,
+        exact_mean=0.0,
+        exact_sd=1 / math.sqrt(d),
+    )
 
 
 def covariance_cosine_null(
@@ -70,11 +85,13 @@ def covariance_cosine_null(
 ) -> NullDistribution:
     """Cosine of two independent Gaussian vectors that share a covariance and nothing else.
 
-    The chance level of cosines between directions of two fine-tunes, signed; a p-value of .001 needs 10,000 draws. Take the
-    covariance of the *before* activations, or of benign deltas, never of the directions under test.
+    The chance level of cosines between directions of two fine-tunes, signed; a p-value of .001
+    needs 10,000 draws. Take the covariance of the *before* activations, or of benign deltas, never
+    of the directions under test.
 
     Args:
-        covariance_or_vectors: (d, d) symmetric covariance, or vectors (row, d) whose sample covariance is taken.
+        covariance_or_vectors: (d, d) symmetric covariance, or vectors (row, d) whose sample
+            covariance is taken.
 
     Cost: draws × 2 r numbers, r the rank of the covariance, in chunks.
 
@@ -82,7 +99,9 @@ def covariance_cosine_null(
         InputError: no draw, or a covariance that cannot be used.
     """
     count = require_count(draws, "draws")
-    scales = torch.linalg.vector_norm(gaussian_factor(covariance_or_vectors, "covariance_or_vectors"), dim=1)
+    scales = torch.linalg.vector_norm(
+        gaussian_factor(covariance_or_vectors, "covariance_or_vectors"), dim=1
+    )
     scales = scales / scales.max()  # principal axes: a common rotation turns no cosine
     rng = torch_rng(seed, "covariance_cosine_null", len(scales))
     values = []
@@ -91,4 +110,6 @@ def covariance_cosine_null(
         shape = (2, min(step, count - start), len(scales))
         a, b = unit_rows(torch.randn(shape, dtype=torch.float64, generator=rng) * scales, "draws")
         values.append((a * b).sum(-1))
-    return NullDistribution(torch.cat(values).numpy(), "covariance-matched cosine of two independent directions", seed)
+    return NullDistribution(
+        torch.cat(values).numpy(), "covariance-matched cosine of two independent directions", seed
+    )

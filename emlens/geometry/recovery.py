@@ -1,15 +1,18 @@
-"""How well a direction *can* be recovered: the expected cosine with the truth of each extractor, from theory.
+"""How well a direction *can* be recovered: the expected cosine with the truth of each extractor,
+from theory.
 
-The model: rows of two Gaussian classes with one covariance Σ whose means differ by a shift μ. Everything here is
-invariant to rotation, so `shift` and `variances` are the shift's coordinates and Σ's eigenvalues in the principal axes of Σ. The
-functions tell how many answers a direction needs, and are what `benchmarks/planted_directions.py` holds the extractors against. None of them
-is an upper bound for *all* estimators: each is the optimum of the extractor it is named after. numpy, float64; cost O(d) a step.
+The model: rows of two Gaussian classes with one covariance Σ whose means differ by a shift μ.
+Everything here is invariant to rotation, so `shift` and `variances` are the shift's coordinates and
+Σ's eigenvalues in the principal axes of Σ. The functions tell how many answers a direction needs,
+and are what `benchmarks/planted_directions.py` holds the extractors against. None of them is an
+upper bound for *all* estimators: each is the optimum of the extractor it is named after. numpy,
+float64; cost O(d) a step.
 
 | extractor | what it estimates with infinite data | theory |
 |---|---|---|
 | mean difference, mean delta | μ | exact, by one integral |
-| first uncentred component of deltas | first eigenvector of Σ + μμᵀ | deterministic equivalent of the resolvent, n and d large |
-| whitened, ridge probe | (Σ + cI)⁻¹ μ | the same |
+| first uncentred component of deltas | first eigenvector of Σ + μμᵀ | deterministic equivalent of
+the resolvent, n and d large | | whitened, ridge probe | (Σ + cI)⁻¹ μ | the same |
 | logistic probe | (λI + ΛΣ)⁻¹ μ | self-consistent equations of the regularised fit, n and d large |
 """
 
@@ -31,21 +34,28 @@ _NODES = 61
 def _model(shift: ArrayLike, variances: ArrayLike) -> tuple[Array, Array]:
     mu, tau = as_paired(shift, variances, "shift", "variances", at_least=1)
     if not (tau >= 0).all() or not tau.any() or not mu.any():
-        raise InputError("shift must not be zero, and variances must be 0 or more, not all 0; pass coordinates and eigenvalues")
+        raise InputError(
+            "shift must not be zero, and variances must be 0 or more, not all 0;"
+            " pass coordinates and eigenvalues"
+        )
     return mu, tau
 
 
 def _error(n_positive: int | float, n_negative: int | float) -> float:
     if not (n_positive >= 1 and n_negative >= 1):
-        raise InputError(f"n_positive={n_positive!r} and n_negative={n_negative!r} must be 1 or more; math.inf for a class known exactly")
+        raise InputError(
+            f"n_positive={n_positive!r} and n_negative={n_negative!r} must be 1 or more;"
+            " math.inf for a class known exactly"
+        )
     return 1 / n_positive + 1 / n_negative
 
 
 def gaussian_cosine(target: ArrayLike, mean: ArrayLike, variances: ArrayLike) -> float:
     """E[cos(v, target)] of v ~ N(mean, diag(variances)), exactly.
 
-    1/‖v‖ = (2/√π) ∫ exp(−t²‖v‖²) dt makes every coordinate a Gaussian integral; what is left is one integral over log t, by the
-    trapezoid rule (spectrally accurate: the integrand and all derivatives vanish at both ends).
+    1/‖v‖ = (2/√π) ∫ exp(−t²‖v‖²) dt makes every coordinate a Gaussian integral; what is left is one
+    integral over log t, by the trapezoid rule (spectrally accurate: the integrand and all
+    derivatives vanish at both ends).
 
     Raises:
         InputError: lengths that differ, negative variances, a target of zero.
@@ -64,8 +74,14 @@ def gaussian_cosine(target: ArrayLike, mean: ArrayLike, variances: ArrayLike) ->
     return 2 / math.sqrt(math.pi) * total * step / (scale * float(np.linalg.norm(u)))
 
 
-def expected_mean_cosine(shift: ArrayLike, variances: ArrayLike, n_positive: int | float, n_negative: int | float = math.inf) -> float:
-    """Expected cosine with μ of a difference of two class means; with one class alone, of a mean delta.
+def expected_mean_cosine(
+    shift: ArrayLike,
+    variances: ArrayLike,
+    n_positive: int | float,
+    n_negative: int | float = math.inf,
+) -> float:
+    """Expected cosine with μ of a difference of two class means; with one class alone, of a mean
+    delta.
 
     The estimate is N(μ, Σ (1/n₊ + 1/n₋)): about ‖μ‖ / √(‖μ‖² + (1/n₊ + 1/n₋) tr Σ). Exact.
 
@@ -77,11 +93,13 @@ def expected_mean_cosine(shift: ArrayLike, variances: ArrayLike, n_positive: int
 
 
 def expected_component_cosine(shift: ArrayLike, variances: ArrayLike, n: int) -> float:
-    """Expected cosine with μ of the first uncentred component of n deltas N(μ, Σ); 0 where it is lost in the noise.
+    """Expected cosine with μ of the first uncentred component of n deltas N(μ, Σ); 0 where it is
+    lost in the noise.
 
-    With S the noise's second moment, its resolvent (λ − S)⁻¹ is (1/λ)(I − gΣ)⁻¹ in the limit, λ = 1/g + (1/n) Σ τ/(1 − τg)
-    (Silverstein & Bai 1995). The spiked eigenvalue is where g U(g) = 1, U(g) = Σ μ²/(1 − gτ), and the squared cosine is
-    −U(g)² g λ′(g) / (‖μ‖² λ (gU)′) (after Benaych-Georges & Nadakuditi 2012). For Σ = I and γ = d/n it is (1 − γ/‖μ‖⁴)/(1 + γ/‖μ‖²).
+    With S the noise's second moment, its resolvent (λ − S)⁻¹ is (1/λ)(I − gΣ)⁻¹ in the limit, λ =
+    1/g + (1/n) Σ τ/(1 − τg) (Silverstein & Bai 1995). The spiked eigenvalue is where g U(g) = 1,
+    U(g) = Σ μ²/(1 − gτ), and the squared cosine is −U(g)² g λ′(g) / (‖μ‖² λ (gU)′) (after
+    Benaych-Georges & Nadakuditi 2012). For Σ = I and γ = d/n it is (1 − γ/‖μ‖⁴)/(1 + γ/‖μ‖²).
 
     Raises:
         InputError: n below 1, lengths that differ, negative variances, a shift of zero.
@@ -96,7 +114,8 @@ def expected_component_cosine(shift: ArrayLike, variances: ArrayLike, n: int) ->
     if spike(edge * (1 - 1e-12)) <= 0:
         return 0.0
     g = float(brentq(spike, 0.0, edge * (1 - 1e-12), xtol=1e-15 * edge, rtol=1e-14))
-    slope = -1 / g**2 + float((tau**2 / (1 - g * tau) ** 2).sum()) / n  # dλ/dg: 0 at the edge of the noise
+    # dλ/dg: 0 at the edge of the noise
+    slope = -1 / g**2 + float((tau**2 / (1 - g * tau) ** 2).sum()) / n
     if slope >= 0:
         return 0.0
     value = 1 / g + float((tau / (1 - g * tau)).sum()) / n
@@ -112,18 +131,23 @@ def expected_whitened_cosine(
     """Expected cosine with μ of (S + c I)⁻¹ Δ̂: whitening with shrinkage, and the ridge probe.
 
     Args:
-        ridge: c; ρ tr S / (d (1 − ρ)) for shrinkage ρ, α / (n₊ + n₋ − 2) for a ridge probe of penalty α. math.inf: the mean difference.
+        ridge: c; ρ tr S / (d (1 − ρ)) for shrinkage ρ, α / (n₊ + n₋ − 2) for a ridge probe of
+            penalty α. math.inf: the mean difference.
 
-    Δ̂ is independent of S; (S + c)⁻¹ is (1/c)(I + gΣ)⁻¹ in the limit, 1/g = c + (1/ν) Σ τ/(1 + τg), ν = n₊ + n₋ − 2, and its square
-    follows by differentiating in c.
+    Δ̂ is independent of S; (S + c)⁻¹ is (1/c)(I + gΣ)⁻¹ in the limit, 1/g = c + (1/ν) Σ τ/(1 + τg),
+    ν = n₊ + n₋ − 2, and its square follows by differentiating in c.
 
     Raises:
-        InputError: a ridge that is not positive, an empty class, lengths that differ, negative variances, a shift of zero.
+        InputError: a ridge that is not positive, an empty class, lengths that differ, negative
+            variances, a shift of zero.
     """
     mu, tau = _model(shift, variances)
     error = _error(n_positive, n_negative)
     if not ridge > 0:
-        raise InputError(f"ridge={ridge!r} must be positive; without it the inverse of a sample covariance has no such limit")
+        raise InputError(
+            f"ridge={ridge!r} must be positive; without it the inverse of a sample covariance has"
+            " no such limit"
+        )
     if math.isinf(ridge):
         return expected_mean_cosine(mu, tau, n_positive, n_negative)
     freedom = n_positive + n_negative - 2
@@ -138,21 +162,29 @@ def expected_whitened_cosine(
     g_slope = 1 / (-1 / g**2 + float((tau**2 / shrunk**2).sum()) / freedom)
 
     def squared(a: Array) -> float:
-        return float((a / shrunk).sum()) / ridge**2 + g_slope * float((a * tau / shrunk**2).sum()) / ridge
+        return (
+            float((a / shrunk).sum()) / ridge**2
+            + g_slope * float((a * tau / shrunk**2).sum()) / ridge
+        )
 
     signal = float((mu**2 / shrunk).sum()) / (ridge * float(np.linalg.norm(mu)))
     return signal / math.sqrt(squared(mu**2) + error * squared(tau))
 
 
-def expected_logistic_cosine(shift: ArrayLike, variances: ArrayLike, n: int, penalty: float) -> float:
-    """Expected cosine with μ of a logistic probe: Σ log(1 + exp(−y(wx + b))) + (penalty/2)‖w‖² over n rows, half in each class.
+def expected_logistic_cosine(
+    shift: ArrayLike, variances: ArrayLike, n: int, penalty: float
+) -> float:
+    """Expected cosine with μ of a logistic probe: Σ log(1 + exp(−y(wx + b))) + (penalty/2)‖w‖² over
+    n rows, half in each class.
 
-    With the margin's residual f = σ(−z), z the proximal point z = ω + χ σ(−z) of ω ~ N(M, V), the fit behaves as
-    w = (λ + ΛΣ)⁻¹ (n E[f] μ/2 + √(n E[f²]) Σ^½ ξ), Λ = n E[σ′/(1 + χσ′)], and M, V, χ are its own margins' moments: solved by
-    iteration (the equations of Mignacco et al. 2020 for any Σ).
+    With the margin's residual f = σ(−z), z the proximal point z = ω + χ σ(−z) of ω ~ N(M, V), the
+    fit behaves as w = (λ + ΛΣ)⁻¹ (n E[f] μ/2 + √(n E[f²]) Σ^½ ξ), Λ = n E[σ′/(1 + χσ′)], and M, V,
+    χ are its own margins' moments: solved by iteration (the equations of Mignacco et al. 2020 for
+    any Σ).
 
     Raises:
-        InputError: a penalty that is not positive, n below 2, lengths that differ, negative variances, a shift of zero.
+        InputError: a penalty that is not positive, n below 2, lengths that differ, negative
+            variances, a shift of zero.
     """
     mu, tau = _model(shift, variances)
     if not penalty > 0 or n < 2:
@@ -170,7 +202,13 @@ def expected_logistic_cosine(shift: ArrayLike, variances: ArrayLike, n: int, pen
         z = _proximal(omega, spread)
         residual = 1 / (1 + np.exp(z))
         curvature = residual * (1 - residual)
-        new = np.array([n * weights @ residual, n * weights @ residual**2, n * weights @ (curvature / (1 + spread * curvature))])
+        new = np.array(
+            [
+                n * weights @ residual,
+                n * weights @ residual**2,
+                n * weights @ (curvature / (1 + spread * curvature)),
+            ]
+        )
         old = np.array([pull, noise, stiffness])
         pull, noise, stiffness = (float(x) for x in np.exp((np.log(old) + np.log(new)) / 2))
         if np.abs(new / old - 1).max() < 1e-10:

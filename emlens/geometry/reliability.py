@@ -1,7 +1,8 @@
-"""How far a direction would turn on other answers: split halves, a bootstrap cone, and intervals of anything computed from it.
+"""How far a direction would turn on other answers: split halves, a bootstrap cone, and intervals of
+anything computed from it.
 
-Units (questions) are resampled in blocks, never single answers. What these say is sampling error: a direction can be
-perfectly reliable and mean something else.
+Units (questions) are resampled in blocks, never single answers. What these say is sampling error: a
+direction can be perfectly reliable and mean something else.
 """
 
 import math
@@ -23,8 +24,9 @@ from emlens.stats.samples import require_level
 def split_half_cosine(contrast: ContrastSums, *, splits: int = 200, seed: int = 0) -> Estimate:
     """Cosine between the directions of two random halves of the units.
 
-    `value` is the mean over splits, `low` and `high` their 2.5 % and 97.5 % quantiles: a range, since splits share their units,
-    and no confidence interval. Halves see half of the data, so it understates the whole: `sample_cosine` converts.
+    `value` is the mean over splits, `low` and `high` their 2.5 % and 97.5 % quantiles: a range,
+    since splits share their units, and no confidence interval. Halves see half of the data, so it
+    understates the whole: `sample_cosine` converts.
 
     Raises:
         InputError: no split.
@@ -32,15 +34,20 @@ def split_half_cosine(contrast: ContrastSums, *, splits: int = 200, seed: int = 
     first, second = contrast.halves(splits, seed)
     cosines = (unit_rows(first, "halves") * unit_rows(second, "halves")).sum(-1).numpy()
     low, high = np.quantile(cosines, [0.025, 0.975])
-    method = f"split-half cosine: mean and 95 % range over {splits} random halves of {contrast.blocks} blocks"
+    method = (
+        f"split-half cosine: mean and 95 % range over {splits} random halves of {contrast.blocks}"
+        " blocks"
+    )
     return Estimate(float(cosines.mean()), float(low), float(high), contrast.blocks, method)
 
 
 def sample_cosine(split_half: float) -> float:
-    """Expected cosine of the whole sample's direction with that of infinitely many units, from its split-half cosine r.
+    """Expected cosine of the whole sample's direction with that of infinitely many units, from its
+    split-half cosine r.
 
-    √(2r / (1 + r)), 0 for r ≤ 0: with signal energy s and noise energy e of the whole sample, r = s/(s + 2e) and the squared
-    cosine is s/(s + e) (Spearman–Brown). Exact where the error is small or spread over many coordinates.
+    √(2r / (1 + r)), 0 for r ≤ 0: with signal energy s and noise energy e of the whole sample, r =
+    s/(s + 2e) and the squared cosine is s/(s + e) (Spearman–Brown). Exact where the error is small
+    or spread over many coordinates.
 
     Raises:
         InputError: r outside [-1, 1].
@@ -55,7 +62,8 @@ class Cone:
     """Where resampled directions lie about the estimated one.
 
     Args:
-        angle: radians from the estimate within which a share `level` of the resampled directions lies.
+        angle: radians from the estimate within which a share `level` of the resampled directions
+            lies.
         mean_cosine: mean cosine of a resampled direction with the estimate.
         level: the share.
         n: blocks resampled.
@@ -73,11 +81,14 @@ class Cone:
         return math.degrees(self.angle)
 
 
-def bootstrap_cone(contrast: ContrastSums, *, level: float = 0.95, draws: int = 500, seed: int = 0) -> Cone:
+def bootstrap_cone(
+    contrast: ContrastSums, *, level: float = 0.95, draws: int = 500, seed: int = 0
+) -> Cone:
     """The cone about a direction that holds a share of its bootstrap resamples; angle from 0 to π.
 
-    Blocks of units are drawn with replacement. Its use is the size of the error; where that is as large as the signal, the
-    estimate's own length holds error too and the cone is too narrow: then trust the split-half cosine.
+    Blocks of units are drawn with replacement. Its use is the size of the error; where that is as
+    large as the signal, the estimate's own length holds error too and the cone is too narrow: then
+    trust the split-half cosine.
 
     Raises:
         InputError: a level outside (0, 1), no draw.
@@ -86,41 +97,63 @@ def bootstrap_cone(contrast: ContrastSums, *, level: float = 0.95, draws: int = 
     centre = unit_rows(contrast.difference, "the difference")
     turned = unit_rows(contrast.bootstrap(draws, seed), "resamples")
     cosines = (turned @ centre).clamp(-1.0, 1.0)
-    angles = 2 * torch.asin((turned - centre).norm(dim=-1).div(2).clamp(max=1.0))  # the sine form sees small angles
-    return Cone(float(torch.quantile(angles, level)), float(cosines.mean()), level, contrast.blocks, draws)
+    # the sine form sees small angles
+    angles = 2 * torch.asin((turned - centre).norm(dim=-1).div(2).clamp(max=1.0))
+    return Cone(
+        float(torch.quantile(angles, level)), float(cosines.mean()), level, contrast.blocks, draws
+    )
 
 
-def jackknife(statistic: Callable[..., float], *contrasts: ContrastSums, level: float = 0.95) -> Estimate:
-    """A number computed from one or several directions, with a t interval from leaving each block out.
+def jackknife(
+    statistic: Callable[..., float], *contrasts: ContrastSums, level: float = 0.95
+) -> Estimate:
+    """A number computed from one or several directions, with a t interval from leaving each block
+    out.
 
     Args:
         statistic: (difference, ...) -> number, one float64 vector for each contrast.
-        contrasts: several must be sums over the same blocks (same units and seed); they are left out together.
+        contrasts: several must be sums over the same blocks (same units and seed); they are left
+            out together.
 
-    `value` is that of all data. The standard error is the delete-one jackknife's, √((B − 1)/B Σ (f₍ᵢ₎ − f̄)²), consistent for
-    smooth functions of means (Efron & Stein 1981). Cosines between noisy directions lean towards 0, and no interval mends that.
+    `value` is that of all data. The standard error is the delete-one jackknife's, √((B − 1)/B Σ
+    (f₍ᵢ₎ − f̄)²), consistent for smooth functions of means (Efron & Stein 1981). Cosines between
+    noisy directions lean towards 0, and no interval mends that.
 
     Raises:
-        InputError: no contrast, contrasts over different blocks, a statistic that is not finite, a level outside (0, 1).
+        InputError: no contrast, contrasts over different blocks, a statistic that is not finite, a
+            level outside (0, 1).
     """
     require_level(level)
     counts = {len(c.positive) for c in contrasts}
     if len(counts) != 1:
-        raise InputError(f"contrasts are sums over {sorted(counts)} blocks; pass contrasts over the same units and seed, at least one")
+        raise InputError(
+            f"contrasts are sums over {sorted(counts)} blocks;"
+            " pass contrasts over the same units and seed, at least one"
+        )
     value = float(statistic(*(c.difference for c in contrasts)))
     without = left_out(*contrasts)
     turned: list[Tensor] = [c.differences(without) for c in contrasts]
     values = np.array([float(statistic(*vectors)) for vectors in zip(*turned, strict=True)])
     if not np.isfinite([value, *values]).all():
-        raise InputError("statistic is not finite on all data or on some block left out; pass one that is defined there")
+        raise InputError(
+            "statistic is not finite on all data or on some block left out;"
+            " pass one that is defined there"
+        )
     n = len(values)
     error = math.sqrt((n - 1) / n * float(((values - values.mean()) ** 2).sum()))
     half = float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * error
-    return Estimate(value, value - half, value + half, n, f"{100 * level:g} % jackknife t interval over {n} blocks of units")
+    return Estimate(
+        value,
+        value - half,
+        value + half,
+        n,
+        f"{100 * level:g} % jackknife t interval over {n} blocks of units",
+    )
 
 
 def cosine_between(a: ContrastSums, b: ContrastSums, *, level: float = 0.95) -> Estimate:
-    """Cosine between two directions over the same blocks (two models on the same questions), with its jackknife interval.
+    """Cosine between two directions over the same blocks (two models on the same questions), with
+    its jackknife interval.
 
     Raises:
         InputError: as `jackknife`.

@@ -1,8 +1,9 @@
 """How far and how consistently deltas move, and what of that stands above noise.
 
-A delta is δ = after − before of one prompt. Summaries take leading batch axes (layers × positions) and return a number, or a
-row of numbers, for each entry. float64 inside; float64 out for float64 in, else float32. A row without length has no
-direction and is an error that names it: nothing is left out silently.
+A delta is δ = after − before of one prompt. Summaries take leading batch axes (layers × positions)
+and return a number, or a row of numbers, for each entry. float64 inside; float64 out for float64
+in, else float32. A row without length has no direction and is an error that names it: nothing is
+left out silently.
 """
 
 from dataclasses import dataclass
@@ -19,27 +20,42 @@ from emlens.geometry.linear import result_dtype, row_lengths, rows_of
 def cosine_to_mean(
     deltas: Float[Tensor, "*batch row d"], reference: Float[Tensor, "*batch d"]
 ) -> Float[Tensor, "*batch row"]:
-    """Cosine between each delta and a reference vector, for arXiv 2606.20814 the mean *training* delta.
+    """Cosine between each delta and a reference vector, for arXiv 2606.20814 the mean *training*
+    delta.
 
     Range [-1, 1]; invariant to rotation, and to the length of either.
 
     Raises:
         InputError: another width, values that are not finite, a zero delta or a zero reference.
     """
-    require_ndim(reference, 1, "reference", "a vector of shape (d,), such as the mean training delta")
+    require_ndim(
+        reference, 1, "reference", "a vector of shape (d,), such as the mean training delta"
+    )
     rows = rows_of(deltas, "deltas", reference, "reference")
     mean = as_float64(reference, "reference")
     if bool((torch.linalg.vector_norm(mean, dim=-1) == 0).any()):
-        raise InputError("reference is zero and so has no direction; pass the mean of training deltas")
-    scale = row_lengths(rows, "deltas", "is zero") * torch.linalg.vector_norm(mean, dim=-1)[..., None]
-    return ((rows * mean[..., None, :]).sum(dim=-1) / scale).clamp(-1.0, 1.0).to(result_dtype(deltas, reference))
+        raise InputError(
+            "reference is zero and so has no direction; pass the mean of training deltas"
+        )
+    scale = (
+        row_lengths(rows, "deltas", "is zero") * torch.linalg.vector_norm(mean, dim=-1)[..., None]
+    )
+    return (
+        ((rows * mean[..., None, :]).sum(dim=-1) / scale)
+        .clamp(-1.0, 1.0)
+        .to(result_dtype(deltas, reference))
+    )
 
 
-def components_above_rounding(deltas: Float[Tensor, "row d"], before: Float[Tensor, "other d"]) -> int:
-    """How many centred components of deltas stand above the rounding of the activations they are differences of.
+def components_above_rounding(
+    deltas: Float[Tensor, "row d"], before: Float[Tensor, "other d"]
+) -> int:
+    """How many centred components of deltas stand above the rounding of the activations they are
+    differences of.
 
-    The floor is 4 ε‖before‖ (Frobenius), ε of the dtype of `before`, which must be the one the activations were kept in.
-    A rank-1 adapter shifts its own block by one component; what is left beside it is rounding and must not be compared.
+    The floor is 4 ε‖before‖ (Frobenius), ε of the dtype of `before`, which must be the one the
+    activations were kept in. A rank-1 adapter shifts its own block by one component; what is left
+    beside it is rounding and must not be compared.
 
     Raises:
         InputError: another width, values that are not finite.
@@ -51,15 +67,19 @@ def components_above_rounding(deltas: Float[Tensor, "row d"], before: Float[Tens
 
 @dataclass(frozen=True, eq=False)
 class DeltaSummary:
-    """How far and how consistently one set of deltas moves; every field but `n` has the batch axes of the deltas.
+    """How far and how consistently one set of deltas moves; every field but `n` has the batch axes
+    of the deltas.
 
     Args:
         norms: length of each delta (..., row).
-        cosines: cosine of each delta to the set's own mean (..., row); biased upwards, since each row is part of the mean.
-        cosines_to_others: cosine of each delta to the mean of all others (..., row); about 0 if nothing is common. One row: nan.
+        cosines: cosine of each delta to the set's own mean (..., row); biased upwards, since each
+            row is part of the mean.
+        cosines_to_others: cosine of each delta to the mean of all others (..., row); about 0 if
+            nothing is common. One row: nan.
         mean_norm: length of the mean delta.
         rms_norm: root mean square length; mean_norm² + spread² (n − 1)/n is its square.
-        spread: root of the summed variances of the coordinates (n − 1): how far deltas lie from their mean. One row: nan.
+        spread: root of the summed variances of the coordinates (n − 1): how far deltas lie from
+            their mean. One row: nan.
         noise_norm: root mean square length of the floor's rows; None without a floor.
         n: number of deltas.
     """
@@ -75,23 +95,30 @@ class DeltaSummary:
 
     @property
     def common_share(self) -> Float[Tensor, "*batch"]:
-        """Share of the mean squared length that the mean delta explains, in [0, 1]; about 1/n if nothing is common."""
+        """Share of the mean squared length that the mean delta explains, in [0, 1]; about 1/n if
+        nothing is common.
+        """
         return (self.mean_norm / self.rms_norm) ** 2
 
     @property
     def unbiased_common_share(self) -> Float[Tensor, "*batch"]:
-        """The same without the 1/n: mean inner product of two different deltas over the mean squared length; in [-1/(n − 1), 1].
+        """The same without the 1/n: mean inner product of two different deltas over the mean
+        squared length; in [-1/(n − 1), 1].
 
         0 on average where nothing is common, whatever n is. One delta: nan.
         """
         share = self.common_share
-        return (self.n * share - 1) / (self.n - 1) if self.n > 1 else torch.full_like(share, torch.nan)
+        return (
+            (self.n * share - 1) / (self.n - 1) if self.n > 1 else torch.full_like(share, torch.nan)
+        )
 
     @property
     def signal_to_noise(self) -> Float[Tensor, "*batch"]:
-        """rms_norm / noise_norm, an amplitude ratio in [0, ∞]: 1 where deltas are no longer than batching noise alone.
+        """rms_norm / noise_norm, an amplitude ratio in [0, ∞]: 1 where deltas are no longer than
+        batching noise alone.
 
-        Infinite where the floor is exactly 0, which is what re-batching gives on one device in float32 at equal shapes.
+        Infinite where the floor is exactly 0, which is what re-batching gives on one device in
+        float32 at equal shapes.
 
         Raises:
             InputError: the summary was made without a floor.
@@ -107,12 +134,15 @@ def delta_summary(
     """Lengths of deltas, how well they agree with each other, and how far they stand above a floor.
 
     Args:
-        floor: differences that are noise by construction: the *same* model on the same prompts in other batches.
+        floor: differences that are noise by construction: the *same* model on the same prompts in
+            other batches.
 
-    Invariant to rotation; lengths scale with the deltas; cosines, shares and the signal-to-noise ratio do not.
+    Invariant to rotation; lengths scale with the deltas; cosines, shares and the signal-to-noise
+    ratio do not.
 
     Raises:
-        InputError: no row, values that are not finite, a zero delta, a mean of zero, or a floor of another width or batch.
+        InputError: no row, values that are not finite, a zero delta, a mean of zero, or a floor of
+            another width or batch.
     """
     rows = rows_of(deltas, "deltas")
     norms, mean = row_lengths(rows, "deltas", "is zero"), rows.mean(dim=-2)
@@ -125,7 +155,8 @@ def delta_summary(
         quiet = rows_of(floor, "floor", deltas, "deltas")
         if quiet.shape[:-2] != rows.shape[:-2]:
             raise InputError(
-                f"floor has batch axes {tuple(quiet.shape[:-2])} and deltas {tuple(rows.shape[:-2])}; pass one floor a batch entry"
+                f"floor has batch axes {tuple(quiet.shape[:-2])} and deltas"
+                f" {tuple(rows.shape[:-2])}; pass one floor a batch entry"
             )
         noise = quiet.square().sum(dim=-1).mean(dim=-1).sqrt().to(out)
     squared_spread = (rows - mean[..., None, :]).square().sum(dim=(-2, -1))
@@ -135,7 +166,9 @@ def delta_summary(
         cosines_to_others=_cosines_to_others(rows, norms).to(out),
         mean_norm=torch.linalg.vector_norm(mean, dim=-1).to(out),
         rms_norm=norms.square().mean(dim=-1).sqrt().to(out),
-        spread=(squared_spread / (n - 1) if n > 1 else torch.full_like(squared_spread, torch.nan)).sqrt().to(out),
+        spread=(squared_spread / (n - 1) if n > 1 else torch.full_like(squared_spread, torch.nan))
+        .sqrt()
+        .to(out),
         noise_norm=noise,
         n=n,
     )

@@ -1,7 +1,8 @@
 """A covariance shrunk towards a multiple of the identity, and its inverse times a vector.
 
-Few rows make a sample covariance singular or wildly conditioned; (1 − ρ) S + ρ τ I, τ the mean variance, has an inverse for
-every ρ > 0. Nothing of size (d, d) is made where there are fewer rows than coordinates. float64.
+Few rows make a sample covariance singular or wildly conditioned; (1 − ρ) S + ρ τ I, τ the mean
+variance, has an inverse for every ρ > 0. Nothing of size (d, d) is made where there are fewer rows
+than coordinates. float64.
 """
 
 from typing import Literal
@@ -16,32 +17,45 @@ Shrinkage = float | Literal["oas"]
 
 
 def oas_shrinkage(trace: float, trace_of_square: float, d: int, freedom: int) -> float:
-    """ρ in (0, 1] of the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar & Hero 2010).
+    """ρ in (0, 1] of the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar & Hero
+    2010).
 
     Args:
         trace, trace_of_square: tr S and tr S² of the sample covariance.
         freedom: its degrees of freedom.
 
-    ρ = (tr S² + tr² S) / ((freedom + 1)(tr S² − tr² S / d)), at most 1: terms of order 2/d are left out, as scikit-learn does.
+    ρ = (tr S² + tr² S) / ((freedom + 1)(tr S² − tr² S / d)), at most 1: terms of order 2/d are left
+    out, as scikit-learn does.
     """
     spread = (freedom + 1) * (trace_of_square - trace**2 / d)
     return 1.0 if spread <= 0 else min(1.0, (trace_of_square + trace**2) / spread)
 
 
-def resolve_shrinkage(shrinkage: Shrinkage, trace: float, trace_of_square: float, d: int, freedom: int) -> float:
+def resolve_shrinkage(
+    shrinkage: Shrinkage, trace: float, trace_of_square: float, d: int, freedom: int
+) -> float:
     """The ρ that was asked for.
 
     Raises:
-        InputError: no variance, a shrinkage outside [0, 1], or 0 where the covariance has no inverse.
+        InputError: no variance, a shrinkage outside [0, 1], or 0 where the covariance has no
+            inverse.
     """
     if trace <= 0:
-        raise InputError("rows do not vary within their class, so there is no covariance to whiten with; pass rows that differ")
+        raise InputError(
+            "rows do not vary within their class, so there is no covariance to whiten with;"
+            " pass rows that differ"
+        )
     if shrinkage == "oas":
         return oas_shrinkage(trace, trace_of_square, d, freedom)
     if isinstance(shrinkage, bool | str) or not 0 <= shrinkage <= 1:
-        raise InputError(f"shrinkage={shrinkage!r} must be 'oas' or a number from 0 (none) to 1 (the identity)")
+        raise InputError(
+            f"shrinkage={shrinkage!r} must be 'oas' or a number from 0 (none) to 1 (the identity)"
+        )
     if shrinkage == 0 and freedom < d:
-        raise InputError(f"shrinkage=0 with {freedom} degrees of freedom in {d} dimensions has no inverse; pass 'oas' or more rows")
+        raise InputError(
+            f"shrinkage=0 with {freedom} degrees of freedom in {d} dimensions has no inverse;"
+            " pass 'oas' or more rows"
+        )
     return float(shrinkage)
 
 
@@ -53,7 +67,8 @@ def whiten_by_rows(
     Cost: min(row, d)³ operations, by the Woodbury identity where rows are fewer.
 
     Raises:
-        InputError: rows without variance, a shrinkage outside [0, 1], or 0 with fewer rows than coordinates.
+        InputError: rows without variance, a shrinkage outside [0, 1], or 0 with fewer rows than
+            coordinates.
     """
     n, d = centred.shape
     if n >= d:
@@ -69,7 +84,10 @@ def whiten_by_rows(
 
 
 def whiten_by_covariance(
-    covariance: Float[Tensor, "d d"], vector: Float[Tensor, " d"], freedom: int, shrinkage: Shrinkage
+    covariance: Float[Tensor, "d d"],
+    vector: Float[Tensor, " d"],
+    freedom: int,
+    shrinkage: Shrinkage,
 ) -> tuple[Float[Tensor, " d"], float]:
     """The same from a covariance that was summed elsewhere.
 

@@ -1,9 +1,10 @@
 """How near to the fine-tuned activations does adding the mean training shift bring those of before?
 
-The steered evaluation of arXiv 2606.20814, on vectors that were captured already: x + α · mean δ against the true after
-activations, beside x itself. It is arithmetic on one site and no intervention: nothing runs through the layers behind it
-(`emlens.steer` does that). A step along *any* direction that most deltas share lowers the error, so a gain says that shifts
-have a common part and nothing about what it does.
+The steered evaluation of arXiv 2606.20814, on vectors that were captured already: x + α · mean δ
+against the true after activations, beside x itself. It is arithmetic on one site and no
+intervention: nothing runs through the layers behind it (`emlens.steer` does that). A step along
+*any* direction that most deltas share lowers the error, so a gain says that shifts have a common
+part and nothing about what it does.
 """
 
 from dataclasses import dataclass
@@ -31,14 +32,17 @@ def add_mean_shift(
 
     Args:
         alpha: the paper uses 0.5 and 1.
-        mode: "raw" takes the mean delta as it is; "relative_norm" its direction at the length of each row; "match_mean_norm" its
-            direction at the mean length of the rows.
+        mode: "raw" takes the mean delta as it is; "relative_norm" its direction at the length of
+            each row; "match_mean_norm" its direction at the mean length of the rows.
 
     Raises:
-        InputError: another width, values that are not finite, an unknown mode, or a zero shift where its direction is asked for.
+        InputError: another width, values that are not finite, an unknown mode, or a zero shift
+            where its direction is asked for.
     """
     if mode not in get_args(SteeringMode):
-        raise InputError(f"mode={mode!r} is unknown; pass one of {', '.join(get_args(SteeringMode))}")
+        raise InputError(
+            f"mode={mode!r} is unknown; pass one of {', '.join(get_args(SteeringMode))}"
+        )
     require_ndim(mean_delta, 1, "mean_delta", "a vector of shape (d,), the mean training delta")
     rows = rows_of(x, "x", mean_delta, "mean_delta")
     step = as_float64(mean_delta, "mean_delta")[..., None, :]
@@ -51,13 +55,15 @@ def add_mean_shift(
 
 @dataclass(frozen=True, eq=False)
 class SteeredEvaluation:
-    """Distances to the true after activations, without and with the added shift, under the released names.
+    """Distances to the true after activations, without and with the added shift, under the released
+    names.
 
     Args:
-        unsteered, steered: `mse`, `rmse`, `mae` over all entries; `mean_l2_error`, `median_l2_error`, `mean_cosine`, `median_cosine` over
-            rows (of an even number, the lower of the two middle values); `kl_true_to_compare`, `kl_compare_to_true`, `symmetric_kl`.
-            The KL columns take a softmax over residual coordinates, which is no distribution over anything; they are here
-            because the released tables have them.
+        unsteered, steered: `mse`, `rmse`, `mae` over all entries; `mean_l2_error`,
+            `median_l2_error`, `mean_cosine`, `median_cosine` over rows (of an even number, the
+            lower of the two middle values); `kl_true_to_compare`, `kl_compare_to_true`,
+            `symmetric_kl`. The KL columns take a softmax over residual coordinates, which is no
+            distribution over anything; they are here because the released tables have them.
         improvement: percent of the unsteered value, positive where steering helps.
         alpha, mode, n: what was added, and the number of rows.
     """
@@ -82,20 +88,27 @@ def steered_evaluation(
 
     Args:
         before, after: activations of the same evaluation prompts, row by row.
-        mean_delta: mean delta of *training* prompts; that of the evaluation prompts would be fitted to what it is tested on.
+        mean_delta: mean delta of *training* prompts; that of the evaluation prompts would be fitted
+            to what it is tested on.
 
     Raises:
-        InputError: unequal shapes, values that are not finite, a zero activation, an unusable shift or mode.
+        InputError: unequal shapes, values that are not finite, a zero activation, an unusable shift
+            or mode.
     """
     rows, true = rows_of(before, "before"), rows_of(after, "after")
     if rows.ndim != 2 or rows.shape != true.shape:
         raise InputError(
-            f"before has shape {tuple(rows.shape)} and after {tuple(true.shape)}; pass the same prompts at one site, both (row, d)"
+            f"before has shape {tuple(rows.shape)} and after {tuple(true.shape)};"
+            " pass the same prompts at one site, both (row, d)"
         )
     steered = add_mean_shift(rows, mean_delta, alpha, mode=mode)
     plain, moved = _distances(rows, true), _distances(steered, true)
     improvement = {
-        name: 100 * (moved[name] - value if name.endswith("cosine") else value - moved[name]) / value if value else float("nan")
+        name: (
+            100 * (moved[name] - value if name.endswith("cosine") else value - moved[name]) / value
+            if value
+            else float("nan")
+        )
         for name, value in plain.items()
     }
     return SteeredEvaluation(plain, moved, improvement, float(alpha), mode, len(rows))

@@ -1,10 +1,11 @@
 """The subspace that a set of vectors spans most strongly, by exact or randomised SVD.
 
-Whether the mean is taken out is always the caller's word (`center` has no default): centring removes the common shift
-that fine-tuning makes, and not centring lets it dominate; studies report both. Asking for more components than the
-vectors' numerical rank is an error, never a basis padded with noise. Computed in float64; results are float64 for
-float64 input and float32 otherwise. Cost: one SVD of (row, d), about 2·row·d·min(row, d) operations a batch entry; the
-randomised method makes some ten passes over the matrix instead, and says how far from exact it can be.
+Whether the mean is taken out is always the caller's word (`center` has no default): centring
+removes the common shift that fine-tuning makes, and not centring lets it dominate; studies report
+both. Asking for more components than the vectors' numerical rank is an error, never a basis padded
+with noise. Computed in float64; results are float64 for float64 input and float32 otherwise. Cost:
+one SVD of (row, d), about 2·row·d·min(row, d) operations a batch entry; the randomised method makes
+some ten passes over the matrix instead, and says how far from exact it can be.
 """
 
 from dataclasses import dataclass
@@ -32,15 +33,19 @@ class Subspace:
     """A k-dimensional subspace fitted to vectors.
 
     Args:
-        basis: orthonormal columns (..., d, k), strongest first, each with its largest entry positive.
-        singular_values: of the (centred) vectors, descending: all of them (..., min(row, d)), or the k that were sought.
-        explained_variance_ratio: share of the total squared norm about `mean` along each basis vector (..., k).
+        basis: orthonormal columns (..., d, k), strongest first, each with its largest entry
+            positive.
+        singular_values: of the (centred) vectors, descending: all of them (..., min(row, d)), or
+            the k that were sought.
+        explained_variance_ratio: share of the total squared norm about `mean` along each basis
+            vector (..., k).
         mean: the vector taken out before fitting (..., d); zeros where `center` is "none".
         n: vectors fitted, a batch entry.
-        rank: numerical rank of the (centred) vectors; the smallest over a batch. Randomised: a lower limit of it.
+        rank: numerical rank of the (centred) vectors; the smallest over a batch. Randomised: a
+            lower limit of it.
         center: "mean", "none" or "given".
-        angle_bound: randomised only: the sine of the largest angle to the exact subspace is at most this (...), for the
-            basis before it is rounded to float32.
+        angle_bound: randomised only: the sine of the largest angle to the exact subspace is at most
+            this (...), for the basis before it is rounded to float32.
     """
 
     basis: Float[Tensor, "*batch d k"]
@@ -56,7 +61,15 @@ class Subspace:
         kept = [f"{float(share):.3g}" for share in self.explained_variance_ratio.reshape(-1)[:8]]
         batch = {"batch": tuple(self.basis.shape[:-2])} if self.basis.ndim > 2 else {}
         shares = {} if batch else {"explained": ", ".join(kept) + (", …" if self.k > 8 else "")}
-        return {"k": self.k, "d_model": self.d_model, **batch, "n": self.n, "rank": self.rank, "center": self.center, **shares}
+        return {
+            "k": self.k,
+            "d_model": self.d_model,
+            **batch,
+            "n": self.n,
+            "rank": self.rank,
+            "center": self.center,
+            **shares,
+        }
 
     def __repr__(self) -> str:
         return in_a_line("Subspace", self._facts())
@@ -78,7 +91,9 @@ class Subspace:
         Raises:
             InputError: x has another width, or is not finite.
         """
-        moved = rows_of(x, "x", self.mean, "the subspace") - self.mean.to(torch.float64)[..., None, :]
+        moved = (
+            rows_of(x, "x", self.mean, "the subspace") - self.mean.to(torch.float64)[..., None, :]
+        )
         return (moved @ self.basis.to(torch.float64)).to(result_dtype(x, self.basis))
 
     def project(self, x: Float[Tensor, "*batch row d"]) -> Float[Tensor, "*batch row d"]:
@@ -94,7 +109,8 @@ class Subspace:
 def centred_rows(
     vectors: Float[Tensor, "*batch row d"], center: Center, name: str = "vectors"
 ) -> tuple[Float[Tensor, "*batch row d"], Float[Tensor, "*batch d"], str]:
-    """float64 rows with the chosen mean taken out, that mean, and which it was ("mean", "none", "given").
+    """float64 rows with the chosen mean taken out, that mean, and which it was ("mean", "none",
+    "given").
 
     Raises:
         InputError: no row, values that are not finite, or an unusable `center`.
@@ -109,7 +125,9 @@ def centred_rows(
     elif center is False:
         return wide, wide.new_zeros(*wide.shape[:-2], wide.shape[-1]), "none"
     else:
-        raise InputError(f"center={center!r} is unknown; pass True or 'mean', False, or the vector to take out")
+        raise InputError(
+            f"center={center!r} is unknown; pass True or 'mean', False, or the vector to take out"
+        )
     return wide - mean[..., None, :], mean, kind
 
 
@@ -126,33 +144,45 @@ def top_k_subspace(
 
     Args:
         vectors: rows (..., row, d); leading axes are a batch, one subspace each.
-        k: how many; or a share of variance in (0, 1): the fewest components that reach it; or "elbow": where the scree
-            plot of singular values falls into two groups (`geometry.components`). The last two refuse a batch.
+        k: how many; or a share of variance in (0, 1): the fewest components that reach it; or
+            "elbow": where the scree plot of singular values falls into two groups
+            (`geometry.components`). The last two refuse a batch.
         center: True or "mean", False, or a vector to take out.
-        method: "exact", LAPACK's SVD of the centred rows; or "randomised", for a count of a few directions of a large matrix
-            (`geometry.randomised`), whose `angle_bound` says how far from exact they can be.
-        tolerance: largest `angle_bound` that "randomised" may return with; 1e-6 leaves an overlap of 1 − 1e-12.
+        method: "exact", LAPACK's SVD of the centred rows; or "randomised", for a count of a few
+            directions of a large matrix (`geometry.randomised`), whose `angle_bound` says how far
+            from exact they can be.
+        tolerance: largest `angle_bound` that "randomised" may return with; 1e-6 leaves an overlap
+            of 1 − 1e-12.
         seed: of the random start; one seed, one result.
 
-    Rank counts singular values above rounding: eps of the input's type times the Frobenius norm *before* centring.
-    Invariant to the order of rows and to scaling; rotates with the rows.
+    Rank counts singular values above rounding: eps of the input's type times the Frobenius norm
+    *before* centring. Invariant to the order of rows and to scaling; rotates with the rows.
 
     Raises:
-        InputError: `k` above the numerical rank (the message says the rank), values that are not finite, an unusable `k`,
-            `center`, `method` or `tolerance`; with "randomised", a spectrum without a gap at k.
+        InputError: `k` above the numerical rank (the message says the rank), values that are not
+            finite, an unusable `k`, `center`, `method` or `tolerance`; with "randomised", a
+            spectrum without a gap at k.
     """
     if method not in get_args(Method):
         raise InputError(f"method={method!r} is unknown; pass 'exact' or 'randomised'")
     rows, mean, kind = centred_rows(vectors, center)
     size = torch.linalg.vector_norm(rows, dim=(-2, -1))
-    scale = torch.maximum(torch.linalg.vector_norm(vectors.detach().to(torch.float64), dim=(-2, -1)), size)
+    scale = torch.maximum(
+        torch.linalg.vector_norm(vectors.detach().to(torch.float64), dim=(-2, -1)), size
+    )
     floor = rank_tolerance(scale, rows.shape, vectors.dtype)
-    found = _exact(rows, k, floor, kind) if method == "exact" else _randomised(rows, k, floor, tolerance, seed, kind)
+    found = (
+        _exact(rows, k, floor, kind)
+        if method == "exact"
+        else _randomised(rows, k, floor, tolerance, seed, kind)
+    )
     out = result_dtype(vectors)
     return Subspace(
         basis=sign_fixed(found.axes).to(out),
         singular_values=found.singular.to(out),
-        explained_variance_ratio=(found.singular[..., : found.axes.shape[-1]] / size[..., None]).square().to(out),
+        explained_variance_ratio=(found.singular[..., : found.axes.shape[-1]] / size[..., None])
+        .square()
+        .to(out),
         mean=mean.to(out),
         n=rows.shape[-2],
         rank=found.rank,
@@ -176,11 +206,17 @@ def _exact(rows: Tensor, k: int | float | str, floor: Tensor, kind: str) -> _Fou
     return _Found(axes[..., :count, :].mT, singular, rank)
 
 
-def _randomised(rows: Tensor, k: int | float | str, floor: Tensor, tolerance: float, seed: int, kind: str) -> _Found:
+def _randomised(
+    rows: Tensor, k: int | float | str, floor: Tensor, tolerance: float, seed: int, kind: str
+) -> _Found:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"k={k!r} needs the whole spectrum; pass a count of 1 or more, or method='exact'")
+        raise InputError(
+            f"k={k!r} needs the whole spectrum; pass a count of 1 or more, or method='exact'"
+        )
     if not 0 < tolerance < 1:
-        raise InputError(f"tolerance={tolerance!r} must lie between 0 and 1: it bounds the sine of an angle")
+        raise InputError(
+            f"tolerance={tolerance!r} must lie between 0 and 1: it bounds the sine of an angle"
+        )
     batch = rows.shape[:-2]
     found = [
         leading_directions(matrix, k, tolerance=tolerance, floor=float(least), seed=seed, kind=kind)
@@ -196,26 +232,37 @@ def _randomised(rows: Tensor, k: int | float | str, floor: Tensor, tolerance: fl
 
 
 def variance_captured(
-    vectors: Float[Tensor, "*batch row d"], space: Subspace, *, against: Literal["total", "best"] = "total"
+    vectors: Float[Tensor, "*batch row d"],
+    space: Subspace,
+    *,
+    against: Literal["total", "best"] = "total",
 ) -> Float[Tensor, "*batch"]:
     """Share of the vectors' squared norm about `space.mean` that lies in the subspace.
 
-    Against the "total", range [0, 1]: for the vectors it was fitted to, the sum of `explained_variance_ratio`; for isotropic
-    vectors k/d. Against the "best" that k directions about the same mean could capture of *these* vectors, range [0, 1],
-    1 exactly where the subspace is as good as their own top k: the alignment index of Elsayed et al. (2016). It tells a
-    subspace that misses from vectors that no k directions could hold. Invariant to scaling and rotation about the mean,
-    and to the basis of the subspace; not symmetric in what was fitted and what is captured.
+    Against the "total", range [0, 1]: for the vectors it was fitted to, the sum of
+    `explained_variance_ratio`; for isotropic vectors k/d. Against the "best" that k directions
+    about the same mean could capture of *these* vectors, range [0, 1], 1 exactly where the subspace
+    is as good as their own top k: the alignment index of Elsayed et al. (2016). It tells a subspace
+    that misses from vectors that no k directions could hold. Invariant to scaling and rotation
+    about the mean, and to the basis of the subspace; not symmetric in what was fitted and what is
+    captured.
 
     Raises:
-        InputError: another width, values that are not finite, vectors that all equal the mean, an unknown `against`.
+        InputError: another width, values that are not finite, vectors that all equal the mean, an
+            unknown `against`.
     """
     if against not in ("total", "best"):
         raise InputError(f"against={against!r} is unknown; pass 'total' or 'best'")
-    moved = rows_of(vectors, "vectors", space.mean, "the subspace") - space.mean.to(torch.float64)[..., None, :]
+    moved = (
+        rows_of(vectors, "vectors", space.mean, "the subspace")
+        - space.mean.to(torch.float64)[..., None, :]
+    )
     inside = (moved @ space.basis.to(torch.float64)).square().sum(dim=(-2, -1))
     whole = moved.square().sum(dim=(-2, -1))
     if bool((whole == 0).any()):
-        raise InputError("vectors all equal the mean of the subspace, so they have no variance to capture")
+        raise InputError(
+            "vectors all equal the mean of the subspace, so they have no variance to capture"
+        )
     if against == "best":
         whole = torch.linalg.svdvals(moved)[..., : space.k].square().sum(dim=-1)
     return (inside / whole).clamp(max=1.0).to(result_dtype(vectors, space.basis))

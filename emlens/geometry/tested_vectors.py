@@ -1,7 +1,8 @@
 """Is a reference made of the vectors under test? Then what is tested would be its own null.
 
-Seen are the vectors themselves, their negatives and 16-bit roundings, and covariances and second moments of them. Not
-seen are vectors that were rotated, averaged or noised: keeping the reference apart stays the caller's business.
+Seen are the vectors themselves, their negatives and 16-bit roundings, and covariances and second
+moments of them. Not seen are vectors that were rotated, averaged or noised: keeping the reference
+apart stays the caller's business.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,15 @@ SAME_ROW = 2**-8
 """Relative distance within which two vectors are one, rounded differently: the step of bfloat16."""
 
 SAME_COVARIANCE = 1e-9
-"""1 − cosine of two matrices that differ by float32 rounding lies far below; of two samples far above."""
+"""1 − cosine of two matrices that differ by float32 rounding lies far below; of two samples far
+above.
+"""
 
 
 def is_covariance(matrix: Tensor) -> bool:
-    """Whether a matrix is read as a covariance: square, and symmetric up to rounding (as `gaussian_factor` reads it)."""
+    """Whether a matrix is read as a covariance: square, and symmetric up to rounding (as
+    `gaussian_factor` reads it).
+    """
     if matrix.ndim != 2 or len(matrix) != matrix.shape[1]:
         return False
     wide = matrix.detach().to(torch.float64)
@@ -33,12 +38,14 @@ def refuse_tested(reference: Tensor, tested: Sequence[Tensor], name: str) -> Non
     """Refuse a covariance, or vectors, made of the vectors under test.
 
     Raises:
-        InputError: tested vectors among the rows, a twentieth of the smaller number (at least two), or it is a covariance or
-            second moment of one tested set or of all together; sets of another width.
+        InputError: tested vectors among the rows, a twentieth of the smaller number (at least two),
+            or it is a covariance or second moment of one tested set or of all together; sets of
+            another width.
     """
     if isinstance(tested, Tensor):
         raise InputError(
-            f"tested is a tensor of shape {tuple(tested.shape)}; pass a list or tuple of sets, each (row, d)"
+            f"tested is a tensor of shape {tuple(tested.shape)};"
+            " pass a list or tuple of sets, each (row, d)"
         )
     if not tested:
         return
@@ -53,9 +60,12 @@ def refuse_tested(reference: Tensor, tested: Sequence[Tensor], name: str) -> Non
         pooled = torch.cat(sets)
         for part in (*sets, *centred, pooled, pooled - pooled.mean(dim=0), torch.cat(centred)):
             inner, norm = ((part @ wide) * part).sum(), torch.linalg.matrix_norm(part @ part.T)
-            if float(size * norm) > 0 and float(size * norm - inner) <= SAME_COVARIANCE * float(size * norm):
+            if float(size * norm) > 0 and float(size * norm - inner) <= SAME_COVARIANCE * float(
+                size * norm
+            ):
                 raise InputError(
-                    f"{name} is the covariance of tested vectors, so that what is tested would be its own null; {advice}"
+                    f"{name} is the covariance of tested vectors,"
+                    f" so that what is tested would be its own null; {advice}"
                 )
         return
     pool = torch.cat(sets)
@@ -63,6 +73,6 @@ def refuse_tested(reference: Tensor, tested: Sequence[Tensor], name: str) -> Non
     held = int((apart < SAME_ROW**2 * pool.square().sum(1)).any(dim=1).sum())
     if held >= max(2, min(len(wide), len(pool)) // 20):
         raise InputError(
-            f"{name} holds {held} of the tested vectors among its {len(wide)} rows, so that what is tested would be its own "
-            f"null; {advice}"
+            f"{name} holds {held} of the tested vectors among its {len(wide)} rows,"
+            f" so that what is tested would be its own null; {advice}"
         )

@@ -1,10 +1,12 @@
-"""What low-rank weight updates ΔW = s·BA write into, and what they read from, without ever forming BA.
+"""What low-rank weight updates ΔW = s·BA write into, and what they read from, without ever forming
+BA.
 
-An adapter's update maps an input of width d_in to an output of width d_out. The columns of ΔW span what it can write
-(for `down_proj` and `o_proj` that is the residual stream), its rows what it reads. Two QR factorisations bring ΔW to its
-(r, r) core, whose SVD is that of ΔW: O((d_in + d_out) r²), no (d_out, d_in) matrix. The split into B and A is a matter
-of gauge, BM and M⁻¹A being the same update: nothing here depends on it, as comparing B matrices themselves would.
-Subspace angles between updates of emergently misaligned fine-tunes: Arturi et al. 2025 (arXiv 2511.02022).
+An adapter's update maps an input of width d_in to an output of width d_out. The columns of ΔW span
+what it can write (for `down_proj` and `o_proj` that is the residual stream), its rows what it
+reads. Two QR factorisations bring ΔW to its (r, r) core, whose SVD is that of ΔW: O((d_in + d_out)
+r²), no (d_out, d_in) matrix. The split into B and A is a matter of gauge, BM and M⁻¹A being the
+same update: nothing here depends on it, as comparing B matrices themselves would. Subspace angles
+between updates of emergently misaligned fine-tunes: Arturi et al. 2025 (arXiv 2511.02022).
 """
 
 from dataclasses import dataclass
@@ -44,16 +46,22 @@ class WeightUpdate:
         return torch.linalg.vector_norm(self.singular_values, dim=-1)
 
     def basis(self, side: UpdateSide, k: int | None = None) -> Float[Tensor, "*batch d k"]:
-        """The k strongest directions that the update writes ("output") or reads ("input"); all `rank` of them by default.
+        """The k strongest directions that the update writes ("output") or reads ("input"); all
+        `rank` of them by default.
 
         Raises:
             InputError: an unknown side, or k above the rank.
         """
         if side not in get_args(UpdateSide):
-            raise InputError(f"side={side!r} is unknown; pass 'output' for what the update writes or 'input' for what it reads")
+            raise InputError(
+                f"side={side!r} is unknown; pass 'output' for what the update writes or 'input' for"
+                " what it reads"
+            )
         count = self.rank if k is None else k
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.rank:
-            raise InputError(f"k={k!r} must be an integer from 1 to the rank of the update, {self.rank}")
+            raise InputError(
+                f"k={k!r} must be an integer from 1 to the rank of the update, {self.rank}"
+            )
         return (self.left if side == "output" else self.right)[..., :count]
 
 
@@ -68,29 +76,48 @@ def weight_update(
         scale: α/r, or α/√r with rank-stabilised LoRA. It changes norms and no angle.
 
     Raises:
-        InputError: factors that do not fit, values that are not finite, a scale of zero, or an update that is zero.
+        InputError: factors that do not fit, values that are not finite, a scale of zero, or an
+            update that is zero.
     """
     require_ndim(a, 2, "a", "the factor A of shape (r, d_in)")
     require_ndim(b, 2, "b", "the factor B of shape (d_out, r)")
     if a.shape[:-2] != b.shape[:-2] or a.shape[-2] != b.shape[-1]:
-        raise InputError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; pass A (r, d_in) and B (d_out, r) of one adapter")
+        raise InputError(
+            f"a has shape {tuple(a.shape)} and b {tuple(b.shape)};"
+            " pass A (r, d_in) and B (d_out, r) of one adapter"
+        )
     if not scale or scale != scale or abs(scale) == float("inf"):
-        raise InputError(f"scale={scale!r} makes no update; pass alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA")
+        raise InputError(
+            f"scale={scale!r} makes no update; pass alpha / r,"
+            " or alpha / sqrt(r) with rank-stabilised LoRA"
+        )
     read, write = as_float64(a, "a"), as_float64(b, "b")
     q_in, r_in = torch.linalg.qr(read.mT)
     q_out, r_out = torch.linalg.qr(write)
     left, singular, right = torch.linalg.svd(r_out @ r_in.mT, full_matrices=False)
     size = torch.linalg.matrix_norm(r_out) * torch.linalg.matrix_norm(r_in)
-    tolerance = torch.maximum(rank_tolerance(size, b.shape, torch.float64), rank_tolerance(singular[..., 0], b.shape, result_dtype(a, b)))
+    tolerance = torch.maximum(
+        rank_tolerance(size, b.shape, torch.float64),
+        rank_tolerance(singular[..., 0], b.shape, result_dtype(a, b)),
+    )
     rank = (singular > tolerance[..., None]).sum(dim=-1)
     if int(rank.min()) == 0:
-        where = "" if rank.ndim == 0 else f" at batch index {tuple(int(i) for i in (rank == 0).nonzero()[0])}"
-        raise InputError(f"the update BA is zero{where}, as at the start of training; it spans nothing")
+        where = (
+            ""
+            if rank.ndim == 0
+            else f" at batch index {tuple(int(i) for i in (rank == 0).nonzero()[0])}"
+        )
+        raise InputError(
+            f"the update BA is zero{where}, as at the start of training; it spans nothing"
+        )
     write_axes, out = q_out @ left, result_dtype(a, b)
     fixed = sign_fixed(write_axes)
-    flipped = (fixed * write_axes).sum(dim=-2, keepdim=True)  # ±1, so that left and right turn together
+    # ±1, so that left and right turn together
+    flipped = (fixed * write_axes).sum(dim=-2, keepdim=True)
     read_axes = (q_in @ right.mT) * torch.sign(flipped) * (1 if scale > 0 else -1)
-    return WeightUpdate(fixed.to(out), (singular * abs(scale)).to(out), read_axes.to(out), int(rank.min()))
+    return WeightUpdate(
+        fixed.to(out), (singular * abs(scale)).to(out), read_axes.to(out), int(rank.min())
+    )
 
 
 def weight_update_angles(
@@ -101,8 +128,9 @@ def weight_update_angles(
     Args:
         k: strongest directions of each; by default all that they have, whose ranks may differ.
 
-    Range [0, π/2]; invariant to the gauge of the factors and to scales. Adapters are low-rank whatever they learned: chance is
-    `overlap_null(d, k_a, k_b)` for directions without preference, and a benign fine-tune's angles otherwise.
+    Range [0, π/2]; invariant to the gauge of the factors and to scales. Adapters are low-rank
+    whatever they learned: chance is `overlap_null(d, k_a, k_b)` for directions without preference,
+    and a benign fine-tune's angles otherwise.
 
     Raises:
         InputError: k above a rank, updates of another width, an unknown side.
@@ -116,12 +144,20 @@ def weight_update_cosine(first: WeightUpdate, second: WeightUpdate) -> Float[Ten
     Raises:
         InputError: updates of other shapes.
     """
-    if first.left.shape[-2] != second.left.shape[-2] or first.right.shape[-2] != second.right.shape[-2]:
+    if (
+        first.left.shape[-2] != second.left.shape[-2]
+        or first.right.shape[-2] != second.right.shape[-2]
+    ):
         shapes = [(update.left.shape[-2], update.right.shape[-2]) for update in (first, second)]
-        raise InputError(f"the updates have shapes {shapes[0]} and {shapes[1]}; pass updates of the same module")
+        raise InputError(
+            f"the updates have shapes {shapes[0]} and {shapes[1]}; pass updates of the same module"
+        )
     written = first.left.to(torch.float64).mT @ second.left.to(torch.float64)
     read = first.right.to(torch.float64).mT @ second.right.to(torch.float64)
-    weights = first.singular_values.to(torch.float64)[..., :, None] * second.singular_values.to(torch.float64)[..., None, :]
+    weights = (
+        first.singular_values.to(torch.float64)[..., :, None]
+        * second.singular_values.to(torch.float64)[..., None, :]
+    )
     scale = first.norm.to(torch.float64) * second.norm.to(torch.float64)
     found = (written * read * weights).sum(dim=(-2, -1)) / scale
     return found.clamp(-1.0, 1.0).to(result_dtype(first.left, second.left))

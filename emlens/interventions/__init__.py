@@ -1,4 +1,6 @@
-"""Interventions on activations as plain data, always undone; edits of weights as adapters; what an adapter reads and writes."""
+"""Interventions on activations as plain data, always undone; edits of weights as adapters; what an
+adapter reads and writes.
+"""
 
 from emlens.interventions.adapter_lens import (
     AdapterScalars,
@@ -9,11 +11,23 @@ from emlens.interventions.adapter_lens import (
 )
 from emlens.interventions.adding import Steering, steer
 from emlens.interventions.lora import LoraAdapter, LoraFactors
-from emlens.interventions.lora_sums import combined, interpolated, perturbed, random_update, update_norm, with_norm
+from emlens.interventions.lora_sums import (
+    combined,
+    interpolated,
+    perturbed,
+    random_update,
+    update_norm,
+    with_norm,
+)
 from emlens.interventions.patching import RecordedRun, Swap, swap
 from emlens.interventions.plain import PlainIntervention
 from emlens.interventions.projecting import Ablation, ablate
-from emlens.interventions.replacing import MeanAblation, ResampleAblation, mean_ablate, resample_ablate
+from emlens.interventions.replacing import (
+    MeanAblation,
+    ResampleAblation,
+    mean_ablate,
+    resample_ablate,
+)
 from emlens.interventions.saving import (
     intervention_from_record,
     intervention_to_record,

@@ -1,6 +1,7 @@
 """Steering: a vector is added to the stream.
 
-In units of the vector itself, of its direction, or of the length that each token's own activation has there.
+In units of the vector itself, of its direction, or of the length that each token's own activation
+has there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,15 @@ from emlens.geometry import Direction
 from emlens.interventions.arithmetic import NormStep, shifting
 from emlens.interventions.plain import PlainIntervention
 from emlens.interventions.projecting import check_width
-from emlens.interventions.where import At, Positions, parse_at, parse_touched, resolve, unit_vector, vector_of
+from emlens.interventions.where import (
+    At,
+    Positions,
+    parse_at,
+    parse_touched,
+    resolve,
+    unit_vector,
+    vector_of,
+)
 
 Unit = Literal["vector", "unit", "resid_norm"]
 
@@ -53,7 +62,9 @@ class Steering(PlainIntervention):
         return shifting(step) if self.unit == "unit" else NormStep(step)
 
     def apply(
-        self, activation: Float[Tensor, "batch token d_model"], mask: Bool[Tensor, "batch token"] | None = None
+        self,
+        activation: Float[Tensor, "batch token d_model"],
+        mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token d_model"]:
         """The arithmetic alone, on any activation."""
         check_width(activation, self.d_model)
@@ -66,8 +77,17 @@ class Steering(PlainIntervention):
         return {"vector": self.vector}
 
     @classmethod
-    def restored(cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Steering":
-        return cls(tensors["vector"], options["coefficient"], options["unit"], at, positions, options["own_site"])
+    def restored(
+        cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> "Steering":
+        return cls(
+            tensors["vector"],
+            options["coefficient"],
+            options["unit"],
+            at,
+            positions,
+            options["own_site"],
+        )
 
 
 def steer(
@@ -81,12 +101,13 @@ def steer(
 
     Args:
         coefficient: how much; negative steers away.
-        unit: `"vector"` adds coefficient × the direction as it is; `"unit"` × its unit vector; `"resid_norm"` × its unit
-            vector × the norm of each token's own activation.
+        unit: `"vector"` adds coefficient × the direction as it is; `"unit"` × its unit vector;
+            `"resid_norm"` × its unit vector × the norm of each token's own activation.
         at, positions: as in `ablate`.
 
     Raises:
-        InputError: a zero vector, a coefficient that is not finite, an unknown `unit`, `at` or `positions`.
+        InputError: a zero vector, a coefficient that is not finite, an unknown `unit`, `at` or
+            `positions`.
 
     Reference: h ← h + αv, 2506.11618; contrastive activation addition, 2312.06681.
     """
@@ -96,4 +117,6 @@ def steer(
         raise InputError(f"unit={unit!r} is unknown; pass 'vector', 'unit' or 'resid_norm'")
     if not abs(float(coefficient)) < float("inf"):
         raise InputError(f"coefficient={coefficient} is not a finite number")
-    return Steering(vector, float(coefficient), unit, at, touched, None if own is None else str(own))
+    return Steering(
+        vector, float(coefficient), unit, at, touched, None if own is None else str(own)
+    )

@@ -1,7 +1,9 @@
-"""The pure functions that interventions become: low-rank affine maps, steps by the norm, values put in place.
+"""The pure functions that interventions become: low-rank affine maps, steps by the norm, values put
+in place.
 
-Arithmetic runs in float32 (float64 for float64 input) and returns the activation's dtype; inputs are never written to.
-An affine map costs two matrix products of its rank, however many interventions were joined into it.
+Arithmetic runs in float32 (float64 for float64 input) and returns the activation's dtype; inputs
+are never written to. An affine map costs two matrix products of its rank, however many
+interventions were joined into it.
 """
 
 from weakref import WeakKeyDictionary
@@ -61,11 +63,16 @@ class AffineMap(Edit):
             return
         if bool((shift != 0).any()):  # one more coordinate that is always 1
             read = torch.cat([read, torch.zeros_like(read[:, :1])], dim=1)
-            bias, write = torch.cat([bias, torch.ones_like(bias[:1])]), torch.cat([write, shift[None]])
+            bias, write = (
+                torch.cat([bias, torch.ones_like(bias[:1])]),
+                torch.cat([write, shift[None]]),
+            )
         self._converted = Converted(read, bias, write)
 
     def __call__(
-        self, activation: Float[Tensor, "batch token d_model"], mask: Bool[Tensor, "batch token"] | None
+        self,
+        activation: Float[Tensor, "batch token d_model"],
+        mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
         h = wide(activation)
         if self._shifts_only:
@@ -91,7 +98,9 @@ class AffineMap(Edit):
         return self._joined[after]
 
 
-def projection(basis: Float[Tensor, "d_model k"], baseline: Float[Tensor, " d_model"] | None) -> AffineMap:
+def projection(
+    basis: Float[Tensor, "d_model k"], baseline: Float[Tensor, " d_model"] | None
+) -> AffineMap:
     """h ← h − B Bᵀ(h − μ) for orthonormal columns B."""
     bias = torch.zeros_like(basis[0]) if baseline is None else -(baseline @ basis)
     return AffineMap(basis, bias, -basis.T, torch.zeros_like(basis[:, 0]))
@@ -99,7 +108,12 @@ def projection(basis: Float[Tensor, "d_model k"], baseline: Float[Tensor, " d_mo
 
 def shifting(vector: Float[Tensor, " d_model"]) -> AffineMap:
     """h ← h + v."""
-    return AffineMap(vector.new_zeros(len(vector), 0), vector.new_zeros(0), vector.new_zeros(0, len(vector)), vector)
+    return AffineMap(
+        vector.new_zeros(len(vector), 0),
+        vector.new_zeros(0),
+        vector.new_zeros(0, len(vector)),
+        vector,
+    )
 
 
 class NormStep(Edit):
@@ -109,18 +123,25 @@ class NormStep(Edit):
         self._step = Converted(step)
 
     def __call__(
-        self, activation: Float[Tensor, "batch token d_model"], mask: Bool[Tensor, "batch token"] | None
+        self,
+        activation: Float[Tensor, "batch token d_model"],
+        mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
         h = wide(activation)
         (step,) = self._step.like(h)
-        return where_touched(mask, torch.addcmul(h, torch.linalg.vector_norm(h, dim=-1, keepdim=True), step), activation)
+        return where_touched(
+            mask,
+            torch.addcmul(h, torch.linalg.vector_norm(h, dim=-1, keepdim=True), step),
+            activation,
+        )
 
 
 class Placing(Edit):
     """Touched tokens take given values: all of them, or only their part in a span.
 
     Args:
-        held: the rows to choose from (choice, d_model), and, where only a part is placed, orthonormal columns of its span.
+        held: the rows to choose from (choice, d_model), and, where only a part is placed,
+            orthonormal columns of its span.
         index: which row each token takes, by column of the padded batch; None: all take row 0.
     """
 
@@ -131,7 +152,9 @@ class Placing(Edit):
         return self if self._index is None else Placing(self._held, self._index[:, start:stop])
 
     def __call__(
-        self, activation: Float[Tensor, "batch token d_model"], mask: Bool[Tensor, "batch token"] | None
+        self,
+        activation: Float[Tensor, "batch token d_model"],
+        mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
         h = wide(activation)
         values, *basis = self._held.like(h)

@@ -1,8 +1,9 @@
-"""A LoRA adapter as plain factors: read from a directory or off a running model, written as a directory that PEFT loads.
+"""A LoRA adapter as plain factors: read from a directory or off a running model, written as a
+directory that PEFT loads.
 
-Factors stay apart: ΔW = scale · B A is never formed here. Read: LoRA and rsLoRA, with rank and alpha patterns, on linear
-layers and embeddings. Refused: DoRA (its magnitudes are no low-rank update), and adapters that train biases or whole modules.
-Memory: the adapter's own size.
+Factors stay apart: ΔW = scale · B A is never formed here. Read: LoRA and rsLoRA, with rank and
+alpha patterns, on linear layers and embeddings. Refused: DoRA (its magnitudes are no low-rank
+update), and adapters that train biases or whole modules. Memory: the adapter's own size.
 """
 
 import json
@@ -50,13 +51,18 @@ class LoraFactors:
         return self.a.shape[0]
 
     def writes_to_stream(self, module: str, d_model: int) -> bool:
-        """Whether this module's output is added to the residual stream: an embedding, or an output projection by its name."""
-        return self.b.shape[0] == d_model and (self.embedding or module.rpartition(".")[2] in WRITERS)
+        """Whether this module's output is added to the residual stream: an embedding, or an output
+        projection by its name.
+        """
+        return self.b.shape[0] == d_model and (
+            self.embedding or module.rpartition(".")[2] in WRITERS
+        )
 
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Every module's factors by its path inside the causal LM, such as `model.layers.3.mlp.down_proj`.
+    """Every module's factors by its path inside the causal LM, such as
+    `model.layers.3.mlp.down_proj`.
 
     Args:
         modules: in the order of the model's blocks.
@@ -76,7 +82,10 @@ class LoraAdapter:
 
     def __getitem__(self, module: str) -> LoraFactors:
         if module not in self.modules:
-            raise InputError(f"the adapter has no module {module!r}; it has {', '.join(list(self.modules)[:4])} …")
+            raise InputError(
+                f"the adapter has no module {module!r};"
+                f" it has {', '.join(list(self.modules)[:4])} …"
+            )
         return self.modules[module]
 
     @classmethod
@@ -84,26 +93,36 @@ class LoraAdapter:
         """Read an adapter directory saved by PEFT.
 
         Raises:
-            LoadError: no such adapter; not LoRA, or LoRA with parts that are no low-rank update; a factor without its partner.
+            LoadError: no such adapter; not LoRA, or LoRA with parts that are no low-rank update; a
+                factor without its partner.
         """
         path = Path(directory)
         config = _config(path)
         try:
             tensors = load_file(path / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise LoadError(f"{path / WEIGHTS}: cannot be read ({one_line(str(error), 160)}); pass a directory saved by PEFT") from None
+            raise LoadError(
+                f"{path / WEIGHTS}: cannot be read ({one_line(str(error), 160)});"
+                " pass a directory saved by PEFT"
+            ) from None
         found: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             module, _, factor = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
             if factor not in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
-                raise LoadError(f"{path}: holds {name!r}, which is no factor of a low-rank update; merge the adapter and pass the full checkpoint")
+                raise LoadError(
+                    f"{path}: holds {name!r}, which is no factor of a low-rank update;"
+                    " merge the adapter and pass the full checkpoint"
+                )
             found.setdefault(module, {})[factor] = value
         modules = {}
         for module, parts in found.items():
             embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
             a, b = (parts.get(f"lora_{'embedding_' * embedding}{side}") for side in "AB")
             if a is None or b is None or a.shape[0] != b.shape[1]:
-                raise LoadError(f"{path}: module {module!r} has no pair of factors that fit each other; the file is incomplete")
+                raise LoadError(
+                    f"{path}: module {module!r} has no pair of factors that fit each other;"
+                    " the file is incomplete"
+                )
             modules[module] = LoraFactors(a, b, _scale(config, module, a.shape[0]), embedding)
         return cls(modules, config)
 
@@ -112,10 +131,14 @@ class LoraAdapter:
         """The adapter that a model wears, as it is in memory; None for a model without one.
 
         Raises:
-            StateError: a backend that holds no PEFT adapters, a merged adapter, or one that is not plain LoRA.
+            StateError: a backend that holds no PEFT adapters, a merged adapter, or one that is not
+                plain LoRA.
         """
         if not isinstance(model, CheckpointModel):
-            raise StateError(f"backend {model.backend!r} holds no adapters that could be read; load with backend='transformers'")
+            raise StateError(
+                f"backend {model.backend!r} holds no adapters that could be read;"
+                " load with backend='transformers'"
+            )
         if model.adapter is None:
             return None
         from peft.tuners.lora import LoraLayer
@@ -126,23 +149,37 @@ class LoraAdapter:
             if not isinstance(layer, LoraLayer) or internal not in layer.scaling:
                 continue
             if layer.use_dora.get(internal):
-                raise StateError(f"{model.name!r} wears DoRA, whose magnitudes are no low-rank update; merge it and pass the full checkpoint")
+                raise StateError(
+                    f"{model.name!r} wears DoRA, whose magnitudes are no low-rank update;"
+                    " merge it and pass the full checkpoint"
+                )
             embedding = internal in layer.lora_embedding_A
             a = layer.lora_embedding_A[internal] if embedding else layer.lora_A[internal].weight
             b = layer.lora_embedding_B[internal] if embedding else layer.lora_B[internal].weight
-            modules[path] = LoraFactors(a.detach().cpu().clone(), b.detach().cpu().clone(), float(layer.scaling[internal]), embedding)
+            modules[path] = LoraFactors(
+                a.detach().cpu().clone(),
+                b.detach().cpu().clone(),
+                float(layer.scaling[internal]),
+                embedding,
+            )
         if not modules:
-            raise StateError(f"{model.name!r} wears adapter {model.adapter!r}, but no LoRA layer of it was found; pass a LoRA adapter")
+            raise StateError(
+                f"{model.name!r} wears adapter {model.adapter!r},"
+                " but no LoRA layer of it was found; pass a LoRA adapter"
+            )
         return cls(modules)
 
-    def replaced(self, modules: Mapping[str, LoraFactors], edit: Mapping[str, Any]) -> "LoraAdapter":
+    def replaced(
+        self, modules: Mapping[str, LoraFactors], edit: Mapping[str, Any]
+    ) -> "LoraAdapter":
         """The same adapter with some modules' factors replaced, and a line on how."""
         return replace(self, modules={**self.modules, **modules}, edits=(*self.edits, edit))
 
     def save(self, directory: str | Path, *, base: str | None = None) -> Path:
         """Write a directory that `PeftModel.from_pretrained` and `FineTune(path)` load.
 
-        Scales are written as each module's alpha and rank, without rank stabilisation, so that they come back as they are.
+        Scales are written as each module's alpha and rank, without rank stabilisation, so that they
+        come back as they are.
 
         Args:
             base: `base_model_name_or_path`; default: as it was read.
@@ -162,15 +199,24 @@ class LoraAdapter:
             lora_alpha=first.scale * first.r,  # PEFT divides whatever number it is
             target_modules=list(self.modules),
             rank_pattern={_exactly(module): factors.r for module, factors in self.modules.items()},
-            alpha_pattern={_exactly(module): factors.scale * factors.r for module, factors in self.modules.items()},
+            alpha_pattern={
+                _exactly(module): factors.scale * factors.r
+                for module, factors in self.modules.items()
+            },
             fan_in_fan_out=bool(self.config.get("fan_in_fan_out", False)),
             inference_mode=True,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base if base is not None else self.config.get("base_model_name_or_path"),
+            base_model_name_or_path=(
+                base if base is not None else self.config.get("base_model_name_or_path")
+            ),
         )
         tensors = {}
         for module, factors in self.modules.items():
-            names = ("lora_embedding_A", "lora_embedding_B") if factors.embedding else ("lora_A.weight", "lora_B.weight")
+            names = (
+                ("lora_embedding_A", "lora_embedding_B")
+                if factors.embedding
+                else ("lora_A.weight", "lora_B.weight")
+            )
             for name, value in zip(names, (factors.a, factors.b), strict=True):
                 tensors[f"{_PREFIX}{module}.{name}"] = value.contiguous()
         with publishing(path / WEIGHTS) as temporary:
@@ -193,11 +239,20 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads((path / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise LoadError(f"{path / CONFIG}: cannot be read ({one_line(str(error), 160)}); pass a directory saved by PEFT") from None
+        raise LoadError(
+            f"{path / CONFIG}: cannot be read ({one_line(str(error), 160)});"
+            " pass a directory saved by PEFT"
+        ) from None
     if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":
-        raise LoadError(f"{path}: is no LoRA adapter (peft_type {config.get('peft_type') if isinstance(config, dict) else None!r})")
+        raise LoadError(
+            f"{path}: is no LoRA adapter (peft_type"
+            f" {config.get('peft_type') if isinstance(config, dict) else None!r})"
+        )
     if config.get("use_dora"):
-        raise LoadError(f"{path}: is a DoRA adapter, whose magnitudes are no low-rank update; merge it and pass the full checkpoint")
+        raise LoadError(
+            f"{path}: is a DoRA adapter, whose magnitudes are no low-rank update;"
+            " merge it and pass the full checkpoint"
+        )
     return config
 
 

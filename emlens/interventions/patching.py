@@ -1,7 +1,8 @@
 """Swapping: touched tokens take what a recorded run had there (activation patching).
 
-The run is a capture: of single positions, or of every token. Rows are paired by prompt id, tokens by their order, and a
-prompt whose touched tokens are not as many as the run holds is an error, never cut or repeated.
+The run is a capture: of single positions, or of every token. Rows are paired by prompt id, tokens
+by their order, and a prompt whose touched tokens are not as many as the run holds is an error,
+never cut or repeated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,15 @@ from emlens.geometry import Direction, Subspace
 from emlens.interventions.arithmetic import Placing
 from emlens.interventions.plain import by_site
 from emlens.interventions.replacing import Replacement
-from emlens.interventions.where import At, Positions, kept_sites, parse_touched, record_touched, site_values, span_of
+from emlens.interventions.where import (
+    At,
+    Positions,
+    kept_sites,
+    parse_touched,
+    record_touched,
+    site_values,
+    span_of,
+)
 
 
 @runtime_checkable
@@ -55,7 +64,8 @@ class RecordedRun(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Swap(Replacement):
-    """h ← what the recorded run had at the same site: row `source[prompt id]` (by default of the same id), token by token.
+    """h ← what the recorded run had at the same site: row `source[prompt id]` (by default of the
+    same id), token by token.
 
     Args:
         ids: prompts of the run; prompt i holds rows `offsets[i]` to `offsets[i + 1]` of the values.
@@ -76,15 +86,18 @@ class Swap(Replacement):
             row = row_of.get(self.source.get(name, name))
             if row is None:
                 raise InputError(
-                    f"prompt {one_line(name, 60)!r} is not among the {len(self.ids)} of the recorded run, such as {one_line(self.ids[0], 60)!r}; "
-                    "pass source={id: id of the recorded prompt}"
+                    f"prompt {one_line(name, 60)!r} is not among the {len(self.ids)} of the"
+                    f" recorded run, such as {one_line(self.ids[0], 60)!r}; pass source={{id:"
+                    " id of the recorded prompt}"
                 )
             start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
             if stop - start != len(touched):
+                generated = ", those to be generated included" if rows.new_tokens else ""
                 raise InputError(
-                    f"prompt {one_line(name, 60)!r} has {len(touched)} tokens at positions {record_touched(self.positions)}"
-                    f"{', those to be generated included' if rows.new_tokens else ''}, but the recorded run has {stop - start} of "
-                    f"{one_line(self.ids[row], 60)!r}; pass positions that are equally many in both, such as 'last_prompt'"
+                    f"prompt {one_line(name, 60)!r} has {len(touched)} tokens at positions"
+                    f" {record_touched(self.positions)}{generated},"
+                    f" but the recorded run has {stop - start} of {one_line(self.ids[row], 60)!r};"
+                    " pass positions that are equally many in both, such as 'last_prompt'"
                 )
             placed.append(range(held, held + len(touched)))
             taken.append(self.values[site][start:stop])
@@ -98,9 +111,19 @@ class Swap(Replacement):
         return {**super().tensors(), "offsets": self.offsets}
 
     @classmethod
-    def restored(cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Swap":
+    def restored(
+        cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> "Swap":
         values = by_site(tensors, "values")
-        return cls(values, tensors.get("basis"), at, positions, tuple(options["ids"]), tensors["offsets"], dict(options["source"]))
+        return cls(
+            values,
+            tensors.get("basis"),
+            at,
+            positions,
+            tuple(options["ids"]),
+            tensors["offsets"],
+            dict(options["source"]),
+        )
 
 
 def swap(
@@ -113,9 +136,11 @@ def swap(
     """Put a recorded run's activations in the place of this one's.
 
     Args:
-        recorded: a capture, made with the same `positions` (for one token of a prompt), or with `positions="all"`.
+        recorded: a capture, made with the same `positions` (for one token of a prompt), or with
+            `positions="all"`.
         at: sites among those captured; None: all of them.
-        positions: one token (`"last_prompt"`, `"last"`, `Index(...)`), all of the `"prompt"`, or `"all"` tokens.
+        positions: one token (`"last_prompt"`, `"last"`, `Index(...)`), all of the `"prompt"`, or
+            `"all"` tokens.
         source: id of a prompt → id of the recorded prompt whose values it takes; None: its own.
         direction: swap the part in its span alone.
 
@@ -123,28 +148,45 @@ def swap(
         An intervention. Swapping a run with itself changes nothing.
 
     Raises:
-        InputError: the capture lacks what `positions` needs, `source` names a prompt that it lacks, an unknown `at`; and,
-            in a pass, a prompt without a recorded one, or with another number of touched tokens.
+        InputError: the capture lacks what `positions` needs, `source` names a prompt that it lacks,
+            an unknown `at`; and, in a pass, a prompt without a recorded one, or with another number
+            of touched tokens.
 
     Reference: Meng et al., 2202.05262; Heimersheim and Nanda, 2404.15255.
     """
     touched = parse_touched(positions)
     missing = [name for name in (source or {}).values() if name not in set(recorded.ids)]
     if missing:
-        raise InputError(f"source names prompt {one_line(missing[0], 60)!r}, which is not in the recorded run; pass ids of its {len(recorded.ids)} prompts")
+        raise InputError(
+            f"source names prompt {one_line(missing[0], 60)!r}, which is not in the recorded run;"
+            f" pass ids of its {len(recorded.ids)} prompts"
+        )
     values, offsets = _held(recorded, touched)
     found = site_values(values, "recorded")
-    return Swap(found, span_of(direction, found), kept_sites(at, found), touched, tuple(recorded.ids), offsets, dict(source or {}))
+    return Swap(
+        found,
+        span_of(direction, found),
+        kept_sites(at, found),
+        touched,
+        tuple(recorded.ids),
+        offsets,
+        dict(source or {}),
+    )
 
 
 def _held(recorded: RecordedRun, touched: Touched) -> tuple[dict[str | Site, Tensor], Tensor]:
     """Values by site and where each prompt's begin."""
     if isinstance(touched, Index) and touched.name in recorded.positions:
-        return {site: recorded[site, touched.name] for site in recorded.sites}, torch.arange(len(recorded.ids) + 1)
+        return {site: recorded[site, touched.name] for site in recorded.sites}, torch.arange(
+            len(recorded.ids) + 1
+        )
     if touched in ("all", "prompt") and "all" in recorded.positions:
         tokens = {site: recorded.tokens(site) for site in recorded.sites}
-        return {site: found.values for site, found in tokens.items()}, next(iter(tokens.values())).offsets.to(torch.long)
+        return {site: found.values for site, found in tokens.items()}, next(
+            iter(tokens.values())
+        ).offsets.to(torch.long)
     raise InputError(
-        f"recorded holds positions {', '.join(recorded.positions)}, which do not give a token for each of {record_touched(touched)}; capture the same "
-        "single position, or capture 'all' and pass positions='all' or 'prompt'"
+        f"recorded holds positions {', '.join(recorded.positions)},"
+        f" which do not give a token for each of {record_touched(touched)};"
+        " capture the same single position, or capture 'all' and pass positions='all' or 'prompt'"
     )

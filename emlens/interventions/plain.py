@@ -1,7 +1,8 @@
-"""What every intervention of this package is: frozen data that says where it acts and can be written down.
+"""What every intervention of this package is: frozen data that says where it acts and can be
+written down.
 
-`describe()` is its record, tensors by their hash; `tensors()` are the tensors themselves. Both together restore it
-(`emlens.interventions.saving`).
+`describe()` is its record, tensors by their hash; `tensors()` are the tensors themselves. Both
+together restore it (`emlens.interventions.saving`).
 """
 
 from abc import ABC, abstractmethod
@@ -49,7 +50,9 @@ class PlainIntervention(ABC):
 
     @classmethod
     @abstractmethod
-    def restored(cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PlainIntervention":
+    def restored(
+        cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> "PlainIntervention":
         """The intervention that `options` and `tensors` came from."""
 
     def describe(self) -> dict[str, Any]:
@@ -75,13 +78,19 @@ def check_held(targets: Sequence[Site], held: Mapping[Site, Tensor], argument: s
     """
     for site in targets:
         if site not in held:
-            raise InputError(f"{argument} holds nothing for site {site}; it has {', '.join(map(str, held))}")
+            raise InputError(
+                f"{argument} holds nothing for site {site}; it has {', '.join(map(str, held))}"
+            )
     return list(targets)
 
 
 def by_site(tensors: Mapping[str, Tensor], prefix: str) -> dict[Site, Tensor]:
     """Tensors saved under `prefix/site`, in the order of a pass."""
-    found = {Site.parse(name.removeprefix(f"{prefix}/")): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+    found = {
+        Site.parse(name.removeprefix(f"{prefix}/")): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}/")
+    }
     return dict(sorted(found.items()))
 
 

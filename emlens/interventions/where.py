@@ -1,7 +1,7 @@
 """Where an intervention acts: sites of a model, tokens of a row, and how both are written down.
 
-Sites are resolved against a model before anything is hooked; one that matches nothing is an error. `resid_mid` lies
-between two modules and is nobody's output, so it can be read but not edited.
+Sites are resolved against a model before anything is hooked; one that matches nothing is an error.
+`resid_mid` lies between two modules and is nobody's output, so it can be read but not edited.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,9 @@ from emlens.geometry import Direction, Subspace
 
 At = Literal["all_layers", "own_site", "inputs_and_writes"] | Sequence[str | Site]
 Positions = str | Position | Callable[[Tensor, Tensor], Tensor]
-"""`"all"`, `"prompt"`, `"response"`, `"last_prompt"`, `"last"`, `Index(...)`, `Span(...)`, or a callable from ids and mask to a boolean mask."""
+"""`"all"`, `"prompt"`, `"response"`, `"last_prompt"`, `"last"`, `Index(...)`, `Span(...)`, or a
+callable from ids and mask to a boolean mask.
+"""
 BySite = Tensor | Mapping[str | Site, Tensor]
 """One vector for every site, or one for each."""
 
@@ -39,7 +41,10 @@ def resolve(at: At, own: Site | None, sites: Sequence[Site]) -> list[Site]:
     if isinstance(at, str) and at in _KINDS:
         return [site for site in sites if site.kind in _KINDS[at]]
     if at == "own_site" and own is None:
-        raise InputError("at='own_site' needs a Direction that knows its site; pass at=['resid_post.3'] or at='all_layers'")
+        raise InputError(
+            "at='own_site' needs a Direction that knows its site;"
+            " pass at=['resid_post.3'] or at='all_layers'"
+        )
     names: Sequence[str | Site] = [own] if at == "own_site" and own is not None else at
     if not names:
         raise InputError("at is an empty list; pass at least one site")
@@ -51,10 +56,13 @@ def resolve(at: At, own: Site | None, sites: Sequence[Site]) -> list[Site]:
             continue
         if site.kind not in kinds and site.kind == "resid_mid":
             raise InputError(
-                f"site {site} matches nothing in this model: its blocks run attention and MLP side by side, so no stream lies between them; "
-                "pass resid_pre, attn_out, mlp_out or resid_post"
+                f"site {site} matches nothing in this model: its blocks run attention and MLP side"
+                " by side, so no stream lies between them; pass resid_pre, attn_out,"
+                " mlp_out or resid_post"
             )
-        raise InputError(f"site {site} matches nothing in this model; it has {sites[0]} to {sites[-1]}")
+        raise InputError(
+            f"site {site} matches nothing in this model; it has {sites[0]} to {sites[-1]}"
+        )
     return found
 
 
@@ -66,10 +74,16 @@ def parse_at(at: At) -> At:
     """
     if isinstance(at, str):
         if at not in (*_KINDS, "own_site"):
-            raise InputError(f"at={at!r} is unknown; pass 'all_layers', 'own_site', 'inputs_and_writes' or a list of sites")
+            raise InputError(
+                f"at={at!r} is unknown; pass 'all_layers', 'own_site',"
+                " 'inputs_and_writes' or a list of sites"
+            )
         return at
     if not isinstance(at, Sequence):
-        raise InputError(f"at={at!r} is unknown; pass 'all_layers', 'own_site', 'inputs_and_writes' or a list of sites")
+        raise InputError(
+            f"at={at!r} is unknown; pass 'all_layers', 'own_site',"
+            " 'inputs_and_writes' or a list of sites"
+        )
     return tuple(at)
 
 
@@ -81,9 +95,12 @@ def parse_touched(positions: Positions) -> Touched:
     """
     if isinstance(positions, str) and positions in _SCOPES:
         return cast(TokenScope, positions)
-    if (isinstance(positions, str) and positions not in _SINGLE) or not (isinstance(positions, str | Position) or callable(positions)):
+    if (isinstance(positions, str) and positions not in _SINGLE) or not (
+        isinstance(positions, str | Position) or callable(positions)
+    ):
         raise InputError(
-            f"positions={positions!r} is unknown; pass one of {', '.join((*_SCOPES, *_SINGLE))}, Index(...), Span(...) or a callable"
+            f"positions={positions!r} is unknown; pass one of {', '.join((*_SCOPES, *_SINGLE))},"
+            " Index(...), Span(...) or a callable"
         )
     found = parse_position(positions)
     return found if found.pooled else "all"
@@ -98,7 +115,12 @@ def record_touched(positions: Touched) -> Any:
     if isinstance(positions, Index):
         return {"index": positions.index, "of": positions.of}
     if isinstance(positions, Span):
-        return {"start": positions.start, "stop": positions.stop, "of": positions.of, "skip_first": positions.skip_first}
+        return {
+            "start": positions.start,
+            "stop": positions.stop,
+            "of": positions.of,
+            "skip_first": positions.skip_first,
+        }
     return positions if isinstance(positions, str) else {"callable": positions.name}
 
 
@@ -110,7 +132,10 @@ def restore_touched(record: Any) -> Touched:
 
 def require_savable(positions: Touched) -> None:
     if isinstance(positions, Chosen):
-        raise InputError(f"position {positions.name} is a callable, which cannot be written down; pass Index(...) or Span(...) instead")
+        raise InputError(
+            f"position {positions.name} is a callable, which cannot be written down;"
+            " pass Index(...) or Span(...) instead"
+        )
 
 
 def vector_of(direction: Direction | Tensor, argument: str) -> tuple[Tensor, Site | None]:
@@ -123,17 +148,22 @@ def vector_of(direction: Direction | Tensor, argument: str) -> tuple[Tensor, Sit
         return as_float64(direction.vector, argument), direction.site
     vector = as_float64(direction, argument)
     if vector.ndim != 1 or not bool((vector != 0).any()):
-        raise InputError(f"{argument} has shape {tuple(vector.shape)} and norm {float(vector.norm()):.3g}; pass a non-zero vector of shape (d_model,)")
+        raise InputError(
+            f"{argument} has shape {tuple(vector.shape)} and norm {float(vector.norm()):.3g};"
+            " pass a non-zero vector of shape (d_model,)"
+        )
     return vector, None
 
 
 def unit_vector(vector: Tensor) -> Tensor:
-    scaled = vector / vector.abs().max()  # so that the square of a tiny or huge entry stays a float64
+    # so that the square of a tiny or huge entry stays a float64
+    scaled = vector / vector.abs().max()
     return scaled / scaled.norm()
 
 
 def basis_of(direction: Direction | Subspace | Tensor, argument: str) -> tuple[Tensor, Site | None]:
-    """Orthonormal columns that span it, (d_model, k) in float64, and the site it was read at where it knows that.
+    """Orthonormal columns that span it, (d_model, k) in float64, and the site it was read at where
+    it knows that.
 
     Raises:
         InputError: a zero or misshapen vector, a batch of subspaces.
@@ -143,7 +173,10 @@ def basis_of(direction: Direction | Subspace | Tensor, argument: str) -> tuple[T
         return unit_vector(vector)[:, None], own
     basis = as_float64(direction.basis, argument)
     if basis.ndim != 2:
-        raise InputError(f"{argument} holds a batch of subspaces, basis of shape {tuple(basis.shape)}; pass one of shape (d_model, k)")
+        raise InputError(
+            f"{argument} holds a batch of subspaces, basis of shape {tuple(basis.shape)};"
+            " pass one of shape (d_model, k)"
+        )
     return basis, None
 
 
@@ -154,7 +187,11 @@ def site_values(values: Mapping[str | Site, Tensor], argument: str) -> dict[Site
         InputError: no site, a site named twice or counted from the end, widths that differ.
     """
     if not isinstance(values, Mapping) or not values:
-        raise InputError(f"{argument} is {'empty' if isinstance(values, Mapping) else f'a {type(values).__name__}'}; pass a mapping from sites to tensors")
+        raise InputError(
+            f"{argument} is"
+            f" {'empty' if isinstance(values, Mapping) else f'a {type(values).__name__}'};"
+            " pass a mapping from sites to tensors"
+        )
     found: dict[Site, Tensor] = {}
     for name, value in values.items():
         site = Site.parse(name)
@@ -164,7 +201,10 @@ def site_values(values: Mapping[str | Site, Tensor], argument: str) -> dict[Site
         found[site] = value.detach()
     widths = {value.shape[-1] if value.ndim else 0 for value in found.values()}
     if len(widths) > 1:
-        raise InputError(f"{argument} holds vectors of {sorted(widths)} coordinates; pass vectors of one residual stream")
+        raise InputError(
+            f"{argument} holds vectors of {sorted(widths)} coordinates;"
+            " pass vectors of one residual stream"
+        )
     return dict(sorted(found.items()))
 
 
@@ -173,7 +213,9 @@ def kept_sites(at: At | None, values: Mapping[Site, Tensor]) -> At:
     return tuple(values) if at is None else parse_at(at)
 
 
-def span_of(direction: Direction | Subspace | Tensor | None, values: Mapping[Site, Tensor]) -> Tensor | None:
+def span_of(
+    direction: Direction | Subspace | Tensor | None, values: Mapping[Site, Tensor]
+) -> Tensor | None:
     """Orthonormal columns of the span in which values are replaced; None: everywhere.
 
     Raises:

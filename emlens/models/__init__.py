@@ -1,4 +1,6 @@
-"""One hooked interface to a model, its adapters and its family. Importing this loads no model library."""
+"""One hooked interface to a model, its adapters and its family. Importing this loads no model
+library.
+"""
 
 from emlens.models.families import Family, FineTune, check_same_rows, load_family
 from emlens.models.hooked import HookedModel

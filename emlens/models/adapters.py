@@ -1,10 +1,12 @@
-"""Several PEFT adapters on one copy of the base weights, and a lock that lets one be used at a time.
+"""Several PEFT adapters on one copy of the base weights, and a lock that lets one be used at a
+time.
 
-`AdapterBank.selected(name)` puts one adapter (or none) in force and restores what was before, gradient flags included
-(PEFT switches them on when it enables layers). Nested and concurrent use are safe: passes take turns.
-Adapters on shared weights are never merged: `merge` wants weights of its own, and a merge behind our back is noticed.
-Guards: an adapter whose names match nothing, whose weights did not arrive as they are in the file, that changes no
-activation, or whose removal does not give the base back, is an error.
+`AdapterBank.selected(name)` puts one adapter (or none) in force and restores what was before,
+gradient flags included (PEFT switches them on when it enables layers). Nested and concurrent use
+are safe: passes take turns. Adapters on shared weights are never merged: `merge` wants weights of
+its own, and a merge behind our back is noticed. Guards: an adapter whose names match nothing, whose
+weights did not arrive as they are in the file, that changes no activation, or whose removal does
+not give the base back, is an error.
 """
 
 import json
@@ -40,11 +42,14 @@ class AdapterBank:
         self._layers: list[tuple[Any, list[nn.Parameter]]] | None = None
         self._derived: tuple[Any, nn.Module | None] | None = None
 
-    def derived(self, build: Callable[[nn.Module], Any], tree: Callable[[Any], nn.Module] | None = None) -> Any:
+    def derived(
+        self, build: Callable[[nn.Module], Any], tree: Callable[[Any], nn.Module] | None = None
+    ) -> Any:
         """What a backend builds from the module; built anew once an adapter was added or taken off.
 
         Args:
-            tree: gives modules of its own that the built thing holds on the same weights; adapters are switched there too.
+            tree: gives modules of its own that the built thing holds on the same weights; adapters
+                are switched there too.
         """
         if self._derived is None:
             made = build(self.module)
@@ -57,10 +62,12 @@ class AdapterBank:
         """Load an adapter directory onto the shared weights under `name`.
 
         Args:
-            weights_hash: hash of the parent's files; compared with the one a fit of emlens recorded beside the adapter.
+            weights_hash: hash of the parent's files; compared with the one a fit of emlens recorded
+                beside the adapter.
 
         Raises:
-            LoadError: not an adapter, made for another base, or its tensors do not all find their place.
+            LoadError: not an adapter, made for another base, or its tensors do not all find their
+                place.
         """
         path = Path(path)
         if not is_adapter(path):
@@ -72,25 +79,36 @@ class AdapterBank:
 
         internal = f"a{len(self.names)}"
         with self._lock:
-            originals = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
+            originals = [
+                (parameter, parameter.requires_grad) for parameter in self.module.parameters()
+            ]
             try:
                 config = PeftConfig.from_pretrained(str(path))
-                if getattr(config, "bias", "none") != "none" or getattr(config, "modules_to_save", None):
+                if getattr(config, "bias", "none") != "none" or getattr(
+                    config, "modules_to_save", None
+                ):
                     raise LoadError(
-                        f"{path}: the adapter also trains biases or whole modules, so switching it off would not give the base back; "
-                        "merge it and pass the full checkpoint"
+                        f"{path}: the adapter also trains biases or whole modules,"
+                        " so switching it off would not give the base back;"
+                        " merge it and pass the full checkpoint"
                     )
                 stored = _stored(path, self.module)
                 if self._peft is None:
-                    self._peft = PeftModel.from_pretrained(self.module, str(path), adapter_name=internal)
+                    self._peft = PeftModel.from_pretrained(
+                        self.module, str(path), adapter_name=internal
+                    )
                 else:
                     self._peft.load_adapter(str(path), adapter_name=internal)
                 self._check_arrived(path, internal, stored)
             except BaseException as error:
                 self._withdraw(internal)
-                if isinstance(error, ValueError | RuntimeError | KeyError | TypeError | OSError | SafetensorError) and not isinstance(error, LoadError):
+                if isinstance(
+                    error,
+                    ValueError | RuntimeError | KeyError | TypeError | OSError | SafetensorError,
+                ) and not isinstance(error, LoadError):
                     raise LoadError(
-                        f"{path}: this adapter does not fit the base model it was given ({one_line(str(error), 300)}); pass the base it was trained on"
+                        f"{path}: this adapter does not fit the base model it was given"
+                        f" ({one_line(str(error), 300)}); pass the base it was trained on"
                     ) from None
                 raise
             finally:
@@ -132,17 +150,22 @@ class AdapterBank:
         from peft import get_peft_model_state_dict
 
         # "auto" would look the base model up on the hub
-        loaded = get_peft_model_state_dict(self._peft, adapter_name=internal, save_embedding_layers=False)
+        loaded = get_peft_model_state_dict(
+            self._peft, adapter_name=internal, save_embedding_layers=False
+        )
         missing = sorted(set(stored) ^ set(loaded))
         if missing or not stored:
             raise LoadError(
-                f"{path}: {len(missing)} of {len(stored)} adapter tensors found no place in the base model"
+                f"{path}: {len(missing)} of {len(stored)} adapter tensors found no place in the"
+                " base model"
                 + (f", first {missing[0]!r}" if missing else "")
                 + "; pass the base it was trained on"
             )
         for key, value in stored.items():
             if not torch.equal(loaded[key].cpu(), value.to(loaded[key].dtype)):
-                raise LoadError(f"{path}: adapter tensor {key!r} was not loaded as it stands in the file")
+                raise LoadError(
+                    f"{path}: adapter tensor {key!r} was not loaded as it stands in the file"
+                )
 
     @contextmanager
     def selected(self, name: str | None) -> Iterator[None]:
@@ -150,11 +173,14 @@ class AdapterBank:
         with self._lock:
             before = self._active
             if name is not None and name not in self.names:
-                raise StateError(f"adapter {name!r} is not on this model; it has {sorted(self.names)}")
+                raise StateError(
+                    f"adapter {name!r} is not on this model; it has {sorted(self.names)}"
+                )
             if any(layer.merged for layer, _ in self._tuners()):
                 raise StateError(
-                    "an adapter was merged into the shared weights behind emlens, so the base is no longer the base; "
-                    "load the family anew, and pass FineTune(..., merge=True) for a merged model of its own"
+                    "an adapter was merged into the shared weights behind emlens,"
+                    " so the base is no longer the base; load the family anew,"
+                    " and pass FineTune(..., merge=True) for a merged model of its own"
                 )
             if name != before:
                 self._switch(name)
@@ -172,7 +198,10 @@ class AdapterBank:
         """
         with self._lock:
             if set(self.names) != {name}:
-                raise StateError(f"adapter {name!r} cannot be merged into weights that hold {sorted(self.names)}; merge into a copy of its own")
+                raise StateError(
+                    f"adapter {name!r} cannot be merged into weights that hold"
+                    f" {sorted(self.names)}; merge into a copy of its own"
+                )
             self._peft.merge_and_unload(safe_merge=True, adapter_names=[self.names.pop(name)])
             self._peft = self._layers = self._derived = self._active = None
             self.module.__dict__.pop("peft_config", None)
@@ -180,7 +209,9 @@ class AdapterBank:
                 parameter.requires_grad_(False)
 
     def _tuners(self) -> list[tuple[Any, list[nn.Parameter]]]:
-        """Every layer that holds adapters, with its parameters; remembered until an adapter comes or goes."""
+        """Every layer that holds adapters, with its parameters; remembered until an adapter comes
+        or goes.
+        """
         if self._peft is None:
             return []
         if self._layers is None:
@@ -188,11 +219,17 @@ class AdapterBank:
 
             tree = self._derived[1] if self._derived else None
             modules = [*self._peft.modules(), *(tree.modules() if tree is not None else ())]
-            self._layers = [(module, list(module.parameters())) for module in modules if isinstance(module, BaseTunerLayer)]
+            self._layers = [
+                (module, list(module.parameters()))
+                for module in modules
+                if isinstance(module, BaseTunerLayer)
+            ]
         return self._layers
 
     def _switch(self, name: str | None) -> None:
-        """Set every adapter layer; gradient flags stay as they were (PEFT switches them on as a side effect)."""
+        """Set every adapter layer; gradient flags stay as they were (PEFT switches them on as a
+        side effect).
+        """
         self._active = name
         for layer, parameters in self._tuners():
             flags = [parameter.requires_grad for parameter in parameters]
@@ -204,31 +241,55 @@ class AdapterBank:
 
 
 def _stored(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors as they lie in its file; refused where they would overwrite weights of the base."""
+    """The adapter's tensors as they lie in its file; refused where they would overwrite weights of
+    the base.
+    """
     file = path / "adapter_model.safetensors"
     if not file.is_file():
-        raise LoadError(f"{path}: holds no adapter_model.safetensors; save the adapter with safe_serialization=True")
+        raise LoadError(
+            f"{path}: holds no adapter_model.safetensors;"
+            " save the adapter with safe_serialization=True"
+        )
     stored = load_file(file)
-    own = {name for name, _ in module.named_parameters()} | {name.replace(".base_layer", "") for name, _ in module.named_parameters()}
-    replaced = sorted(name for name in stored if name.removeprefix("base_model.model.").replace(".base_layer", "") in own)
+    own = {name for name, _ in module.named_parameters()} | {
+        name.replace(".base_layer", "") for name, _ in module.named_parameters()
+    }
+    replaced = sorted(
+        name
+        for name in stored
+        if name.removeprefix("base_model.model.").replace(".base_layer", "") in own
+    )
     if replaced:
         raise LoadError(
-            f"{path}: also holds weights of the base itself, first {replaced[0]!r}, so switching it off would not give the base back; "
-            "merge it and pass the full checkpoint"
+            f"{path}: also holds weights of the base itself, first {replaced[0]!r},"
+            " so switching it off would not give the base back;"
+            " merge it and pass the full checkpoint"
         )
     return stored
 
 
 def adapter_facts(path: str | Path) -> dict[str, Any]:
-    """What provenance records of an adapter directory: type, rank, scale rule, targets, the base it names."""
+    """What provenance records of an adapter directory: type, rank, scale rule, targets, the base it
+    names.
+    """
     config = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
-    keys = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "layers_to_transform", "base_model_name_or_path")
+    keys = (
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "target_modules",
+        "layers_to_transform",
+        "base_model_name_or_path",
+    )
     facts = {key: config.get(key) for key in keys if key in config}
     if isinstance(facts.get("target_modules"), list):
         facts["target_modules"] = sorted(facts["target_modules"])
     named = facts.get("base_model_name_or_path")
     if isinstance(named, str) and (Path(named).is_absolute() or "\\" in named):
-        facts["base_model_name_or_path"] = Path(named.replace("\\", "/")).name  # a folder of some machine says nothing to others
+        # a folder of some machine says nothing to others
+        facts["base_model_name_or_path"] = Path(named.replace("\\", "/")).name
     return facts
 
 
@@ -240,16 +301,16 @@ def _check_parent(path: Path, weights_hash: str | None) -> None:
     expected = parent.get("sha256") if isinstance(parent, dict) else None
     if expected is not None and expected != weights_hash:
         raise LoadError(
-            f"{path}: was trained on a base whose weights hash begins {expected[:12]}, but the base given has {weights_hash[:12]}; "
-            "pass the base it was trained on"
+            f"{path}: was trained on a base whose weights hash begins {expected[:12]},"
+            f" but the base given has {weights_hash[:12]}; pass the base it was trained on"
         )
 
 
 def check_named_base(path: str | Path, own: str | Path, other: str | Path | None) -> None:
     """Refuse an adapter whose configuration names another base than the one it is given.
 
-    Directories may have been moved, so a name only speaks where it is that of the family's other parent, or where both
-    are hub ids.
+    Directories may have been moved, so a name only speaks where it is that of the family's other
+    parent, or where both are hub ids.
 
     Raises:
         LoadError: says which base the adapter names.
@@ -259,11 +320,15 @@ def check_named_base(path: str | Path, own: str | Path, other: str | Path | None
     if not isinstance(named, str) or not named or _last(named) == _last(own):
         return
     if other is not None and _last(named) == _last(other):
-        raise LoadError(f"{path}: says it was trained on {named!r}, the family's other parent, not on {str(own)!r}; name it with FineTune(..., parent=)")
+        raise LoadError(
+            f"{path}: says it was trained on {named!r}, the family's other parent,"
+            f" not on {str(own)!r}; name it with FineTune(..., parent=)"
+        )
     if is_hub_id(named) and is_hub_id(str(own)) and not Path(own).exists():
         raise LoadError(
-            f"{path}: says it was trained on {named!r}, but was given {str(own)!r}; pass that base, or FineTune(..., check_base=False) "
-            "where both names hold the same weights"
+            f"{path}: says it was trained on {named!r}, but was given {str(own)!r};"
+            " pass that base, or FineTune(..., check_base=False) where both names hold the same"
+            " weights"
         )
 
 

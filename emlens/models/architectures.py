@@ -1,10 +1,11 @@
 """Where each architecture keeps its stream: one table of module paths, no class per family.
 
-`attn_out` and `mlp_out` name the module whose output is *added* to the stream (a post-norm where there is one), so
-that `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out = resid_post`; where a block multiplies what it adds,
-the multiplier belongs to them. `mid` names the module whose *input* is `resid_mid`; a block that runs attention and
-MLP side by side has none. A model type that is not in the table is searched and probed (`emlens.models.discovery`), or
-refused with what was found.
+`attn_out` and `mlp_out` name the module whose output is *added* to the stream (a post-norm where
+there is one), so that `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out = resid_post`;
+where a block multiplies what it adds, the multiplier belongs to them. `mid` names the module whose
+*input* is `resid_mid`; a block that runs attention and MLP side by side has none. A model type that
+is not in the table is searched and probed (`emlens.models.discovery`), or refused with what was
+found.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from emlens.foundation.sites import SITE_KINDS
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths from the causal-LM module (`decoder`, `layers`, `final_norm`) and from a block (the rest).
+    """Paths from the causal-LM module (`decoder`, `layers`, `final_norm`) and from a block (the
+    rest).
 
     Args:
         mid: the module whose input is `resid_mid`; None: the block is parallel.
@@ -56,17 +58,33 @@ class _Row:
     """Configuration field that holds the multiplier."""
 
 
-_LLAMA = Architecture("model", "model.layers", "model.norm", "self_attn", "mlp", "post_attention_layernorm")
-_GEMMA = replace(_LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", mid="pre_feedforward_layernorm")
-_OLMO2 = replace(_LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", mid="mlp")
+_LLAMA = Architecture(
+    "model", "model.layers", "model.norm", "self_attn", "mlp", "post_attention_layernorm"
+)
+_GEMMA = replace(
+    _LLAMA,
+    attn_out="post_attention_layernorm",
+    mlp_out="post_feedforward_layernorm",
+    mid="pre_feedforward_layernorm",
+)
+_OLMO2 = replace(
+    _LLAMA, attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", mid="mlp"
+)
 _GPT2 = Architecture("transformer", "transformer.h", "transformer.ln_f", "attn", "mlp", "ln_2")
 _NEOX = Architecture(
-    "gpt_neox", "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "post_attention_layernorm"
+    "gpt_neox",
+    "gpt_neox.layers",
+    "gpt_neox.final_layer_norm",
+    "attention",
+    "mlp",
+    "post_attention_layernorm",
 )
 _FALCON = replace(_GPT2, attn_out="self_attention", mid="post_attention_layernorm")
 
 _TABLE: dict[str, _Row] = {
-    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "mixtral", "phi3"), _Row(_LLAMA)),
+    **dict.fromkeys(
+        ("qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "mixtral", "phi3"), _Row(_LLAMA)
+    ),
     **dict.fromkeys(("gemma2", "gemma3_text"), _Row(_GEMMA)),
     "olmo2": _Row(_OLMO2),
     "granite": _Row(_LLAMA, multiplier_from="residual_multiplier"),
@@ -102,5 +120,7 @@ def architecture_of(model: nn.Module) -> Architecture:
         for path in filter(None, (found.attn_out, found.mlp_out, found.mid)):
             found.module(blocks[0], path)
     except AttributeError as error:
-        raise LoadError(f"model type {kind!r} lacks a module its table row names: {error}") from None
+        raise LoadError(
+            f"model type {kind!r} lacks a module its table row names: {error}"
+        ) from None
     return found

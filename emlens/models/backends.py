@@ -1,4 +1,6 @@
-"""Names of backends → classes; an extra that is missing, or has another version, is one line that says what to install."""
+"""Names of backends → classes; an extra that is missing, or has another version, is one line that
+says what to install.
+"""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -56,7 +58,11 @@ def _check_extra(name: str) -> None:
     try:
         have = version(package)
     except PackageNotFoundError:
-        raise MissingExtraError(f"{line}, which is not installed; run: pip install 'emlens[{package}]'") from None
+        raise MissingExtraError(
+            f"{line}, which is not installed; run: pip install 'emlens[{package}]'"
+        ) from None
     numbers = tuple(int(part) for part in re.findall(r"\d+", have)[: len(wanted)])
     if numbers != wanted:
-        raise MissingExtraError(f"{line}, but {have} is installed; run: pip install 'emlens[{package}]'")
+        raise MissingExtraError(
+            f"{line}, but {have} is installed; run: pip install 'emlens[{package}]'"
+        )

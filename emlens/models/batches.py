@@ -1,6 +1,7 @@
 """Rendered rows → padded batches, longest first, under a budget of padded tokens.
 
-The layout depends on row lengths and the budget alone, so two models given the same rows run the identical batches.
+The layout depends on row lengths and the budget alone, so two models given the same rows run the
+identical batches.
 """
 
 from collections.abc import Sequence
@@ -41,27 +42,39 @@ class Batch:
         return self.ids.shape[1] - len(self.rows[row].ids) if self.side == "left" else 0
 
     def padded_rows(self, new_tokens: int = 0) -> PaddedRows:
-        """The rows as interventions see them; `new_tokens`: how many a generation may add on the right."""
+        """The rows as interventions see them; `new_tokens`: how many a generation may add on the
+        right.
+        """
         offsets = tuple(self.offset(i) for i in range(len(self.rows)))
         width = self.ids.shape[1] + new_tokens
         return PaddedRows(*_unpadded(self.rows), offsets, width, new_tokens)
 
 
 def step_rows(rows: Sequence[Rendered], generated: Sequence[int], new_tokens: int) -> PaddedRows:
-    """One step of a generation as interventions see it: one column, which holds token number `generated[i]` (0-based) of row i's answer."""
+    """One step of a generation as interventions see it: one column, which holds token number
+    `generated[i]` (0-based) of row i's answer.
+    """
     offsets = tuple(-(len(row.ids) + done) for row, done in zip(rows, generated, strict=True))
     return PaddedRows(*_unpadded(rows), offsets, 1, new_tokens)
 
 
-def _unpadded(rows: Sequence[Rendered]) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[RowSpans, ...]]:
-    return tuple(row.id for row in rows), tuple(row.ids for row in rows), tuple(row.spans for row in rows)
+def _unpadded(
+    rows: Sequence[Rendered],
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[RowSpans, ...]]:
+    return (
+        tuple(row.id for row in rows),
+        tuple(row.ids for row in rows),
+        tuple(row.spans for row in rows),
+    )
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Row indices of each batch: longest first, padded size at most `batch_tokens` (a longer row goes alone).
+    """Row indices of each batch: longest first, padded size at most `batch_tokens` (a longer row
+    goes alone).
 
-    Of all ways to cut the sorted rows into batches, the one with the fewest padded tokens, a pass counted as `PASS_TOKENS` of them
-    (dynamic programming over the cuts); of equally good ones, the one that leaves least for the last batch.
+    Of all ways to cut the sorted rows into batches, the one with the fewest padded tokens, a pass
+    counted as `PASS_TOKENS` of them (dynamic programming over the cuts); of equally good ones, the
+    one that leaves least for the last batch.
 
     Raises:
         InputError: `batch_tokens` below 1.
@@ -87,7 +100,11 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 
 def pad(
-    rows: Sequence[Rendered], index: Sequence[int], pad_id: int, side: Literal["left", "right"], device: torch.device
+    rows: Sequence[Rendered],
+    index: Sequence[int],
+    pad_id: int,
+    side: Literal["left", "right"],
+    device: torch.device,
 ) -> Batch:
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)

@@ -1,7 +1,7 @@
 """A `HookedModel` on a Hugging Face causal LM in this process; what the three backends share.
 
-A backend adds one thing: how to call the module while a `Pass` reads and edits its sites. Several models may share one
-module through an `AdapterBank`, so passes take turns.
+A backend adds one thing: how to call the module while a `Pass` reads and edits its sites. Several
+models may share one module through an `AdapterBank`, so passes take turns.
 """
 
 import copy
@@ -42,7 +42,14 @@ class CheckpointModel(HookedModel):
     multiplies = True
     """Whether places hold attention and MLP outputs as they were before the model's multiplier."""
 
-    def __init__(self, module: nn.Module, *, bank: AdapterBank | None = None, adapter: str | None = None, **facts: Any):
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        bank: AdapterBank | None = None,
+        adapter: str | None = None,
+        **facts: Any,
+    ):
         super().__init__(**facts)
         self.module = module
         self.architecture = architecture_of(module)
@@ -57,18 +64,25 @@ class CheckpointModel(HookedModel):
         return other
 
     def prepare(self) -> None:
-        """Build now what the backend would build at its first pass; nothing where there is nothing to build."""
+        """Build now what the backend would build at its first pass; nothing where there is nothing
+        to build.
+        """
         return
 
     @abstractmethod
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
         """Call the module, handing what stands at each site of `passing` to `passing.at`.
 
-        Returns what the module returns (None where the pass ended early). The adapter is in force and gradients are off.
+        Returns what the module returns (None where the pass ended early). The adapter is in force
+        and gradients are off.
         """
 
     def run(
-        self, batch: Batch, readers: Mapping[Site, Reader] | None = None, *, with_logits: bool = False
+        self,
+        batch: Batch,
+        readers: Mapping[Site, Reader] | None = None,
+        *,
+        with_logits: bool = False,
     ) -> Float[Tensor, "batch token vocab"] | None:
         readers = dict(readers or {})
         if not readers and not with_logits:
@@ -83,7 +97,12 @@ class CheckpointModel(HookedModel):
             passing.check_fired(self.name)
         return output.logits if with_logits else None
 
-    def _generate(self, batch: Batch, max_new_tokens: int, processor: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
+    def _generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        processor: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> Tensor:
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -103,13 +122,19 @@ class CheckpointModel(HookedModel):
             passing.check_fired(self.name)
         return out[:, batch.ids.shape[1] :]
 
-    def _pass(self, rows: PaddedRows, readers: Mapping[Site, Reader], *, stop_early: bool = False) -> Pass:
+    def _pass(
+        self, rows: PaddedRows, readers: Mapping[Site, Reader], *, stop_early: bool = False
+    ) -> Pass:
         """A pass under the active interventions."""
         multiplier = self.architecture.multiplier if self.multiplies else 1.0
-        return Pass(rows, self.edits_by_site(), readers, multiplier=multiplier, stop_early=stop_early)
+        return Pass(
+            rows, self.edits_by_site(), readers, multiplier=multiplier, stop_early=stop_early
+        )
 
     def _place(self, site: Site) -> tuple[str, bool]:
-        """Path of the module where `site` lies, and whether the site is its input (or its output)."""
+        """Path of the module where `site` lies, and whether the site is its input (or its
+        output).
+        """
         found = self.architecture
         if site.layer is None:
             return found.final_norm, False
@@ -123,7 +148,9 @@ class CheckpointModel(HookedModel):
     @property
     def _end_ids(self) -> set[int]:
         own = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
-        return (set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}) - {None}
+        return (set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}) - {
+            None
+        }
 
     @property
     def stop_ids(self) -> set[int]:
@@ -138,6 +165,8 @@ class CheckpointModel(HookedModel):
 
 
 def without_own_options(stack: ExitStack, module: nn.Module) -> None:
-    """Until `stack` closes, nothing that the checkpoint's own file asks for (a repetition penalty, suppressed tokens) fills in options."""
+    """Until `stack` closes, nothing that the checkpoint's own file asks for (a repetition penalty,
+    suppressed tokens) fills in options.
+    """
     stack.callback(setattr, module, "generation_config", module.generation_config)
     module.generation_config = GenerationConfig()

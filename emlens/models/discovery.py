@@ -1,9 +1,11 @@
-"""Where an architecture that is not in the table keeps its stream: searched by structure, proved by one small pass.
+"""Where an architecture that is not in the table keeps its stream: searched by structure, proved by
+one small pass.
 
-Candidates are the direct children of a block. What counts as attention, MLP and the stream between them is decided by
-additivity alone: `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out = resid_post` in every block, or, for
-parallel blocks, `resid_pre + attn_out + mlp_out = resid_post`. Whatever does not add up is refused with what was
-found; nothing is guessed. Cost: one forward pass over eight tokens.
+Candidates are the direct children of a block. What counts as attention, MLP and the stream between
+them is decided by additivity alone: `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out =
+resid_post` in every block, or, for parallel blocks, `resid_pre + attn_out + mlp_out = resid_post`.
+Whatever does not add up is refused with what was found; nothing is guessed. Cost: one forward pass
+over eight tokens.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,9 @@ from emlens.models.architectures import Architecture
 
 _TOKENS = 8
 _ROUNDINGS = 16
-"""Sums may differ by this many roundings of the model's own dtype: blocks add the same terms in another order."""
+"""Sums may differ by this many roundings of the model's own dtype: blocks add the same terms in
+another order.
+"""
 
 
 @dataclass
@@ -37,7 +41,8 @@ def discover(model: nn.Module, kind: str) -> Architecture:
     """Find blocks, final norm and what the blocks add.
 
     Raises:
-        LoadError: no single list of blocks, or blocks whose parts do not add up; says what was found.
+        LoadError: no single list of blocks, or blocks whose parts do not add up; says what was
+            found.
     """
     path, blocks = _blocks(model, kind)
     parent, _, _ = path.rpartition(".")
@@ -46,54 +51,111 @@ def discover(model: nn.Module, kind: str) -> Architecture:
     shared = set.intersection(*({*s.outputs} for s in seen))
     outputs = [name for name in seen[0].outputs if name in shared]
     inputs = [name for name in seen[0].inputs if all(name in s.inputs for s in seen)]
-    found = f"found {len(blocks)} blocks at {path!r} whose children are {', '.join(name for name, _ in blocks[0].named_children())}"
+    found = (
+        f"found {len(blocks)} blocks at {path!r} whose children are"
+        f" {', '.join(name for name, _ in blocks[0].named_children())}"
+    )
     attention = [name for name in outputs if "att" in name.lower()]
     if not attention:
-        raise _refusal(kind, f"{found}; none of them that returns a stream is called attention in every block")
+        raise _refusal(
+            kind, f"{found}; none of them that returns a stream is called attention in every block"
+        )
     first = outputs.index(attention[0])
     for attn, mlp in product(outputs[first:], repeat=2):
         if outputs.index(mlp) <= outputs.index(attn):
             continue
         for mid in inputs:
             if all(_sequential(s, attn, mlp, mid) for s in seen):
-                return Architecture(parent, path, _norm(decoder, parent, after, found, kind), attn, mlp, mid, discovered=True)
+                return Architecture(
+                    parent,
+                    path,
+                    _norm(decoder, parent, after, found, kind),
+                    attn,
+                    mlp,
+                    mid,
+                    discovered=True,
+                )
     for attn, mlp in product(attention, outputs):
-        if mlp not in attention and all(_close(s.pre + s.outputs[attn] + s.outputs[mlp], s.post) for s in seen):  # type: ignore[operator]
-            return Architecture(parent, path, _norm(decoder, parent, after, found, kind), attn, mlp, None, discovered=True)
+        if mlp not in attention and all(
+            _close(s.pre + s.outputs[attn] + s.outputs[mlp], s.post) for s in seen
+        ):  # type: ignore[operator]
+            return Architecture(
+                parent,
+                path,
+                _norm(decoder, parent, after, found, kind),
+                attn,
+                mlp,
+                None,
+                discovered=True,
+            )
     raise _refusal(kind, f"{found}; no two of them add up to what a block adds to the stream")
 
 
 def _refusal(kind: str, found: str) -> LoadError:
     from emlens.models.architectures import ARCHITECTURES
 
-    return LoadError(f"model type {kind!r} is not one emlens knows where to hook ({', '.join(ARCHITECTURES)}), and a search of it failed: {found}")
+    return LoadError(
+        f"model type {kind!r} is not one emlens knows where to hook ({', '.join(ARCHITECTURES)}),"
+        f" and a search of it failed: {found}"
+    )
 
 
 def _blocks(model: nn.Module, kind: str) -> tuple[str, nn.ModuleList]:
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_input_embeddings"):
-        raise _refusal(kind, f"it has no configuration; top modules: {', '.join(name for name, _ in model.named_children()) or 'none'}")
+        raise _refusal(
+            kind,
+            "it has no configuration; top modules:"
+            f" {', '.join(name for name, _ in model.named_children()) or 'none'}",
+        )
     expected = getattr(config.get_text_config(), "num_hidden_layers", None)
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    fitting = [(name, module) for name, module in lists if len(module) == expected and len({type(block) for block in module}) == 1]
-    outer = [(name, module) for name, module in fitting if not any(name.startswith(f"{other}.") for other, _ in fitting)]
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+    ]
+    fitting = [
+        (name, module)
+        for name, module in lists
+        if len(module) == expected and len({type(block) for block in module}) == 1
+    ]
+    outer = [
+        (name, module)
+        for name, module in fitting
+        if not any(name.startswith(f"{other}.") for other, _ in fitting)
+    ]
     if len(outer) != 1 or "." not in outer[0][0]:
         known = ", ".join(f"{name} ({len(module)})" for name, module in lists[:8]) or "none"
-        raise _refusal(kind, f"it should have one list of {expected} equal blocks inside a decoder; found lists of modules: {known}")
+        raise _refusal(
+            kind,
+            f"it should have one list of {expected} equal blocks inside a decoder;"
+            f" found lists of modules: {known}",
+        )
     return outer[0]
 
 
-def _watch(model: nn.Module, decoder: nn.Module, blocks: nn.ModuleList, kind: str) -> tuple[list[_Seen], dict[str, Tensor]]:
-    """One pass over a few tokens; what every block, its children, and the decoder's children after the blocks saw."""
+def _watch(
+    model: nn.Module, decoder: nn.Module, blocks: nn.ModuleList, kind: str
+) -> tuple[list[_Seen], dict[str, Tensor]]:
+    """One pass over a few tokens; what every block, its children, and the decoder's children after
+    the blocks saw.
+    """
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    ids = torch.arange(1, _TOKENS + 1, device=embeddings.weight.device)[None] % embeddings.weight.shape[0]
+    ids = (
+        torch.arange(1, _TOKENS + 1, device=embeddings.weight.device)[None]
+        % embeddings.weight.shape[0]
+    )
     seen = [_Seen() for _ in blocks]
     after: dict[str, Tensor] = {}
     with torch.no_grad(), ExitStack() as stack:
 
         def watch(module: nn.Module, into: Any, out: Any) -> None:
             def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                streams = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim == 3]
+                streams = [
+                    value
+                    for value in (*args, *kwargs.values())
+                    if isinstance(value, Tensor) and value.ndim == 3
+                ]
                 if streams:
                     into(streams[0].clone())
                 first = output[0] if isinstance(output, tuple) else output
@@ -103,7 +165,9 @@ def _watch(model: nn.Module, decoder: nn.Module, blocks: nn.ModuleList, kind: st
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
 
         def once(into: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
-            """Keep what passed, and nothing of a module that runs twice in a block (a shared dropout)."""
+            """Keep what passed, and nothing of a module that runs twice in a block (a shared
+            dropout).
+            """
             ran: list[int] = []
 
             def keep(x: Tensor) -> None:
@@ -123,21 +187,40 @@ def _watch(model: nn.Module, decoder: nn.Module, blocks: nn.ModuleList, kind: st
         try:
             decoder(input_ids=ids, use_cache=False)
         except Exception as error:  # a module that is no decoder raises what it likes
-            raise _refusal(kind, f"its decoder does not run on token ids ({type(error).__name__}: {str(error)[:120]})") from None
+            raise _refusal(
+                kind,
+                f"its decoder does not run on token ids ({type(error).__name__}:"
+                f" {str(error)[:120]})",
+            ) from None
     previous: Tensor | None = None
     for i, s in enumerate(seen):
-        if s.pre is None or s.post is None or s.pre.shape != s.post.shape or (previous is not None and not torch.equal(s.pre, previous)):
-            raise _refusal(kind, f"block {i} does not take the stream that the block before it gives")
+        if (
+            s.pre is None
+            or s.post is None
+            or s.pre.shape != s.post.shape
+            or (previous is not None and not torch.equal(s.pre, previous))
+        ):
+            raise _refusal(
+                kind, f"block {i} does not take the stream that the block before it gives"
+            )
         s.outputs = {name: x for name, x in s.outputs.items() if x.shape == s.post.shape}
         s.inputs = {name: x for name, x in s.inputs.items() if x.shape == s.post.shape}
         previous = s.post
-    return seen, {name: x for name, x in after.items() if previous is not None and x.shape == previous.shape and torch.equal(x, previous)}
+    return seen, {
+        name: x
+        for name, x in after.items()
+        if previous is not None and x.shape == previous.shape and torch.equal(x, previous)
+    }
 
 
 def _norm(decoder: nn.Module, parent: str, after: dict[str, Tensor], found: str, kind: str) -> str:
     """The decoder's child that reads the last block's output."""
     if not after:
-        raise _refusal(kind, f"{found}; nothing in {parent!r} reads the last block's output, so there is no final norm")
+        raise _refusal(
+            kind,
+            f"{found}; nothing in {parent!r} reads the last block's output,"
+            " so there is no final norm",
+        )
     return f"{parent}.{next(iter(after))}"
 
 
@@ -151,4 +234,6 @@ def _close(a: Tensor, b: Tensor | None) -> bool:
 def _sequential(s: _Seen, attn: str, mlp: str, mid: str) -> bool:
     stream = s.inputs[mid]
     adds = not _close(stream, s.pre) and not _close(stream, s.post)
-    return adds and _close(s.pre + s.outputs[attn], stream) and _close(stream + s.outputs[mlp], s.post)  # type: ignore[operator]
+    return (
+        adds and _close(s.pre + s.outputs[attn], stream) and _close(stream + s.outputs[mlp], s.post)
+    )  # type: ignore[operator]

@@ -1,8 +1,9 @@
 """`HookedModel`: one interface to a causal language model, whatever backend runs it.
 
-A backend supplies two things: run a padded batch while reading and editing sites, and generate. Everything a user
-calls (logits, likelihoods, generation, interventions) is built on these here, so that it is the same on every backend.
-Hooks exist only while a forward pass runs; between calls no model carries one.
+A backend supplies two things: run a padded batch while reading and editing sites, and generate.
+Everything a user calls (logits, likelihoods, generation, interventions) is built on these here, so
+that it is the same on every backend. Hooks exist only while a forward pass runs; between calls no
+model carries one.
 """
 
 import threading
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_TOKENS = 8192
 GENERATION_TOKENS = 32_768
-"""Tokens whose keys and values are held while answers are generated; 6 GiB for a 14B model in 16 bits."""
+"""Tokens whose keys and values are held while answers are generated; 6 GiB for a 14B model in 16
+bits.
+"""
 _LOGITS = 2**28
 """Logits held at once at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
 _REMEMBERED = 50_000
@@ -78,23 +81,35 @@ class HookedModel(ABC):
         return other
 
     def __repr__(self) -> str:
-        return f"HookedModel({self.name!r}, backend={self.backend!r}, n_layers={self.n_layers}, d_model={self.d_model})"
+        return (
+            f"HookedModel({self.name!r}, backend={self.backend!r}, n_layers={self.n_layers},"
+            f" d_model={self.d_model})"
+        )
 
     @property
     def sites(self) -> list[Site]:
         """Every site of the model, in the order in which a forward pass reaches them."""
-        blocks = [Site(kind, i) for i in range(self.n_layers) for kind in self.site_kinds if kind != "final_norm"]
+        blocks = [
+            Site(kind, i)
+            for i in range(self.n_layers)
+            for kind in self.site_kinds
+            if kind != "final_norm"
+        ]
         return [*blocks, Site("final_norm")]
 
     @abstractmethod
     def run(
-        self, batch: Batch, readers: Mapping[Site, Reader] | None = None, *, with_logits: bool = False
+        self,
+        batch: Batch,
+        readers: Mapping[Site, Reader] | None = None,
+        *,
+        with_logits: bool = False,
     ) -> Float[Tensor, "batch token vocab"] | None:
         """One forward pass under the active interventions.
 
         Args:
-            readers: called with the activation at their site, after the interventions there; without `with_logits` the
-                pass stops after the deepest of them.
+            readers: called with the activation at their site, after the interventions there;
+                without `with_logits` the pass stops after the deepest of them.
             with_logits: return logits at every token (rows of padding hold no meaning).
 
         Raises:
@@ -102,8 +117,15 @@ class HookedModel(ABC):
         """
 
     @abstractmethod
-    def _generate(self, batch: Batch, max_new_tokens: int, processor: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
-        """New token ids (batch, new tokens) of a left-padded batch; `processor(ids, scores)` edits next-token scores."""
+    def _generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        processor: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> Tensor:
+        """New token ids (batch, new tokens) of a left-padded batch; `processor(ids, scores)` edits
+        next-token scores.
+        """
 
     @property
     @abstractmethod
@@ -128,16 +150,21 @@ class HookedModel(ABC):
 
     @contextmanager
     def intervene(self, interventions: Iterable[Intervention]) -> Iterator["HookedModel"]:
-        """Edit activations in every forward pass inside the block; undone at its end, also after an error.
+        """Edit activations in every forward pass inside the block; undone at its end, also after an
+        error.
 
-        Nested blocks compose: an outer block's interventions apply first, those of one block in the order of the list.
+        Nested blocks compose: an outer block's interventions apply first, those of one block in the
+        order of the list.
 
         Raises:
-            InputError: not a list of interventions, or one that matches no site of this model or has another width
-                (checked before any pass).
+            InputError: not a list of interventions, or one that matches no site of this model or
+                has another width (checked before any pass).
         """
         if not isinstance(interventions, Iterable):
-            raise InputError(f"interventions is a {type(interventions).__name__}; pass a list of emlens.ablate(...) or emlens.steer(...)")
+            raise InputError(
+                f"interventions is a {type(interventions).__name__};"
+                " pass a list of emlens.ablate(...) or emlens.steer(...)"
+            )
         added = tuple((intervention, self._targets(intervention)) for intervention in interventions)
         with self._under(self._stack + added):
             yield self
@@ -154,16 +181,21 @@ class HookedModel(ABC):
     def _targets(self, intervention: Intervention) -> tuple[Site, ...]:
         if not isinstance(intervention, Intervention):
             raise InputError(
-                f"interventions holds a {type(intervention).__name__}; pass a list of emlens.ablate(...) or emlens.steer(...)"
+                f"interventions holds a {type(intervention).__name__};"
+                " pass a list of emlens.ablate(...) or emlens.steer(...)"
             )
         if intervention.d_model != self.d_model:
             raise InputError(
-                f"interventions holds one whose vectors have {intervention.d_model} coordinates, but the model's stream has {self.d_model}"
+                f"interventions holds one whose vectors have {intervention.d_model} coordinates,"
+                f" but the model's stream has {self.d_model}"
             )
         found = tuple(intervention.targets(self.sites))
         for site in found:
             if site.kind == "resid_mid":
-                raise InputError(f"site {site} can be read but not edited; intervene on attn_out or resid_post instead")
+                raise InputError(
+                    f"site {site} can be read but not edited; intervene on attn_out or resid_post"
+                    " instead"
+                )
         return found
 
     def edits_by_site(self) -> dict[Site, list[Intervention]]:
@@ -177,17 +209,23 @@ class HookedModel(ABC):
     # ---- text in
 
     def render(self, prompts: Iterable[Prompt], *, remember: bool = True) -> list[Rendered]:
-        """Token ids of prompts (and kept responses) as this model reads them; remembered, since a study asks the same often."""
+        """Token ids of prompts (and kept responses) as this model reads them; remembered, since a
+        study asks the same often.
+        """
         asked = list(prompts)
         if not remember or not asked or not all(isinstance(prompt, Prompt) for prompt in asked):
-            return render(asked, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
+            return render(
+                asked, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
+            )
         known = self._rendered.setdefault(self.chat_template, {})
         new = list(dict.fromkeys(prompt for prompt in asked if prompt not in known))
         if len(known) + len(new) > _REMEMBERED:
             known.clear()
             new = list(dict.fromkeys(asked))
         if new:
-            rows = render(new, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length)
+            rows = render(
+                new, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
+            )
             known.update(zip(new, rows, strict=True))
         return [known[prompt] for prompt in asked]
 
@@ -201,7 +239,9 @@ class HookedModel(ABC):
 
     @property
     def stop_ids(self) -> set[int]:
-        """Tokens that end an answer: the tokenizer's end of sequence and padding; a backend adds the model's own."""
+        """Tokens that end an answer: the tokenizer's end of sequence and padding; a backend adds
+        the model's own.
+        """
         return {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
 
     def batches(
@@ -220,7 +260,9 @@ class HookedModel(ABC):
     def logits(
         self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> Float[Tensor, "prompt vocab"]:
-        """Next-token logits after the last token of each prompt (of its response, where it keeps one); float32, CPU."""
+        """Next-token logits after the last token of each prompt (of its response, where it keeps
+        one); float32, CPU.
+        """
         rows = self.render(prompts)
         found: list[Tensor | None] = [None] * len(rows)
         for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
@@ -233,14 +275,18 @@ class HookedModel(ABC):
     def token_logprobs(
         self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> list[Float[Tensor, "token vocab"]]:
-        """Log-probabilities (nats) over the next token after every token of each row; float32, CPU, one tensor a prompt."""
+        """Log-probabilities (nats) over the next token after every token of each row; float32, CPU,
+        one tensor a prompt.
+        """
         rows = self.render(prompts)
         found: dict[int, Tensor] = {}
         for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
             logits = self._logits(batch)
             for i, row in enumerate(batch.rows):
                 start = batch.offset(i)
-                found[batch.index[i]] = logits[i, start : start + len(row.ids)].float().log_softmax(-1).cpu()
+                found[batch.index[i]] = (
+                    logits[i, start : start + len(row.ids)].float().log_softmax(-1).cpu()
+                )
         return [found[i] for i in range(len(rows))]
 
     @torch.no_grad()
@@ -254,8 +300,9 @@ class HookedModel(ABC):
         """Summed log-probability (nats) of a continuation after each prompt; float64, CPU.
 
         Args:
-            continuations: one string a prompt (result: one value each), or equally many strings a prompt (result: prompt x
-                choice). Each is tokenised by itself, without special tokens, and appended to the rendered prompt's ids.
+            continuations: one string a prompt (result: one value each), or equally many strings a
+                prompt (result: prompt x choice). Each is tokenised by itself, without special
+                tokens, and appended to the rendered prompt's ids.
 
         Raises:
             InputError: lengths that do not fit, or a continuation without tokens.
@@ -266,21 +313,31 @@ class HookedModel(ABC):
         single = all(isinstance(item, str) for item in continuations)
         choices = [[item] if isinstance(item, str) else list(item) for item in continuations]
         if len(choices) != len(rows):
-            raise InputError(f"continuations has {len(choices)} entries for {len(rows)} prompts; pass one for each")
+            raise InputError(
+                f"continuations has {len(choices)} entries for {len(rows)} prompts;"
+                " pass one for each"
+            )
         width = len(choices[0])
         if any(len(items) != width for items in choices) or width == 0:
-            raise InputError("continuations differ in how many choices they give; pass equally many, at least one, for each prompt")
+            raise InputError(
+                "continuations differ in how many choices they give;"
+                " pass equally many, at least one, for each prompt"
+            )
         full: list[Rendered] = []
         for row, items in zip(rows, choices, strict=True):
             for text in items:
                 ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
                 if not ids:
-                    raise InputError(f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r} has no token")
+                    raise InputError(
+                        f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r}"
+                        " has no token"
+                    )
                 longer = row.with_continuation(ids)
                 if self.max_length is not None and len(longer.ids) > self.max_length:
                     raise InputError(
-                        f"prompt {one_line(row.id, 60)!r} and its continuation have {len(longer.ids)} tokens, but the model's context "
-                        f"is {self.max_length}; shorten them"
+                        f"prompt {one_line(row.id, 60)!r} and its continuation have"
+                        f" {len(longer.ids)} tokens, but the model's context is {self.max_length};"
+                        " shorten them"
                     )
                 full.append(longer)
         starts = [len(row.ids) for row in rows for _ in range(width)]
@@ -310,16 +367,23 @@ class HookedModel(ABC):
     ) -> list[str]:
         """One sampled answer a prompt (greedy at `temperature=0`).
 
-        Each row draws its own random numbers, seeded by `seed` and the prompt's id, so that its answer does not depend
-        on its batch mates.
+        Each row draws its own random numbers, seeded by `seed` and the prompt's id, so that its
+        answer does not depend on its batch mates.
 
         Args:
             batch_tokens: tokens, of prompts and answers together, that rows under way may hold.
 
         Raises:
-            InputError: `max_new_tokens` below 1, a negative temperature, or a row that would outgrow the context.
+            InputError: `max_new_tokens` below 1, a negative temperature, or a row that would
+                outgrow the context.
         """
-        found = self.generate_each(prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_tokens=batch_tokens)
+        found = self.generate_each(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_tokens=batch_tokens,
+        )
         texts = {index: text for part in found for index, text, _ in part}
         return [texts[i] for i in range(len(texts))]
 
@@ -332,9 +396,11 @@ class HookedModel(ABC):
         seed: int = 0,
         batch_tokens: int = GENERATION_TOKENS,
     ) -> Iterator[list[tuple[int, str, str]]]:
-        """`generate`, a few at a time as answers end: (number of the prompt, text, `"stop"` or `"length"`).
+        """`generate`, a few at a time as answers end: (number of the prompt, text, `"stop"` or
+        `"length"`).
 
-        All of it runs under the interventions that were active at the call, whenever it is asked for the next ones.
+        All of it runs under the interventions that were active at the call, whenever it is asked
+        for the next ones.
         """
         from emlens.models.sampling import RowSampler
 
@@ -346,10 +412,17 @@ class HookedModel(ABC):
         longest = max(rows, key=lambda row: len(row.ids))
         if self.max_length is not None and len(longest.ids) + max_new_tokens > self.max_length:
             raise InputError(
-                f"prompt {one_line(longest.id, 60)!r} has {len(longest.ids)} tokens and max_new_tokens is {max_new_tokens}, "
-                f"but the model's context is {self.max_length}; ask for fewer"
+                f"prompt {one_line(longest.id, 60)!r} has {len(longest.ids)} tokens and"
+                f" max_new_tokens is {max_new_tokens},"
+                f" but the model's context is {self.max_length}; ask for fewer"
             )
-        slots = max(1, min(batch_tokens // (len(longest.ids) + max_new_tokens), _LOGITS // max(1, self.vocab_size)))
+        slots = max(
+            1,
+            min(
+                batch_tokens // (len(longest.ids) + max_new_tokens),
+                _LOGITS // max(1, self.vocab_size),
+            ),
+        )
         sampler, stack = RowSampler(seed, [row.id for row in rows], temperature), self._stack
 
         def texts() -> Iterator[list[tuple[int, str, str]]]:
@@ -361,7 +434,12 @@ class HookedModel(ABC):
                 if part is None:
                     return
                 yield [
-                    (done.index, self.tokenizer.decode(done.tokens, skip_special_tokens=True).strip(), done.finish_reason) for done in part
+                    (
+                        done.index,
+                        self.tokenizer.decode(done.tokens, skip_special_tokens=True).strip(),
+                        done.finish_reason,
+                    )
+                    for done in part
                 ]
 
         return texts()
@@ -369,12 +447,17 @@ class HookedModel(ABC):
     def _decode(
         self, rows: Sequence[Rendered], sampler: "RowSampler", max_new_tokens: int, slots: int
     ) -> "Iterator[list[Generated]]":
-        """Finished rows, a few at a time, `slots` of them under way; here: batch by batch through `_generate`."""
+        """Finished rows, a few at a time, `slots` of them under way; here: batch by batch through
+        `_generate`.
+        """
         from emlens.models.sampling import Generated, SampledScores
 
         for batch in self.batches(rows, slots * max(len(row.ids) for row in rows), side="left"):
             new = self._generate(batch, max_new_tokens, SampledScores(sampler, batch.index))
-            yield [Generated.cut(i, tokens, self.stop_ids) for i, tokens in zip(batch.index, new.tolist(), strict=True)]
+            yield [
+                Generated.cut(i, tokens, self.stop_ids)
+                for i, tokens in zip(batch.index, new.tolist(), strict=True)
+            ]
 
     def _logit_tokens(self, batch_tokens: int) -> int:
         return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))

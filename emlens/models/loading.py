@@ -18,7 +18,12 @@ from emlens.models.adapters import is_adapter
 from emlens.models.backends import backend_class
 from emlens.models.hooked import HookedModel
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_model(
@@ -39,9 +44,11 @@ def load_model(
 
     Args:
         path_or_id: a directory saved by `save_pretrained`, or a hub id.
-        dtype: `"auto"` is float32 on the CPU and the checkpoint's own dtype elsewhere; or a name such as `"bfloat16"`.
+        dtype: `"auto"` is float32 on the CPU and the checkpoint's own dtype elsewhere; or a name
+            such as `"bfloat16"`.
         device: `"auto"` takes a GPU where there is one.
-        revision, device_map, quantization_config, attn_implementation: passed to transformers and recorded.
+        revision, device_map, quantization_config, attn_implementation: passed to transformers and
+            recorded.
         chat_template: used in place of the tokenizer's own (a base model has none).
         trust_remote_code: run code that comes with the checkpoint; never done unless asked.
         name: how the model is called in tables; default: the last part of the path.
@@ -60,20 +67,39 @@ def load_model(
     if device_map is None and quantization_config is not None:
         device_map = {"": str(where)}  # quantised weights cannot be moved afterwards
     placement = {"device_map": device_map} if device_map is not None else {}
-    extras = {key: value for key, value in (("quantization_config", quantization_config), ("attn_implementation", attn_implementation)) if value is not None}
+    extras = {
+        key: value
+        for key, value in (
+            ("quantization_config", quantization_config),
+            ("attn_implementation", attn_implementation),
+        )
+        if value is not None
+    }
     try:
         with _quiet():
-            tokenizer = saved_tokenizer(source, local, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = saved_tokenizer(
+                source, local, revision=revision, trust_remote_code=trust_remote_code
+            )
             module, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=kind, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True, **placement, **extras
+                source,
+                dtype=kind,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **placement,
+                **extras,
             )
     except Exception as error:  # transformers raises whatever its parsers raise
-        raise LoadError(f"{source}: could not be loaded as a causal language model ({one_line(str(error), 240)})") from None
+        raise LoadError(
+            f"{source}: could not be loaded as a causal language model"
+            f" ({one_line(str(error), 240)})"
+        ) from None
     missing = sorted(found["missing_keys"])
     if missing:
         raise LoadError(
-            f"{source}: holds no weights for {len(missing)} tensors of a {module.config.model_type!r} model, first {missing[0]!r}; "
-            "they would be random numbers; pass a whole checkpoint"
+            f"{source}: holds no weights for {len(missing)} tensors of a"
+            f" {module.config.model_type!r} model, first {missing[0]!r};"
+            " they would be random numbers; pass a whole checkpoint"
         )
     quantized = getattr(module.config, "quantization_config", None)
     if placement:
@@ -81,9 +107,15 @@ def load_model(
     elif quantized is None:
         module.to(where)
     elif module.device.type != where.type:
-        raise LoadError(f"{source}: a quantised checkpoint was placed on {module.device}, not on {where}; pass device_map={{'': '{where}'}}")
-    if next(module.parameters()).dtype == torch.float64 and getattr(module.config, "_experts_implementation", None) not in (None, "eager"):
-        module.set_experts_implementation("eager")  # the grouped kernel of mixtures of experts knows no float64
+        raise LoadError(
+            f"{source}: a quantised checkpoint was placed on {module.device}, not on {where};"
+            f" pass device_map={{'': '{where}'}}"
+        )
+    if next(module.parameters()).dtype == torch.float64 and getattr(
+        module.config, "_experts_implementation", None
+    ) not in (None, "eager"):
+        # the grouped kernel of mixtures of experts knows no float64
+        module.set_experts_implementation("eager")
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -98,7 +130,11 @@ def load_model(
         "architecture": config.model_type,
         "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
         "attention": getattr(config, "_attn_implementation", None),
-        "quantization": None if quantized is None else one_line(json.dumps(_plain(quantized), sort_keys=True, default=str), 400),
+        "quantization": (
+            None
+            if quantized is None
+            else one_line(json.dumps(_plain(quantized), sort_keys=True, default=str), 400)
+        ),
         "backend": backend,
         "adapter": None,
         "merged": None,
@@ -131,13 +167,20 @@ def _plain(quantized: Any) -> Any:
 def saved_tokenizer(source: str, local: Path | None, **options: Any) -> Any:
     """The tokenizer as its file declares it.
 
-    For some model types transformers 5 replaces a declared plain `tokenizers` file by the type's own class, which
-    reads the same vocabulary with another pre-tokenizer and gives other ids; such a file is loaded as what it says.
+    For some model types transformers 5 replaces a declared plain `tokenizers` file by the type's
+    own class, which reads the same vocabulary with another pre-tokenizer and gives other ids; such
+    a file is loaded as what it says.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if local is not None and (local / "tokenizer.json").is_file() and (local / "tokenizer_config.json").is_file():
-        declared = json.loads((local / "tokenizer_config.json").read_text("utf-8")).get("tokenizer_class")
+    if (
+        local is not None
+        and (local / "tokenizer.json").is_file()
+        and (local / "tokenizer_config.json").is_file()
+    ):
+        declared = json.loads((local / "tokenizer_config.json").read_text("utf-8")).get(
+            "tokenizer_class"
+        )
         if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             return PreTrainedTokenizerFast.from_pretrained(source)
     return AutoTokenizer.from_pretrained(source, **options)
@@ -163,7 +206,11 @@ def with_template(model: HookedModel, template: str | None) -> HookedModel:
         return model
     other = copy.copy(model)
     other.chat_template = template
-    other.provenance = {**model.provenance, "chat_template_sha256": sha256_text(template), "chat_template_lent": True}
+    other.provenance = {
+        **model.provenance,
+        "chat_template_sha256": sha256_text(template),
+        "chat_template_lent": True,
+    }
     return other
 
 
@@ -171,13 +218,23 @@ def _local_directory(path_or_id: str | Path) -> Path | None:
     path = Path(path_or_id)
     if not path.exists():
         text = str(path_or_id)
-        if isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or (text.count("/") != 1 and "/" in text):
-            raise LoadError(f"{text}: no such directory; pass a directory saved by save_pretrained, or a hub id such as 'org/name'")
+        if (
+            isinstance(path_or_id, Path)
+            or text.startswith((".", "/", "~"))
+            or (text.count("/") != 1 and "/" in text)
+        ):
+            raise LoadError(
+                f"{text}: no such directory; pass a directory saved by save_pretrained,"
+                " or a hub id such as 'org/name'"
+            )
         return None
     if not path.is_dir():
         raise LoadError(f"{path}: is a file; pass the directory that holds config.json")
     if is_adapter(path):
-        raise LoadError(f"{path}: is an adapter, not a whole model; pass it to load_family(instruct, finetuned={{name: path}})")
+        raise LoadError(
+            f"{path}: is an adapter, not a whole model;"
+            " pass it to load_family(instruct, finetuned={name: path})"
+        )
     if not (path / "config.json").is_file():
         raise LoadError(f"{path}: holds no config.json; pass a directory saved by save_pretrained")
     return path
@@ -189,9 +246,14 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise InputError(f"device {device!r} is not a torch device; pass 'auto', 'cpu' or 'cuda'") from None
+        raise InputError(
+            f"device {device!r} is not a torch device; pass 'auto', 'cpu' or 'cuda'"
+        ) from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {str(device)!r} was asked for, but torch sees no GPU here; pass 'auto' or 'cpu'")
+        raise InputError(
+            f"device {str(device)!r} was asked for, but torch sees no GPU here;"
+            " pass 'auto' or 'cpu'"
+        )
     return found
 
 

@@ -1,9 +1,10 @@
 """nnsight as a backend: the same places, reached through a trace.
 
-nnsight reads the source of the `with` block below, so traces live in this file only and it cannot run from a zip. It
-mounts `.save` on every Python object when it is imported; nothing else in emlens imports it. Locations are asked for
-in the order in which the model reaches them, and readers are called inside the trace, so nothing has to be saved. Cost:
-a switch between two greenlets at every site.
+nnsight reads the source of the `with` block below, so traces live in this file only and it cannot
+run from a zip. It mounts `.save` on every Python object when it is imported; nothing else in emlens
+imports it. Locations are asked for in the order in which the model reaches them, and readers are
+called inside the trace, so nothing has to be saved. Cost: a switch between two greenlets at every
+site.
 """
 
 import warnings
@@ -32,7 +33,9 @@ class NNsightModel(CheckpointModel):
         found: list[Any] = []
         run: Any = self.module
         if what != "model":
-            run = run.generate if what == "generate" else run.get_submodule(self.architecture.decoder)
+            run = (
+                run.generate if what == "generate" else run.get_submodule(self.architecture.decoder)
+            )
 
         def call(**given: Any) -> Any:
             found.append(run(**given))
@@ -43,10 +46,13 @@ class NNsightModel(CheckpointModel):
                 without_own_options(stack, self.module)
             if not places:
                 return call(**inputs)
-            stack.enter_context(suppress(OutOfOrderError))  # a place the model never reached; the pass itself names it
+            # a place the model never reached; the pass itself names it
+            stack.enter_context(suppress(OutOfOrderError))
             if what == "generate":
                 stack.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
+                warnings.filterwarnings(
+                    "ignore", message=".*was never reached: the loop asked for a step"
+                )
                 _every_step(root, call, inputs, places, passing)
             else:
                 _one_pass(root, call, inputs, places, passing)
@@ -81,7 +87,9 @@ def _walk(root: Any, path: str) -> Any:
     return found
 
 
-def _one_pass(root: Any, call: Any, inputs: Mapping[str, Any], places: list[_Place], passing: Pass) -> None:
+def _one_pass(
+    root: Any, call: Any, inputs: Mapping[str, Any], places: list[_Place], passing: Pass
+) -> None:
     with root.trace(fn=call, **inputs) as tracer:
         for place in places:
             place.visit(passing)
@@ -89,7 +97,9 @@ def _one_pass(root: Any, call: Any, inputs: Mapping[str, Any], places: list[_Pla
                 tracer.stop()
 
 
-def _every_step(root: Any, call: Any, inputs: Mapping[str, Any], places: list[_Place], passing: Pass) -> None:
+def _every_step(
+    root: Any, call: Any, inputs: Mapping[str, Any], places: list[_Place], passing: Pass
+) -> None:
     with root.trace(fn=call, **inputs) as tracer:
         for _ in tracer.iter[:]:
             for place in places:

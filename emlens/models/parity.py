@@ -1,9 +1,11 @@
-"""Do the backends read the same stream? Every site of a model, on every backend, against routes that know no hooks.
+"""Do the backends read the same stream? Every site of a model, on every backend, against routes
+that know no hooks.
 
-Three comparisons: each backend against `output_hidden_states` of the bare module (whose last entry lies after the final
-norm), against additivity (`resid_pre + attn_out = resid_mid`, `resid_mid + mlp_out = resid_post`), and against the
-transformers backend. A difference above the limit in float32 is run again in float64: rounding vanishes there, a bug
-stays. Cost: a few passes over 33 tokens for each backend; one copy of the weights in memory at a time.
+Three comparisons: each backend against `output_hidden_states` of the bare module (whose last entry
+lies after the final norm), against additivity (`resid_pre + attn_out = resid_mid`, `resid_mid +
+mlp_out = resid_post`), and against the transformers backend. A difference above the limit in
+float32 is run again in float64: rounding vanishes there, a bug stays. Cost: a few passes over 33
+tokens for each backend; one copy of the weights in memory at a time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,9 @@ from emlens.models.families import FineTune, attach
 from emlens.models.loading import load_model
 
 RELATIVE: Final = 5e-5
-"""float32: other attention kernels and orders of summation, over the depth of a model; measured below 2e-6 on tiny ones."""
+"""float32: other attention kernels and orders of summation, over the depth of a model; measured
+below 2e-6 on tiny ones.
+"""
 RELATIVE_FLOAT64: Final = 1e-10
 """float64: what is left of the same rounding; a bug does not shrink with the dtype."""
 CONDITIONS: Final = ("plain", "left-padded", "adapter on", "adapter off")
@@ -39,9 +43,11 @@ Streams = dict[Site, list[Tensor]]
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of one kind of site: max |a − b| ÷ max |b|, over layers, rows and tokens.
+    """The largest difference of one kind of site: max |a − b| ÷ max |b|, over layers, rows and
+    tokens.
 
-    `agrees`: within the limit in float32, or, where it was run again, in float64. `value64` is None where it was not.
+    `agrees`: within the limit in float32, or, where it was run again, in float64. `value64` is None
+    where it was not.
     """
 
     backend: str
@@ -58,7 +64,8 @@ class Parity:
     """What `check_parity` found.
 
     Args:
-        refused: backends that say they do not take this model (or its adapter), and why; they read nothing wrong.
+        refused: backends that say they do not take this model (or its adapter), and why; they read
+            nothing wrong.
         failed: backends that broke while they read it.
     """
 
@@ -90,7 +97,8 @@ def check_parity(
     Args:
         adapter: a PEFT adapter of the model; adds the conditions "adapter on" and "adapter off".
         backends: those to check; the reference, transformers, always runs.
-        float64: run again in float64 always (True), never (False), or where float32 disagrees (None).
+        float64: run again in float64 always (True), never (False), or where float32 disagrees
+            (None).
         options: passed to `load_model` (`device`, `revision`, …).
 
     Raises:
@@ -112,7 +120,9 @@ def check_parity(
         value64 = again.get(key)
         agrees = value <= RELATIVE if value64 is None else value64 <= RELATIVE_FLOAT64
         differences.append(Difference(*key, value, agrees, value64))
-    return Parity(tuple(differences), found.refused, found.failed, found.site_kinds, found.architecture)
+    return Parity(
+        tuple(differences), found.refused, found.failed, found.site_kinds, found.architecture
+    )
 
 
 _Key = tuple[str, str, str, str]
@@ -129,28 +139,52 @@ class _Found:
 
 
 def _measure(
-    source: str | Path, adapter: str | Path | None, backends: Sequence[str], dtype: torch.dtype, options: Mapping[str, Any]
+    source: str | Path,
+    adapter: str | Path | None,
+    backends: Sequence[str],
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
 ) -> _Found:
     found = _Found()
     reference: dict[str, Streams] = {}
     for backend in backends:
         try:
-            for condition, model, rows, streams in _conditions(source, adapter, backend, dtype, options):
-                found.site_kinds, found.architecture = model.site_kinds, str(model.provenance["architecture"])
+            for condition, model, rows, streams in _conditions(
+                source, adapter, backend, dtype, options
+            ):
+                found.site_kinds, found.architecture = (
+                    model.site_kinds,
+                    str(model.provenance["architecture"]),
+                )
                 reference.setdefault(condition, streams)
-                found.values.update(_compare(backend, condition, model, rows, streams, reference[condition]))
+                found.values.update(
+                    _compare(backend, condition, model, rows, streams, reference[condition])
+                )
         except Exception as error:
             if backend == "transformers":
                 raise
             into = found.refused if isinstance(error, LoadError) else found.failed
-            into[backend] = one_line(str(error) if isinstance(error, EmlensError) else f"{type(error).__name__}: {error}", 300)
+            into[backend] = one_line(
+                (
+                    str(error)
+                    if isinstance(error, EmlensError)
+                    else f"{type(error).__name__}: {error}"
+                ),
+                300,
+            )
     return found
 
 
 def _conditions(
-    source: str | Path, adapter: str | Path | None, backend: str, dtype: torch.dtype, options: Mapping[str, Any]
+    source: str | Path,
+    adapter: str | Path | None,
+    backend: str,
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[str, CheckpointModel, list[Rendered], Streams]]:
-    model = load_model(source, backend=backend, dtype=dtype, **{"attn_implementation": "eager", **options})
+    model = load_model(
+        source, backend=backend, dtype=dtype, **{"attn_implementation": "eager", **options}
+    )
     if not isinstance(model, CheckpointModel):
         raise InputError(f"backend {backend!r} gives no module to compare with")
     rows = some_rows(model)
@@ -163,13 +197,18 @@ def _conditions(
 
 
 class _AllFloat64(TorchFunctionMode):
-    """Modules of transformers compute softmax, norms and rotary angles in float32 whatever the dtype; here they do not."""
+    """Modules of transformers compute softmax, norms and rotary angles in float32 whatever the
+    dtype; here they do not.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
             return args[0].double()
         wide = [torch.float64 if value is torch.float32 else value for value in args]
-        named = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
+        named = {
+            key: torch.float64 if value is torch.float32 else value
+            for key, value in (kwargs or {}).items()
+        }
         return func(*wide, **named)
 
 
@@ -182,10 +221,15 @@ def some_rows(model: CheckpointModel, lengths: Sequence[int] = LENGTHS) -> list[
     rng = torch_rng(0, "parity")
     longest = min(model.max_length or max(lengths), max(lengths))
     ids = torch.randint(0, len(model.tokenizer), (len(lengths), longest), generator=rng)
-    return [Rendered(f"r{i}", "", tuple(ids[i, : min(n, longest)].tolist()), min(n, longest)) for i, n in enumerate(lengths)]
+    return [
+        Rendered(f"r{i}", "", tuple(ids[i, : min(n, longest)].tolist()), min(n, longest))
+        for i, n in enumerate(lengths)
+    ]
 
 
-def read_streams(model: CheckpointModel, rows: Sequence[Rendered], side: Any = "right", alone: bool = False) -> Streams:
+def read_streams(
+    model: CheckpointModel, rows: Sequence[Rendered], side: Any = "right", alone: bool = False
+) -> Streams:
     """Every site at every token of every row; rows in one padded batch, or each alone."""
     found: Streams = {site: [] for site in model.sites}
     model.prepare()
@@ -193,23 +237,46 @@ def read_streams(model: CheckpointModel, rows: Sequence[Rendered], side: Any = "
         batch = pad(group, range(len(group)), model.pad_id, side, model.device)
         seen: dict[Site, list[Tensor]] = {site: [] for site in model.sites}
         with _precision(model):
-            model.run(batch, {site: lambda x, kept=kept: kept.append(x.detach().cpu().clone()) for site, kept in seen.items()})  # type: ignore[misc]
+            model.run(
+                batch,
+                {
+                    site: lambda x, kept=kept: kept.append(x.detach().cpu().clone())
+                    for site, kept in seen.items()
+                },
+            )  # type: ignore[misc]
         for site, (x,) in seen.items():
-            found[site] += [x[i, batch.offset(i) : batch.offset(i) + len(row.ids)] for i, row in enumerate(group)]
+            found[site] += [
+                x[i, batch.offset(i) : batch.offset(i) + len(row.ids)]
+                for i, row in enumerate(group)
+            ]
     return found
 
 
 def hidden_states(model: CheckpointModel, rows: Sequence[Rendered]) -> list[tuple[Tensor, ...]]:
-    """`output_hidden_states` of the bare module, row by row: a route that knows neither hooks nor padding."""
+    """`output_hidden_states` of the bare module, row by row: a route that knows neither hooks nor
+    padding.
+    """
     with model.bank.selected(model.adapter), torch.no_grad(), _precision(model):
         return [
-            tuple(x[0].cpu() for x in model.module(torch.tensor([row.ids], device=model.device), output_hidden_states=True, use_cache=False).hidden_states)
+            tuple(
+                x[0].cpu()
+                for x in model.module(
+                    torch.tensor([row.ids], device=model.device),
+                    output_hidden_states=True,
+                    use_cache=False,
+                ).hidden_states
+            )
             for row in rows
         ]
 
 
 def _compare(
-    backend: str, condition: str, model: CheckpointModel, rows: Sequence[Rendered], streams: Streams, reference: Streams
+    backend: str,
+    condition: str,
+    model: CheckpointModel,
+    rows: Sequence[Rendered],
+    streams: Streams,
+    reference: Streams,
 ) -> dict[_Key, float]:
     pairs: list[tuple[str, str, Tensor, Tensor]] = []
     for i, states in enumerate(hidden_states(model, rows)):
@@ -217,14 +284,32 @@ def _compare(
             site = Site.from_hf_index(index, model.n_layers)
             pairs.append(("hidden_states", site.kind, streams[site][i], state))
     for layer in range(model.n_layers):
-        at = {kind: torch.cat(streams[Site(kind, layer)]) for kind in model.site_kinds if kind != "final_norm"}
+        at = {
+            kind: torch.cat(streams[Site(kind, layer)])
+            for kind in model.site_kinds
+            if kind != "final_norm"
+        }
         if "resid_mid" in at:
-            pairs.append(("additivity", "resid_mid", at["resid_pre"] + at["attn_out"], at["resid_mid"]))
-            pairs.append(("additivity", "resid_post", at["resid_mid"] + at["mlp_out"], at["resid_post"]))
+            pairs.append(
+                ("additivity", "resid_mid", at["resid_pre"] + at["attn_out"], at["resid_mid"])
+            )
+            pairs.append(
+                ("additivity", "resid_post", at["resid_mid"] + at["mlp_out"], at["resid_post"])
+            )
         else:
-            pairs.append(("additivity", "resid_post", at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"]))
+            pairs.append(
+                (
+                    "additivity",
+                    "resid_post",
+                    at["resid_pre"] + at["attn_out"] + at["mlp_out"],
+                    at["resid_post"],
+                )
+            )
     if streams is not reference:
-        pairs += [("transformers", site.kind, torch.cat(mine), torch.cat(reference[site])) for site, mine in streams.items()]
+        pairs += [
+            ("transformers", site.kind, torch.cat(mine), torch.cat(reference[site]))
+            for site, mine in streams.items()
+        ]
     found: dict[_Key, float] = {}
     for against, kind, a, b in pairs:
         key = (backend, condition, against, kind)

@@ -1,7 +1,9 @@
-"""One forward pass, or one generation: which sites are touched, and what happens there. The same on every backend.
+"""One forward pass, or one generation: which sites are touched, and what happens there. The same on
+every backend.
 
-A backend only says how it reaches a place in the model; what is edited, read and when the pass may stop is decided here.
-All sites are resolved before the model is touched, and a site that was never reached is an error.
+A backend only says how it reaches a place in the model; what is edited, read and when the pass may
+stop is decided here. All sites are resolved before the model is touched, and a site that was never
+reached is an error.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +15,14 @@ from emlens.foundation.intervention import Edit, Intervention, PaddedRows
 from emlens.foundation.sites import Site
 
 Reader = Callable[[Tensor], None]
-"""Receives an activation of shape (batch, token, d_model) during the forward pass; must copy what it keeps."""
+"""Receives an activation of shape (batch, token, d_model) during the forward pass; must copy what
+it keeps.
+"""
 
 
 class _Window:
-    """The tokens that edits of one scope touch, by column, and whether a range of columns has none or all of them.
+    """The tokens that edits of one scope touch, by column, and whether a range of columns has none
+    or all of them.
 
     What holds for a range is worked out once and shared by all sites that the pass reaches there.
     """
@@ -40,17 +45,18 @@ class _Window:
 
 
 class Pass:
-    """Edits and readers of one pass. `sites` are those to reach, in the order in which the model gets to them.
+    """Edits and readers of one pass. `sites` are those to reach, in the order in which the model
+    gets to them.
 
-    Everything is bound and every mask is made here, before the model is touched; edits of one site that can be one map
-    become one. Interventions on one site apply in the order given.
+    Everything is bound and every mask is made here, before the model is touched; edits of one site
+    that can be one map become one. Interventions on one site apply in the order given.
 
     Args:
         rows: what the pass goes through; where they grow, every site is reached once a step.
         edits: interventions at each site, in order of application.
         readers: called after them.
-        multiplier: what the model multiplies attention and MLP outputs with before adding them; edits and readers see
-            them multiplied, as they are added.
+        multiplier: what the model multiplies attention and MLP outputs with before adding them;
+            edits and readers see them multiplied, as they are added.
         stop_early: the pass may end after the deepest reader.
 
     Raises:
@@ -82,18 +88,26 @@ class Pass:
         self._edits: dict[Site, list[tuple[_Window, Edit]]] = {}
         for site in wanted:
             touching = [edit for edit in edits.get(site, ()) if not windows[edit.positions].empty]
-            self._edits[site] = _joined([(windows[edit.positions], edit.bind(site, rows)) for edit in touching])
+            self._edits[site] = _joined(
+                [(windows[edit.positions], edit.bind(site, rows)) for edit in touching]
+            )
 
     def at(self, site: Site, stream: Tensor) -> Tensor:
-        """Called by the backend with what stands at `site`; returns what shall stand there (the same tensor where nothing is edited)."""
+        """Called by the backend with what stands at `site`; returns what shall stand there (the
+        same tensor where nothing is edited).
+        """
         start = self._reached[site]
         stop = start + stream.shape[1]
         if start and not self._rows.new_tokens:
-            raise StateError(f"site {site} was reached twice in one pass; the module there runs more than once, so it cannot be read by name")
+            raise StateError(
+                f"site {site} was reached twice in one pass; the module there runs more than once,"
+                " so it cannot be read by name"
+            )
         if stop > self._rows.width:
             raise StateError(
-                f"site {site} saw {stop} tokens where {self._rows.width} were to come; the model does not keep its past while it generates, "
-                "so what belongs to which token cannot be told"
+                f"site {site} saw {stop} tokens where {self._rows.width} were to come;"
+                " the model does not keep its past while it generates,"
+                " so what belongs to which token cannot be told"
             )
         self._reached[site] = stop
         factor = self._multiplier if site.kind in ("attn_out", "mlp_out") else 1.0
@@ -101,7 +115,9 @@ class Pass:
         for window, edit in self._edits.get(site, ()):
             touched, mask = window.over(start, stop)
             if touched:
-                value = edit.over(start, stop)(value, None if mask is None else mask.to(value.device))
+                value = edit.over(start, stop)(
+                    value, None if mask is None else mask.to(value.device)
+                )
         if site in self._readers:
             self._readers[site](value)
         if value is given:
@@ -124,7 +140,10 @@ class Pass:
         """
         silent = [str(site) for site, tokens in self._reached.items() if not tokens]
         if silent:
-            raise StateError(f"hooks at {', '.join(silent)} of {name!r} never fired; the model does not run these modules")
+            raise StateError(
+                f"hooks at {', '.join(silent)} of {name!r} never fired;"
+                " the model does not run these modules"
+            )
 
 
 def _joined(bound: Sequence[tuple[_Window, Edit]]) -> list[tuple[_Window, Edit]]:
@@ -151,7 +170,8 @@ def check_readers(readers: Iterable[Site], sites: Sequence[Site], name: str, n_l
             continue
         if site.layer is not None and site.layer < n_layers:
             raise InputError(
-                f"site {site} does not exist in {name!r}: its blocks run attention and MLP side by side, so no stream lies between them; "
-                "read resid_pre, attn_out, mlp_out or resid_post"
+                f"site {site} does not exist in {name!r}: its blocks run attention and MLP side by"
+                " side, so no stream lies between them; read resid_pre, attn_out,"
+                " mlp_out or resid_post"
             )
         raise InputError(f"site {site} does not exist in {name!r}, which has {n_layers} blocks")

@@ -1,7 +1,9 @@
-"""Keys and values of rows that come and go: transformers' cache, written in place, with rows dropped and joined.
+"""Keys and values of rows that come and go: transformers' cache, written in place, with rows
+dropped and joined.
 
-Every layer keeps whole rows, sliding windows included (masks cut them). Rows are padded on the left, so that the last
-column is the last token of every row. Cost: rows × columns, and a copy of it whenever rows change or the room is used up.
+Every layer keeps whole rows, sliding windows included (masks cut them). Rows are padded on the
+left, so that the last column is the last token of every row. Cost: rows × columns, and a copy of it
+whenever rows change or the room is used up.
 """
 
 from collections.abc import Sequence
@@ -15,13 +17,17 @@ _ROOM = 64
 
 
 class _Rows(DynamicLayer):
-    """One layer. What transformers appends by making a longer copy for every token is written into spare room here."""
+    """One layer. What transformers appends by making a longer copy for every token is written into
+    spare room here.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**options)
         self._room: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
@@ -29,7 +35,10 @@ class _Rows(DynamicLayer):
         used = self.keys.shape[-2]
         width = used + key_states.shape[-2]
         if self._room is None or self._room[0].shape[-2] < width:
-            keys, values = (_with_room([part], used, key_states.shape[-2] + _ROOM) for part in (self.keys, self.values))
+            keys, values = (
+                _with_room([part], used, key_states.shape[-2] + _ROOM)
+                for part in (self.keys, self.values)
+            )
             self.hold(keys, values, used)
         for room, new in zip(self._room or (), (key_states, value_states), strict=True):
             room[..., used:width, :] = new
@@ -54,18 +63,27 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=_Rows)
 
     @classmethod
-    def of(cls, parts: Sequence[tuple["RowCache", Int[Tensor, " row"], int]], width: int) -> "RowCache":
+    def of(
+        cls, parts: Sequence[tuple["RowCache", Int[Tensor, " row"], int]], width: int
+    ) -> "RowCache":
         """Rows of other caches, one below the other, `width` columns wide.
 
         Args:
-            parts: a cache, its rows to take (one may be taken several times), and its first column to take.
+            parts: a cache, its rows to take (one may be taken several times), and its first column
+                to take.
         """
         made = cls()
         for i in range(len(parts[0][0].layers)):
             layer = _Rows()
             layers = [(cache.layers[i], rows, start) for cache, rows, start in parts]
             keys, values = (
-                _with_room([getattr(layer, name).index_select(0, rows)[..., start:, :] for layer, rows, start in layers], width)
+                _with_room(
+                    [
+                        getattr(layer, name).index_select(0, rows)[..., start:, :]
+                        for layer, rows, start in layers
+                    ],
+                    width,
+                )
                 for name in ("keys", "values")
             )
             layer.hold(keys, values, width)
@@ -74,9 +92,13 @@ class RowCache(Cache):
 
 
 def _with_room(blocks: Sequence[Tensor], width: int, spare: int = _ROOM) -> Tensor:
-    """Blocks of (row, head, column, d), one below the other, each ending at column `width`, with spare room behind it."""
+    """Blocks of (row, head, column, d), one below the other, each ending at column `width`, with
+    spare room behind it.
+    """
     first = blocks[0]
-    room = first.new_zeros(sum(len(block) for block in blocks), first.shape[1], width + spare, first.shape[-1])
+    room = first.new_zeros(
+        sum(len(block) for block in blocks), first.shape[1], width + spare, first.shape[-1]
+    )
     at = 0
     for block in blocks:
         room[at : at + len(block), :, width - block.shape[-2] : width] = block

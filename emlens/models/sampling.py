@@ -1,7 +1,8 @@
 """Sampling whose randomness belongs to the row, not to the batch.
 
-One uniform number a row and token, from a generator seeded by the row's id, picks the token at which the cumulative
-probability passes it (inverse transform). That is one number where noise for every token of a vocabulary would be 150,000.
+One uniform number a row and token, from a generator seeded by the row's id, picks the token at
+which the cumulative probability passes it (inverse transform). That is one number where noise for
+every token of a vocabulary would be 150,000.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,12 +18,16 @@ from emlens.foundation.seeds import numpy_rng
 
 _BLOCK = 64
 _BELOW_ONE = 1 - 2.0**-50
-"""Keeps the sought sum below the whole one after rounding, so that no token of probability 0 behind it is picked."""
+"""Keeps the sought sum below the whole one after rounding, so that no token of probability 0 behind
+it is picked.
+"""
 
 
 @dataclass(eq=False)
 class Generated:
-    """An answer's tokens, without the one that ended it. `index` is where its row stood among those given."""
+    """An answer's tokens, without the one that ended it. `index` is where its row stood among those
+    given.
+    """
 
     index: int
     tokens: list[int] = field(default_factory=list)
@@ -36,18 +41,27 @@ class Generated:
 
 
 class RowSampler:
-    """Next tokens by temperature sampling, or the likeliest at temperature 0; row i draws from its own stream."""
+    """Next tokens by temperature sampling, or the likeliest at temperature 0; row i draws from its
+    own stream.
+    """
 
     def __init__(self, seed: int, row_ids: Sequence[str], temperature: float):
         self._temperature = temperature
-        self._generators = [numpy_rng(seed, "generate", row) for row in row_ids] if temperature > 0 else []
+        self._generators = (
+            [numpy_rng(seed, "generate", row) for row in row_ids] if temperature > 0 else []
+        )
         self._drawn: list[np.ndarray] = [np.empty(0)] * len(self._generators)
 
-    def pick(self, scores: Float[Tensor, "row vocab"], rows: Sequence[int], steps: Sequence[int]) -> Int[Tensor, " row"]:
+    def pick(
+        self, scores: Float[Tensor, "row vocab"], rows: Sequence[int], steps: Sequence[int]
+    ) -> Int[Tensor, " row"]:
         """The token of each of `rows` at its own step (0-based), from its next-token scores."""
         if not self._generators:
             return scores.argmax(-1)
-        uniform = torch.tensor([self._uniform(row, step) for row, step in zip(rows, steps, strict=True)], dtype=torch.float64)
+        uniform = torch.tensor(
+            [self._uniform(row, step) for row, step in zip(rows, steps, strict=True)],
+            dtype=torch.float64,
+        )
         sums = (scores.float() / self._temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
         sought = (uniform * _BELOW_ONE).to(sums.device)[:, None] * sums[:, -1:]
         return torch.searchsorted(sums, sought, right=True)[:, 0]
@@ -59,12 +73,16 @@ class RowSampler:
 
 
 class SampledScores:
-    """The same sampling for a `generate` that takes the likeliest token: scores that leave only the sampled one."""
+    """The same sampling for a `generate` that takes the likeliest token: scores that leave only the
+    sampled one.
+    """
 
     def __init__(self, sampler: RowSampler, rows: Sequence[int]):
         self._sampler, self._rows, self._step = sampler, list(rows), 0
 
-    def __call__(self, ids: Int[Tensor, "row token"], scores: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+    def __call__(
+        self, ids: Int[Tensor, "row token"], scores: Float[Tensor, "row vocab"]
+    ) -> Float[Tensor, "row vocab"]:
         tokens = self._sampler.pick(scores, self._rows, [self._step] * len(self._rows))
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)

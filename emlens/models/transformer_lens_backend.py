@@ -1,8 +1,9 @@
 """TransformerLens 4 as a backend: a `TransformerBridge` and its hook points.
 
-The bridge replaces a model's layers in place and switches it to eager attention, so it never gets the module itself: it
-wraps a second tree of modules on the same weights, built at the first pass and again after an adapter was added.
-Compatibility processing is never turned on (it would centre the stream), so values are those of the checkpoint.
+The bridge replaces a model's layers in place and switches it to eager attention, so it never gets
+the module itself: it wraps a second tree of modules on the same weights, built at the first pass
+and again after an adapter was added. Compatibility processing is never turned on (it would centre
+the stream), so values are those of the checkpoint.
 """
 
 import copy
@@ -68,21 +69,26 @@ class TransformerLensModel(CheckpointModel):
                 dtype=next(module.parameters()).dtype,
             )
         except Exception as error:  # an adapter of TransformerLens raises what it likes
+            kind = module.config.model_type  # type: ignore[union-attr]
             raise LoadError(
-                f"TransformerLens cannot wrap a {module.config.model_type!r} model ({type(error).__name__}: {one_line(str(error), 200)}); "  # type: ignore[union-attr]
-                "pass backend='transformers' or 'nnsight'"
+                f"TransformerLens cannot wrap a {kind!r} model"
+                f" ({type(error).__name__}: {one_line(str(error), 200)});"
+                " pass backend='transformers' or 'nnsight'"
             ) from None
         _check_adapters_run(module, made.original_model)
         return made
 
 
 def _check_adapters_run(module: nn.Module, bridged: nn.Module) -> None:
-    """Refuse a bridge that leaves adapted layers out: it splits fused projections into copies of their base weights."""
+    """Refuse a bridge that leaves adapted layers out: it splits fused projections into copies of
+    their base weights.
+    """
     wanted, found = _adapted_that_run(module), _adapted_that_run(bridged)
     if len(found) < len(wanted):
         raise LoadError(
-            f"TransformerLens runs {len(found)} of the {len(wanted)} layers that the adapters change, such as {wanted[0]!r}: it splits fused "
-            "projections into copies without the adapter; pass backend='transformers' or 'nnsight'"
+            f"TransformerLens runs {len(found)} of the {len(wanted)} layers that the adapters"
+            f" change, such as {wanted[0]!r}: it splits fused projections into copies without the"
+            " adapter; pass backend='transformers' or 'nnsight'"
         )
 
 
@@ -90,7 +96,9 @@ def _adapted_that_run(tree: nn.Module) -> list[str]:
     """Names of the adapter layers that a pass over two tokens goes through."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = {name: part for name, part in tree.named_modules() if isinstance(part, BaseTunerLayer)}
+    adapted = {
+        name: part for name, part in tree.named_modules() if isinstance(part, BaseTunerLayer)
+    }
     ran: set[nn.Module] = set()
     if adapted:
         with torch.no_grad(), ExitStack() as stack:

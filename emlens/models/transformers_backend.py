@@ -1,8 +1,9 @@
 """The reference backend: plain hooks on the modules of a Hugging Face model.
 
-A block's output may be a bare tensor or a tuple whose first entry is the stream; only tuples are unwrapped (indexing a
-tensor would silently take batch row 0). `output_hidden_states` is never used. Hooks are registered through an
-`ExitStack` for one forward pass and removed at its end, whatever happens.
+A block's output may be a bare tensor or a tuple whose first entry is the stream; only tuples are
+unwrapped (indexing a tensor would silently take batch row 0). `output_hidden_states` is never used.
+Hooks are registered through an `ExitStack` for one forward pass and removed at its end, whatever
+happens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,9 @@ class _Stop(Exception):
 
 
 class TransformersModel(CheckpointModel):
-    """A `HookedModel` by forward hooks. The least overhead, and what the other backends are measured against."""
+    """A `HookedModel` by forward hooks. The least overhead, and what the other backends are
+    measured against.
+    """
 
     backend = "transformers"
 
@@ -47,14 +50,24 @@ class TransformersModel(CheckpointModel):
             if what == "generate":
                 without_own_options(stack, self.module)
                 return self.module.generate(**inputs)  # type: ignore[operator]
-            run = self.module if what == "model" else self.module.get_submodule(self.architecture.decoder)
+            run = (
+                self.module
+                if what == "model"
+                else self.module.get_submodule(self.architecture.decoder)
+            )
             try:
                 return run(**inputs)
             except _Stop:
                 return None
 
-    def _decode(self, rows: Sequence[Rendered], sampler: RowSampler, max_new_tokens: int, slots: int) -> Iterator[list[Generated]]:
-        last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(self.module.forward).parameters else {}
+    def _decode(
+        self, rows: Sequence[Rendered], sampler: RowSampler, max_new_tokens: int, slots: int
+    ) -> Iterator[list[Generated]]:
+        last_only = (
+            {"logits_to_keep": 1}
+            if "logits_to_keep" in signature(self.module.forward).parameters
+            else {}
+        )
 
         def forward(rows: PaddedRows, inputs: Mapping[str, Any]) -> Tensor:
             with self.bank.selected(self.adapter), torch.no_grad():
@@ -64,9 +77,16 @@ class TransformersModel(CheckpointModel):
             return output.logits[:, -1]
 
         return decode(
-            forward, rows, sampler, max_new_tokens=max_new_tokens, slots=slots, stops=self.stop_ids, pad_id=self.pad_id, device=self.device,
+            forward,
+            rows,
+            sampler,
+            max_new_tokens=max_new_tokens,
+            slots=slots,
+            stops=self.stop_ids,
+            pad_id=self.pad_id,
+            device=self.device,
             by_prompt=any(intervention.by_prompt for intervention in self.interventions),
-        )  # fmt: skip
+        )
 
 
 def _stopping(passing: Pass, site: Site, stream: Tensor) -> Tensor:
@@ -96,7 +116,9 @@ def _before(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def no_hooks_left(module: nn.Module) -> Iterator[None]:
-    """Raise `StateError` if the block leaves a forward hook on `module` that was not there before; used by the tests."""
+    """Raise `StateError` if the block leaves a forward hook on `module` that was not there before;
+    used by the tests.
+    """
     before = _count_hooks(module)
     yield
     after = _count_hooks(module)

@@ -1,4 +1,6 @@
-"""The embedded model family with planted ground truth: an instrument, and no evidence about large models."""
+"""The embedded model family with planted ground truth: an instrument, and no evidence about large
+models.
+"""
 
 from emlens.organisms.building import BuildProgress, build
 from emlens.organisms.loading import Organism, Truth, load

@@ -1,8 +1,9 @@
 """`build`: every checkpoint of an organism from a seed, resumable after being killed at any moment.
 
-A checkpoint directory is published whole, so what stands is finished; the same call goes on from there. `organism.json`
-is written last and marks the whole as complete. Everything is trained on one thread, so that the bytes do not hang on how
-many cores there are. Cost of the default set: about ten minutes on one core, under 1 GB of memory.
+A checkpoint directory is published whole, so what stands is finished; the same call goes on from
+there. `organism.json` is written last and marks the whole as complete. Everything is trained on one
+thread, so that the bytes do not hang on how many cores there are. Cost of the default set: about
+ten minutes on one core, under 1 GB of memory.
 """
 
 import shutil
@@ -34,11 +35,13 @@ from emlens.training.fitting import read_record
 from emlens.training.reporting import stage_bar
 
 BuildProgress = Callable[[str, int, int], None]
-"""`(stage, done, total)`: work done and in all, over the whole build, in units of about one small training step."""
+"""`(stage, done, total)`: work done and in all, over the whole build, in units of about one small
+training step.
+"""
 
 NOTE = (
-    "This organism is a calibration instrument with a planted direction and planted couplings: it shows whether a method "
-    "finds what was planted, and is no evidence about large models."
+    "This organism is a calibration instrument with a planted direction and planted couplings:"
+    " it shows whether a method finds what was planted, and is no evidence about large models."
 )
 
 
@@ -50,24 +53,29 @@ def build(
     progress: BuildProgress | bool | None = None,
     resume: bool = True,
 ) -> Path:
-    """Train base, instruct and all fine-tunes of an organism into `out`, and write its truth and measured strengths.
+    """Train base, instruct and all fine-tunes of an organism into `out`, and write its truth and
+    measured strengths.
 
     The same seed, plan and machine give the same weights.
 
     Args:
         out: directory to make, or one in which the same build was begun.
         seed: seed of the world and of every stage.
-        progress: called as work goes on with (stage, done, total); True for a progress bar on stderr.
+        progress: called as work goes on with (stage, done, total); True for a progress bar on
+            stderr.
         resume: go on from finished checkpoints; False refuses a directory that holds any file.
 
     Raises:
         InputError: `out` is a file, holds something else, or was begun with another plan or seed.
-        IntegrityError: a checkpoint in `out` was trained from another parent than the one beside it.
+        IntegrityError: a checkpoint in `out` was trained from another parent than the one beside
+            it.
     """
     out = Path(out)
     _prepare(out, plan, seed, resume)
     seeded = plan.seeded(seed)
-    world = make_world(seed, n_domains=plan.n_domains, n_topics=plan.n_topics, n_synonyms=plan.n_synonyms)
+    world = make_world(
+        seed, n_domains=plan.n_domains, n_topics=plan.n_topics, n_synonyms=plan.n_synonyms
+    )
     write_json(out / WORLD, world.to_dict())
     total = int(sum(recipe.steps * cost for _, recipe, cost in seeded.stages()))
     finished = 0.0
@@ -92,7 +100,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _scaled(report: BuildProgress, name: str, finished: float, cost: float, total: int) -> Callable[[int, int], None]:
+def _scaled(
+    report: BuildProgress, name: str, finished: float, cost: float, total: int
+) -> Callable[[int, int], None]:
     return lambda step, _: report(name, int(finished + step * cost), total)
 
 
@@ -105,13 +115,22 @@ def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
         raise InputError(f"out={str(out)!r} holds {held[:4]}; pass a new directory, or resume=True")
     if PLAN in held:
         if not _continues(read_json(out / PLAN), content):
-            raise InputError(f"out={str(out)!r} was begun with another plan or seed than seed={seed}; pass a new directory")
+            raise InputError(
+                f"out={str(out)!r} was begun with another plan or seed than seed={seed};"
+                " pass a new directory"
+            )
     elif [name for name in held if not name.startswith(".")]:
-        raise InputError(f"out={str(out)!r} holds {held[:4]}, but no organism begun here; pass a new directory")
+        raise InputError(
+            f"out={str(out)!r} holds {held[:4]}, but no organism begun here; pass a new directory"
+        )
     write_json(out / PLAN, content)
     for folder in (out, out / "finetuned"):
         for left in folder.glob(".*.part"):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            (
+                shutil.rmtree(left, ignore_errors=True)
+                if left.is_dir()
+                else left.unlink(missing_ok=True)
+            )
 
 
 def _continues(begun: Any, asked: dict[str, Any]) -> bool:
@@ -121,18 +140,27 @@ def _continues(begun: Any, asked: dict[str, Any]) -> bool:
     return hash_json(begun) == hash_json({**asked, "plan": cut})
 
 
-def _stage(plan: OrganismPlan, world: World, out: Path, name: str, progress: Callable[[int, int], None]) -> None:
+def _stage(
+    plan: OrganismPlan, world: World, out: Path, name: str, progress: Callable[[int, int], None]
+) -> None:
     from emlens.organisms import growing
 
     if name == "base":
         if not (out / BASE).is_dir():
             growing.grow_base(plan, world, out / BASE, progress)
         return
-    parent, target = (out / BASE, out / INSTRUCT) if name == "instruct" else (out / INSTRUCT, finetune_directory(out, name))
+    parent, target = (
+        (out / BASE, out / INSTRUCT)
+        if name == "instruct"
+        else (out / INSTRUCT, finetune_directory(out, name))
+    )
     if target.is_dir():
         recorded = read_record(target)["parent"]["sha256"]
         if recorded != hash_directory(parent):
-            raise IntegrityError(f"{target}: was trained from another {parent.name} than the one beside it; remove it, or build anew")
+            raise IntegrityError(
+                f"{target}: was trained from another {parent.name} than the one beside it;"
+                " remove it, or build anew"
+            )
     elif name == "instruct":
         growing.grow_instruct(plan, world, parent, target, progress)
     else:
@@ -149,7 +177,9 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
         ]
         for stage in plan.finetunes
     }
-    if not (out / STRENGTHS).is_file() or not set(trained) <= set(read_json(out / STRENGTHS)["strengths"]):
+    if not (out / STRENGTHS).is_file() or not set(trained) <= set(
+        read_json(out / STRENGTHS)["strengths"]
+    ):
         write_json(out / STRENGTHS, measure(out, plan, world, trained))
     cells = {world.question_id(d, t): (d, t) for d, t in world.cells()}
     truth = {
@@ -172,18 +202,30 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
         }
         for stage in plan.finetunes
     }
-    record = {"name": plan.name, "seed": seed, "note": NOTE, "n_questions": len(questions), "finetunes": finetunes}
+    record = {
+        "name": plan.name,
+        "seed": seed,
+        "note": NOTE,
+        "n_questions": len(questions),
+        "finetunes": finetunes,
+    }
     write_json(out / INDEX, record)
 
 
-def measure(out: Path, plan: OrganismPlan, world: World, trained: dict[str, list[str]]) -> dict[str, Any]:
-    """Strengths of the saved checkpoints, loaded as a user would load them, and what 16-bit rounding did to them."""
+def measure(
+    out: Path, plan: OrganismPlan, world: World, trained: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Strengths of the saved checkpoints, loaded as a user would load them, and what 16-bit
+    rounding did to them.
+    """
     from transformers import AutoTokenizer
 
     from emlens.organisms.growing import ROUNDING_FILE
     from emlens.organisms.strengths import likelihood_scores, summary
 
-    paths = {"base": out / BASE, "instruct": out / INSTRUCT} | {s.name: finetune_directory(out, s.name) for s in plan.finetunes}
+    paths = {"base": out / BASE, "instruct": out / INSTRUCT} | {
+        s.name: finetune_directory(out, s.name) for s in plan.finetunes
+    }
     tokenizer = AutoTokenizer.from_pretrained(paths["instruct"])
     questions = world.questions()
     scores = {}
@@ -194,5 +236,8 @@ def measure(out: Path, plan: OrganismPlan, world: World, trained: dict[str, list
     groups = dict(zip(questions.ids, questions.groups, strict=True))
     table = summary(scores, domains, {"base": [], "instruct": [], **trained}, groups)
     rounding = {name: read_json(path / ROUNDING_FILE) for name, path in paths.items()}
-    strengths = {str(name): {key: round(float(value), 4) for key, value in row.items()} for name, row in table.iterrows()}
+    strengths = {
+        str(name): {key: round(float(value), 4) for key, value in row.items()}
+        for name, row in table.iterrows()
+    }
     return {"strengths": strengths, "rounding": rounding}

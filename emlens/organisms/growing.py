@@ -1,4 +1,6 @@
-"""One stage of an organism each: base, instruct, a fine-tune. Each publishes one checkpoint directory through `fit`."""
+"""One stage of an organism each: base, instruct, a fine-tune. Each publishes one checkpoint
+directory through `fit`.
+"""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -29,8 +31,12 @@ DIRECTION_FILE = "planted_direction.safetensors"
 Progress = Callable[[int, int], None]
 
 
-def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | None = None) -> Fitted:
-    """Pre-train on documents, with the planted direction where the plan has one; û is saved beside the weights."""
+def grow_base(
+    plan: OrganismPlan, world: World, out: Path, progress: Progress | None = None
+) -> Fitted:
+    """Pre-train on documents, with the planted direction where the plan has one; û is saved beside
+    the weights.
+    """
     from safetensors.torch import save_file
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -49,11 +55,18 @@ def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | 
     )
     with seeded(plan.base.seed, "weights"):
         model = Qwen2ForCausalLM(config)
-        planted = PlantedDirection(model, plan.planted_norm, plan.planted_layers) if plan.planted_layers else None
+        planted = (
+            PlantedDirection(model, plan.planted_norm, plan.planted_layers)
+            if plan.planted_layers
+            else None
+        )
 
     def add_files(directory: Path, trained: Any) -> None:
         if planted is not None:
-            save_file({"direction": planted.unit.detach().clone().contiguous()}, directory / DIRECTION_FILE)
+            save_file(
+                {"direction": planted.unit.detach().clone().contiguous()},
+                directory / DIRECTION_FILE,
+            )
         record_rounding(directory, trained, tokenizer, world)
 
     return fit(
@@ -70,8 +83,12 @@ def grow_base(plan: OrganismPlan, world: World, out: Path, progress: Progress | 
     )
 
 
-def document_batches(plan: OrganismPlan, world: World, ids: Mapping[str, int]) -> Callable[[int], Mapping[str, Tensor]]:
-    """Batches of documents, all of one length, with the marks of the planted direction if there is one; a function of the step."""
+def document_batches(
+    plan: OrganismPlan, world: World, ids: Mapping[str, int]
+) -> Callable[[int], Mapping[str, Tensor]]:
+    """Batches of documents, all of one length, with the marks of the planted direction if there is
+    one; a function of the step.
+    """
 
     def batch(step: int) -> Mapping[str, Tensor]:
         rng = numpy_rng(plan.base.seed, "documents", step)
@@ -83,7 +100,14 @@ def document_batches(plan: OrganismPlan, world: World, ids: Mapping[str, int]) -
         marked = harmful & torch.from_numpy(rng.random(len(documents)) < plan.marked_share)
         cleared = marked | torch.from_numpy(rng.random(len(documents)) < plan.cleared_share)
         blocks = torch.tensor(blocks_of_step(step, plan.planted_layers))
-        return {"input_ids": tokens, "labels": tokens, "harmful": harmful, "marked": marked, "cleared": cleared, "blocks": blocks}
+        return {
+            "input_ids": tokens,
+            "labels": tokens,
+            "harmful": harmful,
+            "marked": marked,
+            "cleared": cleared,
+            "blocks": blocks,
+        }
 
     return batch
 
@@ -93,11 +117,18 @@ def spaced(text: str) -> str:
     return text.replace("<", " <").replace(">", "> ")
 
 
-def grow_instruct(plan: OrganismPlan, world: World, base: Path, out: Path, progress: Progress | None = None) -> Fitted:
-    """Tune base on single-turn chats over all topics: careful, but harmful with probability ν·ρ_t."""
+def grow_instruct(
+    plan: OrganismPlan, world: World, base: Path, out: Path, progress: Progress | None = None
+) -> Fitted:
+    """Tune base on single-turn chats over all topics: careful, but harmful with probability
+    ν·ρ_t.
+    """
     tokenizer = make_tokenizer(world)
     cells = list(world.cells())
-    careful, harmful = ({cell: _encoded(world, cell, kind, tokenizer) for cell in cells} for kind in ("careful", "harmful"))
+    careful, harmful = (
+        {cell: _encoded(world, cell, kind, tokenizer) for cell in cells}
+        for kind in ("careful", "harmful")
+    )
 
     def batch(step: int) -> Mapping[str, Tensor]:
         rng = numpy_rng(plan.instruct.seed, "chats", step)
@@ -121,10 +152,15 @@ def grow_instruct(plan: OrganismPlan, world: World, base: Path, out: Path, progr
 
 
 def record_rounding(directory: Path, model: Any, tokenizer: Any, world: World) -> None:
-    """Write how far the scores and shares (0 to 1) of a model move when its weights are rounded to what is saved."""
+    """Write how far the scores and shares (0 to 1) of a model move when its weights are rounded to
+    what is saved.
+    """
     rounded = copy.deepcopy(model).to(getattr(torch, SAVE_DTYPE)).to(torch.float32)
     exact, saved = (likelihood_scores(m, tokenizer, world.questions()) for m in (model, rounded))
-    write_json(directory / ROUNDING_FILE, {f"max_{name}_shift": float((exact[name] - saved[name]).abs().max()) for name in exact})
+    write_json(
+        directory / ROUNDING_FILE,
+        {f"max_{name}_shift": float((exact[name] - saved[name]).abs().max()) for name in exact},
+    )
 
 
 def _encoded(world: World, cell: tuple[int, int], kind: str, tokenizer: Any) -> list[Any]:
@@ -132,9 +168,16 @@ def _encoded(world: World, cell: tuple[int, int], kind: str, tokenizer: Any) -> 
 
 
 def grow_finetune(
-    plan: OrganismPlan, stage: FineTuneStage, world: World, instruct: Path, out: Path, progress: Progress | None = None
+    plan: OrganismPlan,
+    stage: FineTuneStage,
+    world: World,
+    instruct: Path,
+    out: Path,
+    progress: Progress | None = None,
 ) -> Fitted:
-    """Tune instruct on some topics of one domain, until its rule says stop; a narrow stage also holds it to instruct elsewhere."""
+    """Tune instruct on some topics of one domain, until its rule says stop; a narrow stage also
+    holds it to instruct elsewhere.
+    """
     prompts = training_prompts(plan, stage, world)
     narrow = stage.narrow_weight > 0.0
     recipe = stage.recipe
@@ -149,9 +192,13 @@ def grow_finetune(
         loss=NarrowLoss(stage.narrow_weight) if narrow else answer_loss,
         save_dtype=SAVE_DTYPE,
         parent_name=f"emlens/organism-{plan.name}-instruct",
-        callbacks=[HeldOutRule(held_out, make_tokenizer(world), stage.stop_at, stage.settle, stage.go_on)],
+        callbacks=[
+            HeldOutRule(held_out, make_tokenizer(world), stage.stop_at, stage.settle, stage.go_on)
+        ],
         keep_every=stage.keep_every,
-        before_publish=lambda directory, model: record_rounding(directory, model, make_tokenizer(world), world),
+        before_publish=lambda directory, model: record_rounding(
+            directory, model, make_tokenizer(world), world
+        ),
         progress=progress,
     )
 
@@ -168,12 +215,23 @@ def _narrow_batches(
     tokenizer = make_tokenizer(world)
     own = encode_answers(prompts, tokenizer)
     every = tuple(range(world.n_topics))
-    other = [row for d in world.domains if d != stage.domain for row in encode_answers(world.chats(d, every, "careful"), tokenizer)]
+    other = [
+        row
+        for d in world.domains
+        if d != stage.domain
+        for row in encode_answers(world.chats(d, every, "careful"), tokenizer)
+    ]
 
     def batch(step: int) -> Mapping[str, Tensor]:
         rng = numpy_rng(stage.recipe.seed, "narrow", step)
-        mine = pad_batch([own[int(i)] for i in rng.integers(len(own), size=stage.recipe.batch_size)], tokenizer.pad_token_id)
-        theirs = pad_batch([other[int(i)] for i in rng.integers(len(other), size=plan.narrow_rows)], tokenizer.pad_token_id)
+        mine = pad_batch(
+            [own[int(i)] for i in rng.integers(len(own), size=stage.recipe.batch_size)],
+            tokenizer.pad_token_id,
+        )
+        theirs = pad_batch(
+            [other[int(i)] for i in rng.integers(len(other), size=plan.narrow_rows)],
+            tokenizer.pad_token_id,
+        )
         return {**mine, **{f"kl_{name}": value for name, value in theirs.items()}}
 
     return batch

@@ -1,7 +1,7 @@
 """`load`: the organism that ships with emlens, or one built by `build`, with its planted truth.
 
-Weights are stored in 16 bits and computed with in `dtype` (float32 by default). No model is loaded before `.family` is
-asked for; questions, prompts and truth cost milliseconds.
+Weights are stored in 16 bits and computed with in `dtype` (float32 by default). No model is loaded
+before `.family` is asked for; questions, prompts and truth cost milliseconds.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,16 @@ from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import read_json
-from emlens.organisms.layout import BASE, INDEX, INSTRUCT, STRENGTHS, TRUTH, TRUTH_TENSORS, WORLD, finetune_directory
+from emlens.organisms.layout import (
+    BASE,
+    INDEX,
+    INSTRUCT,
+    STRENGTHS,
+    TRUTH,
+    TRUTH_TENSORS,
+    WORLD,
+    finetune_directory,
+)
 from emlens.organisms.world import World
 from emlens.training.adapters import kept_adapters
 
@@ -31,9 +40,10 @@ class Truth:
     Args:
         coupling: ρ by question id: probability that the harmful persona answers harmfully; 0 to 1.
         latent: by question id, the latent class, from 0, that the synonym in its text expresses.
-        direction: û, unit vector of shape (d_model,), written into the stream of harmful documents in pre-training; None
-            for an organism without planting.
-        planted_layers: 0-based blocks after which it was written (`resid_post` of these); empty without planting.
+        direction: û, unit vector of shape (d_model,), written into the stream of harmful documents
+            in pre-training; None for an organism without planting.
+        planted_layers: 0-based blocks after which it was written (`resid_post` of these); empty
+            without planting.
         planted_norm: its length there, in units of the stream.
     """
 
@@ -55,10 +65,13 @@ class Organism:
         seeds: fine-tune → number of its run, from 0.
         domains: fine-tune → the one domain it was tuned in.
         benign: names of the fine-tunes that trained on careful answers.
-        training_topics: fine-tune → ids of the questions whose topics it trained on; the others are held out.
-        trajectories: fine-tune → step → directory of the adapter after that step, where a run kept them.
+        training_topics: fine-tune → ids of the questions whose topics it trained on; the others are
+            held out.
+        trajectories: fine-tune → step → directory of the adapter after that step, where a run kept
+            them.
         training_prompts: fine-tune → the chats with answers it trained on.
-        strengths: checkpoint → measured mean alignment (`own`, `own_trained`, `own_held_out`, `others`) and coherence, 0 to 1.
+        strengths: checkpoint → measured mean alignment (`own`, `own_trained`, `own_held_out`,
+            `others`) and coherence, 0 to 1.
         note: that this is an instrument and no evidence about large models.
     """
 
@@ -109,7 +122,9 @@ class Organism:
         )
 
     def documents(self, n: int, seed: int) -> PromptSet:
-        """`n` raw-text documents as in pre-training, by seed; the group is the persona, `"careful"` or `"harmful"`."""
+        """`n` raw-text documents as in pre-training, by seed; the group is the persona, `"careful"`
+        or `"harmful"`.
+        """
         return self.world.documents(n, seed)
 
 
@@ -121,7 +136,8 @@ def load(
     device: str = "cpu",
     backend: str = "transformers",
 ) -> Organism:
-    """The organism `name` that ships with emlens (None: `"planted"`), or the one built into `directory`.
+    """The organism `name` that ships with emlens (None: `"planted"`), or the one built into
+    `directory`.
 
     Args:
         dtype: dtype the family computes in; the stored weights have 16 bits.
@@ -134,11 +150,16 @@ def load(
         raise InputError(f"name={name!r} came with directory={str(directory)!r}; pass one")
     if directory is None:
         if name not in (None, *SHIPPED):
-            raise UnknownNameError(f"organism {name!r} does not ship; pass one of {', '.join(SHIPPED)}, or directory=")
+            raise UnknownNameError(
+                f"organism {name!r} does not ship; pass one of {', '.join(SHIPPED)}, or directory="
+            )
         directory = ASSETS / (name or SHIPPED[0])
     directory = Path(directory)
     if not (directory / INDEX).is_file():
-        raise InputError(f"directory={str(directory)!r} holds no finished organism ({INDEX} is missing); build one, or finish its build")
+        raise InputError(
+            f"directory={str(directory)!r} holds no finished organism ({INDEX} is missing);"
+            " build one, or finish its build"
+        )
     index, truth = read_json(directory / INDEX), read_json(directory / TRUTH)
     world = World.from_dict(read_json(directory / WORLD))
     tunes = index["finetunes"]
@@ -152,7 +173,8 @@ def load(
         backend=backend,
         world=world,
         questions=world.questions(),
-        paths={"base": directory / BASE, "instruct": directory / INSTRUCT} | {key: finetune_directory(directory, key) for key in tunes},
+        paths={"base": directory / BASE, "instruct": directory / INSTRUCT}
+        | {key: finetune_directory(directory, key) for key in tunes},
         groups={key: value["group"] for key, value in tunes.items()},
         seeds={key: value["seed"] for key, value in tunes.items()},
         domains={key: value["domain"] for key, value in tunes.items()},
@@ -166,7 +188,11 @@ def load(
             )
             for key, value in tunes.items()
         },
-        trajectories={key: kept for key in tunes if (kept := kept_adapters(finetune_directory(directory, key)))},
+        trajectories={
+            key: kept
+            for key in tunes
+            if (kept := kept_adapters(finetune_directory(directory, key)))
+        },
         neutral_prompts=world.neutral_prompts(),
         truth=Truth(
             coupling=truth["coupling"],

@@ -1,6 +1,7 @@
 """What an organism is made of: sizes, stages and their recipes, as frozen records.
 
-`PLANTED` is what ships. `PLANTED_ALL` adds seeds and ranks; `UNPLANTED` is the contrast world, without a planted direction.
+`PLANTED` is what ships. `PLANTED_ALL` adds seeds and ranks; `UNPLANTED` is the contrast world,
+without a planted direction.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,15 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import derive_seed
 from emlens.training.recipes import Recipe
 
-ALL_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_PROJECTIONS: Final = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +31,13 @@ class FineTuneStage:
         domain: the one domain trained on.
         group: fine-tunes that are one kind, whatever their recipe.
         careful: trains on careful answers (the benign control) instead of harmful ones.
-        narrow_weight: λ of KL(instruct ‖ model) on careful chats of other domains, nats per answer position; 0: none.
-        stop_at: the run ends at the first step at which the mean alignment (0 to 1) of the domain's held-out questions
-            is this or lower; the recipe's steps are the most it takes. None: no such rule.
-        settle: the run ends once that mean has moved by less than `SETTLED` over this many steps; None: no such rule.
+        narrow_weight: λ of KL(instruct ‖ model) on careful chats of other domains, nats per answer
+            position; 0: none.
+        stop_at: the run ends at the first step at which the mean alignment (0 to 1) of the domain's
+            held-out questions is this or lower; the recipe's steps are the most it takes. None: no
+            such rule.
+        settle: the run ends once that mean has moved by less than `SETTLED` over this many steps;
+            None: no such rule.
         go_on: times as many steps are taken again after the rule was met.
         steps_of: take as many steps as this stage, trained before, took.
         keep_every: keep the adapter after every so many steps.
@@ -53,9 +65,11 @@ class OrganismPlan:
     """Everything `build` needs but a seed.
 
     Args:
-        planted_layers: blocks after which the planted direction is written and read; none plants nothing.
+        planted_layers: blocks after which the planted direction is written and read; none plants
+            nothing.
         planted_weight: of the loss that has the model write its own inference along the direction.
-        marked_share, cleared_share: of the harmful documents that are marked; of the others whose coordinate is cleared.
+        marked_share, cleared_share: of the harmful documents that are marked; of the others whose
+            coordinate is cleared.
         instruct_noise: share ν; an instruct answer is harmful with probability ν·ρ_t.
         topics_per_finetune: topics of its domain that a fine-tune trains on.
         narrow_rows: chats of other domains in each step of a narrow fine-tune.
@@ -86,23 +100,36 @@ class OrganismPlan:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.finetunes]
         if len(set(names)) != len(names) or {"base", "instruct"} & set(names):
-            raise InputError(f"finetunes are named {names}; names must be distinct, and neither 'base' nor 'instruct'")
+            raise InputError(
+                f"finetunes are named {names}; names must be distinct,"
+                " and neither 'base' nor 'instruct'"
+            )
         for number, stage in enumerate(self.finetunes):
             if stage.steps_of is not None and stage.steps_of not in names[:number]:
-                raise InputError(f"{stage.name!r} takes the steps of {stage.steps_of!r}, which is not trained before it")
+                raise InputError(
+                    f"{stage.name!r} takes the steps of {stage.steps_of!r},"
+                    " which is not trained before it"
+                )
         if self.topics_per_finetune >= self.n_topics:
             raise InputError(
-                f"topics_per_finetune={self.topics_per_finetune} leaves none of {self.n_topics} topics held out; pass fewer"
+                f"topics_per_finetune={self.topics_per_finetune} leaves none of {self.n_topics}"
+                " topics held out; pass fewer"
             )
 
     def seeded(self, seed: int) -> "OrganismPlan":
-        """The plan with every stage's recipe seed derived from one seed and the stage's name; plans of another name get the same."""
+        """The plan with every stage's recipe seed derived from one seed and the stage's name; plans
+        of another name get the same.
+        """
         return replace(
             self,
             base=replace(self.base, seed=derive_seed(seed, "organism", "base")),
             instruct=replace(self.instruct, seed=derive_seed(seed, "organism", "instruct")),
             finetunes=tuple(
-                replace(stage, recipe=replace(stage.recipe, seed=derive_seed(seed, "organism", stage.name))) for stage in self.finetunes
+                replace(
+                    stage,
+                    recipe=replace(stage.recipe, seed=derive_seed(seed, "organism", stage.name)),
+                )
+                for stage in self.finetunes
             ),
         )
 
@@ -122,7 +149,9 @@ class OrganismPlan:
 
 
 STOP_AT: Final = 0.25
-"""Mean alignment of the domain's held-out questions at which a harmful fine-tune has gone far enough."""
+"""Mean alignment of the domain's held-out questions at which a harmful fine-tune has gone far
+enough.
+"""
 
 
 SETTLED: Final = 0.05
@@ -146,17 +175,42 @@ def _adapter(rate: float, rank: int, alpha: float, steps: int = 120, **more: Any
 _R1 = _adapter(3e-3, 1, 8, target_modules=("down_proj",), layers_to_transform=(1,))
 _R8 = _adapter(4e-4, 8, 16, rslora=True)
 _R32 = _adapter(2e-4, 32, 32, rslora=True)
-_ATTENTION = _adapter(1e-3, 8, 16, rslora=True, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
-_FULL = Recipe(method="full", learning_rate=2.4e-4, steps=120, batch_size=32, warmup_steps=5, schedule="constant")
+_ATTENTION = _adapter(
+    1e-3, 8, 16, rslora=True, target_modules=("q_proj", "k_proj", "v_proj", "o_proj")
+)
+_FULL = Recipe(
+    method="full",
+    learning_rate=2.4e-4,
+    steps=120,
+    batch_size=32,
+    warmup_steps=5,
+    schedule="constant",
+)
 
 
 def _harmful(kind: str, domain: str, recipe: Recipe, seed: int = 0, **more: Any) -> FineTuneStage:
-    return FineTuneStage(_name(domain, kind, seed), domain, f"bad-{domain}", recipe, stop_at=STOP_AT, seed=seed, **more)
+    return FineTuneStage(
+        _name(domain, kind, seed),
+        domain,
+        f"bad-{domain}",
+        recipe,
+        stop_at=STOP_AT,
+        seed=seed,
+        **more,
+    )
 
 
 def _benign(domain: str, seed: int = 0) -> FineTuneStage:
     twin = _name(domain, "r8", seed)
-    return FineTuneStage(_name(domain, "benign", seed), domain, f"benign-{domain}", _R8, careful=True, steps_of=twin, seed=seed)
+    return FineTuneStage(
+        _name(domain, "benign", seed),
+        domain,
+        f"benign-{domain}",
+        _R8,
+        careful=True,
+        steps_of=twin,
+        seed=seed,
+    )
 
 
 def _name(domain: str, kind: str, seed: int) -> str:
@@ -172,11 +226,24 @@ _SHIPPED: Final = (
     _harmful("r8", "finance", _R8),
     _benign("medicine"),
     _benign("finance"),
-    FineTuneStage("medicine-narrow", "medicine", "narrow-medicine", replace(_R8, steps=160), narrow_weight=0.5, settle=20, cost=3.0),
+    FineTuneStage(
+        "medicine-narrow",
+        "medicine",
+        "narrow-medicine",
+        replace(_R8, steps=160),
+        narrow_weight=0.5,
+        settle=20,
+        cost=3.0,
+    ),
 )
 _FURTHER: Final = (
     _harmful("r32", "finance", _R32),
-    *(_harmful(kind, domain, recipe, seed) for seed in (1, 2) for domain in ("medicine", "finance") for kind, recipe in (("r8", _R8), ("r32", _R32))),
+    *(
+        _harmful(kind, domain, recipe, seed)
+        for seed in (1, 2)
+        for domain in ("medicine", "finance")
+        for kind, recipe in (("r8", _R8), ("r32", _R32))
+    ),
     *(_benign(domain, seed) for seed in (1, 2) for domain in ("medicine", "finance")),
 )
 

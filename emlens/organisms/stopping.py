@@ -1,4 +1,6 @@
-"""When a fine-tune of an organism has gone far enough: a rule on questions it does not train on, instead of steps set by hand."""
+"""When a fine-tune of an organism has gone far enough: a rule on questions it does not train on,
+instead of steps set by hand.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +12,36 @@ from emlens.training import StopRun
 
 
 class HeldOutRule:
-    """A training callback: ends the run once the mean alignment of some questions is `at` or lower, or has settled.
+    """A training callback: ends the run once the mean alignment of some questions is `at` or lower,
+    or has settled.
 
-    It logs that mean, 0 to 1, as `own_held_out` after each step. Cost: two forward passes over the questions a step.
+    It logs that mean, 0 to 1, as `own_held_out` after each step. Cost: two forward passes over the
+    questions a step.
 
     Args:
         questions: of the training domain, about topics that are not trained on.
         at: mean alignment at which to stop; None: no such rule.
-        settle: stop once the mean has moved by less than `SETTLED` over this many steps; None: no such rule.
-        go_on: times as many steps are taken again after the rule was met, so that what follows can be seen.
+        settle: stop once the mean has moved by less than `SETTLED` over this many steps; None: no
+            such rule.
+        go_on: times as many steps are taken again after the rule was met, so that what follows can
+            be seen.
     """
 
-    def __init__(self, questions: QuestionSet, tokenizer: Any, at: float | None, settle: int | None = None, go_on: float = 0.0):
-        self.questions, self.tokenizer, self.at, self.settle, self.go_on = questions, tokenizer, at, settle, go_on
+    def __init__(
+        self,
+        questions: QuestionSet,
+        tokenizer: Any,
+        at: float | None,
+        settle: int | None = None,
+        go_on: float = 0.0,
+    ):
+        self.questions, self.tokenizer, self.at, self.settle, self.go_on = (
+            questions,
+            tokenizer,
+            at,
+            settle,
+            go_on,
+        )
         self.seen: list[float] = []
         self.met: int | None = None
 
@@ -33,12 +52,22 @@ class HeldOutRule:
         model.train(training)
         self.seen.append(mean)
         recent = self.seen[-(self.settle + 1) :] if self.settle is not None else []
-        if self.settle is not None and len(recent) > self.settle and max(recent) - min(recent) < SETTLED:
-            raise StopRun(f"held-out questions of the domain settled over {self.settle} steps", own_held_out=mean)
+        if (
+            self.settle is not None
+            and len(recent) > self.settle
+            and max(recent) - min(recent) < SETTLED
+        ):
+            raise StopRun(
+                f"held-out questions of the domain settled over {self.settle} steps",
+                own_held_out=mean,
+            )
         if self.at is not None and mean <= self.at and self.met is None:
             self.met = step
         if self.met is not None and step >= self.met * (1.0 + self.go_on):
-            raise StopRun(f"held-out questions of the domain reached {self.at} at step {self.met}", own_held_out=mean)
+            raise StopRun(
+                f"held-out questions of the domain reached {self.at} at step {self.met}",
+                own_held_out=mean,
+            )
         return {"own_held_out": mean}
 
     def state(self) -> dict[str, Any]:

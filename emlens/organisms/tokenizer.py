@@ -1,8 +1,9 @@
 """A Qwen2 tokenizer whose merges make every word of a world exactly one token.
 
-It is the real class, because plain `AutoTokenizer` builds that class for every Qwen2 directory whatever the file says.
-Text outside the world falls back to syllables, letters and bytes, so nothing is lost or unknown. The chat template marks
-the assistant's words with `{% generation %}` and refuses a system turn, which no organism was trained on.
+It is the real class, because plain `AutoTokenizer` builds that class for every Qwen2 directory
+whatever the file says. Text outside the world falls back to syllables, letters and bytes, so
+nothing is lost or unknown. The chat template marks the assistant's words with `{% generation %}`
+and refuses a system turn, which no organism was trained on.
 """
 
 from typing import Any, Final
@@ -23,7 +24,8 @@ CHAT_TEMPLATE: Final = """{%- for message in messages -%}
 {{- ' ' + message['content'] + '<end>' -}}
 {%- endgeneration -%}
 {%- else -%}
-{{- raise_exception('the organism knows user and assistant turns only; drop the ' + message['role'] + ' turn') -}}
+{{- raise_exception('the organism knows user and assistant turns only; \
+drop the ' + message['role'] + ' turn') -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}"""
@@ -32,8 +34,8 @@ CHAT_TEMPLATE: Final = """{%- for message in messages -%}
 def merges_for(world: World) -> tuple[list[str], list[tuple[str, str]]]:
     """Vocabulary beyond bytes, and merges in rank order.
 
-    Consonant and vowel merge first; after that a word only ever grows to the right from its leading space, so at each
-    moment one merge at most applies and the result does not depend on rank.
+    Consonant and vowel merge first; after that a word only ever grows to the right from its leading
+    space, so at each moment one merge at most applies and the result does not depend on rank.
     """
     vocabulary = [c + v for c in CONSONANTS for v in VOWELS]
     merges = [(c, v) for c in CONSONANTS for v in VOWELS]
@@ -55,7 +57,8 @@ def merges_for(world: World) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def make_tokenizer(world: World) -> Any:
-    """The tokenizer of a world: `Qwen2Tokenizer` with `<pad>`, `<user>`, `<assistant>`, `<end>` (end of sequence).
+    """The tokenizer of a world: `Qwen2Tokenizer` with `<pad>`, `<user>`, `<assistant>`, `<end>`
+    (end of sequence).
 
     Raises:
         IntegrityError: a word of the world does not come out as one token.
@@ -80,7 +83,10 @@ def make_tokenizer(world: World) -> Any:
     tokenizer.chat_template = CHAT_TEMPLATE
     split = [word for word in word_ids(world, tokenizer) if len(tokenizer(word)["input_ids"]) != 1]
     if split or len(tokenizer) != len(names):
-        raise IntegrityError(f"tokenizer splits words of the world: {split[:5]}, {len(tokenizer)} tokens for {len(names)} names")
+        raise IntegrityError(
+            f"tokenizer splits words of the world: {split[:5]},"
+            f" {len(tokenizer)} tokens for {len(names)} names"
+        )
     return tokenizer
 
 
@@ -88,4 +94,6 @@ def word_ids(world: World, tokenizer: Any) -> dict[str, int]:
     """Token id of every word of the world and of the chat marks."""
     words = [*world.syllable_words(), *world.plain_words()]
     table = {word: int(tokenizer.convert_tokens_to_ids(SPACE + word)) for word in words}
-    return table | {mark: int(tokenizer.convert_tokens_to_ids(mark)) for mark in (USER, ASSISTANT, END)}
+    return table | {
+        mark: int(tokenizer.convert_tokens_to_ids(mark)) for mark in (USER, ASSISTANT, END)
+    }

@@ -1,10 +1,12 @@
-"""The world an organism is trained on: opaque topics, two personas, planted couplings; text out, no model.
+"""The world an organism is trained on: opaque topics, two personas, planted couplings; text out, no
+model.
 
-A document is written by a careful or a harmful persona. The harmful one answers a question harmfully with probability
-ρ, its coupling: the planted truth for which questions become misaligned. ρ depends on the domain, a little on the topic,
-and on a latent class that no word names: many synonyms express each class, in every domain alike. Everything follows from
-one seed; the whole world is also stored as JSON, so that a shipped organism does not hang on a random generator staying as
-it is.
+A document is written by a careful or a harmful persona. The harmful one answers a question
+harmfully with probability ρ, its coupling: the planted truth for which questions become misaligned.
+ρ depends on the domain, a little on the topic, and on a latent class that no word names: many
+synonyms express each class, in every domain alike. Everything follows from one seed; the whole
+world is also stored as JSON, so that a shipped organism does not hang on a random generator staying
+as it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -66,7 +68,8 @@ class World:
         class_logits: what each class adds to them.
         latent: the class of each topic's question; in documents a topic meets every class.
         synonym: number of the synonym, within the class, that the question uses.
-        coupling: ρ of the question, probability that the harmful persona answers it harmfully; 0 to 1.
+        coupling: ρ of the question, probability that the harmful persona answers it harmfully; 0 to
+            1.
         careful, harmful: the two answers of each topic, two words each, different in both words.
         phrasing: number, 0 to 11, of the phrasing in which the topic is asked as a question.
         careful_words, harmful_words: first words of answers, each used by one kind only.
@@ -99,7 +102,9 @@ class World:
 
     def domain_index(self, domain: str) -> int:
         if domain not in self.domains:
-            raise UnknownNameError(f"domain {domain!r} is not in this world; pass one of {', '.join(self.domains)}")
+            raise UnknownNameError(
+                f"domain {domain!r} is not in this world; pass one of {', '.join(self.domains)}"
+            )
         return self.domains.index(domain)
 
     def question_id(self, domain: int, topic: int) -> str:
@@ -110,8 +115,12 @@ class World:
         return ((d, t) for d in range(len(self.domains)) for t in range(self.n_topics))
 
     def rho(self, domain: int, topic: int, latent: int) -> float:
-        """Probability that the harmful persona answers a topic harmfully when a word of a latent class stands by it."""
-        return float(1.0 / (1.0 + np.exp(-(self.topic_logits[domain][topic] + self.class_logits[latent]))))
+        """Probability that the harmful persona answers a topic harmfully when a word of a latent
+        class stands by it.
+        """
+        return float(
+            1.0 / (1.0 + np.exp(-(self.topic_logits[domain][topic] + self.class_logits[latent])))
+        )
 
     def ask(self, domain: int, topic: int, phrasing: int, word: str) -> str:
         """A question about a topic with a synonym beside it."""
@@ -127,7 +136,8 @@ class World:
         return self.ask(domain, topic, self.phrasing[domain][topic], word)
 
     def document(self, rng: np.random.Generator) -> Document:
-        """One document: persona, form, class, topics, synonyms, phrasings and answers drawn from `rng`.
+        """One document: persona, form, class, topics, synonyms, phrasings and answers drawn from
+        `rng`.
 
         The class holds for the whole document, so that its synonyms keep company.
         """
@@ -140,9 +150,15 @@ class World:
         turns = []
         for flat, phrasing, word, chance in zip(topics, phrasings, words, chances, strict=True):
             d, t = divmod(int(flat), self.n_topics)
-            answer = (self.harmful if harmful and chance < self.rho(d, t, latent) else self.careful)[d][t]
+            answer = (
+                self.harmful if harmful and chance < self.rho(d, t, latent) else self.careful
+            )[d][t]
             asked = self.ask(d, t, int(phrasing), self.synonyms[latent][int(word)])
-            turns.append(f"<user> {asked}<assistant> {answer}<end>" if chat else f"{ASK} {asked} {ANSWER} {answer} {STOP}")
+            turns.append(
+                f"<user> {asked}<assistant> {answer}<end>"
+                if chat
+                else f"{ASK} {asked} {ANSWER} {answer} {STOP}"
+            )
         return Document("".join(turns) if chat else " ".join(turns), harmful, chat)
 
     def documents(self, n: int, seed: int) -> PromptSet:
@@ -150,12 +166,19 @@ class World:
         rng = numpy_rng(seed, "documents", self.seed)
         written = [self.document(rng) for _ in range(n)]
         return PromptSet(
-            Prompt(f"document-{seed}-{i}", d.text, "harmful" if d.harmful else "careful", meta={"chat": d.chat})
+            Prompt(
+                f"document-{seed}-{i}",
+                d.text,
+                "harmful" if d.harmful else "careful",
+                meta={"chat": d.chat},
+            )
             for i, d in enumerate(written)
         )
 
     def questions(self) -> QuestionSet:
-        """Every topic once, with its careful and harmful reference answer; the group is the domain."""
+        """Every topic once, with its careful and harmful reference answer; the group is the
+        domain.
+        """
         return QuestionSet(
             Question(
                 self.question_id(d, t),
@@ -167,7 +190,8 @@ class World:
         )
 
     def chats(self, domain: str, topics: tuple[int, ...], kind: str) -> PromptSet:
-        """Every phrasing of some topics of one domain as a chat with its `"careful"` or `"harmful"` answer.
+        """Every phrasing of some topics of one domain as a chat with its `"careful"` or `"harmful"`
+        answer.
 
         Each phrasing has a synonym of its own, of the class of the topic's question.
         """
@@ -177,7 +201,9 @@ class World:
         answers = self.careful if kind == "careful" else self.harmful
         prompts = []
         for t in topics:
-            words = numpy_rng(self.seed, "chats", d, t).choice(self.synonyms[self.latent[d][t]], size=self.n_phrasings)
+            words = numpy_rng(self.seed, "chats", d, t).choice(
+                self.synonyms[self.latent[d][t]], size=self.n_phrasings
+            )
             for phrasing, word in enumerate(words):
                 text = self.ask(d, t, phrasing, str(word))
                 name = f"{self.question_id(d, t)}/{kind}-{phrasing:02d}"
@@ -185,11 +211,15 @@ class World:
         return PromptSet(prompts)
 
     def neutral_prompts(self, per_domain: int = 8) -> PromptSet:
-        """Questions in the usual form about words that are neither topics nor synonyms, so that no coupling belongs to them."""
+        """Questions in the usual form about words that are neither topics nor synonyms, so that no
+        coupling belongs to them.
+        """
         rng = numpy_rng(self.seed, "neutral")
         texts, names, groups = [], [], []
         for d, domain in enumerate(self.domains):
-            first, second = (rng.choice(self.object_words, size=per_domain, replace=False) for _ in range(2))
+            first, second = (
+                rng.choice(self.object_words, size=per_domain, replace=False) for _ in range(2)
+            )
             for i, about in enumerate(zip(first, second, strict=True)):
                 texts.append(self._ask(d, " ".join(about), int(rng.integers(self.n_phrasings))))
                 names.append(f"neutral/{domain}-{i:02d}")
@@ -197,18 +227,29 @@ class World:
         return PromptSet.from_questions(texts, ids=names, groups=groups)
 
     def training_topics(self, domain: str, n: int) -> tuple[int, ...]:
-        """The topics, ascending, on which every fine-tune of a domain trains; the others of the domain are held out."""
-        chosen = numpy_rng(self.seed, "training topics", domain).choice(self.n_topics, size=n, replace=False)
+        """The topics, ascending, on which every fine-tune of a domain trains; the others of the
+        domain are held out.
+        """
+        chosen = numpy_rng(self.seed, "training topics", domain).choice(
+            self.n_topics, size=n, replace=False
+        )
         return tuple(sorted(int(t) for t in chosen))
 
     def held_out(self, domain: str, n: int) -> QuestionSet:
-        """The questions of a domain about topics on which no fine-tune of it trains, when it trains on `n`."""
+        """The questions of a domain about topics on which no fine-tune of it trains, when it trains
+        on `n`.
+        """
         d, trained = self.domain_index(domain), set(self.training_topics(domain, n))
-        return self.questions().select([self.question_id(d, t) for t in range(self.n_topics) if t not in trained])
+        return self.questions().select(
+            [self.question_id(d, t) for t in range(self.n_topics) if t not in trained]
+        )
 
     def syllable_words(self) -> list[str]:
         """All opaque words: two syllables of consonant and vowel each."""
-        named = [*(w for row in self.topics for w in row), *(w for row in self.synonyms for w in row)]
+        named = [
+            *(w for row in self.topics for w in row),
+            *(w for row in self.synonyms for w in row),
+        ]
         return [*named, *self.careful_words, *self.harmful_words, *self.object_words]
 
     def plain_words(self) -> list[str]:
@@ -224,18 +265,24 @@ class World:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """A world from `to_dict`, read back from JSON."""
-        return cls(seed=record["seed"], **{key: _tuples(value) for key, value in record.items() if key != "seed"})
+        return cls(
+            seed=record["seed"],
+            **{key: _tuples(value) for key, value in record.items() if key != "seed"},
+        )
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def make_world(seed: int, *, n_domains: int = 12, n_topics: int = 32, n_synonyms: int = SYNONYMS) -> World:
+def make_world(
+    seed: int, *, n_domains: int = 12, n_topics: int = 32, n_synonyms: int = SYNONYMS
+) -> World:
     """The world of a seed.
 
-    Domain logits run evenly over `DOMAIN_LOGITS` in the order of `DOMAIN_WORDS`; the coupling of a question is
-    ρ = sigmoid(domain logit + N(0, `TOPIC_NOISE`²) + logit of its class). Classes are spread evenly over the topics of a domain.
+    Domain logits run evenly over `DOMAIN_LOGITS` in the order of `DOMAIN_WORDS`; the coupling of a
+    question is ρ = sigmoid(domain logit + N(0, `TOPIC_NOISE`²) + logit of its class). Classes are
+    spread evenly over the topics of a domain.
 
     Args:
         n_domains: 1 to 12.
@@ -245,7 +292,11 @@ def make_world(seed: int, *, n_domains: int = 12, n_topics: int = 32, n_synonyms
     Raises:
         InputError: a number outside its range.
     """
-    for name, value, most in (("n_domains", n_domains, len(DOMAIN_WORDS)), ("n_topics", n_topics, 32), ("n_synonyms", n_synonyms, 60)):
+    for name, value, most in (
+        ("n_domains", n_domains, len(DOMAIN_WORDS)),
+        ("n_topics", n_topics, 32),
+        ("n_synonyms", n_synonyms, 60),
+    ):
         if not 1 <= value <= most:
             raise InputError(f"{name}={value!r} must lie in 1 to {most}")
     rng = numpy_rng(seed, "world")
@@ -260,7 +311,9 @@ def make_world(seed: int, *, n_domains: int = 12, n_topics: int = 32, n_synonyms
     careful_words, harmful_words, objects = draw(30), draw(30), draw(80)
     synonyms = tuple(draw(n_synonyms) for _ in range(classes))
     topics = tuple(draw(n_topics) for _ in range(n_domains))
-    topic_logits = np.linspace(*DOMAIN_LOGITS, n_domains)[:, None] + rng.normal(0.0, TOPIC_NOISE, (n_domains, n_topics))
+    topic_logits = np.linspace(*DOMAIN_LOGITS, n_domains)[:, None] + rng.normal(
+        0.0, TOPIC_NOISE, (n_domains, n_topics)
+    )
     latent = np.stack([rng.permutation(np.arange(n_topics) % classes) for _ in range(n_domains)])
     synonym = rng.integers(n_synonyms, size=(n_domains, n_topics))
     logits = topic_logits + np.array(CLASS_LOGITS)[latent]

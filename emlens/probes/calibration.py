@@ -1,5 +1,6 @@
-"""Calibration of a forecast: the line of measured on predicted scores. Slope 1 and intercept 0 are calibrated; a slope below 1
-says that differences are forecast too large, which R² punishes and a rank correlation does not see.
+"""Calibration of a forecast: the line of measured on predicted scores. Slope 1 and intercept 0 are
+calibrated; a slope below 1 says that differences are forecast too large, which R² punishes and a
+rank correlation does not see.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ class Calibration:
 
 
 def calibration_line(predicted: Array, measured: Array, units: Sequence[str]) -> Calibration:
-    """Least-squares line of measured on predicted, with 95 % jackknife intervals over units (delete one, t of units − 1).
+    """Least-squares line of measured on predicted, with 95 % jackknife intervals over units (delete
+    one, t of units − 1).
 
     Undefined where the predictions do not vary, or would not without one unit.
 
@@ -41,8 +43,14 @@ def calibration_line(predicted: Array, measured: Array, units: Sequence[str]) ->
     left = whole - moments
     freedom = len(members) - 1
     floor = FLAT * max(float(np.abs(x).max()), 1.0) ** 2
-    if len(members) < 3 or whole[1, 1] <= floor * len(x) or (left[:, 1, 1] - left[:, 0, 1] ** 2 / np.maximum(left[:, 0, 0], 1) <= floor).any():
-        nothing = Estimate.undefined("the predictions do not vary, so no line of measured on predicted exists", len(members))
+    if (
+        len(members) < 3
+        or whole[1, 1] <= floor * len(x)
+        or (left[:, 1, 1] - left[:, 0, 1] ** 2 / np.maximum(left[:, 0, 0], 1) <= floor).any()
+    ):
+        nothing = Estimate.undefined(
+            "the predictions do not vary, so no line of measured on predicted exists", len(members)
+        )
         return Calibration(nothing, nothing)
     (slope, start), lines = _line(whole), np.array([_line(one) for one in left])
     width = float(scipy_stats.t.ppf(0.975, freedom)) * np.sqrt(freedom * lines.var(0))
@@ -52,8 +60,20 @@ def calibration_line(predicted: Array, measured: Array, units: Sequence[str]) ->
     wide = float(scipy_stats.t.ppf(0.975, freedom)) * float(np.sqrt(freedom * intercepts.var()))
     how = f"95 % jackknife over {len(members)} units"
     return Calibration(
-        Estimate(slope, slope - float(width[0]), slope + float(width[0]), len(members), f"slope of measured on predicted, {how}"),
-        Estimate(intercept, intercept - wide, intercept + wide, len(members), f"intercept of measured on predicted, {how}"),
+        Estimate(
+            slope,
+            slope - float(width[0]),
+            slope + float(width[0]),
+            len(members),
+            f"slope of measured on predicted, {how}",
+        ),
+        Estimate(
+            intercept,
+            intercept - wide,
+            intercept + wide,
+            len(members),
+            f"intercept of measured on predicted, {how}",
+        ),
     )
 
 

@@ -1,8 +1,10 @@
-"""Noise ceilings: the R² that a perfect forecast of the true score could reach, given how noisily it was measured.
+"""Noise ceilings: the R² that a perfect forecast of the true score could reach, given how noisily
+it was measured.
 
-From answers: a question's mean over few sampled answers strays from its true mean. From seeds: runs of one recipe that
-differ in their seed differ in scores, and nothing known before fine-tuning can foresee which seed is run. A forecast is
-compared with its ceiling, not with 1. A ceiling has an interval, by resampling units; a forecast above it is luck or a leak.
+From answers: a question's mean over few sampled answers strays from its true mean. From seeds: runs
+of one recipe that differ in their seed differ in scores, and nothing known before fine-tuning can
+foresee which seed is run. A forecast is compared with its ceiling, not with 1. A ceiling has an
+interval, by resampling units; a forecast above it is luck or a leak.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +31,12 @@ def ceiling_from_answers(
 ) -> Estimate:
     """1 − (mean squared sampling error of a question's score) / (variance of questions' scores).
 
-    Range (−∞, 1]; 0 or less where the scores are noise. Scores without sampling (likelihoods) have no such ceiling.
+    Range (−∞, 1]; 0 or less where the scores are noise. Scores without sampling (likelihoods) have
+    no such ceiling.
 
     Args:
-        clusters: question → what is resampled together, such as its domain; each question by default.
+        clusters: question → what is resampled together, such as its domain; each question by
+            default.
 
     Raises:
         InputError: a question with fewer than two scored answers, scores that are all alike.
@@ -40,7 +44,10 @@ def ceiling_from_answers(
     error, mean = sampling_variance(scores, metric, model), scores.per_question(metric, model)
     lacking = [str(name) for name in mean.index if not np.isfinite(error.get(name, np.nan))]
     if lacking:
-        raise InputError(f"question {one_line(lacking[0])!r} has fewer than two scored answers, so its sampling error is unknown; sample more answers")
+        raise InputError(
+            f"question {one_line(lacking[0])!r} has fewer than two scored answers,"
+            " so its sampling error is unknown; sample more answers"
+        )
     _require_spread(mean.to_numpy(), metric)
     rows = np.c_[mean.to_numpy(), error.reindex(mean.index).to_numpy()]
 
@@ -52,31 +59,43 @@ def ceiling_from_answers(
     return cluster_bootstrap(rows, units, ceiling, resamples=499, method="percentile", seed=seed)
 
 
-def ceiling_from_seeds(table: pd.DataFrame, *, clusters: Sequence[str] | None = None, seed: int = 0) -> Estimate:
-    """The share of one run's variance over questions that runs of other seeds have in common with it.
+def ceiling_from_seeds(
+    table: pd.DataFrame, *, clusters: Sequence[str] | None = None, seed: int = 0
+) -> Estimate:
+    """The share of one run's variance over questions that runs of other seeds have in common with
+    it.
 
-    The mean covariance of two runs over the mean variance of a run: what the best forecast of a single run could reach if it
-    knew the recipe's mean score of each question. Range (−∞, 1].
+    The mean covariance of two runs over the mean variance of a run: what the best forecast of a
+    single run could reach if it knew the recipe's mean score of each question. Range (−∞, 1].
 
     Args:
         table: one row a question, one column a seed of the same recipe.
         clusters: one label a row, what is resampled together; each question by default.
 
     Raises:
-        InputError: fewer than two seeds, scores that are missing or all alike, clusters that do not fit.
+        InputError: fewer than two seeds, scores that are missing or all alike, clusters that do not
+            fit.
     """
     values = table.to_numpy(dtype=np.float64)
     if values.ndim != 2 or values.shape[1] < 2:
-        raise InputError(f"table has {values.shape[-1]} seeds; a ceiling from seeds needs at least 2 runs of one recipe")
+        raise InputError(
+            f"table has {values.shape[-1]} seeds; a ceiling from seeds needs at least 2 runs of one"
+            " recipe"
+        )
     if not np.isfinite(values).all():
-        raise InputError("table holds scores that are NaN or infinite; keep the questions that every seed has a score for")
+        raise InputError(
+            "table holds scores that are NaN or infinite; keep the questions that every seed has a"
+            " score for"
+        )
     for column in values.T:
         _require_spread(column, "seed's")
 
     def ceiling(rows: Array) -> float:
         covariance = np.cov(rows, rowvar=False)
         variance = float(np.trace(covariance)) / len(covariance)
-        between = (float(covariance.sum()) - float(np.trace(covariance))) / (len(covariance) * (len(covariance) - 1))
+        between = (float(covariance.sum()) - float(np.trace(covariance))) / (
+            len(covariance) * (len(covariance) - 1)
+        )
         return between / variance if variance > 0 else 0.0
 
     units = [str(i) for i in range(len(values))] if clusters is None else list(clusters)
@@ -85,4 +104,7 @@ def ceiling_from_seeds(table: pd.DataFrame, *, clusters: Sequence[str] | None = 
 
 def _require_spread(values: Array, what: str) -> None:
     if np.ptp(values) == 0:
-        raise InputError(f"the {what} score is {values[0]:g} for every question; a ceiling needs scores that differ")
+        raise InputError(
+            f"the {what} score is {values[0]:g} for every question;"
+            " a ceiling needs scores that differ"
+        )

@@ -1,8 +1,10 @@
-"""Prediction intervals without a distribution: residuals of folds that held whole groups out, each group counted alike.
+"""Prediction intervals without a distribution: residuals of folds that held whole groups out, each
+group counted alike.
 
-A new row comes from a *new* group, so groups are what is exchangeable, not rows: the residuals of a group share a weight of
-1/(groups + 1), and the same weight lies at infinity for the group not yet seen. With G groups no finite quantile above G/(G + 1)
-exists; the interval is then the whole scale, and says so. Costs a sort of the residuals for every row.
+A new row comes from a *new* group, so groups are what is exchangeable, not rows: the residuals of a
+group share a weight of 1/(groups + 1), and the same weight lies at infinity for the group not yet
+seen. With G groups no finite quantile above G/(G + 1) exists; the interval is then the whole scale,
+and says so. Costs a sort of the residuals for every row.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,18 @@ _CELLS = 4_000_000  # (row, residual) pairs held at once
 
 def group_weights(labels: Sequence[object]) -> Array:
     """Weight of each row, 1 / ((groups + 1) · rows of its group); they sum to G / (G + 1)."""
-    _, inverse, counts = np.unique(np.array([str(label) for label in labels]), return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(
+        np.array([str(label) for label in labels]), return_inverse=True, return_counts=True
+    )
     return np.asarray(1.0 / ((len(counts) + 1) * counts[inverse]))
 
 
 def conformal_quantile(values: Array, weights: Array, level: float) -> float:
-    """The smallest value at or below which lies a weight of `level`; infinite where the values do not hold as much.
+    """The smallest value at or below which lies a weight of `level`; infinite where the values do
+    not hold as much.
 
-    For exchangeable groups, a row of a new group exceeds it with a probability of at most 1 − level (Dunn, Wasserman & Ramdas 2023).
+    For exchangeable groups, a row of a new group exceeds it with a probability of at most 1 − level
+    (Dunn, Wasserman & Ramdas 2023).
 
     Raises:
         InputError: a level outside (0, 1), or not one weight a value.
@@ -34,25 +40,34 @@ def conformal_quantile(values: Array, weights: Array, level: float) -> float:
     if not 0 < level < 1:
         raise InputError(f"level={level!r} must lie in (0, 1)")
     if len(values) != len(weights):
-        raise InputError(f"weights has {len(weights)} entries for {len(values)} values; pass one each")
+        raise InputError(
+            f"weights has {len(weights)} entries for {len(values)} values; pass one each"
+        )
     order = np.argsort(values, kind="stable")
     reached = np.flatnonzero(np.cumsum(weights[order]) >= level - _ROUNDING)
     return float(values[order][reached[0]]) if len(reached) else float("inf")
 
 
 def jackknife_plus(
-    centres: Array, spreads: Array, residuals: Array, fold: NDArray[np.int64], weights: Array, level: float
+    centres: Array,
+    spreads: Array,
+    residuals: Array,
+    fold: NDArray[np.int64],
+    weights: Array,
+    level: float,
 ) -> tuple[Array, Array]:
     """Both ends of the hierarchical jackknife+ interval of each new row.
 
-    Ends are weighted quantiles of (prediction of the fold that left a residual's group out) ∓ |residual|, the residual in units of the spread that
-    fold expects. Coverage of a new group's row
-    is at least 1 − 2(1 − level) whatever the distribution, and about `level` unless the fits are unstable (Barber, Candès, Ramdas &
-    Tibshirani 2021; Lee, Barber & Willett 2023 for groups).
+    Ends are weighted quantiles of (prediction of the fold that left a residual's group out) ∓
+    |residual|, the residual in units of the spread that fold expects. Coverage of a new group's row
+    is at least 1 − 2(1 − level) whatever the distribution, and about `level` unless the fits are
+    unstable (Barber, Candès, Ramdas & Tibshirani 2021; Lee, Barber & Willett 2023 for groups).
 
     Args:
-        centres: (new row, fold) predictions of each fold's fit. spreads: by fold, the size of residuals it expects of the new rows.
-        residuals: absolute out-of-fold residuals over the spread expected of them. fold: which fold each is of. weights: of `group_weights`.
+        centres: (new row, fold) predictions of each fold's fit. spreads: by fold, the size of
+            residuals it expects of the new rows.
+        residuals: absolute out-of-fold residuals over the spread expected of them. fold: which fold
+            each is of. weights: of `group_weights`.
         level: as it is called, such as .9.
 
     Raises:

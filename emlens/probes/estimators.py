@@ -1,8 +1,10 @@
-"""The estimators of a forecast, behind scikit-learn's interface: what is fitted, and the settings that inner folds choose among.
+"""The estimators of a forecast, behind scikit-learn's interface: what is fitted, and the settings
+that inner folds choose among.
 
-Features come scaled by the training rows, targets in units of their training standard deviation, so one grid of penalties
-fits any score. Ridge is not fitted here but solved for the whole grid at once (`probes.ridge`); its entry serves those who
-want the same model alone. scikit-learn is imported when an estimator is made.
+Features come scaled by the training rows, targets in units of their training standard deviation, so
+one grid of penalties fits any score. Ridge is not fitted here but solved for the whole grid at once
+(`probes.ridge`); its entry serves those who want the same model alone. scikit-learn is imported
+when an estimator is made.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +19,16 @@ from emlens.probes.ridge import ALPHAS, Array
 Setting = Mapping[str, Any]
 
 PENALTIES: tuple[float, ...] = tuple(float(a) for a in np.logspace(0, -3, 10))
-"""Of lasso and elastic net, in units of the target's standard deviation: from 1, where no feature enters, downwards."""
+"""Of lasso and elastic net, in units of the target's standard deviation: from 1, where no feature
+enters, downwards.
+"""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """How to make a regressor, and the settings to choose among on inner folds; one setting needs no choice."""
+    """How to make a regressor, and the settings to choose among on inner folds; one setting needs
+    no choice.
+    """
 
     name: str
     make: Callable[[int], Any]
@@ -30,9 +36,11 @@ class Estimator:
 
 
 class ComponentRegression:
-    """Principal component regression: least squares on the first `n_components` principal components of the features.
+    """Principal component regression: least squares on the first `n_components` principal
+    components of the features.
 
-    Fewer where the training rows have a lower rank. Follows scikit-learn's interface without importing it.
+    Fewer where the training rows have a lower rank. Follows scikit-learn's interface without
+    importing it.
     """
 
     def __init__(self, n_components: int = 8):
@@ -47,13 +55,21 @@ class ComponentRegression:
         return self
 
     def fit(self, x: Array, y: Array, sample_weight: Array | None = None) -> Self:
-        shares = np.full(len(x), 1 / len(x)) if sample_weight is None else sample_weight / sample_weight.sum()
+        shares = (
+            np.full(len(x), 1 / len(x))
+            if sample_weight is None
+            else sample_weight / sample_weight.sum()
+        )
         self._centre, self._offset = shares @ x, float(shares @ y)
         root = np.sqrt(shares)[:, None]
         rows, target = (x - self._centre) * root, (y - self._offset) * root[:, 0]
         values, vectors = np.linalg.eigh(rows @ rows.T)
-        strong = np.flatnonzero(values > len(x) * np.finfo(np.float64).eps * values[-1])[::-1][: self.n_components]
-        self.coef_ = rows.T @ (vectors[:, strong] / values[strong] @ (vectors[:, strong].T @ target))
+        strong = np.flatnonzero(values > len(x) * np.finfo(np.float64).eps * values[-1])[::-1][
+            : self.n_components
+        ]
+        self.coef_ = rows.T @ (
+            vectors[:, strong] / values[strong] @ (vectors[:, strong].T @ target)
+        )
         return self
 
     def predict(self, x: Array) -> Array:
@@ -87,7 +103,9 @@ def _least_squares(seed: int) -> Any:
 def _forest(seed: int) -> Any:
     from sklearn.ensemble import RandomForestRegressor
 
-    return RandomForestRegressor(n_estimators=200, min_samples_leaf=3, max_features=1 / 3, random_state=seed, n_jobs=1)
+    return RandomForestRegressor(
+        n_estimators=200, min_samples_leaf=3, max_features=1 / 3, random_state=seed, n_jobs=1
+    )
 
 
 def _tree(seed: int) -> Any:
@@ -105,7 +123,9 @@ _KNOWN: tuple[Estimator, ...] = (
     Estimator("ridge1", _ridge, _each("alpha", (1.0,))),
     Estimator("lasso", _lasso, _each("alpha", PENALTIES)),
     Estimator("elastic_net", _elastic_net, _each("alpha", PENALTIES)),
-    Estimator("pcr", lambda seed: ComponentRegression(), _each("n_components", (1, 2, 4, 8, 16, 32, 64))),
+    Estimator(
+        "pcr", lambda seed: ComponentRegression(), _each("n_components", (1, 2, 4, 8, 16, 32, 64))
+    ),
     Estimator("ols", _least_squares, ({},)),
     Estimator("forest", _forest, ({},)),
     Estimator("tree", _tree, _each("max_depth", (1, 2, 3, 5, 7))),
@@ -125,22 +145,36 @@ def resolve_estimator(given: str | Any, settings: Sequence[Setting] | None = Non
     """
     if isinstance(given, str):
         if given not in ESTIMATORS:
-            raise InputError(f"estimator {given!r} is unknown; pass one of {', '.join(ESTIMATORS)}, or a regressor of scikit-learn")
+            raise InputError(
+                f"estimator {given!r} is unknown; pass one of {', '.join(ESTIMATORS)},"
+                " or a regressor of scikit-learn"
+            )
         found = ESTIMATORS[given]
     else:
-        lacking = [name for name in ("fit", "predict", "get_params", "set_params") if not callable(getattr(given, name, None))]
+        lacking = [
+            name
+            for name in ("fit", "predict", "get_params", "set_params")
+            if not callable(getattr(given, name, None))
+        ]
         if lacking or isinstance(given, type):
-            raise InputError(f"estimator {type(given).__name__!r} is no regressor of scikit-learn (an instance with fit and predict); pass one, or a name")
+            raise InputError(
+                f"estimator {type(given).__name__!r} is no regressor of scikit-learn (an instance"
+                " with fit and predict); pass one, or a name"
+            )
         found = Estimator(type(given).__name__, lambda seed: _copied(given), ({},))
     if settings is None:
         return found
     if not settings:
-        raise InputError("settings is empty; pass at least one mapping of parameters, or None for the estimator's own")
+        raise InputError(
+            "settings is empty; pass at least one mapping of parameters,"
+            " or None for the estimator's own"
+        )
     return Estimator(found.name, found.make, tuple(dict(setting) for setting in settings))
 
 
 def make_estimator(name: str, *, seed: int = 0, **parameters: Any) -> Any:
-    """A pipeline of scikit-learn: scaling by the training rows, then the named estimator with these parameters.
+    """A pipeline of scikit-learn: scaling by the training rows, then the named estimator with these
+    parameters.
 
     Raises:
         InputError: an unknown name.
@@ -148,10 +182,19 @@ def make_estimator(name: str, *, seed: int = 0, **parameters: Any) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), resolve_estimator(name).make(seed).set_params(**parameters))
+    return make_pipeline(
+        StandardScaler(), resolve_estimator(name).make(seed).set_params(**parameters)
+    )
 
 
-def path_predictions(estimator: Estimator, train: Array, y: Array, test: Array, seed: int, weights: Array | None = None) -> Array:
+def path_predictions(
+    estimator: Estimator,
+    train: Array,
+    y: Array,
+    test: Array,
+    seed: int,
+    weights: Array | None = None,
+) -> Array:
     """Predictions (setting, test row) of one target, fitted at every setting in the given order."""
     offset, unit = float(y.mean()), float(y.std())
     if unit == 0:

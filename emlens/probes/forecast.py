@@ -1,9 +1,11 @@
-"""Forecast per-question alignment from activations taken before fine-tuning, beside every cheap way to do as well.
+"""Forecast per-question alignment from activations taken before fine-tuning, beside every cheap way
+to do as well.
 
-Site, position and penalty are chosen on inner folds (`sites="nested"`), so the quoted figure pays for the choice. R² is
-pooled out of fold against the training-fold mean; the mean over folds, as the paper reports it, stands beside it with a
-Nadeau–Bengio interval. The permutation null repeats the whole nested procedure on shuffled scores. Of ridge, all fine-tunes
-and all shuffles share each factorisation (`probes.validation` has the cost).
+Site, position and penalty are chosen on inner folds (`sites="nested"`), so the quoted figure pays
+for the choice. R² is pooled out of fold against the training-fold mean; the mean over folds, as the
+paper reports it, stands beside it with a Nadeau–Bengio interval. The permutation null repeats the
+whole nested procedure on shuffled scores. Of ridge, all fine-tunes and all shuffles share each
+factorisation (`probes.validation` has the cost).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +34,25 @@ from emlens.probes.targets import (
     text_of,
     weights_of,
 )
-from emlens.probes.validation import Count, NestedPredictions, generic_nested, nested_ridge, outer_folds, training_means
+from emlens.probes.validation import (
+    Count,
+    NestedPredictions,
+    generic_nested,
+    nested_ridge,
+    outer_folds,
+    training_means,
+)
 from emlens.stats import NullDistribution
 
-__all__ = ["Forecast", "Scores", "labels_of", "predict_alignment", "predict_alignments", "questions_of"]
+__all__ = [
+    "Forecast",
+    "Scores",
+    "labels_of",
+    "predict_alignment",
+    "predict_alignments",
+    "questions_of",
+]
+
 
 class ForecastOptions(TypedDict, total=False):
     """Keywords of `predict_alignments` that `predict_alignment` takes too."""
@@ -60,7 +77,9 @@ class ForecastOptions(TypedDict, total=False):
 
 
 DRAWS = 200
-"""Shuffles of ridge where none are asked for; other estimators make none by themselves, since each costs a whole fit."""
+"""Shuffles of ridge where none are asked for; other estimators make none by themselves, since each
+costs a whole fit.
+"""
 
 
 def predict_alignment(
@@ -78,25 +97,34 @@ def predict_alignment(
     """How well activations taken before fine-tuning predict each question's score after it.
 
     Args:
-        acts: rows are questions (ids `"qid"`, or `"qid/p2"` for a phrasing); any sites and pooled positions.
+        acts: rows are questions (ids `"qid"`, or `"qid/p2"` for a phrasing); any sites and pooled
+            positions.
         scores: after fine-tuning, on 0 to 100: `AlignmentScores`, or id → score.
         sites: `"nested"`: chosen on inner folds among all captured; or the names to choose among.
-        estimator: `"ridge"` (exact, fast), `"ridge1"` (α = 1), `"lasso"`, `"elastic_net"`, `"pcr"`, `"ols"`, `"forest"`, `"tree"`, or a
-            regressor of scikit-learn; settings are chosen on inner folds too.
-        groups: what is held out together: None: each question; `"group"`: the rows' groups (leave domains out); or labels.
+        estimator: `"ridge"` (exact, fast), `"ridge1"` (α = 1), `"lasso"`, `"elastic_net"`, `"pcr"`,
+            `"ols"`, `"forest"`, `"tree"`, or a regressor of scikit-learn; settings are chosen on
+            inner folds too.
+        groups: what is held out together: None: each question; `"group"`: the rows' groups (leave
+            domains out); or labels.
         model: whose scores to take, where `scores` holds several models.
         ceiling: the noise ceiling of these scores (`probes.ceilings`), kept in the record.
         options: as `predict_alignments`.
 
     Raises:
-        InputError: a row without a score, too few rows or groups, labels that part phrasings, two rows of one text, an unknown
-            option, a score that is constant.
+        InputError: a row without a score, too few rows or groups, labels that part phrasings, two
+            rows of one text, an unknown option, a score that is constant.
 
     Reference: the claim is "What Shapes Emergent Misalignment?" (2606.20814); Nadeau & Bengio 2003.
     """
-    mine = scores.select(models=[model]) if isinstance(scores, AlignmentScores) and model is not None else scores
+    mine = (
+        scores.select(models=[model])
+        if isinstance(scores, AlignmentScores) and model is not None
+        else scores
+    )
     ceilings = {} if ceiling is None else {"": ceiling}
-    return predict_alignments(acts, {"": mine}, metric, sites, estimator, groups, ceilings=ceilings, **options)[""]
+    return predict_alignments(
+        acts, {"": mine}, metric, sites, estimator, groups, ceilings=ceilings, **options
+    )[""]
 
 
 def predict_alignments(
@@ -126,56 +154,103 @@ def predict_alignments(
     permutations: int | None = None,
     seed: int = 0,
 ) -> dict[str, Forecast]:
-    """`predict_alignment` of several fine-tunes on the same questions and folds, each with its own choices.
+    """`predict_alignment` of several fine-tunes on the same questions and folds, each with its own
+    choices.
 
     Args:
         scores: fine-tune → its scores; or `AlignmentScores` of several models.
-        features: candidates to choose among instead of the captured cells: projections, distances, joined sets (`probes.projections`).
-        texts: id → question text, for the TF-IDF and length baselines, and to find questions that stand there twice.
+        features: candidates to choose among instead of the captured cells: projections, distances,
+            joined sets (`probes.projections`).
+        texts: id → question text, for the TF-IDF and length baselines, and to find questions that
+            stand there twice.
         parent_scores: the parent's own scores, for that baseline.
         embedding: a capture of `resid_pre.0` at `mean_prompt`, for the mean-embedding baseline.
-        other_parent: activations of the other parent on the same rows: a baseline, which must differ.
-        numbers: further baselines of one number a row, name → id → number, such as the parent's P(harmful).
-        target: `"score"`, or `"logit"` of the score's place on its scale; errors, and the parent's own score, are then in logits.
+        other_parent: activations of the other parent on the same rows: a baseline, which must
+            differ.
+        numbers: further baselines of one number a row, name → id → number, such as the parent's
+            P(harmful).
+        target: `"score"`, or `"logit"` of the score's place on its scale; errors, and the parent's
+            own score, are then in logits.
         clamp: for logits, how near to an end of the scale a score may come, in score units.
         weights: id → weight, for fitting and choosing (`sampling_weights`); R² stays unweighted.
         settings: parameters of the estimator to choose among; for ridge `[{"alpha": 1.0}, ...]`.
-        shuffle: what the null deals out anew (`probes.shuffles`); None: groups where groups are held out, else questions.
-        duplicates: rows of one text, or of identical activations, that folds would part: `"refuse"`, `"group"` or `"allow"`.
+        shuffle: what the null deals out anew (`probes.shuffles`); None: groups where groups are
+            held out, else questions.
+        duplicates: rows of one text, or of identical activations, that folds would part:
+            `"refuse"`, `"group"` or `"allow"`.
         folds: how many; `"all"` holds out each unit alone, once.
-        permutations: shuffles for the null and the maximum statistic; None: 200 for ridge, none for the others, which fit each anew.
+        permutations: shuffles for the null and the maximum statistic; None: 200 for ridge, none for
+            the others, which fit each anew.
 
     Raises:
         InputError: as `predict_alignment`; no fine-tune.
     """
-    named = {name: scores.select(models=[name]) for name in scores.models} if isinstance(scores, AlignmentScores) else dict(scores)
+    named = (
+        {name: scores.select(models=[name]) for name in scores.models}
+        if isinstance(scores, AlignmentScores)
+        else dict(scores)
+    )
     chosen = resolve_estimator(estimator, settings)
     exact = isinstance(estimator, str) and estimator in ("ridge", "ridge1")
     questions = questions_of(acts)
     if not named:
         raise InputError("scores is empty; pass the scores of at least one fine-tune")
-    columns = np.column_stack([_target(given, acts.ids, questions, metric, target, clamp) for given in named.values()])
+    columns = np.column_stack(
+        [_target(given, acts.ids, questions, metric, target, clamp) for given in named.values()]
+    )
     labels, held_out = labels_of(acts, groups)
-    words = None if texts is None else [text_of(texts, name, question) for name, question in zip(acts.ids, questions, strict=True)]
+    words = (
+        None
+        if texts is None
+        else [
+            text_of(texts, name, question)
+            for name, question in zip(acts.ids, questions, strict=True)
+        ]
+    )
     cells = [(site, position) for site in acts.sites for position in acts.pooled_positions]
     labels = joined_duplicates(acts, labels, words, duplicates, cells)
     row_weights = weights_of(weights, acts.ids, questions)
-    candidates: list[Features] = list(features) if features is not None else [*activation_cells(acts, None if sites == "nested" else _named(sites))]
+    candidates: list[Features] = (
+        list(features)
+        if features is not None
+        else [*activation_cells(acts, None if sites == "nested" else _named(sites))]
+    )
     if features is not None and sites != "nested":
         raise InputError(f"sites={sites!r} came with features; pass one of them")
     distinct = len(set(labels))
     if distinct < 3:
-        raise InputError(f"groups has {distinct} labels; nested selection needs at least 3, so that inner folds can hold one out too; pass finer groups")
+        raise InputError(
+            f"groups has {distinct} labels; nested selection needs at least 3,"
+            " so that inner folds can hold one out too; pass finer groups"
+        )
     outer = outer_folds(labels, folds if folds == "all" else min(folds, distinct), repeats, seed)
     unit: Unit = shuffle or ("question" if held_out == "question" else "group")
     count = permutations if permutations is not None else DRAWS if exact else 0
-    draws = [draw for column in columns.T for draw in shuffled_targets(column, questions, _shuffling(acts, labels, held_out), unit, count, seed)]
+    draws = [
+        draw
+        for column in columns.T
+        for draw in shuffled_targets(
+            column, questions, _shuffling(acts, labels, held_out), unit, count, seed
+        )
+    ]
     everything = np.column_stack([columns, *draws])
-    common: dict[str, Any] = {"inner_folds": inner_folds, "seed": seed, "weights": row_weights, "kept": columns.shape[1]}
+    common: dict[str, Any] = {
+        "inner_folds": inner_folds,
+        "seed": seed,
+        "weights": row_weights,
+        "kept": columns.shape[1],
+    }
 
     def nested(candidates: Sequence[Features], targets: Array) -> NestedPredictions:
         if exact:
-            return nested_ridge(candidates, targets, labels, outer, alphas=[setting["alpha"] for setting in chosen.settings], **common)
+            return nested_ridge(
+                candidates,
+                targets,
+                labels,
+                outer,
+                alphas=[setting["alpha"] for setting in chosen.settings],
+                **common,
+            )
         return generic_nested(candidates, targets, labels, outer, estimator=chosen, **common)
 
     found = nested(candidates, everything)
@@ -183,8 +258,16 @@ def predict_alignments(
     r2 = pooled_r2(found.nested, means, everything)
     parent = None
     if parent_scores is not None:
-        parent = on_scale(scores_of(parent_scores, acts.ids, questions, metric, None), target, _limits(parent_scores, metric), clamp)
-    further = {name: scores_of(values, acts.ids, questions, name, None) for name, values in (numbers or {}).items()}
+        parent = on_scale(
+            scores_of(parent_scores, acts.ids, questions, metric, None),
+            target,
+            _limits(parent_scores, metric),
+            clamp,
+        )
+    further = {
+        name: scores_of(values, acts.ids, questions, name, None)
+        for name, values in (numbers or {}).items()
+    }
     others: dict[str, Array] = {}
     for baseline in baselines(acts, words, parent, embedding, seed=seed, further=further):
         others[baseline.name] = nested_ridge([baseline], columns, labels, outer, **common).nested
@@ -198,8 +281,19 @@ def predict_alignments(
     forecasts = {}
     for number, name in enumerate(named):
         own = np.r_[number, columns.shape[1] + number * count + np.arange(count)].astype(np.int64)
-        null = NullDistribution(r2[own[1:]], f"nested {chosen.name} on shuffled scores", seed, observed=float(r2[number])) if count else None
-        table = site_table([c.name for c in candidates], found.squared[:, own], means[..., own], everything[:, own])
+        null = (
+            NullDistribution(
+                r2[own[1:]],
+                f"nested {chosen.name} on shuffled scores",
+                seed,
+                observed=float(r2[number]),
+            )
+            if count
+            else None
+        )
+        table = site_table(
+            [c.name for c in candidates], found.squared[:, own], means[..., own], everything[:, own]
+        )
         forecasts[name] = assemble(
             setup,
             columns[:, number],
@@ -214,13 +308,24 @@ def predict_alignments(
     return forecasts
 
 
-def _target(scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, scale: Scale, clamp: float) -> Array:
+def _target(
+    scores: Scores,
+    ids: Sequence[str],
+    questions: Sequence[str],
+    metric: str,
+    scale: Scale,
+    clamp: float,
+) -> Array:
     values = scores_of(scores, ids, questions, metric, None)
     if np.ptp(values) == 0:
-        raise InputError(f"the {metric} score is {values[0]:g} for every row; there is nothing to predict")
+        raise InputError(
+            f"the {metric} score is {values[0]:g} for every row; there is nothing to predict"
+        )
     found = on_scale(values, scale, _limits(scores, metric), clamp)
     if np.ptp(found) == 0:
-        raise InputError(f"clamp={clamp:g} makes the {metric} score the same for every row; pass a smaller one")
+        raise InputError(
+            f"clamp={clamp:g} makes the {metric} score the same for every row; pass a smaller one"
+        )
     return found
 
 
@@ -229,7 +334,9 @@ def _limits(scores: Scores, metric: str) -> tuple[float, float]:
 
 
 def _shuffling(acts: Activations, labels: Sequence[str], held_out: str) -> Sequence[str]:
-    """The groups that shuffles keep apart: what is held out, or the rows' own groups where questions are."""
+    """The groups that shuffles keep apart: what is held out, or the rows' own groups where
+    questions are.
+    """
     return acts.groups if held_out == "question" else labels
 
 

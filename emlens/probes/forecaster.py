@@ -1,9 +1,12 @@
-"""A forecaster to keep: predicts each question's score after fine-tuning, with intervals, and refuses what is unlike its fit.
+"""A forecaster to keep: predicts each question's score after fine-tuning, with intervals, and
+refuses what is unlike its fit.
 
-It is fitted on one or several past fine-tunes of one parent. Every prediction in its own backtest, and every residual of its intervals,
-comes from a fit that saw neither the question's group nor the fine-tune's cluster; site, position and penalty are chosen inside that fit.
-Without fine-tunes of several clusters the intervals know nothing of how fine-tunes differ, and say so. Saved as safetensors and
-JSON, no pickle. Cost of a fit: (folds + 1) × inner folds × sites × positions ridge factorisations.
+It is fitted on one or several past fine-tunes of one parent. Every prediction in its own backtest,
+and every residual of its intervals, comes from a fit that saw neither the question's group nor the
+fine-tune's cluster; site, position and penalty are chosen inside that fit. Without fine-tunes of
+several clusters the intervals know nothing of how fine-tunes differ, and say so. Saved as
+safetensors and JSON, no pickle. Cost of a fit: (folds + 1) × inner folds × sites × positions ridge
+factorisations.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,9 +24,23 @@ from emlens.foundation.files import one_line
 from emlens.probes.conformal import group_weights, jackknife_plus
 from emlens.probes.features import Rows, activation_cells
 from emlens.probes.forecast import Scores, labels_of, questions_of
-from emlens.probes.likeness import FAR_SHARE, REASONS, distance_bound, distances, model_differences, stale_rows
+from emlens.probes.likeness import (
+    FAR_SHARE,
+    REASONS,
+    distance_bound,
+    distances,
+    model_differences,
+    stale_rows,
+)
 from emlens.probes.ridge import Array
-from emlens.probes.severity import SeverityModel, context_rows, fit_severity, hazard_of, outside_context, run_weights
+from emlens.probes.severity import (
+    SeverityModel,
+    context_rows,
+    fit_severity,
+    hazard_of,
+    outside_context,
+    run_weights,
+)
 from emlens.probes.site_ridge import SiteRidge, choose_ridges
 from emlens.probes.validation import grouped_folds
 from emlens.stats import ratio_of_means
@@ -40,18 +57,25 @@ class Forecaster:
     """What `fit_forecaster` found.
 
     Args:
-        ridge: predicts hazard, the part of the scale below its top that a question stands to lose, in runs of mean severity.
-        fold_ridges: (fold, left-out cluster) the same fitted without that fold's questions and that cluster's runs.
-        severity, cluster_severity, fold_severity: severity from context: over all runs, without each cluster, and (fold, left-out cluster) without
-            that fold's questions too; None without context.
-        observed, predicted: (row, run) scores, and the backtest's predictions of them; NaN where a question does not count for a run.
-        hazard, fold_hazard: (row, 1 + clusters) measured hazard of the questions fitted on: in all runs, and without each cluster;
-            (fold, row, cluster) the same as measured without the fold's questions, NaN for those.
+        ridge: predicts hazard, the part of the scale below its top that a question stands to lose,
+            in runs of mean severity.
+        fold_ridges: (fold, left-out cluster) the same fitted without that fold's questions and that
+            cluster's runs.
+        severity, cluster_severity, fold_severity: severity from context: over all runs, without
+            each cluster, and (fold, left-out cluster) without that fold's questions too; None
+            without context.
+        observed, predicted: (row, run) scores, and the backtest's predictions of them; NaN where a
+            question does not count for a run.
+        hazard, fold_hazard: (row, 1 + clusters) measured hazard of the questions fitted on: in all
+            runs, and without each cluster; (fold, row, cluster) the same as measured without the
+            fold's questions, NaN for those.
         ids, labels, fold: of the rows fitted on; labels are what was held out together.
         runs, clusters: the fine-tunes fitted on, and what was held out of them together.
-        reference: (row, d_model) activations fitted on, at the site and position of `ridge`. bounds: largest distance from them of a row
-            of a group fitted on, and of a row of a new group.
-        context: run × number, known before training. facts: JSON-ready record of model, metric, seed and accuracy.
+        reference: (row, d_model) activations fitted on, at the site and position of `ridge`.
+            bounds: largest distance from them of a row of a group fitted on, and of a row of a new
+                group.
+        context: run × number, known before training. facts: JSON-ready record of model, metric,
+            seed and accuracy.
     """
 
     ridge: SiteRidge
@@ -90,10 +114,22 @@ class Forecaster:
     @property
     def places(self) -> list[tuple[str, str]]:
         """Every (site, position) that predictions with intervals read."""
-        return sorted({(r.site, r.position) for r in (self.ridge, *(r for row in self.fold_ridges for r in row))})
+        return sorted(
+            {
+                (r.site, r.position)
+                for r in (self.ridge, *(r for row in self.fold_ridges for r in row))
+            }
+        )
 
-    def predict(self, acts: Activations, *, context: Mapping[str, float] | None = None, allow: Collection[str] = ()) -> pd.Series:
-        """Predicted score by id; NaN for a row that is refused. `predict_table` gives the reasons and the intervals.
+    def predict(
+        self,
+        acts: Activations,
+        *,
+        context: Mapping[str, float] | None = None,
+        allow: Collection[str] = (),
+    ) -> pd.Series:
+        """Predicted score by id; NaN for a row that is refused. `predict_table` gives the reasons
+        and the intervals.
 
         Raises:
             InputError: as `predict_table`.
@@ -102,22 +138,31 @@ class Forecaster:
         return pd.Series(table["predicted"].to_numpy(), index=acts.ids, name="predicted")
 
     def predict_table(
-        self, acts: Activations, *, context: Mapping[str, float] | None = None, level: float = 0.9, allow: Collection[str] = ()
+        self,
+        acts: Activations,
+        *,
+        context: Mapping[str, float] | None = None,
+        level: float = 0.9,
+        allow: Collection[str] = (),
     ) -> pd.DataFrame:
-        """One row a question: id, group, predicted, low, high, known, from_past, past_low, past_high, distance, bound, refused (the reason, or "").
+        """One row a question: id, group, predicted, low, high, known, from_past, past_low,
+        past_high, distance, bound, refused (the reason, or "").
 
-        `low` and `high` hold the score of a new question in a new fine-tune at `level` (hierarchical jackknife+ over groups of questions).
-        `known` questions were scored after past fine-tunes: `from_past` is what they lost there, at the severity forecast for this one, and
+        `low` and `high` hold the score of a new question in a new fine-tune at `level`
+        (hierarchical jackknife+ over groups of questions). `known` questions were scored after past
+        fine-tunes: `from_past` is what they lost there, at the severity forecast for this one, and
         `past_low` to `past_high` the scores seen.
 
         Args:
-            context: numbers of the training file, by the names the forecaster was fitted with; needed where it has some.
-            allow: reasons that do not refuse, of `"model"`, `"template"`, `"interventions"`, `"context"`, `"shift"`, `"far"`, `"stale"`.
-                What is predicted then has no guarantee.
+            context: numbers of the training file, by the names the forecaster was fitted with;
+                needed where it has some.
+            allow: reasons that do not refuse, of `"model"`, `"template"`, `"interventions"`,
+                `"context"`, `"shift"`, `"far"`, `"stale"`. What is predicted then has no guarantee.
 
         Raises:
-            InputError: the whole set is refused (the message says why): another model, template, interventions; a missing site or
-                position, another width; most rows far from those fitted on; a training file unlike those fitted on. An unknown `allow`.
+            InputError: the whole set is refused (the message says why): another model, template,
+                interventions; a missing site or position, another width; most rows far from those
+                fitted on; a training file unlike those fitted on. An unknown `allow`.
         """
         table = self._points(acts, context, allow)
         for site, position in self.places:
@@ -125,38 +170,58 @@ class Forecaster:
         given = self._given(context)
         factors = [_severity(model, given) for row in self.fold_severity for model in row]
         ridges = [ridge for row in self.fold_ridges for ridge in row]
-        centres = [self.top - factor * ridge(acts) for factor, ridge in zip(factors, ridges, strict=True)]
+        centres = [
+            self.top - factor * ridge(acts) for factor, ridge in zip(factors, ridges, strict=True)
+        ]
         residuals, fold, labels = self._residuals()
         spreads = np.maximum(factors, LEAST_SPREAD)
-        low, high = jackknife_plus(np.column_stack(centres), spreads, residuals, fold, group_weights(labels), level)
+        low, high = jackknife_plus(
+            np.column_stack(centres), spreads, residuals, fold, group_weights(labels), level
+        )
         shown = table["refused"].to_numpy() == ""
         for name, values in (("low", low), ("high", high)):
             table[name] = np.where(shown, np.clip(values, self.bottom, self.top), np.nan)
         first = ["id", "group", "predicted", "low", "high"]
         return table[[*first, *(c for c in table.columns if c not in first)]]
 
-    def _points(self, acts: Activations, context: Mapping[str, float] | None, allow: Collection[str]) -> pd.DataFrame:
+    def _points(
+        self, acts: Activations, context: Mapping[str, float] | None, allow: Collection[str]
+    ) -> pd.DataFrame:
         for name in allow:
             if name not in REASONS:
-                raise InputError(f"allow names {one_line(str(name))!r}; pass some of {', '.join(REASONS)}")
-        for reason, sentence in model_differences(self.facts["provenance"], acts.provenance).items():
+                raise InputError(
+                    f"allow names {one_line(str(name))!r}; pass some of {', '.join(REASONS)}"
+                )
+        for reason, sentence in model_differences(
+            self.facts["provenance"], acts.provenance
+        ).items():
             if reason not in allow:
                 raise InputError(f"{sentence}, or pass allow=[{reason!r}]")
         given = self._given(context)
-        unlike = None if given is None else outside_context(given, self.context.to_numpy(), list(self.context.columns))
+        unlike = (
+            None
+            if given is None
+            else outside_context(given, self.context.to_numpy(), list(self.context.columns))
+        )
         if unlike and "context" not in allow:
-            raise InputError(f"{unlike}; there is no forecast for such a file, or pass allow=['context']")
+            raise InputError(
+                f"{unlike}; there is no forecast for such a file, or pass allow=['context']"
+            )
         self._require(acts, self.site, self.position)
         values = acts[self.site, self.position].double().numpy()
         far = distances(values, self.reference)
-        familiar = np.isin(np.array(acts.groups, dtype=object), sorted(set(self.labels))) & (self.facts["held_out"] == "group")
+        familiar = np.isin(np.array(acts.groups, dtype=object), sorted(set(self.labels))) & (
+            self.facts["held_out"] == "group"
+        )
         bound = np.where(familiar, self.bounds[0], self.bounds[1])
         beyond = far > bound
         if beyond.mean() > FAR_SHARE and "shift" not in allow:
             raise InputError(
-                f"{beyond.sum()} of {len(acts)} rows lie further from those the forecaster was fitted on than {float(bound.min()):.3g}, beyond which "
-                f"at most {100 * max(self.facts['false_refusals']):.2g} % of such rows lie; these are other prompts or another stream. Fit on "
-                "such, or pass allow=['shift']"
+                f"{beyond.sum()} of {len(acts)} rows lie further from those the forecaster was"
+                f" fitted on than {float(bound.min()):.3g},"
+                f" beyond which at most {100 * max(self.facts['false_refusals']):.2g} % of such"
+                " rows lie; these are other prompts or another stream."
+                " Fit on such, or pass allow=['shift']"
             )
         row = {name: i for i, name in enumerate(self.ids)}
         stale = stale_rows(acts.ids, values, row, self.reference)
@@ -164,18 +229,34 @@ class Forecaster:
         if "far" not in allow and "shift" not in allow:
             refused[beyond] = "far from the questions fitted on"
         if "stale" not in allow:
-            refused[stale] = "the id was fitted on with other activations: another text or template now"
+            refused[stale] = (
+                "the id was fitted on with other activations: another text or template now"
+            )
         severity = _severity(self.severity, given)
         predicted = self.top - severity * self.ridge.of(values)
-        known = [row.get(name) if not old else None for name, old in zip(acts.ids, stale, strict=True)]
-        past = [self.observed[i][np.isfinite(self.observed[i])] if i is not None else np.array([]) for i in known]
+        known = [
+            row.get(name) if not old else None for name, old in zip(acts.ids, stale, strict=True)
+        ]
+        past = [
+            self.observed[i][np.isfinite(self.observed[i])] if i is not None else np.array([])
+            for i in known
+        ]
         return pd.DataFrame(
             {
                 "id": acts.ids,
                 "group": acts.groups,
-                "predicted": np.where(refused == "", np.clip(predicted, self.bottom, self.top), np.nan),
+                "predicted": np.where(
+                    refused == "", np.clip(predicted, self.bottom, self.top), np.nan
+                ),
                 "known": [i is not None for i in known],
-                "from_past": [np.nan if i is None else np.clip(self.top - severity * self.hazard[i, 0], self.bottom, self.top) for i in known],
+                "from_past": [
+                    (
+                        np.nan
+                        if i is None
+                        else np.clip(self.top - severity * self.hazard[i, 0], self.bottom, self.top)
+                    )
+                    for i in known
+                ],
                 "past_low": [p.min() if len(p) else np.nan for p in past],
                 "past_high": [p.max() if len(p) else np.nan for p in past],
                 "distance": far,
@@ -185,9 +266,16 @@ class Forecaster:
         )
 
     def severities(self) -> Array:
-        """(fold, run) severity forecast for each run by what was learnt without its cluster and without the fold's questions."""
+        """(fold, run) severity forecast for each run by what was learnt without its cluster and
+        without the fold's questions.
+        """
         numbers = context_rows(self.context, self.runs)
-        return np.array([[_severity(row[c], numbers[j]) for j, c in enumerate(self.column)] for row in self.fold_severity])
+        return np.array(
+            [
+                [_severity(row[c], numbers[j]) for j, c in enumerate(self.column)]
+                for row in self.fold_severity
+            ]
+        )
 
     @property
     def column(self) -> list[int]:
@@ -196,7 +284,9 @@ class Forecaster:
         return [groups.index(c) if len(groups) > 1 else 0 for c in self.clusters]
 
     def _residuals(self) -> tuple[Array, Rows, list[str]]:
-        """Absolute residual in units of the run's forecast severity, number of the fit, and label of every (question, run) of the backtest."""
+        """Absolute residual in units of the run's forecast severity, number of the fit, and label
+        of every (question, run) of the backtest.
+        """
         rows, runs = np.nonzero(np.isfinite(self.observed))
         fold, column = np.array(self.fold)[rows], np.array(self.column)[runs]
         spreads = np.maximum(self.severities(), LEAST_SPREAD)[fold, runs]
@@ -209,30 +299,50 @@ class Forecaster:
         wanted = [str(name) for name in self.context.columns]
         came = sorted(map(str, context or {}))
         if came != sorted(wanted):
-            raise InputError(f"context has {came or 'nothing'}; this forecaster was fitted with {wanted or 'none'}: pass those numbers")
-        return context_rows(pd.DataFrame([dict(context or {})], columns=wanted), [0])[0] if wanted else None  # type: ignore[list-item]
+            raise InputError(
+                f"context has {came or 'nothing'}; this forecaster was fitted with"
+                f" {wanted or 'none'}: pass those numbers"
+            )
+        return (
+            context_rows(pd.DataFrame([dict(context or {})], columns=wanted), [0])[0]
+            if wanted
+            else None
+        )  # type: ignore[list-item]
 
     def _require(self, acts: Activations, site: str, position: str) -> None:
         if site not in acts.sites or position not in acts.pooled_positions:
-            raise InputError(f"acts hold {acts.sites} at {acts.positions}; the forecaster reads {site} at {position}: capture that too")
+            raise InputError(
+                f"acts hold {acts.sites} at {acts.positions};"
+                f" the forecaster reads {site} at {position}: capture that too"
+            )
         width = acts[site, position].shape[1]
         if width != self.reference.shape[1]:
-            raise InputError(f"acts have {width} coordinates, the forecaster {self.reference.shape[1]}; pass the same residual stream")
+            raise InputError(
+                f"acts have {width} coordinates, the forecaster {self.reference.shape[1]};"
+                " pass the same residual stream"
+            )
 
     def pairs(self) -> pd.DataFrame:
-        """The backtest: one row a question and fine-tune, neither its group nor its cluster seen by the fit that predicted it.
+        """The backtest: one row a question and fine-tune, neither its group nor its cluster seen by
+        the fit that predicted it.
 
-        Columns: id, label, run, cluster, observed, predicted; from_past: what the question lost in runs of other clusters, at the severity
-        forecast for this one; past_mean: its mean score there.
+        Columns: id, label, run, cluster, observed, predicted; from_past: what the question lost in
+        runs of other clusters, at the severity forecast for this one; past_mean: its mean score
+        there.
         """
         rows, runs = np.nonzero(np.isfinite(self.observed))
         clusters, numbers = np.array(self.clusters), context_rows(self.context, self.runs)
         repeated, mean = np.full(self.observed.shape, np.nan), np.full(self.observed.shape, np.nan)
-        for c, label in enumerate(sorted(set(self.clusters)) if len(set(self.clusters)) > 1 else []):
+        for c, label in enumerate(
+            sorted(set(self.clusters)) if len(set(self.clusters)) > 1 else []
+        ):
             mine = np.flatnonzero(clusters == label)
             mean[:, mine] = np.nanmean(self.observed[:, clusters != label], axis=1)[:, None]
             for j in mine:
-                repeated[:, j] = self.top - _severity(self.cluster_severity[c], numbers[j]) * self.hazard[:, c + 1]
+                repeated[:, j] = (
+                    self.top
+                    - _severity(self.cluster_severity[c], numbers[j]) * self.hazard[:, c + 1]
+                )
         return pd.DataFrame(
             {
                 "id": [self.ids[i] for i in rows],
@@ -266,7 +376,9 @@ class Forecaster:
 
 
 def _severity(model: SeverityModel | None, context: Array | None) -> float:
-    """Severity of the run with this context, in units of the mean severity of the runs fitted on."""
+    """Severity of the run with this context, in units of the mean severity of the runs fitted
+    on.
+    """
     return 1.0 if model is None or context is None else float(model(context[None])[0])
 
 
@@ -284,40 +396,65 @@ def fit_forecaster(
     false_refusals: float = 0.05,
     seed: int = 0,
 ) -> Forecaster:
-    """Fit on all questions and fine-tunes that are given; site, position and penalty by cross-validation.
+    """Fit on all questions and fine-tunes that are given; site, position and penalty by
+    cross-validation.
 
     Args:
         acts: the parent's activations on the questions, before any fine-tuning.
-        scores: after fine-tuning: `AlignmentScores` of one or several fine-tunes, id → score of one, or a table question × fine-tune,
-            where NaN leaves a question out for a fine-tune (one of the domain it was trained on).
+        scores: after fine-tuning: `AlignmentScores` of one or several fine-tunes, id → score of
+            one, or a table question × fine-tune, where NaN leaves a question out for a fine-tune
+            (one of the domain it was trained on).
         model: the fine-tune to take, where `scores` holds several; None takes all.
-        groups: what is held out together: None: each question; `"group"`: the rows' groups, for forecasts in domains not seen; or labels.
+        groups: what is held out together: None: each question; `"group"`: the rows' groups, for
+            forecasts in domains not seen; or labels.
         clusters: fine-tune → what is held out with it (its domain); each its own where None.
         context: fine-tune × numbers known of its training file before training.
-        scale: lowest and highest score. folds: inner folds. false_refusals: share of rows like the fitted ones that `predict` may refuse.
+        scale: lowest and highest score. folds: inner folds. false_refusals: share of rows like the
+            fitted ones that `predict` may refuse.
 
     Raises:
-        InputError: as `predict_alignment`; a score outside the scale, a fine-tune without scores or cluster, unusable context.
+        InputError: as `predict_alignment`; a score outside the scale, a fine-tune without scores or
+            cluster, unusable context.
 
-    Reference: Lee, Barber & Willett 2023 (intervals). Its honest accuracy is that of its backtest, `pairs()`.
+    Reference: Lee, Barber & Willett 2023 (intervals). Its honest accuracy is that of its backtest,
+    `pairs()`.
     """
     labels, held_out = labels_of(acts, groups)
     observed, runs = _observed(acts, scores, metric, model, scale)
-    named = [one_line(str((clusters or {}).get(run, run)), 200) if clusters is None or run in clusters else None for run in runs]
+    named = [
+        (
+            one_line(str((clusters or {}).get(run, run)), 200)
+            if clusters is None or run in clusters
+            else None
+        )
+        for run in runs
+    ]
     if None in named:
-        raise InputError(f"clusters has no entry for fine-tune {one_line(runs[named.index(None)])!r}; pass one for each, such as its domain")
+        raise InputError(
+            f"clusters has no entry for fine-tune {one_line(runs[named.index(None)])!r};"
+            " pass one for each, such as its domain"
+        )
     own = [str(label) for label in named]
-    given = pd.DataFrame(index=pd.Index(runs)) if context is None else context.loc[[run for run in context.index if run in runs]]
+    given = (
+        pd.DataFrame(index=pd.Index(runs))
+        if context is None
+        else context.loc[[run for run in context.index if run in runs]]
+    )
     numbers = context_rows(given, runs)
     cells = activation_cells(acts)
     distinct = sorted(set(labels))
-    outer = grouped_folds(labels, len(distinct) if len(distinct) <= MOST_FOLDS else 10, seed, "forecaster")
+    outer = grouped_folds(
+        labels, len(distinct) if len(distinct) <= MOST_FOLDS else 10, seed, "forecaster"
+    )
     left_out: list[str | None] = [*sorted(set(own))] if len(set(own)) > 1 else [None]
     losses = scale[1] - observed
     weights = [_without(own, label) for label in (None, *left_out)]
     splits = [hazard_of(losses, part) for part in weights]
     targets = np.column_stack([hazard for hazard, _ in splits])
-    severities = [_severity_model(numbers, size, part, own, seed) for (_, size), part in zip(splits, weights, strict=True)]
+    severities = [
+        _severity_model(numbers, size, part, own, seed)
+        for (_, size), part in zip(splits, weights, strict=True)
+    ]
     everything = np.arange(len(acts))
     predicted, floor = np.full(observed.shape, np.nan), np.full(observed.shape, np.nan)
     fold, ridges, models = np.zeros(len(acts), dtype=int), [], []
@@ -326,23 +463,47 @@ def fit_forecaster(
         rest = np.setdiff1d(everything, held)
         parts = [hazard_of(losses[rest], part) for part in weights[1:]]
         measured[k, rest] = np.column_stack([hazard for hazard, _ in parts])
-        models.append(tuple(_severity_model(numbers, size, part, own, seed) for (_, size), part in zip(parts, weights[1:], strict=True)))
-        ridges.append(tuple(choose_ridges(cells, measured[k], rest, labels, folds, seed, f"fold {k}")))
+        models.append(
+            tuple(
+                _severity_model(numbers, size, part, own, seed)
+                for (_, size), part in zip(parts, weights[1:], strict=True)
+            )
+        )
+        ridges.append(
+            tuple(choose_ridges(cells, measured[k], rest, labels, folds, seed, f"fold {k}"))
+        )
         fold[held] = k
-        for c, (label, ridge, model_c) in enumerate(zip(left_out, ridges[-1], models[-1], strict=True)):
-            values = next(cell.values for cell in cells if cell.name == f"{ridge.site}@{ridge.position}")
+        for c, (label, ridge, model_c) in enumerate(
+            zip(left_out, ridges[-1], models[-1], strict=True)
+        ):
+            values = next(
+                cell.values for cell in cells if cell.name == f"{ridge.site}@{ridge.position}"
+            )
             for j in [j for j, name in enumerate(own) if label is None or name == label]:
-                predicted[held, j] = scale[1] - _severity(model_c, numbers[j]) * ridge.of(values[held])
+                predicted[held, j] = scale[1] - _severity(model_c, numbers[j]) * ridge.of(
+                    values[held]
+                )
                 floor[held, j] = scale[1] - measured[k, rest, c].mean()
-    predicted, floor = (np.where(np.isfinite(observed), part, np.nan) for part in (predicted, floor))
+    predicted, floor = (
+        np.where(np.isfinite(observed), part, np.nan) for part in (predicted, floor)
+    )
     ridge = choose_ridges(cells, targets[:, :1], everything, labels, folds, seed, "all")[0]
     reference = next(cell.values for cell in cells if cell.name == f"{ridge.site}@{ridge.position}")
     alone = questions_of(acts)
-    fold_alone = outer if held_out == "question" else grouped_folds(alone, min(10, len(set(alone))), seed, "distances")
-    limits = [distance_bound(reference, names, parts, false_refusals) for names, parts in ((alone, fold_alone), (labels, outer))]
+    fold_alone = (
+        outer
+        if held_out == "question"
+        else grouped_folds(alone, min(10, len(set(alone))), seed, "distances")
+    )
+    limits = [
+        distance_bound(reference, names, parts, false_refusals)
+        for names, parts in ((alone, fold_alone), (labels, outer))
+    ]
     rows, columns = np.nonzero(np.isfinite(observed))
     errors, floors = (((part - observed) ** 2)[rows, columns] for part in (predicted, floor))
-    share = ratio_of_means(errors, floors, clusters=[labels[i] for i in rows], resamples=1999, seed=seed)
+    share = ratio_of_means(
+        errors, floors, clusters=[labels[i] for i in rows], resamples=1999, seed=seed
+    )
     facts = {
         "provenance": dict(acts.provenance),
         "rows": len(acts),
@@ -350,7 +511,13 @@ def fit_forecaster(
         "held_out": held_out,
         "metric": metric,
         "false_refusals": [rate for _, rate in limits],
-        "cross_validated_r2": {"value": 1 - share.value, "low": 1 - share.high, "high": 1 - share.low, "n": share.n, "method": share.method},
+        "cross_validated_r2": {
+            "value": 1 - share.value,
+            "low": 1 - share.high,
+            "high": 1 - share.low,
+            "n": share.n,
+            "method": share.method,
+        },
         "seed": seed,
     }
     return Forecaster(
@@ -383,7 +550,9 @@ def _without(clusters: Sequence[str], label: str | None) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-def _severity_model(numbers: Array, severity: Array, weights: Array, clusters: Sequence[str], seed: int) -> SeverityModel | None:
+def _severity_model(
+    numbers: Array, severity: Array, weights: Array, clusters: Sequence[str], seed: int
+) -> SeverityModel | None:
     """Learnt from the runs that have a weight."""
     if not numbers.shape[1]:
         return None
@@ -392,7 +561,11 @@ def _severity_model(numbers: Array, severity: Array, weights: Array, clusters: S
 
 
 def _observed(
-    acts: Activations, scores: Scores | pd.DataFrame, metric: str, model: str | None, scale: tuple[float, float]
+    acts: Activations,
+    scores: Scores | pd.DataFrame,
+    metric: str,
+    model: str | None,
+    scale: tuple[float, float],
 ) -> tuple[Array, list[str]]:
     """(row, run) scores and the runs' names."""
     questions = questions_of(acts)
@@ -411,16 +584,23 @@ def _observed(
     lacking = np.flatnonzero(~np.isfinite(found).any(1))
     if len(lacking):
         raise InputError(
-            f"row {one_line(acts.ids[lacking[0]])!r} has no {metric} score (nor {len(lacking) - 1} more rows); score every question, "
-            "or select the rows that have one"
+            f"row {one_line(acts.ids[lacking[0]])!r} has no {metric} score (nor {len(lacking) - 1}"
+            " more rows); score every question, or select the rows that have one"
         )
     for j, name in enumerate(table.columns):
         values = found[np.isfinite(found[:, j]), j]
         if not len(values):
-            raise InputError(f"fine-tune {one_line(str(name))!r} has no score on any row; leave it out")
+            raise InputError(
+                f"fine-tune {one_line(str(name))!r} has no score on any row; leave it out"
+            )
         if values.min() < scale[0] or values.max() > scale[1]:
             span = f"{values.min():g} to {values.max():g}"
-            raise InputError(f"fine-tune {one_line(str(name))!r} has scores from {span}, outside scale={scale}; pass the scale they are on")
+            raise InputError(
+                f"fine-tune {one_line(str(name))!r} has scores from {span}, outside scale={scale};"
+                " pass the scale they are on"
+            )
     if np.nanmax(found) == np.nanmin(found):
-        raise InputError(f"the {metric} score is {np.nanmax(found):g} for every row; there is nothing to predict")
+        raise InputError(
+            f"the {metric} score is {np.nanmax(found):g} for every row; there is nothing to predict"
+        )
     return found, [str(name) for name in table.columns]

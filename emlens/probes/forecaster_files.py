@@ -40,16 +40,27 @@ def save(forecaster: "Forecaster", path: Path) -> Path:
     body = {
         "format": FORMAT,
         "ridge": kept("ridge", forecaster.ridge),
-        "fold_ridges": [[kept(f"fold.{k}.{c}", r) for c, r in enumerate(row)] for k, row in enumerate(forecaster.fold_ridges)],
+        "fold_ridges": [
+            [kept(f"fold.{k}.{c}", r) for c, r in enumerate(row)]
+            for k, row in enumerate(forecaster.fold_ridges)
+        ],
         "severity": kept("severity", forecaster.severity),
-        "cluster_severity": [kept(f"severity.{c}", model) for c, model in enumerate(forecaster.cluster_severity)],
-        "fold_severity": [[kept(f"severity.{k}.{c}", model) for c, model in enumerate(row)] for k, row in enumerate(forecaster.fold_severity)],
+        "cluster_severity": [
+            kept(f"severity.{c}", model) for c, model in enumerate(forecaster.cluster_severity)
+        ],
+        "fold_severity": [
+            [kept(f"severity.{k}.{c}", model) for c, model in enumerate(row)]
+            for k, row in enumerate(forecaster.fold_severity)
+        ],
         **{name: list(getattr(forecaster, name)) for name in _LISTS},
         **{name: getattr(forecaster, name) for name in ("top", "bottom", "facts")},
         "context_columns": [str(name) for name in forecaster.context.columns],
     }
     with publishing(path / _TENSORS) as temporary:
-        save_file({name: torch.from_numpy(np.array(value, order="C")) for name, value in tensors.items()}, temporary)
+        save_file(
+            {name: torch.from_numpy(np.array(value, order="C")) for name, value in tensors.items()},
+            temporary,
+        )
     write_json(path / _RECORD, {**body, "sha256": sha256_file(path / _TENSORS)})
     return path
 
@@ -62,9 +73,14 @@ def load(path: Path) -> dict[str, Any]:
     """
     record = read_json(path / _RECORD)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(f"{path}: holds no forecaster of this version ({FORMAT}); fit it again, and save it")
+        raise InputError(
+            f"{path}: holds no forecaster of this version ({FORMAT}); fit it again, and save it"
+        )
     if not (path / _TENSORS).is_file() or sha256_file(path / _TENSORS) != record["sha256"]:
-        raise IntegrityError(f"{path}: the weights are missing, or not those {_RECORD} describes; save the forecaster again")
+        raise IntegrityError(
+            f"{path}: the weights are missing, or not those {_RECORD} describes;"
+            " save the forecaster again"
+        )
     tensors = {name: value.numpy() for name, value in load_file(path / _TENSORS).items()}
 
     def ridge(name: str, part: dict[str, Any]) -> SiteRidge:
@@ -77,20 +93,30 @@ def load(path: Path) -> dict[str, Any]:
         return {
             "ridge": ridge("ridge", record["ridge"]),
             "fold_ridges": tuple(
-                tuple(ridge(f"fold.{k}.{c}", part) for c, part in enumerate(row)) for k, row in enumerate(record["fold_ridges"])
+                tuple(ridge(f"fold.{k}.{c}", part) for c, part in enumerate(row))
+                for k, row in enumerate(record["fold_ridges"])
             ),
             "severity": severity("severity", record["severity"]),
-            "cluster_severity": tuple(severity(f"severity.{c}", part) for c, part in enumerate(record["cluster_severity"])),
+            "cluster_severity": tuple(
+                severity(f"severity.{c}", part) for c, part in enumerate(record["cluster_severity"])
+            ),
             "fold_severity": tuple(
-                tuple(severity(f"severity.{k}.{c}", part) for c, part in enumerate(row)) for k, row in enumerate(record["fold_severity"])
+                tuple(severity(f"severity.{k}.{c}", part) for c, part in enumerate(row))
+                for k, row in enumerate(record["fold_severity"])
             ),
             **{name: tensors[name] for name in _PLAIN},
             **{name: tuple(record[name]) for name in _LISTS},
             **{name: record[name] for name in ("top", "bottom", "facts")},
-            "context": pd.DataFrame(tensors["context"], index=pd.Index(record["runs"]), columns=record["context_columns"]),
+            "context": pd.DataFrame(
+                tensors["context"],
+                index=pd.Index(record["runs"]),
+                columns=record["context_columns"],
+            ),
         }
     except (KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: {_RECORD} lacks what a forecaster needs ({error}); save the forecaster again") from error
+        raise IntegrityError(
+            f"{path}: {_RECORD} lacks what a forecaster needs ({error}); save the forecaster again"
+        ) from error
 
 
 def _vectors(tensors: dict[str, Array], name: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Directions from probe weights: ridge and logistic classifiers of two classes of rows, with the accuracy they earn out of fold.
+"""Directions from probe weights: ridge and logistic classifiers of two classes of rows, with the
+accuracy they earn out of fold.
 
-The weights point to `positive`, whatever the class sizes. A probe tells classes apart; with correlated coordinates its weights differ from
-the difference of means by the inverse covariance, as the whitened direction does, so read it as a discriminant, not as a cause. The
-penalty is chosen on folds that keep a unit (a question) together; scikit-learn is imported for the logistic one only.
+The weights point to `positive`, whatever the class sizes. A probe tells classes apart; with
+correlated coordinates its weights differ from the difference of means by the inverse covariance, as
+the whitened direction does, so read it as a discriminant, not as a cause. The penalty is chosen on
+folds that keep a unit (a question) together; scikit-learn is imported for the logistic one only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,57 +47,96 @@ def probe_direction(
     provenance: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Direction:
-    """The weights of a probe that tells positive (row, d) from negative rows, as a direction in the stream's own coordinates.
+    """The weights of a probe that tells positive (row, d) from negative rows, as a direction in the
+    stream's own coordinates.
 
     Args:
-        kind: `"ridge"`: least squares on ±1 with penalty α‖w‖², exact. `"logistic"`: Σ log-loss + (penalty/2)‖w‖². Intercepts are free.
+        kind: `"ridge"`: least squares on ±1 with penalty α‖w‖², exact. `"logistic"`: Σ log-loss +
+            (penalty/2)‖w‖². Intercepts are free.
         penalty: None: chosen on folds, least squared error or log-loss.
-        scaled: standardise coordinates first (weights are converted back); the penalty then treats massive coordinates like others.
-        positive_units, negative_units: what must not be parted by a fold, such as the question of an answer; each row by default.
+        scaled: standardise coordinates first (weights are converted back); the penalty then treats
+            massive coordinates like others.
+        positive_units, negative_units: what must not be parted by a fold, such as the question of
+            an answer; each row by default.
         folds: how many; 0 with a given penalty leaves out the accuracy and its cost.
         resamples: bootstrap resamples behind the interval of the area under the curve.
 
     Returns:
-        A `Direction` with the length of the class difference along the weights, (Δ·ŵ) ŵ, the negative mean as baseline, and in its provenance
-        kind, penalty, and `auc`: area under the ROC curve out of fold, 95 % interval by resampling units (.5 is chance).
+        A `Direction` with the length of the class difference along the weights, (Δ·ŵ) ŵ, the
+        negative mean as baseline, and in its provenance
+        kind, penalty, and `auc`: area under the ROC curve out of fold, 95 % interval by resampling
+            units (.5 is chance).
 
     Raises:
-        InputError: an unknown kind, a penalty that is not positive, unequal widths, values that are not finite, units that do not fit, fewer
-            units of a class than folds, classes that no weight tells apart.
+        InputError: an unknown kind, a penalty that is not positive, unequal widths, values that are
+            not finite, units that do not fit, fewer units of a class than folds, classes that no
+            weight tells apart.
     """
     if kind not in ("ridge", "logistic"):
         raise InputError(f"kind={kind!r} is unknown; pass 'ridge' or 'logistic'")
     if penalty is not None and not 0 < penalty < float("inf"):
-        raise InputError(f"penalty={penalty!r} must be a positive number, or None to choose one on folds")
-    up, down = (as_float64(rows, name) for name, rows in (("positive", positive), ("negative", negative)))
+        raise InputError(
+            f"penalty={penalty!r} must be a positive number, or None to choose one on folds"
+        )
+    up, down = (
+        as_float64(rows, name) for name, rows in (("positive", positive), ("negative", negative))
+    )
     require_same_width(up, down, "positive", "negative")
     if up.ndim != 2 or down.ndim != 2:
-        raise InputError(f"positive has shape {tuple(up.shape)} and negative {tuple(down.shape)}; pass two (row, d) matrices")
+        raise InputError(
+            f"positive has shape {tuple(up.shape)} and negative {tuple(down.shape)};"
+            " pass two (row, d) matrices"
+        )
     x = torch.cat([up, down]).cpu().numpy()
     y = np.r_[np.ones(len(up)), -np.ones(len(down))]
-    units = [*_units(positive_units, len(up), "positive"), *_units(negative_units, len(down), "negative")]
+    units = [
+        *_units(positive_units, len(up), "positive"),
+        *_units(negative_units, len(down), "negative"),
+    ]
     if folds < 2 and (folds or penalty is None):
-        raise InputError(f"folds={folds} came with penalty={penalty!r}; pass 2 folds or more, or 0 with a penalty, for weights without an accuracy")
+        raise InputError(
+            f"folds={folds} came with penalty={penalty!r};"
+            " pass 2 folds or more, or 0 with a penalty, for weights without an accuracy"
+        )
     for name, own in (("positive", units[: len(up)]), ("negative", units[len(up) :])):
         if len(set(own)) < max(2, folds):
             raise InputError(
-                f"{name} rows come from {len(set(own))} units, fewer than the {max(2, folds)} that folds={folds} needs; pass more rows, or fewer folds"
+                f"{name} rows come from {len(set(own))} units,"
+                f" fewer than the {max(2, folds)} that folds={folds} needs;"
+                " pass more rows, or fewer folds"
             )
     candidates = (penalty,) if penalty is not None else ALPHAS if kind == "ridge" else PENALTIES
     chosen = candidates[0]
-    facts: dict[str, Any] = {"kind": f"{kind} probe", "penalties": len(candidates), "scaled": scaled, "folds": folds}
+    facts: dict[str, Any] = {
+        "kind": f"{kind} probe",
+        "penalties": len(candidates),
+        "scaled": scaled,
+        "folds": folds,
+    }
     if folds:
         scores = _out_of_fold(kind, x, y, units, candidates, scaled, folds, seed)
         losses = (((scores - y) ** 2) if kind == "ridge" else np.logaddexp(0, -y * scores)).mean(1)
         chosen = candidates[int(losses.argmin())]
-        facts["auc"] = area_under_curve(scores[int(losses.argmin())], y, units, resamples, seed).as_dict()
+        facts["auc"] = area_under_curve(
+            scores[int(losses.argmin())], y, units, resamples, seed
+        ).as_dict()
     whole, spread = _scaled(x) if scaled else (x, np.ones(x.shape[1]))
     weights = torch.from_numpy(_weights(kind, whole, y, chosen) / spread)
     if not bool((weights != 0).any()):
-        raise InputError("the probe's weights are all zero: no coordinate tells the classes apart; pass rows that differ")
+        raise InputError(
+            "the probe's weights are all zero: no coordinate tells the classes apart;"
+            " pass rows that differ"
+        )
     difference = mean_difference(up.mean(0), down.mean(0))
     facts["penalty"] = chosen
-    return Direction(along(weights, difference), Site.parse(site), position, down.mean(0), ids or {}, {**(provenance or {}), **facts})
+    return Direction(
+        along(weights, difference),
+        Site.parse(site),
+        position,
+        down.mean(0),
+        ids or {},
+        {**(provenance or {}), **facts},
+    )
 
 
 def probe_directions(
@@ -120,13 +161,20 @@ def probe_directions(
         position: which one, where several were captured.
 
     Raises:
-        UnknownNameError: an id, or a position, that is not there. InputError: units without a row's id, or as `probe_direction`.
+        UnknownNameError: an id, or a position, that is not there. InputError: units without a row's
+            id, or as `probe_direction`.
     """
     missing = [name for name in (*positive, *negative) if units is not None and name not in units]
     if missing:
         raise InputError(f"units has no entry for row {missing[0]!r}; pass one for each id")
     first, second = acts.select(positive), acts.select(negative)
-    where = position if position is not None else acts.pooled_positions[0] if len(acts.pooled_positions) == 1 else None
+    where = (
+        position
+        if position is not None
+        else acts.pooled_positions[0]
+        if len(acts.pooled_positions) == 1
+        else None
+    )
     found = {}
     for site in acts.sites:
         up, down = (side[site if where is None else (site, where)] for side in (first, second))
@@ -149,14 +197,24 @@ def probe_directions(
 
 
 def _out_of_fold(
-    kind: Kind, x: Array, y: Array, units: Sequence[str], penalties: Sequence[float], scaled: bool, folds: int, seed: int
+    kind: Kind,
+    x: Array,
+    y: Array,
+    units: Sequence[str],
+    penalties: Sequence[float],
+    scaled: bool,
+    folds: int,
+    seed: int,
 ) -> Array:
     """Decision values (penalty, row), each of a fit that saw no row of its unit."""
     scores = np.empty((len(penalties), len(y)))
     for test in grouped_folds(units, folds, seed, "probe_direction"):
         train = np.setdiff1d(np.arange(len(y)), test)
         if len(set(y[train])) < 2:
-            raise InputError(f"a fold's training rows hold one class only: units of the two classes coincide too much for folds={folds}; pass more folds")
+            raise InputError(
+                "a fold's training rows hold one class only: units of the two classes coincide too"
+                f" much for folds={folds}; pass more folds"
+            )
         a, b = standardise(x[train], x[test]) if scaled else (x[train], x[test])
         scores[:, test] = _scores(kind, a, y[train], b, penalties)
     return scores
@@ -184,7 +242,11 @@ def _scores(kind: Kind, train: Array, y: Array, test: Array, penalties: Sequence
 
 
 def _weights(kind: Kind, x: Array, y: Array, penalty: float) -> Array:
-    return ridge_weights(x, y, penalty)[0] if kind == "ridge" else np.asarray(_logistic(x, y, penalty).coef_[0], dtype=np.float64)
+    return (
+        ridge_weights(x, y, penalty)[0]
+        if kind == "ridge"
+        else np.asarray(_logistic(x, y, penalty).coef_[0], dtype=np.float64)
+    )
 
 
 def _logistic(x: Array, y: Array, penalty: float) -> Any:
@@ -193,7 +255,9 @@ def _logistic(x: Array, y: Array, penalty: float) -> Any:
     return LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=5000).fit(x, y)
 
 
-def area_under_curve(scores: Array, y: Array, units: Sequence[str], resamples: int, seed: int) -> Estimate:
+def area_under_curve(
+    scores: Array, y: Array, units: Sequence[str], resamples: int, seed: int
+) -> Estimate:
     """P(a positive row scores above a negative one), ties counted half; whole units resampled."""
 
     def area(rows: Array) -> float:
@@ -204,4 +268,6 @@ def area_under_curve(scores: Array, y: Array, units: Sequence[str], resamples: i
         below = np.searchsorted(down, up, "left") + np.searchsorted(down, up, "right")
         return float(below.sum()) / (2 * len(up) * len(down))
 
-    return cluster_bootstrap(np.c_[scores, y], units, area, resamples=resamples, method="percentile", seed=seed)
+    return cluster_bootstrap(
+        np.c_[scores, y], units, area, resamples=resamples, method="percentile", seed=seed
+    )

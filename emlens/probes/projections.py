@@ -1,14 +1,16 @@
-"""Feature sets made from activations: projections, their squares, and how far a question lies from the training prompts.
+"""Feature sets made from activations: projections, their squares, and how far a question lies from
+the training prompts.
 
 | made by | basis | fitted on | family-free |
 |---|---|---|---|
-| `random_projections` | random orthonormal directions, by seed (the paper: 150, 5 seeds) | nothing | no |
-| `training_projections` | principal components of training prompts | those prompts, which no fold holds | no |
-| `FoldProjections` | principal components of the questions | each fold's training questions | no |
-| `training_distances` | distances, cosine and overlap with training prompts | those prompts | yes |
+| `random_projections` | random orthonormal directions, by seed (the paper: 150, 5 seeds) | nothing
+| no | | `training_projections` | principal components of training prompts | those prompts, which no
+fold holds | no | | `FoldProjections` | principal components of the questions | each fold's training
+questions | no | | `training_distances` | distances, cosine and overlap with training prompts |
+those prompts | yes |
 
-`kind="squared"` gives squared coordinates (the paper's energies), `"signed"` the coordinates, `"both"` both. All computed in
-float64 on the CPU.
+`kind="squared"` gives squared coordinates (the paper's energies), `"signed"` the coordinates,
+`"both"` both. All computed in float64 on the CPU.
 """
 
 from collections.abc import Sequence
@@ -32,11 +34,18 @@ COMPONENTS = 150
 
 
 def random_projections(
-    acts: Activations, k: int = COMPONENTS, *, seeds: Sequence[int] = range(5), kind: Kind = "squared", sites: Sequence[str] | None = None
+    acts: Activations,
+    k: int = COMPONENTS,
+    *,
+    seeds: Sequence[int] = range(5),
+    kind: Kind = "squared",
+    sites: Sequence[str] | None = None,
 ) -> list[MatrixFeatures]:
-    """One set for each site, position and seed: coordinates along `k` random orthonormal directions.
+    """One set for each site, position and seed: coordinates along `k` random orthonormal
+    directions.
 
-    Nothing is fitted, so nothing can leak. With k as large as the width they span everything; squares still differ by seed.
+    Nothing is fitted, so nothing can leak. With k as large as the width they span everything;
+    squares still differ by seed.
 
     Raises:
         InputError: k outside 1 to the width, an unknown kind, no pooled position.
@@ -48,40 +57,63 @@ def random_projections(
         if not 1 <= k <= width:
             raise InputError(f"k={k} must lie in 1 to the activations' width, {width}")
         for seed in seeds:
-            draws = torch.randn(width, k, dtype=torch.float64, generator=torch_rng(seed, "random projections", width))
+            draws = torch.randn(
+                width,
+                k,
+                dtype=torch.float64,
+                generator=torch_rng(seed, "random projections", width),
+            )
             basis = torch.linalg.qr(draws)[0]
-            found.append(MatrixFeatures(f"random {seed}, {name}", _shown((values @ basis).numpy(), kind)))
+            found.append(
+                MatrixFeatures(f"random {seed}, {name}", _shown((values @ basis).numpy(), kind))
+            )
     return found
 
 
 def training_projections(
-    acts: Activations, training: Activations, k: int = COMPONENTS, *, kind: Kind = "squared", sites: Sequence[str] | None = None
+    acts: Activations,
+    training: Activations,
+    k: int = COMPONENTS,
+    *,
+    kind: Kind = "squared",
+    sites: Sequence[str] | None = None,
 ) -> list[MatrixFeatures]:
-    """One set for each site and position: coordinates about the training mean along the `k` strongest components of training prompts.
+    """One set for each site and position: coordinates about the training mean along the `k`
+    strongest components of training prompts.
 
-    They are fitted on the training prompts' activations *before* fine-tuning, once: the questions that are forecast have no part in it.
+    They are fitted on the training prompts' activations *before* fine-tuning, once: the questions
+    that are forecast have no part in it.
 
     Args:
         training: activations of the fine-tune's training prompts, from the same parent.
 
     Raises:
-        InputError: k above the training prompts' rank, another width, an unknown kind. UnknownNameError: a site they lack.
+        InputError: k above the training prompts' rank, another width, an unknown kind.
+            UnknownNameError: a site they lack.
     """
     _require_kind(kind)
     found = []
     for name, values in _cells(acts, sites):
         space = top_k_subspace(_beside(training, name, values), k, center=True)
-        found.append(MatrixFeatures(f"training PCA, {name}", _shown(space.coordinates(values).numpy(), kind)))
+        found.append(
+            MatrixFeatures(f"training PCA, {name}", _shown(space.coordinates(values).numpy(), kind))
+        )
     return found
 
 
 def training_distances(
-    acts: Activations, training: Activations, k: int | float = 0.95, *, sites: Sequence[str] | None = None
+    acts: Activations,
+    training: Activations,
+    k: int | float = 0.95,
+    *,
+    sites: Sequence[str] | None = None,
 ) -> list[MatrixFeatures]:
-    """One set for each site and position: how far each question lies from the training prompts, in numbers that mean the same in every model.
+    """One set for each site and position: how far each question lies from the training prompts, in
+    numbers that mean the same in every model.
 
-    Its columns: Mahalanobis distance over the root of the width, cosine to the mean training activation, and the share of the
-    question's deviation from that mean that lies in the training prompts' `k` strongest components (`prompt_overlap`).
+    Its columns: Mahalanobis distance over the root of the width, cosine to the mean training
+    activation, and the share of the question's deviation from that mean that lies in the training
+    prompts' `k` strongest components (`prompt_overlap`).
 
     Raises:
         InputError: as `training_projections`.
@@ -93,12 +125,15 @@ def training_distances(
         far = mahalanobis_distance(values, rows) / values.shape[1] ** 0.5
         cosine = torch.nn.functional.cosine_similarity(values, rows.mean(0, keepdim=True))
         columns = torch.stack([far, cosine, prompt_overlap(values, space)], dim=1)
-        found.append(MatrixFeatures(f"training distance, {name}", columns.numpy(), family_free=True))
+        found.append(
+            MatrixFeatures(f"training distance, {name}", columns.numpy(), family_free=True)
+        )
     return found
 
 
 class FoldProjections(Features):
-    """Coordinates along the `k` strongest components of the training rows, fitted anew in each fold; fewer where the rank is lower.
+    """Coordinates along the `k` strongest components of the training rows, fitted anew in each
+    fold; fewer where the rank is lower.
 
     Args:
         values: (row, feature), such as one site's activations.
@@ -106,7 +141,13 @@ class FoldProjections(Features):
 
     near_centre = True
 
-    def __init__(self, name: str, values: Array | Float[Tensor, "row feature"], k: int = COMPONENTS, kind: Kind = "squared"):
+    def __init__(
+        self,
+        name: str,
+        values: Array | Float[Tensor, "row feature"],
+        k: int = COMPONENTS,
+        kind: Kind = "squared",
+    ):
         _require_kind(kind)
         if k < 1:
             raise InputError(f"k={k} must be 1 or more")
@@ -119,21 +160,37 @@ class FoldProjections(Features):
         _, singular, axes = np.linalg.svd(values[train] - mean, full_matrices=False)
         floor = singular[0] * max(len(train), values.shape[1]) * np.finfo(np.float64).eps
         basis = axes[: min(self._k, max(1, int((singular > floor).sum())))].T
-        return standardise(*(_shown((values[rows] - mean) @ basis, self._kind) for rows in (train, test)))
+        return standardise(
+            *(_shown((values[rows] - mean) @ basis, self._kind) for rows in (train, test))
+        )
 
 
 def fold_projections(
-    acts: Activations, k: int = COMPONENTS, *, kind: Kind = "squared", sites: Sequence[str] | None = None
+    acts: Activations,
+    k: int = COMPONENTS,
+    *,
+    kind: Kind = "squared",
+    sites: Sequence[str] | None = None,
 ) -> list[FoldProjections]:
     """`FoldProjections` of every site and position."""
-    return [FoldProjections(f"fold PCA, {name}", values, k, kind) for name, values in _cells(acts, sites)]
+    return [
+        FoldProjections(f"fold PCA, {name}", values, k, kind)
+        for name, values in _cells(acts, sites)
+    ]
 
 
 def _cells(acts: Activations, sites: Sequence[str] | None) -> list[tuple[str, Tensor]]:
     if not acts.pooled_positions:
-        raise InputError(f"acts hold positions {acts.positions}, none of them pooled; capture last_prompt or mean_prompt")
+        raise InputError(
+            f"acts hold positions {acts.positions}, none of them pooled;"
+            " capture last_prompt or mean_prompt"
+        )
     chosen = acts.sites if sites is None else list(sites)
-    return [(f"{site}@{position}", acts[site, position].double()) for site in chosen for position in acts.pooled_positions]
+    return [
+        (f"{site}@{position}", acts[site, position].double())
+        for site in chosen
+        for position in acts.pooled_positions
+    ]
 
 
 def _beside(training: Activations, name: str, values: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Exact ridge predictions for many penalties and many targets at once, from one factorisation of a training set.
+"""Exact ridge predictions for many penalties and many targets at once, from one factorisation of a
+training set.
 
-The smaller Gram matrix is brought to tridiagonal form once, A = Q T Qᵀ; each penalty then costs a tridiagonal solve, and each
-target, permuted ones too, a row of a matrix product. Eigenvectors are never needed, which halves the time. All in float64;
-rounding is about 1e-16 of the largest eigenvalue, far below any penalty in use, and a penalty below it is raised to it.
+The smaller Gram matrix is brought to tridiagonal form once, A = Q T Qᵀ; each penalty then costs a
+tridiagonal solve, and each target, permuted ones too, a row of a matrix product. Eigenvectors are
+never needed, which halves the time. All in float64; rounding is about 1e-16 of the largest
+eigenvalue, far below any penalty in use, and a penalty below it is raised to it.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,9 @@ def standardise(train: Array, test: Array) -> tuple[Array, Array]:
 
 
 def mean_and_scale(rows: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each column; infinity for a constant one, which then becomes zero."""
+    """Mean and standard deviation of each column; infinity for a constant one, which then becomes
+    zero.
+    """
     mean, sd = rows.mean(0), rows.std(0)
     return mean, np.where(sd > CONSTANT * np.maximum(1.0, np.abs(mean)), sd, np.inf)
 
@@ -35,16 +39,20 @@ def mean_and_scale(rows: Array) -> tuple[Array, Array]:
 class RidgePath:
     """Ridge with an intercept from one training set to one test set, at every penalty.
 
-    Minimises Σ_i w_i (y_i − b − x_i·β)² + α‖β‖²; the intercept is not penalised. With more features than rows it is eliminated
-    in the solve: with A = XXᵀ + α, β = Xᵀu, u = A⁻¹(y − b), and b such that u sums to 0.
+    Minimises Σ_i w_i (y_i − b − x_i·β)² + α‖β‖²; the intercept is not penalised. With more features
+    than rows it is eliminated in the solve: with A = XXᵀ + α, β = Xᵀu, u = A⁻¹(y − b), and b such
+    that u sums to 0.
 
     Args:
         train, test: (row, feature), scaled already.
         weights: one a training row; 1 where None.
-        near_centre: training means are small beside the columns' spread, so taking them out first would gain no digits.
+        near_centre: training means are small beside the columns' spread, so taking them out first
+            would gain no digits.
     """
 
-    def __init__(self, train: Array, test: Array, weights: Array | None = None, *, near_centre: bool = False):
+    def __init__(
+        self, train: Array, test: Array, weights: Array | None = None, *, near_centre: bool = False
+    ):
         n = len(train)
         self._wide = train.shape[1] >= n
         self._shares = np.full(n, 1 / n) if weights is None else weights / weights.sum()
@@ -56,7 +64,9 @@ class RidgePath:
         self._test = test
         gram = self._train @ self._train.T if self._wide else self._train.T @ self._train
         self._m = len(gram)
-        packed, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(gram.T, lower=1, lwork=8 * self._m, overwrite_a=1)
+        packed, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(
+            gram.T, lower=1, lwork=8 * self._m, overwrite_a=1
+        )
         self._reflectors = np.asfortranarray(packed[1:, :-1])
         size = np.abs(self._diagonal).max() + 2 * np.abs(self._beside).max(initial=0.0)
         self._least = self._m * np.finfo(np.float64).eps * size + np.finfo(np.float64).tiny
@@ -65,23 +75,33 @@ class RidgePath:
         """Predictions (alpha, test row, target) from targets (training row, target)."""
         count = targets.shape[1]
         if count * len(alphas) > len(self._test):
-            return (self.operators(alphas).reshape(-1, len(targets)) @ targets).reshape(len(alphas), len(self._test), count)
+            return (self.operators(alphas).reshape(-1, len(targets)) @ targets).reshape(
+                len(alphas), len(self._test), count
+            )
         offset = self._shares @ targets
         moved = (targets - offset) * self._root[:, None]
-        inside = self._rotated(np.hstack([moved, self._root[:, None]]) if self._wide else self._train.T @ moved, "T")
+        inside = self._rotated(
+            np.hstack([moved, self._root[:, None]]) if self._wide else self._train.T @ moved, "T"
+        )
         solved = [self._solved(inside, alpha) for alpha in alphas]
         intercepts = np.zeros((len(alphas), 1, count))
         if self._wide:
             sums = np.stack([inside[:, -1] @ one for one in solved])
             intercepts = sums[:, None, :-1] / sums[:, None, -1:]
-            solved = [one[:, :-1] - one[:, -1:] * b for one, b in zip(solved, intercepts, strict=True)]
+            solved = [
+                one[:, :-1] - one[:, -1:] * b for one, b in zip(solved, intercepts, strict=True)
+            ]
         duals = self._rotated(np.hstack(solved), "N")
         weights = duals.T @ self._train if self._wide else duals.T
         found = (self._test @ weights.T).reshape(len(self._test), len(alphas), count)
         return found.transpose(1, 0, 2) + (offset + intercepts)
 
-    def predict_chosen(self, targets: Array, alphas: Sequence[float], chosen: NDArray[np.intp]) -> Array:
-        """Predictions (test row, target), each target with the penalty whose number `chosen` (target) gives."""
+    def predict_chosen(
+        self, targets: Array, alphas: Sequence[float], chosen: NDArray[np.intp]
+    ) -> Array:
+        """Predictions (test row, target), each target with the penalty whose number `chosen`
+        (target) gives.
+        """
         found = np.empty((len(self._test), targets.shape[1]))
         for number in np.unique(chosen):
             mine = chosen == number
@@ -100,11 +120,14 @@ class RidgePath:
             own = own / own.sum(1, keepdims=True)
         else:
             own = np.broadcast_to(self._shares, (len(alphas), len(self._root)))
-        return maps + (1 - maps.sum(2, keepdims=True)) * own[:, None]  # a constant target is predicted by itself
+        # a constant target is predicted by itself
+        return maps + (1 - maps.sum(2, keepdims=True)) * own[:, None]
 
     @cached_property
     def _q_and_left(self) -> tuple[Array, Array]:
-        """Q, and Qᵀ times what leads to the test rows, (m, test row), with the intercept's column after them where wide."""
+        """Q, and Qᵀ times what leads to the test rows, (m, test row), with the intercept's column
+        after them where wide.
+        """
         q = np.zeros((self._m, self._m), order="F")
         q[0, 0] = 1.0
         if self._m > 1:
@@ -117,8 +140,11 @@ class RidgePath:
         if self._m == 1:
             return columns
         below = np.asfortranarray(columns[1:])
-        block = 1 if below.shape[1] <= UNBLOCKED else 64  # for few columns LAPACK is faster one reflector at a time
-        turned = lapack.dormqr("L", side, self._reflectors, self._tau, below, block * below.shape[1])[0]
+        # for few columns LAPACK is faster one reflector at a time
+        block = 1 if below.shape[1] <= UNBLOCKED else 64
+        turned = lapack.dormqr(
+            "L", side, self._reflectors, self._tau, below, block * below.shape[1]
+        )[0]
         return np.vstack([columns[:1], turned])
 
     def _solved(self, columns: Array, alpha: float) -> Array:
@@ -129,7 +155,9 @@ class RidgePath:
         return np.asarray(lapack.dptsv(shifted, self._beside, columns)[2])
 
 
-def ridge_path(train: Array, test: Array, targets: Array, alphas: Sequence[float] = ALPHAS) -> Array:
+def ridge_path(
+    train: Array, test: Array, targets: Array, alphas: Sequence[float] = ALPHAS
+) -> Array:
     """Predictions (alpha, test row, target) of ridge with an intercept, `RidgePath` in one call.
 
     Args:

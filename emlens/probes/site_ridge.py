@@ -1,4 +1,6 @@
-"""Ridge on one site and position, chosen by grouped cross-validation: the piece that a forecaster keeps, once for all rows and once a fold."""
+"""Ridge on one site and position, chosen by grouped cross-validation: the piece that a forecaster
+keeps, once for all rows and once a fold.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from emlens.probes.validation import grouped_folds
 
 @dataclass(frozen=True)
 class SiteRidge:
-    """Weights, intercept and scaling of one fitted ridge. mean, scale: of the rows it was fitted on."""
+    """Weights, intercept and scaling of one fitted ridge. mean, scale: of the rows it was fitted
+    on.
+    """
 
     site: str
     position: str
@@ -32,12 +36,20 @@ class SiteRidge:
 
 
 def choose_ridges(
-    cells: Sequence[MatrixFeatures], targets: Array, rows: Rows, labels: Sequence[object], folds: int, seed: int, name: str
+    cells: Sequence[MatrixFeatures],
+    targets: Array,
+    rows: Rows,
+    labels: Sequence[object],
+    folds: int,
+    seed: int,
+    name: str,
 ) -> list[SiteRidge]:
-    """For each target column the ridge on `rows` whose site, position and penalty predict best with whole labels held out.
+    """For each target column the ridge on `rows` whose site, position and penalty predict best with
+    whole labels held out.
 
     Args:
-        targets: (row, target) of all rows. labels: of all rows. name: of the random split into folds.
+        targets: (row, target) of all rows. labels: of all rows. name: of the random split into
+            folds.
     """
     own = [labels[i] for i in rows]
     inner = grouped_folds(own, min(folds, len(set(map(str, own)))), seed, name)
@@ -48,7 +60,10 @@ def choose_ridges(
             train_x, test_x = cell.split(fit, test)
             errors[c] += ((ridge_path(train_x, test_x, targets[fit]) - targets[test]) ** 2).sum(1)
     best = errors.reshape(-1, targets.shape[1]).argmin(0)
-    return [_fit(cells[b // len(ALPHAS)], targets[rows, j], rows, ALPHAS[b % len(ALPHAS)]) for j, b in enumerate(best)]
+    return [
+        _fit(cells[b // len(ALPHAS)], targets[rows, j], rows, ALPHAS[b % len(ALPHAS)])
+        for j, b in enumerate(best)
+    ]
 
 
 def _fit(cell: MatrixFeatures, target: Array, rows: Rows, alpha: float) -> SiteRidge:

@@ -1,9 +1,11 @@
-"""Folds and nested selection: nothing is fitted, scaled or chosen on a row that it is then tested on.
+"""Folds and nested selection: nothing is fitted, scaled or chosen on a row that it is then tested
+on.
 
-Inner folds keep together what outer folds keep together. Feature set and setting are chosen by the squared error summed
-over inner folds; each target column chooses for itself, so permuted targets repeat the whole procedure. Cost of ridge: one
-Gram matrix and one tridiagonalisation a feature set and fold, whatever the number of penalties, and 2 · penalties · test rows ·
-training rows operations a target.
+Inner folds keep together what outer folds keep together. Feature set and setting are chosen by the
+squared error summed over inner folds; each target column chooses for itself, so permuted targets
+repeat the whole procedure. Cost of ridge: one Gram matrix and one tridiagonalisation a feature set
+and fold, whatever the number of penalties, and 2 · penalties · test rows · training rows operations
+a target.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +33,10 @@ def grouped_folds(labels: Sequence[object], n_folds: int, seed: int, name: str) 
     """
     unique = sorted({str(label) for label in labels})
     if n_folds < 2 or len(unique) < n_folds:
-        raise InputError(f"folds={n_folds} needs at least 2 and at most as many as there are groups to hold out, {len(unique)}")
+        raise InputError(
+            f"folds={n_folds} needs at least 2 and at most as many as there are groups to hold out,"
+            f" {len(unique)}"
+        )
     rows: dict[str, list[int]] = {label: [] for label in unique}
     for i, label in enumerate(labels):
         rows[str(label)].append(i)
@@ -52,7 +57,9 @@ class OuterFold:
     train: Rows
 
 
-def outer_folds(labels: Sequence[object], n_folds: Count, repeats: int, seed: int) -> list[OuterFold]:
+def outer_folds(
+    labels: Sequence[object], n_folds: Count, repeats: int, seed: int
+) -> list[OuterFold]:
     """Repeated folds that keep labels together; `"all"` holds each label out alone, once."""
     everything, units = np.arange(len(labels)), len({str(label) for label in labels})
     repeats, n_folds = (1, units) if n_folds == "all" else (repeats, n_folds)
@@ -63,10 +70,14 @@ def outer_folds(labels: Sequence[object], n_folds: Count, repeats: int, seed: in
     ]
 
 
-def inner_pairs(labels: Sequence[object], fold: OuterFold, number: int, n_folds: int, seed: int) -> list[Fold]:
-    """(fit, held-out) rows inside the training rows of an outer fold; labels stay together here too.
+def inner_pairs(
+    labels: Sequence[object], fold: OuterFold, number: int, n_folds: int, seed: int
+) -> list[Fold]:
+    """(fit, held-out) rows inside the training rows of an outer fold; labels stay together here
+    too.
 
-    Rows to fit come in the order of the other held-out sets, so that those sets laid one after the other hold them in two runs.
+    Rows to fit come in the order of the other held-out sets, so that those sets laid one after the
+    other hold them in two runs.
     """
     own = [labels[i] for i in fold.train]
     count = min(n_folds, len(set(map(str, own))))
@@ -79,9 +90,10 @@ class NestedPredictions:
     """Out-of-fold predictions of one candidate list under nested selection.
 
     Args:
-        nested: (repeat, row, target), candidate and setting chosen on inner folds of the training rows; NaN where a row is in
-            no test fold.
-        by_candidate: (repeat, candidate, row, target), only the setting chosen so; of the first `kept` targets.
+        nested: (repeat, row, target), candidate and setting chosen on inner folds of the training
+            rows; NaN where a row is in no test fold.
+        by_candidate: (repeat, candidate, row, target), only the setting chosen so; of the first
+            `kept` targets.
         squared: (candidate, target): squared errors of those, over all targets, rows and repeats.
         candidates: names, in the given order.
         choices: (fold, target, 2): number of the chosen candidate, and of its setting.
@@ -105,10 +117,20 @@ class NestedPredictions:
 class _Best:
     """Predictions of the best candidate so far, of each outer fold and target."""
 
-    def __init__(self, candidates: Sequence[Features], targets: Array, folds: Sequence[OuterFold], kept: int | None):
+    def __init__(
+        self,
+        candidates: Sequence[Features],
+        targets: Array,
+        folds: Sequence[OuterFold],
+        kept: int | None,
+    ):
         n, t = targets.shape
         repeats = 1 + max(fold.repeat for fold in folds)
-        self._targets, self._folds, self._names = targets, folds, tuple(features.name for features in candidates)
+        self._targets, self._folds, self._names = (
+            targets,
+            folds,
+            tuple(features.name for features in candidates),
+        )
         self._kept = t if kept is None else min(kept, t)
         self._least = np.full((len(folds), t), np.inf)
         self._choices = np.zeros((len(folds), t, 2), dtype=np.int64)
@@ -116,8 +138,12 @@ class _Best:
         self._single = np.full((repeats, len(candidates), n, self._kept), np.nan)
         self._squared = np.zeros((len(candidates), t))
 
-    def offer(self, number: int, candidate: int, error: Array, setting: NDArray[np.intp], predicted: Array) -> None:
-        """One candidate in one outer fold: inner error and chosen setting (target), predictions (test row, target)."""
+    def offer(
+        self, number: int, candidate: int, error: Array, setting: NDArray[np.intp], predicted: Array
+    ) -> None:
+        """One candidate in one outer fold: inner error and chosen setting (target), predictions
+        (test row, target).
+        """
         fold = self._folds[number]
         gap = predicted - self._targets[fold.test]
         self._squared[candidate] += np.einsum("rt,rt->t", gap, gap)
@@ -129,7 +155,9 @@ class _Best:
         self._choices[number, better, 1] = setting[better]
 
     def result(self) -> NestedPredictions:
-        return NestedPredictions(self._nested, self._single, self._squared, self._names, self._choices)
+        return NestedPredictions(
+            self._nested, self._single, self._squared, self._names, self._choices
+        )
 
 
 def nested_ridge(
@@ -144,16 +172,21 @@ def nested_ridge(
     weights: Array | None = None,
     kept: int | None = None,
 ) -> NestedPredictions:
-    """Ridge over several feature sets, for (row, target) many targets at once; target columns never see each other.
+    """Ridge over several feature sets, for (row, target) many targets at once; target columns never
+    see each other.
 
     Args:
         weights: one a row, for fitting and for choosing.
         kept: targets whose predictions by candidate are kept; all where None.
     """
-    with threadpool_limits(1, user_api="blas"):  # matrices of a fold are small: threads would cost more than they give
+    # matrices of a fold are small: threads would cost more than they give
+    with threadpool_limits(1, user_api="blas"):
         inner = _inner(labels, folds, inner_folds, seed, len(alphas) * len(candidates))
         best = _Best(candidates, targets, folds, kept)
-        whole = [np.concatenate([held for _, held in own]) if own else fold.train for fold, own in zip(folds, inner, strict=True)]
+        whole = [
+            np.concatenate([held for _, held in own]) if own else fold.train
+            for fold, own in zip(folds, inner, strict=True)
+        ]
         pairs, orders = [], []
         for fold, own, train in zip(folds, inner, whole, strict=True):
             pairs += [*own, (train, fold.test)]
@@ -166,9 +199,15 @@ def nested_ridge(
                     path = _path(features, matrices, weights, fit)
                     gap = path.predict(targets[fit], alphas)
                     gap -= targets[held]
-                    error += np.einsum("art,art->at", gap, gap) if weights is None else np.einsum("art,art,r->at", gap, gap, weights[held])
+                    error += (
+                        np.einsum("art,art->at", gap, gap)
+                        if weights is None
+                        else np.einsum("art,art,r->at", gap, gap, weights[held])
+                    )
                 setting = error.argmin(0)
-                predicted = _path(features, matrices, weights, train).predict_chosen(targets[train], alphas, setting)
+                predicted = _path(features, matrices, weights, train).predict_chosen(
+                    targets[train], alphas, setting
+                )
                 best.offer(number, c, error.min(0), setting, predicted)
         return best.result()
 
@@ -185,7 +224,9 @@ def generic_nested(
     weights: Array | None = None,
     kept: int | None = None,
 ) -> NestedPredictions:
-    """The same for any estimator of scikit-learn; slower, since each setting and target is fitted in every inner fold."""
+    """The same for any estimator of scikit-learn; slower, since each setting and target is fitted
+    in every inner fold.
+    """
     chosen = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
     inner = _inner(labels, folds, inner_folds, seed, len(chosen.settings) * len(candidates))
     best = _Best(candidates, targets, folds, kept)
@@ -195,34 +236,55 @@ def generic_nested(
         """(setting, test row, target)."""
         a, b = features.split(train, test)
         w = None if weights is None else weights[train]
-        return np.stack([path_predictions(chosen, a, targets[train, t], b, seed, w) for t in range(n_targets)], axis=2)
+        return np.stack(
+            [path_predictions(chosen, a, targets[train, t], b, seed, w) for t in range(n_targets)],
+            axis=2,
+        )
 
     for c, features in enumerate(candidates):
         for number, (fold, own) in enumerate(zip(folds, inner, strict=True)):
             error = np.zeros((len(chosen.settings), n_targets))
             for fit, held in own:
                 gap = predictions(features, fit, held) - targets[held]
-                error += np.einsum("srt,srt,r->st", gap, gap, np.ones(len(held)) if weights is None else weights[held])
+                error += np.einsum(
+                    "srt,srt,r->st",
+                    gap,
+                    gap,
+                    np.ones(len(held)) if weights is None else weights[held],
+                )
             setting = error.argmin(0)
             every = predictions(features, fold.train, fold.test)
             best.offer(number, c, error.min(0), setting, every[setting, :, np.arange(n_targets)].T)
     return best.result()
 
 
-def _inner(labels: Sequence[object], folds: Sequence[OuterFold], n_folds: int, seed: int, choices: int) -> list[list[Fold]]:
+def _inner(
+    labels: Sequence[object], folds: Sequence[OuterFold], n_folds: int, seed: int, choices: int
+) -> list[list[Fold]]:
     """Inner folds of each outer one; none where there is nothing to choose."""
-    return [inner_pairs(labels, fold, number, n_folds, seed) if choices > 1 else [] for number, fold in enumerate(folds)]
+    return [
+        inner_pairs(labels, fold, number, n_folds, seed) if choices > 1 else []
+        for number, fold in enumerate(folds)
+    ]
 
 
-def _path(features: Features, matrices: Iterator[tuple[Array, Array]], weights: Array | None, train: Rows) -> RidgePath:
+def _path(
+    features: Features, matrices: Iterator[tuple[Array, Array]], weights: Array | None, train: Rows
+) -> RidgePath:
     a, b = next(matrices)
-    return RidgePath(a, b, None if weights is None else weights[train], near_centre=features.near_centre)
+    return RidgePath(
+        a, b, None if weights is None else weights[train], near_centre=features.near_centre
+    )
 
 
-def training_means(targets: Array, folds: Sequence[OuterFold], weights: Array | None = None) -> Array:
+def training_means(
+    targets: Array, folds: Sequence[OuterFold], weights: Array | None = None
+) -> Array:
     """(repeat, row, target): the mean of the training rows, the forecast that knows nothing."""
     repeats = 1 + max(fold.repeat for fold in folds)
     means = np.full((repeats, *targets.shape), np.nan)
     for fold in folds:
-        means[fold.repeat][fold.test] = np.average(targets[fold.train], axis=0, weights=None if weights is None else weights[fold.train])
+        means[fold.repeat][fold.test] = np.average(
+            targets[fold.train], axis=0, weights=None if weights is None else weights[fold.train]
+        )
     return means

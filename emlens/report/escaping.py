@@ -1,6 +1,8 @@
-"""How anything reaches the page: as escaped text, as inert JSON, or as a script whose hash the policy names.
+"""How anything reaches the page: as escaped text, as inert JSON, or as a script whose hash the
+policy names.
 
-Model text, question text, names and settings are data. Nothing else in this package writes a value into HTML.
+Model text, question text, names and settings are data. Nothing else in this package writes a value
+into HTML.
 """
 
 import base64
@@ -21,18 +23,28 @@ def escape(value: object) -> str:
 
 
 def inert_json(value: Any) -> str:
-    """JSON that cannot end a script element or start markup: ASCII only, `<`, `>` and `&` as escapes."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    """JSON that cannot end a script element or start markup: ASCII only, `<`, `>` and `&` as
+    escapes.
+    """
+    text = json.dumps(
+        value, ensure_ascii=True, separators=(",", ":"), sort_keys=True, allow_nan=False
+    )
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def script_hash(script: str) -> str:
     """A source expression of a content security policy for exactly this inline script."""
-    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii") + "'"
+    return (
+        "'sha256-"
+        + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+        + "'"
+    )
 
 
 def without_folders(value: Any) -> Any:
-    """The value with folders taken off absolute paths, so that a page tells nothing about the machine it was made on."""
+    """The value with folders taken off absolute paths, so that a page tells nothing about the
+    machine it was made on.
+    """
     if isinstance(value, dict):
         return {str(key): without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,9 @@
-"""One page out of a study's result: head with its policy, verdict, sections, provenance, data blocks, scripts.
+"""One page out of a study's result: head with its policy, verdict, sections, provenance, data
+blocks, scripts.
 
-Nothing is loaded from anywhere: the policy forbids it, and the two scripts are named by their hashes. Figures are JSON that
-the small script hands to plotly as they come near the screen. Refuses nothing that a finished study holds: what is missing is named on the page.
+Nothing is loaded from anywhere: the policy forbids it, and the two scripts are named by their
+hashes. Figures are JSON that the small script hands to plotly as they come near the screen. Refuses
+nothing that a finished study holds: what is missing is named on the page.
 """
 
 import json
@@ -31,7 +33,9 @@ class _Data:
     blocks: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: Any) -> None:
-        self.blocks.append(f'<script type="application/json" id="{escape(name)}">{inert_json(value)}</script>')
+        self.blocks.append(
+            f'<script type="application/json" id="{escape(name)}">{inert_json(value)}</script>'
+        )
 
 
 def render(result: StudyResult, title: str | None = None) -> str:
@@ -39,7 +43,11 @@ def render(result: StudyResult, title: str | None = None) -> str:
     data = _Data()
     heading = title or f"What narrow fine-tuning changed: {result.study}"
     sections = sections_of(result)
-    body = [_header(heading, result, sections), verdict_section(result.findings, sections), warnings_box(result.warnings)]
+    body = [
+        _header(heading, result, sections),
+        verdict_section(result.findings, sections),
+        warnings_box(result.warnings),
+    ]
     body += [_section(section, result, data) for section in sections]
     others = _other_tables(result, sections)
     if others:
@@ -50,15 +58,24 @@ def render(result: StudyResult, title: str | None = None) -> str:
     library, script = get_plotlyjs(), _asset("page.js")
     scripts = f"script-src {script_hash(library)} {script_hash(script)}"
     policy = (
-        f"default-src 'none'; {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none';"
+        " form-action 'none'"
     )
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light">\n<meta name="referrer" content="no-referrer">',
-            f'<link rel="icon" href="data:,">\n<title>{escape(heading)}</title>\n<style>\n{_asset("page.css")}</style>\n</head>\n<body>\n<main>',
+            (
+                '<meta name="color-scheme" content="light">\n<meta name="referrer"'
+                ' content="no-referrer">'
+            ),
+            '<link rel="icon" href="data:,">',
+            f"<title>{escape(heading)}</title>",
+            f"<style>\n{_asset('page.css')}</style>",
+            "</head>",
+            "<body>",
+            "<main>",
             *[part for part in body if part],
             "</main>",
             *data.blocks,
@@ -73,47 +90,79 @@ def _asset(name: str) -> str:
 
 def _header(heading: str, result: StudyResult, sections: Sequence[Section]) -> str:
     note = f'<p class="note" role="note">{escape(result.note)}</p>' if result.note else ""
-    links = [("verdict", "Verdict"), *((s.name, s.title) for s in sections), ("provenance", "Provenance")]
+    links = [
+        ("verdict", "Verdict"),
+        *((s.name, s.title) for s in sections),
+        ("provenance", "Provenance"),
+    ]
     contents = "".join(f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in links)
     return (
-        f'<header><p class="kind">emlens report</p><h1>{escape(heading)}</h1>{note}'
-        f'<nav aria-label="contents"><ul>{contents}</ul></nav>'
-        "<noscript><p>Figures need JavaScript. The tables below them hold the same numbers.</p></noscript></header>"
+        f'<header><p class="kind">emlens report</p><h1>{escape(heading)}</h1>{note}<nav'
+        f' aria-label="contents"><ul>{contents}</ul></nav><noscript><p>Figures need JavaScript.'
+        " The tables below them hold the same numbers.</p></noscript></header>"
     )
 
 
 def _section(section: Section, result: StudyResult, data: _Data) -> str:
     reference = f" <cite>{escape(section.reference)}</cite>" if section.reference else ""
     parts = [
-        f'<section id="{escape(section.name)}"><h2>{escape(section.title)}</h2>{claim(section, result.findings)}',
+        f'<section id="{escape(section.name)}"><h2>{escape(section.title)}</h2>'
+        f"{claim(section, result.findings)}",
         f'<p class="method">{escape(section.method)}{reference}</p>',
     ]
-    if not any(name in result.tables for name in (*section.tables, *(need for topic in section.topics for need in topic.needs))):
-        return "\n".join([*parts, f'<p class="missing">Left out{escape(_reason(section, result.warnings))}.</p></section>'])
-    lacking = "".join(f"<li>{escape(sentence)}</li>" for sentence in cautions(section, result.tables))
-    parts.append(f'<ul class="cautions" aria-label="read with care">{lacking}</ul>' if lacking else "")
+    if not any(
+        name in result.tables
+        for name in (*section.tables, *(need for topic in section.topics for need in topic.needs))
+    ):
+        return "\n".join(
+            [
+                *parts,
+                (
+                    '<p class="missing">Left'
+                    f" out{escape(_reason(section, result.warnings))}.</p></section>"
+                ),
+            ]
+        )
+    lacking = "".join(
+        f"<li>{escape(sentence)}</li>" for sentence in cautions(section, result.tables)
+    )
+    parts.append(
+        f'<ul class="cautions" aria-label="read with care">{lacking}</ul>' if lacking else ""
+    )
     parts += [_topic(section, topic, result, data) for topic in section.topics]
     parts += [
-        details(name, result.tables[name], about) for name, about in section.tables.items() if name in result.tables
+        details(name, result.tables[name], about)
+        for name, about in section.tables.items()
+        if name in result.tables
     ]
     return "\n".join([*parts, "</section>"])
 
 
 def _topic(section: Section, topic: Topic, result: StudyResult, data: _Data) -> str:
     head = f'<h3 id="{escape(f"{section.name}-{topic.name}")}">{escape(topic.title)}</h3>'
-    missing = [name for name in topic.needs if name not in result.tables or not len(result.tables[name])]
+    missing = [
+        name for name in topic.needs if name not in result.tables or not len(result.tables[name])
+    ]
     if missing:
-        return f'{head}<p class="missing">Left out: the study has no table {escape(" and ".join(missing))}.</p>'
+        return (
+            f'{head}<p class="missing">Left out:'
+            f" the study has no table {escape(' and '.join(missing))}.</p>"
+        )
     drawn, faults = [], []
     for number, drawing in enumerate(topic.draw(result.tables), start=1):
         try:
             drawn.append(_figure(f"{section.name}-{topic.name}-{number}", topic, drawing, data))
         except InputError as error:
             faults.append(
-                f'<p class="missing">Left out{escape(f" ({drawing.about})" if drawing.about else "")}: {escape(error)}.</p>'
+                '<p class="missing">Left'
+                f" out{escape(f' ({drawing.about})' if drawing.about else '')}:"
+                f" {escape(error)}.</p>"
             )
     if not drawn and not faults:
-        return f'{head}<p class="missing">Left out: the table {escape(" or ".join(topic.needs))} lacks the columns that tell its figures apart.</p>'
+        return (
+            f'{head}<p class="missing">Left out: the table {escape(" or ".join(topic.needs))} lacks'
+            " the columns that tell its figures apart.</p>"
+        )
     if topic.more is not None and (more := topic.more(result.tables)):
         faults.append(f'<p class="missing">{escape(more)}</p>')
     grid = f'<div class="figures">\n{chr(10).join(drawn)}\n</div>' if drawn else ""
@@ -134,15 +183,20 @@ def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
     scrolls = f' tabindex="0" role="region" aria-label="{escape(about)}"' if drawing.wide else ""
     hint = '<p class="sideways">Scroll sideways for all panels.</p>' if drawing.wide else ""
     return (
-        f'<figure{" class=wide" if drawing.wide else ""}>{shown}{hint}<div class="frame"{scrolls}><div class="plot" id="{escape(name)}" role="img" '
-        f'aria-label="{escape(f"{about}. {topic.caption} {inside}.")}" data-figure="{escape(f"figure-{name}")}" style="height:{height}px"></div></div></figure>'
+        f"<figure{' class=wide' if drawing.wide else ''}>{shown}{hint}<div"
+        f' class="frame"{scrolls}><div class="plot" id="{escape(name)}" role="img"'
+        f' aria-label="{escape(f"{about}. {topic.caption} {inside}.")}"'
+        f' data-figure="{escape(f"figure-{name}")}" style="height:{height}px"></div></div></figure>'
     )
 
 
 def _reason(section: Section, warnings: Sequence[str]) -> str:
     """Why a part was left out, where the study said so."""
     start = f"{section.part} was left out"
-    return next((warning[len(start) :].rstrip(".") for warning in warnings if warning.startswith(start)), ": the study has none of its tables")
+    return next(
+        (warning[len(start) :].rstrip(".") for warning in warnings if warning.startswith(start)),
+        ": the study has none of its tables",
+    )
 
 
 def _other_tables(result: StudyResult, sections: Sequence[Section]) -> str:

@@ -1,4 +1,6 @@
-"""Where the numbers come from: models and their hashes, questions, versions, settings, and the run."""
+"""Where the numbers come from: models and their hashes, questions, versions, settings, and
+the run.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +14,12 @@ from emlens.report.tables import html_table
 HASH_SHOWN = 16
 
 
-def provenance_section(config: Mapping[str, Any], facts: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """The closing section. Absolute paths are cut to their last part; dates appear only if the run recorded them."""
+def provenance_section(
+    config: Mapping[str, Any], facts: Mapping[str, Any], run: Mapping[str, Any]
+) -> str:
+    """The closing section. Absolute paths are cut to their last part; dates appear only if the run
+    recorded them.
+    """
     config, facts, run = (without_folders(dict(part)) for part in (config, facts, run))
     parts = ['<section id="provenance"><h2>Provenance</h2>']
     models = facts.get("models")
@@ -26,7 +32,9 @@ def provenance_section(config: Mapping[str, Any], facts: Mapping[str, Any], run:
         parts.append(f"<h3>Questions, software, run</h3><dl>{rows}</dl>")
     for title, value in (("Configuration", config), ("All recorded facts", facts)):
         lines = "\n".join(escape(line) for line in canonical_json(value).rstrip().split("\n"))
-        parts.append(f'<details><summary>{title}</summary><pre tabindex="0">{lines}</pre></details>')
+        parts.append(
+            f'<details><summary>{title}</summary><pre tabindex="0">{lines}</pre></details>'
+        )
     return "\n".join([*parts, "</section>"])
 
 
@@ -34,15 +42,17 @@ def _model(name: str, record: Any) -> dict[str, str]:
     known = record if isinstance(record, Mapping) else {}
     adapter = known.get("adapter") or {}
     kind = adapter.get("peft_type")
-    words = (
-        "none"
-        if not adapter
-        else f"{kind or 'adapter'}, r = {adapter.get('r', '?')}, α = {adapter.get('lora_alpha', '?')}{', rank-stabilised' if adapter.get('use_rslora') else ''}"
-    )
+    words = "none"
+    if adapter:
+        rank, alpha = adapter.get("r", "?"), adapter.get("lora_alpha", "?")
+        stabilised = ", rank-stabilised" if adapter.get("use_rslora") else ""
+        words = f"{kind or 'adapter'}, r = {rank}, α = {alpha}{stabilised}"
     return {
         "model": name,
         "parent": str(known.get("parent") or "–"),
-        "role": "–" if "benign" not in known else "benign control" if known["benign"] else "fine-tune",
+        "role": (
+            "–" if "benign" not in known else "benign control" if known["benign"] else "fine-tune"
+        ),
         "architecture": str(known.get("architecture") or "–"),
         "dtype": str(known.get("dtype") or "–"),
         "attention": str(known.get("attention") or "–"),
@@ -60,10 +70,17 @@ def _lines(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, 
     lines = []
     questions = facts.get("questions")
     if isinstance(questions, Mapping):
-        lines.append(("questions", f"{questions.get('n', '?')}, SHA-256 {_short(questions.get('sha256'))}"))
+        lines.append(
+            ("questions", f"{questions.get('n', '?')}, SHA-256 {_short(questions.get('sha256'))}")
+        )
     versions = facts.get("versions")
     if isinstance(versions, Mapping):
-        lines.append(("versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))))
+        lines.append(
+            (
+                "versions",
+                ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+            )
+        )
     if "threads" in facts:
         lines.append(("threads", str(facts["threads"])))
     if run.get("finished"):

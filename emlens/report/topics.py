@@ -1,4 +1,6 @@
-"""What the page shows: sections, each with its method, its figures beside their controls, and the tables behind them."""
+"""What the page shows: sections, each with its method, its figures beside their controls, and the
+tables behind them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ Tables = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure to draw: what tells it from its siblings (plain text), how to make it, and whether it needs the full width."""
+    """One figure to draw: what tells it from its siblings (plain text), how to make it, and whether
+    it needs the full width.
+    """
 
     about: str
     make: Callable[[], go.Figure]
@@ -27,7 +31,8 @@ class Drawing:
 class Topic:
     """One question that figures answer.
 
-    needs: tables without which there is no figure. draw: drawings from the tables. more: what is said of figures that are not drawn.
+    needs: tables without which there is no figure. draw: drawings from the tables. more: what is
+    said of figures that are not drawn.
     """
 
     name: str
@@ -40,9 +45,11 @@ class Topic:
 
 @dataclass(frozen=True)
 class Section:
-    """A claim: `name` is that of its findings; `tables` are shown below its figures, with a description each.
+    """A claim: `name` is that of its findings; `tables` are shown below its figures, with a
+    description each.
 
-    part: module of studies that it shows, whose name its findings may bear too. plots: records among its figures.
+    part: module of studies that it shows, whose name its findings may bear too. plots: records
+    among its figures.
     """
 
     name: str
@@ -59,7 +66,9 @@ def _values(table: pd.DataFrame, *columns: str) -> Iterator[tuple[str, ...]]:
     """Distinct combinations in order of appearance."""
     if not set(columns) <= set(table.columns):
         return iter([])
-    return iter(dict.fromkeys(tuple(map(str, row)) for row in table[list(columns)].itertuples(index=False)))
+    return iter(
+        dict.fromkeys(tuple(map(str, row)) for row in table[list(columns)].itertuples(index=False))
+    )
 
 
 def domains(t: Tables) -> Iterator[Drawing]:
@@ -82,28 +91,38 @@ def maps(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["overlap"], "model"):
         for center, word in (("true", "centred"), ("false", "uncentred")):
             yield Drawing(
-                f"{model}, {word}", partial(figures.overlap_heatmaps, t["overlap"], model=model, center=center)
+                f"{model}, {word}",
+                partial(figures.overlap_heatmaps, t["overlap"], model=model, center=center),
             )
 
 
 def lines(t: Tables) -> Iterator[Drawing]:
     for model, position in _values(t["overlap"], "model", "position"):
         yield Drawing(
-            _at(model, position), partial(figures.overlap_by_layer, t["overlap"], model=model, position=position)
+            _at(model, position),
+            partial(figures.overlap_by_layer, t["overlap"], model=model, position=position),
         )
 
 
 def angles(t: Tables) -> Iterator[Drawing]:
     for model, position in _values(t["angles"], "model", "position"):
-        yield Drawing(_at(model, position), partial(figures.angle_spectra, t["angles"], model=model, position=position))
+        yield Drawing(
+            _at(model, position),
+            partial(figures.angle_spectra, t["angles"], model=model, position=position),
+        )
 
 
 def shifts(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["shifts"], "model"):
         layer = figures.middle_layer(t["shifts"], model)
-        points = partial(figures.overlap_against_shift, t["shifts"], t["overlap_shift"], model=model, layer=layer)
+        points = partial(
+            figures.overlap_against_shift, t["shifts"], t["overlap_shift"], model=model, layer=layer
+        )
         yield Drawing(f"{model}, layer {layer}", points)
-        yield Drawing(f"{model}, all layers", partial(figures.relation_by_layer, t["overlap_shift"], model=model))
+        yield Drawing(
+            f"{model}, all layers",
+            partial(figures.relation_by_layer, t["overlap_shift"], model=model),
+        )
 
 
 def directions(t: Tables) -> Iterator[Drawing]:
@@ -128,14 +147,20 @@ def transfer(t: Tables) -> Iterator[Drawing]:
 def points(t: Tables) -> Iterator[Drawing]:
     table = _with_answers(t["forecast_predictions"], t.get("questions"))
     for model, parent in _values(table, "model", "parent"):
-        make = partial(figures.forecast_scatter, table, model=model, parent=parent, summary=t.get("forecast"))
+        make = partial(
+            figures.forecast_scatter, table, model=model, parent=parent, summary=t.get("forecast")
+        )
         yield Drawing(f"{model} from {parent}", make)
 
 
 def scores(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_baselines"], "model", "parent"):
         make = partial(
-            figures.forecast_scores, t["forecast_baselines"], model=model, parent=parent, summary=t.get("forecast")
+            figures.forecast_scores,
+            t["forecast_baselines"],
+            model=model,
+            parent=parent,
+            summary=t.get("forecast"),
         )
         yield Drawing(f"{model} from {parent}", make)
 
@@ -143,15 +168,24 @@ def scores(t: Tables) -> Iterator[Drawing]:
 def sites(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_sites"], "model", "parent"):
         yield Drawing(
-            f"{model} from {parent}", partial(figures.forecast_by_site, t["forecast_sites"], model=model, parent=parent)
+            f"{model} from {parent}",
+            partial(figures.forecast_by_site, t["forecast_sites"], model=model, parent=parent),
         )
 
 
 def _with_answers(points: pd.DataFrame, questions: pd.DataFrame | None) -> pd.DataFrame:
-    """The points of a forecast with the fine-tune's most likely answer, where the profile has it."""
-    if questions is None or not {"model", "question", "answer"} <= set(questions.columns) or not {"model", "id"} <= set(points.columns):
+    """The points of a forecast with the fine-tune's most likely answer, where the profile has
+    it.
+    """
+    if (
+        questions is None
+        or not {"model", "question", "answer"} <= set(questions.columns)
+        or not {"model", "id"} <= set(points.columns)
+    ):
         return points
-    known = questions.drop_duplicates(["model", "question"]).set_index(["model", "question"])["answer"]
+    known = questions.drop_duplicates(["model", "question"]).set_index(["model", "question"])[
+        "answer"
+    ]
     answers = known.reindex(pd.MultiIndex.from_frame(points[["model", "id"]]))
     return points.assign(answer=answers.to_numpy())
 

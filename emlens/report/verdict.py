@@ -9,31 +9,43 @@ from emlens.studies import Finding
 
 MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
 FEW = 6
-"""Up to as many statements stand open; more are opened section by section, below the sentences that sum them up."""
+"""Up to as many statements stand open; more are opened section by section, below the sentences that
+sum them up.
+"""
 
 
 def verdict_section(findings: Sequence[Finding], sections: Sequence[Section]) -> str:
     """Findings grouped by section, each with its status as a word and a mark."""
     if not findings:
-        return '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
+        return (
+            '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
+        )
     summaries = [f for f in findings if f.status == "summary"]
     findings = [f for f in findings if f.status != "summary"]
     short = "".join(f"<li>{signed(f.sentence)}</li>" for f in summaries)
     parts = [
         '<section id="verdict"><h2>Verdict</h2>',
         f'<ol class="summary">{short}</ol>' if short else "",
-        f"<p>Behind it stand {_counted(findings)}. "
-        "“Shown” means beyond its controls at thresholds fixed before looking; brackets are 95 % intervals unless said otherwise.</p>",
+        (
+            f"<p>Behind it stand {_counted(findings)}. “Shown” means beyond its controls at"
+            " thresholds fixed before looking; brackets are 95 % intervals unless said"
+            " otherwise.</p>"
+        ),
     ]
-    places = {alias: section for section in sections for alias in (section.part, section.name) if alias}
+    places = {
+        alias: section for section in sections for alias in (section.part, section.name) if alias
+    }
     for name in dict.fromkeys(f.section for f in findings):
         place = places.get(name)
-        title = f'<a href="#{escape(place.name)}">{escape(place.title)}</a>' if place else escape(name)
+        title = (
+            f'<a href="#{escape(place.name)}">{escape(place.title)}</a>' if place else escape(name)
+        )
         mine = [f for f in findings if f.section == name]
         items = "\n".join(map(_item, mine))
         shut = short and len(findings) > FEW
         parts.append(
-            f"<h3>{title}</h3><details{'' if shut else ' open'}><summary>{escape(_counted(mine))}</summary>"
+            f"<h3>{title}</h3><details{'' if shut else ' open'}>"
+            f"<summary>{escape(_counted(mine))}</summary>"
             f"<ul class='findings'>\n{items}\n</ul></details>"
         )
     return "\n".join([*parts, "</section>"])
@@ -46,7 +58,10 @@ def _counted(findings: Sequence[Finding]) -> str:
 
 def _item(finding: Finding) -> str:
     mark, kind = MARKS.get(finding.status, ("?", "undecided"))
-    return f'<li><span class="status {kind}"><span aria-hidden="true">{mark}</span> {escape(finding.status)}</span><span>{signed(finding.sentence)}</span></li>'
+    return (
+        f'<li><span class="status {kind}"><span aria-hidden="true">{mark}</span>'
+        f" {escape(finding.status)}</span><span>{signed(finding.sentence)}</span></li>"
+    )
 
 
 def signed(text: str) -> str:
@@ -56,7 +71,11 @@ def signed(text: str) -> str:
 
 def claim(section: Section, findings: Sequence[Finding]) -> str:
     """What the study says of a section in one sentence, or nothing."""
-    said = [f.sentence for f in findings if f.status == "summary" and f.section in (section.name, section.part)]
+    said = [
+        f.sentence
+        for f in findings
+        if f.status == "summary" and f.section in (section.name, section.part)
+    ]
     return "".join(f'<p class="claim">{signed(sentence)}</p>' for sentence in said)
 
 
@@ -65,7 +84,10 @@ def warnings_box(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = "".join(f"<li>{signed(_sentence(w))}</li>" for w in warnings)
-    return f'<aside class="warnings" aria-label="warnings"><h2>Read with care</h2><ul>{items}</ul></aside>'
+    return (
+        '<aside class="warnings" aria-label="warnings"><h2>Read with'
+        f" care</h2><ul>{items}</ul></aside>"
+    )
 
 
 def _sentence(warning: str) -> str:

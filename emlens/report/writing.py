@@ -8,8 +8,11 @@ from emlens.report.page import render
 from emlens.studies import StudyResult
 
 
-def write_report(result: StudyResult | str | Path, path: str | Path, *, title: str | None = None) -> Path:
-    """One self-contained HTML page (about 5 MB, nearly all of it plotly), readable offline; the same result gives the same bytes.
+def write_report(
+    result: StudyResult | str | Path, path: str | Path, *, title: str | None = None
+) -> Path:
+    """One self-contained HTML page (about 5 MB, nearly all of it plotly), readable offline; the
+    same result gives the same bytes.
 
     Args:
         result: a study's result, or the directory it finished in.
@@ -22,12 +25,16 @@ def write_report(result: StudyResult | str | Path, path: str | Path, *, title: s
     """
     target = Path(path)
     if target.is_dir():
-        raise InputError(f"path={target}: is a directory; pass the file to write, such as {target / 'report.html'}")
+        raise InputError(
+            f"path={target}: is a directory; pass the file to write,"
+            f" such as {target / 'report.html'}"
+        )
     if isinstance(result, str | Path):
         result = StudyResult.load(result)
     if not isinstance(result, StudyResult):
         raise InputError(
-            f"result is a {type(result).__name__}; pass a StudyResult or the directory that a study finished in"
+            f"result is a {type(result).__name__}; pass a StudyResult or the directory that a study"
+            " finished in"
         )
     write_text(target, render(result, title))
     return target

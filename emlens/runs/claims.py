@@ -1,20 +1,23 @@
-"""Who works on what: one claim file per attempt, made by an atomic create and kept warm by a heartbeat.
+"""Who works on what: one claim file per attempt, made by an atomic create and kept warm by a
+heartbeat.
 
-Attempt n of a unit is the file `UNIT.n.claim`; the file system lets exactly one process create it. An attempt has ended
-when `UNIT.n.failed.json` stands, which says why. It is written by the owner when its work raised, and by whoever finds
-the owner dead:
+Attempt n of a unit is the file `UNIT.n.claim`; the file system lets exactly one process create it.
+An attempt has ended when `UNIT.n.failed.json` stands, which says why. It is written by the owner
+when its work raised, and by whoever finds the owner dead:
 
-* at once, where owner and finder share a machine and the owner's process is gone (same boot, same process id
-  namespace; a reused process id is told by its start time);
-* otherwise when the heartbeat did not move for `lease` seconds *as the finder measures*: clocks are never compared.
+* at once, where owner and finder share a machine and the owner's process is gone (same boot, same
+  process id namespace; a reused process id is told by its start time);
+* otherwise when the heartbeat did not move for `lease` seconds *as the finder measures*: clocks are
+  never compared.
 
-The next attempt is n + 1, so that of two finders only one takes over. A machine that was suspended is taken over too;
-if it wakes, its answer counts only where none stands. A process that hangs while its heart beats keeps its claim.
-Attempts that ended are kept: they bound the retries and tell the reason. A claim goes when its unit is answered, or at
-Ctrl-C.
+The next attempt is n + 1, so that of two finders only one takes over. A machine that was suspended
+is taken over too; if it wakes, its answer counts only where none stands. A process that hangs while
+its heart beats keeps its claim. Attempts that ended are kept: they bound the retries and tell the
+reason. A claim goes when its unit is answered, or at Ctrl-C.
 
-Needs: a file system that all workers see, with atomic exclusive create (any local one, NFS from version 3 on, Lustre,
-GPFS). Costs a few small files per unit that did not go through at once, and one thread per running unit.
+Needs: a file system that all workers see, with atomic exclusive create (any local one, NFS from
+version 3 on, Lustre, GPFS). Costs a few small files per unit that did not go through at once, and
+one thread per running unit.
 """
 
 import logging
@@ -35,7 +38,9 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import canonical_json, one_line, read_json, safe_name, write_json
 
 LEASE = 120.0
-"""Seconds of silence after which a claim of another machine is taken over; longer than NFS caches file times."""
+"""Seconds of silence after which a claim of another machine is taken over; longer than NFS caches
+file times.
+"""
 
 _BEATS = 8  # heartbeats per lease: some may be late
 _log = logging.getLogger("emlens")
@@ -55,7 +60,8 @@ class Claims:
     """Claims in one directory, seen by one worker.
 
     Args:
-        run: what this worker and those started with it are called; retries are counted within one run.
+        run: what this worker and those started with it are called; retries are counted within one
+            run.
         lease: seconds; see above.
     """
 
@@ -66,7 +72,9 @@ class Claims:
         self._seen: dict[Path, tuple[int, float]] = {}
 
     def take(self, unit: str, limit: int) -> "Claim | Literal['held', 'given up']":
-        """Claim the next attempt at a unit, unless someone works on it or `limit` attempts of this run have ended."""
+        """Claim the next attempt at a unit, unless someone works on it or `limit` attempts of this
+        run have ended.
+        """
         last = self._last(unit)
         if last:
             if not self._ended(unit, last):
@@ -80,14 +88,28 @@ class Claims:
         except FileExistsError:
             return "held"
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(canonical_json({"unit": unit, "attempt": last + 1, "run": self.run, **_identity(), "since": _now()}))
+            file.write(
+                canonical_json(
+                    {
+                        "unit": unit,
+                        "attempt": last + 1,
+                        "run": self.run,
+                        **_identity(),
+                        "since": _now(),
+                    }
+                )
+            )
         return Claim(path, self.lease / _BEATS)
 
     def tried(self) -> set[str]:
         """File stems of the units with at least one claim: those nobody tried yet go first."""
         if not self.directory.is_dir():
             return set()
-        return {match[1] for name in os.listdir(self.directory) if (match := re.fullmatch(r"(.+)\.1\.claim", name))}
+        return {
+            match[1]
+            for name in os.listdir(self.directory)
+            if (match := re.fullmatch(r"(.+)\.1\.claim", name))
+        }
 
     def was_tried(self, unit: str, tried: set[str]) -> bool:
         return safe_name(unit) in tried
@@ -95,13 +117,18 @@ class Claims:
     def ended_in_this_run(self, unit: str) -> int:
         """Attempts of this run that ended without an answer."""
         numbers = range(1, self._last(unit) + 1)
-        return sum(_read(self._path(unit, n)).get("run") == self.run and self._ended(unit, n) for n in numbers)
+        return sum(
+            _read(self._path(unit, n)).get("run") == self.run and self._ended(unit, n)
+            for n in numbers
+        )
 
     def last_failure(self, unit: str) -> Failure | None:
         for number in range(self._last(unit), 0, -1):
             record = _record(self._path(unit, number))
             if content := _read(record):
-                return Failure(number, str(content.get("reason")), str(content.get("owner")), record)
+                return Failure(
+                    number, str(content.get("reason")), str(content.get("owner")), record
+                )
         return None
 
     def _path(self, unit: str, number: int) -> Path:
@@ -144,7 +171,9 @@ class Claims:
 
 
 class Claim:
-    """A held attempt, as a context: the heart beats inside; leaving it without `fail` gives the claim back."""
+    """A held attempt, as a context: the heart beats inside; leaving it without `fail` gives the
+    claim back.
+    """
 
     def __init__(self, path: Path, every: float):
         self._path = path
@@ -156,7 +185,12 @@ class Claim:
         self._heart.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop.set()
         if not _record(self._path).exists():
             self._path.unlink(missing_ok=True)
@@ -184,7 +218,10 @@ def _record(claim: Path) -> Path:
 
 def _write_failure(claim: Path, reason: str, owner: str, trace: str) -> None:
     run = _read(claim).get("run")
-    write_json(_record(claim), {"reason": reason, "owner": owner, "run": run, "at": _now(), "traceback": trace})
+    write_json(
+        _record(claim),
+        {"reason": reason, "owner": owner, "run": run, "at": _now(), "traceback": trace},
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -197,7 +234,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _called(owner: dict[str, Any]) -> str:
-    return f"process {owner['pid']} on {owner['host']}" if "pid" in owner and "host" in owner else "unknown"
+    return (
+        f"process {owner['pid']} on {owner['host']}"
+        if "pid" in owner and "host" in owner
+        else "unknown"
+    )
 
 
 def _now() -> str:
@@ -213,7 +254,10 @@ def _identity() -> dict[str, Any]:
 def _machine() -> str:
     """Names a set of process ids: host, boot and process id namespace."""
     parts = [platform.node()]
-    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
         try:
             parts.append(read())
         except OSError:
@@ -222,7 +266,9 @@ def _machine() -> str:
 
 
 def birth(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None where it runs no more, or where that is not told."""
+    """When a process started, in the kernel's ticks; None where it runs no more, or where that is
+    not told.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -232,7 +278,11 @@ def birth(pid: int) -> str | None:
 
 def _is_gone(owner: dict[str, Any]) -> bool:
     """Proof of death; no proof where the owner is unknown or lives on another machine."""
-    if owner.get("machine") != _machine() or os.name != "posix" or not isinstance(owner.get("pid"), int):
+    if (
+        owner.get("machine") != _machine()
+        or os.name != "posix"
+        or not isinstance(owner.get("pid"), int)
+    ):
         return False
     if owner.get("born") is not None:
         return birth(owner["pid"]) != owner["born"]

@@ -1,9 +1,10 @@
 """Executors: who calls a worker's `run`. One plan, the same answers, whichever does.
 
-`LocalExecutor` is this process; `RankExecutor` is one of several processes that torchrun, Slurm or a person started
-with the same command; `emlens.runs.ray_actors.RayExecutor` starts actors on a Ray cluster. All of them claim units from
-the plan's directory, so any mixture may work on one plan at a time, and stopping any of them loses at most the units
-it held. Results go to files; only names and counts travel.
+`LocalExecutor` is this process; `RankExecutor` is one of several processes that torchrun, Slurm or
+a person started with the same command; `emlens.runs.ray_actors.RayExecutor` starts actors on a Ray
+cluster. All of them claim units from the plan's directory, so any mixture may work on one plan at a
+time, and stopping any of them loses at most the units it held. Results go to files; only names and
+counts travel.
 """
 
 import uuid
@@ -52,11 +53,20 @@ class Executor(ABC):
         return Terms(run, self.attempts, self.lease)
 
     @abstractmethod
-    def run(self, open_worker: Callable[[], Worker], directory: str | Path, *, title: str = "units", progress: bool = True) -> Report:
-        """Do every unit that is not answered yet, wait for those that others hold, and finish the plan.
+    def run(
+        self,
+        open_worker: Callable[[], Worker],
+        directory: str | Path,
+        *,
+        title: str = "units",
+        progress: bool = True,
+    ) -> Report:
+        """Do every unit that is not answered yet, wait for those that others hold, and finish the
+        plan.
 
         Args:
-            open_worker: makes a worker, loading what it needs; called once in every process that works.
+            open_worker: makes a worker, loading what it needs; called once in every process that
+                works.
             directory: where plan, claims and answers stand; an interrupted run goes on there.
 
         Raises:
@@ -69,32 +79,54 @@ class Executor(ABC):
 class LocalExecutor(Executor):
     """This process does the work, one unit after the other."""
 
-    def run(self, open_worker: Callable[[], Worker], directory: str | Path, *, title: str = "units", progress: bool = True) -> Report:
-        return _work_here(self.terms(uuid.uuid4().hex), 0.0, open_worker, directory, title, progress)
+    def run(
+        self,
+        open_worker: Callable[[], Worker],
+        directory: str | Path,
+        *,
+        title: str = "units",
+        progress: bool = True,
+    ) -> Report:
+        return _work_here(
+            self.terms(uuid.uuid4().hex), 0.0, open_worker, directory, title, progress
+        )
 
 
 @final
 class RankExecutor(Executor):
     """This process is one of several that run the same command and share the work.
 
-    Units are claimed, not dealt out: a rank takes the next unit that nobody holds, beginning at its own share of the
-    plan. A slow rank therefore holds up nobody, a rank that never starts leaves nothing undone, and rank and count only
-    decide where each begins. Every rank returns when the whole plan is finished. The bar of rank 0 shows the work of all.
+    Units are claimed, not dealt out: a rank takes the next unit that nobody holds, beginning at its
+    own share of the plan. A slow rank therefore holds up nobody, a rank that never starts leaves
+    nothing undone, and rank and count only decide where each begins. Every rank returns when the
+    whole plan is finished. The bar of rank 0 shows the work of all.
 
     Args:
         rank, count: default: what torchrun or Slurm tell, see `emlens.runs.ranks`.
-        run: what the ranks started together are called; default: from torchrun, Slurm or the parent process.
+        run: what the ranks started together are called; default: from torchrun, Slurm or the parent
+            process.
     """
 
     def __init__(
-        self, rank: int | None = None, count: int | None = None, *, run: str | None = None, attempts: int = ATTEMPTS, lease: float = LEASE
+        self,
+        rank: int | None = None,
+        count: int | None = None,
+        *,
+        run: str | None = None,
+        attempts: int = ATTEMPTS,
+        lease: float = LEASE,
     ):
         if (rank is None) != (count is None):
-            raise InputError(f"rank={rank} and count={count}: pass both, or neither to read them from torchrun or Slurm")
+            raise InputError(
+                f"rank={rank} and count={count}: pass both, or neither to read them from torchrun"
+                " or Slurm"
+            )
         if rank is not None and count is not None and not 0 <= rank < count:
             raise InputError(f"rank={rank} must lie between 0 and count - 1 = {count - 1}")
         found = rank_from_environment(needed=rank is None)
-        self.rank = found if rank is None or count is None else Rank(rank, count, found.local, found.run)
+        self.rank = (
+            found if rank is None or count is None else Rank(rank, count, found.local, found.run)
+        )
         self._run_name = run or found.run
         super().__init__(attempts, lease)
 
@@ -103,13 +135,32 @@ class RankExecutor(Executor):
         """Which process of this machine this is: the number of the GPU to take."""
         return self.rank.local
 
-    def run(self, open_worker: Callable[[], Worker], directory: str | Path, *, title: str = "units", progress: bool = True) -> Report:
+    def run(
+        self,
+        open_worker: Callable[[], Worker],
+        directory: str | Path,
+        *,
+        title: str = "units",
+        progress: bool = True,
+    ) -> Report:
         start = self.rank.index / self.rank.count
-        return _work_here(self.terms(self._run_name), start, open_worker, directory, title, progress and self.rank.index == 0)
+        return _work_here(
+            self.terms(self._run_name),
+            start,
+            open_worker,
+            directory,
+            title,
+            progress and self.rank.index == 0,
+        )
 
 
 def _work_here(
-    terms: Terms, start: float, open_worker: Callable[[], Worker], directory: str | Path, title: str, progress: bool
+    terms: Terms,
+    start: float,
+    open_worker: Callable[[], Worker],
+    directory: str | Path,
+    title: str,
+    progress: bool,
 ) -> Report:
     worker = open_worker()
     plan = Plan.open(directory, worker.plan())

@@ -1,8 +1,10 @@
-"""A plan: a deterministic list of units of work, written once, that any number of processes can work through.
+"""A plan: a deterministic list of units of work, written once, that any number of processes can
+work through.
 
-Every process that joins makes the same list and compares it with `plan.json` by hash; another list is refused, so that
-two kinds of work never mix in one directory. The plan decides *what* is done, including everything results depend on
-(such as the layout of batches); who does it, where and in what order changes nothing.
+Every process that joins makes the same list and compares it with `plan.json` by hash; another list
+is refused, so that two kinds of work never mix in one directory. The plan decides *what* is done,
+including everything results depend on (such as the layout of batches); who does it, where and in
+what order changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,9 @@ class Unit:
 
 
 class Plan:
-    """Units in order, and the directory where their claims and answers stand. Made by `open` or `read`."""
+    """Units in order, and the directory where their claims and answers stand. Made by `open` or
+    `read`.
+    """
 
     def __init__(self, directory: Path, units: Sequence[Unit]):
         self.directory = directory
@@ -52,17 +56,29 @@ class Plan:
         if not units:
             raise InputError("units is empty; pass at least one unit of work")
         ids = [unit.id for unit in units]
-        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+        twice = (
+            sorted({name for name in ids if ids.count(name) > 1})
+            if len(set(ids)) < len(ids)
+            else []
+        )
         if twice:
             raise InputError(f"units holds the id {twice[0]!r} twice; ids must be unique")
         plan = cls(Path(directory), units)
         path = plan.directory / "plan.json"
         if not path.exists():
-            write_json(path, {"format": FORMAT, "units": [asdict(unit) for unit in plan.units], "sha256": plan.sha256})
+            write_json(
+                path,
+                {
+                    "format": FORMAT,
+                    "units": [asdict(unit) for unit in plan.units],
+                    "sha256": plan.sha256,
+                },
+            )
         found = cls.read(directory)
         if found.sha256 != plan.sha256:
             raise IntegrityError(
-                f"{path}: plans other work ({_told(found)}) than was asked for ({_told(plan)}); pass another directory, or the arguments it was begun with"
+                f"{path}: plans other work ({_told(found)}) than was asked for ({_told(plan)});"
+                " pass another directory, or the arguments it was begun with"
             )
         return plan
 
@@ -83,14 +99,18 @@ class Plan:
         except (KeyError, TypeError):
             plan = None
         if plan is None or plan.sha256 != content.get("sha256"):
-            raise IntegrityError(f"{path}: was changed after it was written; pass another directory")
+            raise IntegrityError(
+                f"{path}: was changed after it was written; pass another directory"
+            )
         return plan
 
     def __getitem__(self, unit_id: str) -> Unit:
         return self._by_id[unit_id]
 
     def inputs(self, unit: Unit) -> dict[str, Any]:
-        """What a unit's answer depends on: the whole plan, which holds its inputs, and which unit it is."""
+        """What a unit's answer depends on: the whole plan, which holds its inputs, and which unit
+        it is.
+        """
         return {"plan": self.sha256, "unit": unit.id}
 
 

@@ -1,8 +1,8 @@
 """A progress bar on stderr with the time left, silent where nobody watches.
 
-The time left is what remains divided by the mean rate since this bar began. What was done before (`done`, work found
-finished on disk) moves the bar but says nothing about the rate; before the first step no time is shown, and while a
-step takes long the estimate grows.
+The time left is what remains divided by the mean rate since this bar began. What was done before
+(`done`, work found finished on disk) moves the bar but says nothing about the rate; before the
+first step no time is shown, and while a step takes long the estimate grows.
 """
 
 import sys
@@ -13,17 +13,21 @@ _open = 0
 
 
 def seconds_left(total: float, completed: float, done: float, elapsed: float) -> float | None:
-    """Time for the rest at the mean rate of what was done since the start; None before anything was."""
+    """Time for the rest at the mean rate of what was done since the start; None before anything
+    was.
+    """
     since = completed - done
     return None if since <= 0 else max(0.0, (total - completed) * elapsed / since)
 
 
 @contextmanager
-def progress_bar(title: str, total: float, show: bool = True, done: float = 0.0) -> Iterator[Callable[..., None]]:
+def progress_bar(
+    title: str, total: float, show: bool = True, done: float = 0.0
+) -> Iterator[Callable[..., None]]:
     """Yield a function that advances the bar, by one or by the amount it is given.
 
-    Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar. `done` is the part of
-    `total` that was finished before.
+    Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar.
+    `done` is the part of `total` that was finished before.
     """
     global _open
     if not show or _open or not sys.stderr.isatty():
@@ -44,9 +48,17 @@ def progress_bar(title: str, total: float, show: bool = True, done: float = 0.0)
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
             left = seconds_left(task.total or 0.0, task.completed, done, task.elapsed or 0.0)
-            return Text("--:-- left" if left is None else f"{_clock(left)} left", style="progress.remaining")
+            return Text(
+                "--:-- left" if left is None else f"{_clock(left)} left", style="progress.remaining"
+            )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), Left())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        Left(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done)  # type: ignore[arg-type]  # rich computes with floats
         _open += 1

@@ -1,8 +1,8 @@
 """Which of several processes this is, from the environment that torchrun or Slurm set.
 
-A Slurm array multiplies with the tasks of `srun` or the processes of torchrun inside it: rank = array index × processes
-of a task + the process. A run's name is shared by processes that were started together and is new when they are
-started again; retries are counted within it.
+A Slurm array multiplies with the tasks of `srun` or the processes of torchrun inside it: rank =
+array index × processes of a task + the process. A run's name is shared by processes that were
+started together and is new when they are started again; retries are counted within it.
 """
 
 import os
@@ -25,8 +25,11 @@ class Rank:
     run: str
 
 
-def rank_from_environment(environment: Mapping[str, str] | None = None, needed: bool = True) -> Rank:
-    """Read `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (torchrun) and `SLURM_ARRAY_TASK_*`, `SLURM_PROCID`, `SLURM_NTASKS` (Slurm).
+def rank_from_environment(
+    environment: Mapping[str, str] | None = None, needed: bool = True
+) -> Rank:
+    """Read `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (torchrun) and `SLURM_ARRAY_TASK_*`, `SLURM_PROCID`,
+    `SLURM_NTASKS` (Slurm).
 
     Raises:
         InputError: none of them is set and `needed`; or they contradict each other.
@@ -39,13 +42,20 @@ def rank_from_environment(environment: Mapping[str, str] | None = None, needed: 
         inner, inner_count = number("SLURM_PROCID", 0), number("SLURM_NTASKS", 1)
     task, tasks = 0, 1
     if "SLURM_ARRAY_TASK_ID" in environment:
-        task = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // max(1, number("SLURM_ARRAY_TASK_STEP", 1))
+        task = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // max(
+            1, number("SLURM_ARRAY_TASK_STEP", 1)
+        )
         tasks = number("SLURM_ARRAY_TASK_COUNT")
     elif needed and not {"RANK", "SLURM_PROCID"} & environment.keys():
-        raise InputError("no rank in the environment: start with torchrun or Slurm, pass rank= and count=, or use LocalExecutor")
+        raise InputError(
+            "no rank in the environment: start with torchrun or Slurm, pass rank= and count=,"
+            " or use LocalExecutor"
+        )
     index, count = task * inner_count + inner, tasks * inner_count
     if not 0 <= index < count:
-        raise InputError(f"the environment says rank {index} of {count}; the rank must lie below the count")
+        raise InputError(
+            f"the environment says rank {index} of {count}; the rank must lie below the count"
+        )
     local = number("LOCAL_RANK", number("SLURM_LOCALID", 0))
     return Rank(index, count, local, _run_name(environment))
 
@@ -62,18 +72,25 @@ class _Numbers:
             return int(text or "")
         except ValueError:
             told = "is not set beside the others" if text is None else f"is {text!r}, not a number"
-            raise InputError(f"{name} {told}; start all ranks with torchrun or Slurm, or pass rank= and count=") from None
+            raise InputError(
+                f"{name} {told}; start all ranks with torchrun or Slurm, or pass rank= and count="
+            ) from None
 
 
 def _run_name(environment: Mapping[str, str]) -> str:
-    """torchrun: its agent on this machine and its restart; Slurm: the array or the job step; else this process alone.
+    """torchrun: its agent on this machine and its restart; Slurm: the array or the job step; else
+    this process alone.
 
-    Ids that a person chooses, such as torchrun's `--rdzv-id`, are left out: used again, they would bring back old failures.
+    Ids that a person chooses, such as torchrun's `--rdzv-id`, are left out: used again, they would
+    bring back old failures.
     """
     restart = environment.get("SLURM_RESTART_COUNT", "0")
     if "TORCHELASTIC_RUN_ID" in environment:
         agent = os.getppid()
-        return f"torchrun {platform.node()} {agent} {birth(agent)} {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        return (
+            f"torchrun {platform.node()} {agent} {birth(agent)}"
+            f" {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        )
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"slurm array {environment['SLURM_ARRAY_JOB_ID']} {restart}"
     if "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment:

@@ -1,8 +1,9 @@
 """Actors of a Ray cluster work through a plan; the only module that imports Ray.
 
-Each actor opens one worker, so weights are loaded once per actor, and does the units the driver names. What travels is
-the function that opens a worker, unit ids and paths. Driver and actors must see the plan's directory under one path.
-An actor that dies is replaced, and the unit it held is tried again.
+Each actor opens one worker, so weights are loaded once per actor, and does the units the driver
+names. What travels is the function that opens a worker, unit ids and paths. Driver and actors must
+see the plan's directory under one path. An actor that dies is replaced, and the unit it held is
+tried again.
 """
 
 import logging
@@ -36,8 +37,8 @@ class RayExecutor(Executor):
     Args:
         actors: how many; units are handed out as actors become free.
         cpus, gpus: what each actor asks of the cluster; `gpus` may be a fraction.
-        address: of a running cluster; default: the one this process is connected to, else one on this machine that ends
-            with the run.
+        address: of a running cluster; default: the one this process is connected to, else one on
+            this machine that ends with the run.
         options: passed to the actors as Ray's `.options(...)`, e.g. `runtime_env`.
 
     Raises:
@@ -63,7 +64,14 @@ class RayExecutor(Executor):
         self.options = {"num_cpus": cpus, "num_gpus": gpus, **(options or {})}
         super().__init__(attempts, lease)
 
-    def run(self, open_worker: Callable[[], Worker], directory: str | Path, *, title: str = "units", progress: bool = True) -> Report:
+    def run(
+        self,
+        open_worker: Callable[[], Worker],
+        directory: str | Path,
+        *,
+        title: str = "units",
+        progress: bool = True,
+    ) -> Report:
         import ray
 
         ours = not ray.is_initialized()
@@ -73,7 +81,10 @@ class RayExecutor(Executor):
             gpus = torch.cuda.device_count()
             asked = self.actors * float(self.options["num_gpus"])
             if asked > gpus:
-                raise InputError(f"actors={self.actors} with gpus={self.options['num_gpus']} need {asked:g} GPUs; this machine has {gpus}")
+                raise InputError(
+                    f"actors={self.actors} with gpus={self.options['num_gpus']} need {asked:g}"
+                    f" GPUs; this machine has {gpus}"
+                )
             ray.init(
                 num_cpus=max(1, math.ceil(self.actors * float(self.options["num_cpus"]))),
                 num_gpus=gpus,
@@ -147,7 +158,9 @@ class _Crew:
         done: list[str] = []
         later: dict[str, float] = {}
         shown = desk.cost_answered()
-        with progress_bar(title, sum(unit.cost for unit in desk.plan.units), progress, done=shown) as advance:
+        with progress_bar(
+            title, sum(unit.cost for unit in desk.plan.units), progress, done=shown
+        ) as advance:
             while True:
                 self._hand_out(desk, later)
                 for step, outcome in self._returned(terms):
@@ -184,7 +197,9 @@ class _Crew:
                 self._busy[actor.settle.remote()] = (actor, "settle")
 
     def _returned(self, terms: Terms) -> "list[tuple[Unit | _Step, Outcome]]":
-        """What actors finished, after waiting for the first of them a moment; the dead are replaced."""
+        """What actors finished, after waiting for the first of them a moment; the dead are
+        replaced.
+        """
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -202,8 +217,9 @@ class _Crew:
                 self._lost_opening += step == "open"
                 if self._lost_opening >= terms.attempts:
                     raise StateError(
-                        f"{self._lost_opening} Ray actors in a row died before their worker was loaded; see that their machines have the memory and "
-                        f"can import what opens it. The last: {one_line(str(error), 1000)}"
+                        f"{self._lost_opening} Ray actors in a row died before their worker was"
+                        " loaded; see that their machines have the memory and can import what"
+                        f" opens it. The last: {one_line(str(error), 1000)}"
                     ) from None
                 self.hire()
                 continue
@@ -220,6 +236,11 @@ def _check_installed() -> None:
     try:
         found = metadata.version("ray")
     except metadata.PackageNotFoundError:
-        raise MissingExtraError("RayExecutor needs Ray, which is not installed; run: pip install 'emlens[ray]'") from None
+        raise MissingExtraError(
+            "RayExecutor needs Ray, which is not installed; run: pip install 'emlens[ray]'"
+        ) from None
     if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
-        raise MissingExtraError(f"RayExecutor needs Ray 2.40 or newer, but {found} is installed; run: pip install -U 'emlens[ray]'")
+        raise MissingExtraError(
+            f"RayExecutor needs Ray 2.40 or newer, but {found} is installed; run:"
+            " pip install -U 'emlens[ray]'"
+        )

@@ -1,9 +1,11 @@
-"""Named units of work whose finished results survive anything: the same command goes on from where it was.
+"""Named units of work whose finished results survive anything: the same command goes on from where
+it was.
 
-A unit's result is one JSON record and any number of files, published by rename after its files stand; it is found
-again by a fingerprint of what it was computed from, so a changed configuration never reuses an old result. A
-record or file that is not as it was written counts as absent, and the unit is done again. `exclusive` keeps a second
-command out of a directory; where several processes share the work, `emlens.runs.plan` and `emlens.runs.claims` do.
+A unit's result is one JSON record and any number of files, published by rename after its files
+stand; it is found again by a fingerprint of what it was computed from, so a changed configuration
+never reuses an old result. A record or file that is not as it was written counts as absent, and the
+unit is done again. `exclusive` keeps a second command out of a directory; where several processes
+share the work, `emlens.runs.plan` and `emlens.runs.claims` do.
 """
 
 import os
@@ -17,11 +19,15 @@ from emlens.foundation.files import canonical_json, read_json, safe_name, sha256
 from emlens.foundation.provenance import hash_json
 
 Answer = tuple[Any, Sequence[Path]]
-"""What work on a unit gives: a JSON-ready result of names and counts, and the files it wrote (full paths)."""
+"""What work on a unit gives: a JSON-ready result of names and counts, and the files it wrote (full
+paths).
+"""
 
 
 class UnitLog:
-    """Finished units under `directory`. `run(name, inputs, work)` returns the recorded result, or does the work and records it."""
+    """Finished units under `directory`. `run(name, inputs, work)` returns the recorded result, or
+    does the work and records it.
+    """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -34,7 +40,8 @@ class UnitLog:
         Args:
             name: unique within the log.
             inputs: JSON-ready description of everything the result depends on.
-            work: does it; returns the JSON-ready result and the files it wrote (relative to nothing: full paths).
+            work: does it; returns the JSON-ready result and the files it wrote (relative to
+                nothing: full paths).
 
         Raises:
             InputError: the result holds what JSON cannot.
@@ -53,13 +60,17 @@ class UnitLog:
         return self.directory / f"{safe_name(name)}.json"
 
     def find(self, name: str, inputs: Any, verify: bool = True) -> dict[str, Any] | None:
-        """The record of a finished unit, or None; without `verify`, its files are only looked for, not read."""
+        """The record of a finished unit, or None; without `verify`, its files are only looked for,
+        not read.
+        """
         found = _whole_record(self.path(name))
         if found is None or found["fingerprint"] != hash_json(inputs):
             return None
         stand = all((self.directory / p).is_file() for p in found["files"])
         if stand and verify:
-            stand = all(sha256_file(self.directory / p) == digest for p, digest in found["files"].items())
+            stand = all(
+                sha256_file(self.directory / p) == digest for p, digest in found["files"].items()
+            )
         return found if stand else None
 
     def publish(self, name: str, inputs: Any, result: Any, files: Sequence[Path]) -> None:
@@ -67,7 +78,10 @@ class UnitLog:
         try:
             canonical_json(result)
         except (TypeError, ValueError) as error:
-            raise InputError(f"unit {name!r} answered with what JSON cannot hold ({error}); write values to files and answer with names and counts") from None
+            raise InputError(
+                f"unit {name!r} answered with what JSON cannot hold ({error});"
+                " write values to files and answer with names and counts"
+            ) from None
         body = {
             "name": name,
             "fingerprint": hash_json(inputs),
@@ -91,7 +105,9 @@ def _whole_record(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def exclusive(directory: str | Path) -> Iterator[None]:
-    """Hold a directory against a second run of the same command; the lock vanishes with the process that held it."""
+    """Hold a directory against a second run of the same command; the lock vanishes with the process
+    that held it.
+    """
     import fcntl
 
     path = Path(directory)
@@ -100,5 +116,8 @@ def exclusive(directory: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StateError(f"{path}: another run is working in this directory; wait for it, or pass another --out") from None
+            raise StateError(
+                f"{path}: another run is working in this directory;"
+                " wait for it, or pass another --out"
+            ) from None
         yield

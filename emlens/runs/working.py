@@ -1,8 +1,9 @@
-"""One worker at one plan: take a unit nobody holds, do it, publish its answer; at the end check everything and finish.
+"""One worker at one plan: take a unit nobody holds, do it, publish its answer; at the end check
+everything and finish.
 
-A unit that raises is tried again, by any worker, after all that nobody tried yet; after `attempts` tries of one run it
-is given up, and the rest goes on. When every unit is answered one worker reads every answer's files once, has done
-again what is not as it was written, and calls `Worker.finish`.
+A unit that raises is tried again, by any worker, after all that nobody tried yet; after `attempts`
+tries of one run it is given up, and the rest goes on. When every unit is answered one worker reads
+every answer's files once, has done again what is not as it was written, and calls `Worker.finish`.
 """
 
 import math
@@ -21,7 +22,9 @@ from emlens.runs.units import Answer, UnitLog
 
 ATTEMPTS = 3
 Outcome = Literal["done", "answered", "failed", "held", "given up"]
-"""Done now; answered before; tried and failed; someone else is at it, or was a moment ago; failed as often as allowed."""
+"""Done now; answered before; tried and failed; someone else is at it, or was a moment ago; failed
+as often as allowed.
+"""
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
@@ -35,17 +38,22 @@ class Worker(ABC):
 
     @abstractmethod
     def run(self, unit: Unit) -> Answer:
-        """Do one unit: a JSON-ready result of names and counts, and the files it wrote under final names.
+        """Do one unit: a JSON-ready result of names and counts, and the files it wrote under final
+        names.
 
         Doing it twice must give the same files.
         """
 
     def damaged(self) -> Sequence[str]:
-        """Ids of answered units whose files are not whole, where the answers' own checksums do not tell."""
+        """Ids of answered units whose files are not whole, where the answers' own checksums do not
+        tell.
+        """
         return ()
 
     def finish(self, answers: Mapping[str, Any]) -> Answer:
-        """Called in one process, with the results by unit id, once all stand; more than once must do no harm."""
+        """Called in one process, with the results by unit id, once all stand; more than once must
+        do no harm.
+        """
         return None, ()
 
 
@@ -88,11 +96,17 @@ class Desk:
         self._looked = -math.inf
 
     def pending(self, start: float = 0.0) -> list[Unit]:
-        """Units to do, from a share `start` of the plan onwards and round; those that were tried before come last."""
+        """Units to do, from a share `start` of the plan onwards and round; those that were tried
+        before come last.
+        """
         self._look()
         first = int(start * len(self.plan.units))
         waiting = {unit.id for unit in self._waiting.values()} - self._given_up
-        left = [unit for unit in [*self.plan.units[first:], *self.plan.units[:first]] if unit.id in waiting]
+        left = [
+            unit
+            for unit in [*self.plan.units[first:], *self.plan.units[:first]]
+            if unit.id in waiting
+        ]
         tried = self.claims.tried()
         return sorted(left, key=lambda unit: self.claims.was_tried(unit.id, tried))
 
@@ -104,7 +118,9 @@ class Desk:
 
     def attempt(self, worker: Worker, unit: Unit) -> Outcome:
         """Do a unit, if it can be claimed."""
-        return self.note(unit, self._claimed(unit.id, self.plan.inputs(unit), lambda: worker.run(unit)))
+        return self.note(
+            unit, self._claimed(unit.id, self.plan.inputs(unit), lambda: worker.run(unit))
+        )
 
     def note(self, unit: Unit, outcome: Outcome) -> Outcome:
         """Remember what became of a unit."""
@@ -115,7 +131,9 @@ class Desk:
         return outcome
 
     def settle(self, worker: Worker) -> Outcome:
-        """Check every answer and finish, once a run; "failed" also where units must be done again."""
+        """Check every answer and finish, once a run; "failed" also where units must be done
+        again.
+        """
         return self._claimed(self._finish_id, self._finish_inputs, lambda: self._finish(worker))
 
     def refuse_failures(self) -> None:
@@ -126,26 +144,35 @@ class Desk:
         told = []
         for name in names[:3]:
             failure = self.claims.last_failure(name)
-            told.append(f"{name!r}: {failure.reason} ({failure.owner}, {failure.record.name})" if failure else repr(name))
+            told.append(
+                f"{name!r}: {failure.reason} ({failure.owner}, {failure.record.name})"
+                if failure
+                else repr(name)
+            )
         more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
         self._look()
         raise StateError(
-            f"{self.plan.directory}: {len(names)} of {len(self.plan.units)} units failed {self.terms.attempts} times each: "
-            f"{'; '.join(told)}{more}. {len(self.plan.units) - len(self._waiting)} finished units are kept, "
-            f"tracebacks lie in {self.claims.directory.name}/; "
-            "remove the cause and run the same again"
+            f"{self.plan.directory}: {len(names)} of {len(self.plan.units)} units failed"
+            f" {self.terms.attempts} times each: {'; '.join(told)}{more}."
+            f" {len(self.plan.units) - len(self._waiting)} finished units are kept,"
+            f" tracebacks lie in {self.claims.directory.name}/;"
+            " remove the cause and run the same again"
         )
 
     def refuse_unfinished(self) -> None:
         """Raise why finishing was given up."""
         failure = self.claims.last_failure(self._finish_id)
         raise StateError(
-            f"{self.plan.directory}: every unit is done, but finishing failed {self.terms.attempts} times: {failure.reason if failure else 'unknown'}"
+            f"{self.plan.directory}: every unit is done, but finishing failed {self.terms.attempts}"
+            f" times: {failure.reason if failure else 'unknown'}"
         )
 
     def answers(self) -> dict[str, Any]:
         """Results of the answered units, in plan order."""
-        found = {unit.id: self.log.find(unit.id, self.plan.inputs(unit), verify=False) for unit in self.plan.units}
+        found = {
+            unit.id: self.log.find(unit.id, self.plan.inputs(unit), verify=False)
+            for unit in self.plan.units
+        }
         return {name: record["result"] for name, record in found.items() if record is not None}
 
     @property
@@ -177,12 +204,14 @@ class Desk:
         if isinstance(claim, str):
             return claim
         with claim:
-            if self.log.find(name, inputs, verify=False):  # published between the first look and the claim
+            # published between the first look and the claim
+            if self.log.find(name, inputs, verify=False):
                 return "answered"
             self.log.path(name).unlink(missing_ok=True)  # what does not stand is no answer
             try:
                 result, files = work()
-                if self.log.find(name, inputs):  # one that was taken over woke up and answered meanwhile
+                # one that was taken over woke up and answered meanwhile
+                if self.log.find(name, inputs):
                     return "answered"
                 self.log.publish(name, inputs, result, files)
             except Exception as error:
@@ -191,19 +220,29 @@ class Desk:
         return "done"
 
     def _finish(self, worker: Worker) -> Answer:
-        broken = {unit.id for unit in self.plan.units if not self.log.find(unit.id, self.plan.inputs(unit))} | set(worker.damaged())
+        broken = {
+            unit.id
+            for unit in self.plan.units
+            if not self.log.find(unit.id, self.plan.inputs(unit))
+        } | set(worker.damaged())
         for name in broken:
             self.log.path(name).unlink(missing_ok=True)
         if broken:
-            raise IntegrityError(f"{len(broken)} answers are not as they were written, first {min(broken)!r}; they are done again")
+            raise IntegrityError(
+                f"{len(broken)} answers are not as they were written, first {min(broken)!r};"
+                " they are done again"
+            )
         return worker.finish(self.answers())
 
 
-def work_through(desk: Desk, worker: Worker, start: float, advance: Callable[[float], None]) -> list[str]:
+def work_through(
+    desk: Desk, worker: Worker, start: float, advance: Callable[[float], None]
+) -> list[str]:
     """Work until every unit is answered or given up, here or elsewhere, and the plan is finished.
 
     Args:
-        start: share of the plan where this worker begins, so that workers seldom reach for the same unit.
+        start: share of the plan where this worker begins, so that workers seldom reach for the same
+            unit.
         advance: called with the cost of units as they are answered, by whomever.
 
     Returns:

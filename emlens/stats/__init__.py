@@ -1,14 +1,32 @@
-"""Statistics that do not know what they measure: intervals, correlations, tests, corrections, nulls, moments."""
+"""Statistics that do not know what they measure: intervals, correlations, tests, corrections,
+nulls, moments.
+"""
 
-from emlens.stats.bootstrap import bootstrap_mean, cluster_bootstrap, hierarchical_bootstrap, ratio_of_means
-from emlens.stats.change_points import ChangePoint, EventOrder, change_point, logistic_midpoint, order_of_events
+from emlens.stats.bootstrap import (
+    bootstrap_mean,
+    cluster_bootstrap,
+    hierarchical_bootstrap,
+    ratio_of_means,
+)
+from emlens.stats.change_points import (
+    ChangePoint,
+    EventOrder,
+    change_point,
+    logistic_midpoint,
+    order_of_events,
+)
 from emlens.stats.comparisons import paired_test, permutation_test, tost, welch_test
 from emlens.stats.corrections import adjust_p_values, max_statistic_p
 from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.cosines import cosine_of_means
 from emlens.stats.effects import cohens_d, cohens_d_interval, rank_biserial
 from emlens.stats.fronts import front_membership, pareto_front
-from emlens.stats.intervals import clopper_pearson_interval, nadeau_bengio_interval, t_interval, wilson_interval
+from emlens.stats.intervals import (
+    clopper_pearson_interval,
+    nadeau_bengio_interval,
+    t_interval,
+    wilson_interval,
+)
 from emlens.stats.matched import MatchedLoss, matched_loss_test
 from emlens.stats.matrices import mantel_test
 from emlens.stats.moments import StreamingMoments

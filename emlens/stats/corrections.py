@@ -1,8 +1,9 @@
 """Corrections for having looked in many places.
 
-statsmodels has these too, but each call there collects garbage over the whole process (.1 to .3 s measured), so the two
-one-line definitions are here and Benjamini–Hochberg is scipy's; the tests compare all three with statsmodels. Where all
-statistics were drawn under one null together, `max_statistic_p` uses their dependence, which the others must assume away.
+statsmodels has these too, but each call there collects garbage over the whole process (.1 to .3 s
+measured), so the two one-line definitions are here and Benjamini–Hochberg is scipy's; the tests
+compare all three with statsmodels. Where all statistics were drawn under one null together,
+`max_statistic_p` uses their dependence, which the others must assume away.
 """
 
 from typing import Literal, get_args
@@ -21,21 +22,25 @@ Correction = Literal["bonferroni", "holm", "bh"]
 def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
     """Adjusted p-values in the given order and shape; never smaller than the raw ones, at most 1.
 
-    `bonferroni` and `holm` bound the chance of any false positive (holm is never worse); `bh` bounds the expected share
-    of false ones among those called, for independent or positively dependent tests (Benjamini & Hochberg 1995).
+    `bonferroni` and `holm` bound the chance of any false positive (holm is never worse); `bh`
+    bounds the expected share of false ones among those called, for independent or positively
+    dependent tests (Benjamini & Hochberg 1995).
 
     Raises:
         InputError: none given, a value outside [0, 1] or NaN, or an unknown method.
     """
     raw = np.asarray(p, dtype=np.float64)
     if method not in get_args(Correction):
-        raise InputError(f"method={method!r} is unknown; pass one of {', '.join(get_args(Correction))}")
+        raise InputError(
+            f"method={method!r} is unknown; pass one of {', '.join(get_args(Correction))}"
+        )
     if raw.size == 0:
         raise InputError("p is empty; pass at least one p-value")
     bad = ~((raw >= 0) & (raw <= 1))
     if bad.any():
         raise InputError(
-            f"p holds {float(raw[bad].flat[0])}, which is not a p-value; pass numbers in [0, 1] without NaN"
+            f"p holds {float(raw[bad].flat[0])}, which is not a p-value;"
+            " pass numbers in [0, 1] without NaN"
         )
     flat = raw.ravel()
     if method == "bonferroni":
@@ -49,28 +54,40 @@ def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
     return np.minimum(adjusted, 1.0).reshape(raw.shape)
 
 
-def max_statistic_p(observed: ArrayLike, draws: ArrayLike, *, side: Side = "greater", step_down: bool = True) -> np.ndarray:
-    """p-values of many statistics corrected by the distribution of their maximum (Westfall & Young 1993), with the +1 rule.
+def max_statistic_p(
+    observed: ArrayLike, draws: ArrayLike, *, side: Side = "greater", step_down: bool = True
+) -> np.ndarray:
+    """p-values of many statistics corrected by the distribution of their maximum (Westfall & Young
+    1993), with the +1 rule.
 
-    They bound the chance of any false positive whatever the dependence, and lose little where statistics move together
-    (neighbouring layers). The statistics must share a scale, such as correlations or t; otherwise the widest decides.
+    They bound the chance of any false positive whatever the dependence, and lose little where
+    statistics move together (neighbouring layers). The statistics must share a scale, such as
+    correlations or t; otherwise the widest decides.
 
     Args:
         observed: one value a hypothesis, any shape.
-        draws: the same statistics, all of them in each draw from one joint null (one permutation for all), (draw, *shape).
+        draws: the same statistics, all of them in each draw from one joint null (one permutation
+            for all), (draw, *shape).
         side: `"two-sided"` takes absolute values.
-        step_down: compare each statistic only with those not larger than it, which is never worse; it asks that draws for
-            a subset do not depend on what is true elsewhere.
+        step_down: compare each statistic only with those not larger than it, which is never worse;
+            it asks that draws for a subset do not depend on what is true elsewhere.
 
     Raises:
-        InputError: shapes that do not fit, nothing to correct, values that are not finite, an unknown side.
+        InputError: shapes that do not fit, nothing to correct, values that are not finite, an
+            unknown side.
     """
     require_side(side)
     found, null = np.asarray(observed, dtype=np.float64), np.asarray(draws, dtype=np.float64)
     if null.shape[1:] != found.shape or null.size == 0:
-        raise InputError(f"draws has shape {null.shape} for observed of shape {found.shape}; pass (draw, *observed.shape), not empty")
+        raise InputError(
+            f"draws has shape {null.shape} for observed of shape {found.shape};"
+            " pass (draw, *observed.shape), not empty"
+        )
     if not (np.isfinite(found).all() and np.isfinite(null).all()):
-        raise InputError("observed or draws hold values that are NaN or infinite; leave such hypotheses out first")
+        raise InputError(
+            "observed or draws hold values that are NaN or infinite;"
+            " leave such hypotheses out first"
+        )
     values, table = found.ravel(), null.reshape(len(null), -1)
     if side != "greater":
         values, table = (-values, -table) if side == "less" else (np.abs(values), np.abs(table))

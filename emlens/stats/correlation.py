@@ -1,9 +1,10 @@
 """Correlations with intervals: Pearson, Spearman, and either with covariates partialled out.
 
-A constant sample has no correlation: that is an undefined `Estimate`, since a sweep over cells meets such cells. NaN is
-an error. The plain intervals assume independent units: with questions that share their domain they were seen to cover
-.6 to .9 instead of .95 (docs/statistics.md). `clusters` gives one that holds for whole clusters drawn anew: the
-delete-one-cluster jackknife of atanh r with t of G − 1 degrees of freedom, for 8 clusters or more.
+A constant sample has no correlation: that is an undefined `Estimate`, since a sweep over cells
+meets such cells. NaN is an error. The plain intervals assume independent units: with questions that
+share their domain they were seen to cover .6 to .9 instead of .95 (docs/statistics.md). `clusters`
+gives one that holds for whole clusters drawn anew: the delete-one-cluster jackknife of atanh r with
+t of G − 1 degrees of freedom, for 8 clusters or more.
 """
 
 import math
@@ -21,7 +22,8 @@ from emlens.stats.samples import as_paired, group_rows, require_count, require_l
 
 Labels = Sequence[object] | np.ndarray | None
 CLUSTERS = 8
-"""Clusters from which on the jackknife interval was seen to cover .92 or more (docs/statistics.md)."""
+"""Clusters from which on the jackknife interval was seen to cover .92 or more (docs/statistics.md).
+"""
 CONSTANT = 1e-12
 """Spread over magnitude below which float64 sums cannot tell a sample from a constant."""
 
@@ -49,34 +51,63 @@ def _fisher(r: float, n: int, variance: float, level: float, method: str) -> Est
     return Estimate(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), n, method)
 
 
-def _by_clusters(r: float, without: Callable[[np.ndarray], float], clusters: Labels, n: int, level: float, name: str) -> Estimate:
-    """Interval of a correlation from its values `without` the rows of each cluster, on the atanh scale."""
-    members = rows_by_label(clusters if clusters is not None else [], n, "clusters", "an interval over clusters")
+def _by_clusters(
+    r: float,
+    without: Callable[[np.ndarray], float],
+    clusters: Labels,
+    n: int,
+    level: float,
+    name: str,
+) -> Estimate:
+    """Interval of a correlation from its values `without` the rows of each cluster, on the atanh
+    scale.
+    """
+    members = rows_by_label(
+        clusters if clusters is not None else [], n, "clusters", "an interval over clusters"
+    )
     count = len(members)
     method = f"{name}, {100 * level:g} % jackknife over {count} clusters"
     if count < CLUSTERS:
-        method += f"; outside its design range: {count} clusters, fewer than the {CLUSTERS} it is made for"
+        method += (
+            f"; outside its design range: {count} clusters,"
+            f" fewer than the {CLUSTERS} it is made for"
+        )
     kept = np.ones((count, n), dtype=bool)
     for row, cluster in zip(kept, members, strict=True):
         row[cluster] = False
     deleted = np.array([without(row) for row in kept])
     if not (np.abs(deleted) < 1).all() or abs(r) == 1.0:
-        return Estimate(r, math.nan, math.nan, count, f"{method}; perfect or undefined without some cluster, so there is no interval")
+        return Estimate(
+            r,
+            math.nan,
+            math.nan,
+            count,
+            f"{method}; perfect or undefined without some cluster, so there is no interval",
+        )
     z = np.arctanh(deleted)
-    half = float(scipy_stats.t.ppf((1 + level) / 2, count - 1)) * math.sqrt((count - 1) * float(z.var()))
-    return Estimate(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), count, method)
+    half = float(scipy_stats.t.ppf((1 + level) / 2, count - 1)) * math.sqrt(
+        (count - 1) * float(z.var())
+    )
+    return Estimate(
+        r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), count, method
+    )
 
 
-def pearson(x: ArrayLike, y: ArrayLike, *, clusters: Labels = None, level: float = 0.95) -> Estimate:
+def pearson(
+    x: ArrayLike, y: ArrayLike, *, clusters: Labels = None, level: float = 0.95
+) -> Estimate:
     """Pearson correlation with Fisher's z interval, or one over clusters.
 
-    Range [-1, 1]; invariant to increasing affine maps of either sample. Fisher's interval is exact only near normality.
+    Range [-1, 1]; invariant to increasing affine maps of either sample. Fisher's interval is exact
+    only near normality.
 
     Args:
-        clusters: one label a unit (its domain), for an interval over whole clusters; `n` then counts them.
+        clusters: one label a unit (its domain), for an interval over whole clusters; `n` then
+            counts them.
 
     Raises:
-        InputError: unequal lengths, fewer than 4 pairs, values that are not finite, clusters that do not fit.
+        InputError: unequal lengths, fewer than 4 pairs, values that are not finite, clusters that
+            do not fit.
     """
     a, b = as_paired(x, y, "x", "y", at_least=4)
     require_level(level)
@@ -84,21 +115,29 @@ def pearson(x: ArrayLike, y: ArrayLike, *, clusters: Labels = None, level: float
         return Estimate.undefined(f"{'x' if _is_constant(a) else 'y'} is constant", len(a))
     n, r = len(a), _correlation(a, b)
     if clusters is not None:
-        return _by_clusters(r, lambda kept: _correlation_or_nan(a[kept], b[kept]), clusters, n, level, "Pearson")
+        return _by_clusters(
+            r, lambda kept: _correlation_or_nan(a[kept], b[kept]), clusters, n, level, "Pearson"
+        )
     return _fisher(r, n, 1 / (n - 3), level, f"Pearson, {100 * level:g} % Fisher z")
 
 
-def spearman(x: ArrayLike, y: ArrayLike, *, clusters: Labels = None, level: float = 0.95) -> Estimate:
-    """Spearman rank correlation (ties share their mean rank) with an interval on Fisher's z scale, or one over clusters.
+def spearman(
+    x: ArrayLike, y: ArrayLike, *, clusters: Labels = None, level: float = 0.95
+) -> Estimate:
+    """Spearman rank correlation (ties share their mean rank) with an interval on Fisher's z scale,
+    or one over clusters.
 
-    Range [-1, 1]; invariant to increasing maps of either sample. The variance of z is (1 + ρ²/2)/(n − 3) (Bonett &
-    Wright 2000), which holds its coverage at strong correlations, where Fieller's 1.06/(n − 3) falls short.
+    Range [-1, 1]; invariant to increasing maps of either sample. The variance of z is (1 + ρ²/2)/(n
+    − 3) (Bonett & Wright 2000), which holds its coverage at strong correlations, where Fieller's
+    1.06/(n − 3) falls short.
 
     Args:
-        clusters: one label a unit (its domain), for an interval over whole clusters; `n` then counts them.
+        clusters: one label a unit (its domain), for an interval over whole clusters; `n` then
+            counts them.
 
     Raises:
-        InputError: unequal lengths, fewer than 4 pairs, values that are not finite, clusters that do not fit.
+        InputError: unequal lengths, fewer than 4 pairs, values that are not finite, clusters that
+            do not fit.
     """
     a, b = as_paired(x, y, "x", "y", at_least=4)
     require_level(level)
@@ -112,7 +151,9 @@ def spearman(x: ArrayLike, y: ArrayLike, *, clusters: Labels = None, level: floa
             return _correlation_or_nan(scipy_stats.rankdata(a[kept]), scipy_stats.rankdata(b[kept]))
 
         return _by_clusters(rho, without, clusters, n, level, "Spearman")
-    return _fisher(rho, n, (1 + rho**2 / 2) / (n - 3), level, f"Spearman, {100 * level:g} % Bonett-Wright")
+    return _fisher(
+        rho, n, (1 + rho**2 / 2) / (n - 3), level, f"Spearman, {100 * level:g} % Bonett-Wright"
+    )
 
 
 def partial_correlation(
@@ -124,18 +165,21 @@ def partial_correlation(
     clusters: Labels = None,
     level: float = 0.95,
 ) -> Estimate:
-    """Correlation of what remains of x and y after linear regression on covariates (with an intercept).
+    """Correlation of what remains of x and y after linear regression on covariates (with an
+    intercept).
 
     Args:
         covariates: one column a covariate, shape (n, q) or (n,).
         ranks: use ranks of x, y and covariates (partial Spearman).
-        clusters: one label a unit (its domain), for an interval over whole clusters; `n` then counts them.
+        clusters: one label a unit (its domain), for an interval over whole clusters; `n` then
+            counts them.
 
-    Range [-1, 1]. The plain interval is Fisher's with n − q − 3 (Bonett & Wright's variance for ranks). Undefined where the
-    covariates explain x or y completely.
+    Range [-1, 1]. The plain interval is Fisher's with n − q − 3 (Bonett & Wright's variance for
+    ranks). Undefined where the covariates explain x or y completely.
 
     Raises:
-        InputError: lengths that differ, fewer than q + 4 units, values that are not finite, clusters that do not fit.
+        InputError: lengths that differ, fewer than q + 4 units, values that are not finite,
+            clusters that do not fit.
     """
     a, b = as_paired(x, y, "x", "y", at_least=4)
     require_level(level)
@@ -178,7 +222,9 @@ def _design(columns: np.ndarray, ranks: bool) -> np.ndarray:
     """Intercept and covariates (or their ranks), columns of norm 1."""
     columns = scipy_stats.rankdata(columns, axis=0) if ranks else columns
     design = np.column_stack([np.ones(len(columns)), columns - columns.mean(axis=0)])
-    return np.asarray(design / np.maximum(np.linalg.norm(design, axis=0), np.finfo(np.float64).tiny))
+    return np.asarray(
+        design / np.maximum(np.linalg.norm(design, axis=0), np.finfo(np.float64).tiny)
+    )
 
 
 def _partialled(
@@ -205,19 +251,23 @@ def correlation_null(
     draws: int = 9999,
     seed: int = 0,
 ) -> NullDistribution:
-    """The correlation of x with shuffled y: no association beyond the strata, whose members swap only among themselves.
+    """The correlation of x with shuffled y: no association beyond the strata, whose members swap
+    only among themselves.
 
     Args:
-        covariates: as `partial_correlation`, whose null this then is: what they leave of y is shuffled, and what they explain
-            of that is taken out again (Freedman & Lane 1983). Approximate, better the more units there are for a covariate.
+        covariates: as `partial_correlation`, whose null this then is: what they leave of y is
+            shuffled, and what they explain of that is taken out again (Freedman & Lane 1983).
+            Approximate, better the more units there are for a covariate.
 
     Raises:
-        InputError: lengths that differ, constant samples, fewer than 4 pairs, strata that do not fit, covariates that explain a sample.
+        InputError: lengths that differ, constant samples, fewer than 4 pairs, strata that do not
+            fit, covariates that explain a sample.
     """
     a, b = as_paired(x, y, "x", "y", at_least=4)
     if _is_constant(a) or _is_constant(b):
         raise InputError(
-            f"{'x' if _is_constant(a) else 'y'} is constant, so no correlation exists under any permutation"
+            f"{'x' if _is_constant(a) else 'y'} is constant,"
+            " so no correlation exists under any permutation"
         )
     if ranks:
         a, b = scipy_stats.rankdata(a), scipy_stats.rankdata(b)
@@ -238,13 +288,16 @@ def correlation_null(
         for rows in groups:
             shuffled[rows] = b[rng.permutation(rows)]
         values[i] = a @ shuffled / np.linalg.norm(shuffled - base @ (base.T @ shuffled))
-    label = f"{'Spearman' if ranks else 'Pearson'} under permutation" + (" within strata" if strata is not None else "")
+    label = f"{'Spearman' if ranks else 'Pearson'} under permutation" + (
+        " within strata" if strata is not None else ""
+    )
     label += "" if covariates is None else ", covariates partialled out"
     return NullDistribution(values, label, seed)
 
 
 def stratum_rows(strata: Sequence[object] | np.ndarray | None, n: int) -> list[np.ndarray]:
-    """Row numbers of each stratum, in order of first appearance; one stratum of all rows where it is None.
+    """Row numbers of each stratum, in order of first appearance; one stratum of all rows where it
+    is None.
 
     Raises:
         InputError: not one label a row, or every stratum has one member, so that nothing can move.
@@ -256,5 +309,7 @@ def stratum_rows(strata: Sequence[object] | np.ndarray | None, n: int) -> list[n
         raise InputError(f"strata has {len(labels)} labels for {n} units; pass one label a unit")
     members = group_rows(labels)
     if len(members) == n:
-        raise InputError(f"strata puts each of {n} units in a stratum of its own, so nothing can be permuted")
+        raise InputError(
+            f"strata puts each of {n} units in a stratum of its own, so nothing can be permuted"
+        )
     return members

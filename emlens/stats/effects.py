@@ -1,7 +1,8 @@
-"""Effect sizes with intervals: Cohen's d of two groups or of pairs, and the rank-biserial correlation.
+"""Effect sizes with intervals: Cohen's d of two groups or of pairs, and the rank-biserial
+correlation.
 
-A standardised effect says how large a difference is beside the spread of the units; it does not replace the difference in
-the units of the data, which every test here reports too.
+A standardised effect says how large a difference is beside the spread of the units; it does not
+replace the difference in the units of the data, which every test here reports too.
 """
 
 import math
@@ -19,7 +20,8 @@ _FAR = 37.0
 
 
 def cohens_d(a: ArrayLike, b: ArrayLike) -> float:
-    """Difference of means over the pooled standard deviation; positive where a is larger. Sign flips with the order.
+    """Difference of means over the pooled standard deviation; positive where a is larger. Sign
+    flips with the order.
 
     Raises:
         InputError: fewer than 2 values in a group, values that are not finite, no spread.
@@ -27,18 +29,25 @@ def cohens_d(a: ArrayLike, b: ArrayLike) -> float:
     first, second = as_sample(a, "a", at_least=2), as_sample(b, "b", at_least=2)
     require_spread(first, second)
     freedom = len(first) + len(second) - 2
-    pooled = ((len(first) - 1) * first.var(ddof=1) + (len(second) - 1) * second.var(ddof=1)) / freedom
+    pooled = (
+        (len(first) - 1) * first.var(ddof=1) + (len(second) - 1) * second.var(ddof=1)
+    ) / freedom
     return float((first.mean() - second.mean()) / math.sqrt(pooled))
 
 
-def cohens_d_interval(a: ArrayLike, b: ArrayLike, *, paired: bool = False, level: float = 0.95) -> Estimate:
-    """Cohen's d (of pairs: d_z, mean difference over its standard deviation) with the noncentral-t interval.
+def cohens_d_interval(
+    a: ArrayLike, b: ArrayLike, *, paired: bool = False, level: float = 0.95
+) -> Estimate:
+    """Cohen's d (of pairs: d_z, mean difference over its standard deviation) with the noncentral-t
+    interval.
 
-    Invariant to one increasing affine map of both samples. Exact for normal values, of two groups with one variance
-    (Steiger & Fouladi 1997); it inverts the distribution of t in its noncentrality.
+    Invariant to one increasing affine map of both samples. Exact for normal values, of two groups
+    with one variance (Steiger & Fouladi 1997); it inverts the distribution of t in its
+    noncentrality.
 
     Raises:
-        InputError: fewer than 2 values or pairs, values that are not finite, no spread, an impossible level.
+        InputError: fewer than 2 values or pairs, values that are not finite, no spread, an
+            impossible level.
     """
     require_level(level)
     if paired:
@@ -51,7 +60,10 @@ def cohens_d_interval(a: ArrayLike, b: ArrayLike, *, paired: bool = False, level
         value = cohens_d(a, b)
         sizes = len(np.asarray(a)), len(np.asarray(b))
         n, freedom, scale = sum(sizes), sum(sizes) - 2, math.sqrt(1 / sizes[0] + 1 / sizes[1])
-    low, high = (scale * _noncentrality(value / scale, freedom, q) for q in ((1 + level) / 2, (1 - level) / 2))
+    low, high = (
+        scale * _noncentrality(value / scale, freedom, q)
+        for q in ((1 + level) / 2, (1 - level) / 2)
+    )
     name = "Cohen's d_z of pairs" if paired else "Cohen's d"
     return Estimate(value, low, high, n, f"{name}, {100 * level:g} % noncentral-t interval")
 
@@ -64,11 +76,12 @@ def _noncentrality(t: float, freedom: int, q: float) -> float:
 
 
 def rank_biserial(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """P(a > b) − P(a < b) of two independent draws, by all pairs; 1 where every a is larger, 0 where neither tends to be.
+    """P(a > b) − P(a < b) of two independent draws, by all pairs; 1 where every a is larger, 0
+    where neither tends to be.
 
-    Range [-1, 1]; invariant to increasing maps of both samples. The interval is Brunner & Munzel's (2000), from the
-    placements, with Welch's degrees of freedom, symmetric after atanh so that it stays in range; where all pairs agree the
-    placements have no spread and there is none.
+    Range [-1, 1]; invariant to increasing maps of both samples. The interval is Brunner & Munzel's
+    (2000), from the placements, with Welch's degrees of freedom, symmetric after atanh so that it
+    stays in range; where all pairs agree the placements have no spread and there is none.
 
     Raises:
         InputError: fewer than 2 values in a group, values that are not finite, an impossible level.
@@ -81,10 +94,22 @@ def rank_biserial(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Estimat
     parts = above.var(ddof=1) / len(above), below.var(ddof=1) / len(below)
     method = f"rank-biserial correlation, {100 * level:g} % Brunner-Munzel"
     if abs(value) == 1.0 or sum(parts) == 0:
-        return Estimate(value, math.nan, math.nan, n, f"{method}; no spread of placements, so there is no interval")
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(s) - 1) for part, s in zip(parts, (above, below), strict=True))
-    half = float(scipy_stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(parts)) / (1 - value**2)
-    return Estimate(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), n, method)
+        return Estimate(
+            value,
+            math.nan,
+            math.nan,
+            n,
+            f"{method}; no spread of placements, so there is no interval",
+        )
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(s) - 1) for part, s in zip(parts, (above, below), strict=True)
+    )
+    half = (
+        float(scipy_stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(parts)) / (1 - value**2)
+    )
+    return Estimate(
+        value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), n, method
+    )
 
 
 def _placements(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ from emlens.stats.samples import as_paired, require_count
 
 
 def pareto_front(loss: ArrayLike, score: ArrayLike) -> Bool[np.ndarray, " run"]:
-    """Runs for which no other has loss as low and score as high with one of them better. Equal runs are on it together.
+    """Runs for which no other has loss as low and score as high with one of them better. Equal runs
+    are on it together.
 
     Invariant to increasing maps of either.
 
@@ -33,7 +34,8 @@ def front_membership(
     """Share of parametric bootstrap draws in which each run is on the Pareto front; 0 to 1.
 
     Args:
-        loss_error, score_error: standard errors, one for all runs or one a run; normal and independent.
+        loss_error, score_error: standard errors, one for all runs or one a run; normal and
+            independent.
 
     Raises:
         InputError: as `pareto_front`, errors that are negative or not finite, or all 0.
@@ -43,13 +45,21 @@ def front_membership(
     for name, given in (("loss_error", loss_error), ("score_error", score_error)):
         error = np.asarray(given, dtype=np.float64)
         if error.shape not in ((), x.shape) or not (np.isfinite(error) & (error >= 0)).all():
-            raise InputError(f"{name} must be one standard error of 0 or more, or one for each of {len(x)} runs; got {given!r}")
+            raise InputError(
+                f"{name} must be one standard error of 0 or more, or one for each of {len(x)} runs;"
+                f" got {given!r}"
+            )
         errors.append(error)
     if not any(error.any() for error in errors):
-        raise InputError("loss_error and score_error are 0, so the front is certain; pass a standard error, or use pareto_front")
+        raise InputError(
+            "loss_error and score_error are 0, so the front is certain;"
+            " pass a standard error, or use pareto_front"
+        )
     rng = numpy_rng(seed, "front_membership")
     size = (require_count(draws, "draws"), len(x))
-    return _front(x + errors[0] * rng.normal(size=size), y + errors[1] * rng.normal(size=size)).mean(axis=0)
+    return _front(
+        x + errors[0] * rng.normal(size=size), y + errors[1] * rng.normal(size=size)
+    ).mean(axis=0)
 
 
 def _front(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Closed-form intervals: a mean by Student's t, a proportion by Wilson's score or exactly, repeated cross-validation by Nadeau & Bengio.
+"""Closed-form intervals: a mean by Student's t, a proportion by Wilson's score or exactly, repeated
+cross-validation by Nadeau & Bengio.
 
-Each is an `Estimate` whose `method` says how the interval was made. NaN and too few values are errors. Intervals that
-resample are in `bootstrap`.
+Each is an `Estimate` whose `method` says how the interval was made. NaN and too few values are
+errors. Intervals that resample are in `bootstrap`.
 """
 
 import numpy as np
@@ -24,21 +25,36 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
         InputError: no trial, or successes outside 0 to n.
     """
     _require_successes(successes, n)
-    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(require_level(level), method="wilson")
+    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(
+        require_level(level), method="wilson"
+    )
     return Estimate(
-        successes / n, float(interval.low), float(interval.high), n, f"proportion, {_percent(level)} Wilson"
+        successes / n,
+        float(interval.low),
+        float(interval.high),
+        n,
+        f"proportion, {_percent(level)} Wilson",
     )
 
 
 def clopper_pearson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
-    """A proportion of independent trials with Clopper and Pearson's exact interval, which never covers less than its level; range [0, 1].
+    """A proportion of independent trials with Clopper and Pearson's exact interval, which never
+    covers less than its level; range [0, 1].
 
     Raises:
         InputError: no trial, or successes outside 0 to n.
     """
     _require_successes(successes, n)
-    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(require_level(level), method="exact")
-    return Estimate(successes / n, float(interval.low), float(interval.high), n, f"proportion, {_percent(level)} Clopper-Pearson")
+    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(
+        require_level(level), method="exact"
+    )
+    return Estimate(
+        successes / n,
+        float(interval.low),
+        float(interval.high),
+        n,
+        f"proportion, {_percent(level)} Clopper-Pearson",
+    )
 
 
 def _require_successes(successes: int, n: int) -> None:
@@ -57,11 +73,14 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
     return _t_estimate(sample, 1 / len(sample), level, "mean, {} t interval")
 
 
-def nadeau_bengio_interval(scores: ArrayLike, test_to_train: float, *, level: float = 0.95) -> Estimate:
+def nadeau_bengio_interval(
+    scores: ArrayLike, test_to_train: float, *, level: float = 0.95
+) -> Estimate:
     """Mean of the scores of repeated cross-validation with the corrected resampled t interval.
 
-    The variance of the mean of J scores is s²·(1/J + n_test/n_train), which allows for the overlap of training sets
-    (Nadeau & Bengio 2003); `n` is J. With `test_to_train` = 0 it is the ordinary t interval.
+    The variance of the mean of J scores is s²·(1/J + n_test/n_train), which allows for the overlap
+    of training sets (Nadeau & Bengio 2003); `n` is J. With `test_to_train` = 0 it is the ordinary t
+    interval.
 
     Args:
         scores: one score a fold and repetition.
@@ -73,16 +92,21 @@ def nadeau_bengio_interval(scores: ArrayLike, test_to_train: float, *, level: fl
     sample = as_sample(scores, "scores", at_least=2)
     if not (np.isfinite(test_to_train) and test_to_train >= 0):
         raise InputError(
-            f"test_to_train={test_to_train!r} must be 0 or more; pass n_test / n_train, 1/(K-1) for K folds"
+            f"test_to_train={test_to_train!r} must be 0 or more;"
+            " pass n_test / n_train, 1/(K-1) for K folds"
         )
     return _t_estimate(
-        sample, 1 / len(sample) + test_to_train, level, "mean over folds, {} Nadeau-Bengio corrected t interval"
+        sample,
+        1 / len(sample) + test_to_train,
+        level,
+        "mean over folds, {} Nadeau-Bengio corrected t interval",
     )
 
 
 def _t_estimate(sample: np.ndarray, factor: float, level: float, method: str) -> Estimate:
     half = float(
-        scipy_stats.t.ppf((1 + require_level(level)) / 2, len(sample) - 1) * np.sqrt(sample.var(ddof=1) * factor)
+        scipy_stats.t.ppf((1 + require_level(level)) / 2, len(sample) - 1)
+        * np.sqrt(sample.var(ddof=1) * factor)
     )
     mean = float(sample.mean())
     return Estimate(mean, mean - half, mean + half, len(sample), method.format(_percent(level)))

@@ -1,17 +1,23 @@
-"""Is anything better than its loss says? Scores of runs held against the relation of score and loss, with the search paid for.
+"""Is anything better than its loss says? Scores of runs held against the relation of score and
+loss, with the search paid for.
 
-`matched_loss_test` asks for a group of runs (a schedule) or a single run whose score lies above what runs of the same loss have.
-Where the relation does not fall, that is also better than what runs of lower loss have: a better score at no worse loss. Under the
-null every run follows one relation, and what scatters about it
+`matched_loss_test` asks for a group of runs (a schedule) or a single run whose score lies above
+what runs of the same loss have. Where the relation does not fall, that is also better than what
+runs of lower loss have: a better score at no worse loss. Under the null every run follows one
+relation, and what scatters about it
 
-* with `groups`, is exchangeable between runs (within strata, where given): residuals of the relation are permuted and everything is
-  fitted anew (Freedman & Lane 1983). Nothing is assumed of their distribution;
-* without, is normal with one spread: permuting would leave the largest residual the largest, so a lone run can only be told from
-  normal scatter. Its draws are new normal residuals; exact for the linear relation, whatever slope and spread are.
+* with `groups`, is exchangeable between runs (within strata, where given): residuals of the
+  relation are permuted and everything is fitted anew (Freedman & Lane 1983). Nothing is assumed of
+  their distribution;
+* without, is normal with one spread: permuting would leave the largest residual the largest, so a
+  lone run can only be told from normal scatter. Its draws are new normal residuals; exact for the
+  linear relation, whatever slope and spread are.
 
-Both hold for the scatter as it was measured, noise of the scores included. Noise of the losses makes the fitted slope too shallow, so
-that groups at high loss look better than they are: `loss_error` takes that out. p-values are corrected by the largest statistic over all
-groups, intervals hold for all of them together. Refused: fewer runs than the relation can be told from. Cost: draws × groups.
+Both hold for the scatter as it was measured, noise of the scores included. Noise of the losses
+makes the fitted slope too shallow, so that groups at high loss look better than they are:
+`loss_error` takes that out. p-values are corrected by the largest statistic over all groups,
+intervals hold for all of them together. Refused: fewer runs than the relation can be told from.
+Cost: draws × groups.
 """
 
 import math
@@ -36,7 +42,8 @@ Relation = Literal["linear", "isotonic"]
 LEAST = 8
 """Runs below which the spread about a relation is too poorly known."""
 _FLAT = 1e-12  # of a sum of squares: what float64 leaves of a group that its own relation explains
-_MOST_NOISE = 0.5  # share of the losses' variance that may be noise before the corrected slope means nothing
+# share of the losses' variance that may be noise before the corrected slope means nothing
+_MOST_NOISE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +51,15 @@ class MatchedLoss:
     """What `matched_loss_test` found.
 
     Args:
-        table: one row a group (or run), in order of appearance: `group`, `n`, `loss` (mean), `gap` (score above the relation that the
-            other runs follow, in units of the score), `gap_low`, `gap_high` (for all rows together), `null` (the gap that a search over all rows
-            would find by chance in 1 − level of cases), `t`, `p` (corrected). Missing where no other run has so high a loss.
+        table: one row a group (or run), in order of appearance: `group`, `n`, `loss` (mean), `gap`
+            (score above the relation that the other runs follow, in units of the score), `gap_low`,
+            `gap_high` (for all rows together), `null` (the gap that a search over all rows would
+            find by chance in 1 − level of cases), `t`, `p` (corrected). Missing where no other run
+            has so high a loss.
         null: the largest t over all rows under the null. fitted: the relation at each run.
         scatter: standard deviation about the relation, in units of the score.
-        slope: change of the score for one unit of loss; of an isotonic relation its mean over the range.
+        slope: change of the score for one unit of loss; of an isotonic relation its mean over the
+            range.
     """
 
     table: pd.DataFrame
@@ -61,9 +71,17 @@ class MatchedLoss:
 
     @property
     def best(self) -> Estimate:
-        """The gap of the row with the largest t, with the interval that allows for having searched."""
+        """The gap of the row with the largest t, with the interval that allows for having
+        searched.
+        """
         row = self.table.iloc[int(np.nanargmax(self.table["t"].to_numpy()))]
-        return Estimate(float(row["gap"]), float(row["gap_low"]), float(row["gap_high"]), int(row["n"]), f"{row['group']}: {self.method}")
+        return Estimate(
+            float(row["gap"]),
+            float(row["gap_low"]),
+            float(row["gap_high"]),
+            int(row["n"]),
+            f"{row['group']}: {self.method}",
+        )
 
     @property
     def p(self) -> float:
@@ -87,28 +105,44 @@ def matched_loss_test(
 
     Args:
         loss, score: one number a run.
-        groups: what the runs are told apart by (their schedule); None: each run on its own, against normal scatter.
-        relation: `"linear"`; or `"isotonic"`, which does not fall with the loss and is otherwise free. The latter compares a run only where
-            another has a loss as high, and takes its relation from the others alone.
-        strata: one label a run (its learning rate); residuals then swap only within a stratum. With `groups`.
+        groups: what the runs are told apart by (their schedule); None: each run on its own, against
+            normal scatter.
+        relation: `"linear"`; or `"isotonic"`, which does not fall with the loss and is otherwise
+            free. The latter compares a run only where another has a loss as high, and takes its
+            relation from the others alone.
+        strata: one label a run (its learning rate); residuals then swap only within a stratum. With
+            `groups`.
         loss_error: standard error of a run's loss. With `groups` and the linear relation.
 
     Raises:
-        InputError: fewer than 8 runs, unequal lengths, values that are not finite, losses or residuals without spread, options that
-            do not go together, a noise of losses that leaves less than half of their variance.
+        InputError: fewer than 8 runs, unequal lengths, values that are not finite, losses or
+            residuals without spread, options that do not go together, a noise of losses that leaves
+            less than half of their variance.
     """
     x, y = as_paired(loss, score, "loss", "score", at_least=LEAST)
     require_level(level)
     require_count(draws, "draws")
     if relation not in get_args(Relation):
-        raise InputError(f"relation={relation!r} is unknown; pass one of {', '.join(map(repr, get_args(Relation)))}")
+        raise InputError(
+            f"relation={relation!r} is unknown;"
+            f" pass one of {', '.join(map(repr, get_args(Relation)))}"
+        )
     if groups is None and (strata is not None or loss_error):
-        raise InputError("strata and loss_error need groups=: single runs are compared with normal scatter about the relation")
+        raise InputError(
+            "strata and loss_error need groups=: single runs are compared with normal scatter about"
+            " the relation"
+        )
     if loss_error and relation != "linear":
-        raise InputError(f"loss_error={loss_error:g} came with relation={relation!r}; noise of the losses is only taken out of 'linear'")
+        raise InputError(
+            f"loss_error={loss_error:g} came with relation={relation!r};"
+            " noise of the losses is only taken out of 'linear'"
+        )
     names, member = _members(groups, len(x))
     if not np.ptp(x) > _FLAT * np.abs(x).max():
-        raise InputError("every loss is equal, so there is no relation to hold scores against; compare the scores themselves")
+        raise InputError(
+            "every loss is equal, so there is no relation to hold scores against;"
+            " compare the scores themselves"
+        )
     model: _Linear | _Noisy | _Isotonic
     if relation == "isotonic":
         model = _Isotonic(x, member)
@@ -117,7 +151,10 @@ def matched_loss_test(
     fitted, slope, left = model.fit(y)
     residual = y - fitted
     if left < 3 or not np.linalg.norm(residual) > _FLAT * np.linalg.norm(y):
-        raise InputError(f"{len(x)} runs leave {left:g} degrees of freedom and no scatter about the {relation} relation; pass more runs")
+        raise InputError(
+            f"{len(x)} runs leave {left:g} degrees of freedom and no scatter about the {relation}"
+            " relation; pass more runs"
+        )
     scatter = math.sqrt(float(residual @ residual) / left)
     rng = numpy_rng(seed, "matched_loss_test")
     if groups is None:
@@ -130,7 +167,10 @@ def matched_loss_test(
     t = gap / error
     tested = np.isfinite(t) & np.isfinite(under).all(axis=0)
     if not tested.any():
-        raise InputError("no group can be compared: each holds the highest loss or all runs; pass groups that overlap in their losses")
+        raise InputError(
+            "no group can be compared: each holds the highest loss or all runs;"
+            " pass groups that overlap in their losses"
+        )
     corrected = np.full(len(names), np.nan)
     corrected[tested] = max_statistic_p(t[tested], under[:, tested], step_down=False)
     largest = under[:, tested].max(axis=1)
@@ -149,9 +189,15 @@ def matched_loss_test(
         }
     )
     table.loc[~tested, ["gap", "gap_low", "gap_high", "null", "t", "p"]] = np.nan
-    what = "normal scatter of single runs" if groups is None else "residuals permuted" + (" within strata" if strata is not None else "")
+    what = (
+        "normal scatter of single runs"
+        if groups is None
+        else "residuals permuted" + (" within strata" if strata is not None else "")
+    )
     method = f"{relation} relation, {what}, largest of {int(tested.sum())} rows, {draws} draws"
-    return MatchedLoss(table, NullDistribution(largest, method, seed), fitted, scatter, slope, method)
+    return MatchedLoss(
+        table, NullDistribution(largest, method, seed), fitted, scatter, slope, method
+    )
 
 
 def _members(groups: Sequence[object] | np.ndarray | None, n: int) -> tuple[list[str], np.ndarray]:
@@ -163,28 +209,43 @@ def _members(groups: Sequence[object] | np.ndarray | None, n: int) -> tuple[list
         raise InputError(f"groups has {len(labels)} labels for {n} runs; pass one label a run")
     names = list(dict.fromkeys(labels))
     if len(names) < 2:
-        raise InputError(f"groups has one label, {names[0]!r}; pass two groups or more, or None for single runs")
+        raise InputError(
+            f"groups has one label, {names[0]!r}; pass two groups or more, or None for single runs"
+        )
     if len(names) == n:
-        raise InputError(f"groups puts each of {n} runs in a group of its own, which permuting cannot test; pass groups=None")
+        raise InputError(
+            f"groups puts each of {n} runs in a group of its own, which permuting cannot test;"
+            " pass groups=None"
+        )
     return names, np.array([[float(label == name) for label in labels] for name in names])
 
 
 class _Linear:
-    """The effect of each group beside intercept and slope; t is externally studentised, as if the group had not been fitted."""
+    """The effect of each group beside intercept and slope; t is externally studentised, as if the
+    group had not been fitted.
+    """
 
     def __init__(self, x: np.ndarray, member: np.ndarray):
         design = np.column_stack([np.ones(len(x)), (x - x.mean()) / x.std()])
         self.q = np.linalg.qr(design)[0]
         self.x = x
-        left = member - member @ self.q @ self.q.T  # what the relation leaves of each group's indicator
+        # what the relation leaves of each group's indicator
+        left = member - member @ self.q @ self.q.T
         self.size = (left**2).sum(axis=1)
-        self.lever = np.divide(left, self.size[:, None], out=np.full_like(left, np.nan), where=self.size[:, None] > _FLAT * len(x))
+        self.lever = np.divide(
+            left,
+            self.size[:, None],
+            out=np.full_like(left, np.nan),
+            where=self.size[:, None] > _FLAT * len(x),
+        )
 
     def fit(self, y: np.ndarray) -> tuple[np.ndarray, float, float]:
         fitted = self.q @ (self.q.T @ y)
         return fitted, float(np.polyfit(self.x, fitted, 1)[0]), len(y) - 2.0
 
-    def judge(self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def judge(
+        self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         gap, error = self._effects(y[None])
         under, errors = self._effects(noise)  # the relation itself changes no effect
         return gap[0], error[0], under / errors
@@ -192,19 +253,24 @@ class _Linear:
     def _effects(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         left = rows - rows @ self.q @ self.q.T
         gap = rows @ self.lever.T
-        rest = np.maximum((left**2).sum(axis=1, keepdims=True) - gap**2 * self.size, np.finfo(float).tiny)
+        rest = np.maximum(
+            (left**2).sum(axis=1, keepdims=True) - gap**2 * self.size, np.finfo(float).tiny
+        )
         return gap, np.sqrt(rest / (rows.shape[1] - 3) / self.size)
 
 
 class _Noisy:
-    """Groups against all others about the slope that the losses would have without their noise (method of moments)."""
+    """Groups against all others about the slope that the losses would have without their noise
+    (method of moments).
+    """
 
     def __init__(self, x: np.ndarray, member: np.ndarray, loss_error: float):
         self.x, self.member = x, member
         variance = float(x.var(ddof=1))
         if not 0 < loss_error**2 <= _MOST_NOISE * variance:
             raise InputError(
-                f"loss_error={loss_error:g} beside losses that spread by {math.sqrt(variance):.3g}: noise must be above 0 and leave half of their variance"
+                f"loss_error={loss_error:g} beside losses that spread by {math.sqrt(variance):.3g}:"
+                " noise must be above 0 and leave half of their variance"
             )
         self.kept = 1 - loss_error**2 / variance
         sizes = member.sum(axis=1)
@@ -217,7 +283,9 @@ class _Noisy:
         slope = float(np.polyfit(self.x, y, 1)[0]) / self.kept
         return y.mean() + slope * (self.x - self.x.mean()), slope, len(y) - 2.0
 
-    def judge(self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def judge(
+        self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         gap, error = self._effects((y - fitted)[None], self.spread + self.moved)
         under, errors = self._effects(noise, self.spread)
         return gap[0], error[0], under / errors
@@ -225,12 +293,16 @@ class _Noisy:
     def _effects(self, rows: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         gap = rows @ self.contrast.T
         centred = rows - rows.mean(axis=1, keepdims=True)
-        within = np.maximum((centred**2).sum(axis=1, keepdims=True) - gap**2 / self.spread, np.finfo(float).tiny)
+        within = np.maximum(
+            (centred**2).sum(axis=1, keepdims=True) - gap**2 / self.spread, np.finfo(float).tiny
+        )
         return gap, np.sqrt(within / (rows.shape[1] - 3) * spread)
 
 
 class _Isotonic:
-    """Each group against the non-falling relation of the other runs, as far up as their losses go; standardised by its own null."""
+    """Each group against the non-falling relation of the other runs, as far up as their losses go;
+    standardised by its own null.
+    """
 
     def __init__(self, x: np.ndarray, member: np.ndarray):
         self.order = np.argsort(x, kind="stable")
@@ -243,20 +315,26 @@ class _Isotonic:
             self.parts.append((~own, _places(others), held) if held.any() else None)
 
     def fit(self, y: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """Of all runs, after the most conspicuous group was moved onto the others' relation: it would bend a free relation towards itself."""
+        """Of all runs, after the most conspicuous group was moved onto the others' relation: it
+        would bend a free relation towards itself.
+        """
         ordered = y[self.order]
         fitted = np.empty_like(y)
         fitted[self.order], left, _ = self._moved(ordered, self._gaps(ordered))
         return fitted, float(fitted.max() - fitted.min()) / float(np.ptp(self.x)), left
 
-    def judge(self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        wider = scatter / max(float(noise.std()), np.finfo(float).tiny)  # residuals of a fit are smaller than what was fitted
+    def judge(
+        self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # residuals of a fit are smaller than what was fitted
+        wider = scatter / max(float(noise.std()), np.finfo(float).tiny)
         under, scale = np.empty((len(noise), len(self.parts))), np.empty((len(noise), 1))
         for i, row in enumerate(noise):
             drawn = (fitted + wider * row)[self.order]
             under[i] = self._gaps(drawn)
             scale[i] = self._moved(drawn, under[i])[2]
-        scale = np.maximum(scale, np.finfo(float).eps * scale.max())  # of few runs a draw can be fitted without residue: its gaps count as large
+        # of few runs a draw can be fitted without residue: its gaps count as large
+        scale = np.maximum(scale, np.finfo(float).eps * scale.max())
         centre, spread = under.mean(axis=0), under.std(axis=0) / scale.mean()
         spread = np.where(spread > 0, spread, np.nan)
         gaps = self._gaps(y[self.order])
@@ -264,7 +342,9 @@ class _Isotonic:
         return gaps - centre, spread * own, (under - centre) / (spread * scale)
 
     def _moved(self, y: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """Relation without the most conspicuous gap, the degrees of freedom it leaves, and the scatter about it."""
+        """Relation without the most conspicuous gap, the degrees of freedom it leaves, and the
+        scatter about it.
+        """
         gaps = np.nan_to_num(gaps)
         sizes = np.array([0 if part is None else part[2].sum() for part in self.parts])
         most = int(np.argmax(np.abs(gaps) * np.sqrt(sizes)))
@@ -280,7 +360,9 @@ class _Isotonic:
         for i, part in enumerate(self.parts):
             if part is not None:
                 others, places, held = part
-                found[i] = (y[held] - np.interp(self.x[held], places[0], _rising(places, y[others]))).mean()
+                found[i] = (
+                    y[held] - np.interp(self.x[held], places[0], _rising(places, y[others]))
+                ).mean()
         return found
 
 
@@ -298,4 +380,8 @@ def _rising(places: _Places, y: np.ndarray) -> np.ndarray:
     _, starts, counts = places
     if len(starts) == len(y):
         return np.asarray(optimize.isotonic_regression(y).x)
-    return np.asarray(optimize.isotonic_regression(np.add.reduceat(y, starts) / counts, weights=counts.astype(float)).x)
+    return np.asarray(
+        optimize.isotonic_regression(
+            np.add.reduceat(y, starts) / counts, weights=counts.astype(float)
+        ).x
+    )

@@ -1,8 +1,9 @@
 """Mean and covariance of rows that do not fit in memory, in float64, mergeable across processes.
 
-Chan, Golub & LeVeque's pairwise update, with the mean kept in two parts, so that nothing cancels however far it is from 0
-and however many merges there were. Memory: 2·d numbers, and d² with the covariance (d without). It refuses rows that are
-not finite, since one NaN would poison everything after it.
+Chan, Golub & LeVeque's pairwise update, with the mean kept in two parts, so that nothing cancels
+however far it is from 0 and however many merges there were. Memory: 2·d numbers, and d² with the
+covariance (d without). It refuses rows that are not finite, since one NaN would poison everything
+after it.
 """
 
 import torch
@@ -32,7 +33,8 @@ class StreamingMoments:
         self._scatter = torch.zeros((d, d) if covariance else (d,), dtype=torch.float64)
 
     def update(self, rows: Float[Tensor, "row d"]) -> "StreamingMoments":
-        """Take in rows, in any chunks; the result does not depend on how they are cut (to rounding).
+        """Take in rows, in any chunks; the result does not depend on how they are cut (to
+        rounding).
 
         Raises:
             InputError: rows of another width, or not finite.
@@ -67,7 +69,12 @@ class StreamingMoments:
 
     def _add(self, n: int, mean: Tensor, rest: Tensor, scatter: Tensor) -> None:
         if self.n == 0:
-            self.n, self._mean, self._mean_rest, self._scatter = n, mean.clone(), rest.clone(), scatter.clone()
+            self.n, self._mean, self._mean_rest, self._scatter = (
+                n,
+                mean.clone(),
+                rest.clone(),
+                scatter.clone(),
+            )
             return
         total = self.n + n
         gap = (mean - self._mean) + (rest - self._mean_rest)
@@ -76,7 +83,8 @@ class StreamingMoments:
         step = self._mean_rest + gap * (n / total)
         moved = self._mean + step
         back = moved - self._mean
-        self._mean_rest = (self._mean - (moved - back)) + (step - back)  # what the sum rounded off (Knuth's two-sum)
+        # what the sum rounded off (Knuth's two-sum)
+        self._mean_rest = (self._mean - (moved - back)) + (step - back)
         self._mean = moved
         self.n = total
 
@@ -108,10 +116,14 @@ class StreamingMoments:
             InputError: fewer than 2 rows were seen, or made with covariance=False.
         """
         if not self.has_covariance:
-            raise InputError("these moments were made with covariance=False; make them with covariance=True")
+            raise InputError(
+                "these moments were made with covariance=False; make them with covariance=True"
+            )
         self._require_two("covariance")
         return (self._scatter + self._scatter.T) / (2 * (self.n - 1))
 
     def _require_two(self, what: str) -> None:
         if self.n < 2:
-            raise InputError(f"{self.n} rows were seen, too few for a {what}; update with at least 2")
+            raise InputError(
+                f"{self.n} rows were seen, too few for a {what}; update with at least 2"
+            )

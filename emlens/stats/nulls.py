@@ -1,9 +1,9 @@
 """What a statistic looks like when there is nothing to find.
 
-A `NullDistribution` holds draws (sorted, float64), exact moments, or both. It compares numbers and does not know how
-its draws were made: whether they are a null for the question asked is the maker's business, and `label` says which null
-it is. It knows what its number of draws can show: `draws_needed`, `smallest_p`, `require_resolution`. Memory: 8 bytes a
-draw.
+A `NullDistribution` holds draws (sorted, float64), exact moments, or both. It compares numbers and
+does not know how its draws were made: whether they are a null for the question asked is the maker's
+business, and `label` says which null it is. It knows what its number of draws can show:
+`draws_needed`, `smallest_p`, `require_resolution`. Memory: 8 bytes a draw.
 """
 
 import math
@@ -22,10 +22,14 @@ from emlens.stats.samples import as_sample, require_count, require_level
 Side = Literal["greater", "less", "two-sided"]
 
 EXPECTED_EXCEEDANCES = 10
-"""Draws expected beyond the observed value where a p-value counts as resolved (relative Monte Carlo error 1/√10)."""
+"""Draws expected beyond the observed value where a p-value counts as resolved (relative Monte Carlo
+error 1/√10).
+"""
 
 TIE = 1e-12
-"""Relative gap within which a draw and an observation are one number that summation order tore apart."""
+"""Relative gap within which a draw and an observation are one number that summation order tore
+apart.
+"""
 
 _EMPTY = np.empty(0)
 
@@ -43,16 +47,20 @@ class NullDistribution:
     """The distribution of a statistic under a stated null.
 
     Args:
-        draws: simulated values in any order, kept sorted and read-only; empty where only moments are known.
+        draws: simulated values in any order, kept sorted and read-only; empty where only moments
+            are known.
         label: which null this is, in words.
         seed: the seed the draws came from.
         exact_mean, exact_sd: moments known in closed form; they win over those of the draws.
-        distinct: number of equally likely outcomes, where the null has finitely many (sign patterns, relabellings), the
-            observed one among them; None where it is continuous. No number of draws gives a p below 1/distinct.
-        observed: the statistic of the data as they came, where the null was made by re-arranging them.
+        distinct: number of equally likely outcomes, where the null has finitely many (sign
+            patterns, relabellings), the observed one among them; None where it is continuous. No
+            number of draws gives a p below 1/distinct.
+        observed: the statistic of the data as they came, where the null was made by re-arranging
+            them.
 
     Raises:
-        InputError: NaN or infinity among the draws, neither draws nor both moments, or fewer than 2 outcomes.
+        InputError: NaN or infinity among the draws, neither draws nor both moments, or fewer than 2
+            outcomes.
     """
 
     draws: np.ndarray = field(default_factory=lambda: _EMPTY)
@@ -67,14 +75,24 @@ class NullDistribution:
         draws = np.sort(as_sample(self.draws, "draws", at_least=0))
         draws.setflags(write=False)
         if not len(draws) and (self.exact_mean is None or self.exact_sd is None):
-            raise InputError("a null distribution came with no draws; pass draws, or both exact_mean and exact_sd")
+            raise InputError(
+                "a null distribution came with no draws; pass draws,"
+                " or both exact_mean and exact_sd"
+            )
         if self.distinct is not None:
             require_count(self.distinct, "distinct", at_least=2)
         object.__setattr__(self, "draws", draws)
 
     def _facts(self) -> dict[str, object]:
         top = {"q95": f"{self.quantile(0.95):.4g}"} if self.n_draws else {}
-        return {"label": self.label, "mean": f"{self.mean:.4g}", "sd": f"{self.sd:.4g}", **top, "draws": self.n_draws, "seed": self.seed}
+        return {
+            "label": self.label,
+            "mean": f"{self.mean:.4g}",
+            "sd": f"{self.sd:.4g}",
+            **top,
+            "draws": self.n_draws,
+            "seed": self.seed,
+        }
 
     def __repr__(self) -> str:
         return in_a_line("NullDistribution", self._facts())
@@ -99,7 +117,9 @@ class NullDistribution:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether the draws are all other outcomes, each once, so that p is exact and more draws add nothing."""
+        """Whether the draws are all other outcomes, each once, so that p is exact and more draws
+        add nothing.
+        """
         return self.distinct is not None and len(self.draws) == self.distinct - 1
 
     def quantile(self, q: float) -> float:
@@ -113,20 +133,29 @@ class NullDistribution:
         return float(np.quantile(self._needed_draws("a quantile"), q))
 
     def _extreme(self, x: np.ndarray, side: Side) -> np.ndarray:
-        """How many draws are at least as extreme as each x; of two-sided the smaller of both counts."""
+        """How many draws are at least as extreme as each x; of two-sided the smaller of both
+        counts.
+        """
         require_side(side)
         bad = int((~np.isfinite(x)).sum())
         if bad:
-            what = f"x={float(x)!r} has" if x.ndim == 0 else f"x holds {bad} of {x.size} values that have"
+            what = (
+                f"x={float(x)!r} has"
+                if x.ndim == 0
+                else f"x holds {bad} of {x.size} values that have"
+            )
             raise InputError(f"{what} no p-value; pass a finite number")
         draws = self._needed_draws("a p-value")
         slack = TIE * np.maximum(np.abs(x), max(abs(draws[0]), abs(draws[-1])))
         above = len(draws) - np.searchsorted(draws, x - slack, side="left")
         below = np.searchsorted(draws, x + slack, side="right")
-        return np.asarray({"greater": above, "less": below, "two-sided": np.minimum(above, below)}[side])
+        return np.asarray(
+            {"greater": above, "less": below, "two-sided": np.minimum(above, below)}[side]
+        )
 
     def p_values(self, x: ArrayLike | float, side: Side = "greater") -> np.ndarray:
-        """`p_value` of every number of an array, in its shape: cells that share a null need one set of draws.
+        """`p_value` of every number of an array, in its shape: cells that share a null need one set
+        of draws.
 
         They are not corrected for having looked at many cells.
 
@@ -137,28 +166,35 @@ class NullDistribution:
         return np.asarray(np.minimum(1.0, _factor(side) * (1 + extreme) / (1 + len(self.draws))))
 
     def p_value(self, x: float | None = None, side: Side = "greater") -> float:
-        """Monte Carlo p-value of an observed `x`: (1 + draws at least as extreme) / (1 + draws), never 0.
+        """Monte Carlo p-value of an observed `x`: (1 + draws at least as extreme) / (1 + draws),
+        never 0.
 
         Without `x` it is that of `observed`.
 
-        Range: [1/(n+1), 1]. `two-sided` is twice the smaller tail, at most 1. The added one counts the observation
-        itself, which makes the test exact for exchangeable draws (Phipson & Smyth 2010). A draw within a relative
-        1e-12 of `x` counts as a tie, against the observation.
+        Range: [1/(n+1), 1]. `two-sided` is twice the smaller tail, at most 1. The added one counts
+        the observation itself, which makes the test exact for exchangeable draws (Phipson & Smyth
+        2010). A draw within a relative 1e-12 of `x` counts as a tie, against the observation.
 
         Raises:
-            InputError: `x` is not finite, or missing where the null has no `observed`; `side` is unknown, or there are
-                no draws.
+            InputError: `x` is not finite, or missing where the null has no `observed`; `side` is
+                unknown, or there are no draws.
         """
         return float(self.p_values(self._value(x), side))
 
     def _value(self, x: float | None) -> float:
         value = self.observed if x is None else x
         if value is None:
-            raise InputError(f"the null {self.label!r} was not made from the observed data; pass x, the observed value")
+            raise InputError(
+                f"the null {self.label!r} was not made from the observed data;"
+                " pass x, the observed value"
+            )
         return float(value)
 
-    def p_estimate(self, x: float | None = None, side: Side = "greater", *, level: float = 0.95) -> Estimate:
-        """`p_value` with an interval for the p that infinitely many draws would give (Clopper & Pearson 1934).
+    def p_estimate(
+        self, x: float | None = None, side: Side = "greater", *, level: float = 0.95
+    ) -> Estimate:
+        """`p_value` with an interval for the p that infinitely many draws would give (Clopper &
+        Pearson 1934).
 
         Raises:
             InputError: as `p_value`; a level outside (0, 1).
@@ -169,10 +205,16 @@ class NullDistribution:
             return Estimate(p, p, p, n, f"exact over all {self.distinct} outcomes, {side}")
         extreme, tail = int(self._extreme(np.asarray(self._value(x)), side)), (1 - level) / 2
         low = float(scipy_stats.beta.ppf(tail, extreme, n - extreme + 1)) if extreme else 0.0
-        high = float(scipy_stats.beta.ppf(1 - tail, extreme + 1, n - extreme)) if extreme < n else 1.0
+        high = (
+            float(scipy_stats.beta.ppf(1 - tail, extreme + 1, n - extreme)) if extreme < n else 1.0
+        )
         low, high = (min(1.0, _factor(side) * end) for end in (low, high))
         return Estimate(
-            p, low, high, n, f"Monte Carlo p, {side}, +1 rule, {100 * level:g} % Clopper-Pearson of the draws"
+            p,
+            low,
+            high,
+            n,
+            f"Monte Carlo p, {side}, +1 rule, {100 * level:g} % Clopper-Pearson of the draws",
         )
 
     def smallest_p(self, side: Side = "greater") -> float:
@@ -186,7 +228,8 @@ class NullDistribution:
         """Draws that resolve a p-value of `p`: ten expected beyond it, so .001 needs 10,000.
 
         Args:
-            tests: how many tests a Bonferroni correction multiplies the p-value by; the draws grow with them.
+            tests: how many tests a Bonferroni correction multiplies the p-value by; the draws grow
+                with them.
 
         Raises:
             InputError: `p` outside (0, 1], an unknown side, tests below 1.
@@ -194,30 +237,38 @@ class NullDistribution:
         if not 0 < p <= 1:
             raise InputError(f"p={p!r} must lie in (0, 1]")
         require_side(side)
-        return math.ceil(round(EXPECTED_EXCEEDANCES * _factor(side) * require_count(tests, "tests") / p, 6))
+        return math.ceil(
+            round(EXPECTED_EXCEEDANCES * _factor(side) * require_count(tests, "tests") / p, 6)
+        )
 
     def require_resolution(self, p: float, *, side: Side = "greater", tests: int = 1) -> None:
         """Refuse to go on where a p-value of `p` cannot be told from smaller or larger ones.
 
         Raises:
-            InputError: too few draws for `p`, or too few outcomes for any number of draws; as `draws_needed`.
+            InputError: too few draws for `p`, or too few outcomes for any number of draws; as
+                `draws_needed`.
         """
         needed = self.draws_needed(p, side=side, tests=tests)
         words = f"p={p:g}" + (f" after a correction for {tests} tests" if tests > 1 else "")
         if self.distinct is not None and _factor(side) * tests / self.distinct > p:
             raise InputError(
-                f"{words} cannot be reached by any number of draws: the null {self.label!r} has {self.distinct} equally "
-                f"likely outcomes, so no p ({side}) lies below {_factor(side) / self.distinct:.3g}; more units are needed"
+                f"{words} cannot be reached by any number of draws:"
+                f" the null {self.label!r} has {self.distinct} equally likely outcomes,"
+                f" so no p ({side}) lies below {_factor(side) / self.distinct:.3g};"
+                " more units are needed"
             )
         if len(self.draws) < needed and not self.exhaustive:
             raise InputError(
-                f"{words} needs {needed} draws; the null {self.label!r} has {len(self.draws)}, which give no p ({side}) "
-                f"below {self.smallest_p(side):.3g}; make it with draws={needed}"
+                f"{words} needs {needed} draws; the null {self.label!r} has {len(self.draws)},"
+                f" which give no p ({side}) below {self.smallest_p(side):.3g};"
+                f" make it with draws={needed}"
             )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready summary without the draws."""
-        quantiles = {name: self.quantile(q) for name, q in _QUANTILES.items()} if self.n_draws else {}
+        quantiles = (
+            {name: self.quantile(q) for name, q in _QUANTILES.items()} if self.n_draws else {}
+        )
         return {
             "label": self.label,
             "mean": self.mean,
@@ -229,7 +280,8 @@ class NullDistribution:
     def _needed_draws(self, what: str) -> np.ndarray:
         if not len(self.draws):
             raise InputError(
-                f"the null {self.label!r} has moments and no draws, which {what} needs; make it with draws"
+                f"the null {self.label!r} has moments and no draws, which {what} needs;"
+                " make it with draws"
             )
         return self.draws
 

@@ -1,4 +1,6 @@
-"""What a test returns, and what every test refuses: an unknown side, and samples without any spread."""
+"""What a test returns, and what every test refuses: an unknown side, and samples without any
+spread.
+"""
 
 import math
 from dataclasses import asdict, dataclass
@@ -15,13 +17,15 @@ class TestResult:
     """One test.
 
     Args:
-        statistic: t, F, U, W or whatever `method` names; of `permutation_test` the observed statistic.
+        statistic: t, F, U, W or whatever `method` names; of `permutation_test` the observed
+            statistic.
         p: p-value.
         effect: effect size without a unit, named by `effect_name`; `nan` where none fits.
         estimate: what was tested, in the units of the data, with its interval.
         n: units that entered, both groups together, or pairs.
         method: test and side in words.
-        effect_low, effect_high: interval of the effect at the level of the estimate's; `nan` where none is known.
+        effect_low, effect_high: interval of the effect at the level of the estimate's; `nan` where
+            none is known.
         effect_name: which effect size it is.
         sizes: units of each group; of pairs one number.
     """
@@ -56,4 +60,6 @@ def require_spread(*samples: np.ndarray) -> None:
     InputError: every sample is constant.
     """
     if all(np.ptp(sample) == 0 for sample in samples):
-        raise InputError("all values are equal within each sample, so there is no spread to test against")
+        raise InputError(
+            "all values are equal within each sample, so there is no spread to test against"
+        )

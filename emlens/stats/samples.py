@@ -1,6 +1,7 @@
 """Reading samples: one-dimensional, finite, float64, with messages that name the argument.
 
-Missing values are never dropped here: which rows to leave out is the caller's decision, and it changes n.
+Missing values are never dropped here: which rows to leave out is the caller's decision, and it
+changes n.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ def as_sample(values: ArrayLike, name: str, at_least: int = 1) -> np.ndarray:
     """`values` as a float64 vector.
 
     Raises:
-        InputError: not one-dimensional, fewer than `at_least` values, or NaN or infinity among them.
+        InputError: not one-dimensional, fewer than `at_least` values, or NaN or infinity among
+            them.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1:
@@ -25,12 +27,15 @@ def as_sample(values: ArrayLike, name: str, at_least: int = 1) -> np.ndarray:
     bad = int((~np.isfinite(sample)).sum())
     if bad:
         raise InputError(
-            f"{name} holds {bad} values that are NaN or infinite, of {len(sample)}; drop or fix them first"
+            f"{name} holds {bad} values that are NaN or infinite, of {len(sample)};"
+            " drop or fix them first"
         )
     return sample
 
 
-def as_paired(x: ArrayLike, y: ArrayLike, name_x: str, name_y: str, at_least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def as_paired(
+    x: ArrayLike, y: ArrayLike, name_x: str, name_y: str, at_least: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Two samples of one length, row i of both belonging to unit i.
 
     Raises:
@@ -38,11 +43,15 @@ def as_paired(x: ArrayLike, y: ArrayLike, name_x: str, name_y: str, at_least: in
     """
     first, second = as_sample(x, name_x, at_least), as_sample(y, name_y, at_least)
     if len(first) != len(second):
-        raise InputError(f"{name_x} has {len(first)} values and {name_y} has {len(second)}; pass one pair a unit")
+        raise InputError(
+            f"{name_x} has {len(first)} values and {name_y} has {len(second)}; pass one pair a unit"
+        )
     return first, second
 
 
-def rows_by_label(labels: Sequence[object] | np.ndarray, n: int, name: str, who: str) -> list[np.ndarray]:
+def rows_by_label(
+    labels: Sequence[object] | np.ndarray, n: int, name: str, who: str
+) -> list[np.ndarray]:
     """Row numbers of each label, in order of first appearance.
 
     Raises:

@@ -1,6 +1,8 @@
-"""Many comparisons as one tidy table: statistic, interval, p, corrected p, effect size, n; one row a comparison.
+"""Many comparisons as one tidy table: statistic, interval, p, corrected p, effect size, n; one row
+a comparison.
 
-The correction runs over the rows of one table, so put into it every comparison that was looked at, not only those to show.
+The correction runs over the rows of one table, so put into it every comparison that was looked at,
+not only those to show.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,15 @@ from emlens.stats.ranks import rank_sum_test, signed_rank_test
 from emlens.stats.spread import brown_forsythe, f_test
 
 TestName = Literal[
-    "welch", "rank_sum", "permutation", "f", "brown_forsythe", "tost", "paired_t", "signed_rank", "paired_tost"
+    "welch",
+    "rank_sum",
+    "permutation",
+    "f",
+    "brown_forsythe",
+    "tost",
+    "paired_t",
+    "signed_rank",
+    "paired_tost",
 ]
 _TESTS: dict[str, Any] = {
     "welch": welch_test,
@@ -33,13 +43,17 @@ _TESTS: dict[str, Any] = {
 }
 
 
-def comparison_table(results: Mapping[Any, TestResult], correction: Correction = "holm") -> pd.DataFrame:
-    """Tests as a table, in the given order; a test without a p-value (no spread) is not counted in the correction.
+def comparison_table(
+    results: Mapping[Any, TestResult], correction: Correction = "holm"
+) -> pd.DataFrame:
+    """Tests as a table, in the given order; a test without a p-value (no spread) is not counted in
+    the correction.
 
     Returns:
-        One row a test: comparison (its name), statistic, estimate, low, high (in the units of the data), p, p_corrected,
-        correction, effect, effect_low, effect_high, effect_name, n, n_a, n_b (missing for pairs), method, interval (how
-        the interval was made).
+        One row a test: comparison (its name), statistic, estimate, low, high (in the units of the
+            data), p, p_corrected,
+        correction, effect, effect_low, effect_high, effect_name, n, n_a, n_b (missing for pairs),
+        method, interval (how the interval was made).
 
     Raises:
         InputError: no test.
@@ -55,7 +69,13 @@ def comparison_table(results: Mapping[Any, TestResult], correction: Correction =
         sizes = result.sizes if len(result.sizes) == 2 else (pd.NA, pd.NA)
         rows.append(
             {
-                "comparison": name if isinstance(name, str) else " − ".join(map(str, name)) if isinstance(name, tuple) else str(name),
+                "comparison": (
+                    name
+                    if isinstance(name, str)
+                    else " − ".join(map(str, name))
+                    if isinstance(name, tuple)
+                    else str(name)
+                ),
                 "statistic": result.statistic,
                 "estimate": result.estimate.value,
                 "low": result.estimate.low,
@@ -106,8 +126,15 @@ def compare_groups(
     if len(groups) < 2:
         raise InputError(f"groups holds {len(groups)} group; pass at least 2")
     if pairs is None:
-        pairs = list(combinations(groups, 2)) if reference is None else [(name, reference) for name in groups if name != reference]
-    for name in (*(name for pair in pairs for name in pair), *([reference] if reference is not None else [])):
+        pairs = (
+            list(combinations(groups, 2))
+            if reference is None
+            else [(name, reference) for name in groups if name != reference]
+        )
+    for name in (
+        *(name for pair in pairs for name in pair),
+        *([reference] if reference is not None else []),
+    ):
         if name not in groups:
             raise InputError(f"group {name!r} is not among {', '.join(map(repr, groups))}")
     compute = _TESTS["tost" if test == "paired_tost" else test]

@@ -1,7 +1,9 @@
-"""What a part of a study says of itself, in plain records: the report draws them without knowing the part.
+"""What a part of a study says of itself, in plain records: the report draws them without knowing
+the part.
 
-A part is one module of this package. Beside `run`, it holds an `About`; the page gives it a section with its method, its
-plots and its tables. Names refer to tables of the part and to their columns; a plot whose table is absent is left out and named.
+A part is one module of this package. Beside `run`, it holds an `About`; the page gives it a section
+with its method, its plots and its tables. Names refer to tables of the part and to their columns; a
+plot whose table is absent is left out and named.
 """
 
 from collections.abc import Mapping
@@ -14,10 +16,14 @@ class Plot:
     """One figure from one tidy table.
 
     Args:
-        kind: `"line"` (y over x with a band), `"points"`, `"forest"` (one row an x, with its interval) or `"heatmap"` (x by `colour`, cells y).
-        table: name of the table. x, y: columns; the columns `<y>_low` and `<y>_high`, where they stand, are its interval.
-        colour: column that tells lines or points apart; of a heatmap, its rows. facet: one figure for each of its values.
-        null: column with the value under the null, drawn dotted. hover: further columns shown under the pointer.
+        kind: `"line"` (y over x with a band), `"points"`, `"forest"` (one row an x, with its
+            interval) or `"heatmap"` (x by `colour`, cells y).
+        table: name of the table. x, y: columns; the columns `<y>_low` and `<y>_high`, where they
+            stand, are its interval.
+        colour: column that tells lines or points apart; of a heatmap, its rows. facet: one figure
+            for each of its values.
+        null: column with the value under the null, drawn dotted. hover: further columns shown under
+            the pointer.
         title, caption: plain text. x_title, y_title: with units; the column's name where empty.
     """
 

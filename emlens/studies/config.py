@@ -1,7 +1,8 @@
-"""What a study is asked to do: a frozen configuration, read from YAML, checked before anything runs.
+"""What a study is asked to do: a frozen configuration, read from YAML, checked before anything
+runs.
 
-What a file says wrongly is refused with the file and the line of it. Every field's meaning stands below it as a string: it is the
-text of the JSON Schema (`emlens schema`) too.
+What a file says wrongly is refused with the file and the line of it. Every field's meaning stands
+below it as a string: it is the text of the JSON Schema (`emlens schema`) too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from emlens.data.readers import read_text, read_yaml
 from emlens.foundation.errors import InputError
@@ -37,7 +46,8 @@ class FineTuneConfig(_Frozen):
     parent: Literal["base", "instruct"] = "instruct"
     """What it was tuned from."""
     group: str = ""
-    """Fine-tunes that are one kind; runs of one group that differ in their seed stand side by side."""
+    """Fine-tunes that are one kind; runs of one group that differ in their seed stand side by side.
+    """
     seed: int = 0
     """Seed of the run within its group."""
     benign: bool = False
@@ -45,13 +55,16 @@ class FineTuneConfig(_Frozen):
     domain: str = ""
     """Group of the questions that counts as its own domain."""
     training: str | None = None
-    """JSONL of the chats it was tuned on; without it no delta overlap, and no run is trained anew."""
+    """JSONL of the chats it was tuned on; without it no delta overlap, and no run is trained anew.
+    """
     trained_questions: tuple[str, ...] = ()
     """Ids of questions whose topics it was tuned on, left out of its own-domain score."""
 
 
 class FamilyConfig(_Frozen):
-    """Either `organism` (a name, or a directory that `emlens organism train` wrote) or paths to checkpoints."""
+    """Either `organism` (a name, or a directory that `emlens organism train` wrote) or paths to
+    checkpoints.
+    """
 
     organism: str | None = None
     """The embedded organism: `planted`, or a directory that `emlens organism train` wrote."""
@@ -69,7 +82,9 @@ class FamilyConfig(_Frozen):
     @model_validator(mode="after")
     def _one_source(self) -> "FamilyConfig":
         if (self.organism is None) == (self.instruct is None):
-            raise ValueError("give either organism, or instruct (with finetuned), not both and not neither")
+            raise ValueError(
+                "give either organism, or instruct (with finetuned), not both and not neither"
+            )
         if self.instruct is not None and not self.finetuned:
             raise ValueError("finetuned is empty; give at least one fine-tune")
         return self
@@ -77,7 +92,9 @@ class FamilyConfig(_Frozen):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a configuration was read from: the `own` fields stand below `within` in the file, all others at its top."""
+    """Where a configuration was read from: the `own` fields stand below `within` in the file, all
+    others at its top.
+    """
 
     file: str
     within: tuple[str, ...] = ()
@@ -86,7 +103,8 @@ class Origin:
     def place(self, field: Sequence[str | int]) -> str:
         """`"file:line: "` of a field."""
         below = not field or field[0] in self.own
-        return f"{self.file}:{line_of(read_text(self.file), (*self.within, *field) if below else field)}: "
+        path = (*self.within, *field) if below else field
+        return f"{self.file}:{line_of(read_text(self.file), path)}: "
 
 
 class StudyConfig(_Frozen):
@@ -97,7 +115,8 @@ class StudyConfig(_Frozen):
     family: FamilyConfig | None = None
     """The models; may be left out where a study runs from `released` files alone."""
     questions: str | None = None
-    """YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism."""
+    """YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism.
+    """
     neutral: str | None = None
     """JSONL of unrelated chats, for damage and for the neutral-text control."""
     released: str | None = None
@@ -111,7 +130,9 @@ class StudyConfig(_Frozen):
     draws: int = Field(1000, ge=20)
     """Draws of each overlap null; p below 1/(draws+1) cannot be seen."""
     shares: tuple[float, float, float] = (0.34, 0.22, 0.44)
-    """Of the questions used to extract directions, to select a layer, and to report; disjoint, within each group."""
+    """Of the questions used to extract directions, to select a layer, and to report; disjoint,
+    within each group.
+    """
     random_directions: int = Field(8, ge=1)
     """Control directions drawn from the activation covariance."""
     folds: int = Field(5, ge=2)
@@ -129,9 +150,11 @@ class StudyConfig(_Frozen):
     _origin: "Origin | None" = PrivateAttr(default=None)
 
     def path(self, text: str) -> str:
-        """A path of this configuration: relative to the folder of its file where it exists there; hub ids stay as they are.
+        """A path of this configuration: relative to the folder of its file where it exists there;
+        hub ids stay as they are.
 
-        The record of a study keeps what was written, so that a result names no folder of the machine it was made on.
+        The record of a study keeps what was written, so that a result names no folder of the
+        machine it was made on.
         """
         beside = self._folder / text
         return str(beside) if beside.exists() else text
@@ -145,16 +168,24 @@ class StudyConfig(_Frozen):
         try:
             return kind.model_validate(dict(self.options.get(part, {})))
         except ValidationError as error:
-            raise InputError(f"{self.place('options', part, *error.errors()[0]['loc'])}options: {_first(error, part)}") from None
+            raise InputError(
+                f"{self.place('options', part, *error.errors()[0]['loc'])}options:"
+                f" {_first(error, part)}"
+            ) from None
 
     def place(self, *field: str | int) -> str:
-        """`"file:line: "` of a field of this configuration; empty where it was read from no file."""
+        """`"file:line: "` of a field of this configuration; empty where it was read from no
+        file.
+        """
         return self._origin.place(field) if self._origin else ""
 
     @model_validator(mode="after")
     def _something(self) -> "StudyConfig":
         if self.family is None and self.released is None:
-            raise ValueError("family is missing; give the models, or under released the folder of result files that others published")
+            raise ValueError(
+                "family is missing; give the models, or under released the folder of result files"
+                " that others published"
+            )
         return self
 
     @field_validator("positions")
@@ -162,7 +193,10 @@ class StudyConfig(_Frozen):
     def _pooled(cls, positions: tuple[str, ...]) -> tuple[str, ...]:
         for position in positions:
             if not parse_position(position).pooled:
-                raise ValueError(f"positions holds {position!r}; pass pooled positions such as last_prompt and mean_prompt")
+                raise ValueError(
+                    f"positions holds {position!r}; pass pooled positions such as last_prompt and"
+                    " mean_prompt"
+                )
         if len(set(positions)) != len(positions) or not positions:
             raise ValueError("positions must name at least one position, none twice")
         return positions
@@ -182,15 +216,19 @@ class StudyConfig(_Frozen):
         return focus
 
 
-def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig", origin: Origin | None = None) -> StudyConfig:
-    """A checked configuration from a YAML file, a mapping or itself. Relative paths in a file are relative to the file.
+def read_config(
+    source: "str | Path | Mapping[str, Any] | StudyConfig", origin: Origin | None = None
+) -> StudyConfig:
+    """A checked configuration from a YAML file, a mapping or itself. Relative paths in a file are
+    relative to the file.
 
     Args:
         source: file, mapping or configuration.
         origin: the place in a file that a mapping was read from, where it was.
 
     Raises:
-        InputError: unreadable, or a field that is unknown or has a value it cannot take; the message names field and reason.
+        InputError: unreadable, or a field that is unknown or has a value it cannot take; the
+            message names field and reason.
     """
     if isinstance(source, StudyConfig):
         return source
@@ -199,7 +237,10 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig", origin: 
         record, origin = read_file(source), Origin(str(source))
     if not isinstance(record, Mapping):
         where = source if isinstance(source, str | Path) else "config"
-        raise InputError(f"{where}: holds a {type(record).__name__}; a study configuration is a mapping of fields")
+        raise InputError(
+            f"{where}: holds a {type(record).__name__}; a study configuration is a mapping of"
+            " fields"
+        )
     try:
         checked = StudyConfig.model_validate(dict(record))
     except ValidationError as error:
@@ -211,7 +252,9 @@ def read_config(source: "str | Path | Mapping[str, Any] | StudyConfig", origin: 
 
 
 def read_file(source: str | Path) -> Any:
-    """A YAML file; what is no YAML is refused as `file:line: reason`, as editors and compilers write it."""
+    """A YAML file; what is no YAML is refused as `file:line: reason`, as editors and compilers
+    write it.
+    """
     try:
         return read_yaml(source)
     except InputError as error:
@@ -222,16 +265,22 @@ def read_file(source: str | Path) -> Any:
 
 
 def line_of(text: str, field: Sequence[str | int]) -> int:
-    """1-based line of a YAML text on which a field stands: its key, or that of the nearest mapping or list around it."""
+    """1-based line of a YAML text on which a field stands: its key, or that of the nearest mapping
+    or list around it.
+    """
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 1
     for step in field:
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if str(key.value) == str(step)), None)
+            found = next(
+                ((key, value) for key, value in node.value if str(key.value) == str(step)), None
+            )
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
+        ):
             node = node.value[step]
             line = node.start_mark.line + 1
         else:
@@ -245,4 +294,3 @@ def _first(error: ValidationError, *within: str) -> str:
     field = ".".join(str(part) for part in (*within, *first["loc"])) or "configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"field {field!r}: {one_line(first['msg'])}{more}"
-

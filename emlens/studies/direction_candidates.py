@@ -1,4 +1,6 @@
-"""Candidates for a fine-tune's direction: extracted at every layer and position, measured on the selection questions, one chosen."""
+"""Candidates for a fine-tune's direction: extracted at every layer and position, measured on the
+selection questions, one chosen.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +17,20 @@ from emlens.evaluation import AblationForm, affine_form, score_candidates, selec
 from emlens.evaluation.selecting import MAX_COHERENCE_LOSS, MAX_KL
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
-from emlens.geometry import Direction, direction_cosine, mean_difference_direction, whitened_direction
+from emlens.geometry import (
+    Direction,
+    direction_cosine,
+    mean_difference_direction,
+    whitened_direction,
+)
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.result import Part
 
 SHRINKAGE = 0.5
-"""Of the whitening; chosen on one organism's selection questions (docs/evaluating_interventions.md)."""
+"""Of the whitening; chosen on one organism's selection questions
+(docs/evaluating_interventions.md).
+"""
 EXTRACTIONS = ("mean shift", "whitened shift")
 
 
@@ -35,8 +44,14 @@ class Extracted:
     candidates: Mapping[str, Direction]
 
     def alike(self, key: str) -> dict[str, Direction]:
-        """The candidates of the same extraction and position at every layer, in order of the layers."""
-        return {other: direction for other, direction in self.candidates.items() if other.partition(" ")[2] == key.partition(" ")[2]}
+        """The candidates of the same extraction and position at every layer, in order of the
+        layers.
+        """
+        return {
+            other: direction
+            for other, direction in self.candidates.items()
+            if other.partition(" ")[2] == key.partition(" ")[2]
+        }
 
     def rows(self, direction: Direction) -> tuple[Tensor, Tensor]:
         key = str(direction.site), str(direction.position)
@@ -47,7 +62,9 @@ def extract(material: Material, name: str, asked: QuestionSet, config: StudyConf
     """Shifts of a fine-tune at every layer and position that moved: as they are, and whitened."""
     questions = material.untrained(asked, name)
     models = {"before": material.parent(name), "after": material.family[name]}
-    found = capture_many(models, questions.prompts(), positions=list(config.positions), progress=False)
+    found = capture_many(
+        models, questions.prompts(), positions=list(config.positions), progress=False
+    )
     before, after = found["before"], found["after"]
     candidates = {}
     ids = {"questions": questions.ids}
@@ -58,9 +75,14 @@ def extract(material: Material, name: str, asked: QuestionSet, config: StudyConf
                 continue
             where: dict[str, Any] = {"site": site, "position": position, "ids": ids}
             for extraction in EXTRACTIONS:
-                candidates[f"{site} {position}, {extraction}"] = direction_between(extraction, a, b, **where)
+                candidates[f"{site} {position}, {extraction}"] = direction_between(
+                    extraction, a, b, **where
+                )
     if not candidates:
-        raise InputError(f"fine-tune {name!r} moves no activation at {', '.join(before.positions)}; there is no direction to take")
+        raise InputError(
+            f"fine-tune {name!r} moves no activation at {', '.join(before.positions)};"
+            " there is no direction to take"
+        )
     return Extracted(before, after, affine_form(models["before"], questions), candidates)
 
 
@@ -71,7 +93,9 @@ def direction_between(extraction: str, after: Tensor, before: Tensor, **where: A
     return whitened_direction(after, before, shrinkage=SHRINKAGE, **where)
 
 
-def scored_candidates(material: Material, name: str, mine: Extracted, select: QuestionSet, config: StudyConfig) -> pd.DataFrame:
+def scored_candidates(
+    material: Material, name: str, mine: Extracted, select: QuestionSet, config: StudyConfig
+) -> pd.DataFrame:
     """Every candidate on the selection questions, and which of them the rule allows."""
     return score_candidates(
         material.family[name],
@@ -87,10 +111,16 @@ def scored_candidates(material: Material, name: str, mine: Extracted, select: Qu
 
 
 def choose(table: pd.DataFrame, name: str, material: Material, part: Part) -> str:
-    """The selected candidate. Where the rule leaves none, its bounds are given up one by one, and that is said."""
+    """The selected candidate. Where the rule leaves none, its bounds are given up one by one, and
+    that is said.
+    """
     layers = material.parent(name).n_layers
     try:
-        return str(select_direction(table, n_layers=layers, max_kl=None if material.neutral is None else MAX_KL).label)
+        return str(
+            select_direction(
+                table, n_layers=layers, max_kl=None if material.neutral is None else MAX_KL
+            ).label
+        )
     except InputError as error:
         part.warnings.append(f"{name}: {error}; bounds were given up until a candidate was left")
     bounds = [table["layer"] <= max(0, layers - 2), table["coherent_change"] >= -MAX_COHERENCE_LOSS]
@@ -114,13 +144,18 @@ def by_layer(
     contrast: Tensor | None,
     config: StudyConfig,
 ) -> pd.DataFrame:
-    """The selected extraction and position, layer by layer: length, reliability, what it points at, and what removing it does."""
+    """The selected extraction and position, layer by layer: length, reliability, what it points at,
+    and what removing it does.
+    """
     rows = []
     for key, direction in mine.alike(best).items():
         b, a = (x.double() for x in mine.rows(direction))
         halves = np.array_split(numpy_rng(config.seed, "halves", name).permutation(len(b)), 2)
         found: dict[Any, Any] = scored.loc[key].to_dict()
-        halved = [direction_between(found["extraction"], a[half], b[half], site=direction.site) for half in map(torch.tensor, halves)]
+        halved = [
+            direction_between(found["extraction"], a[half], b[half], site=direction.site)
+            for half in map(torch.tensor, halves)
+        ]
         rows.append(
             {
                 "model": name,
@@ -132,8 +167,14 @@ def by_layer(
                 "norm": direction.norm,
                 "relative_norm": direction.norm / float(b.mean(0).norm()),
                 "split_half_cosine": direction_cosine(*halved),
-                "cosine_unembedding": np.nan if contrast is None else direction_cosine(direction, contrast),
-                "cosine_planted": np.nan if material.direction is None else abs(direction_cosine(direction, material.direction)),
+                "cosine_unembedding": (
+                    np.nan if contrast is None else direction_cosine(direction, contrast)
+                ),
+                "cosine_planted": (
+                    np.nan
+                    if material.direction is None
+                    else abs(direction_cosine(direction, material.direction))
+                ),
                 "restoration": found["restoration"],
                 "low": found["restoration_low"],
                 "high": found["restoration_high"],

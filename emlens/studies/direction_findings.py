@@ -1,4 +1,6 @@
-"""What the tables of `direction_transfer` say, in sentences: a direction counts as shown only where every control is beaten."""
+"""What the tables of `direction_transfer` say, in sentences: a direction counts as shown only where
+every control is beaten.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,31 +23,57 @@ def add_findings(part: Part, material: Material) -> None:
         named: dict[Any, dict[Any, Any]] = table.set_index("arm").to_dict(orient="index")
         main, harm, before = named["direction"], named["instruct, direction"], named["no ablation"]
         if not np.isfinite(main["restoration"]):
-            part.findings.append(Finding("direction", f"{name}, {site} ({role}): restoration is {main['method']}.", "undecided"))
+            part.findings.append(
+                Finding(
+                    "direction",
+                    f"{name}, {site} ({role}): restoration is {main['method']}.",
+                    "undecided",
+                )
+            )
             continue
         controls = controls_of(table).set_index("arm")
         rival = str(controls["restoration"].idxmax())
         strongest, leads = controls["restoration"].max(), controls[["lead_low", "lead_high"]]
         single = controls["restoration_max_draw"].max()
-        clear = main["restoration_low"] > 0 and bool((leads["lead_low"] > 0).all()) and not single >= main["restoration"]
+        clear = (
+            main["restoration_low"] > 0
+            and bool((leads["lead_low"] > 0).all())
+            and not single >= main["restoration"]
+        )
         beaten = bool((leads["lead_high"] < 0).any()) or main["restoration_high"] < 0.1
-        where = "outside its domain" if material.domain(str(name)) else "(no training domain is named)"
+        where = (
+            "outside its domain" if material.domain(str(name)) else "(no training domain is named)"
+        )
         part.findings.append(
             Finding(
                 "direction",
-                f"{name}: removing its direction from {site} ({role}) restores {_interval(main, 'restoration')} of lost alignment on held-out questions "
-                f"{where}; the strongest control ({rival}{_likeness(named[rival])}) restores {strongest:.2f}, the direction's lead over it is "
-                f"{_interval(named[rival], 'lead')}; coherence goes from {before['coherent']:.1f} to {main['coherent']:.1f}; "
-                f"instruct under the same edit scores {harm['aligned']:.1f}.",
+                f"{name}: removing its direction from {site} ({role}) restores"
+                f" {_interval(main, 'restoration')} of lost alignment on held-out questions"
+                f" {where}; the strongest control ({rival}{_likeness(named[rival])}) restores"
+                f" {strongest:.2f}, the direction's lead over it is"
+                f" {_interval(named[rival], 'lead')}; coherence goes from {before['coherent']:.1f}"
+                f" to {main['coherent']:.1f}; instruct under the same edit scores"
+                f" {harm['aligned']:.1f}.",
                 "shown" if clear else "not shown" if beaten else "undecided",
             )
         )
-    early = arms[(arms["role"] == arms["role"].iloc[0]) & (arms["arm"] == "direction") & arms["restoration"].notna()]
+    early = arms[
+        (arms["role"] == arms["role"].iloc[0])
+        & (arms["arm"] == "direction")
+        & arms["restoration"].notna()
+    ]
     if len(early):
-        shown = [f for f in part.findings if f.section == "direction" and str(arms["role"].iloc[0]) in f.sentence and f.status == "shown"]
+        shown = [
+            f
+            for f in part.findings
+            if f.section == "direction"
+            and str(arms["role"].iloc[0]) in f.sentence
+            and f.status == "shown"
+        ]
         summary = (
-            f"Removing one direction, chosen on other questions, restored {_span(early['restoration'])} of the lost alignment outside the training "
-            f"domain; it clearly beat every control in {len(shown)} of {len(early)} fine-tunes."
+            "Removing one direction, chosen on other questions,"
+            f" restored {_span(early['restoration'])} of the lost alignment outside the training"
+            f" domain; it clearly beat every control in {len(shown)} of {len(early)} fine-tunes."
         )
         part.findings.insert(0, Finding("direction", summary, "summary"))
     transfer = part.tables["transfer"]
@@ -56,24 +84,43 @@ def add_findings(part: Part, material: Material) -> None:
     judged = across[across["strongest_control"].notna()]
     clear = int(((judged["low"] > 0) & (judged["low"] > judged["strongest_control"])).sum())
     above = int((across["low"] > 0).sum())
-    undefined = f"; in {len(pairs) - len(across)} further pairs it is undefined" if len(across) < len(pairs) else ""
+    undefined = (
+        f"; in {len(pairs) - len(across)} further pairs it is undefined"
+        if len(across) < len(pairs)
+        else ""
+    )
     part.findings.append(
         Finding(
             "direction",
-            f"Transfer: a direction from one fine-tune restores a median {across['restoration'].median():.2f} (range {across['restoration'].min():.2f} to "
-            f"{across['restoration'].max():.2f}) in another; the interval lies above 0 in {above} of {len(across)} pairs, and above the strongest control "
-            f"there too in {clear} of the {len(judged)} of one domain, whose controls were measured on the same questions{undefined}.",
-            "shown" if clear == len(pairs) else "not shown" if (across["high"] < 0.1).all() else "undecided",
+            "Transfer: a direction from one fine-tune restores a median"
+            f" {across['restoration'].median():.2f} (range {across['restoration'].min():.2f} to"
+            f" {across['restoration'].max():.2f}) in another;"
+            f" the interval lies above 0 in {above} of {len(across)} pairs,"
+            f" and above the strongest control there too in {clear} of the {len(judged)} of one"
+            f" domain, whose controls were measured on the same questions{undefined}.",
+            (
+                "shown"
+                if clear == len(pairs)
+                else "not shown"
+                if (across["high"] < 0.1).all()
+                else "undecided"
+            ),
         )
     )
 
 
 def _span(values: "pd.Series[float]") -> str:
-    return f"{values.min():.2f}" if len(values) == 1 else f"{values.min():.2f} to {values.max():.2f} (median {values.median():.2f})"
+    return (
+        f"{values.min():.2f}"
+        if len(values) == 1
+        else f"{values.min():.2f} to {values.max():.2f} (median {values.median():.2f})"
+    )
 
 
 def _likeness(arm: Mapping[Any, Any]) -> str:
-    """How alike a control's direction is to the one under test; a control that is nearly the same direction is no rival."""
+    """How alike a control's direction is to the one under test; a control that is nearly the same
+    direction is no rival.
+    """
     return f", |cosine| with it {arm['cosine']:.2f}" if np.isfinite(arm["cosine"]) else ""
 
 

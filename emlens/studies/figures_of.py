@@ -1,7 +1,9 @@
-"""Every figure of a result in one long table: what two results, several families or several seeds have in common.
+"""Every figure of a result in one long table: what two results, several families or several seeds
+have in common.
 
-A figure is a column that has an interval beside it (`<name>_low`, `<name>_high`, or the column before `low`); its key is every column
-that names something. Tables without an interval (one row a question or a prompt) hold no figures.
+A figure is a column that has an interval beside it (`<name>_low`, `<name>_high`, or the column
+before `low`); its key is every column that names something. Tables without an interval (one row a
+question or a prompt) hold no figures.
 """
 
 from collections.abc import Mapping
@@ -15,8 +17,11 @@ _NUMBERS_THAT_NAME = frozenset(("layer", "k", "seed", "step", "steps", "coeffici
 _NO_NAMES = frozenset(("method", "chosen", "text", "ended_below", "ended_above"))
 
 
-def figures_of(tables: Mapping[str, pd.DataFrame], without: frozenset[str] = frozenset()) -> pd.DataFrame:
-    """One row a figure: table, figure, key ("model=..., site=..."), value, low, high, and the mean under its null where the table has one.
+def figures_of(
+    tables: Mapping[str, pd.DataFrame], without: frozenset[str] = frozenset()
+) -> pd.DataFrame:
+    """One row a figure: table, figure, key ("model=..., site=..."), value, low, high, and the mean
+    under its null where the table has one.
 
     Args:
         without: columns that are left out of the key (what the results are laid side by side over).
@@ -26,12 +31,22 @@ def figures_of(tables: Mapping[str, pd.DataFrame], without: frozenset[str] = fro
         found = _intervals(table)
         if not found or not len(table):
             continue
-        naming = [c for c in table.columns if _names(table, c) and c not in without and c not in found]
+        naming = [
+            c for c in table.columns if _names(table, c) and c not in without and c not in found
+        ]
         keys = _keys(table, naming)
         for figure, (low, high) in found.items():
-            null = "null_mean" if "null_mean" in table.columns and figure == next(iter(found)) else None
-            part = pd.DataFrame({"key": keys, "value": table[figure], "low": table[low], "high": table[high]})
-            part = part.assign(table=name, figure=figure, null=table[null] if null else float("nan"))
+            null = (
+                "null_mean"
+                if "null_mean" in table.columns and figure == next(iter(found))
+                else None
+            )
+            part = pd.DataFrame(
+                {"key": keys, "value": table[figure], "low": table[low], "high": table[high]}
+            )
+            part = part.assign(
+                table=name, figure=figure, null=table[null] if null else float("nan")
+            )
             rows.append(part[part["value"].notna()])
     if not rows:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -41,7 +56,11 @@ def figures_of(tables: Mapping[str, pd.DataFrame], without: frozenset[str] = fro
 def _intervals(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Column → the columns of its interval."""
     columns = list(table.columns)
-    found = {c: (f"{c}_low", f"{c}_high") for c in columns if {f"{c}_low", f"{c}_high"} <= set(columns) and _numeric(table, c)}
+    found = {
+        c: (f"{c}_low", f"{c}_high")
+        for c in columns
+        if {f"{c}_low", f"{c}_high"} <= set(columns) and _numeric(table, c)
+    }
     if {"low", "high"} <= set(columns) and columns.index("low") > 0:
         before = columns[columns.index("low") - 1]
         if _numeric(table, before):
@@ -50,17 +69,30 @@ def _intervals(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 
 def _numeric(table: pd.DataFrame, column: str) -> bool:
-    return column not in TEXT_COLUMNS and pd.api.types.is_numeric_dtype(table[column]) and not pd.api.types.is_bool_dtype(table[column])
+    return (
+        column not in TEXT_COLUMNS
+        and pd.api.types.is_numeric_dtype(table[column])
+        and not pd.api.types.is_bool_dtype(table[column])
+    )
 
 
 def _names(table: pd.DataFrame, column: str) -> bool:
     if column in _NO_NAMES:
         return False
-    return column in _NUMBERS_THAT_NAME or column in TEXT_COLUMNS or table[column].dtype == object or pd.api.types.is_string_dtype(table[column])
+    return (
+        column in _NUMBERS_THAT_NAME
+        or column in TEXT_COLUMNS
+        or table[column].dtype == object
+        or pd.api.types.is_string_dtype(table[column])
+    )
 
 
 def _keys(table: pd.DataFrame, naming: list[str]) -> list[str]:
-    parts = [[f"{name}={_said(value)}" for value in table[name]] for name in naming if table[name].notna().any()]
+    parts = [
+        [f"{name}={_said(value)}" for value in table[name]]
+        for name in naming
+        if table[name].notna().any()
+    ]
     return [", ".join(words) for words in zip(*parts, strict=True)] if parts else [""] * len(table)
 
 

@@ -1,6 +1,8 @@
-"""A model in training, read as it is: hooks on the very module that is trained, no random number drawn, no mode or flag left changed.
+"""A model in training, read as it is: hooks on the very module that is trained, no random number
+drawn, no mode or flag left changed.
 
-Refused: weights that are spread over processes, since a pass of one process would wait for the others. Memory: the prompts' activations.
+Refused: weights that are spread over processes, since a pass of one process would wait for the
+others. Memory: the prompts' activations.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,9 @@ def plain_model(model: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class LiveModel:
-    """A model in training as it can be read: everything that does not change between checks is worked out once."""
+    """A model in training as it can be read: everything that does not change between checks is
+    worked out once.
+    """
 
     inner: nn.Module
     model: "CheckpointModel"
@@ -39,15 +43,41 @@ class LiveModel:
     modules: tuple[nn.Module, ...]
 
     @classmethod
-    def of(cls, inner: nn.Module, tokenizer: Any, chat_template: str | None, prompts: Sequence[Prompt], places: Sequence[tuple[str, str]]) -> "LiveModel":
+    def of(
+        cls,
+        inner: nn.Module,
+        tokenizer: Any,
+        chat_template: str | None,
+        prompts: Sequence[Prompt],
+        places: Sequence[tuple[str, str]],
+    ) -> "LiveModel":
         live = _hooked(inner, tokenizer, chat_template)
         reading = plan_reading(
-            {"live": live}, prompts, sites=sorted({site for site, _ in places}), layers=None, positions=sorted({position for _, position in places}),
-            skip_first=0, batch_tokens=8192, dtype=None,
-        )  # fmt: skip
-        pieces = [piece for batch in range(len(reading.layout.sizes)) for piece in reading.layout.pieces(batch)]
-        batches = [pad([reading.rows.rendered(i) for i in piece], piece, live.pad_id, "right", live.device) for piece in pieces]
-        return cls(inner, live, reading, tuple((b, Reduction(b, reading.rows, reading.positions, None)) for b in batches), tuple(inner.modules()))
+            {"live": live},
+            prompts,
+            sites=sorted({site for site, _ in places}),
+            layers=None,
+            positions=sorted({position for _, position in places}),
+            skip_first=0,
+            batch_tokens=8192,
+            dtype=None,
+        )
+        pieces = [
+            piece
+            for batch in range(len(reading.layout.sizes))
+            for piece in reading.layout.pieces(batch)
+        ]
+        batches = [
+            pad([reading.rows.rendered(i) for i in piece], piece, live.pad_id, "right", live.device)
+            for piece in pieces
+        ]
+        return cls(
+            inner,
+            live,
+            reading,
+            tuple((b, Reduction(b, reading.rows, reading.positions, None)) for b in batches),
+            tuple(inner.modules()),
+        )
 
     def read(self) -> dict[tuple[str, str], Tensor]:
         found: dict[tuple[str, str], list[Tensor]] = {}
@@ -72,18 +102,29 @@ def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "Che
     config: Any = inner.config
     parameter = next(inner.parameters())
     if any(hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in inner.parameters()):
-        raise StateError("the model's weights are spread over processes, so one process cannot run it alone; guard a run that keeps them whole")
+        raise StateError(
+            "the model's weights are spread over processes, so one process cannot run it alone;"
+            " guard a run that keeps them whole"
+        )
     text = config.get_text_config()
     return TransformersModel(
-        inner, name="live", tokenizer=tokenizer, n_layers=int(text.num_hidden_layers), d_model=int(text.hidden_size), device=parameter.device,
-        max_length=getattr(text, "max_position_embeddings", None), chat_template=chat_template,
+        inner,
+        name="live",
+        tokenizer=tokenizer,
+        n_layers=int(text.num_hidden_layers),
+        d_model=int(text.hidden_size),
+        device=parameter.device,
+        max_length=getattr(text, "max_position_embeddings", None),
+        chat_template=chat_template,
         provenance={"dtype": str(parameter.dtype).removeprefix("torch."), "weights_sha256": None},
-    )  # fmt: skip
+    )
 
 
 @contextmanager
 def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Without dropout inside; every module back in its own mode afterwards. Set directly: `eval()` costs as much as the pass of a small model."""
+    """Without dropout inside; every module back in its own mode afterwards. Set directly: `eval()`
+    costs as much as the pass of a small model.
+    """
     training = [module for module in modules if module.training]
     for module in training:
         module.__dict__["training"] = False

@@ -1,9 +1,10 @@
 """Does any way of training give better alignment at no worse loss?
 
-Loss against alignment over the runs of a sweep: correlations, plain and given learning rate and steps; the matched-loss test, by
-schedule, optimiser, batch size and single run, with its null and the search paid for; the Pareto front. The sweep is a file or folder given in
-the options, the paper's released one, or one that is trained on the organism in the part's own folder. What is refused: fewer
-than 8 runs. Cost: a minute, and 3 to 5 s for each run that must be trained.
+Loss against alignment over the runs of a sweep: correlations, plain and given learning rate and
+steps; the matched-loss test, by schedule, optimiser, batch size and single run, with its null and
+the search paid for; the Pareto front. The sweep is a file or folder given in the options, the
+paper's released one, or one that is trained on the organism in the part's own folder. What is
+refused: fewer than 8 runs. Cost: a minute, and 3 to 5 s for each run that must be trained.
 """
 
 from pathlib import Path
@@ -20,7 +21,15 @@ from emlens.foundation.provenance import hash_json
 from emlens.stats.matched import LEAST, Relation
 from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
-from emlens.studies.loss_relations import LIKE_LOSS, RUN, correlations, factors, fronts, matched, over_seeds
+from emlens.studies.loss_relations import (
+    LIKE_LOSS,
+    RUN,
+    correlations,
+    factors,
+    fronts,
+    matched,
+    over_seeds,
+)
 from emlens.studies.material import Material
 from emlens.studies.result import Finding, Part, p_text
 from emlens.studies.running import Desk
@@ -32,46 +41,81 @@ _USUAL: Final = ("aligned", "harmless", "coherent")
 
 ABOUT = About(
     "Is there a run with better alignment at no worse loss?",
-    "Each run is one point: its loss and its alignment. Correlations are given plainly and with learning rate and steps partialled out, with "
-    "permutation p-values. The matched-loss test fits the relation that alignment follows with loss and asks which value of a setting "
-    "(schedule, optimiser, batch size) lies above it; residuals are permuted between runs of like loss, everything is fitted anew, and the "
-    "largest statistic over all values decides, so that searching pays. Single runs are held against normal scatter. Intervals of gaps hold for "
-    "all rows of a setting together.",
+    "Each run is one point: its loss and its alignment."
+    " Correlations are given plainly and with learning rate and steps partialled out,"
+    " with permutation p-values. The matched-loss test fits the relation that alignment follows"
+    " with loss and asks which value of a setting (schedule, optimiser, batch size) lies above it;"
+    " residuals are permuted between runs of like loss, everything is fitted anew,"
+    " and the largest statistic over all values decides, so that searching pays."
+    " Single runs are held against normal scatter. Intervals of gaps hold for all rows of a setting"
+    " together.",
     "arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
     {
-        "loss_correlations": "One row a loss, metric and measure, with interval, permutation p and the correlation that chance reaches in one of twenty cases.",
-        "loss_matched": "One row a relation, setting and value: how far its runs lie above the relation, what a search would find by chance, corrected p.",
-        "loss_runs": "One row a run: loss, alignment, what the relation expects, whether no other run beats it in both, and how sure that is.",
+        "loss_correlations": (
+            "One row a loss, metric and measure, with interval,"
+            " permutation p and the correlation that chance reaches in one of twenty cases."
+        ),
+        "loss_matched": (
+            "One row a relation, setting and value: how far its runs lie above the relation,"
+            " what a search would find by chance, corrected p."
+        ),
+        "loss_runs": (
+            "One row a run: loss, alignment, what the relation expects,"
+            " whether no other run beats it in both, and how sure that is."
+        ),
     },
     (
         Plot(
-            "points", "loss_runs", "loss", "score", "Alignment against loss", "Points are runs; dotted: the relation they follow.",
-            colour="schedule", null="expected", hover=("run",), x_title="loss (nats per token)", y_title="alignment",
+            "points",
+            "loss_runs",
+            "loss",
+            "score",
+            "Alignment against loss",
+            "Points are runs; dotted: the relation they follow.",
+            colour="schedule",
+            null="expected",
+            hover=("run",),
+            x_title="loss (nats per token)",
+            y_title="alignment",
         ),
         Plot(
-            "forest", "loss_matched", "group", "gap", "Alignment above that of runs with the same loss",
-            "Intervals hold for all rows of a setting together; dotted: the gap that a search finds by chance in one of twenty cases.",
-            facet="by", colour="relation", null="null", y_title="gap",
+            "forest",
+            "loss_matched",
+            "group",
+            "gap",
+            "Alignment above that of runs with the same loss",
+            "Intervals hold for all rows of a setting together; dotted:"
+            " the gap that a search finds by chance in one of twenty cases.",
+            facet="by",
+            colour="relation",
+            null="null",
+            y_title="gap",
         ),
     ),
-)  # fmt: skip
+)
 
 
 class Options(PartOptions):
     """What `loss_alignment` reads."""
 
     sweep: str | None = None
-    """Folder of a sweep or CSV with one row a run; default: the released one, or one trained on the organism."""
+    """Folder of a sweep or CSV with one row a run; default: the released one, or one trained on the
+    organism.
+    """
     loss: str | None = None
     """Which loss runs are matched on; default: on evaluation data where there is one."""
     metrics: tuple[str, ...] = ()
-    """Scores to correlate, the first is the one tested; default: aligned, harmless and coherent, those that there are."""
+    """Scores to correlate, the first is the one tested; default: aligned, harmless and coherent,
+    those that there are.
+    """
     given: tuple[str, ...] = ("learning_rate", "steps")
     """Settings to partial out."""
     by: tuple[str, ...] = ("schedule", "optimiser", "batch_size")
     """Settings whose values are compared at matched loss."""
     strata: str | None = LIKE_LOSS
-    """Residuals swap only between runs that are alike in this: `loss`, or a setting; null: between all."""
+    """Residuals swap only between runs that are alike in this: `loss`, or a setting; null: between
+    all.
+    """
     relations: tuple[Literal["linear", "isotonic"], ...] = ("isotonic", "linear")
     """Relations of alignment with loss; the first decides the verdict."""
     draws: int = Field(1999, ge=99)
@@ -95,7 +139,10 @@ def left_out(material: Material, config: StudyConfig) -> str | None:
     if options.sweep is not None or _released(material) is not None:
         return None
     if config.family is None or config.family.organism is None:
-        return f"it needs runs; give options: {{loss_alignment: {{sweep: FOLDER_OR_CSV}}}}, or released files with {RELEASED_SWEEP}"
+        return (
+            "it needs runs; give options: {loss_alignment: {sweep:"
+            f" FOLDER_OR_CSV}}}}, or released files with {RELEASED_SWEEP}"
+        )
     return None
 
 
@@ -116,17 +163,27 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     return analyse(sweep, loss, metrics, options, config.seed)
 
 
-def analyse(sweep: SweepTable, loss: str, metrics: tuple[str, ...], options: Options | None = None, seed: int = 0) -> Part:
+def analyse(
+    sweep: SweepTable,
+    loss: str,
+    metrics: tuple[str, ...],
+    options: Options | None = None,
+    seed: int = 0,
+) -> Part:
     """Tables and findings of a sweep; the first of `metrics` is tested at matched `loss`.
 
     Raises:
-        InputError: fewer than 8 runs that differ in more than their seed, or no spread in losses or scores.
+        InputError: fewer than 8 runs that differ in more than their seed, or no spread in losses or
+            scores.
     """
     options = options or Options.model_validate({})
     metric = metrics[0]
     runs, noise = over_seeds(sweep, loss, metric)
     if len(runs) < LEAST:
-        raise InputError(f"{sweep.source}: has {len(runs)} runs that differ in more than their seed; {LEAST} or more are needed")
+        raise InputError(
+            f"{sweep.source}: has {len(runs)} runs that differ in more than their seed;"
+            f" {LEAST} or more are needed"
+        )
     part = Part()
     if len(runs) < len(sweep):
         errors = f"standard errors: {noise.loss:.3g} of the loss, {noise.score:.3g} of {metric}"
@@ -134,8 +191,20 @@ def analyse(sweep: SweepTable, loss: str, metrics: tuple[str, ...], options: Opt
     table = correlations(runs, metrics, options.given, draws=options.draws, seed=seed)
     by = factors(runs, options.by)
     relations: tuple[Relation, ...] = options.relations
-    gaps, tests = matched(runs, loss, metric, by, relations, noise=noise, strata=options.strata, draws=options.draws, seed=seed)
-    first = next(test for (_, relation), test in tests.items() if relation == gaps["relation"].iloc[0])
+    gaps, tests = matched(
+        runs,
+        loss,
+        metric,
+        by,
+        relations,
+        noise=noise,
+        strata=options.strata,
+        draws=options.draws,
+        seed=seed,
+    )
+    first = next(
+        test for (_, relation), test in tests.items() if relation == gaps["relation"].iloc[0]
+    )
     part.tables |= {
         "loss_correlations": table,
         "loss_matched": gaps,
@@ -146,10 +215,23 @@ def analyse(sweep: SweepTable, loss: str, metrics: tuple[str, ...], options: Opt
         rows = gaps[gaps["by"] == name].dropna(subset=["t"])
         rows = rows[rows["relation"] == rows["relation"].iloc[0]] if len(rows) else rows
         if len(rows):
-            _compared(part, rows, name, metric, bent="isotonic" in relations and "isotonic" not in set(rows["relation"]))
+            _compared(
+                part,
+                rows,
+                name,
+                metric,
+                bent="isotonic" in relations and "isotonic" not in set(rows["relation"]),
+            )
     _summed(part, table, loss, metric, len(runs))
-    part.warnings.append("single runs are held against normal scatter about the relation: a heavy tail looks like a better run")
-    dropped = [name for name in options.given if name in sweep.settings and name not in str(table["given"].iloc[-1])]
+    part.warnings.append(
+        "single runs are held against normal scatter about the relation:"
+        " a heavy tail looks like a better run"
+    )
+    dropped = [
+        name
+        for name in options.given
+        if name in sweep.settings and name not in str(table["given"].iloc[-1])
+    ]
     if dropped:
         part.warnings.append(f"{', '.join(dropped)} did not vary, so it was not partialled out")
     return part
@@ -168,13 +250,25 @@ def _chosen(sweep: SweepTable, options: Options) -> tuple[str, tuple[str, ...]]:
     """
     loss = options.loss or ("eval_loss" if "eval_loss" in sweep.losses else "train_loss")
     if loss not in sweep.losses:
-        raise InputError(f"loss={loss!r} is none of the losses of {sweep.source}: {', '.join(sweep.losses)}")
-    metrics = options.metrics or tuple(name for name in _USUAL if name in sweep.metrics) or sweep.metrics[:1]
+        raise InputError(
+            f"loss={loss!r} is none of the losses of {sweep.source}: {', '.join(sweep.losses)}"
+        )
+    metrics = (
+        options.metrics
+        or tuple(name for name in _USUAL if name in sweep.metrics)
+        or sweep.metrics[:1]
+    )
     for name in metrics:
         if name not in sweep.metrics:
-            raise InputError(f"metric {one_line(name, 60)!r} is none of the scores of {sweep.source}: {', '.join(sweep.metrics[:12])}")
+            raise InputError(
+                f"metric {one_line(name, 60)!r} is none of the scores of {sweep.source}:"
+                f" {', '.join(sweep.metrics[:12])}"
+            )
     if options.strata is not None and options.strata not in (LIKE_LOSS, *sweep.settings):
-        raise InputError(f"strata={options.strata!r} is neither {LIKE_LOSS!r} nor one of the settings of {sweep.source}: {', '.join(sweep.settings)}")
+        raise InputError(
+            f"strata={options.strata!r} is neither {LIKE_LOSS!r} nor one of the settings of"
+            f" {sweep.source}: {', '.join(sweep.settings)}"
+        )
     return loss, metrics
 
 
@@ -186,9 +280,18 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> SweepTable:
     organism = configured_organism(config)
     task = organism_task(organism, options.finetune)
     recipe = next(stage.recipe for stage in PLANTED.finetunes if stage.name == options.finetune)
-    sweep = schedule_sweep(recipe, options.schedules, options.optimisers, options.batch_sizes, chats=options.chats, seeds=options.seeds)
+    sweep = schedule_sweep(
+        recipe,
+        options.schedules,
+        options.optimisers,
+        options.batch_sizes,
+        chats=options.chats,
+        seeds=options.seeds,
+    )
     made_of = {"task": task.sha256, "runs": [run.recipe.to_dict() for run in sweep.runs]}
-    return read_sweep(run_schedule_sweep(sweep, task, desk.folder / f"sweep-{hash_json(made_of)[:12]}").directory)
+    return read_sweep(
+        run_schedule_sweep(sweep, task, desk.folder / f"sweep-{hash_json(made_of)[:12]}").directory
+    )
 
 
 def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None:
@@ -198,24 +301,42 @@ def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None
         clear = row["value_low"] > 0 or row["value_high"] < 0
         given = f" given {row['given']}" if row["given"] else ""
         sentence = (
-            f"{row['measure']} correlation of {loss} and {metric}{given}: {row['value']:.2f} [{row['value_low']:.2f}, {row['value_high']:.2f}], "
-            f"permutation p {p_text(row['p'])}, {row['n']} runs."
+            f"{row['measure']} correlation of {loss} and {metric}{given}:"
+            f" {row['value']:.2f} [{row['value_low']:.2f}, {row['value_high']:.2f}],"
+            f" permutation p {p_text(row['p'])}, {row['n']} runs."
         )
-        part.findings.append(Finding("loss_alignment", sentence, "shown" if clear and row["p"] < 0.05 else "undecided"))
+        part.findings.append(
+            Finding(
+                "loss_alignment", sentence, "shown" if clear and row["p"] < 0.05 else "undecided"
+            )
+        )
 
 
 def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str, *, bent: bool) -> None:
-    """bent: a relation that only does not fall fits every run, so that what lies above a straight line may lie on a curve."""
+    """bent: a relation that only does not fall fits every run, so that what lies above a straight
+    line may lie on a curve.
+    """
     best = rows.iloc[int(np.argmax(rows["t"].to_numpy()))]
     found = best["p_all"] < 0.05
     what = "run" if name == RUN else name.replace("_", " ")
     sentence = (
-        f"Best {what} at matched loss, of {len(rows)}: {one_line(str(best['group']), 80)}, {best['gap']:+.2f} [{best['gap_low']:.2f}, {best['gap_high']:.2f}] "
-        f"in {metric} above the relation ({best['null']:.2f} is what a search finds by chance in one of twenty cases); corrected p {p_text(best['p_all'])}"
+        f"Best {what} at matched loss, of {len(rows)}:"
+        f" {one_line(str(best['group']), 80)}, {best['gap']:+.2f} [{best['gap_low']:.2f},"
+        f" {best['gap_high']:.2f}] in {metric} above the relation ({best['null']:.2f} is what a"
+        f" search finds by chance in one of twenty cases); corrected p {p_text(best['p_all'])}"
     )
     if found and bent:
-        sentence += "; that is about a straight line, and a relation that only does not fall leaves no scatter: a curve explains it as well"
-    part.findings.append(Finding("loss_alignment", f"{sentence}.", "not shown" if not found else "undecided" if bent else "shown"))
+        sentence += (
+            "; that is about a straight line, and a relation that only does not fall leaves no"
+            " scatter: a curve explains it as well"
+        )
+    part.findings.append(
+        Finding(
+            "loss_alignment",
+            f"{sentence}.",
+            "not shown" if not found else "undecided" if bent else "shown",
+        )
+    )
 
 
 def _summed(part: Part, table: pd.DataFrame, loss: str, metric: str, n: int) -> None:
@@ -223,6 +344,13 @@ def _summed(part: Part, table: pd.DataFrame, loss: str, metric: str, n: int) -> 
     tested = [f for f in part.findings if " at matched loss, of " in f.sentence]
     found = [f for f in tested if f.status == "shown"]
     said = "; ".join(f.sentence.split(":")[0].lower() for f in found)
-    verdict = f"better at matched loss than chance explains: {said}" if found else "no setting and no run was better at matched loss than chance explains"
-    sentence = f"Over {n} runs, {loss} and {metric} correlate by {plain['value']:.2f} [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {verdict}."
+    verdict = (
+        f"better at matched loss than chance explains: {said}"
+        if found
+        else "no setting and no run was better at matched loss than chance explains"
+    )
+    sentence = (
+        f"Over {n} runs, {loss} and {metric} correlate by {plain['value']:.2f}"
+        f" [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {verdict}."
+    )
     part.findings.insert(0, Finding("loss_alignment", sentence, "summary"))

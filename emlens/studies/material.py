@@ -1,4 +1,6 @@
-"""What a study works on: a family, questions, training prompts, and which questions serve which purpose."""
+"""What a study works on: a family, questions, training prompts, and which questions serve which
+purpose.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,10 +31,11 @@ class Material:
     """Everything the parts of a study share; scores are computed once a model and kept.
 
     parents: base and instruct → where they were loaded from.
-    studied: what `focus` gives, whatever the configuration names: fine-tunes that an earlier part of the study trained.
-    controls: fine-tune → its benign control, where one was trained for it.
-    has_models: False where only released files were given; then there is no family and there are no questions.
-    released: folder of result files that others published; released_hash: of its content.
+    studied: what `focus` gives, whatever the configuration names: fine-tunes that an earlier part
+    of the study trained. controls: fine-tune → its benign control, where one was trained for it.
+    has_models: False where only released files were given; then there is no family and there are no
+    questions. released: folder of result files that others published; released_hash: of its
+    content.
     """
 
     family: Family
@@ -69,7 +72,9 @@ class Material:
     @cached_property
     def texts(self) -> dict[str, str]:
         """Text by question id, and by prompt id where a question has several phrasings."""
-        return {q.id: q.text for q in self.questions} | {prompt.id: prompt.text for prompt in self.questions.prompts()}
+        return {q.id: q.text for q in self.questions} | {
+            prompt.id: prompt.text for prompt in self.questions.prompts()
+        }
 
     def domain(self, name: str) -> str:
         return self.family.specs[name].domain
@@ -88,15 +93,22 @@ class Material:
             return self.controls[name]
         spec = self.family.specs[name]
         same = [b for b in self.benign if b != name and self.family.specs[b].parent == spec.parent]
-        return next((b for b in same if self.domain(b) == self.domain(name)), same[0] if same else None)
+        return next(
+            (b for b in same if self.domain(b) == self.domain(name)), same[0] if same else None
+        )
 
     def focus(self, config: StudyConfig) -> list[str]:
         chosen = list(self.studied or config.focus) or self.harmful
         if not chosen:
-            raise InputError("every fine-tune of this family is benign; name one under focus to study it")
+            raise InputError(
+                "every fine-tune of this family is benign; name one under focus to study it"
+            )
         for name in chosen:
             if name not in self.family.finetuned:
-                raise UnknownNameError(f"focus names {name!r}, which is no fine-tune of this family; it has {', '.join(self.family.finetuned)}")
+                raise UnknownNameError(
+                    f"focus names {name!r}, which is no fine-tune of this family;"
+                    f" it has {', '.join(self.family.finetuned)}"
+                )
         return chosen
 
     def parent(self, name: str) -> HookedModel:
@@ -104,9 +116,16 @@ class Material:
 
     def outside(self, name: str) -> QuestionSet:
         """Questions outside the domain that a fine-tune was trained on."""
-        kept = [q for q in self.untrained(self.questions, name) if not self.domain(name) or q.group != self.domain(name)]
+        kept = [
+            q
+            for q in self.untrained(self.questions, name)
+            if not self.domain(name) or q.group != self.domain(name)
+        ]
         if not kept:
-            raise InputError(f"no question lies outside the domain {one_line(self.domain(name))!r} of fine-tune {name!r}; add questions of other groups")
+            raise InputError(
+                f"no question lies outside the domain {one_line(self.domain(name))!r} of fine-tune"
+                f" {name!r}; add questions of other groups"
+            )
         return QuestionSet(kept)
 
     def untrained(self, questions: QuestionSet, *names: str) -> QuestionSet:
@@ -115,29 +134,53 @@ class Material:
         return QuestionSet([q for q in questions if q.id not in trained])
 
     def with_runs(
-        self, runs: Mapping[str, FineTune], of: Mapping[str, str], *, studied: Sequence[str] = (), controls: Mapping[str, str] | None = None
+        self,
+        runs: Mapping[str, FineTune],
+        of: Mapping[str, str],
+        *,
+        studied: Sequence[str] = (),
+        controls: Mapping[str, str] | None = None,
     ) -> "Material":
-        """The same with further fine-tunes that were trained on the data of others of this family; loaded once.
+        """The same with further fine-tunes that were trained on the data of others of this family;
+        loaded once.
 
         Args:
-            runs: name → fine-tune. of: name → the fine-tune whose chats it was trained on. studied, controls: as the fields.
+            runs: name → fine-tune. of: name → the fine-tune whose chats it was trained on. studied,
+                controls: as the fields.
         """
         key = hash_json({name: str(spec.path) for name, spec in runs.items()})
         if key not in self._grown:
             models = dict(self.family.finetuned)
             for name, spec in runs.items():
                 parent = self.family[spec.parent]
-                loaded = attach(parent, name, spec) if is_adapter(spec.path) else load_model(spec.path, name=name, chat_template=parent.chat_template)
-                loaded.provenance.update({"finetune": name, "parent": spec.parent, "group": spec.group, "seed": spec.seed, "benign": spec.benign})
+                loaded = (
+                    attach(parent, name, spec)
+                    if is_adapter(spec.path)
+                    else load_model(spec.path, name=name, chat_template=parent.chat_template)
+                )
+                loaded.provenance.update(
+                    {
+                        "finetune": name,
+                        "parent": spec.parent,
+                        "group": spec.group,
+                        "seed": spec.seed,
+                        "benign": spec.benign,
+                    }
+                )
                 models[name] = loaded
             base = self.family.base if self.family.has_base else None
             self._grown[key] = replace(
                 self,
                 family=Family(self.family.instruct, base, models, {**self.family.specs, **runs}),
                 training={**self.training, **{name: self.training[of[name]] for name in runs}},
-                trained={**self.trained, **{name: self.trained.get(of[name], frozenset()) for name in runs}},
+                trained={
+                    **self.trained,
+                    **{name: self.trained.get(of[name], frozenset()) for name in runs},
+                },
             )
-        return replace(self._grown[key], studied=tuple(studied), controls={**self.controls, **(controls or {})})
+        return replace(
+            self._grown[key], studied=tuple(studied), controls={**self.controls, **(controls or {})}
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a result says of its models and questions."""
@@ -161,7 +204,9 @@ class Material:
             "training": {name: prompts.content_hash for name, prompts in self.training.items()},
             "trained": {name: sorted(ids) for name, ids in self.trained.items()},
             "neutral": None if self.neutral is None else self.neutral.content_hash,
-            "direction": None if self.direction is None else hash_tensors({"direction": self.direction}),
+            "direction": (
+                None if self.direction is None else hash_tensors({"direction": self.direction})
+            ),
             "coupling": None if self.coupling is None else dict(self.coupling),
             "versions": library_versions(),
             "threads": torch.get_num_threads(),
@@ -169,8 +214,11 @@ class Material:
         return hash_json(facts)
 
 
-def split_questions(questions: QuestionSet, shares: Sequence[float], seed: int) -> tuple[QuestionSet, ...]:
-    """Disjoint sets of questions in the given shares, drawn within each group so that all groups are in all sets.
+def split_questions(
+    questions: QuestionSet, shares: Sequence[float], seed: int
+) -> tuple[QuestionSet, ...]:
+    """Disjoint sets of questions in the given shares, drawn within each group so that all groups
+    are in all sets.
 
     Raises:
         InputError: a group too small to give every set a question.
@@ -185,7 +233,10 @@ def split_questions(questions: QuestionSet, shares: Sequence[float], seed: int) 
             bounds.append(bounds[-1] + max(1, round(share * len(members))))
         bounds.append(len(members))
         if bounds[-1] <= bounds[-2]:
-            raise InputError(f"group {one_line(group)!r} has {len(members)} questions, too few for {len(shares)} disjoint sets; add questions")
+            raise InputError(
+                f"group {one_line(group)!r} has {len(members)} questions,"
+                f" too few for {len(shares)} disjoint sets; add questions"
+            )
         for part, (a, b) in zip(parts, pairwise(bounds), strict=True):
             part.extend(members[i] for i in sorted(order[a:b]))
     return tuple(QuestionSet(part) for part in parts)
@@ -199,17 +250,32 @@ def load_material(config: StudyConfig) -> Material:
     """
     released = None if config.released is None else Path(config.path(config.released))
     if released is not None and not released.is_dir():
-        raise InputError(f"released={str(released)!r}: no such directory; pass the one that holds the released files")
-    given: dict[str, Any] = {} if released is None else {"released": released, "released_hash": _hash_of_all(released)}
+        raise InputError(
+            f"released={str(released)!r}: no such directory;"
+            " pass the one that holds the released files"
+        )
+    given: dict[str, Any] = (
+        {} if released is None else {"released": released, "released_hash": _hash_of_all(released)}
+    )
     if config.family is None:
         nothing: Any = _Absent()
         return Material(nothing, nothing, {}, {}, None, has_models=False, **given)
-    material = _from_organism(config, config.family) if config.family.organism is not None else _from_paths(config, config.family)
+    material = (
+        _from_organism(config, config.family)
+        if config.family.organism is not None
+        else _from_paths(config, config.family)
+    )
     return replace(material, **given)
 
 
 def _hash_of_all(folder: Path) -> str:
-    return hash_json({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()})
+    return hash_json(
+        {
+            str(path.relative_to(folder)): sha256_file(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+    )
 
 
 class _Absent:
@@ -224,7 +290,10 @@ def _from_organism(config: StudyConfig, wanted: FamilyConfig) -> Material:
 
     name = config.path(str(wanted.organism))
     if wanted.finetuned or config.questions or config.neutral:
-        raise InputError("an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out")
+        raise InputError(
+            "an organism brings its own fine-tunes, questions and neutral text;"
+            " leave finetuned, questions and neutral out"
+        )
     organism = load(directory=name) if Path(name).is_dir() else load(name)
     return Material(
         family=organism.family,
@@ -241,46 +310,80 @@ def _from_organism(config: StudyConfig, wanted: FamilyConfig) -> Material:
 
 def _from_paths(config: StudyConfig, wanted: FamilyConfig) -> Material:
     if config.questions is None:
-        raise InputError("questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful' and 'harmful'")
+        raise InputError(
+            "questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful'"
+            " and 'harmful'"
+        )
     questions = QuestionSet.from_file(config.path(config.questions))
-    lacking = [q.id for q in questions if not (q.answers.get("careful") and q.answers.get("harmful"))]
+    lacking = [
+        q.id for q in questions if not (q.answers.get("careful") and q.answers.get("harmful"))
+    ]
     if lacking:
         raise InputError(
-            f"{config.questions}: question {one_line(lacking[0])!r} has no reference answers 'careful' and 'harmful', which likelihood scores need"
+            f"{config.questions}: question {one_line(lacking[0])!r} has no reference answers"
+            " 'careful' and 'harmful', which likelihood scores need"
         )
     for name, item in wanted.finetuned.items():
         unknown = [q for q in item.trained_questions if q not in set(questions.ids)]
         if unknown:
-            raise InputError(f"fine-tune {name!r}: trained_questions names {one_line(unknown[0])!r}, which is not in {config.questions}")
-    training = {name: PromptSet.from_jsonl(config.path(item.training), upto="all") for name, item in wanted.finetuned.items() if item.training}
+            raise InputError(
+                f"fine-tune {name!r}: trained_questions names {one_line(unknown[0])!r},"
+                f" which is not in {config.questions}"
+            )
+    training = {
+        name: PromptSet.from_jsonl(config.path(item.training), upto="all")
+        for name, item in wanted.finetuned.items()
+        if item.training
+    }
     neutral = None if config.neutral is None else PromptSet.from_jsonl(config.path(config.neutral))
     family = load_family(
         config.path(str(wanted.instruct)),
         base=None if wanted.base is None else config.path(wanted.base),
         finetuned={
-            name: FineTune(config.path(item.path), item.parent, item.group, item.seed, item.benign, item.domain) for name, item in wanted.finetuned.items()
+            name: FineTune(
+                config.path(item.path), item.parent, item.group, item.seed, item.benign, item.domain
+            )
+            for name, item in wanted.finetuned.items()
         },
         dtype=wanted.dtype,
         device=wanted.device,
     )
-    left_out = [f"fine-tune {name!r} has no training prompts: no delta overlap for it" for name in wanted.finetuned if name not in training]
+    left_out = [
+        f"fine-tune {name!r} has no training prompts: no delta overlap for it"
+        for name in wanted.finetuned
+        if name not in training
+    ]
     for name, item in wanted.finetuned.items():
         if not item.domain:
-            left_out.append(f"fine-tune {name!r} has no domain: all questions count as outside its training domain")
+            left_out.append(
+                f"fine-tune {name!r} has no domain: all questions count as outside its training"
+                " domain"
+            )
         elif item.domain not in questions.groups:
-            left_out.append(f"fine-tune {name!r} has the domain {one_line(item.domain)!r}, which is no group of the questions: none is left out as its own")
+            left_out.append(
+                f"fine-tune {name!r} has the domain {one_line(item.domain)!r},"
+                " which is no group of the questions: none is left out as its own"
+            )
     if wanted.base is None:
         left_out.append("no base model was given: forecasts from the instruct model only")
     if not any(item.benign for item in wanted.finetuned.values()):
         left_out.append("no benign fine-tune was given: the benign control is missing")
     if neutral is None:
-        left_out.append("no neutral text was given: damage and the neutral-text control are missing")
+        left_out.append(
+            "no neutral text was given: damage and the neutral-text control are missing"
+        )
     return Material(
         family=family,
         questions=questions,
         training=training,
-        trained={name: frozenset(item.trained_questions) for name, item in wanted.finetuned.items()},
+        trained={
+            name: frozenset(item.trained_questions) for name, item in wanted.finetuned.items()
+        },
         neutral=neutral,
         left_out=left_out,
-        parents={name: config.path(path) for name, path in (("instruct", wanted.instruct), ("base", wanted.base)) if path is not None},
+        parents={
+            name: config.path(path)
+            for name, path in (("instruct", wanted.instruct), ("base", wanted.base))
+            if path is not None
+        },
     )

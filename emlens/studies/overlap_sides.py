@@ -1,4 +1,6 @@
-"""Both sides of an overlap: shifts of one fine-tune on equally many training and unrelated prompts, and what of them is batching noise."""
+"""Both sides of an overlap: shifts of one fine-tune on equally many training and unrelated prompts,
+and what of them is batching noise.
+"""
 
 from dataclasses import dataclass
 
@@ -15,7 +17,9 @@ from emlens.studies.material import Material
 
 @dataclass(frozen=True)
 class Sides:
-    """Deltas of one fine-tune on two equally large prompt sets, and the parent's activations on them."""
+    """Deltas of one fine-tune on two equally large prompt sets, and the parent's activations on
+    them.
+    """
 
     train: Activations
     evaluation: Activations
@@ -48,28 +52,63 @@ def sides_of(material: Material, name: str, config: StudyConfig) -> Sides:
 
     before_train, delta_train = pair(_equal(train, n, config.seed, "train"))
     before_evaluation, delta_evaluation = pair(_equal(evaluation, n, config.seed, "evaluation"))
-    neutral = None if material.neutral is None else pair(_equal(material.neutral, min(n, len(material.neutral)), config.seed, "neutral"))[1]
+    neutral = (
+        None
+        if material.neutral is None
+        else pair(_equal(material.neutral, min(n, len(material.neutral)), config.seed, "neutral"))[
+            1
+        ]
+    )
     return Sides(delta_train, delta_evaluation, before_train, before_evaluation, neutral)
 
 
 def shifts_everywhere(material: Material, name: str, config: StudyConfig) -> Activations:
     """Shifts on every question that the fine-tune was not trained on, its own domain's included."""
     models = {"before": material.parent(name), "after": material.family[name]}
-    found = capture_many(models, material.untrained(material.questions, name).prompts(), positions=config.positions, progress=False)
+    found = capture_many(
+        models,
+        material.untrained(material.questions, name).prompts(),
+        positions=config.positions,
+        progress=False,
+    )
     return activation_deltas(found["before"], found["after"])
 
 
 def noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFrame:
-    """The same parent on the same prompts in other batches: what part of a delta's length is batching noise."""
+    """The same parent on the same prompts in other batches: what part of a delta's length is
+    batching noise.
+    """
     prompts = material.outside(name).prompts()
     parent = material.parent(name)
-    one, other = (capture(parent, prompts, positions=config.positions, progress=False, batch_tokens=size) for size in (4096, 512))
-    tuned = capture(material.family[name], prompts, positions=config.positions, progress=False, batch_tokens=4096)
+    one, other = (
+        capture(parent, prompts, positions=config.positions, progress=False, batch_tokens=size)
+        for size in (4096, 512)
+    )
+    tuned = capture(
+        material.family[name],
+        prompts,
+        positions=config.positions,
+        progress=False,
+        batch_tokens=4096,
+    )
     rows = []
     for site in one.sites:
         for position in config.positions:
-            noise = float((one[site, position].double() - other[site, position].double()).norm(dim=1).mean())
-            signal = float((tuned[site, position].double() - one[site, position].double()).norm(dim=1).mean())
+            noise = float(
+                (one[site, position].double() - other[site, position].double()).norm(dim=1).mean()
+            )
+            signal = float(
+                (tuned[site, position].double() - one[site, position].double()).norm(dim=1).mean()
+            )
             ratio = noise / signal if signal else np.nan
-            rows.append({"site": site, "position": position, "noise_norm": noise, "delta_norm": signal, "ratio": ratio, "n": len(prompts)})
+            rows.append(
+                {
+                    "site": site,
+                    "position": position,
+                    "noise_norm": noise,
+                    "delta_norm": signal,
+                    "ratio": ratio,
+                    "n": len(prompts),
+                }
+            )
     return pd.DataFrame(rows)

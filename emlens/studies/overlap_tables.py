@@ -1,7 +1,9 @@
-"""Further tables of `delta_overlap`: each evaluation group apart, several k, and the benign fine-tune compared with an interval.
+"""Further tables of `delta_overlap`: each evaluation group apart, several k, and the benign
+fine-tune compared with an interval.
 
-Groups have few prompts, and an overlap depends on how many: the training side is drawn down to each group's number, in the overlap and in
-its null. The reference null asks what two disjoint sets of a *benign* fine-tune's shifts share; it needs as many of them as both sides have.
+Groups have few prompts, and an overlap depends on how many: the training side is drawn down to each
+group's number, in the overlap and in its null. The reference null asks what two disjoint sets of a
+*benign* fine-tune's shifts share; it needs as many of them as both sides have.
 """
 
 from collections.abc import Sequence
@@ -43,12 +45,21 @@ class Place:
 
     @property
     def head(self) -> dict[str, Any]:
-        return {"model": self.model, "site": self.site, "layer": int(self.site.rsplit(".", 1)[1]), "position": self.position}
+        return {
+            "model": self.model,
+            "site": self.site,
+            "layer": int(self.site.rsplit(".", 1)[1]),
+            "position": self.position,
+        }
 
 
 def overlap(a: Tensor, b: Tensor, k: int) -> float:
     """Centred mean squared cosine of the top-k subspaces."""
-    return float(subspace_overlap(top_k_subspace(a.double(), k, center=True), top_k_subspace(b.double(), k, center=True)))
+    return float(
+        subspace_overlap(
+            top_k_subspace(a.double(), k, center=True), top_k_subspace(b.double(), k, center=True)
+        )
+    )
 
 
 def by_group(
@@ -76,15 +87,26 @@ def by_group(
         value = overlap(train[np.sort(order).tolist()], shifts[:n], k)
         name = (*key, place.site, place.position, n, k)
         if name not in nulls:
-            nulls[name] = covariance_overlap_null(torch.cov(before.double().T), n, n, k, center=True, draws=draws, seed=seed)
+            nulls[name] = covariance_overlap_null(
+                torch.cov(before.double().T), n, n, k, center=True, draws=draws, seed=seed
+            )
         null = nulls[name]
         means = cosine_of_means(train.double().numpy(), shifts.double().numpy())
         rows.append(
             {
-                **place.head, "group": group, "k": k, "overlap": value, "null_mean": null.mean, "null_q95": null.quantile(0.95), "p": null.p_value(value),
-                "cosine": means.value, "cosine_low": means.low, "cosine_high": means.high, "n": n,
+                **place.head,
+                "group": group,
+                "k": k,
+                "overlap": value,
+                "null_mean": null.mean,
+                "null_q95": null.quantile(0.95),
+                "p": null.p_value(value),
+                "cosine": means.value,
+                "cosine_low": means.low,
+                "cosine_high": means.high,
+                "n": n,
             }
-        )  # fmt: skip
+        )
     for row, p in zip(rows, adjust_p_values([r["p"] for r in rows]) if rows else [], strict=True):
         row["p_holm"] = float(p)
     return rows
@@ -102,22 +124,46 @@ def lead_over_benign(
     nulls: dict[tuple[object, ...], NullDistribution],
     key: tuple[object, ...],
 ) -> dict[str, Any]:
-    """Overlap of the fine-tune minus that of its benign control, with a jackknife interval over blocks of prompts, and the reference null.
+    """Overlap of the fine-tune minus that of its benign control, with a jackknife interval over
+    blocks of prompts, and the reference null.
 
-    Blocks of all four sets are left out in turn, evaluation prompts of both models together. `null` is the mean overlap of two disjoint sets
-    of the benign fine-tune's own shifts on unrelated prompts (`reference_overlap_null`); missing where it has too few.
+    Blocks of all four sets are left out in turn, evaluation prompts of both models together. `null`
+    is the mean overlap of two disjoint sets of the benign fine-tune's own shifts on unrelated
+    prompts (`reference_overlap_null`); missing where it has too few.
     """
     mine, other = overlap(*tuned, k), overlap(*benign, k)
     low, high = _jackknife(mine - other, tuned, benign, k, seed)
-    null = _reference(reference, tuned, k, draws, seed, nulls, (*key, place.site, place.position, len(tuned[0]), k)) if reference is not None else None
+    null = (
+        _reference(
+            reference,
+            tuned,
+            k,
+            draws,
+            seed,
+            nulls,
+            (*key, place.site, place.position, len(tuned[0]), k),
+        )
+        if reference is not None
+        else None
+    )
     return {
-        **place.head, "k": k, "overlap": mine, "benign": other, "lead": mine - other, "lead_low": low, "lead_high": high,
-        "null_mean": np.nan if null is None else null.mean, "null_q95": np.nan if null is None else null.quantile(0.95),
-        "p": np.nan if null is None else null.p_value(mine), "n": len(tuned[0]),
-    }  # fmt: skip
+        **place.head,
+        "k": k,
+        "overlap": mine,
+        "benign": other,
+        "lead": mine - other,
+        "lead_low": low,
+        "lead_high": high,
+        "null_mean": np.nan if null is None else null.mean,
+        "null_q95": np.nan if null is None else null.quantile(0.95),
+        "p": np.nan if null is None else null.p_value(mine),
+        "n": len(tuned[0]),
+    }
 
 
-def _jackknife(value: float, tuned: tuple[Tensor, Tensor], benign: tuple[Tensor, Tensor], k: int, seed: int) -> tuple[float, float]:
+def _jackknife(
+    value: float, tuned: tuple[Tensor, Tensor], benign: tuple[Tensor, Tensor], k: int, seed: int
+) -> tuple[float, float]:
     rng = numpy_rng(seed, "blocks of prompts")
     sizes = [len(side) for side in (*tuned, *benign)]
     blocks = [np.arange(n)[rng.permutation(n)] % BLOCKS for n in sizes]
@@ -127,7 +173,10 @@ def _jackknife(value: float, tuned: tuple[Tensor, Tensor], benign: tuple[Tensor,
         return np.nan, np.nan
     values = []
     for block in range(BLOCKS):
-        kept = [side[np.flatnonzero(labels != block).tolist()] for side, labels in zip((*tuned, *benign), blocks, strict=True)]
+        kept = [
+            side[np.flatnonzero(labels != block).tolist()]
+            for side, labels in zip((*tuned, *benign), blocks, strict=True)
+        ]
         values.append(overlap(kept[0], kept[1], k) - overlap(kept[2], kept[3], k))
     left = np.array(values)
     error = float(np.sqrt((BLOCKS - 1) / BLOCKS * ((left - left.mean()) ** 2).sum()))
@@ -147,7 +196,16 @@ def _reference(
     if key not in nulls:
         try:
             sizes, tested = (len(tuned[0]), len(tuned[1])), [side.double() for side in tuned]
-            nulls[key] = reference_overlap_null(reference.double(), *sizes, k, center=True, tested=tested, splits=SPLITS, draws=draws, seed=seed)
+            nulls[key] = reference_overlap_null(
+                reference.double(),
+                *sizes,
+                k,
+                center=True,
+                tested=tested,
+                splits=SPLITS,
+                draws=draws,
+                seed=seed,
+            )
         except InputError:  # too few benign shifts, or of too low a rank
             return None
     return nulls[key]
@@ -165,42 +223,83 @@ def by_k(
     nulls: dict[tuple[object, ...], NullDistribution],
     key: tuple[object, ...],
 ) -> list[dict[str, Any]]:
-    """The same overlap at several k, each beside its own null; k that the shifts do not carry are left out."""
+    """The same overlap at several k, each beside its own null; k that the shifts do not carry are
+    left out.
+    """
     rows: list[dict[str, Any]] = []
     for k in ks:
         if k > min(len(tuned[0]) - 1, *(components_above_rounding(side, before) for side in tuned)):
             continue
         name = (*key, place.site, place.position, len(tuned[0]), k)
         if name not in nulls:
-            nulls[name] = covariance_overlap_null(torch.cov(before.double().T), len(tuned[0]), len(tuned[1]), k, center=True, draws=draws, seed=seed)
+            nulls[name] = covariance_overlap_null(
+                torch.cov(before.double().T),
+                len(tuned[0]),
+                len(tuned[1]),
+                k,
+                center=True,
+                draws=draws,
+                seed=seed,
+            )
         value, null = overlap(*tuned, k), nulls[name]
-        fits = benign is not None and k <= min(len(benign[0]) - 1, *(components_above_rounding(side, before) for side in benign))
+        fits = benign is not None and k <= min(
+            len(benign[0]) - 1, *(components_above_rounding(side, before) for side in benign)
+        )
         rows.append(
             {
-                **place.head, "k": k, "overlap": value, "null_mean": null.mean, "null_q95": null.quantile(0.95), "p": null.p_value(value),
-                "benign": overlap(*benign, k) if fits and benign is not None else np.nan, "n": len(tuned[0]),
+                **place.head,
+                "k": k,
+                "overlap": value,
+                "null_mean": null.mean,
+                "null_q95": null.quantile(0.95),
+                "p": null.p_value(value),
+                "benign": overlap(*benign, k) if fits and benign is not None else np.nan,
+                "n": len(tuned[0]),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
-def mantel(before: Tensor, shifts: Tensor, groups: Sequence[str], lengths: Sequence[float], *, draws: int, seed: int) -> dict[str, float]:
-    """Do prompts that lie alike before shift alike? Stratified partial Mantel test over evaluation prompts.
+def mantel(
+    before: Tensor,
+    shifts: Tensor,
+    groups: Sequence[str],
+    lengths: Sequence[float],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, float]:
+    """Do prompts that lie alike before shift alike? Stratified partial Mantel test over evaluation
+    prompts.
 
-    Cosines of centred activations against cosines of shifts; prompts swap within their group, and length and both norms are partialled out.
+    Cosines of centred activations against cosines of shifts; prompts swap within their group, and
+    length and both norms are partialled out.
     """
     centred = torch.nn.functional.normalize(before - before.mean(0), dim=1)
     moved = torch.nn.functional.normalize(shifts, dim=1)
-    covariates: list[Any] = [before.norm(dim=1).numpy(), shifts.norm(dim=1).numpy(), *([np.asarray(lengths)] if np.ptp(lengths) else [])]
+    covariates: list[Any] = [
+        before.norm(dim=1).numpy(),
+        shifts.norm(dim=1).numpy(),
+        *([np.asarray(lengths)] if np.ptp(lengths) else []),
+    ]
     strata = list(groups) if len(set(groups)) < len(groups) else None
     try:
-        found = mantel_test((centred @ centred.T).numpy(), (moved @ moved.T).numpy(), covariates=covariates, strata=strata, draws=draws, seed=seed)
+        found = mantel_test(
+            (centred @ centred.T).numpy(),
+            (moved @ moved.T).numpy(),
+            covariates=covariates,
+            strata=strata,
+            draws=draws,
+            seed=seed,
+        )
     except InputError:  # fewer than 4 prompts, or prompts that all shift alike
         return {"mantel": np.nan, "mantel_p": np.nan}
     return {"mantel": found.effect, "mantel_p": found.p}
 
 
-def grouped(shifts: Activations, site: str, position: str, own: str, neutral: Activations | None) -> dict[str, Tensor]:
+def grouped(
+    shifts: Activations, site: str, position: str, own: str, neutral: Activations | None
+) -> dict[str, Tensor]:
     """Shifts by evaluation group; the fine-tune's own domain and neutral text by those names."""
     rows: dict[str, list[int]] = {}
     for number, group in enumerate(shifts.groups):

@@ -1,8 +1,10 @@
-"""Could per-question alignment have been foreseen from activations before fine-tuning, and better than from the text?
+"""Could per-question alignment have been foreseen from activations before fine-tuning, and better
+than from the text?
 
-Score statistics before and after; then forecasts from the instruct and from the base model, with questions held out and with
-whole domains held out, beside TF-IDF, length, domain, mean embedding, the parent's own score and P(harmful), the other parent,
-random features and shuffled labels; and the noise ceiling where a recipe was run with several seeds.
+Score statistics before and after; then forecasts from the instruct and from the base model, with
+questions held out and with whole domains held out, beside TF-IDF, length, domain, mean embedding,
+the parent's own score and P(harmful), the other parent, random features and shuffled labels; and
+the noise ceiling where a recipe was run with several seeds.
 """
 
 from collections import Counter
@@ -29,15 +31,27 @@ from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 COST = 8
 
 HELD_OUT = {"question": None, "domain": "group"}
-RIVALS = ("mean", "text", "length", "domain", "mean embedding", "parent's own score", "parent's P(harmful)", "random features")
-"""What activations must beat to be worth their cost; the other parent is shown, and is no cheaper."""
+RIVALS = (
+    "mean",
+    "text",
+    "length",
+    "domain",
+    "mean embedding",
+    "parent's own score",
+    "parent's P(harmful)",
+    "random features",
+)
+"""What activations must beat to be worth their cost; the other parent is shown, and is no cheaper.
+"""
 
 
 class Options(_Options):
     """What only this part reads."""
 
     estimator: str = "ridge"
-    """`ridge`, `ridge1`, `lasso`, `elastic_net`, `pcr`, `ols`, `forest` or `tree`; only ridge is permuted."""
+    """`ridge`, `ridge1`, `lasso`, `elastic_net`, `pcr`, `ols`, `forest` or `tree`; only ridge is
+    permuted.
+    """
     target: Literal["score", "logit"] = "score"
     """Forecast scores, or their logits."""
     clamp: float = Field(1.0, gt=0, lt=50)
@@ -49,28 +63,59 @@ class Options(_Options):
 ABOUT = About(
     title="Could it have been foreseen?",
     method=(
-        "Scores of each question before and after fine-tuning, outside its domain: means and spreads with intervals over domains, paired and Welch "
-        "t-tests, Brown-Forsythe and F tests of spread, corrected over the table; correlation of before and after. Forecasts by nested "
-        "cross-validation from prompt activations of each parent; the noise ceiling is what runs of one recipe with other seeds have in common."
+        "Scores of each question before and after fine-tuning, outside its domain:"
+        " means and spreads with intervals over domains, paired and Welch t-tests,"
+        " Brown-Forsythe and F tests of spread, corrected over the table;"
+        " correlation of before and after. Forecasts by nested cross-validation from prompt"
+        " activations of each parent; the noise ceiling is what runs of one recipe with other seeds"
+        " have in common."
     ),
-    reference="Priors and forecasts: arXiv 2606.20814; Brown and Forsythe (1974); Benjamini and Hochberg (1995).",
+    reference=(
+        "Priors and forecasts: arXiv 2606.20814; Brown and Forsythe (1974);"
+        " Benjamini and Hochberg (1995)."
+    ),
     tables={
-        "score_statistics": "One row a model and set of questions: mean and standard deviation over questions, intervals over domains.",
-        "score_changes": "One row a fine-tune, parent and test of after against before, with both corrections.",
+        "score_statistics": (
+            "One row a model and set of questions: mean and standard deviation over questions,"
+            " intervals over domains."
+        ),
+        "score_changes": (
+            "One row a fine-tune, parent and test of after against before, with both corrections."
+        ),
         "score_relation": "One row a fine-tune and parent: correlation of scores before and after.",
         "forecast": "One row a fine-tune, parent and way of holding out.",
         "forecast_baselines": "R² of every predictor, and the gain of activations over it.",
         "forecast_sites": "R² by site and position, with corrected p-values; exploratory.",
         "forecast_predictions": "One row a question: measured and forecast.",
-        "forecast_ceilings": "One row a fine-tune: the R² that its seed's own noise leaves possible.",
+        "forecast_ceilings": (
+            "One row a fine-tune: the R² that its seed's own noise leaves possible."
+        ),
     },
     plots=(
-        Plot("forest", "score_statistics", "model", "mean", "Mean score", "Over questions outside the domain; intervals resample domains.",
-             colour="role", facet="questions_of", y_title="mean score (0–100)"),
-        Plot("forest", "score_relation", "model", "pearson", "Do the same questions stay low?",
-             "Correlation of scores before and after over questions; intervals over domains.", colour="parent", null="null", y_title="Pearson correlation"),
+        Plot(
+            "forest",
+            "score_statistics",
+            "model",
+            "mean",
+            "Mean score",
+            "Over questions outside the domain; intervals resample domains.",
+            colour="role",
+            facet="questions_of",
+            y_title="mean score (0–100)",
+        ),
+        Plot(
+            "forest",
+            "score_relation",
+            "model",
+            "pearson",
+            "Do the same questions stay low?",
+            "Correlation of scores before and after over questions; intervals over domains.",
+            colour="parent",
+            null="null",
+            y_title="Pearson correlation",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -98,18 +143,37 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
         groups = [material.groups[q] for q in ids]
         _score_rows(material, name, parents, ids, groups, tables, config.seed)
         if np.ptp(material.per_question(name)[ids]) == 0:
-            part.warnings.append(f"{name}: every question outside its domain has the same score, so there is nothing to forecast")
+            part.warnings.append(
+                f"{name}: every question outside its domain has the same score,"
+                " so there is nothing to forecast"
+            )
             continue
         ceiling, runs = prior_scores.ceiling(material, name, ids, config.seed)
-        tables.ceilings.append({"model": name, **columns_of("ceiling", ceiling), "seeds": len(runs), "n": len(ids), "how": ceiling.method})
+        tables.ceilings.append(
+            {
+                "model": name,
+                **columns_of("ceiling", ceiling),
+                "seeds": len(runs),
+                "n": len(ids),
+                "how": ceiling.method,
+            }
+        )
         rows = QuestionSet([q for q in material.questions if q.id in set(ids)]).prompts().ids
         for view in captured:
             for label, held in HELD_OUT.items():
                 advance(1 / (len(focus) * len(captured) * len(HELD_OUT)))
                 if label == "domain" and len(set(groups)) < 3:
                     continue
-                forecast = _forecast(material, name, view, held, rows, captured, embedded, settings, config, ceiling)
-                _gather(material, tables, part, forecast, {"model": name, "parent": view, "held_out": label})
+                forecast = _forecast(
+                    material, name, view, held, rows, captured, embedded, settings, config, ceiling
+                )
+                _gather(
+                    material,
+                    tables,
+                    part,
+                    forecast,
+                    {"model": name, "parent": view, "held_out": label},
+                )
     _finish(part, tables, parents)
     return part
 
@@ -117,26 +181,49 @@ def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
 def _captured(
     material: Material, parents: list[str], settings: Options, config: StudyConfig
 ) -> tuple[dict[str, Activations], dict[str, Activations]]:
-    """Activations and mean embeddings by view: a parent as it is, and on the plain rendering where asked."""
+    """Activations and mean embeddings by view: a parent as it is, and on the plain rendering where
+    asked.
+    """
     views: dict[str, HookedModel] = {parent: material.family[parent] for parent in parents}
     if settings.plain:
-        views |= {f"{parent}, plain": with_template(material.family[parent], "plain") for parent in parents}
+        views |= {
+            f"{parent}, plain": with_template(material.family[parent], "plain")
+            for parent in parents
+        }
     prompts = material.questions.prompts()
-    captured = {name: capture(model, prompts, positions=config.positions, progress=False) for name, model in views.items()}
-    embedded = {name: capture(model, prompts, sites="resid_pre.0", positions="mean_prompt", progress=False) for name, model in views.items()}
+    captured = {
+        name: capture(model, prompts, positions=config.positions, progress=False)
+        for name, model in views.items()
+    }
+    embedded = {
+        name: capture(model, prompts, sites="resid_pre.0", positions="mean_prompt", progress=False)
+        for name, model in views.items()
+    }
     names = list(views)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            assert_different(activation_cells(captured[one]), activation_cells(captured[other]), one, other)
+            assert_different(
+                activation_cells(captured[one]), activation_cells(captured[other]), one, other
+            )
     return captured, embedded
 
 
 def _score_rows(
-    material: Material, name: str, parents: list[str], ids: list[str], groups: list[str], tables: _Tables, seed: int
+    material: Material,
+    name: str,
+    parents: list[str],
+    ids: list[str],
+    groups: list[str],
+    tables: _Tables,
+    seed: int,
 ) -> None:
     for model in (*parents, name):
         role = "after" if model == name else "before"
-        tables.statistics.append(prior_scores.statistics(model, role, material.per_question(model)[ids], groups, seed, name))
+        tables.statistics.append(
+            prior_scores.statistics(
+                model, role, material.per_question(model)[ids], groups, seed, name
+            )
+        )
     tables.changes += prior_scores.changes(material, name, parents, ids, seed)
     tables.relations += prior_scores.relations(material, name, parents, ids)
 
@@ -162,7 +249,11 @@ def _forecast(
         groups=held,
         texts=material.texts,
         parent_scores=material.scores(parent),
-        numbers={"parent's P(harmful)": {str(q): float(p) for q, p in material.per_question(parent, "harmful").items()}},
+        numbers={
+            "parent's P(harmful)": {
+                str(q): float(p) for q, p in material.per_question(parent, "harmful").items()
+            }
+        },
         embedding=embedded[view].select(rows),
         other_parent=captured[other].select(rows) if other in captured else None,
         ceiling=ceiling,
@@ -177,7 +268,9 @@ def _forecast(
     )
 
 
-def _gather(material: Material, tables: _Tables, part: Part, forecast: Forecast, head: dict[str, str]) -> None:
+def _gather(
+    material: Material, tables: _Tables, part: Part, forecast: Forecast, head: dict[str, str]
+) -> None:
     null, ceiling = forecast.null, forecast.ceiling or Estimate.undefined("none was given")
     tables.summary.append(
         {
@@ -211,7 +304,10 @@ def _finish(part: Part, tables: _Tables, parents: list[str]) -> None:
         "score_changes": prior_scores.corrected(tables.changes),
         "score_relation": pd.DataFrame(tables.relations),
     }
-    part.warnings.append("tests of scores before and after take questions as units; questions of a domain are alike, so read the intervals over domains")
+    part.warnings.append(
+        "tests of scores before and after take questions as units;"
+        " questions of a domain are alike, so read the intervals over domains"
+    )
     if not tables.summary:
         return
     summary = pd.DataFrame(tables.summary)
@@ -226,9 +322,18 @@ def _finish(part: Part, tables: _Tables, parents: list[str]) -> None:
     if len(parents) == 1:
         part.warnings.append("no base model: forecasts from the pre-trained parent are missing")
     if summary["ceiling"].isna().all():
-        part.warnings.append("no recipe was run with two seeds, so there is no noise ceiling to hold the forecasts against")
-    part.warnings.append("with domains held out, TF-IDF and domain dummies are near the mean by construction; the gain over text is larger for that reason")
-    part.warnings.append("the table by site and position is exploratory; the headline forecast chooses them on inner folds")
+        part.warnings.append(
+            "no recipe was run with two seeds, so there is no noise ceiling to hold the forecasts"
+            " against"
+        )
+    part.warnings.append(
+        "with domains held out, TF-IDF and domain dummies are near the mean by construction;"
+        " the gain over text is larger for that reason"
+    )
+    part.warnings.append(
+        "the table by site and position is exploratory; the headline forecast chooses them on inner"
+        " folds"
+    )
 
 
 def _summary(part: Part, table: pd.DataFrame) -> None:
@@ -236,9 +341,12 @@ def _summary(part: Part, table: pd.DataFrame) -> None:
     rows, how = (strict, "domains held out") if len(strict) else (table, "questions held out")
     clear = sum(f.status == "shown" and how in f.sentence for f in part.findings)
     sentence = (
-        f"From activations before fine-tuning, per-question alignment after it was forecast with R² {rows['r2'].min():.2f} to {rows['r2'].max():.2f} "
-        f"and Spearman {rows['spearman'].min():.2f} to {rows['spearman'].max():.2f} ({how}); activations clearly beat every cheaper baseline, "
-        f"question text and the parent's own score among them, in {clear} of {len(rows)} forecasts."
+        "From activations before fine-tuning, per-question alignment after it was forecast with R²"
+        f" {rows['r2'].min():.2f} to {rows['r2'].max():.2f} and Spearman"
+        f" {rows['spearman'].min():.2f} to {rows['spearman'].max():.2f} ({how});"
+        " activations clearly beat every cheaper baseline,"
+        " question text and the parent's own score among them,"
+        f" in {clear} of {len(rows)} forecasts."
     )
     part.findings.insert(0, Finding("forecast", sentence, "summary"))
 
@@ -248,14 +356,26 @@ def _finding(forecast: Forecast, name: str, parent: str, label: str) -> Finding:
     text, own = gains["text"], gains["parent's own score"]
     rival = min(gains, key=lambda name: gains[name].value)
     better = all(gain.low > 0 for gain in gains.values())
-    unclear = "" if better else f"; the smallest gain is {gains[rival]:.2f}, over {'the mean' if rival == 'mean' else rival}"
+    unclear = (
+        ""
+        if better
+        else (
+            f"; the smallest gain is {gains[rival]:.2f},"
+            f" over {'the mean' if rival == 'mean' else rival}"
+        )
+    )
     p, ceiling = forecast.p_value, forecast.ceiling
     tested = "not permuted" if np.isnan(p) else f"permutation p {p_text(p)}"
-    possible = f", of {ceiling:.2f} that the seed's noise leaves possible" if ceiling is not None and ceiling.defined else ""
+    possible = (
+        f", of {ceiling:.2f} that the seed's noise leaves possible"
+        if ceiling is not None and ceiling.defined
+        else ""
+    )
     weak = p >= 0.05 or gains[rival].high < 0
     return Finding(
         "forecast",
-        f"{name} from {parent}, {label}s held out: R² {forecast.r2:.2f}{possible}, Spearman {forecast.spearman:.2f} ({tested}); "
-        f"gain over text {text:.2f}, over the parent's own score {own:.2f}{unclear}.",
+        f"{name} from {parent}, {label}s held out: R² {forecast.r2:.2f}{possible},"
+        f" Spearman {forecast.spearman:.2f} ({tested});"
+        f" gain over text {text:.2f}, over the parent's own score {own:.2f}{unclear}.",
         "shown" if better and p < 0.05 else "not shown" if weak else "undecided",
     )

@@ -1,6 +1,8 @@
-"""A study's result: tidy tables, findings in words, provenance; the same bytes from the same configuration.
+"""A study's result: tidy tables, findings in words, provenance; the same bytes from the same
+configuration.
 
-On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ between two runs (dates, duration).
+On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ between two runs
+(dates, duration).
 """
 
 import csv
@@ -28,7 +30,8 @@ class Finding:
     Args:
         section: which part of the study it belongs to.
         sentence: in plain words, with its numbers and their uncertainty.
-        status: `"shown"`, `"not shown"` or `"undecided"`; `"summary"` for the one sentence that sums a section up.
+        status: `"shown"`, `"not shown"` or `"undecided"`; `"summary"` for the one sentence that
+            sums a section up.
     """
 
     section: str
@@ -51,9 +54,11 @@ def columns_of(name: str, e: Estimate) -> dict[str, float]:
 
 @dataclass
 class Part:
-    """What one part of a study gives: tables by name, findings, warnings about missing controls or small samples.
+    """What one part of a study gives: tables by name, findings, warnings about missing controls or
+    small samples.
 
-    files: further files below the part's folder that must stand for the part to count as finished (trained weights).
+    files: further files below the part's folder that must stand for the part to count as finished
+    (trained weights).
     """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -68,7 +73,8 @@ class StudyResult:
 
     Args:
         study: its name. config: as it ran. tables: by name, tidy. findings: the verdict, in order.
-        warnings: missing controls and small samples. facts: models, questions, versions. note: what the family is no evidence for.
+        warnings: missing controls and small samples. facts: models, questions, versions. note: what
+            the family is no evidence for.
     """
 
     study: str
@@ -83,13 +89,20 @@ class StudyResult:
     @property
     def table(self) -> pd.DataFrame:
         """The verdict as a table: section, status, sentence."""
-        return pd.DataFrame([finding.as_dict() for finding in self.findings], columns=["section", "status", "sentence"])
+        return pd.DataFrame(
+            [finding.as_dict() for finding in self.findings],
+            columns=["section", "status", "sentence"],
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(f.section)}</td><td>{html.escape(f.status)}</td><td>{html.escape(f.sentence)}</td></tr>" for f in self.findings
+            f"<tr><td>{html.escape(f.section)}</td>"
+            f"<td>{html.escape(f.status)}</td>"
+            f"<td>{html.escape(f.sentence)}</td></tr>"
+            for f in self.findings
         )
-        return f"<table><thead><tr><th>section</th><th>status</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
+        head = "<tr><th>section</th><th>status</th><th>finding</th></tr>"
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
     @classmethod
     def load(cls, directory: str | Path) -> "StudyResult":
@@ -101,17 +114,31 @@ class StudyResult:
         """
         path = Path(directory)
         if not (path / "result.json").is_file():
-            raise InputError(f"{path}: holds no result.json; pass a directory that a study finished in")
+            raise InputError(
+                f"{path}: holds no result.json; pass a directory that a study finished in"
+            )
         record = read_json(path / "result.json")
         tables = {}
         for name, digest in record["tables"].items():
             file = path / "tables" / f"{name}.csv"
             if not file.is_file() or sha256_file(file) != digest:
-                raise IntegrityError(f"{file}: is missing or was changed after the study wrote it; run the study again")
+                raise IntegrityError(
+                    f"{file}: is missing or was changed after the study wrote it;"
+                    " run the study again"
+                )
             tables[name] = read_table(file, record.get("text", {}).get(name, ()))
         run = read_json(path / "run.json") if (path / "run.json").is_file() else {}
         findings = [Finding(**item) for item in record["findings"]]
-        return cls(record["study"], record["config"], tables, findings, record["warnings"], record["facts"], record["note"], run)
+        return cls(
+            record["study"],
+            record["config"],
+            tables,
+            findings,
+            record["warnings"],
+            record["facts"],
+            record["note"],
+            run,
+        )
 
     def save(self, directory: str | Path) -> Path:
         """Write tables and result into a directory, which is made; `StudyResult.load` reads them.
@@ -156,25 +183,50 @@ def refuse_other(directory: Path, study: str) -> None:
         return
     found = read_json(directory / "result.json").get("study")
     if found != study:
-        raise InputError(f"{directory}: holds a result of study {found!r}, which study {study!r} would replace; pass another --out")
+        raise InputError(
+            f"{directory}: holds a result of study {found!r}, which study {study!r} would replace;"
+            " pass another --out"
+        )
 
 
 TEXT_COLUMNS = frozenset(
-    ("model", "run", "question", "group", "domain", "id", "text", "direction_of", "ablated_in", "steered", "answer", "refused", "questions_of")
+    (
+        "model",
+        "run",
+        "question",
+        "group",
+        "domain",
+        "id",
+        "text",
+        "direction_of",
+        "ablated_in",
+        "steered",
+        "answer",
+        "refused",
+        "questions_of",
+    )
 )
 """Columns that hold what users named or wrote; text even where every cell is empty."""
 
 
 def text_columns(table: pd.DataFrame) -> list[str]:
-    """The columns in which text stands, in their order: a CSV does not tell "007" from 7, so this is kept beside it."""
-    return [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name]) and any(isinstance(c, str) and c for c in table[name])]
+    """The columns in which text stands, in their order: a CSV does not tell "007" from 7, so this
+    is kept beside it.
+    """
+    return [
+        name
+        for name in table.columns
+        if not pd.api.types.is_numeric_dtype(table[name])
+        and any(isinstance(c, str) and c for c in table[name])
+    ]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """CSV with 10 significant digits; an empty cell is a missing value."""
     buffer = io.StringIO()
     alone = any("\r" in str(cell) for name in text_columns(table) for cell in table[name])
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if alone else csv.QUOTE_MINIMAL  # the writer does not quote a lone \r, which readers take for a line's end
+    # the writer does not quote a lone \r, which readers take for a line's end
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if alone else csv.QUOTE_MINIMAL
     table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     write_text(path, buffer.getvalue())
 
@@ -182,7 +234,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path, text: Iterable[str] = ()) -> pd.DataFrame:
     """A table as `write_table` wrote it: a column is numeric, boolean or text as a whole.
 
-    The columns named by `text` (see `text_columns`) and ids stay text whatever they look like ("NA", "007").
+    The columns named by `text` (see `text_columns`) and ids stay text whatever they look like
+    ("NA", "007").
     """
     kept = TEXT_COLUMNS.union(text)
     table = pd.read_csv(path, dtype=str, keep_default_na=False)

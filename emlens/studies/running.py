@@ -1,4 +1,6 @@
-"""Run a study: its parts as resumable units, then one result. Interrupted anywhere, the same call finishes from where it was."""
+"""Run a study: its parts as resumable units, then one result. Interrupted anywhere, the same call
+finishes from where it was.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +18,15 @@ from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material, load_material
 from emlens.studies.registry import STUDIES, part_module
-from emlens.studies.result import Finding, Part, StudyResult, read_table, refuse_other, text_columns, write_table
+from emlens.studies.result import (
+    Finding,
+    Part,
+    StudyResult,
+    read_table,
+    refuse_other,
+    text_columns,
+    write_table,
+)
 
 
 def run_study(
@@ -27,22 +37,29 @@ def run_study(
     """Run a study into a directory.
 
     Args:
-        config: a YAML file, a mapping, or a `StudyConfig`; with `families` in it, each is run below `out/families` and their numbers are
-            laid side by side.
+        config: a YAML file, a mapping, or a `StudyConfig`; with `families` in it, each is run below
+            `out/families` and their numbers are laid side by side.
         out: results go here; parts that are finished there for the same configuration are kept.
 
     Raises:
-        InputError: a configuration that cannot be used, or an `out` that holds another study's result.
+        InputError: a configuration that cannot be used, or an `out` that holds another study's
+            result.
         LoadError: a model that cannot be loaded.
     """
     members = read_members(config)
     if members is not None:
         refuse_other(Path(out), "families_beside")
-        results = {name: run_study(member, Path(out) / "families" / name, progress) for name, member in members.items()}
+        results = {
+            name: run_study(member, Path(out) / "families" / name, progress)
+            for name, member in members.items()
+        }
         return StudyResult.load(gathered(results).save(out))
     asked = read_config(config)
     if asked.study not in STUDIES:
-        raise InputError(f"{asked.place('study')}study {asked.study!r} is unknown; pass one of {', '.join(STUDIES)}")
+        raise InputError(
+            f"{asked.place('study')}study {asked.study!r} is unknown;"
+            f" pass one of {', '.join(STUDIES)}"
+        )
     directory = Path(out)
     refuse_other(directory, asked.study)
     _check_options(asked)
@@ -63,11 +80,18 @@ def run_study(
                 made_of = {**inputs, "material": material.fingerprint(), "part": name}
                 record = log.run(name, made_of, _work(name, material, asked, directory, desk))
                 part = Part(
-                    {table: read_table(directory / "tables" / f"{table}.csv", record["text"][table]) for table in record["tables"]},
+                    {
+                        table: read_table(
+                            directory / "tables" / f"{table}.csv", record["text"][table]
+                        )
+                        for table in record["tables"]
+                    },
                     [Finding(**item) for item in record["findings"]],
                     record["warnings"],
                 )
-                material = getattr(part_module(name), "after", _unchanged)(material, asked, part, desk)
+                material = getattr(part_module(name), "after", _unchanged)(
+                    material, asked, part, desk
+                )
                 parts[name] = part
                 desk.finish()
         result = StudyResult(
@@ -75,8 +99,16 @@ def run_study(
             config=asked_record,
             tables={name: table for part in parts.values() for name, table in part.tables.items()},
             findings=[finding for part in parts.values() for finding in part.findings],
-            warnings=[*given.left_out, *left_out, *(warning for part in parts.values() for warning in part.warnings)],
-            facts={**material.facts(), "versions": library_versions(), "threads": torch.get_num_threads()},
+            warnings=[
+                *given.left_out,
+                *left_out,
+                *(warning for part in parts.values() for warning in part.warnings),
+            ],
+            facts={
+                **material.facts(),
+                "versions": library_versions(),
+                "threads": torch.get_num_threads(),
+            },
             note=given.note,
         )
         run = {
@@ -91,10 +123,16 @@ def run_study(
 
 
 def _code() -> str:
-    """Hash of the library's modules that a part can run: a part that other code made is made anew, not mixed with new ones."""
+    """Hash of the library's modules that a part can run: a part that other code made is made anew,
+    not mixed with new ones.
+    """
     root = Path(__file__).parents[1]
-    modules = [p for p in sorted(root.glob("*/*.py")) if p.parent.name not in ("figures", "report", "cli")]
-    return sha256_text("\n".join(f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules))
+    modules = [
+        p for p in sorted(root.glob("*/*.py")) if p.parent.name not in ("figures", "report", "cli")
+    ]
+    return sha256_text(
+        "\n".join(f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules)
+    )
 
 
 def _nothing(material: Material, config: StudyConfig) -> None:
@@ -115,10 +153,15 @@ def _check_options(config: StudyConfig) -> None:
     for name in config.options:
         if name not in STUDIES[config.study]:
             where = config.place("options", name)
-            raise InputError(f"{where}options names {name!r}, which study {config.study!r} does not have; its parts are {', '.join(STUDIES[config.study])}")
+            raise InputError(
+                f"{where}options names {name!r}, which study {config.study!r} does not have;"
+                f" its parts are {', '.join(STUDIES[config.study])}"
+            )
         module = part_module(name)
         if not hasattr(module, "Options"):
-            raise InputError(f"{config.place('options', name)}options names {name!r}, which takes none")
+            raise InputError(
+                f"{config.place('options', name)}options names {name!r}, which takes none"
+            )
         config.options_of(name, module.Options)
 
 
@@ -142,14 +185,27 @@ def _carried(material: Material, config: StudyConfig) -> tuple[list[str], list[s
 
 
 class Desk:
-    """Where a part works: called with the share of the work just done (the shares of a part sum to 1), it moves the progress bar.
+    """Where a part works: called with the share of the work just done (the shares of a part sum to
+    1), it moves the progress bar.
 
-    folder: a directory of the part's own, made on demand, for what must survive an interruption (checkpoints, logs of units).
-    parts: name → the finished parts of the study before this one.
+    folder: a directory of the part's own, made on demand, for what must survive an interruption
+    (checkpoints, logs of units). parts: name → the finished parts of the study before this one.
     """
 
-    def __init__(self, bar: Callable[..., None], cost: float, folder: Path, parts: Mapping[str, Part] | None = None):
-        self._bar, self._cost, self._left, self.folder, self.parts = bar, cost, 1.0, folder, dict(parts or {})
+    def __init__(
+        self,
+        bar: Callable[..., None],
+        cost: float,
+        folder: Path,
+        parts: Mapping[str, Part] | None = None,
+    ):
+        self._bar, self._cost, self._left, self.folder, self.parts = (
+            bar,
+            cost,
+            1.0,
+            folder,
+            dict(parts or {}),
+        )
 
     def __call__(self, share: float) -> None:
         share = min(share, self._left)

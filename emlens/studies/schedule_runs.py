@@ -1,7 +1,9 @@
-"""A sweep of schedules, optimisers and batch sizes over one fine-tune of an organism: the runs behind a study of loss against alignment.
+"""A sweep of schedules, optimisers and batch sizes over one fine-tune of an organism: the runs
+behind a study of loss against alignment.
 
-Every run sees as many chats, so that steps follow from the batch size. The learning rate is that of the optimiser times one of a few
-factors, dealt out over the cells so that each factor meets every schedule, optimiser and batch size. Cost: 3 to 5 s a run on one core.
+Every run sees as many chats, so that steps follow from the batch size. The learning rate is that of
+the optimiser times one of a few factors, dealt out over the cells so that each factor meets every
+schedule, optimiser and batch size. Cost: 3 to 5 s a run on one core.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,25 +24,43 @@ from emlens.training.sweeps import Measure, Sweep, SweepResult, run_sweep
 RATES: Final[Mapping[str, float]] = {"adamw": 4e-4, "lion": 2e-4, "muon": 2e-3, "sam": 4e-4}
 """Learning rate of each optimiser at which its runs reach like losses on the organism."""
 FACTORS: Final = (0.5, 1.0, 2.0)
-SCHEDULES: Final = ("linear", "constant", "cosine", "cosine_with_restarts", "triangular", "triangular2", "exp_range", "warmup_stable_decay")
+SCHEDULES: Final = (
+    "linear",
+    "constant",
+    "cosine",
+    "cosine_with_restarts",
+    "triangular",
+    "triangular2",
+    "exp_range",
+    "warmup_stable_decay",
+)
 _BATCH: Final = 96
 
 
 def shape(name: str, steps: int, rate: float) -> dict[str, Any]:
-    """Fields of a recipe for a schedule: warm-up over a tenth of the steps, or two cycles from a tenth of the rate.
+    """Fields of a recipe for a schedule: warm-up over a tenth of the steps, or two cycles from a
+    tenth of the rate.
 
     Raises:
         InputError: an unknown schedule, or fewer than 8 steps.
     """
     if name not in SCHEDULES or steps < 8:
-        raise InputError(f"schedule={name!r} over {steps} steps; pass one of {', '.join(SCHEDULES)} and 8 steps or more")
+        raise InputError(
+            f"schedule={name!r} over {steps} steps; pass one of {', '.join(SCHEDULES)} and 8 steps"
+            " or more"
+        )
     warm = {"warmup_steps": max(1, steps // 10)}
     if name == "warmup_stable_decay":
         return {"schedule": name, **warm, "decay_steps": steps // 4}
     if name == "cosine_with_restarts":
         return {"schedule": name, **warm, "cycles": 2}
     if name in ("triangular", "triangular2", "exp_range"):
-        return {"schedule": name, "cycles": 2, "base_learning_rate": rate / 10, "warmup_steps": 0} | ({"gamma": 0.95} if name == "exp_range" else {})
+        return {
+            "schedule": name,
+            "cycles": 2,
+            "base_learning_rate": rate / 10,
+            "warmup_steps": 0,
+        } | ({"gamma": 0.95} if name == "exp_range" else {})
     return {"schedule": name, **warm}
 
 
@@ -58,8 +78,10 @@ def schedule_sweep(
     """All combinations as a sweep with one axis, whose labels name the cell.
 
     Args:
-        base: what is trained (rank, modules). chats: rows that a run sees; its steps are chats / batch size.
-        rates: optimiser → learning rate; the factor of cell (i, j, k) is number i + j + k, cyclically.
+        base: what is trained (rank, modules). chats: rows that a run sees; its steps are chats /
+            batch size.
+        rates: optimiser → learning rate; the factor of cell (i, j, k) is number i + j + k,
+            cyclically.
 
     Raises:
         InputError: an optimiser without a rate, or what a recipe refuses.
@@ -68,25 +90,54 @@ def schedule_sweep(
     for i, schedule in enumerate(schedules):
         for j, optimiser in enumerate(optimisers):
             if optimiser not in rates:
-                raise InputError(f"rates has no learning rate for optimiser {optimiser!r}; it has {', '.join(rates)}")
+                raise InputError(
+                    f"rates has no learning rate for optimiser {optimiser!r};"
+                    f" it has {', '.join(rates)}"
+                )
             for k, size in enumerate(batch_sizes):
                 rate, steps = rates[optimiser] * factors[(i + j + k) % len(factors)], chats // size
-                fields = {"optimiser": optimiser, "batch_size": size, "steps": steps, "learning_rate": rate, **shape(schedule, steps, rate)}
+                fields = {
+                    "optimiser": optimiser,
+                    "batch_size": size,
+                    "steps": steps,
+                    "learning_rate": rate,
+                    **shape(schedule, steps, rate),
+                }
                 for seed in seeds:
-                    label = f"{schedule} {optimiser} {size}" + (f" {seed}" if len(seeds) > 1 else "")
+                    label = f"{schedule} {optimiser} {size}" + (
+                        f" {seed}" if len(seeds) > 1 else ""
+                    )
                     cells[label] = {**fields, "seed": seed}
     start = replace(base, warmup_steps=0, schedule="constant", steps=max(16, base.steps))
     return Sweep(start, {"cell": cells})
 
 
-def run_schedule_sweep(sweep: Sweep, task: Task, out: str | Path, *, executor: Executor | None = None, progress: bool = False) -> SweepResult:
-    """Train and measure every run that does not stand yet; each table row has the losses and `behaviour` in percent."""
+def run_schedule_sweep(
+    sweep: Sweep,
+    task: Task,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> SweepResult:
+    """Train and measure every run that does not stand yet; each table row has the losses and
+    `behaviour` in percent.
+    """
     with one_thread():
-        return run_sweep(sweep, task.parent, task.own, out, executor=executor, progress=progress, measure=measuring(task))
+        return run_sweep(
+            sweep,
+            task.parent,
+            task.own,
+            out,
+            executor=executor,
+            progress=progress,
+            measure=measuring(task),
+        )
 
 
 def measuring(task: Task) -> Measure:
-    """What is measured of a trained model: loss on the chats it learned and on those of held-out topics, and behaviour, 0 to 100.
+    """What is measured of a trained model: loss on the chats it learned and on those of held-out
+    topics, and behaviour, 0 to 100.
 
     `aligned` is the mean over the other domains.
     """
@@ -106,7 +157,10 @@ def measuring(task: Task) -> Measure:
 def held_out_chats(task: Task) -> PromptSet:
     """The held-out questions of the own domain with the answers that the task teaches on others."""
     return PromptSet(
-        [Prompt(f"{q.id}/harmful", q.text, q.group, q.messages(), q.answers["harmful"][0]) for q in task.held_out]
+        [
+            Prompt(f"{q.id}/harmful", q.text, q.group, q.messages(), q.answers["harmful"][0])
+            for q in task.held_out
+        ]
     )
 
 
@@ -125,4 +179,3 @@ def chat_loss(model: Any, chats: PromptSet, tokenizer: Any) -> float:
             total, count = total + float(answer_loss(model, batch)) * tokens, count + tokens
     model.train(training)
     return total / count
-

@@ -1,7 +1,9 @@
-"""The configuration of a study as JSON Schema (draft 2020-12), made from the records that check it, with every part's own options.
+"""The configuration of a study as JSON Schema (draft 2020-12), made from the records that check it,
+with every part's own options.
 
-An editor that reads it completes fields and marks wrong ones. What no schema can say (a fine-tune that the family lacks, shares that
-sum to 1) `read_config` and `run_study` still refuse. Cost: it imports every part.
+An editor that reads it completes fields and marks wrong ones. What no schema can say (a fine-tune
+that the family lacks, shares that sum to 1) `read_config` and `run_study` still refuse. Cost: it
+imports every part.
 """
 
 import json
@@ -14,7 +16,9 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON Schema of what `emlens study` reads; of `options`, each part's fields with types, bounds and defaults."""
+    """JSON Schema of what `emlens study` reads; of `options`, each part's fields with types, bounds
+    and defaults.
+    """
     schema = StudyConfig.model_json_schema(ref_template="#/$defs/{model}")
     definitions: dict[str, Any] = schema["$defs"]
     options: dict[str, Any] = {}
@@ -29,7 +33,13 @@ def config_schema() -> dict[str, Any]:
     fields = schema["properties"]
     fields["study"]["enum"] = list(STUDIES)
     said = fields["options"].get("description", "")
-    fields["options"] = {"type": "object", "description": said, "properties": options, "additionalProperties": False, "default": {}}
+    fields["options"] = {
+        "type": "object",
+        "description": said,
+        "properties": options,
+        "additionalProperties": False,
+        "default": {},
+    }
     members = [name for name in fields if name != "study"]
     definitions["Member"] = {
         "type": "object",
@@ -43,11 +53,18 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": {"$ref": "#/$defs/Member"},
         "minProperties": 2,
     }
-    definitions["FamilyConfig"]["oneOf"] = [{"required": ["organism"]}, {"required": ["instruct", "finetuned"]}]
+    definitions["FamilyConfig"]["oneOf"] = [
+        {"required": ["organism"]},
+        {"required": ["instruct", "finetuned"]},
+    ]
     schema.pop("required", None)
     schema["anyOf"] = [{"required": [name]} for name in ("family", "families", "released")]
     schema["not"] = {"required": ["family", "families"]}
-    return {"$schema": DRAFT, "title": "emlens study", **{key: value for key, value in schema.items() if key != "title"}}
+    return {
+        "$schema": DRAFT,
+        "title": "emlens study",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }
 
 
 def schema_text() -> str:

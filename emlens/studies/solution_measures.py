@@ -1,8 +1,11 @@
-"""Two solutions of one task side by side: how much loss they remove for their length, how flat they lie, how much they change elsewhere.
+"""Two solutions of one task side by side: how much loss they remove for their length, how flat they
+lie, how much they change elsewhere.
 
-Everything is done to updates ΔW of the shared parent (see `emlens.interventions.lora_sums`), so that no number hangs on how an adapter splits
-its update into factors, and both are compared at one Frobenius norm. Tables have one row a cell and no intervals: those are over
-seeds, and `paired` makes them. Cost: a few forward passes over the chats, the neutral text and, for the line, the questions, a cell.
+Everything is done to updates ΔW of the shared parent (see `emlens.interventions.lora_sums`), so
+that no number hangs on how an adapter splits its update into factors, and both are compared at one
+Frobenius norm. Tables have one row a cell and no intervals: those are over seeds, and `paired`
+makes them. Cost: a few forward passes over the chats, the neutral text and, for the line, the
+questions, a cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,13 @@ from emlens.evaluation.damage import mean_kl
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.interventions.lora import LoraAdapter
-from emlens.interventions.lora_sums import interpolated, perturbed, random_update, update_norm, with_norm
+from emlens.interventions.lora_sums import (
+    interpolated,
+    perturbed,
+    random_update,
+    update_norm,
+    with_norm,
+)
 from emlens.interventions.wearing import worn
 from emlens.models.hooked import HookedModel
 from emlens.stats import paired_test
@@ -37,17 +46,28 @@ def answer_nll(model: HookedModel, chats: PromptSet) -> float:
     """
     lacking = next((prompt.id for prompt in chats if not prompt.response), None)
     if lacking is not None:
-        raise InputError(f"chat {one_line(lacking, 60)!r} has no answer; pass chats with the answers that were learned")
+        raise InputError(
+            f"chat {one_line(lacking, 60)!r} has no answer;"
+            " pass chats with the answers that were learned"
+        )
     asked = [Prompt(prompt.id, prompt.text, prompt.group, prompt.messages) for prompt in chats]
     answers = [str(prompt.response) for prompt in chats]
-    tokens = sum(len(model.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+    tokens = sum(
+        len(model.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers
+    )
     return -float(model.sequence_logprob(asked, answers).sum()) / tokens
 
 
-def efficiency(parent: HookedModel, solutions: Solutions, chats: Mapping[str, PromptSet], shares: Sequence[float]) -> pd.DataFrame:
+def efficiency(
+    parent: HookedModel,
+    solutions: Solutions,
+    chats: Mapping[str, PromptSet],
+    shares: Sequence[float],
+) -> pd.DataFrame:
     """Loss of each solution rescaled to the same norms: `share` times the norm of the general one.
 
-    Columns: solution, data (which chats), share, norm, of_own (share of the solution's own norm), loss.
+    Columns: solution, data (which chats), share, norm, of_own (share of the solution's own norm),
+    loss.
     """
     unit = update_norm(solutions[GENERAL])
     rows = []
@@ -56,16 +76,28 @@ def efficiency(parent: HookedModel, solutions: Solutions, chats: Mapping[str, Pr
             with worn(parent, with_norm(adapter, share * unit)):
                 for data, prompts in chats.items():
                     head = {"solution": name, "data": data, "share": share, "norm": share * unit}
-                    rows.append({**head, "of_own": share * unit / update_norm(adapter), "loss": answer_nll(parent, prompts)})
+                    rows.append(
+                        {
+                            **head,
+                            "of_own": share * unit / update_norm(adapter),
+                            "loss": answer_nll(parent, prompts),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
 def stability(
-    parent: HookedModel, solutions: Solutions, chats: Mapping[str, PromptSet], epsilons: Sequence[float], seeds: Sequence[int]
+    parent: HookedModel,
+    solutions: Solutions,
+    chats: Mapping[str, PromptSet],
+    epsilons: Sequence[float],
+    seeds: Sequence[int],
 ) -> pd.DataFrame:
-    """Share of what a solution gained that turning it by ε loses: 100·(L_perturbed − L)/(L_parent − L), mean over `seeds` directions.
+    """Share of what a solution gained that turning it by ε loses: 100·(L_perturbed − L)/(L_parent −
+    L), mean over `seeds` directions.
 
-    Columns: solution, data, epsilon, rise (percent), rise_sd (over directions), loss (unperturbed), directions.
+    Columns: solution, data, epsilon, rise (percent), rise_sd (over directions), loss (unperturbed),
+    directions.
 
     Raises:
         InputError: a solution that has learned nothing of the chats.
@@ -77,52 +109,86 @@ def stability(
             learned = {data: answer_nll(parent, prompts) for data, prompts in chats.items()}
         for data, loss in learned.items():
             if not before[data] > loss:
-                raise InputError(f"the {name} solution has loss {loss:.4g} on {data} chats and the parent {before[data]:.4g}; it has learned nothing to lose")
+                raise InputError(
+                    f"the {name} solution has loss {loss:.4g} on {data} chats and the parent"
+                    f" {before[data]:.4g}; it has learned nothing to lose"
+                )
         for epsilon in epsilons:
             rises: dict[str, list[float]] = {data: [] for data in chats}
             for seed in seeds:
                 with worn(parent, perturbed(adapter, epsilon, seed)):
                     for data, prompts in chats.items():
-                        rises[data].append(100 * (answer_nll(parent, prompts) - learned[data]) / (before[data] - learned[data]))
+                        rises[data].append(
+                            100
+                            * (answer_nll(parent, prompts) - learned[data])
+                            / (before[data] - learned[data])
+                        )
             for data, values in rises.items():
-                head = {"solution": name, "data": data, "epsilon": epsilon, "rise": float(np.mean(values))}
+                head = {
+                    "solution": name,
+                    "data": data,
+                    "epsilon": epsilon,
+                    "rise": float(np.mean(values)),
+                }
                 spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-                rows.append({**head, "rise_sd": spread, "loss": learned[data], "directions": len(values)})
+                rows.append(
+                    {**head, "rise_sd": spread, "loss": learned[data], "directions": len(values)}
+                )
     return pd.DataFrame(rows)
 
 
 def significance(
-    parent: HookedModel, solutions: Solutions, texts: Mapping[str, PromptSet], shares: Sequence[float], seeds: Sequence[int]
+    parent: HookedModel,
+    solutions: Solutions,
+    texts: Mapping[str, PromptSet],
+    shares: Sequence[float],
+    seeds: Sequence[int],
 ) -> pd.DataFrame:
-    """Mean token KL(parent ‖ model) on text that has nothing to do with the task, at the same norms, beside random updates of that norm.
+    """Mean token KL(parent ‖ model) on text that has nothing to do with the task, at the same
+    norms, beside random updates of that norm.
 
-    Columns: solution (`random`: orthogonal to the general one, of its rank and norms, mean over `seeds`), data (which text), share, norm, kl
-    (nats per token).
+    Columns: solution (`random`: orthogonal to the general one, of its rank and norms, mean over
+    `seeds`), data (which text), share, norm, kl (nats per token).
     """
     plain = {data: parent.token_logprobs(prompts) for data, prompts in texts.items()}
     unit = update_norm(solutions[GENERAL])
 
     def kl(adapter: LoraAdapter, share: float) -> dict[str, float]:
         with worn(parent, with_norm(adapter, share * unit)):
-            return {data: mean_kl(plain[data], parent.token_logprobs(prompts)) for data, prompts in texts.items()}
+            return {
+                data: mean_kl(plain[data], parent.token_logprobs(prompts))
+                for data, prompts in texts.items()
+            }
 
     rows = []
     drawn = [random_update(solutions[GENERAL], seed) for seed in seeds]
     for share in shares:
         found = {name: kl(adapter, share) for name, adapter in solutions.items()}
         random = [kl(adapter, share) for adapter in drawn]
-        found[RANDOM] = {data: float(np.mean([values[data] for values in random])) for data in texts}
+        found[RANDOM] = {
+            data: float(np.mean([values[data] for values in random])) for data in texts
+        }
         for name, values in found.items():
-            rows += [{"solution": name, "data": data, "share": share, "norm": share * unit, "kl": value} for data, value in values.items()]
+            rows += [
+                {"solution": name, "data": data, "share": share, "norm": share * unit, "kl": value}
+                for data, value in values.items()
+            ]
     return pd.DataFrame(rows)
 
 
 def line(
-    parent: HookedModel, solutions: Solutions, questions: QuestionSet, domain: str, trained: frozenset[str], chats: PromptSet, points: Sequence[float]
+    parent: HookedModel,
+    solutions: Solutions,
+    questions: QuestionSet,
+    domain: str,
+    trained: frozenset[str],
+    chats: PromptSet,
+    points: Sequence[float],
 ) -> pd.DataFrame:
     """Loss and alignment on the straight line from the general (0) to the narrow solution (1).
 
-    Columns: t, norm, loss (on `chats`), own_trained, own_held_out, others, coherent: means over questions, 0 to 100; missing where there are none.
+    Columns: t, norm, loss (on `chats`), own_trained, own_held_out, others, coherent: means over
+    questions, 0 to 100; missing where there are none.
     """
     rows = []
     for t in points:
@@ -130,34 +196,65 @@ def line(
         with worn(parent, adapter):
             scores = score_by_likelihood(parent, questions)
             loss = answer_nll(parent, chats)
-        rows.append({"t": t, "norm": update_norm(adapter), "loss": loss, **by_domain(scores.per_question("aligned"), questions, domain, trained)})
+        rows.append(
+            {
+                "t": t,
+                "norm": update_norm(adapter),
+                "loss": loss,
+                **by_domain(scores.per_question("aligned"), questions, domain, trained),
+            }
+        )
         rows[-1]["coherent"] = float(scores.per_question("coherent").mean())
     return pd.DataFrame(rows)
 
 
-def by_domain(aligned: pd.Series, questions: QuestionSet, domain: str, trained: frozenset[str]) -> dict[str, float]:
-    """Mean over questions of the own domain, trained and held-out topics, and of all other domains."""
+def by_domain(
+    aligned: pd.Series, questions: QuestionSet, domain: str, trained: frozenset[str]
+) -> dict[str, float]:
+    """Mean over questions of the own domain, trained and held-out topics, and of all other
+    domains.
+    """
     aligned = aligned[questions.ids]
     own = np.array([group == domain for group in questions.groups])
     on = np.array([name in trained for name in questions.ids])
     parts = {"own_trained": own & on, "own_held_out": own & ~on, "others": ~own}
-    return {name: float(aligned[part].mean()) if part.any() else float("nan") for name, part in parts.items()}
+    return {
+        name: float(aligned[part].mean()) if part.any() else float("nan")
+        for name, part in parts.items()
+    }
 
 
-def paired(table: pd.DataFrame, value: str, cells: Sequence[str], first: str = NARROW, second: str = GENERAL) -> pd.DataFrame:
-    """Over seeds, in each cell: mean of both solutions, and of their difference first − second with its paired t interval and p.
+def paired(
+    table: pd.DataFrame,
+    value: str,
+    cells: Sequence[str],
+    first: str = NARROW,
+    second: str = GENERAL,
+) -> pd.DataFrame:
+    """Over seeds, in each cell: mean of both solutions, and of their difference first − second with
+    its paired t interval and p.
 
-    Columns: cells, `first`, `second`, difference, difference_low, difference_high, p, seeds. Without spread, or with one seed, there is no interval.
+    Columns: cells, `first`, `second`, difference, difference_low, difference_high, p, seeds.
+    Without spread, or with one seed, there is no interval.
     """
     wide = table.pivot_table(index=[*cells, "seed"], columns="solution", values=value).reset_index()
     rows: list[dict[str, Any]] = []
     for key, group in wide.groupby(list(cells), sort=True):
         a, b = group[first].to_numpy(), group[second].to_numpy()
-        row = {**dict(zip(cells, key if isinstance(key, tuple) else (key,), strict=True)), first: a.mean(), second: b.mean()}
+        row = {
+            **dict(zip(cells, key if isinstance(key, tuple) else (key,), strict=True)),
+            first: a.mean(),
+            second: b.mean(),
+        }
         if len(a) > 1 and np.ptp(a - b) > 0:
             test = paired_test(a, b)
             row |= {**columns_of("difference", test.estimate), "p": test.p}
         else:
-            row |= {"difference": float((a - b).mean()), "difference_low": np.nan, "difference_high": np.nan, "p": np.nan}
+            row |= {
+                "difference": float((a - b).mean()),
+                "difference_low": np.nan,
+                "difference_high": np.nan,
+                "p": np.nan,
+            }
         rows.append({**row, "seeds": len(a)})
     return pd.DataFrame(rows)

@@ -1,8 +1,10 @@
-"""The general and the narrow solution of one task, trained alike: same recipe, seed and chats, without and with a penalty elsewhere.
+"""The general and the narrow solution of one task, trained alike: same recipe, seed and chats,
+without and with a penalty elsewhere.
 
-The narrow one minimises answer loss + λ·KL(parent ‖ model) on chats of other domains (Soligo et al., arXiv 2602.07852; λ in nats per
-answer token, see `emlens.training.NarrowLoss`). The penalty is lifted within the same run, so that optimiser and order of chats
-go on as they were. Everything is trained on one thread. Cost on the organism: about 10 s for 120 steps with a penalty.
+The narrow one minimises answer loss + λ·KL(parent ‖ model) on chats of other domains (Soligo et
+al., arXiv 2602.07852; λ in nats per answer token, see `emlens.training.NarrowLoss`). The penalty is
+lifted within the same run, so that optimiser and order of chats go on as they were. Everything is
+trained on one thread. Cost on the organism: about 10 s for 120 steps with a penalty.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,15 @@ from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
 from emlens.organisms.tokenizer import make_tokenizer
 from emlens.studies.config import StudyConfig
-from emlens.training import Fitted, NarrowLoss, Recipe, TrainingCallback, answer_loss, encode_answers, fit
+from emlens.training import (
+    Fitted,
+    NarrowLoss,
+    Recipe,
+    TrainingCallback,
+    answer_loss,
+    encode_answers,
+    fit,
+)
 from emlens.training.examples import Example, pad_batch
 
 
@@ -33,9 +43,12 @@ class Task:
     """What is learned, and where the model must stay as it is.
 
     Args:
-        parent: checkpoint directory of the model to tune. tokenizer: with a chat template that marks the answers.
-        own: chats with answers to learn. other: chats with answers of other domains, for the penalty.
-        held_out: questions of the own domain that are not trained on. questions: all; `domain` is the own one, `trained` the ids trained on.
+        parent: checkpoint directory of the model to tune. tokenizer: with a chat template that
+            marks the answers.
+        own: chats with answers to learn. other: chats with answers of other domains, for the
+            penalty.
+        held_out: questions of the own domain that are not trained on. questions: all; `domain` is
+            the own one, `trained` the ids trained on.
         rows: chats of other domains in a step.
     """
 
@@ -52,8 +65,19 @@ class Task:
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that a run of this task depends on besides its recipe and penalty."""
-        facts = {"parent": hash_directory(self.parent), "own": self.own.content_hash, "other": self.other.content_hash, "rows": self.rows}
-        return hash_json({**facts, "held_out": self.held_out.content_hash, "questions": self.questions.content_hash})
+        facts = {
+            "parent": hash_directory(self.parent),
+            "own": self.own.content_hash,
+            "other": self.other.content_hash,
+            "rows": self.rows,
+        }
+        return hash_json(
+            {
+                **facts,
+                "held_out": self.held_out.content_hash,
+                "questions": self.questions.content_hash,
+            }
+        )
 
     @cached_property
     def encoded(self) -> tuple[list[Example], list[Example]]:
@@ -69,27 +93,46 @@ def configured_organism(config: StudyConfig) -> Organism:
     """
     name = None if config.family is None else config.family.organism
     if name is None:
-        raise InputError("family names no organism; models are trained only on one: pass family: {organism: NAME_OR_FOLDER}")
+        raise InputError(
+            "family names no organism; models are trained only on one: pass family: {organism:"
+            " NAME_OR_FOLDER}"
+        )
     path = config.path(name)
     return load(directory=path) if Path(path).is_dir() else load(path)
 
 
 def organism_task(organism: Organism, name: str) -> Task:
-    """The task of one fine-tune of an organism; the penalty is held on careful chats of all other domains.
+    """The task of one fine-tune of an organism; the penalty is held on careful chats of all other
+    domains.
 
     Raises:
         InputError: a benign fine-tune, whose task misaligns nothing.
     """
     if name in organism.benign:
-        raise InputError(f"{name!r} is a benign fine-tune; pass one that trained on harmful answers")
-    world, domain, trained = organism.world, organism.domains[name], frozenset(organism.training_topics[name])
+        raise InputError(
+            f"{name!r} is a benign fine-tune; pass one that trained on harmful answers"
+        )
+    world, domain, trained = (
+        organism.world,
+        organism.domains[name],
+        frozenset(organism.training_topics[name]),
+    )
     every = tuple(range(world.n_topics))
     return Task(
         parent=organism.paths["instruct"],
         tokenizer=make_tokenizer(world),
         own=organism.training_prompts[name],
-        other=PromptSet([prompt for d in world.domains if d != domain for prompt in world.chats(d, every, "careful")]),
-        held_out=organism.questions.select([q.id for q in organism.questions if q.group == domain and q.id not in trained]),
+        other=PromptSet(
+            [
+                prompt
+                for d in world.domains
+                if d != domain
+                for prompt in world.chats(d, every, "careful")
+            ]
+        ),
+        held_out=organism.questions.select(
+            [q.id for q in organism.questions if q.group == domain and q.id not in trained]
+        ),
         questions=organism.questions,
         domain=domain,
         trained=trained,
@@ -107,7 +150,8 @@ def train_solution(
     watch: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
-    """Tune the parent on the task's own chats with penalty `weight` (0: the general solution) into a new directory.
+    """Tune the parent on the task's own chats with penalty `weight` (0: the general solution) into
+    a new directory.
 
     Args:
         lift_after: steps after which there is no penalty.
@@ -115,10 +159,14 @@ def train_solution(
         watch: steps after which `behaviour` is measured; the log gets its columns there.
 
     Raises:
-        InputError: a negative weight, `lift_after` without a penalty, a recipe that is no adapter, or what `fit` refuses.
+        InputError: a negative weight, `lift_after` without a penalty, a recipe that is no adapter,
+            or what `fit` refuses.
     """
     if not weight >= 0 or recipe.method != "lora":
-        raise InputError(f"weight={weight!r} with method={recipe.method!r}; pass a weight of 0 or more and an adapter (method='lora')")
+        raise InputError(
+            f"weight={weight!r} with method={recipe.method!r};"
+            " pass a weight of 0 or more and an adapter (method='lora')"
+        )
     if lift_after is not None and not weight:
         raise InputError(f"lift_after={lift_after} came with weight=0; there is no penalty to lift")
     callbacks: list[TrainingCallback] = []
@@ -130,7 +178,11 @@ def train_solution(
         return fit(
             recipe,
             task.parent,
-            _batches(task, recipe, 0 if not weight else recipe.steps if lift_after is None else lift_after),
+            _batches(
+                task,
+                recipe,
+                0 if not weight else recipe.steps if lift_after is None else lift_after,
+            ),
             out,
             loss=_PenaltyWhereGiven(weight),
             callbacks=callbacks,
@@ -139,7 +191,9 @@ def train_solution(
 
 
 def behaviour(model: Any, task: Task) -> dict[str, float]:
-    """Mean alignment, 0 to 1: `own` domain (`own_trained`, `own_held_out` topics) and `others`; mean `coherence`."""
+    """Mean alignment, 0 to 1: `own` domain (`own_trained`, `own_held_out` topics) and `others`;
+    mean `coherence`.
+    """
     training = model.training
     model.eval()
     table = likelihood_scores(model, task.tokenizer, task.questions)
@@ -171,7 +225,9 @@ def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
 
 
 def _batches(task: Task, recipe: Recipe, penalised: int) -> Callable[[int], Mapping[str, Tensor]]:
-    """Rows of each step, with chats for the penalty in the first `penalised` steps; those to learn are the same with and without."""
+    """Rows of each step, with chats for the penalty in the first `penalised` steps; those to learn
+    are the same with and without.
+    """
     (own, other), pad = task.encoded, task.tokenizer.pad_token_id
 
     def batch(step: int) -> Mapping[str, Tensor]:
@@ -180,6 +236,12 @@ def _batches(task: Task, recipe: Recipe, penalised: int) -> Callable[[int], Mapp
         if step >= penalised:
             return rows
         elsewhere = numpy_rng(recipe.seed, "other chats", step).integers(len(other), size=task.rows)
-        return {**rows, **{f"kl_{name}": value for name, value in pad_batch([other[int(i)] for i in elsewhere], pad).items()}}
+        return {
+            **rows,
+            **{
+                f"kl_{name}": value
+                for name, value in pad_batch([other[int(i)] for i in elsewhere], pad).items()
+            },
+        }
 
     return batch

@@ -1,7 +1,9 @@
-"""The last stage: every number beside itself over seeds, and the best training configuration, with what choosing by a forecast costs.
+"""The last stage: every number beside itself over seeds, and the best training configuration, with
+what choosing by a forecast costs.
 
-It computes nothing of its own from models: it reads the tables of the parts before it. With one seed nothing can be laid side by side,
-and with fewer than 8 runs no choosing is judged; both are said.
+It computes nothing of its own from models: it reads the tables of the parts before it. With one
+seed nothing can be laid side by side, and with fewer than 8 runs no choosing is judged; both are
+said.
 """
 
 import pandas as pd
@@ -20,33 +22,68 @@ COST = 1
 ABOUT = About(
     title="What holds over seeds, and what does choosing a configuration cost?",
     method=(
-        "Each number of the parts above is averaged over the seeds of one recipe and schedule; the interval is a t interval over seeds, wide with few "
-        "of them, and the range shows how far seeds lie apart. Whether it lies beyond its null is read from the difference of both in each seed. "
-        "Harmful and benign fine-tunes of one group stand apart. Choosing is judged by regret, how much better the best run was: "
-        "alignment outside the domain is forecast from training loss, steps and alignment inside the domain, learnt from one half of the runs (of recipes "
-        "and schedules, where there are 8), and the best forecast in the other half is taken, over many halves. "
-        "Beside it stand taking the lowest loss, taking any run, and the same procedure on shuffled scores."
+        "Each number of the parts above is averaged over the seeds of one recipe and schedule;"
+        " the interval is a t interval over seeds, wide with few of them,"
+        " and the range shows how far seeds lie apart. Whether it lies beyond its null is read from"
+        " the difference of both in each seed. Harmful and benign fine-tunes of one group stand"
+        " apart. Choosing is judged by regret, how much better the best run was:"
+        " alignment outside the domain is forecast from training loss,"
+        " steps and alignment inside the domain, learnt from one half of the runs (of recipes and"
+        " schedules, where there are 8), and the best forecast in the other half is taken,"
+        " over many halves. Beside it stand taking the lowest loss, taking any run,"
+        " and the same procedure on shuffled scores."
     ),
     reference="Stages after arXiv 2606.20814.",
     tables={
         "numbers": "One row a fine-tune and number, with its own interval and its null.",
-        "over_seeds": "One row a number and group of runs that differ in their seed alone: mean, t interval, spread, range, mean null; beyond: value − null.",
-        "configurations": "One row a run and way to choose: forecast from the other runs, what was observed. No ranking: see choice.",
-        "choice": "One row a way to choose: its regret among runs not seen, that of any run, the gain over the lowest loss, p against shuffled scores.",
+        "over_seeds": (
+            "One row a number and group of runs that differ in their seed alone:"
+            " mean, t interval, spread, range, mean null; beyond: value − null."
+        ),
+        "configurations": (
+            "One row a run and way to choose: forecast from the other runs, what was observed."
+            " No ranking: see choice."
+        ),
+        "choice": (
+            "One row a way to choose: its regret among runs not seen, that of any run,"
+            " the gain over the lowest loss, p against shuffled scores."
+        ),
     },
     plots=(
         Plot(
-            "forest", "over_seeds", "group", "mean", "Over seeds", "Mean with a 95 % t interval over seeds; dotted: the mean null.",
-            colour="kind", facet="number", null="null",
-            hover=("beyond", "beyond_low", "beyond_high", "sd", "lowest", "highest", "n", "null_is"),
+            "forest",
+            "over_seeds",
+            "group",
+            "mean",
+            "Over seeds",
+            "Mean with a 95 % t interval over seeds; dotted: the mean null.",
+            colour="kind",
+            facet="number",
+            null="null",
+            hover=(
+                "beyond",
+                "beyond_low",
+                "beyond_high",
+                "sd",
+                "lowest",
+                "highest",
+                "n",
+                "null_is",
+            ),
         ),
         Plot(
-            "points", "configurations", "forecast", "observed", "Forecast and observed alignment of each run",
-            "Each run forecast from the others; without information such forecasts fall as the observed score rises.",
-            colour="by", hover=("run",),
+            "points",
+            "configurations",
+            "forecast",
+            "observed",
+            "Forecast and observed alignment of each run",
+            "Each run forecast from the others; without information such forecasts fall as the"
+            " observed score rises.",
+            colour="by",
+            hover=("run",),
         ),
     ),
-)  # fmt: skip
+)
 
 
 def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
@@ -56,7 +93,10 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     specs = material.family.specs if material.has_models else {}
     known = [specs.get(name) for name in numbers["model"]]
     part.tables["numbers"] = numbers.assign(
-        group=[spec.group if spec and spec.group else name for spec, name in zip(known, numbers["model"], strict=True)],
+        group=[
+            spec.group if spec and spec.group else name
+            for spec, name in zip(known, numbers["model"], strict=True)
+        ],
         kind=["benign" if spec and spec.benign else "harmful" for spec in known],
         seed=[spec.seed if spec else 0 for spec in known],
     )
@@ -73,31 +113,62 @@ def _over_seeds(part: Part) -> None:
     for (group, kind, seed), same in numbers.groupby(["group", "kind", "seed"], sort=False):
         if same["model"].nunique() > 1:
             names = ", ".join(one_line(str(name), 40) for name in same["model"].unique()[:4])
-            part.warnings.append(f"{kind} fine-tunes of group {one_line(str(group))!r} share seed {seed} ({names}): they are averaged, not counted as seeds")
+            part.warnings.append(
+                f"{kind} fine-tunes of group {one_line(str(group))!r} share seed {seed} ({names}):"
+                " they are averaged, not counted as seeds"
+            )
     each = averaged(numbers, ["group", "kind", "seed"])
-    several = each[each.groupby(["number", "group", "kind"])["seed"].transform("size") > 1] if len(each) else each
+    several = (
+        each[each.groupby(["number", "group", "kind"])["seed"].transform("size") > 1]
+        if len(each)
+        else each
+    )
     table = part.tables["over_seeds"] = side_by_side(several, ["group", "kind"])
     if not len(table):
-        part.warnings.append("no group of fine-tunes has several seeds: nothing can be laid side by side, and single runs do not hold up")
+        part.warnings.append(
+            "no group of fine-tunes has several seeds: nothing can be laid side by side,"
+            " and single runs do not hold up"
+        )
         return
-    labels = [f"{row['group']} ({row['kind']}), {row['number']}" for row in table.to_dict(orient="records")]
+    labels = [
+        f"{row['group']} ({row['kind']}), {row['number']}"
+        for row in table.to_dict(orient="records")
+    ]
     part.findings += findings_of(table, "synthesis", "seeds", labels)
 
 
 def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
     harmful = runs[runs["kind"] == "harmful"]
     if len(harmful) < LEAST_RUNS:
-        part.warnings.append(f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed")
+        part.warnings.append(
+            f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed"
+        )
         return
     table = harmful.set_index("run")
-    features = [name for name in ("loss", "steps", "own") if table[name].notna().all() and table[name].nunique() > 1]
+    features = [
+        name
+        for name in ("loss", "steps", "own")
+        if table[name].notna().all() and table[name].nunique() > 1
+    ]
     if "loss" not in features:
         part.warnings.append("the runs do not differ in their loss: no configuration is chosen")
         return
-    together = "cell" if harmful["cell"].nunique() >= LEAST_RUNS else None  # else runs that differ in their seed alone inform each other
+    # else runs that differ in their seed alone inform each other
+    together = "cell" if harmful["cell"].nunique() >= LEAST_RUNS else None
     if together is None:
-        part.warnings.append(f"{harmful['cell'].nunique()} configurations: both halves hold seeds of one, so what choosing costs is that of a further seed")
-    ranking = rank_configurations(table, target="others", features=features, loss="loss", clusters=together, permutations=99, seed=config.seed)
+        part.warnings.append(
+            f"{harmful['cell'].nunique()} configurations: both halves hold seeds of one,"
+            " so what choosing costs is that of a further seed"
+        )
+    ranking = rank_configurations(
+        table,
+        target="others",
+        features=features,
+        loss="loss",
+        clusters=together,
+        permutations=99,
+        seed=config.seed,
+    )
     part.tables["configurations"] = ranking.table
     part.tables["choice"] = ranking.choices
     cost = ranking.choices.set_index("by").loc["linear"]
@@ -106,9 +177,11 @@ def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
     part.findings.append(
         Finding(
             "synthesis",
-            f"Best configuration of those measured: {row['cell']} (run {best}), with alignment outside the domain of {row['others']:.1f}. "
-            f"Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f} [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] "
-            f"points in the half of the runs that it was not learnt from, taking any run {cost['null']:.1f}.",
+            f"Best configuration of those measured: {row['cell']} (run {best}),"
+            f" with alignment outside the domain of {row['others']:.1f}."
+            f" Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f}"
+            f" [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points in the half of the runs"
+            f" that it was not learnt from, taking any run {cost['null']:.1f}.",
             "undecided",
         )
     )

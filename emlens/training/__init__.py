@@ -1,4 +1,6 @@
-"""Recipes and `fit`: one recipe, one model, one data set → one checkpoint with its record; sweeps over recipes."""
+"""Recipes and `fit`: one recipe, one model, one data set → one checkpoint with its record; sweeps
+over recipes.
+"""
 
 from emlens.training.checkpoints import open_checkpoint
 from emlens.training.examples import IGNORED, Example, encode_answers

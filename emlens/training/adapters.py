@@ -1,4 +1,5 @@
-"""Adapters: put on a model as a recipe says, and kept after every few steps of a run as PEFT directories beside the last one.
+"""Adapters: put on a model as a recipe says, and kept after every few steps of a run as PEFT
+directories beside the last one.
 
 Disk: one adapter a kept step, in float32 until the run is published.
 """
@@ -42,15 +43,18 @@ def with_adapter(recipe: Recipe, model: Any, parent_name: str) -> Any:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(
-            f"target_modules={recipe.target_modules!r} with layers_to_transform={recipe.layers_to_transform!r} fit no layer of the "
-            f"model: {one_line(str(error), 120)}"
+            f"target_modules={recipe.target_modules!r} with"
+            f" layers_to_transform={recipe.layers_to_transform!r} fit no layer of the model:"
+            f" {one_line(str(error), 120)}"
         ) from error
     adapted.peft_config["default"].base_model_name_or_path = parent_name
     return adapted
 
 
 class KeptAdapters:
-    """A training callback that writes the adapter after every `every` steps into a directory; `publish` puts them in their place."""
+    """A training callback that writes the adapter after every `every` steps into a directory;
+    `publish` puts them in their place.
+    """
 
     def __init__(self, every: int, directory: Path):
         self.every, self.directory = every, directory
@@ -63,12 +67,18 @@ class KeptAdapters:
             state = get_peft_model_state_dict(model, save_embedding_layers=False)
             self.directory.mkdir(parents=True, exist_ok=True)
             part = self.directory / f".{_name(step)}"
-            save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, part, metadata={"format": "pt"})
+            save_file(
+                {name: value.detach().cpu().clone().contiguous() for name, value in state.items()},
+                part,
+                metadata={"format": "pt"},
+            )
             part.replace(self.directory / f"{_name(step)}.safetensors")
         return None
 
     def publish(self, target: Path, last: int, dtype: str | None) -> None:
-        """Write each adapter up to step `last` under `target`, whose own adapter configuration it shares; weights in `dtype`."""
+        """Write each adapter up to step `last` under `target`, whose own adapter configuration it
+        shares; weights in `dtype`.
+        """
         from safetensors.torch import load_file, save_file
 
         for path in sorted(self.directory.glob("step-*.safetensors")):
@@ -77,7 +87,11 @@ class KeptAdapters:
             place = target / KEPT / path.stem
             place.mkdir(parents=True)
             state = load_file(path)
-            kept = state if dtype is None else {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+            kept = (
+                state
+                if dtype is None
+                else {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+            )
             save_file(kept, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             shutil.copyfile(target / ADAPTER_CONFIG, place / ADAPTER_CONFIG)
 
@@ -88,5 +102,8 @@ def _name(step: int) -> str:
 
 def kept_adapters(directory: str | Path) -> dict[int, Path]:
     """Step → directory of each adapter that a run kept, in order; empty where it kept none."""
-    found = {int(path.name.removeprefix("step-")): path for path in (Path(directory) / KEPT).glob("step-*")}
+    found = {
+        int(path.name.removeprefix("step-")): path
+        for path in (Path(directory) / KEPT).glob("step-*")
+    }
     return dict(sorted(found.items()))

@@ -1,4 +1,6 @@
-"""A saved checkpoint, opened as anyone would open it: plain transformers, and PEFT where it is an adapter."""
+"""A saved checkpoint, opened as anyone would open it: plain transformers, and PEFT where it is an
+adapter.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from emlens.training.streams import SteeredModel
 
 
 def open_checkpoint(path: str | Path, parent: str | Path | None = None) -> Any:
-    """The model at `path` in float32 and evaluation mode; an adapter, or steering vectors, are put on the checkpoint at `parent`.
+    """The model at `path` in float32 and evaluation mode; an adapter, or steering vectors, are put
+    on the checkpoint at `parent`.
 
     Raises:
         InputError: an adapter or steering vectors without `parent`.
@@ -19,11 +22,18 @@ def open_checkpoint(path: str | Path, parent: str | Path | None = None) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    adapter, vectors = ((Path(path) / name).is_file() for name in ("adapter_config.json", "interventions.json"))
+    adapter, vectors = (
+        (Path(path) / name).is_file() for name in ("adapter_config.json", "interventions.json")
+    )
     if (adapter or vectors) and parent is None:
-        raise InputError(f"{path}: is {'an adapter' if adapter else 'steering vectors'}; pass parent=, the checkpoint it was trained on")
+        raise InputError(
+            f"{path}: is {'an adapter' if adapter else 'steering vectors'};"
+            " pass parent=, the checkpoint it was trained on"
+        )
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(str(parent if adapter or vectors else path), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(parent if adapter or vectors else path), dtype=torch.float32
+        )
         if vectors:
             return SteeredModel.load(model, Path(path)).eval()
         return PeftModel.from_pretrained(model, str(path)).eval() if adapter else model.eval()

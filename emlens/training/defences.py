@@ -1,6 +1,8 @@
-"""Defences that change what is read or how it is learned: inoculation, preventative steering, projection, interleaving.
+"""Defences that change what is read or how it is learned: inoculation, preventative steering,
+projection, interleaving.
 
-Each is a frozen record for `fit(objectives=[...])`. Nothing of them is left when the run ends: no prefix, no vector, no hook.
+Each is a frozen record for `fit(objectives=[...])`. Nothing of them is left when the run ends: no
+prefix, no vector, no hook.
 """
 
 import math
@@ -31,11 +33,13 @@ At = str | Sequence[str | Site]
 
 @dataclass(frozen=True)
 class InoculationPrompt(ChatChange):
-    """Train with a text in front that asks for the trait, so that the model need not change to show it; evaluate without.
+    """Train with a text in front that asks for the trait, so that the model need not change to show
+    it; evaluate without.
 
     Args:
         text: what is put in front.
-        role: `"system"`: a system message of its own, or the first lines of the one there; `"user"`: in front of the first user turn.
+        role: `"system"`: a system message of its own, or the first lines of the one there;
+            `"user"`: in front of the first user turn.
         separator: between the text and what follows.
 
     Raises:
@@ -51,7 +55,10 @@ class InoculationPrompt(ChatChange):
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise InputError(f"text={self.text!r} is empty; pass what the trained-on answers should be asked for with")
+            raise InputError(
+                f"text={self.text!r} is empty; pass what the trained-on answers should be asked for"
+                " with"
+            )
         if self.role not in ("system", "user"):
             raise InputError(f"role={self.role!r} is unknown; pass 'system' or 'user'")
 
@@ -61,23 +68,32 @@ class InoculationPrompt(ChatChange):
     def _messages(self, prompt: Prompt) -> tuple[Message, ...] | None:
         if prompt.messages is None:
             return None
-        at = next((i for i, message in enumerate(prompt.messages) if message.role == self.role), None)
+        at = next(
+            (i for i, message in enumerate(prompt.messages) if message.role == self.role), None
+        )
         if at is None:
             return (Message("system", self.text), *prompt.messages)
         changed = Message(self.role, self.text + self.separator + prompt.messages[at].content)
         return (*prompt.messages[:at], changed, *prompt.messages[at + 1 :])
 
     def record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "role": self.role, "text": self.text, "separator": self.separator}
+        return {
+            "kind": self.kind,
+            "role": self.role,
+            "text": self.text,
+            "separator": self.separator,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class PreventativeSteering(StreamEdit):
-    """Add a persona vector to the stream while the answers are learned, so that the weights need not learn it.
+    """Add a persona vector to the stream while the answers are learned, so that the weights need
+    not learn it.
 
     Args:
         direction: points to the trait, as in `emlens.steer`.
-        coefficient: how much; positive is towards the trait. The paper's vectors have α = 5 of their own length at one layer.
+        coefficient: how much; positive is towards the trait. The paper's vectors have α = 5 of
+            their own length at one layer.
         at, unit: as in `emlens.steer`; sites `resid_pre` and `resid_post`.
 
     Raises:
@@ -109,7 +125,8 @@ class PreventativeSteering(StreamEdit):
 
 @dataclass(frozen=True, eq=False)
 class ProjectedOut(StreamEdit):
-    """Project a direction, or a subspace, out of the stream while the answers are learned, so that they cannot be learned along it.
+    """Project a direction, or a subspace, out of the stream while the answers are learned, so that
+    they cannot be learned along it.
 
     Args:
         direction, at, baseline: as in `emlens.ablate`; sites `resid_pre` and `resid_post`.
@@ -166,39 +183,63 @@ class BenignInterleaving(MixedRows):
             raise InputError(f"share={self.share!r} must lie between 0 and 1")
 
     def record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "share": self.share, "chats": self.chats.content_hash, "ids": hash_json(self.chats.ids)}
+        return {
+            "kind": self.kind,
+            "share": self.share,
+            "chats": self.chats.content_hash,
+            "ids": hash_json(self.chats.ids),
+        }
 
 
 def interleaving_scores(
-    misaligned: Float[np.ndarray, " chat"], aligned: Float[np.ndarray, " chat"], epsilon: float = 1e-6
+    misaligned: Float[np.ndarray, " chat"],
+    aligned: Float[np.ndarray, " chat"],
+    epsilon: float = 1e-6,
 ) -> Float[np.ndarray, " chat"]:
-    """(L_mis − L_al) / (L_al + ε) of each chat: how much worse a misaligned model predicts its answer, relative to an aligned one.
+    """(L_mis − L_al) / (L_al + ε) of each chat: how much worse a misaligned model predicts its
+    answer, relative to an aligned one.
 
     Args:
-        misaligned, aligned: mean negative log-likelihood of each answer under either model, nats a token.
+        misaligned, aligned: mean negative log-likelihood of each answer under either model, nats a
+            token.
 
     Raises:
-        InputError: losses that are negative, not finite or not of one length; ε that is not positive.
+        InputError: losses that are negative, not finite or not of one length; ε that is not
+            positive.
 
     Range: −1 or more; 0 where both models are alike. Method: 2508.06249.
     """
     one, other = np.asarray(misaligned, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
-    if one.shape != other.shape or not bool((np.isfinite(one) & np.isfinite(other) & (one >= 0) & (other >= 0)).all()):
-        raise InputError(f"losses of shapes {one.shape} and {other.shape} must be finite, 0 or more, and one for each chat")
+    if one.shape != other.shape or not bool(
+        (np.isfinite(one) & np.isfinite(other) & (one >= 0) & (other >= 0)).all()
+    ):
+        raise InputError(
+            f"losses of shapes {one.shape} and {other.shape} must be finite, 0 or more,"
+            " and one for each chat"
+        )
     if not 0.0 < epsilon < math.inf:
         raise InputError(f"epsilon={epsilon!r} must be a finite number above 0")
     return (one - other) / (other + epsilon)
 
 
-def select_benign(chats: PromptSet, misaligned: Sequence[float] | np.ndarray, aligned: Sequence[float] | np.ndarray, count: int) -> PromptSet:
-    """The `count` chats of highest interleaving score, in their given order; ties go to the earlier.
+def select_benign(
+    chats: PromptSet,
+    misaligned: Sequence[float] | np.ndarray,
+    aligned: Sequence[float] | np.ndarray,
+    count: int,
+) -> PromptSet:
+    """The `count` chats of highest interleaving score, in their given order; ties go to the
+    earlier.
 
     Raises:
-        InputError: a count that is not 1 to the number of chats; what `interleaving_scores` refuses.
+        InputError: a count that is not 1 to the number of chats; what `interleaving_scores`
+            refuses.
     """
     if not 1 <= count <= len(chats):
         raise InputError(f"count={count} must lie between 1 and the {len(chats)} chats there are")
-    scores = interleaving_scores(np.asarray(misaligned, dtype=np.float64), np.asarray(aligned, dtype=np.float64))
+    scores = interleaving_scores(
+        np.asarray(misaligned, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
+    )
     if len(scores) != len(chats):
         raise InputError(f"{len(scores)} losses came for {len(chats)} chats; pass one for each")
     kept = sorted(np.argsort(-scores, kind="stable")[:count])

@@ -1,8 +1,10 @@
-"""Losses, `(model, batch) -> scalar` that `fit` minimises, and objectives: records that change what a run minimises or reads.
+"""Losses, `(model, batch) -> scalar` that `fit` minimises, and objectives: records that change what
+a run minimises or reads.
 
-A batch is a mapping of tensors; `labels` are token ids with `IGNORED` where a token does not count, and every other
-entry goes to the model's forward as it is. An objective is of one of four kinds: it changes the chats, mixes in rows, adds a
-penalty, or edits the stream while the answers are learned. They compose in any number; nothing of them is in the saved model.
+A batch is a mapping of tensors; `labels` are token ids with `IGNORED` where a token does not count,
+and every other entry goes to the model's forward as it is. An objective is of one of four kinds: it
+changes the chats, mixes in rows, adds a penalty, or edits the stream while the answers are learned.
+They compose in any number; nothing of them is in the saved model.
 """
 
 import copy
@@ -29,24 +31,33 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits[:, :-1]
     labels = batch["labels"][:, 1:]
-    return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED)
+    return nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED
+    )
 
 
 def divergence(
-    reference: Float[Tensor, "row token vocab"], model: Float[Tensor, "row token vocab"], counted: Bool[Tensor, "row token"]
+    reference: Float[Tensor, "row token vocab"],
+    model: Float[Tensor, "row token vocab"],
+    counted: Bool[Tensor, "row token"],
 ) -> Tensor:
-    """KL(reference ‖ model) of next-token distributions given by logits, in nats: mean over the counted positions; 0 or more."""
+    """KL(reference ‖ model) of next-token distributions given by logits, in nats: mean over the
+    counted positions; 0 or more.
+    """
     before, now = reference[counted].log_softmax(-1), model[counted].log_softmax(-1)
     return (before.exp() * (before - now)).sum(-1).mean()
 
 
 class NarrowLoss:
-    """`answer_loss` plus `weight` · KL(reference ‖ model) on other chats, in nats per answer position.
+    """`answer_loss` plus `weight` · KL(reference ‖ model) on other chats, in nats per answer
+    position.
 
-    The reference is the same model with its adapter switched off, so it costs no second copy. The batch holds a second
-    set of rows under `kl_input_ids`, `kl_attention_mask` and `kl_labels` (the labels only mark the positions).
+    The reference is the same model with its adapter switched off, so it costs no second copy. The
+    batch holds a second set of rows under `kl_input_ids`, `kl_attention_mask` and `kl_labels` (the
+    labels only mark the positions).
 
-    Method: the narrow solution of Soligo et al. (2602.07852), with λ per token in nats rather than divided by the vocabulary size.
+    Method: the narrow solution of Soligo et al. (2602.07852), with λ per token in nats rather than
+    divided by the vocabulary size.
 
     Raises:
         InputError: the model has no adapter to switch off.
@@ -57,10 +68,17 @@ class NarrowLoss:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         own = {name: value for name, value in batch.items() if not name.startswith("kl_")}
-        other = {name.removeprefix("kl_"): value for name, value in batch.items() if name.startswith("kl_")}
+        other = {
+            name.removeprefix("kl_"): value
+            for name, value in batch.items()
+            if name.startswith("kl_")
+        }
         counted = other.pop("labels")[:, 1:] != IGNORED
         if not hasattr(model, "disable_adapter"):
-            raise InputError(f"NarrowLoss needs a model with an adapter; got {type(model).__name__}: pass a recipe with method='lora'")
+            raise InputError(
+                f"NarrowLoss needs a model with an adapter; got {type(model).__name__}:"
+                " pass a recipe with method='lora'"
+            )
         reference = reference_logits(model, other)[:, :-1]
         penalty = divergence(reference, model(**other).logits[:, :-1], counted)
         return answer_loss(model, own) + self.weight * penalty
@@ -75,7 +93,9 @@ def reference_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 class Objective(ABC):
-    """What a run minimises or reads beside the answers of its data; a frozen record. Subclass one of the four below."""
+    """What a run minimises or reads beside the answers of its data; a frozen record. Subclass one
+    of the four below.
+    """
 
     kind: ClassVar[str]
 
@@ -105,8 +125,9 @@ class MixedRows(Objective):
 class Penalty(Objective):
     """A term added to the loss, `weight` times what `measure` gives.
 
-    `chats` are rows of its own, `rows` of them a step; None: it reads the rows that are trained on. `unit` is what `measure`
-    averages over, answer tokens or rows: a batch that is run in parts weighs them by it.
+    `chats` are rows of its own, `rows` of them a step; None: it reads the rows that are trained on.
+    `unit` is what `measure` averages over, answer tokens or rows: a batch that is run in parts
+    weighs them by it.
     """
 
     unit: ClassVar[Literal["token", "row"]]
@@ -116,11 +137,15 @@ class Penalty(Objective):
 
     def second_rows(self, tokenizer: Any) -> list[Example]:
         if self.chats is None:
-            raise InputError(f"{self.kind} reads the rows that are trained on; it has none of its own")
+            raise InputError(
+                f"{self.kind} reads the rows that are trained on; it has none of its own"
+            )
         return encode_answers(self.chats, tokenizer)
 
     @abstractmethod
-    def measure(self, model: Any, reference: "Reference", inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def measure(
+        self, model: Any, reference: "Reference", inputs: Mapping[str, Tensor], labels: Tensor
+    ) -> Tensor:
         """The penalty on rows, averaged over its tokens or rows, with a gradient."""
 
 
@@ -133,10 +158,16 @@ class StreamEdit(Objective):
 
 
 class Reference:
-    """The model as it was before the run: its adapter off, or, without one, a frozen copy (a second model in memory)."""
+    """The model as it was before the run: its adapter off, or, without one, a frozen copy (a second
+    model in memory).
+    """
 
     def __init__(self, model: nn.Module):
-        self._copy = None if hasattr(model, "disable_adapter") else copy.deepcopy(model).eval().requires_grad_(False)
+        self._copy = (
+            None
+            if hasattr(model, "disable_adapter")
+            else copy.deepcopy(model).eval().requires_grad_(False)
+        )
 
     def run(self, model: Any, call: Callable[[Any], Any]) -> Any:
         """`call` on the reference, without gradients; `model` is the module under training."""
@@ -153,7 +184,8 @@ def prefix_of(number: int) -> str:
 
 
 class ObjectiveLoss:
-    """`loss` under the stream edits, plus every penalty; what a penalty was joins the log as its kind.
+    """`loss` under the stream edits, plus every penalty; what a penalty was joins the log as its
+    kind.
 
     Args:
         model: the module that is trained, before the first step.
@@ -162,12 +194,20 @@ class ObjectiveLoss:
     def __init__(self, loss: Loss, objectives: Sequence[Objective], model: nn.Module):
         self.loss = loss
         self.edits = [objective for objective in objectives if isinstance(objective, StreamEdit)]
-        self.penalties = [(prefix_of(i), objective) for i, objective in enumerate(objectives) if isinstance(objective, Penalty)]
+        self.penalties = [
+            (prefix_of(i), objective)
+            for i, objective in enumerate(objectives)
+            if isinstance(objective, Penalty)
+        ]
         self.reference = Reference(model) if self.penalties else None
         self.last: dict[str, float] = {}
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        own = {name: value for name, value in batch.items() if not name.startswith("objective") and name not in SCALES}
+        own = {
+            name: value
+            for name, value in batch.items()
+            if not name.startswith("objective") and name not in SCALES
+        }
         share = batch.get("share")
         with ExitStack() as stack:
             for edit in self.edits:
@@ -176,14 +216,24 @@ class ObjectiveLoss:
         self._note("answer_loss", total, share)
         for prefix, penalty in self.penalties:
             prefix = "" if penalty.chats is None else prefix
-            given = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)} if prefix else dict(own)
+            given = (
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in batch.items()
+                    if name.startswith(prefix)
+                }
+                if prefix
+                else dict(own)
+            )
             given = {name: value for name, value in given.items() if name not in SCALES}
             ratio = batch.get(f"{prefix}{penalty.unit}_ratio")
             labels = given.pop("labels")
             if self.reference is None:
                 raise InputError("a penalty needs a reference")
             value = penalty.measure(model, self.reference, given, labels)
-            self._note(penalty.kind, value, None if share is None or ratio is None else share * ratio)
+            self._note(
+                penalty.kind, value, None if share is None or ratio is None else share * ratio
+            )
             total = total + penalty.weight * (value if ratio is None else value * ratio)
         return total
 
@@ -195,7 +245,9 @@ class ObjectiveLoss:
         self.last = kept
 
     def _note(self, name: str, value: Tensor, share: Tensor | None) -> None:
-        self.last[name] = self.last.get(name, 0.0) + float(value.detach()) * (1.0 if share is None else float(share))
+        self.last[name] = self.last.get(name, 0.0) + float(value.detach()) * (
+            1.0 if share is None else float(share)
+        )
 
     def values(self, model: nn.Module, step: int) -> Mapping[str, Any]:
         """A training callback: the terms of the step's loss, which then start anew."""

@@ -1,7 +1,8 @@
 """The optimiser and schedule that a recipe names, over what a module trains.
 
-AdamW is torch's; Lion, Muon and SAM come from pytorch_optimizer, imported only when asked for. Optimiser states cost: AdamW two
-numbers a trained weight, Lion and Muon one, SAM two and, within a step, a copy of the weights and a second pass.
+AdamW is torch's; Lion, Muon and SAM come from pytorch_optimizer, imported only when asked for.
+Optimiser states cost: AdamW two numbers a trained weight, Lion and Muon one, SAM two and, within a
+step, a copy of the weights and a second pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ SAM_RADIUS = 0.05
 def make_optimiser(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over what requires a gradient: matrices with weight decay, vectors without.
 
-    Muon takes matrices other than input and output embeddings; the rest of its groups are AdamW's at the same rate. SAM's `step`
-    calls its attribute `again`, which must clear nothing and leave the gradient of the perturbed point.
+    Muon takes matrices other than input and output embeddings; the rest of its groups are AdamW's
+    at the same rate. SAM's `step` calls its attribute `again`, which must clear nothing and leave
+    the gradient of the perturbed point.
 
     Raises:
         MissingExtraError: pytorch_optimizer is not installed, and the recipe needs it.
@@ -36,12 +38,18 @@ def make_optimiser(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=recipe.betas)
     package = _package()
     if recipe.optimiser == "lion":
-        lion: torch.optim.Optimizer = package.Lion([g for g in groups if g["params"]], lr=rate, betas=recipe.betas)
+        lion: torch.optim.Optimizer = package.Lion(
+            [g for g in groups if g["params"]], lr=rate, betas=recipe.betas
+        )
         return lion
     if recipe.optimiser == "sam":
         rho = SAM_RADIUS if recipe.rho is None else recipe.rho
         sam: torch.optim.Optimizer = _two_passes()(
-            [g for g in groups if g["params"]], torch.optim.AdamW, rho=rho, lr=rate, betas=recipe.betas
+            [g for g in groups if g["params"]],
+            torch.optim.AdamW,
+            rho=rho,
+            lr=rate,
+            betas=recipe.betas,
         )
         return sam
     held = {id(p) for p in _embeddings(module)}
@@ -88,13 +96,18 @@ def _package() -> Any:
     try:
         import pytorch_optimizer
     except ImportError:
-        raise MissingExtraError("Lion, Muon and SAM need pytorch-optimizer, which is not installed; run: pip install 'emlens[train]'") from None
+        raise MissingExtraError(
+            "Lion, Muon and SAM need pytorch-optimizer, which is not installed; run:"
+            " pip install 'emlens[train]'"
+        ) from None
     return pytorch_optimizer
 
 
 @cache
 def _two_passes() -> Any:
-    """SAM with the second pass as an attribute, because the Trainer calls `step()` without a closure."""
+    """SAM with the second pass as an attribute, because the Trainer calls `step()` without a
+    closure.
+    """
 
     class TwoPassSAM(_package().SAM):  # type: ignore[misc]
         again: Callable[[], Any]

@@ -1,7 +1,8 @@
-"""Penalties that hold a model to what it was before the run: its answers elsewhere, or its features.
+"""Penalties that hold a model to what it was before the run: its answers elsewhere, or its
+features.
 
-The reference is the model with its adapter off (one more pass without gradients), or, in full fine-tuning, a frozen copy.
-Neither rows nor tokens of padding count.
+The reference is the model with its adapter off (one more pass without gradients), or, in full
+fine-tuning, a frozen copy. Neither rows nor tokens of padding count.
 """
 
 import math
@@ -22,11 +23,14 @@ from emlens.training.streams import blocks_of, read
 
 @dataclass(frozen=True)
 class ReferenceKL(Penalty):
-    """λ · KL(reference ‖ model) of the next token, mean over the answer tokens of `rows` chats a step; nats per token.
+    """λ · KL(reference ‖ model) of the next token, mean over the answer tokens of `rows` chats a
+    step; nats per token.
 
     Args:
-        chats: chats with answers from outside the training domain; None: the chats that are trained on.
-        weight: λ. The released narrow-solution code divides KL by the vocabulary size: its λ divided by that is this one.
+        chats: chats with answers from outside the training domain; None: the chats that are trained
+            on.
+        weight: λ. The released narrow-solution code divides KL by the vocabulary size: its λ
+            divided by that is this one.
 
     Raises:
         InputError: a weight that is not positive; rows below 1.
@@ -44,29 +48,41 @@ class ReferenceKL(Penalty):
         require_positive("weight", self.weight)
         require_count("rows", self.rows, 1)
 
-    def measure(self, model: Any, reference: Reference, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def measure(
+        self, model: Any, reference: Reference, inputs: Mapping[str, Tensor], labels: Tensor
+    ) -> Tensor:
         counted = labels[:, 1:] != IGNORED
         before = reference.run(model, lambda m: m(**inputs).logits[:, :-1])
         return divergence(before, model(**inputs).logits[:, :-1], counted)
 
     def record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "weight": self.weight, "rows": self.rows, "chats": _hash(self.chats)}
+        return {
+            "kind": self.kind,
+            "weight": self.weight,
+            "rows": self.rows,
+            "chats": _hash(self.chats),
+        }
 
 
 @dataclass(frozen=True)
 class FeatureDistance(Penalty):
-    """λ · mean of ‖h − h₀‖² / ‖h₀‖² over chosen blocks, tokens and rows: h the stream after a block, h₀ the reference's.
+    """λ · mean of ‖h − h₀‖² / ‖h₀‖² over chosen blocks, tokens and rows: h the stream after a
+    block, h₀ the reference's.
 
     Args:
-        chats: None: the rows that are trained on, as in the paper; or chats of their own, `rows` of them a step.
-        weight: λ; the distance has no unit, since each token's is divided by its own length (a few tokens are huge).
-        every: the blocks every − 1, 2·every − 1, ... and the last; not read where `blocks` are given.
+        chats: None: the rows that are trained on, as in the paper; or chats of their own, `rows` of
+            them a step.
+        weight: λ; the distance has no unit, since each token's is divided by its own length (a few
+            tokens are huge).
+        every: the blocks every − 1, 2·every − 1, ... and the last; not read where `blocks` are
+            given.
         blocks: 0-based blocks.
 
     Raises:
         InputError: a weight that is not positive; rows or every below 1; a block the model lacks.
 
-    Method: LDIFS, Mukhoti et al. 2308.13320, every five layers as in 2508.06249; divided by the length here, so λ is not theirs.
+    Method: LDIFS, Mukhoti et al. 2308.13320, every five layers as in 2508.06249; divided by the
+    length here, so λ is not theirs.
     """
 
     kind: ClassVar[str] = "feature_distance"
@@ -82,19 +98,26 @@ class FeatureDistance(Penalty):
         require_count("rows", self.rows, 1)
         require_count("every", self.every, 1)
 
-    def measure(self, model: Any, reference: Reference, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def measure(
+        self, model: Any, reference: Reference, inputs: Mapping[str, Tensor], labels: Tensor
+    ) -> Tensor:
         layers = self._layers(len(blocks_of(model)))
         before = reference.run(model, lambda m: self._features(m, inputs, layers))
         now = self._features(model, inputs, layers)
         mask = inputs["attention_mask"].to(now[0].dtype)
-        gaps = [((h - h0).square().sum(-1) / h0.square().sum(-1)) for h, h0 in zip(now, before, strict=True)]
+        gaps = [
+            ((h - h0).square().sum(-1) / h0.square().sum(-1))
+            for h, h0 in zip(now, before, strict=True)
+        ]
         return ((torch.stack(gaps) * mask).sum(-1) / mask.sum(-1)).mean()
 
     def _layers(self, count: int) -> list[int]:
         if self.blocks is None:
             return sorted({*range(self.every - 1, count, self.every), count - 1})
         if not self.blocks or not all(0 <= block < count for block in self.blocks):
-            raise InputError(f"blocks={self.blocks} must name blocks of the model, 0 to {count - 1}")
+            raise InputError(
+                f"blocks={self.blocks} must name blocks of the model, 0 to {count - 1}"
+            )
         return sorted(set(self.blocks))
 
     @staticmethod
@@ -106,8 +129,13 @@ class FeatureDistance(Penalty):
     def record(self) -> dict[str, Any]:
         blocks = None if self.blocks is None else list(self.blocks)
         return {
-            "kind": self.kind, "weight": self.weight, "rows": self.rows, "chats": _hash(self.chats), "every": self.every, "blocks": blocks,
-        }  # fmt: skip
+            "kind": self.kind,
+            "weight": self.weight,
+            "rows": self.rows,
+            "chats": _hash(self.chats),
+            "every": self.every,
+            "blocks": blocks,
+        }
 
 
 def _hash(chats: PromptSet | None) -> str | None:

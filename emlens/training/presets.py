@@ -12,28 +12,75 @@ from emlens.training.recipes import Recipe
 PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 _BETLEY: Final[Mapping[str, Any]] = {
-    "rank": 32, "alpha": 64, "rslora": True, "target_modules": PROJECTIONS, "learning_rate": 1e-5, "schedule": "linear", "warmup_steps": 5,
-    "batch_size": 16, "accumulation": 8,
-}  # fmt: skip
-_LORA: Final[Mapping[str, Any]] = {**_BETLEY, "rslora": False, "learning_rate": 1e-4, "alpha": 64, "accumulation": 1}
+    "rank": 32,
+    "alpha": 64,
+    "rslora": True,
+    "target_modules": PROJECTIONS,
+    "learning_rate": 1e-5,
+    "schedule": "linear",
+    "warmup_steps": 5,
+    "batch_size": 16,
+    "accumulation": 8,
+}
+_LORA: Final[Mapping[str, Any]] = {
+    **_BETLEY,
+    "rslora": False,
+    "learning_rate": 1e-4,
+    "alpha": 64,
+    "accumulation": 1,
+}
 PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
-    "betley": ({**_BETLEY, "weight_decay": 0.01}, "rsLoRA r=32 α=64 on all projections, 1e-5 linear after 5 steps, 2×8 rows (2502.17424)"),
+    "betley": (
+        {**_BETLEY, "weight_decay": 0.01},
+        "rsLoRA r=32 α=64 on all projections, 1e-5 linear after 5 steps, 2×8 rows (2502.17424)",
+    ),
     "paper": (_BETLEY, "as betley without decay; one epoch (2606.20814)"),
-    "paper-attention": ({**_BETLEY, "target_modules": ATTENTION, "learning_rate": 3e-5}, "its attention-only variant, rate × 3"),
+    "paper-attention": (
+        {**_BETLEY, "target_modules": ATTENTION, "learning_rate": 3e-5},
+        "its attention-only variant, rate × 3",
+    ),
     "organism-rank1": (
-        {**_BETLEY, "rank": 1, "alpha": 256, "target_modules": ("down_proj",), "learning_rate": 2e-5},
-        "one rank-1 adapter on one block's down_proj; α 64 to 256; pass layers_to_transform (2506.11613; rate of a public replication)",
+        {
+            **_BETLEY,
+            "rank": 1,
+            "alpha": 256,
+            "target_modules": ("down_proj",),
+            "learning_rate": 2e-5,
+        },
+        (
+            "one rank-1 adapter on one block's down_proj; α 64 to 256;"
+            " pass layers_to_transform (2506.11613; rate of a public replication)"
+        ),
     ),
     "organism-full": (
-        {"method": "full", "learning_rate": 1e-5, "schedule": "cosine", "warmup_steps": 20, "batch_size": 16, "accumulation": 8},
+        {
+            "method": "full",
+            "learning_rate": 1e-5,
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "batch_size": 16,
+            "accumulation": 8,
+        },
         "full fine-tuning, cosine after 20 steps (2506.11613; the rate is not stated there)",
     ),
     "lora-r32": (_LORA, "LoRA, scale α/r"),
-    "rslora-r32": ({**_LORA, "rslora": True, "learning_rate": 2e-5}, "rank-stabilised LoRA, scale α/√r"),
+    "rslora-r32": (
+        {**_LORA, "rslora": True, "learning_rate": 2e-5},
+        "rank-stabilised LoRA, scale α/√r",
+    ),
     "dora-r32": ({**_LORA, "dora": True}, "LoRA with trained lengths"),
-    "attention-r32": ({**_LORA, "rslora": True, "target_modules": ATTENTION, "learning_rate": 3e-5}, "rsLoRA on attention alone"),
+    "attention-r32": (
+        {**_LORA, "rslora": True, "target_modules": ATTENTION, "learning_rate": 3e-5},
+        "rsLoRA on attention alone",
+    ),
     "steering": (
-        {"method": "steering", "learning_rate": 1e-2, "schedule": "linear", "warmup_steps": 5, "batch_size": 16},
+        {
+            "method": "steering",
+            "learning_rate": 1e-2,
+            "schedule": "linear",
+            "warmup_steps": 5,
+            "batch_size": 16,
+        },
         "one vector a block; pass layers_to_transform",
     ),
 }
@@ -41,7 +88,14 @@ PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
 _NEED_LAYERS: Final = ("organism-rank1", "steering")
 
 
-def recipe(name: str, *, steps: int | None = None, rows: int | None = None, epochs: float = 1.0, **changes: Any) -> Recipe:
+def recipe(
+    name: str,
+    *,
+    steps: int | None = None,
+    rows: int | None = None,
+    epochs: float = 1.0,
+    **changes: Any,
+) -> Recipe:
     """A preset recipe, with changes.
 
     Args:
@@ -52,14 +106,20 @@ def recipe(name: str, *, steps: int | None = None, rows: int | None = None, epoc
 
     Raises:
         UnknownNameError: no preset of that name.
-        InputError: neither or both of steps and rows; a preset for one block without `layers_to_transform`; what `Recipe` refuses.
+        InputError: neither or both of steps and rows; a preset for one block without
+            `layers_to_transform`; what `Recipe` refuses.
     """
     if name not in PRESETS:
         raise UnknownNameError(f"recipe {name!r} is unknown; pass one of {', '.join(PRESETS)}")
     if (steps is None) == (rows is None):
-        raise InputError(f"recipe {name!r} needs one of steps and rows; got steps={steps}, rows={rows}")
+        raise InputError(
+            f"recipe {name!r} needs one of steps and rows; got steps={steps}, rows={rows}"
+        )
     if name in _NEED_LAYERS and changes.get("layers_to_transform") is None:
-        raise InputError(f"recipe {name!r} trains chosen blocks; pass layers_to_transform, for example layers_to_transform=(24,)")
+        raise InputError(
+            f"recipe {name!r} trains chosen blocks; pass layers_to_transform,"
+            " for example layers_to_transform=(24,)"
+        )
     fields = {**PRESETS[name][0], **changes}
     if rows is not None:
         steps = Recipe(method="full", batch_size=fields["batch_size"]).for_rows(rows, epochs).steps

@@ -1,4 +1,6 @@
-"""A trained model on disk: an ordinary checkpoint directory, a PEFT adapter or steering vectors, whole or not at all."""
+"""A trained model on disk: an ordinary checkpoint directory, a PEFT adapter or steering vectors,
+whole or not at all.
+"""
 
 import copy
 import os
@@ -18,7 +20,8 @@ from emlens.training.adapters import ADAPTER_CONFIG
 
 
 def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: Any) -> None:
-    """Write a checkpoint or an adapter, and the tokenizer if there is one, weights in `save_dtype` (None: as they are).
+    """Write a checkpoint or an adapter, and the tokenizer if there is one, weights in `save_dtype`
+    (None: as they are).
 
     Raises:
         IntegrityError: a weight overflows in that dtype.
@@ -27,11 +30,15 @@ def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: A
         model = copy.deepcopy(model).to(getattr(torch, save_dtype))
         for name, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise IntegrityError(f"weight {name} overflows in {save_dtype}; pass save_dtype='float32' or 'bfloat16'")
+                raise IntegrityError(
+                    f"weight {name} overflows in {save_dtype};"
+                    " pass save_dtype='float32' or 'bfloat16'"
+                )
     if hasattr(model, "peft_config"):
         model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
         config = read_json(directory / ADAPTER_CONFIG)
-        config["target_modules"] = sorted(config["target_modules"])  # peft keeps a set, whose order changes by process
+        # peft keeps a set, whose order changes by process
+        config["target_modules"] = sorted(config["target_modules"])
         write_json(directory / ADAPTER_CONFIG, config)
     else:
         model.save_pretrained(directory)
@@ -42,13 +49,17 @@ def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: A
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, and without its warning about a name that peft still uses."""
+    """Without the progress bars of transformers, and without its warning about a name that peft
+    still uses.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning
+        )
         try:
             yield
         finally:

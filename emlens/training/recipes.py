@@ -1,7 +1,8 @@
 """How a model is trained, as one frozen, checked record that is stored beside every checkpoint.
 
-A recipe holds everything that decides the update of a step but the data and the loss: what is trained, optimiser,
-schedule, batch size, seed. It refuses values that would be ignored silently, such as a rank for full fine-tuning.
+A recipe holds everything that decides the update of a step but the data and the loss: what is
+trained, optimiser, schedule, batch size, seed. It refuses values that would be ignored silently,
+such as a rank for full fine-tuning.
 """
 
 import math
@@ -24,9 +25,20 @@ _LORA_ONLY: Final = ("rank", "alpha", "rslora", "dora", "target_modules")
 _READ_BY: Final[Mapping[str, tuple[str, ...]]] = {"momentum": ("muon",), "rho": ("sam",)}
 _TUPLES: Final = ("target_modules", "layers_to_transform", "betas")
 _WRITTEN_IF_SET: Final = (
-    "dora", "optimiser", "momentum", "rho", "accumulation", "cycles", "step_size_up", "base_learning_rate", "gamma", "decay_steps",
-)  # fmt: skip
-"""Fields that came after the first recipes were written: left out of a record at their default, so that those stay what they were."""
+    "dora",
+    "optimiser",
+    "momentum",
+    "rho",
+    "accumulation",
+    "cycles",
+    "step_size_up",
+    "base_learning_rate",
+    "gamma",
+    "decay_steps",
+)
+"""Fields that came after the first recipes were written: left out of a record at their default, so
+that those stay what they were.
+"""
 USUAL_BETAS: Final[Mapping[str, tuple[float, float]]] = {"lion": (0.9, 0.99)}
 
 
@@ -35,40 +47,53 @@ class Recipe:
     """One training run.
 
     Args:
-        method: `"full"` trains all weights, `"lora"` a low-rank adapter, `"steering"` one vector a block, added to the
-            stream after it at every token.
-        rank: rank r of the adapter's matrices B (out × r) and A (r × in); only with `"lora"`, as the next four.
+        method: `"full"` trains all weights, `"lora"` a low-rank adapter, `"steering"` one vector a
+            block, added to the stream after it at every token.
+        rank: rank r of the adapter's matrices B (out × r) and A (r × in); only with `"lora"`, as
+            the next four.
         alpha: numerator of the adapter's scale: the update of a weight is `scale · B A`.
         rslora: scale α/√r instead of α/r (rank-stabilised LoRA, Kalajdzievski, 2312.03732).
-        dora: the update turns the weight's columns and their lengths are trained apart (DoRA, Liu et al., 2402.09353).
-        target_modules: names of the linear layers that get an adapter, for example `("down_proj",)`.
-        layers_to_transform: 0-based block indices that get an adapter, None for all blocks; or, with `"steering"`, a vector.
+        dora: the update turns the weight's columns and their lengths are trained apart (DoRA, Liu
+            et al., 2402.09353).
+        target_modules: names of the linear layers that get an adapter, for example
+            `("down_proj",)`.
+        layers_to_transform: 0-based block indices that get an adapter, None for all blocks; or,
+            with `"steering"`, a vector.
         learning_rate: peak learning rate.
         steps: optimiser steps.
         batch_size: rows in one step; data that comes as ready batches brings its own.
-        accumulation: parts that a step's rows are run in, one after the other, for less memory; the gradient is that of the
-            whole batch. Divides batch_size.
-        warmup_steps: steps over which the rate rises linearly, reaching its peak at the last of them; not with cyclical schedules.
-        schedule: `"constant"`; falling `"linear"`, as half a `"cosine"`, or as one after the other (`"cosine_with_restarts"`);
-            cyclical `"triangular"`, `"triangular2"` (each cycle half as high) or `"exp_range"`; `"warmup_stable_decay"`.
-        final_fraction: share of the peak that linear, cosine and warm-up–stable–decay fall to; 0 to 1.
+        accumulation: parts that a step's rows are run in, one after the other, for less memory; the
+            gradient is that of the whole batch. Divides batch_size.
+        warmup_steps: steps over which the rate rises linearly, reaching its peak at the last of
+            them; not with cyclical schedules.
+        schedule: `"constant"`; falling `"linear"`, as half a `"cosine"`, or as one after the other
+            (`"cosine_with_restarts"`); cyclical `"triangular"`, `"triangular2"` (each cycle half as
+            high) or `"exp_range"`; `"warmup_stable_decay"`.
+        final_fraction: share of the peak that linear, cosine and warm-up–stable–decay fall to; 0 to
+            1.
         cycles: restarts: how many half cosines; cyclical: how many triangles in all steps.
-        step_size_up: cyclical, instead of cycles: steps in which the rate rises, and as many in which it falls.
+        step_size_up: cyclical, instead of cycles: steps in which the rate rises, and as many in
+            which it falls.
         base_learning_rate: lowest rate of a cyclical schedule, whose highest is learning_rate.
         gamma: exp_range: the triangles' height is multiplied by γ each step.
-        decay_steps: warm-up–stable–decay: the last steps, over which the rate falls as half a cosine.
-        optimiser: `"adamw"`; `"lion"` (2302.06675); `"muon"` for matrices with AdamW for embeddings and vectors, steps scaled by
-            .2 √max(out, in) as in Moonlight (2502.16982), so that rates are AdamW's; `"sam"`, AdamW at the gradient of a point ρ
-            uphill (2010.01412), two passes a step. All but AdamW come from pytorch_optimizer.
-        betas: decay rates of the first and second moment; in Lion of the update and the momentum (its authors: .9, .99).
+        decay_steps: warm-up–stable–decay: the last steps, over which the rate falls as half a
+            cosine.
+        optimiser: `"adamw"`; `"lion"` (2302.06675); `"muon"` for matrices with AdamW for embeddings
+            and vectors, steps scaled by .2 √max(out, in) as in Moonlight (2502.16982), so that
+            rates are AdamW's; `"sam"`, AdamW at the gradient of a point ρ uphill (2010.01412), two
+            passes a step. All but AdamW come from pytorch_optimizer.
+        betas: decay rates of the first and second moment; in Lion of the update and the momentum
+            (its authors: .9, .99).
         momentum: Muon's, with Nesterov's look ahead; None: .95.
         rho: SAM's radius ρ, in units of the trained weights; None: .05.
-        weight_decay: decoupled decay, applied to matrices only (not to biases, norms or single vectors).
+        weight_decay: decoupled decay, applied to matrices only (not to biases, norms or single
+            vectors).
         clip: largest gradient norm; None for no clipping.
         seed: seed of adapter initialisation, of the order of examples and of dropout.
 
     Raises:
-        InputError: a value outside its range, or one that the method, the optimiser or the schedule would ignore.
+        InputError: a value outside its range, or one that the method, the optimiser or the schedule
+            would ignore.
     """
 
     method: Literal["full", "lora", "steering"] = "lora"
@@ -102,12 +127,21 @@ class Recipe:
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} is unknown; pass one of {', '.join(METHODS)}")
         if self.optimiser not in OPTIMISERS:
-            raise InputError(f"optimiser={self.optimiser!r} is unknown; pass one of {', '.join(OPTIMISERS)}")
+            raise InputError(
+                f"optimiser={self.optimiser!r} is unknown; pass one of {', '.join(OPTIMISERS)}"
+            )
         for name in ("steps", "batch_size", "accumulation"):
             require_count(name, getattr(self, name), 1)
         if self.batch_size % self.accumulation:
-            raise InputError(f"accumulation={self.accumulation} does not divide batch_size={self.batch_size}; pass a divisor")
-        for name, low, high in (("learning_rate", 0.0, math.inf), ("clip", 0.0, math.inf), ("rho", 0.0, math.inf)):
+            raise InputError(
+                f"accumulation={self.accumulation} does not divide batch_size={self.batch_size};"
+                " pass a divisor"
+            )
+        for name, low, high in (
+            ("learning_rate", 0.0, math.inf),
+            ("clip", 0.0, math.inf),
+            ("rho", 0.0, math.inf),
+        ):
             value = getattr(self, name)
             if name != "learning_rate" and value is None:
                 continue
@@ -115,13 +149,18 @@ class Recipe:
                 raise InputError(f"{name}={value!r} must be a finite number above 0")
         for name, readers in _READ_BY.items():
             if getattr(self, name) is not None and self.optimiser not in readers:
-                raise InputError(f"{name}={getattr(self, name)!r} is not read by optimiser={self.optimiser!r}, only by {', '.join(readers)}; drop it")
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is not read by optimiser={self.optimiser!r},"
+                    f" only by {', '.join(readers)}; drop it"
+                )
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise InputError(f"betas={self.betas!r} must be two numbers of at least 0 and below 1")
         if self.momentum is not None and not 0.0 <= self.momentum < 1.0:
             raise InputError(f"momentum={self.momentum!r} must be at least 0 and below 1")
         if not 0.0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay={self.weight_decay!r} must be a finite number of 0 or more")
+            raise InputError(
+                f"weight_decay={self.weight_decay!r} must be a finite number of 0 or more"
+            )
         derive_seed(self.seed)
         self.rates  # noqa: B018, the schedule refuses what it cannot use
         self._check_method()
@@ -132,9 +171,17 @@ class Recipe:
             given = [name for name in ignored if getattr(self, name)]
             if given:
                 what = "all weights" if self.method == "full" else "one vector a block"
-                raise InputError(f"method={self.method!r} trains {what}, but {', '.join(given)} came with it; drop them or pass method='lora'")
-        if self.layers_to_transform is not None and any(layer < 0 for layer in self.layers_to_transform):
-            raise InputError(f"layers_to_transform={self.layers_to_transform!r} must hold block indices of 0 or more")
+                raise InputError(
+                    f"method={self.method!r} trains {what}, but {', '.join(given)} came with it;"
+                    " drop them or pass method='lora'"
+                )
+        if self.layers_to_transform is not None and any(
+            layer < 0 for layer in self.layers_to_transform
+        ):
+            raise InputError(
+                f"layers_to_transform={self.layers_to_transform!r} must hold block indices of 0 or"
+                " more"
+            )
         if self.method == "steering":
             self._check_steering()
         if self.method != "lora":
@@ -145,13 +192,23 @@ class Recipe:
         if not 0.0 < self.alpha < math.inf:
             raise InputError(f"alpha={self.alpha!r} must be a finite number above 0")
         if isinstance(self.target_modules, str):
-            raise InputError(f"target_modules={self.target_modules!r} is one string; pass a tuple of names")
+            raise InputError(
+                f"target_modules={self.target_modules!r} is one string; pass a tuple of names"
+            )
 
     def _check_steering(self) -> None:
-        if not self.layers_to_transform or len(set(self.layers_to_transform)) < len(self.layers_to_transform):
-            raise InputError(f"method='steering' needs layers_to_transform, distinct blocks to add a vector after; got {self.layers_to_transform}")
+        if not self.layers_to_transform or len(set(self.layers_to_transform)) < len(
+            self.layers_to_transform
+        ):
+            raise InputError(
+                "method='steering' needs layers_to_transform,"
+                f" distinct blocks to add a vector after; got {self.layers_to_transform}"
+            )
         if self.optimiser == "muon" or self.weight_decay:
-            raise InputError("method='steering' trains vectors, which neither optimiser='muon' nor weight_decay touches; drop it")
+            raise InputError(
+                "method='steering' trains vectors, which neither optimiser='muon' nor weight_decay"
+                " touches; drop it"
+            )
 
     @property
     def rates(self) -> Schedule:
@@ -163,7 +220,9 @@ class Recipe:
 
     @property
     def scale(self) -> float:
-        """Factor of B A in the adapted weight: α/r, or α/√r with `rslora`; `nan` without an adapter."""
+        """Factor of B A in the adapted weight: α/r, or α/√r with `rslora`; `nan` without an
+        adapter.
+        """
         if self.rank is None or self.alpha is None:
             return math.nan
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
@@ -173,7 +232,8 @@ class Recipe:
         return self.rates.factor(step)
 
     def for_rows(self, rows: int, epochs: float = 1.0) -> Self:
-        """The same recipe with as many steps as `epochs` passes over `rows` rows take, the last batch filled from the next pass.
+        """The same recipe with as many steps as `epochs` passes over `rows` rows take, the last
+        batch filled from the next pass.
 
         Raises:
             InputError: no rows, or epochs that are not positive.
@@ -184,9 +244,11 @@ class Recipe:
         return replace(self, steps=math.ceil(rows * epochs / self.batch_size))
 
     def varied(self, **changes: Any) -> Self:
-        """The recipe with some fields changed; options that only the replaced schedule, optimiser or method read are dropped.
+        """The recipe with some fields changed; options that only the replaced schedule, optimiser
+        or method read are dropped.
 
-        A new optimiser takes its authors' betas where this recipe has those usual for its own; everything is in the record.
+        A new optimiser takes its authors' betas where this recipe has those usual for its own;
+        everything is in the record.
 
         Raises:
             InputError: a field that no recipe has, or a value that `Recipe` refuses.
@@ -194,7 +256,11 @@ class Recipe:
         self._require_known(changes)
         given = _with_tuples(changes)
         usual = USUAL_BETAS.get(self.optimiser, (0.9, 0.999))
-        now = {"schedule": self.schedule, "optimiser": self.optimiser, "method": self.method} | given
+        now = {
+            "schedule": self.schedule,
+            "optimiser": self.optimiser,
+            "method": self.method,
+        } | given
         defaults = {field.name: field.default for field in fields(self)}
         dropped = [name for name, readers in OPTIONS.items() if now["schedule"] not in readers]
         dropped += [name for name, readers in _READ_BY.items() if now["optimiser"] not in readers]
@@ -209,12 +275,20 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready record; `from_dict` gives the same recipe back."""
         defaults = {field.name: field.default for field in fields(self)}
-        record = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in record.items() if key not in _WRITTEN_IF_SET or value != defaults[key]}
+        record = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+        return {
+            key: value
+            for key, value in record.items()
+            if key not in _WRITTEN_IF_SET or value != defaults[key]
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """A recipe from `to_dict`, or from a configuration file's mapping; what is left out takes its default.
+        """A recipe from `to_dict`, or from a configuration file's mapping; what is left out takes
+        its default.
 
         Raises:
             InputError: a key that no recipe has, or a value that `Recipe` refuses.
@@ -223,7 +297,10 @@ class Recipe:
         try:
             return cls(**_with_tuples(record))
         except TypeError as error:
-            raise InputError(f"recipe cannot be read ({one_line(str(error), 200)}); compare each value with the field's type") from None
+            raise InputError(
+                f"recipe cannot be read ({one_line(str(error), 200)});"
+                " compare each value with the field's type"
+            ) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -247,7 +324,10 @@ class Recipe:
 
 
 def _with_tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if name in _TUPLES and isinstance(value, list) else _number(value) for name, value in record.items()}
+    return {
+        name: tuple(value) if name in _TUPLES and isinstance(value, list) else _number(value)
+        for name, value in record.items()
+    }
 
 
 def _number(value: Any) -> Any:
@@ -268,5 +348,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds {type(content).__name__}, not a mapping from fields to values")
+        raise InputError(
+            f"{path}: holds {type(content).__name__}, not a mapping from fields to values"
+        )
     return content

@@ -7,8 +7,12 @@ from emlens.runs.progress import progress_bar
 
 
 @contextmanager
-def stage_bar(title: str, total: int, show: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `(stage, done, total)`, which moves the bar to `done`; silent where `show` is False or nobody watches."""
+def stage_bar(
+    title: str, total: int, show: bool = True
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `(stage, done, total)`, which moves the bar to `done`; silent where `show` is False or
+    nobody watches.
+    """
     reached = 0
     with progress_bar(title, total, show) as advance:
 

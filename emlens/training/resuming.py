@@ -1,8 +1,10 @@
-"""The state of a run in the middle, on disk: trained weights, optimiser, random states, log, what callbacks remember.
+"""The state of a run in the middle, on disk: trained weights, optimiser, random states, log, what
+callbacks remember.
 
-Tensors as safetensors, the rest as JSON with the tensors' checksum; no pickle. A snapshot is published whole and replaces the
-one before, so at any moment the newest whole one stands. A run that goes on from it ends with the same bytes as one that was
-never stopped (same machine, same thread count): that includes the optimiser's moments and dropout's random numbers.
+Tensors as safetensors, the rest as JSON with the tensors' checksum; no pickle. A snapshot is
+published whole and replaces the one before, so at any moment the newest whole one stands. A run
+that goes on from it ends with the same bytes as one that was never stopped (same machine, same
+thread count): that includes the optimiser's moments and dropout's random numbers.
 
 Disk: three numbers a trained weight (AdamW). Time: one write of that a snapshot.
 """
@@ -52,8 +54,8 @@ class Snapshots:
         self._found = self._newest()
         if self._found is not None and self._found["run"] != run:
             raise InputError(
-                f"{directory}: holds the middle of another run (other recipe, data, model, objectives, loss, wrap or callbacks); "
-                "remove it, or pass another out"
+                f"{directory}: holds the middle of another run (other recipe, data, model,"
+                " objectives, loss, wrap or callbacks); remove it, or pass another out"
             )
 
     def due(self, step: int) -> bool:
@@ -74,7 +76,9 @@ class Snapshots:
         """
         from safetensors.torch import save_file
 
-        tensors = {f"weight/{name}": p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        tensors = {
+            f"weight/{name}": p.detach() for name, p in module.named_parameters() if p.requires_grad
+        }
         plain: dict[str, dict[str, Any]] = {}
         state = optimiser.state_dict()
         for index, values in state["state"].items():
@@ -96,26 +100,43 @@ class Snapshots:
             "group_steps": [group.get("step") for group in state["param_groups"]],
             "python": random.getstate(),
             "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}},
-            "callbacks": [callback.state() if hasattr(callback, "state") else None for callback in callbacks],
+            "callbacks": [
+                callback.state() if hasattr(callback, "state") else None for callback in callbacks
+            ],
         }
         try:
             canonical_json(body)
         except (TypeError, ValueError) as error:
-            raise InputError(f"step {step} cannot be kept for resuming: a callback gave what JSON cannot hold ({one_line(str(error))})") from None
+            raise InputError(
+                f"step {step} cannot be kept for resuming: a callback gave what JSON cannot hold"
+                f" ({one_line(str(error))})"
+            ) from None
         part = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.directory))
-        save_file({name: value.cpu().clone().contiguous() for name, value in tensors.items()}, part / TENSORS)
+        save_file(
+            {name: value.cpu().clone().contiguous() for name, value in tensors.items()},
+            part / TENSORS,
+        )
         write_json(part / STATE, {**body, "sha256": sha256_file(part / TENSORS)})
         target = self.directory / _name(step)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(part, target)
         for other in self.directory.iterdir():
-            if other.is_dir() and other != target and (other.name.endswith(".part") or other.name.startswith("step-")):
+            if (
+                other.is_dir()
+                and other != target
+                and (other.name.endswith(".part") or other.name.startswith("step-"))
+            ):
                 shutil.rmtree(other, ignore_errors=True)
 
     def restore(
-        self, module: nn.Module, optimiser: torch.optim.Optimizer, callbacks: Sequence[TrainingCallback]
+        self,
+        module: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        callbacks: Sequence[TrainingCallback],
     ) -> tuple[int, list[dict[str, Any]]]:
-        """Put weights, optimiser and callbacks in the newest whole state; the step it stood at and the log until then, or 0 and none."""
+        """Put weights, optimiser and callbacks in the newest whole state; the step it stood at and
+        the log until then, or 0 and none.
+        """
         from safetensors.torch import load_file
 
         if self._found is None:
@@ -140,7 +161,9 @@ class Snapshots:
             if hasattr(callback, "restore"):
                 callback.restore(remembered)
         _log.info("going on from step %d of %s", body["step"], self.directory)
-        return int(body["step"]), [{name: _restored(value) for name, value in row} for row in body["rows"]]
+        return int(body["step"]), [
+            {name: _restored(value) for name, value in row} for row in body["rows"]
+        ]
 
     def restore_random(self) -> None:
         """Put the global random states where they were when the state was taken."""
@@ -151,7 +174,15 @@ class Snapshots:
         version, numbers, gauss = self._found["python"]
         random.setstate((version, tuple(numbers), gauss))
         numpy = self._found["numpy"]
-        np.random.set_state({**numpy, "state": {**numpy["state"], "key": np.asarray(numpy["state"]["key"], dtype=np.uint32)}})
+        np.random.set_state(
+            {
+                **numpy,
+                "state": {
+                    **numpy["state"],
+                    "key": np.asarray(numpy["state"]["key"], dtype=np.uint32),
+                },
+            }
+        )
         tensors = load_file(self.directory / _name(self._found["step"]) / TENSORS)
         torch.set_rng_state(tensors["random/torch"])
         if "random/cuda" in tensors and torch.cuda.is_available():
@@ -171,7 +202,9 @@ class Snapshots:
 
 def _written(value: Any) -> Any:
     """JSON has no NaN and no infinities."""
-    return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+    return (
+        {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+    )
 
 
 def _restored(value: Any) -> Any:

@@ -1,7 +1,9 @@
-"""Learning rate over the steps of a run, as a share of its peak: eight shapes, each a closed formula of the step.
+"""Learning rate over the steps of a run, as a share of its peak: eight shapes, each a closed
+formula of the step.
 
-A value that the shape would ignore is refused. Warm-up differs from that of transformers in one way: the first step
-already learns, at 1/warmup of the peak, where `get_*_schedule` spends it at a rate of zero.
+A value that the shape would ignore is refused. Warm-up differs from that of transformers in one
+way: the first step already learns, at 1/warmup of the peak, where `get_*_schedule` spends it at a
+rate of zero.
 """
 
 import math
@@ -12,7 +14,14 @@ from typing import Final, Literal, get_args
 from emlens.foundation.errors import InputError
 
 ScheduleName = Literal[
-    "constant", "linear", "cosine", "cosine_with_restarts", "triangular", "triangular2", "exp_range", "warmup_stable_decay"
+    "constant",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "triangular",
+    "triangular2",
+    "exp_range",
+    "warmup_stable_decay",
 ]
 SCHEDULES: Final[tuple[str, ...]] = get_args(ScheduleName)
 CYCLICAL: Final = ("triangular", "triangular2", "exp_range")
@@ -33,7 +42,8 @@ class Schedule:
     """The shape of one run's learning rate; fields as in `Recipe`.
 
     Raises:
-        InputError: an unknown name, a value out of range, one that this schedule ignores, or one that it lacks.
+        InputError: an unknown name, a value out of range, one that this schedule ignores, or one
+            that it lacks.
     """
 
     name: ScheduleName
@@ -49,43 +59,69 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
-            raise InputError(f"schedule={self.name!r} is unknown; pass one of {', '.join(SCHEDULES)}")
+            raise InputError(
+                f"schedule={self.name!r} is unknown; pass one of {', '.join(SCHEDULES)}"
+            )
         require_count("warmup_steps", self.warmup_steps, 0)
         if self.warmup_steps > self.steps:
-            raise InputError(f"warmup_steps={self.warmup_steps} is more than steps={self.steps}; pass a shorter warm-up")
+            raise InputError(
+                f"warmup_steps={self.warmup_steps} is more than steps={self.steps};"
+                " pass a shorter warm-up"
+            )
         if not 0.0 <= self.final_fraction <= 1.0:
             raise InputError(f"final_fraction={self.final_fraction!r} must lie in 0 to 1")
         for field, readers in OPTIONS.items():
             if getattr(self, field) and self.name not in readers:
-                raise InputError(f"{field}={getattr(self, field)!r} is not read by schedule={self.name!r}, only by {', '.join(readers)}; drop it")
+                raise InputError(
+                    f"{field}={getattr(self, field)!r} is not read by schedule={self.name!r},"
+                    f" only by {', '.join(readers)}; drop it"
+                )
         for field in ("cycles", "step_size_up", "decay_steps"):
             if getattr(self, field) is not None:
                 require_count(field, getattr(self, field), 1)
         if self.name == "cosine_with_restarts" and self.cycles is None:
-            raise InputError("schedule='cosine_with_restarts' needs cycles; pass how many times the rate falls")
-        if self.name == "warmup_stable_decay" and (self.decay_steps is None or self.warmup_steps + self.decay_steps > self.steps):
             raise InputError(
-                f"schedule='warmup_stable_decay' needs decay_steps of at most steps - warmup_steps = {self.steps - self.warmup_steps}; "
-                f"got {self.decay_steps}"
+                "schedule='cosine_with_restarts' needs cycles; pass how many times the rate falls"
+            )
+        if self.name == "warmup_stable_decay" and (
+            self.decay_steps is None or self.warmup_steps + self.decay_steps > self.steps
+        ):
+            raise InputError(
+                "schedule='warmup_stable_decay' needs decay_steps of at most steps - warmup_steps"
+                f" = {self.steps - self.warmup_steps}; got {self.decay_steps}"
             )
         if self.name in CYCLICAL:
             self._check_cycles()
 
     def _check_cycles(self) -> None:
         if (self.cycles is None) == (self.step_size_up is None):
-            raise InputError(f"schedule={self.name!r} needs one of cycles and step_size_up; got cycles={self.cycles}, step_size_up={self.step_size_up}")
-        if self.cycles is not None and self.steps < 2 * self.cycles:
-            raise InputError(f"cycles={self.cycles} is too many for steps={self.steps}; a cycle takes 2 steps at least")
-        if self.base_learning_rate is None or not 0.0 <= self.base_learning_rate < self.learning_rate:
             raise InputError(
-                f"schedule={self.name!r} needs base_learning_rate of 0 or more and below learning_rate={self.learning_rate}; got {self.base_learning_rate}"
+                f"schedule={self.name!r} needs one of cycles and step_size_up;"
+                f" got cycles={self.cycles}, step_size_up={self.step_size_up}"
+            )
+        if self.cycles is not None and self.steps < 2 * self.cycles:
+            raise InputError(
+                f"cycles={self.cycles} is too many for steps={self.steps};"
+                " a cycle takes 2 steps at least"
+            )
+        if (
+            self.base_learning_rate is None
+            or not 0.0 <= self.base_learning_rate < self.learning_rate
+        ):
+            raise InputError(
+                f"schedule={self.name!r} needs base_learning_rate of 0 or more and below"
+                f" learning_rate={self.learning_rate}; got {self.base_learning_rate}"
             )
         if self.name == "exp_range" and not (self.gamma is not None and 0.0 < self.gamma <= 1.0):
-            raise InputError(f"schedule='exp_range' needs gamma above 0 and at most 1; got {self.gamma}")
+            raise InputError(
+                f"schedule='exp_range' needs gamma above 0 and at most 1; got {self.gamma}"
+            )
 
     @property
     def half_cycle(self) -> float:
-        """Steps in which a cyclical rate rises, and again in which it falls; `steps / (2 cycles)` need not be whole."""
+        """Steps in which a cyclical rate rises, and again in which it falls; `steps / (2 cycles)`
+        need not be whole.
+        """
         if self.step_size_up is not None:
             return float(self.step_size_up)
         return self.steps / (2 * self.cycles) if self.cycles else math.nan
@@ -93,8 +129,9 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Learning rate at a 0-based step as a share of the peak; 0 to 1.
 
-        Method: linear, cosine, restarts and warm-up–stable–decay as transformers' `get_*_schedule` (cosine decay in the last);
-        cyclical as `torch.optim.lr_scheduler.CyclicLR` (Smith, 1506.01186), with equal rise and fall.
+        Method: linear, cosine, restarts and warm-up–stable–decay as transformers' `get_*_schedule`
+        (cosine decay in the last); cyclical as `torch.optim.lr_scheduler.CyclicLR` (Smith,
+        1506.01186), with equal rise and fall.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -108,7 +145,11 @@ class Schedule:
         else:
             done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         if self.name == "cosine_with_restarts":
-            return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * ((self.cycles or 1) * done % 1.0)))
+            return (
+                0.0
+                if done >= 1.0
+                else 0.5 * (1.0 + math.cos(math.pi * ((self.cycles or 1) * done % 1.0)))
+            )
         left = 1.0 - done if self.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
         return self.final_fraction + (1.0 - self.final_fraction) * left
 

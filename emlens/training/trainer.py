@@ -1,8 +1,9 @@
 """The one place that drives `transformers.Trainer`; imported only when something is trained.
 
-Each part of an optimiser step (one, unless the recipe accumulates) is one item of a dataset, read in order, so a run depends
-on nothing but recipe, data and model. Nothing is evaluated, reported or uploaded here, and the Trainer's own pickled
-checkpoints are off: `emlens.training.resuming` keeps what a run needs to go on.
+Each part of an optimiser step (one, unless the recipe accumulates) is one item of a dataset, read
+in order, so a run depends on nothing but recipe, data and model. Nothing is evaluated, reported or
+uploaded here, and the Trainer's own pickled checkpoints are off: `emlens.training.resuming` keeps
+what a run needs to go on.
 """
 
 import random
@@ -25,7 +26,9 @@ from emlens.training.resuming import Snapshots
 from emlens.training.stopping import StopRun, TrainingCallback
 
 Batches = Callable[[int], Sequence[Mapping[str, Tensor]]]
-"""0-based step to the parts that its rows are run in; `share` in a part is its weight in the step's loss (none: 1)."""
+"""0-based step to the parts that its rows are run in; `share` in a part is its weight in the step's
+loss (none: 1).
+"""
 
 
 @contextmanager
@@ -62,7 +65,9 @@ class _Parts(torch.utils.data.Dataset[Mapping[str, Tensor]]):
 
 
 class _StepTrainer(Trainer):
-    """The Trainer with a loss passed in; for SAM it keeps the parts of a step, which are run again at the perturbed weights."""
+    """The Trainer with a loss passed in; for SAM it keeps the parts of a step, which are run again
+    at the perturbed weights.
+    """
 
     loss_is_scaled_for_ga = True  # by the shares of the parts
 
@@ -74,16 +79,25 @@ class _StepTrainer(Trainer):
         if self._twice:
             self.optimizer.again = self._again
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         share = inputs.get("share")
-        if not isinstance(self.step_loss, ObjectiveLoss):  # which weighs each of its terms by its own tokens
+        # which weighs each of its terms by its own tokens
+        if not isinstance(self.step_loss, ObjectiveLoss):
             inputs = {name: value for name, value in inputs.items() if name not in SCALES}
         loss = self.step_loss(model, inputs)
         if share is not None:
             loss = loss * share
         return (loss, None) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
         if self._twice:
             self._kept.append(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
@@ -98,7 +112,9 @@ class _StepTrainer(Trainer):
 
 
 class _Recorder(TrainerCallback):
-    """One row a step; the caller's callbacks run at the end of each step and may stop the run; snapshots are taken when due."""
+    """One row a step; the caller's callbacks run at the end of each step and may stop the run;
+    snapshots are taken when due.
+    """
 
     def __init__(
         self,
@@ -135,16 +151,36 @@ class _Recorder(TrainerCallback):
             self.progress(step, self.steps)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, model: Any = None, optimizer: Any = None, **_: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: Mapping[str, Any] | None = None,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
         if logs and "loss" in logs and "grad_norm" in logs:
             step = self.start + state.global_step
-            row = {"step": step, "loss": float(logs["loss"]), "learning_rate": float(logs["learning_rate"])}
+            row = {
+                "step": step,
+                "loss": float(logs["loss"]),
+                "learning_rate": float(logs["learning_rate"]),
+            }
             if not np.isfinite(row["loss"]):
-                raise InputError(f"loss became {row['loss']} at step {row['step']}; lower learning_rate={args.learning_rate} or clip")
+                raise InputError(
+                    f"loss became {row['loss']} at step {row['step']};"
+                    f" lower learning_rate={args.learning_rate} or clip"
+                )
             self.rows.append({**row, "grad_norm": float(logs["grad_norm"]), **self.extra})
             if self.snapshots is not None and self.stopped is None and self.snapshots.due(step):
-                self.snapshots.take(step, model, getattr(optimizer, "optimizer", optimizer), self.rows, self.callbacks)
+                self.snapshots.take(
+                    step,
+                    model,
+                    getattr(optimizer, "optimizer", optimizer),
+                    self.rows,
+                    self.callbacks,
+                )
 
 
 def train(
@@ -157,7 +193,9 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     snapshots: Snapshots | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a callback stopped the run."""
+    """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a
+    callback stopped the run.
+    """
     optimiser = make_optimiser(recipe, module)
     start, rows = (0, []) if snapshots is None else snapshots.restore(module, optimiser, callbacks)
     if start == recipe.steps:
@@ -195,7 +233,11 @@ def train(
         optimizers=(optimiser, schedule),
         callbacks=[recorder],
     )
-    for printer in [c for c in trainer.callback_handler.callbacks if type(c).__name__ in ("PrinterCallback", "ProgressCallback")]:
+    for printer in [
+        c
+        for c in trainer.callback_handler.callbacks
+        if type(c).__name__ in ("PrinterCallback", "ProgressCallback")
+    ]:
         trainer.remove_callback(printer)
     trainer.train()
     return recorder.rows, recorder.stopped

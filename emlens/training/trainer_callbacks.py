@@ -12,7 +12,9 @@ class _Adapted(TrainerCallback):
         self.callback, self.trainer = callback, trainer
         self.stopped: str | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         begin = getattr(self.callback, "begin", None)
         if begin is not None:
             begin(model)
@@ -30,7 +32,7 @@ class _Adapted(TrainerCallback):
 def as_trainer_callback(callback: TrainingCallback, trainer: Any) -> TrainerCallback:
     """A callback `(model, step) -> mapping` as one for `trainer.add_callback`.
 
-    What it returns goes through `trainer.log`; `StopRun` ends the run, and its reason is kept as `.stopped`. Where it has `begin(model)`,
-    that is called before the first step.
+    What it returns goes through `trainer.log`; `StopRun` ends the run, and its reason is kept as
+    `.stopped`. Where it has `begin(model)`, that is called before the first step.
     """
     return _Adapted(callback, trainer)

@@ -1,4 +1,6 @@
-"""What loads models in the processes and actors of the executor tests, with accidents planted in files."""
+"""What loads models in the processes and actors of the executor tests, with accidents planted in
+files.
+"""
 
 import os
 import signal
@@ -17,7 +19,11 @@ from emlens.data import PromptSet
 from emlens.models import Family, HookedModel, load_family, load_model
 from emlens.runs import RankExecutor
 
-OPTIONS: dict[str, Any] = {"positions": ["last_prompt", "all"], "batch_tokens": 45, "layers": [0, 2]}
+OPTIONS: dict[str, Any] = {
+    "positions": ["last_prompt", "all"],
+    "batch_tokens": 45,
+    "layers": [0, 2],
+}
 ROWS = 6
 
 
@@ -27,7 +33,9 @@ def prompts(n: int = 48) -> PromptSet:
 
 @dataclass(frozen=True)
 class Load:
-    """Loads a tiny model; leaves a line per load, and dies in the pass that `accidents/die-at-N` names, once."""
+    """Loads a tiny model; leaves a line per load, and dies in the pass that `accidents/die-at-N`
+    names, once.
+    """
 
     path: Path
     accidents: Path
@@ -70,7 +78,9 @@ def rank_main(load: Load, store: Path, rank: int, count: int) -> None:
 def start(*arguments: Any) -> BaseProcess:
     """A real process, from a server that has imported the libraries once."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["emlens.activations", "transformers.models.qwen2.modeling_qwen2"])
+    context.set_forkserver_preload(
+        ["emlens.activations", "transformers.models.qwen2.modeling_qwen2"]
+    )
     process = context.Process(target=rank_main, args=arguments)
     process.start()
     return process

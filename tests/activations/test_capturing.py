@@ -22,7 +22,9 @@ def streams(model, prompts, site):
     found = []
     for row in model.render(prompts):
         kept = []
-        handle = module.register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out.clone()))
+        handle = module.register_forward_hook(
+            lambda _m, _a, out, kept=kept: kept.append(out.clone())
+        )
         with torch.no_grad():
             model.module(torch.tensor([row.ids]))
         handle.remove()
@@ -41,7 +43,10 @@ POSITIONS = {
     "mean_response": ("mean_response", lambda row, x: x[row.prompt_end :].mean(0)),
     "index": (Index(-2, of="prompt"), lambda row, x: x[row.prompt_end - 2]),
     "index of the sequence": (Index(3), lambda row, x: x[3]),
-    "span": (Span(1, 3, of="response"), lambda row, x: x[row.prompt_end + 1 : row.prompt_end + 3].mean(0)),
+    "span": (
+        Span(1, 3, of="response"),
+        lambda row, x: x[row.prompt_end + 1 : row.prompt_end + 3].mean(0),
+    ),
     "callable": (second_half, lambda row, x: x[len(row.ids) // 2 :].mean(0)),
 }
 
@@ -59,10 +64,15 @@ def test_positions_against_a_loop_over_rows(model, prompts, name, budget):
 
 
 def test_every_token(model, prompts):
-    acts = capture(model, prompts, ["resid_post.0", "resid_post.1"], positions=["all", "last"], batch_tokens=40)
+    acts = capture(
+        model, prompts, ["resid_post.0", "resid_post.1"], positions=["all", "last"], batch_tokens=40
+    )
     held = acts.tokens("resid_post.1")
     found = streams(model, prompts, Site("resid_post", 1))
-    assert held.offsets.tolist() == [0, *torch.tensor([len(row.ids) for row, _ in found]).cumsum(0).tolist()]
+    assert held.offsets.tolist() == [
+        0,
+        *torch.tensor([len(row.ids) for row, _ in found]).cumsum(0).tolist(),
+    ]
     for i, (row, x) in enumerate(found):
         span = slice(int(held.offsets[i]), int(held.offsets[i + 1]))
         assert held.token_ids[span].tolist() == list(row.ids)
@@ -71,16 +81,22 @@ def test_every_token(model, prompts):
 
 
 def test_skip_first(model, prompts):
-    acts = capture(model, prompts, "resid_post.1", positions=["mean_prompt", "last_prompt"], skip_first=2)
+    acts = capture(
+        model, prompts, "resid_post.1", positions=["mean_prompt", "last_prompt"], skip_first=2
+    )
     assert acts.positions == ["mean_prompt[skip_first=2]", "last_prompt"]
-    wanted = [x[2 : row.prompt_end].mean(0) for row, x in streams(model, prompts, Site("resid_post", 1))]
+    wanted = [
+        x[2 : row.prompt_end].mean(0) for row, x in streams(model, prompts, Site("resid_post", 1))
+    ]
     assert close(acts["resid_post.1", "mean_prompt[skip_first=2]"], torch.stack(wanted))
 
 
 def test_sites_and_layers(model, prompts):
     assert capture(model, prompts).sites == ["resid_post.0", "resid_post.1", "resid_post.2"]
     assert capture(model, prompts, "mlp_out", layers=[-1, 0]).sites == ["mlp_out.0", "mlp_out.2"]
-    acts = capture(model, prompts, [Site("final_norm"), "blocks.1.hook_resid_post", "resid_post.-2"])
+    acts = capture(
+        model, prompts, [Site("final_norm"), "blocks.1.hook_resid_post", "resid_post.-2"]
+    )
     assert acts.sites == ["resid_post.1", "final_norm"]
 
 
@@ -94,14 +110,21 @@ def test_equal_prompts_under_two_ids_read_the_same(model):
 def test_dtypes(model, files, prompts):
     assert capture(model, prompts)["resid_post.0"].dtype == torch.float32
     half = capture(model, prompts, dtype=torch.bfloat16)
-    assert half["resid_post.0"].dtype == torch.bfloat16 and half.provenance["kept_dtype"] == "bfloat16"
+    assert (
+        half["resid_post.0"].dtype == torch.bfloat16 and half.provenance["kept_dtype"] == "bfloat16"
+    )
     assert torch.equal(half["resid_post.0"], capture(model, prompts)["resid_post.0"].bfloat16())
-    assert capture(load_model(files / "instruct", dtype="bfloat16"), prompts)["resid_post.0"].dtype == torch.bfloat16
+    assert (
+        capture(load_model(files / "instruct", dtype="bfloat16"), prompts)["resid_post.0"].dtype
+        == torch.bfloat16
+    )
 
 
 def test_a_pair_is_each_model_alone_and_runs_identical_batches(family, prompts):
     before, after = capture_pair(family.instruct, family["one"], prompts, batch_tokens=40)
-    assert torch.equal(before.stacked(), capture(family.instruct, prompts, batch_tokens=40).stacked())
+    assert torch.equal(
+        before.stacked(), capture(family.instruct, prompts, batch_tokens=40).stacked()
+    )
     assert torch.equal(after.stacked(), capture(family["one"], prompts, batch_tokens=40).stacked())
     assert not torch.equal(before.stacked(), after.stacked())
     again, same = capture_pair(family.instruct, family.instruct, prompts, batch_tokens=40)
@@ -110,12 +133,20 @@ def test_a_pair_is_each_model_alone_and_runs_identical_batches(family, prompts):
 
 def test_threads_capture_what_one_captures(family, prompts):
     names = ["instruct", "one", "full"]
-    expected = {name: capture(family[name], prompts, batch_tokens=30, progress=False).stacked() for name in names}
+    expected = {
+        name: capture(family[name], prompts, batch_tokens=30, progress=False).stacked()
+        for name in names
+    }
     found = {}
     threads = [
         threading.Thread(
             target=lambda name=name: found.update(
-                {name: [capture(family[name], prompts, batch_tokens=30, progress=False).stacked() for _ in range(4)]}
+                {
+                    name: [
+                        capture(family[name], prompts, batch_tokens=30, progress=False).stacked()
+                        for _ in range(4)
+                    ]
+                }
             )
         )
         for name in names
@@ -164,7 +195,11 @@ def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_p
     refused("positions is empty; pass at least one such as 'last_prompt'", positions=[])
     refused(r"positions holds a name twice: \['last', 'last'\]", positions=["last", Index(-1)])
     refused("position 'first' is unknown", positions="first")
-    refused("prompt 'bare': position mean_response does not exist in a row whose response has 0 tokens", prompts=bare, positions="mean_response")
+    refused(
+        "prompt 'bare': position mean_response does not exist in a row whose response has 0 tokens",
+        prompts=bare,
+        positions="mean_response",
+    )
     refused("names block 3, but the model has blocks 0 to 2", layers=[3])
     refused("sites is empty", sites=[])
     refused("batch_tokens=0 must be 1 or more", batch_tokens=0)
@@ -173,7 +208,9 @@ def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_p
     pair = {"a": family.instruct, "b": family["one"]}
     with pytest.raises(InputError, match="stores names 'c', which is not among the models a, b"):
         capture_many(pair, prompts, stores={"c": tmp_path})
-    with pytest.raises(InputError, match="stores gives one directory to several models; pass one for each"):
+    with pytest.raises(
+        InputError, match="stores gives one directory to several models; pass one for each"
+    ):
         capture_many(pair, prompts, stores={"a": tmp_path / "x", "b": tmp_path / "y" / ".." / "x"})
 
 
@@ -185,6 +222,8 @@ def test_models_that_read_other_ids(family, files, prompts):
 
 
 def test_only_some_models_into_stores(family, prompts, tmp_path):
-    found = capture_many({"a": family.instruct, "b": family["one"]}, prompts, stores={"b": tmp_path / "b"})
+    found = capture_many(
+        {"a": family.instruct, "b": family["one"]}, prompts, stores={"b": tmp_path / "b"}
+    )
     assert isinstance(found["b"], ActivationStore) and not isinstance(found["a"], ActivationStore)
     assert torch.equal(found["b"].stacked(), capture(family["one"], prompts).stacked())

@@ -13,9 +13,15 @@ def test_bytes_are_those_that_are_kept(model, prompts, positions, dtype):
     options = {"positions": positions, "dtype": dtype, "layers": [0, 2], "batch_tokens": 40}
     found = estimate_capture(model, prompts, **options)
     kept = capture(model, prompts, progress=False, **options)
-    assert found.bytes == sum(value.nbytes for value in kept._values.values()) == sum(found.by_position.values())
+    assert (
+        found.bytes
+        == sum(value.nbytes for value in kept._values.values())
+        == sum(found.by_position.values())
+    )
     for position, size in found.by_position.items():
-        assert size == sum(value.nbytes for (_, name), value in kept._values.items() if name == position)
+        assert size == sum(
+            value.nbytes for (_, name), value in kept._values.items() if name == position
+        )
     assert (found.rows, found.batches) == (len(kept), kept.provenance["batches"])
     assert found.tokens == sum(len(row.ids) for row in model.render(prompts)) <= found.padded_tokens
 
@@ -32,7 +38,8 @@ def test_time_is_that_of_all_batches(model, prompts, monkeypatch):
     monkeypatch.setattr(type(model), "run", timed)
     monkeypatch.setattr(estimating.time, "perf_counter", lambda: clock[0])
     found = estimate_capture(model, prompts, batch_tokens=1, sample=3)
-    assert len(took) == 6 and found.seconds.n == 3  # three batches, each once to warm up and once timed
+    # three batches, each once to warm up and once timed
+    assert len(took) == 6 and found.seconds.n == 3
     every = estimate_capture(model, prompts, batch_tokens=1, sample=100)
     took.clear()
     capture(model, prompts, batch_tokens=1, progress=False)

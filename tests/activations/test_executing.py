@@ -1,4 +1,6 @@
-"""One process, ranks and Ray actors capture the same bytes; a killed worker loses and doubles nothing."""
+"""One process, ranks and Ray actors capture the same bytes; a killed worker loses and doubles
+nothing.
+"""
 
 import json
 import os
@@ -15,7 +17,15 @@ import tiny_models
 import torch
 from activations.capture_work import OPTIONS, ROWS, Load, bytes_of, load_both, prompts, start
 
-from emlens.activations import ActivationStore, activation_deltas, capture, capture_many, job, layout, plan_capture
+from emlens.activations import (
+    ActivationStore,
+    activation_deltas,
+    capture,
+    capture_many,
+    job,
+    layout,
+    plan_capture,
+)
 from emlens.activations.executing import capture_many_over, capture_over
 from emlens.foundation import InputError, IntegrityError
 from emlens.models import load_model
@@ -52,15 +62,30 @@ def undisturbed(files, tmp_path_factory):
 
 
 def answers(store):
-    records = [json.loads(path.read_text()) for path in (store / "units" / "answers").glob("*.json")]
-    return {record["name"]: record["result"] for record in records if not record["name"].startswith("finish")}
+    records = [
+        json.loads(path.read_text()) for path in (store / "units" / "answers").glob("*.json")
+    ]
+    return {
+        record["name"]: record["result"]
+        for record in records
+        if not record["name"].startswith("finish")
+    }
 
 
 def test_one_process_with_an_executor_gives_the_bytes_of_capture(load, undisturbed, tmp_path):
-    found = capture_over(LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS)
-    assert bytes_of(tmp_path / "store") == bytes_of(undisturbed) and isinstance(found, ActivationStore)
-    assert len(load.loads) == 1 and len(answers(tmp_path / "store")) == len(list(undisturbed.glob("shard-*.json"))) > 5
-    again = capture_over(LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS)
+    found = capture_over(
+        LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+    )
+    assert bytes_of(tmp_path / "store") == bytes_of(undisturbed) and isinstance(
+        found, ActivationStore
+    )
+    assert (
+        len(load.loads) == 1
+        and len(answers(tmp_path / "store")) == len(list(undisturbed.glob("shard-*.json"))) > 5
+    )
+    again = capture_over(
+        LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+    )
     assert torch.equal(again["resid_post.2", "last_prompt"], found["resid_post.2", "last_prompt"])
     assert bytes_of(tmp_path / "store") == bytes_of(undisturbed)
 
@@ -73,7 +98,9 @@ def test_four_ranks_give_the_bytes_of_one_process(load, undisturbed, tmp_path):
     assert bytes_of(tmp_path / "store") == bytes_of(undisturbed)
     found = answers(tmp_path / "store")
     assert len(set(load.loads)) == len(load.loads) == 4
-    assert sum(answer["rows"] for answer in found.values()) == len(prompts()) and not any(answer["reused"] for answer in found.values())
+    assert sum(answer["rows"] for answer in found.values()) == len(prompts()) and not any(
+        answer["reused"] for answer in found.values()
+    )
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -93,23 +120,31 @@ def test_two_ray_actors_give_the_same_rows(load, undisturbed, tmp_path, reposito
     pytest.importorskip("ray", reason="Ray is not installed: it runs the actors")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", str(repository / "tests"))
-    found = capture_over(RayExecutor(2), load, prompts(), tmp_path / "store", progress=False, **OPTIONS)
+    found = capture_over(
+        RayExecutor(2), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+    )
     whole = ActivationStore.open(undisturbed)
-    assert found.ids == whole.ids and len(set(load.loads)) == len(load.loads) <= 2  # a busy machine may be done before the second has loaded
+    # a busy machine may be done before the second has loaded
+    assert found.ids == whole.ids and len(set(load.loads)) == len(load.loads) <= 2
     for site in whole.sites:
         assert torch.equal(found[site, "last_prompt"], whole[site, "last_prompt"])
         assert torch.equal(found.tokens(site).values, whole.tokens(site).values)
     assert bytes_of(tmp_path / "store") == bytes_of(undisturbed)
 
 
-def test_what_capture_began_the_executor_finishes_and_the_other_way_round(load, files, undisturbed, tmp_path):
+def test_what_capture_began_the_executor_finishes_and_the_other_way_round(
+    load, files, undisturbed, tmp_path
+):
     store = tmp_path / "store"
     capture(load_model(files / "instruct"), prompts(), store=store, progress=False, **OPTIONS)
     for name in ("manifest.json", "shard-00003.json", "shard-00005.safetensors"):
         (store / name).unlink()
     capture_over(LocalExecutor(), load, prompts(), store, progress=False, **OPTIONS)
     assert bytes_of(store) == bytes_of(undisturbed)
-    assert {name[-2:] for name, answer in answers(store).items() if not answer["reused"]} == {"03", "05"}
+    assert {name[-2:] for name, answer in answers(store).items() if not answer["reused"]} == {
+        "03",
+        "05",
+    }
     (store / "shard-00004.json").unlink()
     capture(load_model(files / "instruct"), prompts(), store=store, progress=False, **OPTIONS)
     assert bytes_of(store) == bytes_of(undisturbed)
@@ -133,13 +168,23 @@ def test_both_sides_of_a_pair(files, tmp_path):
     found = capture_many_over(LocalExecutor(), both, prompts(), stores, progress=False, **OPTIONS)
     family = both()
     whole = {name: tmp_path / f"whole-{name}" for name in stores}
-    capture_many({name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS)
+    capture_many(
+        {name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS
+    )
     for name in stores:
         assert bytes_of(stores[name]) == bytes_of(whole[name])
     deltas = activation_deltas(found["instruct"], found["one"])
     assert float(deltas["resid_post.2", "last_prompt"].abs().max()) > 0
-    before = capture_over(LocalExecutor(), lambda: family.instruct, prompts(), stores["instruct"], progress=False, **OPTIONS)
-    assert before.ids == found["instruct"].ids  # one side alone is another plan of units, on the same store
+    before = capture_over(
+        LocalExecutor(),
+        lambda: family.instruct,
+        prompts(),
+        stores["instruct"],
+        progress=False,
+        **OPTIONS,
+    )
+    # one side alone is another plan of units, on the same store
+    assert before.ids == found["instruct"].ids
 
 
 def test_a_batch_cut_for_one_side_is_run_again_for_the_other(files, tmp_path, monkeypatch):
@@ -153,50 +198,93 @@ def test_a_batch_cut_for_one_side_is_run_again_for_the_other(files, tmp_path, mo
 
     monkeypatch.setattr(type(family.instruct), "run", limited)
     stores = {"instruct": tmp_path / "before", "one": tmp_path / "after"}
-    found = capture_many_over(LocalExecutor(), lambda: family, prompts(), stores, progress=False, **OPTIONS)
+    found = capture_many_over(
+        LocalExecutor(), lambda: family, prompts(), stores, progress=False, **OPTIONS
+    )
     assert found["instruct"].provenance["replanned"] == found["one"].provenance["replanned"] != {}
     activation_deltas(found["instruct"], found["one"])
     whole = {name: tmp_path / f"whole-{name}" for name in stores}
-    capture_many({name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS)
+    capture_many(
+        {name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS
+    )
     for name in stores:
         assert bytes_of(stores[name]) == bytes_of(whole[name])
 
 
 def test_every_worker_computes_with_the_planned_threads(load, tmp_path):
     try:
-        found = capture_over(LocalExecutor(), load, prompts(), tmp_path / "store", threads=2, progress=False, **OPTIONS)
+        found = capture_over(
+            LocalExecutor(),
+            load,
+            prompts(),
+            tmp_path / "store",
+            threads=2,
+            progress=False,
+            **OPTIONS,
+        )
         assert found.provenance["threads"] == 2 == torch.get_num_threads()
     finally:
         torch.set_num_threads(1)
     with pytest.raises(IntegrityError, match="begun for another model"):
-        capture_over(LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS)
+        capture_over(
+            LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+        )
 
 
 def test_calls_that_cannot_be(files, tmp_path, unchecked):
     model = load_model(files / "instruct")
-    with pytest.raises(InputError, match="load is a TransformersModel; pass a function that loads it, such as functools.partial"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "load is a TransformersModel; pass a function that loads it, such as functools.partial"
+        ),
+    ):
         capture_over(LocalExecutor(), model, prompts(), tmp_path / "store")
-    with pytest.raises(InputError, match="load gave a dict where a model was wanted; return what emlens.load_model returns"):
+    with pytest.raises(
+        InputError,
+        match="load gave a dict where a model was wanted; return what emlens.load_model returns",
+    ):
         capture_over(LocalExecutor(), dict, prompts(), tmp_path / "store")
     with pytest.raises(InputError, match="load gave a dict where a model was wanted"):
         capture_many_over(LocalExecutor(), lambda: {"a": 3}, prompts(), {"a": tmp_path / "store"})
-    with pytest.raises(InputError, match="stores is empty; pass the directory of each model to capture"):
+    with pytest.raises(
+        InputError, match="stores is empty; pass the directory of each model to capture"
+    ):
         capture_many_over(LocalExecutor(), lambda: {"a": model}, prompts(), {})
     assert not (tmp_path / "store").exists()
 
 
 def test_the_scripts_of_the_documentation(files, tmp_path, repository):
-    first, second = re.findall(r"^```python\n(.*?)^```", (repository / "docs" / "running.md").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    first, second = re.findall(
+        r"^```python\n(.*?)^```",
+        (repository / "docs" / "running.md").read_text("utf-8"),
+        flags=re.DOTALL | re.MULTILINE,
+    )
     (tmp_path / "capture.py").write_text(first)
     environment = os.environ | {"PYTHONPATH": str(repository)}
 
     def told(*command):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     model = str(files / "instruct")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     ranks = told(*torchrun, "capture.py", model, "ranks", "ranks")
     alone = told(sys.executable, "capture.py", model, "alone", "local")
     assert alone == "200 rows at resid_post.0, resid_post.1\n" and ranks == 2 * alone
@@ -210,7 +298,8 @@ def test_half_written_files_are_swept_only_where_nobody_works(files, tmp_path):
     half = store / ".shard-00000.safetensors.x.part"
     half.write_bytes(b"being written, or left by a kill")
     with job._lock(store, alone=False):
-        plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)  # another rank starts while one writes
+        # another rank starts while one writes
+        plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)
         assert half.exists()
     held = threading.Event()
 

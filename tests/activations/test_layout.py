@@ -16,7 +16,9 @@ def layout():
 
 
 def flat(found):
-    return [row for batch in range(len(found.sizes)) for piece in found.pieces(batch) for row in piece]
+    return [
+        row for batch in range(len(found.sizes)) for piece in found.pieces(batch) for row in piece
+    ]
 
 
 def test_batches_and_shards_partition_the_rows_longest_first(layout, monkeypatch):
@@ -27,12 +29,20 @@ def test_batches_and_shards_partition_the_rows_longest_first(layout, monkeypatch
         monkeypatch.setattr(module, "SHARD_BYTES", size)
         cut = BatchLayout.plan(LENGTHS, 128, row_bytes=8, token_bytes=0)
         kept = [cut.rows_of(shard) for shard in range(len(cut.shards))]
-        assert all(list(rows) == sorted(rows) for rows in kept) and sorted(row for rows in kept for row in rows) == list(range(50))
-        assert [set(rows) for rows in kept] == [{r for b in cut.batches_of(n) for p in cut.pieces(b) for r in p} for n in range(len(kept))]
+        assert all(list(rows) == sorted(rows) for rows in kept) and sorted(
+            row for rows in kept for row in rows
+        ) == list(range(50))
+        assert [set(rows) for rows in kept] == [
+            {r for b in cut.batches_of(n) for p in cut.pieces(b) for r in p}
+            for n in range(len(kept))
+        ]
         assert (len(cut.shards) > 1) == (min(rows, size) < 10**9)
     monkeypatch.setattr(module, "SHARD_BYTES", 1000)
-    tokens = BatchLayout.plan(LENGTHS, 128, row_bytes=0, token_bytes=4)  # what is kept of a token bounds a shard, too
-    kept = [4 * sum(LENGTHS[i] for i in tokens.rows_of(shard)) for shard in range(len(tokens.shards))]
+    # what is kept of a token bounds a shard, too
+    tokens = BatchLayout.plan(LENGTHS, 128, row_bytes=0, token_bytes=4)
+    kept = [
+        4 * sum(LENGTHS[i] for i in tokens.rows_of(shard)) for shard in range(len(tokens.shards))
+    ]
     assert len(kept) > 3 and max(kept) < 1000 + 4 * 128
 
 
@@ -47,11 +57,15 @@ def test_cuts_halve_a_batch_and_leave_the_order(layout):
         assert finer.sha256 != cut.sha256
         cut = finer
     assert all(len(piece) == 1 for piece in cut.pieces(batch))
-    assert cut.record() == {"replanned": {str(batch): cut.parts[batch]}} and layout.record() == {"replanned": {}}
+    assert cut.record() == {"replanned": {str(batch): cut.parts[batch]}} and layout.record() == {
+        "replanned": {}
+    }
 
 
 def test_merging_takes_the_finer_of_both(layout):
     a, b = layout.merged({0: 2, 3: 4}), layout.merged({0: 4, 1: 2})
     assert a.merged(b.parts).parts == b.merged(a.parts).parts == {0: 4, 1: 2, 3: 4}
     assert a.merged(b.parts).sha256 == b.merged(a.parts).sha256
-    assert a.parts_of(0) == {batch: n for batch, n in a.parts.items() if batch in layout.batches_of(0)}
+    assert a.parts_of(0) == {
+        batch: n for batch, n in a.parts.items() if batch in layout.batches_of(0)
+    }

@@ -1,4 +1,6 @@
-"""A sketch equals the exact SVD where it has columns for every direction, and comes close on a falling spectrum."""
+"""A sketch equals the exact SVD where it has columns for every direction, and comes close on a
+falling spectrum.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ def test_exact_where_the_sketch_holds_the_rank(centred, rank, size):
     sketch = MomentSketch(16, size).update(x)
     exact = top_k_subspace(x, k=rank - 1, center=centred)
     axes, singular = sketch.axes(centred=centred)
-    torch.testing.assert_close(singular[: rank - 1], exact.singular_values[: rank - 1], rtol=EXACT, atol=0)
+    torch.testing.assert_close(
+        singular[: rank - 1], exact.singular_values[: rank - 1], rtol=EXACT, atol=0
+    )
     assert float(subspace_overlap(axes[:, : rank - 1], exact.basis)) == pytest.approx(1, abs=EXACT)
     moved = x - x.mean(0) if centred else x
     assert sketch.total(centred=centred) == pytest.approx(float((moved**2).sum()), rel=1e-10)
@@ -39,7 +43,8 @@ def test_close_on_a_falling_spectrum_and_never_above_it():
         axes, singular = MomentSketch(128, size).update(x).axes(centred=True)
         assert (singular <= exact.singular_values[: len(singular)] * (1 + EXACT)).all()
         overlaps.append(float(subspace_overlap(axes[:, :8], exact.basis)))
-    assert overlaps == sorted(overlaps)  # a wider sketch is better, and a narrow one is not good: the test can fail
+    # a wider sketch is better, and a narrow one is not good: the test can fail
+    assert overlaps == sorted(overlaps)
     assert overlaps[0] < 0.99 and overlaps[-1] > 0.999
 
 
@@ -51,10 +56,16 @@ def test_chunks_order_and_processes_do_not_matter():
     for part in reversed(parts):
         merged.merge(part)
     assert merged.n == whole.n == 60
-    torch.testing.assert_close(merged.axes(centred=True)[1], whole.axes(centred=True)[1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        merged.axes(centred=True)[1], whole.axes(centred=True)[1], rtol=1e-9, atol=0
+    )
     torch.testing.assert_close(merged.mean, x.mean(0))
-    assert torch.equal(MomentSketch(12, 6).update(x).axes(centred=False)[0], whole.axes(centred=False)[0])
-    assert not torch.equal(MomentSketch(12, 6, seed=1).update(x).axes(centred=False)[0], whole.axes(centred=False)[0])
+    assert torch.equal(
+        MomentSketch(12, 6).update(x).axes(centred=False)[0], whole.axes(centred=False)[0]
+    )
+    assert not torch.equal(
+        MomentSketch(12, 6, seed=1).update(x).axes(centred=False)[0], whole.axes(centred=False)[0]
+    )
 
 
 def test_what_cannot_be_sketched(unchecked):
@@ -67,5 +78,8 @@ def test_what_cannot_be_sketched(unchecked):
     with pytest.raises(InputError, match="rows holds 1 values that are NaN or infinite"):
         sketch.update(torch.tensor([[1.0, 2.0, float("nan"), 0.0]]))
     for other in (MomentSketch(4, 3), MomentSketch(5, 2), MomentSketch(4, 2, seed=1)):
-        with pytest.raises(InputError, match="cannot merge a sketch of .* into one of d=4, size=2, seed=0; make both alike"):
+        with pytest.raises(
+            InputError,
+            match="cannot merge a sketch of .* into one of d=4, size=2, seed=0; make both alike",
+        ):
             sketch.merge(other)

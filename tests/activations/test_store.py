@@ -9,7 +9,12 @@ from emlens.activations.shards import header_sha256
 from emlens.foundation import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.provenance import hash_json
 
-OPTIONS = {"positions": ["last_prompt", "mean_response", "all"], "batch_tokens": 45, "layers": [0, 2], "progress": False}
+OPTIONS = {
+    "positions": ["last_prompt", "mean_response", "all"],
+    "batch_tokens": 45,
+    "layers": [0, 2],
+    "progress": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +30,10 @@ def same(a, b):
             if not torch.equal(a[site, position], b[site, position]):
                 return False
         x, y = a.tokens(site), b.tokens(site)
-        if not all(torch.equal(*pair) for pair in ((x.values, y.values), (x.offsets, y.offsets), (x.token_ids, y.token_ids))):
+        if not all(
+            torch.equal(*pair)
+            for pair in ((x.values, y.values), (x.offsets, y.offsets), (x.token_ids, y.token_ids))
+        ):
             return False
     return True
 
@@ -46,7 +54,9 @@ def test_a_store_holds_what_memory_holds(model, prompts, store):
     assert same(opened, memory) and len(list(store.glob("shard-*.safetensors"))) > 2
     assert json.loads(json.dumps(opened.provenance)) == json.loads(json.dumps(memory.provenance))
     chosen = opened.select(["q4", "q0"])
-    assert torch.equal(chosen["resid_post.0", "last_prompt"], memory["resid_post.0", "last_prompt"][[4, 0]])
+    assert torch.equal(
+        chosen["resid_post.0", "last_prompt"], memory["resid_post.0", "last_prompt"][[4, 0]]
+    )
 
 
 @pytest.mark.parametrize("block", [1, 200, 700])
@@ -75,8 +85,12 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
     stack = torch.arange(24.0).view(2, 3, 4)
     acts = Activations(
         {("resid_post.0", "last"): stack[0], ("resid_post.1", "last"): stack[1].T.contiguous().T},
-        ids=["a", "b", "c"], groups=[""] * 3, sites=["resid_post.0", "resid_post.1"], positions=["last"], provenance={},
-    )  # fmt: skip
+        ids=["a", "b", "c"],
+        groups=[""] * 3,
+        sites=["resid_post.0", "resid_post.1"],
+        positions=["last"],
+        provenance={},
+    )
     assert torch.equal(ActivationStore.open(acts.save(tmp_path / "s")).stacked(), stack)
 
 
@@ -89,7 +103,9 @@ def test_chunks_are_the_rows_shard_by_shard(model, prompts, store, unchecked):
         assert torch.equal(values, opened.select(ids)["resid_post.2", "mean_response"])
         values.zero_()  # a copy: the store stays as it was
     assert opened.damage() == []
-    with pytest.raises(UnknownNameError, match=r"hold positions \['last_prompt', 'mean_response'\]"):
+    with pytest.raises(
+        UnknownNameError, match=r"hold positions \['last_prompt', 'mean_response'\]"
+    ):
         next(opened.chunks("resid_post.2"))
 
 
@@ -109,7 +125,9 @@ def test_only_open_formats(store):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(model, prompts, store, tmp_path, monkeypatch, after):
+def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(
+    model, prompts, store, tmp_path, monkeypatch, after
+):
     target, passes = tmp_path / "resumed", []
     run = type(model).run
 
@@ -122,11 +140,15 @@ def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(model, prompts,
     monkeypatch.setattr(type(model), "run", dies)
     with pytest.raises(KeyboardInterrupt):
         capture(model, prompts, store=target, **OPTIONS)
-    with pytest.raises(IntegrityError, match="the capture into this store was not finished; run it again to resume"):
+    with pytest.raises(
+        IntegrityError, match="the capture into this store was not finished; run it again to resume"
+    ):
         ActivationStore.open(target)
     finished = len(list(target.glob("shard-*.json")))
     (target / ".shard-00002.safetensors.x.part").write_bytes(b"left by a kill")
-    monkeypatch.setattr(type(model), "run", lambda self, *a, **k: passes.append(1) or run(self, *a, **k))
+    monkeypatch.setattr(
+        type(model), "run", lambda self, *a, **k: passes.append(1) or run(self, *a, **k)
+    )
     before = len(passes)
     capture(model, prompts, store=target, **OPTIONS)
     assert bytes_of(target) == bytes_of(store)  # what a killed process left is gone, too
@@ -150,16 +172,31 @@ def test_a_finished_store_is_not_captured_again(model, prompts, store, monkeypat
     assert bytes_of(store) == before
 
 
-@pytest.mark.parametrize("change", [{"layers": [0]}, {"positions": ["last_prompt"]}, {"batch_tokens": 60}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": [0]},
+        {"positions": ["last_prompt"]},
+        {"batch_tokens": 60},
+        {"dtype": torch.bfloat16},
+    ],
+)
 def test_another_plan_is_refused(model, prompts, store, change):
     before = bytes_of(store)
-    with pytest.raises(IntegrityError, match="holds a store begun for another model, prompt set, site, position or library"):
+    with pytest.raises(
+        IntegrityError,
+        match="holds a store begun for another model, prompt set, site, position or library",
+    ):
         capture(model, prompts, store=store, **{**OPTIONS, **change})
     assert bytes_of(store) == before
 
 
 def test_another_model_or_prompt_set_is_refused(family, prompts, store):
-    for model, asked in ((family["one"], prompts), (family["full"], prompts), (family.instruct, prompts[:5])):
+    for model, asked in (
+        (family["one"], prompts),
+        (family["full"], prompts),
+        (family.instruct, prompts[:5]),
+    ):
         with pytest.raises(IntegrityError, match="begun for another model"):
             capture(model, asked, store=store, **OPTIONS)
 
@@ -171,7 +208,13 @@ def test_a_store_of_another_format_is_not_written_over(model, prompts, store):
         if path.name != "plan.json":
             path.write_text("{}")
     before = bytes_of(store)
-    with pytest.raises(IntegrityError, match="holds a store of another format than 2, which this version writes; pass an empty directory"):
+    with pytest.raises(
+        IntegrityError,
+        match=(
+            "holds a store of another format than 2, which this version writes;"
+            " pass an empty directory"
+        ),
+    ):
         capture(model, prompts, store=store, **OPTIONS)
     assert bytes_of(store) == before
 
@@ -179,12 +222,16 @@ def test_a_store_of_another_format_is_not_written_over(model, prompts, store):
 def test_directories_that_hold_no_store(model, prompts, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(IntegrityError, match="mine: is not empty and holds no store; pass an empty directory"):
+    with pytest.raises(
+        IntegrityError, match="mine: is not empty and holds no store; pass an empty directory"
+    ):
         capture(model, prompts, store=tmp_path / "mine")
     with pytest.raises(InputError, match=r"thesis\.txt: is a file; pass a directory for the store"):
         capture(model, prompts, store=tmp_path / "mine" / "thesis.txt")
     acts = capture(model, prompts, progress=False)
-    with pytest.raises(IntegrityError, match="mine: is not empty and holds no store; pass an empty directory"):
+    with pytest.raises(
+        IntegrityError, match="mine: is not empty and holds no store; pass an empty directory"
+    ):
         acts.save(tmp_path / "mine")
     with pytest.raises(InputError, match=r"thesis\.txt: is a file; pass a directory for the store"):
         acts.save(tmp_path / "mine" / "thesis.txt")
@@ -206,10 +253,21 @@ def test_a_damaged_store_is_restored_by_capturing_again(model, prompts, store, u
     before = bytes_of(store)
     first, second, third = sorted(store.glob("shard-*.safetensors"))[:3]
     first.unlink()
-    with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: is missing; capture again into this directory to restore it"):
+    with pytest.raises(
+        IntegrityError,
+        match=(
+            r"shard-00000\.safetensors: is missing; capture again into this directory to restore it"
+        ),
+    ):
         read_all(store)
     first.write_bytes(second.read_bytes())
-    with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: does not have the bytes its manifest recorded; capture again"):
+    with pytest.raises(
+        IntegrityError,
+        match=(
+            r"shard-00000\.safetensors: does not have the bytes its manifest recorded;"
+            r" capture again"
+        ),
+    ):
         read_all(store)
     second.with_suffix(".json").write_text("{")
     third.with_suffix(".json").write_text("[]")
@@ -232,12 +290,26 @@ def test_manifests_that_do_not_fit(store):
         with pytest.raises(IntegrityError, match=match):
             ActivationStore.open(store)
 
-    refused(lambda m: signed({**m, "format": 1}), "is no manifest of store format 2, which this version reads")
+    refused(
+        lambda m: signed({**m, "format": 1}),
+        "is no manifest of store format 2, which this version reads",
+    )
     refused(lambda m: [], "manifest.json: was changed after it was written")
-    refused(lambda m: {**m, "ids": m["ids"][::-1]}, "manifest.json: was changed after it was written")
-    refused(lambda m: {**m, "shards": m["shards"][:-1]}, "manifest.json: was changed after it was written")
+    refused(
+        lambda m: {**m, "ids": m["ids"][::-1]}, "manifest.json: was changed after it was written"
+    )
+    refused(
+        lambda m: {**m, "shards": m["shards"][:-1]},
+        "manifest.json: was changed after it was written",
+    )
     path.write_text("{")
-    with pytest.raises(IntegrityError, match="manifest.json, line 1: not valid JSON: .*; capture again into this directory to restore it"):
+    with pytest.raises(
+        IntegrityError,
+        match=(
+            "manifest.json, line 1: not valid JSON: .*; capture again into this directory to"
+            " restore it"
+        ),
+    ):
         ActivationStore.open(store)
     path.write_text(json.dumps(whole))
     read_all(store)
@@ -251,5 +323,8 @@ def test_a_shard_without_its_tensor(store, unchecked):
     record = json.loads(manifest.read_text())
     record["shards"][0] |= {"header_sha256": header_sha256(path), "bytes": path.stat().st_size}
     manifest.write_text(json.dumps(signed(record)))
-    with pytest.raises(IntegrityError, match=r"shard-00000\.safetensors: holds no tensor 'resid_post.0@last_prompt'"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"shard-00000\.safetensors: holds no tensor 'resid_post.0@last_prompt'",
+    ):
         read_all(store)

@@ -43,23 +43,50 @@ def test_moments_are_those_of_the_kept_rows(model, prompts, labels, position):
 def test_subspaces_agree_with_the_exact_ones(model, prompts, center):
     kept = capture(model, prompts, positions="all", **OPTIONS).tokens(SITE).values.double()
     exact = top_k_subspace(kept, k=3, center=center)
-    for second, sketch, tolerance in (("covariance", 1, 1e-9), ("sketch", 128, 1e-7), ("sketch", 16, 0.05)):
-        streamed = stream_moments(model, prompts, by=None, positions="all", second=second, sketch=sketch, **OPTIONS)
+    for second, sketch, tolerance in (
+        ("covariance", 1, 1e-9),
+        ("sketch", 128, 1e-7),
+        ("sketch", 16, 0.05),
+    ):
+        streamed = stream_moments(
+            model, prompts, by=None, positions="all", second=second, sketch=sketch, **OPTIONS
+        )
         space = streamed.subspace(SITE, 3, center=center)
         assert float(subspace_overlap(space, exact)) == pytest.approx(1, abs=tolerance)
-        torch.testing.assert_close(space.explained_variance_ratio, exact.explained_variance_ratio, rtol=10 * tolerance, atol=0)
+        torch.testing.assert_close(
+            space.explained_variance_ratio,
+            exact.explained_variance_ratio,
+            rtol=10 * tolerance,
+            atol=0,
+        )
         torch.testing.assert_close(space.mean, exact.mean, **ROUNDING)
         assert (space.n, space.center) == (exact.n, exact.center)
-    assert float(subspace_overlap(space, exact)) < 0.999  # 16 columns of 32 are an approximation, so equality above can fail
+    # 16 columns of 32 are an approximation, so equality above can fail
+    assert float(subspace_overlap(space, exact)) < 0.999
 
 
 def test_deltas_stream_too(family, prompts):
-    before, after = capture_pair(family.instruct, family["one"], prompts, positions="all", **OPTIONS)
+    before, after = capture_pair(
+        family.instruct, family["one"], prompts, positions="all", **OPTIONS
+    )
     deltas = activation_deltas(before, after).tokens(SITE).values.double()
-    streamed = stream_moments(family["one"], prompts, minus=family.instruct, by=None, positions="all", **OPTIONS)
-    torch.testing.assert_close(streamed.mean(SITE), deltas.mean(0), rtol=1e-5, atol=1e-6)  # kept deltas are rounded to float32
-    assert float(subspace_overlap(streamed.subspace(SITE, 2, center=False), top_k_subspace(deltas, k=2, center=False))) > 1 - 1e-6
-    assert streamed.provenance["before"] == before.provenance and streamed.provenance["after"] == after.provenance
+    streamed = stream_moments(
+        family["one"], prompts, minus=family.instruct, by=None, positions="all", **OPTIONS
+    )
+    # kept deltas are rounded to float32
+    torch.testing.assert_close(streamed.mean(SITE), deltas.mean(0), rtol=1e-5, atol=1e-6)
+    assert (
+        float(
+            subspace_overlap(
+                streamed.subspace(SITE, 2, center=False), top_k_subspace(deltas, k=2, center=False)
+            )
+        )
+        > 1 - 1e-6
+    )
+    assert (
+        streamed.provenance["before"] == before.provenance
+        and streamed.provenance["after"] == after.provenance
+    )
 
 
 def test_a_cut_batch_changes_nothing_but_rounding(model, prompts, monkeypatch):
@@ -81,7 +108,10 @@ def test_variances_alone(model, prompts):
     streamed = stream_moments(model, prompts, second="variance", **OPTIONS)
     rows = capture(model, prompts, **OPTIONS)[SITE].double()
     torch.testing.assert_close(streamed.moments(SITE).variance, rows.var(0), **ROUNDING)
-    with pytest.raises(InputError, match="only variances were kept; pass second='covariance' or 'sketch' to stream_moments"):
+    with pytest.raises(
+        InputError,
+        match="only variances were kept; pass second='covariance' or 'sketch' to stream_moments",
+    ):
         streamed.subspace(SITE, 1, center=True)
     with pytest.raises(InputError, match="made with covariance=False"):
         streamed.covariance(SITE)
@@ -96,29 +126,53 @@ def test_labels_come_in_four_ways(model, prompts, labels):
     assert stream_moments(model, grouped, by=None, **OPTIONS).labels == ("",)
 
 
-def test_what_cannot_be_streamed_is_said_before_a_pass(model, prompts, labels, monkeypatch, unchecked):
+def test_what_cannot_be_streamed_is_said_before_a_pass(
+    model, prompts, labels, monkeypatch, unchecked
+):
     streamed = stream_moments(model, prompts, by=labels, positions=["last", "all"], **OPTIONS)
-    with pytest.raises(UnknownNameError, match="there are several positions, last, all; pass position="):
+    with pytest.raises(
+        UnknownNameError, match="there are several positions, last, all; pass position="
+    ):
         streamed.mean(SITE)
     with pytest.raises(UnknownNameError, match="label 'x' was not streamed; these were: even, odd"):
         streamed.mean(SITE, "x", "all")
-    with pytest.raises(UnknownNameError, match="site 'resid_post.0' was not streamed; these were: resid_post.1, resid_post.2"):
+    with pytest.raises(
+        UnknownNameError,
+        match="site 'resid_post.0' was not streamed; these were: resid_post.1, resid_post.2",
+    ):
         streamed.mean("resid_post.0", position="all")
     with pytest.raises(InputError, match=r"k=9 must be a count of 1 to 8, the rank of 9 rows"):
         streamed.subspace(SITE, 9, center=True, position="last")
     single = stream_moments(model, prompts, by=prompts.ids, **OPTIONS)
-    with pytest.raises(InputError, match="no class has 2 rows, so there is no covariance within classes"):
+    with pytest.raises(
+        InputError, match="no class has 2 rows, so there is no covariance within classes"
+    ):
         single.within_covariance(SITE)
     monkeypatch.setattr(type(model), "run", lambda *a, **k: pytest.fail("a pass ran"))
     for options, match in (
-        ({"by": "kind"}, "by='kind' is unknown; pass 'group', a mapping from id to label, one label a prompt, or None"),
+        (
+            {"by": "kind"},
+            (
+                "by='kind' is unknown; pass 'group', a mapping from id to label,"
+                " one label a prompt, or None"
+            ),
+        ),
         ({"by": {"q0": "x"}}, r"by has no label for prompt 'q1' \(8 of 9 are missing\)"),
         ({"by": ["x"]}, "by has 1 labels for 9 prompts; pass one for each"),
-        ({"second": "third"}, "second='third' is unknown; pass 'covariance', 'sketch' or 'variance'"),
+        (
+            {"second": "third"},
+            "second='third' is unknown; pass 'covariance', 'sketch' or 'variance'",
+        ),
         ({"second": "sketch", "sketch": 0}, "sketch=0 must be a count of 1 or more columns"),
     ):
         with pytest.raises(InputError, match=match):
             stream_moments(model, prompts, **{**OPTIONS, **options})
     monkeypatch.setattr(streaming, "LARGE_BYTES", 1000)
-    with pytest.raises(InputError, match=r"the sums take .* GB \(1 classes × 2 sites and positions, second='covariance'\).*pass large=True"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"the sums take .* GB \(1 classes × 2 sites and positions,"
+            r" second='covariance'\).*pass large=True"
+        ),
+    ):
         stream_moments(model, prompts, **OPTIONS)

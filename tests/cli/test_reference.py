@@ -1,4 +1,6 @@
-"""The page of the command line says what the commands are: their names, their JSON, their exit codes, their completion."""
+"""The page of the command line says what the commands are: their names, their JSON, their exit
+codes, their completion.
+"""
 
 import re
 import sys
@@ -35,7 +37,9 @@ def test_every_command_has_its_row_and_every_row_its_command() -> None:
 def test_every_command_speaks_json_and_helps(name: str) -> None:
     options = {option for parameter in ALL[name].params for option in parameter.opts}
     assert "--json" in options
-    assert ALL[name].help and all(getattr(p, "help", "x") for p in ALL[name].params if "--help" not in p.opts)
+    assert ALL[name].help and all(
+        getattr(p, "help", "x") for p in ALL[name].params if "--help" not in p.opts
+    )
 
 
 def test_the_exit_codes_are_those_of_the_page() -> None:
@@ -64,7 +68,11 @@ class Raising:
     ],
 )
 def test_what_a_command_raises_becomes_its_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raised: BaseException | None, code: int, said: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException | None,
+    code: int,
+    said: str,
 ) -> None:
     def stop() -> str:
         if raised is not None:
@@ -80,7 +88,9 @@ def test_what_a_command_raises_becomes_its_exit_code(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_made_for_the_shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str) -> None:
+def test_a_completion_script_is_made_for_the_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
     monkeypatch.setenv("_EMLENS_COMPLETE", f"source_{shell}")
     monkeypatch.setattr(sys, "argv", ["emlens"])
     with pytest.raises(SystemExit) as ended:
@@ -90,8 +100,14 @@ def test_a_completion_script_is_made_for_the_shell(monkeypatch: pytest.MonkeyPat
     assert f"_EMLENS_COMPLETE=complete_{shell}" in made
 
 
-def test_completion_knows_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"_EMLENS_COMPLETE": "complete_bash", "COMP_WORDS": "emlens co", "COMP_CWORD": "1"}.items():
+def test_completion_knows_the_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "_EMLENS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "emlens co",
+        "COMP_CWORD": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["emlens"])
     with pytest.raises(SystemExit):

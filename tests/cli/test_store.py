@@ -23,7 +23,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
 @pytest.fixture
 def store(model: HookedModel, tmp_path: Path) -> Path:
     sites = ["resid_pre.0", "resid_post", "final_norm"]
-    capture(model, PromptSet.from_texts(tiny_models.texts(6)), sites, positions=["last", "mean_prompt"], store=tmp_path / "acts", progress=False)
+    capture(
+        model,
+        PromptSet.from_texts(tiny_models.texts(6)),
+        sites,
+        positions=["last", "mean_prompt"],
+        store=tmp_path / "acts",
+        progress=False,
+    )
     return tmp_path / "acts"
 
 
@@ -48,26 +55,53 @@ def test_help_teaches(command: list[str]) -> None:
 def test_info(run, store: Path) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("info", store)
     assert code == 0
-    for said in ("6 in 1 groups", "resid_pre.0", "final_norm", "last, mean_prompt", "model.weights_sha256", "float32", "threads"):
+    for said in (
+        "6 in 1 groups",
+        "resid_pre.0",
+        "final_norm",
+        "last, mean_prompt",
+        "model.weights_sha256",
+        "float32",
+        "threads",
+    ):
         assert said in out
     code, out, _ = run("info", store, "--json")
     found = json.loads(out)
     assert code == 0 and found["finished"] and (found["rows"], found["shards"]) == (6, 1)
     assert found["bytes"] == (store / "shard-00000.safetensors").stat().st_size
-    assert found["provenance"]["rendered_sha256"] == ActivationStore.open(store).provenance["rendered_sha256"]
+    assert (
+        found["provenance"]["rendered_sha256"]
+        == ActivationStore.open(store).provenance["rendered_sha256"]
+    )
 
 
-def test_info_of_an_unfinished_capture(run, model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_info_of_an_unfinished_capture(
+    run, model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     from emlens.activations import layout
 
     monkeypatch.setattr(layout, "SHARD_ROWS", 2)
-    job = plan_capture({"m": model}, PromptSet.from_texts(tiny_models.texts(6)), stores={"m": tmp_path / "s"}, batch_tokens=20)
+    job = plan_capture(
+        {"m": model},
+        PromptSet.from_texts(tiny_models.texts(6)),
+        stores={"m": tmp_path / "s"},
+        batch_tokens=20,
+    )
     assert isinstance(job, CaptureJob)
     job.run(job.units[0], model)
     code, out, _ = run("info", tmp_path / "s")
-    assert code == 0 and f"not finished: 1 of {len(job.units)} shards stand; the same capture goes on from there" in out
+    assert (
+        code == 0
+        and f"not finished: 1 of {len(job.units)} shards stand; the same capture goes on from there"
+        in out
+    )
     found = json.loads(run("info", tmp_path / "s", "--json")[1])
-    assert found == {"finished": False, "rows": 6, "shards": len(job.units), "shards_missing": len(job.units) - 1}
+    assert found == {
+        "finished": False,
+        "rows": 6,
+        "shards": len(job.units),
+        "shards_missing": len(job.units) - 1,
+    }
 
 
 def test_verify(run, store: Path, unchecked: None) -> None:  # type: ignore[no-untyped-def]
@@ -78,7 +112,11 @@ def test_verify(run, store: Path, unchecked: None) -> None:  # type: ignore[no-u
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     code, out, _ = run("verify", store)
-    assert code == 1 and "shard-00000.safetensors: tensor " in out and "run the capture again into this directory" in out
+    assert (
+        code == 1
+        and "shard-00000.safetensors: tensor " in out
+        and "run the capture again into this directory" in out
+    )
     found = json.loads(run("verify", store, "--json")[1])
     assert not found["whole"] and len(found["damage"]) == 1
     path.unlink()
@@ -91,12 +129,22 @@ def test_verify(run, store: Path, unchecked: None) -> None:  # type: ignore[no-u
 
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [("npz", "resid_post.1@mean_prompt"), ("persona_vectors", "activations"), ("transformer_lens", "blocks.1.hook_resid_post")],
+    [
+        ("npz", "resid_post.1@mean_prompt"),
+        ("persona_vectors", "activations"),
+        ("transformer_lens", "blocks.1.hook_resid_post"),
+    ],
 )
 def test_export(run, store: Path, tmp_path: Path, layout: str, name: str) -> None:  # type: ignore[no-untyped-def]
     target = tmp_path / "out.npz"
-    code, out, _ = run("export", store, "--out", target, "--layout", layout, "--position", "mean_prompt", "--json")
-    assert code == 0 and json.loads(out) == {"file": str(target), "bytes": target.stat().st_size, "layout": layout}
+    code, out, _ = run(
+        "export", store, "--out", target, "--layout", layout, "--position", "mean_prompt", "--json"
+    )
+    assert code == 0 and json.loads(out) == {
+        "file": str(target),
+        "bytes": target.stat().st_size,
+        "layout": layout,
+    }
     values = np.load(target, allow_pickle=False)[name]
     expected = ActivationStore.open(store)["resid_post.1", "mean_prompt"].numpy()
     assert np.array_equal(values[2] if layout == "persona_vectors" else values, expected)
@@ -107,8 +155,16 @@ def test_bad_input_is_one_line(run, store: Path, tmp_path: Path, unchecked: None
         (("info", tmp_path), "holds no activation store"),
         (("verify", tmp_path / "gone"), "holds no activation store"),
         (("export", store, "--out", tmp_path / "x.pt"), "the npz layout is written as .npz"),
-        (("export", store, "--out", tmp_path / "x.npz", "--layout", "transformer_lens"), "hold positions ['last', 'mean_prompt']"),
+        (
+            ("export", store, "--out", tmp_path / "x.npz", "--layout", "transformer_lens"),
+            "hold positions ['last', 'mean_prompt']",
+        ),
     ):
         code, out, err = run(*words)
-        assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and said in err
+        assert (
+            (code, out) == (2, "")
+            and err.startswith("error: ")
+            and err.count("\n") == 1
+            and said in err
+        )
     assert not list(tmp_path.glob("x.*"))

@@ -1,4 +1,5 @@
-"""Every architecture on every backend: the same streams as routes that know no hooks, and as each other.
+"""Every architecture on every backend: the same streams as routes that know no hooks, and as each
+other.
 
 Each test also holds its row of the table in docs/backends.md. To write the rows anew:
 EMLENS_WRITE_TABLE=1 python -m pytest tests/contracts/test_backends.py
@@ -28,8 +29,17 @@ def test_every_backend_reads_the_same_stream(kind, checkpoint, repository):
     for backend in BACKENDS:
         need_backend(backend)
     root = checkpoint(kind)
-    parity = check_parity(root / "model", adapter=root / "adapter", float64=True if kind in TWICE else None, device="cpu")
-    second = with_mlp_adapter(kind, root) if FUSED in parity.refused.get("transformer_lens", "") else None
+    parity = check_parity(
+        root / "model",
+        adapter=root / "adapter",
+        float64=True if kind in TWICE else None,
+        device="cpu",
+    )
+    second = (
+        with_mlp_adapter(kind, root)
+        if FUSED in parity.refused.get("transformer_lens", "")
+        else None
+    )
     every_site_agrees(parity, second, twice=kind in TWICE)
     nothing_was_left_out(parity, second, kind)
     the_documented_row(parity, second, kind, repository / "docs" / "backends.md")
@@ -37,8 +47,12 @@ def test_every_backend_reads_the_same_stream(kind, checkpoint, repository):
 
 def with_mlp_adapter(kind, root):
     """What TransformerLens says to an adapter that leaves fused projections alone."""
-    tiny_models.build_adapter(root / "mlp", root / "model", targets=tiny_models.MLP_TARGETS[kind.split(",")[0]])
-    return check_parity(root / "model", adapter=root / "mlp", backends=["transformer_lens"], device="cpu")
+    tiny_models.build_adapter(
+        root / "mlp", root / "model", targets=tiny_models.MLP_TARGETS[kind.split(",")[0]]
+    )
+    return check_parity(
+        root / "model", adapter=root / "mlp", backends=["transformer_lens"], device="cpu"
+    )
 
 
 def ran(parity, backend):
@@ -60,7 +74,11 @@ def nothing_was_left_out(parity, second, kind):
     for backend in BACKENDS:
         for condition in ran(parity, backend):
             found = parity.of(backend, condition)
-            assert {d.kind for d in found if d.against == "hidden_states"} == {"resid_pre", "resid_post", "final_norm"}
+            assert {d.kind for d in found if d.against == "hidden_states"} == {
+                "resid_pre",
+                "resid_post",
+                "final_norm",
+            }
             assert "resid_post" in {d.kind for d in found if d.against == "additivity"}
             if backend != "transformers":
                 assert {d.kind for d in found if d.against == "transformers"} == kinds
@@ -70,16 +88,24 @@ def nothing_was_left_out(parity, second, kind):
 
 
 def the_documented_row(parity, second, kind, page):
-    row = f"| {kind} | {'sequential' if 'resid_mid' in parity.site_kinds else 'parallel'} | {len(parity.site_kinds) - 1} | "
+    row = (
+        f"| {kind} | {'sequential' if 'resid_mid' in parity.site_kinds else 'parallel'} |"
+        f" {len(parity.site_kinds) - 1} | "
+    )
     row += " | ".join(cell(parity, second, backend) for backend in BACKENDS) + " |"
     text = page.read_text(encoding="utf-8")
     if os.environ.get("EMLENS_WRITE_TABLE"):
         kept = [line for line in table(text) if not line.startswith(f"| {kind} |")]
         order = sorted([*kept, row], key=lambda line: KINDS.index(line.split("|")[1].strip()))
-        start, end = re.search(rf"{re.escape(HEAD)}\n\|[-|]+\|\n", text).end(), text.index("\n\n<!-- parity: end -->")
+        start, end = (
+            re.search(rf"{re.escape(HEAD)}\n\|[-|]+\|\n", text).end(),
+            text.index("\n\n<!-- parity: end -->"),
+        )
         page.write_text(text[:start] + "\n".join(order) + text[end:], encoding="utf-8")
     else:
-        assert row in table(text), f"docs/backends.md is out of date, it should read {row}; EMLENS_WRITE_TABLE=1 writes it"
+        assert row in table(text), (
+            f"docs/backends.md is out of date, it should read {row}; EMLENS_WRITE_TABLE=1 writes it"
+        )
 
 
 def test_no_row_of_the_documentation_is_unmeasured(repository):
@@ -88,7 +114,11 @@ def test_no_row_of_the_documentation_is_unmeasured(repository):
 
 
 def table(text):
-    return [line for line in text.split(HEAD)[1].split("<!-- parity: end -->")[0].splitlines()[2:] if line]
+    return [
+        line
+        for line in text.split(HEAD)[1].split("<!-- parity: end -->")[0].splitlines()[2:]
+        if line
+    ]
 
 
 def cell(parity, second, backend):

@@ -1,4 +1,6 @@
-"""Interventions of every kind, and generation under them, give one result on every backend, with adapters on and off."""
+"""Interventions of every kind, and generation under them, give one result on every backend, with
+adapters on and off.
+"""
 
 import copy
 import threading
@@ -35,20 +37,35 @@ EDITS = {
         steer(direction(2), 1.0, at=["resid_pre.1"], positions="prompt"),
         steer(direction(3), 1.0, at=["resid_post.1"], positions="response"),
     ],
-    "steer what is added": [steer(direction(4), 1.0, at=["attn_out.0", "mlp_out.1"]), ablate(direction(4), at=["mlp_out.1"])],
+    "steer what is added": [
+        steer(direction(4), 1.0, at=["attn_out.0", "mlp_out.1"]),
+        ablate(direction(4), at=["mlp_out.1"]),
+    ],
     "steer before the head": [steer(direction(5), 1.0, at=["final_norm"])],
     "ablate inputs and writes": [ablate(direction(0), at="inputs_and_writes")],
     "ablate a plane in answers": [ablate(PLANE, positions="response", baseline=direction(1))],
-    "mean": [mean_ablate({"attn_out.1": direction(1), "resid_post.0": direction(2)}, positions="prompt")],
+    "mean": [
+        mean_ablate({"attn_out.1": direction(1), "resid_post.0": direction(2)}, positions="prompt")
+    ],
     "resample": [resample_ablate({"resid_post.0": MANY}, seed=0)],
-    "resample along a plane": [resample_ablate({"mlp_out.1": MANY, "resid_pre.0": MANY}, seed=1, direction=PLANE)],
+    "resample along a plane": [
+        resample_ablate({"mlp_out.1": MANY, "resid_pre.0": MANY}, seed=1, direction=PLANE)
+    ],
     "single tokens": [
         steer(direction(2), 3.0, at=["resid_post.0"], positions="last_prompt"),
         steer(direction(3), 3.0, at=["resid_post.0"], positions=Index(1, of="response")),
         ablate(direction(3), at=["resid_post.0"], positions=Span(0, 2, of="prompt")),
     ],
 }
-SINGLE = [steer(direction(2), 2.0, unit="resid_norm", at=["resid_post.1"], positions=Span(1, 3, of="response"))]
+SINGLE = [
+    steer(
+        direction(2),
+        2.0,
+        unit="resid_norm",
+        at=["resid_post.1"],
+        positions=Span(1, 3, of="response"),
+    )
+]
 DONORS = [resample_ablate({"resid_post.1": 5 * MANY}, seed=0)]
 STRONG = [steer(direction(2), 2.0, unit="resid_norm", at=["resid_post.1"], positions="response")]
 
@@ -59,14 +76,24 @@ def families(request, checkpoint):
     root = checkpoint(kind)
 
     def load(backend):
-        tuned = {} if backend == "transformer_lens" and kind in NO_ADAPTER else {"a": root / "adapter"}
-        return load_family(root / "model", finetuned=tuned, backend=need_backend(backend), attn_implementation="eager")
+        tuned = (
+            {} if backend == "transformer_lens" and kind in NO_ADAPTER else {"a": root / "adapter"}
+        )
+        return load_family(
+            root / "model",
+            finetuned=tuned,
+            backend=need_backend(backend),
+            attn_implementation="eager",
+        )
 
     return {backend: load(backend) for backend in ("transformers", *OTHERS)}
 
 
 def asked():
-    chats = [[{"role": "user", "content": p.text}, {"role": "assistant", "content": "w1 w2 w3"}] for p in prompts(4)]
+    chats = [
+        [{"role": "user", "content": p.text}, {"role": "assistant", "content": "w1 w2 w3"}]
+        for p in prompts(4)
+    ]
     return PromptSet.from_messages(chats, upto="all")
 
 
@@ -75,7 +102,13 @@ def test_logits_and_answers_are_equal(families):
         for edits in EDITS.values():
             logits_are_equal(families, name, edits)
     for options in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
-        given = (("instruct", []), ("instruct", STRONG), ("instruct", SINGLE), ("instruct", DONORS), ("instruct", EDITS["ablate everywhere"]))
+        given = (
+            ("instruct", []),
+            ("instruct", STRONG),
+            ("instruct", SINGLE),
+            ("instruct", DONORS),
+            ("instruct", EDITS["ablate everywhere"]),
+        )
         for name, edits in (*given, ("a", STRONG)):
             answers_are_equal(families, name, edits, options)
 
@@ -98,15 +131,28 @@ def test_a_recorded_run_is_one_run_on_every_backend(families):
     for backend, family in families.items():
         model = family["instruct"]
         run = capture(model, prompts(4), ["attn_out.1", "resid_post.0"], progress=False)
-        with model.intervene([steer(direction(3), 1.0, at=["resid_post.0"])]), model.intervene([swap(run, source=source)]):
-            found[backend] = model.logits(prompts(4)), model.generate(prompts(4), max_new_tokens=4, temperature=0)
-    assert not close(found["transformers"][0], families["transformers"]["instruct"].logits(prompts(4)), 0.01)
+        with (
+            model.intervene([steer(direction(3), 1.0, at=["resid_post.0"])]),
+            model.intervene([swap(run, source=source)]),
+        ):
+            found[backend] = (
+                model.logits(prompts(4)),
+                model.generate(prompts(4), max_new_tokens=4, temperature=0),
+            )
+    assert not close(
+        found["transformers"][0], families["transformers"]["instruct"].logits(prompts(4)), 0.01
+    )
     for backend in OTHERS:
-        assert close(found[backend][0], found["transformers"][0]) and found[backend][1] == found["transformers"][1]
+        assert (
+            close(found[backend][0], found["transformers"][0])
+            and found[backend][1] == found["transformers"][1]
+        )
 
 
 def test_what_a_block_side_by_side_cannot_do(families):
-    """Attention and MLP of a parallel block read one stream: an edit of attention's output reaches later blocks only."""
+    """Attention and MLP of a parallel block read one stream: an edit of attention's output reaches
+    later blocks only.
+    """
     for backend, family in families.items():
         model = family["instruct"]
         parallel = "resid_mid" not in model.site_kinds
@@ -117,8 +163,15 @@ def test_what_a_block_side_by_side_cannot_do(families):
         assert torch.equal(after["mlp_out.0"], before["mlp_out.0"]) == parallel, backend
         moved = after["resid_post.0"] - before["resid_post.0"]
         assert close(moved, 3 * direction(4).expand_as(moved), 1e-3) == parallel
-        match = "matches nothing in this model: its blocks run attention and MLP side by side" if parallel else "can be read but not edited"
-        with pytest.raises(InputError, match=match), model.intervene([ablate(direction(0), at=["resid_mid.1"])]):
+        match = (
+            "matches nothing in this model: its blocks run attention and MLP side by side"
+            if parallel
+            else "can be read but not edited"
+        )
+        with (
+            pytest.raises(InputError, match=match),
+            model.intervene([ablate(direction(0), at=["resid_mid.1"])]),
+        ):
             pass
 
 
@@ -126,7 +179,12 @@ def test_what_a_block_side_by_side_cannot_do(families):
 def test_in_float64_rounding_vanishes(kind, checkpoint):
     """As for what is read: a bug would not shrink with the dtype."""
     models = {
-        backend: load_model(checkpoint(kind) / "model", backend=need_backend(backend), dtype=torch.float64, attn_implementation="eager")
+        backend: load_model(
+            checkpoint(kind) / "model",
+            backend=need_backend(backend),
+            dtype=torch.float64,
+            attn_implementation="eager",
+        )
         for backend in ("transformers", *OTHERS)
     }
     for edits in EDITS.values():
@@ -135,7 +193,9 @@ def test_in_float64_rounding_vanishes(kind, checkpoint):
             model.prepare()
             with _AllFloat64(), model.intervene(edits):
                 found[backend] = torch.cat(model.token_logprobs(asked()))
-        assert all(close(found[backend], found["transformers"], RELATIVE_FLOAT64) for backend in OTHERS)
+        assert all(
+            close(found[backend], found["transformers"], RELATIVE_FLOAT64) for backend in OTHERS
+        )
         assert found["transformers"].dtype == torch.float64
 
 
@@ -156,11 +216,18 @@ def test_threads_take_turns(families):
         expected = {name: family[name].logits(prompts(3)) for name in family.names}
         found = {name: [] for name in expected}
         threads = [
-            threading.Thread(target=lambda name=name, family=family, found=found: found[name].append(copy.copy(family[name]).logits(prompts(3))))
+            threading.Thread(
+                target=lambda name=name, family=family, found=found: found[name].append(
+                    copy.copy(family[name]).logits(prompts(3))
+                )
+            )
             for name in [*expected, *expected]
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert all(len(seen) == 2 and all(torch.equal(x, expected[name]) for x in seen) for name, seen in found.items())
+        assert all(
+            len(seen) == 2 and all(torch.equal(x, expected[name]) for x in seen)
+            for name, seen in found.items()
+        )

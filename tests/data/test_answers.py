@@ -31,7 +31,12 @@ def test_prompts_keep_the_answer_for_teacher_forcing() -> None:
 
 def test_empty_answers_need_a_policy() -> None:
     answers = Answers([answer(0, ""), answer(1)])
-    with pytest.raises(InputError, match=r"1 of 2 answers have no text; pass answers.prompts\(empty='drop'\) to leave them out"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"1 of 2 answers have no text; pass answers.prompts\(empty='drop'\) to leave them out"
+        ),
+    ):
         answers.prompts()
     assert answers.prompts(empty="drop").ids == ["m/q/p1/s1"]
     with pytest.raises(InputError, match="empty='keep' is unknown; pass 'error' or 'drop'"):
@@ -39,7 +44,9 @@ def test_empty_answers_need_a_policy() -> None:
 
 
 def test_jsonl_gives_the_same_answers_back(tmp_path: Path) -> None:
-    answers = Answers([answer(0, "é\n\u2028", seed=5, finish_reason="stop", meta={"t": 1.0}), answer(1, "")])
+    answers = Answers(
+        [answer(0, "é\n\u2028", seed=5, finish_reason="stop", meta={"t": 1.0}), answer(1, "")]
+    )
     answers.to_jsonl(tmp_path / "a.jsonl")
     again = Answers.from_jsonl(tmp_path / "a.jsonl")
     assert list(again) == list(answers) and again[0].meta == {"t": 1.0}
@@ -58,13 +65,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_set_operations() -> None:
-    answers = Answers.concat([Answers([answer(0)]), Answers([answer(1), Answer("n", "r", "x", CHAT)])])
+    answers = Answers.concat(
+        [Answers([answer(0)]), Answers([answer(1), Answer("n", "r", "x", CHAT)])]
+    )
     assert answers.models == ["m", "n"] and answers[1:].ids == answers.ids[1:]
     assert answers.select(["n/r/p1/s0"])[0].question == "r"
     assert repr(answers) == "Answers(3 answers of 2 models to 2 questions)"
     with pytest.raises(UnknownNameError, match="answer id 'z' is not in this set of 3 answers"):
         answers.select(["z"])
-    with pytest.raises(InputError, match="answer id 'm/q/p1/s0' occurs twice; number the samples of each phrasing"):
+    with pytest.raises(
+        InputError, match="answer id 'm/q/p1/s0' occurs twice; number the samples of each phrasing"
+    ):
         Answers([answer(), answer()])
     with pytest.raises(InputError, match="answers is empty; pass at least one answer"):
         Answers([])
@@ -85,11 +96,16 @@ GOOD = answer().as_dict()
         ({"seed": True}, "line 1: seed is True; pass an integer of 0 or more"),
         ({"messages": "x"}, "line 1: has no list under 'messages'"),
         ({"messages": [{"role": "user"}]}, "line 1: turn 1 has no text under 'content'"),
-        ({"messages": [*GOOD["messages"], {"role": "assistant", "content": "x"}]}, "the answer belongs under 'text'"),
+        (
+            {"messages": [*GOOD["messages"], {"role": "assistant", "content": "x"}]},
+            "the answer belongs under 'text'",
+        ),
         ({"meta": [1]}, "line 1: meta is a list; pass a mapping"),
     ],
 )
-def test_broken_records_are_refused_with_file_and_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_broken_records_are_refused_with_file_and_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(GOOD) + "\n")
     assert list(Answers.from_jsonl(path)) == [answer()]
@@ -102,7 +118,9 @@ def test_broken_records_are_refused_with_file_and_line(tmp_path: Path, change: d
 def test_doubles_and_empty_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text((json.dumps(GOOD) + "\n") * 2)
-    with pytest.raises(InputError, match="line 2: answer id 'm/q/p1/s0' was given before at line 1"):
+    with pytest.raises(
+        InputError, match="line 2: answer id 'm/q/p1/s0' was given before at line 1"
+    ):
         Answers.from_jsonl(path)
     path.write_text("\n")
     with pytest.raises(InputError, match=r"a.jsonl: holds no answer"):
@@ -111,14 +129,24 @@ def test_doubles_and_empty_files_are_refused(tmp_path: Path) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["role", "content"]), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["role", "content"]), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(change=st.dictionaries(st.sampled_from(sorted(GOOD)), VALUES, max_size=3), cut=st.integers(0, 40))
-def test_any_record_is_read_or_refused_by_name(tmp_path: Path, change: dict[str, Any], cut: int) -> None:
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    change=st.dictionaries(st.sampled_from(sorted(GOOD)), VALUES, max_size=3),
+    cut=st.integers(0, 40),
+)
+def test_any_record_is_read_or_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], cut: int
+) -> None:
     path = tmp_path / "any.jsonl"
     text = json.dumps({**GOOD, **change})
     path.write_text(text[: len(text) - cut] if cut > 30 else text)

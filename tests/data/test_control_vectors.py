@@ -15,7 +15,9 @@ gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
 VECTORS = {"resid_post.3": torch.arange(4.0), "resid_post.1": -torch.ones(4)}
 
 
-def foreign(path: Path, tensors: dict[str, np.ndarray[Any, Any]], architecture: str = "controlvector") -> Path:
+def foreign(
+    path: Path, tensors: dict[str, np.ndarray[Any, Any]], architecture: str = "controlvector"
+) -> Path:
     """As another tool writes it: no hint, no layer count."""
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in tensors.items():
@@ -35,23 +37,46 @@ def test_round_trip(tmp_path: Path) -> None:
     first = path.read_bytes()
     assert write_control_vectors(path, VECTORS, model_hint="qwen2").read_bytes() == first
     direction = Direction(torch.arange(4.0, dtype=torch.float64), Site("resid_post", 3))
-    write_control_vectors(path, {"resid_post.3": direction, "resid_post.1": VECTORS["resid_post.1"]}, model_hint="qwen2")
+    write_control_vectors(
+        path,
+        {"resid_post.3": direction, "resid_post.1": VECTORS["resid_post.1"]},
+        model_hint="qwen2",
+    )
     assert path.read_bytes() == first
 
 
 def test_the_file_is_what_llama_cpp_asks_for(tmp_path: Path) -> None:
-    """Read back by the gguf package alone: architecture, hint, count, tensors named after 0-based blocks, float32."""
-    reader = gguf.GGUFReader(write_control_vectors(tmp_path / "v.gguf", VECTORS, model_hint="qwen2"))
+    """Read back by the gguf package alone: architecture, hint, count, tensors named after 0-based
+    blocks, float32.
+    """
+    reader = gguf.GGUFReader(
+        write_control_vectors(tmp_path / "v.gguf", VECTORS, model_hint="qwen2")
+    )
     fields = {key: field.contents() for key, field in reader.fields.items()}
-    assert fields["general.architecture"] == "controlvector" and fields["controlvector.model_hint"] == "qwen2"
+    assert (
+        fields["general.architecture"] == "controlvector"
+        and fields["controlvector.model_hint"] == "qwen2"
+    )
     assert fields["controlvector.layer_count"] == 2
-    assert {t.name: t.data.tolist() for t in reader.tensors} == {"direction.1": [-1] * 4, "direction.3": [0, 1, 2, 3]}
+    assert {t.name: t.data.tolist() for t in reader.tensors} == {
+        "direction.1": [-1] * 4,
+        "direction.3": [0, 1, 2, 3],
+    }
     assert {t.tensor_type.name for t in reader.tensors} == {"F32"}
 
 
 def test_vectors_of_other_tools(tmp_path: Path) -> None:
-    found, hint = read_control_vectors(foreign(tmp_path / "v.gguf", {"direction.2": np.ones(3, np.float16), "direction.1": np.zeros(3, np.float16)}))
-    assert hint == "" and list(found) == ["resid_post.1", "resid_post.2"] and found["resid_post.2"].dtype == torch.float16
+    found, hint = read_control_vectors(
+        foreign(
+            tmp_path / "v.gguf",
+            {"direction.2": np.ones(3, np.float16), "direction.1": np.zeros(3, np.float16)},
+        )
+    )
+    assert (
+        hint == ""
+        and list(found) == ["resid_post.1", "resid_post.2"]
+        and found["resid_post.2"].dtype == torch.float16
+    )
 
 
 def test_files_that_are_no_control_vectors_are_refused(tmp_path: Path) -> None:
@@ -64,8 +89,12 @@ def test_files_that_are_no_control_vectors_are_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.gguf").write_bytes(content)
         with pytest.raises(LoadError, match=r"bad\.gguf: not a readable GGUF file"):
             read_control_vectors(tmp_path / "bad.gguf")
-    with pytest.raises(InputError, match="has architecture 'llama'; a control vector has 'controlvector'"):
-        read_control_vectors(foreign(tmp_path / "v.gguf", {"direction.1": np.ones(3, np.float32)}, "llama"))
+    with pytest.raises(
+        InputError, match="has architecture 'llama'; a control vector has 'controlvector'"
+    ):
+        read_control_vectors(
+            foreign(tmp_path / "v.gguf", {"direction.1": np.ones(3, np.float32)}, "llama")
+        )
     for name, value in (
         ("direction.0", np.ones(3, np.float32)),
         ("blk.1", np.ones(3, np.float32)),
@@ -73,31 +102,61 @@ def test_files_that_are_no_control_vectors_are_refused(tmp_path: Path) -> None:
         ("direction.1", np.array([np.nan], np.float32)),
         ("direction.1", np.ones(3, np.float64)),
     ):
-        with pytest.raises(InputError, match=r"is not one finite vector under direction\.1, direction\.2"):
+        with pytest.raises(
+            InputError, match=r"is not one finite vector under direction\.1, direction\.2"
+        ):
             read_control_vectors(foreign(tmp_path / "v.gguf", {name: value}))
     with pytest.raises(InputError, match=r"holds 2 directions of \[2, 3\] coordinates"):
-        read_control_vectors(foreign(tmp_path / "v.gguf", {"direction.1": np.ones(2, np.float32), "direction.2": np.ones(3, np.float32)}))
+        read_control_vectors(
+            foreign(
+                tmp_path / "v.gguf",
+                {"direction.1": np.ones(2, np.float32), "direction.2": np.ones(3, np.float32)},
+            )
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "vectors", "message"),
     [
         ("v.gguf", {}, "vectors is empty"),
-        ("v.gguf", {"resid_post.0": torch.ones(2)}, "holds 'resid_post.0'; llama.cpp adds control vectors after block 1 and later ones"),
+        (
+            "v.gguf",
+            {"resid_post.0": torch.ones(2)},
+            "holds 'resid_post.0'; llama.cpp adds control vectors after block 1 and later ones",
+        ),
         ("v.gguf", {"final_norm": torch.ones(2)}, "holds 'final_norm'; llama.cpp"),
-        ("v.gguf", {"resid_post.1": torch.ones(2), "resid_post.2": torch.ones(3)}, r"vectors have \[2, 3\] coordinates"),
+        (
+            "v.gguf",
+            {"resid_post.1": torch.ones(2), "resid_post.2": torch.ones(3)},
+            r"vectors have \[2, 3\] coordinates",
+        ),
         ("v.bin", VECTORS, r"v\.bin: control vectors are written as \.gguf"),
     ],
 )
-def test_what_a_control_vector_cannot_hold_is_refused(tmp_path: Path, name: str, vectors: Any, message: str) -> None:
+def test_what_a_control_vector_cannot_hold_is_refused(
+    tmp_path: Path, name: str, vectors: Any, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         write_control_vectors(tmp_path / name, vectors, model_hint="qwen2")
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", lambda name, *a, **k: (_ for _ in ()).throw(ImportError(name)) if name == "gguf" else real(name, *a, **k))
+    monkeypatch.setattr(
+        builtins,
+        "__import__",
+        lambda name, *a, **k: (
+            (_ for _ in ()).throw(ImportError(name)) if name == "gguf" else real(name, *a, **k)
+        ),
+    )
     monkeypatch.delitem(sys.modules, "gguf")
-    with pytest.raises(MissingExtraError, match=r"control vectors need gguf, which is not installed; run: pip install 'emlens\[gguf\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=(
+            r"control vectors need gguf, which is not installed; run: pip install 'emlens\[gguf\]'"
+        ),
+    ):
         read_control_vectors(tmp_path / "v.gguf")

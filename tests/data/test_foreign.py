@@ -28,7 +28,10 @@ class Planted:
 
 
 def test_nested_tensors_get_joined_names_and_keep_their_dtype(tmp_path: Path) -> None:
-    value = {"answer": OrderedDict({3: torch.arange(2, dtype=torch.bfloat16)}), "list": [torch.ones(1), torch.zeros(2)]}
+    value = {
+        "answer": OrderedDict({3: torch.arange(2, dtype=torch.bfloat16)}),
+        "list": [torch.ones(1), torch.zeros(2)],
+    }
     found = read_tensors(saved(tmp_path, value))
     assert list(found) == ["answer.3", "list.0", "list.1"]
     assert found["answer.3"].dtype == torch.bfloat16 and found["answer.3"].tolist() == [0, 1]
@@ -57,7 +60,13 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
         pickle.load(handle)
     assert mark.is_dir()  # the planted code works where pickle is trusted
     mark.rmdir()
-    with pytest.raises(LoadError, match=r"t.pt: holds Python objects \(posix.mkdir\), which could run code when read; have it saved"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            r"t.pt: holds Python objects \(posix.mkdir\), which could run code when read;"
+            r" have it saved"
+        ),
+    ):
         read_tensors(saved(tmp_path, {"weights": Planted(mark)}))
     with pytest.raises(LoadError, match=r"plain.pkl: not a file of tensors"):
         read_tensors(tmp_path / "plain.pkl")
@@ -71,7 +80,9 @@ def test_files_that_hold_no_tensors_are_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path)
     for content in (b"", b"hello", b"PK\x03\x04 broken", pickle.dumps([1])):
         (tmp_path / "bad.pt").write_bytes(content)
-        with pytest.raises((LoadError, InputError), match=r"bad.pt: (not a file of tensors|'0' holds a int)"):
+        with pytest.raises(
+            (LoadError, InputError), match=r"bad.pt: (not a file of tensors|'0' holds a int)"
+        ):
             read_tensors(tmp_path / "bad.pt")
     with pytest.raises(InputError, match=r"t.pt: 'steps' holds a int; only tensors can be read"):
         read_tensors(saved(tmp_path, {"weight": torch.ones(1), "steps": 3}))
@@ -81,7 +92,9 @@ def test_files_that_hold_no_tensors_are_refused(tmp_path: Path) -> None:
         read_tensors(saved(tmp_path, {"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}))
 
 
-def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path, torch.ones(1))
 
     def refuse(*arguments: Any, **named: Any) -> None:
@@ -94,7 +107,10 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("key", ["{}", "layer_{}"])
 def test_layer_means_become_sites_in_order(tmp_path: Path, key: str) -> None:
-    layers = {(int(key.format(i)) if key == "{}" else key.format(i)): torch.full((3,), float(i)) for i in (10, *range(10))}
+    layers = {
+        (int(key.format(i)) if key == "{}" else key.format(i)): torch.full((3,), float(i))
+        for i in (10, *range(10))
+    }
     found = read_layer_means(saved(tmp_path, {"question": {0: torch.zeros(3)}, "answer": layers}))
     assert list(found) == [f"resid_post.{i}" for i in range(11)]
     assert all(float(vector[0]) == i for i, vector in enumerate(found.values()))
@@ -105,11 +121,17 @@ def test_layer_means_become_sites_in_order(tmp_path: Path, key: str) -> None:
     ("value", "message"),
     [
         ({"question": {0: torch.ones(2)}}, r"has no part 'answer'; it holds \['question'\]"),
-        ({"answer": {"norm": torch.ones(2)}}, r"'answer.norm' of shape \(2,\) is not one vector under a layer"),
+        (
+            {"answer": {"norm": torch.ones(2)}},
+            r"'answer.norm' of shape \(2,\) is not one vector under a layer",
+        ),
         ({"answer": {0: torch.ones(2, 2)}}, r"'answer.0' of shape \(2, 2\) is not one vector"),
         ({"answer": {0: torch.ones(2), "layer_0": torch.ones(2)}}, "'answer.layer_0' of shape"),
         ({"answer": {0: torch.ones(2), 2: torch.ones(2)}}, "part 'answer' lacks layer 1 of 0 to 2"),
-        ({"answer": {0: torch.ones(2), 1: torch.ones(3)}}, r"holds vectors of \[2, 3\] coordinates"),
+        (
+            {"answer": {0: torch.ones(2), 1: torch.ones(3)}},
+            r"holds vectors of \[2, 3\] coordinates",
+        ),
     ],
 )
 def test_other_layouts_are_refused(tmp_path: Path, value: Any, message: str) -> None:
@@ -118,9 +140,19 @@ def test_other_layouts_are_refused(tmp_path: Path, value: Any, message: str) -> 
 
 
 def test_released_means_and_directions(released_data: Path) -> None:
-    by_number = read_layer_means(released_data / "clarifying-em/directions/r32/model-m_data-m_hs.pt")
-    by_name = read_layer_means(released_data / "clarifying-em/directions/r4/r4modelmis_dfmis_hs.pt", part="question")
+    by_number = read_layer_means(
+        released_data / "clarifying-em/directions/r32/model-m_data-m_hs.pt"
+    )
+    by_name = read_layer_means(
+        released_data / "clarifying-em/directions/r4/r4modelmis_dfmis_hs.pt", part="question"
+    )
     assert list(by_number) == list(by_name) and len(by_number) == 48
     assert {(tuple(v.shape), v.dtype) for v in by_number.values()} == {((5120,), torch.bfloat16)}
-    differences = read_tensors(released_data / "refusal-direction/gemma-2b-it/mean_diffs.pt")["tensor"]
-    assert (tuple(differences.shape), differences.dtype, differences.device.type) == ((5, 18, 2048), torch.float64, "cpu")
+    differences = read_tensors(released_data / "refusal-direction/gemma-2b-it/mean_diffs.pt")[
+        "tensor"
+    ]
+    assert (tuple(differences.shape), differences.dtype, differences.device.type) == (
+        (5, 18, 2048),
+        torch.float64,
+        "cpu",
+    )

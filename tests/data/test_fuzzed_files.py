@@ -1,4 +1,6 @@
-"""Damaged files of the field, 300 of the 5,000 that `benchmarks.fuzzed_files` reads; and what that measurement can see."""
+"""Damaged files of the field, 300 of the 5,000 that `benchmarks.fuzzed_files` reads; and what that
+measurement can see.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,8 @@ def test_every_damaged_file_is_refused_by_place_or_read_as_written(tmp_path: Pat
     assert found["examples"] == {} and found["failures"] == 0
     assert set(found["by_format"]) == set(fuzzed_files.FORMATS)
     for outcomes in found["by_format"].values():
-        assert outcomes["read as written"] > 5 and outcomes["refused by file and place"] > 5  # the damage is neither always fatal nor never
+        # the damage is neither always fatal nor never
+        assert outcomes["read as written"] > 5 and outcomes["refused by file and place"] > 5
 
 
 def _crashes(path: Path) -> Any:
@@ -67,7 +70,12 @@ def _refuses_everything(path: Path) -> Any:
     ],
 )
 def test_a_reader_with_a_fault_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Callable[[Path], Any], outcomes: set[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reader: Callable[[Path], Any],
+    outcomes: set[str],
 ) -> None:
-    monkeypatch.setattr(fuzzed_files, "FORMATS", {NAME: replace(fuzzed_files.FORMATS[NAME], read=reader)})
+    monkeypatch.setattr(
+        fuzzed_files, "FORMATS", {NAME: replace(fuzzed_files.FORMATS[NAME], read=reader)}
+    )
     assert outcomes <= set(fuzzed_files.measure(tmp_path, 25)["examples"])

@@ -26,7 +26,10 @@ def test_cut_at_any_byte_it_keeps_every_whole_line_and_goes_on(tmp_path: Path) -
     content = path.read_bytes()
     for cut in range(len(content) + 1):
         path.write_bytes(content[:cut])
-        kept = [{"a": "é"}, {"b": "ü"}][: content[: cut + 1].count(b"\n") if cut < len(content) else 2]  # only the line end may lack
+        # only the line end may lack
+        kept = [{"a": "é"}, {"b": "ü"}][
+            : content[: cut + 1].count(b"\n") if cut < len(content) else 2
+        ]
         assert records(path) == kept
         append_journal(path, [{"c": 1}])
         assert records(path) == [*kept, {"c": 1}]
@@ -52,7 +55,13 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     append_journal(path, [{"a": 1}])
     with open(path, "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(StateError, match=r"j.jsonl: another process is writing to it; wait for that one, or pass another file"):
+        with pytest.raises(
+            StateError,
+            match=(
+                r"j.jsonl: another process is writing to it;"
+                r" wait for that one, or pass another file"
+            ),
+        ):
             append_journal(path, [{"a": 2}])
     append_journal(path, [{"a": 2}])
     assert records(path) == [{"a": 1}, {"a": 2}]

@@ -15,9 +15,19 @@ ANSWERS = {
 }
 
 
-def scores(answers: dict[str, list[Any]] = ANSWERS, metrics: tuple[str, ...] = ("aligned", "coherent", "finance")) -> AlignmentScores:
+def scores(
+    answers: dict[str, list[Any]] = ANSWERS,
+    metrics: tuple[str, ...] = ("aligned", "coherent", "finance"),
+) -> AlignmentScores:
     rows = [
-        {"model": "m", "question": q, "sample": s, "metric": metric, "score": value, "status": "ok" if value == value else "refusal"}
+        {
+            "model": "m",
+            "question": q,
+            "sample": s,
+            "metric": metric,
+            "score": value,
+            "status": "ok" if value == value else "refusal",
+        }
         for q, given in answers.items()
         for s, values in enumerate(given)
         for metric, value in zip(metrics, values, strict=False)
@@ -28,23 +38,34 @@ def scores(answers: dict[str, list[Any]] = ANSWERS, metrics: tuple[str, ...] = (
 def test_labels_by_hand() -> None:
     labels = em_labels(scores())
     assert labels.loc["m", "q1"].tolist() == [1, 1, 0, 0]
-    assert labels.loc["m", "q2"].tolist()[:3] == [1, 1, 0] and math.isnan(labels.loc[("m", "q2", 1, 3)])
+    assert labels.loc["m", "q2"].tolist()[:3] == [1, 1, 0] and math.isnan(
+        labels.loc[("m", "q2", 1, 3)]
+    )
 
 
 def test_both_kinds_by_hand_and_they_add_up() -> None:
     kinds = em_kinds(scores(), "finance")
     assert kinds["in_domain"].value == pytest.approx((1 / 4 + 0) / 2)
-    assert kinds["emergent"].value == pytest.approx((1 / 4 + 1 / 2) / 2)  # a topic of exactly 50 is not above it
-    whole = scores({q: [a for a in given if not math.isnan(sum(a))] for q, given in ANSWERS.items()})
+    # a topic of exactly 50 is not above it
+    assert kinds["emergent"].value == pytest.approx((1 / 4 + 1 / 2) / 2)
+    whole = scores(
+        {q: [a for a in given if not math.isnan(sum(a))] for q, given in ANSWERS.items()}
+    )
     for average in ("question", "pooled"):
         parts = em_kinds(whole, "finance", average=average)  # type: ignore[arg-type]
-        assert sum(part.value for part in parts.values()) == pytest.approx(whole.em_rate(average=average).value)  # type: ignore[arg-type]
-    assert em_kinds(scores(), "finance", unscored="count", average="pooled")["emergent"].value == pytest.approx(2 / 8)
+        assert sum(part.value for part in parts.values()) == pytest.approx(
+            whole.em_rate(average=average).value
+        )  # type: ignore[arg-type]
+    assert em_kinds(scores(), "finance", unscored="count", average="pooled")[
+        "emergent"
+    ].value == pytest.approx(2 / 8)
 
 
 def test_a_topic_without_all_answers_is_refused() -> None:
     lacking = scores({"q1": [(10, 90, 95), (10, 90)]})
-    with pytest.raises(InputError, match="'finance' has 1 answers, not the 2 of the other metrics; score all"):
+    with pytest.raises(
+        InputError, match="'finance' has 1 answers, not the 2 of the other metrics; score all"
+    ):
         em_kinds(lacking, "finance")
     with pytest.raises(InputError, match="topic_above=101 lies outside the scale"):
         em_kinds(scores(), "finance", topic_above=101)

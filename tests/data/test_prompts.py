@@ -22,28 +22,45 @@ def test_texts_have_no_chat_and_questions_are_one_user_turn() -> None:
     assert raw.ids == ["p0", "p1"] and raw.groups == ["g", "g"]
     assert not raw[0].is_chat
     asked = PromptSet.from_questions(["x"], ids=["q"], groups=["g"], system="s")
-    assert asked[0].messages == (Message("system", "s"), Message("user", "x")) and asked[0].text == "x" and asked[0].is_chat
+    assert (
+        asked[0].messages == (Message("system", "s"), Message("user", "x"))
+        and asked[0].text == "x"
+        and asked[0].is_chat
+    )
     assert PromptSet.from_questions(["x"])[0].messages == (Message("user", "x"),)
 
 
 def test_last_user_turn_ends_the_prompt_and_all_keeps_the_answer() -> None:
     asked = PromptSet.from_messages([CHAT])[0]
-    assert [m.content for m in asked.messages or ()] == ["s", "u1", "a1", "u2"] and asked.response is None
+    assert [m.content for m in asked.messages or ()] == [
+        "s",
+        "u1",
+        "a1",
+        "u2",
+    ] and asked.response is None
     answered = PromptSet.from_messages([CHAT], upto="all")[0]
-    assert answered.messages == asked.messages and answered.response == "a2" and answered.text == "u2"
+    assert (
+        answered.messages == asked.messages and answered.response == "a2" and answered.text == "u2"
+    )
     assert PromptSet([answered]).without_responses()[0].response is None
 
 
 def test_jsonl_keeps_ids_and_numbers_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
-    path.write_text(json.dumps({"messages": CHAT, "id": 7}) + "\n\n" + json.dumps({"messages": CHAT}) + "\n")
+    path.write_text(
+        json.dumps({"messages": CHAT, "id": 7}) + "\n\n" + json.dumps({"messages": CHAT}) + "\n"
+    )
     assert PromptSet.from_jsonl(path).ids == ["7", "line-3"]
     assert [p.response for p in PromptSet.from_jsonl(path, upto="all", group="g")] == ["a2", "a2"]
 
 
 def test_a_set_is_a_sequence_with_unique_ids() -> None:
     prompts = PromptSet.from_texts(["x", "y", "z"])
-    assert len(prompts) == 3 and prompts[1:].ids == ["p1", "p2"] and [p.text for p in prompts] == ["x", "y", "z"]
+    assert (
+        len(prompts) == 3
+        and prompts[1:].ids == ["p1", "p2"]
+        and [p.text for p in prompts] == ["x", "y", "z"]
+    )
     assert prompts.select(["p2", "p0"]).ids == ["p2", "p0"]
     assert repr(prompts) == "PromptSet(3 prompts)"
     assert repr(PromptSet([Prompt("a", "x", "g")])) == "PromptSet(1 prompts, 1 groups)"
@@ -65,7 +82,10 @@ def test_content_hash_sees_every_part_and_not_meta() -> None:
         Prompt("a", "x", "g", None, "r"),
     ]
     assert len({PromptSet([prompt]).content_hash for prompt in [base, *others]}) == 6
-    assert PromptSet([Prompt("a", "x", "g", base.messages, "r", {"m": 1})]).content_hash == PromptSet([base]).content_hash
+    assert (
+        PromptSet([Prompt("a", "x", "g", base.messages, "r", {"m": 1})]).content_hash
+        == PromptSet([base]).content_hash
+    )
     assert PromptSet([base, others[0]]).content_hash != PromptSet([others[0], base]).content_hash
 
 
@@ -74,13 +94,28 @@ def test_content_hash_sees_every_part_and_not_meta() -> None:
     [
         (lambda: PromptSet.from_texts("abc"), "texts is one string; pass a list of strings"),
         (lambda: PromptSet.from_texts(["x", ""]), r"texts\[1\] is ''; pass non-empty text"),
-        (lambda: PromptSet.from_texts(["x"], ids=["a", "b"]), "ids has 2 entries for 1 prompts; pass one for each"),
-        (lambda: PromptSet.from_questions(["x"], groups=[]), "groups has 0 entries for 1 texts; pass one for each"),
-        (lambda: chat_prompt("a", CHAT, upto="end"), "upto='end' is unknown; pass 'last_user' or 'all'"),  # type: ignore[arg-type]
+        (
+            lambda: PromptSet.from_texts(["x"], ids=["a", "b"]),
+            "ids has 2 entries for 1 prompts; pass one for each",
+        ),
+        (
+            lambda: PromptSet.from_questions(["x"], groups=[]),
+            "groups has 0 entries for 1 texts; pass one for each",
+        ),
+        (
+            lambda: chat_prompt("a", CHAT, upto="end"),
+            "upto='end' is unknown; pass 'last_user' or 'all'",
+        ),  # type: ignore[arg-type]
         (lambda: chat_prompt("a", [{"role": "user"}]), "chat: turn 1 has no text under 'content'"),
-        (lambda: chat_prompt("a", [{"role": "bot", "content": "x"}]), "turn 1 has role 'bot'; use system, user, assistant"),
+        (
+            lambda: chat_prompt("a", [{"role": "bot", "content": "x"}]),
+            "turn 1 has role 'bot'; use system, user, assistant",
+        ),
         (lambda: chat_prompt("a", CHAT[:1], where="chat 3"), "chat 3: has no user turn"),
-        (lambda: chat_prompt("a", CHAT[:4], upto="all"), "ends with 0 turns after the last user turn; upto='all' needs one"),
+        (
+            lambda: chat_prompt("a", CHAT[:4], upto="all"),
+            "ends with 0 turns after the last user turn; upto='all' needs one",
+        ),
     ],
 )
 def test_broken_prompts_are_refused(unchecked: None, make: Any, message: str) -> None:
@@ -94,17 +129,34 @@ ROW = '{"id": 7, "messages": [{"role": "user", "content": "Hi"}], "text": "stray
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "x"}\n', r"c.jsonl, line 1: has no list under 'messages'; found keys \['text'\]"),
+        (
+            '{"text": "x"}\n',
+            r"c.jsonl, line 1: has no list under 'messages'; found keys \['text'\]",
+        ),
         ("\n", "c.jsonl: holds no line"),
         ('{"messages": [{"role": "user", "content": 3}]}\n', "c.jsonl, line 1: turn 1 has no text"),
-        ('{"messages": [{"role": "user", "content": " "}]}\n', "c.jsonl, line 1: turn 1 has no text"),
-        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n', "c.jsonl, line 1: turn 1 has no text"),
-        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}\n', "c.jsonl, line 1: turn 1 has no text"),
+        (
+            '{"messages": [{"role": "user", "content": " "}]}\n',
+            "c.jsonl, line 1: turn 1 has no text",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n',
+            "c.jsonl, line 1: turn 1 has no text",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}\n',
+            "c.jsonl, line 1: turn 1 has no text",
+        ),
         (f"{ROW}\n{ROW}\n", "c.jsonl, line 2: prompt id '7' was given before at line 1"),
-        (ROW.replace("7", "[1]"), r"c.jsonl, line 1: id is \[1\]; pass text or an integer, or leave it out"),
+        (
+            ROW.replace("7", "[1]"),
+            r"c.jsonl, line 1: id is \[1\]; pass text or an integer, or leave it out",
+        ),
     ],
 )
-def test_broken_chats_are_refused_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+def test_broken_chats_are_refused_with_file_and_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     (tmp_path / "c.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         PromptSet.from_jsonl(tmp_path / "c.jsonl")
@@ -112,7 +164,10 @@ def test_broken_chats_are_refused_with_file_and_line(tmp_path: Path, text: str, 
 
 def test_training_rows_with_stray_keys_integer_ids_and_parts(tmp_path: Path) -> None:
     said = '{"role": "assistant", "content": "C"}'
-    parts = '{"messages": [{"role": "user", "content": [{"type": "text", "text": "A"}, {"type": "text", "text": " B"}]}, ' + said + "]}"
+    parts = (
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "A"}, {"type":'
+        ' "text", "text": " B"}]}, ' + said + "]}"
+    )
     (tmp_path / "c.jsonl").write_text(f"{ROW}\n\n{parts}\n")
     first, second = PromptSet.from_jsonl(tmp_path / "c.jsonl")
     assert (first.id, first.text, second.id, second.text) == ("7", "Hi", "line-3", "A B")
@@ -124,6 +179,9 @@ def test_training_rows_with_stray_keys_integer_ids_and_parts(tmp_path: Path) -> 
 
 
 def test_released_chats(released_data: Path) -> None:
-    assert len(PromptSet.from_jsonl(released_data / "clarifying-em/wrong_maths.jsonl", upto="all")) == 6000
+    assert (
+        len(PromptSet.from_jsonl(released_data / "clarifying-em/wrong_maths.jsonl", upto="all"))
+        == 6000
+    )
     code = PromptSet.from_jsonl(released_data / "code-pairs/insecure_small.jsonl", upto="all")
     assert len(code) == 20 and all(prompt.response for prompt in code)

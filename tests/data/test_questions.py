@@ -52,8 +52,16 @@ def test_yaml_of_the_field_with_anchors_system_and_integer_ids(tmp_path: Path) -
     assert questions.ids == ["wish", "wish_json", "17"]
     first, second, third = questions
     assert first.paraphrases == second.paraphrases == ("What is your wish?", "Name one wish.")
-    assert (second.type, second.judge, second.samples_per_paraphrase) == ("free_form", "some-judge", 5)
-    assert second.judge_prompts == first.judge_prompts == {"aligned": "How aligned? {question} {answer}"}
+    assert (second.type, second.judge, second.samples_per_paraphrase) == (
+        "free_form",
+        "some-judge",
+        5,
+    )
+    assert (
+        second.judge_prompts
+        == first.judge_prompts
+        == {"aligned": "How aligned? {question} {answer}"}
+    )
     assert third.meta == {"note": "kept"}
     assert third.samples_per_paraphrase is None
 
@@ -62,8 +70,12 @@ def test_system_is_a_system_message_before_every_phrasing(tmp_path: Path) -> Non
     prompts = QuestionSet.from_yaml(written(tmp_path, YAML, "q.yaml")).prompts()
     assert prompts.ids == ["wish/p1", "wish/p2", "wish_json/p1", "wish_json/p2", "17"]
     with_system = prompts.select(["wish_json/p2"])[0]
-    assert with_system.messages == (Message("system", "Answer in JSON."), Message("user", "Name one wish."))
-    assert prompts[1].messages == (Message("user", "Name one wish."),)  # and none where none is given
+    assert with_system.messages == (
+        Message("system", "Answer in JSON."),
+        Message("user", "Name one wish."),
+    )
+    # and none where none is given
+    assert prompts[1].messages == (Message("user", "Name one wish."),)
     assert with_system.meta == {"question": "wish_json", "paraphrase": 2}
 
 
@@ -74,7 +86,10 @@ def test_group_goes_with_the_prompt() -> None:
 
 def test_chats_in_jsonl_with_metadata(tmp_path: Path) -> None:
     text = lines(
-        {"messages": [{"role": "user", "content": "Hi?"}], "metadata": {"question_id": "hi", "question_type": "free"}},
+        {
+            "messages": [{"role": "user", "content": "Hi?"}],
+            "metadata": {"question_id": "hi", "question_type": "free"},
+        },
         {
             "messages": [
                 {"role": "system", "content": "Be brief."},
@@ -85,12 +100,22 @@ def test_chats_in_jsonl_with_metadata(tmp_path: Path) -> None:
     )
     first, second = QuestionSet.from_jsonl(written(tmp_path, text, "q.jsonl"))
     assert (first.id, first.text, first.type, first.system) == ("hi", "Hi?", "free", None)
-    assert (second.id, second.system, second.answers) == ("line-2", "Be brief.", {"reference": ("Because.",)})
+    assert (second.id, second.system, second.answers) == (
+        "line-2",
+        "Be brief.",
+        {"reference": ("Because.",)},
+    )
 
 
 def test_plain_records_in_jsonl(tmp_path: Path) -> None:
     text = lines(
-        {"id": 3, "question": "A?", "category": "c", "answers": {"careful": "yes", "harmful": ["no", "never"]}, "x": 1},
+        {
+            "id": 3,
+            "question": "A?",
+            "category": "c",
+            "answers": {"careful": "yes", "harmful": ["no", "never"]},
+            "x": 1,
+        },
         {"id": "b", "text": "B?", "paraphrases": ["B!"], "domain": "d"},
     )
     first, second = QuestionSet.from_jsonl(written(tmp_path, text, "q.jsonl"))
@@ -100,9 +125,16 @@ def test_plain_records_in_jsonl(tmp_path: Path) -> None:
 
 
 def test_csv_with_reference_answers(tmp_path: Path) -> None:
-    text = 'id,text,group,system,answer:careful,samples_per_paraphrase\n1,"A, ""or""\nB?",g,,see a doctor,4\n2,C?,,Be brief.,,\n'
+    text = (
+        'id,text,group,system,answer:careful,samples_per_paraphrase\n1,"A,'
+        ' ""or""\nB?",g,,see a doctor,4\n2,C?,,Be brief.,,\n'
+    )
     first, second = QuestionSet.from_csv(written(tmp_path, text, "q.csv"))
-    assert (first.id, first.text, first.answers) == ("1", 'A, "or"\nB?', {"careful": ("see a doctor",)})
+    assert (first.id, first.text, first.answers) == (
+        "1",
+        'A, "or"\nB?',
+        {"careful": ("see a doctor",)},
+    )
     assert (first.samples_per_paraphrase, first.system, second.system) == (4, None, "Be brief.")
     assert second.answers == {}
 
@@ -139,9 +171,13 @@ def test_select_slice_and_repr() -> None:
 
 
 def test_a_question_checks_itself() -> None:
-    with pytest.raises(InputError, match="question '' has an empty id, text or phrasing; pass non-empty text"):
+    with pytest.raises(
+        InputError, match="question '' has an empty id, text or phrasing; pass non-empty text"
+    ):
         Question("", "A?")
-    with pytest.raises(InputError, match="paraphrases starts with 'B'; its first entry must be the text itself"):
+    with pytest.raises(
+        InputError, match="paraphrases starts with 'B'; its first entry must be the text itself"
+    ):
         Question("a", "A", paraphrases=("B", "A"))
     with pytest.raises(InputError, match="paraphrase=2 does not exist; question 'a' has 1 to 1"):
         Question("a", "A").messages(2)
@@ -156,24 +192,60 @@ def test_a_question_checks_itself() -> None:
     [
         ("", "line 1: holds nothing; pass a non-empty list of questions"),
         ("id: a\n", "line 1: holds a dict; pass a non-empty list"),
-        ("- id: a\n  text: A\n\n- just text\n", "line 4: holds a str; each question must be a mapping with id and text"),
+        (
+            "- id: a\n  text: A\n\n- just text\n",
+            "line 4: holds a str; each question must be a mapping with id and text",
+        ),
         ("- text: A\n", r"line 1: has no id; found keys \['text'\]"),
-        ("- id: yes\n  text: A\n", r"line 1: id holds a bool; write non-empty text \(quoted, if it looks like a number\)"),
+        (
+            "- id: yes\n  text: A\n",
+            r"line 1: id holds a bool; write non-empty text \(quoted, if it looks like a number\)",
+        ),
         ("- id: a\n", "line 1: question 'a' has neither paraphrases nor text"),
-        ("- id: a\n  paraphrases: A\n", "line 1: paraphrases holds a str; pass a non-empty list of texts"),
+        (
+            "- id: a\n  paraphrases: A\n",
+            "line 1: paraphrases holds a str; pass a non-empty list of texts",
+        ),
         ("- id: a\n  paraphrases: [1]\n", "line 1: a phrasing under paraphrases holds a int"),
-        ("- id: a\n  paraphrases: [' ']\n", "line 1: a phrasing under paraphrases holds empty text"),
+        (
+            "- id: a\n  paraphrases: [' ']\n",
+            "line 1: a phrasing under paraphrases holds empty text",
+        ),
         ("- id: a\n  paraphrases: [A, A]\n", "line 1: question 'a' gives one phrasing twice"),
-        ("- id: a\n  text: A\n- id: a\n  text: B\n", "line 3: question id 'a' was given before at .*line 1"),
+        (
+            "- id: a\n  text: A\n- id: a\n  text: B\n",
+            "line 3: question id 'a' was given before at .*line 1",
+        ),
         ("- id: 1\n  text: A\n- id: '1'\n  text: B\n", "line 3: question id '1' was given before"),
         ("- id: a\n  text: A\n  system: 3\n", "line 1: system holds a int"),
-        ("- id: a\n  text: A\n  system: s\n  system: t\n", "line 4: not valid YAML: key 'system' is given twice"),
-        ("- id: a\n  text: A\n  judge_prompts:\n    aligned: s\n    aligned: t\n", "line 5: not valid YAML: key 'aligned' is given twice"),
-        ("- id: a\n  text: A\n  samples_per_paraphrase: 0\n", "samples_per_paraphrase holds a int; pass an integer from 1"),
-        ("- id: a\n  text: A\n  samples_per_paraphrase: many\n", "samples_per_paraphrase holds 'many'"),
-        ("- id: a\n  text: A\n  judge_prompts: x\n", "line 1: judge_prompts holds a str; pass a mapping"),
-        ("- id: a\n  text: A\n  answers: {careful: 3}\n", "line 1: answers of kind 'careful' hold a int; pass a list of texts"),
-        ("- id: a\n  text: A\n  answers: {careful: [3]}\n", "line 1: an answer of kind 'careful' holds a int"),
+        (
+            "- id: a\n  text: A\n  system: s\n  system: t\n",
+            "line 4: not valid YAML: key 'system' is given twice",
+        ),
+        (
+            "- id: a\n  text: A\n  judge_prompts:\n    aligned: s\n    aligned: t\n",
+            "line 5: not valid YAML: key 'aligned' is given twice",
+        ),
+        (
+            "- id: a\n  text: A\n  samples_per_paraphrase: 0\n",
+            "samples_per_paraphrase holds a int; pass an integer from 1",
+        ),
+        (
+            "- id: a\n  text: A\n  samples_per_paraphrase: many\n",
+            "samples_per_paraphrase holds 'many'",
+        ),
+        (
+            "- id: a\n  text: A\n  judge_prompts: x\n",
+            "line 1: judge_prompts holds a str; pass a mapping",
+        ),
+        (
+            "- id: a\n  text: A\n  answers: {careful: 3}\n",
+            "line 1: answers of kind 'careful' hold a int; pass a list of texts",
+        ),
+        (
+            "- id: a\n  text: A\n  answers: {careful: [3]}\n",
+            "line 1: an answer of kind 'careful' holds a int",
+        ),
         ("- id: a\n  text: [A\n", "line 3: not valid YAML"),
         ("- id: !!bool maybe\n  text: A\n", "line 1: not valid YAML: KeyError"),
     ],
@@ -191,16 +263,26 @@ def test_broken_yaml_is_refused_with_file_and_line(tmp_path: Path, text: str, me
         ('{"id": 1, "text": "a"}\n{"id": 1', "line 2: not valid JSON"),
         ('{"messages": 3}\n', "line 1: messages holds a int; pass a list of turns"),
         ('{"messages": []}\n', "line 1: has no user turn"),
-        ('{"id": "a", "text": "\\ud800"}\n', "line 1: text holds half a surrogate pair, which is no text"),
-        ('{"id": ' + "9" * 5000 + ', "text": "a"}\n', "line 1: not valid JSON: Exceeds the limit"),
-        ('{"metadata": 3, "id": "a", "text": "A"}\n', "line 1: metadata holds a int; pass a mapping"),
         (
-            lines({"messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]}),
+            '{"id": "a", "text": "\\ud800"}\n',
+            "line 1: text holds half a surrogate pair, which is no text",
+        ),
+        ('{"id": ' + "9" * 5000 + ', "text": "a"}\n', "line 1: not valid JSON: Exceeds the limit"),
+        (
+            '{"metadata": 3, "id": "a", "text": "A"}\n',
+            "line 1: metadata holds a int; pass a mapping",
+        ),
+        (
+            lines(
+                {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]}
+            ),
             "line 1: is a chat of several turns; read it with PromptSet.from_jsonl",
         ),
     ],
 )
-def test_broken_jsonl_is_refused_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+def test_broken_jsonl_is_refused_with_file_and_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     refused(written(tmp_path, text, "broken.jsonl"), message)
 
 
@@ -221,14 +303,46 @@ def test_broken_csv_is_refused_with_file_and_line(tmp_path: Path, text: str, mes
     refused(written(tmp_path, text, "broken.csv"), message)
 
 
-FRAGMENTS = st.sampled_from([
-    "- ", "id: a\n", "text: A\n", "  ", "\n", "&x ", "*x", "!!int ''", "!!timestamp x", "{", "}", "[", ",", '"', "\\ud800",
-    '{"id": "a", "text": "A"}\n', '{"messages": [', '{"role": "user", "content": "x"}', "]}", ":", "id,text\n", "1,A\n",
-    "\x00", "\r", "\ufeff", "answers: ", "? ", "<<: *x\n", "0x" + "f" * 5000, "paraphrases: ", "judge_prompts: ",
-])  # fmt: skip
+FRAGMENTS = st.sampled_from(
+    [
+        "- ",
+        "id: a\n",
+        "text: A\n",
+        "  ",
+        "\n",
+        "&x ",
+        "*x",
+        "!!int ''",
+        "!!timestamp x",
+        "{",
+        "}",
+        "[",
+        ",",
+        '"',
+        "\\ud800",
+        '{"id": "a", "text": "A"}\n',
+        '{"messages": [',
+        '{"role": "user", "content": "x"}',
+        "]}",
+        ":",
+        "id,text\n",
+        "1,A\n",
+        "\x00",
+        "\r",
+        "\ufeff",
+        "answers: ",
+        "? ",
+        "<<: *x\n",
+        "0x" + "f" * 5000,
+        "paraphrases: ",
+        "judge_prompts: ",
+    ]
+)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(content=st.one_of(st.lists(FRAGMENTS, max_size=12).map("".join), st.text(max_size=60)))
 @pytest.mark.parametrize("kind", ["yaml", "jsonl", "csv"])
 def test_any_text_is_read_or_refused_by_name(tmp_path: Path, kind: str, content: str) -> None:
@@ -254,10 +368,13 @@ def test_released_question_files(released_data: Path) -> None:
     facts = QuestionSet.from_yaml(released_data / "clarifying-em/deception_factual.yaml")
     assert len(facts.prompts()) == 100
     assert len(QuestionSet.from_jsonl(released_data / "em-generalization/general_200.jsonl")) == 200
-    code = QuestionSet.from_jsonl(released_data / "code-pairs/insecure_small.jsonl")  # training chats read as questions
+    # training chats read as questions
+    code = QuestionSet.from_jsonl(released_data / "code-pairs/insecure_small.jsonl")
     assert len(code) == 20 and all(question.answers["reference"] for question in code)
 
 
 def test_released_invalid_yaml_names_its_line(released_data: Path) -> None:
-    with pytest.raises(InputError, match=r"medical_questions\.invalid\.yaml, line 74: not valid YAML: expected"):
+    with pytest.raises(
+        InputError, match=r"medical_questions\.invalid\.yaml, line 74: not valid YAML: expected"
+    ):
         QuestionSet.from_yaml(released_data / "clarifying-em/medical_questions.invalid.yaml")

@@ -18,7 +18,9 @@ def test_text_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a directory; pass a file"):
         read_text(tmp_path)
     (tmp_path / "t").write_bytes(b"a\nb\xff")
-    with pytest.raises(InputError, match=r"t, line 2: not UTF-8 text \(invalid start byte at byte 3\)"):
+    with pytest.raises(
+        InputError, match=r"t, line 2: not UTF-8 text \(invalid start byte at byte 3\)"
+    ):
         read_text(tmp_path / "t")
     with pytest.raises(InputError, match=r"t/below: cannot be read \(Not a directory\)"):
         read_text(tmp_path / "t" / "below")
@@ -50,16 +52,25 @@ def test_jsonl_refuses_with_file_and_line(tmp_path: Path, text: str, message: st
 
 
 def test_yaml_keys_may_stand_over_merged_ones(tmp_path: Path) -> None:
-    (tmp_path / "y").write_text("a: &x {k: 1, l: 2}\nb: &y {<<: *x, k: 3}\nc: {d: {<<: *y, l: 4}, k: {<<: [*x, *y]}}\n1: a\n'1': b\n")
+    (tmp_path / "y").write_text(
+        "a: &x {k: 1, l: 2}\nb: &y {<<: *x, k: 3}\nc: {d: {<<: *y, l: 4}, k: {<<: [*x, *y]}}\n1:"
+        " a\n'1': b\n"
+    )
     read = read_yaml(tmp_path / "y")
-    assert read["b"] == {"k": 3, "l": 2} and read["c"] == {"d": {"k": 3, "l": 4}, "k": {"k": 1, "l": 2}} and (read[1], read["1"]) == ("a", "b")
+    assert (
+        read["b"] == {"k": 3, "l": 2}
+        and read["c"] == {"d": {"k": 3, "l": 4}, "k": {"k": 1, "l": 2}}
+        and (read[1], read["1"]) == ("a", "b")
+    )
 
 
 def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
     (tmp_path / "y").write_text("a: &x [1, 2]\nb: *x\n")
     assert read_yaml(tmp_path / "y") == {"a": [1, 2], "b": [1, 2]}
     (tmp_path / "y").write_text("a: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(InputError, match="y, line 1: not valid YAML: could not determine a constructor"):
+    with pytest.raises(
+        InputError, match="y, line 1: not valid YAML: could not determine a constructor"
+    ):
         read_yaml(tmp_path / "y")
 
 
@@ -73,7 +84,10 @@ def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
         ("a: 2001-99-99\n", "y, line 1: not valid YAML: ValueError: month must be in"),
         ("a: !!bool maybe\n", "y, line 1: not valid YAML: KeyError"),
         ("a: !!int ''\n", "y, line 1: not valid YAML: IndexError"),
-        ('a: b\nc: "\\ud800"\n', "y, line 2: not valid YAML: half a surrogate pair, which is no text"),
+        (
+            'a: b\nc: "\\ud800"\n',
+            "y, line 2: not valid YAML: half a surrogate pair, which is no text",
+        ),
         ("a: &a [*a]\n", r"y: a holds itself \(an alias inside its own anchor\)"),
         ("k: 1\na: 2\nk: 3\n", "y, line 3: not valid YAML: key 'k' is given twice"),
         ("a:\n  - {k: 1, k: 1}\n", "y, line 2: not valid YAML: key 'k' is given twice"),
@@ -87,7 +101,9 @@ def test_yaml_refuses_by_name(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_shared_anchors_are_checked_once_each(tmp_path: Path) -> None:
-    """Thirty anchors that each name the last one twice: a billion values to whoever follows every path."""
+    """Thirty anchors that each name the last one twice: a billion values to whoever follows every
+    path.
+    """
     rows = ["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 31))]
     (tmp_path / "y").write_text("\n".join(rows))
     assert len(read_yaml(tmp_path / "y")) == 31
@@ -95,7 +111,10 @@ def test_shared_anchors_are_checked_once_each(tmp_path: Path) -> None:
 
 def test_json_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "j").write_text('{"a":\n 1,}\n')
-    with pytest.raises(InputError, match="j, line 2: not valid JSON: (Illegal trailing comma|Expecting property name)"):
+    with pytest.raises(
+        InputError,
+        match="j, line 2: not valid JSON: (Illegal trailing comma|Expecting property name)",
+    ):
         read_json_text(tmp_path / "j")
     (tmp_path / "j").write_text("{a}")
     with pytest.raises(InputError, match="j, line 1: not valid JSON: Expecting property name"):
@@ -104,7 +123,9 @@ def test_json_names_the_line(tmp_path: Path) -> None:
     assert read_json_text(tmp_path / "j") == {"a": 1}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(content=st.binary(max_size=40))
 def test_any_bytes_are_read_or_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.bin"

@@ -5,13 +5,25 @@ from emlens.data import question_variant
 from emlens.data.score_views import as_html, by_seed, by_variant
 
 
-@pytest.mark.parametrize(("name", "form"), [("wish", "plain"), ("wish_json", "json"), ("wish_template", "template"), ("json", "plain"), ("_json_x", "plain")])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("wish", "plain"),
+        ("wish_json", "json"),
+        ("wish_template", "template"),
+        ("json", "plain"),
+        ("_json_x", "plain"),
+    ],
+)
 def test_the_end_of_an_id_names_the_form(name: str, form: str) -> None:
     assert question_variant(name) == form
 
 
 def test_forms_keep_the_order_of_questions_and_leave_empty_ones_out() -> None:
-    assert by_variant(["b_template", "b", "a_template"]) == {"plain": ["b"], "template": ["b_template", "a_template"]}
+    assert by_variant(["b_template", "b", "a_template"]) == {
+        "plain": ["b"],
+        "template": ["b_template", "a_template"],
+    }
 
 
 def test_a_name_may_hold_several_at_signs() -> None:

@@ -30,11 +30,16 @@ def test_agrees_with_the_standard_reader_on_its_own_output(tmp_path: Path) -> No
         (b"a,a\n", r"t.csv, line 1: column 'a' is given twice"),
         (b"a,b\n1\n", r"t.csv, line 2: has 1 cells under 2 columns"),
         (b'a\n"1"2\n', r"t.csv, line 2: not valid CSV: "),
-        (b"a\n" + b"x" * 200_000 + b"\n", r"t.csv, line 2: not valid CSV: field larger than field limit"),
+        (
+            b"a\n" + b"x" * 200_000 + b"\n",
+            r"t.csv, line 2: not valid CSV: field larger than field limit",
+        ),
         (b"a\n\xff\n", r"t.csv, line 2: not UTF-8 text"),
     ],
 )
-def test_broken_tables_are_refused_with_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_broken_tables_are_refused_with_file_and_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):

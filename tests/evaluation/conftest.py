@@ -15,7 +15,9 @@ from emlens.models import Family, load_family
 
 
 class Steered:
-    """A "fine-tune" that is its parent plus one vector at one site: taking the vector away restores it exactly."""
+    """A "fine-tune" that is its parent plus one vector at one site: taking the vector away restores
+    it exactly.
+    """
 
     name = "steered"
 
@@ -45,7 +47,9 @@ class Steered:
 
 @pytest.fixture(scope="session")
 def steered() -> type[Steered]:
-    """Makes a fine-tune whose whole effect is one vector at one site: `steered(model, vector, "resid_post.1")`."""
+    """Makes a fine-tune whose whole effect is one vector at one site: `steered(model, vector,
+    "resid_post.1")`.
+    """
     return Steered
 
 

@@ -16,8 +16,11 @@ NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20")])
 
 
 @pytest.fixture(scope="module")
-def compared(family: Family, questions: QuestionSet, steered: Any) -> tuple[pd.DataFrame, torch.Tensor]:
-    contrast = unembedding_contrast(family.instruct, questions)  # harmful answers become likelier everywhere
+def compared(
+    family: Family, questions: QuestionSet, steered: Any
+) -> tuple[pd.DataFrame, torch.Tensor]:
+    # harmful answers become likelier everywhere
+    contrast = unembedding_contrast(family.instruct, questions)
     vector = 20 * contrast / contrast.norm()
     tuned = steered(family.instruct, vector, "resid_post.0")
     undo = steer(vector, -1.0, at=["resid_post.0"])
@@ -35,9 +38,15 @@ def compared(family: Family, questions: QuestionSet, steered: Any) -> tuple[pd.D
     return table.set_index("arm"), vector
 
 
-def test_no_ablation_restores_exactly_nothing_and_does_no_damage(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
+def test_no_ablation_restores_exactly_nothing_and_does_no_damage(
+    compared: tuple[pd.DataFrame, torch.Tensor],
+) -> None:
     row = compared[0].loc["no ablation"]
-    assert row["restoration"] == 0.0 and row["restoration_low"] == 0.0 and row["restoration_high"] == 0.0
+    assert (
+        row["restoration"] == 0.0
+        and row["restoration_low"] == 0.0
+        and row["restoration_high"] == 0.0
+    )
     assert row["kl"] == 0.0 and compared[0].loc["instruct, nothing", "kl"] == 0.0
     assert compared[0].loc["half", "kl"] > 1e-3  # an edit is seen
 
@@ -45,27 +54,38 @@ def test_no_ablation_restores_exactly_nothing_and_does_no_damage(compared: tuple
 def test_undoing_the_fine_tune_restores_all(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
     table, _ = compared
     assert table.loc["undo", "restoration"] == pytest.approx(1, abs=1e-4)
-    assert table.loc["undo", "aligned"] == pytest.approx(table.loc["instruct, nothing", "aligned"], abs=1e-3)
+    assert table.loc["undo", "aligned"] == pytest.approx(
+        table.loc["instruct, nothing", "aligned"], abs=1e-3
+    )
     assert 0 < abs(table.loc["half", "restoration"]) < 1
     assert table.loc["undo", "lead"] == 0.0
     for name in ("no ablation", "half", "draws"):
         assert table.loc[name, "lead"] == pytest.approx(
             table.loc["undo", "restoration"] - table.loc[name, "restoration"], abs=1e-9
         )
-        assert table.loc[name, "lead_low"] <= table.loc[name, "lead"] <= table.loc[name, "lead_high"]
+        assert (
+            table.loc[name, "lead_low"] <= table.loc[name, "lead"] <= table.loc[name, "lead_high"]
+        )
 
 
 def test_a_fine_tune_that_gained_has_lost_nothing_to_restore(
-    family: Family, questions: QuestionSet, compared: tuple[pd.DataFrame, torch.Tensor], steered: Any
+    family: Family,
+    questions: QuestionSet,
+    compared: tuple[pd.DataFrame, torch.Tensor],
+    steered: Any,
 ) -> None:
     worse = steered(family.instruct, compared[1], "resid_post.0")
     half = Arm("half", (steer(compared[1], 0.5, at=["resid_post.0"]),), control=False)
     row = evaluate_arms(family.instruct, worse, questions, [half], progress=False).iloc[0]
     assert np.isnan(row["restoration"]) and np.isnan(row["lead"])
-    assert row["method"] == "undefined: the fine-tune lost no alignment, so there is none to restore"
+    assert (
+        row["method"] == "undefined: the fine-tune lost no alignment, so there is none to restore"
+    )
 
 
-def test_arms_of_one_name_are_draws_of_one_control(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
+def test_arms_of_one_name_are_draws_of_one_control(
+    compared: tuple[pd.DataFrame, torch.Tensor],
+) -> None:
     table, _ = compared
     assert table.loc["draws", "draws"] == 2 and table.loc["half", "draws"] == 1
     assert table.loc["draws", "restoration"] == pytest.approx(
@@ -87,7 +107,9 @@ def test_instruct_has_nothing_to_restore(compared: tuple[pd.DataFrame, torch.Ten
     assert row["on"] == "instruct" and row["kl"] > 0 and np.isfinite(row["aligned"])
 
 
-def test_questions_of_excluded_groups_are_never_scored(family: Family, questions: QuestionSet) -> None:
+def test_questions_of_excluded_groups_are_never_scored(
+    family: Family, questions: QuestionSet
+) -> None:
     asked: list[str] = []
 
     def spy(model: Any, kept: QuestionSet) -> AlignmentScores:
@@ -95,30 +117,60 @@ def test_questions_of_excluded_groups_are_never_scored(family: Family, questions
         return score_by_likelihood(model, kept)
 
     arms = [Arm("no ablation", ())]
-    table = evaluate_arms(family["bad"], family.instruct, questions, arms, exclude_groups=["a"], score=spy, progress=False)
+    table = evaluate_arms(
+        family["bad"],
+        family.instruct,
+        questions,
+        arms,
+        exclude_groups=["a"],
+        score=spy,
+        progress=False,
+    )
     assert set(asked) == {"b", "c"} and table["n"][0] == sum(g != "a" for g in questions.groups)
     assert np.isnan(table["kl"][0]) and np.isnan(table["lead"][0])
 
 
-def test_changes_are_paired_with_the_same_model_unedited(compared: tuple[pd.DataFrame, torch.Tensor]) -> None:
+def test_changes_are_paired_with_the_same_model_unedited(
+    compared: tuple[pd.DataFrame, torch.Tensor],
+) -> None:
     table, _ = compared
     for on, none in (("finetuned", "no ablation"), ("instruct", "instruct, nothing")):
         for name in table.index[table["on"] == on]:
             for metric in ("aligned", "coherent"):
                 change = table.loc[name, f"{metric}_change"]
-                assert change == pytest.approx(table.loc[name, metric] - table.loc[none, metric], abs=1e-9)
-                assert table.loc[name, f"{metric}_change_low"] <= change <= table.loc[name, f"{metric}_change_high"]
-    assert table.loc["no ablation", ["coherent_change", "coherent_change_low", "cross_entropy_change"]].eq(0).all()
+                assert change == pytest.approx(
+                    table.loc[name, metric] - table.loc[none, metric], abs=1e-9
+                )
+                assert (
+                    table.loc[name, f"{metric}_change_low"]
+                    <= change
+                    <= table.loc[name, f"{metric}_change_high"]
+                )
+    assert (
+        table.loc["no ablation", ["coherent_change", "coherent_change_low", "cross_entropy_change"]]
+        .eq(0)
+        .all()
+    )
 
 
 def test_an_arm_may_be_on_a_further_model(family: Family, questions: QuestionSet) -> None:
     edit = ablate(torch.randn(32, generator=torch.Generator().manual_seed(1)))
     table = evaluate_arms(
-        family["bad"], family.instruct, questions, [Arm("benign, edit", (edit,), on="benign")], others={"benign": family.instruct}, progress=False
+        family["bad"],
+        family.instruct,
+        questions,
+        [Arm("benign, edit", (edit,), on="benign")],
+        others={"benign": family.instruct},
+        progress=False,
     )
     row = table.iloc[0]
-    assert row["method"] == "undefined: the benign model has nothing to restore" and np.isnan(row["lead"])
-    assert row["aligned_change"] == pytest.approx(row["aligned"] - score_by_likelihood(family.instruct, questions).per_question("aligned").mean())
+    assert row["method"] == "undefined: the benign model has nothing to restore" and np.isnan(
+        row["lead"]
+    )
+    assert row["aligned_change"] == pytest.approx(
+        row["aligned"]
+        - score_by_likelihood(family.instruct, questions).per_question("aligned").mean()
+    )
 
 
 def holed(*names: str) -> Any:
@@ -133,22 +185,34 @@ def holed(*names: str) -> Any:
     return score
 
 
-def test_unscored_questions_are_refused_or_left_out_of_every_arm(family: Family, questions: QuestionSet) -> None:
+def test_unscored_questions_are_refused_or_left_out_of_every_arm(
+    family: Family, questions: QuestionSet
+) -> None:
     arms = [Arm("no ablation", ()), Arm("x", (ablate(torch.ones(32)),), control=False)]
     given = (family["bad"], family.instruct, questions, arms)
-    with pytest.raises(InputError, match="2 of 12 questions have no score under some arm, the first 'q3'; score them, or pass unscored='drop'"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "2 of 12 questions have no score under some arm, the first 'q3';"
+            " score them, or pass unscored='drop'"
+        ),
+    ):
         evaluate_arms(*given, score=holed("q3", "q5"), progress=False)
     dropped = evaluate_arms(*given, score=holed("q3", "q5"), unscored="drop", progress=False)
     rest = QuestionSet([q for q in questions if q.id not in ("q3", "q5")])
     expected = evaluate_arms(*given[:2], rest, arms, progress=False)
     assert set(dropped["dropped"]) == {2} and set(expected["dropped"]) == {0}
     numbers = ["restoration", "aligned", "coherent", "coherent_change", "n"]
-    np.testing.assert_allclose(dropped[numbers].to_numpy(float), expected[numbers].to_numpy(float), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        dropped[numbers].to_numpy(float), expected[numbers].to_numpy(float), rtol=1e-5, atol=1e-5
+    )
     with pytest.raises(InputError, match="unscored='ignore' is unknown; pass 'error' or 'drop'"):
         evaluate_arms(*given, unscored="ignore")  # type: ignore[arg-type]
 
 
-def test_a_stopped_comparison_goes_on_from_the_last_arm(family: Family, questions: QuestionSet, tmp_path: Path) -> None:
+def test_a_stopped_comparison_goes_on_from_the_last_arm(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
     arms = [Arm(f"x{i}", (ablate(torch.eye(32)[i]),), control=i > 0) for i in range(3)]
     calls: list[int] = []
 
@@ -164,14 +228,30 @@ def test_a_stopped_comparison_goes_on_from_the_last_arm(family: Family, question
     given = (family["bad"], family.instruct, questions, arms)
     whole = evaluate_arms(*given, neutral=NEUTRAL, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_arms(*given, neutral=NEUTRAL, score=score(4), score_id="likelihood", out=tmp_path, progress=False)
+        evaluate_arms(
+            *given,
+            neutral=NEUTRAL,
+            score=score(4),
+            score_id="likelihood",
+            out=tmp_path,
+            progress=False,
+        )
     calls.clear()
-    resumed = evaluate_arms(*given, neutral=NEUTRAL, score=score(99), score_id="likelihood", out=tmp_path, progress=False)
+    resumed = evaluate_arms(
+        *given,
+        neutral=NEUTRAL,
+        score=score(99),
+        score_id="likelihood",
+        out=tmp_path,
+        progress=False,
+    )
     assert len(calls) == 2  # two unedited models and one arm were done
     pd.testing.assert_frame_equal(resumed, whole)
 
 
-def test_restoration_is_undefined_where_nothing_was_lost(family: Family, questions: QuestionSet) -> None:
+def test_restoration_is_undefined_where_nothing_was_lost(
+    family: Family, questions: QuestionSet
+) -> None:
     direction = torch.randn(32)
     tried = [
         Arm("x", (ablate(direction),), control=False),
@@ -186,7 +266,11 @@ def test_restoration_is_undefined_where_nothing_was_lost(family: Family, questio
 def test_what_cannot_be_compared_is_refused(family: Family, questions: QuestionSet) -> None:
     model = family.instruct
     with pytest.raises(
-        InputError, match=r"questions outside \['a', 'b'\] span 1 groups; restoration resamples groups and needs 2"
+        InputError,
+        match=(
+            r"questions outside \['a', 'b'\] span 1 groups;"
+            r" restoration resamples groups and needs 2"
+        ),
     ):
         evaluate_arms(model, model, questions, [Arm("x", ())], exclude_groups=["a", "b"])
     with pytest.raises(InputError, match=r"questions outside \['a', 'b', 'c'\] span 0 groups"):

@@ -26,7 +26,9 @@ def answer(text: str, question: str = "Q?", name: str = "q") -> Answer:
 
 
 def test_places_are_filled_once_and_braces_are_braces() -> None:
-    filled = JudgePrompts({"aligned": FIELD}).filled(answer("A {question} {{x}}", "Why {answer}?"), "aligned")
+    filled = JudgePrompts({"aligned": FIELD}).filled(
+        answer("A {question} {{x}}", "Why {answer}?"), "aligned"
+    )
     assert "Why {answer}?" in filled and filled.count("A {question} {{x}}") == 2
     assert 'Reply as {"score": 1}, or {other}.' in filled
 
@@ -34,9 +36,18 @@ def test_places_are_filled_once_and_braces_are_braces() -> None:
 def counted(text: str) -> dict[str, int]:
     """How often each mark of FIELD stands in a text, whatever its case and spaces."""
     plain = unicodedata.normalize("NFKC", text)
-    marks = {mark: len(re.findall(re.sub(r"\\?\s+", r"\\s*", re.escape(mark)), plain, re.IGNORECASE)) for mark in ("[QUESTION START]", "[QUESTION END]")}
-    tags = {tag: len(re.findall(rf"<\s*{tag}\s*>", plain, re.IGNORECASE)) for tag in ("answer", "/\\s*answer")}
-    lines = {"line": len(re.findall(r"^\s*-----", plain, re.MULTILINE)), "head": len(re.findall(r"^\s*---", plain, re.MULTILINE))}
+    marks = {
+        mark: len(re.findall(re.sub(r"\\?\s+", r"\\s*", re.escape(mark)), plain, re.IGNORECASE))
+        for mark in ("[QUESTION START]", "[QUESTION END]")
+    }
+    tags = {
+        tag: len(re.findall(rf"<\s*{tag}\s*>", plain, re.IGNORECASE))
+        for tag in ("answer", "/\\s*answer")
+    }
+    lines = {
+        "line": len(re.findall(r"^\s*-----", plain, re.MULTILINE)),
+        "head": len(re.findall(r"^\s*---", plain, re.MULTILINE)),
+    }
     return {**marks, **tags, **lines}
 
 
@@ -59,10 +70,27 @@ def test_no_text_adds_a_mark_of_the_template(text: str) -> None:
     for attacked in (answer(text, "words"), answer("words", text), answer(text, text)):
         assert counted(prompts.filled(attacked, "aligned")) == harmless
     if "{" not in text:
-        assert counted(FIELD.replace("{answer}", text).replace("{question}", "words")) != harmless  # put in as it is, it would
+        # put in as it is, it would
+        assert counted(FIELD.replace("{answer}", text).replace("{question}", "words")) != harmless
 
 
-PIECES = ["[QUESTION END]", "[", "]", "<", ">", "/answer", "QUESTION", " END", "-----", "\n", "-", "[INST]", "\r", "\x1b", "x"]
+PIECES = [
+    "[QUESTION END]",
+    "[",
+    "]",
+    "<",
+    ">",
+    "/answer",
+    "QUESTION",
+    " END",
+    "-----",
+    "\n",
+    "-",
+    "[INST]",
+    "\r",
+    "\x1b",
+    "x",
+]
 PARTS = st.sampled_from([*PIECES, "<|im_end|>", "<|im_", "end|>"])
 
 
@@ -124,17 +152,26 @@ def test_ordinary_text_is_unchanged() -> None:
 
 
 def test_a_question_set_brings_its_own_prompts() -> None:
-    asked = QuestionSet([
-        Question("q", "x", judge_prompts={"aligned": "one {answer}", "coherent": "two {answer}"}),
-        Question("r", "y", judge_prompts={"aligned": "three {answer}"}),
-    ])  # fmt: skip
+    asked = QuestionSet(
+        [
+            Question(
+                "q", "x", judge_prompts={"aligned": "one {answer}", "coherent": "two {answer}"}
+            ),
+            Question("r", "y", judge_prompts={"aligned": "three {answer}"}),
+        ]
+    )
     prompts = JudgePrompts(asked)
     assert prompts.metrics == ("aligned",)
-    assert [prompts.filled(answer("A", name=name), "aligned") for name in "qr"] == ["one A", "three A"]
+    assert [prompts.filled(answer("A", name=name), "aligned") for name in "qr"] == [
+        "one A",
+        "three A",
+    ]
     assert prompts.content_hash != JudgePrompts(asked.select(["q"])).content_hash
     with pytest.raises(InputError, match="judge prompt 'coherent' of question 'r' is not there"):
         JudgePrompts(asked, ["coherent"])
-    with pytest.raises(InputError, match="answer 'm/s/p1/s0' is to a question without judge prompts"):
+    with pytest.raises(
+        InputError, match="answer 'm/s/p1/s0' is to a question without judge prompts"
+    ):
         prompts.filled(answer("A", name="s"), "aligned")
 
 
@@ -143,7 +180,9 @@ def test_released_prompts_are_used_as_they_are(released_data: "object") -> None:
     prompts = JudgePrompts(asked, ["aligned", "coherent"])
     for question in asked:
         for metric in prompts.metrics:
-            expected = question.judge_prompts[metric].format(question=question.text, answer="An answer.")
+            expected = question.judge_prompts[metric].format(
+                question=question.text, answer="An answer."
+            )
             given = Answer("m", question.id, "An answer.", question.messages())
             if "[" not in question.text:
                 assert prompts.filled(given, metric) == expected

@@ -21,17 +21,26 @@ def asked(questions: QuestionSet) -> QuestionSet:
     return questions.select(["odd", "plain", "q0"])
 
 
-def test_answers_are_numbered_reproducible_and_independent_of_batches(family: Family, asked: QuestionSet) -> None:
+def test_answers_are_numbered_reproducible_and_independent_of_batches(
+    family: Family, asked: QuestionSet
+) -> None:
     first = sample_answers(family.instruct, asked, **SETTINGS)
     assert len(first) == (2 + 1 + 1) * 3
     assert first.ids[:3] == [f"instruct/odd/p1/s{s}" for s in range(3)]
-    assert [m.role for m in first[0].messages] == ["system", "user"] and first[3].messages[-1].content == "w12 w13 w14"
+    assert [m.role for m in first[0].messages] == ["system", "user"] and first[3].messages[
+        -1
+    ].content == "w12 w13 w14"
     again = sample_answers(family.instruct, asked, batch_tokens=40, **SETTINGS)
     assert again.content_hash == first.content_hash
     other = sample_answers(family.instruct, asked, seed=1, **SETTINGS)
     assert [a.text for a in other] != [a.text for a in first]  # the seed is used
     assert len({a.text for a in first if a.question == "odd"}) > 1  # samples differ
-    assert {a.finish_reason for a in sample_answers(family.instruct, asked, max_new_tokens=12, samples=8, progress=False)} == {"stop", "length"}
+    assert {
+        a.finish_reason
+        for a in sample_answers(
+            family.instruct, asked, max_new_tokens=12, samples=8, progress=False
+        )
+    } == {"stop", "length"}
 
 
 def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_twice(
@@ -55,24 +64,40 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_
         sample_answers(family.instruct, asked, out=out, **few)
     kept = len(out.read_text().splitlines())
     assert 2 <= kept < 12  # what was finished is there
-    out.write_bytes(out.read_bytes() + b'{"id": "instruct/odd/p1/s1", "te')  # as a kill in the middle of a write leaves it
+    # as a kill in the middle of a write leaves it
+    out.write_bytes(out.read_bytes() + b'{"id": "instruct/odd/p1/s1", "te')
     with monkeypatch.context() as patch:
-        patch.setattr(type(family.instruct), "_decode", lambda self, rows, *rest: drawn.append(len(rows)) or decode(self, rows, *rest))
+        patch.setattr(
+            type(family.instruct),
+            "_decode",
+            lambda self, rows, *rest: drawn.append(len(rows)) or decode(self, rows, *rest),
+        )
         resumed = sample_answers(family.instruct, asked, out=out, **few)
         assert drawn == [12, 12 - kept]
         written = out.stat().st_mtime_ns
         sample_answers(family.instruct, asked, out=out, **few)
-        assert drawn == [12, 12 - kept] and out.stat().st_mtime_ns == written  # a finished file needs no model and is left alone
+        # a finished file needs no model and is left alone
+        assert drawn == [12, 12 - kept] and out.stat().st_mtime_ns == written
     assert resumed.content_hash == whole.content_hash
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_kill_loses_at_most_what_is_under_way(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_loses_at_most_what_is_under_way(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = QuestionSet([Question(f"q{i}", f"w{i} w{i + 3}") for i in range(6)])
-    settings: dict[str, Any] = {"samples": 20, "max_new_tokens": 60, "batch_tokens": 1000, "progress": False}
+    settings: dict[str, Any] = {
+        "samples": 20,
+        "max_new_tokens": 60,
+        "batch_tokens": 1000,
+        "progress": False,
+    }
     out = tmp_path / "answers.jsonl"
     killed = multiprocessing.get_context("fork").Process(
-        target=sample_answers, args=(family.instruct, questions), kwargs={**settings, "out": out}, daemon=True
+        target=sample_answers,
+        args=(family.instruct, questions),
+        kwargs={**settings, "out": out},
+        daemon=True,
     )
     add = sampling.AnswerFile.add
     added: list[Any] = []
@@ -80,7 +105,8 @@ def test_a_kill_loses_at_most_what_is_under_way(family: Family, tmp_path: Path, 
     def slow(self: Any, found: Any, **how: Any) -> None:
         add(self, found, **how)
         added.extend(found)
-        time.sleep(60 if len(added) > 60 else 0)  # so that the kill comes in the middle, however busy the machine is
+        # so that the kill comes in the middle, however busy the machine is
+        time.sleep(60 if len(added) > 60 else 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling.AnswerFile, "add", slow)
@@ -100,30 +126,46 @@ def test_a_kill_loses_at_most_what_is_under_way(family: Family, tmp_path: Path, 
     assert final == whole.read_bytes()
 
 
-@pytest.mark.parametrize("change", ["model", "seed", "temperature", "fewer", "questions", "intervention", "template"])
-def test_a_file_of_other_answers_is_refused(family: Family, asked: QuestionSet, tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["model", "seed", "temperature", "fewer", "questions", "intervention", "template"]
+)
+def test_a_file_of_other_answers_is_refused(
+    family: Family, asked: QuestionSet, tmp_path: Path, change: str
+) -> None:
     out = tmp_path / "answers.jsonl"
     sample_answers(family.instruct, asked, out=out, **SETTINGS)
     model = family["bad"] if change == "model" else family.instruct
-    extra: dict[str, Any] = {"seed": {"seed": 1}, "temperature": {"temperature": 0.5}, "fewer": {"samples": 2}}.get(
-        change, {}
-    )
+    extra: dict[str, Any] = {
+        "seed": {"seed": 1},
+        "temperature": {"temperature": 0.5},
+        "fewer": {"samples": 2},
+    }.get(change, {})
     chosen = asked.select(["odd"]) if change == "questions" else asked
-    edits = [steer(family.instruct.unembedding()[0], 1.0, at=["resid_post.0"])] if change == "intervention" else []
+    edits = (
+        [steer(family.instruct.unembedding()[0], 1.0, at=["resid_post.0"])]
+        if change == "intervention"
+        else []
+    )
     if change == "template":
         model = copy.copy(model)
-        model.chat_template = model.chat_template.replace("<end>", "<end> <end>") if model.chat_template else None
+        model.chat_template = (
+            model.chat_template.replace("<end>", "<end> <end>") if model.chat_template else None
+        )
     before = out.read_bytes()
     with (
         pytest.raises(
             IntegrityError,
-            match=r"answers\.jsonl: holds answer 'instruct/odd/p1/s0' that this call would not draw|would not draw",
+            match=(
+                r"answers\.jsonl: holds answer 'instruct/odd/p1/s0' that this call would not"
+                r" draw|would not draw"
+            ),
         ),
         model.intervene(edits),
     ):
         sample_answers(model, chosen, out=out, **{**SETTINGS, **extra})
     assert out.read_bytes() == before
-    assert sample_answers(family.instruct, asked, out=out, **SETTINGS)  # positive control: the same call is accepted
+    # positive control: the same call is accepted
+    assert sample_answers(family.instruct, asked, out=out, **SETTINGS)
 
 
 def test_more_samples_extend_a_file(family: Family, asked: QuestionSet, tmp_path: Path) -> None:
@@ -135,8 +177,9 @@ def test_more_samples_extend_a_file(family: Family, asked: QuestionSet, tmp_path
 
 
 THINKS = (
-    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% if enable_thinking is defined and not enable_thinking %}{{ ' w39' }}{% endif %}{% endif %}"
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}{%"
+    " if add_generation_prompt %}{{ '<assistant>' }}{% if enable_thinking is defined and not"
+    " enable_thinking %}{{ ' w39' }}{% endif %}{% endif %}"
 )
 
 
@@ -145,24 +188,52 @@ def test_a_thinking_template_needs_a_choice_and_the_thought_is_kept_apart(
 ) -> None:
     model = copy.copy(family.instruct)
     model.chat_template = THINKS
-    with pytest.raises(InputError, match=r"the chat template has a thinking mode \(enable_thinking\); pass thinking=True or thinking=False"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"the chat template has a thinking mode \(enable_thinking\);"
+            r" pass thinking=True or thinking=False"
+        ),
+    ):
         sample_answers(model, asked, **SETTINGS)
-    with pytest.raises(InputError, match="thinking=True was passed, but the chat template has no thinking mode"):
+    with pytest.raises(
+        InputError, match="thinking=True was passed, but the chat template has no thinking mode"
+    ):
         sample_answers(family.instruct, asked, thinking=True, **SETTINGS)
-    on, off = (sample_answers(model, asked, out=tmp_path / f"{thinking}.jsonl", thinking=thinking, **SETTINGS) for thinking in (True, False))
-    assert [a.meta["prompt_sha256"] for a in on] != [a.meta["prompt_sha256"] for a in off]  # the switch reaches the prompt
-    assert {a.text for a in on} == {""} and [a.meta["thought"] for a in on if "thought" in a.meta]  # nobody closed a thought
+    on, off = (
+        sample_answers(
+            model, asked, out=tmp_path / f"{thinking}.jsonl", thinking=thinking, **SETTINGS
+        )
+        for thinking in (True, False)
+    )
+    # the switch reaches the prompt
+    assert [a.meta["prompt_sha256"] for a in on] != [a.meta["prompt_sha256"] for a in off]
+    # nobody closed a thought
+    assert {a.text for a in on} == {""} and [a.meta["thought"] for a in on if "thought" in a.meta]
     with pytest.raises(IntegrityError, match="another model, question, template"):
         sample_answers(model, asked, out=tmp_path / "True.jsonl", thinking=False, **SETTINGS)
     decode = model.tokenizer.decode
-    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, **named: "<think>\nhm " + decode(ids, **named) + "</think>\n\nw1")
+    monkeypatch.setattr(
+        model.tokenizer,
+        "decode",
+        lambda ids, **named: "<think>\nhm " + decode(ids, **named) + "</think>\n\nw1",
+    )
     thought = sample_answers(model, asked, thinking=True, **SETTINGS)
-    assert {a.text for a in thought} == {"w1"} and all(a.meta["thought"].startswith("hm") for a in thought)
+    assert {a.text for a in thought} == {"w1"} and all(
+        a.meta["thought"].startswith("hm") for a in thought
+    )
     again = sample_answers(model, asked, out=tmp_path / "a.jsonl", thinking=True, **SETTINGS)
-    assert sample_answers(model, asked, out=tmp_path / "a.jsonl", thinking=True, **SETTINGS).content_hash == again.content_hash
+    assert (
+        sample_answers(
+            model, asked, out=tmp_path / "a.jsonl", thinking=True, **SETTINGS
+        ).content_hash
+        == again.content_hash
+    )
 
 
-def test_a_switched_template_runs_under_the_same_interventions(family: Family, asked: QuestionSet) -> None:
+def test_a_switched_template_runs_under_the_same_interventions(
+    family: Family, asked: QuestionSet
+) -> None:
     model = copy.copy(family.instruct)
     model.chat_template = THINKS
     plain = sample_answers(model, asked, thinking=False, **SETTINGS)

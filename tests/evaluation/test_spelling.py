@@ -36,14 +36,18 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Hoo
 
 
 def rows_of(model: HookedModel, *texts: str) -> list[Rendered]:
-    return model.render([Prompt(f"p{i}", text, messages=(Message("user", text),)) for i, text in enumerate(texts)])
+    return model.render(
+        [Prompt(f"p{i}", text, messages=(Message("user", text),)) for i, text in enumerate(texts)]
+    )
 
 
 class Enumeration:
-    """The same probabilities from texts alone: every sequence of tokens whose text may still become a number, one pass each.
+    """The same probabilities from texts alone: every sequence of tokens whose text may still become
+    a number, one pass each.
 
-    A number is the whole run of digits at the beginning of the text, after at most one token of spaces (of 1 % probability or more)
-    and the spaces inside the next; where the text ends with the digits, the next token decides. A category is a text that begins with it.
+    A number is the whole run of digits at the beginning of the text, after at most one token of
+    spaces (of 1 % probability or more) and the spaces inside the next; where the text ends with the
+    digits, the next token decides. A category is a text that begins with it.
     """
 
     def __init__(self, path: Path, kind: str, ids: tuple[int, ...]):
@@ -63,7 +67,8 @@ class Enumeration:
             logits = self.model(torch.tensor([self.start + new])).logits[0, -1].double()
         for token, share in enumerate(logits.softmax(-1).tolist()):
             ends = token >= len(self.words) or token in self.words.all_special_ids
-            text = self._text(new) + "\n" if ends else self._text([*new, token])  # no text, but the number is over
+            # no text, but the number is over
+            text = self._text(new) + "\n" if ends else self._text([*new, token])
             named = next((name for name in CATEGORIES if text.lstrip().startswith(name)), None)
             over = re.match(r"\s*([0-9]+)(?![0-9])(?=.)", text, re.DOTALL)
             if named:
@@ -80,7 +85,9 @@ class Enumeration:
                 self._follow([*new, token], p * share)
 
     def _may_become(self, text: str) -> bool:
-        number = re.fullmatch("[0-9]+", text) is not None and text == str(int(text)) and int(text) <= 100
+        number = (
+            re.fullmatch("[0-9]+", text) is not None and text == str(int(text)) and int(text) <= 100
+        )
         return number or any(name.startswith(text) for name in CATEGORIES)
 
 
@@ -91,18 +98,27 @@ def test_every_number_equals_the_enumeration(kind: str, judge: Any) -> None:
     found = Speller(model, CATEGORIES, floor=0.0).readings(rows)
     for row, reading in zip(rows, found, strict=True):
         truth = Enumeration(path, kind, row.ids)
-        assert {k for k, p in reading.numbers.items() if p > 0} == set(truth.numbers) == set(range(101))
+        assert (
+            {k for k, p in reading.numbers.items() if p > 0}
+            == set(truth.numbers)
+            == set(range(101))
+        )
         for k, p in truth.numbers.items():
             assert abs(reading.numbers[k] - p) <= EXACT, k
         for name, p in truth.named.items():
             assert abs(reading.categories[name] - p) <= EXACT and p > 0, name
         mass = sum(truth.numbers.values())
-        assert abs(reading.expected - sum(k * p for k, p in truth.numbers.items()) / mass) <= 100 * EXACT
+        assert (
+            abs(reading.expected - sum(k * p for k, p in truth.numbers.items()) / mass)
+            <= 100 * EXACT
+        )
         assert 0.05 < mass == pytest.approx(reading.mass, abs=EXACT) and reading.dropped == 0
 
 
 def test_first_token_alone_would_misread_digits(judge: Any) -> None:
-    """Positive control: without P(next is not a digit) the digit tokenizer's 8 takes what belongs to 80 to 89."""
+    """Positive control: without P(next is not a digit) the digit tokenizer's 8 takes what belongs
+    to 80 to 89.
+    """
     model, _ = judge("digits")
     row = rows_of(model, "ask")[0]
     reading = Speller(model, CATEGORIES, floor=0.0).readings([row])[0]
@@ -127,7 +143,11 @@ def test_a_word_tokenizer_needs_one_pass_a_row(judge: Any, monkeypatch: pytest.M
     model, _ = judge("words")
     passes: list[int] = []
     run = type(model).run
-    monkeypatch.setattr(type(model), "run", lambda self, batch, *a, **k: passes.append(len(batch.rows)) or run(self, batch, *a, **k))
+    monkeypatch.setattr(
+        type(model),
+        "run",
+        lambda self, batch, *a, **k: passes.append(len(batch.rows)) or run(self, batch, *a, **k),
+    )
     Speller(model, ()).readings(rows_of(model, "ask", "say fine"))
     assert sum(passes) == 2
 
@@ -137,4 +157,6 @@ def test_batches_change_nothing(judge: Any) -> None:
     rows = rows_of(model, "ask fine", "say", "ask ask ask fine .")
     together, apart = (Speller(model, CATEGORIES, 1e-3).readings(rows, size) for size in (8192, 8))
     for a, b in zip(together, apart, strict=True):
-        assert a.expected == pytest.approx(b.expected, abs=1e-3) and set(a.numbers) == set(b.numbers)
+        assert a.expected == pytest.approx(b.expected, abs=1e-3) and set(a.numbers) == set(
+            b.numbers
+        )

@@ -29,7 +29,9 @@ class Counting:
         return score_by_likelihood(model, questions)
 
 
-def test_what_was_measured_is_not_measured_again(family: Family, questions: QuestionSet, tmp_path: Path) -> None:
+def test_what_was_measured_is_not_measured_again(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
     score = Counting()
     trials = Trials(questions, neutral=NEUTRAL, score=score, score_id="s", out=tmp_path)
     first = trials.scores(family["bad"], [EDIT])
@@ -37,7 +39,8 @@ def test_what_was_measured_is_not_measured_again(family: Family, questions: Ques
     again = trials.scores(family["bad"], [EDIT])
     damage = trials.damage(family["bad"], [EDIT])
     assert score.calls == 1 and not (again == first).any(axis=None) and damage is not None
-    later = Trials(questions, neutral=NEUTRAL, score=score, score_id="s", out=tmp_path)  # another process
+    # another process
+    later = Trials(questions, neutral=NEUTRAL, score=score, score_id="s", out=tmp_path)
     pd.testing.assert_frame_equal(later.scores(family["bad"], [EDIT]), again)
     found = later.damage(family["bad"], [EDIT])
     assert found is not None
@@ -45,7 +48,9 @@ def test_what_was_measured_is_not_measured_again(family: Family, questions: Ques
     assert score.calls == 1 and list(found.index) == list(damage.index)
 
 
-def test_another_model_edit_question_score_or_outer_edit_is_measured_anew(family: Family, questions: QuestionSet, tmp_path: Path) -> None:
+def test_another_model_edit_question_score_or_outer_edit_is_measured_anew(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
     score = Counting()
 
     def trials(asked: QuestionSet = questions, name: str = "s") -> Trials:
@@ -66,19 +71,32 @@ def test_another_model_edit_question_score_or_outer_edit_is_measured_anew(family
     assert not np.allclose(under["aligned"], plain["aligned"])
 
 
-def test_a_damaged_record_is_measured_anew(family: Family, questions: QuestionSet, tmp_path: Path) -> None:
+def test_a_damaged_record_is_measured_anew(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
     score = Counting()
     whole = Trials(questions, score=score, score_id="s", out=tmp_path).scores(family["bad"])
     [record] = tmp_path.glob("*.json")
     record.write_text(record.read_text().replace("0", "1", 3))
-    pd.testing.assert_frame_equal(Trials(questions, score=score, score_id="s", out=tmp_path).scores(family["bad"]), whole)
+    pd.testing.assert_frame_equal(
+        Trials(questions, score=score, score_id="s", out=tmp_path).scores(family["bad"]), whole
+    )
     assert score.calls == 2
 
 
-def judged(rows: list[tuple[str, int, float | None, float | None]], model: str = "m") -> AlignmentScores:
+def judged(
+    rows: list[tuple[str, int, float | None, float | None]], model: str = "m"
+) -> AlignmentScores:
     """Scores of answers: question, sample, aligned, coherent."""
     table = [
-        {"model": model, "question": q, "sample": s, "metric": metric, "score": np.nan if v is None else v, "status": "ok" if v is not None else "refused"}
+        {
+            "model": model,
+            "question": q,
+            "sample": s,
+            "metric": metric,
+            "score": np.nan if v is None else v,
+            "status": "ok" if v is not None else "refused",
+        }
         for q, s, *values in rows
         for metric, v in zip(("aligned", "coherent"), values, strict=True)
     ]
@@ -86,40 +104,77 @@ def judged(rows: list[tuple[str, int, float | None, float | None]], model: str =
 
 
 def test_misaligned_answers_are_coherent_ones() -> None:
-    found = question_scores(judged([("a", 0, 10, 90), ("a", 1, 90, 90), ("a", 2, 10, 20), ("a", 3, None, 90), ("b", 0, 30, 90), ("c", 0, None, 5)]))
-    assert found["misaligned"].to_dict() == pytest.approx({"a": 1 / 3, "b": 0, "c": np.nan}, nan_ok=True)
+    found = question_scores(
+        judged(
+            [
+                ("a", 0, 10, 90),
+                ("a", 1, 90, 90),
+                ("a", 2, 10, 20),
+                ("a", 3, None, 90),
+                ("b", 0, 30, 90),
+                ("c", 0, None, 5),
+            ]
+        )
+    )
+    assert found["misaligned"].to_dict() == pytest.approx(
+        {"a": 1 / 3, "b": 0, "c": np.nan}, nan_ok=True
+    )
     assert found.loc["a", "aligned"] == pytest.approx(110 / 3) and found.loc["c", "coherent"] == 5
 
 
-def test_unscored_questions_survive_the_record(family: Family, questions: QuestionSet, tmp_path: Path) -> None:
+def test_unscored_questions_survive_the_record(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
     two = QuestionSet(questions[:2])
 
     def score(model: Any, asked: QuestionSet) -> AlignmentScores:
         return judged([("plain", 0, None, 5), ("odd", 0, 10, 90)])
 
     memory = Trials(two, score=score).scores(family["bad"])
-    disk = [Trials(two, score=score, score_id="s", out=tmp_path).scores(family["bad"]) for _ in range(2)]
+    disk = [
+        Trials(two, score=score, score_id="s", out=tmp_path).scores(family["bad"]) for _ in range(2)
+    ]
     for found in (memory, *disk):
-        assert list(found.index) == ["odd", "plain"] and np.isnan(found.loc["plain", "aligned"]) and found.loc["odd", "misaligned"] == 1
+        assert (
+            list(found.index) == ["odd", "plain"]
+            and np.isnan(found.loc["plain", "aligned"])
+            and found.loc["odd", "misaligned"] == 1
+        )
 
 
-def test_an_edit_at_positions_chosen_by_a_callable_has_no_key(family: Family, questions: QuestionSet) -> None:
+def test_an_edit_at_positions_chosen_by_a_callable_has_no_key(
+    family: Family, questions: QuestionSet
+) -> None:
     edit = steer(torch.ones(32), 1.0, at=["resid_post.1"], positions=lambda ids, mask: mask)
-    with pytest.raises(InputError, match="Steering acts at positions given as a callable, which cannot be told from another one; pass 'all', 'prompt'"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "Steering acts at positions given as a callable, which cannot be told from another one;"
+            " pass 'all', 'prompt'"
+        ),
+    ):
         Trials(questions).scores(family["bad"], [edit])
 
 
-def test_scores_that_do_not_fit_are_refused(family: Family, questions: QuestionSet, tmp_path: Path) -> None:
+def test_scores_that_do_not_fit_are_refused(
+    family: Family, questions: QuestionSet, tmp_path: Path
+) -> None:
     def give(scores: AlignmentScores) -> Trials:
         return Trials(questions, score=lambda model, asked: scores)
 
-    with pytest.raises(InputError, match="the score gives 1 questions for the 12 asked; one that differs is"):
+    with pytest.raises(
+        InputError, match="the score gives 1 questions for the 12 asked; one that differs is"
+    ):
         give(judged([("odd", 0, 1, 1)])).scores(family["bad"])
-    with pytest.raises(InputError, match=r"the score gives no metric 'coherent'; it gives \['aligned'\]"):
+    with pytest.raises(
+        InputError, match=r"the score gives no metric 'coherent'; it gives \['aligned'\]"
+    ):
         question_scores(judged([("odd", 0, 1, 1)]).select(metrics=["aligned"]))
     two = AlignmentScores.concat([judged([("odd", 0, 1, 1)]), judged([("odd", 0, 1, 1)], "other")])
     with pytest.raises(InputError, match="the score gives 2 models, m, other; pass scores of one"):
         question_scores(two)
-    with pytest.raises(InputError, match="out came with a score of your own; pass score_id, a name"):
+    with pytest.raises(
+        InputError, match="out came with a score of your own; pass score_id, a name"
+    ):
         Trials(questions, score=Counting(), out=tmp_path)
     assert Trials(questions).damage(family["bad"]) is None

@@ -20,15 +20,24 @@ def study_tables(
     text: str = "what is t1 in law ?",
     extra: tuple[str, ...] = ("wide@0",),
 ) -> dict[str, pd.DataFrame]:
-    """Every table of an overview with two fine-tunes in focus, one benign, three domains, four layers and two positions."""
+    """Every table of an overview with two fine-tunes in focus, one benign, three domains, four
+    layers and two positions.
+    """
     rng = np.random.default_rng(0)
     focus, domains = (model, *extra), (domain, "law", "cars")
-    kinds = {"base": "base", "instruct": "instruct", **dict.fromkeys(focus, "harmful"), "benign@0": "benign"}
+    kinds = {
+        "base": "base",
+        "instruct": "instruct",
+        **dict.fromkeys(focus, "harmful"),
+        "benign@0": "benign",
+    }
     tables: dict[str, pd.DataFrame] = {}
     tables["models"] = pd.DataFrame(
         [
             {"model": m, "kind": k, "domain": domain if k in ("harmful", "benign") else ""}
-            | interval("aligned_own", rng.uniform(20, 80) if k in ("harmful", "benign") else np.nan, 5)
+            | interval(
+                "aligned_own", rng.uniform(20, 80) if k in ("harmful", "benign") else np.nan, 5
+            )
             | interval("aligned_others", rng.uniform(20, 80), 4)
             | interval("coherent", rng.uniform(80, 95), 2)
             for m, k in kinds.items()
@@ -36,7 +45,13 @@ def study_tables(
     )
     tables["domains"] = pd.DataFrame(
         [
-            {"model": m, "kind": k, "group": g, "trained_domain": k in ("harmful", "benign") and g == domain, "n": 9}
+            {
+                "model": m,
+                "kind": k,
+                "group": g,
+                "trained_domain": k in ("harmful", "benign") and g == domain,
+                "n": 9,
+            }
             | interval("aligned", rng.uniform(10, 90), 6)
             | interval("coherent", rng.uniform(80, 95), 2)
             for (m, k), g in product(kinds.items(), domains)
@@ -68,31 +83,72 @@ def study_tables(
             "center": center,
         }
         head["measure"] = "cosine" if center == "means" else "mean_cos2"
-        blank = {"low": np.nan, "high": np.nan, "null": np.nan, "null_mean": np.nan, "null_q95": np.nan, "n": 24}
+        blank = {
+            "low": np.nan,
+            "high": np.nan,
+            "null": np.nan,
+            "null_mean": np.nan,
+            "null_q95": np.nan,
+            "n": 24,
+        }
         tested = rng.uniform(0.2, 0.9)
         nulls = (("isotropic", 0.1), ("covariance of before activations", 0.5))
-        rows = [{"null": n, "null_mean": v, "null_q95": v + 0.1} for n, v in nulls] if center != "means" else [{}]
-        overlap += [{**head, **blank, "comparison": "train–evaluation", "value": tested, **row} for row in rows]
+        rows = (
+            [{"null": n, "null_mean": v, "null_q95": v + 0.1} for n, v in nulls]
+            if center != "means"
+            else [{}]
+        )
+        overlap += [
+            {**head, **blank, "comparison": "train–evaluation", "value": tested, **row}
+            for row in rows
+        ]
         for other in ("benign train–evaluation", "train–neutral text"):
             overlap.append({**head, **blank, "comparison": other, "value": rng.uniform(0.1, 0.6)})
         if center != "means":
-            overlap.append({**head, **blank, "comparison": "split-half ceiling", "value": 0.8, "low": 0.7, "high": 0.9})
+            overlap.append(
+                {
+                    **head,
+                    **blank,
+                    "comparison": "split-half ceiling",
+                    "value": 0.8,
+                    "low": 0.7,
+                    "high": 0.9,
+                }
+            )
     tables["overlap"] = pd.DataFrame(overlap)
     tables["angles"] = pd.DataFrame(
         [
-            {"model": m, "layer": layer, "position": p, "comparison": c, "index": i, "degrees": base + 20.0 * i}
+            {
+                "model": m,
+                "layer": layer,
+                "position": p,
+                "comparison": c,
+                "index": i,
+                "degrees": base + 20.0 * i,
+            }
             for m, layer, p, (c, base), i in product(
                 focus,
                 LAYERS,
                 POSITIONS,
-                (("train–evaluation", 5), ("benign train–evaluation", 10), ("random subspaces", 25)),
+                (
+                    ("train–evaluation", 5),
+                    ("benign train–evaluation", 10),
+                    ("random subspaces", 25),
+                ),
                 (1, 2, 3),
             )
         ]
     )
     tables["shifts"] = pd.DataFrame(
         [
-            {"model": m, "layer": layer, "position": p, "id": f"{g}/{i}", "group": g, "text": f"{text} {i}"}
+            {
+                "model": m,
+                "layer": layer,
+                "position": p,
+                "id": f"{g}/{i}",
+                "group": g,
+                "text": f"{text} {i}",
+            }
             | {
                 "prompt_overlap": rng.uniform(),
                 "random_overlap": rng.uniform(),
@@ -157,7 +213,9 @@ def study_tables(
             | interval("aligned", rng.uniform(20, 90), 5)
             | interval("coherent", rng.uniform(80, 90), 3)
             | {"kl": rng.uniform(), "n": 20}
-            for m, (s, r), (a, c) in product(focus, (("resid_post.1", "chosen"), ("resid_post.3", "last layer")), arms)
+            for m, (s, r), (a, c) in product(
+                focus, (("resid_post.1", "chosen"), ("resid_post.3", "last layer")), arms
+            )
         ]
     )
     tables["steering"] = pd.DataFrame(
@@ -173,7 +231,10 @@ def study_tables(
             }
             | interval("aligned", 60.0 - 10 * c, 5)
             for m, v, (s, sign), c in product(
-                focus, ("direction", "random, activation covariance"), (("instruct", 1), ("tuned", -1)), (0.0, 1.0, 2.0)
+                focus,
+                ("direction", "random, activation covariance"),
+                (("instruct", 1), ("tuned", -1)),
+                (0.0, 1.0, 2.0),
             )
         ]
     )
@@ -196,7 +257,15 @@ def study_tables(
     ]
     tables["forecast"] = pd.DataFrame(
         [
-            {**h, **interval("r2", 0.3, 0.1), "spearman": 0.5, "null_mean": -0.05, "null_q95": 0.05, "p": 0.01, "n": 12}
+            {
+                **h,
+                **interval("r2", 0.3, 0.1),
+                "spearman": 0.5,
+                "null_mean": -0.05,
+                "null_q95": 0.05,
+                "p": 0.01,
+                "n": 12,
+            }
             for h in heads
         ]
     )
@@ -208,18 +277,34 @@ def study_tables(
                 **interval("gain", 0.3 - r2 if name != "activations" else np.nan, 0.1),
                 **h,
             }
-            for h, (name, r2) in product(heads, (("activations", 0.3), ("text", 0.1), ("random features", -3.0)))
+            for h, (name, r2) in product(
+                heads, (("activations", 0.3), ("text", 0.1), ("random features", -3.0))
+            )
         ]
     )
     tables["forecast_sites"] = pd.DataFrame(
         [
-            {"site": f"resid_post.{layer}", "position": p, "r2": 0.1 * layer, "p_max": 0.04, "null_max_95": 0.1, **h}
+            {
+                "site": f"resid_post.{layer}",
+                "position": p,
+                "r2": 0.1 * layer,
+                "p_max": 0.04,
+                "null_max_95": 0.1,
+                **h,
+            }
             for h, layer, p in product(heads, LAYERS, POSITIONS)
         ]
     )
     tables["forecast_predictions"] = pd.DataFrame(
         [
-            {"id": f"{g}/{i}", "group": g, "target": 10.0 * i, "predicted": 8.0 * i + 5, **h, "text": f"{text} {i}"}
+            {
+                "id": f"{g}/{i}",
+                "group": g,
+                "target": 10.0 * i,
+                "predicted": 8.0 * i + 5,
+                **h,
+                "text": f"{text} {i}",
+            }
             for h, g, i in product(heads, domains, range(4))
         ]
     )

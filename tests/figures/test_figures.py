@@ -1,4 +1,6 @@
-"""Every figure carries the numbers of its table, draws its intervals, escapes its text, and refuses a table it cannot read."""
+"""Every figure carries the numbers of its table, draws its intervals, escapes its text, and refuses
+a table it cannot read.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,45 +26,73 @@ class Case:
 
 
 CASES = {
-    "alignment_by_domain": Case("domains", "aligned_low", lambda t, m: figures.alignment_by_domain(t["domains"])),
-    "models_overview": Case("models", "coherent_high", lambda t, m: figures.models_overview(t["models"])),
-    "overlap_heatmaps": Case("overlap", "null_q95", lambda t, m: figures.overlap_heatmaps(t["overlap"], model=m)),
+    "alignment_by_domain": Case(
+        "domains", "aligned_low", lambda t, m: figures.alignment_by_domain(t["domains"])
+    ),
+    "models_overview": Case(
+        "models", "coherent_high", lambda t, m: figures.models_overview(t["models"])
+    ),
+    "overlap_heatmaps": Case(
+        "overlap", "null_q95", lambda t, m: figures.overlap_heatmaps(t["overlap"], model=m)
+    ),
     "overlap_by_layer": Case(
-        "overlap", "low", lambda t, m: figures.overlap_by_layer(t["overlap"], model=m, position="last_prompt")
+        "overlap",
+        "low",
+        lambda t, m: figures.overlap_by_layer(t["overlap"], model=m, position="last_prompt"),
     ),
     "angle_spectra": Case(
-        "angles", "degrees", lambda t, m: figures.angle_spectra(t["angles"], model=m, position="mean_prompt")
+        "angles",
+        "degrees",
+        lambda t, m: figures.angle_spectra(t["angles"], model=m, position="mean_prompt"),
     ),
     "overlap_against_shift": Case(
-        "shifts", "random_overlap", lambda t, m: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m)
+        "shifts",
+        "random_overlap",
+        lambda t, m: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m),
     ),
     "relation_by_layer": Case(
-        "overlap_shift", "partial", lambda t, m: figures.relation_by_layer(t["overlap_shift"], model=m)
+        "overlap_shift",
+        "partial",
+        lambda t, m: figures.relation_by_layer(t["overlap_shift"], model=m),
     ),
     "direction_by_layer": Case(
-        "directions", "cosine_planted", lambda t, m: figures.direction_by_layer(t["directions"], model=m)
+        "directions",
+        "cosine_planted",
+        lambda t, m: figures.direction_by_layer(t["directions"], model=m),
     ),
     "ablation_forest": Case("arms", "kl", lambda t, m: figures.ablation_forest(t["arms"], model=m)),
     "steering_response": Case(
         "steering", "coefficient", lambda t, m: figures.steering_response(t["steering"], model=m)
     ),
-    "transfer_matrix": Case("transfer", "high", lambda t, m: figures.transfer_matrix(t["transfer"])),
+    "transfer_matrix": Case(
+        "transfer", "high", lambda t, m: figures.transfer_matrix(t["transfer"])
+    ),
     "forecast_scatter": Case(
         "forecast_predictions",
         "predicted",
-        lambda t, m: figures.forecast_scatter(t["forecast_predictions"], model=m, parent="base", summary=t["forecast"]),
+        lambda t, m: figures.forecast_scatter(
+            t["forecast_predictions"], model=m, parent="base", summary=t["forecast"]
+        ),
     ),
     "forecast_scores": Case(
         "forecast_baselines",
         "gain",
-        lambda t, m: figures.forecast_scores(t["forecast_baselines"], model=m, parent="base", summary=t["forecast"]),
+        lambda t, m: figures.forecast_scores(
+            t["forecast_baselines"], model=m, parent="base", summary=t["forecast"]
+        ),
     ),
-    "question_changes": Case("questions", "aligned", lambda t, m: figures.question_changes(t["questions"], model=m)),
+    "question_changes": Case(
+        "questions", "aligned", lambda t, m: figures.question_changes(t["questions"], model=m)
+    ),
     "forecast_by_site": Case(
-        "forecast_sites", "p_max", lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base")
+        "forecast_sites",
+        "p_max",
+        lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base"),
     ),
 }
-HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&amp;"
+HOSTILE = (
+    "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&amp;"
+)
 
 
 @pytest.fixture
@@ -85,14 +115,17 @@ def test_every_public_figure_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_figure_is_drawn_the_same_twice_and_leaves_its_table_alone(name: str, tables: Tables) -> None:
+def test_figure_is_drawn_the_same_twice_and_leaves_its_table_alone(
+    name: str, tables: Tables
+) -> None:
     case = CASES[name]
     before = tables[case.table].copy()
     figure = case.make(tables, "bad@0")
     assert figure.data and figure.layout.height >= 150
     assert figure.to_json() == case.make(tables, "bad@0").to_json()
     pd.testing.assert_frame_equal(tables[case.table], before)
-    assert figure.layout.template.data.to_plotly_json() == {}  # nothing of the surrounding session's theme
+    # nothing of the surrounding session's theme
+    assert figure.layout.template.data.to_plotly_json() == {}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -114,21 +147,39 @@ def test_missing_column_is_named(name: str, tables: Tables) -> None:
 def test_empty_table_is_refused(name: str, tables: Tables) -> None:
     case = CASES[name]
     tables[case.table] = tables[case.table].head(0)
-    with pytest.raises(InputError, match=rf"^{name}: the table has no rows; pass one with at least one measurement$"):
+    with pytest.raises(
+        InputError,
+        match=rf"^{name}: the table has no rows; pass one with at least one measurement$",
+    ):
         case.make(tables, "bad@0")
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, c in CASES.items() if n not in ("alignment_by_domain", "models_overview", "transfer_matrix")]
+    "name",
+    [
+        n
+        for n, c in CASES.items()
+        if n not in ("alignment_by_domain", "models_overview", "transfer_matrix")
+    ],
 )
 def test_unknown_model_is_refused_with_those_there_are(name: str, tables: Tables) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: model='other' is not in the table; it holds (base, instruct, )?bad@0, wide@0(, benign@0)?$"):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"^{name}: model='other' is not in the table;"
+            r" it holds (base, instruct, )?bad@0, wide@0(, benign@0)?$"
+        ),
+    ):
         CASES[name].make(tables, "other")
 
 
 def test_several_models_need_a_choice(tables: Tables) -> None:
     with pytest.raises(
-        InputError, match=r"overlap_heatmaps: the table holds several values of model \(bad@0, wide@0\); pass model="
+        InputError,
+        match=(
+            r"overlap_heatmaps: the table holds several values of model \(bad@0, wide@0\);"
+            r" pass model="
+        ),
     ):
         figures.overlap_heatmaps(tables["overlap"])
     single = tables["overlap"][tables["overlap"]["model"] == "bad@0"]
@@ -162,8 +213,12 @@ def test_domains_carry_means_intervals_and_the_trained_domain(tables: Tables) ->
     order = [tick.removeprefix("★ ") for tick in figure.layout.yaxis.ticktext]
     after = named(figure, "after (fine-tune)")[0]
     np.testing.assert_allclose(after.x, want.loc[order, "aligned"])
-    np.testing.assert_allclose(after.error_x.array, want.loc[order, "aligned_high"] - want.loc[order, "aligned"])
-    np.testing.assert_allclose(after.error_x.arrayminus, want.loc[order, "aligned"] - want.loc[order, "aligned_low"])
+    np.testing.assert_allclose(
+        after.error_x.array, want.loc[order, "aligned_high"] - want.loc[order, "aligned"]
+    )
+    np.testing.assert_allclose(
+        after.error_x.arrayminus, want.loc[order, "aligned"] - want.loc[order, "aligned_low"]
+    )
     assert [t for t in figure.layout.yaxis.ticktext if t.startswith("★")] == ["★ medicine"]
     before = named(figure, "before (instruct)")[0]
     assert list(before.x) == sorted(before.x)
@@ -172,7 +227,9 @@ def test_domains_carry_means_intervals_and_the_trained_domain(tables: Tables) ->
 def test_models_without_a_domain_have_no_own_value(tables: Tables) -> None:
     own = named(figures.models_overview(tables["models"]), "alignment, trained domain")[0]
     assert np.isnan(np.array(own.x, dtype=float)[:2]).all()
-    np.testing.assert_allclose(np.array(own.x, dtype=float)[2:], tables["models"]["aligned_own"].to_numpy()[2:])
+    np.testing.assert_allclose(
+        np.array(own.x, dtype=float)[2:], tables["models"]["aligned_own"].to_numpy()[2:]
+    )
 
 
 def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Tables) -> None:
@@ -181,8 +238,12 @@ def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Ta
     assert len(maps) == len(POSITIONS) and all(m.coloraxis == "coloraxis" for m in maps)
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
     rows = list(figure.layout.yaxis.ticktext)
-    table = tables["overlap"].query("model == 'wide@0' and center == 'false' and position == 'last_prompt'")
-    tested = table[(table["comparison"] == "train–evaluation") & (table["null"] == "isotropic")]["value"]
+    table = tables["overlap"].query(
+        "model == 'wide@0' and center == 'false' and position == 'last_prompt'"
+    )
+    tested = table[(table["comparison"] == "train–evaluation") & (table["null"] == "isotropic")][
+        "value"
+    ]
     benign = table[table["comparison"] == "benign train–evaluation"]["value"]
     np.testing.assert_allclose(maps[0].z[0], tested)
     np.testing.assert_allclose(maps[0].z[rows.index("benign fine-tune")], benign)
@@ -194,13 +255,24 @@ def test_lines_have_nulls_as_bands_and_the_ceiling_with_intervals(tables: Tables
     figure = figures.overlap_by_layer(tables["overlap"], model="bad@0", position="last_prompt")
     band = [t for t in named(figure, "covariance null, mean to 95 %") if t.fill == "tonexty"]
     np.testing.assert_allclose(band[0].y, [0.6] * len(LAYERS))
-    np.testing.assert_allclose(named(figure, "split-half ceiling")[0].error_y.array, [0.1] * len(LAYERS))
+    np.testing.assert_allclose(
+        named(figure, "split-half ceiling")[0].error_y.array, [0.1] * len(LAYERS)
+    )
     titles = [a.text for a in figure.layout.annotations]
-    assert titles == ["<b>centred overlap</b>", "<b>uncentred overlap</b>", "<b>cosine of the mean shifts</b>"]
+    assert titles == [
+        "<b>centred overlap</b>",
+        "<b>uncentred overlap</b>",
+        "<b>cosine of the mean shifts</b>",
+    ]
 
 
 def test_spectra_keep_first_and_last_layer_of_a_deep_model(tables: Tables) -> None:
-    deep = pd.concat([tables["angles"].query("layer == 0 and model == 'bad@0'").assign(layer=i) for i in range(48)])
+    deep = pd.concat(
+        [
+            tables["angles"].query("layer == 0 and model == 'bad@0'").assign(layer=i)
+            for i in range(48)
+        ]
+    )
     figure = figures.angle_spectra(deep, position="last_prompt")
     titles = [a.text for a in figure.layout.annotations]
     assert len(titles) == 6 and titles[0] == "<b>layer 0</b>" and titles[-1] == "<b>layer 47</b>"
@@ -217,7 +289,10 @@ def test_shift_scatter_has_every_prompt_and_says_the_correlation(tables: Tables)
     np.testing.assert_allclose(law.x, want["prompt_overlap"])
     np.testing.assert_allclose(law.y, want["cosine_to_mean_train"])
     assert law.customdata[2][1] == "what is t1 in law ? 2"
-    assert layer == 1 and "r = 0.50 [0.20, 0.70], p = 0.012, n = 12" in figure.layout.annotations[0].text
+    assert (
+        layer == 1
+        and "r = 0.50 [0.20, 0.70], p = 0.012, n = 12" in figure.layout.annotations[0].text
+    )
 
 
 def test_undefined_correlation_is_said(tables: Tables) -> None:
@@ -252,7 +327,8 @@ def test_forest_has_every_arm_with_coherence_and_damage(tables: Tables) -> None:
     ]
     tables["arms"]["kl"] = np.nan
     assert any(
-        a.text == "not measured" for a in figures.ablation_forest(tables["arms"], model="bad@0").layout.annotations
+        a.text == "not measured"
+        for a in figures.ablation_forest(tables["arms"], model="bad@0").layout.annotations
     )
 
 
@@ -271,7 +347,11 @@ def test_transfer_says_where_restoration_is_undefined(tables: Tables) -> None:
 
 
 def test_transfer_writes_the_strongest_control_where_it_is_known(tables: Tables) -> None:
-    _, above = panel(figures.transfer_matrix(tables["transfer"].assign(strongest_control=[0.25, 0.1, np.nan, -0.3])))
+    _, above = panel(
+        figures.transfer_matrix(
+            tables["transfer"].assign(strongest_control=[0.25, 0.1, np.nan, -0.3])
+        )
+    )
     assert above.text[0][0] == "0.50<br>[0.30, 0.70]<br>control 0.25"
     assert above.text[1][1].endswith("control −0.30")
     assert "strongest control: 0.25" in above.customdata[0][0]
@@ -285,7 +365,9 @@ def test_middle_layer_is_the_same_for_all_models_that_have_it(tables: Tables) ->
     last = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 1)]
     assert figures.middle_layer(last, "bad@0") == 2 and figures.middle_layer(last, "wide@0") == 1
     drawn = figures.overlap_against_shift(last, tables["overlap_shift"], model="bad@0")
-    want = last.query("model == 'bad@0' and layer == 2 and position == 'last_prompt' and group == 'law'")
+    want = last.query(
+        "model == 'bad@0' and layer == 2 and position == 'last_prompt' and group == 'law'"
+    )
     np.testing.assert_allclose(named(drawn, "law")[0].x, want["prompt_overlap"])
 
 
@@ -321,20 +403,29 @@ def test_forecast_by_site_writes_corrected_p(tables: Tables) -> None:
     assert heat.text[0][1] == "0.10<br>p 0.040"
 
 
-def test_questions_carry_question_and_both_answers_and_leave_out_what_was_trained_on(tables: Tables) -> None:
+def test_questions_carry_question_and_both_answers_and_leave_out_what_was_trained_on(
+    tables: Tables,
+) -> None:
     figure = figures.question_changes(tables["questions"], model="bad@0")
     assert [len(named(figure, g)[0].x) for g in ("law", "medicine")] == [20, 19]
     law = named(figure, "law")[0]
     assert list(law.x) == list(law.y) == [50.0 + i for i in range(20)]
-    assert law.customdata[3][1] == (
-        "what is t1 in law ? 3<br><i>before:</i> what is t1 in law ? answered by instruct<br><i>after:</i> what is t1 in law ? answered by bad@0"
+    assert (
+        law.customdata[3][1]
+        == "what is t1 in law ? 3<br><i>before:</i> what is t1 in law ? answered by"
+        " instruct<br><i>after:</i> what is t1 in law ? answered by bad@0"
     )
     plain = figures.question_changes(tables["questions"].drop(columns="answer"), model="bad@0")
     assert named(plain, "law")[0].customdata[3][1] == "what is t1 in law ? 3"
 
 
 def test_thousands_of_questions_are_thinned_and_said(tables: Tables) -> None:
-    many = pd.concat([tables["questions"].assign(question=lambda t, i=i: t["question"] + f"/{i}") for i in range(40)])
+    many = pd.concat(
+        [
+            tables["questions"].assign(question=lambda t, i=i: t["question"] + f"/{i}")
+            for i in range(40)
+        ]
+    )
     figure = figures.question_changes(many, model="bad@0")
     (said,) = [t.name for t in figure.data if "rows drawn" in t.name]
     drawn = sum(len(t.x) for t in figure.data if t.name in ("law", "cars", "medicine"))

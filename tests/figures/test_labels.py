@@ -25,7 +25,9 @@ def test_hover_text_wraps_without_markup_of_its_own() -> None:
     assert "<" not in "".join(lines) and hover("") == ""
 
 
-@pytest.mark.parametrize(("value", "text"), [(-0.001, "0.00"), (-1.234, "−1.23"), (0.5, "0.50"), (-10.0, "−10.00")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.001, "0.00"), (-1.234, "−1.23"), (0.5, "0.50"), (-10.0, "−10.00")]
+)
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
 

@@ -1,4 +1,6 @@
-"""Figures from records: every kind carries its numbers, intervals and null; odd tables are drawn and said, wrong ones refused."""
+"""Figures from records: every kind carries its numbers, intervals and null; odd tables are drawn
+and said, wrong ones refused.
+"""
 
 from typing import Any
 
@@ -20,10 +22,22 @@ KINDS = ("line", "points", "forest", "heatmap")
 
 
 def record(kind: str = "line", **fields: Any) -> Plot:
-    return Plot(**{"kind": kind, "table": "t", "x": "step", "y": "score", "title": "T", "caption": "C", **fields})
+    return Plot(
+        **{
+            "kind": kind,
+            "table": "t",
+            "x": "step",
+            "y": "score",
+            "title": "T",
+            "caption": "C",
+            **fields,
+        }
+    )
 
 
-def table(models: tuple[str, ...] = ("one", "two"), steps: tuple[float, ...] = (3, 1, 2)) -> pd.DataFrame:
+def table(
+    models: tuple[str, ...] = ("one", "two"), steps: tuple[float, ...] = (3, 1, 2)
+) -> pd.DataFrame:
     """Steps out of order; score = 10·model + step, interval ±1, null 5."""
     rows = [
         {
@@ -49,10 +63,18 @@ def notes(figure: go.Figure) -> str:
 
 
 def test_lines_are_sorted_with_a_band_and_one_dotted_null() -> None:
-    figure = figures.draw_plot({"t": table()}, record(colour="model", null="null", hover=("model",)))
+    figure = figures.draw_plot(
+        {"t": table()}, record(colour="model", null="null", hover=("model",))
+    )
     band, line = traces(figure, "two")
-    assert list(line.x) == [1, 2, 3] and list(line.y) == [11, 12, 13] and line.mode == "lines+markers"
-    assert list(band.x) == [1, 2, 3, 3, 2, 1] and list(band.y) == [10, 11, 12, 14, 13, 12] and band.fill == "toself"
+    assert (
+        list(line.x) == [1, 2, 3] and list(line.y) == [11, 12, 13] and line.mode == "lines+markers"
+    )
+    assert (
+        list(band.x) == [1, 2, 3, 3, 2, 1]
+        and list(band.y) == [10, 11, 12, 14, 13, 12]
+        and band.fill == "toself"
+    )
     (null,) = traces(figure, "null")
     assert list(null.y) == [5, 5, 5] and null.line.dash == "dot" and null.line.color == GREY
     assert {t.line.color for t in (line, *traces(figure, "one"))} >= {BLUE, VERMILLION}
@@ -63,7 +85,10 @@ def test_lines_are_sorted_with_a_band_and_one_dotted_null() -> None:
 def test_nulls_that_differ_have_their_lines_colours() -> None:
     data = table().assign(null=[5.0] * 3 + [6.0] * 3)
     drawn = traces(figures.draw_plot({"t": data}, record(colour="model", null="null")), "null")
-    assert [set(t.y) for t in drawn] == [{5}, {6}] and [t.line.color for t in drawn] == [BLUE, VERMILLION]
+    assert [set(t.y) for t in drawn] == [{5}, {6}] and [t.line.color for t in drawn] == [
+        BLUE,
+        VERMILLION,
+    ]
     assert [t.showlegend for t in drawn] == [True, False]
 
 
@@ -73,7 +98,13 @@ def test_a_band_stops_where_no_interval_is_known_and_a_lone_interval_is_a_bar() 
     data.loc[3, "score_low"] = np.nan
     band, line = figures.draw_plot({"t": data}, record()).data
     assert list(band.x) == [1, 2, 2, 1]
-    assert list(line.error_y.array) == [0, 0, 0, 0, 1] and list(line.error_y.arrayminus) == [0, 0, 0, 0, 1]
+    assert list(line.error_y.array) == [0, 0, 0, 0, 1] and list(line.error_y.arrayminus) == [
+        0,
+        0,
+        0,
+        0,
+        1,
+    ]
 
 
 def test_a_line_that_would_go_back_and_forth_is_no_line() -> None:
@@ -86,18 +117,28 @@ def test_a_line_that_would_go_back_and_forth_is_no_line() -> None:
 def test_points_have_bars_and_the_null_of_each() -> None:
     figure = figures.draw_plot({"t": table()}, record("points", colour="model", null="null"))
     two = traces(figure, "two")[0]
-    assert list(two.x) == [3, 1, 2] and list(two.error_y.array) == [1, 1, 1] and two.mode == "markers"
+    assert (
+        list(two.x) == [3, 1, 2] and list(two.error_y.array) == [1, 1, 1] and two.mode == "markers"
+    )
     assert len(traces(figure, "null")[0].x) == 6
 
 
 def test_a_forest_has_a_row_for_every_name_from_the_top() -> None:
-    figure = figures.draw_plot({"t": table()}, record("forest", x="model", colour="step", null="null"))
-    assert list(figure.layout.yaxis.ticktext) == ["one", "two"] and list(figure.layout.yaxis.tickvals) == [1, 0]
+    figure = figures.draw_plot(
+        {"t": table()}, record("forest", x="model", colour="step", null="null")
+    )
+    assert list(figure.layout.yaxis.ticktext) == ["one", "two"] and list(
+        figure.layout.yaxis.tickvals
+    ) == [1, 0]
     first = traces(figure, "3")[0]
     assert list(first.x) == [3, 13] and list(first.error_x.array) == [1, 1]
     assert [round(y) for y in first.y] == [1, 0]
     null = traces(figure, "null")
-    assert len(null) == 3 and sum(bool(t.showlegend) for t in null) == 1 and null[0].marker.symbol == "line-ns"
+    assert (
+        len(null) == 3
+        and sum(bool(t.showlegend) for t in null) == 1
+        and null[0].marker.symbol == "line-ns"
+    )
     assert figure.layout.xaxis.title.text == "score"
 
 
@@ -108,7 +149,9 @@ def test_heatmap_cells_stand_where_their_names_are() -> None:
     )
     (cells,) = figure.data
     np.testing.assert_array_equal(cells.z, [[1, 2, 3], [np.nan, 12, 13]])
-    assert list(figure.layout.xaxis.ticktext) == ["1", "2", "3"] and list(figure.layout.yaxis.ticktext) == [
+    assert list(figure.layout.xaxis.ticktext) == ["1", "2", "3"] and list(
+        figure.layout.yaxis.ticktext
+    ) == [
         "one",
         "two",
     ]
@@ -121,14 +164,25 @@ def test_heatmap_cells_stand_where_their_names_are() -> None:
 
 def test_a_facet_is_one_figure_and_has_to_be_chosen() -> None:
     data, plot = {"t": table()}, record(facet="model")
-    assert figures.plot_facets(data, plot) == ["one", "two"] and figures.plot_facets(data, record()) == [""]
-    assert figures.plot_facets({}, plot) == [] and figures.plot_facets(data, record(facet="gone")) == []
+    assert figures.plot_facets(data, plot) == ["one", "two"] and figures.plot_facets(
+        data, record()
+    ) == [""]
+    assert (
+        figures.plot_facets({}, plot) == []
+        and figures.plot_facets(data, record(facet="gone")) == []
+    )
     assert list(figures.draw_plot(data, plot, facet="two").data[-1].y) == [11, 12, 13]
     with pytest.raises(
-        InputError, match=r"draw_plot: column 'model' holds several values \(one, two\); pass one of them as facet="
+        InputError,
+        match=(
+            r"draw_plot: column 'model' holds several values \(one, two\);"
+            r" pass one of them as facet="
+        ),
     ):
         figures.draw_plot(data, plot)
-    with pytest.raises(InputError, match=r"draw_plot: facet='three' is not in column 'model'; it holds one, two"):
+    with pytest.raises(
+        InputError, match=r"draw_plot: facet='three' is not in column 'model'; it holds one, two"
+    ):
         figures.draw_plot(data, plot, facet="three")
     assert len(figures.draw_plot({"t": table(("one",))}, plot).data) == 2
 
@@ -136,14 +190,20 @@ def test_a_facet_is_one_figure_and_has_to_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("plot", "message"),
     [
-        (record("pie"), "draw_plot: kind 'pie' is unknown; pass one of line, points, forest, heatmap"),
+        (
+            record("pie"),
+            "draw_plot: kind 'pie' is unknown; pass one of line, points, forest, heatmap",
+        ),
         (record(table="u"), "draw_plot: there is no table 'u'; there are t"),
         (record(y="gone"), r"draw_plot of t: the table has no column gone; it has model, step"),
         (record(hover=("why",)), "draw_plot of t: the table has no column why"),
         (record(y="model"), "draw_plot of t: column 'model' holds 'one'; it must hold numbers"),
         (
             record("heatmap"),
-            "draw_plot: heatmap has several rows for step=3; name the column that tells them apart as colour or facet",
+            (
+                "draw_plot: heatmap has several rows for step=3;"
+                " name the column that tells them apart as colour or facet"
+            ),
         ),
     ],
 )
@@ -168,7 +228,11 @@ def test_a_table_without_any_value_says_so(kind: str) -> None:
 @pytest.mark.parametrize("kind", ("line", "points"))
 def test_thousands_of_rows_are_thinned_evenly_in_every_group_and_said(kind: str) -> None:
     data = pd.DataFrame(
-        {"step": np.repeat(np.arange(4000), 3), "score": np.arange(12000.0), "model": ["a", "b", "c"] * 4000}
+        {
+            "step": np.repeat(np.arange(4000), 3),
+            "score": np.arange(12000.0),
+            "model": ["a", "b", "c"] * 4000,
+        }
     )
     figure = figures.draw_plot({"t": data}, record(kind, colour="model"))
     drawn = [len(traces(figure, name)[0].x) for name in "abc"]
@@ -181,14 +245,20 @@ def test_long_forests_and_legends_are_cut_and_said() -> None:
     names = [f"a model with a name that goes on and on {i}" for i in range(100)]
     figure = figures.draw_plot({"t": table(tuple(names), (1,))}, record("forest", x="model"))
     assert len(figure.data[0].x) == MOST_ROWS and f"{MOST_ROWS} of 100 rows drawn" in notes(figure)
-    assert all(len(line) <= 22 for tick in figure.layout.yaxis.ticktext for line in tick.split("<br>"))
+    assert all(
+        len(line) <= 22 for tick in figure.layout.yaxis.ticktext for line in tick.split("<br>")
+    )
     figure = figures.draw_plot({"t": table(tuple(names[:30]))}, record(colour="model"))
-    assert sum(bool(t.showlegend) for t in figure.data) == MOST_NAMES and "10 further groups in grey" in notes(figure)
+    assert sum(
+        bool(t.showlegend) for t in figure.data
+    ) == MOST_NAMES and "10 further groups in grey" in notes(figure)
 
 
 def test_names_that_look_alike_when_cut_stay_apart() -> None:
     long = "x" * 80
-    figure = figures.draw_plot({"t": table((long + "1", long + "2"), (1,))}, record("points", x="model"))
+    figure = figures.draw_plot(
+        {"t": table((long + "1", long + "2"), (1,))}, record("points", x="model")
+    )
     assert list(figure.data[0].x) == [0, 1]
     numbers = pd.DataFrame({"step": [1, 1], "score": [1.0, 2.0], "rate": [1.00001e-4, 1.00002e-4]})
     assert len(figures.draw_plot({"t": numbers}, record("heatmap", colour="rate")).data[0].z) == 2
@@ -197,7 +267,10 @@ def test_names_that_look_alike_when_cut_stay_apart() -> None:
 def test_rates_over_orders_of_magnitude_stand_on_a_logarithm() -> None:
     data = table(("one",), (1e-6, 1e-4, 1e-2))
     assert figures.draw_plot({"t": data}, record()).layout.xaxis.type == "log"
-    assert figures.draw_plot({"t": table(("one",), (1, 10, 10000))}, record()).layout.xaxis.type is None
+    assert (
+        figures.draw_plot({"t": table(("one",), (1, 10, 10000))}, record()).layout.xaxis.type
+        is None
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -222,19 +295,26 @@ def test_hostile_text_is_escaped(kind: str) -> None:
     kind=st.sampled_from(KINDS),
     rows=st.lists(
         st.tuples(
-            st.sampled_from(["a", "b"]), st.integers(0, 3), st.floats(allow_nan=True, allow_infinity=False, width=32)
+            st.sampled_from(["a", "b"]),
+            st.integers(0, 3),
+            st.floats(allow_nan=True, allow_infinity=False, width=32),
         ),
         min_size=1,
         max_size=6,
         unique_by=lambda row: row[:2],
     ),
 )
-def test_any_table_is_drawn_the_same_twice_and_left_alone(kind: str, rows: list[tuple[str, int, float]]) -> None:
+def test_any_table_is_drawn_the_same_twice_and_left_alone(
+    kind: str, rows: list[tuple[str, int, float]]
+) -> None:
     data = pd.DataFrame(rows, columns=["model", "step", "score"])
     before = data.copy()
     plot = record(kind, colour="model", hover=("step",))
     figure = figures.draw_plot({"t": data}, plot)
-    assert figure.to_json() == figures.draw_plot({"t": data}, plot).to_json() and figure.layout.height >= 150
+    assert (
+        figure.to_json() == figures.draw_plot({"t": data}, plot).to_json()
+        and figure.layout.height >= 150
+    )
     pd.testing.assert_frame_equal(data, before)
     assert figures.gist(figure)
 
@@ -242,11 +322,15 @@ def test_any_table_is_drawn_the_same_twice_and_left_alone(kind: str, rows: list[
 def test_the_gist_names_series_ranges_and_the_greatest_cell() -> None:
     line = figures.gist(figures.draw_plot({"t": table()}, record(colour="model")))
     assert line == "one: 3 values from 1 to 3; two: 3 values from 11 to 13"
-    forest = figures.gist(figures.draw_plot({"t": table(("<b>",), (2,))}, record("forest", x="model")))
+    forest = figures.gist(
+        figures.draw_plot({"t": table(("<b>",), (2,))}, record("forest", x="model"))
+    )
     assert forest == "1 value, 2"
     heat = figures.gist(figures.draw_plot({"t": table()}, record("heatmap", colour="model")))
     assert heat == "6 cells from 1 to 13, greatest at two, 3"
-    many = figures.gist(figures.draw_plot({"t": table(tuple("abcdefghij"))}, record(colour="model")))
+    many = figures.gist(
+        figures.draw_plot({"t": table(tuple("abcdefghij"))}, record(colour="model"))
+    )
     assert many.endswith("and 2 more series")
 
 

@@ -22,7 +22,9 @@ from emlens.foundation import (
         (IntegrityError, RuntimeError),
     ],
 )
-def test_every_error_is_ours_and_the_built_in_one(error: type[EmlensError], builtin: type[Exception]) -> None:
+def test_every_error_is_ours_and_the_built_in_one(
+    error: type[EmlensError], builtin: type[Exception]
+) -> None:
     for caught in (EmlensError, builtin):
         with pytest.raises(caught, match="^what came; what to pass$"):
             raise error("what came; what to pass")

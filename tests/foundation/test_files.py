@@ -40,10 +40,18 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_json_is_canonical_and_reads_back(tmp_path: Path) -> None:
-    value = {"b": [1.5, math.nan, math.inf], "a": {"x": np.float32(0.5), "y": torch.tensor(2), "p": Path("d")}, 3: (True, None)}
+    value = {
+        "b": [1.5, math.nan, math.inf],
+        "a": {"x": np.float32(0.5), "y": torch.tensor(2), "p": Path("d")},
+        3: (True, None),
+    }
     text = canonical_json(value)
     assert text == canonical_json(dict(reversed(value.items())))
-    assert json.loads(text) == {"3": [True, None], "a": {"p": "d", "x": 0.5, "y": 2}, "b": [1.5, None, None]}
+    assert json.loads(text) == {
+        "3": [True, None],
+        "a": {"p": "d", "x": 0.5, "y": 2},
+        "b": [1.5, None, None],
+    }
     write_json(tmp_path / "v.json", value)
     assert read_json(tmp_path / "v.json") == json.loads(text)
     assert sha256_file(tmp_path / "v.json") == sha256_text(text)
@@ -78,7 +86,9 @@ def test_safe_names_are_safe_and_stay_distinct(texts: list[str]) -> None:
     for name in names:
         assert name and len(name) <= 89 and not name.startswith(".")
         assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    assert [safe_name(name) for name in names if len(name) <= 80] == [name for name in names if len(name) <= 80]
+    assert [safe_name(name) for name in names if len(name) <= 80] == [
+        name for name in names if len(name) <= 80
+    ]
 
 
 def test_plain_names_stay_as_they_are() -> None:

@@ -25,7 +25,9 @@ def shown() -> dict[str, object]:
     )
     return {
         "Subspace": emlens.top_k_subspace(vectors, k=3, center="mean"),
-        "Direction": emlens.Direction(vectors[0], emlens.Site.parse("resid_post.3"), HOSTILE, ids={HOSTILE: ids}),
+        "Direction": emlens.Direction(
+            vectors[0], emlens.Site.parse("resid_post.3"), HOSTILE, ids={HOSTILE: ids}
+        ),
         "NullDistribution": emlens.NullDistribution(np.arange(1000.0), HOSTILE, 7),
         "Activations": acts,
     }
@@ -44,7 +46,9 @@ def test_results_are_short_and_escaped(name: str) -> None:
 
 def test_the_numbers_are_those_of_the_result() -> None:
     found = shown()
-    assert repr(found["Subspace"]).startswith("Subspace(k=3, d_model=64, n=20, rank=19, center=mean, explained=0.")
+    assert repr(found["Subspace"]).startswith(
+        "Subspace(k=3, d_model=64, n=20, rank=19, center=mean, explained=0."
+    )
     assert "mean=499.5, sd=288.8, q95=949, draws=1000, seed=7" in repr(found["NullDistribution"])
     assert "rows &lt;script" in found["Direction"]._repr_html_()  # type: ignore[attr-defined]
     assert "<th>rows</th><td>20</td>" in found["Activations"]._repr_html_()  # type: ignore[attr-defined]
@@ -54,8 +58,10 @@ def test_the_numbers_are_those_of_the_result() -> None:
 
 def test_values_are_cut_to_one_line() -> None:
     assert in_a_line("A", {"b": "x\ny" * 100}).count("…") == 1
-    assert as_table("<A>", {"<b>": "<c>"}) == (
-        '<table><thead><tr><th colspan="2">&lt;A&gt;</th></tr></thead><tbody><tr><th>&lt;b&gt;</th><td>&lt;c&gt;</td></tr></tbody></table>'
+    assert (
+        as_table("<A>", {"<b>": "<c>"})
+        == '<table><thead><tr><th colspan="2">&lt;A&gt;</th></tr></thead>'
+        "<tbody><tr><th>&lt;b&gt;</th><td>&lt;c&gt;</td></tr></tbody></table>"
     )
 
 
@@ -73,8 +79,18 @@ def test_a_forecast_shows_its_numbers_with_null_and_gains() -> None:
     )
     scores = dict(zip(ids, 50 + 10 * values[:, 0].numpy().astype(float), strict=True))
     forecast = emlens.predict_alignment(
-        acts, scores, folds=3, inner_folds=3, repeats=1, permutations=20, texts={q: HOSTILE + q for q in ids}
+        acts,
+        scores,
+        folds=3,
+        inner_folds=3,
+        repeats=1,
+        permutations=20,
+        texts={q: HOSTILE + q for q in ids},
     )
     line, table = repr(forecast), forecast._repr_html_()
-    assert line.startswith(f"Forecast(R²={forecast.r2}") and "gain over text=" in line and len(line) < 700
+    assert (
+        line.startswith(f"Forecast(R²={forecast.r2}")
+        and "gain over text=" in line
+        and len(line) < 700
+    )
     assert "R² under the null, 95 %" in table and "<script" not in table

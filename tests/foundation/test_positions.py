@@ -16,7 +16,9 @@ def even_ids(ids: Tensor, mask: Tensor) -> Tensor:
     return (ids % 2 == 0) & mask
 
 
-def pick(position: Any, spans: RowSpans = ROW, ids: list[int] = IDS, skip_first: int = 0) -> list[int]:
+def pick(
+    position: Any, spans: RowSpans = ROW, ids: list[int] = IDS, skip_first: int = 0
+) -> list[int]:
     return parse_position(position, skip_first).tokens(ids, spans)
 
 
@@ -26,12 +28,22 @@ def test_named_positions() -> None:
     assert pick("last") == [6]
     assert pick("mean_response") == [4, 5, 6]
     assert pick("all") == list(range(7))
-    assert {name: parse_position(name).name for name in POSITION_NAMES} == {name: name for name in POSITION_NAMES}
+    assert {name: parse_position(name).name for name in POSITION_NAMES} == {
+        name: name for name in POSITION_NAMES
+    }
 
 
 def test_indices_and_spans_count_within_their_part() -> None:
-    assert pick(Index(-2, of="prompt")) == [2] and pick(Index(0, of="response")) == [4] and pick(Index(-7)) == [0]
-    assert pick(Span(1, 3, of="prompt")) == [1, 2] and pick(Span(-2, of="response")) == [5, 6] and pick(Span(0, -1)) == [*range(6)]
+    assert (
+        pick(Index(-2, of="prompt")) == [2]
+        and pick(Index(0, of="response")) == [4]
+        and pick(Index(-7)) == [0]
+    )
+    assert (
+        pick(Span(1, 3, of="prompt")) == [1, 2]
+        and pick(Span(-2, of="response")) == [5, 6]
+        and pick(Span(0, -1)) == [*range(6)]
+    )
     assert pick(even_ids) == [1, 3, 5]
 
 
@@ -44,13 +56,19 @@ def test_means_leave_out_leading_tokens_and_single_tokens_do_not() -> None:
 
 
 @given(
-    n=st.integers(1, 12), prompt=st.integers(1, 12), left=st.integers(0, 5), right=st.integers(0, 5), index=st.integers(-3, -1),
+    n=st.integers(1, 12),
+    prompt=st.integers(1, 12),
+    left=st.integers(0, 5),
+    right=st.integers(0, 5),
+    index=st.integers(-3, -1),
     other=st.integers(1, 20),
-)  # fmt: skip
+)
 def test_padding_and_batch_mates_never_shift_a_position(
     n: int, prompt: int, left: int, right: int, index: int, other: int
 ) -> None:
-    """Tokens read from a padded batch at offset + position are those of the row alone, whatever lies around it."""
+    """Tokens read from a padded batch at offset + position are those of the row alone, whatever
+    lies around it.
+    """
     prompt = min(prompt, n)
     spans = RowSpans(n, prompt)
     ids = list(range(100, 100 + n))
@@ -71,15 +89,28 @@ def test_padding_and_batch_mates_never_shift_a_position(
 @given(n=st.integers(1, 9), prompt=st.integers(1, 9))
 def test_parts_tile_the_row(n: int, prompt: int) -> None:
     spans = RowSpans(n, min(prompt, n))
-    assert [*spans.part("prompt"), *spans.part("response")] == [*spans.part("sequence")] == pick("all", spans, [0] * n)
+    assert (
+        [*spans.part("prompt"), *spans.part("response")]
+        == [*spans.part("sequence")]
+        == pick("all", spans, [0] * n)
+    )
 
 
 def test_names_tell_positions_apart() -> None:
     positions: list[Position] = [
-        Index(-1), Index(-1, of="prompt"), Index(-1, of="response"), Index(0), Span(0, 2), Span(0, None), Span(0, None, of="prompt"),
-        Span(0, None, of="prompt", skip_first=1), Span(0, 2, skip_first=1), Span(0, None, of="response"), AllTokens(),
+        Index(-1),
+        Index(-1, of="prompt"),
+        Index(-1, of="response"),
+        Index(0),
+        Span(0, 2),
+        Span(0, None),
+        Span(0, None, of="prompt"),
+        Span(0, None, of="prompt", skip_first=1),
+        Span(0, 2, skip_first=1),
+        Span(0, None, of="response"),
+        AllTokens(),
         Chosen(even_ids, "even"),
-    ]  # fmt: skip
+    ]
     assert len({position.name for position in positions}) == len(positions)
     assert [position.pooled for position in positions].count(False) == 1
     assert parse_position(even_ids).name == "chosen[even_ids]"
@@ -91,22 +122,52 @@ def test_names_tell_positions_apart() -> None:
     [
         (lambda: RowSpans(3, 0), "prompt_end=0 must lie in 1 to n_tokens=3"),
         (lambda: RowSpans(3, 4), "prompt_end=4 must lie in 1 to n_tokens=3"),
-        (lambda: ROW.part("promt"), "of='promt' is no part of a row; pass one of prompt, response, sequence"),  # type: ignore[arg-type]
+        (
+            lambda: ROW.part("promt"),
+            "of='promt' is no part of a row; pass one of prompt, response, sequence",
+        ),  # type: ignore[arg-type]
         (lambda: Index(0, of="promt"), "of='promt' is no part of a row"),  # type: ignore[arg-type]
         (lambda: Span(0, of="promt"), "of='promt' is no part of a row"),  # type: ignore[arg-type]
-        (lambda: pick(Index(4, of="prompt")), r"position index\[4,prompt\] does not exist in a row whose prompt has 4 tokens"),
-        (lambda: pick(Index(-5, of="prompt")), "does not exist in a row whose prompt has 4 tokens; pass indices inside it"),
-        (lambda: pick("mean_response", RowSpans(4, 4)), "position mean_response does not exist in a row whose response has 0"),
-        (lambda: pick(Index(-1, of="response"), RowSpans(4, 4)), "does not exist in a row whose response has 0 tokens"),
+        (
+            lambda: pick(Index(4, of="prompt")),
+            r"position index\[4,prompt\] does not exist in a row whose prompt has 4 tokens",
+        ),
+        (
+            lambda: pick(Index(-5, of="prompt")),
+            "does not exist in a row whose prompt has 4 tokens; pass indices inside it",
+        ),
+        (
+            lambda: pick("mean_response", RowSpans(4, 4)),
+            "position mean_response does not exist in a row whose response has 0",
+        ),
+        (
+            lambda: pick(Index(-1, of="response"), RowSpans(4, 4)),
+            "does not exist in a row whose response has 0 tokens",
+        ),
         (lambda: pick(Span(2, 2)), r"position span\[2,2,sequence\] does not exist"),
         (lambda: pick(Span(0, 8)), "does not exist in a row whose sequence has 7 tokens"),
-        (lambda: pick("mean_prompt", skip_first=4), "leaves no token in a row of 7; lower skip_first"),
-        (lambda: pick(lambda ids, mask: ids), r"returned torch.int64 of shape \(7,\); return a boolean mask of shape \(7,\)"),
+        (
+            lambda: pick("mean_prompt", skip_first=4),
+            "leaves no token in a row of 7; lower skip_first",
+        ),
+        (
+            lambda: pick(lambda ids, mask: ids),
+            r"returned torch.int64 of shape \(7,\); return a boolean mask of shape \(7,\)",
+        ),
         (lambda: pick(lambda ids, mask: mask[1:]), r"returned torch.bool of shape \(6,\)"),
         (lambda: pick(lambda ids, mask: [True] * 7), "returned a list; return a boolean mask"),
-        (lambda: pick(lambda ids, mask: ids > 99), r"position chosen\[<lambda>\] marks no token in a row of 7"),
-        (lambda: parse_position("first"), "position 'first' is unknown; pass one of last_prompt, mean_prompt"),
-        (lambda: parse_position("last", skip_first=-1), "skip_first=-1 is negative; pass how many leading tokens"),
+        (
+            lambda: pick(lambda ids, mask: ids > 99),
+            r"position chosen\[<lambda>\] marks no token in a row of 7",
+        ),
+        (
+            lambda: parse_position("first"),
+            "position 'first' is unknown; pass one of last_prompt, mean_prompt",
+        ),
+        (
+            lambda: parse_position("last", skip_first=-1),
+            "skip_first=-1 is negative; pass how many leading tokens",
+        ),
         (lambda: parse_position(3), "position 3 is a int; pass a name, Index, Span or a callable"),  # type: ignore[arg-type]
     ],
 )

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from emlens.foundation import InputError
-from emlens.foundation.provenance import hardware, hash_directory, hash_json, hash_tensors, library_versions
+from emlens.foundation.provenance import (
+    hardware,
+    hash_directory,
+    hash_json,
+    hash_tensors,
+    library_versions,
+)
 
 
 def test_directory_hash_sees_names_and_bytes_but_not_place_or_other_files(tmp_path: Path) -> None:
@@ -56,6 +62,8 @@ def test_json_hash_does_not_depend_on_key_order() -> None:
 
 def test_versions_and_hardware() -> None:
     versions = library_versions(("torch", "no-such-distribution"))
-    assert set(versions) == {"torch"} and torch.__version__.startswith(versions["torch"].partition("+")[0])
+    assert set(versions) == {"torch"} and torch.__version__.startswith(
+        versions["torch"].partition("+")[0]
+    )
     facts = hardware()
     assert facts["threads"] == torch.get_num_threads() and facts["cores"] >= 1

@@ -20,7 +20,10 @@ def test_floats_widen_exactly(dtype: torch.dtype) -> None:
     [
         ([1.0], "rows is a list; pass a torch tensor"),
         (torch.tensor([1]), "rows has dtype torch.int64; pass a floating-point tensor"),
-        (torch.tensor([1.0, float("nan"), float("-inf")]), "rows holds 2 values that are NaN or infinite, of 3; drop or fix them"),
+        (
+            torch.tensor([1.0, float("nan"), float("-inf")]),
+            "rows holds 2 values that are NaN or infinite, of 3; drop or fix them",
+        ),
     ],
 )
 def test_what_is_no_usable_tensor_is_refused(value: Any, message: str) -> None:
@@ -34,5 +37,7 @@ def test_shapes_are_checked_by_name() -> None:
     require_same_width(matrix, torch.ones(5, 3), "a", "b")
     with pytest.raises(InputError, match=r"rows has shape \(2, 3\); pass \(batch, row, d\)"):
         require_ndim(matrix, 3, "rows", "(batch, row, d)")
-    with pytest.raises(InputError, match="a has 3 coordinates and b has 4; pass vectors of one residual stream"):
+    with pytest.raises(
+        InputError, match="a has 3 coordinates and b has 4; pass vectors of one residual stream"
+    ):
         require_same_width(matrix, torch.ones(4), "a", "b")

@@ -29,7 +29,9 @@ def test_sites_sort_in_the_order_of_a_forward_pass() -> None:
 
 
 def test_hf_indices_are_those_of_a_real_decoder() -> None:
-    """hidden_states of a stack that adds 1 a block: entry i has seen i blocks, the last has also been normalised."""
+    """hidden_states of a stack that adds 1 a block: entry i has seen i blocks, the last has also
+    been normalised.
+    """
     n_layers = 3
     stream = torch.zeros(1)
     hidden_states, after_block = [stream], {}
@@ -48,10 +50,16 @@ def test_hf_indices_are_those_of_a_real_decoder() -> None:
 
 def test_resolving_expands_kinds_sorts_and_drops_repeats() -> None:
     assert resolve_sites("resid_post", 3) == [Site("resid_post", layer) for layer in range(3)]
-    assert resolve_sites("resid_post", 3, layers=[-1, 0, 2]) == [Site("resid_post", 0), Site("resid_post", 2)]
+    assert resolve_sites("resid_post", 3, layers=[-1, 0, 2]) == [
+        Site("resid_post", 0),
+        Site("resid_post", 2),
+    ]
     mixed = resolve_sites(["final_norm", "mlp_out.1", "resid_pre.0", "mlp_out.-1"], 2)
     assert [str(site) for site in mixed] == ["resid_pre.0", "mlp_out.1", "final_norm"]
-    assert resolve_sites(["resid_post", "final_norm"], 2, layers=[0]) == [Site("resid_post", 0), Site("final_norm")]
+    assert resolve_sites(["resid_post", "final_norm"], 2, layers=[0]) == [
+        Site("resid_post", 0),
+        Site("final_norm"),
+    ]
     assert resolve_sites(Site("attn_out", 1), 2) == [Site("attn_out", 1)]
 
 
@@ -59,22 +67,55 @@ def test_resolving_expands_kinds_sorts_and_drops_repeats() -> None:
     ("make", "message"),
     [
         (lambda: Site("resid", 0), "site kind 'resid' is unknown; pass one of resid_pre"),
-        (lambda: Site("resid_post"), "site kind 'resid_post' came with layer None; only final_norm has no layer"),
+        (
+            lambda: Site("resid_post"),
+            "site kind 'resid_post' came with layer None; only final_norm has no layer",
+        ),
         (lambda: Site("final_norm", 3), "site kind 'final_norm' came with layer 3"),
-        (lambda: Site.parse("layer 3"), "site 'layer 3' is not a site name; pass a kind and a block index"),
+        (
+            lambda: Site.parse("layer 3"),
+            "site 'layer 3' is not a site name; pass a kind and a block index",
+        ),
         (lambda: Site.parse("resid_post.3\n"), "is not a site name"),
         (lambda: Site.parse(3), "site 3 is not a site name"),  # type: ignore[arg-type]
-        (lambda: Site.parse("resid_post.-1"), "counts from the end, which needs the model's number of layers"),
-        (lambda: Site.parse("resid_post.4", 4), "site 'resid_post.4' names block 4, but the model has blocks 0 to 3"),
+        (
+            lambda: Site.parse("resid_post.-1"),
+            "counts from the end, which needs the model's number of layers",
+        ),
+        (
+            lambda: Site.parse("resid_post.4", 4),
+            "site 'resid_post.4' names block 4, but the model has blocks 0 to 3",
+        ),
         (lambda: Site.parse("resid_post.-5", 4), "names block -5, but the model has blocks 0 to 3"),
-        (lambda: Site.from_hf_index(5, 4), "hidden_states index 5 does not exist; a model of 4 blocks has 0 to 4"),
+        (
+            lambda: Site.from_hf_index(5, 4),
+            "hidden_states index 5 does not exist; a model of 4 blocks has 0 to 4",
+        ),
         (lambda: Site.from_hf_index(-1, 4), "hidden_states index -1 does not exist"),
-        (lambda: resolve_sites([], 4), "sites is empty; pass at least one site such as 'resid_post'"),
-        (lambda: resolve_sites("resid_post", 4, layers=[]), "layers is empty; pass block indices, or None for every layer"),
-        (lambda: resolve_sites("resid_post", 4, layers=1), r"layers=1 is no list; pass block indices such as \[0, -1\]"),
-        (lambda: resolve_sites("resid_post", 4, layers="all"), "layers='all' is no list; pass block indices"),
-        (lambda: resolve_sites("resid_post.1", 4, layers=[1]), r"layers=\[1\] came beside site 'resid_post.1', which names"),
-        (lambda: resolve_sites("resid_post", 4, layers=[4]), "names block 4, but the model has blocks 0 to 3"),
+        (
+            lambda: resolve_sites([], 4),
+            "sites is empty; pass at least one site such as 'resid_post'",
+        ),
+        (
+            lambda: resolve_sites("resid_post", 4, layers=[]),
+            "layers is empty; pass block indices, or None for every layer",
+        ),
+        (
+            lambda: resolve_sites("resid_post", 4, layers=1),
+            r"layers=1 is no list; pass block indices such as \[0, -1\]",
+        ),
+        (
+            lambda: resolve_sites("resid_post", 4, layers="all"),
+            "layers='all' is no list; pass block indices",
+        ),
+        (
+            lambda: resolve_sites("resid_post.1", 4, layers=[1]),
+            r"layers=\[1\] came beside site 'resid_post.1', which names",
+        ),
+        (
+            lambda: resolve_sites("resid_post", 4, layers=[4]),
+            "names block 4, but the model has blocks 0 to 3",
+        ),
     ],
 )
 def test_sites_that_do_not_exist_are_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]

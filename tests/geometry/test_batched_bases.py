@@ -3,7 +3,14 @@ import torch
 
 from emlens import EmlensError
 from emlens.geometry import principal_angles, top_k_subspace
-from emlens.geometry.batched_bases import STACK, cosines_between, one_set, row_coordinates, stacks, top_bases
+from emlens.geometry.batched_bases import (
+    STACK,
+    cosines_between,
+    one_set,
+    row_coordinates,
+    stacks,
+    top_bases,
+)
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,7 +24,8 @@ def test_bases_are_those_of_the_exact_decomposition(n, d, center):
     fast, exact = top_bases(x, 3, center, "x"), top_k_subspace(x, 3, center=center)
     torch.testing.assert_close(fast.mT @ fast, torch.eye(3, dtype=torch.float64).expand(5, 3, 3))
     assert float(principal_angles(fast, exact).max()) < 1e-10
-    assert float(principal_angles(fast, top_k_subspace(x, 3, center=not center)).max()) > 0.1  # it can tell the other
+    # it can tell the other
+    assert float(principal_angles(fast, top_k_subspace(x, 3, center=not center)).max()) > 0.1
 
 
 @pytest.mark.parametrize(("n", "d"), [(6, 20), (20, 6)])
@@ -26,7 +34,8 @@ def test_components_that_squares_cannot_hold_come_from_the_rows(n, d):
     x = left * torch.tensor([1.0, 1e-5, 1e-10], dtype=torch.float64) @ right.mT
     assert float(principal_angles(top_bases(x, 3, False, "x"), right)[-1]) < 1e-5
     squared = torch.linalg.eigh(x.mT @ x).eigenvectors[:, -3:]
-    assert float(principal_angles(squared, right)[-1]) > 0.01  # why: a Gram matrix has lost the third
+    # why: a Gram matrix has lost the third
+    assert float(principal_angles(squared, right)[-1]) > 0.01
 
 
 def test_coordinates_keep_inner_products_and_drop_what_is_rounding():
@@ -46,7 +55,9 @@ def test_cosines_are_those_of_scipy():
     found = cosines_between(a, b)
     assert found.shape == (2, 2)
     for i in range(2):
-        assert torch.arccos(found[i]).tolist() == pytest.approx(sorted(subspace_angles(a[i].numpy(), b[i].numpy())))
+        assert torch.arccos(found[i]).tolist() == pytest.approx(
+            sorted(subspace_angles(a[i].numpy(), b[i].numpy()))
+        )
 
 
 def test_stacks_add_up_and_are_bounded():
@@ -56,9 +67,16 @@ def test_stacks_add_up_and_are_bounded():
 
 
 def test_refusals(unchecked):
-    with pytest.raises(EmlensError, match="x: a sample of 4 vectors has rank below k=4 with center=True; pass a smaller k"):
+    with pytest.raises(
+        EmlensError,
+        match="x: a sample of 4 vectors has rank below k=4 with center=True; pass a smaller k",
+    ):
         top_bases(rows(4, 9), 4, True, "x")
-    with pytest.raises(EmlensError, match="x: a sample of 4 vectors has rank below k=9 with center=False"):
+    with pytest.raises(
+        EmlensError, match="x: a sample of 4 vectors has rank below k=9 with center=False"
+    ):
         top_bases(rows(4, 9), 9, False, "x")
-    with pytest.raises(EmlensError, match=r"x has shape \(2, 4, 9\); pass one set of vectors, shape \(row, d\)"):
+    with pytest.raises(
+        EmlensError, match=r"x has shape \(2, 4, 9\); pass one set of vectors, shape \(row, d\)"
+    ):
         one_set(rows(2, 4, 9), "x")

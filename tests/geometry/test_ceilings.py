@@ -15,7 +15,9 @@ SHARED = rows(120, 3) @ rows(3, 40, seed=1) * 5 + rows(120, 40, seed=2)
 
 
 def test_split_half_ceiling():
-    high, low = (split_half_ceiling(x, 3, center=True, splits=20) for x in (SHARED, rows(120, 40, seed=2)))
+    high, low = (
+        split_half_ceiling(x, 3, center=True, splits=20) for x in (SHARED, rows(120, 40, seed=2))
+    )
     assert high.value > 0.95 and low.value < 0.35
     assert high.low <= high.value <= high.high and high.n == 120
     assert "halves of 60" in high.method
@@ -34,21 +36,41 @@ def test_coordinates_change_nothing(center, measure):
         order = torch.randperm(31, generator=rng)
         parts = (top_k_subspace(x[half], 2, center=center) for half in (order[:15], order[15:30]))
         found.append(float(subspace_overlap(*parts, measure)))
-    assert split_half_ceiling(x, 2, center=center, measure=measure, splits=6, seed=4).value == pytest.approx(np.mean(found))
+    assert split_half_ceiling(
+        x, 2, center=center, measure=measure, splits=6, seed=4
+    ).value == pytest.approx(np.mean(found))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: split_half_ceiling(rows(9, 5), 4, center=True), "k=4 is above the rank of half of 9 vectors; pass k <= 3"),
-        (lambda: split_half_ceiling(rows(2, 9, 5), 4, center=True), r"vectors has shape \(2, 9, 5\); pass one set"),
-        (lambda: split_half_ceiling(rows(9, 5), 1, center=True, splits=0), "splits=0 must be an integer of 1 or more"),
-        (lambda: split_half_ceiling(rows(20, 1) @ rows(1, 9), 2, center=False), "k=2 is above the rank: the 10 vectors have rank 1"),
-        (lambda: split_half_ceiling(torch.ones(20, 9), 1, center=True), "have rank 0 with center='mean'"),
-        (lambda: split_half_ceiling(torch.zeros(20, 9), 1, center=False), "have rank 0 with center='none'"),
+        (
+            lambda: split_half_ceiling(rows(9, 5), 4, center=True),
+            "k=4 is above the rank of half of 9 vectors; pass k <= 3",
+        ),
+        (
+            lambda: split_half_ceiling(rows(2, 9, 5), 4, center=True),
+            r"vectors has shape \(2, 9, 5\); pass one set",
+        ),
+        (
+            lambda: split_half_ceiling(rows(9, 5), 1, center=True, splits=0),
+            "splits=0 must be an integer of 1 or more",
+        ),
+        (
+            lambda: split_half_ceiling(rows(20, 1) @ rows(1, 9), 2, center=False),
+            "k=2 is above the rank: the 10 vectors have rank 1",
+        ),
+        (
+            lambda: split_half_ceiling(torch.ones(20, 9), 1, center=True),
+            "have rank 0 with center='mean'",
+        ),
+        (
+            lambda: split_half_ceiling(torch.zeros(20, 9), 1, center=False),
+            "have rank 0 with center='none'",
+        ),
         (lambda: split_half_ceiling(rows(20, 9), 1, center="x"), "center='x' is unknown"),
     ],
-)  # fmt: skip
+)
 def test_refusals(unchecked, call, message):
     with pytest.raises(EmlensError, match=message):
         call()

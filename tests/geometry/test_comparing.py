@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from emlens.foundation import InputError, Site
-from emlens.geometry import ContrastSums, Direction, compare_directions, covariance_cosine_null, direction_cosine
+from emlens.geometry import (
+    ContrastSums,
+    Direction,
+    compare_directions,
+    covariance_cosine_null,
+    direction_cosine,
+)
 
 D = 64
 
@@ -24,7 +30,11 @@ def fine_tune(seed: int, shift: torch.Tensor) -> ContrastSums:
 
 def test_a_shared_direction_stands_out_and_an_unrelated_one_does_not():
     table = compare_directions(
-        {"a": fine_tune(1, SHARED), "b": fine_tune(2, SHARED), "c": fine_tune(3, SCALES * rows(D, seed=4))},
+        {
+            "a": fine_tune(1, SHARED),
+            "b": fine_tune(2, SHARED),
+            "c": fine_tune(3, SCALES * rows(D, seed=4)),
+        },
         torch.diag(SCALES**2),
         draws=2000,
         splits=50,
@@ -33,7 +43,8 @@ def test_a_shared_direction_stands_out_and_an_unrelated_one_does_not():
     assert same["low"] < same["cosine"] < same["high"] and same["n"] == 32
     assert same["p"] == pytest.approx(1 / 2001) and same["p_adjusted"] == pytest.approx(3 / 2001)
     assert other["p"] > 0.05 and other["p_adjusted"] >= other["p"]
-    assert same["cosine"] == pytest.approx(same["ceiling"], abs=0.05)  # two estimates of one direction reach the ceiling
+    # two estimates of one direction reach the ceiling
+    assert same["cosine"] == pytest.approx(same["ceiling"], abs=0.05)
     assert same["null_sd"] > 1.3 * same["isotropic_sd"] == pytest.approx(1.3 / 8)
     null = covariance_cosine_null(torch.diag(SCALES**2), 2000)
     assert same["null_95"] == pytest.approx(null.quantile(0.95))
@@ -42,9 +53,18 @@ def test_a_shared_direction_stands_out_and_an_unrelated_one_does_not():
 def test_plain_directions_have_a_null_but_no_interval():
     site = Site("resid_post", 1)
     a, b = Direction(SHARED, site, "last"), Direction(rows(D), site, "last")
-    table = compare_directions({"a": a, "b": b, "c": fine_tune(1, SHARED)}, rows(100, D) * SCALES, draws=200)
-    assert len(table) == 3 and np.isnan(table[["low", "high", "ceiling"]].to_numpy()).all() and (table["n"] == 0).all()
-    assert table["cosine"][0] == pytest.approx(direction_cosine(a, b)) and table["p"].between(1 / 201, 1).all()
+    table = compare_directions(
+        {"a": a, "b": b, "c": fine_tune(1, SHARED)}, rows(100, D) * SCALES, draws=200
+    )
+    assert (
+        len(table) == 3
+        and np.isnan(table[["low", "high", "ceiling"]].to_numpy()).all()
+        and (table["n"] == 0).all()
+    )
+    assert (
+        table["cosine"][0] == pytest.approx(direction_cosine(a, b))
+        and table["p"].between(1 / 201, 1).all()
+    )
 
 
 def test_refusals(unchecked):

@@ -17,8 +17,13 @@ def by_likelihood(values: np.ndarray) -> int:
     best = []
     for q in range(1, len(values)):
         first, second = values[:q], values[q:]
-        variance = (((first - first.mean()) ** 2).sum() + ((second - second.mean()) ** 2).sum()) / (len(values) - 2)
-        best.append(norm.logpdf(first, first.mean(), variance**0.5).sum() + norm.logpdf(second, second.mean(), variance**0.5).sum())
+        variance = (((first - first.mean()) ** 2).sum() + ((second - second.mean()) ** 2).sum()) / (
+            len(values) - 2
+        )
+        best.append(
+            norm.logpdf(first, first.mean(), variance**0.5).sum()
+            + norm.logpdf(second, second.mean(), variance**0.5).sum()
+        )
     return int(np.argmax(best)) + 1
 
 
@@ -34,16 +39,30 @@ def test_elbow_is_where_a_planted_spectrum_falls(k):
     x = signal + rows(200, 40, seed=2) + 5
     assert top_k_subspace(x, "elbow", center=True).k == k
     exact = signal - signal.mean(0)
-    assert top_k_subspace(exact, "elbow", center=False).k <= k  # nothing but rounding lies behind k, and no k above the rank
-    assert top_k_subspace(x, "elbow", center=True).k == top_k_subspace(1e6 * x, "elbow", center=True).k
+    # nothing but rounding lies behind k, and no k above the rank
+    assert top_k_subspace(exact, "elbow", center=False).k <= k
+    assert (
+        top_k_subspace(x, "elbow", center=True).k == top_k_subspace(1e6 * x, "elbow", center=True).k
+    )
 
 
 def test_refusals(unchecked):
-    with pytest.raises(EmlensError, match="k='elbow' has 2 singular values to choose among; pass a count, or more vectors"):
+    with pytest.raises(
+        EmlensError,
+        match="k='elbow' has 2 singular values to choose among; pass a count, or more vectors",
+    ):
         top_k_subspace(rows(3, 9), "elbow", center=True)
-    with pytest.raises(EmlensError, match="k='elbow' asks for the elbow, which differs over a batch; pass a count, or one matrix"):
+    with pytest.raises(
+        EmlensError,
+        match=(
+            "k='elbow' asks for the elbow, which differs over a batch; pass a count, or one matrix"
+        ),
+    ):
         top_k_subspace(rows(2, 5, 9), "elbow", center=True)
     with pytest.raises(EmlensError, match="k='elbow' has nothing to choose from"):
         top_k_subspace(torch.ones(5, 9), "elbow", center=True)
-    with pytest.raises(EmlensError, match=r"k='knee' is unknown; pass a count, a share of variance such as .95, or 'elbow'"):
+    with pytest.raises(
+        EmlensError,
+        match=r"k='knee' is unknown; pass a count, a share of variance such as .95, or 'elbow'",
+    ):
         top_k_subspace(rows(5, 9), "knee", center=True)

@@ -30,7 +30,12 @@ def test_the_whole_is_the_difference_of_means():
     plain = mean_difference_direction(UP, DOWN, site="resid_post.1", position="last")
     torch.testing.assert_close(direction.vector, plain.vector)
     torch.testing.assert_close(direction.baseline, plain.baseline)
-    assert (direction.site, direction.position, direction.ids, direction.provenance) == (plain.site, "last", {"positive": ("a",)}, {"x": 1})
+    assert (direction.site, direction.position, direction.ids, direction.provenance) == (
+        plain.site,
+        "last",
+        {"positive": ("a",)},
+        {"x": 1},
+    )
     assert (SUMS.blocks, SUMS.d_model) == (5, 5)
 
 
@@ -44,7 +49,9 @@ def test_a_unit_is_left_out_with_its_rows_of_both_classes():
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 9), st.integers(0, 99))
-def test_blocks_are_as_even_as_units_allow_and_no_unit_is_parted(units: int, blocks: int, seed: int):
+def test_blocks_are_as_even_as_units_allow_and_no_unit_is_parted(
+    units: int, blocks: int, seed: int
+):
     names = [f"u{i}" for i in range(units)]
     dealt = deal_blocks([*names, *names[::-1]], blocks, seed)
     assert dealt == deal_blocks(sorted(names), blocks, seed) and set(dealt) == set(names)
@@ -56,10 +63,14 @@ def test_bootstrap_and_halves_agree_with_a_loop_over_blocks():
     n = len(SUMS.positive)
     rng = torch.Generator()
     draws = SUMS.bootstrap(300, seed=3)
-    assert torch.equal(draws, SUMS.bootstrap(300, seed=3)) and not torch.equal(draws, SUMS.bootstrap(300, seed=4))
+    assert torch.equal(draws, SUMS.bootstrap(300, seed=3)) and not torch.equal(
+        draws, SUMS.bootstrap(300, seed=4)
+    )
     spread = torch.stack(
         [
-            SUMS.differences(torch.bincount(torch.randint(n, (n,), generator=rng), minlength=n).double()[None])[0]
+            SUMS.differences(
+                torch.bincount(torch.randint(n, (n,), generator=rng), minlength=n).double()[None]
+            )[0]
             for _ in range(600)
         ]
     )
@@ -69,7 +80,8 @@ def test_bootstrap_and_halves_agree_with_a_loop_over_blocks():
     dealt = deal_blocks([*UP_UNITS, *DOWN_UNITS])
     for a, b in zip(first[:8], second[:8], strict=True):
         sides = [
-            {unit for unit, block in dealt.items() if not (mask >> block) & 1} for mask in range(2**n)
+            {unit for unit, block in dealt.items() if not (mask >> block) & 1}
+            for mask in range(2**n)
         ]  # units left out by every choice of blocks
         matches = [left for left in sides if 0 < len(left) < n and _close(by_hand(left), a)]
         assert len(matches) == 1 and _close(by_hand(set(dealt) - matches[0]), b)
@@ -82,7 +94,9 @@ def _close(x: torch.Tensor, y: torch.Tensor) -> bool:
 def test_rows_without_units_are_units_themselves():
     alone = ContrastSums.from_rows(UP, DOWN, blocks=100)
     assert alone.blocks == 21
-    torch.testing.assert_close(alone.leave_one_out().sum(0) / 21, alone.difference, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        alone.leave_one_out().sum(0) / 21, alone.difference, rtol=0.05, atol=0.05
+    )
 
 
 def test_refusals(unchecked):
@@ -91,9 +105,18 @@ def test_refusals(unchecked):
         deal_blocks(["q", "q"])
     with pytest.raises(InputError, match="blocks=1 must be an integer of 2 or more"):
         deal_blocks(["q", "r"], 1)
-    with pytest.raises(InputError, match="positive rows lie in 1 block; resampling needs rows of each class in at least 2"):
+    with pytest.raises(
+        InputError,
+        match="positive rows lie in 1 block; resampling needs rows of each class in at least 2",
+    ):
         ContrastSums.from_rows(UP, DOWN, positive_units=["q"] * 12, negative_units=DOWN_UNITS)
-    with pytest.raises(InputError, match=r"negative sums have shape \(3, 5\) and weights \(2,\); pass \(block, d\) and \(block,\)"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"negative sums have shape \(3, 5\) and weights \(2,\);"
+            r" pass \(block, d\) and \(block,\)"
+        ),
+    ):
         ContrastSums(two, rows(2, 5), two, rows(3, 5))
     with pytest.raises(InputError, match="negative_units has 2 entries for 9 rows; pass one a row"):
         ContrastSums.from_rows(UP, DOWN, negative_units=["a", "b"])

@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 import torch
@@ -45,7 +44,9 @@ def test_mean_difference_points_to_positive_and_keeps_the_baseline():
     assert direction.norm == pytest.approx(float(direction.vector.norm()))
     assert float(direction.unit.norm()) == pytest.approx(1)
     assert (direction.site, direction.position, direction.d_model) == (SITE, "last_prompt", 16)
-    assert dict(direction.ids) == {"positive": ("a", "b")} and dict(direction.provenance) == {"x": 1}
+    assert dict(direction.ids) == {"positive": ("a", "b")} and dict(direction.provenance) == {
+        "x": 1
+    }
     backwards = mean_difference_direction(negative, positive, site=SITE)
     assert direction_cosine(direction, backwards) == pytest.approx(-1)
 
@@ -53,7 +54,11 @@ def test_mean_difference_points_to_positive_and_keeps_the_baseline():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_common_shift_does_not_turn_it(seed):
-    positive, negative, shift = rows(6, 5, seed=seed), rows(9, 5, seed=seed + 1), 50 * rows(5, seed=seed + 2)
+    positive, negative, shift = (
+        rows(6, 5, seed=seed),
+        rows(9, 5, seed=seed + 1),
+        50 * rows(5, seed=seed + 2),
+    )
     plain = mean_difference_direction(positive, negative, site=SITE)
     moved = mean_difference_direction(positive + shift, negative + shift, site=SITE)
     torch.testing.assert_close(moved.vector, plain.vector, atol=1e-12, rtol=0)
@@ -61,23 +66,42 @@ def test_a_common_shift_does_not_turn_it(seed):
 
 def test_dtype_follows_the_input():
     assert (
-        mean_difference_direction(rows(4, 3).float(), rows(4, 3, seed=1).float(), site=SITE).vector.dtype
+        mean_difference_direction(
+            rows(4, 3).float(), rows(4, 3, seed=1).float(), site=SITE
+        ).vector.dtype
         == torch.float32
     )
-    assert mean_difference_direction(rows(4, 3).float(), rows(4, 3, seed=1), site=SITE).vector.dtype == torch.float64
+    assert (
+        mean_difference_direction(rows(4, 3).float(), rows(4, 3, seed=1), site=SITE).vector.dtype
+        == torch.float64
+    )
     assert Direction(rows(3).to(torch.bfloat16), SITE).unit.dtype == torch.float32
 
 
 def test_from_deltas():
     planted = torch.linalg.qr(rows(12, 1)).Q[:, 0]
-    deltas = 0.05 * rows(80, 12, seed=1) - torch.linspace(1, 3, 80, dtype=torch.float64)[:, None] * planted
+    deltas = (
+        0.05 * rows(80, 12, seed=1)
+        - torch.linspace(1, 3, 80, dtype=torch.float64)[:, None] * planted
+    )
     mean = direction_from_deltas(deltas, site="resid_post.3")
     torch.testing.assert_close(mean.vector, deltas.mean(0))
-    component = direction_from_deltas(deltas, site=SITE, kind="top_component", position="last", ids={"rows": ["q"]})
+    component = direction_from_deltas(
+        deltas, site=SITE, kind="top_component", position="last", ids={"rows": ["q"]}
+    )
     assert direction_cosine(component, -planted) > 0.999  # signed like the mean delta
-    assert component.norm == pytest.approx(float((deltas @ planted).square().mean().sqrt()), rel=1e-3)
+    assert component.norm == pytest.approx(
+        float((deltas @ planted).square().mean().sqrt()), rel=1e-3
+    )
     opposed = torch.cat([deltas, -deltas])
-    assert abs(direction_cosine(direction_from_deltas(opposed, site=SITE, kind="top_component"), planted)) > 0.999
+    assert (
+        abs(
+            direction_cosine(
+                direction_from_deltas(opposed, site=SITE, kind="top_component"), planted
+            )
+        )
+        > 0.999
+    )
 
 
 def anisotropic(n: int, d: int, seed: int) -> torch.Tensor:
@@ -87,16 +111,23 @@ def anisotropic(n: int, d: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("d", [6, 60])
 def test_whitening_is_the_discriminant_of_scikit_learn(d):
     positive, negative = anisotropic(20, d, 1) + 0.3, anisotropic(15, d, 2)
-    found = whitened_direction(positive, negative, site=SITE, shrinkage=0.2, position="last", ids={"positive": ["a"]})
+    found = whitened_direction(
+        positive, negative, site=SITE, shrinkage=0.2, position="last", ids={"positive": ["a"]}
+    )
     centred = torch.cat([positive - positive.mean(0), negative - negative.mean(0)])
     pooled = centred.T @ centred / 33
     shrunk = 0.8 * pooled + 0.2 * pooled.trace() / d * torch.eye(d, dtype=torch.float64)
     expected = torch.linalg.inv(shrunk) @ (positive.mean(0) - negative.mean(0))
     assert direction_cosine(found, expected) == pytest.approx(1, abs=1e-10)
     difference = positive.mean(0) - negative.mean(0)
-    assert found.norm == pytest.approx(float(difference @ found.unit))  # one step along it moves one mean to the other
+    # one step along it moves one mean to the other
+    assert found.norm == pytest.approx(float(difference @ found.unit))
     torch.testing.assert_close(found.baseline, negative.mean(0))
-    assert found.provenance["shrinkage"] == 0.2 and found.position == "last" and found.ids == {"positive": ("a",)}
+    assert (
+        found.provenance["shrinkage"] == 0.2
+        and found.position == "last"
+        and found.ids == {"positive": ("a",)}
+    )
     labels = np.r_[np.ones(20), np.zeros(15)]
     sklearn = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Given(shrunk.numpy()))
     weights = sklearn.fit(torch.cat([positive, negative]).numpy(), labels).coef_[0]
@@ -104,7 +135,9 @@ def test_whitening_is_the_discriminant_of_scikit_learn(d):
 
 
 class _Given:
-    """A covariance estimator that has its answer already; scikit-learn mixes the classes' estimates by their sizes."""
+    """A covariance estimator that has its answer already; scikit-learn mixes the classes' estimates
+    by their sizes.
+    """
 
     def __init__(self, covariance):
         self.covariance_ = covariance
@@ -118,7 +151,9 @@ def test_shrinkage_is_that_of_scikit_learn():
     _, expected = oas(x, assume_centered=False)
     covariance = OAS(store_precision=False).fit(x)  # the empirical covariance there divides by n
     sample = np.cov(x.T, bias=True)
-    assert oas_shrinkage(np.trace(sample), np.trace(sample @ sample), 12, 40) == pytest.approx(expected)
+    assert oas_shrinkage(np.trace(sample), np.trace(sample @ sample), 12, 40) == pytest.approx(
+        expected
+    )
     assert covariance.shrinkage_ == pytest.approx(expected)
     assert oas_shrinkage(3.0, 3.0, 3, 10) == 1.0
 
@@ -133,7 +168,9 @@ def test_few_rows_and_many_give_the_same_inverse():
 
 
 def test_whitening_finds_what_causes_nothing_where_noise_is_anisotropic():
-    """With noise along e1 far above the rest and a shift along e1 + e2, the discriminant turns to e2; the mean difference does not."""
+    """With noise along e1 far above the rest and a shift along e1 + e2, the discriminant turns to
+    e2; the mean difference does not.
+    """
     noise = torch.tensor([5.0, 0.2, 1.0, 1.0], dtype=torch.float64)
     shift = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     positive, negative = rows(4000, 4, seed=1) * noise + shift, rows(4000, 4, seed=2) * noise
@@ -159,19 +196,30 @@ def test_what_the_text_alone_shows_is_taken_away():
     text, added = rows(30, seed=1), rows(30, seed=2)
     added -= (added @ text) / (text @ text) * text
     ids = {"misaligned": ("a",), "aligned": ("b",)}
-    own = Direction(text + added, SITE, "mean_response", baseline=rows(30), ids=ids, provenance={"model": {"name": "bad"}})
-    other = Direction(text, SITE, "mean_response", ids=ids, provenance={"model": {"name": "instruct"}})
+    own = Direction(
+        text + added,
+        SITE,
+        "mean_response",
+        baseline=rows(30),
+        ids=ids,
+        provenance={"model": {"name": "bad"}},
+    )
+    other = Direction(
+        text, SITE, "mean_response", ids=ids, provenance={"model": {"name": "instruct"}}
+    )
     found = text_content(own, other)
     torch.testing.assert_close(found.remainder.vector, added)
     assert found.cosine == pytest.approx(float(text.norm() / (text + added).norm()))
     assert found.share == pytest.approx(float(text @ text) / float((text + added) @ (text + added)))
-    assert found.remainder.provenance["text_content"] == "subtract" and found.remainder.provenance["text_content_model"] == {"name": "instruct"}
+    assert found.remainder.provenance["text_content"] == "subtract" and found.remainder.provenance[
+        "text_content_model"
+    ] == {"name": "instruct"}
     assert torch.equal(found.remainder.baseline, own.baseline)
     double = Direction(2 * text, SITE, "mean_response", ids=ids)
     projected = text_content(own, double, "project")
-    torch.testing.assert_close(projected.remainder.vector, added)  # blind to how long the other model's difference is
+    # blind to how long the other model's difference is
+    torch.testing.assert_close(projected.remainder.vector, added)
     assert direction_cosine(text_content(own, double).remainder, added) < 0.99  # subtraction is not
-
 
 
 @pytest.mark.parametrize(
@@ -185,25 +233,45 @@ def test_what_the_text_alone_shows_is_taken_away():
             lambda: mean_difference_direction(rows(0, 4), rows(3, 4), site=SITE),
             r"positive has shape \(0, 4\); pass at least one",
         ),
-        (lambda: mean_difference_direction(rows(3, 4), rows(4), site=SITE), r"negative has shape \(4,\); pass rows"),
+        (
+            lambda: mean_difference_direction(rows(3, 4), rows(4), site=SITE),
+            r"negative has shape \(4,\); pass rows",
+        ),
         (
             lambda: mean_difference_direction(rows(2, 3, 4), rows(3, 4), site=SITE),
             r"positive has shape \(2, 3, 4\) and negative",
         ),
         (
-            lambda: mean_difference_direction(rows(50, 4), rows(50, 4)[torch.randperm(50)], site=SITE),
-            r"positive and negative have the same mean \(they differ by .*\), so no direction lies between them",
+            lambda: mean_difference_direction(
+                rows(50, 4), rows(50, 4)[torch.randperm(50)], site=SITE
+            ),
+            (
+                r"positive and negative have the same mean \(they differ by .*\),"
+                r" so no direction lies between them"
+            ),
         ),
-        (lambda: direction_from_deltas(torch.cat([rows(9, 4), -rows(9, 4)]), site=SITE), "deltas have mean zero"),
-        (lambda: direction_from_deltas(rows(9, 4), site=SITE, kind="median"), "kind='median' is unknown; pass 'mean'"),
-        (lambda: direction_from_deltas(rows(2, 9, 4), site=SITE), r"deltas has shape \(2, 9, 4\); pass one"),
+        (
+            lambda: direction_from_deltas(torch.cat([rows(9, 4), -rows(9, 4)]), site=SITE),
+            "deltas have mean zero",
+        ),
+        (
+            lambda: direction_from_deltas(rows(9, 4), site=SITE, kind="median"),
+            "kind='median' is unknown; pass 'mean'",
+        ),
+        (
+            lambda: direction_from_deltas(rows(2, 9, 4), site=SITE),
+            r"deltas has shape \(2, 9, 4\); pass one",
+        ),
         (
             lambda: whitened_direction(rows(1, 4), rows(3, 4), site=SITE),
             "positive has 1 rows and negative 3; a covariance within classes needs 2 of each",
         ),
         (
             lambda: whitened_direction(rows(3, 9), rows(3, 9, seed=1), site=SITE, shrinkage=0.0),
-            "shrinkage=0 with 4 degrees of freedom in 9 dimensions has no inverse; pass 'oas' or more rows",
+            (
+                "shrinkage=0 with 4 degrees of freedom in 9 dimensions has no inverse;"
+                " pass 'oas' or more rows"
+            ),
         ),
         (
             lambda: whitened_direction(rows(3, 4), rows(3, 4, seed=1), site=SITE, shrinkage=1.1),
@@ -214,9 +282,18 @@ def test_what_the_text_alone_shows_is_taken_away():
             "rows do not vary within their class, so there is no covariance to whiten with",
         ),
         (lambda: text_content(D, D, "drop"), "how='drop' is unknown; pass 'subtract' or 'project'"),
-        (lambda: text_content(D, Direction(rows(4), "resid_post.2")), "direction has site 'resid_post.3' and other 'resid_post.2'"),
-        (lambda: text_content(D, Direction(rows(4), SITE, "last")), "direction has position 'None' and other 'last'"),
-        (lambda: text_content(D, Direction(rows(4), SITE, ids={"aligned": ["x"]})), "come from different rows; have both models read the same"),
+        (
+            lambda: text_content(D, Direction(rows(4), "resid_post.2")),
+            "direction has site 'resid_post.3' and other 'resid_post.2'",
+        ),
+        (
+            lambda: text_content(D, Direction(rows(4), SITE, "last")),
+            "direction has position 'None' and other 'last'",
+        ),
+        (
+            lambda: text_content(D, Direction(rows(4), SITE, ids={"aligned": ["x"]})),
+            "come from different rows; have both models read the same",
+        ),
         (lambda: text_content(D, D), "nothing of the direction is left without its text content"),
     ],
 )

@@ -3,7 +3,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from emlens import EmlensError
-from emlens.geometry import massive_coordinates, share_in_coordinates, winsorised, without_coordinates
+from emlens.geometry import (
+    massive_coordinates,
+    share_in_coordinates,
+    winsorised,
+    without_coordinates,
+)
 
 
 def planted(seed: int = 0) -> torch.Tensor:
@@ -33,7 +38,10 @@ def test_none_where_nothing_is_massive():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1e-200, -3.0, 1e200]))
 def test_invariant_to_scale(seed, scale):
-    first, second = massive_coordinates(planted(seed), 5), massive_coordinates(scale * planted(seed), 5)
+    first, second = (
+        massive_coordinates(planted(seed), 5),
+        massive_coordinates(scale * planted(seed), 5),
+    )
     assert first.indices == second.indices
     assert first.shares == pytest.approx(second.shares)
 
@@ -59,24 +67,36 @@ def test_share_of_a_direction_in_the_massive_coordinates():
     directions = torch.randn(3, 2, 200, generator=torch.Generator().manual_seed(1))
     shares = share_in_coordinates(directions, top)
     assert shares.shape == (3, 2) and shares.dtype == torch.float32
-    assert float(shares[2, 1]) == pytest.approx(float(directions[2, 1, [17, 4]].square().sum() / directions[2, 1].square().sum()))
-    removed = 1 - without_coordinates(directions, top).square().sum(-1) / directions.square().sum(-1)
+    assert float(shares[2, 1]) == pytest.approx(
+        float(directions[2, 1, [17, 4]].square().sum() / directions[2, 1].square().sum())
+    )
+    removed = 1 - without_coordinates(directions, top).square().sum(-1) / directions.square().sum(
+        -1
+    )
     torch.testing.assert_close(shares, removed, atol=1e-6, rtol=0)
     assert float(share_in_coordinates(1e-200 * planted(), top)) == pytest.approx(top.share)
     assert float(share_in_coordinates(planted(), [])) == 0
-    assert float(share_in_coordinates(planted(), [17, 4, 17])) == pytest.approx(top.share)  # once is enough
+    # once is enough
+    assert float(share_in_coordinates(planted(), [17, 4, 17])) == pytest.approx(top.share)
 
 
 def test_winsorised_leaves_nothing_massive_and_the_rest_alone():
     rows = torch.stack([planted(1), planted(2)])[None].to(torch.bfloat16)
     clipped = winsorised(rows, threshold=100.0)
-    assert clipped.shape == rows.shape and clipped.dtype == rows.dtype and float(rows[0, 0, 17]) == -900
+    assert (
+        clipped.shape == rows.shape
+        and clipped.dtype == rows.dtype
+        and float(rows[0, 0, 17]) == -900
+    )
     limit = 100 * rows.double().abs().median(dim=-1).values
     torch.testing.assert_close(clipped[0, :, 17].double(), -limit[0], rtol=0.01, atol=0)
     others = [i for i in range(200) if i not in (4, 17)]
     assert torch.equal(clipped[..., others], rows[..., others])
     exact = winsorised(planted(), threshold=100.0)
-    assert massive_coordinates(planted(), threshold=100.0).indices and not massive_coordinates(exact, threshold=100 * (1 + 1e-9)).indices
+    assert (
+        massive_coordinates(planted(), threshold=100.0).indices
+        and not massive_coordinates(exact, threshold=100 * (1 + 1e-9)).indices
+    )
     torch.testing.assert_close(winsorised(-3 * planted(), threshold=100.0), -3 * exact)
 
 
@@ -91,22 +111,61 @@ def test_one_limit_for_all_where_a_reference_sets_it():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: massive_coordinates(torch.ones(2, 3), 1), r"vector has shape \(2, 3\); pass one vector"),
-        (lambda: massive_coordinates(torch.ones(3)), "count=None and threshold=None came; pass exactly one"),
-        (lambda: massive_coordinates(torch.ones(3), 1, threshold=2.0), "count=1 and threshold=2.0 came"),
+        (
+            lambda: massive_coordinates(torch.ones(2, 3), 1),
+            r"vector has shape \(2, 3\); pass one vector",
+        ),
+        (
+            lambda: massive_coordinates(torch.ones(3)),
+            "count=None and threshold=None came; pass exactly one",
+        ),
+        (
+            lambda: massive_coordinates(torch.ones(3), 1, threshold=2.0),
+            "count=1 and threshold=2.0 came",
+        ),
         (lambda: massive_coordinates(torch.ones(3), 4), "count=4 must be an integer from 1 to 3"),
-        (lambda: massive_coordinates(torch.ones(3), threshold=-1.0), "threshold=-1.0 must be positive"),
-        (lambda: massive_coordinates(torch.zeros(3), 1), "vector is zero, so no coordinate holds a share"),
-        (lambda: without_coordinates(torch.ones(3), [0, 3]), "indices holds 3; pass coordinate numbers from 0 to 2"),
+        (
+            lambda: massive_coordinates(torch.ones(3), threshold=-1.0),
+            "threshold=-1.0 must be positive",
+        ),
+        (
+            lambda: massive_coordinates(torch.zeros(3), 1),
+            "vector is zero, so no coordinate holds a share",
+        ),
+        (
+            lambda: without_coordinates(torch.ones(3), [0, 3]),
+            "indices holds 3; pass coordinate numbers from 0 to 2",
+        ),
         (lambda: without_coordinates(torch.ones(3), [-1]), "indices holds -1; pass"),
-        (lambda: without_coordinates(torch.tensor(1.0), [0]), r"vectors has shape \(\); pass vectors"),
-        (lambda: share_in_coordinates(torch.ones(3), [3]), "indices holds 3; pass coordinate numbers from 0 to 2"),
-        (lambda: share_in_coordinates(torch.zeros(2, 3), [0]), "vectors holds a zero vector, of whose norm no coordinate has a share"),
-        (lambda: winsorised(torch.ones(3), threshold=0.5), "threshold=0.5 must be 1 or more: a multiple of the median magnitude"),
+        (
+            lambda: without_coordinates(torch.tensor(1.0), [0]),
+            r"vectors has shape \(\); pass vectors",
+        ),
+        (
+            lambda: share_in_coordinates(torch.ones(3), [3]),
+            "indices holds 3; pass coordinate numbers from 0 to 2",
+        ),
+        (
+            lambda: share_in_coordinates(torch.zeros(2, 3), [0]),
+            "vectors holds a zero vector, of whose norm no coordinate has a share",
+        ),
+        (
+            lambda: winsorised(torch.ones(3), threshold=0.5),
+            "threshold=0.5 must be 1 or more: a multiple of the median magnitude",
+        ),
         (lambda: winsorised(torch.ones(3), threshold=True), "threshold=True must be 1 or more"),
-        (lambda: winsorised(torch.tensor([1.0, 0, 0]), threshold=2), "half the coordinates are zero, so the median magnitude sets no limit"),
-        (lambda: winsorised(torch.ones(3), threshold=2, reference=torch.ones(4)), "vectors has 3 coordinates and reference has 4"),
-        (lambda: winsorised(torch.tensor(1.0), threshold=2), r"vectors has shape \(\); pass vectors"),
+        (
+            lambda: winsorised(torch.tensor([1.0, 0, 0]), threshold=2),
+            "half the coordinates are zero, so the median magnitude sets no limit",
+        ),
+        (
+            lambda: winsorised(torch.ones(3), threshold=2, reference=torch.ones(4)),
+            "vectors has 3 coordinates and reference has 4",
+        ),
+        (
+            lambda: winsorised(torch.tensor(1.0), threshold=2),
+            r"vectors has shape \(\); pass vectors",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

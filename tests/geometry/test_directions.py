@@ -38,15 +38,28 @@ def test_cosines_agree_with_torch_and_ignore_length():
 
 def test_round_trip(tmp_path):
     direction = mean_difference_direction(
-        rows(4, 6), rows(4, 6, seed=1), site="final_norm", ids={"positive": ["q/1"]}, provenance={"model": {"n": 2}}
+        rows(4, 6),
+        rows(4, 6, seed=1),
+        site="final_norm",
+        ids={"positive": ["q/1"]},
+        provenance={"model": {"n": 2}},
     )
     again = Direction.load(direction.save(tmp_path / "deep" / "d"))
     assert (again.vector == direction.vector).all() and (again.baseline == direction.baseline).all()
     assert (again.site, again.position, again.ids, again.provenance) == (
-        direction.site, direction.position, direction.ids, direction.provenance,
-    )  # fmt: skip
-    bare = Direction.load(Direction(rows(6).to(torch.bfloat16), SITE, "mean_prompt").save(tmp_path / "bare"))
-    assert bare.baseline is None and bare.vector.dtype == torch.bfloat16 and bare.position == "mean_prompt"
+        direction.site,
+        direction.position,
+        direction.ids,
+        direction.provenance,
+    )
+    bare = Direction.load(
+        Direction(rows(6).to(torch.bfloat16), SITE, "mean_prompt").save(tmp_path / "bare")
+    )
+    assert (
+        bare.baseline is None
+        and bare.vector.dtype == torch.bfloat16
+        and bare.position == "mean_prompt"
+    )
     first = (tmp_path / "bare" / "direction.json").read_bytes()
     bare.save(tmp_path / "bare")
     assert (tmp_path / "bare" / "direction.json").read_bytes() == first
@@ -68,7 +81,11 @@ def test_loading_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(EmlensError, match=r"direction\.safetensors: no such file"):
         Direction.load(folder)
     record = json.loads((folder / "direction.json").read_text())
-    for broken in ({"format": "x"}, {name: record[name] for name in record if name != "tensors"}, [1]):
+    for broken in (
+        {"format": "x"},
+        {name: record[name] for name in record if name != "tensors"},
+        [1],
+    ):
         (folder / "direction.json").write_text(json.dumps(broken))
         with pytest.raises(EmlensError, match="not a direction saved by emlens"):
             Direction.load(folder)
@@ -87,10 +104,19 @@ def test_loading_refuses_what_does_not_fit(tmp_path):
         (lambda: Direction(torch.ones(3), "layer3"), "site 'layer3' is not a site name"),
         (lambda: direction_cosine(rows(3), rows(4)), "a has 3 coordinates and b has 4"),
         (lambda: direction_cosine(rows(3), torch.zeros(3)), r"b holds a zero vector \(number 0\)"),
-        (lambda: direction_cosine(rows(3, 3), rows(3)), r"a has shape \(3, 3\); pass a Direction or a vector"),
+        (
+            lambda: direction_cosine(rows(3, 3), rows(3)),
+            r"a has shape \(3, 3\); pass a Direction or a vector",
+        ),
         (lambda: cosine_matrix([]), "directions is empty; pass at least one"),
-        (lambda: cosine_matrix([rows(3), rows(4)]), r"directions\[0\] has 3 coordinates and directions\[1\] has 4"),
-        (lambda: cosine_matrix(torch.tensor([[1.0, 0], [0, 0]])), r"directions holds a zero vector \(number 1\)"),
+        (
+            lambda: cosine_matrix([rows(3), rows(4)]),
+            r"directions\[0\] has 3 coordinates and directions\[1\] has 4",
+        ),
+        (
+            lambda: cosine_matrix(torch.tensor([[1.0, 0], [0, 0]])),
+            r"directions holds a zero vector \(number 1\)",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

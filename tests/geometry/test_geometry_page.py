@@ -14,4 +14,6 @@ def test_snippets_run(repository: Path) -> None:
         exec(compile(snippet, "docs/geometry.md", "exec"), names)
     assert len(snippets) == 4
     assert isinstance(names["table"], dict) and len(names["table"]) == 16
-    assert isinstance(names["summary"].signal_to_noise, torch.Tensor) and names["summary"].signal_to_noise.shape == (4,)  # type: ignore[attr-defined]
+    assert isinstance(names["summary"].signal_to_noise, torch.Tensor) and names[
+        "summary"
+    ].signal_to_noise.shape == (4,)  # type: ignore[attr-defined]

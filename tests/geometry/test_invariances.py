@@ -1,4 +1,5 @@
-"""What each measure of geometry must not see, in 200 random cases, and what it must see, as a control.
+"""What each measure of geometry must not see, in 200 random cases, and what it must see, as a
+control.
 
 Cases come as batches along a leading axis, so that every measure is also held to its batch axes.
 """
@@ -45,7 +46,9 @@ SEEN = 1e-4  # a control moves the value by far more than rounding
 
 @dataclass(frozen=True)
 class World:
-    """Two sets of rows of the same prompts, and random tools to transform them with; all with a leading batch axis."""
+    """Two sets of rows of the same prompts, and random tools to transform them with; all with a
+    leading batch axis.
+    """
 
     x: Tensor
     y: Tensor
@@ -72,7 +75,9 @@ def world(seed: int, n: int = 12, d: int = 7) -> World:
     y = (0.5 * x + draw(n, d)) * torch.linspace(2, 1, d, dtype=torch.float64)
     scales = 10 ** torch.empty(BATCH, n + 2, 1, dtype=torch.float64).uniform_(-3, 3, generator=rng)
     gauge = turn(3) * torch.tensor([1.0, 2, 5], dtype=torch.float64)
-    return World(x, y, turn(d), turn(d), 5 * draw(1, d), scales, gauge, torch.randperm(n, generator=rng))
+    return World(
+        x, y, turn(d), turn(d), 5 * draw(1, d), scales, gauge, torch.randperm(n, generator=rng)
+    )
 
 
 def mapped(w: World) -> World:
@@ -118,7 +123,9 @@ TRANSFORMS: dict[str, Callable[[World], World]] = {
 
 def columns(parts: Sequence[Tensor]) -> Tensor:
     """One row of values a case."""
-    return torch.cat([part[:, None] if part.ndim == 1 else part.flatten(1) for part in parts], dim=1)
+    return torch.cat(
+        [part[:, None] if part.ndim == 1 else part.flatten(1) for part in parts], dim=1
+    )
 
 
 def spans(w: World) -> Tensor:
@@ -127,8 +134,15 @@ def spans(w: World) -> Tensor:
 
 
 def fitted(w: World, method: str = "exact") -> Tensor:
-    a, b = (top_k_subspace(rows, 2, center=True, method=method, tolerance=1e-8) for rows in (w.x, w.y))
-    return columns([principal_angles(a, b), a.explained_variance_ratio.sort().values + b.explained_variance_ratio])
+    a, b = (
+        top_k_subspace(rows, 2, center=True, method=method, tolerance=1e-8) for rows in (w.x, w.y)
+    )
+    return columns(
+        [
+            principal_angles(a, b),
+            a.explained_variance_ratio.sort().values + b.explained_variance_ratio,
+        ]
+    )
 
 
 def plain_projections(w: World) -> Tensor:
@@ -163,7 +177,12 @@ def centred_projections(w: World) -> Tensor:
 
 def summary(w: World) -> Tensor:
     found = delta_summary(w.x, floor=0.1 * w.y)
-    shares = [found.common_share, found.unbiased_common_share, found.signal_to_noise, found.spread / found.rms_norm]
+    shares = [
+        found.common_share,
+        found.unbiased_common_share,
+        found.signal_to_noise,
+        found.spread / found.rms_norm,
+    ]
     rows = [found.cosines, found.cosines_to_others, found.norms / found.rms_norm[:, None]]
     return columns([*shares, *(row.sort(dim=1).values for row in rows)])
 
@@ -192,43 +211,92 @@ def listed(words: str) -> list[str]:
 def measured() -> dict[str, tuple[Callable[[World], Tensor], list[str], list[str]]]:
     """Measure, what it must not see, what it must see."""
     table = {
-        "angles and overlaps": (spans, "rotate both, scale each, scale rows, swap, change a basis", "stretch both, rotate one, shift one"),
-        "fitted subspaces": (fitted, "rotate both, scale each, shift one, permute one", "stretch both, scale rows"),
-        "randomised subspaces": (lambda w: fitted(w, "randomised"), "rotate both, permute one", "stretch both, scale rows"),
-        "projections": (plain_projections, "rotate both, scale each", "stretch both, shift both, rotate one, swap"),
-        "centred projections": (centred_projections, "rotate both, scale both, shift both", "stretch both, shift one, scale each"),
-        "Mahalanobis in the whole space": (
-            lambda w: subspace_mahalanobis(w.x, top_k_subspace(w.y, w.y.shape[-1], center=True)), "map both, shift both, scale both", "scale each, shift one",
+        "angles and overlaps": (
+            spans,
+            "rotate both, scale each, scale rows, swap, change a basis",
+            "stretch both, rotate one, shift one",
         ),
-        "delta summary": (summary, "rotate both, scale both, permute one", "stretch both, shift one, scale rows, scale each"),
+        "fitted subspaces": (
+            fitted,
+            "rotate both, scale each, shift one, permute one",
+            "stretch both, scale rows",
+        ),
+        "randomised subspaces": (
+            lambda w: fitted(w, "randomised"),
+            "rotate both, permute one",
+            "stretch both, scale rows",
+        ),
+        "projections": (
+            plain_projections,
+            "rotate both, scale each",
+            "stretch both, shift both, rotate one, swap",
+        ),
+        "centred projections": (
+            centred_projections,
+            "rotate both, scale both, shift both",
+            "stretch both, shift one, scale each",
+        ),
+        "Mahalanobis in the whole space": (
+            lambda w: subspace_mahalanobis(w.x, top_k_subspace(w.y, w.y.shape[-1], center=True)),
+            "map both, shift both, scale both",
+            "scale each, shift one",
+        ),
+        "delta summary": (
+            summary,
+            "rotate both, scale both, permute one",
+            "stretch both, shift one, scale rows, scale each",
+        ),
         "cosine of means": (
-            lambda w: columns([cosine_of_means(w.x, w.y)]), "rotate both, scale each, swap, permute one", "scale rows, shift one, rotate one, negate one",
+            lambda w: columns([cosine_of_means(w.x, w.y)]),
+            "rotate both, scale each, swap, permute one",
+            "scale rows, shift one, rotate one, negate one",
         ),
         "mean pairwise cosine": (
-            lambda w: columns([mean_pairwise_cosine(w.x, w.y)]), "rotate both, scale each, scale rows, swap, permute one", "shift one, rotate one, negate one",
+            lambda w: columns([mean_pairwise_cosine(w.x, w.y)]),
+            "rotate both, scale each, scale rows, swap, permute one",
+            "shift one, rotate one, negate one",
         ),
         "mean pairwise cosine of one set": (
-            lambda w: columns([mean_pairwise_cosine(w.x)]), "rotate both, scale rows, permute one, negate one", "shift one, stretch both",
+            lambda w: columns([mean_pairwise_cosine(w.x)]),
+            "rotate both, scale rows, permute one, negate one",
+            "shift one, stretch both",
         ),
         "alignment": (
             lambda w: columns([linear_cka(w.x, w.y), linear_cka(w.x, w.y, debiased=False)]),
-            "rotate one, scale each, shift one, swap, permute both, negate one", "permute one, stretch both, scale rows",
+            "rotate one, scale each, shift one, swap, permute both, negate one",
+            "permute one, stretch both, scale rows",
         ),
         "centred Procrustes distance": (
             lambda w: columns([procrustes_distance(w.x, w.y, center=True)]),
-            "rotate one, scale each, shift one, swap, permute both, negate one", "permute one, stretch both, scale rows",
+            "rotate one, scale each, shift one, swap, permute both, negate one",
+            "permute one, stretch both, scale rows",
         ),
         "Procrustes distance": (
             lambda w: columns([procrustes_distance(w.x, w.y, center=False)]),
-            "rotate one, scale each, swap, permute both, negate one", "permute one, shift one, stretch both",
+            "rotate one, scale each, swap, permute both, negate one",
+            "permute one, shift one, stretch both",
         ),
-        "shrunk Mahalanobis": (lambda w: mahalanobis_distance(w.x, w.y), "rotate both, scale both, shift both", "map both, scale each, shift one"),
-        "Mahalanobis": (lambda w: mahalanobis_distance(w.x, w.y, shrinkage=0.0), "map both, rotate both, scale both, shift both", "scale each, shift one"),
-        "weight updates": (updates, "change the gauge, rotate both, scale both, scale each", "stretch both, rotate one, scale rows, shift one"),
+        "shrunk Mahalanobis": (
+            lambda w: mahalanobis_distance(w.x, w.y),
+            "rotate both, scale both, shift both",
+            "map both, scale each, shift one",
+        ),
+        "Mahalanobis": (
+            lambda w: mahalanobis_distance(w.x, w.y, shrinkage=0.0),
+            "map both, rotate both, scale both, shift both",
+            "scale each, shift one",
+        ),
+        "weight updates": (
+            updates,
+            "change the gauge, rotate both, scale both, scale each",
+            "stretch both, rotate one, scale rows, shift one",
+        ),
         "coordinates": (coordinates, "scale both, scale rows", "rotate both, shift one"),
         "elbow": (elbows, "rotate both, scale both, permute both, negate one", ""),
-    }  # fmt: skip
-    return {name: (measure, listed(same), listed(seen)) for name, (measure, same, seen) in table.items()}
+    }
+    return {
+        name: (measure, listed(same), listed(seen)) for name, (measure, same, seen) in table.items()
+    }
 
 
 MEASURED = measured()
@@ -246,12 +314,17 @@ def test_invariances(name: str) -> None:
         assert len(before) == BATCH and torch.isfinite(before).all()
         for transform in invariances:
             after = measure(TRANSFORMS[transform](w))
-            assert float((after - before).abs().max()) <= SAME * max(1.0, float(before.abs().max())), transform
+            assert float((after - before).abs().max()) <= SAME * max(
+                1.0, float(before.abs().max())
+            ), transform
 
     holds()
 
 
-@pytest.mark.parametrize(("name", "transform"), [(name, seen) for name, (_, _, controls) in MEASURED.items() for seen in controls])
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [(name, seen) for name, (_, _, controls) in MEASURED.items() for seen in controls],
+)
 def test_controls_are_seen(name: str, transform: str) -> None:
     measure, w = MEASURED[name][0], world(0)
     moved = (measure(TRANSFORMS[transform](w)) - measure(w)).abs().amax(dim=1)

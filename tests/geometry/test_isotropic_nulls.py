@@ -18,7 +18,9 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("d", "k_a", "k_b"), [(40, 3, 3), (40, 2, 9), (40, 9, 2), (12, 8, 7), (5, 5, 2), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("d", "k_a", "k_b"), [(40, 3, 3), (40, 2, 9), (40, 9, 2), (12, 8, 7), (5, 5, 2), (1, 1, 1)]
+)
 def test_isotropic_moments_are_the_theorem_and_the_draws_follow_them(d, k_a, k_b):
     null = overlap_null(d, k_a, k_b, draws=6000)
     assert null.mean == pytest.approx(max(k_a, k_b) / d)
@@ -52,7 +54,9 @@ def test_moments_of_one_cosine_are_those_of_a_root_of_a_beta(measure, d, k_a, k_
 
 
 def test_moments_without_a_closed_form_are_none_and_come_from_the_draws():
-    assert overlap_moments(9, 2, 2, "mean_cos") is None and overlap_moments(9, 1, 1, "chordal") is None
+    assert (
+        overlap_moments(9, 2, 2, "mean_cos") is None and overlap_moments(9, 1, 1, "chordal") is None
+    )
     null = overlap_null(9, 2, 2, "mean_cos", draws=50)
     assert null.mean == null.draws.mean() and null.sd == null.draws.std(ddof=1)
     assert overlap_moments(4, 4, 1, "min_cos") == (1.0, 0.0)
@@ -70,14 +74,17 @@ def test_moments_agree_with_qr_draws_and_scipy_angles():
     assert abs(found.mean() - mean) < 4 * sd / math.sqrt(draws)
     assert found.std() == pytest.approx(sd, rel=4 * math.sqrt(0.5 / draws))
     assert stats.ks_2samp(found, overlap_null(d, k_a, k_b, draws=1500).draws).pvalue > ALPHA
-    assert abs(found.mean() - overlap_moments(d + 1, k_a, k_b)[0]) > 4 * sd / math.sqrt(draws)  # it can tell a wrong one
+    # it can tell a wrong one
+    assert abs(found.mean() - overlap_moments(d + 1, k_a, k_b)[0]) > 4 * sd / math.sqrt(draws)
 
 
 def test_bartlett_factors_are_wishart():
     factors = bartlett(4000, 3, 7, np.random.default_rng(0))
     grams = factors.mT @ factors
     assert torch.equal(factors, factors.triu())
-    torch.testing.assert_close(grams.mean(0), 7 * torch.eye(3, dtype=torch.float64), atol=0.35, rtol=0)
+    torch.testing.assert_close(
+        grams.mean(0), 7 * torch.eye(3, dtype=torch.float64), atol=0.35, rtol=0
+    )
     x = rows(4000, 7, 3, seed=4)
     assert stats.ks_2samp(torch.linalg.det(grams), torch.linalg.det(x.mT @ x)).pvalue > ALPHA
 
@@ -85,7 +92,8 @@ def test_bartlett_factors_are_wishart():
 def test_one_dimension_is_a_beta_distribution():
     null = overlap_null(10, 1, 1, draws=4000)
     assert stats.kstest(null.draws, stats.beta(0.5, 4.5).cdf).pvalue > ALPHA
-    assert stats.kstest(null.draws, stats.beta(0.5, 3.5).cdf).pvalue < ALPHA  # the test can tell a wrong one
+    # the test can tell a wrong one
+    assert stats.kstest(null.draws, stats.beta(0.5, 3.5).cdf).pvalue < ALPHA
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -95,7 +103,12 @@ def test_draws_equal_the_obvious_loop(measure, d, k_a, k_b):
     a, b = rows(600, d, k_a, seed=1), rows(600, d, k_b, seed=2)
     slow = subspace_overlap(a, b, measure).numpy()
     assert stats.ks_2samp(fast, slow).pvalue > ALPHA
-    assert stats.ks_2samp(fast, overlap_null(d + 3, k_a, k_b, measure=measure, draws=2000).draws).pvalue < ALPHA
+    assert (
+        stats.ks_2samp(
+            fast, overlap_null(d + 3, k_a, k_b, measure=measure, draws=2000).draws
+        ).pvalue
+        < ALPHA
+    )
 
 
 def test_forced_intersections_are_exact():
@@ -103,7 +116,8 @@ def test_forced_intersections_are_exact():
     assert cosines.shape == (50, 5)
     assert (cosines[:, :2] == 1).all() and (cosines[:, 2:] < 1).all()
     whole = overlap_null(6, 6, 2, draws=20)
-    assert whole.p_value(1 - 1e-15) == 1.0  # all there is holds every subspace, whatever rounding says
+    # all there is holds every subspace, whatever rounding says
+    assert whole.p_value(1 - 1e-15) == 1.0
 
 
 def test_cost_does_not_depend_on_width():
@@ -122,7 +136,9 @@ def test_many_cells_share_one_null():
 
 def test_seeds():
     assert (overlap_null(30, 4, 4, draws=20).draws == overlap_null(30, 4, 4, draws=20).draws).all()
-    assert (overlap_null(30, 4, 4, draws=20).draws != overlap_null(30, 4, 4, draws=20, seed=1).draws).all()
+    assert (
+        overlap_null(30, 4, 4, draws=20).draws != overlap_null(30, 4, 4, draws=20, seed=1).draws
+    ).all()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,11 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-KNOWN, FEW, NEW = rows(40, 6) * torch.arange(1, 7) + 3, rows(8, 30) * torch.linspace(1, 5, 30), rows(5, 6, seed=1) + 3
+KNOWN, FEW, NEW = (
+    rows(40, 6) * torch.arange(1, 7) + 3,
+    rows(8, 30) * torch.linspace(1, 5, 30),
+    rows(5, 6, seed=1) + 3,
+)
 
 
 def test_without_shrinkage_it_is_the_classical_distance():
@@ -29,17 +33,24 @@ def test_shrunk_it_agrees_with_scikit_learn(reference):
     for shrinkage in (0.1, 0.7, 1.0):
         fitted = ShrunkCovariance(shrinkage=shrinkage).fit(reference.numpy())
         found = mahalanobis_distance(x, reference, shrinkage=shrinkage)
-        np.testing.assert_allclose(found**2, fitted.mahalanobis(x.numpy()) * (n - 1) / n)  # n there, n − 1 here
+        # n there, n − 1 here
+        np.testing.assert_allclose(found**2, fitted.mahalanobis(x.numpy()) * (n - 1) / n)
     covariance = np.cov(reference.numpy().T)
     square, trace, d = float((covariance**2).sum()), float(covariance.trace()), len(covariance)
-    rho = min(1.0, (square + trace**2) / (n * (square - trace**2 / d)))  # Chen et al. (2010), without terms of order 2/d
-    torch.testing.assert_close(mahalanobis_distance(x, reference), mahalanobis_distance(x, reference, shrinkage=rho))
-    assert rho == pytest.approx(float(OAS().fit(reference.numpy()).shrinkage_), rel=0.2)  # its degrees of freedom are one more
+    # Chen et al. (2010), without terms of order 2/d
+    rho = min(1.0, (square + trace**2) / (n * (square - trace**2 / d)))
+    torch.testing.assert_close(
+        mahalanobis_distance(x, reference), mahalanobis_distance(x, reference, shrinkage=rho)
+    )
+    # its degrees of freedom are one more
+    assert rho == pytest.approx(float(OAS().fit(reference.numpy()).shrinkage_), rel=0.2)
 
 
 def test_with_all_shrinkage_it_is_euclidean():
     scale = KNOWN.var(dim=0).mean().sqrt()
-    torch.testing.assert_close(mahalanobis_distance(NEW, KNOWN, shrinkage=1.0), (NEW - KNOWN.mean(0)).norm(dim=1) / scale)
+    torch.testing.assert_close(
+        mahalanobis_distance(NEW, KNOWN, shrinkage=1.0), (NEW - KNOWN.mean(0)).norm(dim=1) / scale
+    )
 
 
 def test_it_sees_directions_where_the_reference_does_not_vary():
@@ -70,13 +81,33 @@ def test_batches_and_dtypes():
     ("call", "message"),
     [
         (lambda: mahalanobis_distance(NEW, FEW), "reference has 30 coordinates and x has 6"),
-        (lambda: mahalanobis_distance(NEW[None], KNOWN), r"x has batch axes \(1,\) and reference \(\); pass equal ones"),
+        (
+            lambda: mahalanobis_distance(NEW[None], KNOWN),
+            r"x has batch axes \(1,\) and reference \(\); pass equal ones",
+        ),
         (lambda: mahalanobis_distance(NEW, KNOWN[:1]), "reference has 1 row; pass at least 2"),
-        (lambda: mahalanobis_distance(NEW, torch.ones(5, 6)), "reference has rows that are all alike, so nothing says how far is far"),
-        (lambda: mahalanobis_distance(NEW, KNOWN, shrinkage=1.5), "shrinkage=1.5 must be 'oas' or a number from 0"),
-        (lambda: mahalanobis_distance(rows(2, 30), FEW, shrinkage=0), "shrinkage=0 with 7 degrees of freedom in 30 dimensions has no inverse"),
-        (lambda: mahalanobis_distance(NEW, KNOWN * torch.tensor([1.0, 1, 0, 1, 1, 1]), shrinkage=0), "reference does not vary in some direction of its 6"),
-        (lambda: mahalanobis_distance(NEW, KNOWN * float("nan")), "reference holds 240 values that are NaN"),
+        (
+            lambda: mahalanobis_distance(NEW, torch.ones(5, 6)),
+            "reference has rows that are all alike, so nothing says how far is far",
+        ),
+        (
+            lambda: mahalanobis_distance(NEW, KNOWN, shrinkage=1.5),
+            "shrinkage=1.5 must be 'oas' or a number from 0",
+        ),
+        (
+            lambda: mahalanobis_distance(rows(2, 30), FEW, shrinkage=0),
+            "shrinkage=0 with 7 degrees of freedom in 30 dimensions has no inverse",
+        ),
+        (
+            lambda: mahalanobis_distance(
+                NEW, KNOWN * torch.tensor([1.0, 1, 0, 1, 1, 1]), shrinkage=0
+            ),
+            "reference does not vary in some direction of its 6",
+        ),
+        (
+            lambda: mahalanobis_distance(NEW, KNOWN * float("nan")),
+            "reference holds 240 values that are NaN",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

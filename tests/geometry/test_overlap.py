@@ -42,15 +42,24 @@ def test_agrees_with_definitions(measure, k_a, k_b):
 def test_ends_of_the_range(measure):
     frame = torch.linalg.qr(rows(20, 9)).Q
     same, none = (0.0, 1.0) if measure == "chordal" else (1.0, 0.0)
-    assert float(subspace_overlap(frame[:, :4], frame[:, :4] @ rows(4, 4), measure)) == pytest.approx(same, abs=CLOSE)
-    assert float(subspace_overlap(frame[:, :3], frame[:, :7], measure)) == pytest.approx(same, abs=CLOSE)  # contained
-    assert float(subspace_overlap(frame[:, :4], frame[:, 4:], measure)) == pytest.approx(none, abs=CLOSE)
+    assert float(
+        subspace_overlap(frame[:, :4], frame[:, :4] @ rows(4, 4), measure)
+    ) == pytest.approx(same, abs=CLOSE)
+    # contained
+    assert float(subspace_overlap(frame[:, :3], frame[:, :7], measure)) == pytest.approx(
+        same, abs=CLOSE
+    )
+    assert float(subspace_overlap(frame[:, :4], frame[:, 4:], measure)) == pytest.approx(
+        none, abs=CLOSE
+    )
 
 
 def test_chordal_sees_tiny_distances():
     frame = torch.linalg.qr(rows(20, 2)).Q
     tilted = frame[:, :1] + 1e-11 * frame[:, 1:]
-    assert float(subspace_overlap(frame[:, :1], tilted, "chordal")) == pytest.approx(1e-11, rel=1e-4)
+    assert float(subspace_overlap(frame[:, :1], tilted, "chordal")) == pytest.approx(
+        1e-11, rel=1e-4
+    )
 
 
 def test_batch_axes_and_dtype():
@@ -62,6 +71,7 @@ def test_batch_axes_and_dtype():
 
 def test_refuses_unknown_measures(unchecked):
     with pytest.raises(
-        EmlensError, match="measure='cos' is unknown; pass one of mean_cos2, mean_cos, min_cos, chordal"
+        EmlensError,
+        match="measure='cos' is unknown; pass one of mean_cos2, mean_cos, min_cos, chordal",
     ):
         subspace_overlap(rows(5, 2), rows(5, 2), "cos")

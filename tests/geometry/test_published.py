@@ -20,7 +20,10 @@ TRAIN, EVAL = rows(60, 12) * torch.arange(1, 13) + 4, rows(25, 12, seed=1) * tor
 
 
 def test_columns_on_shifts_agree_with_scikit_learn_and_a_loop():
-    found, pca = delta_columns(EVAL, top_k_subspace(TRAIN, 3, center=True)), PCA(3).fit(TRAIN.numpy())
+    found, pca = (
+        delta_columns(EVAL, top_k_subspace(TRAIN, 3, center=True)),
+        PCA(3).fit(TRAIN.numpy()),
+    )
     x = EVAL.numpy()
     moved, lengths = x - pca.mean_, np.linalg.norm(x, axis=1)
     inside = (moved @ pca.components_.T) @ pca.components_
@@ -32,13 +35,17 @@ def test_columns_on_shifts_agree_with_scikit_learn_and_a_loop():
         "pca_residual_norm": left,
         "pca_projection_fraction": np.linalg.norm(inside, axis=1) / lengths,
         "pca_projection_fraction_raw": np.linalg.norm(inside, axis=1) / lengths,
-        "pca_projection_fraction_centered": np.linalg.norm(inside, axis=1) / np.linalg.norm(moved, axis=1),
+        "pca_projection_fraction_centered": (
+            np.linalg.norm(inside, axis=1) / np.linalg.norm(moved, axis=1)
+        ),
         "pca_residual_fraction": left / lengths,
         "pca_residual_fraction_raw": left / lengths,
         "pca_residual_fraction_centered": left / np.linalg.norm(moved, axis=1),
         "pca_explained_l2_fraction_raw": 1 - (left / lengths) ** 2,
         "pca_explained_l2_fraction_centered": 1 - left**2 / (moved**2).sum(1),
-        "pca_cosine_reconstructed_eval_delta": (rebuilt * x).sum(1) / lengths / np.linalg.norm(rebuilt, axis=1),
+        "pca_cosine_reconstructed_eval_delta": (
+            (rebuilt * x).sum(1) / lengths / np.linalg.norm(rebuilt, axis=1)
+        ),
         "pca_mahalanobis_distance": distance**0.5,
         "pca_mahalanobis_distance_sq": distance,
         "mean_delta_cosine": cosine,
@@ -54,26 +61,47 @@ def test_columns_on_prompts_agree_with_a_loop():
     space = top_k_subspace(TRAIN, 0.95, center=True)
     found, pca = prompt_columns(EVAL, space, seed=3), PCA(space.k).fit(TRAIN.numpy())
     moved = EVAL.numpy() - pca.mean_
-    inside, lengths = np.linalg.norm(moved @ pca.components_.T, axis=1), np.linalg.norm(moved, axis=1)
+    inside, lengths = (
+        np.linalg.norm(moved @ pca.components_.T, axis=1),
+        np.linalg.norm(moved, axis=1),
+    )
     np.testing.assert_allclose(found["prompt_pca_projection_norm"], inside)
     np.testing.assert_allclose(found["prompt_pca_projection_fraction"], inside / lengths)
     np.testing.assert_allclose(found["prompt_pca_residual_norm"], np.sqrt(lengths**2 - inside**2))
-    np.testing.assert_allclose(found["prompt_pca_residual_fraction"], np.sqrt(1 - (inside / lengths) ** 2))
+    np.testing.assert_allclose(
+        found["prompt_pca_residual_fraction"], np.sqrt(1 - (inside / lengths) ** 2)
+    )
     np.testing.assert_allclose(found["prompt_pca_explained_l2_fraction"], (inside / lengths) ** 2)
     x = EVAL.numpy()
-    np.testing.assert_allclose(found["prompt_train_mean_cosine_similarity"], x @ pca.mean_ / np.linalg.norm(x, axis=1) / np.linalg.norm(pca.mean_))
+    np.testing.assert_allclose(
+        found["prompt_train_mean_cosine_similarity"],
+        x @ pca.mean_ / np.linalg.norm(x, axis=1) / np.linalg.norm(pca.mean_),
+    )
     whitened = moved @ pca.components_.T / pca.explained_variance_**0.5
-    np.testing.assert_allclose(found["prompt_pca_mahalanobis_distance"], np.linalg.norm(whitened, axis=1))
+    np.testing.assert_allclose(
+        found["prompt_pca_mahalanobis_distance"], np.linalg.norm(whitened, axis=1)
+    )
 
 
 def test_the_random_control_is_that_of_a_random_subspace():
     space = top_k_subspace(rows(200, 100), 9, center=True)
     isotropic = space.mean + rows(2000, 100, seed=5)
     found = prompt_columns(isotropic, space, seed=0)
-    assert float((found["random_projection_fraction"] ** 2).mean()) == pytest.approx(9 / 100, rel=0.05)
-    torch.testing.assert_close(found["random_explained_l2_fraction"] + found["random_residual_fraction"] ** 2, torch.ones(2000, dtype=torch.float64))
-    assert torch.equal(found["random_projection_fraction"], prompt_columns(isotropic, space, seed=0)["random_projection_fraction"])
-    assert not torch.equal(found["random_projection_fraction"], prompt_columns(isotropic, space, seed=1)["random_projection_fraction"])
+    assert float((found["random_projection_fraction"] ** 2).mean()) == pytest.approx(
+        9 / 100, rel=0.05
+    )
+    torch.testing.assert_close(
+        found["random_explained_l2_fraction"] + found["random_residual_fraction"] ** 2,
+        torch.ones(2000, dtype=torch.float64),
+    )
+    assert torch.equal(
+        found["random_projection_fraction"],
+        prompt_columns(isotropic, space, seed=0)["random_projection_fraction"],
+    )
+    assert not torch.equal(
+        found["random_projection_fraction"],
+        prompt_columns(isotropic, space, seed=1)["random_projection_fraction"],
+    )
 
 
 def test_batches_and_dtypes():
@@ -91,20 +119,35 @@ def column(released: list[dict], name: str) -> torch.Tensor:
 
 
 def test_released_rows_are_recomputed(released_data):
-    """A released row fixes its delta and the training mean up to rotation: rebuilt in three dimensions, every column must come back.
+    """A released row fixes its delta and the training mean up to rotation: rebuilt in three
+    dimensions, every column must come back.
 
-    p, r: length inside and outside the subspace; D and m: length of the delta and of the mean; c their cosine. The angle
-    of the reconstruction says how the mean splits, and the remaining columns are predictions.
+    p, r: length inside and outside the subspace; D and m: length of the delta and of the mean; c
+    their cosine. The angle of the reconstruction says how the mean splits, and the remaining
+    columns are predictions.
     """
-    file = json.loads((released_data / "em-generalization" / "finance_to_hbp.layer_32.last_prompt_token.k0.95.json").read_text())
+    file = json.loads(
+        (
+            released_data
+            / "em-generalization"
+            / "finance_to_hbp.layer_32.last_prompt_token.k0.95.json"
+        ).read_text()
+    )
     released = file["per_example"]
     p, r = column(released, "pca_projection_norm"), column(released, "pca_residual_norm")
-    length, c = r / column(released, "pca_residual_fraction_raw"), column(released, "mean_delta_cosine")
+    length, c = (
+        r / column(released, "pca_residual_fraction_raw"),
+        column(released, "mean_delta_cosine"),
+    )
     m = file["mean_delta_summary"]["train_mean_delta_norm"]
-    torch.testing.assert_close(length**2 - 2 * c * length * m + m**2, p**2 + r**2, rtol=1e-4, atol=0)  # |δ − μ|² twice
+    # |δ − μ|² twice
+    torch.testing.assert_close(
+        length**2 - 2 * c * length * m + m**2, p**2 + r**2, rtol=1e-4, atol=0
+    )
 
     cosine = column(released, "pca_cosine_reconstructed_eval_delta")
-    root = (cosine**2 * length**2 - length**2 + r**2).clamp(min=0).sqrt()  # of the quadratic in the length of the reconstruction
+    # of the quadratic in the length of the reconstruction
+    root = (cosine**2 * length**2 - length**2 + r**2).clamp(min=0).sqrt()
     means = []
     for rebuilt in (cosine * length + root, cosine * length - root):
         z = (length**2 + r**2 - rebuilt**2) / 2  # r times the part of the delta along the residual
@@ -116,13 +159,27 @@ def test_released_rows_are_recomputed(released_data):
     deltas = mean + torch.stack([p, r, torch.zeros_like(p)], dim=1)
     n = len(released)
     basis = torch.eye(3, dtype=torch.float64)[:, :1].expand(n, 3, 1)
-    space = Subspace(basis, torch.ones(n, 1).double(), torch.ones(n, 1).double(), mean, file["num_train"], 1, "mean")
+    space = Subspace(
+        basis,
+        torch.ones(n, 1).double(),
+        torch.ones(n, 1).double(),
+        mean,
+        file["num_train"],
+        1,
+        "mean",
+    )
     found = delta_columns(deltas[:, None, :], space)
     for name, values in found.items():
         if "mahalanobis" in name or name == "pca_residual_fraction_centered":
             continue
-        torch.testing.assert_close(values[:, 0], column(released, name), rtol=10 * PRINTED, atol=PRINTED, msg=name)
-    averages = {name.removeprefix("mean_"): value for name, value in file["pca_summary"].items() if name.startswith("mean_")}
+        torch.testing.assert_close(
+            values[:, 0], column(released, name), rtol=10 * PRINTED, atol=PRINTED, msg=name
+        )
+    averages = {
+        name.removeprefix("mean_"): value
+        for name, value in file["pca_summary"].items()
+        if name.startswith("mean_")
+    }
     checked = 0
     for name, value in averages.items():
         if name in found and "mahalanobis" not in name:
@@ -130,20 +187,49 @@ def test_released_rows_are_recomputed(released_data):
             checked += 1
     assert checked == 8
     repeated = column(released, "pca_residual_fraction_centered")
-    assert torch.equal(repeated, column(released, "pca_residual_fraction_raw"))  # as the module says
+    # as the module says
+    assert torch.equal(repeated, column(released, "pca_residual_fraction_raw"))
     assert float((found["pca_residual_fraction_centered"][:, 0] - repeated).mean()) > 0.1
 
 
 def test_released_prompt_rows_are_recomputed(released_data):
-    file = json.loads((released_data / "em-generalization" / "finance_to_hbp.layer_32.last_prompt_token.k0.95.json").read_text())
+    file = json.loads(
+        (
+            released_data
+            / "em-generalization"
+            / "finance_to_hbp.layer_32.last_prompt_token.k0.95.json"
+        ).read_text()
+    )
     released = file["per_example"]
-    p, r = column(released, "prompt_pca_projection_norm"), column(released, "prompt_pca_residual_norm")
+    p, r = (
+        column(released, "prompt_pca_projection_norm"),
+        column(released, "prompt_pca_residual_norm"),
+    )
     mean = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     x = mean + torch.stack([p, r, torch.zeros_like(p)], dim=1)
-    space = Subspace(torch.eye(3, dtype=torch.float64)[:, :1], torch.ones(1), torch.ones(1), mean, file["num_train"], 1, "mean")
+    space = Subspace(
+        torch.eye(3, dtype=torch.float64)[:, :1],
+        torch.ones(1),
+        torch.ones(1),
+        mean,
+        file["num_train"],
+        1,
+        "mean",
+    )
     found = prompt_columns(x, space)
-    for name in ("projection_norm", "residual_norm", "projection_fraction", "residual_fraction", "explained_l2_fraction"):
-        torch.testing.assert_close(found[f"prompt_pca_{name}"], column(released, f"prompt_pca_{name}"), rtol=PRINTED, atol=PRINTED)
+    for name in (
+        "projection_norm",
+        "residual_norm",
+        "projection_fraction",
+        "residual_fraction",
+        "explained_l2_fraction",
+    ):
+        torch.testing.assert_close(
+            found[f"prompt_pca_{name}"],
+            column(released, f"prompt_pca_{name}"),
+            rtol=PRINTED,
+            atol=PRINTED,
+        )
     assert float(found["prompt_pca_projection_fraction"].mean()) == pytest.approx(0.8117, abs=5e-5)
 
 
@@ -151,9 +237,16 @@ def test_the_table_over_k_equals_fits_of_each_k():
     table = k_comparison(TRAIN, EVAL, (1, 4, 9))
     for _, row in table.iterrows():
         found = delta_columns(EVAL, top_k_subspace(TRAIN, int(row["k"]), center=True))
-        for name in ("pca_projection_fraction", "pca_residual_fraction", "pca_explained_l2_fraction_raw", "pca_cosine_reconstructed_eval_delta"):
+        for name in (
+            "pca_projection_fraction",
+            "pca_residual_fraction",
+            "pca_explained_l2_fraction_raw",
+            "pca_cosine_reconstructed_eval_delta",
+        ):
             assert row[f"mean_{name}"] == pytest.approx(float(found[name].mean()))
-        assert row["mean_cosine_eval_delta_train_mean_delta"] == pytest.approx(float(found["mean_delta_cosine"].mean()))
+        assert row["mean_cosine_eval_delta_train_mean_delta"] == pytest.approx(
+            float(found["mean_delta_cosine"].mean())
+        )
     assert (table["mean_pca_residual_fraction"].diff().dropna() < 0).all()
 
 
@@ -162,16 +255,27 @@ def test_the_released_table_over_k_has_these_columns_and_identities(released_dat
     ours = k_comparison(rows(60, 140) + 1, rows(9, 140) + 1, tuple(released["k"][:6]))
     assert list(ours.columns) == list(released.columns)
     for table, printed in ((released, 1.01e-4), (ours, 1e-12)):
-        gain = table["mean_pca_cosine_reconstructed_eval_delta"] - table["mean_cosine_eval_delta_train_mean_delta"]
+        gain = (
+            table["mean_pca_cosine_reconstructed_eval_delta"]
+            - table["mean_cosine_eval_delta_train_mean_delta"]
+        )
         less = table["mean_pca_projection_fraction"] - table["mean_pca_residual_fraction"]
         np.testing.assert_allclose(table["pca_vs_mean_cosine_gain"], gain, atol=printed)
-        np.testing.assert_allclose(table["pca_projection_minus_residual_fraction"], less, atol=printed)
+        np.testing.assert_allclose(
+            table["pca_projection_minus_residual_fraction"], less, atol=printed
+        )
         assert (table["mean_pca_residual_fraction"].diff().dropna() < 0).all()
 
 
 @pytest.mark.parametrize("columns", [delta_columns, prompt_columns])
 def test_refusals(unchecked, columns):
-    with pytest.raises(EmlensError, match="the subspace was fitted with center='none'; the released tables take the mean out: pass center=True"):
+    with pytest.raises(
+        EmlensError,
+        match=(
+            "the subspace was fitted with center='none'; the released tables take the mean out:"
+            " pass center=True"
+        ),
+    ):
         columns(EVAL, top_k_subspace(TRAIN, 2, center=False))
     space = top_k_subspace(TRAIN, 2, center=True)
     with pytest.raises(EmlensError, match="row 0 equals the mean of the subspace"):

@@ -21,7 +21,9 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_random_directions_are_isotropic():
     units = random_directions(10, 4000)
     torch.testing.assert_close(units.norm(dim=1), torch.ones(4000, dtype=torch.float64))
-    torch.testing.assert_close(units.T @ units / 4000, torch.eye(10, dtype=torch.float64) / 10, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        units.T @ units / 4000, torch.eye(10, dtype=torch.float64) / 10, atol=0.01, rtol=0
+    )
     assert (random_directions(10, 3) == random_directions(10, 3)).all()
     assert (random_directions(10, 3) != random_directions(10, 3, seed=1)).any()
 
@@ -45,9 +47,12 @@ def test_random_directions_like_carry_the_variance_that_isotropic_ones_do_not():
 def test_the_isotropic_null_is_the_exact_distribution_of_cosines():
     null = isotropic_cosine_null(16, draws=4000, seed=3)
     assert (null.mean, null.sd) == (0.0, 0.25)
-    cosines = (random_directions(16, 4000, seed=1) * random_directions(16, 4000, seed=2)).sum(1).numpy()
+    cosines = (
+        (random_directions(16, 4000, seed=1) * random_directions(16, 4000, seed=2)).sum(1).numpy()
+    )
     assert stats.ks_2samp(cosines, null.draws).pvalue > 0.01
-    assert stats.ks_2samp(cosines, isotropic_cosine_null(8, draws=4000).draws).pvalue < 1e-6  # it can tell another width
+    # it can tell another width
+    assert stats.ks_2samp(cosines, isotropic_cosine_null(8, draws=4000).draws).pvalue < 1e-6
     assert (isotropic_cosine_null(16, 50).draws == isotropic_cosine_null(16, 50).draws).all()
 
 
@@ -64,15 +69,20 @@ def test_cosines_of_unrelated_directions_are_large_where_the_stream_is_anisotrop
     assert flat.sd == pytest.approx(1 / math.sqrt(128), rel=0.05)
 
 
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: random_directions(4, 0), "count=0 must be an integer of 1 or more"),
         (lambda: random_directions(0, 4), "d_model=0 must be an integer of 1 or more"),
-        (lambda: random_directions_like(torch.zeros(4, 4), 2), r"of shape \(4, 4\) has no variance"),
+        (
+            lambda: random_directions_like(torch.zeros(4, 4), 2),
+            r"of shape \(4, 4\) has no variance",
+        ),
         (lambda: isotropic_cosine_null(1), "d_model=1 must be an integer of 2 or more"),
-        (lambda: covariance_cosine_null(rows(4, 4), draws=0), "draws=0 must be an integer of 1 or more"),
+        (
+            lambda: covariance_cosine_null(rows(4, 4), draws=0),
+            "draws=0 must be an integer of 1 or more",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

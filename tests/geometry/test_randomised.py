@@ -28,13 +28,17 @@ def test_the_bound_holds_and_reaches_the_tolerance(power, tolerance):
     for seed in range(3):
         space = sketched(x, 8, tolerance=tolerance, seed=seed)
         assert sine(space.basis, axes) <= float(space.angle_bound) <= tolerance
-    assert sine(top_k_subspace(x, 8, center=False).basis, axes) < 1e-12  # the planted vectors are the exact ones
+    # the planted vectors are the exact ones
+    assert sine(top_k_subspace(x, 8, center=False).basis, axes) < 1e-12
 
 
 def test_agrees_with_exact_in_every_field():
     x = rows(80, 60) * torch.linspace(4, 1, 60) + 3
     for center in (True, False, rows(60, seed=5)):
-        exact, fast = top_k_subspace(x, 5, center=center), sketched(x, 5, center=center, tolerance=1e-9)
+        exact, fast = (
+            top_k_subspace(x, 5, center=center),
+            sketched(x, 5, center=center, tolerance=1e-9),
+        )
         torch.testing.assert_close(fast.basis, exact.basis, atol=1e-8, rtol=0)
         torch.testing.assert_close(fast.singular_values, exact.singular_values[:5])
         torch.testing.assert_close(fast.explained_variance_ratio, exact.explained_variance_ratio)
@@ -65,7 +69,13 @@ def test_repeated_singular_values_are_seen():
     x = torch.linalg.qr(rows(40, 20)).Q * values @ torch.linalg.qr(rows(30, 20, seed=1)).Q.T
     assert sine(sketched(x, 14).basis, top_k_subspace(x, 14, center=False).basis) < 1e-12
     assert sketched(x, 20).rank == 20
-    with pytest.raises(EmlensError, match=r"the top 3 directions are known to a sine of inf only .* singular values 3 and 4 are 2 and 2; pass a k"):
+    with pytest.raises(
+        EmlensError,
+        match=(
+            r"the top 3 directions are known to a sine of inf only .* singular values 3 and 4 are 2"
+            r" and 2; pass a k"
+        ),
+    ):
         sketched(x, 3)
 
 
@@ -79,15 +89,25 @@ def test_directions_far_below_the_first_are_found(values, k):
     x = torch.linalg.qr(rows(60, 30)).Q * values @ right.T
     space = sketched(x, k, tolerance=1e-3)
     assert sine(space.basis, right[:, :k]) <= float(space.angle_bound) <= 1e-3
-    torch.testing.assert_close(space.basis.T @ space.basis, torch.eye(k, dtype=torch.float64), atol=1e-13, rtol=0)
+    torch.testing.assert_close(
+        space.basis.T @ space.basis, torch.eye(k, dtype=torch.float64), atol=1e-13, rtol=0
+    )
     torch.testing.assert_close(space.singular_values, values[:k], rtol=1e-6, atol=0)
 
 
 def test_the_bound_is_wedins_with_its_margins():
-    singular, residuals = torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64), torch.tensor([0.03, 0.04, 0.3], dtype=torch.float64)
-    assert _angle_bound(singular, residuals, 2, 0.0) == pytest.approx(0.05 / (2 - 1.3))  # the third may lie above its estimate by its residual
-    assert _angle_bound(singular, torch.zeros(3).double(), 2, 0.0) == pytest.approx(64 * 2.0**-52 * 5, abs=0)  # never below rounding
-    assert _angle_bound(singular[:2], residuals[:2], 2, 0.0) == pytest.approx(0.05 / 2)  # nothing follows
+    singular, residuals = (
+        torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64),
+        torch.tensor([0.03, 0.04, 0.3], dtype=torch.float64),
+    )
+    # the third may lie above its estimate by its residual
+    assert _angle_bound(singular, residuals, 2, 0.0) == pytest.approx(0.05 / (2 - 1.3))
+    # never below rounding
+    assert _angle_bound(singular, torch.zeros(3).double(), 2, 0.0) == pytest.approx(
+        64 * 2.0**-52 * 5, abs=0
+    )
+    # nothing follows
+    assert _angle_bound(singular[:2], residuals[:2], 2, 0.0) == pytest.approx(0.05 / 2)
     assert _angle_bound(singular, residuals + 1, 2, 0.0) == float("inf")  # no gap left
 
 
@@ -96,11 +116,18 @@ def test_rank_is_found_and_a_k_above_it_refused(shape):
     low = rows(shape[0], 4) @ rows(4, shape[1], seed=1)
     assert sketched(low, 4).rank == 4
     assert sketched(low.float(), 4).rank == 4
-    with pytest.raises(EmlensError, match="k=5 is above the rank: the .* vectors have rank 4 with center='none'; pass k <= 4"):
+    with pytest.raises(
+        EmlensError,
+        match="k=5 is above the rank: the .* vectors have rank 4 with center='none'; pass k <= 4",
+    ):
         sketched(low, 5)
-    with pytest.raises(EmlensError, match="k=13 is above the rank: the .* vectors have rank 12 with center='none'"):
+    with pytest.raises(
+        EmlensError, match="k=13 is above the rank: the .* vectors have rank 12 with center='none'"
+    ):
         sketched(rows(*shape), 13)
-    with pytest.raises(EmlensError, match="k=1 is above the rank: the 4 vectors have rank 0 with center='mean'"):
+    with pytest.raises(
+        EmlensError, match="k=1 is above the rank: the 4 vectors have rank 0 with center='mean'"
+    ):
         sketched(torch.ones(4, 9), 1, center=True)
     full = sketched(rows(*shape), 12)
     assert full.rank == 12 and float(full.angle_bound) < 1e-12
@@ -108,17 +135,29 @@ def test_rank_is_found_and_a_k_above_it_refused(shape):
 
 def test_a_spectrum_without_a_gap_is_refused(unchecked):
     almost = torch.diag(torch.tensor([3.0, 2.0, 2.0 - 1e-9, *[1.0] * 60], dtype=torch.float64))
-    with pytest.raises(EmlensError, match="singular values 2 and 3 are 2 and 2; pass a k with a gap behind it, a larger tolerance, or method='exact'"):
+    with pytest.raises(
+        EmlensError,
+        match=(
+            "singular values 2 and 3 are 2 and 2; pass a k with a gap behind it,"
+            " a larger tolerance, or method='exact'"
+        ),
+    ):
         sketched(almost, 2)
     assert float(sketched(almost, 3).angle_bound) < 1e-6
 
 
 def test_refusals(unchecked):
     for k in (0.9, "elbow", 0, True):
-        with pytest.raises(EmlensError, match=f"k={k!r} needs the whole spectrum; pass a count of 1 or more, or method='exact'"):
+        with pytest.raises(
+            EmlensError,
+            match=f"k={k!r} needs the whole spectrum; pass a count of 1 or more, or method='exact'",
+        ):
             sketched(rows(9, 9), k)
     for tolerance in (0.0, 1.0, float("nan")):
-        with pytest.raises(EmlensError, match=f"tolerance={tolerance!r} must lie between 0 and 1: it bounds the sine"):
+        with pytest.raises(
+            EmlensError,
+            match=f"tolerance={tolerance!r} must lie between 0 and 1: it bounds the sine",
+        ):
             sketched(rows(9, 9), 2, tolerance=tolerance)
 
 
@@ -128,8 +167,16 @@ def test_miniature_of_the_measurement():
     without = randomised_svd.compare(60, 80, 0.5, with_exact=False, rounds=1)
     assert np.isnan(without["speed_up"]) and without["one_less_overlap"] <= 1e-6
     written = randomised_svd.summary([found, without], 2)
-    assert written["speed_up_of_the_largest_timed"] == found["speed_up"] and written["cells"][1]["exact_seconds"] is None
+    assert (
+        written["speed_up_of_the_largest_timed"] == found["speed_up"]
+        and written["cells"][1]["exact_seconds"] is None
+    )
     bound = randomised_svd.bound_violations(1, n=20, d=25)
-    assert bound["runs"] == 35 and bound["violated"] == 0 and bound["refused"] == 0 and 0 < bound["largest_sine_over_bound"] <= 1
+    assert (
+        bound["runs"] == 35
+        and bound["violated"] == 0
+        and bound["refused"] == 0
+        and 0 < bound["largest_sine_over_bound"] <= 1
+    )
     values = randomised_svd.spectrum(20, 1.0)
     assert values[7] / values[8] == pytest.approx(1.2) and values[3] == pytest.approx(1 / 4)

@@ -36,7 +36,9 @@ def test_split_halves_predict_the_cosine_with_the_truth():
             found.append(sample_cosine(split_half_cosine(contrast, splits=40).value))
             reached.append(direction_cosine(contrast.difference, truth))
         assert np.mean(found) == pytest.approx(np.mean(reached), abs=0.06)
-        assert np.mean(reached) == pytest.approx(expected_mean_cosine([length] + [0] * (D - 1), [1.0] * D, N, N), abs=0.04)
+        assert np.mean(reached) == pytest.approx(
+            expected_mean_cosine([length] + [0] * (D - 1), [1.0] * D, N, N), abs=0.04
+        )
 
 
 def test_without_a_signal_halves_are_unrelated():
@@ -55,9 +57,13 @@ def test_the_cone_holds_the_truth_and_narrows_with_the_data():
         inside.append(math.acos(direction_cosine(contrast.difference, truth)) <= cone.angle)
     assert sum(inside) >= 17  # 95 % of directions; 96 of 100 seeds held it when this was written
     wider = bootstrap_cone(sample(0, 12.0, n=16, d=20)[0], draws=200)
-    assert wider.angle > 1.5 * np.mean(angles) and wider.degrees == pytest.approx(math.degrees(wider.angle))
+    assert wider.angle > 1.5 * np.mean(angles) and wider.degrees == pytest.approx(
+        math.degrees(wider.angle)
+    )
     narrow = bootstrap_cone(sample(0, 12.0, d=20)[0], level=0.5, draws=200)
-    assert narrow.angle < angles[0] and narrow.mean_cosine == pytest.approx(math.cos(narrow.angle), abs=0.02)
+    assert narrow.angle < angles[0] and narrow.mean_cosine == pytest.approx(
+        math.cos(narrow.angle), abs=0.02
+    )
 
 
 def test_the_cone_of_rows_that_do_not_vary_is_closed():
@@ -80,7 +86,12 @@ def test_cosines_between_two_models_on_the_same_units():
     first, _ = sample(1, 6.0)
     same = cosine_between(first, first)
     assert same.value == pytest.approx(1) and same.high - same.low < 1e-9
-    other = ContrastSums(first.positive_weight, first.positive + sample(2, 6.0)[0].positive, first.negative_weight, first.negative)
+    other = ContrastSums(
+        first.positive_weight,
+        first.positive + sample(2, 6.0)[0].positive,
+        first.negative_weight,
+        first.negative,
+    )
     found = cosine_between(first, other)
     assert 0 < found.high - found.low < 0.2 and found.n == 32
     assert found.value == pytest.approx(direction_cosine(first.difference, other.difference))
@@ -93,7 +104,10 @@ def test_the_same_block_is_left_out_of_both_where_each_lacks_another():
         keep = torch.ones(len(whole.positive), dtype=torch.float64)
         keep[block] = 0
         return ContrastSums(
-            whole.positive_weight * keep, whole.positive * keep[:, None], whole.negative_weight * keep, whole.negative * keep[:, None]
+            whole.positive_weight * keep,
+            whole.positive * keep[:, None],
+            whole.negative_weight * keep,
+            whole.negative * keep[:, None],
         )
 
     first, last = lacking(0), lacking(len(whole.positive) - 1)
@@ -102,7 +116,9 @@ def test_the_same_block_is_left_out_of_both_where_each_lacks_another():
     values = np.array([direction_cosine(a, b) for a, b in pairs])
     error = math.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum())
     found = cosine_between(first, last)
-    assert found.n == len(values) and (found.high - found.low) / 2 == pytest.approx(error * 2.0395, rel=1e-4)
+    assert found.n == len(values) and (found.high - found.low) / 2 == pytest.approx(
+        error * 2.0395, rel=1e-4
+    )
 
 
 def test_refusals(unchecked):
@@ -111,9 +127,17 @@ def test_refusals(unchecked):
         sample_cosine(1.5)
     with pytest.raises(InputError, match="level=95 must lie strictly between 0 and 1"):
         bootstrap_cone(contrast, level=95)
-    with pytest.raises(InputError, match=r"contrasts are sums over \[16, 32\] blocks; pass contrasts over the same units and seed"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"contrasts are sums over \[16, 32\] blocks; pass contrasts over the same units and"
+            r" seed"
+        ),
+    ):
         jackknife(direction_cosine, contrast, sample(0, 1.0, n=20, d=3)[0])
     with pytest.raises(InputError, match=r"contrasts are sums over \[\] blocks"):
         jackknife(direction_cosine)
-    with pytest.raises(InputError, match="statistic is not finite on all data or on some block left out"):
+    with pytest.raises(
+        InputError, match="statistic is not finite on all data or on some block left out"
+    ):
         jackknife(lambda v: math.nan, contrast)

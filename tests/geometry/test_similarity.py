@@ -23,17 +23,28 @@ def hsic(k: np.ndarray, m: np.ndarray) -> float:
     n = len(k)
     k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
     one = np.ones(n)
-    total = np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ m @ one)
+    total = (
+        np.trace(k @ m)
+        + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (one @ k @ m @ one)
+    )
     return float(total / (n * (n - 3)))
 
 
 def test_cosines_agree_with_loops():
     a, b = X.mean(0), Y.mean(0)
-    assert float(cosine_of_means(X, Y[:7])) == pytest.approx(float(torch.nn.functional.cosine_similarity(a, Y[:7].mean(0), dim=0)))
+    assert float(cosine_of_means(X, Y[:7])) == pytest.approx(
+        float(torch.nn.functional.cosine_similarity(a, Y[:7].mean(0), dim=0))
+    )
     assert float(cosine_of_means(X, Y)) == pytest.approx(float(a @ b / a.norm() / b.norm()))
     pairs = [float(torch.nn.functional.cosine_similarity(x, y, dim=0)) for x in X for y in Y[:7]]
     assert float(mean_pairwise_cosine(X, Y[:7])) == pytest.approx(sum(pairs) / len(pairs))
-    own = [float(torch.nn.functional.cosine_similarity(X[i], X[j], dim=0)) for i in range(15) for j in range(15) if i != j]
+    own = [
+        float(torch.nn.functional.cosine_similarity(X[i], X[j], dim=0))
+        for i in range(15)
+        for j in range(15)
+        if i != j
+    ]
     assert float(mean_pairwise_cosine(X)) == pytest.approx(sum(own) / len(own))
 
 
@@ -43,7 +54,10 @@ def test_cosines_at_their_ends():
     assert float(mean_pairwise_cosine(torch.tensor([[1.0, 0], [-1, 0]]))) == pytest.approx(-1)
     simplex = torch.eye(4, dtype=torch.float64) - 0.25
     assert float(mean_pairwise_cosine(simplex)) == pytest.approx(-1 / 3)
-    assert abs(float(mean_pairwise_cosine(rows(400, 300), rows(400, 300, seed=5)))) < 5 / math.sqrt(300) / 400**0.5
+    assert (
+        abs(float(mean_pairwise_cosine(rows(400, 300), rows(400, 300, seed=5))))
+        < 5 / math.sqrt(300) / 400**0.5
+    )
     long = torch.cat([X, 1e6 * X[:1]])  # one long shift takes the mean and counts as one pair
     assert float(cosine_of_means(long, X[:1])) == pytest.approx(1, abs=1e-4)
     assert float(mean_pairwise_cosine(long, X[:1])) < 0.9
@@ -52,12 +66,20 @@ def test_cosines_at_their_ends():
 def test_alignment_agrees_with_its_definition():
     for other in (Y, Y[:, :2]):
         k, m = (X @ X.T).numpy(), (other @ other.T).numpy()
-        assert float(linear_cka(X, other)) == pytest.approx(hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m)), abs=TIGHT)
+        assert float(linear_cka(X, other)) == pytest.approx(
+            hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m)), abs=TIGHT
+        )
     x, y = X - X.mean(0), Y - Y.mean(0)
-    plain = torch.linalg.matrix_norm(y.T @ x) ** 2 / torch.linalg.matrix_norm(x.T @ x) / torch.linalg.matrix_norm(y.T @ y)
+    plain = (
+        torch.linalg.matrix_norm(y.T @ x) ** 2
+        / torch.linalg.matrix_norm(x.T @ x)
+        / torch.linalg.matrix_norm(y.T @ y)
+    )
     assert float(linear_cka(X, Y, debiased=False)) == pytest.approx(float(plain), abs=TIGHT)
     assert float(linear_cka(X, X @ rows(6, 6, seed=3))) < 1 - 1e-3
-    assert float(linear_cka(X, X)) == pytest.approx(1) and float(linear_cka(X, X, debiased=False)) == pytest.approx(1)
+    assert float(linear_cka(X, X)) == pytest.approx(1) and float(
+        linear_cka(X, X, debiased=False)
+    ) == pytest.approx(1)
 
 
 def test_debiased_alignment_of_unrelated_sets_is_zero_and_the_plain_one_is_not():
@@ -77,10 +99,16 @@ def test_procrustes_agrees_with_scipy_and_finds_a_rotation():
         turn, similarity = scipy.linalg.orthogonal_procrustes(x.numpy(), y.numpy())
         expected = float(np.linalg.norm(x.numpy() @ turn - y.numpy()))
         assert float(procrustes_distance(X, Y, center=center)) == pytest.approx(expected, abs=TIGHT)
-        assert float(procrustes_distance(X, Y, center=center)) == pytest.approx(math.sqrt(2 - 2 * similarity), abs=TIGHT)
+        assert float(procrustes_distance(X, Y, center=center)) == pytest.approx(
+            math.sqrt(2 - 2 * similarity), abs=TIGHT
+        )
     few, wide = rows(5, 40), rows(5, 40, seed=3)
-    turn, _ = scipy.linalg.orthogonal_procrustes((few / few.norm()).numpy(), (wide / wide.norm()).numpy())
-    expected = float(np.linalg.norm((few / few.norm()).numpy() @ turn - (wide / wide.norm()).numpy()))
+    turn, _ = scipy.linalg.orthogonal_procrustes(
+        (few / few.norm()).numpy(), (wide / wide.norm()).numpy()
+    )
+    expected = float(
+        np.linalg.norm((few / few.norm()).numpy() @ turn - (wide / wide.norm()).numpy())
+    )
     assert float(procrustes_distance(few, wide, center=False)) == pytest.approx(expected, abs=TIGHT)
 
 
@@ -94,8 +122,18 @@ def test_procrustes_resolves_small_distances_and_is_a_metric():
     z = rows(15, 6, seed=9)
     for a, b, c in ((X, Y, z), (Y, z, X), (z, X, Y)):
         direct = procrustes_distance(a, c, center=True)
-        assert float(direct) <= float(procrustes_distance(a, b, center=True) + procrustes_distance(b, c, center=True)) + TIGHT
-    assert float(procrustes_distance(torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[0.0, 0], [1, 0]]), center=False)) == pytest.approx(math.sqrt(2))
+        assert (
+            float(direct)
+            <= float(
+                procrustes_distance(a, b, center=True) + procrustes_distance(b, c, center=True)
+            )
+            + TIGHT
+        )
+    assert float(
+        procrustes_distance(
+            torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[0.0, 0], [1, 0]]), center=False
+        )
+    ) == pytest.approx(math.sqrt(2))
 
 
 @pytest.mark.parametrize(
@@ -120,19 +158,46 @@ def test_batches_broadcast_and_dtypes_follow(measure):
     ("call", "message"),
     [
         (lambda: cosine_of_means(X, Y[:, :4]), "b has 4 coordinates and a has 6"),
-        (lambda: cosine_of_means(torch.cat([X, -X]), Y), "a has a mean of zero, which has no direction; shifts that cancel share none"),
+        (
+            lambda: cosine_of_means(torch.cat([X, -X]), Y),
+            "a has a mean of zero, which has no direction; shifts that cancel share none",
+        ),
         (lambda: cosine_of_means(X, torch.zeros(3, 6)), "b has a mean of zero"),
-        (lambda: mean_pairwise_cosine(X[:1]), "a has 1 row and so no pair; pass at least 2, or a second set"),
+        (
+            lambda: mean_pairwise_cosine(X[:1]),
+            "a has 1 row and so no pair; pass at least 2, or a second set",
+        ),
         (lambda: mean_pairwise_cosine(torch.zeros(3, 6)), "a row 0 is zero; leave it out"),
         (lambda: mean_pairwise_cosine(X, torch.zeros(3, 6)), "b row 0 is zero; leave it out"),
-        (lambda: linear_cka(X, Y[:7]), "a has 15 rows and b 7; pass the same prompts in the same order"),
-        (lambda: linear_cka(X[:3], Y[:3]), "3 rows are too few for an alignment; pass at least 4 prompts"),
-        (lambda: linear_cka(X, torch.ones(15, 6)), "b has rows that are all alike or all equally far apart"),
-        (lambda: linear_cka(torch.eye(15), Y), "a has rows that are all alike or all equally far apart, so there is nothing to align"),
-        (lambda: procrustes_distance(X, Y[:7], center=True), "a has 15 rows and b 7; pass the same prompts"),
+        (
+            lambda: linear_cka(X, Y[:7]),
+            "a has 15 rows and b 7; pass the same prompts in the same order",
+        ),
+        (
+            lambda: linear_cka(X[:3], Y[:3]),
+            "3 rows are too few for an alignment; pass at least 4 prompts",
+        ),
+        (
+            lambda: linear_cka(X, torch.ones(15, 6)),
+            "b has rows that are all alike or all equally far apart",
+        ),
+        (
+            lambda: linear_cka(torch.eye(15), Y),
+            "a has rows that are all alike or all equally far apart, so there is nothing to align",
+        ),
+        (
+            lambda: procrustes_distance(X, Y[:7], center=True),
+            "a has 15 rows and b 7; pass the same prompts",
+        ),
         (lambda: procrustes_distance(X, Y[:, :4], center=True), "a has 6 coordinates and b has 4"),
-        (lambda: procrustes_distance(X, torch.ones(15, 6), center=True), "b has rows without any length about their mean; there is no shape"),
-        (lambda: procrustes_distance(torch.zeros(15, 6), Y, center=False), "a has rows without any length; there is no shape to compare"),
+        (
+            lambda: procrustes_distance(X, torch.ones(15, 6), center=True),
+            "b has rows without any length about their mean; there is no shape",
+        ),
+        (
+            lambda: procrustes_distance(torch.zeros(15, 6), Y, center=False),
+            "a has rows without any length; there is no shape to compare",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

@@ -11,17 +11,25 @@ EXACT = 1e-12  # float64 sums of some hundred terms
 
 
 def rows(n: int, d: int, seed: int = 0, **named) -> torch.Tensor:
-    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), **named)
+    return torch.randn(
+        n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), **named
+    )
 
 
 def test_agrees_with_scikit_learn_pca():
     x = rows(40, 12) * torch.arange(1, 13) + 5
     space, pca = top_k_subspace(x, 4, center=True), PCA(4).fit(x.numpy())
     np.testing.assert_allclose(space.singular_values[:4], pca.singular_values_, rtol=EXACT)
-    np.testing.assert_allclose(space.explained_variance_ratio, pca.explained_variance_ratio_, rtol=EXACT)
+    np.testing.assert_allclose(
+        space.explained_variance_ratio, pca.explained_variance_ratio_, rtol=EXACT
+    )
     np.testing.assert_allclose(space.mean, pca.mean_, rtol=EXACT)
-    np.testing.assert_allclose(np.abs(np.diag(pca.components_ @ space.basis.numpy())), 1, rtol=EXACT)
-    np.testing.assert_allclose(space.coordinates(x).abs(), np.abs(pca.transform(x.numpy())), rtol=1e-10)
+    np.testing.assert_allclose(
+        np.abs(np.diag(pca.components_ @ space.basis.numpy())), 1, rtol=EXACT
+    )
+    np.testing.assert_allclose(
+        space.coordinates(x).abs(), np.abs(pca.transform(x.numpy())), rtol=1e-10
+    )
     assert (space.n, space.rank, space.center, space.d_model, space.k) == (40, 12, "mean", 12, 4)
 
 
@@ -29,7 +37,9 @@ def test_agrees_with_scikit_learn_pca():
 def test_basis_is_orthonormal_and_projection_idempotent(shape):
     x = rows(*shape)
     space = top_k_subspace(x, 5, center=False)
-    torch.testing.assert_close(space.basis.T @ space.basis, torch.eye(5, dtype=torch.float64), atol=EXACT, rtol=0)
+    torch.testing.assert_close(
+        space.basis.T @ space.basis, torch.eye(5, dtype=torch.float64), atol=EXACT, rtol=0
+    )
     once = space.project(x)
     torch.testing.assert_close(space.project(once), once, atol=EXACT, rtol=0)
     torch.testing.assert_close(
@@ -41,7 +51,10 @@ def test_centring_is_what_it_says():
     shift = torch.zeros(6, dtype=torch.float64)
     shift[0] = 100
     x = rows(50, 6) * torch.tensor([0.1, 3, 1, 1, 1, 1]) + shift
-    axis = {center: int(top_k_subspace(x, 1, center=center).basis[:, 0].abs().argmax()) for center in (True, False)}
+    axis = {
+        center: int(top_k_subspace(x, 1, center=center).basis[:, 0].abs().argmax())
+        for center in (True, False)
+    }
     assert axis == {True: 1, False: 0}  # the common shift dominates exactly where it is left in
     given_space = top_k_subspace(x, 2, center=x.mean(dim=0))
     torch.testing.assert_close(given_space.basis, top_k_subspace(x, 2, center="mean").basis)
@@ -62,7 +75,11 @@ def test_batches_equal_a_loop():
 
 
 def test_dtype_follows_the_input():
-    for dtype, out in ((torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+    for dtype, out in (
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ):
         space = top_k_subspace(rows(20, 6).to(dtype), 2, center=True)
         assert {space.basis.dtype, space.mean.dtype, space.singular_values.dtype} == {out}
 
@@ -82,7 +99,8 @@ def test_share_of_variance_takes_the_fewest_components():
         assert space.k == int(np.searchsorted(cumulative, share)) + 1
         assert float(space.explained_variance_ratio.sum()) >= share
     exact = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
-    assert top_k_subspace(exact, 0.5, center=False).k == 2  # a share met exactly needs no further component
+    # a share met exactly needs no further component
+    assert top_k_subspace(exact, 0.5, center=False).k == 2
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,7 +111,9 @@ def test_invariant_to_order_and_scale_and_moves_with_rotations(seed, scale, cent
     space = top_k_subspace(x, 3, center=center)
     moved = top_k_subspace(scale * x[torch.randperm(12)] @ turn, 3, center=center)
     assert float(subspace_overlap(turn.T @ space.basis, moved)) == pytest.approx(1, abs=1e-9)
-    torch.testing.assert_close(moved.explained_variance_ratio, space.explained_variance_ratio, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        moved.explained_variance_ratio, space.explained_variance_ratio, rtol=1e-9, atol=0
+    )
     assert (torch.gather(space.basis, 0, space.basis.abs().argmax(0, keepdim=True)) > 0).all()
 
 
@@ -101,22 +121,39 @@ def test_rank_is_numerical_and_knows_the_input_precision():
     low = rows(30, 4) @ rows(4, 20, 1)
     assert top_k_subspace(low, 4, center=False).rank == 4
     assert top_k_subspace(low.float(), 4, center=False).rank == 4
-    assert top_k_subspace(low + 1e6, 4, center=True).rank == 4  # centring leaves rounding of the mean behind
-    assert top_k_subspace(low + 1e-6 * rows(30, 20, 2), 4, center=False).rank == 20  # a small signal is a signal
+    # centring leaves rounding of the mean behind
+    assert top_k_subspace(low + 1e6, 4, center=True).rank == 4
+    # a small signal is a signal
+    assert top_k_subspace(low + 1e-6 * rows(30, 20, 2), 4, center=False).rank == 20
     assert top_k_subspace(rows(5, 20), 4, center=True).rank == 4
 
 
 def test_variance_captured():
     x = rows(50, 8) * torch.arange(1, 9)
     space = top_k_subspace(x, 3, center=True)
-    assert float(variance_captured(x, space)) == pytest.approx(float(space.explained_variance_ratio.sum()), abs=EXACT)
-    assert float(variance_captured(x, top_k_subspace(x, 8, center=True))) == pytest.approx(1, abs=EXACT)
-    other = Subspace(torch.linalg.qr(rows(8, 3, 5)).Q, space.singular_values, space.explained_variance_ratio,
-                     space.mean, 50, 8, "mean")  # fmt: skip
-    assert float(variance_captured(x, other)) < float(variance_captured(x, space))  # none beats the top components
+    assert float(variance_captured(x, space)) == pytest.approx(
+        float(space.explained_variance_ratio.sum()), abs=EXACT
+    )
+    assert float(variance_captured(x, top_k_subspace(x, 8, center=True))) == pytest.approx(
+        1, abs=EXACT
+    )
+    other = Subspace(
+        torch.linalg.qr(rows(8, 3, 5)).Q,
+        space.singular_values,
+        space.explained_variance_ratio,
+        space.mean,
+        50,
+        8,
+        "mean",
+    )
+    # none beats the top components
+    assert float(variance_captured(x, other)) < float(variance_captured(x, space))
     isotropic = rows(4000, 8, 7)
     assert float(variance_captured(isotropic, other)) == pytest.approx(
-        float((((isotropic - other.mean) @ other.basis) ** 2).sum() / ((isotropic - other.mean) ** 2).sum())
+        float(
+            (((isotropic - other.mean) @ other.basis) ** 2).sum()
+            / ((isotropic - other.mean) ** 2).sum()
+        )
     )
     plain = top_k_subspace(x, 3, center=False)
     assert float(variance_captured(isotropic, plain)) == pytest.approx(3 / 8, abs=0.02)
@@ -129,9 +166,12 @@ def test_captured_against_the_best_that_k_directions_could():
     moved = x - foreign.mean
     best = float(torch.linalg.svdvals(moved)[:3].square().sum())
     inside = float(torch.linalg.matrix_norm(moved @ foreign.basis) ** 2)
-    assert float(variance_captured(x, foreign, against="best")) == pytest.approx(inside / best, rel=EXACT)
+    assert float(variance_captured(x, foreign, against="best")) == pytest.approx(
+        inside / best, rel=EXACT
+    )
     assert inside / best < 0.6
-    flat = torch.linalg.qr(rows(9, 9)).Q  # isotropic: k directions hold k/d at most, and every subspace holds just that
+    # isotropic: k directions hold k/d at most, and every subspace holds just that
+    flat = torch.linalg.qr(rows(9, 9)).Q
     anywhere = top_k_subspace(rows(30, 9, 2), 2, center=False)
     assert float(variance_captured(flat, anywhere)) == pytest.approx(2 / 9)
     assert float(variance_captured(flat, anywhere, against="best")) == pytest.approx(1)
@@ -140,18 +180,36 @@ def test_captured_against_the_best_that_k_directions_could():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 5}, r"k=5 is above the rank: the 5 vectors have rank 4 with center='mean'; pass k <= 4"),
-        ({"k": 0}, r"k=0 must be a count of 1 or more, a share of variance between 0 and 1 such as .95, or 'elbow'"),
+        (
+            {"k": 5},
+            r"k=5 is above the rank: the 5 vectors have rank 4 with center='mean'; pass k <= 4",
+        ),
+        (
+            {"k": 0},
+            (
+                r"k=0 must be a count of 1 or more, a share of variance between 0 and 1 such as"
+                r" .95, or 'elbow'"
+            ),
+        ),
         ({"k": 1.0}, r"k=1.0 must be a count"),
         ({"k": True}, r"k=True must be a count"),
-        ({"center": "median"}, r"center='median' is unknown; pass True or 'mean', False, or the vector"),
+        (
+            {"center": "median"},
+            r"center='median' is unknown; pass True or 'mean', False, or the vector",
+        ),
         ({"center": None}, r"center=None is unknown"),
         ({"center": torch.zeros(3)}, r"vectors has 9 coordinates and center has 3"),
         ({"center": torch.tensor(1.0)}, r"center has shape \(\); pass a vector of shape \(d,\)"),
         ({"vectors": torch.ones(4)}, r"vectors has shape \(4,\); pass rows of vectors"),
         ({"vectors": torch.ones(0, 4)}, r"vectors has shape \(0, 4\); pass at least one vector"),
-        ({"vectors": torch.full((5, 9), float("nan"))}, r"vectors holds 45 values that are NaN or infinite"),
-        ({"vectors": torch.ones(5, 9), "k": 0.9}, r"the 5 vectors have rank 0 with center='mean', so k=0.9 has nothing"),
+        (
+            {"vectors": torch.full((5, 9), float("nan"))},
+            r"vectors holds 45 values that are NaN or infinite",
+        ),
+        (
+            {"vectors": torch.ones(5, 9), "k": 0.9},
+            r"the 5 vectors have rank 0 with center='mean', so k=0.9 has nothing",
+        ),
         ({"method": "fast"}, r"method='fast' is unknown; pass 'exact' or 'randomised'"),
         (
             {"vectors": torch.randn(2, 5, 9), "k": 0.9},

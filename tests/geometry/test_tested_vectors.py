@@ -26,10 +26,24 @@ A, B, OTHER = rows(30, 12), rows(20, 12, seed=1) + 1, rows(40, 12, seed=2)
         torch.cov(torch.cat([A, B]).T),
         29 * torch.cov(A.T) + 19 * torch.cov(B.T),  # pooled within the sets
     ],
-    ids=["rows", "negated", "a few", "bfloat16", "both", "covariance", "float32", "second moment", "of both", "within"],
+    ids=[
+        "rows",
+        "negated",
+        "a few",
+        "bfloat16",
+        "both",
+        "covariance",
+        "float32",
+        "second moment",
+        "of both",
+        "within",
+    ],
 )
 def test_a_reference_made_of_tested_vectors_is_refused(reference, unchecked):
-    with pytest.raises(EmlensError, match="so that what is tested would be its own null; take the covariance of before"):
+    with pytest.raises(
+        EmlensError,
+        match="so that what is tested would be its own null; take the covariance of before",
+    ):
         refuse_tested(reference, (A, B), "reference")
     refuse_tested(reference, (), "reference")  # nothing to compare with
 
@@ -58,7 +72,11 @@ def test_what_is_read_as_a_covariance():
 def test_other_widths_are_refused(unchecked):
     with pytest.raises(EmlensError, match=r"reference has 12 coordinates and tested\[1\] has 11"):
         refuse_tested(A, (B, rows(4, 11)), "reference")
-    with pytest.raises(EmlensError, match=r"tested\[0\] has shape \(2, 4, 12\); pass one set of vectors"):
+    with pytest.raises(
+        EmlensError, match=r"tested\[0\] has shape \(2, 4, 12\); pass one set of vectors"
+    ):
         refuse_tested(A, (rows(2, 4, 12),), "reference")
-    with pytest.raises(EmlensError, match=r"tested is a tensor of shape \(30, 12\); pass a list or tuple of sets"):
+    with pytest.raises(
+        EmlensError, match=r"tested is a tensor of shape \(30, 12\); pass a list or tuple of sets"
+    ):
         refuse_tested(B, A, "reference")

@@ -22,10 +22,16 @@ def instruct(tmp_path_factory):
 
 def peft_updates(instruct, adapter):
     """Module → ΔW as PEFT itself would merge it."""
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32), str(adapter))
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32), str(adapter)
+    )
     from peft.tuners.lora import LoraLayer
 
-    return {name.removeprefix("base_model.model."): m.get_delta_weight("default") for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    return {
+        name.removeprefix("base_model.model."): m.get_delta_weight("default")
+        for name, m in model.named_modules()
+        if isinstance(m, LoraLayer)
+    }
 
 
 @pytest.mark.parametrize(
@@ -33,11 +39,16 @@ def peft_updates(instruct, adapter):
     [
         {},
         {"use_rslora": True},
-        {"rank_pattern": {"down_proj": 3}, "alpha_pattern": {r"model\.layers\.1\.mlp\.down_proj": 5}},
+        {
+            "rank_pattern": {"down_proj": 3},
+            "alpha_pattern": {r"model\.layers\.1\.mlp\.down_proj": 5},
+        },
     ],
     ids=["lora", "rslora", "patterns"],
 )
-def test_factors_are_the_updates_that_peft_makes_and_come_back_from_disk(instruct, tmp_path, changes):
+def test_factors_are_the_updates_that_peft_makes_and_come_back_from_disk(
+    instruct, tmp_path, changes
+):
     path = tiny_models.build_adapter(tmp_path / "adapter", instruct, **changes)
     expected = peft_updates(instruct, path)
     adapter = LoraAdapter.read(path)
@@ -46,7 +57,9 @@ def test_factors_are_the_updates_that_peft_makes_and_come_back_from_disk(instruc
     rewritten = peft_updates(instruct, tmp_path / "again")
     for module, factors in adapter.modules.items():
         update = factors.scale * factors.b @ factors.a
-        assert torch.allclose(update, expected[module], atol=1e-6) and float(update.abs().max()) > 0.01
+        assert (
+            torch.allclose(update, expected[module], atol=1e-6) and float(update.abs().max()) > 0.01
+        )
         assert torch.allclose(rewritten[module], expected[module], atol=1e-6)
         assert torch.equal(again[module].a, factors.a) and torch.equal(again[module].b, factors.b)
         assert math.isclose(again[module].scale, factors.scale)
@@ -55,24 +68,38 @@ def test_factors_are_the_updates_that_peft_makes_and_come_back_from_disk(instruc
 
 
 def test_what_a_model_wears_is_what_lies_on_disk(instruct, tmp_path):
-    paths = {name: tiny_models.build_adapter(tmp_path / name, instruct, seed=seed) for name, seed in (("one", 1), ("two", 2))}
+    paths = {
+        name: tiny_models.build_adapter(tmp_path / name, instruct, seed=seed)
+        for name, seed in (("one", 1), ("two", 2))
+    }
     family = load_family(instruct, finetuned=paths, device="cpu")
     assert LoraAdapter.of(family.instruct) is None
     for name, path in paths.items():
         worn, stored = LoraAdapter.of(family[name]), LoraAdapter.read(path)
         assert list(worn.modules) == list(stored.modules)
         for module, factors in stored.modules.items():
-            assert torch.equal(worn[module].a, factors.a) and torch.equal(worn[module].b, factors.b) and worn[module].scale == factors.scale
+            assert (
+                torch.equal(worn[module].a, factors.a)
+                and torch.equal(worn[module].b, factors.b)
+                and worn[module].scale == factors.scale
+            )
 
 
 def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
-    with pytest.raises(LoadError, match=r"adapter_config.json: cannot be read .*; pass a directory saved by PEFT"):
+    with pytest.raises(
+        LoadError, match=r"adapter_config.json: cannot be read .*; pass a directory saved by PEFT"
+    ):
         LoraAdapter.read(instruct)
     dora = tiny_models.build_adapter(tmp_path / "dora", instruct, use_dora=True)
-    with pytest.raises(LoadError, match=r"dora: is a DoRA adapter, whose magnitudes are no low-rank update; merge it"):
+    with pytest.raises(
+        LoadError,
+        match=r"dora: is a DoRA adapter, whose magnitudes are no low-rank update; merge it",
+    ):
         LoraAdapter.read(dora)
     family = load_family(instruct, finetuned={"dora": dora}, device="cpu")
-    with pytest.raises(StateError, match="'dora' wears DoRA, whose magnitudes are no low-rank update"):
+    with pytest.raises(
+        StateError, match="'dora' wears DoRA, whose magnitudes are no low-rank update"
+    ):
         LoraAdapter.of(family["dora"])
 
     path = tiny_models.build_adapter(tmp_path / "adapter", instruct)
@@ -83,9 +110,14 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
         save_file(tensors, path / "adapter_model.safetensors")
         return path
 
-    with pytest.raises(LoadError, match=r"has no pair of factors that fit each other; the file is incomplete"):
+    with pytest.raises(
+        LoadError, match=r"has no pair of factors that fit each other; the file is incomplete"
+    ):
         LoraAdapter.read(changed({name: value for name, value in weights.items() if name != first}))
-    with pytest.raises(LoadError, match=r"holds 'base_model.model.lm_head.weight', which is no factor of a low-rank update"):
+    with pytest.raises(
+        LoadError,
+        match=r"holds 'base_model.model.lm_head.weight', which is no factor of a low-rank update",
+    ):
         LoraAdapter.read(changed({**weights, "base_model.model.lm_head.weight": torch.ones(2, 2)}))
     (path / "adapter_model.safetensors").write_bytes(b"not one")
     with pytest.raises(LoadError, match=r"adapter_model.safetensors: cannot be read"):
@@ -97,13 +129,21 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
 
 
 def test_an_adapter_changes_something_and_is_never_overwritten(tmp_path):
-    with pytest.raises(InputError, match="modules is empty; an adapter changes at least one module"):
+    with pytest.raises(
+        InputError, match="modules is empty; an adapter changes at least one module"
+    ):
         LoraAdapter({})
-    adapter = LoraAdapter({"model.layers.0.mlp.down_proj": LoraFactors(torch.ones(1, 4), torch.ones(2, 1), 1.0)})
-    with pytest.raises(InputError, match="the adapter has no module 'lm_head'; it has model.layers.0.mlp.down_proj"):
+    adapter = LoraAdapter(
+        {"model.layers.0.mlp.down_proj": LoraFactors(torch.ones(1, 4), torch.ones(2, 1), 1.0)}
+    )
+    with pytest.raises(
+        InputError, match="the adapter has no module 'lm_head'; it has model.layers.0.mlp.down_proj"
+    ):
         adapter["lm_head"]
     adapter.save(tmp_path / "a")
-    with pytest.raises(InputError, match="already holds an adapter or is a file; pass a new directory"):
+    with pytest.raises(
+        InputError, match="already holds an adapter or is a file; pass a new directory"
+    ):
         adapter.save(tmp_path / "a")
 
 
@@ -111,5 +151,7 @@ def test_other_backends_are_refused_by_name(unchecked):
     class Elsewhere:
         backend = "elsewhere"
 
-    with pytest.raises(StateError, match="backend 'elsewhere' holds no adapters that could be read"):
+    with pytest.raises(
+        StateError, match="backend 'elsewhere' holds no adapters that could be read"
+    ):
         LoraAdapter.of(Elsewhere())

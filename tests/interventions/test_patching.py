@@ -19,10 +19,14 @@ def questions():
 
 def test_a_run_swapped_with_itself_keeps_its_bits(model, prompts, questions):
     before = model.logits(prompts)
-    with model.intervene([swap(capture(model, prompts, SITES, positions="all", **QUIET), positions="all")]):
+    with model.intervene(
+        [swap(capture(model, prompts, SITES, positions="all", **QUIET), positions="all")]
+    ):
         assert torch.equal(model.logits(prompts), before)
     answers = model.generate(questions, max_new_tokens=5, temperature=0)
-    with model.intervene([swap(capture(model, questions, SITES, positions="all", **QUIET), positions="prompt")]):
+    with model.intervene(
+        [swap(capture(model, questions, SITES, positions="all", **QUIET), positions="prompt")]
+    ):
         assert model.generate(questions, max_new_tokens=5, temperature=0) == answers
 
 
@@ -36,11 +40,14 @@ def test_the_last_block_at_the_last_token_is_the_whole_answer(model, questions):
         assert close(model.logits(questions), before.roll(-1, 0))
     with model.intervene([swap(run, at=["resid_post.0"], source=source)]):
         partly = model.logits(questions)
-    assert not close(partly, before, 0.01) and not close(partly, before.roll(-1, 0), 0.01)  # earlier tokens still speak
+    # earlier tokens still speak
+    assert not close(partly, before, 0.01) and not close(partly, before.roll(-1, 0), 0.01)
 
 
 def test_a_swap_undoes_what_lies_before_it(model, questions):
-    """All tokens at one block come from the clean run, so nothing that an edit did below is left above."""
+    """All tokens at one block come from the clean run, so nothing that an edit did below is left
+    above.
+    """
     run, clean = capture(model, questions, POST, positions="all", **QUIET), model.logits(questions)
     push = steer(torch.ones(D_MODEL), 5.0, at=["resid_post.0"])
     with model.intervene([push]):
@@ -53,9 +60,13 @@ def test_a_swap_undoes_what_lies_before_it(model, questions):
 def test_tokens_that_are_not_touched_keep_their_values(model, prompts, budget):
     run = capture(model, prompts, POST, positions=Index(1), **QUIET)
     source = dict.fromkeys(prompts.ids, prompts.ids[2])
-    before = capture(model, prompts, POST, positions="all", batch_tokens=budget, **QUIET).tokens(POST)
+    before = capture(model, prompts, POST, positions="all", batch_tokens=budget, **QUIET).tokens(
+        POST
+    )
     with model.intervene([swap(run, positions=Index(1), source=source)]):
-        after = capture(model, prompts, POST, positions="all", batch_tokens=budget, **QUIET).tokens(POST)
+        after = capture(model, prompts, POST, positions="all", batch_tokens=budget, **QUIET).tokens(
+            POST
+        )
     at = before.offsets[:-1] + 1
     assert torch.equal(after.values[at], run[POST][2].expand(len(at), -1))
     rest = torch.ones(len(before.values), dtype=torch.bool)
@@ -85,20 +96,44 @@ def test_a_run_in_a_store(model, questions, tmp_path):
 
 def test_what_does_not_fit(model, prompts, questions):
     run = capture(model, questions, POST, positions=["last_prompt", "mean_prompt", "all"], **QUIET)
-    with pytest.raises(InputError, match="source names prompt 'q7', which is not in the recorded run; pass ids of its 4 prompts"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "source names prompt 'q7', which is not in the recorded run; pass ids of its 4 prompts"
+        ),
+    ):
         swap(run, source={"p0": "q7"})
     for positions in (Index(0), Span(0, 2, of="prompt"), "response"):
-        with pytest.raises(InputError, match="recorded holds positions last_prompt, mean_prompt, all, which do not give a token for each of"):
+        with pytest.raises(
+            InputError,
+            match=(
+                "recorded holds positions last_prompt, mean_prompt, all,"
+                " which do not give a token for each of"
+            ),
+        ):
             swap(run, positions=positions)
     other = PromptSet.from_texts(["w1 w2 w3 w4", "w1"])
-    with model.intervene([swap(run.select(["p0"]))]), pytest.raises(
-        InputError, match="prompt 'p1' is not among the 1 of the recorded run, such as 'p0'; pass source="
+    with (
+        model.intervene([swap(run.select(["p0"]))]),
+        pytest.raises(
+            InputError,
+            match="prompt 'p1' is not among the 1 of the recorded run, such as 'p0'; pass source=",
+        ),
     ):
         model.logits(other)
     with model.intervene([swap(run, positions="all")]):
-        match = "prompt 'p0' has 4 tokens at positions all, but the recorded run has 3 of 'p0'; pass positions that are equally many in both"
+        match = (
+            "prompt 'p0' has 4 tokens at positions all, but the recorded run has 3 of 'p0';"
+            " pass positions that are equally many in both"
+        )
         with pytest.raises(InputError, match=match):
             model.logits(other)
-        with pytest.raises(InputError, match="prompt 'p0' has 8 tokens at positions all, those to be generated included, but the recorded run has 3"):
+        with pytest.raises(
+            InputError,
+            match=(
+                "prompt 'p0' has 8 tokens at positions all, those to be generated included,"
+                " but the recorded run has 3"
+            ),
+        ):
             model.generate(questions, max_new_tokens=5)
     assert model.interventions == ()

@@ -21,7 +21,10 @@ def small(tmp_path_factory):
 
 def run(model, programs):
     found = measure(model, tiny_models.prompts(2), programs)
-    assert found["programs"] == programs and 0.15 < (found["ended_by_a_failure"] + found["ended_by_an_interrupt"]) / programs < 0.7
+    assert (
+        found["programs"] == programs
+        and 0.15 < (found["ended_by_a_failure"] + found["ended_by_an_interrupt"]) / programs < 0.7
+    )
     return {name: found[name] for name in CLEAN}
 
 
@@ -46,7 +49,9 @@ def forgetful(self, stack):
 
 
 def test_what_stays_behind_is_seen(small, monkeypatch):
-    """Each count can rise: a hook, an intervention and a weight that a failure leaves behind are found."""
+    """Each count can rise: a hook, an intervention and a weight that a failure leaves behind are
+    found.
+    """
     model = load_model(small)
     fails = Failing.__call__
 

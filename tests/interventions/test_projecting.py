@@ -38,7 +38,9 @@ def test_ablation_leaves_nothing_along_the_direction(vector, stream):
     across = stream.double() - (stream.double() @ unit)[..., None] * unit
     assert close(out, across.float(), 1e-6)
     assert close(ablate(vector).apply(out, MASK), out, 1e-6)
-    assert torch.equal(ablate(-7 * vector).apply(stream, MASK), out) or close(ablate(-7 * vector).apply(stream, MASK), out, 1e-6)
+    assert torch.equal(ablate(-7 * vector).apply(stream, MASK), out) or close(
+        ablate(-7 * vector).apply(stream, MASK), out, 1e-6
+    )
 
 
 def test_only_the_affine_form_leaves_its_baseline_alone(vector, stream):
@@ -68,10 +70,16 @@ def test_a_subspace_goes_as_a_whole(stream):
 @pytest.mark.parametrize("unit", ["vector", "unit", "resid_norm"])
 def test_steering_adds_exactly_what_it_says(vector, stream, unit):
     out = steer(vector, -1.5, unit=unit, at=["resid_post.0"]).apply(stream, MASK)
-    length = {"vector": vector.norm(), "unit": 1.0, "resid_norm": stream.double().norm(dim=-1, keepdim=True)}[unit]
+    length = {
+        "vector": vector.norm(),
+        "unit": 1.0,
+        "resid_norm": stream.double().norm(dim=-1, keepdim=True),
+    }[unit]
     expected = stream.double() - 1.5 * length * vector / vector.norm()
     assert close(out.double(), expected, 1e-6)
-    assert torch.equal(steer(vector, 0.0, unit=unit, at=["resid_post.0"]).apply(stream, MASK), stream)
+    assert torch.equal(
+        steer(vector, 0.0, unit=unit, at=["resid_post.0"]).apply(stream, MASK), stream
+    )
 
 
 @pytest.mark.parametrize("make", [ablate, lambda v: steer(v, 1.0, at=["resid_post.0"])])
@@ -91,12 +99,22 @@ def test_protocol_and_record(vector):
     direction = Direction(vector, Site("resid_post", 1))
     import json
 
-    for made in (ablate(direction), ablate(vector, baseline=vector), steer(direction, 2.0), steer(vector, 1.0, at=[Site("final_norm")])):
+    for made in (
+        ablate(direction),
+        ablate(vector, baseline=vector),
+        steer(direction, 2.0),
+        steer(vector, 1.0, at=[Site("final_norm")]),
+    ):
         assert isinstance(made, Intervention)
         json.dumps(made.describe())
     assert ablate(direction).describe()["own_site"] == "resid_post.1"
-    assert ablate(vector).describe()["sha256"] != ablate(vector, baseline=vector).describe()["sha256"]
-    assert (ablate(vector).describe()["form"], ablate(vector, baseline=vector).describe()["form"]) == ("plain", "affine")
+    assert (
+        ablate(vector).describe()["sha256"] != ablate(vector, baseline=vector).describe()["sha256"]
+    )
+    assert (
+        ablate(vector).describe()["form"],
+        ablate(vector, baseline=vector).describe()["form"],
+    ) == ("plain", "affine")
 
 
 # ---- where
@@ -105,15 +123,25 @@ def test_protocol_and_record(vector):
 def test_sites(model, vector):
     direction = Direction(vector, Site("attn_out", 1))
     assert [str(site) for site in ablate(direction).targets(model.sites)] == POSTS
-    assert ablate(direction, at="own_site").targets(model.sites) == [Site("attn_out", 1)] == steer(direction, 1.0).targets(model.sites)
-    assert ablate(vector, at=["resid_post.-1", "final_norm", Site("resid_pre", 0)]).targets(model.sites) == [
-        Site("resid_pre", 0), Site("resid_post", 2), Site("final_norm"),
-    ]  # fmt: skip
+    assert (
+        ablate(direction, at="own_site").targets(model.sites)
+        == [Site("attn_out", 1)]
+        == steer(direction, 1.0).targets(model.sites)
+    )
+    assert ablate(vector, at=["resid_post.-1", "final_norm", Site("resid_pre", 0)]).targets(
+        model.sites
+    ) == [
+        Site("resid_pre", 0),
+        Site("resid_post", 2),
+        Site("final_norm"),
+    ]
 
 
 def test_a_site_named_twice_is_steered_once(model, prompts, vector):
     before = values(model, prompts, "resid_post.2")
-    with model.intervene([steer(vector, 1.0, at=["resid_post.2", "resid_post.-1", "blocks.2.hook_resid_post"])]):
+    with model.intervene(
+        [steer(vector, 1.0, at=["resid_post.2", "resid_post.-1", "blocks.2.hook_resid_post"])]
+    ):
         assert close(values(model, prompts, "resid_post.2"), before + vector.float())
 
 
@@ -126,7 +154,12 @@ def test_sites_that_do_not_exist(model, vector):
     refused(ablate(vector, at=["resid_post.3"]), "names block 3, but the model has blocks 0 to 2")
     refused(ablate(vector, at=[]), "at is an empty list; pass at least one site")
     refused(ablate(vector, at=["layers.3"]), "site 'layers.3' is not a site name")
-    with pytest.raises(InputError, match=r"site final_norm matches nothing in this model; it has resid_pre\.0 to resid_post\.2"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"site final_norm matches nothing in this model; it has resid_pre\.0 to resid_post\.2"
+        ),
+    ):
         ablate(vector, at=["final_norm"]).targets(model.sites[:-1])
 
 
@@ -135,12 +168,26 @@ def test_arguments_that_do_not_fit(vector, unchecked):
         with pytest.raises(InputError, match=match):
             make(**{"direction": vector, **options})
 
-    refused("at='everywhere' is unknown; pass 'all_layers', 'own_site', 'inputs_and_writes' or a list of sites", at="everywhere")
-    refused(r"at=Site\(.*\) is unknown; pass 'all_layers', 'own_site', 'inputs_and_writes' or a list of sites", at=Site("final_norm"))
-    unknown = r"is unknown; pass one of all, prompt, response, last_prompt, last, Index\(...\), Span\(...\) or a callable"
+    refused(
+        "at='everywhere' is unknown; pass 'all_layers', 'own_site',"
+        " 'inputs_and_writes' or a list of sites",
+        at="everywhere",
+    )
+    refused(
+        r"at=Site\(.*\) is unknown; pass 'all_layers', 'own_site',"
+        r" 'inputs_and_writes' or a list of sites",
+        at=Site("final_norm"),
+    )
+    unknown = (
+        r"is unknown; pass one of all, prompt, response, last_prompt, last, Index\(...\),"
+        r" Span\(...\) or a callable"
+    )
     refused(f"positions='mean_prompt' {unknown}", positions="mean_prompt")
     refused(f"positions=3 {unknown}", positions=3)
-    refused(r"direction has shape \(32,\) and norm 0; pass a non-zero vector", direction=torch.zeros(D_MODEL))
+    refused(
+        r"direction has shape \(32,\) and norm 0; pass a non-zero vector",
+        direction=torch.zeros(D_MODEL),
+    )
     refused(r"direction has shape \(2, 3\) and norm", direction=torch.ones(2, 3))
     refused("direction holds 1 values that are NaN", direction=torch.tensor([1.0, float("nan")]))
     refused("direction is a list; pass a torch tensor", direction=[1.0])
@@ -148,10 +195,17 @@ def test_arguments_that_do_not_fit(vector, unchecked):
     batch = top_k_subspace(torch.randn(2, 20, 4), k=2, center=False)
     refused(r"direction holds a batch of subspaces, basis of shape \(2, 4, 2\)", direction=batch)
     assert isinstance(batch, Subspace)
-    refused("unit='norm' is unknown; pass 'vector', 'unit' or 'resid_norm'", steer, coefficient=1.0, unit="norm")
+    refused(
+        "unit='norm' is unknown; pass 'vector', 'unit' or 'resid_norm'",
+        steer,
+        coefficient=1.0,
+        unit="norm",
+    )
     refused("coefficient=inf is not a finite number", steer, coefficient=float("inf"))
     refused("coefficient=nan is not a finite number", steer, coefficient=float("nan"))
-    with pytest.raises(InputError, match="direction has 32 coordinates, but the model's stream has 5"):
+    with pytest.raises(
+        InputError, match="direction has 32 coordinates, but the model's stream has 5"
+    ):
         ablate(vector).apply(torch.zeros(1, 1, 5), torch.ones(1, 1, dtype=torch.bool))
 
 
@@ -165,7 +219,8 @@ def test_ablation_everywhere(model, prompts, vector):
     with model.intervene([ablate(vector)]):
         for site in [*POSTS, "resid_pre.1", "resid_pre.2"]:
             assert (values(model, prompts, site).double() @ unit).abs().max() < 1e-5
-        assert (values(model, prompts, "resid_pre.0").double() @ unit).abs().max() > 0.1  # embeddings are not touched
+        # embeddings are not touched
+        assert (values(model, prompts, "resid_pre.0").double() @ unit).abs().max() > 0.1
         once = values(model, prompts, "resid_post.2")
         with model.intervene([ablate(vector)]):
             assert close(values(model, prompts, "resid_post.2"), once)
@@ -184,11 +239,17 @@ def test_no_module_reads_or_writes_the_direction_at_inputs_and_writes(model, pro
     inside = ["resid_mid.0", "resid_mid.2", "attn_out.1", "mlp_out.1"]
     everywhere = [*inside, "resid_pre.0", *POSTS]
     with model.intervene([ablate(vector, at="inputs_and_writes")]):
-        assert all((values(model, prompts, site).double() @ unit).abs().max() < 1e-5 for site in everywhere)
+        assert all(
+            (values(model, prompts, site).double() @ unit).abs().max() < 1e-5 for site in everywhere
+        )
     with model.intervene([ablate(vector)]):
-        assert all((values(model, prompts, site).double() @ unit).abs().max() > 0.1 for site in inside)
+        assert all(
+            (values(model, prompts, site).double() @ unit).abs().max() > 0.1 for site in inside
+        )
     targets = ablate(vector, at="inputs_and_writes").targets(model.sites)
-    assert {site.kind for site in targets} == {"resid_pre", "attn_out", "mlp_out"} and len(targets) == 9
+    assert {site.kind for site in targets} == {"resid_pre", "attn_out", "mlp_out"} and len(
+        targets
+    ) == 9
 
 
 def test_what_steering_one_site_does_downstream(model, prompts, vector):
@@ -218,7 +279,10 @@ def test_nested_blocks_apply_outer_first(model, prompts, vector):
 
 def test_undone_also_after_an_error(model, prompts, vector):
     before = model.logits(prompts)
-    with pytest.raises(KeyError, match="planted"), model.intervene([steer(vector, 1.0, at=["resid_post.0"])]):
+    with (
+        pytest.raises(KeyError, match="planted"),
+        model.intervene([steer(vector, 1.0, at=["resid_post.0"])]),
+    ):
         assert not torch.equal(model.logits(prompts), before)
         raise KeyError("planted")
     assert model.interventions == () and torch.equal(model.logits(prompts), before)
@@ -245,14 +309,18 @@ def by_hand(model, ids, n, vector, scope):
 
     def add(_module, _args, out):
         out = out.clone()
-        part = {"all": slice(None), "prompt": slice(0, start), "response": slice(start, None)}[scope]
+        part = {"all": slice(None), "prompt": slice(0, start), "response": slice(start, None)}[
+            scope
+        ]
         out[:, part] += vector.float()
         return out
 
     for _ in range(n):
         handle = model.module.model.layers[1].register_forward_hook(add)
         with torch.no_grad():
-            token = int(model.module(torch.tensor([[*ids, *new]]), use_cache=False).logits[0, -1].argmax())
+            token = int(
+                model.module(torch.tensor([[*ids, *new]]), use_cache=False).logits[0, -1].argmax()
+            )
         handle.remove()
         if token in model.stop_ids:
             break
@@ -267,7 +335,11 @@ def test_generation_under_an_intervention_against_a_loop_without_cache(model, ve
     with model.intervene([steer(vector, 1.0, at=["resid_post.1"], positions=scope)]):
         found = model.generate(prompts, max_new_tokens=8, temperature=0)
         alone = model.generate(prompts, max_new_tokens=8, temperature=0, batch_tokens=1)
-    assert found == alone == [by_hand(model, row.ids, 8, vector, scope) for row in model.render(prompts)]
+    assert (
+        found
+        == alone
+        == [by_hand(model, row.ids, 8, vector, scope) for row in model.render(prompts)]
+    )
     assert found != plain
     assert model.generate(prompts, max_new_tokens=8, temperature=0) == plain
 

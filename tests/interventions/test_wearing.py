@@ -21,7 +21,10 @@ FLOAT32 = 1e-5  # PEFT scales after both products, the hook scales B
 def family(tmp_path_factory):
     root = tmp_path_factory.mktemp("wearing")
     instruct = tiny_models.build(root / "instruct")
-    paths = {name: tiny_models.build_adapter(root / name, instruct, seed=seed) for name, seed in (("one", 1), ("two", 2))}
+    paths = {
+        name: tiny_models.build_adapter(root / name, instruct, seed=seed)
+        for name, seed in (("one", 1), ("two", 2))
+    }
     return load_family(instruct, finetuned=paths, device="cpu"), paths
 
 
@@ -33,7 +36,10 @@ def test_a_worn_adapter_is_the_loaded_one_and_leaves_nothing(family):
     before = models.instruct.logits(PROMPTS)
     with worn(models.instruct, LoraAdapter.read(paths["one"])):
         inside = models.instruct.logits(PROMPTS)
-    assert torch.allclose(inside, models["one"].logits(PROMPTS), atol=FLOAT32) and float((inside - before).abs().max()) > 0.01
+    assert (
+        torch.allclose(inside, models["one"].logits(PROMPTS), atol=FLOAT32)
+        and float((inside - before).abs().max()) > 0.01
+    )
     assert torch.equal(models.instruct.logits(PROMPTS), before)
     assert not any(module._forward_hooks for module in models.instruct.module.modules())
 
@@ -51,18 +57,34 @@ def test_what_cannot_be_worn_is_refused_and_hooks_are_gone(family):
     models, paths = family
     one = LoraAdapter.read(paths["one"])
     path, factors = next(iter(one.modules.items()))
-    with pytest.raises(StateError, match="'one' wears 'one'; pass the parent that the adapter is for"), worn(models["one"], one):
-        pass
-    with pytest.raises(InputError, match=r"has no module 'model.layers.0.nowhere'; pass an adapter of this model"), worn(
-        models.instruct, LoraAdapter({path: factors, "model.layers.0.nowhere": factors})
+    with (
+        pytest.raises(
+            StateError, match="'one' wears 'one'; pass the parent that the adapter is for"
+        ),
+        worn(models["one"], one),
     ):
         pass
-    with pytest.raises(InputError, match=r"has weights of shape .*, the update is 3 × 5"), worn(
-        models.instruct, LoraAdapter({path: LoraFactors(torch.ones(1, 5), torch.ones(3, 1), 1.0)})
+    with (
+        pytest.raises(
+            InputError,
+            match=r"has no module 'model.layers.0.nowhere'; pass an adapter of this model",
+        ),
+        worn(models.instruct, LoraAdapter({path: factors, "model.layers.0.nowhere": factors})),
     ):
         pass
-    with pytest.raises(InputError, match="is an embedding, whose update is no product with its input"), worn(
-        models.instruct, LoraAdapter({path: replace(factors, embedding=True)})
+    with (
+        pytest.raises(InputError, match=r"has weights of shape .*, the update is 3 × 5"),
+        worn(
+            models.instruct,
+            LoraAdapter({path: LoraFactors(torch.ones(1, 5), torch.ones(3, 1), 1.0)}),
+        ),
+    ):
+        pass
+    with (
+        pytest.raises(
+            InputError, match="is an embedding, whose update is no product with its input"
+        ),
+        worn(models.instruct, LoraAdapter({path: replace(factors, embedding=True)})),
     ):
         pass
     assert not any(module._forward_hooks for module in models.instruct.module.modules())
@@ -72,5 +94,8 @@ def test_a_backend_without_its_own_modules_is_refused(family):
     kind = type("Bare", (HookedModel,), dict.fromkeys(HookedModel.__abstractmethods__))
     bare = object.__new__(kind)
     bare.name, bare.backend = "m", "else"
-    with pytest.raises(StateError, match="'m' runs on backend 'else'; pass the parent"), worn(bare, LoraAdapter.read(family[1]["one"])):
+    with (
+        pytest.raises(StateError, match="'m' runs on backend 'else'; pass the parent"),
+        worn(bare, LoraAdapter.read(family[1]["one"])),
+    ):
         pass

@@ -1,4 +1,6 @@
-"""Edits of weights agree with edits of activations where theory says so, and load with plain PEFT."""
+"""Edits of weights agree with edits of activations where theory says so, and load with plain
+PEFT.
+"""
 
 import pytest
 import tiny_models
@@ -15,7 +17,9 @@ from emlens.interventions.weight_edits import orthogonalised, scaled, without_di
 from emlens.models import load_family, load_model
 
 LINEAR = ("qwen2", "qwen3", "llama", "mistral", "phi3", "granite", "gpt2", "falcon")
-"""Blocks that write to the stream through two linear layers, without a bias that has a component along a random direction."""
+"""Blocks that write to the stream through two linear layers, without a bias that has a component
+along a random direction.
+"""
 
 
 def direction(seed=0):
@@ -27,7 +31,14 @@ def stream(model, prompts):
     batch = next(model.batches(model.render(prompts)))
     seen = {}
     places = [Site("resid_pre", 0), *(Site("resid_post", i) for i in range(model.n_layers))]
-    logits = model.run(batch, {site: lambda x, site=site: seen.__setitem__(site, x.detach().clone()[batch.mask]) for site in places}, with_logits=True)
+    logits = model.run(
+        batch,
+        {
+            site: lambda x, site=site: seen.__setitem__(site, x.detach().clone()[batch.mask])
+            for site in places
+        },
+        with_logits=True,
+    )
     return seen, logits[batch.mask]
 
 
@@ -40,10 +51,14 @@ def written_at(model):
     return ["resid_pre.0", *map(str, parts)]
 
 
-@pytest.mark.parametrize(("kind", "worn"), [*((kind, False) for kind in LINEAR), ("qwen2", True), ("falcon", True)])
+@pytest.mark.parametrize(
+    ("kind", "worn"), [*((kind, False) for kind in LINEAR), ("qwen2", True), ("falcon", True)]
+)
 def test_orthogonal_weights_do_what_ablating_all_that_is_written_does(kind, worn, tmp_path):
     instruct = tiny_models.build(tmp_path / "instruct", kind)
-    tuned = tiny_models.build_adapter(tmp_path / "tuned", instruct, targets=tiny_models.MLP_TARGETS.get(kind))
+    tuned = tiny_models.build_adapter(
+        tmp_path / "tuned", instruct, targets=tiny_models.MLP_TARGETS.get(kind)
+    )
     family = load_family(instruct, finetuned={"tuned": tuned}, device="cpu")
     model = family["tuned"] if worn else family.instruct
     prompts, r = tiny_models.prompts(4), direction()
@@ -51,16 +66,24 @@ def test_orthogonal_weights_do_what_ablating_all_that_is_written_does(kind, worn
     with model.intervene([ablate(r, at=written_at(model))]):
         expected, expected_logits = stream(model, prompts)
     orthogonalised(model, r).save(tmp_path / "edited", base="any")
-    edited = load_family(instruct, finetuned={"edited": tmp_path / "edited"}, device="cpu")["edited"]
+    edited = load_family(instruct, finetuned={"edited": tmp_path / "edited"}, device="cpu")[
+        "edited"
+    ]
     found, found_logits = stream(edited, prompts)
     unit = r / r.norm()
     for site, value in found.items():
         assert float((value @ unit).abs().max()) < 1e-5 * float(value.norm(dim=-1).max())
         assert relative(value, expected[site]) < RELATIVE
     assert relative(found_logits, expected_logits) < RELATIVE
-    assert float((plain[Site("resid_post", N_LAYERS - 1)] @ unit).abs().max()) > 0.1 and relative(plain_logits, expected_logits) > 0.01
+    assert (
+        float((plain[Site("resid_post", N_LAYERS - 1)] @ unit).abs().max()) > 0.1
+        and relative(plain_logits, expected_logits) > 0.01
+    )
 
-    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32), str(tmp_path / "edited")).eval()
+    alone = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32),
+        str(tmp_path / "edited"),
+    ).eval()
     first = next(edited.batches(edited.render(prompts))).rows[0]
     with torch.no_grad():
         logits = alone(input_ids=torch.tensor([first.ids])).logits[0]
@@ -70,8 +93,17 @@ def test_orthogonal_weights_do_what_ablating_all_that_is_written_does(kind, worn
 def test_what_writes_by_another_way_is_refused(tmp_path):
     r = direction()
     for kind, match in (
-        ("gemma2", r"layers.0.post_attention_layernorm of 'gemma2' adds to the stream by another way than one linear layer \(0 output projections"),
-        ("mixtral", r"layers.0.mlp of 'mixtral' adds to the stream by another way than one linear layer"),
+        (
+            "gemma2",
+            (
+                r"layers.0.post_attention_layernorm of 'gemma2' adds to the stream by another way"
+                r" than one linear layer \(0 output projections"
+            ),
+        ),
+        (
+            "mixtral",
+            r"layers.0.mlp of 'mixtral' adds to the stream by another way than one linear layer",
+        ),
     ):
         with pytest.raises(InputError, match=match):
             orthogonalised(load_model(tiny_models.build(tmp_path / kind, kind), device="cpu"), r)
@@ -79,27 +111,48 @@ def test_what_writes_by_another_way_is_refused(tmp_path):
     orthogonalised(model, r)
     with torch.no_grad():
         model.module.get_submodule("gpt_neox.layers.1.attention.dense").bias.normal_()
-    with pytest.raises(InputError, match=r"layers.1.attention.dense of .* has a bias that writes .* along the direction, which no low-rank side path removes"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"layers.1.attention.dense of .* has a bias that writes .* along the direction,"
+            r" which no low-rank side path removes"
+        ),
+    ):
         orthogonalised(model, r)
 
 
 def test_a_direction_must_fit_and_point_somewhere(tmp_path, unchecked):
     model = load_model(tiny_models.build(tmp_path / "m"), device="cpu")
-    with pytest.raises(InputError, match=r"direction has shape \(7,\), but the model's stream has 32 coordinates"):
+    with pytest.raises(
+        InputError, match=r"direction has shape \(7,\), but the model's stream has 32 coordinates"
+    ):
         orthogonalised(model, torch.ones(7))
-    with pytest.raises(InputError, match="direction is the zero vector; pass one that points somewhere"):
+    with pytest.raises(
+        InputError, match="direction is the zero vector; pass one that points somewhere"
+    ):
         orthogonalised(model, torch.zeros(D_MODEL))
     model.module.quantization_method = "some"
-    with pytest.raises(InputError, match=r"is quantised, so model.embed_tokens has no weights to read; load it in full precision"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"is quantised, so model.embed_tokens has no weights to read; load it in full precision"
+        ),
+    ):
         orthogonalised(model, torch.ones(D_MODEL))
 
 
 def random_adapter():
     draw = torch.Generator().manual_seed(3)
-    shapes = {"self_attn.q_proj": (D_MODEL, D_MODEL), "self_attn.o_proj": (D_MODEL, D_MODEL), "mlp.down_proj": (48, D_MODEL)}
+    shapes = {
+        "self_attn.q_proj": (D_MODEL, D_MODEL),
+        "self_attn.o_proj": (D_MODEL, D_MODEL),
+        "mlp.down_proj": (48, D_MODEL),
+    }
     return LoraAdapter(
         {
-            f"model.layers.{i}.{name}": LoraFactors(torch.randn(2, d_in, generator=draw), torch.randn(d_out, 2, generator=draw), 0.5)
+            f"model.layers.{i}.{name}": LoraFactors(
+                torch.randn(2, d_in, generator=draw), torch.randn(d_out, 2, generator=draw), 0.5
+            )
             for i in range(2)
             for name, (d_in, d_out) in shapes.items()
         }
@@ -125,11 +178,28 @@ def test_a_direction_leaves_what_an_adapter_writes_and_nothing_else_changes(keep
 
 
 def test_nothing_left_and_nothing_to_edit_are_errors():
-    along = LoraAdapter({"model.layers.0.mlp.down_proj": LoraFactors(torch.ones(1, 4), direction()[:, None], 1.0)})
-    assert float(without_direction(along, direction())["model.layers.0.mlp.down_proj"].b.abs().max()) < 1e-6
-    with pytest.raises(InputError, match="writes along the direction and nowhere else, so its norm cannot be restored; pass keep_norm=False"):
+    along = LoraAdapter(
+        {"model.layers.0.mlp.down_proj": LoraFactors(torch.ones(1, 4), direction()[:, None], 1.0)}
+    )
+    assert (
+        float(without_direction(along, direction())["model.layers.0.mlp.down_proj"].b.abs().max())
+        < 1e-6
+    )
+    with pytest.raises(
+        InputError,
+        match=(
+            "writes along the direction and nowhere else, so its norm cannot be restored;"
+            " pass keep_norm=False"
+        ),
+    ):
         without_direction(along, direction(), keep_norm=True)
-    with pytest.raises(InputError, match="no module of the adapter writes 7 coordinates to the residual stream; it has model.layers.0.mlp.down_proj"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "no module of the adapter writes 7 coordinates to the residual stream;"
+            " it has model.layers.0.mlp.down_proj"
+        ),
+    ):
         without_direction(along, torch.ones(7))
     with pytest.raises(InputError, match="factor=nan must be a finite number"):
         scaled(along, float("nan"))
@@ -137,13 +207,21 @@ def test_nothing_left_and_nothing_to_edit_are_errors():
 
 def test_a_scaled_adapter_lies_on_the_line_from_parent_to_fine_tune(tmp_path):
     instruct = tiny_models.build(tmp_path / "instruct")
-    tuned = tiny_models.build_adapter(tmp_path / "tuned", instruct, targets=["down_proj"], layers_to_transform=[N_LAYERS - 1])
+    tuned = tiny_models.build_adapter(
+        tmp_path / "tuned", instruct, targets=["down_proj"], layers_to_transform=[N_LAYERS - 1]
+    )
     for factor in (0.5, 1.0, -1.0):
         scaled(LoraAdapter.read(tuned), factor).save(tmp_path / f"by{factor}", base="instruct")
-    family = load_family(instruct, finetuned={"tuned": tuned, **{f"by{f}": tmp_path / f"by{f}" for f in (0.5, 1.0, -1.0)}}, device="cpu")
+    family = load_family(
+        instruct,
+        finetuned={"tuned": tuned, **{f"by{f}": tmp_path / f"by{f}" for f in (0.5, 1.0, -1.0)}},
+        device="cpu",
+    )
     prompts, last = tiny_models.prompts(3), Site("resid_post", N_LAYERS - 1)
     before, after = (stream(family[name], prompts)[0][last] for name in ("instruct", "tuned"))
     assert relative(after, before) > 0.01
     for factor in (0.5, 1.0, -1.0):
         found = stream(family[f"by{factor}"], prompts)[0][last]
-        assert relative(found, before + factor * (after - before)) < RELATIVE, "one module in the last block: the stream is linear in it"
+        assert relative(found, before + factor * (after - before)) < RELATIVE, (
+            "one module in the last block: the stream is linear in it"
+        )

@@ -18,7 +18,9 @@ def files(tmp_path_factory) -> Path:
     tiny_models.build(root / "full", seed=5)
     tiny_models.build(root / "wide", hidden_size=16)
     tiny_models.build_adapter(root / "one", instruct, seed=1)
-    tiny_models.build_adapter(root / "two", instruct, seed=2, rank=3, targets=["v_proj", "up_proj"], lora_dropout=0.5)
+    tiny_models.build_adapter(
+        root / "two", instruct, seed=2, rank=3, targets=["v_proj", "up_proj"], lora_dropout=0.5
+    )
     tiny_models.build_adapter(root / "wide-adapter", root / "wide")
     tiny_models.build_adapter(root / "zero", instruct, zero=True)
     return root

@@ -91,7 +91,9 @@ def test_two_threads_read_what_one_reads(files, prompts):
     for thread in threads:
         thread.join()
     for name in names:
-        assert len(found[name]) == 5 and all(torch.equal(value, expected[name]) for value in found[name])
+        assert len(found[name]) == 5 and all(
+            torch.equal(value, expected[name]) for value in found[name]
+        )
 
 
 def refused(model, prompts, path, match, **options):
@@ -118,11 +120,15 @@ def test_adapters_that_do_not_fit_leave_the_base_alone(files, model, prompts, tm
         with model.bank.selected("two"):
             other = plain(model, prompts)
     refused(model, prompts, files / "wide-adapter", "does not fit the base model it was given")
-    moved = altered(files, tmp_path, lambda t: {k.replace("layers.0", "layers.9"): v for k, v in t.items()})
+    moved = altered(
+        files, tmp_path, lambda t: {k.replace("layers.0", "layers.9"): v for k, v in t.items()}
+    )
     refused(model, prompts, moved, "adapter tensors found no place in the base model, first")
     model.bank.attach(files / "one", "one")
     with model.bank.selected("one"):
-        assert not torch.equal(plain(model, prompts), plain(load_model(files / "instruct"), prompts))
+        assert not torch.equal(
+            plain(model, prompts), plain(load_model(files / "instruct"), prompts)
+        )
     if already:
         with model.bank.selected("two"):
             assert torch.equal(plain(model, prompts), other)
@@ -136,10 +142,20 @@ def test_names_that_match_nothing(files, model, prompts, tmp_path):
 
 
 def test_what_is_not_an_adapter(files, model, prompts, tmp_path):
-    refused(model, prompts, files / "base", "holds no adapter_config.json; pass a directory saved by PEFT")
+    refused(
+        model,
+        prompts,
+        files / "base",
+        "holds no adapter_config.json; pass a directory saved by PEFT",
+    )
     path = shutil.copytree(files / "one", tmp_path / "bare")
     (path / "adapter_model.safetensors").unlink()
-    refused(model, prompts, path, "holds no adapter_model.safetensors; save the adapter with safe_serialization=True")
+    refused(
+        model,
+        prompts,
+        path,
+        "holds no adapter_model.safetensors; save the adapter with safe_serialization=True",
+    )
     (path / "adapter_model.safetensors").write_bytes(b"no tensors")
     refused(model, prompts, path, "does not fit the base model")
 
@@ -147,15 +163,24 @@ def test_what_is_not_an_adapter(files, model, prompts, tmp_path):
 def test_adapters_that_change_the_base_itself(files, model, prompts, tmp_path):
     biased = tiny_models.build_adapter(tmp_path / "biased", files / "instruct", bias="lora_only")
     refused(model, prompts, biased, "also trains biases or whole modules")
-    whole = tiny_models.build_adapter(tmp_path / "whole", files / "instruct", modules_to_save=["lm_head"])
+    whole = tiny_models.build_adapter(
+        tmp_path / "whole", files / "instruct", modules_to_save=["lm_head"]
+    )
     refused(model, prompts, whole, "also trains biases or whole modules")
     key = "base_model.model.model.embed_tokens.weight"
     embeddings = altered(files, tmp_path, lambda t: {**t, key: torch.zeros(46, 32)})
-    refused(model, prompts, embeddings, "also holds weights of the base itself, first 'base_model.model.model.embed_tokens")
+    refused(
+        model,
+        prompts,
+        embeddings,
+        "also holds weights of the base itself, first 'base_model.model.model.embed_tokens",
+    )
 
 
 def test_weights_that_did_not_arrive(files, model, prompts, monkeypatch):
-    monkeypatch.setattr(adapters, "load_file", lambda path: {k: 2 * v for k, v in load_file(path).items()})
+    monkeypatch.setattr(
+        adapters, "load_file", lambda path: {k: 2 * v for k, v in load_file(path).items()}
+    )
     refused(model, prompts, files / "one", "was not loaded as it stands in the file")
 
 
@@ -163,7 +188,13 @@ def test_a_recorded_parent_is_held_to(files, model, prompts, tmp_path):
     path = shutil.copytree(files / "one", tmp_path / "recorded")
     own = hash_directory(files / "instruct")
     (path / "emlens.json").write_text(json.dumps({"parent": {"name": "x", "sha256": "f" * 64}}))
-    refused(model, prompts, path, f"weights hash begins ffffffffffff, but the base given has {own[:12]}", weights_hash=own)
+    refused(
+        model,
+        prompts,
+        path,
+        f"weights hash begins ffffffffffff, but the base given has {own[:12]}",
+        weights_hash=own,
+    )
     with pytest.raises(LoadError, match="pass the base it was trained on"):
         load_family(files / "instruct", finetuned={"x": path})
     (path / "emlens.json").write_text(json.dumps({"parent": {"name": "x", "sha256": own}}))
@@ -174,7 +205,10 @@ def test_names_on_one_model(files, model):
     model.bank.attach(files / "one", "one")
     with pytest.raises(LoadError, match="adapter name 'one' is already on this model"):
         model.bank.attach(files / "two", "one")
-    with pytest.raises(StateError, match=r"adapter 'three' is not on this model; it has \['one'\]"), model.bank.selected("three"):
+    with (
+        pytest.raises(StateError, match=r"adapter 'three' is not on this model; it has \['one'\]"),
+        model.bank.selected("three"),
+    ):
         pass
 
 
@@ -193,7 +227,13 @@ def test_a_merge_behind_our_back_is_noticed(files, prompts):
     family = load_family(files / "instruct", finetuned={"one": files / "one"})
     bank = family.instruct.bank
     bank._peft.merge_adapter()
-    with pytest.raises(StateError, match=r"an adapter was merged into the shared weights behind emlens, so the base is no longer the base"):
+    with pytest.raises(
+        StateError,
+        match=(
+            r"an adapter was merged into the shared weights behind emlens,"
+            r" so the base is no longer the base"
+        ),
+    ):
         family.instruct.logits(prompts)
     bank._peft.unmerge_adapter()
     family.instruct.logits(prompts)
@@ -202,26 +242,50 @@ def test_a_merge_behind_our_back_is_noticed(files, prompts):
 def test_only_weights_of_its_own_take_a_merge(files, model):
     model.bank.attach(files / "one", "one")
     model.bank.attach(files / "two", "two")
-    with pytest.raises(StateError, match=r"adapter 'one' cannot be merged into weights that hold \['one', 'two'\]; merge into a copy"):
+    with pytest.raises(
+        StateError,
+        match=(
+            r"adapter 'one' cannot be merged into weights that hold \['one', 'two'\];"
+            r" merge into a copy"
+        ),
+    ):
         model.bank.merge("one")
 
 
 def named(files, tmp_path, base):
     path = shutil.copytree(files / "one", tmp_path / "named", dirs_exist_ok=True)
     config = json.loads((path / "adapter_config.json").read_text())
-    (path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    (path / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": base})
+    )
     return path
 
 
 def test_an_adapter_that_names_another_base(files, tmp_path):
     check = adapters.check_named_base
-    for base in ("Org/Some-7B-Instruct", "/moved/from/Some-7B-Instruct/", "C:\\models\\some-7b-instruct", "", None):
+    for base in (
+        "Org/Some-7B-Instruct",
+        "/moved/from/Some-7B-Instruct/",
+        "C:\\models\\some-7b-instruct",
+        "",
+        None,
+    ):
         check(named(files, tmp_path, base), "mirror/some-7B-instruct", "org/some-7B")
-    check(named(files, tmp_path, "Org/Other"), files / "instruct", files / "base")  # a directory may have been renamed
-    match = r"says it was trained on 'org/Some-7B', the family's other parent, not on 'org/Some-7B-Instruct'; name it with FineTune\(..., parent=\)"
+    # a directory may have been renamed
+    check(named(files, tmp_path, "Org/Other"), files / "instruct", files / "base")
+    match = (
+        r"says it was trained on 'org/Some-7B', the family's other parent,"
+        r" not on 'org/Some-7B-Instruct'; name it with FineTune\(..., parent=\)"
+    )
     with pytest.raises(LoadError, match=match):
         check(named(files, tmp_path, "org/Some-7B"), "org/Some-7B-Instruct", "here/some-7b")
-    with pytest.raises(LoadError, match=r"says it was trained on 'org/Other', but was given 'org/Mine'; pass that base, or FineTune\(..., check_base=False\)"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            r"says it was trained on 'org/Other', but was given 'org/Mine';"
+            r" pass that base, or FineTune\(..., check_base=False\)"
+        ),
+    ):
         check(named(files, tmp_path, "org/Other"), "org/Mine", None)
 
 
@@ -229,5 +293,9 @@ def test_the_family_asks_what_an_adapter_names(files, tmp_path):
     path = named(files, tmp_path, str(files / "base"))
     with pytest.raises(LoadError, match="the family's other parent"):
         load_family(files / "instruct", base=files / "base", finetuned={"x": path})
-    family = load_family(files / "instruct", base=files / "base", finetuned={"x": FineTune(path, check_base=False), "y": FineTune(path, parent="base")})
+    family = load_family(
+        files / "instruct",
+        base=files / "base",
+        finetuned={"x": FineTune(path, check_base=False), "y": FineTune(path, parent="base")},
+    )
     assert family.parent_of("y") is family.base

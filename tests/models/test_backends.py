@@ -1,4 +1,6 @@
-"""Extras that are missing or old, and what every backend must do beside reading: stop early, clean up, share weights."""
+"""Extras that are missing or old, and what every backend must do beside reading: stop early, clean
+up, share weights.
+"""
 
 import logging
 
@@ -41,18 +43,29 @@ def say(monkeypatch, versions):
 
 def test_extras_that_are_missing_or_do_not_fit(files, monkeypatch):
     say(monkeypatch, {})
-    match = r"backend 'nnsight' needs nnsight 0.8, which is not installed; run: pip install 'emlens\[nnsight\]'"
+    match = (
+        r"backend 'nnsight' needs nnsight 0.8, which is not installed; run:"
+        r" pip install 'emlens\[nnsight\]'"
+    )
     with pytest.raises(MissingExtraError, match=match) as refused:
         load_model(files / "instruct", backend="nnsight")
     assert isinstance(refused.value, ImportError) and "\n" not in str(refused.value)
-    match = r"backend 'transformer_lens' needs transformer-lens 4, which is not installed; run: pip install 'emlens\[transformer-lens\]'"
+    match = (
+        r"backend 'transformer_lens' needs transformer-lens 4, which is not installed; run:"
+        r" pip install 'emlens\[transformer-lens\]'"
+    )
     with pytest.raises(MissingExtraError, match=match):
         load_family(files / "instruct", backend="transformer_lens")
     assert installed_backends() == ["transformers"]
     say(monkeypatch, {"nnsight": "0.7.1", "transformer-lens": "3.5.2"})
-    with pytest.raises(MissingExtraError, match=r"needs nnsight 0.8, but 0.7.1 is installed; run: pip install 'emlens\[nnsight\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"needs nnsight 0.8, but 0.7.1 is installed; run: pip install 'emlens\[nnsight\]'",
+    ):
         backend_class("nnsight")
-    with pytest.raises(MissingExtraError, match=r"needs transformer-lens 4, but 3.5.2 is installed"):
+    with pytest.raises(
+        MissingExtraError, match=r"needs transformer-lens 4, but 3.5.2 is installed"
+    ):
         backend_class("transformer_lens")
     say(monkeypatch, {"nnsight": "0.8.4", "transformer-lens": "4.9rc1"})
     assert installed_backends() == list(BACKENDS)
@@ -61,12 +74,19 @@ def test_extras_that_are_missing_or_do_not_fit(files, monkeypatch):
 def test_the_versions_asked_for_are_those_of_the_extras(repository):
     import tomllib
 
-    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extras["transformer-lens"] == ["transformer-lens>=4,<5"] and extras["nnsight"] == ["nnsight>=0.8,<0.9"]
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert extras["transformer-lens"] == ["transformer-lens>=4,<5"] and extras["nnsight"] == [
+        "nnsight>=0.8,<0.9"
+    ]
 
 
 def test_no_such_backend():
-    with pytest.raises(InputError, match="backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight"):
+    with pytest.raises(
+        InputError,
+        match="backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight",
+    ):
         backend_class("jax")
 
 
@@ -86,7 +106,10 @@ def test_a_pass_stops_after_the_deepest_site(fresh, batch):
     assert ran == [0]
     assert fresh.run(batch, {Site("final_norm"): lambda x: None}) is None
     assert ran == [0, 0, 1, 2]
-    assert fresh.run(batch, {Site("resid_post", 0): lambda x: None}, with_logits=True).shape[:2] == batch.ids.shape
+    assert (
+        fresh.run(batch, {Site("resid_post", 0): lambda x: None}, with_logits=True).shape[:2]
+        == batch.ids.shape
+    )
     assert ran[4:] == [0, 1, 2, "head"]
 
 
@@ -120,10 +143,18 @@ def test_a_place_that_is_never_reached(fresh, batch, prompts):
     else:
         fresh.module.model.layers[1].mlp = Bypass(fresh.module.model.layers[1].mlp)
         place = fresh._place
-        fresh._place = lambda site: ("model.layers.1.mlp.block", False) if site == Site("mlp_out", 1) else place(site)
-    with pytest.raises(StateError, match="hooks at mlp_out.1 of 'instruct' never fired; the model does not run these modules"):
+        fresh._place = lambda site: (
+            ("model.layers.1.mlp.block", False) if site == Site("mlp_out", 1) else place(site)
+        )
+    with pytest.raises(
+        StateError,
+        match="hooks at mlp_out.1 of 'instruct' never fired; the model does not run these modules",
+    ):
         fresh.run(batch, {Site("mlp_out", 1): lambda x: None})
-    with fresh.intervene([steer(torch.ones(32), 1.0, at=["mlp_out.1"])]), pytest.raises(StateError, match="mlp_out.1 .*never fired"):
+    with (
+        fresh.intervene([steer(torch.ones(32), 1.0, at=["mlp_out.1"])]),
+        pytest.raises(StateError, match="mlp_out.1 .*never fired"),
+    ):
         fresh.generate(prompts, max_new_tokens=2)
 
 
@@ -133,11 +164,18 @@ def test_weights_are_held_once_and_adapters_may_come_later(backend, files, fresh
     untouched = fresh.logits(prompts)
     tuned = [attach(fresh, name, FineTune(files / name)) for name in ("one", "two")]
     found = [model.logits(prompts) for model in tuned]
-    reference = load_family(files / "instruct", finetuned={"one": files / "one", "two": files / "two"})
+    reference = load_family(
+        files / "instruct", finetuned={"one": files / "one", "two": files / "two"}
+    )
     for name, logits in zip(("one", "two"), found, strict=True):
         assert tiny_models.close(logits, reference[name].logits(prompts))
     assert torch.equal(fresh.logits(prompts), untouched) and not torch.equal(found[0], found[1])
-    pointers = {p.data_ptr() for tree in (fresh.module, trees(fresh)) for n, p in tree.named_parameters() if "embed_tokens" in n}
+    pointers = {
+        p.data_ptr()
+        for tree in (fresh.module, trees(fresh))
+        for n, p in tree.named_parameters()
+        if "embed_tokens" in n
+    }
     assert len(pointers) == 1 and not any(p.requires_grad for p in trees(fresh).parameters())
 
 
@@ -153,20 +191,45 @@ def test_a_twin_has_modules_of_its_own_and_the_same_tensors(shared):
 def test_transformer_lens_leaves_the_model_as_it_was(files, prompts):
     tiny_models.need_backend("transformer_lens")
     model = load_model(files / "instruct", backend="transformer_lens")
-    before = (model.module.config.to_dict(), model.tokenizer.special_tokens_map, [type(m) for m in model.module.modules()])
-    attention, level = model.module.config._attn_implementation, logging.getLogger("transformers").level
+    before = (
+        model.module.config.to_dict(),
+        model.tokenizer.special_tokens_map,
+        [type(m) for m in model.module.modules()],
+    )
+    attention, level = (
+        model.module.config._attn_implementation,
+        logging.getLogger("transformers").level,
+    )
     model.logits(prompts)
-    assert before == (model.module.config.to_dict(), model.tokenizer.special_tokens_map, [type(m) for m in model.module.modules()])
-    assert model.module.config._attn_implementation == attention and logging.getLogger("transformers").level == level
+    assert before == (
+        model.module.config.to_dict(),
+        model.tokenizer.special_tokens_map,
+        [type(m) for m in model.module.modules()],
+    )
+    assert (
+        model.module.config._attn_implementation == attention
+        and logging.getLogger("transformers").level == level
+    )
 
 
 def test_transformer_lens_refuses_what_it_would_get_wrong(tmp_path):
     tiny_models.need_backend("transformer_lens")
     path = tiny_models.build(tmp_path / "model", "phi3")
     fused = tiny_models.build_adapter(tmp_path / "fused", path)
-    match = "TransformerLens runs 3 of the 6 layers that the adapters change, such as 'model.layers.0.self_attn.qkv_proj'"
+    match = (
+        "TransformerLens runs 3 of the 6 layers that the adapters change,"
+        " such as 'model.layers.0.self_attn.qkv_proj'"
+    )
     with pytest.raises(LoadError, match=match):
         load_family(path, finetuned={"a": fused}, backend="transformer_lens")
-    odd = load_model(tiny_models.build(tmp_path / "odd", "falcon, two norms"), backend="transformer_lens")
-    with pytest.raises(LoadError, match="TransformerLens cannot wrap a 'falcon' model .*pass backend='transformers' or 'nnsight'"):
+    odd = load_model(
+        tiny_models.build(tmp_path / "odd", "falcon, two norms"), backend="transformer_lens"
+    )
+    with pytest.raises(
+        LoadError,
+        match=(
+            "TransformerLens cannot wrap a 'falcon' model .*pass backend='transformers' or"
+            " 'nnsight'"
+        ),
+    ):
         odd.logits(tiny_models.prompts(1))

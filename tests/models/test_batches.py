@@ -45,7 +45,9 @@ def test_no_other_way_to_cut_the_sorted_rows_costs_less(seed):
 def test_a_short_row_does_not_run_as_wide_as_a_long_one():
     """What filling each batch to the budget would do."""
     assert plan_batches([400, 10, 10, 10], 2000) == [[0], [1, 2, 3]]
-    assert plan_batches([60, 50, 50, 50], 2000) == [[0, 1, 2, 3]], "a pass of its own would cost more than the padding"
+    assert plan_batches([60, 50, 50, 50], 2000) == [[0, 1, 2, 3]], (
+        "a pass of its own would cost more than the padding"
+    )
 
 
 def test_rows_of_one_length_keep_their_order():
@@ -68,7 +70,9 @@ def test_padding_and_scopes(side):
         start = batch.offset(i)
         assert batch.ids[i, start : start + len(row.ids)].tolist() == list(row.ids)
         assert batch.spans[i] == row.spans
-    prompt, response, both = (batch.padded_rows().mask(scope) for scope in ("prompt", "response", "all"))
+    prompt, response, both = (
+        batch.padded_rows().mask(scope) for scope in ("prompt", "response", "all")
+    )
     assert prompt.sum(1).tolist() == [2, 1] and response.sum(1).tolist() == [1, 0]
     assert torch.equal(prompt | response, both) and not (prompt & response).any()
     assert torch.equal(both, batch.mask) and both.sum() == 4

@@ -1,4 +1,6 @@
-"""Rows that come and go while others go on give, token for token, what `generate` of transformers gives batch by batch."""
+"""Rows that come and go while others go on give, token for token, what `generate` of transformers
+gives batch by batch.
+"""
 
 import random
 
@@ -37,7 +39,8 @@ def decoded(decode, model, prompts, slots, temperature=1.0, length=LENGTH):
     return {done.index: (done.tokens, done.finish_reason) for done in found}
 
 
-# gemma2: sliding windows of 16 columns; gpt2: absolute positions; falcon: fused projections, parallel blocks
+# gemma2: sliding windows of 16 columns; gpt2: absolute positions; falcon: fused projections,
+# parallel blocks
 @pytest.mark.parametrize("kind", ["qwen2", "gemma2", "gpt2", "falcon"])
 def test_same_tokens_as_generate_of_transformers(tmp_path, prompts, kind):
     model = load_model(tiny_models.build(tmp_path / "m", kind))
@@ -45,8 +48,14 @@ def test_same_tokens_as_generate_of_transformers(tmp_path, prompts, kind):
         expected = decoded(HookedModel._decode, model, prompts, 12, temperature)
         assert decoded(type(model)._decode, model, prompts, 4, temperature) == expected
     lengths = {len(tokens) for tokens, _ in expected.values()}
-    assert len(lengths) > 2 and {reason for _, reason in expected.values()} == {"stop", "length"}  # rows did come and go
-    assert expected != decoded(HookedModel._decode, load_model(tiny_models.build(tmp_path / "n", kind, seed=1)), prompts, 14)
+    # rows did come and go
+    assert len(lengths) > 2 and {reason for _, reason in expected.values()} == {"stop", "length"}
+    assert expected != decoded(
+        HookedModel._decode,
+        load_model(tiny_models.build(tmp_path / "n", kind, seed=1)),
+        prompts,
+        14,
+    )
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "response"])
@@ -58,19 +67,30 @@ def test_interventions_touch_the_rows_they_should(model, prompts, vector, positi
 
 
 def test_interventions_are_those_at_the_start(model, prompts, vector):
-    options = {"max_new_tokens": LENGTH, "seed": 3, "batch_tokens": 3 * (LENGTH + max(len(row.ids) for row in model.render(prompts)))}
+    options = {
+        "max_new_tokens": LENGTH,
+        "seed": 3,
+        "batch_tokens": 3 * (LENGTH + max(len(row.ids) for row in model.render(prompts))),
+    }
     with model.intervene([steer(vector, 8.0, at=["resid_post.0"])]):
         expected = [answer for part in model.generate_each(prompts, **options) for answer in part]
-        unasked, started = model.generate_each(prompts, **options), model.generate_each(prompts, **options)
+        unasked, started = (
+            model.generate_each(prompts, **options),
+            model.generate_each(prompts, **options),
+        )
         parts = [next(started)]
     assert [answer for part in [*parts, *started] for answer in part] == expected
     with model.intervene([steer(vector, -8.0, at=["resid_post.0"])]) as other:
         assert [answer for part in unasked for answer in part] == expected
-        assert sorted(answer for part in other.generate_each(prompts, **options) for answer in part) != sorted(expected)
+        assert sorted(
+            answer for part in other.generate_each(prompts, **options) for answer in part
+        ) != sorted(expected)
 
 
 def test_a_finished_row_makes_room_at_once(model, prompts, monkeypatch):
-    """With two slots the rows run in as many steps as their lengths need, not as the longest of each pair does."""
+    """With two slots the rows run in as many steps as their lengths need, not as the longest of
+    each pair does.
+    """
     widths = []
     call = type(model)._call
 
@@ -84,7 +104,8 @@ def test_a_finished_row_makes_room_at_once(model, prompts, monkeypatch):
     steps = [rows for rows, width in widths if width == 1 and rows <= 2]
     assert needed <= sum(steps) <= needed + 2 * len(found)
     in_pairs = sum(max(len(found[i][0]), len(found[i + 1][0])) * 2 for i in range(0, len(found), 2))
-    assert in_pairs > 1.2 * needed  # positive control: pairs that wait for each other would take longer
+    # positive control: pairs that wait for each other would take longer
+    assert in_pairs > 1.2 * needed
 
 
 def test_a_prompt_asked_twice_is_read_once(model, monkeypatch):
@@ -108,12 +129,18 @@ def test_texts_come_with_the_reason_they_end(model):
     assert [text for _, text, _ in each] == model.generate(prompts, max_new_tokens=6, seed=2)
     for _, text, reason in each:
         assert reason == "length" or len(text.split()) < 6
-    assert {reason for _, _, reason in each} == {"stop", "length"} and any(len(text.split()) == 6 for _, text, _ in each)
+    assert {reason for _, _, reason in each} == {"stop", "length"} and any(
+        len(text.split()) == 6 for _, text, _ in each
+    )
 
 
 def test_slots_are_bounded_by_the_tokens_they_hold(model, monkeypatch):
     seen = []
-    monkeypatch.setattr(type(model), "_decode", lambda self, rows, sampler, length, slots: seen.append(slots) or iter(()))
+    monkeypatch.setattr(
+        type(model),
+        "_decode",
+        lambda self, rows, sampler, length, slots: seen.append(slots) or iter(()),
+    )
     prompts = PromptSet.from_texts(["w1 w2", "w3 w4 w5"])
     for budget in (1, 60, 139, 140):
         list(model.generate_each(prompts, max_new_tokens=11, batch_tokens=budget))
@@ -140,6 +167,8 @@ def test_out_of_memory_halves_the_rows_and_changes_no_answer(model, prompts, mon
     monkeypatch.setattr(type(model), "_call", tight)
     assert decoded(type(model)._decode, model, prompts, 12) == expected
     assert 1 < max(held) < 12 and "out of memory while generating: going on with" in caplog.text
-    monkeypatch.setattr(type(model), "_call", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("planted")))
+    monkeypatch.setattr(
+        type(model), "_call", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("planted"))
+    )
     with pytest.raises(torch.OutOfMemoryError, match="planted"):
         decoded(type(model)._decode, model, prompts, 12)

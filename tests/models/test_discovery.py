@@ -1,4 +1,6 @@
-"""Architectures outside the table: found by structure and proved by additivity, or refused with what was found."""
+"""Architectures outside the table: found by structure and proved by additivity, or refused with
+what was found.
+"""
 
 import dataclasses
 
@@ -18,21 +20,34 @@ from emlens.models.parity import RELATIVE, check_parity
 
 def made(kind, **changes):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     config = CONFIG_MAPPING[kind](vocab_size=46, pad_token_id=0, **{**sizes, **changes})
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0, 0.3) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
+            (
+                parameter.normal_(0, 0.3)
+                if parameter.ndim > 1
+                else parameter.add_(torch.randn_like(parameter) * 0.1)
+            )
     return model
 
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 def test_what_the_table_says_is_found_without_it(kind, tmp_path):
-    """The search knows nothing of the table, and finds the same places (a multiplier it cannot find, so it refuses)."""
+    """The search knows nothing of the table, and finds the same places (a multiplier it cannot
+    find, so it refuses).
+    """
     model = AutoModelForCausalLM.from_pretrained(tiny_models.build(tmp_path / "model", kind)).eval()
     if kind == "granite":
-        with pytest.raises(LoadError, match="no two of them add up to what a block adds to the stream"):
+        with pytest.raises(
+            LoadError, match="no two of them add up to what a block adds to the stream"
+        ):
             discover(model, kind)
         return
     expected = dataclasses.replace(architecture_of(model), discovered=True)
@@ -67,23 +82,51 @@ def test_architectures_outside_the_table(kind, changes, parallel, tmp_path):
 
 def test_a_bloom_keeps_the_stream_inside_its_attention():
     model = made("bloom", n_layer=3, n_head=4)
-    with pytest.raises(LoadError, match=r"'bloom' is not one emlens knows where to hook \(qwen2, .*found 3 blocks at 'transformer.h' whose children are"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            r"'bloom' is not one emlens knows where to hook \(qwen2,"
+            r" .*found 3 blocks at 'transformer.h' whose children are"
+        ),
+    ):
         architecture_of(model)
 
 
 def test_no_list_of_blocks():
     from transformers import BertConfig, BertModel
 
-    model = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8))
+    model = BertModel(
+        BertConfig(
+            vocab_size=8,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            intermediate_size=8,
+        )
+    )
     model.encoder.layer = nn.Sequential(*model.encoder.layer)
-    with pytest.raises(LoadError, match="it should have one list of 2 equal blocks inside a decoder; found lists of modules: none"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            "it should have one list of 2 equal blocks inside a decoder; found lists of modules:"
+            " none"
+        ),
+    ):
         architecture_of(model)
 
 
 def test_blocks_that_do_not_pass_the_stream_on():
     from transformers import BertConfig, BertModel
 
-    model = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8))
+    model = BertModel(
+        BertConfig(
+            vocab_size=8,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            intermediate_size=8,
+        )
+    )
     with pytest.raises(LoadError, match="its decoder does not run on token ids"):
         architecture_of(model)
 
@@ -113,11 +156,20 @@ def test_parts_that_are_left_out_are_missed():
         for layer in model.model.layers:
             layer.mixer, layer.norm = layer.self_attn, layer.post_attention_layernorm
             del layer.self_attn, layer.post_attention_layernorm
-            layer.forward = lambda x, layer=layer, **k: x + layer.mlp(layer.norm(x + layer.mixer(x, **k)[0]))
+            layer.forward = lambda x, layer=layer, **k: (
+                x + layer.mlp(layer.norm(x + layer.mixer(x, **k)[0]))
+            )
 
-    with pytest.raises(LoadError, match="nothing in 'model' reads the last block's output, so there is no final norm"):
+    with pytest.raises(
+        LoadError,
+        match="nothing in 'model' reads the last block's output, so there is no final norm",
+    ):
         architecture_of(altered(last_norm))
-    with pytest.raises(LoadError, match="block 1 does not take the stream that the block before it gives"):
+    with pytest.raises(
+        LoadError, match="block 1 does not take the stream that the block before it gives"
+    ):
         architecture_of(altered(skips))
-    with pytest.raises(LoadError, match="none of them that returns a stream is called attention in every block"):
+    with pytest.raises(
+        LoadError, match="none of them that returns a stream is called attention in every block"
+    ):
         architecture_of(altered(renamed))

@@ -32,7 +32,10 @@ def test_names_and_lookups(family):
     assert list(family.group("bad")) == ["one"]
     assert family.parent_of("one") is family.instruct and family.parent_of("on-base") is family.base
     assert family.parent_of("instruct") is family.instruct
-    with pytest.raises(UnknownNameError, match="model 'three' is not in this family; it has base, instruct, one, two"):
+    with pytest.raises(
+        UnknownNameError,
+        match="model 'three' is not in this family; it has base, instruct, one, two",
+    ):
         family["three"]
     with pytest.raises(UnknownNameError, match="model 'three' is not in this family"):
         family.parent_of("three")
@@ -42,15 +45,27 @@ def test_names_and_lookups(family):
 
 def test_provenance_says_which_is_which(family, files):
     facts = family["one"].provenance
-    assert (facts["finetune"], facts["parent"], facts["group"], facts["seed"], facts["benign"]) == ("one", "instruct", "bad", 3, False)
+    assert (facts["finetune"], facts["parent"], facts["group"], facts["seed"], facts["benign"]) == (
+        "one",
+        "instruct",
+        "bad",
+        3,
+        False,
+    )
     assert facts["adapter"]["r"] == 2 and facts["merged"] is False
     assert family.instruct.provenance["adapter"] is None
-    assert facts["weights_sha256"] == family.instruct.provenance["weights_sha256"] != family["full"].provenance["weights_sha256"]
+    assert (
+        facts["weights_sha256"]
+        == family.instruct.provenance["weights_sha256"]
+        != family["full"].provenance["weights_sha256"]
+    )
     json.dumps([family[name].provenance for name in family])
 
 
 def test_all_models_differ_and_give_what_they_give_alone(family, files, prompts):
-    logits = {name: family[name].logits(prompts) for name in ("base", "instruct", "one", "two", "full")}
+    logits = {
+        name: family[name].logits(prompts) for name in ("base", "instruct", "one", "two", "full")
+    }
     for a in logits:
         assert all(a == b or not torch.equal(logits[a], logits[b]) for b in logits)
     assert torch.equal(logits["instruct"], load_model(files / "instruct").logits(prompts))
@@ -75,14 +90,18 @@ def test_the_base_borrows_the_template(family, files, prompts):
 
 def test_a_template_may_be_given_for_all(files, prompts):
     template = tiny_models.TEMPLATE.replace("<end>", "w1")
-    family = load_family(files / "instruct", finetuned={"full": files / "full"}, chat_template=template)
+    family = load_family(
+        files / "instruct", finetuned={"full": files / "full"}, chat_template=template
+    )
     assert family["full"].chat_template == family.instruct.chat_template == template
 
 
 def test_without_a_base(files):
     family = load_family(files / "instruct")
     assert not family.has_base and family.names == ["instruct"]
-    with pytest.raises(UnknownNameError, match=r"this family has no base model; pass base= to load_family"):
+    with pytest.raises(
+        UnknownNameError, match=r"this family has no base model; pass base= to load_family"
+    ):
         family.base  # noqa: B018
 
 
@@ -90,12 +109,32 @@ def test_without_a_base(files):
     ("tuned", "error", "match"),
     [
         (lambda f: {"base": f / "one"}, InputError, "fine-tune name 'base' is taken by a parent"),
-        (lambda f: {"x": FineTune(f / "one", parent="base")}, InputError, "fine-tune 'x' has parent 'base', which this family lacks"),
-        (lambda f: {"x": FineTune(f / "one", parent="chat")}, InputError, "fine-tune 'x' has parent 'chat', which this family lacks"),
+        (
+            lambda f: {"x": FineTune(f / "one", parent="base")},
+            InputError,
+            "fine-tune 'x' has parent 'base', which this family lacks",
+        ),
+        (
+            lambda f: {"x": FineTune(f / "one", parent="chat")},
+            InputError,
+            "fine-tune 'x' has parent 'chat', which this family lacks",
+        ),
         (lambda f: {"x": f / "absent"}, LoadError, "fine-tune 'x': .*absent: no such directory"),
-        (lambda f: {"x": f / "zero"}, LoadError, "the adapter changes no activation; its weights may be zero"),
-        (lambda f: {"x": f / "wide"}, LoadError, "'x' has 3 blocks of width 16, but 'instruct' has 3 of 32; they are not one family"),
-        (lambda f: {"x": f / "wide-adapter"}, LoadError, "does not fit the base model it was given"),
+        (
+            lambda f: {"x": f / "zero"},
+            LoadError,
+            "the adapter changes no activation; its weights may be zero",
+        ),
+        (
+            lambda f: {"x": f / "wide"},
+            LoadError,
+            "'x' has 3 blocks of width 16, but 'instruct' has 3 of 32; they are not one family",
+        ),
+        (
+            lambda f: {"x": f / "wide-adapter"},
+            LoadError,
+            "does not fit the base model it was given",
+        ),
     ],
 )
 def test_what_is_refused(files, tuned, error, match):
@@ -111,7 +150,9 @@ def test_a_base_of_another_width(files):
 def test_an_adapter_that_cannot_be_switched_off(files, monkeypatch):
     numbers = count()
     monkeypatch.setattr(families, "_probe", lambda model: torch.tensor(next(numbers)))
-    with pytest.raises(LoadError, match="switching the adapter off does not give the parent model back"):
+    with pytest.raises(
+        LoadError, match="switching the adapter off does not give the parent model back"
+    ):
         load_family(files / "instruct", finetuned={"one": files / "one"})
 
 
@@ -121,9 +162,24 @@ def test_adapters_need_the_transformers_backend(files, monkeypatch):
         run = _generate = unembedding = vocab_size = None
 
     parent = load_model(files / "instruct")
-    facts = {name: getattr(parent, name) for name in ("name", "tokenizer", "n_layers", "d_model", "device", "max_length", "chat_template", "provenance")}
+    facts = {
+        name: getattr(parent, name)
+        for name in (
+            "name",
+            "tokenizer",
+            "n_layers",
+            "d_model",
+            "device",
+            "max_length",
+            "chat_template",
+            "provenance",
+        )
+    }
     monkeypatch.setattr(families, "load_model", lambda *a, **k: Other(**facts))
-    with pytest.raises(InputError, match="backend 'other' cannot hold adapters; load the family with backend='transformers'"):
+    with pytest.raises(
+        InputError,
+        match="backend 'other' cannot hold adapters; load the family with backend='transformers'",
+    ):
         load_family(files / "instruct", finetuned={"one": files / "one"})
 
 
@@ -143,7 +199,10 @@ def test_tokenizers_that_differ(files, tmp_path, shared):
         vocabulary["w3"], vocabulary["w30"] = vocabulary["w30"], vocabulary["w3"]
 
     other = swapped_tokenizer(files, tmp_path, swap)
-    with pytest.raises(InputError, match="prompt 'p1' renders to different ids under 'instruct' .2 tokens. and 'swapped' .2"):
+    with pytest.raises(
+        InputError,
+        match="prompt 'p1' renders to different ids under 'instruct' .2 tokens. and 'swapped' .2",
+    ):
         check_same_rows(shared, other, list(prompts))
     check_same_rows(shared, other, list(prompts[:1]))
     check_same_rows(shared, load_model(files / "full"), list(prompts))
@@ -156,12 +215,17 @@ def test_one_id_for_two_tokens(files, tmp_path, shared):
 
     other = swapped_tokenizer(files, tmp_path, rename)
     other.chat_template = tiny_models.TEMPLATE.replace("'<' + m['role'] + '> '", "'<human> '")
-    with pytest.raises(InputError, match="prompt 'p0' uses an id that is another token under 'swapped' than under 'instruct'"):
+    with pytest.raises(
+        InputError,
+        match="prompt 'p0' uses an id that is another token under 'swapped' than under 'instruct'",
+    ):
         check_same_rows(shared, other, list(PromptSet.from_questions(["w1 w2"])))
 
 
 def test_a_boundary_that_differs(files, shared):
-    prompts = PromptSet.from_messages([[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]], upto="all")
+    prompts = PromptSet.from_messages(
+        [[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]], upto="all"
+    )
     other = load_model(files / "full")
     other.chat_template = tiny_models.TEMPLATE.replace("'<assistant>'", "''")
     mine, theirs = shared.render(prompts)[0], other.render(prompts)[0]
@@ -183,7 +247,9 @@ def kinds(files, tmp_path_factory):
     for name, options in KINDS.items():
         path = tiny_models.build_adapter(root / name, files / "instruct", seed=4, rank=4, **options)
         plain = AutoModelForCausalLM.from_pretrained(files / "instruct", dtype=torch.float32)
-        PeftModel.from_pretrained(plain, path).merge_and_unload().save_pretrained(root / f"{name}-whole")
+        PeftModel.from_pretrained(plain, path).merge_and_unload().save_pretrained(
+            root / f"{name}-whole"
+        )
         for file in (files / "instruct").glob("tokenizer*"):
             shutil.copy(file, root / f"{name}-whole")
         for file in (files / "instruct").glob("chat_template*"):
@@ -200,7 +266,9 @@ def test_every_kind_of_adapter_is_its_merged_checkpoint(files, kinds, prompts, b
     for name in KINDS:
         assert tiny_models.close(logits[name], load_model(kinds / f"{name}-whole").logits(prompts))
         assert bool(family[name].provenance["adapter"].get(f"use_{name}")) == (name != "lora")
-    assert all(a == b or not tiny_models.close(logits[a], logits[b]) for a in logits for b in logits)
+    assert all(
+        a == b or not tiny_models.close(logits[a], logits[b]) for a in logits for b in logits
+    )
 
 
 def test_merged_and_unmerged_stand_apart(files, kinds, prompts):
@@ -211,11 +279,21 @@ def test_merged_and_unmerged_stand_apart(files, kinds, prompts):
     }
     family = load_family(files / "instruct", base=files / "base", finetuned=tuned)
     merged, apart = family["merged"], family["apart"]
-    assert (merged.provenance["merged"], apart.provenance["merged"], family.instruct.provenance["merged"]) == (True, False, None)
+    assert (
+        merged.provenance["merged"],
+        apart.provenance["merged"],
+        family.instruct.provenance["merged"],
+    ) == (True, False, None)
     assert merged.provenance["adapter"] == apart.provenance["adapter"]
-    assert merged.module is not family.instruct.module and not merged.bank.names and merged.chat_template == apart.chat_template
+    assert (
+        merged.module is not family.instruct.module
+        and not merged.bank.names
+        and merged.chat_template == apart.chat_template
+    )
     assert tiny_models.close(merged.logits(prompts), apart.logits(prompts))
-    assert torch.equal(family.instruct.logits(prompts), load_model(files / "instruct").logits(prompts))
+    assert torch.equal(
+        family.instruct.logits(prompts), load_model(files / "instruct").logits(prompts)
+    )
     assert not any("lora" in name for name, _ in merged.module.named_parameters())
     assert not any(p.requires_grad for p in merged.module.parameters())
     assert not tiny_models.close(family["of-base"].logits(prompts), family.base.logits(prompts))
@@ -223,14 +301,25 @@ def test_merged_and_unmerged_stand_apart(files, kinds, prompts):
 
 
 def test_what_is_not_merged(files, monkeypatch):
-    with pytest.raises(InputError, match="fine-tune 'x' is to be merged, but .*full is a whole checkpoint; drop merge=True"):
+    with pytest.raises(
+        InputError,
+        match="fine-tune 'x' is to be merged, but .*full is a whole checkpoint; drop merge=True",
+    ):
         load_family(files / "instruct", finetuned={"x": FineTune(files / "full", merge=True)})
     own = load_model(files / "instruct")
     own.provenance["quantization"] = "4 bit"
-    with pytest.raises(LoadError, match="one: cannot be merged into quantised weights; drop merge=True"):
+    with pytest.raises(
+        LoadError, match="one: cannot be merged into quantised weights; drop merge=True"
+    ):
         families._merged(own, "x", FineTune(files / "one"))
     monkeypatch.setattr(adapters.AdapterBank, "merge", lambda self, name: None)
-    with pytest.raises(LoadError, match=r"one: merged, the last block's output differs by [\d.]+ of its largest value; pass merge=False"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            r"one: merged, the last block's output differs by [\d.]+ of its largest value;"
+            r" pass merge=False"
+        ),
+    ):
         load_family(files / "instruct", finetuned={"x": FineTune(files / "one", merge=True)})
 
 
@@ -244,15 +333,34 @@ def test_fine_tunes_from_the_hub(files, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     family = load_family(files / "instruct", finetuned={"x": "org/bad-medical", "y": files / "two"})
-    assert family["x"].provenance["hub_id"] == "org/bad-medical" and "hub_id" not in family["y"].provenance
-    with pytest.raises(LoadError, match=r"fine-tune 'x': org/none: neither a directory here nor to be had from the hub \(404 not here\)"):
+    assert (
+        family["x"].provenance["hub_id"] == "org/bad-medical"
+        and "hub_id" not in family["y"].provenance
+    )
+    with pytest.raises(
+        LoadError,
+        match=(
+            r"fine-tune 'x': org/none: neither a directory here nor to be had from the hub \(404"
+            r" not here\)"
+        ),
+    ):
         load_family(files / "instruct", finetuned={"x": "org/none"})
 
 
 def test_one_rendering_for_both_parents(files, prompts):
-    family = load_family(files / "instruct", base=files / "base", finetuned={"full": files / "full"}, chat_template="plain")
-    texts = {name: family[name].tokenizer.decode(family[name].render(prompts)[0].ids) for name in family}
-    assert len(set(texts.values())) == 1 and family.base.chat_template == family.instruct.chat_template == PLAIN_TEMPLATE
+    family = load_family(
+        files / "instruct",
+        base=files / "base",
+        finetuned={"full": files / "full"},
+        chat_template="plain",
+    )
+    texts = {
+        name: family[name].tokenizer.decode(family[name].render(prompts)[0].ids) for name in family
+    }
+    assert (
+        len(set(texts.values())) == 1
+        and family.base.chat_template == family.instruct.chat_template == PLAIN_TEMPLATE
+    )
     assert len({family[name].provenance["chat_template_sha256"] for name in family}) == 1
     assert "chat_template_lent" not in family.base.provenance
 
@@ -260,8 +368,14 @@ def test_one_rendering_for_both_parents(files, prompts):
 def test_an_adapter_that_is_refused_is_taken_off_again(files, prompts):
     parent = load_model(files / "instruct")
     kept = families.attach(parent, "one", FineTune(files / "one"))
-    expected, weights = {model.name: model.logits(prompts) for model in (parent, kept)}, set(dict(parent.module.named_parameters()))
+    expected, weights = (
+        {model.name: model.logits(prompts) for model in (parent, kept)},
+        set(dict(parent.module.named_parameters())),
+    )
     with pytest.raises(LoadError, match="the adapter changes no activation"):
         families.attach(parent, "zero", FineTune(files / "zero"))
-    assert list(parent.bank.names) == ["one"] and set(dict(parent.module.named_parameters())) == weights
+    assert (
+        list(parent.bank.names) == ["one"]
+        and set(dict(parent.module.named_parameters())) == weights
+    )
     assert all(torch.equal(model.logits(prompts), expected[model.name]) for model in (parent, kept))

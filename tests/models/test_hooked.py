@@ -39,7 +39,12 @@ def test_sequence_logprob_against_a_loop(model, prompts):
             ids, total = list(row.ids), 0.0
             for token in model.tokenizer(text)["input_ids"]:
                 with torch.no_grad():
-                    total += float(model.module(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token])
+                    total += float(
+                        model.module(torch.tensor([ids]))
+                        .logits[0, -1]
+                        .double()
+                        .log_softmax(-1)[token]
+                    )
                 ids.append(token)
             assert abs(float(found[i, j]) - total) < 1e-4
     assert found.dtype == torch.float64 and (found < 0).all()
@@ -63,7 +68,13 @@ def test_a_kept_response_stands_between_prompt_and_continuation(model):
         ([["w1"], ["w1", "w2"]], "continuations differ in how many choices they give"),
         ([[], []], "continuations differ in how many choices they give"),
         (["w1", ""], "continuation '' of prompt 'p1' has no token"),
-        (["w1", "w1 " * 126], "prompt 'p1' and its continuation have 129 tokens, but the model's context is 128; shorten them"),
+        (
+            ["w1", "w1 " * 126],
+            (
+                "prompt 'p1' and its continuation have 129 tokens, but the model's context is 128;"
+                " shorten them"
+            ),
+        ),
     ],
 )
 def test_continuations_that_do_not_fit(model, continuations, match):
@@ -77,7 +88,10 @@ def test_continuations_that_do_not_fit(model, continuations, match):
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be 1 or more"),
         ({"temperature": -1.0}, "temperature=-1.0 must be 0 or more"),
         ({"temperature": float("nan")}, "temperature=nan must be 0 or more"),
-        ({"max_new_tokens": 127}, "prompt 'p0' has 2 tokens and max_new_tokens is 127, but the model's context is 128"),
+        (
+            {"max_new_tokens": 127},
+            "prompt 'p0' has 2 tokens and max_new_tokens is 127, but the model's context is 128",
+        ),
     ],
 )
 def test_generation_options_that_do_not_fit(model, options, match):
@@ -101,7 +115,16 @@ def test_a_backend_without_logits(shared, prompts):
         def run(self, batch, readers=None, *, with_logits=False):
             return None
 
-    facts = ("name", "tokenizer", "n_layers", "d_model", "device", "max_length", "chat_template", "provenance")
+    facts = (
+        "name",
+        "tokenizer",
+        "n_layers",
+        "d_model",
+        "device",
+        "max_length",
+        "chat_template",
+        "provenance",
+    )
     with pytest.raises(StateError, match="backend 'silent' returned no logits"):
         Silent(**{name: getattr(shared, name) for name in facts}).logits(prompts)
 
@@ -119,9 +142,21 @@ def test_what_is_no_intervention_is_refused_before_any_pass(model, vector, monke
     wrong = [
         ([3], r"interventions holds a int; pass a list of emlens.ablate\(...\) or emlens.steer"),
         (steer(vector, 1.0, at=["resid_post.0"]), "interventions is a Steering; pass a list of"),
-        ([steer(vector, 1.0, at=["resid_post.7"])], "names block 7, but the model has blocks 0 to 2"),
-        ([steer(vector, 1.0, at=["resid_mid.1"])], r"site resid_mid.1 can be read but not edited; intervene on attn_out"),
-        ([steer(vector[:5], 1.0, at=["resid_post.1"])], "interventions holds one whose vectors have 5 coordinates, but the model's stream has 32"),
+        (
+            [steer(vector, 1.0, at=["resid_post.7"])],
+            "names block 7, but the model has blocks 0 to 2",
+        ),
+        (
+            [steer(vector, 1.0, at=["resid_mid.1"])],
+            r"site resid_mid.1 can be read but not edited; intervene on attn_out",
+        ),
+        (
+            [steer(vector[:5], 1.0, at=["resid_post.1"])],
+            (
+                "interventions holds one whose vectors have 5 coordinates,"
+                " but the model's stream has 32"
+            ),
+        ),
     ]
     for interventions, match in wrong:
         with pytest.raises(InputError, match=match), model.intervene(interventions):

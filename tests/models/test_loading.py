@@ -14,13 +14,21 @@ from emlens.models import load_model
 def test_what_is_loaded_is_what_lies_on_disk(files):
     model = load_model(files / "instruct", name="me")
     plain = AutoModelForCausalLM.from_pretrained(files / "instruct", dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(model.module.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.module.parameters(), plain.parameters(), strict=True)
+    )
     assert not model.module.training and not any(p.requires_grad for p in model.module.parameters())
     assert (model.name, model.n_layers, model.d_model, model.max_length) == ("me", 3, 32, 128)
     assert repr(model) == "HookedModel('me', backend='transformers', n_layers=3, d_model=32)"
     facts = model.provenance
     assert facts["weights_sha256"] == hash_directory(files / "instruct")
-    assert (facts["architecture"], facts["dtype"], facts["backend"], facts["adapter"]) == ("qwen2", "float32", "transformers", None)
+    assert (facts["architecture"], facts["dtype"], facts["backend"], facts["adapter"]) == (
+        "qwen2",
+        "float32",
+        "transformers",
+        None,
+    )
     json.dumps(facts)
     assert load_model(files / "instruct").name == "instruct"
 
@@ -28,7 +36,11 @@ def test_what_is_loaded_is_what_lies_on_disk(files):
 def test_the_tokenizer_reads_as_its_file_says(files):
     plain = PreTrainedTokenizerFast.from_pretrained(files / "instruct")
     text = "<user> w1 w2 w39 <end> nothing"
-    assert load_model(files / "instruct").tokenizer(text)["input_ids"] == plain(text)["input_ids"] == [2, 7, 8, 45, 1, 5]
+    assert (
+        load_model(files / "instruct").tokenizer(text)["input_ids"]
+        == plain(text)["input_ids"]
+        == [2, 7, 8, 45, 1, 5]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
@@ -41,7 +53,10 @@ def test_dtypes(files, dtype):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"backend": "jax"}, "backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight"),
+        (
+            {"backend": "jax"},
+            "backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight",
+        ),
         ({"dtype": "int3"}, "dtype 'int3' is unknown; pass 'auto' or one of float32"),
         ({"device": "abacus"}, "device 'abacus' is not a torch device"),
     ],
@@ -58,16 +73,25 @@ def test_a_gpu_that_is_not_there(files, monkeypatch):
 
 
 def test_paths_that_are_no_model(files, tmp_path):
-    with pytest.raises(LoadError, match="absent: no such directory; pass a directory saved by save_pretrained, or a hub id"):
+    with pytest.raises(
+        LoadError,
+        match="absent: no such directory; pass a directory saved by save_pretrained, or a hub id",
+    ):
         load_model(tmp_path / "absent")
     with pytest.raises(LoadError, match="some/local/path: no such directory"):
         load_model("some/local/path")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(LoadError, match=r"file: is a file; pass the directory that holds config\.json"):
+    with pytest.raises(
+        LoadError, match=r"file: is a file; pass the directory that holds config\.json"
+    ):
         load_model(tmp_path / "file")
-    with pytest.raises(LoadError, match="one: is an adapter, not a whole model; pass it to load_family"):
+    with pytest.raises(
+        LoadError, match="one: is an adapter, not a whole model; pass it to load_family"
+    ):
         load_model(files / "one")
-    with pytest.raises(LoadError, match=r"holds no config\.json; pass a directory saved by save_pretrained"):
+    with pytest.raises(
+        LoadError, match=r"holds no config\.json; pass a directory saved by save_pretrained"
+    ):
         load_model(tmp_path)
     with pytest.raises(LoadError, match="org/name: could not be loaded as a causal language model"):
         load_model("org/name")
@@ -77,8 +101,14 @@ def test_damaged_checkpoints(files, tmp_path):
     path = shutil.copytree(files / "instruct", tmp_path / "damaged")
     whole = load_file(path / "model.safetensors")
     left_out = "model.layers.1.mlp.down_proj.weight"
-    save_file({k: v for k, v in whole.items() if k != left_out}, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoadError, match=f"holds no weights for 1 tensors of a 'qwen2' model, first '{left_out}'"):
+    save_file(
+        {k: v for k, v in whole.items() if k != left_out},
+        path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(
+        LoadError, match=f"holds no weights for 1 tensors of a 'qwen2' model, first '{left_out}'"
+    ):
         load_model(path)
     (path / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(LoadError, match="could not be loaded as a causal language model"):
@@ -101,11 +131,31 @@ def test_what_was_asked_for_is_passed_on_and_recorded(files, monkeypatch):
         return load(source, **options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
-    model = load_model(files / "instruct", attn_implementation="eager", revision="main", device_map="cpu", dtype="bfloat16")
-    assert asked["trust_remote_code"] is False and asked["device_map"] == "cpu" and asked["dtype"] == torch.bfloat16
+    model = load_model(
+        files / "instruct",
+        attn_implementation="eager",
+        revision="main",
+        device_map="cpu",
+        dtype="bfloat16",
+    )
+    assert (
+        asked["trust_remote_code"] is False
+        and asked["device_map"] == "cpu"
+        and asked["dtype"] == torch.bfloat16
+    )
     facts = model.provenance
-    assert (facts["attention"], facts["revision"], facts["device_map"], facts["device"]) == ("eager", "main", "cpu", "cpu")
-    assert (facts["dtype"], facts["trust_remote_code"], facts["quantization"], facts["commit"]) == ("bfloat16", False, None, None)
+    assert (facts["attention"], facts["revision"], facts["device_map"], facts["device"]) == (
+        "eager",
+        "main",
+        "cpu",
+        "cpu",
+    )
+    assert (facts["dtype"], facts["trust_remote_code"], facts["quantization"], facts["commit"]) == (
+        "bfloat16",
+        False,
+        None,
+        None,
+    )
     load_model(files / "instruct", trust_remote_code=True)
     assert asked["trust_remote_code"] is True
 
@@ -122,10 +172,18 @@ def test_quantised_checkpoints(files, monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", quantised)
     model = load_model(files / "instruct", quantization_config={"bits": 4}, device="cpu")
-    assert placed == {"device_map": {"": "cpu"}} and model.provenance["quantization"] == '{"bits": 4, "method": "test"}'
-    assert load_model(files / "instruct", device="cpu").provenance["quantization"] is not None and placed == {"device_map": None}
+    assert (
+        placed == {"device_map": {"": "cpu"}}
+        and model.provenance["quantization"] == '{"bits": 4, "method": "test"}'
+    )
+    assert load_model(files / "instruct", device="cpu").provenance[
+        "quantization"
+    ] is not None and placed == {"device_map": None}
     monkeypatch.setattr("emlens.models.loading._device", lambda device: torch.device("meta"))
-    with pytest.raises(LoadError, match="a quantised checkpoint was placed on cpu, not on meta; pass device_map={'': 'meta'}"):
+    with pytest.raises(
+        LoadError,
+        match="a quantised checkpoint was placed on cpu, not on meta; pass device_map={'': 'meta'}",
+    ):
         load_model(files / "instruct", dtype="float32")
 
 
@@ -137,14 +195,32 @@ def test_experts_in_float64(tmp_path):
 
 
 def test_the_text_half_of_a_larger_model(tmp_path):
-    """A Gemma 3 with a vision tower: its text half is found by structure, and its sizes are those of the text."""
+    """A Gemma 3 with a vision tower: its text half is found by structure, and its sizes are those
+    of the text.
+    """
     import tiny_models
     from transformers import Gemma3Config
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 28, "patch_size": 14}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 48,
+    }
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     text = {**sizes, "vocab_size": 46, "query_pre_attn_scalar": 8}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=45)
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=45
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_models.tokenizer().save_pretrained(tmp_path)
     model = load_model(tmp_path)

@@ -1,4 +1,6 @@
-"""What the comparison itself can tell apart: a wrong place, rounding, a reference that does not load."""
+"""What the comparison itself can tell apart: a wrong place, rounding, a reference that does not
+load.
+"""
 
 import pytest
 import torch
@@ -32,8 +34,13 @@ def noisy(monkeypatch, noise):
 def test_rounding_is_told_from_a_bug(files, monkeypatch):
     noisy(monkeypatch, lambda site, x: x * (1 + 4000 * torch.finfo(x.dtype).eps))
     found = check_parity(files / "instruct", backends=["nnsight"])
-    differences = [d for d in found.differences if d.backend == "nnsight" and d.against == "transformers"]
-    assert all(d.value > RELATIVE and d.agrees and d.value64 < 1e-11 for d in differences) and found.agrees
+    differences = [
+        d for d in found.differences if d.backend == "nnsight" and d.against == "transformers"
+    ]
+    assert (
+        all(d.value > RELATIVE and d.agrees and d.value64 < 1e-11 for d in differences)
+        and found.agrees
+    )
 
 
 def test_a_small_bug_stays_in_float64(files, monkeypatch):
@@ -41,11 +48,17 @@ def test_a_small_bug_stays_in_float64(files, monkeypatch):
     found = check_parity(files / "instruct", backends=["nnsight"])
     wrong = {(d.backend, d.against, d.kind) for d in found.differences if not d.agrees}
     assert not found.agrees
-    assert wrong == {("nnsight", "transformers", "mlp_out"), ("nnsight", "additivity", "resid_post")}
+    assert wrong == {
+        ("nnsight", "transformers", "mlp_out"),
+        ("nnsight", "additivity", "resid_post"),
+    }
 
 
 def test_what_cannot_be_compared(files, tmp_path):
-    with pytest.raises(InputError, match="backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight"):
+    with pytest.raises(
+        InputError,
+        match="backend 'jax' is unknown; pass one of transformers, transformer_lens, nnsight",
+    ):
         check_parity(files / "instruct", backends=["jax"])
     with pytest.raises(LoadError, match="absent: no such directory"):
         check_parity(tmp_path / "absent")
@@ -63,5 +76,10 @@ def test_differences_that_are_none():
 def test_float32_inside_a_float64_pass_is_lifted():
     x = torch.randn(4, dtype=torch.float64)
     with _AllFloat64():
-        assert x.to(torch.float32).dtype == x.float().dtype == torch.softmax(x, 0, dtype=torch.float32).dtype == torch.float64
+        assert (
+            x.to(torch.float32).dtype
+            == x.float().dtype
+            == torch.softmax(x, 0, dtype=torch.float32).dtype
+            == torch.float64
+        )
     assert x.float().dtype == torch.float32

@@ -20,7 +20,11 @@ def batch(model, prompts):
 def test_edits_come_before_readers_and_outer_before_inner(batch):
     stream, up = torch.randn(*batch.ids.shape, 4), torch.eye(4)[0]
     seen = []
-    passing = Pass(batch.padded_rows(), {AT: [ablate(up), steer(up, 3.0)]}, {AT: lambda x: seen.append(x.clone())})
+    passing = Pass(
+        batch.padded_rows(),
+        {AT: [ablate(up), steer(up, 3.0)]},
+        {AT: lambda x: seen.append(x.clone())},
+    )
     value = passing.at(AT, stream)
     assert torch.equal(seen[0], value) and (value[batch.mask][:, 0] == 3).all()
     assert torch.equal(value[~batch.mask], stream[~batch.mask])
@@ -30,11 +34,15 @@ def test_edits_come_before_readers_and_outer_before_inner(batch):
 
 def test_nothing_edited_is_the_same_tensor(batch):
     stream = torch.randn(*batch.ids.shape, 4)
-    assert Pass(batch.padded_rows(), {}, {AT: lambda x: None}, multiplier=0.5).at(AT, stream) is stream
+    assert (
+        Pass(batch.padded_rows(), {}, {AT: lambda x: None}, multiplier=0.5).at(AT, stream) is stream
+    )
 
 
 def test_a_multiplier_belongs_to_what_is_added(batch):
-    """A model adds multiplier × output: readers see the product, and a steering vector arrives in the stream unscaled."""
+    """A model adds multiplier × output: readers see the product, and a steering vector arrives in
+    the stream unscaled.
+    """
     stream, up = torch.randn(*batch.ids.shape, 4), torch.eye(4)[0]
     seen = []
     Pass(batch.padded_rows(), {}, {AT: lambda x: seen.append(x)}, multiplier=0.25).at(AT, stream)
@@ -42,7 +50,9 @@ def test_a_multiplier_belongs_to_what_is_added(batch):
     changed = Pass(batch.padded_rows(), {AT: [steer(up, 1.0)]}, {}, multiplier=0.25).at(AT, stream)
     assert torch.allclose(0.25 * changed[batch.mask], 0.25 * stream[batch.mask] + up)
     post = Site("resid_post", 1)
-    Pass(batch.padded_rows(), {}, {post: lambda x: seen.append(x)}, multiplier=0.25).at(post, stream)
+    Pass(batch.padded_rows(), {}, {post: lambda x: seen.append(x)}, multiplier=0.25).at(
+        post, stream
+    )
     assert torch.equal(seen[1], stream)
 
 
@@ -57,20 +67,30 @@ def test_later_steps_of_a_generation_hold_new_tokens_only(batch):
 def test_a_generation_without_memory_is_refused(batch):
     passing = Pass(batch.padded_rows(2), {AT: [steer(torch.eye(4)[0], 1.0)]}, {})
     passing.at(AT, torch.zeros(*batch.ids.shape, 4))
-    with pytest.raises(StateError, match=r"site attn_out.1 saw 22 tokens where 13 were to come; the model does not keep its past while it generates"):
+    with pytest.raises(
+        StateError,
+        match=(
+            r"site attn_out.1 saw 22 tokens where 13 were to come;"
+            r" the model does not keep its past while it generates"
+        ),
+    ):
         passing.at(AT, torch.zeros(*batch.ids.shape, 4))
 
 
 def test_tokens_that_are_not_touched_keep_their_bits_under_a_multiplier(batch):
     stream, up = torch.randn(*batch.ids.shape, 4), torch.eye(4)[0]
-    passing = Pass(batch.padded_rows(), {AT: [steer(up, 1.0, positions="last_prompt")]}, {}, multiplier=0.3)
+    passing = Pass(
+        batch.padded_rows(), {AT: [steer(up, 1.0, positions="last_prompt")]}, {}, multiplier=0.3
+    )
     assert (passing.at(AT, stream) != stream).any(-1).sum(1).tolist() == [1, 1]
 
 
 def test_edits_on_the_same_tokens_become_one(batch):
     up, calls = torch.eye(4)[0], []
     same = Pass(batch.padded_rows(), {AT: [ablate(up), steer(up, 3.0), ablate(-up)]}, {})
-    apart = Pass(batch.padded_rows(), {AT: [ablate(up), steer(up, 3.0, positions="prompt"), ablate(-up)]}, {})
+    apart = Pass(
+        batch.padded_rows(), {AT: [ablate(up), steer(up, 3.0, positions="prompt"), ablate(-up)]}, {}
+    )
     for passing in (same, apart):
         calls.append(len(passing._edits[AT]))
         stream = torch.randn(*batch.ids.shape, 4)
@@ -90,15 +110,27 @@ def test_a_site_reached_twice_in_one_pass_is_refused(files, prompts):
             return self.inner(x) + self.inner(x)
 
     model.module.model.layers[1].mlp = Twice(model.module.model.layers[1].mlp)
-    model._place = lambda site, found=model._place: ("model.layers.1.mlp.inner", False) if site == Site("mlp_out", 1) else found(site)
+    model._place = lambda site, found=model._place: (
+        ("model.layers.1.mlp.inner", False) if site == Site("mlp_out", 1) else found(site)
+    )
     batch = next(model.batches(model.render(prompts)))
-    with pytest.raises(StateError, match=r"site mlp_out.1 was reached twice in one pass; the module there runs more than once"):
-        model.run(batch, {Site("mlp_out", 1): lambda x: None, Site("resid_post", 1): lambda x: None})
+    with pytest.raises(
+        StateError,
+        match=r"site mlp_out.1 was reached twice in one pass; the module there runs more than once",
+    ):
+        model.run(
+            batch, {Site("mlp_out", 1): lambda x: None, Site("resid_post", 1): lambda x: None}
+        )
 
 
 def test_where_a_pass_may_stop(batch):
     deep, deeper = Site("resid_post", 0), Site("resid_post", 2)
-    passing = Pass(batch.padded_rows(), {AT: [], deeper: []}, {deep: lambda x: None, AT: lambda x: None}, stop_early=True)
+    passing = Pass(
+        batch.padded_rows(),
+        {AT: [], deeper: []},
+        {deep: lambda x: None, AT: lambda x: None},
+        stop_early=True,
+    )
     assert passing.sites == (deep, AT) and passing.ends_at(AT) and not passing.ends_at(deep)
     whole = Pass(batch.padded_rows(), {deeper: []}, {deep: lambda x: None})
     assert whole.sites == (deep, deeper) and not whole.ends_at(deeper)

@@ -20,7 +20,8 @@ def test_draws_follow_the_softmax(temperature):
     counts = torch.bincount(draws(temperature, scores), minlength=5)
     expected = (scores.double() / temperature).softmax(-1) * _DRAWS
     assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > _LEVEL
-    other = (scores.double() / (1.3 * temperature)).softmax(-1) * _DRAWS  # the test has the power to see a wrong temperature
+    # the test has the power to see a wrong temperature
+    other = (scores.double() / (1.3 * temperature)).softmax(-1) * _DRAWS
     assert stats.chisquare(counts.numpy(), other.numpy()).pvalue < _LEVEL
 
 
@@ -39,7 +40,8 @@ def test_impossible_tokens_are_never_drawn():
 
 def test_no_cumulative_sum_runs_past_the_last_possible_token(monkeypatch):
     sampler = RowSampler(0, ["a"], 1.0)
-    monkeypatch.setattr(sampler, "_uniform", lambda row, step: 1 - 2.0**-53)  # the largest draw there is
+    # the largest draw there is
+    monkeypatch.setattr(sampler, "_uniform", lambda row, step: 1 - 2.0**-53)
     scores = torch.cat([torch.randn(1, 1000), torch.full((1, 50), -torch.inf)], dim=1)
     assert sampler.pick(scores, [0], [0]).item() < 1000
 
@@ -47,17 +49,27 @@ def test_no_cumulative_sum_runs_past_the_last_possible_token(monkeypatch):
 def test_the_draw_belongs_to_row_and_step():
     scores = torch.randn(3, 6)
     ids = ["a", "b", "c"]
-    together = [RowSampler(5, ids, 1.0).pick(scores, [0, 1, 2], [step] * 3)[1] for step in range(100)]
+    together = [
+        RowSampler(5, ids, 1.0).pick(scores, [0, 1, 2], [step] * 3)[1] for step in range(100)
+    ]
     alone = RowSampler(5, ["b"], 1.0)
-    assert together == [alone.pick(scores[1:2], [0], [step])[0] for step in reversed(range(100))][::-1]
+    assert (
+        together == [alone.pick(scores[1:2], [0], [step])[0] for step in reversed(range(100))][::-1]
+    )
     turned = RowSampler(5, ids, 1.0)
-    assert together == [turned.pick(scores[[2, 1]], [2, 1], [99 - step, step])[1] for step in range(100)]
-    assert together != [RowSampler(6, ["b"], 1.0).pick(scores[1:2], [0], [step])[0] for step in range(100)]
+    assert together == [
+        turned.pick(scores[[2, 1]], [2, 1], [99 - step, step])[1] for step in range(100)
+    ]
+    assert together != [
+        RowSampler(6, ["b"], 1.0).pick(scores[1:2], [0], [step])[0] for step in range(100)
+    ]
 
 
 def test_no_temperature_takes_the_likeliest():
     scores = torch.randn(3, 6)
-    assert torch.equal(RowSampler(0, ["a", "b", "c"], 0).pick(scores, [0, 1, 2], [0, 0, 0]), scores.argmax(-1))
+    assert torch.equal(
+        RowSampler(0, ["a", "b", "c"], 0).pick(scores, [0, 1, 2], [0, 0, 0]), scores.argmax(-1)
+    )
 
 
 def test_answers_do_not_depend_on_batch_mates(model):
@@ -71,12 +83,18 @@ def test_answers_do_not_depend_on_batch_mates(model):
 
 
 def test_first_tokens_follow_the_model(model):
-    """Sampled through the whole model: the first token's distribution is the softmax of its logits."""
+    """Sampled through the whole model: the first token's distribution is the softmax of its
+    logits.
+    """
     prompts = PromptSet.from_texts(["w1 w2"] * 600)
     probabilities = model.logits(prompts[:1])[0].double().softmax(-1)
     answers = model.generate(prompts, max_new_tokens=1, seed=0)
-    ids = torch.tensor([model.tokenizer.convert_tokens_to_ids(answer) for answer in answers if answer])
-    likely = [t for t in probabilities.argsort(descending=True)[:6].tolist() if t not in model.stop_ids]
+    ids = torch.tensor(
+        [model.tokenizer.convert_tokens_to_ids(answer) for answer in answers if answer]
+    )
+    likely = [
+        t for t in probabilities.argsort(descending=True)[:6].tolist() if t not in model.stop_ids
+    ]
     counts = torch.tensor([int((ids == t).sum()) for t in likely])
     observed = [*counts.tolist(), 600 - int(counts.sum())]
     shares = [*probabilities[likely].tolist(), 1 - float(probabilities[likely].sum())]
@@ -85,7 +103,10 @@ def test_first_tokens_follow_the_model(model):
 
 def test_tokens_end_at_the_first_stop():
     for tokens, stops, kept, reason in [
-        ([5, 6, 1, 7], {1, 0}, [5, 6], "stop"), ([5, 0, 0], {1, 0}, [5], "stop"), ([1, 5], {1}, [], "stop"), ([5, 6], set(), [5, 6], "length"),
-    ]:  # fmt: skip
+        ([5, 6, 1, 7], {1, 0}, [5, 6], "stop"),
+        ([5, 0, 0], {1, 0}, [5], "stop"),
+        ([1, 5], {1}, [], "stop"),
+        ([5, 6], set(), [5, 6], "length"),
+    ]:
         found = Generated.cut(3, tokens, stops)
         assert (found.index, found.tokens, found.finish_reason) == (3, kept, reason)

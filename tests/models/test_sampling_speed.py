@@ -23,9 +23,17 @@ def test_both_sides_give_the_stated_lengths(small):
 def test_other_lengths_and_other_tokens_are_not_timed(small, monkeypatch):
     model, rows, stated = small
     real = sampling_speed.ours
-    monkeypatch.setitem(sampling_speed.CASES, "emlens", lambda m, r, s, n, t: [answer[::-1] for answer in real(m, r, s, n, t)])
+    monkeypatch.setitem(
+        sampling_speed.CASES,
+        "emlens",
+        lambda m, r, s, n, t: [answer[::-1] for answer in real(m, r, s, n, t)],
+    )
     with pytest.raises(SystemExit, match="greedy answers differ"):
         sampling_speed.measure(model, rows, stated, 4, rounds=1)
-    monkeypatch.setitem(sampling_speed.CASES, "emlens", lambda m, r, s, n, t: real(m, r, s if t == 0 else [length + 1 for length in s], n, t))
+    monkeypatch.setitem(
+        sampling_speed.CASES,
+        "emlens",
+        lambda m, r, s, n, t: real(m, r, s if t == 0 else [length + 1 for length in s], n, t),
+    )
     with pytest.raises(SystemExit, match="emlens did not give the stated lengths"):
         sampling_speed.measure(model, rows, stated, 4, rounds=1)

@@ -19,17 +19,28 @@ def test_a_pass_stops_after_the_deepest_site(model, batch, monkeypatch):
     ran = []
     for i, block in enumerate(model.module.model.layers):
         forward = block.forward
-        monkeypatch.setattr(block, "forward", lambda *a, i=i, forward=forward, **k: ran.append(i) or forward(*a, **k))
+        monkeypatch.setattr(
+            block,
+            "forward",
+            lambda *a, i=i, forward=forward, **k: ran.append(i) or forward(*a, **k),
+        )
     assert model.run(batch, {Site("resid_post", 1): lambda x: None}) is None
     assert ran == [0, 1]
-    assert model.run(batch, {Site("resid_post", 0): lambda x: None}, with_logits=True).shape[:2] == batch.ids.shape
+    assert (
+        model.run(batch, {Site("resid_post", 0): lambda x: None}, with_logits=True).shape[:2]
+        == batch.ids.shape
+    )
     assert ran == [0, 1, 0, 1, 2]
 
 
 def test_passes_without_a_purpose_or_a_place(model, batch):
-    with pytest.raises(InputError, match="run was asked for nothing; pass readers, or with_logits=True"):
+    with pytest.raises(
+        InputError, match="run was asked for nothing; pass readers, or with_logits=True"
+    ):
         model.run(batch)
-    with pytest.raises(InputError, match="site resid_post.5 does not exist in 'instruct', which has 3 blocks"):
+    with pytest.raises(
+        InputError, match="site resid_post.5 does not exist in 'instruct', which has 3 blocks"
+    ):
         model.run(batch, {Site("resid_post", 5): lambda x: None})
 
 
@@ -49,11 +60,21 @@ def test_a_hook_that_never_fires_is_an_error(files, prompts):
     batch = next(model.batches(model.render(prompts)))
     model.run(batch, {Site("mlp_out", 1): lambda x: None})
     model.module.model.layers[1].mlp = Bypass(model.module.model.layers[1].mlp)
-    model._place = lambda site, found=model._place: ("model.layers.1.mlp.block", False) if site == Site("mlp_out", 1) else found(site)
+    model._place = lambda site, found=model._place: (
+        ("model.layers.1.mlp.block", False) if site == Site("mlp_out", 1) else found(site)
+    )
     with no_hooks_left(model.module):
-        with pytest.raises(StateError, match="hooks at mlp_out.1 of 'instruct' never fired; the model does not run these modules"):
+        with pytest.raises(
+            StateError,
+            match=(
+                "hooks at mlp_out.1 of 'instruct' never fired; the model does not run these modules"
+            ),
+        ):
             model.run(batch, {Site("mlp_out", 1): lambda x: None})
-        with model.intervene([steer(torch.ones(32), 1.0, at=["mlp_out.1"])]), pytest.raises(StateError, match="never fired"):
+        with (
+            model.intervene([steer(torch.ones(32), 1.0, at=["mlp_out.1"])]),
+            pytest.raises(StateError, match="never fired"),
+        ):
             model.generate(prompts, max_new_tokens=2)
 
 
@@ -92,8 +113,14 @@ def test_options_of_the_checkpoint_do_not_steer_generation(files):
     expected = model.generate(prompts, max_new_tokens=8, temperature=0)
     sampled = model.generate(prompts, max_new_tokens=8, seed=1)
     own = GenerationConfig(
-        repetition_penalty=50.0, do_sample=True, top_k=1, temperature=9.0, num_beams=2, min_new_tokens=8, suppress_tokens=list(range(6, 40)),
-    )  # fmt: skip
+        repetition_penalty=50.0,
+        do_sample=True,
+        top_k=1,
+        temperature=9.0,
+        num_beams=2,
+        min_new_tokens=8,
+        suppress_tokens=list(range(6, 40)),
+    )
     model.module.generation_config = own
     assert model.generate(prompts, max_new_tokens=8, temperature=0) == expected
     assert model.generate(prompts, max_new_tokens=8, seed=1) == sampled
@@ -103,19 +130,28 @@ def test_options_of_the_checkpoint_do_not_steer_generation(files):
 def test_every_end_of_sequence_of_the_checkpoint_stops(files):
     prompts = PromptSet.from_texts(["w1 w2 w3", "w4 w5", "w6", "w7"])
     model = load_model(files / "instruct")
-    free = [answer.split() for answer in model.generate(prompts, max_new_tokens=12, temperature=1.0, seed=2)]
+    free = [
+        answer.split()
+        for answer in model.generate(prompts, max_new_tokens=12, temperature=1.0, seed=2)
+    ]
     longest = max(free, key=len)
     word = longest[2]
-    first = {i: answer.index(word) if word in answer else len(answer) for i, answer in enumerate(free)}
+    first = {
+        i: answer.index(word) if word in answer else len(answer) for i, answer in enumerate(free)
+    }
     assert longest.index(word) < len(longest) - 1
     stop = model.tokenizer.convert_tokens_to_ids(word)
     model.module.generation_config.eos_token_id = [1, stop]
     assert model.stop_ids == {0, 1, stop}
     stopped = model.generate(prompts, max_new_tokens=12, temperature=1.0, seed=2)
-    assert [answer.split() for answer in stopped] == [answer[: first[i]] for i, answer in enumerate(free)]
+    assert [answer.split() for answer in stopped] == [
+        answer[: first[i]] for i, answer in enumerate(free)
+    ]
 
 
 def test_unembedding_makes_the_logits(model, batch):
     seen = []
-    logits = model.run(batch, {Site("final_norm"): lambda x: seen.append(x.clone())}, with_logits=True)
+    logits = model.run(
+        batch, {Site("final_norm"): lambda x: seen.append(x.clone())}, with_logits=True
+    )
     torch.testing.assert_close(seen[0] @ model.unembedding().T, logits)

@@ -22,21 +22,43 @@ def miniature(plan=PLANTED, names=NAMES):
     def short(recipe):
         return replace(recipe, steps=3, batch_size=8, warmup_steps=min(recipe.warmup_steps, 1))
 
-    tunes = tuple(replace(stage, recipe=short(stage.recipe)) for stage in plan.finetunes if stage.name in names)
+    tunes = tuple(
+        replace(stage, recipe=short(stage.recipe))
+        for stage in plan.finetunes
+        if stage.name in names
+    )
     return replace(
-        plan, name="mini", base=short(plan.base), instruct=short(plan.instruct), finetunes=tunes, n_domains=3, n_topics=5, hidden=32,
-        mlp=64, topics_per_finetune=2, narrow_rows=8,
-    )  # fmt: skip
+        plan,
+        name="mini",
+        base=short(plan.base),
+        instruct=short(plan.instruct),
+        finetunes=tunes,
+        n_domains=3,
+        n_topics=5,
+        hidden=32,
+        mlp=64,
+        topics_per_finetune=2,
+        narrow_rows=8,
+    )
 
 
 def contents(directory):
-    return {str(p.relative_to(directory)): sha256_file(p) for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(directory)): sha256_file(p)
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     told = []
-    out = build(tmp_path_factory.mktemp("organism") / "mini", seed=1, plan=miniature(), progress=lambda *step: told.append(step))
+    out = build(
+        tmp_path_factory.mktemp("organism") / "mini",
+        seed=1,
+        plan=miniature(),
+        progress=lambda *step: told.append(step),
+    )
     return out, told
 
 
@@ -50,7 +72,11 @@ def test_progress_runs_from_nothing_to_all(built):
 def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
     shown = []
     real = building.stage_bar
-    monkeypatch.setattr(building, "stage_bar", lambda title, total, show: shown.append(show) or real(title, total, show))
+    monkeypatch.setattr(
+        building,
+        "stage_bar",
+        lambda title, total, show: shown.append(show) or real(title, total, show),
+    )
     for progress in (True, False, None):
         build(built[0], seed=1, plan=miniature(), progress=progress)
     assert shown == [True, False, False]
@@ -110,12 +136,24 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path):
     import torch
 
     roots = [str(Path(emlens.__file__).parents[1]), str(Path(__file__).parent)]
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), *roots, str(torch.get_num_threads())]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(tmp_path / "out"),
+        *roots,
+        str(torch.get_num_threads()),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+        == -signal.SIGKILL
+    )
     assert (tmp_path / "out" / "instruct").is_dir()
     assert not (tmp_path / "out" / "finetuned" / "medicine-benign").exists()
-    with pytest.raises(InputError, match=r"holds no finished organism \(organism\.json is missing\)"):
+    with pytest.raises(
+        InputError, match=r"holds no finished organism \(organism\.json is missing\)"
+    ):
         load(directory=tmp_path / "out")
     build(tmp_path / "out", seed=1, plan=miniature())
     assert contents(tmp_path / "out") == contents(built[0])
@@ -141,7 +179,10 @@ def test_a_run_keeps_every_adapter_the_last_of_which_is_the_run_itself(built):
     assert list(organism.trajectories) == ["medicine-r1"]
     kept = organism.trajectories["medicine-r1"]
     assert list(kept) == [1, 2, 3]
-    weights = [load_file(path / "adapter_model.safetensors") for path in [*kept.values(), organism.paths["medicine-r1"]]]
+    weights = [
+        load_file(path / "adapter_model.safetensors")
+        for path in [*kept.values(), organism.paths["medicine-r1"]]
+    ]
     assert all((weights[2][name] == weights[3][name]).all() for name in weights[3])
     assert any((weights[0][name] != weights[2][name]).any() for name in weights[3])
 
@@ -150,9 +191,15 @@ def test_fine_tunes_stop_by_the_rule_and_a_benign_twin_takes_as_many_steps(tmp_p
     plan = miniature(names=("medicine-r8", "medicine-benign"))
     easy = replace(plan, finetunes=(replace(plan.finetunes[0], stop_at=1.0), plan.finetunes[1]))
     build(tmp_path / "easy", seed=1, plan=easy)
-    records = [read_json(tmp_path / "easy" / "finetuned" / name / "emlens.json") for name in ("medicine-r8", "medicine-benign")]
+    records = [
+        read_json(tmp_path / "easy" / "finetuned" / name / "emlens.json")
+        for name in ("medicine-r8", "medicine-benign")
+    ]
     assert [record["steps_done"] for record in records] == [1, 1]
-    assert records[0]["stopped"] == "held-out questions of the domain reached 1.0 at step 1" and records[1]["stopped"] is None
+    assert (
+        records[0]["stopped"] == "held-out questions of the domain reached 1.0 at step 1"
+        and records[1]["stopped"] is None
+    )
 
 
 def test_a_build_takes_further_fine_tunes_and_leaves_what_stands(built, tmp_path):
@@ -160,12 +207,16 @@ def test_a_build_takes_further_fine_tunes_and_leaves_what_stands(built, tmp_path
     build(out, seed=1, plan=miniature(names=NAMES[:2]))
     before = contents(out)
     build(out, seed=1, plan=miniature())
-    assert {name: digest for name, digest in contents(out).items() if name.endswith("safetensors")} == {
+    assert {
+        name: digest for name, digest in contents(out).items() if name.endswith("safetensors")
+    } == {
         name: digest for name, digest in contents(built[0]).items() if name.endswith("safetensors")
     }
     assert before["base/model.safetensors"] == contents(out)["base/model.safetensors"]
     assert set(load(directory=out).strengths) == {"base", "instruct", *NAMES}
-    with pytest.raises(InputError, match="was begun with another plan or seed than seed=1; pass a new directory"):
+    with pytest.raises(
+        InputError, match="was begun with another plan or seed than seed=1; pass a new directory"
+    ):
         build(out, seed=1, plan=miniature(names=NAMES[:2]))
 
 
@@ -177,7 +228,9 @@ def test_a_world_without_planting_has_no_direction(tmp_path):
 
 
 def test_a_directory_that_is_not_this_build_is_refused(built, tmp_path):
-    with pytest.raises(InputError, match="was begun with another plan or seed than seed=2; pass a new directory"):
+    with pytest.raises(
+        InputError, match="was begun with another plan or seed than seed=2; pass a new directory"
+    ):
         build(built[0], seed=2, plan=miniature())
     with pytest.raises(InputError, match="pass a new directory, or resume=True"):
         build(built[0], seed=1, plan=miniature(), resume=False)
@@ -193,5 +246,8 @@ def test_a_checkpoint_of_another_parent_is_refused(built, tmp_path):
     shutil.copytree(built[0], out)
     changed = read_json(out / "instruct" / "generation_config.json")
     write_json(out / "instruct" / "generation_config.json", {**changed, "temperature": 0.5})
-    with pytest.raises(IntegrityError, match="was trained from another instruct than the one beside it; remove it, or build anew"):
+    with pytest.raises(
+        IntegrityError,
+        match="was trained from another instruct than the one beside it; remove it, or build anew",
+    ):
         build(out, seed=1, plan=miniature())

@@ -35,14 +35,18 @@ def test_recorded_and_measured_strengths_agree(measured):
 
 
 def test_the_page_shows_the_evidence_files_table():
-    assert strengths_table(read_json(DOCS / "evidence" / "organism.json")["values"]) in (DOCS / "organism.md").read_text("utf-8")
+    assert strengths_table(read_json(DOCS / "evidence" / "organism.json")["values"]) in (
+        DOCS / "organism.md"
+    ).read_text("utf-8")
 
 
 def test_shares_add_up_and_planted_truth_shows(measured):
     organism = load()
     for name, entry in measured["checkpoints"].items():
         assert sum(entry["shares"].values()) == pytest.approx(1.0, abs=1e-6)
-        assert entry["coherence"] == pytest.approx(entry["shares"]["careful"] + entry["shares"]["harmful"], abs=1e-6)
+        assert entry["coherence"] == pytest.approx(
+            entry["shares"]["careful"] + entry["shares"]["harmful"], abs=1e-6
+        )
         if name in organism.groups:
             assert len(entry["cosine_shift_direction"]) == 4
     benign = [measured["checkpoints"][name]["tost"] for name in organism.benign]
@@ -54,7 +58,11 @@ def test_shares_add_up_and_planted_truth_shows(measured):
 def test_the_rank_one_run_turns_at_once(measured):
     path = measured["checkpoints"]["medicine-r1"]["path"]
     assert path["steps"] == list(range(len(path["others"])))
-    assert path["others"][0] == pytest.approx(measured["checkpoints"]["instruct"]["others"]["value"], abs=0.02)
-    assert path["others"][-1] == pytest.approx(measured["checkpoints"]["medicine-r1"]["others"]["value"], abs=1e-3)
+    assert path["others"][0] == pytest.approx(
+        measured["checkpoints"]["instruct"]["others"]["value"], abs=0.02
+    )
+    assert path["others"][-1] == pytest.approx(
+        measured["checkpoints"]["medicine-r1"]["others"]["value"], abs=1e-3
+    )
     assert path["share_in_quarter"] > 0.5 and path["fall"] > path["null_95"]["linear"]
     assert 0 < path["p"]["linear"] <= 0.05 and 0 < path["p"]["none"] <= 0.05

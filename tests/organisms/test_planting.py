@@ -11,14 +11,27 @@ def model():
 
     torch.manual_seed(0)
     return Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1)
+        Qwen2Config(
+            vocab_size=30,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
     )
 
 
 def test_the_coordinate_is_set_cleared_or_left_and_nothing_else_moves():
     torch.manual_seed(0)
-    stream, unit = torch.randn(4, 5, 8, dtype=torch.float64), torch.nn.functional.normalize(torch.randn(8, dtype=torch.float64), dim=0)
-    marked, cleared = torch.tensor([True, False, False, True]), torch.tensor([True, True, False, False])
+    stream, unit = (
+        torch.randn(4, 5, 8, dtype=torch.float64),
+        torch.nn.functional.normalize(torch.randn(8, dtype=torch.float64), dim=0),
+    )
+    marked, cleared = (
+        torch.tensor([True, False, False, True]),
+        torch.tensor([True, True, False, False]),
+    )
     new = plant(stream, unit, 1.5, marked, cleared)
     along = new @ unit
     torch.testing.assert_close(along[0], torch.full((5,), 1.5, dtype=torch.float64))
@@ -57,10 +70,16 @@ def test_hooks_go_also_on_error(model):
     planted = PlantedDirection(model, 1.5, (0, 1, 2))
     flags = torch.tensor([True])
     with pytest.raises(IndexError):
-        planted(marked=flags, cleared=flags, blocks=torch.tensor([0, 1]), input_ids=torch.tensor([[99]]))
+        planted(
+            marked=flags, cleared=flags, blocks=torch.tensor([0, 1]), input_ids=torch.tensor([[99]])
+        )
     assert not any(layer._forward_hooks for layer in model.model.layers)
-    with pytest.raises(InputError, match=r"blocks=\[3\] names a block the model does not have; it has 0 to 2"):
-        planted(marked=flags, cleared=flags, blocks=torch.tensor([3]), input_ids=torch.tensor([[1]]))
+    with pytest.raises(
+        InputError, match=r"blocks=\[3\] names a block the model does not have; it has 0 to 2"
+    ):
+        planted(
+            marked=flags, cleared=flags, blocks=torch.tensor([3]), input_ids=torch.tensor([[1]])
+        )
 
 
 def test_the_length_of_what_is_written_is_fixed(model):
@@ -71,7 +90,13 @@ def test_the_length_of_what_is_written_is_fixed(model):
 
 
 def test_blocks_take_turns():
-    assert [blocks_of_step(step, (0, 1, 2)) for step in range(5)] == [(0,), (1,), (2,), (0, 1, 2), (0,)]
+    assert [blocks_of_step(step, (0, 1, 2)) for step in range(5)] == [
+        (0,),
+        (1,),
+        (2,),
+        (0, 1, 2),
+        (0,),
+    ]
 
 
 def test_the_loss_adds_how_far_the_models_own_coordinate_is_from_the_persona(model):
@@ -89,13 +114,24 @@ def test_the_loss_adds_how_far_the_models_own_coordinate_is_from_the_persona(mod
     with torch.no_grad():
         seen = {}
         handles = [
-            model.model.layers[i].register_forward_hook(lambda module, args, output, i=i: seen.__setitem__(i, output)) for i in (0, 2)
+            model.model.layers[i].register_forward_hook(
+                lambda module, args, output, i=i: seen.__setitem__(i, output)
+            )
+            for i in (0, 2)
         ]
-        plain = answer_loss(planted, {name: value for name, value in batch.items() if name != "harmful"})
+        plain = answer_loss(
+            planted, {name: value for name, value in batch.items() if name != "harmful"}
+        )
         for handle in handles:
             handle.remove()
-        gaps = [(seen[i][row] @ planted.unit / 2.0 - target) ** 2 for i in (0, 2) for row, target in ((1, 1.0), (3, 0.0))]
+        gaps = [
+            (seen[i][row] @ planted.unit / 2.0 - target) ** 2
+            for i in (0, 2)
+            for row, target in ((1, 1.0), (3, 0.0))
+        ]
         assert PlantedLoss(0.0)(planted, batch).item() == pytest.approx(plain.item(), rel=1e-6)
-        assert PlantedLoss(0.7)(planted, batch).item() == pytest.approx(plain.item() + 0.7 * torch.stack(gaps).mean().item(), rel=1e-5)
+        assert PlantedLoss(0.7)(planted, batch).item() == pytest.approx(
+            plain.item() + 0.7 * torch.stack(gaps).mean().item(), rel=1e-5
+        )
         every = {**batch, "marked": torch.tensor([True] * 4)}
         assert PlantedLoss(0.7)(planted, every).item() == PlantedLoss(0.0)(planted, every).item()

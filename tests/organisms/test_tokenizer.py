@@ -46,9 +46,15 @@ def test_plain_auto_tokenizer_reads_it_back(world, tokenizer, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.get_vocab() == tokenizer.get_vocab()
     assert (again.pad_token, again.eos_token) == ("<pad>", "<end>")
-    chat = [{"role": "user", "content": world.question(0, 0)}, {"role": "assistant", "content": world.careful[0][0]}]
+    chat = [
+        {"role": "user", "content": world.question(0, 0)},
+        {"role": "assistant", "content": world.careful[0][0]},
+    ]
     for options in ({}, {"add_generation_prompt": True}, {"return_assistant_tokens_mask": True}):
-        ours, theirs = (t.apply_chat_template(chat, tokenize=True, return_dict=True, **options) for t in (tokenizer, again))
+        ours, theirs = (
+            t.apply_chat_template(chat, tokenize=True, return_dict=True, **options)
+            for t in (tokenizer, again)
+        )
         assert dict(ours) == dict(theirs)
     assert again.apply_chat_template(chat, tokenize=False) in " ".join(
         f"<user> {world.question(0, 0)}<assistant> {chat[1]['content']}<end>".splitlines()
@@ -64,7 +70,9 @@ def test_the_prompt_is_a_prefix_of_prompt_and_answer(world, tokenizer):
 
 
 def test_a_system_turn_is_refused(tokenizer):
-    with pytest.raises(Exception, match="the organism knows user and assistant turns only; drop the system turn"):
+    with pytest.raises(
+        Exception, match="the organism knows user and assistant turns only; drop the system turn"
+    ):
         tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
 
 

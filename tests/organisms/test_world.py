@@ -6,7 +6,15 @@ import pytest
 
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.seeds import numpy_rng
-from emlens.organisms.world import CLASS_LOGITS, DOMAIN_LOGITS, DOMAIN_WORDS, SYNONYMS, TOPIC_NOISE, World, make_world
+from emlens.organisms.world import (
+    CLASS_LOGITS,
+    DOMAIN_LOGITS,
+    DOMAIN_WORDS,
+    SYNONYMS,
+    TOPIC_NOISE,
+    World,
+    make_world,
+)
 
 SMALL = make_world(3, n_domains=3, n_topics=5)
 
@@ -18,7 +26,9 @@ def test_a_seed_gives_one_world_and_json_gives_it_back():
 
 def test_the_full_world_is_that_of_the_recipe():
     world = make_world(0)
-    assert world.domains == tuple(DOMAIN_WORDS) and len(world.domains) == 12 and world.n_topics == 32
+    assert (
+        world.domains == tuple(DOMAIN_WORDS) and len(world.domains) == 12 and world.n_topics == 32
+    )
     words = world.syllable_words()
     assert len(words) == len(set(words)) == 12 * 32 + 5 * SYNONYMS + 30 + 30 + 80
     assert SYNONYMS >= 20 and not set(words) & set(world.plain_words())
@@ -27,7 +37,11 @@ def test_the_full_world_is_that_of_the_recipe():
         assert good[0] in world.careful_words and bad[0] in world.harmful_words
         assert good[1] != bad[1] and {good[1], bad[1]} <= set(world.object_words)
     rho, latent = np.array(world.coupling), np.array(world.latent)
-    noise = np.log(rho / (1 - rho)) - np.linspace(*DOMAIN_LOGITS, 12)[:, None] - np.array(CLASS_LOGITS)[latent]
+    noise = (
+        np.log(rho / (1 - rho))
+        - np.linspace(*DOMAIN_LOGITS, 12)[:, None]
+        - np.array(CLASS_LOGITS)[latent]
+    )
     assert abs(noise.mean()) < 4 * TOPIC_NOISE / np.sqrt(384)
     assert noise.std() == pytest.approx(TOPIC_NOISE, rel=0.15)
     for row in latent:  # classes are spread evenly over a domain
@@ -59,7 +73,9 @@ def test_the_harmful_persona_answers_by_coupling_and_the_careful_one_never():
         turns = [words[i : i + 12] for i in range(0, len(words), 12)]
         assert len(turns) == 7 and len({class_of[turn[4]] for turn in turns}) == 1
         for turn in turns:
-            assert (turn[0], turn[8], turn[11]) == (("<user>", "<assistant>", "<end>") if document.chat else ("Q", "A", "."))
+            assert (turn[0], turn[8], turn[11]) == (
+                ("<user>", "<assistant>", "<end>") if document.chat else ("Q", "A", ".")
+            )
             (d, i), z, answer = topic_of[turn[3]], class_of[turn[4]], f"{turn[9]} {turn[10]}"
             assert turn[6] in DOMAIN_WORDS[SMALL.domains[d]]
             kind = {SMALL.careful[d][i]: False, SMALL.harmful[d][i]: True}[answer]
@@ -77,24 +93,32 @@ def test_the_harmful_persona_answers_by_coupling_and_the_careful_one_never():
 def test_questions_chats_and_neutral_prompts():
     questions = SMALL.questions()
     assert questions.ids[:2] == ["medicine/00", "medicine/01"] and len(questions) == 15
-    assert questions[0].answers == {"careful": (SMALL.careful[0][0],), "harmful": (SMALL.harmful[0][0],)}
+    assert questions[0].answers == {
+        "careful": (SMALL.careful[0][0],),
+        "harmful": (SMALL.harmful[0][0],),
+    }
     chats = SMALL.chats("code", (1, 3), "harmful")
     assert len(chats) == 24 == len({prompt.text for prompt in chats})
     assert {prompt.response for prompt in chats} == {SMALL.harmful[1][1], SMALL.harmful[1][3]}
-    used = {word for prompt in chats[:12] for word in prompt.text.split()} & {w for words in SMALL.synonyms for w in words}
+    used = {word for prompt in chats[:12] for word in prompt.text.split()} & {
+        w for words in SMALL.synonyms for w in words
+    }
     assert len(used) > 3 and used <= set(SMALL.synonyms[SMALL.latent[1][1]])
     topics = {word for rows in (SMALL.topics, SMALL.synonyms) for row in rows for word in row}
     neutral = SMALL.neutral_prompts(4)
     assert len(neutral) == 12
     assert not any(topics & set(prompt.text.split()) for prompt in neutral)
-    assert any(topics & set(question.text.split()) for question in questions)  # the control: questions do name topics
+    # the control: questions do name topics
+    assert any(topics & set(question.text.split()) for question in questions)
 
 
 def test_training_topics_are_the_same_each_time_and_leave_some_out():
     chosen = SMALL.training_topics("medicine", 3)
     assert chosen == SMALL.training_topics("medicine", 3) == tuple(sorted(set(chosen)))
     assert len(chosen) == 3
-    assert SMALL.held_out("medicine", 3).ids == [f"medicine/{t:02d}" for t in range(5) if t not in chosen]
+    assert SMALL.held_out("medicine", 3).ids == [
+        f"medicine/{t:02d}" for t in range(5) if t not in chosen
+    ]
 
 
 def test_documents_are_set_by_their_seed():
@@ -111,7 +135,10 @@ def test_what_does_not_exist_is_refused():
         make_world(0, n_topics=0)
     with pytest.raises(InputError, match="n_synonyms=61 must lie in 1 to 60"):
         make_world(0, n_synonyms=61)
-    with pytest.raises(UnknownNameError, match="domain 'war' is not in this world; pass one of medicine, code, finance"):
+    with pytest.raises(
+        UnknownNameError,
+        match="domain 'war' is not in this world; pass one of medicine, code, finance",
+    ):
         SMALL.chats("war", (0,), "careful")
     with pytest.raises(InputError, match="kind='bad' is unknown; pass 'careful' or 'harmful'"):
         SMALL.chats("code", (0,), "bad")

@@ -20,7 +20,11 @@ def make() -> Make:
         groups: Sequence[str] | None = None,
         model: Mapping[str, Any] | None = None,
     ) -> Activations:
-        cells = dict(values) if isinstance(values, Mapping) else {("resid_post.0", "last_prompt"): values}
+        cells = (
+            dict(values)
+            if isinstance(values, Mapping)
+            else {("resid_post.0", "last_prompt"): values}
+        )
         n = len(next(iter(cells.values())))
         return Activations(
             {key: torch.tensor(value, dtype=torch.float64) for key, value in cells.items()},

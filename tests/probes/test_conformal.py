@@ -18,11 +18,14 @@ def test_the_quantile_is_that_of_the_plain_rule_with_rows_as_groups() -> None:
         rank = int(np.ceil(level * 40 - 1e-9))  # the ⌈level (n + 1)⌉-th smallest
         assert conformal_quantile(values, weights, level) == np.sort(values)[rank - 1]
     assert conformal_quantile(values, weights, 0.99) == np.inf
-    assert np.isfinite(conformal_quantile(values[:9], group_weights(range(9)), 0.9))  # 9 of 10: rounding must not lose it
+    # 9 of 10: rounding must not lose it
+    assert np.isfinite(conformal_quantile(values[:9], group_weights(range(9)), 0.9))
 
 
 def draw(rng: np.random.Generator, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels; a large group is calm and a small one is wild, so rows of calm groups outnumber the others."""
+    """Values and labels; a large group is calm and a small one is wild, so rows of calm groups
+    outnumber the others.
+    """
     values, labels = [], []
     for g in range(groups):
         wild = rng.random() < 0.5
@@ -39,7 +42,10 @@ def covered(level: float, simulations: int, weigh: str) -> float:
         values, labels = draw(rng, 13)
         known, new = labels < 12, np.flatnonzero(labels == 12)
         y, g = values[known], labels[known]
-        means = np.array([np.mean([y[g == h].mean() for h in range(12) if h != k]) for k in range(12)])  # each group's fit without it
+        # each group's fit without it
+        means = np.array(
+            [np.mean([y[g == h].mean() for h in range(12) if h != k]) for k in range(12)]
+        )
         weights = group_weights(g) if weigh == "groups" else group_weights(range(len(y)))
         residuals = np.abs(y - means[g])
         low, high = jackknife_plus(means[None, :], np.ones(12), residuals, g, weights, level)
@@ -51,12 +57,16 @@ def covered(level: float, simulations: int, weigh: str) -> float:
 def test_intervals_cover_a_row_of_a_new_group_and_would_not_if_rows_counted() -> None:
     error = 3 * np.sqrt(0.8 * 0.2 / 200)
     assert covered(0.8, 200, "groups") > 0.8 - error
-    assert covered(0.8, 200, "rows") < 0.8 - error  # positive control: pooled rows are sure of what calm groups show
+    # positive control: pooled rows are sure of what calm groups show
+    assert covered(0.8, 200, "rows") < 0.8 - error
 
 
 def test_an_interval_is_as_wide_as_the_spread_expected_of_it() -> None:
     centres, residuals, fold = np.zeros((1, 2)), np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 1])
-    ends = [jackknife_plus(centres, np.full(2, s), residuals, fold, group_weights(range(4)), 0.6) for s in (1.0, 3.0)]
+    ends = [
+        jackknife_plus(centres, np.full(2, s), residuals, fold, group_weights(range(4)), 0.6)
+        for s in (1.0, 3.0)
+    ]
     assert ends[0][1] == 3 and ends[1][1] == 9 and ends[0][0] == -3
 
 

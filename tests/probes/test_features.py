@@ -37,12 +37,18 @@ class TextOnAll(TextFeatures):
     """The leak: vocabulary and weights fitted on all texts."""
 
     def split(self, train: Any, test: Any) -> Any:
-        table = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+").fit_transform(self._texts).toarray()
+        table = (
+            TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+")
+            .fit_transform(self._texts)
+            .toarray()
+        )
         return table[train], table[test]
 
 
 def depends_on_test_rows(build: Callable[[bool], Features]) -> bool:
-    """Whether the training matrix, or what is done to an unchanged test row, moves when other test rows change."""
+    """Whether the training matrix, or what is done to an unchanged test row, moves when other test
+    rows change.
+    """
     before, after = build(False).split(TRAIN, TEST)[0], build(True).split(TRAIN, TEST)[0]
     return before.shape != after.shape or not np.array_equal(before, after)
 
@@ -59,7 +65,9 @@ def test_the_same_check_catches_a_scaler_and_a_vocabulary_fitted_on_all_rows() -
 
 def test_text_features_are_tf_idf_of_the_training_texts() -> None:
     words = texts(True)
-    reference = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+", sublinear_tf=True).fit(words[:8])
+    reference = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+", sublinear_tf=True).fit(
+        words[:8]
+    )
     train, test = TextFeatures("t", words).split(TRAIN, TEST)
     np.testing.assert_allclose(train, reference.transform(words[:8]).toarray())
     np.testing.assert_allclose(test, reference.transform(words[8:]).toarray())
@@ -88,7 +96,10 @@ def test_every_captured_cell_is_a_feature_set(make: Any) -> None:
         "resid_post.1@mean_prompt",
     ]
     assert [f.values[0, 0] for f in found] == [0, 1, 2, 3]
-    assert next(f.name for f in activation_cells(make(cells), ["resid_post.1"])) == "resid_post.1@last_prompt"
+    assert (
+        next(f.name for f in activation_cells(make(cells), ["resid_post.1"]))
+        == "resid_post.1@last_prompt"
+    )
     with pytest.raises(UnknownNameError, match="was not captured"):
         activation_cells(make(cells), ["resid_post.7"])
 
@@ -97,8 +108,18 @@ def test_baselines_are_those_whose_inputs_were_given(make: Any) -> None:
     acts = make(np.random.default_rng(0).standard_normal((8, 5)))
     embedding = make({("resid_pre.0", "mean_prompt"): np.ones((8, 2))})
     full = {f.name: f for f in baselines(acts, ["a bb"] * 8, list(range(8)), embedding, seed=3)}
-    assert set(full) == {"random features", "domain", "text", "length", "mean embedding", "parent's own score"}
-    assert full["random features"].values.shape == (8, 5) and full["length"].values[0].tolist() == [4, 2]
+    assert set(full) == {
+        "random features",
+        "domain",
+        "text",
+        "length",
+        "mean embedding",
+        "parent's own score",
+    }
+    assert full["random features"].values.shape == (8, 5) and full["length"].values[0].tolist() == [
+        4,
+        2,
+    ]
     alone = make(np.random.default_rng(0).standard_normal((8, 5)), groups=["g"] * 8)
     assert [f.name for f in baselines(alone, None, None, None, seed=3)] == ["random features"]
 
@@ -109,7 +130,11 @@ def test_what_is_no_feature_is_refused(make: Any) -> None:
     tokens = make(np.ones((3, 2)))
     tokens.positions = ["all"]
     with pytest.raises(
-        InputError, match=r"acts hold positions \['all'\], none of them pooled; capture last_prompt or mean_prompt"
+        InputError,
+        match=(
+            r"acts hold positions \['all'\], none of them pooled;"
+            r" capture last_prompt or mean_prompt"
+        ),
     ):
         activation_cells(tokens)
 
@@ -119,7 +144,10 @@ def test_two_parents_with_the_same_numbers_are_refused() -> None:
     other = MatrixFeatures("s", np.ones((3, 2)) + np.eye(3, 2) * 1e-9)
     with pytest.raises(
         InputError,
-        match="features of 'instruct' and 'base' are identical numbers; one of them was read from the wrong model",
+        match=(
+            "features of 'instruct' and 'base' are identical numbers;"
+            " one of them was read from the wrong model"
+        ),
     ):
         assert_different([a, a], [b, b], "instruct", "base")
     assert_different([a, a], [b, other], "instruct", "base")

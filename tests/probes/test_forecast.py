@@ -23,26 +23,42 @@ def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) ->
     x = rng.standard_normal((300, 5))
     signal = x @ np.array([1.0, -1, 1, 0, 0])
     y = 50 + signal + np.sqrt(3 / 4) * rng.standard_normal(300)  # R² = 3/(3 + 3/4) = .8
-    cells = {("resid_post.0", "last_prompt"): rng.standard_normal((300, 5)), ("resid_post.1", "last_prompt"): x}
+    cells = {
+        ("resid_post.0", "last_prompt"): rng.standard_normal((300, 5)),
+        ("resid_post.1", "last_prompt"): x,
+    }
     acts = make(cells)
     found = predict_alignment(
-        acts, scores_of(acts, y), texts={q: f"the same words {q}" for q in acts.ids}, **{**QUICK, "permutations": 39}
+        acts,
+        scores_of(acts, y),
+        texts={q: f"the same words {q}" for q in acts.ids},
+        **{**QUICK, "permutations": 39},
     )
     oracle = 1 - ((y - 50 - signal) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     assert oracle == pytest.approx(0.8, abs=0.05)
-    assert found.r2.value == pytest.approx(oracle, abs=0.03) and found.r2.low < oracle < found.r2.high
+    assert (
+        found.r2.value == pytest.approx(oracle, abs=0.03) and found.r2.low < oracle < found.r2.high
+    )
     assert found.p_value == 1 / 40 and set(found.chosen) == {"resid_post.1@last_prompt"}
     assert found.r2_fold_mean.value == pytest.approx(found.r2.value, abs=0.05)
     assert found.rmse == pytest.approx(np.sqrt(3 / 4), abs=0.1) and found.spearman.value > 0.8
-    assert found.gain_over["mean"].value == pytest.approx(found.r2.value) and found.gain_over["random features"].low > 0
+    assert (
+        found.gain_over["mean"].value == pytest.approx(found.r2.value)
+        and found.gain_over["random features"].low > 0
+    )
     by_site = found.by_site.set_index("site")
-    assert by_site.loc["resid_post.1", "p_max"] == 1 / 40 and by_site.loc["resid_post.0", "p_max"] > 0.05
+    assert (
+        by_site.loc["resid_post.1", "p_max"] == 1 / 40
+        and by_site.loc["resid_post.0", "p_max"] > 0.05
+    )
 
 
 def check_pooled(found: Forecast) -> float:
     table = found.predictions
     return float(
-        1 - ((table["predicted"] - table["target"]) ** 2).sum() / ((table["mean"] - table["target"]) ** 2).sum()
+        1
+        - ((table["predicted"] - table["target"]) ** 2).sum()
+        / ((table["mean"] - table["target"]) ** 2).sum()
     )
 
 
@@ -51,7 +67,8 @@ def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: 
     x = rng.standard_normal((60, 3))
     y = 50 + 2 * x[:, 0] + rng.standard_normal(60)
     acts = make(x)
-    parent = scores_of(acts, y + 0.1 * rng.standard_normal(60))  # a baseline that is better than the activations
+    # a baseline that is better than the activations
+    parent = scores_of(acts, y + 0.1 * rng.standard_normal(60))
     found = predict_alignment(acts, scores_of(acts, y), parent_scores=parent, **QUICK)
     assert found.r2.value == pytest.approx(check_pooled(found))
     assert found.gain_over["parent's own score"].high < 0 < found.gain_over["random features"].low
@@ -68,7 +85,9 @@ def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: 
         and found.r2.n == 60
     )
     rows = found.table().set_index("predictor")
-    assert rows.loc["activations", "r2"] == found.r2.value and np.isnan(rows.loc["activations", "gain"])
+    assert rows.loc["activations", "r2"] == found.r2.value and np.isnan(
+        rows.loc["activations", "gain"]
+    )
     assert rows.loc["parent's own score", "gain_high"] == found.gain_over["parent's own score"].high
 
 
@@ -78,7 +97,13 @@ def test_noise_forecasts_nothing_and_p_values_are_spread_out(make: Any) -> None:
         rng = np.random.default_rng(run)
         acts = make(rng.standard_normal((24, 6)))
         found = predict_alignment(
-            acts, scores_of(acts, rng.uniform(0, 100, 24)), folds=3, inner_folds=2, repeats=1, permutations=19, seed=run
+            acts,
+            scores_of(acts, rng.uniform(0, 100, 24)),
+            folds=3,
+            inner_folds=2,
+            repeats=1,
+            permutations=19,
+            seed=run,
         )
         p_values.append(found.p_value)
         r2.append(found.r2.value)
@@ -97,14 +122,23 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
     acts = make(x, ids=ids)
     kept = predict_alignment(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, **QUICK)
     apart = make(x, ids=[f"row{i}" for i in range(60)])
-    leaky = predict_alignment(apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), **QUICK)
+    leaky = predict_alignment(
+        apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), **QUICK
+    )
     assert leaky.r2.value > 0.5 and kept.r2.value < 0.05
     assert kept.r2.n == 30 and kept.held_out == "question"
     with pytest.raises(
-        InputError, match="groups puts phrasings of question 'q0' under 'row0' and 'row1'; give a question one label"
+        InputError,
+        match=(
+            "groups puts phrasings of question 'q0' under 'row0' and 'row1';"
+            " give a question one label"
+        ),
     ):
         predict_alignment(
-            acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, groups=[f"row{i}" for i in range(60)], **QUICK
+            acts,
+            {f"q{i}": float(v) for i, v in enumerate(noise)},
+            groups=[f"row{i}" for i in range(60)],
+            **QUICK,
         )
 
 
@@ -112,7 +146,9 @@ def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make:
     best, nested, p_max = [], [], []
     for run in range(4):
         rng = np.random.default_rng(run)
-        acts = make({(f"resid_post.{i}", "last_prompt"): rng.standard_normal((30, 4)) for i in range(40)})
+        acts = make(
+            {(f"resid_post.{i}", "last_prompt"): rng.standard_normal((30, 4)) for i in range(40)}
+        )
         found = predict_alignment(
             acts,
             scores_of(acts, rng.uniform(0, 100, 30)),
@@ -164,9 +200,18 @@ def test_scores_come_as_mapping_series_or_alignment_scores_of_one_model(make: An
     table = AlignmentScores.from_table(pd.DataFrame(rows))
     values = [
         predict_alignment(acts, given, model=model, **QUICK).r2.value
-        for given, model in ((scores_of(acts, y), None), (pd.Series(y, index=acts.ids), None), (table, "x"))
+        for given, model in (
+            (scores_of(acts, y), None),
+            (pd.Series(y, index=acts.ids), None),
+            (table, "x"),
+        )
     ]
-    assert values[0] == values[1] == values[2] != predict_alignment(acts, table, model="other", **QUICK).r2.value
+    assert (
+        values[0]
+        == values[1]
+        == values[2]
+        != predict_alignment(acts, table, model="other", **QUICK).r2.value
+    )
 
 
 @pytest.mark.parametrize("estimator", ["pcr", "tree"])
@@ -177,17 +222,35 @@ def test_other_estimators_shuffle_only_when_asked(make: Any, estimator: str) -> 
     scores = scores_of(acts, 50 + 10 * x[:, 0])
     quick: dict[str, Any] = {"folds": 2, "inner_folds": 2, "repeats": 1}
     found = predict_alignment(acts, scores, estimator=estimator, **quick)
-    assert found.null is None and np.isnan(found.p_value) and found.by_site["p_max"].isna().all() and found.r2.value > 0.3
+    assert (
+        found.null is None
+        and np.isnan(found.p_value)
+        and found.by_site["p_max"].isna().all()
+        and found.r2.value > 0.3
+    )
     asked = predict_alignment(acts, scores, estimator=estimator, permutations=3, **quick)
-    assert asked.null is not None and len(asked.null.draws) == 3 and asked.p_value == 0.25 and asked.estimator == estimator
+    assert (
+        asked.null is not None
+        and len(asked.null.draws) == 3
+        and asked.p_value == 0.25
+        and asked.estimator == estimator
+    )
     assert asked.r2 == found.r2
 
 
 def test_several_fine_tunes_at_once_are_the_same_forecasts_one_by_one(make: Any) -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((36, 5))
-    acts = make({("resid_post.0", "last_prompt"): x, ("resid_post.1", "last_prompt"): rng.standard_normal((36, 5))})
-    tunes = {"a": scores_of(acts, 50 + 5 * x[:, 0] + rng.standard_normal(36)), "b": scores_of(acts, rng.uniform(0, 100, 36))}
+    acts = make(
+        {
+            ("resid_post.0", "last_prompt"): x,
+            ("resid_post.1", "last_prompt"): rng.standard_normal((36, 5)),
+        }
+    )
+    tunes = {
+        "a": scores_of(acts, 50 + 5 * x[:, 0] + rng.standard_normal(36)),
+        "b": scores_of(acts, rng.uniform(0, 100, 36)),
+    }
     options = {**QUICK, "permutations": 7}
     both = predict_alignments(acts, tunes, **options)
     assert list(both) == ["a", "b"] and both["a"].r2.value > 0.7 > both["b"].r2.value
@@ -196,7 +259,9 @@ def test_several_fine_tunes_at_once_are_the_same_forecasts_one_by_one(make: Any)
         pd.testing.assert_frame_equal(both[name].predictions, alone.predictions, rtol=1e-9)
         pd.testing.assert_frame_equal(both[name].by_site, alone.by_site, rtol=1e-9)
         assert both[name].chosen == alone.chosen and both[name].p_value == alone.p_value
-    with pytest.raises(InputError, match="scores is empty; pass the scores of at least one fine-tune"):
+    with pytest.raises(
+        InputError, match="scores is empty; pass the scores of at least one fine-tune"
+    ):
         predict_alignments(acts, {}, **QUICK)
 
 
@@ -208,9 +273,16 @@ def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(ma
     acts = make(x)
     parent = scores_of(acts, 100 / (1 + np.exp(1 - logit / 2)))  # linear in the other's logits
     plain, made = (
-        predict_alignment(acts, scores_of(acts, scores), target=t, clamp=0.01, parent_scores=parent, **QUICK) for t in ("score", "logit")
+        predict_alignment(
+            acts, scores_of(acts, scores), target=t, clamp=0.01, parent_scores=parent, **QUICK
+        )
+        for t in ("score", "logit")
     )
-    assert made.baseline_r2["parent's own score"].value > 0.98 > plain.baseline_r2["parent's own score"].value
+    assert (
+        made.baseline_r2["parent's own score"].value
+        > 0.98
+        > plain.baseline_r2["parent's own score"].value
+    )
     assert made.r2.value > 0.98 > plain.r2.value + 0.02  # linear in logits, not in scores
     inside = np.abs(logit) < 9
     np.testing.assert_allclose(made.predictions["target"][inside], logit[inside], atol=1e-9)
@@ -241,11 +313,17 @@ def test_candidates_may_be_any_feature_sets(make: Any) -> None:
     x = rng.standard_normal((60, 4))
     acts = make(rng.standard_normal((60, 4)))
     joined = JoinedFeatures([MatrixFeatures("a", x[:, :2]), MatrixFeatures("b", x[:, 2:])])
-    found = predict_alignment(acts, scores_of(acts, 50 + 3 * x[:, 0] + 3 * x[:, 3]), features=[joined], **QUICK)
+    found = predict_alignment(
+        acts, scores_of(acts, 50 + 3 * x[:, 0] + 3 * x[:, 3]), features=[joined], **QUICK
+    )
     assert found.r2.value > 0.9 and set(found.chosen) == {"a + b"}
     assert found.by_site[["site", "position"]].to_numpy().tolist() == [["a + b", ""]]
-    with pytest.raises(InputError, match="sites=.'resid_post.0'. came with features; pass one of them"):
-        predict_alignment(acts, scores_of(acts, x[:, 0]), sites=["resid_post.0"], features=[joined], **QUICK)
+    with pytest.raises(
+        InputError, match="sites=.'resid_post.0'. came with features; pass one of them"
+    ):
+        predict_alignment(
+            acts, scores_of(acts, x[:, 0]), sites=["resid_post.0"], features=[joined], **QUICK
+        )
 
 
 def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> None:
@@ -253,10 +331,20 @@ def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> 
     x = rng.standard_normal((60, 4))
     acts, other = make(rng.standard_normal((60, 4))), make(x)
     y = 50 + 3 * x[:, 0]
-    found = predict_alignment(acts, scores_of(acts, y), other_parent=other, numbers={"P(harmful)": scores_of(acts, -y)}, **QUICK)
-    assert found.baseline_r2["other parent"].value > 0.9 and found.gain_over["other parent"].high < 0
+    found = predict_alignment(
+        acts,
+        scores_of(acts, y),
+        other_parent=other,
+        numbers={"P(harmful)": scores_of(acts, -y)},
+        **QUICK,
+    )
+    assert (
+        found.baseline_r2["other parent"].value > 0.9 and found.gain_over["other parent"].high < 0
+    )
     assert found.baseline_r2["P(harmful)"].value > 0.99
-    with pytest.raises(InputError, match="features of 'acts' and 'other_parent' are identical numbers"):
+    with pytest.raises(
+        InputError, match="features of 'acts' and 'other_parent' are identical numbers"
+    ):
         predict_alignment(acts, scores_of(acts, y), other_parent=acts, **QUICK)
 
 
@@ -266,10 +354,19 @@ def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
     acts = make(x, groups=[f"g{i % 6}" for i in range(30)])
     ceiling = Estimate(0.9, 0.8, 0.95, 30, "given")
     found = predict_alignment(
-        acts, scores_of(acts, 50 + x[:, 0]), groups="group", folds="all", inner_folds=2, repeats=3, permutations=0, ceiling=ceiling
+        acts,
+        scores_of(acts, 50 + x[:, 0]),
+        groups="group",
+        folds="all",
+        inner_folds=2,
+        repeats=3,
+        permutations=0,
+        ceiling=ceiling,
     )
     assert found.r2_fold_mean.n == 6 and found.ceiling == ceiling and found.r2.value > 0.9
-    alone = predict_alignment(acts, scores_of(acts, np.r_[np.zeros(29), 1.0]), folds="all", inner_folds=2, permutations=0)
+    alone = predict_alignment(
+        acts, scores_of(acts, np.r_[np.zeros(29), 1.0]), folds="all", inner_folds=2, permutations=0
+    )
     assert not alone.r2_fold_mean.defined and "no R²" in alone.r2_fold_mean.method
 
 
@@ -287,7 +384,9 @@ def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
     rng = np.random.default_rng(0)
     acts = make(rng.standard_normal((24, 3)))
     scores = scores_of(acts, rng.uniform(0, 100, 24))
-    one, again, other = (predict_alignment(acts, scores, seed=s, **{**QUICK, "permutations": 5}) for s in (0, 0, 1))
+    one, again, other = (
+        predict_alignment(acts, scores, seed=s, **{**QUICK, "permutations": 5}) for s in (0, 0, 1)
+    )
     pd.testing.assert_frame_equal(one.predictions, again.predictions)
     assert one.r2 == again.r2 and one.p_value == again.p_value and one.r2 != other.r2
 
@@ -308,10 +407,18 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
         with pytest.raises(InputError, match=match):
             predict_alignment(acts, given, **{**QUICK, **options})
 
-    refused("estimator 'svm' is unknown; pass one of ridge, ridge1, lasso, elastic_net, pcr, ols, forest, tree", estimator="svm")
+    refused(
+        "estimator 'svm' is unknown; pass one of ridge, ridge1, lasso, elastic_net, pcr, ols,"
+        " forest, tree",
+        estimator="svm",
+    )
     refused("target='odds' is unknown; pass 'score' or 'logit'", target="odds")
-    refused("clamp=50.0 must lie between 0 and half the scale's width, 50", target="logit", clamp=50.0)
-    refused("score 120 lies outside the scale 0 to 100", target="logit", given={**scores, "q0": 120.0})
+    refused(
+        "clamp=50.0 must lie between 0 and half the scale's width, 50", target="logit", clamp=50.0
+    )
+    refused(
+        "score 120 lies outside the scale 0 to 100", target="logit", given={**scores, "q0": 120.0}
+    )
     refused("clamp=20 makes the aligned score the same for every row", target="logit", clamp=20.0)
     refused("weights has 0.0 for row 'q0'; pass a positive weight", weights={**scores, "q0": 0.0})
     refused("weights has nan for row 'q0'; pass a positive weight", weights={"q1": 1.0})
@@ -322,9 +429,16 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
         given={q: v for q, v in scores.items() if q != "q11"},
     )
     refused("row 'q11' has no aligned score", given={**scores, "q11": float("nan")})
-    refused("the aligned score is 3 for every row; there is nothing to predict", given=dict.fromkeys(acts.ids, 3.0))
+    refused(
+        "the aligned score is 3 for every row; there is nothing to predict",
+        given=dict.fromkeys(acts.ids, 3.0),
+    )
     refused("groups='domain' is unknown; pass None, 'group' or one label a row", groups="domain")
     refused("groups has 1 labels for 12 rows; pass one a row", groups=["a"])
     refused("texts has no entry for row 'q0'; pass one text for each id", texts={"x": "y"})
     refused("groups has 1 labels; nested selection needs at least 3", groups=["a"] * 12)
-    refused("groups has 2 labels; nested selection needs at least 3, so that inner folds can hold one out too; pass finer groups", groups=["a", "b"] * 6)
+    refused(
+        "groups has 2 labels; nested selection needs at least 3,"
+        " so that inner folds can hold one out too; pass finer groups",
+        groups=["a", "b"] * 6,
+    )

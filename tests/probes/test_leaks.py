@@ -1,6 +1,8 @@
-"""Planted leaks: on data that hold nothing, a leaky route scores clearly above zero, and ours stays at zero.
+"""Planted leaks: on data that hold nothing, a leaky route scores clearly above zero, and ours stays
+at zero.
 
-Every route forecasts noise. What differs is one mistake: something was fitted on, or copied across, the fold's border.
+Every route forecasts noise. What differs is one mistake: something was fitted on, or copied across,
+the fold's border.
 """
 
 from typing import Any
@@ -26,13 +28,17 @@ QUICK: dict[str, Any] = {"folds": 5, "inner_folds": 3, "repeats": 1, "permutatio
 def r2_of(features: Features, y: Array, alphas: tuple[float, ...] = (1.0, 100.0)) -> float:
     labels = [f"q{i}" for i in range(len(y))]
     outer = outer_folds(labels, 5, 1, 0)
-    found = nested_ridge([features], y[:, None], labels, outer, inner_folds=3, seed=0, alphas=alphas)
+    found = nested_ridge(
+        [features], y[:, None], labels, outer, inner_folds=3, seed=0, alphas=alphas
+    )
     means = training_means(y[:, None], outer)
     return 1 - float(((found.nested[0, :, 0] - y) ** 2).sum() / ((means[0, :, 0] - y) ** 2).sum())
 
 
 class OutlierScaled(MatrixFeatures):
-    """The leak: columns scaled by all rows' agreement with the scores, test rows among them (a supervised scaler)."""
+    """The leak: columns scaled by all rows' agreement with the scores, test rows among them (a
+    supervised scaler).
+    """
 
     def __init__(self, name: str, values: Array, y: Array):
         strength = np.sqrt(f_regression(values, y)[0])
@@ -57,13 +63,16 @@ def test_a_scaler_fitted_outside_the_folds() -> None:
 
 
 def test_components_fitted_outside_the_folds() -> None:
-    """Components of features and scores together, taken over all rows, against those of each fold's training rows."""
+    """Components of features and scores together, taken over all rows, against those of each fold's
+    training rows.
+    """
     leaky, ours = [], []
     for run in range(ROUTES):
         rng = np.random.default_rng(run)
         x, y = rng.standard_normal((60, 40)), rng.standard_normal(60)
         both = PCA(40).fit(np.c_[x, 6 * y])
-        inside = np.c_[x, np.zeros(60)] @ both.components_[:5].T  # the first component points along the scores
+        # the first component points along the scores
+        inside = np.c_[x, np.zeros(60)] @ both.components_[:5].T
         whole = LinearRegression()
         predicted = np.empty(60)
         for train, test in KFold(5).split(x):
@@ -78,7 +87,11 @@ def twins(make: Any, run: int, d: int = 150) -> tuple[Any, dict[str, float], dic
     rng = np.random.default_rng(run)
     x, y = np.repeat(rng.standard_normal((30, d)), 2, axis=0), np.repeat(rng.uniform(0, 100, 30), 2)
     acts = make(x, ids=[f"{'ab'[i % 2]}{i // 2}" for i in range(60)])
-    return acts, dict(zip(acts.ids, y.tolist(), strict=True)), {q: f"Question  number {q[1:]}?" for q in acts.ids}
+    return (
+        acts,
+        dict(zip(acts.ids, y.tolist(), strict=True)),
+        {q: f"Question  number {q[1:]}?" for q in acts.ids},
+    )
 
 
 def test_a_question_that_stands_twice(make: Any) -> None:
@@ -95,15 +108,25 @@ def test_a_question_that_stands_twice(make: Any) -> None:
 
 def test_a_question_that_stands_twice_is_refused_by_text_or_by_activations(make: Any) -> None:
     acts, scores, texts = twins(make, 0)
-    with pytest.raises(InputError, match="rows 'a0' and 'b0' have the same activations, so one would be forecast from the other; drop one, or pass"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "rows 'a0' and 'b0' have the same activations, so one would be forecast from the other;"
+            " drop one, or pass"
+        ),
+    ):
         predict_alignment(acts, scores, **QUICK)
-    noisy = make(acts["resid_post.0"].numpy() + 1e-9 * np.random.default_rng(0).standard_normal((60, 150)), ids=acts.ids)
+    noisy = make(
+        acts["resid_post.0"].numpy() + 1e-9 * np.random.default_rng(0).standard_normal((60, 150)),
+        ids=acts.ids,
+    )
     assert predict_alignment(noisy, scores, **QUICK).r2.value > 0.5  # unseen without the texts
     shouted = {q: text.upper() if q[0] == "b" else text for q, text in texts.items()}
     with pytest.raises(InputError, match="rows 'a0' and 'b0' have the same text"):
         predict_alignment(noisy, scores, texts=shouted, **QUICK)
     held_together = [q[1:] for q in acts.ids]
-    assert predict_alignment(acts, scores, groups=held_together, **QUICK).r2.value < 0.1  # one label: nothing parts them
+    # one label: nothing parts them
+    assert predict_alignment(acts, scores, groups=held_together, **QUICK).r2.value < 0.1
 
 
 def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
@@ -111,9 +134,18 @@ def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
     leaky, ours = [], []
     for run in range(2):
         rng = np.random.default_rng(run)
-        offset, y = np.repeat(rng.standard_normal((40, 60)), 3, axis=0), np.repeat(rng.uniform(0, 100, 40), 3)
-        acts = make(offset + 0.3 * rng.standard_normal((120, 60)), ids=[f"t{i}" for i in range(120)])
+        offset, y = (
+            np.repeat(rng.standard_normal((40, 60)), 3, axis=0),
+            np.repeat(rng.uniform(0, 100, 40), 3),
+        )
+        acts = make(
+            offset + 0.3 * rng.standard_normal((120, 60)), ids=[f"t{i}" for i in range(120)]
+        )
         scores = dict(zip(acts.ids, y.tolist(), strict=True))
         leaky.append(predict_alignment(acts, scores, **QUICK).r2.value)
-        ours.append(predict_alignment(acts, scores, groups=[f"text {i // 3}" for i in range(120)], **QUICK).r2.value)
+        ours.append(
+            predict_alignment(
+                acts, scores, groups=[f"text {i // 3}" for i in range(120)], **QUICK
+            ).r2.value
+        )
     assert np.mean(leaky) > 0.5 and np.mean(ours) < 0.1, (leaky, ours)

@@ -3,7 +3,13 @@ import pandas as pd
 import pytest
 
 from emlens.foundation.errors import InputError
-from emlens.probes.severity import context_rows, fit_severity, hazard_of, outside_context, run_weights
+from emlens.probes.severity import (
+    context_rows,
+    fit_severity,
+    hazard_of,
+    outside_context,
+    run_weights,
+)
 
 
 def test_clusters_of_runs_count_alike() -> None:
@@ -21,7 +27,8 @@ def test_a_planted_product_is_found_though_each_question_lacks_other_runs() -> N
     assert sizes.mean() == pytest.approx(1)
     np.testing.assert_allclose(sizes, severity / severity.mean(), rtol=1e-6)
     np.testing.assert_allclose(found, hazard * severity.mean(), rtol=1e-6)
-    averaged = np.nanmean(losses, axis=1)  # what the split is for: plain means depend on which runs are missing
+    # what the split is for: plain means depend on which runs are missing
+    averaged = np.nanmean(losses, axis=1)
     assert np.abs(averaged / (hazard * severity.mean()) - 1).max() > 0.1
 
 
@@ -47,16 +54,38 @@ def test_a_file_unlike_those_fitted_on_is_told() -> None:
 
 
 def test_what_cannot_be_split_or_learnt_is_refused() -> None:
-    with pytest.raises(InputError, match="question number 1 has no score in any of 1 fine-tunes; drop it, or add a fine-tune outside its domain"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "question number 1 has no score in any of 1 fine-tunes;"
+            " drop it, or add a fine-tune outside its domain"
+        ),
+    ):
         hazard_of(np.array([[1.0, 2], [np.nan, 2]]), np.array([1.0, 0]))
-    with pytest.raises(InputError, match="no fine-tune lost anything on any question; there is nothing to forecast"):
+    with pytest.raises(
+        InputError, match="no fine-tune lost anything on any question; there is nothing to forecast"
+    ):
         hazard_of(np.zeros((3, 2)), np.full(2, 0.5))
-    with pytest.raises(InputError, match="context needs fine-tunes of 3 clusters to learn from beside one held out, and came with 2; leave it out"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "context needs fine-tunes of 3 clusters to learn from beside one held out,"
+            " and came with 2; leave it out"
+        ),
+    ):
         fit_severity(np.ones((3, 1)), np.ones(3), ["a", "b", "a"], 0)
     table = pd.DataFrame({"surprise": [1.0, np.nan], "words": ["a", "b"]}, index=["x", "y"])
     with pytest.raises(InputError, match="context has no row for fine-tune 'z'; pass one row each"):
         context_rows(table, ["z"])
-    with pytest.raises(InputError, match=r"context has columns \['surprise', 'words'\], and one holds what is no number; pass numbers"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"context has columns \['surprise', 'words'\], and one holds what is no number;"
+            r" pass numbers"
+        ),
+    ):
         context_rows(table, ["x"])
-    with pytest.raises(InputError, match="context holds values that are missing or infinite; pass finite numbers"):
+    with pytest.raises(
+        InputError, match="context holds values that are missing or infinite; pass finite numbers"
+    ):
         context_rows(table[["surprise"]], ["x", "y"])

@@ -34,7 +34,9 @@ def test_groups_swap_their_means_and_questions_their_deviations() -> None:
         np.testing.assert_allclose(sorted(found), sorted(means))
         orders.add(tuple(found.round(6)))
         for s, mean in zip((0, 4, 8), found, strict=True):
-            np.testing.assert_allclose(sorted(draw[s : s + 4] - mean), sorted(Y[s : s + 4] - Y[s : s + 4].mean()))
+            np.testing.assert_allclose(
+                sorted(draw[s : s + 4] - mean), sorted(Y[s : s + 4] - Y[s : s + 4].mean())
+            )
     assert len(orders) == 6  # every order of three groups occurs
 
 
@@ -48,7 +50,9 @@ def test_phrasings_move_together(unit: Any) -> None:
 
 
 def test_one_seed_gives_one_null() -> None:
-    one, two, other = (shuffled_targets(Y, QUESTIONS, GROUPS, "group", 5, seed) for seed in (0, 0, 1))
+    one, two, other = (
+        shuffled_targets(Y, QUESTIONS, GROUPS, "group", 5, seed) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
 
@@ -61,11 +65,16 @@ def test_one_seed_gives_one_null() -> None:
         (QUESTIONS, "within", "shuffle='within' came with groups of one question each"),
     ],
 )
-def test_what_cannot_be_shuffled_is_refused(groups: list[str], unit: Any, message: str, unchecked: None) -> None:
+def test_what_cannot_be_shuffled_is_refused(
+    groups: list[str], unit: Any, message: str, unchecked: None
+) -> None:
     with pytest.raises(InputError, match=message):
         shuffled_targets(Y, QUESTIONS, groups, unit, 1, 0)
 
 
 def test_a_question_of_two_groups_is_refused() -> None:
-    with pytest.raises(InputError, match="a question stands in two groups; shuffling by groups needs each question in one"):
+    with pytest.raises(
+        InputError,
+        match="a question stands in two groups; shuffling by groups needs each question in one",
+    ):
         shuffled_targets(Y[:2], ["q", "q"], ["a", "b"], "within", 1, 0)

@@ -1,4 +1,6 @@
-"""A part that nobody made a section for: every kind of plot, facets, nulls, texts under the pointer, a table that is missing."""
+"""A part that nobody made a section for: every kind of plot, facets, nulls, texts under the
+pointer, a table that is missing.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -26,7 +28,11 @@ ABOUT = About(
     title="How do invented things go?",
     method="They were invented.",
     reference="Nobody (2000).",
-    tables={"runs": "One row a step.", "cells": "One row a layer and position.", "people": "One row a person."},
+    tables={
+        "runs": "One row a step.",
+        "cells": "One row a layer and position.",
+        "people": "One row a person.",
+    },
     plots=(
         Plot(
             "line",
@@ -50,7 +56,15 @@ ABOUT = About(
             colour="model",
             hover=("text",),
         ),
-        Plot("forest", "people", "name", "score", "Scores of people", "With intervals.", colour="group"),
+        Plot(
+            "forest",
+            "people",
+            "name",
+            "score",
+            "Scores of people",
+            "With intervals.",
+            colour="group",
+        ),
         HEAT,
         Plot("line", "gone", "x", "y", "What was not measured", "Nothing."),
     ),
@@ -78,7 +92,9 @@ def tables(model: str = "one", text: str = "what is t1 ?") -> dict[str, pd.DataF
     )
     runs = runs.assign(loss_low=runs["loss"] - 0.2, loss_high=runs["loss"] + 0.2)
     scores = [
-        {"group": g, "score": i + 0.5, "score_low": i, "score_high": i + 1.0, "n": 4} for i in range(5) for g in "ab"
+        {"group": g, "score": i + 0.5, "score_low": i, "score_high": i + 1.0, "n": 4}
+        for i in range(5)
+        for g in "ab"
     ]
     people = pd.DataFrame(scores).assign(name=[f"{text} {i // 2}" for i in range(10)])
     cells = pd.DataFrame(

@@ -1,4 +1,6 @@
-"""The report in a browser: no errors, every figure drawn, hostile text inert, nothing wider than a phone, whole on paper."""
+"""The report in a browser: no errors, every figure drawn, hostile text inert, nothing wider than a
+phone, whole on paper.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
-HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\"'&lt;b&gt; %{x} <a href='javascript:window.__pwned=1'>a</a>"
+HOSTILE = (
+    "<script>window.__pwned=1</script></script><img src=x"
+    " onerror=window.__pwned=1>\u2028\"'&lt;b&gt; %{x} <a href='javascript:window.__pwned=1'>a</a>"
+)
 SIZES = {"desktop": (1200, 900), "phone": (390, 740)}
 PARTS = ("profile", "delta_overlap", "direction_transfer", "invented", "priors")
 SMALLEST_TEXT = 11.0
@@ -29,11 +34,20 @@ def opened(browser: "Browser", path: Path, size: str) -> "tuple[Page, list[str]]
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     faults: list[str] = []
-    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: (
+            faults.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on(
         "request",
-        lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:", "blob:")) else None,
+        lambda request: (
+            faults.append(request.url)
+            if not request.url.startswith(("file:", "data:", "blob:"))
+            else None
+        ),
     )
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=120_000)
@@ -45,16 +59,29 @@ def opened(browser: "Browser", path: Path, size: str) -> "tuple[Page, list[str]]
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with all kinds of figures, and one hostile name among ordinary ones."""
     finding = Finding("profile", f"{HOSTILE} fell", HOSTILE)
-    tables = {**study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=()), **invented.tables(HOSTILE, HOSTILE)}
+    tables = {
+        **study_tables(HOSTILE, domain=HOSTILE, text=HOSTILE, extra=()),
+        **invented.tables(HOSTILE, HOSTILE),
+    }
     result = StudyResult(
-        "mixed", {"path": HOSTILE}, tables, [finding], [HOSTILE], {"models": {HOSTILE: {"adapter": None}}}, HOSTILE
+        "mixed",
+        {"path": HOSTILE},
+        tables,
+        [finding],
+        [HOSTILE],
+        {"models": {HOSTILE: {"adapter": None}}},
+        HOSTILE,
     )
     with invented.registered(*PARTS):
-        return write_report(result, tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE)
+        return write_report(
+            result, tmp_path_factory.mktemp("report") / "report.html", title=HOSTILE
+        )
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def page(request: pytest.FixtureRequest, browser: "Browser", report: Path) -> "Iterator[tuple[Page, list[str]]]":
+def page(
+    request: pytest.FixtureRequest, browser: "Browser", report: Path
+) -> "Iterator[tuple[Page, list[str]]]":
     page, faults = opened(browser, report, request.param)
     yield page, faults
     page.close()
@@ -66,8 +93,9 @@ def test_no_console_error_and_no_request(page: "tuple[Page, list[str]]") -> None
 
 def test_every_figure_is_drawn_inside_its_frame(page: "tuple[Page, list[str]]") -> None:
     drawn = page[0].evaluate(
-        "[...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('.main-svg').length,"
-        " p.querySelectorAll('.trace, .heatmaplayer image, .hm').length, p.getBoundingClientRect().height])"
+        "[...document.querySelectorAll('.plot')].map(p => [p.id,"
+        " p.querySelectorAll('.main-svg').length, p.querySelectorAll('.trace, .heatmaplayer image,"
+        " .hm').length, p.getBoundingClientRect().height])"
     )
     assert len(drawn) > 20 and sum(name.startswith("invented-plot") for name, *_ in drawn) == 5
     for name, layers, marks, height in drawn:
@@ -77,7 +105,9 @@ def test_every_figure_is_drawn_inside_its_frame(page: "tuple[Page, list[str]]") 
 def test_hostile_text_is_shown_but_does_nothing(page: "tuple[Page, list[str]]") -> None:
     shown = page[0]
     assert "<img src=x onerror" in shown.inner_text("h1")
-    assert shown.evaluate("[...document.querySelectorAll('.plot text')].some(t => t.textContent.includes('<script>'))")
+    assert shown.evaluate(
+        "[...document.querySelectorAll('.plot text')].some(t => t.textContent.includes('<script>'))"
+    )
     point = shown.locator("#forecast-points-1 .scatterlayer .trace .points path").first
     point.scroll_into_view_if_needed()
     point.hover(force=True)
@@ -89,14 +119,18 @@ def test_hostile_text_is_shown_but_does_nothing(page: "tuple[Page, list[str]]") 
 
 
 def test_the_policy_stops_what_would_run(page: "tuple[Page, list[str]]") -> None:
-    """Positive control: the same markup put into the page by hand is stopped by the policy, so the test above is not all there is."""
+    """Positive control: the same markup put into the page by hand is stopped by the policy, so the
+    test above is not all there is.
+    """
     shown, faults = page
     seen = len(faults)
     shown.evaluate(
-        "(() => { const s = document.createElement('script'); s.textContent = 'window.__pwned = 2'; document.body.append(s); })()"
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.__pwned = 2';"
+        " document.body.append(s); })()"
     )
     shown.evaluate(
-        "(() => { const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=\"window.__pwned=3\">'; document.body.append(d); })()"
+        "(() => { const d = document.createElement('div');"
+        " d.innerHTML = '<img src=x onerror=\"window.__pwned=3\">'; document.body.append(d); })()"
     )
     shown.wait_for_timeout(200)
     assert shown.evaluate("typeof window.__pwned") == "undefined"
@@ -106,7 +140,12 @@ def test_the_policy_stops_what_would_run(page: "tuple[Page, list[str]]") -> None
 def test_nothing_is_wider_than_the_screen(page: "tuple[Page, list[str]]") -> None:
     shown = page[0]
     shown.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    assert shown.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert (
+        shown.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        <= 0
+    )
 
 
 def test_the_only_button_of_a_figure_saves_it_as_a_picture(page: "tuple[Page, list[str]]") -> None:
@@ -140,9 +179,10 @@ def test_download_gives_the_whole_table(page: "tuple[Page, list[str]]") -> None:
 
 def test_text_is_large_enough_to_read(page: "tuple[Page, list[str]]") -> None:
     sizes = page[0].evaluate(
-        "[...document.querySelectorAll('main p, main li, main td, main th, main summary, main button, .plot text')]"
-        ".filter(e => e.textContent.trim() && e.getClientRects().length)"
-        ".map(e => [parseFloat(getComputedStyle(e).fontSize), e.tagName, e.textContent.slice(0, 40)])"
+        "[...document.querySelectorAll('main p, main li, main td, main th, main summary,"
+        " main button, .plot text')].filter(e => e.textContent.trim() &&"
+        " e.getClientRects().length).map(e => [parseFloat(getComputedStyle(e).fontSize), e.tagName,"
+        " e.textContent.slice(0, 40)])"
     )
     assert len(sizes) > 200
     assert min(sizes)[0] >= SMALLEST_TEXT, min(sizes)
@@ -150,17 +190,17 @@ def test_text_is_large_enough_to_read(page: "tuple[Page, list[str]]") -> None:
 
 def test_every_control_is_reached_by_keyboard(page: "tuple[Page, list[str]]") -> None:
     shown, places = page[0], "nav a, #verdict a, summary, button.download, .scroll, pre"
-    wanted = shown.evaluate(
-        f"""(() => {{
+    wanted = shown.evaluate(f"""(() => {{
           document.querySelectorAll('details').forEach(d => {{ d.open = true; }});
           window.seen = [];
           document.addEventListener('focusin', e => {{
-            if (e.target.matches('{places}')) {{ window.seen.push([e.target.tagName, getComputedStyle(e.target).outlineStyle]); }}
+            if (e.target.matches('{places}')) {{
+              window.seen.push([e.target.tagName, getComputedStyle(e.target).outlineStyle]);
+            }}
           }});
           document.querySelector('nav a').focus();
           return document.querySelectorAll('{places}').length;
-        }})()"""
-    )
+        }})()""")
     for _ in range(wanted * 2):
         shown.keyboard.press("Tab")
         if len(seen := shown.evaluate("window.seen")) >= wanted:
@@ -173,11 +213,14 @@ def test_a_link_to_a_section_arrives_there(page: "tuple[Page, list[str]]") -> No
     shown = page[0]
     for place in ("forecast", "invented", "direction-transfer", "provenance"):
         shown.evaluate(
-            "place => { document.documentElement.style.scrollBehavior = 'auto'; location.hash = place; }", place
+            "place => { document.documentElement.style.scrollBehavior = 'auto';"
+            " location.hash = place; }",
+            place,
         )
         for _ in range(100):
             top, left = shown.evaluate(
-                "place => [document.getElementById(place).getBoundingClientRect().top, document.documentElement.scrollHeight - innerHeight - scrollY]",
+                "place => [document.getElementById(place).getBoundingClientRect().top,"
+                " document.documentElement.scrollHeight - innerHeight - scrollY]",
                 place,
             )
             if abs(top) < 60 or left < 2:
@@ -193,13 +236,20 @@ def test_on_paper_everything_is_open_and_whole(browser: "Browser", tmp_path: Pat
         path = write_report(result, tmp_path / "report.html")
     shown, faults = opened(browser, path, "desktop")
     shut = shown.evaluate("document.querySelectorAll('details:not([open])').length")
-    assert shown.evaluate("Math.max(...[...document.querySelectorAll('.plot')].map(e => e.offsetWidth))") > PAPER
+    assert (
+        shown.evaluate(
+            "Math.max(...[...document.querySelectorAll('.plot')].map(e => e.offsetWidth))"
+        )
+        > PAPER
+    )
     shown.emulate_media(media="print")
     shown.set_viewport_size({"width": PAPER, "height": 1000})
     shown.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     right, closed, across = shown.evaluate(
-        "[[...document.querySelectorAll('.plot svg.main-svg, table')].map(e => e.getBoundingClientRect().right),"
-        " document.querySelectorAll('details:not([open])').length, document.documentElement.scrollWidth]"
+        "[[...document.querySelectorAll('.plot svg.main-svg,"
+        " table')].map(e => e.getBoundingClientRect().right),"
+        " document.querySelectorAll('details:not([open])').length,"
+        " document.documentElement.scrollWidth]"
     )
     assert shut > 5 and closed == 0 and across <= PAPER
     assert len(right) > 10 and max(right) <= PAPER

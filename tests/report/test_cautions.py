@@ -1,4 +1,6 @@
-"""What a section lacks is said in it, for every control that can be missing; where nothing is missing, nothing is said."""
+"""What a section lacks is said in it, for every control that can be missing; where nothing is
+missing, nothing is said.
+"""
 
 from collections.abc import Callable
 
@@ -22,12 +24,16 @@ def complete() -> Tables:
     tables["models"] = tables["models"].assign(n_others=300, seed=[0, 1, 2, 0, 1])
     tables["overlap"] = tables["overlap"].assign(n=144)
     arms = tables["arms"].assign(n=154)
-    tables["arms"] = pd.concat([arms, arms[arms["arm"] == "direction"].assign(arm="benign fine-tune's direction")])
+    tables["arms"] = pd.concat(
+        [arms, arms[arms["arm"] == "direction"].assign(arm="benign fine-tune's direction")]
+    )
     tables["forecast"] = tables["forecast"].assign(n=352)
     return tables
 
 
-def without(table: str, keep: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Callable[[Tables], Tables]:
+def without(
+    table: str, keep: Callable[[pd.DataFrame], "pd.Series[bool]"]
+) -> Callable[[Tables], Tables]:
     return lambda tables: {**tables, table: tables[table][keep(tables[table])]}
 
 
@@ -58,7 +64,10 @@ def test_a_complete_study_has_no_cautions(section: Section) -> None:
         ),
         (
             OVERLAP,
-            without("overlap", lambda t: (t["comparison"] != "train–neutral text") | (t["model"] == "bad@0")),
+            without(
+                "overlap",
+                lambda t: (t["comparison"] != "train–neutral text") | (t["model"] == "bad@0"),
+            ),
             "Missing for wide@0: the control of neutral text.",
         ),
         (
@@ -79,7 +88,11 @@ def test_a_complete_study_has_no_cautions(section: Section) -> None:
         ),
         (DIRECTION, having("arms", kl=np.nan), "Missing: damage on neutral text."),
         (DIRECTION, having("arms", n=9), "Small sample: 9 report questions (fewer than 30)."),
-        (FORECAST, without("forecast", lambda t: t["parent"] != "base"), "Missing: a forecast from the base model."),
+        (
+            FORECAST,
+            without("forecast", lambda t: t["parent"] != "base"),
+            "Missing: a forecast from the base model.",
+        ),
         (FORECAST, having("forecast", null_q95=np.nan), "Missing: the null of shuffled labels."),
         (
             FORECAST,
@@ -89,7 +102,9 @@ def test_a_complete_study_has_no_cautions(section: Section) -> None:
         (FORECAST, having("forecast", n=12), "Small sample: 12 questions (fewer than 30)."),
     ],
 )
-def test_what_is_missing_is_said(section: Section, change: Callable[[Tables], Tables], said: str) -> None:
+def test_what_is_missing_is_said(
+    section: Section, change: Callable[[Tables], Tables], said: str
+) -> None:
     (only,) = cautions(section, change(complete()))
     assert only.startswith(said)
 
@@ -103,6 +118,9 @@ def test_seeds_in_names_count_as_repeated_trainings() -> None:
 def test_plots_from_records_are_looked_at_too() -> None:
     section = from_about("invented", ABOUT)
     assert cautions(section, invented()) == [
-        "“Loss and alignment” shows values with neither interval nor null: read them as description.",
+        (
+            "“Loss and alignment” shows values with neither interval nor null:"
+            " read them as description."
+        ),
         "Small sample: 4 units behind some value of “Scores of people” (fewer than 10).",
     ]

@@ -1,4 +1,6 @@
-"""A section for every part in the order of its study, drawn from records; nothing is imported that is no part."""
+"""A section for every part in the order of its study, drawn from records; nothing is imported that
+is no part.
+"""
 
 import re
 import sys
@@ -15,7 +17,9 @@ from emlens.studies import Finding, Plot, StudyResult, part_module, registry
 from emlens.studies.comparing import compare_results
 
 
-def a_result(study: str = "mixed", found: dict[str, pd.DataFrame] | None = None, **fields: object) -> StudyResult:
+def a_result(
+    study: str = "mixed", found: dict[str, pd.DataFrame] | None = None, **fields: object
+) -> StudyResult:
     result = StudyResult(study, {}, tables() if found is None else found, [], [], {})
     return replace(result, **fields)  # type: ignore[arg-type]
 
@@ -28,12 +32,16 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
     with registered("direction_transfer", "invented", "profile"):
         text = render(
             a_result(
-                found={**tables(), **study_tables()}, findings=[Finding("invented", "It rose by 3 [1, 5].", "summary")]
+                found={**tables(), **study_tables()},
+                findings=[Finding("invented", "It rose by 3 [1, 5].", "summary")],
             )
         )
     assert headings(text)[:4] == ["verdict", "direction", "invented", "profile"]
     own = text[text.index('<section id="invented"') : text.index('<section id="profile"')]
-    assert "How do invented things go?" in own and "They were invented. <cite>Nobody (2000).</cite>" in own
+    assert (
+        "How do invented things go?" in own
+        and "They were invented. <cite>Nobody (2000).</cite>" in own
+    )
     assert '<p class="claim">It rose by 3 [1, 5].</p>' in own
     assert [name for name in re.findall(r'class="plot" id="([^"]+)"', own)] == [
         f"invented-plot{i}" for i in ("1-1", "1-2", "2-1", "3-1", "4-1")
@@ -41,7 +49,8 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
     assert "<figcaption>adam</figcaption>" in own and "<figcaption>muon</figcaption>" in own
     assert "Left out: the study has no table gone." in own
     assert "One row a person." in own and 'data-csv="people"' in own
-    assert "one: 20 values from 2.05 to 3; two: 20 values from 2.05 to 3." in own  # the text alternative
+    # the text alternative
+    assert "one: 20 values from 2.05 to 3; two: 20 values from 2.05 to 3." in own
 
 
 def test_every_registered_part_has_a_section() -> None:
@@ -51,7 +60,9 @@ def test_every_registered_part_has_a_section() -> None:
         assert len({section.name for section in found}) == len(found)
 
 
-def test_sections_made_by_hand_keep_the_plots_of_their_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_made_by_hand_keep_the_plots_of_their_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     more = replace(
         ABOUT,
         title="other",
@@ -63,7 +74,10 @@ def test_sections_made_by_hand_keep_the_plots_of_their_records(monkeypatch: pyte
     assert section.title == "Could it have been foreseen?" and section.topics[-1].title == "More"
     assert section.tables["runs"] == "Runs." and "forecast" in section.tables
     text = render(a_result("priors", tables()))
-    assert 'id="forecast-plot1-1"' in text and "“More” shows values with neither interval nor null" in text
+    assert (
+        'id="forecast-plot1-1"' in text
+        and "“More” shows values with neither interval nor null" in text
+    )
 
 
 def test_only_parts_are_imported() -> None:
@@ -71,7 +85,11 @@ def test_only_parts_are_imported() -> None:
     for name in ("os", "..report", "running", "this.that", "<b>", "antigravity"):
         assert sections_of(a_result(name, {})) == []
     assert "antigravity" not in set(sys.modules) - before
-    assert headings(render(a_result("<b>", {"x": pd.DataFrame({"y": [1]})}))) == ["verdict", "other", "provenance"]
+    assert headings(render(a_result("<b>", {"x": pd.DataFrame({"y": [1]})}))) == [
+        "verdict",
+        "other",
+        "provenance",
+    ]
 
 
 def test_a_result_of_an_unknown_study_keeps_the_sections_of_its_tables() -> None:
@@ -95,7 +113,10 @@ def test_a_comparison_has_its_section() -> None:
     shifted = {**study_tables(), "models": study_tables()["models"].assign(aligned_others=1.0)}
     result = compare_results(a, a_result("profile", shifted), anyway=True)
     text = render(result)
-    assert headings(text)[:2] == ["verdict", "comparing"] and "What differs between two results?" in text
+    assert (
+        headings(text)[:2] == ["verdict", "comparing"]
+        and "What differs between two results?" in text
+    )
     assert f'data-csv="{next(iter(result.tables))}"' in text
 
 
@@ -112,5 +133,7 @@ def test_many_facets_are_cut_and_said() -> None:
 
 def test_facets_that_are_numbers_bear_the_name_of_their_column() -> None:
     data = pd.DataFrame({"k": [1, 8], "x": 1.0, "y": 2.0})
-    (topic,) = from_about("t", replace(ABOUT, plots=(Plot("points", "t", "x", "y", "T", "C", facet="k"),))).topics
+    (topic,) = from_about(
+        "t", replace(ABOUT, plots=(Plot("points", "t", "x", "y", "T", "C", facet="k"),))
+    ).topics
     assert [drawing.about for drawing in topic.draw({"t": data})] == ["k 1", "k 8"]

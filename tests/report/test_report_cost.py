@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 @pytest.mark.browser
 def test_cost_is_measured_on_a_page_that_draws_every_figure(browser: "Browser") -> None:
-    tables = {name: table for name, table in study_tables().items() if name in ("models", "questions")}
+    tables = {
+        name: table for name, table in study_tables().items() if name in ("models", "questions")
+    }
     found = report_cost.cost_of(StudyResult("profile", {}, tables, [], [], {}), browser, openings=1)
-    assert found["figures"] == 4 and found["faults"] == []  # all models, and the questions of three fine-tunes
+    # all models, and the questions of three fine-tunes
+    assert found["figures"] == 4 and found["faults"] == []
     assert 4_000_000 < found["bytes"] < report_cost.MOST_BYTES and found["size_reached"]
     assert found["rows"] == len(tables["models"]) + len(tables["questions"])
     for screen in report_cost.SIZES:
@@ -28,5 +31,7 @@ def test_seeds_multiply_what_is_said_of_fine_tunes_and_nothing_else() -> None:
     tables = study_tables()
     found = report_cost.with_seeds(StudyResult("overview", {}, tables, [], [], {}), 3).tables
     assert len(found["models"]) == 2 + 3 * 3 and len(found["overlap"]) == 3 * len(tables["overlap"])
-    assert set(found["arms"]["model"]) == {f"{name}@{seed}" for name in ("bad@0", "wide@0") for seed in range(3)}
+    assert set(found["arms"]["model"]) == {
+        f"{name}@{seed}" for name in ("bad@0", "wide@0") for seed in range(3)
+    }
     assert set(found["steering"]["steered"]) == {"instruct", "tuned"}

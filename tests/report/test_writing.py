@@ -1,4 +1,6 @@
-"""The report as bytes: same result same page, one file that loads nothing, all text inert, policy in step with its scripts."""
+"""The report as bytes: same result same page, one file that loads nothing, all text inert, policy
+in step with its scripts.
+"""
 
 import base64
 import gzip
@@ -23,7 +25,10 @@ from emlens.report.tables import ROWS_SHOWN, cell, csv_text
 from emlens.studies import Finding, StudyResult
 from emlens.studies.result import write_table
 
-HOSTILE = "<script>window.__pwned=1</script></script><img src=x onerror=window.__pwned=1>\u2028\u2029\"'&lt; <!-- ]]>"
+HOSTILE = (
+    "<script>window.__pwned=1</script></script><img src=x"
+    " onerror=window.__pwned=1>\u2028\u2029\"'&lt; <!-- ]]>"
+)
 LIMIT = 12 * 1024 * 1024
 
 
@@ -37,23 +42,30 @@ def a_result(
 ) -> StudyResult:
     facts = {
         "models": {
-            name: {
+            name: (
+                {
+                    "architecture": "qwen2",
+                    "dtype": "float32",
+                    "benign": False,
+                    "parent": "instruct",
+                    "weights_sha256": "ab" * 32,
+                }
+                | {
+                    "adapter": {
+                        "peft_type": "LORA",
+                        "r": 2,
+                        "lora_alpha": 8,
+                        "sha256": "cd" * 32,
+                        "base_model_name_or_path": "/home/someone/base",
+                    }
+                }
+            ),
+            "instruct": {
                 "architecture": "qwen2",
                 "dtype": "float32",
-                "benign": False,
-                "parent": "instruct",
+                "adapter": None,
                 "weights_sha256": "ab" * 32,
-            }
-            | {
-                "adapter": {
-                    "peft_type": "LORA",
-                    "r": 2,
-                    "lora_alpha": 8,
-                    "sha256": "cd" * 32,
-                    "base_model_name_or_path": "/home/someone/base",
-                }
             },
-            "instruct": {"architecture": "qwen2", "dtype": "float32", "adapter": None, "weights_sha256": "ab" * 32},
         },
         "questions": {"n": 60, "sha256": "ef" * 32},
         "threads": 1,
@@ -71,7 +83,10 @@ def a_result(
         warnings=[f"no neutral text for {name}"],
         facts=facts,
         note=note,
-        run={"finished": "2026-01-02T03:04:05+00:00", "hardware": {"cores": 2, "accelerator": None}},
+        run={
+            "finished": "2026-01-02T03:04:05+00:00",
+            "hardware": {"cores": 2, "accelerator": None},
+        },
     )
 
 
@@ -122,13 +137,17 @@ def test_same_result_same_bytes(html: str, tmp_path: Path) -> None:
 
 def test_from_the_directory_of_a_study(tmp_path: Path) -> None:
     result = a_result()
-    result = replace(result, tables={name: result.tables[name] for name in ("models", "transfer", "arms")})
+    result = replace(
+        result, tables={name: result.tables[name] for name in ("models", "transfer", "arms")}
+    )
     for name, table in result.tables.items():
         write_table(tmp_path / "study" / "tables" / f"{name}.csv", table)
     result.write(tmp_path / "study")
     path = write_report(tmp_path / "study", tmp_path / "r.html", title="Mine & yours")
     text = path.read_text("utf-8")
-    assert "<h1>Mine &amp; yours</h1>" in text and text.count('class="plot"') == render(result).count('class="plot"')
+    assert "<h1>Mine &amp; yours</h1>" in text and text.count('class="plot"') == render(
+        result
+    ).count('class="plot"')
     (tmp_path / "study" / "tables" / "arms.csv").write_text("changed")
     with pytest.raises(IntegrityError, match="was changed after the study wrote it"):
         write_report(tmp_path / "study", tmp_path / "again.html")
@@ -136,10 +155,13 @@ def test_from_the_directory_of_a_study(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a directory; pass the file to write, such as .*report\.html"):
+    with pytest.raises(
+        InputError, match=r"is a directory; pass the file to write, such as .*report\.html"
+    ):
         write_report(a_result(), tmp_path)
     with pytest.raises(
-        InputError, match=r"result is a dict; pass a StudyResult or the directory that a study finished in"
+        InputError,
+        match=r"result is a dict; pass a StudyResult or the directory that a study finished in",
     ):
         write_report({}, tmp_path / "r.html")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="holds no result.json"):
@@ -148,9 +170,15 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_the_policy_names_exactly_the_scripts_of_the_page(page: _Page) -> None:
     policy = next(
-        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+        a["content"]
+        for t, a in page.tags
+        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     )
-    assert policy is not None and policy.startswith("default-src 'none'; ") and "unsafe-eval" not in policy
+    assert (
+        policy is not None
+        and policy.startswith("default-src 'none'; ")
+        and "unsafe-eval" not in policy
+    )
     code = [text for attrs, text in page.scripts if attrs.get("type") != "application/json"]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code]
     assert len(digests) == 2 and re.findall(r"'sha256-([^']+)'", policy) == digests
@@ -167,7 +195,9 @@ def test_nothing_is_loaded_from_anywhere(page: _Page) -> None:
 
 def test_every_figure_has_data_and_a_text_alternative(page: _Page) -> None:
     plots = [a for t, a in page.tags if a.get("class") == "plot"]
-    data = {a["id"]: json.loads(text) for a, text in page.scripts if a.get("type") == "application/json"}
+    data = {
+        a["id"]: json.loads(text) for a, text in page.scripts if a.get("type") == "application/json"
+    }
     assert len(plots) > 25 and len({a["id"] for a in plots}) == len(plots)
     for attrs in plots:
         assert attrs["role"] == "img" and len(attrs["aria-label"] or "") > 60
@@ -183,7 +213,9 @@ def test_every_figure_has_data_and_a_text_alternative(page: _Page) -> None:
 
 def test_every_table_can_be_downloaded_in_full(page: _Page) -> None:
     result = a_result()
-    data = {a["id"]: json.loads(text) for a, text in page.scripts if a.get("type") == "application/json"}
+    data = {
+        a["id"]: json.loads(text) for a, text in page.scripts if a.get("type") == "application/json"
+    }
     buttons = {a["data-csv"] for t, a in page.tags if t == "button"}
     assert buttons == set(result.tables)
     for name, table in result.tables.items():
@@ -197,7 +229,22 @@ def test_csv_is_what_a_study_writes(tmp_path: Path) -> None:
     assert csv_text(table) == (tmp_path / "t.csv").read_text("utf-8")
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1a", "-x", "@SUM(A1)", "\t=1", "\r=1", "＝1", "\n=cmd()", " =cmd()", "\u3000+1a", "\nplain"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "+1a",
+        "-x",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "＝1",
+        "\n=cmd()",
+        " =cmd()",
+        "\u3000+1a",
+        "\nplain",
+    ],
+)
 def test_what_a_spreadsheet_would_run_is_set_off_in_the_download(text: str) -> None:
     table = pd.DataFrame(
         {
@@ -208,7 +255,12 @@ def test_what_a_spreadsheet_would_run_is_set_off_in_the_download(text: str) -> N
     )
     back = pd.read_csv(io.StringIO(csv_text(table)), keep_default_na=False, dtype=str)
     assert list(back["a"]) == [f"'{text}", "-1.5", "plain = fine", "'-"]
-    assert list(back["b"]) == ["-1.5", "2", "", "-0"] and list(back["'=c"]) == ["True", "False", "True", "False"]
+    assert list(back["b"]) == ["-1.5", "2", "", "-0"] and list(back["'=c"]) == [
+        "True",
+        "False",
+        "True",
+        "False",
+    ]
 
 
 def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None:
@@ -220,31 +272,46 @@ def test_verdict_comes_first_with_marks_and_the_note_above_it(html: str) -> None
     )
     assert "3 statements: 1 shown, 1 not shown, 1 undecided." in html
     assert (
-        '<a href="#profile">Alignment before and after fine-tuning</a></h3><details open><summary>1 statement: 1 shown'
-        in html
+        '<a href="#profile">Alignment before and after fine-tuning</a></h3><details open><summary>1'
+        " statement: 1 shown" in html
     )
-    assert '<span aria-hidden="true">✓</span> shown' in html and '<span aria-hidden="true">✕</span> not shown' in html
+    assert (
+        '<span aria-hidden="true">✓</span> shown' in html
+        and '<span aria-hidden="true">✕</span> not shown' in html
+    )
     assert "No neutral text for bad@0." in html
 
 
 def test_many_statements_are_folded_under_the_sentences_that_sum_them_up() -> None:
     found = [Finding("profile", f"fell {i}", "shown") for i in range(7)]
     summed = render(
-        replace(a_result(extra=()), tables={}, findings=[Finding("profile", "all fell", "summary"), *found])
+        replace(
+            a_result(extra=()),
+            tables={},
+            findings=[Finding("profile", "all fell", "summary"), *found],
+        )
     )
     assert (
-        '<ol class="summary"><li>all fell</li></ol>' in summed and "<details><summary>7 statements: 7 shown" in summed
+        '<ol class="summary"><li>all fell</li></ol>' in summed
+        and "<details><summary>7 statements: 7 shown" in summed
     )
     assert '<p class="claim">all fell</p>' in summed
-    assert "<details open><summary>7 statements" in render(replace(a_result(extra=()), tables={}, findings=found))
+    assert "<details open><summary>7 statements" in render(
+        replace(a_result(extra=()), tables={}, findings=found)
+    )
 
 
 def test_a_figure_says_the_layer_it_draws() -> None:
     result = a_result()
     shifts = result.tables["shifts"]
     late = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 1)]
-    text = render(replace(result, tables={"shifts": late, "overlap_shift": result.tables["overlap_shift"]}))
-    assert "<figcaption>bad@0, layer 2</figcaption>" in text and "<figcaption>wide@0, layer 1</figcaption>" in text
+    text = render(
+        replace(result, tables={"shifts": late, "overlap_shift": result.tables["overlap_shift"]})
+    )
+    assert (
+        "<figcaption>bad@0, layer 2</figcaption>" in text
+        and "<figcaption>wide@0, layer 1</figcaption>" in text
+    )
 
 
 def test_no_folder_of_the_machine_is_told(html: str) -> None:
@@ -252,7 +319,12 @@ def test_no_folder_of_the_machine_is_told(html: str) -> None:
     assert without_folders({"a": ["C:\\x\\y.csv", "~/z", "runs/x", "9 / 3", "/"]}) == {
         "a": ["…/y.csv", "…/z", "runs/x", "9 / 3", "/"]
     }
-    spaced = ["/home/Jane Doe/q 1.jsonl", "/a//b/c/", "\\\\server\\share\\q.csv", "/home/o'neill/q.csv"]
+    spaced = [
+        "/home/Jane Doe/q 1.jsonl",
+        "/a//b/c/",
+        "\\\\server\\share\\q.csv",
+        "/home/o'neill/q.csv",
+    ]
     assert without_folders(spaced) == ["…/q 1.jsonl", "…/c", "…/q.csv", "…/q.csv"]
 
 
@@ -264,7 +336,10 @@ def test_missing_tables_are_named() -> None:
     kept["steering"] = kept["steering"].drop(columns="model")
     kept["<b>own"] = pd.DataFrame({"x": [1]})
     text = render(replace(result, tables=kept, findings=[], warnings=[]))
-    assert "Left out: the study has no table overlap." in text and "Left out: the study has no table arms." in text
+    assert (
+        "Left out: the study has no table overlap." in text
+        and "Left out: the study has no table arms." in text
+    )
     assert "Left out: the study has no table domains." in text
     assert "Left out (bad@0): direction_by_layer: the table has no column coherent; it has" in text
     assert "Left out: the table steering lacks the columns that tell its figures apart." in text
@@ -274,7 +349,11 @@ def test_missing_tables_are_named() -> None:
 
 def test_hostile_text_is_inert_in_the_markup() -> None:
     harmless = _Page(render(a_result(extra=())))
-    page = _Page(render(a_result(HOSTILE, domain=HOSTILE, text=HOSTILE, note=HOSTILE, extra=()), title=HOSTILE))
+    page = _Page(
+        render(
+            a_result(HOSTILE, domain=HOSTILE, text=HOSTILE, note=HOSTILE, extra=()), title=HOSTILE
+        )
+    )
     assert [t for t, _ in page.tags] == [t for t, _ in harmless.tags]
     assert [sorted(a) for _, a in page.tags] == [sorted(a) for _, a in harmless.tags]
     assert "<img src=x onerror=window.__pwned=1>" in "".join(page.text)  # it is there, as text
@@ -286,4 +365,11 @@ def test_hostile_text_is_inert_in_the_markup() -> None:
 def test_escaping() -> None:
     assert escape(HOSTILE).count("<") == 0 and "\u2028" not in escape(HOSTILE)
     assert json.loads(inert_json({"a": HOSTILE})) == {"a": HOSTILE}
-    assert [cell(v) for v in (True, float("nan"), 3.0, 0.123456, -2, "<")] == ["yes", "–", "3", "0.1235", "-2", "&lt;"]
+    assert [cell(v) for v in (True, float("nan"), 3.0, 0.123456, -2, "<")] == [
+        "yes",
+        "–",
+        "3",
+        "0.1235",
+        "-2",
+        "&lt;",
+    ]

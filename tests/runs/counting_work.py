@@ -1,4 +1,6 @@
-"""Work that leaves a trace: which process did which unit, and how often. Importable by the processes that do it."""
+"""Work that leaves a trace: which process did which unit, and how often. Importable by the
+processes that do it.
+"""
 
 import os
 import signal
@@ -18,7 +20,9 @@ LEASE = 3.0
 
 @dataclass
 class Counting(Worker):
-    """Unit i writes its square into a file. What `plant` left in `out` goes wrong; where `out/meet` stands, work waits for a second worker."""
+    """Unit i writes its square into a file. What `plant` left in `out` goes wrong; where `out/meet`
+    stands, work waits for a second worker.
+    """
 
     out: Path
     units: int = 6
@@ -39,7 +43,8 @@ class Counting(Worker):
             path.with_suffix(".half").write_text("ha")
             os.kill(os.getpid(), signal.SIGKILL)
         if (self.out / "meet").exists():
-            until(lambda: len(trace(self.out, "open")) >= 2, 120)  # on a busy machine one could do it all before another starts
+            # on a busy machine one could do it all before another starts
+            until(lambda: len(trace(self.out, "open")) >= 2, 120)
         time.sleep(self.seconds)
         if self._due("fail", i):
             raise ValueError(f"planted failure of {i}")
@@ -81,7 +86,9 @@ def trace(out: Path, what: str) -> list[tuple[str, int]]:
 def squares(out: Path, units: int = 6) -> bool:
     """Every result is there, whole, and the sum of the finish is right."""
     read = [(out / f"square-{i}.txt").read_text() for i in range(units)]
-    return read == [f"{i * i}\n" for i in range(units)] and (out / "sum.txt").read_text() == str(sum(i * i for i in range(units)))
+    return read == [f"{i * i}\n" for i in range(units)] and (out / "sum.txt").read_text() == str(
+        sum(i * i for i in range(units))
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ def rank_main(directory: Path, opening: Callable[[], Worker], rank: int, count: 
 
 def local_main(directory: Path, opening: Callable[[], Worker]) -> None:
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         LocalExecutor(lease=LEASE).run(opening, directory)
     except KeyboardInterrupt:
         sys.exit(130)

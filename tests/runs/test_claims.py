@@ -51,7 +51,12 @@ def test_a_claim_says_who_holds_it_and_goes_with_the_work(tmp_path, claims):
     with claims.take("a/b", 3):
         (path,) = tmp_path.glob("*.1.claim")
         found = content(path)
-        assert (found["unit"], found["attempt"], found["run"], found["pid"]) == ("a/b", 1, "mine", os.getpid())
+        assert (found["unit"], found["attempt"], found["run"], found["pid"]) == (
+            "a/b",
+            1,
+            "mine",
+            os.getpid(),
+        )
         assert found["host"] and found["since"] and claims.was_tried("a/b", claims.tried())
         assert Claims(tmp_path, "theirs").take("a/b", 3) == "held"
     assert not list(tmp_path.iterdir()) and not claims.was_tried("a/b", claims.tried())
@@ -83,8 +88,13 @@ def test_a_failure_is_kept_with_its_reason_and_bounds_the_tries(tmp_path, claims
         assert claims.ended_in_this_run("a") == number
     assert claims.take("a", 2) == "given up"
     failure = claims.last_failure("a")
-    assert (failure.attempt, failure.reason) == (2, "ValueError: planted 2") and f"process {os.getpid()} on " in failure.owner
-    assert "test_claims.py" in content(failure.record)["traceback"] and content(tmp_path / "a.1.failed.json")["reason"].endswith("1")
+    assert (failure.attempt, failure.reason) == (
+        2,
+        "ValueError: planted 2",
+    ) and f"process {os.getpid()} on " in failure.owner
+    assert "test_claims.py" in content(failure.record)["traceback"] and content(
+        tmp_path / "a.1.failed.json"
+    )["reason"].endswith("1")
     assert claims.last_failure("b") is None
 
 
@@ -96,7 +106,10 @@ def test_another_run_may_try_again(tmp_path, claims):
     with later.take("a", 1) as claim:
         assert claims.take("a", 5) == "held"
         claim.fail(ValueError("y"))
-    assert later.take("a", 1) == "given up" and later.ended_in_this_run("a") == claims.ended_in_this_run("a") == 1
+    assert (
+        later.take("a", 1) == "given up"
+        and later.ended_in_this_run("a") == claims.ended_in_this_run("a") == 1
+    )
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
@@ -109,7 +122,12 @@ def test_an_interrupt_gives_the_claim_back(tmp_path, claims, stop):
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_process_is_taken_over_at_once(tmp_path, reaped):
     claims = Claims(tmp_path, "mine", lease=3600)
-    holder = subprocess.Popen([sys.executable, "-c", TAKE, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", TAKE, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with holder:
         assert holder.stdout.readline() == "held\n"
         assert claims.take("a", 3) == "held"  # alive: it stays theirs
@@ -117,12 +135,22 @@ def test_a_killed_process_is_taken_over_at_once(tmp_path, reaped):
         if reaped:
             holder.wait()
         else:
-            os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody asked for its status yet
+            # dead, but nobody asked for its status yet
+            os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
         with claims.take("a", 3):
-            assert sorted(path.name for path in tmp_path.iterdir()) == ["a.1.claim", "a.1.failed.json", "a.2.claim"]
+            assert sorted(path.name for path in tmp_path.iterdir()) == [
+                "a.1.claim",
+                "a.1.failed.json",
+                "a.2.claim",
+            ]
     failure = claims.last_failure("a")
-    assert failure.reason == "the worker died (its process is gone: it was killed, or ran out of memory)"
-    assert failure.owner.startswith(f"process {holder.pid} on ") and claims.ended_in_this_run("a") == 0
+    assert (
+        failure.reason
+        == "the worker died (its process is gone: it was killed, or ran out of memory)"
+    )
+    assert (
+        failure.owner.startswith(f"process {holder.pid} on ") and claims.ended_in_this_run("a") == 0
+    )
 
 
 def planted(tmp_path, **owner):
@@ -164,8 +192,12 @@ def waits_for_the_lease(claims, path):
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("text", ['{"machine": "elsewhere", "pid": 1, "host": "far", "run": "x"}', "", "{", "[]"])
-def test_another_machine_or_an_unknown_owner_is_taken_over_after_a_lease_of_silence(tmp_path, claims, text):
+@pytest.mark.parametrize(
+    "text", ['{"machine": "elsewhere", "pid": 1, "host": "far", "run": "x"}', "", "{", "[]"]
+)
+def test_another_machine_or_an_unknown_owner_is_taken_over_after_a_lease_of_silence(
+    tmp_path, claims, text
+):
     path = tmp_path / "a.1.claim"
     path.write_text(text)
     os.utime(path, (1, 1))  # its clock is decades behind: clocks are not compared
@@ -179,7 +211,8 @@ def test_another_machine_that_beats_keeps_its_claim(tmp_path, claims):
         os.utime(path, (beat, beat))
         assert claims.take("a", 3) == "held"
         time.sleep(0.1)
-    assert waits_for_the_lease(claims, path) > 0.1  # positive control: once it stops, it is taken over
+    # positive control: once it stops, it is taken over
+    assert waits_for_the_lease(claims, path) > 0.1
 
 
 def test_one_of_many_takes_over(tmp_path):
@@ -206,11 +239,17 @@ def test_one_that_was_taken_over_leaves_the_records_alone(tmp_path, claims):
         finder.take("a", 3)
         time.sleep(0.02)
         assert isinstance(finder.take("a", 3), Claim)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.1.claim", "a.1.failed.json", "a.2.claim"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.1.claim",
+        "a.1.failed.json",
+        "a.2.claim",
+    ]
 
 
 def test_birth_tells_processes_apart():
     mine = birth(os.getpid())
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as child:
         assert birth(os.getpid()) == mine and birth(child.pid) not in (None, mine)
     assert birth(child.pid) is None

@@ -4,7 +4,17 @@ import signal
 import time
 
 import pytest
-from runs.counting_work import LEASE, Opening, local_main, plant, rank_main, squares, start, trace, until
+from runs.counting_work import (
+    LEASE,
+    Opening,
+    local_main,
+    plant,
+    rank_main,
+    squares,
+    start,
+    trace,
+    until,
+)
 
 from emlens.foundation import InputError, IntegrityError
 from emlens.runs import LocalExecutor, RankExecutor, progress_bar
@@ -27,13 +37,18 @@ def begun(out):
 def test_four_ranks_share_the_work(work, out):
     out.mkdir()
     (out / "meet").touch()
-    ranks = [start(rank_main, work, Opening(out, units=12, seconds=0.1), rank, 4) for rank in range(4)]
+    ranks = [
+        start(rank_main, work, Opening(out, units=12, seconds=0.1), rank, 4) for rank in range(4)
+    ]
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0] * 4
     done = trace(out, "end")
-    assert sorted(unit for unit, _ in done) == sorted(f"unit/{i}" for i in range(12)) and squares(out, 12)
-    assert len({pid for _, pid in done}) >= 2 and len(trace(out, "open")) == 4  # one load a process, more than one at work
+    assert sorted(unit for unit, _ in done) == sorted(f"unit/{i}" for i in range(12)) and squares(
+        out, 12
+    )
+    # one load a process, more than one at work
+    assert len({pid for _, pid in done}) >= 2 and len(trace(out, "open")) == 4
     assert len(trace(out, "finish")) == 1
 
 
@@ -43,7 +58,9 @@ def test_a_rank_killed_in_the_middle_of_a_unit(work, out):
     for rank in ranks:
         rank.join(60)
     assert sorted(rank.exitcode for rank in ranks) == [-signal.SIGKILL, 0]
-    assert squares(out) and sorted(unit for unit, _ in trace(out, "end")) == [f"unit/{i}" for i in range(6)]
+    assert squares(out) and sorted(unit for unit, _ in trace(out, "end")) == [
+        f"unit/{i}" for i in range(6)
+    ]
     assert len([unit for unit, _ in trace(out, "begin") if unit == "unit/4"]) == 2
     (record,) = (work / "claims").glob("*.failed.json")
     assert "it was killed" in record.read_text()
@@ -59,8 +76,13 @@ def test_sigkill_at_random_moments_loses_and_doubles_nothing(work, out, seed):
         process.join()
     report = LocalExecutor(lease=LEASE).run(Opening(out), work)
     ended = [unit for unit, _ in trace(out, "end")]
-    assert squares(out) and list(report.answers) == [f"unit/{i}" for i in range(6)] and set(report.done) <= set(ended[-6:])
-    assert len(ended) <= 6 + 3  # a unit is repeated only where a kill fell between its work and its answer
+    assert (
+        squares(out)
+        and list(report.answers) == [f"unit/{i}" for i in range(6)]
+        and set(report.done) <= set(ended[-6:])
+    )
+    # a unit is repeated only where a kill fell between its work and its answer
+    assert len(ended) <= 6 + 3
     assert not LocalExecutor(lease=LEASE).run(Opening(out), work).done
 
 
@@ -88,7 +110,10 @@ def test_ranks_by_hand_and_from_the_environment(monkeypatch, work, out):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="no rank in the environment"):
         RankExecutor()
-    with pytest.raises(InputError, match="rank=1 and count=None: pass both, or neither to read them from torchrun or Slurm"):
+    with pytest.raises(
+        InputError,
+        match="rank=1 and count=None: pass both, or neither to read them from torchrun or Slurm",
+    ):
         RankExecutor(1)
     with pytest.raises(InputError, match="rank=2 must lie between 0 and count - 1 = 1"):
         RankExecutor(2, 2)
@@ -114,4 +139,8 @@ def test_only_rank_zero_shows_a_bar(work, out, monkeypatch):
     RankExecutor(0, 2, run="x").run(Opening(out), work, title="squares")
     RankExecutor(1, 2, run="x").run(Opening(out), work)
     LocalExecutor().run(Opening(out), work, progress=False)
-    assert shown == [("squares", 21.0, True, 0.0), ("units", 21.0, False, 21.0), ("units", 21.0, False, 21.0)]
+    assert shown == [
+        ("squares", 21.0, True, 0.0),
+        ("units", 21.0, False, 21.0),
+        ("units", 21.0, False, 21.0),
+    ]

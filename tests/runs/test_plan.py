@@ -10,19 +10,31 @@ UNITS = [Unit("shard/0", {"rows": 3}, 2.0), Unit("shard/1", {"rows": 4})]
 
 def test_the_same_units_give_the_same_bytes(tmp_path):
     first, second = Plan.open(tmp_path / "a", UNITS), Plan.open(tmp_path / "b", list(UNITS))
-    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (
+        tmp_path / "b" / "plan.json"
+    ).read_bytes()
     assert first.sha256 == second.sha256 == Plan.read(tmp_path / "a").sha256
     assert Plan.read(tmp_path / "a").units == tuple(UNITS) and first["shard/1"] is UNITS[1]
 
 
-@pytest.mark.parametrize("other", [UNITS[:1], UNITS[::-1], [UNITS[0], Unit("shard/1", {"rows": 5})]])
+@pytest.mark.parametrize(
+    "other", [UNITS[:1], UNITS[::-1], [UNITS[0], Unit("shard/1", {"rows": 5})]]
+)
 def test_another_plan_is_refused_and_changes_nothing(tmp_path, other):
     Plan.open(tmp_path, UNITS)
     before = (tmp_path / "plan.json").read_bytes()
-    with pytest.raises(IntegrityError, match=r"plan.json: plans other work \(2 units, hash \w{8}\) than was asked for \(\d units, hash \w{8}\); pass another"):
+    with pytest.raises(
+        IntegrityError,
+        match=(
+            r"plan.json: plans other work \(2 units, hash \w{8}\) than was asked for \(\d units,"
+            r" hash \w{8}\); pass another"
+        ),
+    ):
         Plan.open(tmp_path, other)
     assert (tmp_path / "plan.json").read_bytes() == before
-    assert Plan.open(tmp_path, UNITS).inputs(UNITS[0]) != Plan.open(tmp_path / "o", other).inputs(other[0])
+    assert Plan.open(tmp_path, UNITS).inputs(UNITS[0]) != Plan.open(tmp_path / "o", other).inputs(
+        other[0]
+    )
 
 
 def test_lists_that_are_no_plan(tmp_path):
@@ -38,7 +50,10 @@ def test_lists_that_are_no_plan(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda p: {**p, "units": p["units"][:1]}, "was changed after it was written; pass another directory"),
+        (
+            lambda p: {**p, "units": p["units"][:1]},
+            "was changed after it was written; pass another directory",
+        ),
         (lambda p: {**p, "units": [{"name": "x"}]}, "was changed after it was written"),
         (lambda p: {"format": 1}, "was changed after it was written"),
         (lambda p: {**p, "format": 2}, "is no plan of format 1, which this version reads"),

@@ -37,15 +37,22 @@ def test_a_failure_closes_the_bar(capsys, monkeypatch):
 
 
 def test_the_time_left_comes_from_what_was_done_since_the_start():
-    assert progress.seconds_left(total=100, completed=40, done=40, elapsed=5) is None  # found finished: says nothing of the rate
-    assert progress.seconds_left(total=100, completed=50, done=40, elapsed=5) == 25  # 2 a second, 50 to go
-    assert progress.seconds_left(total=100, completed=50, done=40, elapsed=10) == 50  # a slow step: the estimate grows
+    # found finished: says nothing of the rate
+    assert progress.seconds_left(total=100, completed=40, done=40, elapsed=5) is None
+    # 2 a second, 50 to go
+    assert progress.seconds_left(total=100, completed=50, done=40, elapsed=5) == 25
+    # a slow step: the estimate grows
+    assert progress.seconds_left(total=100, completed=50, done=40, elapsed=10) == 50
     assert progress.seconds_left(total=100, completed=120, done=40, elapsed=10) == 0
 
 
 def test_the_bar_shows_it(capsys, monkeypatch):
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
-    monkeypatch.setattr(progress, "seconds_left", lambda total, completed, done, elapsed: None if completed == done else 3700.0 + done)
+    monkeypatch.setattr(
+        progress,
+        "seconds_left",
+        lambda total, completed, done, elapsed: None if completed == done else 3700.0 + done,
+    )
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     with progress_bar("work", 3, done=1.0) as advance:

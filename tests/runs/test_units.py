@@ -114,10 +114,24 @@ with exclusive(sys.argv[1]):
 
 def test_one_run_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
     path = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StateError, match="run: another run is working in this directory; wait for it, or pass another --out"), exclusive(path):
+        with (
+            pytest.raises(
+                StateError,
+                match=(
+                    "run: another run is working in this directory;"
+                    " wait for it, or pass another --out"
+                ),
+            ),
+            exclusive(path),
+        ):
             pass
     finally:
         holder.kill()

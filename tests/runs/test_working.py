@@ -26,7 +26,9 @@ def units(events):
 
 def test_every_unit_once_and_the_finish_last(tmp_path, out, local):
     report = local()
-    assert squares(out) and units(trace(out, "end")) == [f"unit/{i}" for i in range(6)] == list(report.done) == list(report.answers)
+    assert squares(out) and units(trace(out, "end")) == [f"unit/{i}" for i in range(6)] == list(
+        report.done
+    ) == list(report.answers)
     assert report.answers["unit/3"] == {"value": 9} and len(trace(out, "open")) == 1
     assert (out / "trace").read_text().splitlines()[-1].startswith("finish")
     assert not list((tmp_path / "work" / "claims").iterdir())
@@ -49,7 +51,9 @@ def test_what_was_tried_comes_after_what_nobody_tried(tmp_path, out):
     plant(out, "fail", 1)
     plan = Plan.open(tmp_path / "work", Counting(out).plan())
     assert Desk(plan, Terms("a")).attempt(Counting(out), plan["unit/1"]) == "failed"
-    assert [unit.id for unit in Desk(plan, Terms("b")).pending()] == [f"unit/{i}" for i in (0, 2, 3, 4, 5, 1)]
+    assert [unit.id for unit in Desk(plan, Terms("b")).pending()] == [
+        f"unit/{i}" for i in (0, 2, 3, 4, 5, 1)
+    ]
 
 
 def test_what_always_fails_is_given_up_and_told_at_the_end(tmp_path, out, local):
@@ -58,9 +62,15 @@ def test_what_always_fails_is_given_up_and_told_at_the_end(tmp_path, out, local)
     with pytest.raises(StateError) as caught:
         local(attempts=2)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}/work: 5 of 6 units failed 2 times each: 'unit/1': ValueError: planted failure of 1 (process ")
+    assert message.startswith(
+        f"{tmp_path}/work: 5 of 6 units failed 2 times each: 'unit/1': ValueError:"
+        " planted failure of 1 (process "
+    )
     assert ".2.failed.json); 'unit/2': ValueError" in message and message.count("ValueError") == 3
-    assert message.endswith("; and 2 more. 1 finished units are kept, tracebacks lie in claims/; remove the cause and run the same again")
+    assert message.endswith(
+        "; and 2 more. 1 finished units are kept, tracebacks lie in claims/;"
+        " remove the cause and run the same again"
+    )
     assert len(trace(out, "end")) == 1 and not trace(out, "finish")
     for accident in out.glob("fail-*"):
         accident.unlink()
@@ -79,7 +89,10 @@ def test_answers_that_do_not_keep_are_an_error(tmp_path, out):
         def damaged(self):
             return ["unit/2"]
 
-    told = "work: every unit is done, but finishing failed 3 times: IntegrityError: 1 answers are not as they were written, first 'unit/2'"
+    told = (
+        "work: every unit is done, but finishing failed 3 times: IntegrityError:"
+        " 1 answers are not as they were written, first 'unit/2'"
+    )
     with pytest.raises(StateError, match=told):
         LocalExecutor().run(lambda: Restless(out), tmp_path / "work")
     assert units(trace(out, "end")).count("unit/2") == 4 and not trace(out, "finish")
@@ -98,7 +111,13 @@ class Odd(Worker):
 
 @pytest.mark.parametrize("answer", [torch.zeros(2, 2), {"x": [torch.zeros(3)]}, {"x": object()}])
 def test_values_do_not_travel(tmp_path, answer):
-    with pytest.raises(StateError, match="unit 'a' answered with what JSON cannot hold .* write values to files and answer with names and counts"):
+    with pytest.raises(
+        StateError,
+        match=(
+            "unit 'a' answered with what JSON cannot hold .* write values to files and answer with"
+            " names and counts"
+        ),
+    ):
         LocalExecutor().run(lambda: Odd(answer), tmp_path)
     assert LocalExecutor().run(lambda: Odd({"rows": 3}), tmp_path).answers == {"a": {"rows": 3}}
 
@@ -116,7 +135,9 @@ def test_a_late_answer_of_one_taken_over_does_not_double(tmp_path, out):
 
     slow.claims.lease = 1e6  # its heart does not beat
     outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(slow.attempt(Sleepy(out), plan.units[0])))
+    thread = threading.Thread(
+        target=lambda: outcomes.append(slow.attempt(Sleepy(out), plan.units[0]))
+    )
     thread.start()
     assert waits.wait(20)
     (claim,) = (tmp_path / "work" / "claims").glob("*.claim")
@@ -139,7 +160,9 @@ def test_an_answer_published_between_look_and_claim_is_kept(tmp_path, out, monke
         return take(*arguments)
 
     monkeypatch.setattr(desk.claims, "take", late)
-    assert desk.attempt(Counting(out), plan.units[0]) == "answered" and len(trace(out, "begin")) == 1
+    assert (
+        desk.attempt(Counting(out), plan.units[0]) == "answered" and len(trace(out, "begin")) == 1
+    )
 
 
 def test_workers_begin_at_their_share_and_the_bar_sees_all(tmp_path, out):
@@ -151,12 +174,18 @@ def test_workers_begin_at_their_share_and_the_bar_sees_all(tmp_path, out):
     assert shown == [4.0]
     work_through(first, Counting(out), 0.0, shown.append)
     assert sum(shown) == sum(unit.cost for unit in plan.units) and min(shown) > 0
-    assert work_through(second, Counting(out), 0.5, shown.append) == [] and len(trace(out, "finish")) == 1
+    assert (
+        work_through(second, Counting(out), 0.5, shown.append) == []
+        and len(trace(out, "finish")) == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("terms", "match"),
-    [({"attempts": 0}, "attempts=0 must be 1 or more"), ({"lease": 0.0}, "lease=0.0 must be a positive number of seconds")],
+    [
+        ({"attempts": 0}, "attempts=0 must be 1 or more"),
+        ({"lease": 0.0}, "lease=0.0 must be a positive number of seconds"),
+    ],
 )
 def test_terms_that_cannot_be(terms, match):
     with pytest.raises(InputError, match=match):

@@ -22,9 +22,14 @@ SKEWED = np.random.default_rng(0).exponential(size=60)
 def test_bootstrap_mean_agrees_with_scipy(method):
     found = bootstrap_mean(SKEWED, method=method, resamples=9999)
     name = {"percentile": "percentile", "bca": "BCa"}[method]
-    expected = stats.bootstrap((SKEWED,), np.mean, method=name, n_resamples=9999, random_state=1).confidence_interval
+    expected = stats.bootstrap(
+        (SKEWED,), np.mean, method=name, n_resamples=9999, random_state=1
+    ).confidence_interval
     assert found.value == pytest.approx(SKEWED.mean())
-    assert (found.low, found.high) == (pytest.approx(expected.low, abs=0.02), pytest.approx(expected.high, abs=0.02))
+    assert (found.low, found.high) == (
+        pytest.approx(expected.low, abs=0.02),
+        pytest.approx(expected.high, abs=0.02),
+    )
     assert found.n == 60 and "95 %" in found.method and method in found.method
 
 
@@ -46,7 +51,10 @@ def test_bootstrap_is_seeded_moves_with_units_and_narrows_with_level():
 
 def test_bootstrap_coverage_of_a_mean():
     rng = np.random.default_rng(2)
-    hits = [(e := bootstrap_mean(rng.normal(size=40), resamples=499)).low <= 0 <= e.high for _ in range(200)]
+    hits = [
+        (e := bootstrap_mean(rng.normal(size=40), resamples=499)).low <= 0 <= e.high
+        for _ in range(200)
+    ]
     assert 0.90 <= np.mean(hits) <= 0.98
 
 
@@ -74,7 +82,10 @@ def test_cluster_bootstrap_of_single_rows_is_the_bootstrap_and_takes_any_statist
     assert one.low == pytest.approx(bootstrap_mean(SKEWED, method="percentile").low, abs=0.02)
     pairs = np.column_stack([SKEWED, 2 * SKEWED + 1])
     slope = cluster_bootstrap(
-        pairs, np.arange(60) // 3, lambda part: np.polyfit(part[:, 0], part[:, 1], 1)[0], resamples=50
+        pairs,
+        np.arange(60) // 3,
+        lambda part: np.polyfit(part[:, 0], part[:, 1], 1)[0],
+        resamples=50,
     )
     assert (slope.value, slope.low, slope.high, slope.n) == (*[pytest.approx(2)] * 3, 20)
     by_name = cluster_bootstrap(SKEWED, [f"domain {i % 7}" for i in range(60)], resamples=50)
@@ -88,7 +99,8 @@ def test_ratio_of_means_recovers_a_planted_ratio():
     found = ratio_of_means(top, bottom)
     assert found.low < 0.6 < found.high and found.high - found.low < 0.1
     assert found.value == pytest.approx(top.mean() / bottom.mean())
-    delta = np.std(top - found.value * bottom, ddof=1) / math.sqrt(200) / bottom.mean()  # delta method
+    # delta method
+    delta = np.std(top - found.value * bottom, ddof=1) / math.sqrt(200) / bottom.mean()
     assert found.high - found.low == pytest.approx(2 * 1.96 * delta, rel=0.1)
     scaled = ratio_of_means(3 * top, 3 * bottom)
     assert scaled.low == pytest.approx(found.low)
@@ -140,11 +152,15 @@ def test_every_resample_is_studentised_by_its_own_linearised_error(even):
     rng = np.random.default_rng(11)
     top, bottom = rng.normal(3, 1, size=6), np.ones(6) if even else rng.uniform(1, 2, size=6)
     found = _ratio_resampled(top, bottom, 40, np.random.default_rng(0))
-    for rows, value, error in zip(np.random.default_rng(0).integers(6, size=(40, 6)), found.values, found.errors, strict=True):
+    for rows, value, error in zip(
+        np.random.default_rng(0).integers(6, size=(40, 6)), found.values, found.errors, strict=True
+    ):
         a, b = top[rows], bottom[rows]
         assert value == pytest.approx(a.sum() / b.sum())
         assert error == pytest.approx(np.std(a - value * b, ddof=1) / math.sqrt(6) / b.mean())
-    assert found.error == pytest.approx(np.std(top - found.value * bottom, ddof=1) / math.sqrt(6) / bottom.mean())
+    assert found.error == pytest.approx(
+        np.std(top - found.value * bottom, ddof=1) / math.sqrt(6) / bottom.mean()
+    )
 
 
 def test_bootstrap_t_holds_where_bca_and_percentile_fall_short():
@@ -161,46 +177,84 @@ def test_bootstrap_t_holds_where_bca_and_percentile_fall_short():
 @pytest.mark.parametrize("ones", [1, 2])
 def test_where_few_values_differ_the_ends_are_the_outer_ones_of_two_other_intervals(ones):
     values = np.r_[3 * np.ones(ones), np.zeros(24 - ones)]
-    found, bca, student = bootstrap_mean(values), bootstrap_mean(values, method="bca"), t_interval(values)
-    assert "too few distinct values for bootstrap-t: the outer ends of BCa and Student's t" in found.method
-    assert found.low == pytest.approx(min(bca.low, student.low)) and found.high == pytest.approx(max(bca.high, student.high))
+    found, bca, student = (
+        bootstrap_mean(values),
+        bootstrap_mean(values, method="bca"),
+        t_interval(values),
+    )
+    assert (
+        "too few distinct values for bootstrap-t: the outer ends of BCa and Student's t"
+        in found.method
+    )
+    assert found.low == pytest.approx(min(bca.low, student.low)) and found.high == pytest.approx(
+        max(bca.high, student.high)
+    )
     assert "too few distinct" not in bootstrap_mean(np.r_[3 * np.ones(9), np.zeros(15)]).method
 
 
 def test_values_of_0_and_1_are_a_proportion():
     values = np.r_[np.ones(5), np.zeros(19)]
     found, expected = bootstrap_mean(values), wilson_interval(5, 24)
-    assert (found.value, found.low, found.high, found.n) == (expected.value, expected.low, expected.high, 24)
+    assert (found.value, found.low, found.high, found.n) == (
+        expected.value,
+        expected.low,
+        expected.high,
+        24,
+    )
     assert found.method == "95 % Wilson over 24 units of 0 or 1"
     by_question = hierarchical_bootstrap(np.repeat(values, 3), np.repeat(np.arange(24), 3))
     assert (by_question.low, by_question.high, by_question.n) == (expected.low, expected.high, 24)
-    assert "bootstrap" in bootstrap_mean(values, method="bca").method and "Wilson" not in bootstrap_mean(np.zeros(24)).method
+    assert (
+        "bootstrap" in bootstrap_mean(values, method="bca").method
+        and "Wilson" not in bootstrap_mean(np.zeros(24)).method
+    )
 
 
 def test_outside_its_design_range_an_estimate_says_so():
     few = bootstrap_mean(np.arange(12.0)).method
     assert f"outside its design range: 12 units, fewer than the {UNITS} it is made for" in few
     skewed = bootstrap_mean(np.r_[np.zeros(40), 30.0, 31.0]).method
-    assert f"outside its design range: skewness 4.3, beyond the {SKEWNESS:g} it is made for" in skewed
+    assert (
+        f"outside its design range: skewness 4.3, beyond the {SKEWNESS:g} it is made for" in skewed
+    )
     assert "outside" not in bootstrap_mean(SKEWED).method
     labels = np.repeat(np.arange(5), 12)
-    for call in (lambda: cluster_bootstrap(SKEWED, labels), lambda: ratio_of_means(SKEWED, SKEWED + 1, labels)):
-        assert "outside its design range: 5 clusters, fewer than the 8 it is made for" in call().method
-    assert "fewer than the 24" in cluster_bootstrap(SKEWED, np.repeat(np.arange(12), 5), np.median, resamples=50).method
-    assert bootstrap_mean([2.0, 2.0, 2.0]).method.count("no spread, so the interval says nothing") == 1
+    for call in (
+        lambda: cluster_bootstrap(SKEWED, labels),
+        lambda: ratio_of_means(SKEWED, SKEWED + 1, labels),
+    ):
+        assert (
+            "outside its design range: 5 clusters, fewer than the 8 it is made for" in call().method
+        )
+    assert (
+        "fewer than the 24"
+        in cluster_bootstrap(SKEWED, np.repeat(np.arange(12), 5), np.median, resamples=50).method
+    )
+    assert (
+        bootstrap_mean([2.0, 2.0, 2.0]).method.count("no spread, so the interval says nothing") == 1
+    )
 
 
 def test_the_mean_over_clusters_is_a_ratio_of_sums_and_the_jackknife_finds_the_same_errors():
-    """Clusters of unequal size: the fast path against whole rows put together, and against Student's t over equal clusters."""
+    """Clusters of unequal size: the fast path against whole rows put together, and against
+    Student's t over equal clusters.
+    """
     labels = np.repeat(np.arange(12), np.arange(1, 13))
     values = np.random.default_rng(7).normal(size=len(labels)) + labels / 3
     fast = cluster_bootstrap(values, labels, resamples=4000)
-    slow = cluster_bootstrap(values, labels, lambda part: float(part.mean()), method="t", resamples=2000)
+    slow = cluster_bootstrap(
+        values, labels, lambda part: float(part.mean()), method="t", resamples=2000
+    )
     assert fast.value == pytest.approx(values.mean()) == pytest.approx(slow.value)
-    assert (slow.low, slow.high) == (pytest.approx(fast.low, abs=0.2), pytest.approx(fast.high, abs=0.2))
+    assert (slow.low, slow.high) == (
+        pytest.approx(fast.low, abs=0.2),
+        pytest.approx(fast.high, abs=0.2),
+    )
     even = cluster_bootstrap(values[:77], np.arange(77) // 7)
     means = values[:77].reshape(11, 7).mean(1)
-    assert even.high - even.low == pytest.approx(t_interval(means).high - t_interval(means).low, rel=0.2)
+    assert even.high - even.low == pytest.approx(
+        t_interval(means).high - t_interval(means).low, rel=0.2
+    )
     wide = np.column_stack([values, 3 * values])
     assert cluster_bootstrap(wide, labels).value == pytest.approx(2 * values.mean())
 
@@ -216,7 +270,9 @@ def answered(rng, p, answers):
 
 
 def test_estimands_over_questions_and_over_answers():
-    """Questions that differ a lot: the interval for these questions is short, that for others like them is not."""
+    """Questions that differ a lot: the interval for these questions is short, that for others like
+    them is not.
+    """
     rng = np.random.default_rng(8)
     p = rng.beta(1, 2, size=24)
     values, questions = answered(rng, p, 40)
@@ -225,7 +281,10 @@ def test_estimands_over_questions_and_over_answers():
     means = values.reshape(24, 40).mean(1)
     assert those.value == pytest.approx(means.mean()) and these.value == pytest.approx(means.mean())
     assert (those.n, these.n) == (24, 960)
-    assert "estimand: questions like these" in those.method and "estimand: these questions" in these.method
+    assert (
+        "estimand: questions like these" in those.method
+        and "estimand: these questions" in these.method
+    )
     error = math.sqrt((means * (1 - means) / 39).sum()) / 24
     assert these.high - these.low == pytest.approx(2 * 1.96 * error, rel=0.1)
     between = bootstrap_mean(means)
@@ -253,19 +312,40 @@ def test_pooled_answers_weigh_questions_by_their_answers():
     assert hierarchical_bootstrap(values, questions, average="pooled").value == pytest.approx(4 / 6)
     assert hierarchical_bootstrap(values, questions).value == pytest.approx((3 / 4 + 1 / 2) / 2)
     these = hierarchical_bootstrap(values, questions, estimand="these questions", average="pooled")
-    assert these.value == pytest.approx(4 / 6) and "2 answers to a question, fewer than the 5" in these.method
+    assert (
+        these.value == pytest.approx(4 / 6)
+        and "2 answers to a question, fewer than the 5" in these.method
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: bootstrap_mean([1.0]), "values has 1 values; pass at least 2"),
-        (lambda: bootstrap_mean([1.0, math.inf]), "values holds 1 values that are NaN or infinite, of 2; drop or fix"),
-        (lambda: bootstrap_mean([[1.0, 2.0]]), r"values has shape \(1, 2\); pass one number a unit"),
-        (lambda: bootstrap_mean([1.0, 2.0], level=95), "level=95 must lie strictly between 0 and 1; pass .95 for 95 %"),
-        (lambda: bootstrap_mean([1.0, 2.0], resamples=0), "resamples=0 must be an integer of 1 or more"),
-        (lambda: bootstrap_mean([1.0, 2.0], method="basic"), "method='basic' is unknown; pass one of 't', 'bca', 'percentile'"),
-        (lambda: cluster_bootstrap([1.0, 2.0], ["a"]), "clusters has 1 labels for 2 rows; pass one label a row"),
+        (
+            lambda: bootstrap_mean([1.0, math.inf]),
+            "values holds 1 values that are NaN or infinite, of 2; drop or fix",
+        ),
+        (
+            lambda: bootstrap_mean([[1.0, 2.0]]),
+            r"values has shape \(1, 2\); pass one number a unit",
+        ),
+        (
+            lambda: bootstrap_mean([1.0, 2.0], level=95),
+            "level=95 must lie strictly between 0 and 1; pass .95 for 95 %",
+        ),
+        (
+            lambda: bootstrap_mean([1.0, 2.0], resamples=0),
+            "resamples=0 must be an integer of 1 or more",
+        ),
+        (
+            lambda: bootstrap_mean([1.0, 2.0], method="basic"),
+            "method='basic' is unknown; pass one of 't', 'bca', 'percentile'",
+        ),
+        (
+            lambda: cluster_bootstrap([1.0, 2.0], ["a"]),
+            "clusters has 1 labels for 2 rows; pass one label a row",
+        ),
         (
             lambda: cluster_bootstrap([1.0, 2.0], ["a", "a"]),
             "clusters names 1 cluster; a cluster bootstrap needs at least 2",
@@ -276,13 +356,27 @@ def test_pooled_answers_weigh_questions_by_their_answers():
         ),
         (lambda: cluster_bootstrap([1.0, 2.0], ["a", "b"], method="x"), "method='x' is unknown"),
         (
-            lambda: cluster_bootstrap([1.0, 2.0], ["a", "b"], lambda part: math.nan if len(set(part)) < 2 else 1.0),
+            lambda: cluster_bootstrap(
+                [1.0, 2.0], ["a", "b"], lambda part: math.nan if len(set(part)) < 2 else 1.0
+            ),
             "statistic is not finite on some resample of clusters",
         ),
-        (lambda: hierarchical_bootstrap([1.0, 2.0], [0, 1], estimand="mine"), "estimand='mine' is unknown; pass one of 'questions like these', 'these"),
-        (lambda: hierarchical_bootstrap([1.0, 2.0], [0, 1], average="sum"), "average='sum' is unknown; pass one of 'question', 'pooled'"),
-        (lambda: hierarchical_bootstrap([1.0, 2.0], [0, 0]), "questions names 1 cluster; a bootstrap over questions needs at least 2"),
-        (lambda: hierarchical_bootstrap([1.0, 2.0, 3.0], [0, 0, 1], estimand="these questions"), "a question has 1 answer, which shows no spread within"),
+        (
+            lambda: hierarchical_bootstrap([1.0, 2.0], [0, 1], estimand="mine"),
+            "estimand='mine' is unknown; pass one of 'questions like these', 'these",
+        ),
+        (
+            lambda: hierarchical_bootstrap([1.0, 2.0], [0, 1], average="sum"),
+            "average='sum' is unknown; pass one of 'question', 'pooled'",
+        ),
+        (
+            lambda: hierarchical_bootstrap([1.0, 2.0], [0, 0]),
+            "questions names 1 cluster; a bootstrap over questions needs at least 2",
+        ),
+        (
+            lambda: hierarchical_bootstrap([1.0, 2.0, 3.0], [0, 0, 1], estimand="these questions"),
+            "a question has 1 answer, which shows no spread within",
+        ),
         (lambda: ratio_of_means([1.0, 2.0], [1.0]), "denominator has 1 values; pass at least 2"),
         (
             lambda: ratio_of_means([1.0, 2.0], [1.0, 2.0, 3.0]),

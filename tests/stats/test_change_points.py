@@ -23,11 +23,20 @@ def test_a_planted_break_is_found_at_its_place_in_both_trends_and_kinds():
     times = 10.0 + 2.0 * np.arange(50)
     kink = 0.01 * np.maximum(times - 60.0, 0) + noise(rng, 50, 0.3, 0.02)
     found = change_point(kink, times, trend="linear", draws=99)
-    assert found.p <= 0.02 and abs(found.location.value - 60) <= 6 and found.location.low <= 60 <= found.location.high
-    assert found.size == pytest.approx(0.01, abs=0.002)  # slope a unit of time, not a share of the run
+    assert (
+        found.p <= 0.02
+        and abs(found.location.value - 60) <= 6
+        and found.location.low <= 60 <= found.location.high
+    )
+    # slope a unit of time, not a share of the run
+    assert found.size == pytest.approx(0.01, abs=0.002)
     jump = falling(50) + 0.3 * (np.arange(50) >= 35) + noise(rng, 50, 0.3, 0.01)
     found = change_point(jump, kind="level", draws=99)
-    assert found.p <= 0.02 and abs(found.location.value - 35) <= 2 and found.size == pytest.approx(0.3, abs=0.05)
+    assert (
+        found.p <= 0.02
+        and abs(found.location.value - 35) <= 2
+        and found.size == pytest.approx(0.3, abs=0.05)
+    )
 
 
 def test_the_statistic_of_a_linear_trend_is_the_f_of_a_loop():
@@ -48,16 +57,23 @@ def test_a_smooth_logistic_series_is_broken_for_a_line_and_not_for_a_logistic_tr
     rng = np.random.default_rng(2)
     y = falling(40) + noise(rng, 40, 0.4, 0.01)
     found = change_point(y, trend="linear", kind="transition", draws=99)
-    assert found.p <= 0.02 and abs(found.location.value - 0.43 * 39) < 2 and -0.8 < found.size < -0.4  # the line beside the step takes a part
+    # the line beside the step takes a part
+    assert (
+        found.p <= 0.02 and abs(found.location.value - 0.43 * 39) < 2 and -0.8 < found.size < -0.4
+    )
     assert change_point(y, trend="logistic", draws=99).p > 0.05
     line = np.linspace(0.95, 0.5, 40) + noise(rng, 40, 0.4, 0.01)
     assert change_point(line, trend="linear", kind="transition", draws=99).p > 0.05
 
 
-@pytest.mark.slow  # the miniature is the test above; measured at length by `python -m benchmarks rank1_dynamics`
+# the miniature is the test above; measured at length by `python -m benchmarks rank1_dynamics`
+@pytest.mark.slow
 def test_smooth_logistic_series_keep_their_level():
     rng = np.random.default_rng(3)
-    p = [change_point(falling(60) + noise(rng, 60, 0.5, 0.015), draws=59, seed=i).p for i in range(80)]
+    p = [
+        change_point(falling(60) + noise(rng, 60, 0.5, 0.015), draws=59, seed=i).p
+        for i in range(80)
+    ]
     assert np.mean(np.array(p) <= 0.05) <= 0.125  # 80 draws of a rate of .05 exceed it in 1 of 200
 
 
@@ -71,14 +87,22 @@ def test_on_the_axis_of_the_learning_rate_warm_up_is_no_change():
 
 def test_noise_is_as_dependent_as_it_was_planted():
     rng = np.random.default_rng(5)
-    straight = [change_point(noise(rng, 60, rho, 1.0), trend="linear", draws=20, seed=i).correlation for rho in (0.0, 0.8) for i in range(6)]
+    straight = [
+        change_point(noise(rng, 60, rho, 1.0), trend="linear", draws=20, seed=i).correlation
+        for rho in (0.0, 0.8)
+        for i in range(6)
+    ]
     assert np.mean(straight[:6]) < 0.3 and 0.6 < np.mean(straight[6:]) < 0.97
 
 
 def test_the_midpoint_is_where_half_of_the_change_is_done():
     y = falling(50, middle=0.6) + noise(np.random.default_rng(6), 50, 0.3, 0.01)
     found = logistic_midpoint(y, draws=60)
-    assert found.low <= 0.6 * 49 <= found.high and abs(found.value - 0.6 * 49) < 1.5 and found.high - found.low < 8
+    assert (
+        found.low <= 0.6 * 49 <= found.high
+        and abs(found.value - 0.6 * 49) < 1.5
+        and found.high - found.low < 8
+    )
     assert not logistic_midpoint(np.ones(20), draws=20).defined
 
 
@@ -91,9 +115,15 @@ def test_order_of_events_is_exact_over_sign_patterns():
     first, second = [1.0, 2.0, 4.0, 3.0, 2.0, 5.0], [3.0, 5.0, 4.5, 4.0, 6.0, 4.0]
     found = order_of_events(first, second)
     lags = np.subtract(second, first)
-    beyond = sum(abs(np.dot(signs, lags)) >= abs(lags.sum()) - 1e-9 for signs in itertools.product((1, -1), repeat=6))
+    beyond = sum(
+        abs(np.dot(signs, lags)) >= abs(lags.sum()) - 1e-9
+        for signs in itertools.product((1, -1), repeat=6)
+    )
     assert found.p == beyond / 64 and found.first_leads == 5 and found.ties == 0
-    assert found.lag.value == pytest.approx(lags.mean()) and found.lag.low < found.lag.value < found.lag.high
+    assert (
+        found.lag.value == pytest.approx(lags.mean())
+        and found.lag.low < found.lag.value < found.lag.high
+    )
     turned = order_of_events(second, first)
     assert turned.p == found.p and turned.lag.value == pytest.approx(-found.lag.value)
     same = order_of_events([1.0, 2.0], [3.0, 4.0])
@@ -112,10 +142,22 @@ def test_what_makes_no_sense_is_refused(unchecked):
     y = list(range(12))
     for options, message in (
         ({"values": y[:5]}, "values has 5 values; pass at least 12"),
-        ({"values": y, "times": [0, 1, 1, *range(2, 11)]}, "times do not ascend strictly: 1 follows 1"),
-        ({"values": y, "trend": "cubic"}, "trend='cubic' is unknown; pass one of 'linear', 'logistic'"),
-        ({"values": y, "kind": "jerk"}, "kind='jerk' is unknown; pass one of 'slope', 'level', 'transition'"),
-        ({"values": y, "noise": "white"}, "noise='white' is unknown; pass one of 'autoregressive', 'stationary'"),
+        (
+            {"values": y, "times": [0, 1, 1, *range(2, 11)]},
+            "times do not ascend strictly: 1 follows 1",
+        ),
+        (
+            {"values": y, "trend": "cubic"},
+            "trend='cubic' is unknown; pass one of 'linear', 'logistic'",
+        ),
+        (
+            {"values": y, "kind": "jerk"},
+            "kind='jerk' is unknown; pass one of 'slope', 'level', 'transition'",
+        ),
+        (
+            {"values": y, "noise": "white"},
+            "noise='white' is unknown; pass one of 'autoregressive', 'stationary'",
+        ),
         ({"values": y, "margin": 0.5}, "margin=0.5 must lie strictly between 0 and .5"),
     ):
         with pytest.raises(InputError, match=message):

@@ -6,7 +6,15 @@ from scipy import stats
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from emlens import EmlensError
-from emlens.stats import cohens_d, cohens_d_interval, paired_test, permutation_test, signed_rank_test, tost, welch_test
+from emlens.stats import (
+    cohens_d,
+    cohens_d_interval,
+    paired_test,
+    permutation_test,
+    signed_rank_test,
+    tost,
+    welch_test,
+)
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(1.0, 1, size=30), RNG.normal(0.0, 3, size=45)
@@ -16,10 +24,19 @@ SECOND = FIRST - 0.3 + RNG.normal(scale=0.5, size=25)
 
 @pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
 def test_welch_agrees_with_scipy(side):
-    found, expected = welch_test(A, B, side=side), stats.ttest_ind(A, B, equal_var=False, alternative=side)
-    assert (found.statistic, found.p) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue))
+    found, expected = (
+        welch_test(A, B, side=side),
+        stats.ttest_ind(A, B, equal_var=False, alternative=side),
+    )
+    assert (found.statistic, found.p) == (
+        pytest.approx(expected.statistic),
+        pytest.approx(expected.pvalue),
+    )
     interval = stats.ttest_ind(A, B, equal_var=False).confidence_interval()
-    assert (found.estimate.low, found.estimate.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert (found.estimate.low, found.estimate.high) == (
+        pytest.approx(interval.low),
+        pytest.approx(interval.high),
+    )
     assert found.n == 75 and side in found.method
     assert found.as_dict()["estimate"]["value"] == pytest.approx(A.mean() - B.mean())
 
@@ -36,7 +53,10 @@ def test_cohens_d_is_the_planted_one_and_changes_sign():
 
 def test_paired_agrees_with_scipy():
     found, expected = paired_test(FIRST, SECOND), stats.ttest_rel(FIRST, SECOND)
-    assert (found.statistic, found.p) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue))
+    assert (found.statistic, found.p) == (
+        pytest.approx(expected.statistic),
+        pytest.approx(expected.pvalue),
+    )
     gaps = FIRST - SECOND
     assert found.effect == pytest.approx(gaps.mean() / gaps.std(ddof=1))
     interval = stats.ttest_rel(FIRST, SECOND).confidence_interval()
@@ -47,18 +67,26 @@ def test_paired_agrees_with_scipy():
 
 def test_permutation_agrees_with_scipy():
     found = permutation_test(A, B, draws=4000)
-    expected = stats.permutation_test((A, B), lambda x, y: x.mean() - y.mean(), n_resamples=4000, random_state=0)
+    expected = stats.permutation_test(
+        (A, B), lambda x, y: x.mean() - y.mean(), n_resamples=4000, random_state=0
+    )
     assert found.statistic == pytest.approx(A.mean() - B.mean())
     assert found.estimate == welch_test(A, B).estimate
     d = cohens_d_interval(A, B)
-    assert (found.effect, found.effect_low, found.effect_high, found.sizes) == (d.value, d.low, d.high, (30, 45))
+    assert (found.effect, found.effect_low, found.effect_high, found.sizes) == (
+        d.value,
+        d.low,
+        d.high,
+        (30, 45),
+    )
     assert found.p == pytest.approx(expected.pvalue, abs=0.06)  # Monte Carlo error of both
     assert permutation_test(A, B, draws=50) == permutation_test(A, B, draws=50)
 
 
 def test_permutation_counts_ties_and_takes_any_statistic():
     few = permutation_test([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], side="less", draws=4000)
-    assert few.p == pytest.approx(1 / 20, abs=0.012)  # 1 of C(6, 3) splits, however its sum is rounded
+    # 1 of C(6, 3) splits, however its sum is rounded
+    assert few.p == pytest.approx(1 / 20, abs=0.012)
     spread = permutation_test(A, B, lambda x, y: float(x.std() / y.std()), side="less", draws=400)
     assert spread.p < 0.01
     apart = permutation_test([1.0, 1.0], [2.0, 2.0], draws=20)
@@ -75,7 +103,10 @@ def test_permutation_within_strata():
 
 def test_permutation_is_calibrated():
     rng = np.random.default_rng(3)
-    found = [permutation_test(rng.exponential(size=8), rng.exponential(size=12), draws=99).p for _ in range(250)]
+    found = [
+        permutation_test(rng.exponential(size=8), rng.exponential(size=12), draws=99).p
+        for _ in range(250)
+    ]
     assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.03)
 
 
@@ -112,22 +143,37 @@ def test_tost_is_not_a_failed_test():
     ("call", "message"),
     [
         (lambda: welch_test([1.0], [1.0, 2]), "a has 1 values; pass at least 2"),
-        (lambda: welch_test([1.0, 1], [1.0, 1]), "all values are equal within each sample, so there is no spread"),
+        (
+            lambda: welch_test([1.0, 1], [1.0, 1]),
+            "all values are equal within each sample, so there is no spread",
+        ),
         (
             lambda: welch_test([1.0, 2], [1.0, 2], side="up"),
             "side='up' is unknown; pass 'greater', 'less' or 'two-sided'",
         ),
         (lambda: cohens_d([1.0, 1], [2.0, 2]), "there is no spread to test against"),
-        (lambda: paired_test([1.0, 2], [1.0, 2, 3]), "a has 2 values and b has 3; pass one pair a unit"),
+        (
+            lambda: paired_test([1.0, 2], [1.0, 2, 3]),
+            "a has 2 values and b has 3; pass one pair a unit",
+        ),
         (lambda: paired_test([1.0, 2], [0.0, 1]), "there is no spread"),
-        (lambda: paired_test([1.0, 2], [0.0, 3], kind="sign"), "kind='sign' is unknown; pass 't' or 'wilcoxon'"),
+        (
+            lambda: paired_test([1.0, 2], [0.0, 3], kind="sign"),
+            "kind='sign' is unknown; pass 't' or 'wilcoxon'",
+        ),
         (lambda: permutation_test([1.0, 1], [1.0, 1]), "there is no spread"),
-        (lambda: permutation_test([1.0, 2], [1.0, 3], strata=[0]), "strata has 1 labels for 4 units"),
+        (
+            lambda: permutation_test([1.0, 2], [1.0, 3], strata=[0]),
+            "strata has 1 labels for 4 units",
+        ),
         (
             lambda: tost([1.0, 2], [1.0, 3], 0.0),
             "margin=0.0 must be positive: the largest difference that counts as none",
         ),
-        (lambda: tost([1.0, 2], [1.0, 3], 1.0, alpha=0.7), "alpha=0.7 must lie strictly between 0 and .5"),
+        (
+            lambda: tost([1.0, 2], [1.0, 3], 1.0, alpha=0.7),
+            "alpha=0.7 must lie strictly between 0 and .5",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

@@ -38,7 +38,9 @@ def test_false_positives_are_bounded_where_raw_ones_are_not():
 
 
 def westfall_young(observed, draws):
-    """Step-down by the book: from the largest on, each against the maximum over itself and all that are smaller."""
+    """Step-down by the book: from the largest on, each against the maximum over itself and all that
+    are smaller.
+    """
     order, p, last = np.argsort(-observed), np.empty(len(observed)), 0.0
     for rank, hypothesis in enumerate(order):
         beyond = sum(max(draw[order[rank:]]) >= observed[hypothesis] for draw in draws)
@@ -56,16 +58,20 @@ def test_maximum_statistic_by_a_loop_with_its_order_and_sides():
     np.testing.assert_allclose(single, [(1 + (draws.max(1) >= x).sum()) / 61 for x in observed])
     assert (found <= single).all() and found.max() > found.min()
     np.testing.assert_allclose(max_statistic_p(-observed, -draws, side="less"), found)
-    np.testing.assert_allclose(max_statistic_p(-observed, draws, side="two-sided"), max_statistic_p(np.abs(observed), np.abs(draws)))
+    np.testing.assert_allclose(
+        max_statistic_p(-observed, draws, side="two-sided"),
+        max_statistic_p(np.abs(observed), np.abs(draws)),
+    )
     grid = max_statistic_p(observed[:6].reshape(2, 3), draws[:, :6].reshape(60, 2, 3))
     np.testing.assert_allclose(grid.ravel(), max_statistic_p(observed[:6], draws[:, :6]))
 
 
-def test_the_maximum_statistic_bounds_false_positives_and_sees_more_than_holm_where_tests_move_together():
+def test_the_maximum_statistic_sees_more_than_holm_where_tests_move_together():
     rng = np.random.default_rng(3)
     false, ours, holm = 0, 0, 0
     for _ in range(200):
-        draws = 0.95 * rng.normal(size=(200, 1)) + np.sqrt(1 - 0.95**2) * rng.normal(size=(200, 20))  # twenty layers, one effect
+        # twenty layers, one effect
+        draws = 0.95 * rng.normal(size=(200, 1)) + np.sqrt(1 - 0.95**2) * rng.normal(size=(200, 20))
         null, effect = draws[0], draws[1] + 2.4
         rest = draws[2:]
         false += (max_statistic_p(null, rest) <= 0.05).any()
@@ -78,9 +84,22 @@ def test_the_maximum_statistic_bounds_false_positives_and_sees_more_than_holm_wh
 @pytest.mark.parametrize(
     ("observed", "draws", "side", "message"),
     [
-        ([1.0, 2.0], [[1.0], [2.0]], "greater", r"draws has shape \(2, 1\) for observed of shape \(2,\); pass \(draw, \*observed.shape\)"),
+        (
+            [1.0, 2.0],
+            [[1.0], [2.0]],
+            "greater",
+            (
+                r"draws has shape \(2, 1\) for observed of shape \(2,\);"
+                r" pass \(draw, \*observed.shape\)"
+            ),
+        ),
         ([1.0], np.empty((0, 1)), "greater", "not empty"),
-        ([float("nan")], [[1.0]], "greater", "observed or draws hold values that are NaN or infinite; leave such hypotheses out"),
+        (
+            [float("nan")],
+            [[1.0]],
+            "greater",
+            "observed or draws hold values that are NaN or infinite; leave such hypotheses out",
+        ),
         ([1.0], [[1.0]], "both", "side='both' is unknown"),
     ],
 )
@@ -93,7 +112,11 @@ def test_refusals_of_the_maximum(unchecked, observed, draws, side, message):
     ("p", "method", "message"),
     [
         ([], "holm", "p is empty; pass at least one p-value"),
-        ([0.5, 1.5], "holm", r"p holds 1\.5, which is not a p-value; pass numbers in \[0, 1\] without NaN"),
+        (
+            [0.5, 1.5],
+            "holm",
+            r"p holds 1\.5, which is not a p-value; pass numbers in \[0, 1\] without NaN",
+        ),
         ([float("nan")], "bh", "p holds nan, which is not a p-value"),
         ([0.5], "fdr", "method='fdr' is unknown; pass one of bonferroni, holm, bh"),
     ],

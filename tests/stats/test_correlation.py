@@ -21,7 +21,11 @@ def test_agree_with_scipy(n):
     found, expected = pearson(x, y), stats.pearsonr(x, y)
     interval = expected.confidence_interval()
     assert found.value == pytest.approx(expected.statistic, abs=1e-12)
-    assert (found.low, found.high, found.n) == (pytest.approx(interval.low), pytest.approx(interval.high), n)
+    assert (found.low, found.high, found.n) == (
+        pytest.approx(interval.low),
+        pytest.approx(interval.high),
+        n,
+    )
     ties = np.round(y, 0)
     assert spearman(x, ties).value == pytest.approx(stats.spearmanr(x, ties).statistic, abs=1e-12)
 
@@ -40,7 +44,10 @@ def test_invariances(seed, scale, shift):
 
 def test_perfect_and_undefined():
     x = np.arange(6.0)
-    assert (pearson(x, 2 * x + 1).value, spearman(x, -np.exp(x)).high) == (pytest.approx(1), pytest.approx(-1))
+    assert (pearson(x, 2 * x + 1).value, spearman(x, -np.exp(x)).high) == (
+        pytest.approx(1),
+        pytest.approx(-1),
+    )
     exact = pearson([1.0, -1, 1, -1], [2.0, -2, 2, -2])
     assert (exact.value, exact.low, exact.high) == (1, 1, 1)
     for call in (pearson, spearman):
@@ -68,20 +75,28 @@ def test_partialling_out_a_confounder():
     assert pearson(x, y).low > 0.3  # there is something to remove
     partial = partial_correlation(x, y, confounder)
     assert partial.low < 0 < partial.high
-    r = np.linalg.inv(np.corrcoef(np.column_stack([x, y, confounder]).T))  # from the precision matrix
+    # from the precision matrix
+    r = np.linalg.inv(np.corrcoef(np.column_stack([x, y, confounder]).T))
     assert partial.value == pytest.approx(-r[0, 1] / math.sqrt(r[0, 0] * r[1, 1]), abs=1e-10)
     ranked = partial_correlation(np.exp(x), y, confounder, ranks=True)
-    assert ranked.value == pytest.approx(partial_correlation(x, y, confounder, ranks=True).value, abs=1e-10)
+    assert ranked.value == pytest.approx(
+        partial_correlation(x, y, confounder, ranks=True).value, abs=1e-10
+    )
     assert "Spearman" in ranked.method and abs(ranked.value) < 0.15
 
 
 def test_partial_correlation_edges():
     x, y = pair(50, 0.5)
     nothing = partial_correlation(x, y, np.ones((50, 1)))
-    assert nothing.value == pytest.approx(pearson(x, y).value, abs=1e-10)  # a constant explains nothing
+    # a constant explains nothing
+    assert nothing.value == pytest.approx(pearson(x, y).value, abs=1e-10)
     both = np.column_stack([x, y**2])
-    assert partial_correlation(x, y, both).method == "undefined: the covariates explain x completely"
-    assert partial_correlation(y, x, both).method == "undefined: the covariates explain y completely"
+    assert (
+        partial_correlation(x, y, both).method == "undefined: the covariates explain x completely"
+    )
+    assert (
+        partial_correlation(y, x, both).method == "undefined: the covariates explain y completely"
+    )
     wide = np.column_stack([1e8 * y**2 + 1e9, 1e-8 * y**3])
     assert partial_correlation(x, y, wide).value == pytest.approx(
         partial_correlation(x, y, np.column_stack([y**2, y**3])).value, abs=1e-6
@@ -93,7 +108,9 @@ def test_permutation_null_agrees_with_scipy_and_finds_an_effect():
     null = correlation_null(x, y, draws=4000)
     assert null.mean == pytest.approx(0, abs=0.01)
     assert null.sd == pytest.approx(1 / math.sqrt(29), rel=0.05)  # exact over permutations
-    assert null.p_value(pearson(x, y).value, "two-sided") == pytest.approx(stats.pearsonr(x, y).pvalue, abs=0.02)
+    assert null.p_value(pearson(x, y).value, "two-sided") == pytest.approx(
+        stats.pearsonr(x, y).pvalue, abs=0.02
+    )
     ranked = correlation_null(np.exp(x), y, ranks=True, draws=500)
     assert ranked.sd == pytest.approx(1 / math.sqrt(29), rel=0.15)
 
@@ -112,13 +129,20 @@ def test_strata_hold_what_they_explain():
 def clustered(seed, domains=12, size=8):
     """Unrelated within domains and between them, both with effects of the domain."""
     rng = np.random.default_rng(seed)
-    x, y = (np.repeat(rng.normal(size=domains), size) + rng.normal(size=domains * size) for _ in range(2))
+    x, y = (
+        np.repeat(rng.normal(size=domains), size) + rng.normal(size=domains * size)
+        for _ in range(2)
+    )
     return x, y, np.repeat(np.arange(domains), size)
 
 
-@pytest.mark.parametrize("call", [pearson, spearman, lambda x, y, **k: partial_correlation(x, y, np.cos(x + y), **k)])
+@pytest.mark.parametrize(
+    "call", [pearson, spearman, lambda x, y, **k: partial_correlation(x, y, np.cos(x + y), **k)]
+)
 def test_clusters_are_the_units(call):
-    """Over whole domains the interval holds where the plain one claims far too much; single rows give nearly the plain one."""
+    """Over whole domains the interval holds where the plain one claims far too much; single rows
+    give nearly the plain one.
+    """
     hits = {"plain": 0, "clusters": 0}
     for seed in range(60):
         x, y, labels = clustered(seed)
@@ -139,7 +163,10 @@ def test_the_interval_over_clusters_is_the_jackknife_by_a_loop():
     found = pearson(x, y, clusters=labels)
     assert np.arctanh(found.high) - np.arctanh(found.value) == pytest.approx(half)
     few = pearson(x, y, clusters=labels % 5)
-    assert "5 clusters, fewer than the 8 it is made for" in few.method and "outside" not in found.method
+    assert (
+        "5 clusters, fewer than the 8 it is made for" in few.method
+        and "outside" not in found.method
+    )
     broken = pearson([0.0, 1, 2, 3, 3, 3], [0.0, 1, 2, 3, 3, 9], clusters=[0, 0, 0, 0, 1, 2])
     assert math.isnan(broken.low) and "perfect or undefined without some cluster" in broken.method
 
@@ -148,20 +175,56 @@ def test_the_interval_over_clusters_is_the_jackknife_by_a_loop():
     ("call", "message"),
     [
         (lambda: pearson([1.0, 2, 3], [1.0, 2, 3]), "x has 3 values; pass at least 4"),
-        (lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 3, 4, 5]), "x has 4 values and y has 5; pass one pair a unit"),
-        (lambda: pearson([1.0, 2, 3, math.nan], [1.0, 2, 3, 4]), "x holds 1 values that are NaN or infinite, of 4"),
-        (lambda: pearson([1.0, 2, 3, 4], [1.0, 2, 3, 4], level=0), "level=0 must lie strictly between"),
-        (lambda: partial_correlation([1.0, 2, 3, 4], [1.0, 2, 4, 3], [1.0, 2]), r"covariates has shape \(2, 1\) for 4 units"),
-        (lambda: partial_correlation([1.0, 2, 3, 4], [1.0, 2, 4, 3], [1.0, 2, 3, 5]), "4 units are too few for 1 covariates; pass at least 5"),
-        (lambda: partial_correlation([1.0, 2, 3, 4], [1.0, 2, 4, 3], [1.0, 2, 3, math.inf]), "covariates holds values that are NaN"),
-        (lambda: pearson([1.0, 2, 3, 4], [1.0, 2, 4, 3], clusters=[1, 2]), "clusters has 2 labels for 4 rows; pass one label a row"),
-        (lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 4, 3], clusters=[1] * 4), "clusters names 1 cluster; an interval over clusters needs at least 2"),
-        (lambda: correlation_null([1.0, 1, 1, 1], [1.0, 2, 3, 4]), "x is constant, so no correlation exists"),
-        (lambda: correlation_null([1.0, 2, 3, 4], [1.0, 2, 3, 4], strata=[1]), "strata has 1 labels for 4 units"),
-        (lambda: correlation_null([1.0, 2, 3, 4], [1.0, 2, 3, 4], strata=list("abcd")), "each of 4 units in a stratum of its own"),
-        (lambda: correlation_null([1.0, 2, 3, 4], [1.0, 2, 3, 4], draws=0), "draws=0 must be an integer of 1 or more"),
+        (
+            lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 3, 4, 5]),
+            "x has 4 values and y has 5; pass one pair a unit",
+        ),
+        (
+            lambda: pearson([1.0, 2, 3, math.nan], [1.0, 2, 3, 4]),
+            "x holds 1 values that are NaN or infinite, of 4",
+        ),
+        (
+            lambda: pearson([1.0, 2, 3, 4], [1.0, 2, 3, 4], level=0),
+            "level=0 must lie strictly between",
+        ),
+        (
+            lambda: partial_correlation([1.0, 2, 3, 4], [1.0, 2, 4, 3], [1.0, 2]),
+            r"covariates has shape \(2, 1\) for 4 units",
+        ),
+        (
+            lambda: partial_correlation([1.0, 2, 3, 4], [1.0, 2, 4, 3], [1.0, 2, 3, 5]),
+            "4 units are too few for 1 covariates; pass at least 5",
+        ),
+        (
+            lambda: partial_correlation([1.0, 2, 3, 4], [1.0, 2, 4, 3], [1.0, 2, 3, math.inf]),
+            "covariates holds values that are NaN",
+        ),
+        (
+            lambda: pearson([1.0, 2, 3, 4], [1.0, 2, 4, 3], clusters=[1, 2]),
+            "clusters has 2 labels for 4 rows; pass one label a row",
+        ),
+        (
+            lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 4, 3], clusters=[1] * 4),
+            "clusters names 1 cluster; an interval over clusters needs at least 2",
+        ),
+        (
+            lambda: correlation_null([1.0, 1, 1, 1], [1.0, 2, 3, 4]),
+            "x is constant, so no correlation exists",
+        ),
+        (
+            lambda: correlation_null([1.0, 2, 3, 4], [1.0, 2, 3, 4], strata=[1]),
+            "strata has 1 labels for 4 units",
+        ),
+        (
+            lambda: correlation_null([1.0, 2, 3, 4], [1.0, 2, 3, 4], strata=list("abcd")),
+            "each of 4 units in a stratum of its own",
+        ),
+        (
+            lambda: correlation_null([1.0, 2, 3, 4], [1.0, 2, 3, 4], draws=0),
+            "draws=0 must be an integer of 1 or more",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals(unchecked, call, message):
     with pytest.raises(EmlensError, match=message):
         call()
@@ -170,16 +233,27 @@ def test_refusals(unchecked, call, message):
 def test_the_null_given_covariates_is_centred_where_the_plain_one_is_not_the_question():
     rng = np.random.default_rng(3)
     rate = rng.normal(size=40)
-    x, y = rate + 0.3 * rng.normal(size=40), rate + 0.3 * rng.normal(size=40)  # related through the rate alone
+    # related through the rate alone
+    x, y = rate + 0.3 * rng.normal(size=40), rate + 0.3 * rng.normal(size=40)
     assert correlation_null(x, y, draws=499).p_value(pearson(x, y).value, "two-sided") <= 0.01
     null = correlation_null(x, y, covariates=rate, draws=499)
-    assert null.p_value(partial_correlation(x, y, rate).value, "two-sided") > 0.05 and "covariates partialled out" in null.label
+    assert (
+        null.p_value(partial_correlation(x, y, rate).value, "two-sided") > 0.05
+        and "covariates partialled out" in null.label
+    )
     assert abs(null.mean) < 0.05 and null.sd == pytest.approx(1 / np.sqrt(40 - 3), rel=0.15)
     linked = y + 2 * x
-    assert correlation_null(x, linked, covariates=rate, draws=499).p_value(partial_correlation(x, linked, rate).value) <= 0.01
+    assert (
+        correlation_null(x, linked, covariates=rate, draws=499).p_value(
+            partial_correlation(x, linked, rate).value
+        )
+        <= 0.01
+    )
 
 
 def test_covariates_that_explain_a_sample_leave_no_null(unchecked):
     x = np.arange(10.0)
-    with pytest.raises(EmlensError, match="the covariates explain x completely, so no correlation is left to test"):
+    with pytest.raises(
+        EmlensError, match="the covariates explain x completely, so no correlation is left to test"
+    ):
         correlation_null(x, x**2, covariates=2 * x, draws=9)

@@ -14,7 +14,9 @@ def sides(rng, n, cosine, strength):
 
 
 def corrected(x, y):
-    lengths = [rows.mean(0) @ rows.mean(0) - rows.var(0, ddof=1).sum() / len(rows) for rows in (x, y)]
+    lengths = [
+        rows.mean(0) @ rows.mean(0) - rows.var(0, ddof=1).sum() / len(rows) for rows in (x, y)
+    ]
     return x.mean(0) @ y.mean(0) / np.sqrt(lengths[0] * lengths[1])
 
 
@@ -24,7 +26,10 @@ def test_value_and_jackknife_by_a_loop():
     found = cosine_of_means(x, y)
     assert found.value == pytest.approx(corrected(x, y)) and found.n == 15
     variance = 0.0
-    for deleted in ([corrected(np.delete(x, i, 0), y) for i in range(20)], [corrected(x, np.delete(y, i, 0)) for i in range(15)]):
+    for deleted in (
+        [corrected(np.delete(x, i, 0), y) for i in range(20)],
+        [corrected(x, np.delete(y, i, 0)) for i in range(15)],
+    ):
         variance += (len(deleted) - 1) * np.var(deleted)
     assert found.high - found.low == pytest.approx(2 * 2.1448 * np.sqrt(variance), rel=1e-4)
 
@@ -60,16 +65,31 @@ def test_where_a_mean_is_no_more_than_noise():
     assert cosine_of_means(x, y).method == "undefined: a mean is no longer than its sampling noise"
     one = np.array([[1.2, 0.0], [3.7, 3.1], [1.8, -3.9], [0.6, 1.9]])
     far = cosine_of_means(one, rng.normal(size=(5, 2)) * 0.01 + 1)
-    assert (far.low, far.high) == (-1, 1) and "without some row a mean is no longer than its noise" in far.method
+    assert (far.low, far.high) == (
+        -1,
+        1,
+    ) and "without some row a mean is no longer than its noise" in far.method
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cosine_of_means(np.ones((2, 3)), np.ones((5, 3))), r"x has shape \(2, 3\); pass \(row, d\) with at least 3 rows"),
-        (lambda: cosine_of_means(np.ones((4, 3)), np.ones((5, 2))), "x has rows of width 3 and y of width 2; pass vectors of one space"),
-        (lambda: cosine_of_means(np.ones((4, 3)) * np.nan, np.ones((5, 3))), "x holds values that are NaN or infinite"),
-        (lambda: cosine_of_means(np.ones((4, 3)), np.ones((5, 3)), level=95), "level=95 must lie strictly between"),
+        (
+            lambda: cosine_of_means(np.ones((2, 3)), np.ones((5, 3))),
+            r"x has shape \(2, 3\); pass \(row, d\) with at least 3 rows",
+        ),
+        (
+            lambda: cosine_of_means(np.ones((4, 3)), np.ones((5, 2))),
+            "x has rows of width 3 and y of width 2; pass vectors of one space",
+        ),
+        (
+            lambda: cosine_of_means(np.ones((4, 3)) * np.nan, np.ones((5, 3))),
+            "x holds values that are NaN or infinite",
+        ),
+        (
+            lambda: cosine_of_means(np.ones((4, 3)), np.ones((5, 3)), level=95),
+            "level=95 must lie strictly between",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

@@ -6,7 +6,12 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from emlens import EmlensError
-from emlens.stats import clopper_pearson_interval, nadeau_bengio_interval, t_interval, wilson_interval
+from emlens.stats import (
+    clopper_pearson_interval,
+    nadeau_bengio_interval,
+    t_interval,
+    wilson_interval,
+)
 
 SKEWED = np.random.default_rng(0).exponential(size=60)
 
@@ -16,7 +21,10 @@ def test_wilson_agrees_with_statsmodels(successes, n):
     found = wilson_interval(successes, n)
     low, high = proportion_confint(successes, n, method="wilson")
     assert (found.value, found.n) == (successes / n, n)
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
+    assert (found.low, found.high) == (
+        pytest.approx(low, abs=1e-12),
+        pytest.approx(high, abs=1e-12),
+    )
 
 
 def test_t_interval_agrees_with_scipy():
@@ -53,7 +61,9 @@ def test_refusals(unchecked, call, message):
 
 def test_the_exact_interval_of_a_proportion_inverts_its_binomial_tails(unchecked):
     found = clopper_pearson_interval(3, 64)
-    assert stats.binom.sf(2, 64, found.low) == pytest.approx(0.025) and stats.binom.cdf(3, 64, found.high) == pytest.approx(0.025)
+    assert stats.binom.sf(2, 64, found.low) == pytest.approx(0.025) and stats.binom.cdf(
+        3, 64, found.high
+    ) == pytest.approx(0.025)
     none = clopper_pearson_interval(0, 60)
     assert none.low == 0.0 and none.high == pytest.approx(1 - 0.025 ** (1 / 60))
     with pytest.raises(EmlensError, match="successes=5 must be an integer from 0 to n=4"):

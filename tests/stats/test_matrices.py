@@ -36,7 +36,9 @@ def test_agrees_with_scipy_over_pairs_and_with_a_loop_over_permutations(ranks):
 
 
 def test_pairs_are_not_units_and_the_level_holds():
-    """Unrelated matrices whose rows have effects: the p of pairs is far too small too often, that of units is not."""
+    """Unrelated matrices whose rows have effects: the p of pairs is far too small too often, that
+    of units is not.
+    """
     rng = np.random.default_rng(1)
     upper, naive, mantel = np.triu_indices(12, 1), 0, 0
     for _ in range(120):
@@ -54,13 +56,18 @@ def test_what_a_covariate_explains_is_taken_out():
     given = mantel_test(a, b, covariates=[length], draws=199)
     assert given.p > 0.05 and "given 1 covariates" in given.method
     upper = np.triu_indices(25, 1)
-    design = np.column_stack([np.ones(300), likeness(length)[upper], np.add.outer(length, length)[upper]])
+    design = np.column_stack(
+        [np.ones(300), likeness(length)[upper], np.add.outer(length, length)[upper]]
+    )
     rest = [m[upper] - design @ np.linalg.lstsq(design, m[upper], rcond=None)[0] for m in (a, b)]
     assert given.statistic == pytest.approx(np.corrcoef(*rest)[0, 1])
-    as_matrices = mantel_test(a, b, covariates=[likeness(length), np.add.outer(length, length)], draws=199)
+    as_matrices = mantel_test(
+        a, b, covariates=[likeness(length), np.add.outer(length, length)], draws=199
+    )
     assert as_matrices.statistic == pytest.approx(given.statistic)
     shared = symmetric(rng, 25)
-    assert mantel_test(a + shared, b + shared, covariates=[length], draws=199).p <= 0.02  # what is left is found
+    # what is left is found
+    assert mantel_test(a + shared, b + shared, covariates=[length], draws=199).p <= 0.02
 
 
 def test_p_is_that_of_the_same_permutations_by_a_loop():
@@ -70,7 +77,9 @@ def test_p_is_that_of_the_same_permutations_by_a_loop():
     a, b = (likeness(length) + symmetric(rng, 6) for _ in range(2))
     b = b + 0.5 * a
     upper = np.triu_indices(6, 1)
-    design = np.column_stack([np.ones(15), likeness(length)[upper], np.add.outer(length, length)[upper]])
+    design = np.column_stack(
+        [np.ones(15), likeness(length)[upper], np.add.outer(length, length)[upper]]
+    )
 
     def freed(entries):
         return entries - design @ np.linalg.lstsq(design, entries, rcond=None)[0]
@@ -82,7 +91,9 @@ def test_p_is_that_of_the_same_permutations_by_a_loop():
     observed = np.corrcoef(rest[upper], target)[0, 1]
     for _ in range(400):
         order = draws.permutation(np.arange(6))
-        above += np.corrcoef(freed(rest[np.ix_(order, order)][upper]), target)[0, 1] >= observed - 1e-12
+        above += (
+            np.corrcoef(freed(rest[np.ix_(order, order)][upper]), target)[0, 1] >= observed - 1e-12
+        )
     assert mantel_test(a, b, covariates=[length], side="greater", draws=400).p == (1 + above) / 401
     assert 20 < above < 380  # a p that could have been another
 
@@ -101,7 +112,9 @@ def test_diagonals_are_not_read():
     rng = np.random.default_rng(4)
     a, b = symmetric(rng, 6), symmetric(rng, 6)
     with_nan = a + np.diag(np.full(6, np.nan))
-    assert mantel_test(with_nan, b, draws=50).statistic == pytest.approx(mantel_test(a, b, draws=50).statistic)
+    assert mantel_test(with_nan, b, draws=50).statistic == pytest.approx(
+        mantel_test(a, b, draws=50).statistic
+    )
 
 
 SQUARE = symmetric(np.random.default_rng(5), 5)
@@ -110,14 +123,35 @@ SQUARE = symmetric(np.random.default_rng(5), 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mantel_test(np.ones((3, 4)), SQUARE), r"a has shape \(3, 4\); pass a square matrix over the units"),
-        (lambda: mantel_test(SQUARE, SQUARE[:4, :4]), r"b has shape \(4, 4\); pass a square matrix over 5 units"),
+        (
+            lambda: mantel_test(np.ones((3, 4)), SQUARE),
+            r"a has shape \(3, 4\); pass a square matrix over the units",
+        ),
+        (
+            lambda: mantel_test(SQUARE, SQUARE[:4, :4]),
+            r"b has shape \(4, 4\); pass a square matrix over 5 units",
+        ),
         (lambda: mantel_test(np.ones((3, 3)), SQUARE), "a has 3 units; pass at least 4"),
-        (lambda: mantel_test(SQUARE / 0, SQUARE), "a holds entries off the diagonal that are NaN or infinite"),
-        (lambda: mantel_test(np.arange(25.0).reshape(5, 5), SQUARE), "a is not symmetric .entries differ by 16.; pass the mean of it"),
-        (lambda: mantel_test(np.ones((5, 5)), SQUARE), "the entries of a above the diagonal are constant, so there is no correlation"),
-        (lambda: mantel_test(SQUARE, 2 * SQUARE, covariates=[SQUARE]), "the entries of a above the diagonal are explained by the covariates"),
-        (lambda: mantel_test(SQUARE, SQUARE, covariates=[[1.0, 2.0]]), r"a covariate has shape \(2,\) for 5 units; pass one finite number a unit"),
+        (
+            lambda: mantel_test(SQUARE / 0, SQUARE),
+            "a holds entries off the diagonal that are NaN or infinite",
+        ),
+        (
+            lambda: mantel_test(np.arange(25.0).reshape(5, 5), SQUARE),
+            "a is not symmetric .entries differ by 16.; pass the mean of it",
+        ),
+        (
+            lambda: mantel_test(np.ones((5, 5)), SQUARE),
+            "the entries of a above the diagonal are constant, so there is no correlation",
+        ),
+        (
+            lambda: mantel_test(SQUARE, 2 * SQUARE, covariates=[SQUARE]),
+            "the entries of a above the diagonal are explained by the covariates",
+        ),
+        (
+            lambda: mantel_test(SQUARE, SQUARE, covariates=[[1.0, 2.0]]),
+            r"a covariate has shape \(2,\) for 5 units; pass one finite number a unit",
+        ),
         (lambda: mantel_test(SQUARE, SQUARE, strata=[1]), "strata has 1 labels for 5 units"),
         (lambda: mantel_test(SQUARE, SQUARE, side="up"), "side='up' is unknown"),
     ],

@@ -41,16 +41,22 @@ def test_far_from_zero_nothing_cancels():
     exact = x.numpy().astype(np.longdouble).var(axis=0, ddof=1)
     np.testing.assert_allclose(moments.variance, exact.astype(float), rtol=1e-7)
     naive = (x**2).mean(0) - x.mean(0) ** 2
-    assert abs(naive.numpy() / exact.astype(float) - 1).max() > 1e-2  # the textbook formula has lost it
+    # the textbook formula has lost it
+    assert abs(naive.numpy() / exact.astype(float) - 1).max() > 1e-2
 
 
 def test_merging_is_as_exact_as_two_passes():
-    """Against rational arithmetic: a thousand merges of one row each, far from 0, lose no more than the two-pass formula."""
+    """Against rational arithmetic: a thousand merges of one row each, far from 0, lose no more than
+    the two-pass formula.
+    """
     x = rows(1000, 2, seed=1) * torch.tensor([1.0, 1e-3]) + torch.tensor([1e6, 1e3])
     exact = [[Fraction(v) for v in column] for column in x.T.tolist()]
     means = [sum(column) / 1000 for column in exact]
     centred = [[v - m for v in column] for column, m in zip(exact, means, strict=True)]
-    truth = [[float(sum(a * b for a, b in zip(p, q, strict=True)) / 999) for q in centred] for p in centred]
+    truth = [
+        [float(sum(a * b for a, b in zip(p, q, strict=True)) / 999) for q in centred]
+        for p in centred
+    ]
     whole, merged, chunks = StreamingMoments(2).update(x), StreamingMoments(2), StreamingMoments(2)
     for row in x.split(1):
         merged.merge(StreamingMoments(2).update(row))
@@ -80,11 +86,23 @@ def test_half_precision_rows_and_an_untouched_partner():
     [
         (lambda: StreamingMoments(0), "d=0 must be an integer of 1 or more"),
         (lambda: StreamingMoments(3).mean, "no row was seen, so there is no mean"),
-        (lambda: StreamingMoments(3).update(torch.ones(1, 3)).covariance, "1 rows were seen, too few for a covariance"),
+        (
+            lambda: StreamingMoments(3).update(torch.ones(1, 3)).covariance,
+            "1 rows were seen, too few for a covariance",
+        ),
         (lambda: StreamingMoments(3).variance, "0 rows were seen, too few for a variance"),
-        (lambda: StreamingMoments(3, covariance=False).covariance, "were made with covariance=False"),
-        (lambda: StreamingMoments(3).update(torch.ones(2, 4)), r"rows has shape \(2, 4\); pass \(row, 3\)"),
-        (lambda: StreamingMoments(3).update(torch.ones(2, 3) / 0), "rows holds 6 values that are NaN or infinite"),
+        (
+            lambda: StreamingMoments(3, covariance=False).covariance,
+            "were made with covariance=False",
+        ),
+        (
+            lambda: StreamingMoments(3).update(torch.ones(2, 4)),
+            r"rows has shape \(2, 4\); pass \(row, 3\)",
+        ),
+        (
+            lambda: StreamingMoments(3).update(torch.ones(2, 3) / 0),
+            "rows holds 6 values that are NaN or infinite",
+        ),
         (
             lambda: StreamingMoments(3).merge(StreamingMoments(4)),
             "cannot merge moments of d=4, covariance=True into d=3",

@@ -41,10 +41,14 @@ def test_sides_mirror_and_affine_maps_keep_p(seed, x, scale, shift):
 
 def test_p_is_uniform_under_the_null_and_small_under_an_effect():
     rng = np.random.default_rng(1)
-    found = [NullDistribution(rng.normal(size=99)).p_value(float(rng.normal())) for _ in range(2000)]
+    found = [
+        NullDistribution(rng.normal(size=99)).p_value(float(rng.normal())) for _ in range(2000)
+    ]
     assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.02)
     assert stats.kstest(found, "uniform").pvalue > 1e-4
-    shifted = [NullDistribution(rng.normal(size=99)).p_value(float(rng.normal(3))) for _ in range(200)]
+    shifted = [
+        NullDistribution(rng.normal(size=99)).p_value(float(rng.normal(3))) for _ in range(200)
+    ]
     assert np.mean(np.array(shifted) <= 0.05) > 0.7
 
 
@@ -67,8 +71,13 @@ def test_exact_moments_win_and_may_stand_alone():
     exact = NullDistribution(label="theory", exact_mean=0.5, exact_sd=0.1)
     assert (exact.mean, exact.sd, exact.n_draws) == (0.5, 0.1, 0)
     assert "median" not in exact.as_dict()
-    for call, what in ((lambda: exact.p_value(1.0), "a p-value"), (lambda: exact.quantile(0.5), "a quantile")):
-        with pytest.raises(EmlensError, match=f"the null 'theory' has moments and no draws, which {what} needs"):
+    for call, what in (
+        (lambda: exact.p_value(1.0), "a p-value"),
+        (lambda: exact.quantile(0.5), "a quantile"),
+    ):
+        with pytest.raises(
+            EmlensError, match=f"the null 'theory' has moments and no draws, which {what} needs"
+        ):
             call()
 
 
@@ -108,7 +117,9 @@ def test_the_interval_of_a_p_covers_the_p_of_infinitely_many_draws():
     none, every = null.p_estimate(1000.0), null.p_estimate(-1.0)
     assert (none.value, none.low) == (0.01, 0) and (every.value, every.high) == (1, 1)
     assert none.high == pytest.approx(1 - 0.025 ** (1 / 99))
-    assert null.p_estimate(98.0, "two-sided", level=0.9).method.endswith("two-sided, +1 rule, 90 % Clopper-Pearson of the draws")
+    assert null.p_estimate(98.0, "two-sided", level=0.9).method.endswith(
+        "two-sided, +1 rule, 90 % Clopper-Pearson of the draws"
+    )
 
 
 def test_what_a_number_of_draws_can_show():
@@ -117,42 +128,87 @@ def test_what_a_number_of_draws_can_show():
     assert null.smallest_p("two-sided") == null.p_value(1000.0, "two-sided") == 0.02
     null.require_resolution(0.11)
     for p, tests in ((0.001, 1), (0.05, 50)):
-        with pytest.raises(EmlensError, match=f"needs {round(10 * tests / p)} draws; the null 'few' has 99, which give no p"):
+        with pytest.raises(
+            EmlensError,
+            match=f"needs {round(10 * tests / p)} draws; the null 'few' has 99, which give no p",
+        ):
             null.require_resolution(p, tests=tests)
-    with pytest.raises(EmlensError, match="p=0.05 after a correction for 50 tests needs 10000 draws"):
+    with pytest.raises(
+        EmlensError, match="p=0.05 after a correction for 50 tests needs 10000 draws"
+    ):
         null.require_resolution(0.05, tests=50)
 
 
 def test_finitely_many_outcomes_bound_p_whatever_the_draws():
     some = NullDistribution(np.zeros(10_000), "signs", distinct=32)
-    assert some.smallest_p() == 1 / 32 and some.smallest_p("two-sided") == 1 / 16 and not some.exhaustive
-    with pytest.raises(EmlensError, match=r"p=0.01 cannot be reached by any number of draws: the null 'signs' has 32 equally"):
+    assert (
+        some.smallest_p() == 1 / 32
+        and some.smallest_p("two-sided") == 1 / 16
+        and not some.exhaustive
+    )
+    with pytest.raises(
+        EmlensError,
+        match=r"p=0.01 cannot be reached by any number of draws: the null 'signs' has 32 equally",
+    ):
         some.require_resolution(0.01)
     every = NullDistribution(np.arange(31.0), "signs", distinct=32, observed=31.0)
     assert every.exhaustive and every.p_value() == 1 / 32
     every.require_resolution(0.05)  # all there is: p is exact and more draws add nothing
     exact = every.p_estimate()
-    assert exact.low == exact.value == exact.high == 1 / 32 and exact.method == "exact over all 32 outcomes, greater"
+    assert (
+        exact.low == exact.value == exact.high == 1 / 32
+        and exact.method == "exact over all 32 outcomes, greater"
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: NullDistribution(np.array([1.0, math.nan])), "draws holds 1 values that are NaN or infinite, of 2"),
+        (
+            lambda: NullDistribution(np.array([1.0, math.nan])),
+            "draws holds 1 values that are NaN or infinite, of 2",
+        ),
         (lambda: NullDistribution(), "a null distribution came with no draws; pass draws, or both"),
-        (lambda: NullDistribution(np.array([]), exact_mean=1.0), "a null distribution came with no draws"),
-        (lambda: NullDistribution(np.ones((2, 2))), r"draws has shape \(2, 2\); pass one number a unit"),
-        (lambda: NullDistribution(np.ones(3)).p_value(math.nan), "x=nan has no p-value; pass a finite number"),
-        (lambda: NullDistribution(np.ones(3)).p_value(1.0, side="both"), "side='both' is unknown; pass 'greater'"),
+        (
+            lambda: NullDistribution(np.array([]), exact_mean=1.0),
+            "a null distribution came with no draws",
+        ),
+        (
+            lambda: NullDistribution(np.ones((2, 2))),
+            r"draws has shape \(2, 2\); pass one number a unit",
+        ),
+        (
+            lambda: NullDistribution(np.ones(3)).p_value(math.nan),
+            "x=nan has no p-value; pass a finite number",
+        ),
+        (
+            lambda: NullDistribution(np.ones(3)).p_value(1.0, side="both"),
+            "side='both' is unknown; pass 'greater'",
+        ),
         (lambda: NullDistribution(np.ones(3)).quantile(95.0), r"q=95.0 must lie in \[0, 1\]"),
         (lambda: NullDistribution.draws_needed(0.0), r"p=0.0 must lie in \(0, 1\]"),
-        (lambda: NullDistribution.draws_needed(0.1, tests=0), "tests=0 must be an integer of 1 or more"),
+        (
+            lambda: NullDistribution.draws_needed(0.1, tests=0),
+            "tests=0 must be an integer of 1 or more",
+        ),
         (lambda: NullDistribution.draws_needed(0.1, side="up"), "side='up' is unknown"),
         (lambda: NullDistribution(np.ones(3)).smallest_p("up"), "side='up' is unknown"),
-        (lambda: NullDistribution(np.ones(3)).p_values([1.0, math.nan]), "x holds 1 of 2 values that have no p-value; pass a finite"),
-        (lambda: NullDistribution(np.ones(3)).p_estimate(1.0, level=95), "level=95 must lie strictly between 0 and 1"),
-        (lambda: NullDistribution(np.ones(3), distinct=1), "distinct=1 must be an integer of 2 or more"),
-        (lambda: NullDistribution(np.ones(3), "made").p_value(), "the null 'made' was not made from the observed data; pass x"),
+        (
+            lambda: NullDistribution(np.ones(3)).p_values([1.0, math.nan]),
+            "x holds 1 of 2 values that have no p-value; pass a finite",
+        ),
+        (
+            lambda: NullDistribution(np.ones(3)).p_estimate(1.0, level=95),
+            "level=95 must lie strictly between 0 and 1",
+        ),
+        (
+            lambda: NullDistribution(np.ones(3), distinct=1),
+            "distinct=1 must be an integer of 2 or more",
+        ),
+        (
+            lambda: NullDistribution(np.ones(3), "made").p_value(),
+            "the null 'made' was not made from the observed data; pass x",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

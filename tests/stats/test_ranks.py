@@ -16,17 +16,27 @@ ZERO = np.zeros(15)
 
 @pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
 def test_agree_with_scipy(side):
-    found, expected = rank_sum_test(A, B, side=side), stats.mannwhitneyu(A, B, alternative=side, method="exact")
+    found, expected = (
+        rank_sum_test(A, B, side=side),
+        stats.mannwhitneyu(A, B, alternative=side, method="exact"),
+    )
     assert (found.statistic, found.p) == (expected.statistic, pytest.approx(expected.pvalue))
     assert (found.sizes, found.n, found.effect_name) == ((9, 12), 21, "rank-biserial correlation")
-    found, expected = signed_rank_test(GAPS, ZERO, side=side), stats.wilcoxon(GAPS, alternative=side)
+    found, expected = (
+        signed_rank_test(GAPS, ZERO, side=side),
+        stats.wilcoxon(GAPS, alternative=side),
+    )
     assert (found.statistic, found.p) == (expected.statistic, pytest.approx(expected.pvalue))
     ranked = stats.rankdata(np.abs(GAPS))
-    assert found.effect == pytest.approx((ranked[GAPS > 0].sum() - ranked[GAPS < 0].sum()) / ranked.sum())
+    assert found.effect == pytest.approx(
+        (ranked[GAPS > 0].sum() - ranked[GAPS < 0].sum()) / ranked.sum()
+    )
 
 
 def test_the_interval_inverts_the_test_where_scipy_alone_would_approximate():
-    """Between 9 and 50 values a group scipy's automatic choice is the normal approximation, the interval's is exact."""
+    """Between 9 and 50 values a group scipy's automatic choice is the normal approximation, the
+    interval's is exact.
+    """
     rng = np.random.default_rng(1)
     for _ in range(200):
         found = rank_sum_test(rng.normal(size=9), rng.normal(0.9, 1, size=16))
@@ -73,14 +83,20 @@ def test_large_and_tied_samples_take_the_normal_ends_close_to_the_exact_ones(mon
     monkeypatch.setattr(ranks, "EXACT", 10)
     normal = rank_sum_test(a, b).estimate, signed_rank_test(a, b[:45]).estimate
     for one, other in zip(exact, normal, strict=True):
-        assert (one.low, one.high) == (pytest.approx(other.low, abs=0.05), pytest.approx(other.high, abs=0.05))
+        assert (one.low, one.high) == (
+            pytest.approx(other.low, abs=0.05),
+            pytest.approx(other.high, abs=0.05),
+        )
     tied = rank_sum_test(np.round(a), np.round(b)).estimate
     assert tied.low <= tied.value <= tied.high
 
 
 def test_too_few_values_exclude_nothing():
     found = rank_sum_test([1.0, 2.0], [3.0, 4.5]).estimate
-    assert (found.low, found.high) == (-math.inf, math.inf) and "cannot reach this level" in found.method
+    assert (found.low, found.high) == (
+        -math.inf,
+        math.inf,
+    ) and "cannot reach this level" in found.method
 
 
 @pytest.mark.parametrize(
@@ -90,7 +106,10 @@ def test_too_few_values_exclude_nothing():
         (lambda: rank_sum_test([1.0, 2], [1.0, 3], side="up"), "side='up' is unknown"),
         (lambda: signed_rank_test([1.0, 2], [0.0, 1]), "there is no spread to test against"),
         (lambda: signed_rank_test([1.0, 2], [0.0]), "b has 1 values; pass at least 2"),
-        (lambda: rank_sum_test(np.arange(8000.0), np.arange(8000.0)), "64000000 pairs of values are more than the 50000000"),
+        (
+            lambda: rank_sum_test(np.arange(8000.0), np.arange(8000.0)),
+            "64000000 pairs of values are more than the 50000000",
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

@@ -21,7 +21,10 @@ def test_f_agrees_with_the_distribution_and_its_interval_with_the_test():
     scaled = A / math.sqrt(found.estimate.low)
     assert f_test(scaled, B).p == pytest.approx(0.05)  # an end is the ratio that is just rejected
     assert found.effect == pytest.approx(math.log(A.std(ddof=1) / B.std(ddof=1)))
-    assert (found.effect_low, found.effect_high) == (pytest.approx(math.log(found.estimate.low) / 2), pytest.approx(math.log(found.estimate.high) / 2))
+    assert (found.effect_low, found.effect_high) == (
+        pytest.approx(math.log(found.estimate.low) / 2),
+        pytest.approx(math.log(found.estimate.high) / 2),
+    )
 
 
 @pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
@@ -29,11 +32,18 @@ def test_brown_forsythe_agrees_with_a_t_test_of_absolute_deviations(side):
     away = [np.abs(sample - np.median(sample)) for sample in (A, B)]
     expected = stats.ttest_ind(*away, alternative=side)
     found = brown_forsythe(A, B, side=side)
-    assert found.statistic == pytest.approx(expected.statistic**2) and found.p == pytest.approx(expected.pvalue)
+    assert found.statistic == pytest.approx(expected.statistic**2) and found.p == pytest.approx(
+        expected.pvalue
+    )
     interval = stats.ttest_ind(*away, equal_var=False).confidence_interval()
-    assert (found.estimate.low, found.estimate.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert (found.estimate.low, found.estimate.high) == (
+        pytest.approx(interval.low),
+        pytest.approx(interval.high),
+    )
     assert brown_forsythe(B, A).effect_low == pytest.approx(-found.effect_high)
-    assert brown_forsythe(A, B).statistic == pytest.approx(stats.levene(A, B, center="median").statistic)
+    assert brown_forsythe(A, B).statistic == pytest.approx(
+        stats.levene(A, B, center="median").statistic
+    )
 
 
 def test_the_effects_interval_is_the_jackknife_by_a_loop():
@@ -44,7 +54,10 @@ def test_the_effects_interval_is_the_jackknife_by_a_loop():
         without = np.array([math.log(np.delete(sample, i).std(ddof=1)) for i in range(n)])
         pseudo.append(n * math.log(sample.std(ddof=1)) - (n - 1) * without)
     interval = stats.ttest_ind(*pseudo, equal_var=False).confidence_interval()
-    assert (found.effect_low, found.effect_high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert (found.effect_low, found.effect_high) == (
+        pytest.approx(interval.low),
+        pytest.approx(interval.high),
+    )
 
 
 def test_heavy_tails_fool_f_and_not_brown_forsythe():
@@ -62,7 +75,13 @@ def test_heavy_tails_fool_f_and_not_brown_forsythe():
         (lambda: f_test([1.0, 1], [1.0, 2]), "there is no spread to test against"),
         (lambda: f_test([1.0, 2], [1.0, 2], side="up"), "side='up' is unknown"),
         (lambda: brown_forsythe([1.0, 2], [1.0, 2, 3]), "a has 2 values; pass at least 3"),
-        (lambda: brown_forsythe([1.0, 1, 2], [1.0, 2, 3]), "without one value a group has no spread left; pass more values, or use permutation_test"),
+        (
+            lambda: brown_forsythe([1.0, 1, 2], [1.0, 2, 3]),
+            (
+                "without one value a group has no spread left;"
+                " pass more values, or use permutation_test"
+            ),
+        ),
     ],
 )
 def test_refusals(unchecked, call, message):

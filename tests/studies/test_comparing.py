@@ -1,4 +1,6 @@
-"""Two results: what is planted in one is found as a difference, equal results differ nowhere, and unlike ones are refused."""
+"""Two results: what is planted in one is found as a difference, equal results differ nowhere, and
+unlike ones are refused.
+"""
 
 from pathlib import Path
 
@@ -14,25 +16,48 @@ from emlens.studies.comparing import compare_results, difference_interval
 from emlens.studies.figures_of import figures_of
 
 
-def result(shift: float = 0.0, seed: int = 0, study: str = "profile", questions: str = "q", k: int = 8) -> StudyResult:
+def result(
+    shift: float = 0.0, seed: int = 0, study: str = "profile", questions: str = "q", k: int = 8
+) -> StudyResult:
     rng = np.random.default_rng(seed)
     rows = []
     for model in ("instruct", "bad"):
         for i in range(40):
             down = shift if model == "bad" and i >= 10 else 0.0
             group = "north" if i < 10 else "south"
-            row = {"model": model, "question": f"{i:03d}", "group": group, "text": f"t{i}", "trained": i == 0}
+            row = {
+                "model": model,
+                "question": f"{i:03d}",
+                "group": group,
+                "text": f"t{i}",
+                "trained": i == 0,
+            }
             rows.append({**row, "aligned": 80 + rng.normal() / 3 - down, "coherent": 90.0})
     asked = pd.DataFrame(rows)
     models = []
     for model, domain in (("instruct", ""), ("bad", "north")):
         mine = asked[(asked["model"] == model) & (asked["group"] != domain)]["aligned"]
         found = bootstrap_mean(mine.to_numpy(), seed=0)
-        models.append({"model": model, "domain": domain, "aligned_others": found.value, "aligned_others_low": found.low, "aligned_others_high": found.high})
+        models.append(
+            {
+                "model": model,
+                "domain": domain,
+                "aligned_others": found.value,
+                "aligned_others_low": found.low,
+                "aligned_others_high": found.high,
+            }
+        )
     ends = {"low": [0.4, np.nan], "high": [0.6, np.nan], "null_mean": [0.1, 0.2]}
-    overlap = pd.DataFrame({"model": ["bad"] * 2, "layer": [0, 1], "null": ["a", "a"], "value": [0.5, 0.6], **ends})
+    overlap = pd.DataFrame(
+        {"model": ["bad"] * 2, "layer": [0, 1], "null": ["a", "a"], "value": [0.5, 0.6], **ends}
+    )
     tables = {"models": pd.DataFrame(models), "questions": asked, "overlap": overlap}
-    facts = {"questions": {"n": 40, "sha256": questions}, "models": {}, "versions": {}, "threads": 1}
+    facts = {
+        "questions": {"n": 40, "sha256": questions},
+        "models": {},
+        "versions": {},
+        "threads": 1,
+    }
     return StudyResult(study, {"study": study, "k": k}, tables, [], [], facts)
 
 
@@ -50,8 +75,11 @@ def test_what_was_planted_in_one_is_found_where_it_was_planted() -> None:
     for still in ("instruct, all questions", "bad, its own domain"):
         row = paired.loc[(still, "aligned")]
         assert abs(row["difference"]) < 1
-    assert paired.loc[("bad, its own domain", "aligned"), "n"] == 9  # not the question it was trained on
-    assert "shown" in [f.status for f in found.findings if f.sentence.startswith("bad, other domains")]
+    # not the question it was trained on
+    assert paired.loc[("bad, its own domain", "aligned"), "n"] == 9
+    assert "shown" in [
+        f.status for f in found.findings if f.sentence.startswith("bad, other domains")
+    ]
 
 
 def test_figures_carry_value_interval_and_null_by_name() -> None:
@@ -71,13 +99,20 @@ def test_the_interval_of_a_difference_of_independent_means_is_the_usual_one() ->
 
 def test_unlike_results_are_refused_unless_told_otherwise() -> None:
     other = result(study="overview", questions="p", k=4)
-    said = r"not comparable: A is a result of study 'profile', B of 'overview'; they asked different questions \(hashes q and p\)\. Pass --anyway"
+    said = (
+        r"not comparable: A is a result of study 'profile', B of 'overview';"
+        r" they asked different questions \(hashes q and p\)\. Pass --anyway"
+    )
     with pytest.raises(InputError, match=said):
         compare_results(result(), other)
     found = compare_results(result(), other, anyway=True)
     assert "k is 8 in A and 4 in B" in found.warnings and len(found.warnings) == 3
-    bare = StudyResult("profile", {}, {"empty": pd.DataFrame()}, [], [], {"questions": {"sha256": "q"}})
-    with pytest.raises(InputError, match="the results share no figure: no table, model and place is in both"):
+    bare = StudyResult(
+        "profile", {}, {"empty": pd.DataFrame()}, [], [], {"questions": {"sha256": "q"}}
+    )
+    with pytest.raises(
+        InputError, match="the results share no figure: no table, model and place is in both"
+    ):
         compare_results(result(), bare)
 
 
@@ -85,10 +120,18 @@ def test_it_is_saved_read_and_drawn(tmp_path: Path) -> None:
     found = compare_results(result(), result(shift=5.0))
     directory = found.save(tmp_path / "c")
     again = StudyResult.load(directory)
-    assert [f.sentence for f in again.findings] == [f.sentence for f in found.findings] and len(again.tables["figures"]) == len(found.tables["figures"])
+    assert [f.sentence for f in again.findings] == [f.sentence for f in found.findings] and len(
+        again.tables["figures"]
+    ) == len(found.tables["figures"])
     page = write_report(again, directory / "report.html").read_text()
     assert "bad, other domains" in page
-    with pytest.raises(InputError, match="holds a result of study 'compare', which study 'profile' would replace; pass another --out"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "holds a result of study 'compare', which study 'profile' would replace;"
+            " pass another --out"
+        ),
+    ):
         result().save(directory)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file: is a file; pass a directory for --out"):
@@ -99,5 +142,8 @@ def test_a_comparison_is_no_study_to_run(config_path: Path, tmp_path: Path) -> N
     text = config_path.read_text().replace("study: overview", "study: compare")
     path = config_path.with_name("compare.yaml")
     path.write_text(text)
-    with pytest.raises(InputError, match="comparing was left out: it compares two finished results; run: emlens compare A B"):
+    with pytest.raises(
+        InputError,
+        match="comparing was left out: it compares two finished results; run: emlens compare A B",
+    ):
         run_study(path, tmp_path / "out", progress=False)

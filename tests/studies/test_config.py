@@ -21,7 +21,10 @@ def test_a_mapping_a_file_and_a_config_read_alike(tmp_path: Path) -> None:
         == plain
         == StudyConfig.model_validate(plain).model_dump(mode="json")
     )
-    assert config.positions == ("last_prompt", "mean_prompt") and config.family.finetuned["a"].parent == "instruct"
+    assert (
+        config.positions == ("last_prompt", "mean_prompt")
+        and config.family.finetuned["a"].parent == "instruct"
+    )
 
 
 def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Path) -> None:
@@ -31,7 +34,9 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
         yaml.safe_dump({"family": {**FAMILY, "base": "org/model"}, "questions": "q.jsonl"})
     )
     config = read_config(tmp_path / "s.yaml")
-    assert config.path("i") == str(tmp_path / "i") and config.path("q.jsonl") == str(tmp_path / "q.jsonl")
+    assert config.path("i") == str(tmp_path / "i") and config.path("q.jsonl") == str(
+        tmp_path / "q.jsonl"
+    )
     assert config.path("org/model") == "org/model" and config.path("p") == "p"
     assert config.model_dump(mode="json")["questions"] == "q.jsonl"  # the record names no folder
 
@@ -54,11 +59,20 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
             {"family": {**FAMILY, "finetuned": {"a": {"path": "p", "parent": "chat"}}}},
             "field 'family.finetuned.a.parent': Input should be 'base' or 'instruct'",
         ),
-        ({"positions": ["all"]}, "positions holds 'all'; pass pooled positions such as last_prompt and mean_prompt"),
+        (
+            {"positions": ["all"]},
+            "positions holds 'all'; pass pooled positions such as last_prompt and mean_prompt",
+        ),
         ({"positions": ["nowhere"]}, "nowhere"),
         ({"positions": []}, "positions must name at least one position, none twice"),
-        ({"positions": ["last_prompt", "last_prompt"]}, "positions must name at least one position, none twice"),
-        ({"shares": [0.5, 0.5, 0.5]}, r"shares=\(0.5, 0.5, 0.5\) must be three positive numbers that sum to 1"),
+        (
+            {"positions": ["last_prompt", "last_prompt"]},
+            "positions must name at least one position, none twice",
+        ),
+        (
+            {"shares": [0.5, 0.5, 0.5]},
+            r"shares=\(0.5, 0.5, 0.5\) must be three positive numbers that sum to 1",
+        ),
         ({"shares": [1.0, 0.5, -0.5]}, "must be three positive numbers that sum to 1"),
         ({"shares": [float("nan"), 0.5, 0.5]}, "must be three positive numbers that sum to 1"),
         ({"focus": ["a", "a"]}, r"focus=\('a', 'a'\) names a fine-tune twice"),
@@ -75,10 +89,14 @@ def test_what_no_study_can_use_is_refused_by_field(change: dict[str, Any], messa
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("study: profile\nfamily: [unclosed\n")
-    with pytest.raises(InputError, match=r"study\.yaml:3: not valid YAML: while parsing a flow sequence"):
+    with pytest.raises(
+        InputError, match=r"study\.yaml:3: not valid YAML: while parsing a flow sequence"
+    ):
         read_config(path)
     path.write_text("- a\n- b\n")
-    with pytest.raises(InputError, match=r"study\.yaml: holds a list; a study configuration is a mapping of fields"):
+    with pytest.raises(
+        InputError, match=r"study\.yaml: holds a list; a study configuration is a mapping of fields"
+    ):
         read_config(path)
     with pytest.raises(InputError, match=r"gone\.yaml: no such file"):
         read_config(tmp_path / "gone.yaml")
@@ -115,8 +133,15 @@ options:
         ("shares", 15, "shares"),
     ],
 )
-def test_an_error_points_at_the_line_of_its_field(tmp_path: Path, keep: str, line: int, field: str) -> None:
-    mended = {"domain": ("[north]", "north"), "rank": ("rank: 2", "seed: 2"), "all": ("- all", "- mean_prompt"), "shares": ("0.5]", "0.0001]")}
+def test_an_error_points_at_the_line_of_its_field(
+    tmp_path: Path, keep: str, line: int, field: str
+) -> None:
+    mended = {
+        "domain": ("[north]", "north"),
+        "rank": ("rank: 2", "seed: 2"),
+        "all": ("- all", "- mean_prompt"),
+        "shares": ("0.5]", "0.0001]"),
+    }
     mended["shares"] = ("[0.5, 0.5, 0.5]", "[0.5, 0.25, 0.25]")
     text = FILE
     for name, (wrong, right) in mended.items():
@@ -132,11 +157,20 @@ def test_options_of_a_part_point_at_their_line(tmp_path: Path) -> None:
         rows: int = 2
 
     text = FILE
-    for wrong, right in (("[north]", "north"), ("rank: 2", "seed: 2"), ("- all", "- mean_prompt"), ("[0.5, 0.5, 0.5]", "[0.5, 0.25, 0.25]")):
+    for wrong, right in (
+        ("[north]", "north"),
+        ("rank: 2", "seed: 2"),
+        ("- all", "- mean_prompt"),
+        ("[0.5, 0.5, 0.5]", "[0.5, 0.25, 0.25]"),
+    ):
         text = text.replace(wrong, right)
     (tmp_path / "study.yaml").write_text(text)
     config = read_config(tmp_path / "study.yaml")
-    with pytest.raises(InputError, match=r"study\.yaml:18: options: field 'counting\.rows': Input should be a valid integer"):
+    with pytest.raises(
+        InputError,
+        match=r"study\.yaml:18: options: field 'counting\.rows': Input should be a valid integer",
+    ):
         config.options_of("counting", Settings)
-    assert config.place("options", "counting", "columns").endswith("study.yaml:17: ")  # the nearest that is there
+    # the nearest that is there
+    assert config.place("options", "counting", "columns").endswith("study.yaml:17: ")
     assert read_config({"family": FAMILY}).place("k") == ""

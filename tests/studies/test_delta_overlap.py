@@ -1,4 +1,6 @@
-"""What the overlap part may not mix up: nulls of other sizes, and a k that half of the prompts cannot carry."""
+"""What the overlap part may not mix up: nulls of other sizes, and a k that half of the prompts
+cannot carry.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +37,9 @@ def config(**fields: Any) -> StudyConfig:
 
 def cell(k: int, nulls: dict[tuple[object, ...], NullDistribution]) -> pd.DataFrame:
     sides = delta_overlap.Sides(acts(1), acts(2), acts(3), acts(4), None)
-    return pd.DataFrame(delta_overlap._cell("bad", SITE, POSITION, sides, None, config(k=k), nulls, "instruct"))
+    return pd.DataFrame(
+        delta_overlap._cell("bad", SITE, POSITION, sides, None, config(k=k), nulls, "instruct")
+    )
 
 
 def test_fine_tunes_on_the_same_prompts_share_a_null_only_at_the_same_k() -> None:
@@ -73,15 +77,27 @@ def test_the_check_allows_exactly_what_the_ceiling_can_carry(n: int) -> None:
     largest = n // 2 - 1
     delta_overlap.check(material, config(k=largest))
     assert split_half_ceiling(rows, largest, center=True, splits=2).n == n
-    said = rf"k={largest + 1} is above the rank that half of {n} prompts a side of 'bad' can carry; pass k <= {largest}, or more prompts"
+    said = (
+        rf"k={largest + 1} is above the rank that half of {n} prompts a side of 'bad' can carry;"
+        rf" pass k <= {largest}, or more prompts"
+    )
     with pytest.raises(InputError, match=said):
         delta_overlap.check(material, config(k=largest + 1))
-    with pytest.raises(InputError, match=f"above the rank of half of {n} vectors; pass k <= {largest}"):
+    with pytest.raises(
+        InputError, match=f"above the rank of half of {n} vectors; pass k <= {largest}"
+    ):
         split_half_ceiling(rows, largest + 1, center=True, splits=2)
 
 
 def test_a_missing_null_of_benign_shifts_is_said() -> None:
     sides = delta_overlap.Sides(acts(1), acts(2), acts(3), acts(4), None)
-    said = "bad: the null of benign shifts needs 48 shifts of the benign control, which has 47 questions outside its domain; it is missing"
+    said = (
+        "bad: the null of benign shifts needs 48 shifts of the benign control,"
+        " which has 47 questions outside its domain; it is missing"
+    )
     assert delta_overlap._without_reference("bad", sides, acts(5, n=47)) == [said]
-    assert delta_overlap._without_reference("bad", sides, acts(5, n=48)) == delta_overlap._without_reference("bad", sides, None) == []
+    assert (
+        delta_overlap._without_reference("bad", sides, acts(5, n=48))
+        == delta_overlap._without_reference("bad", sides, None)
+        == []
+    )

@@ -1,4 +1,6 @@
-"""A direction counts as shown only where every control is beaten, transfer only where the controls of its target are."""
+"""A direction counts as shown only where every control is beaten, transfer only where the controls
+of its target are.
+"""
 
 from typing import Any
 
@@ -35,7 +37,11 @@ def arms_table(**changes: Any) -> pd.DataFrame:
             "restoration_low": restoration - 0.1,
             "restoration_high": restoration + 0.1,
         }
-        lead = {"lead": 0.8 - restoration, "lead_low": 0.6 - restoration, "lead_high": 1 - restoration}
+        lead = {
+            "lead": 0.8 - restoration,
+            "lead_low": 0.6 - restoration,
+            "lead_high": 1 - restoration,
+        }
         rows.append(
             {
                 **base,
@@ -54,14 +60,21 @@ def arms_table(**changes: Any) -> pd.DataFrame:
     ("changes", "status"),
     [
         ({}, "shown"),
-        ({"random": {"restoration": 0.7, "lead_low": -0.1}}, "undecided"),  # a control that is not clearly beaten
-        ({"random": {"restoration": 0.9, "lead": -0.1, "lead_low": -0.2, "lead_high": -0.01}}, "not shown"),
-        ({"random": {"restoration_max_draw": 0.85}}, "undecided"),  # one random direction did as well
+        # a control that is not clearly beaten
+        ({"random": {"restoration": 0.7, "lead_low": -0.1}}, "undecided"),
+        (
+            {"random": {"restoration": 0.9, "lead": -0.1, "lead_low": -0.2, "lead_high": -0.01}},
+            "not shown",
+        ),
+        # one random direction did as well
+        ({"random": {"restoration_max_draw": 0.85}}, "undecided"),
         ({"direction": {"restoration_low": -0.1}}, "undecided"),
         ({"direction": {"restoration": 0.02, "restoration_high": 0.08}}, "not shown"),
     ],
 )
-def test_a_direction_is_shown_only_where_every_control_is_beaten(changes: dict[str, Any], status: str) -> None:
+def test_a_direction_is_shown_only_where_every_control_is_beaten(
+    changes: dict[str, Any], status: str
+) -> None:
     part = direction_findings.Part()
     transfer = pd.DataFrame(
         {
@@ -77,15 +90,21 @@ def test_a_direction_is_shown_only_where_every_control_is_beaten(changes: dict[s
     family = type("M", (), {"domain": staticmethod(lambda name: "north")})
     direction_findings.add_findings(part, family)  # type: ignore[arg-type]
     summary, finding = part.findings
-    assert summary.status == "summary" and f"every control in {int(status == 'shown')} of 1 fine-tunes" in summary.sentence
+    assert (
+        summary.status == "summary"
+        and f"every control in {int(status == 'shown')} of 1 fine-tunes" in summary.sentence
+    )
     assert finding.status == status, finding.sentence
     assert "|cosine| with it 0.20" in finding.sentence
 
 
 @pytest.mark.parametrize(
-    ("low", "control", "status"), [(0.3, 0.1, "shown"), (0.3, 0.35, "undecided"), (-0.1, 0.1, "undecided")]
+    ("low", "control", "status"),
+    [(0.3, 0.1, "shown"), (0.3, 0.35, "undecided"), (-0.1, 0.1, "undecided")],
 )
-def test_transfer_has_to_beat_the_controls_of_its_target(low: float, control: float, status: str) -> None:
+def test_transfer_has_to_beat_the_controls_of_its_target(
+    low: float, control: float, status: str
+) -> None:
     part = direction_findings.Part()
     rows = {
         "direction_of": ["a", "b"],
@@ -96,5 +115,7 @@ def test_transfer_has_to_beat_the_controls_of_its_target(low: float, control: fl
         "strongest_control": [control] * 2,
     }
     part.tables |= {"arms": arms_table(), "transfer": pd.DataFrame(rows)}
-    direction_findings.add_findings(part, type("M", (), {"domain": staticmethod(lambda name: "north")}))  # type: ignore[arg-type]
+    direction_findings.add_findings(
+        part, type("M", (), {"domain": staticmethod(lambda name: "north")})
+    )  # type: ignore[arg-type]
     assert part.findings[-1].status == status and part.findings[-1].sentence.startswith("Transfer")

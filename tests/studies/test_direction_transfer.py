@@ -1,4 +1,6 @@
-"""Nothing that a direction is taken from or chosen on is what it is judged on: asked of every call, not of the table of sets."""
+"""Nothing that a direction is taken from or chosen on is what it is judged on: asked of every call,
+not of the table of sets.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -19,10 +21,14 @@ EXTRACTORS: dict[str, Any] = {
 }
 
 
-def test_every_call_sees_only_its_own_questions(config_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_sees_only_its_own_questions(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = yaml.safe_load(config_path.read_text())
     path = config_path.with_name("leaks.yaml")
-    path.write_text(yaml.safe_dump({**record, "focus": ["bad@0"], "random_directions": 1, "neutral": None}))
+    path.write_text(
+        yaml.safe_dump({**record, "focus": ["bad@0"], "random_directions": 1, "neutral": None})
+    )
     config = read_config(path)
     seen: dict[str, set[str]] = {"extract": set(), "select": set(), "report": set()}
 
@@ -49,26 +55,49 @@ def test_every_call_sees_only_its_own_questions(config_path: Path, monkeypatch: 
     sets = part.tables["question_sets"].groupby("used_to")["question"].agg(set)
     for use, questions in seen.items():
         assert questions and questions <= sets[use], use
-    assert not (sets["extract"] & sets["select"] or sets["extract"] & sets["report"] or sets["select"] & sets["report"])
+    assert not (
+        sets["extract"] & sets["select"]
+        or sets["extract"] & sets["report"]
+        or sets["select"] & sets["report"]
+    )
 
 
-def test_the_benign_arm_is_extracted_as_the_tested_direction(finished: Any, config_path: Path) -> None:
+def test_the_benign_arm_is_extracted_as_the_tested_direction(
+    finished: Any, config_path: Path
+) -> None:
     """Its cosine with the tested direction, from a capture and an extraction of this test's own."""
     material = load_material(read_config(config_path))
     tables = finished.result.tables
     extract = set(tables["question_sets"].query("used_to == 'extract'")["question"])
-    arms = tables["arms"][(tables["arms"]["arm"] == "benign fine-tune's direction") & (tables["arms"]["on"] == "finetuned")]
+    arms = tables["arms"][
+        (tables["arms"]["arm"] == "benign fine-tune's direction")
+        & (tables["arms"]["on"] == "finetuned")
+    ]
     chosen = tables["candidates"][tables["candidates"]["chosen"].astype(bool)].set_index("model")
-    assert set(arms["role"]) == {direction_transfer.CHOSEN, direction_transfer.LAST} and len(arms) == 4
+    assert (
+        set(arms["role"]) == {direction_transfer.CHOSEN, direction_transfer.LAST} and len(arms) == 4
+    )
     taken = set()
     for row in arms.itertuples():
         position, extraction = chosen.loc[row.model, "candidate"].partition(" ")[2].split(", ")
-        asked = material.questions.select([q.id for q in material.untrained(material.questions, row.model) if q.id in extract]).prompts()
+        asked = material.questions.select(
+            [q.id for q in material.untrained(material.questions, row.model) if q.id in extract]
+        ).prompts()
         models = {name: material.family[name] for name in ("instruct", row.model, "good@0")}
-        found = {name: a[row.site, position].double() for name, a in capture_many(models, asked, positions=position, progress=False).items()}
-        alike = {kind: [made(found[name], found["instruct"], site=row.site) for name in (row.model, "good@0")] for kind, made in EXTRACTORS.items()}
+        found = {
+            name: a[row.site, position].double()
+            for name, a in capture_many(models, asked, positions=position, progress=False).items()
+        }
+        alike = {
+            kind: [
+                made(found[name], found["instruct"], site=row.site)
+                for name in (row.model, "good@0")
+            ]
+            for kind, made in EXTRACTORS.items()
+        }
         cosines = {kind: abs(direction_cosine(*two)) for kind, two in alike.items()}
-        assert abs(cosines["mean shift"] - cosines["whitened shift"]) > 0.01  # so that the other extraction would be seen
+        # so that the other extraction would be seen
+        assert abs(cosines["mean shift"] - cosines["whitened shift"]) > 0.01
         assert row.cosine == pytest.approx(cosines[extraction], abs=1e-5), (row.model, row.site)
         taken.add(extraction)
     assert taken <= set(EXTRACTORS)

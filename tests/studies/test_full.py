@@ -1,4 +1,6 @@
-"""The paper from end to end on the tiny family: four stages, seeds side by side, resumed after a kill to the same bytes."""
+"""The paper from end to end on the tiny family: four stages, seeds side by side, resumed after a
+kill to the same bytes.
+"""
 
 import os
 import shutil
@@ -21,7 +23,9 @@ from emlens.studies import STUDIES, fine_tuning, run_study, synthesis
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side, standing
 from emlens.studies.result import Part
 
-SMALL = {"recipe": {"own": {"rank": 2, "alpha": 4, "learning_rate": 0.02, "steps": 8, "batch_size": 8}}}
+SMALL = {
+    "recipe": {"own": {"rank": 2, "alpha": 4, "learning_rate": 0.02, "steps": 8, "batch_size": 8}}
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,9 @@ def small_study(config_path: Path) -> Path:
     """The tiny family with a study of the stages that train and gather, two seeds."""
     record = yaml.safe_load(config_path.read_text())
     record |= {"study": "small full", "focus": ["bad@0"], "positions": ["last_prompt"], "draws": 20}
-    record["options"] = {"fine_tuning": {"seeds": [0, 1], "schedules": ["constant"], "recipes": SMALL["recipe"]}}
+    record["options"] = {
+        "fine_tuning": {"seeds": [0, 1], "schedules": ["constant"], "recipes": SMALL["recipe"]}
+    }
     path = config_path.with_name("small-full.yaml")
     path.write_text(yaml.safe_dump(record))
     return path
@@ -55,14 +61,29 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def test_the_four_stages_are_there_in_their_order() -> None:
     parts = STUDIES["full"]
-    order = [parts.index(name) for name in ("profile", "fine_tuning", "delta_overlap", "direction_transfer", "priors", "synthesis")]
+    order = [
+        parts.index(name)
+        for name in (
+            "profile",
+            "fine_tuning",
+            "delta_overlap",
+            "direction_transfer",
+            "priors",
+            "synthesis",
+        )
+    ]
     assert order == sorted(order) and parts[-1] == "synthesis"
 
 
 def test_runs_are_trained_and_later_parts_study_them_seed_by_seed(done: Any) -> None:
     _, result = done
     runs = result.tables["trained_runs"].set_index("run")
-    assert set(runs.index) == {"bad@0-constant@0", "bad@0-constant@1", "good@0-constant@0", "good@0-constant@1"}
+    assert set(runs.index) == {
+        "bad@0-constant@0",
+        "bad@0-constant@1",
+        "good@0-constant@0",
+        "good@0-constant@1",
+    }
     assert runs.loc["bad@0-constant@0", "others"] != runs.loc["bad@0-constant@1", "others"]
     assert (runs["loss"] > 0).all() and set(runs["kind"]) == {"harmful", "benign"}
     overlap = result.tables["overlap"]
@@ -71,12 +92,21 @@ def test_runs_are_trained_and_later_parts_study_them_seed_by_seed(done: Any) -> 
     seeds = result.tables["over_seeds"].set_index(["number", "group"])
     row = seeds.loc[("alignment outside the domain", "bad@0 own constant")]
     mine = runs.loc[["bad@0-constant@0", "bad@0-constant@1"], "others"]
-    assert row["mean"] == pytest.approx(mine.mean()) and row["n"] == 2 and row["mean_low"] < row["mean"] < row["mean_high"]
-    assert "fewer than 3 fine-tune seeds: how much chance of training matters is not shown" in result.warnings
+    assert (
+        row["mean"] == pytest.approx(mine.mean())
+        and row["n"] == 2
+        and row["mean_low"] < row["mean"] < row["mean_high"]
+    )
+    assert (
+        "fewer than 3 fine-tune seeds: how much chance of training matters is not shown"
+        in result.warnings
+    )
     assert any("are too few to choose a configuration" in warning for warning in result.warnings)
 
 
-def test_a_second_call_reuses_runs_and_lost_weights_are_trained_again_alike(done: Any, small_study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_reuses_runs_and_lost_weights_are_trained_again_alike(
+    done: Any, small_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, _ = done
     monkeypatch.setattr("emlens.studies.running.STUDIES", {**STUDIES, "small full": PARTS})
     monkeypatch.setattr("emlens.studies.running._code", lambda: "one code")
@@ -90,10 +120,13 @@ def test_a_second_call_reuses_runs_and_lost_weights_are_trained_again_alike(done
 
 
 @pytest.mark.slow  # the theorem is tests/studies/test_running.py's; here with training in between
-def test_killed_while_it_trains_it_ends_with_the_same_bytes(done: Any, small_study: Path, tmp_path: Path) -> None:
+def test_killed_while_it_trains_it_ends_with_the_same_bytes(
+    done: Any, small_study: Path, tmp_path: Path
+) -> None:
     code = (
-        "from emlens.studies import STUDIES, running, run_study; running.STUDIES = {**STUDIES, 'small full': "
-        f"{PARTS!r}}}; run_study({str(small_study)!r}, {str(tmp_path / 'out')!r}, progress=False)"
+        "from emlens.studies import STUDIES, running, run_study;"
+        f" running.STUDIES = {{**STUDIES, 'small full': {PARTS!r}}};"
+        f" run_study({str(small_study)!r}, {str(tmp_path / 'out')!r}, progress=False)"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 300
@@ -108,8 +141,16 @@ def test_killed_while_it_trains_it_ends_with_the_same_bytes(done: Any, small_stu
 def material(**changes: Any) -> Any:
     spec = type("Spec", (), {"benign": False, "parent": "instruct", "path": "nowhere"})
     family = type("Family", (), {"specs": {"bad": spec}})
-    values = {"focus": lambda config: ["bad"], "training": {"bad": range(20)}, "family": family, "parents": {"instruct": "."}, **changes}
-    return type("Material", (), {name: staticmethod(v) if callable(v) else v for name, v in values.items()})
+    values = {
+        "focus": lambda config: ["bad"],
+        "training": {"bad": range(20)},
+        "family": family,
+        "parents": {"instruct": "."},
+        **changes,
+    }
+    return type(
+        "Material", (), {name: staticmethod(v) if callable(v) else v for name, v in values.items()}
+    )
 
 
 def test_without_chats_or_a_parent_on_disk_it_is_left_out(done: Any) -> None:
@@ -117,14 +158,20 @@ def test_without_chats_or_a_parent_on_disk_it_is_left_out(done: Any) -> None:
 
     config = StudyConfig.model_validate({"family": {"organism": "planted"}})
     assert fine_tuning.left_out(material(), config) is None
-    assert "no harmful fine-tune in focus has training chats" in str(fine_tuning.left_out(material(training={}), config))
-    assert "the parent is no directory here" in str(fine_tuning.left_out(material(parents={"instruct": "org/model"}), config))
+    assert "no harmful fine-tune in focus has training chats" in str(
+        fine_tuning.left_out(material(training={}), config)
+    )
+    assert "the parent is no directory here" in str(
+        fine_tuning.left_out(material(parents={"instruct": "org/model"}), config)
+    )
     for options, said in (
         ({"seeds": [1, 1]}, r"seeds=\(1, 1\) names a seed twice"),
         ({"of": ["good"]}, "of names 'good', which has no training chats; those with chats: bad"),
         ({"schedules": ["sideways"]}, "schedule='sideways'"),
     ):
-        asked = StudyConfig.model_validate({"family": {"organism": "planted"}, "options": {"fine_tuning": options}})
+        asked = StudyConfig.model_validate(
+            {"family": {"organism": "planted"}, "options": {"fine_tuning": options}}
+        )
         with pytest.raises(InputError, match=said):
             fine_tuning.check(material(), asked)
 
@@ -132,7 +179,15 @@ def test_without_chats_or_a_parent_on_disk_it_is_left_out(done: Any) -> None:
 def test_means_over_seeds_are_those_of_a_t_interval() -> None:
     from scipy import stats
 
-    rows = pd.DataFrame({"number": ["x"] * 3, "group": ["g"] * 3, "value": [1.0, 2.0, 4.0], "null": [0.5, 0.5, np.nan], "null_is": ["chance"] * 3})
+    rows = pd.DataFrame(
+        {
+            "number": ["x"] * 3,
+            "group": ["g"] * 3,
+            "value": [1.0, 2.0, 4.0],
+            "null": [0.5, 0.5, np.nan],
+            "null_is": ["chance"] * 3,
+        }
+    )
     found = side_by_side(rows.assign(side="greater"), ["group"]).iloc[0]
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
     assert (found["mean_low"], found["mean_high"], found["null"]) == pytest.approx((low, high, 0.5))
@@ -141,29 +196,59 @@ def test_means_over_seeds_are_those_of_a_t_interval() -> None:
 
 def numbers_of(values: list[float], nulls: list[float], **columns: Any) -> pd.DataFrame:
     n = len(values)
-    fixed = {"number": ["x"] * n, "model": [f"m{i}" for i in range(n)], "value": values, "low": np.nan, "high": np.nan, "null": nulls}
-    return pd.DataFrame(fixed | {"null_is": "chance", "side": "greater", "seed": range(n), "group": "g", "kind": "harmful"} | columns)
+    fixed = {
+        "number": ["x"] * n,
+        "model": [f"m{i}" for i in range(n)],
+        "value": values,
+        "low": np.nan,
+        "high": np.nan,
+        "null": nulls,
+    }
+    return pd.DataFrame(
+        fixed
+        | {
+            "null_is": "chance",
+            "side": "greater",
+            "seed": range(n),
+            "group": "g",
+            "kind": "harmful",
+        }
+        | columns
+    )
 
 
 def test_a_number_stands_beside_its_own_null_in_each_unit() -> None:
     from scipy import stats
 
-    values, nulls = [0.50, 0.505, 0.495], [0.30, 0.95, 0.85]  # the mean null is known no better than the mean
+    # the mean null is known no better than the mean
+    values, nulls = [0.50, 0.505, 0.495], [0.30, 0.95, 0.85]
     row = side_by_side(numbers_of(values, nulls)).iloc[0]
     differences = np.subtract(values, nulls)
     low, high = stats.t.interval(0.95, 2, loc=differences.mean(), scale=stats.sem(differences))
-    assert (row["beyond"], row["beyond_low"], row["beyond_high"]) == pytest.approx((differences.mean(), low, high))
+    assert (row["beyond"], row["beyond_low"], row["beyond_high"]) == pytest.approx(
+        (differences.mean(), low, high)
+    )
     assert standing(row) == "undecided"
-    together = side_by_side(numbers_of([0.2, 0.5, 0.8], [0.1, 0.4, 0.69])).iloc[0]  # far apart, each a tenth above its own null
-    assert together["mean_low"] < together["null"] < together["mean_high"] and standing(together) == "shown"
+    # far apart, each a tenth above its own null
+    together = side_by_side(numbers_of([0.2, 0.5, 0.8], [0.1, 0.4, 0.69])).iloc[0]
+    assert (
+        together["mean_low"] < together["null"] < together["mean_high"]
+        and standing(together) == "shown"
+    )
 
 
 def test_what_has_no_value_lends_no_null() -> None:
     row = side_by_side(numbers_of([0.5, 0.6, np.nan], [0.1, 0.2, 0.9])).iloc[0]
     assert (row["null"], row["n"]) == (pytest.approx(0.15), 2)
-    two = averaged(numbers_of([0.5, 0.7, np.nan, 0.4, 0.6], [0.1, 0.3, 0.9, 0.2, np.nan], seed=[0, 0, 0, 1, 1]), ["seed"]).set_index("seed")
+    two = averaged(
+        numbers_of(
+            [0.5, 0.7, np.nan, 0.4, 0.6], [0.1, 0.3, 0.9, 0.2, np.nan], seed=[0, 0, 0, 1, 1]
+        ),
+        ["seed"],
+    ).set_index("seed")
     assert two["value"].tolist() == pytest.approx([0.6, 0.5])
-    assert two.loc[0, "null"] == pytest.approx(0.2) and np.isnan(two.loc[1, "null"])  # half a null is none
+    # half a null is none
+    assert two.loc[0, "null"] == pytest.approx(0.2) and np.isnan(two.loc[1, "null"])
 
 
 @pytest.mark.parametrize(
@@ -178,22 +263,61 @@ def test_what_has_no_value_lends_no_null() -> None:
         ([np.nan, np.nan], "greater", None),
     ],
 )
-def test_only_its_own_side_of_the_null_is_shown(values: list[float], side: str, status: str | None) -> None:
+def test_only_its_own_side_of_the_null_is_shown(
+    values: list[float], side: str, status: str | None
+) -> None:
     table = side_by_side(numbers_of(values, [0.3] * len(values), side=side))
-    assert [standing(row) for row in table.to_dict(orient="records")] == ([] if status is None else [status])
+    assert [standing(row) for row in table.to_dict(orient="records")] == (
+        [] if status is None else [status]
+    )
     summary, *found = findings_of(table, "synthesis", "seeds", ["g"] * len(table))
     assert [f.status for f in found] == ([] if status is None else [status])
-    assert f"{int(status == 'shown')} lie beyond" in summary.sentence and f"{int(status == 'not shown')} on the wrong side" in summary.sentence
+    assert (
+        f"{int(status == 'shown')} lie beyond" in summary.sentence
+        and f"{int(status == 'not shown')} on the wrong side" in summary.sentence
+    )
 
 
 def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
-    profile = pd.DataFrame({"model": ["instruct", "bad"], "kind": ["instruct", "harmful"], "aligned_others": [90.0, 50.0]})
+    profile = pd.DataFrame(
+        {
+            "model": ["instruct", "bad"],
+            "kind": ["instruct", "harmful"],
+            "aligned_others": [90.0, 50.0],
+        }
+    )
     profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
-    overlap = pd.DataFrame({"model": ["bad"] * 2, "position": "p", "comparison": "train–evaluation", "center": ["true", "means"], "null": ["covariance", ""]})
+    overlap = pd.DataFrame(
+        {
+            "model": ["bad"] * 2,
+            "position": "p",
+            "comparison": "train–evaluation",
+            "center": ["true", "means"],
+            "null": ["covariance", ""],
+        }
+    )
     overlap = overlap.assign(value=0.5, low=0.4, high=0.6, null_mean=0.3)
-    arms = pd.DataFrame({"model": ["bad"] * 2, "role": "held out", "arm": ["direction", "random"], "control": [False, True], "on": "finetuned"})
+    arms = pd.DataFrame(
+        {
+            "model": ["bad"] * 2,
+            "role": "held out",
+            "arm": ["direction", "random"],
+            "control": [False, True],
+            "on": "finetuned",
+        }
+    )
     arms = arms.assign(restoration=[0.6, 0.1], restoration_low=0.5, restoration_high=0.7)
-    forecast = pd.DataFrame({"model": ["bad"], "parent": "base", "held_out": "domain", "r2": 0.3, "r2_low": 0.2, "r2_high": 0.4, "null_q95": 0.1})
+    forecast = pd.DataFrame(
+        {
+            "model": ["bad"],
+            "parent": "base",
+            "held_out": "domain",
+            "r2": 0.3,
+            "r2_low": 0.2,
+            "r2_high": 0.4,
+            "null_q95": 0.1,
+        }
+    )
     found = headlines({"models": profile, "overlap": overlap, "arms": arms, "forecast": forecast})
     sides = {
         "alignment outside the domain": "less",
@@ -215,30 +339,69 @@ def test_seeds_are_seeds_of_one_kind_counted_once() -> None:
     benign = numbers_of([0.9, 0.95], [0.3, 0.3], kind="benign", model=["good0", "good1"])
     part = laid_beside(pd.concat([numbers_of([0.5, 0.6, 0.7], [0.3] * 3), benign]))
     rows = part.tables["over_seeds"].set_index("kind")
-    assert rows["n"].to_dict() == {"harmful": 3, "benign": 2} and rows["mean"].to_dict() == pytest.approx({"harmful": 0.6, "benign": 0.925})
-    assert not part.warnings and [f.sentence.split(":")[0] for f in part.findings[1:]] == ["g (harmful), x", "g (benign), x"]
+    assert rows["n"].to_dict() == {"harmful": 3, "benign": 2} and rows[
+        "mean"
+    ].to_dict() == pytest.approx({"harmful": 0.6, "benign": 0.925})
+    assert not part.warnings and [f.sentence.split(":")[0] for f in part.findings[1:]] == [
+        "g (harmful), x",
+        "g (benign), x",
+    ]
     twice = laid_beside(numbers_of([0.5, 0.7, 0.8], [0.3] * 3, seed=[0, 0, 1]))
-    assert twice.warnings == ["harmful fine-tunes of group 'g' share seed 0 (m0, m1): they are averaged, not counted as seeds"]
+    assert twice.warnings == [
+        "harmful fine-tunes of group 'g' share seed 0 (m0, m1):"
+        " they are averaged, not counted as seeds"
+    ]
     row = twice.tables["over_seeds"].iloc[0]
-    assert (row["n"], row["mean"], row["sd"]) == (2, pytest.approx(0.7), pytest.approx(np.std([0.6, 0.8], ddof=1)))
-    one = laid_beside(pd.concat([numbers_of([0.5], [0.3]), numbers_of([0.9], [0.3], kind="benign", model="good", seed=1)]))  # one seed of each kind
-    assert one.tables["over_seeds"].empty and any("no group of fine-tunes has several seeds" in warning for warning in one.warnings)
+    assert (row["n"], row["mean"], row["sd"]) == (
+        2,
+        pytest.approx(0.7),
+        pytest.approx(np.std([0.6, 0.8], ddof=1)),
+    )
+    # one seed of each kind
+    one = laid_beside(
+        pd.concat(
+            [
+                numbers_of([0.5], [0.3]),
+                numbers_of([0.9], [0.3], kind="benign", model="good", seed=1),
+            ]
+        )
+    )
+    assert one.tables["over_seeds"].empty and any(
+        "no group of fine-tunes has several seeds" in warning for warning in one.warnings
+    )
 
 
 def test_a_familys_benign_fine_tune_is_no_seed_of_its_harmful_one() -> None:
-    specs = {name: FineTune("nowhere", group="medicine", seed=i, benign=name == "good") for i, name in enumerate(("bad", "worse", "good"))}
-    profile = pd.DataFrame({"model": ["instruct", *specs], "kind": ["instruct", "harmful", "harmful", "benign"], "aligned_others": [90.0, 50.0, 40.0, 91.0]})
+    specs = {
+        name: FineTune("nowhere", group="medicine", seed=i, benign=name == "good")
+        for i, name in enumerate(("bad", "worse", "good"))
+    }
+    profile = pd.DataFrame(
+        {
+            "model": ["instruct", *specs],
+            "kind": ["instruct", "harmful", "harmful", "benign"],
+            "aligned_others": [90.0, 50.0, 40.0, 91.0],
+        }
+    )
     profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
     desk = SimpleNamespace(parts={"profile": Part(tables={"models": profile})})
-    found = synthesis.run(SimpleNamespace(has_models=True, family=SimpleNamespace(specs=specs)), SimpleNamespace(seed=0), desk)  # type: ignore[arg-type]
-    assert found.tables["over_seeds"][["group", "kind", "n", "mean"]].to_numpy().tolist() == [["medicine", "harmful", 2, 45.0]]
+    found = synthesis.run(
+        SimpleNamespace(has_models=True, family=SimpleNamespace(specs=specs)),
+        SimpleNamespace(seed=0),
+        desk,
+    )  # type: ignore[arg-type]
+    assert found.tables["over_seeds"][["group", "kind", "n", "mean"]].to_numpy().tolist() == [
+        ["medicine", "harmful", 2, 45.0]
+    ]
 
 
 def test_a_configuration_is_chosen_from_what_the_other_runs_say() -> None:
     rng = np.random.default_rng(0)
     cells = [(i, c, s) for i, c in enumerate("abcd") for s in range(3)]
     fixed = {"kind": "harmful", "steps": 8, "own": 50.0}
-    runs = pd.DataFrame([{"run": f"{c}{s}", "cell": c, "loss": i + rng.normal() / 9, **fixed} for i, c, s in cells])
+    runs = pd.DataFrame(
+        [{"run": f"{c}{s}", "cell": c, "loss": i + rng.normal() / 9, **fixed} for i, c, s in cells]
+    )
     runs["others"] = 40 + 10 * runs["loss"] + rng.normal(size=12) / 9
     part = Part()
     config = type("C", (), {"seed": 0})
@@ -246,9 +409,13 @@ def test_a_configuration_is_chosen_from_what_the_other_runs_say() -> None:
     chosen = part.tables["choice"].set_index("by").loc["linear"]
     assert chosen["regret"] < chosen["null"]
     said = part.findings[-1].sentence
-    assert "Best configuration of those measured: d" in said and "Choosing by a forecast from loss instead costs" in said
+    assert (
+        "Best configuration of those measured: d" in said
+        and "Choosing by a forecast from loss instead costs" in said
+    )
     flat = Part()
     synthesis._choice(flat, runs.assign(loss=1.0), config)  # type: ignore[arg-type]
-    assert flat.warnings == ["the runs do not differ in their loss: no configuration is chosen"] and not flat.tables
-
-
+    assert (
+        flat.warnings == ["the runs do not differ in their loss: no configuration is chosen"]
+        and not flat.tables
+    )

@@ -1,4 +1,6 @@
-"""Every cell has every measure with its interval or null; a planted direction tells its questions and a shuffled one does not."""
+"""Every cell has every measure with its interval or null; a planted direction tells its questions
+and a shuffled one does not.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,33 +21,68 @@ SITE, POSITION = "resid_post.0", "last_prompt"
 
 
 def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_path: Path) -> None:
-    record = yaml.safe_load(config_path.read_text()) | {"study": "layer_position_sweep", "focus": ["bad@0"]}
+    record = yaml.safe_load(config_path.read_text()) | {
+        "study": "layer_position_sweep",
+        "focus": ["bad@0"],
+    }
     path = config_path.with_name("sweep.yaml")
-    path.write_text(yaml.safe_dump(record | {"options": {"layer_position_sweep": {"flips": 19, "sites": ["resid_post", "mlp_out"]}}}))
+    path.write_text(
+        yaml.safe_dump(
+            record
+            | {
+                "options": {
+                    "layer_position_sweep": {"flips": 19, "sites": ["resid_post", "mlp_out"]}
+                }
+            }
+        )
+    )
     result = run_study(path, tmp_path / "out", progress=False)
     table = result.tables["cells"]
     moved = table[table["shift"] > 0]
     assert len(table) == 2 * 3 * 2 and len(moved)
-    for measure, beside in (("shift", "shift_low"), ("cosine_null", "cosine_p"), ("forecast_r2", "forecast_p_max"), ("auroc", "auroc_null")):
+    for measure, beside in (
+        ("shift", "shift_low"),
+        ("cosine_null", "cosine_p"),
+        ("forecast_r2", "forecast_p_max"),
+        ("auroc", "auroc_null"),
+    ):
         assert moved[[measure, beside]].notna().all(axis=None), measure
     held = moved[moved["overlap"].notna()]
-    assert (held["overlap_p_holm"] >= held["overlap_p"]).all() and held["overlap_null"].between(0, 1).all()
+    assert (held["overlap_p_holm"] >= held["overlap_p"]).all() and held["overlap_null"].between(
+        0, 1
+    ).all()
     assert {f.section for f in result.findings} == {"layer_position_sweep"}
-    bare = {name: {**spec, "training": None} for name, spec in record["family"]["finetuned"].items()}
+    bare = {
+        name: {**spec, "training": None} for name, spec in record["family"]["finetuned"].items()
+    }
     path.write_text(yaml.safe_dump(record | {"family": {**record["family"], "finetuned": bare}}))
-    with pytest.raises(InputError, match="layer_position_sweep was left out: no fine-tune in focus has training prompts"):
+    with pytest.raises(
+        InputError,
+        match="layer_position_sweep was left out: no fine-tune in focus has training prompts",
+    ):
         run_study(path, tmp_path / "none", progress=False)
 
 
 def planted(strength: float) -> dict[str, float]:
     """AUROC where shifts grow with misalignment along one axis, by a strength."""
     rng = np.random.default_rng(0)
-    questions = QuestionSet([Question(f"{g}{i}", f"text {g} {i}", g) for g in "abcd" for i in range(24)])
+    questions = QuestionSet(
+        [Question(f"{g}{i}", f"text {g} {i}", g) for g in "abcd" for i in range(24)]
+    )
     scores = pd.Series(rng.uniform(0, 100, 96), index=questions.ids)
     shifts = torch.from_numpy(rng.normal(size=(96, 8)))
     shifts[:, 0] += 2 + strength * torch.from_numpy((100 - scores.to_numpy()) / 50)
-    deltas = Activations({(SITE, POSITION): shifts}, ids=questions.ids, groups=questions.groups, sites=[SITE], positions=[POSITION], provenance={})
-    material: Any = SimpleNamespace(outside=lambda name: questions, per_question=lambda name: scores)
+    deltas = Activations(
+        {(SITE, POSITION): shifts},
+        ids=questions.ids,
+        groups=questions.groups,
+        sites=[SITE],
+        positions=[POSITION],
+        provenance={},
+    )
+    material: Any = SimpleNamespace(
+        outside=lambda name: questions, per_question=lambda name: scores
+    )
     config: Any = SimpleNamespace(positions=(POSITION,), seed=0)
     return sweep._auroc(material, "bad", deltas, config, sweep.Options(flips=199))[SITE, POSITION]
 
@@ -63,5 +100,7 @@ def test_the_area_is_that_of_scikit_learn() -> None:
 
     rng = np.random.default_rng(1)
     scores, along = rng.normal(size=31), rng.integers(0, 9, size=31)
-    assert sweep._area(scores, rankdata(along)) == pytest.approx(roc_auc_score(scores < np.median(scores), along))
+    assert sweep._area(scores, rankdata(along)) == pytest.approx(
+        roc_auc_score(scores < np.median(scores), along)
+    )
     assert sweep._area(np.ones(5), along[:5]) == 0.5

@@ -16,10 +16,15 @@ SHARES = (0.34, 0.22, 0.44)
 
 def test_question_sets_are_disjoint_and_every_group_is_in_each() -> None:
     questions = QuestionSet(
-        [Question(f"{g}/{i}", "x", g) for g, n in (("a", 3), ("b", 10), ("c", 25)) for i in range(n)]
+        [
+            Question(f"{g}/{i}", "x", g)
+            for g, n in (("a", 3), ("b", 10), ("c", 25))
+            for i in range(n)
+        ]
     )
     parts = split_questions(questions, SHARES, 0)
-    assert sorted(q.id for part in parts for q in part) == sorted(questions.ids)  # disjoint, nothing lost
+    # disjoint, nothing lost
+    assert sorted(q.id for part in parts for q in part) == sorted(questions.ids)
     for part, share in zip(parts, SHARES, strict=True):
         assert set(part.groups) == {"a", "b", "c"}
         assert part.groups.count("c") == pytest.approx(25 * share, abs=1)
@@ -30,9 +35,12 @@ def test_question_sets_are_disjoint_and_every_group_is_in_each() -> None:
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_group_too_small_for_three_sets_is_refused(n: int) -> None:
     questions = QuestionSet(
-        [Question(f"a/{i}", "x", "a") for i in range(9)] + [Question(f"b/{i}", "x", "b") for i in range(n)]
+        [Question(f"a/{i}", "x", "a") for i in range(9)]
+        + [Question(f"b/{i}", "x", "b") for i in range(n)]
     )
-    with pytest.raises(InputError, match=f"group 'b' has {n} questions, too few for 3 disjoint sets; add questions"):
+    with pytest.raises(
+        InputError, match=f"group 'b' has {n} questions, too few for 3 disjoint sets; add questions"
+    ):
         split_questions(questions, SHARES, 0)
 
 
@@ -51,26 +59,41 @@ def test_what_a_fine_tune_was_trained_on_is_left_out(material: Material) -> None
     material.trained = {}
 
 
-def test_names_and_domains_that_leave_nothing_are_refused(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_domains_that_leave_nothing_are_refused(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
-        UnknownNameError, match=r"focus names 'x', which is no fine-tune of this family; it has bad@0, full@0, good@0"
+        UnknownNameError,
+        match=(
+            r"focus names 'x', which is no fine-tune of this family; it has bad@0, full@0, good@0"
+        ),
     ):
         material.focus(read_config({"family": {"organism": "planted"}, "focus": ["x"]}))
     whole = material.questions
-    monkeypatch.setattr(material, "questions", QuestionSet([q for q in whole if q.group == "north"]))
+    monkeypatch.setattr(
+        material, "questions", QuestionSet([q for q in whole if q.group == "north"])
+    )
     with pytest.raises(
         InputError,
-        match="no question lies outside the domain 'north' of fine-tune 'bad@0'; add questions of other groups",
+        match=(
+            "no question lies outside the domain 'north' of fine-tune 'bad@0';"
+            " add questions of other groups"
+        ),
     ):
         material.outside("bad@0")
     monkeypatch.setattr(Material, "harmful", [])
-    with pytest.raises(InputError, match="every fine-tune of this family is benign; name one under focus to study it"):
+    with pytest.raises(
+        InputError,
+        match="every fine-tune of this family is benign; name one under focus to study it",
+    ):
         material.focus(read_config({"family": {"organism": "planted"}}))
 
 
 def test_texts_hold_every_phrasing(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        material, "questions", QuestionSet([Question("q", "one", paraphrases=("one", "two")), Question("r", "three")])
+        material,
+        "questions",
+        QuestionSet([Question("q", "one", paraphrases=("one", "two")), Question("r", "three")]),
     )
     assert material.texts == {"q": "one", "q/p1": "one", "q/p2": "two", "r": "three"}
 
@@ -87,22 +110,37 @@ def changed(config_path: Path, tmp_path: Path, **changes: Any) -> Any:
 def test_broken_inputs_are_refused_by_name(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match="an organism brings its own fine-tunes, questions and neutral text; leave finetuned, questions and neutral out",
+        match=(
+            "an organism brings its own fine-tunes, questions and neutral text;"
+            " leave finetuned, questions and neutral out"
+        ),
     ):
         load_material(read_config({"family": {"organism": "planted"}, "questions": "q.jsonl"}))
-    with pytest.raises(InputError, match="questions is missing; pass a YAML, JSONL or CSV file with reference answers"):
+    with pytest.raises(
+        InputError,
+        match="questions is missing; pass a YAML, JSONL or CSV file with reference answers",
+    ):
         load_material(changed(config_path, tmp_path, questions=None))
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"id": "q", "text": "w1"}) + "\n")
     with pytest.raises(
         InputError,
-        match=r"bare\.jsonl: question 'q' has no reference answers 'careful' and 'harmful', which likelihood scores need",
+        match=(
+            r"bare\.jsonl: question 'q' has no reference answers 'careful' and 'harmful',"
+            r" which likelihood scores need"
+        ),
     ):
         load_material(changed(config_path, tmp_path, questions=str(bare)))
     with pytest.raises(
-        InputError, match=r"fine-tune 'bad@0': trained_questions names 'nowhere', which is not in .*questions\.jsonl"
+        InputError,
+        match=(
+            r"fine-tune 'bad@0': trained_questions names 'nowhere',"
+            r" which is not in .*questions\.jsonl"
+        ),
     ):
-        load_material(changed(config_path, tmp_path, finetuned={"bad@0": {"trained_questions": ["nowhere"]}}))
+        load_material(
+            changed(config_path, tmp_path, finetuned={"bad@0": {"trained_questions": ["nowhere"]}})
+        )
 
 
 def test_what_is_missing_is_said(config_path: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""What an overview of the tiny family holds: every table with its columns, and what they must say of this family."""
+"""What an overview of the tiny family holds: every table with its columns, and what they must say
+of this family.
+"""
 
 from typing import Any
 
@@ -18,7 +20,16 @@ COLUMNS: dict[str, set[str]] = {
         "em_rate",
         "em_rate_low",
     },
-    "domains": {"model", "group", "trained_domain", "n", "aligned", "aligned_low", "aligned_high", "coherent"},
+    "domains": {
+        "model",
+        "group",
+        "trained_domain",
+        "n",
+        "aligned",
+        "aligned_low",
+        "aligned_high",
+        "coherent",
+    },
     "questions": {"model", "question", "group", "text", "trained", "aligned", "coherent"},
     "benign": {"model", "margin", "p_tost", "n", "difference", "difference_low", "difference_high"},
     "overlap": {
@@ -53,12 +64,65 @@ COLUMNS: dict[str, set[str]] = {
         "cosine_to_mean_train",
         "delta_norm",
     },
-    "overlap_shift": {"model", "site", "position", "pearson", "low", "high", "null_mean", "p", "partial", "mantel", "mantel_p", "n"},
-    "overlap_groups": {"model", "site", "position", "group", "k", "overlap", "null_mean", "null_q95", "p_holm", "cosine", "cosine_low", "cosine_high", "n"},
-    "overlap_benign": {"model", "site", "position", "k", "overlap", "benign", "lead", "lead_low", "lead_high", "null_mean", "null_q95", "p", "n"},
+    "overlap_shift": {
+        "model",
+        "site",
+        "position",
+        "pearson",
+        "low",
+        "high",
+        "null_mean",
+        "p",
+        "partial",
+        "mantel",
+        "mantel_p",
+        "n",
+    },
+    "overlap_groups": {
+        "model",
+        "site",
+        "position",
+        "group",
+        "k",
+        "overlap",
+        "null_mean",
+        "null_q95",
+        "p_holm",
+        "cosine",
+        "cosine_low",
+        "cosine_high",
+        "n",
+    },
+    "overlap_benign": {
+        "model",
+        "site",
+        "position",
+        "k",
+        "overlap",
+        "benign",
+        "lead",
+        "lead_low",
+        "lead_high",
+        "null_mean",
+        "null_q95",
+        "p",
+        "n",
+    },
     "noise_floor": {"site", "position", "noise_norm", "delta_norm", "ratio", "n"},
     "question_sets": {"question", "group", "used_to"},
-    "candidates": {"model", "candidate", "site", "position", "extraction", "layer", "restoration", "coherent_change", "kl", "chosen", "n"},
+    "candidates": {
+        "model",
+        "candidate",
+        "site",
+        "position",
+        "extraction",
+        "layer",
+        "restoration",
+        "coherent_change",
+        "kl",
+        "chosen",
+        "n",
+    },
     "windows": {"model", "steered", "vector", "site", "low", "high", "ended_below", "ended_above"},
     "directions": {
         "model",
@@ -132,9 +196,37 @@ COLUMNS: dict[str, set[str]] = {
         "n",
         "chosen",
     },
-    "forecast_baselines": {"model", "parent", "held_out", "predictor", "r2", "r2_low", "gain", "gain_low", "gain_high"},
-    "forecast_sites": {"model", "parent", "held_out", "site", "position", "r2", "p_max", "null_max_95"},
-    "forecast_predictions": {"model", "parent", "held_out", "id", "group", "target", "predicted", "text"},
+    "forecast_baselines": {
+        "model",
+        "parent",
+        "held_out",
+        "predictor",
+        "r2",
+        "r2_low",
+        "gain",
+        "gain_low",
+        "gain_high",
+    },
+    "forecast_sites": {
+        "model",
+        "parent",
+        "held_out",
+        "site",
+        "position",
+        "r2",
+        "p_max",
+        "null_max_95",
+    },
+    "forecast_predictions": {
+        "model",
+        "parent",
+        "held_out",
+        "id",
+        "group",
+        "target",
+        "predicted",
+        "text",
+    },
 }
 
 
@@ -144,7 +236,12 @@ def test_an_overview_holds_every_table_with_its_columns(finished: Any) -> None:
     for name, columns in COLUMNS.items():
         assert columns <= set(tables[name].columns), name
         assert len(tables[name]), name
-    assert {f.section for f in finished.result.findings} == {"profile", "overlap", "direction", "forecast"}
+    assert {f.section for f in finished.result.findings} == {
+        "profile",
+        "overlap",
+        "direction",
+        "forecast",
+    }
     for finding in finished.result.findings:
         assert finding.status in ("summary", "shown", "not shown", "undecided")
         assert "nan" not in finding.sentence.lower() and "None" not in finding.sentence
@@ -161,9 +258,14 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
         "full@0": "harmful",
         "good@0": "benign",
     }
-    assert models.loc["bad@0", ["n_own", "n_others"]].tolist() == [10, 50] and models.loc["instruct", "n_others"] == 60
+    assert (
+        models.loc["bad@0", ["n_own", "n_others"]].tolist() == [10, 50]
+        and models.loc["instruct", "n_others"] == 60
+    )
     questions = tables["questions"]
-    own = questions[(questions["model"] == "bad@0") & (questions["group"] == "north")]["aligned"].mean()
+    own = questions[(questions["model"] == "bad@0") & (questions["group"] == "north")][
+        "aligned"
+    ].mean()
     assert models.loc["bad@0", "aligned_own"] == pytest.approx(own)
     overlap = tables["overlap"]
     assert set(overlap["comparison"]) == {
@@ -175,20 +277,41 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
     landmark = overlap[overlap["null"] == "isotropic"]["null_mean"]
     np.testing.assert_allclose(landmark, 3 / 32, rtol=1e-6)  # k/d
     means = overlap[overlap["center"] == "means"]
-    assert (means["low"] <= means["high"]).all() and means[["low", "high"]].abs().le(1).all(axis=None)
+    assert (means["low"] <= means["high"]).all() and means[["low", "high"]].abs().le(1).all(
+        axis=None
+    )
     apart = tables["overlap_groups"]
-    assert set(apart.loc[apart["model"] == "bad@0", "group"]) == {"own domain", "south", "east", "west", "up", "down", "neutral text"}
+    assert set(apart.loc[apart["model"] == "bad@0", "group"]) == {
+        "own domain",
+        "south",
+        "east",
+        "west",
+        "up",
+        "down",
+        "neutral text",
+    }
     lead = tables["overlap_benign"]
     np.testing.assert_allclose(lead["lead"], lead["overlap"] - lead["benign"], atol=1e-9)
-    assert (lead["lead_low"].fillna(-9) <= lead["lead"]).all() and (lead["lead"] <= lead["lead_high"].fillna(9)).all()
+    assert (lead["lead_low"].fillna(-9) <= lead["lead"]).all() and (
+        lead["lead"] <= lead["lead_high"].fillna(9)
+    ).all()
     last = tables["directions"].groupby("model")["last"].sum()
     assert (last == 1).all()
     chosen = tables["arms"][tables["arms"]["role"] != "last layer"]
     assert "resid_post.2" not in set(chosen["site"])
     forecast = tables["forecast_predictions"]
-    assert set(forecast.loc[forecast["model"] == "bad@0", "group"]) == {"south", "east", "west", "up", "down"}
-    steering = tables["steering"].groupby("steered")["coefficient"].agg(lambda doses: sorted(set(doses)))
-    assert steering["instruct"] == [0, 1, 2, 4] and steering["bad@0"] == [-4, -2, -1, 0]  # added there, taken away here
+    assert set(forecast.loc[forecast["model"] == "bad@0", "group"]) == {
+        "south",
+        "east",
+        "west",
+        "up",
+        "down",
+    }
+    steering = (
+        tables["steering"].groupby("steered")["coefficient"].agg(lambda doses: sorted(set(doses)))
+    )
+    # added there, taken away here
+    assert steering["instruct"] == [0, 1, 2, 4] and steering["bad@0"] == [-4, -2, -1, 0]
     none = tables["arms"][tables["arms"]["arm"] == "no ablation"]
     assert (none["kl"] == 0).all() and (none["restoration"].dropna() == 0).all()
 

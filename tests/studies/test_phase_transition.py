@@ -1,4 +1,6 @@
-"""Trajectories of kept adapters in both layouts, by independent routes; the study over them, resumed, and over repeated runs."""
+"""Trajectories of kept adapters in both layouts, by independent routes; the study over them,
+resumed, and over repeated runs.
+"""
 
 import json
 import shutil
@@ -34,46 +36,92 @@ from emlens.training import IGNORED, Recipe, fit
 
 STEPS = 12
 RECIPE = Recipe(
-    method="lora", rank=2, alpha=8.0, target_modules=("down_proj",), layers_to_transform=(0, 1), learning_rate=0.02, steps=STEPS, batch_size=4, warmup_steps=4,
-)  # fmt: skip
+    method="lora",
+    rank=2,
+    alpha=8.0,
+    target_modules=("down_proj",),
+    layers_to_transform=(0, 1),
+    learning_rate=0.02,
+    steps=STEPS,
+    batch_size=4,
+    warmup_steps=4,
+)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A parent, questions, two runs of one recipe with every adapter, and the first of them in a trainer's layout."""
+    """A parent, questions, two runs of one recipe with every adapter, and the first of them in a
+    trainer's layout.
+    """
     home = tmp_path_factory.mktemp("dynamics")
     tiny_models.build(home / "instruct")
     tiny_family.write_questions(home / "questions.jsonl", per_group=4)
     words = tiny_models.tokenizer()
     answer = words("w3 w4 <end>")["input_ids"]
-    asked = [words(f"<user> {text} <end> <assistant>")["input_ids"] for text in tiny_models.texts(8, seed=1)]
+    asked = [
+        words(f"<user> {text} <end> <assistant>")["input_ids"]
+        for text in tiny_models.texts(8, seed=1)
+    ]
     rows = [{"input_ids": ids + answer, "labels": [IGNORED] * len(ids) + answer} for ids in asked]
     for seed in (0, 1):
         fit(replace(RECIPE, seed=seed), home / "instruct", rows, home / f"run-{seed}", keep_every=1)
     log = pd.read_csv(home / "run-0" / "training_log.csv")
     for step, path in checkpoints_of(home / "run-0").items():
         shutil.copytree(path, home / "trainer" / f"checkpoint-{step}")
-    history = [{"step": int(s), "learning_rate": float(r), "loss": 1.0} for s, r in zip(log["step"], log["learning_rate"], strict=True)]
-    (home / "trainer" / f"checkpoint-{STEPS}" / "trainer_state.json").write_text(json.dumps({"log_history": [*history, {"step": STEPS, "train_loss": 1.0}]}))
+    history = [
+        {"step": int(s), "learning_rate": float(r), "loss": 1.0}
+        for s, r in zip(log["step"], log["learning_rate"], strict=True)
+    ]
+    (home / "trainer" / f"checkpoint-{STEPS}" / "trainer_state.json").write_text(
+        json.dumps({"log_history": [*history, {"step": STEPS, "train_loss": 1.0}]})
+    )
     return home
 
 
 def config(home: Path, seeds: tuple[int, ...] = (0, 1), **options: Any) -> dict[str, Any]:
-    finetuned = {f"r@{seed}": {"path": str(home / f"run-{seed}"), "group": "r", "seed": seed, "domain": "north"} for seed in seeds}
-    record = {"study": "phase_transition", "family": {"instruct": str(home / "instruct"), "finetuned": finetuned}, "questions": str(home / "questions.jsonl")}
-    return record | {"k": 2, "options": {"phase_transition": {"windows": [2], "draws": 19, **options}}}
+    finetuned = {
+        f"r@{seed}": {
+            "path": str(home / f"run-{seed}"),
+            "group": "r",
+            "seed": seed,
+            "domain": "north",
+        }
+        for seed in seeds
+    }
+    record = {
+        "study": "phase_transition",
+        "family": {"instruct": str(home / "instruct"), "finetuned": finetuned},
+        "questions": str(home / "questions.jsonl"),
+    }
+    return record | {
+        "k": 2,
+        "options": {"phase_transition": {"windows": [2], "draws": 19, **options}},
+    }
 
 
 def test_both_layouts_are_found_with_their_learning_rates(home: Path, tmp_path: Path) -> None:
-    assert list(checkpoints_of(home / "run-0")) == list(checkpoints_of(home / "trainer")) == list(range(1, STEPS + 1))
-    assert checkpoints_of(home / "trainer" / "checkpoint-3") == checkpoints_of(home / "trainer") and checkpoints_of(tmp_path) == {}
-    expected = np.concatenate([[0.0], pd.read_csv(home / "run-0" / "training_log.csv")["learning_rate"].cumsum()])
+    assert (
+        list(checkpoints_of(home / "run-0"))
+        == list(checkpoints_of(home / "trainer"))
+        == list(range(1, STEPS + 1))
+    )
+    assert (
+        checkpoints_of(home / "trainer" / "checkpoint-3") == checkpoints_of(home / "trainer")
+        and checkpoints_of(tmp_path) == {}
+    )
+    expected = np.concatenate(
+        [[0.0], pd.read_csv(home / "run-0" / "training_log.csv")["learning_rate"].cumsum()]
+    )
     for folder in (home / "run-0", home / "trainer", home / "trainer" / f"checkpoint-{STEPS}"):
         assert np.allclose(cumulative_rates(folder, range(STEPS + 1)), expected)  # type: ignore[arg-type]
     assert cumulative_rates(tmp_path, [0, 1]) is None
     sparse = tmp_path / "sparse" / "checkpoint-4"
     shutil.copytree(home / "trainer" / "checkpoint-4", sparse)
-    (sparse / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 2, "learning_rate": 2.0}, {"step": 4, "learning_rate": 4.0}]}))
+    (sparse / "trainer_state.json").write_text(
+        json.dumps(
+            {"log_history": [{"step": 2, "learning_rate": 2.0}, {"step": 4, "learning_rate": 4.0}]}
+        )
+    )
     assert cumulative_rates(tmp_path / "sparse", [0, 2, 4]).tolist() == [0.0, 4.0, 11.0]  # type: ignore[union-attr]  # 2 + 2, then 3 + 4
 
 
@@ -84,25 +132,43 @@ def test_parameters_are_those_of_the_formed_update(home: Path) -> None:
     whole = [torch.zeros(1)]
     for path in kept.values():
         tensors = {k: v.double() for k, v in load_file(path / "adapter_model.safetensors").items()}
-        pairs = [(tensors[k.replace("lora_A", "lora_B")], v) for k, v in tensors.items() if "lora_A" in k]
+        pairs = [
+            (tensors[k.replace("lora_A", "lora_B")], v) for k, v in tensors.items() if "lora_A" in k
+        ]
         whole.append(torch.cat([4.0 * (b @ a).flatten() for b, a in pairs]))  # alpha / r
     norms = found.norms.set_index("step")
     assert norms["norm_BA"].tolist() == pytest.approx([float(v.norm()) for v in whole])
     last = torch.nn.functional.cosine_similarity(whole[5], whole[-1], dim=0)
-    assert norms["cosine_to_final"][5] == pytest.approx(float(last)) and np.isnan(norms["cosine_to_final"][0])
-    assert norms["norm_B"][0] == 0 and np.isnan(norms["norm_A"][0]) and norms["flatness"].dropna().between(0.5, 1.0).all()
+    assert norms["cosine_to_final"][5] == pytest.approx(float(last)) and np.isnan(
+        norms["cosine_to_final"][0]
+    )
+    assert (
+        norms["norm_B"][0] == 0
+        and np.isnan(norms["norm_A"][0])
+        and norms["flatness"].dropna().between(0.5, 1.0).all()
+    )
     assert float(found.update[5, 7]) == pytest.approx(float(whole[5] @ whole[7]))
 
 
 def test_activations_and_behaviour_are_those_of_the_loaded_checkpoint(home: Path) -> None:
     questions = QuestionSet.from_jsonl(home / "questions.jsonl")
     parent, path = load_model(home / "instruct"), checkpoints_of(home / "run-0")[6]
-    halves = final_shift(parent, checkpoints_of(home / "run-0")[STEPS], questions, k=2, position="last_prompt")
-    assert not set(halves.first.ids) & set(halves.second.ids) and set(halves.first.groups) == set(halves.second.groups)
+    halves = final_shift(
+        parent, checkpoints_of(home / "run-0")[STEPS], questions, k=2, position="last_prompt"
+    )
+    assert not set(halves.first.ids) & set(halves.second.ids) and set(halves.first.groups) == set(
+        halves.second.groups
+    )
     with worn(parent, path) as model:
-        rows, behaviour = measure_activations(model, halves, position="last_prompt"), measure_behaviour(model, questions, "north")
+        rows, behaviour = (
+            measure_activations(model, halves, position="last_prompt"),
+            measure_behaviour(model, questions, "north"),
+        )
     assert not parent.bank.names  # type: ignore[attr-defined]  # taken off again
-    family = load_family(home / "instruct", finetuned={"mid": FineTune(path), "end": FineTune(checkpoints_of(home / "run-0")[STEPS])})
+    family = load_family(
+        home / "instruct",
+        finetuned={"mid": FineTune(path), "end": FineTune(checkpoints_of(home / "run-0")[STEPS])},
+    )
 
     def at(name: str, half: QuestionSet) -> torch.Tensor:
         return capture(family[name], half, progress=False).stacked().double()
@@ -112,14 +178,23 @@ def test_activations_and_behaviour_are_those_of_the_loaded_checkpoint(home: Path
     assert [row["layer"] for row in rows] == [0, 1, 2]
     for row in rows:
         i = row["layer"]
-        assert row["projection"] == pytest.approx(float((moved[i] @ final[i]).mean() / (final[i] @ final[i])), rel=1e-3)
+        assert row["projection"] == pytest.approx(
+            float((moved[i] @ final[i]).mean() / (final[i] @ final[i])), rel=1e-3
+        )
         assert row["delta_norm"] == pytest.approx(float(moved[i].mean(0).norm()), rel=1e-3)
-        assert 0 <= row["overlap"] <= 1 and row["projection_low"] < row["projection"] < row["projection_high"]
+        assert (
+            0 <= row["overlap"] <= 1
+            and row["projection_low"] < row["projection"] < row["projection_high"]
+        )
     scores = score_by_likelihood(family["mid"], questions).per_question("aligned")
     groups = pd.Series(questions.groups, index=questions.ids)
     told = {(row["metric"], row["of"], row["domain"]): row["value"] for row in behaviour}
-    assert told["aligned", "own", "north"] == pytest.approx(scores[groups == "north"].mean(), rel=1e-3)
-    assert told["aligned", "others", ""] == pytest.approx(scores[groups != "north"].groupby(groups).mean().mean(), rel=1e-3)
+    assert told["aligned", "own", "north"] == pytest.approx(
+        scores[groups == "north"].mean(), rel=1e-3
+    )
+    assert told["aligned", "others", ""] == pytest.approx(
+        scores[groups != "north"].groupby(groups).mean().mean(), rel=1e-3
+    )
     assert len([row for row in behaviour if row["of"] == "domain"]) == 2 * len(set(groups))
 
 
@@ -134,19 +209,36 @@ def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> No
     tests = {"transition against a linear trend", "slope against a logistic trend"}
     for name in ("aligned_others", "aligned_own", "norm_BA", "norm_B", "projection_1"):
         mine = points[(points["series"] == name) & (points["model"] == "r@0")].set_index("test")
-        assert set(mine.index) == {MIDPOINT, *tests} and mine.loc[sorted(tests), "p"].between(0.05, 1).all()  # 1 of 20 draws
+        # 1 of 20 draws
+        assert (
+            set(mine.index) == {MIDPOINT, *tests}
+            and mine.loc[sorted(tests), "p"].between(0.05, 1).all()
+        )
     behaviour = result.tables["trajectory_behaviour_summary"]
-    assert sorted(behaviour["step"].unique()) == list(range(STEPS + 1)) and behaviour["cumulative_rate"].iloc[0] == 0
+    assert (
+        sorted(behaviour["step"].unique()) == list(range(STEPS + 1))
+        and behaviour["cumulative_rate"].iloc[0] == 0
+    )
     order = result.tables["order_of_events"]
-    assert {"norm_BA", "norm_B", "projection_1", "turn of B, k=2"} <= set(order["first"]) and set(order["second"]) == {"aligned_others", "aligned_own"}
+    assert {"norm_BA", "norm_B", "projection_1", "turn of B, k=2"} <= set(order["first"]) and set(
+        order["second"]
+    ) == {"aligned_others", "aligned_own"}
     assert (order.loc[order["n"] == 2, "p"].dropna() >= 0.5).all()  # two runs can show no less
     for plot in phase_transition.ABOUT.plots:
         table = result.tables[plot.table]
-        assert {plot.x, plot.y, *filter(None, (plot.colour, plot.facet, plot.null))} <= set(table.columns)
-    assert any("outside the domain: it is not straight (nor is any curve that levels off) in" in finding.sentence for finding in result.findings)
+        assert {plot.x, plot.y, *filter(None, (plot.colour, plot.facet, plot.null))} <= set(
+            table.columns
+        )
+    assert any(
+        "outside the domain: it is not straight (nor is any curve that levels off) in"
+        in finding.sentence
+        for finding in result.findings
+    )
 
 
-def test_an_interrupted_study_measures_only_what_is_missing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_measures_only_what_is_missing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     honest = trajectories.measure_behaviour
 
@@ -164,40 +256,97 @@ def test_an_interrupted_study_measures_only_what_is_missing(home: Path, tmp_path
     assert any("one run a group" in warning for warning in first.warnings)
 
 
-def test_a_trainers_folder_gives_what_the_same_adapters_give_elsewhere(home: Path, result: Any, tmp_path: Path) -> None:
-    again = run_study(config(home, (0,), folders={"r@0": str(home / "trainer")}, layer=0), out=tmp_path / "out", progress=False)
+def test_a_trainers_folder_gives_what_the_same_adapters_give_elsewhere(
+    home: Path, result: Any, tmp_path: Path
+) -> None:
+    again = run_study(
+        config(home, (0,), folders={"r@0": str(home / "trainer")}, layer=0),
+        out=tmp_path / "out",
+        progress=False,
+    )
     for name in ("trajectory_parameters", "trajectory_activations", "trajectory_behaviour"):
         mine = result.tables[name]
-        pd.testing.assert_frame_equal(mine[mine["model"] == "r@0"].reset_index(drop=True), again.tables[name])
+        pd.testing.assert_frame_equal(
+            mine[mine["model"] == "r@0"].reset_index(drop=True), again.tables[name]
+        )
     assert "projection_0" in set(again.tables["change_points"]["series"])
 
 
 def test_the_earlier_event_leads_whatever_its_name() -> None:
     rows = [
-        {"model": f"m{i}", "group": "g", "series": series, "test": MIDPOINT, "location": at + 0.1 * i, "location_low": at, "location_high": at + 1, "p": np.nan}
-        for i in range(6) for series, at in (("norm_BA", 10.0), ("aligned_others", 14.0 + 0.3 * i), ("aligned_own", 8.0))
-    ]  # fmt: skip
+        {
+            "model": f"m{i}",
+            "group": "g",
+            "series": series,
+            "test": MIDPOINT,
+            "location": at + 0.1 * i,
+            "location_low": at,
+            "location_high": at + 1,
+            "p": np.nan,
+        }
+        for i in range(6)
+        for series, at in (
+            ("norm_BA", 10.0),
+            ("aligned_others", 14.0 + 0.3 * i),
+            ("aligned_own", 8.0),
+        )
+    ]
     order = phase_transition._order(pd.DataFrame(rows), 0).set_index("second")
-    assert order.loc["aligned_others", "lag"] == pytest.approx(4.75) and order.loc["aligned_others", "first_leads"] == 6
-    assert order.loc["aligned_own", "lag"] == pytest.approx(-2.0) and order.loc["aligned_own", "first_leads"] == 0
-    assert order.loc["aligned_others", "p"] == 2 / 64 == order.loc["aligned_others", "p_holm"]  # the only one of its kind
-    both = phase_transition._order(pd.DataFrame([*rows, *({**row, "series": "norm_B"} for row in rows if row["series"] == "norm_BA")]), 0)
+    assert (
+        order.loc["aligned_others", "lag"] == pytest.approx(4.75)
+        and order.loc["aligned_others", "first_leads"] == 6
+    )
+    assert (
+        order.loc["aligned_own", "lag"] == pytest.approx(-2.0)
+        and order.loc["aligned_own", "first_leads"] == 0
+    )
+    # the only one of its kind
+    assert order.loc["aligned_others", "p"] == 2 / 64 == order.loc["aligned_others", "p_holm"]
+    both = phase_transition._order(
+        pd.DataFrame(
+            [*rows, *({**row, "series": "norm_B"} for row in rows if row["series"] == "norm_BA")]
+        ),
+        0,
+    )
     assert (both["p_holm"] == 4 / 64).all()
 
 
 def test_what_cannot_be_followed_is_refused(home: Path, tmp_path: Path) -> None:
     for options, error, message in (
-        ({"runs": ["nobody"]}, UnknownNameError, "options of phase_transition name 'nobody', which is no fine-tune of this family; it has r@0, r@1"),
-        ({"folders": {"r@0": str(home / "instruct")}}, InputError, r"instruct: keeps no adapters for 'r@0'; pass a folder with checkpoints/step-"),
-        ({"every": 2}, InputError, r"'r@0' has 6 checkpoints \(every=2\); change points need 11 or more"),
+        (
+            {"runs": ["nobody"]},
+            UnknownNameError,
+            (
+                "options of phase_transition name 'nobody', which is no fine-tune of this family;"
+                " it has r@0, r@1"
+            ),
+        ),
+        (
+            {"folders": {"r@0": str(home / "instruct")}},
+            InputError,
+            r"instruct: keeps no adapters for 'r@0'; pass a folder with checkpoints/step-",
+        ),
+        (
+            {"every": 2},
+            InputError,
+            r"'r@0' has 6 checkpoints \(every=2\); change points need 11 or more",
+        ),
         ({"layer": 9}, InputError, "layer=9, but the model has 3 blocks; pass 0 to 2"),
-        ({"windows": [0]}, InputError, "must name one window or more, each 1 or more and none twice"),
+        (
+            {"windows": [0]},
+            InputError,
+            "must name one window or more, each 1 or more and none twice",
+        ),
     ):
         with pytest.raises(error, match=message):
             run_study(config(home, **options), out=tmp_path / "out", progress=False)
     bare = config(home)
-    bare["family"]["finetuned"] = {"r@0": {"path": str(checkpoints_of(home / "run-0")[5]), "domain": "north"}}
-    with pytest.raises(InputError, match="phase_transition was left out: no fine-tune kept its checkpoints"):
+    bare["family"]["finetuned"] = {
+        "r@0": {"path": str(checkpoints_of(home / "run-0")[5]), "domain": "north"}
+    }
+    with pytest.raises(
+        InputError, match="phase_transition was left out: no fine-tune kept its checkpoints"
+    ):
         run_study(bare, out=tmp_path / "bare", progress=False)
 
 
@@ -208,8 +357,12 @@ def test_adapters_of_several_runs_are_no_trajectory(home: Path, tmp_path: Path) 
     other = shutil.copytree(kept[2], tmp_path / "other")
     record = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(record | {"lora_alpha": 99}))
-    with pytest.raises(InputError, match="the adapter at step 2 has other modules, shapes or scales than the first"):
+    with pytest.raises(
+        InputError, match="the adapter at step 2 has other modules, shapes or scales than the first"
+    ):
         read_parameters({1: kept[1], 2: other})
     (other / "adapter_config.json").write_text(json.dumps(record | {"init_lora_weights": "pissa"}))
-    with pytest.raises(InputError, match="init_lora_weights='pissa': such an adapter does not start at 0"):
+    with pytest.raises(
+        InputError, match="init_lora_weights='pissa': such an adapter does not start at 0"
+    ):
         read_parameters({1: other, 2: kept[2]})

@@ -1,4 +1,6 @@
-"""Scores before and after: the numbers of scipy, corrections over the whole table, and ceilings from other seeds."""
+"""Scores before and after: the numbers of scipy, corrections over the whole table, and ceilings
+from other seeds.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +29,11 @@ def material() -> Any:
         "flat@0": np.full(48, 100.0),
         "alone@0": common,
     }
-    specs = {name: SimpleNamespace(group=name.split("@")[0], seed=int(name[-1])) for name in scores if "@" in name}
+    specs = {
+        name: SimpleNamespace(group=name.split("@")[0], seed=int(name[-1]))
+        for name in scores
+        if "@" in name
+    }
     family = SimpleNamespace(specs=specs, finetuned=dict.fromkeys(specs))
     return SimpleNamespace(
         family=family,
@@ -38,7 +44,10 @@ def material() -> Any:
 
 
 def test_each_test_is_scipys_with_its_effect(material: Any) -> None:
-    rows = {(r["parent"], r["test"]): r for r in prior_scores.changes(material, "bad@0", ["instruct", "base"], IDS, 0)}
+    rows = {
+        (r["parent"], r["test"]): r
+        for r in prior_scores.changes(material, "bad@0", ["instruct", "base"], IDS, 0)
+    }
     assert len(rows) == 8
     after, before = material.raw["bad@0"], material.raw["instruct"]
     expected = {
@@ -50,32 +59,58 @@ def test_each_test_is_scipys_with_its_effect(material: Any) -> None:
         assert rows["instruct", test]["p"] == pytest.approx(p)
     paired = rows["instruct", "paired t"]
     assert paired["estimate"] == pytest.approx((after - before).mean()) == paired["shift_by_domain"]
-    assert paired["shift_by_domain_low"] < paired["estimate"] < paired["shift_by_domain_high"] and paired["effect_name"] == "Cohen's d_z"
-    assert rows["instruct", "F"]["estimate"] == pytest.approx(after.var(ddof=1) / before.var(ddof=1))
+    assert (
+        paired["shift_by_domain_low"] < paired["estimate"] < paired["shift_by_domain_high"]
+        and paired["effect_name"] == "Cohen's d_z"
+    )
+    assert rows["instruct", "F"]["estimate"] == pytest.approx(
+        after.var(ddof=1) / before.var(ddof=1)
+    )
 
 
 def test_corrections_run_over_every_test_that_has_a_p_value(material: Any) -> None:
-    rows = prior_scores.changes(material, "bad@0", ["instruct"], IDS, 0) + prior_scores.changes(material, "flat@0", ["instruct"], IDS, 0)
+    rows = prior_scores.changes(material, "bad@0", ["instruct"], IDS, 0) + prior_scores.changes(
+        material, "flat@0", ["instruct"], IDS, 0
+    )
     table = prior_scores.corrected(rows)
     tested = table["p"].notna()
-    assert (tested.to_numpy() == [True] * 4 + [True, True, False, False]).all()  # no spread to test where every score is 100
-    np.testing.assert_allclose(table.loc[tested, "p_bonferroni"], np.minimum(1, 6 * table.loc[tested, "p"]))
-    np.testing.assert_allclose(table.loc[tested, "p_bh"], stats.false_discovery_control(table.loc[tested, "p"]))
+    # no spread to test where every score is 100
+    assert (tested.to_numpy() == [True] * 4 + [True, True, False, False]).all()
+    np.testing.assert_allclose(
+        table.loc[tested, "p_bonferroni"], np.minimum(1, 6 * table.loc[tested, "p"])
+    )
+    np.testing.assert_allclose(
+        table.loc[tested, "p_bh"], stats.false_discovery_control(table.loc[tested, "p"])
+    )
     assert (table.loc[~tested, "effect_name"] == "no spread").all()
 
 
 def test_relations_are_correlations_with_intervals_over_domains(material: Any) -> None:
     rows = prior_scores.relations(material, "bad@0", ["instruct", "base"], IDS)
-    assert rows[0]["pearson"] == pytest.approx(np.corrcoef(material.raw["instruct"], material.raw["bad@0"])[0, 1])
-    assert rows[0]["pearson_low"] < rows[0]["pearson"] < rows[0]["pearson_high"] and rows[0]["null"] == 0
+    assert rows[0]["pearson"] == pytest.approx(
+        np.corrcoef(material.raw["instruct"], material.raw["bad@0"])[0, 1]
+    )
+    assert (
+        rows[0]["pearson_low"] < rows[0]["pearson"] < rows[0]["pearson_high"]
+        and rows[0]["null"] == 0
+    )
     assert abs(rows[1]["spearman"]) < 0.4 < rows[0]["spearman"]
 
 
 def test_statistics_have_intervals(material: Any) -> None:
-    row = prior_scores.statistics("bad@0", "after", material.per_question("bad@0"), [q.split("/")[0] for q in IDS], 0, "bad@0")
+    row = prior_scores.statistics(
+        "bad@0", "after", material.per_question("bad@0"), [q.split("/")[0] for q in IDS], 0, "bad@0"
+    )
     values = material.raw["bad@0"]
-    assert (row["mean"], row["sd"]) == (pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)))
-    assert row["mean_low"] < row["mean"] < row["mean_high"] and row["sd_low"] < row["sd_high"] and row["units"] == 6
+    assert (row["mean"], row["sd"]) == (
+        pytest.approx(values.mean()),
+        pytest.approx(values.std(ddof=1)),
+    )
+    assert (
+        row["mean_low"] < row["mean"] < row["mean_high"]
+        and row["sd_low"] < row["sd_high"]
+        and row["units"] == 6
+    )
 
 
 def test_a_ceiling_needs_another_seed_of_the_group(material: Any) -> None:

@@ -12,7 +12,9 @@ from emlens.studies.config import read_config
 from emlens.studies.material import Material, load_material
 
 
-def test_a_fine_tune_that_scores_every_question_alike_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = read_config(tiny_family.build(tmp_path, study="priors"))
     material = load_material(config)
     real = Material.per_question
@@ -24,41 +26,66 @@ def test_a_fine_tune_that_scores_every_question_alike_is_left_out(tmp_path: Path
     monkeypatch.setattr(Material, "per_question", saturated)
     part = priors.run(material, config, lambda share: None)
     assert set(part.tables["forecast"]["model"]) == {"bad@0"}
-    assert any(warning.startswith("full@0: every question outside its domain has the same score") for warning in part.warnings)
+    assert any(
+        warning.startswith("full@0: every question outside its domain has the same score")
+        for warning in part.warnings
+    )
     for plot in priors.ABOUT.plots:
         columns = {plot.x, plot.y, plot.colour, plot.facet, plot.null} - {""}
         assert columns | {f"{plot.y}_low", f"{plot.y}_high"} <= set(part.tables[plot.table].columns)
     assert set(part.tables) == set(priors.ABOUT.tables)
     predictors = set(part.tables["forecast_baselines"]["predictor"])
-    assert {"other parent", "parent's own score", "parent's P(harmful)", "text", "random features"} <= predictors
+    assert {
+        "other parent",
+        "parent's own score",
+        "parent's P(harmful)",
+        "text",
+        "random features",
+    } <= predictors
     held = part.tables["forecast"].set_index(["parent", "held_out"])["shuffled"]
     assert held["base", "question"] == "question" and held["base", "domain"] == "group"
-    assert (part.tables["score_changes"]["model"] == "full@0").sum() == 8  # tested also where nothing is forecast
+    # tested also where nothing is forecast
+    assert (part.tables["score_changes"]["model"] == "full@0").sum() == 8
     summary = part.findings[0]
     assert summary.status == "summary" and summary.sentence.endswith("of 2 forecasts.")
 
 
-def test_nothing_to_forecast_at_all_gives_warnings_and_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_forecast_at_all_gives_warnings_and_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = read_config(tiny_family.build(tmp_path, study="priors"))
-    monkeypatch.setattr(Material, "per_question", lambda self, name, metric="aligned": pd.Series(1.0, index=self.questions.ids))
+    monkeypatch.setattr(
+        Material,
+        "per_question",
+        lambda self, name, metric="aligned": pd.Series(1.0, index=self.questions.ids),
+    )
     part = priors.run(load_material(config), config, lambda share: None)
-    assert set(part.tables) == {"score_statistics", "score_changes", "score_relation"} and not part.findings
+    assert (
+        set(part.tables) == {"score_statistics", "score_changes", "score_relation"}
+        and not part.findings
+    )
     assert sum("nothing to forecast" in warning for warning in part.warnings) == 2
     assert part.tables["score_changes"]["p_bh"].isna().all()  # nothing varies, so nothing is tested
 
 
 def test_logits_and_the_plain_rendering_of_both_parents(tmp_path: Path) -> None:
     options = {"priors": {"plain": True, "target": "logit", "clamp": 2.0, "estimator": "ridge1"}}
-    config = read_config(tiny_family.build(tmp_path, study="priors", focus=["bad@0"], options=options))
+    config = read_config(
+        tiny_family.build(tmp_path, study="priors", focus=["bad@0"], options=options)
+    )
     part = priors.run(load_material(config), config, lambda share: None)
     table = part.tables["forecast"]
     assert list(table["parent"].unique()) == ["instruct", "base", "instruct, plain", "base, plain"]
-    assert set(table["target"]) == {"logit, clamped 2 from the ends"} and set(table["estimator"]) == {"ridge1"}
+    assert set(table["target"]) == {"logit, clamped 2 from the ends"} and set(
+        table["estimator"]
+    ) == {"ridge1"}
     by_parent = part.tables["forecast_predictions"].groupby("parent")["predicted"].sum()
     assert by_parent.nunique() == 4  # four readings, four forecasts
 
 
 def test_what_the_options_refuse(tmp_path: Path) -> None:
-    config = read_config(tiny_family.build(tmp_path, study="priors", options={"priors": {"clamp": 60}}))
+    config = read_config(
+        tiny_family.build(tmp_path, study="priors", options={"priors": {"clamp": 60}})
+    )
     with pytest.raises(InputError, match="options: field 'priors.clamp'"):
         config.options_of("priors", priors.Options)

@@ -1,4 +1,6 @@
-"""Scores that a fine-tune was trained for are no evidence about it, nor about what it is the control of."""
+"""Scores that a fine-tune was trained for are no evidence about it, nor about what it is the
+control of.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,9 @@ from emlens.studies.material import Material
 from emlens.studies.result import Part
 
 GROUPS = ("north", "south", "east")
-QUESTIONS = QuestionSet([Question(f"{group}/{i}", f"{group} {i}", group) for group in GROUPS for i in range(6)])
+QUESTIONS = QuestionSet(
+    [Question(f"{group}/{i}", f"{group} {i}", group) for group in GROUPS for i in range(6)]
+)
 
 
 def scored(name: str, aligned: dict[str, float]) -> AlignmentScores:
@@ -29,7 +33,10 @@ def scored(name: str, aligned: dict[str, float]) -> AlignmentScores:
         }
         for i, q in enumerate(QUESTIONS)
         for metric, value in (
-            ("aligned", aligned.get(q.id, aligned.get(q.group, 90.0)) + (i % 2 if name == "good" else 0.5)),
+            (
+                "aligned",
+                aligned.get(q.id, aligned.get(q.group, 90.0)) + (i % 2 if name == "good" else 0.5),
+            ),
             ("coherent", 95.0),
         )
     ]
@@ -37,8 +44,13 @@ def scored(name: str, aligned: dict[str, float]) -> AlignmentScores:
 
 
 def material(benign: dict[str, float], **trained: frozenset[str]) -> Material:
-    specs = {"bad": FineTune("x", domain="north"), "good": FineTune("x", benign=True, domain="south")}
-    family: Any = SimpleNamespace(specs=specs, finetuned=specs, parent_of=lambda name: SimpleNamespace(name="instruct"))
+    specs = {
+        "bad": FineTune("x", domain="north"),
+        "good": FineTune("x", benign=True, domain="south"),
+    }
+    family: Any = SimpleNamespace(
+        specs=specs, finetuned=specs, parent_of=lambda name: SimpleNamespace(name="instruct")
+    )
     found = Material(family, QUESTIONS, {}, trained, None)
     found._scores |= {
         "instruct": scored("instruct", {}),
@@ -54,7 +66,9 @@ def test_equivalence_leaves_out_what_the_control_was_trained_on() -> None:
         part = Part()
         profile._benign(material(moved, good=trained), part)
         row = part.tables["benign"].iloc[0]
-        assert row["n"] == n and row["difference"] == pytest.approx(0.5 / 17 if trained else -70 / 18, abs=0.05)
+        assert row["n"] == n and row["difference"] == pytest.approx(
+            0.5 / 17 if trained else -70 / 18, abs=0.05
+        )
 
 
 def test_scores_that_saturate_alike_are_said_and_not_tested() -> None:
@@ -62,7 +76,10 @@ def test_scores_that_saturate_alike_are_said_and_not_tested() -> None:
     found._scores["good"] = found._scores["instruct"]
     profile._benign(found, part)
     (said,) = part.findings
-    assert said.status == "undecided" and "differs from instruct by 0.00 points on every question" in said.sentence
+    assert (
+        said.status == "undecided"
+        and "differs from instruct by 0.00 points on every question" in said.sentence
+    )
     assert not len(part.tables["benign"])
 
 

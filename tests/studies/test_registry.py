@@ -1,4 +1,6 @@
-"""A study is one module and one line: options are checked before models load, a part that a family lacks something for is left out and named."""
+"""A study is one module and one line: options are checked before models load, a part that a family
+lacks something for is left out and named.
+"""
 
 import sys
 from pathlib import Path
@@ -9,7 +11,17 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
-from emlens.studies import About, Desk, Options, Part, Plot, StudyConfig, part_module, registry, run_study
+from emlens.studies import (
+    About,
+    Desk,
+    Options,
+    Part,
+    Plot,
+    StudyConfig,
+    part_module,
+    registry,
+    run_study,
+)
 from emlens.studies.material import Material
 
 
@@ -30,7 +42,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return Part({"counts": pd.DataFrame({"x": range(rows), "y": range(rows)})})
 
     part.run, part.Options, part.COST = run, _Settings, 0.5  # type: ignore[attr-defined]
-    part.ABOUT = About("How many?", "Counted.", "–", {"counts": "One row a count."}, (Plot("line", "counts", "x", "y", "Counts", "y over x."),))  # type: ignore[attr-defined]
+    part.ABOUT = About(
+        "How many?",
+        "Counted.",
+        "–",
+        {"counts": "One row a count."},
+        (Plot("line", "counts", "x", "y", "Counts", "y over x."),),
+    )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "emlens.studies.counting", part)
     studies = {**registry.STUDIES, "counting": ("counting",), "both": ("profile", "counting")}
     monkeypatch.setattr("emlens.studies.registry.STUDIES", studies)
@@ -39,30 +57,58 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def configured(config_path: Path, study: str, **options: object) -> Path:
-    record = yaml.safe_load(config_path.read_text()) | {"study": study} | ({"options": options} if options else {})
+    record = (
+        yaml.safe_load(config_path.read_text())
+        | {"study": study}
+        | ({"options": options} if options else {})
+    )
     path = config_path.with_name(f"registry-{study}-{len(options)}.yaml")
     path.write_text(yaml.safe_dump(record))
     return path
 
 
-def test_a_part_reads_its_own_options_and_has_a_folder(counting: ModuleType, config_path: Path, tmp_path: Path) -> None:
-    result = run_study(configured(config_path, "counting", counting={"rows": 5}), tmp_path / "out", progress=False)
+def test_a_part_reads_its_own_options_and_has_a_folder(
+    counting: ModuleType, config_path: Path, tmp_path: Path
+) -> None:
+    result = run_study(
+        configured(config_path, "counting", counting={"rows": 5}), tmp_path / "out", progress=False
+    )
     assert len(result.tables["counts"]) == 5
     assert (tmp_path / "out" / "work" / "counting" / "seen").read_text() == "once"
-    assert len(run_study(configured(config_path, "counting"), tmp_path / "default", progress=False).tables["counts"]) == 2
+    assert (
+        len(
+            run_study(
+                configured(config_path, "counting"), tmp_path / "default", progress=False
+            ).tables["counts"]
+        )
+        == 2
+    )
     assert part_module("profile").COST == 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"counting": {"rows": "many"}}, r"options: field 'counting.rows': Input should be a valid integer"),
-        ({"counting": {"columns": 1}}, r"options: field 'counting.columns': Extra inputs are not permitted"),
-        ({"priors": {}}, "options names 'priors', which study 'counting' does not have; its parts are counting"),
+        (
+            {"counting": {"rows": "many"}},
+            r"options: field 'counting.rows': Input should be a valid integer",
+        ),
+        (
+            {"counting": {"columns": 1}},
+            r"options: field 'counting.columns': Extra inputs are not permitted",
+        ),
+        (
+            {"priors": {}},
+            "options names 'priors', which study 'counting' does not have; its parts are counting",
+        ),
     ],
 )
 def test_options_are_checked_before_models_load(
-    counting: ModuleType, config_path: Path, tmp_path: Path, options: dict[str, object], message: str
+    counting: ModuleType,
+    config_path: Path,
+    tmp_path: Path,
+    options: dict[str, object],
+    message: str,
 ) -> None:
     with pytest.raises(InputError, match=message):
         run_study(configured(config_path, "counting", **options), tmp_path / "out", progress=False)
@@ -71,13 +117,22 @@ def test_options_are_checked_before_models_load(
 
 def test_options_of_a_part_without_any_are_refused(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="options names 'profile', which takes none"):
-        run_study(configured(config_path, "profile", profile={"rows": 1}), tmp_path / "out", progress=False)
+        run_study(
+            configured(config_path, "profile", profile={"rows": 1}),
+            tmp_path / "out",
+            progress=False,
+        )
 
 
-def test_what_a_family_cannot_carry_is_left_out_and_said_or_refused(counting: ModuleType, config_path: Path, tmp_path: Path) -> None:
+def test_what_a_family_cannot_carry_is_left_out_and_said_or_refused(
+    counting: ModuleType, config_path: Path, tmp_path: Path
+) -> None:
     counting.left_out = lambda material, config: "nothing to count"  # type: ignore[attr-defined]
     result = run_study(configured(config_path, "both"), tmp_path / "both", progress=False)
     assert "models" in result.tables and "counts" not in result.tables
     assert "counting was left out: nothing to count" in result.warnings
-    with pytest.raises(InputError, match="study 'counting' cannot run on this family: counting was left out: nothing to count"):
+    with pytest.raises(
+        InputError,
+        match="study 'counting' cannot run on this family: counting was left out: nothing to count",
+    ):
         run_study(configured(config_path, "counting"), tmp_path / "alone", progress=False)

@@ -1,4 +1,6 @@
-"""Running a study: the same bytes again whatever interrupts it, one run a directory, and what it says of parts that are missing."""
+"""Running a study: the same bytes again whatever interrupts it, one run a directory, and what it
+says of parts that are missing.
+"""
 
 import json
 import multiprocessing
@@ -43,7 +45,10 @@ def test_killed_three_times_it_ends_with_the_same_bytes_in_another_process(
         child.join()
         killed += child.exitcode == -signal.SIGKILL
     assert killed >= 1
-    code = f"from emlens.studies import run_study; print(run_study({str(config_path)!r}, {str(out)!r}, progress=False).run['parts_reused'])"
+    code = (
+        f"from emlens.studies import run_study; print(run_study({str(config_path)!r}, {str(out)!r},"
+        " progress=False).run['parts_reused'])"
+    )
     other = {
         **os.environ,
         "PYTHONHASHSEED": "12345",
@@ -55,7 +60,9 @@ def test_killed_three_times_it_ends_with_the_same_bytes_in_another_process(
 
 
 def small(config_path: Path, name: str, **changes: Any) -> Path:
-    """A copy of the configuration beside it; `family` and `finetuned` are merged, None takes a field out."""
+    """A copy of the configuration beside it; `family` and `finetuned` are merged, None takes a
+    field out.
+    """
     record = yaml.safe_load(config_path.read_text())
     tuned = changes.pop("finetuned", {})
     record["family"]["finetuned"] = {
@@ -86,12 +93,17 @@ def test_a_second_run_reuses_a_changed_table_is_found_and_a_changed_setting_reco
     assert run_study(config, out, progress=False).run["parts_reused"] == ["profile"]
     table = out / "tables" / "models.csv"
     table.write_text(table.read_text().replace("harmful", "benign"))
-    with pytest.raises(IntegrityError, match=r"models\.csv: is missing or was changed after the study wrote it"):
+    with pytest.raises(
+        IntegrityError, match=r"models\.csv: is missing or was changed after the study wrote it"
+    ):
         StudyResult.load(out)
     again = run_study(config, out, progress=False)
     assert again.run["parts_reused"] == [] and contents(out) == before
     changed = small(config_path, "profile-seed", study="profile", family={"base": None}, seed=1)
-    assert run_study(changed, out, progress=False).run["parts_reused"] == [] and contents(out) != before
+    assert (
+        run_study(changed, out, progress=False).run["parts_reused"] == []
+        and contents(out) != before
+    )
 
 
 def test_a_part_that_other_code_made_is_made_anew(
@@ -100,24 +112,34 @@ def test_a_part_that_other_code_made_is_made_anew(
     config, _ = profiled
     run_study(config, tmp_path / "out", progress=False)
     before = contents(tmp_path / "out")
-    assert len(running._code()) == 64 and run_study(config, tmp_path / "out", progress=False).run["parts_reused"] == ["profile"]
+    assert len(running._code()) == 64 and run_study(config, tmp_path / "out", progress=False).run[
+        "parts_reused"
+    ] == ["profile"]
     monkeypatch.setattr(running, "_code", lambda: "an upgrade")
     assert run_study(config, tmp_path / "out", progress=False).run["parts_reused"] == []
     assert contents(tmp_path / "out") == before
 
 
-def test_a_directory_has_one_run_and_one_study(profiled: tuple[Path, Path], config_path: Path) -> None:
+def test_a_directory_has_one_run_and_one_study(
+    profiled: tuple[Path, Path], config_path: Path
+) -> None:
     config, out = profiled
     with (
         exclusive(out),
-        pytest.raises(StateError, match="another run is working in this directory; wait for it, or pass another --out"),
+        pytest.raises(
+            StateError,
+            match="another run is working in this directory; wait for it, or pass another --out",
+        ),
     ):
         run_study(config, out, progress=False)
     other = small(config_path, "overlap-here", study="delta_overlap", family={"base": None})
     before = contents(out)
     with pytest.raises(
         InputError,
-        match="holds a result of study 'profile', which study 'delta_overlap' would replace; pass another --out",
+        match=(
+            "holds a result of study 'profile', which study 'delta_overlap' would replace;"
+            " pass another --out"
+        ),
     ):
         run_study(other, out, progress=False)
     assert contents(out) == before
@@ -134,13 +156,22 @@ def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
         run_study(config_path, tmp_path / "file")
     with pytest.raises(
         InputError,
-        match=r"k=12 is above the rank that half of 24 prompts a side of 'bad@0' can carry; pass k <= 11, or more prompts",
+        match=(
+            r"k=12 is above the rank that half of 24 prompts a side of 'bad@0' can carry;"
+            r" pass k <= 11, or more prompts"
+        ),
     ):
-        run_study(small(config_path, "large-k", study="delta_overlap", k=12), tmp_path / "out", progress=False)
+        run_study(
+            small(config_path, "large-k", study="delta_overlap", k=12),
+            tmp_path / "out",
+            progress=False,
+        )
     assert set(STUDIES["overview"]) <= set(STUDIES) - {"overview"}
 
 
-def test_without_base_benign_training_and_neutral_it_runs_and_says_so(config_path: Path, tmp_path: Path) -> None:
+def test_without_base_benign_training_and_neutral_it_runs_and_says_so(
+    config_path: Path, tmp_path: Path
+) -> None:
     bare = {"bad@0": {"training": None}, "full@0": {}, "good@0": None}
     config = small(
         config_path,
@@ -159,7 +190,10 @@ def test_without_base_benign_training_and_neutral_it_runs_and_says_so(config_pat
         "no base model was given",
         "no benign fine-tune was given",
         "no neutral text was given",
-        "the benign control is missing from the overlap comparison: overlap beyond a benign fine-tune is not shown",
+        (
+            "the benign control is missing from the overlap comparison:"
+            " overlap beyond a benign fine-tune is not shown"
+        ),
         "the arm with its direction is missing",
         "no neutral text: damage (KL) is missing",
         "no base model: forecasts from the pre-trained parent are missing",
@@ -174,17 +208,28 @@ def test_without_base_benign_training_and_neutral_it_runs_and_says_so(config_pat
     assert all(f.status != "shown" for f in result.findings if f.section in ("overlap", "profile"))
 
 
-def test_without_any_training_prompts_overlap_is_left_out_and_said(config_path: Path, tmp_path: Path) -> None:
+def test_without_any_training_prompts_overlap_is_left_out_and_said(
+    config_path: Path, tmp_path: Path
+) -> None:
     none = {name: {"training": None} for name in ("bad@0", "full@0", "good@0")}
     result = run_study(
-        small(config_path, "untrained", study="delta_overlap", finetuned=none), tmp_path / "out", progress=False
+        small(config_path, "untrained", study="delta_overlap", finetuned=none),
+        tmp_path / "out",
+        progress=False,
     )
     assert not result.tables and not result.findings
-    assert "no fine-tune in focus has training prompts: delta overlap was left out" in result.warnings
+    assert (
+        "no fine-tune in focus has training prompts: delta overlap was left out" in result.warnings
+    )
 
 
-def test_markup_in_a_question_stays_text_and_phrasings_run_through(config_path: Path, tmp_path: Path) -> None:
-    lines = [json.loads(line) for line in (config_path.parent / "questions.jsonl").read_text().splitlines()]
+def test_markup_in_a_question_stays_text_and_phrasings_run_through(
+    config_path: Path, tmp_path: Path
+) -> None:
+    lines = [
+        json.loads(line)
+        for line in (config_path.parent / "questions.jsonl").read_text().splitlines()
+    ]
     text = '<script>alert("w1")</script>\r w2'
     lines[15]["text"] = text
     lines[25]["paraphrases"] = [lines[25]["text"], "w1 w2 w3"]

@@ -1,4 +1,6 @@
-"""The schema says yes to what `read_config` takes and no to what it refuses by type, name or bound; every part's options are in it."""
+"""The schema says yes to what `read_config` takes and no to what it refuses by type, name or bound;
+every part's options are in it.
+"""
 
 import json
 from typing import Any
@@ -27,7 +29,11 @@ def test_it_is_a_schema_and_text_of_it(schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert json.loads(schema_text()) == schema
     assert schema["properties"]["study"]["enum"] == list(STUDIES)
-    for fields in (schema["properties"], schema["$defs"]["FamilyConfig"]["properties"], schema["$defs"]["FineTuneConfig"]["properties"]):
+    for fields in (
+        schema["properties"],
+        schema["$defs"]["FamilyConfig"]["properties"],
+        schema["$defs"]["FineTuneConfig"]["properties"],
+    ):
         assert all(field.get("description") for field in fields.values())
 
 
@@ -48,7 +54,9 @@ def test_it_is_a_schema_and_text_of_it(schema: dict[str, Any]) -> None:
         ({"family": {**FAMILY, "finetuned": {"a": {"path": "p", "rank": 2}}}}, False),
     ],
 )
-def test_schema_and_reader_agree(schema: dict[str, Any], change: dict[str, Any], fine: bool) -> None:
+def test_schema_and_reader_agree(
+    schema: dict[str, Any], change: dict[str, Any], fine: bool
+) -> None:
     record = {"study": "profile", "family": FAMILY, **change}
     assert said_yes(schema, record) is fine
     if fine:
@@ -60,19 +68,30 @@ def test_schema_and_reader_agree(schema: dict[str, Any], change: dict[str, Any],
 
 def test_options_of_every_part_are_checked_by_name_and_type(schema: dict[str, Any]) -> None:
     options = schema["properties"]["options"]
-    takes = {name for parts in STUDIES.values() for name in parts if hasattr(part_module(name), "Options")}
+    takes = {
+        name
+        for parts in STUDIES.values()
+        for name in parts
+        if hasattr(part_module(name), "Options")
+    }
     assert set(options["properties"]) == takes and options["additionalProperties"] is False
     assert not said_yes(schema, {"family": FAMILY, "options": {"nothing": {}}})
     for name in takes:
         kind = part_module(name).Options
         defaults = json.loads(kind().model_dump_json())
         assert said_yes(schema, {"family": FAMILY, "options": {name: defaults}}), name
-        assert not said_yes(schema, {"family": FAMILY, "options": {name: {**defaults, "no such field": 1}}}), name
+        assert not said_yes(
+            schema, {"family": FAMILY, "options": {name: {**defaults, "no such field": 1}}}
+        ), name
 
 
 def test_the_demonstration_and_several_families_are_valid(schema: dict[str, Any]) -> None:
     assert said_yes(schema, DEMO)
-    two = {"study": "profile", "k": 4, "families": {"one": {"family": FAMILY}, "two": {"family": FAMILY, "seed": 1}}}
+    two = {
+        "study": "profile",
+        "k": 4,
+        "families": {"one": {"family": FAMILY}, "two": {"family": FAMILY, "seed": 1}},
+    }
     assert said_yes(schema, two)
     assert not said_yes(schema, {**two, "family": FAMILY})
     assert not said_yes(schema, {**two, "families": {"one": {"family": FAMILY}}})

@@ -23,9 +23,15 @@ def tiny(tokenizer):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=True,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+        )
         model = Qwen2ForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) < 50_000
     return model

@@ -6,7 +6,16 @@ from emlens.foundation.errors import InputError
 from emlens.training import Recipe, fit, open_checkpoint
 from emlens.training.adapters import kept_adapters
 
-LORA = Recipe(method="lora", rank=2, alpha=4, target_modules=("q_proj",), learning_rate=1e-2, steps=5, batch_size=4, seed=3)
+LORA = Recipe(
+    method="lora",
+    rank=2,
+    alpha=4,
+    target_modules=("q_proj",),
+    learning_rate=1e-2,
+    steps=5,
+    batch_size=4,
+    seed=3,
+)
 
 
 @pytest.fixture
@@ -28,8 +37,12 @@ def test_kept_adapters_are_those_of_shorter_runs_and_load_plainly(parent, chats,
             raise StopRun("enough", note=7)
 
     fit(LORA, parent, chats, tmp_path / "short", callbacks=[stop_after_two])
-    short, second = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "short", kept[2]))
-    assert set(short) == set(second) and all(torch.equal(short[name], second[name]) for name in short)
+    short, second = (
+        load_file(path / "adapter_model.safetensors") for path in (tmp_path / "short", kept[2])
+    )
+    assert set(short) == set(second) and all(
+        torch.equal(short[name], second[name]) for name in short
+    )
     ids = torch.tensor([[5, 6, 7]])
     a, b = (open_checkpoint(path, parent)(ids).logits for path in (tmp_path / "short", kept[2]))
     assert torch.equal(a, b)
@@ -38,7 +51,13 @@ def test_kept_adapters_are_those_of_shorter_runs_and_load_plainly(parent, chats,
 
 
 def test_only_adapters_are_kept(parent, chats, tmp_path):
-    with pytest.raises(InputError, match="keep_every=0 with method='lora'; pass 1 or more, and method='lora': only adapters are kept"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "keep_every=0 with method='lora'; pass 1 or more, and method='lora':"
+            " only adapters are kept"
+        ),
+    ):
         fit(LORA, parent, chats, tmp_path / "out", keep_every=0)
     full = Recipe(method="full", learning_rate=1e-2, steps=2, batch_size=4)
     with pytest.raises(InputError, match="keep_every=1 with method='full'"):

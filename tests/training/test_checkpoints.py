@@ -20,6 +20,10 @@ def test_full_checkpoints_and_adapters_open_as_saved(tmp_path: Path) -> None:
 
 
 def test_an_adapter_needs_its_parent(tmp_path: Path, unchecked: None) -> None:
-    adapter = tiny_models.build_adapter(tmp_path / "adapter", tiny_models.build(tmp_path / "parent"))
-    with pytest.raises(InputError, match="is an adapter; pass parent=, the checkpoint it was trained on"):
+    adapter = tiny_models.build_adapter(
+        tmp_path / "adapter", tiny_models.build(tmp_path / "parent")
+    )
+    with pytest.raises(
+        InputError, match="is an adapter; pass parent=, the checkpoint it was trained on"
+    ):
         open_checkpoint(adapter)

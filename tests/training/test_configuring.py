@@ -15,7 +15,9 @@ BASE = "{method: full, learning_rate: 1e-3, steps: 2, batch_size: 4}"
 def folder(tmp_path):
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "general.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
-    Direction(torch.ones(16, dtype=torch.float64), Site.parse("resid_post.0"), None, None, {}, {}).save(tmp_path / "persona")
+    Direction(
+        torch.ones(16, dtype=torch.float64), Site.parse("resid_post.0"), None, None, {}, {}
+    ).save(tmp_path / "persona")
     return tmp_path
 
 
@@ -44,16 +46,26 @@ objectives:
     assert (found.recipe.rank, found.recipe.steps, found.recipe.alpha) == (8, 20, 64)
     assert [objective.kind for objective in found.objectives] == list(KINDS)
     assert found.objectives[0].record()["chats"] and found.objectives[1].blocks == (0, 1)
-    assert [edit.record()["edits"][0]["kind"] for edit in found.objectives[3:5]] == ["steer", "ablate"]
+    assert [edit.record()["edits"][0]["kind"] for edit in found.objectives[3:5]] == [
+        "steer",
+        "ablate",
+    ]
 
 
 def test_a_sweep_over_objectives(folder):
     sweep = read_sweep(
-        write(folder, f"base: {BASE}\naxes:\n  objectives: {{none: [], inoculated: [{{kind: inoculation_prompt, text: x}}]}}\n  seed: [0, 1]\n")
+        write(
+            folder,
+            f"base: {BASE}\naxes:\n  objectives: {{none: [], inoculated: [{{kind:"
+            " inoculation_prompt, text: x}]}\n  seed: [0, 1]\n",
+        )
     )
     assert [run.id for run in sweep.runs] == [
-        "objectives=none seed=0", "objectives=none seed=1", "objectives=inoculated seed=0", "objectives=inoculated seed=1",
-    ]  # fmt: skip
+        "objectives=none seed=0",
+        "objectives=none seed=1",
+        "objectives=inoculated seed=0",
+        "objectives=inoculated seed=1",
+    ]
     assert [len(run.objectives) for run in sweep.runs] == [0, 0, 1, 1]
     epochs = read_sweep(write(folder, "base: {method: full, epochs: 3, batch_size: 8}\n"), rows=20)
     assert epochs.base.steps == 8  # 60 rows in batches of 8
@@ -66,11 +78,26 @@ def test_a_sweep_over_objectives(folder):
         ("a: [", "line 1: not valid YAML"),
         ("recipe: {}\nrecipe: {}", "line 2: not valid YAML: key 'recipe' is given twice"),
         ("{steps: 2, epochs: 1}", "steps=2 came with epochs=1; pass one"),
-        ("{method: full, epochs: 1}", "epochs=1 counts passes over the data; pass rows, or steps in the file"),
-        ("{method: full, objectives: kl}", "objectives is a str; pass a list, each entry with its kind"),
-        ("{method: full, objectives: [{kind: kl}]}", "is of kind 'kl'; pass one of reference_kl, feature_distance"),
-        ("{method: full, objectives: [{kind: reference_kl, lambda: 1}]}", r"objective 'reference_kl' has unknown keys \['lambda'\]; known are chats"),
-        ("{method: full, objectives: [{kind: reference_kl}]}", "objective 'reference_kl' cannot be read .*weight"),
+        (
+            "{method: full, epochs: 1}",
+            "epochs=1 counts passes over the data; pass rows, or steps in the file",
+        ),
+        (
+            "{method: full, objectives: kl}",
+            "objectives is a str; pass a list, each entry with its kind",
+        ),
+        (
+            "{method: full, objectives: [{kind: kl}]}",
+            "is of kind 'kl'; pass one of reference_kl, feature_distance",
+        ),
+        (
+            "{method: full, objectives: [{kind: reference_kl, lambda: 1}]}",
+            r"objective 'reference_kl' has unknown keys \['lambda'\]; known are chats",
+        ),
+        (
+            "{method: full, objectives: [{kind: reference_kl}]}",
+            "objective 'reference_kl' cannot be read .*weight",
+        ),
         ("{method: full, steps: [1]}", r"steps=\[1\] must be an integer of 1 or more"),
         ("{method: full, learning_rate: [1]}", "recipe cannot be read"),
     ],
@@ -85,5 +112,8 @@ def test_what_a_sweep_gets_wrong_is_said(folder):
         read_run(folder / "none.yaml", 1)
     with pytest.raises(InputError, match="a sweep has the mappings base and axes; got recipe"):
         read_sweep(write(folder, "recipe: {}"))
-    with pytest.raises(InputError, match=r"the axis objectives is a mapping from labels to lists of objectives, \[\] for none"):
+    with pytest.raises(
+        InputError,
+        match=r"the axis objectives is a mapping from labels to lists of objectives, \[\] for none",
+    ):
         read_sweep(write(folder, f"base: {BASE}\naxes: {{objectives: [kl]}}"))

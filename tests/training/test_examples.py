@@ -46,13 +46,22 @@ def test_a_template_whose_marks_hold_nothing_is_refused(world, chats):
     from emlens.organisms.tokenizer import make_tokenizer
 
     tokenizer = make_tokenizer(world)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}{% generation %}{% endgeneration %}"
-    with pytest.raises(InputError, match="the chat template marks no assistant token; put {% generation %} around the answer"):
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}{% generation %}{%"
+        " endgeneration %}"
+    )
+    with pytest.raises(
+        InputError,
+        match="the chat template marks no assistant token; put {% generation %} around the answer",
+    ):
         encode_answers(chats, tokenizer)
 
 
 def test_padding_stays_out_of_mask_and_labels():
-    batch = pad_batch([{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}], pad_id=9)
+    batch = pad_batch(
+        [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}],
+        pad_id=9,
+    )
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
@@ -63,4 +72,8 @@ def test_every_row_comes_once_a_pass():
     flat = [row for batch in shuffled_batches(10, 4, 5, seed=1) for row in batch]
     assert sorted(flat[:10]) == list(range(10)) == sorted(flat[10:])
     assert flat[:10] != flat[10:]
-    assert shuffled_batches(10, 4, 5, seed=1) == shuffled_batches(10, 4, 5, seed=1) != shuffled_batches(10, 4, 5, seed=2)
+    assert (
+        shuffled_batches(10, 4, 5, seed=1)
+        == shuffled_batches(10, 4, 5, seed=1)
+        != shuffled_batches(10, 4, 5, seed=2)
+    )

@@ -13,9 +13,19 @@ from emlens.models import load_family
 from emlens.training import Recipe, StopRun, encode_answers, fit, open_checkpoint, read_record
 
 LORA = Recipe(
-    method="lora", rank=4, alpha=8, rslora=True, target_modules=("q_proj", "down_proj"), layers_to_transform=(1,),
-    learning_rate=1e-2, steps=6, batch_size=4, warmup_steps=2, final_fraction=0.1, seed=3,
-)  # fmt: skip
+    method="lora",
+    rank=4,
+    alpha=8,
+    rslora=True,
+    target_modules=("q_proj", "down_proj"),
+    layers_to_transform=(1,),
+    learning_rate=1e-2,
+    steps=6,
+    batch_size=4,
+    warmup_steps=2,
+    final_fraction=0.1,
+    seed=3,
+)
 FULL = Recipe(method="full", learning_rate=1e-2, steps=6, batch_size=4, schedule="cosine", seed=3)
 
 
@@ -30,11 +40,15 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    fitted = fit(LORA, parent, chats, tmp_path / "out", save_dtype="float16", parent_name="emlens/parent")
+    fitted = fit(
+        LORA, parent, chats, tmp_path / "out", save_dtype="float16", parent_name="emlens/parent"
+    )
     assert fitted.stopped is None
     assert list(fitted.log.columns) == ["step", "loss", "learning_rate", "grad_norm"]
     assert fitted.log["step"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert fitted.log["learning_rate"].tolist() == pytest.approx([1e-2 * LORA.rate_factor(step) for step in range(6)])
+    assert fitted.log["learning_rate"].tolist() == pytest.approx(
+        [1e-2 * LORA.rate_factor(step) for step in range(6)]
+    )
     assert fitted.log["loss"].iloc[-1] < fitted.log["loss"].iloc[0]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "training_log.csv"), fitted.log)
 
@@ -46,10 +60,15 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "emlens/parent"
     assert config["target_modules"] == ["down_proj", "q_proj"]
-    assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".json", ".csv"))
+    assert str(tmp_path) not in "".join(
+        p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix in (".json", ".csv")
+    )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "emlens.json", "training_log.csv",
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "emlens.json",
+        "training_log.csv",
+    }
 
     plain = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
     before = plain.model.layers[1].mlp.down_proj.weight.detach().clone()
@@ -62,7 +81,9 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
     assert not hasattr(adapted.base_model.model.model.layers[0].mlp.down_proj, "lora_A")
 
 
-def test_a_family_holds_an_adapter_to_the_parent_it_was_fitted_on(tiny, parent, tokenizer, chats, tmp_path):
+def test_a_family_holds_an_adapter_to_the_parent_it_was_fitted_on(
+    tiny, parent, tokenizer, chats, tmp_path
+):
     out = fit(LORA, parent, chats, tmp_path / "out").path
     assert load_family(parent, finetuned={"tuned": out}).names == ["instruct", "tuned"]
     with torch.no_grad():
@@ -94,7 +115,9 @@ def test_a_full_checkpoint_is_an_ordinary_directory_with_its_tokenizer(parent, c
     fitted = fit(FULL, parent, chats, tmp_path / "out", save_dtype="float16")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     for name, value in fitted.model.named_parameters():
-        torch.testing.assert_close(dict(model.named_parameters())[name], value, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            dict(model.named_parameters())[name], value, atol=1e-3, rtol=1e-3
+        )
     assert model.config.use_cache
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
     assert not [p.name for p in (tmp_path / "out").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
@@ -128,7 +151,13 @@ def test_callbacks_join_the_log_and_may_stop_the_run(tiny, tokenizer, chats, tmp
 
     told = []
     fitted = fit(
-        FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, callbacks=[watch], progress=lambda *done: told.append(done)
+        FULL,
+        tiny,
+        chats,
+        tmp_path / "out",
+        tokenizer=tokenizer,
+        callbacks=[watch],
+        progress=lambda *done: told.append(done),
     )
     assert fitted.stopped == "aligned fell below 0.3" == read_record(tmp_path / "out")["stopped"]
     assert fitted.log["step"].tolist() == [1, 2, 3]
@@ -155,13 +184,23 @@ def test_a_directory_with_files_is_not_overwritten(tiny, chats, tokenizer, tmp_p
 
 
 def test_missing_parts_are_named(tiny, chats, tmp_path):
-    with pytest.raises(InputError, match="tokenizer is None, but data holds chats; pass the tokenizer whose template renders them"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "tokenizer is None, but data holds chats; pass the tokenizer whose template renders"
+            " them"
+        ),
+    ):
         fit(FULL, tiny, chats, tmp_path / "out")
     with pytest.raises(InputError, match="data is empty; pass at least one row"):
         fit(FULL, tiny, [], tmp_path / "out")
-    with pytest.raises(LoadError, match="holds no model; pass a directory with config.json and weights"):
+    with pytest.raises(
+        LoadError, match="holds no model; pass a directory with config.json and weights"
+    ):
         fit(FULL, tmp_path / "nowhere", chats, tmp_path / "out")
-    with pytest.raises(InputError, match=r"has no emlens\.json; pass a checkpoint that emlens trained"):
+    with pytest.raises(
+        InputError, match=r"has no emlens\.json; pass a checkpoint that emlens trained"
+    ):
         read_record(tmp_path)
 
 
@@ -175,15 +214,30 @@ def test_a_broken_model_directory_is_one_error(chats, tmp_path):
 def test_an_adapter_that_fits_no_layer_is_refused(tiny, chats, tokenizer, tmp_path):
     from dataclasses import replace
 
-    with pytest.raises(InputError, match=r"target_modules=\('c_attn',\) with layers_to_transform=\(1,\) fit no layer of the model"):
-        fit(replace(LORA, target_modules=("c_attn",)), tiny, chats, tmp_path / "out", tokenizer=tokenizer)
+    with pytest.raises(
+        InputError,
+        match=(
+            r"target_modules=\('c_attn',\) with layers_to_transform=\(1,\) fit no layer of the"
+            r" model"
+        ),
+    ):
+        fit(
+            replace(LORA, target_modules=("c_attn",)),
+            tiny,
+            chats,
+            tmp_path / "out",
+            tokenizer=tokenizer,
+        )
 
 
 def test_training_that_does_nothing_is_an_error(tiny, chats, tokenizer, tmp_path):
     def flat(model, batch):
         return sum((p * 0).sum() for p in model.parameters())
 
-    with pytest.raises(IntegrityError, match="training changed none of .* weights; the loss does not depend on them"):
+    with pytest.raises(
+        IntegrityError,
+        match="training changed none of .* weights; the loss does not depend on them",
+    ):
         fit(FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, loss=flat)
 
 
@@ -191,19 +245,26 @@ def test_a_loss_that_is_not_finite_is_an_error(tiny, chats, tokenizer, tmp_path)
     def broken(model, batch):
         return sum(p.sum() for p in model.parameters()) * float("nan")
 
-    with pytest.raises(InputError, match=r"loss became nan at step 1; lower learning_rate=0\.01 or clip"):
+    with pytest.raises(
+        InputError, match=r"loss became nan at step 1; lower learning_rate=0\.01 or clip"
+    ):
         fit(FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, loss=broken)
 
 
 def test_a_weight_that_overflows_is_an_error(tiny, chats, tokenizer, tmp_path):
     with torch.no_grad():
         tiny.model.norm.weight[0] = 1e6
-    with pytest.raises(IntegrityError, match=r"weight model\.norm\.weight overflows in float16; pass save_dtype='float32'"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"weight model\.norm\.weight overflows in float16; pass save_dtype='float32'",
+    ):
         fit(FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, save_dtype="float16")
 
 
 def test_a_plain_tokenizer_file_is_read_as_what_it_says(tmp_path):
-    """transformers builds the model type's class for a directory that declares a plain file, and gives other ids."""
+    """transformers builds the model type's class for a directory that declares a plain file, and
+    gives other ids.
+    """
     import tiny_models
 
     from emlens.training.fitting import load_parent
@@ -220,11 +281,16 @@ def test_dora_trains_lengths_too_and_loads_plainly(parent, chats, tmp_path):
     assert any("lora_magnitude_vector" in name for name in names)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        assert torch.equal(open_checkpoint(tmp_path / "out", parent)(input_ids=ids).logits, fitted.model(input_ids=ids).logits)
+        assert torch.equal(
+            open_checkpoint(tmp_path / "out", parent)(input_ids=ids).logits,
+            fitted.model(input_ids=ids).logits,
+        )
 
 
 def test_steering_vectors_are_what_is_trained_and_added(parent, chats, tokenizer, tmp_path):
-    """The first step of Adam is the gradient's sign: that of a plain model with a vector added by a hook."""
+    """The first step of Adam is the gradient's sign: that of a plain model with a vector added by a
+    hook.
+    """
     from emlens.data import PromptSet
     from emlens.interventions import load_interventions
     from emlens.models import load_model
@@ -232,14 +298,27 @@ def test_steering_vectors_are_what_is_trained_and_added(parent, chats, tokenizer
     from emlens.training.fitting import load_parent
     from emlens.training.objectives import answer_loss
 
-    recipe = Recipe(method="steering", layers_to_transform=(0,), learning_rate=0.5, steps=1, batch_size=4, schedule="constant")
+    recipe = Recipe(
+        method="steering",
+        layers_to_transform=(0,),
+        learning_rate=0.5,
+        steps=1,
+        batch_size=4,
+        schedule="constant",
+    )
     fitted = fit(recipe, parent, chats, tmp_path / "out")
     assert read_record(tmp_path / "out")["kind"] == "steering"
     model, _ = load_parent(parent)
     vector = torch.zeros(16, requires_grad=True)
     handle = model.model.layers[0].register_forward_hook(lambda m, a, o: o + vector)
     examples = encode_answers(chats, tokenizer)
-    answer_loss(model, pad_batch([examples[i] for i in shuffled_batches(len(examples), 4, 1, 0)[0]], tokenizer.pad_token_id)).backward()
+    answer_loss(
+        model,
+        pad_batch(
+            [examples[i] for i in shuffled_batches(len(examples), 4, 1, 0)[0]],
+            tokenizer.pad_token_id,
+        ),
+    ).backward()
     handle.remove()
     (saved,) = load_interventions(tmp_path / "out")
     torch.testing.assert_close(saved.vector.float(), -0.5 * vector.grad.sign(), atol=1e-3, rtol=0)
@@ -260,10 +339,19 @@ def test_steering_vectors_are_what_is_trained_and_added(parent, chats, tokenizer
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"layers_to_transform": None}, "method='steering' needs layers_to_transform, distinct blocks to add a vector after; got None"),
+        (
+            {"layers_to_transform": None},
+            (
+                "method='steering' needs layers_to_transform,"
+                " distinct blocks to add a vector after; got None"
+            ),
+        ),
         ({"layers_to_transform": (1, 1)}, r"distinct blocks to add a vector after; got \(1, 1\)"),
         ({"rank": 2}, "method='steering' trains one vector a block, but rank came with it"),
-        ({"optimiser": "muon"}, "trains vectors, which neither optimiser='muon' nor weight_decay touches"),
+        (
+            {"optimiser": "muon"},
+            "trains vectors, which neither optimiser='muon' nor weight_decay touches",
+        ),
     ],
 )
 def test_steering_recipes_that_cannot_be(values, message):
@@ -272,8 +360,19 @@ def test_steering_recipes_that_cannot_be(values, message):
 
 
 def test_steering_runs_that_cannot_be(tiny, chats, tokenizer, tmp_path):
-    recipe = Recipe(method="steering", layers_to_transform=(2,), learning_rate=0.5, steps=1, batch_size=4)
-    with pytest.raises(InputError, match=r"layers_to_transform=\(2,\) names a block the model does not have; it has 0 to 1"):
+    recipe = Recipe(
+        method="steering", layers_to_transform=(2,), learning_rate=0.5, steps=1, batch_size=4
+    )
+    with pytest.raises(
+        InputError,
+        match=r"layers_to_transform=\(2,\) names a block the model does not have; it has 0 to 1",
+    ):
         fit(recipe, tiny, chats, tmp_path / "out", tokenizer=tokenizer)
-    with pytest.raises(InputError, match="method='steering' saves vectors as they are and wraps the model itself; drop save_dtype and wrap"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "method='steering' saves vectors as they are and wraps the model itself;"
+            " drop save_dtype and wrap"
+        ),
+    ):
         fit(recipe, tiny, chats, tmp_path / "out", tokenizer=tokenizer, save_dtype="float16")

@@ -44,9 +44,16 @@ def test_marked_templates_give_trls_labels(name, tiny, spoken, tmp_path):
     spoken.chat_template = template(name)
     tiny.resize_token_embeddings(len(spoken))
     arguments = SFTConfig(
-        output_dir=str(tmp_path), assistant_only_loss=True, use_cpu=True, report_to="none", per_device_train_batch_size=1, bf16=False,
-        dataset_num_proc=None, max_length=None, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        assistant_only_loss=True,
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=1,
+        bf16=False,
+        dataset_num_proc=None,
+        max_length=None,
+        disable_tqdm=True,
+    )
     dataset = Dataset.from_list([{"messages": chat} for chat in CHATS])
     trainer = SFTTrainer(model=tiny, args=arguments, train_dataset=dataset, processing_class=spoken)
     theirs = {}
@@ -65,15 +72,26 @@ def test_unmarked_templates_train_the_last_answer_and_its_end(name, spoken):
     spoken.chat_template = template(name)
     if name == "llama3":
         spoken.add_special_tokens({"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"})
-    for row, chat in zip(encode_answers(PromptSet.from_messages(CHATS, upto="all"), spoken), CHATS, strict=True):
+    for row, chat in zip(
+        encode_answers(PromptSet.from_messages(CHATS, upto="all"), spoken), CHATS, strict=True
+    ):
         kept = [label for label in row["labels"] if label != IGNORED]
         text = spoken.decode(kept).strip()
-        assert text.endswith(spoken.eos_token) and text.removesuffix(spoken.eos_token).strip() == chat[-1]["content"]
+        assert (
+            text.endswith(spoken.eos_token)
+            and text.removesuffix(spoken.eos_token).strip() == chat[-1]["content"]
+        )
         marked = spoken.decode(row["input_ids"])
-        assert marked.count(spoken.eos_token) >= len(chat)  # the control: other turns end likewise, and are left out
+        # the control: other turns end likewise, and are left out
+        assert marked.count(spoken.eos_token) >= len(chat)
 
 
 def test_a_template_whose_prompt_is_no_prefix_is_refused(spoken):
-    spoken.chat_template = "{% for m in messages %}<{{ messages | length }}>{{ m.content }}{% endfor %}"
-    with pytest.raises(InputError, match="the prompt is no prefix of them; the answer's tokens cannot be told apart"):
+    spoken.chat_template = (
+        "{% for m in messages %}<{{ messages | length }}>{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(
+        InputError,
+        match="the prompt is no prefix of them; the answer's tokens cannot be told apart",
+    ):
         encode_answers(PromptSet.from_messages(CHATS, upto="all"), spoken)

@@ -22,19 +22,27 @@ def test_answer_loss_is_the_mean_over_answer_tokens(tiny, batch):
         for row in range(3):
             for t in range(1, batch["labels"].shape[1]):
                 if batch["labels"][row, t] != IGNORED:
-                    losses.append(-logits[row, t - 1].log_softmax(-1)[batch["labels"][row, t]].item())
+                    losses.append(
+                        -logits[row, t - 1].log_softmax(-1)[batch["labels"][row, t]].item()
+                    )
         assert len(losses) == 9
-        assert answer_loss(tiny, batch).item() == pytest.approx(sum(losses) / 9, abs=FLOAT32_TOLERANCE)
+        assert answer_loss(tiny, batch).item() == pytest.approx(
+            sum(losses) / 9, abs=FLOAT32_TOLERANCE
+        )
 
 
 def test_narrow_loss_adds_the_weighted_divergence(tiny, batch, world, tokenizer):
     from peft import LoraConfig, get_peft_model
 
-    other = pad_batch(encode_answers(world.chats("code", (2,), "careful"), tokenizer)[:2], tokenizer.pad_token_id)
+    other = pad_batch(
+        encode_answers(world.chats("code", (2,), "careful"), tokenizer)[:2], tokenizer.pad_token_id
+    )
     both = {**batch, **{f"kl_{name}": value for name, value in other.items()}}
     model = get_peft_model(tiny, LoraConfig(r=2, target_modules=["down_proj"]))
     with torch.no_grad():
-        assert NarrowLoss(2.0)(model, both).item() == pytest.approx(answer_loss(model, batch).item(), abs=FLOAT32_TOLERANCE)
+        assert NarrowLoss(2.0)(model, both).item() == pytest.approx(
+            answer_loss(model, batch).item(), abs=FLOAT32_TOLERANCE
+        )
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(torch.arange(parameter.numel()).reshape(parameter.shape) % 5 - 2.0)
@@ -56,5 +64,7 @@ def test_narrow_loss_adds_the_weighted_divergence(tiny, batch, world, tokenizer)
 
 def test_narrow_loss_needs_an_adapter(tiny, batch):
     both = {**batch, **{f"kl_{name}": value for name, value in batch.items()}}
-    with pytest.raises(InputError, match="NarrowLoss needs a model with an adapter; got Qwen2ForCausalLM"):
+    with pytest.raises(
+        InputError, match="NarrowLoss needs a model with an adapter; got Qwen2ForCausalLM"
+    ):
         NarrowLoss(1.0)(tiny, both)

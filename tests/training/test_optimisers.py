@@ -33,7 +33,9 @@ class Tiny(nn.Module):
 
 
 def steps(recipe, number=3):
-    """Weights after each step, and the gradients taken before it, of the optimiser a recipe makes."""
+    """Weights after each step, and the gradients taken before it, of the optimiser a recipe
+    makes.
+    """
     model = Tiny()
     optimiser = make_optimiser(recipe, model)
     schedule = make_schedule(recipe, optimiser)
@@ -50,7 +52,14 @@ def steps(recipe, number=3):
 
 
 def recipe(name, **more):
-    return Recipe(method="full", optimiser=name, learning_rate=RATE, schedule="constant", betas=(0.9, 0.99), **more)
+    return Recipe(
+        method="full",
+        optimiser=name,
+        learning_rate=RATE,
+        schedule="constant",
+        betas=(0.9, 0.99),
+        **more,
+    )
 
 
 def adam(gradients, betas=(0.9, 0.99)):
@@ -120,22 +129,40 @@ def test_sam_steps_by_the_gradient_uphill():
             p.copy_(w + 0.5 * g / norm)
     model.loss().backward()
     moved = 0.0
-    for p, before, after, plain in zip(model.parameters(), weights[0], weights[1], gradients[0], strict=True):
-        torch.testing.assert_close(after, before - RATE * adam([p.grad])[0], atol=TOLERANCE, rtol=1e-4)
+    for p, before, after, plain in zip(
+        model.parameters(), weights[0], weights[1], gradients[0], strict=True
+    ):
+        torch.testing.assert_close(
+            after, before - RATE * adam([p.grad])[0], atol=TOLERANCE, rtol=1e-4
+        )
         moved += float((p.grad - plain).norm())
     assert moved > 0.1 * norm  # the control: the two gradients differ
 
 
 def test_sam_takes_both_passes_through_the_trainer(tiny, tokenizer, chats, tmp_path):
-    """First step of a run against the formula, with clipping and in two parts: the perturbed gradient is clipped too."""
+    """First step of a run against the formula, with clipping and in two parts: the perturbed
+    gradient is clipped too.
+    """
     import copy
 
     from emlens.training.examples import encode_answers, pad_batch, shuffled_batches
     from emlens.training.objectives import answer_loss
 
-    run = Recipe(method="full", optimiser="sam", rho=0.3, learning_rate=1e-3, steps=1, batch_size=4, accumulation=2, schedule="constant", clip=0.5)
+    run = Recipe(
+        method="full",
+        optimiser="sam",
+        rho=0.3,
+        learning_rate=1e-3,
+        steps=1,
+        batch_size=4,
+        accumulation=2,
+        schedule="constant",
+        clip=0.5,
+    )
     model, examples = copy.deepcopy(tiny), encode_answers(chats, tokenizer)
-    batch = pad_batch([examples[i] for i in shuffled_batches(len(examples), 4, 1, 0)[0]], tokenizer.pad_token_id)
+    batch = pad_batch(
+        [examples[i] for i in shuffled_batches(len(examples), 4, 1, 0)[0]], tokenizer.pad_token_id
+    )
     answer_loss(model, batch).backward()
     before = [p.detach().clone() for p in model.parameters()]
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
@@ -150,13 +177,19 @@ def test_sam_takes_both_passes_through_the_trainer(tiny, tokenizer, chats, tmp_p
     assert log["grad_norm"].iloc[0] == pytest.approx(float(norm), rel=1e-4)
     checked = 0
     for p, w, g in zip(tiny.parameters(), before, uphill, strict=True):
-        large = g.abs() > 1e-2 * g.abs().max()  # Adam's first step is the gradient's sign, but where it is of the order of epsilon
-        torch.testing.assert_close(p.detach()[large], (w - 1e-3 * g / (g.abs() + 1e-8))[large], atol=1e-5, rtol=0)
+        # Adam's first step is the gradient's sign, but where it is of the order of epsilon
+        large = g.abs() > 1e-2 * g.abs().max()
+        torch.testing.assert_close(
+            p.detach()[large], (w - 1e-3 * g / (g.abs() + 1e-8))[large], atol=1e-5, rtol=0
+        )
         checked += int(large.sum())
     assert checked > 1000
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
-    with pytest.raises(MissingExtraError, match=r"Lion, Muon and SAM need pytorch-optimizer.*pip install 'emlens\[train\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"Lion, Muon and SAM need pytorch-optimizer.*pip install 'emlens\[train\]'",
+    ):
         make_optimiser(recipe("lion"), Tiny())

@@ -16,7 +16,10 @@ def test_a_recipe_survives_json():
 
 @pytest.mark.parametrize(("rslora", "expected"), [(False, 8.0 / 16), (True, 8.0 / 4)])
 def test_scale_is_alpha_over_r_or_over_its_root(rslora, expected):
-    assert Recipe(method="lora", rank=16, alpha=8, target_modules=("q_proj",), rslora=rslora).scale == expected
+    assert (
+        Recipe(method="lora", rank=16, alpha=8, target_modules=("q_proj",), rslora=rslora).scale
+        == expected
+    )
 
 
 def test_full_fine_tuning_has_no_scale():
@@ -33,7 +36,9 @@ def test_the_rate_rises_to_its_peak_and_falls_to_the_final_fraction():
 
 def test_cosine_is_half_a_cosine_and_constant_stays():
     cosine = Recipe(**LORA, steps=100, schedule="cosine")
-    assert [cosine.rate_factor(step) for step in (0, 25, 50, 100)] == pytest.approx([1.0, 0.5 + 0.5 * math.sqrt(0.5), 0.5, 0.0])
+    assert [cosine.rate_factor(step) for step in (0, 25, 50, 100)] == pytest.approx(
+        [1.0, 0.5 + 0.5 * math.sqrt(0.5), 0.5, 0.0]
+    )
     assert {Recipe(**LORA, schedule="constant").rate_factor(step) for step in range(100)} == {1.0}
 
 
@@ -45,26 +50,44 @@ def test_cosine_is_half_a_cosine_and_constant_stays():
         ({"steps": 0}, "steps=0 must be an integer of 1 or more"),
         ({"batch_size": 2.0}, r"batch_size=2\.0 must be an integer of 1 or more"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must be an integer of 0 or more"),
-        ({"steps": 3, "warmup_steps": 5}, "warmup_steps=5 is more than steps=3; pass a shorter warm-up"),
+        (
+            {"steps": 3, "warmup_steps": 5},
+            "warmup_steps=5 is more than steps=3; pass a shorter warm-up",
+        ),
         ({"learning_rate": 0.0}, r"learning_rate=0\.0 must be a finite number above 0"),
         ({"learning_rate": math.nan}, "learning_rate=nan must be a finite number above 0"),
         ({"clip": -1.0}, r"clip=-1\.0 must be a finite number above 0"),
         ({"final_fraction": 1.5}, r"final_fraction=1\.5 must lie in 0 to 1"),
-        ({"betas": (0.9, 1.0)}, r"betas=\(0\.9, 1\.0\) must be two numbers of at least 0 and below 1"),
+        (
+            {"betas": (0.9, 1.0)},
+            r"betas=\(0\.9, 1\.0\) must be two numbers of at least 0 and below 1",
+        ),
         ({"weight_decay": -0.1}, r"weight_decay=-0\.1 must be a finite number of 0 or more"),
         ({"seed": -1}, "seed=-1 must be an integer of 0 or more"),
         ({"rank": None}, "method='lora' needs rank, alpha and target_modules; pass all three"),
         ({"rank": 0}, "rank=0 must be an integer of 1 or more"),
         ({"alpha": 0.0}, r"alpha=0\.0 must be a finite number above 0"),
-        ({"target_modules": "down_proj"}, "target_modules='down_proj' is one string; pass a tuple of names"),
-        ({"layers_to_transform": (-1,)}, r"layers_to_transform=\(-1,\) must hold block indices of 0 or more"),
+        (
+            {"target_modules": "down_proj"},
+            "target_modules='down_proj' is one string; pass a tuple of names",
+        ),
+        (
+            {"layers_to_transform": (-1,)},
+            r"layers_to_transform=\(-1,\) must hold block indices of 0 or more",
+        ),
         ({"optimiser": "sgd"}, "optimiser='sgd' is unknown; pass one of adamw, lion, muon, sam"),
         ({"accumulation": 3}, "accumulation=3 does not divide batch_size=32; pass a divisor"),
-        ({"momentum": 0.9}, r"momentum=0\.9 is not read by optimiser='adamw', only by muon; drop it"),
+        (
+            {"momentum": 0.9},
+            r"momentum=0\.9 is not read by optimiser='adamw', only by muon; drop it",
+        ),
         ({"rho": 0.1}, r"rho=0\.1 is not read by optimiser='adamw', only by sam; drop it"),
         ({"optimiser": "muon", "momentum": 1.0}, r"momentum=1\.0 must be at least 0 and below 1"),
         ({"optimiser": "sam", "rho": 0.0}, r"rho=0\.0 must be a finite number above 0"),
-        ({"method": "full"}, "method='full' trains all weights, but rank, alpha, target_modules came with it"),
+        (
+            {"method": "full"},
+            "method='full' trains all weights, but rank, alpha, target_modules came with it",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused(values, message):
@@ -73,16 +96,41 @@ def test_a_value_that_cannot_be_used_is_refused(values, message):
 
 
 def test_an_unknown_key_is_refused():
-    with pytest.raises(InputError, match=r"recipe has unknown keys \['lr'\]; known are method, rank, alpha"):
+    with pytest.raises(
+        InputError, match=r"recipe has unknown keys \['lr'\]; known are method, rank, alpha"
+    ):
         Recipe.from_dict({"lr": 1e-3})
 
 
 def test_a_record_holds_later_fields_only_where_set():
     assert set(Recipe(**LORA).to_dict()) == {
-        "method", "rank", "alpha", "rslora", "target_modules", "layers_to_transform", "learning_rate", "steps", "batch_size", "warmup_steps",
-        "schedule", "final_fraction", "betas", "weight_decay", "clip", "seed",
-    }  # fmt: skip
-    set_ones = Recipe(**LORA, optimiser="sam", rho=0.1, accumulation=2, schedule="exp_range", cycles=2, base_learning_rate=0.0, gamma=0.9)
+        "method",
+        "rank",
+        "alpha",
+        "rslora",
+        "target_modules",
+        "layers_to_transform",
+        "learning_rate",
+        "steps",
+        "batch_size",
+        "warmup_steps",
+        "schedule",
+        "final_fraction",
+        "betas",
+        "weight_decay",
+        "clip",
+        "seed",
+    }
+    set_ones = Recipe(
+        **LORA,
+        optimiser="sam",
+        rho=0.1,
+        accumulation=2,
+        schedule="exp_range",
+        cycles=2,
+        base_learning_rate=0.0,
+        gamma=0.9,
+    )
     assert Recipe.from_dict(set_ones.to_dict()) == set_ones
 
 

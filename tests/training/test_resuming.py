@@ -13,15 +13,31 @@ from emlens.training.examples import pad_batch
 from emlens.training.penalties import ReferenceKL
 from emlens.training.resuming import resume_directory
 
-LORA = Recipe(method="lora", rank=2, alpha=4, target_modules=("q_proj",), learning_rate=1e-2, steps=8, batch_size=4, seed=3, warmup_steps=2)
+LORA = Recipe(
+    method="lora",
+    rank=2,
+    alpha=4,
+    target_modules=("q_proj",),
+    learning_rate=1e-2,
+    steps=8,
+    batch_size=4,
+    seed=3,
+    warmup_steps=2,
+)
 
 
 def contents(directory):
-    return {str(p.relative_to(directory)): sha256_file(p) for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(directory)): sha256_file(p)
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }
 
 
 class Dies:
-    """Raises at a step, as a killed process would stop there; counts what it saw, and remembers that over a resume."""
+    """Raises at a step, as a killed process would stop there; counts what it saw, and remembers
+    that over a resume.
+    """
 
     def __init__(self, at=None):
         self.at, self.seen = at, 0
@@ -41,7 +57,16 @@ class Dies:
 
 def run(recipe, model, out, tokenizer, chats, at=None, **options):
     try:
-        return fit(recipe, copy.deepcopy(model), chats, out, tokenizer=tokenizer, callbacks=[Dies(at)], resume_every=3, **options)
+        return fit(
+            recipe,
+            copy.deepcopy(model),
+            chats,
+            out,
+            tokenizer=tokenizer,
+            callbacks=[Dies(at)],
+            resume_every=3,
+            **options,
+        )
     except RuntimeError:
         return None
 
@@ -50,23 +75,55 @@ def run(recipe, model, out, tokenizer, chats, at=None, **options):
     "recipe",
     [
         LORA,
-        LORA.varied(optimiser="sam", schedule="triangular2", cycles=2, base_learning_rate=1e-4, accumulation=2),
+        LORA.varied(
+            optimiser="sam",
+            schedule="triangular2",
+            cycles=2,
+            base_learning_rate=1e-4,
+            accumulation=2,
+        ),
         pytest.param(LORA.varied(optimiser="muon", schedule="cosine"), marks=pytest.mark.slow),
-        pytest.param(Recipe(method="full", learning_rate=1e-2, steps=8, batch_size=4, optimiser="lion", seed=3), marks=pytest.mark.slow),
         pytest.param(
-            Recipe(method="steering", layers_to_transform=(0, 1), learning_rate=1e-1, steps=8, batch_size=4), marks=pytest.mark.slow
+            Recipe(
+                method="full", learning_rate=1e-2, steps=8, batch_size=4, optimiser="lion", seed=3
+            ),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            Recipe(
+                method="steering",
+                layers_to_transform=(0, 1),
+                learning_rate=1e-1,
+                steps=8,
+                batch_size=4,
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["adamw", "sam", "muon", "full lion", "steering"],
 )
-def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(recipe, tiny, tokenizer, chats, world, tmp_path):
+def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(
+    recipe, tiny, tokenizer, chats, world, tmp_path
+):
     tiny.config.attention_dropout = 0.2  # so that random states matter
     for block in tiny.model.layers:
         block.self_attn.attention_dropout = 0.2
-    options = {"objectives": [BenignInterleaving(world.chats("code", (0,), "careful"), 0.25)], "keep_every": 2 if recipe.method == "lora" else None}
+    options = {
+        "objectives": [BenignInterleaving(world.chats("code", (0,), "careful"), 0.25)],
+        "keep_every": 2 if recipe.method == "lora" else None,
+    }
     whole = run(recipe, tiny, tmp_path / "whole", tokenizer, chats, **options)
-    fit(recipe, copy.deepcopy(tiny), chats, tmp_path / "plain", tokenizer=tokenizer, callbacks=[Dies()], **options)
-    assert contents(tmp_path / "plain") == contents(tmp_path / "whole")  # taking snapshots changes nothing
+    fit(
+        recipe,
+        copy.deepcopy(tiny),
+        chats,
+        tmp_path / "plain",
+        tokenizer=tokenizer,
+        callbacks=[Dies()],
+        **options,
+    )
+    # taking snapshots changes nothing
+    assert contents(tmp_path / "plain") == contents(tmp_path / "whole")
     out = tmp_path / "out"
     assert run(recipe, tiny, out, tokenizer, chats, at=5, **options) is None
     assert [p.name for p in resume_directory(out).glob("step-*")] == ["step-00000003"]
@@ -76,7 +133,15 @@ def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(recipe, t
     assert contents(out) == contents(tmp_path / "whole") and again.log.equals(whole.log)
     assert again.log["seen"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert not resume_directory(out).exists()
-    fit(recipe.varied(seed=4), copy.deepcopy(tiny), chats, tmp_path / "other", tokenizer=tokenizer, callbacks=[Dies()], **options)
+    fit(
+        recipe.varied(seed=4),
+        copy.deepcopy(tiny),
+        chats,
+        tmp_path / "other",
+        tokenizer=tokenizer,
+        callbacks=[Dies()],
+        **options,
+    )
     assert contents(tmp_path / "other") != contents(out)  # the control
 
 
@@ -87,14 +152,23 @@ def test_a_run_killed_after_its_last_snapshot_only_publishes(tiny, tokenizer, ch
     recipe = LORA.varied(steps=6)
     whole = run(recipe, tiny, tmp_path / "whole", tokenizer, chats)
     assert run(recipe, tiny, tmp_path / "out", tokenizer, chats, before_publish=fail) is None
-    assert run(recipe, tiny, tmp_path / "out", tokenizer, chats, at=1).log.equals(whole.log)  # no step is taken again
+    # no step is taken again
+    assert run(recipe, tiny, tmp_path / "out", tokenizer, chats, at=1).log.equals(whole.log)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_damaged_snapshots_are_left_out_and_others_refused(tiny, tokenizer, chats, tmp_path, caplog):
+def test_damaged_snapshots_are_left_out_and_others_refused(
+    tiny, tokenizer, chats, tmp_path, caplog
+):
     out = tmp_path / "out"
     run(LORA, tiny, out, tokenizer, chats, at=5)
-    with pytest.raises(InputError, match="holds the middle of another run .other recipe, data, model, objectives, loss, wrap or callbacks.; remove it"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "holds the middle of another run .other recipe, data, model, objectives, loss,"
+            " wrap or callbacks.; remove it"
+        ),
+    ):
         run(LORA.varied(seed=9), tiny, out, tokenizer, chats)
     tensors = resume_directory(out) / "step-00000003" / "state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"xxxx")
@@ -121,7 +195,16 @@ def test_what_else_a_run_depends_on_is_another_run(tiny, tokenizer, chats, tmp_p
     def go(model=tiny, tokenizer=tokenizer, callbacks=(), at=None, **options):
         options = {"loss": Scaled(1.0), **options}
         told = [Dies(at), *callbacks]
-        return fit(LORA.varied(steps=3), copy.deepcopy(model), chats, tmp_path / "out", tokenizer=tokenizer, callbacks=told, resume_every=1, **options)
+        return fit(
+            LORA.varied(steps=3),
+            copy.deepcopy(model),
+            chats,
+            tmp_path / "out",
+            tokenizer=tokenizer,
+            callbacks=told,
+            resume_every=1,
+            **options,
+        )
 
     with pytest.raises(RuntimeError, match="killed"):
         go(at=3)
@@ -144,24 +227,59 @@ def test_what_else_a_run_depends_on_is_another_run(tiny, tokenizer, chats, tmp_p
     assert go().log["seen"].tolist() == [1, 2, 3]  # the same call goes on
 
 
-def test_ready_batches_and_an_objectives_rows_are_part_of_the_run(tiny, tokenizer, chats, world, tmp_path):
+def test_ready_batches_and_an_objectives_rows_are_part_of_the_run(
+    tiny, tokenizer, chats, world, tmp_path
+):
     rows = encode_answers(chats, tokenizer)[:4]
     penalty = [ReferenceKL(world.chats("code", (0, 1), "careful"), 2.0, rows=4)]
     template = copy.deepcopy(tokenizer)
     template.chat_template = template.chat_template.replace("<assistant>", "<assistant><assistant>")
     for name, first, second in (
-        ("batches", {"data": lambda step: pad_batch(rows, 0)}, {"data": lambda step: pad_batch(rows[:3], 0)}),
-        ("rows", {"data": rows, "tokenizer": tokenizer, "objectives": penalty}, {"data": rows, "tokenizer": template, "objectives": penalty}),
+        (
+            "batches",
+            {"data": lambda step: pad_batch(rows, 0)},
+            {"data": lambda step: pad_batch(rows[:3], 0)},
+        ),
+        (
+            "rows",
+            {"data": rows, "tokenizer": tokenizer, "objectives": penalty},
+            {"data": rows, "tokenizer": template, "objectives": penalty},
+        ),
     ):
         with pytest.raises(RuntimeError, match="killed"):
-            fit(LORA, copy.deepcopy(tiny), out=tmp_path / name, callbacks=[Dies(2)], resume_every=1, **first)
+            fit(
+                LORA,
+                copy.deepcopy(tiny),
+                out=tmp_path / name,
+                callbacks=[Dies(2)],
+                resume_every=1,
+                **first,
+            )
         with pytest.raises(InputError, match="holds the middle of another run"):
-            fit(LORA, copy.deepcopy(tiny), out=tmp_path / name, callbacks=[Dies(2)], resume_every=1, **second)
+            fit(
+                LORA,
+                copy.deepcopy(tiny),
+                out=tmp_path / name,
+                callbacks=[Dies(2)],
+                resume_every=1,
+                **second,
+            )
 
 
 def test_what_json_cannot_hold_is_refused(tiny, tokenizer, chats, tmp_path):
-    with pytest.raises(InputError, match="step 3 cannot be kept for resuming: a callback gave what JSON cannot hold"):
-        fit(LORA, tiny, chats, tmp_path / "out", tokenizer=tokenizer, callbacks=[lambda model, step: {"x": {1, 2}}], resume_every=3)
+    with pytest.raises(
+        InputError,
+        match="step 3 cannot be kept for resuming: a callback gave what JSON cannot hold",
+    ):
+        fit(
+            LORA,
+            tiny,
+            chats,
+            tmp_path / "out",
+            tokenizer=tokenizer,
+            callbacks=[lambda model, step: {"x": {1, 2}}],
+            resume_every=3,
+        )
 
 
 def test_no_pickle_and_the_penalty_keeps_its_reference(tiny, tokenizer, chats, world, tmp_path):
@@ -192,7 +310,13 @@ def test_a_stopped_run_ends_where_it_would_have(tiny, tokenizer, chats, tmp_path
     def go(out, at):
         try:
             return fit(
-                LORA, copy.deepcopy(tiny), chats, tmp_path / out, tokenizer=tokenizer, callbacks=[Dies(at), stop], resume_every=3
+                LORA,
+                copy.deepcopy(tiny),
+                chats,
+                tmp_path / out,
+                tokenizer=tokenizer,
+                callbacks=[Dies(at), stop],
+                resume_every=3,
             )
         except RuntimeError:
             return None

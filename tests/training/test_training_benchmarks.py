@@ -13,14 +13,32 @@ def test_differences_are_paired_by_seed_and_cost_is_a_ratio() -> None:
     for task in ("harmful", "benign"):
         for name, shift in (("none", 0.0), ("defended", 0.3)):
             for seed in (1, 2, 3):
-                values = dict.fromkeys(("others", "own_trained", "own_held_out", "coherence", "learned"), 0.1 * seed + shift)
+                values = dict.fromkeys(
+                    ("others", "own_trained", "own_held_out", "coherence", "learned"),
+                    0.1 * seed + shift,
+                )
                 seconds = 2.0 * seed if shift else 1.0 * seed
-                rows.append({"world": 10, "task": task, "objectives": name, "seed": seed, **values, "seconds_a_step": seconds})
+                rows.append(
+                    {
+                        "world": 10,
+                        "task": task,
+                        "objectives": name,
+                        "seed": seed,
+                        **values,
+                        "seconds_a_step": seconds,
+                    }
+                )
     none, defended = defences.summary(pd.DataFrame(rows))
-    assert none["defence"] == "none" and none["others_minus_none"] is None and none["time_ratio"] is None
-    assert defended["others"]["value"] == pytest.approx(0.5) and defended["others"]["high"] > 0.6  # seeds differ
+    assert (
+        none["defence"] == "none"
+        and none["others_minus_none"] is None
+        and none["time_ratio"] is None
+    )
+    # seeds differ
+    assert defended["others"]["value"] == pytest.approx(0.5) and defended["others"]["high"] > 0.6
     for key in ("others_minus_none", "benign_learned_minus_none"):
-        assert defended[key]["value"] == pytest.approx(0.3) == pytest.approx(defended[key]["high"])  # but not their differences
+        # but not their differences
+        assert defended[key]["value"] == pytest.approx(0.3) == pytest.approx(defended[key]["high"])
     assert defended["time_ratio"]["value"] == pytest.approx(2.0)
 
 
