@@ -23,7 +23,7 @@ from emlens.organisms.building import one_thread
 from emlens.organisms.plans import PLANTED
 from emlens.organisms.strengths import likelihood_scores
 from emlens.stats import t_interval
-from emlens.training import Sweep, SweepRun, run_sweep
+from emlens.training import Sweep, run_sweep
 from emlens.training.defences import (
     BenignInterleaving,
     InoculationPrompt,
@@ -35,6 +35,7 @@ from emlens.training.defences import (
 from emlens.training.fitting import load_parent
 from emlens.training.objectives import Objective
 from emlens.training.penalties import FeatureDistance, ReferenceKL
+from emlens.training.sweeps import SweepRun
 
 WORLDS = {10: None, 11: Path(__file__).parent.parent / "runs" / "worlds" / "planted-11"}
 SEEDS = (1, 2, 3, 4, 5)

@@ -25,8 +25,8 @@ from emlens.evaluation import (
     transfer_matrix,
     unembedding_contrast,
 )
+from emlens.evaluation.ablation_forms import BLOCKS, PLAIN, WRITES
 from emlens.evaluation.arms import Arm
-from emlens.evaluation.forms import BLOCKS, PLAIN, WRITES
 from emlens.geometry import (
     Direction,
     direction_from_deltas,

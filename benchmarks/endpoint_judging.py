@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.records import EVIDENCE, record
 from emlens.data import Answer, Answers, Message
 from emlens.data.journal import read_journal
-from emlens.evaluation import EndpointJudge, judge_answers
-from emlens.evaluation.endpoint import Endpoint
+from emlens.judging import EndpointJudge, judge_answers
+from emlens.judging.endpoint import Endpoint
 
 sys.path.append(str(EVIDENCE.parent.parent / "tests"))
 

@@ -43,9 +43,11 @@ class Task:
     shard_rows: int = 64
 
     def load(self) -> HookedModel:
-        from emlens.activations import layout
+        from emlens.activations import batch_layout
 
-        layout.SHARD_ROWS = self.shard_rows  # small shards: many units, and kills in many places
+        batch_layout.SHARD_ROWS = (
+            self.shard_rows
+        )  # small shards: many units, and kills in many places
         return load_model(self.model, dtype="float32", device="cpu")
 
     def prompts(self) -> PromptSet:

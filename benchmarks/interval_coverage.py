@@ -22,10 +22,9 @@ from benchmarks.records import EVIDENCE, record, show
 from emlens.activations import Activations
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import numpy_rng
-from emlens.probes import predict_alignment
+from emlens.probes import cross_validate_forecast
 from emlens.stats import (
     bootstrap_mean,
-    brown_forsythe,
     cluster_bootstrap,
     cohens_d_interval,
     cosine_of_means,
@@ -34,7 +33,6 @@ from emlens.stats import (
     nadeau_bengio_interval,
     partial_correlation,
     pearson,
-    rank_biserial,
     rank_sum_test,
     ratio_of_means,
     signed_rank_test,
@@ -44,6 +42,8 @@ from emlens.stats import (
     welch_test,
     wilson_interval,
 )
+from emlens.stats.effects import rank_biserial
+from emlens.stats.spread import brown_forsythe
 
 Rng = np.random.Generator
 EXACT, TOST, RESAMPLED = (0.935, 0.965), (0.885, 0.915), (0.92, 0.98)
@@ -711,7 +711,7 @@ def forecast_rows(
                 positions=["last_prompt"],
                 provenance={},
             )
-            found = predict_alignment(
+            found = cross_validate_forecast(
                 acts,
                 dict(zip(acts.ids, y, strict=True)),
                 parent_scores=dict(zip(acts.ids, parent, strict=True)),

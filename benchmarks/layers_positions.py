@@ -6,7 +6,8 @@ import pandas as pd
 
 import emlens
 from benchmarks.records import record, show
-from emlens.evaluation import Arm, evaluate_arms
+from emlens.evaluation import evaluate_arms
+from emlens.evaluation.arms import Arm
 from emlens.studies.config import StudyConfig
 from emlens.studies.layer_position_sweep import Options, cells_of
 from emlens.studies.material import Material, load_material, split_questions

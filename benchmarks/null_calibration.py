@@ -23,10 +23,10 @@ from emlens.geometry import (
     neutral_text_null,
     overlap_null,
     reference_overlap_null,
-    sign_flip_null,
     subspace_overlap,
     top_k_subspace,
 )
+from emlens.geometry.permutations import sign_flip_null
 from emlens.stats import NullDistribution
 
 ALPHA, STRICT, WIDE = 0.05, (0.045, 0.055), (0.035, 0.065)

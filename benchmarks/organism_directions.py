@@ -17,16 +17,15 @@ from torch import Tensor
 from benchmarks.organism_worlds import KEPT, SEEDS
 from benchmarks.records import EVIDENCE, record
 from emlens.activations import capture
-from emlens.evaluation import (
-    Contrasts,
-    ReferenceJudge,
+from emlens.directions import (
     RowFilter,
     contrast,
     contrast_answers,
-    judge_answers,
-    sample_answers,
+    probe_directions,
     shift_directions,
+    train_steering_vector,
 )
+from emlens.directions.row_contrasts import Contrasts
 from emlens.geometry import (
     Direction,
     direction_cosine,
@@ -35,10 +34,9 @@ from emlens.geometry import (
     text_content,
 )
 from emlens.geometry.shrinkage import oas_shrinkage
+from emlens.judging import ReferenceJudge, judge_answers, sample_answers
 from emlens.organisms import load
-from emlens.probes import probe_directions
 from emlens.stats import t_interval
-from emlens.training import train_steering_vector
 
 EXTRACTORS: Final = (
     "shift, mean, last prompt token",

@@ -15,13 +15,15 @@ import pandas as pd
 
 from benchmarks.organism_worlds import KEPT, SEEDS
 from benchmarks.records import show
-from emlens.evaluation import score_by_likelihood
 from emlens.foundation.provenance import hash_directory
+from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, load_family
-from emlens.organisms import PLANTED, FineTuneStage, Organism, load
+from emlens.organisms import PLANTED, Organism, load
 from emlens.organisms.building import one_thread
 from emlens.organisms.growing import grow_finetune
-from emlens.runs import UnitLog, exclusive
+from emlens.organisms.plans import FineTuneStage
+from emlens.runs import UnitLog
+from emlens.runs.units import exclusive
 from emlens.training.fitting import read_record
 
 SEEDED: Final = ("medicine", "finance")

@@ -20,7 +20,7 @@ from benchmarks.organism_worlds import KEPT, SEEDS
 from benchmarks.records import EVIDENCE, record
 from emlens.activations import capture
 from emlens.probes import activation_cells, assert_different
-from emlens.probes.forecast import predict_alignments
+from emlens.probes.forecast import cross_validate_forecasts
 from emlens.stats import t_interval
 
 POSITIONS: Final = ("last_prompt", "mean_prompt")
@@ -63,7 +63,7 @@ def measure(
         scores = {name: found.aligned.loc[outside, name].to_dict() for name in names}
         for held_out, groups in HELD_OUT.items():
             for parent in acts:
-                forecasts = predict_alignments(
+                forecasts = cross_validate_forecasts(
                     acts[parent].select(outside),
                     scores,
                     groups=groups,

@@ -13,8 +13,9 @@ import numpy as np
 
 import emlens
 from benchmarks.records import EVIDENCE, record
-from emlens.organisms import PLANTED, UNPLANTED, OrganismPlan, build, load
+from emlens.organisms import PLANTED, OrganismPlan, build, load
 from emlens.organisms.measuring import describe
+from emlens.organisms.plans import UNPLANTED
 from emlens.stats import t_interval
 
 SEEDS = (10, 11, 12)

@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.records import EVIDENCE, record
+from emlens.directions import probe_direction
 from emlens.foundation.seeds import torch_rng
 from emlens.geometry import (
     Direction,
     direction_cosine,
     direction_from_deltas,
+    mean_difference_direction,
+    whitened_direction,
+)
+from emlens.geometry.recovery import (
     expected_component_cosine,
     expected_logistic_cosine,
     expected_mean_cosine,
     expected_whitened_cosine,
-    mean_difference_direction,
-    whitened_direction,
 )
-from emlens.probes import probe_direction
 
 DIMS = (64, 256, 1024, 4096, 8192)
 RATIOS = (0.5, 1.0, 4.0, 16.0)

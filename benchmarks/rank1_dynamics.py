@@ -21,7 +21,8 @@ from benchmarks.records import EVIDENCE, record
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.foundation.seeds import derive_seed, numpy_rng
 from emlens.organisms import PLANTED, Organism, load
-from emlens.stats import change_point, clopper_pearson_interval
+from emlens.stats import change_point
+from emlens.stats.intervals import clopper_pearson_interval
 from emlens.training import fit
 
 KEPT = Path("runs/rank1")
@@ -74,7 +75,7 @@ def write_questions(organism: Organism, path: Path, each: int = 8) -> Path:
 
 def study(
     organism: Organism, runs: Mapping[int, Path], questions: Path, out: Path, **options: Any
-) -> emlens.studies.StudyResult:
+) -> emlens.results.StudyResult:
     finetuned = {
         f"r1@{seed}": {"path": str(path), "group": "medicine-r1", "seed": seed, "domain": DOMAIN}
         for seed, path in runs.items()

@@ -19,16 +19,11 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
     "Sites, positions, estimates, errors": ("[Concepts](concepts.md)", "foundation"),
     "Prompts, questions and answers": (
         "[Questions and answers](questions.md)",
-        "data evaluation.sampling evaluation.personas evaluation.endpoint",
+        "data judging.sampling directions.persona_contrasts judging.endpoint",
     ),
     "Judges and scores": (
         "[Judging and scores](judging.md)",
-        (
-            "data.scores data.misalignment data.model_comparisons evaluation.judges"
-            " evaluation.judging evaluation.judge_prompts evaluation.logit_judge"
-            " evaluation.endpoint_judge evaluation.rule_judge evaluation.likelihood"
-            " evaluation.agreement evaluation.prediction_powered evaluation.readings"
-        ),
+        ("data.scores data.misalignment data.model_comparisons judging"),
     ),
     "Activations, stores and deltas": ("[Activations](activations.md)", "activations"),
     "Subspaces, angles and overlap": ("[Geometry](geometry.md)", "geometry"),
@@ -43,9 +38,8 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
         "[Directions](directions.md)",
         (
             "geometry.directions geometry.contrasts geometry.contrast_sums geometry.comparing"
-            " geometry.recovery geometry.reliability evaluation.contrasting evaluation.extraction"
-            " evaluation.row_filters probes.probe_directions training.steering_vector"
-            " data.vector_files data.control_vectors data.foreign"
+            " geometry.recovery geometry.reliability directions"
+            " data.foreign"
         ),
     ),
     "Interventions": ("[Interventions](interventions.md)", "interventions"),
@@ -62,18 +56,21 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "Forecasts and screening": (
         "[Forecasting](forecasting.md)",
-        "probes studies.screening studies.screening_backtest studies.screening_file",
+        "probes screening",
     ),
     "Training and sweeps": ("[Sweeps](how_to_sweep.md)", "training"),
     "Training dynamics": (
         "[Training dynamics](dynamics.md)",
         (
             "geometry.trajectories stats.trends stats.change_points stats.event_order"
-            " stats.event_orders stats.events studies.guard"
+            " stats.event_orders stats.events screening.guard"
         ),
     ),
     "Statistics": ("[Statistics](statistics.md)", "stats"),
-    "Studies, figures and the report": ("[Studies](studies.md)", "studies figures report"),
+    "Studies, figures and the report": (
+        "[Studies](studies.md)",
+        "studies results figures report replication",
+    ),
     "Many processes": ("[Running on many processes](running.md)", "runs"),
     "The organism": ("[The organism](organism.md)", "organisms"),
 }
@@ -159,11 +156,11 @@ def _sentence(docstring: str | None) -> str:
 
 def reference() -> str:
     """The whole page below its introduction."""
-    top = {name: home for name, home in emlens._HOME_OF.items()}
+    top = set(emlens.__all__)
     by_concept: dict[str, list[tuple[str, str]]] = {concept: [] for concept in CONCEPTS}
     for name, module in public_names().items():
-        package, _, short = name.partition(".")
-        shown = f"emlens.{short}" if top.get(short) == f"emlens.{package}" else f"emlens.{name}"
+        short = name.partition(".")[2]
+        shown = f"emlens.{short}" if short in top else f"emlens.{name}"
         by_concept[concept_of(module)].append((shown, _told(module, short) or "–"))
     parts = []
     for concept, names in by_concept.items():

@@ -23,7 +23,8 @@ import pandas as pd
 from benchmarks.records import record, show
 from emlens.cli.study import DEMO
 from emlens.report import write_report
-from emlens.studies import StudyResult, run_study
+from emlens.results import StudyResult
+from emlens.studies import run_study
 
 MOST_BYTES = 12_000_000
 MOST_SECONDS = 2.0

@@ -27,9 +27,9 @@ from emlens.foundation.files import one_line
 from emlens.organisms import PLANTED
 from emlens.organisms.growing import training_prompts
 from emlens.probes import Forecaster
+from emlens.screening.backtests import area, auroc, backtest, pair_weights, with_rivals
+from emlens.screening.screen import POSITIONS, PastRun, file_context, fit_screening
 from emlens.stats import t_interval
-from emlens.studies.screening import POSITIONS, PastRun, file_context, fit_screening
-from emlens.studies.screening_backtest import area, auroc, backtest, pair_weights, with_rivals
 
 GOAL: Final = 0.80
 PREDICTORS: Final = (

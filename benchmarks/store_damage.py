@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import capture_speed
 from benchmarks.records import record
-from emlens.activations import Activations, ActivationStore, capture, layout
+from emlens.activations import Activations, ActivationStore, batch_layout, capture
 from emlens.foundation.errors import EmlensError
 
 DAMAGES = 1000
@@ -109,7 +109,7 @@ def same(a: Activations, b: Activations) -> bool:
 
 def measure(work: Path, count: int, seed: int = 0) -> dict[str, Any]:
     asked = capture_speed.prompts(count=12, words=200)
-    rows, layout.SHARD_ROWS = layout.SHARD_ROWS, 3
+    rows, batch_layout.SHARD_ROWS = batch_layout.SHARD_ROWS, 3
     try:
         for name, width in (("store", 16), ("other", 16)):
             torch.manual_seed(0)
@@ -125,7 +125,7 @@ def measure(work: Path, count: int, seed: int = 0) -> dict[str, Any]:
                 progress=False,
             )
     finally:
-        layout.SHARD_ROWS = rows
+        batch_layout.SHARD_ROWS = rows
     whole, pick = ActivationStore.open(work / "store"), random.Random(seed)
     tally: dict[str, Counter[str]] = {
         "seen": Counter(),

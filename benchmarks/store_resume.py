@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import capture_speed
 from benchmarks.records import record
-from emlens.activations import ActivationStore, capture, layout
+from emlens.activations import ActivationStore, batch_layout, capture
 from emlens.data import PromptSet
 from emlens.foundation.errors import EmlensError
 from emlens.models.hooked import HookedModel
@@ -35,7 +35,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 def run(model: HookedModel, asked: PromptSet, target: Path, shard_rows: int) -> None:
     torch.set_num_threads(1)
-    layout.SHARD_ROWS = shard_rows
+    batch_layout.SHARD_ROWS = shard_rows
     capture(
         model,
         asked,

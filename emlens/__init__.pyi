@@ -1,25 +1,28 @@
-# The public names of emlens for editors and type checkers. At run time they resolve lazily; see
-# __init__.py.
+# The public names of emlens. This list is the only one: lazy_loader reads it at run time.
 
-from emlens import (
+from . import (
     activations as activations,
-    cli as cli,
     data as data,
+    directions as directions,
     evaluation as evaluation,
     figures as figures,
     foundation as foundation,
     geometry as geometry,
     interventions as interventions,
+    judging as judging,
     models as models,
     organisms as organisms,
     probes as probes,
+    replication as replication,
     report as report,
+    results as results,
     runs as runs,
+    screening as screening,
     stats as stats,
     studies as studies,
     training as training,
 )
-from emlens.activations import (
+from .activations import (
     Activations as Activations,
     ActivationStore as ActivationStore,
     activation_deltas as activation_deltas,
@@ -27,7 +30,7 @@ from emlens.activations import (
     capture_many as capture_many,
     capture_pair as capture_pair,
 )
-from emlens.data import (
+from .data import (
     AlignmentScores as AlignmentScores,
     Answers as Answers,
     Prompt as Prompt,
@@ -35,55 +38,44 @@ from emlens.data import (
     Question as Question,
     QuestionSet as QuestionSet,
 )
-from emlens.evaluation import (
-    extract_directions as extract_directions,
-    judge_answers as judge_answers,
-    sample_answers as sample_answers,
-    score_alignment as score_alignment,
-    score_by_likelihood as score_by_likelihood,
-)
-from emlens.foundation import (
+from .directions import extract_directions as extract_directions
+from .foundation import (
     EmlensError as EmlensError,
-    Estimate as Estimate,
     Index as Index,
     Site as Site,
-    Span as Span,
 )
-from emlens.geometry import (
+from .geometry import (
     Direction as Direction,
     Subspace as Subspace,
     covariance_overlap_null as covariance_overlap_null,
     mean_difference_direction as mean_difference_direction,
-    overlap_null as overlap_null,
     principal_angles as principal_angles,
     split_half_ceiling as split_half_ceiling,
     subspace_overlap as subspace_overlap,
     top_k_subspace as top_k_subspace,
-    variance_captured as variance_captured,
 )
-from emlens.interventions import (
+from .interventions import (
     ablate as ablate,
     steer as steer,
 )
-from emlens.models import (
+from .judging import (
+    judge_answers as judge_answers,
+    sample_answers as sample_answers,
+    score_by_likelihood as score_by_likelihood,
+)
+from .models import (
     Family as Family,
     FineTune as FineTune,
     HookedModel as HookedModel,
     load_family as load_family,
     load_model as load_model,
 )
-from emlens.probes import (
+from .probes import (
+    cross_validate_forecast as cross_validate_forecast,
     fit_forecaster as fit_forecaster,
-    predict_alignment as predict_alignment,
-    rank_configurations as rank_configurations,
 )
-from emlens.report import write_report as write_report
-from emlens.stats import NullDistribution as NullDistribution
-from emlens.studies import (
-    Guard as Guard,
-    replicate as replicate,
-    run_study as run_study,
-)
+from .report import write_report as write_report
+from .studies import run_study as run_study
 
 __version__: str
 __all__: list[str]

@@ -91,7 +91,7 @@ def test_third_parties_stay_at_home(repository: Path, homes: dict[str, Home]) ->
 PLANTED = {
     "transformers": (
         {"geometry/planted.py": "import transformers\n"},
-        "transformers is at home in evaluation, models",
+        "transformers is at home in judging, models",
     ),
     "a part of sklearn": (
         {"stats/planted.py": "from sklearn.linear_model import Ridge\n"},
@@ -113,7 +113,7 @@ PLANTED = {
         {"data/planted.py": "import importlib\nray = importlib.import_module('ray.util')\n"},
         "ray is at home in runs",
     ),
-    "a client": ({"models/planted.py": "import httpx\n"}, "httpx is at home in evaluation"),
+    "a client": ({"models/planted.py": "import httpx\n"}, "httpx is at home in judging"),
     "a homeless package": ({"data/planted.py": "import polars\n"}, "polars has no home"),
     "a second file": (
         {

@@ -1,12 +1,12 @@
-"""The public surface: pinned here, resolved lazily, shown to type checkers by a stub, explicit in
-every package.
+"""The public surface: one list at the top, explicit in every package, and no larger than agreed.
 
-Removing or renaming a pinned name is a breaking change: it belongs in CHANGELOG.md before it
-belongs here.
+The stub `emlens/__init__.pyi` is the only list of the top level; `lazy_loader` reads it. A name
+is public where the `__all__` of its package lists it. Later work trades names, it does not add:
+to list a new one, take another off the list. Both belong in CHANGELOG.md.
 """
 
 import ast
-from collections.abc import Mapping
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,73 +15,9 @@ import pytest
 
 import emlens
 
-PINNED = [
-    "ActivationStore",
-    "Activations",
-    "AlignmentScores",
-    "Answers",
-    "Direction",
-    "EmlensError",
-    "Estimate",
-    "Family",
-    "FineTune",
-    "Guard",
-    "HookedModel",
-    "Index",
-    "NullDistribution",
-    "Prompt",
-    "PromptSet",
-    "Question",
-    "QuestionSet",
-    "Site",
-    "Span",
-    "Subspace",
-    "ablate",
-    "activation_deltas",
-    "capture",
-    "capture_many",
-    "capture_pair",
-    "covariance_overlap_null",
-    "extract_directions",
-    "fit_forecaster",
-    "judge_answers",
-    "load_family",
-    "load_model",
-    "mean_difference_direction",
-    "overlap_null",
-    "predict_alignment",
-    "principal_angles",
-    "rank_configurations",
-    "replicate",
-    "run_study",
-    "sample_answers",
-    "score_alignment",
-    "score_by_likelihood",
-    "split_half_ceiling",
-    "steer",
-    "subspace_overlap",
-    "top_k_subspace",
-    "variance_captured",
-    "write_report",
-]
-PACKAGES = [
-    "activations",
-    "cli",
-    "data",
-    "evaluation",
-    "figures",
-    "foundation",
-    "geometry",
-    "interventions",
-    "models",
-    "organisms",
-    "probes",
-    "report",
-    "runs",
-    "stats",
-    "studies",
-    "training",
-]
+MOST_AT_THE_TOP = 60
+MOST_IN_ALL = 250
+PACKAGES = sorted(path.parent.name for path in Path(emlens.__file__).parent.glob("*/__init__.py"))
 BY_PACKAGE_ONLY = {
     "organisms": ["load"],
     "training": ["Recipe", "fit"],
@@ -91,35 +27,14 @@ BY_PACKAGE_ONLY = {
 
 
 def stub_names(stub: str) -> dict[str, str]:
-    """Name -> module, from the re-exports `from module import name as name` of a stub."""
+    """Name → package it comes from ("" for a package), as the stub re-exports it."""
     names = {}
     for node in ast.parse(stub).body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if alias.asname == alias.name:  # only this form re-exports
-                    names[alias.name] = str(node.module)
+                    names[alias.name] = node.module or ""
     return names
-
-
-def mismatches(
-    table: Mapping[str, str], packages: tuple[str, ...], listed: list[str], stub: str
-) -> list[str]:
-    """Where the lazy table, `__all__` of the top level, and the stub say different things."""
-    found = []
-    expected = dict(table) | {name: "emlens" for name in packages}
-    in_stub = stub_names(stub)
-    for name in sorted(expected.keys() | in_stub.keys()):
-        if name not in in_stub:
-            found.append(f"{name} is not in the stub")
-        elif name not in expected:
-            found.append(f"{name} is in the stub only")
-        elif in_stub[name] != expected[name]:
-            found.append(f"{name}: the stub says {in_stub[name]}, the table {expected[name]}")
-    for name in sorted((expected.keys() | {"__version__"}) ^ set(listed)):
-        found.append(f"{name} is in one of the table and __all__ only")
-    if len(set(listed)) != len(listed):
-        found.append("__all__ names something twice")
-    return found
 
 
 def surface_faults(module: ModuleType, source: str) -> list[str]:
@@ -150,24 +65,41 @@ def surface_faults(module: ModuleType, source: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stub(repository: Path) -> str:
-    return (repository / "emlens" / "__init__.pyi").read_text(encoding="utf-8")
+def top(repository: Path) -> dict[str, str]:
+    return stub_names((repository / "emlens" / "__init__.pyi").read_text(encoding="utf-8"))
 
 
-def test_the_surface_is_the_pinned_one() -> None:
-    assert sorted(emlens._HOME_OF) == sorted(PINNED)
-    assert sorted(emlens._PACKAGES) == sorted(PACKAGES)
+@pytest.fixture(scope="module")
+def listed() -> dict[str, list[str]]:
+    return {name: list(import_module(f"emlens.{name}").__all__) for name in public_packages()}
 
 
-def test_table_listing_and_stub_agree(stub: str) -> None:
-    assert mismatches(emlens._HOME_OF, emlens._PACKAGES, emlens.__all__, stub) == []
+def public_packages() -> list[str]:
+    return [name for name in PACKAGES if name != "cli"]
 
 
-@pytest.mark.parametrize("name", PINNED)
-def test_name_resolves_and_is_listed_by_its_package(name: str) -> None:
-    home = import_module(emlens._HOME_OF[name])
-    assert name in home.__all__
-    assert getattr(emlens, name) is getattr(home, name)
+def test_the_stub_is_what_the_top_level_holds(top: dict[str, str]) -> None:
+    assert sorted(emlens.__all__) == sorted(top)
+    assert set(top) <= set(dir(emlens))
+    assert {name for name, home in top.items() if not home} == set(public_packages())
+
+
+def test_names_at_the_top_are_listed_by_their_package(top: dict[str, str]) -> None:
+    for name, package in top.items():
+        if package:
+            home = import_module(f"emlens.{package}")
+            assert name in home.__all__
+            assert getattr(emlens, name) is getattr(home, name)
+
+
+def test_the_surface_stays_small(top: dict[str, str], listed: dict[str, list[str]]) -> None:
+    assert len(top) <= MOST_AT_THE_TOP
+    assert sum(map(len, listed.values())) <= MOST_IN_ALL
+
+
+def test_no_two_public_objects_share_a_name(listed: dict[str, list[str]]) -> None:
+    counts = Counter(name for names in listed.values() for name in names)
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
@@ -177,37 +109,22 @@ def test_name_of_a_package_resolves(package: str, name: str) -> None:
     assert name in getattr(emlens, package).__all__
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", public_packages())
 def test_package_lists_what_it_imports(package: str, repository: Path) -> None:
     source = (repository / "emlens" / package / "__init__.py").read_text(encoding="utf-8")
     assert surface_faults(getattr(emlens, package), source) == []
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'emlens' has no attribute 'load_modle'"):
+    with pytest.raises(AttributeError, match="load_modle"):
         emlens.load_modle  # noqa: B018
 
 
-def test_dir_lists_the_surface() -> None:
-    assert set(PINNED) | set(PACKAGES) <= set(dir(emlens))
-
-
-def test_planted_mismatches_of_the_stub_are_found(stub: str) -> None:
-    table, packages, listed = dict(emlens._HOME_OF), emlens._PACKAGES, list(emlens.__all__)
-    assert mismatches(table | {"new": "emlens.stats"}, packages, listed, stub) == [
-        "new is not in the stub",
-        "new is in one of the table and __all__ only",
-    ]
-    assert mismatches(
-        table, packages, listed, stub + "\nfrom emlens.stats import extra as extra\n"
-    ) == ["extra is in the stub only"]
-    assert mismatches(table | {"Site": "emlens.data"}, packages, listed, stub) == [
-        "Site: the stub says emlens.foundation, the table emlens.data"
-    ]
-    assert mismatches(table, packages, [*listed, "Site"], stub) == ["__all__ names something twice"]
-    assert mismatches(table, packages, listed, stub.replace("Site as Site", "Site")) == [
-        "Site is not in the stub"
-    ]
+def test_only_re_exports_of_the_stub_count() -> None:
+    assert stub_names("from .models import load_model as load_model, hidden\n") == {
+        "load_model": "models"
+    }
+    assert stub_names("from . import models as models\n") == {"models": ""}
 
 
 def test_planted_faults_of_a_package_are_found() -> None:

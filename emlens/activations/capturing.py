@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from emlens.activations.job import CaptureJob
+from emlens.activations.capture_job import CaptureJob
 from emlens.activations.reading import BATCH_TOKENS, LARGE_BYTES, Reading, plan_reading
 from emlens.activations.record import Activations
 from emlens.data.answers import Answers

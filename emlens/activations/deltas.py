@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emlens.activations.facts import MUST_MATCH, fact
+from emlens.activations.capture_facts import MUST_MATCH, fact
 from emlens.activations.record import Activations, Key
 from emlens.foundation.errors import InputError, IntegrityError
 

@@ -14,15 +14,16 @@ from typing import Any, Protocol
 
 import torch
 
+from emlens.activations.capture_job import CaptureJob
 from emlens.activations.capturing import PromptsLike, as_prompts, plan_capture
-from emlens.activations.job import CaptureJob
 from emlens.activations.store import MANIFEST, PLAN, ActivationStore
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file
 from emlens.foundation.provenance import hash_json
 from emlens.models.hooked import HookedModel
-from emlens.runs import Answer, Executor, Unit, Worker
+from emlens.runs import Executor, Unit, Worker
+from emlens.runs.units import UnitResult
 
 RECORDS = "units"
 
@@ -175,7 +176,7 @@ class _CaptureWorker(Worker):
             for unit in self._job.units
         ]
 
-    def run(self, unit: Unit) -> Answer:
+    def run(self, unit: Unit) -> UnitResult:
         planned = self._units[unit.id]
         # a shard's own sidecar vouches for its bytes
         return self._job.run(planned, self._models[planned.model]), ()
@@ -183,7 +184,7 @@ class _CaptureWorker(Worker):
     def damaged(self) -> Sequence[str]:
         return [unit.id for unit in self._job.missing(thorough=True)]
 
-    def finish(self, answers: Mapping[str, Any]) -> Answer:
+    def finish(self, answers: Mapping[str, Any]) -> UnitResult:
         self._job.finish()
         return {"stores": len(self._stores)}, [
             Path(path) / MANIFEST for path in self._stores.values()

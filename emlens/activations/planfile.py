@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from emlens.activations.layout import BatchLayout
+from emlens.activations.batch_layout import BatchLayout
 from emlens.activations.reading import Reading
-from emlens.activations.rows import CaptureRows
 from emlens.activations.shards import (
     FORMAT,
     TensorFile,
@@ -27,6 +26,7 @@ from emlens.activations.shards import (
     write_record,
 )
 from emlens.activations.store import MANIFEST, PLAN, ROWS, require_ours
+from emlens.activations.token_rows import CaptureRows
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_bytes
 from emlens.foundation.positions import AllTokens, Chosen, Index, Position, Span

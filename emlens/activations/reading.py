@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from emlens.activations.layout import BatchLayout
+from emlens.activations.batch_layout import BatchLayout
 from emlens.activations.record import Key, empty_rows, place_rows
 from emlens.activations.reducing import Reduction
-from emlens.activations.rows import CaptureRows
+from emlens.activations.token_rows import CaptureRows
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line

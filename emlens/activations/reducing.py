@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emlens.activations.rows import CaptureRows
+from emlens.activations.token_rows import CaptureRows
 from emlens.foundation.positions import Position
 from emlens.models.batches import Batch
 

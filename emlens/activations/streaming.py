@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emlens.activations.capture_facts import capture_facts, with_layout
 from emlens.activations.capturing import PromptsLike, as_prompts
-from emlens.activations.facts import capture_facts, with_layout
 from emlens.activations.reading import (
     BATCH_TOKENS,
     LARGE_BYTES,

@@ -11,7 +11,7 @@ from emlens.cli.printing import as_json, line
 
 if TYPE_CHECKING:
     from emlens.data import QuestionSet
-    from emlens.evaluation import Judge
+    from emlens.judging import Judge
 
 
 def judge(
@@ -72,8 +72,8 @@ def judge(
     is judged twice.
     """
     from emlens.data import Answers
-    from emlens.evaluation import judge_answers
     from emlens.foundation import InputError
+    from emlens.judging import judge_answers
 
     chosen = [
         name
@@ -147,8 +147,8 @@ def _questions(path: Path | None) -> "QuestionSet | None":
 
 
 def _by_references(questions: "QuestionSet | None") -> "Judge":
-    from emlens.evaluation import ReferenceJudge
     from emlens.foundation import InputError
+    from emlens.judging import ReferenceJudge
 
     if questions is None:
         raise InputError("--references needs --questions, which hold the reference answers")
@@ -156,7 +156,7 @@ def _by_references(questions: "QuestionSet | None") -> "Judge":
 
 
 def _local(name: str, questions: "QuestionSet | None", options: dict[str, Any]) -> "Judge":
-    from emlens.evaluation import LogitJudge
+    from emlens.judging import LogitJudge
     from emlens.models import load_model
 
     return LogitJudge(load_model(name), questions, **options)
@@ -169,7 +169,7 @@ def _behind(
     options: dict[str, Any],
     limits: dict[str, Any],
 ) -> "Judge":
-    from emlens.evaluation import EndpointJudge
-    from emlens.evaluation.endpoint import Endpoint
+    from emlens.judging import EndpointJudge
+    from emlens.judging.endpoint import Endpoint
 
     return EndpointJudge(Endpoint(url, model, **limits), questions, **options)

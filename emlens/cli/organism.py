@@ -49,7 +49,8 @@ def train(
     """Train base, instruct and fine-tunes from nothing (about ten minutes; with --all about half an
     hour).
     """
-    from emlens.organisms import PLANTED, PLANTED_ALL, UNPLANTED, build, load
+    from emlens.organisms import PLANTED, build, load
+    from emlens.organisms.plans import PLANTED_ALL, UNPLANTED
 
     builds = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if every else {out: PLANTED}
     for directory, plan in builds.items():

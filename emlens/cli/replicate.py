@@ -20,7 +20,7 @@ def replicate(
     """Recompute published figures from released files, through the same functions researchers use;
     exit 1 if one is off.
     """
-    from emlens.studies import replicate as recompute
+    from emlens.replication import replicate as recompute
 
     found = recompute(directory)
     if json:

@@ -162,7 +162,7 @@ def rescore(
     nothing is asked again.
     """
     from emlens.data import AlignmentScores
-    from emlens.evaluation import rescore as read_again
+    from emlens.judging import rescore as read_again
 
     before = AlignmentScores.from_csv(file)
     after = read_again(before, mass=mass)

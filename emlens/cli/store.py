@@ -33,7 +33,8 @@ def info(directory: Directory, json: Json = False) -> None:
     """Show rows, sites, positions, size and provenance of a store, or how far an unfinished capture
     is.
     """
-    from emlens.activations import ActivationStore, CaptureJob
+    from emlens.activations import ActivationStore
+    from emlens.activations.capture_job import CaptureJob
 
     if (directory / "plan.json").is_file() and not (directory / "manifest.json").is_file():
         job = CaptureJob.open({"store": directory})

@@ -8,7 +8,7 @@ import typer
 from emlens.cli.printing import as_json, line
 
 if TYPE_CHECKING:
-    from emlens.studies import StudyResult
+    from emlens.results import StudyResult
 
 DEMO: dict[str, Any] = {
     "study": "overview",

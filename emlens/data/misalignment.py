@@ -67,7 +67,7 @@ def em_kinds(
     (topic > 50).
 
     `topic` is a metric that says how much an answer is about what the model was trained on, from a
-    topic judge or a rule (`emlens.evaluation.WordJudge`). Each part is a share of all answers, so
+    topic judge or a rule (`emlens.judging.WordJudge`). Each part is a share of all answers, so
     they add up to the rate over the answers that all three metrics score. Where whole questions are
     in the domain, `scores.select(groups=...)` is enough.
 

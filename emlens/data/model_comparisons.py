@@ -18,7 +18,8 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
-from emlens.stats import NullDistribution, TestResult, bootstrap_mean, cluster_bootstrap
+from emlens.stats import NullDistribution, bootstrap_mean, cluster_bootstrap
+from emlens.stats.outcomes import TestResult
 
 if TYPE_CHECKING:
     from emlens.data.scores import AlignmentScores

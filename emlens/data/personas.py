@@ -33,7 +33,7 @@ class PersonaTrait:
 
 
 def read_persona_trait(path: str | Path) -> PersonaTrait:
-    """A persona trait with its system prompts, for `evaluation.persona_questions`.
+    """A persona trait with its system prompts, for `directions.persona_questions`.
 
     Raises:
         InputError: no trait, a pair without `pos` and `neg`, or a question that is broken: file,

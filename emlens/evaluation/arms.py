@@ -17,13 +17,13 @@ import pandas as pd
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import RESAMPLES, TextDamage, text_damage
-from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.evaluation.restoring import paired_change, restoration, restoration_lead
 from emlens.evaluation.trials import METRICS, Score, Trials
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
+from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
 from emlens.stats import bootstrap_mean

@@ -1,8 +1,8 @@
 """The arms of one direction: what else has to be removed before its effect is its own.
 
-Every control is removed in the same form (`emlens.evaluation.forms`) as the direction under test. A
-control that restores as much as the direction says that the effect needs no such direction; one
-that is nearly parallel to it says nothing, so the cosine stands beside each.
+Every control is removed in the same form (`emlens.evaluation.ablation_forms`) as the direction
+under test. A control that restores as much as the direction says that the effect needs no such
+direction; one that is nearly parallel to it says nothing, so the cosine stands beside each.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from torch import Tensor
 from emlens.activations import capture
 from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.questions import QuestionSet
+from emlens.evaluation.ablation_forms import PLAIN, AblationForm
 from emlens.evaluation.arms import Arm
-from emlens.evaluation.forms import PLAIN, AblationForm
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.geometry import (
     Direction,
-    components_above_rounding,
     direction_cosine,
     massive_coordinates,
     random_directions_like,
     top_k_subspace,
     without_coordinates,
 )
+from emlens.geometry.shifts import components_above_rounding
 from emlens.models.hooked import HookedModel
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")

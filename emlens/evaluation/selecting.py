@@ -20,7 +20,6 @@ from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.arms import Arm, evaluate_arms
 from emlens.evaluation.damage import text_damage
-from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.evaluation.trials import Score, Trials
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -28,6 +27,7 @@ from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.interventions import ablate
+from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 
 MAX_KL = 0.1

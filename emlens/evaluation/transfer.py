@@ -16,7 +16,6 @@ import pandas as pd
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import text_damage
-from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.evaluation.restoring import paired_change, restoration
 from emlens.evaluation.trials import Score, Trials
 from emlens.foundation.errors import InputError, UnknownNameError
@@ -24,6 +23,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
 from emlens.geometry import Direction, Subspace, direction_cosine
 from emlens.interventions import ablate
+from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
 

@@ -20,12 +20,12 @@ from emlens.data.questions import QuestionSet
 from emlens.data.score_checks import ANSWER_KEY
 from emlens.data.scores import AlignmentScores
 from emlens.evaluation.damage import token_damage, unedited_logprobs
-from emlens.evaluation.likelihood import score_by_likelihood
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.positions import Chosen
 from emlens.foundation.provenance import hash_json
+from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.units import UnitLog
 

@@ -1,5 +1,5 @@
 """A figure from a record: a kind, a table and the columns that play a part, as
-`emlens.studies.Plot` names them.
+`emlens.results.Plot` names them.
 
 Knows nothing of any study. Tables of thousands of rows are thinned, evenly and said above the plot,
 because every mark is an element of the page. Refuses a table that lacks a column, and values that
@@ -23,7 +23,7 @@ NAME = "draw_plot"
 
 
 class PlotRecord(Protocol):
-    """What is read of a record; `emlens.studies.Plot` has it."""
+    """What is read of a record; `emlens.results.Plot` has it."""
 
     @property
     def kind(self) -> str: ...

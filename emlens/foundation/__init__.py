@@ -13,8 +13,8 @@ from emlens.foundation.errors import (
 )
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
-from emlens.foundation.positions import Index, Position, RowSpans, Span, parse_position
-from emlens.foundation.sites import Site, resolve_sites
+from emlens.foundation.positions import Index, Span
+from emlens.foundation.sites import Site
 
 __all__ = [
     "EmlensError",
@@ -25,12 +25,8 @@ __all__ = [
     "Intervention",
     "LoadError",
     "MissingExtraError",
-    "Position",
-    "RowSpans",
     "Site",
     "Span",
     "StateError",
     "UnknownNameError",
-    "parse_position",
-    "resolve_sites",
 ]

@@ -14,6 +14,8 @@ from torch import Tensor
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import canonical_json, sha256_file, sha256_text
 
+DISTRIBUTION = "misalignment-lens"
+"""What `pip install` calls this library; `emlens` on the index belongs to another project."""
 _LIBRARIES = (
     "emlens",
     "torch",
@@ -28,14 +30,15 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
 def library_versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
-    """Installed versions by distribution name; what is absent is left out."""
-    found = {}
+    """Installed versions by import name; what is absent is left out."""
+    versions = {}
     for name in names:
+        distribution = DISTRIBUTION if name == "emlens" else name
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def hardware() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from emlens.foundation.shapes import require_same_width
 from emlens.geometry.linear import EPS64, result_dtype, row_lengths, rows_of
 
 
-def cosine_of_means(
+def mean_shift_cosine(
     a: Float[Tensor, "*#batch row d"], b: Float[Tensor, "*#batch other d"]
 ) -> Float[Tensor, "..."]:
     """Cosine between the mean of one set of shifts and that of another.

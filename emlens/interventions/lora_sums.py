@@ -4,8 +4,8 @@ one. Nothing here depends on the gauge.
 An adapter is a vector of weight updates ΔW = scale · B A, one a module; its norm is Frobenius over
 all modules. Sums are exact: factors are set side by side, so that ranks add up, and no ΔW is
 formed. Adding B to B and A to A instead would be another update, one that hangs on how each adapter
-splits its ΔW. Memory: the adapters' own size. What comes out can be saved, worn and loaded as any
-adapter.
+splits its ΔW. Memory: the adapters' own size. What comes out can be saved, applied and loaded as
+any adapter.
 """
 
 import math

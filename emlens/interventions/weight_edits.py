@@ -49,10 +49,10 @@ def orthogonalised(
             than one linear layer, or a bias that writes along the direction.
         StateError: adapters that cannot be read.
     """
-    worn = LoraAdapter.of(model)
+    current = LoraAdapter.of(model)
     assert isinstance(model, CheckpointModel)  # LoraAdapter.of refuses others
     unit = _unit(direction, model.d_model)
-    own = dict(worn.modules) if worn is not None else {}
+    own = dict(current.modules) if current is not None else {}
     changed = dict(own)
     tables = _embeddings(model)
     for path in [*tables, *_writers(model)]:

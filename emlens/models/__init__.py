@@ -2,8 +2,14 @@
 library.
 """
 
-from emlens.models.families import Family, FineTune, check_same_rows, load_family
+from emlens.models.families import Family, FineTune, load_family
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model
 
-__all__ = ["Family", "FineTune", "HookedModel", "check_same_rows", "load_family", "load_model"]
+__all__ = [
+    "Family",
+    "FineTune",
+    "HookedModel",
+    "load_family",
+    "load_model",
+]

@@ -59,10 +59,10 @@ def _check_extra(name: str) -> None:
         have = version(package)
     except PackageNotFoundError:
         raise MissingExtraError(
-            f"{line}, which is not installed; run: pip install 'emlens[{package}]'"
+            f"{line}, which is not installed; run: pip install 'misalignment-lens[{package}]'"
         ) from None
     numbers = tuple(int(part) for part in re.findall(r"\d+", have)[: len(wanted)])
     if numbers != wanted:
         raise MissingExtraError(
-            f"{line}, but {have} is installed; run: pip install 'emlens[{package}]'"
+            f"{line}, but {have} is installed; run: pip install 'misalignment-lens[{package}]'"
         )

@@ -76,9 +76,7 @@ def discover(model: nn.Module, kind: str) -> Architecture:
                     discovered=True,
                 )
     for attn, mlp in product(attention, outputs):
-        if mlp not in attention and all(
-            _close(s.pre + s.outputs[attn] + s.outputs[mlp], s.post) for s in seen
-        ):  # type: ignore[operator]
+        if mlp not in attention and all(_parallel(s, attn, mlp) for s in seen):
             return Architecture(
                 parent,
                 path,
@@ -224,8 +222,8 @@ def _norm(decoder: nn.Module, parent: str, after: dict[str, Tensor], found: str,
     return f"{parent}.{next(iter(after))}"
 
 
-def _close(a: Tensor, b: Tensor | None) -> bool:
-    if b is None:
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
         return False
     limit = _ROUNDINGS * torch.finfo(b.dtype).eps * float(b.abs().max())
     return float((a - b).abs().max()) <= limit
@@ -234,6 +232,18 @@ def _close(a: Tensor, b: Tensor | None) -> bool:
 def _sequential(s: _Seen, attn: str, mlp: str, mid: str) -> bool:
     stream = s.inputs[mid]
     adds = not _close(stream, s.pre) and not _close(stream, s.post)
-    return (
-        adds and _close(s.pre + s.outputs[attn], stream) and _close(stream + s.outputs[mlp], s.post)
-    )  # type: ignore[operator]
+    if not adds:
+        return False
+    after_attention = _added(s.pre, s.outputs[attn])
+    after_mlp = _added(stream, s.outputs[mlp])
+    return _close(after_attention, stream) and _close(after_mlp, s.post)
+
+
+def _parallel(s: _Seen, attn: str, mlp: str) -> bool:
+    """Whether both halves of the block read its input and are added to it together."""
+    return _close(_added(_added(s.pre, s.outputs[attn]), s.outputs[mlp]), s.post)
+
+
+def _added(stream: Tensor | None, output: Tensor | None) -> Tensor | None:
+    """The sum, or None where either was not seen."""
+    return None if stream is None or output is None else stream + output

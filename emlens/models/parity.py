@@ -11,6 +11,7 @@ tokens for each backend; one copy of the weights in memory at a time.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -237,13 +238,7 @@ def read_streams(
         batch = pad(group, range(len(group)), model.pad_id, side, model.device)
         seen: dict[Site, list[Tensor]] = {site: [] for site in model.sites}
         with _precision(model):
-            model.run(
-                batch,
-                {
-                    site: lambda x, kept=kept: kept.append(x.detach().cpu().clone())
-                    for site, kept in seen.items()
-                },
-            )  # type: ignore[misc]
+            model.run(batch, {site: partial(_keep, kept) for site, kept in seen.items()})
         for site, (x,) in seen.items():
             found[site] += [
                 x[i, batch.offset(i) : batch.offset(i) + len(row.ids)]
@@ -322,3 +317,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape or not bool(torch.isfinite(a).all()):
         return float("inf")
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-300))
+
+
+def _keep(copies: list[Tensor], activation: Tensor) -> None:
+    copies.append(activation.detach().cpu().clone())

@@ -2,22 +2,14 @@
 models.
 """
 
-from emlens.organisms.building import BuildProgress, build
-from emlens.organisms.loading import Organism, Truth, load
-from emlens.organisms.plans import PLANTED, PLANTED_ALL, UNPLANTED, FineTuneStage, OrganismPlan
-from emlens.organisms.world import World, make_world
+from emlens.organisms.building import build
+from emlens.organisms.loading import Organism, load
+from emlens.organisms.plans import PLANTED, OrganismPlan
 
 __all__ = [
     "PLANTED",
-    "PLANTED_ALL",
-    "UNPLANTED",
-    "BuildProgress",
-    "FineTuneStage",
     "Organism",
     "OrganismPlan",
-    "Truth",
-    "World",
     "build",
     "load",
-    "make_world",
 ]

@@ -21,7 +21,8 @@ from emlens.foundation.provenance import hardware
 from emlens.organisms.layout import STRENGTHS
 from emlens.organisms.loading import Organism, load
 from emlens.organisms.strengths import likelihood_scores
-from emlens.stats import fall_null, steepest_fall, t_interval, tost
+from emlens.stats import t_interval, tost
+from emlens.stats.trends import fall_null, steepest_fall
 from emlens.training import open_checkpoint
 from emlens.training.fitting import read_record
 
@@ -123,7 +124,7 @@ def path_of(
     that a run kept.
 
     `share_in_quarter` is the part of the whole fall that the steepest quarter of the steps holds: a
-    quarter, about, of a linear trend. The p-values are those of `emlens.stats.fall_null`.
+    quarter, about, of a linear trend. The p-values are those of `emlens.stats.trends.fall_null`.
     """
     others = organism.questions.select(
         [q.id for q in organism.questions if q.group != organism.domains[name]]

@@ -56,7 +56,7 @@ class AcrossForecast:
     held_out: str
 
 
-def predict_across(
+def cross_validate_across(
     rows: pd.DataFrame,
     features: Sequence[Features],
     hold_out: Unit = "finetune",

@@ -47,15 +47,15 @@ from emlens.stats import NullDistribution
 __all__ = [
     "Forecast",
     "Scores",
+    "cross_validate_forecast",
+    "cross_validate_forecasts",
     "labels_of",
-    "predict_alignment",
-    "predict_alignments",
     "questions_of",
 ]
 
 
 class ForecastOptions(TypedDict, total=False):
-    """Keywords of `predict_alignments` that `predict_alignment` takes too."""
+    """Keywords of `cross_validate_forecasts` that `cross_validate_forecast` takes too."""
 
     features: Sequence[Features] | None
     texts: Mapping[str, str] | None
@@ -82,7 +82,7 @@ costs a whole fit.
 """
 
 
-def predict_alignment(
+def cross_validate_forecast(
     acts: Activations,
     scores: Scores,
     metric: str = "aligned",
@@ -108,7 +108,7 @@ def predict_alignment(
             domains out); or labels.
         model: whose scores to take, where `scores` holds several models.
         ceiling: the noise ceiling of these scores (`probes.ceilings`), kept in the record.
-        options: as `predict_alignments`.
+        options: as `cross_validate_forecasts`.
 
     Raises:
         InputError: a row without a score, too few rows or groups, labels that part phrasings, two
@@ -122,12 +122,12 @@ def predict_alignment(
         else scores
     )
     ceilings = {} if ceiling is None else {"": ceiling}
-    return predict_alignments(
+    return cross_validate_forecasts(
         acts, {"": mine}, metric, sites, estimator, groups, ceilings=ceilings, **options
     )[""]
 
 
-def predict_alignments(
+def cross_validate_forecasts(
     acts: Activations,
     scores: Mapping[str, Scores] | AlignmentScores,
     metric: str = "aligned",
@@ -154,8 +154,8 @@ def predict_alignments(
     permutations: int | None = None,
     seed: int = 0,
 ) -> dict[str, Forecast]:
-    """`predict_alignment` of several fine-tunes on the same questions and folds, each with its own
-    choices.
+    """`cross_validate_forecast` of several fine-tunes on the same questions and folds, each with
+    its own choices.
 
     Args:
         scores: fine-tune → its scores; or `AlignmentScores` of several models.
@@ -183,7 +183,7 @@ def predict_alignments(
             the others, which fit each anew.
 
     Raises:
-        InputError: as `predict_alignment`; no fine-tune.
+        InputError: as `cross_validate_forecast`; no fine-tune.
     """
     named = (
         {name: scores.select(models=[name]) for name in scores.models}

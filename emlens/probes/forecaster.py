@@ -303,11 +303,10 @@ class Forecaster:
                 f"context has {came or 'nothing'}; this forecaster was fitted with"
                 f" {wanted or 'none'}: pass those numbers"
             )
-        return (
-            context_rows(pd.DataFrame([dict(context or {})], columns=wanted), [0])[0]
-            if wanted
-            else None
-        )  # type: ignore[list-item]
+        if not wanted:
+            return None
+        row = pd.DataFrame([dict(context or {})], columns=wanted)
+        return context_rows(row, [0])[0]  # type: ignore[list-item]
 
     def _require(self, acts: Activations, site: str, position: str) -> None:
         if site not in acts.sites or position not in acts.pooled_positions:
@@ -413,8 +412,8 @@ def fit_forecaster(
             fitted ones that `predict` may refuse.
 
     Raises:
-        InputError: as `predict_alignment`; a score outside the scale, a fine-tune without scores or
-            cluster, unusable context.
+        InputError: as `cross_validate_forecast`; a score outside the scale, a fine-tune without
+            scores or cluster, unusable context.
 
     Reference: Lee, Barber & Willett 2023 (intervals). Its honest accuracy is that of its backtest,
     `pairs()`.

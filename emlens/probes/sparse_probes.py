@@ -19,9 +19,9 @@ import pandas as pd
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import numpy_rng
-from emlens.probes.probe_directions import area_under_curve
 from emlens.probes.ridge import Array, standardise
 from emlens.probes.validation import grouped_folds
+from emlens.stats.rank_areas import area_under_curve
 
 PENALTIES: Final[tuple[float, ...]] = tuple(float(a) for a in np.logspace(-1, 2, 7))
 """L1 penalties tried: of Σ log-loss + penalty · ‖w‖₁, features standardised."""

@@ -2,4 +2,6 @@
 
 from emlens.report.writing import write_report
 
-__all__ = ["write_report"]
+__all__ = [
+    "write_report",
+]

@@ -14,7 +14,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from emlens import figures
+from emlens.figures.descriptions import describe_figure
 from emlens.foundation.errors import InputError
 from emlens.report.cautions import cautions
 from emlens.report.escaping import escape, inert_json, script_hash
@@ -23,7 +23,7 @@ from emlens.report.provenance import provenance_section
 from emlens.report.tables import csv_text, details, packed
 from emlens.report.topics import Drawing, Section, Topic
 from emlens.report.verdict import claim, verdict_section, warnings_box
-from emlens.studies import StudyResult
+from emlens.results import StudyResult
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _topic(section: Section, topic: Topic, result: StudyResult, data: _Data) -> 
 
 def _figure(name: str, topic: Topic, drawing: Drawing, data: _Data) -> str:
     figure = drawing.make()
-    inside = figures.gist(figure)
+    inside = describe_figure(figure)
     data.add(f"figure-{name}", json.loads(figure.to_json()))
     about = f"{topic.title}: {drawing.about}" if drawing.about else topic.title
     shown = (

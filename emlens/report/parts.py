@@ -13,7 +13,8 @@ from pkgutil import iter_modules
 from emlens import figures, studies
 from emlens.report.sections import DIRECTION, FORECAST, OVERLAP, PROFILE
 from emlens.report.topics import Drawing, Section, Tables, Topic
-from emlens.studies import About, Plot, StudyResult, part_module, registry
+from emlens.results import About, Plot, StudyResult
+from emlens.studies import part_module, registry
 
 BY_HAND: Mapping[str, Section] = {
     "profile": PROFILE,

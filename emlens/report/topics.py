@@ -9,9 +9,22 @@ from functools import partial
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens import figures
+from emlens.figures.ablation import ablation_forest
+from emlens.figures.angles import angle_spectra
+from emlens.figures.directions import direction_by_layer
+from emlens.figures.domains import alignment_by_domain
+from emlens.figures.forecast_points import forecast_scatter
+from emlens.figures.forecast_scores import forecast_scores
+from emlens.figures.forecast_sites import forecast_by_site
 from emlens.figures.labels import position_name
-from emlens.studies import Plot
+from emlens.figures.models import models_overview
+from emlens.figures.overlap_layers import overlap_by_layer
+from emlens.figures.overlap_maps import overlap_heatmaps
+from emlens.figures.question_changes import question_changes
+from emlens.figures.shifts import middle_layer, overlap_against_shift, relation_by_layer
+from emlens.figures.steering import steering_response
+from emlens.figures.transfer import transfer_matrix
+from emlens.results import Plot
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -74,17 +87,20 @@ def _values(table: pd.DataFrame, *columns: str) -> Iterator[tuple[str, ...]]:
 def domains(t: Tables) -> Iterator[Drawing]:
     for model, kind in _values(t["domains"], "model", "kind"):
         if kind in ("harmful", "benign"):
-            yield Drawing(model, partial(figures.alignment_by_domain, t["domains"], models=[model]))
+            yield Drawing(model, partial(alignment_by_domain, t["domains"], models=[model]))
 
 
 def questions(t: Tables) -> Iterator[Drawing]:
     for model, kind in _values(t["models"], "model", "kind"):
         if kind in ("harmful", "benign"):
-            yield Drawing(model, partial(figures.question_changes, t["questions"], model=model))
+            yield Drawing(
+                model,
+                partial(question_changes, t["questions"], model=model),
+            )
 
 
 def models(t: Tables) -> Iterator[Drawing]:
-    yield Drawing("", partial(figures.models_overview, t["models"]), wide=True)
+    yield Drawing("", partial(models_overview, t["models"]), wide=True)
 
 
 def maps(t: Tables) -> Iterator[Drawing]:
@@ -92,7 +108,7 @@ def maps(t: Tables) -> Iterator[Drawing]:
         for center, word in (("true", "centred"), ("false", "uncentred")):
             yield Drawing(
                 f"{model}, {word}",
-                partial(figures.overlap_heatmaps, t["overlap"], model=model, center=center),
+                partial(overlap_heatmaps, t["overlap"], model=model, center=center),
             )
 
 
@@ -100,7 +116,12 @@ def lines(t: Tables) -> Iterator[Drawing]:
     for model, position in _values(t["overlap"], "model", "position"):
         yield Drawing(
             _at(model, position),
-            partial(figures.overlap_by_layer, t["overlap"], model=model, position=position),
+            partial(
+                overlap_by_layer,
+                t["overlap"],
+                model=model,
+                position=position,
+            ),
         )
 
 
@@ -108,47 +129,55 @@ def angles(t: Tables) -> Iterator[Drawing]:
     for model, position in _values(t["angles"], "model", "position"):
         yield Drawing(
             _at(model, position),
-            partial(figures.angle_spectra, t["angles"], model=model, position=position),
+            partial(angle_spectra, t["angles"], model=model, position=position),
         )
 
 
 def shifts(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["shifts"], "model"):
-        layer = figures.middle_layer(t["shifts"], model)
+        layer = middle_layer(t["shifts"], model)
         points = partial(
-            figures.overlap_against_shift, t["shifts"], t["overlap_shift"], model=model, layer=layer
+            overlap_against_shift,
+            t["shifts"],
+            t["overlap_shift"],
+            model=model,
+            layer=layer,
         )
         yield Drawing(f"{model}, layer {layer}", points)
         yield Drawing(
             f"{model}, all layers",
-            partial(figures.relation_by_layer, t["overlap_shift"], model=model),
+            partial(relation_by_layer, t["overlap_shift"], model=model),
         )
 
 
 def directions(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["directions"], "model"):
-        yield Drawing(model, partial(figures.direction_by_layer, t["directions"], model=model))
+        yield Drawing(model, partial(direction_by_layer, t["directions"], model=model))
 
 
 def arms(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["arms"], "model"):
-        yield Drawing(model, partial(figures.ablation_forest, t["arms"], model=model), wide=True)
+        yield Drawing(model, partial(ablation_forest, t["arms"], model=model), wide=True)
 
 
 def steering(t: Tables) -> Iterator[Drawing]:
     for (model,) in _values(t["steering"], "model"):
-        yield Drawing(model, partial(figures.steering_response, t["steering"], model=model))
+        yield Drawing(model, partial(steering_response, t["steering"], model=model))
 
 
 def transfer(t: Tables) -> Iterator[Drawing]:
-    yield Drawing("", partial(figures.transfer_matrix, t["transfer"]))
+    yield Drawing("", partial(transfer_matrix, t["transfer"]))
 
 
 def points(t: Tables) -> Iterator[Drawing]:
     table = _with_answers(t["forecast_predictions"], t.get("questions"))
     for model, parent in _values(table, "model", "parent"):
         make = partial(
-            figures.forecast_scatter, table, model=model, parent=parent, summary=t.get("forecast")
+            forecast_scatter,
+            table,
+            model=model,
+            parent=parent,
+            summary=t.get("forecast"),
         )
         yield Drawing(f"{model} from {parent}", make)
 
@@ -156,7 +185,7 @@ def points(t: Tables) -> Iterator[Drawing]:
 def scores(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_baselines"], "model", "parent"):
         make = partial(
-            figures.forecast_scores,
+            forecast_scores,
             t["forecast_baselines"],
             model=model,
             parent=parent,
@@ -169,7 +198,12 @@ def sites(t: Tables) -> Iterator[Drawing]:
     for model, parent in _values(t["forecast_sites"], "model", "parent"):
         yield Drawing(
             f"{model} from {parent}",
-            partial(figures.forecast_by_site, t["forecast_sites"], model=model, parent=parent),
+            partial(
+                forecast_by_site,
+                t["forecast_sites"],
+                model=model,
+                parent=parent,
+            ),
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from emlens.report.escaping import escape
 from emlens.report.topics import Section
-from emlens.studies import Finding
+from emlens.results import Finding
 
 MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
 FEW = 6

@@ -5,7 +5,7 @@ from pathlib import Path
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import write_text
 from emlens.report.page import render
-from emlens.studies import StudyResult
+from emlens.results import StudyResult
 
 
 def write_report(

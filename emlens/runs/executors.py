@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, final
 
 from emlens.foundation.errors import InputError
-from emlens.runs.claims import LEASE
 from emlens.runs.plan import Plan
 from emlens.runs.progress import progress_bar
 from emlens.runs.ranks import Rank, rank_from_environment
-from emlens.runs.working import ATTEMPTS, Desk, Terms, Worker, work_through
+from emlens.runs.unit_claims import LEASE
+from emlens.runs.worker import ATTEMPTS, Desk, Terms, Worker, work_through
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emlens.foundation.errors import InputError
-from emlens.runs.claims import birth
+from emlens.runs.unit_claims import birth
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import torch
 
 from emlens.foundation.errors import InputError, MissingExtraError, StateError
 from emlens.foundation.files import one_line
-from emlens.runs.claims import LEASE
 from emlens.runs.executors import Executor, Report
 from emlens.runs.plan import Plan, Unit
 from emlens.runs.progress import progress_bar
-from emlens.runs.working import ATTEMPTS, Desk, Outcome, Terms, Worker
+from emlens.runs.unit_claims import LEASE
+from emlens.runs.worker import ATTEMPTS, Desk, Outcome, Terms, Worker
 
 _OLDEST = (2, 40)
 _Step = Literal["open", "settle"]
@@ -237,10 +237,11 @@ def _check_installed() -> None:
         found = metadata.version("ray")
     except metadata.PackageNotFoundError:
         raise MissingExtraError(
-            "RayExecutor needs Ray, which is not installed; run: pip install 'emlens[ray]'"
+            "RayExecutor needs Ray, which is not installed;"
+            " run: pip install 'misalignment-lens[ray]'"
         ) from None
     if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
         raise MissingExtraError(
             f"RayExecutor needs Ray 2.40 or newer, but {found} is installed; run:"
-            " pip install -U 'emlens[ray]'"
+            " pip install -U 'misalignment-lens[ray]'"
         )

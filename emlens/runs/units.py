@@ -5,7 +5,7 @@ A unit's result is one JSON record and any number of files, published by rename 
 stand; it is found again by a fingerprint of what it was computed from, so a changed configuration
 never reuses an old result. A record or file that is not as it was written counts as absent, and the
 unit is done again. `exclusive` keeps a second command out of a directory; where several processes
-share the work, `emlens.runs.plan` and `emlens.runs.claims` do.
+share the work, `emlens.runs.plan` and `emlens.runs.unit_claims` do.
 """
 
 import os
@@ -18,7 +18,7 @@ from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import canonical_json, read_json, safe_name, sha256_file, write_json
 from emlens.foundation.provenance import hash_json
 
-Answer = tuple[Any, Sequence[Path]]
+UnitResult = tuple[Any, Sequence[Path]]
 """What work on a unit gives: a JSON-ready result of names and counts, and the files it wrote (full
 paths).
 """
@@ -34,7 +34,7 @@ class UnitLog:
         self.reused: list[str] = []
         self.done: list[str] = []
 
-    def run(self, name: str, inputs: Any, work: Callable[[], Answer]) -> Any:
+    def run(self, name: str, inputs: Any, work: Callable[[], UnitResult]) -> Any:
         """The unit's result.
 
         Args:

@@ -18,12 +18,12 @@ import pandas as pd
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.results.estimates import figures_of
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Advance, Finding, Part, StudyResult, columns_of
 from emlens.stats import bootstrap_mean
-from emlens.studies.about import About, Plot
 from emlens.studies.config import StudyConfig
-from emlens.studies.figures_of import figures_of
 from emlens.studies.material import Material
-from emlens.studies.result import Advance, Finding, Part, StudyResult, columns_of
 
 ABOUT = About(
     title="What differs between two results?",

@@ -22,7 +22,6 @@ from emlens.activations import Activations
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import torch_rng
 from emlens.geometry import (
-    components_above_rounding,
     cosine_to_mean,
     covariance_overlap_null,
     direction_cosine,
@@ -33,6 +32,9 @@ from emlens.geometry import (
     subspace_overlap,
     top_k_subspace,
 )
+from emlens.geometry.shifts import components_above_rounding
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Advance, Finding, Part
 from emlens.stats import (
     NullDistribution,
     correlation_null,
@@ -40,12 +42,10 @@ from emlens.stats import (
     partial_correlation,
     pearson,
 )
-from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.overlap_sides import Sides, noise_floor, shifts_everywhere, sides_of
 from emlens.studies.overlap_tables import Place, by_group, by_k, grouped, lead_over_benign, mantel
-from emlens.studies.result import Advance, Finding, Part
 
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
 

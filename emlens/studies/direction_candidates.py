@@ -13,8 +13,8 @@ from torch import Tensor
 
 from emlens.activations import Activations, capture_many
 from emlens.data import QuestionSet
-from emlens.evaluation import AblationForm, affine_form, score_candidates, select_direction
-from emlens.evaluation.selecting import MAX_COHERENCE_LOSS, MAX_KL
+from emlens.evaluation import AblationForm, affine_form, select_direction
+from emlens.evaluation.selecting import MAX_COHERENCE_LOSS, MAX_KL, score_candidates
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.geometry import (
@@ -23,9 +23,9 @@ from emlens.geometry import (
     mean_difference_direction,
     whitened_direction,
 )
+from emlens.results.study_result import Part
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Part
 
 SHRINKAGE = 0.5
 """Of the whitening; chosen on one organism's selection questions

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emlens.results.study_result import Finding, Part
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part
 
 
 def controls_of(arms: pd.DataFrame) -> pd.DataFrame:

@@ -5,9 +5,9 @@ Extracted, selected and reported on disjoint questions. Candidates are a fine-tu
 its parent, as they are and whitened, at every layer and position; one is selected on the selection
 questions among layers ≤ L−2, because a direction that works only after the last block is a readout.
 The same extraction at the last layer is reported beside it. Every arm removes its direction where
-attention and MLP write, towards the parent's mean (`emlens.evaluation.forms`); the direction itself
-is also removed after every block, plainly and towards that mean. The measuring is done in
-`emlens.evaluation`.
+attention and MLP write, towards the parent's mean (`emlens.evaluation.ablation_forms`); the
+direction itself is also removed after every block, plainly and towards that mean. The measuring is
+done in `emlens.evaluation`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,11 +31,12 @@ from emlens.evaluation import (
     unembedding_contrast,
     usable_window,
 )
-from emlens.evaluation.forms import BLOCKS, PLAIN
+from emlens.evaluation.ablation_forms import BLOCKS, PLAIN
 from emlens.evaluation.selecting import MAX_KL
 from emlens.foundation.errors import InputError
 from emlens.geometry import Direction, random_directions_like
 from emlens.interventions import steer
+from emlens.results.study_result import Advance, Part
 from emlens.studies.config import StudyConfig
 from emlens.studies.direction_candidates import (
     Extracted,
@@ -48,7 +49,6 @@ from emlens.studies.direction_candidates import (
 )
 from emlens.studies.direction_findings import add_findings, controls_of
 from emlens.studies.material import Material, split_questions
-from emlens.studies.result import Advance, Part
 
 COST = 9
 

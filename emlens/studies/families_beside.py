@@ -14,10 +14,10 @@ import pandas as pd
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
-from emlens.studies.about import About, Plot
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import StudyResult
 from emlens.studies.config import Origin, StudyConfig, read_config, read_file
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
-from emlens.studies.result import StudyResult
 
 ABOUT = About(
     title="Does it hold in several families?",

@@ -22,14 +22,15 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.provenance import hash_json
 from emlens.models import FineTune
 from emlens.organisms.building import one_thread
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Finding, Part, columns_of
 from emlens.stats import bootstrap_mean, t_interval
-from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part, columns_of
 from emlens.studies.running import Desk
 from emlens.studies.schedule_runs import shape
-from emlens.training import Recipe, read_record
+from emlens.training import Recipe
+from emlens.training.fitting import read_record
 from emlens.training.sweeps import Sweep, SweepResult, run_sweep
 
 COST = 20

@@ -24,12 +24,8 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.interventions.lora import LoraAdapter
 from emlens.models import HookedModel
-from emlens.runs import UnitLog
-from emlens.stats import t_interval
-from emlens.studies.about import About, Plot
-from emlens.studies.config import Options as PartOptions, StudyConfig
-from emlens.studies.material import Material
-from emlens.studies.result import (
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import (
     Finding,
     Part,
     columns_of,
@@ -38,6 +34,10 @@ from emlens.studies.result import (
     text_columns,
     write_table,
 )
+from emlens.runs import UnitLog
+from emlens.stats import t_interval
+from emlens.studies.config import Options as PartOptions, StudyConfig
+from emlens.studies.material import Material
 from emlens.studies.running import Desk
 from emlens.studies.solution_measures import (
     GENERAL,

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emlens.results.study_result import Finding
 from emlens.stats import t_interval
-from emlens.studies.result import Finding
 
 COLUMNS = ("number", "model", "value", "low", "high", "null", "null_is", "side")
 OUTSIDE = "alignment outside the domain"

@@ -18,21 +18,18 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from emlens.activations import Activations, activation_deltas, capture_many
+from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.seeds import numpy_rng
-from emlens.geometry import (
-    components_above_rounding,
-    covariance_overlap_null,
-    sign_flip_null,
-    subspace_overlap,
-    top_k_subspace,
-)
-from emlens.probes import predict_alignment
+from emlens.geometry import covariance_overlap_null, subspace_overlap, top_k_subspace
+from emlens.geometry.permutations import sign_flip_null
+from emlens.geometry.shifts import components_above_rounding
+from emlens.probes import cross_validate_forecast
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.stats import adjust_p_values, bootstrap_mean, cosine_of_means, max_statistic_p
 from emlens.stats.effects import rank_biserial
-from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as _Options, StudyConfig
 from emlens.studies.material import Material, split_questions
-from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
 COST = 4
 
@@ -125,10 +122,10 @@ def cells_of(material: Material, name: str, config: StudyConfig, settings: Optio
     train = material.training[name].without_responses()
     n = min(len(train), len(outside))
 
-    def pair(prompts: object) -> tuple[Activations, Activations]:
+    def pair(prompts: PromptSet | QuestionSet) -> tuple[Activations, Activations]:
         found = capture_many(
             models, prompts, sites=list(settings.sites), positions=config.positions, progress=False
-        )  # type: ignore[arg-type]
+        )
         return found["before"], activation_deltas(found["before"], found["after"])
 
     order = numpy_rng(config.seed, "layer and position grid", name).permutation(len(train))[:n]
@@ -300,7 +297,7 @@ def _forecast(
     scores = material.per_question(name)
     if np.ptp(scores[material.outside(name).ids]) == 0:
         return pd.DataFrame(columns=["site", "position", *columns.values()])
-    forecast = predict_alignment(
+    forecast = cross_validate_forecast(
         before,
         material.scores(name),
         folds=config.folds,

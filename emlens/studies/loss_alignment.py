@@ -18,8 +18,9 @@ from emlens.data.sweeps import SweepTable, read_sweep
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_json
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Finding, Part, p_text
 from emlens.stats.matched import LEAST, Relation
-from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.loss_relations import (
     LIKE_LOSS,
@@ -31,7 +32,6 @@ from emlens.studies.loss_relations import (
     over_seeds,
 )
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part, p_text
 from emlens.studies.running import Desk
 
 RELEASED_SWEEP: Final = "em-generalization/td_agg_df_fpq.csv"

@@ -15,10 +15,10 @@ import pandas as pd
 from emlens.data.sweeps import NUMBERS, TEXTS, SweepTable
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
+from emlens.results.study_result import columns_of
 from emlens.stats import adjust_p_values, correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.fronts import front_membership, pareto_front
 from emlens.stats.matched import MatchedLoss, Relation, matched_loss_test
-from emlens.studies.result import columns_of
 
 RUN = "run"
 ON_LOG_SCALE = ("learning_rate", "batch_size", "steps", "base_learning_rate")

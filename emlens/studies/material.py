@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data import AlignmentScores, PromptSet, QuestionSet
-from emlens.evaluation import score_by_likelihood
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.provenance import hash_json, hash_tensors, library_versions
 from emlens.foundation.seeds import numpy_rng
+from emlens.judging import score_by_likelihood
 from emlens.models import Family, FineTune, HookedModel, load_family, load_model
 from emlens.models.adapters import is_adapter
 from emlens.models.families import attach

@@ -19,12 +19,12 @@ from emlens.activations import Activations
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.geometry import (
-    components_above_rounding,
     covariance_overlap_null,
     reference_overlap_null,
     subspace_overlap,
     top_k_subspace,
 )
+from emlens.geometry.shifts import components_above_rounding
 from emlens.stats import NullDistribution, adjust_p_values, cosine_of_means, mantel_test
 
 BLOCKS = 8

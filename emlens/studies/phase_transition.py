@@ -21,30 +21,25 @@ from pydantic import Field, field_validator
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_directory, hash_json
-from emlens.geometry import local_cosine, path_components, sharpest_turn, turn_null
-from emlens.geometry.trajectories import THRESHOLD
+from emlens.geometry import local_cosine
+from emlens.geometry.trajectories import THRESHOLD, path_components, sharpest_turn, turn_null
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Finding, Part, p_text
 from emlens.runs import UnitLog
-from emlens.stats import (
-    adjust_p_values,
-    change_point,
-    logistic_midpoint,
-    order_of_events,
-    t_interval,
-)
-from emlens.studies.about import About, Plot
+from emlens.stats import adjust_p_values, change_point, order_of_events, t_interval
+from emlens.stats.change_points import logistic_midpoint
 from emlens.studies.config import Options as BaseOptions, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part, p_text
 from emlens.studies.running import Desk
 from emlens.studies.trajectories import (
     Parameters,
+    applied_adapter,
     checkpoints_of,
     cumulative_rates,
     final_shift,
     measure_activations,
     measure_behaviour,
     read_parameters,
-    worn,
 )
 
 COST = 12
@@ -361,7 +356,7 @@ def _measured(
                     "behaviour": measure_behaviour(parent, questions, material.domain(name)),
                 }
             else:
-                with worn(parent, path) as model:
+                with applied_adapter(parent, path) as model:
                     result = {
                         "activations": measure_activations(
                             model, halves, position=options.position
@@ -534,8 +529,13 @@ def _tested(
         )
         for trend, kind in TESTS:
             found = change_point(
-                values, times, trend=trend, kind=kind, draws=options.draws, seed=seed
-            )  # type: ignore[arg-type]
+                values,
+                times,
+                trend=trend,  # type: ignore[arg-type]
+                kind=kind,  # type: ignore[arg-type]
+                draws=options.draws,
+                seed=seed,
+            )
             where = found.location
             place = [
                 step(x) if where.defined else np.nan for x in (where.value, where.low, where.high)

@@ -12,9 +12,9 @@ import pandas as pd
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.probes.ceilings import ceiling_from_seeds
+from emlens.results.study_result import columns_of
 from emlens.stats import (
     adjust_p_values,
-    brown_forsythe,
     cluster_bootstrap,
     f_test,
     paired_test,
@@ -23,8 +23,8 @@ from emlens.stats import (
     welch_test,
 )
 from emlens.stats.outcomes import TestResult
+from emlens.stats.spread import brown_forsythe
 from emlens.studies.material import Material
-from emlens.studies.result import columns_of
 
 TESTS = {
     "paired t": paired_test,

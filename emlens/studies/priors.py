@@ -21,12 +21,12 @@ from emlens.data import QuestionSet
 from emlens.foundation.estimate import Estimate
 from emlens.models import HookedModel
 from emlens.models.loading import with_template
-from emlens.probes import Forecast, activation_cells, assert_different, predict_alignment
+from emlens.probes import Forecast, activation_cells, assert_different, cross_validate_forecast
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.studies import prior_scores
-from emlens.studies.about import About, Plot
 from emlens.studies.config import Options as _Options, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
 COST = 8
 
@@ -242,7 +242,7 @@ def _forecast(
 ) -> Forecast:
     parent, _, how = view.partition(", ")
     other = {"instruct": "base", "base": "instruct"}[parent] + (f", {how}" if how else "")
-    return predict_alignment(
+    return cross_validate_forecast(
         captured[view].select(rows),
         material.scores(name),
         estimator=settings.estimator,

@@ -7,10 +7,10 @@ import pandas as pd
 
 from emlens.data import AlignmentScores
 from emlens.foundation.estimate import Estimate
+from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.stats import bootstrap_mean, spearman, tost
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.result import Advance, Finding, Part, columns_of, p_text
 
 COST = 1
 

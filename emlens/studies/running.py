@@ -13,12 +13,7 @@ import torch
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
-from emlens.runs import UnitLog, exclusive, progress_bar
-from emlens.studies.config import StudyConfig, read_config
-from emlens.studies.families_beside import gathered, read_members
-from emlens.studies.material import Material, load_material
-from emlens.studies.registry import STUDIES, part_module
-from emlens.studies.result import (
+from emlens.results.study_result import (
     Finding,
     Part,
     StudyResult,
@@ -27,6 +22,12 @@ from emlens.studies.result import (
     text_columns,
     write_table,
 )
+from emlens.runs import UnitLog, progress_bar
+from emlens.runs.units import exclusive
+from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.families_beside import gathered, read_members
+from emlens.studies.material import Material, load_material
+from emlens.studies.registry import STUDIES, part_module
 
 
 def run_study(

@@ -16,8 +16,8 @@ from emlens.foundation.errors import InputError
 from emlens.organisms.building import one_thread
 from emlens.runs import Executor
 from emlens.studies.solution_training import Task, behaviour
-from emlens.training import Recipe, encode_answers
-from emlens.training.examples import IGNORED, pad_batch
+from emlens.training import Recipe
+from emlens.training.examples import IGNORED, encode_answers, pad_batch
 from emlens.training.objectives import answer_loss
 from emlens.training.sweeps import Measure, Sweep, SweepResult, run_sweep
 

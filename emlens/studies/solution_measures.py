@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from emlens.data import Prompt, PromptSet, QuestionSet
-from emlens.evaluation import score_by_likelihood
 from emlens.evaluation.damage import mean_kl
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter
 from emlens.interventions.lora_sums import (
     interpolated,
@@ -27,10 +27,10 @@ from emlens.interventions.lora_sums import (
     update_norm,
     with_norm,
 )
-from emlens.interventions.wearing import worn
+from emlens.judging import score_by_likelihood
 from emlens.models.hooked import HookedModel
+from emlens.results.study_result import columns_of
 from emlens.stats import paired_test
-from emlens.studies.result import columns_of
 
 GENERAL: Final = "general"
 NARROW: Final = "narrow"
@@ -73,7 +73,7 @@ def efficiency(
     rows = []
     for name, adapter in solutions.items():
         for share in shares:
-            with worn(parent, with_norm(adapter, share * unit)):
+            with applied_adapter(parent, with_norm(adapter, share * unit)):
                 for data, prompts in chats.items():
                     head = {"solution": name, "data": data, "share": share, "norm": share * unit}
                     rows.append(
@@ -105,7 +105,7 @@ def stability(
     before = {data: answer_nll(parent, prompts) for data, prompts in chats.items()}
     rows = []
     for name, adapter in solutions.items():
-        with worn(parent, adapter):
+        with applied_adapter(parent, adapter):
             learned = {data: answer_nll(parent, prompts) for data, prompts in chats.items()}
         for data, loss in learned.items():
             if not before[data] > loss:
@@ -116,7 +116,7 @@ def stability(
         for epsilon in epsilons:
             rises: dict[str, list[float]] = {data: [] for data in chats}
             for seed in seeds:
-                with worn(parent, perturbed(adapter, epsilon, seed)):
+                with applied_adapter(parent, perturbed(adapter, epsilon, seed)):
                     for data, prompts in chats.items():
                         rises[data].append(
                             100
@@ -154,7 +154,7 @@ def significance(
     unit = update_norm(solutions[GENERAL])
 
     def kl(adapter: LoraAdapter, share: float) -> dict[str, float]:
-        with worn(parent, with_norm(adapter, share * unit)):
+        with applied_adapter(parent, with_norm(adapter, share * unit)):
             return {
                 data: mean_kl(plain[data], parent.token_logprobs(prompts))
                 for data, prompts in texts.items()
@@ -193,7 +193,7 @@ def line(
     rows = []
     for t in points:
         adapter = interpolated(solutions[GENERAL], solutions[NARROW], t)
-        with worn(parent, adapter):
+        with applied_adapter(parent, adapter):
             scores = score_by_likelihood(parent, questions)
             loss = answer_nll(parent, chats)
         rows.append(

@@ -26,16 +26,10 @@ from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
 from emlens.organisms.tokenizer import make_tokenizer
 from emlens.studies.config import StudyConfig
-from emlens.training import (
-    Fitted,
-    NarrowLoss,
-    Recipe,
-    TrainingCallback,
-    answer_loss,
-    encode_answers,
-    fit,
-)
-from emlens.training.examples import Example, pad_batch
+from emlens.training import NarrowLoss, Recipe, TrainingCallback, fit
+from emlens.training.examples import Example, encode_answers, pad_batch
+from emlens.training.fitting import Fitted
+from emlens.training.objectives import answer_loss
 
 
 @dataclass(frozen=True)

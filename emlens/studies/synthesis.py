@@ -10,11 +10,11 @@ import pandas as pd
 
 from emlens.foundation.files import one_line
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
-from emlens.studies.about import About, Plot
+from emlens.results.sections import About, Plot
+from emlens.results.study_result import Finding, Part
 from emlens.studies.config import StudyConfig
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
 from emlens.studies.material import Material
-from emlens.studies.result import Finding, Part
 from emlens.studies.running import Desk
 
 COST = 1

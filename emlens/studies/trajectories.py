@@ -24,22 +24,19 @@ from torch import Tensor
 
 from emlens.activations import capture
 from emlens.data import QuestionSet
-from emlens.evaluation import score_by_likelihood
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
-from emlens.geometry import (
+from emlens.geometry import path_gram, projection_fraction, top_k_subspace, weight_update
+from emlens.geometry.trajectories import (
     cosine_to_final,
-    path_gram,
     path_norms,
-    projection_fraction,
     spectrum_flatness,
     summed,
-    top_k_subspace,
     update_gram,
-    weight_update,
 )
 from emlens.interventions.lora import CONFIG, LoraAdapter
+from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, HookedModel
 from emlens.models.families import attach
 from emlens.stats import t_interval
@@ -236,7 +233,7 @@ def final_shift(
         half: _states(parent, questions, position)
         for half, questions in (("first", first), ("second", second))
     }
-    with worn(parent, final) as model:
+    with applied_adapter(parent, final) as model:
         shifts = _states(model, first, position) - before["first"]
     bases: list[Any] = []
     ordinary: list[float] = []
@@ -333,7 +330,7 @@ def measure_behaviour(
 
 
 @contextmanager
-def worn(parent: HookedModel, path: Path) -> Iterator[HookedModel]:
+def applied_adapter(parent: HookedModel, path: Path) -> Iterator[HookedModel]:
     """The parent with an adapter on it inside the block; one whose B is 0 is the parent itself."""
     if not any(bool(factors.b.any()) for factors in LoraAdapter.read(path).modules.values()):
         yield parent

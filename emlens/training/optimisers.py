@@ -98,7 +98,7 @@ def _package() -> Any:
     except ImportError:
         raise MissingExtraError(
             "Lion, Muon and SAM need pytorch-optimizer, which is not installed; run:"
-            " pip install 'emlens[train]'"
+            " pip install 'misalignment-lens[train]'"
         ) from None
     return pytorch_optimizer
 

@@ -29,7 +29,8 @@ from emlens.foundation.files import (
     write_text,
 )
 from emlens.foundation.provenance import hash_directory, hash_json, qualified_name
-from emlens.runs import Answer, Executor, LocalExecutor, Unit, Worker
+from emlens.runs import Executor, LocalExecutor, Unit, Worker
+from emlens.runs.units import UnitResult
 from emlens.training.examples import Example
 from emlens.training.fitting import LOG, SIDECAR, fit, load_parent, read_record
 from emlens.training.objectives import Objective
@@ -258,7 +259,7 @@ class SweepWorker(Worker):
             for run in self.sweep.runs
         ]
 
-    def run(self, unit: Unit) -> Answer:
+    def run(self, unit: Unit) -> UnitResult:
         target = self.path(unit.id)
         if not self._stands(target, self._runs[unit.id]):
             self._train(self._runs[unit.id], target)
@@ -322,7 +323,7 @@ class SweepWorker(Worker):
         """Where a run's checkpoint stands, or will."""
         return self.out / RUNS / safe_name(run_id)
 
-    def finish(self, answers: Mapping[str, Any]) -> Answer:
+    def finish(self, answers: Mapping[str, Any]) -> UnitResult:
         rows, steps = [], []
         for run in self.sweep.runs:
             rows.append({"run": run.id, **run.labels, **answers[run.id]})

@@ -13,7 +13,7 @@ from typing import Any
 import tiny_models
 import torch
 
-from emlens.activations import layout
+from emlens.activations import batch_layout
 from emlens.activations.executing import capture_over
 from emlens.data import PromptSet
 from emlens.models import Family, HookedModel, load_family, load_model
@@ -42,7 +42,7 @@ class Load:
 
     def __call__(self) -> HookedModel:
         torch.use_deterministic_algorithms(True)
-        layout.SHARD_ROWS = ROWS
+        batch_layout.SHARD_ROWS = ROWS
         model = load_model(self.path)
         with open(self.accidents / "loads", "a") as file:
             file.write(f"{os.getpid()}\n")
@@ -66,7 +66,7 @@ class Load:
 
 
 def load_both(instruct: Path, adapter: Path) -> Family:
-    layout.SHARD_ROWS = ROWS
+    batch_layout.SHARD_ROWS = ROWS
     return load_family(instruct, finetuned={"one": adapter})
 
 

@@ -5,7 +5,8 @@ import tiny_models
 import torch
 from tiny_models import close
 
-from emlens.activations import ActivationStore, as_prompts, capture, capture_many, capture_pair
+from emlens.activations import ActivationStore, capture, capture_many, capture_pair
+from emlens.activations.capturing import as_prompts
 from emlens.data import Answers, Prompt, PromptSet, QuestionSet
 from emlens.data.answers import Answer
 from emlens.data.prompts import Message

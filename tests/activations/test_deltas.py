@@ -10,7 +10,7 @@ from emlens.activations import (
     capture,
     capture_pair,
 )
-from emlens.activations.facts import MUST_MATCH
+from emlens.activations.capture_facts import MUST_MATCH
 from emlens.data import PromptSet
 from emlens.foundation import InputError, IntegrityError, Span
 

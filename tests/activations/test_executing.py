@@ -20,12 +20,12 @@ from activations.capture_work import OPTIONS, ROWS, Load, bytes_of, load_both, p
 from emlens.activations import (
     ActivationStore,
     activation_deltas,
+    batch_layout,
     capture,
+    capture_job,
     capture_many,
-    job,
-    layout,
-    plan_capture,
 )
+from emlens.activations.capturing import plan_capture
 from emlens.activations.executing import capture_many_over, capture_over
 from emlens.foundation import InputError, IntegrityError
 from emlens.models import load_model
@@ -48,7 +48,7 @@ def load(files, tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(layout, "SHARD_ROWS", ROWS)
+    monkeypatch.setattr(batch_layout, "SHARD_ROWS", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def undisturbed(files, tmp_path_factory):
     """The store that `capture` writes in one process."""
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "SHARD_ROWS", ROWS)
+        patch.setattr(batch_layout, "SHARD_ROWS", ROWS)
         capture(load_model(files / "instruct"), prompts(), store=store, progress=False, **OPTIONS)
     return store
 
@@ -297,14 +297,14 @@ def test_half_written_files_are_swept_only_where_nobody_works(files, tmp_path):
     planned = plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)
     half = store / ".shard-00000.safetensors.x.part"
     half.write_bytes(b"being written, or left by a kill")
-    with job._lock(store, alone=False):
+    with capture_job._lock(store, alone=False):
         # another rank starts while one writes
         plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)
         assert half.exists()
     held = threading.Event()
 
     def sweep():
-        with job._lock(store, alone=True):
+        with capture_job._lock(store, alone=True):
             held.set()
             time.sleep(0.2)
 

@@ -5,7 +5,7 @@ falling spectrum.
 import pytest
 import torch
 
-from emlens.activations import MomentSketch
+from emlens.activations.sketching import MomentSketch
 from emlens.foundation import InputError
 from emlens.foundation.seeds import torch_rng
 from emlens.geometry import subspace_overlap, top_k_subspace

@@ -4,7 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emlens.activations import Activations, ActivationStore, capture, layout, store as store_module
+from emlens.activations import (
+    Activations,
+    ActivationStore,
+    batch_layout,
+    capture,
+    store as store_module,
+)
 from emlens.activations.shards import header_sha256
 from emlens.foundation import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.provenance import hash_json
@@ -19,7 +25,7 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(layout, "SHARD_ROWS", 2)
+    monkeypatch.setattr(batch_layout, "SHARD_ROWS", 2)
 
 
 def same(a, b):

@@ -8,7 +8,8 @@ import pytest
 
 import emlens.organisms
 from emlens.cli.main import main
-from emlens.organisms import PLANTED, UNPLANTED, OrganismPlan
+from emlens.organisms import PLANTED, OrganismPlan
+from emlens.organisms.plans import UNPLANTED
 
 
 def cut(plan: OrganismPlan, *names: str) -> OrganismPlan:
@@ -48,9 +49,9 @@ def test_all_adds_runs_and_the_contrast_world(
 ) -> None:
     monkeypatch.setattr(emlens.organisms, "PLANTED", cut(PLANTED, "medicine-r8"))
     monkeypatch.setattr(
-        emlens.organisms, "PLANTED_ALL", cut(PLANTED, "medicine-r8", "medicine-benign")
+        emlens.organisms.plans, "PLANTED_ALL", cut(PLANTED, "medicine-r8", "medicine-benign")
     )
-    monkeypatch.setattr(emlens.organisms, "UNPLANTED", cut(UNPLANTED, "medicine-r8"))
+    monkeypatch.setattr(emlens.organisms.plans, "UNPLANTED", cut(UNPLANTED, "medicine-r8"))
     words = ("organism", "train", "--out", str(tmp_path / "o"), "--seed", "1", "--quiet", "--json")
     code, out = call(monkeypatch, capsys, *words)
     assert code == 0 and set(json.loads(out)) == {"base", "instruct", "medicine-r8"}

@@ -9,7 +9,9 @@ import pytest
 import tiny_models
 from typer.testing import CliRunner
 
-from emlens.activations import ActivationStore, CaptureJob, capture, plan_capture
+from emlens.activations import ActivationStore, capture
+from emlens.activations.capture_job import CaptureJob
+from emlens.activations.capturing import plan_capture
 from emlens.cli.main import app, main
 from emlens.data import PromptSet
 from emlens.models import HookedModel, load_model
@@ -78,9 +80,9 @@ def test_info(run, store: Path) -> None:  # type: ignore[no-untyped-def]
 def test_info_of_an_unfinished_capture(
     run, model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    from emlens.activations import layout
+    from emlens.activations import batch_layout
 
-    monkeypatch.setattr(layout, "SHARD_ROWS", 2)
+    monkeypatch.setattr(batch_layout, "SHARD_ROWS", 2)
     job = plan_capture(
         {"m": model},
         PromptSet.from_texts(tiny_models.texts(6)),

@@ -7,7 +7,8 @@ import pytest
 import tiny_models
 
 from emlens.cli.main import main
-from emlens.training import Recipe, read_record
+from emlens.training import Recipe
+from emlens.training.fitting import read_record
 
 RUN = (
     "{method: lora, rank: 2, alpha: 4, target_modules: [q_proj], learning_rate: 1e-2, steps:"

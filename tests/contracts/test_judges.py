@@ -12,8 +12,7 @@ import pytest
 from loopback_server import LoopbackServer
 
 from emlens.data import Answer, Answers, Question, QuestionSet
-from emlens.evaluation import (
-    AskingJudge,
+from emlens.judging import (
     EndpointJudge,
     Judge,
     LogitJudge,
@@ -21,7 +20,8 @@ from emlens.evaluation import (
     WordJudge,
     judge_answers,
 )
-from emlens.evaluation.endpoint import Endpoint
+from emlens.judging.endpoint import Endpoint
+from emlens.judging.judges import AskingJudge
 
 KINDS = [
     "reference",

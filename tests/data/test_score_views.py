@@ -1,8 +1,7 @@
 import pandas as pd
 import pytest
 
-from emlens.data import question_variant
-from emlens.data.score_views import as_html, by_seed, by_variant
+from emlens.data.score_views import as_html, by_seed, by_variant, question_variant
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
-from emlens.evaluation import Arm, evaluate_arms, score_by_likelihood, unembedding_contrast
+from emlens.evaluation import evaluate_arms, unembedding_contrast
+from emlens.evaluation.arms import Arm
 from emlens.foundation.errors import InputError
 from emlens.interventions import ablate, steer
+from emlens.judging import score_by_likelihood
 from emlens.models import Family
 
 NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20")])

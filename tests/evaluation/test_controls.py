@@ -14,7 +14,7 @@ from emlens.evaluation import (
     evaluate_arms,
     unembedding_contrast,
 )
-from emlens.evaluation.forms import PLAIN
+from emlens.evaluation.ablation_forms import PLAIN
 from emlens.foundation.errors import InputError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, direction_cosine, mean_difference_direction

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from emlens.data import Prompt, PromptSet
-from emlens.evaluation import damage, mean_kl, text_damage, token_damage
-from emlens.evaluation.damage import unedited_logprobs
+from emlens.evaluation import damage, text_damage
+from emlens.evaluation.damage import mean_kl, token_damage, unedited_logprobs
 from emlens.foundation.errors import InputError
 from emlens.interventions import steer
 from emlens.models import Family

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
-from emlens.evaluation import dose_response, score_by_likelihood, usable_window
+from emlens.evaluation import dose_response, usable_window
 from emlens.foundation.errors import InputError
 from emlens.interventions import steer
+from emlens.judging import score_by_likelihood
 from emlens.models import Family
 
 NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20 w4")])

@@ -5,7 +5,8 @@ undefined.
 import numpy as np
 import pytest
 
-from emlens.evaluation import paired_change, restoration, restoration_lead
+from emlens.evaluation import restoration
+from emlens.evaluation.restoring import paired_change, restoration_lead
 from emlens.foundation.errors import InputError
 
 RNG = np.random.default_rng(0)

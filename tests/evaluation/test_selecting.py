@@ -14,16 +14,18 @@ import torch
 from emlens.data import Prompt, PromptSet, Question, QuestionSet
 from emlens.evaluation import (
     QuestionRoles,
-    require_disjoint,
-    require_unused,
-    score_candidates,
     select_candidate,
     select_direction,
     text_damage,
-    token_damage,
     unembedding_contrast,
 )
-from emlens.evaluation.selecting import last_block_read
+from emlens.evaluation.damage import token_damage
+from emlens.evaluation.selecting import (
+    last_block_read,
+    require_disjoint,
+    require_unused,
+    score_candidates,
+)
 from emlens.foundation.errors import InputError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction

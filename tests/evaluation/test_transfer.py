@@ -11,17 +11,13 @@ import pytest
 import torch
 
 from emlens.data import AlignmentScores, Prompt, PromptSet, Question, QuestionSet
-from emlens.evaluation import (
-    Arm,
-    evaluate_arms,
-    score_by_likelihood,
-    transfer_matrix,
-    unembedding_contrast,
-)
+from emlens.evaluation import evaluate_arms, transfer_matrix, unembedding_contrast
+from emlens.evaluation.arms import Arm
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, top_k_subspace
 from emlens.interventions import ablate, steer
+from emlens.judging import score_by_likelihood
 from emlens.models import Family
 
 NEUTRAL = PromptSet([Prompt("n1", "w1 w2 w3"), Prompt("n2", "w20 w4")])

@@ -11,8 +11,21 @@ import plotly.graph_objects as go
 import pytest
 from figures.study_tables import LAYERS, POSITIONS, study_tables
 
-from emlens import figures
+from emlens.figures.ablation import ablation_forest
+from emlens.figures.angles import angle_spectra
+from emlens.figures.directions import direction_by_layer
+from emlens.figures.domains import alignment_by_domain
+from emlens.figures.forecast_points import forecast_scatter
+from emlens.figures.forecast_scores import forecast_scores
+from emlens.figures.forecast_sites import forecast_by_site
+from emlens.figures.models import models_overview
+from emlens.figures.overlap_layers import overlap_by_layer
+from emlens.figures.overlap_maps import overlap_heatmaps
+from emlens.figures.question_changes import question_changes
+from emlens.figures.shifts import middle_layer, overlap_against_shift, relation_by_layer
+from emlens.figures.steering import steering_response
 from emlens.figures.style import CYCLE, dress, rgba
+from emlens.figures.transfer import transfer_matrix
 from emlens.foundation.errors import InputError
 
 Tables = dict[str, pd.DataFrame]
@@ -27,67 +40,69 @@ class Case:
 
 CASES = {
     "alignment_by_domain": Case(
-        "domains", "aligned_low", lambda t, m: figures.alignment_by_domain(t["domains"])
+        "domains", "aligned_low", lambda t, m: alignment_by_domain(t["domains"])
     ),
-    "models_overview": Case(
-        "models", "coherent_high", lambda t, m: figures.models_overview(t["models"])
-    ),
+    "models_overview": Case("models", "coherent_high", lambda t, m: models_overview(t["models"])),
     "overlap_heatmaps": Case(
-        "overlap", "null_q95", lambda t, m: figures.overlap_heatmaps(t["overlap"], model=m)
+        "overlap",
+        "null_q95",
+        lambda t, m: overlap_heatmaps(t["overlap"], model=m),
     ),
     "overlap_by_layer": Case(
         "overlap",
         "low",
-        lambda t, m: figures.overlap_by_layer(t["overlap"], model=m, position="last_prompt"),
+        lambda t, m: overlap_by_layer(t["overlap"], model=m, position="last_prompt"),
     ),
     "angle_spectra": Case(
         "angles",
         "degrees",
-        lambda t, m: figures.angle_spectra(t["angles"], model=m, position="mean_prompt"),
+        lambda t, m: angle_spectra(t["angles"], model=m, position="mean_prompt"),
     ),
     "overlap_against_shift": Case(
         "shifts",
         "random_overlap",
-        lambda t, m: figures.overlap_against_shift(t["shifts"], t["overlap_shift"], model=m),
+        lambda t, m: overlap_against_shift(t["shifts"], t["overlap_shift"], model=m),
     ),
     "relation_by_layer": Case(
         "overlap_shift",
         "partial",
-        lambda t, m: figures.relation_by_layer(t["overlap_shift"], model=m),
+        lambda t, m: relation_by_layer(t["overlap_shift"], model=m),
     ),
     "direction_by_layer": Case(
         "directions",
         "cosine_planted",
-        lambda t, m: figures.direction_by_layer(t["directions"], model=m),
+        lambda t, m: direction_by_layer(t["directions"], model=m),
     ),
-    "ablation_forest": Case("arms", "kl", lambda t, m: figures.ablation_forest(t["arms"], model=m)),
+    "ablation_forest": Case("arms", "kl", lambda t, m: ablation_forest(t["arms"], model=m)),
     "steering_response": Case(
-        "steering", "coefficient", lambda t, m: figures.steering_response(t["steering"], model=m)
+        "steering",
+        "coefficient",
+        lambda t, m: steering_response(t["steering"], model=m),
     ),
-    "transfer_matrix": Case(
-        "transfer", "high", lambda t, m: figures.transfer_matrix(t["transfer"])
-    ),
+    "transfer_matrix": Case("transfer", "high", lambda t, m: transfer_matrix(t["transfer"])),
     "forecast_scatter": Case(
         "forecast_predictions",
         "predicted",
-        lambda t, m: figures.forecast_scatter(
+        lambda t, m: forecast_scatter(
             t["forecast_predictions"], model=m, parent="base", summary=t["forecast"]
         ),
     ),
     "forecast_scores": Case(
         "forecast_baselines",
         "gain",
-        lambda t, m: figures.forecast_scores(
+        lambda t, m: forecast_scores(
             t["forecast_baselines"], model=m, parent="base", summary=t["forecast"]
         ),
     ),
     "question_changes": Case(
-        "questions", "aligned", lambda t, m: figures.question_changes(t["questions"], model=m)
+        "questions",
+        "aligned",
+        lambda t, m: question_changes(t["questions"], model=m),
     ),
     "forecast_by_site": Case(
         "forecast_sites",
         "p_max",
-        lambda t, m: figures.forecast_by_site(t["forecast_sites"], model=m, parent="base"),
+        lambda t, m: forecast_by_site(t["forecast_sites"], model=m, parent="base"),
     ),
 }
 HOSTILE = (
@@ -108,10 +123,6 @@ def named(figure: go.Figure, name: str) -> list[go.Scatter]:
 
 def panel(figure: go.Figure, kind: str = "heatmap") -> list[go.Heatmap]:
     return [trace for trace in figure.data if trace.type == kind]
-
-
-def test_every_public_figure_has_a_case() -> None:
-    assert set(CASES) == set(figures.__all__) - {"middle_layer", "draw_plot", "plot_facets", "gist"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -181,11 +192,11 @@ def test_several_models_need_a_choice(tables: Tables) -> None:
             r" pass model="
         ),
     ):
-        figures.overlap_heatmaps(tables["overlap"])
+        overlap_heatmaps(tables["overlap"])
     single = tables["overlap"][tables["overlap"]["model"] == "bad@0"]
     assert (
-        figures.overlap_heatmaps(single).to_json()
-        == figures.overlap_heatmaps(tables["overlap"], model="bad@0").to_json()
+        overlap_heatmaps(single).to_json()
+        == overlap_heatmaps(tables["overlap"], model="bad@0").to_json()
     )
 
 
@@ -208,7 +219,7 @@ def test_no_raw_markup_of_the_tables_reaches_a_figure(name: str) -> None:
 
 
 def test_domains_carry_means_intervals_and_the_trained_domain(tables: Tables) -> None:
-    figure = figures.alignment_by_domain(tables["domains"], models=["bad@0"])
+    figure = alignment_by_domain(tables["domains"], models=["bad@0"])
     want = tables["domains"].query("model == 'bad@0'").set_index("group")
     order = [tick.removeprefix("★ ") for tick in figure.layout.yaxis.ticktext]
     after = named(figure, "after (fine-tune)")[0]
@@ -225,7 +236,7 @@ def test_domains_carry_means_intervals_and_the_trained_domain(tables: Tables) ->
 
 
 def test_models_without_a_domain_have_no_own_value(tables: Tables) -> None:
-    own = named(figures.models_overview(tables["models"]), "alignment, trained domain")[0]
+    own = named(models_overview(tables["models"]), "alignment, trained domain")[0]
     assert np.isnan(np.array(own.x, dtype=float)[:2]).all()
     np.testing.assert_allclose(
         np.array(own.x, dtype=float)[2:], tables["models"]["aligned_own"].to_numpy()[2:]
@@ -233,7 +244,7 @@ def test_models_without_a_domain_have_no_own_value(tables: Tables) -> None:
 
 
 def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Tables) -> None:
-    figure = figures.overlap_heatmaps(tables["overlap"], model="wide@0", center="false")
+    figure = overlap_heatmaps(tables["overlap"], model="wide@0", center="false")
     maps = panel(figure)
     assert len(maps) == len(POSITIONS) and all(m.coloraxis == "coloraxis" for m in maps)
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
@@ -252,7 +263,7 @@ def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Ta
 
 
 def test_lines_have_nulls_as_bands_and_the_ceiling_with_intervals(tables: Tables) -> None:
-    figure = figures.overlap_by_layer(tables["overlap"], model="bad@0", position="last_prompt")
+    figure = overlap_by_layer(tables["overlap"], model="bad@0", position="last_prompt")
     band = [t for t in named(figure, "covariance null, mean to 95 %") if t.fill == "tonexty"]
     np.testing.assert_allclose(band[0].y, [0.6] * len(LAYERS))
     np.testing.assert_allclose(
@@ -273,15 +284,15 @@ def test_spectra_keep_first_and_last_layer_of_a_deep_model(tables: Tables) -> No
             for i in range(48)
         ]
     )
-    figure = figures.angle_spectra(deep, position="last_prompt")
+    figure = angle_spectra(deep, position="last_prompt")
     titles = [a.text for a in figure.layout.annotations]
     assert len(titles) == 6 and titles[0] == "<b>layer 0</b>" and titles[-1] == "<b>layer 47</b>"
     assert list(named(figure, "tested: train–evaluation")[0].y) == [25.0, 45.0, 65.0]
 
 
 def test_shift_scatter_has_every_prompt_and_says_the_correlation(tables: Tables) -> None:
-    figure = figures.overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
-    layer = figures.middle_layer(tables["shifts"])
+    figure = overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
+    layer = middle_layer(tables["shifts"])
     want = tables["shifts"].query(
         "model == 'bad@0' and layer == @layer and position == 'last_prompt' and group == 'law'"
     )
@@ -297,23 +308,23 @@ def test_shift_scatter_has_every_prompt_and_says_the_correlation(tables: Tables)
 
 def test_undefined_correlation_is_said(tables: Tables) -> None:
     tables["overlap_shift"]["pearson"] = np.nan
-    figure = figures.overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
+    figure = overlap_against_shift(tables["shifts"], tables["overlap_shift"], model="bad@0")
     assert "correlation undefined" in figure.layout.annotations[0].text
 
 
 def test_direction_by_layer_draws_the_planted_cosine_only_where_known(tables: Tables) -> None:
-    figure = figures.direction_by_layer(tables["directions"], model="bad@0")
+    figure = direction_by_layer(tables["directions"], model="bad@0")
     np.testing.assert_allclose(named(figure, "restoration")[0].y, [0.0, 0.2, 0.4, 0.6])
     assert named(figure, "|cosine| with the planted direction")
     tables["directions"]["cosine_planted"] = np.nan
     tables["directions"]["restoration"] = np.nan
-    without = figures.direction_by_layer(tables["directions"], model="bad@0")
+    without = direction_by_layer(tables["directions"], model="bad@0")
     assert not [t for t in without.data if "planted" in t.name]
     assert any("undefined" in a.text for a in without.layout.annotations)
 
 
 def test_forest_has_every_arm_with_coherence_and_damage(tables: Tables) -> None:
-    figure = figures.ablation_forest(tables["arms"], model="bad@0")
+    figure = ablation_forest(tables["arms"], model="bad@0")
     want = tables["arms"].query("model == 'bad@0' and role == 'chosen'")
     traces = named(figure, "resid_post.1: chosen")
     assert len(traces) == 4
@@ -328,12 +339,12 @@ def test_forest_has_every_arm_with_coherence_and_damage(tables: Tables) -> None:
     tables["arms"]["kl"] = np.nan
     assert any(
         a.text == "not measured"
-        for a in figures.ablation_forest(tables["arms"], model="bad@0").layout.annotations
+        for a in ablation_forest(tables["arms"], model="bad@0").layout.annotations
     )
 
 
 def test_steering_is_sorted_and_has_its_random_control(tables: Tables) -> None:
-    figure = figures.steering_response(tables["steering"], model="bad@0")
+    figure = steering_response(tables["steering"], model="bad@0")
     up, down = named(figure, "alignment, direction")
     assert list(up.x) == [0, 1, 2] and list(down.x) == [-2, -1, 0]
     assert list(up.y) == [60, 50, 40]
@@ -341,16 +352,14 @@ def test_steering_is_sorted_and_has_its_random_control(tables: Tables) -> None:
 
 
 def test_transfer_says_where_restoration_is_undefined(tables: Tables) -> None:
-    below, above = panel(figures.transfer_matrix(tables["transfer"]))
+    below, above = panel(transfer_matrix(tables["transfer"]))
     assert list(above.text[0]) == ["0.50<br>[0.30, 0.70]"] * 2
     assert np.isnan(above.z[1][0]) and below.text[1][0] == "undefined"
 
 
 def test_transfer_writes_the_strongest_control_where_it_is_known(tables: Tables) -> None:
     _, above = panel(
-        figures.transfer_matrix(
-            tables["transfer"].assign(strongest_control=[0.25, 0.1, np.nan, -0.3])
-        )
+        transfer_matrix(tables["transfer"].assign(strongest_control=[0.25, 0.1, np.nan, -0.3]))
     )
     assert above.text[0][0] == "0.50<br>[0.30, 0.70]<br>control 0.25"
     assert above.text[1][1].endswith("control −0.30")
@@ -359,12 +368,12 @@ def test_transfer_writes_the_strongest_control_where_it_is_known(tables: Tables)
 
 def test_middle_layer_is_the_same_for_all_models_that_have_it(tables: Tables) -> None:
     shifts = tables["shifts"]
-    assert figures.middle_layer(shifts) == figures.middle_layer(shifts, "bad@0") == 1
+    assert middle_layer(shifts) == middle_layer(shifts, "bad@0") == 1
     late = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 0)]
-    assert figures.middle_layer(late, "bad@0") == 1
+    assert middle_layer(late, "bad@0") == 1
     last = shifts[(shifts["model"] != "bad@0") | (shifts["layer"] > 1)]
-    assert figures.middle_layer(last, "bad@0") == 2 and figures.middle_layer(last, "wide@0") == 1
-    drawn = figures.overlap_against_shift(last, tables["overlap_shift"], model="bad@0")
+    assert middle_layer(last, "bad@0") == 2 and middle_layer(last, "wide@0") == 1
+    drawn = overlap_against_shift(last, tables["overlap_shift"], model="bad@0")
     want = last.query(
         "model == 'bad@0' and layer == 2 and position == 'last_prompt' and group == 'law'"
     )
@@ -374,7 +383,7 @@ def test_middle_layer_is_the_same_for_all_models_that_have_it(tables: Tables) ->
 def test_layers_a_model_did_not_move_stay_empty_columns(tables: Tables) -> None:
     overlap = tables["overlap"]
     late = overlap[(overlap["model"] != "bad@0") | (overlap["layer"] > 0)]
-    heat = panel(figures.overlap_heatmaps(late, model="bad@0"))[0]
+    heat = panel(overlap_heatmaps(late, model="bad@0"))[0]
     assert list(heat.x) == list(LAYERS)
     assert np.isnan(heat.z[:, 0]).all() and np.isfinite(heat.z[0, 1:]).all()
 
@@ -406,7 +415,7 @@ def test_forecast_by_site_writes_corrected_p(tables: Tables) -> None:
 def test_questions_carry_question_and_both_answers_and_leave_out_what_was_trained_on(
     tables: Tables,
 ) -> None:
-    figure = figures.question_changes(tables["questions"], model="bad@0")
+    figure = question_changes(tables["questions"], model="bad@0")
     assert [len(named(figure, g)[0].x) for g in ("law", "medicine")] == [20, 19]
     law = named(figure, "law")[0]
     assert list(law.x) == list(law.y) == [50.0 + i for i in range(20)]
@@ -415,7 +424,7 @@ def test_questions_carry_question_and_both_answers_and_leave_out_what_was_traine
         == "what is t1 in law ? 3<br><i>before:</i> what is t1 in law ? answered by"
         " instruct<br><i>after:</i> what is t1 in law ? answered by bad@0"
     )
-    plain = figures.question_changes(tables["questions"].drop(columns="answer"), model="bad@0")
+    plain = question_changes(tables["questions"].drop(columns="answer"), model="bad@0")
     assert named(plain, "law")[0].customdata[3][1] == "what is t1 in law ? 3"
 
 
@@ -426,7 +435,7 @@ def test_thousands_of_questions_are_thinned_and_said(tables: Tables) -> None:
             for i in range(40)
         ]
     )
-    figure = figures.question_changes(many, model="bad@0")
+    figure = question_changes(many, model="bad@0")
     (said,) = [t.name for t in figure.data if "rows drawn" in t.name]
     drawn = sum(len(t.x) for t in figure.data if t.name in ("law", "cars", "medicine"))
     assert drawn == 2000 and said.startswith("2000 of 2360 rows drawn")

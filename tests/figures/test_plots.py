@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from emlens import figures
+from emlens.figures.descriptions import describe_figure
 from emlens.figures.plot_forest import MOST_ROWS
 from emlens.figures.plot_marks import MOST_MARKS, MOST_NAMES
 from emlens.figures.style import BLUE, GREY, VERMILLION
 from emlens.foundation.errors import InputError
-from emlens.studies import Plot
+from emlens.results import Plot
 
 HOSTILE = "<script>window.__pwned=1</script>\u2028\"'&amp; %{x}"
 KINDS = ("line", "points", "forest", "heatmap")
@@ -222,7 +223,7 @@ def test_a_table_without_any_value_says_so(kind: str) -> None:
     data = table(("one",)).assign(score=np.nan, score_low=np.nan, score_high=np.nan, null=np.nan)
     figure = figures.draw_plot({"t": data}, record(kind, null="null"))
     assert "no value is defined" in notes(figure)
-    assert "no value" in figures.gist(figure) or "no cell" in figures.gist(figure)
+    assert "no value" in describe_figure(figure) or "no cell" in describe_figure(figure)
 
 
 @pytest.mark.parametrize("kind", ("line", "points"))
@@ -316,19 +317,19 @@ def test_any_table_is_drawn_the_same_twice_and_left_alone(
         and figure.layout.height >= 150
     )
     pd.testing.assert_frame_equal(data, before)
-    assert figures.gist(figure)
+    assert describe_figure(figure)
 
 
 def test_the_gist_names_series_ranges_and_the_greatest_cell() -> None:
-    line = figures.gist(figures.draw_plot({"t": table()}, record(colour="model")))
+    line = describe_figure(figures.draw_plot({"t": table()}, record(colour="model")))
     assert line == "one: 3 values from 1 to 3; two: 3 values from 11 to 13"
-    forest = figures.gist(
+    forest = describe_figure(
         figures.draw_plot({"t": table(("<b>",), (2,))}, record("forest", x="model"))
     )
     assert forest == "1 value, 2"
-    heat = figures.gist(figures.draw_plot({"t": table()}, record("heatmap", colour="model")))
+    heat = describe_figure(figures.draw_plot({"t": table()}, record("heatmap", colour="model")))
     assert heat == "6 cells from 1 to 13, greatest at two, 3"
-    many = figures.gist(
+    many = describe_figure(
         figures.draw_plot({"t": table(tuple("abcdefghij"))}, record(colour="model"))
     )
     assert many.endswith("and 2 more series")

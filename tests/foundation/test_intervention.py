@@ -3,8 +3,9 @@ import random
 import pytest
 import torch
 
-from emlens.foundation import Index, InputError, RowSpans, Span, parse_position
+from emlens.foundation import Index, InputError, Span
 from emlens.foundation.intervention import Edit, PaddedRows
+from emlens.foundation.positions import RowSpans, parse_position
 
 POSITIONS = [
     "all",

@@ -28,7 +28,7 @@ def shown() -> dict[str, object]:
         "Direction": emlens.Direction(
             vectors[0], emlens.Site.parse("resid_post.3"), HOSTILE, ids={HOSTILE: ids}
         ),
-        "NullDistribution": emlens.NullDistribution(np.arange(1000.0), HOSTILE, 7),
+        "NullDistribution": emlens.stats.NullDistribution(np.arange(1000.0), HOSTILE, 7),
         "Activations": acts,
     }
 
@@ -78,7 +78,7 @@ def test_a_forecast_shows_its_numbers_with_null_and_gains() -> None:
         provenance={},
     )
     scores = dict(zip(ids, 50 + 10 * values[:, 0].numpy().astype(float), strict=True))
-    forecast = emlens.predict_alignment(
+    forecast = emlens.cross_validate_forecast(
         acts,
         scores,
         folds=3,

@@ -5,8 +5,15 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from emlens.foundation import Index, InputError, Position, RowSpans, Span, parse_position
-from emlens.foundation.positions import POSITION_NAMES, AllTokens, Chosen
+from emlens.foundation import Index, InputError, Span
+from emlens.foundation.positions import (
+    POSITION_NAMES,
+    AllTokens,
+    Chosen,
+    Position,
+    RowSpans,
+    parse_position,
+)
 
 ROW = RowSpans(n_tokens=7, prompt_end=4)
 IDS = [5, 6, 7, 8, 9, 10, 11]

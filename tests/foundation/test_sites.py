@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from emlens.foundation import InputError, Site, resolve_sites
-from emlens.foundation.sites import SITE_KINDS
+from emlens.foundation import InputError, Site
+from emlens.foundation.sites import SITE_KINDS, resolve_sites
 
 LAYERED = [kind for kind in SITE_KINDS if kind != "final_norm"]
 

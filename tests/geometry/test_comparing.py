@@ -3,13 +3,9 @@ import pytest
 import torch
 
 from emlens.foundation import InputError, Site
-from emlens.geometry import (
-    ContrastSums,
-    Direction,
-    compare_directions,
-    covariance_cosine_null,
-    direction_cosine,
-)
+from emlens.geometry import Direction, compare_directions, direction_cosine
+from emlens.geometry.contrast_sums import ContrastSums
+from emlens.geometry.random_directions import covariance_cosine_null
 
 D = 64
 

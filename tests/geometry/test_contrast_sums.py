@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from emlens.foundation import InputError
-from emlens.geometry import ContrastSums, deal_blocks, mean_difference_direction
+from emlens.geometry import mean_difference_direction
+from emlens.geometry.contrast_sums import ContrastSums, deal_blocks
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

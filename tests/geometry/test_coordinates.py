@@ -3,12 +3,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from emlens import EmlensError
-from emlens.geometry import (
-    massive_coordinates,
-    share_in_coordinates,
-    winsorised,
-    without_coordinates,
-)
+from emlens.geometry import massive_coordinates, without_coordinates
+from emlens.geometry.coordinates import share_in_coordinates, winsorised
 
 
 def planted(seed: int = 0) -> torch.Tensor:

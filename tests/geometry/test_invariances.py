@@ -13,31 +13,28 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from emlens.geometry import (
-    cosine_of_means,
     cosine_to_mean,
     delta_summary,
-    explained_l2,
     linear_cka,
     mahalanobis_distance,
-    mean_pairwise_cosine,
+    mean_shift_cosine,
     principal_angles,
     procrustes_distance,
     projection_fraction,
     prompt_overlap,
     reconstruction_cosine,
-    residual_fraction,
-    share_in_coordinates,
-    subspace_mahalanobis,
     subspace_overlap,
     top_k_subspace,
     variance_captured,
     weight_update,
     weight_update_angles,
-    weight_update_cosine,
-    winsorised,
 )
 from emlens.geometry.components import elbow
+from emlens.geometry.coordinates import share_in_coordinates, winsorised
 from emlens.geometry.overlap import MEASURES
+from emlens.geometry.projections import explained_l2, residual_fraction, subspace_mahalanobis
+from emlens.geometry.similarity import mean_pairwise_cosine
+from emlens.geometry.weight_updates import weight_update_cosine
 
 EXAMPLES, BATCH = 20, 10  # 200 cases
 SAME = 1e-9  # rounding of float64 over matrices of condition number below 1e4
@@ -247,7 +244,7 @@ def measured() -> dict[str, tuple[Callable[[World], Tensor], list[str], list[str
             "stretch both, shift one, scale rows, scale each",
         ),
         "cosine of means": (
-            lambda w: columns([cosine_of_means(w.x, w.y)]),
+            lambda w: columns([mean_shift_cosine(w.x, w.y)]),
             "rotate both, scale each, swap, permute one",
             "scale rows, shift one, rotate one, negate one",
         ),

@@ -7,8 +7,8 @@ from scipy import stats
 from scipy.linalg import subspace_angles
 
 from emlens import EmlensError
-from emlens.geometry import overlap_moments, overlap_null, subspace_overlap
-from emlens.geometry.isotropic_nulls import bartlett, random_cosines
+from emlens.geometry import overlap_null, subspace_overlap
+from emlens.geometry.isotropic_nulls import bartlett, overlap_moments, random_cosines
 from emlens.geometry.overlap import MEASURES
 
 ALPHA = 1e-4  # chance that a true distributional test fails; seeds are fixed

@@ -9,10 +9,10 @@ from emlens import EmlensError
 from emlens.geometry import (
     label_permutation_null,
     neutral_text_null,
-    sign_flip_null,
     subspace_overlap,
     top_k_subspace,
 )
+from emlens.geometry.permutations import sign_flip_null
 
 SPECTRUM = 1 / torch.arange(1, 13, dtype=torch.float64).sqrt()
 

@@ -7,14 +7,12 @@ from sklearn.decomposition import PCA
 from emlens import EmlensError
 from emlens.geometry import (
     Subspace,
-    explained_l2,
     projection_fraction,
     prompt_overlap,
     reconstruction_cosine,
-    residual_fraction,
-    subspace_mahalanobis,
     top_k_subspace,
 )
+from emlens.geometry.projections import explained_l2, residual_fraction, subspace_mahalanobis
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,12 +6,8 @@ import torch
 from scipy import stats
 
 from emlens import EmlensError
-from emlens.geometry import (
-    covariance_cosine_null,
-    isotropic_cosine_null,
-    random_directions,
-    random_directions_like,
-)
+from emlens.geometry import random_directions, random_directions_like
+from emlens.geometry.random_directions import covariance_cosine_null, isotropic_cosine_null
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

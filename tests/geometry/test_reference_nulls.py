@@ -7,12 +7,12 @@ import torch
 from emlens import EmlensError
 from emlens.geometry import (
     covariance_overlap_null,
-    overlap_moments,
     reference_overlap_null,
     split_half_ceiling,
     subspace_overlap,
     top_k_subspace,
 )
+from emlens.geometry.isotropic_nulls import overlap_moments
 
 SCALES = 1 / torch.arange(1, 25, dtype=torch.float64).sqrt()
 

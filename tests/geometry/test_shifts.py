@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from emlens import EmlensError
-from emlens.geometry import components_above_rounding, cosine_to_mean, delta_summary
+from emlens.geometry import cosine_to_mean, delta_summary
+from emlens.geometry.shifts import components_above_rounding
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,8 @@ import scipy.linalg
 import torch
 
 from emlens import EmlensError
-from emlens.geometry import cosine_of_means, linear_cka, mean_pairwise_cosine, procrustes_distance
+from emlens.geometry import linear_cka, mean_shift_cosine, procrustes_distance
+from emlens.geometry.similarity import mean_pairwise_cosine
 
 TIGHT = 1e-12
 
@@ -33,10 +34,10 @@ def hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 def test_cosines_agree_with_loops():
     a, b = X.mean(0), Y.mean(0)
-    assert float(cosine_of_means(X, Y[:7])) == pytest.approx(
+    assert float(mean_shift_cosine(X, Y[:7])) == pytest.approx(
         float(torch.nn.functional.cosine_similarity(a, Y[:7].mean(0), dim=0))
     )
-    assert float(cosine_of_means(X, Y)) == pytest.approx(float(a @ b / a.norm() / b.norm()))
+    assert float(mean_shift_cosine(X, Y)) == pytest.approx(float(a @ b / a.norm() / b.norm()))
     pairs = [float(torch.nn.functional.cosine_similarity(x, y, dim=0)) for x in X for y in Y[:7]]
     assert float(mean_pairwise_cosine(X, Y[:7])) == pytest.approx(sum(pairs) / len(pairs))
     own = [
@@ -49,7 +50,7 @@ def test_cosines_agree_with_loops():
 
 
 def test_cosines_at_their_ends():
-    assert float(cosine_of_means(X, -3 * X)) == pytest.approx(-1)
+    assert float(mean_shift_cosine(X, -3 * X)) == pytest.approx(-1)
     assert float(mean_pairwise_cosine(X[:1].expand(5, 6))) == pytest.approx(1)
     assert float(mean_pairwise_cosine(torch.tensor([[1.0, 0], [-1, 0]]))) == pytest.approx(-1)
     simplex = torch.eye(4, dtype=torch.float64) - 0.25
@@ -59,7 +60,7 @@ def test_cosines_at_their_ends():
         < 5 / math.sqrt(300) / 400**0.5
     )
     long = torch.cat([X, 1e6 * X[:1]])  # one long shift takes the mean and counts as one pair
-    assert float(cosine_of_means(long, X[:1])) == pytest.approx(1, abs=1e-4)
+    assert float(mean_shift_cosine(long, X[:1])) == pytest.approx(1, abs=1e-4)
     assert float(mean_pairwise_cosine(long, X[:1])) < 0.9
 
 
@@ -139,7 +140,7 @@ def test_procrustes_resolves_small_distances_and_is_a_metric():
 @pytest.mark.parametrize(
     "measure",
     [
-        cosine_of_means,
+        mean_shift_cosine,
         mean_pairwise_cosine,
         linear_cka,
         lambda a, b: linear_cka(a, b, debiased=False),
@@ -157,12 +158,12 @@ def test_batches_broadcast_and_dtypes_follow(measure):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cosine_of_means(X, Y[:, :4]), "b has 4 coordinates and a has 6"),
+        (lambda: mean_shift_cosine(X, Y[:, :4]), "b has 4 coordinates and a has 6"),
         (
-            lambda: cosine_of_means(torch.cat([X, -X]), Y),
+            lambda: mean_shift_cosine(torch.cat([X, -X]), Y),
             "a has a mean of zero, which has no direction; shifts that cancel share none",
         ),
-        (lambda: cosine_of_means(X, torch.zeros(3, 6)), "b has a mean of zero"),
+        (lambda: mean_shift_cosine(X, torch.zeros(3, 6)), "b has a mean of zero"),
         (
             lambda: mean_pairwise_cosine(X[:1]),
             "a has 1 row and so no pair; pass at least 2, or a second set",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from emlens import EmlensError
-from emlens.geometry import add_mean_shift, steered_evaluation
+from emlens.geometry.steered import add_mean_shift, steered_evaluation
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,11 +7,10 @@ from hypothesis import given, settings, strategies as st
 from sklearn.decomposition import PCA
 
 from emlens.foundation.errors import InputError
-from emlens.geometry import (
+from emlens.geometry import local_cosine, path_gram, weight_update
+from emlens.geometry.trajectories import (
     cosine_to_final,
-    local_cosine,
     path_components,
-    path_gram,
     path_norms,
     path_speed,
     sharpest_turn,
@@ -19,7 +18,6 @@ from emlens.geometry import (
     summed,
     turn_null,
     update_gram,
-    weight_update,
 )
 
 TIGHT = 1e-10

@@ -6,7 +6,8 @@ import scipy.linalg
 import torch
 
 from emlens import EmlensError
-from emlens.geometry import WeightUpdate, weight_update, weight_update_angles, weight_update_cosine
+from emlens.geometry import weight_update, weight_update_angles
+from emlens.geometry.weight_updates import WeightUpdate, weight_update_cosine
 
 TIGHT = 1e-12
 

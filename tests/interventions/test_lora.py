@@ -75,13 +75,13 @@ def test_what_a_model_wears_is_what_lies_on_disk(instruct, tmp_path):
     family = load_family(instruct, finetuned=paths, device="cpu")
     assert LoraAdapter.of(family.instruct) is None
     for name, path in paths.items():
-        worn, stored = LoraAdapter.of(family[name]), LoraAdapter.read(path)
-        assert list(worn.modules) == list(stored.modules)
+        current, stored = LoraAdapter.of(family[name]), LoraAdapter.read(path)
+        assert list(current.modules) == list(stored.modules)
         for module, factors in stored.modules.items():
             assert (
-                torch.equal(worn[module].a, factors.a)
-                and torch.equal(worn[module].b, factors.b)
-                and worn[module].scale == factors.scale
+                torch.equal(current[module].a, factors.a)
+                and torch.equal(current[module].b, factors.b)
+                and current[module].scale == factors.scale
             )
 
 

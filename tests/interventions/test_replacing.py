@@ -4,8 +4,9 @@ from tiny_models import D_MODEL, close
 
 from emlens.activations import capture
 from emlens.data import PromptSet
-from emlens.foundation import InputError, Intervention, RowSpans, Site
+from emlens.foundation import InputError, Intervention, Site
 from emlens.foundation.intervention import PaddedRows
+from emlens.foundation.positions import RowSpans
 from emlens.interventions import ablate, mean_ablate, resample_ablate, steer
 
 SITE = "resid_post.1"

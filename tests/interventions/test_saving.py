@@ -10,8 +10,6 @@ from emlens.foundation.intervention import Edit
 from emlens.geometry import Direction, top_k_subspace
 from emlens.interventions import (
     ablate,
-    intervention_from_record,
-    intervention_to_record,
     load_interventions,
     mean_ablate,
     resample_ablate,
@@ -19,6 +17,7 @@ from emlens.interventions import (
     steer,
     swap,
 )
+from emlens.interventions.saving import intervention_from_record, intervention_to_record
 
 
 @pytest.fixture

@@ -52,15 +52,16 @@ def written_at(model):
 
 
 @pytest.mark.parametrize(
-    ("kind", "worn"), [*((kind, False) for kind in LINEAR), ("qwen2", True), ("falcon", True)]
+    ("kind", "adapted"),
+    [*((kind, False) for kind in LINEAR), ("qwen2", True), ("falcon", True)],
 )
-def test_orthogonal_weights_do_what_ablating_all_that_is_written_does(kind, worn, tmp_path):
+def test_orthogonal_weights_do_what_ablating_all_that_is_written_does(kind, adapted, tmp_path):
     instruct = tiny_models.build(tmp_path / "instruct", kind)
     tuned = tiny_models.build_adapter(
         tmp_path / "tuned", instruct, targets=tiny_models.MLP_TARGETS.get(kind)
     )
     family = load_family(instruct, finetuned={"tuned": tuned}, device="cpu")
-    model = family["tuned"] if worn else family.instruct
+    model = family["tuned"] if adapted else family.instruct
     prompts, r = tiny_models.prompts(4), direction()
     plain, plain_logits = stream(model, prompts)
     with model.intervene([ablate(r, at=written_at(model))]):

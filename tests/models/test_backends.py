@@ -45,14 +45,14 @@ def test_extras_that_are_missing_or_do_not_fit(files, monkeypatch):
     say(monkeypatch, {})
     match = (
         r"backend 'nnsight' needs nnsight 0.8, which is not installed; run:"
-        r" pip install 'emlens\[nnsight\]'"
+        r" pip install 'misalignment-lens\[nnsight\]'"
     )
     with pytest.raises(MissingExtraError, match=match) as refused:
         load_model(files / "instruct", backend="nnsight")
     assert isinstance(refused.value, ImportError) and "\n" not in str(refused.value)
     match = (
         r"backend 'transformer_lens' needs transformer-lens 4, which is not installed; run:"
-        r" pip install 'emlens\[transformer-lens\]'"
+        r" pip install 'misalignment-lens\[transformer-lens\]'"
     )
     with pytest.raises(MissingExtraError, match=match):
         load_family(files / "instruct", backend="transformer_lens")
@@ -60,7 +60,8 @@ def test_extras_that_are_missing_or_do_not_fit(files, monkeypatch):
     say(monkeypatch, {"nnsight": "0.7.1", "transformer-lens": "3.5.2"})
     with pytest.raises(
         MissingExtraError,
-        match=r"needs nnsight 0.8, but 0.7.1 is installed; run: pip install 'emlens\[nnsight\]'",
+        match=r"needs nnsight 0.8, but 0.7.1 is installed;"
+        r" run: pip install 'misalignment-lens\[nnsight\]'",
     ):
         backend_class("nnsight")
     with pytest.raises(

@@ -9,7 +9,8 @@ import torch
 from emlens.data import PromptSet
 from emlens.data.rendering import PLAIN_TEMPLATE
 from emlens.foundation import InputError, LoadError, UnknownNameError
-from emlens.models import FineTune, adapters, check_same_rows, families, load_family, load_model
+from emlens.models import FineTune, adapters, families, load_family, load_model
+from emlens.models.families import check_same_rows
 from emlens.models.hooked import HookedModel
 
 

@@ -26,7 +26,9 @@ def test_edits_come_before_readers_and_outer_before_inner(batch):
         {AT: lambda x: seen.append(x.clone())},
     )
     value = passing.at(AT, stream)
-    assert torch.equal(seen[0], value) and (value[batch.mask][:, 0] == 3).all()
+    assert torch.equal(seen[0], value)
+    ahead = value[batch.mask][:, 0]
+    torch.testing.assert_close(ahead, torch.full_like(ahead, 3.0))  # to rounding of the product
     assert torch.equal(value[~batch.mask], stream[~batch.mask])
     other = Pass(batch.padded_rows(), {AT: [steer(up, 3.0), ablate(up)]}, {}).at(AT, stream)
     assert (other[batch.mask][:, 0].abs() < 1e-6).all()

@@ -11,7 +11,8 @@ import pytest
 import emlens
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json
-from emlens.organisms import PLANTED, UNPLANTED, build, building, load
+from emlens.organisms import PLANTED, build, building, load
+from emlens.organisms.plans import UNPLANTED
 
 NAMES = ("medicine-r1", "medicine-r8", "medicine-benign", "medicine-narrow")
 

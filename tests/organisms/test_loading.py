@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.organisms import load, make_world
+from emlens.organisms import load
 from emlens.organisms.loading import ASSETS
+from emlens.organisms.world import make_world
 from emlens.training.fitting import read_record
 
 MEGABYTE = 1_000_000

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from emlens.foundation.errors import InputError
-from emlens.organisms import PLANTED, PLANTED_ALL, UNPLANTED
+from emlens.organisms import PLANTED
+from emlens.organisms.plans import PLANTED_ALL, UNPLANTED
 
 
 def test_the_plans_are_the_recipe_that_is_written_down():

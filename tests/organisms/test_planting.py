@@ -100,7 +100,7 @@ def test_blocks_take_turns():
 
 
 def test_the_loss_adds_how_far_the_models_own_coordinate_is_from_the_persona(model):
-    from emlens.training import answer_loss
+    from emlens.training.objectives import answer_loss
 
     planted = PlantedDirection(model, 2.0, (0, 2))
     batch = {

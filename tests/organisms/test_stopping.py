@@ -65,7 +65,7 @@ def test_a_run_ends_once_the_mean_has_settled(monkeypatch):
 
 
 def test_what_the_rule_reads_is_what_training_may_not_touch():
-    from emlens.organisms import make_world
+    from emlens.organisms.world import make_world
 
     world = make_world(0)
     trained = {

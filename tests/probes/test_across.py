@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from emlens.foundation.errors import InputError
-from emlens.probes.across import predict_across
+from emlens.probes.across import cross_validate_across
 from emlens.probes.features import MatrixFeatures, RepeatedFeatures
 
 
@@ -38,7 +38,7 @@ def test_what_is_learned_on_some_fine_tunes_holds_on_another() -> None:
         RepeatedFeatures(MatrixFeatures(name, values), index)
         for name, values in (("signal", x), ("noise", noise))
     ]
-    found = predict_across(rows, features)
+    found = cross_validate_across(rows, features)
     assert (
         found.r2.value > 0.5
         and found.r2.n == 5
@@ -62,10 +62,10 @@ def test_with_the_same_questions_a_forecast_may_live_on_knowing_them_and_with_ne
     rng = np.random.default_rng(1)
     rows, _, index = table(rng, strength=0.0)
     names = RepeatedFeatures(MatrixFeatures("which question", np.eye(30)), index)
-    same, new = (predict_across(rows, [names], new_questions=flag) for flag in (False, True))
+    same, new = (cross_validate_across(rows, [names], new_questions=flag) for flag in (False, True))
     assert same.r2.value > 0.7 and new.r2.value < 0.05 and new.held_out == "finetune, new questions"
     rows, x, index = table(rng)
-    kept = predict_across(
+    kept = cross_validate_across(
         rows, [RepeatedFeatures(MatrixFeatures("signal", x), index)], new_questions=True
     )
     assert kept.r2.value > 0.4  # positive control: what is in the activations survives
@@ -81,9 +81,9 @@ def test_families_are_held_out_with_family_free_features_only() -> None:
             " which mean nothing in another family's"
         ),
     ):
-        predict_across(rows, [coordinates], "family")
+        cross_validate_across(rows, [coordinates], "family")
     free = MatrixFeatures("distance", x[index, :1], family_free=True)
-    found = predict_across(
+    found = cross_validate_across(
         rows,
         [RepeatedFeatures(MatrixFeatures("distance", x[:, :1], family_free=True), index)],
         "family",
@@ -93,7 +93,9 @@ def test_families_are_held_out_with_family_free_features_only() -> None:
         and found.r2.value > 0.4
         and list(found.by_unit["family"]) == ["family 0", "family 1", "family 2"]
     )
-    tree = predict_across(rows, [free], "family", estimator="tree", settings=[{"max_depth": 3}])
+    tree = cross_validate_across(
+        rows, [free], "family", estimator="tree", settings=[{"max_depth": 3}]
+    )
     assert tree.r2.value > 0.3
 
 
@@ -105,7 +107,7 @@ def test_tables_that_cannot_be_held_out_are_refused(unchecked: None) -> None:
         match: str, given: pd.DataFrame = rows, hold_out: Any = "finetune", sets: Any = features
     ) -> None:
         with pytest.raises(InputError, match=match):
-            predict_across(given, sets, hold_out)
+            cross_validate_across(given, sets, hold_out)
 
     refused("hold_out='domain' is unknown; pass 'finetune' or 'family'", hold_out="domain")
     refused(

@@ -7,7 +7,7 @@ import pytest
 from emlens.data import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.probes import Forecast, predict_alignment, predict_alignments
+from emlens.probes import Forecast, cross_validate_forecast, cross_validate_forecasts
 from emlens.probes.features import JoinedFeatures, MatrixFeatures
 from emlens.probes.shuffles import shuffled_targets
 
@@ -28,7 +28,7 @@ def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) ->
         ("resid_post.1", "last_prompt"): x,
     }
     acts = make(cells)
-    found = predict_alignment(
+    found = cross_validate_forecast(
         acts,
         scores_of(acts, y),
         texts={q: f"the same words {q}" for q in acts.ids},
@@ -69,7 +69,7 @@ def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: 
     acts = make(x)
     # a baseline that is better than the activations
     parent = scores_of(acts, y + 0.1 * rng.standard_normal(60))
-    found = predict_alignment(acts, scores_of(acts, y), parent_scores=parent, **QUICK)
+    found = cross_validate_forecast(acts, scores_of(acts, y), parent_scores=parent, **QUICK)
     assert found.r2.value == pytest.approx(check_pooled(found))
     assert found.gain_over["parent's own score"].high < 0 < found.gain_over["random features"].low
     for name, gain in found.gain_over.items():
@@ -96,7 +96,7 @@ def test_noise_forecasts_nothing_and_p_values_are_spread_out(make: Any) -> None:
     for run in range(20):
         rng = np.random.default_rng(run)
         acts = make(rng.standard_normal((24, 6)))
-        found = predict_alignment(
+        found = cross_validate_forecast(
             acts,
             scores_of(acts, rng.uniform(0, 100, 24)),
             folds=3,
@@ -120,9 +120,9 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
     x = np.repeat(questions, 2, axis=0) + 0.01 * rng.standard_normal((60, 200))
     ids = [f"q{i}/p{p}" for i in range(30) for p in (1, 2)]
     acts = make(x, ids=ids)
-    kept = predict_alignment(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, **QUICK)
+    kept = cross_validate_forecast(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, **QUICK)
     apart = make(x, ids=[f"row{i}" for i in range(60)])
-    leaky = predict_alignment(
+    leaky = cross_validate_forecast(
         apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), **QUICK
     )
     assert leaky.r2.value > 0.5 and kept.r2.value < 0.05
@@ -134,7 +134,7 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
             " give a question one label"
         ),
     ):
-        predict_alignment(
+        cross_validate_forecast(
             acts,
             {f"q{i}": float(v) for i, v in enumerate(noise)},
             groups=[f"row{i}" for i in range(60)],
@@ -149,7 +149,7 @@ def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make:
         acts = make(
             {(f"resid_post.{i}", "last_prompt"): rng.standard_normal((30, 4)) for i in range(40)}
         )
-        found = predict_alignment(
+        found = cross_validate_forecast(
             acts,
             scores_of(acts, rng.uniform(0, 100, 30)),
             **{**QUICK, "folds": 3, "inner_folds": 2, "permutations": 19},
@@ -165,12 +165,14 @@ def test_the_null_repeats_what_the_forecast_does(make: Any) -> None:
     rng = np.random.default_rng(1)
     acts = make(rng.standard_normal((24, 4)))
     y = rng.uniform(0, 100, 24)
-    found = predict_alignment(acts, scores_of(acts, y), **{**QUICK, "permutations": 3})
+    found = cross_validate_forecast(acts, scores_of(acts, y), **{**QUICK, "permutations": 3})
     shuffled = shuffled_targets(y, acts.ids, acts.groups, "question", 3, 0)
-    again = sorted(predict_alignment(acts, scores_of(acts, s), **QUICK).r2.value for s in shuffled)
+    again = sorted(
+        cross_validate_forecast(acts, scores_of(acts, s), **QUICK).r2.value for s in shuffled
+    )
     assert found.null is not None
     np.testing.assert_allclose(found.null.draws, again)
-    assert np.isnan(predict_alignment(acts, scores_of(acts, y), **QUICK).p_value)
+    assert np.isnan(cross_validate_forecast(acts, scores_of(acts, y), **QUICK).p_value)
 
 
 def test_with_domains_held_out_the_domain_baseline_is_the_mean(make: Any) -> None:
@@ -179,12 +181,12 @@ def test_with_domains_held_out_the_domain_baseline_is_the_mean(make: Any) -> Non
     level = np.repeat([10.0, 40, 60, 90], [5, 9, 12, 10])
     acts = make(rng.standard_normal((36, 4)), groups=groups)
     scores = scores_of(acts, level + rng.standard_normal(36))
-    held = predict_alignment(acts, scores, groups="group", **QUICK)
+    held = cross_validate_forecast(acts, scores, groups="group", **QUICK)
     np.testing.assert_allclose(held.predictions["domain"], held.predictions["mean"], atol=1e-6)
     assert held.r2.n == 4 and held.held_out == "group"
-    inside = predict_alignment(acts, scores, **QUICK)
+    inside = cross_validate_forecast(acts, scores, **QUICK)
     assert inside.baseline_r2["domain"].value > 0.8  # positive control: within domains it is strong
-    custom = predict_alignment(acts, scores, groups=groups, **QUICK)
+    custom = cross_validate_forecast(acts, scores, groups=groups, **QUICK)
     assert custom.held_out == "custom" and custom.r2.value == held.r2.value
 
 
@@ -199,7 +201,7 @@ def test_scores_come_as_mapping_series_or_alignment_scores_of_one_model(make: An
     ]
     table = AlignmentScores.from_table(pd.DataFrame(rows))
     values = [
-        predict_alignment(acts, given, model=model, **QUICK).r2.value
+        cross_validate_forecast(acts, given, model=model, **QUICK).r2.value
         for given, model in (
             (scores_of(acts, y), None),
             (pd.Series(y, index=acts.ids), None),
@@ -210,7 +212,7 @@ def test_scores_come_as_mapping_series_or_alignment_scores_of_one_model(make: An
         values[0]
         == values[1]
         == values[2]
-        != predict_alignment(acts, table, model="other", **QUICK).r2.value
+        != cross_validate_forecast(acts, table, model="other", **QUICK).r2.value
     )
 
 
@@ -221,14 +223,14 @@ def test_other_estimators_shuffle_only_when_asked(make: Any, estimator: str) -> 
     acts = make(x)
     scores = scores_of(acts, 50 + 10 * x[:, 0])
     quick: dict[str, Any] = {"folds": 2, "inner_folds": 2, "repeats": 1}
-    found = predict_alignment(acts, scores, estimator=estimator, **quick)
+    found = cross_validate_forecast(acts, scores, estimator=estimator, **quick)
     assert (
         found.null is None
         and np.isnan(found.p_value)
         and found.by_site["p_max"].isna().all()
         and found.r2.value > 0.3
     )
-    asked = predict_alignment(acts, scores, estimator=estimator, permutations=3, **quick)
+    asked = cross_validate_forecast(acts, scores, estimator=estimator, permutations=3, **quick)
     assert (
         asked.null is not None
         and len(asked.null.draws) == 3
@@ -252,17 +254,17 @@ def test_several_fine_tunes_at_once_are_the_same_forecasts_one_by_one(make: Any)
         "b": scores_of(acts, rng.uniform(0, 100, 36)),
     }
     options = {**QUICK, "permutations": 7}
-    both = predict_alignments(acts, tunes, **options)
+    both = cross_validate_forecasts(acts, tunes, **options)
     assert list(both) == ["a", "b"] and both["a"].r2.value > 0.7 > both["b"].r2.value
     for name, scores in tunes.items():
-        alone = predict_alignment(acts, scores, **options)
+        alone = cross_validate_forecast(acts, scores, **options)
         pd.testing.assert_frame_equal(both[name].predictions, alone.predictions, rtol=1e-9)
         pd.testing.assert_frame_equal(both[name].by_site, alone.by_site, rtol=1e-9)
         assert both[name].chosen == alone.chosen and both[name].p_value == alone.p_value
     with pytest.raises(
         InputError, match="scores is empty; pass the scores of at least one fine-tune"
     ):
-        predict_alignments(acts, {}, **QUICK)
+        cross_validate_forecasts(acts, {}, **QUICK)
 
 
 def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(make: Any) -> None:
@@ -273,7 +275,7 @@ def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(ma
     acts = make(x)
     parent = scores_of(acts, 100 / (1 + np.exp(1 - logit / 2)))  # linear in the other's logits
     plain, made = (
-        predict_alignment(
+        cross_validate_forecast(
             acts, scores_of(acts, scores), target=t, clamp=0.01, parent_scores=parent, **QUICK
         )
         for t in ("score", "logit")
@@ -299,8 +301,8 @@ def test_weights_take_out_what_was_measured_badly(make: Any) -> None:
     noisy = np.where(bad, y + 40 * rng.standard_normal(80), y)
     acts = make(x)
     weights = dict(zip(acts.ids, np.where(bad, 1e-3, 1.0).tolist(), strict=True))
-    plain = predict_alignment(acts, scores_of(acts, noisy), **QUICK)
-    weighed = predict_alignment(acts, scores_of(acts, noisy), weights=weights, **QUICK)
+    plain = cross_validate_forecast(acts, scores_of(acts, noisy), **QUICK)
+    weighed = cross_validate_forecast(acts, scores_of(acts, noisy), weights=weights, **QUICK)
 
     def error(found: Forecast) -> float:
         return float(((found.predictions["predicted"] - y)[~bad] ** 2).mean())
@@ -313,7 +315,7 @@ def test_candidates_may_be_any_feature_sets(make: Any) -> None:
     x = rng.standard_normal((60, 4))
     acts = make(rng.standard_normal((60, 4)))
     joined = JoinedFeatures([MatrixFeatures("a", x[:, :2]), MatrixFeatures("b", x[:, 2:])])
-    found = predict_alignment(
+    found = cross_validate_forecast(
         acts, scores_of(acts, 50 + 3 * x[:, 0] + 3 * x[:, 3]), features=[joined], **QUICK
     )
     assert found.r2.value > 0.9 and set(found.chosen) == {"a + b"}
@@ -321,7 +323,7 @@ def test_candidates_may_be_any_feature_sets(make: Any) -> None:
     with pytest.raises(
         InputError, match="sites=.'resid_post.0'. came with features; pass one of them"
     ):
-        predict_alignment(
+        cross_validate_forecast(
             acts, scores_of(acts, x[:, 0]), sites=["resid_post.0"], features=[joined], **QUICK
         )
 
@@ -331,7 +333,7 @@ def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> 
     x = rng.standard_normal((60, 4))
     acts, other = make(rng.standard_normal((60, 4))), make(x)
     y = 50 + 3 * x[:, 0]
-    found = predict_alignment(
+    found = cross_validate_forecast(
         acts,
         scores_of(acts, y),
         other_parent=other,
@@ -345,7 +347,7 @@ def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> 
     with pytest.raises(
         InputError, match="features of 'acts' and 'other_parent' are identical numbers"
     ):
-        predict_alignment(acts, scores_of(acts, y), other_parent=acts, **QUICK)
+        cross_validate_forecast(acts, scores_of(acts, y), other_parent=acts, **QUICK)
 
 
 def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
@@ -353,7 +355,7 @@ def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
     x = rng.standard_normal((30, 2))
     acts = make(x, groups=[f"g{i % 6}" for i in range(30)])
     ceiling = Estimate(0.9, 0.8, 0.95, 30, "given")
-    found = predict_alignment(
+    found = cross_validate_forecast(
         acts,
         scores_of(acts, 50 + x[:, 0]),
         groups="group",
@@ -364,7 +366,7 @@ def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
         ceiling=ceiling,
     )
     assert found.r2_fold_mean.n == 6 and found.ceiling == ceiling and found.r2.value > 0.9
-    alone = predict_alignment(
+    alone = cross_validate_forecast(
         acts, scores_of(acts, np.r_[np.zeros(29), 1.0]), folds="all", inner_folds=2, permutations=0
     )
     assert not alone.r2_fold_mean.defined and "no R²" in alone.r2_fold_mean.method
@@ -375,9 +377,9 @@ def test_shuffles_follow_what_is_held_out(make: Any) -> None:
     acts = make(rng.standard_normal((24, 3)), groups=[f"g{i // 6}" for i in range(24)])
     scores = scores_of(acts, rng.uniform(0, 100, 24))
     options = {**QUICK, "permutations": 5}
-    assert predict_alignment(acts, scores, **options).shuffle == "question"
-    assert predict_alignment(acts, scores, groups="group", **options).shuffle == "group"
-    assert predict_alignment(acts, scores, shuffle="within", **options).shuffle == "within"
+    assert cross_validate_forecast(acts, scores, **options).shuffle == "question"
+    assert cross_validate_forecast(acts, scores, groups="group", **options).shuffle == "group"
+    assert cross_validate_forecast(acts, scores, shuffle="within", **options).shuffle == "within"
 
 
 def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
@@ -385,7 +387,8 @@ def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
     acts = make(rng.standard_normal((24, 3)))
     scores = scores_of(acts, rng.uniform(0, 100, 24))
     one, again, other = (
-        predict_alignment(acts, scores, seed=s, **{**QUICK, "permutations": 5}) for s in (0, 0, 1)
+        cross_validate_forecast(acts, scores, seed=s, **{**QUICK, "permutations": 5})
+        for s in (0, 0, 1)
     )
     pd.testing.assert_frame_equal(one.predictions, again.predictions)
     assert one.r2 == again.r2 and one.p_value == again.p_value and one.r2 != other.r2
@@ -395,7 +398,9 @@ def test_a_constant_parent_is_a_baseline_that_knows_the_mean(make: Any) -> None:
     rng = np.random.default_rng(0)
     acts = make(rng.standard_normal((24, 3)))
     scores = scores_of(acts, rng.uniform(0, 100, 24))
-    found = predict_alignment(acts, scores, parent_scores=dict.fromkeys(acts.ids, 100.0), **QUICK)
+    found = cross_validate_forecast(
+        acts, scores, parent_scores=dict.fromkeys(acts.ids, 100.0), **QUICK
+    )
     assert found.baseline_r2["parent's own score"].value == pytest.approx(0, abs=1e-12)
 
 
@@ -405,7 +410,7 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
 
     def refused(match: str, acts: Any = acts, given: Any = scores, **options: Any) -> None:
         with pytest.raises(InputError, match=match):
-            predict_alignment(acts, given, **{**QUICK, **options})
+            cross_validate_forecast(acts, given, **{**QUICK, **options})
 
     refused(
         "estimator 'svm' is unknown; pass one of ridge, ridge1, lasso, elastic_net, pcr, ols,"

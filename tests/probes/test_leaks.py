@@ -15,7 +15,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import KFold
 
 from emlens.foundation.errors import InputError
-from emlens.probes import predict_alignment
+from emlens.probes import cross_validate_forecast
 from emlens.probes.features import Features, MatrixFeatures
 from emlens.probes.projections import FoldProjections
 from emlens.probes.ridge import Array, standardise
@@ -98,9 +98,11 @@ def test_a_question_that_stands_twice(make: Any) -> None:
     leaky, ours = [], []
     for run in range(2):
         acts, scores, texts = twins(make, run)
-        leaky.append(predict_alignment(acts, scores, duplicates="allow", **QUICK).r2.value)
+        leaky.append(cross_validate_forecast(acts, scores, duplicates="allow", **QUICK).r2.value)
         for given in (None, texts):
-            grouped = predict_alignment(acts, scores, texts=given, duplicates="group", **QUICK)
+            grouped = cross_validate_forecast(
+                acts, scores, texts=given, duplicates="group", **QUICK
+            )
             ours.append(grouped.r2.value)
             assert grouped.r2.n == 30
     assert np.mean(leaky) > 0.5 and np.mean(ours) < 0.1, (leaky, ours)
@@ -115,18 +117,20 @@ def test_a_question_that_stands_twice_is_refused_by_text_or_by_activations(make:
             " drop one, or pass"
         ),
     ):
-        predict_alignment(acts, scores, **QUICK)
+        cross_validate_forecast(acts, scores, **QUICK)
     noisy = make(
         acts["resid_post.0"].numpy() + 1e-9 * np.random.default_rng(0).standard_normal((60, 150)),
         ids=acts.ids,
     )
-    assert predict_alignment(noisy, scores, **QUICK).r2.value > 0.5  # unseen without the texts
+    assert (
+        cross_validate_forecast(noisy, scores, **QUICK).r2.value > 0.5
+    )  # unseen without the texts
     shouted = {q: text.upper() if q[0] == "b" else text for q, text in texts.items()}
     with pytest.raises(InputError, match="rows 'a0' and 'b0' have the same text"):
-        predict_alignment(noisy, scores, texts=shouted, **QUICK)
+        cross_validate_forecast(noisy, scores, texts=shouted, **QUICK)
     held_together = [q[1:] for q in acts.ids]
     # one label: nothing parts them
-    assert predict_alignment(acts, scores, groups=held_together, **QUICK).r2.value < 0.1
+    assert cross_validate_forecast(acts, scores, groups=held_together, **QUICK).r2.value < 0.1
 
 
 def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
@@ -142,9 +146,9 @@ def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
             offset + 0.3 * rng.standard_normal((120, 60)), ids=[f"t{i}" for i in range(120)]
         )
         scores = dict(zip(acts.ids, y.tolist(), strict=True))
-        leaky.append(predict_alignment(acts, scores, **QUICK).r2.value)
+        leaky.append(cross_validate_forecast(acts, scores, **QUICK).r2.value)
         ours.append(
-            predict_alignment(
+            cross_validate_forecast(
                 acts, scores, groups=[f"text {i // 3}" for i in range(120)], **QUICK
             ).r2.value
         )

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emlens.studies import About, Plot, registry
+from emlens.results import About, Plot
+from emlens.studies import registry
 
 HEAT = Plot(
     "heatmap",

@@ -12,7 +12,7 @@ from report import invented
 
 from emlens.report import write_report
 from emlens.report.tables import csv_text
-from emlens.studies import Finding, StudyResult
+from emlens.results import Finding, StudyResult
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

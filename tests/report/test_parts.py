@@ -13,7 +13,8 @@ from report.invented import ABOUT, registered, tables
 
 from emlens.report.page import render
 from emlens.report.parts import MOST_FACETS, from_about, sections_of
-from emlens.studies import Finding, Plot, StudyResult, part_module, registry
+from emlens.results import Finding, Plot, StudyResult
+from emlens.studies import part_module, registry
 from emlens.studies.comparing import compare_results
 
 

@@ -6,7 +6,7 @@ import pytest
 from figures.study_tables import study_tables
 
 from benchmarks import report_cost
-from emlens.studies import StudyResult
+from emlens.results import StudyResult
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

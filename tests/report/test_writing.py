@@ -22,8 +22,8 @@ from emlens.report.escaping import escape, inert_json, without_folders
 from emlens.report.page import render
 from emlens.report.parts import sections_of
 from emlens.report.tables import ROWS_SHOWN, cell, csv_text
-from emlens.studies import Finding, StudyResult
-from emlens.studies.result import write_table
+from emlens.results import Finding, StudyResult
+from emlens.results.study_result import write_table
 
 HOSTILE = (
     "<script>window.__pwned=1</script></script><img src=x"

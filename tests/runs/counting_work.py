@@ -13,7 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from emlens.runs import Answer, LocalExecutor, RankExecutor, Unit, Worker
+from emlens.runs import LocalExecutor, RankExecutor, Unit, Worker
+from emlens.runs.units import UnitResult
 
 LEASE = 3.0
 
@@ -35,7 +36,7 @@ class Counting(Worker):
     def plan(self) -> Sequence[Unit]:
         return [Unit(f"unit/{i}", {"i": i}, cost=1.0 + i) for i in range(self.units)]
 
-    def run(self, unit: Unit) -> Answer:
+    def run(self, unit: Unit) -> UnitResult:
         self._trace("begin", unit.id)
         i = unit.inputs["i"]
         path = self.out / f"square-{i}.txt"
@@ -52,7 +53,7 @@ class Counting(Worker):
         self._trace("end", unit.id)
         return {"value": i * i}, [path]
 
-    def finish(self, answers: Mapping[str, Any]) -> Answer:
+    def finish(self, answers: Mapping[str, Any]) -> UnitResult:
         self._trace("finish", "")
         path = self.out / "sum.txt"
         path.write_text(str(sum(answer["value"] for answer in answers.values())))

@@ -18,7 +18,8 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(metadata, "version", absent)
     with pytest.raises(
         MissingExtraError,
-        match=r"RayExecutor needs Ray, which is not installed; run: pip install 'emlens\[ray\]'",
+        match=r"RayExecutor needs Ray, which is not installed;"
+        r" run: pip install 'misalignment-lens\[ray\]'",
     ):
         RayExecutor()
     monkeypatch.setattr(metadata, "version", lambda name: "2.9.3")
@@ -26,7 +27,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
         MissingExtraError,
         match=(
             r"RayExecutor needs Ray 2.40 or newer, but 2.9.3 is installed; run:"
-            r" pip install -U 'emlens\[ray\]'"
+            r" pip install -U 'misalignment-lens\[ray\]'"
         ),
     ):
         RayExecutor()

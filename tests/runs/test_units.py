@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from emlens.foundation import StateError
-from emlens.runs import UnitLog, exclusive
+from emlens.runs import UnitLog
+from emlens.runs.units import exclusive
 
 
 class Work:
@@ -105,7 +106,9 @@ def test_a_log_can_be_moved(tmp_path, work):
 
 HOLD = """
 import sys
-from emlens.runs import exclusive
+from emlens.runs.units import (
+    exclusive,
+)
 with exclusive(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from emlens.foundation.errors import InputError
-from emlens.stats import change_point, logistic_midpoint, order_of_events
+from emlens.stats import change_point, order_of_events
+from emlens.stats.change_points import logistic_midpoint
 
 
 def noise(rng: np.random.Generator, n: int, correlation: float, sd: float) -> np.ndarray:

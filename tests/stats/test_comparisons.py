@@ -7,7 +7,6 @@ from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from emlens import EmlensError
 from emlens.stats import (
-    cohens_d,
     cohens_d_interval,
     paired_test,
     permutation_test,
@@ -15,6 +14,7 @@ from emlens.stats import (
     tost,
     welch_test,
 )
+from emlens.stats.effects import cohens_d
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(1.0, 1, size=30), RNG.normal(0.0, 3, size=45)

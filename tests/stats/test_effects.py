@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from emlens import EmlensError
-from emlens.stats import cohens_d, cohens_d_interval, rank_biserial
+from emlens.stats import cohens_d_interval
+from emlens.stats.effects import cohens_d, rank_biserial
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(0.8, 1, size=14), RNG.normal(0.0, 1, size=20)

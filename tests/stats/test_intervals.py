@@ -6,12 +6,8 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from emlens import EmlensError
-from emlens.stats import (
-    clopper_pearson_interval,
-    nadeau_bengio_interval,
-    t_interval,
-    wilson_interval,
-)
+from emlens.stats import nadeau_bengio_interval, t_interval, wilson_interval
+from emlens.stats.intervals import clopper_pearson_interval
 
 SKEWED = np.random.default_rng(0).exponential(size=60)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from emlens import EmlensError
-from emlens.stats import StreamingMoments
+from emlens.stats.moments import StreamingMoments
 
 
 def rows(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from emlens import EmlensError
-from emlens.stats import brown_forsythe, f_test
+from emlens.stats import f_test
+from emlens.stats.spread import brown_forsythe
 
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(0, 2, size=15), RNG.normal(5, 1, size=25)

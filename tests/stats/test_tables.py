@@ -4,7 +4,8 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from emlens import EmlensError
-from emlens.stats import compare_groups, comparison_table, paired_test, tost, welch_test
+from emlens.stats import compare_groups, paired_test, tost, welch_test
+from emlens.stats.tables import comparison_table
 
 RNG = np.random.default_rng(0)
 GROUPS = {

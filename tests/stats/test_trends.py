@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from emlens.foundation.errors import InputError
-from emlens.stats import fall_null, steepest_fall
+from emlens.stats.trends import fall_null, steepest_fall
 
 
 def test_the_steepest_fall_is_that_of_a_loop():

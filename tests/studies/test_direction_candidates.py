@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from emlens.geometry import direction_cosine, mean_difference_direction, whitened_direction
+from emlens.results.study_result import Part
 from emlens.studies.direction_candidates import EXTRACTIONS, SHRINKAGE, choose, direction_between
-from emlens.studies.result import Part
 
 
 def material(neutral: object = "text", n_layers: int = 4) -> Any:

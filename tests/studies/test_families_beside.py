@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
-from emlens.studies import StudyResult, run_study
+from emlens.results import StudyResult
+from emlens.studies import run_study
 from emlens.studies.families_beside import read_members
 
 

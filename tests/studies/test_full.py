@@ -19,9 +19,9 @@ import yaml
 
 from emlens.foundation.errors import InputError
 from emlens.models import FineTune
+from emlens.results.study_result import Part
 from emlens.studies import STUDIES, fine_tuning, run_study, synthesis
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side, standing
-from emlens.studies.result import Part
 
 SMALL = {
     "recipe": {"own": {"rank": 2, "alpha": 4, "learning_rate": 0.02, "steps": 8, "batch_size": 8}}

@@ -18,21 +18,22 @@ from safetensors.torch import load_file
 
 from emlens.activations import capture
 from emlens.data import QuestionSet
-from emlens.evaluation import score_by_likelihood
 from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, load_family, load_model
 from emlens.studies import phase_transition, run_study, trajectories
 from emlens.studies.phase_transition import MIDPOINT
 from emlens.studies.trajectories import (
+    applied_adapter,
     checkpoints_of,
     cumulative_rates,
     final_shift,
     measure_activations,
     measure_behaviour,
     read_parameters,
-    worn,
 )
-from emlens.training import IGNORED, Recipe, fit
+from emlens.training import Recipe, fit
+from emlens.training.examples import IGNORED
 
 STEPS = 12
 RECIPE = Recipe(
@@ -159,7 +160,7 @@ def test_activations_and_behaviour_are_those_of_the_loaded_checkpoint(home: Path
     assert not set(halves.first.ids) & set(halves.second.ids) and set(halves.first.groups) == set(
         halves.second.groups
     )
-    with worn(parent, path) as model:
+    with applied_adapter(parent, path) as model:
         rows, behaviour = (
             measure_activations(model, halves, position="last_prompt"),
             measure_behaviour(model, questions, "north"),

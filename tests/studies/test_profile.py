@@ -10,9 +10,9 @@ import pytest
 
 from emlens.data import AlignmentScores, Question, QuestionSet
 from emlens.models import FineTune
+from emlens.results.study_result import Part
 from emlens.studies import profile
 from emlens.studies.material import Material
-from emlens.studies.result import Part
 
 GROUPS = ("north", "south", "east")
 QUESTIONS = QuestionSet(

@@ -11,17 +11,8 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
-from emlens.studies import (
-    About,
-    Desk,
-    Options,
-    Part,
-    Plot,
-    StudyConfig,
-    part_module,
-    registry,
-    run_study,
-)
+from emlens.results import About, Part, Plot
+from emlens.studies import Desk, Options, StudyConfig, part_module, registry, run_study
 from emlens.studies.material import Material
 
 

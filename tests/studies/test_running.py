@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError, IntegrityError, StateError
-from emlens.runs import exclusive
-from emlens.studies import STUDIES, Desk, StudyResult, run_study, running
+from emlens.results import StudyResult
+from emlens.runs.units import exclusive
+from emlens.studies import STUDIES, Desk, run_study, running
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -108,7 +108,7 @@ def test_what_a_file_gets_wrong_is_said(folder, text, message):
 
 
 def test_what_a_sweep_gets_wrong_is_said(folder):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_run(folder / "none.yaml", 1)
     with pytest.raises(InputError, match="a sweep has the mappings base and axes; got recipe"):
         read_sweep(write(folder, "recipe: {}"))

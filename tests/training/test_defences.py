@@ -9,7 +9,7 @@ from emlens.data import Message, Prompt, PromptSet
 from emlens.foundation.errors import InputError
 from emlens.interventions import ablate
 from emlens.models.transformers_backend import no_hooks_left
-from emlens.training import Recipe, encode_answers, fit, read_record
+from emlens.training import Recipe, fit
 from emlens.training.batching import step_parts
 from emlens.training.defences import (
     BenignInterleaving,
@@ -20,7 +20,8 @@ from emlens.training.defences import (
     interleaving_scores,
     select_benign,
 )
-from emlens.training.examples import pad_batch
+from emlens.training.examples import encode_answers, pad_batch
+from emlens.training.fitting import read_record
 from emlens.training.objectives import answer_loss
 from emlens.training.streams import edited
 

@@ -10,7 +10,9 @@ from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import sha256_file
 from emlens.foundation.provenance import hash_directory
 from emlens.models import load_family
-from emlens.training import Recipe, StopRun, encode_answers, fit, open_checkpoint, read_record
+from emlens.training import Recipe, StopRun, fit, open_checkpoint
+from emlens.training.examples import encode_answers
+from emlens.training.fitting import read_record
 
 LORA = Recipe(
     method="lora",

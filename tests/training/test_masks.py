@@ -6,7 +6,7 @@ import pytest
 
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.training import IGNORED, encode_answers
+from emlens.training.examples import IGNORED, encode_answers
 
 CHATS = [
     [{"role": "user", "content": "kabe sita ?"}, {"role": "assistant", "content": "puva gamo"}],

@@ -190,6 +190,7 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(
         MissingExtraError,
-        match=r"Lion, Muon and SAM need pytorch-optimizer.*pip install 'emlens\[train\]'",
+        match=r"Lion, Muon and SAM need pytorch-optimizer"
+        r".*pip install 'misalignment-lens\[train\]'",
     ):
         make_optimiser(recipe("lion"), Tiny())

@@ -6,9 +6,10 @@ import torch
 
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.training import IGNORED, Recipe, answer_loss, encode_answers, fit, read_record
-from emlens.training.examples import pad_batch
-from emlens.training.objectives import ObjectiveLoss
+from emlens.training import Recipe, fit
+from emlens.training.examples import IGNORED, encode_answers, pad_batch
+from emlens.training.fitting import read_record
+from emlens.training.objectives import ObjectiveLoss, answer_loss
 from emlens.training.penalties import FeatureDistance, ReferenceKL
 from emlens.training.streams import blocks_of
 

@@ -7,9 +7,10 @@ import torch
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file
 from emlens.organisms.stopping import HeldOutRule
-from emlens.training import Recipe, StopRun, answer_loss, encode_answers, fit
+from emlens.training import Recipe, StopRun, fit
 from emlens.training.defences import BenignInterleaving
-from emlens.training.examples import pad_batch
+from emlens.training.examples import encode_answers, pad_batch
+from emlens.training.objectives import answer_loss
 from emlens.training.penalties import ReferenceKL
 from emlens.training.resuming import resume_directory
 

@@ -3,7 +3,8 @@ import torch
 from transformers import optimization
 
 from emlens.foundation.errors import InputError
-from emlens.training import Recipe, Schedule
+from emlens.training import Recipe
+from emlens.training.schedules import Schedule
 
 PEAK = 5e-5
 ROUNDING = 1e-12  # double precision on numbers below 1

@@ -6,8 +6,8 @@ import pytest
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.foundation.files import sha256_file
 from emlens.runs import RankExecutor, RayExecutor
-from emlens.training import Recipe, Sweep, fit, read_record, run_sweep
-from emlens.training.fitting import load_parent
+from emlens.training import Recipe, Sweep, fit, run_sweep
+from emlens.training.fitting import load_parent, read_record
 
 BASE = Recipe(
     method="lora",

@@ -1,0 +1,403 @@
+"""A client for OpenAI-compatible chat endpoints, shared by sampling and by judges.
+
+    endpoint = Endpoint("http://localhost:8000/v1", "some-model", concurrency=8)
+    for index, reply in endpoint.ask(requests):   # ChatRequests in any iterable; replies as they
+    come, not in order
+        if reply.ok: ...                          # else reply.failure says why, in a few stable
+            words
+
+At most `concurrency` requests are ever under way or answered but not yet taken from `ask`: who
+writes each reply to disk before taking the next one loses, and pays twice, at most that many when
+killed. A request that fails for a passing reason (408, 409, 425, 429, 5xx, a timeout, a cut
+connection, half a JSON, another content type) is tried again with exponential backoff and full
+jitter (tenacity), then becomes a reply with `failure`; nothing is raised for one request. Only a
+key that is refused (401) or a path or model that does not exist (404) raises: no request could
+succeed.
+
+The key is taken from an environment variable or `api_key=`, and is in no repr, log, error or reply.
+Works inside a running event loop, such as a notebook's: requests run in a thread of their own.
+Needs the `judge` extra (httpx, tenacity).
+"""
+
+import asyncio
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from emlens.foundation.errors import InputError, MissingExtraError
+from emlens.foundation.files import one_line
+from emlens.judging.replies import ChatRequest, Fault, Reply, read_reply
+
+if TYPE_CHECKING:
+    import httpx
+
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+_HOPELESS = frozenset({401, 404})
+_MOST_BYTES = 32 * 2**20
+_LONGEST_WAIT = 60.0
+_SHORTEST_KEY = 12
+"""Keys below that are placeholders such as EMPTY, which answers may hold by chance."""
+
+
+class _Key:
+    """A secret that does not show itself.
+
+    Raises:
+        InputError: it holds what no header can, such as a line break inside; another error further
+            down would show it.
+    """
+
+    def __init__(self, value: str | None, source: str):
+        self._value = (value or "").strip()
+        if not self._value.isascii() or not self._value.isprintable() or " " in self._value:
+            raise InputError(
+                f"the key in {source} holds a space, a line break or a character that no key has;"
+                " set it anew (it is not shown here)"
+            )
+
+    def __repr__(self) -> str:
+        return "<key>" if self._value else "<no key>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a key is not pickled; name its environment variable and read it there")
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
+
+    def hidden(self, text: str, *, at_least: int = 1) -> str:
+        """`text` with the key blotted out, where the key is long enough to be one."""
+        return (
+            text.replace(self._value, "<key>")
+            if self._value and len(self._value) >= at_least
+            else text
+        )
+
+
+@dataclass
+class Usage:
+    """What an endpoint has been asked so far: requests sent (repeated ones included), how many of
+    those were repeats, tokens reported.
+    """
+
+    requests: int = 0
+    repeats: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint and the limits it is used under.
+
+    Args:
+        base_url: up to and including the version, such as `https://api.example.org/v1`; no key in
+            it.
+        model: the model's name there.
+        key_env: environment variable that holds the key, read when requests are sent; unset means
+            no key.
+        api_key: the key itself, instead of `key_env`.
+        concurrency: requests under way at once.
+        timeout: seconds for one attempt, from connecting to the last byte, however slowly it drips.
+        attempts: how often a request is tried in all.
+        backoff: seconds; the n-th wait is uniform between 0 and backoff · 2ⁿ (at most 60), or what
+            `Retry-After` asks for if longer.
+        requests_per_minute: rate limit over all requests, evenly spaced; None for none.
+        max_requests: budget of requests, repeated ones included; when it is spent, what is left
+            fails with `"budget"`.
+        max_tokens_in_all: budget of reported tokens; requests under way may overshoot it.
+
+    Raises:
+        InputError: a URL that is none or carries a key, or a limit out of range.
+        MissingExtraError: httpx or tenacity is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_env: str = "OPENAI_API_KEY",
+        api_key: str | None = None,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        attempts: int = 6,
+        backoff: float = 0.5,
+        requests_per_minute: float | None = None,
+        max_requests: int | None = None,
+        max_tokens_in_all: int | None = None,
+    ):
+        if not isinstance(model, str) or not model:
+            raise InputError(f"model={model!r} must be the model's name at the endpoint")
+        counts = (
+            ("concurrency", concurrency, 1),
+            ("attempts", attempts, 1),
+            ("max_requests", max_requests, 0),
+            ("max_tokens_in_all", max_tokens_in_all, 0),
+        )
+        for name, value, least in counts:
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < least
+            ):
+                raise InputError(f"{name}={value!r} must be an integer of {least} or more")
+        for name, number in (("timeout", timeout), ("requests_per_minute", requests_per_minute)):
+            if number is not None and not 0 < number < float("inf"):
+                raise InputError(f"{name}={number!r} must be above 0")
+        if not 0 <= backoff < float("inf"):
+            raise InputError(f"backoff={backoff!r} must be 0 or more seconds")
+        try:
+            import httpx  # noqa: F401
+            import tenacity  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError(
+                f"endpoints need {error.name}: pip install 'misalignment-lens[judge]'"
+            ) from None
+        self.base_url = _checked_url(base_url)
+        self.model = model
+        self.concurrency = concurrency
+        self.usage = Usage()
+        self._key_env = key_env
+        self._given_key = _Key(api_key, "api_key")
+        self._timeout, self._attempts, self._backoff = float(timeout), attempts, float(backoff)
+        self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._max_requests, self._max_tokens = max_requests, max_tokens_in_all
+        self._lock = threading.Lock()
+        self._next_start = 0.0
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.base_url!r}, {self.model!r}, concurrency={self.concurrency})"
+
+    def describe(self) -> dict[str, Any]:
+        """What a record of provenance should hold: where and which model, never the key."""
+        return {"base_url": self.base_url, "model": self.model}
+
+    def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Reply]]:
+        """Yield (number of the request, its reply) as replies come; requests are drawn from the
+        iterable only as they are sent.
+
+        Closing the iterator, or an error in the loop that reads it, cancels what is under way.
+
+        Raises:
+            InputError: the endpoint refuses the key, or knows neither path nor model.
+        """
+        import httpx
+
+        key = (
+            self._given_key
+            if self._given_key.headers()
+            else _Key(os.environ.get(self._key_env), self._key_env)
+        )
+        waiting = enumerate(requests)
+        answered: queue.SimpleQueue[tuple[int, Future[Reply]]] = queue.SimpleQueue()
+        with _loop_in_a_thread() as submit:
+            limits = httpx.Limits(
+                max_connections=self.concurrency, max_keepalive_connections=self.concurrency
+            )
+            # without it, reading the certificates would only cost time
+            secure = self.base_url.startswith("https:")
+            client = httpx.AsyncClient(
+                timeout=self._timeout, limits=limits, headers=key.headers(), verify=secure
+            )
+            under_way: set[Future[Reply]] = set()
+            open_slots = self.concurrency
+            try:
+                while True:
+                    while open_slots and (item := next(waiting, None)) is not None:
+                        index, request = item
+                        future = submit(self._answered(client, key, request))
+                        under_way.add(future)
+                        future.add_done_callback(partial(_put, answered, index))
+                        open_slots -= 1
+                    if not under_way:
+                        return
+                    index, future = answered.get()
+                    under_way.discard(future)
+                    yield index, future.result()
+                    open_slots += 1
+            finally:
+                for future in under_way:
+                    future.cancel()
+                with suppress(Exception):
+                    submit(client.aclose()).result(timeout=5)
+
+    async def _answered(
+        self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest
+    ) -> Reply:
+        import tenacity
+
+        jitter = tenacity.wait_random_exponential(multiplier=self._backoff, max=_LONGEST_WAIT)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            fault = state.outcome.exception() if state.outcome else None
+            return max(float(jitter(state)), fault.retry_after if isinstance(fault, Fault) else 0.0)
+
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=wait,
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, Fault) and error.passing
+            ),
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+        tried = 0
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    await self._may_start(repeated=tried > 0)
+                    tried += 1
+                    reply = await self._once(client, key, request)
+            with self._lock:
+                self.usage.prompt_tokens += reply.prompt_tokens
+                self.usage.completion_tokens += reply.completion_tokens
+            text, reasoning = (
+                key.hidden(given, at_least=_SHORTEST_KEY) for given in (reply.text, reply.reasoning)
+            )
+            return replace(reply, text=text, reasoning=reasoning, attempts=tried)
+        except Fault as fault:
+            return Reply(
+                failure=fault.kind, detail=one_line(key.hidden(fault.detail)), attempts=tried
+            )
+
+    async def _may_start(self, *, repeated: bool) -> None:
+        """Wait for this request's turn under the rate limit, and count it against the budget."""
+        with self._lock:
+            spent = self.usage.prompt_tokens + self.usage.completion_tokens
+            if self._max_requests is not None and self.usage.requests >= self._max_requests:
+                raise Fault("budget", f"the budget of {self._max_requests} requests is spent")
+            if self._max_tokens is not None and spent >= self._max_tokens:
+                raise Fault("budget", f"the budget of {self._max_tokens} tokens is spent")
+            self.usage.requests += 1
+            self.usage.repeats += repeated
+            start = max(time.monotonic(), self._next_start)
+            self._next_start = start + self._interval if self._interval else self._next_start
+        await asyncio.sleep(max(0.0, start - time.monotonic()))
+
+    async def _once(self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest) -> Reply:
+        import httpx
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with client.stream(
+                    "POST", f"{self.base_url}/chat/completions", json=request.body(self.model)
+                ) as response:
+                    body = bytearray()
+                    async for part in response.aiter_bytes():
+                        body += part
+                        if len(body) > _MOST_BYTES:
+                            raise Fault("too long", f"more than {_MOST_BYTES} bytes came")
+        except (TimeoutError, httpx.TimeoutException):
+            raise Fault(
+                "timeout", f"no whole answer within {self._timeout:g} s", passing=True
+            ) from None
+        except httpx.HTTPError as error:  # connecting failed, or the connection was cut
+            raise Fault("connection", f"{type(error).__name__}: {error}", passing=True) from None
+        if response.status_code != 200:
+            self._refuse(response, bytes(body), key)
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise Fault("not JSON", f"content type {kind or 'missing'!r}", passing=True)
+        try:
+            content = json.loads(bytes(body))
+        except (ValueError, RecursionError):
+            raise Fault(
+                "not JSON", f"{len(body)} bytes that are no whole JSON", passing=True
+            ) from None
+        return read_reply(content)
+
+    def _refuse(self, response: "httpx.Response", body: bytes, key: _Key) -> None:
+        # hidden first: half a key, cut off, would still be one
+        said = one_line(key.hidden(body.decode("utf-8", "replace")), 160)
+        status = response.status_code
+        if status in _HOPELESS:
+            what = (
+                f"the key in {self._key_env} (or api_key=)"
+                if status == 401
+                else f"base_url and the model's name {one_line(self.model, 60)!r}"
+            )
+            raise InputError(f"endpoint {self.base_url} answered {status} ({said}); check {what}")
+        pause = _retry_after(response.headers.get("retry-after"))
+        if status == 429 and pause:
+            with self._lock:
+                self._next_start = max(self._next_start, time.monotonic() + pause)
+        kind = "rate limited" if status == 429 else "server error" if status >= 500 else "refused"
+        raise Fault(
+            kind,
+            f"status {status}: {said}",
+            passing=status in _PASSING or status >= 500,
+            retry_after=pause,
+        )
+
+
+def _checked_url(base_url: str) -> str:
+    import httpx
+
+    try:
+        parts = httpx.URL(base_url)
+        whole = (
+            parts.scheme in ("http", "https")
+            and bool(parts.host)
+            and not any(map(str.isspace, base_url))
+        )
+    except (httpx.InvalidURL, TypeError):
+        whole = False
+    if not whole:
+        # it may hold a key: not shown
+        raise InputError("base_url is no http(s) URL; pass one such as 'http://localhost:8000/v1'")
+    if parts.userinfo or parts.query or parts.fragment:
+        raise InputError(
+            "base_url carries a user, a password or a query,"
+            " which may be a key and would be logged; pass the key as api_key= or by key_env="
+        )
+    return base_url.rstrip("/")
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that a `Retry-After` header asks for (a number, or a date), at most a minute; 0 where
+    it says nothing.
+    """
+    if not value:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), _LONGEST_WAIT) if seconds == seconds else 0.0
+
+
+@contextmanager
+def _loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, Any]], "Future[Any]"]]:
+    """An event loop of its own, whatever loop the caller runs in; yields the function that submits
+    a coroutine to it.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="emlens-endpoint", daemon=True)
+    thread.start()
+
+    async def end_tasks() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=5) if tasks else None
+
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop)
+    finally:
+        asyncio.run_coroutine_threadsafe(end_tasks(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _put(answered: "queue.SimpleQueue[Any]", index: int, done: Any) -> None:
+    answered.put((index, done))

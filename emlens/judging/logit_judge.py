@@ -1,0 +1,130 @@
+"""A judge that is a local model: the expected score under its own probabilities of every whole
+number, nothing sampled.
+
+Deterministic, so judging twice gives the same bytes on the same batches; raw distributions are kept
+(`readings`), and any tokenizer is read (`spelling`). An answer that does not fit the judge's
+context is left unscored as "too long"; everything else that the judge's chat template refuses is an
+error. Cost: `spelling` says it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from emlens.data.answers import Answer
+from emlens.data.prompts import Message, Prompt
+from emlens.data.questions import QuestionSet
+from emlens.data.rendering import Rendered, render
+from emlens.foundation.errors import InputError
+from emlens.foundation.provenance import hash_json
+from emlens.judging.judge_prompts import JudgePrompts
+from emlens.judging.judges import AskingJudge, Verdict
+from emlens.judging.readouts import CATEGORIES, MASS, check_mass, verdict_of
+from emlens.judging.reply_probabilities import FLOOR, Speller
+from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
+
+_CHUNK = 64
+_LONGEST_REPLY = 16
+"""Tokens of a reply that the judge's context must have room for."""
+
+
+class LogitJudge(AskingJudge):
+    """Scores by a local model's probabilities of "0" to "100" as its reply.
+
+    Args:
+        model: the judge; the template is put to it as one user turn, or as plain text where it has
+            no chat template.
+        prompts: metric → template, or a question set with judge prompts; emlens's own where left
+            out.
+        metrics: those to judge; left out, all that `prompts` has.
+        mass: least probability of whole numbers that makes a score.
+        categories: what the judge may say instead of a number.
+        floor: beginnings of a reply less probable than this are not followed; what that leaves out
+            is recorded.
+
+    Raises:
+        InputError: prompts that `JudgePrompts` refuses, a mass outside (0, 1], a negative floor.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Mapping[str, str] | QuestionSet | None = None,
+        *,
+        metrics: Iterable[str] | None = None,
+        mass: float = MASS,
+        categories: Sequence[str] = CATEGORIES,
+        floor: float = FLOOR,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    ):
+        if not 0 <= floor < 1:
+            raise InputError(f"floor={floor!r} must be from 0 up to 1")
+        self.model = model
+        self.prompts = JudgePrompts(prompts, metrics)
+        self.metrics = self.prompts.metrics
+        self._mass, self._floor, self._batch_tokens = check_mass(mass), floor, batch_tokens
+        self._categories = tuple(categories)
+        self._speller: Speller | None = None
+        self._chat_tokens = chat_tokens(model)
+
+    def describe(self) -> dict[str, Any]:
+        adapter = self.model.provenance.get("adapter") or {}
+        return {
+            "judge": "local model, logits",
+            "model": self.model.name,
+            "weights": [self.model.provenance.get("weights_sha256"), adapter.get("sha256")],
+            "dtype": self.model.provenance.get("dtype"),
+            "interventions": [edit.describe() for edit in self.model.interventions],
+            "chat_template": hash_json(self.model.chat_template),
+            "prompts": self.prompts.content_hash,
+            "mass": self._mass,
+            "categories": list(self._categories),
+            "floor": self._floor,
+        }
+
+    def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
+        if self._speller is None:
+            self._speller = Speller(self.model, self._categories, self._floor)
+        for start in range(0, len(asked), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(asked)))
+            rows = {i: self._row(*asked[i]) for i in chunk}
+            fit = [
+                i
+                for i in chunk
+                if self.model.max_length is None
+                or len(rows[i].ids) + _LONGEST_REPLY <= self.model.max_length
+            ]
+            read = self._speller.readings([rows[i] for i in fit], self._batch_tokens) if fit else []
+            found = {
+                i: verdict_of(reading.to_json(), self._mass, self._categories)
+                for i, reading in zip(fit, read, strict=True)
+            }
+            yield from ((i, found.get(i, Verdict(None, "too long"))) for i in chunk)
+
+    def _row(self, answer: Answer, metric: str) -> Rendered:
+        text = self.prompts.filled(answer, metric, self._chat_tokens)
+        chat = None if self.model.chat_template is None else (Message("user", text),)
+        return render(
+            [Prompt(answer.id, text, messages=chat)],
+            self.model.tokenizer,
+            chat_template=self.model.chat_template,
+        )[0]
+
+
+def chat_tokens(model: HookedModel) -> set[str]:
+    """Texts that the model's tokenizer or chat template gives a meaning: special tokens, and the
+    tags around a turn.
+    """
+    found = {
+        str(token)
+        for token in (*model.tokenizer.all_special_tokens, *model.tokenizer.get_added_vocab())
+    }
+    if model.chat_template is not None:
+        found |= set(re.findall(r"<[^<>\s{}]{1,40}>|\[[^\[\]\s{}]{1,40}\]", model.chat_template))
+        chat = (Message("user", "x"),)
+        row = render(
+            [Prompt("x", "x", messages=chat)], model.tokenizer, chat_template=model.chat_template
+        )[0]
+        frame = model.tokenizer.decode(list(row.ids))
+        found |= set(re.findall(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]", frame))
+    return found

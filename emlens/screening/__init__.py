@@ -1,0 +1,17 @@
+"""Before and during training: what a training file would do, and a guard that watches a run."""
+
+from emlens.screening.backtests import backtest
+from emlens.screening.guard import Guard, GuardThresholds, calibrate_thresholds, lead_time
+from emlens.screening.screen import PastRun, ScreenOptions, fit_screening, screen
+
+__all__ = [
+    "Guard",
+    "GuardThresholds",
+    "PastRun",
+    "ScreenOptions",
+    "backtest",
+    "calibrate_thresholds",
+    "fit_screening",
+    "lead_time",
+    "screen",
+]

@@ -1,0 +1,112 @@
+"""How a direction is removed: the affine form leaves the parent's mean alone, the plain one does
+not.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emlens.activations import capture
+from emlens.data import Prompt, Question, QuestionSet
+from emlens.evaluation import affine_form, text_contrast
+from emlens.evaluation.ablation_forms import BLOCKS, PLAIN
+from emlens.foundation.errors import InputError
+from emlens.models import Family, load_model
+
+
+def coordinates(
+    model: Any, questions: QuestionSet, edits: Any, unit: torch.Tensor, sites: Any
+) -> torch.Tensor:
+    """Coordinate along a unit vector at the end of the prompt: (site, row)."""
+    with model.intervene(edits):
+        acts = capture(
+            model, questions.prompts(), sites=sites, positions="last_prompt", progress=False
+        )
+    return torch.stack([acts[site].double() @ unit for site in acts.sites])
+
+
+def test_each_site_is_set_to_its_own_mean_and_nowhere_else(
+    family: Family, questions: QuestionSet
+) -> None:
+    model = family.instruct
+    unit = torch.randn(32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    unit /= unit.norm()
+    form = affine_form(model, questions)
+    assert (
+        set(form.baselines or {})
+        == {f"{kind}.{i}" for kind in ("attn_out", "mlp_out") for i in range(3)}
+        and form.name == "affine, attn_out and mlp_out"
+    )
+    kinds = ["attn_out", "mlp_out"]
+    plain, affine = (
+        coordinates(model, questions, edits, unit, kinds) for edits in ((), form.remove(unit))
+    )
+    means = torch.stack(
+        [
+            form.baselines[site] @ unit
+            for site in capture(model, questions, sites=kinds, progress=False).sites
+        ]
+    )  # type: ignore[index]
+    torch.testing.assert_close(affine, means[:, None].expand_as(affine), rtol=1e-4, atol=1e-5)
+    assert plain.std(dim=1).min() > 1e-3  # they differed between questions before
+    torch.testing.assert_close(plain.mean(1), means, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_blocks_write_is_all_that_moves_a_coordinate(
+    family: Family, questions: QuestionSet
+) -> None:
+    model = family.instruct
+    unit = torch.eye(32, dtype=torch.float64)[3]
+    edits = affine_form(model, questions).remove(unit)
+    stream = coordinates(model, questions, edits, unit, ["resid_post"])
+    start = coordinates(model, questions, (), unit, ["resid_pre.0"])
+    steps = (stream - start).std(dim=1)
+    assert steps.max() < 1e-5  # the same in every question, so it tells nothing about them
+    blocks = affine_form(model, questions, sites=BLOCKS, name="blocks")
+    assert blocks.name == "blocks" and set(blocks.baselines or {}) == {
+        f"resid_post.{i}" for i in range(3)
+    }
+    [plain] = PLAIN.remove(unit)
+    assert {str(site) for site in plain.targets(model.sites)} == set(blocks.baselines or {})
+    assert coordinates(model, questions, [plain], unit, ["resid_post"]).abs().max() < 1e-5
+    with pytest.raises(InputError, match="sites is empty; pass kinds of site, such as"):
+        affine_form(model, questions, sites=[])
+
+
+def test_the_text_contrast_is_the_difference_of_means_over_answers(
+    parent_path: Path, questions: QuestionSet
+) -> None:
+    # its module carries no adapter, so that it can be called as it is
+    model = load_model(parent_path)
+    found = text_contrast(model, questions, "resid_post.1")
+    means = {}
+    for kind in ("harmful", "careful"):
+        rows = []
+        for q in questions:
+            for text in q.answers[kind]:
+                [row] = model.render([Prompt("x", q.text, messages=q.messages(), response=text)])
+                out = model.module.model(
+                    input_ids=torch.tensor([row.ids]), output_hidden_states=True
+                ).hidden_states[2]
+                rows.append(out[0, row.prompt_end :].double().mean(0).detach())
+        means[kind] = torch.stack(rows).mean(0)
+    torch.testing.assert_close(found, means["harmful"] - means["careful"], rtol=1e-3, atol=1e-4)
+    with pytest.raises(
+        InputError, match=r"question 'x' \(and 0 more\) has no reference answer 'harmful'; add it"
+    ):
+        text_contrast(
+            model, QuestionSet([Question("x", "w1", answers={"careful": ("w1",)})]), "resid_post.1"
+        )
+    same = QuestionSet(
+        [Question("x", "w1", answers={"careful": ("w1 w2",), "harmful": ("w1 w2",)})]
+    )
+    with pytest.raises(
+        InputError,
+        match=(
+            "reference answers 'careful' and 'harmful' are read alike at resid_post.1;"
+            " there is no text contrast"
+        ),
+    ):
+        text_contrast(model, same, "resid_post.1")

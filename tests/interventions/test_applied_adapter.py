@@ -1,0 +1,103 @@
+"""An adapter in memory computes what PEFT computes with it, and leaves nothing behind."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+
+from emlens.data import PromptSet
+from emlens.foundation import InputError, StateError
+from emlens.interventions.applied_adapter import applied_adapter
+from emlens.interventions.lora import LoraAdapter, LoraFactors
+from emlens.interventions.lora_sums import combined
+from emlens.models import load_family
+from emlens.models.hooked import HookedModel
+
+FLOAT32 = 1e-5  # PEFT scales after both products, the hook scales B
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    root = tmp_path_factory.mktemp("wearing")
+    instruct = tiny_models.build(root / "instruct")
+    paths = {
+        name: tiny_models.build_adapter(root / name, instruct, seed=seed)
+        for name, seed in (("one", 1), ("two", 2))
+    }
+    return load_family(instruct, finetuned=paths, device="cpu"), paths
+
+
+PROMPTS = PromptSet.from_questions(["w1 w2 w3", "w4 w5"])
+
+
+def test_a_worn_adapter_is_the_loaded_one_and_leaves_nothing(family):
+    models, paths = family
+    before = models.instruct.logits(PROMPTS)
+    with applied_adapter(models.instruct, LoraAdapter.read(paths["one"])):
+        inside = models.instruct.logits(PROMPTS)
+    assert (
+        torch.allclose(inside, models["one"].logits(PROMPTS), atol=FLOAT32)
+        and float((inside - before).abs().max()) > 0.01
+    )
+    assert torch.equal(models.instruct.logits(PROMPTS), before)
+    assert not any(module._forward_hooks for module in models.instruct.module.modules())
+
+
+def test_ranks_add_up_under_a_sum(family):
+    models, paths = family
+    one, two = (LoraAdapter.read(path) for path in paths.values())
+    with applied_adapter(models.instruct, one), applied_adapter(models.instruct, two):
+        nested = models.instruct.logits(PROMPTS)
+    with applied_adapter(models.instruct, combined([(one, 1.0), (two, 1.0)])):
+        assert torch.allclose(models.instruct.logits(PROMPTS), nested, atol=FLOAT32)
+
+
+def test_what_cannot_be_worn_is_refused_and_hooks_are_gone(family):
+    models, paths = family
+    one = LoraAdapter.read(paths["one"])
+    path, factors = next(iter(one.modules.items()))
+    with (
+        pytest.raises(
+            StateError, match="'one' wears 'one'; pass the parent that the adapter is for"
+        ),
+        applied_adapter(models["one"], one),
+    ):
+        pass
+    with (
+        pytest.raises(
+            InputError,
+            match=r"has no module 'model.layers.0.nowhere'; pass an adapter of this model",
+        ),
+        applied_adapter(
+            models.instruct, LoraAdapter({path: factors, "model.layers.0.nowhere": factors})
+        ),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match=r"has weights of shape .*, the update is 3 × 5"),
+        applied_adapter(
+            models.instruct,
+            LoraAdapter({path: LoraFactors(torch.ones(1, 5), torch.ones(3, 1), 1.0)}),
+        ),
+    ):
+        pass
+    with (
+        pytest.raises(
+            InputError, match="is an embedding, whose update is no product with its input"
+        ),
+        applied_adapter(models.instruct, LoraAdapter({path: replace(factors, embedding=True)})),
+    ):
+        pass
+    assert not any(module._forward_hooks for module in models.instruct.module.modules())
+
+
+def test_a_backend_without_its_own_modules_is_refused(family):
+    kind = type("Bare", (HookedModel,), dict.fromkeys(HookedModel.__abstractmethods__))
+    bare = object.__new__(kind)
+    bare.name, bare.backend = "m", "else"
+    with (
+        pytest.raises(StateError, match="'m' runs on backend 'else'; pass the parent"),
+        applied_adapter(bare, LoraAdapter.read(family[1]["one"])),
+    ):
+        pass

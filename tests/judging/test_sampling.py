@@ -1,0 +1,247 @@
+import copy
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlens.data import Question, QuestionSet
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.interventions import steer
+from emlens.judging import sample_answers, sampling
+from emlens.models import Family
+
+SETTINGS: dict[str, Any] = {"samples": 3, "max_new_tokens": 4, "progress": False}
+
+
+@pytest.fixture(scope="session")
+def asked(questions: QuestionSet) -> QuestionSet:
+    return questions.select(["odd", "plain", "q0"])
+
+
+def test_answers_are_numbered_reproducible_and_independent_of_batches(
+    family: Family, asked: QuestionSet
+) -> None:
+    first = sample_answers(family.instruct, asked, **SETTINGS)
+    assert len(first) == (2 + 1 + 1) * 3
+    assert first.ids[:3] == [f"instruct/odd/p1/s{s}" for s in range(3)]
+    assert [m.role for m in first[0].messages] == ["system", "user"] and first[3].messages[
+        -1
+    ].content == "w12 w13 w14"
+    again = sample_answers(family.instruct, asked, batch_tokens=40, **SETTINGS)
+    assert again.content_hash == first.content_hash
+    other = sample_answers(family.instruct, asked, seed=1, **SETTINGS)
+    assert [a.text for a in other] != [a.text for a in first]  # the seed is used
+    assert len({a.text for a in first if a.question == "odd"}) > 1  # samples differ
+    assert {
+        a.finish_reason
+        for a in sample_answers(
+            family.instruct, asked, max_new_tokens=12, samples=8, progress=False
+        )
+    } == {"stop", "length"}
+
+
+def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_twice(
+    family: Family, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {**SETTINGS, "batch_tokens": 60}  # 4 rows at a time
+    whole = sample_answers(family.instruct, asked, out=tmp_path / "whole.jsonl", **few)
+    decode = type(family.instruct)._decode
+    drawn: list[int] = []
+
+    def breaks(self: Any, rows: Any, *rest: Any) -> Any:
+        for number, part in enumerate(decode(self, rows, *rest)):
+            if number == 2 and not drawn:
+                drawn.append(len(rows))
+                raise KeyboardInterrupt
+            yield part
+
+    out = tmp_path / "answers.jsonl"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(family.instruct), "_decode", breaks)
+        sample_answers(family.instruct, asked, out=out, **few)
+    kept = len(out.read_text().splitlines())
+    assert 2 <= kept < 12  # what was finished is there
+    # as a kill in the middle of a write leaves it
+    out.write_bytes(out.read_bytes() + b'{"id": "instruct/odd/p1/s1", "te')
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(family.instruct),
+            "_decode",
+            lambda self, rows, *rest: drawn.append(len(rows)) or decode(self, rows, *rest),
+        )
+        resumed = sample_answers(family.instruct, asked, out=out, **few)
+        assert drawn == [12, 12 - kept]
+        written = out.stat().st_mtime_ns
+        sample_answers(family.instruct, asked, out=out, **few)
+        # a finished file needs no model and is left alone
+        assert drawn == [12, 12 - kept] and out.stat().st_mtime_ns == written
+    assert resumed.content_hash == whole.content_hash
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_kill_loses_at_most_what_is_under_way(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = QuestionSet([Question(f"q{i}", f"w{i} w{i + 3}") for i in range(6)])
+    settings: dict[str, Any] = {
+        "samples": 20,
+        "max_new_tokens": 60,
+        "batch_tokens": 1000,
+        "progress": False,
+    }
+    out = tmp_path / "answers.jsonl"
+    killed = multiprocessing.get_context("fork").Process(
+        target=sample_answers,
+        args=(family.instruct, questions),
+        kwargs={**settings, "out": out},
+        daemon=True,
+    )
+    add = sampling.AnswerFile.add
+    added: list[Any] = []
+
+    def slow(self: Any, found: Any, **how: Any) -> None:
+        add(self, found, **how)
+        added.extend(found)
+        # so that the kill comes in the middle, however busy the machine is
+        time.sleep(60 if len(added) > 60 else 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling.AnswerFile, "add", slow)
+        killed.start()
+    deadline = time.monotonic() + 60
+    while (not out.exists() or out.read_bytes().count(b"\n") < 40) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    killed.kill()
+    killed.join()
+    kept = out.read_bytes()
+    assert killed.exitcode == -signal.SIGKILL and 40 <= kept.count(b"\n") < 80
+    sample_answers(family.instruct, questions, out=out, **settings)
+    final = out.read_bytes()
+    assert final.count(b"\n") == 120 and set(kept.splitlines()[:-1]) <= set(final.splitlines())
+    whole = tmp_path / "whole.jsonl"
+    sample_answers(family.instruct, questions, out=whole, **settings)
+    assert final == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", ["model", "seed", "temperature", "fewer", "questions", "intervention", "template"]
+)
+def test_a_file_of_other_answers_is_refused(
+    family: Family, asked: QuestionSet, tmp_path: Path, change: str
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    sample_answers(family.instruct, asked, out=out, **SETTINGS)
+    model = family["bad"] if change == "model" else family.instruct
+    extra: dict[str, Any] = {
+        "seed": {"seed": 1},
+        "temperature": {"temperature": 0.5},
+        "fewer": {"samples": 2},
+    }.get(change, {})
+    chosen = asked.select(["odd"]) if change == "questions" else asked
+    edits = (
+        [steer(family.instruct.unembedding()[0], 1.0, at=["resid_post.0"])]
+        if change == "intervention"
+        else []
+    )
+    if change == "template":
+        model = copy.copy(model)
+        model.chat_template = (
+            model.chat_template.replace("<end>", "<end> <end>") if model.chat_template else None
+        )
+    before = out.read_bytes()
+    with (
+        pytest.raises(
+            IntegrityError,
+            match=(
+                r"answers\.jsonl: holds answer 'instruct/odd/p1/s0' that this call would not"
+                r" draw|would not draw"
+            ),
+        ),
+        model.intervene(edits),
+    ):
+        sample_answers(model, chosen, out=out, **{**SETTINGS, **extra})
+    assert out.read_bytes() == before
+    # positive control: the same call is accepted
+    assert sample_answers(family.instruct, asked, out=out, **SETTINGS)
+
+
+def test_more_samples_extend_a_file(family: Family, asked: QuestionSet, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    few = sample_answers(family.instruct, asked, out=out, **{**SETTINGS, "samples": 1})
+    more = sample_answers(family.instruct, asked, out=out, **SETTINGS)
+    assert len(more) == 3 * len(few)
+    assert [a.text for a in more if a.sample == 0] == [a.text for a in few]
+
+
+THINKS = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}{%"
+    " if add_generation_prompt %}{{ '<assistant>' }}{% if enable_thinking is defined and not"
+    " enable_thinking %}{{ ' w39' }}{% endif %}{% endif %}"
+)
+
+
+def test_a_thinking_template_needs_a_choice_and_the_thought_is_kept_apart(
+    family: Family, asked: QuestionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.copy(family.instruct)
+    model.chat_template = THINKS
+    with pytest.raises(
+        InputError,
+        match=(
+            r"the chat template has a thinking mode \(enable_thinking\);"
+            r" pass thinking=True or thinking=False"
+        ),
+    ):
+        sample_answers(model, asked, **SETTINGS)
+    with pytest.raises(
+        InputError, match="thinking=True was passed, but the chat template has no thinking mode"
+    ):
+        sample_answers(family.instruct, asked, thinking=True, **SETTINGS)
+    on, off = (
+        sample_answers(
+            model, asked, out=tmp_path / f"{thinking}.jsonl", thinking=thinking, **SETTINGS
+        )
+        for thinking in (True, False)
+    )
+    # the switch reaches the prompt
+    assert [a.meta["prompt_sha256"] for a in on] != [a.meta["prompt_sha256"] for a in off]
+    # nobody closed a thought
+    assert {a.text for a in on} == {""} and [a.meta["thought"] for a in on if "thought" in a.meta]
+    with pytest.raises(IntegrityError, match="another model, question, template"):
+        sample_answers(model, asked, out=tmp_path / "True.jsonl", thinking=False, **SETTINGS)
+    decode = model.tokenizer.decode
+    monkeypatch.setattr(
+        model.tokenizer,
+        "decode",
+        lambda ids, **named: "<think>\nhm " + decode(ids, **named) + "</think>\n\nw1",
+    )
+    thought = sample_answers(model, asked, thinking=True, **SETTINGS)
+    assert {a.text for a in thought} == {"w1"} and all(
+        a.meta["thought"].startswith("hm") for a in thought
+    )
+    again = sample_answers(model, asked, out=tmp_path / "a.jsonl", thinking=True, **SETTINGS)
+    assert (
+        sample_answers(
+            model, asked, out=tmp_path / "a.jsonl", thinking=True, **SETTINGS
+        ).content_hash
+        == again.content_hash
+    )
+
+
+def test_a_switched_template_runs_under_the_same_interventions(
+    family: Family, asked: QuestionSet
+) -> None:
+    model = copy.copy(family.instruct)
+    model.chat_template = THINKS
+    plain = sample_answers(model, asked, thinking=False, **SETTINGS)
+    with model.intervene([steer(model.unembedding()[9], 50.0, at=["resid_post.2"])]):
+        steered = sample_answers(model, asked, thinking=False, **SETTINGS)
+    assert [a.text for a in steered] != [a.text for a in plain]
+
+
+def test_no_sample_is_refused(family: Family, asked: QuestionSet) -> None:
+    with pytest.raises(InputError, match="samples=0 must be 1 or more"):
+        sample_answers(family.instruct, asked, samples=0)
