@@ -44,7 +44,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     kinds = {kind for cell in cells for output in cell.outputs for kind in output.get("data", {})}
     assert "text/html" in kinds or path.stem.startswith("01")
     if path.stem == RELEASED:
-        assert "nothing below is a finding" in shown(notebook)
+        assert "Nothing below is a finding" in shown(notebook)
 
 
 def test_released_files_are_read_where_they_are(
