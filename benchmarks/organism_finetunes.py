@@ -23,7 +23,7 @@ from emlens.organisms.building import one_thread
 from emlens.organisms.growing import grow_finetune
 from emlens.organisms.plans import FineTuneStage
 from emlens.runs import UnitLog
-from emlens.runs.units import exclusive
+from emlens.runs.locks import exclusive
 from emlens.training.fitting import read_record
 
 SEEDED: Final = ("medicine", "finance")

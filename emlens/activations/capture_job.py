@@ -10,9 +10,8 @@ all sides end on identical batches.
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,14 @@ from emlens.activations.record import Activations
 from emlens.activations.shards import shard_path
 from emlens.foundation.errors import InputError, IntegrityError, StateError, UnknownNameError
 from emlens.models.hooked import HookedModel
+from emlens.runs.locks import exclusive, shared
 
 Advance = Callable[[], Any]
 logger = logging.getLogger("emlens")
 _PATIENCE = 1.0  # seconds
+_BUSY = (
+    "another process is capturing into this store; wait for it, or pass another directory"
+)
 
 
 @dataclass(frozen=True)
@@ -261,34 +264,15 @@ def _sweep(directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _lock(directory: Path, *, alone: bool) -> Iterator[None]:
+def _lock(directory: Path, *, alone: bool) -> AbstractContextManager[None]:
     """Hold a directory, alone or with others that share it; those who share wait for the moment
-    that a sweep takes. Where a file system knows no locks, nothing is held: every write is atomic
-    and repeatable, so a second process would cost time, not results.
+    that a sweep takes.
 
     Raises:
         StateError: somebody else holds it.
     """
-    import fcntl
-
-    handle = os.open(directory, os.O_RDONLY)
-    until = time.monotonic() + (0.0 if alone else _PATIENCE)
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < until:
-                    time.sleep(0.02)
-                    continue
-                raise StateError(
-                    f"{directory}: another process is capturing into this store;"
-                    " wait for it, or pass another directory"
-                ) from None
-            except OSError as error:
-                logger.debug("%s: cannot be locked (%s)", directory, error)
-            break
-        yield
-    finally:
-        os.close(handle)
+    if not os.access(directory, os.W_OK):
+        return nullcontext()  # nothing can be written, so there is nothing to guard
+    if alone:
+        return exclusive(directory, busy=_BUSY)
+    return shared(directory, busy=_BUSY, patience=_PATIENCE)

@@ -11,7 +11,6 @@ the lines above. One writer at a time; `append_journal` refuses a second one whe
 supports locks. Whoever finishes the work publishes the whole in its proper order with `write_text`.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emlens.data.readers import decoded, parse_jsonl, read_bytes
-from emlens.foundation.errors import StateError
+from emlens.runs.locks import only_writer
 
 
 def read_journal(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
@@ -52,8 +51,7 @@ def append_journal(
     content = "".join(lines).encode("utf-8")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        _lock(file.fileno(), path)
+    with only_writer(path), open(path, "a+b") as file:
         file.seek(0)
         whole, tail = _split(file.read()) if _ends_torn(file) else (b"", b"")
         if tail and not _is_record(tail):
@@ -87,13 +85,3 @@ def _ends_torn(file: Any) -> bool:
     file.seek(0)
     return bool(torn)
 
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
-    except BlockingIOError:
-        raise StateError(
-            f"{path}: another process is writing to it; wait for that one, or pass another file"
-        ) from None
-    except OSError:  # a file system without locks
-        return

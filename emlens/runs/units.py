@@ -4,17 +4,16 @@ it was.
 A unit's result is one JSON record and any number of files, published by rename after its files
 stand; it is found again by a fingerprint of what it was computed from, so a changed configuration
 never reuses an old result. A record or file that is not as it was written counts as absent, and the
-unit is done again. `exclusive` keeps a second command out of a directory; where several processes
-share the work, `emlens.runs.plan` and `emlens.runs.unit_claims` do.
+unit is done again. `emlens.runs.locks` keeps a second command out of a directory; where several
+processes share the work, `emlens.runs.plan` and `emlens.runs.unit_claims` do.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emlens.foundation.errors import InputError, StateError
+from emlens.foundation.errors import InputError
 from emlens.foundation.files import canonical_json, read_json, safe_name, sha256_file, write_json
 from emlens.foundation.provenance import hash_json
 
@@ -101,23 +100,3 @@ def _whole_record(path: Path) -> dict[str, Any] | None:
         return None
     digest = found.pop("sha256", None)
     return found if digest == hash_json(found) else None
-
-
-@contextmanager
-def exclusive(directory: str | Path) -> Iterator[None]:
-    """Hold a directory against a second run of the same command; the lock vanishes with the process
-    that held it.
-    """
-    import fcntl
-
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(
-                f"{path}: another run is working in this directory;"
-                " wait for it, or pass another --out"
-            ) from None
-        yield

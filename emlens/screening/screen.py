@@ -27,7 +27,7 @@ from emlens.probes import Forecaster, fit_forecaster
 from emlens.probes.severity import LEAST_CLUSTERS
 from emlens.results.study_result import Finding, StudyResult, read_table, text_columns, write_table
 from emlens.runs import UnitLog
-from emlens.runs.units import exclusive
+from emlens.runs.locks import exclusive
 from emlens.screening.backtests import backtest
 from emlens.screening.training_file import (
     MEAN_RESPONSE,

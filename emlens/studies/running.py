@@ -23,7 +23,7 @@ from emlens.results.study_result import (
     write_table,
 )
 from emlens.runs import UnitLog, progress_bar
-from emlens.runs.units import exclusive
+from emlens.runs.locks import exclusive
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material, load_material

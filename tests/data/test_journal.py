@@ -1,10 +1,10 @@
-import fcntl
 from pathlib import Path
 
 import pytest
 
 from emlens.data.journal import append_journal, read_journal
 from emlens.foundation.errors import InputError, StateError
+from emlens.runs.locks import only_writer
 
 
 def records(path: Path) -> list[dict[str, object]]:
@@ -53,15 +53,16 @@ def test_a_record_that_cannot_be_written_leaves_the_file_alone(tmp_path: Path) -
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     append_journal(path, [{"a": 1}])
-    with open(path, "ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(
+    with (
+        only_writer(path),
+        pytest.raises(
             StateError,
             match=(
                 r"j.jsonl: another process is writing to it;"
                 r" wait for that one, or pass another file"
             ),
-        ):
-            append_journal(path, [{"a": 2}])
+        ),
+    ):
+        append_journal(path, [{"a": 2}])
     append_journal(path, [{"a": 2}])
     assert records(path) == [{"a": 1}, {"a": 2}]

@@ -1,13 +1,9 @@
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 
-from emlens.foundation import StateError
 from emlens.runs import UnitLog
-from emlens.runs.units import exclusive
 
 
 class Work:
@@ -102,48 +98,3 @@ def test_a_log_can_be_moved(tmp_path, work):
     UnitLog(here / "units").run("a", {}, work)
     here.rename(there)
     assert UnitLog(there / "units").run("a", {}, work) == {"value": 1} and work.times == 1
-
-
-HOLD = """
-import sys
-from emlens.runs.units import (
-    exclusive,
-)
-with exclusive(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_one_run_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
-    path = tmp_path / "run"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(
-                StateError,
-                match=(
-                    "run: another run is working in this directory;"
-                    " wait for it, or pass another --out"
-                ),
-            ),
-            exclusive(path),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdin.close()
-        holder.stdout.close()
-    with exclusive(path):
-        pass
-    with pytest.raises(KeyError, match="planted"), exclusive(path):
-        raise KeyError("planted")
-    with exclusive(path):
-        pass

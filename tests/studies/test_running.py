@@ -18,7 +18,7 @@ import yaml
 
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.results import StudyResult
-from emlens.runs.units import exclusive
+from emlens.runs.locks import exclusive
 from emlens.studies import STUDIES, Desk, run_study, running
 
 

@@ -1,0 +1,145 @@
+"""Locks: one process says that it alone writes to a directory or file, or that several share it.
+
+The lock is one of the operating system, taken on a small file (`.lock` in a directory, `.NAME.lock`
+beside a file) and freed when the process that holds it ends, however it ends. The small file says
+who holds the lock and is removed when the lock is released; one that a killed process left behind
+holds nothing.
+
+A lock guards against a second run by mistake. Where the platform or the file system knows no locks,
+nothing is held and the log says so: every write of this library is atomic and repeatable, so a
+second process costs time, not results.
+"""
+
+import errno
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, has_fcntl
+
+from emlens.foundation.errors import StateError
+from emlens.foundation.files import one_line
+
+ANOTHER_RUN = "another run is working in this directory; wait for it, or pass another --out"
+ANOTHER_WRITER = "another process is writing to it; wait for that one, or pass another file"
+
+_SECONDS_BETWEEN_TRIES = 0.02
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+
+logger = logging.getLogger("emlens")
+
+
+@contextmanager
+def exclusive(
+    directory: str | Path, *, busy: str = ANOTHER_RUN, patience: float = 0.0
+) -> Iterator[None]:
+    """Hold a directory against every other process; it is made where it is missing.
+
+    Args:
+        busy: what the error says about the other process, and what to do.
+        patience: seconds to wait for the other process.
+
+    Raises:
+        StateError: another process holds the directory, alone or shared.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    with _held(path / ".lock", path, busy, patience):
+        for sharer in path.glob(".lock-*"):
+            with _held(sharer, path, busy, patience):  # left by a killed process: removed here
+                pass
+        yield
+
+
+@contextmanager
+def shared(
+    directory: str | Path, *, busy: str = ANOTHER_RUN, patience: float = 0.0
+) -> Iterator[None]:
+    """Hold a directory together with others that share it; nobody gets it alone meanwhile.
+
+    Arguments and errors as for `exclusive`.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    # Only exclusive locks exist on every system. So each sharer holds a file of its own, which it
+    # makes while it has the lock of the directory; who wants to be alone looks for such files.
+    own_file = path / f".lock-{uuid.uuid4().hex[:12]}"
+    with _held(path / ".lock", path, busy, patience):
+        own_lock = _acquired(own_file, path, busy, patience)
+    try:
+        yield
+    finally:
+        _release(own_lock, own_file)
+
+
+@contextmanager
+def only_writer(path: str | Path, *, busy: str = ANOTHER_WRITER) -> Iterator[None]:
+    """Hold one file against every other process; its directory must exist.
+
+    Raises:
+        StateError: another process holds it.
+    """
+    path = Path(path)
+    with _held(path.with_name(f".{path.name}.lock"), path, busy, patience=0.0):
+        yield
+
+
+@contextmanager
+def _held(lock_file: Path, guarded: Path, busy: str, patience: float) -> Iterator[None]:
+    lock = _acquired(lock_file, guarded, busy, patience)
+    try:
+        yield
+    finally:
+        _release(lock, lock_file)
+
+
+def _acquired(lock_file: Path, guarded: Path, busy: str, patience: float) -> BaseFileLock | None:
+    """The lock, held; None where there are no locks."""
+    if sys.platform != "win32" and not has_fcntl:
+        return _nothing_held(guarded, "this Python has no fcntl")
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=patience, poll_interval=_SECONDS_BETWEEN_TRIES)
+    except Timeout:
+        raise StateError(f"{guarded}: {busy}{_holder(lock_file)}") from None
+    except NotImplementedError as error:
+        return _nothing_held(guarded, str(error))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return _nothing_held(guarded, str(error))
+    if isinstance(lock, SoftFileLock):
+        # filelock turns into this where the file system has no locks: a file that would outlive a
+        # killed process and keep everybody out.
+        lock.release()
+        return _nothing_held(guarded, "the file system has no locks")
+    with suppress(OSError):  # only a courtesy: Windows lets nobody write to a locked file
+        lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
+
+
+def _release(lock: BaseFileLock | None, lock_file: Path) -> None:
+    if lock is None:
+        return
+    # Removed before it is released. Who opened the file before that and locks it after sees that it
+    # has no name any more, and begins anew: filelock compares st_nlink.
+    with suppress(OSError):
+        lock_file.unlink()
+    lock.release()
+
+
+def _holder(lock_file: Path) -> str:
+    try:
+        holder = one_line(lock_file.read_text("utf-8", errors="replace"))
+    except OSError:
+        return ""
+    return f" (held by {holder})" if holder else ""
+
+
+def _nothing_held(guarded: Path, reason: str) -> None:
+    logger.warning("%s: is not locked against a second process (%s)", guarded, reason)

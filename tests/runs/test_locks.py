@@ -1,0 +1,209 @@
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+
+from emlens.foundation import StateError
+from emlens.runs import locks
+from emlens.runs.locks import exclusive, only_writer, shared
+
+HOLD = """
+import sys
+from emlens.runs import locks
+with getattr(locks, sys.argv[1])(sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(kind: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock; it is killed at the end."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, kind, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+
+
+def test_one_run_at_a_time_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with held_elsewhere("exclusive", path) as holder:
+        message = (
+            "run: another run is working in this directory;"
+            " wait for it, or pass another --out"
+            rf" \(held by process {holder.pid} on "
+        )
+        with pytest.raises(StateError, match=message), exclusive(path):
+            pass
+        with pytest.raises(StateError, match=message), shared(path):
+            pass
+    assert (path / ".lock").exists()  # a file is left, and holds nothing
+    with exclusive(path):
+        pass
+    with pytest.raises(KeyError, match="planted"), exclusive(path):
+        raise KeyError("planted")
+    with exclusive(path):
+        pass
+    assert list(path.iterdir()) == []
+
+
+def test_a_directory_is_shared_by_many_and_then_held_by_nobody_alone(tmp_path: Path) -> None:
+    with held_elsewhere("shared", tmp_path) as holder:
+        with shared(tmp_path), shared(tmp_path):
+            assert len(list(tmp_path.glob(".lock-*"))) == 3
+        with (
+            pytest.raises(StateError, match=rf"busy, wait \(held by process {holder.pid} on "),
+            exclusive(tmp_path, busy="busy, wait"),
+        ):
+            pass
+    assert len(list(tmp_path.iterdir())) == 1  # of the killed one
+    with exclusive(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with exclusive(tmp_path):
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(StateError), shared(tmp_path, patience=0.05):
+        pass
+    threading.Timer(0.1, release.set).start()
+    with shared(tmp_path, patience=10):
+        pass
+    thread.join()
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from emlens.foundation import StateError
+from emlens.runs.locks import exclusive
+path = Path(sys.argv[1])
+for _ in range(60):
+    with exclusive(path, patience=60):
+        count = int((path / "count").read_text())
+        (path / "count").write_text(str(count + 1))
+"""
+
+
+def test_processes_that_take_turns_lose_no_count(tmp_path: Path) -> None:
+    """The file of the lock is removed at every release; nobody may hold one that is removed."""
+    (tmp_path / "count").write_text("0")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", COUNT, str(tmp_path)]) for _ in range(3)
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "180"
+
+
+def test_a_file_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with held_elsewhere("only_writer", path):
+        with (
+            pytest.raises(
+                StateError,
+                match=(
+                    r"answers.jsonl: another process is writing to it;"
+                    r" wait for that one, or pass another file \(held by process"
+                ),
+            ),
+            only_writer(path),
+        ):
+            pass
+        with only_writer(tmp_path / "other.jsonl"):
+            pass
+    with only_writer(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def no_locks(*_: Any, **__: Any) -> None:
+    raise OSError(37, "No locks available")
+
+
+@pytest.mark.parametrize("missing", ["fcntl", "file system"])
+def test_without_locks_the_work_goes_on_and_the_log_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    missing: str,
+) -> None:
+    if missing == "fcntl":
+        monkeypatch.setattr(locks, "has_fcntl", False)
+    else:
+        monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    with exclusive(tmp_path), exclusive(tmp_path), shared(tmp_path):
+        pass
+    reasons = {"fcntl": "this Python has no fcntl", "file system": "No locks available"}
+    assert f"{tmp_path}: is not locked against a second process" in caplog.text
+    assert reasons[missing] in caplog.text
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    with pytest.raises(PermissionError), exclusive(tmp_path):
+        pass
+
+
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None
+import importlib, pathlib
+import emlens
+for package in sorted(pathlib.Path(emlens.__file__).parent.glob("*/__init__.py")):
+    importlib.import_module(f"emlens.{package.parent.name}")
+from emlens.data.journal import append_journal, read_journal
+from emlens.runs import LocalExecutor, UnitLog
+from emlens.runs.locks import exclusive
+path = pathlib.Path(sys.argv[1])
+with exclusive(path):
+    append_journal(path / "journal.jsonl", [{"a": 1}])
+    assert read_journal(path / "journal.jsonl") == [(1, {"a": 1})]
+    assert UnitLog(path / "units").run("a", {}, lambda: (3, [])) == 3
+print(sorted(p.name for p in path.iterdir()))
+"""
+
+
+def test_every_package_is_imported_and_works_without_fcntl(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['journal.jsonl', 'units']\n"
+    assert "is not locked against a second process (this Python has no fcntl)" in done.stderr
