@@ -30,9 +30,7 @@ from emlens.runs.locks import exclusive, shared
 Advance = Callable[[], Any]
 logger = logging.getLogger("emlens")
 _PATIENCE = 1.0  # seconds
-_BUSY = (
-    "another process is capturing into this store; wait for it, or pass another directory"
-)
+_BUSY = "another process is capturing into this store; wait for it, or pass another directory"
 
 
 @dataclass(frozen=True)

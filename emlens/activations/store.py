@@ -39,7 +39,8 @@ _BLOCK, _PIECE = 2**22, 2**17
 larger blocks.
 """
 _OURS = re.compile(
-    r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors|\..*\.part|units"
+    r"(manifest|plan|shard-\d+|replan-\d+)\.json|(rows|shard-\d+)\.safetensors"
+    r"|\..*\.part|\.lock(-\w+)?|units"
 )
 
 

@@ -84,4 +84,3 @@ def _ends_torn(file: Any) -> bool:
     torn = file.read(1) != b"\n"
     file.seek(0)
     return bool(torn)
-

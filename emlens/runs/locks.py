@@ -101,23 +101,27 @@ def _held(lock_file: Path, guarded: Path, busy: str, patience: float) -> Iterato
 def _acquired(lock_file: Path, guarded: Path, busy: str, patience: float) -> BaseFileLock | None:
     """The lock, held; None where there are no locks."""
     if sys.platform != "win32" and not has_fcntl:
-        return _nothing_held(guarded, "this Python has no fcntl")
+        _say_nothing_is_held(guarded, "this Python has no fcntl")
+        return None
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=patience, poll_interval=_SECONDS_BETWEEN_TRIES)
     except Timeout:
         raise StateError(f"{guarded}: {busy}{_holder(lock_file)}") from None
     except NotImplementedError as error:
-        return _nothing_held(guarded, str(error))
+        _say_nothing_is_held(guarded, str(error))
+        return None
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
-        return _nothing_held(guarded, str(error))
+        _say_nothing_is_held(guarded, str(error))
+        return None
     if isinstance(lock, SoftFileLock):
         # filelock turns into this where the file system has no locks: a file that would outlive a
         # killed process and keep everybody out.
         lock.release()
-        return _nothing_held(guarded, "the file system has no locks")
+        _say_nothing_is_held(guarded, "the file system has no locks")
+        return None
     with suppress(OSError):  # only a courtesy: Windows lets nobody write to a locked file
         lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     return lock
@@ -141,5 +145,5 @@ def _holder(lock_file: Path) -> str:
     return f" (held by {holder})" if holder else ""
 
 
-def _nothing_held(guarded: Path, reason: str) -> None:
+def _say_nothing_is_held(guarded: Path, reason: str) -> None:
     logger.warning("%s: is not locked against a second process (%s)", guarded, reason)

@@ -115,9 +115,7 @@ for _ in range(60):
 def test_processes_that_take_turns_lose_no_count(tmp_path: Path) -> None:
     """The file of the lock is removed at every release; nobody may hold one that is removed."""
     (tmp_path / "count").write_text("0")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", COUNT, str(tmp_path)]) for _ in range(3)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", COUNT, str(tmp_path)]) for _ in range(3)]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert (tmp_path / "count").read_text() == "180"
 
