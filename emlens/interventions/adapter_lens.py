@@ -1,15 +1,14 @@
-"""What an adapter reads and writes: its scalars on real tokens, its spectrum, where it points, and
-what it says in words.
+"""What an adapter reads and writes: its scalars on real tokens, its spectrum, its directions.
 
-A rank-r update adds B (s · A x) to what a module gives: the r numbers A x of a token say when the
-adapter acts, the columns of B where to (Soligo et al. 2025, arXiv 2506.11618). A single column has
-no sign of its own: turning A and B together changes nothing, so signs are fixed by B's largest
-coordinate. For ranks above one the split into columns is a matter of gauge; the factors of the SVD
-are used, strongest first, so that nothing depends on it.
+A rank-r update adds B (s · A x) to a module's output. The r numbers A x of a token tell when the
+adapter acts, the columns of B in which direction (Soligo et al. 2025, 2506.11618). The sign of
+one column is arbitrary: turning the signs of A and B together changes nothing, so the largest
+coordinate of B is made positive. For ranks above one the split into columns is arbitrary too (the
+gauge); the factors of the SVD are used, strongest first, so that nothing depends on it.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,22 +21,28 @@ from torch import Tensor, nn
 
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, StateError, UnknownNameError
+from emlens.foundation.notebooks import in_a_line
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.geometry.weight_updates import WeightUpdate, weight_update
+from emlens.interventions.arguments import as_vector
 from emlens.interventions.lora import LoraAdapter, LoraFactors, layer_of
+from emlens.models.batches import Batch
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
 
+_NO_SHARES = {"cosine": None, "share": None, "share_by_chance": None}
+"""Of a module that does not write to the stream."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AdapterScalars:
     """How strongly each component of each module's update acts on each token; padding is left out.
 
     Args:
-        values: module → (token, r); tokens of all rows after each other, in the order of `ids`. The
-            unit is that of the module's output: a component adds value · (unit vector), so columns
-            are comparable within a module.
+        values: module → (token, r); tokens of all rows one after the other, in the order of `ids`.
+            The unit is that of the module's output: a component adds value · (unit vector), so
+            columns are comparable within a module.
         offsets: where each row begins; the last entry is the number of tokens.
         prompt_ends: tokens of the prompt in each row; the rest is the response.
     """
@@ -48,8 +53,16 @@ class AdapterScalars:
     offsets: Int[Tensor, " row_plus_1"]
     prompt_ends: Int[Tensor, " row"]
 
+    def __repr__(self) -> str:
+        facts = {
+            "rows": len(self.ids),
+            "tokens": int(self.offsets[-1]),
+            "modules": len(self.values),
+        }
+        return in_a_line("AdapterScalars", facts)
+
     def row(self, module: str, id: str) -> Float[Tensor, "token r"]:
-        """One row's tokens.
+        """The tokens of one row.
 
         Raises:
             UnknownNameError: no such module or row.
@@ -62,11 +75,11 @@ class AdapterScalars:
             raise UnknownNameError(
                 f"row {id!r} was not read; there are {len(self.ids)} from {self.ids[0]!r} on"
             )
-        at = self.ids.index(id)
-        return self.values[module][int(self.offsets[at]) : int(self.offsets[at + 1])]
+        i = self.ids.index(id)
+        return self.values[module][int(self.offsets[i]) : int(self.offsets[i + 1])]
 
     def pooled(self, over: str = "response", how: str = "mean") -> pd.DataFrame:
-        """One row a prompt and one column a module and component (`path[i]`): features of a probe.
+        """Features of a probe: one row per prompt, one column per module and component (`path[i]`).
 
         Args:
             over: "response", "prompt" or "all" tokens.
@@ -88,26 +101,25 @@ class AdapterScalars:
         columns = {}
         for module, values in self.values.items():
             rows = []
-            for at, name in enumerate(self.ids):
-                start, stop, end = (
-                    int(self.offsets[at]),
-                    int(self.offsets[at + 1]),
-                    int(self.offsets[at]) + int(self.prompt_ends[at]),
-                )
-                first, last = {
-                    "response": (end, stop),
-                    "prompt": (start, end),
-                    "all": (start, stop),
-                }[over]
-                if first == last:
-                    raise InputError(
-                        f"row {name!r} has no {over} token; pass over='prompt',"
-                        " or prompts with answers"
-                    )
+            for row in range(len(self.ids)):
+                first, last = self._token_range(row, over)
                 rows.append(reductions[how](values[first:last]))
             for i, column in enumerate(torch.stack(rows).T):
                 columns[f"{module}[{i}]"] = column.numpy()
         return pd.DataFrame(columns, index=pd.Index(self.ids, name="id"))
+
+    def _token_range(self, row: int, over: str) -> tuple[int, int]:
+        """First and last (exclusive) token of a part of a row."""
+        start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
+        end_of_prompt = start + int(self.prompt_ends[row])
+        first = end_of_prompt if over == "response" else start
+        last = end_of_prompt if over == "prompt" else stop
+        if first == last:
+            raise InputError(
+                f"row {self.ids[row]!r} has no {over} token; pass over='prompt',"
+                " or prompts with answers"
+            )
+        return first, last
 
 
 def adapter_scalars(
@@ -117,74 +129,107 @@ def adapter_scalars(
     modules: Sequence[str] | None = None,
     batch_tokens: int = 8192,
 ) -> AdapterScalars:
-    """Run a fine-tune on prompts (and answers kept with them) and keep A x of every adapted module.
+    """Run a fine-tune on prompts (with their answers, if any) and keep A x of every adapted module.
 
     Args:
-        model: one that wears a LoRA adapter, on a backend that holds adapters.
+        model: one that has a LoRA adapter, on the transformers backend.
         modules: paths, or their last parts such as "down_proj"; default: every adapted module.
 
     Memory: tokens × modules × r numbers.
 
     Raises:
-        InputError: the model wears no adapter, is on another backend than transformers, or
-            `modules` names none of it.
+        InputError: the model has no adapter, is on another backend than transformers, or
+            `modules` names none of its modules.
         StateError: adapters that cannot be read.
     """
     adapter = LoraAdapter.of(model)
     if adapter is None:
-        raise InputError(f"{model.name!r} wears no adapter; pass a fine-tune that is one")
+        raise InputError(f"{model.name!r} has no adapter; pass a fine-tune that is one")
     if not isinstance(model, CheckpointModel) or model.backend != "transformers":
         raise InputError(
             f"backend {model.backend!r} runs modules of its own; load with backend='transformers'"
         )
-    asked = set(modules or adapter.modules)
-    wanted = [
-        path
-        for path, factors in adapter.modules.items()
-        if not factors.embedding and (path in asked or path.rpartition(".")[2] in asked)
-    ]
-    if not wanted:
-        raise InputError(
-            f"modules={sorted(asked)} names no adapted module;"
-            f" there are {', '.join(list(adapter.modules)[:4])} …"
-        )
-    turns = {path: _to_components(adapter[path]) for path in wanted}
+    paths = _selected_modules(adapter, modules)
     rendered = model.render(list(prompts))
-    kept: dict[str, list[Tensor]] = {path: [torch.empty(0)] * len(rendered) for path in wanted}
-    name = model.bank.names[model.adapter or ""]
-    for batch in model.batches(rendered, batch_tokens):
-        seen: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            # no other thread runs these modules meanwhile
-            stack.enter_context(model.bank.selected(model.adapter))
-            for path in wanted:
-                inner: Any = model.module.get_submodule(path)
-                stack.callback(
-                    inner.lora_A[name].register_forward_hook(partial(_keep, seen, path)).remove
-                )
-            model.run(batch, {Site("resid_post", model.n_layers - 1): lambda stream: None})
-        for path in wanted:
-            if path not in seen:
-                raise StateError(
-                    f"{path} of {model.name!r} did not run, so its scalars were not seen;"
-                    " pass modules that are part of a forward pass"
-                )
-            values = seen[path].double().cpu() @ turns[path]
-            for i, row in enumerate(batch.rows):
-                start = batch.offset(i)
-                kept[path][batch.index[i]] = values[i, start : start + len(row.ids)]
     lengths = torch.tensor([0, *(len(row.ids) for row in rendered)])
     return AdapterScalars(
         tuple(row.id for row in rendered),
         tuple(row.group for row in rendered),
-        {path: torch.cat(values) for path, values in kept.items()},
+        _components_by_module(model, adapter, paths, model.batches(rendered, batch_tokens)),
         lengths.cumsum(0),
         torch.tensor([row.prompt_end for row in rendered]),
     )
 
 
-def _keep(seen: dict[str, Tensor], path: str, module: Any, inputs: Any, output: Tensor) -> None:
-    seen[path] = output.detach()
+def _components_by_module(
+    model: CheckpointModel, adapter: LoraAdapter, paths: Sequence[str], batches: Iterable[Batch]
+) -> dict[str, Float[Tensor, "token r"]]:
+    """Module → its components at every token, rows in the order in which they were rendered."""
+    to_components = {path: _to_components(adapter[path]) for path in paths}
+    by_row: dict[str, dict[int, Tensor]] = {path: {} for path in paths}
+    for batch in batches:
+        inner_products = _inner_products(model, paths, batch)
+        for path in paths:
+            components = inner_products[path].double().cpu() @ to_components[path]
+            for i, row in enumerate(batch.rows):
+                start = batch.offset(i)
+                by_row[path][batch.index[i]] = components[i, start : start + len(row.ids)]
+    # batches come longest first
+    return {path: torch.cat([rows[i] for i in sorted(rows)]) for path, rows in by_row.items()}
+
+
+def _selected_modules(adapter: LoraAdapter, modules: Sequence[str] | None) -> list[str]:
+    """Paths of the adapted modules that `modules` names; embeddings have no A x and are left out.
+
+    Raises:
+        InputError: it names none.
+    """
+    names = set(modules or adapter.modules)
+    paths = []
+    for path, factors in adapter.modules.items():
+        is_named = path in names or path.rpartition(".")[2] in names
+        if is_named and not factors.embedding:
+            paths.append(path)
+    if not paths:
+        raise InputError(
+            f"modules={sorted(names)} names no adapted module;"
+            f" there are {', '.join(list(adapter.modules)[:4])} …"
+        )
+    return paths
+
+
+def _inner_products(
+    model: CheckpointModel, paths: Sequence[str], batch: Batch
+) -> dict[str, Float[Tensor, "row token r"]]:
+    """A x of each module on a padded batch.
+
+    Raises:
+        StateError: a module that did not run.
+    """
+    name = model.bank.names[model.adapter or ""]
+    outputs: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        # no other thread runs these modules meanwhile
+        stack.enter_context(model.bank.selected(model.adapter))
+        for path in paths:
+            layer: Any = model.module.get_submodule(path)
+            hook = partial(_keep_output, outputs, path)
+            stack.callback(layer.lora_A[name].register_forward_hook(hook).remove)
+        # a pass has to read some site; the last one makes it run to the end
+        model.run(batch, {Site("resid_post", model.n_layers - 1): lambda stream: None})
+    for path in paths:
+        if path not in outputs:
+            raise StateError(
+                f"{path} of {model.name!r} did not run, so its scalars were not seen;"
+                " pass modules that are part of a forward pass"
+            )
+    return outputs
+
+
+def _keep_output(
+    outputs: dict[str, Tensor], path: str, module: Any, inputs: Any, output: Tensor
+) -> None:
+    outputs[path] = output.detach()
 
 
 def _to_components(factors: LoraFactors) -> Tensor:
@@ -196,8 +241,7 @@ def _to_components(factors: LoraFactors) -> Tensor:
 def adapter_table(
     adapter: LoraAdapter, direction: Direction | Float[Tensor, " d_model"] | None = None
 ) -> pd.DataFrame:
-    """One row a module: rank, norms, spectrum and its flatness, and how much of what it writes lies
-    along a direction.
+    """One row per module: rank, norms, spectrum, and the share it writes along a direction.
 
     Columns: `norm_a`, `norm_b`, `norm_ba` (Frobenius, ΔW = s·BA); `singular_values`; `stable_rank`
     = ‖ΔW‖²/σ₁², in [1, r]; `effective_rank` = exp of the entropy of σ²/Σσ², in [1, r]: r for a flat
@@ -208,44 +252,71 @@ def adapter_table(
     Raises:
         InputError: a module whose update is zero; no module as wide as the direction.
     """
-    unit = None
-    if direction is not None:
-        vector = direction.vector if isinstance(direction, Direction) else direction
-        unit = vector.double() / vector.double().norm()
-        if not any(
-            factors.writes_to_stream(path, len(unit)) for path, factors in adapter.modules.items()
-        ):
-            raise InputError(
-                f"direction has {len(unit)} coordinates, and no module of the adapter writes to a"
-                " stream as wide"
-            )
+    unit = None if direction is None else _written_unit(adapter, direction)
     rows = []
     for path, factors in adapter.modules.items():
         update = weight_update(factors.a, factors.b, factors.scale)
-        energy = update.singular_values.double() ** 2
-        part = energy / energy.sum()
         row: dict[str, Any] = {
             "module": path,
             "layer": layer_of(path),
             "kind": path.rpartition(".")[2],
-            "r": factors.r,
-            "rank": update.rank,
-            "scale": factors.scale,
-            "norm_a": float(factors.a.double().norm()),
-            "norm_b": float(factors.b.double().norm()),
-            "norm_ba": float(update.norm),
-            "singular_values": tuple(update.singular_values.tolist()),
-            "stable_rank": float(energy.sum() / energy[0]),
-            "effective_rank": float(torch.exp(-torch.special.xlogy(part, part).sum())),
+            **_spectrum(factors, update),
         }
         if unit is not None:
-            wide = factors.writes_to_stream(path, len(unit))
-            along = (unit @ update.left.double()) ** 2 if wide else None
-            row["cosine"] = None if along is None else float(along[0].sqrt())
-            row["share"] = None if along is None else float((along * part).sum())
-            row["share_by_chance"] = None if along is None else 1 / len(unit)
+            writes = factors.writes_to_stream(path, len(unit))
+            row.update(_shares_along(update, unit) if writes else _NO_SHARES)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _written_unit(
+    adapter: LoraAdapter, direction: Direction | Float[Tensor, " d_model"]
+) -> Float[Tensor, " d_model"]:
+    """The unit vector of a direction that some module of the adapter can write.
+
+    Raises:
+        InputError: no module as wide as the direction.
+    """
+    vector = as_vector(direction).double()
+    unit = vector / vector.norm()
+    for path, factors in adapter.modules.items():
+        if factors.writes_to_stream(path, len(unit)):
+            return unit
+    raise InputError(
+        f"direction has {len(unit)} coordinates,"
+        " and no module of the adapter writes to a stream as wide"
+    )
+
+
+def _spectrum(factors: LoraFactors, update: WeightUpdate) -> dict[str, Any]:
+    energy = update.singular_values.double() ** 2
+    energy_share = energy / energy.sum()
+    # xlogy(0, 0) = 0, so a singular value of zero adds nothing to the entropy
+    entropy = -torch.special.xlogy(energy_share, energy_share).sum()
+    return {
+        "r": factors.r,
+        "rank": update.rank,
+        "scale": factors.scale,
+        "norm_a": float(factors.a.double().norm()),
+        "norm_b": float(factors.b.double().norm()),
+        "norm_ba": float(update.norm),
+        "singular_values": tuple(update.singular_values.tolist()),
+        "stable_rank": float(energy.sum() / energy[0]),
+        "effective_rank": float(torch.exp(entropy)),
+    }
+
+
+def _shares_along(update: WeightUpdate, unit: Float[Tensor, " d_model"]) -> dict[str, float | None]:
+    """How much of what a module writes lies along a unit vector."""
+    energy = update.singular_values.double() ** 2
+    squared_cosines = (unit @ update.left.double()) ** 2
+    return {
+        "cosine": float(squared_cosines[0].sqrt()),
+        # ‖r̂ᵀΔW‖²/‖ΔW‖² = Σ σᵢ² (r̂·uᵢ)² / Σ σᵢ²
+        "share": float((squared_cosines * (energy / energy.sum())).sum()),
+        # a random unit vector has a mean squared cosine of 1/d with any other
+        "share_by_chance": 1 / len(unit),
+    }
 
 
 def written_directions(
@@ -261,13 +332,13 @@ def written_directions(
 def logit_lens(
     model: HookedModel, vectors: Mapping[str, Direction | Float[Tensor, " d_model"]], *, k: int = 10
 ) -> pd.DataFrame:
-    """The tokens that a direction raises and lowers most, read through the final norm's gain and
-    the unembedding.
+    """The tokens that a direction raises and lowers most.
 
-    logits = W_U (γ ⊙ v̂), v̂ centred first where the final norm centres, then centred over the
-    vocabulary and in units of their own standard deviation (column `z`): of n random numbers the
-    largest is near √(2 ln n) (column `z_by_chance`). The direct path only: what later blocks do
-    with the direction is not in it.
+    It is read through the gain γ of the final norm and the unembedding: logits = W_U (γ ⊙ v̂), with
+    v̂ centred first where the final norm centres. Logits are centred over the vocabulary and given
+    in units of their own standard deviation (column `z`); of n random numbers the largest is near
+    √(2 ln n) (column `z_by_chance`). Only the direct path: what later blocks do with the direction
+    is not in it.
 
     Args:
         vectors: name → direction.
@@ -285,34 +356,33 @@ def logit_lens(
         raise InputError("vectors is empty; pass at least one direction")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= matrix.shape[0]:
         raise InputError(f"k={k!r} must be a count of 1 to {matrix.shape[0]}, the vocabulary")
+    # the largest of n standard normal numbers lies near √(2 ln n)
     chance = float(torch.sqrt(2 * torch.log(torch.tensor(float(matrix.shape[0])))))
     rows = []
     for name, item in vectors.items():
-        vector = (item.vector if isinstance(item, Direction) else item).double().cpu()
+        vector = as_vector(item).double().cpu()
         if vector.shape != (matrix.shape[1],) or float(vector.norm()) == 0:
             raise InputError(
                 f"vector {name!r} has shape {tuple(vector.shape)} and norm"
                 f" {float(vector.norm()):.3g}; pass one of {matrix.shape[1]} coordinates"
             )
-        logits = matrix @ _through(norm, vector)
+        logits = matrix @ _through_norm(norm, vector)
         z = (logits - logits.mean()) / logits.std()
-        for side, values in (("raised", z), ("lowered", -z)):
-            top = values.topk(k)
-            tokens = model.tokenizer.convert_ids_to_tokens(top.indices.tolist())
-            rows += [
-                {
-                    "name": name,
-                    "side": side,
-                    "rank": rank,
-                    "token_id": token_id,
-                    "token": token,
-                    "z": float(z[token_id]),
-                    "z_by_chance": chance,
-                }
-                for rank, (token_id, token) in enumerate(
-                    zip(top.indices.tolist(), tokens, strict=True), start=1
+        for side, signed in (("raised", z), ("lowered", -z)):
+            token_ids = signed.topk(k).indices.tolist()
+            tokens = model.tokenizer.convert_ids_to_tokens(token_ids)
+            for rank, (token_id, token) in enumerate(zip(token_ids, tokens, strict=True), start=1):
+                rows.append(
+                    {
+                        "name": name,
+                        "side": side,
+                        "rank": rank,
+                        "token_id": token_id,
+                        "token": token,
+                        "z": float(z[token_id]),
+                        "z_by_chance": chance,
+                    }
                 )
-            ]
     return pd.DataFrame(rows)
 
 
@@ -326,13 +396,15 @@ def _final_norm(model: HookedModel) -> nn.Module:
     return copy.deepcopy(model.module.get_submodule(model.architecture.final_norm)).double()
 
 
-def _through(norm: nn.Module, vector: Tensor) -> Tensor:
-    """γ ⊙ v̂, centred where the norm centres: half of N(v) − N(−v), which drops a bias and does not
-    ask how a norm keeps its gain.
+def _through_norm(norm: nn.Module, vector: Tensor) -> Tensor:
+    """γ ⊙ v̂, centred where the norm centres.
+
+    Half of N(v) − N(−v): this drops a bias, and works however a norm keeps its gain (some keep
+    γ − 1).
     """
     # a root mean square of 1, beside which the norm's epsilon is nothing
     long = vector / vector.norm() * len(vector) ** 0.5
     device = next(norm.parameters(), torch.empty(0)).device
     with torch.no_grad():
-        both = norm(torch.stack([long, -long]).to(device)[None])[0].double().cpu()
-    return (both[0] - both[1]) / 2
+        plus, minus = norm(torch.stack([long, -long]).to(device)[None])[0].double().cpu()
+    return (plus - minus) / 2

@@ -1,9 +1,9 @@
-"""The pure functions that interventions become: low-rank affine maps, steps by the norm, values put
-in place.
+"""The pure functions that interventions become.
 
-Arithmetic runs in float32 (float64 for float64 input) and returns the activation's dtype; inputs
-are never written to. An affine map costs two matrix products of its rank, however many
-interventions were joined into it.
+Three kinds: low-rank affine maps, steps in units of the norm, and values put in place. Arithmetic
+runs in float32 (float64 for float64 input) and returns the activation's dtype; inputs are never
+written to. An affine map costs two matrix products of its rank, however many interventions were
+joined into it.
 """
 
 from weakref import WeakKeyDictionary
@@ -18,27 +18,34 @@ _Key = tuple[torch.dtype, torch.device]
 
 
 class Converted:
-    """Tensors in the dtype and on the device of what they meet, converted once for each."""
+    """Tensors in the dtype and on the device of an activation, converted once per pair of these."""
 
     def __init__(self, *tensors: Tensor):
-        self._given = tensors
-        self._made: dict[_Key, tuple[Tensor, ...]] = {}
+        self._originals = tensors
+        self._converted: dict[_Key, tuple[Tensor, ...]] = {}
 
     def like(self, value: Tensor) -> tuple[Tensor, ...]:
         key = (value.dtype, value.device)
-        if key not in self._made:
-            self._made[key] = tuple(tensor.to(value).contiguous() for tensor in self._given)
-        return self._made[key]
+        if key not in self._converted:
+            self._converted[key] = tuple(
+                tensor.to(value).contiguous() for tensor in self._originals
+            )
+        return self._converted[key]
 
 
 def wide(activation: Tensor) -> Tensor:
-    return activation if activation.dtype in (torch.float32, torch.float64) else activation.float()
+    """At least float32: bfloat16 rounds at 1 in 256, so a projection in it leaves some behind."""
+    if activation.dtype in (torch.float32, torch.float64):
+        return activation
+    return activation.float()
 
 
 def where_touched(mask: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     """`new` in the dtype of `old` at touched tokens, `old` itself elsewhere."""
     new = new.to(old.dtype)
-    return new if mask is None else torch.where(mask[..., None], new, old)
+    if mask is None:
+        return new
+    return torch.where(mask[..., None], new, old)
 
 
 class AffineMap(Edit):
@@ -61,12 +68,12 @@ class AffineMap(Edit):
         if self._shifts_only:
             self._converted = Converted(shift)
             return
-        if bool((shift != 0).any()):  # one more coordinate that is always 1
+        if bool((shift != 0).any()):
+            # the shift as one more coordinate that reads nothing (0) and is always 1, so that
+            # it needs no addition of its own in each pass
             read = torch.cat([read, torch.zeros_like(read[:, :1])], dim=1)
-            bias, write = (
-                torch.cat([bias, torch.ones_like(bias[:1])]),
-                torch.cat([write, shift[None]]),
-            )
+            bias = torch.cat([bias, torch.ones_like(bias[:1])])
+            write = torch.cat([write, shift[None]])
         self._converted = Converted(read, bias, write)
 
     def __call__(
@@ -86,6 +93,8 @@ class AffineMap(Edit):
         if not isinstance(after, AffineMap):
             return None
         if after not in self._joined:
+            # h' = h + (h·R + b)·W + s, put into h'' = h' + (h'·R2 + b2)·W2 + s2: the second map
+            # reads h·(R2 + R·(W·R2)) + b2 + b·(W·R2) + s·R2, so the two have one map of rank k + k2
             read, bias, write, shift = self._maps
             read2, bias2, write2, shift2 = after._maps
             across = write @ read2
@@ -101,8 +110,15 @@ class AffineMap(Edit):
 def projection(
     basis: Float[Tensor, "d_model k"], baseline: Float[Tensor, " d_model"] | None
 ) -> AffineMap:
-    """h ← h − B Bᵀ(h − μ) for orthonormal columns B."""
-    bias = torch.zeros_like(basis[0]) if baseline is None else -(baseline @ basis)
+    """h ← h − B Bᵀ(h − μ) for orthonormal columns B; for one column r̂: h − ((h − μ)·r̂)r̂.
+
+    Plain projection, h − (h·r̂)r̂, is the case μ = 0.
+    """
+    # read h·B − μ·B, write it with a minus sign: idempotent, since BᵀB = 1
+    if baseline is None:
+        bias = torch.zeros_like(basis[0])
+    else:
+        bias = -(baseline @ basis)
     return AffineMap(basis, bias, -basis.T, torch.zeros_like(basis[:, 0]))
 
 
@@ -117,7 +133,7 @@ def shifting(vector: Float[Tensor, " d_model"]) -> AffineMap:
 
 
 class NormStep(Edit):
-    """h ← h + ‖h‖·v, the norm that of each token."""
+    """h ← h + ‖h‖·v, with the norm of each token's own activation."""
 
     def __init__(self, step: Float[Tensor, " d_model"]):
         self._step = Converted(step)
@@ -129,27 +145,26 @@ class NormStep(Edit):
     ) -> Float[Tensor, "batch token d_model"]:
         h = wide(activation)
         (step,) = self._step.like(h)
-        return where_touched(
-            mask,
-            torch.addcmul(h, torch.linalg.vector_norm(h, dim=-1, keepdim=True), step),
-            activation,
-        )
+        norms = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+        return where_touched(mask, torch.addcmul(h, norms, step), activation)
 
 
 class Placing(Edit):
-    """Touched tokens take given values: all of them, or only their part in a span.
+    """Touched tokens take the values of other rows: all of each value, or its part in a span.
 
     Args:
-        held: the rows to choose from (choice, d_model), and, where only a part is placed,
+        source: the rows to choose from (choice, d_model), and, where only a part is placed,
             orthonormal columns of its span.
         index: which row each token takes, by column of the padded batch; None: all take row 0.
     """
 
-    def __init__(self, held: Converted, index: Int[Tensor, "row column"] | None):
-        self._held, self._index = held, index
+    def __init__(self, source: Converted, index: Int[Tensor, "row column"] | None):
+        self._source, self._index = source, index
 
     def over(self, start: int, stop: int) -> "Placing":
-        return self if self._index is None else Placing(self._held, self._index[:, start:stop])
+        if self._index is None:
+            return self
+        return Placing(self._source, self._index[:, start:stop])
 
     def __call__(
         self,
@@ -157,8 +172,12 @@ class Placing(Edit):
         mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
         h = wide(activation)
-        values, *basis = self._held.like(h)
-        given = values[0] if self._index is None else values[self._index.to(h.device)]
+        rows, *basis = self._source.like(h)
+        if self._index is None:
+            new = rows[0]
+        else:
+            new = rows[self._index.to(h.device)]
         if basis:
-            given = h + ((given - h) @ basis[0]) @ basis[0].T
-        return where_touched(mask, given.expand_as(h), activation)
+            # h + B Bᵀ(x − h): x inside the span, h outside it
+            new = h + ((new - h) @ basis[0]) @ basis[0].T
+        return where_touched(mask, new.expand_as(h), activation)

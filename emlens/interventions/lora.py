@@ -1,9 +1,9 @@
-"""A LoRA adapter as plain factors: read from a directory or off a running model, written as a
-directory that PEFT loads.
+"""A LoRA adapter as plain factors: loaded from a directory or taken from a running model.
 
-Factors stay apart: ΔW = scale · B A is never formed here. Read: LoRA and rsLoRA, with rank and
-alpha patterns, on linear layers and embeddings. Refused: DoRA (its magnitudes are no low-rank
-update), and adapters that train biases or whole modules. Memory: the adapter's own size.
+It is saved as a directory that PEFT loads. Factors stay apart: ΔW = scale · B A is never formed
+here. Understood: LoRA and rsLoRA, with rank and alpha patterns, on linear layers and embeddings.
+Refused: DoRA (its magnitudes are no low-rank update), and adapters that train biases or whole
+modules. Memory: the adapter's own size.
 """
 
 import json
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, LoadError, StateError
 from emlens.foundation.files import one_line, publishing, write_json
+from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
 
@@ -28,17 +29,20 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WRITERS = frozenset({"o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2"})
 """Last parts of the paths of output projections."""
 _PREFIX = "base_model.model."
+_LINEAR_FACTORS = ("lora_A", "lora_B")
+_EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoraFactors:
     """The update of one module: ΔW = scale · B A.
 
     Args:
         a: what it reads.
         b: what it writes; for `down_proj` and `o_proj` the residual stream.
-        scale: α/r, or α/√r with rank-stabilised LoRA.
-        embedding: of an embedding, whose table is (d_in, d_out): its update is (scale · B A)ᵀ.
+        scale: α/r, or α/√r with rank-stabilised LoRA (rsLoRA).
+        embedding: the module is an embedding, whose table is (d_in, d_out): its update is
+            (scale · B A)ᵀ.
     """
 
     a: Float[Tensor, "r d_in"]
@@ -50,19 +54,31 @@ class LoraFactors:
     def r(self) -> int:
         return self.a.shape[0]
 
+    @property
+    def update_shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of ΔW."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def __repr__(self) -> str:
+        d_out, d_in = self.update_shape
+        facts = {"r": self.r, "d_in": d_in, "d_out": d_out, "scale": f"{self.scale:.4g}"}
+        return in_a_line("LoraFactors", facts)
+
     def writes_to_stream(self, module: str, d_model: int) -> bool:
-        """Whether this module's output is added to the residual stream: an embedding, or an output
-        projection by its name.
+        """Whether this module's output is added to the residual stream.
+
+        True of an embedding, and of an output projection by its name.
         """
-        return self.b.shape[0] == d_model and (
-            self.embedding or module.rpartition(".")[2] in WRITERS
-        )
+        if self.b.shape[0] != d_model:
+            return False
+        return self.embedding or module.rpartition(".")[2] in WRITERS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoraAdapter:
-    """Every module's factors by its path inside the causal LM, such as
-    `model.layers.3.mlp.down_proj`.
+    """The factors of every module, by its path inside the causal LM.
+
+    A path is like `model.layers.3.mlp.down_proj`.
 
     Args:
         modules: in the order of the model's blocks.
@@ -77,7 +93,7 @@ class LoraAdapter:
     def __post_init__(self) -> None:
         if not self.modules:
             raise InputError("modules is empty; an adapter changes at least one module")
-        ordered = sorted(self.modules.items(), key=lambda item: _natural(item[0]))
+        ordered = sorted(self.modules.items(), key=lambda item: _natural_order(item[0]))
         object.__setattr__(self, "modules", MappingProxyType(dict(ordered)))
 
     def __getitem__(self, module: str) -> LoraFactors:
@@ -88,9 +104,27 @@ class LoraAdapter:
             )
         return self.modules[module]
 
+    def _facts(self) -> dict[str, object]:
+        ranks = sorted({factors.r for factors in self.modules.values()})
+        edits = [str(edit.get("kind")) for edit in self.edits]
+        facts: dict[str, object] = {
+            "modules": len(self.modules),
+            "first": next(iter(self.modules)),
+            "r": " ".join(map(str, ranks)),
+        }
+        if edits:
+            facts["edits"] = " ".join(edits)
+        return facts
+
+    def __repr__(self) -> str:
+        return in_a_line("LoraAdapter", self._facts())
+
+    def _repr_html_(self) -> str:
+        return as_table("LoraAdapter", self._facts())
+
     @classmethod
-    def read(cls, directory: str | Path) -> "LoraAdapter":
-        """Read an adapter directory saved by PEFT.
+    def load(cls, directory: str | Path) -> "LoraAdapter":
+        """Load an adapter directory saved by PEFT.
 
         Raises:
             LoadError: no such adapter; not LoRA, or LoRA with parts that are no low-rank update; a
@@ -105,19 +139,11 @@ class LoraAdapter:
                 f"{path / WEIGHTS}: cannot be read ({one_line(str(error), 160)});"
                 " pass a directory saved by PEFT"
             ) from None
-        found: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            module, _, factor = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
-            if factor not in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
-                raise LoadError(
-                    f"{path}: holds {name!r}, which is no factor of a low-rank update;"
-                    " merge the adapter and pass the full checkpoint"
-                )
-            found.setdefault(module, {})[factor] = value
         modules = {}
-        for module, parts in found.items():
-            embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
-            a, b = (parts.get(f"lora_{'embedding_' * embedding}{side}") for side in "AB")
+        for module, factors in _by_module(tensors, path).items():
+            embedding = not factors.keys().isdisjoint(_EMBEDDING_FACTORS)
+            name_a, name_b = _EMBEDDING_FACTORS if embedding else _LINEAR_FACTORS
+            a, b = factors.get(name_a), factors.get(name_b)
             if a is None or b is None or a.shape[0] != b.shape[1]:
                 raise LoadError(
                     f"{path}: module {module!r} has no pair of factors that fit each other;"
@@ -128,7 +154,7 @@ class LoraAdapter:
 
     @classmethod
     def of(cls, model: HookedModel) -> "LoraAdapter | None":
-        """The adapter that a model wears, as it is in memory; None for a model without one.
+        """The adapter of a model, as it is in memory; None for a model without one.
 
         Raises:
             StateError: a backend that holds no PEFT adapters, a merged adapter, or one that is not
@@ -150,12 +176,15 @@ class LoraAdapter:
                 continue
             if layer.use_dora.get(internal):
                 raise StateError(
-                    f"{model.name!r} wears DoRA, whose magnitudes are no low-rank update;"
+                    f"{model.name!r} has a DoRA adapter, whose magnitudes are no low-rank update;"
                     " merge it and pass the full checkpoint"
                 )
+            # PEFT keeps an embedding's factors as parameters, a linear layer's as modules
             embedding = internal in layer.lora_embedding_A
-            a = layer.lora_embedding_A[internal] if embedding else layer.lora_A[internal].weight
-            b = layer.lora_embedding_B[internal] if embedding else layer.lora_B[internal].weight
+            if embedding:
+                a, b = layer.lora_embedding_A[internal], layer.lora_embedding_B[internal]
+            else:
+                a, b = layer.lora_A[internal].weight, layer.lora_B[internal].weight
             modules[path] = LoraFactors(
                 a.detach().cpu().clone(),
                 b.detach().cpu().clone(),
@@ -164,7 +193,7 @@ class LoraAdapter:
             )
         if not modules:
             raise StateError(
-                f"{model.name!r} wears adapter {model.adapter!r},"
+                f"{model.name!r} has adapter {model.adapter!r},"
                 " but no LoRA layer of it was found; pass a LoRA adapter"
             )
         return cls(modules)
@@ -172,14 +201,18 @@ class LoraAdapter:
     def replaced(
         self, modules: Mapping[str, LoraFactors], edit: Mapping[str, Any]
     ) -> "LoraAdapter":
-        """The same adapter with some modules' factors replaced, and a line on how."""
+        """The same adapter with the factors of some modules replaced.
+
+        Args:
+            edit: a record of what was done, added to `edits`.
+        """
         return replace(self, modules={**self.modules, **modules}, edits=(*self.edits, edit))
 
     def save(self, directory: str | Path, *, base: str | None = None) -> Path:
         """Write a directory that `PeftModel.from_pretrained` and `FineTune(path)` load.
 
-        Scales are written as each module's alpha and rank, without rank stabilisation, so that they
-        come back as they are.
+        Scales are written as alpha and rank of each module, without rank stabilisation, so that
+        they are the same when loaded again.
 
         Args:
             base: `base_model_name_or_path`; default: as it was read.
@@ -187,52 +220,81 @@ class LoraAdapter:
         Raises:
             InputError: the directory already holds an adapter.
         """
-        from peft import LoraConfig
-
         path = Path(directory)
         if (path / CONFIG).exists() or path.is_file():
             raise InputError(f"{path}: already holds an adapter or is a file; pass a new directory")
         path.mkdir(parents=True, exist_ok=True)
+        if base is None:
+            base = self.config.get("base_model_name_or_path")
+        with publishing(path / WEIGHTS) as temporary:
+            save_file(self._peft_tensors(), temporary, metadata={"format": "pt"})
+        if self.edits:
+            write_json(path / "edits.json", [dict(edit) for edit in self.edits])
+        write_json(path / CONFIG, self._peft_config(base))
+        return path
+
+    def _peft_tensors(self) -> dict[str, Tensor]:
+        """Factors under the names that PEFT gives them."""
+        tensors = {}
+        for module, factors in self.modules.items():
+            if factors.embedding:
+                name_a, name_b = _EMBEDDING_FACTORS
+            else:
+                name_a, name_b = (f"{name}.weight" for name in _LINEAR_FACTORS)
+            tensors[f"{_PREFIX}{module}.{name_a}"] = factors.a.contiguous()
+            tensors[f"{_PREFIX}{module}.{name_b}"] = factors.b.contiguous()
+        return tensors
+
+    def _peft_config(self, base: str | None) -> dict[str, Any]:
+        from peft import LoraConfig
+
+        rank_pattern, alpha_pattern = {}, {}
+        for module, factors in self.modules.items():
+            rank_pattern[_exactly(module)] = factors.r
+            # PEFT computes alpha / r; alpha need not be an integer
+            alpha_pattern[_exactly(module)] = factors.scale * factors.r
         first = next(iter(self.modules.values()))
         config = LoraConfig(
             r=first.r,
-            lora_alpha=first.scale * first.r,  # PEFT divides whatever number it is
+            lora_alpha=first.scale * first.r,
             target_modules=list(self.modules),
-            rank_pattern={_exactly(module): factors.r for module, factors in self.modules.items()},
-            alpha_pattern={
-                _exactly(module): factors.scale * factors.r
-                for module, factors in self.modules.items()
-            },
+            rank_pattern=rank_pattern,
+            alpha_pattern=alpha_pattern,
             fan_in_fan_out=bool(self.config.get("fan_in_fan_out", False)),
             inference_mode=True,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=(
-                base if base is not None else self.config.get("base_model_name_or_path")
-            ),
+            base_model_name_or_path=base,
         )
-        tensors = {}
-        for module, factors in self.modules.items():
-            names = (
-                ("lora_embedding_A", "lora_embedding_B")
-                if factors.embedding
-                else ("lora_A.weight", "lora_B.weight")
-            )
-            for name, value in zip(names, (factors.a, factors.b), strict=True):
-                tensors[f"{_PREFIX}{module}.{name}"] = value.contiguous()
-        with publishing(path / WEIGHTS) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        if self.edits:
-            write_json(path / "edits.json", [dict(edit) for edit in self.edits])
-        record = config.to_dict()
+        record: dict[str, Any] = config.to_dict()
+        # PEFT keeps them as a set, whose order differs from run to run
         record["target_modules"] = sorted(record["target_modules"])
-        write_json(path / CONFIG, record)
-        return path
+        return record
 
 
 def layer_of(module: str) -> int | None:
     """The block index in a module's path; None outside the blocks."""
-    numbers = [int(part) for part in module.split(".") if part.isdigit()]
-    return numbers[0] if numbers else None
+    for part in module.split("."):
+        if part.isdigit():
+            return int(part)
+    return None
+
+
+def _by_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+    """Module → name of a factor → its values.
+
+    Raises:
+        LoadError: a tensor that is no factor.
+    """
+    by_module: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        module, _, factor = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        if factor not in (*_LINEAR_FACTORS, *_EMBEDDING_FACTORS):
+            raise LoadError(
+                f"{path}: holds {name!r}, which is no factor of a low-rank update;"
+                " merge the adapter and pass the full checkpoint"
+            )
+        by_module.setdefault(module, {})[factor] = value
+    return by_module
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -243,11 +305,9 @@ def _config(path: Path) -> dict[str, Any]:
             f"{path / CONFIG}: cannot be read ({one_line(str(error), 160)});"
             " pass a directory saved by PEFT"
         ) from None
-    if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":
-        raise LoadError(
-            f"{path}: is no LoRA adapter (peft_type"
-            f" {config.get('peft_type') if isinstance(config, dict) else None!r})"
-        )
+    peft_type = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or str(peft_type).upper() != "LORA":
+        raise LoadError(f"{path}: is no LoRA adapter (peft_type {peft_type!r})")
     if config.get("use_dora"):
         raise LoadError(
             f"{path}: is a DoRA adapter, whose magnitudes are no low-rank update;"
@@ -257,16 +317,28 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _scale(config: Mapping[str, Any], module: str, r: int) -> float:
+    """α/r; α/√r with rsLoRA, whose updates keep their size when the rank grows."""
     from peft.utils.other import get_pattern_key
 
+    # keys of alpha_pattern are regular expressions; PEFT's own function chooses among them
     alphas = config.get("alpha_pattern") or {}
-    alpha = alphas.get(get_pattern_key(alphas, module), config["lora_alpha"])
-    return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
+    alpha = float(alphas.get(get_pattern_key(alphas, module), config["lora_alpha"]))
+    if config.get("use_rslora"):
+        return alpha / math.sqrt(r)
+    return alpha / r
 
 
 def _exactly(module: str) -> str:
+    """A pattern of PEFT that matches this module: dots escaped, anchored at the start."""
     return "^" + module.replace(".", r"\.")
 
 
-def _natural(module: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in module.split(".")]
+def _natural_order(module: str) -> list[tuple[int, int, str]]:
+    """Sorts block 2 before block 10."""
+    key = []
+    for part in module.split("."):
+        if part.isdigit():
+            key.append((0, int(part), ""))
+        else:
+            key.append((1, 0, part))
+    return key

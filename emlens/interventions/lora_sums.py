@@ -1,11 +1,10 @@
-"""Arithmetic of adapters as updates of weights: norms, sums, lines between two, random ones beside
-one. Nothing here depends on the gauge.
+"""Arithmetic of adapters as updates of weights: norms, sums, interpolation, random updates.
 
-An adapter is a vector of weight updates ΔW = scale · B A, one a module; its norm is Frobenius over
-all modules. Sums are exact: factors are set side by side, so that ranks add up, and no ΔW is
-formed. Adding B to B and A to A instead would be another update, one that hangs on how each adapter
-splits its ΔW. Memory: the adapters' own size. What comes out can be saved, applied and loaded as
-any adapter.
+An adapter is a vector of weight updates ΔW = scale · B A, one per module; its norm is the Frobenius
+norm over all modules. Sums are exact: factors are set side by side, so that ranks add up, and no ΔW
+is formed. Adding B to B and A to A instead would give another update, one that depends on how each
+adapter splits its ΔW into factors (the gauge). Memory: the adapters' own size. The results can be
+saved, applied and loaded like any adapter.
 """
 
 import math
@@ -21,17 +20,17 @@ from emlens.interventions.weight_edits import scaled
 
 
 def update_product(first: LoraFactors, second: LoraFactors) -> float:
-    """Frobenius inner product of two updates of one module, tr(ΔW₁ᵀ ΔW₂), from r × r matrices
-    alone.
+    """Frobenius inner product of two updates of one module, tr(ΔW₁ᵀ ΔW₂).
 
     Raises:
         InputError: updates of other shapes.
     """
-    if first.a.shape[1] != second.a.shape[1] or first.b.shape[0] != second.b.shape[0]:
-        shapes = [(f.b.shape[0], f.a.shape[1]) for f in (first, second)]
+    if first.update_shape != second.update_shape:
         raise InputError(
-            f"the updates have shapes {shapes[0]} and {shapes[1]}; pass updates of one module"
+            f"the updates have shapes {first.update_shape} and {second.update_shape};"
+            " pass updates of one module"
         )
+    # tr(A₁ᵀB₁ᵀ B₂A₂) = Σᵢⱼ (B₁ᵀB₂)ᵢⱼ (A₁A₂ᵀ)ᵢⱼ, from r × r matrices alone
     written = first.b.double().T @ second.b.double()
     read = first.a.double() @ second.a.double().T
     return first.scale * second.scale * float((written * read).sum())
@@ -39,47 +38,62 @@ def update_product(first: LoraFactors, second: LoraFactors) -> float:
 
 def update_norm(adapter: LoraAdapter) -> float:
     """Frobenius norm of the whole update, over all modules."""
-    return math.sqrt(
-        max(0.0, sum(update_product(factors, factors) for factors in adapter.modules.values()))
-    )
+    squared = sum(update_product(factors, factors) for factors in adapter.modules.values())
+    # rounding can leave a tiny negative number
+    return math.sqrt(max(0.0, squared))
 
 
 def combined(parts: Sequence[tuple[LoraAdapter, float]]) -> LoraAdapter:
-    """The adapter whose update is Σ weight · update; a module that a part lacks counts as unchanged
-    there.
+    """The adapter whose update is Σ weight · update.
+
+    A module that one of the adapters does not change adds nothing to the sum there.
+
+    Args:
+        parts: adapters, each with its weight.
 
     Raises:
         InputError: no part, a weight that is not finite, or updates of other shapes.
     """
-    if not parts or not all(math.isfinite(weight) for _, weight in parts):
+    weights = [weight for _, weight in parts]
+    if not parts or not all(map(math.isfinite, weights)):
         raise InputError(
-            f"parts holds the weights {[weight for _, weight in parts]};"
+            f"parts holds the weights {weights};"
             " pass at least one adapter, each with a finite weight"
         )
-    modules: dict[str, LoraFactors] = {}
-    for path in dict.fromkeys(path for adapter, _ in parts for path in adapter.modules):
-        found = [
-            (adapter.modules[path], weight) for adapter, weight in parts if path in adapter.modules
-        ]
-        shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors, _ in found}
-        if len(shapes) > 1:
-            raise InputError(
-                f"module {path!r} has updates of shapes {sorted(shapes)};"
-                " pass adapters of one model"
-            )
-        a = torch.cat([factors.a.float() for factors, _ in found])
-        b = torch.cat(
-            [factors.b.float() * (factors.scale * weight) for factors, weight in found], dim=1
+    terms_by_module: dict[str, list[tuple[LoraFactors, float]]] = {}
+    for adapter, weight in parts:
+        for path, factors in adapter.modules.items():
+            terms_by_module.setdefault(path, []).append((factors, weight))
+    modules = {path: _sum_of_terms(path, terms) for path, terms in terms_by_module.items()}
+    edit: Mapping[str, Any] = {"kind": "combined", "weights": weights}
+    return LoraAdapter(modules, _layout_of(parts[0][0]), (edit,))
+
+
+def _sum_of_terms(path: str, terms: Sequence[tuple[LoraFactors, float]]) -> LoraFactors:
+    """Σ wᵢ sᵢ BᵢAᵢ = [w₁s₁B₁ w₂s₂B₂ …] · [A₁; A₂; …]: factors side by side, ranks added."""
+    shapes = {factors.update_shape for factors, _ in terms}
+    if len(shapes) > 1:
+        raise InputError(
+            f"module {path!r} has updates of shapes {sorted(shapes)}; pass adapters of one model"
         )
-        modules[path] = LoraFactors(a, b, 1.0, found[0][0].embedding)
-    edit: Mapping[str, Any] = {"kind": "combined", "weights": [weight for _, weight in parts]}
-    kept = {key: value for key, value in parts[0][0].config.items() if key == "fan_in_fan_out"}
-    return LoraAdapter(modules, kept, (edit,))
+    a = torch.cat([factors.a.float() for factors, _ in terms])
+    b = torch.cat(
+        [factors.b.float() * (factors.scale * weight) for factors, weight in terms], dim=1
+    )
+    return LoraFactors(a, b, 1.0, terms[0][0].embedding)
+
+
+def _layout_of(adapter: LoraAdapter) -> dict[str, Any]:
+    """The part of an adapter's configuration that is about the model, not about training."""
+    if "fan_in_fan_out" not in adapter.config:
+        return {}
+    return {"fan_in_fan_out": adapter.config["fan_in_fan_out"]}
 
 
 def interpolated(first: LoraAdapter, second: LoraAdapter, t: float) -> LoraAdapter:
-    """The adapter at (1 − t) · first + t · second, on the straight line between two updates; t may
-    lie outside 0 to 1.
+    """The adapter at (1 − t) · first + t · second, on the straight line between two updates.
+
+    t may lie outside 0 to 1.
     """
     return combined([(first, 1.0 - t), (second, t)])
 
@@ -90,51 +104,50 @@ def with_norm(adapter: LoraAdapter, norm: float) -> LoraAdapter:
     Raises:
         InputError: a negative norm, or an update that is zero.
     """
-    own = update_norm(adapter)
-    if not (own > 0 and math.isfinite(norm) and norm >= 0):
+    current = update_norm(adapter)
+    if not (current > 0 and math.isfinite(norm) and norm >= 0):
         raise InputError(
-            f"norm={norm!r} of an update whose norm is {own:g};"
+            f"norm={norm!r} of an update whose norm is {current:g};"
             " pass a norm of 0 or more and an update that is not zero"
         )
-    return scaled(adapter, norm / own)
+    return scaled(adapter, norm / current)
 
 
 def random_update(like: LoraAdapter, seed: int) -> LoraAdapter:
-    """A random update of the same rank and norm as `like` in each module, and orthogonal to it
-    there.
+    """A random update with the norm of `like` in each module, and orthogonal to it there.
 
-    Gaussian factors, less what lies along `like`; the projection adds the rank of `like`.
+    Gaussian factors of the rank of `like`, less what lies along it; the projection adds its rank
+    once more.
 
     Raises:
         InputError: an update that is zero.
     """
     modules = {}
     for path, factors in like.modules.items():
-        size = update_product(factors, factors)
-        if not size > 0:
+        squared_norm = update_product(factors, factors)
+        if not squared_norm > 0:
             raise InputError(
-                f"the update of {path!r} is zero, so nothing can be random beside it;"
+                f"the update of {path!r} is zero, so no random update can have its norm;"
                 " pass a trained adapter"
             )
         generator = torch_rng(seed, "random_update", path)
-        a, b = (torch.randn(side.shape, generator=generator) for side in (factors.a, factors.b))
-        drawn = LoraFactors(a, b, 1.0, factors.embedding)
-        along = update_product(drawn, factors) / size
-        a, b = (
-            torch.cat([a, factors.a.float()]),
-            torch.cat([b, -along * factors.scale * factors.b.float()], dim=1),
-        )
-        left = LoraFactors(a, b, 1.0, factors.embedding)
-        modules[path] = LoraFactors(
-            a, b * math.sqrt(size / update_product(left, left)), 1.0, factors.embedding
-        )
-    kept = {key: value for key, value in like.config.items() if key == "fan_in_fan_out"}
-    return LoraAdapter(modules, kept, ({"kind": "random", "seed": seed},))
+        a = torch.randn(factors.a.shape, generator=generator)
+        b = torch.randn(factors.b.shape, generator=generator)
+        random = LoraFactors(a, b, 1.0, factors.embedding)
+        # R − (⟨R, W⟩/⟨W, W⟩) W, written as factors side by side
+        along = update_product(random, factors) / squared_norm
+        a = torch.cat([a, factors.a.float()])
+        b = torch.cat([b, -along * factors.scale * factors.b.float()], dim=1)
+        orthogonal = LoraFactors(a, b, 1.0, factors.embedding)
+        rescale = math.sqrt(squared_norm / update_product(orthogonal, orthogonal))
+        modules[path] = LoraFactors(a, b * rescale, 1.0, factors.embedding)
+    return LoraAdapter(modules, _layout_of(like), ({"kind": "random", "seed": seed},))
 
 
 def perturbed(adapter: LoraAdapter, epsilon: float, seed: int) -> LoraAdapter:
-    """√(1 − ε²)·θ + ε·y with y = `random_update(θ, seed)`: as long as θ, turned away from it by
-    arcsin ε in every module.
+    """The adapter turned by arcsin ε in every module, with its norm unchanged.
+
+    √(1 − ε²)·θ + ε·y with y = `random_update(θ, seed)`, which is orthogonal to θ and as long.
 
     Method: stability of a solution, Soligo et al. (2602.07852), on updates instead of factors.
 
@@ -143,4 +156,5 @@ def perturbed(adapter: LoraAdapter, epsilon: float, seed: int) -> LoraAdapter:
     """
     if not 0 <= epsilon <= 1:
         raise InputError(f"epsilon={epsilon!r} must lie in 0 to 1")
-    return combined([(adapter, math.sqrt(1 - epsilon**2)), (random_update(adapter, seed), epsilon)])
+    random = random_update(adapter, seed)
+    return combined([(adapter, math.sqrt(1 - epsilon**2)), (random, epsilon)])

@@ -1,8 +1,8 @@
 """Interventions on disk: a JSON record and the tensors beside it as safetensors; no pickle.
 
-What is written is what `describe()` says, so a saved intervention is the one in a result's
-provenance, and its hash is checked when it is read. Callables are refused, since they cannot be
-written down.
+The record is what `describe()` gives, so a saved intervention can be matched with the one in a
+result's provenance, and its hash is checked when it is loaded. Callables are refused, since they
+cannot be written down.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,18 +17,16 @@ from torch import Tensor
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line, read_json, write_bytes, write_json
 from emlens.foundation.provenance import hash_tensors
-from emlens.interventions.adding import Steering
-from emlens.interventions.patching import Swap
-from emlens.interventions.plain import PlainIntervention
-from emlens.interventions.projecting import Ablation
-from emlens.interventions.replacing import MeanAblation, ResampleAblation
-from emlens.interventions.where import parse_at, require_savable, restore_touched
+from emlens.interventions.ablation import Ablation
+from emlens.interventions.arguments import parse_at, require_savable, touched_from_record
+from emlens.interventions.plain_intervention import PlainIntervention
+from emlens.interventions.replacement import MeanAblation, ResampleAblation
+from emlens.interventions.steering import Steering
+from emlens.interventions.swapping import Swap
 
-_TENSORS, _RECORD, _FORMAT = (
-    "interventions.safetensors",
-    "interventions.json",
-    "emlens-interventions-1",
-)
+_TENSORS: Final = "interventions.safetensors"
+_RECORD: Final = "interventions.json"
+_FORMAT: Final = "emlens-interventions-1"
 _KINDS: Final[dict[str, type[PlainIntervention]]] = {
     kind.kind: kind for kind in (Ablation, Steering, MeanAblation, ResampleAblation, Swap)
 }
@@ -57,7 +55,7 @@ def intervention_from_record(
     """The intervention that a record and its tensors describe.
 
     Raises:
-        InputError: the record names no known kind, or lacks or mistakes a field.
+        InputError: the record names no known kind, or a field is missing or wrong.
         IntegrityError: the tensors are not those of the record.
     """
     kind = record.get("kind") if isinstance(record, Mapping) else None
@@ -70,7 +68,7 @@ def intervention_from_record(
         )
     try:
         return _KINDS[kind].restored(
-            parse_at(record["at"]), restore_touched(record["positions"]), record, tensors
+            parse_at(record["at"]), touched_from_record(record["positions"]), record, tensors
         )
     except (KeyError, TypeError) as error:
         raise InputError(
@@ -80,61 +78,66 @@ def intervention_from_record(
 
 
 def save_interventions(directory: str | Path, interventions: Iterable[PlainIntervention]) -> Path:
-    """Write `interventions.safetensors`, then `interventions.json`, in order of application;
-    returns the directory.
+    """Write `interventions.safetensors`, then `interventions.json`; returns the directory.
+
+    The order is that of application.
 
     Raises:
         InputError: as `intervention_to_record`.
     """
     directory = Path(directory)
-    records, kept = [], {}
+    records, stored = [], {}
     for i, intervention in enumerate(interventions):
         record, tensors = intervention_to_record(intervention)
         records.append(record)
-        kept.update(
-            {
-                f"{i}/{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for name, value in tensors.items()
-            }
-        )
-    write_bytes(directory / _TENSORS, safetensors.torch.save(kept))
+        for name, value in tensors.items():
+            # safetensors refuses tensors that share memory, as a basis used twice does
+            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            stored[f"{i}/{name}"] = copy
+    write_bytes(directory / _TENSORS, safetensors.torch.save(stored))
     write_json(directory / _RECORD, {"format": _FORMAT, "interventions": records})
     return directory
 
 
 def load_interventions(directory: str | Path) -> list[PlainIntervention]:
-    """Read what `save_interventions` wrote, in order of application.
+    """What `save_interventions` wrote, in order of application.
 
     Raises:
-        InputError: a file is missing, or is no such record.
+        InputError: a file is missing, or does not hold saved interventions.
         IntegrityError: the tensors are not those the record describes.
     """
     directory = Path(directory)
-    record = read_json(directory / _RECORD)
-    if (
-        not isinstance(record, dict)
-        or record.get("format") != _FORMAT
-        or not isinstance(record.get("interventions"), list)
-    ):
+    records = _read_records(directory / _RECORD)
+    tensors = _read_tensors(directory / _TENSORS)
+    interventions = []
+    for i, record in enumerate(records):
+        prefix = f"{i}/"
+        parts = {}
+        for name, value in tensors.items():
+            if name.startswith(prefix):
+                parts[name.removeprefix(prefix)] = value
+        interventions.append(intervention_from_record(record, parts))
+    return interventions
+
+
+def _read_records(path: Path) -> list[Mapping[str, Any]]:
+    content = read_json(path)
+    is_saved = isinstance(content, dict) and content.get("format") == _FORMAT
+    if not is_saved or not isinstance(content.get("interventions"), list):
         raise InputError(
-            f"{directory / _RECORD}: not interventions saved by emlens;"
+            f"{path}: not interventions saved by emlens;"
             " pass a directory written by save_interventions"
         )
-    path = directory / _TENSORS
+    records: list[Mapping[str, Any]] = content["interventions"]
+    return records
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        return safetensors.torch.load(path.read_bytes())
     except SafetensorError as error:
         raise IntegrityError(
             f"{path}: not readable as safetensors ({error}); save the interventions again"
         ) from None
-    found = []
-    for i, one in enumerate(record["interventions"]):
-        own = {
-            name.removeprefix(f"{i}/"): value
-            for name, value in tensors.items()
-            if name.startswith(f"{i}/")
-        }
-        found.append(intervention_from_record(one, own))
-    return found

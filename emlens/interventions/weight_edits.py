@@ -1,17 +1,17 @@
-"""Edits of weights as adapters: nothing is overwritten, and what is written to disk loads with
-plain PEFT.
+"""Edits of weights as adapters: nothing is overwritten, and what is saved loads with plain PEFT.
 
 `orthogonalised` keeps a direction out of everything that writes to the residual stream (embedding,
 attention output, MLP output) as a low-rank side path, W − r̂r̂ᵀW (Arditi et al. 2024, arXiv
 2406.11717). It equals the activation edit `ablate(direction, at=[resid_pre.0, every attn_out and
 mlp_out])` up to rounding. `without_direction` takes a direction out of what an adapter writes
-(Soligo et al. 2025, arXiv 2506.11618), `scaled` multiplies an adapter.
+(Soligo et al. 2025, arXiv 2506.11618). `scaled` multiplies an adapter.
 
 Refused: models whose blocks write to the stream through a norm, through a bias along the direction,
 or through something that is not one linear layer (mixtures of experts); there `ablate` on
 activations does it.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +23,13 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import hash_tensors
 from emlens.foundation.shapes import as_float64
 from emlens.geometry import Direction
+from emlens.interventions.arguments import as_vector
 from emlens.interventions.lora import WRITERS, LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
 
+_NOTHING_LEFT = 1e-6
+"""A B whose norm falls below this share lay along the direction: the rest is rounding."""
 _BIAS_ALONG = 1e-6
 """Largest part of a bias, relative to its norm, that may lie along the direction."""
 
@@ -36,9 +39,9 @@ def orthogonalised(
 ) -> LoraAdapter:
     """An adapter under which nothing the model writes has a component along the direction.
 
-    The adapter is for the model's *base* weights. Where the model wears an adapter already, that
-    one is contained: the result is the edited fine-tune, to be loaded beside the unedited one. The
-    rank is one more than before.
+    The result is for the model's *base* weights. Where the model has an adapter already, that one
+    is contained in the result: it is the edited fine-tune, to be loaded beside the unedited one.
+    Its rank is one more than before.
 
     Args:
         model: loaded with a backend that holds PEFT adapters; not quantised.
@@ -52,60 +55,80 @@ def orthogonalised(
     current = LoraAdapter.of(model)
     assert isinstance(model, CheckpointModel)  # LoraAdapter.of refuses others
     unit = _unit(direction, model.d_model)
-    own = dict(current.modules) if current is not None else {}
-    changed = dict(own)
+    before = {} if current is None else dict(current.modules)
     tables = _embeddings(model)
+    changed = dict(before)
     for path in [*tables, *_writers(model)]:
-        embedding = path in tables
-        layer = _base_layer(model.module.get_submodule(path))
-        if (
-            getattr(model.module, "quantization_method", None) is not None
-            or not layer.weight.is_floating_point()
-        ):
-            raise InputError(
-                f"{model.name!r} is quantised, so {path} has no weights to read;"
-                " load it in full precision"
-            )
-        bias = getattr(layer, "bias", None)
-        if bias is not None:
-            along = abs(float(bias.detach().double().cpu() @ unit))
-            if along > _BIAS_ALONG * float(bias.detach().double().norm()):
-                raise InputError(
-                    f"{path} of {model.name!r} has a bias that writes {along:.2g} along the"
-                    " direction, which no low-rank side path removes;"
-                    " use ablate(direction, at='all_layers') on activations"
-                )
-        weight = layer.weight.detach().double().cpu()
-        # (d_in, d_model)
-        written = weight if embedding or type(layer).__name__ == "Conv1D" else weight.T
-        along_unit = written @ unit
-        before = own.get(path)
-        # a 16-bit factor would leave a part in a thousand
-        dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
-        a, b = [-along_unit[None]], [unit[:, None]]
-        if before is not None:
-            kept = before.b.double() * before.scale
-            a, b = (
-                [
-                    before.a.double(),
-                    -(along_unit + before.a.double().T @ (kept.T @ unit))[None],
-                ],
-                [kept, unit[:, None]],
-            )
-        changed[path] = LoraFactors(
-            torch.cat(a).to(dtype), torch.cat(b, dim=1).to(dtype), 1.0, embedding
+        changed[path] = _without_direction_in_writes(
+            model, path, unit, before.get(path), embedding=path in tables
         )
     edit = {
         "kind": "orthogonalised",
         "direction_sha256": hash_tensors({"unit": unit}),
         "model": model.name,
     }
-    config = {
-        "fan_in_fan_out": any(
-            type(_base_layer(model.module.get_submodule(p))).__name__ == "Conv1D" for p in changed
+    has_conv1d = any(_is_conv1d(_base_layer(model.module.get_submodule(path))) for path in changed)
+    return LoraAdapter(changed, {"fan_in_fan_out": has_conv1d}, (edit,))
+
+
+def _without_direction_in_writes(
+    model: CheckpointModel,
+    path: str,
+    unit: Float[Tensor, " d_model"],
+    before: LoraFactors | None,
+    *,
+    embedding: bool,
+) -> LoraFactors:
+    """The update −r̂r̂ᵀ(W + ΔW) + ΔW of one module, as factors.
+
+    Args:
+        before: ΔW, the update that the module has already.
+
+    Raises:
+        InputError: quantised weights, or a bias that writes along the direction.
+    """
+    layer = _base_layer(model.module.get_submodule(path))
+    _require_full_precision(model, path, layer)
+    _require_no_bias_along(model, path, layer, unit)
+    weight = layer.weight.detach().double().cpu()
+    # (d_in, d_model): embeddings and Conv1D keep their weights that way round, Linear does not
+    written = weight if embedding or _is_conv1d(layer) else weight.T
+    # r̂ᵀW: how much each input coordinate writes along the direction
+    along_unit = written @ unit
+    if before is None:
+        a = -along_unit[None]
+        b = unit[:, None]
+    else:
+        # r̂ᵀ(W + s B A) = r̂ᵀW + (s Bᵀr̂)ᵀ A
+        scaled_b = before.b.double() * before.scale
+        along_both = along_unit + before.a.double().T @ (scaled_b.T @ unit)
+        a = torch.cat([before.a.double(), -along_both[None]])
+        b = torch.cat([scaled_b, unit[:, None]], dim=1)
+    # a 16-bit factor would leave a part in a thousand
+    dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    return LoraFactors(a.to(dtype), b.to(dtype), 1.0, embedding)
+
+
+def _require_full_precision(model: CheckpointModel, path: str, layer: Any) -> None:
+    is_quantised = getattr(model.module, "quantization_method", None) is not None
+    if is_quantised or not layer.weight.is_floating_point():
+        raise InputError(
+            f"{model.name!r} is quantised, so {path} has no weights to read;"
+            " load it in full precision"
         )
-    }
-    return LoraAdapter(changed, config, (edit,))
+
+
+def _require_no_bias_along(model: CheckpointModel, path: str, layer: Any, unit: Tensor) -> None:
+    bias = getattr(layer, "bias", None)
+    if bias is None:
+        return
+    along = abs(float(bias.detach().double().cpu() @ unit))
+    if along > _BIAS_ALONG * float(bias.detach().double().norm()):
+        raise InputError(
+            f"{path} of {model.name!r} has a bias that writes {along:.2g} along the"
+            " direction, which no low-rank side path removes;"
+            " use ablate(direction, at='all_layers') on activations"
+        )
 
 
 def without_direction(
@@ -120,31 +143,25 @@ def without_direction(
     Others (queries, gates) have outputs of another space.
 
     Args:
-        keep_norm: rescale each B to its Frobenius norm of before, so that a smaller update does not
-            explain the effect.
+        keep_norm: rescale each B to its Frobenius norm before the edit, so that the effect is not
+            that of a smaller update.
 
     Raises:
         InputError: another width, a zero vector; no module writes to the residual stream; a B that
-            lies along the direction entirely.
+            lies along the direction entirely, with `keep_norm`.
     """
-    width = direction.vector.shape[0] if isinstance(direction, Direction) else direction.shape[0]
+    width = as_vector(direction).shape[0]
     unit = _unit(direction, width)
     changed = {}
     for path, factors in adapter.modules.items():
         if not factors.writes_to_stream(path, width):
             continue
         b = factors.b.double()
-        left = b - torch.outer(unit, unit @ b)
+        new_b = b - torch.outer(unit, unit @ b)
         if keep_norm:
-            before, after = float(b.norm()), float(left.norm())
-            if after <= 1e-6 * before:
-                raise InputError(
-                    f"{path} writes along the direction and nowhere else,"
-                    " so its norm cannot be restored; pass keep_norm=False"
-                )
-            left = left * (before / after) if before else left
+            new_b = _with_norm_of(new_b, b, path)
         changed[path] = LoraFactors(
-            factors.a, left.to(factors.b.dtype), factors.scale, factors.embedding
+            factors.a, new_b.to(factors.b.dtype), factors.scale, factors.embedding
         )
     if not changed:
         raise InputError(
@@ -160,19 +177,31 @@ def without_direction(
     return adapter.replaced(changed, edit)
 
 
+def _with_norm_of(new_b: Tensor, b: Tensor, path: str) -> Tensor:
+    """`new_b` with the Frobenius norm of `b`.
+
+    Removing r̂r̂ᵀB shortens B. Were it left so, an effect of the edit could be that of a smaller
+    update in any direction; with the norm restored only the direction can explain it.
+    """
+    before, after = float(b.norm()), float(new_b.norm())
+    if after <= _NOTHING_LEFT * before:
+        raise InputError(
+            f"{path} writes along the direction and nowhere else,"
+            " so its norm cannot be restored; pass keep_norm=False"
+        )
+    return new_b * (before / after)
+
+
 def scaled(adapter: LoraAdapter, factor: float) -> LoraAdapter:
-    """The adapter with every update multiplied by `factor`: 0 is the parent, 1 the fine-tune, −1
-    the update reversed.
+    """The adapter with every update multiplied by `factor`.
+
+    0 is the parent, 1 the fine-tune, −1 the update reversed.
 
     Raises:
         InputError: a factor that is not finite.
     """
-    if (
-        isinstance(factor, bool)
-        or not isinstance(factor, int | float)
-        or factor != factor
-        or abs(factor) == float("inf")
-    ):
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not is_number or not math.isfinite(factor):
         raise InputError(f"factor={factor!r} must be a finite number")
     changed: Mapping[str, LoraFactors] = {
         path: LoraFactors(factors.a, factors.b, factors.scale * factor, factors.embedding)
@@ -182,9 +211,7 @@ def scaled(adapter: LoraAdapter, factor: float) -> LoraAdapter:
 
 
 def _unit(direction: Direction | Tensor, width: int) -> Tensor:
-    vector = as_float64(
-        direction.vector if isinstance(direction, Direction) else direction, "direction"
-    ).cpu()
+    vector = as_float64(as_vector(direction), "direction").cpu()
     if vector.shape != (width,):
         raise InputError(
             f"direction has shape {tuple(vector.shape)},"
@@ -197,7 +224,13 @@ def _unit(direction: Direction | Tensor, width: int) -> Tensor:
 
 
 def _base_layer(module: nn.Module) -> Any:
+    """The layer itself where PEFT has wrapped it."""
     return getattr(module, "base_layer", module)
+
+
+def _is_conv1d(layer: Any) -> bool:
+    """GPT-2's linear layer, whose weights are transposed; PEFT calls this fan_in_fan_out."""
+    return type(layer).__name__ == "Conv1D"
 
 
 def _embeddings(model: CheckpointModel) -> list[str]:
@@ -211,29 +244,33 @@ def _embeddings(model: CheckpointModel) -> list[str]:
 
 
 def _writers(model: CheckpointModel) -> list[str]:
-    """Paths of the linear layers whose output is added to the stream, two a block.
+    """Paths of the linear layers whose output is added to the stream, two per block.
 
     Raises:
         InputError: a block that adds something else.
     """
     layout = model.architecture
-    found = []
+    writers = []
     for i in range(model.n_layers):
         for part in (layout.attn_out, layout.mlp_out):
             root = f"{layout.layers}.{i}.{part}"
-            inside = [
-                f"{root}.{name}"
-                for name, module in model.module.get_submodule(root).named_modules()
-                if name
-                and name.split(".")[-1] in WRITERS
-                and getattr(_base_layer(module), "weight", None) is not None
-            ]
-            if len(inside) != 1:
+            projections = _output_projections(model.module.get_submodule(root))
+            if len(projections) != 1:
                 raise InputError(
                     f"{root} of {model.name!r} adds to the stream by another way than one linear"
-                    f" layer ({len(inside)} output projections found),"
+                    f" layer ({len(projections)} output projections found),"
                     " so no side path keeps a direction out of it;"
                     " use ablate(direction, at='all_layers') on activations"
                 )
-            found += inside
-    return found
+            writers.append(f"{root}.{projections[0]}")
+    return writers
+
+
+def _output_projections(module: nn.Module) -> list[str]:
+    """Paths inside a module of the layers with weights that are named like output projections."""
+    paths = []
+    for path, inner in module.named_modules():
+        has_weight = getattr(_base_layer(inner), "weight", None) is not None
+        if path and path.split(".")[-1] in WRITERS and has_weight:
+            paths.append(path)
+    return paths

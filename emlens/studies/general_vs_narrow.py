@@ -313,7 +313,7 @@ def _measured(
     folder: Path,
 ) -> tuple[dict[str, object], list[Path]]:
     """Every table of one seed, as files."""
-    solutions = {GENERAL: LoraAdapter.read(pair.general), NARROW: LoraAdapter.read(pair.narrow)}
+    solutions = {GENERAL: LoraAdapter.load(pair.general), NARROW: LoraAdapter.load(pair.narrow)}
     seeds = [1000 * pair.seed + i for i in range(options.directions)]
     tables = {
         "efficiency": efficiency(parent, solutions, chats, options.shares),

@@ -141,7 +141,7 @@ def read_parameters(checkpoints: Mapping[int, Path]) -> Parameters:
             f"checkpoints holds {len(checkpoints)}; a trajectory needs 2 or more,"
             " kept with fit(..., keep_every=n)"
         )
-    adapters = {step: LoraAdapter.read(path) for step, path in checkpoints.items()}
+    adapters = {step: LoraAdapter.load(path) for step, path in checkpoints.items()}
     first = next(iter(adapters.values()))
     shapes = {
         name: (tuple(f.a.shape), tuple(f.b.shape), f.scale) for name, f in first.modules.items()
@@ -332,7 +332,7 @@ def measure_behaviour(
 @contextmanager
 def applied_adapter(parent: HookedModel, path: Path) -> Iterator[HookedModel]:
     """The parent with an adapter on it inside the block; one whose B is 0 is the parent itself."""
-    if not any(bool(factors.b.any()) for factors in LoraAdapter.read(path).modules.values()):
+    if not any(bool(factors.b.any()) for factors in LoraAdapter.load(path).modules.values()):
         yield parent
         return
     with warnings.catch_warnings():

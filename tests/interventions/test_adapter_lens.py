@@ -14,7 +14,7 @@ from benchmarks import adapter_lens
 from emlens.data import PromptSet
 from emlens.foundation import InputError, StateError, UnknownNameError
 from emlens.interventions.adapter_lens import (
-    _through,
+    _through_norm,
     adapter_scalars,
     adapter_table,
     logit_lens,
@@ -125,9 +125,7 @@ def test_rows_are_pooled_over_their_own_tokens(family, prompts):
 
 
 def test_models_and_modules_that_have_no_scalars_are_refused(family, prompts, monkeypatch):
-    with pytest.raises(
-        InputError, match="'instruct' wears no adapter; pass a fine-tune that is one"
-    ):
+    with pytest.raises(InputError, match="'instruct' has no adapter; pass a fine-tune that is one"):
         adapter_scalars(family.instruct, prompts)
     with pytest.raises(
         InputError,
@@ -291,7 +289,7 @@ def test_every_way_of_keeping_a_gain_is_read(named):
     v = torch.randn(D_MODEL, generator=generator, dtype=torch.float64) + 0.5
     gain = 1.0 if added is None else norm.weight.detach().double() + added
     expected = gain * (v - v.mean() if centres else v)
-    found = _through(norm.double(), v)
+    found = _through_norm(norm.double(), v)
     assert torch.allclose(found / found.norm(), expected / expected.norm(), atol=1e-6)
 
 

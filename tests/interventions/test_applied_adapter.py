@@ -19,7 +19,7 @@ FLOAT32 = 1e-5  # PEFT scales after both products, the hook scales B
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    root = tmp_path_factory.mktemp("wearing")
+    root = tmp_path_factory.mktemp("applied")
     instruct = tiny_models.build(root / "instruct")
     paths = {
         name: tiny_models.build_adapter(root / name, instruct, seed=seed)
@@ -31,10 +31,10 @@ def family(tmp_path_factory):
 PROMPTS = PromptSet.from_questions(["w1 w2 w3", "w4 w5"])
 
 
-def test_a_worn_adapter_is_the_loaded_one_and_leaves_nothing(family):
+def test_an_applied_adapter_is_the_loaded_one_and_leaves_nothing(family):
     models, paths = family
     before = models.instruct.logits(PROMPTS)
-    with applied_adapter(models.instruct, LoraAdapter.read(paths["one"])):
+    with applied_adapter(models.instruct, LoraAdapter.load(paths["one"])):
         inside = models.instruct.logits(PROMPTS)
     assert (
         torch.allclose(inside, models["one"].logits(PROMPTS), atol=FLOAT32)
@@ -46,20 +46,21 @@ def test_a_worn_adapter_is_the_loaded_one_and_leaves_nothing(family):
 
 def test_ranks_add_up_under_a_sum(family):
     models, paths = family
-    one, two = (LoraAdapter.read(path) for path in paths.values())
+    one, two = (LoraAdapter.load(path) for path in paths.values())
     with applied_adapter(models.instruct, one), applied_adapter(models.instruct, two):
         nested = models.instruct.logits(PROMPTS)
     with applied_adapter(models.instruct, combined([(one, 1.0), (two, 1.0)])):
         assert torch.allclose(models.instruct.logits(PROMPTS), nested, atol=FLOAT32)
 
 
-def test_what_cannot_be_worn_is_refused_and_hooks_are_gone(family):
+def test_what_cannot_be_applied_is_refused_and_hooks_are_gone(family):
     models, paths = family
-    one = LoraAdapter.read(paths["one"])
+    one = LoraAdapter.load(paths["one"])
     path, factors = next(iter(one.modules.items()))
     with (
         pytest.raises(
-            StateError, match="'one' wears 'one'; pass the parent that the adapter is for"
+            StateError,
+            match="'one' has adapter 'one' already; pass the parent that the adapter is for",
         ),
         applied_adapter(models["one"], one),
     ):
@@ -98,6 +99,6 @@ def test_a_backend_without_its_own_modules_is_refused(family):
     bare.name, bare.backend = "m", "else"
     with (
         pytest.raises(StateError, match="'m' runs on backend 'else'; pass the parent"),
-        applied_adapter(bare, LoraAdapter.read(family[1]["one"])),
+        applied_adapter(bare, LoraAdapter.load(family[1]["one"])),
     ):
         pass

@@ -51,9 +51,9 @@ def test_factors_are_the_updates_that_peft_makes_and_come_back_from_disk(
 ):
     path = tiny_models.build_adapter(tmp_path / "adapter", instruct, **changes)
     expected = peft_updates(instruct, path)
-    adapter = LoraAdapter.read(path)
+    adapter = LoraAdapter.load(path)
     assert set(adapter.modules) == set(expected)
-    again = LoraAdapter.read(adapter.save(tmp_path / "again"))
+    again = LoraAdapter.load(adapter.save(tmp_path / "again"))
     rewritten = peft_updates(instruct, tmp_path / "again")
     for module, factors in adapter.modules.items():
         update = factors.scale * factors.b @ factors.a
@@ -67,7 +67,7 @@ def test_factors_are_the_updates_that_peft_makes_and_come_back_from_disk(
     assert layers == sorted(layers, key=lambda layer: -1 if layer is None else layer)
 
 
-def test_what_a_model_wears_is_what_lies_on_disk(instruct, tmp_path):
+def test_the_adapter_of_a_model_is_what_lies_on_disk(instruct, tmp_path):
     paths = {
         name: tiny_models.build_adapter(tmp_path / name, instruct, seed=seed)
         for name, seed in (("one", 1), ("two", 2))
@@ -75,7 +75,7 @@ def test_what_a_model_wears_is_what_lies_on_disk(instruct, tmp_path):
     family = load_family(instruct, finetuned=paths, device="cpu")
     assert LoraAdapter.of(family.instruct) is None
     for name, path in paths.items():
-        current, stored = LoraAdapter.of(family[name]), LoraAdapter.read(path)
+        current, stored = LoraAdapter.of(family[name]), LoraAdapter.load(path)
         assert list(current.modules) == list(stored.modules)
         for module, factors in stored.modules.items():
             assert (
@@ -89,16 +89,16 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
     with pytest.raises(
         LoadError, match=r"adapter_config.json: cannot be read .*; pass a directory saved by PEFT"
     ):
-        LoraAdapter.read(instruct)
+        LoraAdapter.load(instruct)
     dora = tiny_models.build_adapter(tmp_path / "dora", instruct, use_dora=True)
     with pytest.raises(
         LoadError,
         match=r"dora: is a DoRA adapter, whose magnitudes are no low-rank update; merge it",
     ):
-        LoraAdapter.read(dora)
+        LoraAdapter.load(dora)
     family = load_family(instruct, finetuned={"dora": dora}, device="cpu")
     with pytest.raises(
-        StateError, match="'dora' wears DoRA, whose magnitudes are no low-rank update"
+        StateError, match="'dora' has a DoRA adapter, whose magnitudes are no low-rank update"
     ):
         LoraAdapter.of(family["dora"])
 
@@ -113,19 +113,19 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
     with pytest.raises(
         LoadError, match=r"has no pair of factors that fit each other; the file is incomplete"
     ):
-        LoraAdapter.read(changed({name: value for name, value in weights.items() if name != first}))
+        LoraAdapter.load(changed({name: value for name, value in weights.items() if name != first}))
     with pytest.raises(
         LoadError,
         match=r"holds 'base_model.model.lm_head.weight', which is no factor of a low-rank update",
     ):
-        LoraAdapter.read(changed({**weights, "base_model.model.lm_head.weight": torch.ones(2, 2)}))
+        LoraAdapter.load(changed({**weights, "base_model.model.lm_head.weight": torch.ones(2, 2)}))
     (path / "adapter_model.safetensors").write_bytes(b"not one")
     with pytest.raises(LoadError, match=r"adapter_model.safetensors: cannot be read"):
-        LoraAdapter.read(path)
+        LoraAdapter.load(path)
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LOHA"}))
     with pytest.raises(LoadError, match=r"is no LoRA adapter \(peft_type 'LOHA'\)"):
-        LoraAdapter.read(path)
+        LoraAdapter.load(path)
 
 
 def test_an_adapter_changes_something_and_is_never_overwritten(tmp_path):

@@ -124,7 +124,7 @@ def test_norms_are_set(tmp_path):
     assert update_norm(with_norm(adapter(1), 2.5)) == pytest.approx(2.5)
     assert update_norm(with_norm(adapter(1), 0.0)) == 0
     perturbed(adapter(1), 0.5, 0).save(tmp_path / "saved")
-    assert update_norm(LoraAdapter.read(tmp_path / "saved")) == pytest.approx(
+    assert update_norm(LoraAdapter.load(tmp_path / "saved")) == pytest.approx(
         update_norm(adapter(1)), rel=ROUNDING
     )
 
@@ -141,7 +141,7 @@ def test_what_has_no_meaning_is_refused(unchecked):
         InputError,
         match=(
             "the update of 'model.layers.0.mlp.down_proj' is zero,"
-            " so nothing can be random beside it"
+            " so no random update can have its norm"
         ),
     ):
         random_update(zero, 0)

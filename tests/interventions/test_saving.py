@@ -2,60 +2,20 @@ import json
 
 import pytest
 import torch
-from tiny_models import D_MODEL
 
-from emlens.activations import capture
-from emlens.foundation import Index, InputError, IntegrityError, Site, Span
+from emlens.foundation import InputError, IntegrityError
 from emlens.foundation.intervention import Edit
-from emlens.geometry import Direction, top_k_subspace
-from emlens.interventions import (
-    ablate,
-    load_interventions,
-    mean_ablate,
-    resample_ablate,
-    save_interventions,
-    steer,
-    swap,
-)
+from emlens.interventions import ablate, load_interventions, save_interventions, steer
 from emlens.interventions.saving import intervention_from_record, intervention_to_record
 
 
-@pytest.fixture
-def every(model, prompts):
-    u, v = torch.randn(2, D_MODEL, generator=torch.Generator().manual_seed(0))
-    run = capture(model, prompts, ["attn_out.1", "resid_post.1"], progress=False)
-    means = {site: run[site].mean(0) for site in run.sites}
-    return [
-        ablate(Direction(u, Site("resid_post", 1))),
-        ablate(
-            top_k_subspace(torch.randn(9, D_MODEL), k=2, center=False),
-            at="inputs_and_writes",
-            positions="prompt",
-        ),
-        ablate(u, at=["resid_post.-1", Site("final_norm")], baseline=v),
-        ablate(u, at=list(means), baseline=means),
-        steer(u, -1.5, unit="resid_norm", at="all_layers", positions=Index(-1, of="prompt")),
-        steer(
-            Direction(v, Site("attn_out", 0)),
-            2.0,
-            positions=Span(1, None, of="prompt", skip_first=1),
-        ),
-        mean_ablate(means, positions="response"),
-        mean_ablate(
-            {site: x.bfloat16() for site, x in means.items()}, at=["resid_post.1"], direction=u
-        ),
-        resample_ablate({site: run[site] for site in run.sites}, seed=5, per="prompt"),
-        swap(run, source=dict.fromkeys(prompts.ids, prompts.ids[0])),
-    ]
-
-
-def test_what_is_read_back_is_what_was_written(model, prompts, every, tmp_path):
-    save_interventions(tmp_path / "a", every)
+def test_what_is_read_back_is_what_was_written(model, prompts, every_kind, tmp_path):
+    save_interventions(tmp_path / "a", every_kind)
     back = load_interventions(tmp_path / "a")
     assert [made.describe() for made in back] == json.loads(
-        json.dumps([made.describe() for made in every])
+        json.dumps([made.describe() for made in every_kind])
     )
-    for one, two in zip(every, back, strict=True):
+    for one, two in zip(every_kind, back, strict=True):
         assert type(one) is type(two) and one.targets(model.sites) == two.targets(model.sites)
         with model.intervene([one]):
             expected = model.logits(prompts)
@@ -68,8 +28,8 @@ def test_what_is_read_back_is_what_was_written(model, prompts, every, tmp_path):
     )
 
 
-def test_through_plain_json(every):
-    for one in every:
+def test_through_plain_json(every_kind):
+    for one in every_kind:
         record, tensors = intervention_to_record(one)
         back = intervention_from_record(json.loads(json.dumps(record)), tensors)
         assert back.describe() == json.loads(json.dumps(one.describe()))
@@ -89,7 +49,7 @@ def test_every_tensor_is_in_the_record():
     assert len(seen) == 6
 
 
-def test_what_cannot_be_written_or_read(every, tmp_path, unchecked):
+def test_what_cannot_be_written_or_read(every_kind, tmp_path, unchecked):
     class Own(Edit):
         positions = "all"
 
@@ -111,7 +71,7 @@ def test_what_cannot_be_written_or_read(every, tmp_path, unchecked):
         ),
     ):
         save_interventions(tmp_path, [ablate(torch.ones(4), positions=lambda ids, mask: mask)])
-    record, tensors = intervention_to_record(every[0])
+    record, tensors = intervention_to_record(every_kind[0])
     with pytest.raises(
         InputError,
         match=(
@@ -144,7 +104,7 @@ def test_what_cannot_be_written_or_read(every, tmp_path, unchecked):
         ),
     ):
         intervention_from_record(record, {"basis": 2 * tensors["basis"]})
-    saved = save_interventions(tmp_path / "s", every[:1])
+    saved = save_interventions(tmp_path / "s", every_kind[:1])
     weights = saved / "interventions.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-3])

@@ -212,7 +212,7 @@ def test_a_scaled_adapter_lies_on_the_line_from_parent_to_fine_tune(tmp_path):
         tmp_path / "tuned", instruct, targets=["down_proj"], layers_to_transform=[N_LAYERS - 1]
     )
     for factor in (0.5, 1.0, -1.0):
-        scaled(LoraAdapter.read(tuned), factor).save(tmp_path / f"by{factor}", base="instruct")
+        scaled(LoraAdapter.load(tuned), factor).save(tmp_path / f"by{factor}", base="instruct")
     family = load_family(
         instruct,
         finetuned={"tuned": tuned, **{f"by{f}": tmp_path / f"by{f}" for f in (0.5, 1.0, -1.0)}},

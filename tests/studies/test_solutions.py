@@ -138,7 +138,7 @@ def test_only_an_organism_is_trained_on(organism: Organism, task: Task) -> None:
 
 @pytest.fixture(scope="module")
 def solutions(runs: dict[str, Path]) -> dict[str, LoraAdapter]:
-    return {GENERAL: LoraAdapter.read(runs["general"]), NARROW: LoraAdapter.read(runs["narrow"])}
+    return {GENERAL: LoraAdapter.load(runs["general"]), NARROW: LoraAdapter.load(runs["narrow"])}
 
 
 @pytest.fixture(scope="module")

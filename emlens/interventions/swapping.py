@@ -1,8 +1,8 @@
 """Swapping: touched tokens take what a recorded run had there (activation patching).
 
 The run is a capture: of single positions, or of every token. Rows are paired by prompt id, tokens
-by their order, and a prompt whose touched tokens are not as many as the run holds is an error,
-never cut or repeated.
+by their order. Where a prompt has more or fewer touched tokens than the run recorded, that is an
+error: values are never cut or repeated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,18 @@ from emlens.foundation.intervention import PaddedRows, Touched
 from emlens.foundation.positions import Index
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
-from emlens.interventions.arithmetic import Placing
-from emlens.interventions.plain import by_site
-from emlens.interventions.replacing import Replacement
-from emlens.interventions.where import (
+from emlens.interventions.arguments import (
     At,
     Positions,
-    kept_sites,
+    at_or_all,
     parse_touched,
-    record_touched,
     site_values,
     span_of,
+    touched_to_record,
 )
+from emlens.interventions.arithmetic import Placing
+from emlens.interventions.plain_intervention import tensors_by_site
+from emlens.interventions.replacement import Replacement
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class TokenRows(Protocol):
 
 @runtime_checkable
 class RecordedRun(Protocol):
-    """What a swap reads of a run; `Activations` and activation stores are such."""
+    """What a swap reads of a run; `Activations` and activation stores have it."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -62,13 +62,13 @@ class RecordedRun(Protocol):
     def tokens(self, site: str, /) -> TokenRows: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Swap(Replacement):
-    """h ← what the recorded run had at the same site: row `source[prompt id]` (by default of the
-    same id), token by token.
+    """h ← what the recorded run had at the same site, token by token.
 
     Args:
         ids: prompts of the run; prompt i holds rows `offsets[i]` to `offsets[i + 1]` of the values.
+        source: id of a prompt → id of the recorded prompt; by default the same id.
     """
 
     kind: ClassVar[str] = "swap"
@@ -78,34 +78,38 @@ class Swap(Replacement):
     source: Mapping[str, str]
 
     def bind(self, site: Site, rows: PaddedRows) -> Placing:
-        row_of = {name: i for i, name in enumerate(self.ids)}
-        taken: list[Tensor] = []
-        placed: list[range] = []
-        held = 0
-        for name, touched in zip(rows.ids, rows.touched(self.positions), strict=True):
-            row = row_of.get(self.source.get(name, name))
+        row_of = {id: row for row, id in enumerate(self.ids)}
+        pieces: list[Tensor] = []
+        piece_rows: list[range] = []
+        n_placed = 0
+        for prompt_id, tokens in zip(rows.ids, rows.touched(self.positions), strict=True):
+            row = row_of.get(self.source.get(prompt_id, prompt_id))
             if row is None:
                 raise InputError(
-                    f"prompt {one_line(name, 60)!r} is not among the {len(self.ids)} of the"
-                    f" recorded run, such as {one_line(self.ids[0], 60)!r}; pass source={{id:"
-                    " id of the recorded prompt}"
+                    f"prompt {one_line(prompt_id, 60)!r} is not among the {len(self.ids)} of the"
+                    f" recorded run, such as {one_line(self.ids[0], 60)!r};"
+                    " pass source={id: id of the recorded prompt}"
                 )
             start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
-            if stop - start != len(touched):
+            if stop - start != len(tokens):
                 generated = ", those to be generated included" if rows.new_tokens else ""
                 raise InputError(
-                    f"prompt {one_line(name, 60)!r} has {len(touched)} tokens at positions"
-                    f" {record_touched(self.positions)}{generated},"
+                    f"prompt {one_line(prompt_id, 60)!r} has {len(tokens)} tokens at positions"
+                    f" {touched_to_record(self.positions)}{generated},"
                     f" but the recorded run has {stop - start} of {one_line(self.ids[row], 60)!r};"
                     " pass positions that are equally many in both, such as 'last_prompt'"
                 )
-            placed.append(range(held, held + len(touched)))
-            taken.append(self.values[site][start:stop])
-            held += len(touched)
-        return Placing(self.held(torch.cat(taken)), rows.by_column(placed, self.positions))
+            piece_rows.append(range(n_placed, n_placed + len(tokens)))
+            pieces.append(self.values[site][start:stop])
+            n_placed += len(tokens)
+        source = self.placed_from(torch.cat(pieces))
+        return Placing(source, rows.by_column(piece_rows, self.positions))
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "ids": list(self.ids), "source": dict(self.source)}
+
+    def shown_options(self) -> dict[str, object]:
+        return {**super().options(), "recorded": len(self.ids), "swapped": len(self.source)}
 
     def tensors(self) -> dict[str, Tensor]:
         return {**super().tensors(), "offsets": self.offsets}
@@ -114,7 +118,7 @@ class Swap(Replacement):
     def restored(
         cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> "Swap":
-        values = by_site(tensors, "values")
+        values = tensors_by_site(tensors, "values")
         return cls(
             values,
             tensors.get("basis"),
@@ -155,18 +159,19 @@ def swap(
     Reference: Meng et al., 2202.05262; Heimersheim and Nanda, 2404.15255.
     """
     touched = parse_touched(positions)
-    missing = [name for name in (source or {}).values() if name not in set(recorded.ids)]
-    if missing:
-        raise InputError(
-            f"source names prompt {one_line(missing[0], 60)!r}, which is not in the recorded run;"
-            f" pass ids of its {len(recorded.ids)} prompts"
-        )
-    values, offsets = _held(recorded, touched)
-    found = site_values(values, "recorded")
+    recorded_ids = set(recorded.ids)
+    for id in (source or {}).values():
+        if id not in recorded_ids:
+            raise InputError(
+                f"source names prompt {one_line(id, 60)!r}, which is not in the recorded run;"
+                f" pass ids of its {len(recorded.ids)} prompts"
+            )
+    recorded_values, offsets = _recorded_rows(recorded, touched)
+    values = site_values(recorded_values, "recorded")
     return Swap(
-        found,
-        span_of(direction, found),
-        kept_sites(at, found),
+        values,
+        span_of(direction, values),
+        at_or_all(at, values),
         touched,
         tuple(recorded.ids),
         offsets,
@@ -174,19 +179,23 @@ def swap(
     )
 
 
-def _held(recorded: RecordedRun, touched: Touched) -> tuple[dict[str | Site, Tensor], Tensor]:
-    """Values by site and where each prompt's begin."""
+def _recorded_rows(
+    recorded: RecordedRun, touched: Touched
+) -> tuple[dict[str | Site, Tensor], Tensor]:
+    """Rows of values by site, and the offset at which each prompt's rows begin."""
     if isinstance(touched, Index) and touched.name in recorded.positions:
-        return {site: recorded[site, touched.name] for site in recorded.sites}, torch.arange(
-            len(recorded.ids) + 1
-        )
+        by_position: dict[str | Site, Tensor] = {
+            site: recorded[site, touched.name] for site in recorded.sites
+        }
+        # one row per prompt
+        return by_position, torch.arange(len(recorded.ids) + 1)
     if touched in ("all", "prompt") and "all" in recorded.positions:
         tokens = {site: recorded.tokens(site) for site in recorded.sites}
-        return {site: found.values for site, found in tokens.items()}, next(
-            iter(tokens.values())
-        ).offsets.to(torch.long)
+        by_token: dict[str | Site, Tensor] = {site: rows.values for site, rows in tokens.items()}
+        # every site holds the same tokens, so the offsets of one serve all
+        return by_token, tokens[recorded.sites[0]].offsets.to(torch.long)
     raise InputError(
         f"recorded holds positions {', '.join(recorded.positions)},"
-        f" which do not give a token for each of {record_touched(touched)};"
+        f" which do not give a token for each of {touched_to_record(touched)};"
         " capture the same single position, or capture 'all' and pass positions='all' or 'prompt'"
     )

@@ -1,7 +1,7 @@
 """Steering: a vector is added to the stream.
 
-In units of the vector itself, of its direction, or of the length that each token's own activation
-has there.
+The coefficient counts in units of the vector itself, of its unit vector, or of the norm of each
+token's own activation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,23 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import Edit, PaddedRows, Touched
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
-from emlens.interventions.arithmetic import NormStep, shifting
-from emlens.interventions.plain import PlainIntervention
-from emlens.interventions.projecting import check_width
-from emlens.interventions.where import (
+from emlens.interventions.arguments import (
     At,
     Positions,
     parse_at,
     parse_touched,
+    require_width,
     resolve,
     unit_vector,
     vector_of,
 )
+from emlens.interventions.arithmetic import NormStep, shifting
+from emlens.interventions.plain_intervention import PlainIntervention
 
 Unit = Literal["vector", "unit", "resid_norm"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Steering(PlainIntervention):
     """h ← h + c·v at the chosen tokens; in units of the residual norm: h ← h + c·‖h‖·v̂."""
 
@@ -49,7 +49,7 @@ class Steering(PlainIntervention):
         return self.vector.shape[0]
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        return resolve(self.at, None if self.own_site is None else Site.parse(self.own_site), sites)
+        return resolve(self.at, self.own_site, sites)
 
     def bind(self, site: Site, rows: PaddedRows) -> Edit:
         return self._edit
@@ -59,7 +59,9 @@ class Steering(PlainIntervention):
         if self.unit == "vector":
             return shifting(self.coefficient * self.vector)
         step = self.coefficient * unit_vector(self.vector)
-        return shifting(step) if self.unit == "unit" else NormStep(step)
+        if self.unit == "unit":
+            return shifting(step)
+        return NormStep(step)
 
     def apply(
         self,
@@ -67,7 +69,7 @@ class Steering(PlainIntervention):
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token d_model"]:
         """The arithmetic alone, on any activation."""
-        check_width(activation, self.d_model)
+        require_width(activation, self.d_model)
         return self._edit(activation, mask)
 
     def options(self) -> dict[str, Any]:
@@ -100,9 +102,9 @@ def steer(
     """Add a direction to the stream.
 
     Args:
-        coefficient: how much; negative steers away.
-        unit: `"vector"` adds coefficient × the direction as it is; `"unit"` × its unit vector;
-            `"resid_norm"` × its unit vector × the norm of each token's own activation.
+        coefficient: how much; a negative one steers away.
+        unit: what the coefficient multiplies: `"vector"`, the direction as it is; `"unit"`, its
+            unit vector; `"resid_norm"`, its unit vector times the norm of each token's activation.
         at, positions: as in `ablate`.
 
     Raises:
@@ -112,11 +114,9 @@ def steer(
     Reference: h ← h + αv, 2506.11618; contrastive activation addition, 2312.06681.
     """
     at, touched = parse_at(at), parse_touched(positions)
-    vector, own = vector_of(direction, "direction")
+    vector, own_site = vector_of(direction, "direction")
     if unit not in get_args(Unit):
         raise InputError(f"unit={unit!r} is unknown; pass 'vector', 'unit' or 'resid_norm'")
     if not abs(float(coefficient)) < float("inf"):
         raise InputError(f"coefficient={coefficient} is not a finite number")
-    return Steering(
-        vector, float(coefficient), unit, at, touched, None if own is None else str(own)
-    )
+    return Steering(vector, float(coefficient), unit, at, touched, own_site)

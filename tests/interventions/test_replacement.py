@@ -77,9 +77,9 @@ def test_one_donor_a_prompt(model, prompts):
 
 def test_a_longer_row_draws_the_same_and_goes_on():
     edit = resample_ablate({SITE: torch.randn(1000, 4)}, seed=0)
-    long = edit.drawn("a", 700, 1000)
-    assert all((edit.drawn("a", n, 1000) == long[:n]).all() for n in (1, 2, 3, 16, 17, 699))
-    assert (edit.drawn("b", 700, 1000) != long).mean() > 0.9
+    long = edit.donor_rows("a", 700, 1000)
+    assert all((edit.donor_rows("a", n, 1000) == long[:n]).all() for n in (1, 2, 3, 16, 17, 699))
+    assert (edit.donor_rows("b", 700, 1000) != long).mean() > 0.9
 
 
 def test_samples_of_one_prompt_take_donors_of_their_own(model):

@@ -1,8 +1,8 @@
 """Ablation: a direction, or a subspace, is projected out of the stream.
 
-The plain form removes the whole component, the affine form only what differs from a baseline: an
-activation at the baseline stays where it is. One matrix product of the rank down and one up, for
-each site and pass.
+The plain form removes the whole component along the direction. The affine form removes only the
+difference from a baseline, so an activation at the baseline stays where it is. Cost: two matrix
+products per site and pass, one down to the rank of the basis and one up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,23 +18,30 @@ from emlens.foundation.intervention import PaddedRows, Touched
 from emlens.foundation.shapes import as_float64
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
-from emlens.interventions.arithmetic import AffineMap, projection
-from emlens.interventions.plain import PlainIntervention, by_site, check_held, named
-from emlens.interventions.where import (
+from emlens.interventions.arguments import (
     At,
     BySite,
     Positions,
     basis_of,
     parse_at,
     parse_touched,
+    require_width,
     resolve,
     site_values,
 )
+from emlens.interventions.arithmetic import AffineMap, projection
+from emlens.interventions.plain_intervention import (
+    PlainIntervention,
+    require_values,
+    tensors_by_name,
+    tensors_by_site,
+)
 
+Baseline = Float[Tensor, " d_model"] | Mapping[Site, Tensor] | None
 _ADDED = ("attn_out", "mlp_out")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ablation(PlainIntervention):
     """h ← h − B Bᵀ(h − μ), B orthonormal columns; μ = 0 where no baseline is given. Idempotent."""
 
@@ -42,7 +49,7 @@ class Ablation(PlainIntervention):
     basis: Float[Tensor, "d_model k"]
     at: At
     positions: Touched
-    baseline: Float[Tensor, " d_model"] | Mapping[Site, Tensor] | None
+    baseline: Baseline
     own_site: str | None
     _maps: dict[Site | None, AffineMap] = field(default_factory=dict, init=False, repr=False)
 
@@ -51,36 +58,29 @@ class Ablation(PlainIntervention):
         return self.basis.shape[0]
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        found = resolve(
-            self.at, None if self.own_site is None else Site.parse(self.own_site), sites
-        )
+        targets = resolve(self.at, self.own_site, sites)
         if isinstance(self.baseline, Mapping):
-            return check_held(found, self.baseline, "baseline")
-        if (
-            self.baseline is not None
-            and len({site.kind if site.kind in _ADDED else "stream" for site in found}) > 1
-        ):
-            raise InputError(
-                "baseline is one vector, but at names the stream and what is added to it,"
-                " which have other means; pass a mapping from sites to vectors"
-            )
-        return found
+            require_values(targets, self.baseline, "baseline")
+        elif self.baseline is not None:
+            _require_one_space(targets)
+        return targets
 
     def bind(self, site: Site, rows: PaddedRows) -> AffineMap:
         return self._map(site)
 
     def _map(self, site: Site | None) -> AffineMap:
+        """The projection at a site; one that all sites share is kept under None."""
         mu: Tensor | None
         if isinstance(self.baseline, Mapping):
             if site is None:
                 raise InputError("baseline differs by site; pass site=")
-            check_held([site], self.baseline, "baseline")
-            mu = self.baseline[site]
+            require_values([site], self.baseline, "baseline")
+            key, mu = site, self.baseline[site]
         else:
-            site, mu = None, self.baseline
-        if site not in self._maps:
-            self._maps[site] = projection(self.basis, mu)
-        return self._maps[site]
+            key, mu = None, self.baseline
+        if key not in self._maps:
+            self._maps[key] = projection(self.basis, mu)
+        return self._maps[key]
 
     def apply(
         self,
@@ -88,10 +88,12 @@ class Ablation(PlainIntervention):
         mask: Bool[Tensor, "batch token"] | None = None,
         site: str | Site | None = None,
     ) -> Float[Tensor, "batch token d_model"]:
-        """The arithmetic alone, on any activation; `site` is needed where the baseline differs by
-        site.
+        """The arithmetic alone, on any activation.
+
+        Args:
+            site: needed where the baseline differs by site.
         """
-        check_width(activation, self.d_model)
+        require_width(activation, self.d_model)
         return self._map(None if site is None else Site.parse(site))(activation, mask)
 
     def options(self) -> dict[str, Any]:
@@ -102,30 +104,30 @@ class Ablation(PlainIntervention):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        if self.baseline is None:
-            return {"basis": self.basis}
-        return {
-            "basis": self.basis,
-            **(
-                named(self.baseline, "baseline")
-                if isinstance(self.baseline, Mapping)
-                else {"baseline": self.baseline}
-            ),
-        }
+        tensors = {"basis": self.basis}
+        if isinstance(self.baseline, Mapping):
+            tensors.update(tensors_by_name(self.baseline, "baseline"))
+        elif self.baseline is not None:
+            tensors["baseline"] = self.baseline
+        return tensors
 
     @classmethod
     def restored(
         cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> "Ablation":
-        baseline = tensors.get("baseline", by_site(tensors, "baseline") or None)
+        baseline = tensors.get("baseline", tensors_by_site(tensors, "baseline") or None)
         return cls(tensors["basis"], at, positions, baseline, options["own_site"])
 
 
-def check_width(activation: Tensor, d_model: int) -> None:
-    if activation.shape[-1] != d_model:
+def _require_one_space(targets: Sequence[Site]) -> None:
+    """One baseline vector cannot be the mean of the stream and of what is added to it."""
+    spaces = set()
+    for site in targets:
+        spaces.add(site.kind if site.kind in _ADDED else "stream")
+    if len(spaces) > 1:
         raise InputError(
-            f"direction has {d_model} coordinates,"
-            f" but the model's stream has {activation.shape[-1]}"
+            "baseline is one vector, but at names the stream and what is added to it,"
+            " which have other means; pass a mapping from sites to vectors"
         )
 
 
@@ -147,7 +149,7 @@ def ablate(
             included); `"last_prompt"`, `"last"`, `Index(...)`, `Span(...)` or a callable for single
             tokens.
         baseline: μ of the affine form h − ((h − μ)·r̂) r̂, which leaves an activation at μ alone:
-            one vector, or one for each site; None: plain projection.
+            one vector, or one vector per site; None: plain projection.
 
     Returns:
         An intervention for `model.intervene([...])`. Idempotent: applying it twice at one site
@@ -159,19 +161,26 @@ def ablate(
     Reference: Arditi et al., 2406.11717; the affine form: Marshall et al., 2411.09003.
     """
     at, touched = parse_at(at), parse_touched(positions)
-    basis, own = basis_of(direction, "direction")
-    mu: Tensor | dict[Site, Tensor] | None = None
-    if isinstance(baseline, Mapping):
-        mu = {
-            site: value.to(torch.float64)
-            for site, value in site_values(baseline, "baseline").items()
-        }
-    elif baseline is not None:
-        mu = as_float64(baseline, "baseline")
-    for value in mu.values() if isinstance(mu, dict) else [] if mu is None else [mu]:
-        if value.shape != basis.shape[:1]:
-            raise InputError(
-                f"baseline has shape {tuple(value.shape)};"
-                f" pass a vector of shape ({basis.shape[0]},)"
-            )
-    return Ablation(basis, at, touched, mu, None if own is None else str(own))
+    basis, own_site = basis_of(direction, "direction")
+    return Ablation(basis, at, touched, _parse_baseline(baseline, len(basis)), own_site)
+
+
+def _parse_baseline(baseline: BySite | None, d_model: int) -> Baseline:
+    if baseline is None:
+        return None
+    if not isinstance(baseline, Mapping):
+        vector = as_float64(baseline, "baseline")
+        _require_baseline_shape(vector, d_model)
+        return vector
+    by_site = {}
+    for site, value in site_values(baseline, "baseline").items():
+        by_site[site] = value.to(torch.float64)
+        _require_baseline_shape(value, d_model)
+    return by_site
+
+
+def _require_baseline_shape(value: Tensor, d_model: int) -> None:
+    if value.shape != (d_model,):
+        raise InputError(
+            f"baseline has shape {tuple(value.shape)}; pass a vector of shape ({d_model},)"
+        )

@@ -1,10 +1,9 @@
-"""Replacing: touched tokens take a mean, a random row of other activations, or what another run had
-there.
+"""Replacement: touched tokens take a mean, or a random row of other activations.
 
-Mean ablation keeps what all inputs share at a site; resample ablation keeps what its donors have
-one by one, so it stays where real activations lie; a swap (activation patching) puts another run's
-own values in. With `direction=` only the part in its span is replaced. Which donor a token gets
-depends on seed, prompt id and token alone.
+Mean ablation keeps what all inputs share at a site. Resample ablation puts one real activation, a
+donor, in the place of another, so the stream stays where real activations lie. A swap
+(`emlens.interventions.swapping`) puts in what another run had there. With `direction=` only the
+part in its span is replaced. Which donor a token gets depends on seed, prompt id and token alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,25 +21,33 @@ from emlens.foundation.intervention import PaddedRows, Touched
 from emlens.foundation.seeds import derive_seed, numpy_rng
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
-from emlens.interventions.arithmetic import Converted, Placing
-from emlens.interventions.plain import PlainIntervention, by_site, check_held, named
-from emlens.interventions.where import (
+from emlens.interventions.arguments import (
     At,
     Positions,
-    kept_sites,
+    at_or_all,
     parse_touched,
     resolve,
     site_values,
     span_of,
 )
+from emlens.interventions.arithmetic import Converted, Placing
+from emlens.interventions.plain_intervention import (
+    PlainIntervention,
+    require_values,
+    tensors_by_name,
+    tensors_by_site,
+)
 
 Per = Literal["token", "prompt"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Replacement(PlainIntervention):
-    """What mean and resample ablation and swaps share: values by site, and the span in which they
-    are put.
+    """What mean ablation, resample ablation and swaps share.
+
+    Args:
+        values: what is put in place, by site.
+        basis: orthonormal columns of the span in which it is put; None: all of the stream.
     """
 
     values: Mapping[Site, Tensor]
@@ -52,47 +59,52 @@ class Replacement(PlainIntervention):
     def d_model(self) -> int:
         return int(next(iter(self.values.values())).shape[-1])
 
-    def held(self, values: Tensor) -> Converted:
-        """Rows to place, and the span in which they are placed."""
-        return Converted(values) if self.basis is None else Converted(values, self.basis)
+    def placed_from(self, rows: Float[Tensor, "row d_model"]) -> Converted:
+        """Rows to place, and the span in which they are placed, as `Placing` takes them."""
+        if self.basis is None:
+            return Converted(rows)
+        return Converted(rows, self.basis)
 
     @cached_property
-    def held_by_site(self) -> dict[Site, Converted]:
-        return {
-            site: self.held(value[None] if value.ndim == 1 else value)
-            for site, value in self.values.items()
-        }
+    def source_by_site(self) -> dict[Site, Converted]:
+        sources = {}
+        for site, value in self.values.items():
+            rows = value[None] if value.ndim == 1 else value
+            sources[site] = self.placed_from(rows)
+        return sources
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
-        return check_held(resolve(self.at, None, sites), self.values, self.kind)
+        targets = resolve(self.at, None, sites)
+        require_values(targets, self.values, self.kind)
+        return targets
 
     def options(self) -> dict[str, Any]:
         return {"rank": None if self.basis is None else self.basis.shape[1]}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            **named(self.values, "values"),
-            **({} if self.basis is None else {"basis": self.basis}),
-        }
+        tensors = tensors_by_name(self.values, "values")
+        if self.basis is not None:
+            tensors["basis"] = self.basis
+        return tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MeanAblation(Replacement):
-    """h ← μ, the mean given for the site; with a basis B: h ← h − B Bᵀ(h − μ)."""
+    """h ← μ, the mean passed for the site; with a basis B: h ← h − B Bᵀ(h − μ)."""
 
     kind: ClassVar[str] = "mean_ablate"
 
     def bind(self, site: Site, rows: PaddedRows) -> Placing:
-        return Placing(self.held_by_site[site], None)
+        return Placing(self.source_by_site[site], None)
 
     @classmethod
     def restored(
         cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> "MeanAblation":
-        return cls(by_site(tensors, "values"), tensors.get("basis"), at, positions)
+        return cls(tensors_by_site(tensors, "values"), tensors.get("basis"), at, positions)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ResampleAblation(Replacement):
     """h ← x, a row drawn from the donors of the site; the same donor at every site."""
 
@@ -102,18 +114,18 @@ class ResampleAblation(Replacement):
     per: Per
 
     def bind(self, site: Site, rows: PaddedRows) -> Placing:
-        n = len(self.values[site])
-        drawn = [
-            self.drawn(name, spans.n_tokens + rows.new_tokens, n)[list(tokens)].tolist()
-            for name, spans, tokens in zip(
-                rows.ids, rows.spans, rows.touched(self.positions), strict=True
-            )
-        ]
-        return Placing(self.held_by_site[site], rows.by_column(drawn, self.positions))
+        n_donors = len(self.values[site])
+        touched = rows.touched(self.positions)
+        donors = []
+        for prompt_id, spans, tokens in zip(rows.ids, rows.spans, touched, strict=True):
+            row = self.donor_rows(prompt_id, spans.n_tokens + rows.new_tokens, n_donors)
+            donors.append(row[list(tokens)].tolist())
+        return Placing(self.source_by_site[site], rows.by_column(donors, self.positions))
 
-    def drawn(self, prompt_id: str, length: int, n: int) -> NDArray[np.int64]:
-        """Which of `n` donors the tokens of a prompt take; a longer row draws the same and
-        goes on.
+    def donor_rows(self, prompt_id: str, length: int, n: int) -> NDArray[np.int64]:
+        """Which of `n` donors each token of a prompt takes.
+
+        A longer row starts with the donors of a shorter one, so generation can go on.
         """
         if self.per == "prompt":
             return np.full(length, derive_seed(self.seed, "resample", prompt_id) % n)
@@ -127,7 +139,7 @@ class ResampleAblation(Replacement):
         cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> "ResampleAblation":
         return cls(
-            by_site(tensors, "values"),
+            tensors_by_site(tensors, "values"),
             tensors.get("basis"),
             at,
             positions,
@@ -164,7 +176,7 @@ def mean_ablate(
                 " pass one vector of shape (d_model,)"
             )
     return MeanAblation(
-        values, span_of(direction, values), kept_sites(at, values), parse_touched(positions)
+        values, span_of(direction, values), at_or_all(at, values), parse_touched(positions)
     )
 
 
@@ -179,11 +191,11 @@ def resample_ablate(
     """Put randomly drawn other activations in the place of activations.
 
     Args:
-        donors: rows of activations at each site; row i of every site is the same token, so that one
-            donor serves all sites.
-        seed: with the prompt's id and the token's number it decides the donor; batch mates do not
-            matter.
-        per: a donor for each `"token"`, or one for all tokens of a `"prompt"`.
+        donors: rows of activations at each site; row i is the same token at every site, so that
+            one donor serves all sites.
+        seed: together with the prompt's id and the token's number it decides the donor; batch mates
+            do not matter.
+        per: one donor per `"token"`, or one for all tokens of a `"prompt"`.
         at: a list of sites among them; None: all of them.
         positions: as in `ablate`.
         direction: replace the part in its span alone.
@@ -213,7 +225,7 @@ def resample_ablate(
     return ResampleAblation(
         values,
         span_of(direction, values),
-        kept_sites(at, values),
+        at_or_all(at, values),
         parse_touched(positions),
         seed,
         per,
