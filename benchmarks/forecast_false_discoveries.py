@@ -20,8 +20,8 @@ from benchmarks.records import record, show
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.features import MatrixFeatures
 from emlens.probes.record import pooled_r2, site_table
-from emlens.probes.shuffles import Unit, shuffled_targets
-from emlens.probes.validation import nested_ridge, outer_folds, training_means
+from emlens.probes.shuffles import Shuffle, shuffled_targets
+from emlens.probes.validation import NestedFolds, nested_ridge, outer_folds, training_means
 from emlens.stats import NullDistribution, wilson_interval
 
 ALPHA, GOAL = 0.05, 0.065
@@ -57,7 +57,7 @@ def p_values(
     y: np.ndarray,
     groups: int,
     held: bool,
-    unit: Unit,
+    shuffle: Shuffle,
     draws: int,
     folds: int,
     seed: int,
@@ -68,11 +68,10 @@ def p_values(
     questions = [f"q{i}" for i in range(len(y))]
     labels = [f"g{i // (len(y) // groups)}" for i in range(len(y))]
     own = labels if held else questions
-    targets = np.column_stack([y, *shuffled_targets(y, questions, labels, unit, draws, seed)])
+    targets = np.column_stack([y, *shuffled_targets(y, questions, labels, shuffle, draws, seed)])
     outer = outer_folds(own, folds, 1, seed)
-    found = nested_ridge(
-        cells, targets, own, outer, inner_folds=folds, seed=seed, alphas=PENALTIES, kept=1
-    )
+    nested_folds = NestedFolds(own, outer, folds, seed)
+    found = nested_ridge(cells, targets, nested_folds, alphas=PENALTIES, keep=1)
     means = training_means(targets, outer)
     r2 = pooled_r2(found.nested, means, targets)
     sites = site_table(found.candidates, found.squared, means, targets)
@@ -117,7 +116,7 @@ def measure(
     folds: int = 5,
 ) -> Iterator[list[dict[str, object]]]:
     """Rows of the table, design by design."""
-    designs: tuple[tuple[str, bool, Unit, int, bool], ...] = (
+    designs: tuple[tuple[str, bool, Shuffle, int, bool], ...] = (
         ("free, questions held out", False, "question", runs, True),
         ("clustered, groups held out, dealt among groups", True, "group", clustered_runs, True),
         (
@@ -128,11 +127,11 @@ def measure(
             False,
         ),
     )
-    for name, clustered, unit, count, window in designs:
+    for name, clustered, shuffle, count, window in designs:
         found = []
         for seed in range(count):
             cells, y = drawn(groups, each, layers, positions, d, clustered, seed)
-            found.append(p_values(cells, y, groups, clustered, unit, draws, folds, seed))
+            found.append(p_values(cells, y, groups, clustered, shuffle, draws, folds, seed))
         yield list(rates(name, found, window))
 
 

@@ -22,6 +22,7 @@ from emlens.foundation.seeds import numpy_rng, torch_rng
 from emlens.probes.features import MatrixFeatures
 from emlens.probes.ridge import ALPHAS
 from emlens.probes.validation import (
+    NestedFolds,
     NestedPredictions,
     OuterFold,
     inner_pairs,
@@ -97,8 +98,10 @@ def measure(
     labels = [f"q{i}" for i in range(n)]
     outer = outer_folds(labels, folds, 1, seed)
 
+    folds_of_both = NestedFolds(labels, outer, inner, seed)
+
     def forecast(targets: np.ndarray) -> NestedPredictions:
-        return nested_ridge(cells, targets, labels, outer, inner_folds=inner, seed=seed, kept=1)
+        return nested_ridge(cells, targets, folds_of_both, keep=1)
 
     alone, seconds, clock = timed(lambda: forecast(y[:, None]))
     rival_seconds, gap = [], 0.0
@@ -110,7 +113,7 @@ def measure(
         gap = max(
             gap, float(np.abs(theirs - alone.by_candidate[0, c, :, 0]).max()) / float(y.std())
         )
-        ours = nested_ridge([cells[c]], y[:, None], labels, outer, inner_folds=inner, seed=seed)
+        ours = nested_ridge([cells[c]], y[:, None], folds_of_both)
         if not np.allclose(
             [ALPHAS[number] for number in ours.choices[:, 0, 1]], penalties, rtol=1e-12
         ):

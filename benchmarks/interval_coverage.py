@@ -9,7 +9,7 @@ before, alike within domains.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -22,7 +22,7 @@ from benchmarks.records import EVIDENCE, record, show
 from emlens.activations import Activations
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import numpy_rng
-from emlens.probes import cross_validate_forecast
+from emlens.probes import Baselines, Design, cross_validate_forecast
 from emlens.stats import (
     bootstrap_mean,
     cluster_bootstrap,
@@ -48,7 +48,7 @@ from emlens.stats.spread import brown_forsythe
 Rng = np.random.Generator
 EXACT, TOST, RESAMPLED = (0.935, 0.965), (0.885, 0.915), (0.92, 0.98)
 RESAMPLES = 1999
-_FOLDS: dict[str, Any] = {"folds": 5, "inner_folds": 3, "repeats": 1, "permutations": 0}
+_DESIGN = Design(folds=5, inner_folds=3, repeats=1, permutations=0)
 
 
 @dataclass(frozen=True)
@@ -714,10 +714,12 @@ def forecast_rows(
             found = cross_validate_forecast(
                 acts,
                 dict(zip(acts.ids, y, strict=True)),
-                parent_scores=dict(zip(acts.ids, parent, strict=True)),
-                groups=None if held_out == "question" else "group",
-                seed=int(rng.integers(2**31)),
-                **_FOLDS,
+                design=replace(
+                    _DESIGN,
+                    groups=None if held_out == "question" else "group",
+                    seed=int(rng.integers(2**31)),
+                ),
+                baselines=Baselines(parent_scores=dict(zip(acts.ids, parent, strict=True))),
             )
             table = found.predictions
             errors = [

@@ -19,8 +19,13 @@ from benchmarks.organism_finetunes import RUNS, SEEDED, Corpus, corpus
 from benchmarks.organism_worlds import KEPT, SEEDS
 from benchmarks.records import EVIDENCE, record
 from emlens.activations import capture
-from emlens.probes import activation_cells, assert_different
-from emlens.probes.forecast import cross_validate_forecasts
+from emlens.probes import (
+    Baselines,
+    Design,
+    activation_cells,
+    assert_different,
+    cross_validate_forecasts,
+)
 from emlens.stats import t_interval
 
 POSITIONS: Final = ("last_prompt", "mean_prompt")
@@ -66,14 +71,18 @@ def measure(
                 forecasts = cross_validate_forecasts(
                     acts[parent].select(outside),
                     scores,
-                    groups=groups,
-                    texts={q: texts[q] for q in outside},
-                    parent_scores=found.aligned[parent].loc[outside],
-                    embedding=embedded[parent].select(outside),
-                    folds=folds,
-                    inner_folds=inner_folds,
-                    repeats=1,
-                    permutations=0,
+                    design=Design(
+                        groups=groups,
+                        folds=folds,
+                        inner_folds=inner_folds,
+                        repeats=1,
+                        permutations=0,
+                    ),
+                    baselines=Baselines(
+                        texts={q: texts[q] for q in outside},
+                        parent_scores=found.aligned[parent].loc[outside],
+                        embedding=embedded[parent].select(outside),
+                    ),
                 )
                 for name, forecast in forecasts.items():
                     table = forecast.predictions.set_index("id")

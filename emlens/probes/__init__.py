@@ -1,7 +1,9 @@
 """Predict scores from activations, with controls."""
 
 from emlens.probes.across import cross_validate_across
+from emlens.probes.baselines import Baselines
 from emlens.probes.ceilings import ceiling_from_answers, ceiling_from_seeds
+from emlens.probes.design import Design
 from emlens.probes.features import MatrixFeatures, TextFeatures, activation_cells, assert_different
 from emlens.probes.forecast import cross_validate_forecast, cross_validate_forecasts
 from emlens.probes.forecaster import Forecaster, fit_forecaster
@@ -11,6 +13,8 @@ from emlens.probes.record import Forecast
 from emlens.probes.sparse_probes import general_and_narrow, sparse_probe
 
 __all__ = [
+    "Baselines",
+    "Design",
     "Forecast",
     "Forecaster",
     "MatrixFeatures",

@@ -1,10 +1,9 @@
-"""Forecasts across fine-tunes: what was learned on some fine-tunes, or some model families, tried
-on one that was held out.
+"""Forecasts across fine-tunes: learned on some fine-tunes or model families, tested on another.
 
-The table is long: one row a question and fine-tune. Holding out a fine-tune leaves the scores of
+The table is long: one row per question and fine-tune. Holding out a fine-tune leaves the scores of
 the same questions under other fine-tunes among the training rows, so a forecast may live on knowing
-which questions are fragile; `new_questions=True` holds those out too. Holding out a family asks
-that features mean the same in every family: coordinates of a residual stream do not, since another
+which questions are fragile; `new_questions=True` holds those out too. Holding out a family needs
+features that mean the same in every family. Coordinates of a residual stream do not, since another
 model's stream has other axes, so they are refused.
 """
 
@@ -19,10 +18,12 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
 from emlens.probes.calibration import Calibration, calibration_line
-from emlens.probes.estimators import Setting, resolve_estimator
-from emlens.probes.features import Features
+from emlens.probes.design import Design
+from emlens.probes.estimators import resolve_estimator
+from emlens.probes.features import Features, Rows
 from emlens.probes.ridge import Array
 from emlens.probes.validation import (
+    NestedFolds,
     OuterFold,
     generic_nested,
     grouped_folds,
@@ -31,7 +32,7 @@ from emlens.probes.validation import (
 )
 from emlens.stats import ratio_of_means, spearman
 
-Unit = Literal["finetune", "family"]
+HeldOut = Literal["finetune", "family"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class AcrossForecast:
         predictions: the rows with columns predicted and mean (of the training rows), out of fold.
         r2: pooled over held-out rows, against the training rows' mean; interval by resampling what
             was held out.
-        by_unit: one row a held-out fine-tune or family: n, r2, spearman with interval, rmse.
+        by_unit: one row per held-out fine-tune or family: n, r2, spearman with interval, rmse.
         calibration: the line of score on prediction, over what was held out.
         chosen: the feature set that inner selection took for each outer fold.
         held_out: "finetune" or "family", and whether its questions were new.
@@ -59,121 +60,158 @@ class AcrossForecast:
 def cross_validate_across(
     rows: pd.DataFrame,
     features: Sequence[Features],
-    hold_out: Unit = "finetune",
+    hold_out: HeldOut = "finetune",
     *,
     estimator: Any = "ridge",
-    settings: Sequence[Setting] | None = None,
     new_questions: bool = False,
-    question_folds: int = 5,
-    inner_folds: int = 5,
-    seed: int = 0,
+    design: Design | None = None,
 ) -> AcrossForecast:
-    """Leave-fine-tune-out or leave-family-out forecast of a long table, set and setting chosen on
-    held-out units inside.
+    """Leave-fine-tune-out or leave-family-out forecast of a long table.
+
+    Feature set and setting are chosen on units held out inside the training rows.
 
     Args:
-        rows: columns question, finetune, score, and family where families are held out; one row a
+        rows: columns question, finetune, score, and family where families are held out; one row per
             question and fine-tune.
         features: sets over these rows, in their order; `RepeatedFeatures` reads a set over
             questions at them.
         new_questions: hold out the questions of a fold of questions too, so that no training row
             has a test row's question.
+        design: of its fields, folds (of questions, with `new_questions`), inner_folds, settings and
+            seed are used.
 
     Raises:
-        InputError: a column that lacks, a score that is not finite, a question twice under one
+        InputError: a missing column, a score that is not finite, a question twice under one
             fine-tune, a fine-tune in two families, fewer than three units, features that mean
-            nothing in another family.
+            nothing in another family, a design with fields that are not used here.
     """
-    _require(rows, features, hold_out)
+    design = design or Design()
+    design.require_only(("folds", "inner_folds", "settings", "seed"), "cross_validate_across")
+    _require_table(rows, hold_out)
+    _require_units(rows, hold_out)
+    _require_features(features, hold_out)
     units = [str(name) for name in rows[hold_out]]
-    questions = [str(name) for name in rows["question"]]
     target = rows["score"].to_numpy(dtype=np.float64)[:, None]
-    everything = np.arange(len(rows))
-    asked = [everything]
-    if new_questions:
-        asked = list(
-            grouped_folds(
-                questions, min(question_folds, len(set(questions))), seed, "across questions"
-            )
-        )
-    outer = []
-    for unit in sorted(set(units)):
-        mine = np.flatnonzero(np.array(units) == unit)
-        for some in asked:
-            test = np.intersect1d(mine, some)
-            kept = (
-                np.setdiff1d(everything, mine)
-                if not new_questions
-                else np.setdiff1d(np.setdiff1d(everything, mine), some)
-            )
-            if len(test):
-                outer.append(OuterFold(0, test, kept))
-    chosen = resolve_estimator(estimator, settings)
-    common: dict[str, Any] = {"inner_folds": inner_folds, "seed": seed}
+    outer = _outer_folds(rows, units, new_questions, design)
+    folds = NestedFolds(units, outer, design.inner_folds, design.seed)
+    model = resolve_estimator(estimator, design.settings)
     if isinstance(estimator, str) and estimator in ("ridge", "ridge1"):
-        found = nested_ridge(
-            features, target, units, outer, alphas=[s["alpha"] for s in chosen.settings], **common
-        )
+        alphas = [setting["alpha"] for setting in model.settings]
+        result = nested_ridge(features, target, folds, alphas=alphas)
     else:
-        found = generic_nested(features, target, units, outer, estimator=chosen, **common)
-    predicted, mean = found.nested[0, :, 0], training_means(target, outer)[0, :, 0]
+        result = generic_nested(features, target, folds, estimator=model)
+    predicted, mean = result.nested[0, :, 0], training_means(target, outer)[0, :, 0]
     table = rows.assign(predicted=predicted, mean=mean)
-    share = ratio_of_means(
-        (predicted - target[:, 0]) ** 2,
-        (mean - target[:, 0]) ** 2,
-        clusters=units,
-        resamples=1999,
-        seed=seed,
-    )
-    r2 = Estimate(
-        1 - share.value,
-        1 - share.high,
-        1 - share.low,
-        share.n,
-        f"pooled R² of held-out {hold_out}s; {share.method}",
-    )
-    by_unit = pd.DataFrame(
-        [_unit_row(unit, hold_out, table[np.array(units) == unit]) for unit in sorted(set(units))]
-    )
-    said = f"{hold_out}, {'new' if new_questions else 'the same'} questions"
+    unit_rows = []
+    for unit in sorted(set(units)):
+        unit_rows.append({hold_out: unit, **_unit_row(table[np.array(units) == unit])})
+    questions = "new questions" if new_questions else "the same questions"
     return AcrossForecast(
-        table, r2, by_unit, calibration_line(predicted, target[:, 0], units), found.chosen, said
+        predictions=table,
+        r2=_pooled_r2(table, units, hold_out, design.seed),
+        by_unit=pd.DataFrame(unit_rows),
+        calibration=calibration_line(predicted, target[:, 0], units),
+        chosen=result.chosen,
+        held_out=f"{hold_out}, {questions}",
     )
 
 
-def _unit_row(unit: str, hold_out: str, table: pd.DataFrame) -> dict[str, object]:
-    y, p, m = (table[name].to_numpy(dtype=np.float64) for name in ("score", "predicted", "mean"))
-    floor = float(((m - y) ** 2).sum())
-    rank = spearman(p, y) if len(y) >= 4 else Estimate.undefined("fewer than 4 rows", len(y))
-    r2 = 1 - float(((p - y) ** 2).sum()) / floor if floor > 0 else float("nan")
+def _outer_folds(
+    rows: pd.DataFrame, units: Sequence[str], new_questions: bool, design: Design
+) -> list[OuterFold]:
+    """One fold per unit, or per unit and fold of questions, which is then held out too."""
+    everything = np.arange(len(rows))
+    question_folds: list[Rows] = [everything]
+    if new_questions:
+        questions = [str(name) for name in rows["question"]]
+        count = len(set(questions))
+        if design.folds != "all":
+            count = min(design.folds, count)
+        question_folds = grouped_folds(questions, count, design.seed, "across questions")
+    folds = []
+    for unit in sorted(set(units)):
+        unit_rows = np.flatnonzero(np.array(units) == unit)
+        other_units = np.setdiff1d(everything, unit_rows)
+        for question_rows in question_folds:
+            test = np.intersect1d(unit_rows, question_rows)
+            train = np.setdiff1d(other_units, question_rows) if new_questions else other_units
+            if len(test):
+                folds.append(OuterFold(0, test, train))
+    return folds
+
+
+def _pooled_r2(table: pd.DataFrame, units: Sequence[str], hold_out: str, seed: int) -> Estimate:
+    """1 − errors / errors of the training mean; the ends of the ratio's interval swap."""
+    score, predicted, mean = _columns(table)
+    share = ratio_of_means(
+        (predicted - score) ** 2, (mean - score) ** 2, clusters=units, resamples=1999, seed=seed
+    )
+    method = f"pooled R² of held-out {hold_out}s; {share.method}"
+    return Estimate(1 - share.value, 1 - share.high, 1 - share.low, share.n, method)
+
+
+def _unit_row(table: pd.DataFrame) -> dict[str, object]:
+    """How well one held-out unit was forecast."""
+    score, predicted, mean = _columns(table)
+    floor = float(((mean - score) ** 2).sum())
+    r2 = float("nan")
+    if floor > 0:
+        r2 = 1 - float(((predicted - score) ** 2).sum()) / floor
+    rank = Estimate.undefined("fewer than 4 rows", len(score))
+    if len(score) >= 4:
+        rank = spearman(predicted, score)
     return {
-        hold_out: unit,
-        "n": len(y),
+        "n": len(score),
         "r2": r2,
         "spearman": rank.value,
         "spearman_low": rank.low,
         "spearman_high": rank.high,
-        "rmse": float(np.sqrt(((p - y) ** 2).mean())),
+        "rmse": float(np.sqrt(((predicted - score) ** 2).mean())),
     }
 
 
-def _require(rows: pd.DataFrame, features: Sequence[Features], hold_out: str) -> None:
-    if hold_out not in get_args(Unit):
+def _columns(table: pd.DataFrame) -> tuple[Array, Array, Array]:
+    """(score, predicted, mean)."""
+    return (
+        table["score"].to_numpy(dtype=np.float64),
+        table["predicted"].to_numpy(dtype=np.float64),
+        table["mean"].to_numpy(dtype=np.float64),
+    )
+
+
+def _require_table(rows: pd.DataFrame, hold_out: str) -> None:
+    if hold_out not in get_args(HeldOut):
         raise InputError(f"hold_out={hold_out!r} is unknown; pass 'finetune' or 'family'")
-    needed = ["question", "finetune", "score", *(["family"] if hold_out == "family" else [])]
-    lacking = [name for name in needed if name not in rows.columns]
-    if lacking:
-        raise InputError(f"rows has no column {lacking[0]!r}; pass {', '.join(needed)}")
+    columns = ["question", "finetune", "score"]
+    if hold_out == "family":
+        columns.append("family")
+    for name in columns:
+        if name not in rows.columns:
+            raise InputError(f"rows has no column {name!r}; pass {', '.join(columns)}")
+    if not np.isfinite(rows["score"].to_numpy(dtype=np.float64)).all():
+        raise InputError("rows holds a score that is NaN or infinite; drop those rows first")
+    repeated = rows[rows.duplicated(["question", "finetune"])]
+    if len(repeated):
+        question, finetune = (str(repeated.iloc[0][name]) for name in ("question", "finetune"))
+        raise InputError(
+            f"question {one_line(question)!r} stands twice under fine-tune {one_line(finetune)!r}"
+        )
+
+
+def _require_features(features: Sequence[Features], hold_out: str) -> None:
     if not features:
         raise InputError("features is empty; pass at least one set")
-    if not np.isfinite(_numbers(rows)).all():
-        raise InputError("rows holds a score that is NaN or infinite; drop those rows first")
-    twice = rows[rows.duplicated(["question", "finetune"])]
-    if len(twice):
-        raise InputError(
-            f"question {one_line(str(twice.iloc[0]['question']))!r} stands twice under fine-tune"
-            f" {one_line(str(twice.iloc[0]['finetune']))!r}"
-        )
+    for feature in features:
+        if hold_out == "family" and not feature.family_free:
+            raise InputError(
+                f"features {feature.name!r} are coordinates of one model,"
+                " which mean nothing in another family's residual stream;"
+                " hold out fine-tunes, or pass family-free features:"
+                " training_distances, lengths, text, scores"
+            )
+
+
+def _require_units(rows: pd.DataFrame, hold_out: str) -> None:
     if hold_out == "family":
         families = rows.groupby("finetune")["family"].nunique()
         if (families > 1).any():
@@ -181,21 +219,9 @@ def _require(rows: pd.DataFrame, features: Sequence[Features], hold_out: str) ->
                 f"fine-tune {one_line(str(families.idxmax()))!r} stands under two families;"
                 " give each fine-tune one name and one family"
             )
-        bound = [feature.name for feature in features if not feature.family_free]
-        if bound:
-            raise InputError(
-                f"features {bound[0]!r} are coordinates of one model,"
-                " which mean nothing in another family's residual stream;"
-                " hold out fine-tunes, or pass family-free features:"
-                " training_distances, lengths, text, scores"
-            )
     count = rows[hold_out].astype(str).nunique()
     if count < 3:
         raise InputError(
             f"rows hold {count} {hold_out}s; pass at least 3,"
             " so that inner folds can hold one out as well"
         )
-
-
-def _numbers(rows: pd.DataFrame) -> Array:
-    return rows["score"].to_numpy(dtype=np.float64)

@@ -1,13 +1,14 @@
 """Feature sets: what a forecast may look at, built inside each fold.
 
-A set gives training and test matrices for given rows; whatever it fits (a vocabulary, idf weights,
-components, scaling) it fits on the training rows. Baselines are feature sets like any other and run
-through the identical folds. A set is family-free where its numbers mean the same in every model (a
-length, a distance in standard deviations, a score); coordinates of a residual stream are not.
+A set gives training and test matrices for given rows. Whatever it fits (a vocabulary, idf weights,
+components, scaling) it fits on the training rows: a scaler that saw the test rows would carry
+their mean and spread into the fit. Baselines are feature sets like any other and run through the
+identical folds. A set is family-free where its numbers mean the same in every model (a length, a
+distance in standard deviations, a score); coordinates of a residual stream are not.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
-from emlens.foundation.seeds import numpy_rng
 from emlens.probes.ridge import Array, mean_and_scale, standardise
 
 Rows = NDArray[np.int64]
@@ -57,6 +57,9 @@ class MatrixFeatures(Features):
     Args:
         values: (row, feature); a tensor is converted when it is read, so that a grid of them costs
             no second copy.
+
+    Raises:
+        InputError: a value that is NaN or infinite.
     """
 
     near_centre = True
@@ -64,19 +67,18 @@ class MatrixFeatures(Features):
     def __init__(
         self, name: str, values: Array | Float[Tensor, "row feature"], *, family_free: bool = False
     ):
-        finite = (
-            bool(values.isfinite().all())
-            if isinstance(values, Tensor)
-            else bool(np.isfinite(values).all())
-        )
-        if not finite:
+        self._source: Array | Tensor
+        if isinstance(values, Tensor):
+            self._source = values
+            all_finite = bool(values.isfinite().all())
+        else:
+            self._source = np.asarray(values, dtype=np.float64)
+            all_finite = bool(np.isfinite(values).all())
+        if not all_finite:
             raise InputError(
                 f"features {name!r} hold values that are NaN or infinite; drop or fix them first"
             )
         self.name, self.family_free = name, family_free
-        self._source = (
-            values if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
-        )
 
     @property
     def values(self) -> Array:
@@ -96,43 +98,51 @@ class MatrixFeatures(Features):
         mean, scale = mean_and_scale(values)
         x = values - mean
         x *= 1 / scale  # without offset and scale, sums of squares keep their digits
-        share = np.zeros((len(folds), len(x)))
-        for number, (train, _) in enumerate(folds):
-            share[number, train] = 1 / len(train)
-        squares = share @ (x * x)
-        variances = squares - (share @ x) ** 2
-        unsure = variances <= CANCELLED * squares
-        with np.errstate(divide="ignore", invalid="ignore"):
-            factors = np.where(unsure, 0.0, 1 / np.sqrt(variances))
-        room = [
-            np.empty((max(map(len, side), default=0), x.shape[1]))
-            for side in zip(*folds, strict=True)
-        ]
-        laid, place, order = np.empty_like(x), np.arange(len(x)), None
+        factors, is_unsure = _fold_scales(x, [train for train, _ in folds])
+        most_train = max((len(train) for train, _ in folds), default=0)
+        most_test = max((len(test) for _, test in folds), default=0)
+        train_memory = np.empty((most_train, x.shape[1]))
+        test_memory = np.empty((most_test, x.shape[1]))
+        laid_out, place, order = np.empty_like(x), np.arange(len(x)), None
         for number, (train, test) in enumerate(folds):
             if order is not orders[number]:
                 order = orders[number]
                 # other modes buffer the output
-                np.take(x, order, axis=0, out=laid[: len(order)], mode="clip")
+                np.take(x, order, axis=0, out=laid_out[: len(order)], mode="clip")
                 place[order] = np.arange(len(order))
-            found = [
-                _scaled_rows(laid, place[rows], factors[number], memory)
-                for rows, memory in zip((train, test), room, strict=True)
-            ]
-            anew = np.flatnonzero(unsure[number])
+            train_x = _scaled_rows(laid_out, place[train], factors[number], train_memory)
+            test_x = _scaled_rows(laid_out, place[test], factors[number], test_memory)
+            anew = np.flatnonzero(is_unsure[number])
             if len(anew):
-                found[0][:, anew], found[1][:, anew] = standardise(
+                train_x[:, anew], test_x[:, anew] = standardise(
                     values[np.ix_(train, anew)], values[np.ix_(test, anew)]
                 )
-            yield found[0], found[1]
+            yield train_x, test_x
 
 
-def _scaled_rows(rows: Array, wanted: Rows, factors: Array, out: Array) -> Array:
-    """`rows[wanted] * factors`, a run of neighbouring rows at a time."""
-    ends = [*(np.flatnonzero(wanted[1:] != wanted[:-1] + 1) + 1), len(wanted)]
+def _fold_scales(x: Array, training: Sequence[Rows]) -> tuple[Array, NDArray[np.bool_]]:
+    """(fold, column) 1 / standard deviation over each fold's training rows, and where it is unsure.
+
+    Var = E[x²] − (E[x])² loses digits where the mean is large beside the spread; there the factor
+    is 0, and the column has to be scaled anew.
+    """
+    shares = np.zeros((len(training), len(x)))
+    for number, train in enumerate(training):
+        shares[number, train] = 1 / len(train)
+    mean_squares = shares @ (x * x)
+    variances = mean_squares - (shares @ x) ** 2
+    is_unsure = variances <= CANCELLED * mean_squares
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.where(is_unsure, 0.0, 1 / np.sqrt(variances))
+    return factors, is_unsure
+
+
+def _scaled_rows(rows: Array, index: Rows, factors: Array, out: Array) -> Array:
+    """`rows[index] * factors`, a run of neighbouring rows at a time."""
+    ends = [*(np.flatnonzero(index[1:] != index[:-1] + 1) + 1), len(index)]
     start = 0
     for end in ends:
-        first = wanted[start]
+        first = index[start]
         np.multiply(rows[first : first + end - start], factors, out=out[start:end])
         start = end
     return out[:start]
@@ -151,13 +161,16 @@ class TextFeatures(Features):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+", sublinear_tf=True)
-        fitted = vectorizer.fit_transform([self._texts[i] for i in train])
-        return fitted.toarray(), vectorizer.transform([self._texts[i] for i in test]).toarray()
+        train_x = vectorizer.fit_transform([self._texts[i] for i in train])
+        test_x = vectorizer.transform([self._texts[i] for i in test])
+        return train_x.toarray(), test_x.toarray()
 
 
 class DomainFeatures(Features):
-    """One column a training group; a group that was held out sits at their centre, which makes the
-    forecast there the mean.
+    """One column per training group.
+
+    A row of a group that was held out lies at the centre of the training rows, so that the forecast
+    there is the mean.
     """
 
     name = "domain"
@@ -167,11 +180,12 @@ class DomainFeatures(Features):
         self._groups = np.array(groups)
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:
-        known = sorted(set(self._groups[train]))
-        table = (self._groups[:, None] == np.array(known)[None, :]).astype(np.float64)
+        training_groups = sorted(set(self._groups[train]))
+        table = self._groups[:, None] == np.array(training_groups)[None, :]
+        table = table.astype(np.float64)
         centre = table[train].mean(0)
-        seen = table[test].any(axis=1, keepdims=True)
-        return table[train], np.where(seen, table[test], centre)
+        in_training = table[test].any(axis=1, keepdims=True)
+        return table[train], np.where(in_training, table[test], centre)
 
 
 class JoinedFeatures(Features):
@@ -181,6 +195,9 @@ class JoinedFeatures(Features):
         parts: over the same rows.
         balanced: divide each set by the root of its width, so that sets weigh alike and not by
             their number of columns.
+
+    Raises:
+        InputError: no part.
     """
 
     def __init__(
@@ -193,27 +210,28 @@ class JoinedFeatures(Features):
         self._parts, self._balanced = list(parts), balanced
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:
-        found = [part.split(train, test) for part in self._parts]
-        factors = [1 / max(1, a.shape[1]) ** 0.5 if self._balanced else 1.0 for a, _ in found]
-        return tuple(
-            np.hstack([side * f for side, f in zip(sides, factors, strict=True)])
-            for sides in zip(*found, strict=True)
-        )  # type: ignore[return-value]
+        train_parts, test_parts = [], []
+        for part in self._parts:
+            train_x, test_x = part.split(train, test)
+            factor = 1 / max(1, train_x.shape[1]) ** 0.5 if self._balanced else 1.0
+            train_parts.append(train_x * factor)
+            test_parts.append(test_x * factor)
+        return np.hstack(train_parts), np.hstack(test_parts)
 
 
 class RepeatedFeatures(Features):
-    """A set over questions, read at rows that repeat them: `index` gives the question of each row
-    (long tables).
+    """A set over questions, read at rows that repeat them (long tables).
 
     What the set fits, it fits on the training rows' questions, each as often as it occurs there.
+
+    Args:
+        index: the question of each row, as its number in `features`.
     """
 
     def __init__(self, features: Features, index: Sequence[int] | Rows):
-        self.name, self.family_free, self.near_centre = (
-            features.name,
-            features.family_free,
-            features.near_centre,
-        )
+        self.name = features.name
+        self.family_free = features.family_free
+        self.near_centre = features.near_centre
         self._features, self._index = features, np.asarray(index, dtype=np.int64)
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:
@@ -231,58 +249,26 @@ def activation_cells(acts: Activations, sites: Sequence[str] | None = None) -> l
             f"acts hold positions {acts.positions}, none of them pooled;"
             " capture last_prompt or mean_prompt"
         )
-    chosen = acts.sites if sites is None else list(sites)
-    return [
-        MatrixFeatures(f"{site}@{position}", acts[site, position])
-        for site in chosen
-        for position in acts.pooled_positions
-    ]
-
-
-def baselines(
-    acts: Activations,
-    texts: Sequence[str] | None,
-    parent_scores: Sequence[float] | Array | None,
-    embedding: Activations | None,
-    *,
-    seed: int,
-    further: Mapping[str, Sequence[float] | Array] | None = None,
-) -> list[Features]:
-    """The baselines a forecast is shown beside, as far as their inputs were given: random features
-    of the activations' width, domain, text, length, mean input embedding, the parent's own score,
-    and `further` numbers of a question by name.
-    """
-    width = acts[acts.sites[0], acts.pooled_positions[0]].shape[1]
-    noise = numpy_rng(seed, "random features").standard_normal((len(acts), width))
-    found: list[Features] = [MatrixFeatures("random features", noise)]
-    if len(set(acts.groups)) > 1:
-        found.append(DomainFeatures(acts.groups))
-    if texts is not None:
-        found.append(TextFeatures("text", texts))
-        lengths = np.array([[float(len(t)), float(len(t.split()))] for t in texts])
-        found.append(MatrixFeatures("length", lengths, family_free=True))
-    if embedding is not None:
-        found.append(MatrixFeatures("mean embedding", embedding["resid_pre.0", "mean_prompt"]))
-    numbers = {} if parent_scores is None else {"parent's own score": parent_scores}
-    for name, values in (numbers | dict(further or {})).items():
-        found.append(
-            MatrixFeatures(name, np.asarray(values, dtype=np.float64)[:, None], family_free=True)
-        )
-    return found
+    cells = []
+    for site in acts.sites if sites is None else sites:
+        for position in acts.pooled_positions:
+            cells.append(MatrixFeatures(f"{site}@{position}", acts[site, position]))
+    return cells
 
 
 def assert_different(
     a: Sequence[MatrixFeatures], b: Sequence[MatrixFeatures], name_a: str, name_b: str
 ) -> None:
-    """Refuse two feature sets that should differ and hold the same numbers (a released predictor's
-    "two" parents did).
+    """Refuse two feature sets that should differ and hold the same numbers.
+
+    The "two" parents of a released predictor did.
 
     Raises:
         InputError: every matrix of the two is identical.
     """
-    if len(a) == len(b) and all(
-        np.array_equal(x.values, y.values) for x, y in zip(a, b, strict=True)
-    ):
+    if len(a) != len(b):
+        return
+    if all(np.array_equal(x.values, y.values) for x, y in zip(a, b, strict=True)):
         raise InputError(
             f"features of {name_a!r} and {name_b!r} are identical numbers;"
             " one of them was read from the wrong model"

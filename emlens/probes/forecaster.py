@@ -23,7 +23,6 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.probes.conformal import group_weights, jackknife_plus
 from emlens.probes.features import Rows, activation_cells
-from emlens.probes.forecast import Scores, labels_of, questions_of
 from emlens.probes.likeness import (
     FAR_SHARE,
     REASONS,
@@ -42,6 +41,7 @@ from emlens.probes.severity import (
     run_weights,
 )
 from emlens.probes.site_ridge import SiteRidge, choose_ridges
+from emlens.probes.targets import Scores, labels_of, questions_of
 from emlens.probes.validation import grouped_folds
 from emlens.stats import ratio_of_means
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,7 @@ SETTLED = 300
 
 @dataclass(frozen=True)
 class Forecast:
-    """A validated forecast. `float(forecast.r2)` is the headline; `gain_over["text"]` is what it
-    adds.
+    """A validated forecast: `float(forecast.r2)` is the headline, `gain_over["text"]` what it adds.
 
     Args:
         predictions: id, group, target, predicted, and each baseline's prediction; out of fold,
@@ -46,9 +46,10 @@ class Forecast:
         chosen: site@position that inner selection took in each outer fold.
         held_out: what was held out together: question, group or custom labels.
         calibration: the line of target on prediction.
-        ceiling: the R² that the target's own noise leaves possible, where it was given.
+        ceiling: the R² that the target's own noise leaves possible; None unless `with_ceiling` set
+            it.
         target: "score", or "logit" with the clamp it was made with.
-        shuffle: what the null deals out anew.
+        shuffle: what the null shuffles.
     """
 
     predictions: pd.DataFrame
@@ -65,29 +66,25 @@ class Forecast:
     held_out: str
     estimator: str
     calibration: Calibration
-    ceiling: Estimate | None
     target: str
     shuffle: str
+    ceiling: Estimate | None = None
+
+    def with_ceiling(self, ceiling: Estimate) -> Self:
+        """The same forecast with the noise ceiling of its scores (`probes.ceilings`) beside it."""
+        return replace(self, ceiling=ceiling)
 
     def _facts(self) -> dict[str, object]:
-        chance = (
-            {}
-            if self.null is None
-            else {
-                "R² under the null, 95 %": f"{self.null.quantile(0.95):.3g}",
-                "p": f"{self.p_value:.3g}",
-            }
-        )
-        gains = {f"gain over {name}": gain for name, gain in self.gain_over.items()}
-        return {
-            "R²": self.r2,
-            "Spearman": self.spearman,
-            **chance,
-            **gains,
-            "held out": self.held_out,
-            "estimator": self.estimator,
-            "n": len(self.predictions),
-        }
+        facts: dict[str, object] = {"R²": self.r2, "Spearman": self.spearman}
+        if self.null is not None:
+            facts["R² under the null, 95 %"] = f"{self.null.quantile(0.95):.3g}"
+            facts["p"] = f"{self.p_value:.3g}"
+        for name, gain in self.gain_over.items():
+            facts[f"gain over {name}"] = gain
+        facts["held out"] = self.held_out
+        facts["estimator"] = self.estimator
+        facts["n"] = len(self.predictions)
+        return facts
 
     def __repr__(self) -> str:
         return in_a_line("Forecast", self._facts())
@@ -96,19 +93,24 @@ class Forecast:
         return as_table("Forecast", self._facts())
 
     def table(self) -> pd.DataFrame:
-        """One row a predictor: R² with interval, and the forecast's gain over it."""
-        rows = [{"predictor": "activations", **_flat("r2", self.r2), **_flat("gain", None)}]
+        """One row per predictor: R² with interval, and the forecast's gain over it."""
+        undefined = Estimate.undefined("a forecast has no gain over itself", 0)
+        rows = [_table_row("activations", self.r2, undefined)]
         for name, estimate in self.baseline_r2.items():
-            rows.append(
-                {"predictor": name, **_flat("r2", estimate), **_flat("gain", self.gain_over[name])}
-            )
+            rows.append(_table_row(name, estimate, self.gain_over[name]))
         return pd.DataFrame(rows)
 
 
-def _flat(name: str, estimate: Estimate | None) -> dict[str, float]:
-    if estimate is None:
-        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _table_row(predictor: str, r2: Estimate, gain: Estimate) -> dict[str, object]:
+    return {
+        "predictor": predictor,
+        "r2": r2.value,
+        "r2_low": r2.low,
+        "r2_high": r2.high,
+        "gain": gain.value,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+    }
 
 
 @dataclass(frozen=True)
@@ -126,131 +128,162 @@ class Setup:
     seed: int
 
 
-def pooled_r2(predicted: Array, means: Array, columns: Array) -> Array:
-    """Pooled R² of each target column, over repeats; (target,)."""
-    return np.asarray(
-        1 - ((predicted - columns) ** 2).sum((0, 1)) / ((means - columns) ** 2).sum((0, 1))
-    )
-
-
-def assemble(
-    setup: Setup,
-    target: Array,
-    ours: Array,
-    means: Array,
-    others: Mapping[str, Array],
-    chosen: tuple[str, ...],
-    null: NullDistribution | None,
-    by_site: pd.DataFrame,
-    ceiling: Estimate | None,
-) -> Forecast:
-    """The record of one target.
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold predictions of one target, (repeat, row) each.
 
     Args:
-        target: (row,). ours, means, others: predictions (repeat, row) of the forecast, the training
-            mean, and baselines.
+        target: (row,) what was measured.
+        predicted: by the forecast.
+        mean: by the mean of the training rows.
+        baselines: by each baseline, the training mean among them as "mean".
+        chosen: site@position that the forecast chose in each outer fold.
     """
-    units = setup.units
-    floor = ((means - target) ** 2).mean(0)
-    errors = {
-        name: ((values - target) ** 2).mean(0)
-        for name, values in {"activations": ours, **others}.items()
-    }
-    few = setup.held_out != "question" or len(target) < SETTLED
-    given = (
-        "; outside its design range: fits are taken as given,"
-        " which makes it short with groups held out or few questions"
-        if few
-        else ""
-    )
 
-    def over_floor(values: Array) -> Estimate:
-        return ratio_of_means(values, floor, clusters=units, resamples=RESAMPLES, seed=setup.seed)
+    target: Array
+    predicted: Array
+    mean: Array
+    baselines: Mapping[str, Array]
+    chosen: tuple[str, ...]
 
-    def r2_of(name: str) -> Estimate:
-        share = over_floor(errors[name])
-        return replace(
-            share,
-            value=1 - share.value,
-            low=1 - share.high,
-            high=1 - share.low,
-            method=f"pooled out-of-fold R²; {share.method}{given}",
-        )
 
-    def gain(name: str) -> Estimate:
-        found = over_floor(errors[name] - errors["activations"])
-        return replace(found, method=found.method + given)
+def pooled_r2(predicted: Array, means: Array, columns: Array) -> Array:
+    """Pooled R² of each target column, over repeats; (target,)."""
+    errors = ((predicted - columns) ** 2).sum((0, 1))
+    return np.asarray(1 - errors / ((means - columns) ** 2).sum((0, 1)))
 
+
+def make_forecast(
+    setup: Setup, result: OutOfFold, null: NullDistribution | None, by_site: pd.DataFrame
+) -> Forecast:
+    """The record of one target: R², gains and calibration from its out-of-fold predictions."""
+    target, units = result.target, setup.units
+    comparison = _Comparison(setup, result)
+    mean_prediction = result.predicted.mean(0)
     predictions = pd.DataFrame(
-        {"id": setup.ids, "group": setup.groups, "target": target, "predicted": ours.mean(0)}
+        {"id": setup.ids, "group": setup.groups, "target": target, "predicted": mean_prediction}
     )
-    for name, values in others.items():
+    for name, values in result.baselines.items():
         predictions[name] = values.mean(0)
-    r2 = r2_of("activations")
+    units_repeat = len(set(units)) < len(units)
+    baseline_r2, gains = {}, {}
+    for name, values in result.baselines.items():
+        if name != "mean":  # its R² against itself is 0
+            baseline_r2[name] = comparison.r2(values)
+        gains[name] = comparison.gain(values)
     return Forecast(
         predictions=predictions,
-        r2=r2,
-        r2_fold_mean=_over_folds(ours, means, target, setup.folds),
-        spearman=spearman(
-            predictions["predicted"],
-            target,
-            clusters=units if len(set(units)) < len(units) else None,
-        ),
-        rmse=float(np.sqrt(errors["activations"].mean())),
+        r2=comparison.r2(result.predicted),
+        r2_fold_mean=_fold_mean_r2(result, setup.folds),
+        spearman=spearman(mean_prediction, target, clusters=units if units_repeat else None),
+        rmse=float(np.sqrt(comparison.errors(result.predicted).mean())),
         null=null,
         p_value=float("nan") if null is None else null.p_value(),
-        baseline_r2={name: r2_of(name) for name in others if name != "mean"},
-        gain_over={name: gain(name) for name in others},
+        baseline_r2=baseline_r2,
+        gain_over=gains,
         by_site=by_site,
-        chosen=chosen,
+        chosen=result.chosen,
         held_out=setup.held_out,
         estimator=setup.estimator,
-        calibration=calibration_line(ours.mean(0), target, units),
-        ceiling=ceiling,
+        calibration=calibration_line(mean_prediction, target, units),
         target=setup.target,
         shuffle=setup.shuffle,
     )
 
 
-def _over_folds(ours: Array, means: Array, target: Array, folds: Sequence[OuterFold]) -> Estimate:
-    """The paper's R²: one a fold, averaged."""
-    left, whole = (
-        np.array([((values[f.repeat][f.test] - target[f.test]) ** 2).sum() for f in folds])
-        for values in (ours, means)
-    )
-    if min(len(f.test) for f in folds) < 2 or (whole == 0).any():
+class _Comparison:
+    """R² and gains of one target, with intervals that resample what was held out."""
+
+    def __init__(self, setup: Setup, result: OutOfFold):
+        self._setup, self._target = setup, result.target
+        self._floor = self.errors(result.mean)
+        self._own = self.errors(result.predicted)
+        self._caution = ""
+        if setup.held_out != "question" or len(result.target) < SETTLED:
+            self._caution = (
+                "; outside its design range: fits are taken as given,"
+                " which makes it short with groups held out or few questions"
+            )
+
+    def errors(self, values: Array) -> Array:
+        """(row,) squared errors of predictions (repeat, row), averaged over repeats."""
+        return np.asarray(((values - self._target) ** 2).mean(0))
+
+    def r2(self, values: Array) -> Estimate:
+        """Pooled R²: 1 − errors / errors of the training mean; the ends of the ratio swap."""
+        share = self._over_floor(self.errors(values))
+        return replace(
+            share,
+            value=1 - share.value,
+            low=1 - share.high,
+            high=1 - share.low,
+            method=f"pooled out-of-fold R²; {share.method}{self._caution}",
+        )
+
+    def gain(self, values: Array) -> Estimate:
+        """The forecast's R² minus that of `values`, with a paired interval.
+
+        Both R² have the same denominator, so their difference is one ratio of differences.
+        """
+        share = self._over_floor(self.errors(values) - self._own)
+        return replace(share, method=share.method + self._caution)
+
+    def _over_floor(self, values: Array) -> Estimate:
+        return ratio_of_means(
+            values,
+            self._floor,
+            clusters=self._setup.units,
+            resamples=RESAMPLES,
+            seed=self._setup.seed,
+        )
+
+
+def _fold_mean_r2(result: OutOfFold, folds: Sequence[OuterFold]) -> Estimate:
+    """The paper's R²: one per fold, averaged.
+
+    Folds share most of their training rows, so the variance over folds is too small for a mean over
+    them. Nadeau and Bengio (2003) enlarge it by n_test / n_train, here averaged over folds.
+    """
+    errors, floors, shares = [], [], []
+    for fold in folds:
+        target = result.target[fold.test]
+        errors.append(((result.predicted[fold.repeat][fold.test] - target) ** 2).sum())
+        floors.append(((result.mean[fold.repeat][fold.test] - target) ** 2).sum())
+        shares.append(len(fold.test) / len(fold.train))
+    smallest = min(len(fold.test) for fold in folds)
+    if smallest < 2 or 0 in floors:
         return Estimate.undefined(
             "a fold has one test row, or rows that all equal the training mean, so it has no R²",
             len(folds),
         )
-    share = float(np.mean([len(f.test) / len(f.train) for f in folds]))
-    return nadeau_bengio_interval(1 - left / whole, share)
+    return nadeau_bengio_interval(1 - np.array(errors) / np.array(floors), float(np.mean(shares)))
 
 
 def site_table(names: Sequence[str], squared: Array, means: Array, columns: Array) -> pd.DataFrame:
-    """R² of each candidate, and its p-value corrected over all of them by the maximum over
-    shuffles.
+    """R² of each candidate, with p corrected over all of them by the maximum over shuffles.
 
     Args:
         squared: (candidate, target): squared errors over rows and repeats; target 0 is the measured
             one, the others shuffles.
-        means: (repeat, row, target). columns: (row, target).
+        means: (repeat, row, target).
+        columns: (row, target).
     """
     r2 = 1 - squared / ((means - columns) ** 2).sum((0, 1))
-    shuffled = r2.shape[1] > 1
-    p = (
-        max_statistic_p(r2[:, 0], r2[:, 1:].T, step_down=False)
-        if shuffled
-        else np.full(len(r2), np.nan)
-    )
-    high = float(np.quantile(r2[:, 1:].max(0), 0.95)) if shuffled else np.nan
-    parts = [name.rsplit("@", 1) if "@" in name else [name, ""] for name in names]
+    p, null_max_95 = np.full(len(r2), np.nan), np.nan
+    if r2.shape[1] > 1:
+        p = max_statistic_p(r2[:, 0], r2[:, 1:].T, step_down=False)
+        null_max_95 = float(np.quantile(r2[:, 1:].max(0), 0.95))
+    sites, positions = [], []
+    for name in names:
+        site, at, position = name.rpartition("@")
+        sites.append(site if at else name)
+        positions.append(position if at else "")
     return pd.DataFrame(
         {
-            "site": [a for a, _ in parts],
-            "position": [b for _, b in parts],
+            "site": sites,
+            "position": positions,
             "r2": r2[:, 0],
             "p_max": p,
-            "null_max_95": high,
+            "null_max_95": null_max_95,
         }
     )

@@ -1,79 +1,92 @@
-"""Scores dealt out anew, for nulls that repeat a whole forecast: which rows may change places is
-what the null claims.
+"""Shuffled scores, for nulls that repeat a whole forecast: which rows may change places is what the
+null claims.
 
-| unit | what is dealt | the null |
-|---|---|---|
-| `question` | scores among all questions | scores have nothing to do with questions |
-| `within` | scores among the questions of a group | nothing is known beyond the group |
-| `group` | groups' means among groups, deviations among a group's questions | neither which group
-is high nor which question in it is known |
+* `question`: scores among all questions. The null: scores have nothing to do with questions.
+* `within`: scores among the questions of a group. The null: nothing is known beyond the group.
+* `group`: means of groups among groups, and deviations among a group's questions. The null: neither
+  which group is high nor which question in it is known.
 
-With groups held out and scores that cluster by group, dealing among all questions makes the null
+With groups held out and scores that cluster by group, shuffling among all questions makes the null
 too narrow; `group` keeps the clustering. It is exact where groups are of one size; elsewhere a
-group's mean keeps the noise of its old size. Phrasings of one question move together and share the
-question's mean.
+group's mean keeps the noise of its old size. Paraphrases of one question move together and share
+the question's mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.ridge import Array
 
-Unit = Literal["question", "within", "group"]
+Shuffle = Literal["question", "within", "group"]
 
 
 def shuffled_targets(
     target: Array,
     questions: Sequence[str],
     groups: Sequence[str],
-    unit: Unit,
+    shuffle: Shuffle,
     count: int,
     seed: int,
 ) -> list[Array]:
-    """`count` shuffles of a target, one value a row.
+    """`count` shuffles of a target, one value per row.
 
     Raises:
-        InputError: an unknown unit, a question in two groups, one group only, or no group with two
-            questions to swap.
+        InputError: an unknown kind of shuffle, a question in two groups, one group only, or no
+            group with two questions to swap.
     """
-    if unit not in get_args(Unit):
-        raise InputError(f"shuffle={unit!r} is unknown; pass one of {', '.join(get_args(Unit))}")
+    if shuffle not in get_args(Shuffle):
+        raise InputError(
+            f"shuffle={shuffle!r} is unknown; pass one of {', '.join(get_args(Shuffle))}"
+        )
     names = sorted(set(questions))
-    of = dict(zip(questions, groups, strict=True))
-    if unit != "question" and any(of[q] != g for q, g in zip(questions, groups, strict=True)):
+    number = {name: i for i, name in enumerate(names)}
+    row = np.array([number[question] for question in questions])
+    means = np.bincount(row, weights=target) / np.bincount(row)
+    rng = numpy_rng(seed, "shuffled scores")
+    if shuffle == "question":
+        if len(names) == len(questions):
+            return [rng.permutation(target) for _ in range(count)]
+        return [rng.permutation(means)[row] for _ in range(count)]
+    members = _questions_of_groups(number, questions, groups)
+    _require_swaps(members, shuffle)
+    draws = []
+    for _ in range(count):
+        shuffled = means.copy()
+        for rows in members:
+            shuffled[rows] = rng.permutation(means[rows])
+        if shuffle == "group":
+            levels = [means[rows].mean() for rows in members]
+            for rows, old, new in zip(members, levels, rng.permutation(levels), strict=True):
+                shuffled[rows] += new - old
+        draws.append(shuffled[row])
+    return draws
+
+
+def _questions_of_groups(
+    number: Mapping[str, int], questions: Sequence[str], groups: Sequence[str]
+) -> list[NDArray[np.int64]]:
+    """Numbers of each group's questions, groups and questions in sorted order."""
+    group_of = dict(zip(questions, groups, strict=True))
+    if any(group_of[q] != g for q, g in zip(questions, groups, strict=True)):
         raise InputError(
             "a question stands in two groups; shuffling by groups needs each question in one"
         )
-    place = {name: i for i, name in enumerate(names)}
-    row = np.array([place[q] for q in questions])
-    means = np.bincount(row, weights=target) / np.bincount(row)
-    member = {g: np.array([place[q] for q in names if of[q] == g]) for g in sorted(set(groups))}
-    if unit == "group" and len(member) < 2:
+    members: dict[str, list[int]] = {group: [] for group in sorted(set(groups))}
+    for name, i in number.items():
+        members[group_of[name]].append(i)
+    return [np.array(rows) for rows in members.values()]
+
+
+def _require_swaps(members: Sequence[NDArray[np.int64]], shuffle: Shuffle) -> None:
+    if shuffle == "group" and len(members) < 2:
         raise InputError("shuffle='group' came with one group; pass 'question'")
-    if unit == "within" and all(len(rows) < 2 for rows in member.values()):
+    if shuffle == "within" and all(len(rows) < 2 for rows in members):
         raise InputError(
             "shuffle='within' came with groups of one question each, which leaves nothing to swap;"
             " pass 'question'"
         )
-    rng = numpy_rng(seed, "shuffled scores")
-    alone = len(names) == len(questions)
-    found = []
-    for _ in range(count):
-        if unit == "question":
-            found.append(rng.permutation(target) if alone else rng.permutation(means)[row])
-            continue
-        dealt = means.copy()
-        for rows in member.values():
-            dealt[rows] = rng.permutation(means[rows])
-        if unit == "group":
-            levels = [means[rows].mean() for rows in member.values()]
-            for rows, old, new in zip(
-                member.values(), levels, rng.permutation(levels), strict=True
-            ):
-                dealt[rows] += new - old
-        found.append(dealt[row])
-    return found

@@ -1,7 +1,7 @@
 """What is forecast, row by row: scores by id, on their scale or as logits, with weights; and which
 rows belong together.
 
-A question's phrasings never part, neither between folds nor when scores are shuffled; two questions
+Paraphrases of a question share a fold, and move together when scores are shuffled. Two questions
 with the same text are one question under two names, which is refused or grouped, as the caller
 says.
 """
@@ -26,33 +26,41 @@ Duplicates = Literal["refuse", "group", "allow"]
 
 
 def questions_of(acts: Activations) -> list[str]:
-    """Question of each row: the id without a phrasing's `/p2`."""
-    return [
-        head if tail.isdigit() else name
-        for name in acts.ids
-        for head, _, tail in [name.rpartition("/p")]
-    ]
+    """Question of each row: the id without a paraphrase's `/p2`."""
+    questions = []
+    for name in acts.ids:
+        head, _, tail = name.rpartition("/p")
+        questions.append(head if tail.isdigit() else name)
+    return questions
 
 
 def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[list[str], str]:
-    """What is held out together, one label a row, and what to call it. Phrasings of one question
-    never part.
+    """What is held out together, one label per row, and what to call it.
+
+    Paraphrases of one question have one label.
+
+    Raises:
+        InputError: an unknown word, another number of labels, a question under two labels.
     """
     questions = questions_of(acts)
     if groups is None:
-        return list(questions), "question"
+        return questions, "question"
     if isinstance(groups, str):
         if groups != "group":
-            raise InputError(f"groups={groups!r} is unknown; pass None, 'group' or one label a row")
+            raise InputError(
+                f"groups={groups!r} is unknown; pass None, 'group' or one label per row"
+            )
         return list(acts.groups), "group"
     if len(groups) != len(acts):
-        raise InputError(f"groups has {len(groups)} labels for {len(acts)} rows; pass one a row")
+        raise InputError(
+            f"groups has {len(groups)} labels for {len(acts)} rows; pass one label per row"
+        )
     labels = [str(label) for label in groups]
-    first = dict(zip(reversed(questions), reversed(labels), strict=True))
+    first: dict[str, str] = {}
     for question, label in zip(questions, labels, strict=True):
-        if first[question] != label:
+        if first.setdefault(question, label) != label:
             raise InputError(
-                f"groups puts phrasings of question {one_line(question)!r} under"
+                f"groups puts paraphrases of question {one_line(question)!r} under"
                 f" {first[question]!r} and {label!r}; give a question one label"
             )
     return labels, "custom"
@@ -61,7 +69,7 @@ def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[li
 def scores_of(
     scores: Scores, ids: Sequence[str], questions: Sequence[str], metric: str, model: str | None
 ) -> Array:
-    """One score a row, by its id or its question's.
+    """One score per row, by its id or its question's.
 
     Raises:
         InputError: a row without a score.
@@ -114,34 +122,34 @@ def on_scale(values: Array, scale: Scale, limits: tuple[float, float], clamp: fl
 
 
 def sampling_variance(scores: AlignmentScores, metric: str, model: str | None = None) -> pd.Series:
-    """Squared standard error of each question's mean score, from the spread of its answers; NaN
-    with fewer than two.
+    """Squared standard error of each question's mean score, from the spread of its answers.
+
+    NaN with fewer than two scored answers.
     """
-    rows = (
-        scores.rows(metric, model).dropna(subset=["score"]).groupby("question", sort=False)["score"]
-    )
-    return (rows.var(ddof=1) / rows.size()).rename(metric)
+    rows = scores.rows(metric, model).dropna(subset=["score"])
+    by_question = rows.groupby("question", sort=False)["score"]
+    return (by_question.var(ddof=1) / by_question.size()).rename(metric)
 
 
 def sampling_weights(
     scores: AlignmentScores, metric: str = "aligned", model: str | None = None
 ) -> pd.Series:
-    """Weights 1 / (τ² + s²) by question, of mean 1: s the sampling error of its mean, τ² what
-    remains of the variance of questions beyond sampling (at least a tenth of it, so that a question
-    whose answers all agree does not rule).
+    """Weights 1 / (τ² + s²) by question, of mean 1.
+
+    s is the sampling error of a question's mean score, τ² what remains of the variance of questions
+    beyond sampling. τ² is at least a tenth of that variance, so that a question whose answers all
+    agree does not outweigh the others.
 
     Raises:
         InputError: a question with fewer than two scored answers.
     """
     error, mean = sampling_variance(scores, metric, model), scores.per_question(metric, model)
-    lacking = [
-        str(name) for name in mean.index if not math.isfinite(float(error.get(name, math.nan)))
-    ]
-    if lacking:
-        raise InputError(
-            f"question {one_line(lacking[0])!r} has fewer than two scored answers,"
-            " so its sampling error is unknown; sample more, or pass weights"
-        )
+    for name in mean.index:
+        if not math.isfinite(float(error.get(name, math.nan))):
+            raise InputError(
+                f"question {one_line(str(name))!r} has fewer than two scored answers,"
+                " so its sampling error is unknown; sample more, or pass weights"
+            )
     total = float(mean.var(ddof=1))
     between = max(total - float(error.mean()), 0.1 * total)
     weights = 1 / (between + error.reindex(mean.index))
@@ -151,7 +159,7 @@ def sampling_weights(
 def weights_of(
     weights: Mapping[str, float] | pd.Series | None, ids: Sequence[str], questions: Sequence[str]
 ) -> Array | None:
-    """One positive weight a row, of mean 1.
+    """One positive weight per row, of mean 1.
 
     Raises:
         InputError: a row without a weight, or one that is not positive.
@@ -159,28 +167,38 @@ def weights_of(
     if weights is None:
         return None
     table = {str(name): float(value) for name, value in weights.items()}
-    found = np.array(
-        [
-            table.get(name, table.get(question, math.nan))
-            for name, question in zip(ids, questions, strict=True)
-        ]
-    )
-    bad = np.flatnonzero(~((found > 0) & np.isfinite(found)))
-    if len(bad):
-        raise InputError(
-            f"weights has {found[bad[0]]} for row {one_line(ids[bad[0]])!r};"
-            " pass a positive weight for each id"
-        )
-    return np.asarray(found / found.mean())
+    values = []
+    for name, question in zip(ids, questions, strict=True):
+        value = table.get(name, table.get(question, math.nan))
+        if not (value > 0 and math.isfinite(value)):
+            raise InputError(
+                f"weights has {value} for row {one_line(name)!r};"
+                " pass a positive weight for each id"
+            )
+        values.append(value)
+    row_weights = np.array(values)
+    return np.asarray(row_weights / row_weights.mean())
 
 
-def text_of(texts: Mapping[str, str], name: str, question: str) -> str:
-    found = texts.get(name, texts.get(question))
-    if found is None:
-        raise InputError(
-            f"texts has no entry for row {one_line(name)!r}; pass one text for each id"
-        )
-    return found
+def texts_of(
+    texts: Mapping[str, str] | None, ids: Sequence[str], questions: Sequence[str]
+) -> list[str] | None:
+    """One text per row, by its id or its question's; None where there are none.
+
+    Raises:
+        InputError: a row without a text.
+    """
+    if texts is None:
+        return None
+    row_texts = []
+    for name, question in zip(ids, questions, strict=True):
+        text = texts.get(name, texts.get(question))
+        if text is None:
+            raise InputError(
+                f"texts has no entry for row {one_line(name)!r}; pass one text for each id"
+            )
+        row_texts.append(text)
+    return row_texts
 
 
 def joined_duplicates(
@@ -190,32 +208,19 @@ def joined_duplicates(
     duplicates: Duplicates,
     cells: Sequence[tuple[str, str]],
 ) -> list[str]:
-    """Labels under which rows with one text, or with identical activations in all `cells`, are held
-    out together.
+    """Labels under which rows that are the same are held out together.
+
+    The same are rows with one text, or with identical activations in all `cells`.
 
     Args:
-        duplicates: `"refuse"`: an error where they would part; `"group"`: their labels become one;
-            `"allow"`: as they are.
+        duplicates: `"refuse"`: an error where folds would separate them; `"group"`: their labels
+            become one; `"allow"`: labels as they are.
 
     Raises:
-        InputError: two rows of one text under different labels, or an unknown policy.
+        InputError: two rows that are the same under different labels.
     """
-    if duplicates not in get_args(Duplicates):
-        raise InputError(
-            f"duplicates={duplicates!r} is unknown; pass one of {', '.join(get_args(Duplicates))}"
-        )
     if duplicates == "allow":
         return list(labels)
-    hashes = [hashlib.blake2b() for _ in range(len(acts))]
-    for cell in cells:
-        for one, row in zip(hashes, acts[cell].double().numpy(), strict=True):
-            one.update(row.tobytes())
-    keys: list[list[tuple[str, object]]] = [[("activations", one.digest())] for one in hashes]
-    if texts is not None:
-        keys = [
-            [("text", " ".join(text.split()).casefold()), *key]
-            for key, text in zip(keys, texts, strict=True)
-        ]
     parent = {label: label for label in labels}
 
     def root(label: str) -> str:
@@ -224,8 +229,8 @@ def joined_duplicates(
         return label
 
     first: dict[tuple[str, object], int] = {}
-    for i, row in enumerate(keys):
-        for key in row:
+    for i, keys in enumerate(_keys_of_rows(acts, texts, cells)):
+        for key in keys:
             j = first.setdefault(key, i)
             if root(labels[i]) == root(labels[j]):
                 continue
@@ -237,3 +242,20 @@ def joined_duplicates(
                 )
             parent[root(labels[i])] = root(labels[j])
     return [root(label) for label in labels]
+
+
+def _keys_of_rows(
+    acts: Activations, texts: Sequence[str] | None, cells: Sequence[tuple[str, str]]
+) -> list[list[tuple[str, object]]]:
+    """(what, value) of each row by which rows are the same: its text, and its activations."""
+    hashes = [hashlib.blake2b() for _ in range(len(acts))]
+    for cell in cells:
+        for row_hash, row in zip(hashes, acts[cell].double().numpy(), strict=True):
+            row_hash.update(row.tobytes())
+    keys: list[list[tuple[str, object]]] = []
+    for i, row_hash in enumerate(hashes):
+        keys.append([])
+        if texts is not None:
+            keys[i].append(("text", " ".join(texts[i].split()).casefold()))
+        keys[i].append(("activations", row_hash.digest()))
+    return keys

@@ -1,11 +1,10 @@
-"""Folds and nested selection: nothing is fitted, scaled or chosen on a row that it is then tested
-on.
+"""Folds and nested selection: nothing is fitted, scaled or chosen on a row that it is tested on.
 
 Inner folds keep together what outer folds keep together. Feature set and setting are chosen by the
-squared error summed over inner folds; each target column chooses for itself, so permuted targets
-repeat the whole procedure. Cost of ridge: one Gram matrix and one tridiagonalisation a feature set
-and fold, whatever the number of penalties, and 2 · penalties · test rows · training rows operations
-a target.
+squared error summed over inner folds. Each target column chooses for itself, so permuted targets
+repeat the whole procedure. Cost of ridge: one Gram matrix and one tridiagonalisation per feature
+set and fold, whatever the number of penalties, and 2 · penalties · test rows · training rows
+operations per target.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ Count = int | Literal["all"]
 
 
 def grouped_folds(labels: Sequence[object], n_folds: int, seed: int, name: str) -> list[Rows]:
-    """Test rows of each fold; rows with one label stay together, fold sizes as even as that allows.
+    """Test rows of each fold; rows with one label share a fold, and fold sizes are nearly even.
 
     Raises:
         InputError: fewer labels than folds, or fewer than 2 folds.
@@ -40,6 +39,7 @@ def grouped_folds(labels: Sequence[object], n_folds: int, seed: int, name: str) 
     rows: dict[str, list[int]] = {label: [] for label in unique}
     for i, label in enumerate(labels):
         rows[str(label)].append(i)
+    # largest group first, each into the smallest fold so far; ties are broken by the shuffle
     order = [unique[i] for i in numpy_rng(seed, "folds", name).permutation(len(unique))]
     order.sort(key=lambda label: -len(rows[label]))
     folds: list[list[int]] = [[] for _ in range(n_folds)]
@@ -50,7 +50,7 @@ def grouped_folds(labels: Sequence[object], n_folds: int, seed: int, name: str) 
 
 @dataclass(frozen=True)
 class OuterFold:
-    """Test rows of one outer fold, and which repeat it belongs to."""
+    """Test rows of one outer fold, its training rows, and which repeat it belongs to."""
 
     repeat: int
     test: Rows
@@ -61,39 +61,70 @@ def outer_folds(
     labels: Sequence[object], n_folds: Count, repeats: int, seed: int
 ) -> list[OuterFold]:
     """Repeated folds that keep labels together; `"all"` holds each label out alone, once."""
-    everything, units = np.arange(len(labels)), len({str(label) for label in labels})
-    repeats, n_folds = (1, units) if n_folds == "all" else (repeats, n_folds)
-    return [
-        OuterFold(repeat, test, np.setdiff1d(everything, test))
-        for repeat in range(repeats)
-        for test in grouped_folds(labels, n_folds, seed, f"outer {repeat}")
-    ]
+    rows = np.arange(len(labels))
+    if n_folds == "all":
+        n_folds, repeats = len({str(label) for label in labels}), 1
+    folds = []
+    for repeat in range(repeats):
+        for test in grouped_folds(labels, n_folds, seed, f"outer {repeat}"):
+            folds.append(OuterFold(repeat, test, np.setdiff1d(rows, test)))
+    return folds
 
 
 def inner_pairs(
     labels: Sequence[object], fold: OuterFold, number: int, n_folds: int, seed: int
 ) -> list[Fold]:
-    """(fit, held-out) rows inside the training rows of an outer fold; labels stay together here
-    too.
+    """(rows to fit, held-out rows) inside the training rows of an outer fold.
 
-    Rows to fit come in the order of the other held-out sets, so that those sets laid one after the
-    other hold them in two runs.
+    Labels stay together here too. Rows to fit come in the order of the other held-out sets, so that
+    those sets laid one after the other hold them in two runs.
     """
-    own = [labels[i] for i in fold.train]
-    count = min(n_folds, len(set(map(str, own))))
-    held = [fold.train[rows] for rows in grouped_folds(own, count, seed, f"inner {number}")]
-    return [(np.concatenate([*held[:k], *held[k + 1 :]]), held[k]) for k in range(count)]
+    training_labels = [labels[i] for i in fold.train]
+    count = min(n_folds, len(set(map(str, training_labels))))
+    parts = grouped_folds(training_labels, count, seed, f"inner {number}")
+    held_out = [fold.train[rows] for rows in parts]
+    pairs = []
+    for k in range(count):
+        fit = np.concatenate([*held_out[:k], *held_out[k + 1 :]])
+        pairs.append((fit, held_out[k]))
+    return pairs
+
+
+@dataclass(frozen=True)
+class NestedFolds:
+    """Outer folds, and how the training rows of each are cut again, to choose on.
+
+    Args:
+        labels: one per row; rows with one label share every fold.
+        outer: the folds whose test rows are predicted.
+        inner_folds: most inner folds; fewer where the training rows have fewer labels.
+        seed: of the inner cuts and of estimators that draw random numbers.
+    """
+
+    labels: Sequence[object]
+    outer: Sequence[OuterFold]
+    inner_folds: int
+    seed: int
+
+    def inner(self, choices: int) -> list[list[Fold]]:
+        """Inner folds of each outer one; none where there is nothing to choose among."""
+        if choices <= 1:
+            return [[] for _ in self.outer]
+        cuts = []
+        for number, fold in enumerate(self.outer):
+            cuts.append(inner_pairs(self.labels, fold, number, self.inner_folds, self.seed))
+        return cuts
 
 
 @dataclass(frozen=True)
 class NestedPredictions:
-    """Out-of-fold predictions of one candidate list under nested selection.
+    """Out-of-fold predictions of one list of candidates under nested selection.
 
     Args:
         nested: (repeat, row, target), candidate and setting chosen on inner folds of the training
             rows; NaN where a row is in no test fold.
         by_candidate: (repeat, candidate, row, target), only the setting chosen so; of the first
-            `kept` targets.
+            `keep` targets.
         squared: (candidate, target): squared errors of those, over all targets, rows and repeats.
         candidates: names, in the given order.
         choices: (fold, target, 2): number of the chosen candidate, and of its setting.
@@ -111,10 +142,11 @@ class NestedPredictions:
 
     @property
     def chosen(self) -> tuple[str, ...]:
+        """Name of the candidate that the first target chose in each outer fold."""
         return self.names(0)
 
 
-class _Best:
+class _BestSoFar:
     """Predictions of the best candidate so far, of each outer fold and target."""
 
     def __init__(
@@ -122,32 +154,32 @@ class _Best:
         candidates: Sequence[Features],
         targets: Array,
         folds: Sequence[OuterFold],
-        kept: int | None,
+        keep: int | None,
     ):
-        n, t = targets.shape
+        n, n_targets = targets.shape
         repeats = 1 + max(fold.repeat for fold in folds)
-        self._targets, self._folds, self._names = (
-            targets,
-            folds,
-            tuple(features.name for features in candidates),
-        )
-        self._kept = t if kept is None else min(kept, t)
-        self._least = np.full((len(folds), t), np.inf)
-        self._choices = np.zeros((len(folds), t, 2), dtype=np.int64)
-        self._nested = np.full((repeats, n, t), np.nan)
-        self._single = np.full((repeats, len(candidates), n, self._kept), np.nan)
-        self._squared = np.zeros((len(candidates), t))
+        self._targets, self._folds = targets, folds
+        self._names = tuple(features.name for features in candidates)
+        self._keep = n_targets if keep is None else min(keep, n_targets)
+        self._least = np.full((len(folds), n_targets), np.inf)
+        self._choices = np.zeros((len(folds), n_targets, 2), dtype=np.int64)
+        self._nested = np.full((repeats, n, n_targets), np.nan)
+        self._single = np.full((repeats, len(candidates), n, self._keep), np.nan)
+        self._squared = np.zeros((len(candidates), n_targets))
 
     def offer(
         self, number: int, candidate: int, error: Array, setting: NDArray[np.intp], predicted: Array
     ) -> None:
-        """One candidate in one outer fold: inner error and chosen setting (target), predictions
-        (test row, target).
+        """Take one candidate in one outer fold where it is better than those before.
+
+        Args:
+            error, setting: (target,) inner error, and the setting that has it.
+            predicted: (test row, target).
         """
         fold = self._folds[number]
         gap = predicted - self._targets[fold.test]
         self._squared[candidate] += np.einsum("rt,rt->t", gap, gap)
-        self._single[fold.repeat, candidate, fold.test] = predicted[:, : self._kept]
+        self._single[fold.repeat, candidate, fold.test] = predicted[:, : self._keep]
         better = np.flatnonzero(error < self._least[number])
         self._least[number, better] = error[better]
         self._nested[fold.repeat][np.ix_(fold.test, better)] = predicted[:, better]
@@ -163,118 +195,125 @@ class _Best:
 def nested_ridge(
     candidates: Sequence[Features],
     targets: Array,
-    labels: Sequence[object],
-    folds: Sequence[OuterFold],
+    folds: NestedFolds,
     *,
-    inner_folds: int,
-    seed: int,
     alphas: Sequence[float] = ALPHAS,
     weights: Array | None = None,
-    kept: int | None = None,
+    keep: int | None = None,
 ) -> NestedPredictions:
-    """Ridge over several feature sets, for (row, target) many targets at once; target columns never
-    see each other.
+    """Ridge over several feature sets, for (row, target) many targets at once.
+
+    Target columns never see each other.
 
     Args:
-        weights: one a row, for fitting and for choosing.
-        kept: targets whose predictions by candidate are kept; all where None.
+        weights: one per row, for fitting and for choosing.
+        keep: targets whose predictions by candidate are kept; all where None.
     """
     # matrices of a fold are small: threads would cost more than they give
     with threadpool_limits(1, user_api="blas"):
-        inner = _inner(labels, folds, inner_folds, seed, len(alphas) * len(candidates))
-        best = _Best(candidates, targets, folds, kept)
-        whole = [
-            np.concatenate([held for _, held in own]) if own else fold.train
-            for fold, own in zip(folds, inner, strict=True)
-        ]
-        pairs, orders = [], []
-        for fold, own, train in zip(folds, inner, whole, strict=True):
-            pairs += [*own, (train, fold.test)]
-            orders += [np.concatenate([train, fold.test])] * (len(own) + 1)
-        for c, features in enumerate(candidates):
+        inner = folds.inner(len(alphas) * len(candidates))
+        best = _BestSoFar(candidates, targets, folds.outer, keep)
+        training = _rows_in_inner_order(folds.outer, inner)
+        pairs, orders = _reading_order(folds.outer, inner, training)
+        for candidate, features in enumerate(candidates):
             matrices = features.pairs(pairs, orders)
-            for number, (own, train) in enumerate(zip(inner, whole, strict=True)):
+            for number, train in enumerate(training):
                 error = np.zeros((len(alphas), targets.shape[1]))
-                for fit, held in own:
-                    path = _path(features, matrices, weights, fit)
+                for fit, held_out in inner[number]:
+                    path = _next_path(matrices, features, weights, fit)
                     gap = path.predict(targets[fit], alphas)
-                    gap -= targets[held]
-                    error += (
-                        np.einsum("art,art->at", gap, gap)
-                        if weights is None
-                        else np.einsum("art,art,r->at", gap, gap, weights[held])
-                    )
+                    gap -= targets[held_out]
+                    error += _squared_sums(gap, weights, held_out)
                 setting = error.argmin(0)
-                predicted = _path(features, matrices, weights, train).predict_chosen(
-                    targets[train], alphas, setting
-                )
-                best.offer(number, c, error.min(0), setting, predicted)
+                path = _next_path(matrices, features, weights, train)
+                predicted = path.predict_chosen(targets[train], alphas, setting)
+                best.offer(number, candidate, error.min(0), setting, predicted)
         return best.result()
+
+
+def _rows_in_inner_order(folds: Sequence[OuterFold], inner: Sequence[Sequence[Fold]]) -> list[Rows]:
+    """Training rows of each outer fold, its inner held-out sets one after the other."""
+    training = []
+    for fold, cuts in zip(folds, inner, strict=True):
+        if cuts:
+            training.append(np.concatenate([held_out for _, held_out in cuts]))
+        else:
+            training.append(fold.train)
+    return training
+
+
+def _reading_order(
+    folds: Sequence[OuterFold], inner: Sequence[Sequence[Fold]], training: Sequence[Rows]
+) -> tuple[list[Fold], list[Rows]]:
+    """Every (training, test) pair in the order in which it is read, and the order of its rows.
+
+    Of each outer fold first the inner pairs, then the whole; they share one order of rows, which
+    `MatrixFeatures.pairs` lays out once.
+    """
+    pairs: list[Fold] = []
+    orders: list[Rows] = []
+    for fold, cuts, train in zip(folds, inner, training, strict=True):
+        pairs += [*cuts, (train, fold.test)]
+        orders += [np.concatenate([train, fold.test])] * (len(cuts) + 1)
+    return pairs, orders
+
+
+def _next_path(
+    matrices: Iterator[tuple[Array, Array]], features: Features, weights: Array | None, train: Rows
+) -> RidgePath:
+    """Ridge on the next pair of matrices."""
+    train_x, test_x = next(matrices)
+    row_weights = None if weights is None else weights[train]
+    return RidgePath(train_x, test_x, row_weights, near_centre=features.near_centre)
+
+
+def _squared_sums(gap: Array, weights: Array | None, rows: Rows) -> Array:
+    """(setting, target) squared errors from gaps (setting, row, target), weighted by row."""
+    if weights is None:
+        return np.asarray(np.einsum("art,art->at", gap, gap))
+    return np.asarray(np.einsum("art,art,r->at", gap, gap, weights[rows]))
 
 
 def generic_nested(
     candidates: Sequence[Features],
     targets: Array,
-    labels: Sequence[object],
-    folds: Sequence[OuterFold],
+    folds: NestedFolds,
     *,
     estimator: Estimator | str,
-    inner_folds: int,
-    seed: int,
     weights: Array | None = None,
-    kept: int | None = None,
+    keep: int | None = None,
 ) -> NestedPredictions:
-    """The same for any estimator of scikit-learn; slower, since each setting and target is fitted
-    in every inner fold.
+    """The same as `nested_ridge` for any estimator of scikit-learn.
+
+    Slower, since each setting and target is fitted in every inner fold.
     """
-    chosen = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
-    inner = _inner(labels, folds, inner_folds, seed, len(chosen.settings) * len(candidates))
-    best = _Best(candidates, targets, folds, kept)
+    model = ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
     n_targets = targets.shape[1]
+    inner = folds.inner(len(model.settings) * len(candidates))
+    best = _BestSoFar(candidates, targets, folds.outer, keep)
+    every_weight = np.ones(len(targets)) if weights is None else weights
 
     def predictions(features: Features, train: Rows, test: Rows) -> Array:
         """(setting, test row, target)."""
-        a, b = features.split(train, test)
-        w = None if weights is None else weights[train]
-        return np.stack(
-            [path_predictions(chosen, a, targets[train, t], b, seed, w) for t in range(n_targets)],
-            axis=2,
-        )
+        train_x, test_x = features.split(train, test)
+        row_weights = None if weights is None else weights[train]
+        columns = []
+        for t in range(n_targets):
+            y = targets[train, t]
+            columns.append(path_predictions(model, train_x, y, test_x, folds.seed, row_weights))
+        return np.stack(columns, axis=2)
 
-    for c, features in enumerate(candidates):
-        for number, (fold, own) in enumerate(zip(folds, inner, strict=True)):
-            error = np.zeros((len(chosen.settings), n_targets))
-            for fit, held in own:
-                gap = predictions(features, fit, held) - targets[held]
-                error += np.einsum(
-                    "srt,srt,r->st",
-                    gap,
-                    gap,
-                    np.ones(len(held)) if weights is None else weights[held],
-                )
+    for candidate, features in enumerate(candidates):
+        for number, fold in enumerate(folds.outer):
+            error = np.zeros((len(model.settings), n_targets))
+            for fit, held_out in inner[number]:
+                gap = predictions(features, fit, held_out) - targets[held_out]
+                error += _squared_sums(gap, every_weight, held_out)
             setting = error.argmin(0)
-            every = predictions(features, fold.train, fold.test)
-            best.offer(number, c, error.min(0), setting, every[setting, :, np.arange(n_targets)].T)
+            by_setting = predictions(features, fold.train, fold.test)
+            predicted = by_setting[setting, :, np.arange(n_targets)].T
+            best.offer(number, candidate, error.min(0), setting, predicted)
     return best.result()
-
-
-def _inner(
-    labels: Sequence[object], folds: Sequence[OuterFold], n_folds: int, seed: int, choices: int
-) -> list[list[Fold]]:
-    """Inner folds of each outer one; none where there is nothing to choose."""
-    return [
-        inner_pairs(labels, fold, number, n_folds, seed) if choices > 1 else []
-        for number, fold in enumerate(folds)
-    ]
-
-
-def _path(
-    features: Features, matrices: Iterator[tuple[Array, Array]], weights: Array | None, train: Rows
-) -> RidgePath:
-    a, b = next(matrices)
-    return RidgePath(
-        a, b, None if weights is None else weights[train], near_centre=features.near_centre
-    )
 
 
 def training_means(
@@ -284,7 +323,7 @@ def training_means(
     repeats = 1 + max(fold.repeat for fold in folds)
     means = np.full((repeats, *targets.shape), np.nan)
     for fold in folds:
-        means[fold.repeat][fold.test] = np.average(
-            targets[fold.train], axis=0, weights=None if weights is None else weights[fold.train]
-        )
+        row_weights = None if weights is None else weights[fold.train]
+        mean = np.average(targets[fold.train], axis=0, weights=row_weights)
+        means[fold.repeat][fold.test] = mean
     return means

@@ -23,7 +23,7 @@ from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes import Forecaster
 from emlens.probes.features import Features, MatrixFeatures, TextFeatures
-from emlens.probes.validation import OuterFold, nested_ridge, training_means
+from emlens.probes.validation import NestedFolds, OuterFold, nested_ridge, training_means
 from emlens.results.study_result import columns_of
 from emlens.stats import cluster_bootstrap, wilson_interval
 
@@ -324,9 +324,8 @@ def with_rivals(
             if feature is None:
                 found = training_means(known, [fold])
             else:
-                found = nested_ridge(
-                    [feature], known, forecaster.labels, [fold], inner_folds=5, seed=seed
-                ).nested
+                nested_folds = NestedFolds(forecaster.labels, [fold], 5, seed)
+                found = nested_ridge([feature], known, nested_folds).nested
             hazard[fold.test] = found[0][fold.test]
         predicted = forecaster.top - factors[place] * hazard[:, forecaster.column]
         pairs[name] = np.clip(predicted, forecaster.bottom, forecaster.top)[at]

@@ -23,7 +23,7 @@ from emlens.foundation.seeds import numpy_rng
 from emlens.geometry import covariance_overlap_null, subspace_overlap, top_k_subspace
 from emlens.geometry.permutations import sign_flip_null
 from emlens.geometry.shifts import components_above_rounding
-from emlens.probes import cross_validate_forecast
+from emlens.probes import Design, cross_validate_forecast
 from emlens.results.sections import About, Plot
 from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.stats import adjust_p_values, bootstrap_mean, cosine_of_means, max_statistic_p
@@ -297,15 +297,14 @@ def _forecast(
     scores = material.per_question(name)
     if np.ptp(scores[material.outside(name).ids]) == 0:
         return pd.DataFrame(columns=["site", "position", *columns.values()])
-    forecast = cross_validate_forecast(
-        before,
-        material.scores(name),
+    design = Design(
         folds=config.folds,
         inner_folds=config.folds,
         repeats=config.repeats,
         permutations=config.permutations,
         seed=config.seed,
     )
+    forecast = cross_validate_forecast(before, material.scores(name), design=design)
     return forecast.by_site[["site", "position", *columns]].rename(columns=columns)
 
 

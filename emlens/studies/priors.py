@@ -21,7 +21,14 @@ from emlens.data import QuestionSet
 from emlens.foundation.estimate import Estimate
 from emlens.models import HookedModel
 from emlens.models.loading import with_template
-from emlens.probes import Forecast, activation_cells, assert_different, cross_validate_forecast
+from emlens.probes import (
+    Baselines,
+    Design,
+    Forecast,
+    activation_cells,
+    assert_different,
+    cross_validate_forecast,
+)
 from emlens.results.sections import About, Plot
 from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.studies import prior_scores
@@ -242,30 +249,33 @@ def _forecast(
 ) -> Forecast:
     parent, _, how = view.partition(", ")
     other = {"instruct": "base", "base": "instruct"}[parent] + (f", {how}" if how else "")
-    return cross_validate_forecast(
-        captured[view].select(rows),
-        material.scores(name),
-        estimator=settings.estimator,
-        groups=held,
+    harmful = material.per_question(parent, "harmful")
+    baselines = Baselines(
         texts=material.texts,
         parent_scores=material.scores(parent),
-        numbers={
-            "parent's P(harmful)": {
-                str(q): float(p) for q, p in material.per_question(parent, "harmful").items()
-            }
-        },
         embedding=embedded[view].select(rows),
         other_parent=captured[other].select(rows) if other in captured else None,
-        ceiling=ceiling,
-        target=settings.target,
-        clamp=settings.clamp,
-        duplicates="group",
+        numbers={"parent's P(harmful)": {str(q): float(p) for q, p in harmful.items()}},
+    )
+    design = Design(
+        groups=held,
         folds=config.folds,
         inner_folds=config.folds,
         repeats=config.repeats,
+        clamp=settings.clamp,
         permutations=config.permutations if settings.estimator in ("ridge", "ridge1") else 0,
+        duplicates="group",
         seed=config.seed,
     )
+    forecast = cross_validate_forecast(
+        captured[view].select(rows),
+        material.scores(name),
+        estimator=settings.estimator,
+        target=settings.target,
+        design=design,
+        baselines=baselines,
+    )
+    return forecast.with_ceiling(ceiling)
 
 
 def _gather(

@@ -81,11 +81,8 @@ def test_a_forecast_shows_its_numbers_with_null_and_gains() -> None:
     forecast = emlens.cross_validate_forecast(
         acts,
         scores,
-        folds=3,
-        inner_folds=3,
-        repeats=1,
-        permutations=20,
-        texts={q: HOSTILE + q for q in ids},
+        design=emlens.probes.Design(folds=3, inner_folds=3, repeats=1, permutations=20),
+        baselines=emlens.probes.Baselines(texts={q: HOSTILE + q for q in ids}),
     )
     line, table = repr(forecast), forecast._repr_html_()
     assert (

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from emlens.foundation.errors import InputError
+from emlens.probes import Design
 from emlens.probes.across import cross_validate_across
 from emlens.probes.features import MatrixFeatures, RepeatedFeatures
 
@@ -94,7 +95,7 @@ def test_families_are_held_out_with_family_free_features_only() -> None:
         and list(found.by_unit["family"]) == ["family 0", "family 1", "family 2"]
     )
     tree = cross_validate_across(
-        rows, [free], "family", estimator="tree", settings=[{"max_depth": 3}]
+        rows, [free], "family", estimator="tree", design=Design(settings=[{"max_depth": 3}])
     )
     assert tree.r2.value > 0.3
 

@@ -7,7 +7,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.probes import activation_cells, assert_different
-from emlens.probes.features import DomainFeatures, Features, MatrixFeatures, TextFeatures, baselines
+from emlens.probes.baselines import baseline_features
+from emlens.probes.features import DomainFeatures, Features, MatrixFeatures, TextFeatures
 from emlens.probes.ridge import standardise
 
 TRAIN, TEST = np.arange(8), np.arange(8, 12)
@@ -107,7 +108,9 @@ def test_every_captured_cell_is_a_feature_set(make: Any) -> None:
 def test_baselines_are_those_whose_inputs_were_given(make: Any) -> None:
     acts = make(np.random.default_rng(0).standard_normal((8, 5)))
     embedding = make({("resid_pre.0", "mean_prompt"): np.ones((8, 2))})
-    full = {f.name: f for f in baselines(acts, ["a bb"] * 8, list(range(8)), embedding, seed=3)}
+    full = {
+        f.name: f for f in baseline_features(acts, ["a bb"] * 8, list(range(8)), embedding, seed=3)
+    }
     assert set(full) == {
         "random features",
         "domain",
@@ -121,7 +124,9 @@ def test_baselines_are_those_whose_inputs_were_given(make: Any) -> None:
         2,
     ]
     alone = make(np.random.default_rng(0).standard_normal((8, 5)), groups=["g"] * 8)
-    assert [f.name for f in baselines(alone, None, None, None, seed=3)] == ["random features"]
+    assert [f.name for f in baseline_features(alone, None, None, None, seed=3)] == [
+        "random features"
+    ]
 
 
 def test_what_is_no_feature_is_refused(make: Any) -> None:

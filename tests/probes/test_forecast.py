@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,17 @@ import pytest
 from emlens.data import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.probes import Forecast, cross_validate_forecast, cross_validate_forecasts
+from emlens.probes import (
+    Baselines,
+    Design,
+    Forecast,
+    cross_validate_forecast,
+    cross_validate_forecasts,
+)
 from emlens.probes.features import JoinedFeatures, MatrixFeatures
 from emlens.probes.shuffles import shuffled_targets
 
-QUICK: dict[str, Any] = {"folds": 4, "inner_folds": 3, "repeats": 1, "permutations": 0}
+QUICK = Design(folds=4, inner_folds=3, repeats=1, permutations=0)
 
 
 def scores_of(acts: Any, values: np.ndarray) -> dict[str, float]:
@@ -31,8 +38,8 @@ def test_a_planted_signal_is_recovered_at_its_theoretical_strength(make: Any) ->
     found = cross_validate_forecast(
         acts,
         scores_of(acts, y),
-        texts={q: f"the same words {q}" for q in acts.ids},
-        **{**QUICK, "permutations": 39},
+        design=replace(QUICK, permutations=39),
+        baselines=Baselines(texts={q: f"the same words {q}" for q in acts.ids}),
     )
     oracle = 1 - ((y - 50 - signal) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     assert oracle == pytest.approx(0.8, abs=0.05)
@@ -69,7 +76,9 @@ def test_intervals_are_those_of_resampled_units_and_gains_have_their_sign(make: 
     acts = make(x)
     # a baseline that is better than the activations
     parent = scores_of(acts, y + 0.1 * rng.standard_normal(60))
-    found = cross_validate_forecast(acts, scores_of(acts, y), parent_scores=parent, **QUICK)
+    found = cross_validate_forecast(
+        acts, scores_of(acts, y), design=QUICK, baselines=Baselines(parent_scores=parent)
+    )
     assert found.r2.value == pytest.approx(check_pooled(found))
     assert found.gain_over["parent's own score"].high < 0 < found.gain_over["random features"].low
     for name, gain in found.gain_over.items():
@@ -99,11 +108,7 @@ def test_noise_forecasts_nothing_and_p_values_are_spread_out(make: Any) -> None:
         found = cross_validate_forecast(
             acts,
             scores_of(acts, rng.uniform(0, 100, 24)),
-            folds=3,
-            inner_folds=2,
-            repeats=1,
-            permutations=19,
-            seed=run,
+            design=Design(folds=3, inner_folds=2, repeats=1, permutations=19, seed=run),
         )
         p_values.append(found.p_value)
         r2.append(found.r2.value)
@@ -120,25 +125,26 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
     x = np.repeat(questions, 2, axis=0) + 0.01 * rng.standard_normal((60, 200))
     ids = [f"q{i}/p{p}" for i in range(30) for p in (1, 2)]
     acts = make(x, ids=ids)
-    kept = cross_validate_forecast(acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, **QUICK)
+    kept = cross_validate_forecast(
+        acts, {f"q{i}": float(v) for i, v in enumerate(noise)}, design=QUICK
+    )
     apart = make(x, ids=[f"row{i}" for i in range(60)])
     leaky = cross_validate_forecast(
-        apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), **QUICK
+        apart, dict(zip(apart.ids, np.repeat(noise, 2).tolist(), strict=True)), design=QUICK
     )
     assert leaky.r2.value > 0.5 and kept.r2.value < 0.05
     assert kept.r2.n == 30 and kept.held_out == "question"
     with pytest.raises(
         InputError,
         match=(
-            "groups puts phrasings of question 'q0' under 'row0' and 'row1';"
+            "groups puts paraphrases of question 'q0' under 'row0' and 'row1';"
             " give a question one label"
         ),
     ):
         cross_validate_forecast(
             acts,
             {f"q{i}": float(v) for i, v in enumerate(noise)},
-            groups=[f"row{i}" for i in range(60)],
-            **QUICK,
+            design=replace(QUICK, groups=[f"row{i}" for i in range(60)]),
         )
 
 
@@ -152,7 +158,7 @@ def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make:
         found = cross_validate_forecast(
             acts,
             scores_of(acts, rng.uniform(0, 100, 30)),
-            **{**QUICK, "folds": 3, "inner_folds": 2, "permutations": 19},
+            design=replace(QUICK, folds=3, inner_folds=2, permutations=19),
         )
         best.append(found.by_site["r2"].max())
         nested.append(found.r2.value)
@@ -165,14 +171,14 @@ def test_the_null_repeats_what_the_forecast_does(make: Any) -> None:
     rng = np.random.default_rng(1)
     acts = make(rng.standard_normal((24, 4)))
     y = rng.uniform(0, 100, 24)
-    found = cross_validate_forecast(acts, scores_of(acts, y), **{**QUICK, "permutations": 3})
+    found = cross_validate_forecast(acts, scores_of(acts, y), design=replace(QUICK, permutations=3))
     shuffled = shuffled_targets(y, acts.ids, acts.groups, "question", 3, 0)
     again = sorted(
-        cross_validate_forecast(acts, scores_of(acts, s), **QUICK).r2.value for s in shuffled
+        cross_validate_forecast(acts, scores_of(acts, s), design=QUICK).r2.value for s in shuffled
     )
     assert found.null is not None
     np.testing.assert_allclose(found.null.draws, again)
-    assert np.isnan(cross_validate_forecast(acts, scores_of(acts, y), **QUICK).p_value)
+    assert np.isnan(cross_validate_forecast(acts, scores_of(acts, y), design=QUICK).p_value)
 
 
 def test_with_domains_held_out_the_domain_baseline_is_the_mean(make: Any) -> None:
@@ -181,12 +187,12 @@ def test_with_domains_held_out_the_domain_baseline_is_the_mean(make: Any) -> Non
     level = np.repeat([10.0, 40, 60, 90], [5, 9, 12, 10])
     acts = make(rng.standard_normal((36, 4)), groups=groups)
     scores = scores_of(acts, level + rng.standard_normal(36))
-    held = cross_validate_forecast(acts, scores, groups="group", **QUICK)
+    held = cross_validate_forecast(acts, scores, design=replace(QUICK, groups="group"))
     np.testing.assert_allclose(held.predictions["domain"], held.predictions["mean"], atol=1e-6)
     assert held.r2.n == 4 and held.held_out == "group"
-    inside = cross_validate_forecast(acts, scores, **QUICK)
+    inside = cross_validate_forecast(acts, scores, design=QUICK)
     assert inside.baseline_r2["domain"].value > 0.8  # positive control: within domains it is strong
-    custom = cross_validate_forecast(acts, scores, groups=groups, **QUICK)
+    custom = cross_validate_forecast(acts, scores, design=replace(QUICK, groups=groups))
     assert custom.held_out == "custom" and custom.r2.value == held.r2.value
 
 
@@ -201,18 +207,18 @@ def test_scores_come_as_mapping_series_or_alignment_scores_of_one_model(make: An
     ]
     table = AlignmentScores.from_table(pd.DataFrame(rows))
     values = [
-        cross_validate_forecast(acts, given, model=model, **QUICK).r2.value
-        for given, model in (
-            (scores_of(acts, y), None),
-            (pd.Series(y, index=acts.ids), None),
-            (table, "x"),
+        cross_validate_forecast(acts, scores, design=QUICK).r2.value
+        for scores in (
+            scores_of(acts, y),
+            pd.Series(y, index=acts.ids),
+            table.select(models=["x"]),
         )
     ]
     assert (
         values[0]
         == values[1]
         == values[2]
-        != cross_validate_forecast(acts, table, model="other", **QUICK).r2.value
+        != cross_validate_forecasts(acts, table, design=QUICK)["other"].r2.value
     )
 
 
@@ -222,15 +228,17 @@ def test_other_estimators_shuffle_only_when_asked(make: Any, estimator: str) -> 
     x = rng.standard_normal((40, 3))
     acts = make(x)
     scores = scores_of(acts, 50 + 10 * x[:, 0])
-    quick: dict[str, Any] = {"folds": 2, "inner_folds": 2, "repeats": 1}
-    found = cross_validate_forecast(acts, scores, estimator=estimator, **quick)
+    quick = Design(folds=2, inner_folds=2, repeats=1)
+    found = cross_validate_forecast(acts, scores, estimator=estimator, design=quick)
     assert (
         found.null is None
         and np.isnan(found.p_value)
         and found.by_site["p_max"].isna().all()
         and found.r2.value > 0.3
     )
-    asked = cross_validate_forecast(acts, scores, estimator=estimator, permutations=3, **quick)
+    asked = cross_validate_forecast(
+        acts, scores, estimator=estimator, design=replace(quick, permutations=3)
+    )
     assert (
         asked.null is not None
         and len(asked.null.draws) == 3
@@ -253,18 +261,18 @@ def test_several_fine_tunes_at_once_are_the_same_forecasts_one_by_one(make: Any)
         "a": scores_of(acts, 50 + 5 * x[:, 0] + rng.standard_normal(36)),
         "b": scores_of(acts, rng.uniform(0, 100, 36)),
     }
-    options = {**QUICK, "permutations": 7}
-    both = cross_validate_forecasts(acts, tunes, **options)
+    design = replace(QUICK, permutations=7)
+    both = cross_validate_forecasts(acts, tunes, design=design)
     assert list(both) == ["a", "b"] and both["a"].r2.value > 0.7 > both["b"].r2.value
     for name, scores in tunes.items():
-        alone = cross_validate_forecast(acts, scores, **options)
+        alone = cross_validate_forecast(acts, scores, design=design)
         pd.testing.assert_frame_equal(both[name].predictions, alone.predictions, rtol=1e-9)
         pd.testing.assert_frame_equal(both[name].by_site, alone.by_site, rtol=1e-9)
         assert both[name].chosen == alone.chosen and both[name].p_value == alone.p_value
     with pytest.raises(
         InputError, match="scores is empty; pass the scores of at least one fine-tune"
     ):
-        cross_validate_forecasts(acts, {}, **QUICK)
+        cross_validate_forecasts(acts, {}, design=QUICK)
 
 
 def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(make: Any) -> None:
@@ -276,7 +284,11 @@ def test_logits_are_forecast_on_their_own_scale_with_the_clamp_that_was_given(ma
     parent = scores_of(acts, 100 / (1 + np.exp(1 - logit / 2)))  # linear in the other's logits
     plain, made = (
         cross_validate_forecast(
-            acts, scores_of(acts, scores), target=t, clamp=0.01, parent_scores=parent, **QUICK
+            acts,
+            scores_of(acts, scores),
+            target=t,
+            design=replace(QUICK, clamp=0.01),
+            baselines=Baselines(parent_scores=parent),
         )
         for t in ("score", "logit")
     )
@@ -301,8 +313,10 @@ def test_weights_take_out_what_was_measured_badly(make: Any) -> None:
     noisy = np.where(bad, y + 40 * rng.standard_normal(80), y)
     acts = make(x)
     weights = dict(zip(acts.ids, np.where(bad, 1e-3, 1.0).tolist(), strict=True))
-    plain = cross_validate_forecast(acts, scores_of(acts, noisy), **QUICK)
-    weighed = cross_validate_forecast(acts, scores_of(acts, noisy), weights=weights, **QUICK)
+    plain = cross_validate_forecast(acts, scores_of(acts, noisy), design=QUICK)
+    weighed = cross_validate_forecast(
+        acts, scores_of(acts, noisy), design=replace(QUICK, weights=weights)
+    )
 
     def error(found: Forecast) -> float:
         return float(((found.predictions["predicted"] - y)[~bad] ** 2).mean())
@@ -316,16 +330,24 @@ def test_candidates_may_be_any_feature_sets(make: Any) -> None:
     acts = make(rng.standard_normal((60, 4)))
     joined = JoinedFeatures([MatrixFeatures("a", x[:, :2]), MatrixFeatures("b", x[:, 2:])])
     found = cross_validate_forecast(
-        acts, scores_of(acts, 50 + 3 * x[:, 0] + 3 * x[:, 3]), features=[joined], **QUICK
+        acts, scores_of(acts, 50 + 3 * x[:, 0] + 3 * x[:, 3]), features=[joined], design=QUICK
     )
     assert found.r2.value > 0.9 and set(found.chosen) == {"a + b"}
     assert found.by_site[["site", "position"]].to_numpy().tolist() == [["a + b", ""]]
     with pytest.raises(
-        InputError, match="sites=.'resid_post.0'. came with features; pass one of them"
+        InputError,
+        match="features has the site 'resid_post.0' beside the set 'a . b'; pass names of sites,",
     ):
         cross_validate_forecast(
-            acts, scores_of(acts, x[:, 0]), sites=["resid_post.0"], features=[joined], **QUICK
+            acts, scores_of(acts, x[:, 0]), features=["resid_post.0", joined], design=QUICK
         )
+    with pytest.raises(InputError, match="features is empty; pass names of sites, or feature sets"):
+        cross_validate_forecast(acts, scores_of(acts, x[:, 0]), features=[], design=QUICK)
+    by_name, by_list = (
+        cross_validate_forecast(acts, scores_of(acts, x[:, 0]), features=names, design=QUICK)
+        for names in ("resid_post.0", ["resid_post.0"])
+    )
+    assert by_name.chosen == by_list.chosen and by_name.r2 == by_list.r2
 
 
 def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> None:
@@ -336,9 +358,8 @@ def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> 
     found = cross_validate_forecast(
         acts,
         scores_of(acts, y),
-        other_parent=other,
-        numbers={"P(harmful)": scores_of(acts, -y)},
-        **QUICK,
+        design=QUICK,
+        baselines=Baselines(other_parent=other, numbers={"P(harmful)": scores_of(acts, -y)}),
     )
     assert (
         found.baseline_r2["other parent"].value > 0.9 and found.gain_over["other parent"].high < 0
@@ -347,7 +368,9 @@ def test_the_other_parent_and_numbers_of_a_question_are_baselines(make: Any) -> 
     with pytest.raises(
         InputError, match="features of 'acts' and 'other_parent' are identical numbers"
     ):
-        cross_validate_forecast(acts, scores_of(acts, y), other_parent=acts, **QUICK)
+        cross_validate_forecast(
+            acts, scores_of(acts, y), design=QUICK, baselines=Baselines(other_parent=acts)
+        )
 
 
 def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
@@ -358,16 +381,15 @@ def test_every_unit_held_out_alone_and_the_ceiling_kept(make: Any) -> None:
     found = cross_validate_forecast(
         acts,
         scores_of(acts, 50 + x[:, 0]),
-        groups="group",
-        folds="all",
-        inner_folds=2,
-        repeats=3,
-        permutations=0,
-        ceiling=ceiling,
+        design=Design(groups="group", folds="all", inner_folds=2, repeats=3, permutations=0),
     )
-    assert found.r2_fold_mean.n == 6 and found.ceiling == ceiling and found.r2.value > 0.9
+    assert found.r2_fold_mean.n == 6 and found.ceiling is None and found.r2.value > 0.9
+    beside = found.with_ceiling(ceiling)
+    assert beside.ceiling == ceiling and beside.r2 == found.r2
     alone = cross_validate_forecast(
-        acts, scores_of(acts, np.r_[np.zeros(29), 1.0]), folds="all", inner_folds=2, permutations=0
+        acts,
+        scores_of(acts, np.r_[np.zeros(29), 1.0]),
+        design=Design(folds="all", inner_folds=2, permutations=0),
     )
     assert not alone.r2_fold_mean.defined and "no R²" in alone.r2_fold_mean.method
 
@@ -376,10 +398,13 @@ def test_shuffles_follow_what_is_held_out(make: Any) -> None:
     rng = np.random.default_rng(0)
     acts = make(rng.standard_normal((24, 3)), groups=[f"g{i // 6}" for i in range(24)])
     scores = scores_of(acts, rng.uniform(0, 100, 24))
-    options = {**QUICK, "permutations": 5}
-    assert cross_validate_forecast(acts, scores, **options).shuffle == "question"
-    assert cross_validate_forecast(acts, scores, groups="group", **options).shuffle == "group"
-    assert cross_validate_forecast(acts, scores, shuffle="within", **options).shuffle == "within"
+    designs = {
+        "question": replace(QUICK, permutations=5),
+        "group": replace(QUICK, permutations=5, groups="group"),
+        "within": replace(QUICK, permutations=5, shuffle="within"),
+    }
+    for shuffle, design in designs.items():
+        assert cross_validate_forecast(acts, scores, design=design).shuffle == shuffle
 
 
 def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
@@ -387,7 +412,7 @@ def test_the_same_call_gives_the_same_numbers(make: Any) -> None:
     acts = make(rng.standard_normal((24, 3)))
     scores = scores_of(acts, rng.uniform(0, 100, 24))
     one, again, other = (
-        cross_validate_forecast(acts, scores, seed=s, **{**QUICK, "permutations": 5})
+        cross_validate_forecast(acts, scores, design=replace(QUICK, permutations=5, seed=s))
         for s in (0, 0, 1)
     )
     pd.testing.assert_frame_equal(one.predictions, again.predictions)
@@ -399,7 +424,10 @@ def test_a_constant_parent_is_a_baseline_that_knows_the_mean(make: Any) -> None:
     acts = make(rng.standard_normal((24, 3)))
     scores = scores_of(acts, rng.uniform(0, 100, 24))
     found = cross_validate_forecast(
-        acts, scores, parent_scores=dict.fromkeys(acts.ids, 100.0), **QUICK
+        acts,
+        scores,
+        design=QUICK,
+        baselines=Baselines(parent_scores=dict.fromkeys(acts.ids, 100.0)),
     )
     assert found.baseline_r2["parent's own score"].value == pytest.approx(0, abs=1e-12)
 
@@ -410,7 +438,10 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
 
     def refused(match: str, acts: Any = acts, given: Any = scores, **options: Any) -> None:
         with pytest.raises(InputError, match=match):
-            cross_validate_forecast(acts, given, **{**QUICK, **options})
+            cross_validate_forecast(acts, given, **{"design": QUICK, **options})
+
+    def design(**changes: Any) -> Design:
+        return replace(QUICK, **changes)
 
     refused(
         "estimator 'svm' is unknown; pass one of ridge, ridge1, lasso, elastic_net, pcr, ols,"
@@ -419,16 +450,25 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
     )
     refused("target='odds' is unknown; pass 'score' or 'logit'", target="odds")
     refused(
-        "clamp=50.0 must lie between 0 and half the scale's width, 50", target="logit", clamp=50.0
+        "clamp=50.0 must lie between 0 and half the scale's width, 50",
+        target="logit",
+        design=design(clamp=50.0),
     )
     refused(
         "score 120 lies outside the scale 0 to 100", target="logit", given={**scores, "q0": 120.0}
     )
-    refused("clamp=20 makes the aligned score the same for every row", target="logit", clamp=20.0)
-    refused("weights has 0.0 for row 'q0'; pass a positive weight", weights={**scores, "q0": 0.0})
-    refused("weights has nan for row 'q0'; pass a positive weight", weights={"q1": 1.0})
-    refused("duplicates='drop' is unknown; pass one of refuse, group, allow", duplicates="drop")
-    refused("settings is empty; pass at least one mapping", settings=[])
+    refused(
+        "clamp=20 makes the aligned score the same for every row",
+        target="logit",
+        design=design(clamp=20.0),
+    )
+    refused(
+        "weights has 0.0 for row 'q0'; pass a positive weight",
+        design=design(weights={**scores, "q0": 0.0}),
+    )
+    refused(
+        "weights has nan for row 'q0'; pass a positive weight", design=design(weights={"q1": 1.0})
+    )
     refused(
         "row 'q11' has no aligned score; score every question, or select",
         given={q: v for q, v in scores.items() if q != "q11"},
@@ -438,12 +478,62 @@ def test_what_cannot_be_forecast_is_refused(make: Any) -> None:
         "the aligned score is 3 for every row; there is nothing to predict",
         given=dict.fromkeys(acts.ids, 3.0),
     )
-    refused("groups='domain' is unknown; pass None, 'group' or one label a row", groups="domain")
-    refused("groups has 1 labels for 12 rows; pass one a row", groups=["a"])
-    refused("texts has no entry for row 'q0'; pass one text for each id", texts={"x": "y"})
-    refused("groups has 1 labels; nested selection needs at least 3", groups=["a"] * 12)
+    refused(
+        "groups='domain' is unknown; pass None, 'group' or one label per row",
+        design=design(groups="domain"),
+    )
+    refused("groups has 1 labels for 12 rows; pass one label per row", design=design(groups=["a"]))
+    refused(
+        "texts has no entry for row 'q0'; pass one text for each id",
+        baselines=Baselines(texts={"x": "y"}),
+    )
+    refused(
+        "groups has 1 labels; nested selection needs at least 3", design=design(groups=["a"] * 12)
+    )
     refused(
         "groups has 2 labels; nested selection needs at least 3,"
         " so that inner folds can hold one out too; pass finer groups",
-        groups=["a", "b"] * 6,
+        design=design(groups=["a", "b"] * 6),
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("folds", 1, "folds=1 must be an integer of at least 2 or 'all'"),
+        ("folds", "each", "folds='each' must be an integer of at least 2 or 'all'"),
+        ("inner_folds", 1, "inner_folds=1 must be an integer of at least 2"),
+        ("repeats", 0, "repeats=0 must be an integer of at least 1"),
+        ("permutations", -1, "permutations=-1 must be an integer of at least 0 or None"),
+        ("shuffle", "row", "shuffle='row' is unknown; pass one of question, within, group"),
+        ("duplicates", "drop", "duplicates='drop' is unknown; pass one of refuse, group, allow"),
+        ("settings", [], "settings is empty; pass at least one mapping"),
+    ],
+)
+def test_a_design_that_cannot_be_is_refused_when_it_is_made(
+    field: str, value: Any, match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        Design(**{field: value})
+
+
+def test_fields_of_a_design_that_a_function_does_not_use_are_refused() -> None:
+    Design(seed=3, folds=5).require_only(["seed"], "f")
+    with pytest.raises(
+        InputError, match="design has repeats=2, which f does not use; it uses seed"
+    ):
+        Design(repeats=2).require_only(["seed"], "f")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("texts", ["a"], "texts is a list; pass id → text"),
+        ("parent_scores", [1.0], "parent_scores is a list; pass AlignmentScores, or id → score"),
+        ("numbers", [1.0], "numbers is a list; pass name → id → number"),
+        ("numbers", {"P": [1.0]}, "numbers has a list under 'P'; pass id → number"),
+    ],
+)
+def test_baselines_that_are_not_keyed_by_id_are_refused(field: str, value: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        Baselines(**{field: value})

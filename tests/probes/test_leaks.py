@@ -5,6 +5,7 @@ Every route forecasts noise. What differs is one mistake: something was fitted o
 the fold's border.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,20 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import KFold
 
 from emlens.foundation.errors import InputError
-from emlens.probes import cross_validate_forecast
+from emlens.probes import Baselines, Design, cross_validate_forecast
 from emlens.probes.features import Features, MatrixFeatures
 from emlens.probes.projections import FoldProjections
 from emlens.probes.ridge import Array, standardise
-from emlens.probes.validation import nested_ridge, outer_folds, training_means
+from emlens.probes.validation import NestedFolds, nested_ridge, outer_folds, training_means
 
 ROUTES = 8
-QUICK: dict[str, Any] = {"folds": 5, "inner_folds": 3, "repeats": 1, "permutations": 0}
+QUICK = Design(folds=5, inner_folds=3, repeats=1, permutations=0)
 
 
 def r2_of(features: Features, y: Array, alphas: tuple[float, ...] = (1.0, 100.0)) -> float:
     labels = [f"q{i}" for i in range(len(y))]
     outer = outer_folds(labels, 5, 1, 0)
-    found = nested_ridge(
-        [features], y[:, None], labels, outer, inner_folds=3, seed=0, alphas=alphas
-    )
+    found = nested_ridge([features], y[:, None], NestedFolds(labels, outer, 3, 0), alphas=alphas)
     means = training_means(y[:, None], outer)
     return 1 - float(((found.nested[0, :, 0] - y) ** 2).sum() / ((means[0, :, 0] - y) ** 2).sum())
 
@@ -98,10 +97,14 @@ def test_a_question_that_stands_twice(make: Any) -> None:
     leaky, ours = [], []
     for run in range(2):
         acts, scores, texts = twins(make, run)
-        leaky.append(cross_validate_forecast(acts, scores, duplicates="allow", **QUICK).r2.value)
+        allowed = replace(QUICK, duplicates="allow")
+        leaky.append(cross_validate_forecast(acts, scores, design=allowed).r2.value)
         for given in (None, texts):
             grouped = cross_validate_forecast(
-                acts, scores, texts=given, duplicates="group", **QUICK
+                acts,
+                scores,
+                design=replace(QUICK, duplicates="group"),
+                baselines=Baselines(texts=given),
             )
             ours.append(grouped.r2.value)
             assert grouped.r2.n == 30
@@ -117,20 +120,21 @@ def test_a_question_that_stands_twice_is_refused_by_text_or_by_activations(make:
             " drop one, or pass"
         ),
     ):
-        cross_validate_forecast(acts, scores, **QUICK)
+        cross_validate_forecast(acts, scores, design=QUICK)
     noisy = make(
         acts["resid_post.0"].numpy() + 1e-9 * np.random.default_rng(0).standard_normal((60, 150)),
         ids=acts.ids,
     )
     assert (
-        cross_validate_forecast(noisy, scores, **QUICK).r2.value > 0.5
+        cross_validate_forecast(noisy, scores, design=QUICK).r2.value > 0.5
     )  # unseen without the texts
     shouted = {q: text.upper() if q[0] == "b" else text for q, text in texts.items()}
     with pytest.raises(InputError, match="rows 'a0' and 'b0' have the same text"):
-        cross_validate_forecast(noisy, scores, texts=shouted, **QUICK)
+        cross_validate_forecast(noisy, scores, design=QUICK, baselines=Baselines(texts=shouted))
     held_together = [q[1:] for q in acts.ids]
     # one label: nothing parts them
-    assert cross_validate_forecast(acts, scores, groups=held_together, **QUICK).r2.value < 0.1
+    grouped = cross_validate_forecast(acts, scores, design=replace(QUICK, groups=held_together))
+    assert grouped.r2.value < 0.1
 
 
 def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
@@ -146,10 +150,10 @@ def test_tokens_of_one_text_on_both_sides(make: Any) -> None:
             offset + 0.3 * rng.standard_normal((120, 60)), ids=[f"t{i}" for i in range(120)]
         )
         scores = dict(zip(acts.ids, y.tolist(), strict=True))
-        leaky.append(cross_validate_forecast(acts, scores, **QUICK).r2.value)
+        leaky.append(cross_validate_forecast(acts, scores, design=QUICK).r2.value)
         ours.append(
             cross_validate_forecast(
-                acts, scores, groups=[f"text {i // 3}" for i in range(120)], **QUICK
+                acts, scores, design=replace(QUICK, groups=[f"text {i // 3}" for i in range(120)])
             ).r2.value
         )
     assert np.mean(leaky) > 0.5 and np.mean(ours) < 0.1, (leaky, ours)

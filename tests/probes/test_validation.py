@@ -12,6 +12,7 @@ from emlens.probes.estimators import ESTIMATORS, Estimator
 from emlens.probes.features import MatrixFeatures
 from emlens.probes.ridge import ALPHAS
 from emlens.probes.validation import (
+    NestedFolds,
     generic_nested,
     grouped_folds,
     inner_pairs,
@@ -54,7 +55,7 @@ def test_nested_selection_equals_a_loop() -> None:
     y = cells[1].values[:, 0] + 0.3 * rng.standard_normal(24)
     targets = np.column_stack([y, rng.permutation(y)])
     outer = outer_folds(labels, 2, 2, 0)
-    found = nested_ridge(cells, targets, labels, outer, inner_folds=2, seed=0)
+    found = nested_ridge(cells, targets, NestedFolds(labels, outer, 2, seed=0))
     assert (
         found.nested.shape == (2, 24, 2)
         and np.isfinite(found.nested).all()
@@ -111,9 +112,8 @@ def test_other_estimators_run_through_the_same_folds(estimator: str) -> None:
     y = 3 * signal.values[:, :1]
     labels = [f"q{i // 2}" for i in range(40)]
     outer = outer_folds(labels, 2, 1, 0)
-    found = generic_nested(
-        [noise, signal], y, labels, outer, estimator=estimator, inner_folds=2, seed=0
-    )
+    folds = NestedFolds(labels, outer, 2, seed=0)
+    found = generic_nested([noise, signal], y, folds, estimator=estimator)
     assert set(found.chosen) == {"signal"}
     np.testing.assert_array_equal(found.nested, found.by_candidate[:, 1])
     assert np.corrcoef(found.nested[0, :, 0], y[:, 0])[0, 1] > 0.7
@@ -127,9 +127,8 @@ def test_settings_are_those_of_a_grid_search_with_the_same_grouped_folds(estimat
     labels = [f"q{i // 3}" for i in range(60)]
     outer = outer_folds(labels, 3, 1, 0)
     known = ESTIMATORS[estimator]
-    found = generic_nested(
-        [cell], y[:, None], labels, outer, estimator=known, inner_folds=3, seed=0
-    )
+    folds = NestedFolds(labels, outer, 3, seed=0)
+    found = generic_nested([cell], y[:, None], folds, estimator=known)
     squared = make_scorer(
         lambda truth, guess: ((truth - guess) ** 2).sum(), greater_is_better=False
     )
@@ -170,18 +169,15 @@ def test_the_exact_route_and_the_generic_one_agree_with_weights() -> None:
     labels = [f"q{i}" for i in range(30)]
     outer = outer_folds(labels, 3, 1, 0)
     alphas = (0.5, 5.0, 50.0)
-    exact = nested_ridge(
-        cells, y, labels, outer, inner_folds=3, seed=0, alphas=alphas, weights=weights
-    )
+    folds = NestedFolds(labels, outer, 3, seed=0)
+    exact = nested_ridge(cells, y, folds, alphas=alphas, weights=weights)
     ridge = Estimator("ridge", lambda seed: Ridge(), tuple({"alpha": a} for a in alphas))
-    slow = generic_nested(
-        cells, y, labels, outer, estimator=ridge, inner_folds=3, seed=0, weights=weights
-    )
+    slow = generic_nested(cells, y, folds, estimator=ridge, weights=weights)
     np.testing.assert_allclose(exact.nested, slow.nested, atol=1e-9)
     np.testing.assert_allclose(exact.by_candidate, slow.by_candidate, atol=1e-9)
     np.testing.assert_allclose(exact.squared, slow.squared, rtol=1e-9)
     np.testing.assert_array_equal(exact.choices, slow.choices)
-    even = nested_ridge(cells, y, labels, outer, inner_folds=3, seed=0, alphas=alphas)
+    even = nested_ridge(cells, y, folds, alphas=alphas)
     assert np.abs(even.nested - exact.nested).max() > 1e-3  # positive control: weights matter
     fold = outer[0]
     expected = np.average(y[fold.train, 0], weights=weights[fold.train])
@@ -194,7 +190,7 @@ def test_one_fixed_setting_needs_no_inner_folds(monkeypatch: pytest.MonkeyPatch)
     y, labels = rng.standard_normal((20, 1)), [f"q{i}" for i in range(20)]
     outer = outer_folds(labels, 4, 1, 0)
     monkeypatch.setattr("emlens.probes.validation.inner_pairs", None)
-    found = nested_ridge([cell], y, labels, outer, inner_folds=3, seed=0, alphas=(1.0,))
+    found = nested_ridge([cell], y, NestedFolds(labels, outer, 3, seed=0), alphas=(1.0,))
     for fold in outer:
         reference = make_pipeline(StandardScaler(), Ridge(alpha=1.0)).fit(
             cell.values[fold.train], y[fold.train, 0]
@@ -213,8 +209,8 @@ def test_only_the_targets_asked_for_keep_predictions_by_candidate_and_all_keep_t
     labels = [f"q{i}" for i in range(24)]
     outer = outer_folds(labels, 3, 2, 0)
     every, few = (
-        nested_ridge(cells, targets, labels, outer, inner_folds=2, seed=0, kept=kept)
-        for kept in (None, 2)
+        nested_ridge(cells, targets, NestedFolds(labels, outer, 2, seed=0), keep=keep)
+        for keep in (None, 2)
     )
     assert few.by_candidate.shape == (2, 2, 24, 2)
     np.testing.assert_array_equal(few.by_candidate, every.by_candidate[..., :2])
