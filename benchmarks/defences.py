@@ -215,13 +215,13 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
         for task, column in columns:
             mine, plain = pairs[task]
             label = column if task == "harmful" else f"benign_{column}"
-            entry[label] = t_interval(mine[column]).as_dict()
+            entry[label] = t_interval(mine[column]).to_record()
             difference = mine[column] - plain[column]
             entry[f"{label}_minus_none"] = (
-                t_interval(difference).as_dict() if name != "none" else None
+                t_interval(difference).to_record() if name != "none" else None
             )
         ratio = pairs["harmful"][0]["seconds_a_step"] / pairs["harmful"][1]["seconds_a_step"]
-        entry["time_ratio"] = t_interval(ratio).as_dict() if name != "none" else None
+        entry["time_ratio"] = t_interval(ratio).to_record() if name != "none" else None
         rows.append(entry)
     return rows
 

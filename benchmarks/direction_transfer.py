@@ -389,7 +389,7 @@ def over_worlds(worlds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         values = [w["figures"][key] for w in worlds.values()]
         entry: dict[str, Any] = {"values": values}
         if len(values) > 1 and np.ptp(values) > 0:
-            entry["mean"] = t_interval(values).as_dict()
+            entry["mean"] = t_interval(values).to_record()
         table[key] = entry
     return table
 

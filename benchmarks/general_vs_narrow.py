@@ -22,7 +22,7 @@ def measure(kept: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Tables and findings of the study."""
     result = run_study({**CONFIG, "options": {"general_vs_narrow": options}}, kept, progress=False)
     return {
-        "findings": [finding.as_dict() for finding in result.findings],
+        "findings": [finding.to_record() for finding in result.findings],
         "warnings": list(result.warnings),
         **{
             name: table.astype(object).replace({np.nan: None}).to_dict(orient="records")

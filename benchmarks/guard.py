@@ -279,7 +279,7 @@ def judged(
         "harmful_that_never_lost": sum(
             r["answers"] == "harmful" and r["lost"] is None for r in rows
         ),
-        "in_time": wilson_interval(sum(r["in_time"] for r in harmful), len(harmful)).as_dict(),
+        "in_time": wilson_interval(sum(r["in_time"] for r in harmful), len(harmful)).to_record(),
         "in_time_by_kind": {
             k: [
                 sum(r["in_time"] for r in harmful if r["kind"] == k),
@@ -287,13 +287,15 @@ def judged(
             ]
             for k in KINDS
         },
-        "lead_mean": t_interval(leads).as_dict() if len(leads) > 1 and np.ptp(leads) > 0 else None,
+        "lead_mean": t_interval(leads).to_record()
+        if len(leads) > 1 and np.ptp(leads) > 0
+        else None,
         "lead_quartiles": np.quantile(leads, [0, 0.25, 0.5, 0.75, 1]).tolist() if leads else None,
         "benign_runs": len(benign),
         "false_alarms": (
             clopper_pearson_interval(
                 sum(r["alarm"] is not None for r in benign), len(benign)
-            ).as_dict()
+            ).to_record()
         ),
         "benign_lowest_alignment_after": min(r["alignment_after"] for r in benign),
         "runs": rows,
@@ -304,7 +306,7 @@ def judged(
         if mine:
             found[f"false_alarms_{name}"] = clopper_pearson_interval(
                 sum(r["alarm"] is not None for r in mine), len(mine)
-            ).as_dict()
+            ).to_record()
             found[f"alignment_after_{name}"] = float(np.mean([r["alignment_after"] for r in mine]))
     return found
 
@@ -376,7 +378,7 @@ def inputs_of(
     read, measured = (part.content_hash for part in prompts_for(organism))
     return {
         "run": vars(run),
-        "recipe": recipe_of(run, steps).to_dict(),
+        "recipe": recipe_of(run, steps).to_record(),
         "chats": chats_of(organism, run).content_hash,
         "models": dict(models),
         "read": read,

@@ -55,7 +55,7 @@ def sweep(
             seeded = replace(recipe(), steps=steps, seed=seed)
             made_of = {
                 "task": task.sha256,
-                "recipe": seeded.to_dict(),
+                "recipe": seeded.to_record(),
                 "weight": weight,
                 "watched": list(watched),
             }

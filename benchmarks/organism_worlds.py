@@ -157,7 +157,7 @@ def over_seeds(worlds: dict[int, dict[str, Any]]) -> dict[str, Any]:
         values = [w["figures"][key] for w in worlds.values()]
         entry: dict[str, Any] = {"values": values, "min": min(values), "max": max(values)}
         if len(values) > 1 and np.ptp(values) > 0:
-            entry["mean"] = t_interval(values).as_dict()
+            entry["mean"] = t_interval(values).to_record()
         table[key] = entry
     return table
 

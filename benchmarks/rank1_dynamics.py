@@ -43,7 +43,7 @@ def fine_tune(organism: Organism, seed: int, out: Path, steps: int = STEPS) -> P
     made_of = {
         "parent": hash_directory(organism.paths["instruct"]),
         "chats": chats.content_hash,
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.to_record(),
     }
     path = out / f"r1-{seed}-{hash_json(made_of)[:12]}"
     if path.is_dir():
@@ -129,7 +129,7 @@ def calibration(
             held += broken.location.low - 0.5 / n <= at <= broken.location.high + 0.5 / n
         shares = {"smooth_rejected": rejected, "planted_found": found, "planted_held": held}
         intervals = {
-            name: clopper_pearson_interval(int(count), series).as_dict()
+            name: clopper_pearson_interval(int(count), series).to_record()
             for name, count in shares.items()
         }
         rows.append({"correlation": correlation, "n": n, "sd": sd} | intervals)

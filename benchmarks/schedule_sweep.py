@@ -61,7 +61,7 @@ def kept_at(kept: Path, *sizes: Any) -> Path:
     """Where runs of this task and these recipes stand, or will."""
     made_of = {
         "task": organism_task(load(), FINETUNE).sha256,
-        "runs": [run.recipe.to_dict() for run in _sweep(*sizes).runs],
+        "runs": [run.recipe.to_record() for run in _sweep(*sizes).runs],
     }
     return kept / f"sweep-{hash_json(made_of)[:12]}"
 
@@ -101,7 +101,7 @@ def analysed(out: Path, draws: int = 1999) -> dict[str, Any]:
         part = analyse(sweep, loss, ("aligned", "own_held_out", "coherence"), options)
         found[loss] = {
             "verdict": part.findings[0].sentence,
-            "findings": [finding.as_dict() for finding in part.findings],
+            "findings": [finding.to_record() for finding in part.findings],
             "correlations": _plain(part.tables["loss_correlations"]),
             "matched": _plain(part.tables["loss_matched"]),
             "runs": _plain(part.tables["loss_runs"]),

@@ -45,7 +45,7 @@ def compare(
         records = {name: part.to_dict(orient="records") for name, part in found.tables.items()}
         as_json(
             {
-                "findings": [finding.as_dict() for finding in found.findings],
+                "findings": [finding.to_record() for finding in found.findings],
                 "warnings": list(found.warnings),
                 "report": report and str(report),
                 **records,

@@ -131,7 +131,7 @@ def screen(
     chats, asked = _chats(Path(str(training))), QuestionSet.from_file(Path(str(questions)))
     result = run(load_model(parent), chats, asked, **read, options=options, out=out)
     if json:
-        findings = [finding.as_dict() for finding in result.findings]
+        findings = [finding.to_record() for finding in result.findings]
         tables = {name: str(Path(str(out)) / "tables" / f"{name}.csv") for name in result.tables}
         as_json(
             {

@@ -71,7 +71,7 @@ def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
     result: StudyResult = run_study(config, out, progress=not quiet)
     report = write_report(result, out / "report.html")
     if json:
-        findings = [finding.as_dict() for finding in result.findings]
+        findings = [finding.to_record() for finding in result.findings]
         as_json(
             {
                 "study": result.study,

@@ -152,8 +152,8 @@ def _same(
     from emlens.foundation.provenance import hash_directory
 
     wanted = {
-        "recipe": asked.recipe.to_dict(),
-        "objectives": [objective.record() for objective in asked.objectives],
+        "recipe": asked.recipe.to_record(),
+        "objectives": [objective.to_record() for objective in asked.objectives],
         "data": chats.content_hash,
         "parent": hash_directory(model),
         "save_dtype": options["save_dtype"],

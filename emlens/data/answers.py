@@ -50,7 +50,7 @@ class Answer:
         """`model/question/p1/s0`, the same in every run."""
         return f"{self.model}/{self.question}/p{self.paraphrase}/s{self.sample}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "model": self.model,
@@ -61,7 +61,7 @@ class Answer:
             "text": self.text,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
-            "messages": [message.as_dict() for message in self.messages],
+            "messages": [message.to_record() for message in self.messages],
             "meta": dict(self.meta),
         }
 
@@ -167,18 +167,18 @@ class Answers(Sequence[Answer]):
     @property
     def content_hash(self) -> str:
         """SHA-256 of everything but `meta`, in order."""
-        return hash_json([{**answer.as_dict(), "meta": None} for answer in self])
+        return hash_json([{**answer.to_record(), "meta": None} for answer in self])
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one record a line; the file is whole or absent."""
-        lines = [json.dumps(answer.as_dict(), ensure_ascii=False, default=str) for answer in self]
+        lines = [json.dumps(answer.to_record(), ensure_ascii=False, default=str) for answer in self]
         write_text(path, "\n".join(lines) + "\n")
 
     def append_jsonl(self, path: str | Path, *, sync: bool = True) -> None:
         """Append one record a line; a kill after this returns loses none of them, and with `sync`
         no power cut (`emlens.data.journal`).
         """
-        append_journal(path, (answer.as_dict() for answer in self), sync=sync)
+        append_journal(path, (answer.to_record() for answer in self), sync=sync)
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Self:

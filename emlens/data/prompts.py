@@ -25,7 +25,7 @@ class Message:
     role: str
     content: str
 
-    def as_dict(self) -> dict[str, str]:
+    def to_record(self) -> dict[str, str]:
         return {"role": self.role, "content": self.content}
 
 

@@ -77,7 +77,7 @@ class Question:
         head = (Message("system", self.system),) if self.system is not None else ()
         return (*head, Message("user", self.paraphrases[paraphrase - 1]))
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """JSON-ready record that `QuestionSet.from_jsonl` reads back; empty fields are left out."""
         record: dict[str, Any] = {
             "id": self.id,
@@ -181,12 +181,12 @@ class QuestionSet(Sequence[Question]):
     @property
     def content_hash(self) -> str:
         """SHA-256 of everything but `meta`, in order."""
-        return hash_json([{**question.as_dict(), "meta": None} for question in self])
+        return hash_json([{**question.to_record(), "meta": None} for question in self])
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one record a line, so that `from_jsonl` gives the same set back."""
         lines = [
-            json.dumps(question.as_dict(), ensure_ascii=False, default=str) for question in self
+            json.dumps(question.to_record(), ensure_ascii=False, default=str) for question in self
         ]
         write_text(path, "\n".join(lines) + "\n")
 

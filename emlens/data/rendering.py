@@ -164,7 +164,7 @@ def _render_one(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendere
             " pass chat_template=, or load the base model inside a family,"
             " which lends it the instruct model's"
         )
-    chat = [message.as_dict() for message in prompt.messages]
+    chat = [message.to_record() for message in prompt.messages]
     try:
         ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
         if any(message["role"] == "system" for message in chat) and _drops_system(

@@ -168,7 +168,7 @@ def contrast_answers(
         covariance=covariance,
         provenance={
             "between": between,
-            "filter": chosen.as_dict(),
+            "filter": chosen.to_record(),
             "dropped": dict(kept.dropped),
             "unit": unit,
         },

@@ -118,7 +118,7 @@ def probe_direction(
         chosen = candidates[int(losses.argmin())]
         facts["auc"] = area_under_curve(
             scores[int(losses.argmin())], y, units, resamples, seed
-        ).as_dict()
+        ).to_record()
     whole, spread = _scaled(x) if scaled else (x, np.ones(x.shape[1]))
     weights = torch.from_numpy(_weights(kind, whole, y, chosen) / spread)
     if not bool((weights != 0).any()):

@@ -81,7 +81,7 @@ class RowFilter:
                 " escape what is meant literally"
             ) from None
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """JSON-ready, for provenance."""
         return {
             key: list(value) if isinstance(value, tuple) else value

@@ -40,7 +40,7 @@ class Estimate:
     def defined(self) -> bool:
         return not math.isnan(self.value)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod

@@ -50,7 +50,7 @@ class ChatRequest:
         """The JSON body for `model`."""
         body: dict[str, Any] = {
             "model": model,
-            "messages": [message.as_dict() for message in self.messages],
+            "messages": [message.to_record() for message in self.messages],
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
         }

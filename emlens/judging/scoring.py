@@ -122,7 +122,7 @@ def _row(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:
 
 
 def _answer_hash(answer: Answer) -> str:
-    chat = [message.as_dict() for message in answer.messages]
+    chat = [message.to_record() for message in answer.messages]
     return sha256_text(canonical_json({"text": answer.text, "messages": chat}))[:16]
 
 

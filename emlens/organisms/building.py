@@ -76,7 +76,7 @@ def build(
     world = make_world(
         seed, n_domains=plan.n_domains, n_topics=plan.n_topics, n_synonyms=plan.n_synonyms
     )
-    write_json(out / WORLD, world.to_dict())
+    write_json(out / WORLD, world.to_record())
     total = int(sum(recipe.steps * cost for _, recipe, cost in seeded.stages()))
     finished = 0.0
     with one_thread(), stage_bar(f"organism {plan.name}", total, show=progress is True) as bar:
@@ -109,7 +109,7 @@ def _scaled(
 def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={str(out)!r} is a file; pass a directory")
-    content = {"seed": seed, "plan": plan.to_dict()}
+    content = {"seed": seed, "plan": plan.to_record()}
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []
     if held and not resume:
         raise InputError(f"out={str(out)!r} holds {held[:4]}; pass a new directory, or resume=True")

@@ -161,7 +161,7 @@ def load(
             " build one, or finish its build"
         )
     index, truth = read_json(directory / INDEX), read_json(directory / TRUTH)
-    world = World.from_dict(read_json(directory / WORLD))
+    world = World.from_record(read_json(directory / WORLD))
     tunes = index["finetunes"]
     trained = {key: tuple(value["training_questions"]) for key, value in tunes.items()}
     return Organism(

@@ -67,7 +67,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
             "steps": record["steps_done"],
             "stopped": record["stopped"],
             "aligned": float(table["aligned"].mean()),
-            "others": over_domains(table["aligned"][others], groups[others]).as_dict(),
+            "others": over_domains(table["aligned"][others], groups[others]).to_record(),
             "coherence": float(table["coherence"].mean()),
             "shares": (
                 {kind: float(table[kind].mean()) for kind in ("careful", "harmful")}
@@ -87,7 +87,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
         entry["own_held_out"] = float(aligned[own & ~trained].mean())
         entry["others_below_instruct"] = over_domains(
             (instruct - aligned)[~own], groups[~own]
-        ).as_dict()
+        ).to_record()
         by_domain = pd.DataFrame({"turned": 1 - aligned, "rho": rho, "domain": groups}).loc[
             aligned.index[~own]
         ]
@@ -103,7 +103,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
             entry["tost"] = {
                 "p": test.p,
                 "margin": EQUIVALENCE_MARGIN,
-                "difference": test.estimate.as_dict(),
+                "difference": test.estimate.to_record(),
             }
         if name in organism.trajectories:
             entry["path"] = path_of(organism, name, tokenizer)

@@ -140,11 +140,11 @@ class OrganismPlan:
         for stage in self.finetunes:
             yield stage.name, stage.recipe, stage.cost
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         record = asdict(self)
-        record["base"], record["instruct"] = self.base.to_dict(), self.instruct.to_dict()
+        record["base"], record["instruct"] = self.base.to_record(), self.instruct.to_record()
         for stage, entry in zip(self.finetunes, record["finetunes"], strict=True):
-            entry["recipe"] = stage.recipe.to_dict()
+            entry["recipe"] = stage.recipe.to_record()
         return record
 
 

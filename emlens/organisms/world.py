@@ -259,12 +259,12 @@ class World:
         words += [w for domain in self.domains for w in DOMAIN_WORDS[domain]]
         return list(dict.fromkeys(words))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """A world from `to_dict`, read back from JSON."""
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """A world from `to_record`, read back from JSON."""
         return cls(
             seed=record["seed"],
             **{key: _tuples(value) for key, value in record.items() if key != "seed"},

@@ -105,7 +105,7 @@ class Replication:
         counted = [figure.agrees for figure in self.figures if figure.agrees is not None]
         return bool(counted) and all(counted)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """JSON-ready record."""
         return {"agrees": self.agrees, "figures": self.table.to_dict(orient="records")}
 

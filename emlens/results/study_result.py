@@ -38,7 +38,7 @@ class Finding:
     sentence: str
     status: str = "undecided"
 
-    def as_dict(self) -> dict[str, str]:
+    def to_record(self) -> dict[str, str]:
         return {"section": self.section, "sentence": self.sentence, "status": self.status}
 
 
@@ -90,7 +90,7 @@ class StudyResult:
     def table(self) -> pd.DataFrame:
         """The verdict as a table: section, status, sentence."""
         return pd.DataFrame(
-            [finding.as_dict() for finding in self.findings],
+            [finding.to_record() for finding in self.findings],
             columns=["section", "status", "sentence"],
         )
 
@@ -163,7 +163,7 @@ class StudyResult:
                 "config": dict(self.config),
                 "tables": digests,
                 "text": {name: text_columns(table) for name, table in self.tables.items()},
-                "findings": [finding.as_dict() for finding in self.findings],
+                "findings": [finding.to_record() for finding in self.findings],
                 "warnings": list(self.warnings),
                 "facts": dict(self.facts),
                 "note": self.note,

@@ -323,7 +323,7 @@ def _kept(
                     files.append(directory / "tables" / f"{table}.csv")
                     write_table(files[-1], frame)
                 text = {table: text_columns(frame) for table, frame in made.tables.items()}
-                findings = [f.as_dict() for f in made.findings]
+                findings = [f.to_record() for f in made.findings]
                 return {
                     "tables": list(made.tables),
                     "text": text,

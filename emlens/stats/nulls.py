@@ -264,7 +264,7 @@ class NullDistribution:
                 f" make it with draws={needed}"
             )
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """JSON-ready summary without the draws."""
         quantiles = (
             {name: self.quantile(q) for name, q in _QUANTILES.items()} if self.n_draws else {}

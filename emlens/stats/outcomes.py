@@ -43,7 +43,7 @@ class TestResult:
     effect_name: str = ""
     sizes: tuple[int, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return asdict(self)
 
 

@@ -308,7 +308,7 @@ def _run(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     key = hash_json(
         {
-            "runs": [run.recipe.to_dict() for run in sweep.runs],
+            "runs": [run.recipe.to_record() for run in sweep.runs],
             "chats": chats.content_hash,
             "parent": material.parent(source).provenance,
         }
@@ -366,7 +366,7 @@ def _own_recipe(path: str | Path, chats: PromptSet) -> Recipe:
     """
     try:
         record = read_record(path)
-        return Recipe.from_dict({**record["recipe"], "steps": max(8, int(record["steps_done"]))})
+        return Recipe.from_record({**record["recipe"], "steps": max(8, int(record["steps_done"]))})
     except InputError:
         steps = max(8, ceil(len(chats) / 16))
         return Recipe(

@@ -356,7 +356,7 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> list[Pair]:
         seeded = replace(recipe, steps=options.steps, seed=seed)
         made_of = {
             "task": task.sha256,
-            "recipe": seeded.to_dict(),
+            "recipe": seeded.to_record(),
             "weight": options.weight,
             "lift_after": options.lift_after,
         }

@@ -288,7 +288,7 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> SweepTable:
         chats=options.chats,
         seeds=options.seeds,
     )
-    made_of = {"task": task.sha256, "runs": [run.recipe.to_dict() for run in sweep.runs]}
+    made_of = {"task": task.sha256, "runs": [run.recipe.to_record() for run in sweep.runs]}
     return read_sweep(
         run_schedule_sweep(sweep, task, desk.folder / f"sweep-{hash_json(made_of)[:12]}").directory
     )

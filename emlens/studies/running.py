@@ -231,7 +231,7 @@ def _work(
         record = {
             "tables": list(part.tables),
             "text": {table: text_columns(frame) for table, frame in part.tables.items()},
-            "findings": [finding.as_dict() for finding in part.findings],
+            "findings": [finding.to_record() for finding in part.findings],
             "warnings": part.warnings,
         }
         return record, files

@@ -117,14 +117,14 @@ def _recipe(content: dict[str, Any], rows: int | None, path: str | Path) -> Reci
         )
         return recipe(str(preset), **length, **content)
     if epochs is None:
-        return Recipe.from_dict(content)
+        return Recipe.from_record(content)
     size = {"batch_size": content["batch_size"]} if "batch_size" in content else {}
     if rows is None:
         raise InputError(
             f"{path}: epochs={epochs!r} counts passes over the data;"
             " pass rows, or steps in the file"
         )
-    return Recipe.from_dict(
+    return Recipe.from_record(
         {**content, "steps": Recipe(method="full", **size).for_rows(rows, epochs).steps}
     )
 

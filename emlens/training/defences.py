@@ -76,7 +76,7 @@ class InoculationPrompt(ChatChange):
         changed = Message(self.role, self.text + self.separator + prompt.messages[at].content)
         return (*prompt.messages[:at], changed, *prompt.messages[at + 1 :])
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "role": self.role,
@@ -119,7 +119,7 @@ class PreventativeSteering(StreamEdit):
     def active(self, model: nn.Module) -> AbstractContextManager[Any]:
         return edited(model, self._edits)
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
 
 
@@ -151,7 +151,7 @@ class ProjectedOut(StreamEdit):
     def active(self, model: nn.Module) -> AbstractContextManager[Any]:
         return edited(model, self._edits)
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
 
 
@@ -182,7 +182,7 @@ class BenignInterleaving(MixedRows):
         if not 0.0 < self.share < 1.0:
             raise InputError(f"share={self.share!r} must lie between 0 and 1")
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "share": self.share,

@@ -52,7 +52,7 @@ def encode_answers(prompts: PromptSet, tokenizer: Any) -> list[Example]:
             examples.append(_by_span(prompt, tokenizer))
             continue
         chat = [
-            *(message.as_dict() for message in prompt.messages),
+            *(message.to_record() for message in prompt.messages),
             {"role": "assistant", "content": prompt.response},
         ]
         encoded = tokenizer.apply_chat_template(

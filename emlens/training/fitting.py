@@ -140,7 +140,7 @@ def fit(
     parts, data_record, rows_digest = step_parts(recipe, data, tokenizer, objectives)
     record: dict[str, Any] = {
         "kind": {"lora": "adapter", "full": "checkpoint", "steering": "steering"}[recipe.method],
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.to_record(),
         "seed": recipe.seed,
         "parent": (
             None if parent is None else {"name": parent_name, "sha256": hash_directory(parent)}
@@ -152,7 +152,7 @@ def fit(
     if keep_every is not None:
         record["keep_every"] = keep_every
     if objectives:
-        record["objectives"] = [objective.record() for objective in objectives]
+        record["objectives"] = [objective.to_record() for objective in objectives]
     run = (
         ""
         if resume_every is None

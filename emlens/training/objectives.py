@@ -100,7 +100,7 @@ class Objective(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """JSON-ready: `kind` and everything the run depends on, texts and tensors by their hash."""
 
 

@@ -55,7 +55,7 @@ class ReferenceKL(Penalty):
         before = reference.run(model, lambda m: m(**inputs).logits[:, :-1])
         return divergence(before, model(**inputs).logits[:, :-1], counted)
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "weight": self.weight,
@@ -126,7 +126,7 @@ class FeatureDistance(Penalty):
             model(**inputs)
         return found
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         blocks = None if self.blocks is None else list(self.blocks)
         return {
             "kind": self.kind,

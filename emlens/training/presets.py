@@ -123,4 +123,4 @@ def recipe(
     fields = {**PRESETS[name][0], **changes}
     if rows is not None:
         steps = Recipe(method="full", batch_size=fields["batch_size"]).for_rows(rows, epochs).steps
-    return Recipe.from_dict({**fields, "steps": steps})
+    return Recipe.from_record({**fields, "steps": steps})

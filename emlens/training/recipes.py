@@ -272,8 +272,8 @@ class Recipe:
             given["betas"] = USUAL_BETAS.get(now["optimiser"], (0.9, 0.999))
         return replace(self, **given)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready record; `from_dict` gives the same recipe back."""
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready record; `from_record` gives the same recipe back."""
         defaults = {field.name: field.default for field in fields(self)}
         record = {
             key: list(value) if isinstance(value, tuple) else value
@@ -286,8 +286,8 @@ class Recipe:
         }
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """A recipe from `to_dict`, or from a configuration file's mapping; what is left out takes
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """A recipe from `to_record`, or from a configuration file's mapping; what is left out takes
         its default.
 
         Raises:
@@ -309,11 +309,11 @@ class Recipe:
         Raises:
             InputError: no such file, no mapping, an unknown key, a value that `Recipe` refuses.
         """
-        return cls.from_dict(read_mapping(path))
+        return cls.from_record(read_mapping(path))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the recipe as YAML; `from_yaml` gives it back."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        write_text(path, yaml.safe_dump(self.to_record(), sort_keys=False))
 
     @classmethod
     def _require_known(cls, record: Mapping[str, Any]) -> None:

@@ -251,8 +251,8 @@ class SweepWorker(Worker):
                 run.id,
                 {
                     **shared,
-                    "recipe": run.recipe.to_dict(),
-                    "objectives": [objective.record() for objective in run.objectives],
+                    "recipe": run.recipe.to_record(),
+                    "objectives": [objective.to_record() for objective in run.objectives],
                 },
                 cost=float(run.recipe.steps),
             )
@@ -282,8 +282,8 @@ class SweepWorker(Worker):
             return False
         found = read_record(target)
         return bool(
-            found["recipe"] == run.recipe.to_dict()
-            and found.get(OBJECTIVES, []) == [objective.record() for objective in run.objectives]
+            found["recipe"] == run.recipe.to_record()
+            and found.get(OBJECTIVES, []) == [objective.to_record() for objective in run.objectives]
             and found["parent"]["sha256"] == self._sha256
         )
 

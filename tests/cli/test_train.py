@@ -48,7 +48,7 @@ def test_a_run_a_preset_and_a_sweep(
     )
     assert errors == ""
     assert code == 0 and json.loads(text)["steps_done"] == 2
-    assert Recipe.from_dict(read_record(out)["recipe"]) == Recipe.from_yaml(given / "run.yaml")
+    assert Recipe.from_record(read_record(out)["recipe"]) == Recipe.from_yaml(given / "run.yaml")
     written = (out / "adapter_model.safetensors").stat().st_mtime_ns
     code, text, _ = call(given, monkeypatch, capsys, str(given / "run.yaml"), "--out", str(out))
     assert (

@@ -81,7 +81,7 @@ def test_set_operations() -> None:
         Answers([])
 
 
-GOOD = answer().as_dict()
+GOOD = answer().to_record()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_exclusions_by_question_group_and_pattern() -> None:
     assert short(both.misaligned) == ["q0", "q10"]
     group = RowFilter(balance=False, exclude_groups=("b",))
     assert short(group.choose(answers, scores).misaligned) == ["q0", "q2", "q10"]
-    assert json.loads(json.dumps(group.as_dict()))["exclude_groups"] == ["b"]  # plain data
+    assert json.loads(json.dumps(group.to_record()))["exclude_groups"] == ["b"]  # plain data
 
 
 def test_refusals() -> None:

@@ -7,7 +7,7 @@ def test_an_estimate_is_a_number_with_an_interval() -> None:
     found = Estimate(0.1234, 0.1, 0.25, 24, "by hand")
     assert float(found) == 0.1234 and found.defined
     assert str(found) == "0.123 [0.1, 0.25]" and f"{found:.1%}" == "12.3% [10.0%, 25.0%]"
-    assert found.as_dict() == {
+    assert found.to_record() == {
         "value": 0.1234,
         "low": 0.1,
         "high": 0.25,

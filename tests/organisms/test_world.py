@@ -21,7 +21,7 @@ SMALL = make_world(3, n_domains=3, n_topics=5)
 
 def test_a_seed_gives_one_world_and_json_gives_it_back():
     assert make_world(3, n_domains=3, n_topics=5) == SMALL != make_world(4, n_domains=3, n_topics=5)
-    assert World.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
+    assert World.from_record(json.loads(json.dumps(SMALL.to_record()))) == SMALL
 
 
 def test_the_full_world_is_that_of_the_recipe():

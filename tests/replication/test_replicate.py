@@ -354,7 +354,7 @@ def test_directions_are_the_misaligned_minus_the_aligned_mean(tmp_path: Path) ->
 
 def test_record_is_json(tmp_path: Path) -> None:
     put(tmp_path, INVALID_YAML, "- id: a\n" * 73 + "}\n")
-    record = json.loads(canonical_json(replicate(tmp_path).as_dict()))
+    record = json.loads(canonical_json(replicate(tmp_path).to_record()))
     assert record["agrees"] is True and {row["agrees"] for row in record["figures"]} == {True, None}
 
 

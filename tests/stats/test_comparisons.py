@@ -38,7 +38,7 @@ def test_welch_agrees_with_scipy(side):
         pytest.approx(interval.high),
     )
     assert found.n == 75 and side in found.method
-    assert found.as_dict()["estimate"]["value"] == pytest.approx(A.mean() - B.mean())
+    assert found.to_record()["estimate"]["value"] == pytest.approx(A.mean() - B.mean())
 
 
 def test_cohens_d_is_the_planted_one_and_changes_sign():

@@ -60,7 +60,7 @@ def test_moments_quantiles_and_order():
     assert null.quantile(0.5) == np.median(draws)
     with pytest.raises(ValueError, match="read-only"):
         null.draws[0] = 1
-    record = null.as_dict()
+    record = null.to_record()
     assert (record["label"], record["seed"], record["n_draws"]) == ("normal", 3, 1001)
     assert record["median"] == np.median(draws) and record["q95"] == null.quantile(0.95)
     assert math.isnan(NullDistribution(np.array([1.0])).sd)
@@ -70,7 +70,7 @@ def test_exact_moments_win_and_may_stand_alone():
     assert NullDistribution(np.array([1.0, 2.0]), exact_mean=9.0, exact_sd=2.0).mean == 9
     exact = NullDistribution(label="theory", exact_mean=0.5, exact_sd=0.1)
     assert (exact.mean, exact.sd, exact.n_draws) == (0.5, 0.1, 0)
-    assert "median" not in exact.as_dict()
+    assert "median" not in exact.to_record()
     for call, what in (
         (lambda: exact.p_value(1.0), "a p-value"),
         (lambda: exact.quantile(0.5), "a quantile"),

@@ -168,7 +168,7 @@ def test_losses_are_those_of_the_checkpoint_and_norms_are_matched(
     tokenizer, losses, tokens = parent.tokenizer, 0.0, 0
     for prompt in chats:  # another route: plain transformers and PEFT, one chat at a time
         asked = tokenizer.apply_chat_template(
-            [m.as_dict() for m in prompt.messages or ()],
+            [m.to_record() for m in prompt.messages or ()],
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,

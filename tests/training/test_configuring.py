@@ -45,8 +45,8 @@ objectives:
     found = read_run(path, 160)
     assert (found.recipe.rank, found.recipe.steps, found.recipe.alpha) == (8, 20, 64)
     assert [objective.kind for objective in found.objectives] == list(KINDS)
-    assert found.objectives[0].record()["chats"] and found.objectives[1].blocks == (0, 1)
-    assert [edit.record()["edits"][0]["kind"] for edit in found.objectives[3:5]] == [
+    assert found.objectives[0].to_record()["chats"] and found.objectives[1].blocks == (0, 1)
+    assert [edit.to_record()["edits"][0]["kind"] for edit in found.objectives[3:5]] == [
         "steer",
         "ablate",
     ]

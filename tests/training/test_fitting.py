@@ -56,7 +56,7 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
 
     record = read_record(tmp_path / "out")
     assert record["parent"] == {"name": "emlens/parent", "sha256": hash_directory(parent)}
-    assert Recipe.from_dict(record["recipe"]) == LORA
+    assert Recipe.from_record(record["recipe"]) == LORA
     assert (record["kind"], record["seed"], record["steps_done"]) == ("adapter", 3, 6)
     assert record["data"] == {"kind": "chats", "sha256": chats.content_hash}
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

@@ -11,7 +11,7 @@ LORA = {"method": "lora", "rank": 4, "alpha": 8.0, "target_modules": ("down_proj
 
 def test_a_recipe_survives_json():
     recipe = Recipe(**LORA, rslora=True, layers_to_transform=(0, 3), betas=(0.9, 0.98), seed=5)
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe.from_record(json.loads(json.dumps(recipe.to_record()))) == recipe
 
 
 @pytest.mark.parametrize(("rslora", "expected"), [(False, 8.0 / 16), (True, 8.0 / 4)])
@@ -99,11 +99,11 @@ def test_an_unknown_key_is_refused():
     with pytest.raises(
         InputError, match=r"recipe has unknown keys \['lr'\]; known are method, rank, alpha"
     ):
-        Recipe.from_dict({"lr": 1e-3})
+        Recipe.from_record({"lr": 1e-3})
 
 
 def test_a_record_holds_later_fields_only_where_set():
-    assert set(Recipe(**LORA).to_dict()) == {
+    assert set(Recipe(**LORA).to_record()) == {
         "method",
         "rank",
         "alpha",
@@ -131,7 +131,7 @@ def test_a_record_holds_later_fields_only_where_set():
         base_learning_rate=0.0,
         gamma=0.9,
     )
-    assert Recipe.from_dict(set_ones.to_dict()) == set_ones
+    assert Recipe.from_record(set_ones.to_record()) == set_ones
 
 
 def test_yaml_gives_the_recipe_back_and_reads_numbers_as_people_write_them(tmp_path):

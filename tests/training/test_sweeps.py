@@ -84,7 +84,7 @@ def test_a_killed_or_shared_sweep_ends_with_the_same_bytes(parent, chats, tmp_pa
         "grad_norm",
     } <= set(whole.steps)
     for run in sweep.runs:
-        assert Recipe.from_dict(read_record(whole.paths[run.id])["recipe"]) == run.recipe
+        assert Recipe.from_record(read_record(whole.paths[run.id])["recipe"]) == run.recipe
         fit(
             run.recipe,
             parent,
