@@ -8,12 +8,13 @@ from emlens.stats.bootstrap import (
     hierarchical_bootstrap,
     ratio_of_means,
 )
-from emlens.stats.change_points import change_point, order_of_events
+from emlens.stats.change_points import change_point
 from emlens.stats.comparisons import paired_test, permutation_test, tost, welch_test
 from emlens.stats.corrections import adjust_p_values, max_statistic_p
 from emlens.stats.correlation import correlation_null, partial_correlation, pearson, spearman
 from emlens.stats.cosines import cosine_of_means
 from emlens.stats.effects import cohens_d_interval
+from emlens.stats.event_order import order_of_events
 from emlens.stats.fronts import pareto_front
 from emlens.stats.intervals import nadeau_bengio_interval, t_interval, wilson_interval
 from emlens.stats.matched import matched_loss_test

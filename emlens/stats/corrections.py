@@ -13,21 +13,21 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 from emlens.foundation.errors import InputError
-from emlens.stats.nulls import Side
-from emlens.stats.outcomes import require_side
+from emlens.stats.nulls import Side, require_side
 
 Correction = Literal["bonferroni", "holm", "bh"]
 
 
 def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
-    """Adjusted p-values in the given order and shape; never smaller than the raw ones, at most 1.
+    """p-values corrected for their number, in the order and shape they came in.
 
+    Never smaller than the raw ones, at most 1.
     `bonferroni` and `holm` bound the chance of any false positive (holm is never worse); `bh`
     bounds the expected share of false ones among those called, for independent or positively
     dependent tests (Benjamini & Hochberg 1995).
 
     Raises:
-        InputError: none given, a value outside [0, 1] or NaN, or an unknown method.
+        InputError: no p-value, a value outside [0, 1] or NaN, or an unknown method.
     """
     raw = np.asarray(p, dtype=np.float64)
     if method not in get_args(Correction):
@@ -46,6 +46,7 @@ def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
     if method == "bonferroni":
         adjusted = flat * flat.size
     elif method == "holm":
+        # step down: the i-th smallest of m is multiplied by m − i, and never falls below the last
         order = np.argsort(flat, kind="stable")
         adjusted = np.empty_like(flat)
         adjusted[order] = np.maximum.accumulate(flat[order] * np.arange(flat.size, 0, -1))
@@ -57,46 +58,53 @@ def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
 def max_statistic_p(
     observed: ArrayLike, draws: ArrayLike, *, side: Side = "greater", step_down: bool = True
 ) -> np.ndarray:
-    """p-values of many statistics corrected by the distribution of their maximum (Westfall & Young
-    1993), with the +1 rule.
+    """p-values of many statistics, corrected by the distribution of their maximum.
 
+    Westfall & Young (1993), with the +1 rule.
     They bound the chance of any false positive whatever the dependence, and lose little where
     statistics move together (neighbouring layers). The statistics must share a scale, such as
     correlations or t; otherwise the widest decides.
 
     Args:
-        observed: one value a hypothesis, any shape.
+        observed: one value per hypothesis, any shape.
         draws: the same statistics, all of them in each draw from one joint null (one permutation
             for all), (draw, *shape).
         side: `"two-sided"` takes absolute values.
         step_down: compare each statistic only with those not larger than it, which is never worse;
-            it asks that draws for a subset do not depend on what is true elsewhere.
+            it requires that draws for a subset do not depend on what is true elsewhere.
 
     Raises:
         InputError: shapes that do not fit, nothing to correct, values that are not finite, an
             unknown side.
     """
     require_side(side)
-    found, null = np.asarray(observed, dtype=np.float64), np.asarray(draws, dtype=np.float64)
-    if null.shape[1:] != found.shape or null.size == 0:
+    statistics = np.asarray(observed, dtype=np.float64)
+    null = np.asarray(draws, dtype=np.float64)
+    if null.shape[1:] != statistics.shape or null.size == 0:
         raise InputError(
-            f"draws has shape {null.shape} for observed of shape {found.shape};"
+            f"draws has shape {null.shape} for observed of shape {statistics.shape};"
             " pass (draw, *observed.shape), not empty"
         )
-    if not (np.isfinite(found).all() and np.isfinite(null).all()):
+    if not (np.isfinite(statistics).all() and np.isfinite(null).all()):
         raise InputError(
             "observed or draws hold values that are NaN or infinite;"
             " leave such hypotheses out first"
         )
-    values, table = found.ravel(), null.reshape(len(null), -1)
-    if side != "greater":
-        values, table = (-values, -table) if side == "less" else (np.abs(values), np.abs(table))
+    values = statistics.ravel()
+    table = null.reshape(len(null), -1)
+    if side == "less":
+        values, table = -values, -table
+    elif side == "two-sided":
+        values, table = np.abs(values), np.abs(table)
     order = np.argsort(-values, kind="stable")
     if step_down:
+        # column i: the maximum over the hypotheses ranked i and below, by a running maximum from
+        # the smallest statistic up
         highest = np.maximum.accumulate(table[:, order[::-1]], axis=1)[:, ::-1]
     else:
         highest = np.repeat(table.max(axis=1, keepdims=True), len(order), axis=1)
     p = (1 + (highest >= values[order]).sum(axis=0)) / (1 + len(table))
+    # a hypothesis cannot get a smaller p than one with a larger statistic
     corrected = np.empty_like(p)
     corrected[order] = np.maximum.accumulate(p)
-    return corrected.reshape(found.shape)
+    return corrected.reshape(statistics.shape)

@@ -1,12 +1,13 @@
-"""The cosine between two mean vectors without what sampling noise takes from it, with an interval.
+"""The cosine between two mean vectors, corrected for sampling noise, with an interval.
 
 A mean of n rows is longer than what it estimates by its noise, so the plain cosine of two sample
-means leans towards 0, and every resample of the rows leans further: a bootstrap of it,
-bias-corrected or not, can miss always. Here the noise is taken out of both squared lengths, and the
-interval is the delete-one jackknife's, in closed form. Cost: two passes.
+means is biased towards 0, and every resample of the rows is biased further: a bootstrap interval,
+bias-corrected or not, can miss the truth every time. Here the noise is taken out of both squared
+lengths, and the interval is the delete-one jackknife's, in closed form. Cost: two passes.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,13 +19,16 @@ from emlens.stats.samples import require_level
 
 
 def cosine_of_means(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Cosine of the means of two independent samples of vectors, x̄·ȳ / √((‖x̄‖² − tr Sₓ/n)(‖ȳ‖² −
-    tr S_y/m)).
+    """Cosine of the means of two independent samples of vectors, without their sampling noise.
 
-    The interval lies in [-1, 1]; the value may exceed 1 by chance. Invariant to rotations, and to
-    scaling either sample. Undefined where a mean is no longer than its noise. Design range: 48 rows
-    or more a side, squared means of 3 times their noise or more (docs/statistics.md); below, it is
-    wide and covers too often. `n` is the smaller sample.
+    x̄·ȳ / √((‖x̄‖² − tr Sₓ/n)(‖ȳ‖² − tr S_y/m)), S the sample covariances (n − 1). The interval
+    lies in [-1, 1]; the value may exceed 1 by chance. Invariant to rotations, and to scaling either
+    sample. Undefined where a mean is no longer than its noise. Design range: 48 rows or more per
+    sample, squared means of 3 times their noise or more (docs/statistics.md); below, the interval
+    is wide and covers too often. `n` is the smaller sample.
+
+    Args:
+        x, y: (row, d), one width d; they need not have the same number of rows.
 
     Raises:
         InputError: samples that are not (row, d) with one d, fewer than 3 rows, values that are not
@@ -38,50 +42,65 @@ def cosine_of_means(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Estim
         )
     require_level(level)
     n = min(len(first), len(second))
-    means = first.mean(axis=0), second.mean(axis=0)
-    dot = float(means[0] @ means[1])
-    lengths, left_out = [], []
-    for rows, own, other in ((first, *means), (second, *reversed(means))):
-        square, squares, dots = _left_out(rows, own, other, dot)
-        lengths.append(square)
-        left_out.append((squares, dots))
-    method = f"cosine of means without their noise, {100 * level:g} % jackknife"
-    if min(lengths) <= 0:
+    mean_x, mean_y = first.mean(axis=0), second.mean(axis=0)
+    dot = float(mean_x @ mean_y)
+    sample_x = _without_each_row(first, mean_x, mean_y, dot)
+    sample_y = _without_each_row(second, mean_y, mean_x, dot)
+    if min(sample_x.square, sample_y.square) <= 0:
         return Estimate.undefined("a mean is no longer than its sampling noise", n)
-    value = dot / math.sqrt(lengths[0] * lengths[1])
+    value = dot / math.sqrt(sample_x.square * sample_y.square)
+    method = f"cosine of means without their noise, {100 * level:g} % jackknife"
+    # Two independent samples: their jackknife variances add up.
     variance = 0.0
-    for (squares, dots), other_length in zip(left_out, reversed(lengths), strict=True):
-        if (squares <= 0).any():
-            return Estimate(
-                value,
-                -1.0,
-                1.0,
-                n,
-                f"{method}; without some row a mean is no longer than its noise,"
-                " so nothing is excluded",
-            )
-        cosines = dots / np.sqrt(squares * other_length)
+    for sample, opposite in ((sample_x, sample_y), (sample_y, sample_x)):
+        if (sample.squares <= 0).any():
+            why = "without some row a mean is no longer than its noise, so nothing is excluded"
+            return Estimate(value, -1.0, 1.0, n, f"{method}; {why}")
+        cosines = sample.dots / np.sqrt(sample.squares * opposite.square)
+        # (n − 1)/n · Σ(c₋ᵢ − mean)²; var() already divides by n
         variance += (len(cosines) - 1) * float(cosines.var())
     half = float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(variance)
-    return Estimate(
-        value, min(1.0, max(-1.0, value - half)), max(-1.0, min(1.0, value + half)), n, method
-    )
+    low = min(1.0, max(-1.0, value - half))
+    high = max(-1.0, min(1.0, value + half))
+    return Estimate(value, low, high, n, method)
 
 
-def _left_out(
-    rows: np.ndarray, own: np.ndarray, other: np.ndarray, dot: float
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Squared length of the mean without its noise; the same, and the dot product with the other
-    mean, without each row.
+@dataclass(frozen=True, eq=False)
+class _WithoutEachRow:
+    """One sample with each row left out in turn.
+
+    Args:
+        square: squared length of the mean without its noise, all rows included.
+        squares: the same without each row.
+        dots: dot product of both means, without each row.
+    """
+
+    square: float
+    squares: np.ndarray
+    dots: np.ndarray
+
+
+def _without_each_row(
+    rows: np.ndarray, mean: np.ndarray, opposite_mean: np.ndarray, dot: float
+) -> _WithoutEachRow:
+    """In closed form: without row i the mean is m − aᵢ/(n − 1), where aᵢ = xᵢ − m.
+
+    Hence ‖m₋ᵢ‖² = ‖m‖² − 2 aᵢ·m/(n − 1) + ‖aᵢ‖²/(n − 1)², and the sum of squared deviations drops
+    by ‖aᵢ‖²·n/(n − 1). The noise in ‖m‖² is tr S/n = Σ‖aᵢ‖²/(n(n − 1)).
     """
     n = len(rows)
-    away = rows - own
+    away = rows - mean
     spread = np.einsum("ij,ij->i", away, away)
-    total, length = float(spread.sum()), float(own @ own)
-    dots = dot - away @ other / (n - 1)
-    lengths = length - 2 * (away @ own) / (n - 1) + spread / (n - 1) ** 2
+    total = float(spread.sum())
+    length = float(mean @ mean)
+    dots = dot - away @ opposite_mean / (n - 1)
+    lengths = length - 2 * (away @ mean) / (n - 1) + spread / (n - 1) ** 2
     totals = total - spread * n / (n - 1)
-    return length - total / (n * (n - 1)), lengths - totals / ((n - 1) * (n - 2)), dots
+    return _WithoutEachRow(
+        square=length - total / (n * (n - 1)),
+        squares=lengths - totals / ((n - 1) * (n - 2)),
+        dots=dots,
+    )
 
 
 def _rows(values: ArrayLike, name: str) -> np.ndarray:

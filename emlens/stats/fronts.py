@@ -1,4 +1,7 @@
-"""Which runs no other beats in both of two quantities, and how sure that is under their noise."""
+"""Pareto front of training runs: which runs no other run beats in both loss and score.
+
+`front_membership` says how sure that is under the noise of both.
+"""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,10 +13,9 @@ from emlens.stats.samples import as_paired, require_count
 
 
 def pareto_front(loss: ArrayLike, score: ArrayLike) -> Bool[np.ndarray, " run"]:
-    """Runs for which no other has loss as low and score as high with one of them better. Equal runs
-    are on it together.
+    """Runs for which no other has loss as low and score as high, with one of them better.
 
-    Invariant to increasing maps of either.
+    Equal runs are on the front together. Invariant to increasing maps of either.
 
     Raises:
         InputError: unequal lengths, no run, values that are not finite.
@@ -34,39 +36,48 @@ def front_membership(
     """Share of parametric bootstrap draws in which each run is on the Pareto front; 0 to 1.
 
     Args:
-        loss_error, score_error: standard errors, one for all runs or one a run; normal and
-            independent.
+        loss_error, score_error: standard errors, one for all runs or one per run; the noise is
+            normal and independent.
 
     Raises:
         InputError: as `pareto_front`, errors that are negative or not finite, or all 0.
     """
     x, y = as_paired(loss, score, "loss", "score", at_least=1)
-    errors = []
-    for name, given in (("loss_error", loss_error), ("score_error", score_error)):
-        error = np.asarray(given, dtype=np.float64)
-        if error.shape not in ((), x.shape) or not (np.isfinite(error) & (error >= 0)).all():
-            raise InputError(
-                f"{name} must be one standard error of 0 or more, or one for each of {len(x)} runs;"
-                f" got {given!r}"
-            )
-        errors.append(error)
-    if not any(error.any() for error in errors):
+    x_error = _standard_errors(loss_error, "loss_error", len(x))
+    y_error = _standard_errors(score_error, "score_error", len(x))
+    if not (x_error.any() or y_error.any()):
         raise InputError(
             "loss_error and score_error are 0, so the front is certain;"
             " pass a standard error, or use pareto_front"
         )
     rng = numpy_rng(seed, "front_membership")
     size = (require_count(draws, "draws"), len(x))
-    return _front(
-        x + errors[0] * rng.normal(size=size), y + errors[1] * rng.normal(size=size)
-    ).mean(axis=0)
+    # losses are drawn before scores: the seed fixes both
+    x_draws = x + x_error * rng.normal(size=size)
+    y_draws = y + y_error * rng.normal(size=size)
+    return _front(x_draws, y_draws).mean(axis=0)
+
+
+def _standard_errors(error: float | ArrayLike, name: str, n: int) -> np.ndarray:
+    """One standard error, or one per run.
+
+    Raises:
+        InputError: another number of them, or errors that are negative or not finite.
+    """
+    errors = np.asarray(error, dtype=np.float64)
+    if errors.shape not in ((), (n,)) or not (np.isfinite(errors) & (errors >= 0)).all():
+        raise InputError(
+            f"{name} must be one standard error of 0 or more, or one for each of {n} runs;"
+            f" got {error!r}"
+        )
+    return errors
 
 
 def _front(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Rows of (draw, run)."""
-    on = np.ones(x.shape, dtype=bool)
+    """Which runs are on the front in each draw, (draw, run)."""
+    is_on_front = np.ones(x.shape, dtype=bool)
     for i in range(x.shape[1]):
         no_worse = (x <= x[:, i : i + 1]) & (y >= y[:, i : i + 1])
         better = (x < x[:, i : i + 1]) | (y > y[:, i : i + 1])
-        on[:, i] = ~(no_worse & better).any(axis=1)
-    return on
+        is_on_front[:, i] = ~(no_worse & better).any(axis=1)
+    return is_on_front

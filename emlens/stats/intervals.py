@@ -1,8 +1,8 @@
-"""Closed-form intervals: a mean by Student's t, a proportion by Wilson's score or exactly, repeated
-cross-validation by Nadeau & Bengio.
+"""Closed-form intervals of a mean, a proportion, and the scores of repeated cross-validation.
 
-Each is an `Estimate` whose `method` says how the interval was made. NaN and too few values are
-errors. Intervals that resample are in `bootstrap`.
+Student's t, Wilson's score, Clopper & Pearson's exact one, and Nadeau & Bengio's. Each is an
+`Estimate` whose `method` says how the interval was made. NaN and too few values are errors.
+Intervals that resample are in `bootstrap`.
 """
 
 import numpy as np
@@ -25,36 +25,25 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
         InputError: no trial, or successes outside 0 to n.
     """
     _require_successes(successes, n)
-    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(
-        require_level(level), method="wilson"
-    )
-    return Estimate(
-        successes / n,
-        float(interval.low),
-        float(interval.high),
-        n,
-        f"proportion, {_percent(level)} Wilson",
-    )
+    test = scipy_stats.binomtest(int(successes), n)
+    interval = test.proportion_ci(require_level(level), method="wilson")
+    method = f"proportion, {_percent(level)} Wilson"
+    return Estimate(successes / n, float(interval.low), float(interval.high), n, method)
 
 
 def clopper_pearson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
-    """A proportion of independent trials with Clopper and Pearson's exact interval, which never
-    covers less than its level; range [0, 1].
+    """A proportion of independent trials with Clopper and Pearson's exact interval.
+
+    Range [0, 1]; it never covers less than its level.
 
     Raises:
         InputError: no trial, or successes outside 0 to n.
     """
     _require_successes(successes, n)
-    interval = scipy_stats.binomtest(int(successes), n).proportion_ci(
-        require_level(level), method="exact"
-    )
-    return Estimate(
-        successes / n,
-        float(interval.low),
-        float(interval.high),
-        n,
-        f"proportion, {_percent(level)} Clopper-Pearson",
-    )
+    test = scipy_stats.binomtest(int(successes), n)
+    interval = test.proportion_ci(require_level(level), method="exact")
+    method = f"proportion, {_percent(level)} Clopper-Pearson"
+    return Estimate(successes / n, float(interval.low), float(interval.high), n, method)
 
 
 def _require_successes(successes: int, n: int) -> None:
@@ -83,7 +72,7 @@ def nadeau_bengio_interval(
     interval.
 
     Args:
-        scores: one score a fold and repetition.
+        scores: one score per fold and repetition.
         test_to_train: n_test / n_train; 1/(K−1) for K folds.
 
     Raises:
@@ -95,15 +84,15 @@ def nadeau_bengio_interval(
             f"test_to_train={test_to_train!r} must be 0 or more;"
             " pass n_test / n_train, 1/(K-1) for K folds"
         )
-    return _t_estimate(
-        sample,
-        1 / len(sample) + test_to_train,
-        level,
-        "mean over folds, {} Nadeau-Bengio corrected t interval",
-    )
+    # Training sets overlap, so scores are correlated and s²/J is too small. Nadeau & Bengio
+    # assume the correlation n_test / (n_test + n_train), which adds n_test / n_train to 1/J.
+    factor = 1 / len(sample) + test_to_train
+    method = "mean over folds, {} Nadeau-Bengio corrected t interval"
+    return _t_estimate(sample, factor, level, method)
 
 
 def _t_estimate(sample: np.ndarray, factor: float, level: float, method: str) -> Estimate:
+    """Mean with Student's t interval, where the variance of the mean is s² · factor."""
     half = float(
         scipy_stats.t.ppf((1 + require_level(level)) / 2, len(sample) - 1)
         * np.sqrt(sample.var(ddof=1) * factor)

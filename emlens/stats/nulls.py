@@ -1,9 +1,9 @@
 """What a statistic looks like when there is nothing to find.
 
 A `NullDistribution` holds draws (sorted, float64), exact moments, or both. It compares numbers and
-does not know how its draws were made: whether they are a null for the question asked is the maker's
-business, and `label` says which null it is. It knows what its number of draws can show:
-`draws_needed`, `smallest_p`, `require_resolution`. Memory: 8 bytes a draw.
+does not know how its draws were made: whether they are a null for the question at hand is decided
+where they are made, and `label` says which null it is. It knows what its number of draws can show:
+`draws_needed`, `smallest_p`, `require_resolution`. Memory: 8 bytes per draw.
 """
 
 import math
@@ -27,11 +27,10 @@ error 1/√10).
 """
 
 TIE = 1e-12
-"""Relative gap within which a draw and an observation are one number that summation order tore
-apart.
-"""
+"""Relative gap within which a draw and an observation differ only by the order of summation."""
 
 _EMPTY = np.empty(0)
+_QUANTILES = {"q025": 0.025, "median": 0.5, "q95": 0.95, "q975": 0.975}
 
 
 def require_side(side: str) -> None:
@@ -47,7 +46,7 @@ class NullDistribution:
     """The distribution of a statistic under a stated null.
 
     Args:
-        draws: simulated values in any order, kept sorted and read-only; empty where only moments
+        draws: simulated values in any order, stored sorted and read-only; empty where only moments
             are known.
         label: which null this is, in words.
         seed: the seed the draws came from.
@@ -84,15 +83,16 @@ class NullDistribution:
         object.__setattr__(self, "draws", draws)
 
     def _facts(self) -> dict[str, object]:
-        top = {"q95": f"{self.quantile(0.95):.4g}"} if self.n_draws else {}
-        return {
+        facts: dict[str, object] = {
             "label": self.label,
             "mean": f"{self.mean:.4g}",
             "sd": f"{self.sd:.4g}",
-            **top,
-            "draws": self.n_draws,
-            "seed": self.seed,
         }
+        if self.n_draws:
+            facts["q95"] = f"{self.quantile(0.95):.4g}"
+        facts["draws"] = self.n_draws
+        facts["seed"] = self.seed
+        return facts
 
     def __repr__(self) -> str:
         return in_a_line("NullDistribution", self._facts())
@@ -106,19 +106,25 @@ class NullDistribution:
 
     @property
     def mean(self) -> float:
-        return float(self.draws.mean()) if self.exact_mean is None else self.exact_mean
+        """Mean; the exact one where it is known."""
+        if self.exact_mean is not None:
+            return self.exact_mean
+        return float(self.draws.mean())
 
     @property
     def sd(self) -> float:
-        """Standard deviation; of a single draw it is `nan`."""
+        """Standard deviation, the exact one where it is known; of a single draw it is `nan`."""
         if self.exact_sd is not None:
             return self.exact_sd
-        return float(self.draws.std(ddof=1)) if len(self.draws) > 1 else math.nan
+        if len(self.draws) < 2:
+            return math.nan
+        return float(self.draws.std(ddof=1))
 
     @property
     def exhaustive(self) -> bool:
-        """Whether the draws are all other outcomes, each once, so that p is exact and more draws
-        add nothing.
+        """Whether the draws are all outcomes but the observed one, each once.
+
+        Then p is exact, and more draws add nothing.
         """
         return self.distinct is not None and len(self.draws) == self.distinct - 1
 
@@ -130,34 +136,34 @@ class NullDistribution:
         """
         if not 0 <= q <= 1:
             raise InputError(f"q={q!r} must lie in [0, 1]")
-        return float(np.quantile(self._needed_draws("a quantile"), q))
+        return float(np.quantile(self._required_draws("a quantile"), q))
 
     def _extreme(self, x: np.ndarray, side: Side) -> np.ndarray:
-        """How many draws are at least as extreme as each x; of two-sided the smaller of both
-        counts.
-        """
+        """How many draws are at least as extreme as each x; two-sided, the smaller tail's count."""
         require_side(side)
         bad = int((~np.isfinite(x)).sum())
+        if bad and x.ndim == 0:
+            raise InputError(f"x={float(x)!r} has no p-value; pass a finite number")
         if bad:
-            what = (
-                f"x={float(x)!r} has"
-                if x.ndim == 0
-                else f"x holds {bad} of {x.size} values that have"
+            raise InputError(
+                f"x holds {bad} of {x.size} values that have no p-value; pass a finite number"
             )
-            raise InputError(f"{what} no p-value; pass a finite number")
-        draws = self._needed_draws("a p-value")
+        draws = self._required_draws("a p-value")
+        # ties count against the observation, so both tails reach `slack` beyond x
         slack = TIE * np.maximum(np.abs(x), max(abs(draws[0]), abs(draws[-1])))
         above = len(draws) - np.searchsorted(draws, x - slack, side="left")
         below = np.searchsorted(draws, x + slack, side="right")
-        return np.asarray(
-            {"greater": above, "less": below, "two-sided": np.minimum(above, below)}[side]
-        )
+        if side == "greater":
+            return np.asarray(above)
+        if side == "less":
+            return np.asarray(below)
+        return np.asarray(np.minimum(above, below))
 
     def p_values(self, x: ArrayLike | float, side: Side = "greater") -> np.ndarray:
-        """`p_value` of every number of an array, in its shape: cells that share a null need one set
-        of draws.
+        """`p_value` of every number of an array, in its shape.
 
-        They are not corrected for having looked at many cells.
+        For cells that share a null, which then need one set of draws. The p-values are not
+        corrected for having looked at many cells.
 
         Raises:
             InputError: a value is not finite, `side` is unknown, or the null has no draws.
@@ -166,14 +172,12 @@ class NullDistribution:
         return np.asarray(np.minimum(1.0, _factor(side) * (1 + extreme) / (1 + len(self.draws))))
 
     def p_value(self, x: float | None = None, side: Side = "greater") -> float:
-        """Monte Carlo p-value of an observed `x`: (1 + draws at least as extreme) / (1 + draws),
-        never 0.
+        """Monte Carlo p-value of an observed `x`: (1 + draws at least as extreme) / (1 + draws).
 
-        Without `x` it is that of `observed`.
-
-        Range: [1/(n+1), 1]. `two-sided` is twice the smaller tail, at most 1. The added one counts
-        the observation itself, which makes the test exact for exchangeable draws (Phipson & Smyth
-        2010). A draw within a relative 1e-12 of `x` counts as a tie, against the observation.
+        Without `x` it is that of `observed`. Range: [1/(n+1), 1], never 0. `two-sided` is twice the
+        smaller tail, at most 1. The added one counts the observation itself, which makes the test
+        exact for exchangeable draws (Phipson & Smyth 2010). A draw within a relative 1e-12 of `x`
+        counts as a tie, against the observation.
 
         Raises:
             InputError: `x` is not finite, or missing where the null has no `observed`; `side` is
@@ -193,8 +197,9 @@ class NullDistribution:
     def p_estimate(
         self, x: float | None = None, side: Side = "greater", *, level: float = 0.95
     ) -> Estimate:
-        """`p_value` with an interval for the p that infinitely many draws would give (Clopper &
-        Pearson 1934).
+        """`p_value` with an interval for the p that infinitely many draws would give.
+
+        The interval is Clopper & Pearson's (1934), of the number of extreme draws.
 
         Raises:
             InputError: as `p_value`; a level outside (0, 1).
@@ -203,25 +208,26 @@ class NullDistribution:
         p, n = self.p_value(x, side), len(self.draws)
         if self.exhaustive:
             return Estimate(p, p, p, n, f"exact over all {self.distinct} outcomes, {side}")
-        extreme, tail = int(self._extreme(np.asarray(self._value(x)), side)), (1 - level) / 2
-        low = float(scipy_stats.beta.ppf(tail, extreme, n - extreme + 1)) if extreme else 0.0
-        high = (
-            float(scipy_stats.beta.ppf(1 - tail, extreme + 1, n - extreme)) if extreme < n else 1.0
-        )
-        low, high = (min(1.0, _factor(side) * end) for end in (low, high))
-        return Estimate(
-            p,
-            low,
-            high,
-            n,
-            f"Monte Carlo p, {side}, +1 rule, {100 * level:g} % Clopper-Pearson of the draws",
-        )
+        extreme = int(self._extreme(np.asarray(self._value(x)), side))
+        tail = (1 - level) / 2
+        # beta quantiles with a parameter of 0 are NaN: without (or with only) extreme draws the
+        # end is 0 (or 1)
+        low, high = 0.0, 1.0
+        if extreme > 0:
+            low = float(scipy_stats.beta.ppf(tail, extreme, n - extreme + 1))
+        if extreme < n:
+            high = float(scipy_stats.beta.ppf(1 - tail, extreme + 1, n - extreme))
+        factor = _factor(side)
+        method = f"Monte Carlo p, {side}, +1 rule, {100 * level:g} % Clopper-Pearson of the draws"
+        return Estimate(p, min(1.0, factor * low), min(1.0, factor * high), n, method)
 
     def smallest_p(self, side: Side = "greater") -> float:
         """The smallest p-value that these draws can give."""
         require_side(side)
         floor = 1 / (1 + len(self.draws))
-        return min(1.0, _factor(side) * max(floor, 1 / self.distinct if self.distinct else 0.0))
+        if self.distinct:
+            floor = max(floor, 1 / self.distinct)
+        return min(1.0, _factor(side) * floor)
 
     @staticmethod
     def draws_needed(p: float, *, side: Side = "greater", tests: int = 1) -> int:
@@ -237,9 +243,9 @@ class NullDistribution:
         if not 0 < p <= 1:
             raise InputError(f"p={p!r} must lie in (0, 1]")
         require_side(side)
-        return math.ceil(
-            round(EXPECTED_EXCEEDANCES * _factor(side) * require_count(tests, "tests") / p, 6)
-        )
+        needed = EXPECTED_EXCEEDANCES * _factor(side) * require_count(tests, "tests") / p
+        # the quotient can lie a rounding error above an integer, which ceil makes one draw more
+        return math.ceil(round(needed, 6))
 
     def require_resolution(self, p: float, *, side: Side = "greater", tests: int = 1) -> None:
         """Refuse to go on where a p-value of `p` cannot be told from smaller or larger ones.
@@ -249,7 +255,9 @@ class NullDistribution:
                 `draws_needed`.
         """
         needed = self.draws_needed(p, side=side, tests=tests)
-        words = f"p={p:g}" + (f" after a correction for {tests} tests" if tests > 1 else "")
+        words = f"p={p:g}"
+        if tests > 1:
+            words += f" after a correction for {tests} tests"
         if self.distinct is not None and _factor(side) * tests / self.distinct > p:
             raise InputError(
                 f"{words} cannot be reached by any number of draws:"
@@ -266,18 +274,19 @@ class NullDistribution:
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready summary without the draws."""
-        quantiles = (
-            {name: self.quantile(q) for name, q in _QUANTILES.items()} if self.n_draws else {}
-        )
-        return {
+        record: dict[str, Any] = {
             "label": self.label,
             "mean": self.mean,
             "sd": self.sd,
             "n_draws": self.n_draws,
             "seed": self.seed,
-        } | quantiles
+        }
+        if self.n_draws:
+            for name, q in _QUANTILES.items():
+                record[name] = self.quantile(q)
+        return record
 
-    def _needed_draws(self, what: str) -> np.ndarray:
+    def _required_draws(self, what: str) -> np.ndarray:
         if not len(self.draws):
             raise InputError(
                 f"the null {self.label!r} has moments and no draws, which {what} needs;"
@@ -287,7 +296,5 @@ class NullDistribution:
 
 
 def _factor(side: str) -> int:
+    """2 for a two-sided test, whose p is twice the smaller tail."""
     return 2 if side == "two-sided" else 1
-
-
-_QUANTILES = {"q025": 0.025, "median": 0.5, "q95": 0.95, "q975": 0.975}

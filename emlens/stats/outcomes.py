@@ -1,6 +1,4 @@
-"""What a test returns, and what every test refuses: an unknown side, and samples without any
-spread.
-"""
+"""What a test returns, and what every test refuses: samples without any spread."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -44,15 +42,8 @@ class TestResult:
     sizes: tuple[int, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
+        """JSON-ready: every field, the estimate as a record of its own."""
         return asdict(self)
-
-
-def require_side(side: str) -> None:
-    """Raises:
-    InputError: not one of the three sides a test can have.
-    """
-    if side not in ("greater", "less", "two-sided"):
-        raise InputError(f"side={side!r} is unknown; pass 'greater', 'less' or 'two-sided'")
 
 
 def require_spread(*samples: np.ndarray) -> None:

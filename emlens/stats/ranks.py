@@ -1,5 +1,4 @@
-"""Wilcoxon's tests with the intervals that belong to them: rank-sum of two groups, signed ranks of
-pairs.
+"""Wilcoxon's rank tests with the intervals that belong to them, for two groups and for pairs.
 
 A rank test says nothing of means: its estimate is Hodges & Lehmann's, the median of all differences
 (pairs: of all means of two differences), with the interval that inverts the same test, so that 0
@@ -18,22 +17,24 @@ from scipy import stats as scipy_stats
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.stats.effects import rank_biserial
-from emlens.stats.nulls import Side
-from emlens.stats.outcomes import TestResult, require_side, require_spread
+from emlens.stats.nulls import Side, require_side
+from emlens.stats.outcomes import TestResult, require_spread
 from emlens.stats.samples import as_paired, as_sample, require_level
 
 EXACT = 50
+"""Values per group up to which the ends are exact order statistics."""
 MOST = 50_000_000
+"""Pairs that are compared at most: 400 MB of differences."""
 
 
 def rank_sum_test(
     a: ArrayLike, b: ArrayLike, *, side: Side = "two-sided", level: float = 0.95
 ) -> TestResult:
-    """Wilcoxon–Mann–Whitney: do values of a tend to be larger? `effect` is the rank-biserial
-    correlation.
+    """Wilcoxon–Mann–Whitney: do values of a tend to be larger than those of b?
 
-    The null is one distribution for both; under unequal spreads it is not a test of medians. The
-    estimate is the shift of a against b, which presumes distributions of one shape.
+    `effect` is the rank-biserial correlation. The null is one distribution for both; under unequal
+    spreads it is not a test of medians. The estimate is the shift of a against b, which presumes
+    distributions of one shape.
 
     Raises:
         InputError: fewer than 2 values in a group, values that are not finite or all equal, an
@@ -46,38 +47,39 @@ def rank_sum_test(
     require_spread(pooled)
     m, n = len(first), len(second)
     _require_pairs(m * n)
-    ties = np.unique(pooled, return_counts=True)[1].astype(float)
-    exact = ties.max() == 1 and max(m, n) <= EXACT
-    result = scipy_stats.mannwhitneyu(
-        first, second, alternative=side, method="exact" if exact else "asymptotic"
-    )
-    variance = m * n / 12 * (m + n + 1 - float((ties**3 - ties).sum()) / ((m + n) * (m + n - 1)))
-    cut = _cut(_rank_sum_counts(m, n) if exact else None, m * n, variance, level)
-    estimate = _ordered(
-        (first[:, None] - second).ravel(), cut, m + n, level, "Hodges-Lehmann shift"
-    )
+    multiplicity = np.unique(pooled, return_counts=True)[1].astype(float)
+    if multiplicity.max() == 1 and max(m, n) <= EXACT:
+        test = scipy_stats.mannwhitneyu(first, second, alternative=side, method="exact")
+        cut = _exact_cut(_rank_sum_counts(m, n), level)
+    else:
+        test = scipy_stats.mannwhitneyu(first, second, alternative=side, method="asymptotic")
+        # variance of U, corrected for ties
+        ties = float((multiplicity**3 - multiplicity).sum()) / ((m + n) * (m + n - 1))
+        cut = _normal_cut(m * n, m * n / 12 * (m + n + 1 - ties), level)
+    differences = (first[:, None] - second).ravel()
+    estimate = _order_statistics(differences, cut, m + n, level, "Hodges-Lehmann shift")
     effect = rank_biserial(first, second, level=level)
     return TestResult(
-        float(result.statistic),
-        float(result.pvalue),
-        effect.value,
-        estimate,
-        m + n,
-        f"Wilcoxon rank-sum test, {side}",
-        effect.low,
-        effect.high,
-        "rank-biserial correlation",
-        (m, n),
+        statistic=float(test.statistic),
+        p=float(test.pvalue),
+        effect=effect.value,
+        estimate=estimate,
+        n=m + n,
+        method=f"Wilcoxon rank-sum test, {side}",
+        effect_low=effect.low,
+        effect_high=effect.high,
+        effect_name="rank-biserial correlation",
+        sizes=(m, n),
     )
 
 
 def signed_rank_test(
     a: ArrayLike, b: ArrayLike, *, side: Side = "two-sided", level: float = 0.95
 ) -> TestResult:
-    """Wilcoxon's signed ranks: are differences a − b symmetric about 0? `effect` is the
-    matched-pairs rank-biserial.
+    """Wilcoxon's signed ranks: are differences a − b symmetric about 0?
 
-    Differences of 0 are left out of the test, as Wilcoxon did, and kept in the interval.
+    `effect` is the matched-pairs rank-biserial correlation. Differences of 0 are left out of the
+    test, as Wilcoxon did, and count in the interval.
 
     Raises:
         InputError: unequal lengths, fewer than 2 pairs, values that are not finite, differences
@@ -89,30 +91,30 @@ def signed_rank_test(
     gaps = first - second
     require_spread(gaps)
     n = len(gaps)
-    _require_pairs(n * (n + 1) // 2)
-    moved = gaps[gaps != 0]
-    ranks = scipy_stats.rankdata(np.abs(moved))
-    exact = len(np.unique(np.abs(gaps))) == n and n <= EXACT
-    result = scipy_stats.wilcoxon(gaps, alternative=side, method="exact" if exact else "asymptotic")
-    all_ranks = scipy_stats.rankdata(np.abs(gaps))
-    cut = _cut(
-        _signed_rank_counts(n) if exact else None,
-        n * (n + 1) // 2,
-        float((all_ranks**2).sum()) / 4,
-        level,
-    )
+    pairs = n * (n + 1) // 2
+    _require_pairs(pairs)
+    if len(np.unique(np.abs(gaps))) == n and n <= EXACT:
+        test = scipy_stats.wilcoxon(gaps, alternative=side, method="exact")
+        cut = _exact_cut(_signed_rank_counts(n), level)
+    else:
+        test = scipy_stats.wilcoxon(gaps, alternative=side, method="asymptotic")
+        # Var W = Σ rank²/4: each rank is counted or not, with probability ½
+        all_ranks = scipy_stats.rankdata(np.abs(gaps))
+        cut = _normal_cut(pairs, float((all_ranks**2).sum()) / 4, level)
+    # Walsh averages: the mean of every pair of differences, each with itself too
     i, j = np.triu_indices(n)
-    estimate = _ordered(
-        (gaps[i] + gaps[j]) / 2, cut, n, level, "Hodges-Lehmann centre of the differences"
-    )
-    effect = float((np.sign(moved) * ranks).sum() / ranks.sum())
+    walsh = (gaps[i] + gaps[j]) / 2
+    what = "Hodges-Lehmann centre of the differences"
+    estimate = _order_statistics(walsh, cut, n, level, what)
+    nonzero = gaps[gaps != 0]
+    ranks = scipy_stats.rankdata(np.abs(nonzero))
     return TestResult(
-        float(result.statistic),
-        float(result.pvalue),
-        effect,
-        estimate,
-        n,
-        f"Wilcoxon signed-rank test, {side}",
+        statistic=float(test.statistic),
+        p=float(test.pvalue),
+        effect=float((np.sign(nonzero) * ranks).sum() / ranks.sum()),
+        estimate=estimate,
+        n=n,
+        method=f"Wilcoxon signed-rank test, {side}",
         effect_name="matched-pairs rank-biserial correlation",
         sizes=(n,),
     )
@@ -121,50 +123,60 @@ def signed_rank_test(
 def _require_pairs(count: int) -> None:
     if count > MOST:
         raise InputError(
-            f"{count} pairs of values are more than the {MOST} that are held at once;"
-            " pass a sample of them"
+            f"{count} pairs of values are more than the {MOST} that fit into memory at once;"
+            " pass a sample of the values"
         )
 
 
-def _ordered(values: np.ndarray, cut: int, n: int, level: float, what: str) -> Estimate:
-    """Median and the cut-th values from either end; without a cut the level is out of reach and the
-    ends are unknown.
+def _order_statistics(values: np.ndarray, cut: int, n: int, level: float, what: str) -> Estimate:
+    """Median, and the cut-th values from either end.
+
+    A cut of 0 means that so few values cannot reach the level: the ends are infinite.
     """
     ordered = np.sort(values)
     method = f"{what}, {100 * level:g} % interval"
     middle = float(np.median(ordered))
     if cut < 1:
-        return Estimate(
-            middle, -math.inf, math.inf, n, f"{method}; so few values cannot reach this level"
-        )
+        why = f"{method}; so few values cannot reach this level"
+        return Estimate(middle, -math.inf, math.inf, n, why)
     return Estimate(middle, float(ordered[cut - 1]), float(ordered[-cut]), n, method)
 
 
-def _cut(counts: np.ndarray | None, total: int, variance: float, level: float) -> int:
-    """How many of the ordered values lie outside at each end."""
+def _exact_cut(counts: np.ndarray, level: float) -> int:
+    """How many ordered values lie outside at each end, from the null distribution of the rank test.
+
+    `counts` says how many equally likely outcomes have each value of the statistic, 0 upwards.
+    """
     tail = (1 - level) / 2
-    if counts is not None:
-        return int(np.searchsorted(np.cumsum(counts) / counts.sum(), tail, side="right"))
-    return max(0, round(total / 2 + float(scipy_stats.norm.ppf(tail)) * math.sqrt(variance)))
+    return int(np.searchsorted(np.cumsum(counts) / counts.sum(), tail, side="right"))
+
+
+def _normal_cut(pairs: int, variance: float, level: float) -> int:
+    """The same by the normal approximation: mean pairs/2, and the variance of the statistic."""
+    tail = (1 - level) / 2
+    return max(0, round(pairs / 2 + float(scipy_stats.norm.ppf(tail)) * math.sqrt(variance)))
 
 
 def _rank_sum_counts(m: int, n: int) -> np.ndarray:
-    """Orderings with each value of U, 0 to m·n: the Gaussian binomial coefficient (m + n over
-    m).
+    """Orderings with each value of U, 0 to m·n: coefficients of the Gaussian binomial (m + n, m).
+
+    That is Π (1 − q^(n+i)) / (1 − q^i) over i = 1..m, as a polynomial in q.
     """
     counts = np.zeros(m * n + 1)
     counts[0] = 1
     for i in range(1, m + 1):
-        shifted = counts.copy()
-        shifted[n + i :] -= counts[: max(0, len(counts) - n - i)]
+        # times (1 − q^(n+i)): subtract what is shifted by n + i
+        product = counts.copy()
+        product[n + i :] -= counts[: max(0, len(counts) - n - i)]
+        # divided by (1 − q^i): a running sum with stride i
         for start in range(i):
-            shifted[start::i] = np.cumsum(shifted[start::i])
-        counts = shifted
+            product[start::i] = np.cumsum(product[start::i])
+        counts = product
     return counts
 
 
 def _signed_rank_counts(n: int) -> np.ndarray:
-    """Sign patterns with each value of W, 0 to n(n + 1)/2."""
+    """Sign patterns with each value of W, 0 to n(n + 1)/2: coefficients of Π (1 + q^rank)."""
     counts = np.zeros(n * (n + 1) // 2 + 1)
     counts[0] = 1
     for rank in range(1, n + 1):

@@ -19,9 +19,10 @@ def as_sample(values: ArrayLike, name: str, at_least: int = 1) -> np.ndarray:
         InputError: not one-dimensional, fewer than `at_least` values, or NaN or infinity among
             them.
     """
+    # float64 always: sums of float32 scores would lose digits that tests of ties need
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1:
-        raise InputError(f"{name} has shape {sample.shape}; pass one number a unit, as a vector")
+        raise InputError(f"{name} has shape {sample.shape}; pass one number per unit, as a vector")
     if len(sample) < at_least:
         raise InputError(f"{name} has {len(sample)} values; pass at least {at_least}")
     bad = int((~np.isfinite(sample)).sum())
@@ -44,7 +45,8 @@ def as_paired(
     first, second = as_sample(x, name_x, at_least), as_sample(y, name_y, at_least)
     if len(first) != len(second):
         raise InputError(
-            f"{name_x} has {len(first)} values and {name_y} has {len(second)}; pass one pair a unit"
+            f"{name_x} has {len(first)} values and {name_y} has {len(second)};"
+            " pass one pair per unit"
         )
     return first, second
 
@@ -52,15 +54,17 @@ def as_paired(
 def rows_by_label(
     labels: Sequence[object] | np.ndarray, n: int, name: str, who: str
 ) -> list[np.ndarray]:
-    """Row numbers of each label, in order of first appearance.
+    """Row numbers of each label, in order of first appearance; at least 2 labels.
+
+    `who` is what needs them, for the message.
 
     Raises:
-        InputError: not one label a row, or one label only.
+        InputError: not one label per row, or one label only.
     """
-    found = list(labels)
-    if len(found) != n:
-        raise InputError(f"{name} has {len(found)} labels for {n} rows; pass one label a row")
-    members = group_rows(found)
+    labels = list(labels)
+    if len(labels) != n:
+        raise InputError(f"{name} has {len(labels)} labels for {n} rows; pass one label per row")
+    members = group_rows(labels)
     if len(members) < 2:
         raise InputError(f"{name} names 1 cluster; {who} needs at least 2")
     return members
@@ -72,6 +76,28 @@ def group_rows(labels: Sequence[object]) -> list[np.ndarray]:
     for row, label in enumerate(labels):
         rows.setdefault(label, []).append(row)
     return [np.array(members) for members in rows.values()]
+
+
+def stratum_rows(strata: Sequence[object] | np.ndarray | None, n: int) -> list[np.ndarray]:
+    """Row numbers of each stratum, in order of first appearance.
+
+    Where `strata` is None, all rows are one stratum.
+
+    Raises:
+        InputError: not one label per row, or every stratum has one member, so that nothing can
+            move.
+    """
+    if strata is None:
+        return [np.arange(n)]
+    labels = list(strata)
+    if len(labels) != n:
+        raise InputError(f"strata has {len(labels)} labels for {n} units; pass one label per unit")
+    members = group_rows(labels)
+    if len(members) == n:
+        raise InputError(
+            f"strata puts each of {n} units in a stratum of its own, so nothing can be permuted"
+        )
+    return members
 
 
 def require_level(level: float) -> float:
@@ -94,3 +120,13 @@ def require_count(count: int, name: str, at_least: int = 1) -> int:
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < at_least:
         raise InputError(f"{name}={count!r} must be an integer of {at_least} or more")
     return int(count)
+
+
+def require_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
+    """Raises:
+    InputError: `value` is none of `choices`.
+    """
+    if value not in choices:
+        raise InputError(
+            f"{name}={value!r} is unknown; pass one of {', '.join(map(repr, choices))}"
+        )

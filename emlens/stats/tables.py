@@ -1,7 +1,6 @@
-"""Many comparisons as one tidy table: statistic, interval, p, corrected p, effect size, n; one row
-a comparison.
+"""Many comparisons as one tidy table, one row per comparison, with corrected p-values.
 
-The correction runs over the rows of one table, so put into it every comparison that was looked at,
+The correction runs over the rows of one table, so put every comparison into it that was looked at,
 not only those to show.
 """
 
@@ -31,6 +30,13 @@ TestName = Literal[
     "signed_rank",
     "paired_tost",
 ]
+
+
+def _paired_tost(a: ArrayLike, b: ArrayLike, **options: Any) -> TestResult:
+    options["paired"] = True
+    return tost(a, b, **options)
+
+
 _TESTS: dict[str, Any] = {
     "welch": welch_test,
     "rank_sum": rank_sum_test,
@@ -40,20 +46,21 @@ _TESTS: dict[str, Any] = {
     "tost": tost,
     "paired_t": paired_test,
     "signed_rank": signed_rank_test,
+    "paired_tost": _paired_tost,
 }
 
 
 def comparison_table(
     results: Mapping[Any, TestResult], correction: Correction = "holm"
 ) -> pd.DataFrame:
-    """Tests as a table, in the given order; a test without a p-value (no spread) is not counted in
-    the correction.
+    """Tests as a table, in the given order.
+
+    A test without a p-value (no spread) does not count in the correction.
 
     Returns:
-        One row a test: comparison (its name), statistic, estimate, low, high (in the units of the
-            data), p, p_corrected,
-        correction, effect, effect_low, effect_high, effect_name, n, n_a, n_b (missing for pairs),
-        method, interval (how the interval was made).
+        One row per test: comparison (its name), statistic, estimate, low, high (in the units of the
+            data), p, p_corrected, correction, effect, effect_low, effect_high, effect_name, n, n_a,
+            n_b (missing for pairs), method, interval (how the interval was made).
 
     Raises:
         InputError: no test.
@@ -61,40 +68,47 @@ def comparison_table(
     if not results:
         raise InputError("results is empty; pass at least one test by its name")
     raw = np.array([result.p for result in results.values()])
-    corrected, tested = np.full(len(raw), np.nan), ~np.isnan(raw)
-    if tested.any():
-        corrected[tested] = adjust_p_values(raw[tested], correction)
+    corrected = np.full(len(raw), np.nan)
+    is_tested = ~np.isnan(raw)
+    if is_tested.any():
+        corrected[is_tested] = adjust_p_values(raw[is_tested], correction)
     rows = []
     for (name, result), p in zip(results.items(), corrected, strict=True):
-        sizes = result.sizes if len(result.sizes) == 2 else (pd.NA, pd.NA)
-        rows.append(
-            {
-                "comparison": (
-                    name
-                    if isinstance(name, str)
-                    else " − ".join(map(str, name))
-                    if isinstance(name, tuple)
-                    else str(name)
-                ),
-                "statistic": result.statistic,
-                "estimate": result.estimate.value,
-                "low": result.estimate.low,
-                "high": result.estimate.high,
-                "p": result.p,
-                "p_corrected": float(p),
-                "correction": correction,
-                "effect": result.effect,
-                "effect_low": result.effect_low,
-                "effect_high": result.effect_high,
-                "effect_name": result.effect_name,
-                "n": result.n,
-                "n_a": sizes[0],
-                "n_b": sizes[1],
-                "method": result.method,
-                "interval": result.estimate.method,
-            }
-        )
+        rows.append(_row(_comparison_name(name), result, float(p), correction))
+    # nullable integers: the sizes of pairs are missing
     return pd.DataFrame(rows).astype({"n_a": "Int64", "n_b": "Int64"})
+
+
+def _comparison_name(name: Any) -> str:
+    """A tuple of groups reads as a difference, "a − b"."""
+    if isinstance(name, tuple):
+        return " − ".join(map(str, name))
+    return str(name)
+
+
+def _row(
+    name: str, result: TestResult, p_corrected: float, correction: Correction
+) -> dict[str, Any]:
+    n_a, n_b = result.sizes if len(result.sizes) == 2 else (pd.NA, pd.NA)
+    return {
+        "comparison": name,
+        "statistic": result.statistic,
+        "estimate": result.estimate.value,
+        "low": result.estimate.low,
+        "high": result.estimate.high,
+        "p": result.p,
+        "p_corrected": p_corrected,
+        "correction": correction,
+        "effect": result.effect,
+        "effect_low": result.effect_low,
+        "effect_high": result.effect_high,
+        "effect_name": result.effect_name,
+        "n": result.n,
+        "n_a": n_a,
+        "n_b": n_b,
+        "method": result.method,
+        "interval": result.estimate.method,
+    }
 
 
 def compare_groups(
@@ -109,7 +123,7 @@ def compare_groups(
     """Compare named groups by one test, every difference in the order a − b.
 
     Args:
-        groups: name → one number a unit; for paired tests all in one order of units.
+        groups: name → one number per unit; for paired tests all in one order of units.
         test: which; `"tost"` and `"paired_tost"` need `margin=`.
         reference: compare each other group with this one; None: all pairs.
         pairs: the comparisons themselves, (a, b), instead.
@@ -126,24 +140,29 @@ def compare_groups(
     if len(groups) < 2:
         raise InputError(f"groups holds {len(groups)} group; pass at least 2")
     if pairs is None:
-        pairs = (
-            list(combinations(groups, 2))
-            if reference is None
-            else [(name, reference) for name in groups if name != reference]
-        )
-    for name in (
-        *(name for pair in pairs for name in pair),
-        *([reference] if reference is not None else []),
-    ):
-        if name not in groups:
-            raise InputError(f"group {name!r} is not among {', '.join(map(repr, groups))}")
-    compute = _TESTS["tost" if test == "paired_tost" else test]
+        pairs = _pairs(groups, reference)
+    for a, b in pairs:
+        _require_group(a, groups)
+        _require_group(b, groups)
+    if reference is not None:
+        _require_group(reference, groups)
     if "tost" in test and "margin" not in options:
         raise InputError(f"test={test!r} needs margin=, the largest difference that counts as none")
-    if test == "paired_tost":
-        options["paired"] = True
+    compute = _TESTS[test]
     results = {(a, b): compute(groups[a], groups[b], **options) for a, b in pairs}
     table = comparison_table(results, correction).drop(columns="comparison")
     table.insert(0, "a", [a for a, _ in results])
     table.insert(1, "b", [b for _, b in results])
     return table
+
+
+def _require_group(name: str, groups: Mapping[str, ArrayLike]) -> None:
+    if name not in groups:
+        raise InputError(f"group {name!r} is not among {', '.join(map(repr, groups))}")
+
+
+def _pairs(groups: Mapping[str, ArrayLike], reference: str | None) -> list[tuple[str, str]]:
+    """Each other group with the reference, or all pairs."""
+    if reference is None:
+        return list(combinations(groups, 2))
+    return [(name, reference) for name in groups if name != reference]

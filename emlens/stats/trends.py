@@ -1,8 +1,7 @@
-"""Did a series fall at once, or little by little? The steepest fall within a window, beside what
-order and sign alone would give.
+"""Did a series fall at once, or little by little? The steepest fall, with two nulls.
 
-A change point can be found in any series; these nulls say whether it is more than a trend or a
-wander of the same step sizes.
+A change point can be fitted to any series; these nulls say whether it is more than a trend or a
+random walk with the same step sizes.
 """
 
 from typing import Literal
@@ -19,8 +18,9 @@ Trend = Literal["none", "linear"]
 
 
 def steepest_fall(values: ArrayLike, window: int) -> tuple[float, int]:
-    """Largest `values[i] − values[i + window]`, in the units of the values, and the `i` where it
-    starts.
+    """Largest `values[i] − values[i + window]`, and the `i` where it starts.
+
+    In the units of the values; negative where the series rises everywhere.
 
     Raises:
         InputError: a window below 1 or not shorter than the series; values that are not finite.
@@ -36,10 +36,10 @@ def fall_null(
 ) -> NullDistribution:
     """`steepest_fall` of series with the same steps and no transition.
 
-    `"linear"`: the steps in random order, so that the whole fall stays and only its timing goes (a
+    `"linear"`: the steps in random order; the whole fall stays and only its timing changes (a
     linear trend with exchangeable noise). `"none"`: the steps with random signs (no trend at all).
-    Both treat steps as exchangeable; steps of a training run are also alike because they are
-    neighbours, which these nulls count as evidence of a transition.
+    Both treat steps as exchangeable. Neighbouring steps of a training run are also alike, which
+    these nulls count as evidence of a transition.
 
     Raises:
         InputError: an unknown trend, or what `steepest_fall` refuses.
@@ -48,18 +48,18 @@ def fall_null(
         raise InputError(f"trend={trend!r} is unknown; pass 'none' or 'linear'")
     steps = np.diff(_series(values, window))
     rng = numpy_rng(seed, "fall null", trend)
-    found = []
-    for _ in range(draws):
-        drawn = (
-            rng.permutation(steps)
-            if trend == "linear"
-            else steps * rng.choice([-1.0, 1.0], size=len(steps))
-        )
-        found.append(steepest_fall(np.concatenate([[0.0], drawn.cumsum()]), window)[0])
-    words = "steps in random order" if trend == "linear" else "steps with random signs"
-    return NullDistribution(
-        np.array(found), f"steepest fall within {window} of {len(steps)} steps; {words}", seed
-    )
+    falls = np.empty(draws)
+    for i in range(draws):
+        if trend == "linear":
+            null_steps = rng.permutation(steps)
+        else:
+            null_steps = steps * rng.choice([-1.0, 1.0], size=len(steps))
+        # the fall of a series does not depend on where it starts
+        path = np.concatenate([[0.0], null_steps.cumsum()])
+        falls[i], _ = steepest_fall(path, window)
+    what = "steps in random order" if trend == "linear" else "steps with random signs"
+    label = f"steepest fall within {window} of {len(steps)} steps; {what}"
+    return NullDistribution(falls, label, seed)
 
 
 def _series(values: ArrayLike, window: int) -> np.ndarray:

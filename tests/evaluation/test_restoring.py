@@ -74,7 +74,7 @@ def test_a_change_is_paired_and_signed() -> None:
     found = paired_change(TUNED - 2, TUNED, GROUPS)
     assert (found.value, found.low, found.high) == pytest.approx((-2, -2, -2)) and found.n == 12
     with pytest.raises(
-        InputError, match="edited has 119 values and unedited has 120; pass one pair a unit"
+        InputError, match="edited has 119 values and unedited has 120; pass one pair per unit"
     ):
         paired_change(TUNED[1:], TUNED, GROUPS)
     with pytest.raises(InputError, match="finetuned has 119 values and instruct has 120"):

@@ -13,7 +13,8 @@ from emlens.stats import (
     t_interval,
     wilson_interval,
 )
-from emlens.stats.bootstrap import SKEWNESS, UNITS, _ratio_resampled
+from emlens.stats.bootstrap import SKEWNESS, UNITS
+from emlens.stats.resamples import resample_ratio
 
 SKEWED = np.random.default_rng(0).exponential(size=60)
 
@@ -151,7 +152,7 @@ def test_bootstrap_t_agrees_with_a_loop_that_studentises():
 def test_every_resample_is_studentised_by_its_own_linearised_error(even):
     rng = np.random.default_rng(11)
     top, bottom = rng.normal(3, 1, size=6), np.ones(6) if even else rng.uniform(1, 2, size=6)
-    found = _ratio_resampled(top, bottom, 40, np.random.default_rng(0))
+    found = resample_ratio(top, bottom, 40, np.random.default_rng(0))
     for rows, value, error in zip(
         np.random.default_rng(0).integers(6, size=(40, 6)), found.values, found.errors, strict=True
     ):
@@ -328,7 +329,7 @@ def test_pooled_answers_weigh_questions_by_their_answers():
         ),
         (
             lambda: bootstrap_mean([[1.0, 2.0]]),
-            r"values has shape \(1, 2\); pass one number a unit",
+            r"values has shape \(1, 2\); pass one number per unit",
         ),
         (
             lambda: bootstrap_mean([1.0, 2.0], level=95),
@@ -344,7 +345,7 @@ def test_pooled_answers_weigh_questions_by_their_answers():
         ),
         (
             lambda: cluster_bootstrap([1.0, 2.0], ["a"]),
-            "clusters has 1 labels for 2 rows; pass one label a row",
+            "clusters has 1 labels for 2 rows; pass one label per row",
         ),
         (
             lambda: cluster_bootstrap([1.0, 2.0], ["a", "a"]),

@@ -154,7 +154,7 @@ def test_tost_is_not_a_failed_test():
         (lambda: cohens_d([1.0, 1], [2.0, 2]), "there is no spread to test against"),
         (
             lambda: paired_test([1.0, 2], [1.0, 2, 3]),
-            "a has 2 values and b has 3; pass one pair a unit",
+            "a has 2 values and b has 3; pass one pair per unit",
         ),
         (lambda: paired_test([1.0, 2], [0.0, 1]), "there is no spread"),
         (

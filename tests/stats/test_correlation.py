@@ -177,7 +177,7 @@ def test_the_interval_over_clusters_is_the_jackknife_by_a_loop():
         (lambda: pearson([1.0, 2, 3], [1.0, 2, 3]), "x has 3 values; pass at least 4"),
         (
             lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 3, 4, 5]),
-            "x has 4 values and y has 5; pass one pair a unit",
+            "x has 4 values and y has 5; pass one pair per unit",
         ),
         (
             lambda: pearson([1.0, 2, 3, math.nan], [1.0, 2, 3, 4]),
@@ -201,7 +201,7 @@ def test_the_interval_over_clusters_is_the_jackknife_by_a_loop():
         ),
         (
             lambda: pearson([1.0, 2, 3, 4], [1.0, 2, 4, 3], clusters=[1, 2]),
-            "clusters has 2 labels for 4 rows; pass one label a row",
+            "clusters has 2 labels for 4 rows; pass one label per row",
         ),
         (
             lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 4, 3], clusters=[1] * 4),

@@ -193,7 +193,7 @@ def test_strata_keep_residuals_where_they_are():
                 " pass groups=None"
             ),
         ),
-        ({"groups": ["a", "b"]}, "groups has 2 labels for 12 runs; pass one label a run"),
+        ({"groups": ["a", "b"]}, "groups has 2 labels for 12 runs; pass one label per run"),
         (
             {"loss_error": 5.0},
             (

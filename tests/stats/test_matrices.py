@@ -150,7 +150,7 @@ SQUARE = symmetric(np.random.default_rng(5), 5)
         ),
         (
             lambda: mantel_test(SQUARE, SQUARE, covariates=[[1.0, 2.0]]),
-            r"a covariate has shape \(2,\) for 5 units; pass one finite number a unit",
+            r"a covariate has shape \(2,\) for 5 units; pass one finite number per unit",
         ),
         (lambda: mantel_test(SQUARE, SQUARE, strata=[1]), "strata has 1 labels for 5 units"),
         (lambda: mantel_test(SQUARE, SQUARE, side="up"), "side='up' is unknown"),

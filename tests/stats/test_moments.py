@@ -85,7 +85,7 @@ def test_half_precision_rows_and_an_untouched_partner():
     ("call", "message"),
     [
         (lambda: StreamingMoments(0), "d=0 must be an integer of 1 or more"),
-        (lambda: StreamingMoments(3).mean, "no row was seen, so there is no mean"),
+        (lambda: StreamingMoments(3).mean, "there was no row, so there is no mean"),
         (
             lambda: StreamingMoments(3).update(torch.ones(1, 3)).covariance,
             "1 rows were seen, too few for a covariance",

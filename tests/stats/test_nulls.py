@@ -175,7 +175,7 @@ def test_finitely_many_outcomes_bound_p_whatever_the_draws():
         ),
         (
             lambda: NullDistribution(np.ones((2, 2))),
-            r"draws has shape \(2, 2\); pass one number a unit",
+            r"draws has shape \(2, 2\); pass one number per unit",
         ),
         (
             lambda: NullDistribution(np.ones(3)).p_value(math.nan),
