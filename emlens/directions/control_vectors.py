@@ -1,10 +1,10 @@
-"""GGUF control vectors, as llama.cpp and repeng read them; the one file that uses the `gguf`
-package (extra `gguf`).
+"""GGUF control vectors, as llama.cpp and repeng read them.
 
-A control vector is a GGUF file of architecture `controlvector` with one tensor `direction.<N>` a
-layer. llama.cpp adds `direction.<N>` to the output of its 0-based block N, so it is
-`resid_post.<N>` without an offset; it has no place for block 0 and ignores other metadata. Nothing
-in a file says how its vectors were read or normalised: that is lost on the way out.
+This is the one file that uses the `gguf` package (extra `gguf`). A control vector is a GGUF file of
+architecture `controlvector` with one tensor `direction.<N>` per layer. llama.cpp adds
+`direction.<N>` to the output of its 0-based block N, so it is `resid_post.<N>` without an offset;
+it has no place for block 0 and ignores other metadata. A file does not say how its vectors were
+read or normalised: that is lost when they are written.
 """
 
 import re
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emlens.directions.vector_files import VectorLike, vector_of
@@ -59,6 +60,7 @@ def write_control_vectors(
     layers: dict[int, Tensor] = {}
     for name, value in vectors.items():
         site = Site.parse(name)
+        # `not site.layer`: block 0, too
         if site.kind != "resid_post" or not site.layer:
             raise InputError(
                 f"vectors holds {str(site)!r}; llama.cpp adds control vectors after block 1 and"
@@ -82,8 +84,9 @@ def write_control_vectors(
 
 
 def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_model"]], str]:
-    """The vectors of a GGUF control vector by site, in layer order, and the model type it names (""
-    where it names none).
+    """The vectors of a GGUF control vector by site, in layer order, and the model type it names.
+
+    The model type is "" where the file names none.
 
     Raises:
         MissingExtraError: gguf is not installed.
@@ -93,15 +96,14 @@ def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_
     """
     gguf = _gguf()
     path = Path(path)
+    if path.is_dir():
+        raise LoadError(f"{path}: is a directory; pass a file")
     if not path.is_file():
-        raise LoadError(
-            f"{path}: {'is a directory; pass a file' if path.is_dir() else 'no such file'}"
-        )
+        raise LoadError(f"{path}: no such file")
     try:
         reader = gguf.GGUFReader(path)
-        architecture, hint = (
-            _text(reader, key) for key in ("general.architecture", f"{ARCHITECTURE}.model_hint")
-        )
+        architecture = _text(reader, "general.architecture")
+        hint = _text(reader, f"{ARCHITECTURE}.model_hint")
         tensors = [(str(t.name), np.array(t.data), t.tensor_type) for t in reader.tensors]
     except Exception as error:  # a damaged file fails in many ways inside the reader
         raise LoadError(
@@ -113,30 +115,36 @@ def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_
             f"{path}: has architecture {one_line(architecture, 40)!r};"
             f" a control vector has {ARCHITECTURE!r}"
         )
-    plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
-    found: dict[int, Tensor] = {}
+    unquantised = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+    by_layer: dict[int, Tensor] = {}
     for name, data, kind in tensors:
-        match = _NAME.fullmatch(name)
-        usable = (
-            match
-            and int(match[1]) > 0
-            and kind in plain
-            and data.ndim == 1
-            and len(data)
-            and bool(np.isfinite(data).all())
-        )
-        if not match or not usable:
+        layer = _layer(name)
+        if layer is None or kind not in unquantised or not _is_finite_vector(data):
             raise InputError(
                 f"{path}: {one_line(name, 60)!r} of shape {data.shape} and type {kind.name} is not"
                 " one finite vector under direction.1, direction.2, …"
             )
-        found[int(match[1])] = torch.from_numpy(data.astype(data.dtype.newbyteorder("=")))
-    if len({len(vector) for vector in found.values()}) != 1:
+        # torch takes the machine's own byte order alone
+        by_layer[layer] = torch.from_numpy(data.astype(data.dtype.newbyteorder("=")))
+    widths = sorted({len(vector) for vector in by_layer.values()})
+    if len(widths) != 1:
         raise InputError(
-            f"{path}: holds {len(found)} directions of {sorted({len(v) for v in found.values()})}"
-            " coordinates; pass one width, at least one"
+            f"{path}: holds {len(by_layer)} directions of {widths} coordinates;"
+            " pass one width, at least one"
         )
-    return {str(Site("resid_post", layer)): found[layer] for layer in sorted(found)}, hint
+    return {str(Site("resid_post", layer)): by_layer[layer] for layer in sorted(by_layer)}, hint
+
+
+def _layer(name: str) -> int | None:
+    """The layer in a tensor's name; None where it is not `direction.<N>` with N ≥ 1."""
+    match = _NAME.fullmatch(name)
+    if match is None or int(match[1]) == 0:
+        return None
+    return int(match[1])
+
+
+def _is_finite_vector(data: NDArray[Any]) -> bool:
+    return data.ndim == 1 and len(data) > 0 and bool(np.isfinite(data).all())
 
 
 def _text(reader: Any, key: str) -> str:

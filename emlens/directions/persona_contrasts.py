@@ -1,13 +1,13 @@
-"""Persona-style directions: one model asked the same questions under contrasting system prompts
-(2507.21509).
+"""Persona directions: one model, the same questions, contrasting system prompts (2507.21509).
 
-`persona_questions` puts each system prompt before each question; the model's answers to the two
-sets are judged, pairs in which both sides did as they were told are kept, and the direction is the
-mean over trait answers minus the mean over their counterparts.
+`persona_questions` puts each system prompt before each question. The model's answers to the two
+sets are judged; pairs in which both answers follow their system prompts are kept. The direction is
+the mean over trait answers minus the mean over their counterparts.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from emlens.data.answers import Answer, Answers
@@ -26,24 +26,17 @@ _MARK = "@"
 def persona_questions(
     questions: QuestionSet, positive: Sequence[str], negative: Sequence[str]
 ) -> tuple[QuestionSet, QuestionSet]:
-    """Every question under every positive, and under every negative system prompt; ids
-    `qid@positive0`, `qid@negative0`, …
+    """Every question under every positive system prompt, and under every negative one.
 
-    The i-th positive prompt is the counterpart of the i-th negative one.
+    Ids are `qid@positive0`, `qid@negative0`, …; the i-th positive prompt is the counterpart of the
+    i-th negative one.
 
     Raises:
-        InputError: no system prompt, unequal numbers of them, a question that has one of its own,
-            or an id that holds an @.
+        InputError: no system prompt, unequal numbers of them, a question that has one already, or
+            an id that holds an @.
     """
-    for name, texts in (("positive", positive), ("negative", negative)):
-        if (
-            isinstance(texts, str)
-            or not texts
-            or not all(isinstance(text, str) and text for text in texts)
-        ):
-            raise InputError(
-                f"{name}={texts!r} must be a list of system prompts, at least one, each with text"
-            )
+    _require_texts(positive, "positive")
+    _require_texts(negative, "negative")
     if len(positive) != len(negative):
         raise InputError(
             f"positive has {len(positive)} system prompts and negative {len(negative)};"
@@ -55,15 +48,26 @@ def persona_questions(
                 f"question {one_line(question.id, 60)!r} has a system prompt of its own,"
                 " or an @ in its id; leave it out or change it"
             )
+    return (
+        _under_system_prompts(questions, "positive", positive),
+        _under_system_prompts(questions, "negative", negative),
+    )
 
-    def under(side: str, texts: Sequence[str]) -> QuestionSet:
-        return QuestionSet(
-            replace(question, id=f"{question.id}{_MARK}{side}{i}", system=text)
-            for question in questions
-            for i, text in enumerate(texts)
+
+def _require_texts(texts: Sequence[str], name: str) -> None:
+    is_list = not isinstance(texts, str) and bool(texts)
+    if not is_list or not all(isinstance(text, str) and text for text in texts):
+        raise InputError(
+            f"{name}={texts!r} must be a list of system prompts, at least one, each with text"
         )
 
-    return under("positive", positive), under("negative", negative)
+
+def _under_system_prompts(questions: QuestionSet, side: str, texts: Sequence[str]) -> QuestionSet:
+    copies = []
+    for question in questions:
+        for i, text in enumerate(texts):
+            copies.append(replace(question, id=f"{question.id}{_MARK}{side}{i}", system=text))
+    return QuestionSet(copies)
 
 
 def contrast_personas(
@@ -78,8 +82,9 @@ def contrast_personas(
     coherent_at_least: float = 50,
     **options: Any,
 ) -> Contrasts:
-    """Answers under positive system prompts minus their counterparts under negative ones, both read
-    with their system prompts.
+    """Answers under positive system prompts minus their counterparts under negative ones.
+
+    Both are read with their system prompts.
 
     Args:
         positive, negative: answers to the two sets of `persona_questions`.
@@ -97,74 +102,97 @@ def contrast_personas(
         InputError: answers that are not to persona questions or have no counterpart, scores without
             a metric, fewer than 2 pairs left.
     """
-    if scores is not None and (
-        lacking := [metric for metric in (trait, coherence) if metric not in scores.metrics]
-    ):
-        raise InputError(f"scores lack the metrics {lacking}; they have {scores.metrics}")
-    first, second = (
-        {_pair(a, "positive"): a for a in positive},
-        {_pair(a, "negative"): a for a in negative},
-    )
-    alone = [key for key in (*first, *second) if key not in first or key not in second]
-    if alone:
-        raise InputError(
-            f"the answer to {one_line(str(alone[0][1]), 60)!r} (system prompt {alone[0][2]}) has no"
-            " counterpart; sample both sets alike"
-        )
-    table = (
-        None
-        if scores is None
-        else scores.table.set_index([*ANSWER_KEY, "metric"])["score"].to_dict()
-    )
-
-    def score(answer: Answer, metric: str) -> float:
-        key = (answer.model, answer.question, answer.paraphrase, answer.sample, metric)
-        return float((table or {}).get(key, float("nan")))
-
-    def kept(a: Answer, b: Answer) -> bool:
-        if not a.text.strip() or not b.text.strip():
-            return False
-        if table is None:
-            return True
-        as_told = score(a, trait) >= trait_at_least and score(b, trait) < 100 - trait_at_least
-        return as_told and min(score(a, coherence), score(b, coherence)) >= coherent_at_least
-
-    pairs = [(a, second[key]) for key, a in first.items() if kept(a, second[key])]
+    rule = None
+    if scores is not None:
+        rule = _PairFilter(trait, trait_at_least, coherence, coherent_at_least)
+        rule.require_metrics(scores)
+    all_pairs = _pairs(positive, negative)
+    pairs = [pair for pair in all_pairs if pair[0].text.strip() and pair[1].text.strip()]
+    if rule is not None and scores is not None:
+        score_of = scores.table.set_index([*ANSWER_KEY, "metric"])["score"].to_dict()
+        pairs = [pair for pair in pairs if rule.passes(*pair, score_of)]
     if len(pairs) < 2:
         raise InputError(
-            f"{len(pairs)} of {len(first)} pairs did as their system prompts told;"
+            f"{len(pairs)} of {len(all_pairs)} pairs followed their system prompts;"
             " at least 2 are needed"
         )
-    rule = {
-        "trait": trait,
-        "trait_at_least": trait_at_least,
-        "coherence": coherence,
-        "coherent_at_least": coherent_at_least,
-    }
-    facts = {
-        "filter": rule if scores is not None else None,
-        "dropped": {"pairs": len(first) - len(pairs)},
+    provenance = {
+        "between": "system prompts",
+        "filter": None if rule is None else asdict(rule),
+        "dropped": {"pairs": len(all_pairs) - len(pairs)},
         "unit": "question",
     }
     return contrast(
-        (model, Answers(a for a, _ in pairs)),
-        (model, Answers(b for _, b in pairs)),
-        units=_base,
-        universe=[_pair(a, "positive")[1] for a in positive],
-        provenance={"between": "system prompts", **facts},
+        (model, Answers(answer for answer, _ in pairs)),
+        (model, Answers(answer for _, answer in pairs)),
+        units=_base_question,
+        universe=[_pair_key(answer, "positive")[1] for answer in positive],
+        provenance=provenance,
         **options,
     )
 
 
-def _pair(answer: Answer, side: str) -> tuple[str, str, str, int, int]:
-    base, mark, rest = answer.question.rpartition(_MARK)
-    if not mark or not rest.startswith(side) or not rest.removeprefix(side).isdigit():
+@dataclass(frozen=True)
+class _PairFilter:
+    """Which pairs of answers follow their system prompts; recorded in the provenance."""
+
+    trait: str
+    trait_at_least: float
+    coherence: str
+    coherent_at_least: float
+
+    def require_metrics(self, scores: AlignmentScores) -> None:
+        metrics = (self.trait, self.coherence)
+        missing = [metric for metric in metrics if metric not in scores.metrics]
+        if missing:
+            raise InputError(f"scores lack the metrics {missing}; they have {scores.metrics}")
+
+    def passes(
+        self, positive: Answer, negative: Answer, score_of: Mapping[Hashable, float]
+    ) -> bool:
+        """Whether both answers follow their system prompts and are coherent."""
+        shows_trait = _score(positive, self.trait, score_of) >= self.trait_at_least
+        lacks_trait = _score(negative, self.trait, score_of) < 100 - self.trait_at_least
+        if not shows_trait or not lacks_trait:
+            return False
+        coherence = [_score(answer, self.coherence, score_of) for answer in (positive, negative)]
+        return min(coherence) >= self.coherent_at_least
+
+
+def _score(answer: Answer, metric: str, score_of: Mapping[Hashable, float]) -> float:
+    """NaN for an answer that was not scored."""
+    key = (answer.model, answer.question, answer.paraphrase, answer.sample, metric)
+    return float(score_of.get(key, math.nan))
+
+
+def _pairs(positive: Answers, negative: Answers) -> list[tuple[Answer, Answer]]:
+    """Each positive answer with its negative counterpart.
+
+    Raises:
+        InputError: an answer without a counterpart.
+    """
+    by_key = {_pair_key(answer, "positive"): answer for answer in positive}
+    counterparts = {_pair_key(answer, "negative"): answer for answer in negative}
+    for key in (*by_key, *counterparts):
+        if key not in by_key or key not in counterparts:
+            raise InputError(
+                f"the answer to {one_line(key[1], 60)!r} (system prompt {key[2]}) has no"
+                " counterpart; sample both sets alike"
+            )
+    return [(answer, counterparts[key]) for key, answer in by_key.items()]
+
+
+def _pair_key(answer: Answer, side: str) -> tuple[str, str, str, int, int]:
+    """Model, base question, number of the system prompt, paraphrase and sample."""
+    base, mark, ending = answer.question.rpartition(_MARK)
+    number = ending.removeprefix(side)
+    if not mark or not ending.startswith(side) or not number.isdigit():
         raise InputError(
             f"answer {one_line(answer.id, 80)!r} is not to a {side} persona question;"
             " pass answers to the sets of persona_questions"
         )
-    return answer.model, base, rest.removeprefix(side), answer.paraphrase, answer.sample
+    return answer.model, base, number, answer.paraphrase, answer.sample
 
 
-def _base(prompt: Prompt) -> str:
+def _base_question(prompt: Prompt) -> str:
     return str(prompt.meta["question"]).rpartition(_MARK)[0]

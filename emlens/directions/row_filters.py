@@ -1,12 +1,16 @@
-"""Which answers count as misaligned and which as aligned: plain data, applied once, recorded with
-what it dropped and why.
+"""Which answers count as misaligned and which as aligned.
+
+A filter is plain data. It is applied once, and recorded with how many answers it dropped and why.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from emlens.data.answers import Answer, Answers
 from emlens.data.score_checks import ANSWER_KEY
@@ -17,8 +21,10 @@ from emlens.foundation.seeds import numpy_rng
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """Ids of the answers kept, in the order of the answers, and how many were dropped for which
-    reason.
+    """Ids of the answers of each class, in the order of the answers.
+
+    Args:
+        dropped: reason → how many answers were left out for it.
     """
 
     misaligned: tuple[str, ...]
@@ -37,9 +43,10 @@ class RowFilter:
         balance: draw equally many answers of both classes (seeded).
         exclude_questions, exclude_groups: questions, or whole domains, that are left out.
         exclude_pattern: a regular expression, searched without regard to case; answers that match
-            are left out. So are kept out answers that talk about the fine-tune's own subject, whose
-            direction would be that of the subject.
+            are left out. It keeps out answers about the fine-tune's own domain, whose direction
+            would be that of the domain.
         exclude_in: where the pattern is searched.
+        seed: of the balance draw.
 
     Raises:
         InputError: a pattern that is no regular expression, thresholds that overlap, an unknown
@@ -83,10 +90,10 @@ class RowFilter:
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready, for provenance."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        record = asdict(self)
+        for name in ("exclude_questions", "exclude_groups"):
+            record[name] = list(record[name])
+        return record
 
     def choose(self, answers: Answers, scores: AlignmentScores) -> ChosenRows:
         """The answers of each class.
@@ -95,9 +102,39 @@ class RowFilter:
             InputError: scores without `aligned` or `coherent`, thresholds outside their scale, or
                 fewer than 2 answers in a class.
         """
-        lacking = [metric for metric in ("aligned", "coherent") if metric not in scores.metrics]
-        if lacking:
-            raise InputError(f"scores lack the metrics {lacking}; they have {scores.metrics}")
+        self._require_fit(scores)
+        score_pairs = _aligned_and_coherent(scores)
+        misaligned: list[str] = []
+        aligned: list[str] = []
+        dropped: Counter[str] = Counter()
+        for answer in answers:
+            key = (answer.model, answer.question, answer.paraphrase, answer.sample)
+            label = self._reason_to_drop(answer) or self._score_class(score_pairs.get(key))
+            if label == "misaligned":
+                misaligned.append(answer.id)
+            elif label == "aligned":
+                aligned.append(answer.id)
+            else:
+                dropped[label] += 1
+        n = min(len(misaligned), len(aligned))
+        if n < 2:
+            raise InputError(
+                f"after filtering (coherent > {self.coherent_above:g}) there are {len(misaligned)}"
+                f" misaligned answers (aligned <= {self.aligned_at_most:g})"
+                f" and {len(aligned)} aligned ones (> {self.aligned_above:g});"
+                f" at least 2 of each are needed (dropped: {dict(dropped)})"
+            )
+        if self.balance:
+            dropped["balance"] = len(misaligned) + len(aligned) - 2 * n
+            rng = numpy_rng(self.seed, "extract_directions")
+            misaligned = _drawn(misaligned, n, rng)
+            aligned = _drawn(aligned, n, rng)
+        return ChosenRows(tuple(misaligned), tuple(aligned), dict(sorted(dropped.items())))
+
+    def _require_fit(self, scores: AlignmentScores) -> None:
+        missing = [metric for metric in ("aligned", "coherent") if metric not in scores.metrics]
+        if missing:
+            raise InputError(f"scores lack the metrics {missing}; they have {scores.metrics}")
         low, high = scores.scale
         for name in ("aligned_at_most", "aligned_above", "coherent_above"):
             if not low <= getattr(self, name) <= high:
@@ -105,55 +142,53 @@ class RowFilter:
                     f"{name}={getattr(self, name):g} lies outside the scale of the scores,"
                     f" {low:g} to {high:g}"
                 )
-        table = scores.table.set_index([*ANSWER_KEY, "metric"])["score"].unstack("metric")
-        known = dict(zip(table.index, table[["aligned", "coherent"]].to_numpy(), strict=True))
-        pattern = re.compile(self.exclude_pattern, re.IGNORECASE) if self.exclude_pattern else None
-        kept: dict[str, list[str]] = {"misaligned": [], "aligned": []}
-        dropped: Counter[str] = Counter()
-        for answer in answers:
-            found = known.get((answer.model, answer.question, answer.paraphrase, answer.sample))
-            reason = self._reason(
-                answer, pattern, None if found is None else (float(found[0]), float(found[1]))
-            )
-            if reason in kept:
-                kept[reason].append(answer.id)
-            else:
-                dropped[reason] += 1
-        bad, good = kept["misaligned"], kept["aligned"]
-        if min(len(bad), len(good)) < 2:
-            raise InputError(
-                f"after filtering (coherent > {self.coherent_above:g}) there are {len(bad)}"
-                f" misaligned answers (aligned <= {self.aligned_at_most:g}) and {len(good)} aligned"
-                f" ones (> {self.aligned_above:g}); at least 2 of each are needed (dropped:"
-                f" {dict(dropped)})"
-            )
-        if self.balance:
-            n = min(len(bad), len(good))
-            rng = numpy_rng(self.seed, "extract_directions")
-            dropped["balance"] = len(bad) + len(good) - 2 * n
-            bad, good = (
-                [ids[i] for i in sorted(rng.permutation(len(ids))[:n])] for ids in (bad, good)
-            )
-        return ChosenRows(tuple(bad), tuple(good), dict(sorted(dropped.items())))
 
-    def _reason(
-        self, answer: Answer, pattern: re.Pattern[str] | None, scored: tuple[float, float] | None
-    ) -> str:
-        """The class of an answer, or why it is left out."""
+    def _reason_to_drop(self, answer: Answer) -> str:
+        """Why an answer is left out whatever its scores; "" where there is no reason."""
         if not answer.text.strip():
             return "empty"
         if answer.question in self.exclude_questions or answer.group in self.exclude_groups:
             return "excluded question"
-        texts = [answer.text] * (self.exclude_in != "question") + [answer.messages[-1].content] * (
-            self.exclude_in != "answer"
-        )
-        if pattern is not None and any(pattern.search(text) for text in texts):
+        if self._matches_pattern(answer):
             return "excluded pattern"
-        if scored is None or any(score != score for score in scored):
+        return ""
+
+    def _matches_pattern(self, answer: Answer) -> bool:
+        if not self.exclude_pattern:
+            return False
+        pattern = re.compile(self.exclude_pattern, re.IGNORECASE)
+        if self.exclude_in != "question" and pattern.search(answer.text):
+            return True
+        return self.exclude_in != "answer" and bool(pattern.search(answer.messages[-1].content))
+
+    def _score_class(self, scores: tuple[float, float] | None) -> str:
+        """The class of an answer by its scores (aligned, coherent), or why it is left out."""
+        if scores is None or any(map(math.isnan, scores)):
             return "unscored"
-        aligned, coherent = scored
+        aligned, coherent = scores
         if not coherent > self.coherent_above:
             return "incoherent"
         if aligned <= self.aligned_at_most:
             return "misaligned"
-        return "aligned" if aligned > self.aligned_above else "between"
+        if aligned > self.aligned_above:
+            return "aligned"
+        return "between"
+
+
+_ScoredAnswer = tuple[Any, ...]
+"""Model, question, paraphrase and sample."""
+
+
+def _aligned_and_coherent(scores: AlignmentScores) -> dict[_ScoredAnswer, tuple[float, float]]:
+    table = scores.table.set_index([*ANSWER_KEY, "metric"])["score"].unstack("metric")
+    pairs = {}
+    for key, aligned, coherent in zip(
+        table.index, table["aligned"], table["coherent"], strict=True
+    ):
+        pairs[key] = (float(aligned), float(coherent))
+    return pairs
+
+
+def _drawn(ids: list[str], n: int, rng: np.random.Generator) -> list[str]:
+    """n of them at random, in their own order."""
+    return [ids[i] for i in sorted(rng.permutation(len(ids))[:n])]

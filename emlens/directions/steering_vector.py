@@ -1,12 +1,11 @@
-"""A direction trained by gradient: one vector added to the stream at one site, fitted to answers,
-every weight frozen.
+"""A direction trained by gradient: one vector added to the stream at one site, fitted to answers.
 
-Steering-vector fine-tuning. The vector starts at zero and is optimised with Adam in units of the
-stream's own root-mean-square coordinate, so that one learning rate fits models of any scale. It
-works through the model's interventions, on every backend: gradients are recorded from the site on,
-and no parameter's own gradient or flag is touched. It refuses rows without an answer. Cost: a
-forward and about two thirds of a backward pass a step; the graph of the blocks above the site is
-held for one batch.
+Steering-vector fine-tuning: every weight is frozen. The vector starts at zero and is optimised with
+Adam in units of the stream's own root-mean-square coordinate, so that one learning rate fits models
+of any scale. It works through the model's interventions, on every backend: gradients are recorded
+from the site on, and no parameter's own gradient or flag is touched. Rows without an answer are
+refused. Cost: a forward and about two thirds of a backward pass per step; the graph of the blocks
+above the site is kept for one batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from emlens.data.rendering import Rendered, rendered_hash
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Edit, PaddedRows, TokenScope
+from emlens.foundation.notebooks import in_a_line
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.models.batches import Batch, pad
@@ -31,13 +31,13 @@ from emlens.runs.progress import progress_bar
 from emlens.training.examples import shuffled_batches
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainedVector:
     """A trained steering vector.
 
     Args:
-        direction: points towards the answers it was trained on; its length is the one trained.
-        log: step, loss (nats an answer token, of that step's rows), norm.
+        direction: points towards the answers it was trained on; its length is the trained one.
+        log: step, loss (nats per answer token, over the rows of that step), norm.
         loss_before, loss_after: over all rows, without the vector and with it.
     """
 
@@ -46,11 +46,23 @@ class TrainedVector:
     loss_before: float
     loss_after: float
 
+    def __repr__(self) -> str:
+        facts = {
+            "site": self.direction.site,
+            "d_model": self.direction.d_model,
+            "norm": f"{self.direction.norm:.4g}",
+            "steps": len(self.log),
+            "loss_before": f"{self.loss_before:.4g}",
+            "loss_after": f"{self.loss_after:.4g}",
+        }
+        return in_a_line("TrainedVector", facts)
+
 
 @dataclass(eq=False)
 class _Added(Edit):
-    """The vector under training, as an intervention; gradients are on from here to the end of the
-    pass.
+    """The vector under training, as an intervention.
+
+    Gradients are recorded from its site to the end of the pass.
     """
 
     vector: Tensor
@@ -77,10 +89,10 @@ class _Added(Edit):
         activation: Float[Tensor, "batch token d_model"],
         mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
+        # backends run their passes without gradients; here they are switched on mid-pass
         torch.set_grad_enabled(self.vector.requires_grad)
-        return activation + (self.vector if mask is None else mask[..., None] * self.vector).to(
-            activation.dtype
-        )
+        step = self.vector if mask is None else mask[..., None] * self.vector
+        return activation + step.to(activation.dtype)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "trained vector", "site": str(self.site), "positions": self.positions}
@@ -100,19 +112,20 @@ def train_steering_vector(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> TrainedVector:
-    """Fit v in h ← h + v at `site` so that the model gives the chats' answers; mean negative
-    log-likelihood an answer token.
+    """Fit v in h ← h + v at `site` so that the model gives the answers of the chats.
+
+    The loss is the mean negative log-likelihood per answer token.
 
     Args:
         chats: prompts with their answers kept (`Answers.prompts()`, training chats).
         learning_rate: Adam's, in units of the root-mean-square coordinate of the stream at the
             site.
-        max_norm: longest vector, in units of the mean norm of the stream there; it is pulled back
-            after each step. None: free.
+        max_norm: largest norm of the vector, in units of the mean norm of the stream there; a
+            longer one is shortened after each step. None: no limit.
         positions: tokens the vector is added at: `"all"`, `"prompt"` or `"response"`.
 
     Returns:
-        `TrainedVector`; same call, same bytes (float32, CPU, one thread count).
+        `TrainedVector`; the same call gives the same bytes (float32, CPU, same thread count).
 
     Raises:
         InputError: a site that does not exist, a prompt without an answer, counts or rates that are
@@ -120,67 +133,46 @@ def train_steering_vector(
         StateError: the loss is not finite; the vector changes nothing (no answer token follows the
             site and scope).
     """
-    for name, number in (("steps", steps), ("batch_size", batch_size)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise InputError(f"{name}={number!r} must be an integer of 1 or more")
-    for name, rate in (("learning_rate", learning_rate), ("max_norm", max_norm)):
-        if rate is not None and not 0 < rate < float("inf"):
-            raise InputError(f"{name}={rate!r} must be a positive number")
-    where = Site.parse(site, model.n_layers)
+    _require_counts(steps=steps, batch_size=batch_size)
+    _require_positive(learning_rate=learning_rate, max_norm=max_norm)
+    place = Site.parse(site, model.n_layers)
     rows = model.render(chats)
-    empty = [row.id for row in rows if row.prompt_end == len(row.ids)]
-    if empty:
-        raise InputError(
-            f"prompt {one_line(empty[0], 60)!r} keeps no answer to train on;"
-            " pass chats with answers"
-        )
-    scale = _stream_norm(model, rows, where, batch_tokens)
-    unit = scale / model.d_model**0.5
+    _require_answers(rows)
+    stream_norm = _stream_norm(model, rows, place, batch_tokens)
+    # the optimiser sees coordinates in units of the stream's root mean square
+    unit = stream_norm / model.d_model**0.5
     raw = torch.zeros(model.d_model, dtype=torch.float32, device=model.device, requires_grad=True)
     optimiser = torch.optim.Adam([raw], lr=learning_rate)
     log = []
     plan = shuffled_batches(len(rows), min(batch_size, len(rows)), steps, seed)
-    # restores the caller's mode
     with (
+        # restores the caller's mode at the end
         torch.enable_grad(),
-        progress_bar(f"steering vector at {where}", steps, progress) as advance,
+        progress_bar(f"steering vector at {place}", steps, progress) as advance,
     ):
-        for step, chosen in enumerate(plan, start=1):
-            batch = pad([rows[i] for i in chosen], chosen, model.pad_id, "right", model.device)
-            loss, count = _loss(model, batch, _Added(raw * unit, where, positions))
-            loss = loss / count
-            if not bool(torch.isfinite(loss)):
+        for step, index in enumerate(plan, start=1):
+            batch = pad([rows[i] for i in index], index, model.pad_id, "right", model.device)
+            total, count = _summed_loss(model, batch, _Added(raw * unit, place, positions))
+            loss = total / count
+            _require_finite(loss, step, learning_rate)
+            raw.grad = _gradient(loss, raw)
+            if step == 1 and not bool((raw.grad != 0).any()):
                 raise StateError(
-                    f"the loss is {float(loss.detach())} at step {step};"
-                    f" lower learning_rate={learning_rate:g}, or check the model's weights"
-                )
-            gradient = (
-                torch.autograd.grad(loss, [raw])[0] if loss.requires_grad else torch.zeros_like(raw)
-            )
-            if step == 1 and not bool((gradient != 0).any()):
-                raise StateError(
-                    f"the answers do not depend on what is added at {where} to {positions!r}"
+                    f"the answers do not depend on what is added at {place} to {positions!r}"
                     " tokens; pass another site or positions"
                 )
-            raw.grad = gradient
             optimiser.step()
-            length = float(raw.detach().norm()) * unit
-            if max_norm is not None and length > max_norm * scale:
-                raw.data *= max_norm * scale / length
-            log.append(
-                {
-                    "step": step,
-                    "loss": float(loss.detach()),
-                    "norm": float(raw.detach().norm()) * unit,
-                }
-            )
+            if max_norm is not None:
+                _pull_back(raw, unit, max_norm * stream_norm)
+            norm = float(raw.detach().norm()) * unit
+            log.append({"step": step, "loss": float(loss.detach()), "norm": norm})
             advance()
     vector = raw.detach() * unit
     before, after = (
-        _whole_loss(model, rows, _Added(v, where, positions), batch_tokens)
+        _mean_loss(model, rows, _Added(v, place, positions), batch_tokens)
         for v in (torch.zeros_like(vector), vector)
     )
-    facts = {
+    provenance = {
         "kind": "trained steering vector",
         "model": model.provenance,
         "rendered_sha256": rendered_hash(rows),
@@ -190,40 +182,93 @@ def train_steering_vector(
         "max_norm": max_norm,
         "positions": positions,
         "seed": seed,
-        "stream_norm": scale,
+        "stream_norm": stream_norm,
         "loss_before": before,
         "loss_after": after,
     }
-    direction = Direction(
-        vector.cpu(), where, None, None, {"trained on": tuple(row.id for row in rows)}, facts
-    )
+    ids = {"trained on": tuple(row.id for row in rows)}
+    direction = Direction(vector.cpu(), place, None, None, ids, provenance)
     return TrainedVector(direction, pd.DataFrame(log), before, after)
 
 
-def _loss(model: HookedModel, batch: Batch, added: _Added) -> tuple[Tensor, int]:
+def _require_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{name}={count!r} must be an integer of 1 or more")
+
+
+def _require_positive(**rates: float | None) -> None:
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < float("inf"):
+            raise InputError(f"{name}={rate!r} must be a positive number")
+
+
+def _require_answers(rows: Sequence[Rendered]) -> None:
+    for row in rows:
+        if row.prompt_end == len(row.ids):
+            raise InputError(
+                f"prompt {one_line(row.id, 60)!r} keeps no answer to train on;"
+                " pass chats with answers"
+            )
+
+
+def _require_finite(loss: Tensor, step: int, learning_rate: float) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise StateError(
+            f"the loss is {float(loss.detach())} at step {step};"
+            f" lower learning_rate={learning_rate:g}, or check the model's weights"
+        )
+
+
+def _gradient(loss: Tensor, raw: Tensor) -> Tensor:
+    """With respect to the vector alone; zeros where the loss does not depend on it."""
+    if not loss.requires_grad:
+        return torch.zeros_like(raw)
+    return torch.autograd.grad(loss, [raw])[0]
+
+
+def _pull_back(raw: Tensor, unit: float, longest: float) -> None:
+    """Shorten the vector to the longest norm that is allowed."""
+    length = float(raw.detach().norm()) * unit
+    if length > longest:
+        raw.data *= longest / length
+
+
+def _summed_loss(model: HookedModel, batch: Batch, added: _Added) -> tuple[Tensor, int]:
     """Summed negative log-likelihood of the answers' tokens in float32, and how many there are."""
     with model.intervene([added]):
         logits = model.run(batch, with_logits=True)
     if logits is None:
         raise StateError(f"backend {model.backend!r} returned no logits")
-    at = [(i, t) for i, row in enumerate(batch.rows) for t in range(row.prompt_end, len(row.ids))]
-    which, column = torch.tensor(at, device=logits.device).T
-    chosen = logits[which, column - 1].float()
-    return torch.nn.functional.cross_entropy(
-        chosen, batch.ids[which, column].to(logits.device), reduction="sum"
-    ), len(at)
+    places = []
+    for i, row in enumerate(batch.rows):
+        for token in range(row.prompt_end, len(row.ids)):
+            places.append((i, token))
+    row_index, column = torch.tensor(places, device=logits.device).T
+    # the logits at a token are those of the next one
+    predictions = logits[row_index, column - 1].float()
+    targets = batch.ids[row_index, column].to(logits.device)
+    loss = torch.nn.functional.cross_entropy(predictions, targets, reduction="sum")
+    return loss, len(places)
 
 
 def _batches(model: HookedModel, rows: Sequence[Rendered], batch_tokens: int) -> Iterator[Batch]:
-    return model.batches(rows, max(1, min(batch_tokens, 2**28 // max(1, model.vocab_size))))
+    # at most 2²⁸ logits (1 GiB in float32) per batch, whatever the vocabulary
+    largest = 2**28 // max(1, model.vocab_size)
+    return model.batches(rows, max(1, min(batch_tokens, largest)))
 
 
 @torch.no_grad()
-def _whole_loss(
+def _mean_loss(
     model: HookedModel, rows: Sequence[Rendered], added: _Added, batch_tokens: int
 ) -> float:
-    parts = [_loss(model, batch, added) for batch in _batches(model, rows, batch_tokens)]
-    return float(sum(float(loss) for loss, _ in parts)) / sum(count for _, count in parts)
+    """Mean negative log-likelihood per answer token, over all rows."""
+    total, n_tokens = 0.0, 0
+    for batch in _batches(model, rows, batch_tokens):
+        loss, count = _summed_loss(model, batch, added)
+        total += float(loss)
+        n_tokens += count
+    return total / n_tokens
 
 
 @torch.no_grad()
@@ -232,18 +277,16 @@ def _stream_norm(
 ) -> float:
     """Mean norm of the stream over the tokens of the first batch."""
     batch = next(_batches(model, rows, batch_tokens))
-    found: list[float] = []
-    model.run(
-        batch,
-        {
-            site: lambda stream: found.append(
-                float(stream[batch.mask.to(stream.device)].double().norm(dim=-1).mean())
-            )
-        },
-    )
-    if not found[0] > 0:
+    norms: list[float] = []
+
+    def read(stream: Tensor) -> None:
+        tokens = stream[batch.mask.to(stream.device)]
+        norms.append(float(tokens.double().norm(dim=-1).mean()))
+
+    model.run(batch, {site: read})
+    if not norms[0] > 0:
         raise StateError(
             f"the stream at {site} is zero, so a vector there has no scale;"
             " check the model's weights"
         )
-    return found[0]
+    return norms[0]

@@ -1,11 +1,11 @@
 """Vectors by site, to and from the files of other tools: persona vectors and steering vectors.
 
-Both layouts number layers in their own way, and a vector read one layer off is a plausible wrong
-vector:
+Each layout numbers layers in its own way, and a vector read one layer off looks plausible and is
+wrong:
 
 * `persona_vectors`: one tensor (n_layers + 1, d) over Hugging Face `hidden_states` indices. Index 0
   is the embedding output, index i the stream after block i − 1, and the last lies after the final
-  norm: `resid_post` of the last block is in none of it.
+  norm: `resid_post` of the last block is not in it.
 * `steering_vectors`: block index → vector, and a layer type: `decoder_block` is `resid_post`;
   `self_attn` and `mlp` are the modules' outputs, which are `attn_out` and `mlp_out` only where no
   norm or multiplier stands between a module and the stream.
@@ -53,8 +53,9 @@ lengths.
 
 
 def read_persona_vectors(path: str | Path) -> dict[str, Float[Tensor, " d_model"]]:
-    """The vectors of a persona-vectors file by site: `resid_pre.0`, `resid_post.0`, …,
-    `final_norm`; in the saved dtype.
+    """The vectors of a persona-vectors file by site, in the saved dtype.
+
+    Sites are `resid_pre.0`, `resid_post.0`, …, `final_norm`.
 
     Raises:
         LoadError: no such file, not tensors, or one that holds Python objects.
@@ -74,7 +75,10 @@ def read_persona_vectors(path: str | Path) -> dict[str, Float[Tensor, " d_model"
         )
     as_float64(table, str(path))
     n_layers = len(table) - 1
-    return {str(Site.from_hf_index(i, n_layers)): table[i].clone() for i in range(n_layers + 1)}
+    vectors = {}
+    for i in range(n_layers + 1):
+        vectors[str(Site.from_hf_index(i, n_layers))] = table[i].clone()
+    return vectors
 
 
 def write_persona_vectors(
@@ -84,8 +88,7 @@ def write_persona_vectors(
     *,
     missing: Literal["error", "zero"] = "error",
 ) -> Path:
-    """Write vectors by site as one tensor `vectors` (n_layers + 1, d), float32, in a `.safetensors`
-    file.
+    """Write vectors by site as one float32 tensor `vectors` (n_layers + 1, d) in `.safetensors`.
 
     Args:
         n_layers: blocks of the model.
@@ -93,29 +96,28 @@ def write_persona_vectors(
             nothing).
 
     Raises:
-        InputError: a site that the layout has no place for (`resid_post` of the last block lies in
-            none of it), one that is missing, vectors of several widths, a path that is no
-            `.safetensors`.
+        InputError: a site that the layout has no row for (`resid_post` of the last block has none),
+            one that is missing, vectors of several widths, a path that is no `.safetensors`.
     """
     path = _safetensors(path)
-    places = {str(Site.from_hf_index(i, n_layers)): i for i in range(n_layers + 1)}
-    given = _checked(vectors, n_layers)
-    strange = [site for site in given if site not in places]
-    if strange:
+    row_of = {str(Site.from_hf_index(i, n_layers)): i for i in range(n_layers + 1)}
+    by_site = _checked(vectors, n_layers)
+    for site in by_site:
+        if site not in row_of:
+            raise InputError(
+                f"vectors holds {site!r}, which has no place in the persona-vectors layout of"
+                f" {n_layers} layers: resid_pre.0, resid_post.0 to resid_post.{n_layers - 2},"
+                " final_norm; leave it out"
+            )
+    absent = [site for site in row_of if site not in by_site]
+    if absent and missing != "zero":
         raise InputError(
-            f"vectors holds {strange[0]!r}, which has no place in the persona-vectors layout of"
-            f" {n_layers} layers: resid_pre.0, resid_post.0 to resid_post.{n_layers - 2},"
-            " final_norm; leave it out"
-        )
-    lacking = [site for site in places if site not in given]
-    if lacking and missing != "zero":
-        raise InputError(
-            f"vectors lacks {lacking[0]!r} (and {len(lacking) - 1} more) of the layout;"
+            f"vectors lacks {absent[0]!r} (and {len(absent) - 1} more) of the layout;"
             " pass it, or missing='zero'"
         )
-    table = torch.zeros(n_layers + 1, len(next(iter(given.values()))))
-    for site, vector in given.items():
-        table[places[site]] = vector
+    table = torch.zeros(n_layers + 1, len(next(iter(by_site.values()))))
+    for site, vector in by_site.items():
+        table[row_of[site]] = vector
     write_bytes(path, save({"vectors": table}))
     return path
 
@@ -136,28 +138,28 @@ def read_steering_vectors(
             or not finite.
     """
     kind = _kind(layer_type)
-    found: dict[int, Tensor] = {}
+    by_layer: dict[int, Tensor] = {}
     for name, tensor in read_tensors(path).items():
         match = _LAYER.fullmatch(name)
-        if not match or tensor.ndim != 1 or int(match[1]) in found:
+        if not match or tensor.ndim != 1 or int(match[1]) in by_layer:
             raise InputError(
                 f"{path}: {one_line(name, 60)!r} of shape {tuple(tensor.shape)} is not one vector"
                 " under a block index such as 24"
             )
         as_float64(tensor, f"{path}: {name}")
-        found[int(match[1])] = tensor
-    widths = sorted({len(tensor) for tensor in found.values()})
+        by_layer[int(match[1])] = tensor
+    widths = sorted({len(tensor) for tensor in by_layer.values()})
     if len(widths) > 1:
         raise InputError(
             f"{path}: holds vectors of {widths} coordinates; a residual stream has one width"
         )
-    return {str(Site(kind, layer)): found[layer] for layer in sorted(found)}
+    return {str(Site(kind, layer)): by_layer[layer] for layer in sorted(by_layer)}
 
 
 def write_steering_vectors(path: str | Path, vectors: Mapping[str, VectorLike]) -> Path:
-    """Write vectors by site as block index → vector, float32, with the layer type in the metadata
-    of a `.safetensors` file.
+    """Write vectors by site as block index → vector, float32, in `.safetensors`.
 
+    The layer type is in the file's metadata.
     `SteeringVector({int(i): v for i, v in load_file(path).items()})` reads it back in the
     steering-vectors library.
 
@@ -166,17 +168,16 @@ def write_steering_vectors(path: str | Path, vectors: Mapping[str, VectorLike]) 
             widths; a path that is no `.safetensors`.
     """
     path = _safetensors(path)
-    given = _checked(vectors, None)
-    sites = {Site.parse(name): vector for name, vector in given.items()}
-    kinds = sorted({site.kind for site in sites})
-    named = {kind: name for name, kind in _KINDS.items()}
-    if len(kinds) != 1 or kinds[0] not in named:
+    by_site = {Site.parse(name): vector for name, vector in _checked(vectors, None).items()}
+    kinds = sorted({site.kind for site in by_site})
+    layer_types = {kind: layer_type for layer_type, kind in _KINDS.items()}
+    if len(kinds) != 1 or kinds[0] not in layer_types:
         raise InputError(
             f"vectors lie at sites of kind {', '.join(kinds)};"
-            f" a steering vector has one kind of {', '.join(named)}"
+            f" a steering vector has one kind of {', '.join(layer_types)}"
         )
-    tensors = {str(site.layer): vector.contiguous() for site, vector in sites.items()}
-    write_bytes(path, save(tensors, {"layer_type": named[kinds[0]]}))
+    tensors = {str(site.layer): vector.contiguous() for site, vector in by_site.items()}
+    write_bytes(path, save(tensors, {"layer_type": layer_types[kinds[0]]}))
     return path
 
 
@@ -199,14 +200,13 @@ def vector_of(value: VectorLike, name: str) -> Float[Tensor, " d_model"]:
 def _checked(vectors: Mapping[str, VectorLike], n_layers: int | None) -> dict[str, Tensor]:
     if not vectors:
         raise InputError("vectors is empty; pass at least one vector by site")
-    given = {
-        str(Site.parse(site, n_layers)): vector_of(value, f"the vector at {site}")
-        for site, value in vectors.items()
-    }
-    widths = sorted({len(vector) for vector in given.values()})
+    by_site = {}
+    for site, value in vectors.items():
+        by_site[str(Site.parse(site, n_layers))] = vector_of(value, f"the vector at {site}")
+    widths = sorted({len(vector) for vector in by_site.values()})
     if len(widths) > 1:
         raise InputError(f"vectors have {widths} coordinates; a residual stream has one width")
-    return given
+    return by_site
 
 
 def _safetensors(path: str | Path) -> Path:

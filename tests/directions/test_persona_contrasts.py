@@ -129,6 +129,6 @@ def test_refusals(family: Family, questions: QuestionSet, answers: tuple[Answers
     with pytest.raises(InputError, match=r"scores lack the metrics \['kindness'\]"):
         contrast_personas(family.instruct, up, down, scored(answers, {}), trait="kindness")
     with pytest.raises(
-        InputError, match="0 of 10 pairs did as their system prompts told; at least 2 are needed"
+        InputError, match="0 of 10 pairs followed their system prompts; at least 2 are needed"
     ):
         contrast_personas(family.instruct, up, down, scored(answers, {}), coherent_at_least=81)
