@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import rivals
 from benchmarks.records import record, show
-from emlens.activations import capture
+from emlens.activations import CaptureSpec, capture
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.models.batches import pad, plan_batches
@@ -126,9 +126,8 @@ def measure(
         _wait(model.device)
 
     def captured() -> torch.Tensor:
-        return capture(model, asked, progress=False, batch_tokens=batch_tokens).stacked(
-            "last_prompt"
-        )
+        spec = CaptureSpec(batch_tokens=batch_tokens)
+        return capture(model, asked, spec=spec, progress=False).stacked("last_prompt")
 
     others, missing = rivals.cases(model.module, model.tokenizer, batches)
     ours = captured().float()

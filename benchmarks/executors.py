@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.records import record, show
-from emlens.activations import capture, capture_over
+from emlens.activations import CaptureSpec, capture, capture_over
 from emlens.data import PromptSet
 from emlens.models import HookedModel, load_model
 from emlens.organisms.loading import ASSETS
@@ -63,7 +63,8 @@ class Task:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"positions": ["last_prompt", "mean_prompt"], "batch_tokens": 512, "progress": False}
+        spec = CaptureSpec(positions=["last_prompt", "mean_prompt"], batch_tokens=512)
+        return {"spec": spec, "progress": False}
 
 
 def _rank(task: Task, store: Path, rank: int, count: int, run: str) -> None:

@@ -46,21 +46,20 @@ def build(device: torch.device, **options: Any) -> Any:
 
 
 def measure(model: Any, count: int, rounds: int, batch_tokens: int) -> dict[str, Any]:
-    from emlens.activations import capture, estimate_capture
+    from emlens.activations import CaptureSpec, capture, estimate_capture
 
     asked = capture_speed.prompts(count=count, words=model.module.config.vocab_size)
     table, facts = capture_speed.measure(
         model, asked, rounds=rounds, batch=16, batch_tokens=batch_tokens, gap=GAP
     )
-    estimate = estimate_capture(model, asked, batch_tokens=batch_tokens)
+    spec = CaptureSpec(batch_tokens=batch_tokens)
+    estimate = estimate_capture(model, asked, spec)
     with tempfile.TemporaryDirectory() as name:
-        stored = capture(
-            model, asked, store=Path(name) / "s", batch_tokens=batch_tokens, progress=False
-        )
+        stored = capture(model, asked, spec=spec, store=Path(name) / "s", progress=False)
         kept = sum(path.stat().st_size for path in Path(name).rglob("*.safetensors"))
         same = torch.equal(
             stored.stacked(),
-            capture(model, asked, batch_tokens=batch_tokens, progress=False).stacked(),
+            capture(model, asked, spec=spec, progress=False).stacked(),
         )
     return {
         **facts,

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import capture_speed
 from benchmarks.records import record
-from emlens.activations import Activations, ActivationStore, batch_layout, capture
+from emlens.activations import Activations, ActivationStore, CaptureSpec, batch_layout, capture
 from emlens.foundation.errors import EmlensError
 
 DAMAGES = 1000
@@ -119,8 +119,7 @@ def measure(work: Path, count: int, seed: int = 0) -> dict[str, Any]:
             capture(
                 model,
                 asked,
-                positions=["last_prompt", "all"],
-                batch_tokens=128,
+                spec=CaptureSpec(positions=["last_prompt", "all"], batch_tokens=128),
                 store=work / name,
                 progress=False,
             )

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import capture_speed
 from benchmarks.records import record
-from emlens.activations import ActivationStore, batch_layout, capture
+from emlens.activations import ActivationStore, CaptureSpec, batch_layout, capture
 from emlens.data import PromptSet
 from emlens.foundation.errors import EmlensError
 from emlens.models.hooked import HookedModel
@@ -39,9 +39,8 @@ def run(model: HookedModel, asked: PromptSet, target: Path, shard_rows: int) -> 
     capture(
         model,
         asked,
-        positions=["last_prompt", "mean_prompt", "all"],
+        spec=CaptureSpec(positions=["last_prompt", "mean_prompt", "all"], batch_tokens=512),
         store=target,
-        batch_tokens=512,
         progress=False,
     )
 

@@ -25,6 +25,7 @@ from . import (
 from .activations import (
     Activations as Activations,
     ActivationStore as ActivationStore,
+    CaptureSpec as CaptureSpec,
     activation_deltas as activation_deltas,
     capture as capture,
     capture_many as capture_many,

@@ -1,16 +1,14 @@
-"""Which rows run together: batches longest first, batches grouped into shards, and batches cut
-after running out of memory.
+"""Which rows run together: rows in batches, longest first, and batches in shards.
 
-A layout is planned from row lengths alone. Where a batch did not fit into memory it is cut into 2,
-4, 8, … parts of its rows; that is a re-plan, recorded with every result, and every model of a pair
-then runs the same parts, so that a difference between two models never mixes with a difference of
-batches.
+A layout is planned from row lengths alone. A batch that did not fit into memory is cut into 2, 4,
+8, … pieces of its rows. Cuts are recorded with every result, and every model of a pair then runs
+the same pieces, so that a difference between two models never mixes with a difference of batches.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from emlens.foundation.provenance import hash_json
@@ -22,26 +20,30 @@ SHARD_BYTES = 2**28
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Rows in plan order, cut into batches and shards.
+    """Rows in plan order, grouped into batches and shards.
 
     Args:
         order: row indices, longest row first.
         sizes: rows of each batch.
         shards: batches of each shard.
-        parts: batch → into how many parts it was cut, where it was.
+        cuts: batch → number of pieces, for the batches that did not fit into memory.
     """
 
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     shards: tuple[int, ...]
-    parts: Mapping[int, int] = field(default_factory=dict)
+    cuts: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def plan(
         cls, lengths: Sequence[int], batch_tokens: int, row_bytes: int, token_bytes: int
     ) -> "BatchLayout":
-        """Whole batches, grouped until a shard holds `SHARD_ROWS` rows or `SHARD_BYTES` bytes of
-        what is kept of them.
+        """Whole batches, grouped until a shard has `SHARD_ROWS` rows or keeps `SHARD_BYTES` bytes.
+
+        Args:
+            lengths: tokens of each row.
+            batch_tokens: padded tokens per batch at most.
+            row_bytes, token_bytes: what is kept per row and per token.
         """
         batches = plan_batches(lengths, batch_tokens)
         shards: list[int] = []
@@ -53,59 +55,56 @@ class BatchLayout:
             shards[-1] += 1
             rows += len(batch)
             size += row_bytes * len(batch) + token_bytes * sum(lengths[i] for i in batch)
-        return cls(
-            tuple(i for batch in batches for i in batch),
-            tuple(len(batch) for batch in batches),
-            tuple(shards),
-        )
+        order = tuple(chain.from_iterable(batches))
+        return cls(order, tuple(map(len, batches)), tuple(shards))
 
     @cached_property
-    def _row_at(self) -> list[int]:
+    def _batch_starts(self) -> list[int]:
+        """Where each batch starts in `order`, and the end."""
         return [0, *accumulate(self.sizes)]
 
     @cached_property
-    def _batch_at(self) -> list[int]:
+    def _shard_starts(self) -> list[int]:
+        """The first batch of each shard, and the end."""
         return [0, *accumulate(self.shards)]
 
     def batches_of(self, shard: int) -> range:
-        return range(self._batch_at[shard], self._batch_at[shard + 1])
+        return range(self._shard_starts[shard], self._shard_starts[shard + 1])
 
     def rows_of(self, shard: int) -> tuple[int, ...]:
-        """Row indices of a shard, in the order in which it keeps them: ascending, so that reading
-        writes memory forwards.
-        """
+        """Row indices of a shard, ascending, so that reading it writes memory forwards."""
         batches = self.batches_of(shard)
-        return tuple(sorted(self.order[self._row_at[batches.start] : self._row_at[batches.stop]]))
+        start, stop = self._batch_starts[batches.start], self._batch_starts[batches.stop]
+        return tuple(sorted(self.order[start:stop]))
 
     def pieces(self, batch: int) -> list[tuple[int, ...]]:
-        """The row indices that run together: the batch, or the parts into which it was cut."""
-        rows = self.order[self._row_at[batch] : self._row_at[batch + 1]]
-        count = min(self.parts.get(batch, 1), len(rows))
-        cuts = [round(i * len(rows) / count) for i in range(count + 1)]
-        return [rows[a:b] for a, b in pairwise(cuts)]
+        """The row indices that run together: the batch, or the pieces into which it was cut."""
+        rows = self.order[self._batch_starts[batch] : self._batch_starts[batch + 1]]
+        count = min(self.cuts.get(batch, 1), len(rows))
+        edges = [round(i * len(rows) / count) for i in range(count + 1)]
+        return [rows[start:stop] for start, stop in pairwise(edges)]
 
-    def parts_of(self, shard: int) -> dict[int, int]:
-        return {batch: self.parts[batch] for batch in self.batches_of(shard) if batch in self.parts}
+    def cuts_of(self, shard: int) -> dict[int, int]:
+        return {batch: self.cuts[batch] for batch in self.batches_of(shard) if batch in self.cuts}
 
-    def cut(self, batch: int) -> "BatchLayout":
-        """The layout with one batch in twice as many parts."""
-        return self.merged({batch: 2 * self.parts.get(batch, 1)})
+    def with_cut(self, batch: int) -> "BatchLayout":
+        """The layout with one batch in twice as many pieces."""
+        return self.with_cuts({batch: 2 * self.cuts.get(batch, 1)})
 
-    def merged(self, parts: Mapping[int, int]) -> "BatchLayout":
-        """The finer of this layout's parts and those given, batch by batch."""
-        both = {
-            **self.parts,
-            **{batch: max(count, self.parts.get(batch, 1)) for batch, count in parts.items()},
-        }
-        return BatchLayout(self.order, self.sizes, self.shards, dict(sorted(both.items())))
+    def with_cuts(self, cuts: Mapping[int, int]) -> "BatchLayout":
+        """The layout with these cuts too; where both cut a batch, the finer cut."""
+        merged = dict(self.cuts)
+        for batch, count in cuts.items():
+            merged[batch] = max(count, self.cuts.get(batch, 1))
+        return BatchLayout(self.order, self.sizes, self.shards, dict(sorted(merged.items())))
 
     def can_cut(self, batch: int) -> bool:
-        return self.parts.get(batch, 1) < self.sizes[batch]
+        return self.cuts.get(batch, 1) < self.sizes[batch]
 
     @property
     def sha256(self) -> str:
         """Over the batches as they run; two captures may be paired only where these agree."""
-        return hash_json([self.order, self.sizes, self.record()["replanned"]])
+        return hash_json([self.order, self.sizes, self.to_record()["replanned"]])
 
-    def record(self) -> dict[str, Any]:
-        return {"replanned": {str(batch): count for batch, count in sorted(self.parts.items())}}
+    def to_record(self) -> dict[str, Any]:
+        return {"replanned": {str(batch): count for batch, count in sorted(self.cuts.items())}}

@@ -1,11 +1,12 @@
-"""A capture into stores as a job: planned once, its shards run in any process and any order,
-finished when all stand.
+"""A capture as a job: planned once, its units run in any process and any order, then finished.
 
-A unit is one shard of one model's side. Running it is idempotent: a shard that stands as its
-checksums say is left alone. A shard is written under a temporary name and published by rename, its
-sidecar after it. A batch that does not fit into memory is cut; the cut is written beside the plan
-of every side, and shards of other sides that ran that batch whole count as missing again, so that
-all sides end on identical batches.
+A unit is one shard of one model. Running it is idempotent: a shard that is complete, as its
+checksums say, is not run again. A shard is written under a temporary name and published by rename,
+its sidecar after it.
+
+A batch that does not fit into memory is cut. The cut is written beside the plan of every model, and
+shards of other models that ran that batch whole count as missing again, so that all models end on
+identical batches.
 """
 
 import logging
@@ -17,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from emlens.activations.batch_layout import BatchLayout
-from emlens.activations.capture_facts import capture_facts, check_process
-from emlens.activations.capture_output import MemorySide, StoreSide
-from emlens.activations.planfile import begin_store, open_plan, plan_record
-from emlens.activations.reading import Reading, read_shard
-from emlens.activations.record import Activations
+from emlens.activations.batch_reading import read_shard
+from emlens.activations.capture_output import MemoryOutput, StoreOutput
+from emlens.activations.capture_plan import CapturePlan
+from emlens.activations.capture_provenance import capture_provenance, check_process
+from emlens.activations.memory import Activations
+from emlens.activations.plan_file import begin_store, plan_to_record, read_plan
 from emlens.activations.shards import shard_path
 from emlens.foundation.errors import InputError, IntegrityError, StateError, UnknownNameError
 from emlens.models.hooked import HookedModel
 from emlens.runs.locks import exclusive, shared
 
 Advance = Callable[[], Any]
+Output = StoreOutput | MemoryOutput
 logger = logging.getLogger("emlens")
 _PATIENCE = 1.0  # seconds
 _BUSY = "another process is capturing into this store; wait for it, or pass another directory"
@@ -35,7 +38,7 @@ _BUSY = "another process is capturing into this store; wait for it, or pass anot
 
 @dataclass(frozen=True)
 class CaptureUnit:
-    """One shard of one model's side of a capture."""
+    """One shard of one model."""
 
     model: str
     shard: int
@@ -46,60 +49,47 @@ class CaptureUnit:
 
 
 class CaptureJob:
-    """One reading for one or several models, each side into a store of its own.
+    """One capture of one or several models, each into memory or into a store of its own.
 
-    `CaptureJob.plan` writes the plan (or finds it), `CaptureJob.open` needs nothing but the
-    directories; then `run(unit, model)` for every unit, in any process and order, and `finish`
-    once.
+    `CaptureJob.begin` writes the plan, or checks that the stores hold the same one;
+    `CaptureJob.open` needs only the directories. Then comes `run(unit, model)` for every unit, in
+    any process and order, and `finish` once.
     """
 
-    def __init__(self, reading: Reading, sides: Mapping[str, StoreSide | MemorySide]):
-        self.reading = reading
-        self._sides = dict(sides)
+    def __init__(self, plan: CapturePlan, outputs: Mapping[str, Output]):
+        self.plan = plan
+        self._outputs = dict(outputs)
         self._cuts: dict[int, int] = {}
         self._alone = False
 
     @classmethod
-    def plan(
+    def begin(
         cls,
         models: Mapping[str, HookedModel],
-        reading: Reading,
+        plan: CapturePlan,
         *,
         stores: Mapping[str, str | Path],
         prompts_sha256: str = "",
     ) -> "CaptureJob":
-        """Write the plan of a reading into the stores; sides without one are kept in memory.
+        """Write the plan into the stores; a model without a store is captured into memory.
 
         Raises:
             InputError: a store for no model, or one directory for several.
             IntegrityError: a directory that holds something else, or a store of another plan.
         """
-        unknown = sorted(set(stores) - set(models))
-        if unknown:
-            raise InputError(
-                f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}"
-            )
-        if len({Path(path).resolve() for path in stores.values()}) != len(stores):
-            raise InputError("stores gives one directory to several models; pass one for each")
-        sides: dict[str, StoreSide | MemorySide] = {}
+        _check_stores(models, stores)
+        outputs: dict[str, Output] = {}
         for name, model in models.items():
-            facts = capture_facts(model, reading, prompts_sha256)
-            if name not in stores:
-                sides[name] = MemorySide(reading, facts)
-                continue
-            plan, rows = plan_record(reading, facts)
-            directory = Path(stores[name])
-            if not directory.exists():
-                directory.mkdir(parents=True, exist_ok=True)
-            # a file is refused inside
-            with _lock(directory, alone=False) if directory.is_dir() else nullcontext():
-                sides[name] = StoreSide(directory, plan, begin_store(directory, plan, rows))
-            _sweep(directory)
-        return cls(reading, sides)
+            provenance = capture_provenance(model, plan, prompts_sha256)
+            if name in stores:
+                outputs[name] = _begin_store_output(Path(stores[name]), plan, provenance)
+            else:
+                outputs[name] = MemoryOutput(plan, provenance)
+        return cls(plan, outputs)
 
     @classmethod
     def open(cls, stores: Mapping[str, str | Path]) -> "CaptureJob":
-        """A job that was planned before, from its directories.
+        """A job that was begun before, from its directories.
 
         Raises:
             InputError: no store, or one that was not begun.
@@ -107,59 +97,51 @@ class CaptureJob:
         """
         if not stores:
             raise InputError("stores is empty; pass the directory of each model")
-        found = {name: (Path(path), *open_plan(Path(path))) for name, path in stores.items()}
-        first = next(iter(found))
-        for path, _, plan, _ in found.values():
-            for key in sorted(set(plan) - {"provenance"}):
-                if plan[key] != found[first][2][key]:
-                    raise IntegrityError(
-                        f"{path}: was planned with other {key} than {found[first][0]};"
-                        " pass the sides of one capture"
-                    )
-        return cls(
-            found[first][1],
-            {
-                name: StoreSide(path, plan, digest)
-                for name, (path, _, plan, digest) in found.items()
-            },
-        )
+        plans: list[CapturePlan] = []
+        outputs: dict[str, StoreOutput] = {}
+        for name, path in stores.items():
+            plan, record, digest = read_plan(Path(path))
+            plans.append(plan)
+            outputs[name] = StoreOutput(Path(path), record, digest)
+        _check_same_plan(list(outputs.values()))
+        return cls(plans[0], outputs)
 
     @property
     def units(self) -> list[CaptureUnit]:
-        """Every unit, side by side: a model's shards follow each other."""
-        return [
-            CaptureUnit(name, shard)
-            for name in self._sides
-            for shard in range(len(self.reading.layout.shards))
-        ]
+        """Every unit, model by model: the shards of a model follow each other."""
+        shards = range(len(self.plan.layout.shards))
+        return [CaptureUnit(name, shard) for name in self._outputs for shard in shards]
 
-    def passes(self, unit: CaptureUnit) -> int:
+    def batch_count(self, unit: CaptureUnit) -> int:
         """Planned batches of a unit: what progress counts."""
-        return len(self.reading.layout.batches_of(unit.shard))
+        return len(self.plan.layout.batches_of(unit.shard))
 
     def missing(self, *, thorough: bool = False) -> list[CaptureUnit]:
-        """Units that do not stand; `thorough` reads every byte and compares checksums, otherwise
-        sidecars and sizes.
+        """Units that are not complete.
+
+        `thorough` reads every byte and compares checksums; otherwise only sidecars and sizes are
+        read.
         """
         layout = self.layout
-        return [
-            unit
-            for unit in self.units
-            if not self._sides[unit.model].stands(layout, unit.shard, thorough)
-        ]
+        missing = []
+        for unit in self.units:
+            output = self._outputs[unit.model]
+            if not output.has_shard(layout, unit.shard, thorough=thorough):
+                missing.append(unit)
+        return missing
 
     @property
     def layout(self) -> BatchLayout:
-        """The batches as they are to run now: as planned, with every cut that any side recorded."""
-        layout = self.reading.layout.merged(self._cuts)
-        for side in self._sides.values():
-            layout = layout.merged(side.parts())
+        """The batches as they have to run: as planned, with every cut that any model recorded."""
+        layout = self.plan.layout.with_cuts(self._cuts)
+        for output in self._outputs.values():
+            layout = layout.with_cuts(output.recorded_cuts())
         return layout
 
     def run(
         self, unit: CaptureUnit, model: HookedModel, advance: Advance = lambda: None
     ) -> dict[str, Any]:
-        """Run one unit and publish its shard; one that stands already is left alone.
+        """Run one unit and publish its shard; one that is complete is not run again.
 
         Returns:
             JSON-ready: `unit`, `rows`, `batches`, `reused`, and for a store `path` and `bytes`.
@@ -169,53 +151,63 @@ class CaptureJob:
             IntegrityError: the model, thread count or library versions are not as planned.
             StateError: a capture that wants the directory alone holds it.
         """
-        side = self._sides.get(unit.model)
-        if side is None or not 0 <= unit.shard < len(self.reading.layout.shards):
+        output = self._output_of(unit)
+        with ExitStack() as stack:
+            if isinstance(output, StoreOutput):
+                planned = output.plan_record["provenance"]
+                check_process(planned, model, str(output.directory))
+                if not self._alone:
+                    stack.enter_context(_lock(output.directory, alone=False))
+            reused = output.has_shard(self.layout, unit.shard, thorough=True)
+            if reused:
+                for _ in range(self.batch_count(unit)):
+                    advance()
+            else:
+                self._run_until_complete(unit.shard, output, model, advance)
+        record: dict[str, Any] = {
+            "unit": unit.id,
+            "rows": len(self.plan.layout.rows_of(unit.shard)),
+            "batches": self.batch_count(unit),
+            "reused": reused,
+        }
+        if isinstance(output, StoreOutput):
+            path = shard_path(output.directory, unit.shard)
+            record |= {"path": path.name, "bytes": path.stat().st_size}
+        return record
+
+    def _output_of(self, unit: CaptureUnit) -> Output:
+        if unit.model not in self._outputs or not 0 <= unit.shard < len(self.plan.layout.shards):
             raise UnknownNameError(
                 f"unit {unit.id!r} is not part of this capture,"
                 f" which has {len(self.units)} from {self.units[0].id!r} on"
             )
-        with ExitStack() as stack:
-            if isinstance(side, StoreSide):
-                check_process(side.plan["provenance"], model, str(side.directory))
-                if not self._alone:
-                    stack.enter_context(_lock(side.directory, alone=False))
-            layout = self.layout
-            reused = side.stands(layout, unit.shard, True)
-            if reused:
-                for _ in layout.batches_of(unit.shard):
-                    advance()
-            # again where another process cut a batch meanwhile
-            while not side.stands(layout, unit.shard, True):
-                values, ran = read_shard(model, self.reading, layout, unit.shard, advance)
-                self._note_cuts(unit.shard, ran)
-                side.keep(ran, unit.shard, values)
-                layout = self.layout
-        record: dict[str, Any] = {
-            "unit": unit.id,
-            "rows": len(layout.rows_of(unit.shard)),
-            "batches": self.passes(unit),
-            "reused": reused,
-        }
-        if isinstance(side, StoreSide):
-            path = shard_path(side.directory, unit.shard)
-            record |= {"path": path.name, "bytes": path.stat().st_size}
-        return record
+        return self._outputs[unit.model]
 
-    def _note_cuts(self, shard: int, ran: BatchLayout) -> None:
-        """Write a cut beside the plan of every side, so that all of them run the same parts."""
-        parts = ran.parts_of(shard)
-        if parts == self.layout.parts_of(shard):
+    def _run_until_complete(
+        self, shard: int, output: Output, model: HookedModel, advance: Advance
+    ) -> None:
+        """Run a shard, and once more where another process has cut one of its batches meanwhile."""
+        layout = self.layout
+        while not output.has_shard(layout, shard, thorough=True):
+            values, layout_run = read_shard(model, self.plan, layout, shard, advance)
+            self._record_cuts(shard, layout_run)
+            output.add_shard(layout_run, shard, values)
+            layout = self.layout
+
+    def _record_cuts(self, shard: int, layout_run: BatchLayout) -> None:
+        """Write new cuts beside the plan of every model, so that all run the same pieces."""
+        cuts = layout_run.cuts_of(shard)
+        if cuts == self.layout.cuts_of(shard):
             return
         logger.warning(
-            "a batch did not fit into memory and was cut; shard %d runs in parts %s", shard, parts
+            "a batch did not fit into memory and was cut; shard %d runs with cuts %s", shard, cuts
         )
-        self._cuts |= parts
-        for side in self._sides.values():
-            side.cut(shard, self.layout.parts_of(shard))
+        self._cuts |= cuts
+        for output in self._outputs.values():
+            output.record_cuts(shard, self.layout.cuts_of(shard))
 
     def finish(self) -> dict[str, Activations]:
-        """Publish the manifests: every store is whole.
+        """Publish the manifests: every store is complete.
 
         Returns:
             What was captured, by model; stores read from disk.
@@ -230,23 +222,22 @@ class CaptureJob:
                 f" first {missing[0].id!r}; run them, then finish"
             )
         layout = self.layout
-        for side in self._sides.values():
-            if isinstance(side, StoreSide):
-                _sweep(side.directory)
-        return {name: side.finish(self.reading, layout) for name, side in self._sides.items()}
+        for output in self._outputs.values():
+            if isinstance(output, StoreOutput):
+                _remove_leftovers(output.directory)
+        return {name: output.finish(self.plan, layout) for name, output in self._outputs.items()}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold every store against other captures; the locks vanish with the process that held
-        them.
+        """Hold every store against other captures, until the end of the block or of the process.
 
         Raises:
             StateError: another process works in one of the directories.
         """
         with ExitStack() as stack:
-            for side in self._sides.values():
-                if isinstance(side, StoreSide):
-                    stack.enter_context(_lock(side.directory, alone=True))
+            for output in self._outputs.values():
+                if isinstance(output, StoreOutput):
+                    stack.enter_context(_lock(output.directory, alone=True))
             self._alone = True
             try:
                 yield
@@ -254,8 +245,44 @@ class CaptureJob:
                 self._alone = False
 
 
-def _sweep(directory: Path) -> None:
-    """Remove what killed processes left half written, unless someone works there."""
+def _check_stores(models: Mapping[str, HookedModel], stores: Mapping[str, str | Path]) -> None:
+    unknown = sorted(set(stores) - set(models))
+    if unknown:
+        raise InputError(
+            f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}"
+        )
+    directories = {Path(path).resolve() for path in stores.values()}
+    if len(directories) != len(stores):
+        raise InputError("stores gives one directory to several models; pass one for each")
+
+
+def _begin_store_output(
+    directory: Path, plan: CapturePlan, provenance: Mapping[str, Any]
+) -> StoreOutput:
+    record, rows_file = plan_to_record(plan, provenance)
+    if not directory.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+    # a file is refused inside
+    with _lock(directory, alone=False) if directory.is_dir() else nullcontext():
+        output = StoreOutput(directory, record, begin_store(directory, record, rows_file))
+    _remove_leftovers(directory)
+    return output
+
+
+def _check_same_plan(outputs: list[StoreOutput]) -> None:
+    """Plans of one capture differ in nothing but the provenance of their models."""
+    first = outputs[0]
+    for output in outputs:
+        for key in sorted(set(output.plan_record) - {"provenance"}):
+            if output.plan_record[key] != first.plan_record[key]:
+                raise IntegrityError(
+                    f"{output.directory}: was planned with other {key} than {first.directory};"
+                    " pass the stores of one capture"
+                )
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove half-written files of killed processes, unless another process works there."""
     if directory.is_dir():
         with suppress(StateError), _lock(directory, alone=True):
             for path in directory.glob(".*.part"):
@@ -263,11 +290,12 @@ def _sweep(directory: Path) -> None:
 
 
 def _lock(directory: Path, *, alone: bool) -> AbstractContextManager[None]:
-    """Hold a directory, alone or with others that share it; those who share wait for the moment
-    that a sweep takes.
+    """Hold a directory, alone or shared with other workers.
+
+    Who shares it waits for the moment that `_remove_leftovers` takes.
 
     Raises:
-        StateError: somebody else holds it.
+        StateError: another process holds it.
     """
     if not os.access(directory, os.W_OK):
         return nullcontext()  # nothing can be written, so there is nothing to guard

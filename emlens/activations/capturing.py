@@ -1,28 +1,24 @@
-"""Prompts → residual streams: only the decoder runs, up to the deepest site, and only the asked
-positions are kept.
+"""Prompts → residual streams: only the decoder runs, up to the deepest site, and only the positions
+that were asked for are kept.
 
-Rows are sorted by length and batched under a token budget; the layout depends on the rows alone, so
+Rows are sorted by length and batched under a token budget. The layout depends on the rows alone, so
 that several models given the same prompts run the identical padded batches (`capture_pair`,
 `capture_many`). A batch that does not fit into memory is cut, for every model, and the cut is
 recorded. With `store=` every finished shard is on disk, and an interrupted capture goes on from
-there. A capture too large to start by accident asks for an explicit yes.
+there. A capture too large to start by accident needs `CaptureSpec(large=True)`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from emlens.activations.capture_job import CaptureJob
-from emlens.activations.reading import BATCH_TOKENS, LARGE_BYTES, Reading, plan_reading
-from emlens.activations.record import Activations
+from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
+from emlens.activations.capture_spec import CaptureSpec, PositionsLike, SitesLike, spec_of
+from emlens.activations.memory import Activations
 from emlens.data.answers import Answers
 from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.positions import PositionLike
-from emlens.foundation.sites import Site
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
 
@@ -32,162 +28,133 @@ PromptsLike = PromptSet | QuestionSet | Answers
 def capture(
     model: HookedModel,
     prompts: PromptsLike,
-    sites: str | Site | Iterable[str | Site] = "resid_post",
+    sites: SitesLike | None = None,
     layers: Sequence[int] | None = None,
-    positions: PositionLike | Sequence[PositionLike] = "last_prompt",
+    positions: PositionsLike | None = None,
+    *,
+    spec: CaptureSpec | None = None,
     store: str | Path | None = None,
     progress: bool = True,
-    *,
-    skip_first: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    dtype: torch.dtype | None = None,
-    large: bool = False,
 ) -> Activations:
     """Residual streams of one model on prompts.
 
     Args:
-        sites: names or kinds; a bare kind such as `"resid_post"` means every layer, or those in
-            `layers`.
-        layers: 0-based block indices; negative counts from the end.
-        positions: one or several of the positions of `emlens.foundation.positions`.
+        sites, layers, positions: a short way to write `CaptureSpec(sites, layers, positions)`. By
+            default `resid_post` of every layer at `last_prompt`.
+        spec: what is read and how, in place of the three.
         store: a directory; finished shards are kept there, an interrupted capture resumes, the
             result reads from disk.
-        skip_first: tokens that means leave out at the start of a row.
-        batch_tokens: padded tokens a batch holds at most.
-        dtype: what is kept; default: the model's own.
-        large: needed where more than 8 GiB would be kept; `estimate_capture` says how much, and how
-            long it takes.
 
     Returns:
         `Activations`, rows in the order of `prompts`; values after any active intervention.
 
     Raises:
-        InputError: a site, layer or position that does not exist; a prompt that cannot be rendered;
-            more than 8 GiB without `large`; a prompt that does not fit into memory alone.
+        InputError: `spec` together with `sites`, `layers` or `positions`; a site, layer or position
+            that does not exist; a prompt that cannot be rendered; more than 8 GiB without
+            `CaptureSpec(large=True)`; a prompt that does not fit into memory alone.
         IntegrityError: `store` holds something else, or a store of another plan.
         StateError: another process captures into `store`.
     """
-    stores = None if store is None else {model.name: store}
-    found = capture_many(
-        {model.name: model},
-        prompts,
-        sites=sites,
-        layers=layers,
-        positions=positions,
-        stores=stores,
-        progress=progress,
-        skip_first=skip_first,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-        large=large,
+    spec = spec_of(spec, sites=sites, layers=layers, positions=positions)
+    stores = {} if store is None else {model.name: store}
+    activations = capture_many(
+        {model.name: model}, prompts, spec=spec, stores=stores, progress=progress
     )
-    return found[model.name]
+    return activations[model.name]
 
 
 def capture_pair(
-    model_a: HookedModel, model_b: HookedModel, prompts: PromptsLike, **options: Any
+    before: HookedModel,
+    after: HookedModel,
+    prompts: PromptsLike,
+    sites: SitesLike | None = None,
+    layers: Sequence[int] | None = None,
+    positions: PositionsLike | None = None,
+    *,
+    spec: CaptureSpec | None = None,
+    progress: bool = True,
 ) -> tuple[Activations, Activations]:
-    """`capture` for two models on identical padded batches: (before, after)."""
-    found = capture_many({"a": model_a, "b": model_b}, prompts, **options)
-    return found["a"], found["b"]
+    """`capture` for two models on identical padded batches: (before, after).
+
+    `capture_many` also writes them into stores.
+    """
+    spec = spec_of(spec, sites=sites, layers=layers, positions=positions)
+    models = {"before": before, "after": after}
+    activations = capture_many(models, prompts, spec=spec, progress=progress)
+    return activations["before"], activations["after"]
 
 
 def capture_many(
     models: Mapping[str, HookedModel],
     prompts: PromptsLike,
-    *,
-    sites: str | Site | Iterable[str | Site] = "resid_post",
+    sites: SitesLike | None = None,
     layers: Sequence[int] | None = None,
-    positions: PositionLike | Sequence[PositionLike] = "last_prompt",
+    positions: PositionsLike | None = None,
+    *,
+    spec: CaptureSpec | None = None,
     stores: Mapping[str, str | Path] | None = None,
     progress: bool = True,
-    skip_first: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    dtype: torch.dtype | None = None,
-    large: bool = False,
 ) -> dict[str, Activations]:
     """`capture` for several models on identical padded batches.
+
+    Args:
+        stores: model → directory; a model without one is captured into memory.
 
     Raises:
         InputError: also where two models' tokenizers give a prompt different ids.
     """
-    job = plan_capture(
-        models,
-        prompts,
-        stores=stores,
-        sites=sites,
-        layers=layers,
-        positions=positions,
-        skip_first=skip_first,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-        large=large,
-    )
-    title = f"capture {len(job.reading.rows)} prompts × {len(models)} models"
-    with (
-        job.alone(),
-        progress_bar(title, sum(job.passes(unit) for unit in job.units), progress) as advance,
-    ):
-        todo = job.units
-        while todo:  # again where a batch was cut after another model ran it whole
-            for unit in todo:
+    spec = spec_of(spec, sites=sites, layers=layers, positions=positions)
+    job = plan_capture(models, prompts, spec, stores=stores)
+    title = f"capture {len(job.plan.rows)} prompts × {len(models)} models"
+    batches = sum(job.batch_count(unit) for unit in job.units)
+    with job.alone(), progress_bar(title, batches, progress) as advance:
+        units = job.units
+        while units:  # once more where a batch was cut after another model had run it whole
+            for unit in units:
                 job.run(unit, models[unit.model], advance)
-            todo = job.missing()
+            units = job.missing()
         return job.finish()
 
 
 def plan_capture(
     models: Mapping[str, HookedModel],
     prompts: PromptsLike,
+    spec: CaptureSpec | None = None,
     *,
     stores: Mapping[str, str | Path] | None = None,
-    sites: str | Site | Iterable[str | Site] = "resid_post",
-    layers: Sequence[int] | None = None,
-    positions: PositionLike | Sequence[PositionLike] = "last_prompt",
-    skip_first: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    dtype: torch.dtype | None = None,
-    large: bool = False,
 ) -> CaptureJob:
-    """What `capture_many` does before the first pass: a job whose units can then run in any
-    process.
+    """What `capture_many` does before the first pass: a job whose units can run in any process.
 
     Raises:
         InputError, IntegrityError: as `capture_many`.
     """
-    asked = as_prompts(prompts)
-    reading = plan_reading(
-        models,
-        list(asked),
-        sites=sites,
-        layers=layers,
-        positions=positions,
-        skip_first=skip_first,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
+    spec = spec or CaptureSpec()
+    prompt_set = as_prompts(prompts)
+    plan = CapturePlan.make(models, list(prompt_set), spec)
+    if not spec.large:
+        _check_size(plan, len(models))
+    return CaptureJob.begin(
+        models, plan, stores=stores or {}, prompts_sha256=prompt_set.content_hash
     )
-    if not large:
-        _check_size(reading, len(models))
-    return CaptureJob.plan(models, reading, stores=stores or {}, prompts_sha256=asked.content_hash)
 
 
-def _check_size(reading: Reading, models: int) -> None:
-    size = models * sum(reading.sizes.values())
-    if size > LARGE_BYTES:
-        each = ", ".join(
-            f"{name} {models * count / 1e9:.1f} GB" for name, count in reading.sizes.items()
-        )
+def _check_size(plan: CapturePlan, models: int) -> None:
+    sizes = {name: models * size for name, size in plan.bytes_by_position.items()}
+    total = sum(sizes.values())
+    if total > LARGE_BYTES:
+        listed = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
         raise InputError(
-            f"this capture keeps {size / 1e9:.1f} GB ({each} over {len(reading.sites)} sites and"
+            f"this capture keeps {total / 1e9:.1f} GB ({listed} over {len(plan.sites)} sites and"
             f" {models} models), more than {LARGE_BYTES / 1e9:.1f} GB;"
-            " pass large=True to run it, or fewer layers, pooled positions, a smaller dtype;"
-            " stream_moments keeps sums instead of tokens"
+            " pass large=True in a CaptureSpec to run it, or fewer layers, pooled positions, a"
+            " smaller dtype; stream_moments keeps sums instead of tokens"
         )
 
 
 def as_prompts(prompts: PromptsLike) -> PromptSet:
-    """The prompts behind a `PromptSet`, a `QuestionSet` or `Answers` (whose texts are kept as
-    responses).
+    """The prompts behind a `PromptSet`, a `QuestionSet` or `Answers`.
+
+    The texts of `Answers` are kept as responses.
     """
     if isinstance(prompts, PromptSet):
         return prompts

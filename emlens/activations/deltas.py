@@ -1,5 +1,6 @@
-"""Activation deltas: after − before, paired by id, refused where the two sides did not read the
-same thing in the same way.
+"""Activation deltas: after − before, paired by id.
+
+Refused where before and after did not read the same rows in the same way.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emlens.activations.capture_facts import MUST_MATCH, fact
-from emlens.activations.record import Activations, Key
+from emlens.activations.capture_provenance import MUST_MATCH, provenance_value
+from emlens.activations.memory import Activations, Key, TokenValues
 from emlens.foundation.errors import InputError, IntegrityError
 
 
@@ -21,63 +22,31 @@ def activation_deltas(
     The difference is taken in float64 and kept in the inputs' dtype.
 
     Args:
-        allow: facts of provenance that may differ, by name (`"threads"`, `"versions.torch"`, …);
+        allow: entries of provenance that may differ, by name (`"threads"`, `"versions.torch"`, …);
             recorded in the result.
 
     Raises:
-        InputError: `allow` names no fact that is compared.
-        IntegrityError: ids, sites or positions differ, or a fact of provenance does that is not in
-            `allow` (rendered prompts,
-            batch layout, dtypes, attention, backend, device, threads, library versions:
-                `facts.MUST_MATCH`): such a
-            difference would mix fine-tuning with numerical noise.
+        InputError: `allow` names an entry that is not compared.
+        IntegrityError: ids, sites or positions differ, or an entry of provenance that is not in
+            `allow` (rendered prompts, batch layout, dtypes, attention, backend, device, threads,
+            library versions: `capture_provenance.MUST_MATCH`). Such a difference would mix
+            fine-tuning with numerical noise.
     """
     unknown = [name for name in allow if name not in MUST_MATCH]
     if unknown:
         raise InputError(
-            f"allow names {unknown[0]!r}, which is not compared; these facts are:"
+            f"allow names {unknown[0]!r}, which is not compared; compared are:"
             f" {', '.join(MUST_MATCH)}"
         )
-    if before.ids != after.ids:
-        raise IntegrityError(
-            f"before has {len(before)} rows and after {len(after)},"
-            " and their ids are not the same in order; capture both on one set"
-        )
-    for name, ours, others in (
-        ("sites", before.sites, after.sites),
-        ("positions", before.positions, after.positions),
-    ):
-        if ours != others:
-            raise IntegrityError(
-                f"before and after differ in {name} ({ours} and {others});"
-                f" capture both with the same {name}"
-            )
-    for name, what in MUST_MATCH.items():
-        mine, theirs = fact(before.provenance, name), fact(after.provenance, name)
-        if mine != theirs and name not in allow:
-            raise IntegrityError(
-                f"before and after differ in {name} ({mine!r} and {theirs!r}): {what};"
-                " use capture_pair, which runs identical batches in one process,"
-                f" or pass allow=[{name!r}] to accept the noise"
-            )
+    _check_same_rows(before, after)
+    _check_same_provenance(before, after, allow)
     offsets = token_ids = None
     if "all" in before.positions:
-        held, other = before.tokens(before.sites[0]), after.tokens(after.sites[0])
-        offsets, token_ids = held.offsets, held.token_ids
-        if not (torch.equal(offsets, other.offsets) and torch.equal(token_ids, other.token_ids)):
-            raise IntegrityError(
-                "before and after hold different tokens; capture both on one set with one tokenizer"
-            )
+        tokens = _same_tokens(before, after)
+        offsets, token_ids = tokens.offsets, tokens.token_ids
     values: dict[Key, Tensor] = {}
-    for site in before.sites:
-        for position in before.pooled_positions:
-            values[site, position] = _difference(
-                before[site, position], after[site, position], site
-            )
-        if "all" in before.positions:
-            values[site, "all"] = _difference(
-                before.tokens(site).values, after.tokens(site).values, site
-            )
+    for key in before.keys:  # one at a time: a store need not be in memory as a whole
+        values[key] = _difference(before.value(key), after.value(key), site=key[0])
     provenance: dict[str, Any] = {
         "delta": True,
         "before": before.provenance,
@@ -96,11 +65,49 @@ def activation_deltas(
     )
 
 
-def _difference(before: Tensor, after: Tensor, site: str) -> Tensor:
+def _check_same_rows(before: Activations, after: Activations) -> None:
+    if before.ids != after.ids:
+        raise IntegrityError(
+            f"before has {len(before)} rows and after {len(after)},"
+            " and their ids are not the same in order; capture both on one set"
+        )
+    for name in ("sites", "positions"):
+        names_before, names_after = getattr(before, name), getattr(after, name)
+        if names_before != names_after:
+            raise IntegrityError(
+                f"before and after differ in {name} ({names_before} and {names_after});"
+                f" capture both with the same {name}"
+            )
+
+
+def _check_same_provenance(before: Activations, after: Activations, allow: Sequence[str]) -> None:
+    for name, meaning in MUST_MATCH.items():
+        value_before = provenance_value(before.provenance, name)
+        value_after = provenance_value(after.provenance, name)
+        if value_before != value_after and name not in allow:
+            raise IntegrityError(
+                f"before and after differ in {name} ({value_before!r} and {value_after!r}):"
+                f" {meaning}; use capture_pair, which runs identical batches in one process,"
+                f" or pass allow=[{name!r}] to accept the noise"
+            )
+
+
+def _same_tokens(before: Activations, after: Activations) -> TokenValues:
+    """The tokens of `before`, which must be those of `after`."""
+    tokens_before, tokens_after = (acts.tokens(acts.sites[0]) for acts in (before, after))
+    same_offsets = torch.equal(tokens_before.offsets, tokens_after.offsets)
+    if not (same_offsets and torch.equal(tokens_before.token_ids, tokens_after.token_ids)):
+        raise IntegrityError(
+            "before and after hold different tokens; capture both on one set with one tokenizer"
+        )
+    return tokens_before
+
+
+def _difference(before: Tensor, after: Tensor, *, site: str) -> Tensor:
     if (before.dtype, before.shape) != (after.dtype, after.shape):
         raise IntegrityError(
-            f"before and after differ at {site}: {before.dtype} of shape {tuple(before.shape)} and"
-            f" {after.dtype} of shape {tuple(after.shape)};"
+            f"before and after differ at {site}: {before.dtype} of shape {tuple(before.shape)}"
+            f" and {after.dtype} of shape {tuple(after.shape)};"
             " capture both at one width and in one dtype"
         )
     return (after.double() - before.double()).to(before.dtype)

@@ -1,20 +1,18 @@
-"""What a capture will cost, before it runs: bytes exactly, time from a timed sample of its own
-batches.
-"""
+"""What a capture will cost, before it runs: exact bytes, and time from a sample of its batches."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from jaxtyping import Float
 
+from emlens.activations.batch_reading import read_cutting, read_rows
+from emlens.activations.capture_plan import CapturePlan
+from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.capturing import PromptsLike, as_prompts
-from emlens.activations.reading import BATCH_TOKENS, cutting, plan_reading, read_rows
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.positions import PositionLike
-from emlens.foundation.sites import Site
 from emlens.models.hooked import HookedModel
 
 
@@ -24,10 +22,10 @@ class CaptureEstimate:
 
     Args:
         bytes: what is kept, exactly; a store adds row ids and checksums.
-        by_position: the same by position, over all sites.
+        by_position: the same for each position, over all sites.
         rows: prompts.
         tokens: tokens that run, without padding.
-        padded_tokens: with padding.
+        padded_tokens: the same with padding.
         batches: forward passes.
         seconds: the whole capture on this machine; the interval is from the fastest and the slowest
             sampled rate.
@@ -51,20 +49,14 @@ class CaptureEstimate:
 def estimate_capture(
     model: HookedModel,
     prompts: PromptsLike,
-    sites: str | Site | Iterable[str | Site] = "resid_post",
-    layers: Sequence[int] | None = None,
-    positions: PositionLike | Sequence[PositionLike] = "last_prompt",
+    spec: CaptureSpec | None = None,
     *,
-    skip_first: int = 0,
-    batch_tokens: int = BATCH_TOKENS,
-    dtype: torch.dtype | None = None,
     sample: int = 3,
 ) -> CaptureEstimate:
-    """Bytes and time of `capture` with the same arguments, from `sample` of its batches, each run
-    twice and timed once.
+    """Bytes and time of `capture` with the same spec, from `sample` of its batches.
 
-    The sampled batches are spread evenly from the longest rows to the shortest; between them the
-    time a padded token is interpolated.
+    Each sampled batch runs twice and is timed once. The sampled batches are spread evenly from the
+    longest rows to the shortest; between them the time per padded token is interpolated.
 
     Raises:
         InputError: what `capture` refuses; `sample` below 1; a prompt that does not fit into memory
@@ -72,49 +64,57 @@ def estimate_capture(
     """
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
         raise InputError(f"sample={sample!r} must be a count of 1 or more batches")
-    reading = plan_reading(
-        {model.name: model},
-        list(as_prompts(prompts)),
-        sites=sites,
-        layers=layers,
-        positions=positions,
-        skip_first=skip_first,
-        batch_tokens=batch_tokens,
-        dtype=dtype,
-    )
-    layout, lengths = reading.layout, reading.rows.lengths
-    count = len(layout.sizes)
-    whole = [layout.pieces(batch)[0] for batch in range(count)]
-    padded = np.array([len(rows) * max(lengths[i] for i in rows) for rows in whole], dtype=float)
-    chosen = sorted({round(at) for at in np.linspace(0, count - 1, min(sample, count))})
-
-    def read(rows: Sequence[int]) -> int:
-        read_rows(model, reading, rows)
-        return len(rows)
-
-    rates = []
-    for batch in chosen:
-        _, layout = cutting(reading, layout, batch, read)  # warms up, and cuts what does not fit
-        started = time.perf_counter()
-        cutting(reading, layout, batch, read)
-        rates.append((time.perf_counter() - started) / padded[batch])
-    seconds = float((np.interp(np.arange(count), chosen, rates) * padded).sum())
-    method = (
-        f"{len(chosen)} of {count} batches timed, interpolated between them; interval:"
-        " the fastest and the slowest rate"
-    )
+    plan = CapturePlan.make({model.name: model}, list(as_prompts(prompts)), spec or CaptureSpec())
+    padded = _padded_tokens(plan)
+    count = len(padded)
+    sampled = sorted({round(batch) for batch in np.linspace(0, count - 1, min(sample, count))})
+    rates = _seconds_per_token(model, plan, padded, sampled)
+    seconds = float((np.interp(np.arange(count), sampled, rates) * padded).sum())
+    tokens = float(padded.sum())
     return CaptureEstimate(
-        bytes=sum(reading.sizes.values()),
-        by_position=reading.sizes,
-        rows=len(lengths),
-        tokens=sum(lengths),
-        padded_tokens=int(padded.sum()),
+        bytes=sum(plan.bytes_by_position.values()),
+        by_position=plan.bytes_by_position,
+        rows=len(plan.rows),
+        tokens=sum(plan.rows.lengths),
+        padded_tokens=int(tokens),
         batches=count,
         seconds=Estimate(
             seconds,
-            float(padded.sum() * min(rates)),
-            float(padded.sum() * max(rates)),
-            len(chosen),
-            method,
+            tokens * min(rates),
+            tokens * max(rates),
+            len(sampled),
+            f"{len(sampled)} of {count} batches timed, interpolated between them; interval:"
+            " the fastest and the slowest rate",
         ),
     )
+
+
+def _padded_tokens(plan: CapturePlan) -> Float[np.ndarray, " batch"]:
+    """Tokens of each batch with padding: rows × the longest row."""
+    sizes = []
+    for batch in range(len(plan.layout.sizes)):
+        lengths = [plan.rows.lengths[row] for row in plan.layout.pieces(batch)[0]]
+        sizes.append(len(lengths) * max(lengths))
+    return np.array(sizes, dtype=float)
+
+
+def _seconds_per_token(
+    model: HookedModel,
+    plan: CapturePlan,
+    padded: Float[np.ndarray, " batch"],
+    sampled: Sequence[int],
+) -> list[float]:
+    """Time per padded token of each sampled batch."""
+
+    def read(rows: Sequence[int]) -> int:
+        read_rows(model, plan, rows)
+        return len(rows)
+
+    rates = []
+    layout = plan.layout
+    for batch in sampled:
+        _, layout = read_cutting(plan, layout, batch, read)  # warms up, and cuts what does not fit
+        started = time.perf_counter()
+        read_cutting(plan, layout, batch, read)
+        rates.append((time.perf_counter() - started) / padded[batch])
+    return rates

@@ -1,53 +1,78 @@
 """Inside a hook: a padded activation → the few rows that are kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from emlens.activations.token_rows import CaptureRows
+from emlens.activations.token_rows import TokenRows
 from emlens.foundation.positions import Position
 from emlens.models.batches import Batch
 
 
 class Reduction:
-    """Which padded columns each position reads in one batch, worked out once and used at every
-    site.
+    """What each position keeps of one batch, worked out once and used at every site.
 
-    One token is copied exactly; a mean is taken in float64 over the tokens of the row, in the row's
+    One token is copied exactly. A mean is taken in float64 over the tokens of the row, in the row's
     own order, so that it does not depend on padding.
     """
 
     def __init__(
         self,
         batch: Batch,
-        rows: CaptureRows,
+        rows: TokenRows,
         positions: Sequence[Position],
         dtype: torch.dtype | None,
     ):
         self._dtype = dtype
-        device = batch.ids.device
-        self._plans: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
-        for position in positions:
-            tokens = [rows.indices(position, i) for i in batch.index]
-            columns = [[t + batch.offset(i) for t in row] for i, row in enumerate(tokens)]
-            which = torch.tensor([i for i, row in enumerate(columns) for _ in row], device=device)
-            flat = torch.tensor([c for row in columns for c in row], device=device)
-            counts = torch.tensor([len(row) for row in columns], device=device)
-            single = bool((counts == 1).all()) or not position.pooled
-            self._plans[position.name] = (which, flat, None if single else counts)
+        self._tokens = {position.name: _tokens_at(position, batch, rows) for position in positions}
 
     def __call__(self, stream: Tensor) -> dict[str, Tensor]:
-        """Kept values by position, still on the stream's device: copying them off it would make
-        every site wait.
+        """Kept values by position, still on the stream's device.
+
+        Copying them off it here would make the device wait at every site.
         """
-        kept = {}
-        for name, (rows, columns, counts) in self._plans.items():
-            picked = stream[rows.to(stream.device), columns.to(stream.device)]
-            if counts is not None:
-                sums = torch.segment_reduce(
-                    picked.double(), "sum", lengths=counts.to(stream.device)
-                )
-                picked = (sums / counts.to(stream.device)[:, None]).to(stream.dtype)
-            kept[name] = picked.to(self._dtype or picked.dtype)
-        return kept
+        values = {}
+        for position, tokens in self._tokens.items():
+            value = tokens.reduce(stream)
+            values[position] = value.to(self._dtype or value.dtype)
+        return values
+
+
+@dataclass(frozen=True)
+class _TokensAt:
+    """The tokens of one position in a padded batch, row by row."""
+
+    rows: Int[Tensor, " token"]
+    columns: Int[Tensor, " token"]
+    counts: Int[Tensor, " row"] | None
+    """Tokens of each row over which a mean is taken; None where every token is kept."""
+
+    def reduce(self, stream: Tensor) -> Float[Tensor, "kept d_model"]:
+        device = stream.device  # not the batch's where a model is spread over devices
+        values = stream[self.rows.to(device), self.columns.to(device)]
+        if self.counts is None:
+            return values
+        counts = self.counts.to(device)
+        sums = torch.segment_reduce(values.double(), "sum", lengths=counts)
+        return (sums / counts[:, None]).to(stream.dtype)
+
+
+def _tokens_at(position: Position, batch: Batch, rows: TokenRows) -> _TokensAt:
+    row_numbers: list[int] = []
+    columns: list[int] = []
+    lengths: list[int] = []
+    for number, row in enumerate(batch.index):
+        tokens = rows.indices(position, row)
+        row_numbers += [number] * len(tokens)
+        columns += [token + batch.offset(number) for token in tokens]
+        lengths.append(len(tokens))
+    device = batch.ids.device
+    counts: Tensor | None = torch.tensor(lengths, device=device)
+    if not position.pooled or set(lengths) == {1}:
+        counts = None
+    return _TokensAt(
+        torch.tensor(row_numbers, device=device), torch.tensor(columns, device=device), counts
+    )

@@ -1,15 +1,14 @@
-"""Shards of a store on disk: one safetensors file and one sidecar each, written whole or not at
-all, checked by checksum.
+"""Shards of a store on disk: one safetensors file and one sidecar each, checked by checksum.
 
-A shard counts once its sidecar stands. The sidecar holds row ids, the file's size, and a SHA-256 of
-its header and of each tensor, so that reading one site verifies that site alone. Checksums are
-taken from memory while the file is being written. Records (`plan.json`, sidecars, the manifest)
-carry a hash of themselves.
+Both are written completely or not at all. A shard counts once its sidecar is there. The sidecar
+holds row ids, the file's size, and a SHA-256 of its header and of each tensor, so that reading one
+site verifies that site alone. Checksums are taken from memory while the file is being written.
+Records (`plan.json`, sidecars, the manifest) carry a hash of themselves.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from emlens.activations.record import Key
+from emlens.activations.memory import Key
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import publishing, read_json, write_json
 from emlens.foundation.provenance import hash_json
 
 FORMAT = 2
 _HEADER_LIMIT = 2**27
-_HASHING = 2
-"""Threads that take checksums while a shard is written; they wait for no lock of the interpreter.
+_HASH_THREADS = 2
+"""Threads that compute checksums while a shard is written; hashlib releases the interpreter's lock.
 """
 _DTYPES = {
     torch.float64: "F64",
@@ -61,13 +60,13 @@ def read_record(path: Path) -> dict[str, Any]:
         InputError: the file is missing or no JSON.
         IntegrityError: it was changed after it was written.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
+    record = read_json(path)
+    if not isinstance(record, dict):
         raise IntegrityError(f"{path}: was changed after it was written")
-    digest = found.pop("sha256", None)
-    if digest != hash_json(found):
+    digest = record.pop("sha256", None)
+    if digest != hash_json(record):
         raise IntegrityError(f"{path}: was changed after it was written")
-    return found
+    return record
 
 
 def whole_record(path: Path) -> dict[str, Any] | None:
@@ -82,21 +81,22 @@ def whole_record(path: Path) -> dict[str, Any] | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write and publish a safetensors file; its size and checksums.
+    """Write and publish a safetensors file; gives its size and checksums.
 
-    Bytes go from the tensors to the file without a copy between, and are hashed meanwhile, also
-    while the file is flushed to disk.
+    Bytes go from the tensors to the file without a copy, and are hashed at the same time, also
+    while the file is flushed to disk. (`safetensors.torch.save_file` would copy them first.)
     """
-    # so that each lies aligned
+    # wide numbers first, so that each tensor is aligned to its own element size
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     contents = {name: content_of(tensors[name]) for name in order}
     header = _header({name: tensors[name] for name in order})
-    with ThreadPoolExecutor(_HASHING) as pool:
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
         digests = {name: pool.submit(hashlib.sha256, content) for name, content in contents.items()}
         with publishing(path) as temporary, open(temporary, "wb", buffering=0) as file:
             for content in (memoryview(header), *contents.values()):
-                while len(content):
-                    content = content[file.write(content) :]
+                remaining = content
+                while len(remaining):  # an unbuffered write may take only a part
+                    remaining = remaining[file.write(remaining) :]
         return {
             "bytes": len(header) + sum(map(len, contents.values())),
             "header_sha256": hashlib.sha256(header).hexdigest(),
@@ -105,10 +105,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """The header of a safetensors file: its length in 8 bytes, then JSON padded with spaces to a
-    multiple of 8.
+    """The header of a safetensors file.
+
+    Its length in 8 bytes, then JSON padded with spaces to a multiple of 8, as the format asks.
     """
-    entries, end = {}, 0
+    entries: dict[str, Any] = {}
+    end = 0
     for name, value in tensors.items():
         start, end = end, end + value.nbytes
         entries[name] = {
@@ -122,37 +124,46 @@ def _header(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def write_shard(
-    directory: Path, number: int, values: Mapping[Key, Tensor], facts: Mapping[str, Any]
+    directory: Path, number: int, values: Mapping[Key, Tensor], entries: Mapping[str, Any]
 ) -> None:
-    """Publish a shard, then the sidecar that makes it count."""
+    """Publish a shard, then the sidecar that makes it count.
+
+    Args:
+        entries: what the sidecar says beside the size and the checksums.
+    """
     path = shard_path(directory, number)
-    found = write_tensors(path, {tensor_name(key): value for key, value in values.items()})
-    write_record(path.with_suffix(".json"), {"shard": number, **facts, **found})
+    checksums = write_tensors(path, {tensor_name(key): value for key, value in values.items()})
+    write_record(path.with_suffix(".json"), {"shard": number, **entries, **checksums})
 
 
-def shard_stands(directory: Path, number: int, facts: Mapping[str, Any], *, thorough: bool) -> bool:
-    """Whether a shard was finished with these facts; `thorough` compares every checksum, otherwise
-    only the size.
+def is_complete(
+    directory: Path, number: int, entries: Mapping[str, Any], *, thorough: bool
+) -> bool:
+    """Whether a shard was finished and its sidecar has these entries.
 
-    One that is missing, damaged or of another plan counts as not written.
+    `thorough` compares every checksum, otherwise only the size. A shard that is missing, damaged or
+    of another plan is not complete.
     """
     path = shard_path(directory, number)
     record = whole_record(path.with_suffix(".json"))
-    if record is None or any(record.get(name) != value for name, value in facts.items()):
+    if record is None:
+        return False
+    if any(record.get(name) != value for name, value in entries.items()):
         return False
     if not path.is_file() or path.stat().st_size != record.get("bytes"):
         return False
     if not thorough:
         return True
     try:
-        return not list(damage_of(TensorFile(path, record)))
+        return not damaged_tensors(TensorFile(path, record))
     except IntegrityError:
         return False
 
 
 class TensorFile:
-    """A safetensors file, memory-mapped; the header is verified when it is opened, a tensor at its
-    first read.
+    """A safetensors file, memory-mapped.
+
+    The header is verified when it is opened, a tensor at its first read.
 
     Raises:
         IntegrityError: the file is missing, has another size, or its header is not as recorded.
@@ -170,6 +181,7 @@ class TensorFile:
                 f"{path}: does not have the bytes its manifest recorded; {_REMEDY}"
             )
         try:
+            # kept open as long as this object: the tensors that it gives lie in its mapping
             self._handle = safe_open(path, framework="pt").__enter__()
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path}: is no safetensors file ({error}); {_REMEDY}") from None
@@ -197,15 +209,15 @@ class TensorFile:
 _REMEDY = "capture again into this directory to restore it"
 
 
-def damage_of(file: TensorFile) -> Sequence[str]:
+def damaged_tensors(file: TensorFile) -> list[str]:
     """Names of the tensors whose bytes are not as recorded."""
-    found = []
+    damaged = []
     for name in file.names:
         try:
             file.read(name)
         except IntegrityError:
-            found.append(name)
-    return found
+            damaged.append(name)
+    return damaged
 
 
 def content_of(value: Tensor) -> memoryview:
@@ -218,9 +230,7 @@ def tensor_sha256(value: Tensor) -> str:
 
 
 def header_sha256(path: Path) -> str:
-    """Over the header of a safetensors file: its length and the names, dtypes, shapes and places of
-    its tensors.
-    """
+    """Over the header of a safetensors file: names, dtypes, shapes and places of its tensors."""
     with open(path, "rb") as handle:
         size = handle.read(8)
         length = int.from_bytes(size, "little")

@@ -1,12 +1,12 @@
-"""The strongest directions of rows that pass by once: a randomised sketch of their second moment,
-of size (d, sketch).
+"""The strongest directions of rows that are read once: a randomised sketch of their second moment.
 
-Y = Σ x xᵀ Ω for a fixed random orthonormal Ω. Sketches add up, so chunks and processes may come in
-any order. From Y the second moment is recovered by a fixed-rank Nyström approximation (Tropp,
-Yurtsever, Udell & Cevher 2017, algorithm 3). It is exact to rounding where the (centred) rows span
-no more directions than the sketch has columns, and close where the spectrum falls off beyond them;
-its singular values never exceed the true ones. Memory: d·sketch numbers, against d² of a
-covariance. Because it holds squares, singular values below 1e-8 of the largest are not resolved.
+Y = Σ x xᵀ Ω, of shape (d, sketch), for a fixed random orthonormal Ω. Sketches add up, so chunks and
+processes may come in any order. From Y the second moment is recovered by a fixed-rank Nyström
+approximation (Tropp, Yurtsever, Udell & Cevher 2017, algorithm 3). It is exact to rounding where
+the (centred) rows span no more directions than the sketch has columns, and close where the spectrum
+falls off beyond them; its singular values never exceed the true ones. Memory: d·sketch numbers,
+against d² of a covariance. Because it holds squares, singular values below 1e-8 of the largest are
+not resolved.
 """
 
 import torch
@@ -35,16 +35,15 @@ class MomentSketch:
             raise InputError(f"sketch={size!r} must be an integer of 1 to the width of a row, {d}")
         self.d, self.size, self.seed = d, size, seed
         self.n = 0
-        draws = torch.randn(
-            d, size, dtype=torch.float64, generator=torch_rng(seed, "moment sketch", d, size)
-        )
+        generator = torch_rng(seed, "moment sketch", d, size)
+        draws = torch.randn(d, size, dtype=torch.float64, generator=generator)
         self._test = torch.linalg.qr(draws).Q
         self._sketch = torch.zeros(d, size, dtype=torch.float64)
         self._sum = torch.zeros(d, dtype=torch.float64)
         self._squares = 0.0
 
     def update(self, rows: Float[Tensor, "row d"]) -> "MomentSketch":
-        """Take in rows, in any chunks.
+        """Add rows, in any chunks.
 
         Raises:
             InputError: rows of another width, or not finite.
@@ -59,7 +58,7 @@ class MomentSketch:
         return self
 
     def merge(self, other: "MomentSketch") -> "MomentSketch":
-        """Take in what another sketch of the same width, size and seed has seen; it stays as it is.
+        """Add the rows of another sketch of the same width, size and seed, which is not changed.
 
         Raises:
             InputError: another width, size or seed.
@@ -82,7 +81,9 @@ class MomentSketch:
 
     def total(self, *, centred: bool) -> float:
         """Σ |x|², or Σ |x − mean|²: exact, not sketched."""
-        return self._squares - (self.n * float(self.mean @ self.mean) if centred else 0.0)
+        if not centred:
+            return self._squares
+        return self._squares - self.n * float(self.mean @ self.mean)
 
     def axes(self, *, centred: bool) -> tuple[Float[Tensor, "d s"], Float[Tensor, " s"]]:
         """Orthonormal directions, strongest first, and the singular values of the (centred) rows
@@ -90,12 +91,16 @@ class MomentSketch:
         """
         sketch = self._sketch
         if centred:
+            # Σ (x − mean)(x − mean)ᵀ Ω = Σ x xᵀ Ω − n · mean meanᵀ Ω
             sketch = sketch - self.n * torch.outer(self.mean, self.mean @ self._test)
+        # Nyström of the moment plus shift·I, so that the core Ωᵀ Y is safely positive; the shift is
+        # taken off again from the squared singular values below.
         shift = _EPS * float(torch.linalg.matrix_norm(sketch)) * self.d**0.5
         sketch = sketch + shift * self._test
         core = self._test.T @ sketch
-        weights, turn = torch.linalg.eigh((core + core.T) / 2)
-        kept = weights > max(shift, _EPS * self.size * float(weights.abs().max()))
-        factor = sketch @ (turn[:, kept] / weights[kept].sqrt())
+        weights, vectors = torch.linalg.eigh((core + core.T) / 2)
+        resolved = weights > max(shift, _EPS * self.size * float(weights.abs().max()))
+        # Y core⁺ Yᵀ = F Fᵀ with F = Y · core^(−1/2), whose singular vectors are the directions
+        factor = sketch @ (vectors[:, resolved] / weights[resolved].sqrt())
         axes, singular, _ = torch.linalg.svd(factor, full_matrices=False)
         return axes, (singular**2 - shift).clamp(min=0).sqrt()

@@ -1,14 +1,13 @@
-"""The rows of a capture, held compactly: token ids in one integer array, not a Python object a
-token.
+"""`TokenRows`: the prompts of a capture as token ids, held compactly.
 
-A prompt of 60 tokens costs about 250 bytes here against 2,500 as tuples, which is what keeps the
-memory of a capture nearly independent of how many prompts it has. Positions given as callables are
-resolved once, here.
+Ids lie in one integer array, not as one Python object per token: a prompt of 60 tokens costs about
+250 bytes here against 2,500 as tuples. So the memory of a capture is nearly independent of how many
+prompts it has. Positions given as callables are resolved once, here.
 """
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +24,15 @@ from emlens.models.hooked import HookedModel
 
 _CHUNK = 1024
 """Prompts rendered at once, so that only so many exist as Python objects."""
+_LISTED = "listed@"
+_LISTED_OFFSETS = "listed_offsets@"
 
 
-class CaptureRows:
-    """Rendered rows in prompt order: ids, groups, token ids, prompt boundaries; token indices of
-    listed positions.
+class TokenRows:
+    """Rendered rows in prompt order: ids, groups, token ids and prompt boundaries.
+
+    `listed` holds the token indices of positions given as callables, by the position's name: the
+    indices of all rows one after another, and the offsets of the rows in them.
     """
 
     def __init__(
@@ -50,28 +53,28 @@ class CaptureRows:
         self.lengths: list[int] = (offsets[1:] - offsets[:-1]).tolist()
 
     @classmethod
-    def from_rendered(cls, chunks: Iterable[Sequence[Rendered]]) -> "CaptureRows":
+    def from_rendered(cls, chunks: Iterable[Sequence[Rendered]]) -> "TokenRows":
         ids: list[str] = []
         groups: list[str] = []
-        tokens, ends, offsets = array("i"), array("i"), array("q", [0])
+        tokens, prompt_ends, offsets = array("i"), array("i"), array("q", [0])
         for rows in chunks:
             for row in rows:
                 ids.append(row.id)
                 groups.append(row.group)
                 tokens.extend(row.ids)
-                ends.append(row.prompt_end)
+                prompt_ends.append(row.prompt_end)
                 offsets.append(len(tokens))
-        whole = torch.frombuffer(tokens, dtype=torch.int32)
         return cls(
             ids,
             groups,
-            whole,
+            # frombuffer shares the memory of the arrays, which are not changed from here on
+            torch.frombuffer(tokens, dtype=torch.int32),
             torch.frombuffer(offsets, dtype=torch.int64),
-            torch.frombuffer(ends, dtype=torch.int32),
+            torch.frombuffer(prompt_ends, dtype=torch.int32),
         )
 
     @classmethod
-    def of(cls, model: HookedModel, prompts: Sequence[Prompt]) -> "CaptureRows":
+    def render(cls, model: HookedModel, prompts: Sequence[Prompt]) -> "TokenRows":
         """Render prompts as `model` reads them.
 
         Raises:
@@ -79,8 +82,7 @@ class CaptureRows:
         """
         if len(prompts) <= _CHUNK:
             return cls.from_rendered([model.render(prompts)])
-        chunks = (prompts[i : i + _CHUNK] for i in range(0, len(prompts), _CHUNK))
-        return cls.from_rendered(model.render(chunk, remember=False) for chunk in chunks)
+        return cls.from_rendered(_rendered_chunks(model, prompts))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,95 +96,121 @@ class CaptureRows:
             int(self.prompt_ends[row]),
         )
 
-    def resolve(self, positions: Sequence[Position]) -> None:
-        """Check that every position exists in every row, before the first pass; keep what callables
-        choose.
+    def _spans(self, row: int) -> RowSpans:
+        return RowSpans(self.lengths[row], int(self.prompt_ends[row]))
+
+    def resolve_positions(self, positions: Sequence[Position]) -> None:
+        """Check that every position exists in every row, and list the tokens of callables.
 
         Raises:
             InputError: names the first prompt and position that do not fit.
         """
-        found: dict[str, tuple[list[int], list[int]]] = {
-            p.name: ([], [0]) for p in positions if isinstance(p, Chosen)
-        }
-        for i in range(len(self)):
-            spans = RowSpans(self.lengths[i], int(self.prompt_ends[i]))
-            # only callables look at the ids
-            ids = self.rendered(i).ids if found else range(self.lengths[i])
+        choices = {p.name: _ListedTokens() for p in positions if isinstance(p, Chosen)}
+        for row in range(len(self)):
+            spans = self._spans(row)
+            ids: Sequence[int] = range(self.lengths[row])
+            if choices:  # only callables look at the ids, and reading them takes time
+                ids = self.rendered(row).ids
             for position in positions:
                 try:
-                    kept = position.tokens(ids, spans)
+                    tokens = position.tokens(ids, spans)
                 except InputError as error:
-                    raise InputError(f"prompt {one_line(self.ids[i], 60)!r}: {error}") from None
-                if position.name in found:
-                    flat, offsets = found[position.name]
-                    flat.extend(kept)
-                    offsets.append(len(flat))
-        for name, (flat, offsets) in found.items():
-            self.listed[name] = (torch.tensor(flat, dtype=torch.int32), torch.tensor(offsets))
+                    raise InputError(f"prompt {one_line(self.ids[row], 60)!r}: {error}") from None
+                if position.name in choices:
+                    choices[position.name].add_row(tokens)
+        for name, choice in choices.items():
+            self.listed[name] = choice.tensors()
 
     def indices(self, position: Position, row: int) -> list[int]:
-        """Token indices of a position inside one row; `resolve` comes first for positions given as
-        callables.
+        """Token indices of a position inside one row.
+
+        `resolve_positions` comes first where the position is a callable.
         """
         if position.name in self.listed:
             flat, offsets = self.listed[position.name]
-            return [int(t) for t in flat[int(offsets[row]) : int(offsets[row + 1])].tolist()]
-        return position.tokens(
-            range(self.lengths[row]), RowSpans(self.lengths[row], int(self.prompt_ends[row]))
-        )
+            tokens: list[int] = flat[int(offsets[row]) : int(offsets[row + 1])].tolist()
+            return tokens
+        return position.tokens(range(self.lengths[row]), self._spans(row))
 
     @property
     def sha256(self) -> str:
-        """As `emlens.data.rendering.rendered_hash`: over ids, prompt boundaries and token ids, in
-        order.
-        """
+        """Over ids, prompt boundaries and token ids in order; equal to `rendered_hash`."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             row = self.rendered(i)
-            line = f"{row.id}\x1f{row.prompt_end}\x1f{','.join(map(str, row.ids))}"
-            digest.update(("\n" * (i > 0) + line).encode())
+            if i > 0:
+                digest.update(b"\n")
+            token_ids = ",".join(map(str, row.ids))
+            digest.update(f"{row.id}\x1f{row.prompt_end}\x1f{token_ids}".encode())
         return digest.hexdigest()
 
-    def check_other(
-        self, reference: HookedModel, other: HookedModel, prompts: Sequence[Prompt]
+    def check_same_ids(
+        self, reference: HookedModel, model: HookedModel, prompts: Sequence[Prompt]
     ) -> None:
-        """Refuse a model that reads these prompts as other ids, or calls one of their ids by
-        another token.
+        """Refuse a model that reads these prompts as other ids, or whose ids are other tokens.
+
+        Args:
+            reference: the model that rendered these rows.
 
         Raises:
             InputError: names the first prompt that differs.
         """
-        if (
-            other.tokenizer is reference.tokenizer
-            and other.chat_template == reference.chat_template
-        ):
+        same_tokenizer = model.tokenizer is reference.tokenizer
+        if same_tokenizer and model.chat_template == reference.chat_template:
             return
-        theirs = CaptureRows.of(other, prompts)
-        same = torch.equal(self.tokens, theirs.tokens) and torch.equal(self.offsets, theirs.offsets)
-        if same and torch.equal(self.prompt_ends, theirs.prompt_ends):
-            used = self.tokens.unique().tolist()
-            if reference.tokenizer.convert_ids_to_tokens(
-                used
-            ) == other.tokenizer.convert_ids_to_tokens(used):
+        if self._has_same_tokens(TokenRows.render(model, prompts)):
+            ids = self.tokens.unique().tolist()
+            # equal ids are not enough: two vocabularies may give one id to different tokens
+            names = model.tokenizer.convert_ids_to_tokens(ids)
+            if reference.tokenizer.convert_ids_to_tokens(ids) == names:
                 return
         for prompt in prompts:
-            check_same_rows(reference, other, [prompt])
+            check_same_rows(reference, model, [prompt])
 
-    def tensors(self) -> dict[str, Tensor]:
+    def _has_same_tokens(self, rows: "TokenRows") -> bool:
+        return (
+            torch.equal(self.tokens, rows.tokens)
+            and torch.equal(self.offsets, rows.offsets)
+            and torch.equal(self.prompt_ends, rows.prompt_ends)
+        )
+
+    def to_tensors(self) -> dict[str, Tensor]:
         """What a store keeps of the rows beside their ids."""
-        kept = {"tokens": self.tokens, "offsets": self.offsets, "prompt_ends": self.prompt_ends}
+        tensors = {"tokens": self.tokens, "offsets": self.offsets, "prompt_ends": self.prompt_ends}
         for name, (flat, offsets) in self.listed.items():
-            kept |= {f"listed@{name}": flat, f"listed_offsets@{name}": offsets}
-        return kept
+            tensors[_LISTED + name] = flat
+            tensors[_LISTED_OFFSETS + name] = offsets
+        return tensors
 
     @classmethod
     def from_tensors(
         cls, ids: Sequence[str], groups: Sequence[str], tensors: Mapping[str, Any]
-    ) -> "CaptureRows":
-        names = [name.removeprefix("listed@") for name in tensors if name.startswith("listed@")]
-        listed = {
-            name: (tensors[f"listed@{name}"], tensors[f"listed_offsets@{name}"]) for name in names
-        }
+    ) -> "TokenRows":
+        listed = {}
+        for key in tensors:
+            if key.startswith(_LISTED):
+                name = key.removeprefix(_LISTED)
+                listed[name] = (tensors[key], tensors[_LISTED_OFFSETS + name])
         return cls(
             ids, groups, tensors["tokens"], tensors["offsets"], tensors["prompt_ends"], listed
         )
+
+
+class _ListedTokens:
+    """Token indices of one callable position, row by row."""
+
+    def __init__(self) -> None:
+        self._flat: list[int] = []
+        self._offsets = [0]
+
+    def add_row(self, tokens: Sequence[int]) -> None:
+        self._flat.extend(tokens)
+        self._offsets.append(len(self._flat))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self._flat, dtype=torch.int32), torch.tensor(self._offsets)
+
+
+def _rendered_chunks(model: HookedModel, prompts: Sequence[Prompt]) -> Iterator[list[Rendered]]:
+    for start in range(0, len(prompts), _CHUNK):
+        yield model.render(prompts[start : start + _CHUNK], remember=False)

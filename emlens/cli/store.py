@@ -43,7 +43,7 @@ def info(directory: Directory, json: Json = False) -> None:
             as_json(
                 {
                     "finished": False,
-                    "rows": len(job.reading.rows),
+                    "rows": len(job.plan.rows),
                     "shards": units,
                     "shards_missing": missing,
                 }

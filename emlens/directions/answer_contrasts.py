@@ -10,7 +10,7 @@ the misaligned answers), and both at once. All point to misaligned. Rows are cho
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from emlens.activations import stream_moments
+from emlens.activations import CaptureSpec, stream_moments
 from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.data.answers import Answers
 from emlens.data.scores import AlignmentScores
@@ -218,10 +218,7 @@ def shift_directions(
         second="sketch" if kind == "top_component" else "variance",
         sketch=64,
         seed=seed,
-        sites=sites,
-        layers=layers,
-        positions=position,
-        batch_tokens=batch_tokens,
+        spec=CaptureSpec(sites, layers, position, batch_tokens=batch_tokens),
         progress=progress,
     )
     ids = {"prompts": as_prompts(prompts).ids}

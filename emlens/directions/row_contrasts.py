@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.activations.capture_facts import capture_facts, with_layout
+from emlens.activations.batch_reading import read_cutting, read_rows
+from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
+from emlens.activations.capture_provenance import capture_provenance, with_layout
+from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.capturing import PromptsLike, as_prompts
-from emlens.activations.reading import LARGE_BYTES, Reading, cutting, plan_reading, read_rows
-from emlens.activations.record import Key
+from emlens.activations.memory import Key
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.positions import PositionLike
@@ -185,14 +187,8 @@ def contrast(
         )
     sides = [(model, as_prompts(rows)) for model, rows in (positive, negative)]
     models = {"positive": sides[0][0], "negative": sides[1][0]}
-    place: dict[str, Any] = {
-        "sites": sites,
-        "layers": layers,
-        "positions": positions,
-        "skip_first": skip_first,
-        "batch_tokens": batch_tokens,
-    }
-    readings = [plan_reading(models, list(prompts), **place, dtype=None) for _, prompts in sides]
+    spec = CaptureSpec(sites, layers, positions, skip_first, batch_tokens)
+    readings = [CapturePlan.make(models, list(prompts), spec) for _, prompts in sides]
     if any(not position.pooled for position in readings[0].positions):
         raise InputError(
             "position 'all' keeps every token apart; pass pooled positions such as 'mean_response',"
@@ -263,7 +259,7 @@ class _Streamed:
     def of(
         cls,
         model: HookedModel,
-        reading: Reading,
+        reading: CapturePlan,
         index: Tensor,
         count: int,
         weighting: Weighting,
@@ -286,7 +282,7 @@ class _Streamed:
                 weight[position.name] = torch.tensor(lengths, dtype=torch.float64)
         layout = reading.layout
         for batch in range(len(layout.sizes)):
-            parts, layout = cutting(
+            parts, layout = read_cutting(
                 reading, layout, batch, lambda rows: read_rows(model, reading, rows, on_device=True)
             )
             for rows, values in parts:
@@ -300,7 +296,7 @@ class _Streamed:
             name: torch.zeros(count, dtype=torch.float64).index_add_(0, index, each)
             for name, each in weight.items()
         }
-        facts = with_layout(capture_facts(model, reading, prompts_sha256), layout)
+        facts = with_layout(capture_provenance(model, reading, prompts_sha256), layout)
         return cls({key: totals[key[1]] for key in keys}, sums, moments, facts)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from emlens.activations.reading import Reading, plan_reading
+from emlens.activations.capture_plan import CapturePlan
+from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.reducing import Reduction
 from emlens.data import Prompt
 from emlens.foundation.errors import StateError
@@ -38,7 +39,7 @@ class LiveModel:
 
     inner: nn.Module
     model: "CheckpointModel"
-    reading: Reading
+    reading: CapturePlan
     batches: tuple[tuple[Batch, Reduction], ...]
     modules: tuple[nn.Module, ...]
 
@@ -52,15 +53,14 @@ class LiveModel:
         places: Sequence[tuple[str, str]],
     ) -> "LiveModel":
         live = _hooked(inner, tokenizer, chat_template)
-        reading = plan_reading(
+        reading = CapturePlan.make(
             {"live": live},
             prompts,
-            sites=sorted({site for site, _ in places}),
-            layers=None,
-            positions=sorted({position for _, position in places}),
-            skip_first=0,
-            batch_tokens=8192,
-            dtype=None,
+            CaptureSpec(
+                sites=sorted({site for site, _ in places}),
+                positions=sorted({position for _, position in places}),
+                batch_tokens=8192,
+            ),
         )
         pieces = [
             piece

@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from emlens.activations import Activations, activation_deltas, capture, capture_many
+from emlens.activations import (
+    Activations,
+    CaptureSpec,
+    activation_deltas,
+    capture,
+    capture_many,
+)
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.studies.config import StudyConfig
@@ -81,15 +87,19 @@ def noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFr
     prompts = material.outside(name).prompts()
     parent = material.parent(name)
     one, other = (
-        capture(parent, prompts, positions=config.positions, progress=False, batch_tokens=size)
+        capture(
+            parent,
+            prompts,
+            spec=CaptureSpec(positions=config.positions, batch_tokens=size),
+            progress=False,
+        )
         for size in (4096, 512)
     )
     tuned = capture(
         material.family[name],
         prompts,
-        positions=config.positions,
+        spec=CaptureSpec(positions=config.positions, batch_tokens=4096),
         progress=False,
-        batch_tokens=4096,
     )
     rows = []
     for site in one.sites:

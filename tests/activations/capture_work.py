@@ -13,17 +13,13 @@ from typing import Any
 import tiny_models
 import torch
 
-from emlens.activations import batch_layout
-from emlens.activations.executing import capture_over
+from emlens.activations import CaptureSpec, batch_layout
+from emlens.activations.executor_capture import capture_over
 from emlens.data import PromptSet
 from emlens.models import Family, HookedModel, load_family, load_model
 from emlens.runs import RankExecutor
 
-OPTIONS: dict[str, Any] = {
-    "positions": ["last_prompt", "all"],
-    "batch_tokens": 45,
-    "layers": [0, 2],
-}
+SPEC = CaptureSpec(positions=["last_prompt", "all"], batch_tokens=45, layers=[0, 2])
 ROWS = 6
 
 
@@ -72,7 +68,7 @@ def load_both(instruct: Path, adapter: Path) -> Family:
 
 def rank_main(load: Load, store: Path, rank: int, count: int) -> None:
     executor = RankExecutor(rank, count, run="test", lease=5.0)
-    capture_over(executor, load, prompts(), store, threads=1, **OPTIONS)
+    capture_over(executor, load, prompts(), store, threads=1, spec=SPEC)
 
 
 def start(*arguments: Any) -> BaseProcess:

@@ -50,22 +50,22 @@ def test_cuts_halve_a_batch_and_leave_the_order(layout):
     batch = max(range(len(layout.sizes)), key=lambda b: layout.sizes[b])
     cut = layout
     while cut.can_cut(batch):
-        finer = cut.cut(batch)
+        finer = cut.with_cut(batch)
         assert len(finer.pieces(batch)) == min(2 * len(cut.pieces(batch)), layout.sizes[batch])
         sizes = [len(piece) for piece in finer.pieces(batch)]
         assert max(sizes) - min(sizes) <= 1 and flat(finer) == list(layout.order)
         assert finer.sha256 != cut.sha256
         cut = finer
     assert all(len(piece) == 1 for piece in cut.pieces(batch))
-    assert cut.record() == {"replanned": {str(batch): cut.parts[batch]}} and layout.record() == {
-        "replanned": {}
-    }
+    assert cut.to_record() == {
+        "replanned": {str(batch): cut.cuts[batch]}
+    } and layout.to_record() == {"replanned": {}}
 
 
 def test_merging_takes_the_finer_of_both(layout):
-    a, b = layout.merged({0: 2, 3: 4}), layout.merged({0: 4, 1: 2})
-    assert a.merged(b.parts).parts == b.merged(a.parts).parts == {0: 4, 1: 2, 3: 4}
-    assert a.merged(b.parts).sha256 == b.merged(a.parts).sha256
-    assert a.parts_of(0) == {
-        batch: n for batch, n in a.parts.items() if batch in layout.batches_of(0)
+    a, b = layout.with_cuts({0: 2, 3: 4}), layout.with_cuts({0: 4, 1: 2})
+    assert a.with_cuts(b.cuts).cuts == b.with_cuts(a.cuts).cuts == {0: 4, 1: 2, 3: 4}
+    assert a.with_cuts(b.cuts).sha256 == b.with_cuts(a.cuts).sha256
+    assert a.cuts_of(0) == {
+        batch: n for batch, n in a.cuts.items() if batch in layout.batches_of(0)
     }

@@ -5,12 +5,14 @@ every side.
 import copy
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from emlens.activations import (
     ActivationStore,
+    CaptureSpec,
     activation_deltas,
     batch_layout,
     capture,
@@ -21,7 +23,7 @@ from emlens.activations.capture_job import CaptureJob, CaptureUnit
 from emlens.activations.capturing import plan_capture
 from emlens.foundation import InputError, IntegrityError, Span, StateError, UnknownNameError
 
-OPTIONS = {"positions": ["last_prompt", "all"], "batch_tokens": 45, "layers": [0, 2]}
+SPEC = CaptureSpec(positions=["last_prompt", "all"], batch_tokens=45, layers=[0, 2])
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +49,10 @@ def test_units_in_any_order_from_the_directories_alone_give_the_bytes_of_one_cap
         prompts,
         stores={n: tmp_path / f"whole-{n}" for n in models},
         progress=False,
-        **{**OPTIONS, "positions": positions},
+        spec=replace(SPEC, positions=positions),
     )
     stores = {name: tmp_path / name for name in models}
-    plan_capture(models, prompts, stores=stores, **{**OPTIONS, "positions": positions})
+    plan_capture(models, prompts, stores=stores, spec=replace(SPEC, positions=positions))
     opened = CaptureJob.open(stores)
     units = opened.units
     assert len(units) > 5 and opened.missing() == units
@@ -67,8 +69,8 @@ def test_units_in_any_order_from_the_directories_alone_give_the_bytes_of_one_cap
         assert bytes_of(tmp_path / name) == bytes_of(tmp_path / f"whole-{name}")
 
 
-def test_a_job_is_finished_only_when_every_unit_stands(model, prompts, tmp_path):
-    job = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+def test_a_job_is_finished_only_when_every_unit_is_complete(model, prompts, tmp_path):
+    job = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     first, *rest = job.units
     for unit in rest:
         job.run(unit, model)
@@ -93,7 +95,7 @@ def test_a_job_is_finished_only_when_every_unit_stands(model, prompts, tmp_path)
 
 
 def test_a_unit_runs_only_as_it_was_planned(family, prompts, tmp_path):
-    job = plan_capture({"m": family.instruct}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    job = plan_capture({"m": family.instruct}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     with pytest.raises(
         IntegrityError,
         match=r"was planned for model .*, but this process has .*; run it as planned",
@@ -112,11 +114,13 @@ def test_a_unit_runs_only_as_it_was_planned(family, prompts, tmp_path):
     job.run(job.units[0], family.instruct)
 
 
-def test_sides_of_two_captures_are_no_job(model, prompts, tmp_path, unchecked):
-    plan_capture({"m": model}, prompts, stores={"m": tmp_path / "a"}, **OPTIONS)
-    plan_capture({"m": model}, prompts, stores={"m": tmp_path / "b"}, **{**OPTIONS, "layers": [1]})
+def test_stores_of_two_captures_are_no_job(model, prompts, tmp_path, unchecked):
+    plan_capture({"m": model}, prompts, stores={"m": tmp_path / "a"}, spec=SPEC)
+    plan_capture(
+        {"m": model}, prompts, stores={"m": tmp_path / "b"}, spec=replace(SPEC, layers=[1])
+    )
     with pytest.raises(
-        IntegrityError, match="was planned with other sites than .*; pass the sides of one capture"
+        IntegrityError, match="was planned with other sites than .*; pass the stores of one capture"
     ):
         CaptureJob.open({"a": tmp_path / "a", "b": tmp_path / "b"})
     with pytest.raises(InputError, match="stores is empty; pass the directory of each model"):
@@ -126,7 +130,7 @@ def test_sides_of_two_captures_are_no_job(model, prompts, tmp_path, unchecked):
 
 
 def test_a_directory_is_held_by_one_capture(model, prompts, tmp_path):
-    job = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    job = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     other = CaptureJob.open({"m": tmp_path / "s"})
     with (
         job.alone(),
@@ -137,9 +141,9 @@ def test_a_directory_is_held_by_one_capture(model, prompts, tmp_path):
     ):
         other.run(other.units[0], model)
     with job.alone(), pytest.raises(StateError, match="another process is capturing"):
-        capture(model, prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+        capture(model, prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     other.run(other.units[0], model)
-    capture(model, prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+    capture(model, prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     assert (
         sorted(
             path.suffix
@@ -156,8 +160,8 @@ def test_a_directory_is_held_by_one_capture(model, prompts, tmp_path):
 def test_a_damaged_plan_is_written_anew_and_finished_shards_are_kept(
     model, prompts, tmp_path, damage, unchecked
 ):
-    capture(model, prompts, store=tmp_path / "whole", progress=False, **OPTIONS)
-    job = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    capture(model, prompts, store=tmp_path / "whole", progress=False, spec=SPEC)
+    job = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     job.run(job.units[0], model)
     path = tmp_path / "s" / ("plan.json" if damage.startswith("plan") else "rows.safetensors")
     if damage.endswith("gone"):
@@ -169,21 +173,21 @@ def test_a_damaged_plan_is_written_anew_and_finished_shards_are_kept(
             if damage.endswith("cut")
             else content.replace(b'"batch_tokens": 45', b'"batch_tokens": 46')
         )
-    said = (
+    message = (
         "holds no capture that was begun"
         if damage == "plan.json gone"
         else "is damaged; capture into this directory again with the same"
     )
-    with pytest.raises((InputError, IntegrityError), match=said):
+    with pytest.raises((InputError, IntegrityError), match=message):
         CaptureJob.open({"m": tmp_path / "s"})
-    again = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    again = plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     assert again.missing(thorough=True) == again.units[1:]
-    capture(model, prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+    capture(model, prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")
 
 
 def test_a_damaged_plan_of_another_capture_is_refused(family, prompts, tmp_path):
-    capture(family.instruct, prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+    capture(family.instruct, prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     (tmp_path / "s" / "plan.json").write_text("{")
     before = bytes_of(tmp_path / "s")
     with pytest.raises(
@@ -193,7 +197,7 @@ def test_a_damaged_plan_of_another_capture_is_refused(family, prompts, tmp_path)
             r" capture into"
         ),
     ):
-        capture(family["one"], prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+        capture(family["one"], prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     assert bytes_of(tmp_path / "s") == before
 
 
@@ -229,11 +233,11 @@ def scarce(monkeypatch, family):
         ({None: 40, "one": 25}, ("b",)),
     ],
 )
-def test_both_sides_run_the_cut_batches(family, prompts, tmp_path, scarce, limits, stored):
+def test_both_models_run_the_cut_batches(family, prompts, tmp_path, scarce, limits, stored):
     ran = scarce(limits)
     stores = {name: tmp_path / name for name in stored}
     models = {"a": family.instruct, "b": family["one"]}
-    found = capture_many(models, prompts, stores=stores, progress=False, **OPTIONS)
+    found = capture_many(models, prompts, stores=stores, progress=False, spec=SPEC)
     cuts = found["a"].provenance["replanned"]
     assert cuts and cuts == found["b"].provenance["replanned"]
     assert found["a"].provenance["layout_sha256"] == found["b"].provenance["layout_sha256"]
@@ -247,7 +251,7 @@ def test_both_sides_run_the_cut_batches(family, prompts, tmp_path, scarce, limit
             alone = capture(
                 model,
                 prompts.select([prompts.ids[j] for j in index]),
-                batch_tokens=10**6,
+                spec=CaptureSpec(batch_tokens=10**6),
                 progress=False,
             )
             assert torch.equal(found[name].select(alone.ids)["resid_post.2"], alone["resid_post.2"])
@@ -256,9 +260,9 @@ def test_both_sides_run_the_cut_batches(family, prompts, tmp_path, scarce, limit
 def test_a_cut_is_kept_for_the_next_process_and_told_apart(
     family, prompts, tmp_path, scarce, monkeypatch
 ):
-    whole = capture(family.instruct, prompts, progress=False, **OPTIONS)
+    whole = capture(family.instruct, prompts, progress=False, spec=SPEC)
     scarce({None: 30})
-    cut = capture(family.instruct, prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+    cut = capture(family.instruct, prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     assert sorted(path.name for path in (tmp_path / "s").glob("replan-*.json"))
     with pytest.raises(IntegrityError, match="before and after differ in layout_sha256"):
         activation_deltas(whole, cut)
@@ -266,7 +270,7 @@ def test_a_cut_is_kept_for_the_next_process_and_told_apart(
     monkeypatch.undo()
     (tmp_path / "s" / "shard-00001.safetensors").unlink()
     monkeypatch.setattr(batch_layout, "SHARD_ROWS", 2)
-    capture(family.instruct, prompts, store=tmp_path / "s", progress=False, **OPTIONS)
+    capture(family.instruct, prompts, store=tmp_path / "s", progress=False, spec=SPEC)
     # with memory enough, the recorded parts are run again
     assert bytes_of(tmp_path / "s") == before
 
@@ -280,7 +284,7 @@ def test_a_cut_is_kept_for_the_next_process_and_told_apart(
 )
 def test_the_other_ways_to_run_out(family, prompts, scarce, error):
     scarce({None: 30}, error)
-    before, after = capture_pair(family.instruct, family["one"], prompts, progress=False, **OPTIONS)
+    before, after = capture_pair(family.instruct, family["one"], prompts, progress=False, spec=SPEC)
     assert before.provenance["replanned"] == after.provenance["replanned"] != {}
 
 
@@ -293,10 +297,10 @@ def test_one_row_that_does_not_fit_alone_is_named(family, prompts, scarce):
             r" shorten it"
         ),
     ):
-        capture(family.instruct, prompts, progress=False, **OPTIONS)
+        capture(family.instruct, prompts, progress=False, spec=SPEC)
     scarce({None: 10}, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        capture(family.instruct, prompts, progress=False, **OPTIONS)
+        capture(family.instruct, prompts, progress=False, spec=SPEC)
 
 
 def test_a_large_capture_asks_first(model, prompts, tmp_path, monkeypatch):
@@ -315,7 +319,8 @@ def test_a_large_capture_asks_first(model, prompts, tmp_path, monkeypatch):
         capture(model, prompts, positions=["last_prompt", "all"], store=tmp_path / "s")
     assert not (tmp_path / "s").exists()
     assert isinstance(
-        capture(model, prompts, store=tmp_path / "s", large=True, progress=False), ActivationStore
+        capture(model, prompts, store=tmp_path / "s", spec=CaptureSpec(large=True), progress=False),
+        ActivationStore,
     )
     monkeypatch.setattr(capturing, "LARGE_BYTES", size)
     capture(model, prompts, positions=["last_prompt", "all"], progress=False)
@@ -324,11 +329,12 @@ def test_a_large_capture_asks_first(model, prompts, tmp_path, monkeypatch):
 
 
 def test_the_number_of_a_device_is_no_part_of_a_plan(model, prompts, tmp_path):
-    from emlens.activations.capture_facts import process_facts
+    from emlens.activations.capture_provenance import process_provenance
 
-    assert process_facts(model)["model"]["device"] == process_facts(model)["device"] == "cpu"
+    provenance = process_provenance(model)
+    assert provenance["model"]["device"] == provenance["device"] == "cpu"
     other = copy.copy(model)
     other.provenance = {**model.provenance, "device": "cpu:0"}
-    plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
-    job = plan_capture({"m": other}, prompts, stores={"m": tmp_path / "s"}, **OPTIONS)
+    plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
+    job = plan_capture({"m": other}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     job.run(job.units[0], other)

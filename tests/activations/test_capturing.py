@@ -5,7 +5,7 @@ import tiny_models
 import torch
 from tiny_models import close
 
-from emlens.activations import ActivationStore, capture, capture_many, capture_pair
+from emlens.activations import ActivationStore, CaptureSpec, capture, capture_many, capture_pair
 from emlens.activations.capturing import as_prompts
 from emlens.data import Answers, Prompt, PromptSet, QuestionSet
 from emlens.data.answers import Answer
@@ -57,7 +57,9 @@ POSITIONS = {
 def test_positions_against_a_loop_over_rows(model, prompts, name, budget):
     position, expected = POSITIONS[name]
     site = Site("resid_post", 1)
-    acts = capture(model, prompts, "resid_post.1", positions=position, batch_tokens=budget)
+    acts = capture(
+        model, prompts, spec=CaptureSpec("resid_post.1", positions=position, batch_tokens=budget)
+    )
     wanted = torch.stack([expected(row, x) for row, x in streams(model, prompts, site)])
     assert close(acts["resid_post.1"], wanted)
     assert not close(acts["resid_post.1"], wanted.roll(1, 0))  # rows in another order would be seen
@@ -66,7 +68,11 @@ def test_positions_against_a_loop_over_rows(model, prompts, name, budget):
 
 def test_every_token(model, prompts):
     acts = capture(
-        model, prompts, ["resid_post.0", "resid_post.1"], positions=["all", "last"], batch_tokens=40
+        model,
+        prompts,
+        spec=CaptureSpec(
+            ["resid_post.0", "resid_post.1"], positions=["all", "last"], batch_tokens=40
+        ),
     )
     held = acts.tokens("resid_post.1")
     found = streams(model, prompts, Site("resid_post", 1))
@@ -83,7 +89,9 @@ def test_every_token(model, prompts):
 
 def test_skip_first(model, prompts):
     acts = capture(
-        model, prompts, "resid_post.1", positions=["mean_prompt", "last_prompt"], skip_first=2
+        model,
+        prompts,
+        spec=CaptureSpec("resid_post.1", positions=["mean_prompt", "last_prompt"], skip_first=2),
     )
     assert acts.positions == ["mean_prompt[skip_first=2]", "last_prompt"]
     wanted = [
@@ -110,7 +118,7 @@ def test_equal_prompts_under_two_ids_read_the_same(model):
 
 def test_dtypes(model, files, prompts):
     assert capture(model, prompts)["resid_post.0"].dtype == torch.float32
-    half = capture(model, prompts, dtype=torch.bfloat16)
+    half = capture(model, prompts, spec=CaptureSpec(dtype=torch.bfloat16))
     assert (
         half["resid_post.0"].dtype == torch.bfloat16 and half.provenance["kept_dtype"] == "bfloat16"
     )
@@ -122,20 +130,30 @@ def test_dtypes(model, files, prompts):
 
 
 def test_a_pair_is_each_model_alone_and_runs_identical_batches(family, prompts):
-    before, after = capture_pair(family.instruct, family["one"], prompts, batch_tokens=40)
-    assert torch.equal(
-        before.stacked(), capture(family.instruct, prompts, batch_tokens=40).stacked()
+    before, after = capture_pair(
+        family.instruct, family["one"], prompts, spec=CaptureSpec(batch_tokens=40)
     )
-    assert torch.equal(after.stacked(), capture(family["one"], prompts, batch_tokens=40).stacked())
+    assert torch.equal(
+        before.stacked(),
+        capture(family.instruct, prompts, spec=CaptureSpec(batch_tokens=40)).stacked(),
+    )
+    assert torch.equal(
+        after.stacked(),
+        capture(family["one"], prompts, spec=CaptureSpec(batch_tokens=40)).stacked(),
+    )
     assert not torch.equal(before.stacked(), after.stacked())
-    again, same = capture_pair(family.instruct, family.instruct, prompts, batch_tokens=40)
+    again, same = capture_pair(
+        family.instruct, family.instruct, prompts, spec=CaptureSpec(batch_tokens=40)
+    )
     assert torch.equal(again.stacked(), same.stacked())
 
 
 def test_threads_capture_what_one_captures(family, prompts):
     names = ["instruct", "one", "full"]
     expected = {
-        name: capture(family[name], prompts, batch_tokens=30, progress=False).stacked()
+        name: capture(
+            family[name], prompts, spec=CaptureSpec(batch_tokens=30), progress=False
+        ).stacked()
         for name in names
     }
     found = {}
@@ -144,7 +162,9 @@ def test_threads_capture_what_one_captures(family, prompts):
             target=lambda name=name: found.update(
                 {
                     name: [
-                        capture(family[name], prompts, batch_tokens=30, progress=False).stacked()
+                        capture(
+                            family[name], prompts, spec=CaptureSpec(batch_tokens=30), progress=False
+                        ).stacked()
                         for _ in range(4)
                     ]
                 }
@@ -203,7 +223,15 @@ def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_p
     )
     refused("names block 3, but the model has blocks 0 to 2", layers=[3])
     refused("sites is empty", sites=[])
-    refused("batch_tokens=0 must be 1 or more", batch_tokens=0)
+    with pytest.raises(InputError, match="batch_tokens=0 must be 1 or more"):
+        CaptureSpec(batch_tokens=0)
+    for options in ({"layers": [0]}, {"sites": "mlp_out"}, {"positions": "all"}):
+        (name,) = options
+        refused(
+            rf"spec came together with {name}; write CaptureSpec\({name}=\.\.\.\)",
+            spec=CaptureSpec(),
+            **options,
+        )
     with pytest.raises(InputError, match="models is empty; pass at least one"):
         capture_many({}, prompts)
     pair = {"a": family.instruct, "b": family["one"]}
@@ -213,6 +241,18 @@ def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_p
         InputError, match="stores gives one directory to several models; pass one for each"
     ):
         capture_many(pair, prompts, stores={"a": tmp_path / "x", "b": tmp_path / "y" / ".." / "x"})
+
+
+def test_a_spec_is_the_keywords_and_stays_as_it_was_made(model, prompts):
+    layers, positions = [0, 2], ["last_prompt", "mean_prompt"]
+    spec = CaptureSpec("resid_post", layers, positions)
+    kept = capture(model, prompts, "resid_post", layers, positions)
+    layers.append(1)
+    positions.pop()
+    again = capture(model, prompts, spec=spec)
+    assert again.sites == kept.sites == ["resid_post.0", "resid_post.2"]
+    assert again.provenance == kept.provenance
+    assert CaptureSpec(site for site in ["mlp_out"]).sites == ("mlp_out",)
 
 
 def test_models_that_read_other_ids(family, files, prompts):

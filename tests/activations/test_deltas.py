@@ -6,11 +6,12 @@ import torch
 from emlens.activations import (
     Activations,
     ActivationStore,
+    CaptureSpec,
     activation_deltas,
     capture,
     capture_pair,
 )
-from emlens.activations.capture_facts import MUST_MATCH
+from emlens.activations.capture_provenance import MUST_MATCH
 from emlens.data import PromptSet
 from emlens.foundation import InputError, IntegrityError, Span
 
@@ -35,7 +36,7 @@ def test_after_minus_before(family, prompts):
 
 def test_one_model_moves_nowhere(family, prompts):
     deltas = activation_deltas(
-        *capture_pair(family.instruct, family.instruct, prompts, batch_tokens=30)
+        *capture_pair(family.instruct, family.instruct, prompts, spec=CaptureSpec(batch_tokens=30))
     )
     assert all((deltas[site] == 0).all() for site in deltas.sites)
 
@@ -79,13 +80,16 @@ def test_what_was_not_read_alike_is_refused(family, prompts):
     refused(capture(model, prompts, layers=[0]), "before and after differ in sites")
     refused(capture(model, prompts, positions="last"), "before and after differ in positions")
     refused(
-        capture(model, prompts, batch_tokens=30),
+        capture(model, prompts, spec=CaptureSpec(batch_tokens=30)),
         "before and after differ in batch_tokens .2048 and 30.: another batch layout;"
         " use capture_pair",
     )
     other = PromptSet.from_questions(["w1"] * 9, ids=prompts.ids, groups=prompts.groups)
     refused(capture(model, other), "before and after differ in rendered_sha256")
-    refused(capture(model, prompts, dtype=torch.bfloat16), "before and after differ in kept_dtype")
+    refused(
+        capture(model, prompts, spec=CaptureSpec(dtype=torch.bfloat16)),
+        "before and after differ in kept_dtype",
+    )
     late.__name__ = early.__name__ = "chosen"
     chosen = capture(model, prompts, positions=late)
     refused(
@@ -137,8 +141,7 @@ def test_only_compared_facts_can_be_allowed(family, prompts):
     with pytest.raises(
         InputError,
         match=(
-            "allow names 'ids', which is not compared; these facts are:"
-            " rendered_sha256, chosen_sha256"
+            "allow names 'ids', which is not compared; compared are: rendered_sha256, chosen_sha256"
         ),
     ):
         activation_deltas(before, after, allow=["ids"])

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from emlens.activations import capture, estimate_capture, estimating
+from emlens.activations import CaptureSpec, capture, estimate_capture, estimating
 from emlens.foundation import InputError
 
 
 @pytest.mark.parametrize("positions", ["last_prompt", ["mean_prompt", "all"], "all"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_bytes_are_those_that_are_kept(model, prompts, positions, dtype):
-    options = {"positions": positions, "dtype": dtype, "layers": [0, 2], "batch_tokens": 40}
-    found = estimate_capture(model, prompts, **options)
-    kept = capture(model, prompts, progress=False, **options)
+    spec = CaptureSpec(positions=positions, dtype=dtype, layers=[0, 2], batch_tokens=40)
+    found = estimate_capture(model, prompts, spec)
+    kept = capture(model, prompts, spec=spec, progress=False)
     assert (
         found.bytes
         == sum(value.nbytes for value in kept._values.values())
@@ -37,12 +37,13 @@ def test_time_is_that_of_all_batches(model, prompts, monkeypatch):
 
     monkeypatch.setattr(type(model), "run", timed)
     monkeypatch.setattr(estimating.time, "perf_counter", lambda: clock[0])
-    found = estimate_capture(model, prompts, batch_tokens=1, sample=3)
+    one_row = CaptureSpec(batch_tokens=1)
+    found = estimate_capture(model, prompts, one_row, sample=3)
     # three batches, each once to warm up and once timed
     assert len(took) == 6 and found.seconds.n == 3
-    every = estimate_capture(model, prompts, batch_tokens=1, sample=100)
+    every = estimate_capture(model, prompts, one_row, sample=100)
     took.clear()
-    capture(model, prompts, batch_tokens=1, progress=False)
+    capture(model, prompts, spec=one_row, progress=False)
     assert len(took) == found.batches == every.batches == 9
     assert float(every.seconds) == pytest.approx(sum(took))
     assert float(found.seconds) == pytest.approx(sum(took), rel=0.15)
@@ -59,7 +60,7 @@ def test_what_does_not_fit_is_cut_in_the_estimate_too(model, prompts, monkeypatc
         return run(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "run", scarce)
-    assert estimate_capture(model, prompts, batch_tokens=1000).batches == 1
+    assert estimate_capture(model, prompts, CaptureSpec(batch_tokens=1000)).batches == 1
 
 
 def test_a_sample_needs_a_batch(model, prompts, unchecked):

@@ -10,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emlens.activations import ActivationStore, capture, export_activations, import_activations
+from emlens.activations import (
+    ActivationStore,
+    CaptureSpec,
+    capture,
+    export_activations,
+    import_activations,
+)
 from emlens.activations.exchange import from_hidden_states, lens_name, to_hidden_states
 from emlens.foundation import InputError, LoadError, Site, UnknownNameError
 
@@ -35,9 +41,9 @@ def test_npz_keeps_everything(model, prompts, tmp_path, dtype):
     acts = capture(
         model,
         prompts,
-        ["resid_post.0", "final_norm"],
-        positions=["last_prompt", "all"],
-        dtype=dtype,
+        spec=CaptureSpec(
+            sites=["resid_post.0", "final_norm"], positions=["last_prompt", "all"], dtype=dtype
+        ),
         progress=False,
     )
     back = import_activations(export_activations(acts, tmp_path / "a.npz"))
@@ -194,7 +200,7 @@ def test_what_cannot_be_imported(tmp_path, unchecked):
         import_activations(tmp_path / "d.safetensors", layout="persona_vectors")
     with pytest.raises(
         InputError,
-        match=r"holds arrays of shapes \[\(2, 3\), \(4, 3\)\]; pass one \(row, d_model\) a site",
+        match=r"holds arrays of shapes \[\(2, 3\), \(4, 3\)\]; pass one \(row, d_model\) per site",
     ):
         import_activations(tmp_path / "d.safetensors", layout="transformer_lens")
     save_file({"blocks.0.hook_resid_post": torch.zeros(2, 3)}, tmp_path / "e.safetensors")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from emlens.activations import (
     Activations,
     ActivationStore,
+    CaptureSpec,
     batch_layout,
     capture,
     store as store_module,
@@ -15,12 +17,9 @@ from emlens.activations.shards import header_sha256
 from emlens.foundation import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.provenance import hash_json
 
-OPTIONS = {
-    "positions": ["last_prompt", "mean_response", "all"],
-    "batch_tokens": 45,
-    "layers": [0, 2],
-    "progress": False,
-}
+SPEC = CaptureSpec(
+    positions=["last_prompt", "mean_response", "all"], batch_tokens=45, layers=[0, 2]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +49,12 @@ def bytes_of(directory):
 
 @pytest.fixture
 def store(model, prompts, tmp_path):
-    capture(model, prompts, store=tmp_path / "store", **OPTIONS)
+    capture(model, prompts, store=tmp_path / "store", spec=SPEC, progress=False)
     return tmp_path / "store"
 
 
 def test_a_store_holds_what_memory_holds(model, prompts, store):
-    memory = capture(model, prompts, **OPTIONS)
+    memory = capture(model, prompts, spec=SPEC, progress=False)
     opened = ActivationStore.open(store)
     assert same(opened, memory) and len(list(store.glob("shard-*.safetensors"))) > 2
     assert json.loads(json.dumps(opened.provenance)) == json.loads(json.dumps(memory.provenance))
@@ -69,12 +68,13 @@ def test_a_store_holds_what_memory_holds(model, prompts, store):
 def test_reading_in_blocks_gives_the_same_rows(model, prompts, store, monkeypatch, block):
     monkeypatch.setattr(store_module, "_BLOCK", block)
     monkeypatch.setattr(store_module, "_PIECE", 1)
-    assert same(ActivationStore.open(store), capture(model, prompts, **OPTIONS))
+    assert same(ActivationStore.open(store), capture(model, prompts, spec=SPEC, progress=False))
 
 
 def test_saving_and_opening_gives_the_same_bits(model, prompts, tmp_path):
-    for name, options in (("pooled", {}), ("half", {"dtype": torch.bfloat16}), ("tokens", OPTIONS)):
-        acts = capture(model, prompts, **options)
+    half = CaptureSpec(dtype=torch.bfloat16)
+    for name, spec in (("pooled", CaptureSpec()), ("half", half), ("tokens", SPEC)):
+        acts = capture(model, prompts, spec=spec)
         opened = ActivationStore.open(acts.save(tmp_path / name))
         for site in acts.sites:
             for position in acts.pooled_positions:
@@ -145,7 +145,7 @@ def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr(type(model), "run", dies)
     with pytest.raises(KeyboardInterrupt):
-        capture(model, prompts, store=target, **OPTIONS)
+        capture(model, prompts, store=target, spec=SPEC, progress=False)
     with pytest.raises(
         IntegrityError, match="the capture into this store was not finished; run it again to resume"
     ):
@@ -156,25 +156,25 @@ def test_an_interrupted_capture_goes_on_and_gives_the_same_bytes(
         type(model), "run", lambda self, *a, **k: passes.append(1) or run(self, *a, **k)
     )
     before = len(passes)
-    capture(model, prompts, store=target, **OPTIONS)
+    capture(model, prompts, store=target, spec=SPEC, progress=False)
     assert bytes_of(target) == bytes_of(store)  # what a killed process left is gone, too
     if finished:
         shards = json.loads((store / "manifest.json").read_text())["provenance"]["batches"]
         assert len(passes) - before < shards  # finished shards were not run again
 
 
-def test_a_kill_before_the_plan_stands(model, prompts, store, tmp_path):
+def test_a_kill_before_the_plan_is_there(model, prompts, store, tmp_path):
     target = tmp_path / "early"
     target.mkdir()
     (target / ".plan.json.x.part").write_text("{")
-    capture(model, prompts, store=target, **OPTIONS)
+    capture(model, prompts, store=target, spec=SPEC, progress=False)
     assert same(ActivationStore.open(target), ActivationStore.open(store))
 
 
 def test_a_finished_store_is_not_captured_again(model, prompts, store, monkeypatch):
     monkeypatch.setattr(type(model), "run", lambda *a, **k: pytest.fail("a pass ran"))
     before = bytes_of(store)
-    capture(model, prompts, store=store, **OPTIONS)
+    capture(model, prompts, store=store, spec=SPEC, progress=False)
     assert bytes_of(store) == before
 
 
@@ -193,7 +193,7 @@ def test_another_plan_is_refused(model, prompts, store, change):
         IntegrityError,
         match="holds a store begun for another model, prompt set, site, position or library",
     ):
-        capture(model, prompts, store=store, **{**OPTIONS, **change})
+        capture(model, prompts, store=store, spec=replace(SPEC, **change), progress=False)
     assert bytes_of(store) == before
 
 
@@ -204,7 +204,7 @@ def test_another_model_or_prompt_set_is_refused(family, prompts, store):
         (family.instruct, prompts[:5]),
     ):
         with pytest.raises(IntegrityError, match="begun for another model"):
-            capture(model, asked, store=store, **OPTIONS)
+            capture(model, asked, store=store, spec=SPEC, progress=False)
 
 
 def test_a_store_of_another_format_is_not_written_over(model, prompts, store):
@@ -221,7 +221,7 @@ def test_a_store_of_another_format_is_not_written_over(model, prompts, store):
             " pass an empty directory"
         ),
     ):
-        capture(model, prompts, store=store, **OPTIONS)
+        capture(model, prompts, store=store, spec=SPEC, progress=False)
     assert bytes_of(store) == before
 
 
@@ -277,7 +277,7 @@ def test_a_damaged_store_is_restored_by_capturing_again(model, prompts, store, u
         read_all(store)
     second.with_suffix(".json").write_text("{")
     third.with_suffix(".json").write_text("[]")
-    capture(model, prompts, store=store, **OPTIONS)
+    capture(model, prompts, store=store, spec=SPEC, progress=False)
     assert bytes_of(store) == before
 
 

@@ -5,14 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emlens.activations import activation_deltas, capture, capture_pair, stream_moments, streaming
+from emlens.activations import (
+    CaptureSpec,
+    activation_deltas,
+    capture,
+    capture_pair,
+    stream_moments,
+    streaming,
+)
 from emlens.data import PromptSet
 from emlens.foundation import InputError, UnknownNameError
 from emlens.geometry import subspace_overlap, top_k_subspace
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
 SITE = "resid_post.1"
-OPTIONS = {"layers": [1, 2], "batch_tokens": 40, "progress": False}
+SPEC = CaptureSpec(layers=[1, 2], batch_tokens=40)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +29,10 @@ def labels(prompts):
 
 @pytest.mark.parametrize("position", ["last_prompt", "mean_response", "all"])
 def test_moments_are_those_of_the_kept_rows(model, prompts, labels, position):
-    streamed = stream_moments(model, prompts, by=labels, positions=position, **OPTIONS)
-    acts = capture(model, prompts, positions=position, **OPTIONS)
+    streamed = stream_moments(
+        model, prompts, by=labels, spec=replace(SPEC, positions=position), progress=False
+    )
+    acts = capture(model, prompts, spec=replace(SPEC, positions=position), progress=False)
     assert streamed.labels == ("even", "odd") and streamed.sites == ("resid_post.1", "resid_post.2")
     scatter, count = 0, 0
     for label in ("even", "odd", None):
@@ -41,7 +50,11 @@ def test_moments_are_those_of_the_kept_rows(model, prompts, labels, position):
 
 @pytest.mark.parametrize("center", [True, False])
 def test_subspaces_agree_with_the_exact_ones(model, prompts, center):
-    kept = capture(model, prompts, positions="all", **OPTIONS).tokens(SITE).values.double()
+    kept = (
+        capture(model, prompts, spec=replace(SPEC, positions="all"), progress=False)
+        .tokens(SITE)
+        .values.double()
+    )
     exact = top_k_subspace(kept, k=3, center=center)
     for second, sketch, tolerance in (
         ("covariance", 1, 1e-9),
@@ -49,7 +62,13 @@ def test_subspaces_agree_with_the_exact_ones(model, prompts, center):
         ("sketch", 16, 0.05),
     ):
         streamed = stream_moments(
-            model, prompts, by=None, positions="all", second=second, sketch=sketch, **OPTIONS
+            model,
+            prompts,
+            by=None,
+            spec=replace(SPEC, positions="all"),
+            second=second,
+            sketch=sketch,
+            progress=False,
         )
         space = streamed.subspace(SITE, 3, center=center)
         assert float(subspace_overlap(space, exact)) == pytest.approx(1, abs=tolerance)
@@ -67,11 +86,16 @@ def test_subspaces_agree_with_the_exact_ones(model, prompts, center):
 
 def test_deltas_stream_too(family, prompts):
     before, after = capture_pair(
-        family.instruct, family["one"], prompts, positions="all", **OPTIONS
+        family.instruct, family["one"], prompts, spec=replace(SPEC, positions="all"), progress=False
     )
     deltas = activation_deltas(before, after).tokens(SITE).values.double()
     streamed = stream_moments(
-        family["one"], prompts, minus=family.instruct, by=None, positions="all", **OPTIONS
+        family["one"],
+        prompts,
+        minus=family.instruct,
+        by=None,
+        spec=replace(SPEC, positions="all"),
+        progress=False,
     )
     # kept deltas are rounded to float32
     torch.testing.assert_close(streamed.mean(SITE), deltas.mean(0), rtol=1e-5, atol=1e-6)
@@ -90,7 +114,7 @@ def test_deltas_stream_too(family, prompts):
 
 
 def test_a_cut_batch_changes_nothing_but_rounding(model, prompts, monkeypatch):
-    whole = stream_moments(model, prompts, **{**OPTIONS, "batch_tokens": 1000})
+    whole = stream_moments(model, prompts, replace(SPEC, batch_tokens=1000), progress=False)
     run = type(model).run
 
     def scarce(self, batch, *args, **kwargs):
@@ -99,14 +123,14 @@ def test_a_cut_batch_changes_nothing_but_rounding(model, prompts, monkeypatch):
         return run(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "run", scarce)
-    cut = stream_moments(model, prompts, **{**OPTIONS, "batch_tokens": 1000})
+    cut = stream_moments(model, prompts, replace(SPEC, batch_tokens=1000), progress=False)
     assert cut.n(SITE) == whole.n(SITE) == len(prompts) and cut.provenance["replanned"] == {"0": 4}
     torch.testing.assert_close(cut.mean(SITE), whole.mean(SITE), rtol=1e-5, atol=1e-5)
 
 
 def test_variances_alone(model, prompts):
-    streamed = stream_moments(model, prompts, second="variance", **OPTIONS)
-    rows = capture(model, prompts, **OPTIONS)[SITE].double()
+    streamed = stream_moments(model, prompts, second="variance", spec=SPEC, progress=False)
+    rows = capture(model, prompts, spec=SPEC, progress=False)[SITE].double()
     torch.testing.assert_close(streamed.moments(SITE).variance, rows.var(0), **ROUNDING)
     with pytest.raises(
         InputError,
@@ -118,18 +142,22 @@ def test_variances_alone(model, prompts):
 
 
 def test_labels_come_in_four_ways(model, prompts, labels):
-    by_id = stream_moments(model, prompts, by=labels, **OPTIONS)
-    in_order = stream_moments(model, prompts, by=[labels[name] for name in prompts.ids], **OPTIONS)
+    by_id = stream_moments(model, prompts, by=labels, spec=SPEC, progress=False)
+    in_order = stream_moments(
+        model, prompts, by=[labels[name] for name in prompts.ids], spec=SPEC, progress=False
+    )
     assert torch.equal(by_id.mean(SITE, "odd"), in_order.mean(SITE, "odd"))
     grouped = PromptSet([replace(p, group="x" if i < 4 else "y") for i, p in enumerate(prompts)])
-    assert stream_moments(model, grouped, **OPTIONS).labels == ("x", "y")
-    assert stream_moments(model, grouped, by=None, **OPTIONS).labels == ("",)
+    assert stream_moments(model, grouped, spec=SPEC, progress=False).labels == ("x", "y")
+    assert stream_moments(model, grouped, by=None, spec=SPEC, progress=False).labels == ("",)
 
 
 def test_what_cannot_be_streamed_is_said_before_a_pass(
     model, prompts, labels, monkeypatch, unchecked
 ):
-    streamed = stream_moments(model, prompts, by=labels, positions=["last", "all"], **OPTIONS)
+    streamed = stream_moments(
+        model, prompts, by=labels, spec=replace(SPEC, positions=["last", "all"]), progress=False
+    )
     with pytest.raises(
         UnknownNameError, match="there are several positions, last, all; pass position="
     ):
@@ -143,7 +171,7 @@ def test_what_cannot_be_streamed_is_said_before_a_pass(
         streamed.mean("resid_post.0", position="all")
     with pytest.raises(InputError, match=r"k=9 must be a count of 1 to 8, the rank of 9 rows"):
         streamed.subspace(SITE, 9, center=True, position="last")
-    single = stream_moments(model, prompts, by=prompts.ids, **OPTIONS)
+    single = stream_moments(model, prompts, by=prompts.ids, spec=SPEC, progress=False)
     with pytest.raises(
         InputError, match="no class has 2 rows, so there is no covariance within classes"
     ):
@@ -154,7 +182,7 @@ def test_what_cannot_be_streamed_is_said_before_a_pass(
             {"by": "kind"},
             (
                 "by='kind' is unknown; pass 'group', a mapping from id to label,"
-                " one label a prompt, or None"
+                " one label per prompt, or None"
             ),
         ),
         ({"by": {"q0": "x"}}, r"by has no label for prompt 'q1' \(8 of 9 are missing\)"),
@@ -166,7 +194,7 @@ def test_what_cannot_be_streamed_is_said_before_a_pass(
         ({"second": "sketch", "sketch": 0}, "sketch=0 must be a count of 1 or more columns"),
     ):
         with pytest.raises(InputError, match=match):
-            stream_moments(model, prompts, **{**OPTIONS, **options})
+            stream_moments(model, prompts, SPEC, **options)
     monkeypatch.setattr(streaming, "LARGE_BYTES", 1000)
     with pytest.raises(
         InputError,
@@ -175,4 +203,4 @@ def test_what_cannot_be_streamed_is_said_before_a_pass(
             r" second='covariance'\).*pass large=True"
         ),
     ):
-        stream_moments(model, prompts, **OPTIONS)
+        stream_moments(model, prompts, SPEC, progress=False)

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 from typer.testing import CliRunner
 
-from emlens.activations import ActivationStore, capture
+from emlens.activations import ActivationStore, CaptureSpec, capture
 from emlens.activations.capture_job import CaptureJob
 from emlens.activations.capturing import plan_capture
 from emlens.cli.main import app, main
@@ -86,8 +86,8 @@ def test_info_of_an_unfinished_capture(
     job = plan_capture(
         {"m": model},
         PromptSet.from_texts(tiny_models.texts(6)),
+        CaptureSpec(batch_tokens=20),
         stores={"m": tmp_path / "s"},
-        batch_tokens=20,
     )
     assert isinstance(job, CaptureJob)
     job.run(job.units[0], model)

@@ -6,7 +6,7 @@ import tiny_models
 import torch
 
 from emlens.activations import capture
-from emlens.activations.reading import OutOfMemory
+from emlens.activations.batch_reading import OutOfMemory
 from emlens.data import Answer, Answers, Message, PromptSet
 from emlens.directions import contrast, row_contrasts
 from emlens.directions.row_contrasts import Contrasts

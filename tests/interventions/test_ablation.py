@@ -2,14 +2,13 @@ import pytest
 import torch
 from tiny_models import D_MODEL, close
 
-from emlens.activations import capture
+from emlens.activations import CaptureSpec, capture
 from emlens.data import PromptSet
 from emlens.foundation import InputError, Intervention, Site
 from emlens.geometry import Direction, Subspace, top_k_subspace
 from emlens.interventions import ablate, steer
 
 POSTS = [f"resid_post.{i}" for i in range(3)]
-EVERY = {"positions": "all", "progress": False}
 MASK = torch.ones(2, 5, dtype=torch.bool)
 
 
@@ -24,7 +23,8 @@ def stream():
 
 
 def values(model, prompts, site, **options):
-    return capture(model, prompts, site, **{**EVERY, **options}).tokens(site).values
+    spec = CaptureSpec(site, positions="all", **options)
+    return capture(model, prompts, spec=spec, progress=False).tokens(site).values
 
 
 # ---- the arithmetic alone
@@ -291,15 +291,14 @@ def test_undone_also_after_an_error(model, prompts, vector):
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
 @pytest.mark.parametrize("budget", [1, 40, 8192])
 def test_scopes_touch_their_tokens_and_no_other(model, prompts, vector, scope, budget):
-    options = {"batch_tokens": budget}
-    before = capture(model, prompts, "resid_post.0", **EVERY, **options).tokens("resid_post.0")
+    before = values(model, prompts, "resid_post.0", batch_tokens=budget)
     with model.intervene([steer(vector, 1.0, at=["resid_post.0"], positions=scope)]):
-        after = values(model, prompts, "resid_post.0", **options)
+        after = values(model, prompts, "resid_post.0", batch_tokens=budget)
     rows = model.render(prompts)
     inside = torch.cat([torch.arange(len(row.ids)) < row.prompt_end for row in rows])
     touched = {"all": torch.ones_like(inside), "prompt": inside, "response": ~inside}[scope]
-    assert torch.equal(after[~touched], before.values[~touched])
-    assert close(after[touched], before.values[touched] + vector.float())
+    assert torch.equal(after[~touched], before[~touched])
+    assert close(after[touched], before[touched] + vector.float())
     assert 0 < inside.sum() < len(inside)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import D_MODEL, close
 
-from emlens.activations import capture
+from emlens.activations import CaptureSpec, capture
 from emlens.data import PromptSet
 from emlens.foundation import InputError, Intervention, Site
 from emlens.foundation.intervention import PaddedRows
@@ -18,7 +18,8 @@ def vector():
 
 
 def tokens(model, prompts, site=SITE, **options):
-    return capture(model, prompts, site, positions="all", progress=False, **options).tokens(site)
+    spec = CaptureSpec(site, positions="all", **options)
+    return capture(model, prompts, spec=spec, progress=False).tokens(site)
 
 
 def test_a_mean_stands_at_every_touched_token(model, prompts, vector):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import D_MODEL, close
 
-from emlens.activations import ActivationStore, capture
+from emlens.activations import ActivationStore, CaptureSpec, capture
 from emlens.data import PromptSet
 from emlens.foundation import Index, InputError, Span
 from emlens.interventions import steer, swap
@@ -60,13 +60,10 @@ def test_a_swap_undoes_what_lies_before_it(model, questions):
 def test_tokens_that_are_not_touched_keep_their_values(model, prompts, budget):
     run = capture(model, prompts, POST, positions=Index(1), **QUIET)
     source = dict.fromkeys(prompts.ids, prompts.ids[2])
-    before = capture(model, prompts, POST, positions="all", batch_tokens=budget, **QUIET).tokens(
-        POST
-    )
+    spec = CaptureSpec(POST, positions="all", batch_tokens=budget)
+    before = capture(model, prompts, spec=spec, **QUIET).tokens(POST)
     with model.intervene([swap(run, positions=Index(1), source=source)]):
-        after = capture(model, prompts, POST, positions="all", batch_tokens=budget, **QUIET).tokens(
-            POST
-        )
+        after = capture(model, prompts, spec=spec, **QUIET).tokens(POST)
     at = before.offsets[:-1] + 1
     assert torch.equal(after.values[at], run[POST][2].expand(len(at), -1))
     rest = torch.ones(len(before.values), dtype=torch.bool)

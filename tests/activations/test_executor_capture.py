@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 import tiny_models
 import torch
-from activations.capture_work import OPTIONS, ROWS, Load, bytes_of, load_both, prompts, start
+from activations.capture_work import ROWS, SPEC, Load, bytes_of, load_both, prompts, start
 
 from emlens.activations import (
     ActivationStore,
@@ -26,7 +26,7 @@ from emlens.activations import (
     capture_many,
 )
 from emlens.activations.capturing import plan_capture
-from emlens.activations.executing import capture_many_over, capture_over
+from emlens.activations.executor_capture import capture_many_over, capture_over
 from emlens.foundation import InputError, IntegrityError
 from emlens.models import load_model
 from emlens.runs import LocalExecutor, RayExecutor
@@ -34,7 +34,7 @@ from emlens.runs import LocalExecutor, RayExecutor
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    root = tmp_path_factory.mktemp("executing")
+    root = tmp_path_factory.mktemp("executor_capture")
     tiny_models.build(root / "instruct")
     tiny_models.build_adapter(root / "one", root / "instruct")
     return root
@@ -57,7 +57,7 @@ def undisturbed(files, tmp_path_factory):
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_layout, "SHARD_ROWS", ROWS)
-        capture(load_model(files / "instruct"), prompts(), store=store, progress=False, **OPTIONS)
+        capture(load_model(files / "instruct"), prompts(), store=store, progress=False, spec=SPEC)
     return store
 
 
@@ -74,7 +74,7 @@ def answers(store):
 
 def test_one_process_with_an_executor_gives_the_bytes_of_capture(load, undisturbed, tmp_path):
     found = capture_over(
-        LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+        LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, spec=SPEC
     )
     assert bytes_of(tmp_path / "store") == bytes_of(undisturbed) and isinstance(
         found, ActivationStore
@@ -84,7 +84,7 @@ def test_one_process_with_an_executor_gives_the_bytes_of_capture(load, undisturb
         and len(answers(tmp_path / "store")) == len(list(undisturbed.glob("shard-*.json"))) > 5
     )
     again = capture_over(
-        LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+        LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, spec=SPEC
     )
     assert torch.equal(again["resid_post.2", "last_prompt"], found["resid_post.2", "last_prompt"])
     assert bytes_of(tmp_path / "store") == bytes_of(undisturbed)
@@ -121,7 +121,7 @@ def test_two_ray_actors_give_the_same_rows(load, undisturbed, tmp_path, reposito
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", str(repository / "tests"))
     found = capture_over(
-        RayExecutor(2), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+        RayExecutor(2), load, prompts(), tmp_path / "store", progress=False, spec=SPEC
     )
     whole = ActivationStore.open(undisturbed)
     # a busy machine may be done before the second has loaded
@@ -136,40 +136,40 @@ def test_what_capture_began_the_executor_finishes_and_the_other_way_round(
     load, files, undisturbed, tmp_path
 ):
     store = tmp_path / "store"
-    capture(load_model(files / "instruct"), prompts(), store=store, progress=False, **OPTIONS)
+    capture(load_model(files / "instruct"), prompts(), store=store, progress=False, spec=SPEC)
     for name in ("manifest.json", "shard-00003.json", "shard-00005.safetensors"):
         (store / name).unlink()
-    capture_over(LocalExecutor(), load, prompts(), store, progress=False, **OPTIONS)
+    capture_over(LocalExecutor(), load, prompts(), store, progress=False, spec=SPEC)
     assert bytes_of(store) == bytes_of(undisturbed)
     assert {name[-2:] for name, answer in answers(store).items() if not answer["reused"]} == {
         "03",
         "05",
     }
     (store / "shard-00004.json").unlink()
-    capture(load_model(files / "instruct"), prompts(), store=store, progress=False, **OPTIONS)
+    capture(load_model(files / "instruct"), prompts(), store=store, progress=False, spec=SPEC)
     assert bytes_of(store) == bytes_of(undisturbed)
 
 
 def test_a_damaged_shard_is_restored_by_the_same_call(load, undisturbed, tmp_path):
     store = tmp_path / "store"
-    capture_over(LocalExecutor(), load, prompts(), store, progress=False, **OPTIONS)
+    capture_over(LocalExecutor(), load, prompts(), store, progress=False, spec=SPEC)
     path = store / "shard-00002.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     assert bytes_of(store) != bytes_of(undisturbed)
-    capture_over(LocalExecutor(), load, prompts(), store, progress=False, **OPTIONS)
+    capture_over(LocalExecutor(), load, prompts(), store, progress=False, spec=SPEC)
     assert bytes_of(store) == bytes_of(undisturbed)
 
 
 def test_both_sides_of_a_pair(files, tmp_path):
     both = partial(load_both, files / "instruct", files / "one")
     stores = {"instruct": tmp_path / "before", "one": tmp_path / "after"}
-    found = capture_many_over(LocalExecutor(), both, prompts(), stores, progress=False, **OPTIONS)
+    found = capture_many_over(LocalExecutor(), both, prompts(), stores, progress=False, spec=SPEC)
     family = both()
     whole = {name: tmp_path / f"whole-{name}" for name in stores}
     capture_many(
-        {name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS
+        {name: family[name] for name in stores}, prompts(), stores=whole, progress=False, spec=SPEC
     )
     for name in stores:
         assert bytes_of(stores[name]) == bytes_of(whole[name])
@@ -181,7 +181,7 @@ def test_both_sides_of_a_pair(files, tmp_path):
         prompts(),
         stores["instruct"],
         progress=False,
-        **OPTIONS,
+        spec=SPEC,
     )
     # one side alone is another plan of units, on the same store
     assert before.ids == found["instruct"].ids
@@ -199,13 +199,13 @@ def test_a_batch_cut_for_one_side_is_run_again_for_the_other(files, tmp_path, mo
     monkeypatch.setattr(type(family.instruct), "run", limited)
     stores = {"instruct": tmp_path / "before", "one": tmp_path / "after"}
     found = capture_many_over(
-        LocalExecutor(), lambda: family, prompts(), stores, progress=False, **OPTIONS
+        LocalExecutor(), lambda: family, prompts(), stores, progress=False, spec=SPEC
     )
     assert found["instruct"].provenance["replanned"] == found["one"].provenance["replanned"] != {}
     activation_deltas(found["instruct"], found["one"])
     whole = {name: tmp_path / f"whole-{name}" for name in stores}
     capture_many(
-        {name: family[name] for name in stores}, prompts(), stores=whole, progress=False, **OPTIONS
+        {name: family[name] for name in stores}, prompts(), stores=whole, progress=False, spec=SPEC
     )
     for name in stores:
         assert bytes_of(stores[name]) == bytes_of(whole[name])
@@ -220,14 +220,14 @@ def test_every_worker_computes_with_the_planned_threads(load, tmp_path):
             tmp_path / "store",
             threads=2,
             progress=False,
-            **OPTIONS,
+            spec=SPEC,
         )
         assert found.provenance["threads"] == 2 == torch.get_num_threads()
     finally:
         torch.set_num_threads(1)
     with pytest.raises(IntegrityError, match="begun for another model"):
         capture_over(
-            LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, **OPTIONS
+            LocalExecutor(), load, prompts(), tmp_path / "store", progress=False, spec=SPEC
         )
 
 
@@ -242,10 +242,10 @@ def test_calls_that_cannot_be(files, tmp_path, unchecked):
         capture_over(LocalExecutor(), model, prompts(), tmp_path / "store")
     with pytest.raises(
         InputError,
-        match="load gave a dict where a model was wanted; return what emlens.load_model returns",
+        match="load gave a dict where a model was expected; return what emlens.load_model returns",
     ):
         capture_over(LocalExecutor(), dict, prompts(), tmp_path / "store")
-    with pytest.raises(InputError, match="load gave a dict where a model was wanted"):
+    with pytest.raises(InputError, match="load gave a dict where a model was expected"):
         capture_many_over(LocalExecutor(), lambda: {"a": 3}, prompts(), {"a": tmp_path / "store"})
     with pytest.raises(
         InputError, match="stores is empty; pass the directory of each model to capture"
@@ -294,12 +294,12 @@ def test_the_scripts_of_the_documentation(files, tmp_path, repository):
 
 def test_half_written_files_are_swept_only_where_nobody_works(files, tmp_path):
     store, model = tmp_path / "store", load_model(files / "instruct")
-    planned = plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)
+    planned = plan_capture({"m": model}, prompts(), stores={"m": store}, spec=SPEC)
     half = store / ".shard-00000.safetensors.x.part"
     half.write_bytes(b"being written, or left by a kill")
     with capture_job._lock(store, alone=False):
         # another rank starts while one writes
-        plan_capture({"m": model}, prompts(), stores={"m": store}, **OPTIONS)
+        plan_capture({"m": model}, prompts(), stores={"m": store}, spec=SPEC)
         assert half.exists()
     held = threading.Event()
 

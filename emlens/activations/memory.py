@@ -2,7 +2,7 @@
 
 `acts["resid_post.3"]` is (row, d_model) where one pooled position was captured, and an error naming
 the positions where there were several; `acts["resid_post.3", "mean_prompt"]` is always valid. Rows
-stand in prompt order.
+are in prompt order.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,30 +33,33 @@ class TokenValues:
     token_ids: Int[Tensor, " token"]
 
 
-def place_rows(found: Tensor, part: Tensor, index: Tensor, offsets: Tensor | None) -> None:
-    """Put `part`, which holds the rows `index` in that order, where they belong; with `offsets`,
-    every token of a row.
+def place_rows(target: Tensor, values: Tensor, index: Tensor, offsets: Tensor | None) -> None:
+    """Copy `values`, which holds the rows `index` in that order, to where they belong in `target`.
+
+    With `offsets`, a row is all tokens of a prompt: `target[offsets[i]:offsets[i+1]]`.
     """
     if offsets is None:
         # numpy copies row by row; torch would start threads for it
-        bits(found)[index.numpy()] = bits(part)
+        bits(target)[index.numpy()] = bits(values)
         return
     start = 0
     for row in index.tolist():
-        a, b = int(offsets[row]), int(offsets[row + 1])
-        found[a:b] = part[start : start + b - a]
-        start += b - a
+        first, end = int(offsets[row]), int(offsets[row + 1])
+        length = end - first
+        target[first:end] = values[start : start + length]
+        start += length
 
 
 def empty_rows(like: Tensor, *shape: int) -> Tensor:
-    """Uninitialised memory in the dtype of `like`; from numpy, which asks for large pages, so that
-    its first use costs a third.
+    """Uninitialised memory in the dtype of `like`.
+
+    From numpy, which asks for large pages, so that its first use costs a third of torch's.
     """
     return torch.from_numpy(np.empty(shape, _INTEGERS[like.element_size()][1])).view(like.dtype)
 
 
 def bits(value: Tensor) -> Any:
-    """The same memory as numpy integers, which has no bfloat16."""
+    """The same memory as integers, since numpy has no bfloat16."""
     return value.view(_INTEGERS[value.element_size()][0]).numpy()
 
 
@@ -107,36 +110,39 @@ class Activations:
             self._check_rows(values)
 
     def _check_rows(self, values: Mapping[Key, Tensor]) -> None:
+        if "all" in self.positions and self._offsets is None:
+            raise InputError(
+                "activations hold every token but no offsets; pass offsets and token_ids"
+            )
         for site in self.sites:
             for position in self.positions:
-                pooled = position != "all"
-                if not pooled and self._offsets is None:
-                    raise InputError(
-                        "activations hold every token but no offsets; pass offsets and token_ids"
-                    )
-                wanted = (
-                    len(self.ids) if pooled or self._offsets is None else int(self._offsets[-1])
-                )
-                found = values.get((site, position))
-                if found is None or found.ndim != 2 or len(found) != wanted:
-                    came = "nothing" if found is None else f"shape {tuple(found.shape)}"
-                    raise InputError(
-                        f"activations at {site!r}, {position!r} have {came};"
-                        f" pass {wanted} rows of vectors"
-                    )
+                self._check_shape(values.get((site, position)), site, position)
+
+    def _check_shape(self, value: Tensor | None, site: str, position: str) -> None:
+        count = len(self.ids)
+        if position == "all" and self._offsets is not None:
+            count = int(self._offsets[-1])
+        if value is not None and value.ndim == 2 and len(value) == count:
+            return
+        received = "nothing" if value is None else f"shape {tuple(value.shape)}"
+        raise InputError(
+            f"activations at {site!r}, {position!r} have {received}; pass {count} rows of vectors"
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def _repr_html_(self) -> str:
-        ends = [self.sites[0], self.sites[-1]] if len(self.sites) > 2 else self.sites
-        facts = {
+        sites = self.sites
+        if len(sites) > 2:
+            sites = [sites[0], sites[-1]]
+        cells = {
             "rows": len(self),
             "groups": len(set(self.groups)),
-            "sites": " … ".join(ends),
+            "sites": " … ".join(sites),
             "positions": ", ".join(map(str, self.positions)),
         }
-        return as_table(type(self).__name__, facts)
+        return as_table(type(self).__name__, cells)
 
     def __repr__(self) -> str:
         return (
@@ -156,13 +162,7 @@ class Activations:
             site, position = str(Site.parse(key[0])), key[1]
         else:
             site = str(Site.parse(key))
-            if len(self.pooled_positions) != 1:
-                raise UnknownNameError(
-                    f"activations at {site!r} hold positions {self.pooled_positions};"
-                    f" pass acts[{site!r}, position]"
-                    + ("" if self.pooled_positions else f", or acts.tokens({site!r})")
-                )
-            position = self.pooled_positions[0]
+            position = self._only_position(site)
         if site not in self.sites:
             raise UnknownNameError(
                 f"site {site!r} was not captured; these were: {', '.join(self.sites)}"
@@ -177,27 +177,50 @@ class Activations:
             )
         return site, position
 
+    def _only_position(self, site: str) -> str:
+        """The pooled position that was captured, where there is exactly one."""
+        pooled = self.pooled_positions
+        if len(pooled) == 1:
+            return pooled[0]
+        remedy = f"pass acts[{site!r}, position]"
+        if not pooled:
+            remedy += f", or acts.tokens({site!r})"
+        raise UnknownNameError(f"activations at {site!r} hold positions {pooled}; {remedy}")
+
     def stacked(
         self, position: str | None = None, kind: str | None = None
     ) -> Float[Tensor, "layer row d_model"]:
-        """All captured layers of one kind of site at one position, in layer order."""
-        kinds = sorted({Site.parse(name).kind for name in self.sites})
+        """All captured layers of one kind of site at one position, in layer order.
+
+        Raises:
+            UnknownNameError: several kinds of site and no `kind`; a kind or position that was not
+                captured.
+        """
+        sites = self._sites_of_kind(kind)
+        keys: list[Any] = list(sites)
+        if position is not None:
+            keys = [(site, position) for site in sites]
+        first = self[keys[0]]
+        stacked = empty_rows(first, len(keys), *first.shape)
+        # one layer at a time, so that a store is not read into a second copy in memory
+        for i, key in enumerate(keys):
+            stacked[i] = self[key]
+        return stacked
+
+    def _sites_of_kind(self, kind: str | None) -> list[str]:
+        """The sites of one kind; of the only kind there is where none is given."""
+        kinds = sorted({Site.parse(site).kind for site in self.sites})
         if kind is None and len(kinds) > 1:
             raise UnknownNameError(
                 f"activations hold several kinds of site: {', '.join(kinds)}; pass kind="
             )
-        wanted = kind or kinds[0]
-        names = [name for name in self.sites if Site.parse(name).kind == wanted]
-        if not names:
+        kind = kind or kinds[0]
+        sites = [site for site in self.sites if Site.parse(site).kind == kind]
+        if not sites:
             raise UnknownNameError(
-                f"kind {wanted!r} was not captured; these were: {', '.join(kinds)}"
+                f"kind {kind!r} was not captured; these were: {', '.join(kinds)}"
             )
-        first = self[names[0] if position is None else (names[0], position)]
-        found = empty_rows(first, len(names), *first.shape)
-        # one layer at a time: a store need not hold two copies in memory
-        for i, name in enumerate(names):
-            found[i] = self[name if position is None else (name, position)]
-        return found
+        return sites
 
     def tokens(self, site: str | Site) -> TokenValues:
         """Every token at a site, captured with `positions="all"`."""
@@ -208,28 +231,45 @@ class Activations:
             )
         return TokenValues(self._values[name, "all"], self._offsets, self._token_ids)
 
+    @property
+    def keys(self) -> list[Key]:
+        """Site and position of every tensor: all pooled ones, then "all" of each site."""
+        keys = [(site, position) for site in self.sites for position in self.pooled_positions]
+        if "all" in self.positions:
+            keys += [(site, "all") for site in self.sites]
+        return keys
+
+    def value(self, key: Key) -> Float[Tensor, "row_or_token d_model"]:
+        """A tensor by its key, at "all" the values of every token."""
+        site, position = key
+        if position == "all":
+            return self.tokens(site).values
+        return self[site, position]
+
     def select(self, ids: Iterable[str]) -> "Activations":
-        """The rows with these ids, in the order given."""
-        wanted = list(ids)
-        for name in wanted:
+        """The rows with these ids, in the order given.
+
+        Raises:
+            UnknownNameError: an id that no row has.
+        """
+        ids = list(ids)
+        for name in ids:
             if name not in self._row:
                 raise UnknownNameError(f"id {one_line(name)!r} is not among the {len(self)} rows")
-        rows = [self._row[name] for name in wanted]
+        rows = [self._row[name] for name in ids]
         index = torch.tensor(rows, dtype=torch.long)
-        values = {
-            (s, p): self._values[s, p][index] for s in self.sites for p in self.pooled_positions
-        }
         offsets = token_ids = None
+        tokens = index
         if self._offsets is not None and self._token_ids is not None:
-            spans = [torch.arange(int(self._offsets[r]), int(self._offsets[r + 1])) for r in rows]
-            flat = torch.cat(spans) if spans else torch.zeros(0, dtype=torch.long)
-            offsets = torch.tensor([0, *(len(s) for s in spans)]).cumsum(0)
-            token_ids = self._token_ids[flat]
-            values.update({(s, "all"): self._values[s, "all"][flat] for s in self.sites})
+            tokens, offsets = _tokens_of_rows(self._offsets, rows)
+            token_ids = self._token_ids[tokens]
+        values = {}
+        for key in self.keys:
+            values[key] = self._values[key][tokens if key[1] == "all" else index]
         return Activations(
             values,
-            ids=wanted,
-            groups=[self.groups[r] for r in rows],
+            ids=ids,
+            groups=[self.groups[row] for row in rows],
             sites=self.sites,
             positions=self.positions,
             provenance=self.provenance,
@@ -238,9 +278,21 @@ class Activations:
         )
 
     def save(self, directory: str | Path) -> Path:
-        """Write as an activation store, which `ActivationStore.open` reads back; the directory must
-        not hold one yet.
+        """Write as an activation store, which `ActivationStore.open` reads back.
+
+        Raises:
+            InputError: the path is a file.
+            IntegrityError: the directory holds a store, or anything else.
         """
         from emlens.activations.store import write_store
 
         return write_store(self, Path(directory))
+
+
+def _tokens_of_rows(offsets: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Token indices of these rows one after another, and the offsets of the rows in them."""
+    spans = [torch.arange(int(offsets[row]), int(offsets[row + 1])) for row in rows]
+    lengths = torch.tensor([0, *map(len, spans)])
+    # the empty tensor serves a selection of no rows, which cat refuses
+    tokens = torch.cat([torch.zeros(0, dtype=torch.long), *spans])
+    return tokens, lengths.cumsum(0)

@@ -1,0 +1,104 @@
+"""`CaptureSpec`: what a capture reads and how, as one checked record.
+
+`capture`, `capture_pair` and `capture_many` also take `sites=`, `layers=` and `positions=` as a
+short way to write a spec; every other function takes only the spec.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from emlens.foundation.errors import InputError
+from emlens.foundation.positions import Position, PositionLike, parse_position
+from emlens.foundation.sites import Site
+
+BATCH_TOKENS = 2048
+"""Padded tokens per batch at most: enough to use an accelerator, few enough for the caches of a
+processor.
+"""
+SitesLike = str | Site | Iterable[str | Site]
+PositionsLike = PositionLike | Sequence[PositionLike]
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """What a capture reads and how.
+
+    Args:
+        sites: names or kinds; a bare kind such as `"resid_post"` means every layer, or those in
+            `layers`.
+        layers: 0-based block indices; negative ones count from the end. None: every layer.
+        positions: one or several of the positions of `emlens.foundation.positions`.
+        skip_first: tokens at the start of a row that means leave out.
+        batch_tokens: padded tokens per batch at most.
+        dtype: of the values that are kept; None: the model's own.
+        large: allow a capture that keeps more than 8 GiB; `estimate_capture` says how much it keeps
+            and how long it takes.
+
+    Raises:
+        InputError: no position, or one named twice; an unknown position; `skip_first` below 0;
+            `batch_tokens` below 1. Sites and layers are checked when a model is there.
+    """
+
+    sites: SitesLike = "resid_post"
+    layers: Sequence[int] | None = None
+    positions: PositionsLike = "last_prompt"
+    skip_first: int = 0
+    batch_tokens: int = BATCH_TOKENS
+    dtype: torch.dtype | None = None
+    large: bool = False
+
+    def __post_init__(self) -> None:
+        # copies: a list that its owner changes later must not change the spec, and a generator can
+        # be read only once
+        for name in ("sites", "layers", "positions"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+        if self.batch_tokens < 1:
+            raise InputError(f"batch_tokens={self.batch_tokens} must be 1 or more")
+        names = [position.name for position in self.parsed_positions]
+        if not names:
+            raise InputError("positions is empty; pass at least one such as 'last_prompt'")
+        if len(set(names)) != len(names):
+            raise InputError(f"positions holds a name twice: {names}")
+
+    @property
+    def parsed_positions(self) -> tuple[Position, ...]:
+        """The positions as objects, in the order given."""
+        positions: Any = self.positions
+        if not isinstance(positions, tuple):
+            positions = (positions,)
+        return tuple(parse_position(position, self.skip_first) for position in positions)
+
+
+def _frozen(value: Any) -> Any:
+    """A tuple of a list or another iterable; a single name, site or position as it is."""
+    is_single = isinstance(value, str | Site | Position) or callable(value)
+    if is_single or not isinstance(value, Iterable):
+        return value
+    return tuple(value)
+
+
+def spec_of(
+    spec: CaptureSpec | None,
+    *,
+    sites: SitesLike | None = None,
+    layers: Sequence[int] | None = None,
+    positions: PositionsLike | None = None,
+) -> CaptureSpec:
+    """The spec that was passed, or the one that the short keywords describe.
+
+    Raises:
+        InputError: a spec and a keyword that belongs into it.
+    """
+    keywords: dict[str, Any] = {"sites": sites, "layers": layers, "positions": positions}
+    passed = {name: value for name, value in keywords.items() if value is not None}
+    if spec is None:
+        return CaptureSpec(**passed)
+    if passed:
+        raise InputError(
+            f"spec came together with {', '.join(passed)};"
+            f" write CaptureSpec({', '.join(f'{name}=...' for name in passed)}) and pass only spec"
+        )
+    return spec
