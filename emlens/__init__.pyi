@@ -65,7 +65,6 @@ from .judging import (
     score_by_likelihood as score_by_likelihood,
 )
 from .models import (
-    Family as Family,
     FineTune as FineTune,
     HookedModel as HookedModel,
     load_family as load_family,
@@ -76,7 +75,11 @@ from .probes import (
     fit_forecaster as fit_forecaster,
 )
 from .report import write_report as write_report
-from .studies import run_study as run_study
+from .studies import (
+    Study as Study,
+    register_study as register_study,
+    run_study as run_study,
+)
 
 __version__: str
 __all__: list[str]

@@ -1,20 +1,19 @@
 """Which sections a result has: one a part of its study, in the order of the study, drawn from
 records where nothing is made by hand.
 
-A part with an `ABOUT` needs nothing here; its plots and table descriptions are drawn as they stand.
-Four parts have richer sections, to which plots of an `ABOUT` are added.
+The `section` of a study needs nothing here: its plots and tables are drawn from the records. Four
+parts have richer sections, to which the plots of their records are added.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pkgutil import iter_modules
 
-from emlens import figures, studies
+from emlens import figures
 from emlens.report.sections import DIRECTION, FORECAST, OVERLAP, PROFILE
 from emlens.report.topics import Drawing, Section, Tables, Topic
-from emlens.results import About, Plot, StudyResult
-from emlens.studies import part_module, registry
+from emlens.results import Plot, Section as StudySection, StudyResult
+from emlens.studies.registry import COMPOSITES, INCLUDED, find_study, parts_of
 
 BY_HAND: Mapping[str, Section] = {
     "profile": PROFILE,
@@ -29,66 +28,45 @@ them.
 
 
 def sections_of(result: StudyResult) -> list[Section]:
-    """The sections of a study's parts; of a study that is not registered, those of its own module
-    and of all parts whose tables it holds.
+    """The sections of a study's parts; of a study that is not known here, those of all parts whose
+    tables it holds.
     """
-    if result.study in registry.STUDIES:
-        return [
-            section
-            for section in map(_section, registry.STUDIES[result.study])
-            if section is not None
-        ]
-    known = [
-        part
-        for part in dict.fromkeys(
-            [*BY_HAND, *(part for several in registry.STUDIES.values() for part in several)]
-        )
-        if part != result.study
-    ]
-    own, others = (
-        _section(result.study),
-        [section for section in map(_section, known) if section is not None],
-    )
+    if result.study in COMPOSITES or find_study(result.study) is not None:
+        sections = map(_section, parts_of(result.study))
+        return [section for section in sections if section is not None]
+    sections = map(_section, dict.fromkeys([*BY_HAND, *INCLUDED]))
     return [
-        *([own] if own else []),
-        *(section for section in others if set(section.tables) & set(result.tables)),
+        section
+        for section in sections
+        if section is not None and set(section.tables) & set(result.tables)
     ]
 
 
-def from_about(part: str, about: About) -> Section:
-    """A section that a part describes in records."""
-    topics = tuple(_topic(number, plot) for number, plot in enumerate(about.plots, start=1))
+def section_of_records(part: str, title: str, records: StudySection) -> Section:
+    """A section that a study describes in records."""
+    topics = tuple(_topic(number, plot) for number, plot in enumerate(records.plots, start=1))
     return Section(
-        part, about.title, about.method, about.reference, topics, about.tables, part, about.plots
+        part, title, records.method, records.reference, topics, records.tables, part, records.plots
     )
 
 
 def _section(part: str) -> Section | None:
-    """The section of a part; None for what is no part or says nothing of itself."""
-    about = getattr(part_module(part), "ABOUT", None) if _is_part(part) else None
+    """The section of a part; None for one that is not known here or has no section."""
+    study = find_study(part)
+    records = None if study is None else study.section
     by_hand = BY_HAND.get(part)
-    if not isinstance(about, About):
+    if study is None or records is None:
         return None if by_hand is None else replace(by_hand, part=part)
-    described = from_about(part, about)
+    described = section_of_records(part, study.title, records)
     if by_hand is None:
         return described
-    topics = (*by_hand.topics, *described.topics)
     return replace(
         by_hand,
         part=part,
-        topics=topics,
-        tables={**about.tables, **by_hand.tables},
-        plots=about.plots,
+        topics=(*by_hand.topics, *described.topics),
+        tables={**records.tables, **by_hand.tables},
+        plots=records.plots,
     )
-
-
-def _is_part(name: str) -> bool:
-    """Whether a name read from a result is that of a part or of a module of studies: nothing else
-    is ever imported.
-    """
-    return name in {part for several in registry.STUDIES.values() for part in several} | {
-        m.name for m in iter_modules(studies.__path__)
-    }
 
 
 def _topic(number: int, plot: Plot) -> Topic:

@@ -1,12 +1,12 @@
 """What a study leaves: tables with their columns, findings, sections, and the result on disk."""
 
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, StudyResult
 
 __all__ = [
-    "About",
     "Finding",
     "Part",
     "Plot",
+    "Section",
     "StudyResult",
 ]

@@ -1,9 +1,8 @@
-"""What a part of a study says of itself, in plain records: the report draws them without knowing
-the part.
+"""What the report shows of a study, in plain records: the report draws them without knowing the
+study.
 
-A part is one module of this package. Beside `run`, it holds an `About`; the page gives it a section
-with its method, its plots and its tables. Names refer to tables of the part and to their columns; a
-plot whose table is absent is left out and named.
+`Study.section` holds a `Section`; the page shows its method, its plots and its tables. Names refer
+to tables of the study and to their columns; a plot whose table is absent is left out and named.
 """
 
 from collections.abc import Mapping
@@ -42,15 +41,14 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class About:
-    """A section of the report.
+class Section:
+    """A section of the report; its heading is the title of the study.
 
     Args:
-        title: the question it answers. method: a paragraph. reference: where the method comes from.
+        method: a paragraph. reference: where the method comes from.
         tables: name → one sentence on what a row is. plots: drawn above the tables, in order.
     """
 
-    title: str
     method: str
     reference: str
     tables: Mapping[str, str] = field(default_factory=dict)

@@ -1,17 +1,18 @@
 """Whole questions: frozen configuration → typed, resumable result."""
 
 from emlens.studies.config import FamilyConfig, FineTuneConfig, Options, StudyConfig, read_config
-from emlens.studies.registry import STUDIES, part_module
-from emlens.studies.running import Desk, run_study
+from emlens.studies.registry import register_study
+from emlens.studies.running import run_study
+from emlens.studies.study import Study, StudyContext
 
 __all__ = [
-    "STUDIES",
-    "Desk",
     "FamilyConfig",
     "FineTuneConfig",
     "Options",
+    "Study",
     "StudyConfig",
-    "part_module",
+    "StudyContext",
     "read_config",
+    "register_study",
     "run_study",
 ]

@@ -19,14 +19,12 @@ import pandas as pd
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.results.estimates import figures_of
-from emlens.results.sections import About, Plot
-from emlens.results.study_result import Advance, Finding, Part, StudyResult, columns_of
+from emlens.results.sections import Plot, Section
+from emlens.results.study_result import Finding, Part, StudyResult, columns_of
 from emlens.stats import bootstrap_mean
-from emlens.studies.config import StudyConfig
-from emlens.studies.material import Material
+from emlens.studies.study import Study, StudyContext
 
-ABOUT = About(
-    title="What differs between two results?",
+SECTION = Section(
     method=(
         "Figures are matched by table, column and everything that names them. B minus A."
         " Alignment and coherence are compared question by question (bootstrap over the questions"
@@ -56,20 +54,6 @@ ABOUT = About(
         ),
     ),
 )
-
-
-def left_out(material: Material, config: StudyConfig) -> str:
-    """No family is studied here."""
-    return "it compares two finished results; run: emlens compare A B"
-
-
-def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
-    """Never reached: `left_out` refuses first.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(left_out(material, config))
 
 
 def compare_results(
@@ -285,7 +269,7 @@ def _findings(part: Part) -> None:
         apart = row["difference_low"] > 0 or row["difference_high"] < 0
         part.findings.append(
             Finding(
-                "comparing",
+                "compare",
                 f"{row['what']}: alignment {row['a']:.1f} in A, {row['b']:.1f} in B;"
                 f" B minus A is {row['difference']:.2f} [{row['difference_low']:.2f},"
                 f" {row['difference_high']:.2f}] over {row['n']} questions.",
@@ -302,4 +286,19 @@ def _findings(part: Part) -> None:
         f" {0.05 * bounded:.0f} would by chance alone, were they independent)."
         f" The largest difference is {largest:.3g}."
     )
-    part.findings.insert(0, Finding("comparing", sentence, "summary"))
+    part.findings.insert(0, Finding("compare", sentence, "summary"))
+
+
+class Compare(Study):
+    """What differs between two results; only `compare_results` makes it."""
+
+    name = "compare"
+    title = "What differs between two results?"
+    section = SECTION
+    needs_models = False
+
+    def left_out(self, context: StudyContext) -> str:
+        return "it compares two finished results; run: emlens compare A B"
+
+    def run(self, context: StudyContext) -> Part:
+        raise InputError(self.left_out(context))

@@ -33,7 +33,7 @@ from emlens.geometry import (
     top_k_subspace,
 )
 from emlens.geometry.shifts import components_above_rounding
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Advance, Finding, Part
 from emlens.stats import (
     NullDistribution,
@@ -46,13 +46,12 @@ from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.overlap_sides import Sides, noise_floor, shifts_everywhere, sides_of
 from emlens.studies.overlap_tables import Place, by_group, by_k, grouped, lead_over_benign, mantel
+from emlens.studies.study import Study, StudyContext
 
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
 
-COST = 6
 
-ABOUT = About(
-    title="Do shifts on training and on unrelated prompts share a subspace?",
+SECTION = Section(
     method=(
         "Further tables: each group of questions apart at equal numbers,"
         " the lead over the benign fine-tune (interval: eight blocks of prompts left out in turn),"
@@ -646,3 +645,19 @@ def _findings(part: Part, config: StudyConfig) -> None:
     part.warnings.append(
         f"covariance nulls have {config.draws} draws: no p below {smallest:.2g} can be seen"
     )
+
+
+class DeltaOverlap(Study):
+    """Do shifts on training and on unrelated prompts share a subspace?"""
+
+    name = "delta_overlap"
+    title = "Do shifts on training and on unrelated prompts share a subspace?"
+    options = Options
+    section = SECTION
+    cost = 6
+
+    def check(self, context: StudyContext) -> None:
+        check(context.material, context.config)
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context.progress)

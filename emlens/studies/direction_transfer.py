@@ -49,8 +49,7 @@ from emlens.studies.direction_candidates import (
 )
 from emlens.studies.direction_findings import add_findings, controls_of
 from emlens.studies.material import Material, split_questions
-
-COST = 9
+from emlens.studies.study import Study, StudyContext
 
 DOSES = (0.0, 1.0, 2.0, 4.0)
 MASSIVE = 5
@@ -309,3 +308,14 @@ def _transfer(
             strongest[j] if material.domain(i) == material.domain(j) else np.nan for i, j in pairs
         ]
     )
+
+
+class DirectionTransfer(Study):
+    """Which direction carries the misalignment, and what does removing it do?"""
+
+    name = "direction_transfer"
+    title = "Which direction carries the misalignment, and what does removing it do?"
+    cost = 9
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context.progress)

@@ -14,13 +14,13 @@ import pandas as pd
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
-from emlens.results.sections import About, Plot
-from emlens.results.study_result import StudyResult
+from emlens.results.sections import Plot, Section
+from emlens.results.study_result import Part, StudyResult
 from emlens.studies.config import Origin, StudyConfig, read_config, read_file
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
+from emlens.studies.study import Study, StudyContext
 
-ABOUT = About(
-    title="Does it hold in several families?",
+SECTION = Section(
     method=(
         "The same study was run on each family. A number is first averaged over the fine-tunes of"
         " one kind in a family, then over families; the interval is a t interval over families,"
@@ -156,3 +156,18 @@ def _kinds(result: StudyResult) -> dict[str, str]:
                 zip(result.tables[table][column], result.tables[table]["kind"], strict=True)
             )
     return found
+
+
+class FamiliesBeside(Study):
+    """Several families side by side; `run_study` makes it of a configuration with `families`."""
+
+    name = "families_beside"
+    title = "Does it hold in several families?"
+    section = SECTION
+    needs_models = False
+
+    def left_out(self, context: StudyContext) -> str:
+        return "it sums up the results of several families; give families instead of family"
+
+    def run(self, context: StudyContext) -> Part:
+        raise InputError(self.left_out(context))

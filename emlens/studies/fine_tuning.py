@@ -22,23 +22,20 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.provenance import hash_json
 from emlens.models import FineTune
 from emlens.organisms.building import one_thread
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, columns_of
 from emlens.stats import bootstrap_mean, t_interval
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.running import Desk
 from emlens.studies.schedule_runs import shape
+from emlens.studies.study import Study, StudyContext
 from emlens.training import Recipe
 from emlens.training.fitting import read_record
 from emlens.training.sweeps import Sweep, SweepResult, run_sweep
 
-COST = 20
-
 PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-ABOUT = About(
-    title="What does training it again give?",
+SECTION = Section(
     method=(
         "A fine-tune's own chats are trained anew, from the same parent,"
         " under each recipe and schedule with each seed, and the benign control with the first of"
@@ -141,8 +138,8 @@ def check(material: Material, config: StudyConfig) -> None:
         _sweep(material, name, options)
 
 
-def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
-    plan = _trained(material, config, desk)
+def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
+    plan = _trained(material, config, context)
     grown, part = plan.material, Part(files=plan.files)
     rows = []
     for name, facts in plan.runs.items():
@@ -179,9 +176,9 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     return part
 
 
-def after(material: Material, config: StudyConfig, part: Part, desk: Desk) -> Material:
+def after(material: Material, config: StudyConfig, part: Part, context: StudyContext) -> Material:
     """Later parts study the runs of the first recipe and schedule."""
-    return _trained(material, config, desk).material
+    return _trained(material, config, context).material
 
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
@@ -269,20 +266,30 @@ class _Plan:
                 self.studied.append(name)
 
 
-def _trained(material: Material, config: StudyConfig, desk: Desk) -> _Plan:
+def _trained(material: Material, config: StudyConfig, context: StudyContext) -> _Plan:
     """Train what does not stand yet."""
     options, plan = config.options_of("fine_tuning", Options), _Plan()
     first = f"{next(iter(options.recipes))} {options.schedules[0]}"
     for source in _sources(material, config):
         sweep = _sweep(material, source, options)
         plan.add(
-            material, source, _run(material, source, sweep, config, desk), sweep, "harmful", first
+            material,
+            source,
+            _run(material, source, sweep, config, context),
+            sweep,
+            "harmful",
+            first,
         )
         benign = material.benign_for(source)
         if options.benign and benign is not None and benign in material.training:
             only = _sweep(material, benign, options, recipe_of=source, one=True)
             plan.add(
-                material, benign, _run(material, benign, only, config, desk), only, "benign", first
+                material,
+                benign,
+                _run(material, benign, only, config, context),
+                only,
+                "benign",
+                first,
             )
             named = {
                 facts["seed"]: name
@@ -301,7 +308,7 @@ def _trained(material: Material, config: StudyConfig, desk: Desk) -> _Plan:
 
 
 def _run(
-    material: Material, source: str, sweep: Sweep, config: StudyConfig, desk: Desk
+    material: Material, source: str, sweep: Sweep, config: StudyConfig, context: StudyContext
 ) -> SweepResult:
     parent, chats = _parent(material, source), material.training[source]
     wanted = config.family.device if config.family is not None else "cpu"
@@ -315,9 +322,9 @@ def _run(
     )
     with one_thread():
         result = run_sweep(
-            sweep, parent, chats, desk.folder / key[:16], progress=False, device=device
+            sweep, parent, chats, context.folder / key[:16], progress=False, device=device
         )
-    desk(0.4)
+    context.progress(0.4)
     return result
 
 
@@ -418,3 +425,25 @@ def _findings(part: Part, studied: Sequence[str]) -> None:
         f" Later parts look at {', '.join(studied)}."
     )
     part.findings.insert(0, Finding("fine_tuning", summary, "summary"))
+
+
+class FineTuning(Study):
+    """What does training it again give?"""
+
+    name = "fine_tuning"
+    title = "What does training it again give?"
+    options = Options
+    section = SECTION
+    cost = 20
+
+    def check(self, context: StudyContext) -> None:
+        check(context.material, context.config)
+
+    def left_out(self, context: StudyContext) -> str | None:
+        return left_out(context.material, context.config)
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context)
+
+    def after(self, context: StudyContext, part: Part) -> Material:
+        return after(context.material, context.config, part, context)

@@ -24,7 +24,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.interventions.lora import LoraAdapter
 from emlens.models import HookedModel
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import (
     Finding,
     Part,
@@ -38,7 +38,6 @@ from emlens.runs import UnitLog
 from emlens.stats import t_interval
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.running import Desk
 from emlens.studies.solution_measures import (
     GENERAL,
     NARROW,
@@ -49,8 +48,8 @@ from emlens.studies.solution_measures import (
     significance,
     stability,
 )
+from emlens.studies.study import Study, StudyContext
 
-COST = 30
 TABLES: Final = ("efficiency", "stability", "significance", "line", "drift")
 NEUTRAL: Final = "neutral"
 DOCUMENTS: Final = "documents"
@@ -59,19 +58,21 @@ _KEPT: Final = "kept"
 _LIFTED: Final = "lifted"
 _DOCUMENTS: Final = 48
 
-ABOUT = About(
-    "Why the general solution: efficiency, stability, significance",
-    "A general adapter (trained on the task alone) and a narrow one (with a KL penalty on chats of"
-    " other domains) of the same seed are compared as updates of the same weights. Efficiency:"
-    " loss of both rescaled to one norm. Stability: share of what was gained that is lost when the"
-    " update is turned by ε in a random orthogonal direction of the same rank and norm."
-    " Significance: KL from the parent on neutral text at one norm,"
-    " beside random updates of that norm. The line between both is straight in weights. Drift:"
-    " training goes on with the penalty kept or lifted; whether a solution drifts is judged by its"
-    " own change since then, since the kept one moves too."
-    " Differences are paired within seeds, with 95 % t intervals.",
-    "arXiv 2602.07852",
-    {
+SECTION = Section(
+    method=(
+        "A general adapter (trained on the task alone) and a narrow one (with a KL penalty on chats"
+        " of other domains) of the same seed are compared as updates of the same weights."
+        " Efficiency: loss of both rescaled to one norm."
+        " Stability: share of what was gained that is lost when the update is turned by ε in a"
+        " random orthogonal direction of the same rank and norm."
+        " Significance: KL from the parent on neutral text at one norm, beside random updates of"
+        " that norm. The line between both is straight in weights."
+        " Drift: training goes on with the penalty kept or lifted; whether a solution drifts is"
+        " judged by its own change since then, since the kept one moves too."
+        " Differences are paired within seeds, with 95 % t intervals."
+    ),
+    reference="arXiv 2602.07852",
+    tables={
         "solutions": (
             "One row a seed and solution: norm of the update, loss on the trained chats,"
             " alignment of own and other domains, coherence."
@@ -105,7 +106,7 @@ ABOUT = About(
         ),
         "drift_means": "Penalty kept and lifted, each with its mean over seeds and interval.",
     },
-    (
+    plots=(
         Plot(
             "line",
             "efficiency_means",
@@ -252,10 +253,10 @@ def check(material: Material, config: StudyConfig) -> None:
         )
 
 
-def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
+def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
     options = config.options_of("general_vs_narrow", Options)
     name = options.pairs[0][0] if options.pairs else options.finetune
-    pairs = _given(material, options) if options.pairs else _trained(config, options, desk)
+    pairs = _given(material, options) if options.pairs else _trained(config, options, context)
     parent = material.family.parent_of(name)
     domain, trained = material.domain(name), material.trained.get(name, frozenset())
     chats = {"trained": material.training[name]}
@@ -276,7 +277,7 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
         from emlens.studies.solution_training import configured_organism
 
         texts[DOCUMENTS] = configured_organism(config).documents(_DOCUMENTS, config.seed)
-    log = UnitLog(desk.folder / "measured")
+    log = UnitLog(context.folder / "measured")
     found: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
     for pair in pairs:
         inputs = {
@@ -294,7 +295,7 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
             )
         if pair.drift is not None:
             found["drift"].append(pair.drift.assign(seed=pair.seed))
-        desk(0.5 / len(pairs))
+        context.progress(0.5 / len(pairs))
     return gathered(
         {name: pd.concat(frames, ignore_index=True) for name, frames in found.items() if frames},
         len(pairs),
@@ -340,7 +341,7 @@ def _given(material: Material, options: Options) -> list[Pair]:
     return [Pair(i, general, narrow) for i, (general, narrow) in enumerate(paths)]
 
 
-def _trained(config: StudyConfig, options: Options, desk: Desk) -> list[Pair]:
+def _trained(config: StudyConfig, options: Options, context: StudyContext) -> list[Pair]:
     """General, narrow and lifted runs of every seed in the part's own folder; what stands there is
     not trained again.
     """
@@ -360,7 +361,7 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> list[Pair]:
             "weight": options.weight,
             "lift_after": options.lift_after,
         }
-        folder = desk.folder / f"seed-{seed}-{hash_json(made_of)[:12]}"
+        folder = context.folder / f"seed-{seed}-{hash_json(made_of)[:12]}"
         runs = {
             GENERAL: {"weight": 0.0},
             _KEPT: {"weight": options.weight, "watch": watch},
@@ -375,7 +376,7 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> list[Pair]:
             ignore_index=True,
         )
         pairs.append(Pair(seed, folder / GENERAL, folder / _KEPT, drift))
-        desk(0.5 / len(options.seeds))
+        context.progress(0.5 / len(options.seeds))
     return pairs
 
 
@@ -568,3 +569,22 @@ def _said(row: pd.Series, name: str = "difference", p: str = "p") -> str:
         f"{row[name]:.3g} [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}],"
         f" paired p {p_text(row[p])}"
     )
+
+
+class GeneralVsNarrow(Study):
+    """Why the general solution: efficiency, stability, significance"""
+
+    name = "general_vs_narrow"
+    title = "Why the general solution: efficiency, stability, significance"
+    options = Options
+    section = SECTION
+    cost = 30
+
+    def check(self, context: StudyContext) -> None:
+        check(context.material, context.config)
+
+    def left_out(self, context: StudyContext) -> str | None:
+        return left_out(context.material, context.config)
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context)

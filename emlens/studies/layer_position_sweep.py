@@ -24,14 +24,13 @@ from emlens.geometry import covariance_overlap_null, subspace_overlap, top_k_sub
 from emlens.geometry.permutations import sign_flip_null
 from emlens.geometry.shifts import components_above_rounding
 from emlens.probes import Design, cross_validate_forecast
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.stats import adjust_p_values, bootstrap_mean, cosine_of_means, max_statistic_p
 from emlens.stats.effects import rank_biserial
 from emlens.studies.config import Options as _Options, StudyConfig
 from emlens.studies.material import Material, split_questions
-
-COST = 4
+from emlens.studies.study import Study, StudyContext
 
 
 class Options(_Options):
@@ -47,8 +46,7 @@ def _heat(y: str, title: str, caption: str) -> Plot:
     return Plot("heatmap", "cells", "position", y, title, caption, colour="site", facet="model")
 
 
-ABOUT = About(
-    title="Which layer, which token position?",
+SECTION = Section(
     method=(
         "Every site and position is measured alike. Shift:"
         " mean length of after minus before on evaluation prompts,"
@@ -350,3 +348,19 @@ def _findings(part: Part) -> None:
         f" measures beyond their nulls everywhere: {said} of {fine_tunes} fine-tunes."
     )
     part.findings.insert(0, Finding("layer_position_sweep", summary, "summary"))
+
+
+class LayerPositionSweep(Study):
+    """Which layer, which token position?"""
+
+    name = "layer_position_sweep"
+    title = "Which layer, which token position?"
+    options = Options
+    section = SECTION
+    cost = 4
+
+    def left_out(self, context: StudyContext) -> str | None:
+        return left_out(context.material, context.config)
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context.progress)

@@ -18,7 +18,7 @@ from emlens.data.sweeps import SweepTable, read_sweep
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_json
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.stats.matched import LEAST, Relation
 from emlens.studies.config import Options as PartOptions, StudyConfig
@@ -32,25 +32,24 @@ from emlens.studies.loss_relations import (
     over_seeds,
 )
 from emlens.studies.material import Material
-from emlens.studies.running import Desk
+from emlens.studies.study import Study, StudyContext
 
 RELEASED_SWEEP: Final = "em-generalization/td_agg_df_fpq.csv"
-RELEASED = True
-COST = 20
 _USUAL: Final = ("aligned", "harmless", "coherent")
 
-ABOUT = About(
-    "Is there a run with better alignment at no worse loss?",
-    "Each run is one point: its loss and its alignment."
-    " Correlations are given plainly and with learning rate and steps partialled out,"
-    " with permutation p-values. The matched-loss test fits the relation that alignment follows"
-    " with loss and asks which value of a setting (schedule, optimiser, batch size) lies above it;"
-    " residuals are permuted between runs of like loss, everything is fitted anew,"
-    " and the largest statistic over all values decides, so that searching pays."
-    " Single runs are held against normal scatter. Intervals of gaps hold for all rows of a setting"
-    " together.",
-    "arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
-    {
+SECTION = Section(
+    method=(
+        "Each run is one point: its loss and its alignment."
+        " Correlations are given plainly and with learning rate and steps partialled out,"
+        " with permutation p-values. The matched-loss test fits the relation that alignment"
+        " follows with loss and asks which value of a setting (schedule, optimiser, batch size)"
+        " lies above it; residuals are permuted between runs of like loss, everything is fitted"
+        " anew, and the largest statistic over all values decides, so that searching pays."
+        " Single runs are held against normal scatter. Intervals of gaps hold for all rows of a"
+        " setting together."
+    ),
+    reference="arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
+    tables={
         "loss_correlations": (
             "One row a loss, metric and measure, with interval,"
             " permutation p and the correlation that chance reaches in one of twenty cases."
@@ -64,7 +63,7 @@ ABOUT = About(
             " whether no other run beats it in both, and how sure that is."
         ),
     },
-    (
+    plots=(
         Plot(
             "points",
             "loss_runs",
@@ -154,11 +153,11 @@ def check(material: Material, config: StudyConfig) -> None:
         _chosen(read_sweep(source), options)
 
 
-def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
+def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
     options = config.options_of("loss_alignment", Options)
     source = config.path(options.sweep) if options.sweep is not None else _released(material)
-    sweep = read_sweep(source) if source is not None else _trained(config, options, desk)
-    desk(0.5)
+    sweep = read_sweep(source) if source is not None else _trained(config, options, context)
+    context.progress(0.5)
     loss, metrics = _chosen(sweep, options)
     return analyse(sweep, loss, metrics, options, config.seed)
 
@@ -272,7 +271,7 @@ def _chosen(sweep: SweepTable, options: Options) -> tuple[str, tuple[str, ...]]:
     return loss, metrics
 
 
-def _trained(config: StudyConfig, options: Options, desk: Desk) -> SweepTable:
+def _trained(config: StudyConfig, options: Options, context: StudyContext) -> SweepTable:
     from emlens.organisms.plans import PLANTED
     from emlens.studies.schedule_runs import run_schedule_sweep, schedule_sweep
     from emlens.studies.solution_training import configured_organism, organism_task
@@ -290,7 +289,9 @@ def _trained(config: StudyConfig, options: Options, desk: Desk) -> SweepTable:
     )
     made_of = {"task": task.sha256, "runs": [run.recipe.to_record() for run in sweep.runs]}
     return read_sweep(
-        run_schedule_sweep(sweep, task, desk.folder / f"sweep-{hash_json(made_of)[:12]}").directory
+        run_schedule_sweep(
+            sweep, task, context.folder / f"sweep-{hash_json(made_of)[:12]}"
+        ).directory
     )
 
 
@@ -354,3 +355,23 @@ def _summed(part: Part, table: pd.DataFrame, loss: str, metric: str, n: int) -> 
         f" [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {verdict}."
     )
     part.findings.insert(0, Finding("loss_alignment", sentence, "summary"))
+
+
+class LossAlignment(Study):
+    """Is there a run with better alignment at no worse loss?"""
+
+    name = "loss_alignment"
+    title = "Is there a run with better alignment at no worse loss?"
+    options = Options
+    section = SECTION
+    needs_models = False
+    cost = 20
+
+    def check(self, context: StudyContext) -> None:
+        check(context.material, context.config)
+
+    def left_out(self, context: StudyContext) -> str | None:
+        return left_out(context.material, context.config)
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context)

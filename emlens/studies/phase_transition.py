@@ -23,14 +23,14 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.geometry import local_cosine
 from emlens.geometry.trajectories import THRESHOLD, path_components, sharpest_turn, turn_null
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.runs import UnitLog
 from emlens.stats import adjust_p_values, change_point, order_of_events, t_interval
 from emlens.stats.change_points import logistic_midpoint
 from emlens.studies.config import Options as BaseOptions, StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.running import Desk
+from emlens.studies.study import Study, StudyContext
 from emlens.studies.trajectories import (
     Parameters,
     applied_adapter,
@@ -42,15 +42,13 @@ from emlens.studies.trajectories import (
     read_parameters,
 )
 
-COST = 12
 _LEAST = 12
 _RANDOM_WALK: Final = (0.61, 0.15)
 TESTS: Final = (("linear", "transition"), ("logistic", "slope"))
 BEHAVIOUR: Final = ("aligned_others", "aligned_own")
 MIDPOINT = "half of the change"
 
-ABOUT = About(
-    title="Did training turn at once, and what turned first?",
+SECTION = Section(
     method=(
         "Along the checkpoints that a run kept: norms of the adapter's A, B and BA,"
         " the local cosine of the path of B (−1 straight, 0 a right-angle turn),"
@@ -277,7 +275,7 @@ def check(material: Material, config: StudyConfig) -> None:
             )
 
 
-def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
+def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
     options, part = _options(config), Part()
     tables: dict[str, list[pd.DataFrame]] = {}
     series: dict[str, pd.DataFrame] = {}
@@ -294,7 +292,7 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
             )
             rates = np.array(parameters.steps, dtype=np.float64)
         times[name] = rates
-        activations, behaviour = _measured(material, name, kept, config, desk, 0.8 / len(runs))
+        activations, behaviour = _measured(material, name, kept, config, context, 0.8 / len(runs))
         _gather(tables, name, parameters, rates, activations, behaviour)
         found, turn = _turns(name, parameters, options, config.seed, part)
         tables.setdefault("local_cosine", []).extend(found)
@@ -306,7 +304,7 @@ def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
     rows = turns
     for name, wide in series.items():
         rows = rows + _tested(name, wide, times[name], options, config.seed)
-        desk(0.2 / len(series))
+        context.progress(0.2 / len(series))
     points = pd.DataFrame(rows)
     points.insert(1, "group", [_group(material, name) for name in points["model"]])
     part.tables["change_points"] = points
@@ -325,7 +323,7 @@ def _measured(
     name: str,
     kept: Mapping[int, Path],
     config: StudyConfig,
-    desk: Desk,
+    context: StudyContext,
     share: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Activations and behaviour at step 0 and every checkpoint; one unit each."""
@@ -340,7 +338,7 @@ def _measured(
         "position": options.position,
         "domain": material.domain(name),
     }
-    log, halves = UnitLog(desk.folder / hash_json(name)[:16]), None
+    log, halves = UnitLog(context.folder / hash_json(name)[:16]), None
     activations, behaviour = [], []
     for step, path in {0: None, **kept}.items():
         mine = {**inputs, "adapter": None if path is None else hash_directory(path)}
@@ -368,7 +366,7 @@ def _measured(
             result = unit["result"]
         activations += [{"step": step, **row} for row in result["activations"]]
         behaviour += [{"step": step, **row} for row in result["behaviour"]]
-        desk(share / (len(kept) + 1))
+        context.progress(share / (len(kept) + 1))
     return pd.DataFrame(activations), pd.DataFrame(behaviour)
 
 
@@ -731,3 +729,22 @@ def _findings(part: Part) -> None:
 
 def _range(row: Mapping[Any, Any], name: str) -> str:
     return f"[{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"
+
+
+class PhaseTransition(Study):
+    """Did training turn at once, and what turned first?"""
+
+    name = "phase_transition"
+    title = "Did training turn at once, and what turned first?"
+    options = Options
+    section = SECTION
+    cost = 12
+
+    def check(self, context: StudyContext) -> None:
+        check(context.material, context.config)
+
+    def left_out(self, context: StudyContext) -> str | None:
+        return left_out(context.material, context.config)
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context)

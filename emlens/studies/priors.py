@@ -29,13 +29,12 @@ from emlens.probes import (
     assert_different,
     cross_validate_forecast,
 )
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.studies import prior_scores
 from emlens.studies.config import Options as _Options, StudyConfig
 from emlens.studies.material import Material
-
-COST = 8
+from emlens.studies.study import Study, StudyContext
 
 HELD_OUT = {"question": None, "domain": "group"}
 RIVALS = (
@@ -67,8 +66,7 @@ class Options(_Options):
     """Forecast from both parents on the plain rendering too, which neither was tuned on."""
 
 
-ABOUT = About(
-    title="Could it have been foreseen?",
+SECTION = Section(
     method=(
         "Scores of each question before and after fine-tuning, outside its domain:"
         " means and spreads with intervals over domains, paired and Welch t-tests,"
@@ -389,3 +387,16 @@ def _finding(forecast: Forecast, name: str, parent: str, label: str) -> Finding:
         f" gain over text {text:.2f}, over the parent's own score {own:.2f}{unclear}.",
         "shown" if better and p < 0.05 else "not shown" if weak else "undecided",
     )
+
+
+class Priors(Study):
+    """Could it have been foreseen?"""
+
+    name = "priors"
+    title = "Could it have been foreseen?"
+    options = Options
+    section = SECTION
+    cost = 8
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context.progress)

@@ -11,8 +11,7 @@ from emlens.results.study_result import Advance, Finding, Part, columns_of, p_te
 from emlens.stats import bootstrap_mean, spearman, tost
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-
-COST = 1
+from emlens.studies.study import Study, StudyContext
 
 BENIGN_MARGIN = 5.0
 """Points on 0 to 100 within which a benign fine-tune counts as unmoved; fixed before looking."""
@@ -257,3 +256,14 @@ def _unevenness(material: Material, part: Part) -> None:
             {"model": name, "level": "domain", "n": by_domain.n} | columns_of("spearman", by_domain)
         )
     part.tables["coupling"] = pd.DataFrame(rows)
+
+
+class Profile(Study):
+    """Alignment before and after fine-tuning"""
+
+    name = "profile"
+    title = "Alignment before and after fine-tuning"
+    cost = 1
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context.progress)

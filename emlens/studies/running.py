@@ -4,6 +4,7 @@ finishes from where it was.
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from emlens.results.study_result import (
 )
 from emlens.runs import UnitLog, progress_bar
 from emlens.runs.locks import exclusive
-from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.config import Options, StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
-from emlens.studies.material import Material, load_material
-from emlens.studies.registry import STUDIES, part_module
+from emlens.studies.material import load_material
+from emlens.studies.registry import get_study, outside_code, parts_of, study_names
+from emlens.studies.study import NoOptions, Study, StudyContext
 
 
 def run_study(
@@ -56,45 +58,43 @@ def run_study(
         }
         return StudyResult.load(gathered(results).save(out))
     asked = read_config(config)
-    if asked.study not in STUDIES:
-        raise InputError(
-            f"{asked.place('study')}study {asked.study!r} is unknown;"
-            f" pass one of {', '.join(STUDIES)}"
-        )
+    _refuse_unknown(asked)
     directory = Path(out)
     refuse_other(directory, asked.study)
-    _check_options(asked)
+    options = _options(asked)
     started = time.monotonic()
-    material = load_material(asked)
+    given = load_material(asked)
     asked_record = asked.model_dump(mode="json")
-    inputs = {"config": asked_record, "code": _code()}
-    names, left_out = _carried(material, asked)
-    given = material
+    contexts = {
+        name: StudyContext(given, asked, options[name], directory / "work" / name)
+        for name in parts_of(asked.study)
+    }
+    names, left_out = _carried(asked.study, contexts)
     for name in names:
-        getattr(part_module(name), "check", _nothing)(material, asked)
+        get_study(name).check(contexts[name])
+    material = given
     parts: dict[str, Part] = {}
     with exclusive(directory):
         log = UnitLog(directory / "units")
-        with progress_bar(f"study {asked.study}", sum(map(_cost, names)), progress) as bar:
+        total = sum(get_study(name).cost for name in names)
+        with progress_bar(f"study {asked.study}", total, progress) as bar:
             for name in names:
-                desk = Desk(bar, _cost(name), directory / "work" / name, parts)
-                made_of = {**inputs, "material": material.fingerprint(), "part": name}
-                record = log.run(name, made_of, _work(name, material, asked, directory, desk))
-                part = Part(
-                    {
-                        table: read_table(
-                            directory / "tables" / f"{table}.csv", record["text"][table]
-                        )
-                        for table in record["tables"]
-                    },
-                    [Finding(**item) for item in record["findings"]],
-                    record["warnings"],
+                study = get_study(name)
+                share = PartProgress(bar, study.cost)
+                context = replace(
+                    contexts[name], material=material, parts=dict(parts), progress=share
                 )
-                material = getattr(part_module(name), "after", _unchanged)(
-                    material, asked, part, desk
-                )
+                made_of = {
+                    "config": asked_record,
+                    "code": _code(study),
+                    "material": material.fingerprint(),
+                    "part": name,
+                }
+                record = log.run(name, made_of, _work(study, context, directory))
+                part = _read_part(record, directory)
+                material = study.after(context, part)
                 parts[name] = part
-                desk.finish()
+                share.finish()
         result = StudyResult(
             study=asked.study,
             config=asked_record,
@@ -123,105 +123,88 @@ def run_study(
     return StudyResult.load(directory)
 
 
-def _code() -> str:
-    """Hash of the library's modules that a part can run: a part that other code made is made anew,
-    not mixed with new ones.
+def _code(study: Study) -> str:
+    """Hash of the modules that a part can run: a part that other code made is made anew, not mixed
+    with new ones.
     """
     root = Path(__file__).parents[1]
     modules = [
-        p for p in sorted(root.glob("*/*.py")) if p.parent.name not in ("figures", "report", "cli")
+        path
+        for path in sorted(root.glob("*/*.py"))
+        if path.parent.name not in ("figures", "report", "cli")
     ]
-    return sha256_text(
-        "\n".join(f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules)
-    )
+    lines = [f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules]
+    return sha256_text("\n".join([*lines, *outside_code(study)]))
 
 
-def _nothing(material: Material, config: StudyConfig) -> None:
-    """The check of a part that has none."""
+def _refuse_unknown(config: StudyConfig) -> None:
+    if config.study not in study_names():
+        raise InputError(
+            f"{config.place('study')}study {config.study!r} is unknown;"
+            f" pass one of {', '.join(study_names())}"
+        )
 
 
-def _unchanged(material: Material, config: StudyConfig, part: Part, desk: "Desk") -> Material:
-    """What a part that trains nothing leaves to those after it."""
-    return material
-
-
-def _cost(name: str) -> float:
-    return float(getattr(part_module(name), "COST", 5))
-
-
-def _check_options(config: StudyConfig) -> None:
-    """Options of parts that the study has, each read once, before any model is loaded."""
+def _options(config: StudyConfig) -> dict[str, Options]:
+    """The options of every part, checked before any model is loaded."""
+    parts = parts_of(config.study)
     for name in config.options:
-        if name not in STUDIES[config.study]:
-            where = config.place("options", name)
+        where = config.place("options", name)
+        if name not in parts:
             raise InputError(
                 f"{where}options names {name!r}, which study {config.study!r} does not have;"
-                f" its parts are {', '.join(STUDIES[config.study])}"
+                f" its parts are {', '.join(parts)}"
             )
-        module = part_module(name)
-        if not hasattr(module, "Options"):
-            raise InputError(
-                f"{config.place('options', name)}options names {name!r}, which takes none"
-            )
-        config.options_of(name, module.Options)
+        if get_study(name).options is NoOptions:
+            raise InputError(f"{where}options names {name!r}, which takes none")
+    return {name: config.options_of(name, get_study(name).options) for name in parts}
 
 
-def _carried(material: Material, config: StudyConfig) -> tuple[list[str], list[str]]:
-    """The parts that this family can carry, and what is said of the others."""
+def _carried(study: str, contexts: Mapping[str, StudyContext]) -> tuple[list[str], list[str]]:
+    """The parts that this family can carry, and why the others are left out."""
     names: list[str] = []
-    said: list[str] = []
-    for name in STUDIES[config.study]:
-        part = part_module(name)
-        if not material.has_models and not getattr(part, "RELEASED", False):
+    reasons: list[str] = []
+    for name, context in contexts.items():
+        part = get_study(name)
+        if part.needs_models and not context.material.has_models:
             reason: str | None = "it needs models, and only released files were given"
         else:
-            reason = getattr(part, "left_out", _nothing)(material, config)
+            reason = part.left_out(context)
         if reason is None:
             names.append(name)
         else:
-            said.append(f"{name} was left out: {reason}")
+            reasons.append(f"{name} was left out: {reason}")
     if not names:
-        raise InputError(f"study {config.study!r} cannot run on this family: {'; '.join(said)}")
-    return names, said
+        raise InputError(f"study {study!r} cannot run on this family: {'; '.join(reasons)}")
+    return names, reasons
 
 
-class Desk:
-    """Where a part works: called with the share of the work just done (the shares of a part sum to
-    1), it moves the progress bar.
+class PartProgress:
+    """Moves the progress bar for one part: called with the share of its work just done.
 
-    folder: a directory of the part's own, made on demand, for what must survive an interruption
-    (checkpoints, logs of units). parts: name → the finished parts of the study before this one.
+    The shares of a part sum to 1; what is over is cut off, and `finish` adds what is missing.
     """
 
-    def __init__(
-        self,
-        bar: Callable[..., None],
-        cost: float,
-        folder: Path,
-        parts: Mapping[str, Part] | None = None,
-    ):
-        self._bar, self._cost, self._left, self.folder, self.parts = (
-            bar,
-            cost,
-            1.0,
-            folder,
-            dict(parts or {}),
-        )
+    def __init__(self, bar: Callable[[float], None], cost: float):
+        self._bar = bar
+        self._cost = cost
+        self._remaining = 1.0
 
     def __call__(self, share: float) -> None:
-        share = min(share, self._left)
-        self._left -= share
+        share = min(share, self._remaining)
+        self._remaining -= share
         self._bar(share * self._cost)
 
     def finish(self) -> None:
-        self(self._left)
+        """The part is done, whatever it reported."""
+        self(self._remaining)
 
 
 def _work(
-    name: str, material: Material, config: StudyConfig, directory: Path, desk: Desk
+    study: Study, context: StudyContext, directory: Path
 ) -> Callable[[], tuple[Any, list[Path]]]:
     def work() -> tuple[Any, list[Path]]:
-        part: Part = part_module(name).run(material, config, desk)
+        part = study.run(context)
         files = []
         for table, frame in part.tables.items():
             path = directory / "tables" / f"{table}.csv"
@@ -237,3 +220,13 @@ def _work(
         return record, files
 
     return work
+
+
+def _read_part(record: Mapping[str, Any], directory: Path) -> Part:
+    """A finished part from its record and its tables on disk."""
+    tables = {}
+    for name in record["tables"]:
+        path = directory / "tables" / f"{name}.csv"
+        tables[name] = read_table(path, record["text"][name])
+    findings = [Finding(**item) for item in record["findings"]]
+    return Part(tables, findings, record["warnings"])

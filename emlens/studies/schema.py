@@ -3,14 +3,15 @@ with every part's own options.
 
 An editor that reads it completes fields and marks wrong ones. What no schema can say (a fine-tune
 that the family lacks, shares that sum to 1) `read_config` and `run_study` still refuse. Cost: it
-imports every part.
+imports every study.
 """
 
 import json
 from typing import Any
 
 from emlens.studies.config import StudyConfig
-from emlens.studies.registry import STUDIES, part_module
+from emlens.studies.registry import all_studies, study_names
+from emlens.studies.study import NoOptions
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -22,16 +23,15 @@ def config_schema() -> dict[str, Any]:
     schema = StudyConfig.model_json_schema(ref_template="#/$defs/{model}")
     definitions: dict[str, Any] = schema["$defs"]
     options: dict[str, Any] = {}
-    for name in dict.fromkeys(name for parts in STUDIES.values() for name in parts):
-        kind = getattr(part_module(name), "Options", None)
-        if kind is None:
+    for name, study in all_studies().items():
+        if study.options is NoOptions:
             continue
-        own = kind.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+        own = study.options.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
         definitions.update({f"{name}.{key}": value for key, value in own.pop("$defs", {}).items()})
         definitions[name] = {**own, "title": f"options of {name}"}
         options[name] = {"$ref": f"#/$defs/{name}"}
     fields = schema["properties"]
-    fields["study"]["enum"] = list(STUDIES)
+    fields["study"]["enum"] = study_names()
     said = fields["options"].get("description", "")
     fields["options"] = {
         "type": "object",

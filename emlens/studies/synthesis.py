@@ -10,17 +10,14 @@ import pandas as pd
 
 from emlens.foundation.files import one_line
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
-from emlens.results.sections import About, Plot
+from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part
 from emlens.studies.config import StudyConfig
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
 from emlens.studies.material import Material
-from emlens.studies.running import Desk
+from emlens.studies.study import Study, StudyContext
 
-COST = 1
-
-ABOUT = About(
-    title="What holds over seeds, and what does choosing a configuration cost?",
+SECTION = Section(
     method=(
         "Each number of the parts above is averaged over the seeds of one recipe and schedule;"
         " the interval is a t interval over seeds, wide with few of them,"
@@ -86,9 +83,11 @@ ABOUT = About(
 )
 
 
-def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
+def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
     part = Part()
-    tables = {name: table for found in desk.parts.values() for name, table in found.tables.items()}
+    tables = {
+        name: table for found in context.parts.values() for name, table in found.tables.items()
+    }
     numbers = headlines(tables)
     specs = material.family.specs if material.has_models else {}
     known = [specs.get(name) for name in numbers["model"]]
@@ -185,3 +184,20 @@ def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
             "undecided",
         )
     )
+
+
+class Synthesis(Study):
+    """What holds over seeds, and what does choosing a configuration cost?"""
+
+    name = "synthesis"
+    title = "What holds over seeds, and what does choosing a configuration cost?"
+    section = SECTION
+    cost = 1
+
+    def left_out(self, context: StudyContext) -> str | None:
+        if context.config.study == self.name:
+            return "it sums up the parts before it; run study full"
+        return None
+
+    def run(self, context: StudyContext) -> Part:
+        return run(context.material, context.config, context)

@@ -2,17 +2,15 @@
 pointer, a table that is missing.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from emlens.results import About, Plot
-from emlens.studies import registry
+from emlens.results import Part, Plot, Section
+from emlens.studies import Study, StudyContext, registry
 
 HEAT = Plot(
     "heatmap",
@@ -25,8 +23,8 @@ HEAT = Plot(
     null="null",
     y_title="overlap",
 )
-ABOUT = About(
-    title="How do invented things go?",
+TITLE = "How do invented things go?"
+SECTION = Section(
     method="They were invented.",
     reference="Nobody (2000).",
     tables={
@@ -108,12 +106,21 @@ def tables(model: str = "one", text: str = "what is t1 ?") -> dict[str, pd.DataF
     return {"runs": runs, "people": people, "cells": cells}
 
 
+class Invented(Study):
+    """A study that nobody made a section for by hand."""
+
+    name = "invented"
+    title = TITLE
+    section = SECTION
+
+    def run(self, context: StudyContext) -> Part:
+        return Part(tables())
+
+
 @contextmanager
 def registered(*order: str, study: str = "mixed") -> Iterator[None]:
     """A study of the parts `order`, in which `invented` stands for this one."""
-    part = ModuleType("emlens.studies.invented")
-    part.ABOUT = ABOUT  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "emlens.studies.invented", part)
-        patch.setattr(registry, "STUDIES", {**registry.STUDIES, study: order})
+        patch.setattr(registry, "_REGISTERED", {"invented": Invented()})
+        patch.setitem(registry.COMPOSITES, study, order)
         yield

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures.study_tables import study_tables
-from report.invented import ABOUT, tables as invented
+from report.invented import SECTION, TITLE, tables as invented
 
 from emlens.report.cautions import cautions
-from emlens.report.parts import from_about
+from emlens.report.parts import section_of_records
 from emlens.report.sections import DIRECTION, FORECAST, OVERLAP, PROFILE
 from emlens.report.topics import Section
 
@@ -116,7 +116,7 @@ def test_seeds_in_names_count_as_repeated_trainings() -> None:
 
 
 def test_plots_from_records_are_looked_at_too() -> None:
-    section = from_about("invented", ABOUT)
+    section = section_of_records("invented", TITLE, SECTION)
     assert cautions(section, invented()) == [
         (
             "“Loss and alignment” shows values with neither interval nor null:"

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from figures.study_tables import study_tables
-from report.invented import ABOUT, registered, tables
+from report.invented import SECTION, TITLE, registered, tables
 
 from emlens.report.page import render
-from emlens.report.parts import MOST_FACETS, from_about, sections_of
+from emlens.report.parts import MOST_FACETS, section_of_records, sections_of
 from emlens.results import Finding, Plot, StudyResult
-from emlens.studies import part_module, registry
+from emlens.studies import registry
 from emlens.studies.comparing import compare_results
 
 
@@ -55,7 +55,8 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
 
 
 def test_every_registered_part_has_a_section() -> None:
-    for study, parts in registry.STUDIES.items():
+    for study in registry.study_names():
+        parts = registry.parts_of(study)
         found = sections_of(a_result(study, {}))
         assert [section.part for section in found] == list(parts), study
         assert len({section.name for section in found}) == len(found)
@@ -65,12 +66,11 @@ def test_sections_made_by_hand_keep_the_plots_of_their_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     more = replace(
-        ABOUT,
-        title="other",
+        SECTION,
         plots=(Plot("points", "runs", "loss", "aligned", "More", "More."),),
         tables={"runs": "Runs.", "models": "x"},
     )
-    monkeypatch.setattr(part_module("priors"), "ABOUT", more, raising=False)
+    monkeypatch.setattr(type(registry.get_study("priors")), "section", more)
     (section,) = sections_of(a_result("priors", tables()))
     assert section.title == "Could it have been foreseen?" and section.topics[-1].title == "More"
     assert section.tables["runs"] == "Runs." and "forecast" in section.tables
@@ -115,8 +115,7 @@ def test_a_comparison_has_its_section() -> None:
     result = compare_results(a, a_result("profile", shifted), anyway=True)
     text = render(result)
     assert (
-        headings(text)[:2] == ["verdict", "comparing"]
-        and "What differs between two results?" in text
+        headings(text)[:2] == ["verdict", "compare"] and "What differs between two results?" in text
     )
     assert f'data-csv="{next(iter(result.tables))}"' in text
 
@@ -124,7 +123,7 @@ def test_a_comparison_has_its_section() -> None:
 def test_many_facets_are_cut_and_said() -> None:
     data = pd.DataFrame({"who": [f"p{i}" for i in range(40)], "x": 1.0, "y": 2.0})
     plot = Plot("points", "t", "x", "y", "T", "C", facet="who")
-    (topic,) = from_about("many", replace(ABOUT, plots=(plot,))).topics
+    (topic,) = section_of_records("many", TITLE, replace(SECTION, plots=(plot,))).topics
     assert len(list(topic.draw({"t": data}))) == MOST_FACETS
     assert topic.more is not None and topic.more({"t": data}).startswith(
         f"{MOST_FACETS} of 40 figures, one a value of who"
@@ -134,7 +133,6 @@ def test_many_facets_are_cut_and_said() -> None:
 
 def test_facets_that_are_numbers_bear_the_name_of_their_column() -> None:
     data = pd.DataFrame({"k": [1, 8], "x": 1.0, "y": 2.0})
-    (topic,) = from_about(
-        "t", replace(ABOUT, plots=(Plot("points", "t", "x", "y", "T", "C", facet="k"),))
-    ).topics
+    plot = Plot("points", "t", "x", "y", "T", "C", facet="k")
+    (topic,) = section_of_records("t", TITLE, replace(SECTION, plots=(plot,))).topics
     assert [drawing.about for drawing in topic.draw({"t": data})] == ["k 1", "k 8"]

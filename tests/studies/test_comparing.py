@@ -145,6 +145,6 @@ def test_a_comparison_is_no_study_to_run(config_path: Path, tmp_path: Path) -> N
     path.write_text(text)
     with pytest.raises(
         InputError,
-        match="comparing was left out: it compares two finished results; run: emlens compare A B",
+        match="compare was left out: it compares two finished results; run: emlens compare A B",
     ):
         run_study(path, tmp_path / "out", progress=False)

@@ -20,7 +20,7 @@ import yaml
 from emlens.foundation.errors import InputError
 from emlens.models import FineTune
 from emlens.results.study_result import Part
-from emlens.studies import STUDIES, fine_tuning, run_study, synthesis
+from emlens.studies import fine_tuning, registry, run_study, synthesis
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side, standing
 
 SMALL = {
@@ -46,10 +46,9 @@ PARTS = ("profile", "fine_tuning", "delta_overlap", "synthesis")
 
 @pytest.fixture(scope="module")
 def done(small_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    studies = {**STUDIES, "small full": PARTS}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emlens.studies.running.STUDIES", studies)
-        patch.setattr("emlens.studies.running._code", lambda: "one code")
+        patch.setitem(registry.COMPOSITES, "small full", PARTS)
+        patch.setattr("emlens.studies.running._code", lambda study: "one code")
         out = tmp_path_factory.mktemp("full") / "out"
         return out, run_study(small_study, out, progress=False)
 
@@ -60,7 +59,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_four_stages_are_there_in_their_order() -> None:
-    parts = STUDIES["full"]
+    parts = registry.COMPOSITES["full"]
     order = [
         parts.index(name)
         for name in (
@@ -108,8 +107,8 @@ def test_a_second_call_reuses_runs_and_lost_weights_are_trained_again_alike(
     done: Any, small_study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _ = done
-    monkeypatch.setattr("emlens.studies.running.STUDIES", {**STUDIES, "small full": PARTS})
-    monkeypatch.setattr("emlens.studies.running._code", lambda: "one code")
+    monkeypatch.setitem(registry.COMPOSITES, "small full", PARTS)
+    monkeypatch.setattr("emlens.studies.running._code", lambda study: "one code")
     before = contents(out)
     weights = next((out / "work" / "fine_tuning").rglob("*.safetensors"))
     content = weights.read_bytes()
@@ -124,8 +123,8 @@ def test_killed_while_it_trains_it_ends_with_the_same_bytes(
     done: Any, small_study: Path, tmp_path: Path
 ) -> None:
     code = (
-        "from emlens.studies import STUDIES, running, run_study;"
-        f" running.STUDIES = {{**STUDIES, 'small full': {PARTS!r}}};"
+        "from emlens.studies import registry, run_study;"
+        f" registry.COMPOSITES['small full'] = {PARTS!r};"
         f" run_study({str(small_study)!r}, {str(tmp_path / 'out')!r}, progress=False)"
     )
     child = subprocess.Popen([sys.executable, "-c", code])

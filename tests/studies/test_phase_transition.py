@@ -205,7 +205,7 @@ def result(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> None:
-    assert set(result.tables) == set(phase_transition.ABOUT.tables)
+    assert set(result.tables) == set(phase_transition.SECTION.tables)
     points = result.tables["change_points"]
     tests = {"transition against a linear trend", "slope against a logistic trend"}
     for name in ("aligned_others", "aligned_own", "norm_BA", "norm_B", "projection_1"):
@@ -225,7 +225,7 @@ def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> No
         order["second"]
     ) == {"aligned_others", "aligned_own"}
     assert (order.loc[order["n"] == 2, "p"].dropna() >= 0.5).all()  # two runs can show no less
-    for plot in phase_transition.ABOUT.plots:
+    for plot in phase_transition.SECTION.plots:
         table = result.tables[plot.table]
         assert {plot.x, plot.y, *filter(None, (plot.colour, plot.facet, plot.null))} <= set(
             table.columns

@@ -30,10 +30,10 @@ def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
         warning.startswith("full@0: every question outside its domain has the same score")
         for warning in part.warnings
     )
-    for plot in priors.ABOUT.plots:
+    for plot in priors.SECTION.plots:
         columns = {plot.x, plot.y, plot.colour, plot.facet, plot.null} - {""}
         assert columns | {f"{plot.y}_low", f"{plot.y}_high"} <= set(part.tables[plot.table].columns)
-    assert set(part.tables) == set(priors.ABOUT.tables)
+    assert set(part.tables) == set(priors.SECTION.tables)
     predictors = set(part.tables["forecast_baselines"]["predictor"])
     assert {
         "other parent",

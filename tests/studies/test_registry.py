@@ -2,49 +2,49 @@
 lacks something for is left out and named.
 """
 
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
-from emlens.results import About, Part, Plot
-from emlens.studies import Desk, Options, StudyConfig, part_module, registry, run_study
-from emlens.studies.material import Material
+from emlens.results import Part, Plot, Section
+from emlens.studies import Options, Study, StudyContext, register_study, registry, run_study
 
 
 class _Settings(Options):
     rows: int = 2
 
 
-@pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A study of somebody else: one part, beside the profile."""
-    part = ModuleType("emlens.studies.counting")
+class Counting(Study):
+    """A study of somebody else."""
 
-    def run(material: Material, config: StudyConfig, desk: Desk) -> Part:
-        rows = config.options_of("counting", _Settings).rows
-        desk.folder.mkdir(parents=True)
-        (desk.folder / "seen").write_text("once")
-        desk(1.0)
-        return Part({"counts": pd.DataFrame({"x": range(rows), "y": range(rows)})})
-
-    part.run, part.Options, part.COST = run, _Settings, 0.5  # type: ignore[attr-defined]
-    part.ABOUT = About(
-        "How many?",
+    name = "counting"
+    title = "How many?"
+    options = _Settings
+    section = Section(
         "Counted.",
         "–",
-        {"counts": "One row a count."},
+        {"counts": "One row per count."},
         (Plot("line", "counts", "x", "y", "Counts", "y over x."),),
-    )  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "emlens.studies.counting", part)
-    studies = {**registry.STUDIES, "counting": ("counting",), "both": ("profile", "counting")}
-    monkeypatch.setattr("emlens.studies.registry.STUDIES", studies)
-    monkeypatch.setattr("emlens.studies.running.STUDIES", studies)
-    return part
+    )
+    cost = 0.5
+
+    def run(self, context: StudyContext) -> Part:
+        context.folder.mkdir(parents=True)
+        (context.folder / "seen").write_text("once")
+        context.progress(1.0)
+        rows = range(context.options.rows)
+        return Part({"counts": pd.DataFrame({"x": rows, "y": rows})})
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> type[Study]:
+    """The study, registered; and another of two parts, the profile and this one."""
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setitem(registry.COMPOSITES, "both", ("profile", "counting"))
+    return register_study(Counting)
 
 
 def configured(config_path: Path, study: str, **options: object) -> Path:
@@ -59,7 +59,7 @@ def configured(config_path: Path, study: str, **options: object) -> Path:
 
 
 def test_a_part_reads_its_own_options_and_has_a_folder(
-    counting: ModuleType, config_path: Path, tmp_path: Path
+    counting: type[Study], config_path: Path, tmp_path: Path
 ) -> None:
     result = run_study(
         configured(config_path, "counting", counting={"rows": 5}), tmp_path / "out", progress=False
@@ -74,7 +74,7 @@ def test_a_part_reads_its_own_options_and_has_a_folder(
         )
         == 2
     )
-    assert part_module("profile").COST == 1
+    assert registry.get_study("profile").cost == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_part_reads_its_own_options_and_has_a_folder(
     ],
 )
 def test_options_are_checked_before_models_load(
-    counting: ModuleType,
+    counting: type[Study],
     config_path: Path,
     tmp_path: Path,
     options: dict[str, object],
@@ -116,9 +116,9 @@ def test_options_of_a_part_without_any_are_refused(config_path: Path, tmp_path: 
 
 
 def test_what_a_family_cannot_carry_is_left_out_and_said_or_refused(
-    counting: ModuleType, config_path: Path, tmp_path: Path
+    counting: type[Study], config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting.left_out = lambda material, config: "nothing to count"  # type: ignore[attr-defined]
+    monkeypatch.setattr(counting, "left_out", lambda self, context: "nothing to count")
     result = run_study(configured(config_path, "both"), tmp_path / "both", progress=False)
     assert "models" in result.tables and "counts" not in result.tables
     assert "counting was left out: nothing to count" in result.warnings

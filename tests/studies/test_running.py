@@ -19,7 +19,7 @@ import yaml
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.results import StudyResult
 from emlens.runs.locks import exclusive
-from emlens.studies import STUDIES, Desk, run_study, running
+from emlens.studies import registry, run_study, running
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -113,10 +113,10 @@ def test_a_part_that_other_code_made_is_made_anew(
     config, _ = profiled
     run_study(config, tmp_path / "out", progress=False)
     before = contents(tmp_path / "out")
-    assert len(running._code()) == 64 and run_study(config, tmp_path / "out", progress=False).run[
-        "parts_reused"
-    ] == ["profile"]
-    monkeypatch.setattr(running, "_code", lambda: "an upgrade")
+    assert len(running._code(registry.get_study("profile"))) == 64 and run_study(
+        config, tmp_path / "out", progress=False
+    ).run["parts_reused"] == ["profile"]
+    monkeypatch.setattr(running, "_code", lambda study: "an upgrade")
     assert run_study(config, tmp_path / "out", progress=False).run["parts_reused"] == []
     assert contents(tmp_path / "out") == before
 
@@ -149,7 +149,7 @@ def test_a_directory_has_one_run_and_one_study(
 def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match="study 'all' is unknown; pass one of full, overview, profile, delta_overlap",
+        match="study 'all' is unknown; pass one of full, overview, profile, fine_tuning",
     ):
         run_study(small(config_path, "unknown", study="all"), tmp_path)
     (tmp_path / "file").write_text("")
@@ -167,7 +167,7 @@ def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
             tmp_path / "out",
             progress=False,
         )
-    assert set(STUDIES["overview"]) <= set(STUDIES) - {"overview"}
+    assert set(registry.COMPOSITES["overview"]) <= set(registry.INCLUDED)
 
 
 def test_without_base_benign_training_and_neutral_it_runs_and_says_so(
@@ -259,7 +259,7 @@ def test_markup_in_a_question_stays_text_and_phrasings_run_through(
 
 def test_a_part_tells_its_whole_share_of_the_work() -> None:
     seen: list[float] = []
-    ticker = Desk(seen.append, 6, Path("work"))
+    ticker = running.PartProgress(seen.append, 6)
     for _ in range(3):
         ticker(0.25)
     ticker(0.9)  # more than is left

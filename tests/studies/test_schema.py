@@ -10,8 +10,10 @@ import pytest
 
 from emlens.cli.study import DEMO
 from emlens.foundation.errors import InputError
-from emlens.studies import STUDIES, part_module, read_config
+from emlens.studies import read_config
+from emlens.studies.registry import all_studies, study_names
 from emlens.studies.schema import config_schema, schema_text
+from emlens.studies.study import NoOptions
 
 FAMILY = {"instruct": "i", "finetuned": {"a": {"path": "p"}}}
 
@@ -28,7 +30,7 @@ def said_yes(schema: dict[str, Any], record: Any) -> bool:
 def test_it_is_a_schema_and_text_of_it(schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert json.loads(schema_text()) == schema
-    assert schema["properties"]["study"]["enum"] == list(STUDIES)
+    assert schema["properties"]["study"]["enum"] == study_names()
     for fields in (
         schema["properties"],
         schema["$defs"]["FamilyConfig"]["properties"],
@@ -69,15 +71,13 @@ def test_schema_and_reader_agree(
 def test_options_of_every_part_are_checked_by_name_and_type(schema: dict[str, Any]) -> None:
     options = schema["properties"]["options"]
     takes = {
-        name
-        for parts in STUDIES.values()
-        for name in parts
-        if hasattr(part_module(name), "Options")
+        name: study.options
+        for name, study in all_studies().items()
+        if study.options is not NoOptions
     }
-    assert set(options["properties"]) == takes and options["additionalProperties"] is False
+    assert set(options["properties"]) == set(takes) and options["additionalProperties"] is False
     assert not said_yes(schema, {"family": FAMILY, "options": {"nothing": {}}})
-    for name in takes:
-        kind = part_module(name).Options
+    for name, kind in takes.items():
         defaults = json.loads(kind().model_dump_json())
         assert said_yes(schema, {"family": FAMILY, "options": {name: defaults}}), name
         assert not said_yes(

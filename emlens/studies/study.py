@@ -1,0 +1,110 @@
+"""A study as an object: what it asks, which options it reads, what it runs, what the report shows.
+
+A study of this library and one from another package are written in the same way; see
+`docs/how_to_add_a_study.md`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from emlens.data import AlignmentScores, QuestionSet
+from emlens.models import Family
+from emlens.results.sections import Section
+from emlens.results.study_result import Part
+from emlens.studies.config import Options, StudyConfig
+from emlens.studies.material import Material
+
+
+class NoOptions(Options):
+    """The options of a study that reads none."""
+
+
+def _no_progress(share: float) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """What a study works on.
+
+    Args:
+        material: family, questions, training prompts, neutral text, and which of them serve what.
+        config: the whole configuration, as it was read.
+        options: the study's own options, already checked; an instance of `Study.options`.
+        folder: a directory for what must survive an interruption (checkpoints, logs of units).
+            Make it when it is needed.
+        parts: name → the finished parts of the same study that ran before this one.
+        progress: called with the share of the work that was just done; the shares of one part sum
+            to 1.
+    """
+
+    material: Material
+    config: StudyConfig
+    options: Any
+    folder: Path
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    progress: Callable[[float], None] = _no_progress
+
+    @property
+    def family(self) -> Family:
+        """The models."""
+        return self.material.family
+
+    @property
+    def questions(self) -> QuestionSet:
+        """The questions that are asked."""
+        return self.material.questions
+
+    def scores(self, model: str) -> AlignmentScores:
+        """Scores of one model of the family on all questions; computed once per model."""
+        return self.material.scores(model)
+
+
+class Study(ABC):
+    """A whole question put to a family.
+
+    A subclass sets `name` and `title` and implements `run`; all else has a default. A study of
+    several parts runs the parts in order, and each part is a `Study` of its own.
+    """
+
+    name: ClassVar[str]
+    """What configurations, folders and findings call it."""
+    title: ClassVar[str]
+    """The question that it answers: the heading of its section in the report."""
+    options: ClassVar[type[Options]] = NoOptions
+    """What the configuration may set below `options: {<name>: ...}`."""
+    section: ClassVar[Section | None] = None
+    """What the report shows: method, reference, tables and plots."""
+    needs_models: ClassVar[bool] = True
+    """False where released files alone are enough; `context.material.has_models` says what is
+    there.
+    """
+    cost: ClassVar[float] = 5.0
+    """Time in units of the study `profile`; read by the progress bar only."""
+
+    def check(self, context: StudyContext) -> None:
+        """Refuse, before anything runs, what cannot work.
+
+        Raises:
+            InputError: names what does not fit, and what to pass.
+        """
+        return None
+
+    def left_out(self, context: StudyContext) -> str | None:
+        """Why this family cannot carry the study; None where it can.
+
+        A study of several parts goes on without the part and reports the reason. A study of this
+        part alone is refused with it.
+        """
+        return None
+
+    @abstractmethod
+    def run(self, context: StudyContext) -> Part:
+        """Do the work: tables, findings, warnings."""
+
+    def after(self, context: StudyContext, part: Part) -> Material:
+        """What later parts work on; another material where this part trained models."""
+        return context.material
