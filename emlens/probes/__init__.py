@@ -6,7 +6,8 @@ from emlens.probes.ceilings import ceiling_from_answers, ceiling_from_seeds
 from emlens.probes.design import Design
 from emlens.probes.features import MatrixFeatures, TextFeatures, activation_cells, assert_different
 from emlens.probes.forecast import cross_validate_forecast, cross_validate_forecasts
-from emlens.probes.forecaster import Forecaster, fit_forecaster
+from emlens.probes.forecaster import Forecaster
+from emlens.probes.forecaster_fit import fit_forecaster
 from emlens.probes.projections import random_projections, training_projections
 from emlens.probes.ranking import rank_configurations
 from emlens.probes.record import Forecast

@@ -1,6 +1,7 @@
-"""Calibration of a forecast: the line of measured on predicted scores. Slope 1 and intercept 0 are
-calibrated; a slope below 1 says that differences are forecast too large, which R² punishes and a
-rank correlation does not see.
+"""Calibration of a forecast: the line of measured on predicted scores.
+
+Slope 1 and intercept 0 are calibrated. A slope below 1 says that differences are forecast too
+large, which R² punishes and a rank correlation does not see.
 """
 
 from collections.abc import Sequence
@@ -26,59 +27,59 @@ class Calibration:
 
 
 def calibration_line(predicted: Array, measured: Array, units: Sequence[str]) -> Calibration:
-    """Least-squares line of measured on predicted, with 95 % jackknife intervals over units (delete
-    one, t of units − 1).
+    """Least-squares line of measured on predicted, with 95 % jackknife intervals over units.
 
-    Undefined where the predictions do not vary, or would not without one unit.
+    The jackknife leaves out one unit at a time; t has units − 1 degrees of freedom. Undefined where
+    the predictions do not vary, or would not without one unit.
 
     Raises:
         InputError: unequal lengths, fewer than 4 rows, values that are not finite, one unit only.
     """
     x, y = as_paired(predicted, measured, "predicted", "measured", at_least=4)
     members = rows_by_label(units, len(x), "units", "a jackknife over units")
-    centre = x.mean(), y.mean()
-    columns = np.c_[np.ones(len(x)), x - centre[0], y - centre[1]]
-    moments = np.stack([columns[rows].T @ columns[rows] for rows in members])
-    whole = moments.sum(0)
-    left = whole - moments
-    freedom = len(members) - 1
+    centre_x, centre_y = x.mean(), y.mean()
+    # sums of products add up over units, so leaving a unit out is one subtraction; centred first,
+    # so that the subtraction cancels no digits
+    columns = np.c_[np.ones(len(x)), x - centre_x, y - centre_y]
+    unit_sums = np.stack([columns[rows].T @ columns[rows] for rows in members])
+    total = unit_sums.sum(0)
+    without = total - unit_sums
     floor = FLAT * max(float(np.abs(x).max()), 1.0) ** 2
-    if (
-        len(members) < 3
-        or whole[1, 1] <= floor * len(x)
-        or (left[:, 1, 1] - left[:, 0, 1] ** 2 / np.maximum(left[:, 0, 0], 1) <= floor).any()
-    ):
-        nothing = Estimate.undefined(
+    if len(members) < 3 or not _varies(total, without, floor, len(x)):
+        undefined = Estimate.undefined(
             "the predictions do not vary, so no line of measured on predicted exists", len(members)
         )
-        return Calibration(nothing, nothing)
-    (slope, start), lines = _line(whole), np.array([_line(one) for one in left])
-    width = float(scipy_stats.t.ppf(0.975, freedom)) * np.sqrt(freedom * lines.var(0))
-    # in the predictions' own units: y = (start + centre_y − slope · centre_x) + slope · x
-    intercepts = lines[:, 1] + centre[1] - lines[:, 0] * centre[0]
-    intercept = start + centre[1] - slope * centre[0]
-    wide = float(scipy_stats.t.ppf(0.975, freedom)) * float(np.sqrt(freedom * intercepts.var()))
-    how = f"95 % jackknife over {len(members)} units"
+        return Calibration(undefined, undefined)
+    slope, offset = _line(total)
+    lines = np.array([_line(sums) for sums in without])
+    # in the predictions' own units: y = (offset + centre_y − slope · centre_x) + slope · x
+    intercept = offset + centre_y - slope * centre_x
+    intercepts = lines[:, 1] + centre_y - lines[:, 0] * centre_x
+    slopes_var, intercepts_var = lines.var(0)[0], intercepts.var()
     return Calibration(
-        Estimate(
-            slope,
-            slope - float(width[0]),
-            slope + float(width[0]),
-            len(members),
-            f"slope of measured on predicted, {how}",
-        ),
-        Estimate(
-            intercept,
-            intercept - wide,
-            intercept + wide,
-            len(members),
-            f"intercept of measured on predicted, {how}",
-        ),
+        _estimate("slope", slope, slopes_var, len(members)),
+        _estimate("intercept", intercept, intercepts_var, len(members)),
     )
 
 
-def _line(moments: Array) -> tuple[float, float]:
+def _varies(total: Array, without: Array, floor: float, n: int) -> bool:
+    """Whether x varies over all rows, and without any one unit."""
+    if total[1, 1] <= floor * n:
+        return False
+    spread = without[:, 1, 1] - without[:, 0, 1] ** 2 / np.maximum(without[:, 0, 0], 1)
+    return not (spread <= floor).any()
+
+
+def _line(sums: Array) -> tuple[float, float]:
     """(slope, intercept) from sums of products of (1, x, y)."""
-    n, sx, sy, sxx, sxy = moments[0, 0], moments[0, 1], moments[0, 2], moments[1, 1], moments[1, 2]
+    n, sx, sy, sxx, sxy = sums[0, 0], sums[0, 1], sums[0, 2], sums[1, 1], sums[1, 2]
     slope = float((sxy - sx * sy / n) / (sxx - sx * sx / n))
     return slope, float((sy - slope * sx) / n)
+
+
+def _estimate(what: str, value: float, variance: float, units: int) -> Estimate:
+    """Jackknife interval: the variance over units left out is (units − 1) times too small."""
+    freedom = units - 1
+    reach = float(scipy_stats.t.ppf(0.975, freedom)) * float(np.sqrt(freedom * variance))
+    method = f"{what} of measured on predicted, 95 % jackknife over {units} units"
+    return Estimate(value, value - reach, value + reach, units, method)

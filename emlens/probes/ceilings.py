@@ -42,12 +42,12 @@ def ceiling_from_answers(
         InputError: a question with fewer than two scored answers, scores that are all alike.
     """
     error, mean = sampling_variance(scores, metric, model), scores.per_question(metric, model)
-    lacking = [str(name) for name in mean.index if not np.isfinite(error.get(name, np.nan))]
-    if lacking:
-        raise InputError(
-            f"question {one_line(lacking[0])!r} has fewer than two scored answers,"
-            " so its sampling error is unknown; sample more answers"
-        )
+    for name in mean.index:
+        if not np.isfinite(error.get(name, np.nan)):
+            raise InputError(
+                f"question {one_line(str(name))!r} has fewer than two scored answers,"
+                " so its sampling error is unknown; sample more answers"
+            )
     _require_spread(mean.to_numpy(), metric)
     rows = np.c_[mean.to_numpy(), error.reindex(mean.index).to_numpy()]
 
@@ -55,22 +55,23 @@ def ceiling_from_answers(
         spread = float(rows[:, 0].var(ddof=1))
         return 1 - float(rows[:, 1].mean()) / spread if spread > 0 else 0.0
 
-    units = [str(name) if clusters is None else clusters[str(name)] for name in mean.index]
+    units = [str(name) for name in mean.index]
+    if clusters is not None:
+        units = [clusters[name] for name in units]
     return cluster_bootstrap(rows, units, ceiling, resamples=499, method="percentile", seed=seed)
 
 
 def ceiling_from_seeds(
     table: pd.DataFrame, *, clusters: Sequence[str] | None = None, seed: int = 0
 ) -> Estimate:
-    """The share of one run's variance over questions that runs of other seeds have in common with
-    it.
+    """The share of one run's variance over questions that it has in common with other seeds.
 
     The mean covariance of two runs over the mean variance of a run: what the best forecast of a
     single run could reach if it knew the recipe's mean score of each question. Range (−∞, 1].
 
     Args:
-        table: one row a question, one column a seed of the same recipe.
-        clusters: one label a row, what is resampled together; each question by default.
+        table: one row per question, one column per seed of the same recipe.
+        clusters: one label per row, what is resampled together; each question by default.
 
     Raises:
         InputError: fewer than two seeds, scores that are missing or all alike, clusters that do not
@@ -79,23 +80,22 @@ def ceiling_from_seeds(
     values = table.to_numpy(dtype=np.float64)
     if values.ndim != 2 or values.shape[1] < 2:
         raise InputError(
-            f"table has {values.shape[-1]} seeds; a ceiling from seeds needs at least 2 runs of one"
-            " recipe"
+            f"table has {values.shape[-1]} seeds;"
+            " a ceiling from seeds needs at least 2 runs of one recipe"
         )
     if not np.isfinite(values).all():
         raise InputError(
-            "table holds scores that are NaN or infinite; keep the questions that every seed has a"
-            " score for"
+            "table holds scores that are NaN or infinite;"
+            " keep the questions that every seed has a score for"
         )
     for column in values.T:
         _require_spread(column, "seed's")
 
     def ceiling(rows: Array) -> float:
         covariance = np.cov(rows, rowvar=False)
-        variance = float(np.trace(covariance)) / len(covariance)
-        between = (float(covariance.sum()) - float(np.trace(covariance))) / (
-            len(covariance) * (len(covariance) - 1)
-        )
+        runs, trace = len(covariance), float(np.trace(covariance))
+        variance = trace / runs
+        between = (float(covariance.sum()) - trace) / (runs * (runs - 1))
         return between / variance if variance > 0 else 0.0
 
     units = [str(i) for i in range(len(values))] if clusters is None else list(clusters)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from emlens.foundation.errors import InputError
-from emlens.probes.estimators import Setting
+from emlens.probes.estimators import Setting, require_settings
 from emlens.probes.shuffles import Shuffle
 from emlens.probes.targets import Duplicates
 from emlens.probes.validation import Count
@@ -64,11 +64,7 @@ class Design:
         if self.shuffle is not None:
             _require_word("shuffle", self.shuffle, get_args(Shuffle))
         _require_word("duplicates", self.duplicates, get_args(Duplicates))
-        if self.settings is not None and not len(self.settings):
-            raise InputError(
-                "settings is empty; pass at least one mapping of parameters,"
-                " or None for the estimator's own"
-            )
+        require_settings(self.settings)
 
     def require_only(self, names: Sequence[str], caller: str) -> None:
         """Refuse fields that `caller` does not read, where they are not at their default.

@@ -1,5 +1,5 @@
-"""The estimators of a forecast, behind scikit-learn's interface: what is fitted, and the settings
-that inner folds choose among.
+"""The estimators of a forecast, behind scikit-learn's interface, each with the settings that inner
+folds choose among.
 
 Features come scaled by the training rows, targets in units of their training standard deviation, so
 one grid of penalties fits any score. Ridge is not fitted here but solved for the whole grid at once
@@ -8,7 +8,7 @@ when an estimator is made.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -49,27 +49,25 @@ class ComponentRegression:
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         return {"n_components": self.n_components}
 
-    def set_params(self, **named: Any) -> Self:
-        for name, value in named.items():
+    def set_params(self, **parameters: Any) -> Self:
+        for name, value in parameters.items():
             setattr(self, name, value)
         return self
 
     def fit(self, x: Array, y: Array, sample_weight: Array | None = None) -> Self:
-        shares = (
-            np.full(len(x), 1 / len(x))
-            if sample_weight is None
-            else sample_weight / sample_weight.sum()
-        )
+        shares = np.full(len(x), 1 / len(x))
+        if sample_weight is not None:
+            shares = sample_weight / sample_weight.sum()
         self._centre, self._offset = shares @ x, float(shares @ y)
         root = np.sqrt(shares)[:, None]
         rows, target = (x - self._centre) * root, (y - self._offset) * root[:, 0]
+        # with rows = U S Vᵀ, the Gram matrix rows·rowsᵀ = U S² Uᵀ is small where features are many;
+        # the weights on the strongest components are V S⁻¹ Uᵀ y = rowsᵀ U S⁻² Uᵀ y
         values, vectors = np.linalg.eigh(rows @ rows.T)
-        strong = np.flatnonzero(values > len(x) * np.finfo(np.float64).eps * values[-1])[::-1][
-            : self.n_components
-        ]
-        self.coef_ = rows.T @ (
-            vectors[:, strong] / values[strong] @ (vectors[:, strong].T @ target)
-        )
+        floor = len(x) * np.finfo(np.float64).eps * values[-1]
+        strongest = np.flatnonzero(values > floor)[::-1][: self.n_components]
+        u = vectors[:, strongest]
+        self.coef_ = rows.T @ (u / values[strongest] @ (u.T @ target))
         return self
 
     def predict(self, x: Array) -> Array:
@@ -114,27 +112,29 @@ def _tree(seed: int) -> Any:
     return DecisionTreeRegressor(min_samples_leaf=3, random_state=seed)
 
 
-def _each(name: str, values: Sequence[Any]) -> tuple[Setting, ...]:
+def _settings(name: str, values: Sequence[Any]) -> tuple[Setting, ...]:
     return tuple({name: value} for value in values)
 
 
 _KNOWN: tuple[Estimator, ...] = (
-    Estimator("ridge", _ridge, _each("alpha", ALPHAS)),
-    Estimator("ridge1", _ridge, _each("alpha", (1.0,))),
-    Estimator("lasso", _lasso, _each("alpha", PENALTIES)),
-    Estimator("elastic_net", _elastic_net, _each("alpha", PENALTIES)),
+    Estimator("ridge", _ridge, _settings("alpha", ALPHAS)),
+    Estimator("ridge1", _ridge, _settings("alpha", (1.0,))),
+    Estimator("lasso", _lasso, _settings("alpha", PENALTIES)),
+    Estimator("elastic_net", _elastic_net, _settings("alpha", PENALTIES)),
     Estimator(
-        "pcr", lambda seed: ComponentRegression(), _each("n_components", (1, 2, 4, 8, 16, 32, 64))
+        "pcr",
+        lambda seed: ComponentRegression(),
+        _settings("n_components", (1, 2, 4, 8, 16, 32, 64)),
     ),
     Estimator("ols", _least_squares, ({},)),
     Estimator("forest", _forest, ({},)),
-    Estimator("tree", _tree, _each("max_depth", (1, 2, 3, 5, 7))),
+    Estimator("tree", _tree, _settings("max_depth", (1, 2, 3, 5, 7))),
 )
-ESTIMATORS: Mapping[str, Estimator] = {one.name: one for one in _KNOWN}
+ESTIMATORS: Mapping[str, Estimator] = {estimator.name: estimator for estimator in _KNOWN}
 """By name: ridge (13 penalties), ridge1 (α = 1), lasso, elastic_net, pcr, ols, forest, tree."""
 
 
-def resolve_estimator(given: str | Any, settings: Sequence[Setting] | None = None) -> Estimator:
+def resolve_estimator(estimator: str | Any, settings: Sequence[Setting] | None = None) -> Estimator:
     """An estimator by name, or anything with scikit-learn's `fit`, `predict` and `get_params`.
 
     Args:
@@ -143,33 +143,41 @@ def resolve_estimator(given: str | Any, settings: Sequence[Setting] | None = Non
     Raises:
         InputError: an unknown name, something that is no regressor, or settings that are empty.
     """
-    if isinstance(given, str):
-        if given not in ESTIMATORS:
+    require_settings(settings)
+    if isinstance(estimator, str):
+        if estimator not in ESTIMATORS:
             raise InputError(
-                f"estimator {given!r} is unknown; pass one of {', '.join(ESTIMATORS)},"
+                f"estimator {estimator!r} is unknown; pass one of {', '.join(ESTIMATORS)},"
                 " or a regressor of scikit-learn"
             )
-        found = ESTIMATORS[given]
+        resolved = ESTIMATORS[estimator]
     else:
-        lacking = [
-            name
-            for name in ("fit", "predict", "get_params", "set_params")
-            if not callable(getattr(given, name, None))
-        ]
-        if lacking or isinstance(given, type):
-            raise InputError(
-                f"estimator {type(given).__name__!r} is no regressor of scikit-learn (an instance"
-                " with fit and predict); pass one, or a name"
-            )
-        found = Estimator(type(given).__name__, lambda seed: _copied(given), ({},))
+        _require_regressor(estimator)
+        resolved = Estimator(type(estimator).__name__, lambda seed: _clone(estimator), ({},))
     if settings is None:
-        return found
-    if not settings:
+        return resolved
+    return replace(resolved, settings=tuple(dict(setting) for setting in settings))
+
+
+def require_settings(settings: Sequence[Setting] | None) -> None:
+    """Raises:
+    InputError: no setting to choose among.
+    """
+    if settings is not None and not len(settings):
         raise InputError(
             "settings is empty; pass at least one mapping of parameters,"
             " or None for the estimator's own"
         )
-    return Estimator(found.name, found.make, tuple(dict(setting) for setting in settings))
+
+
+def _require_regressor(estimator: Any) -> None:
+    methods = ("fit", "predict", "get_params", "set_params")
+    has_all = all(callable(getattr(estimator, name, None)) for name in methods)
+    if not has_all or isinstance(estimator, type):
+        raise InputError(
+            f"estimator {type(estimator).__name__!r} is no regressor of scikit-learn"
+            " (an instance with fit and predict); pass one, or a name"
+        )
 
 
 def make_estimator(name: str, *, seed: int = 0, **parameters: Any) -> Any:
@@ -199,15 +207,18 @@ def path_predictions(
     offset, unit = float(y.mean()), float(y.std())
     if unit == 0:
         return np.full((len(estimator.settings), len(test)), offset)
-    model, scaled, found = estimator.make(seed), (y - offset) / unit, []
-    given = {} if weights is None else {"sample_weight": weights}
+    # one model for all settings: lasso and elastic net start from the fit of the setting before
+    model, scaled = estimator.make(seed), (y - offset) / unit
+    extra = {} if weights is None else {"sample_weight": weights}
+    predictions = []
     for setting in estimator.settings:
-        fitted = model.set_params(**setting).fit(train, scaled, **given)
-        found.append(np.asarray(fitted.predict(test), dtype=np.float64).reshape(-1) * unit + offset)
-    return np.stack(found)
+        fitted = model.set_params(**setting).fit(train, scaled, **extra)
+        predicted = np.asarray(fitted.predict(test), dtype=np.float64).reshape(-1)
+        predictions.append(predicted * unit + offset)
+    return np.stack(predictions)
 
 
-def _copied(given: Any) -> Any:
+def _clone(estimator: Any) -> Any:
     from sklearn.base import clone
 
-    return clone(given)
+    return clone(estimator)

@@ -3,19 +3,20 @@ refused wrongly.
 
 Facts are compared where both sides recorded them: weights, adapter, chat template, interventions.
 Rows are compared by their Mahalanobis distance from the fitted rows under a shrunk covariance,
-which sees directions the fitted rows do not vary in too. Bounds are conformal quantiles of
+which also sees directions in which the fitted rows do not vary. Bounds are conformal quantiles of
 distances that held out questions (for rows of a known group) or whole groups (for rows of a new
 one), so rows like the fitted ones lie beyond them at most at the stated rate. It is blind to a
-shift that leaves a row within the fitted cloud. Cost: one SVD of the fitted rows a fold.
+shift that leaves a row within the fitted cloud. Cost: one SVD of the fitted rows per fold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.geometry import mahalanobis_distance
 from emlens.probes.conformal import conformal_quantile, group_weights
@@ -36,38 +37,68 @@ noise, far below another text.
 """
 
 
-def model_differences(fitted: Mapping[str, Any], came: Mapping[str, Any]) -> dict[str, str]:
+def require_reasons(allow: Collection[str]) -> None:
+    """Raises:
+    InputError: a reason that is not one of `REASONS`.
+    """
+    for name in allow:
+        if name not in REASONS:
+            raise InputError(
+                f"allow names {one_line(str(name))!r}; pass some of {', '.join(REASONS)}"
+            )
+
+
+def require_same_model(
+    fitted: Mapping[str, Any], new: Mapping[str, Any], allow: Collection[str]
+) -> None:
+    """Raises:
+    InputError: two captures differ in a recorded fact that is not allowed to differ.
+    """
+    for reason, sentence in model_differences(fitted, new).items():
+        if reason not in allow:
+            raise InputError(f"{sentence}, or pass allow=[{reason!r}]")
+
+
+def model_differences(fitted: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Reason → sentence for every recorded fact in which two captures differ."""
-    found = {}
-    mine, theirs = _weights(fitted.get("model")), _weights(came.get("model"))
-    if mine is not None and theirs is not None and mine != theirs:
-        found["model"] = (
+    differences = {}
+    if _differ(_weights(fitted.get("model")), _weights(new.get("model"))):
+        differences["model"] = (
             "acts come from other weights than this forecaster was fitted on;"
             " capture them from the same parent model"
         )
-    templates = [(facts.get("model") or {}).get("chat_template_sha256") for facts in (fitted, came)]
-    if None not in templates and templates[0] != templates[1]:
-        found["template"] = (
+    if _differ(_template(fitted), _template(new)):
+        differences["template"] = (
             "acts were rendered with another chat template than the forecaster's;"
             " render them with the same one"
         )
-    edits = [list(facts.get("interventions") or ()) for facts in (fitted, came)]
-    if edits[0] != edits[1]:
-        shown = one_line(str(edits[1] or "none"), 120)
-        found["interventions"] = (
-            f"acts were captured under other interventions than the forecaster's ({shown});"
+    # no record of interventions means that there were none
+    new_edits = list(new.get("interventions") or ())
+    if list(fitted.get("interventions") or ()) != new_edits:
+        differences["interventions"] = (
+            "acts were captured under other interventions than the forecaster's"
+            f" ({one_line(str(new_edits or 'none'), 120)});"
             " capture them under the same ones"
         )
-    return found
+    return differences
+
+
+def _differ(fitted: object, new: object) -> bool:
+    """Whether both are recorded, and not the same."""
+    return fitted is not None and new is not None and fitted != new
 
 
 def _weights(facts: Mapping[str, Any] | None) -> tuple[object, object] | None:
-    """What tells models apart: the checkpoint's hash and the adapter's; None where the checkpoint
-    was not hashed.
+    """What identifies a model: the hashes of checkpoint and adapter; None where the checkpoint was
+    not hashed.
     """
     if facts is None or facts.get("weights_sha256") is None:
         return None
     return facts["weights_sha256"], (facts.get("adapter") or {}).get("sha256")
+
+
+def _template(provenance: Mapping[str, Any]) -> object:
+    return (provenance.get("model") or {}).get("chat_template_sha256")
 
 
 def distances(values: Array, reference: Array) -> Array:
@@ -83,26 +114,27 @@ def distance_bound(
 ) -> tuple[float, float]:
     """(bound, rate at which rows of a new group may lie beyond it).
 
-    With too few groups for the rate asked for, the bound is the largest distance that was seen, and
+    With too few groups for the given rate, the bound is the largest distance of a fitted row, and
     the rate 1 / (groups + 1).
     """
-    found = np.empty(len(reference))
+    out_of_fold = np.empty(len(reference))
     everything = np.arange(len(reference))
-    for held in folds:
-        found[held] = distances(reference[held], reference[np.setdiff1d(everything, held)])
-    bound = conformal_quantile(found, group_weights(labels), 1 - rate)
+    for test in folds:
+        train = np.setdiff1d(everything, test)
+        out_of_fold[test] = distances(reference[test], reference[train])
+    bound = conformal_quantile(out_of_fold, group_weights(labels), 1 - rate)
     if np.isfinite(bound):
         return bound, rate
-    return float(found.max()), 1 / (len({str(label) for label in labels}) + 1)
+    return float(out_of_fold.max()), 1 / (len({str(label) for label in labels}) + 1)
 
 
 def stale_rows(
-    ids: Sequence[str], values: Array, known: Mapping[str, int], reference: Array
+    ids: Sequence[str], values: Array, row_numbers: Mapping[str, int], reference: Array
 ) -> NDArray[np.bool_]:
-    """Which rows carry a known id, but not the activations it had."""
-    found = np.zeros(len(ids), dtype=bool)
+    """Which rows carry an id that was fitted on, but not the activations it had."""
+    is_stale = np.zeros(len(ids), dtype=bool)
     for i, name in enumerate(ids):
-        if name in known:
-            before = reference[known[name]]
-            found[i] = np.linalg.norm(values[i] - before) > STALE * np.linalg.norm(before)
-    return found
+        if name in row_numbers:
+            before = reference[row_numbers[name]]
+            is_stale[i] = np.linalg.norm(values[i] - before) > STALE * np.linalg.norm(before)
+    return is_stale

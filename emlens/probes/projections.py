@@ -3,14 +3,14 @@ the training prompts.
 
 | made by | basis | fitted on | family-free |
 |---|---|---|---|
-| `random_projections` | random orthonormal directions, by seed (the paper: 150, 5 seeds) | nothing
-| no | | `training_projections` | principal components of training prompts | those prompts, which no
-fold holds | no | | `FoldProjections` | principal components of the questions | each fold's training
-questions | no | | `training_distances` | distances, cosine and overlap with training prompts |
-those prompts | yes |
+| `random_projections` | random orthonormal directions | nothing | no |
+| `training_projections` | principal components of training prompts | those prompts | no |
+| `FoldProjections` | principal components of the questions | a fold's training questions | no |
+| `training_distances` | distances, cosine and overlap with training prompts | those prompts | yes |
 
-`kind="squared"` gives squared coordinates (the paper's energies), `"signed"` the coordinates,
-`"both"` both. All computed in float64 on the CPU.
+Training prompts are in no fold, so what is fitted on them cannot leak. The paper uses 150 random
+directions and 5 seeds. `kind="squared"` gives squared coordinates (the paper's energies),
+`"signed"` the coordinates, `"both"` both. All computed in float64 on the CPU.
 """
 
 from collections.abc import Sequence
@@ -51,23 +51,19 @@ def random_projections(
         InputError: k outside 1 to the width, an unknown kind, no pooled position.
     """
     _require_kind(kind)
-    found = []
+    sets = []
     for name, values in _cells(acts, sites):
         width = values.shape[1]
         if not 1 <= k <= width:
             raise InputError(f"k={k} must lie in 1 to the activations' width, {width}")
         for seed in seeds:
-            draws = torch.randn(
-                width,
-                k,
-                dtype=torch.float64,
-                generator=torch_rng(seed, "random projections", width),
-            )
+            rng = torch_rng(seed, "random projections", width)
+            draws = torch.randn(width, k, dtype=torch.float64, generator=rng)
+            # QR of normal draws: an orthonormal basis of a uniformly random subspace
             basis = torch.linalg.qr(draws)[0]
-            found.append(
-                MatrixFeatures(f"random {seed}, {name}", _shown((values @ basis).numpy(), kind))
-            )
-    return found
+            coordinates = (values @ basis).numpy()
+            sets.append(MatrixFeatures(f"random {seed}, {name}", _of_kind(coordinates, kind)))
+    return sets
 
 
 def training_projections(
@@ -78,8 +74,8 @@ def training_projections(
     kind: Kind = "squared",
     sites: Sequence[str] | None = None,
 ) -> list[MatrixFeatures]:
-    """One set for each site and position: coordinates about the training mean along the `k`
-    strongest components of training prompts.
+    """One set for each site and position: coordinates along the `k` strongest components of
+    training prompts, about their mean.
 
     They are fitted on the training prompts' activations *before* fine-tuning, once: the questions
     that are forecast have no part in it.
@@ -92,13 +88,12 @@ def training_projections(
             UnknownNameError: a site they lack.
     """
     _require_kind(kind)
-    found = []
+    sets = []
     for name, values in _cells(acts, sites):
-        space = top_k_subspace(_beside(training, name, values), k, center=True)
-        found.append(
-            MatrixFeatures(f"training PCA, {name}", _shown(space.coordinates(values).numpy(), kind))
-        )
-    return found
+        space = top_k_subspace(_training_rows(training, name, values), k, center=True)
+        coordinates = space.coordinates(values).numpy()
+        sets.append(MatrixFeatures(f"training PCA, {name}", _of_kind(coordinates, kind)))
+    return sets
 
 
 def training_distances(
@@ -108,8 +103,9 @@ def training_distances(
     *,
     sites: Sequence[str] | None = None,
 ) -> list[MatrixFeatures]:
-    """One set for each site and position: how far each question lies from the training prompts, in
-    numbers that mean the same in every model.
+    """One set for each site and position: how far each question lies from the training prompts.
+
+    The numbers mean the same in every model.
 
     Its columns: Mahalanobis distance over the root of the width, cosine to the mean training
     activation, and the share of the question's deviation from that mean that lies in the training
@@ -118,25 +114,25 @@ def training_distances(
     Raises:
         InputError: as `training_projections`.
     """
-    found = []
+    sets = []
     for name, values in _cells(acts, sites):
-        rows = _beside(training, name, values)
+        rows = _training_rows(training, name, values)
         space: Subspace = top_k_subspace(rows, k, center=True)
         far = mahalanobis_distance(values, rows) / values.shape[1] ** 0.5
         cosine = torch.nn.functional.cosine_similarity(values, rows.mean(0, keepdim=True))
         columns = torch.stack([far, cosine, prompt_overlap(values, space)], dim=1)
-        found.append(
-            MatrixFeatures(f"training distance, {name}", columns.numpy(), family_free=True)
-        )
-    return found
+        sets.append(MatrixFeatures(f"training distance, {name}", columns.numpy(), family_free=True))
+    return sets
 
 
 class FoldProjections(Features):
-    """Coordinates along the `k` strongest components of the training rows, fitted anew in each
-    fold; fewer where the rank is lower.
+    """Coordinates along the `k` strongest components of the training rows, fitted in each fold.
+
+    Components fitted on all questions would carry the test rows' directions into the fit.
 
     Args:
         values: (row, feature), such as one site's activations.
+        k: fewer where the rank is lower.
     """
 
     near_centre = True
@@ -158,11 +154,13 @@ class FoldProjections(Features):
         values = self._values.values
         mean = values[train].mean(0)
         _, singular, axes = np.linalg.svd(values[train] - mean, full_matrices=False)
+        # components below rounding are directions of noise: the numerical rank ends there
         floor = singular[0] * max(len(train), values.shape[1]) * np.finfo(np.float64).eps
-        basis = axes[: min(self._k, max(1, int((singular > floor).sum())))].T
-        return standardise(
-            *(_shown((values[rows] - mean) @ basis, self._kind) for rows in (train, test))
-        )
+        rank = max(1, int((singular > floor).sum()))
+        basis = axes[: min(self._k, rank)].T
+        train_x = _of_kind((values[train] - mean) @ basis, self._kind)
+        test_x = _of_kind((values[test] - mean) @ basis, self._kind)
+        return standardise(train_x, test_x)
 
 
 def fold_projections(
@@ -185,15 +183,15 @@ def _cells(acts: Activations, sites: Sequence[str] | None) -> list[tuple[str, Te
             f"acts hold positions {acts.positions}, none of them pooled;"
             " capture last_prompt or mean_prompt"
         )
-    chosen = acts.sites if sites is None else list(sites)
-    return [
-        (f"{site}@{position}", acts[site, position].double())
-        for site in chosen
-        for position in acts.pooled_positions
-    ]
+    cells = []
+    for site in acts.sites if sites is None else sites:
+        for position in acts.pooled_positions:
+            cells.append((f"{site}@{position}", acts[site, position].double()))
+    return cells
 
 
-def _beside(training: Activations, name: str, values: Tensor) -> Tensor:
+def _training_rows(training: Activations, name: str, values: Tensor) -> Tensor:
+    """The training prompts' activations at the place `name`."""
     site, position = name.rsplit("@", 1)
     rows = training[site, position].double()
     require_same_width(values, rows, "acts", "training")
@@ -205,7 +203,9 @@ def _require_kind(kind: str) -> None:
         raise InputError(f"kind={kind!r} is unknown; pass one of {', '.join(get_args(Kind))}")
 
 
-def _shown(coordinates: Array, kind: Kind) -> Array:
+def _of_kind(coordinates: Array, kind: Kind) -> Array:
     if kind == "signed":
         return coordinates
-    return coordinates**2 if kind == "squared" else np.hstack([coordinates, coordinates**2])
+    if kind == "squared":
+        return coordinates**2
+    return np.hstack([coordinates, coordinates**2])

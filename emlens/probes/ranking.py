@@ -4,12 +4,12 @@ last stage of the paper's workflow.
 Rows are runs; features are numbers known before the alignment evaluation: final loss, learning
 rate, baseline activations, delta overlap. A model of the other runs predicts each run's alignment
 (leave-run-out). A choice is judged by regret: how much worse than the best run the chosen one is,
-among runs none of which the model has seen: it learns from one half of them and chooses in the
+among runs none of which the model was fitted on: it learns from one half of them and chooses in the
 other. (Forecasts that each leave one run out, or average over halves without it, may not be
 compared for this: what is learnt from the others falls as a run's own score rises. So nothing is
-chosen among runs that are scored already: that takes candidates.) Beside it, the regret of taking
-the lowest loss, of taking any run, and of the same procedure on shuffled scores. Cost: ridge, one
-factorisation a split for all shuffles; a forest comes without shuffles.
+chosen among runs that are scored already: that takes candidates.) Beside it stand the regret of
+taking the lowest loss, of taking any run, and of the same procedure on shuffled scores. Cost:
+ridge, one factorisation per split for all shuffles; a forest comes without shuffles.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,21 +35,24 @@ LEAST_RUNS: Final = 8
 TREES: Final = 40
 FOREST_SPLITS: Final = 40
 
+Half = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""(runs to learn from, runs to choose among)."""
+
 
 @dataclass(frozen=True)
 class Ranking:
     """What was chosen, and what choosing so costs.
 
     Args:
-        table: one row a run and model, as they came: run, by, forecast (from the other runs),
+        table: one row per run and model, as they came: run, by, forecast (from the other runs),
             observed. These forecasts are no ranking: without information they fall as the observed
-                score rises.
-        choices: one row a way to choose: by; `regret` with interval: the best run minus the chosen
-            one, on average over random halves of the runs; `null`: that of taking any run of the
-            half; `gain`: how much less than that of the lowest loss, with interval; p of the regret
-            against shuffled scores (clusters dealt whole); `spearman` of forecasts and scores
-            inside a half that no fit saw, on average over halves (of lowest loss: of the negative
-            loss over all runs), with interval.
+            score rises.
+        choices: one row per way to choose: by; `regret` with interval: the best run minus the
+            chosen one, on average over random halves of the runs; `null`: that of taking any run of
+            the half; `gain`: how much less than that of the lowest loss, with interval; p of the
+            regret against shuffled scores (whole clusters are shuffled); `spearman` of forecasts
+            and scores inside a half that no fit used, on average over halves (of lowest loss: of
+            the negative loss over all runs), with interval.
         candidates: the new configurations, best forecast first: run, by, forecast, rank; empty
             where none were given.
         null: by model, regret on shuffled scores.
@@ -93,14 +96,14 @@ def rank_configurations(
     say what the choice costs.
 
     Args:
-        runs: one row a run; the index names them.
-        target: column to be high (alignment). features: numeric columns known before it is
-            measured.
+        runs: one row per run; the index names them.
+        target: column to be high (alignment).
+        features: numeric columns known before the target is measured.
         loss: column whose lowest value is the rival choice; None: no such rival.
         clusters: column that names what is left out together (a schedule, a data set); None: each
             run alone.
         candidates: configurations whose target is not known, with the feature columns, to choose
-            among; None: only what choosing costs is told.
+            among; None: only what choosing costs is reported.
         models: `"linear"` (ridge, penalty chosen on inner folds) and `"forest"`.
         splits: random halves over which regret is averaged; a forest takes at most 40. Intervals:
             delete-one-cluster jackknife, fits as given.
@@ -110,98 +113,65 @@ def rank_configurations(
         InputError: too few runs or clusters, a column that lacks, is no number, or is missing
             somewhere; the target among the features; a target that is constant.
     """
+    _require_models(models)
     x, y, labels = _read(runs, target, features, loss, clusters)
     sign = 1.0 if higher_is_better else -1.0
-    best, names = sign * y, [str(name) for name in runs.index]
-    halves = _splits(labels, splits, seed)
+    data = _Data(x, sign * y, labels, seed)
+    halves = _halves(labels, splits, seed)
     rival = None if loss is None else -runs[loss].to_numpy(dtype=float)
-    dealt = shuffled_targets(
-        best, [str(i) for i in range(len(best))], labels, "group", permutations, seed
-    )
-    shuffled = np.stack(dealt, axis=1) if dealt else np.empty((len(best), 0))
-    tables, rows, new, nulls = [], [], [], {}
+    shuffled = _shuffled_scores(data, permutations)
+    tables, choices, ranked, nulls = [], [], [], {}
+    for model in models:
+        forecast = sign * data.forecast(model)
+        tables.append(_forecast_table([str(name) for name in runs.index], model, forecast, y))
+        choice, null = _judge(model, data, rival, halves, shuffled)
+        choices.append(choice)
+        if null is not None:
+            nulls[str(model)] = null
+        if candidates is not None:
+            new = _numbers(candidates, features, "candidates")
+            scores = data.predict(model, np.arange(len(y)), new, data.score[:, None])[:, 0]
+            ranked.append(_candidate_table([str(name) for name in candidates.index], model, scores))
+    if rival is not None:
+        choices.append(_lowest_loss(data, rival, halves))
+    new_table = pd.DataFrame(columns=["run", "by", "forecast", "rank"])
+    if ranked:
+        new_table = pd.concat(ranked, ignore_index=True)
+        new_table["forecast"] = sign * new_table["forecast"]
+    return Ranking(pd.concat(tables, ignore_index=True), pd.DataFrame(choices), new_table, nulls)
+
+
+def _require_models(models: Sequence[str]) -> None:
     for model in models:
         if model not in MODELS:
             raise InputError(f"models names {model!r}; pass some of {', '.join(MODELS)}")
-        own = halves if model == "linear" else halves[:FOREST_SPLITS]
-        targets = best[:, None] if model == "forest" else np.column_stack([best, shuffled])
-        forecast = _left_out(model, x, best, labels, seed)
-        tables.append(
-            pd.DataFrame({"run": names, "by": model, "forecast": sign * forecast, "observed": y})
-        )
-        values = [
-            _fitted(model, x[fit], x[test], targets[fit], [labels[i] for i in fit], seed)
-            for fit, test in own
-        ]
-        row = _row(model, [v[:, 0] for v in values], best, rival, labels, own)
-        rows.append(row)
-        if model == "linear" and permutations:
-            draws = [
-                np.mean(
-                    [
-                        shuffled[test, j].max() - shuffled[test[v[:, j + 1].argmax()], j]
-                        for (_, test), v in zip(own, values, strict=True)
-                    ]
-                )
-                for j in range(permutations)
-            ]
-            nulls[str(model)] = NullDistribution(
-                np.array(draws), f"regret of {model} on shuffled scores", seed
-            )
-            rows[-1]["p"] = nulls[str(model)].p_value(row["regret"], side="less")
-        if candidates is not None:
-            given = _numbers(candidates, features, "candidates")
-            found = sign * _fitted(model, x, given, best[:, None], labels, seed)[:, 0]
-            place = np.argsort(-sign * found, kind="stable")
-            names_new = [str(candidates.index[i]) for i in place]
-            new.append(
-                pd.DataFrame(
-                    {
-                        "run": names_new,
-                        "by": model,
-                        "forecast": found[place],
-                        "rank": np.arange(1, len(place) + 1),
-                    }
-                )
-            )
-    if rival is not None:
-        rows.append(
-            _row("lowest loss", [rival[test] for _, test in halves], best, None, labels, halves)
-            | _rank(rival, best)
-        )
-    shown = (
-        pd.concat(new, ignore_index=True)
-        if new
-        else pd.DataFrame(columns=["run", "by", "forecast", "rank"])
-    )
-    return Ranking(pd.concat(tables, ignore_index=True), pd.DataFrame(rows), shown, nulls)
 
 
 def _read(
     runs: pd.DataFrame, target: str, features: Sequence[str], loss: str | None, clusters: str | None
 ) -> tuple[Array, Array, list[str]]:
+    """(features, target, cluster of each run) as numbers, checked."""
     if isinstance(features, str) or not features:
         raise InputError(f"features={features!r} must be a list of columns, at least one")
     if target in features:
         raise InputError(f"features names the target {target!r} itself; leave it out")
-    for name in (target, *features, *([] if loss is None else [loss])):
-        _numbers(runs, [name], "the runs")
-    if clusters is not None and clusters not in runs.columns:
-        raise InputError(f"clusters={clusters!r} is not among the runs' columns")
-    labels = (
-        [f"run {i}" for i in range(len(runs))]
-        if clusters is None
-        else [str(v) for v in runs[clusters]]
-    )
+    y = _numbers(runs, [target], "the runs")[:, 0]
+    x = _numbers(runs, features, "the runs")
+    if loss is not None:
+        _numbers(runs, [loss], "the runs")
+    labels = [f"run {i}" for i in range(len(runs))]
+    if clusters is not None:
+        if clusters not in runs.columns:
+            raise InputError(f"clusters={clusters!r} is not among the runs' columns")
+        labels = [str(value) for value in runs[clusters]]
     if len(set(labels)) < LEAST_RUNS:
         raise InputError(
             f"{len(runs)} runs in {len(set(labels))} clusters came;"
             f" ranking needs at least {LEAST_RUNS}, so that each can be left out"
         )
-    y = _numbers(runs, [target], "the runs")[:, 0]
     if np.ptp(y) == 0:
         raise InputError(f"target {target!r} is {y[0]:g} for every run; there is nothing to rank")
-    return _numbers(runs, features, "the runs"), y, labels
+    return x, y, labels
 
 
 def _numbers(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
@@ -209,11 +179,10 @@ def _numbers(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
         if name not in table.columns:
             raise InputError(
                 f"column {one_line(str(name))!r} is not among the columns of {whose}:"
-                f" {[one_line(str(c), 40) for c in table.columns[:8]]}"
+                f" {[one_line(str(column), 40) for column in table.columns[:8]]}"
             )
-        bad = table.index[
-            ~np.isfinite(pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float))
-        ]
+        values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
+        bad = table.index[~np.isfinite(values)]
         if len(bad):
             raise InputError(
                 f"column {one_line(str(name))!r} has no finite number for run"
@@ -222,144 +191,204 @@ def _numbers(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
     return table[list(columns)].apply(pd.to_numeric).to_numpy(dtype=float)
 
 
-def _splits(
-    labels: Sequence[str], count: int, seed: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """(learn from, choose among): random halves of the clusters."""
-    rng, place = numpy_rng(seed, "halves of runs"), np.array(labels)
+@dataclass(frozen=True)
+class _Data:
+    """Runs as numbers: (run, feature), a score that is better when higher, and clusters."""
+
+    x: Array
+    score: Array
+    labels: list[str]
+    seed: int
+
+    def predict(self, model: str, fit: NDArray[np.int64], new_x: Array, targets: Array) -> Array:
+        """(new row, target) from the runs `fit`; targets are (run, target) of all runs."""
+        labels = [self.labels[i] for i in fit]
+        return _predict(model, self.x[fit], new_x, targets[fit], labels, self.seed)
+
+    def forecast(self, model: str) -> Array:
+        """Forecast of each run from runs of other clusters.
+
+        A forest leaves clusters out in at most 10 folds.
+        """
+        names = sorted(set(self.labels))
+        order = numpy_rng(self.seed, "folds of runs").permutation(len(names))
+        parts = len(names) if model == "linear" else min(10, len(names))
+        forecast = np.empty(len(self.score))
+        for part in np.array_split(order, parts):
+            is_out = np.isin(np.array(self.labels), [names[i] for i in part])
+            fit = np.flatnonzero(~is_out)
+            predicted = self.predict(model, fit, self.x[is_out], self.score[:, None])
+            forecast[is_out] = predicted[:, 0]
+        return forecast
+
+
+def _halves(labels: Sequence[str], count: int, seed: int) -> list[Half]:
+    """Random halves of the clusters."""
+    rng = numpy_rng(seed, "halves of runs")
     names = sorted(set(labels))
-    found = []
+    halves = []
     for _ in range(count):
-        chosen = np.isin(place, [names[i] for i in rng.permutation(len(names))[: len(names) // 2]])
-        found.append((np.flatnonzero(~chosen), np.flatnonzero(chosen)))
-    return found
+        second_half = [names[i] for i in rng.permutation(len(names))[: len(names) // 2]]
+        in_second = np.isin(np.array(labels), second_half)
+        halves.append((np.flatnonzero(~in_second), np.flatnonzero(in_second)))
+    return halves
 
 
-def _left_out(model: str, x: Array, best: Array, labels: Sequence[str], seed: int) -> Array:
-    """Forecast of each run from runs of other clusters; a forest leaves them out in at most 10
-    folds.
-    """
-    found, place, names = np.empty(len(best)), np.array(labels), sorted(set(labels))
-    order = numpy_rng(seed, "folds of runs").permutation(len(names))
-    for part in np.array_split(order, len(names) if model == "linear" else min(10, len(names))):
-        held = np.isin(place, [names[i] for i in part])
-        found[held] = _fitted(
-            model, x[~held], x[held], best[~held, None], place[~held].tolist(), seed
-        )[:, 0]
-    return found
+def _shuffled_scores(data: _Data, count: int) -> Array:
+    """(run, shuffle) scores; clusters change places whole."""
+    runs = [str(i) for i in range(len(data.score))]
+    shuffles = shuffled_targets(data.score, runs, data.labels, "group", count, data.seed)
+    return np.stack(shuffles, axis=1) if shuffles else np.empty((len(runs), 0))
 
 
-def _fitted(
-    model: str, train: Array, test: Array, targets: Array, labels: Sequence[str], seed: int
-) -> Array:
-    train_x, test_x = standardise(train, test)
-    return (
-        _linear(train_x, test_x, targets, np.array(labels))
-        if model == "linear"
-        else _forest(train_x, test_x, targets, seed)
+def _forecast_table(names: Sequence[str], model: str, forecast: Array, y: Array) -> pd.DataFrame:
+    return pd.DataFrame({"run": names, "by": model, "forecast": forecast, "observed": y})
+
+
+def _candidate_table(names: Sequence[str], model: str, scores: Array) -> pd.DataFrame:
+    """Candidates, highest score first."""
+    order = np.argsort(-scores, kind="stable")
+    return pd.DataFrame(
+        {
+            "run": [names[i] for i in order],
+            "by": model,
+            "forecast": scores[order],
+            "rank": np.arange(1, len(order) + 1),
+        }
     )
 
 
-def _row(
-    by: str,
-    values: Sequence[Array],
-    best: Array,
-    rival: Array | None,
-    labels: Sequence[str],
-    halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> dict[str, Any]:
-    """Regret, gain over the rival, and Spearman inside the halves, each with a jackknife interval
-    over clusters of candidates.
-    """
-    place, names = np.array(labels), sorted(set(labels))
-    own, other = (
-        _lost(values, best, halves),
-        (None if rival is None else _lost([rival[test] for _, test in halves], best, halves)),
-    )
-    row: dict[str, Any] = {"by": by, "regret": own, "regret_low": np.nan, "regret_high": np.nan}
-    row["null"] = float(np.mean([best[test].max() - best[test].mean() for _, test in halves]))
-    row |= {
-        "gain": np.nan if other is None else other - own,
-        "gain_low": np.nan,
-        "gain_high": np.nan,
-        "p": np.nan,
-        "splits": len(halves),
-    }
-    row |= {
-        "spearman": _ordered(values, best, halves),
-        "spearman_low": np.nan,
-        "spearman_high": np.nan,
-    }
-    without = np.full((len(names), 3), np.nan)
-    for i, name in enumerate(names):
-        kept = [place[test] != name for _, test in halves]
-        fewer = [(fit, test[k]) for (fit, test), k in zip(halves, kept, strict=True)]
-        less = [v[k] for v, k in zip(values, kept, strict=True)]
-        without[i, [0, 2]] = _lost(less, best, fewer), _ordered(less, best, fewer)
-        if rival is not None:
-            without[i, 1] = _lost([rival[test] for _, test in fewer], best, fewer) - without[i, 0]
-    limits = {"regret": (0.0, np.inf), "gain": (-np.inf, np.inf), "spearman": (-1.0, 1.0)}
-    for column, (name, (least, most)) in enumerate(limits.items()):
-        value = row[name]
-        if np.isfinite(value):
-            spread = float(
-                np.sqrt(
-                    (len(names) - 1)
-                    / len(names)
-                    * ((without[:, column] - without[:, column].mean()) ** 2).sum()
-                )
-            )
-            reach = float(scipy_stats.t.ppf(0.975, len(names) - 1)) * spread
-            row |= {
-                f"{name}_low": max(least, value - reach),
-                f"{name}_high": min(most, value + reach),
-            }
+def _judge(
+    model: str, data: _Data, rival: Array | None, halves: Sequence[Half], shuffled: Array
+) -> tuple[dict[str, Any], NullDistribution | None]:
+    """The row of one model among the choices, and the null of its regret; None for a forest."""
+    if model == "forest":
+        halves = halves[:FOREST_SPLITS]
+        shuffled = shuffled[:, :0]
+    targets = np.column_stack([data.score, shuffled])
+    predictions = []
+    for fit, test in halves:
+        predictions.append(data.predict(model, fit, data.x[test], targets))
+    choice = _choice_row(model, [p[:, 0] for p in predictions], data, rival, halves)
+    if not shuffled.shape[1]:
+        return choice, None
+    draws = []
+    for j in range(shuffled.shape[1]):
+        draws.append(_regret([p[:, j + 1] for p in predictions], shuffled[:, j], halves))
+    method = f"regret of {model} on shuffled scores"
+    null = NullDistribution(np.array(draws), method, data.seed)
+    choice["p"] = null.p_value(choice["regret"], side="less")
+    return choice, null
+
+
+def _lowest_loss(data: _Data, rival: Array, halves: Sequence[Half]) -> dict[str, Any]:
+    """The row of taking the lowest loss; its Spearman is over all runs, since nothing is fitted."""
+    row = _choice_row("lowest loss", [rival[test] for _, test in halves], data, None, halves)
+    rank = Estimate.undefined("every run has the same forecast", len(rival))
+    if np.ptp(rival) > 0:
+        rank = spearman(rival, data.score)
+    row |= {"spearman": rank.value, "spearman_low": rank.low, "spearman_high": rank.high}
     return row
 
 
-def _lost(
-    values: Sequence[Array],
-    best: Array,
-    halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> float:
-    """Mean over splits: the best candidate minus the one with the highest value."""
-    return float(
-        np.mean(
-            [
-                best[test].max() - best[test[v.argmax()]]
-                for (_, test), v in zip(halves, values, strict=True)
-                if len(test)
-            ]
-        )
-    )
+_FIGURES: Final = {"regret": (0.0, np.inf), "gain": (-np.inf, np.inf), "spearman": (-1.0, 1.0)}
+"""Figures of a way to choose, with the range of each."""
 
 
-def _ordered(
-    values: Sequence[Array],
-    best: Array,
-    halves: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> float:
-    """Mean over splits: Spearman of values and scores inside the half to choose among; 0 where
-    either is one number.
+def _choice_row(
+    by: str, values: Sequence[Array], data: _Data, rival: Array | None, halves: Sequence[Half]
+) -> dict[str, Any]:
+    """Regret, gain over the rival, and Spearman inside the halves, with their intervals.
+
+    Intervals are a jackknife over clusters of candidates: each is left out of every half in turn,
+    with the fits as they are.
+
+    Args:
+        values: for each half, (run,) what is chosen by; the highest is taken.
     """
-    found = []
+    figures = _figures(values, data.score, rival, halves)
+    names = sorted(set(data.labels))
+    labels = np.array(data.labels)
+    without = np.empty((len(names), len(_FIGURES)))
+    for i, name in enumerate(names):
+        keep = [labels[test] != name for _, test in halves]
+        fewer = [(fit, test[k]) for (fit, test), k in zip(halves, keep, strict=True)]
+        fewer_values = [v[k] for v, k in zip(values, keep, strict=True)]
+        without[i] = _figures(fewer_values, data.score, rival, fewer)
+    intervals = []
+    for column, (least, most) in enumerate(_FIGURES.values()):
+        intervals.append(_jackknife(figures[column], without[:, column], least, most))
+    any_run = [data.score[test].max() - data.score[test].mean() for _, test in halves]
+    regret, gain, rank = figures.tolist()
+    return {
+        "by": by,
+        "regret": regret,
+        "regret_low": intervals[0][0],
+        "regret_high": intervals[0][1],
+        "null": float(np.mean(any_run)),
+        "gain": gain,
+        "gain_low": intervals[1][0],
+        "gain_high": intervals[1][1],
+        "p": np.nan,
+        "splits": len(halves),
+        "spearman": rank,
+        "spearman_low": intervals[2][0],
+        "spearman_high": intervals[2][1],
+    }
+
+
+def _figures(
+    values: Sequence[Array], score: Array, rival: Array | None, halves: Sequence[Half]
+) -> Array:
+    """(regret, gain over the rival, Spearman) on average over halves."""
+    regret = _regret(values, score, halves)
+    gain = np.nan
+    if rival is not None:
+        gain = _regret([rival[test] for _, test in halves], score, halves) - regret
+    return np.array([regret, gain, _mean_spearman(values, score, halves)])
+
+
+def _jackknife(value: float, without: Array, least: float, most: float) -> tuple[float, float]:
+    """95 % interval from the values without each cluster, kept inside the range of the figure."""
+    if not np.isfinite(value):
+        return np.nan, np.nan
+    n = len(without)
+    squares = ((without - without.mean()) ** 2).sum()
+    spread = float(np.sqrt((n - 1) / n * squares))
+    reach = float(scipy_stats.t.ppf(0.975, n - 1)) * spread
+    return max(least, float(value) - reach), min(most, float(value) + reach)
+
+
+def _regret(values: Sequence[Array], score: Array, halves: Sequence[Half]) -> float:
+    """Mean over halves: the best candidate minus the one with the highest value."""
+    losses = []
     for (_, test), v in zip(halves, values, strict=True):
-        told = len(test) > 1 and np.ptp(v) > 0 and np.ptp(best[test]) > 0
-        found.append(
-            np.corrcoef(scipy_stats.rankdata(v), scipy_stats.rankdata(best[test]))[0, 1]
-            if told
-            else 0.0
-        )
-    return float(np.mean(found))
+        if len(test):
+            losses.append(score[test].max() - score[test[v.argmax()]])
+    return float(np.mean(losses))
 
 
-def _rank(values: Array, best: Array) -> dict[str, float]:
-    found = (
-        spearman(values, best)
-        if np.ptp(values) > 0
-        else Estimate.undefined("every run has the same forecast", len(values))
-    )
-    return {"spearman": found.value, "spearman_low": found.low, "spearman_high": found.high}
+def _mean_spearman(values: Sequence[Array], score: Array, halves: Sequence[Half]) -> float:
+    """Mean over halves: Spearman of values and scores inside the half to choose among; 0 where
+    either is constant.
+    """
+    ranks = []
+    for (_, test), v in zip(halves, values, strict=True):
+        rank = 0.0
+        if len(test) > 1 and np.ptp(v) > 0 and np.ptp(score[test]) > 0:
+            rank = np.corrcoef(scipy_stats.rankdata(v), scipy_stats.rankdata(score[test]))[0, 1]
+        ranks.append(rank)
+    return float(np.mean(ranks))
+
+
+def _predict(
+    model: str, train: Array, test: Array, targets: Array, labels: Sequence[str], seed: int
+) -> Array:
+    """(test run, target) predictions; features are scaled by the training runs."""
+    train_x, test_x = standardise(train, test)
+    if model == "linear":
+        return _linear(train_x, test_x, targets, np.array(labels))
+    return _forest(train_x, test_x, targets, seed)
 
 
 def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_]) -> Array:
@@ -369,11 +398,10 @@ def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_])
     names = sorted(set(labels))
     errors = np.zeros((len(ALPHAS), targets.shape[1]))
     for part in np.array_split(np.array(names), min(10, len(names))):
-        held = np.isin(labels, part)
-        inner_train, inner_test = standardise(train[~held], train[held])
-        errors += ((ridge_path(inner_train, inner_test, targets[~held]) - targets[held]) ** 2).sum(
-            1
-        )
+        is_out = np.isin(labels, part)
+        inner_train, inner_test = standardise(train[~is_out], train[is_out])
+        gap = ridge_path(inner_train, inner_test, targets[~is_out]) - targets[is_out]
+        errors += (gap**2).sum(1)
     best = errors.argmin(0)
     return np.asarray(ridge_path(train, test, targets)[best, :, np.arange(targets.shape[1])].T)
 
@@ -382,7 +410,7 @@ def _forest(train: Array, test: Array, targets: Array, seed: int) -> Array:
     from sklearn.ensemble import RandomForestRegressor
 
     columns = []
-    # a forest of its own each: with several targets, trees would share their splits
+    # a forest for each: with several targets, trees would share their splits
     for target in targets.T:
         fitted = RandomForestRegressor(
             n_estimators=TREES, min_samples_leaf=2, random_state=seed, n_jobs=1

@@ -20,10 +20,14 @@ ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-1, 5, 13))
 CONSTANT = 1e-12
 """Standard deviation, over the mean or 1, below which a column counts as constant."""
 UNBLOCKED = 32
+"""Columns up to which LAPACK applies reflectors faster one at a time than in blocks."""
 
 
 def standardise(train: Array, test: Array) -> tuple[Array, Array]:
-    """Both sets minus the training mean, over the training sd; a constant column becomes zero."""
+    """Both sets minus the training mean, over the training sd; a constant column becomes zero.
+
+    The test rows have no part in mean and sd: they are not known when a forecast is made.
+    """
     mean, scale = mean_and_scale(train)
     return (train - mean) / scale, (test - mean) / scale
 
@@ -40,12 +44,13 @@ class RidgePath:
     """Ridge with an intercept from one training set to one test set, at every penalty.
 
     Minimises Σ_i w_i (y_i − b − x_i·β)² + α‖β‖²; the intercept is not penalised. With more features
-    than rows it is eliminated in the solve: with A = XXᵀ + α, β = Xᵀu, u = A⁻¹(y − b), and b such
-    that u sums to 0.
+    than rows ("wide") the Gram matrix of rows is the smaller one, and the intercept is eliminated
+    in the solve: with A = XXᵀ + α, β = Xᵀu, u = A⁻¹(y − b), and b such that u sums to 0. Else the
+    Gram matrix of features is used, on rows that are centred first.
 
     Args:
         train, test: (row, feature), scaled already.
-        weights: one a training row; 1 where None.
+        weights: one per training row; 1 where None.
         near_centre: training means are small beside the columns' spread, so taking them out first
             would gain no digits.
     """
@@ -59,42 +64,57 @@ class RidgePath:
         if not (near_centre and self._wide and weights is None):
             centre = self._shares @ train
             train, test = train - centre, test - centre
+        # weighted least squares is least squares on rows times the root of their weight
         self._root = np.ones(n) if weights is None else np.sqrt(weights)
         self._train = train if weights is None else train * self._root[:, None]
         self._test = test
         gram = self._train @ self._train.T if self._wide else self._train.T @ self._train
         self._m = len(gram)
+        # gram = Q T Qᵀ; Q stays a product of Householder reflectors in the lower triangle
         packed, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(
             gram.T, lower=1, lwork=8 * self._m, overwrite_a=1
         )
         self._reflectors = np.asfortranarray(packed[1:, :-1])
+        # Gershgorin: no eigenvalue of T exceeds this; below m·eps of it, T + α is singular in
+        # float64, so that is the smallest penalty
         size = np.abs(self._diagonal).max() + 2 * np.abs(self._beside).max(initial=0.0)
         self._least = self._m * np.finfo(np.float64).eps * size + np.finfo(np.float64).tiny
 
     def predict(self, targets: Array, alphas: Sequence[float]) -> Array:
         """Predictions (alpha, test row, target) from targets (training row, target)."""
-        count = targets.shape[1]
-        if count * len(alphas) > len(self._test):
-            return (self.operators(alphas).reshape(-1, len(targets)) @ targets).reshape(
-                len(alphas), len(self._test), count
-            )
+        n_targets = targets.shape[1]
+        if n_targets * len(alphas) > len(self._test):
+            # many targets: the maps from training targets to predictions are cheaper
+            maps = self.operators(alphas).reshape(-1, len(targets))
+            return (maps @ targets).reshape(len(alphas), len(self._test), n_targets)
         offset = self._shares @ targets
-        moved = (targets - offset) * self._root[:, None]
-        inside = self._rotated(
-            np.hstack([moved, self._root[:, None]]) if self._wide else self._train.T @ moved, "T"
-        )
-        solved = [self._solved(inside, alpha) for alpha in alphas]
-        intercepts = np.zeros((len(alphas), 1, count))
+        centred = (targets - offset) * self._root[:, None]
         if self._wide:
-            sums = np.stack([inside[:, -1] @ one for one in solved])
-            intercepts = sums[:, None, :-1] / sums[:, None, -1:]
-            solved = [
-                one[:, :-1] - one[:, -1:] * b for one, b in zip(solved, intercepts, strict=True)
-            ]
-        duals = self._rotated(np.hstack(solved), "N")
-        weights = duals.T @ self._train if self._wide else duals.T
-        found = (self._test @ weights.T).reshape(len(self._test), len(alphas), count)
-        return found.transpose(1, 0, 2) + (offset + intercepts)
+            solutions, intercepts = self._wide_solutions(centred, alphas)
+        else:
+            right = self._rotated(self._train.T @ centred, "T")
+            solutions = [self._solved(right, alpha) for alpha in alphas]
+            intercepts = np.zeros((len(alphas), 1, n_targets))
+        solution = self._rotated(np.hstack(solutions), "N")
+        # wide: dual weights u of the rows, β = Xᵀu; else β itself
+        weights = solution.T @ self._train if self._wide else solution.T
+        predicted = (self._test @ weights.T).reshape(len(self._test), len(alphas), n_targets)
+        return predicted.transpose(1, 0, 2) + (offset + intercepts)
+
+    def _wide_solutions(self, centred: Array, alphas: Sequence[float]) -> tuple[list[Array], Array]:
+        """(Qᵀu for each penalty, intercepts (alpha, 1, target)).
+
+        With r the roots of the weights and A = XXᵀ + α: u = A⁻¹y − b A⁻¹r, and rᵀu = 0 gives
+        b = rᵀA⁻¹y / rᵀA⁻¹r. Solved with r as one more column.
+        """
+        right = self._rotated(np.hstack([centred, self._root[:, None]]), "T")
+        solved = [self._solved(right, alpha) for alpha in alphas]
+        sums = np.stack([right[:, -1] @ columns for columns in solved])
+        intercepts = sums[:, None, :-1] / sums[:, None, -1:]
+        duals = []
+        for columns, b in zip(solved, intercepts, strict=True):
+            duals.append(columns[:, :-1] - columns[:, -1:] * b)
+        return duals, intercepts
 
     def predict_chosen(
         self, targets: Array, alphas: Sequence[float], chosen: NDArray[np.intp]
@@ -102,11 +122,12 @@ class RidgePath:
         """Predictions (test row, target), each target with the penalty whose number `chosen`
         (target) gives.
         """
-        found = np.empty((len(self._test), targets.shape[1]))
+        predicted = np.empty((len(self._test), targets.shape[1]))
         for number in np.unique(chosen):
-            mine = chosen == number
-            found[:, mine] = self.predict(targets[:, mine], alphas[number : number + 1])[0]
-        return found
+            columns = chosen == number
+            alpha = alphas[number : number + 1]
+            predicted[:, columns] = self.predict(targets[:, columns], alpha)[0]
+        return predicted
 
     def operators(self, alphas: Sequence[float]) -> Array:
         """(alpha, test row, training row): the linear maps from training targets to predictions."""
@@ -116,12 +137,13 @@ class RidgePath:
             solved = solved @ self._train.T
         maps = (solved * self._root).reshape(len(alphas), -1, len(self._root))
         if self._wide:
-            own, maps = maps[:, -1], maps[:, :-1]
-            own = own / own.sum(1, keepdims=True)
+            # the last row is rᵀA⁻¹, from which the intercept follows as in `_wide_solutions`
+            intercept, maps = maps[:, -1], maps[:, :-1]
+            intercept = intercept / intercept.sum(1, keepdims=True)
         else:
-            own = np.broadcast_to(self._shares, (len(alphas), len(self._root)))
+            intercept = np.broadcast_to(self._shares, (len(alphas), len(self._root)))
         # a constant target is predicted by itself
-        return maps + (1 - maps.sum(2, keepdims=True)) * own[:, None]
+        return maps + (1 - maps.sum(2, keepdims=True)) * intercept[:, None]
 
     @cached_property
     def _q_and_left(self) -> tuple[Array, Array]:
@@ -139,13 +161,13 @@ class RidgePath:
         """Q (side N) or Qᵀ (side T) times the columns, without forming Q."""
         if self._m == 1:
             return columns
+        # with lower=1 the reflectors leave the first row as it is
         below = np.asfortranarray(columns[1:])
-        # for few columns LAPACK is faster one reflector at a time
         block = 1 if below.shape[1] <= UNBLOCKED else 64
-        turned = lapack.dormqr(
+        rotated = lapack.dormqr(
             "L", side, self._reflectors, self._tau, below, block * below.shape[1]
         )[0]
-        return np.vstack([columns[:1], turned])
+        return np.vstack([columns[:1], rotated])
 
     def _solved(self, columns: Array, alpha: float) -> Array:
         """(T + α)⁻¹ columns."""
@@ -168,7 +190,10 @@ def ridge_path(
 
 
 def ridge_weights(train: Array, target: Array, alpha: float) -> tuple[Array, float]:
-    """Weights (feature) and intercept of the same fit for one target."""
+    """Weights (feature) and intercept of the same fit for one target.
+
+    With centred X = U S Vᵀ, β = V S (S² + α)⁻¹ Uᵀ y.
+    """
     centre, offset = train.mean(0), float(target.mean())
     u, s, vt = np.linalg.svd(train - centre, full_matrices=False)
     weights = vt.T @ ((s / (s**2 + alpha)) * (u.T @ (target - offset)))

@@ -1,5 +1,5 @@
 """Ridge on one site and position, chosen by grouped cross-validation: the piece that a forecaster
-keeps, once for all rows and once a fold.
+keeps, once for all rows and once per fold.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,23 @@ import numpy as np
 
 from emlens.activations import Activations
 from emlens.probes.features import MatrixFeatures, Rows
-from emlens.probes.ridge import ALPHAS, Array, ridge_path, ridge_weights, standardise
+from emlens.probes.ridge import (
+    ALPHAS,
+    Array,
+    mean_and_scale,
+    ridge_path,
+    ridge_weights,
+    standardise,
+)
 from emlens.probes.validation import grouped_folds
 
 
 @dataclass(frozen=True)
 class SiteRidge:
-    """Weights, intercept and scaling of one fitted ridge. mean, scale: of the rows it was fitted
-    on.
+    """Weights, intercept and scaling of one fitted ridge.
+
+    Args:
+        weights, mean, scale: (d_model,); mean and scale are those of the rows it was fitted on.
     """
 
     site: str
@@ -32,6 +41,7 @@ class SiteRidge:
         return self.of(acts[self.site, self.position].double().numpy())
 
     def of(self, values: Array) -> Array:
+        """Predicted target of each row of (row, d_model) activations at its place."""
         return np.asarray((values - self.mean) / self.scale @ self.weights + self.intercept)
 
 
@@ -44,32 +54,37 @@ def choose_ridges(
     seed: int,
     name: str,
 ) -> list[SiteRidge]:
-    """For each target column the ridge on `rows` whose site, position and penalty predict best with
-    whole labels held out.
+    """For each target column the ridge that predicts best with whole labels held out.
+
+    Chosen are site, position and penalty, by squared error on the held-out rows.
 
     Args:
-        targets: (row, target) of all rows. labels: of all rows. name: of the random split into
-            folds.
+        targets: (row, target) of all rows.
+        rows: those to fit on.
+        labels: of all rows.
+        name: of the random split into folds.
     """
-    own = [labels[i] for i in rows]
-    inner = grouped_folds(own, min(folds, len(set(map(str, own)))), seed, name)
+    row_labels = [labels[i] for i in rows]
+    count = min(folds, len(set(map(str, row_labels))))
+    inner = grouped_folds(row_labels, count, seed, name)
     errors = np.zeros((len(cells), len(ALPHAS), targets.shape[1]))
     for c, cell in enumerate(cells):
-        for held in inner:
-            fit, test = rows[np.setdiff1d(np.arange(len(rows)), held)], rows[held]
+        for held_out in inner:
+            fit, test = rows[np.setdiff1d(np.arange(len(rows)), held_out)], rows[held_out]
             train_x, test_x = cell.split(fit, test)
-            errors[c] += ((ridge_path(train_x, test_x, targets[fit]) - targets[test]) ** 2).sum(1)
+            gap = ridge_path(train_x, test_x, targets[fit]) - targets[test]
+            errors[c] += (gap**2).sum(1)
     best = errors.reshape(-1, targets.shape[1]).argmin(0)
-    return [
-        _fit(cells[b // len(ALPHAS)], targets[rows, j], rows, ALPHAS[b % len(ALPHAS)])
-        for j, b in enumerate(best)
-    ]
+    ridges = []
+    for column, choice in enumerate(best):
+        cell, alpha = cells[choice // len(ALPHAS)], ALPHAS[choice % len(ALPHAS)]
+        ridges.append(_fit(cell, targets[rows, column], rows, alpha))
+    return ridges
 
 
 def _fit(cell: MatrixFeatures, target: Array, rows: Rows, alpha: float) -> SiteRidge:
     values = cell.values[rows]
-    mean, sd = values.mean(0), values.std(0)
-    scale = np.where(sd > 1e-12 * np.maximum(1.0, np.abs(mean)), sd, np.inf)
+    mean, scale = mean_and_scale(values)
     weights, intercept = ridge_weights(standardise(values, values)[0], target, alpha)
     site, position = cell.name.rsplit("@", 1)
     return SiteRidge(site, position, alpha, weights, intercept, mean, scale)

@@ -9,12 +9,13 @@ reported, beside how often its shuffled copy is picked. Whole units (questions) 
 held out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
@@ -32,7 +33,7 @@ class SparseProbe:
     """Which features tell two kinds of rows apart.
 
     Args:
-        table: one row a feature, most often selected first: `feature`; `weight`, the mean over
+        table: one row per feature, most often selected first: `feature`; `weight`, the mean over
             resamples, per standard deviation of the feature, positive towards True; `weight_low`,
             `weight_high`, its 2.5 % and 97.5 % quantiles; `selected`, the share of resamples whose
             weight is not 0; `selected_by_chance`, that share among shuffled copies; `n`, rows.
@@ -58,7 +59,7 @@ def sparse_probe(
     """Fit an L1-penalised logistic probe and say how stable its choice of features is.
 
     Args:
-        features: one row an id (the index), one column a feature.
+        features: one row per id (the index), one column per feature.
         labels: id → class. Rows without a label are left out.
         units: id → what is held out and resampled together, such as the question of an answer; each
             row by default.
@@ -69,37 +70,60 @@ def sparse_probe(
         InputError: no labelled row, values that are not finite, a label without a unit, a class
             with fewer units than folds.
     """
-    rows = [name for name in features.index if name in labels]
-    if not rows:
+    data = _read(features, labels, units)
+    _require_units_of_each_class(data, folds)
+    everything = np.arange(len(data.y))
+    scores = np.empty(len(data.y))
+    for test in grouped_folds(data.units, folds, seed, "sparse_probe"):
+        train = np.setdiff1d(everything, test)
+        penalty = _choose_penalty(data.at(train), folds, seed)
+        train_x, test_x = standardise(data.x[train], data.x[test])
+        scores[test] = _fit(train_x, data.y[train], penalty).decision_function(test_x)
+    auc = area_under_curve(scores, data.y, data.units, 499, seed)
+    penalty = _choose_penalty(data, folds, seed)
+    table = _stability(features.columns, data, penalty, resamples, seed)
+    return SparseProbe(table, auc, penalty)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Labelled rows: (row, feature) values, +1 or −1 by class, and the unit of each row."""
+
+    x: Array
+    y: NDArray[np.int64]
+    units: list[str]
+
+    def at(self, rows: NDArray[np.int64]) -> "_Data":
+        return _Data(self.x[rows], self.y[rows], [self.units[i] for i in rows])
+
+
+def _read(
+    features: pd.DataFrame, labels: Mapping[str, bool], units: Mapping[str, str] | None
+) -> _Data:
+    ids = [name for name in features.index if name in labels]
+    if not ids:
         raise InputError(
             f"labels has none of the {len(features)} ids of features; pass id → True or False"
         )
-    lost = [name for name in rows if units is not None and name not in units]
-    if lost:
-        raise InputError(f"units has no entry for row {lost[0]!r}; pass one for each labelled id")
-    x = features.loc[rows].to_numpy(dtype=np.float64)
+    for name in ids:
+        if units is not None and name not in units:
+            raise InputError(f"units has no entry for row {name!r}; pass one for each labelled id")
+    x = features.loc[ids].to_numpy(dtype=np.float64)
     if not np.isfinite(x).all():
         raise InputError("features hold values that are not finite; drop those columns or rows")
-    y = np.array([1 if labels[name] else -1 for name in rows])
-    own = [str(name) if units is None else str(units[name]) for name in rows]
+    y = np.where([bool(labels[name]) for name in ids], 1, -1)
+    row_units = [str(name if units is None else units[name]) for name in ids]
+    return _Data(x, y, row_units)
+
+
+def _require_units_of_each_class(data: _Data, folds: int) -> None:
     for sign, name in ((1, "True"), (-1, "False")):
-        count = len({unit for unit, label in zip(own, y, strict=True) if label == sign})
+        count = len(set(data.at(np.flatnonzero(data.y == sign)).units))
         if folds < 2 or count < folds:
             raise InputError(
                 f"rows labelled {name} come from {count} units with folds={folds};"
                 " pass 2 folds or more, and at least as many units of each class"
             )
-    scores = np.empty(len(y))
-    for test in grouped_folds(own, folds, seed, "sparse_probe"):
-        train = np.setdiff1d(np.arange(len(y)), test)
-        chosen = _chosen_penalty(x[train], y[train], [own[i] for i in train], folds, seed)
-        a, b = standardise(x[train], x[test])
-        scores[test] = _fit(a, y[train], chosen).decision_function(b)
-    auc = area_under_curve(scores, y, own, 499, seed)
-    penalty = _chosen_penalty(x, y, own, folds, seed)
-    return SparseProbe(
-        _stability(features.columns, x, y, own, penalty, resamples, seed), auc, penalty
-    )
 
 
 def general_and_narrow(
@@ -120,103 +144,100 @@ def general_and_narrow(
         trained: id → whether its question is of the trained domain.
 
     Returns:
-        One row a feature: the columns of `SparseProbe.table` with the endings `_narrow` and
-            `_general`, and each probe's held-out area with
-        its interval. A feature carries one kind where its share is high there and near
-        `selected_by_chance` in the other.
+        One row per feature: the columns of `SparseProbe.table` with the endings `_narrow` and
+        `_general`, and each probe's held-out area with its interval. A feature carries one kind
+        where its share is high there and near `selected_by_chance` in the other.
 
     Raises:
-        InputError: as `sparse_probe`; a labelled row of which `trained` does not speak.
+        InputError: as `sparse_probe`; a labelled row that `trained` does not have.
     """
-    lost = [name for name in features.index if name in labels and name not in trained]
-    if lost:
-        raise InputError(f"trained has no entry for row {lost[0]!r}; pass one for each labelled id")
-    found = None
-    for kind, inside in (("narrow", True), ("general", False)):
-        part = {name: label for name, label in labels.items() if bool(trained.get(name)) == inside}
-        probe = sparse_probe(features, part, units, folds=folds, resamples=resamples, seed=seed)
-        table = (
-            probe.table.assign(auc=probe.auc.value, auc_low=probe.auc.low, auc_high=probe.auc.high)
-            .set_index("feature")
-            .add_suffix(f"_{kind}")
-        )
-        found = table if found is None else found.join(table)
-    assert found is not None
-    return found.reset_index()
-
-
-def _chosen_penalty(x: Array, y: Array, units: Sequence[str], folds: int, seed: int) -> float:
-    """The largest penalty whose log-loss on held-out units is within one standard error of the
-    least: the sparsest fit that predicts as well. A fold whose training rows hold one class is
-    passed over.
-    """
-    each: list[Array] = []
-    for test in grouped_folds(units, folds, seed, "sparse_probe penalty"):
-        train = np.setdiff1d(np.arange(len(y)), test)
-        if len(set(y[train])) == 2:
-            a, b = standardise(x[train], x[test])
-            each.append(
-                np.stack(
-                    [
-                        np.logaddexp(0, -y[test] * _fit(a, y[train], penalty).decision_function(b))
-                        for penalty in PENALTIES
-                    ]
-                ).mean(1)
+    for name in features.index:
+        if name in labels and name not in trained:
+            raise InputError(
+                f"trained has no entry for row {name!r}; pass one for each labelled id"
             )
-    if len(each) < 2:
+    tables = []
+    for kind, in_domain in (("narrow", True), ("general", False)):
+        part = {
+            name: label for name, label in labels.items() if bool(trained.get(name)) == in_domain
+        }
+        probe = sparse_probe(features, part, units, folds=folds, resamples=resamples, seed=seed)
+        table = probe.table.assign(
+            auc=probe.auc.value, auc_low=probe.auc.low, auc_high=probe.auc.high
+        )
+        tables.append(table.set_index("feature").add_suffix(f"_{kind}"))
+    narrow, general = tables
+    return narrow.join(general).reset_index()
+
+
+def _choose_penalty(data: _Data, folds: int, seed: int) -> float:
+    """The largest penalty whose log-loss on held-out units is within one standard error of the
+    least: the sparsest fit that predicts as well.
+
+    A fold whose training rows hold one class is passed over.
+    """
+    everything = np.arange(len(data.y))
+    fold_losses = []
+    for test in grouped_folds(data.units, folds, seed, "sparse_probe penalty"):
+        train = np.setdiff1d(everything, test)
+        if len(set(data.y[train])) == 2:
+            train_x, test_x = standardise(data.x[train], data.x[test])
+            losses = []
+            for penalty in PENALTIES:
+                score = _fit(train_x, data.y[train], penalty).decision_function(test_x)
+                losses.append(np.logaddexp(0, -data.y[test] * score))  # −log σ(y·score)
+            fold_losses.append(np.stack(losses).mean(1))
+    if len(fold_losses) < 2:
         return PENALTIES[-1]
-    losses = np.stack(each)
-    mean = losses.mean(0)
+    table = np.stack(fold_losses)
+    mean = table.mean(0)
     best = int(mean.argmin())
-    error = losses[:, best].std(ddof=1) / len(losses) ** 0.5
-    return max(
-        penalty for penalty, loss in zip(PENALTIES, mean, strict=True) if loss <= mean[best] + error
-    )
+    error = table[:, best].std(ddof=1) / len(table) ** 0.5
+    return max(np.array(PENALTIES)[mean <= mean[best] + error].tolist())
 
 
 def _stability(
-    names: pd.Index,
-    x: Array,
-    y: Array,
-    units: Sequence[str],
-    penalty: float,
-    resamples: int,
-    seed: int,
+    names: pd.Index, data: _Data, penalty: float, resamples: int, seed: int
 ) -> pd.DataFrame:
     """Weights over resamples of whole units, each fit beside shuffled copies of all features."""
-    pick = numpy_rng(seed, "sparse_probe")
+    rng = numpy_rng(seed, "sparse_probe")
     members: dict[str, list[int]] = {}
-    for i, unit in enumerate(units):
+    for i, unit in enumerate(data.units):
         members.setdefault(unit, []).append(i)
-    every = list(members)
+    rows_of_units = list(members.values())
+    n_features = data.x.shape[1]
     weights: list[Array] = []
-    shadows: list[Array] = []
+    shuffled_weights: list[Array] = []
     while len(weights) < resamples:
-        drawn = [i for unit in pick.choice(len(every), len(every)) for i in members[every[unit]]]
-        if len(set(y[drawn])) < 2:
+        rows: list[int] = []
+        for unit_number in rng.choice(len(rows_of_units), len(rows_of_units)):
+            rows += rows_of_units[unit_number]
+        if len(set(data.y[rows])) < 2:
             continue
-        a = x[drawn]
-        both = np.c_[a, a[pick.permutation(len(a))]]
-        coefficients = _fit(standardise(both, both)[0], y[drawn], penalty).coef_[0]
-        weights.append(coefficients[: x.shape[1]])
-        shadows.append(coefficients[x.shape[1] :])
-    found = np.stack(weights)
-    low, high = np.quantile(found, (0.025, 0.975), axis=0)
-    table = pd.DataFrame(
+        x = data.x[rows]
+        both = np.c_[x, x[rng.permutation(len(x))]]
+        coefficients = _fit(standardise(both, both)[0], data.y[rows], penalty).coef_[0]
+        weights.append(coefficients[:n_features])
+        shuffled_weights.append(coefficients[n_features:])
+    table = np.stack(weights)
+    low, high = np.quantile(table, (0.025, 0.975), axis=0)
+    rows_table = pd.DataFrame(
         {
             "feature": list(names),
-            "weight": found.mean(0),
+            "weight": table.mean(0),
             "weight_low": low,
             "weight_high": high,
-            "selected": (found != 0).mean(0),
-            "selected_by_chance": float((np.stack(shadows) != 0).mean()),
-            "n": len(y),
+            "selected": (table != 0).mean(0),
+            "selected_by_chance": float((np.stack(shuffled_weights) != 0).mean()),
+            "n": len(data.y),
         }
     )
-    return table.sort_values(["selected", "feature"], ascending=[False, True], ignore_index=True)
+    return rows_table.sort_values(
+        ["selected", "feature"], ascending=[False, True], ignore_index=True
+    )
 
 
-def _fit(x: Array, y: Array, penalty: float) -> Any:
+def _fit(x: Array, y: NDArray[np.int64], penalty: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(

@@ -327,6 +327,6 @@ def with_rivals(
                 nested_folds = NestedFolds(forecaster.labels, [fold], 5, seed)
                 found = nested_ridge([feature], known, nested_folds).nested
             hazard[fold.test] = found[0][fold.test]
-        predicted = forecaster.top - factors[place] * hazard[:, forecaster.column]
+        predicted = forecaster.top - factors[place] * hazard[:, forecaster.cluster_columns]
         pairs[name] = np.clip(predicted, forecaster.bottom, forecaster.top)[at]
     return pairs

@@ -23,7 +23,7 @@ from emlens.foundation.files import one_line, write_json
 from emlens.foundation.provenance import hash_json, hash_tensors
 from emlens.geometry import Direction
 from emlens.models import HookedModel
-from emlens.probes import Forecaster, fit_forecaster
+from emlens.probes import Design, Forecaster, fit_forecaster
 from emlens.probes.severity import LEAST_CLUSTERS
 from emlens.results.study_result import Finding, StudyResult, read_table, text_columns, write_table
 from emlens.runs import UnitLog
@@ -181,10 +181,9 @@ def fit_screening(
         acts,
         table.loc[kept.ids],
         metric=metric,
-        groups=groups,
         clusters=clusters,
         context=numbers,
-        seed=seed,
+        design=Design(groups=groups, seed=seed),
     )
     found.facts.update(
         {

@@ -10,8 +10,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emlens.foundation.errors import InputError, IntegrityError
-from emlens.probes import Forecaster, fit_forecaster
-from emlens.probes.forecaster import labels_of
+from emlens.probes import Design, Forecaster, fit_forecaster
+from emlens.probes.targets import labels_of
 
 PARENT = {"weights_sha256": "a" * 64, "adapter": None}
 
@@ -35,7 +35,8 @@ def fitted(make: Any, cells: Any) -> Forecaster:
         + 5 * cells["resid_post.1", "last_prompt"][:, 0]
         + np.random.default_rng(1).standard_normal(40)
     )
-    return fit_forecaster(acts, dict(zip(acts.ids, y.tolist(), strict=True)), folds=4)
+    scores = dict(zip(acts.ids, y.tolist(), strict=True))
+    return fit_forecaster(acts, scores, design=Design(inner_folds=4))
 
 
 def test_it_equals_scikit_learn_on_the_chosen_cell(
@@ -108,7 +109,7 @@ def test_another_stream_is_refused(make: Any, fitted: Forecaster) -> None:
         fitted.predict(make({("resid_post.1", "last_prompt"): np.ones((3, 5))}))
 
 
-def test_phrasings_share_a_fold(make: Any) -> None:
+def test_paraphrases_share_a_fold(make: Any) -> None:
     acts = make(np.ones((4, 2)), ids=["a/p1", "a/p2", "b/p1", "b/p2"])
     assert labels_of(acts, None) == (["a", "a", "b", "b"], "question")
 
@@ -147,18 +148,12 @@ def planted(
     return x, table, {name: name[:2] for name in names}, context
 
 
-def fit_planted(
-    make: Any, seed: int = 0, **changes: Any
-) -> tuple[Forecaster, Any, pd.DataFrame, pd.DataFrame]:
+def fit_planted(make: Any, seed: int = 0) -> tuple[Forecaster, Any, pd.DataFrame, pd.DataFrame]:
     x, table, clusters, context = planted(seed)
     acts = make(x, groups=[f"d{i // 6}" for i in range(len(x))], model=PARENT)
-    options: dict[str, Any] = {
-        "groups": "group",
-        "clusters": clusters,
-        "context": context,
-        "folds": 3,
-    } | changes
-    return fit_forecaster(acts, table, **options), acts, table, context
+    design = Design(groups="group", inner_folds=3)
+    fitted = fit_forecaster(acts, table, clusters=clusters, context=context, design=design)
+    return fitted, acts, table, context
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +184,11 @@ def test_a_prediction_of_the_backtest_has_seen_neither_its_group_nor_its_cluster
     spoiled[["d2@0", "d2@1"]] = np.where(spoiled[["d2@0", "d2@1"]].notna(), 1.0, np.nan)
     clusters = {name: name[:2] for name in table}
     again = fit_forecaster(
-        acts, spoiled, groups="group", clusters=clusters, context=context, folds=3
+        acts,
+        spoiled,
+        clusters=clusters,
+        context=context,
+        design=Design(groups="group", inner_folds=3),
     ).pairs()
     own = (again["label"] == "d5") & (again["cluster"] == "d2")
     assert own.sum() == 12
@@ -214,11 +213,9 @@ def test_intervals_hold_new_questions_in_new_fine_tunes(make: Any) -> None:
         found = fit_forecaster(
             acts.select(kept),
             table.loc[kept, past],
-            groups="group",
             clusters=clusters,
             context=context,
-            folds=3,
-            seed=seed,
+            design=Design(groups="group", inner_folds=3, seed=seed),
         )
         given = found.predict_table(
             acts.select(held),
@@ -406,3 +403,11 @@ def test_what_cannot_be_fitted_is_refused(make: Any) -> None:
         InputError, match="the aligned score is 7 for every row; there is nothing to predict"
     ):
         fit_forecaster(acts, dict.fromkeys(acts.ids, 7.0))
+    with pytest.raises(
+        InputError,
+        match=(
+            "design has permutations=9, which fit_forecaster does not use;"
+            " it uses groups, inner_folds, seed"
+        ),
+    ):
+        fit_forecaster(acts, table, design=Design(permutations=9))

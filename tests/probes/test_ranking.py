@@ -105,11 +105,11 @@ def test_noise_chooses_a_candidate_at_random_and_never_a_scored_run() -> None:
     assert abs(np.mean(place) - 0.5) < 3 * 0.29 / np.sqrt(24)
 
 
-def test_shuffles_deal_clusters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffles_move_whole_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = sweep(5, informative=False, runs=32).assign(
         schedule=np.repeat(np.arange(8), 4), aligned=np.repeat(np.arange(8.0) ** 2, 4)
     )
-    seen, real = [], ranking._fitted
+    seen, real = [], ranking._predict
 
     def spy(
         model: str,
@@ -122,7 +122,7 @@ def test_shuffles_deal_clusters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(pd.DataFrame(targets).groupby(np.array(labels)).agg(np.ptp).to_numpy())
         return real(model, train, test, targets, labels, seed)
 
-    monkeypatch.setattr(ranking, "_fitted", spy)
+    monkeypatch.setattr(ranking, "_predict", spy)
     rank_configurations(
         runs,
         target="aligned",
@@ -133,7 +133,7 @@ def test_shuffles_deal_clusters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         permutations=9,
     )
     spread = [found for found in seen if found.shape[1] == 10]
-    # dealt run by run, a cluster's scores would part
+    # shuffled run by run, a cluster's scores would differ
     assert len(spread) == 3 and all(np.allclose(found, 0) for found in spread)
 
 
@@ -169,15 +169,15 @@ def test_regret_is_that_of_a_plain_loop_and_lower_can_be_better() -> None:
     common = {"features": ["overlap"], "models": ("linear",), "splits": 50, "permutations": 0}
     found = rank_configurations(runs, target="aligned", loss="loss", **common)
     lost = []
-    for _, test in ranking._splits([f"run {i}" for i in range(12)], 50, 0):
+    for _, test in ranking._halves([f"run {i}" for i in range(12)], 50, 0):
         half = runs.iloc[test]
         lost.append(half["aligned"].max() - half.loc[half["loss"].idxmin(), "aligned"])
     assert found.choices.set_index("by").loc["lowest loss", "regret"] == pytest.approx(
         np.mean(lost)
     )
-    half = [runs.iloc[test] for _, test in ranking._splits([f"run {i}" for i in range(12)], 50, 0)]
+    half = [runs.iloc[test] for _, test in ranking._halves([f"run {i}" for i in range(12)], 50, 0)]
     values = [
-        ranking._fitted(
+        ranking._predict(
             "linear",
             runs.drop(h.index)[["overlap"]].to_numpy(),
             h[["overlap"]].to_numpy(),

@@ -75,7 +75,9 @@ def test_what_cannot_be_split_or_learnt_is_refused() -> None:
     ):
         fit_severity(np.ones((3, 1)), np.ones(3), ["a", "b", "a"], 0)
     table = pd.DataFrame({"surprise": [1.0, np.nan], "words": ["a", "b"]}, index=["x", "y"])
-    with pytest.raises(InputError, match="context has no row for fine-tune 'z'; pass one row each"):
+    with pytest.raises(
+        InputError, match="context has no row for fine-tune 'z'; pass one row for each"
+    ):
         context_rows(table, ["z"])
     with pytest.raises(
         InputError,

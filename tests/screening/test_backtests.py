@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
-from emlens.probes import Forecaster, fit_forecaster
+from emlens.probes import Design, Forecaster, fit_forecaster
 from emlens.screening.backtests import area, auroc, backtest, pair_weights, with_rivals
 
 
@@ -151,7 +151,7 @@ def forecaster() -> tuple[Forecaster, np.ndarray]:
     table = pd.DataFrame(
         {f"r{j}": np.clip(100 - (0.6 + 0.1 * j) * hazard, 0, 100) for j in range(5)}, index=acts.ids
     )
-    return fit_forecaster(acts, table, groups="group", folds=3), x
+    return fit_forecaster(acts, table, design=Design(groups="group", inner_folds=3)), x
 
 
 def test_rivals_run_through_the_same_folds(forecaster: Any) -> None:
