@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from emlens.results.study_result import TEXT_COLUMNS
+from emlens.results.table_files import TEXT_COLUMNS
 
 COLUMNS = ("table", "figure", "key", "value", "low", "high", "null")
 _NUMBERS_THAT_NAME = frozenset(("layer", "k", "seed", "step", "steps", "coefficient", "rank"))

@@ -1,26 +1,43 @@
 """A study's result: tidy tables, findings in words, provenance; the same bytes from the same
 configuration.
 
-On disk: `result.json`, `tables/<name>.csv`, and `run.json` for what may differ between two runs
-(dates, duration).
+On disk: `tables/<name>.csv`, `result.json`, and `run.json` for what may differ between two runs
+(dates, duration). `result.json` holds the SHA-256 of every table and of itself, so that a number
+that was edited is found when the result is loaded.
 """
 
-import csv
 import html
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.files import read_json, sha256_file, write_json, write_text
+from emlens.foundation.files import read_json, sha256_file, write_json
+from emlens.foundation.provenance import hash_json
+from emlens.results.table_files import read_table, text_columns, write_table
 
 Advance = Callable[[float], None]
 """Told the share of a part's work that was just done; the shares of one part sum to 1."""
+
+SCHEMA_VERSION = 1
+"""Of `result.json`; raised when a reader of the version before could not read it."""
+_FIELDS: Mapping[str, type] = {
+    "schema_version": int,
+    "study": str,
+    "config": dict,
+    "tables": dict,
+    "text": dict,
+    "findings": list,
+    "warnings": list,
+    "facts": dict,
+    "note": str,
+    "sha256": str,
+}
+"""Fields of `result.json` and their types."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,10 @@ class Finding:
     def to_record(self) -> dict[str, str]:
         return {"section": self.section, "sentence": self.sentence, "status": self.status}
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> "Finding":
+        return cls(record["section"], record["sentence"], record["status"])
+
 
 def p_text(p: float) -> str:
     """A p-value in words: "= 0.012", "< .001"."""
@@ -57,7 +78,7 @@ class Part:
     """What one part of a study gives: tables by name, findings, warnings about missing controls or
     small samples.
 
-    files: further files below the part's folder that must stand for the part to count as finished
+    files: further files below the part's folder that must exist for the part to count as finished
     (trained weights).
     """
 
@@ -65,6 +86,27 @@ class Part:
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+
+    def to_record(self) -> dict[str, Any]:
+        """The part without its tables' cells, which lie in files of their own."""
+        return {
+            "tables": list(self.tables),
+            "text": {name: text_columns(table) for name, table in self.tables.items()},
+            "findings": [finding.to_record() for finding in self.findings],
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], directory: Path) -> "Part":
+        """The part whose tables lie in `directory`."""
+        return cls(
+            tables={
+                name: read_table(table_path(directory, name), record["text"][name])
+                for name in record["tables"]
+            },
+            findings=[Finding.from_record(finding) for finding in record["findings"]],
+            warnings=record["warnings"],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,35 +151,39 @@ class StudyResult:
         """Read a finished study's directory.
 
         Raises:
-            InputError: no finished study there.
-            IntegrityError: a table was changed after it was written.
+            InputError: no finished study there, or one that a newer version wrote.
+            IntegrityError: a table or `result.json` was changed after it was written.
         """
         path = Path(directory)
-        if not (path / "result.json").is_file():
+        file = path / "result.json"
+        if not file.is_file():
             raise InputError(
                 f"{path}: holds no result.json; pass a directory that a study finished in"
             )
-        record = read_json(path / "result.json")
-        tables = {}
-        for name, digest in record["tables"].items():
-            file = path / "tables" / f"{name}.csv"
-            if not file.is_file() or sha256_file(file) != digest:
+        record = _read_record(file)
+        digest = record.pop("sha256")
+        if hash_json(record) != digest:
+            raise IntegrityError(
+                f"{file}: was changed after the study wrote it; run the study again"
+            )
+        for name, table_digest in record["tables"].items():
+            table = table_path(path, name)
+            if not table.is_file() or sha256_file(table) != table_digest:
                 raise IntegrityError(
-                    f"{file}: is missing or was changed after the study wrote it;"
+                    f"{table}: is missing or was changed after the study wrote it;"
                     " run the study again"
                 )
-            tables[name] = read_table(file, record.get("text", {}).get(name, ()))
-        run = read_json(path / "run.json") if (path / "run.json").is_file() else {}
-        findings = [Finding(**item) for item in record["findings"]]
+        part = Part.from_record(record, path)
+        run_file = path / "run.json"
         return cls(
-            record["study"],
-            record["config"],
-            tables,
-            findings,
-            record["warnings"],
-            record["facts"],
-            record["note"],
-            run,
+            study=record["study"],
+            config=record["config"],
+            tables=part.tables,
+            findings=part.findings,
+            warnings=part.warnings,
+            facts=record["facts"],
+            note=record["note"],
+            run=read_json(run_file) if run_file.is_file() else {},
         )
 
     def save(self, directory: str | Path) -> Path:
@@ -149,103 +195,69 @@ class StudyResult:
         path = Path(directory)
         refuse_other(path, self.study)
         for name, table in self.tables.items():
-            write_table(path / "tables" / f"{name}.csv", table)
+            write_table(table_path(path, name), table)
         self.write(path)
         return path
 
     def write(self, directory: Path) -> None:
-        """Publish `result.json`; the tables must stand already."""
-        digests = {name: sha256_file(directory / "tables" / f"{name}.csv") for name in self.tables}
-        write_json(
-            directory / "result.json",
-            {
-                "study": self.study,
-                "config": dict(self.config),
-                "tables": digests,
-                "text": {name: text_columns(table) for name, table in self.tables.items()},
-                "findings": [finding.to_record() for finding in self.findings],
-                "warnings": list(self.warnings),
-                "facts": dict(self.facts),
-                "note": self.note,
-            },
-        )
+        """Publish `result.json`; the files of the tables must exist already."""
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "study": self.study,
+            "config": dict(self.config),
+            **Part(dict(self.tables), list(self.findings), list(self.warnings)).to_record(),
+            "facts": dict(self.facts),
+            "note": self.note,
+        }
+        record["tables"] = {name: sha256_file(table_path(directory, name)) for name in self.tables}
+        write_json(directory / "result.json", {**record, "sha256": hash_json(record)})
+
+
+def table_path(directory: Path, table: str) -> Path:
+    """Where the table of a result lies."""
+    return directory / "tables" / f"{table}.csv"
 
 
 def refuse_other(directory: Path, study: str) -> None:
     """Refuse a directory that cannot take a result of this study.
 
     Raises:
-        InputError: it is a file, or holds a result of another study.
+        InputError: it is a file, or holds a result of another study, or a `result.json` that this
+            version cannot read.
     """
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; pass a directory for --out")
     if not (directory / "result.json").is_file():
         return
-    found = read_json(directory / "result.json").get("study")
-    if found != study:
+    existing = _read_record(directory / "result.json")["study"]
+    if existing != study:
         raise InputError(
-            f"{directory}: holds a result of study {found!r}, which study {study!r} would replace;"
-            " pass another --out"
+            f"{directory}: holds a result of study {existing!r}, which study {study!r} would"
+            " replace; pass another --out"
         )
 
 
-TEXT_COLUMNS = frozenset(
-    (
-        "model",
-        "run",
-        "question",
-        "group",
-        "domain",
-        "id",
-        "text",
-        "direction_of",
-        "ablated_in",
-        "steered",
-        "answer",
-        "refused",
-        "questions_of",
-    )
-)
-"""Columns that hold what users named or wrote; text even where every cell is empty."""
+def _read_record(file: Path) -> dict[str, Any]:
+    """`result.json` with every field in its place; whether it was edited is not looked at.
 
-
-def text_columns(table: pd.DataFrame) -> list[str]:
-    """The columns in which text stands, in their order: a CSV does not tell "007" from 7, so this
-    is kept beside it.
+    Raises:
+        InputError: no JSON, a newer version, or a field that is missing or of another type.
     """
-    return [
-        name
-        for name in table.columns
-        if not pd.api.types.is_numeric_dtype(table[name])
-        and any(isinstance(c, str) and c for c in table[name])
-    ]
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """CSV with 10 significant digits; an empty cell is a missing value."""
-    buffer = io.StringIO()
-    alone = any("\r" in str(cell) for name in text_columns(table) for cell in table[name])
-    # the writer does not quote a lone \r, which readers take for a line's end
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if alone else csv.QUOTE_MINIMAL
-    table.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
-    write_text(path, buffer.getvalue())
-
-
-def read_table(path: Path, text: Iterable[str] = ()) -> pd.DataFrame:
-    """A table as `write_table` wrote it: a column is numeric, boolean or text as a whole.
-
-    The columns named by `text` (see `text_columns`) and ids stay text whatever they look like
-    ("NA", "007").
-    """
-    kept = TEXT_COLUMNS.union(text)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for column in [name for name in table.columns if name not in kept]:
-        given = table[column] != ""
-        numbers = pd.to_numeric(table[column].where(given), errors="coerce")
-        if given.any() and numbers[given].notna().all():
-            table[column] = numbers
-        elif given.all() and set(table[column]) <= {"True", "False"}:
-            table[column] = table[column] == "True"
-        elif not given.any():
-            table[column] = float("nan")
-    return table
+    record = read_json(file)
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{file}: holds a {type(record).__name__}, not a study's result; run the study again"
+        )
+    version = record.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"{file}: has schema_version {version}, and this emlens reads up to {SCHEMA_VERSION};"
+            " update emlens"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            raise InputError(
+                f"{file}: {name} is missing or no {kind.__name__}; run the study again, or pass"
+                " another directory"
+            )
+    return record

@@ -25,7 +25,8 @@ from emlens.geometry import Direction
 from emlens.models import HookedModel
 from emlens.probes import Design, Forecaster, fit_forecaster
 from emlens.probes.severity import LEAST_CLUSTERS
-from emlens.results.study_result import Finding, StudyResult, read_table, text_columns, write_table
+from emlens.results.study_result import Finding, StudyResult
+from emlens.results.table_files import read_table, text_columns, write_table
 from emlens.runs import UnitLog
 from emlens.runs.locks import exclusive
 from emlens.screening.backtests import backtest

@@ -30,10 +30,8 @@ from emlens.results.study_result import (
     Part,
     columns_of,
     p_text,
-    read_table,
-    text_columns,
-    write_table,
 )
+from emlens.results.table_files import read_table, text_columns, write_table
 from emlens.runs import UnitLog
 from emlens.stats import t_interval
 from emlens.studies.config import Options as PartOptions, StudyConfig

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,8 @@ import torch
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
-from emlens.results.study_result import (
-    Finding,
-    Part,
-    StudyResult,
-    read_table,
-    refuse_other,
-    text_columns,
-    write_table,
-)
+from emlens.results.finished_parts import finished_part
+from emlens.results.study_result import Part, StudyResult, refuse_other
 from emlens.runs import UnitLog, progress_bar
 from emlens.runs.locks import exclusive
 from emlens.studies.config import Options, StudyConfig, read_config
@@ -90,8 +84,7 @@ def run_study(
                     "material": material.fingerprint(),
                     "part": name,
                 }
-                record = log.run(name, made_of, _work(study, context, directory))
-                part = _read_part(record, directory)
+                part = finished_part(log, name, made_of, partial(study.run, context), directory)
                 material = study.after(context, part)
                 parts[name] = part
                 share.finish()
@@ -198,35 +191,3 @@ class PartProgress:
     def finish(self) -> None:
         """The part is done, whatever it reported."""
         self(self._remaining)
-
-
-def _work(
-    study: Study, context: StudyContext, directory: Path
-) -> Callable[[], tuple[Any, list[Path]]]:
-    def work() -> tuple[Any, list[Path]]:
-        part = study.run(context)
-        files = []
-        for table, frame in part.tables.items():
-            path = directory / "tables" / f"{table}.csv"
-            write_table(path, frame)
-            files.append(path)
-        files += part.files
-        record = {
-            "tables": list(part.tables),
-            "text": {table: text_columns(frame) for table, frame in part.tables.items()},
-            "findings": [finding.to_record() for finding in part.findings],
-            "warnings": part.warnings,
-        }
-        return record, files
-
-    return work
-
-
-def _read_part(record: Mapping[str, Any], directory: Path) -> Part:
-    """A finished part from its record and its tables on disk."""
-    tables = {}
-    for name in record["tables"]:
-        path = directory / "tables" / f"{name}.csv"
-        tables[name] = read_table(path, record["text"][name])
-    findings = [Finding(**item) for item in record["findings"]]
-    return Part(tables, findings, record["warnings"])

@@ -23,7 +23,7 @@ from emlens.report.page import render
 from emlens.report.parts import sections_of
 from emlens.report.tables import ROWS_SHOWN, cell, csv_text
 from emlens.results import Finding, StudyResult
-from emlens.results.study_result import write_table
+from emlens.results.table_files import write_table
 
 HOSTILE = (
     "<script>window.__pwned=1</script></script><img src=x"

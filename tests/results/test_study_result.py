@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.files import read_json
 from emlens.results import Finding, StudyResult
-from emlens.results.study_result import read_table, text_columns, write_table
+from emlens.results.study_result import SCHEMA_VERSION
+from emlens.results.table_files import read_table, text_columns, write_table
 
 
 def result(tables: dict[str, pd.DataFrame]) -> StudyResult:
@@ -81,6 +83,44 @@ def test_a_written_result_is_read_back_and_a_changed_table_is_not(tmp_path: Path
         InputError, match=r"holds no result\.json; pass a directory that a study finished in"
     ):
         StudyResult.load(tmp_path / "tables")
+
+
+def saved(directory: Path) -> Path:
+    tables = {"models": pd.DataFrame({"model": ["a"], "value": [0.5]})}
+    return result(tables).save(directory) / "result.json"
+
+
+def test_a_result_has_a_version_and_an_edited_one_is_found(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    record = read_json(file)
+    assert record["schema_version"] == SCHEMA_VERSION == 1
+    assert saved(tmp_path / "again").read_bytes() == file.read_bytes()
+    file.write_text(file.read_text().replace("careful", "careless"))
+    with pytest.raises(
+        IntegrityError,
+        match=r"result\.json: was changed after the study wrote it; run the study again",
+    ):
+        StudyResult.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"result\.json: holds a list, not a study's result; run the study again"),
+        ("{}", r"result\.json: schema_version is missing or no int; run the study again"),
+        ('{"schema_version": 1, "study": 3}', r"result\.json: study is missing or no str"),
+        ('{"schema_version": 2}', "has schema_version 2, and this emlens reads up to 1; update"),
+        ("{", r"result\.json, line 1: not valid JSON"),
+        ("", r"result\.json, line 1: not valid JSON"),
+    ],
+)
+def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = saved(tmp_path)
+    file.write_text(text)
+    for use in (StudyResult.load, saved):
+        with pytest.raises(InputError, match=message) as caught:
+            use(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_text_stays_text_in_every_column_of_every_table(finished: Any, tmp_path: Path) -> None:
