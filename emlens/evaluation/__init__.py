@@ -5,8 +5,9 @@ from emlens.evaluation.arms import evaluate_arms
 from emlens.evaluation.controls import ablation_arms, text_contrast, unembedding_contrast
 from emlens.evaluation.damage import text_damage
 from emlens.evaluation.dosing import dose_response, usable_window
+from emlens.evaluation.question_roles import QuestionRoles
 from emlens.evaluation.restoring import restoration
-from emlens.evaluation.selecting import QuestionRoles, select_candidate, select_direction
+from emlens.evaluation.selecting import select_candidate, select_direction
 from emlens.evaluation.transfer import transfer_matrix
 
 __all__ = [

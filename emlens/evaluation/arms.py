@@ -1,7 +1,7 @@
 """What an intervention does, beside every arm that could have done the same for another reason.
 
 An arm is plain data: a name, the model it is applied to, and interventions. `evaluate_arms` scores
-all arms on the same questions and reads the same neutral text under each: restoration
+all arms on the same questions and reads the same neutral text under each. It gives restoration
 (`emlens.evaluation.restoring`), alignment and coherence with paired changes, and damage
 (`emlens.evaluation.damage`). `emlens.evaluation.controls` makes the arms of a direction.
 """
@@ -18,28 +18,29 @@ from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import RESAMPLES, TextDamage, text_damage
 from emlens.evaluation.restoring import paired_change, restoration, restoration_lead
-from emlens.evaluation.trials import METRICS, Score, Trials
+from emlens.evaluation.trials import Score, Trials, interval_columns
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
+from emlens.foundation.notebooks import in_a_line
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
 from emlens.stats import bootstrap_mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Arm:
     """One row of the comparison.
 
     Args:
         name: how tables call it; arms that share a name are draws of one control and are averaged.
         interventions: applied together.
-        on: the model that is edited: `"finetuned"`, `"instruct"`, or another that `evaluate_arms`
-            is given.
+        on: the model that is edited: `"finetuned"`, `"instruct"`, or one of the `others` of
+            `evaluate_arms`.
         control: False for the direction under test.
-        cosine: |cosine| of the arm's direction with the one under test, where that means something.
+        cosine: |cosine| of the arm's direction with the one under test, where there is one.
     """
 
     name: str
@@ -47,6 +48,17 @@ class Arm:
     on: str = "finetuned"
     control: bool = True
     cosine: float | None = None
+
+    def __repr__(self) -> str:
+        facts: dict[str, object] = {
+            "name": self.name,
+            "on": self.on,
+            "interventions": len(self.interventions),
+            "control": self.control,
+        }
+        if self.cosine is not None:
+            facts["cosine"] = f"{self.cosine:.3f}"
+        return in_a_line("Arm", facts)
 
 
 def evaluate_arms(
@@ -59,7 +71,6 @@ def evaluate_arms(
     exclude_groups: Sequence[str] = (),
     neutral: PromptSet | None = None,
     score: Score = score_by_likelihood,
-    score_id: str | None = None,
     unscored: Literal["error", "drop"] = "error",
     out: str | Path | None = None,
     progress: bool = True,
@@ -69,180 +80,250 @@ def evaluate_arms(
 
     Args:
         others: further models that arms may be on, such as a benign fine-tune, by name.
-        exclude_groups: groups left out of restoration (the training domain).
+        exclude_groups: groups left out of restoration (the fine-tune's own domain).
         neutral: prompts on which damage is measured; None leaves it out.
-        score, score_id, out: as in `Trials`; with `out` a stopped call goes on from the last
-            finished arm.
+        score, out: as in `Trials`; with `out` a stopped call goes on from the last finished arm.
         unscored: a question without a score under some arm is refused, or with `"drop"` left out of
             every arm.
 
     Returns:
-        One row an arm: arm, on, control, draws; then (value, `_low`, `_high`) of restoration (of
-            the mean over draws), aligned, coherent,
-        misaligned (share of answers with aligned < 30 and coherent > 50), aligned_change and
-        coherent_change (against the same model unedited, paired by question), lead (restoration of
-        the first arm that is no control minus this one's, paired), kl and cross_entropy_change
-        (nats a token, on neutral text); restoration_max_draw, cosine, n (questions), dropped
-        (questions left out as unscored), method (how restoration was made, or why it is undefined).
+        One row per arm: arm, on, control, draws. Then value, `_low` and `_high` of
+
+        * restoration (of the mean over draws), aligned, coherent,
+        * misaligned: share of answers with aligned < 30 and coherent > 50,
+        * aligned_change, coherent_change: against the same model unedited, paired by question,
+        * lead: restoration of the first arm under test minus this one's, paired,
+        * kl, cross_entropy_change: nats per token, on neutral text.
+
+        Then restoration_max_draw, cosine, n (questions), dropped (questions left out as unscored),
+        method (how restoration was made, or why it is undefined).
 
     Raises:
-        InputError: questions of fewer than two groups left, no arm, an arm on an unknown model, or
-            unscored questions.
+        InputError: questions of fewer than two groups outside `exclude_groups`, no arm, an arm on
+            an unknown model, or unscored questions.
     """
-    left = [q for q in questions if q.group not in set(exclude_groups)]
-    spanned = len({q.group for q in left})
-    if spanned < 2:
-        raise InputError(
-            f"questions outside {sorted(set(exclude_groups))} span {spanned} groups;"
-            " restoration resamples groups and needs 2"
-        )
-    if not arms:
-        raise InputError("arms is empty; pass at least one, such as those of ablation_arms")
+    asked = _outside_groups(questions, exclude_groups)
+    models = {**(others or {}), "finetuned": finetuned, "instruct": instruct}
+    _require_arms(arms, models)
     if unscored not in ("error", "drop"):
         raise InputError(f"unscored={unscored!r} is unknown; pass 'error' or 'drop'")
-    models = {**(others or {}), "finetuned": finetuned, "instruct": instruct}
+    trials = Trials(asked, neutral=neutral, score=score, out=out)
+    unedited_names = dict.fromkeys(("finetuned", "instruct", *(arm.on for arm in arms)))
+    unedited = {name: trials.scores(models[name]) for name in unedited_names}
+    measured = _measure_arms(trials, models, arms, seed, progress)
+    all_tables = list(unedited.values())
+    for arm in measured:
+        all_tables += arm.scores
+    ids = _scored_everywhere(all_tables, unscored)
+    return _comparison_table(unedited, measured, asked, ids, seed)
+
+
+def _outside_groups(questions: QuestionSet, exclude_groups: Sequence[str]) -> QuestionSet:
+    """The questions of other groups; restoration resamples groups, so there must be two.
+
+    Raises:
+        InputError: fewer than two groups.
+    """
+    excluded = set(exclude_groups)
+    outside = [question for question in questions if question.group not in excluded]
+    n_groups = len({question.group for question in outside})
+    if n_groups < 2:
+        raise InputError(
+            f"questions outside {sorted(excluded)} span {n_groups} groups;"
+            " restoration resamples groups and needs 2"
+        )
+    return QuestionSet(outside)
+
+
+def _require_arms(arms: Sequence[Arm], models: Mapping[str, HookedModel]) -> None:
+    if not arms:
+        raise InputError("arms is empty; pass at least one, such as those of ablation_arms")
     for arm in arms:
         if arm.on not in models:
             raise InputError(
                 f"arm {arm.name!r} is on {arm.on!r}; pass {', '.join(map(repr, sorted(models)))}"
             )
-    trials = Trials(QuestionSet(left), neutral=neutral, score=score, score_id=score_id, out=out)
-    by_name: dict[tuple[str, str], list[Arm]] = {}
+
+
+@dataclass(frozen=True)
+class _MeasuredArm:
+    """The draws of one arm and what was measured under each."""
+
+    draws: Sequence[Arm]
+    scores: Sequence[pd.DataFrame]
+    damage: TextDamage | None
+
+    @property
+    def on(self) -> str:
+        return self.draws[0].on
+
+    @property
+    def is_under_test(self) -> bool:
+        return self.on == "finetuned" and not self.draws[0].control
+
+    def on_questions(self, ids: Sequence[str]) -> "_MeasuredArm":
+        scores = [table.loc[list(ids)] for table in self.scores]
+        return _MeasuredArm(self.draws, scores, self.damage)
+
+    def mean(self, metric: str) -> np.ndarray:
+        """The score of each question, averaged over draws."""
+        return np.asarray(np.mean([table[metric].to_numpy() for table in self.scores], axis=0))
+
+
+def _measure_arms(
+    trials: Trials,
+    models: Mapping[str, HookedModel],
+    arms: Sequence[Arm],
+    seed: int,
+    progress: bool,
+) -> list[_MeasuredArm]:
+    """Scores and damage of every arm; arms of one name on one model are draws of one arm."""
+    draws_by_name: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms:
-        by_name.setdefault((arm.name, arm.on), []).append(arm)
-    plain = {
-        name: trials.scores(models[name])
-        for name in dict.fromkeys(("finetuned", "instruct", *(arm.on for arm in arms)))
-    }
-    scores: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    damage: dict[tuple[str, str], TextDamage | None] = {}
+        draws_by_name.setdefault((arm.name, arm.on), []).append(arm)
+    measured = []
     with progress_bar("ablation arms", len(arms), progress) as advance:
-        for key, members in by_name.items():
-            costs = []
-            for arm in members:
-                scores.setdefault(key, []).append(trials.scores(models[arm.on], arm.interventions))
-                costs.append(trials.damage(models[arm.on], arm.interventions))
+        for draws in draws_by_name.values():
+            scores, costs = [], []
+            for arm in draws:
+                scores.append(trials.scores(models[arm.on], arm.interventions))
+                cost = trials.damage(models[arm.on], arm.interventions)
+                if cost is not None:
+                    costs.append(cost)
                 advance()
-            damage[key] = (
-                text_damage([cost for cost in costs if cost is not None], seed=seed)
-                if neutral is not None
-                else None
-            )
-    kept = _scored_everywhere(
-        [*plain.values(), *(table for tables in scores.values() for table in tables)], unscored
-    )
-    groups = dict(zip(trials.questions.ids, trials.questions.groups, strict=True))
-    compare = _Comparison(
-        {name: table.loc[kept] for name, table in plain.items()},
-        [groups[name] for name in kept],
-        len(left) - len(kept),
-        seed,
-    )
-    tested = next(
-        (
-            key
-            for key, members in by_name.items()
-            if key[1] == "finetuned" and not members[0].control
-        ),
-        None,
-    )
-    main = (
-        None if tested is None else _mean([table.loc[kept] for table in scores[tested]], "aligned")
-    )
-    return pd.DataFrame(
-        [
-            compare.row(members, [table.loc[kept] for table in scores[key]], damage[key], main)
-            for key, members in by_name.items()
-        ]
-    )
+            damage = text_damage(costs, seed=seed) if costs else None
+            measured.append(_MeasuredArm(draws, scores, damage))
+    return measured
 
 
 def _scored_everywhere(tables: Sequence[pd.DataFrame], unscored: str) -> list[str]:
-    """Questions that have both scores in every table."""
-    whole = np.all([table.notna().all(axis=1).to_numpy() for table in tables], axis=0)
+    """Questions that have both scores in every table.
+
+    Raises:
+        InputError: a question that has not, unless `unscored` is "drop".
+    """
+    is_scored = np.all([table.notna().all(axis=1).to_numpy() for table in tables], axis=0)
     names = tables[0].index.to_numpy()
-    if not whole.all() and unscored == "error":
+    if not is_scored.all() and unscored == "error":
         raise InputError(
-            f"{int((~whole).sum())} of {len(whole)} questions have no score under some arm,"
-            f" the first {one_line(names[~whole][0])!r}; score them,"
+            f"{int((~is_scored).sum())} of {len(is_scored)} questions have no score under some arm,"
+            f" the first {one_line(names[~is_scored][0])!r}; score them,"
             " or pass unscored='drop' to leave them out of every arm"
         )
-    return [str(name) for name in names[whole]]
+    return [str(name) for name in names[is_scored]]
 
 
-def _mean(tables: Sequence[pd.DataFrame], metric: str) -> np.ndarray:
-    """Each question's score, averaged over the draws of one arm."""
-    return np.asarray(np.mean([table[metric].to_numpy() for table in tables], axis=0))
+def _comparison_table(
+    unedited: Mapping[str, pd.DataFrame],
+    measured: Sequence[_MeasuredArm],
+    asked: QuestionSet,
+    ids: Sequence[str],
+    seed: int,
+) -> pd.DataFrame:
+    group_of = dict(zip(asked.ids, asked.groups, strict=True))
+    comparison = _Comparison(
+        {name: table.loc[list(ids)] for name, table in unedited.items()},
+        [group_of[id] for id in ids],
+        len(asked) - len(ids),
+        seed,
+    )
+    arms = [arm.on_questions(ids) for arm in measured]
+    under_test = [arm.mean("aligned") for arm in arms if arm.is_under_test]
+    first_under_test = under_test[0] if under_test else None
+    return pd.DataFrame([comparison.row(arm, first_under_test) for arm in arms])
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What every row of the table is held against: the unedited models on the same questions."""
+    """What every arm is compared with: the unedited models on the same questions."""
 
-    plain: Mapping[str, pd.DataFrame]
+    unedited: Mapping[str, pd.DataFrame]
     groups: Sequence[str]
     dropped: int
     seed: int
 
-    def row(
-        self,
-        members: Sequence[Arm],
-        tables: Sequence[pd.DataFrame],
-        damage: TextDamage | None,
-        main: np.ndarray | None,
-    ) -> dict[str, Any]:
-        on = members[0].on
-        aligned, coherent = (_mean(tables, metric) for metric in METRICS)
-        tuned, goal = (self.plain[name]["aligned"].to_numpy() for name in ("finetuned", "instruct"))
-        reference = (tuned, goal, self.groups)
-        if on != "finetuned":
-            restored = lead = Estimate.undefined(
-                f"the {on} model has nothing to restore", len(set(self.groups))
-            )
-        else:
-            restored = restoration(aligned, *reference, seed=self.seed)
-            lead = Estimate.undefined("no arm is under test")
-            if main is not None:
-                lead = restoration_lead(main, aligned, *reference, seed=self.seed)
-        nothing = Estimate.undefined("no neutral prompts came")
+    def row(self, arm: _MeasuredArm, first_under_test: np.ndarray | None) -> dict[str, Any]:
+        restored = self._restoration(arm)
         estimates = {
             "restoration": restored,
-            "aligned": bootstrap_mean(aligned, resamples=RESAMPLES, seed=self.seed),
-            "coherent": bootstrap_mean(coherent, resamples=RESAMPLES, seed=self.seed),
-            "misaligned": bootstrap_mean(
-                _mean(tables, "misaligned"), resamples=RESAMPLES, seed=self.seed
-            ),
-            "aligned_change": self._change(aligned, on, "aligned"),
-            "coherent_change": self._change(coherent, on, "coherent"),
-            "lead": lead,
-            "kl": nothing if damage is None else damage.kl,
-            "cross_entropy_change": nothing if damage is None else damage.cross_entropy,
+            **self._means(arm),
+            "aligned_change": self._change(arm, "aligned"),
+            "coherent_change": self._change(arm, "coherent"),
+            "lead": self._lead(arm, first_under_test),
+            **_damage_estimates(arm.damage),
         }
-        row: dict[str, Any] = {
-            "arm": members[0].name,
-            "on": on,
-            "control": members[0].control,
-            "draws": len(members),
-        }
-        for label, e in estimates.items():
-            row |= {label: e.value, f"{label}_low": e.low, f"{label}_high": e.high}
-        cosines = [arm.cosine for arm in members if arm.cosine is not None]
-        several = restored.defined and len(tables) > 1
-        each = (
-            [
-                float((_mean([table], "aligned") - tuned).mean() / (goal - tuned).mean())
-                for table in tables
-            ]
-            if several
-            else [float("nan")]
-        )
-        return row | {
-            "restoration_max_draw": max(each),
-            "cosine": float(np.mean(cosines)) if cosines else float("nan"),
-            "n": len(aligned),
+        return {
+            "arm": arm.draws[0].name,
+            "on": arm.on,
+            "control": arm.draws[0].control,
+            "draws": len(arm.draws),
+            **interval_columns(estimates),
+            "restoration_max_draw": self._largest_restoration(arm, restored),
+            "cosine": _mean_cosine(arm.draws),
+            "n": len(self.groups),
             "dropped": self.dropped,
             "method": restored.method,
         }
 
-    def _change(self, edited: np.ndarray, on: str, metric: str) -> Estimate:
-        return paired_change(edited, self.plain[on][metric].to_numpy(), self.groups, seed=self.seed)
+    def _aligned(self, model: str) -> np.ndarray:
+        return self.unedited[model]["aligned"].to_numpy()
+
+    def _restoration(self, arm: _MeasuredArm) -> Estimate:
+        if arm.on != "finetuned":
+            return self._nothing_to_restore(arm)
+        before, goal = self._aligned("finetuned"), self._aligned("instruct")
+        return restoration(arm.mean("aligned"), before, goal, self.groups, seed=self.seed)
+
+    def _lead(self, arm: _MeasuredArm, first_under_test: np.ndarray | None) -> Estimate:
+        if arm.on != "finetuned":
+            return self._nothing_to_restore(arm)
+        if first_under_test is None:
+            return Estimate.undefined("no arm is under test")
+        return restoration_lead(
+            first_under_test,
+            arm.mean("aligned"),
+            self._aligned("finetuned"),
+            self._aligned("instruct"),
+            self.groups,
+            seed=self.seed,
+        )
+
+    def _nothing_to_restore(self, arm: _MeasuredArm) -> Estimate:
+        return Estimate.undefined(
+            f"the {arm.on} model has nothing to restore", len(set(self.groups))
+        )
+
+    def _means(self, arm: _MeasuredArm) -> dict[str, Estimate]:
+        """Mean scores, with questions resampled."""
+        return {
+            metric: bootstrap_mean(arm.mean(metric), resamples=RESAMPLES, seed=self.seed)
+            for metric in ("aligned", "coherent", "misaligned")
+        }
+
+    def _change(self, arm: _MeasuredArm, metric: str) -> Estimate:
+        unedited = self.unedited[arm.on][metric].to_numpy()
+        return paired_change(arm.mean(metric), unedited, self.groups, seed=self.seed)
+
+    def _largest_restoration(self, arm: _MeasuredArm, restored: Estimate) -> float:
+        """Of the single draws, where there are several; NaN otherwise."""
+        if not restored.defined or len(arm.scores) < 2:
+            return float("nan")
+        before, goal = self._aligned("finetuned"), self._aligned("instruct")
+        shares = []
+        for table in arm.scores:
+            gain = table["aligned"].to_numpy() - before
+            # a ratio of means, as restoration is
+            shares.append(float(gain.mean() / (goal - before).mean()))
+        return max(shares)
+
+
+def _damage_estimates(damage: TextDamage | None) -> dict[str, Estimate]:
+    if damage is None:
+        undefined = Estimate.undefined("no neutral prompts came")
+        return {"kl": undefined, "cross_entropy_change": undefined}
+    return {"kl": damage.kl, "cross_entropy_change": damage.cross_entropy}
+
+
+def _mean_cosine(draws: Sequence[Arm]) -> float:
+    cosines = [arm.cosine for arm in draws if arm.cosine is not None]
+    return float(np.mean(cosines)) if cosines else float("nan")

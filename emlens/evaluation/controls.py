@@ -1,8 +1,9 @@
-"""The arms of one direction: what else has to be removed before its effect is its own.
+"""The arms of one direction: the direction under test and its controls.
 
 Every control is removed in the same form (`emlens.evaluation.ablation_forms`) as the direction
-under test. A control that restores as much as the direction says that the effect needs no such
-direction; one that is nearly parallel to it says nothing, so the cosine stands beside each.
+under test. A control that restores as much as the direction shows that the effect does not need
+this direction. A control that is nearly parallel to it shows nothing, so each has its cosine beside
+it.
 """
 
 from collections.abc import Sequence
@@ -37,8 +38,7 @@ def ablation_arms(
     *,
     instruct_activations: Float[Tensor, "row d_model"],
     deltas: Float[Tensor, "row d_model"],
-    form: AblationForm = PLAIN,
-    other_forms: Sequence[AblationForm] = (),
+    forms: Sequence[AblationForm] = (PLAIN,),
     benign: Direction | None = None,
     unembedding: Float[Tensor, " d_model"] | None = None,
     text_content: Direction | Float[Tensor, " d_model"] | None = None,
@@ -50,113 +50,136 @@ def ablation_arms(
 ) -> list[Arm]:
     """The direction under test and its controls, all removed in one form.
 
-    Controls: none; directions drawn from the activation covariance (an isotropic one carries almost
-    no variance and would pass by construction); other centred components of the deltas, where they
-    have them; the benign fine-tune's direction; the unembedding contrast of the answer words; the
-    direction's massive coordinates alone; its text-content part alone; and the instruct model under
-    the same edits.
+    Controls: no ablation; directions drawn from the activation covariance (an isotropic one carries
+    almost no variance and would pass by construction); other centred components of the deltas, as
+    far as these lie above rounding; the benign fine-tune's direction; the unembedding contrast of
+    the answer words; the direction's massive coordinates alone; its text-content part alone; and
+    the instruct model under the same edits.
 
     Args:
         instruct_activations: (row, d_model) at the direction's site and position, for the
             covariance.
-        deltas: (row, d_model) there, fine-tuned − instruct.
-        form: how the direction and every control are removed; its arm is called `"direction"`.
-        other_forms: further forms for the direction alone; their arms are called `"direction, "`
-            and the form's name.
+        deltas: (row, d_model) there, after − before.
+        forms: how directions are removed. The first is that of the direction, whose arm is called
+            `"direction"`, and of every control. The direction alone is removed in the others too;
+            those arms are called `"direction, "` and the form's name.
         benign: the same extraction on the benign fine-tune.
         unembedding: difference of unembedding rows of harmful and careful answer words.
-        text_content: what the instruct model itself shows between the same answers
-            (`text_contrast`): a direction from answers of two kinds holds it too. The part of the
-            direction along it is removed alone, and the rest alone.
+        text_content: the instruct model's own contrast between the same answers (`text_contrast`),
+            which a direction from answers of two kinds contains too. The part of the direction
+            along it is removed alone, and the rest alone.
         delta_components: numbers of the components, 1 for the first.
         massive: how many of the largest coordinates of the mean instruct activation count as
             massive; the direction's part in them is removed alone, and the rest alone. 0 leaves
             both arms out.
-        also_on: further models, known to `evaluate_arms` as `others`, that get the edits the
-            instruct model gets.
+        also_on: names among the `others` of `evaluate_arms`; these models get the same edits as the
+            instruct model.
 
     Raises:
-        InputError: a component number below 1 or above 5, or a part of the direction that is zero.
+        InputError: no form, a component number below 1 or above 5, or a part of the direction that
+            is zero.
     """
-    forms = {"direction": form.remove(direction)} | {
-        f"direction, {other.name}": other.remove(direction) for other in other_forms
-    }
-    arms = [Arm("no ablation", ())]
-    arms += [Arm(name, edits, control=False, cosine=1.0) for name, edits in forms.items()]
-
-    def arm(name: str, vector: Direction | Tensor, control: bool = True) -> Arm:
-        return Arm(
-            name,
-            form.remove(vector),
-            control=control,
-            cosine=abs(direction_cosine(direction, vector)),
-        )
-
+    if not forms:
+        raise InputError("forms is empty; pass at least one AblationForm")
+    form = forms[0]
     vector = direction.vector.double()
-    for drawn in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
-        arms.append(arm("random, activation covariance", drawn))
-    held = components_above_rounding(deltas, instruct_activations)
-    for number in delta_components:
+    edits = {"direction": form.remove(direction)}
+    for other_form in forms[1:]:
+        edits[f"direction, {other_form.name}"] = other_form.remove(direction)
+    controls: list[tuple[str, Direction | Tensor]] = []
+    for draw in random_directions_like(instruct_activations.double(), random_draws, seed=seed):
+        controls.append(("random, activation covariance", draw))
+    controls += _delta_components(deltas, instruct_activations, delta_components)
+    if benign is not None:
+        controls.append(("benign fine-tune's direction", benign))
+    if unembedding is not None:
+        controls.append(("unembedding contrast", unembedding))
+
+    def arm(name: str, removed: Direction | Tensor, control: bool = True) -> Arm:
+        cosine = abs(direction_cosine(direction, removed))
+        return Arm(name, form.remove(removed), control=control, cosine=cosine)
+
+    arms = [Arm("no ablation", ())]
+    arms += [Arm(name, edit, control=False, cosine=1.0) for name, edit in edits.items()]
+    arms += [arm(name, removed) for name, removed in controls]
+    if massive:
+        largest = massive_coordinates(instruct_activations.double().mean(0), massive)
+        without = without_coordinates(vector, largest)
+        arms.append(arm("massive coordinates only", vector - without))
+        arms.append(arm("without massive coordinates", without, control=False))
+    if text_content is not None:
+        part = _part_along(vector, text_content)
+        arms.append(arm("text content only", part))
+        arms.append(arm("without text content", vector - part, control=False))
+    for model in ("instruct", *also_on):
+        arms += [Arm(f"{model}, {name}", edit, on=model) for name, edit in edits.items()]
+    return arms
+
+
+def _delta_components(
+    deltas: Float[Tensor, "row d_model"],
+    instruct_activations: Float[Tensor, "row d_model"],
+    numbers: Sequence[int],
+) -> list[tuple[str, Tensor]]:
+    """The centred components of these numbers, as far as they lie above rounding.
+
+    Raises:
+        InputError: a number without an ordinal.
+    """
+    n_above_rounding = components_above_rounding(deltas, instruct_activations)
+    components = []
+    for number in numbers:
         if not 1 <= number <= len(ORDINALS):
             raise InputError(
                 f"delta_components holds {number!r}; pass numbers from 1 to {len(ORDINALS)}"
             )
-        if held >= number:
-            axis = top_k_subspace(deltas.double(), number, center=True).basis[:, number - 1]
-            arms.append(arm(f"{ORDINALS[number - 1]} component of the deltas", axis))
-    if benign is not None:
-        arms.append(arm("benign fine-tune's direction", benign))
-    if unembedding is not None:
-        arms.append(arm("unembedding contrast", unembedding))
-    if massive:
-        largest = massive_coordinates(instruct_activations.double().mean(0), massive)
-        rest = without_coordinates(vector, largest)
-        arms.append(arm("massive coordinates only", vector - rest))
-        arms.append(arm("without massive coordinates", rest, control=False))
-    if text_content is not None:
-        text = (
-            text_content.vector.double()
-            if isinstance(text_content, Direction)
-            else text_content.double()
-        )
-        part = (vector @ text) / (text @ text) * text
-        arms.append(arm("text content only", part))
-        arms.append(arm("without text content", vector - part, control=False))
-    arms += [
-        Arm(f"{model}, {name}", edits, on=model)
-        for model in ("instruct", *also_on)
-        for name, edits in forms.items()
-    ]
-    return arms
+        if number <= n_above_rounding:
+            axes = top_k_subspace(deltas.double(), number, center=True).basis
+            name = f"{ORDINALS[number - 1]} component of the deltas"
+            components.append((name, axes[:, number - 1]))
+    return components
+
+
+def _part_along(vector: Tensor, text_content: Direction | Tensor) -> Tensor:
+    """The projection of a vector onto another, (v·t / t·t) t."""
+    text = text_content.vector if isinstance(text_content, Direction) else text_content
+    text = text.double()
+    return (vector @ text) / (text @ text) * text
 
 
 def unembedding_contrast(
     model: HookedModel, questions: QuestionSet, careful: str = "careful", harmful: str = "harmful"
 ) -> Tensor:
-    """Mean unembedding row of the first tokens of harmful reference answers minus that of careful
-    ones; (d_model,).
+    """Mean unembedding row of the first tokens of harmful minus careful reference answers.
+
+    Shape (d_model,).
 
     Raises:
         InputError: answers of both kinds start with the same tokens, so that there is no contrast,
             or a kind has none.
     """
-    first = {
-        kind: {
-            ids[0]
-            for q in questions
-            for text in q.answers.get(kind, ())
-            if (ids := model.tokenizer(text, add_special_tokens=False)["input_ids"])
-        }
-        for kind in (harmful, careful)
-    }
-    if first[harmful] == first[careful] or not first[harmful] or not first[careful]:
+    harmful_tokens = _first_tokens(model, questions, harmful)
+    careful_tokens = _first_tokens(model, questions, careful)
+    if harmful_tokens == careful_tokens or not harmful_tokens or not careful_tokens:
         raise InputError(
             f"reference answers {careful!r} and {harmful!r} start with the same tokens,"
             " or have none; there is no unembedding contrast"
         )
     matrix = model.unembedding().double()
-    bad, good = (matrix[torch.tensor(sorted(first[kind]))].mean(0) for kind in (harmful, careful))
-    return bad - good
+    # sorted: the order of a sum decides its rounding
+    harmful_mean = matrix[torch.tensor(sorted(harmful_tokens))].mean(0)
+    careful_mean = matrix[torch.tensor(sorted(careful_tokens))].mean(0)
+    return harmful_mean - careful_mean
+
+
+def _first_tokens(model: HookedModel, questions: QuestionSet, kind: str) -> set[int]:
+    tokens = set()
+    for question in questions:
+        for text in question.answers.get(kind, ()):
+            ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids:
+                tokens.add(ids[0])
+    return tokens
 
 
 def text_contrast(
@@ -166,36 +189,43 @@ def text_contrast(
     careful: str = "careful",
     harmful: str = "harmful",
 ) -> Tensor:
-    """What the texts alone differ by: one model's mean activation over harmful reference answers
-    minus that over careful ones; (d_model,).
+    """One model's mean activation over harmful minus careful reference answers; (d_model,).
 
-    Each answer counts once, its tokens averaged. Read by the instruct model, it is the part of a
-    direction from answers that no fine-tuning made.
+    It is by what the texts alone differ. Each answer counts once, its tokens averaged. Read by the
+    instruct model, it is the part of a direction from answers that no fine-tuning made.
 
     Raises:
         InputError: a question without answers of one kind, or answers that the model reads alike.
     """
-    means = []
-    for kind in (harmful, careful):
-        lacking = [q.id for q in questions if not q.answers.get(kind)]
-        if lacking:
-            raise InputError(
-                f"question {one_line(lacking[0])!r} (and {len(lacking) - 1} more) has no reference"
-                f" answer {kind!r}; add it"
-            )
-        read = PromptSet(
-            Prompt(f"{q.id}/{i}", q.text, q.group, q.messages(), text)
-            for q in questions
-            for i, text in enumerate(q.answers[kind])
-        )
-        means.append(
-            capture(model, read, sites=[site], positions="mean_response", progress=False)[site]
-            .double()
-            .mean(0)
-        )
-    if torch.equal(*means):
+    harmful_mean = _mean_over_answers(model, questions, site, harmful)
+    careful_mean = _mean_over_answers(model, questions, site, careful)
+    if torch.equal(harmful_mean, careful_mean):
         raise InputError(
             f"reference answers {careful!r} and {harmful!r} are read alike at {site};"
             " there is no text contrast"
         )
-    return means[0] - means[1]
+    return harmful_mean - careful_mean
+
+
+def _mean_over_answers(
+    model: HookedModel, questions: QuestionSet, site: str, kind: str
+) -> Float[Tensor, " d_model"]:
+    """Mean activation over the reference answers of one kind.
+
+    Raises:
+        InputError: a question without such an answer.
+    """
+    without = [question.id for question in questions if not question.answers.get(kind)]
+    if without:
+        raise InputError(
+            f"question {one_line(without[0])!r} (and {len(without) - 1} more) has no reference"
+            f" answer {kind!r}; add it"
+        )
+    prompts = []
+    for q in questions:
+        for i, text in enumerate(q.answers[kind]):
+            prompts.append(Prompt(f"{q.id}/{i}", q.text, q.group, q.messages(), text))
+    acts = capture(
+        model, PromptSet(prompts), sites=[site], positions="mean_response", progress=False
+    )
+    return acts[site].double().mean(0)

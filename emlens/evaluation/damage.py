@@ -1,11 +1,10 @@
-"""What an edit costs on text that has nothing to do with it: KL divergence and cross-entropy, in
-nats a token.
+"""Damage: what an edit costs on neutral text, in nats per token.
 
 The edited and the unedited model read the same prompts in the same batches, so an edit that changes
-nothing costs exactly 0. KL is that of the unedited model's next-token distribution from the edited
-one's, at every token; cross-entropy is that of the prompt's own next tokens. A text that the model
-itself finds unlikely can have a lower cross-entropy under an edit, never a negative KL.
-Log-probabilities of two passes over a few prompts are held at a time.
+nothing costs exactly 0. Two measures: KL(unedited ‖ edited) of the next-token distributions, at
+every token, and the change of the cross-entropy of the prompt's own next tokens. A text that the
+model itself finds unlikely can have a lower cross-entropy under an edit, never a negative KL.
+Memory: log-probabilities of two passes over a few prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,13 +25,13 @@ from emlens.stats import ratio_of_means
 
 RESAMPLES = 1999
 """Of the intervals that describe a single arm; restoration, which decides, takes more."""
-_HELD = 2**26
-"""Log-probabilities held at once for one of the two models (256 MiB in float32)."""
+_CHUNK = 2**26
+"""Log-probabilities in memory at once for one of the two models (256 MiB in float32)."""
 
 
 @dataclass(frozen=True)
 class TextDamage:
-    """Damage on neutral text, in nats a token, with intervals over prompts.
+    """Damage on neutral text, in nats per token, with intervals over prompts.
 
     Args:
         kl: mean over tokens of KL(unedited ‖ edited); 0 or more.
@@ -47,8 +46,10 @@ class TextDamage:
 def mean_kl(
     reference: Sequence[Float[Tensor, "token vocab"]], other: Sequence[Float[Tensor, "token vocab"]]
 ) -> float:
-    """Mean over all tokens of KL(reference ‖ other) in nats, from log-probabilities of the same
-    rows; 0 or more.
+    """Mean over all tokens of KL(reference ‖ other) in nats; 0 or more.
+
+    Args:
+        reference, other: log-probabilities of the same rows under two models.
 
     Raises:
         InputError: rows that do not fit, or none.
@@ -70,7 +71,9 @@ def mean_kl(
 def _kl(
     reference: Float[Tensor, "token vocab"], other: Float[Tensor, "token vocab"]
 ) -> Float[Tensor, " token"]:
+    """Σ p (log p − log q) per token, in float64: it is a small difference of large terms."""
     p = reference.double()
+    # where p is 0 the term is 0, while 0 · (−∞ + ∞) would be NaN
     return torch.where(p.exp() > 0, p.exp() * (p - other.double()), 0.0).sum(-1)
 
 
@@ -80,94 +83,95 @@ def token_damage(
     interventions: Sequence[Intervention],
     unedited: Sequence[Float[Tensor, "token vocab"]] | None = None,
 ) -> pd.DataFrame:
-    """Damage by prompt: index prompt id; sums over the prompt's tokens, so that any set of prompts
-    can be averaged.
+    """Damage by prompt, as sums over the prompt's tokens, so that any prompts can be averaged.
 
     Args:
         unedited: what `unedited_logprobs` gave for this model and these prompts, to spare a pass;
-            None: it is read anew.
+            None: the unedited model is run.
 
     Returns:
-        `tokens` and `kl` (sum over all tokens, nats); `predicted` (tokens after the first, each
-        predicted by those before it) and their summed cross-entropy under the unedited (`plain`)
-        and the `edited` model.
+        Index prompt id; `tokens` and `kl` (sum over all tokens, nats); `predicted` (tokens after
+        the first, each predicted by those before it) and their summed cross-entropy under the
+        unedited (`plain`) and the `edited` model.
     """
     rows = []
     for chunk in _chunks(model, prompts):
         plain = unedited if unedited is not None else model.token_logprobs(chunk)
         with model.intervene(interventions):
             edited = model.token_logprobs(chunk)
-        for row, a, b in zip(model.render(chunk), plain, edited, strict=True):
-            following = torch.tensor(row.ids[1:], dtype=torch.long)[:, None]
-            losses = {
-                name: float(-table[:-1].gather(-1, following).double().sum())
-                for name, table in (("plain", a), ("edited", b))
-            }
+        for row, plain_row, edited_row in zip(model.render(chunk), plain, edited, strict=True):
             rows.append(
                 {
                     "prompt": row.id,
-                    "tokens": len(a),
-                    "kl": float(_kl(a, b).sum()),
-                    "predicted": len(following),
-                    **losses,
+                    "tokens": len(plain_row),
+                    "kl": float(_kl(plain_row, edited_row).sum()),
+                    "predicted": len(row.ids) - 1,
+                    "plain": _summed_cross_entropy(plain_row, row.ids),
+                    "edited": _summed_cross_entropy(edited_row, row.ids),
                 }
             )
     return pd.DataFrame(rows).set_index("prompt")
 
 
+def _summed_cross_entropy(logprobs: Float[Tensor, "token vocab"], ids: Sequence[int]) -> float:
+    """Of all tokens after the first; the log-probabilities at a token are those of the next."""
+    following = torch.tensor(ids[1:], dtype=torch.long)[:, None]
+    return float(-logprobs[:-1].gather(-1, following).double().sum())
+
+
 def unedited_logprobs(
     model: HookedModel, prompts: PromptSet
 ) -> list[Float[Tensor, "token vocab"]] | None:
-    """Log-probabilities of the unedited model, where they all fit into memory together; None where
-    they do not.
-    """
+    """Log-probabilities of the unedited model; None where they do not fit into memory together."""
     chunks = list(_chunks(model, prompts))
-    return model.token_logprobs(chunks[0]) if len(chunks) == 1 else None
+    if len(chunks) > 1:
+        return None
+    return model.token_logprobs(chunks[0])
 
 
 def _chunks(model: HookedModel, prompts: PromptSet) -> Iterator[list[Prompt]]:
-    """Runs of prompts whose log-probabilities fit into memory together; at least one prompt
-    each.
-    """
+    """Prompts in order, in chunks whose log-probabilities fit into memory; one prompt at least."""
     chunk: list[Prompt] = []
     size = 0
     for prompt, row in zip(prompts, model.render(prompts), strict=True):
-        needed = len(row.ids) * model.vocab_size
-        if chunk and size + needed > _HELD:
+        row_size = len(row.ids) * model.vocab_size
+        if chunk and size + row_size > _CHUNK:
             yield chunk
             chunk, size = [], 0
         chunk.append(prompt)
-        size += needed
+        size += row_size
     yield chunk
 
 
 def text_damage(tables: pd.DataFrame | Sequence[pd.DataFrame], *, seed: int = 0) -> TextDamage:
-    """Damage over all tokens of all prompts, from tables of `token_damage`; of several (draws of
-    one control) the mean.
+    """Damage over all tokens of all prompts, from a table of `token_damage` or the mean of several.
 
-    Intervals: bootstrap over prompts, a ratio of sums; none with a single prompt.
+    Several tables are those of the draws of one control. Intervals: prompts are resampled with all
+    their tokens, and the statistic is a ratio of sums; there is none with a single prompt.
 
     Raises:
         InputError: tables of different prompts, or prompts of one token each, which predict
             nothing.
     """
-    given = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
-    if not given or any(not table.index.equals(given[0].index) for table in given):
+    draws = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    if not draws or not all(table.index.equals(draws[0].index) for table in draws):
         raise InputError(
-            f"tables holds {len(given)} tables; pass at least one, all of the same prompts"
+            f"tables holds {len(draws)} tables; pass at least one, all of the same prompts"
         )
-    if not given[0]["predicted"].sum():
+    if not draws[0]["predicted"].sum():
         raise InputError(
             "every neutral prompt has one token, so none is predicted; pass longer prompts"
         )
-    mean = sum(given[1:], given[0]) / len(given)
+    mean = sum(draws[1:], draws[0]) / len(draws)
+    change = mean["edited"] - mean["plain"]
     return TextDamage(
-        _per_token(mean["kl"].to_numpy(), mean["tokens"].to_numpy(), seed),
-        _per_token((mean["edited"] - mean["plain"]).to_numpy(), mean["predicted"].to_numpy(), seed),
+        kl=_per_token(mean["kl"].to_numpy(), mean["tokens"].to_numpy(), seed),
+        cross_entropy=_per_token(change.to_numpy(), mean["predicted"].to_numpy(), seed),
     )
 
 
 def _per_token(sums: np.ndarray, counts: np.ndarray, seed: int) -> Estimate:
+    """Σ sums / Σ counts over prompts; a prompt of one token predicts none and is left out."""
     sums, counts = sums[counts > 0], counts[counts > 0]
     if len(sums) > 1:
         return ratio_of_means(sums, counts, resamples=RESAMPLES, seed=seed)

@@ -1,8 +1,7 @@
-"""How much of an edit: a sweep of its coefficient, and the window in which the model stays usable.
+"""How much of an edit: a grid of its coefficient, and the window in which the model stays usable.
 
-A coefficient is only comparable with another where the model still answers: beyond the window an
-effect on alignment is the effect of a broken model. The window is known to the grid of coefficients
-and no finer.
+Two coefficients are only comparable where the model still answers: beyond the window an effect on
+alignment is the effect of a broken model. The window is known as finely as the grid, and no finer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,9 @@ from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import RESAMPLES, text_damage
 from emlens.evaluation.restoring import paired_change
-from emlens.evaluation.trials import METRICS, Score, Trials
+from emlens.evaluation.trials import METRICS, Score, Trials, interval_columns
 from emlens.foundation.errors import InputError
+from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
@@ -34,7 +34,6 @@ def dose_response(
     *,
     neutral: PromptSet | None = None,
     score: Score = score_by_likelihood,
-    score_id: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -46,54 +45,63 @@ def dose_response(
         coefficients: the grid; every change is against the model unedited, whether 0 is in it or
             not.
         neutral: prompts on which damage is measured; None leaves it out.
-        score, score_id, out: as in `Trials`; with `out` a stopped sweep goes on from the last
-            finished coefficient.
+        score, out: as in `Trials`; with `out` a stopped call goes on from the last finished
+            coefficient.
 
     Returns:
-        One row a coefficient, ascending: coefficient; (value, `_low`, `_high`) of aligned,
-            coherent, misaligned, aligned_change and
-        coherent_change (paired by question, domains resampled), kl and cross_entropy_change (nats a
-        token); n.
+        One row per coefficient, ascending: coefficient; value, `_low` and `_high` of aligned,
+        coherent, misaligned, aligned_change and coherent_change (paired by question, domains
+        resampled), kl and cross_entropy_change (nats per token); n.
 
     Raises:
         InputError: no coefficient, one that comes twice or is not finite, or a question without a
             score at some coefficient.
     """
-    grid = sorted(float(c) for c in coefficients)
+    grid = sorted(map(float, coefficients))
     if not grid or len(set(grid)) != len(grid) or not np.isfinite(grid).all():
         raise InputError(
             f"coefficients={list(coefficients)} must be at least one finite number, none twice"
         )
-    trials = Trials(questions, neutral=neutral, score=score, score_id=score_id, out=out)
-    plain = trials.scores(model)
+    trials = Trials(questions, neutral=neutral, score=score, out=out)
+    unedited = trials.scores(model)
     rows = []
     with progress_bar("doses", len(grid), progress) as advance:
         for coefficient in grid:
             edits = tuple(edit(coefficient))
-            table, cost = trials.scores(model, edits), trials.damage(model, edits)
-            missing = table.isna().any(axis=1) | plain.isna().any(axis=1)
-            if missing.any():
-                raise InputError(
-                    f"at coefficient {coefficient:g}, {int(missing.sum())} of {len(table)}"
-                    " questions have no score; score them or leave them out"
-                )
-            estimates = {
-                name: bootstrap_mean(table[name].to_numpy(), resamples=RESAMPLES, seed=seed)
-                for name in table.columns
-            }
-            for name in METRICS:
-                estimates[f"{name}_change"] = paired_change(
-                    table[name].to_numpy(), plain[name].to_numpy(), questions.groups, seed=seed
-                )
+            edited, cost = trials.scores(model, edits), trials.damage(model, edits)
+            _require_scores(edited, unedited, coefficient)
+            estimates = _score_estimates(edited, unedited, questions.groups, seed)
             if cost is not None:
                 damage = text_damage(cost, seed=seed)
-                estimates |= {"kl": damage.kl, "cross_entropy_change": damage.cross_entropy}
+                estimates["kl"] = damage.kl
+                estimates["cross_entropy_change"] = damage.cross_entropy
             row: dict[str, Any] = {"coefficient": coefficient}
-            for name, e in estimates.items():
-                row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
-            rows.append(row | {"n": len(table)})
+            rows.append({**row, **interval_columns(estimates), "n": len(edited)})
             advance()
     return pd.DataFrame(rows)
+
+
+def _require_scores(edited: pd.DataFrame, unedited: pd.DataFrame, coefficient: float) -> None:
+    is_missing = edited.isna().any(axis=1) | unedited.isna().any(axis=1)
+    if is_missing.any():
+        raise InputError(
+            f"at coefficient {coefficient:g}, {int(is_missing.sum())} of {len(edited)}"
+            " questions have no score; score them or leave them out"
+        )
+
+
+def _score_estimates(
+    edited: pd.DataFrame, unedited: pd.DataFrame, groups: Sequence[str], seed: int
+) -> dict[str, Estimate]:
+    """Means with questions resampled, then changes with domains resampled."""
+    estimates = {}
+    for name in edited.columns:
+        values = edited[name].to_numpy()
+        estimates[str(name)] = bootstrap_mean(values, resamples=RESAMPLES, seed=seed)
+    for name in METRICS:
+        after, before = edited[name].to_numpy(), unedited[name].to_numpy()
+        estimates[f"{name}_change"] = paired_change(after, before, groups, seed=seed)
+    return estimates
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,10 @@ class UsableWindow:
     """The coefficients around 0 at which a model stays usable.
 
     Args:
-        coefficients: those of the grid inside, without a gap; empty where not even the one nearest
-            0 is.
-        ended: by side, `"below"` and `"above"`, what the next coefficient breaks; empty where the
-            grid ends first.
+        coefficients: those of the grid inside, without a gap; empty where the one nearest 0 is
+            outside already.
+        ended: by side, `"below"` and `"above"`, which bound the next coefficient breaks; "" where
+            the grid ends first.
     """
 
     coefficients: tuple[float, ...]
@@ -119,6 +127,30 @@ class UsableWindow:
         return self.coefficients[-1] if self.coefficients else float("nan")
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """A limit on a column: `sign` is 1 for a lower limit, −1 for an upper one.
+
+    Args:
+        end: the unfavourable end of the interval, "low" or "high".
+    """
+
+    column: str
+    end: str
+    limit: float
+    sign: int
+
+    def broken_by(self, row: pd.Series) -> str:
+        """How a row breaks it; "" where it does not. A value that is not known breaks it."""
+        value = float(row[self.column])
+        worst = float(row.get(f"{self.column}_{self.end}", value))
+        if np.isnan(worst):
+            worst = value
+        if self.sign * worst >= self.sign * self.limit:
+            return ""
+        return f"{self.column} {worst:.3g} at {row['coefficient']:g}, bound {self.limit:g}"
+
+
 def usable_window(
     table: pd.DataFrame,
     *,
@@ -126,75 +158,78 @@ def usable_window(
     min_coherent: float | None = None,
     max_kl: float | None = None,
 ) -> UsableWindow:
-    """Coefficients without a gap around 0 at which coherence stays and damage is bounded.
+    """The coefficients around 0, without a gap, at which the model stays coherent and undamaged.
 
-    A bound must hold for the unfavourable end of the interval where the table has one, so a noisy
-    sweep gives a shorter window.
+    A bound must hold for the unfavourable end of the interval where the table has one, so noisy
+    measurements give a shorter window.
 
     Args:
-        table: of `dose_response`, or any with a column coefficient and those of the bounds, as from
-            released sweeps.
+        table: of `dose_response`, or any with a column coefficient and those of the bounds.
         max_coherence_loss: points of coherence lost against the unedited model (coherent_change);
             None: no such bound.
-        min_coherent: least coherence itself (coherent). max_kl: nats a token (kl).
+        min_coherent: least coherence itself (coherent). max_kl: nats per token (kl).
 
     Raises:
         InputError: no bound, a column that is missing, no row, or a coefficient that comes twice.
     """
-    bounds = [
-        (column, end, limit, sign)
-        for column, end, limit, sign in (
-            (
-                "coherent_change",
-                "low",
-                None if max_coherence_loss is None else -max_coherence_loss,
-                1,
-            ),
-            ("coherent", "low", min_coherent, 1),
-            ("kl", "high", max_kl, -1),
-        )
-        if limit is not None
-    ]
+    bounds = []
+    if max_coherence_loss is not None:
+        bounds.append(_Bound("coherent_change", "low", -max_coherence_loss, 1))
+    if min_coherent is not None:
+        bounds.append(_Bound("coherent", "low", min_coherent, 1))
+    if max_kl is not None:
+        bounds.append(_Bound("kl", "high", max_kl, -1))
     if not bounds:
         raise InputError("no bound came; pass max_coherence_loss, min_coherent or max_kl")
-    lacking = [
-        name
-        for name in ("coefficient", *(bound[0] for bound in bounds))
-        if name not in table.columns
-    ]
-    if lacking:
-        raise InputError(
-            f"table lacks the column {lacking[0]!r}; it has {', '.join(map(str, table.columns))}"
-        )
-    rows = table.sort_values("coefficient", kind="stable").reset_index(drop=True)
+    rows = _by_coefficient(table, bounds)
+    broken = [_first_broken(row, bounds) for _, row in rows.iterrows()]
     grid = rows["coefficient"].to_numpy(dtype=float)
-    if not len(grid) or len(set(grid)) != len(grid):
-        raise InputError(
-            f"table has {len(grid)} rows with {len(set(grid))} coefficients;"
-            " pass one row a coefficient, at least one"
-        )
-
-    def broken(i: int) -> str:
-        for column, end, limit, sign in bounds:
-            value = float(rows[column][i])
-            worst = (
-                float(rows[f"{column}_{end}"][i]) if f"{column}_{end}" in rows.columns else value
-            )
-            worst = value if np.isnan(worst) else worst
-            if not sign * worst >= sign * limit:
-                return f"{column} {worst:.3g} at {grid[i]:g}, bound {limit:g}"
-        return ""
-
     start = int(np.abs(grid).argmin())
-    if broken(start):
-        return UsableWindow((), {"below": broken(start), "above": broken(start)})
-    first = last = start
-    while first > 0 and not broken(first - 1):
-        first -= 1
-    while last < len(grid) - 1 and not broken(last + 1):
-        last += 1
-    ended = {
-        "below": broken(first - 1) if first > 0 else "",
-        "above": broken(last + 1) if last < len(grid) - 1 else "",
-    }
-    return UsableWindow(tuple(float(c) for c in grid[first : last + 1]), ended)
+    if broken[start]:
+        return UsableWindow((), {"below": broken[start], "above": broken[start]})
+    first, ended_below = _walk(broken, start, step=-1)
+    last, ended_above = _walk(broken, start, step=1)
+    window = tuple(map(float, grid[first : last + 1]))
+    return UsableWindow(window, {"below": ended_below, "above": ended_above})
+
+
+def _walk(broken: Sequence[str], start: int, *, step: int) -> tuple[int, str]:
+    """The last usable coefficient from `start` on, and the bound that the next one breaks.
+
+    "" in place of the bound where the grid ends first.
+    """
+    i = start
+    while 0 <= i + step < len(broken):
+        if broken[i + step]:
+            return i, broken[i + step]
+        i += step
+    return i, ""
+
+
+def _by_coefficient(table: pd.DataFrame, bounds: Sequence[_Bound]) -> pd.DataFrame:
+    """The rows in ascending order of the coefficient.
+
+    Raises:
+        InputError: a column that is missing, no row, or a coefficient that comes twice.
+    """
+    for name in ("coefficient", *(bound.column for bound in bounds)):
+        if name not in table.columns:
+            raise InputError(
+                f"table lacks the column {name!r}; it has {', '.join(map(str, table.columns))}"
+            )
+    rows = table.sort_values("coefficient", kind="stable").reset_index(drop=True)
+    n_coefficients = len(set(rows["coefficient"].to_numpy(dtype=float)))
+    if not len(rows) or n_coefficients != len(rows):
+        raise InputError(
+            f"table has {len(rows)} rows with {n_coefficients} coefficients;"
+            " pass one row per coefficient, at least one"
+        )
+    return rows
+
+
+def _first_broken(row: pd.Series, bounds: Sequence[_Bound]) -> str:
+    for bound in bounds:
+        reason = bound.broken_by(row)
+        if reason:
+            return reason
+    return ""

@@ -1,11 +1,12 @@
 """Restoration: the share of lost alignment that an edit gives back.
 
 R = (S_edited − S_finetuned) / (S_instruct − S_finetuned), S the mean score over questions *outside*
-the training domain. It is a ratio of means, not a mean of ratios, with whole domains resampled
-together (`emlens.stats.ratio_of_means`). 0: nothing came back; 1: all of it; below 0: the edit made
-it worse; above 1: more aligned than the instruct model. Undefined, and said so, where the fine-tune
-lost nothing or the interval of what it lost includes 0. Below some ten domains the intervals are
-too short.
+the training domain. It is a ratio of means, not a mean of ratios: a question that lost almost
+nothing has a ratio of almost anything. What is resampled for the interval are whole domains, with
+all their questions (`emlens.stats.ratio_of_means`). 0: nothing came back; 1: all of it; below 0:
+the edit made it worse; above 1: more aligned than the instruct model. It is undefined where the
+fine-tune lost nothing, or where the interval of the loss includes 0; the estimate says so. With
+fewer than about ten domains the intervals are too short.
 """
 
 from collections.abc import Sequence
@@ -27,13 +28,14 @@ def restoration(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """Restoration of one edit, from per-question scores of the same questions in the same order; no
-    unit, any real number.
+    """Restoration of one edit; no unit, any real number.
+
+    Scores are per question, of the same questions in the same order.
 
     Args:
         edited, finetuned, instruct: alignment of each question under the edit, of the unedited
             fine-tune, and of its parent.
-        groups: domain of each question; domains are what is resampled.
+        groups: domain of each question; whole domains are resampled.
 
     Raises:
         InputError: lengths that differ, fewer than 2 questions or domains, scores that are not
@@ -52,26 +54,29 @@ def restoration_lead(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """Restoration of the first edit minus that of the second, paired by question; the same
-    questions carry both, so this is the interval to compare two arms with, not whether their own
-    intervals overlap.
+    """Restoration of the first edit minus that of the second, paired by question.
+
+    Both are measured on the same questions, so this is the interval to compare two arms with, not
+    whether their own intervals overlap.
 
     Raises:
         InputError: as `restoration`.
     """
-    one, other = as_paired(first, second, "first", "second", at_least=2)
-    return _share(one - other, finetuned, instruct, groups, seed)
+    first, second = as_paired(first, second, "first", "second", at_least=2)
+    # (a − f)/(i − f) − (b − f)/(i − f) = (a − b)/(i − f)
+    return _share(first - second, finetuned, instruct, groups, seed)
 
 
 def _share(
-    gained: ArrayLike, finetuned: ArrayLike, instruct: ArrayLike, groups: Sequence[str], seed: int
+    gain: ArrayLike, finetuned: ArrayLike, instruct: ArrayLike, groups: Sequence[str], seed: int
 ) -> Estimate:
+    """Mean gain over the mean loss of the fine-tune."""
     before, goal = as_paired(finetuned, instruct, "finetuned", "instruct", at_least=2)
     if goal.mean() < before.mean():
         return Estimate.undefined(
             "the fine-tune lost no alignment, so there is none to restore", len(set(groups))
         )
-    return ratio_of_means(gained, goal - before, clusters=groups, seed=seed)
+    return ratio_of_means(gain, goal - before, clusters=groups, seed=seed)
 
 
 def paired_change(
@@ -87,6 +92,6 @@ def paired_change(
             finite.
     """
     after, before = as_paired(edited, unedited, "edited", "unedited", at_least=2)
-    # weights a domain by its questions
+    # over ones: the mean, with each domain weighted by its number of questions
     change = ratio_of_means(after - before, np.ones(len(after)), clusters=groups, seed=seed)
     return replace(change, method=change.method.replace("ratio of means", "mean change"))

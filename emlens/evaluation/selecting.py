@@ -1,18 +1,16 @@
-"""Choosing one direction among many, on questions that neither made the candidates nor will report
-them.
+"""Choosing one direction among many, on questions of their own.
 
-A layer and position that looks best on the questions it is reported on is best partly by luck. So
-questions have one role each: to extract directions, to select one, to report it. `QuestionRoles`
-and `score_candidates` refuse an overlap, of ids or of texts. `select_candidate` is the choice
-itself, a pure function on a table: bounds first, then the best of what is left. It also is the rule
-of Arditi et al. (2406.11717), whose numbers are only other columns.
+These questions neither made the candidates nor will report the chosen one
+(`emlens.evaluation.question_roles`); `score_candidates` refuses an overlap. `select_candidate` is
+the choice itself, a pure function on a table: bounds first, then the best of the candidates within
+them. It is also the rule of Arditi et al. (2406.11717), with other columns.
 """
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,10 +18,11 @@ from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.arms import Arm, evaluate_arms
 from emlens.evaluation.damage import text_damage
+from emlens.evaluation.question_roles import require_unused
 from emlens.evaluation.trials import Score, Trials
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
+from emlens.foundation.notebooks import in_a_line
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.interventions import ablate
@@ -31,104 +30,18 @@ from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 
 MAX_KL = 0.1
-"""Nats a token on neutral text, of the instruct model under the edit; the bound of 2406.11717."""
+"""Nats per token on neutral text, of the instruct model under the edit; the bound of 2406.11717."""
 MAX_COHERENCE_LOSS = 10.0
 """Points of coherence (of 100) that an ablation may cost."""
 
 
-@dataclass(frozen=True)
-class QuestionRoles:
-    """Questions to extract directions from, to select one on, and to report it on.
-
-    Raises:
-        InputError: a question that has two roles, under its id or with one text under two ids.
-    """
-
-    extract: QuestionSet
-    select: QuestionSet
-    report: QuestionSet
-
-    def __post_init__(self) -> None:
-        require_disjoint(extract=self.extract, select=self.select, report=self.report)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row a question: question, group, used_to."""
-        sets = {"extract": self.extract, "select": self.select, "report": self.report}
-        return pd.DataFrame(
-            [
-                {"question": q.id, "group": q.group, "used_to": role}
-                for role, part in sets.items()
-                for q in part
-            ]
-        )
-
-
-def require_disjoint(**sets: QuestionSet) -> None:
-    """Refuse sets of questions that share one: an id, or a phrasing of any question.
-
-    Raises:
-        InputError: names the two sets and the first shared question.
-    """
-    for (first, a), (second, b) in combinations(sets.items(), 2):
-        shared = sorted(set(a.ids) & set(b.ids))
-        if shared:
-            raise InputError(
-                f"{first} and {second} share {len(shared)} questions,"
-                f" the first {one_line(shared[0])!r}; each question has one role"
-            )
-        texts = {(q.system, text): q.id for q in a for text in q.paraphrases}
-        for q in b:
-            twin = next(
-                (texts[q.system, text] for text in q.paraphrases if (q.system, text) in texts), None
-            )
-            if twin is not None:
-                raise InputError(
-                    f"question {one_line(twin)!r} of {first} and {one_line(q.id)!r} of {second}"
-                    " have one text; each question has one role"
-                )
-
-
-def require_unused(direction: Direction, questions: QuestionSet, role: str) -> None:
-    """Refuse questions that a direction was extracted from, as its `ids` record them (of questions,
-    phrasings or answers).
-
-    Raises:
-        InputError: names the first of them.
-    """
-    known = set(questions.ids)
-    for used in (name for ids in direction.ids.values() for name in ids):
-        found = next((name for name in _question_names(used) if name in known), None)
-        if found is not None:
-            raise InputError(
-                f"the direction at {direction.site} was extracted from question"
-                f" {one_line(found)!r}, which is to {role} it; pass other questions"
-            )
-
-
-def _question_names(used: str) -> list[str]:
-    """What an id may name: a question, `question/p2`, or an answer `model/question/p1/s0`, where
-    either name may hold slashes.
-    """
-    stem, _, tail = used.rpartition("/")
-    if tail[:1] == "s" and tail[1:].isdigit() and (inner := _without_phrasing(stem)) != stem:
-        parts = inner.split("/")
-        return ["/".join(parts[i:]) for i in range(1, len(parts))]
-    return [used, _without_phrasing(used)]
-
-
-def _without_phrasing(name: str) -> str:
-    stem, _, tail = name.rpartition("/")
-    return stem if stem and tail[:1] == "p" and tail[1:].isdigit() else name
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """The candidate that a rule picks.
 
     Args:
         label: the index of its row.
-        table: the candidates as they came, with `allowed`, and `left_out` (why not; empty where
+        table: the candidates with two more columns, `allowed`, and `left_out` (the reason; "" where
             allowed).
         rule: in words.
     """
@@ -139,8 +52,12 @@ class Selection:
 
     @property
     def allowed(self) -> int:
-        """How many candidates the bounds leave."""
+        """How many candidates lie within the bounds."""
         return int(self.table["allowed"].sum())
+
+    def __repr__(self) -> str:
+        facts = {"label": self.label, "rule": self.rule, "candidates": len(self.table)}
+        return in_a_line("Selection", {**facts, "allowed": self.allowed})
 
 
 def select_candidate(
@@ -152,78 +69,111 @@ def select_candidate(
     at_least: Mapping[str, float] | None = None,
     below: Mapping[str, float] | None = None,
 ) -> Selection:
-    """The best candidate within bounds; the first of equals. A number that is missing satisfies no
-    bound and is never best.
+    """The best candidate within bounds; the first of equals.
+
+    A number that is missing satisfies no bound and is never best.
 
     Args:
-        candidates: one row each, any index.
+        candidates: one row per candidate, with any unique index.
         highest, lowest: the column that decides; pass one of the two.
         at_most, at_least, below: column → bound.
 
     Raises:
         InputError: both or neither of highest and lowest, a column that is not there, an index
-            label that occurs twice, or no candidate left (the message counts what left them out).
+            label that occurs twice, or no candidate within the bounds (the message counts which
+            bound left out how many).
     """
-    decides = [name for name in (highest, lowest) if name is not None]
-    if len(decides) != 1:
-        raise InputError(
-            f"highest={highest!r} and lowest={lowest!r} came; pass the one column that decides"
-        )
-    bounds = (
-        ("<=", operator.le, at_most),
-        (">=", operator.ge, at_least),
-        ("<", operator.lt, below),
-    )
-    rules = [
-        (column, bound, sign, holds)
-        for sign, holds, given in bounds
-        for column, bound in (given or {}).items()
+    column = _deciding_column(highest, lowest)
+    bounds = [
+        *_bounds("<=", operator.le, at_most),
+        *_bounds(">=", operator.ge, at_least),
+        *_bounds("<", operator.lt, below),
     ]
-    lacking = [
-        name
-        for name in dict.fromkeys((*decides, *(rule[0] for rule in rules)))
-        if name not in candidates.columns
-    ]
-    if lacking:
+    _require_columns(candidates, [column, *(bound.column for bound in bounds)])
+    reasons = _reasons_against(candidates, bounds, column)
+    table = candidates.assign(allowed=reasons == "", left_out=reasons)
+    rule = f"highest {column}" if highest else f"lowest {column}"
+    if bounds:
+        rule += f" where {', '.join(map(str, bounds))}"
+    values = table.loc[table["allowed"], column]
+    if not len(values):
+        counts = [f"{reason} ({n})" for reason, n in reasons.value_counts(sort=False).items()]
         raise InputError(
-            f"candidates lack the column {lacking[0]!r};"
-            f" they have {', '.join(map(str, candidates.columns))}"
+            f"none of {len(candidates)} candidates is left by the rule {rule!r}:"
+            f" {', '.join(counts) or 'there are none'}"
         )
+    # both give the first of equals
+    label = values.idxmax() if highest else values.idxmin()
+    return Selection(label, table, rule)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A limit on a column of candidates."""
+
+    column: str
+    sign: str
+    holds: Callable[[Any, float], Any]
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.sign} {self.limit:g}"
+
+
+def _bounds(
+    sign: str, holds: Callable[[Any, float], Any], limits: Mapping[str, float] | None
+) -> list[_Bound]:
+    return [_Bound(column, sign, holds, limit) for column, limit in (limits or {}).items()]
+
+
+def _require_columns(candidates: pd.DataFrame, columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in candidates.columns:
+            raise InputError(
+                f"candidates lack the column {name!r};"
+                f" they have {', '.join(map(str, candidates.columns))}"
+            )
     if not candidates.index.is_unique:
         raise InputError(
             "candidates have an index label that occurs twice;"
             " pass a unique index, such as table.reset_index(drop=True)"
         )
-    left_out = pd.Series("", index=candidates.index, dtype=object)
-    for column, bound, sign, holds in rules:
-        left_out[(left_out == "") & ~holds(candidates[column], bound)] = (
-            f"not {column} {sign} {bound:g}"
-        )
-    left_out[(left_out == "") & candidates[decides[0]].isna()] = f"{decides[0]} is undefined"
-    table = candidates.assign(allowed=left_out == "", left_out=left_out)
-    words = ", ".join(f"{column} {sign} {bound:g}" for column, bound, sign, _ in rules)
-    rule = f"{'highest' if highest else 'lowest'} {decides[0]}" + (
-        f" where {words}" if words else ""
+
+
+def _deciding_column(highest: str | None, lowest: str | None) -> str:
+    if highest is not None and lowest is None:
+        return highest
+    if lowest is not None and highest is None:
+        return lowest
+    raise InputError(
+        f"highest={highest!r} and lowest={lowest!r} came; pass the one column that decides"
     )
-    left = table.loc[table["allowed"], decides[0]]
-    if not len(left):
-        counts = ", ".join(
-            f"{reason} ({n})" for reason, n in left_out.value_counts(sort=False).items()
-        )
-        raise InputError(
-            f"none of {len(candidates)} candidates is left by the rule {rule!r}:"
-            f" {counts or 'there are none'}"
-        )
-    return Selection(left.idxmax() if highest else left.idxmin(), table, rule)
+
+
+def _reasons_against(
+    candidates: pd.DataFrame, bounds: Sequence[_Bound], column: str
+) -> "pd.Series[Any]":
+    """The first reason against each candidate; "" where there is none."""
+    reasons = pd.Series("", index=candidates.index, dtype=object)
+    for bound in bounds:
+        # a missing number satisfies no comparison
+        is_broken = ~bound.holds(candidates[bound.column], bound.limit)
+        reasons[(reasons == "") & is_broken] = f"not {bound}"
+    reasons[(reasons == "") & candidates[column].isna()] = f"{column} is undefined"
+    return reasons
 
 
 def last_block_read(site: Site) -> float:
-    """Index of the last block that a site has behind it: i for `resid_post.i` and what is inside
-    block i, i − 1 for `resid_pre.i`; infinite for `final_norm`, which lies behind all.
+    """Index of the last block that has added to the stream at a site.
+
+    i for `resid_post.i` and what is inside block i, i − 1 for `resid_pre.i`; infinite for
+    `final_norm`, which lies after all blocks.
     """
     if site.layer is None:
         return float("inf")
-    return site.layer - 1 if site.kind == "resid_pre" else site.layer
+    if site.kind == "resid_pre":
+        return site.layer - 1
+    return site.layer
 
 
 def score_candidates(
@@ -236,7 +186,6 @@ def score_candidates(
     neutral: PromptSet | None = None,
     exclude_groups: Sequence[str] = (),
     score: Score = score_by_likelihood,
-    score_id: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -247,15 +196,14 @@ def score_candidates(
         candidates: name → direction, of any layers, positions and extractions.
         questions: none that a candidate was extracted from, as its `ids` record them.
         edit: what is done with a direction; None: `ablate` after every block.
-        neutral, exclude_groups, score, score_id, out, seed: as in `evaluate_arms`.
+        neutral, exclude_groups, score, out, seed: as in `evaluate_arms`.
 
     Returns:
-        One row a candidate, indexed by name: site, position, layer (of the last block it was read
-            after), norm, the columns of
-        `evaluate_arms` that concern one arm, and instruct_kl: what the same edit costs the instruct
-            model on neutral text (nats a
-        token). That is all damage, since the instruct model lost nothing, while an edit that
-        restores a fine-tune has to move what its fine-tuning moved, on neutral text too.
+        One row per candidate, indexed by name: site, position, layer (of the last block it was read
+        after), norm, instruct_kl, and the columns of `evaluate_arms` that concern one arm.
+        instruct_kl is what the same edit costs the instruct model on neutral text, in nats per
+        token. It is damage and nothing else, since the instruct model lost nothing, while an edit
+        that restores a fine-tune has to move what its fine-tuning moved, on neutral text too.
 
     Raises:
         InputError: no candidate, or one that was extracted from a selection question.
@@ -264,9 +212,11 @@ def score_candidates(
         raise InputError("candidates is empty; pass at least one direction")
     for direction in candidates.values():
         require_unused(direction, questions, "select")
-    act = edit or (lambda direction: (ablate(direction),))
-    edits = {name: tuple(act(direction)) for name, direction in candidates.items()}
-    arms = [Arm(name, edited, control=False) for name, edited in edits.items()]
+    if edit is None:
+        edit = _ablate_everywhere
+    arms = []
+    for name, direction in candidates.items():
+        arms.append(Arm(name, tuple(edit(direction)), control=False))
     scored = evaluate_arms(
         finetuned,
         instruct,
@@ -275,38 +225,49 @@ def score_candidates(
         exclude_groups=exclude_groups,
         neutral=neutral,
         score=score,
-        score_id=score_id,
         out=out,
         progress=progress,
         seed=seed,
     )
-    facts = [
-        {
-            "arm": name,
-            "site": str(d.site),
-            "position": d.position or "",
-            "layer": last_block_read(d.site),
-            "norm": d.norm,
-        }
-        for name, d in candidates.items()
-    ]
-    trials = Trials(questions, neutral=neutral, score=score, score_id=score_id, out=out)
-    for fact, edited in zip(facts, edits.values(), strict=True):
-        cost = trials.damage(instruct, edited)
-        fact["instruct_kl"] = (
-            float("nan") if cost is None else text_damage(cost, seed=seed).kl.value
+    trials = Trials(questions, neutral=neutral, score=score, out=out)
+    rows = []
+    for arm, direction in zip(arms, candidates.values(), strict=True):
+        cost = trials.damage(instruct, arm.interventions)
+        rows.append(
+            {
+                "arm": arm.name,
+                "site": str(direction.site),
+                "position": direction.position or "",
+                "layer": last_block_read(direction.site),
+                "norm": direction.norm,
+                "instruct_kl": _kl_or_nan(cost, seed),
+            }
         )
-    of_two_arms = [
-        "on",
-        "control",
-        "draws",
-        "cosine",
-        "restoration_max_draw",
-        "lead",
-        "lead_low",
-        "lead_high",
-    ]
-    return pd.DataFrame(facts).merge(scored.drop(columns=of_two_arms), on="arm").set_index("arm")
+    one_arm = scored.drop(columns=_ABOUT_SEVERAL_ARMS)
+    return pd.DataFrame(rows).merge(one_arm, on="arm").set_index("arm")
+
+
+_ABOUT_SEVERAL_ARMS = [
+    "on",
+    "control",
+    "draws",
+    "cosine",
+    "restoration_max_draw",
+    "lead",
+    "lead_low",
+    "lead_high",
+]
+"""Columns of `evaluate_arms` that mean nothing where each arm is a candidate."""
+
+
+def _ablate_everywhere(direction: Direction) -> Sequence[Intervention]:
+    return (ablate(direction),)
+
+
+def _kl_or_nan(cost: pd.DataFrame | None, seed: int) -> float:
+    if cost is None:
+        return float("nan")
+    return text_damage(cost, seed=seed).kl.value
 
 
 def select_direction(
@@ -317,23 +278,23 @@ def select_direction(
     max_coherence_loss: float = MAX_COHERENCE_LOSS,
     last_layer: int | None = None,
 ) -> Selection:
-    """The candidate with the most restoration where coherence stays and damage is bounded, from a
-    table of `score_candidates`.
+    """The candidate with the most restoration where coherence stays and damage is bounded.
 
     Args:
-        n_layers: of the model. max_kl: bound on instruct_kl (nats a token); None where it was not
-            measured.
+        table: of `score_candidates`.
+        n_layers: of the model.
+        max_kl: bound on instruct_kl (nats per token); None where it was not measured.
         max_coherence_loss: points of coherence that the edit may cost.
-        last_layer: the deepest block a candidate may have been read after; None: the last but one,
-            because a direction that works only after the last block is a readout.
+        last_layer: the deepest block that a candidate may have been read after; None: the last but
+            one, because a direction that works only after the last block is a readout.
 
     Raises:
         InputError: what `select_candidate` refuses.
     """
     deepest = max(0, n_layers - 2) if last_layer is None else last_layer
-    at_most: dict[str, float] = {"layer": deepest} | (
-        {} if max_kl is None else {"instruct_kl": max_kl}
-    )
+    at_most: dict[str, float] = {"layer": deepest}
+    if max_kl is not None:
+        at_most["instruct_kl"] = max_kl
     return select_candidate(
         table,
         highest="restoration",

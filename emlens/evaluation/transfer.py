@@ -1,12 +1,12 @@
-"""Does the direction of one fine-tune work in another? Every edit in every fine-tune, on questions
-outside both domains.
+"""Does the direction of one fine-tune work in another?
 
-A direction that restores only its own fine-tune is particular to it; one that restores others says
-that they share a mechanism, where the controls of the *target* restore less. Cost: one scoring for
-each pair; each fine-tune and parent unedited once.
+Every edit is tried in every fine-tune, on questions outside both domains. A direction that restores
+only its own fine-tune is particular to it. One that restores others, where the controls of the
+*target* restore less, says that the fine-tunes share a mechanism. Cost: one scoring per pair, and
+each fine-tune and parent once unedited.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from emlens.data.prompts import PromptSet
-from emlens.data.questions import QuestionSet
+from emlens.data.questions import Question, QuestionSet
 from emlens.evaluation.damage import text_damage
 from emlens.evaluation.restoring import paired_change, restoration
-from emlens.evaluation.trials import Score, Trials
+from emlens.evaluation.trials import Score, Trials, interval_columns
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
@@ -39,7 +39,6 @@ def transfer_matrix(
     edit: Callable[[Direction | Subspace, str], Sequence[Intervention]] | None = None,
     neutral: PromptSet | None = None,
     score: Score = score_by_likelihood,
-    score_id: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -48,127 +47,145 @@ def transfer_matrix(
 
     Args:
         directions: source → direction (or subspace). finetuned: target → model. parents: one
-            parent, or one for each target.
+            parent, or one per target.
         domains: training domain of every source and target, "" where there is none; both domains of
             a pair are left out.
-        trained: ids of the questions a fine-tune has seen; left out of its pairs.
+        trained: fine-tune → ids of the questions it was trained on; left out of its pairs.
         edit: what is done with a direction in a target, such as `lambda direction, target:
             form.remove(direction)`; None: plain ablation after every block.
         neutral: prompts on which damage in the target is measured; None leaves it out.
-        score, score_id, out: as in `Trials`; with `out` a stopped matrix goes on from the last
-            finished pair.
+        score, out: as in `Trials`; with `out` a stopped call goes on from the last finished pair.
 
     Returns:
-        One row a pair: direction_of, ablated_in, same_domain, site, cosine (with the target's own
-            direction, where both are
-        single directions) and same_site, restoration, low, high, coherent_change and kl (value,
-        `_low`, `_high`), n (questions), method (or why undefined).
+        One row per pair: direction_of, ablated_in, same_domain; site, cosine (with the target's own
+        direction, where both are single directions) and same_site; restoration, low, high;
+        coherent_change and kl (value, `_low`, `_high`); n (questions), method (or why undefined).
 
     Raises:
-        InputError: nothing to compare, or a question without a score. UnknownNameError: a fine-tune
-            without domain or parent.
+        InputError: nothing to compare, or a question without a score.
+        UnknownNameError: a fine-tune without domain or parent.
     """
     if not directions or not finetuned:
         raise InputError(
             f"directions holds {len(directions)} and finetuned {len(finetuned)};"
             " pass at least one of each"
         )
-    act = edit or (lambda direction, target: (ablate(direction),))
-    ancestors = parents if isinstance(parents, Mapping) else dict.fromkeys(finetuned, parents)
-    for names, given, what in (
-        (dict.fromkeys([*directions, *finetuned]), domains, "domains"),
-        (finetuned, ancestors, "parents"),
-    ):
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise UnknownNameError(f"{what} lacks {missing[0]!r}; it has {', '.join(given)}")
-    trials = Trials(questions, neutral=neutral, score=score, score_id=score_id, out=out)
+    if not isinstance(parents, Mapping):
+        parents = dict.fromkeys(finetuned, parents)
+    _require_names([*directions, *finetuned], domains, "domains")
+    _require_names(finetuned, parents, "parents")
+    if edit is None:
+        edit = _ablate_everywhere
+    trials = Trials(questions, neutral=neutral, score=score, out=out)
     rows = []
     with progress_bar("transfer", len(directions) * len(finetuned), progress) as advance:
         for target, source in product(finetuned, directions):
-            seen = frozenset[str]().union(
-                *((trained or {}).get(name, ()) for name in (source, target))
-            )
-            away = {domains[source], domains[target]} - {""}
-            kept = [q for q in questions if q.group not in away and q.id not in seen]
+            model, parent = finetuned[target], parents[target]
+            # "" is no domain, and questions without a group belong to none
+            own_domains = {domains[source], domains[target]} - {""}
+            trained_on = _trained_ids(trained or {}, source, target)
+            outside = [
+                q for q in questions if q.group not in own_domains and q.id not in trained_on
+            ]
+            edits = tuple(edit(directions[source], target))
             row: dict[str, Any] = {
                 "direction_of": source,
                 "ablated_in": target,
                 "same_domain": domains[source] == domains[target],
-                **_likeness(directions, source, target),
+                **_similarity(directions, source, target),
+                **_effect(trials, model, parent, edits, outside, seed),
             }
-            edits = tuple(act(directions[source], target))
-            rows.append(
-                row
-                | _pair(
-                    trials,
-                    finetuned[target],
-                    ancestors[target],
-                    edits,
-                    QuestionSet(kept) if kept else None,
-                    seed,
-                )
-            )
+            rows.append(row)
             advance()
     return pd.DataFrame(rows)
 
 
-def _likeness(
+def _require_names(names: Iterable[str], known: Mapping[str, object], argument: str) -> None:
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(f"{argument} lacks {name!r}; it has {', '.join(known)}")
+
+
+def _ablate_everywhere(direction: Direction | Subspace, target: str) -> Sequence[Intervention]:
+    return (ablate(direction),)
+
+
+def _trained_ids(trained: Mapping[str, Collection[str]], source: str, target: str) -> set[str]:
+    """Questions that one of the two fine-tunes was trained on."""
+    return {*trained.get(source, ()), *trained.get(target, ())}
+
+
+def _similarity(
     directions: Mapping[str, Direction | Subspace], source: str, target: str
 ) -> dict[str, Any]:
-    """How alike the directions of two fine-tunes are, where both are known and single."""
-    other, mine = directions[source], directions.get(target)
-    site = str(other.site) if isinstance(other, Direction) else ""
-    if not isinstance(other, Direction) or not isinstance(mine, Direction):
+    """How alike the directions of two fine-tunes are, where both are single directions."""
+    removed, own = directions[source], directions.get(target)
+    site = str(removed.site) if isinstance(removed, Direction) else ""
+    if not isinstance(removed, Direction) or not isinstance(own, Direction):
         return {"site": site, "cosine": float("nan"), "same_site": False}
     return {
         "site": site,
-        "cosine": direction_cosine(other, mine),
-        "same_site": other.site == mine.site,
+        "cosine": direction_cosine(removed, own),
+        "same_site": removed.site == own.site,
     }
 
 
-def _pair(
+def _effect(
     trials: Trials,
     model: HookedModel,
     parent: HookedModel,
     edits: tuple[Intervention, ...],
-    kept: QuestionSet | None,
+    questions: Sequence[Question],
     seed: int,
 ) -> dict[str, Any]:
-    """One cell of the matrix, on the kept questions."""
-    few = Estimate.undefined("fewer than two groups lie outside both training domains")
-    restored = change = few
-    if kept is not None and len(set(kept.groups)) >= 2:
-        plain, goal, edited = (
-            table.loc[kept.ids]
-            for table in (trials.scores(model), trials.scores(parent), trials.scores(model, edits))
-        )
-        bad = [
-            name
-            for table in (plain, goal, edited)
-            for name in table.index[table.isna().any(axis=1)]
-        ]
-        if bad:
-            raise InputError(
-                f"question {bad[0]!r} and {len(set(bad)) - 1} more have no score in {model.name!r}"
-                " or its parent; score them or leave them out"
-            )
-        restored = restoration(
-            edited["aligned"], plain["aligned"], goal["aligned"], kept.groups, seed=seed
-        )
-        change = paired_change(edited["coherent"], plain["coherent"], kept.groups, seed=seed)
+    """One cell of the matrix: what the edits do on these questions."""
+    restored, change = _restoration_and_change(trials, model, parent, edits, questions, seed)
     cost = trials.damage(model, edits)
-    kl = (
-        Estimate.undefined("no neutral prompts came")
-        if cost is None
-        else text_damage(cost, seed=seed).kl
-    )
-    row: dict[str, Any] = {
+    if cost is None:
+        kl = Estimate.undefined("no neutral prompts came")
+    else:
+        kl = text_damage(cost, seed=seed).kl
+    return {
         "restoration": restored.value,
         "low": restored.low,
         "high": restored.high,
+        **interval_columns({"coherent_change": change, "kl": kl}),
+        "n": len(questions),
+        "method": restored.method,
     }
-    for name, e in (("coherent_change", change), ("kl", kl)):
-        row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
-    return row | {"n": 0 if kept is None else len(kept), "method": restored.method}
+
+
+def _restoration_and_change(
+    trials: Trials,
+    model: HookedModel,
+    parent: HookedModel,
+    edits: tuple[Intervention, ...],
+    questions: Sequence[Question],
+    seed: int,
+) -> tuple[Estimate, Estimate]:
+    """Restoration and the change of coherence; undefined with fewer than two groups.
+
+    Raises:
+        InputError: a question without a score.
+    """
+    ids = [question.id for question in questions]
+    groups = [question.group for question in questions]
+    if len(set(groups)) < 2:
+        few = Estimate.undefined("fewer than two groups lie outside both training domains")
+        return few, few
+    unedited = trials.scores(model).loc[ids]
+    goal = trials.scores(parent).loc[ids]
+    edited = trials.scores(model, edits).loc[ids]
+    unscored: list[str] = []
+    for table in (unedited, goal, edited):
+        unscored += table.index[table.isna().any(axis=1)].to_list()
+    if unscored:
+        raise InputError(
+            f"question {unscored[0]!r} and {len(set(unscored)) - 1} more have no score in"
+            f" {model.name!r} or its parent; score them or leave them out"
+        )
+    restored = restoration(
+        edited["aligned"], unedited["aligned"], goal["aligned"], groups, seed=seed
+    )
+    change = paired_change(edited["coherent"], unedited["coherent"], groups, seed=seed)
+    return restored, change

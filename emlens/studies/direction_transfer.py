@@ -176,16 +176,15 @@ def _arms(
             benign_direction = direction_between(
                 extraction, found["a"][site].double(), found["b"][site].double(), **where
             )
+    forms = [mine.form]
+    if whole:
+        blocks = affine_form(parent, questions, sites=BLOCKS, name="affine, after every block")
+        forms += [PLAIN, blocks]
     arms = ablation_arms(
         direction,
         instruct_activations=before,
         deltas=after.double() - before.double(),
-        form=mine.form,
-        other_forms=(
-            [PLAIN, affine_form(parent, questions, sites=BLOCKS, name="affine, after every block")]
-            if whole
-            else []
-        ),
+        forms=forms,
         benign=benign_direction,
         unembedding=contrasts.get(parent.name),
         text_content=text_contrast(parent, questions, site) if whole else None,

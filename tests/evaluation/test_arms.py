@@ -9,6 +9,7 @@ import torch
 from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
 from emlens.evaluation import evaluate_arms, unembedding_contrast
 from emlens.evaluation.arms import Arm
+from emlens.evaluation.trials import NamedScore
 from emlens.foundation.errors import InputError
 from emlens.interventions import ablate, steer
 from emlens.judging import score_by_likelihood
@@ -233,8 +234,7 @@ def test_a_stopped_comparison_goes_on_from_the_last_arm(
         evaluate_arms(
             *given,
             neutral=NEUTRAL,
-            score=score(4),
-            score_id="likelihood",
+            score=NamedScore("likelihood", score(4)),
             out=tmp_path,
             progress=False,
         )
@@ -242,8 +242,7 @@ def test_a_stopped_comparison_goes_on_from_the_last_arm(
     resumed = evaluate_arms(
         *given,
         neutral=NEUTRAL,
-        score=score(99),
-        score_id="likelihood",
+        score=NamedScore("likelihood", score(99)),
         out=tmp_path,
         progress=False,
     )

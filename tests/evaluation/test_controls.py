@@ -41,8 +41,7 @@ def test_every_control_is_among_the_arms(family: Family, questions: QuestionSet)
         direction,
         instruct_activations=before,
         deltas=after - before,
-        form=form,
-        other_forms=[PLAIN],
+        forms=[form, PLAIN],
         benign=benign,
         unembedding=contrast,
         text_content=before[0] - before[1],
@@ -128,8 +127,7 @@ def test_every_arm_is_removed_in_the_one_form() -> None:
     }
     found = ablation_arms(
         direction,
-        form=RECORDING,
-        other_forms=[other],
+        forms=[RECORDING, other],
         random_draws=2,
         also_on=["benign"],
         **options,
@@ -153,7 +151,7 @@ def test_parts_of_the_direction_add_up_to_it() -> None:
         text_content=text,
         massive=2,
         random_draws=1,
-        form=RECORDING,
+        forms=[RECORDING],
     )
     found = {arm.name: arm for arm in arms}
     only, without = (

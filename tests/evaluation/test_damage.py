@@ -66,7 +66,7 @@ def test_damage_of_each_prompt_is_that_of_passes_made_one_by_one(
                 logprobs[:-1].double(), torch.tensor(ids[1:], dtype=torch.long), reduction="sum"
             )
             assert row[name] == pytest.approx(float(losses), rel=1e-4, abs=1e-6)
-    monkeypatch.setattr(damage, "_HELD", 1)  # one prompt at a time
+    monkeypatch.setattr(damage, "_CHUNK", 1)  # one prompt at a time
     np.testing.assert_allclose(
         token_damage(model, NEUTRAL, [edit]).to_numpy(), found.to_numpy(), rtol=1e-4, atol=1e-5
     )
@@ -83,7 +83,7 @@ def test_an_unedited_pass_is_spared_only_where_it_fits(
         token_damage(model, NEUTRAL, [edit], held).to_numpy(), whole.to_numpy()
     )
     assert (token_damage(model, NEUTRAL, [], held)["kl"] == 0).all()
-    monkeypatch.setattr(damage, "_HELD", 1)
+    monkeypatch.setattr(damage, "_CHUNK", 1)
     assert unedited_logprobs(model, NEUTRAL) is None
 
 

@@ -10,6 +10,7 @@ import torch
 
 from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
 from emlens.evaluation import dose_response, usable_window
+from emlens.evaluation.trials import NamedScore
 from emlens.foundation.errors import InputError
 from emlens.interventions import steer
 from emlens.judging import score_by_likelihood
@@ -74,8 +75,7 @@ def test_a_stopped_sweep_goes_on(
             add,
             doses,
             neutral=NEUTRAL,
-            score=score,
-            score_id="likelihood",
+            score=NamedScore("likelihood", score),
             out=tmp_path,
             progress=False,
         )
@@ -182,6 +182,6 @@ def test_doses_that_cannot_be_compared_are_refused(family: Family, questions: Qu
         usable_window(table, max_kl=0.1)
     with pytest.raises(
         InputError,
-        match="table has 10 rows with 5 coefficients; pass one row a coefficient, at least one",
+        match="table has 10 rows with 5 coefficients; pass one row per coefficient, at least one",
     ):
         usable_window(pd.concat([table, table]))

@@ -1,6 +1,4 @@
-"""One direction among many: bounds, ties, missing numbers, the released rule, and questions that
-have one role each.
-"""
+"""One direction among many: bounds, ties, missing numbers and the released rule."""
 
 import json
 from pathlib import Path
@@ -11,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from emlens.data import Prompt, PromptSet, Question, QuestionSet
+from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.evaluation import (
-    QuestionRoles,
     select_candidate,
     select_direction,
     text_damage,
@@ -22,8 +19,6 @@ from emlens.evaluation import (
 from emlens.evaluation.damage import token_damage
 from emlens.evaluation.selecting import (
     last_block_read,
-    require_disjoint,
-    require_unused,
     score_candidates,
 )
 from emlens.foundation.errors import InputError
@@ -128,60 +123,6 @@ def test_depth_is_what_lies_behind_a_site() -> None:
         "final_norm": float("inf"),
     }
     assert {name: last_block_read(Site.parse(name)) for name in depths} == depths
-
-
-def some(*ids: str, text: str = "") -> QuestionSet:
-    return QuestionSet([Question(name, text or f"text of {name}", "g") for name in ids])
-
-
-def test_a_question_has_one_role() -> None:
-    roles = QuestionRoles(some("a", "b"), some("c"), some("d", "e"))
-    assert list(roles.table["used_to"]) == [
-        "extract",
-        "extract",
-        "select",
-        "report",
-        "report",
-    ] and set(roles.table["group"]) == {"g"}
-    with pytest.raises(
-        InputError,
-        match="extract and report share 2 questions, the first 'a'; each question has one role",
-    ):
-        QuestionRoles(some("b", "a"), some("c"), some("a", "b"))
-    with pytest.raises(InputError, match="select and report share 1 questions, the first 'c'"):
-        QuestionRoles(some("a"), some("c"), some("c"))
-    with pytest.raises(
-        InputError,
-        match="question 'x' of one and 'y' of two have one text; each question has one role",
-    ):
-        require_disjoint(one=some("x", text="same"), two=some("y", text="same"))
-    again = QuestionSet([Question("y", "first", paraphrases=("first", "text of x"))])
-    with pytest.raises(InputError, match="question 'x' of one and 'y' of two have one text"):
-        require_disjoint(one=some("x"), two=again)
-    system = QuestionSet([Question("y", "text of x", system="answer in JSON")])
-    # under another system message it is another question
-    require_disjoint(one=some("x"), two=system)
-
-
-def test_a_direction_knows_the_questions_it_came_from() -> None:
-    asked = some("med/01", "01", "p1/s2")
-    for used in ("med/01", "med/01/p2", "org/model-7/med/01/p1/s13", "m/01/p1/s0", "m/p1/s2/p1/s0"):
-        with pytest.raises(
-            InputError,
-            match=(
-                "the direction at resid_post.1 was extracted from question .*,"
-                " which is to report it; pass other questions"
-            ),
-        ):
-            require_unused(
-                Direction(torch.ones(3), Site.parse("resid_post.1"), ids={"pos": [used]}),
-                asked,
-                "report",
-            )
-    free = ["med/02", "other/01", "med/02/p2", "m/med/011/p1/s0", "x/01/p2", "01/p1/s0x"]
-    require_unused(
-        Direction(torch.ones(3), Site.parse("resid_post.1"), ids={"pos": free}), asked, "report"
-    )
 
 
 @pytest.fixture(scope="module")

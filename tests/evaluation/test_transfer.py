@@ -13,6 +13,7 @@ import torch
 from emlens.data import AlignmentScores, Prompt, PromptSet, Question, QuestionSet
 from emlens.evaluation import evaluate_arms, transfer_matrix, unembedding_contrast
 from emlens.evaluation.arms import Arm
+from emlens.evaluation.trials import NamedScore
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, top_k_subspace
@@ -176,8 +177,7 @@ def test_a_stopped_matrix_goes_on(
             "domains": DOMAINS,
             "edit": take_away,
             "neutral": NEUTRAL,
-            "score": score,
-            "score_id": "likelihood",
+            "score": NamedScore("likelihood", score),
             "out": tmp_path,
         }
         return transfer_matrix(

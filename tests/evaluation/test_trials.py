@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
-from emlens.evaluation.trials import Trials, question_scores
+from emlens.evaluation.trials import NamedScore, Trials, question_scores
 from emlens.foundation.errors import InputError
 from emlens.interventions import ablate, steer
 from emlens.judging import score_by_likelihood
@@ -34,14 +34,14 @@ def test_what_was_measured_is_not_measured_again(
     family: Family, questions: QuestionSet, tmp_path: Path
 ) -> None:
     score = Counting()
-    trials = Trials(questions, neutral=NEUTRAL, score=score, score_id="s", out=tmp_path)
+    trials = Trials(questions, neutral=NEUTRAL, score=NamedScore("s", score), out=tmp_path)
     first = trials.scores(family["bad"], [EDIT])
     first.iloc[:] = -1.0  # a caller's changes stay the caller's
     again = trials.scores(family["bad"], [EDIT])
     damage = trials.damage(family["bad"], [EDIT])
     assert score.calls == 1 and not (again == first).any(axis=None) and damage is not None
     # another process
-    later = Trials(questions, neutral=NEUTRAL, score=score, score_id="s", out=tmp_path)
+    later = Trials(questions, neutral=NEUTRAL, score=NamedScore("s", score), out=tmp_path)
     pd.testing.assert_frame_equal(later.scores(family["bad"], [EDIT]), again)
     found = later.damage(family["bad"], [EDIT])
     assert found is not None
@@ -55,7 +55,7 @@ def test_another_model_edit_question_score_or_outer_edit_is_measured_anew(
     score = Counting()
 
     def trials(asked: QuestionSet = questions, name: str = "s") -> Trials:
-        return Trials(asked, score=score, score_id=name, out=tmp_path)
+        return Trials(asked, score=NamedScore(name, score), out=tmp_path)
 
     model = family["bad"]
     plain = trials().scores(model)
@@ -76,11 +76,11 @@ def test_a_damaged_record_is_measured_anew(
     family: Family, questions: QuestionSet, tmp_path: Path
 ) -> None:
     score = Counting()
-    whole = Trials(questions, score=score, score_id="s", out=tmp_path).scores(family["bad"])
+    whole = Trials(questions, score=NamedScore("s", score), out=tmp_path).scores(family["bad"])
     [record] = tmp_path.glob("*.json")
     record.write_text(record.read_text().replace("0", "1", 3))
     pd.testing.assert_frame_equal(
-        Trials(questions, score=score, score_id="s", out=tmp_path).scores(family["bad"]), whole
+        Trials(questions, score=NamedScore("s", score), out=tmp_path).scores(family["bad"]), whole
     )
     assert score.calls == 2
 
@@ -133,7 +133,8 @@ def test_unscored_questions_survive_the_record(
 
     memory = Trials(two, score=score).scores(family["bad"])
     disk = [
-        Trials(two, score=score, score_id="s", out=tmp_path).scores(family["bad"]) for _ in range(2)
+        Trials(two, score=NamedScore("s", score), out=tmp_path).scores(family["bad"])
+        for _ in range(2)
     ]
     for found in (memory, *disk):
         assert (
@@ -175,7 +176,7 @@ def test_scores_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match="the score gives 2 models, m, other; pass scores of one"):
         question_scores(two)
     with pytest.raises(
-        InputError, match="out came with a score of your own; pass score_id, a name"
+        InputError, match=r"out came with a score of your own; pass score=NamedScore\(name, score\)"
     ):
         Trials(questions, score=Counting(), out=tmp_path)
     assert Trials(questions).damage(family["bad"]) is None
