@@ -62,8 +62,8 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
     "Training dynamics": (
         "[Training dynamics](dynamics.md)",
         (
-            "geometry.trajectories stats.trends stats.change_points stats.event_order"
-            " stats.event_orders stats.events screening.guard"
+            "geometry.trajectories geometry.turns stats.trends stats.change_points"
+            " stats.event_order stats.event_orders stats.events screening.guard"
         ),
     ),
     "Statistics": ("[Statistics](statistics.md)", "stats"),

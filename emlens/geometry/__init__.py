@@ -1,5 +1,6 @@
-"""Pure tensor mathematics on residual-stream vectors: subspaces, angles, overlaps, nulls,
-directions, shifts.
+"""Pure tensor mathematics on residual-stream vectors.
+
+Subspaces, angles, overlaps, nulls, directions, shifts.
 """
 
 from emlens.geometry.angles import principal_angles
@@ -25,7 +26,8 @@ from emlens.geometry.reliability import bootstrap_cone, split_half_cosine
 from emlens.geometry.shifts import cosine_to_mean, delta_summary
 from emlens.geometry.similarity import linear_cka, mean_shift_cosine, procrustes_distance
 from emlens.geometry.subspaces import Subspace, top_k_subspace, variance_captured
-from emlens.geometry.trajectories import local_cosine, path_gram
+from emlens.geometry.trajectories import path_gram
+from emlens.geometry.turns import local_cosine
 from emlens.geometry.weight_updates import weight_update, weight_update_angles
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""How high an overlap can get when everything is shared: halves of one set, fitted apart.
+"""How high an overlap can get when everything is shared: halves of one set, fitted separately.
 
 A ceiling is set by sample size and spread; it is not a null, and no p-value comes from it.
-Permuting the labels of two sets asks whether both are one distribution, which is this question:
-pass both sets together.
+Permuting the labels of two sets asks whether both are one distribution. That is the question of
+this ceiling: pass both sets together.
 """
 
 import numpy as np
@@ -37,9 +37,15 @@ def split_half_ceiling(
     `value` is the mean over splits; `low` and `high` are the 2.5 % and 97.5 % quantiles over
     splits. Splits reuse the same rows, so this is a range and no confidence interval, and it is not
     a null: no p-value comes from it. Each half has row // 2 vectors, so it understates the ceiling
-    of the whole set; of two sets of n together, halves have n.
+    of the whole set; of two sets of n together, halves have n. Range and invariances are those of
+    the measure (`geometry.overlap`).
 
     Cost: one SVD of the vectors; then 2 × splits SVDs of (row / 2, row), which d does not enter.
+
+    Args:
+        vectors: one set (row, d).
+        k: dimension of both subspaces.
+        center: True or "mean" takes out each half's own mean; False nothing; a vector that one.
 
     Raises:
         InputError: k above the rank of a half, an unknown measure, no split, values that are not
@@ -49,24 +55,27 @@ def split_half_ceiling(
     require_positive(k=k, splits=splits)
     rows = one_set(vectors, "vectors")
     half = len(rows) // 2
-    given = isinstance(center, Tensor)
-    limit = min(half - (0 if given or center is False else 1), rows.shape[1])
+    takes_own_mean = not isinstance(center, Tensor) and center is not False
+    # taking out a half's own mean costs one dimension
+    limit = min(half - 1 if takes_own_mean else half, rows.shape[1])
     if k > limit:
         raise InputError(
             f"k={k} is above the rank of half of {len(rows)} vectors;"
             f" pass k <= {limit}, or more vectors"
         )
-    if given:
+    half_center = center
+    if isinstance(center, Tensor):
+        # A fixed vector is taken out before the coordinates are made, which do not know of it.
         rows, _, _ = centred_rows(vectors, center)
+        half_center = False
     coordinates = row_coordinates(rows, vectors.dtype)
-    own: Center = False if given else center
     rng = torch_rng(seed, "split_half_ceiling", len(rows), k)
     values = np.empty(splits)
     for i in range(splits):
         order = torch.randperm(len(rows), generator=rng)
-        parts = (coordinates[order[:half]], coordinates[order[half : 2 * half]])
-        a, b = (top_k_subspace(part, k, center=own).basis for part in parts)
-        values[i] = float(measure_from_cosines(cosines_between(a, b), measure))
+        a = top_k_subspace(coordinates[order[:half]], k, center=half_center)
+        b = top_k_subspace(coordinates[order[half : 2 * half]], k, center=half_center)
+        values[i] = float(measure_from_cosines(cosines_between(a.basis, b.basis), measure))
     low, high = np.quantile(values, [0.025, 0.975])
     method = (
         f"split-half {measure}, top {k} of halves of {half}:"

@@ -1,5 +1,6 @@
-"""Cosines between the directions of several fine-tunes, each beside what unrelated and what
-identical directions would give.
+"""Cosines between the directions of several fine-tunes, each beside a null and a ceiling.
+
+The null is what unrelated directions would give, the ceiling what identical ones would.
 """
 
 import math
@@ -43,7 +44,7 @@ def compare_directions(
     splits: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Cosine of every pair of directions beside chance and ceiling, one row a pair.
+    """Cosine of every pair of directions beside chance and ceiling, one row per pair.
 
     Args:
         directions: by name of the fine-tune; all at one site and position. `ContrastSums` give
@@ -64,32 +65,21 @@ def compare_directions(
     """
     if len(directions) < 2:
         raise InputError(f"directions holds {len(directions)}; pass at least 2 to compare")
-    places = {(str(d.site), d.position) for d in directions.values() if isinstance(d, Direction)}
-    if len(places) > 1:
-        raise InputError(
-            f"directions lie at {sorted(map(str, places))}; compare them at one site and position"
-        )
+    _require_one_place(directions)
     null = covariance_cosine_null(before, draws, seed)
-    vectors = {
-        name: d.difference if isinstance(d, ContrastSums) else d.vector
-        for name, d in directions.items()
-    }
-    reached = {
-        name: sample_cosine(split_half_cosine(d, splits=splits, seed=seed).value)
-        for name, d in directions.items()
-        if isinstance(d, ContrastSums)
-    }
+    vectors, ceilings = {}, {}
+    for name, direction in directions.items():
+        if isinstance(direction, ContrastSums):
+            vectors[name] = direction.difference
+            split_half = split_half_cosine(direction, splits=splits, seed=seed)
+            ceilings[name] = sample_cosine(split_half.value)
+        else:
+            vectors[name] = direction.vector
+            ceilings[name] = math.nan
     rows: list[dict[str, Any]] = []
     for a, b in combinations(directions, 2):
-        first, second = directions[a], directions[b]
-        cosine, low, high, n = direction_cosine(vectors[a], vectors[b]), math.nan, math.nan, 0
-        if (
-            isinstance(first, ContrastSums)
-            and isinstance(second, ContrastSums)
-            and len(first.positive) == len(second.positive)
-        ):
-            found = cosine_between(first, second)
-            low, high, n = max(-1.0, found.low), min(1.0, found.high), found.n
+        cosine = direction_cosine(vectors[a], vectors[b])
+        low, high, n = _interval(directions[a], directions[b])
         rows.append(
             {
                 "a": a,
@@ -103,9 +93,32 @@ def compare_directions(
                 "null_95": null.quantile(0.95),
                 "p": null.p_value(cosine),
                 "isotropic_sd": 1 / math.sqrt(len(vectors[a])),
-                "ceiling": reached.get(a, math.nan) * reached.get(b, math.nan),
+                # errors of the two are independent, so their expected cosines multiply
+                "ceiling": ceilings[a] * ceilings[b],
             }
         )
-    for row, p in zip(rows, adjust_p_values([row["p"] for row in rows]), strict=True):
+    adjusted = adjust_p_values([row["p"] for row in rows])
+    for row, p in zip(rows, adjusted, strict=True):
         row["p_adjusted"] = float(p)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _require_one_place(directions: Mapping[str, Direction | ContrastSums]) -> None:
+    """Raises:
+    InputError: the `Direction`s lie at several sites or positions.
+    """
+    places = {(str(d.site), d.position) for d in directions.values() if isinstance(d, Direction)}
+    if len(places) > 1:
+        raise InputError(
+            f"directions lie at {sorted(map(str, places))}; compare them at one site and position"
+        )
+
+
+def _interval(a: Direction | ContrastSums, b: Direction | ContrastSums) -> tuple[float, float, int]:
+    """95 % interval of the cosine and its blocks; NaN and 0 where both are not sums over blocks."""
+    if not (isinstance(a, ContrastSums) and isinstance(b, ContrastSums)):
+        return math.nan, math.nan, 0
+    if len(a.positive) != len(b.positive):
+        return math.nan, math.nan, 0
+    estimate = cosine_between(a, b)
+    return max(-1.0, estimate.low), min(1.0, estimate.high), estimate.n

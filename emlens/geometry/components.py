@@ -1,4 +1,4 @@
-"""How many components to keep: a count, a share of variance, or the elbow of the scree plot.
+"""How many components to take: a count, a share of variance, or the elbow of the scree plot.
 
 Neither a share nor an elbow is the same number over a batch of layers, so both refuse one; pass a
 count there.
@@ -28,20 +28,25 @@ def elbow(values: Float[Tensor, " s"]) -> int:
         raise InputError(
             f"k='elbow' has {p} singular values to choose among; pass a count, or more vectors"
         )
-    scaled = values.to(torch.float64) / values.abs().max().clamp(
-        min=torch.finfo(torch.float64).tiny
-    )
+    largest = values.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    scaled = values.to(torch.float64) / largest
+    # the split does not depend on the mean, and sums of squares lose less without it
     scaled = scaled - scaled.mean()
     counts = torch.arange(1, p, dtype=torch.float64, device=scaled.device)
-    sums, squares = scaled.cumsum(0), scaled.square().cumsum(0)
+    sums = scaled.cumsum(0)
+    squares = scaled.square().cumsum(0)
+    # Σ(v − mean)² = Σv² − (Σv)²/n of each group, for all splits at once
     before = squares[:-1] - sums[:-1] ** 2 / counts
     after = (squares[-1] - squares[:-1]) - (sums[-1] - sums[:-1]) ** 2 / (p - counts)
-    return int((before + after).argmin()) + 1  # the likelihood falls with the common variance
+    # the likelihood is largest where the common variance is smallest
+    return int((before + after).argmin()) + 1
 
 
 def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, kind: str) -> int:
-    """The number that `k` asks for, given all singular values (..., s) of n vectors centred by
-    `kind`.
+    """The number of components that `k` stands for.
+
+    `singular` holds all singular values (..., s) of n vectors that were centred by `kind`: "mean",
+    "none" or "given".
 
     Raises:
         InputError: an unusable `k`, one above the rank, or a share or an elbow over a batch.
@@ -50,19 +55,12 @@ def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, k
         raise InputError(
             f"k={k!r} is unknown; pass a count, a share of variance such as .95, or 'elbow'"
         )
-    if k == "elbow" or (isinstance(k, float) and 0 < k < 1):
-        if singular.ndim > 1:
-            what = "the elbow" if k == "elbow" else "a share of variance"
-            raise InputError(
-                f"k={k!r} asks for {what}, which differs over a batch; pass a count, or one matrix"
-            )
-        if rank == 0:
-            raise InputError(
-                f"the {n} vectors have rank 0 with center={kind!r},"
-                f" so k={k!r} has nothing to choose from"
-            )
-        if k == "elbow":
-            return min(elbow(singular[: min(len(singular), n - (kind == "mean"))]), rank)
+    if isinstance(k, str) or (isinstance(k, float) and 0 < k < 1):
+        _require_spectrum(k, singular, rank, n, kind)
+        if isinstance(k, str):
+            # centring makes the last of n singular values 0, which is no part of the plot
+            shown = min(len(singular), n - (kind == "mean"))
+            return min(elbow(singular[:shown]), rank)
         share = torch.cumsum(singular**2, 0) / singular.square().sum()
         return min(int((share < float(k) * (1 - _ROUNDING)).sum()) + 1, rank)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
@@ -75,7 +73,24 @@ def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, k
     return k
 
 
+def _require_spectrum(k: float | str, singular: Tensor, rank: int, n: int, kind: str) -> None:
+    """Raises:
+    InputError: a batch of spectra, or one of rank 0: neither has one elbow or one share.
+    """
+    if singular.ndim > 1:
+        what = "the elbow" if k == "elbow" else "a share of variance"
+        raise InputError(
+            f"k={k!r} asks for {what}, which differs over a batch; pass a count, or one matrix"
+        )
+    if rank == 0:
+        raise InputError(
+            f"the {n} vectors have rank 0 with center={kind!r},"
+            f" so k={k!r} has nothing to choose from"
+        )
+
+
 def above_rank(k: int, n: int, rank: int, kind: str) -> InputError:
+    """The error for a count above the rank; it says the rank."""
     return InputError(
         f"k={k} is above the rank: the {n} vectors have rank {rank} with center={kind!r};"
         f" pass k <= {rank}"

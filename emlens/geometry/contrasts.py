@@ -1,13 +1,13 @@
-"""Directions from rows of activations: difference of class means, deltas, whitened difference; and
-what text alone explains.
+"""Directions from rows of activations: difference of means, whitened difference, mean delta.
 
-All means are taken in float64; results are float64 for float64 input and float32 otherwise. Classes
-whose means agree to rounding have no direction and are refused. `contrast_sums` does the same from
-sums, without the rows.
+Also `text_content`: what of a direction text alone explains. All means are taken in float64: a mean
+of thousands of float32 rows loses digits that a small difference needs. Results are float64 for
+float64 input and float32 otherwise. Classes whose means agree to rounding have no direction and are
+refused. `contrast_sums` does the same from sums, without the rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -32,26 +32,32 @@ def mean_difference_direction(
     ids: Mapping[str, Sequence[str]] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Direction:
-    """Mean of `positive` rows minus mean of `negative` rows, so it points to `positive`; `baseline`
-    is the latter.
+    """Mean of `positive` rows minus mean of `negative` rows, so it points to `positive`.
 
-    Every row weighs the same within its class, so class sizes may differ. Invariant to a common
-    shift of all rows.
+    `baseline` is the mean of the negative rows. Every row weighs the same within its class, so
+    class sizes may differ. Invariant to a common shift of all rows; rotates with the rows.
+
+    Args:
+        positive, negative: rows (row, d_model) of one site and position.
+        site, position: where they were read.
+        ids: ids of the rows, by class.
+        provenance: anything JSON-ready about where the rows came from.
 
     Raises:
         InputError: an empty class, other widths, values that are not finite, or means that agree to
             rounding.
     """
     first, second = _two_classes(positive, negative)
-    difference = mean_difference(first.mean(dim=0), second.mean(dim=0))
+    down = second.mean(dim=0)
+    difference = mean_difference(first.mean(dim=0), down)
     out = result_dtype(positive, negative)
     return Direction(
-        difference.to(out),
-        Site.parse(site),
-        position,
-        second.mean(dim=0).to(out),
-        ids or {},
-        dict(provenance or {}),
+        vector=difference.to(out),
+        site=Site.parse(site),
+        position=position,
+        baseline=down.to(out),
+        ids=ids or {},
+        provenance=dict(provenance or {}),
     )
 
 
@@ -65,17 +71,18 @@ def whitened_direction(
     ids: Mapping[str, Sequence[str]] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Direction:
-    """Σ̂⁻¹(μ₊ − μ₋): the difference of means with the covariance within classes divided out
-    (Fisher's discriminant).
-
-    Args:
-        shrinkage: ρ of Σ̂ = (1 − ρ) S + ρ τ I, S pooled within classes; `"oas"` estimates it; 1
-            gives the mean difference.
+    """Fisher's discriminant Σ̂⁻¹(μ₊ − μ₋): the difference of means, whitened within classes.
 
     The vector has the length of the class difference along it, (Δ·ŵ) ŵ, so that adding it once
     moves one class mean to the other along ŵ. It tells the classes apart best; what *causes* the
     difference is what the mean difference estimates, and with a covariance far from the identity
-    the two point apart (`emlens.geometry.recovery`). The ρ used is in its provenance.
+    the two differ (`emlens.geometry.recovery`). The ρ used is in its provenance.
+
+    Args:
+        positive, negative: rows (row, d_model) of one site and position.
+        shrinkage: ρ of Σ̂ = (1 − ρ) S + ρ τ I, S pooled within classes; `"oas"` estimates it; 1
+            gives the mean difference.
+        site, position, ids, provenance: as `mean_difference_direction`.
 
     Raises:
         InputError: fewer than 2 rows in a class, rows without variance, what
@@ -90,12 +97,17 @@ def whitened_direction(
         )
     up, down = first.mean(dim=0), second.mean(dim=0)
     difference = mean_difference(up, down)
+    # pooled within classes: both means are taken out, which costs 2 degrees of freedom
     centred = torch.cat([first - up, second - down])
-    found, rho = whiten_by_rows(centred, difference, len(centred) - 2, shrinkage)
+    weights, rho = whiten_by_rows(centred, difference, len(centred) - 2, shrinkage)
     out = result_dtype(positive, negative)
-    facts = {**(provenance or {}), "shrinkage": rho}
     return Direction(
-        along(found, difference).to(out), Site.parse(site), position, down.to(out), ids or {}, facts
+        vector=along(weights, difference).to(out),
+        site=Site.parse(site),
+        position=position,
+        baseline=down.to(out),
+        ids=ids or {},
+        provenance={**(provenance or {}), "shrinkage": rho},
     )
 
 
@@ -110,8 +122,13 @@ def direction_from_deltas(
 ) -> Direction:
     """A direction from deltas (after − before): their mean, or their first uncentred component.
 
-    The component is signed to agree with the mean delta and scaled to the deltas' root-mean-square
-    coordinate on it.
+    A component has no sign of its own: it is signed to agree with the mean delta. It is scaled to
+    the root mean square of the deltas' coordinates on it.
+
+    Args:
+        deltas: rows (row, d_model) of one site and position.
+        kind: "mean", or "top_component".
+        site, position, ids, provenance: as `mean_difference_direction`.
 
     Raises:
         InputError: no row, values that are not finite, a zero mean or rank 0, an unknown kind.
@@ -129,17 +146,17 @@ def direction_from_deltas(
         vector = mean
     elif kind == "top_component":
         axis = top_k_subspace(rows, 1, center=False).basis[:, 0]
-        axis = -axis if float(axis @ mean) < 0 else axis
+        if float(axis @ mean) < 0:
+            axis = -axis
         vector = axis * (rows @ axis).square().mean().sqrt()
     else:
         raise InputError(f"kind={kind!r} is unknown; pass 'mean' or 'top_component'")
     return Direction(
-        vector.to(result_dtype(deltas)),
-        Site.parse(site),
-        position,
-        None,
-        ids or {},
-        dict(provenance or {}),
+        vector=vector.to(result_dtype(deltas)),
+        site=Site.parse(site),
+        position=position,
+        ids=ids or {},
+        provenance=dict(provenance or {}),
     )
 
 
@@ -149,10 +166,9 @@ class TextContent:
 
     Args:
         cosine: between the two directions, in [-1, 1].
-        share: (d·t)/(d·d): how much of the direction's length the other model's difference covers;
-            1 where they are equal, below 0 where they oppose, above 1 where the other model's is
-            longer.
-        remainder: the direction without it.
+        share: (d·t)/(d·d), the part of the direction d that the other model's difference t covers:
+            1 where they are equal, below 0 where they oppose, above 1 where t is longer.
+        remainder: the direction without that part.
     """
 
     cosine: float
@@ -163,57 +179,61 @@ class TextContent:
 def text_content(
     direction: Direction, other: Direction, how: Literal["subtract", "project"] = "subtract"
 ) -> TextContent:
-    """Separate what the text alone explains: the same contrast, read by a model that is not
-    misaligned.
+    """Separate what the text alone explains from a direction.
 
     Misaligned and aligned answers are different texts, so any model that reads them shows a
-    difference; what a fine-tune adds to it is d − t (`"subtract"`, a difference of differences), or
-    d without its part along t (`"project"`).
+    difference t. What a fine-tune adds to it is d − t (`"subtract"`, a difference of differences),
+    or d without its part along t (`"project"`).
+
+    Args:
+        direction: d, the contrast as the fine-tune reads it.
+        other: t, the same contrast of the same answers, read by a model that is not misaligned.
 
     Raises:
         InputError: other sites, positions, rows or widths; an unknown `how`; nothing is left.
     """
     if how not in ("subtract", "project"):
         raise InputError(f"how={how!r} is unknown; pass 'subtract' or 'project'")
-    for name, mine, theirs in (
-        ("site", direction.site, other.site),
-        ("position", direction.position, other.position),
-    ):
-        if mine != theirs:
-            raise InputError(
-                f"direction has {name} {str(mine)!r} and other {str(theirs)!r};"
-                " extract both in one place"
-            )
+    _require_equal("site", direction.site, other.site)
+    _require_equal("position", direction.position, other.position)
     if dict(direction.ids) != dict(other.ids):
         raise InputError(
             "direction and other come from different rows; have both models read the same answers"
         )
     d, t = direction.vector.double(), other.vector.double()
     cosine = direction_cosine(d, t)
-    left = d - t if how == "subtract" else d - (d @ t) / (t @ t) * t
-    if float(torch.linalg.vector_norm(left)) <= 1e-12 * float(torch.linalg.vector_norm(d)):
+    if how == "subtract":
+        remainder = d - t
+    else:
+        remainder = d - (d @ t) / (t @ t) * t
+    # 1e-12 of d is rounding: such a remainder would have an arbitrary direction
+    if float(torch.linalg.vector_norm(remainder)) <= 1e-12 * float(torch.linalg.vector_norm(d)):
         raise InputError(
             "nothing of the direction is left without its text content;"
             " the two models read these answers alike"
         )
-    facts = {
+    provenance = {
         **direction.provenance,
         "text_content": how,
         "text_content_model": other.provenance.get("model"),
     }
-    kept = Direction(
-        left.to(direction.vector.dtype),
-        direction.site,
-        direction.position,
-        direction.baseline,
-        direction.ids,
-        facts,
+    without_text = replace(
+        direction, vector=remainder.to(direction.vector.dtype), provenance=provenance
     )
-    return TextContent(cosine, float(d @ t) / float(d @ d), kept)
+    return TextContent(cosine, float(d @ t) / float(d @ d), without_text)
+
+
+def _require_equal(name: str, of_direction: object, of_other: object) -> None:
+    if of_direction != of_other:
+        raise InputError(
+            f"direction has {name} {str(of_direction)!r} and other {str(of_other)!r};"
+            " extract both in one place"
+        )
 
 
 def means_agree(up: Float[Tensor, " d"], down: Float[Tensor, " d"]) -> bool:
     """Whether two class means differ by no more than float64 rounding of them."""
+    # a few eps of the means themselves, however small their difference is
     scale = float(torch.linalg.vector_norm(up) + torch.linalg.vector_norm(down))
     return float(torch.linalg.vector_norm(up - down)) <= 8 * EPS64 * scale
 
@@ -234,14 +254,15 @@ def mean_difference(up: Float[Tensor, " d"], down: Float[Tensor, " d"]) -> Float
 
 
 def along(weights: Float[Tensor, " d"], difference: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
-    """(Δ·ŵ) ŵ: weights that tell two classes apart, with the length of the class difference along
-    them.
+    """|Δ·ŵ| ŵ: weights that tell two classes apart, with the length of the class difference along
+    them; the sign is that of the weights.
     """
     unit = weights / torch.linalg.vector_norm(weights)
     return float(abs(difference @ unit)) * unit
 
 
 def _two_classes(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Both classes as float64 rows of one width, not centred."""
     first, _, _ = centred_rows(positive, False, "positive")
     second, _, _ = centred_rows(negative, False, "negative")
     require_same_width(first, second, "positive", "negative")

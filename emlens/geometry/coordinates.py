@@ -3,9 +3,8 @@
 A handful of coordinates can dominate every norm, cosine and principal component (Sun et al. 2024),
 so results are shown with and without them: detect (`massive_coordinates`), exclude
 (`without_coordinates`) or clip (`winsorised`). Detection reads one vector, usually mean
-activations; it never changes anything by itself. Both sides of a difference must be treated alike:
-exclude the same coordinates from before and after, or clip deltas and not the activations they come
-from.
+activations, and changes nothing. Both sides of a difference must be treated alike: exclude the same
+coordinates from before and after, or clip deltas and not the activations they come from.
 """
 
 from collections.abc import Sequence
@@ -34,22 +33,21 @@ class MassiveCoordinates:
 
     @property
     def share(self) -> float:
-        """Share of the squared norm that they hold together, in [0, 1]."""
+        """Share of the squared norm that all of them hold together, in [0, 1]."""
         return float(sum(self.shares))
 
 
 def massive_coordinates(
     vector: Float[Tensor, " d"], count: int | None = None, *, threshold: float | None = None
 ) -> MassiveCoordinates:
-    """The `count` largest coordinates of a vector, or those above `threshold` times its median
-    magnitude.
+    """The `count` largest coordinates, or those above `threshold` times the median magnitude.
+
+    Invariant to scaling of the vector.
 
     Args:
         vector: one vector (d,), usually mean activations or a direction.
         count: how many; ties go to the lower index.
         threshold: ratio to the median magnitude; Sun et al. use 1,000 for single tokens.
-
-    Invariant to scaling of the vector.
 
     Raises:
         InputError: both or neither of count and threshold, a count outside 1 to d, a zero or
@@ -69,42 +67,52 @@ def massive_coordinates(
     if not bool((size > 0).any()):
         raise InputError("vector is zero, so no coordinate holds a share of its norm")
     order = torch.sort(size, descending=True, stable=True).indices
-    if count is not None:
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(wide):
-            raise InputError(f"count={count!r} must be an integer from 1 to {len(wide)}")
-        chosen = order[:count]
+    if threshold is not None:
+        massive = order[size[order] > _magnitude_limit(size, threshold)]
     else:
-        if not (threshold is not None and threshold > 0):
-            raise InputError(
-                f"threshold={threshold!r} must be positive: a multiple of the median magnitude"
-            )
-        chosen = order[size[order] > threshold * size.median()]
+        massive = order[: _coordinate_count(count, len(size))]
+    # scaled by the largest entry, so that no square overflows
     scaled = size / size.max()
-    shares = scaled[chosen] ** 2 / (scaled**2).sum()
-    return MassiveCoordinates(tuple(int(i) for i in chosen), tuple(float(s) for s in shares))
+    shares = scaled[massive] ** 2 / (scaled**2).sum()
+    return MassiveCoordinates(tuple(massive.tolist()), tuple(shares.tolist()))
+
+
+def _coordinate_count(count: int | None, d: int) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= d:
+        raise InputError(f"count={count!r} must be an integer from 1 to {d}")
+    return count
+
+
+def _magnitude_limit(size: Tensor, threshold: float) -> Tensor:
+    """`threshold` times the median magnitude; torch takes the lower of two middle values."""
+    if not threshold > 0:
+        raise InputError(
+            f"threshold={threshold!r} must be positive: a multiple of the median magnitude"
+        )
+    return threshold * size.median()
 
 
 def share_in_coordinates(
     vectors: Float[Tensor, "*batch d"], indices: Sequence[int] | MassiveCoordinates
 ) -> Float[Tensor, "*batch"]:
-    """Share of each vector's squared norm that lies in some coordinates, such as a direction's in
-    the massive ones.
+    """Share of each vector's squared norm that lies in the given coordinates.
 
-    Range [0, 1]; len(indices)/d for isotropic vectors. Invariant to scaling; not to rotation:
-    coordinates are what it is about.
+    For example a direction's share in the massive ones. Range [0, 1]; len(indices)/d for isotropic
+    vectors. Invariant to scaling; not to rotation, since it is about coordinates.
 
     Raises:
         InputError: an index that does not exist, values that are not finite, a zero vector.
     """
-    chosen = _indices(vectors, indices)
+    coordinates = _indices(vectors, indices)
     wide = as_float64(vectors, "vectors")
     largest = wide.abs().amax(dim=-1, keepdim=True)
     if bool((largest == 0).any()):
         raise InputError(
-            "vectors holds a zero vector, of whose norm no coordinate has a share; leave it out"
+            "vectors holds a zero vector, whose norm no coordinate has a share of; leave it out"
         )
     squares = (wide / largest).square()
-    return (squares[..., chosen].sum(dim=-1) / squares.sum(dim=-1)).to(result_dtype(vectors))
+    share = squares[..., coordinates].sum(dim=-1) / squares.sum(dim=-1)
+    return share.to(result_dtype(vectors))
 
 
 def winsorised(
@@ -113,14 +121,14 @@ def winsorised(
     threshold: float,
     reference: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "*batch d"]:
-    """A copy of the vectors whose coordinates are clipped to ± `threshold` times a median
-    magnitude.
+    """A copy of the vectors, coordinates clipped to ± `threshold` times a median magnitude.
+
+    Idempotent; width and dtype stay.
 
     Args:
-        threshold: 1 or more, as in `massive_coordinates(threshold=)`: nothing above it is left.
+        threshold: 1 or more, as in `massive_coordinates(threshold=)`: nothing above it remains.
         reference: a vector, such as mean activations, whose median magnitude sets one limit for
             all; by default each vector's own does, and the result scales with the vector.
-            Idempotent; width and dtype stay.
 
     Raises:
         InputError: a threshold below 1, a limit of zero, another width, values that are not finite.
@@ -148,25 +156,30 @@ def winsorised(
 def without_coordinates(
     vectors: Float[Tensor, "*batch d"], indices: Sequence[int] | MassiveCoordinates
 ) -> Float[Tensor, "*batch d"]:
-    """A copy of the vectors with some coordinates set to 0; width and dtype stay, so results remain
-    comparable.
+    """A copy of the vectors with the given coordinates set to 0.
+
+    Width and dtype stay, so results remain comparable.
 
     Raises:
         InputError: an index that does not exist.
     """
-    chosen = _indices(vectors, indices)
-    kept = vectors.detach().clone()
-    kept[..., chosen] = 0
-    return kept
+    result = vectors.detach().clone()
+    result[..., _indices(vectors, indices)] = 0
+    return result
 
 
 def _indices(vectors: Tensor, indices: Sequence[int] | MassiveCoordinates) -> list[int]:
+    """Distinct coordinate numbers in the order they came in.
+
+    Raises:
+        InputError: one that does not exist.
+    """
     require_ndim(vectors, 1, "vectors", "vectors with their coordinates on the last axis")
-    chosen = list(
-        dict.fromkeys(indices.indices if isinstance(indices, MassiveCoordinates) else indices)
-    )
+    if isinstance(indices, MassiveCoordinates):
+        indices = indices.indices
+    distinct = list(dict.fromkeys(indices))
     d = vectors.shape[-1]
-    bad = [i for i in chosen if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < d]
-    if bad:
-        raise InputError(f"indices holds {bad[0]!r}; pass coordinate numbers from 0 to {d - 1}")
-    return chosen
+    for i in distinct:
+        if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < d:
+            raise InputError(f"indices holds {i!r}; pass coordinate numbers from 0 to {d - 1}")
+    return distinct

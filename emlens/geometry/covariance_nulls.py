@@ -1,6 +1,6 @@
-"""Overlap that anisotropy and finite samples give to two independent sets which share a covariance
-and nothing else.
+"""Overlap of two independent sets that share a covariance and nothing else.
 
+This is what anisotropy and finite samples give without any effect.
 The overlap of two Gaussian samples depends on the *eigenvalues* of their covariance alone. Where
 those are known, `covariance_overlap_null` is exact. Where they come from a reference sample they
 are a plug-in: a sample spectrum is steeper than the true one, so the null mostly lies too high (it
@@ -35,14 +35,14 @@ from emlens.stats import NullDistribution
 def _gaussian_bases(
     scales: Tensor, n: int, k: int, center: bool, draws: int, rng: np.random.Generator
 ) -> Tensor:
-    """Top-k bases (draws, r, k) of n Gaussian vectors each, in the principal axes of a covariance
-    of rank r.
+    """Top-k bases (draws, r, k) of n Gaussian vectors each.
 
-    Taking the mean out leaves n − 1 vectors' worth; of more than r vectors only the Wishart factor
-    is drawn.
+    In the principal axes of a covariance of rank r; `scales` are the standard deviations there.
     """
+    # Centred Gaussian rows have the scatter of n − 1 uncentred ones, so no mean is subtracted.
     freedom, r = n - center, len(scales)
     if freedom > r:
+        # XᵀX alone decides the basis: draw its Wishart factor (r, r) instead of freedom rows
         rows = bartlett(draws, r, freedom, rng)
     else:
         rows = torch.from_numpy(rng.standard_normal((draws, freedom, r)))
@@ -62,8 +62,7 @@ def covariance_overlap_null(
     draws: int = 1000,
     seed: int = 0,
 ) -> NullDistribution:
-    """Overlap of top-k subspaces of two *independent* Gaussian samples that share a covariance and
-    nothing else.
+    """Overlap of top-k subspaces of two *independent* Gaussian samples with one covariance.
 
     This is the chance level that anisotropy and finite samples give: with eigenvalues ∝ 1/i, d =
     128, n = 150, two independent sets overlap about .7 in their top 8, where random subspaces
@@ -76,8 +75,8 @@ def covariance_overlap_null(
             the deltas under test.
         n_a, n_b: sizes of the two samples, those of the sets under test.
         k: dimension of both subspaces.
-        center: whether each sample's own mean is taken out, as in the overlap under test. The
-            Gaussian has mean 0.
+        center: True or False, whether each sample's own mean is taken out, as in the overlap
+            under test (`Subspace.center` "mean" or "none"). The Gaussian has mean 0.
         about: of vectors, "mean" takes their covariance, "zero" their second moment, where an
             uncentred overlap is tested and their mean counts as a direction like any other.
         tested: the sets under test (row, d), so that a reference made of them is refused.
@@ -106,9 +105,11 @@ def covariance_overlap_null(
             "about='zero' is for vectors, and covariance_or_vectors is a covariance;"
             " pass their second moment"
         )
-    # vectors beside their negatives have mean zero, and their second moment for a covariance
+    # vectors together with their negatives have mean zero, so their covariance is the second moment
     if about == "zero":
         reference = torch.cat([reference, -reference])
+    # Rows of the factor lie along the principal axes, their lengths are the standard deviations
+    # there. A common rotation or scaling changes no overlap: these lengths are all that is needed.
     scales = torch.linalg.vector_norm(gaussian_factor(reference, "covariance_or_vectors"), dim=1)
     scales = scales / scales.max()
     limit = min(len(scales), n_a - center, n_b - center)
@@ -120,7 +121,8 @@ def covariance_overlap_null(
     rng = numpy_rng(seed, "covariance_overlap_null", n_a, n_b, k)
     values = []
     for size in stacks(draws, max(n_a, n_b) * len(scales)):
-        a, b = (_gaussian_bases(scales, n, k, center, size, rng) for n in (n_a, n_b))
+        a = _gaussian_bases(scales, n_a, k, center, size, rng)
+        b = _gaussian_bases(scales, n_b, k, center, size, rng)
         values.append(measure_from_cosines(cosines_between(a, b), measure))
     label = (
         f"covariance-matched {measure}: top {k} of independent samples of {n_a} and {n_b},"

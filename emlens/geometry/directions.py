@@ -2,8 +2,8 @@
 
 A `Direction` points to the `positive` class and keeps its length: `vector` is the difference
 itself, `unit` its direction, `baseline` the mean of the negative class that affine ablation needs.
-A zero vector has no direction and is refused. How one is estimated from rows is the business of
-`contrasts`, and files of other tools that of `emlens.data`. On disk: tensors as safetensors, the
+A zero vector has no direction and is refused. `contrasts` estimates directions from rows;
+`emlens.data` reads those of other tools. On disk: tensors as safetensors, the
 rest as JSON, no pickle.
 """
 
@@ -26,7 +26,10 @@ from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
 from emlens.geometry.linear import result_dtype
 
-_TENSORS, _RECORD, _FORMAT = "direction.safetensors", "direction.json", "emlens-direction-1"
+_TENSORS = "direction.safetensors"
+_RECORD = "direction.json"
+_FORMAT = "emlens-direction-1"
+_FIELDS = {"site", "position", "ids", "provenance", "tensors"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,21 +73,19 @@ class Direction:
             object.__setattr__(self, "baseline", self.baseline.detach())
         object.__setattr__(self, "vector", self.vector.detach())
         object.__setattr__(self, "site", Site.parse(self.site))
-        object.__setattr__(
-            self, "ids", {name: tuple(map(str, ids)) for name, ids in self.ids.items()}
-        )
+        ids = {name: tuple(map(str, values)) for name, values in self.ids.items()}
+        object.__setattr__(self, "ids", ids)
 
     def _facts(self) -> dict[str, object]:
-        rows = {f"rows {name}": len(ids) for name, ids in self.ids.items()}
-        known = {"position": self.position} if self.position else {}
-        return {
-            "site": self.site,
-            **known,
-            "d_model": self.d_model,
-            "norm": f"{self.norm:.4g}",
-            "baseline": self.baseline is not None,
-            **rows,
-        }
+        facts: dict[str, object] = {"site": self.site}
+        if self.position:
+            facts["position"] = self.position
+        facts["d_model"] = self.d_model
+        facts["norm"] = f"{self.norm:.4g}"
+        facts["baseline"] = self.baseline is not None
+        for name, ids in self.ids.items():
+            facts[f"rows {name}"] = len(ids)
+        return facts
 
     def __repr__(self) -> str:
         return in_a_line("Direction", self._facts())
@@ -94,21 +95,26 @@ class Direction:
 
     @property
     def norm(self) -> float:
+        """Length of the vector, in the units of the stream."""
         wide = self.vector.to(torch.float64)
-        largest = wide.abs().max()  # so that the square of a tiny or huge entry stays a float64
+        # scaled first: the square of a tiny or huge entry would leave the range of float64
+        largest = wide.abs().max()
         return float(largest * torch.linalg.vector_norm(wide / largest))
 
     @property
     def unit(self) -> Float[Tensor, " d"]:
+        """The vector over its length, (d,)."""
         return unit_rows(self.vector.to(torch.float64), "vector").to(result_dtype(self.vector))
 
     @property
     def d_model(self) -> int:
+        """Width of the stream."""
         return len(self.vector)
 
     def save(self, directory: str | Path) -> Path:
-        """Write `direction.safetensors`, then `direction.json` with its hash; returns the
-        directory.
+        """Write `direction.safetensors`, then `direction.json` with the tensors' hash.
+
+        Returns the directory.
         """
         directory = Path(directory)
         tensors = {"vector": self.vector.cpu().contiguous()}
@@ -136,12 +142,8 @@ class Direction:
         """
         directory = Path(directory)
         record = read_json(directory / _RECORD)
-        fields = {"site", "position", "ids", "provenance", "tensors"}
-        if (
-            not isinstance(record, dict)
-            or record.get("format") != _FORMAT
-            or not fields <= set(record)
-        ):
+        is_direction = isinstance(record, dict) and record.get("format") == _FORMAT
+        if not is_direction or not set(record) >= _FIELDS:
             raise InputError(
                 f"{directory / _RECORD}: not a direction saved by emlens;"
                 " pass a directory written by Direction.save"
@@ -161,17 +163,17 @@ class Direction:
                 " save the direction again"
             )
         return cls(
-            tensors["vector"],
-            Site.parse(record["site"]),
-            record["position"],
-            tensors.get("baseline"),
-            record["ids"],
-            record["provenance"],
+            vector=tensors["vector"],
+            site=Site.parse(record["site"]),
+            position=record["position"],
+            baseline=tensors.get("baseline"),
+            ids=record["ids"],
+            provenance=record["provenance"],
         )
 
 
 def unit_rows(vectors: Float[Tensor, "*batch d"], name: str) -> Float[Tensor, "*batch d"]:
-    """Each row over its length, safe for lengths whose square overflows.
+    """Each row over its length; safe for lengths whose square overflows.
 
     Raises:
         InputError: a zero row.
@@ -187,6 +189,7 @@ def unit_rows(vectors: Float[Tensor, "*batch d"], name: str) -> Float[Tensor, "*
 
 
 def _vector(direction: Direction | Tensor, name: str) -> Tensor:
+    """The vector of a direction in float64."""
     vector = direction.vector if isinstance(direction, Direction) else direction
     wide = as_float64(vector, name)
     if wide.ndim != 1:
@@ -197,25 +200,24 @@ def _vector(direction: Direction | Tensor, name: str) -> Tensor:
 
 
 def direction_cosine(a: Direction | Tensor, b: Direction | Tensor) -> float:
-    """Cosine between two directions; range [-1, 1], blind to their lengths.
+    """Cosine between two directions; range [-1, 1], invariant to their lengths and to rotation.
 
     Raises:
         InputError: other widths, a zero vector, values that are not finite.
     """
     first, second = _vector(a, "a"), _vector(b, "b")
     require_same_width(first, second, "a", "b")
-    return float(
-        (unit_rows(first[None], "a") * unit_rows(second[None], "b")).sum().clamp(-1.0, 1.0)
-    )
+    cosine = (unit_rows(first[None], "a") * unit_rows(second[None], "b")).sum()
+    return float(cosine.clamp(-1.0, 1.0))
 
 
 def cosine_matrix(
     directions: Sequence[Direction | Tensor] | Float[Tensor, "n d_model"],
 ) -> Float[Tensor, "n n"]:
-    """Cosines between all pairs; symmetric with ones on the diagonal.
+    """Cosines between all pairs, (n, n); symmetric with ones on the diagonal, range [-1, 1].
 
     Raises:
-        InputError: none given, other widths, a zero vector, values that are not finite.
+        InputError: no direction, other widths, a zero vector, values that are not finite.
     """
     if len(directions) == 0:
         raise InputError("directions is empty; pass at least one")
@@ -224,6 +226,6 @@ def cosine_matrix(
         require_same_width(vectors[0], vector, "directions[0]", f"directions[{i}]")
     units = unit_rows(torch.stack(vectors), "directions")
     cosines = (units @ units.T).clamp(-1.0, 1.0)
-    cosines.fill_diagonal_(1.0)
-    given = [d.vector if isinstance(d, Direction) else d for d in directions]
-    return cosines.to(result_dtype(*given))
+    cosines.fill_diagonal_(1.0)  # rounding leaves them an eps off
+    inputs = [d.vector if isinstance(d, Direction) else d for d in directions]
+    return cosines.to(result_dtype(*inputs))

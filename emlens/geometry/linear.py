@@ -1,8 +1,9 @@
-"""Linear algebra that the geometry modules share: dtype rules, rows, numerical rank, orthonormal
-bases, Gaussian factors.
+"""Linear algebra of this package: dtypes, rows, numerical rank, orthonormal bases, covariances.
 
-Everything is computed in float64. Results come back in float64 if any input was float64, else in
-float32. Leading axes (layers, positions) are a batch everywhere but in `gaussian_factor`.
+Everything is computed in float64: residual streams have coordinates a thousand times larger than
+the rest, and float32 sums lose the small ones. Results come back in float64 if any input was
+float64, else in float32. Leading axes (layers, positions) are a batch everywhere but in
+`gaussian_factor`.
 """
 
 import torch
@@ -17,12 +18,16 @@ EPS32 = torch.finfo(torch.float32).eps
 
 
 def result_dtype(*inputs: Tensor) -> torch.dtype:
-    return torch.float64 if any(value.dtype == torch.float64 for value in inputs) else torch.float32
+    """float64 if any input has it, else float32."""
+    has_float64 = any(value.dtype == torch.float64 for value in inputs)
+    return torch.float64 if has_float64 else torch.float32
 
 
 def input_eps(dtype: torch.dtype) -> float:
-    """Relative rounding of stored values; for 16-bit types that of float32, since their values are
-    taken as exact.
+    """Relative rounding of stored values.
+
+    For 16-bit types that of float32: their values are taken as exact, since a tolerance of 2⁻⁸
+    would remove real components.
     """
     return EPS64 if dtype == torch.float64 else EPS32
 
@@ -37,11 +42,13 @@ def rank_tolerance(frobenius: Tensor, shape: torch.Size, dtype: torch.dtype) -> 
 
 
 def sign_fixed(columns: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:
-    """The same columns with the entry of largest magnitude positive, so that a basis is
-    reproducible.
+    """The same columns with the entry of largest magnitude positive.
+
+    An SVD leaves the sign of each column open; LAPACK's choice differs between builds.
     """
     largest = columns.abs().argmax(dim=-2, keepdim=True)
     signs = torch.sign(columns.gather(-2, largest))
+    # a column of zeros stays what it is
     return columns * torch.where(signs == 0, torch.ones_like(signs), signs)
 
 
@@ -72,11 +79,20 @@ def row_lengths(rows: Float[Tensor, "*batch d"], name: str, what: str) -> Float[
     """
     norms = torch.linalg.vector_norm(rows, dim=-1)
     if bool((norms == 0).any()):
-        index = tuple(int(i) for i in (norms == 0).nonzero()[0])
-        raise InputError(
-            f"{name} row {index[0] if len(index) == 1 else index} {what}; leave it out"
-        )
+        index = first_index(norms == 0)
+        row = index[0] if len(index) == 1 else index
+        raise InputError(f"{name} row {row} {what}; leave it out")
     return norms
+
+
+def first_index(mask: Tensor) -> tuple[int, ...]:
+    """Index of the first True entry, for messages."""
+    return tuple(mask.nonzero()[0].tolist())
+
+
+def in_batch(mask: Tensor) -> str:
+    """ " at batch index (…)" of the first True entry; "" without batch axes, for messages."""
+    return f" at batch index {first_index(mask)}" if mask.ndim else ""
 
 
 def _powers_of_two(sizes: Tensor) -> Tensor:
@@ -88,8 +104,7 @@ def _powers_of_two(sizes: Tensor) -> Tensor:
 def orthonormal_basis(
     columns: Float[Tensor, "*batch d k"], name: str
 ) -> Float[Tensor, "*batch d k"]:
-    """Orthonormal float64 basis of the span of full-rank columns; the lengths of columns do not
-    matter.
+    """Orthonormal float64 basis of the span of full-rank columns, whatever their lengths.
 
     Householder QR after scaling each column by a power of two, which rounds nothing: the span is
     that of the columns to about 1e-15 times their condition number (once they have one length).
@@ -105,23 +120,20 @@ def orthonormal_basis(
         raise InputError(
             f"{name} has shape {tuple(columns.shape)} and so no column; pass at least one"
         )
+    # by the largest entry first, so that the squares in the norm cannot overflow
     unit = wide * _powers_of_two(wide.abs().amax(dim=-2, keepdim=True))
     unit = unit * _powers_of_two(torch.linalg.vector_norm(unit, dim=-2, keepdim=True))
     basis, triangle = torch.linalg.qr(unit)
+    # R has the singular values of the columns, and is only (k, k)
     singular = torch.linalg.svdvals(triangle)
     tolerance = rank_tolerance(
         torch.linalg.vector_norm(singular, dim=-1), unit.shape, columns.dtype
     )
     rank = (singular > tolerance[..., None]).sum(dim=-1)
     if int(rank.min()) < k:
-        where = (
-            ""
-            if wide.ndim == 2
-            else f" at batch index {tuple(int(i) for i in (rank < k).nonzero()[0])}"
-        )
         raise InputError(
-            f"{name} has {k} columns in {d} dimensions and rank {int(rank.min())}{where};"
-            " pass independent columns"
+            f"{name} has {k} columns in {d} dimensions and rank {int(rank.min())}"
+            f"{in_batch(rank < k)}; pass independent columns"
         )
     return basis
 
@@ -129,7 +141,7 @@ def orthonormal_basis(
 def gaussian_factor(
     covariance_or_vectors: Float[Tensor, "row d_model"], name: str
 ) -> Float[Tensor, "rank d_model"]:
-    """A float64 factor F with F'F the covariance, one row a principal axis, longest first.
+    """A float64 factor F with FᵀF the covariance, one row per principal axis, longest first.
 
     A square symmetric matrix is read as a covariance, anything else as rows of vectors, whose
     sample covariance (centred, n − 1) is used.
@@ -147,30 +159,42 @@ def gaussian_factor(
     scale = wide.abs().max() if wide.numel() else wide.new_zeros(())
     eps = input_eps(covariance_or_vectors.dtype)
     if rows == d and bool((wide - wide.T).abs().max() <= 4 * eps * scale):
-        values, axes = torch.linalg.eigh((wide + wide.T) / 2)
-        values, axes = values.flip(0), axes.flip(1)
-        tolerance = d * eps * values.abs().max()
-        if float(values[-1]) < -float(tolerance):
-            raise InputError(
-                f"{name} is symmetric with eigenvalue {float(values[-1]):.3g};"
-                " a covariance has none below 0"
-            )
-        kept = values > tolerance
-        factor = values[kept].sqrt()[:, None] * axes[:, kept].T
+        factor = _factor_of_covariance(wide, eps, name)
     else:
-        if rows < 2:
-            raise InputError(
-                f"{name} has {rows} rows; pass at least 2 vectors to take a covariance from"
-            )
-        centred = wide - wide.mean(dim=0)
-        _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-        kept = singular > rank_tolerance(
-            torch.linalg.vector_norm(wide), wide.shape, covariance_or_vectors.dtype
-        )
-        factor = singular[kept, None] * axes[kept] / (rows - 1) ** 0.5
+        factor = _factor_of_vectors(wide, covariance_or_vectors.dtype, name)
     if not len(factor):
         raise InputError(
             f"{name} of shape {tuple(wide.shape)} has no variance;"
             " pass vectors that differ, or a covariance"
         )
     return factor
+
+
+def _factor_of_covariance(covariance: Tensor, eps: float, name: str) -> Tensor:
+    """√λ · axisᵀ of the eigenvalues above rounding."""
+    # eigh reads one triangle only, so the two are averaged first; it sorts ascending
+    values, axes = torch.linalg.eigh((covariance + covariance.T) / 2)
+    values, axes = values.flip(0), axes.flip(1)
+    tolerance = len(covariance) * eps * values.abs().max()
+    if float(values[-1]) < -float(tolerance):
+        raise InputError(
+            f"{name} is symmetric with eigenvalue {float(values[-1]):.3g};"
+            " a covariance has none below 0"
+        )
+    above_rounding = values > tolerance
+    return values[above_rounding].sqrt()[:, None] * axes[:, above_rounding].T
+
+
+def _factor_of_vectors(vectors: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """S Vᵀ / √(n − 1) of the centred rows: their covariance is VS²Vᵀ / (n − 1), never formed."""
+    rows = len(vectors)
+    if rows < 2:
+        raise InputError(
+            f"{name} has {rows} rows; pass at least 2 vectors to take a covariance from"
+        )
+    centred = vectors - vectors.mean(dim=0)
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    # rounding happened to the vectors as they came, so their norm sets the tolerance
+    tolerance = rank_tolerance(torch.linalg.vector_norm(vectors), vectors.shape, dtype)
+    above_rounding = singular > tolerance
+    return singular[above_rounding, None] * axes[above_rounding] / (rows - 1) ** 0.5

@@ -1,5 +1,6 @@
-"""Statistics that do not know what they measure: intervals, correlations, tests, corrections,
-nulls, moments.
+"""Statistics that do not know what they measure.
+
+Intervals, correlations, tests, corrections, nulls, moments.
 """
 
 from emlens.stats.bootstrap import (

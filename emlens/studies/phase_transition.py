@@ -22,7 +22,8 @@ from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.geometry import local_cosine
-from emlens.geometry.trajectories import THRESHOLD, path_components, sharpest_turn, turn_null
+from emlens.geometry.trajectories import path_components
+from emlens.geometry.turns import THRESHOLD, sharpest_turn, turn_null
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.runs import UnitLog

@@ -119,7 +119,9 @@ def test_refusals(unchecked):
         ),
     ):
         ContrastSums(two, rows(2, 5), two, rows(3, 5))
-    with pytest.raises(InputError, match="negative_units has 2 entries for 9 rows; pass one a row"):
+    with pytest.raises(
+        InputError, match="negative_units has 2 entries for 9 rows; pass one per row"
+    ):
         ContrastSums.from_rows(UP, DOWN, negative_units=["a", "b"])
     with pytest.raises(InputError, match="positive has 5 coordinates and negative has 4"):
         ContrastSums.from_rows(UP, rows(3, 4))

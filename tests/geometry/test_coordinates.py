@@ -143,7 +143,7 @@ def test_one_limit_for_all_where_a_reference_sets_it():
         ),
         (
             lambda: share_in_coordinates(torch.zeros(2, 3), [0]),
-            "vectors holds a zero vector, of whose norm no coordinate has a share",
+            "vectors holds a zero vector, whose norm no coordinate has a share of",
         ),
         (
             lambda: winsorised(torch.ones(3), threshold=0.5),

@@ -13,12 +13,11 @@ from emlens.geometry.trajectories import (
     path_components,
     path_norms,
     path_speed,
-    sharpest_turn,
     spectrum_flatness,
     summed,
-    turn_null,
     update_gram,
 )
+from emlens.geometry.turns import sharpest_turn, turn_null
 
 TIGHT = 1e-10
 """float64 through a Gram matrix of paths of length about 1."""
