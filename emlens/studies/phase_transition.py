@@ -21,9 +21,8 @@ from pydantic import Field, field_validator
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_directory, hash_json
-from emlens.geometry import local_cosine
 from emlens.geometry.trajectories import path_components
-from emlens.geometry.turns import THRESHOLD, sharpest_turn, turn_null
+from emlens.geometry.turns import THRESHOLD, local_cosine, sharpest_turn, turn_null
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.runs import UnitLog
