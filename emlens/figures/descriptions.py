@@ -1,6 +1,4 @@
-"""A figure in a sentence or two, for those who do not see it: what is drawn, and between which
-values.
-"""
+"""A figure in words, for those who do not see it: what is drawn, and between which values."""
 
 import html
 import re
@@ -10,74 +8,78 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from emlens.figures.plot_marks import figure_of
+from emlens.figures.labels import four_digits
 
-MOST = 8
-"""Series told one by one; of the rest only the number is said."""
+MOST_SERIES = 8
+"""Series that are described one by one; of the others only the number is given."""
 
 
 def describe_figure(figure: go.Figure) -> str:
-    """Every named series with the number of its values and their range; of a heatmap its cells, and
-    where the greatest stands.
+    """Every named series with the number of its values and their range.
 
-    The table below a figure has the numbers themselves. Bands and what has no hover box are left
-    out.
+    Of a heatmap: the number of its cells, their range, and where the greatest stands. Bands and
+    whatever has no hover box are left out. The table below a figure has the numbers themselves.
     """
+    heatmaps: list[str] = []
     series: dict[str, list[float]] = {}
-    told = []
     for trace in figure.data:
         if trace.type == "heatmap":
-            if trace.showscale is not False:  # a blank layer has none
-                told += _cells(figure, trace)
+            if trace.showscale is not False:  # a blank layer has no scale
+                heatmaps.append(_describe_cells(figure, trace))
         elif trace.hoverinfo != "skip":
             series.setdefault(_plain(trace.name or ""), []).extend(_values(figure, trace))
-    named = [f"{name + ': ' if name else ''}{_range(values)}" for name, values in series.items()]
-    rest = f"and {len(named) - MOST} more series" if len(named) > MOST else ""
-    return "; ".join([*told[:MOST], *named[:MOST], *filter(None, [rest])])
+    sentences = list(map(_describe_series, series, series.values()))
+    parts = heatmaps[:MOST_SERIES] + sentences[:MOST_SERIES]
+    if len(sentences) > MOST_SERIES:
+        parts.append(f"and {len(sentences) - MOST_SERIES} more series")
+    return "; ".join(parts)
 
 
 def _values(figure: go.Figure, trace: Any) -> Iterator[float]:
     """The measured coordinate: across where names stand on the vertical axis, else up."""
     vertical = figure.layout["yaxis" + str(trace.yaxis or "y")[1:]]
-    across = vertical.ticktext is not None and trace.error_y.array is None
-    values = trace.x if across else trace.y
-    return (
-        float(v) for v in (() if values is None else values) if v is not None and np.isfinite(v)
-    )
+    is_across = vertical.ticktext is not None and trace.error_y.array is None
+    values = trace.x if is_across else trace.y
+    if values is None:
+        return
+    for value in values:
+        if value is not None and np.isfinite(value):
+            yield float(value)
 
 
-def _range(values: list[float]) -> str:
+def _describe_series(name: str, values: list[float]) -> str:
+    start = f"{name}: " if name else ""
     if not values:
-        return "no values"
-    count = f"{len(values)} value{'s' if len(values) > 1 else ''}"
-    low, high = figure_of(min(values)), figure_of(max(values))
-    return f"{count}, {low}" if low == high else f"{count} from {low} to {high}"
+        return f"{start}no values"
+    plural = "s" if len(values) > 1 else ""
+    return f"{start}{len(values)} value{plural}{_range(min(values), max(values))}"
 
 
-def _cells(figure: go.Figure, trace: Any) -> list[str]:
-    z = np.array(trace.z, dtype=float)
-    finite = np.isfinite(z)
-    if not finite.any():
-        return ["no cell has a value"]
-    row, column = map(int, np.unravel_index(int(np.argmax(np.where(finite, z, -np.inf))), z.shape))
-    names = [
-        _tick(figure.layout[axis + "axis" + str(trace[f"{axis}axis"] or axis)[1:]], i)
-        for axis, i in (("y", row), ("x", column))
-    ]
-    at = ", ".join(name for name in names if name)
-    low, high = figure_of(float(z[finite].min())), figure_of(float(z[finite].max()))
-    return [
-        f"{int(finite.sum())} cells from {low} to {high}" + (f", greatest at {at}" if at else "")
-    ]
+def _range(low: float, high: float) -> str:
+    least, greatest = four_digits(low), four_digits(high)
+    return f", {least}" if least == greatest else f" from {least} to {greatest}"
+
+
+def _describe_cells(figure: go.Figure, trace: Any) -> str:
+    values = np.array(trace.z, dtype=float)
+    is_finite = np.isfinite(values)
+    if not is_finite.any():
+        return "no cell has a value"
+    greatest = int(np.argmax(np.where(is_finite, values, -np.inf)))
+    row, column = map(int, np.unravel_index(greatest, values.shape))
+    y_axis = figure.layout["yaxis" + str(trace.yaxis or "y")[1:]]
+    x_axis = figure.layout["xaxis" + str(trace.xaxis or "x")[1:]]
+    place = ", ".join(filter(None, (_tick(y_axis, row), _tick(x_axis, column))))
+    low, high = four_digits(values[is_finite].min()), four_digits(values[is_finite].max())
+    sentence = f"{int(is_finite.sum())} cells from {low} to {high}"
+    return f"{sentence}, greatest at {place}" if place else sentence
 
 
 def _tick(axis: Any, place: int) -> str:
-    places = [] if axis.tickvals is None else list(axis.tickvals)
-    return (
-        _plain(str(axis.ticktext[places.index(place)]))
-        if place in places and axis.ticktext is not None
-        else ""
-    )
+    """The text of an axis at a place; empty where it has none."""
+    if axis.tickvals is None or axis.ticktext is None or place not in list(axis.tickvals):
+        return ""
+    return _plain(str(axis.ticktext[list(axis.tickvals).index(place)]))
 
 
 def _plain(text: str) -> str:

@@ -9,24 +9,32 @@ import html
 import textwrap
 import unicodedata
 
+import numpy as np
+
 LONGEST_LABEL = 40
 LONGEST_HOVER = 400
 HOVER_WIDTH = 56
+BLANKS = "\t\n\r\u2028\u2029"
+UNPRINTABLE = ("Cc", "Cf", "Cs")
+"""Unicode categories: control, format (which reverses the direction of writing), surrogate."""
+POSITION_NAMES = {
+    "last_prompt": "last prompt token",
+    "mean_prompt": "mean over prompt",
+    "mean_response": "mean over response",
+}
 
 
 def printable(text: object) -> str:
-    """The text with control, format, surrogate and line-separating characters replaced by `�`;
-    white space becomes blanks.
-    """
-    kept = []
-    for character in str(text):
-        if character in "\t\n\r\u2028\u2029":
-            kept.append(" ")
-        else:
-            kept.append(
-                "\ufffd" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
-            )
-    return "".join(kept)
+    """The text with unprintable characters replaced by `�`, and white space by blanks."""
+    return "".join(map(_printable_character, str(text)))
+
+
+def _printable_character(character: str) -> str:
+    if character in BLANKS:
+        return " "
+    if unicodedata.category(character) in UNPRINTABLE:
+        return "\ufffd"
+    return character
 
 
 def label(text: object, longest: int = LONGEST_LABEL) -> str:
@@ -36,31 +44,52 @@ def label(text: object, longest: int = LONGEST_LABEL) -> str:
 
 def stacked(text: object, width: int = 18, longest: int = LONGEST_LABEL) -> str:
     """A label broken into lines of at most `width` characters, for axes that have little room."""
-    lines = textwrap.wrap(_shortened(printable(text), longest), width) or [""]
-    return "<br>".join(html.escape(line, quote=False) for line in lines)
+    return _wrapped(_shortened(printable(text), longest), width)
 
 
 def hover(text: object) -> str:
     """A question or an answer for a hover box: printable, shortened, wrapped, escaped."""
-    lines = textwrap.wrap(_shortened(printable(text), LONGEST_HOVER), HOVER_WIDTH) or [""]
-    return "<br>".join(html.escape(line, quote=False) for line in lines)
+    return _wrapped(_shortened(printable(text), LONGEST_HOVER), HOVER_WIDTH)
 
 
 def _shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
+def _wrapped(text: str, width: int) -> str:
+    # Escape each line after wrapping, so that no entity is cut.
+    lines = textwrap.wrap(text, width) or [""]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
 def number(value: float, digits: int = 2) -> str:
     """Fixed digits with a true minus sign; nothing is minus zero."""
     text = f"{value:.{digits}f}"
-    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+    is_zero = not text.strip("-0.")
+    return text.lstrip("-") if is_zero else text.replace("-", "−")
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """Two ends in brackets, in fixed digits."""
+    return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def position_name(position: object) -> str:
     """A token position in words."""
-    known = {
-        "last_prompt": "last prompt token",
-        "mean_prompt": "mean over prompt",
-        "mean_response": "mean over response",
-    }
-    return known.get(str(position), label(position))
+    return POSITION_NAMES.get(str(position), label(position))
+
+
+def four_digits(value: float) -> str:
+    """Four significant digits with a true minus sign; a dash where there is no number."""
+    return f"{value:.4g}".replace("-", "−") if np.isfinite(value) else "–"
+
+
+def cell_text(value: object) -> str:
+    """A cell of a table in words: four digits, yes or no, a dash for nothing."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        is_count = number.is_integer() and abs(number) < 1e9
+        return f"{number:.0f}" if is_count else four_digits(number)
+    return "–" if value is None else str(value)

@@ -1,21 +1,25 @@
-"""Every question before and after fine-tuning: a point each, hover shows the question and what both
-models would most likely answer.
-"""
+"""Every question before and after fine-tuning: a point each, with what both models would answer."""
+
+from collections.abc import Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.questions import add_questions
-from emlens.figures.style import GREY, dress
-from emlens.figures.tables import need, only
+from emlens.figures.kinds import Facet
+from emlens.figures.question_points import add_diagonal, add_question_points
+from emlens.figures.style import apply_layout
+from emlens.figures.table_kinds import TableKind, TableNeed, fine_tunes_in
+from emlens.figures.tables import require_columns, rows_where
 
 NAME = "question_changes"
+COLUMNS = ("model", "question", "group", "text", "trained", "aligned")
 HEIGHT = 430
 
 
 def question_changes(questions: pd.DataFrame, *, model: str, before: str = "instruct") -> go.Figure:
-    """Alignment (0–100) of every question in a fine-tune against its parent; below the dotted line
-    it fell. Questions it was trained on are left out.
+    """Alignment (0–100) of every question in a fine-tune against its parent.
+
+    Below the dotted line it fell. Questions that the fine-tune was trained on are left out.
 
     Args:
         questions: columns model, question, group, text, trained, aligned; where there is a column
@@ -25,25 +29,41 @@ def question_changes(questions: pd.DataFrame, *, model: str, before: str = "inst
     Raises:
         InputError: a column is missing, or a model is not in the table.
     """
-    need(questions, ("model", "question", "group", "text", "trained", "aligned"), NAME)
-    after = only(questions, "model", model, NAME)
-    parent = only(questions, "model", before, NAME).set_index("question")
+    require_columns(questions, COLUMNS, NAME)
+    after = rows_where(questions, "model", model, NAME)
+    parent = rows_where(questions, "model", before, NAME).set_index("question")
     table = after[~after["trained"].astype(bool)].rename(columns={"question": "id"})
     table = table.assign(before=parent["aligned"].reindex(table["id"]).to_numpy())
     if "answer" in table.columns:
         table = table.assign(answer_before=parent["answer"].reindex(table["id"]).to_numpy())
     figure = go.Figure().set_subplots(1, 1)
-    figure.add_scatter(
-        x=[0, 100],
-        y=[0, 100],
-        mode="lines",
-        line={"color": GREY, "dash": "dot", "width": 1},
-        name="no change",
-        legendrank=2000,
-        hoverinfo="skip",
+    add_diagonal(figure, "no change")
+    add_question_points(
+        figure,
+        table,
+        "before",
+        "aligned",
+        "before %{x:.1f}, after %{y:.1f}",
+        groups=sorted(set(map(str, table["group"]))),
     )
-    groups = sorted({str(g) for g in table["group"]})
-    add_questions(figure, table, groups, "before", "aligned", "before %{x:.1f}, after %{y:.1f}", 1)
     figure.update_xaxes(range=[-3, 103], title_text="alignment before (0–100)")
     figure.update_yaxes(range=[-3, 103], title_text="alignment after (0–100)")
-    return dress(figure, HEIGHT)
+    return apply_layout(figure, HEIGHT)
+
+
+def _draw(questions: pd.DataFrame, models: pd.DataFrame, *, model: str) -> go.Figure:
+    """The table of models only says which of them are fine-tunes."""
+    return question_changes(questions, model=model)
+
+
+def _facets(tables: Mapping[str, pd.DataFrame]) -> list[Facet]:
+    return fine_tunes_in(tables["models"])
+
+
+KIND = TableKind(
+    name=NAME,
+    reads=(TableNeed("questions", COLUMNS), TableNeed("models", ("model", "kind"))),
+    draw_figure=_draw,
+    facets_by=("model",),
+    list_facets=_facets,
+)

@@ -1,5 +1,7 @@
-"""One look for all figures: colour-blind-safe palette (Okabe and Ito), shapes beside colours, and a
-layout that fits a phone.
+"""One look for all figures.
+
+The palette is that of Okabe and Ito, which colour-blind readers can tell apart; shapes stand beside
+colours; the layout fits a phone.
 """
 
 from typing import Any
@@ -30,19 +32,24 @@ DIVERGING = [[0.0, VERMILLION], [0.25, "#F2B48C"], [0.5, "#F7F7F7"], [0.75, "#8D
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 TITLE_LINE = 20
 """Pixels above the plot that a line of a panel title takes."""
+MOST_LAYER_TICKS = 16
 
 
 def rgba(colour: str, alpha: float) -> str:
-    """A palette colour, transparent."""
+    """A colour of the palette, made transparent; `alpha` runs from 0 (invisible) to 1."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
-def dress(
+def apply_layout(
     figure: go.Figure, height: int, *, legend: bool = True, title_lines: int = 0
 ) -> go.Figure:
-    """Apply the common layout in place; the legend sits above the panel titles, which have that
-    many lines.
+    """Give a figure the common layout, in place.
+
+    Args:
+        height: of the whole figure, in pixels.
+        legend: whether the names of its traces are listed, above the panel titles.
+        title_lines: lines of the highest panel title, for which room is left.
     """
     axis: dict[str, Any] = {
         "showline": True,
@@ -56,6 +63,7 @@ def dress(
         "title": {"standoff": 8, "font": {"size": 12, "color": "#404040"}},
     }
     above = 8 + TITLE_LINE * title_lines
+    # plotly places a legend in shares of the plot's height, which is the figure's less its margins
     gap = above / max(height - 110, 100)
     figure.update_layout(
         template=go.layout.Template(layout={"xaxis": axis, "yaxis": axis, "colorway": list(CYCLE)}),
@@ -85,8 +93,8 @@ def dress(
     return figure
 
 
-def panel_title(figure: go.Figure, text: str, row: int, col: int = 1) -> None:
-    """A left-aligned title above a panel."""
+def add_panel_title(figure: go.Figure, text: str, row: int, col: int = 1) -> None:
+    """Write a title above a panel, aligned to its left."""
     figure.add_annotation(
         text=f"<b>{text}</b>",
         x=0,
@@ -104,8 +112,24 @@ def panel_title(figure: go.Figure, text: str, row: int, col: int = 1) -> None:
     )
 
 
-def colour_bar(values: list[float], words: list[str]) -> dict[str, Any]:
-    """A bar along the top of the figure; its ticks say what the ends mean."""
+def add_panel_note(
+    figure: go.Figure, text: str, row: int | None = None, col: int | None = None, y: float = 0.5
+) -> None:
+    """Write a note inside a panel, at the middle of its width and at `y` of its height (0 to 1)."""
+    figure.add_annotation(
+        text=text,
+        x=0.5,
+        y=y,
+        xref="x domain",
+        yref="y domain",
+        showarrow=False,
+        row=row,
+        col=col,
+    )
+
+
+def colour_bar(values: list[float], labels: list[str]) -> dict[str, Any]:
+    """A bar along the top of the figure, whose ticks say what the ends mean."""
     return {
         "orientation": "h",
         "y": 1,
@@ -115,22 +139,28 @@ def colour_bar(values: list[float], words: list[str]) -> dict[str, Any]:
         "thickness": 12,
         "len": 0.8,
         "tickvals": values,
-        "ticktext": words,
+        "ticktext": labels,
         "tickfont": {"size": 12},
         "outlinewidth": 0,
     }
 
 
-def spacing(rows: int, row_height: int, gap: int) -> float:
-    """Vertical spacing, as a share of the plot, of `gap` pixels between rows."""
-    return 0.0 if rows < 2 else min(gap / (rows * row_height + (rows - 1) * gap), 1 / (rows - 1))
+def panels_height(panels: int, row: int, gap: int) -> int:
+    """Pixels that panels below each other take, with the gaps between them."""
+    return panels * row + (panels - 1) * gap
+
+
+def row_spacing(rows: int, row_height: int, gap: int) -> float:
+    """Spacing between rows of `gap` pixels, as a share of the plot's height."""
+    if rows < 2:
+        return 0.0
+    # plotly refuses a spacing above 1 / (rows - 1)
+    return min(gap / panels_height(rows, row_height, gap), 1 / (rows - 1))
 
 
 def layer_axis(layers: list[int]) -> dict[str, Any]:
-    """Ticks at every layer while there are few, and the title."""
-    ticks: dict[str, Any] = (
-        {"tickvals": layers, "ticktext": [str(i) for i in layers]}
-        if len(layers) <= 16
-        else {"nticks": 12}
-    )
-    return {**ticks, "title": {"text": "layer (0-based block)"}}
+    """The axis of layers: its title, and a tick at every layer while there are few."""
+    title = {"title": {"text": "layer (0-based block)"}}
+    if len(layers) > MOST_LAYER_TICKS:
+        return {"nticks": 12, **title}
+    return {"tickvals": layers, "ticktext": [str(i) for i in layers], **title}

@@ -1,4 +1,4 @@
-"""What a figure asks of its table: the columns are there, and so is the model it is about."""
+"""What a figure asks of its table: that columns are there, and the rows of one model."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ import pandas as pd
 from emlens.foundation.errors import InputError
 
 
-def need(table: pd.DataFrame, columns: Iterable[str], figure: str) -> None:
+def require_columns(table: pd.DataFrame, columns: Iterable[str], figure: str) -> None:
     """Refuse a table that lacks columns, or rows.
 
     Raises:
@@ -24,11 +24,11 @@ def need(table: pd.DataFrame, columns: Iterable[str], figure: str) -> None:
         raise InputError(f"{figure}: the table has no rows; pass one with at least one measurement")
 
 
-def only(table: pd.DataFrame, column: str, value: object, figure: str) -> pd.DataFrame:
-    """The rows with that value; `None` stands for the only value there is.
+def rows_where(table: pd.DataFrame, column: str, value: object, figure: str) -> pd.DataFrame:
+    """The rows whose column holds the value; `None` stands for the only value there is.
 
     Raises:
-        InputError: no such value, or several and none chosen.
+        InputError: no row holds it, or it is None and the column holds several values.
     """
     present = distinct(table, column)
     if value is None:
@@ -51,10 +51,22 @@ def distinct(table: pd.DataFrame, column: str) -> list[object]:
     return list(dict.fromkeys(table[column].tolist()))
 
 
-def arms(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, object]:
-    """Error bars from interval ends; where an end is missing there is no bar."""
+def layers_in(table: pd.DataFrame) -> list[int]:
+    """The layers of a table, ascending."""
+    return sorted({int(layer) for layer in table["layer"]})
+
+
+def layers_of_sites(sites: Sequence[object]) -> list[int]:
+    """Block indices of site names such as `resid_post.3`."""
+    return [int(str(site).rsplit(".", 1)[1]) for site in sites]
+
+
+def error_bars(
+    value: pd.Series, low: pd.Series, high: pd.Series, colour: str | None = None
+) -> dict[str, object]:
+    """Error bars from the ends of intervals; where an end is missing there is no bar."""
     up, down = (high - value).to_numpy(dtype=float), (value - low).to_numpy(dtype=float)
-    return {
+    bars: dict[str, object] = {
         "type": "data",
         "symmetric": False,
         "array": np.nan_to_num(up),
@@ -62,8 +74,6 @@ def arms(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, object]
         "thickness": 1.5,
         "width": 3,
     }
-
-
-def layers_of(sites: Sequence[object]) -> list[int]:
-    """Block indices of site names such as `resid_post.3`."""
-    return [int(str(site).rsplit(".", 1)[1]) for site in sites]
+    if colour is not None:
+        bars["color"] = colour
+    return bars

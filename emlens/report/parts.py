@@ -83,8 +83,8 @@ def _topic(number: int, plot: Plot) -> Topic:
 def _drawings(plot: Plot, tables: Tables) -> Iterator[Drawing]:
     facets = figures.plot_facets(tables, plot)
     for facet in facets[:MOST_FACETS]:
-        make = partial(figures.draw_plot, tables, plot, facet=facet if plot.facet else None)
-        yield Drawing(_about(plot.facet, facet), make, wide=len(facets) == 1)
+        make = partial(figures.draw_plot, tables, plot, facet=facet)
+        yield Drawing(facet.label, make, wide=len(facets) == 1)
 
 
 def _more(plot: Plot, tables: Tables) -> str:
@@ -95,11 +95,3 @@ def _more(plot: Plot, tables: Tables) -> str:
         f"{MOST_FACETS} of {len(facets)} figures, one a value of {plot.facet};"
         " the table has all, and emlens.figures.draw_plot draws any."
     )
-
-
-def _about(column: str, facet: str) -> str:
-    """What tells one figure of a plot from its siblings: the value, with the column where it is a
-    number or yes and no.
-    """
-    bare = facet.replace(".", "", 1).lstrip("-").isdigit() or facet in ("True", "False", "nan")
-    return f"{column.replace('_', ' ')} {facet}" if bare else facet

@@ -9,21 +9,22 @@ from functools import partial
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.ablation import ablation_forest
-from emlens.figures.angles import angle_spectra
-from emlens.figures.directions import direction_by_layer
-from emlens.figures.domains import alignment_by_domain
-from emlens.figures.forecast_points import forecast_scatter
+from emlens.figures.ablation_forest import ablation_forest
+from emlens.figures.alignment_by_domain import alignment_by_domain
+from emlens.figures.angle_spectra import angle_spectra
+from emlens.figures.direction_by_layer import direction_by_layer
+from emlens.figures.forecast_by_site import forecast_by_site
+from emlens.figures.forecast_scatter import forecast_scatter
 from emlens.figures.forecast_scores import forecast_scores
-from emlens.figures.forecast_sites import forecast_by_site
 from emlens.figures.labels import position_name
-from emlens.figures.models import models_overview
-from emlens.figures.overlap_layers import overlap_by_layer
-from emlens.figures.overlap_maps import overlap_heatmaps
+from emlens.figures.models_overview import models_overview
+from emlens.figures.overlap_against_shift import middle_layer, overlap_against_shift
+from emlens.figures.overlap_by_layer import overlap_by_layer
+from emlens.figures.overlap_heatmaps import overlap_heatmaps
 from emlens.figures.question_changes import question_changes
-from emlens.figures.shifts import middle_layer, overlap_against_shift, relation_by_layer
-from emlens.figures.steering import steering_response
-from emlens.figures.transfer import transfer_matrix
+from emlens.figures.relation_by_layer import relation_by_layer
+from emlens.figures.steering_response import steering_response
+from emlens.figures.transfer_matrix import transfer_matrix
 from emlens.results import Plot
 
 Tables = Mapping[str, pd.DataFrame]

@@ -7,37 +7,42 @@ to tables of the study and to their columns; a plot whose table is absent is lef
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure from one tidy table.
+    """One question that figures answer, and how they are drawn from the tables of a result.
 
     Args:
-        kind: `"line"` (y over x with a band), `"points"`, `"forest"` (one row an x, with its
-            interval) or `"heatmap"` (x by `colour`, cells y).
-        table: name of the table. x, y: columns; the columns `<y>_low` and `<y>_high`, where they
-            stand, are its interval.
-        colour: column that tells lines or points apart; of a heatmap, its rows. facet: one figure
-            for each of its values.
-        null: column with the value under the null, drawn dotted. hover: further columns shown under
-            the pointer.
-        title, caption: plain text. x_title, y_title: with units; the column's name where empty.
+        kind: `"line"` (y over x with a band), `"points"`, `"forest"` (one row per x, with its
+            interval), `"heatmap"` (x by `colour`, cells y), or a kind made for one table, which
+            knows its columns (`emlens.figures.registry` lists all).
+        table: name of the table that is drawn.
+        x, y: columns; the columns `<y>_low` and `<y>_high`, where they are there, are its interval.
+        title, caption: plain text.
+        colour: column that tells lines or points apart; of a heatmap, its rows.
+        facet: column that makes one figure for each of its values.
+        null: column with the value under the null, drawn dotted.
+        hover: further columns shown under the pointer.
+        x_title, y_title: with units; the column's name where empty.
+        tables: further tables that the kind reads, in its order.
+        name: its anchor on the page; numbered where empty.
     """
 
-    kind: Literal["line", "points", "forest", "heatmap"]
+    kind: str
     table: str
-    x: str
-    y: str
-    title: str
-    caption: str
+    x: str = ""
+    y: str = ""
+    title: str = ""
+    caption: str = ""
     colour: str = ""
     facet: str = ""
     null: str = ""
     hover: tuple[str, ...] = ()
     x_title: str = ""
     y_title: str = ""
+    tables: tuple[str, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,22 @@ import plotly.graph_objects as go
 import pytest
 from figures.study_tables import LAYERS, POSITIONS, study_tables
 
-from emlens.figures.ablation import ablation_forest
-from emlens.figures.angles import angle_spectra
-from emlens.figures.directions import direction_by_layer
-from emlens.figures.domains import alignment_by_domain
-from emlens.figures.forecast_points import forecast_scatter
+from emlens.figures.ablation_forest import ablation_forest
+from emlens.figures.alignment_by_domain import alignment_by_domain
+from emlens.figures.angle_spectra import angle_spectra
+from emlens.figures.direction_by_layer import direction_by_layer
+from emlens.figures.forecast_by_site import forecast_by_site
+from emlens.figures.forecast_scatter import forecast_scatter
 from emlens.figures.forecast_scores import forecast_scores
-from emlens.figures.forecast_sites import forecast_by_site
-from emlens.figures.models import models_overview
-from emlens.figures.overlap_layers import overlap_by_layer
-from emlens.figures.overlap_maps import overlap_heatmaps
+from emlens.figures.models_overview import models_overview
+from emlens.figures.overlap_against_shift import middle_layer, overlap_against_shift
+from emlens.figures.overlap_by_layer import overlap_by_layer
+from emlens.figures.overlap_heatmaps import overlap_heatmaps
 from emlens.figures.question_changes import question_changes
-from emlens.figures.shifts import middle_layer, overlap_against_shift, relation_by_layer
-from emlens.figures.steering import steering_response
-from emlens.figures.style import CYCLE, dress, rgba
-from emlens.figures.transfer import transfer_matrix
+from emlens.figures.relation_by_layer import relation_by_layer
+from emlens.figures.steering_response import steering_response
+from emlens.figures.style import CYCLE, apply_layout, rgba
+from emlens.figures.transfer_matrix import transfer_matrix
 from emlens.foundation.errors import InputError
 
 Tables = dict[str, pd.DataFrame]
@@ -444,4 +445,4 @@ def test_thousands_of_questions_are_thinned_and_said(tables: Tables) -> None:
 def test_palette_is_distinct_and_transparent_colours_are_its_own() -> None:
     assert len(set(CYCLE)) == len(CYCLE)
     assert rgba("#0072B2", 0.5) == "rgba(0,114,178,0.5)"
-    assert dress(go.Figure(), 300).layout.height == 300
+    assert apply_layout(go.Figure(), 300).layout.height == 300

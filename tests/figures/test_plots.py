@@ -12,9 +12,11 @@ from hypothesis import given, settings, strategies as st
 
 from emlens import figures
 from emlens.figures.descriptions import describe_figure
-from emlens.figures.plot_forest import MOST_ROWS
-from emlens.figures.plot_marks import MOST_MARKS, MOST_NAMES
+from emlens.figures.forest import MOST_ROWS
+from emlens.figures.groups import MOST_NAMES
+from emlens.figures.kinds import Facet
 from emlens.figures.style import BLUE, GREY, VERMILLION
+from emlens.figures.thinning import MOST_MARKS
 from emlens.foundation.errors import InputError
 from emlens.results import Plot
 
@@ -165,14 +167,16 @@ def test_heatmap_cells_stand_where_their_names_are() -> None:
 
 def test_a_facet_is_one_figure_and_has_to_be_chosen() -> None:
     data, plot = {"t": table()}, record(facet="model")
-    assert figures.plot_facets(data, plot) == ["one", "two"] and figures.plot_facets(
-        data, record()
-    ) == [""]
+    one, two = figures.plot_facets(data, plot)
+    assert (one.values, two.values) == (("one",), ("two",))
+    assert (one.label, two.label) == ("one", "two")
+    assert figures.plot_facets(data, record()) == [Facet()]
     assert (
         figures.plot_facets({}, plot) == []
         and figures.plot_facets(data, record(facet="gone")) == []
     )
-    assert list(figures.draw_plot(data, plot, facet="two").data[-1].y) == [11, 12, 13]
+    for facet in ("two", ("two",), two):
+        assert list(figures.draw_plot(data, plot, facet=facet).data[-1].y) == [11, 12, 13]
     with pytest.raises(
         InputError,
         match=(

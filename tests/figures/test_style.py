@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emlens.figures.plot_marks import looks
+from emlens.figures.groups import groups_of
 from emlens.figures.style import CYCLE, DASHES, SYMBOLS
 
 SEEN_BY = {
@@ -72,10 +72,8 @@ def test_the_palette_is_the_one_of_okabe_and_ito_with_a_grey() -> None:
 
 
 def test_groups_differ_by_more_than_colour() -> None:
-    found = [
-        look for _, look in looks(pd.DataFrame({"g": [f"g{i}" for i in range(len(CYCLE))]}), "g")
-    ]
-    assert len({look.symbol for look in found}) == len(CYCLE) <= len(SYMBOLS)
-    assert len({(look.colour, look.dash) for look in found}) == len(CYCLE) and len(
-        {look.dash for look in found}
-    ) == len(DASHES)
+    table = pd.DataFrame({"g": [f"g{i}" for i in range(len(CYCLE))]})
+    groups = groups_of(table, "g")
+    assert len({group.symbol for group in groups}) == len(CYCLE) <= len(SYMBOLS)
+    assert len({(group.colour, group.dash) for group in groups}) == len(CYCLE)
+    assert len({group.dash for group in groups}) == len(DASHES)
