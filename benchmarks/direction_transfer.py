@@ -141,7 +141,7 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, float]:
         chosen[["model", "site", "position"]], on=["model", "site", "position"]
     )
     single = tables["findings"][
-        (tables["findings"]["section"] == "direction")
+        (tables["findings"]["section"] == "direction_transfer")
         & tables["findings"]["sentence"].str.contains(CHOSEN, regex=False)
     ]
     return {

@@ -1,8 +1,7 @@
-"""How anything reaches the page: as escaped text, as inert JSON, or as a script whose hash the
-policy names.
+"""How anything reaches the page.
 
-Model text, question text, names and settings are data. Nothing else in this package writes a value
-into HTML.
+As escaped text, as inert JSON, or as a script whose hash the policy names. Model text, question
+text, names and settings are data. Nothing else in this package writes a value into HTML.
 """
 
 import base64
@@ -15,16 +14,18 @@ from typing import Any
 from emlens.figures.labels import printable
 
 _FOLDERS = re.compile(r"(?:~|[A-Za-z]:)?[\\/]+(?:[^\\/\r\n]+[\\/]+)*([^\\/\r\n]+)[\\/]*")
+"""An absolute path; its group is the last part."""
 
 
 def escape(value: object) -> str:
-    """Any value as HTML text: printable, `&`, `<`, `>` and quotes escaped."""
+    """Any value as HTML text: printable, with `&`, `<`, `>` and quotes escaped."""
     return html.escape(printable(value), quote=True)
 
 
 def inert_json(value: Any) -> str:
-    """JSON that cannot end a script element or start markup: ASCII only, `<`, `>` and `&` as
-    escapes.
+    """JSON that cannot end a script element or start markup.
+
+    It is ASCII only, with `<`, `>` and `&` as escapes.
     """
     text = json.dumps(
         value, ensure_ascii=True, separators=(",", ":"), sort_keys=True, allow_nan=False
@@ -34,16 +35,14 @@ def inert_json(value: Any) -> str:
 
 def script_hash(script: str) -> str:
     """A source expression of a content security policy for exactly this inline script."""
-    return (
-        "'sha256-"
-        + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-        + "'"
-    )
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
 def without_folders(value: Any) -> Any:
-    """The value with folders taken off absolute paths, so that a page tells nothing about the
-    machine it was made on.
+    """The value with folders taken off absolute paths.
+
+    So the page tells nothing about the machine that it was made on.
     """
     if isinstance(value, dict):
         return {str(key): without_folders(item) for key, item in value.items()}

@@ -1,8 +1,6 @@
-"""Where the numbers come from: models and their hashes, questions, versions, settings, and
-the run.
-"""
+"""Where the numbers come from: models and their hashes, questions, versions, settings, the run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -17,76 +15,91 @@ HASH_SHOWN = 16
 def provenance_section(
     config: Mapping[str, Any], facts: Mapping[str, Any], run: Mapping[str, Any]
 ) -> str:
-    """The closing section. Absolute paths are cut to their last part; dates appear only if the run
-    recorded them.
+    """The closing section.
+
+    Absolute paths are cut to their last part; dates appear only if the run recorded them.
     """
-    config, facts, run = (without_folders(dict(part)) for part in (config, facts, run))
+    config = without_folders(dict(config))
+    facts = without_folders(dict(facts))
+    run = without_folders(dict(run))
     parts = ['<section id="provenance"><h2>Provenance</h2>']
     models = facts.get("models")
     if isinstance(models, Mapping) and models:
-        table = pd.DataFrame([_model(str(name), record) for name, record in models.items()])
+        table = pd.DataFrame([_model_row(str(name), record) for name, record in models.items()])
         parts.append(f"<h3>Models</h3>{html_table(table, 'models')}")
-    pairs = list(_lines(facts, run))
-    if pairs:
-        rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in pairs)
-        parts.append(f"<h3>Questions, software, run</h3><dl>{rows}</dl>")
-    for title, value in (("Configuration", config), ("All recorded facts", facts)):
-        lines = "\n".join(escape(line) for line in canonical_json(value).rstrip().split("\n"))
-        parts.append(
-            f'<details><summary>{title}</summary><pre tabindex="0">{lines}</pre></details>'
-        )
+    terms = []
+    for key, value in _facts(facts, run):
+        terms.append(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>")
+    if terms:
+        parts.append(f"<h3>Questions, software, run</h3><dl>{''.join(terms)}</dl>")
+    parts.append(_json_details("Configuration", config))
+    parts.append(_json_details("All recorded facts", facts))
     return "\n".join([*parts, "</section>"])
 
 
-def _model(name: str, record: Any) -> dict[str, str]:
-    known = record if isinstance(record, Mapping) else {}
+def _json_details(title: str, value: Any) -> str:
+    # Line by line: escaping replaces what separates lines.
+    lines = map(escape, canonical_json(value).rstrip().split("\n"))
+    text = "\n".join(lines)
+    return f'<details><summary>{title}</summary><pre tabindex="0">{text}</pre></details>'
+
+
+def _model_row(name: str, record: Any) -> dict[str, str]:
+    """What is recorded of one model; a dash for what is not."""
+    known: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
     adapter = known.get("adapter") or {}
-    kind = adapter.get("peft_type")
-    words = "none"
-    if adapter:
-        rank, alpha = adapter.get("r", "?"), adapter.get("lora_alpha", "?")
-        stabilised = ", rank-stabilised" if adapter.get("use_rslora") else ""
-        words = f"{kind or 'adapter'}, r = {rank}, α = {alpha}{stabilised}"
     return {
         "model": name,
-        "parent": str(known.get("parent") or "–"),
-        "role": (
-            "–" if "benign" not in known else "benign control" if known["benign"] else "fine-tune"
-        ),
-        "architecture": str(known.get("architecture") or "–"),
-        "dtype": str(known.get("dtype") or "–"),
-        "attention": str(known.get("attention") or "–"),
-        "adapter": words,
+        "parent": _or_dash(known.get("parent")),
+        "role": _role(known),
+        "architecture": _or_dash(known.get("architecture")),
+        "dtype": _or_dash(known.get("dtype")),
+        "attention": _or_dash(known.get("attention")),
+        "adapter": _adapter(adapter),
         "weights (SHA-256)": _short(known.get("weights_sha256")),
         "adapter (SHA-256)": _short(adapter.get("sha256")),
     }
+
+
+def _or_dash(value: object) -> str:
+    return str(value or "–")
+
+
+def _role(record: Mapping[str, Any]) -> str:
+    if "benign" not in record:
+        return "–"
+    return "benign control" if record["benign"] else "fine-tune"
+
+
+def _adapter(adapter: Mapping[str, Any]) -> str:
+    if not adapter:
+        return "none"
+    kind = adapter.get("peft_type") or "adapter"
+    rank, alpha = adapter.get("r", "?"), adapter.get("lora_alpha", "?")
+    stabilised = ", rank-stabilised" if adapter.get("use_rslora") else ""
+    return f"{kind}, r = {rank}, α = {alpha}{stabilised}"
 
 
 def _short(digest: object) -> str:
     return f"{str(digest)[:HASH_SHOWN]}…" if digest else "–"
 
 
-def _lines(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    lines = []
+def _facts(facts: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     questions = facts.get("questions")
     if isinstance(questions, Mapping):
-        lines.append(
-            ("questions", f"{questions.get('n', '?')}, SHA-256 {_short(questions.get('sha256'))}")
-        )
+        digest = _short(questions.get("sha256"))
+        yield "questions", f"{questions.get('n', '?')}, SHA-256 {digest}"
     versions = facts.get("versions")
     if isinstance(versions, Mapping):
-        lines.append(
-            (
-                "versions",
-                ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
-            )
-        )
+        yield "versions", _pairs(sorted(versions.items()))
     if "threads" in facts:
-        lines.append(("threads", str(facts["threads"])))
+        yield "threads", str(facts["threads"])
     if run.get("finished"):
-        lines.append(("finished", str(run["finished"])))
+        yield "finished", str(run["finished"])
     hardware = run.get("hardware")
     if isinstance(hardware, Mapping):
-        shown = [f"{key} {value}" for key, value in hardware.items() if value is not None]
-        lines.append(("hardware", ", ".join(shown)))
-    return lines
+        yield "hardware", _pairs([pair for pair in hardware.items() if pair[1] is not None])
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in pairs)

@@ -1,5 +1,4 @@
-"""Tables of a study as HTML, shortened and rounded for reading, and as the CSV that a button
-downloads in full.
+"""Tables of a study as HTML, shortened and rounded for reading, and as CSV for the download.
 
 A text that a spreadsheet would run as a formula is set off by an apostrophe in the download; the
 study's own files keep it as it is.
@@ -20,101 +19,107 @@ ROWS_SHOWN = 50
 DIGITS = 4
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula, also behind blanks, which some skip."""
+TABLE = """\
+<div class="scroll" tabindex="0" role="region" aria-label="{caption}">\
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table></div>"""
+DETAILS = """\
+<details class="table"><summary>Table <code>{name}</code> ({rows} rows)</summary>\
+<p>{description} {shown} Numbers are rounded here, not in the download. \
+<button type="button" class="download" data-csv="{name}">Download {name}.csv</button></p>\
+{table}</details>"""
 
 
 def csv_text(table: pd.DataFrame) -> str:
     """The whole table with ten significant digits, as a study writes it, but formulas set off."""
+    safe = table.apply(_safe_column).rename(columns=_set_off)
+    # pandas does not quote a lone \r, and readers take it for the end of a line
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if _has_carriage_return(table) else csv.QUOTE_MINIMAL
     buffer = io.StringIO()
-    safe = table.apply(
-        lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_set_off)
-    )
-    torn = any(
-        "\r" in str(value)
-        for name in safe.columns
-        if not pd.api.types.is_numeric_dtype(safe[name])
-        for value in safe[name]
-    )
-    # a lone \r is not quoted, and readers take it for a line's end
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if torn else csv.QUOTE_MINIMAL
-    safe.rename(columns=_set_off).to_csv(
-        buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting
-    )
+    safe.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     return buffer.getvalue()
 
 
 def packed(text: str) -> str:
-    """A text as base64 of gzip, which the page unpacks when its button is pressed: tables repeat
-    themselves, and shrink tenfold.
+    """A text as base64 of gzip, which the page unpacks when its button is pressed.
+
+    Tables repeat themselves, and shrink tenfold.
     """
-    return base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=9, mtime=0)).decode(
-        "ascii"
-    )
+    # without a time, so that the same table gives the same bytes
+    packed_bytes = gzip.compress(text.encode("utf-8"), compresslevel=9, mtime=0)
+    return base64.b64encode(packed_bytes).decode("ascii")
+
+
+def _safe_column(column: pd.Series) -> pd.Series:
+    return column if pd.api.types.is_numeric_dtype(column) else column.map(_set_off)
+
+
+def _has_carriage_return(table: pd.DataFrame) -> bool:
+    for name in table.columns:
+        column = table[name]
+        if not pd.api.types.is_numeric_dtype(column) and any("\r" in str(v) for v in column):
+            return True
+    return False
 
 
 def _set_off(value: Any) -> Any:
-    if not isinstance(value, str) or not (
-        value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)
-    ):
+    """A text that begins like a formula, behind an apostrophe; numbers stay as they are."""
+    if not isinstance(value, str):
         return value
+    is_formula = value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)
+    return f"'{value}" if is_formula and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return f"'{value}"
-    return value
+        return False
+    return True
 
 
 def cell(value: object) -> str:
     """One value in few digits: a dash where it is missing."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        value = float(value)
-        if np.isnan(value):
-            return "–"
-        return str(int(value)) if value.is_integer() and abs(value) < 1e9 else f"{value:.{DIGITS}g}"
-    return escape(value)
+    if not isinstance(value, float | np.floating):
+        return escape(value)
+    number = float(value)
+    if np.isnan(number):
+        return "–"
+    if number.is_integer() and abs(number) < 1e9:
+        return str(int(number))
+    return f"{number:.{DIGITS}g}"
 
 
 def html_table(table: pd.DataFrame, caption: str) -> str:
     """The first rows of a table; numbers to the right."""
-    numeric = [
-        pd.api.types.is_numeric_dtype(table[c]) and not pd.api.types.is_bool_dtype(table[c])
-        for c in table.columns
-    ]
-    head = "".join(
-        f'<th scope="col"{_number(n)}>{escape(c)}</th>'
-        for c, n in zip(table.columns, numeric, strict=True)
-    )
+    styles = [_style(table[name]) for name in table.columns]
+    head = ""
+    for name, style in zip(table.columns, styles, strict=True):
+        head += f'<th scope="col"{style}>{escape(name)}</th>'
     body = []
     for row in table.head(ROWS_SHOWN).itertuples(index=False):
-        body.append(
-            "<tr>"
-            + "".join(f"<td{_number(n)}>{cell(v)}</td>" for v, n in zip(row, numeric, strict=True))
-            + "</tr>"
-        )
-    return (
-        '<div class="scroll" tabindex="0" role="region"'
-        f' aria-label="{escape(caption)}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
-    )
+        cells = map("<td{}>{}</td>".format, styles, map(cell, row))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return TABLE.format(caption=escape(caption), head=head, body="\n".join(body))
 
 
-def details(name: str, table: pd.DataFrame, about: str) -> str:
+def _style(column: pd.Series) -> str:
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return ' class="number"' if is_number else ""
+
+
+def table_details(name: str, table: pd.DataFrame, description: str) -> str:
     """A closed table with its description and its download button."""
-    shown = (
-        f"The first {ROWS_SHOWN} of {len(table)} rows; the download has all."
-        if len(table) > ROWS_SHOWN
-        else f"{len(table)} rows."
+    shown = f"{len(table)} rows."
+    if len(table) > ROWS_SHOWN:
+        shown = f"The first {ROWS_SHOWN} of {len(table)} rows; the download has all."
+    return DETAILS.format(
+        name=escape(name),
+        rows=len(table),
+        description=escape(description),
+        shown=shown,
+        table=html_table(table, f"table {name}"),
     )
-    return (
-        f'<details class="table"><summary>Table <code>{escape(name)}</code> ({len(table)}'
-        " rows)</summary>"
-        f"<p>{escape(about)} {shown} Numbers are rounded here, not in the download. "
-        f'<button type="button" class="download" data-csv="{escape(name)}">Download'
-        f" {escape(name)}.csv</button></p>"
-        f"{html_table(table, f'table {name}')}</details>"
-    )
-
-
-def _number(numeric: bool) -> str:
-    return ' class="number"' if numeric else ""

@@ -4,94 +4,109 @@ import re
 from collections.abc import Sequence
 
 from emlens.report.escaping import escape
-from emlens.report.topics import Section
+from emlens.report.sections import PageSection
 from emlens.results import Finding
 
 MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
-FEW = 6
-"""Up to as many statements stand open; more are opened section by section, below the sentences that
-sum them up.
+"""Status of a finding → its mark, and its class in the style sheet."""
+MOST_OPEN = 6
+"""Up to so many findings are shown at once; more are opened section by section, below the sentences
+that sum them up.
 """
+EMPTY = '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
+COUNTS = (
+    "<p>Behind it stand {counts}. “Shown” means beyond its controls at thresholds fixed before"
+    " looking; brackets are 95 % intervals unless said otherwise.</p>"
+)
+GROUP = """\
+<h3>{title}</h3>\
+<details{is_open}><summary>{counts}</summary>\
+<ul class='findings'>
+{items}
+</ul></details>"""
+FINDING = (
+    '<li><span class="status {kind}"><span aria-hidden="true">{mark}</span> {status}</span>'
+    "<span>{sentence}</span></li>"
+)
 
 
-def verdict_section(findings: Sequence[Finding], sections: Sequence[Section]) -> str:
+def verdict_section(findings: Sequence[Finding], sections: Sequence[PageSection]) -> str:
     """Findings grouped by section, each with its status as a word and a mark."""
     if not findings:
-        return (
-            '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
-        )
-    summaries = [f for f in findings if f.status == "summary"]
-    findings = [f for f in findings if f.status != "summary"]
-    short = "".join(f"<li>{signed(f.sentence)}</li>" for f in summaries)
-    parts = [
-        '<section id="verdict"><h2>Verdict</h2>',
-        f'<ol class="summary">{short}</ol>' if short else "",
-        (
-            f"<p>Behind it stand {_counted(findings)}. “Shown” means beyond its controls at"
-            " thresholds fixed before looking; brackets are 95 % intervals unless said"
-            " otherwise.</p>"
-        ),
-    ]
-    places = {
-        alias: section for section in sections for alias in (section.part, section.name) if alias
-    }
-    for name in dict.fromkeys(f.section for f in findings):
-        place = places.get(name)
-        title = (
-            f'<a href="#{escape(place.name)}">{escape(place.title)}</a>' if place else escape(name)
-        )
-        mine = [f for f in findings if f.section == name]
-        items = "\n".join(map(_item, mine))
-        shut = short and len(findings) > FEW
-        parts.append(
-            f"<h3>{title}</h3><details{'' if shut else ' open'}>"
-            f"<summary>{escape(_counted(mine))}</summary>"
-            f"<ul class='findings'>\n{items}\n</ul></details>"
-        )
+        return EMPTY
+    summaries = [finding for finding in findings if finding.status == "summary"]
+    statements = [finding for finding in findings if finding.status != "summary"]
+    parts = ['<section id="verdict"><h2>Verdict</h2>']
+    if summaries:
+        items = [f"<li>{signed(summary.sentence)}</li>" for summary in summaries]
+        parts.append(f'<ol class="summary">{"".join(items)}</ol>')
+    parts.append(COUNTS.format(counts=_counts(statements)))
+    is_open = not summaries or len(statements) <= MOST_OPEN
+    for name in dict.fromkeys(finding.section for finding in statements):
+        of_section = [finding for finding in statements if finding.section == name]
+        parts.append(_group(_title(name, sections), of_section, is_open))
     return "\n".join([*parts, "</section>"])
 
 
-def _counted(findings: Sequence[Finding]) -> str:
-    counts = ", ".join(f"{sum(f.status == status for f in findings)} {status}" for status in MARKS)
-    return f"{len(findings)} statement{'' if len(findings) == 1 else 's'}: {counts}"
+def _title(name: str, sections: Sequence[PageSection]) -> str:
+    """A link to the section; only its name where the page has none."""
+    for section in sections:
+        if section.name == name:
+            return f'<a href="#{escape(name)}">{escape(section.title)}</a>'
+    return escape(name)
+
+
+def _group(title: str, findings: Sequence[Finding], is_open: bool) -> str:
+    return GROUP.format(
+        title=title,
+        is_open=" open" if is_open else "",
+        counts=escape(_counts(findings)),
+        items="\n".join(map(_item, findings)),
+    )
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    statuses = [finding.status for finding in findings]
+    counts = [f"{statuses.count(status)} {status}" for status in MARKS]
+    plural = "" if len(findings) == 1 else "s"
+    return f"{len(findings)} statement{plural}: {', '.join(counts)}"
 
 
 def _item(finding: Finding) -> str:
-    mark, kind = MARKS.get(finding.status, ("?", "undecided"))
-    return (
-        f'<li><span class="status {kind}"><span aria-hidden="true">{mark}</span>'
-        f" {escape(finding.status)}</span><span>{signed(finding.sentence)}</span></li>"
+    mark, kind = MARKS.get(finding.status, MARKS["undecided"])
+    return FINDING.format(
+        kind=kind, mark=mark, status=escape(finding.status), sentence=signed(finding.sentence)
     )
 
 
 def signed(text: str) -> str:
-    """Escaped text with a real minus sign before numbers; hyphens in names stay."""
+    """Escaped text with a true minus sign before numbers; hyphens in names stay."""
     return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", escape(text))
 
 
-def claim(section: Section, findings: Sequence[Finding]) -> str:
+def claim(section: PageSection, findings: Sequence[Finding]) -> str:
     """What the study says of a section in one sentence, or nothing."""
-    said = [
-        f.sentence
-        for f in findings
-        if f.status == "summary" and f.section in (section.name, section.part)
-    ]
-    return "".join(f'<p class="claim">{signed(sentence)}</p>' for sentence in said)
+    paragraphs = []
+    for finding in findings:
+        if finding.status == "summary" and finding.section == section.name:
+            paragraphs.append(f'<p class="claim">{signed(finding.sentence)}</p>')
+    return "".join(paragraphs)
 
 
 def warnings_box(warnings: Sequence[str]) -> str:
     """Missing controls and small samples, or nothing."""
     if not warnings:
         return ""
-    items = "".join(f"<li>{signed(_sentence(w))}</li>" for w in warnings)
+    items = "".join(f"<li>{signed(_sentence(warning))}</li>" for warning in warnings)
     return (
-        '<aside class="warnings" aria-label="warnings"><h2>Read with'
-        f" care</h2><ul>{items}</ul></aside>"
+        '<aside class="warnings" aria-label="warnings"><h2>Read with care</h2>'
+        f"<ul>{items}</ul></aside>"
     )
 
 
 def _sentence(warning: str) -> str:
-    """A full stop, and a capital unless the first word may be a name."""
-    first = warning.split(" ")[0]
-    start = warning[:1].upper() if first.isalpha() else warning[:1]
-    return start + warning[1:] + ("" if warning.endswith(".") else ".")
+    """The warning with a full stop, and with a capital unless its first word may be a name."""
+    first_word = warning.split(" ")[0]
+    if first_word.isalpha():
+        warning = warning[:1].upper() + warning[1:]
+    return warning if warning.endswith(".") else f"{warning}."

@@ -33,7 +33,6 @@ from emlens.geometry import (
     top_k_subspace,
 )
 from emlens.geometry.shifts import components_above_rounding
-from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Advance, Finding, Part
 from emlens.stats import (
     NullDistribution,
@@ -44,57 +43,12 @@ from emlens.stats import (
 )
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.overlap_section import SECTION
 from emlens.studies.overlap_sides import Sides, noise_floor, shifts_everywhere, sides_of
 from emlens.studies.overlap_tables import Place, by_group, by_k, grouped, lead_over_benign, mantel
 from emlens.studies.study import Study, StudyContext
 
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
-
-
-SECTION = Section(
-    method=(
-        "Further tables: each group of questions apart at equal numbers,"
-        " the lead over the benign fine-tune (interval: eight blocks of prompts left out in turn),"
-        " and the null of two disjoint sets of the benign fine-tune's own shifts,"
-        " whose covariance is estimated."
-    ),
-    reference="Reference null and jackknife: docs/nulls.md.",
-    tables={
-        "overlap_benign": (
-            "One row a fine-tune and place: overlap minus the benign control's, with interval,"
-            " and (first position) the null of benign shifts."
-        ),
-        "overlap_groups": (
-            "One row a fine-tune, place and group of questions:"
-            " overlap at the group's number of prompts, null, cosine of mean shifts."
-        ),
-        "overlap_by_k": "One row a fine-tune, place and k.",
-    },
-    plots=(
-        Plot(
-            "line",
-            "overlap_benign",
-            "layer",
-            "lead",
-            "Lead of the overlap over the benign fine-tune's",
-            "Bands: 95 % jackknife over blocks of prompts.",
-            colour="model",
-            facet="position",
-            hover=("overlap", "benign", "null_mean"),
-        ),
-        Plot(
-            "heatmap",
-            "overlap_groups",
-            "site",
-            "overlap",
-            "Overlap with each group of questions",
-            "Equal numbers; own domain is a positive control.",
-            colour="group",
-            facet="model",
-            hover=("null_mean", "p_holm", "n"),
-        ),
-    ),
-)
 
 
 class Options(PartOptions):
@@ -604,7 +558,7 @@ def _findings(part: Part, config: StudyConfig) -> None:
         beyond = int((leads["lead_low"] > 0).sum()) if len(leads) else None
         part.findings.append(
             Finding(
-                "overlap",
+                "delta_overlap",
                 f"{name}: centred top-{mine['k'].max()} shifts on training and unrelated prompts"
                 f" overlap by {mine['value'].min():.2f}–{mine['value'].max():.2f} over layers at"
                 f" {config.positions[0]}; the isotropic landmark is {landmark:.2f},"
@@ -635,7 +589,7 @@ def _findings(part: Part, config: StudyConfig) -> None:
         f" at every layer at {config.positions[0]}, is shared in {clear} of {len(models)}"
         " fine-tunes."
     )
-    part.findings.insert(0, Finding("overlap", summary, "summary"))
+    part.findings.insert(0, Finding("delta_overlap", summary, "summary"))
     if not len(benign):
         part.warnings.append(
             "the benign control is missing from the overlap comparison:"

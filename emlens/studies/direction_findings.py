@@ -25,7 +25,7 @@ def add_findings(part: Part, material: Material) -> None:
         if not np.isfinite(main["restoration"]):
             part.findings.append(
                 Finding(
-                    "direction",
+                    "direction_transfer",
                     f"{name}, {site} ({role}): restoration is {main['method']}.",
                     "undecided",
                 )
@@ -46,7 +46,7 @@ def add_findings(part: Part, material: Material) -> None:
         )
         part.findings.append(
             Finding(
-                "direction",
+                "direction_transfer",
                 f"{name}: removing its direction from {site} ({role}) restores"
                 f" {_interval(main, 'restoration')} of lost alignment on held-out questions"
                 f" {where}; the strongest control ({rival}{_likeness(named[rival])}) restores"
@@ -66,7 +66,7 @@ def add_findings(part: Part, material: Material) -> None:
         shown = [
             f
             for f in part.findings
-            if f.section == "direction"
+            if f.section == "direction_transfer"
             and str(arms["role"].iloc[0]) in f.sentence
             and f.status == "shown"
         ]
@@ -75,7 +75,7 @@ def add_findings(part: Part, material: Material) -> None:
             f" restored {_span(early['restoration'])} of the lost alignment outside the training"
             f" domain; it clearly beat every control in {len(shown)} of {len(early)} fine-tunes."
         )
-        part.findings.insert(0, Finding("direction", summary, "summary"))
+        part.findings.insert(0, Finding("direction_transfer", summary, "summary"))
     transfer = part.tables["transfer"]
     pairs = transfer[transfer["direction_of"] != transfer["ablated_in"]]
     across = pairs[pairs["restoration"].notna()]
@@ -91,7 +91,7 @@ def add_findings(part: Part, material: Material) -> None:
     )
     part.findings.append(
         Finding(
-            "direction",
+            "direction_transfer",
             "Transfer: a direction from one fine-tune restores a median"
             f" {across['restoration'].median():.2f} (range {across['restoration'].min():.2f} to"
             f" {across['restoration'].max():.2f}) in another;"

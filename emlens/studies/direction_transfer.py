@@ -48,6 +48,7 @@ from emlens.studies.direction_candidates import (
     scored_candidates,
 )
 from emlens.studies.direction_findings import add_findings, controls_of
+from emlens.studies.direction_section import SECTION
 from emlens.studies.material import Material, split_questions
 from emlens.studies.study import Study, StudyContext
 
@@ -314,6 +315,7 @@ class DirectionTransfer(Study):
 
     name = "direction_transfer"
     title = "Which direction carries the misalignment, and what does removing it do?"
+    section = SECTION
     cost = 9
 
     def run(self, context: StudyContext) -> Part:

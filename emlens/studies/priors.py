@@ -29,10 +29,10 @@ from emlens.probes import (
     assert_different,
     cross_validate_forecast,
 )
-from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
 from emlens.studies import prior_scores
 from emlens.studies.config import Options as _Options, StudyConfig
+from emlens.studies.forecast_section import SECTION
 from emlens.studies.material import Material
 from emlens.studies.study import Study, StudyContext
 
@@ -64,63 +64,6 @@ class Options(_Options):
     """How near to 0 and 100 a score may come before its logit is taken."""
     plain: bool = False
     """Forecast from both parents on the plain rendering too, which neither was tuned on."""
-
-
-SECTION = Section(
-    method=(
-        "Scores of each question before and after fine-tuning, outside its domain:"
-        " means and spreads with intervals over domains, paired and Welch t-tests,"
-        " Brown-Forsythe and F tests of spread, corrected over the table;"
-        " correlation of before and after. Forecasts by nested cross-validation from prompt"
-        " activations of each parent; the noise ceiling is what runs of one recipe with other seeds"
-        " have in common."
-    ),
-    reference=(
-        "Priors and forecasts: arXiv 2606.20814; Brown and Forsythe (1974);"
-        " Benjamini and Hochberg (1995)."
-    ),
-    tables={
-        "score_statistics": (
-            "One row a model and set of questions: mean and standard deviation over questions,"
-            " intervals over domains."
-        ),
-        "score_changes": (
-            "One row a fine-tune, parent and test of after against before, with both corrections."
-        ),
-        "score_relation": "One row a fine-tune and parent: correlation of scores before and after.",
-        "forecast": "One row a fine-tune, parent and way of holding out.",
-        "forecast_baselines": "R² of every predictor, and the gain of activations over it.",
-        "forecast_sites": "R² by site and position, with corrected p-values; exploratory.",
-        "forecast_predictions": "One row a question: measured and forecast.",
-        "forecast_ceilings": (
-            "One row a fine-tune: the R² that its seed's own noise leaves possible."
-        ),
-    },
-    plots=(
-        Plot(
-            "forest",
-            "score_statistics",
-            "model",
-            "mean",
-            "Mean score",
-            "Over questions outside the domain; intervals resample domains.",
-            colour="role",
-            facet="questions_of",
-            y_title="mean score (0–100)",
-        ),
-        Plot(
-            "forest",
-            "score_relation",
-            "model",
-            "pearson",
-            "Do the same questions stay low?",
-            "Correlation of scores before and after over questions; intervals over domains.",
-            colour="parent",
-            null="null",
-            y_title="Pearson correlation",
-        ),
-    ),
-)
 
 
 @dataclass
@@ -356,7 +299,7 @@ def _summary(part: Part, table: pd.DataFrame) -> None:
         " question text and the parent's own score among them,"
         f" in {clear} of {len(rows)} forecasts."
     )
-    part.findings.insert(0, Finding("forecast", sentence, "summary"))
+    part.findings.insert(0, Finding("priors", sentence, "summary"))
 
 
 def _finding(forecast: Forecast, name: str, parent: str, label: str) -> Finding:
@@ -381,7 +324,7 @@ def _finding(forecast: Forecast, name: str, parent: str, label: str) -> Finding:
     )
     weak = p >= 0.05 or gains[rival].high < 0
     return Finding(
-        "forecast",
+        "priors",
         f"{name} from {parent}, {label}s held out: R² {forecast.r2:.2f}{possible},"
         f" Spearman {forecast.spearman:.2f} ({tested});"
         f" gain over text {text:.2f}, over the parent's own score {own:.2f}{unclear}.",

@@ -11,6 +11,7 @@ from emlens.results.study_result import Advance, Finding, Part, columns_of, p_te
 from emlens.stats import bootstrap_mean, spearman, tost
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.profile_section import SECTION
 from emlens.studies.study import Study, StudyContext
 
 BENIGN_MARGIN = 5.0
@@ -263,6 +264,7 @@ class Profile(Study):
 
     name = "profile"
     title = "Alignment before and after fine-tuning"
+    section = SECTION
     cost = 1
 
     def run(self, context: StudyContext) -> Part:

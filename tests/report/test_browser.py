@@ -108,11 +108,11 @@ def test_hostile_text_is_shown_but_does_nothing(page: "tuple[Page, list[str]]") 
     assert shown.evaluate(
         "[...document.querySelectorAll('.plot text')].some(t => t.textContent.includes('<script>'))"
     )
-    point = shown.locator("#forecast-points-1 .scatterlayer .trace .points path").first
+    point = shown.locator("#priors-points-1 .scatterlayer .trace .points path").first
     point.scroll_into_view_if_needed()
     point.hover(force=True)
-    shown.wait_for_selector("#forecast-points-1 .hoverlayer .hovertext", timeout=10_000)
-    told = str(shown.text_content("#forecast-points-1 .hoverlayer"))
+    shown.wait_for_selector("#priors-points-1 .hoverlayer .hovertext", timeout=10_000)
+    told = str(shown.text_content("#priors-points-1 .hoverlayer"))
     assert "<script>" in told and "answer:" in told  # the question, and what the fine-tune answers
     assert shown.evaluate("typeof window.__pwned") == "undefined"
     assert shown.evaluate("document.querySelectorAll('img, .plot a').length") == 0
@@ -150,7 +150,7 @@ def test_nothing_is_wider_than_the_screen(page: "tuple[Page, list[str]]") -> Non
 
 def test_the_only_button_of_a_figure_saves_it_as_a_picture(page: "tuple[Page, list[str]]") -> None:
     shown, faults = page
-    figure = shown.locator("#forecast-points-1")
+    figure = shown.locator("#priors-points-1")
     titles = figure.locator(".modebar-btn").evaluate_all(
         "buttons => buttons.map(b => b.dataset.title || b.getAttribute('aria-label'))"
     )
@@ -211,7 +211,7 @@ def test_every_control_is_reached_by_keyboard(page: "tuple[Page, list[str]]") ->
 
 def test_a_link_to_a_section_arrives_there(page: "tuple[Page, list[str]]") -> None:
     shown = page[0]
-    for place in ("forecast", "invented", "direction-transfer", "provenance"):
+    for place in ("priors", "invented", "direction_transfer-transfer", "provenance"):
         shown.evaluate(
             "place => { document.documentElement.style.scrollBehavior = 'auto';"
             " location.hash = place; }",

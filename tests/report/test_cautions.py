@@ -11,11 +11,11 @@ from figures.study_tables import study_tables
 from report.invented import SECTION, TITLE, tables as invented
 
 from emlens.report.cautions import cautions
-from emlens.report.parts import section_of_records
-from emlens.report.sections import DIRECTION, FORECAST, OVERLAP, PROFILE
-from emlens.report.topics import Section
+from emlens.report.sections import PageSection, sections_of
+from emlens.results import StudyResult
 
 Tables = dict[str, pd.DataFrame]
+PROFILE, OVERLAP, DIRECTION, FORECAST = sections_of(StudyResult("overview", {}, {}, [], [], {}))
 
 
 def complete() -> Tables:
@@ -42,7 +42,7 @@ def having(table: str, **columns: object) -> Callable[[Tables], Tables]:
 
 
 @pytest.mark.parametrize("section", [PROFILE, OVERLAP, DIRECTION, FORECAST], ids=lambda s: s.name)
-def test_a_complete_study_has_no_cautions(section: Section) -> None:
+def test_a_complete_study_has_no_cautions(section: PageSection) -> None:
     assert cautions(section, complete()) == []
     assert cautions(section, {}) == []
 
@@ -103,7 +103,7 @@ def test_a_complete_study_has_no_cautions(section: Section) -> None:
     ],
 )
 def test_what_is_missing_is_said(
-    section: Section, change: Callable[[Tables], Tables], said: str
+    section: PageSection, change: Callable[[Tables], Tables], said: str
 ) -> None:
     (only,) = cautions(section, change(complete()))
     assert only.startswith(said)
@@ -116,7 +116,7 @@ def test_seeds_in_names_count_as_repeated_trainings() -> None:
 
 
 def test_plots_from_records_are_looked_at_too() -> None:
-    section = section_of_records("invented", TITLE, SECTION)
+    section = PageSection("invented", TITLE, SECTION)
     assert cautions(section, invented()) == [
         (
             "“Loss and alignment” shows values with neither interval nor null:"

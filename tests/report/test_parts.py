@@ -9,10 +9,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from figures.study_tables import study_tables
-from report.invented import SECTION, TITLE, registered, tables
+from report.invented import registered, tables
 
+from emlens.report.data_blocks import DataBlocks
+from emlens.report.figures import MOST_FACETS, plot_html
 from emlens.report.page import render
-from emlens.report.parts import MOST_FACETS, section_of_records, sections_of
+from emlens.report.sections import sections_of
 from emlens.results import Finding, Plot, StudyResult
 from emlens.studies import registry
 from emlens.studies.comparing import compare_results
@@ -37,7 +39,7 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
                 findings=[Finding("invented", "It rose by 3 [1, 5].", "summary")],
             )
         )
-    assert headings(text)[:4] == ["verdict", "direction", "invented", "profile"]
+    assert headings(text)[:4] == ["verdict", "direction_transfer", "invented", "profile"]
     own = text[text.index('<section id="invented"') : text.index('<section id="profile"')]
     assert (
         "How do invented things go?" in own
@@ -58,27 +60,28 @@ def test_every_registered_part_has_a_section() -> None:
     for study in registry.study_names():
         parts = registry.parts_of(study)
         found = sections_of(a_result(study, {}))
-        assert [section.part for section in found] == list(parts), study
+        assert [section.name for section in found] == list(parts), study
         assert len({section.name for section in found}) == len(found)
 
 
-def test_sections_made_by_hand_keep_the_plots_of_their_records(
+def test_a_plot_added_to_a_section_is_drawn_and_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    priors = type(registry.get_study("priors"))
+    assert priors.section is not None
+    plot = Plot("points", "runs", "loss", "aligned", "More", "More.")
     more = replace(
-        SECTION,
-        plots=(Plot("points", "runs", "loss", "aligned", "More", "More."),),
-        tables={"runs": "Runs.", "models": "x"},
+        priors.section,
+        plots=(*priors.section.plots, plot),
+        tables={**priors.section.tables, "runs": "Runs."},
     )
-    monkeypatch.setattr(type(registry.get_study("priors")), "section", more)
+    monkeypatch.setattr(priors, "section", more)
     (section,) = sections_of(a_result("priors", tables()))
-    assert section.title == "Could it have been foreseen?" and section.topics[-1].title == "More"
-    assert section.tables["runs"] == "Runs." and "forecast" in section.tables
+    assert section.title == "Could it have been foreseen?"
     text = render(a_result("priors", tables()))
-    assert (
-        'id="forecast-plot1-1"' in text
-        and "“More” shows values with neither interval nor null" in text
-    )
+    number = len(more.plots)
+    assert f'id="priors-plot{number}-1"' in text
+    assert "“More” shows values with neither interval nor null" in text
 
 
 def test_only_parts_are_imported() -> None:
@@ -96,16 +99,16 @@ def test_only_parts_are_imported() -> None:
 def test_a_result_of_an_unknown_study_keeps_the_sections_of_its_tables() -> None:
     assert [s.name for s in sections_of(a_result("from elsewhere", study_tables()))][:4] == [
         "profile",
-        "overlap",
-        "direction",
-        "forecast",
+        "delta_overlap",
+        "direction_transfer",
+        "priors",
     ]
 
 
 def test_a_part_that_was_left_out_says_why() -> None:
     with registered("invented"):
         text = render(a_result(found={}, warnings=["invented was left out: nothing to invent"]))
-        assert '<p class="missing">Left out: nothing to invent.</p></section>' in text
+        assert '<p class="missing">Left out: nothing to invent.</p>\n</section>' in text
         assert "Left out: the study has none of its tables." in render(a_result(found={}))
 
 
@@ -120,19 +123,28 @@ def test_a_comparison_has_its_section() -> None:
     assert f'data-csv="{next(iter(result.tables))}"' in text
 
 
+def captions(plot: Plot, data: pd.DataFrame) -> list[str]:
+    """The captions of the figures that a plot draws."""
+    text = plot_html("t-plot1", plot, a_result(found={"t": data}), DataBlocks())
+    return re.findall(r"<figcaption>([^<]*)</figcaption>", text)
+
+
 def test_many_facets_are_cut_and_said() -> None:
     data = pd.DataFrame({"who": [f"p{i}" for i in range(40)], "x": 1.0, "y": 2.0})
     plot = Plot("points", "t", "x", "y", "T", "C", facet="who")
-    (topic,) = section_of_records("many", TITLE, replace(SECTION, plots=(plot,))).topics
-    assert len(list(topic.draw({"t": data}))) == MOST_FACETS
-    assert topic.more is not None and topic.more({"t": data}).startswith(
-        f"{MOST_FACETS} of 40 figures, one a value of who"
-    )
-    assert topic.more({"t": data.head(3)}) == ""
+    assert captions(plot, data) == [f"p{i}" for i in range(MOST_FACETS)]
+    said = f"{MOST_FACETS} of 40 figures, one per value of who;"
+    assert said in plot_html("t-plot1", plot, a_result(found={"t": data}), DataBlocks())
+    few = plot_html("t-plot1", plot, a_result(found={"t": data.head(3)}), DataBlocks())
+    assert "figures, one per value" not in few
 
 
 def test_facets_that_are_numbers_bear_the_name_of_their_column() -> None:
     data = pd.DataFrame({"k": [1, 8], "x": 1.0, "y": 2.0})
     plot = Plot("points", "t", "x", "y", "T", "C", facet="k")
-    (topic,) = section_of_records("t", TITLE, replace(SECTION, plots=(plot,))).topics
-    assert [drawing.about for drawing in topic.draw({"t": data})] == ["k 1", "k 8"]
+    assert captions(plot, data) == ["k 1", "k 8"]
+
+
+def test_a_kind_that_nobody_made_is_named_on_the_page() -> None:
+    text = plot_html("t-plot1", Plot("pie", "t", title="P"), a_result(), DataBlocks())
+    assert "Left out: draw_plot: kind &#x27;pie&#x27; is unknown; pass one of line," in text

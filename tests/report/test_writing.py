@@ -16,11 +16,12 @@ import pandas as pd
 import pytest
 from figures.study_tables import study_tables
 
+from emlens.figures.plots import missing_tables
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.report import write_report
 from emlens.report.escaping import escape, inert_json, without_folders
 from emlens.report.page import render
-from emlens.report.parts import sections_of
+from emlens.report.sections import sections_of
 from emlens.report.tables import ROWS_SHOWN, cell, csv_text
 from emlens.results import Finding, StudyResult
 from emlens.results.table_files import write_table
@@ -77,7 +78,7 @@ def a_result(
         tables=study_tables(name, domain=domain, text=text, extra=extra),
         findings=[
             Finding("profile", f"{name}: fell by 14.9 [3.1, 27.0].", "shown"),
-            Finding("overlap", f"{text} overlaps.", "not shown"),
+            Finding("delta_overlap", f"{text} overlaps.", "not shown"),
             Finding(name, "another part", "undecided"),
         ],
         warnings=[f"no neutral text for {name}"],
@@ -202,13 +203,12 @@ def test_every_figure_has_data_and_a_text_alternative(page: _Page) -> None:
     for attrs in plots:
         assert attrs["role"] == "img" and len(attrs["aria-label"] or "") > 60
         assert data[attrs["data-figure"]]["data"]
-    topics = [
-        f"{s.name}-{t.name}-"
-        for s in sections_of(a_result())
-        for t in s.topics
-        if set(t.needs) <= set(a_result().tables)
-    ]
-    assert all(any(str(a["id"]).startswith(topic) for a in plots) for topic in topics)
+    tables = a_result().tables
+    for section in sections_of(a_result()):
+        for plot in section.records.plots:
+            if not missing_tables(tables, plot):
+                anchor = f"{section.name}-{plot.name}-"
+                assert any(str(a["id"]).startswith(anchor) for a in plots), anchor
 
 
 def test_every_table_can_be_downloaded_in_full(page: _Page) -> None:

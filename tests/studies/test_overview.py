@@ -238,9 +238,9 @@ def test_an_overview_holds_every_table_with_its_columns(finished: Any) -> None:
         assert len(tables[name]), name
     assert {f.section for f in finished.result.findings} == {
         "profile",
-        "overlap",
-        "direction",
-        "forecast",
+        "delta_overlap",
+        "direction_transfer",
+        "priors",
     }
     for finding in finished.result.findings:
         assert finding.status in ("summary", "shown", "not shown", "undecided")

@@ -206,7 +206,9 @@ def test_without_base_benign_training_and_neutral_it_runs_and_says_so(
     )
     assert set(result.tables["overlap"]["comparison"]) == {"train–evaluation", "split-half ceiling"}
     assert not len(result.tables["benign"])
-    assert all(f.status != "shown" for f in result.findings if f.section in ("overlap", "profile"))
+    assert all(
+        f.status != "shown" for f in result.findings if f.section in ("delta_overlap", "profile")
+    )
 
 
 def test_without_any_training_prompts_overlap_is_left_out_and_said(

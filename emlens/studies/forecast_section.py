@@ -1,0 +1,95 @@
+"""What the report shows of the study `priors`."""
+
+from emlens.results.sections import Plot, Section
+
+SECTION = Section(
+    method=(
+        "Ridge regression from a parent’s prompt activations, taken before fine-tuning,"
+        " to per-question alignment after it."
+        " Layer, position and strength are chosen on inner folds;"
+        " R² is pooled over outer folds against the training-fold mean."
+        " Questions, or whole domains, are held out."
+        " Beside it: TF-IDF of the text, length, domain, mean input embedding,"
+        " the parent’s own score, random features, and shuffled labels."
+        " With domains held out, TF-IDF and domain are near the mean by construction,"
+        " and shuffling deals scores across domains, which makes that null too narrow:"
+        " read the gains, whose intervals resample domains."
+    ),
+    reference="Forecasts from activations before fine-tuning: arXiv 2606.20814.",
+    plots=(
+        Plot(
+            kind="forecast_scores",
+            table="forecast_baselines",
+            tables=("forecast",),
+            title="Activations against simpler predictors",
+            caption=(
+                "Out-of-fold R² with 95 % intervals; 0 is the training-fold mean."
+                " Dotted: the 95th percentile with labels shuffled. The axis is cut at −1."
+            ),
+            name="scores",
+        ),
+        Plot(
+            kind="forecast_scatter",
+            table="forecast_predictions",
+            tables=("forecast", "questions"),
+            title="Forecast against measurement",
+            caption=(
+                "Each point is a question, coloured and shaped by domain; hover or tap shows it."
+                " The dotted line is a perfect forecast."
+            ),
+            name="points",
+        ),
+        Plot(
+            kind="forecast_by_site",
+            table="forecast_sites",
+            title="Where forecasts work (exploratory)",
+            caption=(
+                "R² by layer and position; under it a p-value corrected over the whole grid"
+                " by the permutation distribution of the maximum."
+                " The best cell is never the headline."
+            ),
+            name="sites",
+        ),
+        Plot(
+            kind="forest",
+            table="score_statistics",
+            x="model",
+            y="mean",
+            title="Mean score",
+            caption="Over questions outside the domain; intervals resample domains.",
+            colour="role",
+            facet="questions_of",
+            y_title="mean score (0–100)",
+        ),
+        Plot(
+            kind="forest",
+            table="score_relation",
+            x="model",
+            y="pearson",
+            title="Do the same questions stay low?",
+            caption=(
+                "Correlation of scores before and after over questions; intervals over domains."
+            ),
+            colour="parent",
+            null="null",
+            y_title="Pearson correlation",
+        ),
+    ),
+    tables={
+        "score_statistics": (
+            "One row a model and set of questions: mean and standard deviation over questions,"
+            " intervals over domains."
+        ),
+        "score_changes": (
+            "One row a fine-tune, parent and test of after against before, with both corrections."
+        ),
+        "score_relation": "One row a fine-tune and parent: correlation of scores before and after.",
+        "forecast": "One row a fine-tune, parent and way of holding out.",
+        "forecast_baselines": "R² of every predictor, and the gain of activations over it.",
+        "forecast_sites": "R² by site and position, with corrected p-values; exploratory.",
+        "forecast_predictions": "One row a question: measured and forecast.",
+        "forecast_ceilings": (
+            "One row a fine-tune: the R² that its seed's own noise leaves possible."
+        ),
+    },
+)
