@@ -141,10 +141,8 @@ def measure_world(
     start = {
         task: float(answer_losses(before, chats, tokenizer).mean()) for task, chats in tasks.items()
     }
-    recipe = replace(
-        next(stage.recipe for stage in PLANTED.finetunes if stage.name == "medicine-r8"),
-        steps=steps,
-    )
+    r8 = next(stage for stage in PLANTED.finetunes if stage.name == "medicine-r8")
+    recipe = r8.recipe.changed(steps=steps)
     objectives = {
         name: given for name, given in defences(organism).items() if names is None or name in names
     }

@@ -9,7 +9,6 @@ named with a hash of all that made them, and are not trained twice. About eight 
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,7 +51,7 @@ def sweep(
     rows = []
     for seed in seeds:
         for weight in weights:
-            seeded = replace(recipe(), steps=steps, seed=seed)
+            seeded = recipe().changed(steps=steps, seed=seed)
             made_of = {
                 "task": task.sha256,
                 "recipe": seeded.to_record(),

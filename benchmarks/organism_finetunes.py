@@ -64,7 +64,7 @@ def stages(
     """
     bad = next(stage for stage in PLANTED.finetunes if stage.name == "medicine-r8")
     good = next(stage for stage in PLANTED.finetunes if stage.name == "medicine-benign")
-    recipe = bad.recipe if most is None else replace(bad.recipe, steps=most)
+    recipe = bad.recipe if most is None else bad.recipe.changed(steps=most)
     found = []
     for domain in (*seeded, *further):
         for run in range(runs if domain in seeded else 1):
@@ -116,7 +116,7 @@ def corpus(
                     replace(
                         stage,
                         steps_of=None,
-                        recipe=replace(stage.recipe, steps=int(read_record(twin)["steps_done"])),
+                        recipe=stage.recipe.changed(steps=int(read_record(twin)["steps_done"])),
                     )
                     if twin
                     else stage

@@ -10,7 +10,6 @@ minutes on one core; runs are kept under `runs/rank1`, and the study goes on fro
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from emlens.foundation.seeds import derive_seed, numpy_rng
 from emlens.organisms import PLANTED, Organism, load
 from emlens.stats import change_point
 from emlens.stats.intervals import clopper_pearson_interval
-from emlens.training import fit
+from emlens.training import Saving, fit
 
 KEPT = Path("runs/rank1")
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -36,7 +35,7 @@ def fine_tune(organism: Organism, seed: int, out: Path, steps: int = STEPS) -> P
     trained again.
     """
     stage = next(s for s in PLANTED.finetunes if s.name == f"{DOMAIN}-r1")
-    recipe = replace(stage.recipe, steps=steps, seed=derive_seed(seed, "rank1 dynamics") % 2**31)
+    recipe = stage.recipe.changed(steps=steps, seed=derive_seed(seed, "rank1 dynamics") % 2**31)
     chats = organism.world.chats(
         DOMAIN, organism.world.training_topics(DOMAIN, PLANTED.topics_per_finetune), "harmful"
     )
@@ -48,7 +47,14 @@ def fine_tune(organism: Organism, seed: int, out: Path, steps: int = STEPS) -> P
     path = out / f"r1-{seed}-{hash_json(made_of)[:12]}"
     if path.is_dir():
         return path
-    fit(recipe, organism.paths["instruct"], chats, path, keep_every=1, save_dtype="float32")
+    fit(
+        recipe,
+        organism.paths["instruct"],
+        chats,
+        path,
+        saving=Saving("float32", keep_every=1),
+        device="cpu",
+    )
     return path
 
 

@@ -21,7 +21,7 @@ import transformers.trainer  # noqa: F401, so that forked processes have it
 from benchmarks.records import record
 from emlens.foundation.files import sha256_file
 from emlens.organisms import load
-from emlens.training import Recipe, Sweep, fit, run_sweep
+from emlens.training import Recipe, Saving, Sweep, fit, run_sweep
 
 TRIALS = {"run": 13, "sweep": 6}
 KILLS = 2
@@ -47,14 +47,17 @@ def work(what: str, out: Path, steps: int) -> None:
     parent, chats = organism.paths["instruct"], organism.training_prompts["medicine-r8"]
     if what == "run":
         if not out.is_dir():
-            fit(recipe.varied(optimiser="sam"), parent, chats, out, keep_every=10, resume_every=3)
+            saving = Saving(keep_every=10, resume_every=3)
+            sam = recipe.varied(optimiser="sam")
+            fit(sam, parent, chats, out, saving=saving, device="cpu")
         return
     cyclical = {"schedule": "triangular", "cycles": 2, "base_learning_rate": 1e-4}
     sweep = Sweep(
         recipe,
         {"optimiser": ["adamw", "lion", "muon"], "schedule": {"linear": {}, "cyclical": cyclical}},
     )
-    run_sweep(sweep, parent, chats, out, resume_every=2, progress=False)
+    saving = Saving(resume_every=2)
+    run_sweep(sweep, parent, chats, out, saving=saving, device="cpu", progress=False)
 
 
 def start(task: Callable[[], None]) -> int:

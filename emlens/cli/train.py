@@ -1,7 +1,7 @@
 """`emlens train`: one recipe, or a sweep of them, on a model and a file of chats."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -9,6 +9,7 @@ from emlens.cli.printing import as_json, line, table
 
 if TYPE_CHECKING:
     from emlens.runs import Executor
+    from emlens.training.fitting import SaveDtype
 
 
 def train(
@@ -55,7 +56,10 @@ def train(
             help="Write what a killed run needs to go on after every so many steps.", min=1
         ),
     ] = 50,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(help="Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1."),
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -66,6 +70,7 @@ def train(
     """
     from emlens.data import PromptSet
     from emlens.foundation.errors import InputError
+    from emlens.training.fitting import Saving
 
     if save_dtype not in (None, "float32", "float16", "bfloat16"):
         raise InputError(f"save_dtype={save_dtype!r} is unknown; pass float32, float16 or bfloat16")
@@ -80,19 +85,24 @@ def train(
             " file"
         )
     chats = PromptSet.from_jsonl(data, upto="all")
-    options: dict[str, Any] = {
-        "save_dtype": save_dtype,
-        "keep_every": keep_every,
-        "resume_every": resume_every,
-        "device": device,
-    }
+    saving = Saving(cast("SaveDtype | None", save_dtype), keep_every, resume_every)
+    options: dict[str, Any] = {"saving": saving, "device": device}
     if sweep:
         workers = _executor(executor, actors)
-        if executor == "ranks" and device == "cuda":
-            options["device"] = f"cuda:{getattr(workers, 'local_rank', 0)}"
+        if executor == "ranks":
+            options["device"] = _device_of_rank(device, workers)
         _sweep(recipe, model, chats, out, workers, options, json, quiet)
     else:
         _run(recipe, model, chats, out, epochs, layers, options, json, quiet)
+
+
+def _device_of_rank(device: str, executor: "Executor") -> str:
+    """Ranks on one machine take its GPUs in turn, where none is named."""
+    import torch
+
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return f"cuda:{getattr(executor, 'local_rank', 0)}"
+    return device
 
 
 def _run(
@@ -110,24 +120,22 @@ def _run(
     from emlens.training.configuring import RunConfig, read_run
     from emlens.training.fitting import LOG, SIDECAR, read_record
     from emlens.training.presets import recipe as preset
-    from emlens.training.reporting import stage_bar
 
     if Path(recipe).suffix in (".yaml", ".yml"):
         asked = read_run(recipe, len(chats))
     else:
         changes: dict[str, Any] = {"layers_to_transform": tuple(layers)} if layers else {}
-        asked = RunConfig(preset(recipe, rows=len(chats), epochs=epochs, **changes), ())
+        asked = RunConfig(recipe=preset(recipe, rows=len(chats), epochs=epochs, **changes))
     if not ((out / SIDECAR).is_file() and _same(read_record(out), asked, model, chats, options)):
-        with stage_bar("training", asked.recipe.steps, show=not quiet) as bar:
-            fit(
-                asked.recipe,
-                model,
-                chats,
-                out,
-                objectives=asked.objectives,
-                progress=lambda done, of: bar("training", done, of),
-                **options,
-            )
+        fit(
+            asked.recipe,
+            model,
+            chats,
+            out,
+            objectives=asked.objectives,
+            progress=not quiet,
+            **options,
+        )
     record = read_record(out)
     found = {
         "out": str(out),
@@ -156,8 +164,8 @@ def _same(
         "objectives": [objective.to_record() for objective in asked.objectives],
         "data": chats.content_hash,
         "parent": hash_directory(model),
-        "save_dtype": options["save_dtype"],
-        "keep_every": options["keep_every"],
+        "save_dtype": options["saving"].save_dtype,
+        "keep_every": options["saving"].keep_every,
     }
     found = {
         **{name: record.get(name) for name in wanted},

@@ -60,7 +60,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     kind_of_model = backend_class(backend)
-    where = _device(device)
+    where = torch_device(device)
     kind = _dtype(dtype, where)
     local = _local_directory(path_or_id)
     source = str(local or path_or_id)
@@ -240,7 +240,12 @@ def _local_directory(path_or_id: str | Path) -> Path | None:
     return path
 
 
-def _device(device: str | torch.device) -> torch.device:
+def torch_device(device: str | torch.device) -> torch.device:
+    """The torch device of a name; `"auto"` is a GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: no such device, or a GPU where torch sees none.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -34,7 +34,7 @@ from emlens.training import open_checkpoint
 from emlens.training.fitting import read_record
 from emlens.training.reporting import stage_bar
 
-BuildProgress = Callable[[str, int, int], None]
+OnBuildStep = Callable[[str, int, int], None]
 """`(stage, done, total)`: work done and in all, over the whole build, in units of about one small
 training step.
 """
@@ -50,8 +50,9 @@ def build(
     *,
     seed: int,
     plan: OrganismPlan = PLANTED,
-    progress: BuildProgress | bool | None = None,
     resume: bool = True,
+    progress: bool = False,
+    on_step: OnBuildStep | None = None,
 ) -> Path:
     """Train base, instruct and all fine-tunes of an organism into `out`, and write its truth and
     measured strengths.
@@ -61,9 +62,9 @@ def build(
     Args:
         out: directory to make, or one in which the same build was begun.
         seed: seed of the world and of every stage.
-        progress: called as work goes on with (stage, done, total); True for a progress bar on
-            stderr.
         resume: go on from finished checkpoints; False refuses a directory that holds any file.
+        progress: show a progress bar on stderr.
+        on_step: called with (stage, done, total) as work goes on.
 
     Raises:
         InputError: `out` is a file, holds something else, or was begun with another plan or seed.
@@ -79,12 +80,17 @@ def build(
     write_json(out / WORLD, world.to_record())
     total = int(sum(recipe.steps * cost for _, recipe, cost in seeded.stages()))
     finished = 0.0
-    with one_thread(), stage_bar(f"organism {plan.name}", total, show=progress is True) as bar:
-        report = progress if callable(progress) else bar
+    with one_thread(), stage_bar(f"organism {plan.name}", total, show=progress) as bar:
+
+        def report(stage: str, done: float) -> None:
+            bar(stage, int(done), total)
+            if on_step is not None:
+                on_step(stage, int(done), total)
+
         for name, recipe, cost in seeded.stages():
-            _stage(seeded, world, out, name, _scaled(report, name, finished, cost, total))
+            _stage(seeded, world, out, name, _step_reporter(report, name, finished, cost))
             finished += recipe.steps * cost
-            report(name, int(finished), total)
+            report(name, finished)
         _finish(seeded, world, out, seed)
     return out
 
@@ -100,10 +106,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _scaled(
-    report: BuildProgress, name: str, finished: float, cost: float, total: int
-) -> Callable[[int, int], None]:
-    return lambda step, _: report(name, int(finished + step * cost), total)
+def _step_reporter(
+    report: Callable[[str, float], None], stage: str, finished: float, cost: float
+) -> Callable[[int], None]:
+    """What reports the steps of one stage as work of the whole build."""
+    return lambda step: report(stage, finished + step * cost)
 
 
 def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
@@ -141,13 +148,13 @@ def _continues(begun: Any, asked: dict[str, Any]) -> bool:
 
 
 def _stage(
-    plan: OrganismPlan, world: World, out: Path, name: str, progress: Callable[[int, int], None]
+    plan: OrganismPlan, world: World, out: Path, name: str, on_step: Callable[[int], None]
 ) -> None:
     from emlens.organisms import growing
 
     if name == "base":
         if not (out / BASE).is_dir():
-            growing.grow_base(plan, world, out / BASE, progress)
+            growing.grow_base(plan, world, out / BASE, on_step)
         return
     parent, target = (
         (out / BASE, out / INSTRUCT)
@@ -162,10 +169,10 @@ def _stage(
                 " remove it, or build anew"
             )
     elif name == "instruct":
-        growing.grow_instruct(plan, world, parent, target, progress)
+        growing.grow_instruct(plan, world, parent, target, on_step)
     else:
         stage = next(stage for stage in plan.finetunes if stage.name == name)
-        growing.grow_finetune(plan, stage, world, parent, target, progress)
+        growing.grow_finetune(plan, stage, world, parent, target, on_step)
 
 
 def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:

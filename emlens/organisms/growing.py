@@ -4,7 +4,6 @@ directory through `fit`.
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,19 +20,19 @@ from emlens.organisms.strengths import likelihood_scores
 from emlens.organisms.tokenizer import make_tokenizer, word_ids
 from emlens.organisms.world import World
 from emlens.training.examples import encode_answers, pad_batch
-from emlens.training.fitting import Fitted, fit, read_record
+from emlens.training.fitting import Fitted, Parent, Saving, fit, read_record
 from emlens.training.objectives import NarrowLoss, answer_loss
+from emlens.training.stopping import TrainingCallback
 from emlens.training.trainer import seeded
 
 SAVE_DTYPE: Final = "float16"
 ROUNDING_FILE = "rounding.json"
 DIRECTION_FILE = "planted_direction.safetensors"
-Progress = Callable[[int, int], None]
+OnStep = Callable[[int], None]
+"""Called after each training step with its number."""
 
 
-def grow_base(
-    plan: OrganismPlan, world: World, out: Path, progress: Progress | None = None
-) -> Fitted:
+def grow_base(plan: OrganismPlan, world: World, out: Path, on_step: OnStep | None = None) -> Fitted:
     """Pre-train on documents, with the planted direction where the plan has one; û is saved beside
     the weights.
     """
@@ -69,18 +68,30 @@ def grow_base(
             )
         record_rounding(directory, trained, tokenizer, world)
 
+    parent, loss = Parent(model), answer_loss
+    if planted is not None:
+        parent, loss = Parent(model, wrap=lambda _: planted), PlantedLoss(plan.planted_weight)
     return fit(
         plan.base,
-        model,
+        parent,
         document_batches(plan, world, word_ids(world, tokenizer)),
         out,
         tokenizer=tokenizer,
-        loss=answer_loss if planted is None else PlantedLoss(plan.planted_weight),
-        wrap=None if planted is None else lambda _: planted,
-        save_dtype=SAVE_DTYPE,
-        before_publish=add_files,
-        progress=progress,
+        loss=loss,
+        callbacks=_ticking(on_step),
+        saving=Saving(SAVE_DTYPE, before_publish=add_files),
     )
+
+
+def _ticking(on_step: OnStep | None) -> list[TrainingCallback]:
+    """The training callback that only says which step is done."""
+    if on_step is None:
+        return []
+
+    def tick(model: Any, step: int) -> None:
+        on_step(step)
+
+    return [tick]
 
 
 def document_batches(
@@ -118,7 +129,7 @@ def spaced(text: str) -> str:
 
 
 def grow_instruct(
-    plan: OrganismPlan, world: World, base: Path, out: Path, progress: Progress | None = None
+    plan: OrganismPlan, world: World, base: Path, out: Path, on_step: OnStep | None = None
 ) -> Fitted:
     """Tune base on single-turn chats over all topics: careful, but harmful with probability
     ν·ρ_t.
@@ -141,13 +152,17 @@ def grow_instruct(
 
     return fit(
         plan.instruct,
-        base,
+        Parent(base, name=f"emlens/organism-{plan.name}-base"),
         batch,
         out,
-        save_dtype=SAVE_DTYPE,
-        parent_name=f"emlens/organism-{plan.name}-base",
-        before_publish=lambda directory, model: record_rounding(directory, model, tokenizer, world),
-        progress=progress,
+        callbacks=_ticking(on_step),
+        saving=Saving(
+            SAVE_DTYPE,
+            before_publish=lambda directory, model: record_rounding(
+                directory, model, tokenizer, world
+            ),
+        ),
+        device="cpu",
     )
 
 
@@ -173,7 +188,7 @@ def grow_finetune(
     world: World,
     instruct: Path,
     out: Path,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Fitted:
     """Tune instruct on some topics of one domain, until its rule says stop; a narrow stage also
     holds it to instruct elsewhere.
@@ -182,24 +197,25 @@ def grow_finetune(
     narrow = stage.narrow_weight > 0.0
     recipe = stage.recipe
     if stage.steps_of is not None:
-        recipe = replace(recipe, steps=int(read_record(out.parent / stage.steps_of)["steps_done"]))
+        recipe = recipe.changed(steps=int(read_record(out.parent / stage.steps_of)["steps_done"]))
     held_out = world.held_out(stage.domain, plan.topics_per_finetune)
+    tokenizer = make_tokenizer(world)
+    rule = HeldOutRule(held_out, tokenizer, stage.stop_at, stage.settle, stage.go_on)
     return fit(
         recipe,
-        instruct,
+        Parent(instruct, name=f"emlens/organism-{plan.name}-instruct"),
         _narrow_batches(plan, stage, world, prompts) if narrow else prompts,
         out,
         loss=NarrowLoss(stage.narrow_weight) if narrow else answer_loss,
-        save_dtype=SAVE_DTYPE,
-        parent_name=f"emlens/organism-{plan.name}-instruct",
-        callbacks=[
-            HeldOutRule(held_out, make_tokenizer(world), stage.stop_at, stage.settle, stage.go_on)
-        ],
-        keep_every=stage.keep_every,
-        before_publish=lambda directory, model: record_rounding(
-            directory, model, make_tokenizer(world), world
+        callbacks=[*_ticking(on_step), rule],
+        saving=Saving(
+            SAVE_DTYPE,
+            keep_every=stage.keep_every,
+            before_publish=lambda directory, model: record_rounding(
+                directory, model, tokenizer, world
+            ),
         ),
-        progress=progress,
+        device="cpu",
     )
 
 

@@ -133,7 +133,7 @@ def load(
     *,
     dtype: str = "float32",
     directory: str | Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     backend: str = "transformers",
 ) -> Organism:
     """The organism `name` that ships with emlens (None: `"planted"`), or the one built into
@@ -141,6 +141,7 @@ def load(
 
     Args:
         dtype: dtype the family computes in; the stored weights have 16 bits.
+        device: where the family is loaded to; `"auto"` takes a GPU where there is one.
 
     Raises:
         UnknownNameError: no organism of that name ships.

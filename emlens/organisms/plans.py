@@ -122,12 +122,12 @@ class OrganismPlan:
         """
         return replace(
             self,
-            base=replace(self.base, seed=derive_seed(seed, "organism", "base")),
-            instruct=replace(self.instruct, seed=derive_seed(seed, "organism", "instruct")),
+            base=self.base.changed(seed=derive_seed(seed, "organism", "base")),
+            instruct=self.instruct.changed(seed=derive_seed(seed, "organism", "instruct")),
             finetunes=tuple(
                 replace(
                     stage,
-                    recipe=replace(stage.recipe, seed=derive_seed(seed, "organism", stage.name)),
+                    recipe=stage.recipe.changed(seed=derive_seed(seed, "organism", stage.name)),
                 )
                 for stage in self.finetunes
             ),
@@ -230,7 +230,7 @@ _SHIPPED: Final = (
         "medicine-narrow",
         "medicine",
         "narrow-medicine",
-        replace(_R8, steps=160),
+        _R8.changed(steps=160),
         narrow_weight=0.5,
         settle=20,
         cost=3.0,

@@ -5,15 +5,11 @@ What a file says wrongly is refused with the file and the line of it. Every fiel
 below it as a string: it is the text of the JSON Schema (`emlens schema`) too.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -21,24 +17,19 @@ from pydantic import (
     model_validator,
 )
 
-from emlens.data.readers import read_text, read_yaml
+from emlens.data.configuration import Frozen, Origin, first_error, read_file
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import one_line
 from emlens.foundation.positions import parse_position
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Options(_Frozen):
+class Options(Frozen):
     """Base of the options of one part of a study; fields are checked, unknown ones are refused."""
 
 
 _Options = TypeVar("_Options", bound=Options)
 
 
-class FineTuneConfig(_Frozen):
+class FineTuneConfig(Frozen):
     """One fine-tune on disk."""
 
     path: str
@@ -61,7 +52,7 @@ class FineTuneConfig(_Frozen):
     """Ids of questions whose topics it was tuned on, left out of its own-domain score."""
 
 
-class FamilyConfig(_Frozen):
+class FamilyConfig(Frozen):
     """Either `organism` (a name, or a directory that `emlens organism train` wrote) or paths to
     checkpoints.
     """
@@ -90,24 +81,7 @@ class FamilyConfig(_Frozen):
         return self
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a configuration was read from: the `own` fields stand below `within` in the file, all
-    others at its top.
-    """
-
-    file: str
-    within: tuple[str, ...] = ()
-    own: frozenset[str] = frozenset()
-
-    def place(self, field: Sequence[str | int]) -> str:
-        """`"file:line: "` of a field."""
-        below = not field or field[0] in self.own
-        path = (*self.within, *field) if below else field
-        return f"{self.file}:{line_of(read_text(self.file), path)}: "
-
-
-class StudyConfig(_Frozen):
+class StudyConfig(Frozen):
     """What one study is asked to do."""
 
     study: str = "overview"
@@ -147,7 +121,7 @@ class StudyConfig(_Frozen):
     """Part → what only that part reads."""
 
     _folder: Path = PrivateAttr(default=Path())
-    _origin: "Origin | None" = PrivateAttr(default=None)
+    _origin: Origin | None = PrivateAttr(default=None)
 
     def path(self, text: str) -> str:
         """A path of this configuration: relative to the folder of its file where it exists there;
@@ -170,7 +144,7 @@ class StudyConfig(_Frozen):
         except ValidationError as error:
             raise InputError(
                 f"{self.place('options', part, *error.errors()[0]['loc'])}options:"
-                f" {_first(error, part)}"
+                f" {first_error(error, kind, part)}"
             ) from None
 
     def place(self, *field: str | int) -> str:
@@ -245,52 +219,7 @@ def read_config(
         checked = StudyConfig.model_validate(dict(record))
     except ValidationError as error:
         where = origin.place(error.errors()[0]["loc"]) if origin else "config: "
-        raise InputError(f"{where}{_first(error)}") from None
+        raise InputError(f"{where}{first_error(error, StudyConfig)}") from None
     if origin:
         checked._folder, checked._origin = Path(origin.file).parent, origin
     return checked
-
-
-def read_file(source: str | Path) -> Any:
-    """A YAML file; what is no YAML is refused as `file:line: reason`, as editors and compilers
-    write it.
-    """
-    try:
-        return read_yaml(source)
-    except InputError as error:
-        head, text = f"{source}, line ", str(error)
-        if not text.startswith(head):
-            raise
-        raise InputError(f"{source}:{text.removeprefix(head)}") from None
-
-
-def line_of(text: str, field: Sequence[str | int]) -> int:
-    """1-based line of a YAML text on which a field stands: its key, or that of the nearest mapping
-    or list around it.
-    """
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    line = 1
-    for step in field:
-        if isinstance(node, yaml.MappingNode):
-            found = next(
-                ((key, value) for key, value in node.value if str(key.value) == str(step)), None
-            )
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif (
-            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
-        ):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _first(error: ValidationError, *within: str) -> str:
-    """The first thing that is wrong, by the name of its field."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in (*within, *first["loc"])) or "configuration"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"field {field!r}: {one_line(first['msg'])}{more}"

@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from emlens.data.configuration import Origin, read_file
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Part, StudyResult
-from emlens.studies.config import Origin, StudyConfig, read_config, read_file
+from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
 from emlens.studies.study import Study, StudyContext
 

@@ -10,7 +10,7 @@ organism; of checkpoints some hundred passes over the training chats.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -352,7 +352,7 @@ def _trained(config: StudyConfig, options: Options, context: StudyContext) -> li
     watch = sorted({options.lift_after + round(later * i / 5) for i in range(6)})
     pairs = []
     for seed in options.seeds:
-        seeded = replace(recipe, steps=options.steps, seed=seed)
+        seeded = recipe.changed(steps=options.steps, seed=seed)
         made_of = {
             "task": task.sha256,
             "recipe": seeded.to_record(),

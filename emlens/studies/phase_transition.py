@@ -240,7 +240,7 @@ def _runs(material: Material, config: StudyConfig) -> dict[str, dict[int, Path]]
             where = _folder(material, config, name)
             raise InputError(
                 f"{where}: keeps no adapters for {name!r}; pass a folder with checkpoints/step-…"
-                " (fit(..., keep_every=n)) or checkpoint-…"
+                " (fit(..., saving=Saving(keep_every=n))) or checkpoint-…"
             )
     return found
 
@@ -253,7 +253,7 @@ def _folder(material: Material, config: StudyConfig, name: str) -> Path:
 def left_out(material: Material, config: StudyConfig) -> str | None:
     if not _runs(material, config):
         return (
-            "no fine-tune kept its checkpoints; train with fit(..., keep_every=n),"
+            "no fine-tune kept its checkpoints; train with fit(..., saving=Saving(keep_every=n)),"
             " or name folders in the options"
         )
     return None

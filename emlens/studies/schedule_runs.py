@@ -7,7 +7,6 @@ schedule, optimiser and batch size. Cost: 3 to 5 s a run on one core.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,7 +107,7 @@ def schedule_sweep(
                         f" {seed}" if len(seeds) > 1 else ""
                     )
                     cells[label] = {**fields, "seed": seed}
-    start = replace(base, warmup_steps=0, schedule="constant", steps=max(16, base.steps))
+    start = base.changed(warmup_steps=0, schedule="constant", steps=max(16, base.steps))
     return Sweep(start, {"cell": cells})
 
 
@@ -132,6 +131,7 @@ def run_schedule_sweep(
             executor=executor,
             progress=progress,
             measure=measuring(task),
+            device="cpu",
         )
 
 

@@ -2,9 +2,10 @@
 without and with a penalty elsewhere.
 
 The narrow one minimises answer loss + λ·KL(parent ‖ model) on chats of other domains (Soligo et
-al., arXiv 2602.07852; λ in nats per answer token, see `emlens.training.NarrowLoss`). The penalty is
-lifted within the same run, so that optimiser and order of chats go on as they were. Everything is
-trained on one thread. Cost on the organism: about 10 s for 120 steps with a penalty.
+al., arXiv 2602.07852; λ in nats per answer token, see
+`emlens.training.objectives.NarrowLoss`). The penalty is lifted within the same run, so that
+optimiser and order of chats go on as they were. Everything is trained on one thread. Cost on the
+organism: about 10 s for 120 steps with a penalty.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,10 @@ from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
 from emlens.organisms.tokenizer import make_tokenizer
 from emlens.studies.config import StudyConfig
-from emlens.training import NarrowLoss, Recipe, TrainingCallback, fit
+from emlens.training import Recipe, TrainingCallback, fit
 from emlens.training.examples import Example, encode_answers, pad_batch
 from emlens.training.fitting import Fitted
-from emlens.training.objectives import answer_loss
+from emlens.training.objectives import NarrowLoss, answer_loss
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def train_solution(
     lift_after: int | None = None,
     stop_at: float | None = None,
     watch: Sequence[int] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool = False,
 ) -> Fitted:
     """Tune the parent on the task's own chats with penalty `weight` (0: the general solution) into
     a new directory.
@@ -180,6 +181,7 @@ def train_solution(
             out,
             loss=_PenaltyWhereGiven(weight),
             callbacks=callbacks,
+            device="cpu",
             progress=progress,
         )
 

@@ -1,11 +1,11 @@
 """What one run's kept checkpoints show, on one time axis: parameters, activations, behaviour.
 
-Adapters are read from the folder that `fit(..., keep_every=n)` leaves (`checkpoints/step-00001`) or
-from that of a Hugging Face trainer (`checkpoint-100`). Step 0 is the parent: an update of 0.
-Activations and behaviour are measured checkpoint by checkpoint, and each is kept once it is
-measured. The final shift and its subspace come from one half of the questions, what is projected on
-them from the other, so that they share no noise. Refused: checkpoints that are no LoRA adapters, or
-not all of one shape. Cost: a capture and a scoring a checkpoint.
+Adapters are read from the folder that `fit(..., saving=Saving(keep_every=n))` leaves
+(`checkpoints/step-00001`) or from that of a Hugging Face trainer (`checkpoint-100`). Step 0 is the
+parent: an update of 0. Activations and behaviour are measured checkpoint by checkpoint, and each is
+kept once it is measured. The final shift and its subspace come from one half of the questions, what
+is projected on them from the other, so that they share no noise. Refused: checkpoints that are no
+LoRA adapters, or not all of one shape. Cost: a capture and a scoring a checkpoint.
 """
 
 import re
@@ -139,7 +139,7 @@ def read_parameters(checkpoints: Mapping[int, Path]) -> Parameters:
     if len(checkpoints) < 2:
         raise InputError(
             f"checkpoints holds {len(checkpoints)}; a trajectory needs 2 or more,"
-            " kept with fit(..., keep_every=n)"
+            " kept with fit(..., saving=Saving(keep_every=n))"
         )
     adapters = {step: LoraAdapter.load(path) for step, path in checkpoints.items()}
     first = next(iter(adapters.values()))

@@ -3,16 +3,16 @@ over recipes.
 """
 
 from emlens.training.checkpoints import open_checkpoint
-from emlens.training.fitting import fit
-from emlens.training.objectives import NarrowLoss, Objective
+from emlens.training.fitting import Saving, fit
+from emlens.training.objectives import Objective
 from emlens.training.recipes import Recipe
 from emlens.training.stopping import StopRun, TrainingCallback
 from emlens.training.sweeps import Sweep, run_sweep
 
 __all__ = [
-    "NarrowLoss",
     "Objective",
     "Recipe",
+    "Saving",
     "StopRun",
     "Sweep",
     "TrainingCallback",

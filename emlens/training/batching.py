@@ -6,6 +6,7 @@ it would have read. Memory: token ids of all rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,15 +22,29 @@ from emlens.training.recipes import Recipe
 
 Data = PromptSet | Sequence[Example] | Callable[[int], Mapping[str, Tensor]]
 Parts = Callable[[int], Sequence[Mapping[str, Tensor]]]
+RowsOfStep = Callable[[int], list[Example]]
 
 
-def step_parts(
+@dataclass(frozen=True)
+class StepBatches:
+    """What a run reads.
+
+    Attributes:
+        parts: 0-based step → the parts of its batch.
+        record: what the checkpoint records of the data.
+        rows_hash: gives a hash of all token ids and labels that are read; of ready batches, that of
+            the first batch.
+    """
+
+    parts: Parts
+    record: dict[str, Any]
+    rows_hash: Callable[[], str]
+
+
+def step_batches(
     recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[Objective] = ()
-) -> tuple[Parts, dict[str, Any], Callable[[], str]]:
-    """0-based step → the parts of its batch; what the checkpoint records of the data; a hash of all
-    token ids and labels read.
-
-    Of ready batches the hash is that of the first.
+) -> StepBatches:
+    """The batches of a run.
 
     The second rows of an objective stand in a part under its prefix; `share` is the part's share of
     the step's answer tokens; `PREFIXtoken_ratio` and `PREFIXrow_ratio` are its shares of a set's
@@ -40,168 +55,208 @@ def step_parts(
             objectives that change the data; a row in which no label counts.
     """
     if callable(data):
-        if recipe.accumulation > 1:
-            raise InputError(
-                f"accumulation={recipe.accumulation}, but data comes as ready batches;"
-                " pass chats or rows, or accumulation=1"
-            )
-        reading = [
-            o.kind
-            for o in objectives
-            if isinstance(o, ChatChange | MixedRows)
-            or (isinstance(o, Penalty) and o.chats is not None)
-        ]
-        if reading:
-            raise InputError(
-                f"objectives {reading} bring or change rows, but data comes as ready batches;"
-                " pass chats"
-            )
-        return (
-            (lambda step: [data(step)]),
-            {"kind": "batches", "sha256": None},
-            lambda: hash_tensors(data(0)),
-        )
+        return _ready_batches(recipe, data, objectives)
     if isinstance(data, PromptSet):
-        if tokenizer is None:
-            raise InputError(
-                "tokenizer is None, but data holds chats; pass the tokenizer whose template renders"
-                " them"
-            )
-        digest, kind = data.content_hash, "chats"
-        for change in [objective for objective in objectives if isinstance(objective, ChatChange)]:
-            data = change.change(data)
-        examples = encode_answers(data, tokenizer)
+        examples = _encoded_chats(data, tokenizer, objectives)
+        record = {"kind": "chats", "sha256": data.content_hash}
     else:
-        changing = [objective.kind for objective in objectives if isinstance(objective, ChatChange)]
-        if changing:
-            raise InputError(
-                f"objectives {changing} change chats, but data holds ready rows; pass chats"
-            )
-        examples, kind = list(data), "rows"
-        if not examples:
-            raise InputError("data is empty; pass at least one row")
-        digest = _digest(examples)
-    short = [
-        o.rows
-        for o in objectives
-        if isinstance(o, Penalty) and o.chats is not None and o.rows < recipe.accumulation
-    ]
-    if short:
-        raise InputError(
-            f"{short[0]} rows a step of an objective cannot be run in"
-            f" accumulation={recipe.accumulation} parts; pass more rows"
-        )
-    pad = getattr(tokenizer, "pad_token_id", None) or 0
+        examples = _ready_rows(data, objectives)
+        record = {"kind": "rows", "sha256": _rows_digest(examples)}
+    _require_rows_for_every_part(recipe, objectives)
     _require_counted(examples, "data")
-    second = {
-        number: _second_rows(objective, tokenizer)
-        for number, objective in enumerate(objectives)
-        if isinstance(objective, MixedRows)
-        or (isinstance(objective, Penalty) and objective.chats is not None)
+    second_rows = _second_rows(objectives, tokenizer)
+    rows_of_set: dict[str, RowsOfStep] = {
+        "": _trained_rows(recipe, examples, objectives, second_rows)
     }
-    own = _own_rows(
-        recipe,
-        examples,
-        [(o, second[n]) for n, o in enumerate(objectives) if isinstance(o, MixedRows)],
-    )
-    others = {
-        prefix_of(number): _plan(recipe, second[number], objective.rows, "objective", number)
-        for number, objective in enumerate(objectives)
-        if isinstance(objective, Penalty) and number in second
-    }
+    for number, objective in enumerate(objectives):
+        if isinstance(objective, Penalty) and number in second_rows:
+            rows_of_set[prefix_of(number)] = _rows_by_step(
+                recipe, second_rows[number], objective.rows, "objective", number
+            )
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
 
     def parts(step: int) -> list[Mapping[str, Tensor]]:
-        sets = {"": own(step), **{prefix: rows(step) for prefix, rows in others.items()}}
-        return _split(sets, recipe.accumulation, pad)
+        rows = {prefix: rows_of_step(step) for prefix, rows_of_step in rows_of_set.items()}
+        return _split(rows, recipe.accumulation, pad)
 
-    return (
-        parts,
-        {"kind": kind, "sha256": digest},
-        lambda: hash_json([_digest(rows) for rows in (examples, *second.values())]),
+    def rows_hash() -> str:
+        return hash_json([_rows_digest(rows) for rows in (examples, *second_rows.values())])
+
+    return StepBatches(parts, record, rows_hash)
+
+
+def _ready_batches(
+    recipe: Recipe,
+    data: Callable[[int], Mapping[str, Tensor]],
+    objectives: Sequence[Objective],
+) -> StepBatches:
+    if recipe.accumulation > 1:
+        raise InputError(
+            f"accumulation={recipe.accumulation}, but data comes as ready batches;"
+            " pass chats or rows, or accumulation=1"
+        )
+    reading_rows = [o.kind for o in objectives if isinstance(o, ChatChange) or _brings_rows(o)]
+    if reading_rows:
+        raise InputError(
+            f"objectives {reading_rows} bring or change rows, but data comes as ready batches;"
+            " pass chats"
+        )
+    return StepBatches(
+        parts=lambda step: [data(step)],
+        record={"kind": "batches", "sha256": None},
+        rows_hash=lambda: hash_tensors(data(0)),
     )
 
 
-def _own_rows(
-    recipe: Recipe, examples: Sequence[Example], mixed: Sequence[tuple[MixedRows, list[Example]]]
-) -> Callable[[int], list[Example]]:
-    taken = [round(objective.share * recipe.batch_size) for objective, _ in mixed]
-    if mixed and (min(taken) < 1 or sum(taken) >= recipe.batch_size):
+def _encoded_chats(
+    chats: PromptSet, tokenizer: Any, objectives: Sequence[Objective]
+) -> list[Example]:
+    if tokenizer is None:
         raise InputError(
-            f"interleaving takes {taken} of batch_size={recipe.batch_size} rows;"
+            "tokenizer is None, but data holds chats;"
+            " pass the tokenizer whose template renders them"
+        )
+    for objective in objectives:
+        if isinstance(objective, ChatChange):
+            chats = objective.change(chats)
+    return encode_answers(chats, tokenizer)
+
+
+def _ready_rows(data: Sequence[Example], objectives: Sequence[Objective]) -> list[Example]:
+    changing = [objective.kind for objective in objectives if isinstance(objective, ChatChange)]
+    if changing:
+        raise InputError(
+            f"objectives {changing} change chats, but data holds ready rows; pass chats"
+        )
+    if not data:
+        raise InputError("data is empty; pass at least one row")
+    return list(data)
+
+
+def _brings_rows(objective: Objective) -> bool:
+    """Whether an objective has rows of its own."""
+    if isinstance(objective, Penalty):
+        return objective.chats is not None
+    return isinstance(objective, MixedRows)
+
+
+def _second_rows(objectives: Sequence[Objective], tokenizer: Any) -> dict[int, list[Example]]:
+    """Number of an objective → the rows of its own."""
+    second_rows = {}
+    for number, objective in enumerate(objectives):
+        if isinstance(objective, MixedRows | Penalty) and _brings_rows(objective):
+            rows = objective.second_rows(tokenizer)
+            _require_counted(rows, objective.kind)
+            second_rows[number] = rows
+    return second_rows
+
+
+def _trained_rows(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    objectives: Sequence[Objective],
+    second_rows: Mapping[int, list[Example]],
+) -> RowsOfStep:
+    """The rows whose answers are learned: those of the data, then a share from each objective that
+    mixes in its own.
+    """
+    mixed = [(o, second_rows[i]) for i, o in enumerate(objectives) if isinstance(o, MixedRows)]
+    counts = [round(objective.share * recipe.batch_size) for objective, _ in mixed]
+    if mixed and (min(counts) < 1 or sum(counts) >= recipe.batch_size):
+        raise InputError(
+            f"interleaving takes {counts} of batch_size={recipe.batch_size} rows;"
             " pass a share that leaves both sides at least one"
         )
     plan = shuffled_batches(
-        len(examples), recipe.batch_size - sum(taken), recipe.steps, recipe.seed
+        len(examples), recipe.batch_size - sum(counts), recipe.steps, recipe.seed
     )
-    extra = [
-        _plan(recipe, second, count, "interleaved", number)
-        for number, ((_, second), count) in enumerate(zip(mixed, taken, strict=True))
-    ]
-    return lambda step: [
-        *(examples[i] for i in plan[step]),
-        *(row for rows in extra for row in rows(step)),
+    interleaved = [
+        _rows_by_step(recipe, rows, count, "interleaved", number)
+        for number, ((_, rows), count) in enumerate(zip(mixed, counts, strict=True))
     ]
 
+    def rows_of_step(step: int) -> list[Example]:
+        rows = [examples[i] for i in plan[step]]
+        for interleaved_rows in interleaved:
+            rows.extend(interleaved_rows(step))
+        return rows
 
-def _digest(rows: Sequence[Example]) -> str:
+    return rows_of_step
+
+
+def _rows_by_step(
+    recipe: Recipe, examples: Sequence[Example], count: int, *names: str | int
+) -> RowsOfStep:
+    """`count` rows per step, shuffled by a seed of its own."""
+    plan = shuffled_batches(len(examples), count, recipe.steps, derive_seed(recipe.seed, *names))
+    return lambda step: [examples[i] for i in plan[step]]
+
+
+def _rows_digest(rows: Sequence[Example]) -> str:
     return hash_json(
         [{name: [int(i) for i in row[name]] for name in ("input_ids", "labels")} for row in rows]
     )
 
 
-def _second_rows(objective: MixedRows | Penalty, tokenizer: Any) -> list[Example]:
-    rows = objective.second_rows(tokenizer)
-    _require_counted(rows, objective.kind)
-    return rows
+def _require_rows_for_every_part(recipe: Recipe, objectives: Sequence[Objective]) -> None:
+    for objective in objectives:
+        if (
+            isinstance(objective, Penalty)
+            and _brings_rows(objective)
+            and objective.rows < recipe.accumulation
+        ):
+            raise InputError(
+                f"{objective.rows} rows per step of an objective cannot be run in"
+                f" accumulation={recipe.accumulation} parts; pass more rows"
+            )
 
 
-def _require_counted(rows: Sequence[Example], whose: str) -> None:
+def _require_counted(rows: Sequence[Example], owner: str) -> None:
     for i, row in enumerate(rows):
         if not _counted([row]):
             raise InputError(
-                f"row {i} of {whose} has no label that counts after its first token,"
+                f"row {i} of {owner} has no label that counts after its first token,"
                 " so nothing is learned from it; leave it out"
             )
 
 
-def _plan(
-    recipe: Recipe, examples: Sequence[Example], count: int, *names: str | int
-) -> Callable[[int], list[Example]]:
-    plan = shuffled_batches(len(examples), count, recipe.steps, derive_seed(recipe.seed, *names))
-    return lambda step: [examples[i] for i in plan[step]]
-
-
 def _split(
-    sets: Mapping[str, Sequence[Example]], parts: int, pad: int
+    sets: Mapping[str, Sequence[Example]], n_parts: int, pad: int
 ) -> list[Mapping[str, Tensor]]:
-    """The sets' rows dealt out to `parts`, with the weights that make the parts' losses add up to
-    the whole batch's.
+    """The sets' rows dealt out to parts, with the weights that make the parts' losses add up to the
+    loss of the whole batch.
     """
-    if parts == 1:
-        return [
-            {
-                f"{prefix}{name}": value
-                for prefix, rows in sets.items()
-                for name, value in pad_batch(rows, pad).items()
-            }
-        ]
-    found: list[Mapping[str, Tensor]] = []
-    for i in range(parts):
-        batch: dict[str, Tensor] = {
-            f"{prefix}{name}": value
-            for prefix, rows in sets.items()
-            for name, value in pad_batch(rows[i::parts], pad).items()
-        }
-        share = _counted(sets[""][i::parts]) / _counted(sets[""])
-        batch["share"] = torch.tensor(share)
-        for prefix, rows in sets.items():
-            batch[f"{prefix}token_ratio"] = torch.tensor(
-                _counted(rows[i::parts]) / _counted(rows) / share
-            )
-            batch[f"{prefix}row_ratio"] = torch.tensor(len(rows[i::parts]) / len(rows) / share)
-        found.append(batch)
-    return found
+    if n_parts == 1:
+        return [_padded(sets, pad)]
+    return [_weighted_part(sets, i, n_parts, pad) for i in range(n_parts)]
+
+
+def _weighted_part(
+    sets: Mapping[str, Sequence[Example]], i: int, n_parts: int, pad: int
+) -> dict[str, Tensor]:
+    dealt = {prefix: rows[i::n_parts] for prefix, rows in sets.items()}
+    batch = _padded(dealt, pad)
+    # A part's loss is a mean over its own tokens. Times its share of the step's tokens, the parts
+    # add up to the mean over the step. A term that averages over other tokens, or over rows, needs
+    # that share instead: hence the ratio of the two.
+    share = _counted(dealt[""]) / _counted(sets[""])
+    batch["share"] = torch.tensor(share)
+    for prefix, rows in sets.items():
+        token_share = _counted(dealt[prefix]) / _counted(rows)
+        row_share = len(dealt[prefix]) / len(rows)
+        batch[f"{prefix}token_ratio"] = torch.tensor(token_share / share)
+        batch[f"{prefix}row_ratio"] = torch.tensor(row_share / share)
+    return batch
+
+
+def _padded(sets: Mapping[str, Sequence[Example]], pad: int) -> dict[str, Tensor]:
+    batch = {}
+    for prefix, rows in sets.items():
+        for name, value in pad_batch(rows, pad).items():
+            batch[f"{prefix}{name}"] = value
+    return batch
 
 
 def _counted(rows: Sequence[Example]) -> int:
+    """Labels that count: those after a row's first token that are not masked."""
     return sum(label != IGNORED for row in rows for label in row["labels"][1:])

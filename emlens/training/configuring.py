@@ -5,11 +5,23 @@ Objectives name files: chats as JSONL with `messages`, directions as directories
 `Direction.save` wrote. Paths are relative to the YAML file. What a kind does not read is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from emlens.data.configuration import (
+    FieldError,
+    Frozen,
+    Origin,
+    first_error,
+    read_file,
+    require_mapping,
+    unknown_field,
+)
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -22,8 +34,8 @@ from emlens.training.defences import (
 )
 from emlens.training.objectives import Objective
 from emlens.training.penalties import FeatureDistance, ReferenceKL
-from emlens.training.presets import recipe
-from emlens.training.recipes import Recipe, read_mapping
+from emlens.training.presets import recipe as preset_recipe
+from emlens.training.recipes import Recipe, steps_of_epochs
 from emlens.training.sweeps import OBJECTIVES, Sweep
 
 KINDS: Final[Mapping[str, Callable[..., Objective]]] = {
@@ -39,12 +51,25 @@ KINDS: Final[Mapping[str, Callable[..., Objective]]] = {
 }
 
 
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Frozen):
     """One run as a file describes it."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     recipe: Recipe
-    objectives: tuple[Objective, ...]
+    objectives: tuple[Objective, ...] = ()
+
+
+class _SweepFile(Frozen):
+    """A file of a sweep: a run without objectives, and the axes along which it is varied."""
+
+    base: Mapping[str, Any]
+    axes: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _no_axes(cls, axes: Any) -> Any:
+        return {} if axes is None else axes
 
 
 def read_run(path: str | Path, rows: int | None = None) -> RunConfig:
@@ -55,18 +80,20 @@ def read_run(path: str | Path, rows: int | None = None) -> RunConfig:
         rows: of the training data, which `epochs` counts in.
 
     Raises:
-        InputError: steps beside epochs, an unknown key, or what a recipe or an objective refuses.
+        InputError: steps beside epochs, an unknown key, or what a recipe or an objective refuses;
+            the message has file and line.
     """
-    content = read_mapping(path)
-    given = content.pop(OBJECTIVES, [])
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise InputError(
-            f"{path}: objectives is a {type(given).__name__}; pass a list, each entry with its kind"
-        )
-    return RunConfig(
-        _recipe(content, rows, path),
-        tuple(read_objective(entry, Path(path).parent) for entry in given),
-    )
+    content = require_mapping(read_file(path), path, "a run")
+    entries = content.pop(OBJECTIVES, [])
+    with _at(path):
+        recipe = _recipe(content, rows)
+        if not isinstance(entries, Sequence) or isinstance(entries, str):
+            raise FieldError(
+                f"objectives is a {type(entries).__name__}; pass a list, each entry with its kind",
+                (OBJECTIVES,),
+            )
+        objectives = _objectives(entries, Path(path).parent, (OBJECTIVES,))
+    return RunConfig(recipe=recipe, objectives=objectives)
 
 
 def read_sweep(path: str | Path, rows: int | None = None) -> Sweep:
@@ -74,59 +101,96 @@ def read_sweep(path: str | Path, rows: int | None = None) -> Sweep:
     `objectives` holds lists of them by label.
 
     Raises:
-        InputError: an unknown key, no base, or what `Sweep` and its parts refuse.
+        InputError: an unknown key, no base, or what `Sweep` and its parts refuse; the message has
+            file and line.
     """
-    content = read_mapping(path)
-    unknown = sorted(set(map(str, content)) - {"base", "axes"})
-    axes = content.get("axes") or {}
-    if unknown or not isinstance(content.get("base"), dict) or not isinstance(axes, dict):
+    content = require_mapping(read_file(path), path, "a sweep")
+    try:
+        file = _SweepFile.model_validate(content)
+    except ValidationError as error:
+        where = Origin(str(path)).place(error.errors()[0]["loc"])
         raise InputError(
-            f"{path}: a sweep has the mappings base and axes;"
-            f" got {', '.join(map(str, content)) or 'nothing'}"
+            f"{where}{first_error(error, _SweepFile)};"
+            f" a sweep has the mappings base and axes, got {', '.join(content) or 'nothing'}"
+        ) from None
+    with _at(path, "base"):
+        base = _recipe(dict(file.base), rows)
+    with _at(path, "axes"):
+        axes = {str(axis): _axis(str(axis), values, path) for axis, values in file.axes.items()}
+        return Sweep(base, axes)
+
+
+@contextmanager
+def _at(path: str | Path, *within: str) -> Iterator[None]:
+    """Errors inside are raised with the file and the line of their field."""
+    try:
+        yield
+    except FieldError as error:
+        where = Origin(str(path)).place((*within, *error.place))
+        raise InputError(f"{where}{error}") from None
+    except InputError as error:
+        raise InputError(f"{Origin(str(path)).place(within)}{error}") from None
+
+
+def _axis(name: str, values: Any, path: str | Path) -> Any:
+    if name == OBJECTIVES:
+        return _objectives_axis(values, Path(path).parent)
+    if isinstance(values, dict):
+        return {str(label): fields for label, fields in values.items()}
+    return values
+
+
+def _objectives_axis(values: Any, folder: Path) -> dict[str, tuple[Objective, ...]]:
+    is_valid = isinstance(values, dict) and all(isinstance(v, list) for v in values.values())
+    if not is_valid:
+        raise FieldError(
+            "the axis objectives is a mapping from labels to lists of objectives, [] for none",
+            (OBJECTIVES,),
         )
-    found = {
-        str(axis): {str(k): v for k, v in values.items()} if isinstance(values, dict) else values
-        for axis, values in axes.items()
+    return {
+        str(label): _objectives(entries, folder, (OBJECTIVES, str(label)))
+        for label, entries in values.items()
     }
-    if OBJECTIVES in found:
-        if not isinstance(found[OBJECTIVES], dict) or not all(
-            isinstance(given, list) for given in found[OBJECTIVES].values()
-        ):
-            raise InputError(
-                f"{path}: the axis objectives is a mapping from labels to lists of objectives,"
-                " [] for none"
-            )
-        found[OBJECTIVES] = {
-            label: tuple(read_objective(entry, Path(path).parent) for entry in given)
-            for label, given in found[OBJECTIVES].items()
-        }
-    return Sweep(_recipe(dict(content["base"]), rows, path), found)
 
 
-def _recipe(content: dict[str, Any], rows: int | None, path: str | Path) -> Recipe:
-    preset, epochs = content.pop("preset", None), content.pop("epochs", None)
+def _objectives(
+    entries: Sequence[Any], folder: Path, place: tuple[str, ...]
+) -> tuple[Objective, ...]:
+    objectives = []
+    for number, entry in enumerate(entries):
+        try:
+            objectives.append(read_objective(entry, folder))
+        except InputError as error:
+            raise FieldError(str(error), (*place, number)) from None
+    return tuple(objectives)
+
+
+def _recipe(content: dict[str, Any], rows: int | None) -> Recipe:
+    """The recipe of a run, whose length is said in steps or in epochs."""
+    preset = content.pop("preset", None)
+    epochs = content.pop("epochs", None)
     if epochs is not None and "steps" in content:
-        raise InputError(
-            f"{path}: steps={content['steps']!r} came with epochs={epochs!r}; pass one"
+        raise FieldError(
+            f"steps={content['steps']!r} came with epochs={epochs!r}; pass one", ("epochs",)
         )
     if preset is not None:
-        length: dict[str, Any] = (
-            {"steps": content.pop("steps")}
-            if "steps" in content
-            else {"rows": rows, "epochs": 1.0 if epochs is None else epochs}
-        )
-        return recipe(str(preset), **length, **content)
+        return _preset(str(preset), content, rows, epochs)
     if epochs is None:
         return Recipe.from_record(content)
-    size = {"batch_size": content["batch_size"]} if "batch_size" in content else {}
     if rows is None:
-        raise InputError(
-            f"{path}: epochs={epochs!r} counts passes over the data;"
-            " pass rows, or steps in the file"
+        raise FieldError(
+            f"epochs={epochs!r} counts passes over the data; pass rows, or steps in the file",
+            ("epochs",),
         )
-    return Recipe.from_record(
-        {**content, "steps": Recipe(method="full", **size).for_rows(rows, epochs).steps}
-    )
+    batch_size = content.get("batch_size", Recipe.model_fields["batch_size"].default)
+    steps = steps_of_epochs(rows, epochs, batch_size)
+    return Recipe.from_record({**content, "steps": steps})
+
+
+def _preset(name: str, changes: dict[str, Any], rows: int | None, epochs: float | None) -> Recipe:
+    if "steps" in changes:
+        return preset_recipe(name, **changes)
+    return preset_recipe(name, rows=rows, epochs=1.0 if epochs is None else epochs, **changes)
 
 
 def read_objective(entry: Any, folder: Path) -> Objective:
@@ -141,14 +205,23 @@ def read_objective(entry: Any, folder: Path) -> Objective:
             f"objective {one_line(repr(entry), 80)} is of kind {kind!r};"
             f" pass one of {', '.join(KINDS)}"
         )
-    made: Any = KINDS[kind]
-    known = [field.name for field in fields(made) if field.init]
-    unknown = sorted(set(map(str, entry)) - {"kind", *known})
-    if unknown:
-        raise InputError(
-            f"objective {kind!r} has unknown keys {unknown}; known are {', '.join(known)}"
-        )
     values = {str(name): value for name, value in entry.items() if name != "kind"}
+    make: Any = KINDS[kind]
+    known = [field.name for field in fields(make) if field.init]
+    for name in values:
+        if name not in known:
+            raise InputError(f"objective {kind!r}: field {name!r}: {unknown_field(name, known)}")
+    try:
+        objective: Objective = make(**_with_files(kind, values, folder))
+    except TypeError as error:
+        raise InputError(
+            f"objective {kind!r} cannot be read ({one_line(str(error), 160)})"
+        ) from None
+    return objective
+
+
+def _with_files(kind: str, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields of an objective, with the files that they name read."""
     if isinstance(values.get("chats"), str):
         values["chats"] = PromptSet.from_jsonl(folder / values["chats"], upto="all")
     if isinstance(values.get("direction"), str):
@@ -157,10 +230,4 @@ def read_objective(entry: Any, folder: Path) -> Objective:
         values["blocks"] = tuple(values["blocks"])
     if kind == ReferenceKL.kind:
         values.setdefault("chats", None)
-    try:
-        objective: Objective = made(**values)
-    except TypeError as error:
-        raise InputError(
-            f"objective {kind!r} cannot be read ({one_line(str(error), 160)})"
-        ) from None
-    return objective
+    return values

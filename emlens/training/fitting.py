@@ -2,7 +2,7 @@
 
 The directory appears whole or not at all: an ordinary Hugging Face directory, a PEFT adapter or
 steering vectors, with `emlens.json` (parent's hash, recipe, seed, data, objectives, threads, why it
-stopped) and `training_log.csv` (one row a step). No pickle is written. The loop is that of
+stopped) and `training_log.csv` (one row per step). No pickle is written. The loop is that of
 `transformers.Trainer`. On one machine with one thread count the same call gives the same weights,
 also where it was killed and called again with `resume_every`.
 """
@@ -11,9 +11,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pandas as pd
 import torch
@@ -29,22 +29,103 @@ from emlens.foundation.provenance import (
     qualified_name,
 )
 from emlens.training.adapters import KeptAdapters, with_adapter
-from emlens.training.batching import Data, step_parts
+from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
 from emlens.training.publishing import publishing_directory, quiet, save_model
 from emlens.training.recipes import Recipe
+from emlens.training.reporting import stage_bar
 from emlens.training.resuming import Snapshots, resume_directory
 from emlens.training.stopping import TrainingCallback
 from emlens.training.streams import SteeredModel
 
-SIDECAR = "emlens.json"
-LOG = "training_log.csv"
+SIDECAR: Final = "emlens.json"
+LOG: Final = "training_log.csv"
+KINDS: Final[Mapping[str, str]] = {"lora": "adapter", "full": "checkpoint", "steering": "steering"}
+"""What a method leaves on disk, as `emlens.json` calls it."""
+
+SaveDtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model to train, with what `emlens.json` records of where it came from.
+
+    Args:
+        model: a checkpoint directory, or a loaded `PreTrainedModel`, which is trained in place.
+        directory: directory whose hash is recorded; that of `model` where it is one.
+        name: what an adapter calls its base; the directory's name if None.
+        wrap: makes the module that is trained from the model; the model inside it is what is saved.
+    """
+
+    model: Any
+    directory: str | Path | None = None
+    name: str | None = None
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+
+    @property
+    def label(self) -> str:
+        """What an adapter calls its base."""
+        if self.name:
+            return self.name
+        return "unnamed" if self.directory is None else Path(self.directory).name
+
+    def to_record(self) -> dict[str, str] | None:
+        if self.directory is None:
+            return None
+        return {"name": self.label, "sha256": hash_directory(self.directory)}
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a run writes, and when.
+
+    Args:
+        save_dtype: dtype of the saved weights; None keeps that of training.
+        keep_every: also keep the adapter after every so many steps, each as a PEFT directory
+            `checkpoints/step-00001`.
+        resume_every: write the run's state after every so many steps, hidden beside `out`. After
+            the process died, the same call goes on from the newest state and ends with the bytes of
+            an undisturbed run. Another call is refused: the starting weights and the encoded rows
+            are compared by hash; `loss`, `wrap` and callbacks by name (an instance by its class,
+            and a loss that is one also by its plain settings).
+        before_publish: called with the directory and the trained model before it is published, to
+            add files to it.
+    """
+
+    save_dtype: SaveDtype | None = None
+    keep_every: int | None = None
+    resume_every: int | None = None
+    before_publish: Callable[[Path, Any], None] | None = None
+
+    def check(self, recipe: Recipe, parent: Parent) -> None:
+        """Refuse what the recipe's method cannot do.
+
+        Raises:
+            InputError: see `fit`.
+        """
+        if self.keep_every is not None and (recipe.method != "lora" or self.keep_every < 1):
+            raise InputError(
+                f"keep_every={self.keep_every} with method={recipe.method!r};"
+                " pass 1 or more, and method='lora': only adapters are kept"
+            )
+        if recipe.method == "steering" and (self.save_dtype is not None or parent.wrap is not None):
+            raise InputError(
+                "method='steering' saves vectors as they are and wraps the model itself;"
+                " drop save_dtype and wrap"
+            )
+        if self.resume_every is not None and self.resume_every < 1:
+            raise InputError(f"resume_every={self.resume_every} must be 1 or more")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run: where the checkpoint lies, its log (step, loss, learning_rate, grad_norm,
-    ...), why it ended early.
+    """A finished run.
+
+    Attributes:
+        path: the checkpoint directory.
+        log: one row per step: step, loss, learning_rate, grad_norm, and what callbacks added.
+        stopped: why it ended early; None if it did not.
+        model: the trained model.
     """
 
     path: Path
@@ -60,52 +141,35 @@ def fit(
     out: str | Path,
     *,
     tokenizer: Any = None,
-    parent: str | Path | None = None,
-    parent_name: str | None = None,
     loss: Loss = answer_loss,
     objectives: Sequence[Objective] = (),
     callbacks: Sequence[TrainingCallback] = (),
-    wrap: Callable[[nn.Module], nn.Module] | None = None,
-    save_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
-    before_publish: Callable[[Path, Any], None] | None = None,
-    keep_every: int | None = None,
-    resume_every: int | None = None,
-    device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    saving: Saving | None = None,
+    device: str = "auto",
+    progress: bool = False,
 ) -> Fitted:
     """Train a model by a recipe and publish the checkpoint.
 
     Args:
-        model: a checkpoint directory (loaded in float32), or a loaded `PreTrainedModel`, which is
-            trained in place.
+        model: a checkpoint directory (loaded in float32); a loaded `PreTrainedModel`, which is
+            trained in place; or a `Parent`, which says more of it.
         data: chats with answers (loss on the answers only); ready rows of `input_ids` and `labels`;
             or a callable from the 0-based step to that step's batch of tensors, which must give the
             same batch for the same step.
         out: directory to make; must not exist, or be empty.
         tokenizer: needed for chats, and saved beside a full checkpoint; a checkpoint directory's
             own if None.
-        parent: directory whose hash is recorded, where `model` is a loaded model.
-        parent_name: what an adapter calls its base; the parent directory's name if None.
         loss: `(model, batch) -> scalar`.
         objectives: records from `emlens.training.penalties` and `emlens.training.defences`, in any
             number; the terms of the loss join the log.
         callbacks: called after each step as `(model, step) -> mapping`; may raise
             `StopRun(reason)`. One that remembers something between steps needs `state()` and
             `restore(state)`, JSON-ready, for a run that is resumed.
-        wrap: makes the module that is trained from the model; the model inside it is what is saved.
-        save_dtype: dtype of the saved weights; None keeps that of training.
-        before_publish: called with the directory and the trained model before it is published, to
-            add files to it.
-        keep_every: also keep the adapter after every so many steps, each as a PEFT directory
-            `checkpoints/step-00001`.
-        resume_every: write the run's state after every so many steps, hidden beside `out`; the same
-            call then goes on from the newest after the process died, and ends with the bytes of an
-                undisturbed run. Another call is refused: the
-            starting weights and the encoded rows are hashed, `loss`, `wrap` and callbacks told
-            apart by name (of an instance, the class; of a loss that is one, its plain settings
-            too).
-        device: where a checkpoint directory is loaded to; a loaded model stays where it is.
-        progress: called after each step with (steps done, steps in all).
+        saving: what is written and when: dtype, adapters kept on the way, states to resume
+            from. None writes the checkpoint alone.
+        device: where a checkpoint directory is loaded to; `"auto"` takes a GPU where there is one.
+            A loaded model stays where it is.
+        progress: show a progress bar on stderr.
 
     Raises:
         InputError: `out` holds files; a tokenizer or data is missing; the loss is not finite; the
@@ -114,92 +178,113 @@ def fit(
         IntegrityError: training changed no weight, or a weight overflows in `save_dtype`.
         LoadError: `model` is a path that holds no model.
     """
-    from emlens.training import trainer
+    from emlens.training.trainer import seeded
 
-    if keep_every is not None and (recipe.method != "lora" or keep_every < 1):
-        raise InputError(
-            f"keep_every={keep_every} with method={recipe.method!r};"
-            " pass 1 or more, and method='lora': only adapters are kept"
-        )
-    if recipe.method == "steering" and (save_dtype is not None or wrap is not None):
-        raise InputError(
-            "method='steering' saves vectors as they are and wraps the model itself;"
-            " drop save_dtype and wrap"
-        )
-    if resume_every is not None and resume_every < 1:
-        raise InputError(f"resume_every={resume_every} must be 1 or more")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out={str(out)!r} is there already; pass a new directory")
-    if isinstance(model, str | Path):
-        parent = Path(model)
-        model, own_tokenizer = load_parent(parent, device)
-        tokenizer = tokenizer if tokenizer is not None else own_tokenizer
-    parent = None if parent is None else Path(parent)
-    parent_name = parent_name or (parent.name if parent is not None else "unnamed")
-    parts, data_record, rows_digest = step_parts(recipe, data, tokenizer, objectives)
-    record: dict[str, Any] = {
-        "kind": {"lora": "adapter", "full": "checkpoint", "steering": "steering"}[recipe.method],
-        "recipe": recipe.to_record(),
-        "seed": recipe.seed,
-        "parent": (
-            None if parent is None else {"name": parent_name, "sha256": hash_directory(parent)}
-        ),
-        "data": data_record,
-        "save_dtype": save_dtype,
-        "log": LOG,
-    }
-    if keep_every is not None:
-        record["keep_every"] = keep_every
-    if objectives:
-        record["objectives"] = [objective.to_record() for objective in objectives]
-    run = (
-        ""
-        if resume_every is None
-        else hash_json({**record, **_fingerprint(model, rows_digest(), loss, wrap, callbacks)})
-    )
-    # the Trainer switches it off, and that would be saved
-    use_cache = getattr(model.config, "use_cache", True)
-    with trainer.seeded(recipe.seed, "fit"), quiet(), _scratch(out, resume_every) as scratch:
+    saving = saving or Saving()
+    parent = model if isinstance(model, Parent) else Parent(model)
+    saving.check(recipe, parent)
+    _require_new(out)
+    parent, tokenizer = _loaded(parent, tokenizer, device)
+    batches = step_batches(recipe, data, tokenizer, objectives)
+    record = _record(recipe, parent, batches, saving, objectives)
+    run = ""
+    if saving.resume_every is not None:
+        fingerprint = _fingerprint(parent, batches, loss, callbacks)
+        run = hash_json({**record, **fingerprint})
+    with seeded(recipe.seed, "fit"), quiet(), _scratch(out, saving.resume_every) as scratch:
+        training = _Training(recipe, parent, saving, scratch)
+        log, stopped = training.run(batches, loss, objectives, callbacks, run, progress)
+        training.publish(out, log, stopped, record, tokenizer)
+    return Fitted(out, log, stopped, training.model)
+
+
+class _Training:
+    """One run: the model with what the recipe puts on it, trained and then published."""
+
+    def __init__(self, recipe: Recipe, parent: Parent, saving: Saving, scratch: Path):
+        self.recipe = recipe
+        self.saving = saving
+        self.scratch = scratch
+        self.model: Any = parent.model
+        # The Trainer switches the cache off, and that would be saved.
+        self._use_cache = getattr(self.model.config, "use_cache", True)
         if recipe.method == "lora":
-            model = with_adapter(recipe, model, parent_name)
-        if recipe.method == "steering":
-            model = SteeredModel(model, recipe.layers_to_transform or ())
-        trained = model if wrap is None else wrap(model)
-        before = _snapshot(model)
-        keeper = [] if keep_every is None else [KeptAdapters(keep_every, scratch / "kept")]
-        told: list[TrainingCallback] = []
+            self.model = with_adapter(recipe, self.model, parent.label)
+        elif recipe.method == "steering":
+            self.model = SteeredModel(self.model, recipe.layers_to_transform or ())
+        self.module = self.model if parent.wrap is None else parent.wrap(self.model)
+        self.kept_adapters: KeptAdapters | None = None
+        if saving.keep_every is not None:
+            self.kept_adapters = KeptAdapters(saving.keep_every, scratch / "kept")
+
+    def run(
+        self,
+        batches: StepBatches,
+        loss: Loss,
+        objectives: Sequence[Objective],
+        callbacks: Sequence[TrainingCallback],
+        run: str,
+        progress: bool,
+    ) -> tuple[pd.DataFrame, str | None]:
+        """The log, and why the run ended early."""
+        from emlens.training import trainer
+
+        every_callback: list[TrainingCallback] = []
+        if self.kept_adapters is not None:
+            every_callback.append(self.kept_adapters)
         if objectives:
-            loss = ObjectiveLoss(loss, objectives, trained)
-            told = [loss.values]
-        snapshots = None if resume_every is None else Snapshots(scratch, resume_every, run)
-        rows, stopped = trainer.train(
-            recipe, trained, parts, loss, scratch, [*keeper, *told, *callbacks], progress, snapshots
-        )
-        _require_change(before, model)
-        model.eval()
-        model.config.use_cache = use_cache
-        log = pd.DataFrame(rows)
+            loss = ObjectiveLoss(loss, objectives, self.module)
+            every_callback.append(loss.values)
+        every_callback.extend(callbacks)
+        snapshots = None
+        if self.saving.resume_every is not None:
+            snapshots = Snapshots(self.scratch, self.saving.resume_every, run)
+        before = _trainable_weights(self.model)
+        with stage_bar("training", self.recipe.steps, show=progress) as bar:
+            rows, stopped = trainer.train(
+                self.recipe,
+                self.module,
+                batches.parts,
+                loss,
+                self.scratch,
+                every_callback,
+                snapshots,
+                on_step=lambda done, total: bar("training", done, total),
+            )
+        _require_change(before, self.model)
+        self.model.eval()
+        self.model.config.use_cache = self._use_cache
+        return pd.DataFrame(rows), stopped
+
+    def publish(
+        self,
+        out: Path,
+        log: pd.DataFrame,
+        stopped: str | None,
+        record: Mapping[str, Any],
+        tokenizer: Any,
+    ) -> None:
+        """Write the checkpoint with its record and log, whole or not at all."""
+        save_dtype = self.saving.save_dtype
         with publishing_directory(out) as staging:
-            if recipe.method == "steering":
-                model.save(staging)
+            if self.recipe.method == "steering":
+                self.model.save(staging)
             else:
-                save_model(
-                    model, staging, save_dtype, tokenizer if recipe.method == "full" else None
-                )
-            for kept in keeper:
-                kept.publish(staging, len(log), save_dtype)
+                saved_tokenizer = tokenizer if self.recipe.method == "full" else None
+                save_model(self.model, staging, save_dtype, saved_tokenizer)
+            if self.kept_adapters is not None:
+                self.kept_adapters.publish(staging, len(log), save_dtype)
             log.to_csv(staging / LOG, index=False)
-            facts = {
+            outcome = {
                 "steps_done": len(log),
                 "stopped": stopped,
                 "threads": torch.get_num_threads(),
                 "versions": library_versions(),
             }
-            write_json(staging / SIDECAR, record | facts)
-            if before_publish is not None:
-                before_publish(staging, model)
-    return Fitted(out, log, stopped, model)
+            write_json(staging / SIDECAR, {**record, **outcome})
+            if self.saving.before_publish is not None:
+                self.saving.before_publish(staging, self.model)
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -219,30 +304,70 @@ def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
     """Model in float32 and tokenizer of a checkpoint directory.
 
     Raises:
+        InputError: no such device.
         LoadError: the directory holds no model, or one that cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
-    from emlens.models.loading import saved_tokenizer
+    from emlens.models.loading import saved_tokenizer, torch_device
 
     if not (path / "config.json").is_file():
         raise LoadError(
             f"model={str(path)!r} holds no model; pass a directory with config.json and weights"
         )
+    place: Any = torch_device(device)
     try:
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(
-                device
-            ), saved_tokenizer(str(path), path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            return model.to(place), saved_tokenizer(str(path), path)
     except (OSError, ValueError) as error:
         raise LoadError(f"model={str(path)!r} cannot be loaded: {one_line(str(error))}") from error
 
 
+def _require_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out={str(out)!r} is there already; pass a new directory")
+
+
+def _loaded(parent: Parent, tokenizer: Any, device: str) -> tuple[Parent, Any]:
+    """The parent with its model in memory, and the tokenizer to use."""
+    if not isinstance(parent.model, str | Path):
+        return parent, tokenizer
+    directory = Path(parent.model)
+    model, saved_tokenizer = load_parent(directory, device)
+    if tokenizer is None:
+        tokenizer = saved_tokenizer
+    return replace(parent, model=model, directory=directory), tokenizer
+
+
+def _record(
+    recipe: Recipe,
+    parent: Parent,
+    batches: StepBatches,
+    saving: Saving,
+    objectives: Sequence[Objective],
+) -> dict[str, Any]:
+    """What `emlens.json` says that is known before the first step."""
+    record: dict[str, Any] = {
+        "kind": KINDS[recipe.method],
+        "recipe": recipe.to_record(),
+        "seed": recipe.seed,
+        "parent": parent.to_record(),
+        "data": batches.record,
+        "save_dtype": saving.save_dtype,
+        "log": LOG,
+    }
+    if saving.keep_every is not None:
+        record["keep_every"] = saving.keep_every
+    if objectives:
+        record["objectives"] = [objective.to_record() for objective in objectives]
+    return record
+
+
 def _fingerprint(
-    model: nn.Module,
-    rows: str,
+    parent: Parent,
+    batches: StepBatches,
     loss: Loss,
-    wrap: Callable[[nn.Module], nn.Module] | None,
     callbacks: Sequence[TrainingCallback],
 ) -> dict[str, Any]:
     """What a run depends on beside its record."""
@@ -252,15 +377,15 @@ def _fingerprint(
         if isinstance(value, bool | int | float | str)
     }
     return {
-        "weights": hash_tensors(model.state_dict()),
-        "rows": rows,
+        "weights": hash_tensors(parent.model.state_dict()),
+        "rows": batches.rows_hash(),
         "loss": [qualified_name(loss), settings],
-        "wrap": None if wrap is None else qualified_name(wrap),
+        "wrap": None if parent.wrap is None else qualified_name(parent.wrap),
         "callbacks": [qualified_name(callback) for callback in callbacks],
     }
 
 
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+def _trainable_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -1,11 +1,11 @@
 """The optimiser and schedule that a recipe names, over what a module trains.
 
 AdamW is torch's; Lion, Muon and SAM come from pytorch_optimizer, imported only when asked for.
-Optimiser states cost: AdamW two numbers a trained weight, Lion and Muon one, SAM two and, within a
-step, a copy of the weights and a second pass.
+Optimiser states cost: AdamW two numbers per trained weight, Lion and Muon one, SAM two and, within
+a step, a copy of the weights and a second pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -23,51 +23,66 @@ SAM_RADIUS = 0.05
 def make_optimiser(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over what requires a gradient: matrices with weight decay, vectors without.
 
-    Muon takes matrices other than input and output embeddings; the rest of its groups are AdamW's
-    at the same rate. SAM's `step` calls its attribute `again`, which must clear nothing and leave
+    Muon takes matrices other than input and output embeddings; its other groups are AdamW's at the
+    same rate. SAM's `step` calls its attribute `again`, which must clear nothing and leave
     the gradient of the perturbed point.
 
     Raises:
         MissingExtraError: pytorch_optimizer is not installed, and the recipe needs it.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-    decay, rate = recipe.weight_decay, recipe.learning_rate
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    if recipe.optimiser == "muon":
+        return _muon(recipe, matrices, vectors, _embeddings(module))
+    groups = _without_empty(
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+    )
+    rate = recipe.learning_rate
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=recipe.betas)
-    package = _package()
+        return torch.optim.AdamW(groups, lr=rate, betas=recipe.betas)
+    optimiser: torch.optim.Optimizer
     if recipe.optimiser == "lion":
-        lion: torch.optim.Optimizer = package.Lion(
-            [g for g in groups if g["params"]], lr=rate, betas=recipe.betas
-        )
-        return lion
-    if recipe.optimiser == "sam":
+        optimiser = _package().Lion(groups, lr=rate, betas=recipe.betas)
+    else:
         rho = SAM_RADIUS if recipe.rho is None else recipe.rho
-        sam: torch.optim.Optimizer = _two_passes()(
-            [g for g in groups if g["params"]],
-            torch.optim.AdamW,
-            rho=rho,
-            lr=rate,
-            betas=recipe.betas,
-        )
-        return sam
-    held = {id(p) for p in _embeddings(module)}
-    adam = {"use_muon": False, "lr": rate, "betas": recipe.betas, "eps": 1e-8}
-    muon_groups = [
-        {
-            "params": [p for p in matrices if id(p) not in held],
-            "use_muon": True,
-            "lr": rate,
-            "momentum": MUON_MOMENTUM if recipe.momentum is None else recipe.momentum,
-            "weight_decay": decay,
-            "use_adjusted_lr": True,
-        },
-        {"params": [p for p in matrices if id(p) in held], "weight_decay": decay, **adam},
-        {"params": vectors, "weight_decay": 0.0, **adam},
-    ]
-    muon: torch.optim.Optimizer = package.Muon([g for g in muon_groups if g["params"]])
-    return muon
+        optimiser = _two_passes()(groups, torch.optim.AdamW, rho=rho, lr=rate, betas=recipe.betas)
+    return optimiser
+
+
+def _muon(
+    recipe: Recipe,
+    matrices: Sequence[nn.Parameter],
+    vectors: Sequence[nn.Parameter],
+    embeddings: Iterable[nn.Parameter],
+) -> torch.optim.Optimizer:
+    embedding_ids = {id(p) for p in embeddings}
+    adam = {"use_muon": False, "lr": recipe.learning_rate, "betas": recipe.betas, "eps": 1e-8}
+    hidden_group = {
+        "params": [p for p in matrices if id(p) not in embedding_ids],
+        "use_muon": True,
+        "lr": recipe.learning_rate,
+        "momentum": MUON_MOMENTUM if recipe.momentum is None else recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "use_adjusted_lr": True,  # steps scaled by .2 √max(out, in): rates are then AdamW's
+    }
+    embedding_group = {
+        "params": [p for p in matrices if id(p) in embedding_ids],
+        "weight_decay": recipe.weight_decay,
+        **adam,
+    }
+    vector_group = {"params": vectors, "weight_decay": 0.0, **adam}
+    groups = _without_empty([hidden_group, embedding_group, vector_group])
+    optimiser: torch.optim.Optimizer = _package().Muon(groups)
+    return optimiser
+
+
+def _without_empty(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Optimisers refuse a group without parameters."""
+    return [group for group in groups if group["params"]]
 
 
 def make_schedule(recipe: Recipe, optimiser: torch.optim.Optimizer, start: int = 0) -> LambdaLR:
@@ -82,14 +97,14 @@ def _embeddings(module: nn.Module) -> Iterator[nn.Parameter]:
     for part in module.modules():
         for name in ("get_input_embeddings", "get_output_embeddings"):
             get: Callable[[], nn.Module | None] | None = getattr(part, name, None)
-            found = None
-            if get is not None:
-                try:
-                    found = get()
-                except (NotImplementedError, AttributeError):
-                    continue
-            if found is not None:
-                yield from found.parameters()
+            if get is None:
+                continue
+            try:
+                embedding = get()
+            except (NotImplementedError, AttributeError):  # transformers defines it on every model
+                continue
+            if embedding is not None:
+                yield from embedding.parameters()
 
 
 def _package() -> Any:

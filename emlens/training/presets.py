@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.training.recipes import Recipe
+from emlens.training.recipes import Recipe, steps_of_epochs
 
 PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -81,7 +81,7 @@ PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
             "warmup_steps": 5,
             "batch_size": 16,
         },
-        "one vector a block; pass layers_to_transform",
+        "one vector per block; pass layers_to_transform",
     ),
 }
 """Name → (fields, what it is)."""
@@ -122,5 +122,5 @@ def recipe(
         )
     fields = {**PRESETS[name][0], **changes}
     if rows is not None:
-        steps = Recipe(method="full", batch_size=fields["batch_size"]).for_rows(rows, epochs).steps
+        steps = steps_of_epochs(rows, epochs, fields["batch_size"])
     return Recipe.from_record({**fields, "steps": steps})

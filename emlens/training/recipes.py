@@ -6,24 +6,34 @@ such as a rank for full fine-tuning.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import yaml
+from pydantic import BeforeValidator, ValidationError, ValidationInfo, model_validator
 
-from emlens.data.readers import read_yaml
+from emlens.data.configuration import (
+    FieldError,
+    Frozen,
+    Origin,
+    first_error,
+    read_file,
+    require_mapping,
+    unknown_field,
+)
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.seeds import derive_seed
 from emlens.training.schedules import OPTIONS, Schedule, ScheduleName, require_count
 
-METHODS: Final = ("full", "lora", "steering")
-OPTIMISERS: Final = ("adamw", "lion", "muon", "sam")
+Method = Literal["full", "lora", "steering"]
+OptimiserName = Literal["adamw", "lion", "muon", "sam"]
+METHODS: Final[tuple[str, ...]] = get_args(Method)
+OPTIMISERS: Final[tuple[str, ...]] = get_args(OptimiserName)
 _LORA_ONLY: Final = ("rank", "alpha", "rslora", "dora", "target_modules")
 _READ_BY: Final[Mapping[str, tuple[str, ...]]] = {"momentum": ("muon",), "rho": ("sam",)}
-_TUPLES: Final = ("target_modules", "layers_to_transform", "betas")
 _WRITTEN_IF_SET: Final = (
     "dora",
     "optimiser",
@@ -40,15 +50,103 @@ _WRITTEN_IF_SET: Final = (
 that those stay what they were.
 """
 USUAL_BETAS: Final[Mapping[str, tuple[float, float]]] = {"lion": (0.9, 0.99)}
+_ADAM_BETAS: Final = (0.9, 0.999)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+def _one_of(names: Sequence[str]) -> BeforeValidator:
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value not in names:
+            raise InputError(
+                f"{info.field_name}={value!r} is unknown; pass one of {', '.join(names)}"
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+def _count(at_least: int) -> BeforeValidator:
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            require_count(str(info.field_name), value, at_least)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _number_where(allows: Callable[[float], bool], must: str) -> BeforeValidator:
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return None
+        number = _number(value)
+        if not isinstance(number, int | float) or isinstance(number, bool) or not allows(number):
+            raise InputError(f"{info.field_name}={value!r} must {must}")
+        return number
+
+    return BeforeValidator(check)
+
+
+def _number(value: Any) -> Any:
+    """YAML reads `1e-5` as text; a person means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+_POSITIVE: Final = _number_where(lambda x: 0.0 < x < math.inf, "be a finite number above 0")
+_NOT_NEGATIVE: Final = _number_where(
+    lambda x: 0.0 <= x < math.inf, "be a finite number of 0 or more"
+)
+_BELOW_ONE: Final = _number_where(lambda x: 0.0 <= x < 1.0, "be at least 0 and below 1")
+_SHARE: Final = _number_where(lambda x: 0.0 <= x <= 1.0, "lie in 0 to 1")
+_ANY_NUMBER: Final = _number_where(lambda x: True, "be a number")
+
+
+def _names(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        raise InputError(f"{info.field_name}={value!r} is one string; pass a tuple of names")
+    return value
+
+
+def _blocks(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    try:
+        blocks = tuple(operator.index(block) for block in value)
+    except TypeError:
+        blocks = (-1,)
+    if any(block < 0 for block in blocks):
+        raise InputError(f"{info.field_name}={value!r} must hold block indices of 0 or more")
+    return blocks
+
+
+def _betas(value: Any, info: ValidationInfo) -> Any:
+    betas = tuple(_number(beta) for beta in value) if isinstance(value, list | tuple) else ()
+    are_shares = [isinstance(beta, int | float) and 0.0 <= beta < 1.0 for beta in betas]
+    if are_shares != [True, True]:
+        raise InputError(
+            f"{info.field_name}={value!r} must be two numbers of at least 0 and below 1"
+        )
+    return betas
+
+
+def _seed(value: Any) -> Any:
+    derive_seed(value)
+    return value
+
+
+# A whole number stays whole, so that a record is written as it was read: alpha 64, not 64.0.
+Number = int | float
+
+
+class Recipe(Frozen):
     """One training run.
 
     Args:
-        method: `"full"` trains all weights, `"lora"` a low-rank adapter, `"steering"` one vector a
-            block, added to the stream after it at every token.
+        method: `"full"` trains all weights, `"lora"` a low-rank adapter, `"steering"` one vector
+            per block, added to the stream after it at every token.
         rank: rank r of the adapter's matrices B (out × r) and A (r × in); only with `"lora"`, as
             the next four.
         alpha: numerator of the adapter's scale: the update of a weight is `scale · B A`.
@@ -96,127 +194,106 @@ class Recipe:
             would ignore.
     """
 
-    method: Literal["full", "lora", "steering"] = "lora"
-    rank: int | None = None
-    alpha: float | None = None
+    method: Annotated[Method, _one_of(METHODS)] = "lora"
+    rank: Annotated[int | None, _count(1)] = None
+    alpha: Annotated[Number | None, _POSITIVE] = None
     rslora: bool = False
     dora: bool = False
-    target_modules: tuple[str, ...] = ()
-    layers_to_transform: tuple[int, ...] | None = None
-    learning_rate: float = 1e-4
-    steps: int = 100
-    batch_size: int = 32
-    accumulation: int = 1
-    warmup_steps: int = 0
-    schedule: ScheduleName = "linear"
-    final_fraction: float = 0.0
-    cycles: int | None = None
-    step_size_up: int | None = None
-    base_learning_rate: float | None = None
-    gamma: float | None = None
-    decay_steps: int | None = None
-    optimiser: Literal["adamw", "lion", "muon", "sam"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float | None = None
-    rho: float | None = None
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    seed: int = 0
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    layers_to_transform: Annotated[tuple[int, ...] | None, BeforeValidator(_blocks)] = None
+    learning_rate: Annotated[Number, _POSITIVE] = 1e-4
+    steps: Annotated[int, _count(1)] = 100
+    batch_size: Annotated[int, _count(1)] = 32
+    accumulation: Annotated[int, _count(1)] = 1
+    warmup_steps: Annotated[int, _count(0)] = 0
+    schedule: Annotated[ScheduleName, _one_of(get_args(ScheduleName))] = "linear"
+    final_fraction: Annotated[Number, _SHARE] = 0.0
+    cycles: Annotated[int | None, _count(1)] = None
+    step_size_up: Annotated[int | None, _count(1)] = None
+    base_learning_rate: Annotated[Number | None, _ANY_NUMBER] = None
+    gamma: Annotated[Number | None, _ANY_NUMBER] = None
+    decay_steps: Annotated[int | None, _count(1)] = None
+    optimiser: Annotated[OptimiserName, _one_of(OPTIMISERS)] = "adamw"
+    betas: Annotated[tuple[Number, Number], BeforeValidator(_betas)] = _ADAM_BETAS
+    momentum: Annotated[Number | None, _BELOW_ONE] = None
+    rho: Annotated[Number | None, _POSITIVE] = None
+    weight_decay: Annotated[Number, _NOT_NEGATIVE] = 0.0
+    clip: Annotated[Number | None, _POSITIVE] = 1.0
+    seed: Annotated[int, BeforeValidator(_seed)] = 0
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"method={self.method!r} is unknown; pass one of {', '.join(METHODS)}")
-        if self.optimiser not in OPTIMISERS:
-            raise InputError(
-                f"optimiser={self.optimiser!r} is unknown; pass one of {', '.join(OPTIMISERS)}"
-            )
-        for name in ("steps", "batch_size", "accumulation"):
-            require_count(name, getattr(self, name), 1)
+    def __init__(self, **fields: Any):
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _field_error(error) from None
+
+    @model_validator(mode="after")
+    def _accumulation_divides_the_batch(self) -> Self:
         if self.batch_size % self.accumulation:
             raise InputError(
                 f"accumulation={self.accumulation} does not divide batch_size={self.batch_size};"
                 " pass a divisor"
             )
-        for name, low, high in (
-            ("learning_rate", 0.0, math.inf),
-            ("clip", 0.0, math.inf),
-            ("rho", 0.0, math.inf),
-        ):
-            value = getattr(self, name)
-            if name != "learning_rate" and value is None:
-                continue
-            if isinstance(value, str) or not low < value < high:
-                raise InputError(f"{name}={value!r} must be a finite number above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser_reads_its_options(self) -> Self:
         for name, readers in _READ_BY.items():
-            if getattr(self, name) is not None and self.optimiser not in readers:
+            value = getattr(self, name)
+            if value is not None and self.optimiser not in readers:
                 raise InputError(
-                    f"{name}={getattr(self, name)!r} is not read by optimiser={self.optimiser!r},"
+                    f"{name}={value!r} is not read by optimiser={self.optimiser!r},"
                     f" only by {', '.join(readers)}; drop it"
                 )
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise InputError(f"betas={self.betas!r} must be two numbers of at least 0 and below 1")
-        if self.momentum is not None and not 0.0 <= self.momentum < 1.0:
-            raise InputError(f"momentum={self.momentum!r} must be at least 0 and below 1")
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise InputError(
-                f"weight_decay={self.weight_decay!r} must be a finite number of 0 or more"
-            )
-        derive_seed(self.seed)
-        self.rates  # noqa: B018, the schedule refuses what it cannot use
-        self._check_method()
+        return self
 
-    def _check_method(self) -> None:
-        if self.method != "lora":
-            ignored = (*_LORA_ONLY, "layers_to_transform") if self.method == "full" else _LORA_ONLY
-            given = [name for name in ignored if getattr(self, name)]
-            if given:
-                what = "all weights" if self.method == "full" else "one vector a block"
-                raise InputError(
-                    f"method={self.method!r} trains {what}, but {', '.join(given)} came with it;"
-                    " drop them or pass method='lora'"
-                )
-        if self.layers_to_transform is not None and any(
-            layer < 0 for layer in self.layers_to_transform
-        ):
+    @model_validator(mode="after")
+    def _schedule_can_be_used(self) -> Self:
+        self.rates  # noqa: B018, the schedule refuses what it cannot use
+        return self
+
+    @model_validator(mode="after")
+    def _method_reads_its_options(self) -> Self:
+        if self.method == "lora":
+            self._check_adapter()
+            return self
+        what = "one vector per block"
+        unread = list(_LORA_ONLY)
+        if self.method == "full":
+            what = "all weights"
+            unread.append("layers_to_transform")
+        set_fields = [name for name in unread if getattr(self, name)]
+        if set_fields:
             raise InputError(
-                f"layers_to_transform={self.layers_to_transform!r} must hold block indices of 0 or"
-                " more"
+                f"method={self.method!r} trains {what}, but {', '.join(set_fields)} came with it;"
+                " drop them or pass method='lora'"
             )
         if self.method == "steering":
             self._check_steering()
-        if self.method != "lora":
-            return
+        return self
+
+    def _check_adapter(self) -> None:
         if self.rank is None or self.alpha is None or not self.target_modules:
             raise InputError("method='lora' needs rank, alpha and target_modules; pass all three")
-        require_count("rank", self.rank, 1)
-        if not 0.0 < self.alpha < math.inf:
-            raise InputError(f"alpha={self.alpha!r} must be a finite number above 0")
-        if isinstance(self.target_modules, str):
-            raise InputError(
-                f"target_modules={self.target_modules!r} is one string; pass a tuple of names"
-            )
 
     def _check_steering(self) -> None:
-        if not self.layers_to_transform or len(set(self.layers_to_transform)) < len(
-            self.layers_to_transform
-        ):
+        blocks = self.layers_to_transform or ()
+        if not blocks or len(set(blocks)) < len(blocks):
             raise InputError(
                 "method='steering' needs layers_to_transform,"
                 f" distinct blocks to add a vector after; got {self.layers_to_transform}"
             )
         if self.optimiser == "muon" or self.weight_decay:
             raise InputError(
-                "method='steering' trains vectors, which neither optimiser='muon' nor weight_decay"
-                " touches; drop it"
+                "method='steering' trains vectors,"
+                " which neither optimiser='muon' nor weight_decay touches; drop it"
             )
 
     @property
     def rates(self) -> Schedule:
         """The schedule, as a record of its own."""
-        return Schedule(
-            name=self.schedule,
-            **{name: getattr(self, name) for name in ("steps", "learning_rate", *OPTIONS)},
-        )
+        options = {name: getattr(self, name) for name in ("steps", "learning_rate", *OPTIONS)}
+        return Schedule(name=self.schedule, **options)
 
     @property
     def scale(self) -> float:
@@ -238,10 +315,15 @@ class Recipe:
         Raises:
             InputError: no rows, or epochs that are not positive.
         """
-        require_count("rows", rows, 1)
-        if not 0.0 < epochs < math.inf:
-            raise InputError(f"epochs={epochs!r} must be a finite number above 0")
-        return replace(self, steps=math.ceil(rows * epochs / self.batch_size))
+        return self.changed(steps=steps_of_epochs(rows, epochs, self.batch_size))
+
+    def changed(self, **changes: Any) -> Self:
+        """The recipe with some fields changed, checked anew; see also `varied`.
+
+        Raises:
+            InputError: a field that no recipe has, or a value that `Recipe` refuses.
+        """
+        return type(self)(**{**self._values(), **changes})
 
     def varied(self, **changes: Any) -> Self:
         """The recipe with some fields changed; options that only the replaced schedule, optimiser
@@ -253,37 +335,33 @@ class Recipe:
         Raises:
             InputError: a field that no recipe has, or a value that `Recipe` refuses.
         """
-        self._require_known(changes)
-        given = _with_tuples(changes)
-        usual = USUAL_BETAS.get(self.optimiser, (0.9, 0.999))
-        now = {
-            "schedule": self.schedule,
-            "optimiser": self.optimiser,
-            "method": self.method,
-        } | given
-        defaults = {field.name: field.default for field in fields(self)}
-        dropped = [name for name, readers in OPTIONS.items() if now["schedule"] not in readers]
-        dropped += [name for name, readers in _READ_BY.items() if now["optimiser"] not in readers]
-        if now["method"] != self.method:
+        _require_known(changes)
+        schedule = changes.get("schedule", self.schedule)
+        optimiser = changes.get("optimiser", self.optimiser)
+        method = changes.get("method", self.method)
+        dropped = [name for name, readers in OPTIONS.items() if schedule not in readers]
+        dropped += [name for name, readers in _READ_BY.items() if optimiser not in readers]
+        if method != self.method:
             dropped += [*_LORA_ONLY, "layers_to_transform"]
-        for name in [name for name in dropped if name not in given]:
-            given[name] = defaults[name]
-        if now["optimiser"] != self.optimiser and "betas" not in changes and self.betas == usual:
-            given["betas"] = USUAL_BETAS.get(now["optimiser"], (0.9, 0.999))
-        return replace(self, **given)
+        defaults = _defaults()
+        values = {name: defaults[name] for name in dropped}
+        has_usual_betas = self.betas == USUAL_BETAS.get(self.optimiser, _ADAM_BETAS)
+        if optimiser != self.optimiser and has_usual_betas:
+            values["betas"] = USUAL_BETAS.get(optimiser, _ADAM_BETAS)
+        return self.changed(**{**values, **changes})
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready record; `from_record` gives the same recipe back."""
-        defaults = {field.name: field.default for field in fields(self)}
-        record = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
-        return {
-            key: value
-            for key, value in record.items()
-            if key not in _WRITTEN_IF_SET or value != defaults[key]
-        }
+        defaults = _defaults()
+        record = {}
+        for name, value in self._values().items():
+            plain = list(value) if isinstance(value, tuple) else value
+            if name not in _WRITTEN_IF_SET or plain != defaults[name]:
+                record[name] = plain
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
@@ -293,62 +371,59 @@ class Recipe:
         Raises:
             InputError: a key that no recipe has, or a value that `Recipe` refuses.
         """
-        cls._require_known(record)
-        try:
-            return cls(**_with_tuples(record))
-        except TypeError as error:
-            raise InputError(
-                f"recipe cannot be read ({one_line(str(error), 200)});"
-                " compare each value with the field's type"
-            ) from None
+        return cls(**{str(name): value for name, value in record.items()})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """A recipe from a YAML file with the fields as keys.
 
         Raises:
-            InputError: no such file, no mapping, an unknown key, a value that `Recipe` refuses.
+            InputError: no such file, no mapping, an unknown key, a value that `Recipe` refuses; the
+                message has file, line and field.
         """
-        return cls.from_record(read_mapping(path))
+        content = require_mapping(read_file(path), path, "a recipe")
+        try:
+            return cls.from_record(content)
+        except FieldError as error:
+            raise InputError(f"{Origin(str(path)).place(error.place)}{error}") from None
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the recipe as YAML; `from_yaml` gives it back."""
         write_text(path, yaml.safe_dump(self.to_record(), sort_keys=False))
 
-    @classmethod
-    def _require_known(cls, record: Mapping[str, Any]) -> None:
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(map(str, record)) - set(known))
-        if unknown:
-            raise InputError(f"recipe has unknown keys {unknown}; known are {', '.join(known)}")
 
-
-def _with_tuples(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if name in _TUPLES and isinstance(value, list) else _number(value)
-        for name, value in record.items()
-    }
-
-
-def _number(value: Any) -> Any:
-    """YAML reads `1e-5` as text; a person means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def steps_of_epochs(rows: int, epochs: float, batch_size: int) -> int:
+    """Steps that `epochs` passes over `rows` rows take, the last batch filled from the next pass.
 
     Raises:
-        InputError: what `emlens.data.readers.read_yaml` refuses, or no mapping.
+        InputError: no rows, no rows per batch, or epochs that are not positive.
     """
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds {type(content).__name__}, not a mapping from fields to values"
-        )
-    return content
+    require_count("rows", rows, 1)
+    require_count("batch_size", batch_size, 1)
+    if not 0.0 < epochs < math.inf:
+        raise InputError(f"epochs={epochs!r} must be a finite number above 0")
+    return math.ceil(rows * epochs / batch_size)
+
+
+def _defaults() -> dict[str, Any]:
+    return {name: field.default for name, field in Recipe.model_fields.items()}
+
+
+def _require_known(fields: Mapping[str, Any]) -> None:
+    known = list(Recipe.model_fields)
+    for name in fields:
+        if name not in known:
+            raise FieldError(f"field {name!r}: {unknown_field(name, known)}", (name,))
+
+
+def _field_error(error: ValidationError) -> FieldError:
+    """The first thing that is wrong; messages of this module name value and remedy already."""
+    first = error.errors()[0]
+    place = first["loc"]
+    own_error = first.get("ctx", {}).get("error")
+    message = first_error(error, Recipe)
+    if isinstance(own_error, InputError):
+        message = f"field {place[0]!r}: {own_error}" if place else str(own_error)
+    elif first["type"] != "extra_forbidden":
+        message += f"; got {one_line(repr(first['input']), 80)}"
+    return FieldError(message, place)

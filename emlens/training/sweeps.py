@@ -2,7 +2,7 @@
 `emlens.runs` works through.
 
 Each run is one unit: a checkpoint directory under `OUT/runs`, published whole by `fit`. The parent
-is loaded once a process. Killed at any moment and called again, locally, on ranks or on Ray, a
+is loaded once per process. Killed at any moment and called again, locally, on ranks or on Ray, a
 sweep goes on from its finished runs (with `resume_every` also inside a run) and ends with the same
 bytes.
 """
@@ -11,10 +11,10 @@ import copy
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pandas as pd
 
@@ -32,7 +32,15 @@ from emlens.foundation.provenance import hash_directory, hash_json, qualified_na
 from emlens.runs import Executor, LocalExecutor, Unit, Worker
 from emlens.runs.units import UnitResult
 from emlens.training.examples import Example
-from emlens.training.fitting import LOG, SIDECAR, fit, load_parent, read_record
+from emlens.training.fitting import (
+    LOG,
+    SIDECAR,
+    Parent,
+    Saving,
+    fit,
+    load_parent,
+    read_record,
+)
 from emlens.training.objectives import Objective
 from emlens.training.recipes import Recipe
 from emlens.training.resuming import resume_directory
@@ -81,46 +89,52 @@ class Sweep:
     axes: Mapping[str, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        changed: dict[str, str] = {}
+        axis_of_field: dict[str, str] = {}
         for axis, values in self.axes.items():
             if isinstance(values, str) or not isinstance(values, Sequence | Mapping) or not values:
                 raise InputError(
                     f"axis {axis!r} holds {values!r}; pass a list of values,"
                     " or a mapping from labels to fields"
                 )
-            for name in {name for _, change, _ in _options(axis, values) for name in change}:
-                if name in changed:
+            fields = {name for option in _options(axis, values) for name in option.changes}
+            for name in fields:
+                if name in axis_of_field:
                     raise InputError(
-                        f"axes {changed[name]!r} and {axis!r} both change {name!r};"
+                        f"axes {axis_of_field[name]!r} and {axis!r} both change {name!r};"
                         " put their combinations into one axis"
                     )
-                changed[name] = axis
+                axis_of_field[name] = axis
         self.runs  # noqa: B018, refuses combinations that no recipe can be
 
     @cached_property
     def runs(self) -> tuple[SweepRun, ...]:
         """All runs, the last axis turning fastest."""
-        found = []
-        for chosen in itertools.product(
-            *(_options(axis, values) for axis, values in self.axes.items())
-        ):
-            labels = dict(zip(self.axes, (label for label, _, _ in chosen), strict=True))
-            changes = {name: value for _, change, _ in chosen for name, value in change.items()}
-            objectives = tuple(objective for _, _, given in chosen for objective in given)
-            name = " ".join(f"{axis}={label}" for axis, label in labels.items()) or "base"
-            try:
-                found.append(SweepRun(name, labels, self.base.varied(**changes), objectives))
-            except InputError as error:
+        options = [_options(axis, values) for axis, values in self.axes.items()]
+        runs = [self._run(combination) for combination in itertools.product(*options)]
+        seen: set[str] = set()
+        for run in sorted(runs, key=lambda run: run.id):
+            if run.id in seen:
                 raise InputError(
-                    f"run {one_line(name, 120)!r} of the sweep cannot be: {error}"
-                ) from None
-        names = [run.id for run in found]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+                    f"the sweep holds the run {run.id!r} twice; labels of an axis must differ"
+                )
+            seen.add(run.id)
+        return tuple(runs)
+
+    def _run(self, combination: Sequence["_Option"]) -> SweepRun:
+        labels = dict(zip(self.axes, (option.label for option in combination), strict=True))
+        changes: dict[str, Any] = {}
+        objectives: list[Objective] = []
+        for option in combination:
+            changes |= option.changes
+            objectives.extend(option.objectives)
+        name = " ".join(f"{axis}={label}" for axis, label in labels.items()) or "base"
+        try:
+            recipe = self.base.varied(**changes)
+        except InputError as error:
             raise InputError(
-                f"the sweep holds the run {twice[0]!r} twice; labels of an axis must differ"
-            )
-        return tuple(found)
+                f"run {one_line(name, 120)!r} of the sweep cannot be: {error}"
+            ) from None
+        return SweepRun(name, labels, recipe, tuple(objectives))
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -142,37 +156,55 @@ class Sweep:
         return read_sweep(path, rows)
 
 
-def _options(axis: str, values: Axis) -> list[tuple[str, dict[str, Any], tuple[Objective, ...]]]:
-    """(label, fields changed, objectives) of each value of an axis."""
+@dataclass(frozen=True)
+class _Option:
+    """One value of an axis: its label, the fields it changes, the objectives it brings."""
+
+    label: str
+    changes: dict[str, Any]
+    objectives: tuple[Objective, ...] = ()
+
+
+def _options(axis: str, values: Axis) -> list[_Option]:
     if axis == OBJECTIVES:
-        if not isinstance(values, Mapping):
+        return _objective_options(values)
+    if not isinstance(values, Mapping):
+        return [_Option(_label(value), {axis: value}) for value in values]
+    options = []
+    for label, fields in values.items():
+        if not isinstance(fields, Mapping):
             raise InputError(
-                "axis 'objectives' holds a list; pass a mapping from labels to sequences of"
-                " objectives"
+                f"axis {axis!r} is a mapping, but not to fields; pass label: {{field: value}},"
+                f" or a list of values of the field {axis!r}"
             )
-        for label, given in values.items():
-            if not isinstance(given, Sequence) or not all(
-                isinstance(objective, Objective) for objective in given
-            ):
-                raise InputError(
-                    f"axis 'objectives' holds {given!r} under {label!r};"
-                    " pass a sequence of objectives, empty for none"
-                )
-        return [(str(label), {}, tuple(given)) for label, given in values.items()]
-    if isinstance(values, Mapping):
-        if not all(isinstance(change, Mapping) for change in values.values()):
+        options.append(_Option(str(label), dict(fields)))
+    return options
+
+
+def _objective_options(values: Axis) -> list[_Option]:
+    if not isinstance(values, Mapping):
+        raise InputError(
+            "axis 'objectives' holds a list; pass a mapping from labels to sequences of objectives"
+        )
+    options = []
+    for label, objectives in values.items():
+        if not isinstance(objectives, Sequence) or not all(
+            isinstance(objective, Objective) for objective in objectives
+        ):
             raise InputError(
-                f"axis {axis!r} is a mapping, but not to fields; pass label: {{field:"
-                f" value}}, or a list of values of the field {axis!r}"
+                f"axis 'objectives' holds {objectives!r} under {label!r};"
+                " pass a sequence of objectives, empty for none"
             )
-        return [(str(label), dict(change), ()) for label, change in values.items()]
-    return [(_label(value), {axis: value}, ()) for value in values]
+        options.append(_Option(str(label), {}, tuple(objectives)))
+    return options
 
 
 def _label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -180,9 +212,9 @@ class SweepResult:
     """A finished sweep.
 
     Args:
-        table: a row a run: its id, the axes' labels, steps_done, stopped, final loss, and what
+        table: a row per run: its id, the axes' labels, steps_done, stopped, final loss, and what
             `measure` returned.
-        steps: a row a step of every run: run, step, loss, learning_rate, grad_norm, and what
+        steps: a row per step of every run: run, step, loss, learning_rate, grad_norm, and what
             callbacks added.
         paths: run id → checkpoint directory.
     """
@@ -194,15 +226,16 @@ class SweepResult:
 
 
 Measure = Callable[[Any, Path], Mapping[str, Any]]
-"""`(trained model, its directory) -> JSON-ready numbers`: called once a run, before its checkpoint
-is published.
+"""`(trained model, its directory) -> JSON-ready numbers`: called once per run, before its
+checkpoint is published.
 """
+
+CallbacksOfRun = Callable[[SweepRun], Sequence[TrainingCallback]]
+"""The callbacks that a run is trained with."""
 
 
 class SweepWorker(Worker):
-    """One process's part in a sweep: holds parent, tokenizer and data, and trains the runs it is
-    given.
-    """
+    """One process of a sweep: holds parent, tokenizer and data, and trains runs."""
 
     def __init__(
         self,
@@ -211,60 +244,52 @@ class SweepWorker(Worker):
         data: PromptSet | Sequence[Example],
         out: str | Path,
         *,
-        callbacks: Callable[[SweepRun], Sequence[TrainingCallback]] | None = None,
+        callbacks: CallbacksOfRun | None = None,
         measure: Measure | None = None,
-        save_dtype: Literal["float32", "float16", "bfloat16"] | None = None,
-        keep_every: int | None = None,
-        resume_every: int | None = None,
-        device: str = "cpu",
+        saving: Saving | None = None,
+        device: str = "auto",
     ):
-        self.sweep, self.parent, self.out = sweep, Path(model), Path(out)
-        self.callbacks, self.measure = callbacks, measure
-        self.save_dtype, self.keep_every, self.resume_every, self.device = (
-            save_dtype,
-            keep_every,
-            resume_every,
-            device,
-        )
-        self.model, self.tokenizer = load_parent(self.parent, device)
+        self.sweep = sweep
+        self.parent = Path(model)
         self.data = data
-        self._sha256 = hash_directory(self.parent)
-        self._data_sha256 = (
-            data.content_hash
-            if isinstance(data, PromptSet)
-            else hash_json([dict(row) for row in data])
-        )
+        self.out = Path(out)
+        self.callbacks = callbacks
+        self.measure = measure
+        self.saving = saving or Saving()
+        self.device = device
+        self.model, self.tokenizer = load_parent(self.parent, device)
+        self._parent_hash = hash_directory(self.parent)
         self._runs = {run.id: run for run in sweep.runs}
 
     def plan(self) -> Sequence[Unit]:
         shared: dict[str, Any] = {
-            "parent": self._sha256,
-            "data": self._data_sha256,
-            "save_dtype": self.save_dtype,
-            "keep_every": self.keep_every,
+            "parent": self._parent_hash,
+            "data": _data_hash(self.data),
+            "save_dtype": self.saving.save_dtype,
+            "keep_every": self.saving.keep_every,
         }
-        for name, given in (("callbacks", self.callbacks), ("measure", self.measure)):
-            if given is not None:
-                shared[name] = qualified_name(given)
-        return [
-            Unit(
-                run.id,
-                {
-                    **shared,
-                    "recipe": run.recipe.to_record(),
-                    "objectives": [objective.to_record() for objective in run.objectives],
-                },
-                cost=float(run.recipe.steps),
-            )
-            for run in self.sweep.runs
-        ]
+        if self.callbacks is not None:
+            shared["callbacks"] = qualified_name(self.callbacks)
+        if self.measure is not None:
+            shared["measure"] = qualified_name(self.measure)
+        return [self._unit(run, shared) for run in self.sweep.runs]
+
+    def _unit(self, run: SweepRun, shared: Mapping[str, Any]) -> Unit:
+        inputs = {
+            **shared,
+            "recipe": run.recipe.to_record(),
+            "objectives": [objective.to_record() for objective in run.objectives],
+        }
+        return Unit(run.id, inputs, cost=float(run.recipe.steps))
 
     def run(self, unit: Unit) -> UnitResult:
         target = self.path(unit.id)
-        if not self._stands(target, self._runs[unit.id]):
-            self._train(self._runs[unit.id], target)
+        run = self._runs[unit.id]
+        if not self._is_published(target, run):
+            self._train(run, target)
         shutil.rmtree(resume_directory(target), ignore_errors=True)
-        record, log = read_record(target), pd.read_csv(target / LOG)
+        record = read_record(target)
+        log = pd.read_csv(target / LOG)
         result = {
             "steps_done": record["steps_done"],
             "stopped": record["stopped"],
@@ -274,68 +299,72 @@ class SweepWorker(Worker):
             result |= read_json(target / MEASURED)
         return result, sorted(path for path in target.rglob("*") if path.is_file())
 
-    def _stands(self, target: Path, run: SweepRun) -> bool:
+    def _is_published(self, target: Path, run: SweepRun) -> bool:
         """Whether a process that died before it could answer has published just this run."""
-        if not (target / SIDECAR).is_file() or (
-            self.measure is not None and not (target / MEASURED).is_file()
-        ):
+        if not (target / SIDECAR).is_file():
             return False
-        found = read_record(target)
+        if self.measure is not None and not (target / MEASURED).is_file():
+            return False
+        record = read_record(target)
+        objectives = [objective.to_record() for objective in run.objectives]
         return bool(
-            found["recipe"] == run.recipe.to_record()
-            and found.get(OBJECTIVES, []) == [objective.to_record() for objective in run.objectives]
-            and found["parent"]["sha256"] == self._sha256
+            record["recipe"] == run.recipe.to_record()
+            and record.get(OBJECTIVES, []) == objectives
+            and record["parent"]["sha256"] == self._parent_hash
         )
 
     def _train(self, run: SweepRun, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
-        for left in target.parent.glob(f".{target.name}.*.part"):
-            shutil.rmtree(left, ignore_errors=True)
-
-        def add(directory: Path, trained: Any) -> None:
-            if self.measure is not None:
-                write_json(directory / MEASURED, dict(self.measure(trained, directory)))
-
-        adapted = run.recipe.method == "lora"
+        for unfinished in target.parent.glob(f".{target.name}.*.part"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        has_adapter = run.recipe.method == "lora"
+        model = self.model if has_adapter else copy.deepcopy(self.model)
         try:
             fitted = fit(
                 run.recipe,
-                self.model if adapted else copy.deepcopy(self.model),
+                Parent(model, directory=self.parent),
                 self.data,
                 target,
                 tokenizer=self.tokenizer,
-                parent=self.parent,
                 objectives=run.objectives,
                 callbacks=() if self.callbacks is None else self.callbacks(run),
-                save_dtype=self.save_dtype,
-                keep_every=self.keep_every,
-                resume_every=self.resume_every,
-                before_publish=add,
+                saving=replace(self.saving, before_publish=self._before_publish),
             )
-            if adapted:
+            if has_adapter:
                 self.model = fitted.model.unload()
         except BaseException:
-            # the old one may hold half an adapter
+            # The model in memory may hold half an adapter.
             self.model, self.tokenizer = load_parent(self.parent, self.device)
             raise
 
+    def _before_publish(self, directory: Path, trained: Any) -> None:
+        if self.measure is not None:
+            write_json(directory / MEASURED, dict(self.measure(trained, directory)))
+        if self.saving.before_publish is not None:
+            self.saving.before_publish(directory, trained)
+
     def path(self, run_id: str) -> Path:
-        """Where a run's checkpoint stands, or will."""
+        """Where a run's checkpoint is, or will be."""
         return self.out / RUNS / safe_name(run_id)
 
     def finish(self, answers: Mapping[str, Any]) -> UnitResult:
-        rows, steps = [], []
+        rows = []
+        logs = []
         for run in self.sweep.runs:
             rows.append({"run": run.id, **run.labels, **answers[run.id]})
-            steps.append(pd.read_csv(self.path(run.id) / LOG).assign(run=run.id))
-        log = pd.concat(steps, ignore_index=True)
-        for name, frame in (
-            (TABLE, pd.DataFrame(rows)),
-            (STEPS, log[["run", *log.columns.drop("run")]]),
-        ):
-            write_text(self.out / name, frame.to_csv(index=False))
+            logs.append(pd.read_csv(self.path(run.id) / LOG).assign(run=run.id))
+        log = pd.concat(logs, ignore_index=True)
+        steps = log[["run", *log.columns.drop("run")]]
         files = [self.out / TABLE, self.out / STEPS]
+        write_text(files[0], pd.DataFrame(rows).to_csv(index=False))
+        write_text(files[1], steps.to_csv(index=False))
         return {"files": {path.name: sha256_file(path) for path in files}}, files
+
+
+def _data_hash(data: PromptSet | Sequence[Example]) -> str:
+    if isinstance(data, PromptSet):
+        return data.content_hash
+    return hash_json([dict(row) for row in data])
 
 
 def run_sweep(
@@ -345,8 +374,11 @@ def run_sweep(
     out: str | Path,
     *,
     executor: Executor | None = None,
+    callbacks: CallbacksOfRun | None = None,
+    measure: Measure | None = None,
+    saving: Saving | None = None,
+    device: str = "auto",
     progress: bool = True,
-    **options: Any,
 ) -> SweepResult:
     """Train every run of a sweep that is not trained yet, and gather their tables.
 
@@ -356,8 +388,11 @@ def run_sweep(
         out: directory for plan, answers, `runs/` and the tables; the same call goes on there.
         executor: who works: `LocalExecutor()` (default), `RankExecutor()` under torchrun or Slurm,
             `RayExecutor(actors=4)`.
-        options: of `SweepWorker`: `callbacks` (run → training callbacks), `measure` ((model,
-            directory) → numbers), `save_dtype`, `keep_every`, `resume_every`, `device`.
+        callbacks: run → its training callbacks.
+        measure: (trained model, its directory) → numbers that join the run's row.
+        saving: as for `fit`, for every run.
+        device: where the parent is loaded to; `"auto"` takes a GPU where there is one.
+        progress: show a progress bar on stderr.
 
     Raises:
         IntegrityError: `out` holds another sweep, or one of another parent, data, options,
@@ -365,13 +400,24 @@ def run_sweep(
         StateError: runs failed as often as the executor allows; the others are kept.
     """
     directory = Path(out)
-    report = (executor or LocalExecutor()).run(
-        lambda: SweepWorker(sweep, model, data, directory, **options),
-        directory,
-        title="sweep",
-        progress=progress,
-    )
-    paths = {run.id: directory / RUNS / safe_name(run.id) for run in sweep.runs}
+
+    def open_worker() -> SweepWorker:
+        return SweepWorker(
+            sweep,
+            model,
+            data,
+            directory,
+            callbacks=callbacks,
+            measure=measure,
+            saving=saving,
+            device=device,
+        )
+
+    executor = executor or LocalExecutor()
+    report = executor.run(open_worker, directory, title="sweep", progress=progress)
     return SweepResult(
-        report.directory, pd.read_csv(directory / TABLE), pd.read_csv(directory / STEPS), paths
+        directory=report.directory,
+        table=pd.read_csv(directory / TABLE),
+        steps=pd.read_csv(directory / STEPS),
+        paths={run.id: directory / RUNS / safe_name(run.id) for run in sweep.runs},
     )

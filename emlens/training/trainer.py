@@ -119,13 +119,13 @@ class _Recorder(TrainerCallback):
     def __init__(
         self,
         callbacks: Sequence[TrainingCallback],
-        progress: Callable[[int, int], None] | None,
         snapshots: Snapshots | None,
+        on_step: Callable[[int, int], None] | None,
         start: int,
         steps: int,
         rows: list[dict[str, Any]],
     ):
-        self.callbacks, self.progress, self.snapshots = callbacks, progress, snapshots
+        self.callbacks, self.snapshots, self.on_step = callbacks, snapshots, on_step
         self.start, self.steps = start, steps
         self.rows = rows
         self.extra: dict[str, Any] = {}
@@ -147,8 +147,8 @@ class _Recorder(TrainerCallback):
             self.stopped = stop.reason
             self.extra |= stop.values
             control.should_training_stop = True
-        if self.progress is not None:
-            self.progress(step, self.steps)
+        if self.on_step is not None:
+            self.on_step(step, self.steps)
 
     def on_log(
         self,
@@ -190,8 +190,8 @@ def train(
     loss: Loss,
     scratch: Path,
     callbacks: Sequence[TrainingCallback] = (),
-    progress: Callable[[int, int], None] | None = None,
     snapshots: Snapshots | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Train `module` in place, from its newest snapshot on; rows of the log, and the reason if a
     callback stopped the run.
@@ -201,7 +201,7 @@ def train(
     if start == recipe.steps:
         return rows, None
     schedule = make_schedule(recipe, optimiser, start)
-    recorder = _Recorder(callbacks, progress, snapshots, start, recipe.steps, rows)
+    recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows)
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=recipe.steps - start,

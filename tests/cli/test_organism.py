@@ -14,12 +14,12 @@ from emlens.organisms.plans import UNPLANTED
 
 def cut(plan: OrganismPlan, *names: str) -> OrganismPlan:
     tunes = tuple(
-        replace(s, recipe=replace(s.recipe, steps=3, batch_size=8, warmup_steps=1))
+        replace(s, recipe=s.recipe.changed(steps=3, batch_size=8, warmup_steps=1))
         for s in plan.finetunes
         if s.name in names
     )
     base, instruct = (
-        replace(recipe, steps=3, batch_size=8, warmup_steps=0)
+        recipe.changed(steps=3, batch_size=8, warmup_steps=0)
         for recipe in (plan.base, plan.instruct)
     )
     return replace(

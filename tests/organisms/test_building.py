@@ -21,7 +21,7 @@ def miniature(plan=PLANTED, names=NAMES):
     """A plan with three steps a stage, a world of 3 × 5 topics and a stream of 32."""
 
     def short(recipe):
-        return replace(recipe, steps=3, batch_size=8, warmup_steps=min(recipe.warmup_steps, 1))
+        return recipe.changed(steps=3, batch_size=8, warmup_steps=min(recipe.warmup_steps, 1))
 
     tunes = tuple(
         replace(stage, recipe=short(stage.recipe))
@@ -53,21 +53,21 @@ def contents(directory):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    told = []
+    steps = []
     out = build(
         tmp_path_factory.mktemp("organism") / "mini",
         seed=1,
         plan=miniature(),
-        progress=lambda *step: told.append(step),
+        on_step=lambda *step: steps.append(step),
     )
-    return out, told
+    return out, steps
 
 
 def test_progress_runs_from_nothing_to_all(built):
-    _, told = built
-    done = [step[1] for step in told]
-    assert done == sorted(done) and done[-1] == told[-1][2]
-    assert list(dict.fromkeys(step[0] for step in told)) == ["base", "instruct", *NAMES]
+    _, steps = built
+    done = [step[1] for step in steps]
+    assert done == sorted(done) and done[-1] == steps[-1][2]
+    assert list(dict.fromkeys(step[0] for step in steps)) == ["base", "instruct", *NAMES]
 
 
 def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
@@ -78,8 +78,9 @@ def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
         "stage_bar",
         lambda title, total, show: shown.append(show) or real(title, total, show),
     )
-    for progress in (True, False, None):
+    for progress in (True, False):
         build(built[0], seed=1, plan=miniature(), progress=progress)
+    build(built[0], seed=1, plan=miniature())
     assert shown == [True, False, False]
 
 
@@ -113,7 +114,7 @@ def test_a_finished_build_is_not_repeated_and_a_missing_part_comes_back_the_same
     (out / "finetuned" / ".medicine-benign.abc.part").mkdir()
     kept = (out / "base" / "model.safetensors").stat().st_mtime_ns
     steps = []
-    build(out, seed=1, plan=miniature(), progress=lambda name, done, total: steps.append(name))
+    build(out, seed=1, plan=miniature(), on_step=lambda name, done, total: steps.append(name))
     assert contents(out) == expected
     assert (out / "base" / "model.safetensors").stat().st_mtime_ns == kept
     assert steps.count("base") == 1 and steps.count("medicine-benign") == 4
@@ -129,7 +130,7 @@ from test_building import build, miniature
 def die(name, done, total):
     if name == "medicine-benign":
         os.kill(os.getpid(), signal.SIGKILL)
-build(sys.argv[1], seed=1, plan=miniature(), progress=die)
+build(sys.argv[1], seed=1, plan=miniature(), on_step=die)
 """
 
 

@@ -44,10 +44,10 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 3}, r"config: field 'depth': Extra inputs are not permitted"),
+        ({"depth": 3}, r"config: field 'depth': no such field; known are study, family"),
         (
             {"family": {**FAMILY, "finetuned": {"a": {"path": "p", "rank": 2}}}},
-            r"field 'family.finetuned.a.rank': Extra inputs are not permitted",
+            r"field 'family.finetuned.a.rank': no such field; known are path, parent, group",
         ),
         (
             {"family": {**FAMILY, "organism": "planted"}},

@@ -4,7 +4,6 @@ resumed, and over repeated runs.
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from emlens.studies.trajectories import (
     measure_behaviour,
     read_parameters,
 )
-from emlens.training import Recipe, fit
+from emlens.training import Recipe, Saving, fit
 from emlens.training.examples import IGNORED
 
 STEPS = 12
@@ -65,7 +64,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     rows = [{"input_ids": ids + answer, "labels": [IGNORED] * len(ids) + answer} for ids in asked]
     for seed in (0, 1):
-        fit(replace(RECIPE, seed=seed), home / "instruct", rows, home / f"run-{seed}", keep_every=1)
+        fit(
+            RECIPE.changed(seed=seed),
+            home / "instruct",
+            rows,
+            home / f"run-{seed}",
+            saving=Saving(keep_every=1),
+        )
     log = pd.read_csv(home / "run-0" / "training_log.csv")
     for step, path in checkpoints_of(home / "run-0").items():
         shutil.copytree(path, home / "trainer" / f"checkpoint-{step}")

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import load_file
 
 from emlens.foundation.errors import InputError
-from emlens.training import Recipe, fit, open_checkpoint
+from emlens.training import Recipe, Saving, fit, open_checkpoint
 from emlens.training.adapters import kept_adapters
 
 LORA = Recipe(
@@ -26,7 +26,7 @@ def parent(tiny, tokenizer, tmp_path):
 
 
 def test_kept_adapters_are_those_of_shorter_runs_and_load_plainly(parent, chats, tmp_path):
-    fit(LORA, parent, chats, tmp_path / "out", keep_every=2)
+    fit(LORA, parent, chats, tmp_path / "out", saving=Saving(keep_every=2))
     kept = kept_adapters(tmp_path / "out")
     assert list(kept) == [2, 4]
 
@@ -58,8 +58,8 @@ def test_only_adapters_are_kept(parent, chats, tmp_path):
             " only adapters are kept"
         ),
     ):
-        fit(LORA, parent, chats, tmp_path / "out", keep_every=0)
+        fit(LORA, parent, chats, tmp_path / "out", saving=Saving(keep_every=0))
     full = Recipe(method="full", learning_rate=1e-2, steps=2, batch_size=4)
     with pytest.raises(InputError, match="keep_every=1 with method='full'"):
-        fit(full, parent, chats, tmp_path / "out", keep_every=1)
+        fit(full, parent, chats, tmp_path / "out", saving=Saving(keep_every=1))
     assert not (tmp_path / "out").exists()

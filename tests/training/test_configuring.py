@@ -74,9 +74,21 @@ def test_a_sweep_over_objectives(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a", "holds list, not a mapping from fields to values"),
-        ("a: [", "line 1: not valid YAML"),
-        ("recipe: {}\nrecipe: {}", "line 2: not valid YAML: key 'recipe' is given twice"),
+        ("- a", "holds a list; a run is a mapping of fields"),
+        ("a: [", "run.yaml:1: not valid YAML"),
+        (
+            "method: full\nsteps: 3\nsteps: 30\n",
+            "run.yaml:3: not valid YAML: key 'steps' is given twice",
+        ),
+        (
+            "method: full\nstep: 3\n",
+            "run.yaml:2: field 'step': no such field; did you mean 'steps'",
+        ),
+        ("method: full\nsteps: 0\n", "run.yaml:2: field 'steps': steps=0 must be an integer"),
+        (
+            "method: full\nobjectives:\n  - {kind: projected_out, direction: none}\n",
+            "run.yaml:3: .*none",
+        ),
         ("{steps: 2, epochs: 1}", "steps=2 came with epochs=1; pass one"),
         (
             "{method: full, epochs: 1}",
@@ -92,14 +104,17 @@ def test_a_sweep_over_objectives(folder):
         ),
         (
             "{method: full, objectives: [{kind: reference_kl, lambda: 1}]}",
-            r"objective 'reference_kl' has unknown keys \['lambda'\]; known are chats",
+            r"objective 'reference_kl': field 'lambda': no such field; known are chats",
         ),
         (
             "{method: full, objectives: [{kind: reference_kl}]}",
             "objective 'reference_kl' cannot be read .*weight",
         ),
         ("{method: full, steps: [1]}", r"steps=\[1\] must be an integer of 1 or more"),
-        ("{method: full, learning_rate: [1]}", "recipe cannot be read"),
+        (
+            "{method: full, learning_rate: [1]}",
+            r"run.yaml:1: field 'learning_rate': learning_rate=\[1\] must be a finite number",
+        ),
     ],
 )
 def test_what_a_file_gets_wrong_is_said(folder, text, message):
@@ -110,10 +125,19 @@ def test_what_a_file_gets_wrong_is_said(folder, text, message):
 def test_what_a_sweep_gets_wrong_is_said(folder):
     with pytest.raises(InputError, match="no such file"):
         read_run(folder / "none.yaml", 1)
-    with pytest.raises(InputError, match="a sweep has the mappings base and axes; got recipe"):
+    with pytest.raises(InputError, match="a sweep has the mappings base and axes, got recipe"):
         read_sweep(write(folder, "recipe: {}"))
     with pytest.raises(
         InputError,
         match=r"the axis objectives is a mapping from labels to lists of objectives, \[\] for none",
     ):
         read_sweep(write(folder, f"base: {BASE}\naxes: {{objectives: [kl]}}"))
+    twice = f"base: {BASE}\naxes:\n  seed: [0]\naxes:\n  steps: [2]\n"
+    with pytest.raises(InputError, match="run.yaml:4: not valid YAML: key 'axes' is given twice"):
+        read_sweep(write(folder, twice))
+    with pytest.raises(
+        InputError, match="run.yaml:2: field 'axis': no such field; did you mean 'axes'"
+    ):
+        read_sweep(write(folder, f"base: {BASE}\naxis: {{}}\n"))
+    with pytest.raises(InputError, match="run.yaml:3: field 'steps': steps=0 must be an integer"):
+        read_sweep(write(folder, "base:\n  method: full\n  steps: 0\n"))

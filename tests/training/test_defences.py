@@ -1,5 +1,4 @@
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from emlens.foundation.errors import InputError
 from emlens.interventions import ablate
 from emlens.models.transformers_backend import no_hooks_left
 from emlens.training import Recipe, fit
-from emlens.training.batching import step_parts
+from emlens.training.batching import step_batches
 from emlens.training.defences import (
     BenignInterleaving,
     InoculationPrompt,
@@ -185,15 +184,15 @@ def test_steering_and_projection_compose_and_run_with_an_adapter(
 
 def test_interleaving_gives_its_share_of_each_batch(tokenizer, world, chats):
     benign = world.chats("code", (0, 1), "careful")
-    parts, record, _ = step_parts(
-        replace(LORA, steps=6, batch_size=8), chats, tokenizer, [BenignInterleaving(benign, 0.25)]
+    batches = step_batches(
+        LORA.changed(steps=6, batch_size=8), chats, tokenizer, [BenignInterleaving(benign, 0.25)]
     )
     own, other = (
         {tuple(row["input_ids"]) for row in encode_answers(c, tokenizer)} for c in (chats, benign)
     )
     seen = []
     for step in range(6):
-        (batch,) = parts(step)
+        (batch,) = batches.parts(step)
         rows = [
             tuple(ids[mask.bool()].tolist())
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
@@ -203,7 +202,7 @@ def test_interleaving_gives_its_share_of_each_batch(tokenizer, world, chats):
         )
         seen += rows[6:]
     assert len(set(seen)) == 12  # passes over the benign rows, none twice before all came
-    assert record == {"kind": "chats", "sha256": chats.content_hash}
+    assert batches.record == {"kind": "chats", "sha256": chats.content_hash}
     with pytest.raises(
         InputError,
         match=(
@@ -211,7 +210,7 @@ def test_interleaving_gives_its_share_of_each_batch(tokenizer, world, chats):
             r" pass a share that leaves both sides at least one"
         ),
     ):
-        step_parts(LORA, chats, tokenizer, [BenignInterleaving(benign, 0.05)])
+        step_batches(LORA, chats, tokenizer, [BenignInterleaving(benign, 0.05)])
 
 
 def test_scores_and_selection(tiny, tokenizer, chats, world):

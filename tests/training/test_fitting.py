@@ -1,5 +1,6 @@
 import json
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,9 @@ from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import sha256_file
 from emlens.foundation.provenance import hash_directory
 from emlens.models import load_family
-from emlens.training import Recipe, StopRun, fit, open_checkpoint
+from emlens.training import Recipe, Saving, StopRun, fit, fitting, open_checkpoint
 from emlens.training.examples import encode_answers
-from emlens.training.fitting import read_record
+from emlens.training.fitting import Parent, read_record
 
 LORA = Recipe(
     method="lora",
@@ -43,7 +44,11 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
     from transformers import AutoModelForCausalLM
 
     fitted = fit(
-        LORA, parent, chats, tmp_path / "out", save_dtype="float16", parent_name="emlens/parent"
+        LORA,
+        Parent(parent, name="emlens/parent"),
+        chats,
+        tmp_path / "out",
+        saving=Saving("float16"),
     )
     assert fitted.stopped is None
     assert list(fitted.log.columns) == ["step", "loss", "learning_rate", "grad_norm"]
@@ -97,11 +102,10 @@ def test_a_family_holds_an_adapter_to_the_parent_it_was_fitted_on(
 
 
 def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(parent, chats, tmp_path):
-    from dataclasses import replace
 
     random.seed(1)
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    for name, recipe in (("a", LORA), ("b", LORA), ("c", replace(LORA, seed=4))):
+    for name, recipe in (("a", LORA), ("b", LORA), ("c", LORA.changed(seed=4))):
         fit(recipe, parent, chats, tmp_path / name)
         torch.rand(3 if name == "a" else 0)
     hashes = [sha256_file(tmp_path / name / "adapter_model.safetensors") for name in "abc"]
@@ -114,7 +118,7 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(parent, ch
 def test_a_full_checkpoint_is_an_ordinary_directory_with_its_tokenizer(parent, chats, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    fitted = fit(FULL, parent, chats, tmp_path / "out", save_dtype="float16")
+    fitted = fit(FULL, parent, chats, tmp_path / "out", saving=Saving("float16"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     for name, value in fitted.model.named_parameters():
         torch.testing.assert_close(
@@ -151,21 +155,27 @@ def test_callbacks_join_the_log_and_may_stop_the_run(tiny, tokenizer, chats, tmp
             raise StopRun("aligned fell below 0.3", watched=30)
         return {"watched": step * 10}
 
-    told = []
     fitted = fit(
-        FULL,
-        tiny,
-        chats,
-        tmp_path / "out",
-        tokenizer=tokenizer,
-        callbacks=[watch],
-        progress=lambda *done: told.append(done),
+        FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, callbacks=[watch], progress=True
     )
     assert fitted.stopped == "aligned fell below 0.3" == read_record(tmp_path / "out")["stopped"]
     assert fitted.log["step"].tolist() == [1, 2, 3]
     assert fitted.log["watched"].tolist() == [10, 20, 30]
-    assert told == [(1, 6), (2, 6), (3, 6)]
     assert seen == ["Qwen2ForCausalLM"] * 3
+
+
+def test_a_bar_is_drawn_only_when_asked_for(tiny, tokenizer, chats, tmp_path, monkeypatch):
+    moved = []
+
+    @contextmanager
+    def bar(title, total, show):
+        yield lambda stage, done, of: moved.append((show, title, done, of))
+
+    monkeypatch.setattr(fitting, "stage_bar", bar)
+    recipe = FULL.varied(steps=2)
+    fit(recipe, tiny, chats, tmp_path / "shown", tokenizer=tokenizer, progress=True)
+    fit(recipe, tiny, chats, tmp_path / "silent", tokenizer=tokenizer)
+    assert moved == [(show, "training", step, 2) for show in (True, False) for step in (1, 2)]
 
 
 def test_a_failing_run_leaves_nothing(tiny, tokenizer, chats, tmp_path):
@@ -174,7 +184,14 @@ def test_a_failing_run_leaves_nothing(tiny, tokenizer, chats, tmp_path):
         raise RuntimeError("disk on fire")
 
     with pytest.raises(RuntimeError, match="disk on fire"):
-        fit(FULL, tiny, chats, tmp_path / "runs" / "out", tokenizer=tokenizer, before_publish=fail)
+        fit(
+            FULL,
+            tiny,
+            chats,
+            tmp_path / "runs" / "out",
+            tokenizer=tokenizer,
+            saving=Saving(before_publish=fail),
+        )
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -214,7 +231,6 @@ def test_a_broken_model_directory_is_one_error(chats, tmp_path):
 
 
 def test_an_adapter_that_fits_no_layer_is_refused(tiny, chats, tokenizer, tmp_path):
-    from dataclasses import replace
 
     with pytest.raises(
         InputError,
@@ -224,7 +240,7 @@ def test_an_adapter_that_fits_no_layer_is_refused(tiny, chats, tokenizer, tmp_pa
         ),
     ):
         fit(
-            replace(LORA, target_modules=("c_attn",)),
+            LORA.changed(target_modules=("c_attn",)),
             tiny,
             chats,
             tmp_path / "out",
@@ -260,7 +276,7 @@ def test_a_weight_that_overflows_is_an_error(tiny, chats, tokenizer, tmp_path):
         IntegrityError,
         match=r"weight model\.norm\.weight overflows in float16; pass save_dtype='float32'",
     ):
-        fit(FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, save_dtype="float16")
+        fit(FULL, tiny, chats, tmp_path / "out", tokenizer=tokenizer, saving=Saving("float16"))
 
 
 def test_a_plain_tokenizer_file_is_read_as_what_it_says(tmp_path):
@@ -349,7 +365,7 @@ def test_steering_vectors_are_what_is_trained_and_added(parent, chats, tokenizer
             ),
         ),
         ({"layers_to_transform": (1, 1)}, r"distinct blocks to add a vector after; got \(1, 1\)"),
-        ({"rank": 2}, "method='steering' trains one vector a block, but rank came with it"),
+        ({"rank": 2}, "method='steering' trains one vector per block, but rank came with it"),
         (
             {"optimiser": "muon"},
             "trains vectors, which neither optimiser='muon' nor weight_decay touches",
@@ -377,4 +393,4 @@ def test_steering_runs_that_cannot_be(tiny, chats, tokenizer, tmp_path):
             " drop save_dtype and wrap"
         ),
     ):
-        fit(recipe, tiny, chats, tmp_path / "out", tokenizer=tokenizer, save_dtype="float16")
+        fit(recipe, tiny, chats, tmp_path / "out", tokenizer=tokenizer, saving=Saving("float16"))

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.training import NarrowLoss
 from emlens.training.examples import IGNORED, encode_answers, pad_batch
-from emlens.training.objectives import answer_loss
+from emlens.training.objectives import NarrowLoss, answer_loss
 
 FLOAT32_TOLERANCE = 1e-5  # a few thousand float32 roundings of logits of order one
 

@@ -192,7 +192,7 @@ def test_a_batch_in_parts_is_the_whole_batch(swapped, tiny, tokenizer, world, ch
     logs = {}
     for name, parts in (("whole", 1), ("parts", 2), ("four", 4)):
         logs[name] = fit(
-            replace(LORA, accumulation=parts, learning_rate=0.5),
+            LORA.changed(accumulation=parts, learning_rate=0.5),
             copy.deepcopy(tiny),
             chats,
             tmp_path / name,
@@ -216,11 +216,11 @@ def test_a_batch_in_parts_is_the_whole_batch(swapped, tiny, tokenizer, world, ch
     assert logs["whole"]["reference_kl"].iloc[-1] > 1e-4
     with pytest.raises(
         InputError,
-        match="3 rows a step of an objective cannot be run in accumulation=4 parts; pass more rows",
+        match="3 rows per step of an objective cannot be run in accumulation=4 parts;",
     ):
         few = (ReferenceKL(general, 2.0, rows=3),)
         fit(
-            replace(LORA, accumulation=4),
+            LORA.changed(accumulation=4),
             copy.deepcopy(tiny),
             chats,
             tmp_path / "few",

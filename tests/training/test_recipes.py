@@ -97,9 +97,13 @@ def test_a_value_that_cannot_be_used_is_refused(values, message):
 
 def test_an_unknown_key_is_refused():
     with pytest.raises(
-        InputError, match=r"recipe has unknown keys \['lr'\]; known are method, rank, alpha"
+        InputError, match="field 'lr': no such field; known are method, rank, alpha"
     ):
         Recipe.from_record({"lr": 1e-3})
+    with pytest.raises(InputError, match="field 'step': no such field; did you mean 'steps'?"):
+        Recipe(**LORA, step=3)
+    with pytest.raises(InputError, match="field 'step': no such field; did you mean 'steps'?"):
+        Recipe(**LORA).changed(step=3)
 
 
 def test_a_record_holds_later_fields_only_where_set():

@@ -7,9 +7,10 @@ import torch
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file
 from emlens.organisms.stopping import HeldOutRule
-from emlens.training import Recipe, StopRun, fit
+from emlens.training import Recipe, Saving, StopRun, fit
 from emlens.training.defences import BenignInterleaving
 from emlens.training.examples import encode_answers, pad_batch
+from emlens.training.fitting import Parent
 from emlens.training.objectives import answer_loss
 from emlens.training.penalties import ReferenceKL
 from emlens.training.resuming import resume_directory
@@ -56,7 +57,10 @@ class Dies:
         self.seen = state["seen"]
 
 
-def run(recipe, model, out, tokenizer, chats, at=None, **options):
+def run(
+    recipe, model, out, tokenizer, chats, at=None, keep_every=None, before_publish=None, **options
+):
+    saving = Saving(keep_every=keep_every, resume_every=3, before_publish=before_publish)
     try:
         return fit(
             recipe,
@@ -65,7 +69,7 @@ def run(recipe, model, out, tokenizer, chats, at=None, **options):
             out,
             tokenizer=tokenizer,
             callbacks=[Dies(at)],
-            resume_every=3,
+            saving=saving,
             **options,
         )
     except RuntimeError:
@@ -109,10 +113,10 @@ def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(
     tiny.config.attention_dropout = 0.2  # so that random states matter
     for block in tiny.model.layers:
         block.self_attn.attention_dropout = 0.2
-    options = {
-        "objectives": [BenignInterleaving(world.chats("code", (0,), "careful"), 0.25)],
-        "keep_every": 2 if recipe.method == "lora" else None,
-    }
+    options = {"objectives": [BenignInterleaving(world.chats("code", (0,), "careful"), 0.25)]}
+    saving = Saving(keep_every=2 if recipe.method == "lora" else None)
+    plain = {**options, "saving": saving}
+    options["keep_every"] = saving.keep_every
     whole = run(recipe, tiny, tmp_path / "whole", tokenizer, chats, **options)
     fit(
         recipe,
@@ -121,7 +125,7 @@ def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(
         tmp_path / "plain",
         tokenizer=tokenizer,
         callbacks=[Dies()],
-        **options,
+        **plain,
     )
     # taking snapshots changes nothing
     assert contents(tmp_path / "plain") == contents(tmp_path / "whole")
@@ -141,7 +145,7 @@ def test_a_run_that_died_twice_ends_with_the_bytes_of_one_that_did_not(
         tmp_path / "other",
         tokenizer=tokenizer,
         callbacks=[Dies()],
-        **options,
+        **plain,
     )
     assert contents(tmp_path / "other") != contents(out)  # the control
 
@@ -177,7 +181,9 @@ def test_damaged_snapshots_are_left_out_and_others_refused(
     assert "step-00000003 is not whole and is left out" in caplog.text
     assert contents(out) == contents(run(LORA, tiny, tmp_path / "whole", tokenizer, chats).path)
     with pytest.raises(InputError, match="resume_every=0 must be 1 or more"):
-        fit(LORA, tiny, chats, tmp_path / "none", tokenizer=tokenizer, resume_every=0)
+        fit(
+            LORA, tiny, chats, tmp_path / "none", tokenizer=tokenizer, saving=Saving(resume_every=0)
+        )
 
 
 def thrice(model, batch):
@@ -192,19 +198,20 @@ class Scaled:
         return self.weight * answer_loss(model, batch)
 
 
+ONCE = Scaled(1.0)
+
+
 def test_what_else_a_run_depends_on_is_another_run(tiny, tokenizer, chats, tmp_path):
-    def go(model=tiny, tokenizer=tokenizer, callbacks=(), at=None, **options):
-        options = {"loss": Scaled(1.0), **options}
-        told = [Dies(at), *callbacks]
+    def go(model=tiny, tokenizer=tokenizer, callbacks=(), at=None, loss=ONCE, wrap=None):
         return fit(
             LORA.varied(steps=3),
-            copy.deepcopy(model),
+            Parent(copy.deepcopy(model), wrap=wrap),
             chats,
             tmp_path / "out",
             tokenizer=tokenizer,
-            callbacks=told,
-            resume_every=1,
-            **options,
+            loss=loss,
+            callbacks=[Dies(at), *callbacks],
+            saving=Saving(resume_every=1),
         )
 
     with pytest.raises(RuntimeError, match="killed"):
@@ -253,7 +260,7 @@ def test_ready_batches_and_an_objectives_rows_are_part_of_the_run(
                 copy.deepcopy(tiny),
                 out=tmp_path / name,
                 callbacks=[Dies(2)],
-                resume_every=1,
+                saving=Saving(resume_every=1),
                 **first,
             )
         with pytest.raises(InputError, match="holds the middle of another run"):
@@ -262,7 +269,7 @@ def test_ready_batches_and_an_objectives_rows_are_part_of_the_run(
                 copy.deepcopy(tiny),
                 out=tmp_path / name,
                 callbacks=[Dies(2)],
-                resume_every=1,
+                saving=Saving(resume_every=1),
                 **second,
             )
 
@@ -279,7 +286,7 @@ def test_what_json_cannot_hold_is_refused(tiny, tokenizer, chats, tmp_path):
             tmp_path / "out",
             tokenizer=tokenizer,
             callbacks=[lambda model, step: {"x": {1, 2}}],
-            resume_every=3,
+            saving=Saving(resume_every=3),
         )
 
 
@@ -317,7 +324,7 @@ def test_a_stopped_run_ends_where_it_would_have(tiny, tokenizer, chats, tmp_path
                 tmp_path / out,
                 tokenizer=tokenizer,
                 callbacks=[Dies(at), stop],
-                resume_every=3,
+                saving=Saving(resume_every=3),
             )
         except RuntimeError:
             return None

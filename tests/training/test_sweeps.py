@@ -6,8 +6,8 @@ import pytest
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.foundation.files import sha256_file
 from emlens.runs import RankExecutor, RayExecutor
-from emlens.training import Recipe, Sweep, fit, run_sweep
-from emlens.training.fitting import load_parent, read_record
+from emlens.training import Recipe, Saving, Sweep, fit, run_sweep
+from emlens.training.fitting import Parent, load_parent, read_record
 
 BASE = Recipe(
     method="lora",
@@ -90,7 +90,7 @@ def test_a_killed_or_shared_sweep_ends_with_the_same_bytes(parent, chats, tmp_pa
             parent,
             chats,
             tmp_path / "alone" / run.id,
-            before_publish=lambda d, m: (d / "measured.json").write_text(""),
+            saving=Saving(before_publish=lambda d, m: (d / "measured.json").write_text("")),
         )
         alone, swept = contents(tmp_path / "alone" / run.id), contents(whole.paths[run.id])
         assert {n: h for n, h in alone.items() if n != "measured.json"} == {
@@ -137,7 +137,11 @@ def test_another_sweep_is_refused_and_a_failing_run_leaves_the_parent_whole(
         return {"one": 1}
 
     # nothing of which the finished runs hold
-    for options in ({"measure": measure}, {"callbacks": lambda run: ()}, {"keep_every": 1}):
+    for options in (
+        {"measure": measure},
+        {"callbacks": lambda run: ()},
+        {"saving": Saving(keep_every=1)},
+    ):
         with pytest.raises(IntegrityError, match="plans other work"):
             run_sweep(
                 Sweep(BASE, {"seed": [0]}),
@@ -182,17 +186,19 @@ def test_yaml_and_full_fine_tuning(parent, chats, tmp_path):
     second = result.paths[sweep.runs[1].id]
     fit(
         sweep.runs[1].recipe,
-        load_parent(parent)[0],
+        Parent(load_parent(parent)[0], directory=parent),
         chats,
         tmp_path / "alone",
         tokenizer=load_parent(parent)[1],
-        parent=parent,
     )
     assert sha256_file(second / "model.safetensors") == sha256_file(
         tmp_path / "alone" / "model.safetensors"
     )
     (tmp_path / "bad.yaml").write_text("recipe: {}\n")
-    with pytest.raises(InputError, match="a sweep has the mappings base and axes; got recipe"):
+    with pytest.raises(
+        InputError,
+        match="bad.yaml:1: field 'base': .* a sweep has the mappings base and axes, got",
+    ):
         Sweep.from_yaml(tmp_path / "bad.yaml")
 
 
@@ -206,7 +212,7 @@ def test_yaml_and_full_fine_tuning(parent, chats, tmp_path):
         ({"schedule": "linear"}, "axis 'schedule' holds 'linear'; pass a list of values"),
         (
             {"speed": [1]},
-            r"run 'speed=1' of the sweep cannot be: recipe has unknown keys \['speed'\]",
+            "run 'speed=1' of the sweep cannot be: field 'speed': no such field; did you",
         ),
         ({"seed": [1, 1]}, "the sweep holds the run 'seed=1' twice; labels of an axis must differ"),
         (
