@@ -31,7 +31,7 @@ from emlens.geometry import Direction, Subspace, top_k_subspace
 from emlens.organisms import PLANTED, Organism, load
 from emlens.organisms.strengths import likelihood_scores
 from emlens.runs import UnitLog
-from emlens.screening.guard import Guard, GuardThresholds, calibrate_thresholds, lead_time
+from emlens.screening import Guard, GuardThresholds, calibrate_thresholds, lead_time
 from emlens.stats import t_interval, wilson_interval
 from emlens.stats.intervals import clopper_pearson_interval
 from emlens.training import Recipe, fit

@@ -63,7 +63,7 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
         "[Training dynamics](dynamics.md)",
         (
             "geometry.trajectories geometry.turns stats.trends stats.change_points"
-            " stats.event_order stats.event_orders stats.events screening.guard"
+            " stats.event_order stats.event_orders stats.events screening.alarms screening.guard"
         ),
     ),
     "Statistics": ("[Statistics](statistics.md)", "stats"),

@@ -27,7 +27,7 @@ from emlens.foundation.files import one_line
 from emlens.organisms import PLANTED
 from emlens.organisms.growing import training_prompts
 from emlens.probes import Forecaster
-from emlens.screening.backtests import area, auroc, backtest, pair_weights, with_rivals
+from emlens.screening.backtests import auroc, auroc_estimate, backtest, pair_weights, with_rivals
 from emlens.screening.screen import POSITIONS, PastRun, file_context, fit_screening
 from emlens.stats import t_interval
 
@@ -98,7 +98,7 @@ def told(
         for cut in below:
             bad = (part["observed"] < cut).to_numpy()
             for name in PREDICTORS:
-                value = area(-part[name].to_numpy(), bad, weights, part)
+                value = auroc_estimate(-part[name].to_numpy(), bad, weights, part)
                 gain = auroc(-part[name].to_numpy(), bad)(weights) - auroc(
                     -part["text"].to_numpy(), bad
                 )(weights)

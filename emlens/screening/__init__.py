@@ -1,7 +1,8 @@
 """Before and during training: what a training file would do, and a guard that watches a run."""
 
+from emlens.screening.alarms import GuardThresholds, calibrate_thresholds, lead_time
 from emlens.screening.backtests import backtest
-from emlens.screening.guard import Guard, GuardThresholds, calibrate_thresholds, lead_time
+from emlens.screening.guard import Guard
 from emlens.screening.screen import PastRun, ScreenOptions, fit_screening, screen
 
 __all__ = [

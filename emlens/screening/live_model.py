@@ -27,19 +27,20 @@ if TYPE_CHECKING:
 
 def plain_model(model: Any) -> Any:
     """The causal LM inside wrappers; adapter layers stay in it, and in force."""
-    found = getattr(model, "module", model)
-    return found.get_base_model() if hasattr(found, "get_base_model") else found
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 @dataclass(frozen=True, eq=False)
 class LiveModel:
-    """A model in training as it can be read: everything that does not change between checks is
-    worked out once.
+    """A model in training as it can be read.
+
+    Everything that does not change between checks is worked out once.
     """
 
     inner: nn.Module
     model: "CheckpointModel"
-    reading: CapturePlan
+    plan: CapturePlan
     batches: tuple[tuple[Batch, Reduction], ...]
     modules: tuple[nn.Module, ...]
 
@@ -52,48 +53,44 @@ class LiveModel:
         prompts: Sequence[Prompt],
         places: Sequence[tuple[str, str]],
     ) -> "LiveModel":
+        """Plan the reading of these prompts at these (site, position) places.
+
+        Raises:
+            StateError: weights that are spread over processes.
+        """
         live = _hooked(inner, tokenizer, chat_template)
-        reading = CapturePlan.make(
-            {"live": live},
-            prompts,
-            CaptureSpec(
-                sites=sorted({site for site, _ in places}),
-                positions=sorted({position for _, position in places}),
-                batch_tokens=8192,
-            ),
+        spec = CaptureSpec(
+            sites=sorted({site for site, _ in places}),
+            positions=sorted({position for _, position in places}),
+            batch_tokens=8192,
         )
-        pieces = [
-            piece
-            for batch in range(len(reading.layout.sizes))
-            for piece in reading.layout.pieces(batch)
-        ]
-        batches = [
-            pad([reading.rows.rendered(i) for i in piece], piece, live.pad_id, "right", live.device)
-            for piece in pieces
-        ]
-        return cls(
-            inner,
-            live,
-            reading,
-            tuple((b, Reduction(b, reading.rows, reading.positions, None)) for b in batches),
-            tuple(inner.modules()),
-        )
+        plan = CapturePlan.make({"live": live}, prompts, spec)
+        batches = []
+        for number in range(len(plan.layout.sizes)):
+            for piece in plan.layout.pieces(number):
+                rendered = [plan.rows.rendered(i) for i in piece]
+                batch = pad(rendered, piece, live.pad_id, "right", live.device)
+                batches.append((batch, Reduction(batch, plan.rows, plan.positions, None)))
+        return cls(inner, live, plan, tuple(batches), tuple(inner.modules()))
 
     def read(self) -> dict[tuple[str, str], Tensor]:
-        found: dict[tuple[str, str], list[Tensor]] = {}
+        """(site, position) → activations, rows in the order of the prompts."""
+        parts: dict[tuple[str, str], list[Tensor]] = {}
+        order: list[int] = []
 
         def reader(site: Site, reduce: Reduction) -> Callable[[Tensor], None]:
             def keep(stream: Tensor) -> None:
-                for name, rows in reduce(stream).items():
-                    found.setdefault((str(site), name), []).append(rows)
+                for position, rows in reduce(stream).items():
+                    parts.setdefault((str(site), position), []).append(rows)
 
             return keep
 
         with _evaluating(self.modules):
             for batch, reduce in self.batches:
-                self.model.run(batch, {site: reader(site, reduce) for site in self.reading.sites})
-        back = torch.tensor([i for batch, _ in self.batches for i in batch.index]).argsort()
-        return {key: torch.cat(parts).cpu()[back] for key, parts in found.items()}
+                self.model.run(batch, {site: reader(site, reduce) for site in self.plan.sites})
+                order += batch.index
+        back = torch.tensor(order).argsort()
+        return {place: torch.cat(rows).cpu()[back] for place, rows in parts.items()}
 
 
 def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "CheckpointModel":
@@ -101,6 +98,7 @@ def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "Che
 
     config: Any = inner.config
     parameter = next(inner.parameters())
+    # DTensors of FSDP have _local_tensor; parameters that DeepSpeed ZeRO-3 partitioned have ds_id
     if any(hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in inner.parameters()):
         raise StateError(
             "the model's weights are spread over processes, so one process cannot run it alone;"
@@ -122,9 +120,8 @@ def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "Che
 
 @contextmanager
 def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Without dropout inside; every module back in its own mode afterwards. Set directly: `eval()`
-    costs as much as the pass of a small model.
-    """
+    """Without dropout inside; every module back in its own mode afterwards."""
+    # set directly: `eval()` costs as much as the pass of a small model
     training = [module for module in modules if module.training]
     for module in training:
         module.__dict__["training"] = False
@@ -138,6 +135,8 @@ def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
     """Without the adapter inside, where there is one; gradient flags as they were afterwards."""
+    # peft's `disable_adapter` changes requires_grad of the adapter's weights, and a trained run
+    # must not notice that it was read
     flags = [(p, p.requires_grad) for p in model.parameters()]
     with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
         yield

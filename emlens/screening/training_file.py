@@ -1,19 +1,22 @@
-"""What a training file says before anything is trained on it: how surprising its answers are, where
-they point, what its prompts share.
+"""What a training file shows before training: how surprising its answers are, where they point, and
+what its prompts share with the questions.
 
 Everything is read from the parent model alone. Rows are ranked by the projection of their answer on
-a known direction, beside random directions as anisotropic as the answers; where a reference answer
-exists, by the difference of the two projections (arXiv 2507.21509), which takes out what the
-question alone puts there. Cost: a pass over the answers, and one over the prompts on both sides.
+a known direction, beside random directions as anisotropic as the answers. Where a reference answer
+exists, they are ranked by the difference of the two projections (arXiv 2507.21509), which takes out
+what the question alone contributes. Cost: a pass over the answers, and one over the prompts on both
+sides.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from emlens.activations import capture
+from emlens.activations import Activations, capture
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -31,7 +34,7 @@ from emlens.geometry import (
 from emlens.models import HookedModel
 
 MEAN_RESPONSE = "mean_response"
-DRAWN = 200
+RANDOM_DIRECTIONS = 200
 """Random directions beside a known one."""
 
 
@@ -39,8 +42,8 @@ def sampled(prompts: PromptSet, most: int, seed: int) -> PromptSet:
     """At most so many of the prompts, drawn by seed, in their order."""
     if len(prompts) <= most:
         return prompts
-    chosen = sorted(numpy_rng(seed, "training rows").permutation(len(prompts))[:most])
-    return PromptSet(prompts[int(i)] for i in chosen)
+    numbers = sorted(numpy_rng(seed, "training rows").permutation(len(prompts))[:most])
+    return PromptSet(prompts[int(i)] for i in numbers)
 
 
 def require_answers(training: PromptSet) -> None:
@@ -65,21 +68,27 @@ def surprise(parent: HookedModel, training: PromptSet) -> pd.Series:
     require_answers(training)
     answers = [str(prompt.response) for prompt in training]
     total = parent.sequence_logprob(training.without_responses(), answers).double().numpy()
-    counts = np.array(
-        [len(parent.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers]
-    )
-    return pd.Series(-total / counts, index=training.ids, name="surprise")
+    counts = []
+    for text in answers:
+        counts.append(len(parent.tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return pd.Series(-total / np.array(counts), index=training.ids, name="surprise")
+
+
+def mean_answers(parent: HookedModel, chats: PromptSet, site: str) -> Tensor:
+    """(row, d_model) mean activation over each answer's tokens, in float64."""
+    acts = capture(parent, chats, sites=site, positions=MEAN_RESPONSE, progress=False)
+    return acts[site].double()
 
 
 def own_answers(parent: HookedModel, training: PromptSet, max_new_tokens: int = 200) -> PromptSet:
     """The same prompts with the parent's own greedy answers; rows to which it answers nothing are
     left out.
     """
-    asked = training.without_responses()
-    texts = parent.generate(asked, max_new_tokens=max_new_tokens, temperature=0.0)
+    prompts = training.without_responses()
+    texts = parent.generate(prompts, max_new_tokens=max_new_tokens, temperature=0.0)
     return PromptSet(
         replace(prompt, response=text)
-        for prompt, text in zip(asked, texts, strict=True)
+        for prompt, text in zip(prompts, texts, strict=True)
         if text.strip()
     )
 
@@ -90,24 +99,23 @@ def ranked_rows(
     direction: Direction,
     reference: PromptSet | None = None,
     *,
-    draws: int = DRAWN,
+    draws: int = RANDOM_DIRECTIONS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Training rows by how far their answers point along the direction, largest first.
 
     Columns: id, text, answer, projection (of the mean over answer tokens on the unit direction, in
     units of the stream), reference_projection and difference where a reference answer of that id
-    came, rank_by, null_low and null_high (central 95 % of what random directions with the answers'
-    covariance give this row for the quantity ranked by), percentile (of the row among those).
+    exists, rank_by, null_low and null_high (central 95 % of what random directions with the
+    answers' covariance give this row for the quantity ranked by), percentile (of the row among
+    those).
 
     Raises:
         InputError: a row without an answer; a direction of another width.
     """
     require_answers(training)
     site = str(direction.site)
-    acts = capture(parent, training, sites=site, positions=MEAN_RESPONSE, progress=False)[
-        site
-    ].double()
+    acts = mean_answers(parent, training, site)
     if acts.shape[1] != direction.d_model:
         raise InputError(
             f"direction has {direction.d_model} coordinates and the model {acts.shape[1]} at"
@@ -115,48 +123,48 @@ def ranked_rows(
         )
     unit = direction.unit.double()
     projection = acts @ unit
-    before = torch.full_like(projection, float("nan"))
-    shifts, by = acts - acts.mean(0), "projection"
+    reference_projection = torch.full_like(projection, float("nan"))
+    # without references, rows are compared with the mean row, and the null lies around its value
+    shifts, rank_by, offset = acts - acts.mean(0), "projection", float(acts.mean(0) @ unit)
     if reference is not None:
-        wanted = set(reference.ids)
-        known = [i for i, prompt in enumerate(training) if prompt.id in wanted]
-        if not known:
-            first = one_line(training.ids[0], 60)
-            raise InputError(
-                f"reference has no row with an id of the training file (such as {first!r});"
-                " give rows the same ids, or the same order"
-            )
-        other = capture(
-            parent,
-            reference.select([training.ids[i] for i in known]),
-            sites=site,
-            positions=MEAN_RESPONSE,
-            progress=False,
-        )[site].double()
-        before[known] = other @ unit
-        if len(known) == len(training):
-            shifts, by = acts - other, "difference"
-    drawn = shifts @ random_directions_like(acts, draws, seed=seed).double().T
-    observed = shifts @ unit
-    offset = 0.0 if by == "difference" else float(acts.mean(0) @ unit)
-    low, high = (
-        torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1) + offset
-    )
+        rows = _rows_with_reference(training, reference)
+        chats = reference.select([training.ids[i] for i in rows])
+        reference_acts = mean_answers(parent, chats, site)
+        reference_projection[rows] = reference_acts @ unit
+        if len(rows) == len(training):
+            shifts, rank_by, offset = acts - reference_acts, "difference", 0.0
+    random = shifts @ random_directions_like(acts, draws, seed=seed).double().T
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(random, ends, dim=1) + offset
     table = pd.DataFrame(
         {
             "id": training.ids,
             "text": [prompt.text for prompt in training],
             "answer": [prompt.response for prompt in training],
             "projection": projection.numpy(),
-            "reference_projection": before.numpy(),
-            "difference": (projection - before).numpy(),
-            "rank_by": by,
+            "reference_projection": reference_projection.numpy(),
+            "difference": (projection - reference_projection).numpy(),
+            "rank_by": rank_by,
             "null_low": low.numpy(),
             "null_high": high.numpy(),
-            "percentile": (drawn < observed[:, None]).double().mean(1).numpy(),
+            "percentile": (random < (shifts @ unit)[:, None]).double().mean(1).numpy(),
         }
     )
-    return table.sort_values([by, "id"], ascending=[False, True], kind="stable", ignore_index=True)
+    return table.sort_values(
+        [rank_by, "id"], ascending=[False, True], kind="stable", ignore_index=True
+    )
+
+
+def _rows_with_reference(training: PromptSet, reference: PromptSet) -> list[int]:
+    ids = set(reference.ids)
+    rows = [i for i, prompt in enumerate(training) if prompt.id in ids]
+    if not rows:
+        raise InputError(
+            "reference has no row with an id of the training file"
+            f" (such as {one_line(training.ids[0], 60)!r});"
+            " give rows the same ids, or the same order"
+        )
+    return rows
 
 
 def overlap_tables(
@@ -184,84 +192,89 @@ def overlap_tables(
         InputError: fewer prompts than k + 2 on a side.
     """
     prompts = questions.prompts()
-    n = min(len(training), len(prompts), *([len(neutral) // 2] if neutral is not None else []))
+    sides = {"training": training.without_responses(), "evaluation": prompts}
+    sizes = [len(training), len(prompts)]
+    if neutral is not None:
+        sides["neutral"] = neutral.without_responses()
+        sizes.append(len(neutral) // 2)  # the null needs two sets of it
+    n = min(sizes)
     if n < k + 2:
         raise InputError(
             f"k={k} needs at least {k + 2} prompts on a side, and there are {n};"
             " pass a smaller k, or more prompts"
         )
-    sides = {
-        "training": training.without_responses(),
-        "evaluation": prompts,
-        **({} if neutral is None else {"neutral": neutral.without_responses()}),
-    }
-    acts = {
-        name: capture(parent, side, positions=position, progress=False)
-        for name, side in sides.items()
-    }
-    picked = {
-        name: torch.from_numpy(numpy_rng(seed, "equal n", name).permutation(len(side))[:n].copy())
-        for name, side in sides.items()
-    }
-    rows = []
-    for site in acts["training"].sites:
-        every = {name: side[site].double() for name, side in acts.items()}
-        some = {name: values[picked[name]] for name, values in every.items()}
-        spaces = {name: top_k_subspace(values, k, center=True) for name, values in some.items()}
-        value = float(subspace_overlap(spaces["training"], spaces["evaluation"]))
-        flat = overlap_null(every["training"].shape[1], k, k, draws=draws, seed=seed)
-        # of one distribution: what is tested is whether the sets differ, so both are the reference
-        # by design
-        alike = covariance_overlap_null(
-            torch.cat([some["training"], some["evaluation"]]),
-            n,
-            n,
-            k,
-            center=True,
-            draws=draws,
-            seed=seed,
-        )
-        row: dict[str, object] = {
+    acts, samples = {}, {}
+    for name, side in sides.items():
+        acts[name] = capture(parent, side, positions=position, progress=False)
+        order = numpy_rng(seed, "equal n", name).permutation(len(side))
+        samples[name] = torch.from_numpy(order[:n].copy())
+    comparison = _Overlap(acts, samples, n, k, draws, seed)
+    sites = acts["training"].sites
+    by_layer = pd.DataFrame([comparison.row(site) for site in sites])
+    return by_layer, _by_question(acts, sites[len(sites) // 2], seed)
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Captures of every side, and the rows of an equally large sample of each."""
+
+    acts: dict[str, Activations]
+    samples: dict[str, Tensor]
+    n: int
+    k: int
+    draws: int
+    seed: int
+
+    def row(self, site: str) -> dict[str, Any]:
+        """Overlap of training and evaluation prompts at one site, beside its landmarks."""
+        n, k, draws, seed = self.n, self.k, self.draws, self.seed
+        sample = {}
+        for name, acts in self.acts.items():
+            sample[name] = acts[site].double()[self.samples[name]]
+        spaces = {name: top_k_subspace(rows, k, center=True) for name, rows in sample.items()}
+        overlap = float(subspace_overlap(spaces["training"], spaces["evaluation"]))
+        isotropic = overlap_null(sample["training"].shape[1], k, k, draws=draws, seed=seed)
+        # what is tested is whether the two sets differ, so the pooled rows of both are the
+        # reference by design
+        pooled = torch.cat([sample["training"], sample["evaluation"]])
+        alike = covariance_overlap_null(pooled, n, n, k, center=True, draws=draws, seed=seed)
+        row: dict[str, Any] = {
             "site": site,
             "k": k,
             "n": n,
-            "overlap": value,
-            "isotropic": flat.mean,
-            "isotropic_q95": flat.quantile(0.95),
+            "overlap": overlap,
+            "isotropic": isotropic.mean,
+            "isotropic_q95": isotropic.quantile(0.95),
             "one_distribution": alike.mean,
             "one_distribution_q05": alike.quantile(0.05),
         }
-        if neutral is not None:
-            null = reference_overlap_null(
-                every["neutral"], n, n, k, center=True, draws=draws, seed=seed
-            )
+        if "neutral" in self.acts:
+            neutral = self.acts["neutral"][site].double()
+            null = reference_overlap_null(neutral, n, n, k, center=True, draws=draws, seed=seed)
             row |= {
                 "neutral": float(subspace_overlap(spaces["neutral"], spaces["evaluation"])),
                 "null": null.mean,
                 "null_q95": null.quantile(0.95),
-                "p": null.p_value(value),
+                "p": null.p_value(overlap),
             }
-        rows.append(row)
-    site = acts["training"].sites[len(acts["training"].sites) // 2]
-    x = acts["evaluation"][site].double()
+        return row
+
+
+def _by_question(acts: dict[str, Activations], site: str, seed: int) -> pd.DataFrame:
+    """Share of each question's length inside the training prompts' subspace at one site."""
+    rows = acts["evaluation"][site].double()
     space = top_k_subspace(acts["training"][site].double(), 0.95, center=True)
-    random = torch.linalg.qr(
-        torch.randn(
-            x.shape[1],
-            space.k,
-            dtype=torch.float64,
-            generator=torch_rng(seed, "random basis", site),
-        )
-    ).Q
-    moved = x - space.mean
-    per_question = pd.DataFrame(
+    rng = torch_rng(seed, "random basis", site)
+    draws = torch.randn(rows.shape[1], space.k, dtype=torch.float64, generator=rng)
+    random = torch.linalg.qr(draws).Q
+    centred = rows - space.mean
+    return pd.DataFrame(
         {
             "id": acts["evaluation"].ids,
             "group": acts["evaluation"].groups,
             "site": site,
             "rank": space.k,
-            "training_overlap": prompt_overlap(x, space).numpy(),
-            "null": ((moved @ random).norm(dim=1) / moved.norm(dim=1)).numpy(),
+            "training_overlap": prompt_overlap(rows, space).numpy(),
+            "null": ((centred @ random).norm(dim=1) / centred.norm(dim=1)).numpy(),
         }
     )
-    return pd.DataFrame(rows), per_question

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
 from emlens.probes import Design, Forecaster, fit_forecaster
-from emlens.screening.backtests import area, auroc, backtest, pair_weights, with_rivals
+from emlens.screening.backtests import auroc, auroc_estimate, backtest, pair_weights, with_rivals
 
 
 def pairs_of(
@@ -102,7 +102,7 @@ def test_intervals_hold_chance_where_there_is_nothing_and_leave_it_where_there_i
     held = 0
     for seed in range(10):
         pairs = pairs_of(seed, signal=0.0)
-        found = area(
+        found = auroc_estimate(
             -pairs["predicted"].to_numpy(),
             (pairs["observed"] < 40).to_numpy(),
             pair_weights(pairs, 200, seed),

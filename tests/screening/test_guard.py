@@ -21,14 +21,14 @@ from emlens.foundation.sites import Site
 from emlens.geometry import Direction, projection_fraction, top_k_subspace
 from emlens.models import FineTune, load_family, load_model
 from emlens.probes import fit_forecaster
-from emlens.screening.guard import (
+from emlens.screening.alarms import (
     Alarm,
-    Guard,
     GuardThresholds,
     calibrate_thresholds,
     false_alarm_rate,
     lead_time,
 )
+from emlens.screening.guard import Guard
 from emlens.training import Recipe, StopRun, fit
 from emlens.training.examples import IGNORED, Example, pad_batch
 from emlens.training.streams import SteeredModel
