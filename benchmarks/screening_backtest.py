@@ -26,9 +26,9 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.organisms import PLANTED
 from emlens.organisms.growing import training_prompts
-from emlens.probes import Forecaster
+from emlens.probes import Design, Forecaster
 from emlens.screening.backtests import auroc, auroc_estimate, backtest, pair_weights, with_rivals
-from emlens.screening.screen import POSITIONS, PastRun, file_context, fit_screening
+from emlens.screening.past_runs import POSITIONS, PastRun, file_context, fit_screening
 from emlens.stats import t_interval
 
 GOAL: Final = 0.80
@@ -66,7 +66,12 @@ def pairs_of(found: Corpus, context: bool = True) -> tuple[Forecaster, pd.DataFr
     past = past_runs(found)
     fitted = {
         by: fit_screening(
-            parent, questions, found.aligned[list(past)], past, groups=by, context=context
+            parent,
+            questions,
+            found.aligned[list(past)],
+            past,
+            context=context,
+            design=Design(groups=by),
         )
         for by in ("group", None)
     }

@@ -11,7 +11,7 @@ from emlens.cli.printing import as_json, line, table
 
 if TYPE_CHECKING:
     from emlens.data import PromptSet
-    from emlens.screening.screen import PastRun
+    from emlens.screening import PastRun
 
 app = typer.Typer(
     help=(
@@ -110,7 +110,7 @@ def screen(
     from emlens.geometry import Direction as Vector
     from emlens.models import load_model
     from emlens.probes import Forecaster
-    from emlens.screening.screen import ScreenOptions, screen as run
+    from emlens.screening import ScreenOptions, screen as run
 
     options = ScreenOptions(
         below,
@@ -223,8 +223,9 @@ def fit(
     from emlens.data import AlignmentScores, QuestionSet
     from emlens.geometry import Direction as Vector
     from emlens.models import load_model
-    from emlens.screening.backtests import backtest, with_rivals
-    from emlens.screening.screen import fit_screening
+    from emlens.probes import Design
+    from emlens.screening import backtest, fit_screening
+    from emlens.screening.backtests import with_rivals
 
     vector = None if direction is None else Vector.load(direction)
     asked, given = QuestionSet.from_file(questions), AlignmentScores.from_csv(scores)
@@ -236,8 +237,7 @@ def fit(
         runs,
         metric=metric,
         direction=vector,
-        groups=None if by_question else "group",
-        seed=seed,
+        design=Design(groups=None if by_question else "group", seed=seed),
     )
     found.save(out)
     several = len(set(found.clusters)) > 1
@@ -291,7 +291,7 @@ def _past(path: Path) -> "dict[str, PastRun]":
     from emlens.data.readers import read_yaml
     from emlens.foundation import InputError
     from emlens.foundation.files import one_line
-    from emlens.screening.screen import PastRun
+    from emlens.screening import PastRun
 
     read = read_yaml(path)
     if not isinstance(read, dict) or not read:

@@ -3,7 +3,8 @@
 from emlens.screening.alarms import GuardThresholds, calibrate_thresholds, lead_time
 from emlens.screening.backtests import backtest
 from emlens.screening.guard import Guard
-from emlens.screening.screen import PastRun, ScreenOptions, fit_screening, screen
+from emlens.screening.past_runs import PastRun, fit_screening
+from emlens.screening.screen import ScreenOptions, screen
 
 __all__ = [
     "Guard",

@@ -24,7 +24,7 @@ from emlens.models import HookedModel, load_model
 from emlens.probes import Forecaster
 from emlens.results import StudyResult
 from emlens.screening import PastRun, ScreenOptions, fit_screening, screen
-from emlens.screening.screen import file_context
+from emlens.screening.past_runs import file_context
 from emlens.screening.training_file import (
     overlap_tables,
     own_answers,
