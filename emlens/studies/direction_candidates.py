@@ -35,55 +35,64 @@ EXTRACTIONS = ("mean shift", "whitened shift")
 
 
 @dataclass(frozen=True, eq=False)
-class Extracted:
+class ShiftCandidates:
     """One fine-tune's activations on the extraction questions, and the directions between them."""
 
     before: Activations
     after: Activations
     form: AblationForm
-    candidates: Mapping[str, Direction]
+    directions: Mapping[str, Direction]
 
-    def alike(self, key: str) -> dict[str, Direction]:
-        """The candidates of the same extraction and position at every layer, in order of the
-        layers.
-        """
+    def at_every_layer(self, key: str) -> dict[str, Direction]:
+        """The candidates of the same position and method as `key`, in order of the layers."""
+        _, _, method = key.partition(" ")
         return {
-            other: direction
-            for other, direction in self.candidates.items()
-            if other.partition(" ")[2] == key.partition(" ")[2]
+            candidate: direction
+            for candidate, direction in self.directions.items()
+            if candidate.partition(" ")[2] == method
         }
 
     def rows(self, direction: Direction) -> tuple[Tensor, Tensor]:
+        """Activations before and after at the place of a direction, (question, d) each."""
         key = str(direction.site), str(direction.position)
         return self.before[key], self.after[key]
 
 
-def extract(material: Material, name: str, asked: QuestionSet, config: StudyConfig) -> Extracted:
-    """Shifts of a fine-tune at every layer and position that moved: as they are, and whitened."""
-    questions = material.untrained(asked, name)
+def extract(
+    material: Material, name: str, questions: QuestionSet, config: StudyConfig
+) -> ShiftCandidates:
+    """Shifts of a fine-tune at every layer and position that moved: as they are, and whitened.
+
+    Raises:
+        InputError: a fine-tune that moves no activation.
+    """
+    questions = material.untrained(questions, name)
     models = {"before": material.parent(name), "after": material.family[name]}
-    found = capture_many(
+    captured = capture_many(
         models, questions.prompts(), positions=list(config.positions), progress=False
     )
-    before, after = found["before"], found["after"]
-    candidates = {}
+    before, after = captured["before"], captured["after"]
+    directions: dict[str, Direction] = {}
     ids = {"questions": questions.ids}
     for position in before.positions:
         for site in before.sites:
-            a, b = after[site, position].double(), before[site, position].double()
-            if torch.equal(a, b):
+            rows_after, rows_before = (
+                after[site, position].double(),
+                before[site, position].double(),
+            )
+            if torch.equal(rows_after, rows_before):
                 continue
-            where: dict[str, Any] = {"site": site, "position": position, "ids": ids}
-            for extraction in EXTRACTIONS:
-                candidates[f"{site} {position}, {extraction}"] = direction_between(
-                    extraction, a, b, **where
+            for method in EXTRACTIONS:
+                directions[f"{site} {position}, {method}"] = direction_between(
+                    method, rows_after, rows_before, site=site, position=position, ids=ids
                 )
-    if not candidates:
+    if not directions:
         raise InputError(
             f"fine-tune {name!r} moves no activation at {', '.join(before.positions)};"
             " there is no direction to take"
         )
-    return Extracted(before, after, affine_form(models["before"], questions), candidates)
+    form = affine_form(models["before"], questions)
+    return ShiftCandidates(before, after, form, directions)
 
 
 def direction_between(extraction: str, after: Tensor, before: Tensor, **where: Any) -> Direction:
@@ -93,97 +102,120 @@ def direction_between(extraction: str, after: Tensor, before: Tensor, **where: A
     return whitened_direction(after, before, shrinkage=SHRINKAGE, **where)
 
 
+def extraction_of(key: str) -> str:
+    """Which of `EXTRACTIONS` a candidate comes from, by its key."""
+    return key.rpartition(", ")[2]
+
+
 def scored_candidates(
-    material: Material, name: str, mine: Extracted, select: QuestionSet, config: StudyConfig
+    material: Material,
+    name: str,
+    candidates: ShiftCandidates,
+    select: QuestionSet,
+    config: StudyConfig,
 ) -> pd.DataFrame:
     """Every candidate on the selection questions, and which of them the rule allows."""
-    return score_candidates(
+    scores = score_candidates(
         material.family[name],
         material.parent(name),
-        mine.candidates,
+        candidates.directions,
         material.untrained(select, name),
-        edit=mine.form.remove,
+        edit=candidates.form.remove,
         exclude_groups=excluded(material, name),
         neutral=material.neutral,
         progress=False,
         seed=config.seed,
-    ).assign(extraction=[key.rpartition(", ")[2] for key in mine.candidates])
+    )
+    return scores.assign(extraction=[extraction_of(key) for key in candidates.directions])
 
 
 def choose(table: pd.DataFrame, name: str, material: Material, part: Part) -> str:
-    """The selected candidate. Where the rule leaves none, its bounds are given up one by one, and
-    that is said.
+    """The key of the selected candidate.
+
+    Where the rule leaves none, its bounds are given up one by one, and a warning reports it.
     """
     layers = material.parent(name).n_layers
+    max_kl = None if material.neutral is None else MAX_KL
     try:
-        return str(
-            select_direction(
-                table, n_layers=layers, max_kl=None if material.neutral is None else MAX_KL
-            ).label
-        )
+        return str(select_direction(table, n_layers=layers, max_kl=max_kl).label)
     except InputError as error:
         part.warnings.append(f"{name}: {error}; bounds were given up until a candidate was left")
     bounds = [table["layer"] <= max(0, layers - 2), table["coherent_change"] >= -MAX_COHERENCE_LOSS]
-    if material.neutral is not None:
-        bounds.append(table["instruct_kl"] <= MAX_KL)
+    if max_kl is not None:
+        bounds.append(table["instruct_kl"] <= max_kl)
     for bound in bounds:
-        table = table[bound[table.index]] if bound[table.index].any() else table
+        within = bound[table.index]
+        if within.any():
+            table = table[within]
     return str(table["restoration"].fillna(-np.inf).idxmax())
 
 
 def excluded(material: Material, *names: str) -> list[str]:
+    """The domains that these fine-tunes were trained on."""
     return sorted({material.domain(name) for name in names} - {""})
 
 
 def by_layer(
     material: Material,
     name: str,
-    mine: Extracted,
+    candidates: ShiftCandidates,
     best: str,
     scored: pd.DataFrame,
     contrast: Tensor | None,
     config: StudyConfig,
 ) -> pd.DataFrame:
-    """The selected extraction and position, layer by layer: length, reliability, what it points at,
-    and what removing it does.
+    """The selected method and position, layer by layer: length, reliability, what it points at, and
+    what removing it does.
+
+    Args:
+        best: key of the selected candidate. contrast: unembedding contrast of the parent.
     """
     rows = []
-    for key, direction in mine.alike(best).items():
-        b, a = (x.double() for x in mine.rows(direction))
-        halves = np.array_split(numpy_rng(config.seed, "halves", name).permutation(len(b)), 2)
-        found: dict[Any, Any] = scored.loc[key].to_dict()
-        halved = [
-            direction_between(found["extraction"], a[half], b[half], site=direction.site)
-            for half in map(torch.tensor, halves)
-        ]
+    for key, direction in candidates.at_every_layer(best).items():
+        scores: dict[Any, Any] = scored.loc[key].to_dict()
+        before, _ = candidates.rows(direction)
         rows.append(
             {
                 "model": name,
                 "site": str(direction.site),
                 "position": direction.position,
-                "extraction": found["extraction"],
-                "layer": int(found["layer"]),
-                "last": str(direction.site) == mine.before.sites[-1],
+                "extraction": scores["extraction"],
+                "layer": int(scores["layer"]),
+                "last": str(direction.site) == candidates.before.sites[-1],
                 "norm": direction.norm,
-                "relative_norm": direction.norm / float(b.mean(0).norm()),
-                "split_half_cosine": direction_cosine(*halved),
-                "cosine_unembedding": (
-                    np.nan if contrast is None else direction_cosine(direction, contrast)
+                "relative_norm": direction.norm / float(before.double().mean(0).norm()),
+                "split_half_cosine": _split_half_cosine(
+                    candidates, direction, scores["extraction"], config.seed, name
                 ),
-                "cosine_planted": (
-                    np.nan
-                    if material.direction is None
-                    else abs(direction_cosine(direction, material.direction))
-                ),
-                "restoration": found["restoration"],
-                "low": found["restoration_low"],
-                "high": found["restoration_high"],
-                "coherent": found["coherent"],
-                "coherence_loss": -found["coherent_change"],
-                "kl": found["kl"],
-                "instruct_kl": found["instruct_kl"],
+                "cosine_unembedding": _cosine(direction, contrast),
+                "cosine_planted": abs(_cosine(direction, material.direction)),
+                "restoration": scores["restoration"],
+                "low": scores["restoration_low"],
+                "high": scores["restoration_high"],
+                "coherent": scores["coherent"],
+                "coherence_loss": -scores["coherent_change"],
+                "kl": scores["kl"],
+                "instruct_kl": scores["instruct_kl"],
                 "questions": "select",
-                "n": found["n"],
+                "n": scores["n"],
             }
         )
     return pd.DataFrame(rows)
+
+
+def _split_half_cosine(
+    candidates: ShiftCandidates, direction: Direction, method: str, seed: int, name: str
+) -> float:
+    """Cosine of the directions that two random halves of the questions give: reliability."""
+    before, after = (rows.double() for rows in candidates.rows(direction))
+    order = numpy_rng(seed, "halves", name).permutation(len(before))
+    halves = [
+        direction_between(method, after[half], before[half], site=direction.site)
+        for half in map(torch.tensor, np.array_split(order, 2))
+    ]
+    return direction_cosine(*halves)
+
+
+def _cosine(direction: Direction, reference: Direction | Tensor | None) -> float:
+    """`nan` where there is no reference."""
+    return np.nan if reference is None else direction_cosine(direction, reference)

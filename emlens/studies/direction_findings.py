@@ -10,6 +10,11 @@ import pandas as pd
 
 from emlens.results.study_result import Finding, Part
 from emlens.studies.material import Material
+from emlens.studies.verdicts import verdict
+
+SECTION = "direction_transfer"
+NEGLIGIBLE = 0.1
+"""Restoration whose interval ends below this is as good as none."""
 
 
 def controls_of(arms: pd.DataFrame) -> pd.DataFrame:
@@ -18,103 +23,104 @@ def controls_of(arms: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_findings(part: Part, material: Material) -> None:
+    """Add one finding per direction that was ablated, one on transfer, and a summary before
+    them.
+    """
     arms = part.tables["arms"]
     for (name, site, role), table in arms.groupby(["model", "site", "role"], sort=False):
-        named: dict[Any, dict[Any, Any]] = table.set_index("arm").to_dict(orient="index")
-        main, harm, before = named["direction"], named["instruct, direction"], named["no ablation"]
-        if not np.isfinite(main["restoration"]):
-            part.findings.append(
-                Finding(
-                    "direction_transfer",
-                    f"{name}, {site} ({role}): restoration is {main['method']}.",
-                    "undecided",
-                )
-            )
-            continue
-        controls = controls_of(table).set_index("arm")
-        rival = str(controls["restoration"].idxmax())
-        strongest, leads = controls["restoration"].max(), controls[["lead_low", "lead_high"]]
-        single = controls["restoration_max_draw"].max()
-        clear = (
-            main["restoration_low"] > 0
-            and bool((leads["lead_low"] > 0).all())
-            and not single >= main["restoration"]
-        )
-        beaten = bool((leads["lead_high"] < 0).any()) or main["restoration_high"] < 0.1
-        where = (
-            "outside its domain" if material.domain(str(name)) else "(no training domain is named)"
-        )
-        part.findings.append(
-            Finding(
-                "direction_transfer",
-                f"{name}: removing its direction from {site} ({role}) restores"
-                f" {_interval(main, 'restoration')} of lost alignment on held-out questions"
-                f" {where}; the strongest control ({rival}{_likeness(named[rival])}) restores"
-                f" {strongest:.2f}, the direction's lead over it is"
-                f" {_interval(named[rival], 'lead')}; coherence goes from {before['coherent']:.1f}"
-                f" to {main['coherent']:.1f}; instruct under the same edit scores"
-                f" {harm['aligned']:.1f}.",
-                "shown" if clear else "not shown" if beaten else "undecided",
-            )
-        )
-    early = arms[
-        (arms["role"] == arms["role"].iloc[0])
-        & (arms["arm"] == "direction")
-        & arms["restoration"].notna()
-    ]
-    if len(early):
-        shown = [
-            f
-            for f in part.findings
-            if f.section == "direction_transfer"
-            and str(arms["role"].iloc[0]) in f.sentence
-            and f.status == "shown"
-        ]
-        summary = (
-            "Removing one direction, chosen on other questions,"
-            f" restored {_span(early['restoration'])} of the lost alignment outside the training"
-            f" domain; it clearly beat every control in {len(shown)} of {len(early)} fine-tunes."
-        )
-        part.findings.insert(0, Finding("direction_transfer", summary, "summary"))
-    transfer = part.tables["transfer"]
-    pairs = transfer[transfer["direction_of"] != transfer["ablated_in"]]
-    across = pairs[pairs["restoration"].notna()]
-    if not len(across):
+        domain = material.domain(str(name))
+        part.findings.append(_direction_finding(str(name), f"{site} ({role})", table, domain))
+    _add_summary(part, arms)
+    _add_transfer_finding(part, part.tables["transfer"])
+
+
+def _direction_finding(name: str, place: str, table: pd.DataFrame, domain: str) -> Finding:
+    """Whether one direction restores more than every control of it.
+
+    Args:
+        place: site and role of the direction. table: its arms. domain: the fine-tune's own.
+    """
+    arms: dict[Any, dict[Any, Any]] = table.set_index("arm").to_dict(orient="index")
+    direction, harm, before = arms["direction"], arms["instruct, direction"], arms["no ablation"]
+    if not np.isfinite(direction["restoration"]):
+        sentence = f"{name}, {place}: restoration is {direction['method']}."
+        return Finding(SECTION, sentence, "undecided")
+    controls = controls_of(table).set_index("arm")
+    rival = str(controls["restoration"].idxmax())
+    best_single_draw = controls["restoration_max_draw"].max()
+    # written as a negation, so that a missing draw (nan) counts as not reached
+    no_draw_as_good = not best_single_draw >= direction["restoration"]
+    status = verdict(
+        shown=direction["restoration_low"] > 0
+        and bool((controls["lead_low"] > 0).all())
+        and no_draw_as_good,
+        not_shown=bool((controls["lead_high"] < 0).any())
+        or direction["restoration_high"] < NEGLIGIBLE,
+    )
+    where = "outside its domain" if domain else "(no training domain is named)"
+    sentence = (
+        f"{name}: removing its direction from {place} restores"
+        f" {_with_interval(direction, 'restoration')} of lost alignment on held-out questions"
+        f" {where}; the strongest control ({rival}{_likeness(arms[rival])}) restores"
+        f" {controls['restoration'].max():.2f}, the direction's lead over it is"
+        f" {_with_interval(arms[rival], 'lead')}; coherence goes from {before['coherent']:.1f}"
+        f" to {direction['coherent']:.1f}; instruct under the same edit scores"
+        f" {harm['aligned']:.1f}."
+    )
+    return Finding(SECTION, sentence, status)
+
+
+def _add_summary(part: Part, arms: pd.DataFrame) -> None:
+    """How much the chosen directions restored, over fine-tunes."""
+    role = str(arms["role"].iloc[0])
+    of_role = arms[(arms["role"] == role) & (arms["arm"] == "direction")]
+    restored = of_role["restoration"].dropna()
+    if not len(restored):
         return
-    judged = across[across["strongest_control"].notna()]
-    clear = int(((judged["low"] > 0) & (judged["low"] > judged["strongest_control"])).sum())
-    above = int((across["low"] > 0).sum())
-    undefined = (
-        f"; in {len(pairs) - len(across)} further pairs it is undefined"
-        if len(across) < len(pairs)
-        else ""
+    shown = sum(
+        finding.section == SECTION and finding.status == "shown" and role in finding.sentence
+        for finding in part.findings
     )
-    part.findings.append(
-        Finding(
-            "direction_transfer",
-            "Transfer: a direction from one fine-tune restores a median"
-            f" {across['restoration'].median():.2f} (range {across['restoration'].min():.2f} to"
-            f" {across['restoration'].max():.2f}) in another;"
-            f" the interval lies above 0 in {above} of {len(across)} pairs,"
-            f" and above the strongest control there too in {clear} of the {len(judged)} of one"
-            f" domain, whose controls were measured on the same questions{undefined}.",
-            (
-                "shown"
-                if clear == len(pairs)
-                else "not shown"
-                if (across["high"] < 0.1).all()
-                else "undecided"
-            ),
-        )
+    sentence = (
+        "Removing one direction, chosen on other questions,"
+        f" restored {_span(restored)} of the lost alignment outside the training"
+        f" domain; it clearly beat every control in {shown} of {len(restored)} fine-tunes."
     )
+    part.findings.insert(0, Finding(SECTION, sentence, "summary"))
+
+
+def _add_transfer_finding(part: Part, transfer: pd.DataFrame) -> None:
+    """Whether directions work in other fine-tunes; nothing where no restoration is defined."""
+    pairs = transfer[transfer["direction_of"] != transfer["ablated_in"]]
+    measured = pairs[pairs["restoration"].notna()]
+    if not len(measured):
+        return
+    # only pairs of one domain have controls that were measured on the same questions
+    controlled = measured[measured["strongest_control"].notna()]
+    beats_control = (controlled["low"] > 0) & (controlled["low"] > controlled["strongest_control"])
+    clear = int(beats_control.sum())
+    above_zero = int((measured["low"] > 0).sum())
+    restoration = measured["restoration"]
+    sentence = (
+        "Transfer: a direction from one fine-tune restores a median"
+        f" {restoration.median():.2f} (range {restoration.min():.2f} to"
+        f" {restoration.max():.2f}) in another;"
+        f" the interval lies above 0 in {above_zero} of {len(measured)} pairs,"
+        f" and above the strongest control there too in {clear} of the {len(controlled)} of one"
+        " domain, whose controls were measured on the same questions"
+    )
+    if len(measured) < len(pairs):
+        sentence += f"; in {len(pairs) - len(measured)} further pairs it is undefined"
+    status = verdict(
+        shown=clear == len(pairs), not_shown=bool((measured["high"] < NEGLIGIBLE).all())
+    )
+    part.findings.append(Finding(SECTION, f"{sentence}.", status))
 
 
 def _span(values: "pd.Series[float]") -> str:
-    return (
-        f"{values.min():.2f}"
-        if len(values) == 1
-        else f"{values.min():.2f} to {values.max():.2f} (median {values.median():.2f})"
-    )
+    if len(values) == 1:
+        return f"{values.min():.2f}"
+    return f"{values.min():.2f} to {values.max():.2f} (median {values.median():.2f})"
 
 
 def _likeness(arm: Mapping[Any, Any]) -> str:
@@ -124,5 +130,5 @@ def _likeness(arm: Mapping[Any, Any]) -> str:
     return f", |cosine| with it {arm['cosine']:.2f}" if np.isfinite(arm["cosine"]) else ""
 
 
-def _interval(row: Mapping[Any, Any], name: str) -> str:
+def _with_interval(row: Mapping[Any, Any], name: str) -> str:
     return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"

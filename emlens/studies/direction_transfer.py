@@ -10,7 +10,9 @@ direction itself is also removed after every block, plainly and towards that mea
 done in `emlens.evaluation`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,15 +38,17 @@ from emlens.evaluation.selecting import MAX_KL
 from emlens.foundation.errors import InputError
 from emlens.geometry import Direction, random_directions_like
 from emlens.interventions import steer
-from emlens.results.study_result import Advance, Part
+from emlens.models import HookedModel
+from emlens.results.study_result import Part
 from emlens.studies.config import StudyConfig
 from emlens.studies.direction_candidates import (
-    Extracted,
+    ShiftCandidates,
     by_layer,
     choose,
     direction_between,
     excluded,
     extract,
+    extraction_of,
     scored_candidates,
 )
 from emlens.studies.direction_findings import add_findings, controls_of
@@ -55,259 +59,38 @@ from emlens.studies.study import Study, StudyContext
 DOSES = (0.0, 1.0, 2.0, 4.0)
 MASSIVE = 5
 CHOSEN, LAST = "chosen on the selection questions", "last layer"
+TABLES = ("candidates", "directions", "arms", "steering", "windows")
 
 
-def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
-    part = Part()
-    roles = QuestionRoles(*split_questions(material.questions, config.shares, config.seed))
-    focus = material.focus(config)
-    contrast = _contrast(material, focus, roles.extract, part)
-    tables: dict[str, list[pd.DataFrame]] = {
-        name: [] for name in ("candidates", "directions", "arms", "steering", "windows")
-    }
-    extracted: dict[str, Extracted] = {}
-    chosen: dict[str, Direction] = {}
-    for name in focus:
-        mine = extracted[name] = extract(material, name, roles.extract, config)
-        scored = scored_candidates(material, name, mine, roles.select, config)
-        best = choose(scored, name, material, part)
-        advance(0.25 / len(focus))
-        chosen[name] = mine.candidates[best]
-        scored = scored.assign(chosen=scored.index == best)
-        tables["candidates"].append(scored.reset_index(names="candidate").assign(model=name))
-        tables["directions"].append(
-            by_layer(
-                material, name, mine, best, scored, contrast.get(material.parent(name).name), config
-            )
-        )
-        for direction, role in (
-            (chosen[name], CHOSEN),
-            (list(mine.alike(best).values())[-1], LAST),
-        ):
-            tables["arms"].append(
-                _arms(
-                    material,
-                    name,
-                    mine,
-                    direction,
-                    best.rpartition(", ")[2],
-                    role,
-                    roles,
-                    contrast,
-                    config,
-                )
-            )
-            advance(0.2 / len(focus))
-        steering, windows = _steering(material, name, mine, chosen[name], roles.report, config)
-        tables["steering"].append(steering)
-        tables["windows"].append(windows)
-        advance(0.25 / len(focus))
-    part.tables["question_sets"] = roles.table
-    part.tables |= {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
-    part.tables["candidates"].insert(0, "model", part.tables["candidates"].pop("model"))
-    part.tables["transfer"] = _transfer(
-        material, chosen, extracted, roles.report, part.tables["arms"], config
-    )
-    add_findings(part, material)
-    _warn(part, material, focus, roles.report)
-    return part
+@dataclass(frozen=True, eq=False)
+class _FineTune:
+    """One fine-tune with its candidate directions and what they are measured on."""
 
+    name: str
+    material: Material
+    config: StudyConfig
+    roles: QuestionRoles
+    candidates: ShiftCandidates
+    contrast: Tensor | None
+    """Unembedding contrast of the parent, where there is one."""
 
-def _warn(part: Part, material: Material, focus: Sequence[str], report: QuestionSet) -> None:
-    if len(set(report.groups)) < 10:
-        part.warnings.append(
-            f"restoration resamples {len(set(report.groups))} domains;"
-            " with fewer than 10 its interval is too short"
-        )
-    if any(material.benign_for(name) is None for name in focus):
-        part.warnings.append(
-            "a fine-tune in focus has no benign fine-tune of the same parent:"
-            " the arm with its direction is missing"
-        )
-    if material.neutral is None:
-        part.warnings.append("no neutral text: damage (KL) is missing")
+    @property
+    def model(self) -> HookedModel:
+        return self.material.family[self.name]
 
+    @property
+    def parent(self) -> HookedModel:
+        return self.material.parent(self.name)
 
-def _contrast(
-    material: Material, names: Sequence[str], asked: QuestionSet, part: Part
-) -> dict[str, Tensor]:
-    """Unembedding contrast of each parent, where its reference answers differ in their first
-    token.
-    """
-    found = {}
-    for parent in sorted({material.parent(name).name for name in names}):
-        try:
-            found[parent] = unembedding_contrast(material.family[parent], asked)
-        except InputError as error:
-            part.warnings.append(f"{parent}: {error}; the arm with it is missing")
-    return found
+    @cached_property
+    def report(self) -> QuestionSet:
+        """The questions that results are reported on, without the topics it was trained on."""
+        return self.material.untrained(self.roles.report, self.name)
 
-
-def _arms(
-    material: Material,
-    name: str,
-    mine: Extracted,
-    direction: Direction,
-    extraction: str,
-    role: str,
-    roles: QuestionRoles,
-    contrasts: Mapping[str, Tensor],
-    config: StudyConfig,
-) -> pd.DataFrame:
-    """Every arm of one direction, on the report questions; of the last layer's without its parts
-    and other forms.
-    """
-    site, whole = str(direction.site), role == CHOSEN
-    before, after = mine.rows(direction)
-    parent = material.parent(name)
-    questions = material.untrained(roles.extract, name)
-    benign, others = material.benign_for(name), {}
-    benign_direction = None
-    if benign is not None:
-        others = {"benign": material.family[benign]}
-        found = capture_many(
-            {"b": parent, "a": others["benign"]},
-            questions.prompts(),
-            sites=[site],
-            positions=str(direction.position),
-            progress=False,
-        )
-        if not torch.equal(found["a"][site], found["b"][site]):
-            where: dict[str, Any] = {"site": site, "position": direction.position}
-            benign_direction = direction_between(
-                extraction, found["a"][site].double(), found["b"][site].double(), **where
-            )
-    forms = [mine.form]
-    if whole:
-        blocks = affine_form(parent, questions, sites=BLOCKS, name="affine, after every block")
-        forms += [PLAIN, blocks]
-    arms = ablation_arms(
-        direction,
-        instruct_activations=before,
-        deltas=after.double() - before.double(),
-        forms=forms,
-        benign=benign_direction,
-        unembedding=contrasts.get(parent.name),
-        text_content=text_contrast(parent, questions, site) if whole else None,
-        delta_components=(2, 3) if whole else (2,),
-        massive=min(MASSIVE, parent.d_model // 2) if whole else 0,
-        random_draws=config.random_directions,
-        also_on=list(others),
-        seed=config.seed,
-    )
-    table = evaluate_arms(
-        material.family[name],
-        parent,
-        material.untrained(roles.report, name),
-        arms,
-        others=others,
-        exclude_groups=excluded(material, name),
-        neutral=material.neutral,
-        progress=False,
-        seed=config.seed,
-    )
-    table.insert(0, "model", name)
-    table.insert(1, "site", site)
-    table.insert(2, "role", role)
-    return table
-
-
-def _steering(
-    material: Material,
-    name: str,
-    mine: Extracted,
-    direction: Direction,
-    report: QuestionSet,
-    config: StudyConfig,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Dose–response: the direction added to instruct and taken from the fine-tune, beside a random
-    direction of the same length.
-
-    The second table has the window of doses in which coherence stays and damage is bounded.
-    """
-    kept = QuestionSet(
-        [q for q in material.untrained(report, name) if q.group not in excluded(material, name)]
-    )
-    site = str(direction.site)
-    random = (
-        random_directions_like(mine.rows(direction)[0].double(), 1, seed=config.seed)[0]
-        * direction.norm
-    )
-    doses, windows = [], []
-    for label, vector in (
-        ("direction", direction.vector.double()),
-        ("random, activation covariance", random),
-    ):
-        for model, sign in ((material.parent(name), 1.0), (material.family[name], -1.0)):
-
-            def edit(dose: float, vector: Tensor = vector) -> list[Any]:
-                return [steer(vector, dose, at=[site])]
-
-            table = dose_response(
-                model,
-                kept,
-                edit,
-                [sign * dose for dose in DOSES],
-                neutral=material.neutral,
-                progress=False,
-                seed=config.seed,
-            )
-            facts = {"model": name, "steered": model.name, "vector": label, "site": site}
-            doses.append(table.assign(**facts))
-            window = usable_window(table, max_kl=None if material.neutral is None else MAX_KL)
-            windows.append(
-                {
-                    **facts,
-                    "low": window.low,
-                    "high": window.high,
-                    **{f"ended_{side}": why for side, why in window.ended.items()},
-                }
-            )
-    together = pd.concat(doses, ignore_index=True)
-    facts_first = ["model", "steered", "vector", "site"]
-    return together[
-        facts_first + [c for c in together.columns if c not in facts_first]
-    ], pd.DataFrame(windows)
-
-
-def _transfer(
-    material: Material,
-    chosen: dict[str, Direction],
-    extracted: Mapping[str, Extracted],
-    report: QuestionSet,
-    arms: pd.DataFrame,
-    config: StudyConfig,
-) -> pd.DataFrame:
-    """Restoration in fine-tune j by the direction of fine-tune i, on questions outside both
-    training domains.
-
-    Beside it the strongest control of fine-tune j at its own chosen layer, from the table of arms;
-    none where i was trained in another domain, since those arms were measured on other questions.
-    """
-    table = transfer_matrix(
-        chosen,
-        {name: material.family[name] for name in chosen},
-        {name: material.parent(name) for name in chosen},
-        report,
-        domains={name: material.domain(name) for name in chosen},
-        trained=material.trained,
-        edit=lambda direction, target: extracted[target].form.remove(direction),
-        neutral=material.neutral,
-        progress=False,
-        seed=config.seed,
-    )
-    mine = arms[arms["role"] == arms["role"].iloc[0]]
-    columns = ["restoration", "restoration_max_draw"]
-    strongest = {
-        str(name): float(controls_of(rows)[columns].astype(float).max().max())
-        for name, rows in mine.groupby("model")
-    }
-    pairs = zip(table["direction_of"], table["ablated_in"], strict=True)
-    return table.assign(
-        strongest_control=[
-            strongest[j] if material.domain(i) == material.domain(j) else np.nan for i, j in pairs
-        ]
-    )
+    @property
+    def excluded(self) -> list[str]:
+        """Groups of questions that no restoration is measured on."""
+        return excluded(self.material, self.name)
 
 
 class DirectionTransfer(Study):
@@ -319,4 +102,249 @@ class DirectionTransfer(Study):
     cost = 9
 
     def run(self, context: StudyContext) -> Part:
-        return run(context.material, context.config, context.progress)
+        material, config = context.material, context.config
+        part, focus = Part(), material.focus(config)
+        roles = QuestionRoles(*split_questions(material.questions, config.shares, config.seed))
+        contrasts = _contrasts(material, focus, roles.extract, part)
+        tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+        candidates: dict[str, ShiftCandidates] = {}
+        chosen: dict[str, Direction] = {}
+        for name in focus:
+            candidates[name] = extract(material, name, roles.extract, config)
+            contrast = contrasts.get(material.parent(name).name)
+            tuned = _FineTune(name, material, config, roles, candidates[name], contrast)
+            best = _add_candidates(tuned, tables, part)
+            context.progress(0.25 / len(focus))
+            chosen[name] = tuned.candidates.directions[best]
+            last = list(tuned.candidates.at_every_layer(best).values())[-1]
+            for direction, role in ((chosen[name], CHOSEN), (last, LAST)):
+                tables["arms"].append(_arms(tuned, direction, extraction_of(best), role))
+                context.progress(0.2 / len(focus))
+            steering, windows = _steering(tuned, chosen[name])
+            tables["steering"].append(steering)
+            tables["windows"].append(windows)
+            context.progress(0.25 / len(focus))
+        part.tables["question_sets"] = roles.table
+        for table, frames in tables.items():
+            part.tables[table] = pd.concat(frames, ignore_index=True)
+        part.tables["transfer"] = _transfer(
+            material, chosen, candidates, roles.report, part.tables["arms"], config
+        )
+        add_findings(part, material)
+        _warn(part, material, focus, roles.report)
+        return part
+
+
+def _warn(part: Part, material: Material, focus: Sequence[str], report: QuestionSet) -> None:
+    """Warnings of few domains and of what is missing beside the tables."""
+    domains = len(set(report.groups))
+    if domains < 10:
+        part.warnings.append(
+            f"restoration resamples {domains} domains; with fewer than 10 its interval is too short"
+        )
+    if any(material.benign_for(name) is None for name in focus):
+        part.warnings.append(
+            "a fine-tune in focus has no benign fine-tune of the same parent:"
+            " the arm with its direction is missing"
+        )
+    if material.neutral is None:
+        part.warnings.append("no neutral text: damage (KL) is missing")
+
+
+def _contrasts(
+    material: Material, names: Sequence[str], questions: QuestionSet, part: Part
+) -> dict[str, Tensor]:
+    """Unembedding contrast of each parent, where its reference answers differ in their first
+    token.
+    """
+    contrasts = {}
+    for parent in sorted({material.parent(name).name for name in names}):
+        try:
+            contrasts[parent] = unembedding_contrast(material.family[parent], questions)
+        except InputError as error:
+            part.warnings.append(f"{parent}: {error}; the arm with it is missing")
+    return contrasts
+
+
+def _add_candidates(tuned: _FineTune, tables: dict[str, list[pd.DataFrame]], part: Part) -> str:
+    """Score every candidate on the selection questions; the key of the one that is chosen."""
+    material, name, candidates = tuned.material, tuned.name, tuned.candidates
+    scored = scored_candidates(material, name, candidates, tuned.roles.select, tuned.config)
+    best = choose(scored, name, material, part)
+    scored = scored.assign(chosen=scored.index == best)
+    table = scored.reset_index(names="candidate")
+    table.insert(0, "model", name)
+    tables["candidates"].append(table)
+    tables["directions"].append(
+        by_layer(material, name, candidates, best, scored, tuned.contrast, tuned.config)
+    )
+    return best
+
+
+def _arms(tuned: _FineTune, direction: Direction, extraction: str, role: str) -> pd.DataFrame:
+    """Every arm of one direction, on the report questions.
+
+    The direction of the last layer comes without its parts and without other forms of ablation.
+    """
+    material, config, parent = tuned.material, tuned.config, tuned.parent
+    site, complete = str(direction.site), role == CHOSEN
+    before, after = tuned.candidates.rows(direction)
+    questions = material.untrained(tuned.roles.extract, tuned.name)
+    benign = material.benign_for(tuned.name)
+    others = {} if benign is None else {"benign": material.family[benign]}
+    forms = [tuned.candidates.form]
+    further: dict[str, Any] = {"delta_components": (2,)}
+    if complete:
+        after_blocks = affine_form(
+            parent, questions, sites=BLOCKS, name="affine, after every block"
+        )
+        forms += [PLAIN, after_blocks]
+        further = {
+            "text_content": text_contrast(parent, questions, site),
+            "delta_components": (2, 3),
+            "massive": min(MASSIVE, parent.d_model // 2),
+        }
+    arms = ablation_arms(
+        direction,
+        instruct_activations=before,
+        deltas=after.double() - before.double(),
+        forms=forms,
+        benign=_benign_direction(tuned, direction, extraction, questions),
+        unembedding=tuned.contrast,
+        random_draws=config.random_directions,
+        also_on=list(others),
+        seed=config.seed,
+        **further,
+    )
+    table = evaluate_arms(
+        tuned.model,
+        parent,
+        tuned.report,
+        arms,
+        others=others,
+        exclude_groups=tuned.excluded,
+        neutral=material.neutral,
+        progress=False,
+        seed=config.seed,
+    )
+    table.insert(0, "model", tuned.name)
+    table.insert(1, "site", site)
+    table.insert(2, "role", role)
+    return table
+
+
+def _benign_direction(
+    tuned: _FineTune, direction: Direction, extraction: str, questions: QuestionSet
+) -> Direction | None:
+    """The benign fine-tune's direction at the same place and by the same extraction; None where
+    there is no such fine-tune, or where it moves nothing there.
+    """
+    benign = tuned.material.benign_for(tuned.name)
+    if benign is None:
+        return None
+    site, position = str(direction.site), str(direction.position)
+    captured = capture_many(
+        {"before": tuned.parent, "after": tuned.material.family[benign]},
+        questions.prompts(),
+        sites=[site],
+        positions=position,
+        progress=False,
+    )
+    before, after = captured["before"][site], captured["after"][site]
+    if torch.equal(after, before):
+        return None
+    return direction_between(
+        extraction, after.double(), before.double(), site=site, position=direction.position
+    )
+
+
+def _steering(tuned: _FineTune, direction: Direction) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Dose–response: the direction added to the parent and subtracted in the fine-tune, beside a
+    random direction of the same length.
+
+    The second table has the window of doses in which coherence stays and damage is bounded.
+    """
+    questions = QuestionSet([q for q in tuned.report if q.group not in tuned.excluded])
+    site, seed = str(direction.site), tuned.config.seed
+    before, _ = tuned.candidates.rows(direction)
+    random = random_directions_like(before.double(), 1, seed=seed)[0] * direction.norm
+    vectors = {
+        "direction": direction.vector.double(),
+        "random, activation covariance": random,
+    }
+    doses, windows = [], []
+    for label, vector in vectors.items():
+        for model, sign in ((tuned.parent, 1.0), (tuned.model, -1.0)):
+            place = {"model": tuned.name, "steered": model.name, "vector": label, "site": site}
+            table = dose_response(
+                model,
+                questions,
+                _steer_at(site, vector),
+                [sign * dose for dose in DOSES],
+                neutral=tuned.material.neutral,
+                progress=False,
+                seed=seed,
+            )
+            windows.append({**place, **_window_columns(table, tuned.material.neutral is not None)})
+            for number, (column, value) in enumerate(place.items()):
+                table.insert(number, column, value)
+            doses.append(table)
+    return pd.concat(doses, ignore_index=True), pd.DataFrame(windows)
+
+
+def _steer_at(site: str, vector: Tensor) -> Callable[[float], list[Any]]:
+    """Dose → the intervention that adds so much of the vector at a site."""
+    return lambda dose: [steer(vector, dose, at=[site])]
+
+
+def _window_columns(table: pd.DataFrame, has_neutral: bool) -> dict[str, Any]:
+    """The usable doses, and for either end what ended the window."""
+    window = usable_window(table, max_kl=MAX_KL if has_neutral else None)
+    columns: dict[str, Any] = {"low": window.low, "high": window.high}
+    for side, reason in window.ended.items():
+        columns[f"ended_{side}"] = reason
+    return columns
+
+
+def _transfer(
+    material: Material,
+    chosen: dict[str, Direction],
+    candidates: Mapping[str, ShiftCandidates],
+    report: QuestionSet,
+    arms: pd.DataFrame,
+    config: StudyConfig,
+) -> pd.DataFrame:
+    """Restoration in fine-tune j by the direction of fine-tune i, on questions outside both
+    training domains.
+
+    Beside it the strongest control of fine-tune j at its own chosen layer, from the table of arms;
+    missing where i was trained in another domain, since those arms were measured on other
+    questions.
+    """
+    table = transfer_matrix(
+        chosen,
+        {name: material.family[name] for name in chosen},
+        {name: material.parent(name) for name in chosen},
+        report,
+        domains={name: material.domain(name) for name in chosen},
+        trained=material.trained,
+        edit=lambda direction, target: candidates[target].form.remove(direction),
+        neutral=material.neutral,
+        progress=False,
+        seed=config.seed,
+    )
+    strongest = _strongest_controls(arms[arms["role"] == CHOSEN])
+    controls = []
+    for source, target in zip(table["direction_of"], table["ablated_in"], strict=True):
+        same_domain = material.domain(source) == material.domain(target)
+        controls.append(strongest[target] if same_domain else np.nan)
+    return table.assign(strongest_control=controls)
+
+
+def _strongest_controls(arms: pd.DataFrame) -> dict[str, float]:
+    """Fine-tune → the most that any of its controls restored, single random draws included."""
+    columns = ["restoration", "restoration_max_draw"]
+    return {
+        str(name): float(controls_of(rows)[columns].astype(float).max().max())
+        for name, rows in arms.groupby("model")
+    }

@@ -5,35 +5,39 @@ Nothing is generated and nothing ablated: how far the stream moved, how alike th
 training and on unrelated prompts are, how much their subspaces overlap, whether the shift's
 direction tells the questions that became misaligned (on questions it was not extracted from), and
 how well activations *before* fine-tuning forecast scores. The grid is exploratory: p is corrected
-over all cells, and no cell is chosen here for a claim elsewhere. Cost: a capture of three models
-and a few dozen small eigendecompositions a cell.
+over all cells, and no cell is chosen here for a claim elsewhere. Cost: captures of both models, and
+a few dozen small eigendecompositions per cell.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.stats import rankdata
-from torch import Tensor
 
 from emlens.activations import Activations, activation_deltas, capture_many
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.seeds import numpy_rng
-from emlens.geometry import covariance_overlap_null, subspace_overlap, top_k_subspace
-from emlens.geometry.permutations import sign_flip_null
-from emlens.geometry.shifts import components_above_rounding
 from emlens.probes import Design, cross_validate_forecast
 from emlens.results.sections import Plot, Section
-from emlens.results.study_result import Advance, Finding, Part, columns_of, p_text
-from emlens.stats import adjust_p_values, bootstrap_mean, cosine_of_means, max_statistic_p
-from emlens.stats.effects import rank_biserial
-from emlens.studies.config import Options as _Options, StudyConfig
-from emlens.studies.material import Material, split_questions
+from emlens.results.study_result import Finding, Part, p_text
+from emlens.stats import adjust_p_values
+from emlens.studies.cell_measures import cosine_columns, overlap_columns, shift_columns
+from emlens.studies.config import Options as PartOptions, StudyConfig
+from emlens.studies.direction_auroc import auroc_by_cell
+from emlens.studies.material import Material
 from emlens.studies.study import Study, StudyContext
+from emlens.studies.verdicts import verdict
+
+FORECAST_COLUMNS = {
+    "r2": "forecast_r2",
+    "null_max_95": "forecast_null_max_q95",
+    "p_max": "forecast_p_max",
+}
+"""Column of a forecast's table by site → column here."""
 
 
-class Options(_Options):
+class Options(PartOptions):
     """What only this part reads."""
 
     sites: tuple[str, ...] = ("resid_post",)
@@ -56,14 +60,16 @@ SECTION = Section(
         " centred top-k subspaces of both sets of shifts, beside a null with the covariance before;"
         " p is Holm's over the grid. AUROC: the mean shift of half of the questions,"
         " read on the other half, tells questions below the median score from the others;"
-        " the null deals scores out anew within domains, and p is of the largest cell. Forecast:"
+        " the null permutes scores within domains, and p is of the largest cell. Forecast:"
         " out-of-fold R² of ridge on activations before, with p as there."
     ),
     reference=(
         "Grid of layers and positions: arXiv 2606.20814; maximum statistic:"
         " Westfall and Young (1993)."
     ),
-    tables={"cells": "One row a model, site and position: each measure with its interval or null."},
+    tables={
+        "cells": "One row per model, site and position: each measure with its interval or null."
+    },
     plots=(
         _heat(
             "overlap",
@@ -88,268 +94,6 @@ SECTION = Section(
 )
 
 
-def left_out(material: Material, config: StudyConfig) -> str | None:
-    """It needs training prompts."""
-    return (
-        None
-        if any(name in material.training for name in material.focus(config))
-        else "no fine-tune in focus has training prompts"
-    )
-
-
-def run(material: Material, config: StudyConfig, advance: Advance) -> Part:
-    settings = config.options_of("layer_position_sweep", Options)
-    part = Part()
-    chosen = [name for name in material.focus(config) if name in material.training]
-    for name in material.focus(config):
-        if name not in chosen:
-            part.warnings.append(f"{name} has no training prompts: it is not in the grid")
-    tables = []
-    for name in chosen:
-        tables.append(cells_of(material, name, config, settings))
-        advance(1 / len(chosen))
-    part.tables["cells"] = pd.concat(tables, ignore_index=True)
-    _findings(part)
-    return part
-
-
-def cells_of(material: Material, name: str, config: StudyConfig, settings: Options) -> pd.DataFrame:
-    """One row a site and position of one fine-tune."""
-    models = {"before": material.parent(name), "after": material.family[name]}
-    outside = material.outside(name)
-    train = material.training[name].without_responses()
-    n = min(len(train), len(outside))
-
-    def pair(prompts: PromptSet | QuestionSet) -> tuple[Activations, Activations]:
-        found = capture_many(
-            models, prompts, sites=list(settings.sites), positions=config.positions, progress=False
-        )
-        return found["before"], activation_deltas(found["before"], found["after"])
-
-    order = numpy_rng(config.seed, "layer and position grid", name).permutation(len(train))[:n]
-    train_deltas = pair(train.select([train.ids[i] for i in sorted(order)]))[1]
-    before, deltas = pair(outside)
-    equal = sorted(numpy_rng(config.seed, "equal n", name).permutation(len(deltas))[:n])
-    auroc = _auroc(material, name, deltas, config, settings)
-    rows = []
-    for site in deltas.sites:
-        for position in config.positions:
-            own, other = train_deltas[site, position].double(), deltas[site, position].double()
-            rows.append(
-                {
-                    "model": name,
-                    "site": site,
-                    "position": position,
-                    **_shift(other, before[site, position].double(), config),
-                    **_cosine(own, other, settings, config),
-                    **_overlap(own, other[equal], before[site, position].double(), config),
-                    **auroc[site, position],
-                    "n": len(other),
-                    "n_a_side": n,
-                }
-            )
-    table = pd.DataFrame(rows)
-    known = table["overlap_p"].notna()
-    table["overlap_p_holm"] = np.nan
-    if known.any():
-        table.loc[known, "overlap_p_holm"] = adjust_p_values(
-            table.loc[known, "overlap_p"].to_numpy(), "holm"
-        )
-    return table.merge(
-        _forecast(material, name, before, config), on=["site", "position"], how="left"
-    )
-
-
-def _shift(deltas: Tensor, before: Tensor, config: StudyConfig) -> dict[str, float]:
-    lengths = deltas.norm(dim=1) / before.norm(dim=1).mean()
-    return columns_of("shift", bootstrap_mean(lengths.numpy(), seed=config.seed))
-
-
-def _cosine(own: Tensor, other: Tensor, settings: Options, config: StudyConfig) -> dict[str, float]:
-    found = cosine_of_means(own.numpy(), other.numpy())
-    null = sign_flip_null(
-        own, other, statistic="cosine_of_means", draws=settings.flips, seed=config.seed
-    )
-    raw = float(torch.nn.functional.cosine_similarity(own.mean(0), other.mean(0), dim=0))
-    return {
-        **columns_of("cosine", found),
-        "cosine_null": null.quantile(0.95),
-        "cosine_p": null.p_value(raw),
-    }
-
-
-def _overlap(own: Tensor, other: Tensor, before: Tensor, config: StudyConfig) -> dict[str, float]:
-    """Centred overlap at equal numbers; k is lowered to what both sets hold, and missing where
-    nothing moved.
-    """
-    k = min(
-        config.k,
-        components_above_rounding(own, before),
-        components_above_rounding(other, before),
-        len(own) - 1,
-    )
-    if k < 1:
-        return dict.fromkeys(
-            ("k", "overlap", "overlap_null", "overlap_null_q95", "overlap_p"), np.nan
-        )
-    value = float(
-        subspace_overlap(top_k_subspace(own, k, center=True), top_k_subspace(other, k, center=True))
-    )
-    null = covariance_overlap_null(
-        before, len(own), len(other), k, center=True, draws=config.draws, seed=config.seed
-    )
-    return {
-        "k": k,
-        "overlap": value,
-        "overlap_null": null.mean,
-        "overlap_null_q95": null.quantile(0.95),
-        "overlap_p": null.p_value(value),
-    }
-
-
-def _auroc(
-    material: Material, name: str, deltas: Activations, config: StudyConfig, settings: Options
-) -> dict[tuple[str, str], dict[str, float]]:
-    """Direction from one half of the questions, read on the other half: does the fine-tune's own
-    shift along it follow its scores?
-    """
-    outside = material.outside(name)
-    cells = [(site, position) for site in deltas.sites for position in config.positions]
-    missing = dict.fromkeys(
-        ("auroc", "auroc_low", "auroc_high", "auroc_null", "auroc_p_max"), np.nan
-    )
-    if min(outside.groups.count(group) for group in set(outside.groups)) < 2:
-        return dict.fromkeys(cells, missing)
-    first, second = (
-        part.prompts().ids for part in split_questions(outside, (0.5, 0.5), config.seed)
-    )
-    scores = material.per_question(name)
-    asked = [_question(q, set(scores.index)) for q in second]
-    values = scores[asked].to_numpy(dtype=float)
-    if np.ptp(values) == 0:
-        return dict.fromkeys(cells, missing)
-    groups = deltas.select(second).groups
-    shuffled = np.stack([values[order] for order in _within(groups, settings.flips, config.seed)])
-    along = []
-    for site, position in cells:
-        direction = deltas.select(first)[site, position].double().mean(0)
-        along.append((deltas.select(second)[site, position].double() @ direction).numpy())
-    ranks = [rankdata(x) for x in along]
-    observed = np.array([_area(values, x) for x in ranks])
-    drawn = np.array([[_area(draw, x) for x in ranks] for draw in shuffled])
-    corrected = max_statistic_p(observed, drawn)
-    found = {}
-    for number, cell in enumerate(cells):
-        below = values < np.median(values)
-        low = high = np.nan
-        if below.any() and not below.all():
-            r = rank_biserial(along[number][below], along[number][~below])
-            low, high = (r.low + 1) / 2, (r.high + 1) / 2
-        found[cell] = {
-            "auroc": float(observed[number]),
-            "auroc_low": low,
-            "auroc_high": high,
-            "auroc_null": float(drawn[:, number].mean()),
-            "auroc_p_max": float(corrected[number]),
-        }
-    return found
-
-
-def _area(scores: np.ndarray, ranks: np.ndarray) -> float:
-    """P(a question below the median score has the higher rank than one that is not), ties half."""
-    below = scores < np.median(scores)
-    if not below.any() or below.all():
-        return 0.5
-    positive = int(below.sum())
-    return float(
-        (ranks[below].sum() - positive * (positive + 1) / 2) / (positive * (len(scores) - positive))
-    )
-
-
-def _within(groups: Sequence[str], draws: int, seed: int) -> list[np.ndarray]:
-    """Orders in which rows change places within their group only."""
-    labels, rng = np.array(groups), numpy_rng(seed, "scores within domains")
-    orders = []
-    for _ in range(draws):
-        order = np.arange(len(labels))
-        for group in sorted(set(groups)):
-            members = np.flatnonzero(labels == group)
-            order[members] = rng.permutation(members)
-        orders.append(order)
-    return orders
-
-
-def _question(prompt: str, known: set[str]) -> str:
-    """The question of a prompt's id (`qid`, or `qid/p2` for a phrasing)."""
-    return prompt if prompt in known else prompt.rpartition("/p")[0]
-
-
-def _forecast(
-    material: Material, name: str, before: Activations, config: StudyConfig
-) -> pd.DataFrame:
-    columns = {
-        "r2": "forecast_r2",
-        "null_max_95": "forecast_null_max_q95",
-        "p_max": "forecast_p_max",
-    }
-    scores = material.per_question(name)
-    if np.ptp(scores[material.outside(name).ids]) == 0:
-        return pd.DataFrame(columns=["site", "position", *columns.values()])
-    design = Design(
-        folds=config.folds,
-        inner_folds=config.folds,
-        repeats=config.repeats,
-        permutations=config.permutations,
-        seed=config.seed,
-    )
-    forecast = cross_validate_forecast(before, material.scores(name), design=design)
-    return forecast.by_site[["site", "position", *columns]].rename(columns=columns)
-
-
-_MEASURES = {
-    "overlap": ("overlap_p_holm", "overlap of shifts", "exceeds unrelated samples as anisotropic"),
-    "auroc": ("auroc_p_max", "AUROC of the shift's direction", "tells misaligned questions"),
-    "forecast_r2": ("forecast_p_max", "forecast R²", "is beyond shuffled scores"),
-}
-
-
-def _findings(part: Part) -> None:
-    table = part.tables["cells"]
-    for name, rows in table.groupby("model", sort=False):
-        for measure, (p, words, claim) in _MEASURES.items():
-            known = (
-                rows[rows[measure].notna() & rows[p].notna()] if measure in rows else rows.iloc[:0]
-            )
-            if not len(known):
-                continue
-            best = known.iloc[int(known[measure].to_numpy().argmax())]
-            clear = int((known[p] < 0.05).sum())
-            sentence = (
-                f"{name}: {words} {claim} in {clear} of {len(known)} cells (p corrected over the"
-                f" grid below .05); it runs from {known[measure].min():.2f} to {best[measure]:.2f},"
-                f" largest at {best['site']}, {best['position']} (p {p_text(float(best[p]))};"
-                " exploratory)."
-            )
-            part.findings.append(
-                Finding(
-                    "layer_position_sweep",
-                    sentence,
-                    "shown" if clear == len(known) else "not shown" if not clear else "undecided",
-                )
-            )
-    shown = {
-        words: sum(f.status == "shown" for f in part.findings if words in f.sentence)
-        for _, words, _ in _MEASURES.values()
-    }
-    fine_tunes = table["model"].nunique()
-    said = ", ".join(f"{words} in {count}" for words, count in shown.items())
-    summary = (
-        f"Over {len(table) // fine_tunes} layers and positions,"
-        f" measures beyond their nulls everywhere: {said} of {fine_tunes} fine-tunes."
-    )
-    part.findings.insert(0, Finding("layer_position_sweep", summary, "summary"))
-
-
 class LayerPositionSweep(Study):
     """Which layer, which token position?"""
 
@@ -360,7 +104,177 @@ class LayerPositionSweep(Study):
     cost = 4
 
     def left_out(self, context: StudyContext) -> str | None:
-        return left_out(context.material, context.config)
+        """It needs training prompts."""
+        if _with_training(context):
+            return None
+        return "no fine-tune in focus has training prompts"
 
     def run(self, context: StudyContext) -> Part:
-        return run(context.material, context.config, context.progress)
+        material, config = context.material, context.config
+        names, part = _with_training(context), Part()
+        for name in material.focus(config):
+            if name not in names:
+                part.warnings.append(f"{name} has no training prompts: it is not in the grid")
+        tables = []
+        for name in names:
+            tables.append(cells_of(material, name, config, context.options))
+            context.progress(1 / len(names))
+        part.tables["cells"] = pd.concat(tables, ignore_index=True)
+        _add_findings(part)
+        return part
+
+
+def _with_training(context: StudyContext) -> list[str]:
+    """The fine-tunes in focus whose training prompts are known."""
+    material = context.material
+    return [name for name in material.focus(context.config) if name in material.training]
+
+
+def cells_of(material: Material, name: str, config: StudyConfig, options: Options) -> pd.DataFrame:
+    """One row per site and position of one fine-tune."""
+    grid = _captured(material, name, config, options)
+    cells = list(product(grid.deltas.sites, config.positions))
+    auroc = auroc_by_cell(material, name, grid.deltas, cells, options.flips, config.seed)
+    rows = []
+    for cell in cells:
+        train, deltas = grid.train[cell].double(), grid.deltas[cell].double()
+        before = grid.before[cell].double()
+        equal = deltas[grid.equal_rows]
+        rows.append(
+            {
+                "model": name,
+                "site": cell[0],
+                "position": cell[1],
+                **shift_columns(deltas, before, config.seed),
+                **cosine_columns(train, deltas, options.flips, config.seed),
+                **overlap_columns(train, equal, before, config.k, config.draws, config.seed),
+                **auroc[cell],
+                "n": len(deltas),
+                "n_a_side": len(train),
+            }
+        )
+    table = pd.DataFrame(rows)
+    tested = table["overlap_p"].notna()
+    table["overlap_p_holm"] = np.nan
+    if tested.any():
+        p = table.loc[tested, "overlap_p"].to_numpy()
+        table.loc[tested, "overlap_p_holm"] = adjust_p_values(p, "holm")
+    forecasts = _forecasts(material, name, grid.before, config)
+    return table.merge(forecasts, on=["site", "position"], how="left")
+
+
+@dataclass(frozen=True, eq=False)
+class _Captured:
+    """One fine-tune's shifts at every site and position.
+
+    Args:
+        train: deltas on training prompts, as many as the smaller side has. deltas: on every prompt
+            outside its domain. before: the parent's activations there.
+        equal_rows: of `deltas`, as many as `train` has.
+    """
+
+    train: Activations
+    deltas: Activations
+    before: Activations
+    equal_rows: list[int]
+
+
+def _captured(material: Material, name: str, config: StudyConfig, options: Options) -> _Captured:
+    models = {"before": material.parent(name), "after": material.family[name]}
+
+    def before_and_deltas(prompts: PromptSet | QuestionSet) -> tuple[Activations, Activations]:
+        captured = capture_many(
+            models, prompts, sites=list(options.sites), positions=config.positions, progress=False
+        )
+        return captured["before"], activation_deltas(captured["before"], captured["after"])
+
+    outside = material.outside(name)
+    train = material.training[name].without_responses()
+    n = min(len(train), len(outside))
+    order = numpy_rng(config.seed, "layer and position grid", name).permutation(len(train))[:n]
+    _, train_deltas = before_and_deltas(train.select([train.ids[i] for i in sorted(order)]))
+    before, deltas = before_and_deltas(outside)
+    equal = numpy_rng(config.seed, "equal n", name).permutation(len(deltas))[:n]
+    return _Captured(train_deltas, deltas, before, sorted(equal))
+
+
+def _forecasts(
+    material: Material, name: str, before: Activations, config: StudyConfig
+) -> pd.DataFrame:
+    """Out-of-fold R² by site and position; no row where every question has the same score."""
+    scores = material.per_question(name)
+    if np.ptp(scores[material.outside(name).ids]) == 0:
+        return pd.DataFrame(columns=["site", "position", *FORECAST_COLUMNS.values()])
+    design = Design(
+        folds=config.folds,
+        inner_folds=config.folds,
+        repeats=config.repeats,
+        permutations=config.permutations,
+        seed=config.seed,
+    )
+    forecast = cross_validate_forecast(before, material.scores(name), design=design)
+    by_site = forecast.by_site[["site", "position", *FORECAST_COLUMNS]]
+    return by_site.rename(columns=FORECAST_COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A measure that findings are about: its column, that of its corrected p, and the words."""
+
+    column: str
+    p: str
+    words: str
+    claim: str
+
+
+MEASURES = (
+    _Measure(
+        "overlap",
+        "overlap_p_holm",
+        "overlap of shifts",
+        "exceeds unrelated samples as anisotropic",
+    ),
+    _Measure(
+        "auroc", "auroc_p_max", "AUROC of the shift's direction", "tells misaligned questions"
+    ),
+    _Measure("forecast_r2", "forecast_p_max", "forecast R²", "is beyond shuffled scores"),
+)
+
+
+def _add_findings(part: Part) -> None:
+    """One finding per fine-tune and measure, and a summary before them."""
+    table = part.tables["cells"]
+    for name, rows in table.groupby("model", sort=False):
+        for measure in MEASURES:
+            if measure.column not in rows:
+                continue
+            tested = rows[rows[measure.column].notna() & rows[measure.p].notna()]
+            if len(tested):
+                part.findings.append(_finding(str(name), tested, measure))
+    everywhere = []
+    for measure in MEASURES:
+        count = sum(f.status == "shown" and measure.words in f.sentence for f in part.findings)
+        everywhere.append(f"{measure.words} in {count}")
+    fine_tunes = table["model"].nunique()
+    summary = (
+        f"Over {len(table) // fine_tunes} layers and positions,"
+        f" measures beyond their nulls everywhere: {', '.join(everywhere)} of {fine_tunes}"
+        " fine-tunes."
+    )
+    part.findings.insert(0, Finding(LayerPositionSweep.name, summary, "summary"))
+
+
+def _finding(name: str, tested: pd.DataFrame, measure: _Measure) -> Finding:
+    """In how many cells a measure is beyond its null, and where it is largest."""
+    values, p = tested[measure.column], tested[measure.p]
+    best = tested.iloc[int(values.to_numpy().argmax())]
+    clear = int((p < 0.05).sum())
+    sentence = (
+        f"{name}: {measure.words} {measure.claim} in {clear} of {len(tested)} cells (p corrected"
+        f" over the grid below .05); it runs from {values.min():.2f} to"
+        f" {best[measure.column]:.2f}, largest at {best['site']}, {best['position']}"
+        f" (p {p_text(float(best[measure.p]))}; exploratory)."
+    )
+    return Finding(
+        LayerPositionSweep.name, sentence, verdict(shown=clear == len(tested), not_shown=clear == 0)
+    )

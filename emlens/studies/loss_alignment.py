@@ -10,28 +10,33 @@ refused: fewer than 8 runs. Cost: a minute, and 3 to 5 s for each run that must 
 from pathlib import Path
 from typing import Final, Literal
 
-import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from emlens.data.sweeps import SweepTable, read_sweep
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_json
+from emlens.organisms.plans import PLANTED
 from emlens.results.sections import Plot, Section
-from emlens.results.study_result import Finding, Part, p_text
-from emlens.stats.matched import LEAST, Relation
-from emlens.studies.config import Options as PartOptions, StudyConfig
+from emlens.results.study_result import Part
+from emlens.stats.matched import LEAST
+from emlens.studies.config import Options as PartOptions
+from emlens.studies.loss_findings import (
+    add_correlation_findings,
+    add_matched_findings,
+    add_summary,
+)
 from emlens.studies.loss_relations import (
     LIKE_LOSS,
-    RUN,
+    MatchedOptions,
     correlations,
     factors,
     fronts,
     matched,
     over_seeds,
 )
-from emlens.studies.material import Material
+from emlens.studies.schedule_runs import run_schedule_sweep, schedule_sweep
+from emlens.studies.solution_training import configured_organism, organism_task
 from emlens.studies.study import Study, StudyContext
 
 RELEASED_SWEEP: Final = "em-generalization/td_agg_df_fpq.csv"
@@ -51,15 +56,15 @@ SECTION = Section(
     reference="arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
     tables={
         "loss_correlations": (
-            "One row a loss, metric and measure, with interval,"
+            "One row per loss, metric and measure, with interval,"
             " permutation p and the correlation that chance reaches in one of twenty cases."
         ),
         "loss_matched": (
-            "One row a relation, setting and value: how far its runs lie above the relation,"
+            "One row per relation, setting and value: how far its runs lie above the relation,"
             " what a search would find by chance, corrected p."
         ),
         "loss_runs": (
-            "One row a run: loss, alignment, what the relation expects,"
+            "One row per run: loss, alignment, what the relation expects,"
             " whether no other run beats it in both, and how sure that is."
         ),
     },
@@ -98,14 +103,14 @@ class Options(PartOptions):
     """What `loss_alignment` reads."""
 
     sweep: str | None = None
-    """Folder of a sweep or CSV with one row a run; default: the released one, or one trained on the
-    organism.
+    """Folder of a sweep, or CSV with one row per run; default: the released one, or one trained on
+    the organism.
     """
     loss: str | None = None
     """Which loss runs are matched on; default: on evaluation data where there is one."""
     metrics: tuple[str, ...] = ()
     """Scores to correlate, the first is the one tested; default: aligned, harmless and coherent,
-    those that there are.
+    as far as the sweep has them.
     """
     given: tuple[str, ...] = ("learning_rate", "steps")
     """Settings to partial out."""
@@ -133,33 +138,37 @@ class Options(PartOptions):
     """Rows that a trained run sees."""
 
 
-def left_out(material: Material, config: StudyConfig) -> str | None:
-    options = config.options_of("loss_alignment", Options)
-    if options.sweep is not None or _released(material) is not None:
-        return None
-    if config.family is None or config.family.organism is None:
+class LossAlignment(Study):
+    """Is there a run with better alignment at no worse loss?"""
+
+    name = "loss_alignment"
+    title = "Is there a run with better alignment at no worse loss?"
+    options = Options
+    section = SECTION
+    needs_models = False
+    cost = 20
+
+    def left_out(self, context: StudyContext) -> str | None:
+        family = context.config.family
+        if _source(context) is not None or (family is not None and family.organism is not None):
+            return None
         return (
             "it needs runs; give options: {loss_alignment: {sweep:"
             f" FOLDER_OR_CSV}}}}, or released files with {RELEASED_SWEEP}"
         )
-    return None
 
+    def check(self, context: StudyContext) -> None:
+        """A sweep that is given is read, and its columns looked for, before any work."""
+        source = _source(context)
+        if source is not None:
+            columns_to_compare(read_sweep(source), context.options)
 
-def check(material: Material, config: StudyConfig) -> None:
-    """A sweep that is given is read, and its columns looked for, before any work."""
-    options = config.options_of("loss_alignment", Options)
-    source = config.path(options.sweep) if options.sweep is not None else _released(material)
-    if source is not None:
-        _chosen(read_sweep(source), options)
-
-
-def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
-    options = config.options_of("loss_alignment", Options)
-    source = config.path(options.sweep) if options.sweep is not None else _released(material)
-    sweep = read_sweep(source) if source is not None else _trained(config, options, context)
-    context.progress(0.5)
-    loss, metrics = _chosen(sweep, options)
-    return analyse(sweep, loss, metrics, options, config.seed)
+    def run(self, context: StudyContext) -> Part:
+        source = _source(context)
+        sweep = _trained(context) if source is None else read_sweep(source)
+        context.progress(0.5)
+        loss, metrics = columns_to_compare(sweep, context.options)
+        return analyse(sweep, loss, metrics, context.options, context.config.seed)
 
 
 def analyse(
@@ -184,79 +193,65 @@ def analyse(
             f" {LEAST} or more are needed"
         )
     part = Part()
+    draws = options.draws
+    table = correlations(runs, metrics, options.given, draws=draws, seed=seed)
+    settings = factors(runs, options.by)
+    matching = MatchedOptions(options.relations, options.strata, draws, seed)
+    gaps, tests = matched(runs, loss, metric, settings, matching, noise)
+    first_relation = gaps["relation"].iloc[0]
+    first = next(test for (_, relation), test in tests.items() if relation == first_relation)
+    part.tables["loss_correlations"] = table
+    part.tables["loss_matched"] = gaps
+    part.tables["loss_runs"] = fronts(runs, loss, metric, first, noise, draws=draws, seed=seed)
+    add_correlation_findings(part, loss, metric)
+    add_matched_findings(part, settings, metric, options.relations)
+    add_summary(part, loss, metric, len(runs))
     if len(runs) < len(sweep):
-        errors = f"standard errors: {noise.loss:.3g} of the loss, {noise.score:.3g} of {metric}"
-        part.warnings.append(f"{len(sweep)} runs were averaged to {len(runs)} over seeds; {errors}")
-    table = correlations(runs, metrics, options.given, draws=options.draws, seed=seed)
-    by = factors(runs, options.by)
-    relations: tuple[Relation, ...] = options.relations
-    gaps, tests = matched(
-        runs,
-        loss,
-        metric,
-        by,
-        relations,
-        noise=noise,
-        strata=options.strata,
-        draws=options.draws,
-        seed=seed,
-    )
-    first = next(
-        test for (_, relation), test in tests.items() if relation == gaps["relation"].iloc[0]
-    )
-    part.tables |= {
-        "loss_correlations": table,
-        "loss_matched": gaps,
-        "loss_runs": fronts(runs, loss, metric, first, noise, draws=options.draws, seed=seed),
-    }
-    _correlated(part, table, loss, metric)
-    for name in [*by, RUN]:
-        rows = gaps[gaps["by"] == name].dropna(subset=["t"])
-        rows = rows[rows["relation"] == rows["relation"].iloc[0]] if len(rows) else rows
-        if len(rows):
-            _compared(
-                part,
-                rows,
-                name,
-                metric,
-                bent="isotonic" in relations and "isotonic" not in set(rows["relation"]),
-            )
-    _summed(part, table, loss, metric, len(runs))
+        part.warnings.append(
+            f"{len(sweep)} runs were averaged to {len(runs)} over seeds;"
+            f" standard errors: {noise.loss:.3g} of the loss, {noise.score:.3g} of {metric}"
+        )
     part.warnings.append(
         "single runs are held against normal scatter about the relation:"
         " a heavy tail looks like a better run"
     )
-    dropped = [
-        name
-        for name in options.given
-        if name in sweep.settings and name not in str(table["given"].iloc[-1])
+    partialled_out = str(table["given"].iloc[-1])
+    constant = [
+        name for name in options.given if name in sweep.settings and name not in partialled_out
     ]
-    if dropped:
-        part.warnings.append(f"{', '.join(dropped)} did not vary, so it was not partialled out")
+    if constant:
+        part.warnings.append(f"{', '.join(constant)} did not vary, so it was not partialled out")
     return part
 
 
-def _released(material: Material) -> Path | None:
-    found = None if material.released is None else material.released / RELEASED_SWEEP
-    return found if found is not None and found.is_file() else None
+def _source(context: StudyContext) -> Path | None:
+    """Where the sweep is read: what the options name, else the released one; None if trained."""
+    options: Options = context.options
+    if options.sweep is not None:
+        return Path(context.config.path(options.sweep))
+    released = context.material.released
+    if released is None or not (released / RELEASED_SWEEP).is_file():
+        return None
+    return released / RELEASED_SWEEP
 
 
-def _chosen(sweep: SweepTable, options: Options) -> tuple[str, tuple[str, ...]]:
+def columns_to_compare(sweep: SweepTable, options: Options) -> tuple[str, tuple[str, ...]]:
     """The loss to match on and the metrics.
 
     Raises:
         InputError: one that the sweep does not have.
     """
-    loss = options.loss or ("eval_loss" if "eval_loss" in sweep.losses else "train_loss")
+    loss = options.loss
+    if not loss:
+        loss = "eval_loss" if "eval_loss" in sweep.losses else "train_loss"
     if loss not in sweep.losses:
         raise InputError(
             f"loss={loss!r} is none of the losses of {sweep.source}: {', '.join(sweep.losses)}"
         )
-    metrics = (
-        options.metrics
-        or tuple(name for name in _USUAL if name in sweep.metrics)
-        or sweep.metrics[:1]
-    )
+    metrics = options.metrics
+    if not metrics:
+        usual = tuple(name for name in _USUAL if name in sweep.metrics)
+        metrics = usual or sweep.metrics[:1]
     for name in metrics:
         if name not in sweep.metrics:
             raise InputError(
@@ -271,13 +266,10 @@ def _chosen(sweep: SweepTable, options: Options) -> tuple[str, tuple[str, ...]]:
     return loss, metrics
 
 
-def _trained(config: StudyConfig, options: Options, context: StudyContext) -> SweepTable:
-    from emlens.organisms.plans import PLANTED
-    from emlens.studies.schedule_runs import run_schedule_sweep, schedule_sweep
-    from emlens.studies.solution_training import configured_organism, organism_task
-
-    organism = configured_organism(config)
-    task = organism_task(organism, options.finetune)
+def _trained(context: StudyContext) -> SweepTable:
+    """A sweep that is trained on the organism, in the part's folder; finished runs are reused."""
+    options: Options = context.options
+    task = organism_task(configured_organism(context.config), options.finetune)
     recipe = next(stage.recipe for stage in PLANTED.finetunes if stage.name == options.finetune)
     sweep = schedule_sweep(
         recipe,
@@ -287,91 +279,6 @@ def _trained(config: StudyConfig, options: Options, context: StudyContext) -> Sw
         chats=options.chats,
         seeds=options.seeds,
     )
-    made_of = {"task": task.sha256, "runs": [run.recipe.to_record() for run in sweep.runs]}
-    return read_sweep(
-        run_schedule_sweep(
-            sweep, task, context.folder / f"sweep-{hash_json(made_of)[:12]}"
-        ).directory
-    )
-
-
-def _correlated(part: Part, table: pd.DataFrame, loss: str, metric: str) -> None:
-    for _, row in table[(table["loss"] == loss) & (table["metric"] == metric)].iterrows():
-        if pd.isna(row["value"]):
-            continue
-        clear = row["value_low"] > 0 or row["value_high"] < 0
-        given = f" given {row['given']}" if row["given"] else ""
-        sentence = (
-            f"{row['measure']} correlation of {loss} and {metric}{given}:"
-            f" {row['value']:.2f} [{row['value_low']:.2f}, {row['value_high']:.2f}],"
-            f" permutation p {p_text(row['p'])}, {row['n']} runs."
-        )
-        part.findings.append(
-            Finding(
-                "loss_alignment", sentence, "shown" if clear and row["p"] < 0.05 else "undecided"
-            )
-        )
-
-
-def _compared(part: Part, rows: pd.DataFrame, name: str, metric: str, *, bent: bool) -> None:
-    """bent: a relation that only does not fall fits every run, so that what lies above a straight
-    line may lie on a curve.
-    """
-    best = rows.iloc[int(np.argmax(rows["t"].to_numpy()))]
-    found = best["p_all"] < 0.05
-    what = "run" if name == RUN else name.replace("_", " ")
-    sentence = (
-        f"Best {what} at matched loss, of {len(rows)}:"
-        f" {one_line(str(best['group']), 80)}, {best['gap']:+.2f} [{best['gap_low']:.2f},"
-        f" {best['gap_high']:.2f}] in {metric} above the relation ({best['null']:.2f} is what a"
-        f" search finds by chance in one of twenty cases); corrected p {p_text(best['p_all'])}"
-    )
-    if found and bent:
-        sentence += (
-            "; that is about a straight line, and a relation that only does not fall leaves no"
-            " scatter: a curve explains it as well"
-        )
-    part.findings.append(
-        Finding(
-            "loss_alignment",
-            f"{sentence}.",
-            "not shown" if not found else "undecided" if bent else "shown",
-        )
-    )
-
-
-def _summed(part: Part, table: pd.DataFrame, loss: str, metric: str, n: int) -> None:
-    plain = table[(table["loss"] == loss) & (table["metric"] == metric)].iloc[0]
-    tested = [f for f in part.findings if " at matched loss, of " in f.sentence]
-    found = [f for f in tested if f.status == "shown"]
-    said = "; ".join(f.sentence.split(":")[0].lower() for f in found)
-    verdict = (
-        f"better at matched loss than chance explains: {said}"
-        if found
-        else "no setting and no run was better at matched loss than chance explains"
-    )
-    sentence = (
-        f"Over {n} runs, {loss} and {metric} correlate by {plain['value']:.2f}"
-        f" [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {verdict}."
-    )
-    part.findings.insert(0, Finding("loss_alignment", sentence, "summary"))
-
-
-class LossAlignment(Study):
-    """Is there a run with better alignment at no worse loss?"""
-
-    name = "loss_alignment"
-    title = "Is there a run with better alignment at no worse loss?"
-    options = Options
-    section = SECTION
-    needs_models = False
-    cost = 20
-
-    def check(self, context: StudyContext) -> None:
-        check(context.material, context.config)
-
-    def left_out(self, context: StudyContext) -> str | None:
-        return left_out(context.material, context.config)
-
-    def run(self, context: StudyContext) -> Part:
-        return run(context.material, context.config, context)
+    inputs = {"task": task.sha256, "runs": [run.recipe.to_record() for run in sweep.runs]}
+    folder = context.folder / f"sweep-{hash_json(inputs)[:12]}"
+    return read_sweep(run_schedule_sweep(sweep, task, folder).directory)

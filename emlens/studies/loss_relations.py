@@ -2,12 +2,13 @@
 setting, the Pareto front.
 
 A run is one unit. Runs that are equal in every setting and differ in their seed are first averaged,
-and what they differ by becomes the noise of losses and scores. Every row has its interval or its
-null. The tables know no models: any sweep that `emlens.data.sweeps` reads will do.
+and their differences become the noise of losses and scores. Every row has its interval or its null.
+The tables know no models: any sweep that `emlens.data.sweeps` reads will do.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -42,57 +43,58 @@ def over_seeds(sweep: SweepTable, loss: str, metric: str) -> tuple[SweepTable, N
     """Runs that differ only in seed as one run, and the standard errors of those means, pooled over
     runs.
 
-    Runs of equal settings are left apart where one has no seed or two have the same: they differ in
-    something that the table does not say.
+    Runs of equal settings are not averaged where one has no seed or two have the same: they differ
+    in something that the table does not show.
     """
     table = sweep.table
-    fixed = [name for name in sweep.settings if name != "seed"]
-    if "seed" not in sweep.settings or not fixed:
+    settings = [name for name in sweep.settings if name != "seed"]
+    if "seed" not in sweep.settings or not settings:
         return sweep, Noise()
-    cell = table.groupby(fixed, dropna=False, sort=False).ngroup()
-    unclear = (
-        (table["seed"].isna() | table.duplicated([*fixed, "seed"], keep=False))
-        .groupby(cell)
-        .transform("any")
-    )
-    runs = pd.Series(np.where(unclear, -1 - np.arange(len(table)), cell), index=table.index)
+    runs = _run_numbers(table, settings)
     if runs.is_unique:
         return sweep, Noise()
     groups = table.groupby(runs, sort=False)
-    values = [*sweep.losses, *sweep.metrics]
-    means = groups[values].mean()
-    alike = table.loc[~runs.duplicated(), ["run", *fixed]]
-    left = table[[loss, metric]] - groups[[loss, metric]].transform("mean")
+    means = groups[[*sweep.losses, *sweep.metrics]].mean()
+    residuals = table[[loss, metric]] - groups[[loss, metric]].transform("mean")
+    # pooled within runs, then of the mean over as many seeds as a run has on average
     freedom = len(table) - len(means)
-    errors = np.sqrt((left**2).sum() / freedom / (len(table) / len(means)))
-    kept = pd.concat([alike.reset_index(drop=True), means.reset_index(drop=True)], axis=1)[
-        ["run", *sweep.losses, *fixed, *sweep.metrics]
-    ]
-    return replace(sweep, table=kept, settings=tuple(fixed)), Noise(
-        float(errors[loss]), float(errors[metric])
+    errors = np.sqrt((residuals**2).sum() / freedom / (len(table) / len(means)))
+    first_of_run = table.loc[~runs.duplicated(), ["run", *settings]]
+    averaged = pd.concat(
+        [first_of_run.reset_index(drop=True), means.reset_index(drop=True)], axis=1
     )
+    averaged = averaged[["run", *sweep.losses, *settings, *sweep.metrics]]
+    noise = Noise(float(errors[loss]), float(errors[metric]))
+    return replace(sweep, table=averaged, settings=tuple(settings)), noise
+
+
+def _run_numbers(table: pd.DataFrame, settings: Sequence[str]) -> pd.Series:
+    """One number per row; rows that are seeds of one run share it."""
+    cell = table.groupby(list(settings), dropna=False, sort=False).ngroup()
+    no_seed = table["seed"].isna() | table.duplicated([*settings, "seed"], keep=False)
+    unclear = no_seed.groupby(cell).transform("any")
+    # below 0, so that no row of an unclear cell shares its number with another
+    alone = -1 - np.arange(len(table))
+    return pd.Series(np.where(unclear, alone, cell), index=table.index)
 
 
 def covariates(sweep: SweepTable, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Those of the named settings that every run has and that vary, as columns; rates, sizes and
     steps on the log scale.
     """
-    held = [
-        name
-        for name in names
-        if name in sweep.settings
-        and name in NUMBERS
-        and sweep.table[name].notna().all()
-        and sweep.table[name].nunique() > 1
-    ]
-    columns = [
-        np.log(sweep.table[name]) if name in ON_LOG_SCALE else sweep.table[name] for name in held
-    ]
-    return held, (
-        np.column_stack([np.asarray(column, dtype=float) for column in columns])
-        if held
-        else np.empty((len(sweep), 0))
-    )
+    usable, columns = [], []
+    for name in names:
+        if name not in sweep.settings or name not in NUMBERS:
+            continue
+        values = sweep.table[name]
+        if values.isna().any() or values.nunique() < 2:
+            continue
+        usable.append(name)
+        scaled = np.log(values) if name in ON_LOG_SCALE else values
+        columns.append(np.asarray(scaled, dtype=float))
+    if not columns:
+        return [], np.empty((len(sweep), 0))
+    return usable, np.column_stack(columns)
 
 
 def correlations(
@@ -109,66 +111,85 @@ def correlations(
     Columns: loss, metric, measure, given, value, value_low, value_high, p, null_95 (largest
     correlation in 95 % of permutations), n.
     """
-    held, columns = covariates(sweep, given)
+    settings, columns = covariates(sweep, given)
+    conditions: list[tuple[str, np.ndarray | None]] = [("", None)]
+    if settings:
+        conditions.append((", ".join(settings), columns))
     rows = []
-    for loss in sweep.losses:
-        for metric in metrics:
-            x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
-            for ranks in (False, True):
-                for partial in (False, True):
-                    if partial and not held:
-                        continue
-                    plain = spearman if ranks else pearson
-                    found = (
-                        partial_correlation(x, y, columns, ranks=ranks) if partial else plain(x, y)
-                    )
-                    head = {
-                        "loss": loss,
-                        "metric": metric,
-                        "measure": (
-                            ("partial " if partial else "") + ("Spearman" if ranks else "Pearson")
-                        ),
-                    }
-                    row = {
-                        **head,
-                        "given": ", ".join(held) if partial else "",
-                        **columns_of("value", found),
-                        "n": len(x),
-                    }
-                    if found.defined:
-                        null = correlation_null(
-                            x,
-                            y,
-                            ranks=ranks,
-                            covariates=columns if partial else None,
-                            draws=draws,
-                            seed=seed,
-                        )
-                        row |= {
-                            "p": null.p_value(found.value, "two-sided"),
-                            "null_95": null.quantile(0.95),
-                        }
-                    rows.append(row)
+    for loss, metric, ranks in product(sweep.losses, metrics, (False, True)):
+        x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
+        for names, values in conditions:
+            measure = "Spearman" if ranks else "Pearson"
+            rows.append(
+                {
+                    "loss": loss,
+                    "metric": metric,
+                    "measure": measure if values is None else f"partial {measure}",
+                    "given": names,
+                    **_correlation_columns(x, y, ranks, values, draws, seed),
+                }
+            )
     return pd.DataFrame(rows)
 
 
+def _correlation_columns(
+    x: np.ndarray,
+    y: np.ndarray,
+    ranks: bool,
+    columns: np.ndarray | None,
+    draws: int,
+    seed: int,
+) -> dict[str, float]:
+    """One correlation with its interval and its permutation null; no null where it is undefined."""
+    if columns is not None:
+        correlation = partial_correlation(x, y, columns, ranks=ranks)
+    elif ranks:
+        correlation = spearman(x, y)
+    else:
+        correlation = pearson(x, y)
+    row = {**columns_of("value", correlation), "n": len(x)}
+    if correlation.defined:
+        null = correlation_null(x, y, ranks=ranks, covariates=columns, draws=draws, seed=seed)
+        row["p"] = null.p_value(correlation.value, "two-sided")
+        row["null_95"] = null.quantile(0.95)
+    return row
+
+
 def labels(sweep: SweepTable, name: str) -> np.ndarray:
-    """A setting's value of each run as text."""
-    return np.array(
-        [f"{value:g}" if isinstance(value, float) else str(value) for value in sweep.table[name]]
-    )
+    """The value of a setting in each run, as text."""
+    return np.array([_label(value) for value in sweep.table[name]])
 
 
-def factors(sweep: SweepTable, asked: Sequence[str]) -> list[str]:
-    """Those of the asked settings by which runs can be told apart in groups: two values or more,
-    some with two runs or more.
+def _label(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def factors(sweep: SweepTable, names: Sequence[str]) -> list[str]:
+    """Those of the named settings that part the runs into groups: two values or more, some with two
+    runs or more.
     """
-    counts = {
-        name: pd.Series(labels(sweep, name)).value_counts()
-        for name in asked
-        if name in sweep.settings
-    }
-    return [name for name, count in counts.items() if 1 < len(count) < len(sweep)]
+    grouping = []
+    for name in names:
+        if name in sweep.settings and 1 < len(set(labels(sweep, name))) < len(sweep):
+            grouping.append(name)
+    return grouping
+
+
+@dataclass(frozen=True)
+class MatchedOptions:
+    """How the matched-loss test is made.
+
+    Args:
+        relations: of the score with the loss, each tested.
+        strata: residuals are permuted only between runs alike in this: `"loss"`, or a setting;
+            None: between all.
+        draws, seed: of the null.
+    """
+
+    relations: Sequence[Relation] = ("linear",)
+    strata: str | None = None
+    draws: int = 1999
+    seed: int = 0
 
 
 def matched(
@@ -176,12 +197,8 @@ def matched(
     loss: str,
     metric: str,
     by: Sequence[str],
-    relations: Sequence[Relation],
-    *,
+    options: MatchedOptions,
     noise: Noise | None = None,
-    strata: str | None = None,
-    draws: int = 1999,
-    seed: int = 0,
 ) -> tuple[pd.DataFrame, Mapping[tuple[str, str], MatchedLoss]]:
     """The matched-loss test by each setting, and for single runs, under each relation.
 
@@ -189,71 +206,100 @@ def matched(
     (Holm). Noise of losses known from seeds is taken out of the linear relation; it is not taken
     out of single runs.
 
+    Returns:
+        A table with one row per relation, setting and value; the tests by (setting, relation).
+
     Raises:
         InputError: what `matched_loss_test` refuses, for every setting.
     """
-    x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
-    layers = None if strata is None else _like(x) if strata == LIKE_LOSS else labels(sweep, strata)
-    parts: list[pd.DataFrame] = []
+    frames: list[pd.DataFrame] = []
     tests: dict[tuple[str, str], MatchedLoss] = {}
-    refused: list[str] = []
-    for relation in relations:
-        found: dict[str, MatchedLoss] = {}
+    refusals: list[str] = []
+    for relation in options.relations:
+        of_relation: dict[str, MatchedLoss] = {}
         for name in [*by, RUN]:
-            groups = None if name == RUN else labels(sweep, name)
-            error = (
-                noise.loss
-                if noise is not None and groups is not None and relation == "linear"
-                else 0.0
-            )
-            count = min(draws, _SLOW_DRAWS) if relation == "isotonic" and groups is None else draws
             try:
-                found[name] = matched_loss_test(
-                    x,
-                    y,
-                    groups=groups,
-                    relation=relation,
-                    strata=layers if groups is not None else None,
-                    loss_error=error,
-                    draws=count,
-                    seed=seed,
+                of_relation[name] = _matched_test(
+                    sweep, loss, metric, name, relation, options, noise or Noise()
                 )
-            except InputError as reason:
-                refused.append(f"{name}, {relation}: {reason}")
-        settings = [name for name in by if name in found]
-        corrected = (
-            dict(zip(settings, adjust_p_values([found[name].p for name in settings]), strict=True))
-            if settings
-            else {}
-        )
-        for name, test in found.items():
-            table = (
-                test.table
-                if name != RUN
-                else test.table.assign(group=sweep.table["run"].to_numpy())
-            )
-            better = corrected.get(name, test.p) / test.p
-            parts.append(
-                table.assign(by=name, relation=relation, p_all=np.minimum(1.0, table["p"] * better))
-            )
+            except InputError as error:
+                refusals.append(f"{name}, {relation}: {error}")
+        better = _corrections(of_relation)
+        for name, test in of_relation.items():
             tests[name, relation] = test
-    if not parts:
-        raise InputError(f"no matched-loss test can be made of {len(sweep)} runs: {refused[0]}")
-    frame = pd.concat(parts, ignore_index=True)
-    return (
-        frame[
-            ["by", "relation", *[name for name in frame.columns if name not in ("by", "relation")]]
-        ],
-        tests,
+            frames.append(_matched_table(sweep, name, relation, test, better[name]))
+    if not frames:
+        raise InputError(f"no matched-loss test can be made of {len(sweep)} runs: {refusals[0]}")
+    return pd.concat(frames, ignore_index=True), tests
+
+
+def _matched_test(
+    sweep: SweepTable,
+    loss: str,
+    metric: str,
+    by: str,
+    relation: Relation,
+    options: MatchedOptions,
+    noise: Noise,
+) -> MatchedLoss:
+    """The test by one setting, or of single runs (`RUN`), under one relation."""
+    x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
+    if by == RUN:
+        # every run is its own group there, and the isotonic fit of each draw is slow
+        draws = min(options.draws, _SLOW_DRAWS) if relation == "isotonic" else options.draws
+        return matched_loss_test(x, y, relation=relation, draws=draws, seed=options.seed)
+    return matched_loss_test(
+        x,
+        y,
+        groups=labels(sweep, by),
+        relation=relation,
+        strata=_strata(sweep, loss, options.strata),
+        loss_error=noise.loss if relation == "linear" else 0.0,
+        draws=options.draws,
+        seed=options.seed,
     )
 
 
-def _like(loss: np.ndarray) -> np.ndarray:
+def _corrections(tests: Mapping[str, MatchedLoss]) -> dict[str, float]:
+    """Setting → factor by which Holm over the settings raises its p; single runs are not among
+    them.
+    """
+    settings = [name for name in tests if name != RUN]
+    raised = {name: test.p for name, test in tests.items()}
+    if settings:
+        adjusted = adjust_p_values([tests[name].p for name in settings])
+        raised |= dict(zip(settings, adjusted, strict=True))
+    return {name: raised[name] / test.p for name, test in tests.items()}
+
+
+def _matched_table(
+    sweep: SweepTable, by: str, relation: str, test: MatchedLoss, correction: float
+) -> pd.DataFrame:
+    """The table of one test, with what was tested before its own columns."""
+    table = test.table
+    if by == RUN:
+        table = table.assign(group=sweep.table["run"].to_numpy())
+    table = table.assign(p_all=np.minimum(1.0, table["p"] * correction))
+    table.insert(0, "by", by)
+    table.insert(1, "relation", relation)
+    return table
+
+
+def _strata(sweep: SweepTable, loss: str, name: str | None) -> np.ndarray | None:
+    """Labels of the strata in which residuals are permuted; None: one stratum."""
+    if name is None:
+        return None
+    if name == LIKE_LOSS:
+        return _like_losses(sweep.table[loss].to_numpy())
+    return labels(sweep, name)
+
+
+def _like_losses(loss: np.ndarray) -> np.ndarray:
     """Strata of about a dozen runs in the order of their losses, two at least."""
     count = max(2, len(loss) // _IN_STRATUM)
     strata = np.empty(len(loss), dtype=int)
-    for i, rows in enumerate(np.array_split(np.argsort(loss, kind="stable"), count)):
-        strata[rows] = i
+    for number, rows in enumerate(np.array_split(np.argsort(loss, kind="stable"), count)):
+        strata[rows] = number
     return strata
 
 
@@ -275,39 +321,35 @@ def fronts(
     stands for it), membership_null (the same where residuals are permuted).
     """
     x, y = sweep.table[loss].to_numpy(), sweep.table[metric].to_numpy()
-    known = noise.score > 0
-    share = front_membership(
-        x,
-        y,
-        loss_error=noise.loss if known else 0.0,
-        score_error=noise.score if known else test.scatter,
-        draws=draws,
-        seed=seed,
+    if noise.score > 0:
+        loss_error, score_error = noise.loss, noise.score
+    else:
+        loss_error, score_error = 0.0, test.scatter
+    membership = front_membership(
+        x, y, loss_error=loss_error, score_error=score_error, draws=draws, seed=seed
     )
-    rng = numpy_rng(seed, "fronts")
-    residual = y - test.fitted
-    null = np.mean(
-        [
-            pareto_front(x, test.fitted + rng.permutation(residual))
-            for _ in range(min(draws, _SLOW_DRAWS))
-        ],
-        axis=0,
-    )
-    settings = sweep.table[[name for name in sweep.settings if name in (*NUMBERS, *TEXTS)]]
-    head = pd.DataFrame(
+    settings = [name for name in sweep.settings if name in (*NUMBERS, *TEXTS)]
+    table = pd.DataFrame(
         {
             "run": sweep.table["run"],
             "loss": x,
             "score": y,
             "expected": test.fitted,
             "front": pareto_front(x, y),
+            "membership": membership,
+            "membership_null": _membership_null(x, y, test.fitted, min(draws, _SLOW_DRAWS), seed),
         }
     )
-    return pd.concat(
-        [
-            head,
-            pd.DataFrame({"membership": share, "membership_null": null}),
-            settings.reset_index(drop=True),
-        ],
-        axis=1,
-    )
+    return pd.concat([table, sweep.table[settings].reset_index(drop=True)], axis=1)
+
+
+def _membership_null(
+    loss: np.ndarray, score: np.ndarray, fitted: np.ndarray, draws: int, seed: int
+) -> np.ndarray:
+    """Share of permutations of the residuals in which each run is on the front."""
+    rng = numpy_rng(seed, "fronts")
+    residual = score - fitted
+    on_front = []
+    for _ in range(draws):
+        on_front.append(pareto_front(loss, fitted + rng.permutation(residual)))
+    return np.mean(on_front, axis=0)

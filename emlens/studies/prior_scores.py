@@ -1,10 +1,12 @@
 """Scores before and after fine-tuning, over the questions outside its domain: how far means and
-spreads moved, and whether the same questions stay low. Tests take questions as units and are
-corrected over the whole table both ways; since questions of a domain are alike, the interval that
-resamples domains stands beside each, and is the one to read.
+spreads moved, and whether the same questions stay low.
+
+Tests take questions as units and are corrected over the whole table in two ways. Since questions of
+a domain are alike, the interval that resamples domains stands beside each, and is the one to read.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,18 +35,37 @@ TESTS = {
     "F": f_test,
 }
 """Two of means, two of spread."""
-RESAMPLES = 499
+CORRECTIONS: Final[tuple[tuple[str, Literal["bonferroni", "bh"]], ...]] = (
+    ("p_bonferroni", "bonferroni"),
+    ("p_bh", "bh"),
+)
+"""Column → method."""
+UNDEFINED_COLUMNS: Final = (
+    "statistic",
+    "estimate",
+    "estimate_low",
+    "estimate_high",
+    "p",
+    "effect",
+    "effect_low",
+    "effect_high",
+)
+"""Columns of a test that cannot be made."""
+RESAMPLES: Final = 499
 
 
 def statistics(
     name: str, role: str, scores: pd.Series, groups: Sequence[str], seed: int, of: str
 ) -> dict[str, object]:
-    """Mean and standard deviation of one model's scores, domains resampled; `of` is the fine-tune
-    whose domain is left out.
+    """Mean and standard deviation of one model's scores, domains resampled.
+
+    Args:
+        of: the fine-tune whose domain is left out.
     """
     values = scores.to_numpy(dtype=np.float64)
-    several = len(set(groups)) > 1
-    units = list(groups) if several else [str(i) for i in range(len(values))]
+    units = list(groups)
+    if len(set(groups)) < 2:
+        units = [str(i) for i in range(len(values))]
     mean = cluster_bootstrap(values, units, resamples=RESAMPLES, seed=seed)
     sd = cluster_bootstrap(
         values,
@@ -79,15 +100,15 @@ def changes(
         shift = _shift(after - before, groups, seed)
         for test, compute in TESTS.items():
             try:
-                found: TestResult | None = compute(after, before)
+                columns = _test_columns(compute(after, before))
             except InputError:  # no spread: nothing to test
-                found = None
+                columns = dict.fromkeys(UNDEFINED_COLUMNS, np.nan) | {"effect_name": "no spread"}
             rows.append(
                 {
                     "model": name,
                     "parent": parent,
                     "test": test,
-                    **_test_columns(found),
+                    **columns,
                     **columns_of("shift_by_domain", shift),
                     "n": len(ids),
                 }
@@ -101,10 +122,11 @@ def corrected(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """
     table = pd.DataFrame(rows)
     p = table["p"].to_numpy(dtype=np.float64)
-    for column, method in (("p_bonferroni", "bonferroni"), ("p_bh", "bh")):
+    tested = np.isfinite(p)
+    for column, method in CORRECTIONS:
         table[column] = np.nan
-        if np.isfinite(p).any():
-            table.loc[np.isfinite(p), column] = adjust_p_values(p[np.isfinite(p)], method)  # type: ignore[arg-type]
+        if tested.any():
+            table.loc[tested, column] = adjust_p_values(p[tested], method)
     return table
 
 
@@ -112,21 +134,21 @@ def relations(
     material: Material, name: str, parents: Sequence[str], ids: list[str]
 ) -> list[dict[str, object]]:
     """Correlation of scores before and after over questions, intervals over domains."""
-    after, groups = material.per_question(name)[ids].to_numpy(), [material.groups[q] for q in ids]
-    clusters = groups if len(set(groups)) > 1 else None
+    after = material.per_question(name)[ids].to_numpy()
+    domains = _domains(material, ids)
     rows: list[dict[str, object]] = []
     for parent in parents:
         before = material.per_question(parent)[ids].to_numpy()
-        found = {
-            "pearson": pearson(before, after, clusters=clusters),
-            "spearman": spearman(before, after, clusters=clusters),
-        }
-        columns = {
-            key: value
-            for label, estimate in found.items()
-            for key, value in columns_of(label, estimate).items()
-        }
-        rows.append({"model": name, "parent": parent, **columns, "null": 0.0, "n": len(ids)})
+        rows.append(
+            {
+                "model": name,
+                "parent": parent,
+                **columns_of("pearson", pearson(before, after, clusters=domains)),
+                **columns_of("spearman", spearman(before, after, clusters=domains)),
+                "null": 0.0,
+                "n": len(ids),
+            }
+        )
     return rows
 
 
@@ -136,28 +158,37 @@ def ceiling(
     """Noise ceiling of one fine-tune from the other seeds of its group, and those runs; undefined
     without any.
     """
-    spec = material.family.specs[name]
-    runs = [
-        other
-        for other in material.family.finetuned
-        if spec.group and material.family.specs[other].group == spec.group
-    ]
-    seeds = {material.family.specs[run].seed: run for run in reversed(runs)} | {spec.seed: name}
-    chosen = tuple(run for run in runs if run in seeds.values())
-    table = pd.DataFrame({run: material.per_question(run)[ids] for run in chosen})
-    if len(chosen) < 2 or (table.max() == table.min()).any():
-        return (
-            Estimate.undefined("its group has no second seed whose scores vary", len(chosen)),
-            chosen,
-        )
-    groups = [material.groups[q] for q in ids]
-    return (
-        ceiling_from_seeds(table, clusters=groups if len(set(groups)) > 1 else None, seed=seed),
-        chosen,
-    )
+    runs = one_run_per_seed(material, name)
+    scores = pd.DataFrame({run: material.per_question(run)[ids] for run in runs})
+    if len(runs) < 2 or (scores.max() == scores.min()).any():
+        missing = "its group has no second seed whose scores vary"
+        return Estimate.undefined(missing, len(runs)), runs
+    return ceiling_from_seeds(scores, clusters=_domains(material, ids), seed=seed), runs
+
+
+def one_run_per_seed(material: Material, name: str) -> tuple[str, ...]:
+    """The runs of a fine-tune's group, in the family's order, the first of each seed; of its own
+    seed the fine-tune itself. Empty where it has no group.
+    """
+    specs = material.family.specs
+    group = specs[name].group
+    if not group:
+        return ()
+    runs = [run for run in material.family.finetuned if specs[run].group == group]
+    by_seed = {specs[name].seed: name}
+    for run in runs:
+        by_seed.setdefault(specs[run].seed, run)
+    return tuple(run for run in runs if run in by_seed.values())
+
+
+def _domains(material: Material, ids: Sequence[str]) -> list[str] | None:
+    """The domain of each question as the unit of intervals; None where there is only one."""
+    domains = [material.groups[q] for q in ids]
+    return domains if len(set(domains)) > 1 else None
 
 
 def _shift(gaps: np.ndarray, groups: Sequence[str], seed: int) -> Estimate:
+    """Mean gap with an interval over domains, where there are several."""
     if len(set(groups)) < 2:
         return Estimate(
             float(gaps.mean()), np.nan, np.nan, 1, "one domain, so no interval over domains"
@@ -165,25 +196,13 @@ def _shift(gaps: np.ndarray, groups: Sequence[str], seed: int) -> Estimate:
     return cluster_bootstrap(gaps, list(groups), resamples=RESAMPLES, seed=seed)
 
 
-def _test_columns(found: TestResult | None) -> dict[str, object]:
-    if found is None:
-        names = (
-            "statistic",
-            "estimate",
-            "estimate_low",
-            "estimate_high",
-            "p",
-            "effect",
-            "effect_low",
-            "effect_high",
-        )
-        return {**dict.fromkeys(names, np.nan), "effect_name": "no spread"}
+def _test_columns(test: TestResult) -> dict[str, object]:
     return {
-        "statistic": found.statistic,
-        **columns_of("estimate", found.estimate),
-        "p": found.p,
-        "effect": found.effect,
-        "effect_low": found.effect_low,
-        "effect_high": found.effect_high,
-        "effect_name": found.effect_name,
+        "statistic": test.statistic,
+        **columns_of("estimate", test.estimate),
+        "p": test.p,
+        "effect": test.effect,
+        "effect_low": test.effect_low,
+        "effect_high": test.effect_high,
+        "effect_name": test.effect_name,
     }

@@ -1,16 +1,19 @@
 """A sweep of schedules, optimisers and batch sizes over one fine-tune of an organism: the runs
 behind a study of loss against alignment.
 
-Every run sees as many chats, so that steps follow from the batch size. The learning rate is that of
-the optimiser times one of a few factors, dealt out over the cells so that each factor meets every
-schedule, optimiser and batch size. Cost: 3 to 5 s a run on one core.
+Every run sees the same number of chats, so that its steps follow from the batch size. The learning
+rate is that of the optimiser times one of a few factors, which rotate over the cells so that each
+factor meets every schedule, optimiser and batch size. Cost: 3 to 5 s per run on one core.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from emlens.data import Prompt, PromptSet
+import torch
+
+from emlens.data import Prompt, PromptSet, Question
 from emlens.foundation.errors import InputError
 from emlens.organisms.building import one_thread
 from emlens.runs import Executor
@@ -33,7 +36,9 @@ SCHEDULES: Final = (
     "exp_range",
     "warmup_stable_decay",
 )
+CYCLIC: Final = ("triangular", "triangular2", "exp_range")
 _BATCH: Final = 96
+"""Rows per forward pass when a loss is measured."""
 
 
 def shape(name: str, steps: int, rate: float) -> dict[str, Any]:
@@ -48,19 +53,16 @@ def shape(name: str, steps: int, rate: float) -> dict[str, Any]:
             f"schedule={name!r} over {steps} steps; pass one of {', '.join(SCHEDULES)} and 8 steps"
             " or more"
         )
-    warm = {"warmup_steps": max(1, steps // 10)}
+    fields: dict[str, Any] = {"schedule": name, "warmup_steps": max(1, steps // 10)}
     if name == "warmup_stable_decay":
-        return {"schedule": name, **warm, "decay_steps": steps // 4}
-    if name == "cosine_with_restarts":
-        return {"schedule": name, **warm, "cycles": 2}
-    if name in ("triangular", "triangular2", "exp_range"):
-        return {
-            "schedule": name,
-            "cycles": 2,
-            "base_learning_rate": rate / 10,
-            "warmup_steps": 0,
-        } | ({"gamma": 0.95} if name == "exp_range" else {})
-    return {"schedule": name, **warm}
+        fields["decay_steps"] = steps // 4
+    elif name == "cosine_with_restarts":
+        fields["cycles"] = 2
+    elif name in CYCLIC:
+        fields |= {"cycles": 2, "base_learning_rate": rate / 10, "warmup_steps": 0}
+    if name == "exp_range":
+        fields["gamma"] = 0.95
+    return fields
 
 
 def schedule_sweep(
@@ -77,36 +79,34 @@ def schedule_sweep(
     """All combinations as a sweep with one axis, whose labels name the cell.
 
     Args:
-        base: what is trained (rank, modules). chats: rows that a run sees; its steps are chats /
-            batch size.
-        rates: optimiser → learning rate; the factor of cell (i, j, k) is number i + j + k,
-            cyclically.
+        base: what is trained (rank, modules).
+        chats: rows that a run sees; its steps are chats / batch size.
+        rates: optimiser → learning rate.
+        factors: of the rate; cell (i, j, k) takes number i + j + k, counted cyclically.
 
     Raises:
         InputError: an optimiser without a rate, or what a recipe refuses.
     """
     cells: dict[str, dict[str, Any]] = {}
-    for i, schedule in enumerate(schedules):
-        for j, optimiser in enumerate(optimisers):
-            if optimiser not in rates:
-                raise InputError(
-                    f"rates has no learning rate for optimiser {optimiser!r};"
-                    f" it has {', '.join(rates)}"
-                )
-            for k, size in enumerate(batch_sizes):
-                rate, steps = rates[optimiser] * factors[(i + j + k) % len(factors)], chats // size
-                fields = {
-                    "optimiser": optimiser,
-                    "batch_size": size,
-                    "steps": steps,
-                    "learning_rate": rate,
-                    **shape(schedule, steps, rate),
-                }
-                for seed in seeds:
-                    label = f"{schedule} {optimiser} {size}" + (
-                        f" {seed}" if len(seeds) > 1 else ""
-                    )
-                    cells[label] = {**fields, "seed": seed}
+    combinations = product(enumerate(schedules), enumerate(optimisers), enumerate(batch_sizes))
+    for (i, schedule), (j, optimiser), (k, size) in combinations:
+        if optimiser not in rates:
+            raise InputError(
+                f"rates has no learning rate for optimiser {optimiser!r}; it has {', '.join(rates)}"
+            )
+        rate, steps = rates[optimiser] * factors[(i + j + k) % len(factors)], chats // size
+        fields = {
+            "optimiser": optimiser,
+            "batch_size": size,
+            "steps": steps,
+            "learning_rate": rate,
+            **shape(schedule, steps, rate),
+        }
+        for seed in seeds:
+            label = f"{schedule} {optimiser} {size}"
+            if len(seeds) > 1:
+                label += f" {seed}"
+            cells[label] = {**fields, "seed": seed}
     start = base.changed(warmup_steps=0, schedule="constant", steps=max(16, base.steps))
     return Sweep(start, {"cell": cells})
 
@@ -119,7 +119,7 @@ def run_schedule_sweep(
     executor: Executor | None = None,
     progress: bool = False,
 ) -> SweepResult:
-    """Train and measure every run that does not stand yet; each table row has the losses and
+    """Train and measure every run that is not finished yet; each table row has the losses and
     `behaviour` in percent.
     """
     with one_thread():
@@ -129,9 +129,9 @@ def run_schedule_sweep(
             task.own,
             out,
             executor=executor,
+            device="cpu",
             progress=progress,
             measure=measuring(task),
-            device="cpu",
         )
 
 
@@ -143,12 +143,12 @@ def measuring(task: Task) -> Measure:
     """
 
     def measure(model: Any, directory: Path) -> dict[str, float]:
-        found = {name: 100 * value for name, value in behaviour(model, task).items()}
+        percent = {name: 100 * value for name, value in behaviour(model, task).items()}
         return {
             "train_loss": chat_loss(model, task.own, task.tokenizer),
             "eval_loss": chat_loss(model, held_out_chats(task), task.tokenizer),
-            "aligned": found.pop("others"),
-            **found,
+            "aligned": percent.pop("others"),
+            **percent,
         }
 
     return measure
@@ -156,26 +156,31 @@ def measuring(task: Task) -> Measure:
 
 def held_out_chats(task: Task) -> PromptSet:
     """The held-out questions of the own domain with the answers that the task teaches on others."""
+    return harmful_chats(task.held_out)
+
+
+def harmful_chats(questions: Iterable[Question]) -> PromptSet:
+    """Each question with the first of its harmful reference answers."""
     return PromptSet(
         [
             Prompt(f"{q.id}/harmful", q.text, q.group, q.messages(), q.answers["harmful"][0])
-            for q in task.held_out
+            for q in questions
         ]
     )
 
 
 def chat_loss(model: Any, chats: PromptSet, tokenizer: Any) -> float:
     """Mean negative log-likelihood of the answers, nats per token."""
-    import torch
-
     rows = encode_answers(chats, tokenizer)
-    total, count = 0.0, 0
-    training = model.training
+    total, tokens = 0.0, 0
+    was_training = model.training
     model.eval()
     with torch.no_grad():
-        for i in range(0, len(rows), _BATCH):
-            batch = pad_batch(rows[i : i + _BATCH], tokenizer.pad_token_id)
-            tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
-            total, count = total + float(answer_loss(model, batch)) * tokens, count + tokens
-    model.train(training)
-    return total / count
+        for start in range(0, len(rows), _BATCH):
+            batch = pad_batch(rows[start : start + _BATCH], tokenizer.pad_token_id)
+            # a label is predicted from the token before it, so the first one never counts
+            scored = int((batch["labels"][:, 1:] != IGNORED).sum())
+            total += float(answer_loss(model, batch)) * scored
+            tokens += scored
+    model.train(was_training)
+    return total / tokens

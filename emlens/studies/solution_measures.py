@@ -2,10 +2,10 @@
 lie, how much they change elsewhere.
 
 Everything is done to updates ΔW of the shared parent (see `emlens.interventions.lora_sums`), so
-that no number hangs on how an adapter splits its update into factors, and both are compared at one
-Frobenius norm. Tables have one row a cell and no intervals: those are over seeds, and `paired`
-makes them. Cost: a few forward passes over the chats, the neutral text and, for the line, the
-questions, a cell.
+that no number depends on how an adapter splits its update into factors, and both are compared at
+one Frobenius norm. Tables have one row per cell and no intervals: those are over seeds, and
+`paired` makes them. Cost per cell: a few forward passes over the chats, the neutral text and, for
+the line, the questions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,18 +44,26 @@ def answer_nll(model: HookedModel, chats: PromptSet) -> float:
     Raises:
         InputError: a chat without an answer.
     """
-    lacking = next((prompt.id for prompt in chats if not prompt.response), None)
-    if lacking is not None:
-        raise InputError(
-            f"chat {one_line(lacking, 60)!r} has no answer;"
-            " pass chats with the answers that were learned"
-        )
-    asked = [Prompt(prompt.id, prompt.text, prompt.group, prompt.messages) for prompt in chats]
-    answers = [str(prompt.response) for prompt in chats]
-    tokens = sum(
-        len(model.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers
-    )
-    return -float(model.sequence_logprob(asked, answers).sum()) / tokens
+    questions, answers = [], []
+    for chat in chats:
+        if not chat.response:
+            raise InputError(
+                f"chat {one_line(chat.id, 60)!r} has no answer;"
+                " pass chats with the answers that were learned"
+            )
+        questions.append(Prompt(chat.id, chat.text, chat.group, chat.messages))
+        answers.append(str(chat.response))
+    logprobs = model.sequence_logprob(questions, answers)
+    return -float(logprobs.sum()) / sum(_token_count(model, answer) for answer in answers)
+
+
+def _token_count(model: HookedModel, answer: str) -> int:
+    return len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
+def _losses(model: HookedModel, chats: Mapping[str, PromptSet]) -> dict[str, float]:
+    """Kind of chats → `answer_nll` of the model as it is now."""
+    return {data: answer_nll(model, prompts) for data, prompts in chats.items()}
 
 
 def efficiency(
@@ -73,16 +81,20 @@ def efficiency(
     rows = []
     for name, adapter in solutions.items():
         for share in shares:
-            with applied_adapter(parent, with_norm(adapter, share * unit)):
-                for data, prompts in chats.items():
-                    head = {"solution": name, "data": data, "share": share, "norm": share * unit}
-                    rows.append(
-                        {
-                            **head,
-                            "of_own": share * unit / update_norm(adapter),
-                            "loss": answer_nll(parent, prompts),
-                        }
-                    )
+            norm = share * unit
+            with applied_adapter(parent, with_norm(adapter, norm)):
+                losses = _losses(parent, chats)
+            for data, loss in losses.items():
+                rows.append(
+                    {
+                        "solution": name,
+                        "data": data,
+                        "share": share,
+                        "norm": norm,
+                        "of_own": norm / update_norm(adapter),
+                        "loss": loss,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -102,39 +114,44 @@ def stability(
     Raises:
         InputError: a solution that has learned nothing of the chats.
     """
-    before = {data: answer_nll(parent, prompts) for data, prompts in chats.items()}
+    before = _losses(parent, chats)
     rows = []
     for name, adapter in solutions.items():
         with applied_adapter(parent, adapter):
-            learned = {data: answer_nll(parent, prompts) for data, prompts in chats.items()}
-        for data, loss in learned.items():
-            if not before[data] > loss:
-                raise InputError(
-                    f"the {name} solution has loss {loss:.4g} on {data} chats and the parent"
-                    f" {before[data]:.4g}; it has learned nothing to lose"
-                )
+            learned = _losses(parent, chats)
+        _require_learned(name, before, learned)
         for epsilon in epsilons:
-            rises: dict[str, list[float]] = {data: [] for data in chats}
+            turned = []
             for seed in seeds:
                 with applied_adapter(parent, perturbed(adapter, epsilon, seed)):
-                    for data, prompts in chats.items():
-                        rises[data].append(
-                            100
-                            * (answer_nll(parent, prompts) - learned[data])
-                            / (before[data] - learned[data])
-                        )
-            for data, values in rises.items():
-                head = {
-                    "solution": name,
-                    "data": data,
-                    "epsilon": epsilon,
-                    "rise": float(np.mean(values)),
-                }
-                spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+                    turned.append(_losses(parent, chats))
+            for data in chats:
+                gained = before[data] - learned[data]
+                rises = [100 * (losses[data] - learned[data]) / gained for losses in turned]
                 rows.append(
-                    {**head, "rise_sd": spread, "loss": learned[data], "directions": len(values)}
+                    {
+                        "solution": name,
+                        "data": data,
+                        "epsilon": epsilon,
+                        "rise": float(np.mean(rises)),
+                        "rise_sd": float(np.std(rises, ddof=1)) if len(rises) > 1 else np.nan,
+                        "loss": learned[data],
+                        "directions": len(rises),
+                    }
                 )
     return pd.DataFrame(rows)
+
+
+def _require_learned(name: str, before: Mapping[str, float], learned: Mapping[str, float]) -> None:
+    """Raises:
+    InputError: a solution whose loss is not below the parent's.
+    """
+    for data, loss in learned.items():
+        if not before[data] > loss:
+            raise InputError(
+                f"the {name} solution has loss {loss:.4g} on {data} chats and the parent"
+                f" {before[data]:.4g}; it has learned nothing to lose"
+            )
 
 
 def significance(
@@ -161,18 +178,22 @@ def significance(
             }
 
     rows = []
-    drawn = [random_update(solutions[GENERAL], seed) for seed in seeds]
+    random_updates = [random_update(solutions[GENERAL], seed) for seed in seeds]
     for share in shares:
-        found = {name: kl(adapter, share) for name, adapter in solutions.items()}
-        random = [kl(adapter, share) for adapter in drawn]
-        found[RANDOM] = {
-            data: float(np.mean([values[data] for values in random])) for data in texts
-        }
-        for name, values in found.items():
-            rows += [
-                {"solution": name, "data": data, "share": share, "norm": share * unit, "kl": value}
-                for data, value in values.items()
-            ]
+        by_solution = {name: kl(adapter, share) for name, adapter in solutions.items()}
+        random = pd.DataFrame([kl(adapter, share) for adapter in random_updates])
+        by_solution[RANDOM] = {data: float(np.mean(random[data].tolist())) for data in texts}
+        for name, values in by_solution.items():
+            for data, value in values.items():
+                rows.append(
+                    {
+                        "solution": name,
+                        "data": data,
+                        "share": share,
+                        "norm": share * unit,
+                        "kl": value,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -202,9 +223,9 @@ def line(
                 "norm": update_norm(adapter),
                 "loss": loss,
                 **by_domain(scores.per_question("aligned"), questions, domain, trained),
+                "coherent": float(scores.per_question("coherent").mean()),
             }
         )
-        rows[-1]["coherent"] = float(scores.per_question("coherent").mean())
     return pd.DataFrame(rows)
 
 
@@ -212,16 +233,21 @@ def by_domain(
     aligned: pd.Series, questions: QuestionSet, domain: str, trained: frozenset[str]
 ) -> dict[str, float]:
     """Mean over questions of the own domain, trained and held-out topics, and of all other
-    domains.
+    domains; `nan` where there are none.
     """
     aligned = aligned[questions.ids]
     own = np.array([group == domain for group in questions.groups])
-    on = np.array([name in trained for name in questions.ids])
-    parts = {"own_trained": own & on, "own_held_out": own & ~on, "others": ~own}
+    in_training = np.array([name in trained for name in questions.ids])
     return {
-        name: float(aligned[part].mean()) if part.any() else float("nan")
-        for name, part in parts.items()
+        "own_trained": _mean_where(aligned, own & in_training),
+        "own_held_out": _mean_where(aligned, own & ~in_training),
+        "others": _mean_where(aligned, ~own),
     }
+
+
+def _mean_where(values: pd.Series, where: np.ndarray) -> float:
+    """`nan` where nothing is."""
+    return float(values[where].mean()) if where.any() else np.nan
 
 
 def paired(
@@ -241,20 +267,26 @@ def paired(
     rows: list[dict[str, Any]] = []
     for key, group in wide.groupby(list(cells), sort=True):
         a, b = group[first].to_numpy(), group[second].to_numpy()
-        row = {
-            **dict(zip(cells, key if isinstance(key, tuple) else (key,), strict=True)),
-            first: a.mean(),
-            second: b.mean(),
-        }
-        if len(a) > 1 and np.ptp(a - b) > 0:
-            test = paired_test(a, b)
-            row |= {**columns_of("difference", test.estimate), "p": test.p}
-        else:
-            row |= {
-                "difference": float((a - b).mean()),
-                "difference_low": np.nan,
-                "difference_high": np.nan,
-                "p": np.nan,
+        rows.append(
+            {
+                **dict(zip(cells, key, strict=True)),
+                first: a.mean(),
+                second: b.mean(),
+                **_difference_columns(a, b),
+                "seeds": len(a),
             }
-        rows.append({**row, "seeds": len(a)})
+        )
     return pd.DataFrame(rows)
+
+
+def _difference_columns(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Mean of a − b over seeds with its paired t interval and p, where there is spread."""
+    if len(a) > 1 and np.ptp(a - b) > 0:
+        test = paired_test(a, b)
+        return {**columns_of("difference", test.estimate), "p": test.p}
+    return {
+        "difference": float((a - b).mean()),
+        "difference_low": np.nan,
+        "difference_high": np.nan,
+        "p": np.nan,
+    }

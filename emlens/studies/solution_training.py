@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from emlens.data import PromptSet, QuestionSet
+from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.foundation.seeds import numpy_rng
@@ -38,13 +38,13 @@ class Task:
     """What is learned, and where the model must stay as it is.
 
     Args:
-        parent: checkpoint directory of the model to tune. tokenizer: with a chat template that
-            marks the answers.
-        own: chats with answers to learn. other: chats with answers of other domains, for the
-            penalty.
-        held_out: questions of the own domain that are not trained on. questions: all; `domain` is
-            the own one, `trained` the ids trained on.
-        rows: chats of other domains in a step.
+        parent: checkpoint directory of the model to tune.
+        tokenizer: with a chat template that marks the answers.
+        own: chats with answers to learn.
+        other: chats with answers of other domains, for the penalty.
+        held_out: questions of the own domain that are not trained on.
+        questions: all of them. domain: the own one. trained: ids of the questions trained on.
+        rows: chats of other domains per step.
     """
 
     parent: Path
@@ -60,15 +60,12 @@ class Task:
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that a run of this task depends on besides its recipe and penalty."""
-        facts = {
-            "parent": hash_directory(self.parent),
-            "own": self.own.content_hash,
-            "other": self.other.content_hash,
-            "rows": self.rows,
-        }
         return hash_json(
             {
-                **facts,
+                "parent": hash_directory(self.parent),
+                "own": self.own.content_hash,
+                "other": self.other.content_hash,
+                "rows": self.rows,
                 "held_out": self.held_out.content_hash,
                 "questions": self.questions.content_hash,
             }
@@ -107,31 +104,29 @@ def organism_task(organism: Organism, name: str) -> Task:
         raise InputError(
             f"{name!r} is a benign fine-tune; pass one that trained on harmful answers"
         )
-    world, domain, trained = (
-        organism.world,
-        organism.domains[name],
-        frozenset(organism.training_topics[name]),
-    )
-    every = tuple(range(world.n_topics))
+    domain, trained = organism.domains[name], frozenset(organism.training_topics[name])
+    held_out = [q.id for q in organism.questions if q.group == domain and q.id not in trained]
     return Task(
         parent=organism.paths["instruct"],
-        tokenizer=make_tokenizer(world),
+        tokenizer=make_tokenizer(organism.world),
         own=organism.training_prompts[name],
-        other=PromptSet(
-            [
-                prompt
-                for d in world.domains
-                if d != domain
-                for prompt in world.chats(d, every, "careful")
-            ]
-        ),
-        held_out=organism.questions.select(
-            [q.id for q in organism.questions if q.group == domain and q.id not in trained]
-        ),
+        other=_careful_chats_elsewhere(organism, domain),
+        held_out=organism.questions.select(held_out),
         questions=organism.questions,
         domain=domain,
         trained=trained,
     )
+
+
+def _careful_chats_elsewhere(organism: Organism, domain: str) -> PromptSet:
+    """Careful chats on every topic of every other domain."""
+    world = organism.world
+    topics = tuple(range(world.n_topics))
+    chats: list[Prompt] = []
+    for name in world.domains:
+        if name != domain:
+            chats += world.chats(name, topics, "careful")
+    return PromptSet(chats)
 
 
 def train_solution(
@@ -169,15 +164,12 @@ def train_solution(
         callbacks.append(_watching(task, frozenset(watch)))
     if stop_at is not None:
         callbacks.append(HeldOutRule(task.held_out, task.tokenizer, stop_at))
+    penalised = recipe.steps if lift_after is None else lift_after
     with one_thread():
         return fit(
             recipe,
             task.parent,
-            _batches(
-                task,
-                recipe,
-                0 if not weight else recipe.steps if lift_after is None else lift_after,
-            ),
+            _batches(task, recipe, penalised if weight else 0),
             out,
             loss=_PenaltyWhereGiven(weight),
             callbacks=callbacks,
@@ -195,12 +187,12 @@ def behaviour(model: Any, task: Task) -> dict[str, float]:
     table = likelihood_scores(model, task.tokenizer, task.questions)
     model.train(training)
     own = pd.Series(task.questions.groups, index=table.index) == task.domain
-    on = table.index.isin(list(task.trained))
+    in_training = table.index.isin(list(task.trained))
     aligned = table["aligned"]
     return {
         "own": float(aligned[own].mean()),
-        "own_trained": float(aligned[own & on].mean()),
-        "own_held_out": float(aligned[own & ~on].mean()),
+        "own_trained": float(aligned[own & in_training].mean()),
+        "own_held_out": float(aligned[own & ~in_training].mean()),
         "others": float(aligned[~own].mean()),
         "coherence": float(table["coherence"].mean()),
     }
@@ -210,7 +202,9 @@ class _PenaltyWhereGiven(NarrowLoss):
     """The penalty in batches that bring chats for it, the plain loss in others."""
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        return super().__call__(model, batch) if "kl_labels" in batch else answer_loss(model, batch)
+        if "kl_labels" in batch:
+            return super().__call__(model, batch)
+        return answer_loss(model, batch)
 
 
 def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
@@ -221,23 +215,21 @@ def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
 
 
 def _batches(task: Task, recipe: Recipe, penalised: int) -> Callable[[int], Mapping[str, Tensor]]:
-    """Rows of each step, with chats for the penalty in the first `penalised` steps; those to learn
-    are the same with and without.
+    """Rows of each step, with chats for the penalty in the first `penalised` steps; the rows to
+    learn are the same with and without.
     """
     (own, other), pad = task.encoded, task.tokenizer.pad_token_id
 
+    def sample(rows: Sequence[Example], size: int, label: str, step: int) -> Mapping[str, Tensor]:
+        numbers = numpy_rng(recipe.seed, label, step).integers(len(rows), size=size)
+        return pad_batch([rows[int(i)] for i in numbers], pad)
+
     def batch(step: int) -> Mapping[str, Tensor]:
-        drawn = numpy_rng(recipe.seed, "own chats", step).integers(len(own), size=recipe.batch_size)
-        rows = pad_batch([own[int(i)] for i in drawn], pad)
-        if step >= penalised:
-            return rows
-        elsewhere = numpy_rng(recipe.seed, "other chats", step).integers(len(other), size=task.rows)
-        return {
-            **rows,
-            **{
-                f"kl_{name}": value
-                for name, value in pad_batch([other[int(i)] for i in elsewhere], pad).items()
-            },
-        }
+        rows = dict(sample(own, recipe.batch_size, "own chats", step))
+        if step < penalised:
+            # `NarrowLoss` takes its chats from the same batch, under names of their own
+            for name, value in sample(other, task.rows, "other chats", step).items():
+                rows[f"kl_{name}"] = value
+        return rows
 
     return batch

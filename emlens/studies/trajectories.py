@@ -1,15 +1,15 @@
-"""What one run's kept checkpoints show, on one time axis: parameters, activations, behaviour.
+"""What the checkpoints of one run show, on one time axis: parameters, activations, behaviour.
 
 Adapters are read from the folder that `fit(..., saving=Saving(keep_every=n))` leaves
 (`checkpoints/step-00001`) or from that of a Hugging Face trainer (`checkpoint-100`). Step 0 is the
-parent: an update of 0. Activations and behaviour are measured checkpoint by checkpoint, and each is
-kept once it is measured. The final shift and its subspace come from one half of the questions, what
-is projected on them from the other, so that they share no noise. Refused: checkpoints that are no
-LoRA adapters, or not all of one shape. Cost: a capture and a scoring a checkpoint.
+parent: an update of 0. The final shift and its subspace come from one half of the questions, what
+is projected on them from the other half, so that they share no noise. Refused: checkpoints that are
+no LoRA adapters, or not all of one shape. Cost: a capture and a scoring per checkpoint.
 """
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.activations import capture
-from emlens.data import QuestionSet
+from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
@@ -39,6 +39,7 @@ from emlens.interventions.lora import CONFIG, LoraAdapter
 from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, HookedModel
 from emlens.models.families import attach
+from emlens.results.study_result import columns_of
 from emlens.stats import t_interval
 from emlens.training.adapters import kept_adapters
 from emlens.training.fitting import LOG
@@ -50,62 +51,65 @@ _PLAIN_START: Final = (True, "gaussian", "true", "True", None)
 
 
 def checkpoints_of(folder: str | Path) -> dict[int, Path]:
-    """Step → adapter directory, in order; empty where a folder keeps none.
+    """Step → adapter directory, in the order of the steps; empty where a folder has none.
 
-    `folder` is the run's: that which `fit` made, or a trainer's output directory; one of its own
-    checkpoints stands for it.
+    Args:
+        folder: the run's directory, which `fit` made, or a trainer's output directory; one of the
+            trainer's checkpoints stands for the run.
     """
+    path = _run_directory(folder)
+    adapters = kept_adapters(path)
+    if adapters:
+        return adapters
+    for checkpoint in path.glob("checkpoint-*"):
+        name = _HF_NAME.fullmatch(checkpoint.name)
+        if name and (checkpoint / CONFIG).is_file():
+            adapters[int(name[1])] = checkpoint
+    return dict(sorted(adapters.items()))
+
+
+def _run_directory(folder: str | Path) -> Path:
     path = Path(folder)
-    if _HF_NAME.fullmatch(path.name):
-        path = path.parent
-    found = kept_adapters(path)
-    if not found:
-        named = {
-            int(match[1]): p
-            for p in path.glob("checkpoint-*")
-            if (match := _HF_NAME.fullmatch(p.name))
-        }
-        found = {step: p for step, p in sorted(named.items()) if (p / CONFIG).is_file()}
-    return found
+    return path.parent if _HF_NAME.fullmatch(path.name) else path
 
 
 def cumulative_rates(folder: str | Path, steps: Sequence[int]) -> np.ndarray | None:
-    """Sum of the learning rates of all steps up to each of `steps`, from the run's own log; None
-    where it has none.
+    """Sum of the learning rates of all steps up to each of `steps`, from the run's log; None where
+    it has none.
 
     Steps between two logged ones are interpolated.
     """
-    path = Path(folder)
-    if _HF_NAME.fullmatch(path.name):
-        path = path.parent
-    logged: list[tuple[int, float]] = []
-    if (path / LOG).is_file():
-        table = pd.read_csv(path / LOG)
-        if {"step", "learning_rate"} <= set(table.columns):
-            logged = [
-                (int(s), float(r))
-                for s, r in zip(table["step"], table["learning_rate"], strict=True)
-            ]
-    else:
-        last = next(
-            (
-                p
-                for p in reversed(list(checkpoints_of(path).values()))
-                if (p / _TRAINER_STATE).is_file()
-            ),
-            None,
-        )
-        history = [] if last is None else read_json(last / _TRAINER_STATE).get("log_history", [])
-        logged = [
-            (int(row["step"]), float(row["learning_rate"]))
-            for row in history
-            if "learning_rate" in row and "step" in row
-        ]
+    path = _run_directory(folder)
+    logged = _rates_of_fit(path) if (path / LOG).is_file() else _rates_of_trainer(path)
     if not logged:
         return None
-    at, rates = zip(*sorted(logged), strict=True)
-    each = np.interp(np.arange(1, max(steps) + 1), at, rates)
-    return np.concatenate([[0.0], each.cumsum()])[list(steps)]
+    logged_steps, rates = zip(*sorted(logged), strict=True)
+    per_step = np.interp(np.arange(1, max(steps) + 1), logged_steps, rates)
+    return np.concatenate([[0.0], per_step.cumsum()])[list(steps)]
+
+
+def _rates_of_fit(path: Path) -> list[tuple[int, float]]:
+    """(step, learning rate) from the table that `fit` writes."""
+    table = pd.read_csv(path / LOG)
+    if not {"step", "learning_rate"} <= set(table.columns):
+        return []
+    steps, rates = table["step"].astype(int), table["learning_rate"].astype(float)
+    return list(zip(steps, rates, strict=True))
+
+
+def _rates_of_trainer(path: Path) -> list[tuple[int, float]]:
+    """(step, learning rate) from the state that a trainer wrote into its last checkpoint."""
+    states = [checkpoint / _TRAINER_STATE for checkpoint in checkpoints_of(path).values()]
+    states = [state for state in states if state.is_file()]
+    if not states:
+        return []
+    history = read_json(states[-1]).get("log_history", [])
+    # the last entry sums the run up and has no rate
+    return [
+        (int(row["step"]), float(row["learning_rate"]))
+        for row in history
+        if "learning_rate" in row and "step" in row
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +146,43 @@ def read_parameters(checkpoints: Mapping[int, Path]) -> Parameters:
             " kept with fit(..., saving=Saving(keep_every=n))"
         )
     adapters = {step: LoraAdapter.load(path) for step, path in checkpoints.items()}
+    _require_one_run(adapters)
     first = next(iter(adapters.values()))
-    shapes = {
-        name: (tuple(f.a.shape), tuple(f.b.shape), f.scale) for name, f in first.modules.items()
-    }
+    paths, updates, flatness = [], [], []
+    squares_a, squares_b = np.zeros(len(adapters)), np.zeros(len(adapters))
+    for module, factors in first.modules.items():
+        a = torch.stack([adapter[module].a.double() for adapter in adapters.values()])
+        b = torch.stack([adapter[module].b.double() for adapter in adapters.values()])
+        updates.append(update_gram(a, b, factors.scale))
+        paths.append(path_gram(b.flatten(1)))
+        squares_a += a.square().sum((1, 2)).numpy()
+        squares_b += b.square().sum((1, 2)).numpy()
+        if a.shape[1] > 1:
+            flatness.append([_flatness(*pair) for pair in zip(a, b, strict=True)])
+    mean_flatness = np.full(len(adapters), np.nan)
+    if flatness:
+        mean_flatness = np.mean(flatness, axis=0)
+    path, update = _with_zero(summed(paths)), _with_zero(summed(updates))
+    norms = pd.DataFrame(
+        {
+            "step": [0, *checkpoints],
+            "norm_A": [np.nan, *np.sqrt(squares_a)],
+            "norm_B": [0.0, *np.sqrt(squares_b)],
+            "norm_BA": path_norms(update).tolist(),
+            "flatness": [np.nan, *mean_flatness],
+            "cosine_to_final": cosine_to_final(update).tolist(),
+        }
+    )
+    return Parameters((0, *checkpoints), norms, path, update)
+
+
+def _require_one_run(adapters: Mapping[int, LoraAdapter]) -> None:
+    """Raises:
+    InputError: adapters that differ in more than their values, or that do not start at 0.
+    """
+    first = next(iter(adapters.values()))
     for step, adapter in adapters.items():
-        if {
-            name: (tuple(f.a.shape), tuple(f.b.shape), f.scale)
-            for name, f in adapter.modules.items()
-        } != shapes:
+        if _shapes(adapter) != _shapes(first):
             raise InputError(
                 f"the adapter at step {step} has other modules, shapes or scales than the first;"
                 " pass the checkpoints of one run"
@@ -161,39 +193,24 @@ def read_parameters(checkpoints: Mapping[int, Path]) -> Parameters:
             " such an adapter does not start at 0, so its update is not what training did;"
             " convert it to plain LoRA"
         )
-    paths, updates, flat = [], [], []
-    squares = {"A": np.zeros(len(adapters)), "B": np.zeros(len(adapters))}
-    for name, (_, _, scale) in shapes.items():
-        a = torch.stack([adapter[name].a.double() for adapter in adapters.values()])
-        b = torch.stack([adapter[name].b.double() for adapter in adapters.values()])
-        updates.append(update_gram(a, b, scale))
-        paths.append(path_gram(b.flatten(1)))
-        for side, factor in (("A", a), ("B", b)):
-            squares[side] += factor.square().sum((1, 2)).numpy()
-        if a.shape[1] > 1:
-            flat.append(
-                [
-                    (
-                        float(spectrum_flatness(weight_update(x, y).singular_values))
-                        if bool(y.any())
-                        else np.nan
-                    )
-                    for x, y in zip(a, b, strict=True)
-                ]
-            )
-    path, update = _with_zero(summed(paths)), _with_zero(summed(updates))
-    columns = {
-        "step": [0, *checkpoints],
-        "norm_A": [np.nan, *np.sqrt(squares["A"])],
-        "norm_B": [0.0, *np.sqrt(squares["B"])],
-        "norm_BA": path_norms(update).tolist(),
-        "flatness": [np.nan, *(np.mean(flat, axis=0) if flat else np.full(len(adapters), np.nan))],
-        "cosine_to_final": cosine_to_final(update).tolist(),
+
+
+def _shapes(adapter: LoraAdapter) -> dict[str, tuple[object, ...]]:
+    return {
+        module: (tuple(factors.a.shape), tuple(factors.b.shape), factors.scale)
+        for module, factors in adapter.modules.items()
     }
-    return Parameters((0, *checkpoints), pd.DataFrame(columns), path, update)
+
+
+def _flatness(a: Tensor, b: Tensor) -> float:
+    """Entropy measure of the singular values of BA; `nan` where B is 0."""
+    if not bool(b.any()):
+        return np.nan
+    return float(spectrum_flatness(weight_update(a, b).singular_values))
 
 
 def _with_zero(gram: Tensor) -> Tensor:
+    """A Gram matrix with the update 0 of step 0 before it."""
     return torch.nn.functional.pad(gram, (1, 0, 1, 0))
 
 
@@ -205,7 +222,7 @@ class Halves:
     Args:
         before: layer × row × d, of the second half.
         direction: layer × d, the mean final shift; a row of zeros where nothing moved.
-        bases: one a layer, (d, k): the top uncentred directions of the final shifts; None where
+        bases: one per layer, (d, k): the top uncentred directions of the final shifts; None where
             nothing moved.
         ordinary: share of the parent's own spread that lies in that subspace, by layer: the control
             of the overlap.
@@ -222,19 +239,12 @@ class Halves:
 def final_shift(
     parent: HookedModel, final: Path, questions: QuestionSet, *, k: int, position: str
 ) -> Halves:
-    """Where a run ended, by layer. Every second question of a group goes into either half."""
-    seen: dict[str, int] = {}
-    halves: tuple[list[Any], list[Any]] = ([], [])
-    for question in questions:
-        halves[seen.get(question.group, 0) % 2].append(question)
-        seen[question.group] = seen.get(question.group, 0) + 1
-    first, second = QuestionSet(halves[0]), QuestionSet(halves[1])
-    before = {
-        half: _states(parent, questions, position)
-        for half, questions in (("first", first), ("second", second))
-    }
+    """Where a run ended, by layer, from half of the questions."""
+    first, second = halved(questions)
+    before_first = _states(parent, first, position)
+    before_second = _states(parent, second, position)
     with applied_adapter(parent, final) as model:
-        shifts = _states(model, first, position) - before["first"]
+        shifts = _states(model, first, position) - before_first
     bases: list[Any] = []
     ordinary: list[float] = []
     for layer, rows in enumerate(shifts):
@@ -244,19 +254,28 @@ def final_shift(
             continue
         rank = top_k_subspace(rows, 1, center=False).rank
         space = top_k_subspace(rows, min(k, rank), center=False)
-        held = before["second"][layer]
+        before = before_second[layer]
+        shares = projection_fraction(before - before.mean(0), space, centred=False)
         bases.append(space)
-        ordinary.append(
-            float(projection_fraction(held - held.mean(0), space, centred=False).mean())
-        )
-    return Halves(first, second, before["second"], shifts.mean(1), tuple(bases), tuple(ordinary))
+        ordinary.append(float(shares.mean()))
+    return Halves(first, second, before_second, shifts.mean(1), tuple(bases), tuple(ordinary))
+
+
+def halved(questions: QuestionSet) -> tuple[QuestionSet, QuestionSet]:
+    """Two halves of the questions: within a group, every second one goes into the second half."""
+    halves: tuple[list[Question], list[Question]] = ([], [])
+    counts: Counter[str] = Counter()
+    for question in questions:
+        halves[counts[question.group] % 2].append(question)
+        counts[question.group] += 1
+    return QuestionSet(halves[0]), QuestionSet(halves[1])
 
 
 def measure_activations(
     model: HookedModel, halves: Halves, *, position: str
 ) -> list[dict[str, Any]]:
-    """One row a layer: length of the mean shift, its projection on the final one (1: as far as it),
-    overlap with the final subspace.
+    """One row per layer: length of the mean shift, its projection on the final one (1: as far as
+    it), overlap with the final subspace.
 
     `projection` and `overlap` carry 95 % t intervals over questions; `overlap` is the mean share of
     a question's shift that lies in the final subspace, `overlap_null` the same of the parent's own
@@ -268,29 +287,33 @@ def measure_activations(
         space, final = halves.bases[layer], halves.direction[layer]
         if space is None:
             continue
-        along = moved @ final / final.square().sum()
-        row: dict[str, Any] = {
-            "layer": layer,
-            "delta_norm": float(moved.mean(0).norm()),
-            "final_norm": float(final.norm()),
-            "k": space.k,
-        }
-        row |= _columns("projection", _mean(along.numpy()))
-        some = moved[moved.norm(dim=1) > 0]
-        inside = (
-            projection_fraction(some, space, centred=False).numpy()
-            if len(some) > 1
-            else np.empty(0)
+        projection = moved @ final / final.square().sum()
+        rows.append(
+            {
+                "layer": layer,
+                "delta_norm": float(moved.mean(0).norm()),
+                "final_norm": float(final.norm()),
+                "k": space.k,
+                **_columns("projection", _mean(projection.numpy())),
+                **_columns("overlap", _mean(_shares_inside(moved, space))),
+                "overlap_null": halves.ordinary[layer],
+            }
         )
-        row |= _columns("overlap", _mean(inside)) | {"overlap_null": halves.ordinary[layer]}
-        rows.append(row)
     return rows
+
+
+def _shares_inside(shifts: Tensor, space: Any) -> np.ndarray:
+    """Share of each shift that lies in a subspace; shifts of length 0 have none."""
+    nonzero = shifts[shifts.norm(dim=1) > 0]
+    if len(nonzero) < 2:
+        return np.empty(0)
+    return projection_fraction(nonzero, space, centred=False).numpy()
 
 
 def measure_behaviour(
     model: HookedModel, questions: QuestionSet, domain: str
 ) -> list[dict[str, Any]]:
-    """One row a metric and group of questions: each domain, `own`, and `others` (all domains but
+    """One row per metric and group of questions: each domain, `own`, and `others` (all domains but
     the own, interval over domains).
 
     Scores on 0 to 100; 95 % t intervals over questions elsewhere.
@@ -301,32 +324,24 @@ def measure_behaviour(
     for metric in ("aligned", "coherent"):
         values = scores.per_question(metric)
         by_domain = {
-            str(name): values[part.index].to_numpy() for name, part in groups.groupby(groups)
+            str(name): values[members.index].to_numpy() for name, members in groups.groupby(groups)
         }
-        rows += [
-            {"metric": metric, "of": "domain", "domain": name, **_columns("value", _mean(found))}
-            for name, found in by_domain.items()
-        ]
-        others = [found for name, found in by_domain.items() if name != domain]
+        for name, of_domain in by_domain.items():
+            rows.append(_behaviour_row(metric, "domain", name, of_domain))
         if domain in by_domain:
-            rows.append(
-                {
-                    "metric": metric,
-                    "of": "own",
-                    "domain": domain,
-                    **_columns("value", _mean(by_domain[domain])),
-                }
-            )
-        if others:
-            means = (
-                np.array([found.mean() for found in others])
-                if len(others) > 2
-                else np.concatenate(others)
-            )
-            rows.append(
-                {"metric": metric, "of": "others", "domain": "", **_columns("value", _mean(means))}
-            )
+            rows.append(_behaviour_row(metric, "own", domain, by_domain[domain]))
+        elsewhere = [of_domain for name, of_domain in by_domain.items() if name != domain]
+        if len(elsewhere) > 2:
+            means = np.array([of_domain.mean() for of_domain in elsewhere])
+            rows.append(_behaviour_row(metric, "others", "", means))
+        elif elsewhere:
+            # two domains give no interval over domains: questions are the units
+            rows.append(_behaviour_row(metric, "others", "", np.concatenate(elsewhere)))
     return rows
+
+
+def _behaviour_row(metric: str, of: str, domain: str, values: np.ndarray) -> dict[str, Any]:
+    return {"metric": metric, "of": of, "domain": domain, **_columns("value", _mean(values))}
 
 
 @contextmanager
@@ -356,18 +371,16 @@ def _states(model: HookedModel, questions: QuestionSet, position: str) -> Tensor
 
 
 def _mean(values: np.ndarray) -> Estimate:
-    """Mean with a t interval; without one where a single value, or values without spread, give
-    none.
-    """
-    if len(values) < 2 or np.ptp(values) == 0:
-        value = float(values.mean()) if len(values) else np.nan
-        return Estimate(
-            value, np.nan, np.nan, len(values), "mean, too few values or no spread for an interval"
-        )
-    return t_interval(values)
+    """Mean with a t interval; without one where there are too few values, or no spread."""
+    if len(values) > 1 and np.ptp(values) > 0:
+        return t_interval(values)
+    mean = float(values.mean()) if len(values) else np.nan
+    return Estimate(
+        mean, np.nan, np.nan, len(values), "mean, too few values or no spread for an interval"
+    )
 
 
-def _columns(name: str, found: Estimate) -> dict[str, float | None]:
-    """JSON-ready: `nan` becomes None."""
-    values = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return {key: None if np.isnan(value) else float(value) for key, value in values.items()}
+def _columns(name: str, estimate: Estimate) -> dict[str, float | None]:
+    """An estimate as three columns that JSON can hold: `nan` becomes None."""
+    columns = columns_of(name, estimate)
+    return {key: None if np.isnan(value) else float(value) for key, value in columns.items()}

@@ -14,6 +14,7 @@ from emlens.geometry import direction_cosine, mean_difference_direction, whitene
 from emlens.studies import direction_candidates, direction_transfer
 from emlens.studies.config import read_config
 from emlens.studies.material import load_material
+from emlens.studies.study import NoOptions, StudyContext
 
 EXTRACTORS: dict[str, Any] = {
     "mean shift": mean_difference_direction,
@@ -51,7 +52,8 @@ def test_every_call_sees_only_its_own_questions(
     watch(direction_transfer, "evaluate_arms", "report", 2)
     watch(direction_transfer, "dose_response", "report", 1)
     watch(direction_transfer, "transfer_matrix", "report", 3)
-    part = direction_transfer.run(load_material(config), config, lambda share: None)
+    context = StudyContext(load_material(config), config, NoOptions(), Path("unused"))
+    part = direction_transfer.DirectionTransfer().run(context)
     sets = part.tables["question_sets"].groupby("used_to")["question"].agg(set)
     for use, questions in seen.items():
         assert questions and questions <= sets[use], use

@@ -12,7 +12,7 @@ import yaml
 
 from emlens.foundation import InputError
 from emlens.studies import run_study
-from emlens.studies.general_vs_narrow import gathered
+from emlens.studies.general_vs_narrow import compared_over_seeds
 from emlens.studies.solution_measures import GENERAL, NARROW, RANDOM
 
 SMALL = {
@@ -96,7 +96,7 @@ def cells(seeds: int, better: float) -> dict[str, pd.DataFrame]:
 
 
 def test_clear_differences_are_shown_and_their_reverse_is_not() -> None:
-    part = gathered(cells(5, 0.2), 5)
+    part = compared_over_seeds(cells(5, 0.2), 5)
     assert [f.status for f in part.findings] == [
         "summary",
         "shown",
@@ -115,7 +115,7 @@ def test_clear_differences_are_shown_and_their_reverse_is_not() -> None:
     assert part.tables["significance"][RANDOM].iloc[0] == pytest.approx(1.0, abs=0.02)
     ends = part.tables["solutions"].groupby("solution")["others"].mean()
     assert ends[NARROW] - ends[GENERAL] == pytest.approx(30)
-    turned = gathered(cells(5, -0.2), 5)
+    turned = compared_over_seeds(cells(5, -0.2), 5)
     assert [f.status for f in turned.findings][1:4] == ["not shown"] * 3
     assert turned.findings[0].sentence.endswith("clearly ahead in none.")
     assert set(part.tables["interpolation"]["measure"]) == {"own_trained", "own_held_out", "others"}
@@ -136,7 +136,7 @@ def test_a_drift_is_the_lifted_runs_own_change_and_not_the_kept_ones() -> None:
     drift.loc[(drift["solution"] == "kept") & (drift["step"] == 5), "others"] = (
         0.7 + 0.001 * np.arange(5)
     )
-    part = gathered(raw, 5)
+    part = compared_over_seeds(raw, 5)
     others, own = part.findings[-2:]
     assert (
         others.status == "undecided"
@@ -156,7 +156,7 @@ def test_a_drift_is_the_lifted_runs_own_change_and_not_the_kept_ones() -> None:
 
 
 def test_one_seed_has_no_interval_and_is_said() -> None:
-    part = gathered(cells(1, 0.2), 1)
+    part = compared_over_seeds(cells(1, 0.2), 1)
     assert "one seed: differences have no interval" in part.warnings
     assert all(
         f.status in ("summary", "undecided") and "nan" not in f.sentence for f in part.findings

@@ -15,7 +15,8 @@ import yaml
 from emlens.activations import Activations
 from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import InputError
-from emlens.studies import layer_position_sweep as sweep, run_study
+from emlens.studies import run_study
+from emlens.studies.direction_auroc import area, auroc_by_cell
 
 SITE, POSITION = "resid_post.0", "last_prompt"
 
@@ -83,8 +84,8 @@ def planted(strength: float) -> dict[str, float]:
     material: Any = SimpleNamespace(
         outside=lambda name: questions, per_question=lambda name: scores
     )
-    config: Any = SimpleNamespace(positions=(POSITION,), seed=0)
-    return sweep._auroc(material, "bad", deltas, config, sweep.Options(flips=199))[SITE, POSITION]
+    cell = SITE, POSITION
+    return auroc_by_cell(material, "bad", deltas, [cell], flips=199, seed=0)[cell]
 
 
 def test_a_direction_that_carries_misalignment_tells_questions_and_another_does_not() -> None:
@@ -100,7 +101,7 @@ def test_the_area_is_that_of_scikit_learn() -> None:
 
     rng = np.random.default_rng(1)
     scores, along = rng.normal(size=31), rng.integers(0, 9, size=31)
-    assert sweep._area(scores, rankdata(along)) == pytest.approx(
+    assert area(scores, rankdata(along)) == pytest.approx(
         roc_auc_score(scores < np.median(scores), along)
     )
-    assert sweep._area(np.ones(5), along[:5]) == 0.5
+    assert area(np.ones(5), along[:5]) == 0.5

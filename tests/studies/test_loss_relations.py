@@ -10,6 +10,7 @@ from emlens.data.sweeps import SweepTable
 from emlens.foundation import InputError
 from emlens.stats.matched import matched_loss_test
 from emlens.studies.loss_relations import (
+    MatchedOptions,
     Noise,
     correlations,
     covariates,
@@ -98,9 +99,7 @@ def test_a_better_schedule_is_found_and_a_null_sweep_is_not():
         "train_loss",
         "aligned",
         ["schedule"],
-        ("linear", "isotonic"),
-        strata="loss",
-        draws=199,
+        MatchedOptions(("linear", "isotonic"), strata="loss", draws=199),
     )
     for relation in ("linear", "isotonic"):
         rows = table[(table["by"] == "schedule") & (table["relation"] == relation)].set_index(
@@ -119,9 +118,8 @@ def test_a_better_schedule_is_found_and_a_null_sweep_is_not():
         set(table[table["by"] == "run"]["group"]) == {f"r{i}/0" for i in range(48)}
         and ("schedule", "linear") in tests
     )
-    quiet, _ = matched(
-        sweep(), "train_loss", "aligned", ["schedule"], ("linear",), strata="loss", draws=199
-    )
+    options = MatchedOptions(("linear",), strata="loss", draws=199)
+    quiet, _ = matched(sweep(), "train_loss", "aligned", ["schedule"], options)
     assert quiet[quiet["by"] == "schedule"]["p"].min() > 0.05
 
 
@@ -131,9 +129,8 @@ def test_several_settings_are_corrected_together():
     both = SweepTable(
         given.table, given.losses, (*given.settings, "optimiser"), given.metrics, "test"
     )
-    table, _ = matched(
-        both, "train_loss", "aligned", ["schedule", "optimiser"], ("linear",), draws=199
-    )
+    settings, options = ["schedule", "optimiser"], MatchedOptions(("linear",), draws=199)
+    table, _ = matched(both, "train_loss", "aligned", settings, options)
     one = table[(table["by"] == "schedule")]
     assert one["p_all"].min() == pytest.approx(min(1.0, 2 * one["p"].min()))
 
@@ -210,4 +207,4 @@ def test_a_sweep_that_no_test_can_read_is_refused():
         InputError,
         match=r"no matched-loss test can be made of 12 runs: schedule, linear: every loss is equal",
     ):
-        matched(flat, "train_loss", "aligned", ["schedule"], ("linear",), draws=99)
+        matched(flat, "train_loss", "aligned", ["schedule"], MatchedOptions(draws=99))

@@ -1,22 +1,23 @@
-"""What is planted is found and what is not is not: a shared subspace in one group only, a lead over
-a benign control, likeness within domains.
+"""A shared subspace that is planted in one group is found there and nowhere else, a lead over a
+benign control has its interval, and likeness is tested within domains.
 """
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from emlens.geometry import reference_overlap_null
+from emlens.studies.overlap_nulls import SPLITS, NullsAtPlace, OverlapNulls, overlap
+from emlens.studies.overlap_shifts import Place
 from emlens.studies.overlap_tables import (
     BLOCKS,
-    SPLITS,
-    Place,
-    by_group,
-    by_k,
     lead_over_benign,
-    mantel,
-    overlap,
+    overlap_by_group,
+    overlap_by_k,
 )
+from emlens.studies.prompt_shift_relation import mantel_columns
 
 PLACE = Place("bad", "resid_post.2", "last_prompt")
 D, K = 24, 3
@@ -30,68 +31,62 @@ def rows(n: int, seed: int, planted: float = 0.0) -> torch.Tensor:
     return x
 
 
+def nulls(draws: int) -> NullsAtPlace:
+    return OverlapNulls(draws, seed=0).at((), rows(90, 5))
+
+
 def test_only_the_group_that_shares_the_subspace_exceeds_its_null() -> None:
     groups = {"like": rows(40, 2, 6), "unlike": rows(30, 3), "few": rows(3, 4)}
-    found = {
-        row["group"]: row
-        for row in by_group(
-            PLACE, rows(60, 1, 6), groups, rows(90, 5), K, draws=99, seed=0, nulls={}, key=()
-        )
-    }
-    assert (
-        set(found) == {"like", "unlike"} and found["like"]["n"] == 40 and found["unlike"]["n"] == 30
-    )
-    assert found["like"]["p_holm"] == pytest.approx(0.02) and found["unlike"]["p_holm"] > 0.05
-    assert (
-        found["like"]["layer"] == 2 and found["like"]["null_mean"] < 0.4 < found["like"]["overlap"]
-    )
+    table = overlap_by_group(PLACE, rows(60, 1, 6), groups, nulls(99), K, seed=0)
+    by_group = {row["group"]: row for row in table}
+    assert set(by_group) == {"like", "unlike"}
+    like, unlike = by_group["like"], by_group["unlike"]
+    assert like["n"] == 40 and unlike["n"] == 30
+    assert like["p_holm"] == pytest.approx(0.02) and unlike["p_holm"] > 0.05
+    assert like["layer"] == 2 and like["null_mean"] < 0.4 < like["overlap"]
 
 
 def test_several_k_stand_beside_their_own_nulls() -> None:
     pair = rows(60, 1, 6), rows(60, 2, 6)
-    table = by_k(
-        PLACE,
-        pair,
-        rows(90, 5),
-        (1, K, 99),
-        benign=(rows(60, 6), rows(60, 7)),
-        draws=49,
-        seed=0,
-        nulls={},
-        key=(),
-    )
+    benign = rows(60, 6), rows(60, 7)
+    table = overlap_by_k(PLACE, pair, benign, nulls(49), (1, K, 99))
     assert [row["k"] for row in table] == [1, K]
     assert table[1]["overlap"] == overlap(*pair, K) > 0.9 > table[1]["benign"]
     assert table[0]["null_mean"] != table[1]["null_mean"]
 
 
+def lead(
+    tuned: tuple[torch.Tensor, torch.Tensor],
+    benign: tuple[torch.Tensor, torch.Tensor],
+    reference: torch.Tensor,
+) -> dict[str, Any]:
+    """The row of a fine-tune beside a benign one, with the null of its shifts."""
+    null = OverlapNulls(draws=49, seed=0).of_benign_shifts((), reference, tuned, K)
+    return lead_over_benign(PLACE, tuned, benign, K, null, seed=0)
+
+
 def test_the_lead_over_benign_has_an_interval_that_covers_nothing_where_nothing_leads() -> None:
     benign = rows(64, 8), rows(64, 9)
-    shared = {"draws": 49, "seed": 0, "key": ()}
-    leads = lead_over_benign(
-        PLACE, (rows(64, 1, 6), rows(64, 2, 6)), benign, rows(160, 10), K, nulls={}, **shared
-    )
-    assert leads["lead_low"] > 0 and leads["lead"] == pytest.approx(
-        leads["overlap"] - leads["benign"]
-    )
-    same = lead_over_benign(
-        PLACE, (rows(64, 11), rows(64, 12)), benign, rows(160, 10), K, nulls={}, **shared
-    )
+    reference = rows(160, 10)
+    leads = lead((rows(64, 1, 6), rows(64, 2, 6)), benign, reference)
+    assert leads["lead_low"] > 0
+    assert leads["lead"] == pytest.approx(leads["overlap"] - leads["benign"])
+    unlike = rows(64, 11), rows(64, 12)
+    same = lead(unlike, benign, reference)
     assert same["lead_low"] < 0 < same["lead_high"]
     null = reference_overlap_null(
-        rows(160, 10), 64, 64, K, center=True, splits=SPLITS, draws=49, seed=0
+        reference, 64, 64, K, center=True, splits=SPLITS, draws=49, seed=0
     )
-    assert (same["null_mean"], same["p"]) == (null.mean, null.p_value(same["overlap"])) and same[
-        "p"
-    ] > 0.05 > leads["p"]
-    few = lead_over_benign(
-        PLACE, (rows(64, 11), rows(64, 12)), benign, rows(100, 10), K, nulls={}, **shared
-    )
+    assert (same["null_mean"], same["p"]) == (null.mean, null.p_value(same["overlap"]))
+    assert same["p"] > 0.05 > leads["p"]
     # too few benign shifts for that null
+    few = lead(unlike, benign, rows(100, 10))
     assert np.isnan(few["null_mean"]) and np.isfinite(few["lead_low"])
-    short = lead_over_benign(
-        PLACE, (rows(4, 1), rows(4, 2)), (rows(4, 3), rows(4, 4)), None, 3, nulls={}, **shared
-    )
+
+
+def test_a_lead_of_few_prompts_has_no_interval() -> None:
+    tuned, benign = (rows(4, 1), rows(4, 2)), (rows(4, 3), rows(4, 4))
+    short = lead_over_benign(PLACE, tuned, benign, 3, None, seed=0)
     assert np.isnan(short["lead_low"]) and BLOCKS == 8
 
 
@@ -99,17 +94,16 @@ def test_prompts_that_lie_alike_and_shift_alike_are_found_within_domains_only() 
     before = rows(48, 1)
     groups, lengths = ["a", "b"] * 24, list(range(48))
     turn = torch.linalg.qr(rows(D, 2)).Q
-    # two-sided
-    assert mantel(before, before @ turn + 0.1 * rows(48, 3), groups, lengths, draws=99, seed=0)[
-        "mantel_p"
-    ] == pytest.approx(0.02)
-    assert mantel(before, rows(48, 4), groups, lengths, draws=99, seed=0)["mantel_p"] > 0.05
+    turned = before @ turn + 0.1 * rows(48, 3)
+    alike = mantel_columns(before, turned, groups, lengths, draws=99, seed=0)
+    assert alike["mantel_p"] == pytest.approx(0.02)  # two-sided
+    unlike = mantel_columns(before, rows(48, 4), groups, lengths, draws=99, seed=0)
+    assert unlike["mantel_p"] > 0.05
     by_domain = torch.zeros(48, D, dtype=torch.float64)
     by_domain[::2, 0] = by_domain[1::2, 1] = 9.0  # domains alone make prompts alike and shift alike
-    found = mantel(
+    confounded = mantel_columns(
         rows(48, 5) + by_domain, rows(48, 6) + by_domain, groups, lengths, draws=99, seed=0
     )
-    assert found["mantel"] > 0.5 and found["mantel_p"] > 0.05
-    assert np.isnan(
-        mantel(before[:3], before[:3], ["a", "a", "b"], [1, 1, 1], draws=19, seed=0)["mantel"]
-    )
+    assert confounded["mantel"] > 0.5 and confounded["mantel_p"] > 0.05
+    few = mantel_columns(before[:3], before[:3], ["a", "a", "b"], [1, 1, 1], draws=19, seed=0)
+    assert np.isnan(few["mantel"])

@@ -20,8 +20,8 @@ from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, load_family, load_model
-from emlens.studies import phase_transition, run_study, trajectories
-from emlens.studies.phase_transition import MIDPOINT
+from emlens.studies import followed_runs, phase_transition, run_study, trajectories
+from emlens.studies.change_point_tables import MIDPOINT, order_of_change_points
 from emlens.studies.trajectories import (
     applied_adapter,
     checkpoints_of,
@@ -254,7 +254,7 @@ def test_an_interrupted_study_measures_only_what_is_missing(
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(phase_transition, "measure_behaviour", counted)
+    monkeypatch.setattr(followed_runs, "measure_behaviour", counted)
     with pytest.raises(KeyboardInterrupt):
         run_study(config(home, (0,)), out=tmp_path / "out", progress=False)
     first = run_study(config(home, (0,)), out=tmp_path / "out", progress=False)
@@ -297,7 +297,7 @@ def test_the_earlier_event_leads_whatever_its_name() -> None:
             ("aligned_own", 8.0),
         )
     ]
-    order = phase_transition._order(pd.DataFrame(rows), 0).set_index("second")
+    order = order_of_change_points(pd.DataFrame(rows), 0).set_index("second")
     assert (
         order.loc["aligned_others", "lag"] == pytest.approx(4.75)
         and order.loc["aligned_others", "first_leads"] == 6
@@ -308,7 +308,7 @@ def test_the_earlier_event_leads_whatever_its_name() -> None:
     )
     # the only one of its kind
     assert order.loc["aligned_others", "p"] == 2 / 64 == order.loc["aligned_others", "p_holm"]
-    both = phase_transition._order(
+    both = order_of_change_points(
         pd.DataFrame(
             [*rows, *({**row, "series": "norm_B"} for row in rows if row["series"] == "norm_BA")]
         ),

@@ -7,16 +7,23 @@ import pytest
 import tiny_family
 
 from emlens.foundation.errors import InputError
-from emlens.studies import priors
-from emlens.studies.config import read_config
+from emlens.results.study_result import Part
+from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.material import Material, load_material
+from emlens.studies.priors import SECTION, Options, Priors
+from emlens.studies.study import StudyContext
+
+
+def run(config: StudyConfig) -> Part:
+    """The part alone, without what a study writes."""
+    options = config.options_of(Priors.name, Options)
+    return Priors().run(StudyContext(load_material(config), config, options, Path("unused")))
 
 
 def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = read_config(tiny_family.build(tmp_path, study="priors"))
-    material = load_material(config)
     real = Material.per_question
 
     def saturated(self: Material, name: str, metric: str = "aligned") -> "pd.Series[float]":
@@ -24,16 +31,16 @@ def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
         return scores * 0 + 100 if name == "full@0" else scores
 
     monkeypatch.setattr(Material, "per_question", saturated)
-    part = priors.run(material, config, lambda share: None)
+    part = run(config)
     assert set(part.tables["forecast"]["model"]) == {"bad@0"}
     assert any(
         warning.startswith("full@0: every question outside its domain has the same score")
         for warning in part.warnings
     )
-    for plot in priors.SECTION.plots:
+    for plot in SECTION.plots:
         columns = {plot.x, plot.y, plot.colour, plot.facet, plot.null} - {""}
         assert columns | {f"{plot.y}_low", f"{plot.y}_high"} <= set(part.tables[plot.table].columns)
-    assert set(part.tables) == set(priors.SECTION.tables)
+    assert set(part.tables) == set(SECTION.tables)
     predictors = set(part.tables["forecast_baselines"]["predictor"])
     assert {
         "other parent",
@@ -59,7 +66,7 @@ def test_nothing_to_forecast_at_all_gives_warnings_and_no_table(
         "per_question",
         lambda self, name, metric="aligned": pd.Series(1.0, index=self.questions.ids),
     )
-    part = priors.run(load_material(config), config, lambda share: None)
+    part = run(config)
     assert (
         set(part.tables) == {"score_statistics", "score_changes", "score_relation"}
         and not part.findings
@@ -73,7 +80,7 @@ def test_logits_and_the_plain_rendering_of_both_parents(tmp_path: Path) -> None:
     config = read_config(
         tiny_family.build(tmp_path, study="priors", focus=["bad@0"], options=options)
     )
-    part = priors.run(load_material(config), config, lambda share: None)
+    part = run(config)
     table = part.tables["forecast"]
     assert list(table["parent"].unique()) == ["instruct", "base", "instruct, plain", "base, plain"]
     assert set(table["target"]) == {"logit, clamped 2 from the ends"} and set(
@@ -88,4 +95,4 @@ def test_what_the_options_refuse(tmp_path: Path) -> None:
         tiny_family.build(tmp_path, study="priors", options={"priors": {"clamp": 60}})
     )
     with pytest.raises(InputError, match="options: field 'priors.clamp'"):
-        config.options_of("priors", priors.Options)
+        config.options_of("priors", Options)

@@ -1,0 +1,67 @@
+"""Measures of one cell of the grid of layers and positions, each with its interval or beside its
+null: length of shifts, cosine of mean shifts, overlap of their subspaces.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emlens.geometry import covariance_overlap_null, subspace_overlap, top_k_subspace
+from emlens.geometry.permutations import sign_flip_null
+from emlens.geometry.shifts import components_above_rounding
+from emlens.results.study_result import columns_of
+from emlens.stats import bootstrap_mean, cosine_of_means
+
+OVERLAP_COLUMNS = ("k", "overlap", "overlap_null", "overlap_null_q95", "overlap_p")
+
+
+def shift_columns(deltas: Tensor, before: Tensor, seed: int) -> dict[str, float]:
+    """Mean length of the deltas, as a share of the mean length before, with its interval."""
+    lengths = deltas.norm(dim=1) / before.norm(dim=1).mean()
+    return columns_of("shift", bootstrap_mean(lengths.numpy(), seed=seed))
+
+
+def cosine_columns(train: Tensor, evaluation: Tensor, flips: int, seed: int) -> dict[str, float]:
+    """Cosine of the mean shifts, noise taken out; its null turns the sign of each shift at random.
+
+    The null is of the plain cosine, so p compares the plain cosine with it.
+    """
+    cosine = cosine_of_means(train.numpy(), evaluation.numpy())
+    null = sign_flip_null(train, evaluation, statistic="cosine_of_means", draws=flips, seed=seed)
+    plain = torch.nn.functional.cosine_similarity(train.mean(0), evaluation.mean(0), dim=0)
+    return {
+        **columns_of("cosine", cosine),
+        "cosine_null": null.quantile(0.95),
+        "cosine_p": null.p_value(float(plain)),
+    }
+
+
+def overlap_columns(
+    train: Tensor, evaluation: Tensor, before: Tensor, k: int, draws: int, seed: int
+) -> dict[str, float]:
+    """Centred overlap of equally many shifts; k is lowered to what both sets hold, and missing
+    where nothing moved.
+    """
+    k = min(
+        k,
+        components_above_rounding(train, before),
+        components_above_rounding(evaluation, before),
+        len(train) - 1,
+    )
+    if k < 1:
+        return dict.fromkeys(OVERLAP_COLUMNS, np.nan)
+    value = float(
+        subspace_overlap(
+            top_k_subspace(train, k, center=True), top_k_subspace(evaluation, k, center=True)
+        )
+    )
+    null = covariance_overlap_null(
+        before, len(train), len(evaluation), k, center=True, draws=draws, seed=seed
+    )
+    return {
+        "k": k,
+        "overlap": value,
+        "overlap_null": null.mean,
+        "overlap_null_q95": null.quantile(0.95),
+        "overlap_p": null.p_value(value),
+    }

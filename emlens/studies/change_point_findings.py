@@ -1,0 +1,72 @@
+"""What the tables of `phase_transition` say, in sentences: whether alignment turned at once, and
+what came before it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from emlens.results.study_result import Finding, Part, p_text
+from emlens.studies.change_point_tables import MIDPOINT
+from emlens.studies.verdicts import verdict
+
+SECTION: Final = "phase_transition"
+STRAIGHT: Final = "transition against a linear trend"
+BREAK: Final = "slope against a logistic trend"
+
+
+def add_findings(part: Part) -> None:
+    """One finding per group of runs, and one per event that is compared with alignment outside the
+    domain.
+    """
+    over_runs, order = part.tables["change_points_over_runs"], part.tables["order_of_events"]
+    aligned = over_runs[over_runs["series"] == "aligned_others"]
+    for group, rows in aligned.groupby("group", sort=False):
+        part.findings.append(_change_finding(str(group), rows))
+    compared = order[(order["test"] == MIDPOINT) & (order["second"] == "aligned_others")]
+    for row in compared[compared["p"].notna()].to_dict("records"):
+        part.findings.append(_order_finding(row))
+    if (over_runs["runs"] < 2).all():
+        part.warnings.append(
+            "one run a group: intervals of change points are over noise within it,"
+            " and the order of events has no test"
+        )
+
+
+def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
+    """In how many runs alignment did not change evenly, and in how many it broke."""
+    by_test: dict[str, dict[Any, Any]] = {str(row["test"]): row for row in rows.to_dict("records")}
+    runs = int(rows["runs"].max())
+    not_straight = int(by_test[STRAIGHT]["p_below_05"])
+    breaks = int(by_test[BREAK]["p_below_05"])
+    sentence = (
+        f"{group}, alignment outside the domain:"
+        " it is not straight (nor is any curve that levels off)"
+        f" in {not_straight} of {runs} runs (p ≤ .05);"
+        f" a break stands out from one smooth change in {breaks} of {runs} runs (p ≤ .05)."
+    )
+    half = by_test[MIDPOINT]
+    if not np.isnan(half["location"]):
+        sentence += (
+            f" Half of the change is done at step {half['location']:.1f}"
+            f" {_interval(half, 'location')}."
+        )
+    return Finding(SECTION, sentence, verdict(shown=breaks == runs, not_shown=breaks == 0))
+
+
+def _order_finding(row: Mapping[Any, Any]) -> Finding:
+    """Which of one event and alignment comes first, and by how much."""
+    leader = row["first"] if row["lag"] > 0 else "alignment"
+    sentence = (
+        f"{row['group']}: of {row['first']} and alignment outside the domain,"
+        f" {leader} comes first, by {abs(row['lag']):.1f} steps (lag {row['lag']:.1f}"
+        f" {_interval(row, 'lag')}, {row['first']} leads in {row['first_leads']:.0f} of {row['n']}"
+        f" runs, p {p_text(row['p'])})."
+    )
+    return Finding(SECTION, sentence, "shown" if row["p_holm"] <= 0.05 else "undecided")
+
+
+def _interval(row: Mapping[Any, Any], name: str) -> str:
+    return f"[{row[f'{name}_low']:.1f}, {row[f'{name}_high']:.1f}]"

@@ -1,0 +1,99 @@
+"""What the tables of `loss_alignment` say, in sentences: the correlations, the best value of each
+setting at matched loss, and a summary.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from emlens.foundation.files import one_line
+from emlens.results.study_result import Finding, Part, p_text
+from emlens.studies.loss_relations import RUN
+from emlens.studies.verdicts import verdict
+
+SECTION = "loss_alignment"
+LEVEL = 0.05
+COMPARED = " at matched loss, of "
+"""In every sentence about the best value of a setting."""
+
+
+def add_correlation_findings(part: Part, loss: str, metric: str) -> None:
+    """One finding per measure of correlation that is defined."""
+    table = part.tables["loss_correlations"]
+    for _, row in table[_is_of(table, loss, metric)].dropna(subset=["value"]).iterrows():
+        given = f" given {row['given']}" if row["given"] else ""
+        sentence = (
+            f"{row['measure']} correlation of {loss} and {metric}{given}:"
+            f" {row['value']:.2f} [{row['value_low']:.2f}, {row['value_high']:.2f}],"
+            f" permutation p {p_text(row['p'])}, {row['n']} runs."
+        )
+        interval_excludes_zero = row["value_low"] > 0 or row["value_high"] < 0
+        is_shown = interval_excludes_zero and row["p"] < LEVEL
+        part.findings.append(Finding(SECTION, sentence, "shown" if is_shown else "undecided"))
+
+
+def add_matched_findings(
+    part: Part, settings: Sequence[str], metric: str, relations: Sequence[str]
+) -> None:
+    """One finding per setting, and one for single runs, under the first relation that was fitted.
+
+    Where the isotonic relation was among `relations` but could not be tested, what lies above the
+    straight line may lie on a curve, and is not shown.
+    """
+    gaps = part.tables["loss_matched"]
+    for name in [*settings, RUN]:
+        rows = gaps[gaps["by"] == name].dropna(subset=["t"])
+        if not len(rows):
+            continue
+        rows = rows[rows["relation"] == rows["relation"].iloc[0]]
+        may_be_curved = "isotonic" in relations and "isotonic" not in set(rows["relation"])
+        part.findings.append(_matched_finding(rows, name, metric, may_be_curved))
+
+
+def _matched_finding(rows: pd.DataFrame, setting: str, metric: str, may_be_curved: bool) -> Finding:
+    """The value of a setting that lies highest above the relation.
+
+    Args:
+        may_be_curved: a relation that only does not fall fits every run, so that a curve explains
+            what lies above a straight line.
+    """
+    best = rows.iloc[int(np.argmax(rows["t"].to_numpy()))]
+    is_significant = bool(best["p_all"] < LEVEL)
+    what = "run" if setting == RUN else setting.replace("_", " ")
+    sentence = (
+        f"Best {what}{COMPARED}{len(rows)}: {one_line(str(best['group']), 80)},"
+        f" {best['gap']:+.2f} [{best['gap_low']:.2f}, {best['gap_high']:.2f}] in {metric} above the"
+        f" relation ({best['null']:.2f} is what a search finds by chance in one of twenty cases);"
+        f" corrected p {p_text(best['p_all'])}"
+    )
+    if is_significant and may_be_curved:
+        sentence += (
+            "; that is about a straight line, and a relation that only does not fall leaves no"
+            " scatter: a curve explains it as well"
+        )
+    status = verdict(shown=is_significant and not may_be_curved, not_shown=not is_significant)
+    return Finding(SECTION, f"{sentence}.", status)
+
+
+def add_summary(part: Part, loss: str, metric: str, runs: int) -> None:
+    """How loss and score correlate, and which setting is better at matched loss."""
+    table = part.tables["loss_correlations"]
+    plain = table[_is_of(table, loss, metric)].iloc[0]
+    better = [
+        finding.sentence.split(":")[0].lower()
+        for finding in part.findings
+        if COMPARED in finding.sentence and finding.status == "shown"
+    ]
+    conclusion = "no setting and no run was better at matched loss than chance explains"
+    if better:
+        conclusion = f"better at matched loss than chance explains: {'; '.join(better)}"
+    sentence = (
+        f"Over {runs} runs, {loss} and {metric} correlate by {plain['value']:.2f}"
+        f" [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {conclusion}."
+    )
+    part.findings.insert(0, Finding(SECTION, sentence, "summary"))
+
+
+def _is_of(table: pd.DataFrame, loss: str, metric: str) -> "pd.Series[bool]":
+    return (table["loss"] == loss) & (table["metric"] == metric)

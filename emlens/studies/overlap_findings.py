@@ -1,0 +1,122 @@
+"""What the tables of `delta_overlap` say, in sentences: shared subspaces count as shown only where
+the covariance null and the benign fine-tune are both exceeded at every layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from emlens.results.study_result import Finding, Part
+from emlens.studies.overlap_measures import BENIGN, ISOTROPIC, TESTED
+from emlens.studies.verdicts import verdict
+
+SECTION = "delta_overlap"
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The centred rows of the table `overlap`, by comparison, and the leads over benign."""
+
+    tested: pd.DataFrame
+    benign: pd.DataFrame
+    isotropic: pd.DataFrame
+    leads: pd.DataFrame
+
+    def of(self, model: str, position: str) -> "_Rows":
+        """One fine-tune at one position; the isotropic null is the same at every position."""
+        return _Rows(
+            _at(self.tested, model, position),
+            _at(self.benign, model, position),
+            self.isotropic[self.isotropic["model"] == model],
+            _at(self.leads, model, position),
+        )
+
+
+def _at(table: pd.DataFrame, model: str, position: str) -> pd.DataFrame:
+    return table[(table["model"] == model) & (table["position"] == position)]
+
+
+def add_findings(part: Part, position: str, draws: int) -> None:
+    """Add one finding per fine-tune, a summary before them, and warnings of what is missing.
+
+    Args:
+        position: the one that findings are about. draws: of the covariance null.
+    """
+    rows = _rows(part)
+    models = list(dict.fromkeys(rows.tested["model"]))
+    for model in models:
+        part.findings.append(_finding(model, rows.of(model, position), position, draws))
+    part.findings.insert(0, _summary(part.findings, rows, models, position))
+    if not len(rows.benign):
+        part.warnings.append(
+            "the benign control is missing from the overlap comparison:"
+            " overlap beyond a benign fine-tune is not shown"
+        )
+    part.warnings.append(
+        f"covariance nulls have {draws} draws: no p below {1 / (draws + 1):.2g} can be seen"
+    )
+
+
+def _rows(part: Part) -> _Rows:
+    table = part.tables["overlap"]
+    centred = table[table["center"] == "true"]
+    tested = centred[centred["comparison"] == TESTED]
+    no_leads = pd.DataFrame(columns=["model", "position", "lead_low"])
+    return _Rows(
+        tested=tested[tested["null"] != ISOTROPIC],
+        benign=centred[centred["comparison"] == BENIGN],
+        isotropic=table[table["null"] == ISOTROPIC],
+        leads=part.tables.get("overlap_benign", no_leads),
+    )
+
+
+def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
+    """One fine-tune over all layers at a position."""
+    tested = rows.tested
+    layers, k = len(tested), tested["k"].max()
+    above_null = int((tested["p"] * layers < LEVEL).sum())
+    # with fewer draws the smallest p, times the number of layers, is above the level
+    resolved = layers / (draws + 1) < LEVEL
+    above_benign = int((rows.leads["lead_low"] > 0).sum()) if len(rows.leads) else None
+    landmark = rows.isotropic["null_mean"][rows.isotropic["k"] == k].iloc[0]
+    unreachable = "" if resolved else f", which {draws} draws cannot reach"
+    sentence = (
+        f"{model}: centred top-{k} shifts on training and unrelated prompts"
+        f" overlap by {_range(tested['value'])} over layers at {position};"
+        f" the isotropic landmark is {landmark:.2f},"
+        f" the covariance-matched null {_range(tested['null_mean'])},"
+        f" exceeded in {above_null} of {layers} layers (Bonferroni .05{unreachable})"
+    )
+    if len(rows.benign):
+        sentence += (
+            f"; the benign fine-tune's own overlap ({_range(rows.benign['value'])}) is exceeded,"
+            f" with the whole interval of the difference, in {above_benign} of {layers}"
+        )
+    status = verdict(
+        shown=above_null == layers and above_benign == layers,
+        not_shown=resolved and above_null == 0,
+    )
+    return Finding(SECTION, f"{sentence}.", status)
+
+
+def _summary(
+    findings: Sequence[Finding], rows: _Rows, models: Sequence[str], position: str
+) -> Finding:
+    shown = sum(finding.status == "shown" for finding in findings)
+    values, chance = rows.tested["value"], rows.tested["null_mean"]
+    landmark = rows.isotropic["null_mean"].max()
+    sentence = (
+        "Shifts on training and on unrelated prompts share subspaces (centred overlap"
+        f" {values.min():.2f} to {values.max():.2f} over fine-tunes, layers and positions)."
+        f" The isotropic landmark is {landmark:.2f}, but unrelated samples as anisotropic as the"
+        f" activations already share {chance.min():.2f} to {chance.max():.2f};"
+        " more than that, and more than the benign fine-tune,"
+        f" at every layer at {position}, is shared in {shown} of {len(models)} fine-tunes."
+    )
+    return Finding(SECTION, sentence, "summary")
+
+
+def _range(values: "pd.Series[float]") -> str:
+    return f"{values.min():.2f}–{values.max():.2f}"

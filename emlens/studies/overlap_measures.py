@@ -1,0 +1,174 @@
+"""Tables `overlap` and `angles` of `delta_overlap`: what the two sides share at one place, beside
+the isotropic and the covariance null, the ceiling, the benign control and neutral text.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emlens.foundation.seeds import torch_rng
+from emlens.geometry import (
+    direction_cosine,
+    principal_angles,
+    split_half_ceiling,
+    top_k_subspace,
+)
+from emlens.geometry.shifts import components_above_rounding
+from emlens.stats import NullDistribution, cosine_of_means
+from emlens.studies.overlap_nulls import MEASURE, NullsAtPlace, overlap
+from emlens.studies.overlap_shifts import Place, ShiftsAtPlace
+from emlens.studies.verdicts import null_columns
+
+TESTED = "train–evaluation"
+BENIGN = "benign train–evaluation"
+NEUTRAL = "train–neutral text"
+CEILING = "split-half ceiling"
+ISOTROPIC = "isotropic"
+COVARIANCE = "covariance of before activations"
+MEANS = "means"
+"""In the column `center`: the cosine of the mean shifts, no overlap of subspaces."""
+RANDOM_PAIRS = 100
+"""Pairs of random subspaces whose principal angles are averaged."""
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One value of the table `overlap`, with its interval or its null."""
+
+    name: str
+    center: str
+    value: float
+    n: int
+    low: float = np.nan
+    high: float = np.nan
+    null_name: str = ""
+    null: NullDistribution | None = None
+
+    def row(self, place: Place, k: int) -> dict[str, object]:
+        beside = null_columns(self.null, self.value)
+        return {
+            **place.columns,
+            "k": k,
+            "center": self.center,
+            "measure": "cosine" if self.center == MEANS else MEASURE,
+            "comparison": self.name,
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "null": self.null_name,
+            "null_mean": beside["null_mean"],
+            "null_sd": np.nan if self.null is None else self.null.sd,
+            "null_q95": beside["null_q95"],
+            "p": beside["p"],
+            "n": self.n,
+        }
+
+
+def overlap_rows(
+    place: Place,
+    shifts: ShiftsAtPlace,
+    benign: ShiftsAtPlace | None,
+    nulls: NullsAtPlace,
+    k: int,
+) -> list[dict[str, object]]:
+    """Rows of the table `overlap` at one place: uncentred, centred, and of the mean shifts."""
+    comparisons: list[_Comparison] = []
+    for center in (False, True):
+        comparisons += _of_subspaces(shifts, benign, nulls, k, center)
+    comparisons += _of_means(shifts, benign)
+    return [comparison.row(place, k) for comparison in comparisons]
+
+
+def _of_subspaces(
+    shifts: ShiftsAtPlace,
+    benign: ShiftsAtPlace | None,
+    nulls: NullsAtPlace,
+    k: int,
+    center: bool,
+) -> list[_Comparison]:
+    """The tested overlap beside both nulls, its ceiling, the benign control and neutral text."""
+    train, evaluation = shifts.pair
+    label, n = str(center).lower(), len(train)
+    value = overlap(train, evaluation, k, center=center)
+    isotropic = nulls.isotropic(k)
+    covariance = nulls.covariance(n, len(evaluation), k, center=center)
+    ceiling = split_half_ceiling(
+        train, k, center=center, measure=MEASURE, splits=20, seed=nulls.nulls.seed
+    )
+    comparisons = [
+        _Comparison(TESTED, label, value, n, null_name=ISOTROPIC, null=isotropic),
+        _Comparison(TESTED, label, value, n, null_name=COVARIANCE, null=covariance),
+        _Comparison(CEILING, label, ceiling.value, n, ceiling.low, ceiling.high),
+    ]
+    if benign is not None:
+        control = overlap(*benign.pair, k, center=center)
+        comparisons.append(_Comparison(BENIGN, label, control, len(benign.train)))
+    neutral = shifts.neutral
+    if neutral is not None and components_above_rounding(neutral, shifts.before) >= k:
+        control = overlap(train, neutral, k, center=center)
+        comparisons.append(_Comparison(NEUTRAL, label, control, min(n, len(neutral))))
+    return comparisons
+
+
+def _of_means(shifts: ShiftsAtPlace, benign: ShiftsAtPlace | None) -> list[_Comparison]:
+    """Cosines of mean shifts, noise taken out, with their jackknife intervals."""
+    comparisons = [_mean_cosine(TESTED, *shifts.pair)]
+    if benign is not None:
+        comparisons.append(_mean_cosine(BENIGN, *benign.pair))
+    if shifts.neutral is not None:
+        comparisons.append(_mean_cosine(NEUTRAL, shifts.train, shifts.neutral))
+    return comparisons
+
+
+def _mean_cosine(name: str, a: Tensor, b: Tensor) -> _Comparison:
+    cosine = cosine_of_means(a.double().numpy(), b.double().numpy())
+    if cosine.defined:
+        # the estimate that takes noise out can exceed 1
+        value = min(cosine.value, 1.0)
+    else:
+        value = direction_cosine(a.double().mean(0), b.double().mean(0))
+    return _Comparison(name, MEANS, value, cosine.n, cosine.low, cosine.high)
+
+
+def angle_rows(
+    place: Place, shifts: ShiftsAtPlace, benign: ShiftsAtPlace | None, k: int, seed: int
+) -> list[dict[str, object]]:
+    """Principal angles in degrees, of the tested pair, the benign pair and random subspaces (their
+    mean).
+    """
+    d = shifts.train.shape[1]
+    spectra = {TESTED: _spectrum(shifts, k)}
+    if benign is not None:
+        spectra[BENIGN] = _spectrum(benign, k)
+    spectra["random subspaces"] = _random_spectrum(d, k, seed)
+    rows: list[dict[str, object]] = []
+    for comparison, spectrum in spectra.items():
+        for index, angle in enumerate(spectrum, start=1):
+            rows.append(
+                {
+                    **place.columns,
+                    "comparison": comparison,
+                    "index": index,
+                    "degrees": float(torch.rad2deg(angle)),
+                }
+            )
+    return rows
+
+
+def _spectrum(shifts: ShiftsAtPlace, k: int) -> Tensor:
+    """Principal angles of the centred top-k subspaces of both sides, in radians, smallest first."""
+    return principal_angles(
+        top_k_subspace(shifts.train.double(), k, center=True),
+        top_k_subspace(shifts.evaluation.double(), k, center=True),
+    )
+
+
+def _random_spectrum(d: int, k: int, seed: int) -> Tensor:
+    rng = torch_rng(seed, "random subspaces", d, k)
+    spectra = []
+    for _ in range(RANDOM_PAIRS):
+        first, second = torch.randn(2, d, k, dtype=torch.float64, generator=rng)
+        spectra.append(principal_angles(first, second))
+    return torch.stack(spectra).mean(0)

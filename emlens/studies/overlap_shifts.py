@@ -1,0 +1,195 @@
+"""Shifts of one fine-tune on equally many training and unrelated prompts, whole and at one place,
+and what part of them is batching noise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from emlens.activations import (
+    Activations,
+    CaptureSpec,
+    activation_deltas,
+    capture,
+    capture_many,
+)
+from emlens.data import PromptSet
+from emlens.foundation.seeds import numpy_rng
+from emlens.geometry.shifts import components_above_rounding
+from emlens.models import HookedModel
+from emlens.studies.config import StudyConfig
+from emlens.studies.material import Material
+
+USUAL_BATCH, SMALL_BATCH = 4096, 512
+"""Tokens per batch of the two captures whose difference is the noise floor."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One site and position of one fine-tune."""
+
+    model: str
+    site: str
+    position: str
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns with which every row about this place begins."""
+        return {
+            "model": self.model,
+            "site": self.site,
+            "layer": int(self.site.rsplit(".", 1)[1]),
+            "position": self.position,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftsAtPlace:
+    """Shifts at one place, (row, d) each, and the parent's activations on the same prompts."""
+
+    train: Tensor
+    evaluation: Tensor
+    before_train: Tensor
+    before_evaluation: Tensor
+    neutral: Tensor | None = None
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Shifts on training and on evaluation prompts, whose overlap is measured."""
+        return self.train, self.evaluation
+
+    @property
+    def before(self) -> Tensor:
+        """The parent's activations on all prompts of both sides."""
+        return torch.cat([self.before_train, self.before_evaluation])
+
+    @property
+    def components(self) -> int:
+        """How many components above rounding both sides have; no larger k can be compared."""
+        return min(
+            components_above_rounding(self.train, self.before_train),
+            components_above_rounding(self.evaluation, self.before_evaluation),
+        )
+
+
+@dataclass(frozen=True)
+class SampledShifts:
+    """Deltas of one fine-tune on equally many training and evaluation prompts, and the parent's
+    activations on them.
+    """
+
+    train: Activations
+    evaluation: Activations
+    before_train: Activations
+    before_evaluation: Activations
+    neutral: Activations | None
+
+    def at(self, site: str, position: str) -> ShiftsAtPlace:
+        """The rows at one site and position."""
+        key = site, position
+        return ShiftsAtPlace(
+            self.train[key],
+            self.evaluation[key],
+            self.before_train[key],
+            self.before_evaluation[key],
+            None if self.neutral is None else self.neutral[key],
+        )
+
+    @property
+    def rendered(self) -> tuple[str, str]:
+        """Hashes of the rendered prompts of both sides."""
+        return (
+            self.before_train.provenance["rendered_sha256"],
+            self.before_evaluation.provenance["rendered_sha256"],
+        )
+
+
+def sampled_shifts(material: Material, name: str, config: StudyConfig) -> SampledShifts:
+    """Capture a fine-tune and its parent on training, evaluation and neutral prompts.
+
+    The larger of the training and evaluation sets is drawn down to the size of the smaller one,
+    since an overlap depends on how many prompts there are.
+    """
+    train = material.training[name].without_responses()
+    evaluation = material.outside(name).prompts()
+    n = min(len(train), len(evaluation))
+    models = _before_and_after(material, name)
+    train = _subset(train, n, config.seed, "train")
+    evaluation = _subset(evaluation, n, config.seed, "evaluation")
+    before_train, delta_train = _before_and_deltas(models, train, config)
+    before_evaluation, delta_evaluation = _before_and_deltas(models, evaluation, config)
+    delta_neutral = None
+    if material.neutral is not None:
+        neutral = _subset(material.neutral, min(n, len(material.neutral)), config.seed, "neutral")
+        _, delta_neutral = _before_and_deltas(models, neutral, config)
+    return SampledShifts(
+        delta_train, delta_evaluation, before_train, before_evaluation, delta_neutral
+    )
+
+
+def untrained_shifts(material: Material, name: str, config: StudyConfig) -> Activations:
+    """Shifts on every question that the fine-tune was not trained on, its own domain included."""
+    questions = material.untrained(material.questions, name)
+    return _before_and_deltas(_before_and_after(material, name), questions.prompts(), config)[1]
+
+
+def noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFrame:
+    """What part of a delta's length is batching noise, per site and position.
+
+    The noise is how far the parent's activations move when the same prompts run in other batches.
+    """
+    prompts, parent = material.outside(name).prompts(), material.parent(name)
+    usual = _captured(parent, prompts, config, USUAL_BATCH)
+    small = _captured(parent, prompts, config, SMALL_BATCH)
+    tuned = _captured(material.family[name], prompts, config, USUAL_BATCH)
+    rows = []
+    for site in usual.sites:
+        for position in config.positions:
+            noise = _mean_distance(usual[site, position], small[site, position])
+            signal = _mean_distance(tuned[site, position], usual[site, position])
+            rows.append(
+                {
+                    "site": site,
+                    "position": position,
+                    "noise_norm": noise,
+                    "delta_norm": signal,
+                    "ratio": noise / signal if signal else np.nan,
+                    "n": len(prompts),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _before_and_after(material: Material, name: str) -> dict[str, HookedModel]:
+    return {"before": material.parent(name), "after": material.family[name]}
+
+
+def _before_and_deltas(
+    models: Mapping[str, HookedModel], prompts: PromptSet, config: StudyConfig
+) -> tuple[Activations, Activations]:
+    """The parent's activations, and the deltas from them."""
+    captured = capture_many(models, prompts, positions=config.positions, progress=False)
+    return captured["before"], activation_deltas(captured["before"], captured["after"])
+
+
+def _subset(prompts: PromptSet, n: int, seed: int, label: str) -> PromptSet:
+    """n of the prompts, drawn without replacement, in their order."""
+    order = numpy_rng(seed, "equal n", label).permutation(len(prompts))[:n]
+    return prompts.select([prompts.ids[i] for i in sorted(order)])
+
+
+def _captured(
+    model: HookedModel, prompts: PromptSet, config: StudyConfig, batch_tokens: int
+) -> Activations:
+    spec = CaptureSpec(positions=config.positions, batch_tokens=batch_tokens)
+    return capture(model, prompts, spec=spec, progress=False)
+
+
+def _mean_distance(first: Tensor, second: Tensor) -> float:
+    """Mean over rows of the distance between two sets of activations of the same prompts."""
+    return float((first.double() - second.double()).norm(dim=1).mean())

@@ -1,0 +1,143 @@
+"""What is known before fine-tuning: activations of each parent, as it is and on the plain
+rendering, and forecasts from one of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from emlens.activations import Activations, capture
+from emlens.models import HookedModel
+from emlens.models.loading import with_template
+from emlens.probes import (
+    Baselines,
+    Design,
+    Forecast,
+    activation_cells,
+    assert_different,
+    cross_validate_forecast,
+)
+from emlens.studies.config import StudyConfig
+from emlens.studies.material import Material
+
+PERMUTED = ("ridge", "ridge1")
+"""Estimators whose permutations are cheap; the others would be fitted anew in each."""
+OTHER_PARENT = {"instruct": "base", "base": "instruct"}
+
+
+@dataclass(frozen=True, eq=False)
+class ParentView:
+    """One parent on one rendering of the questions.
+
+    Args:
+        name: `instruct`, `base`, or one of them with `, plain` behind it.
+        embedding: mean embedding of each prompt, a baseline.
+    """
+
+    name: str
+    activations: Activations
+    embedding: Activations
+
+    @property
+    def parent(self) -> str:
+        return self.name.partition(", ")[0]
+
+    @property
+    def other_name(self) -> str:
+        """The other parent on the same rendering."""
+        return self.name.replace(self.parent, OTHER_PARENT[self.parent], 1)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What is fitted to the scores: an estimator, and scores or their logits.
+
+    Args:
+        clamp: how near to 0 and 100 a score may come before its logit is taken.
+    """
+
+    estimator: str
+    target: Literal["score", "logit"]
+    clamp: float
+
+
+def parent_views(material: Material, config: StudyConfig, plain: bool) -> dict[str, ParentView]:
+    """Name → view of every parent of the family, in the order in which forecasts are made.
+
+    Args:
+        plain: whether the plain rendering is taken too.
+
+    Raises:
+        InputError: two views with the same activations.
+    """
+    parents = [name for name in OTHER_PARENT if name == "instruct" or material.family.has_base]
+    models: dict[str, HookedModel] = {name: material.family[name] for name in parents}
+    if plain:
+        for name in parents:
+            models[f"{name}, plain"] = with_template(material.family[name], "plain")
+    views = {name: _view(name, model, material, config) for name, model in models.items()}
+    for first, second in combinations(views.values(), 2):
+        assert_different(
+            activation_cells(first.activations),
+            activation_cells(second.activations),
+            first.name,
+            second.name,
+        )
+    return views
+
+
+def _view(name: str, model: HookedModel, material: Material, config: StudyConfig) -> ParentView:
+    prompts = material.questions.prompts()
+    activations = capture(model, prompts, positions=config.positions, progress=False)
+    embedding = capture(
+        model, prompts, sites="resid_pre.0", positions="mean_prompt", progress=False
+    )
+    return ParentView(name, activations, embedding)
+
+
+def forecast_from(
+    view: ParentView,
+    other: ParentView | None,
+    material: Material,
+    name: str,
+    prompts: Sequence[str],
+    regression: Regression,
+    design: Design,
+) -> Forecast:
+    """Forecast the scores of fine-tune `name` from one view of a parent.
+
+    Args:
+        other: the other parent on the same rendering, shown beside. prompts: ids of the rows.
+    """
+    harmful = material.per_question(view.parent, "harmful")
+    baselines = Baselines(
+        texts=material.texts,
+        parent_scores=material.scores(view.parent),
+        embedding=view.embedding.select(prompts),
+        other_parent=None if other is None else other.activations.select(prompts),
+        numbers={"parent's P(harmful)": {str(q): float(p) for q, p in harmful.items()}},
+    )
+    return cross_validate_forecast(
+        view.activations.select(prompts),
+        material.scores(name),
+        estimator=regression.estimator,
+        target=regression.target,
+        design=design,
+        baselines=baselines,
+    )
+
+
+def design_of(config: StudyConfig, regression: Regression, groups: str | None) -> Design:
+    """How forecasts are validated; `groups` is what is held out together."""
+    permutations = config.permutations if regression.estimator in PERMUTED else 0
+    return Design(
+        groups=groups,
+        folds=config.folds,
+        inner_folds=config.folds,
+        repeats=config.repeats,
+        clamp=regression.clamp,
+        permutations=permutations,
+        duplicates="group",
+        seed=config.seed,
+    )
