@@ -48,7 +48,7 @@ def _require_mean(space: Subspace) -> None:
 def delta_columns(
     deltas: Float[Tensor, "*batch row d"], space: Subspace
 ) -> dict[str, Float[Tensor, "*batch row"]]:
-    """Every per-example column on shifts, one value an evaluation delta.
+    """Every per-example column on shifts, one value per evaluation delta.
 
     Args:
         deltas: of evaluation prompts.
@@ -64,10 +64,8 @@ def delta_columns(
     lengths = row_lengths(rows, "deltas", "is zero")
     mean = space.mean.to(torch.float64)
     inside = torch.linalg.vector_norm(space.coordinates(rows).to(torch.float64), dim=-1)
-    raw, centred = (
-        residual_fraction(rows, space, centred=False),
-        residual_fraction(rows, space, centred=True),
-    )
+    raw = residual_fraction(rows, space, centred=False)
+    centred = residual_fraction(rows, space, centred=True)
     cosine = cosine_to_mean(rows, mean)
     distance = subspace_mahalanobis(rows, space)
     columns = {
@@ -94,7 +92,7 @@ def delta_columns(
 def prompt_columns(
     before: Float[Tensor, "*batch row d"], space: Subspace, *, seed: int = 0
 ) -> dict[str, Float[Tensor, "*batch row"]]:
-    """Every per-example column on prompts, one value an evaluation prompt, with its random control.
+    """Every per-example column on prompts, with its random control; one value per prompt.
 
     Args:
         before: activations of evaluation prompts before fine-tuning.
@@ -109,18 +107,19 @@ def prompt_columns(
     _require_mean(space)
     rows = rows_of(before, "before", space.mean, "the subspace")
     mean = space.mean.to(torch.float64)
-    moved = rows - mean[..., None, :]
-    lengths = row_lengths(moved, "before", "equals the mean of the subspace")
-    fraction, left = prompt_overlap(rows, space), residual_fraction(rows, space, centred=True)
+    centred = rows - mean[..., None, :]
+    lengths = row_lengths(centred, "before", "equals the mean of the subspace")
+    fraction, residual = prompt_overlap(rows, space), residual_fraction(rows, space, centred=True)
     rng = torch_rng(seed, "random orthonormal basis", space.d_model, space.k)
-    drawn = torch.randn(space.d_model, space.k, dtype=torch.float64, generator=rng).to(rows.device)
-    random = torch.linalg.vector_norm(moved @ torch.linalg.qr(drawn).Q, dim=-1) / lengths
+    draws = torch.randn(space.d_model, space.k, dtype=torch.float64, generator=rng).to(rows.device)
+    # QR of normal draws: an orthonormal basis of a uniformly random subspace
+    random = torch.linalg.vector_norm(centred @ torch.linalg.qr(draws).Q, dim=-1) / lengths
     columns = {
         "prompt_pca_projection_norm": fraction * lengths,
-        "prompt_pca_residual_norm": left * lengths,
+        "prompt_pca_residual_norm": residual * lengths,
         "prompt_pca_projection_fraction": fraction,
-        "prompt_pca_residual_fraction": left,
-        "prompt_pca_explained_l2_fraction": 1 - left**2,
+        "prompt_pca_residual_fraction": residual,
+        "prompt_pca_explained_l2_fraction": 1 - residual**2,
         "prompt_pca_mahalanobis_distance": subspace_mahalanobis(rows, space),
         "prompt_train_mean_cosine_similarity": cosine_to_mean(rows, mean),
         "random_projection_fraction": random,
@@ -135,8 +134,9 @@ def k_comparison(
     evaluation_deltas: Float[Tensor, "other d"],
     ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
 ) -> pd.DataFrame:
-    """The released table over numbers of components, one row a k: means over evaluation prompts,
-    under the released names.
+    """The released table over numbers of components, under the released names.
+
+    One row per k: means over evaluation prompts.
 
     `pca_vs_mean_cosine_gain` is what reconstruction adds to the cosine with the mean delta alone.
     Cost: one SVD.
@@ -150,11 +150,10 @@ def k_comparison(
     widest = top_k_subspace(training_deltas, max(ks), center=True)
     rows = []
     for k in ks:
+        # components are nested: the first k of the widest fit are the fit of k
         shares = widest.explained_variance_ratio[..., :k]
-        columns = delta_columns(
-            evaluation_deltas,
-            replace(widest, basis=widest.basis[..., :k], explained_variance_ratio=shares),
-        )
+        space = replace(widest, basis=widest.basis[..., :k], explained_variance_ratio=shares)
+        columns = delta_columns(evaluation_deltas, space)
         mean = {name: float(column.mean()) for name, column in columns.items()}
         cosine, rebuilt = mean["mean_delta_cosine"], mean["pca_cosine_reconstructed_eval_delta"]
         rows.append(

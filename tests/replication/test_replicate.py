@@ -10,20 +10,11 @@ import torch
 
 from emlens.foundation import InputError
 from emlens.foundation.files import canonical_json
-from emlens.replication.replicate import (
-    FINANCE,
-    INVALID_YAML,
-    JUDGED,
-    OVERLAP,
-    REFUSAL,
-    STEERING,
-    SWEEP,
-    SWEEP_AUTHORS,
-    Figure,
-    Replication,
-    replicate,
-    select_ablation_direction,
-)
+from emlens.replication import replicate
+from emlens.replication.clarifying_em import INVALID_YAML, JUDGED, STEERING
+from emlens.replication.em_generalization import FINANCE, OVERLAP, SWEEP, SWEEP_AUTHORS
+from emlens.replication.published_figures import Figure, Replication
+from emlens.replication.refusal_direction import REFUSAL, select_ablation_direction
 
 
 def put(root: Path, name: str, text: str) -> Path:
