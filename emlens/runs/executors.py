@@ -1,4 +1,4 @@
-"""Executors: who calls a worker's `run`. One plan, the same answers, whichever does.
+"""Executors: who calls a worker's `run`. One plan gives the same answers, whoever works.
 
 `LocalExecutor` is this process; `RankExecutor` is one of several processes that torchrun, Slurm or
 a person started with the same command; `emlens.runs.ray_actors.RayExecutor` starts actors on a Ray
@@ -10,16 +10,16 @@ counts travel.
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from emlens.foundation.errors import InputError
 from emlens.runs.plan import Plan
 from emlens.runs.progress import progress_bar
-from emlens.runs.ranks import Rank, rank_from_environment
+from emlens.runs.ranks import rank_from_environment
 from emlens.runs.unit_claims import LEASE
-from emlens.runs.worker import ATTEMPTS, Desk, Terms, Worker, work_through
+from emlens.runs.worker import ATTEMPTS, PlanState, RetryPolicy, Worker, work_through
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Report:
     """What became of a plan.
 
     Attributes:
-        answers: results by unit id, in plan order, whoever did them and when.
+        answers: results by unit id, in plan order, whoever did them.
         done: ids of the units that this call did, by itself or through its actors.
     """
 
@@ -47,10 +47,10 @@ class Executor(ABC):
     def __init__(self, attempts: int = ATTEMPTS, lease: float = LEASE):
         self.attempts = attempts
         self.lease = lease
-        self.terms("")  # refused here rather than hours later
+        self.policy("")  # refuses bad values now rather than hours later
 
-    def terms(self, run: str) -> Terms:
-        return Terms(run, self.attempts, self.lease)
+    def policy(self, run: str) -> RetryPolicy:
+        return RetryPolicy(run, self.attempts, self.lease)
 
     @abstractmethod
     def run(
@@ -61,13 +61,13 @@ class Executor(ABC):
         title: str = "units",
         progress: bool = True,
     ) -> Report:
-        """Do every unit that is not answered yet, wait for those that others hold, and finish the
-        plan.
+        """Do every unit that is not answered yet, wait for those held by other workers, and finish
+        the plan.
 
         Args:
             open_worker: makes a worker, loading what it needs; called once in every process that
                 works.
-            directory: where plan, claims and answers stand; an interrupted run goes on there.
+            directory: holds plan, claims and answers; an interrupted run goes on there.
 
         Raises:
             StateError: units failed `attempts` times each; all others are done and kept.
@@ -87,8 +87,8 @@ class LocalExecutor(Executor):
         title: str = "units",
         progress: bool = True,
     ) -> Report:
-        return _work_here(
-            self.terms(uuid.uuid4().hex), 0.0, open_worker, directory, title, progress
+        return _work_in_this_process(
+            self.policy(uuid.uuid4().hex), 0.0, open_worker, directory, title, progress
         )
 
 
@@ -97,12 +97,12 @@ class RankExecutor(Executor):
     """This process is one of several that run the same command and share the work.
 
     Units are claimed, not dealt out: a rank takes the next unit that nobody holds, beginning at its
-    own share of the plan. A slow rank therefore holds up nobody, a rank that never starts leaves
-    nothing undone, and rank and count only decide where each begins. Every rank returns when the
+    own share of the plan. So a slow rank delays nobody, a rank that never starts leaves nothing
+    undone, and rank and count only decide where each begins. Every rank returns when the
     whole plan is finished. The bar of rank 0 shows the work of all.
 
     Args:
-        rank, count: default: what torchrun or Slurm tell, see `emlens.runs.ranks`.
+        rank, count: default: what torchrun or Slurm set, see `emlens.runs.ranks`.
         run: what the ranks started together are called; default: from torchrun, Slurm or the parent
             process.
     """
@@ -123,11 +123,10 @@ class RankExecutor(Executor):
             )
         if rank is not None and count is not None and not 0 <= rank < count:
             raise InputError(f"rank={rank} must lie between 0 and count - 1 = {count - 1}")
-        found = rank_from_environment(needed=rank is None)
-        self.rank = (
-            found if rank is None or count is None else Rank(rank, count, found.local, found.run)
-        )
-        self._run_name = run or found.run
+        self.rank = rank_from_environment(needed=rank is None)
+        if rank is not None and count is not None:
+            self.rank = replace(self.rank, index=rank, count=count)
+        self._run_name = run or self.rank.run
         super().__init__(attempts, lease)
 
     @property
@@ -144,8 +143,8 @@ class RankExecutor(Executor):
         progress: bool = True,
     ) -> Report:
         start = self.rank.index / self.rank.count
-        return _work_here(
-            self.terms(self._run_name),
+        return _work_in_this_process(
+            self.policy(self._run_name),
             start,
             open_worker,
             directory,
@@ -154,8 +153,8 @@ class RankExecutor(Executor):
         )
 
 
-def _work_here(
-    terms: Terms,
+def _work_in_this_process(
+    policy: RetryPolicy,
     start: float,
     open_worker: Callable[[], Worker],
     directory: str | Path,
@@ -164,8 +163,8 @@ def _work_here(
 ) -> Report:
     worker = open_worker()
     plan = Plan.open(directory, worker.plan())
-    desk = Desk(plan, terms)
+    state = PlanState(plan, policy)
     total = sum(unit.cost for unit in plan.units)
-    with progress_bar(title, total, progress, done=desk.cost_answered()) as advance:
-        done = work_through(desk, worker, start, advance)
-    return Report(plan.directory, desk.answers(), tuple(done))
+    with progress_bar(title, total, progress, done=state.cost_answered()) as advance:
+        done_ids = work_through(state, worker, start, advance)
+    return Report(plan.directory, state.answers(), tuple(done_ids))

@@ -1,12 +1,12 @@
-"""A plan: a deterministic list of units of work, written once, that any number of processes can
-work through.
+"""A plan: a deterministic list of units of work, written once, for any number of processes.
 
 Every process that joins makes the same list and compares it with `plan.json` by hash; another list
 is refused, so that two kinds of work never mix in one directory. The plan decides *what* is done,
 including everything results depend on (such as the layout of batches); who does it, where and in
-what order changes nothing.
+what order changes no result.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,9 +35,7 @@ class Unit:
 
 
 class Plan:
-    """Units in order, and the directory where their claims and answers stand. Made by `open` or
-    `read`.
-    """
+    """Units in order, and the directory of their claims and answers. Made by `open` or `read`."""
 
     def __init__(self, directory: Path, units: Sequence[Unit]):
         self.directory = directory
@@ -47,7 +45,7 @@ class Plan:
 
     @classmethod
     def open(cls, directory: str | Path, units: Sequence[Unit]) -> "Plan":
-        """Write the plan, or join the one that stands there.
+        """Write the plan, or join the one that is there.
 
         Raises:
             InputError: no units, or an id twice.
@@ -55,36 +53,27 @@ class Plan:
         """
         if not units:
             raise InputError("units is empty; pass at least one unit of work")
-        ids = [unit.id for unit in units]
-        twice = (
-            sorted({name for name in ids if ids.count(name) > 1})
-            if len(set(ids)) < len(ids)
-            else []
-        )
-        if twice:
-            raise InputError(f"units holds the id {twice[0]!r} twice; ids must be unique")
+        counts = Counter(unit.id for unit in units)
+        repeated = sorted(name for name, count in counts.items() if count > 1)
+        if repeated:
+            raise InputError(f"units holds the id {repeated[0]!r} twice; ids must be unique")
         plan = cls(Path(directory), units)
         path = plan.directory / "plan.json"
         if not path.exists():
-            write_json(
-                path,
-                {
-                    "format": FORMAT,
-                    "units": [asdict(unit) for unit in plan.units],
-                    "sha256": plan.sha256,
-                },
-            )
-        found = cls.read(directory)
-        if found.sha256 != plan.sha256:
+            records = [asdict(unit) for unit in plan.units]
+            write_json(path, {"format": FORMAT, "units": records, "sha256": plan.sha256})
+        written = cls.read(directory)
+        if written.sha256 != plan.sha256:
             raise IntegrityError(
-                f"{path}: plans other work ({_told(found)}) than was asked for ({_told(plan)});"
+                f"{path}: plans other work ({_summary(written)})"
+                f" than was asked for ({_summary(plan)});"
                 " pass another directory, or the arguments it was begun with"
             )
         return plan
 
     @classmethod
     def read(cls, directory: str | Path) -> "Plan":
-        """The plan that stands in a directory.
+        """The plan in a directory.
 
         Raises:
             InputError: there is none.
@@ -114,5 +103,5 @@ class Plan:
         return {"plan": self.sha256, "unit": unit.id}
 
 
-def _told(plan: Plan) -> str:
+def _summary(plan: Plan) -> str:
     return f"{len(plan.units)} units, hash {plan.sha256[:8]}"

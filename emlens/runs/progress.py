@@ -13,11 +13,11 @@ _open = 0
 
 
 def seconds_left(total: float, completed: float, done: float, elapsed: float) -> float | None:
-    """Time for the rest at the mean rate of what was done since the start; None before anything
-    was.
-    """
-    since = completed - done
-    return None if since <= 0 else max(0.0, (total - completed) * elapsed / since)
+    """Seconds for what remains, at the mean rate since the start; None before anything was done."""
+    done_since = completed - done
+    if done_since <= 0:
+        return None
+    return max(0.0, (total - completed) * elapsed / done_since)
 
 
 @contextmanager
@@ -45,19 +45,18 @@ def progress_bar(
     )
     from rich.text import Text
 
-    class Left(ProgressColumn):
+    class TimeLeftColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            left = seconds_left(task.total or 0.0, task.completed, done, task.elapsed or 0.0)
-            return Text(
-                "--:-- left" if left is None else f"{_clock(left)} left", style="progress.remaining"
-            )
+            seconds = seconds_left(task.total or 0.0, task.completed, done, task.elapsed or 0.0)
+            clock = "--:--" if seconds is None else _clock(seconds)
+            return Text(f"{clock} left", style="progress.remaining")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        Left(),
+        TimeLeftColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done)  # type: ignore[arg-type]  # rich computes with floats
@@ -69,6 +68,8 @@ def progress_bar(
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes:02d}:{seconds:02d}"

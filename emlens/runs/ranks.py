@@ -34,7 +34,8 @@ def rank_from_environment(
     Raises:
         InputError: none of them is set and `needed`; or they contradict each other.
     """
-    environment = os.environ if environment is None else environment
+    if environment is None:
+        environment = os.environ
     number = _Numbers(environment)
     if "RANK" in environment or "WORLD_SIZE" in environment:
         inner, inner_count = number("RANK"), number("WORLD_SIZE")
@@ -42,9 +43,8 @@ def rank_from_environment(
         inner, inner_count = number("SLURM_PROCID", 0), number("SLURM_NTASKS", 1)
     task, tasks = 0, 1
     if "SLURM_ARRAY_TASK_ID" in environment:
-        task = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // max(
-            1, number("SLURM_ARRAY_TASK_STEP", 1)
-        )
+        offset = number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)
+        task = offset // max(1, number("SLURM_ARRAY_TASK_STEP", 1))
         tasks = number("SLURM_ARRAY_TASK_COUNT")
     elif needed and not {"RANK", "SLURM_PROCID"} & environment.keys():
         raise InputError(
@@ -71,9 +71,10 @@ class _Numbers:
         try:
             return int(text or "")
         except ValueError:
-            told = "is not set beside the others" if text is None else f"is {text!r}, not a number"
+            problem = "is missing" if text is None else f"is {text!r}, not a number"
             raise InputError(
-                f"{name} {told}; start all ranks with torchrun or Slurm, or pass rank= and count="
+                f"{name} {problem}; start all ranks with torchrun or Slurm,"
+                " or pass rank= and count="
             ) from None
 
 

@@ -20,14 +20,15 @@ import torch
 from emlens.foundation.errors import InputError, MissingExtraError, StateError
 from emlens.foundation.files import one_line
 from emlens.runs.executors import Executor, Report
+from emlens.runs.outcomes import Outcome
 from emlens.runs.plan import Plan, Unit
 from emlens.runs.progress import progress_bar
 from emlens.runs.unit_claims import LEASE
-from emlens.runs.worker import ATTEMPTS, Desk, Outcome, Terms, Worker
+from emlens.runs.worker import ATTEMPTS, PlanState, RetryPolicy, Worker
 
 _OLDEST = (2, 40)
-_Step = Literal["open", "settle"]
-_LOOK = 0.5  # seconds between two looks at what others do
+_Step = Literal["open", "finish"]
+_LOOK = 0.5  # seconds between two looks at what other workers do
 
 
 @final
@@ -74,74 +75,83 @@ class RayExecutor(Executor):
     ) -> Report:
         import ray
 
-        ours = not ray.is_initialized()
-        if ours and self.address is not None:
-            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        elif ours:
-            gpus = torch.cuda.device_count()
-            asked = self.actors * float(self.options["num_gpus"])
-            if asked > gpus:
-                raise InputError(
-                    f"actors={self.actors} with gpus={self.options['num_gpus']} need {asked:g}"
-                    f" GPUs; this machine has {gpus}"
-                )
-            ray.init(
-                num_cpus=max(1, math.ceil(self.actors * float(self.options["num_cpus"]))),
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-        terms = self.terms(uuid.uuid4().hex)
-        crew = _Crew(self.options, (open_worker, str(Path(directory).resolve()), terms))
+        starts_ray = not ray.is_initialized()
+        if starts_ray:
+            self._start_ray()
+        policy = self.policy(uuid.uuid4().hex)
+        crew = _Crew(self.options, (open_worker, str(Path(directory).resolve()), policy))
         try:
             for _ in range(self.actors):
                 crew.hire()
-            return crew.work(Path(directory), terms, title, progress)
+            return crew.work(Path(directory), policy, title, progress)
         finally:
             crew.dismiss()
-            if ours:
+            if starts_ray:
                 ray.shutdown()
+
+    def _start_ray(self) -> None:
+        """Connect to the cluster at `address`, or start one on this machine."""
+        import ray
+
+        if self.address is not None:
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        available = torch.cuda.device_count()
+        needed = self.actors * float(self.options["num_gpus"])
+        if needed > available:
+            raise InputError(
+                f"actors={self.actors} with gpus={self.options['num_gpus']} need {needed:g} GPUs;"
+                f" this machine has {available}"
+            )
+        ray.init(
+            num_cpus=max(1, math.ceil(self.actors * float(self.options["num_cpus"]))),
+            num_gpus=available,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+_Setup = tuple[Callable[[], Worker], str, RetryPolicy]
+"""What an actor needs: a function that opens a worker, the plan's directory, how to retry."""
 
 
 class _Actor:
     """Lives in a process of its own and does one thing at a time."""
 
-    def __init__(self, open_worker: Callable[[], Worker], directory: str, terms: Terms):
-        self._make = (open_worker, directory, terms)
+    def __init__(self, open_worker: Callable[[], Worker], directory: str, policy: RetryPolicy):
+        self._setup = (open_worker, directory, policy)
 
-    def open(self) -> tuple[Outcome, str]:
+    def open(self) -> Outcome:
         """Load the worker and join the plan."""
-        open_worker, directory, terms = self._make
+        open_worker, directory, policy = self._setup
         self._worker = open_worker()
-        self._desk = Desk(Plan.open(directory, self._worker.plan()), terms)
-        return "done", directory
+        self._state = PlanState(Plan.open(directory, self._worker.plan()), policy)
+        return Outcome.DONE
 
-    def attempt(self, unit_id: str) -> tuple[Outcome, str]:
-        """Do a unit; where its answer stands."""
-        outcome = self._desk.attempt(self._worker, self._desk.plan[unit_id])
-        return outcome, str(self._desk.log.path(unit_id))
+    def attempt(self, unit_id: str) -> Outcome:
+        return self._state.attempt(self._worker, self._state.plan[unit_id])
 
-    def settle(self) -> tuple[Outcome, str]:
+    def finish(self) -> Outcome:
         """Check every answer and finish."""
-        return self._desk.settle(self._worker), str(self._desk.plan.directory)
+        return self._state.finish(self._worker)
 
 
 class _Crew:
     """The driver's side: which actor does what."""
 
-    def __init__(self, options: Mapping[str, Any], make: tuple[Callable[[], Worker], str, Terms]):
+    def __init__(self, options: Mapping[str, Any], setup: _Setup):
         import ray
 
         self._actor_class = ray.remote(_Actor).options(max_restarts=0, **options)
-        self._make = make
+        self._setup = setup
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Unit | _Step]] = {}
-        self._lost_opening = 0
+        self._lost_while_opening = 0
 
     def hire(self) -> None:
-        actor = self._actor_class.remote(*self._make)
+        actor = self._actor_class.remote(*self._setup)
         self._busy[actor.open.remote()] = (actor, "open")
 
     def dismiss(self) -> None:
@@ -150,98 +160,119 @@ class _Crew:
         for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
             ray.kill(actor)
 
-    def work(self, directory: Path, terms: Terms, title: str, progress: bool) -> Report:
+    def work(self, directory: Path, policy: RetryPolicy, title: str, progress: bool) -> Report:
         """Hand out units until all are answered or given up, then have the plan finished."""
         while not self._idle:
-            self._returned(terms)
-        desk = Desk(Plan.read(directory), terms)
-        done: list[str] = []
-        later: dict[str, float] = {}
-        shown = desk.cost_answered()
-        with progress_bar(
-            title, sum(unit.cost for unit in desk.plan.units), progress, done=shown
-        ) as advance:
+            self._wait(policy)
+        state = PlanState(Plan.read(directory), policy)
+        total = sum(unit.cost for unit in state.plan.units)
+        shown = state.cost_answered()
+        done_ids: list[str] = []
+        retry_at: dict[str, float] = {}
+        with progress_bar(title, total, progress, done=shown) as advance:
             while True:
-                self._hand_out(desk, later)
-                for step, outcome in self._returned(terms):
+                self._hand_out(state, retry_at)
+                for step, outcome in self._wait(policy):
                     if isinstance(step, Unit):
-                        desk.note(step, outcome)
-                        if outcome == "done":
-                            done.append(step.id)
-                        elif outcome == "held":
-                            later[step.id] = time.monotonic() + _LOOK
-                    elif step == "settle":
-                        if outcome in ("done", "answered"):
-                            return Report(directory, desk.answers(), tuple(done))
-                        if outcome == "given up":
-                            desk.refuse_unfinished()
-                        desk.look_again()
-                now = desk.cost_answered()
+                        state.note(step, outcome)
+                        if outcome is Outcome.DONE:
+                            done_ids.append(step.id)
+                        elif outcome is Outcome.HELD:
+                            retry_at[step.id] = time.monotonic() + _LOOK
+                    elif step == "finish" and _is_finished(state, outcome):
+                        return Report(directory, state.answers(), tuple(done_ids))
+                now = state.cost_answered()
                 advance(now - shown)
                 shown = now
 
-    def _hand_out(self, desk: Desk, later: Mapping[str, float]) -> None:
+    def _hand_out(self, state: PlanState, retry_at: Mapping[str, float]) -> None:
         """Give every idle actor a unit, or one of them the last step once no unit is left."""
         steps = [step for _, step in self._busy.values()]
-        taken = {step.id for step in steps if isinstance(step, Unit)}
-        pending = desk.pending()
+        busy_ids = {step.id for step in steps if isinstance(step, Unit)}
+        pending = state.pending()
         now = time.monotonic()
-        free = [unit for unit in pending if unit.id not in taken and later.get(unit.id, now) <= now]
+        free = [
+            unit
+            for unit in pending
+            if unit.id not in busy_ids and retry_at.get(unit.id, now) <= now
+        ]
         while self._idle and free:
             actor, unit = self._idle.pop(), free.pop(0)
             self._busy[actor.attempt.remote(unit.id)] = (actor, unit)
-        if not pending and not taken and "settle" not in steps:
-            desk.refuse_failures()
+        if not pending and not busy_ids and "finish" not in steps:
+            state.raise_if_given_up()
             if self._idle:
                 actor = self._idle.pop()
-                self._busy[actor.settle.remote()] = (actor, "settle")
+                self._busy[actor.finish.remote()] = (actor, "finish")
 
-    def _returned(self, terms: Terms) -> "list[tuple[Unit | _Step, Outcome]]":
-        """What actors finished, after waiting for the first of them a moment; the dead are
+    def _wait(self, policy: RetryPolicy) -> "list[tuple[Unit | _Step, Outcome]]":
+        """What actors finished, after waiting a moment for the first of them; dead actors are
         replaced.
         """
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
 
         if not self._busy:
             time.sleep(_LOOK)
             return []
         ready, _ = ray.wait(list(self._busy), num_returns=1, timeout=_LOOK)
-        found: list[tuple[Unit | _Step, Outcome]] = []
+        finished: list[tuple[Unit | _Step, Outcome]] = []
         for reference in ready:
             actor, step = self._busy.pop(reference)
-            try:
-                outcome, _ = ray.get(reference)
-            except RayActorError as error:
-                ray.kill(actor)
-                self._lost_opening += step == "open"
-                if self._lost_opening >= terms.attempts:
-                    raise StateError(
-                        f"{self._lost_opening} Ray actors in a row died before their worker was"
-                        " loaded; see that their machines have the memory and can import what"
-                        f" opens it. The last: {one_line(str(error), 1000)}"
-                    ) from None
+            outcome = self._outcome(reference, actor, step, policy)
+            if outcome is None:
                 self.hire()
                 continue
-            except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, Exception) else error from None
             if step == "open":
-                self._lost_opening = 0
+                self._lost_while_opening = 0
             self._idle.append(actor)
-            found.append((step, outcome))
-        return found
+            finished.append((step, outcome))
+        return finished
+
+    def _outcome(
+        self, reference: Any, actor: Any, step: Unit | _Step, policy: RetryPolicy
+    ) -> Outcome | None:
+        """What a step came to; None where its actor died."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            outcome: Outcome = ray.get(reference)
+        except RayActorError as error:
+            ray.kill(actor)
+            if step == "open":
+                self._lost_while_opening += 1
+            if self._lost_while_opening >= policy.attempts:
+                raise StateError(
+                    f"{self._lost_while_opening} Ray actors in a row died before their worker was"
+                    " loaded; see that their machines have the memory and can import what"
+                    f" opens it. The last: {one_line(str(error), 1000)}"
+                ) from None
+            return None
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        return outcome
+
+
+def _is_finished(state: PlanState, outcome: Outcome) -> bool:
+    """Whether the last step is done; answers that it removed are looked for anew."""
+    if outcome.has_result:
+        return True
+    if outcome is Outcome.GIVEN_UP:
+        state.raise_unfinished()
+    state.forget_answers()
+    return False
 
 
 def _check_installed() -> None:
     try:
-        found = metadata.version("ray")
+        version = metadata.version("ray")
     except metadata.PackageNotFoundError:
         raise MissingExtraError(
             "RayExecutor needs Ray, which is not installed;"
             " run: pip install 'misalignment-lens[ray]'"
         ) from None
-    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         raise MissingExtraError(
-            f"RayExecutor needs Ray 2.40 or newer, but {found} is installed; run:"
-            " pip install -U 'misalignment-lens[ray]'"
+            f"RayExecutor needs Ray 2.40 or newer, but {version} is installed;"
+            " run: pip install -U 'misalignment-lens[ray]'"
         )

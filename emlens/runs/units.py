@@ -1,11 +1,11 @@
-"""Named units of work whose finished results survive anything: the same command goes on from where
-it was.
+"""Named units of work whose finished results survive anything: the same command continues
+where it was.
 
-A unit's result is one JSON record and any number of files, published by rename after its files
-stand; it is found again by a fingerprint of what it was computed from, so a changed configuration
-never reuses an old result. A record or file that is not as it was written counts as absent, and the
-unit is done again. `emlens.runs.locks` keeps a second command out of a directory; where several
-processes share the work, `emlens.runs.plan` and `emlens.runs.unit_claims` do.
+A unit's result is one JSON record and any number of files. The record is published by rename after
+its files; it is found again by a fingerprint of what it was computed from, so a changed
+configuration never reuses an old result. A record or file that is not as it was written counts as
+absent, and the unit is done again. `emlens.runs.locks` keeps a second command out of a directory;
+where several processes share the work, `emlens.runs.plan` and `emlens.runs.unit_claims` do.
 """
 
 import os
@@ -39,41 +39,39 @@ class UnitLog:
         Args:
             name: unique within the log.
             inputs: JSON-ready description of everything the result depends on.
-            work: does it; returns the JSON-ready result and the files it wrote (relative to
-                nothing: full paths).
+            work: does it; returns the JSON-ready result and the full paths of the files it wrote.
 
         Raises:
             InputError: the result holds what JSON cannot.
         """
-        found = self.find(name, inputs)
-        if found is not None:
+        record = self.find(name, inputs)
+        if record is not None:
             self.reused.append(name)
-            return found["result"]
+            return record["result"]
         result, files = work()
         self.publish(name, inputs, result, files)
         self.done.append(name)
         return read_json(self.path(name))["result"]
 
     def path(self, name: str) -> Path:
-        """Where the record of a unit stands, or will."""
+        """Where the record of a unit is, or will be."""
         return self.directory / f"{safe_name(name)}.json"
 
     def find(self, name: str, inputs: Any, verify: bool = True) -> dict[str, Any] | None:
         """The record of a finished unit, or None; without `verify`, its files are only looked for,
         not read.
         """
-        found = _whole_record(self.path(name))
-        if found is None or found["fingerprint"] != hash_json(inputs):
+        record = _whole_record(self.path(name))
+        if record is None or record["fingerprint"] != hash_json(inputs):
             return None
-        stand = all((self.directory / p).is_file() for p in found["files"])
-        if stand and verify:
-            stand = all(
-                sha256_file(self.directory / p) == digest for p, digest in found["files"].items()
-            )
-        return found if stand else None
+        for file, digest in record["files"].items():
+            path = self.directory / file
+            if not path.is_file() or (verify and sha256_file(path) != digest):
+                return None
+        return record
 
     def publish(self, name: str, inputs: Any, result: Any, files: Sequence[Path]) -> None:
-        """Record a unit as finished; its files must stand."""
+        """Record a unit as finished; its files must be there."""
         try:
             canonical_json(result)
         except (TypeError, ValueError) as error:
@@ -93,10 +91,10 @@ class UnitLog:
 def _whole_record(path: Path) -> dict[str, Any] | None:
     """The record as it was written, or None where there is none or it was changed since."""
     try:
-        found = read_json(path)
+        record = read_json(path)
     except InputError:
         return None
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         return None
-    digest = found.pop("sha256", None)
-    return found if digest == hash_json(found) else None
+    digest = record.pop("sha256", None)
+    return record if digest == hash_json(record) else None

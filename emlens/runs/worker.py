@@ -1,9 +1,10 @@
-"""One worker at one plan: take a unit nobody holds, do it, publish its answer; at the end check
-everything and finish.
+"""One worker at one plan: take a unit that nobody holds, do it, publish its answer; at the end
+check everything and finish.
 
-A unit that raises is tried again, by any worker, after all that nobody tried yet; after `attempts`
-tries of one run it is given up, and the rest goes on. When every unit is answered one worker reads
-every answer's files once, has done again what is not as it was written, and calls `Worker.finish`.
+A unit that raises is tried again, by any worker, after all units that nobody tried yet; after
+`attempts` tries of one run it is given up, and the others go on. When every unit is answered, one
+worker reads every answer's files once, removes the answers that are not as they were written (they
+are then done again), and calls `Worker.finish`.
 """
 
 import math
@@ -12,21 +13,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from emlens.foundation.errors import InputError, IntegrityError, StateError
 from emlens.foundation.provenance import hash_json
+from emlens.runs.outcomes import Outcome
 from emlens.runs.plan import Plan, Unit
-from emlens.runs.unit_claims import LEASE, Claims
+from emlens.runs.unit_claims import LEASE, Claim, Claims
 from emlens.runs.units import UnitLog, UnitResult
 
 ATTEMPTS = 3
-Outcome = Literal["done", "answered", "failed", "held", "given up"]
-"""Done now; answered before; tried and failed; someone else is at it, or was a moment ago; failed
-as often as allowed.
-"""
 
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_SHORTEST_WAIT = 0.05  # seconds
+_LONGEST_WAIT = 2.0
+_FAILURES_SHOWN = 3
 
 
 class Worker(ABC):
@@ -45,20 +45,20 @@ class Worker(ABC):
         """
 
     def damaged(self) -> Sequence[str]:
-        """Ids of answered units whose files are not whole, where the answers' own checksums do not
-        tell.
+        """Ids of answered units whose files are damaged in a way that the answers' own checksums do
+        not show.
         """
         return ()
 
     def finish(self, answers: Mapping[str, Any]) -> UnitResult:
-        """Called in one process, with the results by unit id, once all stand; more than once must
-        do no harm.
+        """Called in one process, with the results by unit id, once all are there; a second call
+        must do no harm.
         """
         return None, ()
 
 
 @dataclass(frozen=True)
-class Terms:
+class RetryPolicy:
     """How a run treats failure.
 
     Attributes:
@@ -78,172 +78,185 @@ class Terms:
             raise InputError(f"lease={self.lease} must be a positive number of seconds")
 
 
-class Desk:
-    """One process's view of a plan's claims and answers."""
+class PlanState:
+    """One process's view of a plan: which units are answered, held or given up."""
 
-    def __init__(self, plan: Plan, terms: Terms):
+    def __init__(self, plan: Plan, policy: RetryPolicy):
         self.plan = plan
-        self.terms = terms
+        self.policy = policy
         self.log = UnitLog(plan.directory / "answers")
-        self.claims = Claims(plan.directory / "claims", terms.run, terms.lease)
+        self.claims = Claims(plan.directory / "claims", policy.run, policy.lease)
         self._given_up: set[str] = set()
-        self.look_again()
+        self.forget_answers()
 
-    def look_again(self) -> None:
-        """Forget which answers stand: the check before finishing may have removed some."""
-        self._waiting = {self.log.path(unit.id).name: unit for unit in self.plan.units}
-        self._cost = 0.0
-        self._looked = -math.inf
+    def forget_answers(self) -> None:
+        """Look for all answers anew: the check before finishing may have removed some."""
+        self._unanswered = {self.log.path(unit.id).name: unit for unit in self.plan.units}
+        self._cost_answered = 0.0
+        self._read_at = -math.inf
 
     def pending(self, start: float = 0.0) -> list[Unit]:
         """Units to do, from a share `start` of the plan onwards and round; those that were tried
         before come last.
         """
-        self._look()
+        self._read_answers()
         first = int(start * len(self.plan.units))
-        waiting = {unit.id for unit in self._waiting.values()} - self._given_up
-        left = [
-            unit
-            for unit in [*self.plan.units[first:], *self.plan.units[:first]]
-            if unit.id in waiting
-        ]
+        pending_ids = {unit.id for unit in self._unanswered.values()} - self._given_up
+        in_turn = [*self.plan.units[first:], *self.plan.units[:first]]
+        units = [unit for unit in in_turn if unit.id in pending_ids]
         tried = self.claims.tried()
-        return sorted(left, key=lambda unit: self.claims.was_tried(unit.id, tried))
+        return sorted(units, key=lambda unit: self.claims.was_tried(unit.id, tried))
 
     def cost_answered(self) -> float:
-        """Cost of the units whose answers stand; those of others are looked for once a second."""
-        if time.monotonic() - self._looked > 1:
-            self._look()
-        return self._cost
+        """Cost of the units that are answered; answers of other workers are looked for once per
+        second.
+        """
+        if time.monotonic() - self._read_at > 1:
+            self._read_answers()
+        return self._cost_answered
 
     def attempt(self, worker: Worker, unit: Unit) -> Outcome:
         """Do a unit, if it can be claimed."""
-        return self.note(
-            unit, self._claimed(unit.id, self.plan.inputs(unit), lambda: worker.run(unit))
-        )
-
-    def note(self, unit: Unit, outcome: Outcome) -> Outcome:
-        """Remember what became of a unit."""
-        if outcome in ("done", "answered"):
-            self._note_answered(self.log.path(unit.id).name)
-        elif outcome == "given up":
-            self._given_up.add(unit.id)
+        outcome = self._do(unit.id, self.plan.inputs(unit), lambda: worker.run(unit))
+        self.note(unit, outcome)
         return outcome
 
-    def settle(self, worker: Worker) -> Outcome:
-        """Check every answer and finish, once a run; "failed" also where units must be done
+    def note(self, unit: Unit, outcome: Outcome) -> None:
+        """Remember what became of a unit."""
+        if outcome.has_result:
+            self._note_answered(self.log.path(unit.id).name)
+        elif outcome is Outcome.GIVEN_UP:
+            self._given_up.add(unit.id)
+
+    def finish(self, worker: Worker) -> Outcome:
+        """Check every answer and finish, once per run; FAILED also where units must be done
         again.
         """
-        return self._claimed(self._finish_id, self._finish_inputs, lambda: self._finish(worker))
+        inputs = {"plan": self.plan.sha256, "run": self.policy.run}
+        return self._do(self._finish_id, inputs, lambda: self._check_and_finish(worker))
 
-    def refuse_failures(self) -> None:
-        """Raise one error for all units that were given up, if any were."""
+    def raise_if_given_up(self) -> None:
+        """Raise one error for all units that were given up, if any were.
+
+        Raises:
+            StateError: units were given up.
+        """
         if not self._given_up:
             return
         names = sorted(self._given_up)
-        told = []
-        for name in names[:3]:
-            failure = self.claims.last_failure(name)
-            told.append(
-                f"{name!r}: {failure.reason} ({failure.owner}, {failure.record.name})"
-                if failure
-                else repr(name)
-            )
-        more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-        self._look()
+        reasons = [self._reason(name) for name in names[:_FAILURES_SHOWN]]
+        n_more = len(names) - len(reasons)
+        more = f"; and {n_more} more" if n_more else ""
+        self._read_answers()
+        n_units = len(self.plan.units)
         raise StateError(
-            f"{self.plan.directory}: {len(names)} of {len(self.plan.units)} units failed"
-            f" {self.terms.attempts} times each: {'; '.join(told)}{more}."
-            f" {len(self.plan.units) - len(self._waiting)} finished units are kept,"
+            f"{self.plan.directory}: {len(names)} of {n_units} units failed"
+            f" {self.policy.attempts} times each: {'; '.join(reasons)}{more}."
+            f" {n_units - len(self._unanswered)} finished units are kept,"
             f" tracebacks lie in {self.claims.directory.name}/;"
             " remove the cause and run the same again"
         )
 
-    def refuse_unfinished(self) -> None:
-        """Raise why finishing was given up."""
+    def raise_unfinished(self) -> None:
+        """Raise why finishing was given up.
+
+        Raises:
+            StateError: always.
+        """
         failure = self.claims.last_failure(self._finish_id)
         raise StateError(
-            f"{self.plan.directory}: every unit is done, but finishing failed {self.terms.attempts}"
-            f" times: {failure.reason if failure else 'unknown'}"
+            f"{self.plan.directory}: every unit is done,"
+            f" but finishing failed {self.policy.attempts} times:"
+            f" {failure.reason if failure else 'unknown'}"
         )
 
     def answers(self) -> dict[str, Any]:
         """Results of the answered units, in plan order."""
-        found = {
-            unit.id: self.log.find(unit.id, self.plan.inputs(unit), verify=False)
-            for unit in self.plan.units
-        }
-        return {name: record["result"] for name, record in found.items() if record is not None}
+        results = {}
+        for unit in self.plan.units:
+            record = self.log.find(unit.id, self.plan.inputs(unit), verify=False)
+            if record is not None:
+                results[unit.id] = record["result"]
+        return results
 
     @property
     def _finish_id(self) -> str:
-        return f"finish-{hash_json(self.terms.run)[:8]}"
+        return f"finish-{hash_json(self.policy.run)[:8]}"
 
-    @property
-    def _finish_inputs(self) -> dict[str, str]:
-        return {"plan": self.plan.sha256, "run": self.terms.run}
+    def _reason(self, unit_id: str) -> str:
+        failure = self.claims.last_failure(unit_id)
+        if failure is None:
+            return repr(unit_id)
+        return f"{unit_id!r}: {failure.reason} ({failure.owner}, {failure.record.name})"
 
-    def _look(self) -> None:
-        """Note the answers that stand; their files are looked for, not read."""
-        self._looked = time.monotonic()
-        names = set(os.listdir(self.log.directory)) if self.log.directory.is_dir() else set()
-        for name in names & self._waiting.keys():
-            unit = self._waiting[name]
+    def _read_answers(self) -> None:
+        """Note the answers that are there; their files are looked for, not read."""
+        self._read_at = time.monotonic()
+        if not self.log.directory.is_dir():
+            return
+        names = set(os.listdir(self.log.directory))
+        for name in names & self._unanswered.keys():
+            unit = self._unanswered[name]
             if self.log.find(unit.id, self.plan.inputs(unit), verify=False):
                 self._note_answered(name)
 
     def _note_answered(self, name: str) -> None:
-        unit = self._waiting.pop(name, None)
+        unit = self._unanswered.pop(name, None)
         if unit is not None:
-            self._cost += unit.cost
+            self._cost_answered += unit.cost
 
-    def _claimed(self, name: str, inputs: Any, work: Callable[[], UnitResult]) -> Outcome:
+    def _do(self, name: str, inputs: Any, work: Callable[[], UnitResult]) -> Outcome:
         if self.log.find(name, inputs, verify=False):
-            return "answered"
-        claim = self.claims.take(name, self.terms.attempts)
-        if isinstance(claim, str):
+            return Outcome.DONE_BEFORE
+        claim = self.claims.take(name, self.policy.attempts)
+        if isinstance(claim, Outcome):
             return claim
         with claim:
-            # published between the first look and the claim
-            if self.log.find(name, inputs, verify=False):
-                return "answered"
-            self.log.path(name).unlink(missing_ok=True)  # what does not stand is no answer
-            try:
-                result, files = work()
-                # one that was taken over woke up and answered meanwhile
-                if self.log.find(name, inputs):
-                    return "answered"
-                self.log.publish(name, inputs, result, files)
-            except Exception as error:
-                claim.fail(error)
-                return "failed"
-        return "done"
+            return self._do_claimed(claim, name, inputs, work)
 
-    def _finish(self, worker: Worker) -> UnitResult:
-        broken = {
-            unit.id
-            for unit in self.plan.units
-            if not self.log.find(unit.id, self.plan.inputs(unit))
-        } | set(worker.damaged())
-        for name in broken:
+    def _do_claimed(
+        self, claim: Claim, name: str, inputs: Any, work: Callable[[], UnitResult]
+    ) -> Outcome:
+        # Another worker may have published between the first look and the claim.
+        if self.log.find(name, inputs, verify=False):
+            return Outcome.DONE_BEFORE
+        self.log.path(name).unlink(missing_ok=True)  # a record that is not whole is no answer
+        try:
+            result, files = work()
+            # A worker that was taken over may have woken up and answered meanwhile.
+            if self.log.find(name, inputs):
+                return Outcome.DONE_BEFORE
+            self.log.publish(name, inputs, result, files)
+        except Exception as error:
+            claim.fail(error)
+            return Outcome.FAILED
+        return Outcome.DONE
+
+    def _check_and_finish(self, worker: Worker) -> UnitResult:
+        damaged = set(worker.damaged())
+        for unit in self.plan.units:
+            if not self.log.find(unit.id, self.plan.inputs(unit)):
+                damaged.add(unit.id)
+        for name in damaged:
             self.log.path(name).unlink(missing_ok=True)
-        if broken:
+        if damaged:
             raise IntegrityError(
-                f"{len(broken)} answers are not as they were written, first {min(broken)!r};"
+                f"{len(damaged)} answers are not as they were written, first {min(damaged)!r};"
                 " they are done again"
             )
         return worker.finish(self.answers())
 
 
 def work_through(
-    desk: Desk, worker: Worker, start: float, advance: Callable[[float], None]
+    state: PlanState, worker: Worker, start: float, advance: Callable[[float], None]
 ) -> list[str]:
-    """Work until every unit is answered or given up, here or elsewhere, and the plan is finished.
+    """Work until every unit is answered or given up, by this or another worker, and the plan is
+    finished.
 
     Args:
         start: share of the plan where this worker begins, so that workers seldom reach for the same
             unit.
-        advance: called with the cost of units as they are answered, by whomever.
+        advance: called with the cost of units as they are answered, by any worker.
 
     Returns:
         Ids of the units this call did.
@@ -251,30 +264,45 @@ def work_through(
     Raises:
         StateError: units were given up, or finishing was.
     """
-    mine: list[str] = []
-    shown = desk.cost_answered()
+    done_ids: list[str] = []
+    cost = _CostShown(state, advance)
     wait = _SHORTEST_WAIT
     while True:
-        pending = desk.pending(start)
-        moved = False
+        pending = state.pending(start)
+        outcomes = []
         for unit in pending:
-            outcome = desk.attempt(worker, unit)
-            if outcome == "done":
-                mine.append(unit.id)
-            if outcome in ("done", "answered"):
-                now = desk.cost_answered()
-                advance(now - shown)
-                shown = now
-            moved |= outcome != "held"
+            outcome = state.attempt(worker, unit)
+            outcomes.append(outcome)
+            if outcome is Outcome.DONE:
+                done_ids.append(unit.id)
+            if outcome.has_result:
+                cost.update()
         if not pending:
-            desk.refuse_failures()
-            settled = desk.settle(worker)
-            if settled in ("done", "answered"):
-                return mine
-            if settled == "given up":
-                desk.refuse_unfinished()
-            desk.look_again()
-            moved = settled == "failed"
-        wait = _SHORTEST_WAIT if moved else min(2 * wait, _LONGEST_WAIT)
-        if not moved:
+            state.raise_if_given_up()
+            outcome = state.finish(worker)
+            if outcome.has_result:
+                return done_ids
+            if outcome is Outcome.GIVEN_UP:
+                state.raise_unfinished()
+            outcomes.append(outcome)
+            state.forget_answers()
+        if all(outcome is Outcome.HELD for outcome in outcomes):
+            # Only other workers got anywhere: wait, longer each time.
+            wait = min(2 * wait, _LONGEST_WAIT)
             time.sleep(wait)
+        else:
+            wait = _SHORTEST_WAIT
+
+
+class _CostShown:
+    """How far the progress bar is."""
+
+    def __init__(self, state: PlanState, advance: Callable[[float], None]):
+        self._state = state
+        self._advance = advance
+        self._shown = state.cost_answered()
+
+    def update(self) -> None:
+        cost = self._state.cost_answered()
+        self._advance(cost - self._shown)
+        self._shown = cost

@@ -74,15 +74,15 @@ def test_ranks_of_an_array_are_all_different():
         ),
         (
             {"RANK": "1"},
-            "WORLD_SIZE is not set beside the others; start all ranks with torchrun or Slurm",
+            "WORLD_SIZE is missing; start all ranks with torchrun or Slurm",
         ),
-        ({"WORLD_SIZE": "1"}, "RANK is not set beside the others"),
+        ({"WORLD_SIZE": "1"}, "RANK is missing"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', not a number"),
         (
             {"RANK": "2", "WORLD_SIZE": "2"},
             "the environment says rank 2 of 2; the rank must lie below the count",
         ),
-        ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_COUNT is not set beside the others"),
+        ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_COUNT is missing"),
     ],
 )
 def test_environments_that_tell_no_rank(environment, match):

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from emlens.runs import unit_claims as module
+from emlens.runs.outcomes import Outcome
 from emlens.runs.unit_claims import Claim, Claims, birth
 
 TAKE = """
@@ -44,7 +45,7 @@ def test_one_of_many_gets_it(tmp_path):
         thread.join()
     for results in zip(*got, strict=True):
         assert sum(isinstance(result, Claim) for result in results) == 1
-        assert sum(result == "held" for result in results) == 7
+        assert sum(result is Outcome.HELD for result in results) == 7
 
 
 def test_a_claim_says_who_holds_it_and_goes_with_the_work(tmp_path, claims):
@@ -58,7 +59,7 @@ def test_a_claim_says_who_holds_it_and_goes_with_the_work(tmp_path, claims):
             os.getpid(),
         )
         assert found["host"] and found["since"] and claims.was_tried("a/b", claims.tried())
-        assert Claims(tmp_path, "theirs").take("a/b", 3) == "held"
+        assert Claims(tmp_path, "theirs").take("a/b", 3) is Outcome.HELD
     assert not list(tmp_path.iterdir()) and not claims.was_tried("a/b", claims.tried())
 
 
@@ -86,7 +87,7 @@ def test_a_failure_is_kept_with_its_reason_and_bounds_the_tries(tmp_path, claims
             except ValueError as error:
                 claim.fail(error)
         assert claims.ended_in_this_run("a") == number
-    assert claims.take("a", 2) == "given up"
+    assert claims.take("a", 2) is Outcome.GIVEN_UP
     failure = claims.last_failure("a")
     assert (failure.attempt, failure.reason) == (
         2,
@@ -101,13 +102,13 @@ def test_a_failure_is_kept_with_its_reason_and_bounds_the_tries(tmp_path, claims
 def test_another_run_may_try_again(tmp_path, claims):
     with claims.take("a", 1) as claim:
         claim.fail(ValueError("x"))
-    assert claims.take("a", 1) == "given up"
+    assert claims.take("a", 1) is Outcome.GIVEN_UP
     later = Claims(tmp_path, "later")
     with later.take("a", 1) as claim:
-        assert claims.take("a", 5) == "held"
+        assert claims.take("a", 5) is Outcome.HELD
         claim.fail(ValueError("y"))
     assert (
-        later.take("a", 1) == "given up"
+        later.take("a", 1) is Outcome.GIVEN_UP
         and later.ended_in_this_run("a") == claims.ended_in_this_run("a") == 1
     )
 
@@ -130,7 +131,7 @@ def test_a_killed_process_is_taken_over_at_once(tmp_path, reaped):
     )
     with holder:
         assert holder.stdout.readline() == "held\n"
-        assert claims.take("a", 3) == "held"  # alive: it stays theirs
+        assert claims.take("a", 3) is Outcome.HELD  # alive: it stays theirs
         holder.send_signal(signal.SIGKILL)
         if reaped:
             holder.wait()
@@ -169,10 +170,10 @@ def test_where_births_are_not_told_a_missing_process_is_dead(tmp_path, monkeypat
     child.wait()
     long = Claims(tmp_path, "mine", lease=3600)
     planted(tmp_path, machine=module._machine(), pid=os.getpid(), born=None)
-    assert long.take("a", 3) == "held"
+    assert long.take("a", 3) is Outcome.HELD
     planted(tmp_path, machine=module._machine(), pid=child.pid, born=None)
     monkeypatch.setattr(os, "name", "other")
-    assert long.take("a", 3) == "held"
+    assert long.take("a", 3) is Outcome.HELD
     monkeypatch.undo()
 
     def refused(pid, signal):
@@ -180,7 +181,7 @@ def test_where_births_are_not_told_a_missing_process_is_dead(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", refused)
-        assert long.take("a", 3) == "held"  # someone else's process: it runs
+        assert long.take("a", 3) is Outcome.HELD  # a process of another user: it runs
     assert isinstance(long.take("a", 3), Claim)
 
 
@@ -209,7 +210,7 @@ def test_another_machine_that_beats_keeps_its_claim(tmp_path, claims):
     path = planted(tmp_path, machine="elsewhere", pid=1)
     for beat in range(12):
         os.utime(path, (beat, beat))
-        assert claims.take("a", 3) == "held"
+        assert claims.take("a", 3) is Outcome.HELD
         time.sleep(0.1)
     # positive control: once it stops, it is taken over
     assert waits_for_the_lease(claims, path) > 0.1

@@ -7,7 +7,8 @@ from runs.counting_work import Counting, Opening, plant, squares, trace
 
 from emlens.foundation import InputError, StateError
 from emlens.runs import LocalExecutor, Plan, Unit, Worker
-from emlens.runs.worker import Desk, Terms, work_through
+from emlens.runs.outcomes import Outcome
+from emlens.runs.worker import PlanState, RetryPolicy, work_through
 
 
 @pytest.fixture
@@ -50,13 +51,15 @@ def test_a_failing_unit_stops_nothing_and_is_tried_again_last(out, local):
 def test_what_was_tried_comes_after_what_nobody_tried(tmp_path, out):
     plant(out, "fail", 1)
     plan = Plan.open(tmp_path / "work", Counting(out).plan())
-    assert Desk(plan, Terms("a")).attempt(Counting(out), plan["unit/1"]) == "failed"
-    assert [unit.id for unit in Desk(plan, Terms("b")).pending()] == [
+    assert (
+        PlanState(plan, RetryPolicy("a")).attempt(Counting(out), plan["unit/1"]) is Outcome.FAILED
+    )
+    assert [unit.id for unit in PlanState(plan, RetryPolicy("b")).pending()] == [
         f"unit/{i}" for i in (0, 2, 3, 4, 5, 1)
     ]
 
 
-def test_what_always_fails_is_given_up_and_told_at_the_end(tmp_path, out, local):
+def test_what_always_fails_is_given_up_and_reported_at_the_end(tmp_path, out, local):
     for i in range(1, 6):
         plant(out, "fail", i, times=9)
     with pytest.raises(StateError) as caught:
@@ -89,11 +92,11 @@ def test_answers_that_do_not_keep_are_an_error(tmp_path, out):
         def damaged(self):
             return ["unit/2"]
 
-    told = (
+    message = (
         "work: every unit is done, but finishing failed 3 times: IntegrityError:"
         " 1 answers are not as they were written, first 'unit/2'"
     )
-    with pytest.raises(StateError, match=told):
+    with pytest.raises(StateError, match=message):
         LocalExecutor().run(lambda: Restless(out), tmp_path / "work")
     assert units(trace(out, "end")).count("unit/2") == 4 and not trace(out, "finish")
 
@@ -124,7 +127,7 @@ def test_values_do_not_travel(tmp_path, answer):
 
 def test_a_late_answer_of_one_taken_over_does_not_double(tmp_path, out):
     plan = Plan.open(tmp_path / "work", Counting(out).plan())
-    slow, quick = (Desk(plan, Terms(run, lease=0.05)) for run in ("slow", "quick"))
+    slow, quick = (PlanState(plan, RetryPolicy(run, lease=0.05)) for run in ("slow", "quick"))
     waits, goes_on = threading.Event(), threading.Event()
 
     class Sleepy(Counting):
@@ -142,32 +145,33 @@ def test_a_late_answer_of_one_taken_over_does_not_double(tmp_path, out):
     assert waits.wait(20)
     (claim,) = (tmp_path / "work" / "claims").glob("*.claim")
     claim.write_text(json.dumps({**json.loads(claim.read_text()), "machine": "elsewhere"}))
-    while (outcome := quick.attempt(Counting(out), plan.units[0])) == "held":
+    while (outcome := quick.attempt(Counting(out), plan.units[0])) is Outcome.HELD:
         pass
     goes_on.set()
     thread.join()
-    assert outcome == "done" and outcomes == ["answered"]
-    assert Desk(plan, Terms("x")).answers() == {"unit/0": {"value": 0}}
+    assert outcome is Outcome.DONE and outcomes == [Outcome.DONE_BEFORE]
+    assert PlanState(plan, RetryPolicy("x")).answers() == {"unit/0": {"value": 0}}
 
 
 def test_an_answer_published_between_look_and_claim_is_kept(tmp_path, out, monkeypatch):
     plan = Plan.open(tmp_path / "work", Counting(out).plan())
-    desk, other = Desk(plan, Terms("a")), Desk(plan, Terms("b"))
-    take = desk.claims.take
+    state, other = PlanState(plan, RetryPolicy("a")), PlanState(plan, RetryPolicy("b"))
+    take = state.claims.take
 
     def late(*arguments):
-        assert other.attempt(Counting(out), plan.units[0]) == "done"
+        assert other.attempt(Counting(out), plan.units[0]) is Outcome.DONE
         return take(*arguments)
 
-    monkeypatch.setattr(desk.claims, "take", late)
+    monkeypatch.setattr(state.claims, "take", late)
     assert (
-        desk.attempt(Counting(out), plan.units[0]) == "answered" and len(trace(out, "begin")) == 1
+        state.attempt(Counting(out), plan.units[0]) is Outcome.DONE_BEFORE
+        and len(trace(out, "begin")) == 1
     )
 
 
 def test_workers_begin_at_their_share_and_the_bar_sees_all(tmp_path, out):
     plan = Plan.open(tmp_path / "work", Counting(out).plan())
-    first, second = Desk(plan, Terms("a")), Desk(plan, Terms("a"))
+    first, second = PlanState(plan, RetryPolicy("a")), PlanState(plan, RetryPolicy("a"))
     assert [unit.id for unit in second.pending(0.5)] == [f"unit/{i}" for i in (3, 4, 5, 0, 1, 2)]
     second.attempt(Counting(out), plan["unit/3"])
     shown = [first.cost_answered()]
@@ -181,12 +185,12 @@ def test_workers_begin_at_their_share_and_the_bar_sees_all(tmp_path, out):
 
 
 @pytest.mark.parametrize(
-    ("terms", "match"),
+    ("options", "match"),
     [
         ({"attempts": 0}, "attempts=0 must be 1 or more"),
         ({"lease": 0.0}, "lease=0.0 must be a positive number of seconds"),
     ],
 )
-def test_terms_that_cannot_be(terms, match):
+def test_policies_that_cannot_be(options, match):
     with pytest.raises(InputError, match=match):
-        LocalExecutor(**terms)
+        LocalExecutor(**options)
