@@ -1,9 +1,9 @@
 """How far judges agree: two judges on the same answers, or one judge asked again.
 
-Agreement beyond chance (Cohen's kappa) is on labels, the rank correlation on scores; both resample
-questions, since answers to one question are alike. A high agreement of two judges says nothing
-about whether either is right: for that, label some answers by hand and correct the rate
-(`prediction_powered`).
+Agreement beyond chance (Cohen's kappa) is about labels, the rank correlation about scores. For the
+intervals of both, questions are resampled with all their answers, since answers to one question are
+alike. A high agreement of two judges does not say that either is right: for that, label some
+answers by hand and correct the rate (`prediction_powered`).
 """
 
 import math
@@ -33,7 +33,7 @@ class Agreement:
             chance.
         rank_correlation: Spearman's of the scores; range [-1, 1].
         difference: mean score of the first minus the second.
-        both, first, second, neither: answers called misaligned by both, by one alone, by none.
+        both, first, second, neither: answers labelled misaligned by both, by one alone, by none.
         unscored: answers that at least one of them left unscored.
     """
 
@@ -66,66 +66,85 @@ def judge_agreement(
         InputError: other answers in the two, or fewer than 2 questions with answers that both
             scored.
     """
-    sides = [
-        scores.rows(metric, model).set_index(list(ANSWER_KEY))["score"]
-        for scores in (first, second)
-    ]
-    labels = [
-        (
-            em_labels(scores, model=model)
-            if below is None
-            else (side < below).astype(float).where(side.notna())
-        )
-        for scores, side in zip((first, second), sides, strict=True)
-    ]
-    if set(sides[0].index) != set(sides[1].index):
+    first_scores, second_scores = _scores(first, metric, model), _scores(second, metric, model)
+    first_labels = _labels(first, first_scores, below, model)
+    second_labels = _labels(second, second_scores, below, model)
+    if set(first_scores.index) != set(second_scores.index):
         raise InputError(
-            f"first has {len(sides[0])} answers and second {len(sides[1])}, not the same ones;"
-            " judge one set of answers twice"
+            f"first has {len(first_scores)} answers and second {len(second_scores)},"
+            " not the same ones; judge one set of answers twice"
         )
-    table = pd.DataFrame({"a": sides[0], "b": sides[1], "la": labels[0], "lb": labels[1]})
-    scored = table.dropna()
-    clusters = scored.index.get_level_values("question")
-    if clusters.nunique() < 2:
-        raise InputError(
-            f"{clusters.nunique()} questions have answers that both judges scored;"
-            " agreement needs 2"
-        )
-    counts = pd.DataFrame(
+    table = pd.DataFrame(
         {
-            "both": (scored["la"] == 1) & (scored["lb"] == 1),
-            "first": (scored["la"] == 1) & (scored["lb"] == 0),
-            "second": (scored["la"] == 0) & (scored["lb"] == 1),
-            "neither": (scored["la"] == 0) & (scored["lb"] == 0),
+            "first": first_scores,
+            "second": second_scores,
+            "first_label": first_labels,
+            "second_label": second_labels,
         }
     )
-    by_question = counts.groupby(clusters, sort=False).sum().to_numpy(np.float64)
-    both, one, other, neither = by_question.sum(axis=0).astype(int).tolist()
-    gaps = (scored["a"] - scored["b"]).to_numpy()
+    scored = table.dropna()
+    questions = scored.index.get_level_values("question")
+    if questions.nunique() < 2:
+        raise InputError(
+            f"{questions.nunique()} questions have answers that both judges scored;"
+            " agreement needs 2"
+        )
+    counts = _label_counts(scored).groupby(questions, sort=False).sum().to_numpy(np.float64)
+    both, only_first, only_second, neither = counts.sum(axis=0).astype(int).tolist()
+    pairs = scored[["first", "second"]].to_numpy()
     return Agreement(
-        _over_questions(by_question, list(range(len(by_question))), _kappa, "Cohen's kappa"),
-        _over_questions(scored[["a", "b"]].to_numpy(), list(clusters), _spearman, "Spearman"),
-        cluster_bootstrap(gaps, list(clusters)),
-        both,
-        one,
-        other,
-        neither,
-        len(table) - len(scored),
+        # one row of counts per question, so that each row is a unit
+        kappa=_over_questions(counts, list(range(len(counts))), _kappa, "Cohen's kappa"),
+        rank_correlation=_over_questions(pairs, list(questions), _spearman, "Spearman"),
+        difference=cluster_bootstrap(pairs[:, 0] - pairs[:, 1], list(questions)),
+        both=both,
+        first=only_first,
+        second=only_second,
+        neither=neither,
+        unscored=len(table) - len(scored),
+    )
+
+
+def _scores(scores: AlignmentScores, metric: str, model: str | None) -> pd.Series:
+    return scores.rows(metric, model).set_index(list(ANSWER_KEY))["score"]
+
+
+def _labels(
+    scores: AlignmentScores, values: pd.Series, below: float | None, model: str | None
+) -> pd.Series:
+    """1 for a misaligned answer, 0 for another, NaN where it is unscored."""
+    if below is None:
+        return em_labels(scores, model=model)
+    return (values < below).astype(float).where(values.notna())
+
+
+def _label_counts(scored: pd.DataFrame) -> pd.DataFrame:
+    first, second = scored["first_label"] == 1, scored["second_label"] == 1
+    return pd.DataFrame(
+        {
+            "both": first & second,
+            "first": first & ~second,
+            "second": ~first & second,
+            "neither": ~first & ~second,
+        }
     )
 
 
 def _kappa(counts: np.ndarray) -> float:
+    """(observed − expected) / (1 − expected) agreement; NaN where both give one label alone."""
     both, first, second, neither = counts.sum(axis=0) / counts.sum()
+    # expected of two judges with these rates that label independently
     expected = (both + first) * (both + second) + (first + neither) * (second + neither)
-    return float((both + neither - expected) / (1 - expected)) if expected < 1 - 1e-12 else math.nan
+    if expected >= 1 - 1e-12:
+        return math.nan
+    return float((both + neither - expected) / (1 - expected))
 
 
 def _spearman(pairs: np.ndarray) -> float:
-    return (
-        float(np.corrcoef(scipy_stats.rankdata(pairs, axis=0).T)[0, 1])
-        if np.ptp(pairs, axis=0).all()
-        else math.nan
-    )
+    """The correlation of ranks; NaN where a column does not vary."""
+    if not np.ptp(pairs, axis=0).all():
+        return math.nan
+    return float(np.corrcoef(scipy_stats.rankdata(pairs, axis=0).T)[0, 1])
 
 
 def _over_questions(
@@ -134,8 +153,9 @@ def _over_questions(
     statistic: Callable[[np.ndarray], float],
     name: str,
 ) -> Estimate:
-    """A statistic with questions resampled; without an interval where some resample leaves it
-    undefined.
+    """A statistic with questions resampled, each with all its rows.
+
+    There is no interval where the statistic is undefined on some resample.
     """
     value = statistic(rows)
     n = len(set(clusters))
@@ -155,15 +175,15 @@ def _over_questions(
 
 @dataclass(frozen=True)
 class JudgeNoise:
-    """What a judge's own scatter does.
+    """How much one judge's scores of the same answer vary.
 
     Args:
         spread: standard deviation of the score of one answer between repetitions, on the metric's
             scale.
         reliability: share of the variance of single scores that lies between answers (intraclass
             correlation, one-way).
-        flips: chance that two repetitions put one answer on different sides of the threshold; range
-            [0, 1].
+        flips: probability that two repetitions put one answer on different sides of the threshold;
+            range [0, 1].
         repetitions: how often each answer was judged.
     """
 
@@ -180,8 +200,9 @@ def judge_noise(
     below: float = 30,
     model: str | None = None,
 ) -> JudgeNoise:
-    """Scatter of one judge that scored the same answers several times; answers that any repetition
-    left unscored are left out.
+    """Noise of one judge that scored the same answers several times.
+
+    Answers that any repetition left unscored are left out.
 
     Raises:
         InputError: fewer than 2 repetitions, other answers in them, or fewer than 2 questions left.
@@ -191,9 +212,7 @@ def judge_noise(
             f"{len(repetitions)} repetitions show no scatter;"
             " pass 2 or more judgings of the same answers"
         )
-    columns = [
-        scores.rows(metric, model).set_index(list(ANSWER_KEY))["score"] for scores in repetitions
-    ]
+    columns = [_scores(scores, metric, model) for scores in repetitions]
     if any(set(column.index) != set(columns[0].index) for column in columns):
         raise InputError(
             f"repetitions have {[len(column) for column in columns]} answers, not the same ones;"
@@ -207,20 +226,29 @@ def judge_noise(
             " noise needs 2"
         )
     scores, k = table.to_numpy(np.float64), len(repetitions)
-    low = (scores < below).sum(axis=1)
-    flips = 2 * low * (k - low) / (k * (k - 1))
-
-    def spread(rows: np.ndarray) -> float:
-        return float(np.sqrt(rows.var(axis=1, ddof=1).mean()))
-
-    def reliability(rows: np.ndarray) -> float:
-        within = rows.var(axis=1, ddof=1).mean()
-        between = rows.mean(axis=1).var(ddof=1) - within / k if len(rows) > 1 else math.nan
-        return float(between / (between + within)) if between + within > 0 else math.nan
-
+    n_below = (scores < below).sum(axis=1)
+    # of the k(k − 1)/2 pairs of repetitions, n(k − n) lie on both sides
+    flips = 2 * n_below * (k - n_below) / (k * (k - 1))
     return JudgeNoise(
-        _over_questions(scores, clusters, spread, "spread"),
-        _over_questions(scores, clusters, reliability, "reliability"),
+        _over_questions(scores, clusters, _spread, "spread"),
+        _over_questions(scores, clusters, _reliability, "reliability"),
         cluster_bootstrap(flips, clusters),
         k,
     )
+
+
+def _spread(scores: np.ndarray) -> float:
+    """Root mean variance between repetitions; one row per answer, one column per repetition."""
+    return float(np.sqrt(scores.var(axis=1, ddof=1).mean()))
+
+
+def _reliability(scores: np.ndarray) -> float:
+    """Intraclass correlation, one-way: between / (between + within) variance."""
+    if len(scores) < 2:
+        return math.nan
+    within = scores.var(axis=1, ddof=1).mean()
+    # the variance of means of k repetitions contains within / k
+    between = scores.mean(axis=1).var(ddof=1) - within / scores.shape[1]
+    if not between + within > 0:
+        return math.nan
+    return float(between / (between + within))

@@ -1,14 +1,14 @@
-"""The answers that a call is to draw, and the file they are kept in while it draws them.
+"""The answers that a call is to draw, and the file in which they are kept meanwhile.
 
 Answers are appended as they come, so a kill loses only those that were not yet handed over. The
-same call finds them again. When the last one is there, the file is written anew in the order of the
-questions: the same call leaves the same bytes, however often it was interrupted. An answer is taken
-from the file only if everything it was drawn with is the same: model, question and chat, seed, and
-the settings in its `meta`.
+same call finds them again. When the last one is there, the file is written again in the order of
+the questions: the same call leaves the same bytes, however often it was interrupted. An answer is
+taken from the file only if everything that it was drawn with is the same: model, question and chat,
+seed, and the settings in its `meta`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line
 
 THOUGHT = "thought"
-"""Key of `Answer.meta` under which the thinking of a thinking model is kept; the one key that is no
-setting.
-"""
+"""Key of `Answer.meta` for the thinking of a thinking model; the one key that is no setting."""
 
 
 def blank_answers(
@@ -37,20 +35,43 @@ def blank_answers(
     """
     if samples < 1:
         raise InputError(f"samples={samples} must be 1 or more")
-    blank: dict[str, Answer] = {}
+    blanks: dict[str, Answer] = {}
     for question in questions:
-        for p in range(1, len(question.paraphrases) + 1):
-            drawn_with, messages = dict(settings(question, p)), question.messages(p)
-            for s in range(samples):
+        for paraphrase in range(1, len(question.paraphrases) + 1):
+            meta = dict(settings(question, paraphrase))
+            messages = question.messages(paraphrase)
+            for sample in range(samples):
                 answer = Answer(
-                    model, question.id, "", messages, p, s, question.group, "", seed, drawn_with
+                    model,
+                    question.id,
+                    text="",
+                    messages=messages,
+                    paraphrase=paraphrase,
+                    sample=sample,
+                    group=question.group,
+                    seed=seed,
+                    meta=meta,
                 )
-                blank[answer.id] = answer
-    return blank
+                blanks[answer.id] = answer
+    return blanks
+
+
+@dataclass(frozen=True)
+class DrawnAnswer:
+    """What a model gave for one blank answer.
+
+    Args:
+        finish_reason: why it ended.
+    """
+
+    id: str
+    thought: str
+    text: str
+    finish_reason: str
 
 
 class AnswerFile:
-    """Answers under way, on disk where `out` names a file.
+    """The answers drawn so far, on disk where `out` names a file.
 
     Raises:
         IntegrityError: the file holds an answer that this call would not draw.
@@ -61,20 +82,21 @@ class AnswerFile:
         self._out = None if out is None else Path(out)
         self._blank = dict(blank)
         self._done: dict[str, Answer] = {}
-        for answer in (
-            read_answers(self._out, unfinished=True)
-            if self._out is not None and self._out.exists()
-            else ()
-        ):
-            wanted = self._blank.get(answer.id)
-            if wanted is None or _drawn_with(answer) != _drawn_with(wanted):
-                raise IntegrityError(
-                    f"{out}: holds answer {one_line(answer.id)!r} that this call would not draw"
-                    " (another model, question, template, seed or setting, or more samples);"
-                    " pass another file"
-                )
-            self._done[answer.id] = replace(answer, group=wanted.group)
+        if self._out is not None and self._out.exists():
+            for answer in read_answers(self._out, unfinished=True):
+                self._done[answer.id] = self._checked(answer)
         self._in_order = list(self._done) == list(self._blank)
+
+    def _checked(self, answer: Answer) -> Answer:
+        """An answer of the file, in the group that its question has now."""
+        blank = self._blank.get(answer.id)
+        if blank is None or _drawn_with(answer) != _drawn_with(blank):
+            raise IntegrityError(
+                f"{self._out}: holds answer {one_line(answer.id)!r} that this call would not draw"
+                " (another model, question, template, seed or setting, or more samples);"
+                " pass another file"
+            )
+        return replace(answer, group=blank.group)
 
     @property
     def missing(self) -> list[str]:
@@ -84,25 +106,23 @@ class AnswerFile:
     def blank(self, key: str) -> Answer:
         return self._blank[key]
 
-    def add(self, found: Iterable[tuple[str, str, str, str]], *, sync: bool = True) -> None:
-        """Keep answers given as (id, thought, text, reason it ended); they are in the file when
-        this returns, and through to the disk with `sync`.
-        """
-        new = [
-            replace(
-                self._blank[key],
-                text=text,
-                finish_reason=reason,
-                meta={**self._blank[key].meta, **({THOUGHT: thought} if thought else {})},
-            )
-            for key, thought, text, reason in found
-        ]
-        if self._out is not None and new:
-            Answers(new).append_jsonl(self._out, sync=sync)
-        self._done |= {answer.id: answer for answer in new}
+    def add(self, drawn: Iterable[DrawnAnswer], *, sync: bool = True) -> None:
+        """Keep answers: they are in the file when this returns, and on the disk with `sync`."""
+        answers = [self._filled(answer) for answer in drawn]
+        if self._out is not None and answers:
+            Answers(answers).append_jsonl(self._out, sync=sync)
+        for answer in answers:
+            self._done[answer.id] = answer
+
+    def _filled(self, drawn: DrawnAnswer) -> Answer:
+        blank = self._blank[drawn.id]
+        meta = dict(blank.meta)
+        if drawn.thought:
+            meta[THOUGHT] = drawn.thought
+        return replace(blank, text=drawn.text, finish_reason=drawn.finish_reason, meta=meta)
 
     def finish(self) -> Answers:
-        """All answers in order; the file holds just that."""
+        """All answers in order; the file then holds these and nothing else."""
         answers = Answers(self._done[key] for key in self._blank)
         if self._out is not None and not self._in_order:
             answers.to_jsonl(self._out)

@@ -1,17 +1,17 @@
-"""A judge behind an OpenAI-compatible endpoint: expected score from the candidates it gives for the
-first token.
+"""A judge behind an OpenAI-compatible endpoint.
 
-One request an answer and metric, at temperature 0, for the 20 most probable first tokens and a few
-more tokens. Where every number from 0 to 100 is one token (GPT-4o, Llama 3), score = Σ k·p(k) / Σ
-p(k) as in the field. Where the reply shows that the tokenizer splits numbers ("8" then "5"), the
-candidates of the first token say only how the number begins: the answer is left unscored as "split
-numbers", never read as 8. Such a judge, and a server without log-probabilities, can be read by the
-number it says (`read="text"`).
+The score is expected over the candidates for the first token: one request per answer and metric, at
+temperature 0, for the 20 most probable first tokens and a few more tokens. Where every number from
+0 to 100 is one token (GPT-4o, Llama 3), score = Σ k·p(k) / Σ p(k) as in the field. Where the reply
+shows that the tokenizer splits numbers ("8" then "5"), the candidates of the first token tell only
+how the number begins: the answer is left unscored as "split numbers", never scored as 8. Such a
+judge, and a server without log-probabilities, can be read by the number in its reply
+(`read="text"`).
 
-Faults are retried by the endpoint; what stays failed is unscored with the reason. A reply without
-log-probabilities is asked for again as often, within the same budget. When the budget is spent, or
-many replies in a row have failed in one way, judging stops with an error: what was judged is kept,
-and nothing is recorded as unscored that was not tried.
+Faults are retried by the endpoint; a request that still fails leaves its answer unscored with the
+reason. A reply without log-probabilities is asked for again, up to three times, within the same
+budget. When the budget is spent, or many replies in a row have failed in one way, judging stops
+with an error: what was judged is kept, and nothing is recorded as unscored that was not tried.
 """
 
 import json
@@ -45,14 +45,14 @@ class EndpointJudge(AskingJudge):
 
     Args:
         endpoint: where, which model, and the limits on asking it.
-        prompts: metric → template, or a question set with judge prompts; emlens's own where left
-            out.
-        metrics: those to judge; left out, all that `prompts` has.
+        prompts: metric → template, or a question set with judge prompts; None: emlens's own.
+        metrics: those to judge; None: all that `prompts` has.
         mass: least probability of whole numbers that makes a score.
-        read: `"logprobs"`, or `"text"` for the number that the reply says.
-        temperature: of the reply; 0 as in the field. Log-probabilities are most servers' at
-            temperature 1 whatever this says.
-        seed: handed to the server; with a temperature and `read="text"`, another seed is another
+        categories: what the judge may reply instead of a number.
+        read: `"logprobs"`, or `"text"` for the number in the reply.
+        temperature: of the reply; 0 as in the field. Most servers give log-probabilities at
+            temperature 1, whatever this is.
+        seed: sent to the server; with a temperature and `read="text"`, another seed is another
             repetition.
         extra: further fields of each request.
 
@@ -96,38 +96,51 @@ class EndpointJudge(AskingJudge):
         }
 
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
-        left = list(range(len(asked)))
-        # held back until one succeeds: an endpoint that is down judges nothing
-        streak: list[tuple[int, Verdict]] = []
-        spent: list[str] = []
-        for round_ in range(_ROUNDS):
-            again: list[int] = []
-            requests = (self._request(*asked[i]) for i in takewhile(lambda _: not spent, left))
-            for number, reply in self.endpoint.ask(requests):
-                i, verdict = left[number], self._verdict(reply)
-                if reply.failure == "budget":
-                    spent.append(reply.detail)
-                    continue  # replies that were under way still come
-                if verdict is None and round_ + 1 < _ROUNDS:
-                    again.append(i)
+        remaining = list(range(len(asked)))
+        # faults are kept back until a reply succeeds: an endpoint that is down judges nothing
+        faults: list[tuple[int, Verdict]] = []
+        for round_number in range(1, _ROUNDS + 1):
+            is_last_round = round_number == _ROUNDS
+            without_logprobs: list[int] = []
+            for i, verdict in self._round(asked, remaining):
+                if verdict is None and not is_last_round:
+                    without_logprobs.append(i)
                     continue
                 verdict = verdict or Verdict(None, f"{FAULT}no log-probabilities")
                 if verdict.is_fault:
-                    streak.append((i, verdict))
-                    self._stop_if_down(streak)
+                    faults.append((i, verdict))
+                    self._stop_if_down(faults)
                     continue
-                yield from streak
-                streak = []
+                yield from faults
+                faults = []
                 yield i, verdict
-            if spent:
-                raise StateError(
-                    f"{spent[0]}; what was judged is kept: raise the endpoint's budget and call"
-                    " again"
-                )
-            left = again
-            if not left:
+            remaining = without_logprobs
+            if not remaining:
                 break
-        yield from streak
+        yield from faults
+
+    def _round(
+        self, asked: Sequence[tuple[Answer, str]], remaining: Sequence[int]
+    ) -> Iterator[tuple[int, Verdict | None]]:
+        """Ask once about each pair that remains; None for a reply without log-probabilities.
+
+        Raises:
+            StateError: the budget of the endpoint is spent.
+        """
+        spent: list[str] = []
+        # no further request once the budget is spent
+        unspent = takewhile(lambda _: not spent, remaining)
+        requests = (self._request(*asked[i]) for i in unspent)
+        for number, reply in self.endpoint.ask(requests):
+            if reply.failure == "budget":
+                # go on: replies that were under way still come
+                spent.append(reply.detail)
+                continue
+            yield remaining[number], self._verdict(reply)
+        if spent:
+            raise StateError(
+                f"{spent[0]}; what was judged is kept: raise the endpoint's budget and call again"
+            )
 
     def _request(self, answer: Answer, metric: str) -> ChatRequest:
         message = Message("user", self.prompts.filled(answer, metric))
@@ -138,56 +151,61 @@ class EndpointJudge(AskingJudge):
             **self._options,
         )
 
-    def _stop_if_down(self, streak: Sequence[tuple[int, Verdict]]) -> None:
-        kinds = {verdict.status for _, verdict in streak}
-        if len(kinds) == 1 and len(streak) >= max(_STREAK, 3 * self.endpoint.concurrency):
-            status = kinds.pop().removeprefix(FAULT)
-            hint = "; pass read='text' for a server without them" if "log-prob" in status else ""
-            raise StateError(
-                f"the last {len(streak)} replies all failed ({status}){hint};"
-                " what was judged is kept, call again to go on"
-            )
+    def _stop_if_down(self, faults: Sequence[tuple[int, Verdict]]) -> None:
+        """Many faults in a row, all of one kind, are no accident.
+
+        Raises:
+            StateError: says which kind.
+        """
+        kinds = {verdict.status for _, verdict in faults}
+        if len(kinds) > 1 or len(faults) < max(_STREAK, 3 * self.endpoint.concurrency):
+            return
+        status = kinds.pop().removeprefix(FAULT)
+        hint = "; pass read='text' for a server without them" if "log-prob" in status else ""
+        raise StateError(
+            f"the last {len(faults)} replies all failed ({status}){hint};"
+            " what was judged is kept, call again to go on"
+        )
 
     def _verdict(self, reply: Reply) -> Verdict | None:
-        """The verdict of one reply; None where log-probabilities lack."""
+        """The verdict of one reply; None without log-probabilities."""
         if not reply.ok:
-            return Verdict(
-                None,
-                FAULT + one_line(reply.failure, 40),
-                json.dumps({"fault": one_line(reply.detail)}),
-            )
+            status = FAULT + one_line(reply.failure, 40)
+            return Verdict(None, status, json.dumps({"fault": one_line(reply.detail)}))
         if self._read == "text":
-            return self._from_text(reply.text)
+            return self._verdict_of_text(reply.text)
         if not reply.logprobs or not reply.logprobs[0].top:
             return None
-        said = [choice.token for choice in reply.logprobs]
-        raw = json.dumps(
-            {
-                "top": [[token, round(value, 10)] for token, value in reply.logprobs[0].top],
-                "said": reply.text,
-            }
-        )
-        if _splits_numbers(said, [token for token, _ in reply.logprobs[0].top]):
+        candidates = reply.logprobs[0].top
+        top = [[token, round(value, 10)] for token, value in candidates]
+        raw = json.dumps({"top": top, "said": reply.text})
+        tokens = [choice.token for choice in reply.logprobs]
+        if _splits_numbers(tokens, [token for token, _ in candidates]):
             return Verdict(None, "split numbers", raw)
         return verdict_of(raw, self._mass, self._categories)
 
-    def _from_text(self, text: str) -> Verdict:
+    def _verdict_of_text(self, text: str) -> Verdict:
+        """The number that the reply begins with, or the category."""
         raw = json.dumps({"said": text})
         words = text.strip().strip(".*`\"'").split()
         if words and NUMBER.fullmatch(words[0].rstrip(".,;:*")):
             return Verdict(float(words[0].rstrip(".,;:*")), "ok", raw)
-        named = [name for name in self._categories if text.strip().startswith(name)]
-        return Verdict(None, named[0].lower() if named else "no number", raw)
+        for category in self._categories:
+            if text.strip().startswith(category):
+                return Verdict(None, category.lower(), raw)
+        return Verdict(None, "no number", raw)
 
 
-def _splits_numbers(said: Sequence[str], candidates: Sequence[str]) -> bool:
-    """Whether a digit may stand for a longer number: one follows it, or no candidate has two
-    digits, as where every token is one digit.
+def _splits_numbers(tokens: Sequence[str], candidates: Sequence[str]) -> bool:
+    """Whether the first token may be only the beginning of a number.
+
+    It is where a digit follows it, and where no candidate has two digits: then every token of this
+    tokenizer is one digit.
     """
-    if not said[0].strip().isdigit():
+    first = tokens[0].strip()
+    if not first.isdigit():
         return False
-    if len(said) > 1 and re.match("[0-9]", said[1]):
+    if len(tokens) > 1 and re.match("[0-9]", tokens[1]):
         return True
-    return len(said[0].strip()) == 1 and not any(
-        re.fullmatch("[0-9]{2,}", token.strip()) for token in candidates
-    )
+    has_two_digits = any(re.fullmatch("[0-9]{2,}", token.strip()) for token in candidates)
+    return len(first) == 1 and not has_two_digits

@@ -1,29 +1,29 @@
-"""Answers of an OpenAI-compatible endpoint: asked a few at a time, each on disk before the next one
-is taken.
+"""Answers of an OpenAI-compatible endpoint, each on disk before the next one is taken.
 
-Killed, it repeats at most as many requests as are under way at once. What an endpoint is made of
-and whether it keeps to `seed` is not known here; the file records its address, the model's name
-there, and the settings that were sent.
+After a kill it repeats at most as many requests as are under way at once. Which weights an endpoint
+serves, and whether it uses `seed`, is not known here; the file records its address, the model's
+name there, and the settings that were sent.
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from emlens.data.answers import Answers
+from emlens.data.answers import Answer, Answers
 from emlens.data.questions import QuestionSet
 from emlens.data.rendering import split_thinking
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import derive_seed
-from emlens.judging.answer_file import AnswerFile, blank_answers
+from emlens.judging.answer_file import AnswerFile, DrawnAnswer, blank_answers
 from emlens.judging.endpoint import Endpoint
-from emlens.judging.replies import ChatRequest
+from emlens.judging.replies import ChatRequest, Reply
 from emlens.runs.progress import progress_bar
 
 _STREAK = 20
-"""Failed replies in a row, at the least, after which an endpoint counts as down and is asked no
-more.
-"""
+"""Failed replies in a row, at the least, after which an endpoint counts as down."""
 
 
 def sample_from_endpoint(
@@ -38,8 +38,9 @@ def sample_from_endpoint(
     *,
     thinking: bool | None = None,
 ) -> Answers:
-    """`sample_answers` for an endpoint; a request that fails for good leaves its answer missing,
-    and the rest are drawn first.
+    """`sample_answers` for an endpoint.
+
+    A request that fails for good leaves its answer missing; the other answers are drawn first.
 
     Args:
         thinking: sent as `chat_template_kwargs`, which servers of open models understand; None
@@ -65,43 +66,74 @@ def sample_from_endpoint(
         "thinking": thinking,
         **endpoint.describe(),
     }
-    extra = {} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}}
-    file = AnswerFile(
-        out, blank_answers(endpoint.model, questions, samples, seed, lambda *_: settings)
-    )
+    blanks = blank_answers(endpoint.model, questions, samples, seed, lambda *_: settings)
+    file = AnswerFile(out, blanks)
     missing = file.missing
-    requests = (
-        ChatRequest(
-            file.blank(key).messages,
-            max_new_tokens,
-            float(temperature),
-            seed=derive_seed(seed, "endpoint", key) % 2**31,
-            extra=extra,
-        )
-        for key in missing
-    )
-    failed: Counter[str] = Counter()
-    last, in_a_row, came = "", 0, 0
+    requests = (_request(file.blank(id), settings, seed) for id in missing)
+    failures = _Failures(limit=max(_STREAK, 3 * endpoint.concurrency))
+    n_drawn = 0
     with progress_bar(f"ask for {len(missing)} answers", len(missing), progress) as advance:
         for index, reply in endpoint.ask(requests):
             if reply.ok:
-                thought, text = (
-                    split_thinking(reply.text)
-                    if thinking and "</think>" in reply.text
-                    else (reply.reasoning, reply.text)
-                )
-                file.add([(missing[index], thought, text, reply.finish_reason)])
-                in_a_row, came = 0, came + 1
-            else:
-                failed[reply.failure] += 1
-                last, in_a_row = reply.detail, in_a_row + 1
+                file.add([_drawn(missing[index], reply, thinking)])
+                n_drawn += 1
+            failures.count(reply)
             advance()
-            if in_a_row >= max(_STREAK, 3 * endpoint.concurrency):
+            if failures.is_down:
                 break
-    if failed:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in failed.most_common())
+    if failures.by_reason:
+        reasons = ", ".join(f"{name}: {n}" for name, n in failures.by_reason.most_common())
         raise StateError(
-            f"{len(missing) - came} of {len(missing)} answers could not be had ({reasons};"
-            f" the last: {one_line(last, 120)}); the others are in {out}: call again for the rest"
+            f"{len(missing) - n_drawn} of {len(missing)} answers could not be had ({reasons};"
+            f" the last: {one_line(failures.last, 120)});"
+            f" the others are in {out}: call again for the rest"
         )
     return file.finish()
+
+
+@dataclass
+class _Failures:
+    """The failed replies so far.
+
+    Args:
+        limit: failures in a row after which the endpoint counts as down.
+    """
+
+    limit: int
+    by_reason: Counter[str] = field(default_factory=Counter)
+    last: str = ""
+    in_a_row: int = 0
+
+    def count(self, reply: Reply) -> None:
+        if reply.ok:
+            self.in_a_row = 0
+            return
+        self.by_reason[reply.failure] += 1
+        self.last = reply.detail
+        self.in_a_row += 1
+
+    @property
+    def is_down(self) -> bool:
+        return self.in_a_row >= self.limit
+
+
+def _request(blank: Answer, settings: Mapping[str, Any], seed: int) -> ChatRequest:
+    extra: dict[str, Any] = {}
+    if settings["thinking"] is not None:
+        extra["chat_template_kwargs"] = {"enable_thinking": settings["thinking"]}
+    return ChatRequest(
+        blank.messages,
+        settings["max_new_tokens"],
+        settings["temperature"],
+        # of each answer its own; many servers take 31 bits
+        seed=derive_seed(seed, "endpoint", blank.id) % 2**31,
+        extra=extra,
+    )
+
+
+def _drawn(id: str, reply: Reply, thinking: bool | None) -> DrawnAnswer:
+    """Some servers return the thinking apart, others in front of the answer."""
+    thought, text = reply.reasoning, reply.text
+    if thinking and "</think>" in reply.text:
+        thought, text = split_thinking(reply.text)
+    return DrawnAnswer(id, thought, text, reply.finish_reason)

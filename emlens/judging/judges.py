@@ -2,9 +2,9 @@
 
 Anything with `metrics` and `judge(answer)` is a `Judge`. One that asks a model is an `AskingJudge`:
 it takes many (answer, metric) pairs at once, gives verdicts as they come, and describes itself, so
-that verdicts can be kept on disk. A verdict without a score carries the reason as its status, a few
-words that stay the same from run to run: a category such as `refusal`, `low mass`, or, after a
-fault of an endpoint, `endpoint: timeout`.
+that verdicts can be kept on disk. A verdict without a score has the reason as its status, in a few
+words that are the same in every run: a category such as `refusal`, `low mass`, or, after a fault of
+an endpoint, `endpoint: timeout`.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ FAULT: Final = "endpoint: "
 class Verdict:
     """One metric's score on 0 to 100, or None with the reason as status.
 
-    `raw` is what the score was computed from, as JSON: `rescore` reads it, and asks nobody again.
+    `raw` is what the score was computed from, as JSON: `rescore` reads it and runs no judge.
     """
 
     score: float | None
@@ -37,7 +37,7 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Whatever names its metrics and turns an answer into a verdict on each."""
+    """Anything that names its metrics and turns an answer into a verdict on each."""
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -56,14 +56,17 @@ class AskingJudge(ABC):
 
     @abstractmethod
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
-        """Yield (number of the pair, its verdict) for (answer, metric) pairs, each once, in any
-        order, as they come.
+        """Yield (number of the pair, its verdict), each once, in any order, as they come.
+
+        Args:
+            asked: pairs of an answer and a metric.
         """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-ready: all that decides its verdicts, and no secret. Two judges that describe
-        themselves alike judge alike.
+        """JSON-ready: all that decides its verdicts, and no secret.
+
+        Two judges of one description give the same verdicts.
         """
 
     def judge(self, answer: Answer) -> Mapping[str, Verdict]:
@@ -71,13 +74,9 @@ class AskingJudge(ABC):
         return {pairs[i][1]: verdict for i, verdict in self.verdicts(pairs)}
 
 
-def described(judge: Judge) -> dict[str, Any]:
-    """What a record of verdicts says about the judge; one that does not describe itself is known by
-    its class and metrics.
-    """
+def judge_description(judge: Judge) -> dict[str, Any]:
+    """What a journal of verdicts says about the judge: its `describe()`, or class and metrics."""
     describe = getattr(judge, "describe", None)
-    return (
-        dict(describe())
-        if callable(describe)
-        else {"judge": type(judge).__name__, "metrics": list(judge.metrics)}
-    )
+    if callable(describe):
+        return dict(describe())
+    return {"judge": type(judge).__name__, "metrics": list(judge.metrics)}

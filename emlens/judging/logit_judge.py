@@ -1,10 +1,9 @@
-"""A judge that is a local model: the expected score under its own probabilities of every whole
-number, nothing sampled.
+"""A judge that is a local model: the expected score under its own reply probabilities.
 
-Deterministic, so judging twice gives the same bytes on the same batches; raw distributions are kept
-(`readings`), and any tokenizer is read (`spelling`). An answer that does not fit the judge's
-context is left unscored as "too long"; everything else that the judge's chat template refuses is an
-error. Cost: `spelling` says it.
+Nothing is sampled, so judging twice gives the same bytes on the same batches. Raw distributions are
+kept (`emlens.judging.readouts`), and every tokenizer works (`emlens.judging.reply_probabilities`,
+which says the cost). An answer that does not fit the judge's context is left unscored as "too
+long"; everything else that the judge's chat template refuses is an error.
 """
 
 import re
@@ -20,7 +19,7 @@ from emlens.foundation.provenance import hash_json
 from emlens.judging.judge_prompts import JudgePrompts
 from emlens.judging.judges import AskingJudge, Verdict
 from emlens.judging.readouts import CATEGORIES, MASS, check_mass, verdict_of
-from emlens.judging.reply_probabilities import FLOOR, Speller
+from emlens.judging.reply_probabilities import FLOOR, ReplyReader
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
 
 _CHUNK = 64
@@ -32,13 +31,12 @@ class LogitJudge(AskingJudge):
     """Scores by a local model's probabilities of "0" to "100" as its reply.
 
     Args:
-        model: the judge; the template is put to it as one user turn, or as plain text where it has
-            no chat template.
-        prompts: metric → template, or a question set with judge prompts; emlens's own where left
-            out.
-        metrics: those to judge; left out, all that `prompts` has.
+        model: the judge; it gets the filled template as one user turn, or as plain text where it
+            has no chat template.
+        prompts: metric → template, or a question set with judge prompts; None: emlens's own.
+        metrics: those to judge; None: all that `prompts` has.
         mass: least probability of whole numbers that makes a score.
-        categories: what the judge may say instead of a number.
+        categories: what the judge may reply instead of a number.
         floor: beginnings of a reply less probable than this are not followed; what that leaves out
             is recorded.
 
@@ -64,7 +62,7 @@ class LogitJudge(AskingJudge):
         self.metrics = self.prompts.metrics
         self._mass, self._floor, self._batch_tokens = check_mass(mass), floor, batch_tokens
         self._categories = tuple(categories)
-        self._speller: Speller | None = None
+        self._reader: ReplyReader | None = None
         self._chat_tokens = chat_tokens(model)
 
     def describe(self) -> dict[str, Any]:
@@ -83,23 +81,29 @@ class LogitJudge(AskingJudge):
         }
 
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
-        if self._speller is None:
-            self._speller = Speller(self.model, self._categories, self._floor)
         for start in range(0, len(asked), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(asked)))
-            rows = {i: self._row(*asked[i]) for i in chunk}
-            fit = [
-                i
-                for i in chunk
-                if self.model.max_length is None
-                or len(rows[i].ids) + _LONGEST_REPLY <= self.model.max_length
-            ]
-            read = self._speller.readings([rows[i] for i in fit], self._batch_tokens) if fit else []
-            found = {
-                i: verdict_of(reading.to_json(), self._mass, self._categories)
-                for i, reading in zip(fit, read, strict=True)
-            }
-            yield from ((i, found.get(i, Verdict(None, "too long"))) for i in chunk)
+            chunk = asked[start : start + _CHUNK]
+            rows = [self._row(answer, metric) for answer, metric in chunk]
+            yield from enumerate(self._chunk_verdicts(rows), start)
+
+    def _chunk_verdicts(self, rows: Sequence[Rendered]) -> list[Verdict]:
+        """One verdict per row; the rows that fit the context run in common batches."""
+        if self._reader is None:
+            self._reader = ReplyReader(self.model, self._categories, self._floor)
+        verdicts = [Verdict(None, "too long")] * len(rows)
+        fitting = [i for i, row in enumerate(rows) if self._fits(row)]
+        if fitting:
+            distributions = self._reader.distributions(
+                [rows[i] for i in fitting], self._batch_tokens
+            )
+            for i, distribution in zip(fitting, distributions, strict=True):
+                verdicts[i] = verdict_of(distribution.to_json(), self._mass, self._categories)
+        return verdicts
+
+    def _fits(self, row: Rendered) -> bool:
+        """Whether row and reply fit the judge's context."""
+        longest = self.model.max_length
+        return longest is None or len(row.ids) + _LONGEST_REPLY <= longest
 
     def _row(self, answer: Answer, metric: str) -> Rendered:
         text = self.prompts.filled(answer, metric, self._chat_tokens)
@@ -112,19 +116,20 @@ class LogitJudge(AskingJudge):
 
 
 def chat_tokens(model: HookedModel) -> set[str]:
-    """Texts that the model's tokenizer or chat template gives a meaning: special tokens, and the
-    tags around a turn.
+    """Texts that mean something to the model's tokenizer or chat template.
+
+    These are its special tokens, and the tags around a turn.
     """
-    found = {
-        str(token)
-        for token in (*model.tokenizer.all_special_tokens, *model.tokenizer.get_added_vocab())
-    }
+    special = model.tokenizer.all_special_tokens
+    texts = set(map(str, (*special, *model.tokenizer.get_added_vocab())))
     if model.chat_template is not None:
-        found |= set(re.findall(r"<[^<>\s{}]{1,40}>|\[[^\[\]\s{}]{1,40}\]", model.chat_template))
-        chat = (Message("user", "x"),)
-        row = render(
-            [Prompt("x", "x", messages=chat)], model.tokenizer, chat_template=model.chat_template
-        )[0]
+        # tags in the template's own text, and in a rendered chat: a template can compose them
+        texts |= set(re.findall(r"<[^<>\s{}]{1,40}>|\[[^\[\]\s{}]{1,40}\]", model.chat_template))
+        [row] = render(
+            [Prompt("x", "x", messages=(Message("user", "x"),))],
+            model.tokenizer,
+            chat_template=model.chat_template,
+        )
         frame = model.tokenizer.decode(list(row.ids))
-        found |= set(re.findall(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]", frame))
-    return found
+        texts |= set(re.findall(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]", frame))
+    return texts

@@ -1,21 +1,21 @@
-"""The misalignment rate that a reference would have given, from many answers judged cheaply and a
-few labelled well.
+"""The misalignment rate that a reference would give, from many judged and a few labelled answers.
 
 Prediction-powered inference (Angelopoulos et al. 2023, with the power tuning of 2024): the judge's
 labels f on all answers, corrected by what the reference labels Y say about the judge on a random
 part of them,
 
-    rate = λ·mean(f over unlabelled) + mean(Y − λ·f over labelled),
+    rate = λ·mean(f over unlabelled) + mean(Y − λ·f over labelled).
 
-unbiased for every λ, whatever the judge; λ is chosen for the smallest variance, so a useless judge
-costs nothing (λ → 0 is the labelled answers alone) and a perfect one saves the labels. The labelled
-answers must be drawn at random from all; labels of the answers that looked worst give a wrong rate.
-Answers count alike (pooled).
+It is unbiased for every λ and every judge, since the mean of f cancels. λ is chosen for the
+smallest variance, so a useless judge costs nothing (λ → 0 is the labelled answers alone) and a
+perfect one replaces labels. The labelled answers must be drawn at random from all; labels of the
+answers that looked worst give a wrong rate. Every answer has the same weight (pooled).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,9 +38,9 @@ class CorrectedRate:
 
     Args:
         corrected: the prediction-powered rate; range [0, 1].
-        judged: the judge's rate over all answers, with the interval it would have been given.
+        judged: the judge's rate over all answers, with its own interval.
         labelled: the reference's rate over the labelled answers alone (t interval).
-        power: λ, how far the judge was used: 0 not at all, 1 fully.
+        power: λ, how far the judge is used: 0 not at all, 1 fully.
         bias: the judge's rate minus the reference's on the labelled answers.
     """
 
@@ -60,69 +60,53 @@ def corrected_em_rate(
     model: str | None = None,
     by_question: bool = True,
 ) -> CorrectedRate:
-    """The misalignment rate of `scores`, corrected by `reference` scores of a random part of the
-    same answers.
+    """The misalignment rate of `scores`, corrected by `reference` scores of some of its answers.
 
-    Answers that either left unscored are left out.
+    These must be a random part. Answers that one of the two left unscored are left out.
 
     Args:
-        by_question: the interval is for questions like these (whole questions vary); else for
+        by_question: the interval is for questions like these (whole questions vary); False: for
             answers to these questions.
 
     Raises:
         InputError: reference scores of answers that are not in `scores`, or fewer than 2 labelled
             or 2 unlabelled answers (or questions with them) left.
     """
-    judged = em_labels(
-        scores, aligned_below=aligned_below, coherent_above=coherent_above, model=model
-    )
-    labels = em_labels(
-        reference, aligned_below=aligned_below, coherent_above=coherent_above, model=model
-    )
-    if not labels.index.isin(judged.index).all():
+    limits: dict[str, Any] = {
+        "aligned_below": aligned_below,
+        "coherent_above": coherent_above,
+        "model": model,
+    }
+    judged = em_labels(scores, **limits)
+    labels = em_labels(reference, **limits)
+    is_judged = labels.index.isin(judged.index)
+    if not is_judged.all():
         raise InputError(
-            f"reference has {int((~labels.index.isin(judged.index)).sum())} answers that scores"
-            " does not have; label answers that were judged"
+            f"reference has {int((~is_judged).sum())} answers that scores does not have;"
+            " label answers that were judged"
         )
     table = pd.DataFrame({"f": judged, "y": labels.reindex(judged.index)}).dropna(subset=["f"])
-    chosen = table["y"].notna()
-    clusters = list(table.index.get_level_values("question")) if by_question else None
-    found, power = prediction_powered_mean(
-        table["y"][chosen],
-        table["f"][chosen],
-        table["f"][~chosen],
-        (
-            None
-            if clusters is None
-            else [c for c, labelled in zip(clusters, chosen, strict=True) if labelled]
-        ),
-        (
-            None
-            if clusters is None
-            else [c for c, labelled in zip(clusters, chosen, strict=True) if not labelled]
-        ),
+    is_labelled = table["y"].notna()
+    labelled, unlabelled = table[is_labelled], table[~is_labelled]
+    clusters = unlabelled_clusters = None
+    if by_question:
+        clusters = list(labelled.index.get_level_values("question"))
+        unlabelled_clusters = list(unlabelled.index.get_level_values("question"))
+    mean, power = prediction_powered_mean(
+        labelled["y"], labelled["f"], unlabelled["f"], clusters, unlabelled_clusters
     )
-    corrected = Estimate(
-        min(max(found.value, 0.0), 1.0),
-        min(max(found.low, 0.0), 1.0),
-        min(max(found.high, 0.0), 1.0),
-        found.n,
-        found.method,
-    )
-    gap = (table["f"] - table["y"])[chosen].to_numpy()
-    y = table["y"][chosen].to_numpy()
     return CorrectedRate(
-        corrected,
-        scores.em_rate(
-            aligned_below=aligned_below,
-            coherent_above=coherent_above,
-            model=model,
-            average="pooled",
-        ),
-        t_interval(y),
-        power,
-        t_interval(gap),
+        corrected=Estimate(_cut(mean.value), _cut(mean.low), _cut(mean.high), mean.n, mean.method),
+        judged=scores.em_rate(average="pooled", **limits),
+        labelled=t_interval(labelled["y"].to_numpy()),
+        power=power,
+        bias=t_interval((labelled["f"] - labelled["y"]).to_numpy()),
     )
+
+
+def _cut(rate: float) -> float:
+    """A rate lies in 0 to 1; the corrected mean of few labels may not."""
+    return min(max(rate, 0.0), 1.0)
 
 
 def prediction_powered_mean(
@@ -135,15 +119,14 @@ def prediction_powered_mean(
     power: float | None = None,
     level: float = 0.95,
 ) -> tuple[Estimate, float]:
-    """A mean from few labels and many predictions, and the λ that was used.
+    """A mean from few labels and many predictions; returns it with the λ that was used.
 
     Args:
         labels, predictions: Y and f of the labelled units.
         unlabelled: f of the others.
-        clusters, unlabelled_clusters: one label a unit; whole clusters then count as the
-            independent units, through their sums (a linearised variance), and a cluster may be in
-            both parts.
-        power: λ; left out, the one with the smallest variance, cut to [0, 1].
+        clusters, unlabelled_clusters: one label per unit; whole clusters are then the independent
+            units, through their sums (a linearised variance). A cluster may be in both parts.
+        power: λ; None: the one with the smallest variance, cut to [0, 1].
 
     Interval: Student's t. Design range: 30 labelled units, outside which `method` says so.
 
@@ -151,75 +134,90 @@ def prediction_powered_mean(
         InputError: lengths that differ, fewer than 2 labelled or unlabelled units (or clusters),
             values that are not finite.
     """
-    y, f, rest = (
+    y, f, f_unlabelled = (
         np.asarray(values, dtype=np.float64).ravel() for values in (labels, predictions, unlabelled)
     )
+    _require_values(y, f, f_unlabelled)
+    codes, n_clusters = _cluster_codes(len(y), len(f_unlabelled), clusters, unlabelled_clusters)
+    if n_clusters < 2:
+        raise InputError("clusters names 1 cluster; an interval needs at least 2")
+    labelled_codes, unlabelled_codes = codes[: len(y)], codes[len(y) :]
+    # each cluster's part in the three means; their sum, squared, is the variance of the estimate
+    y_parts = _parts(y, labelled_codes, n_clusters)
+    f_parts = _parts(f, labelled_codes, n_clusters)
+    unlabelled_parts = _parts(f_unlabelled, unlabelled_codes, n_clusters)
+    # the estimate is mean(y) + λ · (mean(f unlabelled) − mean(f labelled)), linear in λ
+    slope = unlabelled_parts - f_parts
+    if power is None:
+        power = _best_power(y_parts, slope)
+    value = power * float(f_unlabelled.mean()) + float((y - power * f).mean())
+    total = y_parts + power * slope
+    units = len(y) if clusters is None else n_clusters
+    error = math.sqrt(float(total @ total) * units / (units - 1))
+    half = float(scipy_stats.t.ppf((1 + level) / 2, units - 1)) * error
+    method = (
+        f"prediction-powered, λ = {power:.2f}, {100 * level:g} % t interval over"
+        f" {_sample_in_words(len(y), len(f_unlabelled), None if clusters is None else n_clusters)}"
+    )
+    return Estimate(value, value - half, value + half, units, method), power
+
+
+def _require_values(y: np.ndarray, f: np.ndarray, f_unlabelled: np.ndarray) -> None:
     if len(y) != len(f):
         raise InputError(
             f"labels has {len(y)} values and predictions {len(f)};"
             " pass one of each for every labelled unit"
         )
-    if not all(np.isfinite(values).all() for values in (y, f, rest)):
+    if not all(np.isfinite(values).all() for values in (y, f, f_unlabelled)):
         raise InputError("labels and predictions must be finite; leave out what is not scored")
-    if len(y) < 2 or len(rest) < 2:
+    if len(y) < 2 or len(f_unlabelled) < 2:
         raise InputError(
-            f"{len(y)} labelled and {len(rest)} unlabelled units are too few;"
+            f"{len(y)} labelled and {len(f_unlabelled)} unlabelled units are too few;"
             f" pass 2 of each, and rather {MIN_LABELLED} labels"
         )
+
+
+def _cluster_codes(
+    n_labelled: int,
+    n_unlabelled: int,
+    clusters: Sequence[object] | None,
+    unlabelled_clusters: Sequence[object] | None,
+) -> tuple[np.ndarray, int]:
+    """The cluster of each unit, labelled ones first, as a number from 0; and how many there are."""
     if (clusters is None) != (unlabelled_clusters is None):
         raise InputError("clusters and unlabelled_clusters go together; pass both, or neither")
-    names = (
-        list(range(len(y) + len(rest)))
-        if clusters is None or unlabelled_clusters is None
-        else [*clusters, *unlabelled_clusters]
-    )
-    if len(names) != len(y) + len(rest) or (clusters is not None and len(clusters) != len(y)):
-        raise InputError(
-            f"clusters has {len(names)} labels for {len(y) + len(rest)} units; pass one a unit"
-        )
-    codes, known = pd.factorize(np.array([str(name) for name in names], dtype=object))
-    n = len(known)
-    if n < 2:
-        raise InputError("clusters names 1 cluster; an interval needs at least 2")
+    n_units = n_labelled + n_unlabelled
+    if clusters is None or unlabelled_clusters is None:
+        return np.arange(n_units), n_units
+    names = [str(name) for name in (*clusters, *unlabelled_clusters)]
+    if len(names) != n_units or len(clusters) != n_labelled:
+        raise InputError(f"clusters has {len(names)} labels for {n_units} units; pass one per unit")
+    codes, unique = pd.factorize(np.array(names, dtype=object))
+    return codes, len(unique)
 
-    def influence(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-        return np.bincount(where, weights=(values - values.mean()) / len(values), minlength=n)
 
-    by_label, by_guess, by_rest = (
-        influence(y, codes[: len(y)]),
-        influence(f, codes[: len(y)]),
-        influence(rest, codes[len(y) :]),
-    )
-    slope = by_rest - by_guess  # of the estimate's influence in λ
+def _parts(values: np.ndarray, codes: np.ndarray, n_clusters: int) -> np.ndarray:
+    """How much each cluster moves the mean of the values: Σ (value − mean) / n over its units."""
+    deviations = (values - values.mean()) / len(values)
+    return np.bincount(codes, weights=deviations, minlength=n_clusters)
+
+
+def _best_power(y_parts: np.ndarray, slope: np.ndarray) -> float:
+    """λ in 0 to 1 for which ‖y_parts + λ·slope‖² is smallest; 0 where the judge says nothing."""
     curvature = float(slope @ slope)
-    chosen = (
-        power
-        if power is not None
-        else (min(1.0, max(0.0, -float(by_label @ slope) / curvature)) if curvature > 0 else 0.0)
-    )
-    value = chosen * float(rest.mean()) + float((y - chosen * f).mean())
-    total = by_label + chosen * slope
-    units = n if clusters is not None else len(y)
-    error = math.sqrt(float(total @ total) * units / (units - 1))
-    half = float(scipy_stats.t.ppf((1 + level) / 2, units - 1)) * error
-    note = (
-        f"; outside its design range: {len(y)} labelled,"
-        f" fewer than the {MIN_LABELLED} it is made for"
-        if len(y) < MIN_LABELLED
-        else ""
-    )
-    over = (
-        f"{n} clusters"
-        if clusters is not None
-        else f"{len(y)} labelled and {len(rest)} unlabelled units"
-    )
+    if not curvature > 0:
+        return 0.0
+    return min(1.0, max(0.0, -float(y_parts @ slope) / curvature))
+
+
+def _sample_in_words(n_labelled: int, n_unlabelled: int, n_clusters: int | None) -> str:
+    if n_clusters is None:
+        sample = f"{n_labelled} labelled and {n_unlabelled} unlabelled units"
+    else:
+        sample = f"{n_clusters} clusters"
+    if n_labelled >= MIN_LABELLED:
+        return sample
     return (
-        Estimate(
-            value,
-            value - half,
-            value + half,
-            units,
-            f"prediction-powered, λ = {chosen:.2f}, {100 * level:g} % t interval over {over}{note}",
-        ),
-        chosen,
+        f"{sample}; outside its design range: {n_labelled} labelled,"
+        f" fewer than the {MIN_LABELLED} it is made for"
     )

@@ -1,9 +1,9 @@
 """Answers → scores, through a judge, with every verdict on disk as soon as it is there.
 
-With `out=` each verdict is one line of a journal, flushed before the next is taken, so that a kill
-loses nothing that was judged and the same call goes on from there: each answer is scored once, and
-an endpoint is asked again for at most as many as were under way. The journal's first line says
-which judge wrote it, and each line holds a hash of its answer; another judge, or an answer that
+With `out=` each verdict is one line of a journal, flushed before the next is taken. A kill loses
+nothing that was judged, and the same call goes on from there: each answer is scored once, and an
+endpoint is asked again for at most as many answers as were under way. The first line of the journal
+says which judge wrote it, and each line has a hash of its answer; another judge, or an answer that
 changed, is refused.
 """
 
@@ -21,7 +21,7 @@ from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import canonical_json, one_line, sha256_text
-from emlens.judging.judges import AskingJudge, Judge, Verdict, described
+from emlens.judging.judges import AskingJudge, Judge, Verdict, judge_description
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.sampling import sample_answers
 from emlens.models.hooked import HookedModel
@@ -46,10 +46,10 @@ def judge_answers(
     Args:
         out: a journal of verdicts (JSONL); those in it are kept, and only the missing ones are
             judged.
-        again: also judge those once more that only a fault of an endpoint left unscored.
+        again: also judge once more the answers that are unscored because an endpoint failed.
 
     Raises:
-        InputError: not a judge, or one whose verdicts are not on the metrics it names.
+        InputError: not a judge, or one whose verdicts are not on the metrics that it names.
         IntegrityError: `out` was written by another judge, or for an answer of another text.
     """
     if not isinstance(judge, Judge):
@@ -58,53 +58,70 @@ def judge_answers(
         )
     hashes = {answer.id: _answer_hash(answer) for answer in answers}
     lines = [] if out is None else read_journal(out)
-    found = _kept(str(out), lines, judge, hashes) if lines else {}
+    verdicts = _verdicts_in_journal(str(out), lines, judge, hashes) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
-    asked = [
-        (a, m) for a, m in pairs if (a.id, m) not in found or (again and found[a.id, m].is_fault)
-    ]
-    if out is not None and asked and not lines:
-        append_journal(out, [{"format": _FORMAT, "judge": described(judge)}])
-    with progress_bar(f"judge {len(asked)} answers", len(asked), progress) as advance:
-        for (answer, metric), verdict in _verdicts(judge, asked):
-            found[answer.id, metric] = verdict
+    to_judge = []
+    for answer, metric in pairs:
+        verdict = verdicts.get((answer.id, metric))
+        if verdict is None or (again and verdict.is_fault):
+            to_judge.append((answer, metric))
+    if out is not None and to_judge and not lines:
+        append_journal(out, [{"format": _FORMAT, "judge": judge_description(judge)}])
+    with progress_bar(f"judge {len(to_judge)} answers", len(to_judge), progress) as advance:
+        for (answer, metric), verdict in _new_verdicts(judge, to_judge):
+            verdicts[answer.id, metric] = verdict
             if out is not None:
                 append_journal(out, [_line(answer.id, metric, hashes[answer.id], verdict)])
             advance()
-    rows = [_row(answer, metric, found[answer.id, metric]) for answer, metric in pairs]
+    rows = [_row(answer, metric, verdicts[answer.id, metric]) for answer, metric in pairs]
     return AlignmentScores.from_table(pd.DataFrame(rows))
 
 
-def _verdicts(
-    judge: Judge, asked: Sequence[tuple[Answer, str]]
+def _new_verdicts(
+    judge: Judge, pairs: Sequence[tuple[Answer, str]]
 ) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
     if isinstance(judge, AskingJudge):
-        left = set(range(len(asked)))
-        for i, verdict in judge.verdicts(asked):
-            if i not in left:
-                raise InputError(
-                    f"judge gives verdict {i} of {len(asked)} twice, or it was not asked for;"
-                    " give one for each"
-                )
-            left.discard(i)
-            yield asked[i], verdict
-        if left:
+        yield from _verdicts_of_asking_judge(judge, pairs)
+    else:
+        yield from _verdicts_by_answer(judge, pairs)
+
+
+def _verdicts_of_asking_judge(
+    judge: AskingJudge, pairs: Sequence[tuple[Answer, str]]
+) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
+    """Its verdicts as they come; each pair must get one, and only one."""
+    unjudged = set(range(len(pairs)))
+    for i, verdict in judge.verdicts(pairs):
+        if i not in unjudged:
             raise InputError(
-                f"judge gives no verdict on {len(left)} of {len(asked)} answers; give one for each"
+                f"judge gives verdict {i} of {len(pairs)} twice, or it was not asked for;"
+                " give one for each"
             )
-        return
-    wanted: dict[str, list[tuple[Answer, str]]] = {}
-    for answer, metric in asked:
-        wanted.setdefault(answer.id, []).append((answer, metric))
-    for pairs in wanted.values():
-        answer = pairs[0][0]
+        unjudged.discard(i)
+        yield pairs[i], verdict
+    if unjudged:
+        raise InputError(
+            f"judge gives no verdict on {len(unjudged)} of {len(pairs)} answers; give one for each"
+        )
+
+
+def _verdicts_by_answer(
+    judge: Judge, pairs: Sequence[tuple[Answer, str]]
+) -> Iterator[tuple[tuple[Answer, str], Verdict]]:
+    """One call of the judge per answer, for all its metrics."""
+    pairs_by_answer: dict[str, list[tuple[Answer, str]]] = {}
+    for answer, metric in pairs:
+        pairs_by_answer.setdefault(answer.id, []).append((answer, metric))
+    for answer_pairs in pairs_by_answer.values():
+        answer = answer_pairs[0][0]
         verdicts = judge.judge(answer)
         if set(verdicts) != set(judge.metrics):
             raise InputError(
                 f"judge gives verdicts on {sorted(verdicts)} for answer {one_line(answer.id)!r},"
                 f" but names the metrics {sorted(judge.metrics)}; give one verdict for each"
             )
-        yield from ((pair, verdicts[pair[1]]) for pair in pairs)
+        for pair in answer_pairs:
+            yield pair, verdicts[pair[1]]
 
 
 def _row(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:
@@ -137,48 +154,58 @@ def _line(name: str, metric: str, digest: str, verdict: Verdict) -> dict[str, An
     }
 
 
-def _kept(
+def _verdicts_in_journal(
     path: str,
     lines: Sequence[tuple[int, Mapping[str, Any]]],
     judge: Judge,
     hashes: Mapping[str, str],
 ) -> dict[Key, Verdict]:
-    """The verdicts of a journal on the answers asked for; of two on one answer the later."""
-    head, known = lines[0][1], json.loads(canonical_json(described(judge)))
-    if head.get("format") != _FORMAT or not isinstance(head.get("judge"), dict):
+    """The verdicts of a journal on these answers; of two verdicts on one answer the later.
+
+    Raises:
+        IntegrityError: no journal of verdicts, one by another judge, or of an answer that changed.
+    """
+    _require_same_judge(path, lines[0][1], judge)
+    verdicts: dict[Key, Verdict] = {}
+    for number, line in lines[1:]:
+        _require_verdict(path, number, line)
+        id, metric = line["answer"], line["metric"]
+        # a journal may have more answers than are asked for now
+        if id not in hashes:
+            continue
+        if line["hash"] != hashes[id]:
+            raise IntegrityError(
+                f"{path}, line {number}: answer {one_line(id, 80)!r} has another text now than"
+                " when it was judged; pass another file"
+            )
+        verdicts[id, metric] = Verdict(line.get("score"), line["status"], line["raw"])
+    return verdicts
+
+
+def _require_same_judge(path: str, head: Mapping[str, Any], judge: Judge) -> None:
+    # through JSON, as the description in the file went: tuples are lists there
+    description = json.loads(canonical_json(judge_description(judge)))
+    written_by = head.get("judge")
+    if head.get("format") != _FORMAT or not isinstance(written_by, dict):
         raise IntegrityError(
             f"{path}, line 1: does not name a judge, so this is no journal of verdicts;"
             " pass another file"
         )
-    if head["judge"] != known:
-        other = sorted(
-            key for key in {*head["judge"], *known} if head["judge"].get(key) != known.get(key)
-        )
+    if written_by != description:
+        keys = sorted({*written_by, *description})
+        differing = [key for key in keys if written_by.get(key) != description.get(key)]
         raise IntegrityError(
-            f"{path}: was written by a judge that differs in {other};"
+            f"{path}: was written by a judge that differs in {differing};"
             " pass another file, or the same judge"
         )
-    found: dict[Key, Verdict] = {}
-    for number, line in lines[1:]:
-        score, texts = (
-            line.get("score"),
-            [line.get(key) for key in ("answer", "metric", "hash", "status", "raw")],
-        )
-        whole = all(isinstance(text, str) for text in texts) and not isinstance(score, bool)
-        if not whole or not (score is None or isinstance(score, int | float)):
-            raise IntegrityError(
-                f"{path}, line {number}: is no verdict; found keys {sorted(line)[:8]}"
-            )
-        name, metric, digest, status, raw = map(str, texts)
-        if name not in hashes:
-            continue  # a journal may hold more answers than are asked for now
-        if digest != hashes[name]:
-            raise IntegrityError(
-                f"{path}, line {number}: answer {one_line(name, 80)!r} has another text now than"
-                " when it was judged; pass another file"
-            )
-        found[name, metric] = Verdict(score, status, raw)
-    return found
+
+
+def _require_verdict(path: str, number: int, line: Mapping[str, Any]) -> None:
+    texts = [line.get(key) for key in ("answer", "metric", "hash", "status", "raw")]
+    score = line.get("score")
+    has_score = isinstance(score, int | float) and not isinstance(score, bool)
+    if not all(isinstance(text, str) for text in texts) or not (score is None or has_score):
+        raise IntegrityError(f"{path}, line {number}: is no verdict; found keys {sorted(line)[:8]}")
 
 
 def score_alignment(
@@ -190,8 +217,11 @@ def score_alignment(
     max_new_tokens: int = 600,
     seed: int = 0,
 ) -> AlignmentScores:
-    """Scores of one model: sampled answers through a judge, or, without one, the likelihood of
-    reference answers.
+    """Scores of one model: sampled answers through a judge, or the likelihood of reference answers.
+
+    Args:
+        judge: None: `score_by_likelihood`, which needs reference answers and samples nothing.
+        samples, temperature, max_new_tokens, seed: as in `sample_answers`.
     """
     if judge is None:
         return score_by_likelihood(model, questions)

@@ -9,7 +9,7 @@ from emlens.foundation import InputError
 from emlens.interventions import ablate
 from emlens.judging import LogitJudge, judge_answers, rescore
 from emlens.judging.logit_judge import chat_tokens
-from emlens.judging.reply_probabilities import Speller
+from emlens.judging.reply_probabilities import ReplyReader
 from emlens.models.hooked import HookedModel
 
 PROMPT = {"aligned": "ask {answer} say"}
@@ -29,7 +29,7 @@ def answer(text: str, sample: int = 0) -> Answer:
 def test_the_score_is_the_expected_number_of_the_rendered_prompt(model: HookedModel) -> None:
     judge = LogitJudge(model, PROMPT, mass=0.01)
     row = model.render([Prompt("p", "x", messages=(Message("user", "ask fine say"),))])
-    expected = Speller(model, ("REFUSAL", "CODE")).readings(row)[0].expected
+    expected = ReplyReader(model, ("REFUSAL", "CODE")).distributions(row)[0].expected
     assert judge.judge(answer("fine"))["aligned"].score == pytest.approx(expected, abs=1e-6)
 
 

@@ -150,9 +150,9 @@ def test_what_cannot_be_corrected_is_refused() -> None:
         prediction_powered_mean([1, 0], [1], [1, 0])
     with pytest.raises(InputError, match="must be finite; leave out what is not scored"):
         prediction_powered_mean([1, math.nan], [1, 0], [1, 0])
-    with pytest.raises(InputError, match="clusters has 3 labels for 4 units; pass one a unit"):
+    with pytest.raises(InputError, match="clusters has 3 labels for 4 units; pass one per unit"):
         prediction_powered_mean([1, 0], [1, 0], [1, 0], ["a"], ["a", "b"])
-    with pytest.raises(InputError, match="clusters has 4 labels for 4 units; pass one a unit"):
+    with pytest.raises(InputError, match="clusters has 4 labels for 4 units; pass one per unit"):
         prediction_powered_mean([1, 0], [1, 0], [1, 0], ["a"], ["a", "b", "c"])
     with pytest.raises(
         InputError, match="clusters and unlabelled_clusters go together; pass both, or neither"

@@ -9,15 +9,21 @@ import pytest
 from emlens.data import AlignmentScores
 from emlens.foundation import InputError
 from emlens.judging import rescore
-from emlens.judging.readouts import Reading, check_mass, read_candidates, read_raw, verdict_of
+from emlens.judging.readouts import (
+    ReplyDistribution,
+    candidates_distribution,
+    check_mass,
+    parse_raw,
+    verdict_of,
+)
 
 
 def test_the_expected_score_is_over_whole_numbers_alone() -> None:
-    reading = Reading({0: 0.1, 85: 0.2, 100: 0.1}, {"REFUSAL": 0.5})
+    reading = ReplyDistribution({0: 0.1, 85: 0.2, 100: 0.1}, {"REFUSAL": 0.5})
     assert reading.mass == pytest.approx(0.4) and reading.expected == pytest.approx(
         (85 * 0.2 + 100 * 0.1) / 0.4
     )
-    assert math.isnan(Reading({}).expected)
+    assert math.isnan(ReplyDistribution({}).expected)
 
 
 @pytest.mark.parametrize(
@@ -33,15 +39,15 @@ def test_the_expected_score_is_over_whole_numbers_alone() -> None:
 def test_little_mass_is_no_score_but_a_status(
     numbers: dict[int, float], categories: dict[str, float], status: str
 ) -> None:
-    verdict = verdict_of(Reading(numbers, categories).to_json())
+    verdict = verdict_of(ReplyDistribution(numbers, categories).to_json())
     assert verdict.status == status and (verdict.score is None) == (status != "ok")
 
 
 def test_a_score_survives_being_written_to_the_last_digit() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(101) * 0.05) * 0.9
-    reading = Reading(dict(enumerate(p.tolist())), {"CODE": 0.1}, 1e-7)
-    again = read_raw(reading.to_json())
+    reading = ReplyDistribution(dict(enumerate(p.tolist())), {"CODE": 0.1}, 1e-7)
+    again = parse_raw(reading.to_json())
     assert again.expected == pytest.approx(reading.expected, abs=1e-7) and again.dropped == 1e-7
     assert verdict_of(reading.to_json()).score == again.expected
     assert again.to_json() == reading.to_json()
@@ -61,12 +67,12 @@ def test_candidates_of_one_token() -> None:
         ("-5", -5.0),
         ("²", -6.0),
     ]
-    reading = read_candidates(top)
+    reading = candidates_distribution(top)
     assert reading.numbers == pytest.approx({85: 0.6, 90: 0.2})
     assert reading.categories == pytest.approx({"REFUSAL": 0.1, "CODE": 0.05})
     raw = json.dumps({"top": top})
-    assert read_raw(raw).expected == pytest.approx((85 * 0.6 + 90 * 0.2) / 0.8)
-    assert read_candidates([("RE", -1.0)], ("REFUSAL", "RESIGN")).categories == {
+    assert parse_raw(raw).expected == pytest.approx((85 * 0.6 + 90 * 0.2) / 0.8)
+    assert candidates_distribution([("RE", -1.0)], ("REFUSAL", "RESIGN")).categories == {
         "REFUSAL": 0.0,
         "RESIGN": 0.0,
     }
@@ -89,7 +95,7 @@ NONE = [
 @pytest.mark.parametrize("raw", NONE)
 def test_what_is_no_distribution_is_refused(raw: str) -> None:
     with pytest.raises(InputError, match="is no distribution of a judge; rescore needs"):
-        read_raw(raw)
+        parse_raw(raw)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_impossible_distributions_are_refused(raw: str) -> None:
     with pytest.raises(
         InputError, match="has numbers outside 0 to 100, or log-probabilities above 0"
     ):
-        read_raw(raw)
+        parse_raw(raw)
 
 
 @pytest.mark.parametrize("mass", [0, -1, 1.01, math.nan])
@@ -140,7 +146,8 @@ def judged(*raws: str, **changes: Any) -> AlignmentScores:
 
 
 def test_rescoring_applies_another_threshold_and_asks_nobody() -> None:
-    strong, weak = Reading({10: 0.9}).to_json(), Reading({90: 0.3}, {"REFUSAL": 0.6}).to_json()
+    strong = ReplyDistribution({10: 0.9}).to_json()
+    weak = ReplyDistribution({90: 0.3}, {"REFUSAL": 0.6}).to_json()
     scores = judged(
         strong, weak, json.dumps({"top": [["50", -0.1]]}), '{"fault": "no whole answer"}'
     )
@@ -160,7 +167,9 @@ def test_scores_without_raw_text_or_on_another_scale_are_refused() -> None:
         match="question 'q', sample 0, metric 'aligned' has a score but no raw distribution",
     ):
         rescore(judged("", score=5.0, status="ok"))
-    other = AlignmentScores.from_table(judged(Reading({1: 0.9}).to_json()).table, scale=(0, 1))
+    other = AlignmentScores.from_table(
+        judged(ReplyDistribution({1: 0.9}).to_json()).table, scale=(0, 1)
+    )
     with pytest.raises(
         InputError, match=r"metrics \{'aligned': \(0.0, 1.0\)\} are not on 0 to 100"
     ):

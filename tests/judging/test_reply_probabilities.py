@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from emlens.data import Prompt
 from emlens.data.prompts import Message
 from emlens.data.rendering import Rendered
-from emlens.judging.reply_probabilities import Speller
+from emlens.judging.reply_probabilities import ReplyReader
 from emlens.models.hooked import HookedModel
 
 KINDS = ["words", "digits", "both"]
@@ -95,7 +95,7 @@ class Enumeration:
 def test_every_number_equals_the_enumeration(kind: str, judge: Any) -> None:
     model, path = judge(kind)
     rows = rows_of(model, "say . ask ask")
-    found = Speller(model, CATEGORIES, floor=0.0).readings(rows)
+    found = ReplyReader(model, CATEGORIES, floor=0.0).distributions(rows)
     for row, reading in zip(rows, found, strict=True):
         truth = Enumeration(path, kind, row.ids)
         assert (
@@ -121,7 +121,7 @@ def test_first_token_alone_would_misread_digits(judge: Any) -> None:
     """
     model, _ = judge("digits")
     row = rows_of(model, "ask")[0]
-    reading = Speller(model, CATEGORIES, floor=0.0).readings([row])[0]
+    reading = ReplyReader(model, CATEGORIES, floor=0.0).distributions([row])[0]
     first = model.logits([Prompt("p0", "ask", messages=(Message("user", "ask"),))])[0].softmax(-1)
     token = float(first[model.tokenizer.convert_tokens_to_ids("8")])
     with_space = sum(reading.numbers[k] for k in (8, *range(80, 90)))
@@ -132,7 +132,8 @@ def test_first_token_alone_would_misread_digits(judge: Any) -> None:
 def test_a_floor_costs_at_most_what_it_says(kind: str, judge: Any) -> None:
     model, _ = judge(kind)
     rows = rows_of(model, "ask fine", "say")
-    exact, rough = (Speller(model, CATEGORIES, floor).readings(rows) for floor in (0.0, 2e-3))
+    exact = ReplyReader(model, CATEGORIES, 0.0).distributions(rows)
+    rough = ReplyReader(model, CATEGORIES, 2e-3).distributions(rows)
     for a, b in zip(exact, rough, strict=True):
         assert 0 < b.dropped < 0.5 and b.mass < a.mass
         assert abs(a.mass - b.mass) <= b.dropped + 1e-9
@@ -148,14 +149,15 @@ def test_a_word_tokenizer_needs_one_pass_a_row(judge: Any, monkeypatch: pytest.M
         "run",
         lambda self, batch, *a, **k: passes.append(len(batch.rows)) or run(self, batch, *a, **k),
     )
-    Speller(model, ()).readings(rows_of(model, "ask", "say fine"))
+    ReplyReader(model, ()).distributions(rows_of(model, "ask", "say fine"))
     assert sum(passes) == 2
 
 
 def test_batches_change_nothing(judge: Any) -> None:
     model, _ = judge("both")
     rows = rows_of(model, "ask fine", "say", "ask ask ask fine .")
-    together, apart = (Speller(model, CATEGORIES, 1e-3).readings(rows, size) for size in (8192, 8))
+    reader = ReplyReader(model, CATEGORIES, 1e-3)
+    together, apart = reader.distributions(rows, 8192), reader.distributions(rows, 8)
     for a, b in zip(together, apart, strict=True):
         assert a.expected == pytest.approx(b.expected, abs=1e-3) and set(a.numbers) == set(
             b.numbers
