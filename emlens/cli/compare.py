@@ -1,13 +1,19 @@
 """`emlens compare`: two finished results beside each other."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from emlens.results import StudyResult
 
 Directory = Annotated[Path, typer.Argument(help="Directory that a study finished in.")]
+COLUMNS = ["table", "figure", "key", "a", "b", "difference", "difference_low", "difference_high"]
 
 
 def compare(
@@ -39,42 +45,44 @@ def compare(
     from emlens.report import write_report
     from emlens.studies.comparing import compare_results
 
-    found = compare_results(a, b, anyway=anyway)
-    report = None if out is None else write_report(found, found.save(out) / "report.html")
+    comparison = compare_results(a, b, anyway=anyway)
+    report = None
+    if out is not None:
+        report = write_report(comparison, comparison.save(out) / "report.html")
     if json:
-        records = {name: part.to_dict(orient="records") for name, part in found.tables.items()}
-        as_json(
-            {
-                "findings": [finding.to_record() for finding in found.findings],
-                "warnings": list(found.warnings),
-                "report": report and str(report),
-                **records,
-            }
-        )
-        return
-    paired, figures = found.tables["paired"], found.tables["figures"]
+        print_json(_record(comparison, report))
+    else:
+        _print(comparison, report, rows)
+
+
+def _record(comparison: "StudyResult", report: Path | None) -> dict[str, Any]:
+    tables = {name: table.to_dict(orient="records") for name, table in comparison.tables.items()}
+    return {
+        "findings": [finding.to_record() for finding in comparison.findings],
+        "warnings": list(comparison.warnings),
+        "report": None if report is None else str(report),
+        **tables,
+    }
+
+
+def _print(comparison: "StudyResult", report: Path | None, rows: int) -> None:
+    paired, figures = comparison.tables["paired"], comparison.tables["figures"]
     if len(paired):
-        table(paired.drop(columns="model"), "scores of the same questions, B − A")
-    half = (figures["difference_high"] - figures["difference_low"]) / 2
-    clearest = figures.assign(
-        clear=(figures["difference"].abs() / half.where(half > 0)).fillna(-1.0)
-    ).sort_values("clear", ascending=False, kind="stable")
+        print_table(paired.drop(columns="model"), "scores of the same questions, B − A")
     if rows and len(figures):
-        columns = [
-            "table",
-            "figure",
-            "key",
-            "a",
-            "b",
-            "difference",
-            "difference_low",
-            "difference_high",
-        ]
-        table(clearest[columns].head(rows), f"{min(rows, len(figures))} of {len(figures)} figures")
-    for warning in found.warnings:
-        line(f"! {warning}")
-    for finding in found.findings:
+        title = f"{min(rows, len(figures))} of {len(figures)} figures"
+        print_table(_clearest_first(figures)[COLUMNS].head(rows), title)
+    for warning in comparison.warnings:
+        print_line(f"! {warning}")
+    for finding in comparison.findings:
         if finding.status == "summary":
-            line(f"* {finding.sentence}")
+            print_line(f"* {finding.sentence}")
     if report is not None:
-        line(f"report: {report}")
+        print_line(f"report: {report}")
+
+
+def _clearest_first(figures: "pd.DataFrame") -> "pd.DataFrame":
+    """Figures by their difference in halves of its interval; those without an interval last."""
+    half = (figures["difference_high"] - figures["difference_low"]) / 2
+    clearness = (figures["difference"].abs() / half.where(half > 0)).fillna(-1.0)
+    return figures.assign(clear=clearness).sort_values("clear", ascending=False, kind="stable")

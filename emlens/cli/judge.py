@@ -1,17 +1,38 @@
-"""`emlens judge`: answers on file to scores on file, by rules, by a local model, or by a model
-behind an endpoint.
+"""`emlens judge`: answers on file to scores on file.
+
+By rules, by a local model, or by a model behind an endpoint.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line
+from emlens.cli.printing import print_json, print_line
+from emlens.cli.settings import (
+    Setting,
+    help_text,
+    number,
+    read_settings,
+    split_names,
+    text,
+    whole_number,
+)
 
 if TYPE_CHECKING:
-    from emlens.data import QuestionSet
+    from emlens.data import AlignmentScores, QuestionSet
     from emlens.judging import Judge
+
+SETTINGS: Mapping[str, Setting] = {
+    "read": text("logprobs, or text: the number that the endpoint's reply says (logprobs)"),
+    "key_env": text("environment variable that holds the endpoint's key (OPENAI_API_KEY)"),
+    "concurrency": whole_number("requests under way at once (8)"),
+    "requests_per_minute": number("rate limit (none)"),
+    "max_requests": whole_number("budget of requests, repeated ones included (none)"),
+}
+"""Of a judge behind an endpoint."""
 
 
 def judge(
@@ -22,8 +43,8 @@ def judge(
         Path,
         typer.Option(
             help=(
-                "CSV of scores to write; the verdicts are kept beside it as they come"
-                " (.verdicts.jsonl)."
+                "CSV of scores to write;"
+                " the verdicts are kept beside it as they come (.verdicts.jsonl)."
             )
         ),
     ],
@@ -52,16 +73,8 @@ def judge(
     mass: Annotated[
         float, typer.Option(help="Least probability of whole numbers that makes a score.")
     ] = 0.25,
-    read: Annotated[
-        str, typer.Option(help="logprobs, or text: the number the endpoint's reply says.")
-    ] = "logprobs",
-    key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 8,
-    requests_per_minute: Annotated[float | None, typer.Option(help="Rate limit.")] = None,
-    max_requests: Annotated[
-        int | None, typer.Option(help="Budget of requests, repeated ones included.")
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help=f"Of an endpoint. {help_text(SETTINGS)}")
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Also ask again for answers that a fault left unscored.")
@@ -75,58 +88,54 @@ def judge(
     from emlens.foundation import InputError
     from emlens.judging import judge_answers
 
-    chosen = [
-        name
-        for name, given in (
-            ("--local", local),
-            ("--endpoint", endpoint),
-            ("--references", references),
-        )
-        if given
-    ]
-    if len(chosen) != 1:
+    _require_one_judge(local, endpoint, references)
+    endpoint_settings = read_settings(settings or (), SETTINGS)
+    if endpoint_settings and not endpoint:
         raise InputError(
-            f"{' and '.join(chosen) or 'no judge'} came; pass one of --local MODEL,"
-            " --endpoint URL or --references"
+            f"--set {', '.join(endpoint_settings)} belongs to --endpoint; leave it out"
         )
-    asked = _questions(questions)
-    given = Answers.from_jsonl(answers)
-    options: dict[str, Any] = {
-        "metrics": [name.strip() for name in metrics.split(",") if name.strip()] or None,
-        "mass": mass,
-    }
+    question_set = _questions(questions)
+    answer_set = Answers.from_jsonl(answers)
+    options: dict[str, Any] = {"metrics": list(split_names(metrics)) or None, "mass": mass}
     if references:
-        judging = _by_references(asked)
+        scorer = _by_references(question_set)
     elif local:
-        judging = _local(local, asked, options)
+        scorer = _local(local, question_set, options)
     else:
-        judging = _behind(
-            endpoint,
-            model,
-            asked,
-            {**options, "read": read},
-            {
-                "key_env": key_env,
-                "concurrency": concurrency,
-                "requests_per_minute": requests_per_minute,
-                "max_requests": max_requests,
-            },
-        )
-    scores = judge_answers(given, judging, out=out.with_suffix(".verdicts.jsonl"), again=again)
+        scorer = _behind_endpoint(endpoint, model, question_set, options, endpoint_settings)
+    verdicts = out.with_suffix(".verdicts.jsonl")
+    scores = judge_answers(answer_set, scorer, out=verdicts, again=again)
     scores.to_csv(out)
-    found: dict[str, dict[str, int]] = {}
-    for metric, status in zip(scores.table["metric"], scores.table["status"], strict=True):
-        counts = found.setdefault(metric, {})
-        counts[status] = counts.get(status, 0) + 1
+    statuses = _statuses(scores)
     if json:
-        as_json({"answers": len(given), "statuses": found, "out": str(out)})
+        print_json({"answers": len(answer_set), "statuses": statuses, "out": str(out)})
         return
-    for metric, counts in found.items():
+    for metric, counts in statuses.items():
         for status, count in counts.items():
-            line(
-                f"{metric}: {count} {'scored' if status == 'ok' else f'without a score ({status})'}"
-            )
-    line(f"written to {out}")
+            outcome = "scored" if status == "ok" else f"without a score ({status})"
+            print_line(f"{metric}: {count} {outcome}")
+    print_line(f"written to {out}")
+
+
+def _require_one_judge(local: str, endpoint: str, references: bool) -> None:
+    from emlens.foundation import InputError
+
+    judges = {"--local": local, "--endpoint": endpoint, "--references": references}
+    names = [name for name, value in judges.items() if value]
+    if len(names) != 1:
+        raise InputError(
+            f"{' and '.join(names) or 'no judge'} came;"
+            " pass one of --local MODEL, --endpoint URL or --references"
+        )
+
+
+def _statuses(scores: "AlignmentScores") -> dict[str, dict[str, int]]:
+    """Metric → status → number of answers."""
+    statuses: dict[str, dict[str, int]] = {}
+    pairs = zip(scores.table["metric"], scores.table["status"], strict=True)
+    for (metric, status), count in Counter(pairs).items():
+        statuses.setdefault(metric, {})[status] = count
+    return statuses
 
 
 def _questions(path: Path | None) -> "QuestionSet | None":
@@ -162,14 +171,16 @@ def _local(name: str, questions: "QuestionSet | None", options: dict[str, Any]) 
     return LogitJudge(load_model(name), questions, **options)
 
 
-def _behind(
+def _behind_endpoint(
     url: str,
     model: str,
     questions: "QuestionSet | None",
     options: dict[str, Any],
-    limits: dict[str, Any],
+    settings: dict[str, Any],
 ) -> "Judge":
     from emlens.judging import EndpointJudge
     from emlens.judging.endpoint import Endpoint
 
-    return EndpointJudge(Endpoint(url, model, **limits), questions, **options)
+    limits = {name: value for name, value in settings.items() if name != "read"}
+    read = settings.get("read", "logprobs")
+    return EndpointJudge(Endpoint(url, model, **limits), questions, **options, read=read)

@@ -4,11 +4,12 @@ Exit codes are `EXIT_CODES`; docs/command_line.md has them for scripts, and test
 codes together.
 """
 
+import errno
 import sys
 import traceback
 import warnings
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -29,6 +30,7 @@ from emlens.cli import (
 app = typer.Typer(
     name="emlens",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help=(
         "Mechanistic study of emergent misalignment: residual streams before and after narrow"
@@ -51,17 +53,16 @@ app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
 app.add_typer(screen.app, name="screen")
 
-
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
     1: "done, but a check failed: a published figure is off, a backend differs, a store is damaged",
-    2: "bad input, said in one line on stderr; nothing was written",
+    2: "bad input, reported in one line on stderr; nothing was written",
     70: "a defect of emlens or a machine's failure, with its traceback",
     130: "interrupted; the same command goes on from where it was",
 }
-
-
 INTERRUPTED = "interrupted; the same command goes on from where it was"
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a file system answers where a user may not read or write."""
 
 
 def _version(shown: bool) -> None:
@@ -85,25 +86,39 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: errors raised on purpose become one line on stderr and exit code 2; what was not
-    foreseen exits with 70.
+    """Entry point: errors raised on purpose become one line on stderr and exit code 2.
+
+    So does a path that may not be read or written. What was not foreseen exits with 70.
     """
     from emlens.foundation.errors import EmlensError
-    from emlens.foundation.files import one_line
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
     try:
         app(prog_name="emlens")
     except EmlensError as error:
-        typer.echo(f"error: {one_line(str(error), 600)}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
     except KeyboardInterrupt:
         typer.echo(INTERRUPTED, err=True)
         sys.exit(130)
-    except SystemExit as ended:
-        if ended.code == 130:  # typer's own answer to Ctrl-C, which says nothing
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's own answer to Ctrl-C, which says nothing
             typer.echo(INTERRUPTED, err=True)
         raise
+    except OSError as error:
+        if error.errno not in FORBIDDEN:
+            _report_defect()
+        _refuse(f"{error.filename}: {error.strerror}; pass a path that can be read and written")
     except Exception:
-        traceback.print_exc()
-        sys.exit(70)
+        _report_defect()
+
+
+def _refuse(message: str) -> NoReturn:
+    from emlens.foundation.files import one_line
+
+    typer.echo(f"error: {one_line(message, 600)}", err=True)
+    sys.exit(2)
+
+
+def _report_defect() -> NoReturn:
+    traceback.print_exc()
+    sys.exit(70)

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
 
 app = typer.Typer(
     no_args_is_help=True,
     help="The embedded model family with planted ground truth: show it, or train it anew.",
 )
+
+Strengths = Mapping[str, Mapping[str, float | None]]
 
 
 @app.command("train")
@@ -36,8 +38,8 @@ def train(
         typer.Option(
             "--all",
             help=(
-                "Also more seeds and ranks, and in OUT/unplanted the contrast world without a"
-                " planted direction."
+                "Also more seeds and ranks,"
+                " and in OUT/unplanted the contrast world without a planted direction."
             ),
         ),
     ] = False,
@@ -52,19 +54,17 @@ def train(
     from emlens.organisms import PLANTED, build, load
     from emlens.organisms.plans import PLANTED_ALL, UNPLANTED
 
-    builds = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if every else {out: PLANTED}
-    for directory, plan in builds.items():
+    plans = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if every else {out: PLANTED}
+    for directory, plan in plans.items():
         build(directory, seed=seed, plan=plan, progress=not quiet)
-    found = {directory: load(directory=directory).strengths for directory in builds}
-    if json:
-        as_json(
-            {str(directory.relative_to(out)): strengths for directory, strengths in found.items()}
-            if every
-            else found[out]
-        )
-        return
-    for directory, strengths in found.items():
-        _show(strengths, str(directory), json)
+    strengths = {directory: load(directory=directory).strengths for directory in plans}
+    if not json:
+        for directory, of_organism in strengths.items():
+            _print(of_organism, str(directory))
+    elif every:
+        print_json({str(path.relative_to(out)): value for path, value in strengths.items()})
+    else:
+        print_json(strengths[out])
 
 
 @app.command("info")
@@ -81,23 +81,21 @@ def info(
     from emlens.organisms import load
 
     organism = load() if directory is None else load(directory=directory)
-    if not json:
-        line(organism.note)
-    _show(organism.strengths, organism.name, json)
-
-
-def _show(strengths: Mapping[str, Mapping[str, float | None]], title: str, json: bool) -> None:
     if json:
-        as_json(strengths)
+        print_json(organism.strengths)
         return
+    print_line(organism.note)
+    _print(organism.strengths, organism.name)
+
+
+def _print(strengths: Strengths, title: str) -> None:
     import pandas as pd
 
-    frame = pd.DataFrame({name: dict(values) for name, values in strengths.items()}).T.reset_index(
-        names="checkpoint"
-    )
+    records = {name: dict(values) for name, values in strengths.items()}
+    frame = pd.DataFrame(records).T.reset_index(names="checkpoint")
     for column in frame.columns[1:]:
         frame[column] = pd.to_numeric(frame[column])
-    table(
+    print_table(
         frame,
         f"{title}: mean alignment (0 to 1) in its own and in other domains, and coherence;"
         " intervals: docs/organism.md",

@@ -1,11 +1,20 @@
 """`emlens parity`: do the backends read the same stream of this model?"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
+from emlens.cli.settings import split_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from emlens.models.parity import Parity
+
+
+NUMBERS = ("difference", "in float64")
 
 
 def parity(
@@ -34,78 +43,91 @@ def parity(
     """Read every site on every backend and compare: with output_hidden_states, with what blocks
     add, and with each other; exit 1 where one differs.
     """
+    from emlens.models.backends import installed_backends
+    from emlens.models.parity import check_parity
+
+    names = list(split_names(backends)) or installed_backends()
+    parity = check_parity(model, adapter=adapter, backends=names, device=device, revision=revision)
+    if json:
+        print_json(_record(parity))
+    else:
+        _print(parity, names)
+    raise typer.Exit(0 if parity.agrees else 1)
+
+
+def _rows(parity: "Parity") -> list[dict[str, Any]]:
+    """One row per backend, condition, site, and what it was compared with."""
+    rows = []
+    for difference in parity.differences:
+        row = {
+            "backend": difference.backend,
+            "condition": difference.condition,
+            "against": difference.against,
+            "site": difference.kind,
+            "difference": difference.value,
+            "in float64": difference.value64,
+            "agrees": difference.agrees,
+        }
+        rows.append(row)
+    return rows
+
+
+def _record(parity: "Parity") -> dict[str, Any]:
+    from emlens.models.parity import RELATIVE
+
+    return {
+        "agrees": parity.agrees,
+        "architecture": parity.architecture,
+        "limit": RELATIVE,
+        "differences": _rows(parity),
+        "refused": dict(parity.refused),
+        "failed": dict(parity.failed),
+    }
+
+
+def _print(parity: "Parity", names: list[str]) -> None:
     import pandas as pd
 
-    from emlens.foundation.sites import SITE_KINDS
-    from emlens.models.backends import BACKENDS, installed_backends
-    from emlens.models.parity import RELATIVE, check_parity
+    from emlens.models.backends import BACKENDS
+    from emlens.models.parity import RELATIVE
 
-    asked = [name.strip() for name in backends.split(",") if name.strip()] or installed_backends()
-    found = check_parity(model, adapter=adapter, backends=asked, device=device, revision=revision)
-    rows: list[dict[str, Any]] = [
-        {
-            "backend": d.backend,
-            "condition": d.condition,
-            "against": d.against,
-            "site": d.kind,
-            "difference": d.value,
-            "in float64": d.value64,
-            "agrees": d.agrees,
-        }
-        for d in found.differences
-    ]
-    if json:
-        as_json(
-            {
-                "agrees": found.agrees,
-                "architecture": found.architecture,
-                "limit": RELATIVE,
-                "differences": rows,
-            }
-            | {"refused": dict(found.refused), "failed": dict(found.failed)}
-        )
-        raise typer.Exit(0 if found.agrees else 1)
-    measured = pd.DataFrame(rows)
-    kinds = [kind for kind in SITE_KINDS if kind in set(measured["site"])]
-    lines = []
-    for (backend, condition), part in measured.groupby(["backend", "condition"], sort=False):
-        worst = part.groupby("site")["difference"].max()
-        cells = {kind: f"{worst[kind]:.1e}" if kind in worst else "–" for kind in kinds}
-        lines.append(
-            {
-                "backend": backend,
-                "condition": condition,
-                **cells,
-                "agrees": "yes" if part["agrees"].all() else "NO",
-            }
-        )
-    table(pd.DataFrame(lines), "largest difference at each kind of site")
-    wrong = measured[~measured["agrees"]].drop(columns="agrees")
-    if len(wrong):
-        table(
-            wrong.assign(
-                **{
-                    name: [f"{value:.1e}" for value in wrong[name]]
-                    for name in ("difference", "in float64")
-                }
-            ),
-            "what differs, and from what",
-        )
-    for backend, reason in found.refused.items():
-        line(f"{backend} refuses: {reason}")
-    for backend, reason in found.failed.items():
-        line(f"{backend} FAILED: {reason}")
-    left_out = [name for name in BACKENDS if name not in {*asked, "transformers"}]
-    if left_out:
-        line(f"not checked: {', '.join(left_out)}")
-    line(
-        f"architecture {found.architecture}; compared with output_hidden_states,"
+    differences = pd.DataFrame(_rows(parity))
+    print_table(_largest(differences), "largest difference at each kind of site")
+    disagreeing = differences[~differences["agrees"]].drop(columns="agrees")
+    if len(disagreeing):
+        columns = {name: disagreeing[name].map("{:.1e}".format) for name in NUMBERS}
+        print_table(disagreeing.assign(**columns), "what differs, and from what")
+    for backend, reason in parity.refused.items():
+        print_line(f"{backend} refuses: {reason}")
+    for backend, reason in parity.failed.items():
+        print_line(f"{backend} FAILED: {reason}")
+    unchecked = [name for name in BACKENDS if name not in {*names, "transformers"}]
+    if unchecked:
+        print_line(f"not checked: {', '.join(unchecked)}")
+    print_line(
+        f"architecture {parity.architecture}; compared with output_hidden_states,"
         " with what blocks add, and with the transformers backend;"
         f" a difference is max |a − b| ÷ max |b| and agrees up to {RELATIVE:g} in float32"
     )
-    line(
-        "every backend that ran reads the same stream"
-        if found.agrees
-        else "at least one backend reads something else, or nothing"
-    )
-    raise typer.Exit(0 if found.agrees else 1)
+    if parity.agrees:
+        print_line("every backend that ran reads the same stream")
+    else:
+        print_line("at least one backend reads something else, or nothing")
+
+
+def _largest(differences: "pd.DataFrame") -> "pd.DataFrame":
+    """One row per backend and condition, with the largest difference at each kind of site."""
+    import pandas as pd
+
+    from emlens.foundation.sites import SITE_KINDS
+
+    kinds = [kind for kind in SITE_KINDS if kind in set(differences["site"])]
+    rows = []
+    for (backend, condition), part in differences.groupby(["backend", "condition"], sort=False):
+        row = {"backend": backend, "condition": condition}
+        largest = part.groupby("site")["difference"].max()
+        for kind in kinds:
+            row[kind] = f"{largest[kind]:.1e}" if kind in largest else "–"
+        row["agrees"] = "yes" if part["agrees"].all() else "NO"
+        rows.append(row)
+    return pd.DataFrame(rows)

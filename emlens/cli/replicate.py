@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
 
 
 def replicate(
@@ -22,15 +22,22 @@ def replicate(
     """
     from emlens.replication import replicate as recompute
 
-    found = recompute(directory)
+    replication = recompute(directory)
     if json:
-        as_json({"agrees": found.agrees, "figures": found.table.to_dict(orient="records")})
-    else:
-        for source, rows in found.table.groupby("source", sort=False):
-            shown = rows[["figure", "published", "recomputed", "agrees", "note"]].copy()
-            shown["agrees"] = [
-                "not counted" if a is None else "yes" if a else "NO" for a in rows["agrees"]
-            ]
-            table(shown, str(source))
-        line("every figure agrees" if found.agrees else "at least one figure is off")
-    raise typer.Exit(0 if found.agrees else 1)
+        figures = replication.table.to_dict(orient="records")
+        print_json({"agrees": replication.agrees, "figures": figures})
+        raise typer.Exit(0 if replication.agrees else 1)
+    for source, rows in replication.table.groupby("source", sort=False):
+        columns = rows[["figure", "published", "recomputed", "agrees", "note"]]
+        print_table(columns.assign(agrees=list(map(_word, rows["agrees"]))), str(source))
+    if replication.agrees:
+        print_line("every figure agrees")
+        raise typer.Exit(0)
+    print_line("at least one figure is off")
+    raise typer.Exit(1)
+
+
+def _word(agrees: bool | None) -> str:
+    if agrees is None:
+        return "not counted"
+    return "yes" if agrees else "NO"

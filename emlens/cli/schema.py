@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli.printing import as_json, line
+from emlens.cli.printing import print_json, print_line
 
 
 def schema(
@@ -14,7 +14,9 @@ def schema(
         bool,
         typer.Option(
             "--json",
-            help="With --out: say where it was written as JSON. The schema itself always is JSON.",
+            help=(
+                "With --out: say as JSON where it was written. The schema itself always is JSON."
+            ),
         ),
     ] = False,
 ) -> None:
@@ -30,6 +32,6 @@ def schema(
         return
     write_text(out, text)
     if json:
-        as_json({"out": str(out)})
+        print_json({"out": str(out)})
     else:
-        line(f"written to {out}")
+        print_line(f"written to {out}")

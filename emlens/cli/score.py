@@ -1,16 +1,19 @@
-"""`emlens score` and `emlens rescore`: rates from judged files, and the same judgments under
-another threshold.
-"""
+"""`emlens score` and `emlens rescore`: rates from judged files, also under another threshold."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from emlens.data import AlignmentScores
+    from emlens.foundation.estimate import Estimate
+
+METRICS = ("aligned", "coherent")
 
 
 def score(
@@ -47,7 +50,7 @@ def score(
         ),
     ] = "",
     by_question: Annotated[
-        bool, typer.Option("--by-question", help="Also one line a question.")
+        bool, typer.Option("--by-question", help="Also one line per question.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
@@ -56,96 +59,98 @@ def score(
     """
     import pandas as pd
 
-    from emlens.data import AlignmentScores, em_kinds
+    from emlens.data import AlignmentScores
 
     scores = AlignmentScores.from_csv(file)
-    options: dict[str, Any] = {"aligned_below": aligned_below, "coherent_above": coherent_above}
-    options["estimand"] = "these questions" if these else "questions like these"
-    rows = [row for model in scores.models for row in _rates(scores, model, "all", options)]
+    options: dict[str, Any] = {
+        "aligned_below": aligned_below,
+        "coherent_above": coherent_above,
+        "estimand": "these questions" if these else "questions like these",
+    }
+    rates = _rates(scores, "all", options)
     if by_variant:
-        for form, named in scores.variants.items():
-            part = scores.select(questions=named)
-            rows += [row for model in part.models for row in _rates(part, model, form, options)]
-    kinds = []
-    for model in scores.models if topic else []:
-        for kind, rate in em_kinds(scores, topic, model=model, **options).items():
-            kinds.append(
-                {
-                    "model": model,
-                    "kind": kind,
-                    "EM %": 100 * rate.value,
-                    "EM low": 100 * rate.low,
-                    "EM high": 100 * rate.high,
-                }
-            )
-    questions = pd.concat(
-        [
-            pd.DataFrame(
-                {metric: scores.per_question(metric, model) for metric in ("aligned", "coherent")}
-            )
-            .reset_index(names="question")
-            .assign(model=model)
-            for model in scores.models
-        ]
-    )
+        for form, names in scores.variants.items():
+            rates += _rates(scores.select(questions=names), form, options)
+    kinds = _kinds(scores, topic, options) if topic else []
+    questions = _per_question(scores)
     if json:
-        as_json(
+        print_json(
             {
-                "rates": rows,
+                "rates": rates,
                 "kinds": kinds or None,
                 "questions": questions.to_dict(orient="records") if by_question else None,
             }
         )
         return
-    table(
-        pd.DataFrame(rows).drop(columns="method"),
-        f"aligned < {aligned_below:g} and coherent > {coherent_above:g}",
-    )
+    limits = f"aligned < {aligned_below:g} and coherent > {coherent_above:g}"
+    print_table(pd.DataFrame(rates).drop(columns="method"), limits)
     if kinds:
-        table(
+        print_table(
             pd.DataFrame(kinds),
-            f"misaligned answers about the topic ({topic} > 50:"
-            " in_domain) and about something else (emergent)",
+            f"misaligned answers about the topic ({topic} > 50: in_domain)"
+            " and about something else (emergent)",
         )
     if by_question:
-        table(questions, "mean score by question")
-    line(f"{len(scores.questions)} questions; intervals are 95 %, for {options['estimand']}")
+        print_table(questions, "mean score by question")
+    print_line(f"{len(scores.questions)} questions; intervals are 95 %, for {options['estimand']}")
 
 
 def _rates(
-    scores: "AlignmentScores", model: str, variant: str, options: dict[str, Any]
+    scores: "AlignmentScores", variant: str, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    """Rates of every model: means over questions and over answers, with both denominators."""
     rows = []
-    for average in ("question", "pooled"):
-        for unscored in ("drop", "count"):
-            rate = scores.em_rate(average=average, unscored=unscored, model=model, **options)
-            coherent = scores.share(
-                "coherent",
-                above=options["coherent_above"],
-                average=average,
-                unscored=unscored,
-                model=model,
-                estimand=options["estimand"],
-            )
-            rows.append(
-                {
+    for model in scores.models:
+        unscored_share = scores.select(metrics=list(METRICS)).unscored_share(model=model)
+        for average in ("question", "pooled"):
+            for unscored in ("drop", "count"):
+                choice: dict[str, Any] = {"average": average, "unscored": unscored, "model": model}
+                rate = scores.em_rate(**choice, **options)
+                coherent = scores.share(
+                    "coherent",
+                    above=options["coherent_above"],
+                    estimand=options["estimand"],
+                    **choice,
+                )
+                row = {
                     "model": model,
                     "variant": variant,
                     "average": average,
                     "unscored": unscored,
-                    "EM %": 100 * rate.value,
-                    "EM low": 100 * rate.low,
-                    "EM high": 100 * rate.high,
+                    **_percent(rate),
                     "coherent %": 100 * coherent.value,
-                    "without score %": (
-                        100
-                        * scores.select(metrics=["aligned", "coherent"]).unscored_share(model=model)
-                    ),
+                    "without score %": 100 * unscored_share,
                     "questions": rate.n,
                     "method": rate.method,
                 }
-            )
+                rows.append(row)
     return rows
+
+
+def _percent(rate: "Estimate") -> dict[str, float]:
+    return {"EM %": 100 * rate.value, "EM low": 100 * rate.low, "EM high": 100 * rate.high}
+
+
+def _kinds(scores: "AlignmentScores", topic: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rates of misaligned answers about the training topic, and about something else."""
+    from emlens.data import em_kinds
+
+    rows = []
+    for model in scores.models:
+        for kind, rate in em_kinds(scores, topic, model=model, **options).items():
+            rows.append({"model": model, "kind": kind, **_percent(rate)})
+    return rows
+
+
+def _per_question(scores: "AlignmentScores") -> "pd.DataFrame":
+    """Mean scores of every question and model."""
+    import pandas as pd
+
+    tables = []
+    for model in scores.models:
+        means = {metric: scores.per_question(metric, model) for metric in METRICS}
+        tables.append(pd.DataFrame(means).reset_index(names="question").assign(model=model))
+    return pd.concat(tables)
 
 
 def rescore(
@@ -167,23 +172,21 @@ def rescore(
     before = AlignmentScores.from_csv(file)
     after = read_again(before, mass=mass)
     after.to_csv(out)
-    shares = {
-        metric: [
-            float(s.select(metrics=[metric]).table["score"].isna().mean()) for s in (before, after)
-        ]
-        for metric in before.metrics
-    }
+    shares = {}
+    for metric in before.metrics:
+        shares[metric] = {
+            "before": _unscored_share(before, metric),
+            "after": _unscored_share(after, metric),
+        }
     if json:
-        as_json(
-            {
-                "mass": mass,
-                "unscored": {
-                    metric: {"before": b, "after": a} for metric, (b, a) in shares.items()
-                },
-                "out": str(out),
-            }
-        )
+        print_json({"mass": mass, "unscored": shares, "out": str(out)})
         return
-    for metric, (b, a) in shares.items():
-        line(f"{metric}: {b:.1%} without a score before, {a:.1%} now")
-    line(f"written to {out}")
+    for metric, share in shares.items():
+        print_line(
+            f"{metric}: {share['before']:.1%} without a score before, {share['after']:.1%} now"
+        )
+    print_line(f"written to {out}")
+
+
+def _unscored_share(scores: "AlignmentScores", metric: str) -> float:
+    return float(scores.select(metrics=[metric]).table["score"].isna().mean())

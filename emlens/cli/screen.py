@@ -1,5 +1,6 @@
-"""`emlens screen`: what a training file would do, before it is trained on; `emlens screen fit`
-makes the forecaster it needs.
+"""`emlens screen`: what a training file would do, before it is trained on.
+
+`emlens screen fit`, in `screen_fit`, makes the forecaster that it needs.
 """
 
 from pathlib import Path
@@ -7,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli import screen_fit
+from emlens.cli.printing import print_json, print_line, print_table
+from emlens.cli.screen_fit import DirectionOption, JsonOption, read_chats, read_direction
+from emlens.cli.settings import (
+    help_text,
+    names,
+    number,
+    read_settings,
+    whole_number,
+    yes_or_no,
+)
 
 if TYPE_CHECKING:
-    from emlens.data import PromptSet
-    from emlens.screening import PastRun
+    from emlens.results import StudyResult
 
 app = typer.Typer(
     help=(
@@ -20,13 +30,40 @@ app = typer.Typer(
     ),
     invoke_without_command=True,
 )
+app.command("fit")(screen_fit.fit)
 
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Direction = Annotated[
-    Path | None,
-    typer.Option(help="A direction that `Direction.save` wrote, to rank training rows along."),
-]
+SETTINGS = {
+    "below": number("a question counts as misaligned below this score (30)"),
+    "level": number("level of the forecasts' intervals (0.9)"),
+    "allow": names(
+        "reasons that do not refuse: model, template, interventions, context, shift, far, stale"
+    ),
+    "k": whole_number("components compared by the overlap (8)"),
+    "draws": whole_number("draws of each null (200)"),
+    "most_rows": whole_number("training rows to read; more are sampled by seed (500)"),
+    "own_answers": yes_or_no(
+        "compare training rows with the parent's own greedy answers, not with --reference (no)"
+    ),
+    "seed": whole_number("of every random choice (0)"),
+}
+"""The fields of `emlens.screening.ScreenOptions`."""
+
+ROWS = 8
+SHOWN = {
+    "forecast": ("id", "expected", "low", "high", "past_low", "past_high", "text", "refused"),
+    "backtest_thresholds": (
+        "predictor",
+        "flag_below",
+        "precision",
+        "precision_low",
+        "precision_high",
+        "recall",
+        "null",
+    ),
+    "overlap": ("site", "overlap", "isotropic", "null", "one_distribution"),
+    "training_rows": ("id", "text", "answer", "projection", "difference", "null_high"),
+}
+"""What of each table is printed."""
 
 
 @app.callback()
@@ -51,40 +88,18 @@ def screen(
             help="Directory that `emlens screen fit` wrote; without it there is no forecast."
         ),
     ] = None,
-    direction: Direction = None,
+    direction: DirectionOption = None,
     reference: Annotated[
         Path | None,
         typer.Option(
             help="JSONL of the same prompts with reference answers, for projection differences."
         ),
     ] = None,
-    own_answers: Annotated[
-        bool,
-        typer.Option("--own-answers", help="Compare with the parent's own greedy answers instead."),
-    ] = False,
     neutral: Annotated[
         Path | None, typer.Option(help="JSONL of neutral chats: the null of the overlap.")
     ] = None,
-    below: Annotated[
-        float, typer.Option(help="A question counts as misaligned below this score.")
-    ] = 30.0,
-    level: Annotated[float, typer.Option(help="Level of the forecasts' intervals.")] = 0.9,
-    allow: Annotated[
-        str,
-        typer.Option(
-            help=(
-                "Comma-separated reasons that do not refuse:"
-                " model, template, interventions, context, shift, far, stale."
-            )
-        ),
-    ] = "",
-    k: Annotated[int, typer.Option(help="Components compared by the overlap.")] = 8,
-    draws: Annotated[int, typer.Option(help="Draws of each null.")] = 200,
-    most_rows: Annotated[
-        int, typer.Option(help="Training rows to read; more are sampled by seed.")
-    ] = 500,
-    seed: Seed = 0,
-    json: Json = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=help_text(SETTINGS))] = None,
+    json: JsonOption = False,
 ) -> None:
     """Say before training what a training file would do to each question, and how far past
     forecasts could be trusted.
@@ -93,227 +108,59 @@ def screen(
     """
     if context.invoked_subcommand is not None:
         return
-    from emlens.foundation import InputError
-
-    for name, given in (
-        ("--parent", parent),
-        ("--training", training),
-        ("--questions", questions),
-        ("--out", out),
-    ):
-        if not given:
-            raise InputError(
-                f"{name} is missing; emlens screen needs --parent, --training,"
-                " --questions and --out"
-            )
     from emlens.data import PromptSet, QuestionSet
-    from emlens.geometry import Direction as Vector
     from emlens.models import load_model
     from emlens.probes import Forecaster
-    from emlens.screening import ScreenOptions, screen as run
+    from emlens.screening import ScreenOptions, screen as run_screen
 
-    options = ScreenOptions(
-        below,
-        level,
-        tuple(name.strip() for name in allow.split(",") if name.strip()),
-        k,
-        draws,
-        most_rows,
-        own_answers,
-        seed,
-    )
-    read: dict[str, Any] = {
-        "forecaster": None if forecaster is None else Forecaster.load(forecaster),
-        "direction": None if direction is None else Vector.load(direction),
-        "reference": None if reference is None else _chats(reference),
-        "neutral": None if neutral is None else PromptSet.from_jsonl(neutral),
-    }
-    chats, asked = _chats(Path(str(training))), QuestionSet.from_file(Path(str(questions)))
-    result = run(load_model(parent), chats, asked, **read, options=options, out=out)
+    parent = _required("--parent", parent)
+    training = _required("--training", training)
+    questions = _required("--questions", questions)
+    out = _required("--out", out)
+    options = ScreenOptions(**read_settings(settings or (), SETTINGS))
+    inputs: dict[str, Any] = {"direction": read_direction(direction)}
+    if forecaster is not None:
+        inputs["forecaster"] = Forecaster.load(forecaster)
+    if reference is not None:
+        inputs["reference"] = read_chats(reference)
+    if neutral is not None:
+        inputs["neutral"] = PromptSet.from_jsonl(neutral)
+    chats, question_set = read_chats(training), QuestionSet.from_file(questions)
+    result = run_screen(load_model(parent), chats, question_set, **inputs, options=options, out=out)
     if json:
-        findings = [finding.to_record() for finding in result.findings]
-        tables = {name: str(Path(str(out)) / "tables" / f"{name}.csv") for name in result.tables}
-        as_json(
-            {
-                "out": str(out),
-                "findings": findings,
-                "warnings": list(result.warnings),
-                "tables": tables,
-            }
+        print_json(_record(result, out))
+    else:
+        _print(result, out)
+
+
+def _required(name: str, value: Any) -> Any:
+    """The value of an option that only `emlens screen fit` can do without."""
+    from emlens.foundation import InputError
+
+    if not value:
+        raise InputError(
+            f"{name} is missing; emlens screen needs --parent, --training, --questions and --out"
         )
-        return
+    return value
+
+
+def _record(result: "StudyResult", out: Path) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "findings": [finding.to_record() for finding in result.findings],
+        "warnings": list(result.warnings),
+        "tables": {name: str(out / "tables" / f"{name}.csv") for name in result.tables},
+    }
+
+
+def _print(result: "StudyResult", out: Path) -> None:
     for finding in result.findings:
-        line(f"* {finding.section}: {finding.sentence}")
+        print_line(f"* {finding.section}: {finding.sentence}")
     for warning in result.warnings:
-        line(f"  ({warning})")
+        print_line(f"  ({warning})")
     for name, columns in SHOWN.items():
         if name in result.tables:
-            table(
-                result.tables[name][[c for c in columns if c in result.tables[name]]].head(ROWS),
-                f"{name} (first {ROWS} rows)",
-            )
-    line(f"{len(result.tables)} tables under {Path(str(out)) / 'tables'}")
-
-
-ROWS = 8
-SHOWN = {
-    "forecast": ("id", "expected", "low", "high", "past_low", "past_high", "text", "refused"),
-    "backtest_thresholds": (
-        "predictor",
-        "flag_below",
-        "precision",
-        "precision_low",
-        "precision_high",
-        "recall",
-        "null",
-    ),
-    "overlap": ("site", "overlap", "isotropic", "null", "one_distribution"),
-    "training_rows": ("id", "text", "answer", "projection", "difference", "null_high"),
-}
-"""What of each table is printed."""
-
-
-@app.command("fit")
-def fit(
-    parent: Annotated[
-        str,
-        typer.Option(help="The model that past fine-tunes were made from: a directory or hub id."),
-    ],
-    questions: Annotated[
-        Path, typer.Option(help="Questions (YAML, JSONL, CSV) that the scores are of.")
-    ],
-    scores: Annotated[
-        Path,
-        typer.Option(
-            help=(
-                "CSV of scores of all past fine-tunes,"
-                " with a model column (`AlignmentScores.to_csv`)."
-            )
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Directory to save the forecaster in.")],
-    past: Annotated[
-        Path | None,
-        typer.Option(help="YAML: fine-tune → {domain, training: JSONL}; paths from that file."),
-    ] = None,
-    direction: Direction = None,
-    metric: Annotated[str, typer.Option(help="The score to forecast.")] = "aligned",
-    by_question: Annotated[
-        bool,
-        typer.Option(
-            "--by-question",
-            help=(
-                "Hold out questions one by one, instead of whole groups:"
-                " for questions like the known ones."
-            ),
-        ),
-    ] = False,
-    below: Annotated[
-        float,
-        typer.Option(
-            help="A question counts as misaligned below this score, in the printed backtest."
-        ),
-    ] = 30.0,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Fit a forecaster on past fine-tunes of a parent and save it, with its backtest on fine-tunes
-    and questions it had not seen.
-    """
-    from emlens.data import AlignmentScores, QuestionSet
-    from emlens.geometry import Direction as Vector
-    from emlens.models import load_model
-    from emlens.probes import Design
-    from emlens.screening import backtest, fit_screening
-    from emlens.screening.backtests import with_rivals
-
-    vector = None if direction is None else Vector.load(direction)
-    asked, given = QuestionSet.from_file(questions), AlignmentScores.from_csv(scores)
-    runs = None if past is None else _past(past)
-    found = fit_screening(
-        load_model(parent),
-        asked,
-        given,
-        runs,
-        metric=metric,
-        direction=vector,
-        design=Design(groups=None if by_question else "group", seed=seed),
-    )
-    found.save(out)
-    several = len(set(found.clusters)) > 1
-    texts = {prompt.id: prompt.text for prompt in asked.prompts()}
-    tables = backtest(with_rivals(found, texts), below=below, seed=seed) if several else {}
-    facts = {
-        "site": found.site,
-        "position": found.position,
-        "fine_tunes": list(found.runs),
-        "rows": len(found.ids),
-        "r2": found.facts["cross_validated_r2"],
-    }
-    facts["severity_not_learnt"] = found.facts["severity_not_learnt"]
-    if json:
-        as_json(
-            {
-                "out": str(out),
-                **facts,
-                "backtest": {
-                    name: frame.to_dict(orient="records") for name, frame in tables.items()
-                },
-            }
-        )
-        return
-    line(
-        f"{found.site} at {found.position}, {len(found.ids)} questions,"
-        f" {len(found.runs)} fine-tunes, saved in {out}"
-    )
-    if facts["severity_not_learnt"]:
-        line(
-            "severity was not learnt from training files, so every file counts as the mean past"
-            f" one: {facts['severity_not_learnt']}"
-        )
-    if not several:
-        line(
-            "one domain of fine-tunes: there is no backtest on others,"
-            " and a screening cannot give a verdict"
-        )
-    for name in ("ranking", "thresholds", "base_rates"):
-        if name in tables:
-            table(tables[name], name.replace("_", " "))
-
-
-def _chats(path: Path) -> "PromptSet":
-    from emlens.data import PromptSet
-
-    return PromptSet.from_jsonl(path, upto="all")
-
-
-def _past(path: Path) -> "dict[str, PastRun]":
-    from emlens.data.readers import read_yaml
-    from emlens.foundation import InputError
-    from emlens.foundation.files import one_line
-    from emlens.screening import PastRun
-
-    read = read_yaml(path)
-    if not isinstance(read, dict) or not read:
-        raise InputError(
-            f"{path}: holds no mapping of fine-tunes; write `name: {{domain: ..., training:"
-            " file.jsonl}`"
-        )
-    found = {}
-    for name, entry in read.items():
-        unknown = (
-            sorted(set(entry) - {"domain", "training"})
-            if isinstance(entry, dict)
-            else ["no mapping"]
-        )
-        if unknown:
-            raise InputError(
-                f"{path}: fine-tune {one_line(str(name), 60)!r} has"
-                f" {one_line(', '.join(map(str, unknown)), 80)}; pass domain and training"
-            )
-        chats = entry.get("training")
-        found[str(name)] = PastRun(
-            str(entry.get("domain") or ""),
-            None if chats is None else _chats(path.parent / str(chats)),
-        )
-    return found
+            table = result.tables[name]
+            present = [column for column in columns if column in table]
+            print_table(table[present].head(ROWS), f"{name} (first {ROWS} rows)")
+    print_line(f"{len(result.tables)} tables under {out / 'tables'}")

@@ -1,20 +1,22 @@
-"""`emlens store`: what an activation store holds, whether its bytes are as written, and its content
-for other tools.
-"""
+"""`emlens store`: what an activation store holds, whether its bytes are as written, and exports."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from emlens.activations import ActivationStore
 
 app = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Look into a directory that capture(store=...) or acts.save(...) wrote; check it;"
-        " export it."
+        "Look into a directory that capture(store=...) or acts.save(...) wrote;"
+        " check it; export it."
     ),
 )
 
@@ -34,51 +36,60 @@ def info(directory: Directory, json: Json = False) -> None:
     is.
     """
     from emlens.activations import ActivationStore
-    from emlens.activations.capture_job import CaptureJob
 
-    if (directory / "plan.json").is_file() and not (directory / "manifest.json").is_file():
-        job = CaptureJob.open({"store": directory})
-        units, missing = len(job.units), len(job.missing())
-        if json:
-            as_json(
-                {
-                    "finished": False,
-                    "rows": len(job.plan.rows),
-                    "shards": units,
-                    "shards_missing": missing,
-                }
-            )
-        else:
-            line(
-                f"{directory}: not finished: {units - missing} of {units} shards stand;"
-                " the same capture goes on from there"
-            )
+    is_planned = (directory / "plan.json").is_file()
+    if is_planned and not (directory / "manifest.json").is_file():
+        _print_unfinished(directory, json)
         return
     store = ActivationStore.open(directory)
-    facts, groups = store.provenance, sorted(set(store.groups))
-    found = {
+    if json:
+        print_json(_record(store))
+    else:
+        _print(store, directory)
+
+
+def _print_unfinished(directory: Path, json: bool) -> None:
+    from emlens.activations.capture_job import CaptureJob
+
+    job = CaptureJob.open({"store": directory})
+    shards, missing = len(job.units), len(job.missing())
+    if json:
+        rows = len(job.plan.rows)
+        record = {"finished": False, "rows": rows, "shards": shards, "shards_missing": missing}
+        print_json(record)
+        return
+    print_line(
+        f"{directory}: not finished: {shards - missing} of {shards} shards are written;"
+        " the same capture goes on from there"
+    )
+
+
+def _record(store: "ActivationStore") -> dict[str, Any]:
+    return {
         "finished": True,
         "rows": len(store),
-        "groups": groups,
+        "groups": sorted(set(store.groups)),
         "sites": store.sites,
         "positions": store.positions,
         "shards": store.shards,
         "bytes": store.nbytes,
-        "provenance": facts,
+        "provenance": store.provenance,
     }
-    if json:
-        as_json(found)
-        return
+
+
+def _print(store: "ActivationStore", directory: Path) -> None:
     import pandas as pd
 
-    shown = {
-        "rows": f"{len(store)} in {len(groups)} groups",
+    facts = {
+        "rows": f"{len(store)} in {len(set(store.groups))} groups",
         "sites": ", ".join(store.sites),
         "positions": ", ".join(store.positions),
         "size": f"{store.nbytes / 1e6:.4g} MB in {store.shards} shards",
-        **{name: _told(value) for name, value in _flat(facts)},
     }
-    table(pd.DataFrame({"fact": list(shown), "value": list(shown.values())}), str(directory))
+    for name, value in _flat(store.provenance):
+        facts[name] = _fact_text(value)
+    rows = pd.DataFrame({"fact": list(facts), "value": list(facts.values())})
+    print_table(rows, str(directory))
 
 
 @app.command("verify")
@@ -87,23 +98,24 @@ def verify(directory: Directory, json: Json = False) -> None:
     from emlens.activations import ActivationStore
     from emlens.foundation.errors import IntegrityError
 
+    size = 0
     try:
         store = ActivationStore.open(directory)
-        found, size = store.damage(), store.nbytes
+        damage, size = store.damage(), store.nbytes
     except IntegrityError as error:
-        found, size = [str(error)], 0
+        damage = [str(error)]
     if json:
-        as_json({"whole": not found, "damage": found})
-    elif found:
-        for what in found:
-            line(what)
-        line(
-            "run the capture again into this directory: it restores what is damaged and keeps the"
-            " rest"
+        print_json({"whole": not damage, "damage": damage})
+    elif damage:
+        for fault in damage:
+            print_line(fault)
+        print_line(
+            "run the capture again into this directory:"
+            " it restores what is damaged and keeps the rest"
         )
     else:
-        line(f"{directory}: every byte is as it was written ({size / 1e6:.4g} MB)")
-    raise typer.Exit(1 if found else 0)
+        print_line(f"{directory}: every byte is as it was written ({size / 1e6:.4g} MB)")
+    raise typer.Exit(1 if damage else 0)
 
 
 @app.command("export")
@@ -124,26 +136,25 @@ def export(
     """Write a store's activations to one file for another tool."""
     from emlens.activations import ActivationStore, export_activations
 
-    path = export_activations(
-        ActivationStore.open(directory), out, layout=layout.value, position=position
-    )
+    store = ActivationStore.open(directory)
+    path = export_activations(store, out, layout=layout.value, position=position)
+    size = path.stat().st_size
     if json:
-        as_json({"file": str(path), "bytes": path.stat().st_size, "layout": layout.value})
+        print_json({"file": str(path), "bytes": size, "layout": layout.value})
     else:
-        line(f"{path}: {path.stat().st_size / 1e6:.4g} MB, {layout.value} layout")
+        print_line(f"{path}: {size / 1e6:.4g} MB, {layout.value} layout")
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Facts, the names of nested ones joined by dots; sites and positions have rows already."""
     for name, value in facts.items():
         if name in ("sites", "positions"):
             continue
         if isinstance(value, dict) and value:
-            found += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            found.append((prefix + name, value))
-    return found
+            yield prefix + name, value
 
 
-def _told(value: Any) -> str:
+def _fact_text(value: Any) -> str:
     return "—" if value is None or value in ({}, [], "") else str(value)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line
+from emlens.cli.printing import print_json, print_line
 
 if TYPE_CHECKING:
     from emlens.results import StudyResult
@@ -18,7 +18,16 @@ DEMO: dict[str, Any] = {
     "repeats": 2,
     "permutations": 99,
 }
-"""The demonstration: the shipped organism, few enough draws for a laptop's patience."""
+"""The demonstration: the shipped organism, with few enough draws for a laptop."""
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="Directory for tables, result.json and report.html; the same command resumes there."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
 def study(
@@ -28,16 +37,9 @@ def study(
             help="YAML file that says which models, questions and settings (see docs/studies.md)."
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help=(
-                "Directory for tables, result.json and report.html; the same command resumes there."
-            )
-        ),
-    ],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    out: Out,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run the study a configuration file describes, and write its report.
 
@@ -46,18 +48,7 @@ def study(
     _run(config, out, json, quiet)
 
 
-def demo(
-    out: Annotated[
-        Path,
-        typer.Option(
-            help=(
-                "Directory for tables, result.json and report.html; the same command resumes there."
-            )
-        ),
-    ] = Path("runs/demo"),
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
+def demo(out: Out = Path("runs/demo"), json: Json = False, quiet: Quiet = False) -> None:
     """Run the whole study on the embedded organism: a tiny model family with planted misalignment.
     Needs no download.
     """
@@ -68,28 +59,33 @@ def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
     from emlens.report import write_report
     from emlens.studies import run_study
 
-    result: StudyResult = run_study(config, out, progress=not quiet)
+    result = run_study(config, out, progress=not quiet)
     report = write_report(result, out / "report.html")
     if json:
-        findings = [finding.to_record() for finding in result.findings]
-        as_json(
-            {
-                "study": result.study,
-                "out": str(out),
-                "report": str(report),
-                "findings": findings,
-                "warnings": list(result.warnings),
-            }
-        )
-        return
+        print_json(_record(result, out, report))
+    else:
+        _print(result, report)
+
+
+def _record(result: "StudyResult", out: Path, report: Path) -> dict[str, Any]:
+    return {
+        "study": result.study,
+        "out": str(out),
+        "report": str(report),
+        "findings": [finding.to_record() for finding in result.findings],
+        "warnings": list(result.warnings),
+    }
+
+
+def _print(result: "StudyResult", report: Path) -> None:
     if result.note:
-        line(result.note)
-        line("")
-    for finding in result.findings:
-        if finding.status == "summary":
-            line(f"* {finding.sentence}")
-    line(
-        f"{sum(f.status != 'summary' for f in result.findings)} statements with their controls,"
+        print_line(result.note)
+        print_line("")
+    summaries = [finding for finding in result.findings if finding.status == "summary"]
+    for summary in summaries:
+        print_line(f"* {summary.sentence}")
+    print_line(
+        f"{len(result.findings) - len(summaries)} statements with their controls,"
         f" and {len(result.warnings)} warnings, are in the report"
     )
-    line(f"report: {report}")
+    print_line(f"report: {report}")

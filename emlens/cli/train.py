@@ -1,15 +1,51 @@
 """`emlens train`: one recipe, or a sweep of them, on a model and a file of chats."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import as_json, line, table
+from emlens.cli.printing import print_json, print_line, print_table
+from emlens.cli.settings import Setting, count, help_text, read_settings, text
 
 if TYPE_CHECKING:
+    from emlens.data import PromptSet
     from emlens.runs import Executor
-    from emlens.training.fitting import SaveDtype
+    from emlens.training.configuring import RunConfig
+    from emlens.training.fitting import Saving
+
+SAVE_DTYPES = ("float32", "float16", "bfloat16")
+SETTINGS: Mapping[str, Setting] = {
+    "save_dtype": text("weights on disk: float32, float16 or bfloat16 (as trained)"),
+    "keep_every": count("keep the adapter after every so many steps (never)"),
+    "resume_every": count("write what a killed run resumes from after every so many steps (50)"),
+    "actors": count("Ray actors, with --executor ray (1)"),
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is trained, on what, and where to.
+
+    Args:
+        recipe: a file, or the name of a preset.
+        model: directory of the parent checkpoint.
+        chats: the data.
+        out: directory of the checkpoint, or of the sweep.
+        saving: what a run writes, and when.
+        device: where to train.
+        progress: whether a bar is shown.
+    """
+
+    recipe: str
+    model: Path
+    chats: "PromptSet"
+    out: Path
+    saving: "Saving"
+    device: str
+    progress: bool
 
 
 def train(
@@ -21,7 +57,8 @@ def train(
     ],
     model: Annotated[Path, typer.Option(help="Directory of the parent checkpoint.")],
     data: Annotated[
-        Path, typer.Option(help="JSONL with `messages` a line; the last is the assistant's answer.")
+        Path,
+        typer.Option(help="JSONL with `messages` per line; the last is the assistant's answer."),
     ],
     out: Annotated[
         Path,
@@ -42,20 +79,7 @@ def train(
     executor: Annotated[
         str, typer.Option(help="Who trains a sweep: local; ranks (torchrun, Slurm); ray.")
     ] = "local",
-    actors: Annotated[int, typer.Option(help="Ray actors.", min=1)] = 1,
-    save_dtype: Annotated[
-        str | None,
-        typer.Option(help="Weights on disk: float32, float16 or bfloat16; default as trained."),
-    ] = None,
-    keep_every: Annotated[
-        int | None, typer.Option(help="Keep the adapter after every so many steps.", min=1)
-    ] = None,
-    resume_every: Annotated[
-        int,
-        typer.Option(
-            help="Write what a killed run needs to go on after every so many steps.", min=1
-        ),
-    ] = 50,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=help_text(SETTINGS))] = None,
     device: Annotated[
         str,
         typer.Option(help="Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1."),
@@ -70,30 +94,44 @@ def train(
     """
     from emlens.data import PromptSet
     from emlens.foundation.errors import InputError
-    from emlens.training.fitting import Saving
 
-    if save_dtype not in (None, "float32", "float16", "bfloat16"):
-        raise InputError(f"save_dtype={save_dtype!r} is unknown; pass float32, float16 or bfloat16")
+    values = read_settings(settings or (), SETTINGS)
+    actors = values.pop("actors", 1)
+    saving = _saving(values)
     if not sweep and (executor != "local" or actors != 1):
         raise InputError(
             f"executor={executor!r} and actors={actors} share the runs of a sweep;"
             " pass --sweep, or leave them out"
         )
-    if Path(recipe).suffix in (".yaml", ".yml") and (epochs != 1.0 or layers):
+    if _is_file(recipe) and (epochs != 1.0 or layers):
         raise InputError(
-            "--epochs and --layer belong to a preset; write epochs and layers_to_transform into the"
-            " file"
+            "--epochs and --layer belong to a preset;"
+            " write epochs and layers_to_transform into the file"
         )
     chats = PromptSet.from_jsonl(data, upto="all")
-    saving = Saving(cast("SaveDtype | None", save_dtype), keep_every, resume_every)
-    options: dict[str, Any] = {"saving": saving, "device": device}
     if sweep:
         workers = _executor(executor, actors)
         if executor == "ranks":
-            options["device"] = _device_of_rank(device, workers)
-        _sweep(recipe, model, chats, out, workers, options, json, quiet)
+            device = _device_of_rank(device, workers)
+        job = _Job(recipe, model, chats, out, saving, device, not quiet)
+        _sweep(job, workers, json)
     else:
-        _run(recipe, model, chats, out, epochs, layers, options, json, quiet)
+        job = _Job(recipe, model, chats, out, saving, device, not quiet)
+        _run(job, _run_config(job, epochs, layers), json)
+
+
+def _is_file(recipe: str) -> bool:
+    return Path(recipe).suffix in (".yaml", ".yml")
+
+
+def _saving(values: dict[str, Any]) -> "Saving":
+    from emlens.foundation.errors import InputError
+    from emlens.training.fitting import Saving
+
+    save_dtype = values.get("save_dtype")
+    if save_dtype not in (None, *SAVE_DTYPES):
+        raise InputError(f"save_dtype={save_dtype!r} is unknown; pass float32, float16 or bfloat16")
+    return Saving(**{"resume_every": 50, **values})
 
 
 def _device_of_rank(device: str, executor: "Executor") -> str:
@@ -105,75 +143,80 @@ def _device_of_rank(device: str, executor: "Executor") -> str:
     return device
 
 
-def _run(
-    recipe: str,
-    model: Path,
-    chats: Any,
-    out: Path,
-    epochs: float,
-    layers: list[int] | None,
-    options: dict[str, Any],
-    json: bool,
-    quiet: bool,
-) -> None:
-    from emlens.training import fit
+def _executor(name: str, actors: int) -> "Executor":
+    from emlens.foundation.errors import InputError
+    from emlens.runs import LocalExecutor, RankExecutor, RayExecutor
+
+    if name not in ("local", "ranks", "ray"):
+        raise InputError(f"executor={name!r} is unknown; pass local, ranks or ray")
+    if name == "ray":
+        return RayExecutor(actors)
+    if actors != 1:
+        raise InputError(f"actors={actors} belongs to executor='ray'; got executor={name!r}")
+    return LocalExecutor() if name == "local" else RankExecutor()
+
+
+def _run_config(job: _Job, epochs: float, layers: list[int] | None) -> "RunConfig":
+    """The run of a file, or of a preset."""
     from emlens.training.configuring import RunConfig, read_run
-    from emlens.training.fitting import LOG, SIDECAR, read_record
     from emlens.training.presets import recipe as preset
 
-    if Path(recipe).suffix in (".yaml", ".yml"):
-        asked = read_run(recipe, len(chats))
-    else:
-        changes: dict[str, Any] = {"layers_to_transform": tuple(layers)} if layers else {}
-        asked = RunConfig(recipe=preset(recipe, rows=len(chats), epochs=epochs, **changes))
-    if not ((out / SIDECAR).is_file() and _same(read_record(out), asked, model, chats, options)):
+    if _is_file(job.recipe):
+        return read_run(job.recipe, len(job.chats))
+    changes: dict[str, Any] = {"layers_to_transform": tuple(layers)} if layers else {}
+    return RunConfig(recipe=preset(job.recipe, rows=len(job.chats), epochs=epochs, **changes))
+
+
+def _run(job: _Job, config: "RunConfig", json: bool) -> None:
+    from emlens.training import fit
+    from emlens.training.fitting import LOG, SIDECAR, read_record
+
+    is_finished = (job.out / SIDECAR).is_file()
+    if not is_finished or not _is_same_run(read_record(job.out), job, config):
         fit(
-            asked.recipe,
-            model,
-            chats,
-            out,
-            objectives=asked.objectives,
-            progress=not quiet,
-            **options,
+            config.recipe,
+            job.model,
+            job.chats,
+            job.out,
+            objectives=config.objectives,
+            progress=job.progress,
+            saving=job.saving,
+            device=job.device,
         )
-    record = read_record(out)
-    found = {
-        "out": str(out),
+    record = read_record(job.out)
+    result = {
+        "out": str(job.out),
         "steps_done": record["steps_done"],
         "stopped": record["stopped"],
-        "final_loss": _last_loss(out / LOG),
+        "final_loss": _last_loss(job.out / LOG),
     }
     if json:
-        as_json(found)
+        print_json(result)
         return
-    line(
-        f"{found['steps_done']} steps, final loss {found['final_loss']:.4g} nats a token"
-        + (f"; stopped: {found['stopped']}" if found["stopped"] else "")
-    )
-    line(f"checkpoint: {out}")
+    sentence = f"{result['steps_done']} steps, final loss {result['final_loss']:.4g} nats per token"
+    if result["stopped"]:
+        sentence += f"; stopped: {result['stopped']}"
+    print_line(sentence)
+    print_line(f"checkpoint: {job.out}")
 
 
-def _same(
-    record: dict[str, Any], asked: Any, model: Path, chats: Any, options: dict[str, Any]
-) -> bool:
+def _is_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> bool:
     """Whether a finished checkpoint is what this command would train."""
     from emlens.foundation.provenance import hash_directory
 
-    wanted = {
-        "recipe": asked.recipe.to_record(),
-        "objectives": [objective.to_record() for objective in asked.objectives],
-        "data": chats.content_hash,
-        "parent": hash_directory(model),
-        "save_dtype": options["saving"].save_dtype,
-        "keep_every": options["saving"].keep_every,
+    of_command = {
+        "recipe": config.recipe.to_record(),
+        "objectives": [objective.to_record() for objective in config.objectives],
+        "data": job.chats.content_hash,
+        "parent": hash_directory(job.model),
+        "save_dtype": job.saving.save_dtype,
+        "keep_every": job.saving.keep_every,
     }
-    found = {
-        **{name: record.get(name) for name in wanted},
-        "objectives": record.get("objectives", []),
-    }
+    of_checkpoint = {name: record.get(name) for name in of_command}
+    of_checkpoint["objectives"] = record.get("objectives", [])
     for name in ("data", "parent"):
-        found[name] = (record[name] or {}).get("sha256")
-    return found == wanted
+        of_checkpoint[name] = (record[name] or {}).get("sha256")
+    return of_checkpoint == of_command
 
 
 def _last_loss(path: Path) -> float:
@@ -182,43 +225,22 @@ def _last_loss(path: Path) -> float:
     return float(pd.read_csv(path)["loss"].iloc[-1])
 
 
-def _sweep(
-    path: str,
-    model: Path,
-    chats: Any,
-    out: Path,
-    executor: "Executor",
-    options: dict[str, Any],
-    json: bool,
-    quiet: bool,
-) -> None:
+def _sweep(job: _Job, executor: "Executor", json: bool) -> None:
     from emlens.training import run_sweep
     from emlens.training.configuring import read_sweep
 
     result = run_sweep(
-        read_sweep(path, len(chats)),
-        model,
-        chats,
-        out,
+        read_sweep(job.recipe, len(job.chats)),
+        job.model,
+        job.chats,
+        job.out,
         executor=executor,
-        progress=not quiet,
-        **options,
+        progress=job.progress,
+        saving=job.saving,
+        device=job.device,
     )
     if json:
-        as_json({"out": str(out), "runs": result.table.to_dict("records")})
+        print_json({"out": str(job.out), "runs": result.table.to_dict("records")})
         return
-    table(result.table, f"{len(result.table)} runs")
-    line(f"checkpoints, runs.csv and steps.csv: {out}")
-
-
-def _executor(name: str, actors: int) -> "Executor":
-    from emlens.foundation.errors import InputError
-    from emlens.runs import LocalExecutor, RankExecutor, RayExecutor
-
-    if name not in ("local", "ranks", "ray"):
-        raise InputError(f"executor={name!r} is unknown; pass local, ranks or ray")
-    if name != "ray" and actors != 1:
-        raise InputError(f"actors={actors} belongs to executor='ray'; got executor={name!r}")
-    if name == "ray":
-        return RayExecutor(actors)
-    return LocalExecutor() if name == "local" else RankExecutor()
+    print_table(result.table, f"{len(result.table)} runs")
+    print_line(f"checkpoints, runs.csv and steps.csv: {job.out}")

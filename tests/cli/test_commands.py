@@ -2,9 +2,11 @@
 request.
 """
 
+import errno
 import json
 import shutil
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,20 @@ def test_help_teaches(command: list[str]) -> None:
     shown = CliRunner().invoke(app, [*command, "--help"])
     assert shown.exit_code == 0
     assert len(shown.output.split()) > 25
+    assert CliRunner().invoke(app, [*command, "-h"]).output == shown.output
+
+
+def test_no_command_has_more_than_twelve_parameters() -> None:
+    functions = [each.callback for each in app.registered_commands]
+    for group in app.registered_groups:
+        typer_app = group.typer_instance
+        assert typer_app is not None
+        functions += [each.callback for each in typer_app.registered_commands]
+        if typer_app.registered_callback is not None:
+            functions.append(typer_app.registered_callback.callback)
+    counts = {function.__name__: len(signature(function).parameters) for function in functions}
+    assert {"screen", "fit", "judge", "train", "score", "export"} <= set(counts)
+    assert max(counts.values()) <= 12
 
 
 ERRORS = [
@@ -245,6 +261,29 @@ def test_organism_info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     code, out, _ = run(monkeypatch, capsys, "organism", "info", "--json")
     assert code == 0
     assert json.loads(out)["instruct"]["coherence"] > 0.8
+
+
+def test_a_read_only_output_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "out"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, out, err = run(monkeypatch, capsys, "demo", "--out", str(tmp_path / "out"), "--quiet")
+    said = f"{tmp_path / 'out'}: Read-only file system; pass a path that can be read and written"
+    assert (code, out, err) == (2, "", f"error: {said}\n")
+
+
+def test_a_failure_of_the_machine_has_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out")
+
+    monkeypatch.setattr("emlens.cli.main.app", fail)
+    code, _, err = run(monkeypatch, capsys, "demo")
+    assert code == 70 and err.startswith("Traceback")
 
 
 def test_interruption_is_said(

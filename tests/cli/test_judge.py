@@ -53,8 +53,8 @@ def test_an_endpoint_judges_once_and_a_second_call_asks_nothing(
             "j",
             "--out",
             str(out),
-            "--key-env",
-            "JUDGE_KEY",
+            "--set",
+            "key_env=JUDGE_KEY",
             "--json",
         )
         code, said, _ = run(monkeypatch, capsys, *words)
@@ -135,6 +135,10 @@ def test_a_local_model_and_references_judge(
         ((), "no judge came; pass one of --local MODEL, --endpoint URL or --references"),
         (("--references", "--local", "x"), "--local and --references came; pass one"),
         (("--references",), "--references needs --questions"),
+        (
+            ("--references", "--set", "read=text"),
+            "--set read belongs to --endpoint; leave it out",
+        ),
         (
             ("--references", "--questions", "q.txt"),
             "q.txt: questions are read from .yaml, .yml, .jsonl, .csv",

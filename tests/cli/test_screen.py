@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 import yaml
 
 from emlens.cli.main import main
+from emlens.cli.screen import SETTINGS
 from emlens.data import AlignmentScores, QuestionSet
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
+from emlens.screening import ScreenOptions
 
 
 def run(
@@ -103,12 +106,12 @@ def test_a_forecaster_is_fitted_and_a_file_is_screened(
         desk / "forecaster",
         "--direction",
         desk / "direction",
-        "--k",
-        3,
-        "--draws",
-        20,
-        "--allow",
-        "context, far",
+        "--set",
+        "k=3",
+        "--set",
+        "draws=20",
+        "--set",
+        "allow=context, far",
     )
     code, said, _ = run(monkeypatch, capsys, *words, *options, "--json")
     first = json.loads(said)
@@ -141,7 +144,7 @@ def test_without_a_forecaster_nothing_is_forecast(
         "--out",
         desk / "bare",
     )
-    code, said, _ = run(monkeypatch, capsys, *words, "--k", 3, "--draws", 20)
+    code, said, _ = run(monkeypatch, capsys, *words, "--set", "k=3", "--set", "draws=20")
     assert (
         code == 0
         and "Cannot say: no forecaster of past fine-tunes was given" in said
@@ -207,3 +210,14 @@ def test_bad_input_is_one_line(
     (tmp_path / "past.yaml").write_text("a: {domian: x}\n")
     code, _, said = run(monkeypatch, capsys, *words)
     assert code == 2 and "fine-tune 'a' has domian; pass domain and training" in said
+
+
+def test_every_option_of_a_screening_is_a_setting() -> None:
+    assert set(SETTINGS) == {field.name for field in fields(ScreenOptions)}
+    for field in fields(ScreenOptions):
+        name, default = field.name, field.default
+        said = SETTINGS[name].description
+        if name == "own_answers":
+            assert default is False and said.endswith("(no)")
+        elif name != "allow":
+            assert f"({default:g})" in said

@@ -94,7 +94,8 @@ def test_info_of_an_unfinished_capture(
     code, out, _ = run("info", tmp_path / "s")
     assert (
         code == 0
-        and f"not finished: 1 of {len(job.units)} shards stand; the same capture goes on from there"
+        and f"not finished: 1 of {len(job.units)} shards are written;"
+        " the same capture goes on from there"
         in out
     )
     found = json.loads(run("info", tmp_path / "s", "--json")[1])

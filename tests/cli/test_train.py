@@ -57,8 +57,8 @@ def test_a_run_a_preset_and_a_sweep(
         and (out / "adapter_model.safetensors").stat().st_mtime_ns == written
     )
     for others in (
-        ("--save-dtype", "float16"),
-        ("--keep-every", "1"),
+        ("--set", "save_dtype=float16"),
+        ("--set", "keep_every=1"),
         ("--model", str(tiny_models.build(given / "other", seed=1))),
     ):
         code, _, errors = call(
@@ -110,7 +110,7 @@ def test_a_run_a_preset_and_a_sweep(
     ("words", "message"),
     [
         (
-            ("run.yaml", "--save-dtype", "int8"),
+            ("run.yaml", "--set", "save_dtype=int8"),
             "save_dtype='int8' is unknown; pass float32, float16 or bfloat16",
         ),
         (
@@ -121,13 +121,17 @@ def test_a_run_a_preset_and_a_sweep(
             ),
         ),
         (("run.yaml", "--epochs", "2"), "--epochs and --layer belong to a preset"),
+        (
+            ("run.yaml", "--set", "keep_every=0"),
+            "--set keep_every=0: pass a whole number of at least 1",
+        ),
         (("nothing",), "recipe 'nothing' is unknown; pass one of betley"),
         (
             ("sweep.yaml", "--sweep", "--executor", "mpi"),
             "executor='mpi' is unknown; pass local, ranks or ray",
         ),
         (
-            ("sweep.yaml", "--sweep", "--actors", "2"),
+            ("sweep.yaml", "--sweep", "--set", "actors=2"),
             "actors=2 belongs to executor='ray'; got executor='local'",
         ),
     ],

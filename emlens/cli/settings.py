@@ -1,0 +1,99 @@
+"""Settings that a command reads as `--set NAME=VALUE`.
+
+An option of its own has what almost every call passes; what is rarely changed is a setting, so that
+the help of a command stays short. docs/command_line.md lists them all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Setting(NamedTuple):
+    """How a value is read.
+
+    Args:
+        read: from text; raises ValueError where it does not fit.
+        kind: what it must be, for messages.
+        description: for the page; what it is set to without `--set` included.
+    """
+
+    read: Callable[[str], Any]
+    kind: str
+    description: str
+
+
+def whole_number(description: str) -> Setting:
+    """A setting that is a whole number."""
+    return Setting(int, "a whole number", description)
+
+
+def count(description: str) -> Setting:
+    """A setting that is a whole number of 1 or more."""
+    return Setting(_count, "a whole number of at least 1", description)
+
+
+def number(description: str) -> Setting:
+    """A setting that is a number."""
+    return Setting(float, "a number", description)
+
+
+def text(description: str) -> Setting:
+    """A setting that is a text."""
+    return Setting(str, "a text", description)
+
+
+def names(description: str) -> Setting:
+    """A setting that is several names, with commas between them."""
+    return Setting(split_names, "names with commas between them", description)
+
+
+def yes_or_no(description: str) -> Setting:
+    """A setting that is yes or no."""
+    return Setting(_yes_or_no, "yes or no", description)
+
+
+def split_names(words: str) -> tuple[str, ...]:
+    """Names with commas between them; blanks around them and empty ones do not count."""
+    return tuple(filter(None, (name.strip() for name in words.split(","))))
+
+
+def read_settings(words: Sequence[str], settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The values of `NAME=VALUE` words.
+
+    Raises:
+        InputError: a word without `=`, a setting that is unknown, given twice, or has another kind
+            of value.
+    """
+    from emlens.foundation.errors import InputError
+
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in settings:
+            raise InputError(
+                f"--set {word}: pass NAME=VALUE with one of the names {', '.join(settings)}"
+            )
+        if name in values:
+            raise InputError(f"--set {word}: {name} came twice; pass it once")
+        try:
+            values[name] = settings[name].read(value)
+        except ValueError:
+            raise InputError(f"--set {word}: pass {settings[name].kind}") from None
+    return values
+
+
+def help_text(settings: Mapping[str, Setting]) -> str:
+    """What the help of a command says of its settings."""
+    return f"NAME=VALUE, repeatable: {', '.join(settings)} (see docs/command_line.md)."
+
+
+def _count(word: str) -> int:
+    if int(word) < 1:
+        raise ValueError
+    return int(word)
+
+
+def _yes_or_no(word: str) -> bool:
+    if word.lower() not in ("yes", "no"):
+        raise ValueError
+    return word.lower() == "yes"
