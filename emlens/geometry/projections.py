@@ -1,8 +1,7 @@
-"""What each prompt's shift shares with the training shifts: the per-prompt quantities of arXiv
-2606.20814.
+"""What each prompt's shift shares with the training shifts, per prompt (arXiv 2606.20814).
 
 A delta is δ = after − before of one prompt. V and μ come from a `Subspace` fitted to *training*
-rows; P = VVᵀ. All return one number a row, with leading batch axes; a row without length (or that
+rows; P = VVᵀ. All return one number per row, with leading batch axes; a row without length (or that
 equals μ, where μ is taken out) has no such number and is an error that names it. float64 inside;
 float64 out for float64 in, else float32.
 
@@ -15,8 +14,8 @@ float64 out for float64 in, else float32.
 
 δ̂ = μ + P(δ − μ) is the reconstruction. All are invariant to a common rotation, to a common
 scaling, and to the basis of the subspace. With an uncentred subspace (μ = 0) raw and centred
-coincide, and explained ℓ2 = projection fraction². `geometry.published` has the columns of the
-released files, which differ in places.
+coincide, and explained ℓ2 = projection fraction². The columns of the released files differ in
+places: `emlens.replication`.
 """
 
 import torch
@@ -30,50 +29,52 @@ from emlens.geometry.subspaces import Subspace
 _EQUAL = "equals the mean of the subspace"
 
 
-def _moved(vectors: Tensor, space: Subspace, name: str) -> tuple[Tensor, Tensor]:
+def _centred(vectors: Tensor, space: Subspace, name: str) -> tuple[Tensor, Tensor]:
     """float64 rows, and the same rows with μ taken out."""
     rows = rows_of(vectors, name, space.mean, "the subspace")
     return rows, rows - space.mean.to(torch.float64)[..., None, :]
 
 
-def _inside(moved: Tensor, space: Subspace) -> Tensor:
+def _inside(centred: Tensor, space: Subspace) -> Tensor:
+    """P(δ − μ)."""
     basis = space.basis.to(torch.float64)
-    return (moved @ basis) @ basis.mT
+    # V(Vᵀx) costs k·d per row; P = VVᵀ would be a (d, d) matrix
+    return (centred @ basis) @ basis.mT
 
 
-def _fraction(moved: Tensor, space: Subspace, name: str, what: str) -> Tensor:
-    inside = torch.linalg.vector_norm(moved @ space.basis.to(torch.float64), dim=-1)
-    return (inside / row_lengths(moved, name, what)).clamp(max=1.0)
+def _fraction(rows: Tensor, space: Subspace, name: str, what: str) -> Tensor:
+    """‖Px‖/‖x‖; ‖Vᵀx‖ = ‖Px‖, since V is orthonormal."""
+    inside = torch.linalg.vector_norm(rows @ space.basis.to(torch.float64), dim=-1)
+    return (inside / row_lengths(rows, name, what)).clamp(max=1.0)
 
 
 def projection_fraction(
     deltas: Float[Tensor, "*batch row d"], space: Subspace, *, centred: bool
 ) -> Float[Tensor, "*batch row"]:
-    """‖Pδ‖/‖δ‖ (raw), or ‖P(δ − μ)‖/‖δ − μ‖ with the training mean μ = `space.mean` taken out
-    (centred).
+    """Share of a delta's length that lies in the subspace; range [0, 1].
 
-    Isotropic deltas give about √(k/d). Raw is invariant to scaling of each row.
+    ‖Pδ‖/‖δ‖ (raw), or ‖P(δ − μ)‖/‖δ − μ‖ with the training mean μ = `space.mean` taken out
+    (`centred=True`). Isotropic deltas give about √(k/d). Raw is invariant to scaling of each row.
 
     Raises:
         InputError: another width, values that are not finite, a delta that is zero (or equals μ
             where centred).
     """
-    rows, moved = _moved(deltas, space, "deltas")
-    found = (
-        _fraction(moved, space, "deltas", _EQUAL)
-        if centred
-        else _fraction(rows, space, "deltas", "is zero")
-    )
-    return found.to(result_dtype(deltas, space.basis))
+    rows, centred_rows = _centred(deltas, space, "deltas")
+    if centred:
+        fraction = _fraction(centred_rows, space, "deltas", _EQUAL)
+    else:
+        fraction = _fraction(rows, space, "deltas", "is zero")
+    return fraction.to(result_dtype(deltas, space.basis))
 
 
 def residual_fraction(
     deltas: Float[Tensor, "*batch row d"], space: Subspace, *, centred: bool
 ) -> Float[Tensor, "*batch row"]:
-    """What the reconstruction μ + P(δ − μ) leaves of a delta: its length over ‖δ‖ (raw) or over ‖δ
-    − μ‖ (centred).
+    """Length of what the reconstruction μ + P(δ − μ) leaves of a delta, over the delta's length.
 
-    Raw exceeds 1 where the training mean leads away from the delta.
+    Over ‖δ‖ (raw) or over ‖δ − μ‖ (centred). Raw exceeds 1 where the training mean leads away from
+    the delta.
 
     Raises:
         InputError: another width, values that are not finite, a delta that is zero (or equals μ
@@ -83,19 +84,22 @@ def residual_fraction(
 
 
 def _residual(deltas: Tensor, space: Subspace, centred: bool) -> Tensor:
-    rows, moved = _moved(deltas, space, "deltas")
-    left = torch.linalg.vector_norm(moved - _inside(moved, space), dim=-1)
-    scale = (
-        row_lengths(moved, "deltas", _EQUAL) if centred else row_lengths(rows, "deltas", "is zero")
-    )
-    return left / scale
+    rows, centred_rows = _centred(deltas, space, "deltas")
+    # δ − δ̂ = (δ − μ) − P(δ − μ): the mean cancels
+    residual = centred_rows - _inside(centred_rows, space)
+    if centred:
+        lengths = row_lengths(centred_rows, "deltas", _EQUAL)
+    else:
+        lengths = row_lengths(rows, "deltas", "is zero")
+    return torch.linalg.vector_norm(residual, dim=-1) / lengths
 
 
 def explained_l2(
     deltas: Float[Tensor, "*batch row d"], space: Subspace, *, centred: bool
 ) -> Float[Tensor, "*batch row"]:
-    """1 − residual fraction²: the share of a delta's squared length that its reconstruction
-    explains.
+    """Share of a delta's squared length that its reconstruction explains: 1 − residual fraction².
+
+    Range (−∞, 1] raw, [0, 1] centred.
 
     Raises:
         InputError: as `residual_fraction`.
@@ -106,18 +110,17 @@ def explained_l2(
 def prompt_overlap(
     x: Float[Tensor, "*batch row d"], space: Subspace
 ) -> Float[Tensor, "*batch row"]:
-    """‖P(x − μ)‖/‖x − μ‖ for activations x *before* fine-tuning, V and μ from training prompts'
-    before activations.
+    """‖P(x − μ)‖/‖x − μ‖ of activations x *before* fine-tuning.
 
-    Range [0, 1]. Its control is a random subspace of the same k about the same μ. Before
-    activations also enter every delta, so a correlation of this with shift quantities needs the
-    controls of a shared part.
+    V and μ come from before activations of training prompts. Range [0, 1]. Its control is a random
+    subspace of the same k about the same μ. Before activations also enter every delta, so a
+    correlation of this with shift quantities needs the controls of a shared part.
 
     Raises:
         InputError: another width, values that are not finite, a row that equals μ.
     """
-    _, moved = _moved(x, space, "x")
-    return _fraction(moved, space, "x", _EQUAL).to(result_dtype(x, space.basis))
+    _, centred_rows = _centred(x, space, "x")
+    return _fraction(centred_rows, space, "x", _EQUAL).to(result_dtype(x, space.basis))
 
 
 def reconstruction_cosine(
@@ -132,37 +135,35 @@ def reconstruction_cosine(
         InputError: another width, values that are not finite, a delta or a reconstruction that is
             zero.
     """
-    rows, moved = _moved(deltas, space, "deltas")
-    rebuilt = rows - moved + _inside(moved, space)
-    scale = row_lengths(rows, "deltas", "is zero") * row_lengths(
-        rebuilt, "deltas", "has a reconstruction of zero"
-    )
-    return (
-        ((rows * rebuilt).sum(dim=-1) / scale)
-        .clamp(-1.0, 1.0)
-        .to(result_dtype(deltas, space.basis))
-    )
+    rows, centred_rows = _centred(deltas, space, "deltas")
+    # rows − centred rows is μ, one per row
+    rebuilt = rows - centred_rows + _inside(centred_rows, space)
+    lengths = row_lengths(rows, "deltas", "is zero")
+    rebuilt_lengths = row_lengths(rebuilt, "deltas", "has a reconstruction of zero")
+    cosine = (rows * rebuilt).sum(dim=-1) / (lengths * rebuilt_lengths)
+    return cosine.clamp(-1.0, 1.0).to(result_dtype(deltas, space.basis))
 
 
 def subspace_mahalanobis(
     vectors: Float[Tensor, "*batch row d"], space: Subspace
 ) -> Float[Tensor, "*batch row"]:
-    """Distance of each row from μ inside the subspace, each direction measured in its own standard
-    deviation.
+    """Distance of each row from μ inside the subspace, in standard deviations of each direction.
 
     √Σ_i c_i² / v_i over the k coordinates c of x − μ, v_i the variance of the fitted rows along
     direction i (n − 1, or n where their mean was not taken out). Range [0, ∞); rows it was fitted
-    to have a mean square of k (n − 1)/n. Blind to everything outside the subspace:
-    `mahalanobis_distance` is not. Invariant to any invertible map of fitted rows and vectors where
-    k = d.
+    to have a mean square of k (n − 1)/n. What lies outside the subspace does not
+    count; in `mahalanobis_distance` it does. Invariant to any invertible map of fitted rows and
+    vectors where k = d.
 
     Raises:
         InputError: another width, values that are not finite, or a direction without variance.
     """
+    # the record's `center` is a word: "mean" (own mean taken out), "none" or "given"
     freedom = space.n - (space.center == "mean")
     variance = space.singular_values[..., : space.k].to(torch.float64).square() / max(freedom, 1)
     if bool((variance <= 0).any()):
         raise InputError("the subspace has a direction without variance; fit it with a smaller k")
-    coordinates = _moved(vectors, space, "vectors")[1] @ space.basis.to(torch.float64)
-    found = (coordinates.square() / variance[..., None, :]).sum(dim=-1).sqrt()
-    return found.to(result_dtype(vectors, space.basis))
+    _, centred_rows = _centred(vectors, space, "vectors")
+    coordinates = centred_rows @ space.basis.to(torch.float64)
+    distance = (coordinates.square() / variance[..., None, :]).sum(dim=-1).sqrt()
+    return distance.to(result_dtype(vectors, space.basis))

@@ -21,7 +21,7 @@ _CHUNK = 2**22  # float64 numbers held at once while drawing
 
 
 def random_directions(d_model: int, count: int, seed: int = 0) -> Float[Tensor, "count d_model"]:
-    """Unit vectors uniform on the sphere, float64.
+    """Unit vectors uniform on the sphere, (count, d_model), float64.
 
     As a control arm of an ablation they pass by construction, since they carry almost no variance
     of activations.
@@ -31,17 +31,18 @@ def random_directions(d_model: int, count: int, seed: int = 0) -> Float[Tensor, 
     """
     require_count(d_model, "d_model")
     require_count(count, "count")
-    draws = torch.randn(
-        count, d_model, dtype=torch.float64, generator=torch_rng(seed, "random_directions", d_model)
-    )
+    rng = torch_rng(seed, "random_directions", d_model)
+    # a Gaussian vector has no preferred direction: scaled to length 1 it is uniform
+    draws = torch.randn(count, d_model, dtype=torch.float64, generator=rng)
     return unit_rows(draws, "draws")
 
 
 def random_directions_like(
     covariance_or_vectors: Float[Tensor, "row d_model"], count: int, seed: int = 0
 ) -> Float[Tensor, "count d_model"]:
-    """Unit vectors along Gaussian draws with a covariance: random directions that carry as much
-    variance as rows do.
+    """Unit vectors along Gaussian draws with a covariance, (count, d_model).
+
+    Random directions that carry as much variance of activations as rows do.
 
     Args:
         covariance_or_vectors: (d, d) symmetric covariance, or vectors (row, d) whose sample
@@ -53,31 +54,26 @@ def random_directions_like(
     require_count(count, "count")
     factor = gaussian_factor(covariance_or_vectors, "covariance_or_vectors")
     rng = torch_rng(seed, "random_directions_like", factor.shape[1])
+    # z F with z ~ N(0, I) has covariance FᵀF
     draws = torch.randn(count, len(factor), dtype=torch.float64, generator=rng) @ factor
     return unit_rows(draws, "draws").to(result_dtype(covariance_or_vectors))
 
 
 def isotropic_cosine_null(d_model: int, draws: int = 10_000, seed: int = 0) -> NullDistribution:
-    """Cosine of two independent directions uniform on the sphere: mean 0, sd exactly 1/√d. A
-    landmark, not chance.
+    """Cosine of two independent directions uniform on the sphere: mean 0, sd exactly 1/√d.
 
-    Drawn as 2·Beta((d − 1)/2, (d − 1)/2) − 1; nothing depends on d but the shape.
+    A landmark, not chance. Drawn as 2·Beta((d − 1)/2, (d − 1)/2) − 1; nothing depends on d but the
+    shape.
 
     Raises:
         InputError: d_model below 2, no draw.
     """
-    d, count = require_count(d_model, "d_model", 2), require_count(draws, "draws")
-    values = (
-        2 * numpy_rng(seed, "isotropic_cosine_null", d).beta((d - 1) / 2, (d - 1) / 2, size=count)
-        - 1
-    )
-    return NullDistribution(
-        values,
-        f"isotropic cosine of two directions in {d}",
-        seed,
-        exact_mean=0.0,
-        exact_sd=1 / math.sqrt(d),
-    )
+    d = require_count(d_model, "d_model", 2)
+    count = require_count(draws, "draws")
+    rng = numpy_rng(seed, "isotropic_cosine_null", d)
+    values = 2 * rng.beta((d - 1) / 2, (d - 1) / 2, size=count) - 1
+    label = f"isotropic cosine of two directions in {d}"
+    return NullDistribution(values, label, seed, exact_mean=0.0, exact_sd=1 / math.sqrt(d))
 
 
 def covariance_cosine_null(
@@ -99,10 +95,11 @@ def covariance_cosine_null(
         InputError: no draw, or a covariance that cannot be used.
     """
     count = require_count(draws, "draws")
-    scales = torch.linalg.vector_norm(
-        gaussian_factor(covariance_or_vectors, "covariance_or_vectors"), dim=1
-    )
-    scales = scales / scales.max()  # principal axes: a common rotation turns no cosine
+    factor = gaussian_factor(covariance_or_vectors, "covariance_or_vectors")
+    # Lengths of the principal axes. A common rotation or scaling changes no cosine, so the draws
+    # can live in r coordinates instead of d.
+    scales = torch.linalg.vector_norm(factor, dim=1)
+    scales = scales / scales.max()
     rng = torch_rng(seed, "covariance_cosine_null", len(scales))
     values = []
     step = max(1, _CHUNK // (2 * len(scales)))
@@ -110,6 +107,5 @@ def covariance_cosine_null(
         shape = (2, min(step, count - start), len(scales))
         a, b = unit_rows(torch.randn(shape, dtype=torch.float64, generator=rng) * scales, "draws")
         values.append((a * b).sum(-1))
-    return NullDistribution(
-        torch.cat(values).numpy(), "covariance-matched cosine of two independent directions", seed
-    )
+    label = "covariance-matched cosine of two independent directions"
+    return NullDistribution(torch.cat(values).numpy(), label, seed)

@@ -1,19 +1,20 @@
-"""How well a direction *can* be recovered: the expected cosine with the truth of each extractor,
-from theory.
+"""How well a direction *can* be recovered, from theory: the expected cosine with the truth.
 
 The model: rows of two Gaussian classes with one covariance Σ whose means differ by a shift μ.
 Everything here is invariant to rotation, so `shift` and `variances` are the shift's coordinates and
-Σ's eigenvalues in the principal axes of Σ. The functions tell how many answers a direction needs,
-and are what `benchmarks/planted_directions.py` holds the extractors against. None of them is an
-upper bound for *all* estimators: each is the optimum of the extractor it is named after. numpy,
-float64; cost O(d) a step.
+Σ's eigenvalues in the principal axes of Σ. The functions tell how many answers a direction needs;
+`benchmarks/planted_directions.py` compares the extractors with them. None of them is an upper bound
+for *all* estimators: each is the expectation of the extractor it is named after. numpy, float64;
+cost O(d) per step.
 
 | extractor | what it estimates with infinite data | theory |
 |---|---|---|
 | mean difference, mean delta | μ | exact, by one integral |
-| first uncentred component of deltas | first eigenvector of Σ + μμᵀ | deterministic equivalent of
-the resolvent, n and d large | | whitened, ridge probe | (Σ + cI)⁻¹ μ | the same |
-| logistic probe | (λI + ΛΣ)⁻¹ μ | self-consistent equations of the regularised fit, n and d large |
+| first uncentred component of deltas | first eigenvector of Σ + μμᵀ | resolvent |
+| whitened, ridge probe | (Σ + cI)⁻¹ μ | resolvent |
+| logistic probe | (λI + ΛΣ)⁻¹ μ | self-consistent equations of the regularised fit |
+
+"Resolvent": its deterministic equivalent, for n and d large; so are the self-consistent equations.
 """
 
 import math
@@ -27,11 +28,18 @@ from emlens.stats.samples import as_paired
 
 Array = NDArray[np.float64]
 
-_STEPS = 1200
-_NODES = 61
+_STEPS = 1200  # of the trapezoid rule over log t
+_NODES = 61  # of the Gauss–Hermite rule over a margin
+_ITERATIONS = 2000
+_CONVERGED = 1e-10  # relative change of the three moments
 
 
 def _model(shift: ArrayLike, variances: ArrayLike) -> tuple[Array, Array]:
+    """Shift and eigenvalues of the covariance, float64, of one length.
+
+    Raises:
+        InputError: lengths that differ, a shift of zero, negative or only zero variances.
+    """
     mu, tau = as_paired(shift, variances, "shift", "variances", at_least=1)
     if not (tau >= 0).all() or not tau.any() or not mu.any():
         raise InputError(
@@ -42,6 +50,7 @@ def _model(shift: ArrayLike, variances: ArrayLike) -> tuple[Array, Array]:
 
 
 def _error(n_positive: int | float, n_negative: int | float) -> float:
+    """Variance of a difference of two class means, in units of the variance of one row."""
     if not (n_positive >= 1 and n_negative >= 1):
         raise InputError(
             f"n_positive={n_positive!r} and n_negative={n_negative!r} must be 1 or more;"
@@ -63,10 +72,12 @@ def gaussian_cosine(target: ArrayLike, mean: ArrayLike, variances: ArrayLike) ->
     u, tau = _model(target, variances)
     m, _ = as_paired(mean, variances, "mean", "variances", at_least=1)
     scale = math.sqrt(float((m**2 + tau).sum()))
+    # s = log t in units of 1/√E‖v‖²: outside [−26, 6] the integrand is below machine epsilon
     grid = np.linspace(-26.0, 6.0, _STEPS)
     total = 0.0
     for s in grid:
         t2 = math.exp(2 * s) / scale**2
+        # E exp(−t²‖v‖²) of a Gaussian: Π (1 + 2t²τ)^(−½) · exp(−t² m²/(1 + 2t²τ)), in logarithms
         shrunk = 1 + 2 * t2 * tau
         exponent = -0.5 * float(np.log(shrunk).sum()) - t2 * float((m**2 / shrunk).sum())
         total += math.exp(exponent + s) * float((u * m / shrunk).sum())
@@ -80,10 +91,10 @@ def expected_mean_cosine(
     n_positive: int | float,
     n_negative: int | float = math.inf,
 ) -> float:
-    """Expected cosine with μ of a difference of two class means; with one class alone, of a mean
-    delta.
+    """Expected cosine with μ of a difference of two class means.
 
-    The estimate is N(μ, Σ (1/n₊ + 1/n₋)): about ‖μ‖ / √(‖μ‖² + (1/n₊ + 1/n₋) tr Σ). Exact.
+    With one class alone (`n_negative` infinite) it is that of a mean delta. The estimate is N(μ, Σ
+    (1/n₊ + 1/n₋)): about ‖μ‖ / √(‖μ‖² + (1/n₊ + 1/n₋) tr Σ). Exact.
 
     Raises:
         InputError: an empty class, lengths that differ, negative variances, a shift of zero.
@@ -93,13 +104,13 @@ def expected_mean_cosine(
 
 
 def expected_component_cosine(shift: ArrayLike, variances: ArrayLike, n: int) -> float:
-    """Expected cosine with μ of the first uncentred component of n deltas N(μ, Σ); 0 where it is
-    lost in the noise.
+    """Expected cosine with μ of the first uncentred component of n deltas N(μ, Σ).
 
-    With S the noise's second moment, its resolvent (λ − S)⁻¹ is (1/λ)(I − gΣ)⁻¹ in the limit, λ =
-    1/g + (1/n) Σ τ/(1 − τg) (Silverstein & Bai 1995). The spiked eigenvalue is where g U(g) = 1,
-    U(g) = Σ μ²/(1 − gτ), and the squared cosine is −U(g)² g λ′(g) / (‖μ‖² λ (gU)′) (after
-    Benaych-Georges & Nadakuditi 2012). For Σ = I and γ = d/n it is (1 − γ/‖μ‖⁴)/(1 + γ/‖μ‖²).
+    0 where it is lost in the noise. With S the noise's second moment, its resolvent (λ − S)⁻¹ is
+    (1/λ)(I − gΣ)⁻¹ in the limit, λ = 1/g + (1/n) Σ τ/(1 − τg) (Silverstein & Bai 1995). The spiked
+    eigenvalue is where g U(g) = 1, U(g) = Σ μ²/(1 − gτ), and the squared cosine is −U(g)² g λ′(g) /
+    (‖μ‖² λ (gU)′) (after Benaych-Georges & Nadakuditi 2012). For Σ = I and γ = d/n it is (1 −
+    γ/‖μ‖⁴)/(1 + γ/‖μ‖²).
 
     Raises:
         InputError: n below 1, lengths that differ, negative variances, a shift of zero.
@@ -110,11 +121,12 @@ def expected_component_cosine(shift: ArrayLike, variances: ArrayLike, n: int) ->
     def spike(g: float) -> float:
         return g * float((mu**2 / (1 - g * tau)).sum()) - 1
 
+    # gU(g) rises from 0 to infinity (or to its limit) as g goes to 1/τ_max: at most one root
     edge = 1 / float(tau.max())
     if spike(edge * (1 - 1e-12)) <= 0:
         return 0.0
     g = float(brentq(spike, 0.0, edge * (1 - 1e-12), xtol=1e-15 * edge, rtol=1e-14))
-    # dλ/dg: 0 at the edge of the noise
+    # dλ/dg is 0 at the edge of the noise spectrum: from there on no eigenvalue leaves it
     slope = -1 / g**2 + float((tau**2 / (1 - g * tau) ** 2).sum()) / n
     if slope >= 0:
         return 0.0
@@ -153,19 +165,21 @@ def expected_whitened_cosine(
     freedom = n_positive + n_negative - 2
 
     def gap(log_g: float) -> float:
+        """1/g minus its right side; solved in log g, since g spans many orders of magnitude."""
         g = math.exp(log_g)
         return 1 / g - ridge - float((tau / (1 + tau * g)).sum()) / freedom
 
     low = -math.log(ridge + float(tau.sum()) / freedom) - 1
     g = math.exp(float(brentq(gap, low, -math.log(ridge) + 1, xtol=1e-14)))
     shrunk = 1 + g * tau
+    # dg/dc, by differentiating the equation for g
     g_slope = 1 / (-1 / g**2 + float((tau**2 / shrunk**2).sum()) / freedom)
 
     def squared(a: Array) -> float:
-        return (
-            float((a / shrunk).sum()) / ridge**2
-            + g_slope * float((a * tau / shrunk**2).sum()) / ridge
-        )
+        """Σ a · diag (S + c)⁻² in the limit: (S + c)⁻² = −d/dc (S + c)⁻¹."""
+        of_ridge = float((a / shrunk).sum()) / ridge**2
+        of_g = g_slope * float((a * tau / shrunk**2).sum()) / ridge
+        return of_ridge + of_g
 
     signal = float((mu**2 / shrunk).sum()) / (ridge * float(np.linalg.norm(mu)))
     return signal / math.sqrt(squared(mu**2) + error * squared(tau))
@@ -174,13 +188,12 @@ def expected_whitened_cosine(
 def expected_logistic_cosine(
     shift: ArrayLike, variances: ArrayLike, n: int, penalty: float
 ) -> float:
-    """Expected cosine with μ of a logistic probe: Σ log(1 + exp(−y(wx + b))) + (penalty/2)‖w‖² over
-    n rows, half in each class.
+    """Expected cosine with μ of a logistic probe on n rows, half in each class.
 
-    With the margin's residual f = σ(−z), z the proximal point z = ω + χ σ(−z) of ω ~ N(M, V), the
-    fit behaves as w = (λ + ΛΣ)⁻¹ (n E[f] μ/2 + √(n E[f²]) Σ^½ ξ), Λ = n E[σ′/(1 + χσ′)], and M, V,
-    χ are its own margins' moments: solved by iteration (the equations of Mignacco et al. 2020 for
-    any Σ).
+    The probe minimises Σ log(1 + exp(−y(wx + b))) + (penalty/2)‖w‖². With the margin's residual f =
+    σ(−z), z the proximal point z = ω + χ σ(−z) of ω ~ N(M, V), the fit behaves as w = (λ + ΛΣ)⁻¹ (n
+    E[f] μ/2 + √(n E[f²]) Σ^½ ξ), Λ = n E[σ′/(1 + χσ′)], and M, V, χ are its own margins' moments:
+    solved by iteration (the equations of Mignacco et al. 2020 for any Σ).
 
     Raises:
         InputError: a penalty that is not positive, n below 2, lengths that differ, negative
@@ -190,10 +203,12 @@ def expected_logistic_cosine(
     if not penalty > 0 or n < 2:
         raise InputError(f"penalty={penalty!r} must be positive and n={n!r} at least 2")
     half = mu / 2
+    # E over a standard normal, by Gauss–Hermite with weights that sum to 1
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
     weights = weights / weights.sum()
+    # n E[f], n E[f²] and Λ, at first as if every margin were 0
     pull, noise, stiffness = n / 2, n / 4, n / 8
-    for _ in range(2000):
+    for _ in range(_ITERATIONS):
         denominator = penalty + stiffness * tau
         mean = pull * float((half**2 / denominator).sum())
         variance = float((tau * ((pull * half) ** 2 + noise * tau) / denominator**2).sum())
@@ -210,8 +225,9 @@ def expected_logistic_cosine(
             ]
         )
         old = np.array([pull, noise, stiffness])
-        pull, noise, stiffness = (float(x) for x in np.exp((np.log(old) + np.log(new)) / 2))
-        if np.abs(new / old - 1).max() < 1e-10:
+        # damped in logarithms (a geometric mean), which keeps all three positive
+        pull, noise, stiffness = np.exp((np.log(old) + np.log(new)) / 2).tolist()
+        if np.abs(new / old - 1).max() < _CONVERGED:
             break
     denominator = penalty + stiffness * tau
     signal = pull * float((mu * half / denominator).sum()) / float(np.linalg.norm(mu))

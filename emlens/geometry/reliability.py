@@ -1,8 +1,8 @@
-"""How far a direction would turn on other answers: split halves, a bootstrap cone, and intervals of
-anything computed from it.
+"""How far a direction would turn on other answers: split halves, a bootstrap cone, jackknife.
 
-Units (questions) are resampled in blocks, never single answers. What these say is sampling error: a
-direction can be perfectly reliable and mean something else.
+The jackknife gives an interval of any number computed from directions. Units (questions) are
+resampled in blocks, never single answers. All of this is sampling error: a direction can be
+perfectly reliable and mean something else.
 """
 
 import math
@@ -35,31 +35,32 @@ def split_half_cosine(contrast: ContrastSums, *, splits: int = 200, seed: int = 
     cosines = (unit_rows(first, "halves") * unit_rows(second, "halves")).sum(-1).numpy()
     low, high = np.quantile(cosines, [0.025, 0.975])
     method = (
-        f"split-half cosine: mean and 95 % range over {splits} random halves of {contrast.blocks}"
-        " blocks"
+        "split-half cosine: mean and 95 % range"
+        f" over {splits} random halves of {contrast.blocks} blocks"
     )
     return Estimate(float(cosines.mean()), float(low), float(high), contrast.blocks, method)
 
 
 def sample_cosine(split_half: float) -> float:
-    """Expected cosine of the whole sample's direction with that of infinitely many units, from its
-    split-half cosine r.
+    """Expected cosine of the whole sample's direction with that of infinitely many units.
 
-    √(2r / (1 + r)), 0 for r ≤ 0: with signal energy s and noise energy e of the whole sample, r =
-    s/(s + 2e) and the squared cosine is s/(s + e) (Spearman–Brown). Exact where the error is small
-    or spread over many coordinates.
+    From the split-half cosine r: √(2r / (1 + r)), 0 for r ≤ 0: with signal energy s and noise
+    energy e of the whole sample, r = s/(s + 2e) and the squared cosine is s/(s + e)
+    (Spearman–Brown). Exact where the error is small or spread over many coordinates.
 
     Raises:
         InputError: r outside [-1, 1].
     """
     if not -1 <= split_half <= 1:
         raise InputError(f"split_half={split_half!r} must be a cosine from -1 to 1")
-    return math.sqrt(2 * split_half / (1 + split_half)) if split_half > 0 else 0.0
+    if split_half <= 0:
+        return 0.0
+    return math.sqrt(2 * split_half / (1 + split_half))
 
 
 @dataclass(frozen=True)
 class Cone:
-    """Where resampled directions lie about the estimated one.
+    """Where resampled directions lie about the estimated direction.
 
     Args:
         angle: radians from the estimate within which a share `level` of the resampled directions
@@ -78,46 +79,50 @@ class Cone:
 
     @property
     def degrees(self) -> float:
+        """The angle in degrees."""
         return math.degrees(self.angle)
 
 
 def bootstrap_cone(
     contrast: ContrastSums, *, level: float = 0.95, draws: int = 500, seed: int = 0
 ) -> Cone:
-    """The cone about a direction that holds a share of its bootstrap resamples; angle from 0 to π.
+    """The cone about a direction that holds a share of its bootstrap resamples.
 
-    Blocks of units are drawn with replacement. Its use is the size of the error; where that is as
-    large as the signal, the estimate's own length holds error too and the cone is too narrow: then
-    trust the split-half cosine.
+    Angle from 0 to π. Blocks of units are drawn with replacement. It shows the size of the error;
+    where that is as large as the signal, the length of the estimate contains error too and the cone
+    is too narrow: then trust the split-half cosine.
 
     Raises:
         InputError: a level outside (0, 1), no draw.
     """
     require_level(level)
     centre = unit_rows(contrast.difference, "the difference")
-    turned = unit_rows(contrast.bootstrap(draws, seed), "resamples")
-    cosines = (turned @ centre).clamp(-1.0, 1.0)
-    # the sine form sees small angles
-    angles = 2 * torch.asin((turned - centre).norm(dim=-1).div(2).clamp(max=1.0))
+    resampled = unit_rows(contrast.bootstrap(draws, seed), "resamples")
+    cosines = (resampled @ centre).clamp(-1.0, 1.0)
+    # 2·asin(‖u − v‖/2): the sine form resolves small angles, where acos loses half the digits
+    angles = 2 * torch.asin((resampled - centre).norm(dim=-1).div(2).clamp(max=1.0))
     return Cone(
-        float(torch.quantile(angles, level)), float(cosines.mean()), level, contrast.blocks, draws
+        angle=float(torch.quantile(angles, level)),
+        mean_cosine=float(cosines.mean()),
+        level=level,
+        n=contrast.blocks,
+        draws=draws,
     )
 
 
 def jackknife(
     statistic: Callable[..., float], *contrasts: ContrastSums, level: float = 0.95
 ) -> Estimate:
-    """A number computed from one or several directions, with a t interval from leaving each block
-    out.
-
-    Args:
-        statistic: (difference, ...) -> number, one float64 vector for each contrast.
-        contrasts: several must be sums over the same blocks (same units and seed); they are left
-            out together.
+    """A number computed from one or several directions, with a delete-one-block t interval.
 
     `value` is that of all data. The standard error is the delete-one jackknife's, √((B − 1)/B Σ
     (f₍ᵢ₎ − f̄)²), consistent for smooth functions of means (Efron & Stein 1981). Cosines between
-    noisy directions lean towards 0, and no interval mends that.
+    noisy directions are biased towards 0, and no interval corrects that.
+
+    Args:
+        statistic: (difference, ...) -> number, one float64 vector per contrast.
+        contrasts: several must be sums over the same blocks (same units and seed); each block is
+            left out of all of them together.
 
     Raises:
         InputError: no contrast, contrasts over different blocks, a statistic that is not finite, a
@@ -131,9 +136,9 @@ def jackknife(
             " pass contrasts over the same units and seed, at least one"
         )
     value = float(statistic(*(c.difference for c in contrasts)))
-    without = left_out(*contrasts)
-    turned: list[Tensor] = [c.differences(without) for c in contrasts]
-    values = np.array([float(statistic(*vectors)) for vectors in zip(*turned, strict=True)])
+    counts_without = left_out(*contrasts)
+    deleted: list[Tensor] = [c.differences(counts_without) for c in contrasts]
+    values = np.array([float(statistic(*vectors)) for vectors in zip(*deleted, strict=True)])
     if not np.isfinite([value, *values]).all():
         raise InputError(
             "statistic is not finite on all data or on some block left out;"
@@ -142,20 +147,16 @@ def jackknife(
     n = len(values)
     error = math.sqrt((n - 1) / n * float(((values - values.mean()) ** 2).sum()))
     half = float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * error
-    return Estimate(
-        value,
-        value - half,
-        value + half,
-        n,
-        f"{100 * level:g} % jackknife t interval over {n} blocks of units",
-    )
+    method = f"{100 * level:g} % jackknife t interval over {n} blocks of units"
+    return Estimate(value, value - half, value + half, n, method)
 
 
 def cosine_between(a: ContrastSums, b: ContrastSums, *, level: float = 0.95) -> Estimate:
-    """Cosine between two directions over the same blocks (two models on the same questions), with
-    its jackknife interval.
+    """Cosine between two directions over the same blocks, with its jackknife interval.
+
+    For two models on the same questions.
 
     Raises:
         InputError: as `jackknife`.
     """
-    return jackknife(lambda x, y: direction_cosine(x, y), a, b, level=level)
+    return jackknife(direction_cosine, a, b, level=level)

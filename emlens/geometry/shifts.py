@@ -1,9 +1,9 @@
-"""How far and how consistently deltas move, and what of that stands above noise.
+"""How far and how consistently deltas move, and how that compares with noise.
 
 A delta is δ = after − before of one prompt. Summaries take leading batch axes (layers × positions)
-and return a number, or a row of numbers, for each entry. float64 inside; float64 out for float64
-in, else float32. A row without length has no direction and is an error that names it: nothing is
-left out silently.
+and return one number, or one number per row, for each entry. float64 inside; float64 out for
+float64 in, else float32. A row without length has no direction and is an error that names it:
+nothing is left out silently.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from emlens.geometry.linear import result_dtype, row_lengths, rows_of
 def cosine_to_mean(
     deltas: Float[Tensor, "*batch row d"], reference: Float[Tensor, "*batch d"]
 ) -> Float[Tensor, "*batch row"]:
-    """Cosine between each delta and a reference vector, for arXiv 2606.20814 the mean *training*
-    delta.
+    """Cosine between each delta and a reference vector.
 
-    Range [-1, 1]; invariant to rotation, and to the length of either.
+    In arXiv 2606.20814 the reference is the mean *training* delta. Range [-1, 1]; invariant to
+    rotation, and to the length of either.
 
     Raises:
         InputError: another width, values that are not finite, a zero delta or a zero reference.
@@ -33,49 +33,52 @@ def cosine_to_mean(
     )
     rows = rows_of(deltas, "deltas", reference, "reference")
     mean = as_float64(reference, "reference")
-    if bool((torch.linalg.vector_norm(mean, dim=-1) == 0).any()):
+    mean_length = torch.linalg.vector_norm(mean, dim=-1)
+    if bool((mean_length == 0).any()):
         raise InputError(
             "reference is zero and so has no direction; pass the mean of training deltas"
         )
-    scale = (
-        row_lengths(rows, "deltas", "is zero") * torch.linalg.vector_norm(mean, dim=-1)[..., None]
-    )
-    return (
-        ((rows * mean[..., None, :]).sum(dim=-1) / scale)
-        .clamp(-1.0, 1.0)
-        .to(result_dtype(deltas, reference))
-    )
+    scale = row_lengths(rows, "deltas", "is zero") * mean_length[..., None]
+    cosines = (rows * mean[..., None, :]).sum(dim=-1) / scale
+    # rounding can leave |cos| just above 1
+    return cosines.clamp(-1.0, 1.0).to(result_dtype(deltas, reference))
 
 
 def components_above_rounding(
     deltas: Float[Tensor, "row d"], before: Float[Tensor, "other d"]
 ) -> int:
-    """How many centred components of deltas stand above the rounding of the activations they are
-    differences of.
+    """How many centred components of deltas stand above the rounding of their activations.
 
-    The floor is 4 ε‖before‖ (Frobenius), ε of the dtype of `before`, which must be the one the
-    activations were kept in. A rank-1 adapter shifts its own block by one component; what is left
-    beside it is rounding and must not be compared.
+    The floor is 4 ε‖before‖ (Frobenius), ε of the dtype of `before`, which must be the dtype that
+    the activations were stored in. A rank-1 adapter shifts its own block by one component; whatever
+    else the deltas hold there is rounding and must not be compared.
+
+    Args:
+        deltas: after − before (row, d).
+        before: the activations (row, d), in the dtype they were stored in.
 
     Raises:
         InputError: another width, values that are not finite.
     """
-    rows, held = rows_of(deltas, "deltas", before, "before"), rows_of(before, "before")
-    floor = 4 * torch.finfo(before.dtype).eps * float(torch.linalg.vector_norm(held))
+    rows = rows_of(deltas, "deltas", before, "before")
+    activations = rows_of(before, "before")
+    # rounding of before and of after, each up to ε/2 per entry, with a margin of 4
+    floor = 4 * torch.finfo(before.dtype).eps * float(torch.linalg.vector_norm(activations))
     return int((torch.linalg.svdvals(rows - rows.mean(dim=0)) > floor).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class DeltaSummary:
-    """How far and how consistently one set of deltas moves; every field but `n` has the batch axes
-    of the deltas.
+    """How far and how consistently one set of deltas moves.
+
+    Every field but `n` has the batch axes of the deltas.
 
     Args:
         norms: length of each delta (..., row).
-        cosines: cosine of each delta to the set's own mean (..., row); biased upwards, since each
+        cosines: cosine of each delta to the mean of the set (..., row); biased upwards, since each
             row is part of the mean.
-        cosines_to_others: cosine of each delta to the mean of all others (..., row); about 0 if
-            nothing is common. One row: nan.
+        cosines_to_others: cosine of each delta to the mean of all other deltas (..., row); about 0
+            if nothing is common. One row: nan.
         mean_norm: length of the mean delta.
         rms_norm: root mean square length; mean_norm² + spread² (n − 1)/n is its square.
         spread: root of the summed variances of the coordinates (n − 1): how far deltas lie from
@@ -95,30 +98,31 @@ class DeltaSummary:
 
     @property
     def common_share(self) -> Float[Tensor, "*batch"]:
-        """Share of the mean squared length that the mean delta explains, in [0, 1]; about 1/n if
-        nothing is common.
+        """Share of the mean squared length that the mean delta explains, in [0, 1].
+
+        About 1/n if nothing is common.
         """
         return (self.mean_norm / self.rms_norm) ** 2
 
     @property
     def unbiased_common_share(self) -> Float[Tensor, "*batch"]:
-        """The same without the 1/n: mean inner product of two different deltas over the mean
-        squared length; in [-1/(n − 1), 1].
+        """Mean inner product of two different deltas over the mean squared length.
 
-        0 on average where nothing is common, whatever n is. One delta: nan.
+        The common share without its 1/n; in [-1/(n − 1), 1]. 0 on average where nothing is common,
+        whatever n is. One delta: nan.
         """
         share = self.common_share
-        return (
-            (self.n * share - 1) / (self.n - 1) if self.n > 1 else torch.full_like(share, torch.nan)
-        )
+        if self.n < 2:
+            return torch.full_like(share, torch.nan)
+        # ‖Σδ‖² = Σ‖δ‖² + n(n − 1)·(mean inner product of different deltas)
+        return (self.n * share - 1) / (self.n - 1)
 
     @property
     def signal_to_noise(self) -> Float[Tensor, "*batch"]:
-        """rms_norm / noise_norm, an amplitude ratio in [0, ∞]: 1 where deltas are no longer than
-        batching noise alone.
+        """rms_norm / noise_norm, an amplitude ratio in [0, ∞].
 
-        Infinite where the floor is exactly 0, which is what re-batching gives on one device in
-        float32 at equal shapes.
+        1 where deltas are as long as batching noise alone. Infinite where the floor is exactly 0,
+        which is what re-batching gives on one device in float32 at equal shapes.
 
         Raises:
             InputError: the summary was made without a floor.
@@ -131,51 +135,53 @@ class DeltaSummary:
 def delta_summary(
     deltas: Float[Tensor, "*batch row d"], *, floor: Float[Tensor, "*batch other d"] | None = None
 ) -> DeltaSummary:
-    """Lengths of deltas, how well they agree with each other, and how far they stand above a floor.
-
-    Args:
-        floor: differences that are noise by construction: the *same* model on the same prompts in
-            other batches.
+    """Lengths of deltas, how well they agree with each other, and how they compare with a floor.
 
     Invariant to rotation; lengths scale with the deltas; cosines, shares and the signal-to-noise
     ratio do not.
+
+    Args:
+        deltas: after − before (..., row, d).
+        floor: differences that are noise by construction (..., row, d): the *same* model on the
+            same prompts in other batches.
 
     Raises:
         InputError: no row, values that are not finite, a zero delta, a mean of zero, or a floor of
             another width or batch.
     """
     rows = rows_of(deltas, "deltas")
-    norms, mean = row_lengths(rows, "deltas", "is zero"), rows.mean(dim=-2)
+    norms = row_lengths(rows, "deltas", "is zero")
+    mean = rows.mean(dim=-2)
     if bool((mean == 0).all(dim=-1).any()):
         raise InputError("deltas have mean zero, so no cosine to their mean exists")
     n = rows.shape[-2]
     out = result_dtype(deltas)
     noise = None
     if floor is not None:
-        quiet = rows_of(floor, "floor", deltas, "deltas")
-        if quiet.shape[:-2] != rows.shape[:-2]:
+        noise_rows = rows_of(floor, "floor", deltas, "deltas")
+        if noise_rows.shape[:-2] != rows.shape[:-2]:
             raise InputError(
-                f"floor has batch axes {tuple(quiet.shape[:-2])} and deltas"
-                f" {tuple(rows.shape[:-2])}; pass one floor a batch entry"
+                f"floor has batch axes {tuple(noise_rows.shape[:-2])} and deltas"
+                f" {tuple(rows.shape[:-2])}; pass one floor per batch entry"
             )
-        noise = quiet.square().sum(dim=-1).mean(dim=-1).sqrt().to(out)
-    squared_spread = (rows - mean[..., None, :]).square().sum(dim=(-2, -1))
+        noise = noise_rows.square().sum(dim=-1).mean(dim=-1).sqrt().to(out)
+    squares = (rows - mean[..., None, :]).square().sum(dim=(-2, -1))
+    variance = squares / (n - 1) if n > 1 else torch.full_like(squares, torch.nan)
     return DeltaSummary(
         norms=norms.to(out),
         cosines=cosine_to_mean(rows, mean).to(out),
         cosines_to_others=_cosines_to_others(rows, norms).to(out),
         mean_norm=torch.linalg.vector_norm(mean, dim=-1).to(out),
         rms_norm=norms.square().mean(dim=-1).sqrt().to(out),
-        spread=(squared_spread / (n - 1) if n > 1 else torch.full_like(squared_spread, torch.nan))
-        .sqrt()
-        .to(out),
+        spread=variance.sqrt().to(out),
         noise_norm=noise,
         n=n,
     )
 
 
 def _cosines_to_others(rows: Tensor, norms: Tensor) -> Tensor:
-    others = rows.sum(dim=-2, keepdim=True) - rows
-    lengths = torch.linalg.vector_norm(others, dim=-1)
-    cosines = (rows * others).sum(dim=-1) / (norms * lengths)
+    """Cosine of each row to the sum of all other rows; nan where that is zero."""
+    sums = rows.sum(dim=-2, keepdim=True) - rows
+    lengths = torch.linalg.vector_norm(sums, dim=-1)
+    cosines = (rows * sums).sum(dim=-1) / (norms * lengths)
     return torch.where(lengths > 0, cosines.clamp(-1.0, 1.0), torch.nan)

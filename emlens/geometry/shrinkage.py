@@ -17,24 +17,27 @@ Shrinkage = float | Literal["oas"]
 
 
 def oas_shrinkage(trace: float, trace_of_square: float, d: int, freedom: int) -> float:
-    """ρ in (0, 1] of the oracle approximating shrinkage estimator (Chen, Wiesel, Eldar & Hero
-    2010).
+    """ρ in (0, 1] of the oracle approximating shrinkage estimator.
+
+    ρ = (tr S² + tr² S) / ((freedom + 1)(tr S² − tr² S / d)), at most 1 (Chen, Wiesel, Eldar & Hero
+    2010). Terms of order 2/d are left out, as in scikit-learn.
 
     Args:
         trace, trace_of_square: tr S and tr S² of the sample covariance.
-        freedom: its degrees of freedom.
-
-    ρ = (tr S² + tr² S) / ((freedom + 1)(tr S² − tr² S / d)), at most 1: terms of order 2/d are left
-    out, as scikit-learn does.
+        d: width of the rows.
+        freedom: degrees of freedom of the covariance.
     """
     spread = (freedom + 1) * (trace_of_square - trace**2 / d)
-    return 1.0 if spread <= 0 else min(1.0, (trace_of_square + trace**2) / spread)
+    # tr S² = tr² S / d: S is a multiple of the identity already
+    if spread <= 0:
+        return 1.0
+    return min(1.0, (trace_of_square + trace**2) / spread)
 
 
 def resolve_shrinkage(
     shrinkage: Shrinkage, trace: float, trace_of_square: float, d: int, freedom: int
 ) -> float:
-    """The ρ that was asked for.
+    """The ρ that `shrinkage` stands for.
 
     Raises:
         InputError: no variance, a shrinkage outside [0, 1], or 0 where the covariance has no
@@ -73,14 +76,17 @@ def whiten_by_rows(
     n, d = centred.shape
     if n >= d:
         return whiten_by_covariance(centred.T @ centred / freedom, vector, freedom, shrinkage)
+    # the Gram matrix has the nonzero eigenvalues of S, so tr S and tr S² can be read from it
     gram = centred @ centred.T / freedom
     trace = float(gram.trace())
     rho = resolve_shrinkage(shrinkage, trace, float((gram**2).sum()), d, freedom)
     ridge = rho * trace / d
     if rho == 1:
         return vector / ridge, rho
+    # Woodbury: (rI + cXᵀX)⁻¹ v = (v − Xᵀ(XXᵀ + (r/c) I)⁻¹ X v) / r, with c = (1 − ρ) / freedom
     inner = gram + (ridge / (1 - rho)) * torch.eye(n, dtype=torch.float64)
-    return (vector - centred.T @ torch.linalg.solve(inner, centred @ vector) / freedom) / ridge, rho
+    inside = centred.T @ torch.linalg.solve(inner, centred @ vector) / freedom
+    return (vector - inside) / ridge, rho
 
 
 def whiten_by_covariance(

@@ -1,19 +1,24 @@
 """How alike two sets of shifts are, as sets: their means, their pairs, and their shape.
 
-| measure | question | range | identical | unrelated | not changed by |
-|---|---|---|---|---|---|
-| `cosine_of_means` | one common direction? | [−1, 1] | 1 | 0 ± 1/√d isotropic | rotation, scaling
-of a set, order of rows | | `mean_pairwise_cosine` | do single prompts agree? | [−1, 1] | ‖mean unit
-row‖² | 0 | rotation, length of any row, order of rows | | `linear_cka` | do prompts that are close
-in one lie close in the other? | [−1, 1] | 1 | 0 (debiased) | rotation of a set, scaling,
-translation | | `procrustes_distance` | the same shape up to rotation? | [0, √2] | 0 | below √2 |
-rotation of a set, scaling (translation if centred) |
+| measure | question | range | identical | unrelated |
+|---|---|---|---|---|
+| `mean_shift_cosine` | one common direction? | [−1, 1] | 1 | 0 ± 1/√d if isotropic |
+| `mean_pairwise_cosine` | do single prompts agree? | [−1, 1] | ‖mean unit row‖² | 0 |
+| `linear_cka` | are prompts close in both? | [−1, 1] | 1 | 0 (debiased) |
+| `procrustes_distance` | the same shape up to rotation? | [0, √2] | 0 | below √2 |
+
+| measure | not changed by |
+|---|---|
+| `mean_shift_cosine` | rotation, scaling of a set, order of rows |
+| `mean_pairwise_cosine` | rotation, length of any row, order of rows |
+| `linear_cka` | rotation of a set, scaling, translation |
+| `procrustes_distance` | rotation of a set, scaling (translation if centred) |
 
 The first two are about direction and need no pairing; the last two compare the *same* prompts row
-by row, and are blind to a rotation between the sets: for shifts in one stream, read them beside a
-subspace overlap. The first two see the common shift, CKA does not. All are symmetric. Values of a
-pair of sets; intervals and nulls come from resampling prompts (`emlens.stats`). float64 inside;
-batch axes everywhere.
+by row, and do not notice a rotation between the sets: for shifts in one stream, read them beside a
+subspace overlap. The first two measure the common shift, CKA does not. All are symmetric. They are
+values of a pair of sets; intervals and nulls come from resampling prompts (`emlens.stats`). float64
+inside; batch axes everywhere.
 """
 
 import torch
@@ -28,32 +33,45 @@ from emlens.geometry.linear import EPS64, result_dtype, row_lengths, rows_of
 def mean_shift_cosine(
     a: Float[Tensor, "*#batch row d"], b: Float[Tensor, "*#batch other d"]
 ) -> Float[Tensor, "..."]:
-    """Cosine between the mean of one set of shifts and that of another.
+    """Cosine between the mean of one set of shifts and that of another; range [−1, 1].
+
+    Args:
+        a, b: (..., row, d), one width; they need not have the same number of rows.
 
     Raises:
         InputError: other widths, values that are not finite, no row, or a mean that is zero.
     """
-    first, second = rows_of(a, "a"), rows_of(b, "b", a, "a")
-    means = []
-    for name, rows in (("a", first), ("b", second)):
-        mean = rows.mean(dim=-2)
-        rounding = EPS64 * torch.linalg.vector_norm(rows, dim=-1).amax(dim=-1)
-        if bool((torch.linalg.vector_norm(mean, dim=-1) <= rounding).any()):
-            raise InputError(
-                f"{name} has a mean of zero, which has no direction; shifts that cancel share none"
-            )
-        means.append(mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True))
-    return (means[0] * means[1]).sum(dim=-1).clamp(-1.0, 1.0).to(result_dtype(a, b))
+    first = _unit_mean(rows_of(a, "a"), "a")
+    second = _unit_mean(rows_of(b, "b", a, "a"), "b")
+    return (first * second).sum(dim=-1).clamp(-1.0, 1.0).to(result_dtype(a, b))
+
+
+def _unit_mean(rows: Tensor, name: str) -> Tensor:
+    """Mean of the rows over its length.
+
+    Raises:
+        InputError: a mean that is zero up to rounding of its rows.
+    """
+    mean = rows.mean(dim=-2)
+    rounding = EPS64 * torch.linalg.vector_norm(rows, dim=-1).amax(dim=-1)
+    if bool((torch.linalg.vector_norm(mean, dim=-1) <= rounding).any()):
+        raise InputError(
+            f"{name} has a mean of zero, which has no direction; shifts that cancel share none"
+        )
+    return mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
 
 
 def mean_pairwise_cosine(
     a: Float[Tensor, "*#batch row d"], b: Float[Tensor, "*#batch other d"] | None = None
 ) -> Float[Tensor, "..."]:
-    """Mean cosine over all pairs of a row of `a` and a row of `b`; of `a` alone, over all pairs of
-    different rows.
+    """Mean cosine over all pairs of a row of `a` and a row of `b`.
 
-    Every row counts alike, however long. Of one set it lies in [−1/(n − 1), 1]. Cost: O(row · d),
-    since the mean over pairs is the inner product of mean unit rows.
+    Of `a` alone, over all pairs of different rows. Every row counts alike, however long. Range
+    [−1, 1]; of one set [−1/(n − 1), 1]. Cost: O(row · d), since the mean over pairs is the inner
+    product of mean unit rows.
+
+    Args:
+        a, b: (..., row, d), one width; they need not have the same number of rows.
 
     Raises:
         InputError: other widths, values that are not finite, a zero row; one set of a single row.
@@ -64,29 +82,25 @@ def mean_pairwise_cosine(
         n = units.shape[-2]
         if n < 2:
             raise InputError(f"a has {n} row and so no pair; pass at least 2, or a second set")
-        found = (units.sum(dim=-2).square().sum(dim=-1) - n) / (n * (n - 1))
-        return found.clamp(-1.0, 1.0).to(result_dtype(a))
+        # ‖Σu‖² counts each pair twice and each row with itself once, which is n
+        cosine = (units.sum(dim=-2).square().sum(dim=-1) - n) / (n * (n - 1))
+        return cosine.clamp(-1.0, 1.0).to(result_dtype(a))
     second = rows_of(b, "b", a, "a")
-    others = second / row_lengths(second, "b", "is zero")[..., None]
-    return (
-        (units.mean(dim=-2) * others.mean(dim=-2))
-        .sum(dim=-1)
-        .clamp(-1.0, 1.0)
-        .to(result_dtype(a, b))
-    )
+    second_units = second / row_lengths(second, "b", "is zero")[..., None]
+    cosine = (units.mean(dim=-2) * second_units.mean(dim=-2)).sum(dim=-1)
+    return cosine.clamp(-1.0, 1.0).to(result_dtype(a, b))
 
 
 def linear_cka(
     a: Float[Tensor, "*#batch row d"], b: Float[Tensor, "*#batch row e"], *, debiased: bool = True
 ) -> Float[Tensor, "..."]:
-    """Centred kernel alignment of two descriptions of the same prompts, row i of `a` and of `b`
-    being one prompt.
+    """Centred kernel alignment (CKA) of two descriptions of the same prompts.
 
-    Kornblith et al. (2019), with linear kernels. Debiased: the unbiased HSIC of Song et al. (2012),
-    which is the inner product of U-centred Gram matrices (Székely & Rizzo 2014), so the ratio stays
-    in [−1, 1] and is 0 on average for unrelated sets; the plain form lies in [0, 1] and goes to 1
-    for *any* two sets as d/n grows (Murphy et al. 2024). Widths may differ. Cost: two Gram
-    matrices, O(row² · d).
+    Row i of `a` and of `b` belong to one prompt. Kornblith et al. (2019), with linear kernels.
+    Debiased: the unbiased HSIC of Song et al. (2012), which is the inner product of U-centred Gram
+    matrices (Székely & Rizzo 2014), so the ratio stays in [−1, 1] and is 0 on average for unrelated
+    sets; the plain form lies in [0, 1] and goes to 1 for *any* two sets as d/n grows (Murphy et al.
+    2024). Widths may differ. Cost: two Gram matrices, O(row² · d).
 
     Raises:
         InputError: unequal numbers of rows, fewer than 4 of them, values that are not finite, or a
@@ -100,49 +114,65 @@ def linear_cka(
         )
     if n < 4:
         raise InputError(f"{n} rows are too few for an alignment; pass at least 4 prompts")
-    grams = []
-    for name, rows in (("a", first), ("b", second)):
-        moved = rows - rows.mean(dim=-2, keepdim=True)
-        gram = moved @ moved.mT
-        size = torch.linalg.matrix_norm(gram)
-        if debiased:
-            gram = _u_centred(gram)
-        rounding = (
-            n * EPS64 * torch.maximum(size, torch.linalg.vector_norm(rows, dim=(-2, -1)) ** 2)
+    gram_a = _unit_gram(first, debiased, "a")
+    gram_b = _unit_gram(second, debiased, "b")
+    # tr(S_a S_b) of symmetric matrices is the sum of their entrywise products
+    return (gram_a * gram_b).sum(dim=(-2, -1)).clamp(-1.0, 1.0).to(result_dtype(a, b))
+
+
+def _unit_gram(rows: Tensor, debiased: bool, name: str) -> Tensor:
+    """Centred (or U-centred) Gram matrix (n, n) over its Frobenius norm.
+
+    Raises:
+        InputError: a Gram matrix that is rounding: rows all alike, or all equally far apart.
+    """
+    n = rows.shape[-2]
+    centred = rows - rows.mean(dim=-2, keepdim=True)
+    gram = centred @ centred.mT
+    size = torch.linalg.matrix_norm(gram)
+    if debiased:
+        gram = _u_centred(gram)
+    # rounding of the rows as they came, which centring and U-centring can only enlarge
+    squares = torch.linalg.vector_norm(rows, dim=(-2, -1)) ** 2
+    rounding = n * EPS64 * torch.maximum(size, squares)
+    length = torch.linalg.matrix_norm(gram)
+    if bool((length <= rounding).any()):
+        raise InputError(
+            f"{name} has rows that are all alike or all equally far apart,"
+            " so there is nothing to align"
         )
-        length = torch.linalg.matrix_norm(gram)
-        if bool((length <= rounding).any()):
-            raise InputError(
-                f"{name} has rows that are all alike or all equally far apart,"
-                " so there is nothing to align"
-            )
-        grams.append(gram / length[..., None, None])
-    return (grams[0] * grams[1]).sum(dim=(-2, -1)).clamp(-1.0, 1.0).to(result_dtype(a, b))
+    return gram / length[..., None, None]
 
 
 def _u_centred(gram: Tensor) -> Tensor:
-    """Rows and columns of the off-diagonal part that sum to 0 (Székely & Rizzo 2014)."""
+    """U-centred Gram matrix: zero diagonal, rows and columns sum to 0 (Székely & Rizzo 2014).
+
+    The diagonal holds each row's own length, which is what biases the plain form upwards.
+    """
     n = gram.shape[-1]
-    away = gram * (1 - torch.eye(n, dtype=gram.dtype, device=gram.device))
+    off_diagonal = 1 - torch.eye(n, dtype=gram.dtype, device=gram.device)
+    away = gram * off_diagonal
     rows = away.sum(dim=-1, keepdim=True)
     total = rows.sum(dim=-2, keepdim=True)
     centred = away - (rows + rows.mT) / (n - 2) + total / ((n - 1) * (n - 2))
-    return centred * (1 - torch.eye(n, dtype=gram.dtype, device=gram.device))
+    return centred * off_diagonal
 
 
 def procrustes_distance(
     a: Float[Tensor, "*#batch row d"], b: Float[Tensor, "*#batch row d"], *, center: bool
 ) -> Float[Tensor, "..."]:
-    """Distance between two descriptions of the same prompts after the best rotation or reflection
-    of one onto the other.
+    """Distance of two descriptions of the same prompts after the best rotation or reflection.
 
     min over orthogonal Q of ‖AQ − B‖_F, both scaled to Frobenius norm 1 (Schönemann 1966; Williams
-    et al. 2021, whose metric it is: it obeys the triangle inequality). 1 − distance²/2 = ‖AᵀB‖_* is
-    the similarity. Small distances are resolved to 1e-15, since the residual itself is measured.
-    Random sets are far below √2 where rows are few for d: compare with permuted rows.
+    et al. 2021, whose metric it is: it obeys the triangle inequality). Range [0, √2]. 1 −
+    distance²/2 = ‖AᵀB‖_* is the similarity. Small distances are resolved to 1e-15, since the
+    residual itself is measured. Random sets are far below √2 where rows are few for d: compare with
+    permuted rows.
 
     Args:
-        center: take each set's mean out first, which makes the distance blind to translation.
+        a, b: (..., row, d), row i of both being one prompt.
+        center: True or False, whether each set's mean is taken out first, so that a translation
+            does not count.
 
     Cost: two QR and one SVD in min(row, d) dimensions.
 
@@ -156,18 +186,25 @@ def procrustes_distance(
             f"a has {first.shape[-2]} rows and b {second.shape[-2]};"
             " pass the same prompts in the same order"
         )
-    triangles = []
-    for name, rows in (("a", first), ("b", second)):
-        moved = rows - rows.mean(dim=-2, keepdim=True) if center else rows
-        size = torch.linalg.matrix_norm(moved)
-        if bool((size <= EPS64 * torch.linalg.matrix_norm(rows)).any()):
-            raise InputError(
-                f"{name} has rows without any length{' about their mean' if center else ''};"
-                " there is no shape to compare"
-            )
-        scaled = moved / size[..., None, None]
-        # the rows in an orthonormal basis of what holds them
-        triangles.append(torch.linalg.qr(scaled.mT).R.mT)
-    x, y = triangles
+    x = _unit_shape(first, center, "a")
+    y = _unit_shape(second, center, "b")
+    # orthogonal Procrustes: of xᵀy = U S Vᵀ the best Q is U Vᵀ
     left, _, right = torch.linalg.svd(x.mT @ y)
     return torch.linalg.matrix_norm(x @ (left @ right) - y).to(result_dtype(a, b))
+
+
+def _unit_shape(rows: Tensor, center: bool, name: str) -> Tensor:
+    """Rows of Frobenius norm 1 in coordinates of their own span, (row, min(row, d)).
+
+    By QR of the transposed rows: only inner products matter up to a rotation, so d drops out.
+
+    Raises:
+        InputError: rows without any length.
+    """
+    centred = rows - rows.mean(dim=-2, keepdim=True) if center else rows
+    size = torch.linalg.matrix_norm(centred)
+    if bool((size <= EPS64 * torch.linalg.matrix_norm(rows)).any()):
+        about = " about their mean" if center else ""
+        raise InputError(f"{name} has rows without any length{about}; there is no shape to compare")
+    scaled = centred / size[..., None, None]
+    return torch.linalg.qr(scaled.mT).R.mT

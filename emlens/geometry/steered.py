@@ -1,10 +1,10 @@
-"""How near to the fine-tuned activations does adding the mean training shift bring those of before?
+"""Do before activations plus the mean training shift come close to the after activations?
 
-The steered evaluation of arXiv 2606.20814, on vectors that were captured already: x + α · mean δ
-against the true after activations, beside x itself. It is arithmetic on one site and no
-intervention: nothing runs through the layers behind it (`emlens.steer` does that). A step along
-*any* direction that most deltas share lowers the error, so a gain says that shifts have a common
-part and nothing about what it does.
+The steered evaluation of arXiv 2606.20814, on captured vectors: x + α · mean δ compared with the
+true after activations, beside x itself. It is arithmetic on one site and no intervention: nothing
+runs through the layers behind it (`emlens.steer` does that). A step along *any* direction that most
+deltas share lowers the error, so a gain says that shifts have a common part and nothing about what
+it does.
 """
 
 from dataclasses import dataclass
@@ -28,16 +28,18 @@ def add_mean_shift(
     *,
     mode: SteeringMode = "raw",
 ) -> Float[Tensor, "*batch row d"]:
-    """x + α · step, the step being the mean training delta.
+    """x + α · step, the step being the mean training delta; (..., row, d).
 
     Args:
+        x: activations before fine-tuning (..., row, d).
+        mean_delta: (..., d).
         alpha: the paper uses 0.5 and 1.
         mode: "raw" takes the mean delta as it is; "relative_norm" its direction at the length of
             each row; "match_mean_norm" its direction at the mean length of the rows.
 
     Raises:
         InputError: another width, values that are not finite, an unknown mode, or a zero shift
-            where its direction is asked for.
+            where only its direction is used.
     """
     if mode not in get_args(SteeringMode):
         raise InputError(
@@ -49,14 +51,17 @@ def add_mean_shift(
     if mode != "raw":
         step = step / row_lengths(step, "mean_delta", "is zero and has no direction")[..., None]
         lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        step = step * (lengths if mode == "relative_norm" else lengths.mean(dim=-2, keepdim=True))
+        if mode == "match_mean_norm":
+            lengths = lengths.mean(dim=-2, keepdim=True)
+        step = step * lengths
     return (rows + alpha * step).to(result_dtype(x, mean_delta))
 
 
 @dataclass(frozen=True, eq=False)
 class SteeredEvaluation:
-    """Distances to the true after activations, without and with the added shift, under the released
-    names.
+    """Distances to the true after activations, without and with the added shift.
+
+    Under the names of the released tables.
 
     Args:
         unsteered, steered: `mse`, `rmse`, `mae` over all entries; `mean_l2_error`,
@@ -101,24 +106,29 @@ def steered_evaluation(
             f"before has shape {tuple(rows.shape)} and after {tuple(true.shape)};"
             " pass the same prompts at one site, both (row, d)"
         )
-    steered = add_mean_shift(rows, mean_delta, alpha, mode=mode)
-    plain, moved = _distances(rows, true), _distances(steered, true)
+    unsteered = _distances(rows, true)
+    steered = _distances(add_mean_shift(rows, mean_delta, alpha, mode=mode), true)
     improvement = {
-        name: (
-            100 * (moved[name] - value if name.endswith("cosine") else value - moved[name]) / value
-            if value
-            else float("nan")
-        )
-        for name, value in plain.items()
+        name: _percent_better(name, value, steered[name]) for name, value in unsteered.items()
     }
-    return SteeredEvaluation(plain, moved, improvement, float(alpha), mode, len(rows))
+    return SteeredEvaluation(unsteered, steered, improvement, float(alpha), mode, len(rows))
+
+
+def _percent_better(name: str, unsteered: float, steered: float) -> float:
+    """Percent of the unsteered value; a cosine is better when larger, a distance when smaller."""
+    if not unsteered:
+        return float("nan")
+    gain = steered - unsteered if name.endswith("cosine") else unsteered - steered
+    return 100 * gain / unsteered
 
 
 def _distances(x: Tensor, true: Tensor) -> dict[str, float]:
+    """Distances of rows (row, d) to the true rows, by released name."""
     gap = x - true
     lengths = torch.linalg.vector_norm(gap, dim=-1)
     scale = row_lengths(x, "before", "is zero") * row_lengths(true, "after", "is zero")
     cosines = (x * true).sum(dim=-1) / scale
+    # softmax over coordinates of the stream: no distribution, but a released column
     log_p, log_q = torch.log_softmax(x, dim=-1), torch.log_softmax(true, dim=-1)
     forward = float((log_q.exp() * (log_q - log_p)).sum(dim=-1).mean())
     backward = float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())

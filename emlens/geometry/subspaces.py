@@ -1,11 +1,13 @@
 """The subspace that a set of vectors spans most strongly, by exact or randomised SVD.
 
-Whether the mean is taken out is always the caller's word (`center` has no default): centring
+Whether the mean is taken out is always the caller's decision (`center` has no default): centring
 removes the common shift that fine-tuning makes, and not centring lets it dominate; studies report
-both. Asking for more components than the vectors' numerical rank is an error, never a basis padded
-with noise. Computed in float64; results are float64 for float64 input and float32 otherwise. Cost:
-one SVD of (row, d), about 2·row·d·min(row, d) operations a batch entry; the randomised method makes
-some ten passes over the matrix instead, and says how far from exact it can be.
+both. As an argument `center` is True, False or a vector; the `Subspace` records it as a word,
+"mean", "none" or "given". Asking for more components than the vectors' numerical rank is an error,
+never a basis padded with noise. Computed in float64; results are float64 for float64 input and
+float32 otherwise. Cost: one SVD of (row, d), about 2·row·d·min(row, d) operations per batch entry;
+the randomised method makes some ten passes over the matrix instead, and says how far from exact it
+can be.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from emlens.geometry.linear import rank_tolerance, result_dtype, rows_of, sign_f
 from emlens.geometry.randomised import leading_directions
 
 Center = bool | Literal["mean"] | Tensor
-"""True or "mean": the vectors' own mean is taken out; False: nothing is; a vector: that one is."""
+"""True or "mean": the vectors' own mean is taken out; False: nothing; a vector: that vector."""
 
 Method = Literal["exact", "randomised"]
 
@@ -36,14 +38,15 @@ class Subspace:
         basis: orthonormal columns (..., d, k), strongest first, each with its largest entry
             positive.
         singular_values: of the (centred) vectors, descending: all of them (..., min(row, d)), or
-            the k that were sought.
+            the first k (randomised).
         explained_variance_ratio: share of the total squared norm about `mean` along each basis
             vector (..., k).
         mean: the vector taken out before fitting (..., d); zeros where `center` is "none".
-        n: vectors fitted, a batch entry.
+        n: vectors fitted, per batch entry.
         rank: numerical rank of the (centred) vectors; the smallest over a batch. Randomised: a
             lower limit of it.
-        center: "mean", "none" or "given".
+        center: what was taken out: "mean" (the vectors' own), "none", or "given" (a vector that the
+            caller passed).
         angle_bound: randomised only: the sine of the largest angle to the exact subspace is at most
             this (...), for the basis before it is rounded to float32.
     """
@@ -58,18 +61,17 @@ class Subspace:
     angle_bound: Float[Tensor, "*batch"] | None = None
 
     def _facts(self) -> dict[str, object]:
-        kept = [f"{float(share):.3g}" for share in self.explained_variance_ratio.reshape(-1)[:8]]
-        batch = {"batch": tuple(self.basis.shape[:-2])} if self.basis.ndim > 2 else {}
-        shares = {} if batch else {"explained": ", ".join(kept) + (", …" if self.k > 8 else "")}
-        return {
-            "k": self.k,
-            "d_model": self.d_model,
-            **batch,
-            "n": self.n,
-            "rank": self.rank,
-            "center": self.center,
-            **shares,
-        }
+        is_batch = self.basis.ndim > 2
+        facts: dict[str, object] = {"k": self.k, "d_model": self.d_model}
+        if is_batch:
+            facts["batch"] = tuple(self.basis.shape[:-2])
+        facts |= {"n": self.n, "rank": self.rank, "center": self.center}
+        if not is_batch:
+            shares = [f"{share:.3g}" for share in self.explained_variance_ratio[:8].tolist()]
+            if self.k > 8:
+                shares.append("…")
+            facts["explained"] = ", ".join(shares)
+        return facts
 
     def __repr__(self) -> str:
         return in_a_line("Subspace", self._facts())
@@ -79,10 +81,12 @@ class Subspace:
 
     @property
     def d_model(self) -> int:
+        """Width of the stream."""
         return self.basis.shape[-2]
 
     @property
     def k(self) -> int:
+        """Dimension of the subspace."""
         return self.basis.shape[-1]
 
     def coordinates(self, x: Float[Tensor, "*batch row d"]) -> Float[Tensor, "*batch row k"]:
@@ -91,10 +95,9 @@ class Subspace:
         Raises:
             InputError: x has another width, or is not finite.
         """
-        moved = (
-            rows_of(x, "x", self.mean, "the subspace") - self.mean.to(torch.float64)[..., None, :]
-        )
-        return (moved @ self.basis.to(torch.float64)).to(result_dtype(x, self.basis))
+        rows = rows_of(x, "x", self.mean, "the subspace")
+        centred = rows - self.mean.to(torch.float64)[..., None, :]
+        return (centred @ self.basis.to(torch.float64)).to(result_dtype(x, self.basis))
 
     def project(self, x: Float[Tensor, "*batch row d"]) -> Float[Tensor, "*batch row d"]:
         """The part of x − mean that lies in the subspace (the mean is not added back).
@@ -109,8 +112,7 @@ class Subspace:
 def centred_rows(
     vectors: Float[Tensor, "*batch row d"], center: Center, name: str = "vectors"
 ) -> tuple[Float[Tensor, "*batch row d"], Float[Tensor, "*batch d"], str]:
-    """float64 rows with the chosen mean taken out, that mean, and which it was ("mean", "none",
-    "given").
+    """float64 rows with a mean taken out, that mean, and which it was: "mean", "none" or "given".
 
     Raises:
         InputError: no row, values that are not finite, or an unusable `center`.
@@ -119,7 +121,8 @@ def centred_rows(
     if isinstance(center, Tensor):
         require_ndim(center, 1, "center", "a vector of shape (d,)")
         require_same_width(vectors, center, name, "center")
-        mean, kind = as_float64(center, "center").expand(*wide.shape[:-2], wide.shape[-1]), "given"
+        mean = as_float64(center, "center").expand(*wide.shape[:-2], wide.shape[-1])
+        kind = "given"
     elif center is True or (isinstance(center, str) and center == "mean"):
         mean, kind = wide.mean(dim=-2), "mean"
     elif center is False:
@@ -143,7 +146,7 @@ def top_k_subspace(
     """The k directions that hold most of the vectors' squared norm about `center`.
 
     Args:
-        vectors: rows (..., row, d); leading axes are a batch, one subspace each.
+        vectors: rows (..., row, d); leading axes are a batch, one subspace per entry.
         k: how many; or a share of variance in (0, 1): the fewest components that reach it; or
             "elbow": where the scree plot of singular values falls into two groups
             (`geometry.components`). The last two refuse a batch.
@@ -167,48 +170,50 @@ def top_k_subspace(
         raise InputError(f"method={method!r} is unknown; pass 'exact' or 'randomised'")
     rows, mean, kind = centred_rows(vectors, center)
     size = torch.linalg.vector_norm(rows, dim=(-2, -1))
-    scale = torch.maximum(
-        torch.linalg.vector_norm(vectors.detach().to(torch.float64), dim=(-2, -1)), size
-    )
+    # Rounding of the input is relative to the vectors before centring: with a large common mean,
+    # the centred rows hold more rounding than their own size suggests.
+    before_centring = torch.linalg.vector_norm(vectors.detach().to(torch.float64), dim=(-2, -1))
+    scale = torch.maximum(before_centring, size)
     floor = rank_tolerance(scale, rows.shape, vectors.dtype)
-    found = (
-        _exact(rows, k, floor, kind)
-        if method == "exact"
-        else _randomised(rows, k, floor, tolerance, seed, kind)
-    )
+    if method == "exact":
+        components = _exact(rows, k, floor, kind)
+    else:
+        components = _randomised(rows, k, floor, tolerance, seed, kind)
     out = result_dtype(vectors)
+    # ‖X‖_F² = Σσ², also where only the first k singular values are known
+    shares = (components.singular[..., : components.axes.shape[-1]] / size[..., None]).square()
     return Subspace(
-        basis=sign_fixed(found.axes).to(out),
-        singular_values=found.singular.to(out),
-        explained_variance_ratio=(found.singular[..., : found.axes.shape[-1]] / size[..., None])
-        .square()
-        .to(out),
+        basis=sign_fixed(components.axes).to(out),
+        singular_values=components.singular.to(out),
+        explained_variance_ratio=shares.to(out),
         mean=mean.to(out),
         n=rows.shape[-2],
-        rank=found.rank,
+        rank=components.rank,
         center=kind,
-        angle_bound=None if found.bound is None else found.bound.to(out),
+        angle_bound=None if components.bound is None else components.bound.to(out),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class _Components:
+    """Axes (..., d, k), singular values (..., s), smallest rank, and the bound of the angle."""
+
     axes: Tensor
     singular: Tensor
     rank: int
     bound: Tensor | None = None
 
 
-def _exact(rows: Tensor, k: int | float | str, floor: Tensor, kind: str) -> _Found:
+def _exact(rows: Tensor, k: int | float | str, floor: Tensor, kind: str) -> _Components:
     _, singular, axes = torch.linalg.svd(rows, full_matrices=False)
     rank = int((singular > floor[..., None]).sum(dim=-1).min())
     count = component_count(k, singular, rank, rows.shape[-2], kind)
-    return _Found(axes[..., :count, :].mT, singular, rank)
+    return _Components(axes[..., :count, :].mT, singular, rank)
 
 
 def _randomised(
     rows: Tensor, k: int | float | str, floor: Tensor, tolerance: float, seed: int, kind: str
-) -> _Found:
+) -> _Components:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(
             f"k={k!r} needs the whole spectrum; pass a count of 1 or more, or method='exact'"
@@ -218,16 +223,22 @@ def _randomised(
             f"tolerance={tolerance!r} must lie between 0 and 1: it bounds the sine of an angle"
         )
     batch = rows.shape[:-2]
-    found = [
-        leading_directions(matrix, k, tolerance=tolerance, floor=float(least), seed=seed, kind=kind)
-        for matrix, least in zip(rows.reshape(-1, *rows.shape[-2:]), floor.reshape(-1), strict=True)
-    ]
-    bounds = torch.tensor([one.bound for one in found], dtype=torch.float64, device=rows.device)
-    return _Found(
-        torch.stack([one.axes for one in found]).reshape(*batch, -1, k),
-        torch.stack([one.singular_values for one in found]).reshape(*batch, k),
-        min(one.found for one in found),
-        bounds.reshape(batch),
+    axes, singular, ranks, bounds = [], [], [], []
+    matrices = rows.reshape(-1, *rows.shape[-2:])
+    for matrix, least in zip(matrices, floor.reshape(-1).tolist(), strict=True):
+        leading = leading_directions(
+            matrix, k, tolerance=tolerance, floor=least, seed=seed, kind=kind
+        )
+        axes.append(leading.axes)
+        singular.append(leading.singular_values)
+        ranks.append(leading.rank)
+        bounds.append(leading.bound)
+    bound = torch.tensor(bounds, dtype=torch.float64, device=rows.device)
+    return _Components(
+        torch.stack(axes).reshape(*batch, -1, k),
+        torch.stack(singular).reshape(*batch, k),
+        min(ranks),
+        bound.reshape(batch),
     )
 
 
@@ -242,10 +253,10 @@ def variance_captured(
     Against the "total", range [0, 1]: for the vectors it was fitted to, the sum of
     `explained_variance_ratio`; for isotropic vectors k/d. Against the "best" that k directions
     about the same mean could capture of *these* vectors, range [0, 1], 1 exactly where the subspace
-    is as good as their own top k: the alignment index of Elsayed et al. (2016). It tells a subspace
-    that misses from vectors that no k directions could hold. Invariant to scaling and rotation
-    about the mean, and to the basis of the subspace; not symmetric in what was fitted and what is
-    captured.
+    is as good as their own top k: the alignment index of Elsayed et al. (2016). It distinguishes a
+    subspace that misses from vectors that no k directions could hold. Invariant to scaling and
+    rotation about the mean, and to the basis of the subspace; not symmetric in what was fitted and
+    what is captured.
 
     Raises:
         InputError: another width, values that are not finite, vectors that all equal the mean, an
@@ -253,16 +264,15 @@ def variance_captured(
     """
     if against not in ("total", "best"):
         raise InputError(f"against={against!r} is unknown; pass 'total' or 'best'")
-    moved = (
-        rows_of(vectors, "vectors", space.mean, "the subspace")
-        - space.mean.to(torch.float64)[..., None, :]
-    )
-    inside = (moved @ space.basis.to(torch.float64)).square().sum(dim=(-2, -1))
-    whole = moved.square().sum(dim=(-2, -1))
+    rows = rows_of(vectors, "vectors", space.mean, "the subspace")
+    centred = rows - space.mean.to(torch.float64)[..., None, :]
+    inside = (centred @ space.basis.to(torch.float64)).square().sum(dim=(-2, -1))
+    whole = centred.square().sum(dim=(-2, -1))
     if bool((whole == 0).any()):
         raise InputError(
             "vectors all equal the mean of the subspace, so they have no variance to capture"
         )
     if against == "best":
-        whole = torch.linalg.svdvals(moved)[..., : space.k].square().sum(dim=-1)
+        # Eckart–Young: no k directions hold more than the k largest squared singular values
+        whole = torch.linalg.svdvals(centred)[..., : space.k].square().sum(dim=-1)
     return (inside / whole).clamp(max=1.0).to(result_dtype(vectors, space.basis))

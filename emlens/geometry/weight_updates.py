@@ -1,12 +1,12 @@
-"""What low-rank weight updates ΔW = s·BA write into, and what they read from, without ever forming
-BA.
+"""What low-rank weight updates ΔW = s·BA write into, and what they read from.
 
-An adapter's update maps an input of width d_in to an output of width d_out. The columns of ΔW span
-what it can write (for `down_proj` and `o_proj` that is the residual stream), its rows what it
-reads. Two QR factorisations bring ΔW to its (r, r) core, whose SVD is that of ΔW: O((d_in + d_out)
-r²), no (d_out, d_in) matrix. The split into B and A is a matter of gauge, BM and M⁻¹A being the
-same update: nothing here depends on it, as comparing B matrices themselves would. Subspace angles
-between updates of emergently misaligned fine-tunes: Arturi et al. 2025 (arXiv 2511.02022).
+BA is never formed. An adapter's update maps an input of width d_in to an output of width d_out. The
+columns of ΔW span what it can write (for `down_proj` and `o_proj` that is the residual stream), its
+rows what it reads. Two QR factorisations bring ΔW to its (r, r) core, whose SVD is that of ΔW:
+O((d_in + d_out) r²), no (d_out, d_in) matrix. The split into B and A is a matter of gauge, BM and
+M⁻¹A being the same update: nothing here depends on it, while a comparison of B matrices would.
+Subspace angles between updates of emergently misaligned fine-tunes: Arturi et al. 2025 (arXiv
+2511.02022).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 from emlens.foundation.errors import InputError
 from emlens.foundation.shapes import as_float64, require_ndim
 from emlens.geometry.angles import principal_angles
-from emlens.geometry.linear import rank_tolerance, result_dtype, sign_fixed
+from emlens.geometry.linear import in_batch, rank_tolerance, result_dtype, sign_fixed
 
 UpdateSide = Literal["output", "input"]
 
@@ -46,23 +46,25 @@ class WeightUpdate:
         return torch.linalg.vector_norm(self.singular_values, dim=-1)
 
     def basis(self, side: UpdateSide, k: int | None = None) -> Float[Tensor, "*batch d k"]:
-        """The k strongest directions that the update writes ("output") or reads ("input"); all
-        `rank` of them by default.
+        """The k strongest directions that the update writes ("output") or reads ("input").
+
+        All `rank` of them by default; (..., d, k), orthonormal.
 
         Raises:
             InputError: an unknown side, or k above the rank.
         """
         if side not in get_args(UpdateSide):
             raise InputError(
-                f"side={side!r} is unknown; pass 'output' for what the update writes or 'input' for"
-                " what it reads"
+                f"side={side!r} is unknown;"
+                " pass 'output' for what the update writes or 'input' for what it reads"
             )
         count = self.rank if k is None else k
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= self.rank:
             raise InputError(
                 f"k={k!r} must be an integer from 1 to the rank of the update, {self.rank}"
             )
-        return (self.left if side == "output" else self.right)[..., :count]
+        axes = self.left if side == "output" else self.right
+        return axes[..., :count]
 
 
 def weight_update(
@@ -92,9 +94,11 @@ def weight_update(
             " or alpha / sqrt(r) with rank-stabilised LoRA"
         )
     read, write = as_float64(a, "a"), as_float64(b, "b")
+    # A = R_inᵀ Q_inᵀ and B = Q_out R_out: the (r, r) core R_out R_inᵀ has the singular values of BA
     q_in, r_in = torch.linalg.qr(read.mT)
     q_out, r_out = torch.linalg.qr(write)
     left, singular, right = torch.linalg.svd(r_out @ r_in.mT, full_matrices=False)
+    # two sources of rounding: the float64 product of the factors, and the factors as stored
     size = torch.linalg.matrix_norm(r_out) * torch.linalg.matrix_norm(r_in)
     tolerance = torch.maximum(
         rank_tolerance(size, b.shape, torch.float64),
@@ -102,21 +106,22 @@ def weight_update(
     )
     rank = (singular > tolerance[..., None]).sum(dim=-1)
     if int(rank.min()) == 0:
-        where = (
-            ""
-            if rank.ndim == 0
-            else f" at batch index {tuple(int(i) for i in (rank == 0).nonzero()[0])}"
-        )
         raise InputError(
-            f"the update BA is zero{where}, as at the start of training; it spans nothing"
+            f"the update BA is zero{in_batch(rank == 0)},"
+            " as at the start of training; it spans nothing"
         )
-    write_axes, out = q_out @ left, result_dtype(a, b)
-    fixed = sign_fixed(write_axes)
-    # ±1, so that left and right turn together
-    flipped = (fixed * write_axes).sum(dim=-2, keepdim=True)
-    read_axes = (q_in @ right.mT) * torch.sign(flipped) * (1 if scale > 0 else -1)
+    out = result_dtype(a, b)
+    write_axes = q_out @ left
+    fixed_axes = sign_fixed(write_axes)
+    # ±1 per column: left and right have to change sign together, or their product would change
+    flips = torch.sign((fixed_axes * write_axes).sum(dim=-2, keepdim=True))
+    # singular values are positive, so a negative scale goes into the right axes
+    read_axes = (q_in @ right.mT) * flips * (1 if scale > 0 else -1)
     return WeightUpdate(
-        fixed.to(out), (singular * abs(scale)).to(out), read_axes.to(out), int(rank.min())
+        left=fixed_axes.to(out),
+        singular_values=(singular * abs(scale)).to(out),
+        right=read_axes.to(out),
+        rank=int(rank.min()),
     )
 
 
@@ -125,12 +130,13 @@ def weight_update_angles(
 ) -> Float[Tensor, "... m"]:
     """Principal angles between what two updates write (or read), ascending, in radians.
 
-    Args:
-        k: strongest directions of each; by default all that they have, whose ranks may differ.
+    (..., m); range [0, π/2]; invariant to the gauge of the factors and to scales. Adapters are
+    low-rank whatever they learned: the null for directions without preference is
+    `overlap_null(d, k_a, k_b)`, and the control is the angles of a benign fine-tune.
 
-    Range [0, π/2]; invariant to the gauge of the factors and to scales. Adapters are low-rank
-    whatever they learned: chance is `overlap_null(d, k_a, k_b)` for directions without preference,
-    and a benign fine-tune's angles otherwise.
+    Args:
+        side: "output" for what they write, "input" for what they read.
+        k: strongest directions of each; by default all that they have, whose ranks may differ.
 
     Raises:
         InputError: k above a rank, updates of another width, an unknown side.
@@ -139,19 +145,21 @@ def weight_update_angles(
 
 
 def weight_update_cosine(first: WeightUpdate, second: WeightUpdate) -> Float[Tensor, "..."]:
-    """Cosine between two updates as vectors of weights: tr(ΔW₁ᵀΔW₂)/(‖ΔW₁‖ ‖ΔW₂‖), in [−1, 1].
+    """Cosine between two updates as vectors of weights: tr(ΔW₁ᵀΔW₂)/(‖ΔW₁‖ ‖ΔW₂‖).
+
+    Range [−1, 1]; invariant to the gauge of the factors and to positive scales.
 
     Raises:
         InputError: updates of other shapes.
     """
-    if (
-        first.left.shape[-2] != second.left.shape[-2]
-        or first.right.shape[-2] != second.right.shape[-2]
-    ):
-        shapes = [(update.left.shape[-2], update.right.shape[-2]) for update in (first, second)]
+    first_shape = (first.left.shape[-2], first.right.shape[-2])
+    second_shape = (second.left.shape[-2], second.right.shape[-2])
+    if first_shape != second_shape:
         raise InputError(
-            f"the updates have shapes {shapes[0]} and {shapes[1]}; pass updates of the same module"
+            f"the updates have shapes {first_shape} and {second_shape};"
+            " pass updates of the same module"
         )
+    # tr(ΔW₁ᵀΔW₂) = Σ_ij σ_i σ_j (u_i·u_j)(v_i·v_j)
     written = first.left.to(torch.float64).mT @ second.left.to(torch.float64)
     read = first.right.to(torch.float64).mT @ second.right.to(torch.float64)
     weights = (
@@ -159,5 +167,5 @@ def weight_update_cosine(first: WeightUpdate, second: WeightUpdate) -> Float[Ten
         * second.singular_values.to(torch.float64)[..., None, :]
     )
     scale = first.norm.to(torch.float64) * second.norm.to(torch.float64)
-    found = (written * read * weights).sum(dim=(-2, -1)) / scale
-    return found.clamp(-1.0, 1.0).to(result_dtype(first.left, second.left))
+    cosine = (written * read * weights).sum(dim=(-2, -1)) / scale
+    return cosine.clamp(-1.0, 1.0).to(result_dtype(first.left, second.left))
