@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "common", "core"}
-MAX_LINES = 750
+MAX_LINES = 600
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ distance in standard deviations, a score); coordinates of a residual stream are 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -22,10 +23,16 @@ from emlens.probes.ridge import Array, mean_and_scale, standardise
 Rows = NDArray[np.int64]
 Fold = tuple[Rows, Rows]
 """(training rows, test rows)."""
+T = TypeVar("T")
 CANCELLED = 1e-6
 """Variance over mean square below which sums of squares have lost digits, and a column's scale is
 computed anew.
 """
+
+
+def at_rows(values: Sequence[T], rows: Rows) -> list[T]:
+    """The values of these rows, for what is no array."""
+    return [values[int(i)] for i in rows]
 
 
 class Features(ABC):
@@ -82,7 +89,9 @@ class MatrixFeatures(Features):
 
     @property
     def values(self) -> Array:
-        return self._source.double().numpy() if isinstance(self._source, Tensor) else self._source
+        if isinstance(self._source, Tensor):
+            return self._source.double().numpy()
+        return self._source
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:
         values = self.values
@@ -161,8 +170,8 @@ class TextFeatures(Features):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+", sublinear_tf=True)
-        train_x = vectorizer.fit_transform([self._texts[i] for i in train])
-        test_x = vectorizer.transform([self._texts[i] for i in test])
+        train_x = vectorizer.fit_transform(at_rows(self._texts, train))
+        test_x = vectorizer.transform(at_rows(self._texts, test))
         return train_x.toarray(), test_x.toarray()
 
 
@@ -213,7 +222,9 @@ class JoinedFeatures(Features):
         train_parts, test_parts = [], []
         for part in self._parts:
             train_x, test_x = part.split(train, test)
-            factor = 1 / max(1, train_x.shape[1]) ** 0.5 if self._balanced else 1.0
+            factor = 1.0
+            if self._balanced:
+                factor = 1 / max(1, train_x.shape[1]) ** 0.5
             train_parts.append(train_x * factor)
             test_parts.append(test_x * factor)
         return np.hstack(train_parts), np.hstack(test_parts)
@@ -268,8 +279,10 @@ def assert_different(
     """
     if len(a) != len(b):
         return
-    if all(np.array_equal(x.values, y.values) for x, y in zip(a, b, strict=True)):
-        raise InputError(
-            f"features of {name_a!r} and {name_b!r} are identical numbers;"
-            " one of them was read from the wrong model"
-        )
+    for x, y in zip(a, b, strict=True):
+        if not np.array_equal(x.values, y.values):
+            return
+    raise InputError(
+        f"features of {name_a!r} and {name_b!r} are identical numbers;"
+        " one of them was read from the wrong model"
+    )

@@ -191,7 +191,9 @@ class _ScoreScale:
 
     @property
     def description(self) -> str:
-        return "score" if self.scale == "score" else f"logit, clamped {self.clamp:g} from the ends"
+        if self.scale == "score":
+            return "score"
+        return f"logit, clamped {self.clamp:g} from the ends"
 
     def values(self, scores: Scores, ids: Sequence[str], questions: Sequence[str]) -> Array:
         """One value per row, on the scale that is forecast."""
@@ -250,17 +252,24 @@ def _candidates(
     if features is None:
         return [*activation_cells(acts)]
     if isinstance(features, str):
-        return [*activation_cells(acts, [features])]
-    if not len(features):
+        features = [features]
+    sites: list[str] = []
+    sets: list[Features] = []
+    for feature in features:
+        if isinstance(feature, str):
+            sites.append(feature)
+        else:
+            sets.append(feature)
+    if not sites and not sets:
         raise InputError("features is empty; pass names of sites, or feature sets")
-    sites = [name for name in features if isinstance(name, str)]
-    sets = [feature for feature in features if isinstance(feature, Features)]
     if sites and sets:
         raise InputError(
             f"features has the site {sites[0]!r} beside the set {sets[0].name!r};"
             " pass names of sites, or feature sets"
         )
-    return [*activation_cells(acts, sites)] if sites else sets
+    if sites:
+        sets = [*activation_cells(acts, sites)]
+    return sets
 
 
 def _nested_folds(labels: Sequence[str], design: Design) -> NestedFolds:
@@ -270,7 +279,9 @@ def _nested_folds(labels: Sequence[str], design: Design) -> NestedFolds:
             f"groups has {distinct} labels; nested selection needs at least 3,"
             " so that inner folds can hold one out too; pass finer groups"
         )
-    count = design.folds if design.folds == "all" else min(design.folds, distinct)
+    count = design.folds
+    if count != "all":
+        count = min(count, distinct)
     outer = outer_folds(labels, count, design.repeats, design.seed)
     return NestedFolds(labels, outer, design.inner_folds, design.seed)
 

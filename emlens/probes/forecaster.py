@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
 from emlens.probes.conformal import group_weights, jackknife_plus
-from emlens.probes.features import Rows
+from emlens.probes.features import Rows, at_rows
 from emlens.probes.likeness import (
     FAR_SHARE,
     distances,
@@ -108,13 +108,17 @@ class Forecaster:
     def left_out_clusters(self) -> list[str]:
         """Clusters that the backtest left out, one after the other; none where there is one."""
         names = sorted(set(self.clusters))
-        return names if len(names) > 1 else []
+        if len(names) == 1:
+            return []
+        return names
 
     @property
     def cluster_columns(self) -> list[int]:
         """For each run, the column of its own cluster among those left out."""
         names = self.left_out_clusters
-        return [names.index(cluster) if names else 0 for cluster in self.clusters]
+        if not names:
+            return [0] * len(self.clusters)
+        return [names.index(cluster) for cluster in self.clusters]
 
     def predict(
         self,
@@ -265,15 +269,15 @@ class Forecaster:
         spreads = np.maximum(self.severities(), LEAST_SPREAD)[fold, runs]
         residuals = np.abs(self.observed - self.predicted)[rows, runs] / spreads
         fits = fold * len(self.cluster_severity) + column
-        return residuals, fits.astype(np.int64), [self.labels[i] for i in rows]
+        return residuals, fits.astype(np.int64), at_rows(self.labels, rows)
 
     def _context_numbers(self, context: Mapping[str, float] | None) -> Array | None:
         """The context as one row, in the order of the fit; None where there is none."""
         names = [str(name) for name in self.context.columns]
-        given = sorted(map(str, context or {}))
-        if given != sorted(names):
+        keys = sorted(map(str, context or {}))
+        if keys != sorted(names):
             raise InputError(
-                f"context has {given or 'nothing'}; this forecaster was fitted with"
+                f"context has {keys or 'nothing'}; this forecaster was fitted with"
                 f" {names or 'none'}: pass those numbers"
             )
         if not names:
@@ -336,9 +340,9 @@ class Forecaster:
         from_past, past_mean = self._past_forecasts()
         return pd.DataFrame(
             {
-                "id": [self.ids[i] for i in rows],
-                "label": [self.labels[i] for i in rows],
-                "run": [self.runs[j] for j in runs],
+                "id": at_rows(self.ids, rows),
+                "label": at_rows(self.labels, rows),
+                "run": at_rows(self.runs, runs),
                 "cluster": np.array(self.clusters)[runs],
                 "observed": self.observed[rows, runs],
                 "predicted": self._on_scale(self.predicted[rows, runs]),

@@ -18,7 +18,7 @@ from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.probes.design import Design
-from emlens.probes.features import MatrixFeatures, Rows, activation_cells
+from emlens.probes.features import MatrixFeatures, Rows, activation_cells, at_rows
 from emlens.probes.forecaster import Forecaster
 from emlens.probes.likeness import distance_bound
 from emlens.probes.ridge import Array
@@ -87,31 +87,18 @@ def fit_forecaster(
     )
     cells = activation_cells(acts)
     outer = _outer_folds(labels, design.seed)
+    backtest = _backtest(cells, past, labels, outer, design)
     everything = np.arange(len(acts))
     splits = [past.split(everything, cluster) for cluster in (None, *past.left_out)]
-    backtest = _backtest(cells, past, labels, outer, design)
     hazard = np.column_stack([split.hazard for split in splits])
     ridge = choose_ridges(
         cells, hazard[:, :1], everything, labels, design.inner_folds, design.seed, "all"
     )[0]
     reference = _values_at(cells, ridge)
     questions = questions_of(acts)
-    question_folds = outer
-    if held_out != "question":
-        count = min(10, len(set(questions)))
-        question_folds = grouped_folds(questions, count, design.seed, "distances")
+    question_folds = outer if held_out == "question" else _question_folds(questions, design.seed)
     known_bound, known_rate = distance_bound(reference, questions, question_folds, false_refusals)
     new_bound, new_rate = distance_bound(reference, labels, outer, false_refusals)
-    facts = {
-        "provenance": dict(acts.provenance),
-        "rows": len(acts),
-        "groups": len(set(labels)),
-        "held_out": held_out,
-        "metric": metric,
-        "false_refusals": [known_rate, new_rate],
-        "cross_validated_r2": _r2_record(backtest, observed, labels, design.seed),
-        "seed": design.seed,
-    }
     return Forecaster(
         ridge=ridge,
         fold_ridges=backtest.ridges,
@@ -132,7 +119,16 @@ def fit_forecaster(
         top=scale[1],
         bottom=scale[0],
         context=run_context.loc[list(runs)],
-        facts=facts,
+        facts={
+            "provenance": dict(acts.provenance),
+            "rows": len(acts),
+            "groups": len(set(labels)),
+            "held_out": held_out,
+            "metric": metric,
+            "false_refusals": [known_rate, new_rate],
+            "cross_validated_r2": _r2_record(backtest, observed, labels, design.seed),
+            "seed": design.seed,
+        },
     )
 
 
@@ -164,12 +160,15 @@ class _PastRuns:
     def left_out(self) -> list[str | None]:
         """Clusters to leave out, one after the other; [None] where there is only one."""
         names = sorted(set(self.clusters))
-        return [*names] if len(names) > 1 else [None]
+        if len(names) == 1:
+            return [None]
+        return [*names]
 
     def runs_of(self, cluster: str | None) -> list[int]:
         """Numbers of the runs of one cluster; of all runs for None."""
-        numbers = range(len(self.clusters))
-        return [j for j in numbers if cluster is None or self.clusters[j] == cluster]
+        if cluster is None:
+            return list(range(len(self.clusters)))
+        return np.flatnonzero(np.array(self.clusters) == cluster).tolist()
 
     def split(self, rows: Rows, without: str | None) -> _Split:
         """Hazard and severity from these rows and the runs outside one cluster."""
@@ -180,7 +179,7 @@ class _PastRuns:
         if not self.numbers.shape[1]:
             return _Split(hazard, None)
         counted = np.flatnonzero(weights > 0)
-        clusters = [self.clusters[int(j)] for j in counted]
+        clusters = at_rows(self.clusters, counted)
         model = fit_severity(self.numbers[counted], severity[counted], clusters, self.seed)
         return _Split(hazard, model)
 
@@ -244,8 +243,15 @@ def _values_at(cells: Sequence[MatrixFeatures], ridge: SiteRidge) -> Array:
 
 
 def _outer_folds(labels: Sequence[str], seed: int) -> list[Rows]:
-    distinct = len(set(labels))
-    return grouped_folds(labels, distinct if distinct <= MOST_FOLDS else 10, seed, "forecaster")
+    count = len(set(labels))
+    if count > MOST_FOLDS:
+        count = 10
+    return grouped_folds(labels, count, seed, "forecaster")
+
+
+def _question_folds(questions: Sequence[str], seed: int) -> list[Rows]:
+    """Folds of single questions, for the distances of rows whose group was fitted on."""
+    return grouped_folds(questions, min(10, len(set(questions))), seed, "distances")
 
 
 def _r2_record(
@@ -255,7 +261,7 @@ def _r2_record(
     rows, runs = np.nonzero(np.isfinite(observed))
     errors = ((backtest.predicted - observed) ** 2)[rows, runs]
     floors = ((backtest.mean - observed) ** 2)[rows, runs]
-    row_labels = [labels[int(i)] for i in rows]
+    row_labels = at_rows(labels, rows)
     share = ratio_of_means(errors, floors, clusters=row_labels, resamples=1999, seed=seed)
     return {
         "value": 1 - share.value,

@@ -25,6 +25,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
+from emlens.probes.features import at_rows
 from emlens.probes.ridge import ALPHAS, Array, ridge_path, standardise
 from emlens.probes.shuffles import shuffled_targets
 from emlens.stats import NullDistribution, spearman
@@ -123,7 +124,7 @@ def rank_configurations(
     tables, choices, ranked, nulls = [], [], [], {}
     for model in models:
         forecast = sign * data.forecast(model)
-        tables.append(_forecast_table([str(name) for name in runs.index], model, forecast, y))
+        tables.append(_forecast_table(runs.index.map(str), model, forecast, y))
         choice, null = _judge(model, data, rival, halves, shuffled)
         choices.append(choice)
         if null is not None:
@@ -131,7 +132,7 @@ def rank_configurations(
         if candidates is not None:
             new = _numbers(candidates, features, "candidates")
             scores = data.predict(model, np.arange(len(y)), new, data.score[:, None])[:, 0]
-            ranked.append(_candidate_table([str(name) for name in candidates.index], model, scores))
+            ranked.append(_candidate_table(list(candidates.index.map(str)), model, scores))
     if rival is not None:
         choices.append(_lowest_loss(data, rival, halves))
     new_table = pd.DataFrame(columns=["run", "by", "forecast", "rank"])
@@ -202,7 +203,7 @@ class _Data:
 
     def predict(self, model: str, fit: NDArray[np.int64], new_x: Array, targets: Array) -> Array:
         """(new row, target) from the runs `fit`; targets are (run, target) of all runs."""
-        labels = [self.labels[i] for i in fit]
+        labels = at_rows(self.labels, fit)
         return _predict(model, self.x[fit], new_x, targets[fit], labels, self.seed)
 
     def forecast(self, model: str) -> Array:
@@ -212,10 +213,12 @@ class _Data:
         """
         names = sorted(set(self.labels))
         order = numpy_rng(self.seed, "folds of runs").permutation(len(names))
-        parts = len(names) if model == "linear" else min(10, len(names))
+        parts = len(names)
+        if model == "forest":
+            parts = min(10, parts)
         forecast = np.empty(len(self.score))
         for part in np.array_split(order, parts):
-            is_out = np.isin(np.array(self.labels), [names[i] for i in part])
+            is_out = np.isin(np.array(self.labels), at_rows(names, part))
             fit = np.flatnonzero(~is_out)
             predicted = self.predict(model, fit, self.x[is_out], self.score[:, None])
             forecast[is_out] = predicted[:, 0]
@@ -228,7 +231,7 @@ def _halves(labels: Sequence[str], count: int, seed: int) -> list[Half]:
     names = sorted(set(labels))
     halves = []
     for _ in range(count):
-        second_half = [names[i] for i in rng.permutation(len(names))[: len(names) // 2]]
+        second_half = at_rows(names, rng.permutation(len(names))[: len(names) // 2])
         in_second = np.isin(np.array(labels), second_half)
         halves.append((np.flatnonzero(~in_second), np.flatnonzero(in_second)))
     return halves
@@ -241,8 +244,8 @@ def _shuffled_scores(data: _Data, count: int) -> Array:
     return np.stack(shuffles, axis=1) if shuffles else np.empty((len(runs), 0))
 
 
-def _forecast_table(names: Sequence[str], model: str, forecast: Array, y: Array) -> pd.DataFrame:
-    return pd.DataFrame({"run": names, "by": model, "forecast": forecast, "observed": y})
+def _forecast_table(names: pd.Index, model: str, forecast: Array, y: Array) -> pd.DataFrame:
+    return pd.DataFrame({"run": list(names), "by": model, "forecast": forecast, "observed": y})
 
 
 def _candidate_table(names: Sequence[str], model: str, scores: Array) -> pd.DataFrame:
@@ -250,7 +253,7 @@ def _candidate_table(names: Sequence[str], model: str, scores: Array) -> pd.Data
     order = np.argsort(-scores, kind="stable")
     return pd.DataFrame(
         {
-            "run": [names[i] for i in order],
+            "run": at_rows(names, order),
             "by": model,
             "forecast": scores[order],
             "rank": np.arange(1, len(order) + 1),
@@ -311,9 +314,11 @@ def _choice_row(
     labels = np.array(data.labels)
     without = np.empty((len(names), len(_FIGURES)))
     for i, name in enumerate(names):
-        keep = [labels[test] != name for _, test in halves]
-        fewer = [(fit, test[k]) for (fit, test), k in zip(halves, keep, strict=True)]
-        fewer_values = [v[k] for v, k in zip(values, keep, strict=True)]
+        fewer, fewer_values = [], []
+        for (fit, test), v in zip(halves, values, strict=True):
+            keep = labels[test] != name
+            fewer.append((fit, test[keep]))
+            fewer_values.append(v[keep])
         without[i] = _figures(fewer_values, data.score, rival, fewer)
     intervals = []
     for column, (least, most) in enumerate(_FIGURES.values()):

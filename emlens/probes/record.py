@@ -275,9 +275,11 @@ def site_table(names: Sequence[str], squared: Array, means: Array, columns: Arra
         null_max_95 = float(np.quantile(r2[:, 1:].max(0), 0.95))
     sites, positions = [], []
     for name in names:
-        site, at, position = name.rpartition("@")
-        sites.append(site if at else name)
-        positions.append(position if at else "")
+        site, _, position = name.rpartition("@")
+        if "@" not in name:
+            site, position = name, ""  # a feature set that is of no single place
+        sites.append(site)
+        positions.append(position)
     return pd.DataFrame(
         {
             "site": sites,

@@ -60,15 +60,17 @@ class RidgePath:
     ):
         n = len(train)
         self._wide = train.shape[1] >= n
-        self._shares = np.full(n, 1 / n) if weights is None else weights / weights.sum()
+        self._shares, self._root = np.full(n, 1 / n), np.ones(n)
+        if weights is not None:
+            self._shares, self._root = weights / weights.sum(), np.sqrt(weights)
         if not (near_centre and self._wide and weights is None):
             centre = self._shares @ train
             train, test = train - centre, test - centre
-        # weighted least squares is least squares on rows times the root of their weight
-        self._root = np.ones(n) if weights is None else np.sqrt(weights)
-        self._train = train if weights is None else train * self._root[:, None]
-        self._test = test
-        gram = self._train @ self._train.T if self._wide else self._train.T @ self._train
+        if weights is not None:
+            # weighted least squares is least squares on rows times the root of their weight
+            train = train * self._root[:, None]
+        self._train, self._test = train, test
+        gram = train @ train.T if self._wide else train.T @ train
         self._m = len(gram)
         # gram = Q T Qᵀ; Q stays a product of Householder reflectors in the lower triangle
         packed, self._diagonal, self._beside, self._tau, _ = lapack.dsytrd(
@@ -131,8 +133,8 @@ class RidgePath:
 
     def operators(self, alphas: Sequence[float]) -> Array:
         """(alpha, test row, training row): the linear maps from training targets to predictions."""
-        q, left = self._q_and_left
-        solved = np.concatenate([self._solved(left, alpha).T for alpha in alphas]) @ q.T
+        q, right = self._q_and_right
+        solved = np.concatenate([self._solved(right, alpha).T for alpha in alphas]) @ q.T
         if not self._wide:
             solved = solved @ self._train.T
         maps = (solved * self._root).reshape(len(alphas), -1, len(self._root))
@@ -146,7 +148,7 @@ class RidgePath:
         return maps + (1 - maps.sum(2, keepdims=True)) * intercept[:, None]
 
     @cached_property
-    def _q_and_left(self) -> tuple[Array, Array]:
+    def _q_and_right(self) -> tuple[Array, Array]:
         """Q, and Qᵀ times what leads to the test rows, (m, test row), with the intercept's column
         after them where wide.
         """
@@ -154,8 +156,10 @@ class RidgePath:
         q[0, 0] = 1.0
         if self._m > 1:
             q[1:, 1:] = lapack.dorgqr(self._reflectors, self._tau, lwork=64 * self._m)[0]
-        left = np.vstack([self._test @ self._train.T, self._root]) if self._wide else self._test
-        return q, np.asfortranarray(q.T @ left.T)
+        rows = self._test
+        if self._wide:
+            rows = np.vstack([self._test @ self._train.T, self._root])
+        return q, np.asfortranarray(q.T @ rows.T)
 
     def _rotated(self, columns: Array, side: str) -> Array:
         """Q (side N) or Qᵀ (side T) times the columns, without forming Q."""

@@ -54,17 +54,25 @@ def shuffled_targets(
         return [rng.permutation(means)[row] for _ in range(count)]
     members = _questions_of_groups(number, questions, groups)
     _require_swaps(members, shuffle)
-    draws = []
-    for _ in range(count):
-        shuffled = means.copy()
-        for rows in members:
-            shuffled[rows] = rng.permutation(means[rows])
-        if shuffle == "group":
-            levels = [means[rows].mean() for rows in members]
-            for rows, old, new in zip(members, levels, rng.permutation(levels), strict=True):
-                shuffled[rows] += new - old
-        draws.append(shuffled[row])
-    return draws
+    moves_groups = shuffle == "group"
+    return [_shuffled_by_group(means, members, moves_groups, rng)[row] for _ in range(count)]
+
+
+def _shuffled_by_group(
+    means: Array,
+    members: Sequence[NDArray[np.int64]],
+    moves_groups: bool,
+    rng: np.random.Generator,
+) -> Array:
+    """Question means shuffled inside each group, and the groups' levels among groups on demand."""
+    shuffled = means.copy()
+    for rows in members:
+        shuffled[rows] = rng.permutation(means[rows])
+    if moves_groups:
+        levels = [means[rows].mean() for rows in members]
+        for rows, old, new in zip(members, levels, rng.permutation(levels), strict=True):
+            shuffled[rows] += new - old
+    return shuffled
 
 
 def _questions_of_groups(

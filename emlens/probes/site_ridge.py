@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emlens.activations import Activations
-from emlens.probes.features import MatrixFeatures, Rows
+from emlens.probes.features import MatrixFeatures, Rows, at_rows
 from emlens.probes.ridge import (
     ALPHAS,
     Array,
@@ -64,7 +64,7 @@ def choose_ridges(
         labels: of all rows.
         name: of the random split into folds.
     """
-    row_labels = [labels[i] for i in rows]
+    row_labels = at_rows(labels, rows)
     count = min(folds, len(set(map(str, row_labels))))
     inner = grouped_folds(row_labels, count, seed, name)
     errors = np.zeros((len(cells), len(ALPHAS), targets.shape[1]))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import numpy_rng
+from emlens.probes.features import at_rows
 from emlens.probes.ridge import Array, standardise
 from emlens.probes.validation import grouped_folds
 from emlens.stats.rank_areas import area_under_curve
@@ -94,7 +95,7 @@ class _Data:
     units: list[str]
 
     def at(self, rows: NDArray[np.int64]) -> "_Data":
-        return _Data(self.x[rows], self.y[rows], [self.units[i] for i in rows])
+        return _Data(self.x[rows], self.y[rows], at_rows(self.units, rows))
 
 
 def _read(
@@ -105,14 +106,15 @@ def _read(
         raise InputError(
             f"labels has none of the {len(features)} ids of features; pass id → True or False"
         )
+    row_units = []
     for name in ids:
         if units is not None and name not in units:
             raise InputError(f"units has no entry for row {name!r}; pass one for each labelled id")
+        row_units.append(str(name) if units is None else str(units[name]))
     x = features.loc[ids].to_numpy(dtype=np.float64)
     if not np.isfinite(x).all():
         raise InputError("features hold values that are not finite; drop those columns or rows")
     y = np.where([bool(labels[name]) for name in ids], 1, -1)
-    row_units = [str(name if units is None else units[name]) for name in ids]
     return _Data(x, y, row_units)
 
 
@@ -158,9 +160,10 @@ def general_and_narrow(
             )
     tables = []
     for kind, in_domain in (("narrow", True), ("general", False)):
-        part = {
-            name: label for name, label in labels.items() if bool(trained.get(name)) == in_domain
-        }
+        part = {}
+        for name, label in labels.items():
+            if bool(trained.get(name)) == in_domain:
+                part[name] = label
         probe = sparse_probe(features, part, units, folds=folds, resamples=resamples, seed=seed)
         table = probe.table.assign(
             auc=probe.auc.value, auc_low=probe.auc.low, auc_high=probe.auc.high

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes.estimators import ESTIMATORS, Estimator, path_predictions
-from emlens.probes.features import Features, Fold, Rows
+from emlens.probes.features import Features, Fold, Rows, at_rows
 from emlens.probes.ridge import ALPHAS, Array, RidgePath
 
 Count = int | Literal["all"]
@@ -40,7 +40,7 @@ def grouped_folds(labels: Sequence[object], n_folds: int, seed: int, name: str) 
     for i, label in enumerate(labels):
         rows[str(label)].append(i)
     # largest group first, each into the smallest fold so far; ties are broken by the shuffle
-    order = [unique[i] for i in numpy_rng(seed, "folds", name).permutation(len(unique))]
+    order = at_rows(unique, numpy_rng(seed, "folds", name).permutation(len(unique)))
     order.sort(key=lambda label: -len(rows[label]))
     folds: list[list[int]] = [[] for _ in range(n_folds)]
     for label in order:
@@ -79,7 +79,7 @@ def inner_pairs(
     Labels stay together here too. Rows to fit come in the order of the other held-out sets, so that
     those sets laid one after the other hold them in two runs.
     """
-    training_labels = [labels[i] for i in fold.train]
+    training_labels = at_rows(labels, fold.train)
     count = min(n_folds, len(set(map(str, training_labels))))
     parts = grouped_folds(training_labels, count, seed, f"inner {number}")
     held_out = [fold.train[rows] for rows in parts]
@@ -263,8 +263,12 @@ def _next_path(
 ) -> RidgePath:
     """Ridge on the next pair of matrices."""
     train_x, test_x = next(matrices)
-    row_weights = None if weights is None else weights[train]
+    row_weights = _weights_at(weights, train)
     return RidgePath(train_x, test_x, row_weights, near_centre=features.near_centre)
+
+
+def _weights_at(weights: Array | None, rows: Rows) -> Array | None:
+    return None if weights is None else weights[rows]
 
 
 def _squared_sums(gap: Array, weights: Array | None, rows: Rows) -> Array:
@@ -296,7 +300,7 @@ def generic_nested(
     def predictions(features: Features, train: Rows, test: Rows) -> Array:
         """(setting, test row, target)."""
         train_x, test_x = features.split(train, test)
-        row_weights = None if weights is None else weights[train]
+        row_weights = _weights_at(weights, train)
         columns = []
         for t in range(n_targets):
             y = targets[train, t]
@@ -323,7 +327,7 @@ def training_means(
     repeats = 1 + max(fold.repeat for fold in folds)
     means = np.full((repeats, *targets.shape), np.nan)
     for fold in folds:
-        row_weights = None if weights is None else weights[fold.train]
+        row_weights = _weights_at(weights, fold.train)
         mean = np.average(targets[fold.train], axis=0, weights=row_weights)
         means[fold.repeat][fold.test] = mean
     return means

@@ -198,15 +198,21 @@ class _Screening:
             )
         context = None
         if len(forecaster.context.columns):
-            used = self.direction if "projection" in forecaster.context.columns else None
-            if forecaster.facts.get("direction") != direction_hash(used):
+            direction = self.direction
+            if "projection" not in forecaster.context.columns:
+                direction = None
+            if forecaster.facts.get("direction") != direction_hash(direction):
                 return cannot_say(
                     part,
                     "the forecaster learnt from projections on another direction;"
                     " pass the one it was fitted with.",
                 )
             context = file_context(
-                self.parent, self.training, used, most_rows=options.most_rows, seed=options.seed
+                self.parent,
+                self.training,
+                direction,
+                most_rows=options.most_rows,
+                seed=options.seed,
             )
         acts = capture(
             self.parent,
@@ -264,7 +270,7 @@ class _Screening:
                 f" neutral text with the questions {middle['neutral']:.2f}"
             )
             # Bonferroni over layers, since the middle one is reported whatever the others show
-            status = "shown" if middle["p"] * len(by_layer) < 0.05 else "not shown"
+            status = _status(middle["p"] * len(by_layer) < 0.05)
         sentence = (
             f"Before training, the top {middle['k']} components of training and evaluation prompts"
             f" overlap by {middle['overlap']:.2f} at {middle['site']} ({beside})."
@@ -304,7 +310,11 @@ def _rows_finding(table: pd.DataFrame) -> Finding:
         " beyond 97.5 % of random directions with the answers' covariance (2.5 % by chance);"
         f" mean {rank_by} {table[rank_by].mean():.3g}."
     )
-    return Finding("training rows", sentence, "shown" if share > 0.1 else "not shown")
+    return Finding("training rows", sentence, _status(share > 0.1))
+
+
+def _status(is_shown: bool) -> str:
+    return "shown" if is_shown else "not shown"
 
 
 def _content_hash(prompts: PromptSet | None) -> str | None:

@@ -57,8 +57,10 @@ def add_verdict(
     for name, frame in tables.items():
         part.tables[f"backtest_{name}"] = frame
     _warn_without_severity(part, forecaster)
-    predictor = "from_past" if predicted["known"].mean() > 0.5 else "predicted"
-    trust = _trust(tables, predictor)
+    predictor, kind = "predicted", "questions not seen before"
+    if predicted["known"].mean() > 0.5:
+        predictor, kind = "from_past", "known questions"
+    trust = _trust(tables, predictor, kind)
     base = _base_rates(tables["base_rates"], len(forecaster.runs), below)
     numbers = ""
     if context:
@@ -97,11 +99,10 @@ def _warn_without_severity(part: Part, forecaster: Forecaster) -> None:
         )
 
 
-def _trust(tables: Mapping[str, pd.DataFrame], predictor: str) -> str:
+def _trust(tables: Mapping[str, pd.DataFrame], predictor: str, kind: str) -> str:
     """How well this predictor did on past fine-tunes."""
     rank = _row(tables["ranking"], predictor)
     rates = _row(tables["thresholds"], predictor)
-    kind = "known questions" if predictor == "from_past" else "questions not seen before"
     return (
         f"in the backtest on fine-tunes of domains not seen ({kind}),"
         f" AUROC is {rank['auroc']:.2f} [{rank['auroc_low']:.2f}, {rank['auroc_high']:.2f}],"
