@@ -12,7 +12,7 @@ from emlens.results.study_result import Finding, Part, p_text
 from emlens.studies.change_point_tables import MIDPOINT
 from emlens.studies.verdicts import verdict
 
-SECTION: Final = "phase_transition"
+STUDY: Final = "phase_transition"
 STRAIGHT: Final = "transition against a linear trend"
 BREAK: Final = "slope against a logistic trend"
 
@@ -53,7 +53,7 @@ def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
             f" Half of the change is done at step {half['location']:.1f}"
             f" {_interval(half, 'location')}."
         )
-    return Finding(SECTION, sentence, verdict(shown=breaks == runs, not_shown=breaks == 0))
+    return Finding(STUDY, sentence, verdict(shown=breaks == runs, not_shown=breaks == 0))
 
 
 def _order_finding(row: Mapping[Any, Any]) -> Finding:
@@ -65,7 +65,7 @@ def _order_finding(row: Mapping[Any, Any]) -> Finding:
         f" {_interval(row, 'lag')}, {row['first']} leads in {row['first_leads']:.0f} of {row['n']}"
         f" runs, p {p_text(row['p'])})."
     )
-    return Finding(SECTION, sentence, "shown" if row["p_holm"] <= 0.05 else "undecided")
+    return Finding(STUDY, sentence, verdict(shown=row["p_holm"] <= 0.05))
 
 
 def _interval(row: Mapping[Any, Any], name: str) -> str:

@@ -135,11 +135,11 @@ class DeltaOverlap(Study):
             return Part(
                 warnings=["no fine-tune in focus has training prompts: delta overlap was left out"]
             )
-        measuring = _Measuring(context, names)
+        measurer = _OverlapMeasurer(context, names)
         for name in names:
-            measuring.measure(name)
-        part = measuring.part
-        part.tables |= measuring.rows.tables()
+            measurer.measure(name)
+        part = measurer.part
+        part.tables |= measurer.rows.tables()
         part.tables["noise_floor"] = noise_floor(context.material, names[0], context.config)
         add_findings(part, context.config.positions[0], context.config.draws)
         return part
@@ -151,7 +151,7 @@ def _with_training(context: StudyContext) -> list[str]:
     return [name for name in material.focus(context.config) if name in material.training]
 
 
-class _Measuring:
+class _OverlapMeasurer:
     """One run of the part over fine-tunes and places; nulls and captures are shared."""
 
     def __init__(self, context: StudyContext, names: Sequence[str]) -> None:

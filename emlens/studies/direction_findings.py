@@ -12,7 +12,7 @@ from emlens.results.study_result import Finding, Part
 from emlens.studies.material import Material
 from emlens.studies.verdicts import verdict
 
-SECTION = "direction_transfer"
+STUDY = "direction_transfer"
 NEGLIGIBLE = 0.1
 """Restoration whose interval ends below this is as good as none."""
 
@@ -44,7 +44,7 @@ def _direction_finding(name: str, place: str, table: pd.DataFrame, domain: str) 
     direction, harm, before = arms["direction"], arms["instruct, direction"], arms["no ablation"]
     if not np.isfinite(direction["restoration"]):
         sentence = f"{name}, {place}: restoration is {direction['method']}."
-        return Finding(SECTION, sentence, "undecided")
+        return Finding(STUDY, sentence, "undecided")
     controls = controls_of(table).set_index("arm")
     rival = str(controls["restoration"].idxmax())
     best_single_draw = controls["restoration_max_draw"].max()
@@ -67,7 +67,7 @@ def _direction_finding(name: str, place: str, table: pd.DataFrame, domain: str) 
         f" to {direction['coherent']:.1f}; instruct under the same edit scores"
         f" {harm['aligned']:.1f}."
     )
-    return Finding(SECTION, sentence, status)
+    return Finding(STUDY, sentence, status)
 
 
 def _add_summary(part: Part, arms: pd.DataFrame) -> None:
@@ -78,7 +78,7 @@ def _add_summary(part: Part, arms: pd.DataFrame) -> None:
     if not len(restored):
         return
     shown = sum(
-        finding.section == SECTION and finding.status == "shown" and role in finding.sentence
+        finding.section == STUDY and finding.status == "shown" and role in finding.sentence
         for finding in part.findings
     )
     sentence = (
@@ -86,7 +86,7 @@ def _add_summary(part: Part, arms: pd.DataFrame) -> None:
         f" restored {_span(restored)} of the lost alignment outside the training"
         f" domain; it clearly beat every control in {shown} of {len(restored)} fine-tunes."
     )
-    part.findings.insert(0, Finding(SECTION, sentence, "summary"))
+    part.findings.insert(0, Finding(STUDY, sentence, "summary"))
 
 
 def _add_transfer_finding(part: Part, transfer: pd.DataFrame) -> None:
@@ -114,7 +114,7 @@ def _add_transfer_finding(part: Part, transfer: pd.DataFrame) -> None:
     status = verdict(
         shown=clear == len(pairs), not_shown=bool((measured["high"] < NEGLIGIBLE).all())
     )
-    part.findings.append(Finding(SECTION, f"{sentence}.", status))
+    part.findings.append(Finding(STUDY, f"{sentence}.", status))
 
 
 def _span(values: "pd.Series[float]") -> str:
@@ -127,7 +127,9 @@ def _likeness(arm: Mapping[Any, Any]) -> str:
     """How alike a control's direction is to the one under test; a control that is nearly the same
     direction is no rival.
     """
-    return f", |cosine| with it {arm['cosine']:.2f}" if np.isfinite(arm["cosine"]) else ""
+    if not np.isfinite(arm["cosine"]):
+        return ""
+    return f", |cosine| with it {arm['cosine']:.2f}"
 
 
 def _with_interval(row: Mapping[Any, Any], name: str) -> str:

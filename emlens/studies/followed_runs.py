@@ -132,12 +132,12 @@ def follow(
     has_rates = times is not None and not bool((np.diff(times) <= 0).any())
     if times is None or not has_rates:
         times = np.array(parameters.steps, dtype=np.float64)
-    measuring = _Measuring(run, material, k, position)
+    measurer = _CheckpointMeasurer(run, material, k, position)
     log = UnitLog(folder / hash_json(run.name)[:16])
     activations: list[dict[str, Any]] = []
     behaviour: list[dict[str, Any]] = []
     for step, path in {0: None, **run.checkpoints}.items():
-        measured = measuring.at_step(step, path, log)
+        measured = measurer.at_step(step, path, log)
         activations += [{"step": step, **row} for row in measured["activations"]]
         behaviour += [{"step": step, **row} for row in measured["behaviour"]]
         advance()
@@ -152,7 +152,7 @@ def follow(
 
 
 @dataclass(eq=False)
-class _Measuring:
+class _CheckpointMeasurer:
     """Activations and behaviour along one run; what all its checkpoints share is made once."""
 
     run: RunToFollow

@@ -12,7 +12,7 @@ from emlens.results.study_result import Finding, Part, p_text
 from emlens.studies.loss_relations import RUN
 from emlens.studies.verdicts import verdict
 
-SECTION = "loss_alignment"
+STUDY = "loss_alignment"
 LEVEL = 0.05
 COMPARED = " at matched loss, of "
 """In every sentence about the best value of a setting."""
@@ -29,8 +29,8 @@ def add_correlation_findings(part: Part, loss: str, metric: str) -> None:
             f" permutation p {p_text(row['p'])}, {row['n']} runs."
         )
         interval_excludes_zero = row["value_low"] > 0 or row["value_high"] < 0
-        is_shown = interval_excludes_zero and row["p"] < LEVEL
-        part.findings.append(Finding(SECTION, sentence, "shown" if is_shown else "undecided"))
+        status = verdict(shown=interval_excludes_zero and row["p"] < LEVEL)
+        part.findings.append(Finding(STUDY, sentence, status))
 
 
 def add_matched_findings(
@@ -73,7 +73,7 @@ def _matched_finding(rows: pd.DataFrame, setting: str, metric: str, may_be_curve
             " scatter: a curve explains it as well"
         )
     status = verdict(shown=is_significant and not may_be_curved, not_shown=not is_significant)
-    return Finding(SECTION, f"{sentence}.", status)
+    return Finding(STUDY, f"{sentence}.", status)
 
 
 def add_summary(part: Part, loss: str, metric: str, runs: int) -> None:
@@ -92,7 +92,7 @@ def add_summary(part: Part, loss: str, metric: str, runs: int) -> None:
         f"Over {runs} runs, {loss} and {metric} correlate by {plain['value']:.2f}"
         f" [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {conclusion}."
     )
-    part.findings.insert(0, Finding(SECTION, sentence, "summary"))
+    part.findings.insert(0, Finding(STUDY, sentence, "summary"))
 
 
 def _is_of(table: pd.DataFrame, loss: str, metric: str) -> "pd.Series[bool]":

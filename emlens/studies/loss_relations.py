@@ -90,6 +90,7 @@ def covariates(sweep: SweepTable, names: Sequence[str]) -> tuple[list[str], np.n
         if values.isna().any() or values.nunique() < 2:
             continue
         usable.append(name)
+        # rates, sizes and steps are compared by their ratios
         scaled = np.log(values) if name in ON_LOG_SCALE else values
         columns.append(np.asarray(scaled, dtype=float))
     if not columns:

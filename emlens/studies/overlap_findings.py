@@ -11,7 +11,7 @@ from emlens.results.study_result import Finding, Part
 from emlens.studies.overlap_measures import BENIGN, ISOTROPIC, TESTED
 from emlens.studies.verdicts import verdict
 
-SECTION = "delta_overlap"
+STUDY = "delta_overlap"
 LEVEL = 0.05
 
 
@@ -79,7 +79,8 @@ def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
     above_null = int((tested["p"] * layers < LEVEL).sum())
     # with fewer draws the smallest p, times the number of layers, is above the level
     resolved = layers / (draws + 1) < LEVEL
-    above_benign = int((rows.leads["lead_low"] > 0).sum()) if len(rows.leads) else None
+    # without a benign control there is no row, and no layer counts as above it
+    above_benign = int((rows.leads["lead_low"] > 0).sum())
     landmark = rows.isotropic["null_mean"][rows.isotropic["k"] == k].iloc[0]
     unreachable = "" if resolved else f", which {draws} draws cannot reach"
     sentence = (
@@ -98,7 +99,7 @@ def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
         shown=above_null == layers and above_benign == layers,
         not_shown=resolved and above_null == 0,
     )
-    return Finding(SECTION, f"{sentence}.", status)
+    return Finding(STUDY, f"{sentence}.", status)
 
 
 def _summary(
@@ -115,7 +116,7 @@ def _summary(
         " more than that, and more than the benign fine-tune,"
         f" at every layer at {position}, is shared in {shown} of {len(models)} fine-tunes."
     )
-    return Finding(SECTION, sentence, "summary")
+    return Finding(STUDY, sentence, "summary")
 
 
 def _range(values: "pd.Series[float]") -> str:

@@ -17,9 +17,9 @@ from emlens.geometry import (
 )
 from emlens.geometry.shifts import components_above_rounding
 from emlens.stats import NullDistribution, cosine_of_means
+from emlens.studies.null_columns import null_columns
 from emlens.studies.overlap_nulls import MEASURE, NullsAtPlace, overlap
 from emlens.studies.overlap_shifts import Place, ShiftsAtPlace
-from emlens.studies.verdicts import null_columns
 
 TESTED = "train–evaluation"
 BENIGN = "benign train–evaluation"

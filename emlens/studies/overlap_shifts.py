@@ -70,7 +70,10 @@ class ShiftsAtPlace:
 
     @property
     def components(self) -> int:
-        """How many components above rounding both sides have; no larger k can be compared."""
+        """How many components above rounding both sides have; no larger k can be compared.
+
+        Rounding is that of the captured activations, so everything stays in their dtype.
+        """
         return min(
             components_above_rounding(self.train, self.before_train),
             components_above_rounding(self.evaluation, self.before_evaluation),

@@ -17,9 +17,9 @@ from emlens.activations import Activations
 from emlens.foundation.seeds import numpy_rng
 from emlens.geometry.shifts import components_above_rounding
 from emlens.stats import NullDistribution, adjust_p_values, cosine_of_means
+from emlens.studies.null_columns import null_columns
 from emlens.studies.overlap_nulls import NullsAtPlace, Pair, overlap
 from emlens.studies.overlap_shifts import Place
-from emlens.studies.verdicts import null_columns
 
 BLOCKS = 8
 """Blocks of prompts that are left out in turn."""
@@ -118,6 +118,7 @@ def lead_over_benign(
 
 
 def _overlap_of(pair: Pair, k: int) -> float:
+    """Centred overlap of both sides, computed in float64."""
     return overlap(pair[0].double(), pair[1].double(), k)
 
 

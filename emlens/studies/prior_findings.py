@@ -9,7 +9,7 @@ from emlens.probes import Forecast
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.studies.verdicts import verdict
 
-SECTION = "priors"
+STUDY = "priors"
 OWN_SCORE = "parent's own score"
 RIVALS = (
     "mean",
@@ -48,7 +48,7 @@ def forecast_finding(forecast: Forecast, name: str, view: str, held_out: str) ->
         f" over the parent's own score {gains[OWN_SCORE]:.2f}{smallest}."
     )
     status = verdict(shown=beats_all and p < 0.05, not_shown=p >= 0.05 or gains[closest].high < 0)
-    return Finding(SECTION, sentence, status)
+    return Finding(STUDY, sentence, status)
 
 
 def add_summary(part: Part, forecasts: pd.DataFrame) -> None:
@@ -67,4 +67,4 @@ def add_summary(part: Part, forecasts: pd.DataFrame) -> None:
         " question text and the parent's own score among them,"
         f" in {shown} of {len(rows)} forecasts."
     )
-    part.findings.insert(0, Finding(SECTION, sentence, "summary"))
+    part.findings.insert(0, Finding(STUDY, sentence, "summary"))

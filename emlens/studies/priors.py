@@ -22,6 +22,7 @@ from emlens.results.study_result import Part, columns_of
 from emlens.studies import prior_scores
 from emlens.studies.config import Options as PartOptions
 from emlens.studies.forecast_section import SECTION
+from emlens.studies.null_columns import null_spread
 from emlens.studies.parent_views import Regression, design_of, forecast_from, parent_views
 from emlens.studies.prior_findings import add_summary, forecast_finding
 from emlens.studies.study import Study, StudyContext
@@ -86,12 +87,12 @@ class Priors(Study):
     cost = 8
 
     def run(self, context: StudyContext) -> Part:
-        measuring = _Measuring(context)
+        measurer = _PriorMeasurer(context)
         for name in context.material.focus(context.config):
-            measuring.compare_scores(name)
-            measuring.forecast(name)
-        part = measuring.part
-        part.tables |= measuring.rows.tables()
+            measurer.compare_scores(name)
+            measurer.forecast(name)
+        part = measurer.part
+        part.tables |= measurer.rows.tables()
         part.warnings.append(
             "tests of scores before and after take questions as units;"
             " questions of a domain are alike, so read the intervals over domains"
@@ -102,7 +103,7 @@ class Priors(Study):
         return part
 
 
-class _Measuring:
+class _PriorMeasurer:
     """One run of the part over fine-tunes; the parents are captured once."""
 
     def __init__(self, context: StudyContext) -> None:
@@ -185,7 +186,6 @@ class _Measuring:
 def _forecast_columns(forecast: Forecast) -> dict[str, Any]:
     """The row of the table `forecast`."""
     ceiling = forecast.ceiling or Estimate.undefined("none was given")
-    null = forecast.null
     return {
         **columns_of("r2", forecast.r2),
         **columns_of("r2_fold_mean", forecast.r2_fold_mean),
@@ -193,8 +193,7 @@ def _forecast_columns(forecast: Forecast) -> dict[str, Any]:
         "rmse": forecast.rmse,
         **columns_of("slope", forecast.calibration.slope),
         **columns_of("ceiling", ceiling),
-        "null_mean": np.nan if null is None else null.mean,
-        "null_q95": np.nan if null is None else null.quantile(0.95),
+        **null_spread(forecast.null),
         "p": forecast.p_value,
         "n": len(forecast.predictions),
         "chosen": Counter(forecast.chosen).most_common(1)[0][0],

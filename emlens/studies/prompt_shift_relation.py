@@ -18,8 +18,8 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import torch_rng
 from emlens.geometry import cosine_to_mean, prompt_overlap, top_k_subspace
 from emlens.stats import correlation_null, mantel_test, partial_correlation, pearson
+from emlens.studies.null_columns import null_columns
 from emlens.studies.overlap_shifts import Place, ShiftsAtPlace
-from emlens.studies.verdicts import null_columns
 
 EXPLAINED = 0.95
 """Share of variance of the training prompts that the subspace has to hold."""

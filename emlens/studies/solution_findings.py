@@ -12,7 +12,7 @@ from emlens.studies.solution_measures import GENERAL, NARROW, RANDOM
 from emlens.studies.solution_pairs import KEPT, LIFTED
 from emlens.studies.verdicts import verdict
 
-SECTION: Final = "general_vs_narrow"
+STUDY: Final = "general_vs_narrow"
 NEUTRAL: Final = "neutral"
 DOCUMENTS: Final = "documents"
 TEXTS: Final = {NEUTRAL: "neutral text", DOCUMENTS: "text as in pre-training"}
@@ -41,7 +41,7 @@ def add_findings(part: Part) -> None:
         f"Of {len(findings)} measures, the general solution is clearly"
         f" ahead in {', '.join(ahead) or 'none'}."
     )
-    part.findings.append(Finding(SECTION, summary, "summary"))
+    part.findings.append(Finding(STUDY, summary, "summary"))
     part.findings += findings.values()
     if "drift" in part.tables:
         part.findings += _drift_findings(part.tables["drift"])
@@ -91,7 +91,7 @@ def _measure_finding(measure: _Measure) -> Finding:
     is_ahead = measure.sign * row["difference"] > 0
     is_clear = bool(row["difference_low"] > 0 or row["difference_high"] < 0)
     status = verdict(shown=is_ahead and is_clear, not_shown=is_clear)
-    return Finding(SECTION, sentence, status)
+    return Finding(STUDY, sentence, status)
 
 
 def _drift_findings(table: pd.DataFrame) -> list[Finding]:
@@ -112,7 +112,7 @@ def _drift_findings(table: pd.DataFrame) -> list[Finding]:
             status = verdict(
                 shown=row["since_lifted_high"] < 0, not_shown=row["since_lifted_low"] > 0
             )
-            findings.append(Finding(SECTION, sentence, status))
+            findings.append(Finding(STUDY, sentence, status))
     return findings
 
 

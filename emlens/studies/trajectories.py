@@ -153,6 +153,7 @@ def read_parameters(checkpoints: Mapping[int, Path]) -> Parameters:
     for module, factors in first.modules.items():
         a = torch.stack([adapter[module].a.double() for adapter in adapters.values()])
         b = torch.stack([adapter[module].b.double() for adapter in adapters.values()])
+        # ⟨B₁A₁, B₂A₂⟩ = tr(A₁ᵀB₁ᵀB₂A₂): inner products of updates without forming one
         updates.append(update_gram(a, b, factors.scale))
         paths.append(path_gram(b.flatten(1)))
         squares_a += a.square().sum((1, 2)).numpy()
@@ -252,6 +253,7 @@ def final_shift(
             bases.append(None)
             ordinary.append(np.nan)
             continue
+        # uncentred: the common shift is what the run is followed along
         rank = top_k_subspace(rows, 1, center=False).rank
         space = top_k_subspace(rows, min(k, rank), center=False)
         before = before_second[layer]
@@ -287,6 +289,7 @@ def measure_activations(
         space, final = halves.bases[layer], halves.direction[layer]
         if space is None:
             continue
+        # coefficient of the final shift: 1 where a question has moved as far along it
         projection = moved @ final / final.square().sum()
         rows.append(
             {
