@@ -1,5 +1,5 @@
-"""Nothing that a direction is taken from or chosen on is what it is judged on: asked of every call,
-not of the table of sets.
+"""No question that a direction is extracted from or chosen on is one that it is judged on: every
+call is watched, not the table of sets.
 """
 
 from functools import partial
@@ -79,21 +79,22 @@ def test_the_benign_arm_is_extracted_as_the_tested_direction(
     assert (
         set(arms["role"]) == {direction_transfer.CHOSEN, direction_transfer.LAST} and len(arms) == 4
     )
-    taken = set()
+    extractions = set()
     for row in arms.itertuples():
         position, extraction = chosen.loc[row.model, "candidate"].partition(" ")[2].split(", ")
-        asked = material.questions.select(
+        questions = material.questions.select(
             [q.id for q in material.untrained(material.questions, row.model) if q.id in extract]
         ).prompts()
         models = {name: material.family[name] for name in ("instruct", row.model, "good@0")}
-        found = {
+        rows = {
             name: a[row.site, position].double()
-            for name, a in capture_many(models, asked, positions=position, progress=False).items()
+            for name, a in capture_many(
+                models, questions, positions=position, progress=False
+            ).items()
         }
         alike = {
             kind: [
-                made(found[name], found["instruct"], site=row.site)
-                for name in (row.model, "good@0")
+                made(rows[name], rows["instruct"], site=row.site) for name in (row.model, "good@0")
             ]
             for kind, made in EXTRACTORS.items()
         }
@@ -101,5 +102,5 @@ def test_the_benign_arm_is_extracted_as_the_tested_direction(
         # so that the other extraction would be seen
         assert abs(cosines["mean shift"] - cosines["whitened shift"]) > 0.01
         assert row.cosine == pytest.approx(cosines[extraction], abs=1e-5), (row.model, row.site)
-        taken.add(extraction)
-    assert taken <= set(EXTRACTORS)
+        extractions.add(extraction)
+    assert extractions <= set(EXTRACTORS)

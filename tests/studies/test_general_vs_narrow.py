@@ -92,7 +92,7 @@ def cells(seeds: int, better: float) -> dict[str, pd.DataFrame]:
                     "seed": seed,
                 }
             )
-    return {name: pd.DataFrame(found) for name, found in rows.items()}
+    return {name: pd.DataFrame(records) for name, records in rows.items()}
 
 
 def test_clear_differences_are_shown_and_their_reverse_is_not() -> None:
@@ -170,7 +170,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_family.build(tmp_path_factory.mktemp("pairs"), study="general_vs_narrow")
 
 
-def asked(path: Path, **options: Any) -> Path:
+def configured(path: Path, **options: Any) -> Path:
     record = yaml.safe_load(path.read_text()) | {"options": {"general_vs_narrow": options}}
     changed = path.with_name("asked.yaml")
     changed.write_text(yaml.safe_dump(record))
@@ -205,11 +205,11 @@ def test_what_cannot_be_compared_is_refused(
     named: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        run_study(asked(named, **options), tmp_path / "out", progress=False)
+        run_study(configured(named, **options), tmp_path / "out", progress=False)
 
 
 def test_a_general_fine_tune_without_chats_is_refused(named: Path, tmp_path: Path) -> None:
-    record = yaml.safe_load(asked(named, pairs=[["bad@0", "good@0"]]).read_text())
+    record = yaml.safe_load(configured(named, pairs=[["bad@0", "good@0"]]).read_text())
     del record["family"]["finetuned"]["bad@0"]["training"]
     path = named.with_name("silent.yaml")
     path.write_text(yaml.safe_dump(record))
@@ -238,7 +238,7 @@ def test_an_organisms_fine_tune_must_be_one_of_its_own(tmp_path: Path) -> None:
 
 def test_two_pairs_on_disk_are_compared_without_training(named: Path, tmp_path: Path) -> None:
     result = run_study(
-        asked(named, pairs=[["bad@0", "good@0"], ["good@0", "bad@0"]], **SMALL),
+        configured(named, pairs=[["bad@0", "good@0"], ["good@0", "bad@0"]], **SMALL),
         tmp_path / "out",
         progress=False,
     )
@@ -250,7 +250,7 @@ def test_two_pairs_on_disk_are_compared_without_training(named: Path, tmp_path: 
     first = table.loc[("trained", 0.0)]
     assert first["general"] == pytest.approx(first["narrow"]) and np.isnan(first["difference_low"])
     again = run_study(
-        asked(named, pairs=[["bad@0", "good@0"], ["good@0", "bad@0"]], **SMALL),
+        configured(named, pairs=[["bad@0", "good@0"], ["good@0", "bad@0"]], **SMALL),
         tmp_path / "out",
         progress=False,
     )

@@ -48,10 +48,10 @@ def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_p
         ("auroc", "auroc_null"),
     ):
         assert moved[[measure, beside]].notna().all(axis=None), measure
-    held = moved[moved["overlap"].notna()]
-    assert (held["overlap_p_holm"] >= held["overlap_p"]).all() and held["overlap_null"].between(
-        0, 1
-    ).all()
+    overlapping = moved[moved["overlap"].notna()]
+    assert (overlapping["overlap_p_holm"] >= overlapping["overlap_p"]).all() and overlapping[
+        "overlap_null"
+    ].between(0, 1).all()
     assert {f.section for f in result.findings} == {"layer_position_sweep"}
     bare = {
         name: {**spec, "training": None} for name, spec in record["family"]["finetuned"].items()
@@ -89,10 +89,10 @@ def planted(strength: float) -> dict[str, float]:
 
 
 def test_a_direction_that_carries_misalignment_tells_questions_and_another_does_not() -> None:
-    found, none = planted(3.0), planted(0.0)
-    assert found["auroc"] > 0.8 and found["auroc_low"] > 0.5 and found["auroc_p_max"] < 0.02
-    assert none["auroc_p_max"] > 0.05 and none["auroc_low"] < 0.5 < none["auroc_high"]
-    assert abs(found["auroc_null"] - 0.5) < 0.1
+    carries, other = planted(3.0), planted(0.0)
+    assert carries["auroc"] > 0.8 and carries["auroc_low"] > 0.5 and carries["auroc_p_max"] < 0.02
+    assert other["auroc_p_max"] > 0.05 and other["auroc_low"] < 0.5 < other["auroc_high"]
+    assert abs(carries["auroc_null"] - 0.5) < 0.1
 
 
 def test_the_area_is_that_of_scikit_learn() -> None:

@@ -48,8 +48,8 @@ def test_a_better_schedule_is_said_and_named(tmp_path: Path) -> None:
         loss="train_loss",
         relations=["isotonic"],
     )
-    said = {f.sentence.split(":")[0]: f for f in result.findings}
-    best = said["Best schedule at matched loss, of 4"]
+    by_subject = {f.sentence.split(":")[0]: f for f in result.findings}
+    best = by_subject["Best schedule at matched loss, of 4"]
     assert (
         best.status == "shown"
         and ": b, +" in best.sentence
@@ -58,7 +58,7 @@ def test_a_better_schedule_is_said_and_named(tmp_path: Path) -> None:
     assert (
         "better at matched loss than chance explains: best schedule" in result.findings[0].sentence
     )
-    assert said["Best optimiser at matched loss, of 2"].status == "not shown"
+    assert by_subject["Best optimiser at matched loss, of 2"].status == "not shown"
     assert any("steps did not vary" in warning for warning in result.warnings)
     rows = result.tables["loss_matched"]
     assert set(rows["by"]) == {"schedule", "optimiser", "run"} and rows[rows["by"] == "schedule"][
@@ -87,15 +87,15 @@ def test_a_curve_without_scatter_is_not_called_a_better_schedule(tmp_path: Path)
     path = tmp_path / "curve.csv"
     path.write_text("\n".join(rows) + "\n")
     result = study(tmp_path, sweep=str(path), loss="train_loss")
-    said = next(
+    best = next(
         f
         for f in result.findings
         if f.sentence.startswith("Best schedule at matched loss, of 3: linear")
     )
     assert (
-        said.status == "undecided"
+        best.status == "undecided"
         and "a relation that only does not fall leaves no scatter: a curve explains it as well"
-        in said.sentence
+        in best.sentence
     )
     assert "no setting and no run was better" in result.findings[0].sentence
 

@@ -58,12 +58,12 @@ def sweep(seed=0, *, effect=0.0, n=48, seeds=1, loss_noise=0.0, score_noise=0.0)
 
 def test_what_the_learning_rate_explains_is_partialled_out():
     rng = np.random.default_rng(1)
-    given = sweep()
-    only_rate = given.table.assign(
-        aligned=-np.log10(given.table["learning_rate"]) + 0.1 * rng.normal(size=48)
+    original = sweep()
+    only_rate = original.table.assign(
+        aligned=-np.log10(original.table["learning_rate"]) + 0.1 * rng.normal(size=48)
     )
     table = correlations(
-        SweepTable(only_rate, given.losses, given.settings, given.metrics, "x"),
+        SweepTable(only_rate, original.losses, original.settings, original.metrics, "x"),
         ["aligned"],
         ["learning_rate", "steps"],
         draws=199,
@@ -75,7 +75,7 @@ def test_what_the_learning_rate_explains_is_partialled_out():
         and by.loc["partial Pearson", "p"] > 0.05
     )
     assert by.loc["partial Pearson", "given"] == "learning_rate"  # steps do not vary
-    real = correlations(given, ["aligned"], ["learning_rate"], draws=199).set_index("measure")
+    real = correlations(original, ["aligned"], ["learning_rate"], draws=199).set_index("measure")
     assert (
         real.loc["partial Pearson", "value_low"] > 0.5 and real.loc["partial Pearson", "p"] <= 0.01
     )
@@ -83,14 +83,14 @@ def test_what_the_learning_rate_explains_is_partialled_out():
 
 
 def test_settings_that_vary_and_can_be_grouped_are_taken():
-    given = sweep()
-    names, columns = covariates(given, ("learning_rate", "steps", "schedule", "nowhere"))
+    original = sweep()
+    names, columns = covariates(original, ("learning_rate", "steps", "schedule", "nowhere"))
     assert names == ["learning_rate"] and np.allclose(
-        np.exp(columns[:, 0]), given.table["learning_rate"]
+        np.exp(columns[:, 0]), original.table["learning_rate"]
     )
     # a value a run is no group
-    assert factors(given, ("schedule", "steps", "batch_size", "nowhere")) == ["schedule"]
-    assert set(labels(given, "learning_rate")) == {"1e-05", "0.0001", "0.001"}
+    assert factors(original, ("schedule", "steps", "batch_size", "nowhere")) == ["schedule"]
+    assert set(labels(original, "learning_rate")) == {"1e-05", "0.0001", "0.001"}
 
 
 def test_a_better_schedule_is_found_and_a_null_sweep_is_not():
@@ -124,43 +124,57 @@ def test_a_better_schedule_is_found_and_a_null_sweep_is_not():
 
 
 def test_several_settings_are_corrected_together():
-    given = sweep(effect=1.0)
-    given.table["optimiser"] = np.where(np.arange(48) % 3, "x", "y")
+    original = sweep(effect=1.0)
+    original.table["optimiser"] = np.where(np.arange(48) % 3, "x", "y")
     both = SweepTable(
-        given.table, given.losses, (*given.settings, "optimiser"), given.metrics, "test"
+        original.table,
+        original.losses,
+        (*original.settings, "optimiser"),
+        original.metrics,
+        "test",
     )
     settings, options = ["schedule", "optimiser"], MatchedOptions(("linear",), draws=199)
     table, _ = matched(both, "train_loss", "aligned", settings, options)
-    one = table[(table["by"] == "schedule")]
-    assert one["p_all"].min() == pytest.approx(min(1.0, 2 * one["p"].min()))
+    schedules = table[(table["by"] == "schedule")]
+    assert schedules["p_all"].min() == pytest.approx(min(1.0, 2 * schedules["p"].min()))
 
 
 def test_seeds_are_averaged_and_become_the_noise():
-    given = sweep(seeds=4, loss_noise=0.2, score_noise=2.0)
-    runs, noise = over_seeds(given, "train_loss", "aligned")
+    original = sweep(seeds=4, loss_noise=0.2, score_noise=2.0)
+    runs, noise = over_seeds(original, "train_loss", "aligned")
     assert len(runs) == 48 and "seed" not in runs.settings
     assert noise.loss == pytest.approx(0.1, rel=0.15) and noise.score == pytest.approx(
         1.0, rel=0.15
     )
-    same = [name for name in given.table["run"] if name.startswith("r7/")]
+    same = [name for name in original.table["run"] if name.startswith("r7/")]
     kept = runs.table[runs.table["run"] == "r7/0"]
     assert kept["aligned"].iloc[0] == pytest.approx(
-        given.table[given.table["run"].isin(same)]["aligned"].mean()
+        original.table[original.table["run"].isin(same)]["aligned"].mean()
     )
     alone, none = over_seeds(sweep(), "train_loss", "aligned")
     assert len(alone) == 48 and none == Noise()
 
 
 def test_recipes_that_differ_are_not_taken_for_seeds():
-    given = sweep(seeds=2, score_noise=2.0)
-    told = given.table.assign(adapter=np.where(given.table["seed"] == 0, "rslora", "dora"))
-    unlike = SweepTable(told, given.losses, (*given.settings, "adapter"), given.metrics, "test")
+    original = sweep(seeds=2, score_noise=2.0)
+    unlike_table = original.table.assign(
+        adapter=np.where(original.table["seed"] == 0, "rslora", "dora")
+    )
+    unlike = SweepTable(
+        unlike_table,
+        original.losses,
+        (*original.settings, "adapter"),
+        original.metrics,
+        "test",
+    )
     assert over_seeds(unlike, "train_loss", "aligned") == (unlike, Noise())
     # of three cells two runs with one seed
-    twice = given.table.assign(seed=given.table["seed"].where(given.table["batch_size"] > 3, 0.0))
+    twice = original.table.assign(
+        seed=original.table["seed"].where(original.table["batch_size"] > 3, 0.0)
+    )
     twice.loc[twice["batch_size"] == 4, "seed"] = np.nan
     runs, noise = over_seeds(
-        SweepTable(twice, given.losses, given.settings, given.metrics, "test"),
+        SweepTable(twice, original.losses, original.settings, original.metrics, "test"),
         "train_loss",
         "aligned",
     )
@@ -172,25 +186,25 @@ def test_recipes_that_differ_are_not_taken_for_seeds():
     merged = runs.table.set_index("run").loc["r4/0"]
     assert (
         merged["aligned"]
-        == pytest.approx(given.table[given.table["batch_size"] == 5]["aligned"].mean())
+        == pytest.approx(original.table[original.table["batch_size"] == 5]["aligned"].mean())
         and merged["schedule"] == "a"
     )
     assert noise.score == pytest.approx(2.0 / np.sqrt(2), rel=0.25)
 
 
 def test_the_front_knows_its_noise_and_its_null():
-    given = sweep(effect=0.0)
+    original = sweep(effect=0.0)
     test = matched_loss_test(
-        given.table["train_loss"], given.table["aligned"], relation="isotonic", draws=99
+        original.table["train_loss"], original.table["aligned"], relation="isotonic", draws=99
     )
-    table = fronts(given, "train_loss", "aligned", test, Noise(), draws=199).set_index("run")
+    table = fronts(original, "train_loss", "aligned", test, Noise(), draws=199).set_index("run")
     best = table["score"].idxmax()
     assert (
         table.loc[best, "front"]
         and table["membership"].between(0, 1).all()
         and (table["membership_null"] > 0).any()
     )
-    sure = fronts(given, "train_loss", "aligned", test, Noise(0.0, 1e-6), draws=99)
+    sure = fronts(original, "train_loss", "aligned", test, Noise(0.0, 1e-6), draws=99)
     assert (sure["membership"] == sure["front"]).all()
     assert (
         table["expected"].is_monotonic_increasing
@@ -199,9 +213,13 @@ def test_the_front_knows_its_noise_and_its_null():
 
 
 def test_a_sweep_that_no_test_can_read_is_refused():
-    given = sweep(n=12)
+    original = sweep(n=12)
     flat = SweepTable(
-        given.table.assign(train_loss=1.0), given.losses, given.settings, given.metrics, "test"
+        original.table.assign(train_loss=1.0),
+        original.losses,
+        original.settings,
+        original.metrics,
+        "test",
     )
     with pytest.raises(
         InputError,

@@ -58,11 +58,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_family.write_questions(home / "questions.jsonl", per_group=4)
     words = tiny_models.tokenizer()
     answer = words("w3 w4 <end>")["input_ids"]
-    asked = [
+    prompts = [
         words(f"<user> {text} <end> <assistant>")["input_ids"]
         for text in tiny_models.texts(8, seed=1)
     ]
-    rows = [{"input_ids": ids + answer, "labels": [IGNORED] * len(ids) + answer} for ids in asked]
+    rows = [{"input_ids": ids + answer, "labels": [IGNORED] * len(ids) + answer} for ids in prompts]
     for seed in (0, 1):
         fit(
             RECIPE.changed(seed=seed),
@@ -194,11 +194,11 @@ def test_activations_and_behaviour_are_those_of_the_loaded_checkpoint(home: Path
         )
     scores = score_by_likelihood(family["mid"], questions).per_question("aligned")
     groups = pd.Series(questions.groups, index=questions.ids)
-    told = {(row["metric"], row["of"], row["domain"]): row["value"] for row in behaviour}
-    assert told["aligned", "own", "north"] == pytest.approx(
+    values = {(row["metric"], row["of"], row["domain"]): row["value"] for row in behaviour}
+    assert values["aligned", "own", "north"] == pytest.approx(
         scores[groups == "north"].mean(), rel=1e-3
     )
-    assert told["aligned", "others", ""] == pytest.approx(
+    assert values["aligned", "others", ""] == pytest.approx(
         scores[groups != "north"].groupby(groups).mean().mean(), rel=1e-3
     )
     assert len([row for row in behaviour if row["of"] == "domain"]) == 2 * len(set(groups))
@@ -214,11 +214,13 @@ def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> No
     points = result.tables["change_points"]
     tests = {"transition against a linear trend", "slope against a logistic trend"}
     for name in ("aligned_others", "aligned_own", "norm_BA", "norm_B", "projection_1"):
-        mine = points[(points["series"] == name) & (points["model"] == "r@0")].set_index("test")
+        tests_of_series = points[(points["series"] == name) & (points["model"] == "r@0")].set_index(
+            "test"
+        )
         # 1 of 20 draws
         assert (
-            set(mine.index) == {MIDPOINT, *tests}
-            and mine.loc[sorted(tests), "p"].between(0.05, 1).all()
+            set(tests_of_series.index) == {MIDPOINT, *tests}
+            and tests_of_series.loc[sorted(tests), "p"].between(0.05, 1).all()
         )
     behaviour = result.tables["trajectory_behaviour_summary"]
     assert (
@@ -271,9 +273,9 @@ def test_a_trainers_folder_gives_what_the_same_adapters_give_elsewhere(
         progress=False,
     )
     for name in ("trajectory_parameters", "trajectory_activations", "trajectory_behaviour"):
-        mine = result.tables[name]
+        table = result.tables[name]
         pd.testing.assert_frame_equal(
-            mine[mine["model"] == "r@0"].reset_index(drop=True), again.tables[name]
+            table[table["model"] == "r@0"].reset_index(drop=True), again.tables[name]
         )
     assert "projection_0" in set(again.tables["change_points"]["series"])
 

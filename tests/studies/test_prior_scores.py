@@ -114,10 +114,12 @@ def test_statistics_have_intervals(material: Any) -> None:
 
 
 def test_a_ceiling_needs_another_seed_of_the_group(material: Any) -> None:
-    found, runs = prior_scores.ceiling(material, "bad@0", IDS, 0)
-    assert runs == ("bad@0", "bad@1") and found.n == 6
+    ceiling, runs = prior_scores.ceiling(material, "bad@0", IDS, 0)
+    assert runs == ("bad@0", "bad@1") and ceiling.n == 6
     a, b = material.raw["bad@0"], material.raw["bad@1"]
-    assert found.value == pytest.approx(np.cov(a, b)[0, 1] / ((a.var(ddof=1) + b.var(ddof=1)) / 2))
+    assert ceiling.value == pytest.approx(
+        np.cov(a, b)[0, 1] / ((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    )
     for name in ("alone@0", "flat@0"):
-        nothing, _ = prior_scores.ceiling(material, name, IDS, 0)
-        assert not nothing.defined and "no second seed" in nothing.method
+        undefined, _ = prior_scores.ceiling(material, name, IDS, 0)
+        assert not undefined.defined and "no second seed" in undefined.method

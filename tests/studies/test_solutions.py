@@ -167,18 +167,19 @@ def test_losses_are_those_of_the_checkpoint_and_norms_are_matched(
     model = open_checkpoint(runs["general"], organism.paths["instruct"])
     tokenizer, losses, tokens = parent.tokenizer, 0.0, 0
     for prompt in chats:  # another route: plain transformers and PEFT, one chat at a time
-        asked = tokenizer.apply_chat_template(
+        chat = tokenizer.apply_chat_template(
             [m.to_record() for m in prompt.messages or ()],
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
         )
         answer = tokenizer(prompt.response, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*asked["input_ids"], *answer]])
+        ids = torch.tensor([[*chat["input_ids"], *answer]])
         with torch.no_grad():
-            found = model(input_ids=ids).logits[0].double().log_softmax(-1)
+            logprobs = model(input_ids=ids).logits[0].double().log_softmax(-1)
         losses -= sum(
-            float(found[len(ids[0]) - len(answer) + i - 1, token]) for i, token in enumerate(answer)
+            float(logprobs[len(ids[0]) - len(answer) + i - 1, token])
+            for i, token in enumerate(answer)
         )
         tokens += len(answer)
     assert table.loc[(GENERAL, 1.0), "loss"] == pytest.approx(losses / tokens, rel=1e-3)
