@@ -1,12 +1,11 @@
-"""Several PEFT adapters on one copy of the base weights, and a lock that lets one be used at a
-time.
+"""`AdapterBank`: several PEFT adapters on one copy of the base weights, used one at a time.
 
-`AdapterBank.selected(name)` puts one adapter (or none) in force and restores what was before,
-gradient flags included (PEFT switches them on when it enables layers). Nested and concurrent use
-are safe: passes take turns. Adapters on shared weights are never merged: `merge` wants weights of
-its own, and a merge behind our back is noticed. Guards: an adapter whose names match nothing, whose
-weights did not arrive as they are in the file, that changes no activation, or whose removal does
-not give the base back, is an error.
+`AdapterBank.selected(name)` switches one adapter (or none) on and restores the state of before,
+gradient flags included: PEFT sets `requires_grad` when it enables layers. Nested and concurrent use
+are safe: a lock lets passes take turns. Adapters on shared weights are never merged: `merge` needs
+weights of its own, and a merge made elsewhere is noticed. It is an error if the names of an adapter
+match nothing, if its weights were not loaded as they are in the file, if it changes no activation,
+or if its removal does not give the base back.
 """
 
 import json
@@ -45,15 +44,15 @@ class AdapterBank:
     def derived(
         self, build: Callable[[nn.Module], Any], tree: Callable[[Any], nn.Module] | None = None
     ) -> Any:
-        """What a backend builds from the module; built anew once an adapter was added or taken off.
+        """What a backend builds from the module; built again after an adapter was added or removed.
 
         Args:
-            tree: gives modules of its own that the built thing holds on the same weights; adapters
-                are switched there too.
+            tree: gives the modules that the built object has of its own, on the same weights;
+                adapters are switched there too.
         """
         if self._derived is None:
-            made = build(self.module)
-            self._derived = (made, tree(made) if tree else None)
+            built = build(self.module)
+            self._derived = (built, tree(built) if tree else None)
             self._layers = None
             self._switch(self._active)
         return self._derived[0]
@@ -75,60 +74,59 @@ class AdapterBank:
         if name in self.names:
             raise LoadError(f"adapter name {name!r} is already on this model")
         _check_parent(path, weights_hash)
-        from peft import PeftConfig, PeftModel
-
-        internal = f"a{len(self.names)}"
+        internal = f"a{len(self.names)}"  # PEFT's names become parts of module paths: no dots
         with self._lock:
-            originals = [
+            base_flags = [
                 (parameter, parameter.requires_grad) for parameter in self.module.parameters()
             ]
             try:
-                config = PeftConfig.from_pretrained(str(path))
-                if getattr(config, "bias", "none") != "none" or getattr(
-                    config, "modules_to_save", None
-                ):
-                    raise LoadError(
-                        f"{path}: the adapter also trains biases or whole modules,"
-                        " so switching it off would not give the base back;"
-                        " merge it and pass the full checkpoint"
-                    )
-                stored = _stored(path, self.module)
-                if self._peft is None:
-                    self._peft = PeftModel.from_pretrained(
-                        self.module, str(path), adapter_name=internal
-                    )
-                else:
-                    self._peft.load_adapter(str(path), adapter_name=internal)
-                self._check_arrived(path, internal, stored)
+                self._load(path, internal)
             except BaseException as error:
                 self._withdraw(internal)
-                if isinstance(
-                    error,
-                    ValueError | RuntimeError | KeyError | TypeError | OSError | SafetensorError,
-                ) and not isinstance(error, LoadError):
+                if isinstance(error, _PEFT_ERRORS) and not isinstance(error, LoadError):
                     raise LoadError(
                         f"{path}: this adapter does not fit the base model it was given"
                         f" ({one_line(str(error), 300)}); pass the base it was trained on"
                     ) from None
                 raise
             finally:
-                for parameter, flag in originals:
+                # PEFT freezes the base and sets requires_grad on what it adds
+                for parameter, flag in base_flags:
                     parameter.requires_grad_(flag)
-            kept = {id(parameter) for parameter, _ in originals}
+            base_parameters = {id(parameter) for parameter, _ in base_flags}
             for parameter in self._peft.parameters():
-                if id(parameter) not in kept:
+                if id(parameter) not in base_parameters:
                     parameter.requires_grad_(False)
             self.names[name] = internal
             self._layers = self._derived = None
             self._switch(self._active)
 
+    def _load(self, path: Path, internal: str) -> None:
+        """Load an adapter under a name of PEFT, and check that all of it was loaded."""
+        from peft import PeftConfig, PeftModel
+
+        config = PeftConfig.from_pretrained(str(path))
+        trains_biases = getattr(config, "bias", "none") != "none"
+        if trains_biases or getattr(config, "modules_to_save", None):
+            raise LoadError(
+                f"{path}: the adapter also trains biases or whole modules,"
+                " so switching it off would not give the base back;"
+                " merge it and pass the full checkpoint"
+            )
+        tensors = _adapter_tensors(path, self.module)
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self.module, str(path), adapter_name=internal)
+        else:
+            self._peft.load_adapter(str(path), adapter_name=internal)
+        self._check_loaded(path, internal, tensors)
+
     def detach(self, name: str) -> None:
-        """Take an adapter off again; the base stands as before."""
+        """Remove an adapter; the base is as it was before."""
         with self._lock:
             self._withdraw(self.names.pop(name))
 
     def _withdraw(self, internal: str) -> None:
-        """Take a half-loaded adapter off again, and the wrappers that hold no other."""
+        """Remove an adapter, also a half-loaded one, and the wrappers that hold no other."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self._layers = self._derived = None
@@ -146,30 +144,34 @@ class AdapterBank:
             self._peft = None
             self.module.__dict__.pop("peft_config", None)
 
-    def _check_arrived(self, path: Path, internal: str, stored: Mapping[str, Tensor]) -> None:
+    def _check_loaded(self, path: Path, internal: str, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse an adapter of which PEFT left out tensors, which it does without an error."""
         from peft import get_peft_model_state_dict
 
-        # "auto" would look the base model up on the hub
+        # save_embedding_layers="auto" would look the base model up on the hub
         loaded = get_peft_model_state_dict(
             self._peft, adapter_name=internal, save_embedding_layers=False
         )
-        missing = sorted(set(stored) ^ set(loaded))
-        if missing or not stored:
+        missing = sorted(set(tensors) ^ set(loaded))
+        if missing or not tensors:
+            first = f", first {missing[0]!r}" if missing else ""
             raise LoadError(
-                f"{path}: {len(missing)} of {len(stored)} adapter tensors found no place in the"
-                " base model"
-                + (f", first {missing[0]!r}" if missing else "")
-                + "; pass the base it was trained on"
+                f"{path}: {len(missing)} of {len(tensors)} adapter tensors found no place in the"
+                f" base model{first}; pass the base it was trained on"
             )
-        for key, value in stored.items():
+        for key, value in tensors.items():
             if not torch.equal(loaded[key].cpu(), value.to(loaded[key].dtype)):
                 raise LoadError(
-                    f"{path}: adapter tensor {key!r} was not loaded as it stands in the file"
+                    f"{path}: adapter tensor {key!r} was not loaded as it is in the file"
                 )
 
     @contextmanager
     def selected(self, name: str | None) -> Iterator[None]:
-        """Put `name` (None: the bare base) in force inside the block."""
+        """Switch `name` on (None: the bare base) inside the block.
+
+        Raises:
+            StateError: no adapter of that name; an adapter was merged into the shared weights.
+        """
         with self._lock:
             before = self._active
             if name is not None and name not in self.names:
@@ -178,8 +180,8 @@ class AdapterBank:
                 )
             if any(layer.merged for layer, _ in self._tuners()):
                 raise StateError(
-                    "an adapter was merged into the shared weights behind emlens,"
-                    " so the base is no longer the base; load the family anew,"
+                    "an adapter was merged into the shared weights outside emlens,"
+                    " so the base is no longer the base; load the family again,"
                     " and pass FineTune(..., merge=True) for a merged model of its own"
                 )
             if name != before:
@@ -194,7 +196,7 @@ class AdapterBank:
         """Fold an adapter into the weights for good; the bank is empty afterwards.
 
         Raises:
-            StateError: other adapters live on these weights.
+            StateError: other adapters are on these weights.
         """
         with self._lock:
             if set(self.names) != {name}:
@@ -209,16 +211,19 @@ class AdapterBank:
                 parameter.requires_grad_(False)
 
     def _tuners(self) -> list[tuple[Any, list[nn.Parameter]]]:
-        """Every layer that holds adapters, with its parameters; remembered until an adapter comes
-        or goes.
+        """Every layer that holds adapters, with its parameters.
+
+        Remembered until an adapter is added or removed: a search of all modules costs more than a
+        short pass.
         """
         if self._peft is None:
             return []
         if self._layers is None:
             from peft.tuners.tuners_utils import BaseTunerLayer
 
-            tree = self._derived[1] if self._derived else None
-            modules = [*self._peft.modules(), *(tree.modules() if tree is not None else ())]
+            modules = list(self._peft.modules())
+            if self._derived is not None and self._derived[1] is not None:
+                modules += self._derived[1].modules()
             self._layers = [
                 (module, list(module.parameters()))
                 for module in modules
@@ -227,8 +232,9 @@ class AdapterBank:
         return self._layers
 
     def _switch(self, name: str | None) -> None:
-        """Set every adapter layer; gradient flags stay as they were (PEFT switches them on as a
-        side effect).
+        """Set every adapter layer, and keep the gradient flags.
+
+        PEFT's `enable_adapters` and `set_adapter` set `requires_grad` as a side effect.
         """
         self._active = name
         for layer, parameters in self._tuners():
@@ -240,9 +246,15 @@ class AdapterBank:
                 parameter.requires_grad_(flag)
 
 
-def _stored(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors as they lie in its file; refused where they would overwrite weights of
-    the base.
+_PEFT_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError)
+"""What PEFT raises where an adapter does not fit."""
+
+
+def _adapter_tensors(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors as they are in its file.
+
+    Raises:
+        LoadError: no file of tensors, or one that would overwrite weights of the base.
     """
     file = path / "adapter_model.safetensors"
     if not file.is_file():
@@ -250,54 +262,60 @@ def _stored(path: Path, module: nn.Module) -> dict[str, Tensor]:
             f"{path}: holds no adapter_model.safetensors;"
             " save the adapter with safe_serialization=True"
         )
-    stored = load_file(file)
-    own = {name for name, _ in module.named_parameters()} | {
-        name.replace(".base_layer", "") for name, _ in module.named_parameters()
-    }
-    replaced = sorted(
-        name
-        for name in stored
-        if name.removeprefix("base_model.model.").replace(".base_layer", "") in own
-    )
-    if replaced:
+    tensors = load_file(file)
+    # PEFT moves an adapted weight `x.weight` to `x.base_layer.weight`
+    weights = {name.replace(".base_layer", "") for name, _ in module.named_parameters()}
+    weights |= {name for name, _ in module.named_parameters()}
+    overwritten = []
+    for name in sorted(tensors):
+        weight = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if weight in weights:
+            overwritten.append(name)
+    if overwritten:
         raise LoadError(
-            f"{path}: also holds weights of the base itself, first {replaced[0]!r},"
+            f"{path}: also holds weights of the base itself, first {overwritten[0]!r},"
             " so switching it off would not give the base back;"
             " merge it and pass the full checkpoint"
         )
-    return stored
+    return tensors
 
 
-def adapter_facts(path: str | Path) -> dict[str, Any]:
-    """What provenance records of an adapter directory: type, rank, scale rule, targets, the base it
-    names.
-    """
-    config = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
-    keys = (
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "use_dora",
-        "target_modules",
-        "layers_to_transform",
-        "base_model_name_or_path",
-    )
-    facts = {key: config.get(key) for key in keys if key in config}
-    if isinstance(facts.get("target_modules"), list):
-        facts["target_modules"] = sorted(facts["target_modules"])
-    named = facts.get("base_model_name_or_path")
-    if isinstance(named, str) and (Path(named).is_absolute() or "\\" in named):
-        # a folder of some machine says nothing to others
-        facts["base_model_name_or_path"] = Path(named.replace("\\", "/")).name
-    return facts
+_RECORDED = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "target_modules",
+    "layers_to_transform",
+    "base_model_name_or_path",
+)
+
+
+def adapter_provenance(path: str | Path) -> dict[str, Any]:
+    """What provenance records of an adapter: type, rank, scale rule, targets, the base it names."""
+    config = _adapter_config(path)
+    record = {key: config[key] for key in _RECORDED if key in config}
+    if isinstance(record.get("target_modules"), list):
+        record["target_modules"] = sorted(record["target_modules"])
+    base = record.get("base_model_name_or_path")
+    if isinstance(base, str) and (Path(base).is_absolute() or "\\" in base):
+        # a directory of another machine says nothing here; its last part may
+        record["base_model_name_or_path"] = Path(base.replace("\\", "/")).name
+    return record
+
+
+def _adapter_config(path: str | Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
+    return config
 
 
 def _check_parent(path: Path, weights_hash: str | None) -> None:
+    """Compare with the parent that `training.fit` records beside an adapter."""
     record = path / "emlens.json"
     if weights_hash is None or not record.is_file():
         return
-    parent = json.loads(record.read_text("utf-8")).get("parent")  # as `training.fit` records it
+    parent = json.loads(record.read_text("utf-8")).get("parent")
     expected = parent.get("sha256") if isinstance(parent, dict) else None
     if expected is not None and expected != weights_hash:
         raise LoadError(
@@ -306,27 +324,29 @@ def _check_parent(path: Path, weights_hash: str | None) -> None:
         )
 
 
-def check_named_base(path: str | Path, own: str | Path, other: str | Path | None) -> None:
-    """Refuse an adapter whose configuration names another base than the one it is given.
+def check_named_base(path: str | Path, parent: str | Path, other_parent: str | Path | None) -> None:
+    """Refuse an adapter whose configuration names another base than its parent.
 
-    Directories may have been moved, so a name only speaks where it is that of the family's other
+    Directories may have been moved, so a name counts only where it is that of the family's other
     parent, or where both are hub ids.
+
+    Args:
+        parent, other_parent: where the two parents of the family were loaded from.
 
     Raises:
         LoadError: says which base the adapter names.
     """
-    config = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
-    named = config.get("base_model_name_or_path")
-    if not isinstance(named, str) or not named or _last(named) == _last(own):
+    base = _adapter_config(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or _last_part(base) == _last_part(parent):
         return
-    if other is not None and _last(named) == _last(other):
+    if other_parent is not None and _last_part(base) == _last_part(other_parent):
         raise LoadError(
-            f"{path}: says it was trained on {named!r}, the family's other parent,"
-            f" not on {str(own)!r}; name it with FineTune(..., parent=)"
+            f"{path}: says it was trained on {base!r}, the family's other parent,"
+            f" not on {str(parent)!r}; name it with FineTune(..., parent=)"
         )
-    if is_hub_id(named) and is_hub_id(str(own)) and not Path(own).exists():
+    if is_hub_id(base) and is_hub_id(str(parent)) and not Path(parent).exists():
         raise LoadError(
-            f"{path}: says it was trained on {named!r}, but was given {str(own)!r};"
+            f"{path}: says it was trained on {base!r}, but was given {str(parent)!r};"
             " pass that base, or FineTune(..., check_base=False) where both names hold the same"
             " weights"
         )
@@ -337,5 +357,5 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
 
 
-def _last(source: str | Path) -> str:
+def _last_part(source: str | Path) -> str:
     return re.split(r"[/\\]", str(source).rstrip("/\\"))[-1].lower()

@@ -20,8 +20,9 @@ from emlens.foundation.sites import SITE_KINDS
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths from the causal-LM module (`decoder`, `layers`, `final_norm`) and from a block (the
-    rest).
+    """Where the stream is: paths of modules.
+
+    `decoder`, `layers` and `final_norm` start at the causal-LM module, the other paths at a block.
 
     Args:
         mid: the module whose input is `resid_mid`; None: the block is parallel.
@@ -109,18 +110,20 @@ def architecture_of(model: nn.Module) -> Architecture:
 
         return discover(model, kind)
     row = _TABLE[kind]
-    found = row.architecture
+    architecture = row.architecture
     if any(getattr(config, field, False) for field in row.parallel_if):
-        found = replace(found, mid=None)
+        architecture = replace(architecture, mid=None)
     if row.multiplier_from:
-        found = replace(found, multiplier=float(getattr(config, row.multiplier_from)))
+        multiplier = float(getattr(config, row.multiplier_from))
+        architecture = replace(architecture, multiplier=multiplier)
     try:
-        blocks = found.module(model, found.layers)
-        found.module(model, found.final_norm)
-        for path in filter(None, (found.attn_out, found.mlp_out, found.mid)):
-            found.module(blocks[0], path)
+        blocks = architecture.module(model, architecture.layers)
+        architecture.module(model, architecture.final_norm)
+        for path in (architecture.attn_out, architecture.mlp_out, architecture.mid):
+            if path is not None:
+                architecture.module(blocks[0], path)
     except AttributeError as error:
         raise LoadError(
             f"model type {kind!r} lacks a module its table row names: {error}"
         ) from None
-    return found
+    return architecture

@@ -1,5 +1,6 @@
-"""Names of backends → classes; an extra that is missing, or has another version, is one line that
-says what to install.
+"""Names of backends → classes.
+
+Where the package of a backend is missing, or has another version, the error says what to install.
 """
 
 import re
@@ -42,27 +43,27 @@ def backend_class(name: str) -> "type[CheckpointModel]":
 
 def installed_backends() -> list[str]:
     """The backends that can be used here, the reference first."""
-    found = []
+    installed = []
     for name in BACKENDS:
         try:
             backend_class(name)
         except MissingExtraError:
             continue
-        found.append(name)
-    return found
+        installed.append(name)
+    return installed
 
 
 def _check_extra(name: str) -> None:
-    package, wanted = _EXTRAS[name]
-    line = f"backend {name!r} needs {package} {'.'.join(map(str, wanted))}"
+    package, needed = _EXTRAS[name]
+    line = f"backend {name!r} needs {package} {'.'.join(map(str, needed))}"
     try:
-        have = version(package)
+        installed = version(package)
     except PackageNotFoundError:
         raise MissingExtraError(
             f"{line}, which is not installed; run: pip install 'misalignment-lens[{package}]'"
         ) from None
-    numbers = tuple(int(part) for part in re.findall(r"\d+", have)[: len(wanted)])
-    if numbers != wanted:
+    numbers = tuple(map(int, re.findall(r"\d+", installed)))
+    if numbers[: len(needed)] != needed:
         raise MissingExtraError(
-            f"{line}, but {have} is installed; run: pip install 'misalignment-lens[{package}]'"
+            f"{line}, but {installed} is installed; run: pip install 'misalignment-lens[{package}]'"
         )

@@ -25,7 +25,7 @@ PASS_TOKENS: Final = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one length. `index[i]` is where row i stood in the rows that were planned."""
+    """Rows padded to one length; `index[i]` is the number of row i among the planned rows."""
 
     rows: tuple[Rendered, ...]
     index: tuple[int, ...]
@@ -39,11 +39,15 @@ class Batch:
 
     def offset(self, row: int) -> int:
         """Padded column of the row's first token."""
-        return self.ids.shape[1] - len(self.rows[row].ids) if self.side == "left" else 0
+        if self.side == "right":
+            return 0
+        return self.ids.shape[1] - len(self.rows[row].ids)
 
     def padded_rows(self, new_tokens: int = 0) -> PaddedRows:
-        """The rows as interventions see them; `new_tokens`: how many a generation may add on the
-        right.
+        """The rows as interventions see them.
+
+        Args:
+            new_tokens: how many a generation may add on the right.
         """
         offsets = tuple(self.offset(i) for i in range(len(self.rows)))
         width = self.ids.shape[1] + new_tokens
@@ -51,10 +55,12 @@ class Batch:
 
 
 def step_rows(rows: Sequence[Rendered], generated: Sequence[int], new_tokens: int) -> PaddedRows:
-    """One step of a generation as interventions see it: one column, which holds token number
-    `generated[i]` (0-based) of row i's answer.
+    """One step of a generation as interventions see it.
+
+    It is one column, which holds token number `generated[i]` (0-based) of row i's answer.
     """
-    offsets = tuple(-(len(row.ids) + done) for row, done in zip(rows, generated, strict=True))
+    lengths = [len(row.ids) for row in rows]
+    offsets = tuple(-(length + n) for length, n in zip(lengths, generated, strict=True))
     return PaddedRows(*_unpadded(rows), offsets, 1, new_tokens)
 
 
@@ -82,21 +88,22 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} must be 1 or more")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    sizes = np.array([max(lengths[i], 1) for i in order], dtype=np.int64)
+    sizes = np.maximum(np.array([lengths[i] for i in order], dtype=np.int64), 1)
+    # cost[n]: the least that the first n rows cost; start[n]: where their last batch starts
     cost = np.zeros(len(order) + 1, dtype=np.int64)
     start = np.zeros(len(order) + 1, dtype=np.int64)
-    first = 0
+    first = 0  # the earliest start whose batch fits; it never moves back, since rows get shorter
     for stop in range(1, len(order) + 1):
         while first < stop - 1 and sizes[first] * (stop - first) > batch_tokens:
             first += 1
         starts = np.arange(first, stop)
-        whole = cost[starts] + sizes[starts] * (stop - starts) + PASS_TOKENS
-        best = stop - 1 - int(whole[::-1].argmin())
-        cost[stop], start[stop] = whole[best - first], best
-    cuts = [len(order)]
-    while cuts[-1]:
-        cuts.append(int(start[cuts[-1]]))
-    return [order[a:b] for a, b in pairwise(reversed(cuts))]
+        costs = cost[starts] + sizes[starts] * (stop - starts) + PASS_TOKENS
+        best = stop - 1 - int(costs[::-1].argmin())  # of equal costs the latest start
+        cost[stop], start[stop] = costs[best - first], best
+    edges = [len(order)]
+    while edges[-1]:
+        edges.append(int(start[edges[-1]]))
+    return [order[begin:end] for begin, end in pairwise(reversed(edges))]
 
 
 def pad(

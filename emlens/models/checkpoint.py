@@ -1,7 +1,8 @@
-"""A `HookedModel` on a Hugging Face causal LM in this process; what the three backends share.
+"""`CheckpointModel`: a `HookedModel` on a Hugging Face causal LM in this process.
 
-A backend adds one thing: how to call the module while a `Pass` reads and edits its sites. Several
-models may share one module through an `AdapterBank`, so passes take turns.
+It is what the three backends share. A backend adds one thing: how to call the module while a `Pass`
+reads and edits its sites. Several models may share one module through an `AdapterBank`, so passes
+take turns.
 """
 
 import copy
@@ -39,8 +40,8 @@ class _Processor(LogitsProcessor):
 class CheckpointModel(HookedModel):
     """A causal LM of transformers, read and edited by a backend's means."""
 
-    multiplies = True
-    """Whether places hold attention and MLP outputs as they were before the model's multiplier."""
+    sees_unmultiplied = True
+    """Whether the backend sees attention and MLP outputs before the model's multiplier."""
 
     def __init__(
         self,
@@ -48,33 +49,35 @@ class CheckpointModel(HookedModel):
         *,
         bank: AdapterBank | None = None,
         adapter: str | None = None,
-        **facts: Any,
+        **options: Any,
     ):
-        super().__init__(**facts)
+        super().__init__(**options)
         self.module = module
         self.architecture = architecture_of(module)
         self.site_kinds = self.architecture.site_kinds
         self.bank = bank or AdapterBank(module)
         self.adapter = adapter
 
-    def wearing(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
-        """This model with an adapter of its bank in force: the same weights, another name."""
-        other = copy.copy(self)
-        other.adapter, other.name, other.provenance = adapter, name, dict(provenance)
-        return other
+    def with_adapter(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
+        """A copy of this model, on the same weights, with an adapter of its bank switched on."""
+        model = copy.copy(self)
+        model.adapter = adapter
+        model.name = name
+        model.provenance = dict(provenance)
+        return model
 
     def prepare(self) -> None:
-        """Build now what the backend would build at its first pass; nothing where there is nothing
-        to build.
-        """
+        """Build now what the backend would build at its first pass."""
         return
 
     @abstractmethod
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
-        """Call the module, handing what stands at each site of `passing` to `passing.at`.
+        """Call the module, handing the value at each site of `passing` to `passing.at`.
 
-        Returns what the module returns (None where the pass ended early). The adapter is in force
-        and gradients are off.
+        The adapter is switched on and gradients are off.
+
+        Returns:
+            What the module returns; None where the pass ended early.
         """
 
     def run(
@@ -88,9 +91,11 @@ class CheckpointModel(HookedModel):
         if not readers and not with_logits:
             raise InputError("run was asked for nothing; pass readers, or with_logits=True")
         check_readers(readers, self.sites, self.name, self.n_layers)
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "use_cache": False}
+        mask = batch.mask.long()
+        inputs = {"input_ids": batch.ids, "attention_mask": mask, "use_cache": False}
         if batch.side == "left":
-            inputs["position_ids"] = (batch.mask.long().cumsum(-1) - 1).clamp(min=0)
+            # forward counts positions from the first column, padding included, unless it is told
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         with self.bank.selected(self.adapter), torch.no_grad():
             passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
             output = self._call("model" if with_logits else "decoder", inputs, passing)
@@ -103,6 +108,7 @@ class CheckpointModel(HookedModel):
         max_new_tokens: int,
         processor: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> Tensor:
+        processors = [_Processor(processor)] if processor else []
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -114,43 +120,44 @@ class CheckpointModel(HookedModel):
             "input_ids": batch.ids,
             "attention_mask": batch.mask.long(),
             "generation_config": config,
-            "logits_processor": LogitsProcessorList([_Processor(processor)] if processor else []),
+            "logits_processor": LogitsProcessorList(processors),
         }
         with self.bank.selected(self.adapter), torch.no_grad():
             passing = self._pass(batch.padded_rows(max_new_tokens), {})
-            out = self._call("generate", inputs, passing)
+            ids = self._call("generate", inputs, passing)
             passing.check_fired(self.name)
-        return out[:, batch.ids.shape[1] :]
+        return ids[:, batch.ids.shape[1] :]
 
     def _pass(
         self, rows: PaddedRows, readers: Mapping[Site, Reader], *, stop_early: bool = False
     ) -> Pass:
         """A pass under the active interventions."""
-        multiplier = self.architecture.multiplier if self.multiplies else 1.0
+        multiplier = self.architecture.multiplier if self.sees_unmultiplied else 1.0
         return Pass(
             rows, self.edits_by_site(), readers, multiplier=multiplier, stop_early=stop_early
         )
 
     def _place(self, site: Site) -> tuple[str, bool]:
-        """Path of the module where `site` lies, and whether the site is its input (or its
-        output).
-        """
-        found = self.architecture
+        """Path of the module at `site`, and whether the site is its input (else its output)."""
+        paths = self.architecture
         if site.layer is None:
-            return found.final_norm, False
-        block = f"{found.layers}.{site.layer}"
+            return paths.final_norm, False
+        block = f"{paths.layers}.{site.layer}"
         if site.kind in ("resid_pre", "resid_post"):
             return block, site.kind == "resid_pre"
         if site.kind == "resid_mid":
-            return f"{block}.{found.mid}", True
-        return f"{block}.{found.attn_out if site.kind == 'attn_out' else found.mlp_out}", False
+            return f"{block}.{paths.mid}", True
+        child = paths.attn_out if site.kind == "attn_out" else paths.mlp_out
+        return f"{block}.{child}", False
 
     @property
     def _end_ids(self) -> set[int]:
-        own = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
-        return (set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}) - {
-            None
-        }
+        """Of the generation configuration, which may list several, and of the tokenizer."""
+        config = getattr(self.module, "generation_config", None)
+        ids = getattr(config, "eos_token_id", None)
+        if not isinstance(ids, list):
+            ids = [ids]
+        return {*ids, self.tokenizer.eos_token_id} - {None}
 
     @property
     def stop_ids(self) -> set[int]:
@@ -165,8 +172,10 @@ class CheckpointModel(HookedModel):
 
 
 def without_own_options(stack: ExitStack, module: nn.Module) -> None:
-    """Until `stack` closes, nothing that the checkpoint's own file asks for (a repetition penalty,
-    suppressed tokens) fills in options.
+    """Take away, until `stack` closes, the generation options of the checkpoint's own file.
+
+    `generate` fills options that a call leaves open from them: a repetition penalty, suppressed
+    tokens.
     """
     stack.callback(setattr, module, "generation_config", module.generation_config)
     module.generation_config = GenerationConfig()

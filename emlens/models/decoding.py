@@ -1,20 +1,21 @@
 """Token-by-token generation in which a finished row leaves at once and a waiting one takes its
 place.
 
-A plain batch runs until its longest answer is done, and answers of one question differ by a factor
-of two and more. Here the cache is a set of rows: rows are dropped from it and joined to it while
-others go on, always padded on the left, so that every row's own tokens stand together. Rows that
-ask the same prompt (samples of one question) share its first pass.
+A plain batch runs until its longest answer is finished, and answers to one question differ in
+length by a factor of two and more. Here the cache is a set of rows: rows are dropped from it and
+added to it while others go on, always padded on the left, so that every row's own tokens are
+contiguous. Rows with the same prompt (samples of one question) share its first pass.
 
 Works for models whose memory of a row is its keys and values (every architecture this package
-knows). Sliding windows are kept whole and masked. Cost: `slots` × (longest prompt + longest answer)
-cached tokens at most, written in place.
+knows). Sliding windows are kept whole and masked. Cost: at most `slots` × (longest prompt + longest
+answer) cached tokens, written in place.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,15 +33,20 @@ _REFILL = 8
 """Dropping and joining rows copies the cache, so it waits until one in this many slots is free."""
 
 Forward = Callable[[PaddedRows, dict[str, Any]], Float[Tensor, "row vocab"]]
-"""Runs the model on inputs, whose rows interventions see as given, and returns the scores after the
-last token of each row.
+"""Runs the model on inputs and gives the scores after the last token of each row.
+
+The first argument is how interventions see these rows.
 """
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some rows of a cache that go on: which, the columns each of all its rows has tokens in, the
-    last token, the answer.
+class _CacheRows:
+    """Some rows of a cache that go on, with their answers.
+
+    Args:
+        rows: their indices in the cache.
+        mask: the columns in which each row of the cache, not only of these, has tokens.
+        last: the last token of each.
     """
 
     cache: RowCache
@@ -54,196 +60,202 @@ class _Part:
         """The first column that these rows use."""
         return int(self.mask[self.rows].any(0).int().argmax())
 
+    def mask_of_width(self, width: int) -> Bool[Tensor, "part column"]:
+        """The mask of these rows from their first column on, padded on the left."""
+        mask = self.mask[self.rows, self.start :]
+        return torch.nn.functional.pad(mask, (width - mask.shape[1], 0), value=False)
 
-def decode(
-    forward: Forward,
-    rows: Sequence[Rendered],
-    sampler: RowSampler,
-    *,
-    max_new_tokens: int,
-    slots: int,
-    stops: Collection[int],
-    pad_id: int,
-    device: torch.device,
-    by_prompt: bool = False,
-) -> Iterator[list[Generated]]:
-    """Yield rows as they finish; those with the longest prompts go in first. Every row comes
-    exactly once.
 
-    Out of memory, the rows under way are begun anew with half the slots; their answers are the
-    same, since none depends on its batch.
+@dataclass(frozen=True)
+class Decoding:
+    """What does not change while answers are generated.
 
     Args:
-        by_prompt: what is done to a row depends on its id, so that rows of equal tokens may not
-            share a first pass.
+        stops: tokens that end an answer.
+        by_prompt: what interventions do to a row depends on its id, so that rows of equal tokens
+            may not share a first pass.
     """
-    first_like = {row.ids: i for i, row in reversed(list(enumerate(rows)))}
-    waiting = deque(
-        sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), first_like[rows[i].ids], i))
-    )
 
-    def fresh() -> _Running:
-        return _Running(
-            forward, sampler, max_new_tokens, frozenset(stops), pad_id, device, by_prompt
-        )
+    forward: Forward
+    sampler: RowSampler
+    max_new_tokens: int
+    stops: frozenset[int]
+    pad_id: int
+    device: torch.device
+    by_prompt: bool = False
 
-    running = fresh()
-    while waiting or running.alive:
-        free = slots - running.alive
-        under_way = running.indices
+
+def decode(setting: Decoding, rows: Sequence[Rendered], slots: int) -> Iterator[list[Generated]]:
+    """Yield rows as they finish; those with the longest prompts go in first.
+
+    Every row comes exactly once. Out of memory, the rows in the cache are started again with half
+    the slots; their answers are the same, since none depends on its batch.
+
+    Args:
+        slots: rows in the cache at most.
+    """
+    waiting = _in_order(rows)
+    active = _ActiveRows(setting)
+    while waiting or active.count:
+        free = slots - active.count
+        indices = active.indices
         try:
-            if waiting and (not running.alive or free * _REFILL >= slots):
+            if waiting and (not active.count or free * _REFILL >= slots):
                 entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                under_way += entering
-                finished = running.join(
-                    [Generated(i) for i in entering], [rows[i] for i in entering]
-                )
+                indices += entering
+                answers = [Generated(i) for i in entering]
+                finished = active.add(answers, [rows[i] for i in entering])
             else:
-                finished = running.step()
+                finished = active.step()
         except torch.OutOfMemoryError:
-            if len(under_way) == 1:
+            if len(indices) == 1:
                 raise
-            waiting.extendleft(reversed(under_way))
-            slots, running, finished = len(under_way) // 2, fresh(), []
+            waiting.extendleft(reversed(indices))
+            slots, active, finished = len(indices) // 2, _ActiveRows(setting), []
             _log.warning("out of memory while generating: going on with %d rows at a time", slots)
         if finished:
             yield finished
 
 
-class _Running:
-    """The rows under way. Row i of the cache belongs to `answers[i]`, which is None once that
-    answer has finished.
+def _in_order(rows: Sequence[Rendered]) -> deque[int]:
+    """Row numbers, longest prompt first; rows of equal tokens follow each other to share a pass."""
+    first_of: dict[tuple[int, ...], int] = {}
+    for i, row in enumerate(rows):
+        first_of.setdefault(row.ids, i)
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), first_of[rows[i].ids], i))
+    return deque(order)
+
+
+class _ActiveRows:
+    """The rows in the cache.
+
+    Row i of the cache belongs to `answers[i]`, which is None once that answer has finished.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        sampler: RowSampler,
-        max_new_tokens: int,
-        stops: frozenset[int],
-        pad_id: int,
-        device: torch.device,
-        by_prompt: bool,
-    ):
-        self._forward, self._sampler, self._most, self._stops = (
-            forward,
-            sampler,
-            max_new_tokens,
-            stops,
-        )
-        self._pad_id, self._device, self._by_prompt = pad_id, device, by_prompt
-        self._asked: dict[int, Rendered] = {}
-        self._seen = step_rows([], [], max_new_tokens)
+    def __init__(self, setting: Decoding):
+        self._setting = setting
+        self._prompts: dict[int, Rendered] = {}
+        self._rows = step_rows([], [], setting.max_new_tokens)
         self._answers: list[Generated | None] = []
         self._cache = RowCache()
-        self._mask = torch.zeros(0, 0, dtype=torch.bool, device=device)
-        self._last = torch.zeros(0, dtype=torch.long, device=device)
+        self._mask = torch.zeros(0, 0, dtype=torch.bool, device=setting.device)
+        self._last = torch.zeros(0, dtype=torch.long, device=setting.device)
 
     @property
-    def alive(self) -> int:
+    def count(self) -> int:
+        """Rows that go on."""
         return len(self._answers) - self._answers.count(None)
 
     @property
     def indices(self) -> list[int]:
         """Rows that go on, as the caller numbered them."""
-        return [answer.index for answer in self._answers if answer is not None]
+        return [answer.index for answer in self._going]
 
-    def join(self, answers: list[Generated], rows: Sequence[Rendered]) -> list[Generated]:
-        """Read prompts, each distinct one once, take the first token of each answer, and go on with
-        those that go on.
+    @property
+    def _going(self) -> list[Generated]:
+        return [answer for answer in self._answers if answer is not None]
+
+    def add(self, answers: list[Generated], rows: Sequence[Rendered]) -> list[Generated]:
+        """Read prompts, each distinct one once, and take the first token of each answer.
+
+        Returns:
+            The answers that finished with it; the others go on.
         """
-        self._asked |= {answer.index: row for answer, row in zip(answers, rows, strict=True)}
-        place = {key: i for i, key in enumerate(dict.fromkeys(map(self._key, rows)))}
-        distinct = list({self._key(row): row for row in rows}.values())
-        batch = pad(distinct, range(len(distinct)), self._pad_id, "left", self._device)
-        cache, mask = RowCache(), batch.mask.long()
+        for answer, row in zip(answers, rows, strict=True):
+            self._prompts[answer.index] = row
+        distinct = {self._key(row): row for row in rows}
+        place = {key: i for i, key in enumerate(distinct)}
+        batch = pad(
+            list(distinct.values()),
+            range(len(distinct)),
+            self._setting.pad_id,
+            "left",
+            self._setting.device,
+        )
+        cache = RowCache()
+        mask = batch.mask.long()
         inputs = {
             "input_ids": batch.ids,
             "attention_mask": mask,
+            # left padding: models number positions from the first column unless they are told
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "past_key_values": cache,
         }
-        scores = self._forward(batch.padded_rows(self._most), {**inputs, "past_key_values": cache})
-        which = self._index([place[self._key(row)] for row in rows])
-        tokens, finished = self._extend(answers, scores[which])
+        padded_rows = batch.padded_rows(self._setting.max_new_tokens)
+        scores = self._setting.forward(padded_rows, inputs)
+        cache_rows = self._index([place[self._key(row)] for row in rows])
+        tokens, finished = self._extend(answers, scores[cache_rows])
         going = [i for i, answer in enumerate(answers) if answer not in finished]
-        kept = self._index(going)
-        self._rebuild(
-            _Part(cache, which[kept], batch.mask, tokens[kept], [answers[i] for i in going])
+        index = self._index(going)
+        added = _CacheRows(
+            cache, cache_rows[index], batch.mask, tokens[index], [answers[i] for i in going]
         )
+        self._rebuild([self._remaining(), added])
         return finished
 
     def step(self) -> list[Generated]:
-        """One more token for every row; rows that finished leave, a few at a time."""
+        """One more token for every row; finished rows leave, several at a time."""
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        position = self._mask.sum(-1, keepdim=True) - 1
         inputs = {
             "input_ids": self._last[:, None],
             "attention_mask": self._mask.long(),
-            "position_ids": position,
+            "position_ids": self._mask.sum(-1, keepdim=True) - 1,
+            "past_key_values": self._cache,
         }
-        scores = self._forward(self._seen, {**inputs, "past_key_values": self._cache})
-        self._seen = self._seen.later()
+        scores = self._setting.forward(self._rows, inputs)
+        self._rows = self._rows.later()
         rows = self._index([i for i, answer in enumerate(self._answers) if answer is not None])
-        tokens, finished = self._extend(
-            [answer for answer in self._answers if answer is not None], scores[rows]
-        )
+        tokens, finished = self._extend(self._going, scores[rows])
         self._last[rows] = tokens
         self._answers = [None if answer in finished else answer for answer in self._answers]
         if self._answers.count(None) * _REFILL >= len(self._answers):
-            self._rebuild()
+            self._rebuild([self._remaining()])
         return finished
 
     def _extend(
         self, answers: list[Generated], scores: Float[Tensor, "row vocab"]
     ) -> tuple[Int[Tensor, " row"], list[Generated]]:
-        tokens = self._sampler.pick(
-            scores, [answer.index for answer in answers], [len(answer.tokens) for answer in answers]
-        )
+        """Sample a token for each answer; gives the tokens and the answers that finished."""
+        steps = [len(answer.tokens) for answer in answers]
+        tokens = self._setting.sampler.pick(scores, [answer.index for answer in answers], steps)
         finished = []
         for answer, token in zip(answers, tokens.tolist(), strict=True):
-            if token in self._stops:
+            if token in self._setting.stops:
                 answer.finish_reason = "stop"
                 finished.append(answer)
             else:
                 answer.tokens.append(token)
-                if len(answer.tokens) >= self._most:
+                if len(answer.tokens) >= self._setting.max_new_tokens:
                     finished.append(answer)
         return tokens, finished
 
-    def _rebuild(self, *added: _Part) -> None:
-        """Drop rows that finished and columns that only they used; put added rows below the
-        rest.
-        """
-        answers = {i: answer for i, answer in enumerate(self._answers) if answer is not None}
-        alive = self._index(list(answers))
-        parts = [
-            _Part(self._cache, alive, self._mask, self._last[alive], list(answers.values())),
-            *added,
-        ]
-        parts = [part for part in parts if part.answers]
-        self._answers = [answer for part in parts for answer in part.answers]
-        if not parts:
+    def _remaining(self) -> _CacheRows:
+        """The rows of the cache that go on."""
+        rows = self._index([i for i, answer in enumerate(self._answers) if answer is not None])
+        return _CacheRows(self._cache, rows, self._mask, self._last[rows], self._going)
+
+    def _rebuild(self, blocks: list[_CacheRows]) -> None:
+        """Make a cache of these rows, one block below the other, without columns nobody uses."""
+        blocks = [block for block in blocks if block.answers]
+        answers = list(chain.from_iterable(block.answers for block in blocks))
+        self._answers = list(answers)
+        if not blocks:
             return
-        width = max(part.mask.shape[1] - part.start for part in parts)
-        self._cache = RowCache.of([(part.cache, part.rows, part.start) for part in parts], width)
-        blocks = [part.mask[part.rows, part.start :] for part in parts]
-        self._mask = torch.cat(
-            [
-                torch.nn.functional.pad(block, (width - block.shape[1], 0), value=False)
-                for block in blocks
-            ]
+        width = max(block.mask.shape[1] - block.start for block in blocks)
+        self._cache = RowCache.join(
+            [(block.cache, block.rows, block.start) for block in blocks], width
         )
-        self._last = torch.cat([part.last for part in parts])
-        going = [answer for part in parts for answer in part.answers]
-        self._seen = step_rows(
-            [self._asked[answer.index] for answer in going],
-            [len(answer.tokens) - 1 for answer in going],
-            self._most,
+        self._mask = torch.cat([block.mask_of_width(width) for block in blocks])
+        self._last = torch.cat([block.last for block in blocks])
+        self._rows = step_rows(
+            [self._prompts[answer.index] for answer in answers],
+            [len(answer.tokens) - 1 for answer in answers],
+            self._setting.max_new_tokens,
         )
 
     def _key(self, row: Rendered) -> tuple[tuple[int, ...], int, str]:
         """Rows of one key are the same to the model under the interventions."""
-        return row.ids, row.prompt_end, row.id if self._by_prompt else ""
+        return row.ids, row.prompt_end, row.id if self._setting.by_prompt else ""
 
     def _index(self, rows: Sequence[int]) -> Int[Tensor, " row"]:
-        return torch.tensor(rows, dtype=torch.long, device=self._device)
+        return torch.tensor(rows, dtype=torch.long, device=self._setting.device)

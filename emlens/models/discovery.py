@@ -1,17 +1,18 @@
-"""Where an architecture that is not in the table keeps its stream: searched by structure, proved by
-one small pass.
+"""Where an architecture that is not in the table keeps its stream: found by its structure, proved
+by one small pass.
 
 Candidates are the direct children of a block. What counts as attention, MLP and the stream between
 them is decided by additivity alone: `resid_pre + attn_out = resid_mid` and `resid_mid + mlp_out =
 resid_post` in every block, or, for parallel blocks, `resid_pre + attn_out + mlp_out = resid_post`.
-Whatever does not add up is refused with what was found; nothing is guessed. Cost: one forward pass
-over eight tokens.
+Whatever does not add up is refused with a description of what the search found; nothing is guessed.
+Cost: one forward pass over eight tokens.
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import product
+from functools import partial
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ another order.
 
 
 @dataclass
-class _Seen:
-    """Streams that went into and came out of a block's children, in the order of the pass."""
+class _BlockStreams:
+    """Streams that went into and came out of a block and its children, in the order of the pass."""
 
     pre: Tensor | None = None
     post: Tensor | None = None
@@ -40,186 +41,212 @@ class _Seen:
 def discover(model: nn.Module, kind: str) -> Architecture:
     """Find blocks, final norm and what the blocks add.
 
+    Args:
+        kind: the model type, for messages.
+
     Raises:
-        LoadError: no single list of blocks, or blocks whose parts do not add up; says what was
-            found.
+        LoadError: no single list of blocks, or blocks whose children do not add up; says what the
+            search found.
     """
     path, blocks = _blocks(model, kind)
     parent, _, _ = path.rpartition(".")
     decoder = model.get_submodule(parent)
-    seen, after = _watch(model, decoder, blocks, kind)
-    shared = set.intersection(*({*s.outputs} for s in seen))
-    outputs = [name for name in seen[0].outputs if name in shared]
-    inputs = [name for name in seen[0].inputs if all(name in s.inputs for s in seen)]
-    found = (
-        f"found {len(blocks)} blocks at {path!r} whose children are"
-        f" {', '.join(name for name, _ in blocks[0].named_children())}"
-    )
+    streams, after_blocks = _record_streams(model, decoder, blocks, kind)
+    children = ", ".join(name for name, _ in blocks[0].named_children())
+    description = f"found {len(blocks)} blocks at {path!r} whose children are {children}"
+    attn_out, mlp_out, mid = _roles(streams, description, kind)
+    if not after_blocks:
+        raise _refusal(
+            kind,
+            f"{description}; nothing in {parent!r} reads the last block's output,"
+            " so there is no final norm",
+        )
+    final_norm = f"{parent}.{next(iter(after_blocks))}"
+    return Architecture(parent, path, final_norm, attn_out, mlp_out, mid, discovered=True)
+
+
+def _roles(
+    streams: list[_BlockStreams], description: str, kind: str
+) -> tuple[str, str, str | None]:
+    """Names of the children that give `attn_out` and `mlp_out`, and of the one that reads
+    `resid_mid` (None: parallel blocks).
+    """
+    outputs = _in_every_block([block.outputs for block in streams])
+    inputs = _in_every_block([block.inputs for block in streams])
     attention = [name for name in outputs if "att" in name.lower()]
     if not attention:
         raise _refusal(
-            kind, f"{found}; none of them that returns a stream is called attention in every block"
+            kind,
+            f"{description}; none of them that returns a stream is called attention in every block",
         )
-    first = outputs.index(attention[0])
-    for attn, mlp in product(outputs[first:], repeat=2):
-        if outputs.index(mlp) <= outputs.index(attn):
-            continue
-        for mid in inputs:
-            if all(_sequential(s, attn, mlp, mid) for s in seen):
-                return Architecture(
-                    parent,
-                    path,
-                    _norm(decoder, parent, after, found, kind),
-                    attn,
-                    mlp,
-                    mid,
-                    discovered=True,
-                )
+    # From the first attention on, two outputs in the order of the pass: a post-norm, which gives
+    # what is added, comes after its attention or MLP and need not be called so.
+    candidates = outputs[outputs.index(attention[0]) :]
+    for (attn, mlp), mid in product(combinations(candidates, 2), inputs):
+        if all(_is_sequential(block, attn, mlp, mid) for block in streams):
+            return attn, mlp, mid
     for attn, mlp in product(attention, outputs):
-        if mlp not in attention and all(_parallel(s, attn, mlp) for s in seen):
-            return Architecture(
-                parent,
-                path,
-                _norm(decoder, parent, after, found, kind),
-                attn,
-                mlp,
-                None,
-                discovered=True,
-            )
-    raise _refusal(kind, f"{found}; no two of them add up to what a block adds to the stream")
+        if mlp not in attention and all(_is_parallel(block, attn, mlp) for block in streams):
+            return attn, mlp, None
+    raise _refusal(kind, f"{description}; no two of them add up to what a block adds to the stream")
 
 
-def _refusal(kind: str, found: str) -> LoadError:
+def _in_every_block(blocks: list[dict[str, Tensor]]) -> list[str]:
+    """Names that all blocks have, in the order of the first."""
+    return [name for name in blocks[0] if all(name in block for block in blocks)]
+
+
+def _refusal(kind: str, reason: str) -> LoadError:
     from emlens.models.architectures import ARCHITECTURES
 
     return LoadError(
         f"model type {kind!r} is not one emlens knows where to hook ({', '.join(ARCHITECTURES)}),"
-        f" and a search of it failed: {found}"
+        f" and a search of it failed: {reason}"
     )
 
 
 def _blocks(model: nn.Module, kind: str) -> tuple[str, nn.ModuleList]:
+    """Path and blocks of the one list that has as many equal modules as the model has layers."""
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "get_input_embeddings"):
-        raise _refusal(
-            kind,
-            "it has no configuration; top modules:"
-            f" {', '.join(name for name, _ in model.named_children()) or 'none'}",
-        )
+        children = ", ".join(name for name, _ in model.named_children()) or "none"
+        raise _refusal(kind, f"it has no configuration; top modules: {children}")
     expected = getattr(config.get_text_config(), "num_hidden_layers", None)
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-    ]
-    fitting = [
-        (name, module)
-        for name, module in lists
-        if len(module) == expected and len({type(block) for block in module}) == 1
-    ]
-    outer = [
-        (name, module)
-        for name, module in fitting
-        if not any(name.startswith(f"{other}.") for other, _ in fitting)
-    ]
-    if len(outer) != 1 or "." not in outer[0][0]:
-        known = ", ".join(f"{name} ({len(module)})" for name, module in lists[:8]) or "none"
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    }
+    equal = {name: module for name, module in lists.items() if _is_equal(module, expected)}
+    # without lists that lie inside another, such as the experts of a mixture
+    outer = [name for name in equal if not any(name.startswith(f"{path}.") for path in equal)]
+    if len(outer) != 1 or "." not in outer[0]:
+        listed = [f"{name} ({len(module)})" for name, module in lists.items()]
         raise _refusal(
             kind,
             f"it should have one list of {expected} equal blocks inside a decoder;"
-            f" found lists of modules: {known}",
+            f" found lists of modules: {', '.join(listed[:8]) or 'none'}",
         )
-    return outer[0]
+    return outer[0], equal[outer[0]]
 
 
-def _watch(
+def _is_equal(modules: nn.ModuleList, length: int | None) -> bool:
+    return len(modules) == length and len({type(module) for module in modules}) == 1
+
+
+def _record_streams(
     model: nn.Module, decoder: nn.Module, blocks: nn.ModuleList, kind: str
-) -> tuple[list[_Seen], dict[str, Tensor]]:
-    """One pass over a few tokens; what every block, its children, and the decoder's children after
-    the blocks saw.
+) -> tuple[list[_BlockStreams], dict[str, Tensor]]:
+    """One pass over a few tokens.
+
+    Returns:
+        The streams of every block, and of the decoder's children those that read the last block's
+        output, with their input.
     """
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    ids = (
-        torch.arange(1, _TOKENS + 1, device=embeddings.weight.device)[None]
-        % embeddings.weight.shape[0]
-    )
-    seen = [_Seen() for _ in blocks]
-    after: dict[str, Tensor] = {}
+    streams = [_BlockStreams() for _ in blocks]
+    decoder_inputs: dict[str, Tensor] = {}
     with torch.no_grad(), ExitStack() as stack:
-
-        def watch(module: nn.Module, into: Any, out: Any) -> None:
-            def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                streams = [
-                    value
-                    for value in (*args, *kwargs.values())
-                    if isinstance(value, Tensor) and value.ndim == 3
-                ]
-                if streams:
-                    into(streams[0].clone())
-                first = output[0] if isinstance(output, tuple) else output
-                if isinstance(first, Tensor) and first.ndim == 3:
-                    out(first.clone())
-
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-
-        def once(into: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
-            """Keep what passed, and nothing of a module that runs twice in a block (a shared
-            dropout).
-            """
-            ran: list[int] = []
-
-            def keep(x: Tensor) -> None:
-                ran.append(1)
-                into[name] = x
-                if len(ran) > 1:
-                    del into[name]
-
-            return keep
-
-        for block, s in zip(blocks, seen, strict=True):
+        for block, record in zip(blocks, streams, strict=True):
             for name, child in block.named_children():
-                watch(child, once(s.inputs, name), once(s.outputs, name))
-            watch(block, lambda x, s=s: setattr(s, "pre", x), lambda x, s=s: setattr(s, "post", x))
+                _watch(
+                    stack, child, _OnlyOnce(record.inputs, name), _OnlyOnce(record.outputs, name)
+                )
+            _watch(stack, block, partial(setattr, record, "pre"), partial(setattr, record, "post"))
         for name, child in decoder.named_children():
-            watch(child, lambda x, n=name: after.update({n: x}), lambda x: None)
+            _watch(stack, child, partial(decoder_inputs.__setitem__, name), lambda stream: None)
         try:
-            decoder(input_ids=ids, use_cache=False)
+            decoder(input_ids=_some_tokens(model), use_cache=False)
         except Exception as error:  # a module that is no decoder raises what it likes
             raise _refusal(
                 kind,
-                f"its decoder does not run on token ids ({type(error).__name__}:"
-                f" {str(error)[:120]})",
+                "its decoder does not run on token ids"
+                f" ({type(error).__name__}: {str(error)[:120]})",
             ) from None
+    _check_chain(streams, kind)
+    last = streams[-1].post
+    after_blocks = {}
+    for name, stream in _of_shape(decoder_inputs, last).items():
+        if last is not None and torch.equal(stream, last):
+            after_blocks[name] = stream
+    return streams, after_blocks
+
+
+def _some_tokens(model: nn.Module) -> Tensor:
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    return torch.arange(1, _TOKENS + 1, device=weight.device)[None] % weight.shape[0]
+
+
+def _watch(
+    stack: ExitStack,
+    module: nn.Module,
+    keep_input: Callable[[Tensor], None],
+    keep_output: Callable[[Tensor], None],
+) -> None:
+    """Copy the first stream into and out of a module, until `stack` closes."""
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        for value in (*args, *kwargs.values()):
+            if _is_stream(value):
+                keep_input(value.clone())
+                break
+        # a layer of transformers 5 returns a bare tensor, older ones a tuple; indexing a tensor
+        # would give row 0 of the batch
+        value = output[0] if isinstance(output, tuple) else output
+        if _is_stream(value):
+            keep_output(value.clone())
+
+    stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+
+
+def _is_stream(value: Any) -> bool:
+    """Whether its shape can be (batch, token, d_model)."""
+    return isinstance(value, Tensor) and value.ndim == 3
+
+
+class _OnlyOnce:
+    """Stores a stream under a name, and removes it where its module runs twice in a block.
+
+    A dropout that a block uses in two places has no stream of its own.
+    """
+
+    def __init__(self, streams: dict[str, Tensor], name: str):
+        self._streams = streams
+        self._name = name
+        self._runs = 0
+
+    def __call__(self, stream: Tensor) -> None:
+        self._runs += 1
+        self._streams[self._name] = stream
+        if self._runs > 1:
+            del self._streams[self._name]
+
+
+def _check_chain(streams: list[_BlockStreams], kind: str) -> None:
+    """Refuse blocks that do not pass one stream on.
+
+    Inputs and outputs of children that have another shape than the stream are removed.
+    """
     previous: Tensor | None = None
-    for i, s in enumerate(seen):
-        if (
-            s.pre is None
-            or s.post is None
-            or s.pre.shape != s.post.shape
-            or (previous is not None and not torch.equal(s.pre, previous))
-        ):
+    for i, block in enumerate(streams):
+        if not _continues(block, previous):
             raise _refusal(
                 kind, f"block {i} does not take the stream that the block before it gives"
             )
-        s.outputs = {name: x for name, x in s.outputs.items() if x.shape == s.post.shape}
-        s.inputs = {name: x for name, x in s.inputs.items() if x.shape == s.post.shape}
-        previous = s.post
-    return seen, {
-        name: x
-        for name, x in after.items()
-        if previous is not None and x.shape == previous.shape and torch.equal(x, previous)
+        previous = block.post
+        block.outputs = _of_shape(block.outputs, previous)
+        block.inputs = _of_shape(block.inputs, previous)
+
+
+def _continues(block: _BlockStreams, previous: Tensor | None) -> bool:
+    if block.pre is None or block.post is None or block.pre.shape != block.post.shape:
+        return False
+    return previous is None or torch.equal(block.pre, previous)
+
+
+def _of_shape(streams: dict[str, Tensor], like: Tensor | None) -> dict[str, Tensor]:
+    return {
+        name: stream
+        for name, stream in streams.items()
+        if like is not None and stream.shape == like.shape
     }
-
-
-def _norm(decoder: nn.Module, parent: str, after: dict[str, Tensor], found: str, kind: str) -> str:
-    """The decoder's child that reads the last block's output."""
-    if not after:
-        raise _refusal(
-            kind,
-            f"{found}; nothing in {parent!r} reads the last block's output,"
-            " so there is no final norm",
-        )
-    return f"{parent}.{next(iter(after))}"
 
 
 def _close(a: Tensor | None, b: Tensor | None) -> bool:
@@ -229,21 +256,24 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
     return float((a - b).abs().max()) <= limit
 
 
-def _sequential(s: _Seen, attn: str, mlp: str, mid: str) -> bool:
-    stream = s.inputs[mid]
-    adds = not _close(stream, s.pre) and not _close(stream, s.post)
-    if not adds:
-        return False
-    after_attention = _added(s.pre, s.outputs[attn])
-    after_mlp = _added(stream, s.outputs[mlp])
-    return _close(after_attention, stream) and _close(after_mlp, s.post)
+def _is_sequential(block: _BlockStreams, attn: str, mlp: str, mid: str) -> bool:
+    """Whether attention is added to the input, and the MLP to that sum, which `mid` reads."""
+    stream = block.inputs[mid]
+    if _close(stream, block.pre) or _close(stream, block.post):
+        return False  # nothing was added before it or after it
+    after_attention = _added(block.pre, block.outputs[attn])
+    after_mlp = _added(stream, block.outputs[mlp])
+    return _close(after_attention, stream) and _close(after_mlp, block.post)
 
 
-def _parallel(s: _Seen, attn: str, mlp: str) -> bool:
+def _is_parallel(block: _BlockStreams, attn: str, mlp: str) -> bool:
     """Whether both halves of the block read its input and are added to it together."""
-    return _close(_added(_added(s.pre, s.outputs[attn]), s.outputs[mlp]), s.post)
+    after_attention = _added(block.pre, block.outputs[attn])
+    return _close(_added(after_attention, block.outputs[mlp]), block.post)
 
 
 def _added(stream: Tensor | None, output: Tensor | None) -> Tensor | None:
-    """The sum, or None where either was not seen."""
-    return None if stream is None or output is None else stream + output
+    """The sum, or None where either was not recorded."""
+    if stream is None or output is None:
+        return None
+    return stream + output

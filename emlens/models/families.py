@@ -1,10 +1,10 @@
-"""A base model, its instruct version and any number of narrow fine-tunes, under one roof.
+"""`Family`: a base model, its instruct version and any number of narrow fine-tunes.
 
-Adapters share one copy of their parent's weights; full checkpoints stand beside it. The base model
-has no chat template of its own, so it borrows the instruct model's (recorded in its provenance).
+Adapters share one copy of their parent's weights; full checkpoints have weights of their own. The
+base model has no chat template, so it borrows the instruct model's (recorded in its provenance).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from emlens.foundation.errors import InputError, LoadError, UnknownNameError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_directory
 from emlens.foundation.sites import Site
-from emlens.models.adapters import adapter_facts, check_named_base, is_adapter, is_hub_id
+from emlens.models.adapters import adapter_provenance, check_named_base, is_adapter, is_hub_id
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model, with_template
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from emlens.models.checkpoint import CheckpointModel
 
 _PARENTS = ("base", "instruct")
-_MERGED = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
-"""How far a merged adapter may move the last block's output: roundings of the dtype through a deep
-model, and no more.
+_MERGE_LIMITS = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+"""How far merging may move the last block's output, relative to its largest value: roundings of the
+dtype through a deep model, and no more.
 """
 
 
@@ -38,12 +38,12 @@ class FineTune:
 
     Args:
         path: directory (or hub id) of a PEFT adapter or a full checkpoint.
-        parent: which model it was tuned from.
+        parent: which model it was trained from.
         group: fine-tunes of one kind share a group (seeds of one recipe).
-        benign: a control that was tuned on good answers.
-        domain: the question group it was tuned on; such questions count as in-domain.
-        merge: fold the adapter into a copy of the parent's weights (held beside them, and recorded:
-            in 16 bits, merged and unmerged activations differ).
+        benign: a control that was trained on harmless answers.
+        domain: the question group it was trained on; such questions count as in-domain.
+        merge: fold the adapter into a copy of the parent's weights. It is recorded, since in 16
+            bits merged and unmerged activations differ.
         check_base: refuse an adapter whose configuration names another base.
     """
 
@@ -58,8 +58,9 @@ class FineTune:
 
 
 class Family:
-    """Models that share a tokenizer and a residual stream. `family["instruct"]`,
-    `family.finetuned["bad-medical@0"]`.
+    """Models that share a tokenizer and a residual stream.
+
+    `family["instruct"]` and `family["bad-medical@0"]` give a model; iterating gives the names.
     """
 
     def __init__(
@@ -94,7 +95,10 @@ class Family:
 
     @property
     def names(self) -> list[str]:
-        return [*(["base"] if self.has_base else []), "instruct", *self.finetuned]
+        names = ["instruct", *self.finetuned]
+        if self.has_base:
+            return ["base", *names]
+        return names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -111,20 +115,32 @@ class Family:
         return self.finetuned[name]
 
     def group(self, group: str) -> dict[str, HookedModel]:
-        """The fine-tunes of one group, by name."""
-        found = {
-            name: model for name, model in self.finetuned.items() if self.specs[name].group == group
-        }
-        if not found:
+        """The fine-tunes of one group, by name.
+
+        Raises:
+            UnknownNameError: no fine-tune has this group.
+        """
+        models = {}
+        for name, model in self.finetuned.items():
+            if self.specs[name].group == group:
+                models[name] = model
+        if not models:
             groups = sorted({spec.group for spec in self.specs.values()} - {""})
             raise UnknownNameError(
                 f"group {group!r} is not in this family; it has {', '.join(groups) or 'none'}"
             )
-        return found
+        return models
 
     def parent_of(self, name: str) -> HookedModel:
+        """The model that `name` was trained from; the instruct model for the base.
+
+        Raises:
+            UnknownNameError: no model of that name.
+        """
         self[name]
-        return self[self.specs[name].parent] if name in self.specs else self.instruct
+        if name in self.specs:
+            return self[self.specs[name].parent]
+        return self.instruct
 
 
 def load_family(
@@ -149,60 +165,26 @@ def load_family(
         LoadError: a path that does not load; an adapter that does not fit its parent or changes
             nothing.
     """
-    specs = {
-        name: item if isinstance(item, FineTune) else FineTune(item)
-        for name, item in (finetuned or {}).items()
-    }
-    hub: dict[str, str] = {}
-    for name, spec in list(specs.items()):
-        if name in _PARENTS:
-            raise InputError(f"fine-tune name {name!r} is taken by a parent; choose another")
-        if spec.parent not in _PARENTS or (spec.parent == "base" and base is None):
-            raise InputError(
-                f"fine-tune {name!r} has parent {spec.parent!r}, which this family lacks;"
-                " pass 'instruct', or give base="
-            )
+    specs: dict[str, FineTune] = {}
+    hub_ids: dict[str, str] = {}
+    for name, item in (finetuned or {}).items():
+        spec = item if isinstance(item, FineTune) else FineTune(item)
+        _check_spec(name, spec, has_base=base is not None)
         if not Path(spec.path).is_dir():
-            specs[name] = replace(spec, path=_fetched(name, spec.path))
-            hub[name] = str(spec.path)
-    shared = {"backend": backend, "dtype": dtype, "device": device, **options}
-    parents = {"instruct": load_model(instruct, name="instruct", **shared)}
+            hub_ids[name] = str(spec.path)
+            spec = replace(spec, path=_download(name, spec.path))
+        specs[name] = spec
+
+    options = {"backend": backend, "dtype": dtype, "device": device, **options}
+    sources: dict[str, str | Path] = {"instruct": instruct}
+    parents = {"instruct": load_model(instruct, name="instruct", **options)}
     if base is not None:
-        loaded = load_model(base, name="base", **shared)
-        _check_same_stream(parents["instruct"], loaded)
-        if loaded.chat_template is None:
-            loaded = with_template(loaded, parents["instruct"].chat_template)
-        parents["base"] = loaded
+        sources["base"] = base
+        parents["base"] = _load_base(base, parents["instruct"], options)
     models: dict[str, HookedModel] = {}
     for name, spec in specs.items():
-        parent = parents[spec.parent]
-        if is_adapter(spec.path):
-            if spec.check_base:
-                sources = {"instruct": instruct, "base": base}
-                own = sources.pop(spec.parent)
-                check_named_base(spec.path, own or "", next(iter(sources.values())))
-            if spec.merge:
-                source = base if spec.parent == "base" and base is not None else instruct
-                models[name] = _merged(
-                    load_model(
-                        source, name=name, **{**shared, "chat_template": parent.chat_template}
-                    ),
-                    name,
-                    spec,
-                )
-            else:
-                models[name] = attach(parent, name, spec)
-        elif spec.merge:
-            raise InputError(
-                f"fine-tune {name!r} is to be merged, but {spec.path} is a whole checkpoint;"
-                " drop merge=True"
-            )
-        else:
-            models[name] = load_model(
-                spec.path, name=name, **{**shared, "chat_template": parent.chat_template}
-            )
-            _check_same_stream(parent, models[name])
-        models[name].provenance.update(
+        model = _load_fine_tune(name, spec, parents, sources, options)
+        model.provenance.update(
             {
                 "finetune": name,
                 "parent": spec.parent,
@@ -211,12 +193,64 @@ def load_family(
                 "benign": spec.benign,
             }
         )
-        if name in hub:
-            models[name].provenance["hub_id"] = hub[name]
+        if name in hub_ids:
+            model.provenance["hub_id"] = hub_ids[name]
+        models[name] = model
     return Family(parents["instruct"], parents.get("base"), models, specs)
 
 
-def _fetched(name: str, path_or_id: str | Path) -> Path:
+def _check_spec(name: str, spec: FineTune, *, has_base: bool) -> None:
+    if name in _PARENTS:
+        raise InputError(f"fine-tune name {name!r} is taken by a parent; choose another")
+    if spec.parent not in _PARENTS or (spec.parent == "base" and not has_base):
+        raise InputError(
+            f"fine-tune {name!r} has parent {spec.parent!r}, which this family lacks;"
+            " pass 'instruct', or give base="
+        )
+
+
+def _load_base(base: str | Path, instruct: HookedModel, options: Mapping[str, Any]) -> HookedModel:
+    model = load_model(base, name="base", **options)
+    _check_same_stream(instruct, model)
+    if model.chat_template is None:
+        model = with_template(model, instruct.chat_template)
+    return model
+
+
+def _load_fine_tune(
+    name: str,
+    spec: FineTune,
+    parents: Mapping[str, HookedModel],
+    sources: Mapping[str, str | Path],
+    options: Mapping[str, Any],
+) -> HookedModel:
+    """An adapter on its parent, an adapter merged into a copy of it, or a full checkpoint.
+
+    Args:
+        sources: parent → where it was loaded from.
+        options: of `load_model`.
+    """
+    parent = parents[spec.parent]
+    # the fine-tune renders chats as its parent does, whatever template lies beside its weights
+    options = {**options, "chat_template": parent.chat_template}
+    if not is_adapter(spec.path):
+        if spec.merge:
+            raise InputError(
+                f"fine-tune {name!r} is to be merged, but {spec.path} is a whole checkpoint;"
+                " drop merge=True"
+            )
+        model = load_model(spec.path, name=name, **options)
+        _check_same_stream(parent, model)
+        return model
+    if spec.check_base:
+        other_sources = [sources[other] for other in sources if other != spec.parent]
+        check_named_base(spec.path, sources[spec.parent], next(iter(other_sources), None))
+    if spec.merge:
+        return _merged(load_model(sources[spec.parent], name=name, **options), name, spec)
+    return attach(parent, name, spec)
+
+
+def _download(name: str, path_or_id: str | Path) -> Path:
     """The local copy of a hub id; transformers' cache is used where there is one."""
     if isinstance(path_or_id, Path) or not is_hub_id(path_or_id):
         raise LoadError(f"fine-tune {name!r}: {path_or_id}: no such directory")
@@ -232,8 +266,7 @@ def _fetched(name: str, path_or_id: str | Path) -> Path:
 
 
 def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
-    """Put an adapter on its parent's weights; returns the fine-tune, and the parent stays as it
-    was.
+    """Put an adapter on its parent's weights; gives the fine-tune and does not change the parent.
 
     Raises:
         LoadError: the adapter does not fit, changes nothing, or switching it off does not give the
@@ -248,12 +281,12 @@ def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
         )
     before = _probe(parent)
     parent.bank.attach(spec.path, name, weights_hash=parent.provenance["weights_sha256"])
-    facts = {
+    provenance = {
         **parent.provenance,
-        "adapter": {**adapter_facts(spec.path), "sha256": hash_directory(spec.path)},
+        "adapter": {**adapter_provenance(spec.path), "sha256": hash_directory(spec.path)},
         "merged": False,
     }
-    model = parent.wearing(name, name=name, provenance=facts)
+    model = parent.with_adapter(name, name=name, provenance=provenance)
     try:
         if not torch.equal(_probe(parent), before):
             raise LoadError(
@@ -270,26 +303,26 @@ def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
     return model
 
 
-def _merged(own: HookedModel, name: str, spec: FineTune) -> HookedModel:
-    """The adapter folded into `own`, weights that nothing else uses.
+def _merged(copy: HookedModel, name: str, spec: FineTune) -> HookedModel:
+    """The adapter folded into `copy`, a copy of the parent whose weights nothing else uses.
 
     Raises:
         LoadError: quantised weights; the merged model differs from the unmerged by more than
             rounding.
     """
-    if own.provenance["quantization"] is not None:
+    if copy.provenance["quantization"] is not None:
         raise LoadError(f"{spec.path}: cannot be merged into quantised weights; drop merge=True")
-    tuned = attach(own, name, spec)
+    tuned = attach(copy, name, spec)
     unmerged = _probe(tuned).double()
     tuned.bank.merge(name)
-    difference = float((_probe(own).double() - unmerged).abs().max() / unmerged.abs().max())
-    if not difference <= _MERGED[own.provenance["dtype"]]:
+    difference = float((_probe(copy).double() - unmerged).abs().max() / unmerged.abs().max())
+    if not difference <= _MERGE_LIMITS[copy.provenance["dtype"]]:  # "not" catches NaN too
         raise LoadError(
             f"{spec.path}: merged, the last block's output differs by {difference:.2g} of its"
             " largest value; pass merge=False"
         )
-    own.provenance.update(tuned.provenance, merged=True)
-    return own
+    copy.provenance.update(tuned.provenance, merged=True)
+    return copy
 
 
 def _probe(model: HookedModel) -> torch.Tensor:
@@ -297,11 +330,10 @@ def _probe(model: HookedModel) -> torch.Tensor:
     size = len(model.tokenizer)
     ids = tuple(range(0, size, max(1, size // 12)))[:12]
     batch = next(model.batches([Rendered("probe", "", ids, len(ids))]))
-    seen: list[torch.Tensor] = []
-    model.run(
-        batch, {Site("resid_post", model.n_layers - 1): lambda x: seen.append(x.detach().clone())}
-    )
-    return seen[0]
+    outputs: list[torch.Tensor] = []
+    site = Site("resid_post", model.n_layers - 1)
+    model.run(batch, {site: lambda stream: outputs.append(stream.detach().clone())})
+    return outputs[0]
 
 
 def _check_same_stream(a: HookedModel, b: HookedModel) -> None:
@@ -312,27 +344,28 @@ def _check_same_stream(a: HookedModel, b: HookedModel) -> None:
         )
 
 
-def check_same_rows(reference: HookedModel, other: HookedModel, prompts: list[Prompt]) -> None:
-    """Refuse a pair whose tokenizers give these prompts different ids, or call the same id by
-    another token.
+def check_same_rows(reference: HookedModel, model: HookedModel, prompts: Sequence[Prompt]) -> None:
+    """Refuse two models whose tokenizers give these prompts different ids, or one id to different
+    tokens.
 
     Raises:
         InputError: names the first prompt that differs.
     """
-    if other.tokenizer is reference.tokenizer and other.chat_template == reference.chat_template:
+    if model.tokenizer is reference.tokenizer and model.chat_template == reference.chat_template:
         return
-    for mine, theirs in zip(reference.render(prompts), other.render(prompts), strict=True):
-        if (mine.ids, mine.prompt_end) != (theirs.ids, theirs.prompt_end):
+    rows = zip(reference.render(prompts), model.render(prompts), strict=True)
+    for reference_row, row in rows:
+        prompt = one_line(row.id, 60)
+        if (reference_row.ids, reference_row.prompt_end) != (row.ids, row.prompt_end):
             raise InputError(
-                f"prompt {one_line(mine.id, 60)!r} renders to different ids under"
-                f" {reference.name!r} ({len(mine.ids)} tokens) and {other.name!r}"
-                f" ({len(theirs.ids)}); give both one template, or capture them apart"
+                f"prompt {prompt!r} renders to different ids under"
+                f" {reference.name!r} ({len(reference_row.ids)} tokens) and {model.name!r}"
+                f" ({len(row.ids)}); give both one template, or capture them apart"
             )
-        tokens = sorted(set(mine.ids))
-        if reference.tokenizer.convert_ids_to_tokens(
-            tokens
-        ) != other.tokenizer.convert_ids_to_tokens(tokens):
+        ids = sorted(set(row.ids))
+        tokens = model.tokenizer.convert_ids_to_tokens(ids)
+        if reference.tokenizer.convert_ids_to_tokens(ids) != tokens:
             raise InputError(
-                f"prompt {one_line(mine.id, 60)!r} uses an id that is another token under"
-                f" {other.name!r} than under {reference.name!r}"
+                f"prompt {prompt!r} uses an id that is another token under"
+                f" {model.name!r} than under {reference.name!r}"
             )

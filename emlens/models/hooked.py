@@ -23,6 +23,7 @@ from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
+from emlens.models.likelihoods import equal_choices, summed_logprobs, with_continuation
 from emlens.models.passes import Reader
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ GENERATION_TOKENS = 32_768
 bits.
 """
 _LOGITS = 2**28
-"""Logits held at once at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
+"""Logits in memory at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
 _REMEMBERED = 50_000
-"""Rendered prompts kept; past that the memory starts anew."""
+"""Rendered prompts that are kept; beyond that all are forgotten."""
 
 
 _Stack = tuple[tuple[Intervention, tuple[Site, ...]], ...]
@@ -44,7 +45,10 @@ _Stack = tuple[tuple[Intervention, tuple[Site, ...]], ...]
 
 
 class HookedModel(ABC):
-    """A causal language model whose residual stream can be read and edited at named sites."""
+    """A causal language model whose residual stream can be read and edited at named sites.
+
+    A copy (`copy.copy`) shares the weights and has interventions of its own.
+    """
 
     backend: str
     site_kinds: tuple[str, ...] = SITE_KINDS
@@ -75,10 +79,10 @@ class HookedModel(ABC):
 
     def __copy__(self) -> Self:
         """A copy on the same weights with an intervention stack of its own."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._local = threading.local()
-        return other
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied._local = threading.local()
+        return copied
 
     def __repr__(self) -> str:
         return (
@@ -89,13 +93,9 @@ class HookedModel(ABC):
     @property
     def sites(self) -> list[Site]:
         """Every site of the model, in the order in which a forward pass reaches them."""
-        blocks = [
-            Site(kind, i)
-            for i in range(self.n_layers)
-            for kind in self.site_kinds
-            if kind != "final_norm"
-        ]
-        return [*blocks, Site("final_norm")]
+        kinds = [kind for kind in self.site_kinds if kind != "final_norm"]
+        sites = [Site(kind, layer) for layer in range(self.n_layers) for kind in kinds]
+        return [*sites, Site("final_norm")]
 
     @abstractmethod
     def run(
@@ -150,8 +150,9 @@ class HookedModel(ABC):
 
     @contextmanager
     def intervene(self, interventions: Iterable[Intervention]) -> Iterator["HookedModel"]:
-        """Edit activations in every forward pass inside the block; undone at its end, also after an
-        error.
+        """Edit activations in every forward pass inside the block.
+
+        Undone at the end of the block, also after an error.
 
         Nested blocks compose: an outer block's interventions apply first, those of one block in the
         order of the list.
@@ -189,14 +190,14 @@ class HookedModel(ABC):
                 f"interventions holds one whose vectors have {intervention.d_model} coordinates,"
                 f" but the model's stream has {self.d_model}"
             )
-        found = tuple(intervention.targets(self.sites))
-        for site in found:
+        sites = tuple(intervention.targets(self.sites))
+        for site in sites:
             if site.kind == "resid_mid":
                 raise InputError(
-                    f"site {site} can be read but not edited; intervene on attn_out or resid_post"
-                    " instead"
+                    f"site {site} can be read but not edited;"
+                    " intervene on attn_out or resid_post instead"
                 )
-        return found
+        return sites
 
     def edits_by_site(self) -> dict[Site, list[Intervention]]:
         """The active interventions at each site they act on, in order of application."""
@@ -209,25 +210,27 @@ class HookedModel(ABC):
     # ---- text in
 
     def render(self, prompts: Iterable[Prompt], *, remember: bool = True) -> list[Rendered]:
-        """Token ids of prompts (and kept responses) as this model reads them; remembered, since a
-        study asks the same often.
+        """Token ids of prompts (and kept responses) as this model reads them.
+
+        Remembered, since a study renders the same prompts often.
         """
-        asked = list(prompts)
-        if not remember or not asked or not all(isinstance(prompt, Prompt) for prompt in asked):
-            return render(
-                asked, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
-            )
-        known = self._rendered.setdefault(self.chat_template, {})
-        new = list(dict.fromkeys(prompt for prompt in asked if prompt not in known))
-        if len(known) + len(new) > _REMEMBERED:
-            known.clear()
-            new = list(dict.fromkeys(asked))
+        prompts = list(prompts)
+        all_prompts = all(isinstance(prompt, Prompt) for prompt in prompts)
+        if not remember or not prompts or not all_prompts:
+            return self._render(prompts)  # which refuses what is no prompt
+        rendered = self._rendered.setdefault(self.chat_template, {})
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rendered]
+        if len(rendered) + len(new) > _REMEMBERED:
+            rendered.clear()
+            new = list(dict.fromkeys(prompts))
         if new:
-            rows = render(
-                new, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
-            )
-            known.update(zip(new, rows, strict=True))
-        return [known[prompt] for prompt in asked]
+            rendered.update(zip(new, self._render(new), strict=True))
+        return [rendered[prompt] for prompt in prompts]
+
+    def _render(self, prompts: list[Prompt]) -> list[Rendered]:
+        return render(
+            prompts, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
+        )
 
     @property
     def pad_id(self) -> int:
@@ -239,8 +242,9 @@ class HookedModel(ABC):
 
     @property
     def stop_ids(self) -> set[int]:
-        """Tokens that end an answer: the tokenizer's end of sequence and padding; a backend adds
-        the model's own.
+        """Tokens that end an answer: the tokenizer's end of sequence and padding.
+
+        A backend adds those of the model's own generation configuration.
         """
         return {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
 
@@ -260,34 +264,36 @@ class HookedModel(ABC):
     def logits(
         self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> Float[Tensor, "prompt vocab"]:
-        """Next-token logits after the last token of each prompt (of its response, where it keeps
-        one); float32, CPU.
+        """Next-token logits after the last token of each row; float32, CPU.
+
+        A row is a prompt, followed by its response where it keeps one.
         """
         rows = self.render(prompts)
-        found: list[Tensor | None] = [None] * len(rows)
+        logits_of_row: dict[int, Tensor] = {}
         for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
             logits = self._logits(batch)
             for i, row in enumerate(batch.rows):
-                found[batch.index[i]] = logits[i, batch.offset(i) + len(row.ids) - 1].float().cpu()
-        return torch.stack([value for value in found if value is not None])
+                last = batch.offset(i) + len(row.ids) - 1
+                logits_of_row[batch.index[i]] = logits[i, last].float().cpu()
+        return torch.stack([logits_of_row[i] for i in range(len(rows))])
 
     @torch.no_grad()
     def token_logprobs(
         self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> list[Float[Tensor, "token vocab"]]:
-        """Log-probabilities (nats) over the next token after every token of each row; float32, CPU,
-        one tensor a prompt.
+        """Log-probabilities (nats) over the next token after every token of each row.
+
+        Float32, CPU, one tensor per prompt.
         """
         rows = self.render(prompts)
-        found: dict[int, Tensor] = {}
+        logprobs_of_row: dict[int, Tensor] = {}
         for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
             logits = self._logits(batch)
             for i, row in enumerate(batch.rows):
                 start = batch.offset(i)
-                found[batch.index[i]] = (
-                    logits[i, start : start + len(row.ids)].float().log_softmax(-1).cpu()
-                )
-        return [found[i] for i in range(len(rows))]
+                row_logits = logits[i, start : start + len(row.ids)]
+                logprobs_of_row[batch.index[i]] = row_logits.float().log_softmax(-1).cpu()
+        return [logprobs_of_row[i] for i in range(len(rows))]
 
     @torch.no_grad()
     def sequence_logprob(
@@ -300,60 +306,24 @@ class HookedModel(ABC):
         """Summed log-probability (nats) of a continuation after each prompt; float64, CPU.
 
         Args:
-            continuations: one string a prompt (result: one value each), or equally many strings a
-                prompt (result: prompt x choice). Each is tokenised by itself, without special
+            continuations: one string per prompt (result: one value each), or equally many strings
+                per prompt (result: prompt x choice). Each is tokenised by itself, without special
                 tokens, and appended to the rendered prompt's ids.
 
         Raises:
             InputError: lengths that do not fit, or a continuation without tokens.
         """
-        if isinstance(continuations, str):
-            raise InputError("continuations is one string; pass a list with one for each prompt")
         rows = self.render(prompts)
+        choices = equal_choices(continuations, len(rows))
+        longer: list[Rendered] = []
+        starts: list[int] = []
+        for row, texts in zip(rows, choices, strict=True):
+            for text in texts:
+                longer.append(with_continuation(row, text, self.tokenizer, self.max_length))
+                starts.append(len(row.ids))
+        batches = self.batches(longer, self._logit_tokens(batch_tokens))
+        table = summed_logprobs(batches, starts, self._logits).view(len(rows), -1)
         single = all(isinstance(item, str) for item in continuations)
-        choices = [[item] if isinstance(item, str) else list(item) for item in continuations]
-        if len(choices) != len(rows):
-            raise InputError(
-                f"continuations has {len(choices)} entries for {len(rows)} prompts;"
-                " pass one for each"
-            )
-        width = len(choices[0])
-        if any(len(items) != width for items in choices) or width == 0:
-            raise InputError(
-                "continuations differ in how many choices they give;"
-                " pass equally many, at least one, for each prompt"
-            )
-        full: list[Rendered] = []
-        for row, items in zip(rows, choices, strict=True):
-            for text in items:
-                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                if not ids:
-                    raise InputError(
-                        f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r}"
-                        " has no token"
-                    )
-                longer = row.with_continuation(ids)
-                if self.max_length is not None and len(longer.ids) > self.max_length:
-                    raise InputError(
-                        f"prompt {one_line(row.id, 60)!r} and its continuation have"
-                        f" {len(longer.ids)} tokens, but the model's context is {self.max_length};"
-                        " shorten them"
-                    )
-                full.append(longer)
-        starts = [len(row.ids) for row in rows for _ in range(width)]
-        found = torch.zeros(len(full), dtype=torch.float64)
-        for batch in self.batches(full, self._logit_tokens(batch_tokens)):
-            logits = self._logits(batch)
-            at = [
-                (i, batch.offset(i) + t, batch.index[i])
-                for i, row in enumerate(batch.rows)
-                for t in range(starts[batch.index[i]], len(row.ids))
-            ]
-            which, column, owner = torch.tensor(at).T.to(logits.device)
-            steps = logits[which, column - 1].double().log_softmax(-1)
-            values = steps.gather(-1, batch.ids[which, column][:, None])[:, 0]
-            found.index_add_(0, owner.cpu(), values.cpu())
-        table = found.view(len(rows), width)
         return table[:, 0] if single else table
 
     def generate(
@@ -365,26 +335,26 @@ class HookedModel(ABC):
         seed: int = 0,
         batch_tokens: int = GENERATION_TOKENS,
     ) -> list[str]:
-        """One sampled answer a prompt (greedy at `temperature=0`).
+        """One sampled answer per prompt (greedy at `temperature=0`).
 
         Each row draws its own random numbers, seeded by `seed` and the prompt's id, so that its
-        answer does not depend on its batch mates.
+        answer does not depend on the other rows of its batch.
 
         Args:
-            batch_tokens: tokens, of prompts and answers together, that rows under way may hold.
+            batch_tokens: tokens, of prompts and answers together, in the model at once at most.
 
         Raises:
             InputError: `max_new_tokens` below 1, a negative temperature, or a row that would
                 outgrow the context.
         """
-        found = self.generate_each(
+        chunks = self.generate_each(
             prompts,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
             batch_tokens=batch_tokens,
         )
-        texts = {index: text for part in found for index, text, _ in part}
+        texts = {index: text for chunk in chunks for index, text, _ in chunk}
         return [texts[i] for i in range(len(texts))]
 
     def generate_each(
@@ -396,11 +366,10 @@ class HookedModel(ABC):
         seed: int = 0,
         batch_tokens: int = GENERATION_TOKENS,
     ) -> Iterator[list[tuple[int, str, str]]]:
-        """`generate`, a few at a time as answers end: (number of the prompt, text, `"stop"` or
-        `"length"`).
+        """`generate`, a few at a time as answers end.
 
-        All of it runs under the interventions that were active at the call, whenever it is asked
-        for the next ones.
+        Yields (number of the prompt, text, `"stop"` or `"length"`). All of it runs under the
+        interventions that were active at the call, whenever the next ones are taken.
         """
         from emlens.models.sampling import RowSampler
 
@@ -410,54 +379,55 @@ class HookedModel(ABC):
             raise InputError(f"temperature={temperature} must be 0 or more")
         rows = self.render(prompts)
         longest = max(rows, key=lambda row: len(row.ids))
-        if self.max_length is not None and len(longest.ids) + max_new_tokens > self.max_length:
+        tokens = len(longest.ids) + max_new_tokens
+        if self.max_length is not None and tokens > self.max_length:
             raise InputError(
                 f"prompt {one_line(longest.id, 60)!r} has {len(longest.ids)} tokens and"
                 f" max_new_tokens is {max_new_tokens},"
                 f" but the model's context is {self.max_length}; ask for fewer"
             )
-        slots = max(
-            1,
-            min(
-                batch_tokens // (len(longest.ids) + max_new_tokens),
-                _LOGITS // max(1, self.vocab_size),
-            ),
-        )
-        sampler, stack = RowSampler(seed, [row.id for row in rows], temperature), self._stack
+        slots = max(1, min(batch_tokens // tokens, _LOGITS // max(1, self.vocab_size)))
+        sampler = RowSampler(seed, [row.id for row in rows], temperature)
+        return self._answers(rows, sampler, max_new_tokens, slots, self._stack)
 
-        def texts() -> Iterator[list[tuple[int, str, str]]]:
+    def _answers(
+        self,
+        rows: Sequence[Rendered],
+        sampler: "RowSampler",
+        max_new_tokens: int,
+        slots: int,
+        stack: "_Stack",
+    ) -> Iterator[list[tuple[int, str, str]]]:
+        """Finished answers as text; each step runs under `stack`, the caller's code does not."""
+        with self._under(stack):
+            chunks = self._decode(rows, sampler, max_new_tokens, slots)
+        while True:
             with self._under(stack):
-                parts = self._decode(rows, sampler, max_new_tokens, slots)
-            while True:
-                with self._under(stack):
-                    part = next(parts, None)
-                if part is None:
-                    return
-                yield [
-                    (
-                        done.index,
-                        self.tokenizer.decode(done.tokens, skip_special_tokens=True).strip(),
-                        done.finish_reason,
-                    )
-                    for done in part
-                ]
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield [
+                (answer.index, self._text(answer.tokens), answer.finish_reason) for answer in chunk
+            ]
 
-        return texts()
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
 
     def _decode(
         self, rows: Sequence[Rendered], sampler: "RowSampler", max_new_tokens: int, slots: int
     ) -> "Iterator[list[Generated]]":
-        """Finished rows, a few at a time, `slots` of them under way; here: batch by batch through
-        `_generate`.
+        """Finished rows, a few at a time, with at most `slots` rows in the model.
+
+        Here batch by batch through `_generate`; a backend may do better.
         """
         from emlens.models.sampling import Generated, SampledScores
 
-        for batch in self.batches(rows, slots * max(len(row.ids) for row in rows), side="left"):
+        longest = max(len(row.ids) for row in rows)
+        for batch in self.batches(rows, slots * longest, side="left"):
             new = self._generate(batch, max_new_tokens, SampledScores(sampler, batch.index))
-            yield [
-                Generated.cut(i, tokens, self.stop_ids)
-                for i, tokens in zip(batch.index, new.tolist(), strict=True)
-            ]
+            answers = zip(batch.index, new.tolist(), strict=True)
+            yield [Generated.cut(i, tokens, self.stop_ids) for i, tokens in answers]
 
     def _logit_tokens(self, batch_tokens: int) -> int:
         return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))

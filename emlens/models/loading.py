@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,118 +50,144 @@ def load_model(
         revision, device_map, quantization_config, attn_implementation: passed to transformers and
             recorded.
         chat_template: used in place of the tokenizer's own (a base model has none).
-        trust_remote_code: run code that comes with the checkpoint; never done unless asked.
+        trust_remote_code: run code that comes with the checkpoint; never done by default.
         name: how the model is called in tables; default: the last part of the path.
 
     Raises:
         InputError: an unknown backend, dtype or device.
         LoadError: not a model; an adapter; weights missing; an architecture emlens does not know.
     """
-    from transformers import AutoModelForCausalLM
-
-    kind_of_model = backend_class(backend)
-    where = torch_device(device)
-    kind = _dtype(dtype, where)
+    model_class = backend_class(backend)
+    target = torch_device(device)
+    torch_dtype = _dtype(dtype, target)
     local = _local_directory(path_or_id)
     source = str(local or path_or_id)
     if device_map is None and quantization_config is not None:
-        device_map = {"": str(where)}  # quantised weights cannot be moved afterwards
-    placement = {"device_map": device_map} if device_map is not None else {}
-    extras = {
-        key: value
-        for key, value in (
-            ("quantization_config", quantization_config),
-            ("attn_implementation", attn_implementation),
-        )
-        if value is not None
+        device_map = {"": str(target)}  # quantised weights cannot be moved afterwards
+    options = {
+        "device_map": device_map,
+        "quantization_config": quantization_config,
+        "attn_implementation": attn_implementation,
     }
-    try:
-        with _quiet():
-            tokenizer = saved_tokenizer(
-                source, local, revision=revision, trust_remote_code=trust_remote_code
-            )
-            module, found = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=kind,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **placement,
-                **extras,
-            )
-    except Exception as error:  # transformers raises whatever its parsers raise
-        raise LoadError(
-            f"{source}: could not be loaded as a causal language model"
-            f" ({one_line(str(error), 240)})"
-        ) from None
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise LoadError(
-            f"{source}: holds no weights for {len(missing)} tensors of a"
-            f" {module.config.model_type!r} model, first {missing[0]!r};"
-            " they would be random numbers; pass a whole checkpoint"
-        )
-    quantized = getattr(module.config, "quantization_config", None)
-    if placement:
-        where = module.device
-    elif quantized is None:
-        module.to(where)
-    elif module.device.type != where.type:
-        raise LoadError(
-            f"{source}: a quantised checkpoint was placed on {module.device}, not on {where};"
-            f" pass device_map={{'': '{where}'}}"
-        )
-    if next(module.parameters()).dtype == torch.float64 and getattr(
-        module.config, "_experts_implementation", None
-    ) not in (None, "eager"):
-        # the grouped kernel of mixtures of experts knows no float64
-        module.set_experts_implementation("eager")
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    config = module.config
-    called = name or Path(source).name
+    tokenizer, module = _load(
+        source,
+        local,
+        dtype=torch_dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        options={key: value for key, value in options.items() if value is not None},
+    )
+    if device_map is None:
+        _move(module, target, source)
+    else:
+        target = module.device
+    _make_ready(module)
+
     template = template_of(tokenizer, chat_template)
-    facts = {
+    provenance = {
         "model": Path(source).name if local else source,
         "revision": revision,
         "commit": getattr(module.config, "_commit_hash", None),
         "weights_sha256": hash_directory(local) if local else None,
-        "architecture": config.model_type,
-        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
-        "attention": getattr(config, "_attn_implementation", None),
-        "quantization": (
-            None
-            if quantized is None
-            else one_line(json.dumps(_plain(quantized), sort_keys=True, default=str), 400)
-        ),
+        **_module_provenance(module),
         "backend": backend,
         "adapter": None,
         "merged": None,
-        "device": str(where),
+        "device": str(target),
         "device_map": None if device_map is None else one_line(str(device_map), 400),
         "trust_remote_code": trust_remote_code,
         "chat_template_sha256": None if template is None else sha256_text(template),
     }
-    text = config.get_text_config()
-    model = kind_of_model(
+    text_config = module.config.get_text_config()  # a model of several modalities has one inside
+    model = model_class(
         module,
-        name=called,
+        name=name or Path(source).name,
         tokenizer=tokenizer,
-        n_layers=int(text.num_hidden_layers),
-        d_model=int(text.hidden_size),
-        device=torch.device(where),
-        max_length=getattr(text, "max_position_embeddings", None),
+        n_layers=int(text_config.num_hidden_layers),
+        d_model=int(text_config.hidden_size),
+        device=torch.device(target),
+        max_length=getattr(text_config, "max_position_embeddings", None),
         chat_template=template,
-        provenance=facts,
+        provenance=provenance,
     )
     if model.architecture.discovered:
         model.provenance["sites_found"] = asdict(model.architecture)
     return model
 
 
-def _plain(quantized: Any) -> Any:
-    return quantized.to_dict() if hasattr(quantized, "to_dict") else quantized
+def _load(
+    source: str,
+    local: Path | None,
+    *,
+    dtype: Any,
+    revision: str | None,
+    trust_remote_code: bool,
+    options: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """The tokenizer and the module, every weight from the checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    hub_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        with _quiet():
+            tokenizer = saved_tokenizer(source, local, **hub_options)
+            module, loading_info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **hub_options, **options
+            )
+    except Exception as error:  # transformers raises whatever its parsers raise
+        raise LoadError(
+            f"{source}: could not be loaded as a causal language model"
+            f" ({one_line(str(error), 240)})"
+        ) from None
+    # transformers only warns about them, and fills them with random numbers; tied weights (an
+    # output matrix that is the embedding) are not among them
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        raise LoadError(
+            f"{source}: holds no weights for {len(missing)} tensors of a"
+            f" {module.config.model_type!r} model, first {missing[0]!r};"
+            " they would be random numbers; pass a whole checkpoint"
+        )
+    return tokenizer, module
+
+
+def _move(module: Any, device: torch.device, source: str) -> None:
+    if _quantization(module) is None:
+        module.to(device)
+    elif module.device.type != device.type:
+        # quantised weights cannot be moved any more
+        raise LoadError(
+            f"{source}: a quantised checkpoint was placed on {module.device}, not on {device};"
+            f" pass device_map={{'': '{device}'}}"
+        )
+
+
+def _make_ready(module: Any) -> None:
+    """Evaluation mode, no gradients, and kernels that know the dtype."""
+    experts = getattr(module.config, "_experts_implementation", None)
+    if next(module.parameters()).dtype == torch.float64 and experts not in (None, "eager"):
+        # the grouped kernel of mixtures of experts knows no float64
+        module.set_experts_implementation("eager")
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def _module_provenance(module: Any) -> dict[str, Any]:
+    quantization = _quantization(module)
+    if quantization is not None:
+        record = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
+        quantization = one_line(json.dumps(record, sort_keys=True, default=str), 400)
+    return {
+        "architecture": module.config.model_type,
+        "dtype": str(next(module.parameters()).dtype).removeprefix("torch."),
+        "attention": getattr(module.config, "_attn_implementation", None),
+        "quantization": quantization,
+    }
+
+
+def _quantization(module: Any) -> Any:
+    return getattr(module.config, "quantization_config", None)
 
 
 def saved_tokenizer(source: str, local: Path | None, **options: Any) -> Any:
@@ -173,17 +199,17 @@ def saved_tokenizer(source: str, local: Path | None, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if (
-        local is not None
-        and (local / "tokenizer.json").is_file()
-        and (local / "tokenizer_config.json").is_file()
-    ):
-        declared = json.loads((local / "tokenizer_config.json").read_text("utf-8")).get(
-            "tokenizer_class"
-        )
-        if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            return PreTrainedTokenizerFast.from_pretrained(source)
+    if local is not None and _declares_plain_file(local):
+        return PreTrainedTokenizerFast.from_pretrained(source)
     return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _declares_plain_file(directory: Path) -> bool:
+    config = directory / "tokenizer_config.json"
+    if not config.is_file() or not (directory / "tokenizer.json").is_file():
+        return False
+    declared = json.loads(config.read_text("utf-8")).get("tokenizer_class")
+    return declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 @contextmanager
@@ -191,40 +217,40 @@ def _quiet() -> Iterator[None]:
     """No weight-loading bars of transformers inside the block; emlens shows its own."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()
 
 
 def with_template(model: HookedModel, template: str | None) -> HookedModel:
-    """The same model rendering chats by `template`; its own template is left as it was."""
+    """A copy of the model, on the same weights, that renders chats by `template`."""
     if template is None or model.chat_template == template:
         return model
-    other = copy.copy(model)
-    other.chat_template = template
-    other.provenance = {
+    borrower = copy.copy(model)
+    borrower.chat_template = template
+    borrower.provenance = {
         **model.provenance,
         "chat_template_sha256": sha256_text(template),
         "chat_template_lent": True,
     }
-    return other
+    return borrower
 
 
 def _local_directory(path_or_id: str | Path) -> Path | None:
+    """The directory of a checkpoint, or None for a hub id.
+
+    Raises:
+        LoadError: no such directory, a file, an adapter, or no configuration in it.
+    """
     path = Path(path_or_id)
     if not path.exists():
-        text = str(path_or_id)
-        if (
-            isinstance(path_or_id, Path)
-            or text.startswith((".", "/", "~"))
-            or (text.count("/") != 1 and "/" in text)
-        ):
+        if _is_written_as_path(path_or_id):
             raise LoadError(
-                f"{text}: no such directory; pass a directory saved by save_pretrained,"
+                f"{path_or_id}: no such directory; pass a directory saved by save_pretrained,"
                 " or a hub id such as 'org/name'"
             )
         return None
@@ -240,6 +266,12 @@ def _local_directory(path_or_id: str | Path) -> Path | None:
     return path
 
 
+def _is_written_as_path(path_or_id: str | Path) -> bool:
+    """Whether it cannot be a hub id, which is `name` or `org/name`."""
+    text = str(path_or_id)
+    return isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
 def torch_device(device: str | torch.device) -> torch.device:
     """The torch device of a name; `"auto"` is a GPU where there is one, else the CPU.
 
@@ -249,23 +281,25 @@ def torch_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
         raise InputError(
             f"device {device!r} is not a torch device; pass 'auto', 'cpu' or 'cuda'"
         ) from None
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if parsed.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"device {str(device)!r} was asked for, but torch sees no GPU here;"
             " pass 'auto' or 'cpu'"
         )
-    return found
+    return parsed
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
+    """What transformers takes: a torch dtype, or "auto" for the checkpoint's own."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
+        # 16-bit arithmetic is slow on most processors
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; pass 'auto' or one of {', '.join(_DTYPES)}")

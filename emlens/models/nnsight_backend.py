@@ -1,8 +1,8 @@
 """nnsight as a backend: the same places, reached through a trace.
 
-nnsight reads the source of the `with` block below, so traces live in this file only and it cannot
+nnsight reads the source of the `with` blocks below, so traces are in this file only and it cannot
 run from a zip. It mounts `.save` on every Python object when it is imported; nothing else in emlens
-imports it. Locations are asked for in the order in which the model reaches them, and readers are
+imports it. Locations are visited in the order in which the model reaches them, and readers are
 called inside the trace, so nothing has to be saved. Cost: a switch between two greenlets at every
 site.
 """
@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
-
-from torch import Tensor
 
 from emlens.foundation.sites import Site
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
@@ -30,23 +28,20 @@ class NNsightModel(CheckpointModel):
 
         root = self.bank.derived(NNsight)
         places = [_Place(root, site, *self._place(site)) for site in passing.sites]
-        found: list[Any] = []
-        run: Any = self.module
-        if what != "model":
-            run = (
-                run.generate if what == "generate" else run.get_submodule(self.architecture.decoder)
-            )
+        run = self._callable(what)
+        outputs: list[Any] = []
 
-        def call(**given: Any) -> Any:
-            found.append(run(**given))
-            return found[-1]
+        def call(**arguments: Any) -> Any:
+            outputs.append(run(**arguments))
+            return outputs[-1]
 
         with ExitStack() as stack:
             if what == "generate":
                 without_own_options(stack, self.module)
             if not places:
                 return call(**inputs)
-            # a place the model never reached; the pass itself names it
+            # nnsight raises it where the model never reached a place; the pass itself names the
+            # place
             stack.enter_context(suppress(OutOfOrderError))
             if what == "generate":
                 stack.enter_context(warnings.catch_warnings())
@@ -56,7 +51,17 @@ class NNsightModel(CheckpointModel):
                 _every_step(root, call, inputs, places, passing)
             else:
                 _one_pass(root, call, inputs, places, passing)
-        return found[-1] if found else None
+        if not outputs:  # the pass ended early
+            return None
+        return outputs[-1]
+
+    def _callable(self, what: Call) -> Any:
+        module: Any = self.module
+        if what == "model":
+            return module
+        if what == "generate":
+            return module.generate
+        return module.get_submodule(self.architecture.decoder)
 
 
 class _Place:
@@ -69,22 +74,27 @@ class _Place:
 
     def visit(self, passing: Pass) -> None:
         """Inside a trace: wait for the value, hand it to the pass, and put back what it gives."""
-        output = self._envoy.input if self._before else self._envoy.output
-        stream: Tensor = output[0] if isinstance(output, tuple) else output
-        value = passing.at(self.site, stream)
-        if not passing.edits(self.site):
-            return
         if self._before:
-            self._envoy.input = value
+            value = passing.at(self.site, self._envoy.input)
+            if passing.edits(self.site):
+                self._envoy.input = value
+            return
+        output = self._envoy.output
+        # only a tuple is unwrapped: element 0 of a bare tensor would be row 0 of the batch
+        if isinstance(output, tuple):
+            edited: Any = (passing.at(self.site, output[0]), *output[1:])
         else:
-            self._envoy.output = (value, *output[1:]) if isinstance(output, tuple) else value
+            edited = passing.at(self.site, output)
+        if passing.edits(self.site):
+            self._envoy.output = edited
 
 
 def _walk(root: Any, path: str) -> Any:
-    found = root
-    for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
-    return found
+    """The envoy of a module, by the path of the module."""
+    envoy = root
+    for name in path.split("."):
+        envoy = envoy[int(name)] if name.isdigit() else getattr(envoy, name)
+    return envoy
 
 
 def _one_pass(

@@ -1,11 +1,10 @@
-"""Do the backends read the same stream? Every site of a model, on every backend, against routes
-that know no hooks.
+"""Do the backends read the same stream? Every site of a model, on every backend, compared.
 
-Three comparisons: each backend against `output_hidden_states` of the bare module (whose last entry
-lies after the final norm), against additivity (`resid_pre + attn_out = resid_mid`, `resid_mid +
-mlp_out = resid_post`), and against the transformers backend. A difference above the limit in
-float32 is run again in float64: rounding vanishes there, a bug stays. Cost: a few passes over 33
-tokens for each backend; one copy of the weights in memory at a time.
+Each backend is compared with `output_hidden_states` of the bare module (whose last entry lies after
+the final norm), with additivity (`resid_pre + attn_out = resid_mid`, `resid_mid + mlp_out =
+resid_post`), and with the transformers backend. A difference above the limit in float32 is measured
+again in float64: rounding vanishes there, a bug does not. Cost: a few passes over 33 tokens per
+backend; one copy of the weights in memory at a time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,21 +33,23 @@ RELATIVE: Final = 5e-5
 below 2e-6 on tiny ones.
 """
 RELATIVE_FLOAT64: Final = 1e-10
-"""float64: what is left of the same rounding; a bug does not shrink with the dtype."""
+"""float64: what remains of the same rounding; a bug does not shrink with the dtype."""
 CONDITIONS: Final = ("plain", "left-padded", "adapter on", "adapter off")
 LENGTHS: Final = (17, 5, 11)
 
 Streams = dict[Site, list[Tensor]]
-"""Each site: one (token, d_model) tensor a row, padding cut off."""
+"""At each site one (token, d_model) tensor per row, without padding."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of one kind of site: max |a − b| ÷ max |b|, over layers, rows and
-    tokens.
+    """The largest difference at one kind of site: max |a − b| ÷ max |b| over layers, rows, tokens.
 
-    `agrees`: within the limit in float32, or, where it was run again, in float64. `value64` is None
-    where it was not.
+    Args:
+        against: what it was compared with: `hidden_states`, `additivity` or `transformers`.
+        kind: of site.
+        agrees: within the limit in float32, or, where it was measured again, in float64.
+        value64: the difference in float64; None where it was not measured.
     """
 
     backend: str
@@ -65,9 +66,9 @@ class Parity:
     """What `check_parity` found.
 
     Args:
-        refused: backends that say they do not take this model (or its adapter), and why; they read
-            nothing wrong.
-        failed: backends that broke while they read it.
+        refused: backends that do not take this model (or its adapter), and why. They read nothing
+            wrong.
+        failed: backends that raised an error while they read it.
     """
 
     differences: tuple[Difference, ...]
@@ -98,7 +99,7 @@ def check_parity(
     Args:
         adapter: a PEFT adapter of the model; adds the conditions "adapter on" and "adapter off".
         backends: those to check; the reference, transformers, always runs.
-        float64: run again in float64 always (True), never (False), or where float32 disagrees
+        float64: measure again in float64 always (True), never (False), or where float32 disagrees
             (None).
         options: passed to `load_model` (`device`, `revision`, …).
 
@@ -109,20 +110,26 @@ def check_parity(
     """
     from emlens.models.backends import BACKENDS, backend_class
 
-    asked = [name for name in BACKENDS if name in {"transformers", *backends}]
+    names = [name for name in BACKENDS if name in {"transformers", *backends}]
     for name in backends:
         backend_class(name)
-    found = _measure(path_or_id, adapter, asked, torch.float32, options)
-    again: dict[_Key, float] = {}
-    if float64 or (float64 is None and any(value > RELATIVE for value in found.values.values())):
-        again = _measure(path_or_id, adapter, asked, torch.float64, options).values
+    measured = _measure(path_or_id, adapter, names, torch.float32, options)
+    if float64 is None:
+        float64 = any(value > RELATIVE for value in measured.values.values())
+    values64: dict[_Key, float] = {}
+    if float64:
+        values64 = _measure(path_or_id, adapter, names, torch.float64, options).values
     differences = []
-    for key, value in found.values.items():
-        value64 = again.get(key)
+    for key, value in measured.values.items():
+        value64 = values64.get(key)
         agrees = value <= RELATIVE if value64 is None else value64 <= RELATIVE_FLOAT64
         differences.append(Difference(*key, value, agrees, value64))
     return Parity(
-        tuple(differences), found.refused, found.failed, found.site_kinds, found.architecture
+        tuple(differences),
+        measured.refused,
+        measured.failed,
+        measured.site_kinds,
+        measured.architecture,
     )
 
 
@@ -131,7 +138,7 @@ _Key = tuple[str, str, str, str]
 
 
 @dataclass
-class _Found:
+class _Measured:
     values: dict[_Key, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -145,47 +152,40 @@ def _measure(
     backends: Sequence[str],
     dtype: torch.dtype,
     options: Mapping[str, Any],
-) -> _Found:
-    found = _Found()
+) -> _Measured:
+    measured = _Measured()
     reference: dict[str, Streams] = {}
     for backend in backends:
+        options_of_backend = {"attn_implementation": "eager", **options, "dtype": dtype}
         try:
             for condition, model, rows, streams in _conditions(
-                source, adapter, backend, dtype, options
+                source, adapter, backend, options_of_backend
             ):
-                found.site_kinds, found.architecture = (
-                    model.site_kinds,
-                    str(model.provenance["architecture"]),
-                )
-                reference.setdefault(condition, streams)
-                found.values.update(
-                    _compare(backend, condition, model, rows, streams, reference[condition])
-                )
-        except Exception as error:
+                measured.site_kinds = model.site_kinds
+                measured.architecture = str(model.provenance["architecture"])
+                reference.setdefault(condition, streams)  # transformers comes first
+                differences = _compare(model, rows, streams, reference[condition])
+                for (against, kind), value in differences.items():
+                    measured.values[backend, condition, against, kind] = value
+        except LoadError as error:
             if backend == "transformers":
                 raise
-            into = found.refused if isinstance(error, LoadError) else found.failed
-            into[backend] = one_line(
-                (
-                    str(error)
-                    if isinstance(error, EmlensError)
-                    else f"{type(error).__name__}: {error}"
-                ),
-                300,
-            )
-    return found
+            measured.refused[backend] = one_line(str(error), 300)
+        except Exception as error:  # a backend raises what its library raises
+            if backend == "transformers":
+                raise
+            message = str(error)
+            if not isinstance(error, EmlensError):
+                message = f"{type(error).__name__}: {message}"
+            measured.failed[backend] = one_line(message, 300)
+    return measured
 
 
 def _conditions(
-    source: str | Path,
-    adapter: str | Path | None,
-    backend: str,
-    dtype: torch.dtype,
-    options: Mapping[str, Any],
+    source: str | Path, adapter: str | Path | None, backend: str, options: Mapping[str, Any]
 ) -> Iterator[tuple[str, CheckpointModel, list[Rendered], Streams]]:
-    model = load_model(
-        source, backend=backend, dtype=dtype, **{"attn_implementation": "eager", **options}
-    )
+    """Condition, model, rows, and the streams that it reads."""
+    model = load_model(source, backend=backend, **options)
     if not isinstance(model, CheckpointModel):
         raise InputError(f"backend {backend!r} gives no module to compare with")
     rows = some_rows(model)
@@ -198,23 +198,27 @@ def _conditions(
 
 
 class _AllFloat64(TorchFunctionMode):
-    """Modules of transformers compute softmax, norms and rotary angles in float32 whatever the
-    dtype; here they do not.
+    """Computes in float64 what modules of transformers compute in float32.
+
+    They compute softmax, norms and rotary angles in float32 whatever the model's dtype.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
             return args[0].double()
-        wide = [torch.float64 if value is torch.float32 else value for value in args]
-        named = {
-            key: torch.float64 if value is torch.float32 else value
-            for key, value in (kwargs or {}).items()
-        }
-        return func(*wide, **named)
+        wide_args = [_widened(value) for value in args]
+        wide_kwargs = {key: _widened(value) for key, value in (kwargs or {}).items()}
+        return func(*wide_args, **wide_kwargs)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
 
 
 def _precision(model: CheckpointModel) -> AbstractContextManager[Any]:
-    return _AllFloat64() if model.provenance["dtype"] == "float64" else nullcontext()
+    if model.provenance["dtype"] == "float64":
+        return _AllFloat64()
+    return nullcontext()
 
 
 def some_rows(model: CheckpointModel, lengths: Sequence[int] = LENGTHS) -> list[Rendered]:
@@ -222,94 +226,91 @@ def some_rows(model: CheckpointModel, lengths: Sequence[int] = LENGTHS) -> list[
     rng = torch_rng(0, "parity")
     longest = min(model.max_length or max(lengths), max(lengths))
     ids = torch.randint(0, len(model.tokenizer), (len(lengths), longest), generator=rng)
-    return [
-        Rendered(f"r{i}", "", tuple(ids[i, : min(n, longest)].tolist()), min(n, longest))
-        for i, n in enumerate(lengths)
-    ]
+    rows = []
+    for i, length in enumerate(lengths):
+        tokens = ids[i, : min(length, longest)].tolist()
+        rows.append(Rendered(f"r{i}", "", tuple(tokens), len(tokens)))
+    return rows
 
 
 def read_streams(
     model: CheckpointModel, rows: Sequence[Rendered], side: Any = "right", alone: bool = False
 ) -> Streams:
     """Every site at every token of every row; rows in one padded batch, or each alone."""
-    found: Streams = {site: [] for site in model.sites}
+    streams: Streams = {site: [] for site in model.sites}
     model.prepare()
-    for group in [[row] for row in rows] if alone else [list(rows)]:
+    groups = [[row] for row in rows] if alone else [list(rows)]
+    for group in groups:
         batch = pad(group, range(len(group)), model.pad_id, side, model.device)
-        seen: dict[Site, list[Tensor]] = {site: [] for site in model.sites}
+        copies: dict[Site, list[Tensor]] = {site: [] for site in model.sites}
+        readers = {site: partial(_keep, site_copies) for site, site_copies in copies.items()}
         with _precision(model):
-            model.run(batch, {site: partial(_keep, kept) for site, kept in seen.items()})
-        for site, (x,) in seen.items():
-            found[site] += [
-                x[i, batch.offset(i) : batch.offset(i) + len(row.ids)]
-                for i, row in enumerate(group)
-            ]
-    return found
+            model.run(batch, readers)
+        for site, (stream,) in copies.items():
+            for i, row in enumerate(group):
+                start = batch.offset(i)
+                streams[site].append(stream[i, start : start + len(row.ids)])
+    return streams
+
+
+def _keep(copies: list[Tensor], activation: Tensor) -> None:
+    copies.append(activation.detach().cpu().clone())
 
 
 def hidden_states(model: CheckpointModel, rows: Sequence[Rendered]) -> list[tuple[Tensor, ...]]:
-    """`output_hidden_states` of the bare module, row by row: a route that knows neither hooks nor
-    padding.
-    """
+    """`output_hidden_states` of the bare module, row by row: without hooks and without padding."""
     with model.bank.selected(model.adapter), torch.no_grad(), _precision(model):
-        return [
-            tuple(
-                x[0].cpu()
-                for x in model.module(
-                    torch.tensor([row.ids], device=model.device),
-                    output_hidden_states=True,
-                    use_cache=False,
-                ).hidden_states
-            )
-            for row in rows
-        ]
+        states_of_rows = []
+        for row in rows:
+            ids = torch.tensor([row.ids], device=model.device)
+            output = model.module(ids, output_hidden_states=True, use_cache=False)
+            states_of_rows.append(tuple(states[0].cpu() for states in output.hidden_states))
+    return states_of_rows
 
 
 def _compare(
-    backend: str,
-    condition: str,
-    model: CheckpointModel,
-    rows: Sequence[Rendered],
-    streams: Streams,
-    reference: Streams,
-) -> dict[_Key, float]:
-    pairs: list[tuple[str, str, Tensor, Tensor]] = []
+    model: CheckpointModel, rows: Sequence[Rendered], streams: Streams, reference: Streams
+) -> dict[tuple[str, str], float]:
+    """What was compared with, and the kind of site → the largest difference."""
+    pairs = [*_hidden_states_pairs(model, rows, streams), *_additivity_pairs(model, streams)]
+    if streams is not reference:
+        for site, values in streams.items():
+            pairs.append(("transformers", site.kind, torch.cat(values), torch.cat(reference[site])))
+    differences: dict[tuple[str, str], float] = {}
+    for against, kind, a, b in pairs:
+        largest = differences.get((against, kind), 0.0)
+        differences[against, kind] = max(largest, relative_difference(a, b))
+    return differences
+
+
+_Pair = tuple[str, str, Tensor, Tensor]
+"""Against, kind of site, and the two values to compare."""
+
+
+def _hidden_states_pairs(
+    model: CheckpointModel, rows: Sequence[Rendered], streams: Streams
+) -> Iterator[_Pair]:
     for i, states in enumerate(hidden_states(model, rows)):
         for index, state in enumerate(states):
             site = Site.from_hf_index(index, model.n_layers)
-            pairs.append(("hidden_states", site.kind, streams[site][i], state))
+            yield "hidden_states", site.kind, streams[site][i], state
+
+
+def _additivity_pairs(model: CheckpointModel, streams: Streams) -> Iterator[_Pair]:
     for layer in range(model.n_layers):
         at = {
             kind: torch.cat(streams[Site(kind, layer)])
             for kind in model.site_kinds
             if kind != "final_norm"
         }
+        pre, attention, mlp, post = (
+            at[kind] for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
         if "resid_mid" in at:
-            pairs.append(
-                ("additivity", "resid_mid", at["resid_pre"] + at["attn_out"], at["resid_mid"])
-            )
-            pairs.append(
-                ("additivity", "resid_post", at["resid_mid"] + at["mlp_out"], at["resid_post"])
-            )
-        else:
-            pairs.append(
-                (
-                    "additivity",
-                    "resid_post",
-                    at["resid_pre"] + at["attn_out"] + at["mlp_out"],
-                    at["resid_post"],
-                )
-            )
-    if streams is not reference:
-        pairs += [
-            ("transformers", site.kind, torch.cat(mine), torch.cat(reference[site]))
-            for site, mine in streams.items()
-        ]
-    found: dict[_Key, float] = {}
-    for against, kind, a, b in pairs:
-        key = (backend, condition, against, kind)
-        found[key] = max(found.get(key, 0.0), relative_difference(a, b))
-    return found
+            yield "additivity", "resid_mid", pre + attention, at["resid_mid"]
+            yield "additivity", "resid_post", at["resid_mid"] + mlp, post
+        else:  # parallel blocks
+            yield "additivity", "resid_post", pre + attention + mlp, post
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
@@ -317,7 +318,3 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape or not bool(torch.isfinite(a).all()):
         return float("inf")
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-300))
-
-
-def _keep(copies: list[Tensor], activation: Tensor) -> None:
-    copies.append(activation.detach().cpu().clone())

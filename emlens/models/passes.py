@@ -1,12 +1,12 @@
-"""One forward pass, or one generation: which sites are touched, and what happens there. The same on
-every backend.
+"""`Pass`: which sites one forward pass (or one generation) touches, and what happens there.
 
-A backend only says how it reaches a place in the model; what is edited, read and when the pass may
-stop is decided here. All sites are resolved before the model is touched, and a site that was never
-reached is an error.
+It is the same on every backend. A backend only says how it reaches a place in the model; what is
+edited and read, and when the pass may stop, is decided here. All sites are resolved before the
+model is touched, and a site that was never reached is an error.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -21,38 +21,42 @@ it keeps.
 
 
 class _Window:
-    """The tokens that edits of one scope touch, by column, and whether a range of columns has none
-    or all of them.
+    """The tokens that edits with one position touch, by column.
 
-    What holds for a range is worked out once and shared by all sites that the pass reaches there.
+    Whether a range of columns has none or all of them is worked out once, and shared by all sites
+    that the pass reaches there.
     """
 
     def __init__(self, mask: Tensor):
-        self._some, self._all = mask.any(0).tolist(), mask.all(0).tolist()
+        self._some_row, self._every_row = mask.any(0).tolist(), mask.all(0).tolist()
         self._mask = mask
-        self._last: tuple[int, int, bool, Tensor | None] = (0, 0, False, None)
+        self._range = (0, 0)
+        self._touched = False
+        self._mask_of_range: Tensor | None = None
 
     @property
     def empty(self) -> bool:
-        return not any(self._some)
+        return not any(self._some_row)
 
     def over(self, start: int, stop: int) -> tuple[bool, Tensor | None]:
-        """Whether anything is touched there, and the mask (None: everything is)."""
-        if self._last[:2] != (start, stop):
-            touched, whole = any(self._some[start:stop]), all(self._all[start:stop])
-            self._last = (start, stop, touched, None if whole else self._mask[:, start:stop])
-        return self._last[2:]
+        """Whether anything is touched in these columns, and the mask (None: everything is)."""
+        if self._range != (start, stop):
+            self._range = (start, stop)
+            self._touched = any(self._some_row[start:stop])
+            everything = all(self._every_row[start:stop])
+            self._mask_of_range = None if everything else self._mask[:, start:stop]
+        return self._touched, self._mask_of_range
 
 
 class Pass:
-    """Edits and readers of one pass. `sites` are those to reach, in the order in which the model
-    gets to them.
+    """Edits and readers of one pass.
 
-    Everything is bound and every mask is made here, before the model is touched; edits of one site
-    that can be one map become one. Interventions on one site apply in the order given.
+    `sites` are those to reach, in the order in which the model gets to them. Interventions are
+    bound and masks are made at construction, before the model is touched; edits of one site that
+    can be one map become one. Interventions on one site apply in the order given.
 
     Args:
-        rows: what the pass goes through; where they grow, every site is reached once a step.
+        rows: what the pass goes through; where they grow, every site is reached once per step.
         edits: interventions at each site, in order of application.
         readers: called after them.
         multiplier: what the model multiplies attention and MLP outputs with before adding them;
@@ -73,31 +77,52 @@ class Pass:
         multiplier: float = 1.0,
         stop_early: bool = False,
     ):
-        wanted = sorted({*readers, *edits})
+        sites = sorted({*readers, *edits})
+        self._last: Site | None = None
         if stop_early:
-            deepest = max(readers)
-            wanted = [site for site in wanted if not deepest < site]
-        self.sites: tuple[Site, ...] = tuple(wanted)
+            self._last = deepest = max(readers)
+            sites = [site for site in sites if not deepest < site]
+        self.sites: tuple[Site, ...] = tuple(sites)
         self._readers = readers
         self._multiplier = multiplier
-        self._last = wanted[-1] if stop_early else None
         self._rows = rows
-        self._reached = dict.fromkeys(wanted, 0)
-        scopes = {edit.positions for site in wanted for edit in edits.get(site, ())}
-        windows = {positions: _Window(rows.mask(positions)) for positions in scopes}
+        self._reached = dict.fromkeys(sites, 0)
+        windows: dict[Any, _Window] = {}
         self._edits: dict[Site, list[tuple[_Window, Edit]]] = {}
-        for site in wanted:
-            touching = [edit for edit in edits.get(site, ()) if not windows[edit.positions].empty]
-            self._edits[site] = _joined(
-                [(windows[edit.positions], edit.bind(site, rows)) for edit in touching]
-            )
+        for site in sites:
+            bound: list[tuple[_Window, Edit]] = []
+            for intervention in edits.get(site, ()):
+                positions = intervention.positions
+                if positions not in windows:
+                    windows[positions] = _Window(rows.mask(positions))
+                if not windows[positions].empty:
+                    bound.append((windows[positions], intervention.bind(site, rows)))
+            self._edits[site] = _joined(bound)
 
     def at(self, site: Site, stream: Tensor) -> Tensor:
-        """Called by the backend with what stands at `site`; returns what shall stand there (the
-        same tensor where nothing is edited).
+        """Called by the backend with the value at `site`; gives the value to put there.
+
+        It is the same tensor where nothing is edited.
         """
+        start, stop = self._advance(site, stream.shape[1])
+        factor = 1.0
+        if site.kind in ("attn_out", "mlp_out"):
+            factor = self._multiplier
+        added = stream if factor == 1 else stream * factor
+        edited = self._edited(site, added, start, stop)
+        if site in self._readers:
+            self._readers[site](edited)
+        if edited is added:
+            return stream  # not added / factor, which would round
+        if factor == 1:
+            return edited
+        # only the change is divided, so that tokens without a change keep their exact values
+        return stream + (edited - added) / factor
+
+    def _advance(self, site: Site, tokens: int) -> tuple[int, int]:
+        """The columns that the stream at `site` holds now."""
         start = self._reached[site]
-        stop = start + stream.shape[1]
+        stop = start + tokens
         if start and not self._rows.new_tokens:
             raise StateError(
                 f"site {site} was reached twice in one pass; the module there runs more than once,"
@@ -110,19 +135,16 @@ class Pass:
                 " so what belongs to which token cannot be told"
             )
         self._reached[site] = stop
-        factor = self._multiplier if site.kind in ("attn_out", "mlp_out") else 1.0
-        value = given = stream if factor == 1 else stream * factor
+        return start, stop
+
+    def _edited(self, site: Site, value: Tensor, start: int, stop: int) -> Tensor:
         for window, edit in self._edits.get(site, ()):
             touched, mask = window.over(start, stop)
             if touched:
-                value = edit.over(start, stop)(
-                    value, None if mask is None else mask.to(value.device)
-                )
-        if site in self._readers:
-            self._readers[site](value)
-        if value is given:
-            return stream
-        return value if factor == 1 else stream + (value - given) / factor
+                if mask is not None:
+                    mask = mask.to(value.device)
+                value = edit.over(start, stop)(value, mask)
+        return value
 
     def edits(self, site: Site) -> bool:
         """Whether the stream at `site` may be changed, not only read."""
@@ -148,14 +170,16 @@ class Pass:
 
 def _joined(bound: Sequence[tuple[_Window, Edit]]) -> list[tuple[_Window, Edit]]:
     """Neighbours on the same tokens as one edit, where there is one that equals both."""
-    found: list[tuple[_Window, Edit]] = []
+    joined: list[tuple[_Window, Edit]] = []
     for window, edit in bound:
-        both = found[-1][1].then(edit) if found and found[-1][0] is window else None
+        both = None
+        if joined and joined[-1][0] is window:
+            both = joined[-1][1].then(edit)
         if both is None:
-            found.append((window, edit))
+            joined.append((window, edit))
         else:
-            found[-1] = (window, both)
-    return found
+            joined[-1] = (window, both)
+    return joined
 
 
 def check_readers(readers: Iterable[Site], sites: Sequence[Site], name: str, n_layers: int) -> None:
@@ -164,14 +188,14 @@ def check_readers(readers: Iterable[Site], sites: Sequence[Site], name: str, n_l
     Raises:
         InputError: names the first, and why it does not exist.
     """
-    known = set(sites)
+    existing = set(sites)
     for site in readers:
-        if site in known:
+        if site in existing:
             continue
         if site.layer is not None and site.layer < n_layers:
             raise InputError(
-                f"site {site} does not exist in {name!r}: its blocks run attention and MLP side by"
-                " side, so no stream lies between them; read resid_pre, attn_out,"
-                " mlp_out or resid_post"
+                f"site {site} does not exist in {name!r}:"
+                " its blocks run attention and MLP side by side, so no stream lies between them;"
+                " read resid_pre, attn_out, mlp_out or resid_post"
             )
         raise InputError(f"site {site} does not exist in {name!r}, which has {n_layers} blocks")

@@ -1,6 +1,6 @@
 """Sampling whose randomness belongs to the row, not to the batch.
 
-One uniform number a row and token, from a generator seeded by the row's id, picks the token at
+One uniform number per row and token, from a generator seeded by the row's id, picks the token at
 which the cumulative probability passes it (inverse transform). That is one number where noise for
 every token of a vocabulary would be 150,000.
 """
@@ -18,16 +18,14 @@ from emlens.foundation.seeds import numpy_rng
 
 _BLOCK = 64
 _BELOW_ONE = 1 - 2.0**-50
-"""Keeps the sought sum below the whole one after rounding, so that no token of probability 0 behind
-it is picked.
+"""Keeps a drawn sum below the whole sum after rounding; otherwise a token of probability 0 at the
+end of the vocabulary could be picked.
 """
 
 
 @dataclass(eq=False)
 class Generated:
-    """An answer's tokens, without the one that ended it. `index` is where its row stood among those
-    given.
-    """
+    """An answer's tokens, without the one that ended it; `index` is the number of its row."""
 
     index: int
     tokens: list[int] = field(default_factory=list)
@@ -36,21 +34,24 @@ class Generated:
     @classmethod
     def cut(cls, index: int, tokens: Sequence[int], stops: Collection[int]) -> "Generated":
         """An answer from tokens that may go on after the first that ends it."""
-        end = next((i for i, token in enumerate(tokens) if token in stops), None)
-        return cls(index, list(tokens[:end]), "length" if end is None else "stop")
+        for i, token in enumerate(tokens):
+            if token in stops:
+                return cls(index, list(tokens[:i]), "stop")
+        return cls(index, list(tokens), "length")
 
 
 class RowSampler:
-    """Next tokens by temperature sampling, or the likeliest at temperature 0; row i draws from its
-    own stream.
+    """Next tokens by temperature sampling, or the likeliest at temperature 0.
+
+    Each row has a random generator of its own.
     """
 
     def __init__(self, seed: int, row_ids: Sequence[str], temperature: float):
         self._temperature = temperature
-        self._generators = (
-            [numpy_rng(seed, "generate", row) for row in row_ids] if temperature > 0 else []
-        )
-        self._drawn: list[np.ndarray] = [np.empty(0)] * len(self._generators)
+        self._generators: list[np.random.Generator] = []
+        if temperature > 0:
+            self._generators = [numpy_rng(seed, "generate", row) for row in row_ids]
+        self._draws: list[np.ndarray] = [np.empty(0)] * len(self._generators)
 
     def pick(
         self, scores: Float[Tensor, "row vocab"], rows: Sequence[int], steps: Sequence[int]
@@ -58,23 +59,25 @@ class RowSampler:
         """The token of each of `rows` at its own step (0-based), from its next-token scores."""
         if not self._generators:
             return scores.argmax(-1)
-        uniform = torch.tensor(
-            [self._uniform(row, step) for row, step in zip(rows, steps, strict=True)],
-            dtype=torch.float64,
-        )
+        draws = list(map(self._uniform, rows, steps))
+        uniform = torch.tensor(draws, dtype=torch.float64) * _BELOW_ONE
+        # float64: with 150,000 tokens a float32 sum loses the small probabilities
         sums = (scores.float() / self._temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-        sought = (uniform * _BELOW_ONE).to(sums.device)[:, None] * sums[:, -1:]
-        return torch.searchsorted(sums, sought, right=True)[:, 0]
+        # relative to the last sum, which rounding keeps from being exactly 1
+        drawn_sum = uniform.to(sums.device)[:, None] * sums[:, -1:]
+        return torch.searchsorted(sums, drawn_sum, right=True)[:, 0]
 
     def _uniform(self, row: int, step: int) -> float:
-        while step >= len(self._drawn[row]):
-            self._drawn[row] = np.append(self._drawn[row], self._generators[row].random(_BLOCK))
-        return float(self._drawn[row][step])
+        # in blocks of one size, so that the numbers of a row do not depend on who asks when
+        while step >= len(self._draws[row]):
+            self._draws[row] = np.append(self._draws[row], self._generators[row].random(_BLOCK))
+        return float(self._draws[row][step])
 
 
 class SampledScores:
-    """The same sampling for a `generate` that takes the likeliest token: scores that leave only the
-    sampled one.
+    """The same sampling for a `generate` that takes the likeliest token.
+
+    Gives scores under which only the sampled token is possible.
     """
 
     def __init__(self, sampler: RowSampler, rows: Sequence[int]):

@@ -24,21 +24,21 @@ from emlens.models.passes import Pass
 
 
 class _Stop(Exception):
-    """Ends a forward pass after the deepest wanted site."""
+    """Ends a forward pass after the deepest site."""
 
 
 class TransformerLensModel(CheckpointModel):
     """A `HookedModel` by the hook points of a TransformerLens bridge."""
 
     backend = "transformer_lens"
-    multiplies = False  # its hook points see attention and MLP outputs as they are added
+    sees_unmultiplied = False  # its hook points see attention and MLP outputs as they are added
 
     def prepare(self) -> None:
         with self.bank.selected(self.adapter):
             self._bridged()
 
     def _bridged(self) -> Any:
-        return self.bank.derived(self._bridge, lambda made: made.original_model)
+        return self.bank.derived(self._bridge, lambda bridge: bridge.original_model)
 
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
         bridge = self._bridged()
@@ -61,10 +61,10 @@ class TransformerLensModel(CheckpointModel):
 
         log.setLevel(level)  # importing it silences transformers
         try:
-            made = TransformerBridge.boot_transformers(
-                "emlens",  # a name among its own would be taken for an alias
+            bridge = TransformerBridge.boot_transformers(
+                "emlens",  # a name that is none of its own model names
                 hf_model=twin(module),
-                tokenizer=copy.deepcopy(self.tokenizer),  # it gets other special tokens
+                tokenizer=copy.deepcopy(self.tokenizer),  # the bridge changes special tokens
                 device=str(self.device),
                 dtype=next(module.parameters()).dtype,
             )
@@ -75,20 +75,21 @@ class TransformerLensModel(CheckpointModel):
                 f" ({type(error).__name__}: {one_line(str(error), 200)});"
                 " pass backend='transformers' or 'nnsight'"
             ) from None
-        _check_adapters_run(module, made.original_model)
-        return made
+        _check_adapters_run(module, bridge.original_model)
+        return bridge
 
 
 def _check_adapters_run(module: nn.Module, bridged: nn.Module) -> None:
     """Refuse a bridge that leaves adapted layers out: it splits fused projections into copies of
     their base weights.
     """
-    wanted, found = _adapted_that_run(module), _adapted_that_run(bridged)
-    if len(found) < len(wanted):
+    expected, bridged_layers = _adapted_that_run(module), _adapted_that_run(bridged)
+    if len(bridged_layers) < len(expected):
         raise LoadError(
-            f"TransformerLens runs {len(found)} of the {len(wanted)} layers that the adapters"
-            f" change, such as {wanted[0]!r}: it splits fused projections into copies without the"
-            " adapter; pass backend='transformers' or 'nnsight'"
+            f"TransformerLens runs {len(bridged_layers)} of the {len(expected)} layers that the"
+            f" adapters change, such as {expected[0]!r}:"
+            " it splits fused projections into copies without the adapter;"
+            " pass backend='transformers' or 'nnsight'"
         )
 
 
@@ -97,25 +98,30 @@ def _adapted_that_run(tree: nn.Module) -> list[str]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = {
-        name: part for name, part in tree.named_modules() if isinstance(part, BaseTunerLayer)
+        name: layer for name, layer in tree.named_modules() if isinstance(layer, BaseTunerLayer)
     }
+    if not adapted:
+        return []
     ran: set[nn.Module] = set()
-    if adapted:
-        with torch.no_grad(), ExitStack() as stack:
-            for part in adapted.values():
-                stack.callback(part.register_forward_hook(lambda part, *_: ran.add(part)).remove)
-            tree(input_ids=torch.tensor([[1, 2]], device=tree.device), use_cache=False)  # type: ignore[arg-type]
-    return [name for name, part in adapted.items() if part in ran]
+    with torch.no_grad(), ExitStack() as stack:
+        for layer in adapted.values():
+            handle = layer.register_forward_hook(lambda layer, *_: ran.add(layer))
+            stack.callback(handle.remove)
+        tree(input_ids=torch.tensor([[1, 2]], device=tree.device), use_cache=False)  # type: ignore[arg-type]
+    return [name for name, layer in adapted.items() if layer in ran]
 
 
 def twin(module: nn.Module) -> nn.Module:
     """A second tree of modules and configurations on the very same parameters and buffers."""
+    # deepcopy takes what its memo holds already instead of copying it
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
 
 
 def _hook_name(site: Site) -> str:
-    return "ln_final.hook_out" if site.layer is None else f"blocks.{site.layer}.hook_{site.kind}"
+    if site.layer is None:
+        return "ln_final.hook_out"
+    return f"blocks.{site.layer}.hook_{site.kind}"
 
 
 def _visit(passing: Pass, site: Site, stream: Tensor, hook: Any) -> Tensor:

@@ -20,84 +20,82 @@ from emlens.foundation.errors import StateError
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
-from emlens.models.decoding import decode
+from emlens.models.decoding import Decoding, decode
 from emlens.models.passes import Pass
 from emlens.models.sampling import Generated, RowSampler
 
 
 class _Stop(Exception):
-    """Ends a forward pass after the deepest wanted site."""
+    """Ends a forward pass after the deepest site."""
 
 
 class TransformersModel(CheckpointModel):
-    """A `HookedModel` by forward hooks. The least overhead, and what the other backends are
-    measured against.
-    """
+    """A `HookedModel` by forward hooks: the least overhead, and the reference of other backends."""
 
     backend = "transformers"
 
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
-        places = [(site, *self._place(site)) for site in passing.sites]
         with ExitStack() as stack:
-            for site, path, before in places:
+            # Hooks of one module run in the order of registration: sites come in the order in which
+            # a pass reaches them.
+            for site in passing.sites:
+                path, is_input = self._place(site)
                 module = self.module.get_submodule(path)
-                edit = partial(_stopping, passing, site)
-                if before:
-                    handle = module.register_forward_pre_hook(_before(edit), with_kwargs=True)
+                edit = partial(_at_site, passing, site)
+                if is_input:
+                    handle = module.register_forward_pre_hook(_on_input(edit), with_kwargs=True)
                 else:
-                    handle = module.register_forward_hook(_after(edit))
+                    handle = module.register_forward_hook(_on_output(edit))
                 stack.callback(handle.remove)
             if what == "generate":
                 without_own_options(stack, self.module)
                 return self.module.generate(**inputs)  # type: ignore[operator]
-            run = (
-                self.module
-                if what == "model"
-                else self.module.get_submodule(self.architecture.decoder)
-            )
+            module = self.module
+            if what == "decoder":
+                module = module.get_submodule(self.architecture.decoder)
             try:
-                return run(**inputs)
+                return module(**inputs)
             except _Stop:
                 return None
 
     def _decode(
         self, rows: Sequence[Rendered], sampler: RowSampler, max_new_tokens: int, slots: int
     ) -> Iterator[list[Generated]]:
-        last_only = (
-            {"logits_to_keep": 1}
-            if "logits_to_keep" in signature(self.module.forward).parameters
-            else {}
-        )
+        options: dict[str, Any] = {"use_cache": True}
+        # logits of the last token alone, where the architecture can leave out the others
+        if "logits_to_keep" in signature(self.module.forward).parameters:
+            options["logits_to_keep"] = 1
 
         def forward(rows: PaddedRows, inputs: Mapping[str, Any]) -> Tensor:
             with self.bank.selected(self.adapter), torch.no_grad():
                 passing = self._pass(rows, {})
-                output = self._call("model", {**inputs, **last_only, "use_cache": True}, passing)
+                output = self._call("model", {**inputs, **options}, passing)
                 passing.check_fired(self.name)
             return output.logits[:, -1]
 
-        return decode(
+        setting = Decoding(
             forward,
-            rows,
             sampler,
-            max_new_tokens=max_new_tokens,
-            slots=slots,
-            stops=self.stop_ids,
+            max_new_tokens,
+            stops=frozenset(self.stop_ids),
             pad_id=self.pad_id,
             device=self.device,
             by_prompt=any(intervention.by_prompt for intervention in self.interventions),
         )
+        return decode(setting, rows, slots)
 
 
-def _stopping(passing: Pass, site: Site, stream: Tensor) -> Tensor:
+def _at_site(passing: Pass, site: Site, stream: Tensor) -> Tensor:
     value = passing.at(site, stream)
     if passing.ends_at(site):
         raise _Stop
     return value
 
 
-def _after(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _on_output(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        # Decoder layers return a bare tensor in transformers 5, a tuple before and in some
+        # architectures still; element 0 of a bare tensor would be row 0 of the batch.
         if isinstance(output, tuple):
             return (edit(output[0]), *output[1:])
         return edit(output)
@@ -105,8 +103,9 @@ def _after(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     return hook
 
 
-def _before(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _on_input(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # some architectures pass the stream by position, others by name
         if args:
             return (edit(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
@@ -116,9 +115,7 @@ def _before(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def no_hooks_left(module: nn.Module) -> Iterator[None]:
-    """Raise `StateError` if the block leaves a forward hook on `module` that was not there before;
-    used by the tests.
-    """
+    """Raise `StateError` if the block leaves a new forward hook on `module`; used by the tests."""
     before = _count_hooks(module)
     yield
     after = _count_hooks(module)

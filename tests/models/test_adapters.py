@@ -181,7 +181,7 @@ def test_weights_that_did_not_arrive(files, model, prompts, monkeypatch):
     monkeypatch.setattr(
         adapters, "load_file", lambda path: {k: 2 * v for k, v in load_file(path).items()}
     )
-    refused(model, prompts, files / "one", "was not loaded as it stands in the file")
+    refused(model, prompts, files / "one", "was not loaded as it is in the file")
 
 
 def test_a_recorded_parent_is_held_to(files, model, prompts, tmp_path):
@@ -219,7 +219,7 @@ def test_dropout_of_an_adapter_is_off(files, model, prompts):
 
 
 def test_facts(files):
-    facts = adapters.adapter_facts(files / "two")
+    facts = adapters.adapter_provenance(files / "two")
     assert facts["r"] == 3 and facts["target_modules"] == ["up_proj", "v_proj"]
 
 
@@ -230,7 +230,7 @@ def test_a_merge_behind_our_back_is_noticed(files, prompts):
     with pytest.raises(
         StateError,
         match=(
-            r"an adapter was merged into the shared weights behind emlens,"
+            r"an adapter was merged into the shared weights outside emlens,"
             r" so the base is no longer the base"
         ),
     ):

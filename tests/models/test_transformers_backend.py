@@ -7,7 +7,7 @@ from emlens.data import PromptSet
 from emlens.foundation import InputError, Site, StateError
 from emlens.interventions import steer
 from emlens.models import load_model
-from emlens.models.transformers_backend import _after, _before, no_hooks_left
+from emlens.models.transformers_backend import _on_input, _on_output, no_hooks_left
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def test_left_hooks_are_seen():
 
 def test_only_tuples_are_unwrapped():
     stream = torch.zeros(2, 3, 4)
-    hook = _after(lambda x: x + 1)
+    hook = _on_output(lambda x: x + 1)
     assert torch.equal(hook(None, (), stream), stream + 1)
     first, second = hook(None, (), (stream, "kept"))
     assert torch.equal(first, stream + 1) and second == "kept"
-    before = _before(lambda x: x + 1)
+    before = _on_input(lambda x: x + 1)
     (first, second), named = before(None, (stream, 5), {"mask": 1})
     assert torch.equal(first, stream + 1) and (second, named) == (5, {"mask": 1})
     args, named = before(None, (), {"hidden_states": stream, "mask": 1})

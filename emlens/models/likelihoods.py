@@ -1,0 +1,88 @@
+"""Log-probabilities of continuations: which rows to run, and the sum over the tokens of each."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emlens.data.rendering import Rendered
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line
+from emlens.models.batches import Batch
+
+
+def equal_choices(
+    continuations: Sequence[str] | Sequence[Sequence[str]], prompts: int
+) -> list[list[str]]:
+    """The continuations of each prompt, equally many for every prompt.
+
+    Raises:
+        InputError: one string; lengths that do not fit.
+    """
+    if isinstance(continuations, str):
+        raise InputError("continuations is one string; pass a list with one for each prompt")
+    choices = [[item] if isinstance(item, str) else list(item) for item in continuations]
+    if len(choices) != prompts:
+        raise InputError(
+            f"continuations has {len(choices)} entries for {prompts} prompts; pass one for each"
+        )
+    width = len(choices[0])
+    if width == 0 or any(len(items) != width for items in choices):
+        raise InputError(
+            "continuations differ in how many choices they give;"
+            " pass equally many, at least one, for each prompt"
+        )
+    return choices
+
+
+def with_continuation(row: Rendered, text: str, tokenizer: Any, max_length: int | None) -> Rendered:
+    """The row followed by a text, which is tokenised by itself, without special tokens.
+
+    Raises:
+        InputError: a text without tokens; more tokens than the model's context.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError(
+            f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r} has no token"
+        )
+    longer = row.with_continuation(ids)
+    if max_length is not None and len(longer.ids) > max_length:
+        raise InputError(
+            f"prompt {one_line(row.id, 60)!r} and its continuation have {len(longer.ids)} tokens,"
+            f" but the model's context is {max_length}; shorten them"
+        )
+    return longer
+
+
+def summed_logprobs(
+    batches: Iterable[Batch], starts: Sequence[int], logits_of: Callable[[Batch], Tensor]
+) -> Float[Tensor, " row"]:
+    """Sum of the log-probabilities (nats) of each row's tokens from its start on; float64, CPU.
+
+    Args:
+        starts: number of the first token that counts, for each row, as `Batch.index` numbers them.
+        logits_of: logits at every token of a batch.
+    """
+    sums = torch.zeros(len(starts), dtype=torch.float64)
+    for batch in batches:
+        logits = logits_of(batch)
+        batch_rows: list[int] = []
+        columns: list[int] = []
+        owners: list[int] = []
+        for i, row in enumerate(batch.rows):
+            owner = batch.index[i]
+            for token in range(starts[owner], len(row.ids)):
+                batch_rows.append(i)
+                columns.append(batch.offset(i) + token)
+                owners.append(owner)
+        row_index = torch.tensor(batch_rows, device=logits.device)
+        column_index = torch.tensor(columns, device=logits.device)
+        # logits at a token score the token after it
+        logprobs = logits[row_index, column_index - 1].double().log_softmax(-1)
+        tokens = batch.ids[row_index, column_index]
+        values = logprobs.gather(-1, tokens[:, None])[:, 0]
+        sums.index_add_(0, torch.tensor(owners), values.cpu())
+    return sums
