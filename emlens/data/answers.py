@@ -1,20 +1,19 @@
-"""Sampled answers: what a model said to which phrasing of which question, kept with all that is
-needed to read it again.
+"""Sampled answers: what a model replied to which paraphrase of which question.
 
-Answers are scored later and elsewhere; one fixed set can be scored by several judges. Their ids
-come from model, question, phrasing and sample number alone, so they are the same in every run.
-Files are JSONL, whole or absent.
+They keep all that is needed to read them again. Answers are scored later and elsewhere; one fixed
+set can be scored by several judges. Their ids come from model, question, paraphrase and sample
+number alone, so they are the same in every run. Files are JSONL, complete or absent.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 from emlens.data.journal import append_journal, read_journal
 from emlens.data.prompts import Message, Prompt, PromptSet, chat_prompt
-from emlens.data.readers import read_jsonl
+from emlens.data.readers import json_lines, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.provenance import hash_json
@@ -29,9 +28,9 @@ class Answer:
         question: id of the question.
         text: the answer, without special tokens; may be empty.
         messages: the chat it answers, up to and including the last user turn.
-        paraphrase: phrasing of the question, 1-based.
-        sample: number of the sample of this phrasing, 0-based.
-        finish_reason: why it ended, `"stop"` or `"length"`; empty where nobody knows.
+        paraphrase: number of the paraphrase, 1-based.
+        sample: number of the sample of this paraphrase, 0-based.
+        finish_reason: why it ended, `"stop"` or `"length"`; empty where it is not known.
     """
 
     model: str
@@ -70,7 +69,7 @@ class Answers(Sequence[Answer]):
     """An ordered set of answers with unique ids.
 
     Raises:
-        InputError: no answer, or one model, question, phrasing and sample number that occurs twice.
+        InputError: no answer, or two of one model, question, paraphrase and sample number.
     """
 
     def __init__(self, answers: Iterable[Answer]):
@@ -82,7 +81,7 @@ class Answers(Sequence[Answer]):
             if answer.id in self._by_id:
                 raise InputError(
                     f"answer id {one_line(answer.id)!r} occurs twice;"
-                    " number the samples of each phrasing"
+                    " number the samples of each paraphrase"
                 )
             self._by_id[answer.id] = answer
 
@@ -97,7 +96,9 @@ class Answers(Sequence[Answer]):
     @overload
     def __getitem__(self, index: slice) -> "Answers": ...
     def __getitem__(self, index: int | slice) -> "Answer | Answers":
-        return Answers(self._answers[index]) if isinstance(index, slice) else self._answers[index]
+        if isinstance(index, slice):
+            return Answers(self._answers[index])
+        return self._answers[index]
 
     def __repr__(self) -> str:
         questions = len({answer.question for answer in self})
@@ -118,22 +119,23 @@ class Answers(Sequence[Answer]):
 
     def select(self, ids: Iterable[str]) -> "Answers":
         """The answers with these ids, in the order given."""
-        wanted = list(ids)
-        for name in wanted:
+        ids = list(ids)
+        for name in ids:
             if name not in self._by_id:
                 raise UnknownNameError(
                     f"answer id {one_line(str(name))!r} is not in this set of {len(self)} answers"
                 )
-        return Answers(self._by_id[name] for name in wanted)
+        return Answers(self._by_id[name] for name in ids)
 
     @classmethod
     def concat(cls, parts: Iterable["Answers"]) -> Self:
         """One set of several; ids must stay unique."""
-        return cls(answer for part in parts for answer in part)
+        return cls(chain.from_iterable(parts))
 
     def prompts(self, *, empty: Literal["error", "drop"] = "error") -> PromptSet:
-        """Each answer as a chat prompt with its response kept, to be read by teacher forcing; ids
-        are the answers'.
+        """Each answer as a chat prompt with its response, to be read by teacher forcing.
+
+        Ids are those of the answers.
 
         Args:
             empty: what to do with answers without text, which hold no response token: refuse or
@@ -141,28 +143,13 @@ class Answers(Sequence[Answer]):
         """
         if empty not in ("error", "drop"):
             raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
-        kept = [answer for answer in self if answer.text]
-        if empty == "error" and len(kept) != len(self):
+        with_text = [answer for answer in self if answer.text]
+        if empty == "error" and len(with_text) != len(self):
             raise InputError(
-                f"{len(self) - len(kept)} of {len(self)} answers have no text;"
+                f"{len(self) - len(with_text)} of {len(self)} answers have no text;"
                 " pass answers.prompts(empty='drop') to leave them out"
             )
-        return PromptSet(
-            Prompt(
-                answer.id,
-                answer.messages[-1].content,
-                answer.group,
-                answer.messages,
-                answer.text,
-                {
-                    "model": answer.model,
-                    "question": answer.question,
-                    "paraphrase": answer.paraphrase,
-                    "sample": answer.sample,
-                },
-            )
-            for answer in kept
-        )
+        return PromptSet(map(_prompt, with_text))
 
     @property
     def content_hash(self) -> str:
@@ -170,13 +157,14 @@ class Answers(Sequence[Answer]):
         return hash_json([{**answer.to_record(), "meta": None} for answer in self])
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write one record a line; the file is whole or absent."""
-        lines = [json.dumps(answer.to_record(), ensure_ascii=False, default=str) for answer in self]
-        write_text(path, "\n".join(lines) + "\n")
+        """Write one record per line; the file is complete or absent."""
+        write_text(path, json_lines(answer.to_record() for answer in self))
 
     def append_jsonl(self, path: str | Path, *, sync: bool = True) -> None:
-        """Append one record a line; a kill after this returns loses none of them, and with `sync`
-        no power cut (`emlens.data.journal`).
+        """Append one record per line.
+
+        Once this has returned, a kill loses none of them, and with `sync` a power cut neither
+        (`emlens.data.journal`).
         """
         append_journal(path, (answer.to_record() for answer in self), sync=sync)
 
@@ -192,6 +180,17 @@ class Answers(Sequence[Answer]):
         if not answers:
             raise InputError(f"{path}: holds no answer")
         return cls(answers)
+
+
+def _prompt(answer: Answer) -> Prompt:
+    meta = {
+        "model": answer.model,
+        "question": answer.question,
+        "paraphrase": answer.paraphrase,
+        "sample": answer.sample,
+    }
+    question = answer.messages[-1].content
+    return Prompt(answer.id, question, answer.group, answer.messages, answer.text, meta)
 
 
 def read_answers(path: str | Path, *, unfinished: bool = False) -> list[Answer]:
@@ -219,46 +218,56 @@ def read_answers(path: str | Path, *, unfinished: bool = False) -> list[Answer]:
 
 
 def _answer(record: Mapping[str, Any], where: str) -> Answer:
-    def text(key: str, *, may_be_empty: bool = False) -> str:
-        value = record.get(key, "" if may_be_empty else None)
-        if not isinstance(value, str) or not (value or may_be_empty):
-            raise InputError(
-                f"{where}: {key} is {one_line(repr(value), 60)}; an answer needs text there"
-            )
-        return value
-
-    def number(key: str, least: int, default: int | None) -> int | None:
-        value = record.get(key)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(
-                f"{where}: {key} is {one_line(repr(value), 60)}; pass an integer of {least} or more"
-            )
-        return value
-
-    if not isinstance(record.get("messages"), list):
-        raise InputError(
-            f"{where}: has no list under 'messages';"
-            f" found keys {[one_line(key, 40) for key in sorted(record)[:8]]}"
-        )
-    prompt = chat_prompt("", record["messages"], where=where)
-    if len(prompt.messages or ()) != len(record["messages"]):
-        raise InputError(
-            f"{where}: messages goes on after the last user turn; the answer belongs under 'text'"
-        )
+    messages = _messages(record, where)
     meta = record.get("meta") or {}
     if not isinstance(meta, dict):
         raise InputError(f"{where}: meta is a {type(meta).__name__}; pass a mapping")
+    paraphrase = _integer(record, "paraphrase", 1, where)
+    sample = _integer(record, "sample", 0, where)
     return Answer(
-        text("model"),
-        text("question"),
-        text("text", may_be_empty=True),
-        prompt.messages or (),
-        number("paraphrase", 1, 1) or 1,
-        number("sample", 0, 0) or 0,
-        text("group", may_be_empty=True),
-        text("finish_reason", may_be_empty=True),
-        number("seed", 0, None),
-        meta,
+        model=_text(record, "model", where),
+        question=_text(record, "question", where),
+        text=_text(record, "text", where, may_be_empty=True),
+        messages=messages,
+        paraphrase=1 if paraphrase is None else paraphrase,
+        sample=0 if sample is None else sample,
+        group=_text(record, "group", where, may_be_empty=True),
+        finish_reason=_text(record, "finish_reason", where, may_be_empty=True),
+        seed=_integer(record, "seed", 0, where),
+        meta=meta,
     )
+
+
+def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The chat that was answered; it ends with a user turn."""
+    listed = record.get("messages")
+    if not isinstance(listed, list):
+        keys = [one_line(key, 40) for key in sorted(record)[:8]]
+        raise InputError(f"{where}: has no list under 'messages'; found keys {keys}")
+    messages = chat_prompt("", listed, where=where).messages or ()
+    if len(messages) != len(listed):
+        raise InputError(
+            f"{where}: messages goes on after the last user turn; the answer belongs under 'text'"
+        )
+    return messages
+
+
+def _text(record: Mapping[str, Any], key: str, where: str, *, may_be_empty: bool = False) -> str:
+    value = record.get(key, "" if may_be_empty else None)
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise InputError(
+            f"{where}: {key} is {one_line(repr(value), 60)}; an answer needs text there"
+        )
+    return value
+
+
+def _integer(record: Mapping[str, Any], key: str, least: int, where: str) -> int | None:
+    """A count of at least `least`; None where the record has none."""
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(
+            f"{where}: {key} is {one_line(repr(value), 60)}; pass an integer of {least} or more"
+        )
+    return value

@@ -10,7 +10,7 @@ was sliced from).
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,19 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         InputError: something in it is not a tensor, or two names become one.
     """
     path = Path(path)
-    if path.is_dir() or not path.exists():
-        raise LoadError(
-            f"{path}: {'is a directory; pass a file' if path.is_dir() else 'no such file'}"
-        )
+    if path.is_dir():
+        raise LoadError(f"{path}: is a directory; pass a file")
+    if not path.exists():
+        raise LoadError(f"{path}: no such file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in _leaves(content, "", path, 0):
-        if name in found:
+        if name in tensors:
             raise InputError(f"{path}: two entries are both named {one_line(name, 60)!r}")
-        found[name] = tensor.detach().clone()
-    if not found:
+        tensors[name] = tensor.detach().clone()
+    if not tensors:
         raise InputError(f"{path}: holds no tensor")
-    return found
+    return tensors
 
 
 def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor]:
@@ -66,12 +66,25 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
         InputError: the part is not there, a key that is no layer, a layer that is missing, vectors
             of several widths.
     """
-    tensors = read_tensors(path)
+    layers = _layers_of(read_tensors(path), part, path)
+    missing = sorted(set(range(max(layers) + 1)) - set(layers))
+    if missing:
+        raise InputError(f"{path}: part {part!r} lacks layer {missing[0]} of 0 to {max(layers)}")
+    widths = sorted({len(tensor) for tensor in layers.values()})
+    if len(widths) > 1:
+        raise InputError(
+            f"{path}: part {part!r} holds vectors of {widths} coordinates;"
+            " a residual stream has one width"
+        )
+    return {str(Site("resid_post", layer)): layers[layer] for layer in sorted(layers)}
+
+
+def _layers_of(tensors: Mapping[str, Tensor], part: str, path: str | Path) -> dict[int, Tensor]:
+    """The vectors of one part by layer."""
     parts = sorted({name.partition(".")[0] for name in tensors})
     if part not in parts:
-        raise InputError(
-            f"{path}: has no part {part!r}; it holds {[one_line(name, 40) for name in parts[:8]]}"
-        )
+        names = [one_line(name, 40) for name in parts[:8]]
+        raise InputError(f"{path}: has no part {part!r}; it holds {names}")
     layers: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         head, _, key = name.partition(".")
@@ -84,16 +97,7 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
                 " under a layer such as 24 or 'layer_24'"
             )
         layers[int(match[1])] = tensor
-    missing = sorted(set(range(max(layers) + 1)) - set(layers))
-    if missing:
-        raise InputError(f"{path}: part {part!r} lacks layer {missing[0]} of 0 to {max(layers)}")
-    widths = sorted({len(tensor) for tensor in layers.values()})
-    if len(widths) > 1:
-        raise InputError(
-            f"{path}: part {part!r} holds vectors of {widths} coordinates;"
-            " a residual stream has one width"
-        )
-    return {str(Site("resid_post", layer)): layers[layer] for layer in sorted(layers)}
+    return layers
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -111,25 +115,32 @@ def _read_pickle(path: Path) -> Any:
     except OSError as error:
         raise LoadError(f"{path}: cannot be read ({error.strerror})") from None
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?i:unsupported (?:global|class)):?(?: GLOBAL)? ([\w.]+)", str(error))
-        if named or "Unsupported class" in str(error) or "is blocked" in str(error):
-            held = f" ({named[1]})" if named else ""
-            raise LoadError(
-                f"{path}: holds Python objects{held}, which could run code when read;"
-                " have it saved again as plain tensors"
-            ) from None
-        raise LoadError(f"{path}: not a file of tensors") from None
+        raise _pickle_refusal(path, str(error)) from None
     except Exception as error:  # a damaged file fails in many ways inside the unpickler
         raise LoadError(
             f"{path}: not a file of tensors ({type(error).__name__}: {one_line(str(error), 120)})"
         ) from None
 
 
+def _pickle_refusal(path: Path, message: str) -> LoadError:
+    """What torch's unpickler refused: a Python object, which it may name, or no pickle at all."""
+    match = re.search(r"(?i:unsupported (?:global|class)):?(?: GLOBAL)? ([\w.]+)", message)
+    if match is None and "Unsupported class" not in message and "is blocked" not in message:
+        return LoadError(f"{path}: not a file of tensors")
+    object_name = f" ({match[1]})" if match else ""
+    return LoadError(
+        f"{path}: holds Python objects{object_name}, which could run code when read;"
+        " have it saved again as plain tensors"
+    )
+
+
 def _leaves(value: Any, name: str, path: Path, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its dotted name."""
     if isinstance(value, Tensor):
         yield name or "tensor", value
     elif isinstance(value, dict | list | tuple) and depth < _MAX_DEPTH:
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
             yield from _leaves(item, f"{name}.{key}" if name else str(key), path, depth + 1)
     else:
         raise InputError(

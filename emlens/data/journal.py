@@ -1,9 +1,8 @@
 """JSON lines that are appended as work is done, so that a kill loses nothing that was reported as
 done.
 
-    done = read_journal(path)                     # [] where there is no file; an unfinished last
-    line is left out append_journal(path, records)                 # on disk (flushed through) when
-    this returns
+    records = read_journal(path)     # [] where there is no file; without an unfinished last line
+    append_journal(path, records)    # on disk when this returns
 
 A kill in the middle of an append leaves an unfinished last line: reading leaves it out, the next
 append cuts it off. Damage anywhere else is refused, and nothing is cut before a reader has accepted
@@ -22,7 +21,7 @@ from emlens.runs.locks import only_writer
 
 
 def read_journal(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, record) of every whole line.
+    """(line number, record) of every complete line.
 
     Raises:
         InputError: a line that is not a JSON object and not the unfinished last one; file, line and
@@ -30,34 +29,37 @@ def read_journal(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     """
     if not Path(path).exists():
         return []
-    whole, tail = _split(read_bytes(path))
-    return list(parse_jsonl(path, decoded(path, whole + tail if _is_record(tail) else whole)))
+    content, tail = _split(read_bytes(path))
+    if _is_record(tail):  # only its line end was lost
+        content += tail
+    return list(parse_jsonl(path, decoded(path, content)))
 
 
 def append_journal(
     path: str | Path, records: Iterable[Mapping[str, Any]], *, sync: bool = True
 ) -> None:
-    """Append one line a record.
+    """Append one line per record.
 
     Args:
-        sync: flush through to the disk, so that a power cut loses nothing either; without it only a
-            kill of the process is survived.
+        sync: flush to the disk, so that a power cut loses nothing either; without it the lines
+            survive only a kill of the process.
 
     Raises:
         StateError: another process is writing to this file.
     """
     lines = [json.dumps(dict(record), ensure_ascii=False, default=str) + "\n" for record in records]
-    # before the file is touched: what cannot be encoded must not tear it
+    # encoded before the file is touched, so that an error leaves it as it was
     content = "".join(lines).encode("utf-8")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(path), open(path, "a+b") as file:
-        file.seek(0)
-        whole, tail = _split(file.read()) if _ends_torn(file) else (b"", b"")
-        if tail and not _is_record(tail):
-            file.truncate(len(whole))
-        elif tail:
-            content = b"\n" + content
+        if _has_unfinished_line(file):
+            file.seek(0)
+            complete, tail = _split(file.read())
+            if _is_record(tail):
+                content = b"\n" + content
+            else:
+                file.truncate(len(complete))
         file.write(content)
         file.flush()
         if sync:
@@ -77,10 +79,8 @@ def _is_record(tail: bytes) -> bool:
         return False
 
 
-def _ends_torn(file: Any) -> bool:
+def _has_unfinished_line(file: Any) -> bool:
     if not file.seek(0, os.SEEK_END):
         return False
     file.seek(-1, os.SEEK_END)
-    torn = file.read(1) != b"\n"
-    file.seek(0)
-    return bool(torn)
+    return bool(file.read(1) != b"\n")

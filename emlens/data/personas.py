@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PersonaTrait:
-    """A trait: its questions, and system prompts that ask for it and, pair by pair, for its
-    opposite.
+    """A trait: its questions, and pairs of system prompts.
+
+    `positive` ask for the trait; `negative`, in the same order, for its opposite.
     """
 
     name: str
@@ -47,50 +48,39 @@ def read_persona_trait(path: str | Path) -> PersonaTrait:
             f"{path}: holds a {type(content).__name__};"
             " a persona trait is an object with 'instruction' and 'questions'"
         )
-    pairs = content.get("instruction")
-    if not isinstance(pairs, list) or not pairs:
-        raise InputError(
-            f"{path}: has no list under 'instruction';"
-            f" found keys {[one_line(key, 40) for key in sorted(content)[:8]]}"
-        )
-    sides: dict[str, list[str]] = {"pos": [], "neg": []}
-    for number, pair in enumerate(pairs, start=1):
-        for side, texts in sides.items():
-            text = pair.get(side) if isinstance(pair, Mapping) else None
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(
-                    f"{path}, instruction {number}: has no text under {side!r};"
-                    " each needs 'pos' and 'neg'"
-                )
-            texts.append(text)
+    positive, negative = [], []
+    for number, pair in enumerate(_list_under(content, "instruction", path), start=1):
+        where = f"{path}, instruction {number}"
+        positive.append(_prompt(pair, "pos", where))
+        negative.append(_prompt(pair, "neg", where))
     return PersonaTrait(
-        Path(path).stem, QuestionSet.from_json(path), tuple(sides["pos"]), tuple(sides["neg"])
+        Path(path).stem, QuestionSet.from_json(path), tuple(positive), tuple(negative)
     )
+
+
+def _list_under(content: Mapping[str, Any], key: str, path: str | Path) -> list[Any]:
+    items = content.get(key)
+    if not isinstance(items, list) or not items:
+        keys = [one_line(name, 40) for name in sorted(content)[:8]]
+        raise InputError(f"{path}: has no list under {key!r}; found keys {keys}")
+    return items
+
+
+def _prompt(pair: Any, key: str, where: str) -> str:
+    text = pair.get(key) if isinstance(pair, Mapping) else None
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: has no text under {key!r}; each needs 'pos' and 'neg'")
+    return text
 
 
 def persona_records(
     path: str | Path, content: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and record of each question of a trait."""
-    trait, questions = Path(path).stem, content.get("questions")
-    if not isinstance(questions, list) or not questions:
-        raise InputError(
-            f"{path}: has no list under 'questions';"
-            f" found keys {[one_line(key, 40) for key in sorted(content)[:8]]}"
-        )
-    judged = (
-        {"judge_prompts": {trait: content["eval_prompt"]}}
-        if content.get("eval_prompt") is not None
-        else {}
-    )
-    for number, text in enumerate(questions, start=1):
-        yield (
-            f"{path}, question {number}",
-            {
-                "id": f"{trait}_{number}",
-                "text": text,
-                "group": trait,
-                "type": "persona",
-                **judged,
-            },
-        )
+    trait = Path(path).stem
+    fields: dict[str, Any] = {"group": trait, "type": "persona"}
+    if content.get("eval_prompt") is not None:
+        fields["judge_prompts"] = {trait: content["eval_prompt"]}
+    for number, text in enumerate(_list_under(content, "questions", path), start=1):
+        record = {"id": f"{trait}_{number}", "text": text, **fields}
+        yield f"{path}, question {number}", record

@@ -6,6 +6,7 @@ here knows a model.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,9 +67,9 @@ class PromptSet(Sequence[Prompt]):
             raise InputError("prompts is empty; pass at least one prompt")
         self._by_id = {prompt.id: prompt for prompt in self._prompts}
         if len(self._by_id) != len(self._prompts):
-            seen: set[str] = set()
-            twice = next(p.id for p in self._prompts if p.id in seen or seen.add(p.id))  # type: ignore[func-returns-value]
-            raise InputError(f"prompt id {one_line(twice)!r} occurs twice; ids must be unique")
+            counts = Counter(prompt.id for prompt in self._prompts)
+            repeated = next(name for name, count in counts.items() if count > 1)
+            raise InputError(f"prompt id {one_line(repeated)!r} occurs twice; ids must be unique")
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -81,11 +82,15 @@ class PromptSet(Sequence[Prompt]):
     @overload
     def __getitem__(self, index: slice) -> "PromptSet": ...
     def __getitem__(self, index: int | slice) -> "Prompt | PromptSet":
-        return PromptSet(self._prompts[index]) if isinstance(index, slice) else self._prompts[index]
+        if isinstance(index, slice):
+            return PromptSet(self._prompts[index])
+        return self._prompts[index]
 
     def __repr__(self) -> str:
-        groups = sorted(set(self.groups) - {""})
-        return f"PromptSet({len(self)} prompts" + (f", {len(groups)} groups)" if groups else ")")
+        groups = set(self.groups) - {""}
+        if not groups:
+            return f"PromptSet({len(self)} prompts)"
+        return f"PromptSet({len(self)} prompts, {len(groups)} groups)"
 
     @property
     def ids(self) -> list[str]:
@@ -97,13 +102,13 @@ class PromptSet(Sequence[Prompt]):
 
     def select(self, ids: Iterable[str]) -> "PromptSet":
         """The prompts with these ids, in the order given."""
-        wanted = list(ids)
-        for name in wanted:
+        ids = list(ids)
+        for name in ids:
             if name not in self._by_id:
                 raise UnknownNameError(
                     f"prompt id {one_line(name)!r} is not in this set of {len(self)} prompts"
                 )
-        return PromptSet(self._by_id[name] for name in wanted)
+        return PromptSet(self._by_id[name] for name in ids)
 
     def without_responses(self) -> "PromptSet":
         """The same prompts with their kept answers dropped."""
@@ -113,15 +118,13 @@ class PromptSet(Sequence[Prompt]):
     def content_hash(self) -> str:
         """SHA-256 of ids and content, in order."""
         digest = hashlib.sha256()
-        for i, p in enumerate(self._prompts):
-            parts = [
-                p.id,
-                p.group,
-                p.text,
-                p.response or "",
-                *(f"{m.role}\x1d{m.content}" for m in p.messages or ()),
-            ]
-            digest.update(("\x1f" * (i > 0) + "\x1e".join(parts)).encode("utf-8"))
+        for i, prompt in enumerate(self._prompts):
+            fields = [prompt.id, prompt.group, prompt.text, prompt.response or ""]
+            for message in prompt.messages or ():
+                fields.append(f"{message.role}\x1d{message.content}")
+            if i > 0:
+                digest.update(b"\x1f")
+            digest.update("\x1e".join(fields).encode("utf-8"))
         return digest.hexdigest()
 
     @classmethod
@@ -129,10 +132,9 @@ class PromptSet(Sequence[Prompt]):
         cls, texts: Sequence[str], *, ids: Sequence[str] | None = None, group: str = ""
     ) -> Self:
         """Raw texts, tokenised as they are: no template, no added turn."""
-        return cls(
-            Prompt(name, text, group)
-            for name, text in zip(_ids(ids, len(texts)), _checked(texts, "texts"), strict=True)
-        )
+        names = _ids(ids, len(texts))
+        _check_texts(texts)
+        return cls(Prompt(name, text, group) for name, text in zip(names, texts, strict=True))
 
     @classmethod
     def from_questions(
@@ -144,16 +146,20 @@ class PromptSet(Sequence[Prompt]):
         system: str | None = None,
     ) -> Self:
         """One user turn each, rendered later with the chat template and the generation prompt."""
-        head = (Message("system", system),) if system is not None else ()
+        head: tuple[Message, ...] = ()
+        if system is not None:
+            head = (Message("system", system),)
         names = _ids(ids, len(texts))
-        kinds = [""] * len(texts) if groups is None else list(groups)
-        if len(kinds) != len(texts):
+        if groups is None:
+            groups = [""] * len(texts)
+        if len(groups) != len(texts):
             raise InputError(
-                f"groups has {len(kinds)} entries for {len(texts)} texts; pass one for each"
+                f"groups has {len(groups)} entries for {len(texts)} texts; pass one for each"
             )
+        _check_texts(texts)
         return cls(
-            Prompt(name, text, kind, (*head, Message("user", text)))
-            for name, text, kind in zip(names, _checked(texts, "texts"), kinds, strict=True)
+            Prompt(name, text, group, (*head, Message("user", text)))
+            for name, text, group in zip(names, texts, groups, strict=True)
         )
 
     @classmethod
@@ -165,20 +171,25 @@ class PromptSet(Sequence[Prompt]):
         group: str = "",
         upto: Literal["last_user", "all"] = "last_user",
     ) -> Self:
-        """Chats as lists of `{"role", "content"}`; `upto="all"` keeps a closing assistant turn as
-        the response.
+        """Chats as lists of `{"role", "content"}`.
+
+        Args:
+            upto: `"last_user"` drops what follows the last user turn; `"all"` keeps a closing
+                assistant turn as the response.
         """
-        return cls(
-            chat_prompt(name, chat, group=group, upto=upto, where=f"chat {number}")
-            for number, (name, chat) in enumerate(zip(_ids(ids, len(chats)), chats, strict=True))
-        )
+        prompts = []
+        for number, name in enumerate(_ids(ids, len(chats))):
+            where = f"chat {number}"
+            prompts.append(chat_prompt(name, chats[number], group=group, upto=upto, where=where))
+        return cls(prompts)
 
     @classmethod
     def from_jsonl(
         cls, path: str | Path, *, upto: Literal["last_user", "all"] = "last_user", group: str = ""
     ) -> Self:
-        """Chats from a JSONL file with a `messages` list a line; other keys are ignored, `id` is
-        kept where it stands.
+        """Chats from a JSONL file with a `messages` list per line.
+
+        `id` is read where there is one, other keys are ignored.
 
         Args:
             upto: `"last_user"` drops what follows the last user turn; `"all"` keeps the answer,
@@ -195,22 +206,16 @@ class PromptSet(Sequence[Prompt]):
                 raise InputError(
                     f"{where}: has no list under 'messages'; found keys {_keys(record)}"
                 )
-            name = record.get("id", f"line-{number}")
-            if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-                raise InputError(
-                    f"{where}: id is {one_line(repr(name), 60)};"
-                    " pass text or an integer, or leave it out"
-                )
-            name = str(name)
+            name = _record_id(record, number, where)
             if name in prompts:
                 raise InputError(
                     f"{where}: prompt id {one_line(name, 60)!r} was given before at line"
                     f" {lines[name]}"
                 )
-            prompts[name], lines[name] = (
-                chat_prompt(name, record["messages"], group=group, upto=upto, where=where),
-                number,
+            prompts[name] = chat_prompt(
+                name, record["messages"], group=group, upto=upto, where=where
             )
+            lines[name] = number
         if not prompts:
             raise InputError(f"{path}: holds no line")
         return cls(prompts.values())
@@ -224,55 +229,86 @@ def chat_prompt(
     upto: Literal["last_user", "all"] = "last_user",
     where: str = "chat",
 ) -> Prompt:
-    """A `Prompt` from a list of messages, checked; `where` opens every error message."""
+    """A `Prompt` from a list of messages, checked; `where` opens every error message.
+
+    Raises:
+        InputError: a turn without text or with an unknown role; no user turn; with `upto="all"`
+            anything but one assistant turn after the last user turn.
+    """
     if upto not in ("last_user", "all"):
         raise InputError(f"upto={upto!r} is unknown; pass 'last_user' or 'all'")
-    messages = []
-    for turn, message in enumerate(chat, start=1):
-        content = _content(message)
-        if content is None:
-            raise InputError(f"{where}: turn {turn} has no text under 'content'")
-        if message.get("role") not in ROLES:
-            raise InputError(
-                f"{where}: turn {turn} has role {one_line(repr(message.get('role')), 60)};"
-                f" use {', '.join(ROLES)}"
-            )
-        messages.append(Message(message["role"], content))
-    users = [i for i, message in enumerate(messages) if message.role == "user"]
-    if not users:
+    messages = [_message(message, turn, where) for turn, message in enumerate(chat, start=1)]
+    user_turns = [turn for turn, message in enumerate(messages, start=1) if message.role == "user"]
+    if not user_turns:
         raise InputError(f"{where}: has no user turn")
-    kept, rest = messages[: users[-1] + 1], messages[users[-1] + 1 :]
+    last_user = user_turns[-1]
+    asked, after = messages[:last_user], messages[last_user:]
     response = None
     if upto == "all":
-        if len(rest) != 1 or rest[0].role != "assistant":
+        if len(after) != 1 or after[0].role != "assistant":
             raise InputError(
-                f"{where}: ends with {len(rest)} turns after the last user turn;"
+                f"{where}: ends with {len(after)} turns after the last user turn;"
                 " upto='all' needs one assistant turn"
             )
-        response = rest[0].content
-    for turn, text in ((len(kept), kept[-1].content), (len(kept) + 1, response)):
-        if text is not None and not text.strip():
-            raise InputError(f"{where}: turn {turn} has no text under 'content'")
-    return Prompt(name, kept[-1].content, group, tuple(kept), response)
+        response = after[0].content
+    _check_not_blank(asked[-1].content, last_user, where)
+    if response is not None:
+        _check_not_blank(response, last_user + 1, where)
+    return Prompt(name, asked[-1].content, group, tuple(asked), response)
+
+
+def _message(message: Mapping[str, str], turn: int, where: str) -> Message:
+    content = _content(message)
+    if content is None:
+        raise InputError(f"{where}: turn {turn} has no text under 'content'")
+    role = message.get("role")
+    if role not in ROLES:
+        raise InputError(
+            f"{where}: turn {turn} has role {one_line(repr(role), 60)}; use {', '.join(ROLES)}"
+        )
+    return Message(role, content)
+
+
+def _check_not_blank(text: str, turn: int, where: str) -> None:
+    if not text.strip():
+        raise InputError(f"{where}: turn {turn} has no text under 'content'")
 
 
 def _content(message: Any) -> str | None:
-    """The text of a message: plain, or in parts `{"type": "text", "text": ...}`; None where it has
-    none.
+    """The text of a message; None where it has none.
+
+    It is plain, or in parts `{"type": "text", "text": ...}`.
     """
-    content = message.get("content") if isinstance(message, Mapping) else None
-    if (
-        isinstance(content, list)
-        and content
-        and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
-    ):
-        texts = [part.get("text") for part in content]
-        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
-    return content if isinstance(content, str) else None
+    if not isinstance(message, Mapping):
+        return None
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        return None
+    texts: list[str] = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            return None
+        text = part.get("text")
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def _record_id(record: Mapping[str, Any], number: int, where: str) -> str:
+    name = record.get("id", f"line-{number}")
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise InputError(
+            f"{where}: id is {one_line(repr(name), 60)}; pass text or an integer, or leave it out"
+        )
+    return str(name)
 
 
 def _keys(record: Mapping[str, Any]) -> list[str]:
-    return [one_line(str(key), 40) for key in sorted(map(str, record))[:8]]
+    """Some keys, for a message."""
+    return [one_line(key, 40) for key in sorted(map(str, record))[:8]]
 
 
 def _ids(ids: Sequence[str] | None, n: int) -> list[str]:
@@ -283,10 +319,9 @@ def _ids(ids: Sequence[str] | None, n: int) -> list[str]:
     return [str(name) for name in ids]
 
 
-def _checked(texts: Sequence[str], name: str) -> Sequence[str]:
+def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
-        raise InputError(f"{name} is one string; pass a list of strings")
+        raise InputError("texts is one string; pass a list of strings")
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text:
-            raise InputError(f"{name}[{i}] is {text!r}; pass non-empty text")
-    return texts
+            raise InputError(f"texts[{i}] is {text!r}; pass non-empty text")

@@ -1,9 +1,8 @@
-"""One question as the field writes it, from YAML, JSON, JSONL or CSV → the fields of a `Question`,
-checked.
+"""One question of a file (YAML, JSON, JSONL or CSV) → the checked fields of a `Question`.
 
 Ids may be integers; `text`, `question` and `prompt` name the text, `category` and `domain` the
-group. What is broken is refused under the place (file and line) that the caller names. Keys nobody
-knows are kept in `meta`.
+group. What is broken is refused under the place (file and line) that the caller names. Unknown keys
+are kept in `meta`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +40,8 @@ def yaml_records(path: str | Path) -> Iterator[tuple[str, Any]]:
     """Place and record of each entry of a YAML list.
 
     Raises:
-        InputError: not valid YAML, not a list, or a key that an entry gives twice (YAML would keep
-            the last without a word).
+        InputError: not valid YAML, not a list, or a key that an entry gives twice (plain YAML keeps
+            the last and says nothing).
     """
     content = read_yaml(path)
     if not isinstance(content, list) or not content:
@@ -56,23 +55,34 @@ def yaml_records(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 def _kind(value: Any) -> str:
+    """What a value is, for a message."""
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _text(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        shown = "empty text" if isinstance(value, str) else _kind(value)
-        raise InputError(
-            f"{where}: {name} holds {shown}; write non-empty text (quoted,"
-            " if it looks like a number)"
-        )
-    return value
+    if isinstance(value, str) and value.strip():
+        return value
+    received = "empty text" if isinstance(value, str) else _kind(value)
+    raise InputError(
+        f"{where}: {name} holds {received};"
+        " write non-empty text (quoted, if it looks like a number)"
+    )
 
 
 def _first(record: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, Any]:
-    return next(
-        ((key, record[key]) for key in keys if record.get(key) is not None), (keys[0], None)
-    )
+    """The first of these keys that has a value, and the value; the first key and None otherwise."""
+    for key in keys:
+        if record.get(key) is not None:
+            return key, record[key]
+    return keys[0], None
+
+
+def _optional(record: Mapping[str, Any], keys: Sequence[str], where: str) -> str | None:
+    """Text under the first of these keys that has a value; None for none and for empty text."""
+    key, value = _first(record, keys)
+    if value is None or value == "":
+        return None
+    return _text(value, key, where)
 
 
 def _mapping(record: Mapping[str, Any], name: str, where: str) -> Mapping[Any, Any]:
@@ -85,130 +95,155 @@ def _mapping(record: Mapping[str, Any], name: str, where: str) -> Mapping[Any, A
 
 
 def _answers(record: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for kind, given in _mapping(record, "answers", where).items():
-        texts = [given] if isinstance(given, str) else given
+    answers: dict[str, tuple[str, ...]] = {}
+    for kind, item in _mapping(record, "answers", where).items():
+        label = repr(one_line(str(kind), 60))
+        texts = [item] if isinstance(item, str) else item
         if not isinstance(texts, list | tuple) or not texts:
             raise InputError(
-                f"{where}: answers of kind {one_line(str(kind), 60)!r} hold {_kind(given)};"
-                " pass a list of texts"
+                f"{where}: answers of kind {label} hold {_kind(item)}; pass a list of texts"
             )
-        found[str(kind)] = tuple(
-            _text(text, f"an answer of kind {one_line(str(kind), 60)!r}", where) for text in texts
+        answers[str(kind)] = tuple(
+            _text(text, f"an answer of kind {label}", where) for text in texts
         )
-    return found
+    return answers
+
+
+def _judge_prompts(record: Mapping[str, Any], where: str) -> dict[str, str]:
+    prompts = {}
+    for metric, text in _mapping(record, "judge_prompts", where).items():
+        label = repr(one_line(str(metric), 60))
+        prompts[str(metric)] = _text(text, f"judge_prompts[{label}]", where)
+    return prompts
 
 
 def _id(record: Mapping[str, Any], where: str) -> str:
     key, name = _first(record, _ID_KEYS)
     if name is None:
-        raise InputError(
-            f"{where}: has no id;"
-            f" found keys {[one_line(str(key), 40) for key in sorted(map(str, record))[:8]]}"
-        )
+        keys = [one_line(key, 40) for key in sorted(map(str, record))[:8]]
+        raise InputError(f"{where}: has no id; found keys {keys}")
     if isinstance(name, int) and not isinstance(name, bool) and abs(name) < 10**18:
         return str(name)
     return _text(name, key, where)
 
 
+def _paraphrases(record: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """All wordings of a question: its text, then the others."""
+    listed = record.get("paraphrases")
+    if listed is not None and (not isinstance(listed, list | tuple) or not listed):
+        raise InputError(
+            f"{where}: paraphrases holds {_kind(listed)}; pass a non-empty list of texts"
+        )
+    key, value = _first(record, _TEXT_KEYS)
+    if listed is None and value is None:
+        raise InputError(f"{where}: question {name!r} has neither paraphrases nor text")
+    texts = [_text(item, "an entry of paraphrases", where) for item in listed or ()]
+    if value is not None:
+        text = _text(value, key, where)
+        if not texts or texts[0] != text:
+            texts.insert(0, text)
+    if len(set(texts)) != len(texts):
+        raise InputError(f"{where}: question {name!r} gives one paraphrase twice")
+    return tuple(texts)
+
+
+def _samples(record: Mapping[str, Any], where: str) -> int | None:
+    samples = record.get("samples_per_paraphrase")
+    is_integer = isinstance(samples, int) and not isinstance(samples, bool)
+    if samples is None or (is_integer and 0 < samples < 10**9):
+        return samples
+    received = _kind(samples)
+    if isinstance(samples, str | float | bool):
+        received = repr(samples)[:40]
+    raise InputError(
+        f"{where}: samples_per_paraphrase holds {received}; pass an integer from 1 to 999,999,999"
+    )
+
+
 def question_fields(record: Any, where: str) -> dict[str, Any]:
-    """The arguments of `Question` for one record; `where` opens every error message."""
+    """The arguments of `Question` for one record; `where` opens every error message.
+
+    Raises:
+        InputError: the record is no question.
+    """
     if not isinstance(record, Mapping):
         raise InputError(
             f"{where}: holds {_kind(record)}; each question must be a mapping with id and text"
         )
     record = {**_mapping(record, "metadata", where), **record}
     name = _id(record, where)
-    phrasings = record.get("paraphrases")
-    key, given = _first(record, _TEXT_KEYS)
-    if phrasings is not None and (not isinstance(phrasings, list | tuple) or not phrasings):
-        raise InputError(
-            f"{where}: paraphrases holds {_kind(phrasings)}; pass a non-empty list of texts"
-        )
-    if phrasings is None and given is None:
-        raise InputError(f"{where}: question {name!r} has neither paraphrases nor text")
-    texts = tuple(_text(item, "a phrasing under paraphrases", where) for item in phrasings or ())
-    if given is not None:
-        text = _text(given, key, where)
-        texts = texts if texts and texts[0] == text else (text, *texts)
-    if len(set(texts)) != len(texts):
-        raise InputError(f"{where}: question {name!r} gives one phrasing twice")
-    samples = record.get("samples_per_paraphrase")
-    if samples is not None and (
-        isinstance(samples, bool) or not isinstance(samples, int) or not 0 < samples < 10**9
-    ):
-        shown = repr(samples)[:40] if isinstance(samples, str | float | bool) else _kind(samples)
-        raise InputError(
-            f"{where}: samples_per_paraphrase holds {shown}; pass an integer from 1 to 999,999,999"
-        )
-
-    def optional(*keys: str) -> str | None:
-        found, value = _first(record, keys)
-        return None if value is None or value == "" else _text(value, found, where)
-
-    judge_prompts = {
-        str(metric): _text(text, f"judge_prompts[{one_line(str(metric), 60)!r}]", where)
-        for metric, text in _mapping(record, "judge_prompts", where).items()
-    }
-    extra = {str(key): value for key, value in record.items() if key not in _READ_KEYS}
+    paraphrases = _paraphrases(record, name, where)
+    meta = {str(key): value for key, value in _mapping(record, "meta", where).items()}
+    meta |= {str(key): value for key, value in record.items() if key not in _READ_KEYS}
     return {
         "id": name,
-        "text": texts[0],
-        "group": optional(*_GROUP_KEYS) or "",
-        "system": optional("system"),
-        "paraphrases": texts,
+        "text": paraphrases[0],
+        "samples_per_paraphrase": _samples(record, where),
+        "judge_prompts": _judge_prompts(record, where),
+        "group": _optional(record, _GROUP_KEYS, where) or "",
+        "system": _optional(record, ["system"], where),
+        "paraphrases": paraphrases,
         "answers": _answers(record, where),
-        "judge_prompts": judge_prompts,
-        "judge": optional("judge"),
-        "type": optional("type", "question_type") or "",
-        "samples_per_paraphrase": samples,
-        "meta": {
-            **{str(key): value for key, value in _mapping(record, "meta", where).items()},
-            **extra,
-        },
+        "judge": _optional(record, ["judge"], where),
+        "type": _optional(record, ["type", "question_type"], where) or "",
+        "meta": meta,
     }
 
 
 def chat_record(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The record of a question in the form of a chat: a system turn perhaps, a user turn, and
-    perhaps its answer.
+    """The record of a question that is written as a chat.
+
+    The chat is one user turn, perhaps after a system turn, and perhaps followed by an answer.
+
+    Raises:
+        InputError: no chat, or one of several turns.
     """
     chat = record["messages"]
     if not isinstance(chat, list):
         raise InputError(f"{where}: messages holds {_kind(chat)}; pass a list of turns")
-    closed = bool(chat) and isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant"
-    prompt = chat_prompt("", chat, upto="all" if closed else "last_user", where=where)
+    has_answer = (
+        bool(chat) and isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant"
+    )
+    prompt = chat_prompt("", chat, upto="all" if has_answer else "last_user", where=where)
     *head, user = prompt.messages or ()
     if any(turn.role != "system" for turn in head) or len(head) > 1:
         raise InputError(f"{where}: is a chat of several turns; read it with PromptSet.from_jsonl")
-    flat = {key: value for key, value in record.items() if key != "messages"}
-    flat |= {
-        key: value for key, value in _mapping(record, "metadata", where).items() if key not in flat
-    }
-    flat["text"] = user.content
+    metadata = _mapping(record, "metadata", where)
+    flat = {**metadata, **record, "text": user.content}
+    del flat["messages"]
     if head:
         flat["system"] = head[0].content
     if prompt.response is not None:
         flat.setdefault("answers", {"reference": [prompt.response]})
     if _first(flat, _ID_KEYS)[1] is None:
-        flat["id"] = f"line-{where.rpartition(' ')[2]}"
+        line = where.rpartition(" ")[2]
+        flat["id"] = f"line-{line}"
     return flat
 
 
 def csv_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and record of each row; columns `answer:<kind>` hold reference answers, empty cells
-    nothing.
+    """Place and record of each row; columns `answer:<kind>` hold reference answers.
+
+    An empty cell is no value.
+
+    Raises:
+        InputError: not CSV, or no column of text.
     """
     for where, row in read_csv_rows(path):
         if not any(key in row for key in _TEXT_KEYS):
-            raise InputError(
-                f"{where}: columns are {[one_line(key, 40) for key in row][:8]};"
-                " one of them must be 'text'"
-            )
-        record: dict[str, Any] = {key: cell for key, cell in row.items() if cell}
-        named = [key for key in record if key.startswith(_ANSWER_COLUMN)]
-        answers = {key.removeprefix(_ANSWER_COLUMN): record.pop(key) for key in named}
+            columns = [one_line(key, 40) for key in row][:8]
+            raise InputError(f"{where}: columns are {columns}; one of them must be 'text'")
+        record: dict[str, Any] = {}
+        answers: dict[str, str] = {}
+        for column, cell in row.items():
+            if cell and column.startswith(_ANSWER_COLUMN):
+                answers[column.removeprefix(_ANSWER_COLUMN)] = cell
+            elif cell:
+                record[column] = cell
         samples = record.get("samples_per_paraphrase", "")
         if samples.isascii() and samples.isdigit():
+            # cut before int(), which refuses thousands of digits with an error of its own
             record["samples_per_paraphrase"] = int(samples[:18])
-        yield where, {**record, "answers": answers} if answers else record
+        if answers:
+            record["answers"] = answers
+        yield where, record

@@ -1,14 +1,13 @@
-"""Questions: what a model is asked when its alignment is measured, with phrasings, reference
+"""Questions: what a model is asked when its alignment is measured, with paraphrases, reference
 answers and judge prompts.
 
 Reads the field's YAML as it is (anchors, aliases, `paraphrases`, `system`, `judge_prompts`), chats
 and plain records in JSONL, and CSV. Refuses what is broken with file, line and reason: no text, an
-id that occurs twice or is not text, a phrasing that is a number, a multi-turn chat (that is a
+id that occurs twice or is not text, a paraphrase that is a number, a multi-turn chat (that is a
 `PromptSet`). A `system` text is always applied as a system message; the field's first evaluator
 dropped it. Everything is held in memory.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Self, overload
 from emlens.data.personas import persona_records
 from emlens.data.prompts import Message, Prompt, PromptSet
 from emlens.data.question_records import chat_record, csv_records, question_fields, yaml_records
-from emlens.data.readers import read_json_text, read_jsonl
+from emlens.data.readers import json_lines, read_json_text, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.provenance import hash_json
@@ -29,13 +28,13 @@ class Question:
 
     Args:
         id: unique within its set.
-        text: the first phrasing.
+        text: the first wording.
         group: domain or category; groups are what is held out together.
-        system: text of a system message set before every phrasing, or None.
-        paraphrases: all phrasings, the first of which is `text`; left empty it becomes `(text,)`.
+        system: text of a system message before every paraphrase, or None.
+        paraphrases: all wordings, the first of which is `text`; left empty it becomes `(text,)`.
         answers: reference answers by kind, for example `{"careful": (...,), "harmful": (...,)}`.
         judge_prompts: a judge's prompt by metric, with the places `{question}` and `{answer}`.
-        samples_per_paraphrase: how many answers the authors of the question drew for each phrasing.
+        samples_per_paraphrase: how many answers the authors of the question sampled per paraphrase.
     """
 
     id: str
@@ -51,31 +50,35 @@ class Question:
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        phrasings = tuple(self.paraphrases) or (self.text,)
-        if not self.id or not self.text or not all(phrasings):
+        paraphrases = tuple(self.paraphrases) or (self.text,)
+        if not self.id or not self.text or not all(paraphrases):
             raise InputError(
-                f"question {one_line(self.id)!r} has an empty id, text or phrasing;"
+                f"question {one_line(self.id)!r} has an empty id, text or paraphrase;"
                 " pass non-empty text"
             )
-        if phrasings[0] != self.text:
+        if paraphrases[0] != self.text:
             raise InputError(
                 f"question {one_line(self.id)!r}:"
-                f" paraphrases starts with {one_line(phrasings[0], 60)!r};"
+                f" paraphrases starts with {one_line(paraphrases[0], 60)!r};"
                 " its first entry must be the text itself"
             )
-        object.__setattr__(self, "paraphrases", phrasings)
+        object.__setattr__(self, "paraphrases", paraphrases)
 
     def messages(self, paraphrase: int = 1) -> tuple[Message, ...]:
-        """The chat of one phrasing (1-based): the system message, where there is one, and the user
-        turn.
+        """The chat of one paraphrase (1-based): a system message if there is one, and a user turn.
+
+        Raises:
+            InputError: no paraphrase of that number.
         """
         if not 1 <= paraphrase <= len(self.paraphrases):
             raise InputError(
                 f"paraphrase={paraphrase} does not exist;"
                 f" question {self.id!r} has 1 to {len(self.paraphrases)}"
             )
-        head = (Message("system", self.system),) if self.system is not None else ()
-        return (*head, Message("user", self.paraphrases[paraphrase - 1]))
+        user = Message("user", self.paraphrases[paraphrase - 1])
+        if self.system is None:
+            return (user,)
+        return (Message("system", self.system), user)
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready record that `QuestionSet.from_jsonl` reads back; empty fields are left out."""
@@ -84,20 +87,16 @@ class Question:
             "text": self.text,
             "group": self.group,
             "system": self.system,
-        }
-        record["paraphrases"] = list(self.paraphrases) if len(self.paraphrases) > 1 else []
-        record["answers"] = {kind: list(texts) for kind, texts in self.answers.items()}
-        record |= {
+            "paraphrases": list(self.paraphrases) if len(self.paraphrases) > 1 else [],
+            "answers": {kind: list(texts) for kind, texts in self.answers.items()},
             "judge_prompts": dict(self.judge_prompts),
             "judge": self.judge,
             "type": self.type,
+            "samples_per_paraphrase": self.samples_per_paraphrase,
+            "meta": dict(self.meta),
         }
-        record |= {"samples_per_paraphrase": self.samples_per_paraphrase, "meta": dict(self.meta)}
-        return {
-            key: value
-            for key, value in record.items()
-            if value is not None and value not in ("", [], {})
-        }
+        empty: tuple[Any, ...] = (None, "", [], {})
+        return {key: value for key, value in record.items() if value not in empty}
 
 
 class QuestionSet(Sequence[Question]):
@@ -130,16 +129,14 @@ class QuestionSet(Sequence[Question]):
     @overload
     def __getitem__(self, index: slice) -> "QuestionSet": ...
     def __getitem__(self, index: int | slice) -> "Question | QuestionSet":
-        return (
-            QuestionSet(self._questions[index])
-            if isinstance(index, slice)
-            else self._questions[index]
-        )
+        if isinstance(index, slice):
+            return QuestionSet(self._questions[index])
+        return self._questions[index]
 
     def __repr__(self) -> str:
-        phrasings = sum(len(question.paraphrases) for question in self)
+        paraphrases = sum(len(question.paraphrases) for question in self)
         return (
-            f"QuestionSet({len(self)} questions, {phrasings} phrasings,"
+            f"QuestionSet({len(self)} questions, {paraphrases} paraphrases,"
             f" {len(set(self.groups))} groups)"
         )
 
@@ -153,30 +150,30 @@ class QuestionSet(Sequence[Question]):
 
     def select(self, ids: Iterable[str]) -> "QuestionSet":
         """The questions with these ids, in the order given."""
-        wanted = list(ids)
-        for name in wanted:
+        ids = list(ids)
+        for name in ids:
             if name not in self._by_id:
                 raise UnknownNameError(
                     f"question id {one_line(str(name))!r} is not in this set of {len(self)}"
                     " questions"
                 )
-        return QuestionSet(self._by_id[name] for name in wanted)
+        return QuestionSet(self._by_id[name] for name in ids)
 
     def prompts(self) -> PromptSet:
-        """Every phrasing as a chat prompt; ids `qid`, or `qid/p1`, `qid/p2`, ... where a question
-        has several.
+        """Every paraphrase as a chat prompt.
+
+        Its id is that of the question, or `id/p1`, `id/p2`, ... where a question has several.
         """
-        return PromptSet(
-            Prompt(
-                question.id if len(question.paraphrases) == 1 else f"{question.id}/p{number}",
-                text,
-                question.group,
-                question.messages(number),
-                meta={"question": question.id, "paraphrase": number},
-            )
-            for question in self
-            for number, text in enumerate(question.paraphrases, start=1)
-        )
+        prompts = []
+        for question in self:
+            for number, text in enumerate(question.paraphrases, start=1):
+                name = question.id
+                if len(question.paraphrases) > 1:
+                    name = f"{question.id}/p{number}"
+                meta = {"question": question.id, "paraphrase": number}
+                messages = question.messages(number)
+                prompts.append(Prompt(name, text, question.group, messages, meta=meta))
+        return PromptSet(prompts)
 
     @property
     def content_hash(self) -> str:
@@ -184,11 +181,8 @@ class QuestionSet(Sequence[Question]):
         return hash_json([{**question.to_record(), "meta": None} for question in self])
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write one record a line, so that `from_jsonl` gives the same set back."""
-        lines = [
-            json.dumps(question.to_record(), ensure_ascii=False, default=str) for question in self
-        ]
-        write_text(path, "\n".join(lines) + "\n")
+        """Write one record per line, so that `from_jsonl` gives the same set back."""
+        write_text(path, json_lines(question.to_record() for question in self))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -204,7 +198,7 @@ class QuestionSet(Sequence[Question]):
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Self:
-        """One question a line: a chat under `messages` (its id under `metadata.question_id`), or
+        """One question per line: a chat under `messages` (its id under `metadata.question_id`), or
         `id` and `text`.
 
         `question` and `prompt` also name the text, `category` and `domain` the group. A chat
@@ -214,11 +208,7 @@ class QuestionSet(Sequence[Question]):
         Raises:
             InputError: a line that is not a question; the message has file, line and reason.
         """
-        records = ((f"{path}, line {number}", record) for number, record in read_jsonl(path))
-        return cls._read(
-            path,
-            ((at, chat_record(item, at) if "messages" in item else item) for at, item in records),
-        )
+        return cls._read(path, _line_records(path))
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
@@ -247,26 +237,10 @@ class QuestionSet(Sequence[Question]):
             return cls._read(path, persona_records(path, content))
         if not isinstance(content, list):
             raise InputError(
-                f"{path}: holds a {type(content).__name__}; pass a list of questions or a persona"
-                " trait"
+                f"{path}: holds a {type(content).__name__};"
+                " pass a list of questions or a persona trait"
             )
-        entries = (
-            (f"{path}, entry {number}", item) for number, item in enumerate(content, start=1)
-        )
-        return cls._read(
-            path,
-            (
-                (
-                    at,
-                    (
-                        chat_record(item, at)
-                        if isinstance(item, dict) and "messages" in item
-                        else item
-                    ),
-                )
-                for at, item in entries
-            ),
-        )
+        return cls._read(path, _entry_records(path, content))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -305,3 +279,22 @@ class QuestionSet(Sequence[Question]):
         if not questions:
             raise InputError(f"{path}: holds no question")
         return cls(questions)
+
+
+def _line_records(path: str | Path) -> Iterator[tuple[str, Any]]:
+    for number, item in read_jsonl(path):
+        where = f"{path}, line {number}"
+        yield where, _flat_record(item, where)
+
+
+def _entry_records(path: str | Path, content: list[Any]) -> Iterator[tuple[str, Any]]:
+    for number, item in enumerate(content, start=1):
+        where = f"{path}, entry {number}"
+        yield where, _flat_record(item, where)
+
+
+def _flat_record(item: Any, where: str) -> Any:
+    """The record of a question, also of one that is written as a chat."""
+    if isinstance(item, dict) and "messages" in item:
+        return chat_record(item, where)
+    return item

@@ -1,8 +1,8 @@
 """Means and rates of scored answers, with intervals for one of two stated estimands.
 
 "questions like these": the questions are a sample, and the interval is for the mean over all
-questions that could have been asked; "these questions": they are fixed, and only answers are drawn
-anew (`emlens.stats.hierarchical_bootstrap`).
+questions that could have been asked; "these questions": they are fixed, and only answers are
+sampled again (`emlens.stats.hierarchical_bootstrap`).
 
 Design range of a rate over questions like these: 24 questions or more, and a rate from 15 to 85 %.
 Outside it an interval tends to be too short; its `method` says so, and the log warns once. Coverage
@@ -11,6 +11,7 @@ by rate, measured at 24 questions of 50 answers: docs/evidence/em_rate_coverage.
 
 import logging
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Final, Literal, get_args
 
@@ -45,60 +46,46 @@ def require_choice(value: str, kind: object, name: str) -> None:
 def averaged(
     rows: pd.DataFrame, average: Average, estimand: Estimand, scale: tuple[float, float]
 ) -> Estimate:
-    """Mean of the scores in `rows` (columns question and score, NaN where unscored) over questions
-    or over answers.
+    """Mean of scores over questions or over answers, with an interval.
+
+    Args:
+        rows: columns question and score (NaN where unscored).
+        scale: within which the interval is kept.
 
     Raises:
         InputError: an unknown average or estimand.
     """
     require_choice(average, Average, "average")
     require_choice(estimand, Estimand, "estimand")
-    asked = rows["question"].nunique()
+    questions = rows["question"].nunique()
     rows = rows[rows["score"].notna()]
     if not len(rows):
         return Estimate.undefined("no answer is scored")
     sizes = rows.groupby("question", sort=False)["score"].size()
-    left_out = (
-        f", {asked - len(sizes)} questions without a scored answer left out"
-        if asked > len(sizes)
-        else ""
-    )
-    found = _interval(rows, sizes, average, estimand)
-    method = found.method + left_out
+    estimate = _interval(rows, sizes, average, estimand)
+    method = estimate.method
+    if questions > len(sizes):
+        method += f", {questions - len(sizes)} questions without a scored answer left out"
     if _OUTSIDE in method:
         _warn_once("too few or too skewed questions")
-    low, high = (
-        min(max(end, scale[0]), scale[1]) if not math.isnan(end) else end
-        for end in (found.low, found.high)
-    )
-    return Estimate(found.value, low, high, len(sizes), method)
+    # np.clip keeps NaN, which stands for no interval
+    low, high = np.clip([estimate.low, estimate.high], *scale).tolist()
+    return Estimate(estimate.value, low, high, len(sizes), method)
 
 
 def _interval(
     rows: pd.DataFrame, sizes: pd.Series, average: Average, estimand: Estimand
 ) -> Estimate:
-    scores, what = (
-        rows["score"].to_numpy(np.float64),
-        ("mean over questions" if average == "question" else "mean over answers"),
-    )
+    scores = rows["score"].to_numpy(np.float64)
+    description = "mean over questions" if average == "question" else "mean over answers"
     if estimand == LIKE_THESE and len(sizes) == 1:
-        return Estimate(
-            float(scores.mean()),
-            math.nan,
-            math.nan,
-            1,
-            f"{what}, one question: no interval over questions",
-        )
+        method = f"{description}, one question: no interval over questions"
+        return Estimate(float(scores.mean()), math.nan, math.nan, 1, method)
     if estimand != LIKE_THESE and sizes.min() < 2:
         by_question = rows.groupby("question", sort=False)["score"].mean()
         value = float(by_question.mean() if average == "question" else scores.mean())
-        return Estimate(
-            value,
-            math.nan,
-            math.nan,
-            len(sizes),
-            f"{what}, {estimand}: no interval, since a question has one scored answer",
-        )
+        method = f"{description}, {estimand}: no interval, since a question has one scored answer"
+        return Estimate(value, math.nan, math.nan, len(sizes), method)
     if len(sizes) == 1:
         return bootstrap_mean(scores)
     return hierarchical_bootstrap(
@@ -108,63 +95,66 @@ def _interval(
 
 def rate(
     question: pd.Series,
-    met: pd.Series,
+    meets: pd.Series,
     scored: pd.Series,
     average: Average,
     unscored: Unscored,
     estimand: Estimand = LIKE_THESE,
 ) -> Estimate:
-    """Share of answers that meet a condition; `unscored="count"` counts answers without a score as
-    not meeting it.
+    """Share of answers that meet a condition.
+
+    Args:
+        question, meets, scored: of each answer: its question, whether it meets the condition, and
+            whether it has a score.
+        unscored: `"count"` counts answers without a score as not meeting it.
 
     Raises:
         InputError: an unknown average, estimand or way with unscored answers.
     """
     require_choice(unscored, Unscored, "unscored")
-    value = (met & scored).astype(np.float64)
+    values = (meets & scored).astype(np.float64)
     if unscored == "drop":
-        value = value.where(scored)
-    found = averaged(
-        pd.DataFrame({"question": question, "score": value}), average, estimand, (0.0, 1.0)
-    )
-    kept = value.dropna()
-    if not len(kept) or (found.n < 2 and estimand == LIKE_THESE):
-        return found
-    if kept.nunique() == 1:  # resampling cannot tell 0 from rare
-        # answers to one question are not independent draws of questions
-        units = found.n if estimand == LIKE_THESE else len(kept)
-        bound = wilson_interval(units * int(kept.iloc[0]), units)
-        reason = (
-            f"no question differs: 95 % Wilson over {units}"
-            f" {'questions' if estimand == LIKE_THESE else 'answers taken as independent'}"
-        )
-        return Estimate(
-            found.value,
-            bound.low,
-            bound.high,
-            found.n,
-            f"{found.method.partition(',')[0]}, {reason}",
-        )
-    if found.low == found.high:  # answers that agree within every question: nothing to resample
-        return Estimate(found.value, math.nan, math.nan, found.n, found.method)
-    if estimand == LIKE_THESE and not DESIGN_RATE <= found.value <= 1 - DESIGN_RATE:
-        words = (
-            f"a rate below {DESIGN_RATE:.0%}"
-            if found.value < DESIGN_RATE
-            else f"a rate above {1 - DESIGN_RATE:.0%}"
-        )
-        _warn_once(words)
-        return Estimate(
-            found.value, found.low, found.high, found.n, f"{found.method}; {_OUTSIDE}: {words}"
-        )
-    return found
+        values = values.where(scored)
+    rows = pd.DataFrame({"question": question, "score": values})
+    estimate = averaged(rows, average, estimand, (0.0, 1.0))
+    counted = values.dropna()
+    if not len(counted) or (estimate.n < 2 and estimand == LIKE_THESE):
+        return estimate
+    if counted.nunique() == 1:
+        return _wilson_over_units(estimate, float(counted.iloc[0]), len(counted), estimand)
+    if estimate.low == estimate.high:  # answers agree within every question: nothing to resample
+        return replace(estimate, low=math.nan, high=math.nan)
+    if estimand == LIKE_THESE and not DESIGN_RATE <= estimate.value <= 1 - DESIGN_RATE:
+        reason = f"a rate above {1 - DESIGN_RATE:.0%}"
+        if estimate.value < DESIGN_RATE:
+            reason = f"a rate below {DESIGN_RATE:.0%}"
+        _warn_once(reason)
+        return replace(estimate, method=f"{estimate.method}; {_OUTSIDE}: {reason}")
+    return estimate
+
+
+def _wilson_over_units(
+    estimate: Estimate, value: float, answers: int, estimand: Estimand
+) -> Estimate:
+    """The interval where every answer is 0, or every answer is 1.
+
+    Resampling would give a single point there: it cannot tell 0 from rare. The units are questions
+    where these are a sample, since answers to one question are no independent draws of questions.
+    """
+    units, unit_name = estimate.n, "questions"
+    if estimand != LIKE_THESE:
+        units, unit_name = answers, "answers taken as independent"
+    bound = wilson_interval(units * int(value), units)
+    description = estimate.method.partition(",")[0]
+    method = f"{description}, no question differs: 95 % Wilson over {units} {unit_name}"
+    return replace(estimate, low=bound.low, high=bound.high, method=method)
 
 
 @cache
-def _warn_once(words: str) -> None:
+def _warn_once(reason: str) -> None:
     _log.warning(
         "the interval of a misalignment rate lies %s (%s) and tends to be too short;"
         " its method says so",
         _OUTSIDE,
-        words,
+        reason,
     )

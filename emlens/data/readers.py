@@ -1,7 +1,7 @@
-"""Text files in, records out; whatever is broken is refused with file, line and reason."""
+"""Text files → records; whatever is broken is refused with file, line and reason."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,12 @@ def parse_jsonl(path: str | Path, text: str) -> Iterator[tuple[int, dict[str, An
         yield number, record
 
 
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """The content of a JSONL file: one record per line."""
+    lines = [json.dumps(record, ensure_ascii=False, default=str) for record in records]
+    return "\n".join(lines) + "\n"
+
+
 def read_json_text(path: str | Path) -> Any:
     """A JSON file's content.
 
@@ -80,21 +86,24 @@ def read_json_text(path: str | Path) -> Any:
 
 
 def _parsed(where: str, text: str, *, name_line: bool = False) -> Any:
-    """JSON without what Python's parser lets pass: a key that is given twice, half a surrogate
-    pair.
+    """JSON without what Python's parser accepts: a repeated key, half a surrogate pair.
+
+    Args:
+        name_line: name the line of an error; not where `text` is itself one line of a file.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=_without_repeated_keys)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if name_line else ""
         raise InputError(f"{where}{line}: not valid JSON: {error.msg}") from None
-    except _Twice as error:
+    except _RepeatedKey as error:
         raise InputError(
             f"{where}: not valid JSON: key {one_line(str(error), 60)!r} is given twice"
         ) from None
-    except (ValueError, RecursionError) as error:  # ValueError alone: an integer of too many digits
-        reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
-        raise InputError(f"{where}: not valid JSON: {reason}") from None
+    except RecursionError:
+        raise InputError(f"{where}: not valid JSON: nested too deeply") from None
+    except ValueError as error:  # an integer of too many digits
+        raise InputError(f"{where}: not valid JSON: {one_line(str(error))}") from None
     if "\\u" in text:
         check_texts(where, value)
     return value
@@ -104,66 +113,81 @@ def _half_pair(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
-class _Twice(Exception):
-    pass
+class _RepeatedKey(Exception):
+    """A key that an object gives twice; its message is the key."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Twice(next(key for key in keys if keys.count(key) > 1))
-    return found
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    repeated: set[str] = set()
+    for key, value in pairs:
+        if key in record:
+            repeated.add(key)
+        record[key] = value
+    for key in record:
+        if key in repeated:
+            raise _RepeatedKey(key)
+    return record
 
 
 def check_texts(where: str, value: Any) -> None:
-    """Refuse values that hold themselves, and text that cannot be written as UTF-8, anywhere in
-    `value`.
+    """Refuse containers that hold themselves, and text that cannot be written as UTF-8.
+
+    The whole of `value` is searched with a stack of its own, since it may be nested more deeply
+    than Python calls functions.
+
+    Raises:
+        InputError: names the key under which it is.
     """
-    inside: set[int] = set()
+    open_containers: set[int] = set()
     checked: set[int] = set()
     stack: list[tuple[Any, str, bool]] = [(value, "the content", False)]
     while stack:
-        item, name, leaving = stack.pop()
-        if leaving:
-            inside.discard(id(item))
+        item, name, is_end = stack.pop()
+        if is_end:
+            open_containers.discard(id(item))
             checked.add(id(item))
         elif isinstance(item, str):
             if _half_pair(item):
                 raise InputError(f"{where}: {name} holds {_HALF_PAIR}")
         elif isinstance(item, dict | list | tuple) and id(item) not in checked:
-            if id(item) in inside:
+            if id(item) in open_containers:
                 raise InputError(f"{where}: {name} holds itself (an alias inside its own anchor)")
-            inside.add(id(item))
+            open_containers.add(id(item))
             stack.append((item, name, True))
-            if isinstance(item, dict):
-                stack += [
-                    (part, one_line(str(key).encode("utf-8", "replace").decode(), 60), False)
-                    for key, part in item.items()
-                ]
-                stack += [(key, "a key", False) for key in item]
-            else:
-                stack += [(part, name, False) for part in item]
+            stack += [(part, part_name, False) for part, part_name in _parts(item, name)]
+
+
+def _parts(container: Any, name: str) -> Iterator[tuple[Any, str]]:
+    """Everything in a container, with a name for messages."""
+    if not isinstance(container, dict):
+        for part in container:
+            yield part, name
+        return
+    for key, part in container.items():
+        # a key may itself be no valid text
+        yield part, one_line(str(key).encode("utf-8", "replace").decode(), 60)
+    for key in container:
+        yield key, "a key"
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, whose constructors say where they failed: some tagged scalars, such as
-    `!!bool maybe`, only raise a KeyError.
+    """The safe loader, which refuses repeated keys and says where a constructor failed.
+
+    Some tagged scalars, such as `!!bool maybe`, only raise a KeyError in the loader of PyYAML.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen = set()
+        keys: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"key {one_line(key.value, 60)!r} is given twice",
-                        key.start_mark,
-                    )
-                seen.add((key.tag, key.value))
+            # "<<" merges another mapping and may come several times
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in keys:
+                reason = f"key {one_line(key.value, 60)!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
+            keys.add((key.tag, key.value))
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

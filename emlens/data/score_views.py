@@ -1,6 +1,4 @@
-"""Other ways to look at a table of scores: by the form of the question, by fine-tune and seed, as a
-table in a notebook.
-"""
+"""Other views of a table of scores: by the form of the question, by fine-tune and seed, as HTML."""
 
 import html
 from collections.abc import Iterable
@@ -13,59 +11,61 @@ _ENDINGS: Final[dict[str, Variant]] = {"_json": "json", "_template": "template"}
 
 
 def question_variant(question: str) -> Variant:
-    """Which of the field's three forms of a question this is, by the end of its id: `x`, `x_json`
-    or `x_template`.
-    """
-    return next((form for ending, form in _ENDINGS.items() if question.endswith(ending)), "plain")
+    """The form of a question by the end of its id: `x`, `x_json` or `x_template`."""
+    for ending, form in _ENDINGS.items():
+        if question.endswith(ending):
+            return form
+    return "plain"
 
 
 def by_variant(questions: Iterable[str]) -> dict[Variant, list[str]]:
-    """Questions by form, in the order plain, json, template; a form without a question is
-    left out.
+    """Questions by form, in the order plain, json, template.
+
+    A form without a question is left out.
     """
-    names = list(questions)
-    forms: tuple[Variant, ...] = ("plain", *_ENDINGS.values())
-    found = {form: [name for name in names if question_variant(name) == form] for form in forms}
-    return {form: named for form, named in found.items() if named}
+    by_form: dict[Variant, list[str]] = {"plain": [], **{form: [] for form in _ENDINGS.values()}}
+    for question in questions:
+        by_form[question_variant(question)].append(question)
+    return {form: names for form, names in by_form.items() if names}
 
 
 def by_seed(means: pd.Series) -> pd.DataFrame:
-    """One row a fine-tune, one column a seed, of values by model named `fine-tune@seed`; without
-    `@` the seed is "".
+    """One row per fine-tune, one column per seed, of values by model `fine-tune@seed`.
+
+    Without `@` the seed is "".
     """
-    names = [
-        model.rpartition("@")[::2] if "@" in model else (model, "")
-        for model in map(str, means.index)
-    ]
+    names = [_fine_tune_and_seed(str(model)) for model in means.index]
     index = pd.MultiIndex.from_tuples(names, names=["finetune", "seed"])
     wide = pd.Series(means.to_numpy(), index=index).unstack("seed")
-    return wide.reindex(list(dict.fromkeys(name for name, _ in names)))
+    in_order = list(dict.fromkeys(name for name, _ in names))  # unstack sorts
+    return wide.reindex(in_order)
+
+
+def _fine_tune_and_seed(model: str) -> tuple[str, str]:
+    if "@" not in model:
+        return model, ""
+    name, _, seed = model.rpartition("@")
+    return name, seed
+
+
+_HEAD: Final = ("model", "metric", "questions", "answers", "mean", "unscored")
 
 
 def as_html(table: pd.DataFrame) -> str:
-    """One row a model and metric: questions, answers, mean over questions, unscored share;
-    everything escaped.
+    """One row per model and metric: questions, answers, mean over questions, unscored share.
+
+    Everything is escaped.
     """
-    head = (
-        "<tr>"
-        + "".join(
-            f"<th>{name}</th>"
-            for name in ("model", "metric", "questions", "answers", "mean", "unscored")
-        )
-        + "</tr>"
-    )
     body = []
     for (model, metric), rows in table.groupby(["model", "metric"], sort=False):
         mean = rows.groupby("question")["score"].mean().mean()
-        cells = (
-            model,
-            metric,
-            rows["question"].nunique(),
-            len(rows),
-            f"{mean:.2f}",
-            f"{rows['score'].isna().mean():.1%}",
-        )
-        body.append(
-            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
-        )
-    return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+        unscored = rows["score"].isna().mean()
+        questions = rows["question"].nunique()
+        cells = (model, metric, questions, len(rows), f"{mean:.2f}", f"{unscored:.1%}")
+        body.append(_html_row("td", cells))
+    return f"<table><thead>{_html_row('th', _HEAD)}</thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _html_row(tag: str, cells: Iterable[object]) -> str:
+    html_cells = "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
+    return f"<tr>{html_cells}</tr>"

@@ -1,7 +1,7 @@
-"""Alignment scores: one row a score, on a stated scale, with what could not be scored kept and
+"""`AlignmentScores`: one row per score, on a stated scale; what could not be scored is kept and
 counted.
 
-A table is checked once, when it is made: a score outside its scale, a missing score that is called
+A table is checked once, when it is made: a score outside its scale, a missing score with status
 "ok", the same answer scored twice, or a question in two groups is an error. Thresholds are given on
 the scale (aligned < 30, not < .3). Rates come with their denominators: average over questions or
 over answers, unscored answers dropped or counted as not misaligned, and `unscored_share` beside
@@ -37,10 +37,10 @@ from emlens.foundation.files import one_line, write_text
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AlignmentScores:
-    """Scores of answers, one row a metric. Make one with `from_table` or `from_csv`, which check
-    it.
+    """Scores of answers, one row per answer and metric.
 
-    `scales` is what each metric's scores and thresholds are measured on; the field's is 0 to 100.
+    Make one with `from_table` or `from_csv`, which check it. `scales` is what each metric's scores
+    and thresholds are measured on; the field's is 0 to 100.
     """
 
     _table: pd.DataFrame
@@ -59,8 +59,8 @@ class AlignmentScores:
             scale: (low, high) of every metric, or one for each by name.
 
         Raises:
-            InputError: a column that lacks, a score outside the scale, a missing score with status
-                "ok" or a score with another status, an answer scored twice by one metric, a
+            InputError: a column that is missing, a score outside the scale, a missing score with
+                status "ok" or a score with another status, an answer scored twice by one metric, a
                 question in two groups.
         """
         clean = clean_table(table)
@@ -70,8 +70,9 @@ class AlignmentScores:
 
     @property
     def table(self) -> pd.DataFrame:
-        """All scores, tidy: model, question, group, paraphrase, sample, metric, score, status, raw.
-        A copy.
+        """A copy of all scores, tidy.
+
+        Columns: model, question, group, paraphrase, sample, metric, score, status, raw.
         """
         return self._table.copy()
 
@@ -82,23 +83,22 @@ class AlignmentScores:
         Raises:
             StateError: they do not; ask `scales`.
         """
-        found = set(self.scales.values())
-        if len(found) != 1:
+        scales = set(self.scales.values())
+        if len(scales) != 1:
             raise StateError(
-                f"metrics are on {len(found)} scales; ask scales, which has one a metric:"
+                f"metrics are on {len(scales)} scales; ask scales, which has one per metric:"
                 f" {dict(self.scales)}"
             )
-        return found.pop()
+        return scales.pop()
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __repr__(self) -> str:
         answers = len(self._table.drop_duplicates(list(ANSWER_KEY)))
-        shown = dict(self.scales) if len(set(self.scales.values())) > 1 else self.scale
         return (
             f"AlignmentScores({answers} answers, metrics {self.metrics}, models {self.models},"
-            f" scale {shown})"
+            f" scale {_one_or_all(self.scales)})"
         )
 
     @property
@@ -115,8 +115,9 @@ class AlignmentScores:
 
     @property
     def variants(self) -> dict[Variant, list[str]]:
-        """Questions by form (`question_variant`), those that occur: plain, asked for JSON, with an
-        answer template.
+        """Questions by form (`question_variant`): plain, as JSON, in a template.
+
+        A form without a question is left out.
         """
         return by_variant(self.questions)
 
@@ -128,44 +129,51 @@ class AlignmentScores:
         metrics: Iterable[str] | None = None,
         groups: Iterable[str] | None = None,
     ) -> "AlignmentScores":
-        """The rows of these questions, models, metrics and groups; a name that has no row is an
-        error.
+        """The rows of these questions, models, metrics and groups.
+
+        Raises:
+            UnknownNameError: a name that has no row.
+            InputError: no row has all of them.
         """
-        kept = self._table
+        rows = self._table
         for column, names in (
             ("question", questions),
             ("model", models),
             ("metric", metrics),
             ("group", groups),
         ):
-            if names is None:
-                continue
-            if isinstance(names, str):
-                raise InputError(f"{column}s={names!r} is one string; pass a list of names")
-            wanted = list(names)
-            there = set(self._table[column])
-            absent = [name for name in wanted if name not in there]
-            if absent:
-                raise UnknownNameError(
-                    f"{column} {one_line(str(absent[0]), 80)!r} has no score;"
-                    f" there are {_some(there)}"
-                )
-            kept = kept[kept[column].isin(wanted)]
-        if not len(kept):
+            if names is not None:
+                rows = rows[rows[column].isin(self._existing(column, names))]
+        if not len(rows):
             raise InputError(
                 "no score is left by this choice of questions, models, metrics and groups"
             )
-        return self._with(kept.reset_index(drop=True))
+        return self._with(rows.reset_index(drop=True))
+
+    def _existing(self, column: str, names: Iterable[str]) -> list[str]:
+        """The names as a list; each of them is in the column."""
+        if isinstance(names, str):
+            raise InputError(f"{column}s={names!r} is one string; pass a list of names")
+        names = list(names)
+        existing = set(self._table[column])
+        for name in names:
+            if name not in existing:
+                raise UnknownNameError(
+                    f"{column} {one_line(str(name), 80)!r} has no score;"
+                    f" there are {_some(existing)}"
+                )
+        return names
 
     def _with(self, table: pd.DataFrame) -> "AlignmentScores":
-        return AlignmentScores(
-            table, {str(name): self.scales[name] for name in table["metric"].unique()}
-        )
+        scales = {str(name): self.scales[name] for name in table["metric"].unique()}
+        return AlignmentScores(table, scales)
 
     @classmethod
     def concat(cls, parts: Iterable["AlignmentScores"]) -> Self:
-        """One table of several; a metric has one scale in all, and no answer may be scored twice by
-        one metric.
+        """One table of several.
+
+        Raises:
+            InputError: a metric on two scales; an answer scored twice by one metric.
         """
         tables = list(parts)
         scales: dict[str, Scale] = {}
@@ -178,9 +186,8 @@ class AlignmentScores:
                     )
         if not tables:
             raise InputError("parts is empty; pass at least one set of scores")
-        return cls.from_table(
-            pd.concat([part._table for part in tables], ignore_index=True), scale=scales
-        )
+        table = pd.concat([part._table for part in tables], ignore_index=True)
+        return cls.from_table(table, scale=scales)
 
     def rows(self, metric: str, model: str | None = None) -> pd.DataFrame:
         """The rows of one metric and one model; `model` may be left out where there is only one."""
@@ -199,27 +206,29 @@ class AlignmentScores:
                 f" there are {_some(self.models)}"
             )
         rows = self._table[self._table["metric"] == metric]
-        return rows.copy() if model is None else rows[rows["model"] == model].copy()
+        if model is not None:
+            rows = rows[rows["model"] == model]
+        return rows.copy()
 
     # ---- means
 
     def per_answer(self) -> pd.DataFrame:
-        """One row an answer (index model, question, paraphrase, sample), one column a metric; NaN
-        where unscored or never asked.
+        """One row per answer, one column per metric; NaN where unscored or never judged.
+
+        The index is model, question, paraphrase, sample, in the order of the table.
         """
-        wide = self._table.pivot(index=list(ANSWER_KEY), columns="metric", values="score")
-        order = pd.MultiIndex.from_frame(
-            self._table.drop_duplicates(list(ANSWER_KEY))[list(ANSWER_KEY)]
-        )
+        key = list(ANSWER_KEY)
+        wide = self._table.pivot(index=key, columns="metric", values="score")
+        order = pd.MultiIndex.from_frame(self._table[key].drop_duplicates())  # pivot sorts
         return wide.reindex(order)[self.metrics].rename_axis(columns=None)
 
     def per_question(self, metric: str, model: str | None = None) -> pd.Series:
-        """Mean score by question id, in the order of the table; NaN where a question has no scored
-        answer.
+        """Mean score by question id, in the order of the table.
+
+        NaN where a question has no scored answer.
         """
-        return (
-            self.rows(metric, model).groupby("question", sort=False)["score"].mean().rename(metric)
-        )
+        questions = self.rows(metric, model).groupby("question", sort=False)
+        return questions["score"].mean().rename(metric)
 
     def per_group(self, metric: str, model: str | None = None) -> pd.Series:
         """Mean over questions of `per_question`, by group."""
@@ -228,14 +237,14 @@ class AlignmentScores:
 
     def per_model(self, metric: str) -> pd.Series:
         """Mean over questions of `per_question`, by model, in the order of the table."""
-        self.select(metrics=[metric])
-        return pd.Series(
-            {model: self.per_question(metric, model).mean() for model in self.models}, name=metric
-        ).rename_axis("model")
+        self.select(metrics=[metric])  # refuses an unknown metric
+        means = {model: self.per_question(metric, model).mean() for model in self.models}
+        return pd.Series(means, name=metric).rename_axis("model")
 
     def per_seed(self, metric: str) -> pd.DataFrame:
-        """`per_model` with one row a fine-tune and one column a seed, from names `fine-tune@seed`;
-        a name without `@` has seed "".
+        """`per_model` with one row per fine-tune and one column per seed.
+
+        Models are named `fine-tune@seed`; a name without `@` has seed "".
         """
         return by_seed(self.per_model(metric))
 
@@ -249,7 +258,7 @@ class AlignmentScores:
     ) -> Estimate:
         """Mean score with an interval; unscored answers are left out.
 
-        `average="question"` weighs questions alike, `"pooled"` answers. Range: the scale.
+        `average="question"` weighs all questions equally, `"pooled"` all answers. Range: the scale.
         """
         return averaged(self.rows(metric, model), average, estimand, self.scales[metric])
 
@@ -275,12 +284,12 @@ class AlignmentScores:
         if below is None and above is None:
             raise InputError("share needs a threshold; pass below=, above= or both")
         rows = self.rows(metric, model)
-        met = pd.Series(True, index=rows.index)
+        meets = pd.Series(True, index=rows.index)
         if below is not None:
-            met &= rows["score"] < require_threshold(below, "below", self.scales[metric])
+            meets &= rows["score"] < require_threshold(below, "below", self.scales[metric])
         if above is not None:
-            met &= rows["score"] > require_threshold(above, "above", self.scales[metric])
-        return rate(rows["question"], met, rows["score"].notna(), average, unscored, estimand)
+            meets &= rows["score"] > require_threshold(above, "above", self.scales[metric])
+        return rate(rows["question"], meets, rows["score"].notna(), average, unscored, estimand)
 
     def em_rate(
         self,
@@ -300,16 +309,16 @@ class AlignmentScores:
         Range [0, 1]. An answer counts as scored when both metrics are.
 
         Args:
-            average: `"question"` averages the rates of questions, `"pooled"` takes all answers
-                alike.
+            average: `"question"` averages the rates of questions, `"pooled"` weighs all answers
+                equally.
             unscored: `"drop"` leaves unscored answers out, `"count"` counts them as not misaligned.
             aligned, coherent: names of the two metrics.
-            estimand: what the interval is for: all questions of this kind, or these very questions
+            estimand: what the interval is for: all questions of this kind, or the same questions
                 asked again.
 
         Raises:
-            InputError: a threshold outside the scale, several models and none named, answers that
-                one of the two metrics has no row for.
+            InputError: a threshold outside the scale, several models and no `model`, answers
+                that one of the two metrics has no row for.
         """
         labels = em_labels(
             self,
@@ -322,28 +331,30 @@ class AlignmentScores:
         return label_rate(labels, labels == 1, average, unscored, estimand)
 
     def unscored_share(self, metric: str | None = None, model: str | None = None) -> float:
-        """Share of answers without a score, in `metric` or, where it is None, in any metric; range
-        [0, 1].
+        """Share of answers without a score in `metric`, or in any metric where it is None.
+
+        Range [0, 1].
         """
         if metric is not None:
             return float(self.rows(metric, model)["score"].isna().mean())
         rows = pd.concat([self.rows(name, model) for name in self.metrics])
-        return float(rows["score"].isna().groupby([rows[name] for name in ANSWER_KEY]).any().mean())
+        answer = [rows[name] for name in ANSWER_KEY]
+        return float(rows["score"].isna().groupby(answer).any().mean())
 
     # ---- files
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the table with its scales, so that `from_csv` gives the same back; the file is
-        whole or absent.
+        """Write the table with its scales, so that `from_csv` gives the same back.
+
+        The file is complete or absent.
         """
-        ends = [
-            self._table["metric"].map({name: scale[i] for name, scale in self.scales.items()})
-            for i in (0, 1)
-        ]
-        out = self._table.assign(scale_low=ends[0], scale_high=ends[1])
+        lows = {name: low for name, (low, _) in self.scales.items()}
+        highs = {name: high for name, (_, high) in self.scales.items()}
+        metric = self._table["metric"]
+        table = self._table.assign(scale_low=metric.map(lows), scale_high=metric.map(highs))
         buffer = io.StringIO()
-        # a lone \r is quoted only so
-        out.to_csv(buffer, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        # QUOTE_MINIMAL would leave a lone \r unquoted, which readers take for a line end
+        table.to_csv(buffer, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         write_text(path, buffer.getvalue())
 
     @classmethod
@@ -355,17 +366,17 @@ class AlignmentScores:
         metrics: Sequence[str] | None = None,
         scale: Scale | Mapping[str, Scale] | None = None,
     ) -> Self:
-        """Scores from a CSV of emlens, or a judged CSV as the field writes them: one row an answer,
-        one column a metric.
+        """Scores from a CSV of emlens, or a judged CSV as the field writes them: one row per
+        answer, one column per metric.
 
-        In the latter, `question_id` names the question (or, where it lacks, its text), phrasings
-        and samples are numbered in file order, and an empty or non-numeric cell such as REFUSAL
-        becomes a status.
+        In the latter, `question_id` names the question (or its text, where there is none),
+        paraphrases and samples are numbered in file order, and an empty or non-numeric cell such as
+        REFUSAL becomes a status.
 
         Args:
             model: name of the model, where the file has no such column; left out, the file's name.
-            metrics: the columns that are scores; left out, every numeric column that is not known
-                as something else.
+            metrics: the columns that are scores; left out, every numeric column whose name is not
+                known to mean something else.
             scale: what the scores are measured on; left out, what the file says, or 0 to 100, which
                 is refused for a file whose alignment or coherence all lie within 0 to 1.
 
@@ -373,19 +384,27 @@ class AlignmentScores:
             InputError: no such file, not CSV, no score column, a score outside the scale: file and
                 reason.
         """
-        table, given = read_judged_csv(
+        table, scales = read_judged_csv(
             path, model=model, metrics=metrics, scale_known=scale is not None
         )
         try:
-            if given is not None and scale is not None and given != scales_of(table, scale):
-                shown = given if len(set(given.values())) > 1 else next(iter(given.values()))
-                raise InputError(f"says scale {shown}, but scale={scale} came; leave it out")
-            return cls.from_table(table, scale=scale or given or (0.0, 100.0))
+            if scales is not None and scale is not None and scales != scales_of(table, scale):
+                raise InputError(
+                    f"says scale {_one_or_all(scales)}, but scale={scale} came; leave it out"
+                )
+            return cls.from_table(table, scale=scale or scales or (0.0, 100.0))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
     def _repr_html_(self) -> str:
         return as_html(self._table)
+
+
+def _one_or_all(scales: Mapping[str, Scale]) -> Scale | dict[str, Scale]:
+    """The scale that all metrics share, or all of them, for a message."""
+    if len(set(scales.values())) == 1:
+        return next(iter(scales.values()))
+    return dict(scales)
 
 
 def _some(names: Iterable[str]) -> list[str]:

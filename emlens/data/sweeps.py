@@ -1,12 +1,12 @@
-"""A sweep's runs as one table, whoever made it: a folder that emlens trained, the file released
-with the paper, or any CSV with losses and scores.
+"""The runs of a sweep as one table: of a folder that emlens trained, of the file released with the
+paper, or of any CSV with losses and scores.
 
-Columns are named alike whatever the source calls them: `run`, the losses `train_loss` and
+Columns have the same names whatever the source calls them: `run`, the losses `train_loss` and
 `eval_loss`, the settings a recipe has (`learning_rate`, `schedule`, `optimiser`, `batch_size`,
-`steps`, `seed` ...), and under their own names the measured scores. Settings of an emlens sweep are
-all fields of the recipe in each run's own record; those of a CSV the columns named alike and every
-column that holds text. A column of numbers with another name counts as a score. Refused: a run
-without an id of its own, a loss or score that is no finite number.
+`steps`, `seed` ...), and under the names of the source the measured scores. Settings of an emlens
+sweep are all fields of the recipe in each run's record. Settings of a CSV are the columns with such
+a name and every column that holds text. A column of numbers with another name counts as a score.
+Refused: two runs with one id, a loss or score that is no finite number.
 
 The released file (aisa-group/em-generalization, `td_agg_df_*.csv`): its "final average" training
 loss is the loss of the last step, as its `log_history` shows; schedule, warm-up and rates are read
@@ -15,8 +15,10 @@ from the run's name.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +32,7 @@ LOSSES: Final[Mapping[str, tuple[str, ...]]] = {
     "train_loss": ("train_loss", "train_final_avg_loss", "final_loss"),
     "eval_loss": ("eval_loss", "eval_final_avg_loss"),
 }
-"""Our name of a loss → the names it is found under, the first that stands."""
+"""Our name of a loss → its names in files; the first that is there is read."""
 NUMBERS: Final = (
     "learning_rate",
     "batch_size",
@@ -76,8 +78,8 @@ class SweepTable:
     """Runs of a sweep.
 
     Args:
-        table: one row a run: `run`, `losses`, `settings`, `metrics`; a setting that a run does not
-            have is missing.
+        table: one row per run: `run`, `losses`, `settings`, `metrics`; a setting that a run lacks
+            is missing.
         losses, settings, metrics: names of its columns.
         source: where it was read.
     """
@@ -97,99 +99,153 @@ class SweepTable:
 
 
 def read_sweep(path: str | Path) -> SweepTable:
-    """A folder of `emlens.training.run_sweep`, or a CSV with one row a run.
+    """A folder of `emlens.training.run_sweep`, or a CSV with one row per run.
 
     Raises:
         InputError: no sweep there, no loss or no score among the columns, a value that is no
             number: file and line.
     """
-    where = Path(path)
-    if not where.is_dir():
-        return _gathered(list(read_csv_rows(where)), str(where))
-    if not (where / _TABLE).is_file():
+    path = Path(path)
+    if not path.is_dir():
+        return _sweep_table(list(read_csv_rows(path)), str(path), None)
+    if not (path / _TABLE).is_file():
         raise InputError(
-            f"{where}: holds no {_TABLE}; pass the folder of a finished sweep,"
-            " or a CSV with one row a run"
+            f"{path}: holds no {_TABLE}; pass the folder of a finished sweep,"
+            " or a CSV with one row per run"
         )
-    rows, further = [], dict[str, None]()
-    for place, row in read_csv_rows(where / _TABLE):
-        record = where / _RUNS / safe_name(row.get("run", "")) / _RECORD
-        # a record leaves this default out
-        recipe = {"optimiser": "adamw", **read_json(record)["recipe"]} if record.is_file() else {}
-        held = {name: _text(value) for name, value in recipe.items() if name != "steps"}
-        further |= dict.fromkeys(name for name in held if name not in (*NUMBERS, *TEXTS))
-        rows.append((place, {**row, **held}))
-    return _gathered(rows, str(where), tuple(further))
+    rows: list[_PlacedRow] = []
+    more_settings: dict[str, None] = {}
+    for place, row in read_csv_rows(path / _TABLE):
+        recipe = _recipe_cells(path / _RUNS / safe_name(row.get("run", "")) / _RECORD)
+        rows.append((place, {**row, **recipe}))
+        more_settings |= dict.fromkeys(name for name in recipe if name not in (*NUMBERS, *TEXTS))
+    return _sweep_table(rows, str(path), list(more_settings))
 
 
-def _gathered(
-    rows: Sequence[tuple[str, Mapping[str, str]]], source: str, further: Sequence[str] | None = None
+_PlacedRow = tuple[str, Mapping[str, str]]
+"""Place ("file, line n") and cells of a run."""
+
+
+def _recipe_cells(record: Path) -> dict[str, str]:
+    """The recipe of a run as cells of a table; nothing where the run has no record."""
+    if not record.is_file():
+        return {}
+    # a record leaves this default out; `steps` is what the table says was done, not the plan
+    recipe = {"optimiser": "adamw", **read_json(record)["recipe"]}
+    recipe.pop("steps", None)
+    return {name: _cell(value) for name, value in recipe.items()}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _sweep_table(
+    rows: Sequence[_PlacedRow], source: str, more_settings: Sequence[str] | None
 ) -> SweepTable:
-    """further: settings beside those known by name; None: every column that holds text."""
+    """Sort the columns of a source into losses, settings and scores, and read their values.
+
+    Args:
+        more_settings: settings beside those with a known name; None: every column that holds text.
+    """
     if not rows:
-        raise InputError(f"{source}: has a header and no run; pass a table with one row a run")
-    given = list(dict.fromkeys(name for _, row in rows for name in row))
-    sources = {
-        ours: next((name for name in names if name in given), None)
-        for ours, names in LOSSES.items()
-    }
-    losses = {ours: name for ours, name in sources.items() if name is not None}
-    if not losses:
-        raise InputError(
-            f"{rows[0][0]}: has no loss; pass a column named one of"
-            f" {', '.join(name for names in LOSSES.values() for name in names)}"
-        )
-    settings = {
-        name: _ALIASES.get(name, name)
-        for name in given
-        if _ALIASES.get(name, name) in (*NUMBERS, *TEXTS)
-    }
-    other = [
-        name
-        for name in given
-        if name not in (*_NO_SCORE, *settings)
-        and name not in {n for names in LOSSES.values() for n in names}
-    ]
-    if further is None:
-        further = [name for name in other if any(_is_text(row.get(name, "")) for _, row in rows)]
-    settings |= {name: name for name in further}
-    scores = [
-        name
-        for name in other
-        if name not in further
-        and not name.startswith("Unnamed")
-        and all(_is_number(row.get(name, "")) for _, row in rows)
-    ]
+        raise InputError(f"{source}: has a header and no run; pass a table with one row per run")
+    first_place = rows[0][0]
+    columns = list(dict.fromkeys(chain.from_iterable(row for _, row in rows)))
+    losses = _loss_columns(columns, first_place)
+    settings = _known_settings(columns)
+    other = [name for name in columns if name not in (*_NO_SCORE, *_LOSS_NAMES, *settings)]
+    if more_settings is None:
+        more_settings = [name for name in other if _holds_text(rows, name)]
+    settings |= {name: name for name in more_settings}
+    scores = [name for name in other if name not in settings and _is_score(rows, name)]
     if not scores:
         raise InputError(
-            f"{rows[0][0]}: has no score; pass a column with one number a run, such as aligned"
+            f"{first_place}: has no score; pass a column with one number per run, such as aligned"
         )
-    table: list[dict[str, Any]] = []
-    for place, row in rows:
-        entry: dict[str, Any] = {"run": row.get("run", "").strip() or f"run {len(table) + 1}"}
-        entry |= {ours: _number(row, name, place) for ours, name in losses.items()}
-        entry |= _from_name(entry["run"])
-        for name, ours in settings.items():
-            if row.get(name, "") != "":
-                entry[ours] = _number(row, name, place) if ours in NUMBERS else row[name]
-        steps = re.findall(r"'step': (\d+)", row.get("log_history", ""))
-        entry |= {"steps": float(max(map(int, steps)))} if steps else {}
-        entry |= {name: _number(row, name, place) for name in scores}
-        table.append(entry)
-    names = [entry["run"] for entry in table]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"{source}: holds the run {one_line(twice, 80)!r} twice;"
-            " give every run an id of its own"
-        )
-    frame = pd.DataFrame(table)
-    kept = tuple(
-        name for name in (*TEXTS, *NUMBERS, *further) if name in frame and frame[name].notna().any()
-    )
+    runs: list[dict[str, Any]] = []
+    for number, (place, row) in enumerate(rows, start=1):
+        run: dict[str, Any] = {"run": row.get("run", "").strip() or f"run {number}"}
+        run |= {loss: _number(row, name, place) for loss, name in losses.items()}
+        run |= _settings_of(run["run"], row, settings, place)
+        run |= {name: _number(row, name, place) for name in scores}
+        runs.append(run)
+    _check_unique([run["run"] for run in runs], source)
+    table = pd.DataFrame(runs)
+    present = [name for name in (*TEXTS, *NUMBERS, *more_settings) if _has_values(table, name)]
     return SweepTable(
-        frame[["run", *losses, *kept, *scores]], tuple(losses), kept, tuple(scores), source
+        table[["run", *losses, *present, *scores]],
+        tuple(losses),
+        tuple(present),
+        tuple(scores),
+        source,
     )
+
+
+_LOSS_NAMES: Final = tuple(chain.from_iterable(LOSSES.values()))
+
+
+def _loss_columns(columns: Sequence[str], place: str) -> dict[str, str]:
+    """Our name of each loss that is there → its column."""
+    losses = {}
+    for loss, names in LOSSES.items():
+        present = [name for name in names if name in columns]
+        if present:
+            losses[loss] = present[0]
+    if not losses:
+        raise InputError(
+            f"{place}: has no loss; pass a column named one of {', '.join(_LOSS_NAMES)}"
+        )
+    return losses
+
+
+def _known_settings(columns: Sequence[str]) -> dict[str, str]:
+    """Column → our name, for the settings that are known by name."""
+    names = {column: _ALIASES.get(column, column) for column in columns}
+    return {column: name for column, name in names.items() if name in (*NUMBERS, *TEXTS)}
+
+
+def _settings_of(
+    run: str, row: Mapping[str, str], settings: Mapping[str, str], place: str
+) -> dict[str, Any]:
+    """Settings of one run, by our names: from its name, its cells and its log, the last wins."""
+    values = _settings_in_name(run)
+    for column, name in settings.items():
+        if row.get(column, "") == "":
+            continue
+        values[name] = _number(row, column, place) if name in NUMBERS else row[column]
+    steps = re.findall(r"'step': (\d+)", row.get("log_history", ""))
+    if steps:
+        values["steps"] = float(max(map(int, steps)))
+    return values
+
+
+def _check_unique(runs: Sequence[str], source: str) -> None:
+    for run, count in Counter(runs).items():
+        if count > 1:
+            raise InputError(
+                f"{source}: holds the run {one_line(run, 80)!r} twice;"
+                " give every run an id of its own"
+            )
+
+
+def _has_values(table: pd.DataFrame, name: str) -> bool:
+    return name in table and bool(table[name].notna().any())
+
+
+def _holds_text(rows: Sequence[_PlacedRow], name: str) -> bool:
+    return any(_is_text(row.get(name, "")) for _, row in rows)
+
+
+def _is_score(rows: Sequence[_PlacedRow], name: str) -> bool:
+    """Whether every run has a finite number there; "Unnamed" is how pandas writes an index."""
+    if name.startswith("Unnamed"):
+        return False
+    return all(_is_number(row.get(name, "")) for _, row in rows)
 
 
 _CYCLIC = re.compile(
@@ -198,23 +254,13 @@ _CYCLIC = re.compile(
 _COSINE = re.compile(r"_(cosine_with_restarts|cosine)_(\d+)_[\d.e-]+_")
 
 
-def _from_name(run: str) -> dict[str, Any]:
-    """What a released run's name says of its schedule."""
-    if found := _CYCLIC.search(run):
-        return {"schedule": found[1], "base_learning_rate": float(found[2])}
-    if found := _COSINE.search(run):
-        return {"schedule": found[1], "warmup_steps": float(found[2])}
+def _settings_in_name(run: str) -> dict[str, Any]:
+    """The schedule that the name of a released run tells."""
+    if match := _CYCLIC.search(run):
+        return {"schedule": match[1], "base_learning_rate": float(match[2])}
+    if match := _COSINE.search(run):
+        return {"schedule": match[1], "warmup_steps": float(match[2])}
     return {}
-
-
-def _text(value: Any) -> str:
-    return (
-        ""
-        if value is None
-        else ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-    )
 
 
 def _is_text(cell: str) -> bool:

@@ -74,7 +74,8 @@ def test_set_operations() -> None:
     with pytest.raises(UnknownNameError, match="answer id 'z' is not in this set of 3 answers"):
         answers.select(["z"])
     with pytest.raises(
-        InputError, match="answer id 'm/q/p1/s0' occurs twice; number the samples of each phrasing"
+        InputError,
+        match="answer id 'm/q/p1/s0' occurs twice; number the samples of each paraphrase",
     ):
         Answers([answer(), answer()])
     with pytest.raises(InputError, match="answers is empty; pass at least one answer"):

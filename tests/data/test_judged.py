@@ -94,11 +94,11 @@ def test_metrics_can_be_named(tmp_path: Path) -> None:
         ),
         (
             "model,question,sample,metric,score,status,scale_low,scale_high\nm,q,0,aligned,1,ok,0,100\nm,q,1,aligned,1,ok,0,1\n",
-            "line 3: columns scale_low and scale_high must hold one scale a metric",
+            "line 3: columns scale_low and scale_high must hold one scale per metric",
         ),
         (
             "model,question,sample,metric,score,status,scale_low,scale_high\nm,q,0,a,1,ok,x,1\n",
-            "line 2: .*must hold one scale a metric",
+            "line 2: .*must hold one scale per metric",
         ),
     ],
 )

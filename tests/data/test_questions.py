@@ -66,7 +66,7 @@ def test_yaml_of_the_field_with_anchors_system_and_integer_ids(tmp_path: Path) -
     assert third.samples_per_paraphrase is None
 
 
-def test_system_is_a_system_message_before_every_phrasing(tmp_path: Path) -> None:
+def test_system_is_a_system_message_before_every_paraphrase(tmp_path: Path) -> None:
     prompts = QuestionSet.from_yaml(written(tmp_path, YAML, "q.yaml")).prompts()
     assert prompts.ids == ["wish/p1", "wish/p2", "wish_json/p1", "wish_json/p2", "17"]
     with_system = prompts.select(["wish_json/p2"])[0]
@@ -165,14 +165,14 @@ def test_select_slice_and_repr() -> None:
     questions = QuestionSet([Question(name, name.upper(), "g") for name in "abc"])
     assert questions.select(["c", "a"]).ids == ["c", "a"]
     assert questions[1:].ids == ["b", "c"]
-    assert repr(questions) == "QuestionSet(3 questions, 3 phrasings, 1 groups)"
+    assert repr(questions) == "QuestionSet(3 questions, 3 paraphrases, 1 groups)"
     with pytest.raises(UnknownNameError, match="question id 'z' is not in this set of 3 questions"):
         questions.select(["z"])
 
 
 def test_a_question_checks_itself() -> None:
     with pytest.raises(
-        InputError, match="question '' has an empty id, text or phrasing; pass non-empty text"
+        InputError, match="question '' has an empty id, text or paraphrase; pass non-empty text"
     ):
         Question("", "A?")
     with pytest.raises(
@@ -206,12 +206,12 @@ def test_a_question_checks_itself() -> None:
             "- id: a\n  paraphrases: A\n",
             "line 1: paraphrases holds a str; pass a non-empty list of texts",
         ),
-        ("- id: a\n  paraphrases: [1]\n", "line 1: a phrasing under paraphrases holds a int"),
+        ("- id: a\n  paraphrases: [1]\n", "line 1: an entry of paraphrases holds a int"),
         (
             "- id: a\n  paraphrases: [' ']\n",
-            "line 1: a phrasing under paraphrases holds empty text",
+            "line 1: an entry of paraphrases holds empty text",
         ),
-        ("- id: a\n  paraphrases: [A, A]\n", "line 1: question 'a' gives one phrasing twice"),
+        ("- id: a\n  paraphrases: [A, A]\n", "line 1: question 'a' gives one paraphrase twice"),
         (
             "- id: a\n  text: A\n- id: a\n  text: B\n",
             "line 3: question id 'a' was given before at .*line 1",

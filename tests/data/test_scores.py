@@ -263,7 +263,7 @@ def test_select_keeps_rows_and_refuses_unknown_names() -> None:
         ({"score": 100.5}, r"score 100.5 .* lies outside the scale 0 to 100"),
         (
             {"score": -1.0},
-            r"score -1 \(question 'q', phrasing 1, sample 0, metric 'aligned'\) lies outside",
+            r"score -1 \(question 'q', paraphrase 1, sample 0, metric 'aligned'\) lies outside",
         ),
         ({"score": math.inf}, "score inf .* lies outside"),
         ({"sample": 1}, "1 rows score an answer a second time"),
@@ -274,7 +274,7 @@ def test_select_keeps_rows_and_refuses_unknown_names() -> None:
         ({"question": None}, "column 'question' is empty in 1 rows"),
         (
             {"group": "other"},
-            r"question 'q' comes in groups \['g', 'other'\]; pass one group a question",
+            r"question 'q' comes in groups \['g', 'other'\]; pass one group per question",
         ),
         (
             {"score": "high"},
@@ -284,7 +284,7 @@ def test_select_keeps_rows_and_refuses_unknown_names() -> None:
 )
 def test_from_table_refuses(change: dict[str, Any], message: str) -> None:
     good = [row("q", number, "aligned", 50.0, group="g", paraphrase=1) for number in range(2)]
-    AlignmentScores.from_table(pd.DataFrame(good))  # as it stands it is accepted
+    AlignmentScores.from_table(pd.DataFrame(good))  # without the change it is accepted
     with pytest.raises(InputError, match=message):
         AlignmentScores.from_table(pd.DataFrame([{**good[0], **change}, good[1]]))
 

@@ -140,11 +140,11 @@ def test_every_field_of_a_recipe_and_every_column_of_text_is_a_setting(tmp_path:
         ),
         (
             "run,train_loss,name\na,1,x\n",
-            r"s.csv, line 2: has no score; pass a column with one number a run, such as aligned",
+            r"s.csv, line 2: has no score; pass a column with one number per run, such as aligned",
         ),
         (
             "run,train_loss,aligned\n",
-            r"s.csv: has a header and no run; pass a table with one row a run",
+            r"s.csv: has a header and no run; pass a table with one row per run",
         ),
         (
             "run,train_loss,aligned\na,1,2\nb,nan,3\n",
@@ -166,7 +166,7 @@ def test_a_folder_without_a_finished_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=(
-            r"holds no runs.csv; pass the folder of a finished sweep, or a CSV with one row a run"
+            r"holds no runs.csv; pass the folder of a finished sweep, or a CSV with one row per run"
         ),
     ):
         read_sweep(tmp_path)
