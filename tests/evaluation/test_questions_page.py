@@ -11,6 +11,6 @@ def test_snippets_run(repository: Path) -> None:
     for snippet in snippets:
         exec(compile(snippet, "docs/questions.md", "exec"), names)
     assert len(snippets) == 2
-    assert "questions.yaml, line 7: a phrasing under paraphrases holds a int" in str(
+    assert "questions.yaml, line 7: an entry of paraphrases holds a int" in str(
         names["refused"]
     )
