@@ -11,6 +11,4 @@ def test_snippets_run(repository: Path) -> None:
     for snippet in snippets:
         exec(compile(snippet, "docs/questions.md", "exec"), names)
     assert len(snippets) == 2
-    assert "questions.yaml, line 7: an entry of paraphrases holds a int" in str(
-        names["refused"]
-    )
+    assert "questions.yaml, line 7: an entry of paraphrases holds a int" in str(names["refused"])
