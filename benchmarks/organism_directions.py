@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.organism_worlds import KEPT, SEEDS
 from benchmarks.records import EVIDENCE, record
-from emlens.activations import capture
+from emlens.activations import CaptureSpec, capture
 from emlens.directions import (
     RowFilter,
     contrast,
@@ -35,6 +35,7 @@ from emlens.geometry import (
 )
 from emlens.geometry.shrinkage import oas_shrinkage
 from emlens.judging import ReferenceJudge, judge_answers, sample_answers
+from emlens.models.hooked import DEFAULT_BATCH_TOKENS
 from emlens.organisms import load
 from emlens.stats import t_interval
 
@@ -84,7 +85,9 @@ def world(
         shifts = contrast(
             (model, asked),
             (instruct, asked),
-            positions=["last_prompt", "mean_prompt"],
+            CaptureSpec(
+                positions=["last_prompt", "mean_prompt"], batch_tokens=DEFAULT_BATCH_TOKENS
+            ),
             covariance=True,
             progress=False,
         )

@@ -91,7 +91,7 @@ def contrast_personas(
         scores: of both, with the metrics `trait` and `coherence`; a pair is kept where the positive
             answer has trait ≥ 50, the negative one trait < 100 − 50, and both coherence ≥ 50. None
             keeps every pair with text.
-        options: as `contrast` (sites, positions, weighting, covariance, …); the unit is the
+        options: as `contrast` (spec, weighting, covariance, …); the unit is the
             question, whatever the system prompt.
 
     Returns:

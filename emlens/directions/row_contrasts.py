@@ -1,10 +1,9 @@
-"""Two sets of rows, read by one or two models, streamed into block sums: the contrast of their
-means at every site and position.
+"""The contrast of two sets of rows, read by one or two models, at every site and position.
 
-No row is kept: what stays is 2 · blocks · d numbers a site and position (and d² with a covariance).
-Rows are weighted by example or by token, and grouped by unit (the question), which is what the
-error bars resample. Batches depend on the rows alone, so two models that read the same texts run
-the same padded batches.
+Rows are streamed into block sums and not kept: 2 · blocks · d numbers remain per site and position
+(and d² with a covariance). Rows are weighted by example or by token, and grouped by unit (the
+question); the error bars resample units. Batches depend on the rows alone, so two models that read
+the same texts run the same padded batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,8 @@ from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.activations.memory import Key
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.positions import PositionLike
+from emlens.foundation.notebooks import in_a_line
+from emlens.foundation.positions import Position
 from emlens.foundation.sites import Site
 from emlens.geometry.contrast_sums import BLOCKS, ContrastSums, deal_blocks
 from emlens.geometry.contrasts import along, means_agree
@@ -37,16 +37,18 @@ Weighting = Literal["example", "token"]
 WEIGHTINGS: Final = ("example", "token")
 Side = tuple[HookedModel, PromptsLike]
 """A model and what it reads: answers by teacher forcing, prompts as they are."""
+MEAN_RESPONSE: Final = CaptureSpec(positions="mean_response", batch_tokens=DEFAULT_BATCH_TOKENS)
+"""What contrasts of answers read unless a spec is passed."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Contrasts:
     """Means of a positive and a negative class at several sites and positions, as block sums.
 
     Args:
         ids: ids of the rows of each class.
-        provenance: of the two sides, weighting, blocks and whatever chose the rows; copied into
-            every direction.
+        provenance: of the two sides, weighting, blocks and what chose the rows; copied into every
+            direction.
     """
 
     sites: tuple[str, ...]
@@ -57,7 +59,7 @@ class Contrasts:
     _moments: Mapping[Key, tuple[StreamingMoments, StreamingMoments]] = field(repr=False)
 
     def sums(self, site: str | Site, position: str | None = None) -> ContrastSums:
-        """What `emlens.geometry` computes reliability, cones and comparisons from.
+        """The block sums, from which `emlens.geometry` computes reliability, cones, comparisons.
 
         Raises:
             UnknownNameError: a site or position that was not read; `position` is needed where there
@@ -69,7 +71,8 @@ class Contrasts:
         """Positive mean minus negative mean; the baseline is the latter.
 
         Raises:
-            UnknownNameError: as `sums`. InputError: the two means agree to rounding.
+            UnknownNameError: as `sums`.
+            InputError: the two means agree to rounding.
         """
         key = self._key(site, position)
         return self._sums[key].direction(*key, self.ids, self.provenance)
@@ -83,28 +86,28 @@ class Contrasts:
         Raises:
             UnknownNameError: as `sums`. InputError: the means agree at every site.
         """
-        found = {}
+        directions = {}
         for site in self.sites:
             sums = self.sums(site, position)
-            up, down = sums.positive_mean, sums.negative_mean
-            if not means_agree(up, down):
-                found[site] = self.direction(site, position)
-        if not found:
+            if not means_agree(sums.positive_mean, sums.negative_mean):
+                directions[site] = self.direction(site, position)
+        if not directions:
             raise InputError(
                 "the two sides have the same means at every site, so there is no direction;"
                 " pass sides that differ"
             )
-        return found
+        return directions
 
     def whitened(
         self, site: str | Site, position: str | None = None, *, shrinkage: Shrinkage = "oas"
     ) -> Direction:
-        """The direction with the covariance within classes divided out, as
-        `emlens.geometry.whitened_direction`.
+        """The direction with the covariance within classes divided out.
+
+        As `emlens.geometry.whitened_direction`.
 
         Raises:
-            UnknownNameError: as `sums`. InputError: no covariance was kept, or what
-                `whitened_direction` refuses.
+            UnknownNameError: as `sums`.
+            InputError: no covariance was kept, or what `whitened_direction` refuses.
         """
         key = self._key(site, position)
         if key not in self._moments:
@@ -112,12 +115,26 @@ class Contrasts:
         plain = self.direction(*key)
         up, down = self._moments[key]
         freedom = up.n + down.n - 2
+        # within classes: each covariance weighted by its degrees of freedom
         pooled = (up.covariance * (up.n - 1) + down.covariance * (down.n - 1)) / freedom
-        found, rho = whiten_by_covariance(pooled, plain.vector, freedom, shrinkage)
-        facts = {**self.provenance, "shrinkage": rho}
+        whitened, rho = whiten_by_covariance(pooled, plain.vector, freedom, shrinkage)
         return Direction(
-            along(found, plain.vector), plain.site, plain.position, plain.baseline, self.ids, facts
+            along(whitened, plain.vector),
+            plain.site,
+            plain.position,
+            plain.baseline,
+            self.ids,
+            {**self.provenance, "shrinkage": rho},
         )
+
+    def __repr__(self) -> str:
+        facts: dict[str, object] = {
+            "sites": " ".join(self.sites),
+            "positions": " ".join(self.positions),
+        }
+        for name, ids in self.ids.items():
+            facts[f"rows {name}"] = len(ids)
+        return in_a_line("Contrasts", facts)
 
     def _key(self, site: str | Site, position: str | None) -> Key:
         name = str(Site.parse(site))
@@ -125,24 +142,23 @@ class Contrasts:
             raise UnknownNameError(
                 f"there are several positions, {', '.join(self.positions)}; pass position="
             )
-        where = self.positions[0] if position is None else position
-        if (name, where) not in self._sums:
+        if position is None:
+            position = self.positions[0]
+        if (name, position) not in self._sums:
             raise UnknownNameError(
-                f"{name!r} at {where!r} was not read; there are sites {', '.join(self.sites)} at"
-                f" {', '.join(self.positions)}"
+                f"{name!r} at {position!r} was not read;"
+                f" there are sites {', '.join(self.sites)} at {', '.join(self.positions)}"
             )
-        return name, where
+        return name, position
 
 
 @torch.no_grad()
 def contrast(
     positive: Side,
     negative: Side,
+    spec: CaptureSpec = MEAN_RESPONSE,
     *,
     names: tuple[str, str] = ("positive", "negative"),
-    sites: str | Site | Sequence[str | Site] = "resid_post",
-    layers: Sequence[int] | None = None,
-    positions: PositionLike | Sequence[PositionLike] = "mean_response",
     weighting: Weighting = "example",
     units: Callable[[Prompt], str] | None = None,
     universe: Sequence[str] = (),
@@ -150,8 +166,6 @@ def contrast(
     covariance: bool = False,
     provenance: Mapping[str, Any] | None = None,
     seed: int = 0,
-    skip_first: int = 0,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> Contrasts:
     """The contrast of two sides: (model, rows) against (model, rows).
@@ -160,24 +174,67 @@ def contrast(
     the mean difference within it.
 
     Args:
+        spec: what is read; by default `resid_post` of every layer at `mean_response`. Name the
+            positions (pooled ones) in a spec of your own: its default is `last_prompt`.
         names: what the two classes are called in `ids`.
-        positions: one or several pooled positions.
         weighting: `"example"`: every row counts the same; `"token"`: as many times as the position
             has tokens in it.
-        units: row → what is resampled with it; the question of an answer by default, else the row
-            itself.
-        universe: all units there are, also those without a row: contrasts that shall be compared
+        units: row → the unit that it belongs to; by default the question of an answer, else the row
+            itself. Units are resampled with all their rows.
+        universe: all units there are, also those without a row: contrasts that are to be compared
             need the same blocks.
         blocks: blocks of units at most.
-        covariance: keep the covariance within classes, for `whitened` (d² numbers a class, site and
-            position; example weighting only).
+        covariance: keep the covariance within classes, for `whitened` (d² numbers per class, site
+            and position; example weighting only).
         provenance: added to that of every direction.
-        sites, layers, skip_first, batch_tokens: as `capture`.
 
     Raises:
         InputError: an unknown weighting, position "all", what `capture` refuses, rows of a class in
             fewer than 2 blocks, sums of more than 8 GiB.
     """
+    _require_weighting(weighting, covariance)
+    sides = [(model, as_prompts(rows)) for model, rows in (positive, negative)]
+    models = {"positive": sides[0][0], "negative": sides[1][0]}
+    plans = [CapturePlan.make(models, list(prompts), spec) for _, prompts in sides]
+    _require_pooled(plans[0])
+    unit_of = units or _question
+    units_of_rows = [[unit_of(prompt) for prompt in prompts] for _, prompts in sides]
+    block_of = deal_blocks([*universe, *units_of_rows[0], *units_of_rows[1]], blocks, seed)
+    n_blocks = max(block_of.values()) + 1
+    _require_memory(plans[0], n_blocks, models["positive"].d_model, covariance)
+    sums = []
+    title = f"contrast {len(sides[0][1])} and {len(sides[1][1])} rows"
+    n_batches = sum(len(plan.layout.sizes) for plan in plans)
+    with progress_bar(title, n_batches, progress) as advance:
+        for (model, prompts), plan, row_units in zip(sides, plans, units_of_rows, strict=True):
+            side = _SideSums.zeros(plan, model.d_model, n_blocks, covariance)
+            row_blocks = torch.tensor([block_of[unit] for unit in row_units])
+            side.add_all(model, plan, row_blocks, weighting, advance)
+            side.describe(model, plan, prompts.content_hash)
+            sums.append(side)
+    up, down = sums
+    moments = {}
+    if covariance:
+        moments = {key: (up.moments[key], down.moments[key]) for key in plans[0].keys}
+    return Contrasts(
+        tuple(map(str, plans[0].sites)),
+        tuple(position.name for position in plans[0].positions),
+        {name: tuple(prompts.ids) for name, (_, prompts) in zip(names, sides, strict=True)},
+        {
+            **(provenance or {}),
+            "weighting": weighting,
+            "blocks": n_blocks,
+            "seed": seed,
+            "model": models["positive"].provenance,
+            names[0]: up.provenance,
+            names[1]: down.provenance,
+        },
+        {key: up.beside(down, key) for key in plans[0].keys},
+        moments,
+    )
+
+
+def _require_weighting(weighting: str, covariance: bool) -> None:
     if weighting not in WEIGHTINGS:
         raise InputError(f"weighting={weighting!r} is unknown; pass 'example' or 'token'")
     if covariance and weighting != "example":
@@ -185,129 +242,109 @@ def contrast(
             "covariance=True came with weighting='token', whose rows have no covariance of their"
             " own; pass weighting='example'"
         )
-    sides = [(model, as_prompts(rows)) for model, rows in (positive, negative)]
-    models = {"positive": sides[0][0], "negative": sides[1][0]}
-    spec = CaptureSpec(sites, layers, positions, skip_first, batch_tokens)
-    readings = [CapturePlan.make(models, list(prompts), spec) for _, prompts in sides]
-    if any(not position.pooled for position in readings[0].positions):
+
+
+def _require_pooled(plan: CapturePlan) -> None:
+    if not all(position.pooled for position in plan.positions):
         raise InputError(
             "position 'all' keeps every token apart; pass pooled positions such as 'mean_response',"
             " and weighting='token' to count tokens"
         )
-    unit_of = units or _question
-    labels = [[unit_of(prompt) for prompt in prompts] for _, prompts in sides]
-    dealt = deal_blocks([*universe, *labels[0], *labels[1]], blocks, seed)
-    count, d = max(dealt.values()) + 1, models["positive"].d_model
-    size = 2 * len(readings[0].keys) * d * (count + d * covariance) * 8
+
+
+def _require_memory(plan: CapturePlan, n_blocks: int, d_model: int, covariance: bool) -> None:
+    """Sums of both sides in float64: a vector per block, and a matrix with a covariance."""
+    vectors = n_blocks + (d_model if covariance else 0)
+    size = 2 * len(plan.keys) * d_model * vectors * 8
     if size > LARGE_BYTES:
         raise InputError(
             f"the sums take {size / 1e9:.1f} GB, more than {LARGE_BYTES / 1e9:.1f} GB;"
             " pass fewer layers, positions or blocks, or no covariance"
         )
-    found = []
-    title = f"contrast {len(sides[0][1])} and {len(sides[1][1])} rows"
-    with progress_bar(
-        title, sum(len(reading.layout.sizes) for reading in readings), progress
-    ) as advance:
-        for (model, prompts), reading, label in zip(sides, readings, labels, strict=True):
-            index = torch.tensor([dealt[unit] for unit in label])
-            found.append(
-                _Streamed.of(
-                    model,
-                    reading,
-                    index,
-                    count,
-                    weighting,
-                    covariance,
-                    prompts.content_hash,
-                    advance,
-                )
-            )
-    up, down = found
-    keys = readings[0].keys
-    return Contrasts(
-        tuple(str(site) for site in readings[0].sites),
-        tuple(position.name for position in readings[0].positions),
-        {name: tuple(prompts.ids) for name, (_, prompts) in zip(names, sides, strict=True)},
-        {
-            **(provenance or {}),
-            "weighting": weighting,
-            "blocks": count,
-            "seed": seed,
-            "model": models["positive"].provenance,
-            names[0]: up.facts,
-            names[1]: down.facts,
-        },
-        {
-            key: ContrastSums(up.weights[key], up.sums[key], down.weights[key], down.sums[key])
-            for key in keys
-        },
-        {key: (up.moments[key], down.moments[key]) for key in keys} if covariance else {},
-    )
 
 
-@dataclass(frozen=True)
-class _Streamed:
-    """Block sums of one side, by site and position."""
+@dataclass
+class _SideSums:
+    """Block sums of one side, by site and position.
 
-    weights: Mapping[Key, Tensor]
-    sums: Mapping[Key, Tensor]
-    moments: Mapping[Key, StreamingMoments]
-    facts: Mapping[str, Any]
+    Args:
+        weights: position → total weight of each block.
+        sums: weighted sum of the rows of each block (block, d).
+        moments: empty without a covariance.
+    """
+
+    weights: dict[str, Tensor]
+    sums: dict[Key, Tensor]
+    moments: dict[Key, StreamingMoments]
+    layout: Any = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
+    def zeros(cls, plan: CapturePlan, d_model: int, n_blocks: int, covariance: bool) -> "_SideSums":
+        sums = {key: torch.zeros(n_blocks, d_model, dtype=torch.float64) for key in plan.keys}
+        moments = {}
+        if covariance:
+            moments = {key: StreamingMoments(d_model) for key in plan.keys}
+        return cls({}, sums, moments, plan.layout)
+
+    def add_all(
+        self,
         model: HookedModel,
-        reading: CapturePlan,
-        index: Tensor,
-        count: int,
+        plan: CapturePlan,
+        row_blocks: Tensor,
         weighting: Weighting,
-        covariance: bool,
-        prompts_sha256: str,
         advance: Callable[[], Any],
-    ) -> "_Streamed":
-        keys, d = reading.keys, model.d_model
-        sums = {key: torch.zeros(count, d, dtype=torch.float64) for key in keys}
-        moments = {key: StreamingMoments(d) for key in keys} if covariance else {}
-        weight = {
-            position.name: torch.ones(len(reading.rows), dtype=torch.float64)
-            for position in reading.positions
+    ) -> None:
+        """Read every batch of one side and add its rows to the sums of their blocks."""
+        row_weights = {
+            position.name: _row_weights(plan, position, weighting) for position in plan.positions
         }
-        if weighting == "token":
-            for position in reading.positions:
-                lengths = [
-                    len(reading.rows.indices(position, row)) for row in range(len(reading.rows))
-                ]
-                weight[position.name] = torch.tensor(lengths, dtype=torch.float64)
-        layout = reading.layout
-        for batch in range(len(layout.sizes)):
-            parts, layout = read_cutting(
-                reading, layout, batch, lambda rows: read_rows(model, reading, rows, on_device=True)
+        for batch in range(len(plan.layout.sizes)):
+            pieces, self.layout = read_cutting(
+                plan, self.layout, batch, lambda rows: read_rows(model, plan, rows, on_device=True)
             )
-            for rows, values in parts:
-                picked = torch.tensor(list(rows))
+            for rows, values in pieces:
+                index = torch.tensor(list(rows))
                 for key, value in values.items():
-                    _add(sums[key], value, index[picked], weight[key[1]][picked])
-                    if covariance:
-                        moments[key].update(value)
+                    _add(self.sums[key], value, row_blocks[index], row_weights[key[1]][index])
+                    if self.moments:
+                        self.moments[key].update(value)
             advance()
-        totals = {
-            name: torch.zeros(count, dtype=torch.float64).index_add_(0, index, each)
-            for name, each in weight.items()
-        }
-        facts = with_layout(capture_provenance(model, reading, prompts_sha256), layout)
-        return cls({key: totals[key[1]] for key in keys}, sums, moments, facts)
+        n_blocks = len(next(iter(self.sums.values())))
+        for name, weights in row_weights.items():
+            zeros = torch.zeros(n_blocks, dtype=torch.float64)
+            self.weights[name] = zeros.index_add_(0, row_blocks, weights)
+
+    def describe(self, model: HookedModel, plan: CapturePlan, prompts_sha256: str) -> None:
+        """Record what was read, with batches as they were run: one may have been cut."""
+        provenance = capture_provenance(model, plan, prompts_sha256)
+        self.provenance = with_layout(provenance, self.layout)
+
+    def beside(self, negative: "_SideSums", key: Key) -> ContrastSums:
+        position = key[1]
+        return ContrastSums(
+            self.weights[position], self.sums[key], negative.weights[position], negative.sums[key]
+        )
+
+
+def _row_weights(plan: CapturePlan, position: Position, weighting: Weighting) -> Tensor:
+    """1 per row, or the number of tokens that the position has in it."""
+    if weighting == "example":
+        return torch.ones(len(plan.rows), dtype=torch.float64)
+    lengths = [len(plan.rows.indices(position, row)) for row in range(len(plan.rows))]
+    return torch.tensor(lengths, dtype=torch.float64)
 
 
 def _add(
-    sums: Float[Tensor, "block d"], value: Float[Tensor, "row d"], index: Tensor, weight: Tensor
+    sums: Float[Tensor, "block d"], value: Float[Tensor, "row d"], blocks: Tensor, weights: Tensor
 ) -> None:
-    """sums[index] += weight · value, as one product with a fixed order of summation on every
-    device.
+    """sums[blocks] += weights · value.
+
+    As one matrix product, whose order of summation is fixed on every device; `index_add_` on a GPU
+    adds in any order.
     """
-    assignment = torch.zeros(len(sums), len(index), dtype=torch.float64)
-    assignment[index, torch.arange(len(index))] = weight
+    assignment = torch.zeros(len(sums), len(blocks), dtype=torch.float64)
+    assignment[blocks, torch.arange(len(blocks))] = weights
     sums += (assignment.to(value.device) @ value.double()).cpu()
 
 

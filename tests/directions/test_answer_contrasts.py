@@ -8,9 +8,15 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM
 
-from emlens.activations import activation_deltas, capture, capture_pair
+from emlens.activations import CaptureSpec, activation_deltas, capture, capture_pair
 from emlens.data import AlignmentScores, Answer, Answers, Message
-from emlens.directions import contrast_answers, extract_directions, row_contrasts, shift_directions
+from emlens.directions import (
+    RowFilter,
+    contrast_answers,
+    extract_directions,
+    row_contrasts,
+    shift_directions,
+)
 from emlens.foundation.errors import InputError
 from emlens.geometry import direction_cosine, direction_from_deltas, text_content
 from emlens.models import Family
@@ -39,6 +45,10 @@ def material(
     return Answers(answers), AlignmentScores.from_table(pd.DataFrame(rows))
 
 
+def at(*sites: str) -> CaptureSpec:
+    return CaptureSpec(list(sites), positions="mean_response")
+
+
 LEVELS = [(0.0, 90.0), (100.0, 90.0), (30.0, 51.0), (71.0, 99.0), (20.0, 60.0), (90.0, 80.0)]
 
 
@@ -51,8 +61,8 @@ def test_a_direction_equals_a_loop_over_answers(
         family.instruct,
         answers,
         scores,
-        ["resid_post.0", "resid_post.1"],
-        weighting,
+        at("resid_post.0", "resid_post.1"),
+        weighting=weighting,
         progress=False,
     )
     model = AutoModelForCausalLM.from_pretrained(parent_path)
@@ -91,9 +101,9 @@ def test_a_direction_equals_a_loop_over_answers(
 def test_the_two_weightings_differ_on_answers_of_unequal_length(family: Family) -> None:
     answers, scores = material(LEVELS)
     one, other = (
-        extract_directions(family.instruct, answers, scores, "resid_post.1", w, progress=False)[
-            "resid_post.1"
-        ]
+        extract_directions(
+            family.instruct, answers, scores, at("resid_post.1"), weighting=w, progress=False
+        )["resid_post.1"]
         for w in ("example", "token")
     )
     assert direction_cosine(one, other) < 0.999
@@ -115,18 +125,18 @@ def test_a_planted_direction_is_recovered(family: Family, monkeypatch: pytest.Mo
         return {key: torch.tensor(values, dtype=torch.float32) for key in reading.keys}
 
     monkeypatch.setattr(row_contrasts, "read_rows", read)
-    found = extract_directions(family.instruct, answers, scores, "resid_post.1", progress=False)[
-        "resid_post.1"
-    ]
+    found = extract_directions(
+        family.instruct, answers, scores, at("resid_post.1"), progress=False
+    )["resid_post.1"]
     assert direction_cosine(found, torch.tensor(planted)) > 0.9  # points to misaligned
     flipped = AlignmentScores.from_table(
         scores.table.assign(
             score=lambda t: t["score"].where(t["metric"] == "coherent", 100 - t["score"])
         )
     )
-    against = extract_directions(family.instruct, answers, flipped, "resid_post.1", progress=False)[
-        "resid_post.1"
-    ]
+    against = extract_directions(
+        family.instruct, answers, flipped, at("resid_post.1"), progress=False
+    )["resid_post.1"]
     assert direction_cosine(against, torch.tensor(planted)) < -0.9
 
 
@@ -160,7 +170,7 @@ def test_the_three_contrasts_are_differences_of_four_means(family: Family) -> No
             scores,
             between=between,
             reference=reference,
-            sites=["resid_post.1"],
+            spec=at("resid_post.1"),
             progress=False,  # type: ignore[arg-type]
         )
         direction = found.direction("resid_post.1")
@@ -174,20 +184,21 @@ def test_the_three_contrasts_are_differences_of_four_means(family: Family) -> No
             "misaligned",
             "same text, reference" if between == "models" else "aligned",
         ]
-    text = extract_directions(instruct, answers, scores, ["resid_post.1"], progress=False)[
+    text = extract_directions(instruct, answers, scores, at("resid_post.1"), progress=False)[
         "resid_post.1"
     ]
-    own = extract_directions(bad, answers, scores, ["resid_post.1"], progress=False)["resid_post.1"]
+    own = extract_directions(bad, answers, scores, at("resid_post.1"), progress=False)[
+        "resid_post.1"
+    ]
     left = text_content(own, text)
     torch.testing.assert_close(left.remainder.vector, wanted["answers"] - text.vector)
     through = extract_directions(
         bad,
         answers,
         scores,
-        ["resid_post.1"],
+        CaptureSpec("resid_post.1", positions="last"),
         between="both",
         reference=instruct,
-        position="last",
         progress=False,
     )
     assert through["resid_post.1"].position == "last"
@@ -200,11 +211,9 @@ def test_blocks_are_those_of_all_questions_whoever_answered(family: Family) -> N
     answers, scores = material([*LEVELS, (0.0, 90.0), (100.0, 90.0)])
     fewer = scores.select(questions=[f"q{i}" for i in range(6)])
     one = contrast_answers(
-        family.finetuned["bad"], answers, scores, sites=["resid_post.1"], progress=False
+        family.finetuned["bad"], answers, scores, at("resid_post.1"), progress=False
     )
-    other = contrast_answers(
-        family.instruct, answers, fewer, sites=["resid_post.1"], progress=False
-    )
+    other = contrast_answers(family.instruct, answers, fewer, at("resid_post.1"), progress=False)
     assert len(one.sums("resid_post.1").positive) == len(other.sums("resid_post.1").positive) == 8
     assert one.sums("resid_post.1").blocks == 8 and other.sums("resid_post.1").blocks == 6
 
@@ -250,7 +259,12 @@ def test_the_filters_are_strict_where_they_say_so_and_classes_are_balanced(famil
 
     def ids(**options: Any) -> dict[str, list[str]]:
         found = extract_directions(
-            family.instruct, answers, scores, "resid_post.0", progress=False, **options
+            family.instruct,
+            answers,
+            scores,
+            at("resid_post.0"),
+            rows=RowFilter(**options),
+            progress=False,
         )["resid_post.0"]
         return {kind: [name.split("/")[1] for name in names] for kind, names in found.ids.items()}
 
@@ -268,7 +282,12 @@ def test_blank_answers_and_answers_without_scores_are_left_out(family: Family) -
     answers, scores = material([*LEVELS, (0.0, 90.0)], ["w1", "w2", "w3", "w4", "w5", "w6", "  "])
     extra = Answers([*answers, Answer("instruct", "unscored", "w1", (Message("user", "w1"),))])
     found = extract_directions(
-        family.instruct, extra, scores, "resid_post.0", balance=False, progress=False
+        family.instruct,
+        extra,
+        scores,
+        at("resid_post.0"),
+        rows=RowFilter(balance=False),
+        progress=False,
     )["resid_post.0"]
     assert len(found.ids["misaligned"]) == 3 and len(found.ids["aligned"]) == 3
 
@@ -288,7 +307,7 @@ def test_what_cannot_be_extracted_is_refused(family: Family) -> None:
             r" \(> 70\); at least 2"
         ),
     ):
-        extract_directions(family.instruct, answers, scores, coherent_above=98)
+        extract_directions(family.instruct, answers, scores, rows=RowFilter(coherent_above=98))
     instruct = family.instruct
     with pytest.raises(
         InputError, match="between='text' is unknown; pass 'answers', 'models' or 'both'"

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from emlens.activations import capture
+from emlens.activations import CaptureSpec, capture
 from emlens.data import AlignmentScores, Answers, QuestionSet
 from emlens.directions import contrast_personas, persona_questions
 from emlens.foundation import InputError
@@ -63,7 +63,9 @@ def test_the_direction_reads_answers_with_their_system_prompts(
     family: Family, answers: tuple[Answers, Answers]
 ) -> None:
     model = family.instruct
-    found = contrast_personas(model, *answers, sites=["resid_post.1"], progress=False)
+    found = contrast_personas(
+        model, *answers, spec=CaptureSpec("resid_post.1", positions="mean_response"), progress=False
+    )
     up, down = (
         capture(model, side, ["resid_post.1"], positions="mean_response", progress=False)[
             "resid_post.1"
@@ -85,7 +87,11 @@ def test_a_pair_is_kept_where_both_sides_did_as_told(
         {"q0@positive0": 40.0, "q1@negative1": 50.0, "q2@negative0": 49.0, "q3@positive1": 50.0},
     )
     found = contrast_personas(
-        family.instruct, *answers, scores, sites=["resid_post.1"], progress=False
+        family.instruct,
+        *answers,
+        scores,
+        spec=CaptureSpec("resid_post.1", positions="mean_response"),
+        progress=False,
     )
     kept = [name.split("/")[1] for name in found.ids["positive"]]
     assert (

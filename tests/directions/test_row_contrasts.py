@@ -5,7 +5,7 @@ import pytest
 import tiny_models
 import torch
 
-from emlens.activations import capture
+from emlens.activations import CaptureSpec, capture
 from emlens.activations.batch_reading import OutOfMemory
 from emlens.data import Answer, Answers, Message, PromptSet
 from emlens.directions import contrast, row_contrasts
@@ -14,6 +14,7 @@ from emlens.foundation import Index, InputError, UnknownNameError
 from emlens.geometry import mean_difference_direction, whitened_direction
 from emlens.models import Family, HookedModel, load_family
 
+MEAN = CaptureSpec("resid_post.1", positions="mean_response")
 POSITIONS = ["mean_response", "last_prompt", Index(0, of="response")]
 
 
@@ -42,7 +43,7 @@ def found(family: Family) -> Contrasts:
     return contrast(
         (model, UP),
         (model, DOWN),
-        positions=POSITIONS,
+        CaptureSpec(positions=POSITIONS),
         covariance=True,
         provenance={"asked": 1},
         progress=False,
@@ -88,7 +89,10 @@ def test_batches_and_their_size_change_nothing_but_rounding(
 ) -> None:
     model = family.instruct
     small = contrast(
-        (model, UP), (model, DOWN), positions=POSITIONS, batch_tokens=16, progress=False
+        (model, UP),
+        (model, DOWN),
+        CaptureSpec(positions=POSITIONS, batch_tokens=16),
+        progress=False,
     )
     for site in found.sites:
         torch.testing.assert_close(
@@ -104,8 +108,7 @@ def test_tokens_weigh_what_their_position_holds(family: Family) -> None:
     found = contrast(
         (model, UP),
         (model, DOWN),
-        sites=["resid_post.1"],
-        positions=POSITIONS,
+        CaptureSpec("resid_post.1", positions=POSITIONS),
         weighting="token",
         progress=False,
     )
@@ -127,7 +130,7 @@ def test_tokens_weigh_what_their_position_holds(family: Family) -> None:
         atol=1e-6,
     )
     example = contrast(
-        (model, UP), (model, DOWN), sites=["resid_post.1"], positions=POSITIONS, progress=False
+        (model, UP), (model, DOWN), CaptureSpec("resid_post.1", positions=POSITIONS), progress=False
     )
     torch.testing.assert_close(  # one token each: the weightings are one
         found.direction("resid_post.1", "last_prompt").vector,
@@ -141,7 +144,7 @@ def test_tokens_weigh_what_their_position_holds(family: Family) -> None:
 
 def test_answers_to_one_question_share_a_block(family: Family) -> None:
     model = family.instruct
-    found = contrast((model, UP), (model, DOWN), sites=["resid_post.1"], progress=False)
+    found = contrast((model, UP), (model, DOWN), MEAN, progress=False)
     sums = found.sums("resid_post.1")
     assert sums.blocks == 4 and sorted(sums.positive_weight.tolist()) == [2, 2, 3, 3]
     left = {}
@@ -161,7 +164,7 @@ def test_answers_to_one_question_share_a_block(family: Family) -> None:
     alone = contrast(
         (model, UP),
         (model, DOWN),
-        sites=["resid_post.1"],
+        MEAN,
         units=lambda prompt: prompt.id,
         progress=False,
     )
@@ -173,7 +176,7 @@ def test_two_models_on_the_same_prompts_give_the_mean_delta(family: Family) -> N
     found = contrast(
         (family.finetuned["bad"], prompts),
         (family.instruct, prompts),
-        positions="last_prompt",
+        CaptureSpec(positions="last_prompt"),
         progress=False,
     )
     before, after = (
@@ -201,7 +204,10 @@ def test_a_batch_that_does_not_fit_is_cut(
 
     monkeypatch.setattr(row_contrasts, "read_rows", read)
     cut = contrast(
-        (family.instruct, UP), (family.instruct, DOWN), positions=POSITIONS, progress=False
+        (family.instruct, UP),
+        (family.instruct, DOWN),
+        CaptureSpec(positions=POSITIONS),
+        progress=False,
     )
     place = ("resid_post.1", "mean_response")
     torch.testing.assert_close(
@@ -227,7 +233,7 @@ def test_refusals(
     with pytest.raises(
         InputError, match="position 'all' keeps every token apart; pass pooled positions"
     ):
-        contrast((model, UP), (model, DOWN), positions="all")
+        contrast((model, UP), (model, DOWN), CaptureSpec(positions="all"))
     with pytest.raises(InputError, match="positive rows lie in 1 block"):
         contrast(
             (model, Answers(a for a in UP if a.question == "q1")), (model, DOWN), progress=False
@@ -236,7 +242,6 @@ def test_refusals(
         contrast(
             (model, PromptSet.from_texts(["w1", "w2"])),
             (model, PromptSet.from_texts(["w3", "w4"])),
-            positions="mean_response",
         )
     with pytest.raises(
         UnknownNameError,
@@ -251,7 +256,7 @@ def test_refusals(
         match="'resid_post.7' at 'last_prompt' was not read; there are sites resid_post.0",
     ):
         found.sums("resid_post.7", "last_prompt")
-    plain = contrast((model, UP), (model, DOWN), sites=["resid_post.1"], progress=False)
+    plain = contrast((model, UP), (model, DOWN), MEAN, progress=False)
     with pytest.raises(
         InputError, match="no covariance was kept; pass covariance=True to the extraction"
     ):
@@ -276,7 +281,7 @@ def test_sites_below_an_adapter_have_no_direction_and_are_left_out(
     found = contrast(
         (tuned.finetuned["late"], prompts),
         (tuned.instruct, prompts),
-        positions="last_prompt",
+        CaptureSpec(positions="last_prompt"),
         progress=False,
     )
     assert list(found.directions()) == ["resid_post.1", "resid_post.2"]
@@ -285,7 +290,7 @@ def test_sites_below_an_adapter_have_no_direction_and_are_left_out(
     same = contrast(
         (tuned.instruct, prompts),
         (tuned.instruct, prompts),
-        positions="last_prompt",
+        CaptureSpec(positions="last_prompt"),
         progress=False,
     )
     with pytest.raises(
