@@ -16,7 +16,7 @@ help:
 	@echo "make test      lint, types and the fast tests (minutes)"
 	@echo "make evidence  long measurements, written to docs/evidence/*.json, and slow tests (an hour)"
 	@echo "make docs      build the documentation into site/; broken links and snippets fail"
-	@echo "make bench     time capture against the bare forward pass; compare layers and positions"
+	@echo "make bench     time capture, sampling, training and judging beside the plain way; writes nothing (minutes)"
 
 # pip reads dependency groups from 25.1 on and pins build requirements from 25.3 on, so the one that came with Python is
 # replaced first, inside .venv only.
@@ -55,7 +55,7 @@ docs: .venv/.installed-docs
 	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_documentation.py
 
 bench: .venv/.installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.bench
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis site
