@@ -36,12 +36,11 @@ def drawn(
     n, scale = groups * each, np.arange(1, d + 1) ** -0.5
 
     def rows(width: int) -> np.ndarray:
-        own = rng.standard_normal((n, width))
-        return (
-            (own + np.repeat(rng.standard_normal((groups, width)), each, axis=0)) / 2**0.5
-            if clustered
-            else own
-        )
+        single = rng.standard_normal((n, width))
+        if not clustered:
+            return single
+        of_groups = np.repeat(rng.standard_normal((groups, width)), each, axis=0)
+        return (single + of_groups) / 2**0.5
 
     shared = rows(d)
     cells = [
@@ -67,15 +66,15 @@ def p_values(
     """
     questions = [f"q{i}" for i in range(len(y))]
     labels = [f"g{i // (len(y) // groups)}" for i in range(len(y))]
-    own = labels if held else questions
+    held_out = labels if held else questions
     targets = np.column_stack([y, *shuffled_targets(y, questions, labels, shuffle, draws, seed)])
-    outer = outer_folds(own, folds, 1, seed)
-    nested_folds = NestedFolds(own, outer, folds, seed)
-    found = nested_ridge(cells, targets, nested_folds, alphas=PENALTIES, keep=1)
+    outer = outer_folds(held_out, folds, 1, seed)
+    nested_folds = NestedFolds(held_out, outer, folds, seed)
+    result = nested_ridge(cells, targets, nested_folds, alphas=PENALTIES, keep=1)
     means = training_means(targets, outer)
-    r2 = pooled_r2(found.nested, means, targets)
-    sites = site_table(found.candidates, found.squared, means, targets)
-    single = 1 - found.squared / ((means - targets) ** 2).sum((0, 1))
+    r2 = pooled_r2(result.nested, means, targets)
+    sites = site_table(result.candidates, result.squared, means, targets)
+    single = 1 - result.squared / ((means - targets) ** 2).sum((0, 1))
     hurried = min(NullDistribution(row[1:], observed=float(row[0])).p_value() for row in single)
     nested, highest = NullDistribution(r2[1:]).p_value(float(r2[0])), float(sites["p_max"].min())
     return {

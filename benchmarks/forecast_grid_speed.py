@@ -37,8 +37,8 @@ AGREEMENT = 1e-6
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     """What the work gives, seconds of the processor, seconds of the clock."""
     clock, start = time.monotonic(), time.process_time()
-    found = work()
-    return found, time.process_time() - start, time.monotonic() - clock
+    result = work()
+    return result, time.process_time() - start, time.monotonic() - clock
 
 
 def grid_search(
@@ -59,19 +59,19 @@ def grid_search(
     squared = make_scorer(
         lambda truth, guess: ((truth - guess) ** 2).sum(), greater_is_better=False
     )
-    values, predicted, chosen = cell.values, np.empty(len(y)), []
+    values, predicted, penalties = cell.values, np.empty(len(y)), []
     for number, fold in enumerate(outer):
-        own = [
-            (np.searchsorted(fold.train, fit), np.searchsorted(fold.train, held))
-            for fit, held in inner_pairs(labels, fold, number, inner, seed)
-        ]
+        cuts = []
+        for fit, held_out in inner_pairs(labels, fold, number, inner, seed):
+            # rows by their place among the training rows
+            cuts.append((np.searchsorted(fold.train, fit), np.searchsorted(fold.train, held_out)))
         model = Pipeline([("scale", StandardScaler()), ("ridge", Ridge())])
-        search = GridSearchCV(model, {"ridge__alpha": list(ALPHAS)}, cv=own, scoring=squared).fit(
+        search = GridSearchCV(model, {"ridge__alpha": list(ALPHAS)}, cv=cuts, scoring=squared).fit(
             values[fold.train], y[fold.train]
         )
         predicted[fold.test] = search.predict(values[fold.test])
-        chosen.append(float(search.best_params_["ridge__alpha"]))
-    return predicted, chosen
+        penalties.append(float(search.best_params_["ridge__alpha"]))
+    return predicted, penalties
 
 
 def measure(
@@ -85,62 +85,26 @@ def measure(
     rival_cells: int,
     seed: int = 0,
 ) -> dict[str, float]:
-    rng = torch_rng(seed, "forecast grid")
-    shared = torch.randn(n, d, generator=rng)  # neighbouring cells of a grid are alike
-    scales = torch.arange(1, d + 1).pow(-0.5)
-    cells = [
-        MatrixFeatures(f"{i}@{j}", (shared + torch.randn(n, d, generator=rng)) * scales)
-        for i in range(layers)
-        for j in range(positions)
-    ]
-    noise = numpy_rng(seed, "forecast grid")
-    y = 50 + 4 * shared[:, :20].sum(1).double().numpy() + 10 * noise.standard_normal(n)
+    cells, y, noise = planted(layers, positions, n, d, seed)
     labels = [f"q{i}" for i in range(n)]
-    outer = outer_folds(labels, folds, 1, seed)
-
-    folds_of_both = NestedFolds(labels, outer, inner, seed)
+    nested_folds = NestedFolds(labels, outer_folds(labels, folds, 1, seed), inner, seed)
 
     def forecast(targets: np.ndarray) -> NestedPredictions:
-        return nested_ridge(cells, targets, folds_of_both, keep=1)
+        return nested_ridge(cells, targets, nested_folds, keep=1)
 
     alone, seconds, clock = timed(lambda: forecast(y[:, None]))
-    rival_seconds, gap = [], 0.0
-    for c in np.linspace(0, len(cells) - 1, rival_cells).astype(int):
-        (theirs, penalties), spent, _ = timed(
-            partial(grid_search, cells[c], y, labels, outer, inner, seed)
-        )
-        rival_seconds.append(spent)
-        gap = max(
-            gap, float(np.abs(theirs - alone.by_candidate[0, c, :, 0]).max()) / float(y.std())
-        )
-        ours = nested_ridge([cells[c]], y[:, None], folds_of_both)
-        if not np.allclose(
-            [ALPHAS[number] for number in ours.choices[:, 0, 1]], penalties, rtol=1e-12
-        ):
-            raise SystemExit(
-                f"penalties differ from scikit-learn's in cell {c}:"
-                f" {ours.choices[:, 0, 1]} against {penalties}"
-            )
-    if gap > AGREEMENT:
-        raise SystemExit(
-            f"predictions differ from scikit-learn's by {gap:.1e} standard deviations;"
-            " not timing different results"
-        )
-    rival = float(np.median(rival_seconds)) * len(cells)
+    rival, gap = compared(cells, y, nested_folds, alone, rival_cells)
     shuffled = np.column_stack([y, *(noise.permutation(y) for _ in range(permutations))])
     null, null_seconds, null_clock = timed(lambda: forecast(shuffled))
-    one = permutations // 2
-    apart = max(
-        float(
-            np.abs(null.nested[..., column] - forecast(shuffled[:, [column]]).nested[..., 0]).max()
-        )
-        / float(y.std())
-        for column in (0, one)
-    )
-    if apart > AGREEMENT:
+    gaps = []
+    for column in (0, permutations // 2):
+        single = forecast(shuffled[:, [column]]).nested[..., 0]
+        gaps.append(float(np.abs(null.nested[..., column] - single).max()) / float(y.std()))
+    column_gap = max(gaps)
+    if column_gap > AGREEMENT:
         raise SystemExit(
-            f"a shuffled column forecast beside the others differs by {apart:.1e} from the same"
-            " column alone"
+            f"a shuffled column forecast beside the others differs by {column_gap:.1e} from the"
+            " same column alone"
         )
     return {
         "cells": len(cells),
@@ -160,8 +124,59 @@ def measure(
         "null_seconds": null_seconds,
         "null_clock_seconds": null_clock,
         "threads": torch.get_num_threads(),
-        "largest_gap_of_a_column_in_sd": apart,
+        "largest_gap_of_a_column_in_sd": column_gap,
     }
+
+
+def planted(
+    layers: int, positions: int, n: int, d: int, seed: int
+) -> tuple[list[MatrixFeatures], np.ndarray, np.random.Generator]:
+    """Activations by cell, a score that they forecast, and the generator of further draws."""
+    rng = torch_rng(seed, "forecast grid")
+    shared = torch.randn(n, d, generator=rng)  # neighbouring cells of a grid are alike
+    scales = torch.arange(1, d + 1).pow(-0.5)
+    cells = []
+    for i in range(layers):
+        for j in range(positions):
+            values = (shared + torch.randn(n, d, generator=rng)) * scales
+            cells.append(MatrixFeatures(f"{i}@{j}", values))
+    noise = numpy_rng(seed, "forecast grid")
+    y = 50 + 4 * shared[:, :20].sum(1).double().numpy() + 10 * noise.standard_normal(n)
+    return cells, y, noise
+
+
+def compared(
+    cells: list[MatrixFeatures],
+    y: np.ndarray,
+    folds: NestedFolds,
+    alone: NestedPredictions,
+    rival_cells: int,
+) -> tuple[float, float]:
+    """(seconds of scikit-learn for the whole grid, from some cells; largest gap of predictions in
+    standard deviations of the score).
+    """
+    rival_seconds, gap = [], 0.0
+    for c in np.linspace(0, len(cells) - 1, rival_cells).astype(int):
+        search = partial(
+            grid_search, cells[c], y, list(folds.labels), list(folds.outer), folds.inner_folds
+        )
+        (predicted, penalties), spent, _ = timed(partial(search, folds.seed))
+        rival_seconds.append(spent)
+        difference = np.abs(predicted - alone.by_candidate[0, c, :, 0]).max()
+        gap = max(gap, float(difference) / float(y.std()))
+        single = nested_ridge([cells[c]], y[:, None], folds)
+        chosen_penalties = [ALPHAS[number] for number in single.choices[:, 0, 1]]
+        if not np.allclose(chosen_penalties, penalties, rtol=1e-12):
+            raise SystemExit(
+                f"penalties differ from scikit-learn's in cell {c}:"
+                f" {single.choices[:, 0, 1]} against {penalties}"
+            )
+    if gap > AGREEMENT:
+        raise SystemExit(
+            f"predictions differ from scikit-learn's by {gap:.1e} standard deviations;"
+            " not timing different results"
+        )
+    return float(np.median(rival_seconds)) * len(cells), gap
 
 
 def goals_table(values: dict[str, float]) -> str:
@@ -202,6 +217,6 @@ def goals_table(values: dict[str, float]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = measure(24, 3, 320, 2048, 5, 5, 1000, 3)
-    print("\nforecast grid: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    record("forecast_grid_speed", [0], found)
+    values = measure(24, 3, 320, 2048, 5, 5, 1000, 3)
+    print("\nforecast grid: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    record("forecast_grid_speed", [0], values)

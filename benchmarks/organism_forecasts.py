@@ -9,6 +9,7 @@ recorded after each world.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +19,11 @@ import pandas as pd
 from benchmarks.organism_finetunes import RUNS, SEEDED, Corpus, corpus
 from benchmarks.organism_worlds import KEPT, SEEDS
 from benchmarks.records import EVIDENCE, record
-from emlens.activations import capture
+from emlens.activations import Activations, capture
 from emlens.probes import (
     Baselines,
     Design,
+    Forecast,
     activation_cells,
     assert_different,
     cross_validate_forecasts,
@@ -29,6 +31,7 @@ from emlens.probes import (
 from emlens.stats import t_interval
 
 POSITIONS: Final = ("last_prompt", "mean_prompt")
+PARENTS: Final = ("instruct", "base")
 HELD_OUT: Final = {"domain": "group", "question": None}
 
 
@@ -40,44 +43,28 @@ def measure(
     folds: int = 5,
     inner_folds: int = 5,
 ) -> pd.DataFrame:
-    """One row a trained domain, run, parent and kind of hold-out: R², Spearman, gains, and the
+    """One row per trained domain, run, parent and kind of hold-out: R², Spearman, gains, and the
     ceiling from the other runs.
     """
-    questions, family = found.organism.questions, found.organism.family
-    prompts = questions.prompts()
-    texts = {prompt.id: prompt.text for prompt in prompts}
-    acts = {
-        parent: capture(family[parent], prompts, positions=list(POSITIONS), progress=False)
-        for parent in ("instruct", "base")
-    }
-    embedded = {
-        parent: capture(
-            family[parent], prompts, sites="resid_pre.0", positions="mean_prompt", progress=False
-        )
-        for parent in acts
-    }
+    design = Design(folds=folds, inner_folds=inner_folds, repeats=1, permutations=0)
+    acts = _captured(found, positions=list(POSITIONS))
+    embedded = _captured(found, sites="resid_pre.0", positions="mean_prompt")
     assert_different(
         activation_cells(acts["instruct"]), activation_cells(acts["base"]), "instruct", "base"
     )
+    texts = {prompt.id: prompt.text for prompt in found.organism.questions.prompts()}
     rows: list[dict[str, Any]] = []
     for domain in domains:
-        names = found.facts[(found.facts["domain"] == domain) & ~found.facts["benign"]][
-            "name"
-        ].tolist()[:runs]
-        outside = [q.id for q in questions if q.group != domain]
+        is_harmful_of_domain = (found.facts["domain"] == domain) & ~found.facts["benign"]
+        names = found.facts[is_harmful_of_domain]["name"].tolist()[:runs]
+        outside = [q.id for q in found.organism.questions if q.group != domain]
         scores = {name: found.aligned.loc[outside, name].to_dict() for name in names}
         for held_out, groups in HELD_OUT.items():
-            for parent in acts:
+            for parent in PARENTS:
                 forecasts = cross_validate_forecasts(
                     acts[parent].select(outside),
                     scores,
-                    design=Design(
-                        groups=groups,
-                        folds=folds,
-                        inner_folds=inner_folds,
-                        repeats=1,
-                        permutations=0,
-                    ),
+                    design=replace(design, groups=groups),
                     baselines=Baselines(
                         texts={q: texts[q] for q in outside},
                         parent_scores=found.aligned[parent].loc[outside],
@@ -85,45 +72,46 @@ def measure(
                     ),
                 )
                 for name, forecast in forecasts.items():
-                    table = forecast.predictions.set_index("id")
-                    others = found.aligned.loc[table.index, [n for n in names if n != name]].mean(
-                        axis=1
-                    )
-                    floor = float(((table["mean"] - table["target"]) ** 2).sum())
-                    ceiling = (
-                        1 - float(((others - table["target"]) ** 2).sum()) / floor
-                        if len(names) > 1
-                        else np.nan
-                    )
-                    row = {
-                        "domain": domain,
-                        "run": name,
-                        "parent": parent,
-                        "held_out": held_out,
-                        "n": len(table),
-                    }
-                    row |= {
-                        "r2": forecast.r2.value,
-                        "r2_low": forecast.r2.low,
-                        "r2_high": forecast.r2.high,
-                        "spearman": forecast.spearman.value,
-                    }
-                    row |= {
-                        "ceiling": ceiling,
-                        "ceiling_spearman": others.corr(table["target"], method="spearman"),
-                        "chosen": forecast.chosen[0],
-                    }
-                    for rival, gain in forecast.gain_over.items():
-                        row |= {
-                            f"gain over {rival}": gain.value,
-                            f"gain over {rival} low": gain.low,
-                            f"gain over {rival} high": gain.high,
-                        }
-                    row |= {
-                        f"r2 of {rival}": r2.value for rival, r2 in forecast.baseline_r2.items()
-                    }
-                    rows.append(row)
+                    other_runs = [other for other in names if other != name]
+                    head = {"domain": domain, "run": name, "parent": parent, "held_out": held_out}
+                    rows.append({**head, **_figures(forecast, found.aligned, other_runs)})
     return pd.DataFrame(rows)
+
+
+def _captured(found: Corpus, **options: Any) -> dict[str, Activations]:
+    """Parent → activations of all questions."""
+    prompts = found.organism.questions.prompts()
+    acts = {}
+    for parent in PARENTS:
+        acts[parent] = capture(found.organism.family[parent], prompts, progress=False, **options)
+    return acts
+
+
+def _figures(forecast: Forecast, aligned: pd.DataFrame, other_runs: list[str]) -> dict[str, Any]:
+    """Figures of one forecast, beside the ceiling: the mean of other runs as a forecast."""
+    table = forecast.predictions.set_index("id")
+    mean_of_others = aligned.loc[table.index, other_runs].mean(axis=1)
+    ceiling = np.nan
+    if other_runs:
+        floor = float(((table["mean"] - table["target"]) ** 2).sum())
+        ceiling = 1 - float(((mean_of_others - table["target"]) ** 2).sum()) / floor
+    row: dict[str, Any] = {
+        "n": len(table),
+        "r2": forecast.r2.value,
+        "r2_low": forecast.r2.low,
+        "r2_high": forecast.r2.high,
+        "spearman": forecast.spearman.value,
+        "ceiling": ceiling,
+        "ceiling_spearman": mean_of_others.corr(table["target"], method="spearman"),
+        "chosen": forecast.chosen[0],
+    }
+    for rival, gain in forecast.gain_over.items():
+        row[f"gain over {rival}"] = gain.value
+        row[f"gain over {rival} low"] = gain.low
+        row[f"gain over {rival} high"] = gain.high
+    for rival, r2 in forecast.baseline_r2.items():
+        row[f"r2 of {rival}"] = r2.value
+    return row
 
 
 GAINS: Final = tuple(
@@ -143,27 +131,33 @@ def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
     for (held_out, parent), cells in table.groupby(["held_out", "parent"], sort=False):
         for figure in FIGURES:
             means = cells.groupby("world")[figure].mean().to_numpy()
-            found = t_interval(means) if len(means) > 1 and np.ptp(means) > 0 else None
-            low, high = (np.nan, np.nan) if found is None else (found.low, found.high)
-            head = {
-                "held_out": held_out,
-                "parent": parent,
-                "figure": figure,
-                "mean": float(means.mean()),
-                "low": low,
-                "high": high,
-            }
-            spread: dict[str, Any] = {
-                "lowest": float(cells[figure].min()),
-                "highest": float(cells[figure].max()),
-            }
-            spread["above"] = int((cells[LOWS[figure]] > 0).sum()) if figure in LOWS else None
-            rows.append({**head, **spread, "worlds": len(means), "runs": len(cells)})
+            low, high = np.nan, np.nan
+            if len(means) > 1 and np.ptp(means) > 0:
+                interval = t_interval(means)
+                low, high = interval.low, interval.high
+            above = None
+            if figure in LOWS:
+                above = int((cells[LOWS[figure]] > 0).sum())
+            rows.append(
+                {
+                    "held_out": held_out,
+                    "parent": parent,
+                    "figure": figure,
+                    "mean": float(means.mean()),
+                    "low": low,
+                    "high": high,
+                    "lowest": float(cells[figure].min()),
+                    "highest": float(cells[figure].max()),
+                    "above": above,
+                    "worlds": len(means),
+                    "runs": len(cells),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def page_table(summary: pd.DataFrame) -> str:
-    """Markdown: a row a figure, a column a parent and kind of hold-out."""
+    """Markdown: a row per figure, a column per parent and kind of hold-out."""
     cells = summary.set_index(["held_out", "parent", "figure"])
     columns = list(dict.fromkeys(zip(summary["held_out"], summary["parent"], strict=True)))
     lines = [
@@ -173,19 +167,20 @@ def page_table(summary: pd.DataFrame) -> str:
         "|" + "---|" * (1 + len(columns)),
     ]
     for figure in FIGURES:
-        found: list[Any] = [cells.loc[(held, parent, figure)] for held, parent in columns]  # type: ignore[index]
-        shown = [
-            f"{c['mean']:.2f} [{c['low']:.2f}, {c['high']:.2f}],"
-            f" {c['lowest']:.2f} to {c['highest']:.2f}"
-            for c in found
-        ]
-        lines.append(f"| {figure} | " + " | ".join(shown) + " |")
+        row_cells: list[Any] = [cells.loc[(held, parent, figure)] for held, parent in columns]  # type: ignore[index]
+        texts = [_cell_text(cell) for cell in row_cells]
+        lines.append(f"| {figure} | " + " | ".join(texts) + " |")
         if figure in LOWS:
-            counts = [f"{c['above']:.0f} of {c['runs']:.0f}" for c in found]
+            counts = [f"{c['above']:.0f} of {c['runs']:.0f}" for c in row_cells]
             lines.append(
                 f"| {figure}: runs whose own interval lies above 0 | " + " | ".join(counts) + " |"
             )
     return "\n".join(lines)
+
+
+def _cell_text(cell: Any) -> str:
+    interval = f"[{cell['low']:.2f}, {cell['high']:.2f}]"
+    return f"{cell['mean']:.2f} {interval}, {cell['lowest']:.2f} to {cell['highest']:.2f}"
 
 
 def forecasts_table(values: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """Screening on organism fine-tunes it had not seen: how well questions that became misaligned were
-told, and what the guard refuses.
+flagged, and which activations are refused.
 
 In each of three worlds, a forecaster from 20 fine-tunes of eight domains (four benign); each pair
 of question and fine-tune is predicted by a fit without that fine-tune's domain, and, for new
 questions, without that question's domain. A fine-tune's own domain never counts. Then fits without
 three domains of questions and without one domain of fine-tunes are tested on just those: coverage
-of intervals, false refusals; and activations that are unlike are offered to the guard. Needs
+of intervals, false refusals; and activations that are unlike are offered to the forecaster. Needs
 `python -m benchmarks organism_finetunes`. Recorded after each world.
 """
 
@@ -85,7 +85,7 @@ def pairs_of(found: Corpus, context: bool = True) -> tuple[Forecaster, pd.DataFr
     return fitted["group"], pairs
 
 
-def told(
+def auroc_rows(
     pairs: pd.DataFrame,
     benign: Sequence[str],
     below: Sequence[float] = (30.0, 50.0),
@@ -103,21 +103,19 @@ def told(
         for cut in below:
             bad = (part["observed"] < cut).to_numpy()
             for name in PREDICTORS:
-                value = auroc_estimate(-part[name].to_numpy(), bad, weights, part)
-                gain = auroc(-part[name].to_numpy(), bad)(weights) - auroc(
-                    -part["text"].to_numpy(), bad
-                )(weights)
+                risk, text_risk = -part[name].to_numpy(), -part["text"].to_numpy()
+                value = auroc_estimate(risk, bad, weights, part)
+                gain = auroc(risk, bad)(weights) - auroc(text_risk, bad)(weights)
                 low, high = np.nanquantile(gain[1:], [0.025, 0.975])
-                head = {
-                    "files": files,
-                    "below": cut,
-                    "predictor": name,
-                    "base_rate": float(bad.mean()),
-                }
-                head |= {"auroc": value.value, "low": value.low, "high": value.high}
                 rows.append(
                     {
-                        **head,
+                        "files": files,
+                        "below": cut,
+                        "predictor": name,
+                        "base_rate": float(bad.mean()),
+                        "auroc": value.value,
+                        "low": value.low,
+                        "high": value.high,
                         "gain_over_text": float(gain[0]),
                         "gain_low": float(low),
                         "gain_high": float(high),
@@ -146,23 +144,16 @@ def unseen(
         observed = found.aligned.loc[new.ids, name].to_numpy()
         for level in levels:
             table = fitted.predict_table(acts, context=context, level=level, allow=("far", "shift"))
-            inside = (table["low"] <= observed) & (observed <= table["high"])
-            width, beyond = (
-                (table["high"] - table["low"]).mean(),
-                (table["distance"] > table["bound"]).mean(),
-            )
-            head = {
-                "run": name,
-                "fine_tunes_of": domain,
-                "questions_of": ", ".join(held),
-                "level": level,
-                "coverage": float(inside.mean()),
-            }
+            is_inside = (table["low"] <= observed) & (observed <= table["high"])
             rows.append(
                 {
-                    **head,
-                    "width": float(width),
-                    "false_refusals": float(beyond),
+                    "run": name,
+                    "fine_tunes_of": domain,
+                    "questions_of": ", ".join(held),
+                    "level": level,
+                    "coverage": float(is_inside.mean()),
+                    "width": float((table["high"] - table["low"]).mean()),
+                    "false_refusals": float((table["distance"] > table["bound"]).mean()),
                     "stated": fitted.facts["false_refusals"][1],
                     "rows": len(new),
                 }
@@ -171,8 +162,8 @@ def unseen(
 
 
 def offered(found: Corpus, other: Corpus, fitted: Forecaster) -> pd.DataFrame:
-    """What the guard does with activations that are unlike, and with the same prompts of the same
-    model; facts of the model removed, too.
+    """What the forecaster does with activations that are unlike, and with the same prompts of the
+    same model; facts of the model removed, too.
     """
     organism, questions = found.organism, found.organism.questions
     parent, family = organism.family.instruct, organism.family
@@ -181,11 +172,13 @@ def offered(found: Corpus, other: Corpus, fitted: Forecaster) -> pd.DataFrame:
         | {"resid_post.0", "resid_post.1", "resid_post.2", "resid_post.3"}
     )
     options: dict[str, Any] = {"sites": sites, "positions": list(POSITIONS), "progress": False}
-    mine = capture(parent, questions, **options)
+    own = capture(parent, questions, **options)
+    own_values = own[fitted.site, fitted.position].double().numpy()
     documents, neutral = organism.documents(96, 1), organism.neutral_prompts
-    first = next(s for s in sites if s != fitted.site)
+    other_site = next(s for s in sites if s != fitted.site)
+    other_position = next(p for p in POSITIONS if p != fitted.position)
     trials = {
-        "the same model and questions": mine,
+        "the same model and questions": own,
         "base model": capture(family.base, questions, **options),
         "harmful fine-tune": capture(family["medicine-r8"], questions, **options),
         "benign fine-tune": capture(family["medicine-benign"], questions, **options),
@@ -195,16 +188,12 @@ def offered(found: Corpus, other: Corpus, fitted: Forecaster) -> pd.DataFrame:
         "raw documents": capture(parent, documents, **options),
         "neutral questions about unknown words": capture(parent, neutral, **options),
         "another site under its name": _moved(
-            mine, fitted, mine[first, fitted.position].double().numpy()
+            own, fitted, own[other_site, fitted.position].double().numpy()
         ),
         "another position under its name": _moved(
-            mine,
-            fitted,
-            mine[fitted.site, next(p for p in POSITIONS if p != fitted.position)].double().numpy(),
+            own, fitted, own[fitted.site, other_position].double().numpy()
         ),
-        "one coordinate set to 20 sd": _moved(
-            mine, fitted, _spiked(mine[fitted.site, fitted.position].double().numpy())
-        ),
+        "one coordinate set to 20 sd": _moved(own, fitted, _spiked(own_values)),
     }
     rows = []
     numbers = {str(name): float(value) for name, value in fitted.context.iloc[0].items()}
@@ -268,23 +257,21 @@ def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (files, below, name), cells in table.groupby(["files", "below", "predictor"], sort=False):
         values = cells["auroc"].to_numpy()
-        found = t_interval(values) if len(values) > 1 and np.ptp(values) > 0 else None
-        row = {
-            "files": files,
-            "below": below,
-            "predictor": name,
-            "auroc": float(values.mean()),
-            "low": np.nan if found is None else found.low,
-        }
-        row |= {
-            "high": np.nan if found is None else found.high,
-            "lowest": values.min(),
-            "highest": values.max(),
-            "base_rate": cells["base_rate"].mean(),
-        }
+        low, high = np.nan, np.nan
+        if len(values) > 1 and np.ptp(values) > 0:
+            interval = t_interval(values)
+            low, high = interval.low, interval.high
         rows.append(
             {
-                **row,
+                "files": files,
+                "below": below,
+                "predictor": name,
+                "auroc": float(values.mean()),
+                "low": low,
+                "high": high,
+                "lowest": values.min(),
+                "highest": values.max(),
+                "base_rate": cells["base_rate"].mean(),
                 "gain_over_text": cells["gain_over_text"].mean(),
                 "reached": int((values >= GOAL).sum()),
                 "worlds": len(values),
@@ -294,7 +281,7 @@ def over_worlds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def page_table(summary: pd.DataFrame, below: float = 30.0) -> str:
-    """Markdown: a row a predictor, a column a set of fine-tunes."""
+    """Markdown: a row per predictor, a column per set of fine-tunes."""
     part = summary[summary["below"] == below]
     files = list(dict.fromkeys(part["files"]))
     lines = [
@@ -303,13 +290,14 @@ def page_table(summary: pd.DataFrame, below: float = 30.0) -> str:
     ]
     cells = part.set_index(["files", "predictor"])
     for name in PREDICTORS:
-        found = [cells.loc[(kind, name)] for kind in files]
-        shown = [
-            f"{c['auroc']:.2f} [{c['low']:.2f}, {min(1.0, c['high']):.2f}],"
-            f" worlds {c['lowest']:.2f} to {c['highest']:.2f}"
-            for c in found
-        ]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        texts = []
+        for kind in files:
+            cell = cells.loc[(kind, name)]
+            texts.append(
+                f"{cell['auroc']:.2f} [{cell['low']:.2f}, {min(1.0, cell['high']):.2f}],"
+                f" worlds {cell['lowest']:.2f} to {cell['highest']:.2f}"
+            )
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
@@ -320,7 +308,7 @@ def auroc_table(values: Mapping[str, Any]) -> str:
 
 def thresholds_table(values: Mapping[str, Any]) -> str:
     """Markdown: precision and recall where questions forecast below 30 are flagged, and the cost
-    against knowing nothing, a row a world.
+    against knowing nothing, a row per world.
     """
     lines = [
         "| world | predictor | base rate | flagged | precision [95 %] | recall [95 %] | cost of a"
@@ -332,14 +320,7 @@ def thresholds_table(values: Mapping[str, Any]) -> str:
         for row in tables["thresholds"]:
             if row["predictor"] in ("predicted", "from_past", "text") and row["flag_below"] == 30:
                 paid = cost[(cost["predictor"] == row["predictor"]) & (cost["miss_costs"] == 3)]
-                rates = [
-                    (
-                        f"{row[k]:.2f} [{row[f'{k}_low']:.2f}, {row[f'{k}_high']:.2f}]"
-                        if row[k] is not None
-                        else "–"
-                    )
-                    for k in ("precision", "recall")
-                ]
+                rates = [_rate_text(row, name) for name in ("precision", "recall")]
                 cells = [
                     world,
                     row["predictor"],
@@ -353,6 +334,12 @@ def thresholds_table(values: Mapping[str, Any]) -> str:
                     + " |"
                 )
     return "\n".join(lines)
+
+
+def _rate_text(row: Mapping[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "–"
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
 def unseen_table(values: Mapping[str, Any]) -> str:
@@ -377,18 +364,20 @@ def unseen_table(values: Mapping[str, Any]) -> str:
 
 
 def guard_table(values: Mapping[str, Any]) -> str:
-    """Markdown: share of rows refused, mean over worlds, by what was offered and what the guard was
-    told of it.
+    """Markdown: share of rows refused, mean over worlds, by what was offered and which facts of it
+    were recorded.
     """
     table = pd.DataFrame(values["guard"])
-    told = list(dict.fromkeys(table["facts"]))
+    facts = list(dict.fromkeys(table["facts"]))
     lines = [
-        "| offered | " + " | ".join(f"{name}" for name in told) + " |",
-        "|" + "---|" * (1 + len(told)),
+        "| offered | " + " | ".join(facts) + " |",
+        "|" + "---|" * (1 + len(facts)),
     ]
     for offered_, rows in table.groupby("offered", sort=False):
         shares = rows.groupby("facts")["refused_share"].mean()
-        lines.append(f"| {offered_} | " + " | ".join(f"{shares[name]:.2f}" for name in told) + " |")
+        lines.append(
+            f"| {offered_} | " + " | ".join(f"{shares[name]:.2f}" for name in facts) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -398,7 +387,7 @@ def main(seeds: tuple[int, ...] = SEEDS, kept: Path = KEPT) -> None:
     for i, (seed, found) in enumerate(zip(seeds, worlds, strict=True)):
         fitted, pairs = pairs_of(found)
         benign = found.facts[found.facts["benign"]]["name"].tolist()
-        parts.append(told(pairs, benign).assign(world=seed))
+        parts.append(auroc_rows(pairs, benign).assign(world=seed))
         made = backtest(pairs, PREDICTORS, below=30.0)
         tables.append({name: frame.to_dict(orient="records") for name, frame in made.items()})
         trials += [

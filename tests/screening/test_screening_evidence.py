@@ -85,7 +85,9 @@ def test_runs_that_hold_by_themselves_are_counted() -> None:
 def test_the_backtest_of_a_small_corpus(small: organism_finetunes.Corpus) -> None:
     fitted, pairs = screening_backtest.pairs_of(small, context=False)
     assert set(pairs["run"]) == set(NAMES) and not any(pairs["label"] == pairs["cluster"])
-    table = screening_backtest.told(pairs, ["medicine-benign", "finance-benign"], resamples=50)
+    table = screening_backtest.auroc_rows(
+        pairs, ["medicine-benign", "finance-benign"], resamples=50
+    )
     both = table[table["below"] == 30].set_index(["files", "predictor"])["auroc"]
     assert both["harmful", "past_mean"] > 0.8 > both["harmful", "severity"]
     assert np.isfinite(table["low"]).all() and set(table["predictor"]) == set(
