@@ -59,18 +59,23 @@ def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, k
         _require_spectrum(k, singular, rank, n, kind)
         if isinstance(k, str):
             # centring makes the last of n singular values 0, which is no part of the plot
-            shown = min(len(singular), n - (kind == "mean"))
-            return min(elbow(singular[:shown]), rank)
-        share = torch.cumsum(singular**2, 0) / singular.square().sum()
-        return min(int((share < float(k) * (1 - _ROUNDING)).sum()) + 1, rank)
+            plotted = min(len(singular), n - (kind == "mean"))
+            return min(elbow(singular[:plotted]), rank)
+        return min(_count_for_share(singular, k), rank)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(
-            f"k={k!r} must be a count of 1 or more, a share of variance between 0 and 1 such as"
-            " .95, or 'elbow'"
+            f"k={k!r} must be a count of 1 or more,"
+            " a share of variance between 0 and 1 such as .95, or 'elbow'"
         )
     if k > rank:
         raise above_rank(k, n, rank, kind)
     return k
+
+
+def _count_for_share(singular: Tensor, share: float) -> int:
+    """The fewest components whose squared singular values reach a share of the total."""
+    cumulative = torch.cumsum(singular**2, 0) / singular.square().sum()
+    return int((cumulative < float(share) * (1 - _ROUNDING)).sum()) + 1
 
 
 def _require_spectrum(k: float | str, singular: Tensor, rank: int, n: int, kind: str) -> None:

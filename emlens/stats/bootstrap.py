@@ -142,7 +142,7 @@ def cluster_bootstrap(
         how = f"mean, {how}"
     else:
         result = resample_clusters(rows, members, statistic, method, count, rng)
-    warning = _outside(n, CLUSTERS if method == "t" else UNITS, "clusters")
+    warning = _outside(n, _least_clusters(method), "clusters")
     return _estimate(result, level, method, n, resamples, how, warning)
 
 
@@ -240,7 +240,7 @@ def ratio_of_means(
         resampled, least = "units", UNITS
         tops, bottoms, sizes = top, bottom, np.ones(len(top))
     else:
-        resampled, least = "clusters", CLUSTERS if method == "t" else UNITS
+        resampled, least = "clusters", _least_clusters(method)
         members = rows_by_label(clusters, len(top), "clusters", "a cluster bootstrap")
         tops, bottoms = _sums(top, members), _sums(bottom, members)
         sizes = _sums(np.ones(len(top)), members)
@@ -301,6 +301,13 @@ def _sums(values: np.ndarray, members: Sequence[np.ndarray]) -> np.ndarray:
 
 def _percent_and_name(level: float, method: BootstrapMethod) -> str:
     return f"{100 * level:g} % {_METHOD_NAMES[method]}"
+
+
+def _least_clusters(method: BootstrapMethod) -> int:
+    """Clusters from which on a method was seen to cover; studentising needs fewer."""
+    if method == "t":
+        return CLUSTERS
+    return UNITS
 
 
 def _outside(n: int, least: int, what: str, sample: np.ndarray | None = None) -> str:

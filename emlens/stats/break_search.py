@@ -148,7 +148,9 @@ class BreakSearch:
     def size(self, series: np.ndarray, fit: BreakFit) -> float:
         """Coefficient of the break: its projection over the norm it was scaled by."""
         length = float(self.lengths[fit.with_break[0], fit.at[0]])
-        return float(self._direction(fit) @ series) / length if length else 0.0
+        if not length:
+            return 0.0
+        return float(self._direction(fit) @ series) / length
 
     def _direction(self, fit: BreakFit) -> np.ndarray:
         return np.asarray(self.directions[fit.with_break[0], fit.at[0]])

@@ -31,9 +31,10 @@ class StreamingMoments:
         self._mean = torch.zeros(d, dtype=torch.float64)
         # the mean is _mean + _mean_low: what rounding takes from the first is in the second
         self._mean_low = torch.zeros(d, dtype=torch.float64)
-        # sum of (outer) squares about the mean; its diagonal alone without covariance
-        scatter_shape = (d, d) if covariance else (d,)
-        self._scatter = torch.zeros(scatter_shape, dtype=torch.float64)
+        # sum of outer squares about the mean, (d, d); its diagonal alone, (d,), without covariance
+        self._scatter = torch.zeros(d, dtype=torch.float64)
+        if covariance:
+            self._scatter = torch.zeros(d, d, dtype=torch.float64)
 
     def update(self, rows: Float[Tensor, "row d"]) -> "StreamingMoments":
         """Take in rows, (row, d), of any floating dtype; returns itself.

@@ -86,7 +86,9 @@ class Resamples:
         # mean − value, not value − mean: a large unit lowers the statistic when it is left out
         spread = self.jackknife.mean() - self.jackknife
         scale = float((spread**2).sum()) ** 1.5
-        return float((spread**3).sum()) / (6 * scale) if scale > 0 else 0.0
+        if scale <= 0:
+            return 0.0
+        return float((spread**3).sum()) / (6 * scale)
 
     def _studentised(self, tails: np.ndarray) -> np.ndarray:
         """Bootstrap-t (Hall 1988). The upper quantile of t gives the lower end, so sides swap."""

@@ -5,7 +5,7 @@ not only those to show.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -137,17 +137,13 @@ def compare_groups(
     """
     if test not in get_args(TestName):
         raise InputError(f"test={test!r} is unknown; pass one of {', '.join(get_args(TestName))}")
+    if "tost" in test and "margin" not in options:
+        raise InputError(f"test={test!r} needs margin=, the largest difference that counts as none")
     if len(groups) < 2:
         raise InputError(f"groups holds {len(groups)} group; pass at least 2")
     if pairs is None:
         pairs = _pairs(groups, reference)
-    for a, b in pairs:
-        _require_group(a, groups)
-        _require_group(b, groups)
-    if reference is not None:
-        _require_group(reference, groups)
-    if "tost" in test and "margin" not in options:
-        raise InputError(f"test={test!r} needs margin=, the largest difference that counts as none")
+    _require_groups(pairs, reference, groups)
     compute = _TESTS[test]
     results = {(a, b): compute(groups[a], groups[b], **options) for a, b in pairs}
     table = comparison_table(results, correction).drop(columns="comparison")
@@ -156,9 +152,18 @@ def compare_groups(
     return table
 
 
-def _require_group(name: str, groups: Mapping[str, ArrayLike]) -> None:
-    if name not in groups:
-        raise InputError(f"group {name!r} is not among {', '.join(map(repr, groups))}")
+def _require_groups(
+    pairs: Sequence[tuple[str, str]], reference: str | None, groups: Mapping[str, ArrayLike]
+) -> None:
+    """Raises:
+    InputError: a pair, or the reference, names a group that does not exist.
+    """
+    names = [*chain.from_iterable(pairs)]
+    if reference is not None:
+        names.append(reference)
+    for name in names:
+        if name not in groups:
+            raise InputError(f"group {name!r} is not among {', '.join(map(repr, groups))}")
 
 
 def _pairs(groups: Mapping[str, ArrayLike], reference: str | None) -> list[tuple[str, str]]:
