@@ -52,8 +52,8 @@ def test_planted_angles_over_twelve_orders(d, extra):
         math.pi / 2 - 1e-12,
     ]
     a, b = planted(angles, d, extra)
-    found = principal_angles(a, b)
-    np.testing.assert_allclose(found, sorted(angles), atol=ANGLE, rtol=0)
+    result = principal_angles(a, b)
+    np.testing.assert_allclose(result, sorted(angles), atol=ANGLE, rtol=0)
     np.testing.assert_allclose(
         principal_angles(mixed(a, 5), mixed(b, 7)), sorted(angles), atol=10 * ANGLE, rtol=0
     )
@@ -67,14 +67,14 @@ def test_planted_angles_over_twelve_orders(d, extra):
 )
 def test_agrees_with_scipy(k_a, k_b, d):
     a, b = rows(d, k_a, seed=1), rows(d, k_b, seed=2)
-    found = principal_angles(a, b)
-    assert found.shape == (min(k_a, k_b),)
-    assert (found.diff() >= 0).all()
+    angles = principal_angles(a, b)
+    assert angles.shape == (min(k_a, k_b),)
+    assert (angles.diff() >= 0).all()
     # intersections that dimension alone forces; scipy 1.17 puts them at 1e-8
     forced = max(0, k_a + k_b - d)
-    assert (found[:forced] < ANGLE).all()
+    assert (angles[:forced] < ANGLE).all()
     expected = np.sort(scipy.linalg.subspace_angles(a.numpy(), b.numpy()))
-    np.testing.assert_allclose(found[forced:], expected[forced:], atol=ANGLE)
+    np.testing.assert_allclose(angles[forced:], expected[forced:], atol=ANGLE)
     np.testing.assert_allclose(expected[:forced], 0, atol=1e-7)
 
 
@@ -89,8 +89,8 @@ def test_exactly_planted_angles(d, k_a, k_b, stretch):
     assert float((a == 0).double().mean()) < 0.5 and int(torch.linalg.matrix_rank(b)) == k_b
     true = geometry_accuracy.true_angles(tangents)
     assert float(true[0]) < 1e-12 < 1e-11 and float(math.pi / 2 - true[-1]) < 1e-12
-    for found in (principal_angles(a, b), principal_angles(b, a)):
-        assert geometry_accuracy.largest_error(found.numpy(), true) < ANGLE / 10
+    for result in (principal_angles(a, b), principal_angles(b, a)):
+        assert geometry_accuracy.largest_error(result.numpy(), true) < ANGLE / 10
     assert geometry_accuracy.largest_error(geometry_accuracy.arc_cosines(a, b), true) > 10 * ANGLE
 
 
@@ -100,21 +100,21 @@ def test_exactly_planted_angles(d, k_a, k_b, stretch):
 def test_random_matrices_agree_with_fifty_digits(d, k_a, k_b, condition):
     a, b = geometry_accuracy.tilted_pair(d, k_a, k_b, condition, seed=0)
     true = geometry_accuracy.reference_angles(a, b)
-    found = principal_angles(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    assert geometry_accuracy.largest_error(found, true) < ANGLE / 100 * max(1, condition / 10)
+    result = principal_angles(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    assert geometry_accuracy.largest_error(result, true) < ANGLE / 100 * max(1, condition / 10)
 
 
 def test_miniature_of_the_measurement():
-    found = geometry_accuracy.measure(
+    result = geometry_accuracy.measure(
         cells=((32, 4, 6), (64, 1, 1)),
         stretches=(1, 8),
         seeds=1,
         dimensions=(24,),
         conditions=(1.0,),
     )
-    assert found["worst_planted"] < ANGLE < found["worst_planted_arc_cosine"]
-    assert found["worst_against_mpmath_condition_10"] == found["worst_against_mpmath"] < ANGLE
-    assert len(found["planted"]) == 4 and len(found["against_mpmath"]) == 4
+    assert result["worst_planted"] < ANGLE < result["worst_planted_arc_cosine"]
+    assert result["worst_against_mpmath_condition_10"] == result["worst_against_mpmath"] < ANGLE
+    assert len(result["planted"]) == 4 and len(result["against_mpmath"]) == 4
     with pytest.raises(
         SystemExit, match="is no float64 integer; not measuring rounding of the construction"
     ):

@@ -52,10 +52,10 @@ def test_cosines_are_those_of_scipy():
     from scipy.linalg import subspace_angles
 
     a, b = (torch.linalg.qr(rows(2, 9, k, seed=k)).Q for k in (2, 4))
-    found = cosines_between(a, b)
-    assert found.shape == (2, 2)
+    result = cosines_between(a, b)
+    assert result.shape == (2, 2)
     for i in range(2):
-        assert torch.arccos(found[i]).tolist() == pytest.approx(
+        assert torch.arccos(result[i]).tolist() == pytest.approx(
             sorted(subspace_angles(a[i].numpy(), b[i].numpy()))
         )
 

@@ -31,14 +31,14 @@ def test_split_half_ceiling():
 def test_coordinates_change_nothing(center, measure):
     """The same halves in all 300 dimensions, one split after the other."""
     x, rng = rows(31, 300) + 0.3, torch_rng(4, "split_half_ceiling", 31, 2)
-    found = []
+    values = []
     for _ in range(6):
         order = torch.randperm(31, generator=rng)
         parts = (top_k_subspace(x[half], 2, center=center) for half in (order[:15], order[15:30]))
-        found.append(float(subspace_overlap(*parts, measure)))
+        values.append(float(subspace_overlap(*parts, measure)))
     assert split_half_ceiling(
         x, 2, center=center, measure=measure, splits=6, seed=4
-    ).value == pytest.approx(np.mean(found))
+    ).value == pytest.approx(np.mean(values))
 
 
 @pytest.mark.parametrize(

@@ -111,27 +111,27 @@ def anisotropic(n: int, d: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("d", [6, 60])
 def test_whitening_is_the_discriminant_of_scikit_learn(d):
     positive, negative = anisotropic(20, d, 1) + 0.3, anisotropic(15, d, 2)
-    found = whitened_direction(
+    direction = whitened_direction(
         positive, negative, site=SITE, shrinkage=0.2, position="last", ids={"positive": ["a"]}
     )
     centred = torch.cat([positive - positive.mean(0), negative - negative.mean(0)])
     pooled = centred.T @ centred / 33
     shrunk = 0.8 * pooled + 0.2 * pooled.trace() / d * torch.eye(d, dtype=torch.float64)
     expected = torch.linalg.inv(shrunk) @ (positive.mean(0) - negative.mean(0))
-    assert direction_cosine(found, expected) == pytest.approx(1, abs=1e-10)
+    assert direction_cosine(direction, expected) == pytest.approx(1, abs=1e-10)
     difference = positive.mean(0) - negative.mean(0)
     # one step along it moves one mean to the other
-    assert found.norm == pytest.approx(float(difference @ found.unit))
-    torch.testing.assert_close(found.baseline, negative.mean(0))
+    assert direction.norm == pytest.approx(float(difference @ direction.unit))
+    torch.testing.assert_close(direction.baseline, negative.mean(0))
     assert (
-        found.provenance["shrinkage"] == 0.2
-        and found.position == "last"
-        and found.ids == {"positive": ("a",)}
+        direction.provenance["shrinkage"] == 0.2
+        and direction.position == "last"
+        and direction.ids == {"positive": ("a",)}
     )
     labels = np.r_[np.ones(20), np.zeros(15)]
     sklearn = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Given(shrunk.numpy()))
     weights = sklearn.fit(torch.cat([positive, negative]).numpy(), labels).coef_[0]
-    assert direction_cosine(found, torch.tensor(weights)) == pytest.approx(1, abs=1e-10)
+    assert direction_cosine(direction, torch.tensor(weights)) == pytest.approx(1, abs=1e-10)
 
 
 class _Given:
@@ -207,14 +207,16 @@ def test_what_the_text_alone_shows_is_taken_away():
     other = Direction(
         text, SITE, "mean_response", ids=ids, provenance={"model": {"name": "instruct"}}
     )
-    found = text_content(own, other)
-    torch.testing.assert_close(found.remainder.vector, added)
-    assert found.cosine == pytest.approx(float(text.norm() / (text + added).norm()))
-    assert found.share == pytest.approx(float(text @ text) / float((text + added) @ (text + added)))
-    assert found.remainder.provenance["text_content"] == "subtract" and found.remainder.provenance[
-        "text_content_model"
-    ] == {"name": "instruct"}
-    assert torch.equal(found.remainder.baseline, own.baseline)
+    content = text_content(own, other)
+    torch.testing.assert_close(content.remainder.vector, added)
+    assert content.cosine == pytest.approx(float(text.norm() / (text + added).norm()))
+    assert content.share == pytest.approx(
+        float(text @ text) / float((text + added) @ (text + added))
+    )
+    assert content.remainder.provenance[
+        "text_content"
+    ] == "subtract" and content.remainder.provenance["text_content_model"] == {"name": "instruct"}
+    assert torch.equal(content.remainder.baseline, own.baseline)
     double = Direction(2 * text, SITE, "mean_response", ids=ids)
     projected = text_content(own, double, "project")
     # blind to how long the other model's difference is

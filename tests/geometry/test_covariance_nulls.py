@@ -95,11 +95,11 @@ def test_second_moments_of_vectors_hold_their_mean():
     from_moment = covariance_overlap_null(x.T @ x / 50, 15, 30, 4, center=False, draws=50)
     np.testing.assert_allclose(from_vectors.draws, from_moment.draws, atol=1e-6)
     shifted = rows(50, 20, seed=1) + 9
-    found = [
+    values = [
         covariance_overlap_null(shifted, 15, 30, 1, center=False, about=x, draws=50).mean
         for x in ("zero", "mean")
     ]
-    assert found[0] > 0.95 and found[1] < 0.5  # a common mean is found by both sides
+    assert values[0] > 0.95 and values[1] < 0.5  # a common mean is found by both sides
 
 
 def test_covariance_null_is_calibrated_where_the_isotropic_one_is_not():

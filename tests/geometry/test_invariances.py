@@ -173,14 +173,14 @@ def centred_projections(w: World) -> Tensor:
 
 
 def summary(w: World) -> Tensor:
-    found = delta_summary(w.x, floor=0.1 * w.y)
+    result = delta_summary(w.x, floor=0.1 * w.y)
     shares = [
-        found.common_share,
-        found.unbiased_common_share,
-        found.signal_to_noise,
-        found.spread / found.rms_norm,
+        result.common_share,
+        result.unbiased_common_share,
+        result.signal_to_noise,
+        result.spread / result.rms_norm,
     ]
-    rows = [found.cosines, found.cosines_to_others, found.norms / found.rms_norm[:, None]]
+    rows = [result.cosines, result.cosines_to_others, result.norms / result.rms_norm[:, None]]
     return columns([*shares, *(row.sort(dim=1).values for row in rows)])
 
 

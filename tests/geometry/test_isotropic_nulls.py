@@ -66,16 +66,16 @@ def test_moments_agree_with_qr_draws_and_scipy_angles():
     """Independent of the Wishart route: orthonormal bases of Gaussian matrices, angles by scipy."""
     d, k_a, k_b, draws = 15, 3, 5, 1500
     rng = np.random.default_rng(0)
-    found = np.empty(draws)
+    result = np.empty(draws)
     for i in range(draws):
         a, b = (np.linalg.qr(rng.standard_normal((d, k)))[0] for k in (k_a, k_b))
-        found[i] = (np.cos(subspace_angles(a, b)) ** 2).mean()
+        result[i] = (np.cos(subspace_angles(a, b)) ** 2).mean()
     mean, sd = overlap_moments(d, k_a, k_b)
-    assert abs(found.mean() - mean) < 4 * sd / math.sqrt(draws)
-    assert found.std() == pytest.approx(sd, rel=4 * math.sqrt(0.5 / draws))
-    assert stats.ks_2samp(found, overlap_null(d, k_a, k_b, draws=1500).draws).pvalue > ALPHA
+    assert abs(result.mean() - mean) < 4 * sd / math.sqrt(draws)
+    assert result.std() == pytest.approx(sd, rel=4 * math.sqrt(0.5 / draws))
+    assert stats.ks_2samp(result, overlap_null(d, k_a, k_b, draws=1500).draws).pvalue > ALPHA
     # it can tell a wrong one
-    assert abs(found.mean() - overlap_moments(d + 1, k_a, k_b)[0]) > 4 * sd / math.sqrt(draws)
+    assert abs(result.mean() - overlap_moments(d + 1, k_a, k_b)[0]) > 4 * sd / math.sqrt(draws)
 
 
 def test_bartlett_factors_are_wishart():

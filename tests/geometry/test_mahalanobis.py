@@ -32,9 +32,9 @@ def test_shrunk_it_agrees_with_scikit_learn(reference):
     x, n = rows(4, reference.shape[1], seed=2), len(reference)
     for shrinkage in (0.1, 0.7, 1.0):
         fitted = ShrunkCovariance(shrinkage=shrinkage).fit(reference.numpy())
-        found = mahalanobis_distance(x, reference, shrinkage=shrinkage)
+        distances = mahalanobis_distance(x, reference, shrinkage=shrinkage)
         # n there, n − 1 here
-        np.testing.assert_allclose(found**2, fitted.mahalanobis(x.numpy()) * (n - 1) / n)
+        np.testing.assert_allclose(distances**2, fitted.mahalanobis(x.numpy()) * (n - 1) / n)
     covariance = np.cov(reference.numpy().T)
     square, trace, d = float((covariance**2).sum()), float(covariance.trace()), len(covariance)
     # Chen et al. (2010), without terms of order 2/d
@@ -64,16 +64,16 @@ def test_it_sees_directions_where_the_reference_does_not_vary():
 
 
 def test_known_gaussian_rows_have_chi_squared_distances():
-    found = mahalanobis_distance(rows(4000, 6, seed=7), rows(20000, 6, seed=8), shrinkage=0.0) ** 2
-    assert float(found.mean()) == pytest.approx(6, rel=0.03)
-    assert float(found.var()) == pytest.approx(12, rel=0.12)
+    result = mahalanobis_distance(rows(4000, 6, seed=7), rows(20000, 6, seed=8), shrinkage=0.0) ** 2
+    assert float(result.mean()) == pytest.approx(6, rel=0.03)
+    assert float(result.var()) == pytest.approx(12, rel=0.12)
 
 
 def test_batches_and_dtypes():
     x, known = rows(2, 3, 4, 9), rows(2, 3, 7, 9, seed=1) * torch.linspace(1, 4, 9)
-    found = mahalanobis_distance(x, known)
-    assert found.shape == (2, 3, 4)
-    torch.testing.assert_close(found[1, 2], mahalanobis_distance(x[1, 2], known[1, 2]))
+    distances = mahalanobis_distance(x, known)
+    assert distances.shape == (2, 3, 4)
+    torch.testing.assert_close(distances[1, 2], mahalanobis_distance(x[1, 2], known[1, 2]))
     assert mahalanobis_distance(x.float(), known.float()).dtype == torch.float32
 
 

@@ -173,9 +173,9 @@ def test_neutral_null_is_exact_under_anisotropy():
         null = neutral_text_null(*(rows(3, 8, 12, seed=seed) * SPECTRUM), 2, center=True, draws=39)
         return null.p_value()
 
-    found = [p(seed) for seed in range(120)]
-    assert 0.0 < np.mean(np.array(found) <= 0.05) < 0.12
-    assert stats.kstest(found, "uniform").pvalue > 1e-4
+    values = [p(seed) for seed in range(120)]
+    assert 0.0 < np.mean(np.array(values) <= 0.05) < 0.12
+    assert stats.kstest(values, "uniform").pvalue > 1e-4
 
 
 X = rows(6, 5)

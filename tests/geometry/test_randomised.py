@@ -162,13 +162,13 @@ def test_refusals(unchecked):
 
 
 def test_miniature_of_the_measurement():
-    found = randomised_svd.compare(60, 80, 1.0, with_exact=True, rounds=2)
-    assert found["bound_holds"] and found["one_less_overlap"] <= 1e-6 and found["speed_up"] > 0
+    result = randomised_svd.compare(60, 80, 1.0, with_exact=True, rounds=2)
+    assert result["bound_holds"] and result["one_less_overlap"] <= 1e-6 and result["speed_up"] > 0
     without = randomised_svd.compare(60, 80, 0.5, with_exact=False, rounds=1)
     assert np.isnan(without["speed_up"]) and without["one_less_overlap"] <= 1e-6
-    written = randomised_svd.summary([found, without], 2)
+    written = randomised_svd.summary([result, without], 2)
     assert (
-        written["speed_up_of_the_largest_timed"] == found["speed_up"]
+        written["speed_up_of_the_largest_timed"] == result["speed_up"]
         and written["cells"][1]["exact_seconds"] is None
     )
     bound = randomised_svd.bound_violations(1, n=20, d=25)

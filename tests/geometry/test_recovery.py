@@ -68,7 +68,7 @@ def test_every_extractor_against_simulation():
     tau, shift = power_law(d), shift_of(d, 2.0)
     unit = shift / 2.0
     rng = np.random.default_rng(1)
-    found: dict[str, list[float]] = {"mean": [], "component": [], "whitened": [], "logistic": []}
+    result: dict[str, list[float]] = {"mean": [], "component": [], "whitened": [], "logistic": []}
 
     def cosine(v: np.ndarray) -> float:
         return float(v @ unit / np.linalg.norm(v))
@@ -78,15 +78,15 @@ def test_every_extractor_against_simulation():
         deltas = rng.standard_normal((n, d)) * np.sqrt(tau) + shift
         difference = up.mean(0) - down.mean(0)
         centred = np.concatenate([up - up.mean(0), down - down.mean(0)])
-        found["mean"].append(cosine(difference))
-        found["component"].append(abs(cosine(np.linalg.svd(deltas, full_matrices=False)[2][0])))
-        found["whitened"].append(
+        result["mean"].append(cosine(difference))
+        result["component"].append(abs(cosine(np.linalg.svd(deltas, full_matrices=False)[2][0])))
+        result["whitened"].append(
             cosine(np.linalg.solve(centred.T @ centred / (n - 2) + 0.1 * np.eye(d), difference))
         )
         fit = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(
             np.concatenate([up, down]), np.repeat([1, -1], n // 2)
         )
-        found["logistic"].append(cosine(fit.coef_[0]))
+        result["logistic"].append(cosine(fit.coef_[0]))
     theory = {
         "mean": expected_mean_cosine(shift, tau, n / 2, n / 2),
         "component": expected_component_cosine(shift, tau, n),
@@ -94,8 +94,8 @@ def test_every_extractor_against_simulation():
         "logistic": expected_logistic_cosine(shift, tau, n, 1.0),
     }
     for name, expected in theory.items():
-        error = np.std(found[name]) / math.sqrt(draws)
-        assert np.mean(found[name]) == pytest.approx(expected, abs=3 * error + 0.01 * expected), (
+        error = np.std(result[name]) / math.sqrt(draws)
+        assert np.mean(result[name]) == pytest.approx(expected, abs=3 * error + 0.01 * expected), (
             name
         )
     # the four theories differ, so one cannot pass for another
@@ -109,15 +109,15 @@ def test_whitening_in_many_dimensions_leaves_little_to_chance():
     d, n, ridge = 400, 400, 0.05
     tau, shift = power_law(d), shift_of(d, 2.0)
     rng = np.random.default_rng(1)
-    found = []
+    values = []
     for _ in range(8):
         up, down = (rng.standard_normal((n // 2, d)) * np.sqrt(tau) + m for m in (shift, 0 * shift))
         centred = np.concatenate([up - up.mean(0), down - down.mean(0)])
         v = np.linalg.solve(
             centred.T @ centred / (n - 2) + ridge * np.eye(d), up.mean(0) - down.mean(0)
         )
-        found.append(v @ shift / 2.0 / np.linalg.norm(v))
-    assert np.mean(found) == pytest.approx(
+        values.append(v @ shift / 2.0 / np.linalg.norm(v))
+    assert np.mean(values) == pytest.approx(
         expected_whitened_cosine(shift, tau, n // 2, n // 2, ridge=ridge), abs=0.01
     )
 

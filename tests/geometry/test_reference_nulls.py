@@ -29,7 +29,7 @@ def overlaps(a: torch.Tensor, b: torch.Tensor, k: int, center: bool) -> torch.Te
 
 def false_positives(make, scales: torch.Tensor, k: int, center: bool, mean: float = 0.0) -> float:
     """Share of independent pairs called related, over references of 60 vectors."""
-    found = overlaps(*(rows(300, 15, 24, seed=s) * scales + mean for s in (1, 2)), k, center)
+    result = overlaps(*(rows(300, 15, 24, seed=s) * scales + mean for s in (1, 2)), k, center)
     rates = []
     for seed in range(8):
         null = make(
@@ -41,7 +41,7 @@ def false_positives(make, scales: torch.Tensor, k: int, center: bool, mean: floa
             draws=60,
             seed=seed,
         )
-        rates.append((null.p_values(found) <= 0.05).mean())
+        rates.append((null.p_values(result) <= 0.05).mean())
     return float(np.mean(rates))
 
 

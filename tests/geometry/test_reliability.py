@@ -24,12 +24,12 @@ def sample(seed: int, length: float, n: int = N, d: int = D) -> tuple[ContrastSu
 
 def test_split_halves_predict_the_cosine_with_the_truth():
     for length in (1.5, 3.0, 6.0):
-        found, reached = [], []
+        values, reached = [], []
         for seed in range(6):
             contrast, truth = sample(seed, length)
-            found.append(sample_cosine(split_half_cosine(contrast, splits=40).value))
+            values.append(sample_cosine(split_half_cosine(contrast, splits=40).value))
             reached.append(direction_cosine(contrast.difference, truth))
-        assert np.mean(found) == pytest.approx(np.mean(reached), abs=0.06)
+        assert np.mean(values) == pytest.approx(np.mean(reached), abs=0.06)
         assert np.mean(reached) == pytest.approx(
             expected_mean_cosine([length] + [0] * (D - 1), [1.0] * D, N, N), abs=0.04
         )
@@ -37,8 +37,8 @@ def test_split_halves_predict_the_cosine_with_the_truth():
 
 def test_without_a_signal_halves_are_unrelated():
     contrast, _ = sample(1, 0.0)
-    found = split_half_cosine(contrast)
-    assert abs(found.value) < 0.15 and found.low < 0 < found.high and found.n == 32
+    estimate = split_half_cosine(contrast)
+    assert abs(estimate.value) < 0.15 and estimate.low < 0 < estimate.high and estimate.n == 32
     assert sample_cosine(-0.1) == 0.0 and sample_cosine(1.0) == 1.0
 
 
@@ -67,11 +67,11 @@ def test_the_cone_of_rows_that_do_not_vary_is_closed():
 
 def test_the_jackknife_is_exact_for_a_mean():
     contrast, _ = sample(3, 1.0, n=16, d=3)
-    found = jackknife(lambda v: float(v[0]), contrast)
+    estimate = jackknife(lambda v: float(v[0]), contrast)
     left = contrast.leave_one_out()[:, 0].numpy()
     error = math.sqrt(31 / 32 * ((left - left.mean()) ** 2).sum())
-    assert found.value == pytest.approx(float(contrast.difference[0]))
-    assert (found.high - found.low) / 2 == pytest.approx(2.0395134 * error)  # t(31), 97.5 %
+    assert estimate.value == pytest.approx(float(contrast.difference[0]))
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(2.0395134 * error)  # t(31), 97.5 %
     draws = contrast.bootstrap(4000)[:, 0]
     assert error == pytest.approx(float(draws.std()), rel=0.15)
 
@@ -86,9 +86,9 @@ def test_cosines_between_two_models_on_the_same_units():
         first.negative_weight,
         first.negative,
     )
-    found = cosine_between(first, other)
-    assert 0 < found.high - found.low < 0.2 and found.n == 32
-    assert found.value == pytest.approx(direction_cosine(first.difference, other.difference))
+    estimate = cosine_between(first, other)
+    assert 0 < estimate.high - estimate.low < 0.2 and estimate.n == 32
+    assert estimate.value == pytest.approx(direction_cosine(first.difference, other.difference))
 
 
 def test_the_same_block_is_left_out_of_both_where_each_lacks_another():
@@ -109,8 +109,8 @@ def test_the_same_block_is_left_out_of_both_where_each_lacks_another():
     pairs = zip(first.differences(counts), last.differences(counts), strict=True)
     values = np.array([direction_cosine(a, b) for a, b in pairs])
     error = math.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum())
-    found = cosine_between(first, last)
-    assert found.n == len(values) and (found.high - found.low) / 2 == pytest.approx(
+    estimate = cosine_between(first, last)
+    assert estimate.n == len(values) and (estimate.high - estimate.low) / 2 == pytest.approx(
         error * 2.0395, rel=1e-4
     )
 

@@ -118,8 +118,8 @@ def test_procrustes_resolves_small_distances_and_is_a_metric():
     assert float(procrustes_distance(X, 7 * X @ turn, center=False)) < 1e-14
     for size in (1e-4, 1e-9, 1e-12):
         near = X + size * Y
-        found = float(procrustes_distance(X, near @ turn, center=False))
-        assert 0.05 * size < found / float(Y.norm() / X.norm()) < 1.1 * size
+        result = float(procrustes_distance(X, near @ turn, center=False))
+        assert 0.05 * size < result / float(Y.norm() / X.norm()) < 1.1 * size
     z = rows(15, 6, seed=9)
     for a, b, c in ((X, Y, z), (Y, z, X), (z, X, Y)):
         direct = procrustes_distance(a, c, center=True)

@@ -35,8 +35,8 @@ def test_modes():
 
 
 def test_agrees_with_a_loop():
-    found = steered_evaluation(BEFORE, AFTER, MEAN, 0.5)
-    for x, values in ((BEFORE, found.unsteered), (BEFORE + 0.5 * MEAN, found.steered)):
+    result = steered_evaluation(BEFORE, AFTER, MEAN, 0.5)
+    for x, values in ((BEFORE, result.unsteered), (BEFORE + 0.5 * MEAN, result.steered)):
         gap = x - AFTER
         cosines = F.cosine_similarity(x, AFTER)
         forward = float(F.kl_div(F.log_softmax(x, -1), F.softmax(AFTER, -1), reduction="batchmean"))
@@ -58,14 +58,14 @@ def test_agrees_with_a_loop():
         assert values == pytest.approx(expected)
     gain = (
         100
-        * (found.steered["mean_cosine"] - found.unsteered["mean_cosine"])
-        / found.unsteered["mean_cosine"]
+        * (result.steered["mean_cosine"] - result.unsteered["mean_cosine"])
+        / result.unsteered["mean_cosine"]
     )
-    less = 100 * (found.unsteered["rmse"] - found.steered["rmse"]) / found.unsteered["rmse"]
-    assert (found.improvement["mean_cosine"], found.improvement["rmse"]) == pytest.approx(
+    less = 100 * (result.unsteered["rmse"] - result.steered["rmse"]) / result.unsteered["rmse"]
+    assert (result.improvement["mean_cosine"], result.improvement["rmse"]) == pytest.approx(
         (gain, less)
     )
-    assert (found.alpha, found.mode, found.n) == (0.5, "raw", 9)
+    assert (result.alpha, result.mode, result.n) == (0.5, "raw", 9)
 
 
 def test_the_true_shift_helps_and_a_wrong_one_does_not():

@@ -40,9 +40,9 @@ def test_signs_straight_right_angle_and_reversal():
     line = torch.arange(9.0, dtype=torch.float64)[:, None] * torch.tensor(
         [[1.0, 2.0]], dtype=torch.float64
     )
-    found = local_cosine(path_gram(line), 2)
-    assert torch.allclose(found[2:7], torch.full((5,), -1.0, dtype=torch.float64), atol=TIGHT)
-    assert found[:2].isnan().all() and found[7:].isnan().all()
+    cosines = local_cosine(path_gram(line), 2)
+    assert torch.allclose(cosines[2:7], torch.full((5,), -1.0, dtype=torch.float64), atol=TIGHT)
+    assert cosines[:2].isnan().all() and cosines[7:].isnan().all()
     corner = torch.tensor(
         [[0.0, 0], [1, 0], [2, 0], [3, 0], [3, 1], [3, 2], [3, 3]], dtype=torch.float64
     )
@@ -57,24 +57,24 @@ def test_local_cosine_is_that_of_a_loop_and_blind_to_rotation_shift_and_scale(
     seed: int, window: int
 ):
     path = noisy_path(seed)
-    found = local_cosine(path_gram(path), window, threshold=0.0)
+    cosines = local_cosine(path_gram(path), window, threshold=0.0)
     for t in range(window, len(path) - window):
         back, forth = path[t - window] - path[t], path[t + window] - path[t]
-        assert float(found[t]) == pytest.approx(
+        assert float(cosines[t]) == pytest.approx(
             float(back @ forth / back.norm() / forth.norm()), abs=1e-9
         )
     turn = torch.linalg.qr(
         torch.randn(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     )[0]
     moved = local_cosine(path_gram(7.0 * (path @ turn) + 1.0), window, threshold=0.0)
-    assert torch.allclose(found, moved, atol=1e-7, equal_nan=True)
+    assert torch.allclose(cosines, moved, atol=1e-7, equal_nan=True)
 
 
 def test_only_where_both_chords_are_short_is_a_row_left_out():
     path = torch.tensor([[0.0], [0.001], [0.002], [1.0], [2.0]], dtype=torch.float64)
-    found = local_cosine(path_gram(path), 1, threshold=0.0035)
-    assert found[1].isnan()  # both chords are .001
-    assert float(found[2]) == pytest.approx(-1.0, abs=1e-6)  # one is
+    cosines = local_cosine(path_gram(path), 1, threshold=0.0035)
+    assert cosines[1].isnan()  # both chords are .001
+    assert float(cosines[2]) == pytest.approx(-1.0, abs=1e-6)  # one is
     still = torch.tensor([[0.0], [0.0], [1.0], [2.0]], dtype=torch.float64)
     assert local_cosine(path_gram(still), 1)[1].isnan()  # a chord without length has no direction
 
@@ -122,11 +122,11 @@ def test_norms_speed_and_cosine_to_the_end():
 
 def test_components_are_those_of_scikit_learn():
     path = noisy_path(5)
-    found, reference = path_components(path_gram(path), 3), PCA(3).fit(path.numpy())
-    ours, theirs = found.coordinates.numpy(), reference.transform(path.numpy())
+    components, reference = path_components(path_gram(path), 3), PCA(3).fit(path.numpy())
+    ours, theirs = components.coordinates.numpy(), reference.transform(path.numpy())
     assert np.allclose(np.abs(ours), np.abs(theirs), atol=1e-8) and (ours[-1] >= 0).all()
     assert np.allclose(
-        found.explained_variance_ratio.numpy(), reference.explained_variance_ratio_, atol=1e-10
+        components.explained_variance_ratio.numpy(), reference.explained_variance_ratio_, atol=1e-10
     )
 
 
@@ -161,14 +161,14 @@ def test_an_even_curve_has_no_sharpest_turn():
 
 def test_flatness_is_1_for_equal_singular_values_and_1_over_r_for_one():
     for measure in ("entropy", "participation"):
-        found = spectrum_flatness(
+        result = spectrum_flatness(
             torch.tensor([[2.0, 2, 2, 2], [5, 0, 0, 0], [4, 2, 1, 1], [0, 0, 0, 0]]),
             measure=measure,
         )
         assert (
-            found[:2].tolist() == pytest.approx([1.0, 0.25])
-            and 0.25 < float(found[2]) < 1.0
-            and found[3].isnan()
+            result[:2].tolist() == pytest.approx([1.0, 0.25])
+            and 0.25 < float(result[2]) < 1.0
+            and result[3].isnan()
         )
     shares = np.array([0.5, 0.25, 0.125, 0.125])
     assert float(spectrum_flatness(torch.tensor([4.0, 2, 1, 1]).sqrt())) == pytest.approx(

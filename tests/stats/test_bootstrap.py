@@ -21,17 +21,17 @@ SKEWED = np.random.default_rng(0).exponential(size=60)
 
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 def test_bootstrap_mean_agrees_with_scipy(method):
-    found = bootstrap_mean(SKEWED, method=method, resamples=9999)
+    estimate = bootstrap_mean(SKEWED, method=method, resamples=9999)
     name = {"percentile": "percentile", "bca": "BCa"}[method]
     expected = stats.bootstrap(
         (SKEWED,), np.mean, method=name, n_resamples=9999, random_state=1
     ).confidence_interval
-    assert found.value == pytest.approx(SKEWED.mean())
-    assert (found.low, found.high) == (
+    assert estimate.value == pytest.approx(SKEWED.mean())
+    assert (estimate.low, estimate.high) == (
         pytest.approx(expected.low, abs=0.02),
         pytest.approx(expected.high, abs=0.02),
     )
-    assert found.n == 60 and "95 %" in found.method and method in found.method
+    assert estimate.n == 60 and "95 %" in estimate.method and method in estimate.method
 
 
 def test_bca_leans_to_the_long_tail():
@@ -71,9 +71,9 @@ def test_clusters_are_what_is_resampled(method):
     hits = {"clusters": 0, "rows": 0}
     for _ in range(100):
         values, labels = clustered(rng, spread=1.0)
-        found = cluster_bootstrap(values, labels, resamples=199, method=method)
+        estimate = cluster_bootstrap(values, labels, resamples=199, method=method)
         rows = bootstrap_mean(values, resamples=199, method="bca")
-        hits["clusters"] += found.low <= 0 <= found.high
+        hits["clusters"] += estimate.low <= 0 <= estimate.high
         hits["rows"] += rows.low <= 0 <= rows.high
     assert hits["clusters"] / 100 > 0.86 and hits["rows"] / 100 < 0.76
 
@@ -97,17 +97,17 @@ def test_ratio_of_means_recovers_a_planted_ratio():
     rng = np.random.default_rng(4)
     bottom = 40 + rng.normal(scale=10, size=200)
     top = 0.6 * bottom + rng.normal(scale=5, size=200)
-    found = ratio_of_means(top, bottom)
-    assert found.low < 0.6 < found.high and found.high - found.low < 0.1
-    assert found.value == pytest.approx(top.mean() / bottom.mean())
+    estimate = ratio_of_means(top, bottom)
+    assert estimate.low < 0.6 < estimate.high and estimate.high - estimate.low < 0.1
+    assert estimate.value == pytest.approx(top.mean() / bottom.mean())
     # delta method
-    delta = np.std(top - found.value * bottom, ddof=1) / math.sqrt(200) / bottom.mean()
-    assert found.high - found.low == pytest.approx(2 * 1.96 * delta, rel=0.1)
+    delta = np.std(top - estimate.value * bottom, ddof=1) / math.sqrt(200) / bottom.mean()
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * delta, rel=0.1)
     scaled = ratio_of_means(3 * top, 3 * bottom)
-    assert scaled.low == pytest.approx(found.low)
+    assert scaled.low == pytest.approx(estimate.low)
     by_domain = ratio_of_means(top, bottom, np.arange(200) // 20)
     assert by_domain.n == 10 and "10 clusters" in by_domain.method
-    assert ratio_of_means(-top, -bottom).value == pytest.approx(found.value)
+    assert ratio_of_means(-top, -bottom).value == pytest.approx(estimate.value)
 
 
 def test_pairing_matters():
@@ -120,9 +120,11 @@ def test_pairing_matters():
 def test_ratio_is_undefined_where_nothing_was_lost():
     rng = np.random.default_rng(6)
     nothing = rng.normal(size=50)
-    found = ratio_of_means(rng.normal(size=50), nothing)
-    assert not found.defined and found.n == 50 and "undefined" in str(found)
-    assert "the denominator's 95 % interval [" in found.method and "includes 0" in found.method
+    estimate = ratio_of_means(rng.normal(size=50), nothing)
+    assert not estimate.defined and estimate.n == 50 and "undefined" in str(estimate)
+    assert (
+        "the denominator's 95 % interval [" in estimate.method and "includes 0" in estimate.method
+    )
     assert ratio_of_means(nothing, nothing + 5).defined
     assert not ratio_of_means([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]).defined
 
@@ -132,8 +134,8 @@ def test_ratio_coverage():
     hits = []
     for _ in range(150):
         bottom = 5 + rng.normal(scale=3, size=60)
-        found = ratio_of_means(0.4 * bottom + rng.normal(size=60), bottom, resamples=399)
-        hits.append(found.low <= 0.4 <= found.high)
+        estimate = ratio_of_means(0.4 * bottom + rng.normal(size=60), bottom, resamples=399)
+        hits.append(estimate.low <= 0.4 <= estimate.high)
     assert 0.90 <= np.mean(hits) <= 0.98
 
 
@@ -142,25 +144,28 @@ def test_bootstrap_t_agrees_with_a_loop_that_studentises():
     drawn = SKEWED[rng.integers(n, size=(20_000, n))]
     t = (drawn.mean(1) - mean) / (drawn.std(1, ddof=1) / math.sqrt(n))
     error = SKEWED.std(ddof=1) / math.sqrt(n)
-    found = bootstrap_mean(SKEWED, resamples=20_000)
-    assert found.low == pytest.approx(mean - np.quantile(t, 0.975) * error, abs=0.012)
-    assert found.high == pytest.approx(mean - np.quantile(t, 0.025) * error, abs=0.025)
-    assert "95 % bootstrap-t over 60 units" in found.method
+    estimate = bootstrap_mean(SKEWED, resamples=20_000)
+    assert estimate.low == pytest.approx(mean - np.quantile(t, 0.975) * error, abs=0.012)
+    assert estimate.high == pytest.approx(mean - np.quantile(t, 0.025) * error, abs=0.025)
+    assert "95 % bootstrap-t over 60 units" in estimate.method
 
 
 @pytest.mark.parametrize("even", [True, False])
 def test_every_resample_is_studentised_by_its_own_linearised_error(even):
     rng = np.random.default_rng(11)
     top, bottom = rng.normal(3, 1, size=6), np.ones(6) if even else rng.uniform(1, 2, size=6)
-    found = resample_ratio(top, bottom, 40, np.random.default_rng(0))
+    resamples = resample_ratio(top, bottom, 40, np.random.default_rng(0))
     for rows, value, error in zip(
-        np.random.default_rng(0).integers(6, size=(40, 6)), found.values, found.errors, strict=True
+        np.random.default_rng(0).integers(6, size=(40, 6)),
+        resamples.values,
+        resamples.errors,
+        strict=True,
     ):
         a, b = top[rows], bottom[rows]
         assert value == pytest.approx(a.sum() / b.sum())
         assert error == pytest.approx(np.std(a - value * b, ddof=1) / math.sqrt(6) / b.mean())
-    assert found.error == pytest.approx(
-        np.std(top - found.value * bottom, ddof=1) / math.sqrt(6) / bottom.mean()
+    assert resamples.error == pytest.approx(
+        np.std(top - resamples.value * bottom, ddof=1) / math.sqrt(6) / bottom.mean()
     )
 
 
@@ -170,39 +175,39 @@ def test_bootstrap_t_holds_where_bca_and_percentile_fall_short():
     for _ in range(200):
         values = rng.exponential(size=10)
         for method in hits:
-            found = bootstrap_mean(values, method=method, resamples=199)
-            hits[method] += found.low <= 1 <= found.high
+            estimate = bootstrap_mean(values, method=method, resamples=199)
+            hits[method] += estimate.low <= 1 <= estimate.high
     assert hits["t"] > 180 and hits["bca"] < 178 and hits["percentile"] < 178, hits
 
 
 @pytest.mark.parametrize("ones", [1, 2])
 def test_where_few_values_differ_the_ends_are_the_outer_ones_of_two_other_intervals(ones):
     values = np.r_[3 * np.ones(ones), np.zeros(24 - ones)]
-    found, bca, student = (
+    estimate, bca, student = (
         bootstrap_mean(values),
         bootstrap_mean(values, method="bca"),
         t_interval(values),
     )
     assert (
         "too few distinct values for bootstrap-t: the outer ends of BCa and Student's t"
-        in found.method
+        in estimate.method
     )
-    assert found.low == pytest.approx(min(bca.low, student.low)) and found.high == pytest.approx(
-        max(bca.high, student.high)
-    )
+    assert estimate.low == pytest.approx(
+        min(bca.low, student.low)
+    ) and estimate.high == pytest.approx(max(bca.high, student.high))
     assert "too few distinct" not in bootstrap_mean(np.r_[3 * np.ones(9), np.zeros(15)]).method
 
 
 def test_values_of_0_and_1_are_a_proportion():
     values = np.r_[np.ones(5), np.zeros(19)]
-    found, expected = bootstrap_mean(values), wilson_interval(5, 24)
-    assert (found.value, found.low, found.high, found.n) == (
+    estimate, expected = bootstrap_mean(values), wilson_interval(5, 24)
+    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (
         expected.value,
         expected.low,
         expected.high,
         24,
     )
-    assert found.method == "95 % Wilson over 24 units of 0 or 1"
+    assert estimate.method == "95 % Wilson over 24 units of 0 or 1"
     by_question = hierarchical_bootstrap(np.repeat(values, 3), np.repeat(np.arange(24), 3))
     assert (by_question.low, by_question.high, by_question.n) == (expected.low, expected.high, 24)
     assert (

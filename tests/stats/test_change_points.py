@@ -9,10 +9,10 @@ from emlens.stats.change_points import logistic_midpoint
 
 
 def noise(rng: np.random.Generator, n: int, correlation: float, sd: float) -> np.ndarray:
-    found = rng.normal(size=n)
+    result = rng.normal(size=n)
     for t in range(1, n):
-        found[t] = correlation * found[t - 1] + np.sqrt(1 - correlation**2) * found[t]
-    return sd * found
+        result[t] = correlation * result[t - 1] + np.sqrt(1 - correlation**2) * result[t]
+    return sd * result
 
 
 def falling(n: int, middle: float = 0.43, width: float = 0.081) -> np.ndarray:
@@ -23,20 +23,20 @@ def test_a_planted_break_is_found_at_its_place_in_both_trends_and_kinds():
     rng = np.random.default_rng(0)
     times = 10.0 + 2.0 * np.arange(50)
     kink = 0.01 * np.maximum(times - 60.0, 0) + noise(rng, 50, 0.3, 0.02)
-    found = change_point(kink, times, trend="linear", draws=99)
+    change = change_point(kink, times, trend="linear", draws=99)
     assert (
-        found.p <= 0.02
-        and abs(found.location.value - 60) <= 6
-        and found.location.low <= 60 <= found.location.high
+        change.p <= 0.02
+        and abs(change.location.value - 60) <= 6
+        and change.location.low <= 60 <= change.location.high
     )
     # slope a unit of time, not a share of the run
-    assert found.size == pytest.approx(0.01, abs=0.002)
+    assert change.size == pytest.approx(0.01, abs=0.002)
     jump = falling(50) + 0.3 * (np.arange(50) >= 35) + noise(rng, 50, 0.3, 0.01)
-    found = change_point(jump, kind="level", draws=99)
+    change = change_point(jump, kind="level", draws=99)
     assert (
-        found.p <= 0.02
-        and abs(found.location.value - 35) <= 2
-        and found.size == pytest.approx(0.3, abs=0.05)
+        change.p <= 0.02
+        and abs(change.location.value - 35) <= 2
+        and change.size == pytest.approx(0.3, abs=0.05)
     )
 
 
@@ -49,18 +49,20 @@ def test_the_statistic_of_a_linear_trend_is_the_f_of_a_loop():
         return float(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum())
 
     least = min((rest(x, np.maximum(x - at, 0)), at) for at in x[2:14])
-    found = change_point(y, trend="linear", draws=20)
-    assert found.location.value == least[1]
-    assert found.statistic == pytest.approx((rest(x) - least[0]) / (least[0] / 12))
+    change = change_point(y, trend="linear", draws=20)
+    assert change.location.value == least[1]
+    assert change.statistic == pytest.approx((rest(x) - least[0]) / (least[0] / 12))
 
 
 def test_a_smooth_logistic_series_is_broken_for_a_line_and_not_for_a_logistic_trend():
     rng = np.random.default_rng(2)
     y = falling(40) + noise(rng, 40, 0.4, 0.01)
-    found = change_point(y, trend="linear", kind="transition", draws=99)
+    change = change_point(y, trend="linear", kind="transition", draws=99)
     # the line beside the step takes a part
     assert (
-        found.p <= 0.02 and abs(found.location.value - 0.43 * 39) < 2 and -0.8 < found.size < -0.4
+        change.p <= 0.02
+        and abs(change.location.value - 0.43 * 39) < 2
+        and -0.8 < change.size < -0.4
     )
     assert change_point(y, trend="logistic", draws=99).p > 0.05
     line = np.linspace(0.95, 0.5, 40) + noise(rng, 40, 0.4, 0.01)
@@ -98,35 +100,35 @@ def test_noise_is_as_dependent_as_it_was_planted():
 
 def test_the_midpoint_is_where_half_of_the_change_is_done():
     y = falling(50, middle=0.6) + noise(np.random.default_rng(6), 50, 0.3, 0.01)
-    found = logistic_midpoint(y, draws=60)
+    estimate = logistic_midpoint(y, draws=60)
     assert (
-        found.low <= 0.6 * 49 <= found.high
-        and abs(found.value - 0.6 * 49) < 1.5
-        and found.high - found.low < 8
+        estimate.low <= 0.6 * 49 <= estimate.high
+        and abs(estimate.value - 0.6 * 49) < 1.5
+        and estimate.high - estimate.low < 8
     )
     assert not logistic_midpoint(np.ones(20), draws=20).defined
 
 
 def test_what_does_not_move_has_no_change_point():
-    found = change_point(np.full(20, 3.0))
-    assert not found.location.defined and found.p == 1.0
+    change = change_point(np.full(20, 3.0))
+    assert not change.location.defined and change.p == 1.0
 
 
 def test_order_of_events_is_exact_over_sign_patterns():
     first, second = [1.0, 2.0, 4.0, 3.0, 2.0, 5.0], [3.0, 5.0, 4.5, 4.0, 6.0, 4.0]
-    found = order_of_events(first, second)
+    order = order_of_events(first, second)
     lags = np.subtract(second, first)
     beyond = sum(
         abs(np.dot(signs, lags)) >= abs(lags.sum()) - 1e-9
         for signs in itertools.product((1, -1), repeat=6)
     )
-    assert found.p == beyond / 64 and found.first_leads == 5 and found.ties == 0
+    assert order.p == beyond / 64 and order.first_leads == 5 and order.ties == 0
     assert (
-        found.lag.value == pytest.approx(lags.mean())
-        and found.lag.low < found.lag.value < found.lag.high
+        order.lag.value == pytest.approx(lags.mean())
+        and order.lag.low < order.lag.value < order.lag.high
     )
     turned = order_of_events(second, first)
-    assert turned.p == found.p and turned.lag.value == pytest.approx(-found.lag.value)
+    assert turned.p == order.p and turned.lag.value == pytest.approx(-order.lag.value)
     same = order_of_events([1.0, 2.0], [3.0, 4.0])
     assert (same.lag.low, same.lag.high) == (2.0, 2.0) and same.p == 0.5
     many = order_of_events(np.zeros(20), np.linspace(0.5, 1.5, 20), draws=999)

@@ -24,21 +24,21 @@ SECOND = FIRST - 0.3 + RNG.normal(scale=0.5, size=25)
 
 @pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
 def test_welch_agrees_with_scipy(side):
-    found, expected = (
+    result, expected = (
         welch_test(A, B, side=side),
         stats.ttest_ind(A, B, equal_var=False, alternative=side),
     )
-    assert (found.statistic, found.p) == (
+    assert (result.statistic, result.p) == (
         pytest.approx(expected.statistic),
         pytest.approx(expected.pvalue),
     )
     interval = stats.ttest_ind(A, B, equal_var=False).confidence_interval()
-    assert (found.estimate.low, found.estimate.high) == (
+    assert (result.estimate.low, result.estimate.high) == (
         pytest.approx(interval.low),
         pytest.approx(interval.high),
     )
-    assert found.n == 75 and side in found.method
-    assert found.to_record()["estimate"]["value"] == pytest.approx(A.mean() - B.mean())
+    assert result.n == 75 and side in result.method
+    assert result.to_record()["estimate"]["value"] == pytest.approx(A.mean() - B.mean())
 
 
 def test_cohens_d_is_the_planted_one_and_changes_sign():
@@ -52,34 +52,34 @@ def test_cohens_d_is_the_planted_one_and_changes_sign():
 
 
 def test_paired_agrees_with_scipy():
-    found, expected = paired_test(FIRST, SECOND), stats.ttest_rel(FIRST, SECOND)
-    assert (found.statistic, found.p) == (
+    result, expected = paired_test(FIRST, SECOND), stats.ttest_rel(FIRST, SECOND)
+    assert (result.statistic, result.p) == (
         pytest.approx(expected.statistic),
         pytest.approx(expected.pvalue),
     )
     gaps = FIRST - SECOND
-    assert found.effect == pytest.approx(gaps.mean() / gaps.std(ddof=1))
+    assert result.effect == pytest.approx(gaps.mean() / gaps.std(ddof=1))
     interval = stats.ttest_rel(FIRST, SECOND).confidence_interval()
-    assert (found.estimate.low, found.n) == (pytest.approx(interval.low), 25)
+    assert (result.estimate.low, result.n) == (pytest.approx(interval.low), 25)
     assert paired_test(FIRST, SECOND, kind="wilcoxon") == signed_rank_test(FIRST, SECOND)
-    assert found.p < welch_test(FIRST, SECOND).p  # pairing takes out what both share
+    assert result.p < welch_test(FIRST, SECOND).p  # pairing takes out what both share
 
 
 def test_permutation_agrees_with_scipy():
-    found = permutation_test(A, B, draws=4000)
+    result = permutation_test(A, B, draws=4000)
     expected = stats.permutation_test(
         (A, B), lambda x, y: x.mean() - y.mean(), n_resamples=4000, random_state=0
     )
-    assert found.statistic == pytest.approx(A.mean() - B.mean())
-    assert found.estimate == welch_test(A, B).estimate
+    assert result.statistic == pytest.approx(A.mean() - B.mean())
+    assert result.estimate == welch_test(A, B).estimate
     d = cohens_d_interval(A, B)
-    assert (found.effect, found.effect_low, found.effect_high, found.sizes) == (
+    assert (result.effect, result.effect_low, result.effect_high, result.sizes) == (
         d.value,
         d.low,
         d.high,
         (30, 45),
     )
-    assert found.p == pytest.approx(expected.pvalue, abs=0.06)  # Monte Carlo error of both
+    assert result.p == pytest.approx(expected.pvalue, abs=0.06)  # Monte Carlo error of both
     assert permutation_test(A, B, draws=50) == permutation_test(A, B, draws=50)
 
 
@@ -103,19 +103,19 @@ def test_permutation_within_strata():
 
 def test_permutation_is_calibrated():
     rng = np.random.default_rng(3)
-    found = [
+    values = [
         permutation_test(rng.exponential(size=8), rng.exponential(size=12), draws=99).p
         for _ in range(250)
     ]
-    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.03)
 
 
 def test_tost_agrees_with_statsmodels():
     p, _, _ = ttost_ind(A, B, -2.0, 2.0, usevar="unequal")
     assert tost(A, B, 2.0).p == pytest.approx(p)
     p, _, _ = ttost_paired(FIRST, SECOND, -0.6, 0.6)
-    found = tost(FIRST, SECOND, 0.6, paired=True)
-    assert found.p == pytest.approx(p) and found.n == 25
+    result = tost(FIRST, SECOND, 0.6, paired=True)
+    assert result.p == pytest.approx(p) and result.n == 25
     assert tost(SECOND, FIRST, 0.6, paired=True).p == pytest.approx(p)
 
 

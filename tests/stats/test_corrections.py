@@ -52,12 +52,12 @@ def westfall_young(observed, draws):
 def test_maximum_statistic_by_a_loop_with_its_order_and_sides():
     rng = np.random.default_rng(2)
     observed, draws = rng.normal(1, 1, size=7), rng.normal(size=(60, 7))
-    found = max_statistic_p(observed, draws)
-    np.testing.assert_allclose(found, westfall_young(observed, draws))
+    corrected = max_statistic_p(observed, draws)
+    np.testing.assert_allclose(corrected, westfall_young(observed, draws))
     single = max_statistic_p(observed, draws, step_down=False)
     np.testing.assert_allclose(single, [(1 + (draws.max(1) >= x).sum()) / 61 for x in observed])
-    assert (found <= single).all() and found.max() > found.min()
-    np.testing.assert_allclose(max_statistic_p(-observed, -draws, side="less"), found)
+    assert (corrected <= single).all() and corrected.max() > corrected.min()
+    np.testing.assert_allclose(max_statistic_p(-observed, -draws, side="less"), corrected)
     np.testing.assert_allclose(
         max_statistic_p(-observed, draws, side="two-sided"),
         max_statistic_p(np.abs(observed), np.abs(draws)),

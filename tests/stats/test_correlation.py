@@ -18,10 +18,10 @@ def pair(n: int, r: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("n", [4, 30, 300])
 def test_agree_with_scipy(n):
     x, y = pair(n, 0.6)
-    found, expected = pearson(x, y), stats.pearsonr(x, y)
+    estimate, expected = pearson(x, y), stats.pearsonr(x, y)
     interval = expected.confidence_interval()
-    assert found.value == pytest.approx(expected.statistic, abs=1e-12)
-    assert (found.low, found.high, found.n) == (
+    assert estimate.value == pytest.approx(expected.statistic, abs=1e-12)
+    assert (estimate.low, estimate.high, estimate.n) == (
         pytest.approx(interval.low),
         pytest.approx(interval.high),
         n,
@@ -160,12 +160,12 @@ def test_the_interval_over_clusters_is_the_jackknife_by_a_loop():
     x, y, labels = clustered(3)
     z = np.arctanh([stats.pearsonr(x[labels != c], y[labels != c]).statistic for c in range(12)])
     half = stats.t.ppf(0.975, 11) * math.sqrt(11 / 12 * ((z - z.mean()) ** 2).sum())
-    found = pearson(x, y, clusters=labels)
-    assert np.arctanh(found.high) - np.arctanh(found.value) == pytest.approx(half)
+    estimate = pearson(x, y, clusters=labels)
+    assert np.arctanh(estimate.high) - np.arctanh(estimate.value) == pytest.approx(half)
     few = pearson(x, y, clusters=labels % 5)
     assert (
         "5 clusters, fewer than the 8 it is made for" in few.method
-        and "outside" not in found.method
+        and "outside" not in estimate.method
     )
     broken = pearson([0.0, 1, 2, 3, 3, 3], [0.0, 1, 2, 3, 3, 9], clusters=[0, 0, 0, 0, 1, 2])
     assert math.isnan(broken.low) and "perfect or undefined without some cluster" in broken.method

@@ -23,15 +23,15 @@ def corrected(x, y):
 def test_value_and_jackknife_by_a_loop():
     x, y = sides(np.random.default_rng(0), 20, 0.6, 3.0)
     y = y[:15]
-    found = cosine_of_means(x, y)
-    assert found.value == pytest.approx(corrected(x, y)) and found.n == 15
+    estimate = cosine_of_means(x, y)
+    assert estimate.value == pytest.approx(corrected(x, y)) and estimate.n == 15
     variance = 0.0
     for deleted in (
         [corrected(np.delete(x, i, 0), y) for i in range(20)],
         [corrected(x, np.delete(y, i, 0)) for i in range(15)],
     ):
         variance += (len(deleted) - 1) * np.var(deleted)
-    assert found.high - found.low == pytest.approx(2 * 2.1448 * np.sqrt(variance), rel=1e-4)
+    assert estimate.high - estimate.low == pytest.approx(2 * 2.1448 * np.sqrt(variance), rel=1e-4)
 
 
 def test_noise_is_taken_out_where_the_plain_cosine_leans_to_0():
@@ -39,9 +39,9 @@ def test_noise_is_taken_out_where_the_plain_cosine_leans_to_0():
     values, plain, held = [], [], 0
     for _ in range(150):
         x, y = sides(rng, 50, 0.8, 2.0)
-        found = cosine_of_means(x, y)
-        values.append(found.value)
-        held += found.low <= 0.8 <= found.high
+        estimate = cosine_of_means(x, y)
+        values.append(estimate.value)
+        held += estimate.low <= 0.8 <= estimate.high
         a, b = x.mean(0), y.mean(0)
         plain.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     assert np.mean(values) == pytest.approx(0.8, abs=0.02) and np.mean(plain) < 0.72
@@ -52,9 +52,9 @@ def test_invariances():
     rng = np.random.default_rng(2)
     x, y = sides(rng, 12, 0.5, 4.0)
     turned = np.linalg.qr(rng.normal(size=(D, D)))[0]
-    found, other = cosine_of_means(x, y), cosine_of_means(3 * x @ turned, 0.1 * y @ turned)
-    assert (other.value, other.low) == (pytest.approx(found.value), pytest.approx(found.low))
-    assert cosine_of_means(y, x).high == pytest.approx(found.high)
+    estimate, other = cosine_of_means(x, y), cosine_of_means(3 * x @ turned, 0.1 * y @ turned)
+    assert (other.value, other.low) == (pytest.approx(estimate.value), pytest.approx(estimate.low))
+    assert cosine_of_means(y, x).high == pytest.approx(estimate.high)
 
 
 def test_where_a_mean_is_no_more_than_noise():

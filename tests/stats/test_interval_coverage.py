@@ -51,9 +51,9 @@ def test_every_cell_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    found = read_json(EVIDENCE / "interval_coverage.json")["values"]
+    result = read_json(EVIDENCE / "interval_coverage.json")["values"]
     page = (EVIDENCE.parent / "statistics.md").read_text("utf-8")
-    assert interval_coverage.coverage_table(found["rows"]) in page
-    for row in found["rows"]:
+    assert interval_coverage.coverage_table(result["rows"]) in page
+    for row in result["rows"]:
         if row["goal"] is not None:
             assert row["reached"] == (row["goal"][0] <= row["coverage"] <= row["goal"][1])

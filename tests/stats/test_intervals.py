@@ -14,10 +14,10 @@ SKEWED = np.random.default_rng(0).exponential(size=60)
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 24), (3, 24), (24, 24), (460, 10_000)])
 def test_wilson_agrees_with_statsmodels(successes, n):
-    found = wilson_interval(successes, n)
+    estimate = wilson_interval(successes, n)
     low, high = proportion_confint(successes, n, method="wilson")
-    assert (found.value, found.n) == (successes / n, n)
-    assert (found.low, found.high) == (
+    assert (estimate.value, estimate.n) == (successes / n, n)
+    assert (estimate.low, estimate.high) == (
         pytest.approx(low, abs=1e-12),
         pytest.approx(high, abs=1e-12),
     )
@@ -25,8 +25,11 @@ def test_wilson_agrees_with_statsmodels(successes, n):
 
 def test_t_interval_agrees_with_scipy():
     expected = stats.ttest_1samp(SKEWED, 0).confidence_interval(0.9)
-    found = t_interval(SKEWED, level=0.9)
-    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    estimate = t_interval(SKEWED, level=0.9)
+    assert (estimate.low, estimate.high) == (
+        pytest.approx(expected.low),
+        pytest.approx(expected.high),
+    )
 
 
 def test_nadeau_bengio_widens_the_t_interval_by_its_formula():
@@ -56,9 +59,9 @@ def test_refusals(unchecked, call, message):
 
 
 def test_the_exact_interval_of_a_proportion_inverts_its_binomial_tails(unchecked):
-    found = clopper_pearson_interval(3, 64)
-    assert stats.binom.sf(2, 64, found.low) == pytest.approx(0.025) and stats.binom.cdf(
-        3, 64, found.high
+    estimate = clopper_pearson_interval(3, 64)
+    assert stats.binom.sf(2, 64, estimate.low) == pytest.approx(0.025) and stats.binom.cdf(
+        3, 64, estimate.high
     ) == pytest.approx(0.025)
     none = clopper_pearson_interval(0, 60)
     assert none.low == 0.0 and none.high == pytest.approx(1 - 0.025 ** (1 / 60))

@@ -33,7 +33,7 @@ def rate(repeats=REPEATS, single=False, relation="linear", loss_error=0.0, draws
     """Share of sweeps in which something is found at .05, and in which all simultaneous intervals
     hold 0.
     """
-    found, held = 0, 0
+    result, held = 0, 0
     for seed in range(repeats):
         loss, score, label = sweep(seed, **world)
         test = matched_loss_test(
@@ -45,10 +45,10 @@ def rate(repeats=REPEATS, single=False, relation="linear", loss_error=0.0, draws
             draws=draws,
             seed=seed,
         )
-        found += test.p <= 0.05
+        result += test.p <= 0.05
         rows = test.table.dropna()
         held += bool(((rows["gap_low"] <= 0) & (rows["gap_high"] >= 0)).all())
-    return found / repeats, held / repeats
+    return result / repeats, held / repeats
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["groups", "single runs"])

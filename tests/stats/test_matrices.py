@@ -23,16 +23,16 @@ def test_agrees_with_scipy_over_pairs_and_with_a_loop_over_permutations(ranks):
     b = a + 2 * symmetric(rng, 7)
     upper = np.triu_indices(7, 1)
     correlate = stats.spearmanr if ranks else stats.pearsonr
-    found = mantel_test(a, b, ranks=ranks, draws=800)
-    assert found.statistic == pytest.approx(correlate(a[upper], b[upper]).statistic)
+    result = mantel_test(a, b, ranks=ranks, draws=800)
+    assert result.statistic == pytest.approx(correlate(a[upper], b[upper]).statistic)
     null = []
     for _ in range(400):
         order = rng.permutation(7)
         null.append(correlate(a[np.ix_(order, order)][upper], b[upper]).statistic)
     above = mantel_test(a, b, ranks=ranks, side="greater", draws=800).p
-    assert above == pytest.approx((1 + np.sum(np.array(null) >= found.statistic)) / 401, abs=0.06)
-    assert found == mantel_test(a, b, ranks=ranks, draws=800) and found.n == 7
-    assert "no interval" in found.estimate.method
+    assert above == pytest.approx((1 + np.sum(np.array(null) >= result.statistic)) / 401, abs=0.06)
+    assert result == mantel_test(a, b, ranks=ranks, draws=800) and result.n == 7
+    assert "no interval" in result.estimate.method
 
 
 def test_pairs_are_not_units_and_the_level_holds():

@@ -41,11 +41,11 @@ def test_sides_mirror_and_affine_maps_keep_p(seed, x, scale, shift):
 
 def test_p_is_uniform_under_the_null_and_small_under_an_effect():
     rng = np.random.default_rng(1)
-    found = [
+    values = [
         NullDistribution(rng.normal(size=99)).p_value(float(rng.normal())) for _ in range(2000)
     ]
-    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.02)
-    assert stats.kstest(found, "uniform").pvalue > 1e-4
+    assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.02)
+    assert stats.kstest(values, "uniform").pvalue > 1e-4
     shifted = [
         NullDistribution(rng.normal(size=99)).p_value(float(rng.normal(3))) for _ in range(200)
     ]
@@ -109,10 +109,10 @@ def test_numbers_that_summation_order_tore_apart_are_ties():
 def test_the_interval_of_a_p_covers_the_p_of_infinitely_many_draws():
     rng = np.random.default_rng(2)
     truth = stats.norm.sf(1.5)
-    found = [NullDistribution(rng.normal(size=200)).p_estimate(1.5) for _ in range(400)]
-    assert 0.93 <= np.mean([e.low <= truth <= e.high for e in found]) <= 1
-    assert all(e.low <= e.value <= e.high for e in found)
-    assert np.mean([e.low <= 2 * truth <= e.high for e in found]) < 0.5  # it can tell another p
+    values = [NullDistribution(rng.normal(size=200)).p_estimate(1.5) for _ in range(400)]
+    assert 0.93 <= np.mean([e.low <= truth <= e.high for e in values]) <= 1
+    assert all(e.low <= e.value <= e.high for e in values)
+    assert np.mean([e.low <= 2 * truth <= e.high for e in values]) < 0.5  # it can tell another p
     null = NullDistribution(np.arange(1.0, 100.0))
     none, every = null.p_estimate(1000.0), null.p_estimate(-1.0)
     assert (none.value, none.low) == (0.01, 0) and (every.value, every.high) == (1, 1)

@@ -16,19 +16,23 @@ ZERO = np.zeros(15)
 
 @pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
 def test_agree_with_scipy(side):
-    found, expected = (
+    result, expected = (
         rank_sum_test(A, B, side=side),
         stats.mannwhitneyu(A, B, alternative=side, method="exact"),
     )
-    assert (found.statistic, found.p) == (expected.statistic, pytest.approx(expected.pvalue))
-    assert (found.sizes, found.n, found.effect_name) == ((9, 12), 21, "rank-biserial correlation")
-    found, expected = (
+    assert (result.statistic, result.p) == (expected.statistic, pytest.approx(expected.pvalue))
+    assert (result.sizes, result.n, result.effect_name) == (
+        (9, 12),
+        21,
+        "rank-biserial correlation",
+    )
+    result, expected = (
         signed_rank_test(GAPS, ZERO, side=side),
         stats.wilcoxon(GAPS, alternative=side),
     )
-    assert (found.statistic, found.p) == (expected.statistic, pytest.approx(expected.pvalue))
+    assert (result.statistic, result.p) == (expected.statistic, pytest.approx(expected.pvalue))
     ranked = stats.rankdata(np.abs(GAPS))
-    assert found.effect == pytest.approx(
+    assert result.effect == pytest.approx(
         (ranked[GAPS > 0].sum() - ranked[GAPS < 0].sum()) / ranked.sum()
     )
 
@@ -39,8 +43,8 @@ def test_the_interval_inverts_the_test_where_scipy_alone_would_approximate():
     """
     rng = np.random.default_rng(1)
     for _ in range(200):
-        found = rank_sum_test(rng.normal(size=9), rng.normal(0.9, 1, size=16))
-        assert (found.p < 0.05) == (not found.estimate.low <= 0 <= found.estimate.high)
+        result = rank_sum_test(rng.normal(size=9), rng.normal(0.9, 1, size=16))
+        assert (result.p < 0.05) == (not result.estimate.low <= 0 <= result.estimate.high)
 
 
 def test_estimates_are_medians_of_pairs_by_a_loop():
@@ -92,11 +96,11 @@ def test_large_and_tied_samples_take_the_normal_ends_close_to_the_exact_ones(mon
 
 
 def test_too_few_values_exclude_nothing():
-    found = rank_sum_test([1.0, 2.0], [3.0, 4.5]).estimate
-    assert (found.low, found.high) == (
+    result = rank_sum_test([1.0, 2.0], [3.0, 4.5]).estimate
+    assert (result.low, result.high) == (
         -math.inf,
         math.inf,
-    ) and "cannot reach this level" in found.method
+    ) and "cannot reach this level" in result.method
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,18 @@ A, B = RNG.normal(0, 2, size=15), RNG.normal(5, 1, size=25)
 
 
 def test_f_agrees_with_the_distribution_and_its_interval_with_the_test():
-    found = f_test(A, B)
+    result = f_test(A, B)
     ratio = A.var(ddof=1) / B.var(ddof=1)
-    assert found.statistic == found.estimate.value == pytest.approx(ratio)
+    assert result.statistic == result.estimate.value == pytest.approx(ratio)
     assert f_test(A, B, side="greater").p == pytest.approx(stats.f.sf(ratio, 14, 24))
     assert f_test(A, B, side="less").p == pytest.approx(stats.f.cdf(ratio, 14, 24))
-    assert found.p == pytest.approx(2 * stats.f.sf(ratio, 14, 24)) == pytest.approx(f_test(B, A).p)
-    scaled = A / math.sqrt(found.estimate.low)
+    assert result.p == pytest.approx(2 * stats.f.sf(ratio, 14, 24)) == pytest.approx(f_test(B, A).p)
+    scaled = A / math.sqrt(result.estimate.low)
     assert f_test(scaled, B).p == pytest.approx(0.05)  # an end is the ratio that is just rejected
-    assert found.effect == pytest.approx(math.log(A.std(ddof=1) / B.std(ddof=1)))
-    assert (found.effect_low, found.effect_high) == (
-        pytest.approx(math.log(found.estimate.low) / 2),
-        pytest.approx(math.log(found.estimate.high) / 2),
+    assert result.effect == pytest.approx(math.log(A.std(ddof=1) / B.std(ddof=1)))
+    assert (result.effect_low, result.effect_high) == (
+        pytest.approx(math.log(result.estimate.low) / 2),
+        pytest.approx(math.log(result.estimate.high) / 2),
     )
 
 
@@ -32,30 +32,30 @@ def test_f_agrees_with_the_distribution_and_its_interval_with_the_test():
 def test_brown_forsythe_agrees_with_a_t_test_of_absolute_deviations(side):
     away = [np.abs(sample - np.median(sample)) for sample in (A, B)]
     expected = stats.ttest_ind(*away, alternative=side)
-    found = brown_forsythe(A, B, side=side)
-    assert found.statistic == pytest.approx(expected.statistic**2) and found.p == pytest.approx(
+    result = brown_forsythe(A, B, side=side)
+    assert result.statistic == pytest.approx(expected.statistic**2) and result.p == pytest.approx(
         expected.pvalue
     )
     interval = stats.ttest_ind(*away, equal_var=False).confidence_interval()
-    assert (found.estimate.low, found.estimate.high) == (
+    assert (result.estimate.low, result.estimate.high) == (
         pytest.approx(interval.low),
         pytest.approx(interval.high),
     )
-    assert brown_forsythe(B, A).effect_low == pytest.approx(-found.effect_high)
+    assert brown_forsythe(B, A).effect_low == pytest.approx(-result.effect_high)
     assert brown_forsythe(A, B).statistic == pytest.approx(
         stats.levene(A, B, center="median").statistic
     )
 
 
 def test_the_effects_interval_is_the_jackknife_by_a_loop():
-    found = brown_forsythe(A, B)
+    result = brown_forsythe(A, B)
     pseudo = []
     for sample in (A, B):
         n = len(sample)
         without = np.array([math.log(np.delete(sample, i).std(ddof=1)) for i in range(n)])
         pseudo.append(n * math.log(sample.std(ddof=1)) - (n - 1) * without)
     interval = stats.ttest_ind(*pseudo, equal_var=False).confidence_interval()
-    assert (found.effect_low, found.effect_high) == (
+    assert (result.effect_low, result.effect_high) == (
         pytest.approx(interval.low),
         pytest.approx(interval.high),
     )
