@@ -91,7 +91,7 @@ class FineTuneShifts:
     """A fine-tune and its benign control: their shifts on both sides, and on every question.
 
     Args:
-        by_question: where the overlap with each group of questions is asked for.
+        by_question: only where the overlap with each group of questions is measured.
         benign_by_question: on questions outside the control's own domain.
     """
 

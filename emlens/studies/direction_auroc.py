@@ -48,15 +48,16 @@ def auroc_by_cell(
     values = scores[[_question(prompt, scored) for prompt in second]].to_numpy(dtype=float)
     if np.ptp(values) == 0:
         return dict.fromkeys(cells, missing)
-    directions, read = deltas.select(first), deltas.select(second)
+    directions, reading = deltas.select(first), deltas.select(second)
     along = []
     for cell in cells:
         direction = directions[cell].double().mean(0)
-        along.append((read[cell].double() @ direction).numpy())
+        along.append((reading[cell].double() @ direction).numpy())
     ranks = [rankdata(projections) for projections in along]
-    orders = orders_within(read.groups, flips, seed)
-    observed = np.array([area(values, cell) for cell in ranks])
-    null = np.array([[area(values[order], cell) for cell in ranks] for order in orders])
+    observed = _areas(values, ranks)
+    orders = orders_within(reading.groups, flips, seed)
+    null = np.array([_areas(values[order], ranks) for order in orders])
+    # p of the largest cell: the grid is searched, so each cell meets the null of the maximum
     corrected = max_statistic_p(observed, null)
     columns = {}
     for number, cell in enumerate(cells):
@@ -78,6 +79,11 @@ def _interval(scores: np.ndarray, along: np.ndarray) -> tuple[float, float]:
     # the rank-biserial correlation is 2 AUROC − 1
     r = rank_biserial(along[below], along[~below])
     return (r.low + 1) / 2, (r.high + 1) / 2
+
+
+def _areas(scores: np.ndarray, ranks: Sequence[np.ndarray]) -> np.ndarray:
+    """`area` of one set of scores in every cell."""
+    return np.array([area(scores, cell) for cell in ranks])
 
 
 def area(scores: np.ndarray, ranks: np.ndarray) -> float:

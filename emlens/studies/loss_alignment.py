@@ -10,6 +10,7 @@ refused: fewer than 8 runs. Cost: a minute, and 3 to 5 s for each run that must 
 from pathlib import Path
 from typing import Final, Literal
 
+import pandas as pd
 from pydantic import Field
 
 from emlens.data.sweeps import SweepTable, read_sweep
@@ -211,17 +212,23 @@ def analyse(
             f"{len(sweep)} runs were averaged to {len(runs)} over seeds;"
             f" standard errors: {noise.loss:.3g} of the loss, {noise.score:.3g} of {metric}"
         )
-    part.warnings.append(
+    part.warnings += _reading_warnings(sweep, table, options)
+    return part
+
+
+def _reading_warnings(sweep: SweepTable, table: pd.DataFrame, options: Options) -> list[str]:
+    """How to read the tables, and which settings could not be partialled out of `table`."""
+    warnings = [
         "single runs are held against normal scatter about the relation:"
         " a heavy tail looks like a better run"
-    )
+    ]
     partialled_out = str(table["given"].iloc[-1])
     constant = [
         name for name in options.given if name in sweep.settings and name not in partialled_out
     ]
     if constant:
-        part.warnings.append(f"{', '.join(constant)} did not vary, so it was not partialled out")
-    return part
+        warnings.append(f"{', '.join(constant)} did not vary, so it was not partialled out")
+    return warnings
 
 
 def _source(context: StudyContext) -> Path | None:
@@ -248,22 +255,26 @@ def columns_to_compare(sweep: SweepTable, options: Options) -> tuple[str, tuple[
         raise InputError(
             f"loss={loss!r} is none of the losses of {sweep.source}: {', '.join(sweep.losses)}"
         )
-    metrics = options.metrics
-    if not metrics:
-        usual = tuple(name for name in _USUAL if name in sweep.metrics)
-        metrics = usual or sweep.metrics[:1]
-    for name in metrics:
-        if name not in sweep.metrics:
-            raise InputError(
-                f"metric {one_line(name, 60)!r} is none of the scores of {sweep.source}:"
-                f" {', '.join(sweep.metrics[:12])}"
-            )
+    metrics = _metrics_of(sweep, options)
     if options.strata is not None and options.strata not in (LIKE_LOSS, *sweep.settings):
         raise InputError(
             f"strata={options.strata!r} is neither {LIKE_LOSS!r} nor one of the settings of"
             f" {sweep.source}: {', '.join(sweep.settings)}"
         )
     return loss, metrics
+
+
+def _metrics_of(sweep: SweepTable, options: Options) -> tuple[str, ...]:
+    """The metrics that the options name; else the usual ones, or the first that there is."""
+    usual = tuple(name for name in _USUAL if name in sweep.metrics)
+    metrics = options.metrics or usual or sweep.metrics[:1]
+    for name in metrics:
+        if name not in sweep.metrics:
+            raise InputError(
+                f"metric {one_line(name, 60)!r} is none of the scores of {sweep.source}:"
+                f" {', '.join(sweep.metrics[:12])}"
+            )
+    return metrics
 
 
 def _trained(context: StudyContext) -> SweepTable:

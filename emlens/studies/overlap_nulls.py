@@ -54,7 +54,7 @@ class OverlapNulls:
     drawn: dict[Hashable, NullDistribution] = field(default_factory=dict)
 
     def shared(self, key: Hashable, draw: Callable[[], NullDistribution]) -> NullDistribution:
-        """The null of this key; it is drawn when it is asked for first."""
+        """The null of this key; it is drawn at the first call."""
         if key not in self.drawn:
             self.drawn[key] = draw()
         return self.drawn[key]

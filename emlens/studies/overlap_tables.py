@@ -32,7 +32,7 @@ def shifts_by_group(
 ) -> dict[str, Tensor]:
     """Shifts at a place by evaluation group, in the order of the names.
 
-    The fine-tune's own domain and neutral text stand under those names.
+    The fine-tune's own domain is called `own domain`, and neutral text `neutral text`.
     """
     members: dict[str, list[int]] = {}
     for row, group in enumerate(shifts.groups):

@@ -2,7 +2,7 @@
 spreads moved, and whether the same questions stay low.
 
 Tests take questions as units and are corrected over the whole table in two ways. Since questions of
-a domain are alike, the interval that resamples domains stands beside each, and is the one to read.
+a domain are alike, the interval that resamples domains is given with each, and is the one to read.
 """
 
 from collections.abc import Mapping, Sequence

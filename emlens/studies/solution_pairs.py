@@ -161,7 +161,7 @@ def measured_pair(
     before.
 
     Args:
-        options: what else decides the tables; other options are measured anew.
+        options: what else decides the tables; pairs are measured again where it changes.
     """
     inputs = {
         "options": options,
@@ -192,7 +192,7 @@ def _measure(pair: Pair, ground: Ground, grid: Grid) -> dict[str, pd.DataFrame]:
     """The four measures of one pair; significance only where there is neutral text."""
     parent, chats = ground.parent, ground.chats
     solutions = {GENERAL: LoraAdapter.load(pair.general), NARROW: LoraAdapter.load(pair.narrow)}
-    # apart between seeds, so that no two pairs are turned in one direction
+    # far enough between pairs that no two of them share a random direction
     seeds = [1000 * pair.seed + i for i in range(grid.directions)]
     tables = {
         "efficiency": efficiency(parent, solutions, chats, grid.shares),
