@@ -4,7 +4,7 @@ from emlens.probes.across import cross_validate_across
 from emlens.probes.baselines import Baselines
 from emlens.probes.ceilings import ceiling_from_answers, ceiling_from_seeds
 from emlens.probes.design import Design
-from emlens.probes.features import MatrixFeatures, TextFeatures, activation_cells, assert_different
+from emlens.probes.features import activation_cells, assert_different
 from emlens.probes.forecast import cross_validate_forecast, cross_validate_forecasts
 from emlens.probes.forecaster import Forecaster
 from emlens.probes.forecaster_fit import fit_forecaster
@@ -18,8 +18,6 @@ __all__ = [
     "Design",
     "Forecast",
     "Forecaster",
-    "MatrixFeatures",
-    "TextFeatures",
     "activation_cells",
     "assert_different",
     "ceiling_from_answers",
