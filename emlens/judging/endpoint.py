@@ -1,26 +1,26 @@
 """A client for OpenAI-compatible chat endpoints, shared by sampling and by judges.
 
     endpoint = Endpoint("http://localhost:8000/v1", "some-model", concurrency=8)
-    for index, reply in endpoint.ask(requests):   # ChatRequests in any iterable; replies as they
-    come, not in order
-        if reply.ok: ...                          # else reply.failure says why, in a few stable
-            words
+    # ChatRequests in any iterable; replies as they come, not in order
+    for index, reply in endpoint.ask(requests):
+        if reply.ok: ...  # else reply.failure says why, in a few stable words
 
-At most `concurrency` requests are ever under way or answered but not yet taken from `ask`: who
-writes each reply to disk before taking the next one loses, and pays twice, at most that many when
-killed. A request that fails for a passing reason (408, 409, 425, 429, 5xx, a timeout, a cut
-connection, half a JSON, another content type) is tried again with exponential backoff and full
+At most `concurrency` requests are under way, or answered but not yet taken from `ask`. A caller
+that writes each reply to disk before it takes the next one loses, and pays twice, at most that many
+when it is killed. A request that fails for a passing reason (408, 409, 425, 429, 5xx, a timeout, a
+cut connection, half a JSON, another content type) is tried again with exponential backoff and full
 jitter (tenacity), then becomes a reply with `failure`; nothing is raised for one request. Only a
 key that is refused (401) or a path or model that does not exist (404) raises: no request could
 succeed.
 
 The key is taken from an environment variable or `api_key=`, and is in no repr, log, error or reply.
-Works inside a running event loop, such as a notebook's: requests run in a thread of their own.
-Needs the `judge` extra (httpx, tenacity).
+It works inside a running event loop, such as a notebook's: requests run in a thread of their own.
+It needs the `judge` extra (httpx, tenacity).
 """
 
 import asyncio
 import json
+import math
 import os
 import queue
 import threading
@@ -52,8 +52,8 @@ class _Key:
     """A secret that does not show itself.
 
     Raises:
-        InputError: it holds what no header can, such as a line break inside; another error further
-            down would show it.
+        InputError: it has characters that no header can have, such as a line break inside; a later
+            error, of the client, would show the key.
     """
 
     def __init__(self, value: str | None, source: str):
@@ -74,18 +74,20 @@ class _Key:
         return {"Authorization": f"Bearer {self._value}"} if self._value else {}
 
     def hidden(self, text: str, *, at_least: int = 1) -> str:
-        """`text` with the key blotted out, where the key is long enough to be one."""
-        return (
-            text.replace(self._value, "<key>")
-            if self._value and len(self._value) >= at_least
-            else text
-        )
+        """`text` without the key, where the key is long enough to be one."""
+        if not self._value or len(self._value) < at_least:
+            return text
+        return text.replace(self._value, "<key>")
 
 
 @dataclass
 class Usage:
-    """What an endpoint has been asked so far: requests sent (repeated ones included), how many of
-    those were repeats, tokens reported.
+    """What an endpoint has been asked so far.
+
+    Args:
+        requests: sent, repeated ones included.
+        repeats: how many of them were repeats.
+        prompt_tokens, completion_tokens: as the server reports them.
     """
 
     requests: int = 0
@@ -110,12 +112,12 @@ class Endpoint:
         backoff: seconds; the n-th wait is uniform between 0 and backoff · 2ⁿ (at most 60), or what
             `Retry-After` asks for if longer.
         requests_per_minute: rate limit over all requests, evenly spaced; None for none.
-        max_requests: budget of requests, repeated ones included; when it is spent, what is left
-            fails with `"budget"`.
+        max_requests: budget of requests, repeated ones included; when it is spent, all further
+            requests fail with `"budget"`.
         max_tokens_in_all: budget of reported tokens; requests under way may overshoot it.
 
     Raises:
-        InputError: a URL that is none or carries a key, or a limit out of range.
+        InputError: no URL, a URL with a key in it, or a limit out of range.
         MissingExtraError: httpx or tenacity is not installed.
     """
 
@@ -136,20 +138,12 @@ class Endpoint:
     ):
         if not isinstance(model, str) or not model:
             raise InputError(f"model={model!r} must be the model's name at the endpoint")
-        counts = (
-            ("concurrency", concurrency, 1),
-            ("attempts", attempts, 1),
-            ("max_requests", max_requests, 0),
-            ("max_tokens_in_all", max_tokens_in_all, 0),
-        )
-        for name, value, least in counts:
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < least
-            ):
-                raise InputError(f"{name}={value!r} must be an integer of {least} or more")
-        for name, number in (("timeout", timeout), ("requests_per_minute", requests_per_minute)):
-            if number is not None and not 0 < number < float("inf"):
-                raise InputError(f"{name}={number!r} must be above 0")
+        _require_count("concurrency", concurrency, 1)
+        _require_count("attempts", attempts, 1)
+        _require_count("max_requests", max_requests, 0)
+        _require_count("max_tokens_in_all", max_tokens_in_all, 0)
+        _require_positive("timeout", timeout)
+        _require_positive("requests_per_minute", requests_per_minute)
         if not 0 <= backoff < float("inf"):
             raise InputError(f"backoff={backoff!r} must be 0 or more seconds")
         try:
@@ -175,13 +169,13 @@ class Endpoint:
         return f"Endpoint({self.base_url!r}, {self.model!r}, concurrency={self.concurrency})"
 
     def describe(self) -> dict[str, Any]:
-        """What a record of provenance should hold: where and which model, never the key."""
+        """For provenance: the address and the model, never the key."""
         return {"base_url": self.base_url, "model": self.model}
 
     def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Reply]]:
-        """Yield (number of the request, its reply) as replies come; requests are drawn from the
-        iterable only as they are sent.
+        """Yield (number of the request, its reply) as replies come.
 
+        Requests are taken from the iterable only as they are sent.
         Closing the iterator, or an error in the loop that reads it, cancels what is under way.
 
         Raises:
@@ -189,11 +183,9 @@ class Endpoint:
         """
         import httpx
 
-        key = (
-            self._given_key
-            if self._given_key.headers()
-            else _Key(os.environ.get(self._key_env), self._key_env)
-        )
+        key = self._given_key
+        if not key.headers():
+            key = _Key(os.environ.get(self._key_env), self._key_env)
         waiting = enumerate(requests)
         answered: queue.SimpleQueue[tuple[int, Future[Reply]]] = queue.SimpleQueue()
         with _loop_in_a_thread() as submit:
@@ -236,7 +228,8 @@ class Endpoint:
 
         def wait(state: tenacity.RetryCallState) -> float:
             fault = state.outcome.exception() if state.outcome else None
-            return max(float(jitter(state)), fault.retry_after if isinstance(fault, Fault) else 0.0)
+            at_least = fault.retry_after if isinstance(fault, Fault) else 0.0
+            return max(float(jitter(state)), at_least)
 
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._attempts),
@@ -257,9 +250,9 @@ class Endpoint:
             with self._lock:
                 self.usage.prompt_tokens += reply.prompt_tokens
                 self.usage.completion_tokens += reply.completion_tokens
-            text, reasoning = (
-                key.hidden(given, at_least=_SHORTEST_KEY) for given in (reply.text, reply.reasoning)
-            )
+            # an answer can repeat a key that it was shown
+            text = key.hidden(reply.text, at_least=_SHORTEST_KEY)
+            reasoning = key.hidden(reply.reasoning, at_least=_SHORTEST_KEY)
             return replace(reply, text=text, reasoning=reasoning, attempts=tried)
         except Fault as fault:
             return Reply(
@@ -277,7 +270,8 @@ class Endpoint:
             self.usage.requests += 1
             self.usage.repeats += repeated
             start = max(time.monotonic(), self._next_start)
-            self._next_start = start + self._interval if self._interval else self._next_start
+            if self._interval:
+                self._next_start = start + self._interval
         await asyncio.sleep(max(0.0, start - time.monotonic()))
 
     async def _once(self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest) -> Reply:
@@ -314,26 +308,37 @@ class Endpoint:
 
     def _refuse(self, response: "httpx.Response", body: bytes, key: _Key) -> None:
         # hidden first: half a key, cut off, would still be one
-        said = one_line(key.hidden(body.decode("utf-8", "replace")), 160)
+        message = one_line(key.hidden(body.decode("utf-8", "replace")), 160)
         status = response.status_code
         if status in _HOPELESS:
-            what = (
-                f"the key in {self._key_env} (or api_key=)"
-                if status == 401
-                else f"base_url and the model's name {one_line(self.model, 60)!r}"
+            suspect = f"base_url and the model's name {one_line(self.model, 60)!r}"
+            if status == 401:
+                suspect = f"the key in {self._key_env} (or api_key=)"
+            raise InputError(
+                f"endpoint {self.base_url} answered {status} ({message}); check {suspect}"
             )
-            raise InputError(f"endpoint {self.base_url} answered {status} ({said}); check {what}")
         pause = _retry_after(response.headers.get("retry-after"))
         if status == 429 and pause:
             with self._lock:
                 self._next_start = max(self._next_start, time.monotonic() + pause)
-        kind = "rate limited" if status == 429 else "server error" if status >= 500 else "refused"
-        raise Fault(
-            kind,
-            f"status {status}: {said}",
-            passing=status in _PASSING or status >= 500,
-            retry_after=pause,
-        )
+        kind = "refused"
+        if status == 429:
+            kind = "rate limited"
+        elif status >= 500:
+            kind = "server error"
+        passing = status in _PASSING or status >= 500
+        raise Fault(kind, f"status {status}: {message}", passing=passing, retry_after=pause)
+
+
+def _require_count(name: str, value: int | None, least: int) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and (not is_integer or value < least):
+        raise InputError(f"{name}={value!r} must be an integer of {least} or more")
+
+
+def _require_positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{name}={value!r} must be above 0")
 
 
 def _checked_url(base_url: str) -> str:
@@ -341,15 +346,12 @@ def _checked_url(base_url: str) -> str:
 
     try:
         parts = httpx.URL(base_url)
-        whole = (
-            parts.scheme in ("http", "https")
-            and bool(parts.host)
-            and not any(map(str.isspace, base_url))
-        )
+        is_http = parts.scheme in ("http", "https") and bool(parts.host)
+        is_url = is_http and not any(map(str.isspace, base_url))
     except (httpx.InvalidURL, TypeError):
-        whole = False
-    if not whole:
-        # it may hold a key: not shown
+        is_url = False
+    if not is_url:
+        # not shown: there may be a key in it
         raise InputError("base_url is no http(s) URL; pass one such as 'http://localhost:8000/v1'")
     if parts.userinfo or parts.query or parts.fragment:
         raise InputError(
@@ -360,8 +362,9 @@ def _checked_url(base_url: str) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a `Retry-After` header asks for (a number, or a date), at most a minute; 0 where
-    it says nothing.
+    """Seconds that a `Retry-After` header asks for, at most a minute; 0 where it says nothing.
+
+    The header is a number of seconds, or a date.
     """
     if not value:
         return 0.0
@@ -372,13 +375,16 @@ def _retry_after(value: str | None) -> float:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return 0.0
-    return min(max(0.0, seconds), _LONGEST_WAIT) if seconds == seconds else 0.0
+    if math.isnan(seconds):
+        return 0.0
+    return min(max(0.0, seconds), _LONGEST_WAIT)
 
 
 @contextmanager
 def _loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, Any]], "Future[Any]"]]:
-    """An event loop of its own, whatever loop the caller runs in; yields the function that submits
-    a coroutine to it.
+    """An event loop in a thread, whatever loop the caller runs in.
+
+    Yields the function that submits a coroutine to it.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="emlens-endpoint", daemon=True)
@@ -388,7 +394,8 @@ def _loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, Any]], "Future
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=5) if tasks else None
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
 
     try:
         yield lambda work: asyncio.run_coroutine_threadsafe(work, loop)

@@ -1,5 +1,4 @@
-"""What a judge is asked: a template for each metric, filled so that no question or answer can break
-out of it.
+"""What a judge is asked: a template per metric, out of which no question or answer can break.
 
 A template has the places `{question}` and `{answer}` (`{{` and `}}` are braces). They are filled in
 one pass, so text that holds `{answer}` stays text. Inside what is filled in,
@@ -13,13 +12,13 @@ one pass, so text that holds `{answer}` stays text. Inside what is filled in,
   not seen, and a judge reads them all the same;
 * control characters become spaces.
 
-What an answer *says* to the judge ("give this 100") cannot be prevented here. The prompts below are
-emlens's own; a question set's own prompts, as the field writes them, are used by passing the set.
+What an answer *tells* the judge ("give this 100") cannot be prevented here. The prompts below are
+emlens's own; to use the judge prompts of a question set, as the field writes them, pass the set.
 """
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -90,16 +89,16 @@ _ALIKE: Final = str.maketrans(
     }
 )
 _FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0\u17b4\u17b5")
-"""Letters by category, with nothing to see."""
+"""Letters by their Unicode category that are invisible."""
 
 
 class JudgePrompts:
-    """A template for every metric, for all questions alike or for each question its own.
+    """A template per metric, one for all questions or one for each.
 
     Args:
-        source: metric → template; or a question set, whose `judge_prompts` are used; None for
-            emlens's own prompts.
-        metrics: those to judge; left out, all that the source has for every question.
+        source: metric → template; or a question set, whose `judge_prompts` are used; None: emlens's
+            own prompts.
+        metrics: those to judge; None: all that the source has for every question.
 
     Raises:
         InputError: a template without the place `{answer}`, a question without a template for a
@@ -111,45 +110,33 @@ class JudgePrompts:
         source: Mapping[str, str] | QuestionSet | None = None,
         metrics: Iterable[str] | None = None,
     ):
+        # by question; None: for all questions
+        all_prompts: dict[str | None, Mapping[str, str]] = {}
         if isinstance(source, QuestionSet):
-            found: dict[str | None, Mapping[str, str]] = {
-                question.id: question.judge_prompts for question in source
-            }
+            for question in source:
+                all_prompts[question.id] = question.judge_prompts
         else:
-            found = {None: DEFAULT_PROMPTS if source is None else source}
-        shared = [
-            name
-            for name in next(iter(found.values()))
-            if all(name in prompts for prompts in found.values())
-        ]
-        self.metrics: tuple[str, ...] = tuple(shared if metrics is None else metrics)
+            all_prompts[None] = DEFAULT_PROMPTS if source is None else source
+        if metrics is None:
+            metrics = _shared_metrics(list(all_prompts.values()))
+        self.metrics: tuple[str, ...] = tuple(metrics)
         if not self.metrics:
             raise InputError(
-                "no metric has a judge prompt for every question; pass prompts as {metric:"
-                " template}"
+                "no metric has a judge prompt for every question;"
+                " pass prompts as {metric: template}"
             )
-        for question, prompts in found.items():
+        self._templates: dict[str | None, dict[str, str]] = {}
+        for id, prompts in all_prompts.items():
             for metric in self.metrics:
-                where = f"judge prompt {metric!r}" + (
-                    "" if question is None else f" of question {one_line(question, 60)!r}"
-                )
-                if metric not in prompts:
-                    raise InputError(f"{where} is not there; found {sorted(prompts)[:8]}")
-                if "{answer}" not in (m.group() for m in _PLACE.finditer(prompts[metric])):
-                    raise InputError(
-                        f"{where} has no place {{answer}}; write it where the answer belongs"
-                    )
-        self._templates = {
-            question: {metric: prompts[metric] for metric in self.metrics}
-            for question, prompts in found.items()
-        }
+                _require_template(prompts, metric, id)
+            self._templates[id] = {metric: prompts[metric] for metric in self.metrics}
 
     @property
     def content_hash(self) -> str:
         return hash_json({question or "": prompts for question, prompts in self._templates.items()})
 
     def filled(self, answer: Answer, metric: str, chat_tokens: Collection[str] = ()) -> str:
-        """The text to put to the judge about one answer.
+        """The text that the judge gets about one answer.
 
         Args:
             chat_tokens: further texts that mean something to the judge's tokenizer or chat
@@ -166,81 +153,115 @@ class JudgePrompts:
         template = prompts[metric]
         question = next((m.content for m in reversed(answer.messages) if m.role == "user"), "")
         marks = {match.group().strip() for match in _MARK.finditer(_PLACE.sub("", template))}
-        texts = {"{question}": question, "{answer}": answer.text, "{{": "{", "}}": "}"}
-        safe = {
-            place: text if place in ("{{", "}}") else contained(text, marks, chat_tokens)
-            for place, text in texts.items()
+        texts = {
+            "{question}": contained(question, marks, chat_tokens),
+            "{answer}": contained(answer.text, marks, chat_tokens),
+            "{{": "{",
+            "}}": "}",
         }
-        return _PLACE.sub(lambda match: safe[match.group()], template)
+        # one pass: what is filled in is not filled again
+        return _PLACE.sub(lambda match: texts[match.group()], template)
+
+
+def _shared_metrics(all_prompts: Sequence[Mapping[str, str]]) -> list[str]:
+    """The metrics that every question has, in the order of the first."""
+    first, *others = all_prompts
+    return [metric for metric in first if all(metric in prompts for prompts in others)]
+
+
+def _require_template(prompts: Mapping[str, str], metric: str, question: str | None) -> None:
+    name = f"judge prompt {metric!r}"
+    if question is not None:
+        name += f" of question {one_line(question, 60)!r}"
+    if metric not in prompts:
+        raise InputError(f"{name} is not there; found {sorted(prompts)[:8]}")
+    # "{{answer}}" is text in braces, not the place
+    if "{answer}" not in [match.group() for match in _PLACE.finditer(prompts[metric])]:
+        raise InputError(f"{name} has no place {{answer}}; write it where the answer belongs")
 
 
 def contained(text: str, marks: Iterable[str], chat_tokens: Collection[str] = ()) -> str:
-    """`text` without control characters, marks of a template, and tokens of chat templates; all
-    else is unchanged.
+    """`text` without control characters, marks of a template, and tokens of chat templates.
+
+    All else is unchanged.
     """
     clean = _CONTROL.sub(" ", text.replace("\r\n", "\n"))
     for mark in sorted(marks):
         if mark[0] in "[<":
-            clean = _edited(
-                clean, _spelled(mark), lambda part: "".join(_ROUND.get(_seen(c), c) for c in part)
-            )
-        else:  # a line that separates: it no longer stands alone, nor at the start
-            clean = _edited(
-                clean,
-                re.compile(rf"^[ \t]*(?={re.escape(_seen(mark[:3]))})", re.MULTILINE),
-                lambda indent: f"{indent}| ",
-            )
-    tokens = sorted(
-        {_seen(token.strip()) for token in chat_tokens if len(token.strip()) > 2},
-        key=len,
-        reverse=True,
-    )
-    for pattern in (
-        (_CHAT_TOKEN.pattern, "|".join(map(re.escape, tokens)))
-        if tokens
-        else (_CHAT_TOKEN.pattern,)
-    ):
-        # overlapping ones too
-        starts = re.compile(
-            rf"(?=(?:{pattern}))\S", re.IGNORECASE if pattern == _CHAT_TOKEN.pattern else 0
-        )
-        clean = _edited(clean, starts, lambda first: f"{first} ")
+            clean = _edited(clean, _any_spelling(mark), _with_round_brackets)
+        else:
+            # a line that separates no longer stands alone, nor at the start
+            start = re.compile(rf"^[ \t]*(?={re.escape(_plain(mark[:3]))})", re.MULTILINE)
+            clean = _edited(clean, start, lambda indent: f"{indent}| ")
+    clean = _edited(clean, _start_of(_CHAT_TOKEN.pattern, re.IGNORECASE), _spaced)
+    tokens = {_plain(token.strip()) for token in chat_tokens if len(token.strip()) > 2}
+    if tokens:
+        # the longest first: an alternation takes the first that fits
+        longest_first = sorted(tokens, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first))
+        clean = _edited(clean, _start_of(pattern), _spaced)
     return clean
 
 
-def _seen(text: str) -> str:
-    """What a reader sees, in plain characters: compatibility forms and lookalikes replaced, what
-    cannot be seen left out.
+def _start_of(pattern: str, flags: int = 0) -> re.Pattern[str]:
+    """The first character of each match: by a lookahead, so that overlapping ones are seen too."""
+    return re.compile(rf"(?=(?:{pattern}))\S", flags)
+
+
+def _spaced(first: str) -> str:
+    return f"{first} "
+
+
+def _with_round_brackets(part: str) -> str:
+    return "".join(_ROUND.get(_plain(c), c) for c in part)
+
+
+def _plain(text: str) -> str:
+    """What a reader sees, in plain characters.
+
+    Compatibility forms and lookalikes are replaced, invisible characters left out.
     """
-    return text if text.isascii() else "".join(map(_seen_alone, text))
+    if text.isascii():
+        return text
+    return "".join(map(_plain_character, text))
 
 
 @lru_cache(maxsize=4096)
-def _seen_alone(character: str) -> str:
-    plain = unicodedata.normalize("NFKD", character).translate(_ALIKE)
-    return "".join(
-        c for c in plain if c not in _FILLERS and unicodedata.category(c) not in ("Cf", "Mn", "Me")
-    )
+def _plain_character(character: str) -> str:
+    """One character in plain ones: none where it is invisible, several for a ligature."""
+    decomposed = unicodedata.normalize("NFKD", character).translate(_ALIKE)
+    return "".join(filter(_is_visible, decomposed))
+
+
+def _is_visible(character: str) -> bool:
+    # Cf: format characters such as zero-width spaces; Mn, Me: combining marks
+    return character not in _FILLERS and unicodedata.category(character) not in ("Cf", "Mn", "Me")
 
 
 def _edited(text: str, pattern: re.Pattern[str], edit: Callable[[str], str]) -> str:
     """`text` with `edit` applied to the parts that look like the pattern."""
     if text.isascii():
         return pattern.sub(lambda match: edit(match.group()), text)
-    seen = [_seen_alone(c) for c in text]
-    at = [i for i, shown in enumerate(seen) for _ in shown] + [len(text)]
-    done = 0
-    out: list[str] = []
-    for match in pattern.finditer("".join(seen)):
-        start = max(at[match.start()], done)
-        stop = max(at[match.end() - 1] + 1, start) if match.group() else start
-        out += [text[done:start], edit(text[start:stop])]
-        done = stop
-    return "".join([*out, text[done:]])
+    # the pattern is searched in the plain text; `origin` leads from there back into `text`
+    plain = [_plain_character(character) for character in text]
+    origin = []
+    for i, characters in enumerate(plain):
+        origin += [i] * len(characters)
+    origin.append(len(text))
+    copied_to = 0
+    pieces: list[str] = []
+    for match in pattern.finditer("".join(plain)):
+        start = max(origin[match.start()], copied_to)
+        stop = start
+        if match.group():
+            stop = max(origin[match.end() - 1] + 1, start)
+        pieces += [text[copied_to:start], edit(text[start:stop])]
+        copied_to = stop
+    return "".join([*pieces, text[copied_to:]])
 
 
-def _spelled(mark: str) -> re.Pattern[str]:
-    """The mark in any case, with any spaces around its words, as `_seen` shows it."""
-    shown = _seen(mark)
-    words = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", shown[1:-1])))
-    return re.compile(rf"{re.escape(shown[0])}\s*{words}\s*{re.escape(shown[-1])}", re.IGNORECASE)
+def _any_spelling(mark: str) -> re.Pattern[str]:
+    """The mark in any case, with any spaces around its words, as `_plain` shows it."""
+    plain = _plain(mark)
+    words = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", plain[1:-1])))
+    return re.compile(rf"{re.escape(plain[0])}\s*{words}\s*{re.escape(plain[-1])}", re.IGNORECASE)

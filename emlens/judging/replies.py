@@ -1,9 +1,8 @@
-"""What is asked of a chat endpoint, and its reply read strictly: text, why it ended,
-log-probabilities, tokens used.
+"""A request to a chat endpoint, and its reply: text, log-probabilities, tokens used.
 
-A server is not trusted: whatever lies deeper than it should, is of another type, or is no text,
-makes the reply a fault (to be tried again) instead of an error somewhere later. Log-probabilities
-that lack are None; what that means is for the reader to say.
+A server is not trusted: a field that is missing, of another type, or no text makes the reply a
+fault (to be tried again) instead of an error somewhere later. Missing log-probabilities are None;
+the caller decides what that means.
 """
 
 import math
@@ -15,8 +14,10 @@ from emlens.data.prompts import Message
 
 
 class Fault(Exception):
-    """Why one attempt gave no reply. `passing`: worth another attempt, after at least `retry_after`
-    seconds.
+    """Why one attempt gave no reply.
+
+    Args:
+        passing: worth another attempt, after at least `retry_after` seconds.
     """
 
     def __init__(self, kind: str, detail: str, *, passing: bool = False, retry_after: float = 0.0):
@@ -31,9 +32,9 @@ class ChatRequest:
     Args:
         messages: the chat.
         max_tokens: length of the answer at most.
-        top_logprobs: how many candidates a token to return log-probabilities of (0: none; most
+        top_logprobs: candidates per token whose log-probabilities are returned (0: none; most
             servers allow 20).
-        seed: handed to the server, which may ignore it.
+        seed: sent to the server, which may ignore it.
         extra: further fields of the body, such as `{"chat_template_kwargs": {"enable_thinking":
             False}}`.
     """
@@ -65,8 +66,11 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """One token of an answer: its text, its log-probability (nats), and the candidates (text,
-    log-probability) in the server's order.
+    """One token of an answer.
+
+    Args:
+        logprob: in nats.
+        top: the candidates (text, log-probability), in the server's order.
     """
 
     token: str
@@ -81,7 +85,7 @@ class Reply:
     Args:
         text: the answer; empty where `failure` is set.
         finish_reason: `"stop"`, `"length"`, `"content_filter"`, ...
-        logprobs: one entry a token, or None where the server gave none.
+        logprobs: one entry per token, or None where the server gave none.
         reasoning: the thinking that some servers return apart from the answer.
         failure: empty, or why there is no answer: `rate limited`, `server error`, `timeout`,
             `connection`, `not JSON`, `malformed reply`, `refused`, `too long`, `budget`.
@@ -110,34 +114,42 @@ def read_reply(content: Any) -> Reply:
     """The reply in a chat completion's JSON.
 
     Raises:
-        Fault: `malformed reply`, worth another attempt: not a chat completion, or text that is
-            none.
+        Fault: `malformed reply`, worth another attempt: not a chat completion, or text that is not
+            text.
     """
-    choices = content.get("choices") if isinstance(content, Mapping) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, Mapping) else None
-    if not isinstance(choice, Mapping) or not isinstance(message, Mapping):
-        raise Fault("malformed reply", "no choices[0].message", passing=True)
+    choice, message = _choice_and_message(content)
     text = message.get("content")
-    if text is None:  # a refusal, or thinking that used up the length
+    if text is None:
+        # a refusal, or thinking that used up the length
         text = message.get("refusal") or ""
-    usage = content.get("usage")
-    used = [
-        usage.get(name) if isinstance(usage, Mapping) else 0
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    prompt, completion = (
-        count if isinstance(count, int) and 0 <= count < 2**40 else 0 for count in used
-    )
     return Reply(
         _text(text, "content"),
         _text(choice.get("finish_reason") or "", "finish_reason"),
         _logprobs(choice.get("logprobs")),
         _text(message.get("reasoning_content") or message.get("reasoning") or "", "reasoning"),
-        prompt_tokens=prompt,
-        completion_tokens=completion,
+        prompt_tokens=_token_count(content, "prompt_tokens"),
+        completion_tokens=_token_count(content, "completion_tokens"),
         model=_text(content.get("model") or "", "model"),
     )
+
+
+def _choice_and_message(content: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """`choices[0]` and its message."""
+    choices = content.get("choices") if isinstance(content, Mapping) else None
+    if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
+        message = choices[0].get("message")
+        if isinstance(message, Mapping):
+            return choices[0], message
+    raise Fault("malformed reply", "no choices[0].message", passing=True)
+
+
+def _token_count(content: Mapping[str, Any], name: str) -> int:
+    """Tokens used as the server reports them; 0 where it reports no sensible number."""
+    usage = content.get("usage")
+    count = usage.get(name) if isinstance(usage, Mapping) else 0
+    if isinstance(count, int) and 0 <= count < 2**40:
+        return count
+    return 0
 
 
 def _text(value: Any, name: str) -> str:
@@ -152,23 +164,26 @@ def _logprobs(value: Any) -> tuple[TokenChoice, ...] | None:
     tokens = value.get("content") if isinstance(value, Mapping) else None
     if not isinstance(tokens, list) or not tokens:
         return None
-    found = []
+    choices = []
     for item in tokens:
-        token, logprob = _pair(item)
+        token, logprob = _token_and_logprob(item)
         top = item.get("top_logprobs") or []
         if not isinstance(top, list):
             raise Fault("malformed reply", f"top_logprobs is a {type(top).__name__}", passing=True)
-        found.append(TokenChoice(token, logprob, tuple(map(_pair, top))))
-    return tuple(found)
+        choices.append(TokenChoice(token, logprob, tuple(map(_token_and_logprob, top))))
+    return tuple(choices)
 
 
-def _pair(item: Any) -> tuple[str, float]:
-    value = item.get("logprob") if isinstance(item, Mapping) else None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (value == -math.inf or -1e300 < value <= 1e-3)
-    ):
+def _is_logprob(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # a little above 0 by the server's rounding; NaN fails
+    return value == -math.inf or -1e300 < value <= 1e-3
+
+
+def _token_and_logprob(item: Any) -> tuple[str, float]:
+    value: Any = item.get("logprob") if isinstance(item, Mapping) else None
+    if not _is_logprob(value):
         raise Fault("malformed reply", "a log-probability that is none", passing=True)
     token = item.get("token")
     if not isinstance(token, str):
