@@ -154,36 +154,64 @@ def _sweep_table(
     """
     if not rows:
         raise InputError(f"{source}: has a header and no run; pass a table with one row per run")
+    columns = _sorted_columns(rows, more_settings)
+    runs = [_run(number, placed, columns) for number, placed in enumerate(rows, start=1)]
+    _check_unique([run["run"] for run in runs], source)
+    table = pd.DataFrame(runs)
+    settings = list(dict.fromkeys((*TEXTS, *NUMBERS, *columns.settings.values())))
+    settings = [name for name in settings if _has_values(table, name)]
+    return SweepTable(
+        table[["run", *columns.losses, *settings, *columns.scores]],
+        tuple(columns.losses),
+        tuple(settings),
+        tuple(columns.scores),
+        source,
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the columns of a source are.
+
+    Args:
+        losses: our name of a loss → its column.
+        settings: column → our name of the setting.
+        scores: names of columns.
+    """
+
+    losses: Mapping[str, str]
+    settings: Mapping[str, str]
+    scores: Sequence[str]
+
+
+def _sorted_columns(rows: Sequence[_PlacedRow], more_settings: Sequence[str] | None) -> _Columns:
     first_place = rows[0][0]
     columns = list(dict.fromkeys(chain.from_iterable(row for _, row in rows)))
     losses = _loss_columns(columns, first_place)
     settings = _known_settings(columns)
-    other = [name for name in columns if name not in (*_NO_SCORE, *_LOSS_NAMES, *settings)]
+    unknown = [name for name in columns if name not in (*_NO_SCORE, *_LOSS_NAMES, *settings)]
     if more_settings is None:
-        more_settings = [name for name in other if _holds_text(rows, name)]
+        more_settings = [name for name in unknown if _holds_text(rows, name)]
     settings |= {name: name for name in more_settings}
-    scores = [name for name in other if name not in settings and _is_score(rows, name)]
+    scores = [name for name in unknown if name not in settings and _is_score(rows, name)]
     if not scores:
         raise InputError(
             f"{first_place}: has no score; pass a column with one number per run, such as aligned"
         )
-    runs: list[dict[str, Any]] = []
-    for number, (place, row) in enumerate(rows, start=1):
-        run: dict[str, Any] = {"run": row.get("run", "").strip() or f"run {number}"}
-        run |= {loss: _number(row, name, place) for loss, name in losses.items()}
-        run |= _settings_of(run["run"], row, settings, place)
-        run |= {name: _number(row, name, place) for name in scores}
-        runs.append(run)
-    _check_unique([run["run"] for run in runs], source)
-    table = pd.DataFrame(runs)
-    present = [name for name in (*TEXTS, *NUMBERS, *more_settings) if _has_values(table, name)]
-    return SweepTable(
-        table[["run", *losses, *present, *scores]],
-        tuple(losses),
-        tuple(present),
-        tuple(scores),
-        source,
-    )
+    return _Columns(losses, settings, scores)
+
+
+def _run(number: int, placed: _PlacedRow, columns: _Columns) -> dict[str, Any]:
+    """The values of one run, by our names."""
+    place, row = placed
+    name = row.get("run", "").strip() or f"run {number}"
+    run: dict[str, Any] = {"run": name}
+    for loss, column in columns.losses.items():
+        run[loss] = _number(row, column, place)
+    run |= _settings_of(name, row, columns.settings, place)
+    for score in columns.scores:
+        run[score] = _number(row, score, place)
+    return run
 
 
 _LOSS_NAMES: Final = tuple(chain.from_iterable(LOSSES.values()))

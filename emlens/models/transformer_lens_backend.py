@@ -107,7 +107,8 @@ def _adapted_that_run(tree: nn.Module) -> list[str]:
         for layer in adapted.values():
             handle = layer.register_forward_hook(lambda layer, *_: ran.add(layer))
             stack.callback(handle.remove)
-        tree(input_ids=torch.tensor([[1, 2]], device=tree.device), use_cache=False)  # type: ignore[arg-type]
+        device: Any = tree.device
+        tree(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False)
     return [name for name, layer in adapted.items() if layer in ran]
 
 
