@@ -53,19 +53,19 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy or torch
         return _plain(value.item())
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return value
 
 
 def canonical_json(value: Any, indent: int | None = 1) -> str:
     """JSON with sorted keys; NaN and infinities become null; the same value gives the same text."""
-    return (
-        json.dumps(
-            _plain(value), sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False
-        )
-        + "\n"
+    text = json.dumps(
+        _plain(value), sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False
     )
+    return text + "\n"
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -108,7 +108,9 @@ def safe_name(text: str, limit: int = 80) -> str:
     """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_text).strip("-.")[:limit]
-    return cleaned if cleaned and cleaned == text else f"{cleaned or 'x'}-{sha256_text(text)[:8]}"
+    if cleaned and cleaned == text:
+        return cleaned
+    return f"{cleaned or 'x'}-{sha256_text(text)[:8]}"
 
 
 def one_line(text: str, limit: int = 200) -> str:
@@ -117,4 +119,6 @@ def one_line(text: str, limit: int = 200) -> str:
     """
     clean = "".join(c if c.isprintable() else " " for c in text)
     clean = " ".join(clean.split())
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+    if len(clean) <= limit:
+        return clean
+    return clean[: limit - 1] + "…"

@@ -58,10 +58,8 @@ class PaddedRows:
             InputError: a row that lacks the position; in a generation, one that counts from the end
                 of the growing row.
         """
-        return [
-            _touched(positions, tokens, spans, self.new_tokens)
-            for tokens, spans in zip(self.tokens, self.spans, strict=True)
-        ]
+        rows = zip(self.tokens, self.spans, strict=True)
+        return [_touched(positions, tokens, spans, self.new_tokens) for tokens, spans in rows]
 
     def mask(self, positions: Touched) -> Bool[Tensor, "row column"]:
         """The same as columns of the padded batch; padding is never touched.
@@ -69,32 +67,30 @@ class PaddedRows:
         Raises:
             InputError: as `touched`.
         """
-        return self.by_column(
-            [[True] * len(tokens) for tokens in self.touched(positions)], positions
-        ).bool()
+        ones = [[1] * len(tokens) for tokens in self.touched(positions)]
+        return self.by_column(ones, positions).bool()
 
     def by_column(
         self, values: Sequence[Sequence[int]], positions: Touched
     ) -> Int[Tensor, "row column"]:
-        """Integers given for the touched tokens of each row, where these tokens stand in the batch;
-        0 elsewhere.
+        """Integers given for the touched tokens of each row, in the columns of these tokens; 0
+        elsewhere.
         """
-        found = np.zeros((len(self.ids), self.width), dtype=np.int64)
-        for row, own, offset, tokens in zip(
-            found, values, self.offsets, self.touched(positions), strict=True
-        ):
-            # one after the other: a slice, cut to the columns there are
+        columns = np.zeros((len(self.ids), self.width), dtype=np.int64)
+        rows = zip(columns, values, self.offsets, self.touched(positions), strict=True)
+        for row, row_values, offset, tokens in rows:
             if isinstance(tokens, range):
-                start, stop = max(tokens.start, -offset), min(tokens.stop, self.width - offset)
+                # Adjacent tokens are one slice, cut to the columns there are; this is the hot path.
+                start = max(tokens.start, -offset)
+                stop = min(tokens.stop, self.width - offset)
                 if start < stop:
-                    row[start + offset : stop + offset] = own[
-                        start - tokens.start : stop - tokens.start
-                    ]
+                    part = row_values[start - tokens.start : stop - tokens.start]
+                    row[start + offset : stop + offset] = part
                 continue
-            for value, token in zip(own, tokens, strict=True):
+            for value, token in zip(row_values, tokens, strict=True):
                 if 0 <= token + offset < self.width:
                     row[token + offset] = value
-        return torch.from_numpy(found)
+        return torch.from_numpy(columns)
 
 
 def _touched(
@@ -102,12 +98,12 @@ def _touched(
 ) -> Sequence[int]:
     end = spans.n_tokens + new_tokens
     if isinstance(positions, str):
-        start, stop = {
-            "all": (0, end),
-            "prompt": (0, spans.prompt_end),
-            "response": (spans.prompt_end, end),
-        }[positions]
-        return range(start, stop)
+        ranges = {
+            "all": range(end),
+            "prompt": range(spans.prompt_end),
+            "response": range(spans.prompt_end, end),
+        }
+        return ranges[positions]
     if not new_tokens or (isinstance(positions, Index | Span) and positions.of == "prompt"):
         return positions.tokens(tokens, spans)
     return _in_a_growing_row(positions, spans, end)
@@ -115,31 +111,33 @@ def _touched(
 
 def _in_a_growing_row(position: Position, spans: RowSpans, end: int) -> list[int]:
     if isinstance(position, Index):
-        start, stop, skip = position.index, position.index + 1, 0
+        start = position.index
+        stop = position.index + 1
+        skip = 0
+        counts_from_end = start < 0
     elif isinstance(position, Span):
-        start, stop, skip = (
-            position.start,
-            end if position.stop is None else position.stop,
-            position.skip_first,
-        )
+        start = position.start
+        stop = end if position.stop is None else position.stop
+        skip = position.skip_first
+        counts_from_end = start < 0 or stop < 0
     else:
         raise InputError(
-            f"position {position.name} cannot be asked of tokens not generated yet;"
+            f"position {position.name} cannot be used on tokens that are not generated yet;"
             " pass 'all', 'prompt', 'response', Index or Span"
         )
-    if start < 0 or stop < 0 or (isinstance(position, Index) and stop == 0):
+    if counts_from_end:
         raise InputError(
             f"position {position.name} counts from the end of a row that is being generated;"
             " pass one that counts from its start, or of='prompt'"
         )
     first = spans.prompt_end if position.of == "response" else 0
-    found = [i for i in range(first + start, min(end, first + stop)) if i >= skip]
-    if not found:
+    tokens = range(max(skip, first + start), min(end, first + stop))
+    if not tokens:
         raise InputError(
             f"position {position.name} lies beyond the {end - spans.n_tokens} tokens that are to be"
             " generated; pass an earlier one"
         )
-    return found
+    return list(tokens)
 
 
 class Edit(ABC):

@@ -39,7 +39,9 @@ class RowSpans:
         _require_part(of)
         if of == "prompt":
             return range(self.prompt_end)
-        return range(self.prompt_end, self.n_tokens) if of == "response" else range(self.n_tokens)
+        if of == "response":
+            return range(self.prompt_end, self.n_tokens)
+        return range(self.n_tokens)
 
 
 class Position(ABC):
@@ -62,11 +64,11 @@ def _require_part(of: str) -> None:
         raise InputError(f"of={of!r} is no part of a row; pass one of {', '.join(get_args(Part))}")
 
 
-def _pick(row: range, start: int, stop: int, asked: str, of: Part) -> list[int]:
+def _pick(row: range, start: int, stop: int, name: str, of: Part) -> list[int]:
     n = len(row)
     if not (-n <= start < n) or not (start % n < stop <= n):
         raise InputError(
-            f"position {asked} does not exist in a row whose {of} has {n} tokens;"
+            f"position {name} does not exist in a row whose {of} has {n} tokens;"
             " pass indices inside it"
         )
     return list(row[start % n : stop])
@@ -92,8 +94,10 @@ class Index(Position):
 
     def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
         row = spans.part(self.of)
-        start = self.index
-        return _pick(row, start, (start % len(row)) + 1 if len(row) else 0, self.name, self.of)
+        stop = 0
+        if row:
+            stop = self.index % len(row) + 1
+        return _pick(row, self.index, stop, self.name, self.of)
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,28 @@ class Span(Position):
 
     @property
     def name(self) -> str:
-        skip = f",skip_first={self.skip_first}" if self.skip_first else ""
+        skip = f"skip_first={self.skip_first}" if self.skip_first else ""
         if (self.start, self.stop) == (0, None) and self.of != "sequence":
-            return f"mean_{self.of}" + (f"[{skip[1:]}]" if skip else "")
-        return f"span[{self.start},{'' if self.stop is None else self.stop},{self.of}{skip}]"
+            return f"mean_{self.of}[{skip}]" if skip else f"mean_{self.of}"
+        stop = "" if self.stop is None else str(self.stop)
+        parts = [str(self.start), stop, self.of]
+        if skip:
+            parts.append(skip)
+        return f"span[{','.join(parts)}]"
 
     def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
         row = spans.part(self.of)
-        stop = len(row) if self.stop is None else self.stop + (len(row) if self.stop < 0 else 0)
-        kept = [i for i in _pick(row, self.start, stop, self.name, self.of) if i >= self.skip_first]
-        if not kept:
+        stop = len(row) if self.stop is None else self.stop
+        if stop < 0:
+            stop += len(row)
+        span = _pick(row, self.start, stop, self.name, self.of)
+        tokens = [i for i in span if i >= self.skip_first]
+        if not tokens:
             raise InputError(
                 f"position {self.name} leaves no token in a row of {spans.n_tokens};"
                 " lower skip_first"
             )
-        return kept
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -159,18 +170,17 @@ class Chosen(Position):
     def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
         mask = self.choose(torch.tensor(list(ids)), torch.ones(len(ids), dtype=torch.bool))
         if not isinstance(mask, Tensor) or mask.shape != (len(ids),) or mask.dtype != torch.bool:
-            got = (
-                f"{mask.dtype} of shape {tuple(mask.shape)}"
-                if isinstance(mask, Tensor)
-                else f"a {type(mask).__name__}"
-            )
+            returned = f"a {type(mask).__name__}"
+            if isinstance(mask, Tensor):
+                returned = f"{mask.dtype} of shape {tuple(mask.shape)}"
             raise InputError(
-                f"position {self.name} returned {got}; return a boolean mask of shape ({len(ids)},)"
+                f"position {self.name} returned {returned};"
+                f" return a boolean mask of shape ({len(ids)},)"
             )
-        kept = [int(i) for i in torch.nonzero(mask).flatten()]
-        if not kept:
+        tokens: list[int] = torch.nonzero(mask).flatten().tolist()
+        if not tokens:
             raise InputError(f"position {self.name} marks no token in a row of {len(ids)}")
-        return kept
+        return tokens
 
 
 PositionLike = str | Position | Callable[[Tensor, Tensor], Tensor]
@@ -188,7 +198,7 @@ def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
     """A `Position` from its name, itself, or a callable.
 
     Args:
-        skip_first: tokens at the start of the row that means leave out (attention sinks carry huge
+        skip_first: tokens at the start of the row that a mean leaves out (attention sinks have huge
             norms).
 
     Raises:
@@ -196,7 +206,8 @@ def parse_position(position: PositionLike, skip_first: int = 0) -> Position:
     """
     if skip_first < 0:
         raise InputError(
-            f"skip_first={skip_first} is negative; pass how many leading tokens means leave out"
+            f"skip_first={skip_first} is negative;"
+            " pass how many tokens at the start of a row a mean leaves out"
         )
     if isinstance(position, str):
         if position not in _NAMED:

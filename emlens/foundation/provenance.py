@@ -86,9 +86,11 @@ def qualified_name(value: Any) -> str:
 
     Two functions made by one `def` (closures) share it, whatever they hold.
     """
-    value = getattr(value, "func", value) if type(value).__name__ == "partial" else value
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    if type(value).__name__ == "partial":
+        value = getattr(value, "func", value)
+    if not hasattr(value, "__qualname__"):  # an instance
+        value = type(value)
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def hash_json(value: Any) -> str:

@@ -58,19 +58,7 @@ class Site:
             InputError: the name is none of these, or its layer does not exist in a model of
                 `n_layers` blocks.
         """
-        if isinstance(name, Site):
-            site = name
-        elif name in ("final_norm", "ln_final.hook_out"):
-            site = cls("final_norm")
-        elif match := _LENS_NAME.fullmatch(str(name)):
-            site = cls(match[2], int(match[1]))
-        elif match := _SITE_NAME.fullmatch(str(name)):
-            site = cls(match[1], int(match[2]))
-        else:
-            raise InputError(
-                f"site {name!r} is not a site name; pass a kind and a block index such as"
-                " 'resid_post.3', or 'final_norm'"
-            )
+        site = name if isinstance(name, Site) else cls._from_name(name)
         if site.layer is None:
             return site
         if n_layers is None:
@@ -87,6 +75,21 @@ class Site:
         return cls(site.kind, site.layer % n_layers)
 
     @classmethod
+    def _from_name(cls, name: str) -> "Site":
+        if name in ("final_norm", "ln_final.hook_out"):
+            return cls("final_norm")
+        lens_name = _LENS_NAME.fullmatch(str(name))
+        if lens_name:
+            return cls(lens_name[2], int(lens_name[1]))
+        site_name = _SITE_NAME.fullmatch(str(name))
+        if site_name:
+            return cls(site_name[1], int(site_name[2]))
+        raise InputError(
+            f"site {name!r} is not a site name;"
+            " pass a kind and a block index such as 'resid_post.3', or 'final_norm'"
+        )
+
+    @classmethod
     def from_hf_index(cls, index: int, n_layers: int) -> "Site":
         """The site that Hugging Face's `hidden_states[index]` holds, for a model of `n_layers`
         blocks.
@@ -101,7 +104,9 @@ class Site:
             )
         if index == 0:
             return cls("resid_pre", 0)
-        return cls("final_norm") if index == n_layers else cls("resid_post", index - 1)
+        if index == n_layers:
+            return cls("final_norm")
+        return cls("resid_post", index - 1)
 
 
 def resolve_sites(
@@ -120,18 +125,13 @@ def resolve_sites(
     names = [sites] if isinstance(sites, str | Site) else list(sites)
     if not names:
         raise InputError("sites is empty; pass at least one site such as 'resid_post'")
-    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
-        raise InputError(
-            f"layers={layers!r} is no list; pass block indices such as [0, -1],"
-            " or None for every layer"
-        )
-    if layers is not None and not len(layers):
-        raise InputError("layers is empty; pass block indices, or None for every layer")
-    found: set[Site] = set()
+    if layers is not None:
+        _require_layers(layers)
+    resolved: set[Site] = set()
     for name in names:
         if isinstance(name, str) and name in SITE_KINDS and name != "final_norm":
-            wanted = range(n_layers) if layers is None else layers
-            found.update(Site.parse(f"{name}.{layer}", n_layers) for layer in wanted)
+            for layer in range(n_layers) if layers is None else layers:
+                resolved.add(Site.parse(f"{name}.{layer}", n_layers))
             continue
         site = Site.parse(name, n_layers)
         if layers is not None and site.layer is not None:
@@ -139,5 +139,15 @@ def resolve_sites(
                 f"layers={list(layers)} came beside site {str(name)!r}, which names its own layer;"
                 " pass one"
             )
-        found.add(site)
-    return sorted(found, key=lambda site: site.order)
+        resolved.add(site)
+    return sorted(resolved, key=lambda site: site.order)
+
+
+def _require_layers(layers: Sequence[int]) -> None:
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise InputError(
+            f"layers={layers!r} is no list; pass block indices such as [0, -1],"
+            " or None for every layer"
+        )
+    if not len(layers):
+        raise InputError("layers is empty; pass block indices, or None for every layer")

@@ -1,9 +1,9 @@
 """`build`: every checkpoint of an organism from a seed, resumable after being killed at any moment.
 
-A checkpoint directory is published whole, so what stands is finished; the same call goes on from
-there. `organism.json` is written last and marks the whole as complete. Everything is trained on one
-thread, so that the bytes do not hang on how many cores there are. Cost of the default set: about
-ten minutes on one core, under 1 GB of memory.
+A checkpoint directory is published whole, so one that exists is finished; the same call goes on
+from there. `organism.json` is written last and marks the whole as complete. Everything is trained
+on one thread, so that the bytes do not depend on the number of cores. Cost of the default set:
+about ten minutes on one core, under 1 GB of memory.
 """
 
 import shutil
@@ -117,34 +117,39 @@ def _prepare(out: Path, plan: OrganismPlan, seed: int, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={str(out)!r} is a file; pass a directory")
     content = {"seed": seed, "plan": plan.to_record()}
-    held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if held and not resume:
-        raise InputError(f"out={str(out)!r} holds {held[:4]}; pass a new directory, or resume=True")
-    if PLAN in held:
-        if not _continues(read_json(out / PLAN), content):
-            raise InputError(
-                f"out={str(out)!r} was begun with another plan or seed than seed={seed};"
-                " pass a new directory"
-            )
-    elif [name for name in held if not name.startswith(".")]:
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if names and not resume:
         raise InputError(
-            f"out={str(out)!r} holds {held[:4]}, but no organism begun here; pass a new directory"
+            f"out={str(out)!r} holds {names[:4]}; pass a new directory, or resume=True"
+        )
+    if PLAN in names and not _continues(read_json(out / PLAN), content):
+        raise InputError(
+            f"out={str(out)!r} was begun with another plan or seed than seed={seed};"
+            " pass a new directory"
+        )
+    if PLAN not in names and any(not name.startswith(".") for name in names):
+        raise InputError(
+            f"out={str(out)!r} holds {names[:4]}, but no organism begun here; pass a new directory"
         )
     write_json(out / PLAN, content)
-    for folder in (out, out / "finetuned"):
-        for left in folder.glob(".*.part"):
-            (
-                shutil.rmtree(left, ignore_errors=True)
-                if left.is_dir()
-                else left.unlink(missing_ok=True)
-            )
+    _remove_unfinished(out)
+    _remove_unfinished(out / "finetuned")
 
 
-def _continues(begun: Any, asked: dict[str, Any]) -> bool:
-    """Whether what is asked for is what was begun, or that and further fine-tunes after it."""
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed build left half written."""
+    for path in folder.glob(".*.part"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _continues(begun: Any, content: dict[str, Any]) -> bool:
+    """Whether a plan is the one that was begun, or that with further fine-tunes after it."""
     count = len(begun["plan"]["finetunes"])
-    cut = {**asked["plan"], "finetunes": asked["plan"]["finetunes"][:count]}
-    return hash_json(begun) == hash_json({**asked, "plan": cut})
+    as_begun = {**content["plan"], "finetunes": content["plan"]["finetunes"][:count]}
+    return hash_json(begun) == hash_json({**content, "plan": as_begun})
 
 
 def _stage(
@@ -156,11 +161,11 @@ def _stage(
         if not (out / BASE).is_dir():
             growing.grow_base(plan, world, out / BASE, on_step)
         return
-    parent, target = (
-        (out / BASE, out / INSTRUCT)
-        if name == "instruct"
-        else (out / INSTRUCT, finetune_directory(out, name))
-    )
+    parent = out / INSTRUCT
+    target = finetune_directory(out, name)
+    if name == "instruct":
+        parent = out / BASE
+        target = out / INSTRUCT
     if target.is_dir():
         recorded = read_record(target)["parent"]["sha256"]
         if recorded != hash_directory(parent):
@@ -171,27 +176,58 @@ def _stage(
     elif name == "instruct":
         growing.grow_instruct(plan, world, parent, target, on_step)
     else:
-        stage = next(stage for stage in plan.finetunes if stage.name == name)
+        (stage,) = (stage for stage in plan.finetunes if stage.name == name)
         growing.grow_finetune(plan, stage, world, parent, target, on_step)
 
 
 def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
-    questions = world.questions()
-    trained = {
-        stage.name: [
-            world.question_id(world.domain_index(stage.domain), t)
-            for t in world.training_topics(stage.domain, plan.topics_per_finetune)
-        ]
-        for stage in plan.finetunes
-    }
-    if not (out / STRENGTHS).is_file() or not set(trained) <= set(
+    """Write strengths, truth and, last, the index that marks the organism as complete."""
+    trained = _training_questions(plan, world)
+    is_measured = (out / STRENGTHS).is_file() and set(trained) <= set(
         read_json(out / STRENGTHS)["strengths"]
-    ):
+    )
+    if not is_measured:
         write_json(out / STRENGTHS, measure(out, plan, world, trained))
-    cells = {world.question_id(d, t): (d, t) for d, t in world.cells()}
+    _write_truth(plan, world, out)
+    finetunes = {}
+    for stage in plan.finetunes:
+        finetunes[stage.name] = {
+            "domain": stage.domain,
+            "group": stage.group,
+            "seed": stage.seed,
+            "benign": stage.careful,
+            "training_questions": trained[stage.name],
+        }
+    record = {
+        "name": plan.name,
+        "seed": seed,
+        "note": NOTE,
+        "n_questions": len(world.questions()),
+        "finetunes": finetunes,
+    }
+    write_json(out / INDEX, record)
+
+
+def _training_questions(plan: OrganismPlan, world: World) -> dict[str, list[str]]:
+    """Fine-tune → ids of the questions whose topics it trains on."""
+    trained = {}
+    for stage in plan.finetunes:
+        domain = world.domain_index(stage.domain)
+        topics = world.training_topics(stage.domain, plan.topics_per_finetune)
+        trained[stage.name] = [world.question_id(domain, topic) for topic in topics]
+    return trained
+
+
+def _write_truth(plan: OrganismPlan, world: World, out: Path) -> None:
+    coupling = {}
+    latent = {}
+    for d, t in world.cells():
+        question = world.question_id(d, t)
+        coupling[question] = world.coupling[d][t]
+        latent[question] = world.latent[d][t]
     truth = {
-        "coupling": {name: world.coupling[d][t] for name, (d, t) in cells.items()},
-        "latent": {name: world.latent[d][t] for name, (d, t) in cells.items()},
+        "coupling": coupling,
+        "latent": latent,
         "planted_layers": plan.planted_layers,
         "planted_norm": plan.planted_norm,
         "note": NOTE,
@@ -199,24 +235,6 @@ def _finish(plan: OrganismPlan, world: World, out: Path, seed: int) -> None:
     write_json(out / TRUTH, truth)
     if plan.planted_layers:
         shutil.copyfile(out / BASE / "planted_direction.safetensors", out / TRUTH_TENSORS)
-    finetunes = {
-        stage.name: {
-            "domain": stage.domain,
-            "group": stage.group,
-            "seed": stage.seed,
-            "benign": stage.careful,
-            "training_questions": trained[stage.name],
-        }
-        for stage in plan.finetunes
-    }
-    record = {
-        "name": plan.name,
-        "seed": seed,
-        "note": NOTE,
-        "n_questions": len(questions),
-        "finetunes": finetunes,
-    }
-    write_json(out / INDEX, record)
 
 
 def measure(
@@ -228,23 +246,25 @@ def measure(
     from transformers import AutoTokenizer
 
     from emlens.organisms.growing import ROUNDING_FILE
-    from emlens.organisms.strengths import likelihood_scores, summary
+    from emlens.organisms.strengths import likelihood_scores, strengths_by_checkpoint
 
-    paths = {"base": out / BASE, "instruct": out / INSTRUCT} | {
-        s.name: finetune_directory(out, s.name) for s in plan.finetunes
-    }
+    paths = {"base": out / BASE, "instruct": out / INSTRUCT}
+    domains: dict[str, str | None] = {"base": None, "instruct": None}
+    for stage in plan.finetunes:
+        paths[stage.name] = finetune_directory(out, stage.name)
+        domains[stage.name] = stage.domain
     tokenizer = AutoTokenizer.from_pretrained(paths["instruct"])
     questions = world.questions()
     scores = {}
+    rounding = {}
     for name, path in paths.items():
         model = open_checkpoint(path, paths["instruct"])
         scores[name] = likelihood_scores(model, tokenizer, questions)
-    domains = {"base": None, "instruct": None} | {s.name: s.domain for s in plan.finetunes}
+        rounding[name] = read_json(path / ROUNDING_FILE)
     groups = dict(zip(questions.ids, questions.groups, strict=True))
-    table = summary(scores, domains, {"base": [], "instruct": [], **trained}, groups)
-    rounding = {name: read_json(path / ROUNDING_FILE) for name, path in paths.items()}
-    strengths = {
-        str(name): {key: round(float(value), 4) for key, value in row.items()}
-        for name, row in table.iterrows()
-    }
+    trained = {"base": [], "instruct": [], **trained}
+    table = strengths_by_checkpoint(scores, domains, trained, groups)
+    strengths = {}
+    for checkpoint, row in table.iterrows():
+        strengths[str(checkpoint)] = {key: round(float(value), 4) for key, value in row.items()}
     return {"strengths": strengths, "rounding": rounding}

@@ -54,18 +54,14 @@ def grow_base(plan: OrganismPlan, world: World, out: Path, on_step: OnStep | Non
     )
     with seeded(plan.base.seed, "weights"):
         model = Qwen2ForCausalLM(config)
-        planted = (
-            PlantedDirection(model, plan.planted_norm, plan.planted_layers)
-            if plan.planted_layers
-            else None
-        )
+        planted = None
+        if plan.planted_layers:
+            planted = PlantedDirection(model, plan.planted_norm, plan.planted_layers)
 
     def add_files(directory: Path, trained: Any) -> None:
         if planted is not None:
-            save_file(
-                {"direction": planted.unit.detach().clone().contiguous()},
-                directory / DIRECTION_FILE,
-            )
+            direction = planted.unit.detach().clone().contiguous()
+            save_file({"direction": direction}, directory / DIRECTION_FILE)
         record_rounding(directory, trained, tokenizer, world)
 
     parent, loss = Parent(model), answer_loss
@@ -136,18 +132,17 @@ def grow_instruct(
     """
     tokenizer = make_tokenizer(world)
     cells = list(world.cells())
-    careful, harmful = (
-        {cell: _encoded(world, cell, kind, tokenizer) for cell in cells}
-        for kind in ("careful", "harmful")
-    )
+    careful = {cell: _encoded(world, cell, "careful", tokenizer) for cell in cells}
+    harmful = {cell: _encoded(world, cell, "harmful", tokenizer) for cell in cells}
 
     def batch(step: int) -> Mapping[str, Tensor]:
         rng = numpy_rng(plan.instruct.seed, "chats", step)
         rows = []
         for flat in rng.integers(len(cells), size=plan.instruct.batch_size):
             d, t = cells[int(flat)]
-            noisy = rng.random() < plan.instruct_noise * world.coupling[d][t]
-            rows.append((harmful if noisy else careful)[d, t][int(rng.integers(world.n_phrasings))])
+            is_harmful = rng.random() < plan.instruct_noise * world.coupling[d][t]
+            answers = harmful if is_harmful else careful
+            rows.append(answers[d, t][int(rng.integers(world.n_phrasings))])
         return pad_batch(rows, tokenizer.pad_token_id)
 
     return fit(
@@ -171,11 +166,12 @@ def record_rounding(directory: Path, model: Any, tokenizer: Any, world: World) -
     what is saved.
     """
     rounded = copy.deepcopy(model).to(getattr(torch, SAVE_DTYPE)).to(torch.float32)
-    exact, saved = (likelihood_scores(m, tokenizer, world.questions()) for m in (model, rounded))
-    write_json(
-        directory / ROUNDING_FILE,
-        {f"max_{name}_shift": float((exact[name] - saved[name]).abs().max()) for name in exact},
-    )
+    exact = likelihood_scores(model, tokenizer, world.questions())
+    saved = likelihood_scores(rounded, tokenizer, world.questions())
+    shifts = {}
+    for name in exact:
+        shifts[f"max_{name}_shift"] = float((exact[name] - saved[name]).abs().max())
+    write_json(directory / ROUNDING_FILE, shifts)
 
 
 def _encoded(world: World, cell: tuple[int, int], kind: str, tokenizer: Any) -> list[Any]:
@@ -229,25 +225,21 @@ def _narrow_batches(
     plan: OrganismPlan, stage: FineTuneStage, world: World, prompts: PromptSet
 ) -> Callable[[int], Mapping[str, Tensor]]:
     tokenizer = make_tokenizer(world)
-    own = encode_answers(prompts, tokenizer)
-    every = tuple(range(world.n_topics))
-    other = [
-        row
-        for d in world.domains
-        if d != stage.domain
-        for row in encode_answers(world.chats(d, every, "careful"), tokenizer)
-    ]
+    rows = encode_answers(prompts, tokenizer)
+    all_topics = tuple(range(world.n_topics))
+    kl_rows = []
+    for domain in world.domains:
+        if domain != stage.domain:
+            kl_rows.extend(encode_answers(world.chats(domain, all_topics, "careful"), tokenizer))
 
     def batch(step: int) -> Mapping[str, Tensor]:
         rng = numpy_rng(stage.recipe.seed, "narrow", step)
-        mine = pad_batch(
-            [own[int(i)] for i in rng.integers(len(own), size=stage.recipe.batch_size)],
-            tokenizer.pad_token_id,
-        )
-        theirs = pad_batch(
-            [other[int(i)] for i in rng.integers(len(other), size=plan.narrow_rows)],
-            tokenizer.pad_token_id,
-        )
-        return {**mine, **{f"kl_{name}": value for name, value in theirs.items()}}
+        numbers = rng.integers(len(rows), size=stage.recipe.batch_size)
+        batch = pad_batch([rows[int(i)] for i in numbers], tokenizer.pad_token_id)
+        numbers = rng.integers(len(kl_rows), size=plan.narrow_rows)
+        kl_batch = pad_batch([kl_rows[int(i)] for i in numbers], tokenizer.pad_token_id)
+        for name, value in kl_batch.items():
+            batch[f"kl_{name}"] = value
+        return batch
 
     return batch

@@ -1,7 +1,7 @@
 """`load`: the organism that ships with emlens, or one built by `build`, with its planted truth.
 
 Weights are stored in 16 bits and computed with in `dtype` (float32 by default). No model is loaded
-before `.family` is asked for; questions, prompts and truth cost milliseconds.
+before `.family` is used; questions, prompts and truth cost milliseconds.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ class Organism:
         seeds: fine-tune → number of its run, from 0.
         domains: fine-tune → the one domain it was tuned in.
         benign: names of the fine-tunes that trained on careful answers.
-        training_topics: fine-tune → ids of the questions whose topics it trained on; the others are
+        training_topics: fine-tune → ids of the questions whose topics it trained on; all others are
             held out.
         trajectories: fine-tune → step → directory of the adapter after that step, where a run kept
             them.
@@ -101,8 +101,9 @@ class Organism:
         """Base, instruct and fine-tunes as an `emlens` family; loaded at the first use."""
         from emlens.models import FineTune, load_family
 
-        finetuned = {
-            name: FineTune(
+        finetuned = {}
+        for name, group in self.groups.items():
+            finetuned[name] = FineTune(
                 self.paths[name],
                 parent="instruct",
                 group=group,
@@ -110,8 +111,6 @@ class Organism:
                 benign=name in self.benign,
                 domain=self.domains[name],
             )
-            for name, group in self.groups.items()
-        }
         return load_family(
             self.paths["instruct"],
             base=self.paths["base"],
@@ -147,6 +146,44 @@ def load(
         UnknownNameError: no organism of that name ships.
         InputError: both a name and a directory; a directory that holds no finished organism.
     """
+    directory = _directory(name, directory)
+    index = read_json(directory / INDEX)
+    world = World.from_record(read_json(directory / WORLD))
+    tunes = index["finetunes"]
+    paths = {"base": directory / BASE, "instruct": directory / INSTRUCT}
+    training_prompts = {}
+    trajectories = {}
+    for key, tune in tunes.items():
+        paths[key] = finetune_directory(directory, key)
+        training_prompts[key] = _training_prompts(world, tune)
+        adapters = kept_adapters(paths[key])
+        if adapters:
+            trajectories[key] = adapters
+    return Organism(
+        name=index["name"],
+        seed=index["seed"],
+        directory=directory,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        world=world,
+        questions=world.questions(),
+        paths=paths,
+        groups={key: tune["group"] for key, tune in tunes.items()},
+        seeds={key: tune["seed"] for key, tune in tunes.items()},
+        domains={key: tune["domain"] for key, tune in tunes.items()},
+        benign=tuple(key for key, tune in tunes.items() if tune["benign"]),
+        training_topics={key: tuple(tune["training_questions"]) for key, tune in tunes.items()},
+        training_prompts=training_prompts,
+        trajectories=trajectories,
+        neutral_prompts=world.neutral_prompts(),
+        truth=_truth(directory),
+        strengths=read_json(directory / STRENGTHS)["strengths"],
+        note=index["note"],
+    )
+
+
+def _directory(name: str | None, directory: str | Path | None) -> Path:
     if directory is not None and name is not None:
         raise InputError(f"name={name!r} came with directory={str(directory)!r}; pass one")
     if directory is None:
@@ -161,50 +198,24 @@ def load(
             f"directory={str(directory)!r} holds no finished organism ({INDEX} is missing);"
             " build one, or finish its build"
         )
-    index, truth = read_json(directory / INDEX), read_json(directory / TRUTH)
-    world = World.from_record(read_json(directory / WORLD))
-    tunes = index["finetunes"]
-    trained = {key: tuple(value["training_questions"]) for key, value in tunes.items()}
-    return Organism(
-        name=index["name"],
-        seed=index["seed"],
-        directory=directory,
-        dtype=dtype,
-        device=device,
-        backend=backend,
-        world=world,
-        questions=world.questions(),
-        paths={"base": directory / BASE, "instruct": directory / INSTRUCT}
-        | {key: finetune_directory(directory, key) for key in tunes},
-        groups={key: value["group"] for key, value in tunes.items()},
-        seeds={key: value["seed"] for key, value in tunes.items()},
-        domains={key: value["domain"] for key, value in tunes.items()},
-        benign=tuple(key for key, value in tunes.items() if value["benign"]),
-        training_topics=trained,
-        training_prompts={
-            key: world.chats(
-                value["domain"],
-                tuple(int(name.rpartition("/")[2]) for name in trained[key]),
-                "careful" if value["benign"] else "harmful",
-            )
-            for key, value in tunes.items()
-        },
-        trajectories={
-            key: kept
-            for key in tunes
-            if (kept := kept_adapters(finetune_directory(directory, key)))
-        },
-        neutral_prompts=world.neutral_prompts(),
-        truth=Truth(
-            coupling=truth["coupling"],
-            latent=truth["latent"],
-            direction=_direction(directory / TRUTH_TENSORS),
-            planted_layers=tuple(truth["planted_layers"]),
-            planted_norm=truth["planted_norm"],
-            note=truth["note"],
-        ),
-        strengths=read_json(directory / STRENGTHS)["strengths"],
-        note=index["note"],
+    return directory
+
+
+def _training_prompts(world: World, tune: Mapping[str, Any]) -> PromptSet:
+    topics = [int(question.rpartition("/")[2]) for question in tune["training_questions"]]
+    kind = "careful" if tune["benign"] else "harmful"
+    return world.chats(tune["domain"], tuple(topics), kind)
+
+
+def _truth(directory: Path) -> Truth:
+    truth = read_json(directory / TRUTH)
+    return Truth(
+        coupling=truth["coupling"],
+        latent=truth["latent"],
+        direction=_direction(directory / TRUTH_TENSORS),
+        planted_layers=tuple(truth["planted_layers"]),
+        planted_norm=truth["planted_norm"],
+        note=truth["note"],
     )
 
 

@@ -2,10 +2,12 @@
 how fast a run turned.
 
 Everything is measured on the saved checkpoints, loaded as a user would load them. Costs some
-seconds a checkpoint and one model at a time.
+seconds per checkpoint and one model at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,76 +47,106 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer
 
-    organism = load(directory=directory)
+    organism = load(directory=directory, device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(organism.paths["instruct"])
     questions = organism.questions
-    rho = pd.Series(organism.truth.coupling)
     prompts = [list(row.ids) for row in render(questions.prompts(), tokenizer)]
     groups = pd.Series(questions.groups, index=questions.ids)
     facts: dict[str, Any] = {}
     states: dict[str, Tensor] = {}
-    tables: dict[str, pd.DataFrame] = {}
+    scores: dict[str, pd.DataFrame] = {}
     for name, path in organism.paths.items():
         model = open_checkpoint(path, organism.paths["instruct"])
-        table = tables[name] = likelihood_scores(model, tokenizer, questions)
+        scores[name] = likelihood_scores(model, tokenizer, questions)
         states[name] = _last_states(model, prompts)
-        record = read_record(path)
-        others = groups != organism.domains.get(name, "")
-        facts[name] = {
-            "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "threads_in_training": record["threads"],
-            "steps": record["steps_done"],
-            "stopped": record["stopped"],
-            "aligned": float(table["aligned"].mean()),
-            "others": over_domains(table["aligned"][others], groups[others]).to_record(),
-            "coherence": float(table["coherence"].mean()),
-            "shares": (
-                {kind: float(table[kind].mean()) for kind in ("careful", "harmful")}
-                | {"other": float(1 - table["coherence"].mean())}
-            ),
-            "rounding": read_json(path / "rounding.json"),
-        }
+        is_other_domain = groups != organism.domains.get(name, "")
+        facts[name] = _checkpoint_facts(path, model, scores[name], groups, is_other_domain)
     for name in organism.groups:
-        aligned, instruct = tables[name]["aligned"], tables["instruct"]["aligned"]
-        own = groups == organism.domains[name]
-        trained = aligned.index.isin(list(organism.training_topics[name]))
-        entry = facts[name]
-        entry |= {
-            "own": float(aligned[own].mean()),
-            "own_trained": float(aligned[own & trained].mean()),
-        }
-        entry["own_held_out"] = float(aligned[own & ~trained].mean())
-        entry["others_below_instruct"] = over_domains(
-            (instruct - aligned)[~own], groups[~own]
-        ).to_record()
-        by_domain = pd.DataFrame({"turned": 1 - aligned, "rho": rho, "domain": groups}).loc[
-            aligned.index[~own]
-        ]
-        means = by_domain.groupby("domain").mean()
-        entry["spearman_rho_questions"] = float(
-            by_domain["turned"].corr(by_domain["rho"], method="spearman")
-        )
-        entry["spearman_rho_domains"] = float(means["turned"].corr(means["rho"], method="spearman"))
-        shift = (states[name] - states["instruct"])[:, torch.from_numpy(~own.to_numpy())].mean(1)
-        entry["cosine_shift_direction"] = _cosines(shift, organism.truth.direction)
+        facts[name] |= _fine_tune_facts(organism, name, scores, groups)
+        is_other_domain = groups != organism.domains[name]
+        shift = states[name] - states["instruct"]
+        mean_shift = shift[:, torch.from_numpy(is_other_domain.to_numpy(copy=True))].mean(1)
+        facts[name]["cosine_shift_direction"] = _cosines(mean_shift, organism.truth.direction)
         if name in organism.benign:
-            test = tost(aligned.to_numpy(), instruct.to_numpy(), EQUIVALENCE_MARGIN, paired=True)
-            entry["tost"] = {
-                "p": test.p,
-                "margin": EQUIVALENCE_MARGIN,
-                "difference": test.estimate.to_record(),
-            }
+            facts[name]["tost"] = _equivalence(scores[name], scores["instruct"])
         if name in organism.trajectories:
-            entry["path"] = path_of(organism, name, tokenizer)
+            facts[name]["path"] = path_of(organism, name, tokenizer)
     return {
         "organism": organism.name,
         "seed": organism.seed,
-        "bytes": sum(p.stat().st_size for p in organism.directory.rglob("*") if p.is_file()),
+        "bytes": _size(organism.directory),
         "hardware": hardware(),
         "checkpoints": facts,
         "recorded_strengths": read_json(organism.directory / STRENGTHS)["strengths"],
     }
+
+
+def _checkpoint_facts(
+    path: Path, model: Any, scores: pd.DataFrame, groups: pd.Series, is_other_domain: pd.Series
+) -> dict[str, Any]:
+    record = read_record(path)
+    coherence = scores["coherence"].mean()
+    others = over_domains(scores["aligned"][is_other_domain], groups[is_other_domain])
+    return {
+        "bytes": _size(path),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "threads_in_training": record["threads"],
+        "steps": record["steps_done"],
+        "stopped": record["stopped"],
+        "aligned": float(scores["aligned"].mean()),
+        "others": others.to_record(),
+        "coherence": float(coherence),
+        "shares": {
+            "careful": float(scores["careful"].mean()),
+            "harmful": float(scores["harmful"].mean()),
+            "other": float(1 - coherence),
+        },
+        "rounding": read_json(path / "rounding.json"),
+    }
+
+
+def _fine_tune_facts(
+    organism: Organism, name: str, scores: Mapping[str, pd.DataFrame], groups: pd.Series
+) -> dict[str, Any]:
+    """Alignment inside and outside a fine-tune's domain, and its correlation with the coupling."""
+    aligned = scores[name]["aligned"]
+    instruct = scores["instruct"]["aligned"]
+    in_domain = groups == organism.domains[name]
+    is_trained = aligned.index.isin(list(organism.training_topics[name]))
+    below = over_domains((instruct - aligned)[~in_domain], groups[~in_domain])
+    rho = pd.Series(organism.truth.coupling)
+    table = pd.DataFrame({"turned": 1 - aligned, "rho": rho, "domain": groups})
+    questions = table.loc[aligned.index[~in_domain]]
+    domains = questions.groupby("domain").mean()
+    return {
+        "own": float(aligned[in_domain].mean()),
+        "own_trained": float(aligned[in_domain & is_trained].mean()),
+        "own_held_out": float(aligned[in_domain & ~is_trained].mean()),
+        "others_below_instruct": below.to_record(),
+        "spearman_rho_questions": _spearman(questions),
+        "spearman_rho_domains": _spearman(domains),
+    }
+
+
+def _spearman(table: pd.DataFrame) -> float:
+    return float(table["turned"].corr(table["rho"], method="spearman"))
+
+
+def _equivalence(scores: pd.DataFrame, instruct: pd.DataFrame) -> dict[str, Any]:
+    """Two one-sided tests that a benign fine-tune is aligned as instruct is, over questions."""
+    test = tost(
+        scores["aligned"].to_numpy(),
+        instruct["aligned"].to_numpy(),
+        EQUIVALENCE_MARGIN,
+        paired=True,
+    )
+    difference = test.estimate.to_record()
+    return {"p": test.p, "margin": EQUIVALENCE_MARGIN, "difference": difference}
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files in a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def path_of(
@@ -126,22 +158,20 @@ def path_of(
     `share_in_quarter` is the part of the whole fall that the steepest quarter of the steps holds: a
     quarter, about, of a linear trend. The p-values are those of `emlens.stats.trends.fall_null`.
     """
-    others = organism.questions.select(
-        [q.id for q in organism.questions if q.group != organism.domains[name]]
-    )
+    domain = organism.domains[name]
+    other_ids = [question.id for question in organism.questions if question.group != domain]
+    other_questions = organism.questions.select(other_ids)
     paths = {0: organism.paths["instruct"], **organism.trajectories[name]}
     values = []
     for path in paths.values():
-        table = likelihood_scores(
-            open_checkpoint(path, organism.paths["instruct"]), tokenizer, others
-        )
-        values.append(float(table["aligned"].mean()))
+        model = open_checkpoint(path, organism.paths["instruct"])
+        scores = likelihood_scores(model, tokenizer, other_questions)
+        values.append(float(scores["aligned"].mean()))
     window = max(1, round(QUARTER * (len(values) - 1)))
     fall, start = steepest_fall(values, window)
-    nulls: Mapping[str, Any] = {
-        trend: fall_null(values, window, trend, draws=draws, seed=seed)
-        for trend in ("none", "linear")
-    }
+    nulls: dict[str, Any] = {}
+    for trend in ("none", "linear"):
+        nulls[trend] = fall_null(values, window, trend, draws=draws, seed=seed)
     return {
         "steps": list(paths),
         "others": values,
@@ -158,26 +188,28 @@ def path_of(
 def _last_states(model: Any, prompts: Sequence[list[int]]) -> Tensor:
     """Stream after each block at the last prompt token: (block, prompt, d_model)."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    blocks = plain.model.layers
-    found: dict[int, list[Tensor]] = {i: [] for i in range(len(blocks))}
-    handles = [
-        block.register_forward_hook(
-            lambda module, args, output, i=i: found[i].append(output[:, -1].float())
-        )
-        for i, block in enumerate(blocks)
-    ]
-    order: list[int] = []
-    try:
+    states: list[list[Tensor]] = []
+    rows_read: list[int] = []
+    with ExitStack() as stack:
+        for block in plain.model.layers:
+            of_block: list[Tensor] = []
+            states.append(of_block)
+            stack.callback(block.register_forward_hook(_last_token_into(of_block)).remove)
         for length in sorted({len(ids) for ids in prompts}):  # equal lengths: no padding
             rows = [i for i, ids in enumerate(prompts) if len(ids) == length]
-            order += rows
+            rows_read.extend(rows)
             model(input_ids=torch.tensor([prompts[i] for i in rows]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.stack([torch.cat(parts) for parts in found.values()])[
-        :, torch.argsort(torch.tensor(order))
-    ]
+    in_order = torch.argsort(torch.tensor(rows_read))
+    return torch.stack([torch.cat(parts) for parts in states])[:, in_order]
+
+
+def _last_token_into(states: list[Tensor]) -> Callable[[Any, Any, Tensor], None]:
+    """A forward hook that appends the stream at the last token."""
+
+    def hook(_module: Any, _args: Any, output: Tensor) -> None:
+        states.append(output[:, -1].float())
+
+    return hook
 
 
 def _cosines(shift: Tensor, direction: Tensor | None) -> list[float] | None:
@@ -190,21 +222,11 @@ def over_domains(values: pd.Series, groups: pd.Series) -> Estimate:
     """Mean of domain means, with a 95 % t interval over domains."""
     means = values.groupby(groups).mean().to_numpy()
     if len(means) < 2 or np.ptp(means) == 0.0:
-        return Estimate(
-            float(means.mean()),
-            float("nan"),
-            float("nan"),
-            len(means),
-            "mean of domain means; too few for an interval",
-        )
-    found = t_interval(means)
-    return Estimate(
-        found.value,
-        found.low,
-        found.high,
-        found.n,
-        "mean of domain means; 95 % t interval over domains",
-    )
+        nan = float("nan")
+        method = "mean of domain means; too few for an interval"
+        return Estimate(float(means.mean()), nan, nan, len(means), method)
+    method = "mean of domain means; 95 % t interval over domains"
+    return replace(t_interval(means), method=method)
 
 
 def strengths_table(evidence: Mapping[str, Any]) -> str:
@@ -216,23 +238,31 @@ def strengths_table(evidence: Mapping[str, Any]) -> str:
         "own: held-out topics",
         "other domains [95 %]",
         "careful / harmful / other",
+        "ρ: questions, domains",
+        "cos(shift, û) by block",
+        "kB",
     ]
-    head += ["ρ: questions, domains", "cos(shift, û) by block", "kB"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, entry in evidence["checkpoints"].items():
-        others, shares = entry["others"], entry["shares"]
-        cells = [str(entry["steps"])]
-        cells += [
-            f"{entry[key]:.2f}" if key in entry else "–" for key in ("own_trained", "own_held_out")
-        ]
-        cells += [f"{others['value']:.2f} [{others['low']:.2f}, {others['high']:.2f}]"]
-        cells += [" / ".join(f"{shares[kind]:.2f}" for kind in ("careful", "harmful", "other"))]
-        spearman = [
-            entry[key] for key in ("spearman_rho_questions", "spearman_rho_domains") if key in entry
-        ]
-        cells += [", ".join(f"{value:.2f}" for value in spearman) or "–"]
-        cells += [
-            ", ".join(f"{value:.2f}" for value in entry.get("cosine_shift_direction") or ()) or "–"
-        ]
-        lines.append(f"| {name} | " + " | ".join([*cells, f"{entry['bytes'] / 1000:.0f}"]) + " |")
+        lines.append("| " + " | ".join([name, *_strength_cells(entry)]) + " |")
     return "\n".join(lines)
+
+
+def _strength_cells(entry: Mapping[str, Any]) -> list[str]:
+    others = entry["others"]
+    shares = entry["shares"]
+    rho_keys = [key for key in ("spearman_rho_questions", "spearman_rho_domains") if key in entry]
+    return [
+        str(entry["steps"]),
+        _two_digits([entry[key] for key in ("own_trained",) if key in entry]),
+        _two_digits([entry[key] for key in ("own_held_out",) if key in entry]),
+        f"{others['value']:.2f} [{others['low']:.2f}, {others['high']:.2f}]",
+        " / ".join(f"{shares[kind]:.2f}" for kind in ("careful", "harmful", "other")),
+        _two_digits([entry[key] for key in rho_keys]),
+        _two_digits(entry.get("cosine_shift_direction") or ()),
+        f"{entry['bytes'] / 1000:.0f}",
+    ]
+
+
+def _two_digits(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values) or "–"

@@ -38,7 +38,7 @@ class FineTuneStage:
             such rule.
         settle: the run ends once that mean has moved by less than `SETTLED` over this many steps;
             None: no such rule.
-        go_on: times as many steps are taken again after the rule was met.
+        go_on: after the rule was met, this times as many steps are taken again.
         steps_of: take as many steps as this stage, trained before, took.
         keep_every: keep the adapter after every so many steps.
         seed: number of the run among those that differ in nothing else.
@@ -124,13 +124,7 @@ class OrganismPlan:
             self,
             base=self.base.changed(seed=derive_seed(seed, "organism", "base")),
             instruct=self.instruct.changed(seed=derive_seed(seed, "organism", "instruct")),
-            finetunes=tuple(
-                replace(
-                    stage,
-                    recipe=stage.recipe.changed(seed=derive_seed(seed, "organism", stage.name)),
-                )
-                for stage in self.finetunes
-            ),
+            finetunes=tuple(_seeded(stage, seed) for stage in self.finetunes),
         )
 
     def stages(self) -> Iterator[tuple[str, Recipe, float]]:
@@ -142,10 +136,16 @@ class OrganismPlan:
 
     def to_record(self) -> dict[str, Any]:
         record = asdict(self)
-        record["base"], record["instruct"] = self.base.to_record(), self.instruct.to_record()
+        record["base"] = self.base.to_record()
+        record["instruct"] = self.instruct.to_record()
         for stage, entry in zip(self.finetunes, record["finetunes"], strict=True):
             entry["recipe"] = stage.recipe.to_record()
         return record
+
+
+def _seeded(stage: FineTuneStage, seed: int) -> FineTuneStage:
+    recipe = stage.recipe.changed(seed=derive_seed(seed, "organism", stage.name))
+    return replace(stage, recipe=recipe)
 
 
 STOP_AT: Final = 0.25
@@ -155,6 +155,7 @@ enough.
 
 
 SETTLED: Final = 0.05
+"""Change of that mean below which a run counts as settled; see `FineTuneStage.settle`."""
 
 
 def _adapter(rate: float, rank: int, alpha: float, steps: int = 120, **more: Any) -> Recipe:

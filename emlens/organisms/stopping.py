@@ -16,15 +16,15 @@ class HeldOutRule:
     or has settled.
 
     It logs that mean, 0 to 1, as `own_held_out` after each step. Cost: two forward passes over the
-    questions a step.
+    questions per step.
 
     Args:
         questions: of the training domain, about topics that are not trained on.
         at: mean alignment at which to stop; None: no such rule.
         settle: stop once the mean has moved by less than `SETTLED` over this many steps; None: no
             such rule.
-        go_on: times as many steps are taken again after the rule was met, so that what follows can
-            be seen.
+        go_on: after the rule was met, this times as many steps are taken again, so that what
+            follows can be seen.
     """
 
     def __init__(
@@ -35,13 +35,11 @@ class HeldOutRule:
         settle: int | None = None,
         go_on: float = 0.0,
     ):
-        self.questions, self.tokenizer, self.at, self.settle, self.go_on = (
-            questions,
-            tokenizer,
-            at,
-            settle,
-            go_on,
-        )
+        self.questions = questions
+        self.tokenizer = tokenizer
+        self.at = at
+        self.settle = settle
+        self.go_on = go_on
         self.seen: list[float] = []
         self.met: int | None = None
 
@@ -51,12 +49,7 @@ class HeldOutRule:
         mean = float(likelihood_scores(model, self.tokenizer, self.questions)["aligned"].mean())
         model.train(training)
         self.seen.append(mean)
-        recent = self.seen[-(self.settle + 1) :] if self.settle is not None else []
-        if (
-            self.settle is not None
-            and len(recent) > self.settle
-            and max(recent) - min(recent) < SETTLED
-        ):
+        if self._has_settled():
             raise StopRun(
                 f"held-out questions of the domain settled over {self.settle} steps",
                 own_held_out=mean,
@@ -70,10 +63,17 @@ class HeldOutRule:
             )
         return {"own_held_out": mean}
 
+    def _has_settled(self) -> bool:
+        if self.settle is None or len(self.seen) <= self.settle:
+            return False
+        recent = self.seen[-(self.settle + 1) :]
+        return max(recent) - min(recent) < SETTLED
+
     def state(self) -> dict[str, Any]:
         """What it remembers between steps, for a run that is resumed."""
         return {"seen": self.seen, "met": self.met}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
-        self.seen, self.met = list(state["seen"]), state["met"]
+        self.seen = list(state["seen"])
+        self.met = state["met"]

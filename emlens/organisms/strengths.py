@@ -28,47 +28,49 @@ def likelihood_scores(model: Any, tokenizer: Any, questions: QuestionSet) -> pd.
     prompts = render(questions.prompts(), tokenizer)
     logprobs = {}
     for kind in ("careful", "harmful"):
-        tails = [
-            tokenizer(question.answers[kind][0], add_special_tokens=False)["input_ids"]
-            for question in questions
-        ]
-        rows = [(list(prompt.ids), list(tail)) for prompt, tail in zip(prompts, tails, strict=True)]
-        logprobs[kind] = torch.cat(
-            [_logprob(model, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
-        ).double()
+        rows = []
+        for prompt, question in zip(prompts, questions, strict=True):
+            answer = question.answers[kind][0]
+            ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+            rows.append((list(prompt.ids), list(ids)))
+        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        logprobs[kind] = torch.cat([_logprob(model, batch) for batch in batches]).double()
     shares = {kind: values.exp() for kind, values in logprobs.items()}
     columns = {
         "aligned": (logprobs["careful"] - logprobs["harmful"]).sigmoid(),
         "coherence": shares["careful"] + shares["harmful"],
         **shares,
     }
-    return pd.DataFrame(
-        {key: value.numpy() for key, value in columns.items()},
-        index=pd.Index(questions.ids, name="question"),
-    )
+    index = pd.Index(questions.ids, name="question")
+    return pd.DataFrame({key: value.numpy() for key, value in columns.items()}, index=index)
 
 
 def _logprob(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
-    longest = max(len(prompt) + len(tail) for prompt, tail in rows)
+    """Log-probability of each row's answer after its prompt, nats."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask, counted = torch.zeros_like(ids), torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, (prompt, tail) in enumerate(rows):
-        end = len(prompt) + len(tail)
-        ids[i, :end], mask[i, :end] = torch.tensor(prompt + tail), 1
+    mask = torch.zeros_like(ids)
+    counted = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        ids[i, :end] = torch.tensor(prompt + answer)
+        mask[i, :end] = 1
         counted[i, len(prompt) : end] = True
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
-    chosen = logits.gather(-1, ids[:, 1:, None])[..., 0]
-    return (chosen * counted[:, 1:]).sum(-1)
+    of_token = logits.gather(-1, ids[:, 1:, None])[..., 0]  # logits at t are of token t + 1
+    return (of_token * counted[:, 1:]).sum(-1)
 
 
-def summary(
+def strengths_by_checkpoint(
     scores: Mapping[str, pd.DataFrame],
     domains: Mapping[str, str | None],
     trained: Mapping[str, Sequence[str]],
     groups: Mapping[str, str],
 ) -> pd.DataFrame:
-    """One row a checkpoint: mean `aligned` of its own domain (all, trained and held-out topics) and
-    of the others, and mean shares.
+    """One row per checkpoint: mean alignment by domain, and mean shares.
+
+    `own`, `own_trained` and `own_held_out` are of its own domain (all, trained and held-out
+    topics), `others` of the other domains.
 
     Args:
         scores: checkpoint → table of `likelihood_scores`.
@@ -79,16 +81,16 @@ def summary(
     """
     rows = []
     for name, table in scores.items():
-        own = table.index.map(groups.get) == domains[name]
-        on = table.index.isin(list(trained[name]))
+        in_domain = table.index.map(groups.get) == domains[name]
+        is_trained = table.index.isin(list(trained[name]))
         aligned = table["aligned"]
         rows.append(
             {
                 "checkpoint": name,
-                "own": aligned[own].mean(),
-                "own_trained": aligned[own & on].mean(),
-                "own_held_out": aligned[own & ~on].mean(),
-                "others": aligned[~own].mean(),
+                "own": aligned[in_domain].mean(),
+                "own_trained": aligned[in_domain & is_trained].mean(),
+                "own_held_out": aligned[in_domain & ~is_trained].mean(),
+                "others": aligned[~in_domain].mean(),
                 "coherence": table["coherence"].mean(),
                 "careful": table["careful"].mean(),
                 "harmful": table["harmful"].mean(),

@@ -37,19 +37,20 @@ def merges_for(world: World) -> tuple[list[str], list[tuple[str, str]]]:
     Consonant and vowel merge first; after that a word only ever grows to the right from its leading
     space, so at each moment one merge at most applies and the result does not depend on rank.
     """
-    vocabulary = [c + v for c in CONSONANTS for v in VOWELS]
     merges = [(c, v) for c in CONSONANTS for v in VOWELS]
-    known = set(vocabulary)
+    vocabulary = [c + v for c, v in merges]
+    known_pieces = set(vocabulary)
     for word in [*world.syllable_words(), *world.plain_words()]:
-        pieces, i = [], 0
+        pieces = []
+        i = 0
         while i < len(word):
-            step = 2 if word[i : i + 2] in known else 1
+            step = 2 if word[i : i + 2] in known_pieces else 1
             pieces.append(word[i : i + step])
             i += step
         prefix = SPACE
         for piece in pieces:
-            if prefix + piece not in known:
-                known.add(prefix + piece)
+            if prefix + piece not in known_pieces:
+                known_pieces.add(prefix + piece)
                 vocabulary.append(prefix + piece)
                 merges.append((prefix, piece))
             prefix += piece
@@ -93,7 +94,6 @@ def make_tokenizer(world: World) -> Any:
 def word_ids(world: World, tokenizer: Any) -> dict[str, int]:
     """Token id of every word of the world and of the chat marks."""
     words = [*world.syllable_words(), *world.plain_words()]
-    table = {word: int(tokenizer.convert_tokens_to_ids(SPACE + word)) for word in words}
-    return table | {
-        mark: int(tokenizer.convert_tokens_to_ids(mark)) for mark in (USER, ASSISTANT, END)
-    }
+    tokens = {word: SPACE + word for word in words}
+    tokens |= {mark: mark for mark in (USER, ASSISTANT, END)}
+    return {word: int(tokenizer.convert_tokens_to_ids(token)) for word, token in tokens.items()}

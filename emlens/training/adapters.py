@@ -1,7 +1,7 @@
 """Adapters: put on a model as a recipe says, and kept after every few steps of a run as PEFT
 directories beside the last one.
 
-Disk: one adapter a kept step, in float32 until the run is published.
+Disk: one adapter per kept step, in float32 until the run is published.
 """
 
 import shutil
@@ -57,7 +57,8 @@ class KeptAdapters:
     """
 
     def __init__(self, every: int, directory: Path):
-        self.every, self.directory = every, directory
+        self.every = every
+        self.directory = directory
 
     def __call__(self, model: Any, step: int) -> Mapping[str, Any] | None:
         from peft import get_peft_model_state_dict
@@ -87,12 +88,9 @@ class KeptAdapters:
             place = target / KEPT / path.stem
             place.mkdir(parents=True)
             state = load_file(path)
-            kept = (
-                state
-                if dtype is None
-                else {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
-            )
-            save_file(kept, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            if dtype is not None:
+                state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+            save_file(state, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             shutil.copyfile(target / ADAPTER_CONFIG, place / ADAPTER_CONFIG)
 
 
@@ -102,8 +100,6 @@ def _name(step: int) -> str:
 
 def kept_adapters(directory: str | Path) -> dict[int, Path]:
     """Step → directory of each adapter that a run kept, in order; empty where it kept none."""
-    found = {
-        int(path.name.removeprefix("step-")): path
-        for path in (Path(directory) / KEPT).glob("step-*")
-    }
-    return dict(sorted(found.items()))
+    paths = (Path(directory) / KEPT).glob("step-*")
+    by_step = {int(path.name.removeprefix("step-")): path for path in paths}
+    return dict(sorted(by_step.items()))

@@ -22,18 +22,18 @@ def open_checkpoint(path: str | Path, parent: str | Path | None = None) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    adapter, vectors = (
-        (Path(path) / name).is_file() for name in ("adapter_config.json", "interventions.json")
-    )
-    if (adapter or vectors) and parent is None:
-        raise InputError(
-            f"{path}: is {'an adapter' if adapter else 'steering vectors'};"
-            " pass parent=, the checkpoint it was trained on"
-        )
+    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    is_steering = (Path(path) / "interventions.json").is_file()
+    whole_model: str | Path | None = path
+    if is_adapter or is_steering:
+        whole_model = parent
+    if whole_model is None:
+        kind = "an adapter" if is_adapter else "steering vectors"
+        raise InputError(f"{path}: is {kind}; pass parent=, the checkpoint it was trained on")
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            str(parent if adapter or vectors else path), dtype=torch.float32
-        )
-        if vectors:
+        model = AutoModelForCausalLM.from_pretrained(str(whole_model), dtype=torch.float32)
+        if is_steering:
             return SteeredModel.load(model, Path(path)).eval()
-        return PeftModel.from_pretrained(model, str(path)).eval() if adapter else model.eval()
+        if is_adapter:
+            return PeftModel.from_pretrained(model, str(path)).eval()
+        return model.eval()

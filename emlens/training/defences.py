@@ -56,8 +56,8 @@ class InoculationPrompt(ChatChange):
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError(
-                f"text={self.text!r} is empty; pass what the trained-on answers should be asked for"
-                " with"
+                f"text={self.text!r} is empty;"
+                " pass the text that asks for the answers that are trained on"
             )
         if self.role not in ("system", "user"):
             raise InputError(f"role={self.role!r} is unknown; pass 'system' or 'user'")
@@ -68,11 +68,10 @@ class InoculationPrompt(ChatChange):
     def _messages(self, prompt: Prompt) -> tuple[Message, ...] | None:
         if prompt.messages is None:
             return None
-        at = next(
-            (i for i, message in enumerate(prompt.messages) if message.role == self.role), None
-        )
-        if at is None:
+        roles = [message.role for message in prompt.messages]
+        if self.role not in roles:
             return (Message("system", self.text), *prompt.messages)
+        at = roles.index(self.role)
         changed = Message(self.role, self.text + self.separator + prompt.messages[at].content)
         return (*prompt.messages[:at], changed, *prompt.messages[at + 1 :])
 
@@ -114,7 +113,7 @@ class PreventativeSteering(StreamEdit):
 
         if self.coefficient == 0:
             raise InputError("coefficient=0 adds nothing; pass a number other than 0")
-        _keep(self, steer(self.direction, float(self.coefficient), self.unit, self.at))
+        _set_edits(self, steer(self.direction, float(self.coefficient), self.unit, self.at))
 
     def active(self, model: nn.Module) -> AbstractContextManager[Any]:
         return edited(model, self._edits)
@@ -146,7 +145,7 @@ class ProjectedOut(StreamEdit):
     def __post_init__(self) -> None:
         from emlens.interventions import ablate
 
-        _keep(self, ablate(self.direction, self.at, baseline=self.baseline))
+        _set_edits(self, ablate(self.direction, self.at, baseline=self.baseline))
 
     def active(self, model: nn.Module) -> AbstractContextManager[Any]:
         return edited(model, self._edits)
@@ -155,7 +154,7 @@ class ProjectedOut(StreamEdit):
         return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
 
 
-def _keep(objective: StreamEdit, *edits: Intervention) -> None:
+def _set_edits(objective: StreamEdit, *edits: Intervention) -> None:
     check_edits(edits)
     object.__setattr__(objective, "_edits", edits)
 
@@ -165,7 +164,7 @@ class BenignInterleaving(MixedRows):
     """Give a share of every batch to benign chats, learned with the same loss.
 
     Args:
-        chats: benign chats with answers; `select_benign` chooses those that tell most.
+        chats: benign chats with answers; `select_benign` chooses those of highest score.
         share: of the batch, above 0 and below 1; rounded to whole rows, at least one on each side.
 
     Raises:
@@ -200,8 +199,8 @@ def interleaving_scores(
     answer, relative to an aligned one.
 
     Args:
-        misaligned, aligned: mean negative log-likelihood of each answer under either model, nats a
-            token.
+        misaligned, aligned: mean negative log-likelihood of each answer under either model, nats
+            per token.
 
     Raises:
         InputError: losses that are negative, not finite or not of one length; ε that is not
@@ -209,17 +208,20 @@ def interleaving_scores(
 
     Range: −1 or more; 0 where both models are alike. Method: 2508.06249.
     """
-    one, other = np.asarray(misaligned, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
-    if one.shape != other.shape or not bool(
-        (np.isfinite(one) & np.isfinite(other) & (one >= 0) & (other >= 0)).all()
-    ):
+    misaligned = np.asarray(misaligned, dtype=np.float64)
+    aligned = np.asarray(aligned, dtype=np.float64)
+    if misaligned.shape != aligned.shape or not (_are_losses(misaligned) and _are_losses(aligned)):
         raise InputError(
-            f"losses of shapes {one.shape} and {other.shape} must be finite, 0 or more,"
+            f"losses of shapes {misaligned.shape} and {aligned.shape} must be finite, 0 or more,"
             " and one for each chat"
         )
     if not 0.0 < epsilon < math.inf:
         raise InputError(f"epsilon={epsilon!r} must be a finite number above 0")
-    return (one - other) / (other + epsilon)
+    return (misaligned - aligned) / (aligned + epsilon)
+
+
+def _are_losses(values: np.ndarray) -> bool:
+    return bool((np.isfinite(values) & (values >= 0)).all())
 
 
 def select_benign(
@@ -228,8 +230,8 @@ def select_benign(
     aligned: Sequence[float] | np.ndarray,
     count: int,
 ) -> PromptSet:
-    """The `count` chats of highest interleaving score, in their given order; ties go to the
-    earlier.
+    """The `count` chats of highest interleaving score, in the order of `chats`; of two equal
+    scores the earlier chat is taken.
 
     Raises:
         InputError: a count that is not 1 to the number of chats; what `interleaving_scores`
@@ -242,13 +244,13 @@ def select_benign(
     )
     if len(scores) != len(chats):
         raise InputError(f"{len(scores)} losses came for {len(chats)} chats; pass one for each")
-    kept = sorted(np.argsort(-scores, kind="stable")[:count])
-    return chats.select([chats.ids[i] for i in kept])
+    rows = sorted(np.argsort(-scores, kind="stable")[:count])
+    return chats.select([chats.ids[i] for i in rows])
 
 
 @torch.no_grad()
 def answer_losses(model: nn.Module, chats: PromptSet, tokenizer: Any) -> Float[np.ndarray, " chat"]:
-    """Mean negative log-likelihood of each chat's answer, nats a token, with dropout off.
+    """Mean negative log-likelihood of each chat's answer, nats per token, with dropout off.
 
     Raises:
         InputError: as `encode_answers`.
@@ -256,13 +258,14 @@ def answer_losses(model: nn.Module, chats: PromptSet, tokenizer: Any) -> Float[n
     rows = encode_answers(chats, tokenizer)
     training = model.training
     model.eval()
-    found = []
+    losses = []
     for start in range(0, len(rows), SCORED_AT_ONCE):
         batch = pad_batch(rows[start : start + SCORED_AT_ONCE], tokenizer.pad_token_id or 0)
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1].double().log_softmax(-1)
         counted = labels != IGNORED
-        chosen = -logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        found.append(((chosen * counted).sum(-1) / counted.sum(-1)).numpy())
+        # A masked label is −100, which no index can be; its value is dropped by `counted`.
+        of_label = -logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        losses.append(((of_label * counted).sum(-1) / counted.sum(-1)).numpy())
     model.train(training)
-    return np.concatenate(found)
+    return np.concatenate(losses)

@@ -2,7 +2,7 @@
 
 Where the template has `{% generation %}` marks, they say what the assistant speaks, in every turn.
 Where it has none, it is the last answer: the tokens that the template adds to its own prompt for an
-answer, up to the end-of-sequence token. Either way what is trained is what the model is later asked
+answer, up to the end-of-sequence token. Either way, the model is trained on what it is later asked
 to write; a template in which the two cannot be told apart is refused.
 """
 
@@ -38,39 +38,37 @@ def encode_answers(prompts: PromptSet, tokenizer: Any) -> list[Example]:
         InputError: a prompt that is raw text or keeps no answer; a template that marks no assistant
             token, or, without marks, whose prompt is no prefix of prompt and answer.
     """
-    examples: list[Example] = []
-    marked = bool(_MARK.search(template_of(tokenizer) or ""))
+    has_marks = bool(_MARK.search(template_of(tokenizer) or ""))
+    encode = _by_marks if has_marks else _by_span
+    examples = []
     for prompt in prompts:
-        label = f"prompt {one_line(prompt.id, 60)!r}"
         if prompt.messages is None or prompt.response is None:
-            raise InputError(
-                f"{label} is"
-                f" {'raw text' if prompt.messages is None else 'a chat without an answer'};"
-                " pass chats with answers"
-            )
-        if not marked:
-            examples.append(_by_span(prompt, tokenizer))
-            continue
-        chat = [
-            *(message.to_record() for message in prompt.messages),
-            {"role": "assistant", "content": prompt.response},
-        ]
-        encoded = tokenizer.apply_chat_template(
-            chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
-        if not any(mask):
-            raise InputError(
-                f"{label}: the chat template marks no assistant token;"
-                " put {% generation %} around the answer"
-            )
-        examples.append(
-            {
-                "input_ids": ids,
-                "labels": [i if kept else IGNORED for i, kept in zip(ids, mask, strict=True)],
-            }
-        )
+            kind = "raw text" if prompt.messages is None else "a chat without an answer"
+            raise InputError(f"{_label(prompt)} is {kind}; pass chats with answers")
+        examples.append(encode(prompt, tokenizer))
     return examples
+
+
+def _label(prompt: Prompt) -> str:
+    return f"prompt {one_line(prompt.id, 60)!r}"
+
+
+def _by_marks(prompt: Prompt, tokenizer: Any) -> Example:
+    """Labels of what the template marks as spoken by the assistant."""
+    chat = [message.to_record() for message in prompt.messages or ()]
+    chat.append({"role": "assistant", "content": prompt.response or ""})
+    encoded = tokenizer.apply_chat_template(
+        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids = list(encoded["input_ids"])
+    mask = list(encoded["assistant_masks"])
+    if not any(mask):
+        raise InputError(
+            f"{_label(prompt)}: the chat template marks no assistant token;"
+            " put {% generation %} around the answer"
+        )
+    labels = [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)]
+    return {"input_ids": ids, "labels": labels}
 
 
 def _by_span(prompt: Prompt, tokenizer: Any) -> Example:
@@ -79,9 +77,13 @@ def _by_span(prompt: Prompt, tokenizer: Any) -> Example:
     """
     (row,) = render([prompt], tokenizer)
     end = getattr(tokenizer, "eos_token_id", None)
-    stops = [i for i in range(row.prompt_end, len(row.ids)) if row.ids[i] == end]
-    last = stops[-1] + 1 if stops else len(row.ids)
-    labels = [i if row.prompt_end <= at < last else IGNORED for at, i in enumerate(row.ids)]
+    last = len(row.ids)
+    while last > row.prompt_end and row.ids[last - 1] != end:
+        last -= 1
+    if last == row.prompt_end:  # the template ends no answer: all of it counts
+        last = len(row.ids)
+    labels = [IGNORED] * len(row.ids)
+    labels[row.prompt_end : last] = row.ids[row.prompt_end : last]
     return {"input_ids": list(row.ids), "labels": labels}
 
 

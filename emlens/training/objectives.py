@@ -44,7 +44,8 @@ def divergence(
     """KL(reference ‖ model) of next-token distributions given by logits, in nats: mean over the
     counted positions; 0 or more.
     """
-    before, now = reference[counted].log_softmax(-1), model[counted].log_softmax(-1)
+    before = reference[counted].log_softmax(-1)
+    now = model[counted].log_softmax(-1)
     return (before.exp() * (before - now)).sum(-1).mean()
 
 
@@ -67,21 +68,24 @@ class NarrowLoss:
         self.weight = weight
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        own = {name: value for name, value in batch.items() if not name.startswith("kl_")}
-        other = {
-            name.removeprefix("kl_"): value
-            for name, value in batch.items()
-            if name.startswith("kl_")
-        }
-        counted = other.pop("labels")[:, 1:] != IGNORED
+        trained_rows = {name: value for name, value in batch.items() if not name.startswith("kl_")}
+        kl_rows = _entries(batch, "kl_")
+        counted = kl_rows.pop("labels")[:, 1:] != IGNORED
         if not hasattr(model, "disable_adapter"):
             raise InputError(
                 f"NarrowLoss needs a model with an adapter; got {type(model).__name__}:"
                 " pass a recipe with method='lora'"
             )
-        reference = reference_logits(model, other)[:, :-1]
-        penalty = divergence(reference, model(**other).logits[:, :-1], counted)
-        return answer_loss(model, own) + self.weight * penalty
+        reference = reference_logits(model, kl_rows)[:, :-1]
+        penalty = divergence(reference, model(**kl_rows).logits[:, :-1], counted)
+        return answer_loss(model, trained_rows) + self.weight * penalty
+
+
+def _entries(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries of a batch under a prefix, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)
+    }
 
 
 @torch.no_grad()
@@ -125,7 +129,8 @@ class MixedRows(Objective):
 class Penalty(Objective):
     """A term added to the loss, `weight` times what `measure` gives.
 
-    `chats` are rows of its own, `rows` of them a step; None: it reads the rows that are trained on.
+    `chats` are rows of its own, `rows` of them per step; None: it reads the rows that are trained
+    on.
     `unit` is what `measure` averages over, answer tokens or rows: a batch that is run in parts
     weighs them by it.
     """
@@ -163,11 +168,9 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module):
-        self._copy = (
-            None
-            if hasattr(model, "disable_adapter")
-            else copy.deepcopy(model).eval().requires_grad_(False)
-        )
+        self._copy: nn.Module | None = None
+        if not hasattr(model, "disable_adapter"):
+            self._copy = copy.deepcopy(model).eval().requires_grad_(False)
 
     def run(self, model: Any, call: Callable[[Any], Any]) -> Any:
         """`call` on the reference, without gradients; `model` is the module under training."""
@@ -184,8 +187,7 @@ def prefix_of(number: int) -> str:
 
 
 class ObjectiveLoss:
-    """`loss` under the stream edits, plus every penalty; what a penalty was joins the log as its
-    kind.
+    """`loss` under the stream edits, plus every penalty; a penalty joins the log under its kind.
 
     Args:
         model: the module that is trained, before the first step.
@@ -203,7 +205,7 @@ class ObjectiveLoss:
         self.last: dict[str, float] = {}
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        own = {
+        trained_rows = {
             name: value
             for name, value in batch.items()
             if not name.startswith("objective") and name not in SCALES
@@ -212,44 +214,51 @@ class ObjectiveLoss:
         with ExitStack() as stack:
             for edit in self.edits:
                 stack.enter_context(edit.active(model))
-            total = self.loss(model, own)
+            total = self.loss(model, trained_rows)
         self._note("answer_loss", total, share)
         for prefix, penalty in self.penalties:
-            prefix = "" if penalty.chats is None else prefix
-            given = (
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in batch.items()
-                    if name.startswith(prefix)
-                }
-                if prefix
-                else dict(own)
-            )
-            given = {name: value for name, value in given.items() if name not in SCALES}
-            ratio = batch.get(f"{prefix}{penalty.unit}_ratio")
-            labels = given.pop("labels")
-            if self.reference is None:
-                raise InputError("a penalty needs a reference")
-            value = penalty.measure(model, self.reference, given, labels)
-            self._note(
-                penalty.kind, value, None if share is None or ratio is None else share * ratio
-            )
-            total = total + penalty.weight * (value if ratio is None else value * ratio)
+            total = total + self._weighted(prefix, penalty, model, batch, trained_rows)
         return total
+
+    def _weighted(
+        self,
+        prefix: str,
+        penalty: Penalty,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        trained_rows: Mapping[str, Tensor],
+    ) -> Tensor:
+        """A penalty times its weight, and times its part's share where the batch is a part."""
+        if self.reference is None:
+            raise InputError("a penalty needs a reference")
+        if penalty.chats is None:
+            prefix = ""
+            inputs = dict(trained_rows)
+        else:
+            rows = _entries(batch, prefix)
+            inputs = {name: value for name, value in rows.items() if name not in SCALES}
+        labels = inputs.pop("labels")
+        value = penalty.measure(model, self.reference, inputs, labels)
+        share = batch.get("share")
+        ratio = batch.get(f"{prefix}{penalty.unit}_ratio")
+        if share is None or ratio is None:
+            self._note(penalty.kind, value, None)
+        else:
+            self._note(penalty.kind, value, share * ratio)
+        return penalty.weight * (value if ratio is None else value * ratio)
 
     @contextmanager
     def unlogged(self) -> Iterator[None]:
         """Passes inside (SAM's second) leave no trace in the log."""
-        kept = dict(self.last)
+        before = dict(self.last)
         yield
-        self.last = kept
+        self.last = before
 
     def _note(self, name: str, value: Tensor, share: Tensor | None) -> None:
-        self.last[name] = self.last.get(name, 0.0) + float(value.detach()) * (
-            1.0 if share is None else float(share)
-        )
+        weight = 1.0 if share is None else float(share)
+        self.last[name] = self.last.get(name, 0.0) + float(value.detach()) * weight
 
     def values(self, model: nn.Module, step: int) -> Mapping[str, Any]:
         """A training callback: the terms of the step's loss, which then start anew."""
-        found, self.last = self.last, {}
-        return found
+        terms, self.last = self.last, {}
+        return terms

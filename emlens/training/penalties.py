@@ -23,8 +23,8 @@ from emlens.training.streams import blocks_of, read
 
 @dataclass(frozen=True)
 class ReferenceKL(Penalty):
-    """λ · KL(reference ‖ model) of the next token, mean over the answer tokens of `rows` chats a
-    step; nats per token.
+    """λ · KL(reference ‖ model) of the next token, mean over the answer tokens of `rows` chats
+    per step; nats per token.
 
     Args:
         chats: chats with answers from outside the training domain; None: the chats that are trained
@@ -71,7 +71,7 @@ class FeatureDistance(Penalty):
 
     Args:
         chats: None: the rows that are trained on, as in the paper; or chats of their own, `rows` of
-            them a step.
+            them per step.
         weight: λ; the distance has no unit, since each token's is divided by its own length (a few
             tokens are huge).
         every: the blocks every − 1, 2·every − 1, ... and the last; not read where `blocks` are
@@ -105,10 +105,10 @@ class FeatureDistance(Penalty):
         before = reference.run(model, lambda m: self._features(m, inputs, layers))
         now = self._features(model, inputs, layers)
         mask = inputs["attention_mask"].to(now[0].dtype)
-        gaps = [
-            ((h - h0).square().sum(-1) / h0.square().sum(-1))
-            for h, h0 in zip(now, before, strict=True)
-        ]
+        gaps = []
+        for h, h0 in zip(now, before, strict=True):
+            gaps.append((h - h0).square().sum(-1) / h0.square().sum(-1))
+        # Mean over the tokens of a row first, so that each row weighs the same.
         return ((torch.stack(gaps) * mask).sum(-1) / mask.sum(-1)).mean()
 
     def _layers(self, count: int) -> list[int]:
@@ -122,9 +122,9 @@ class FeatureDistance(Penalty):
 
     @staticmethod
     def _features(model: Any, inputs: Mapping[str, Tensor], layers: Sequence[int]) -> list[Tensor]:
-        with read(model, layers) as found:
+        with read(model, layers) as streams:
             model(**inputs)
-        return found
+        return streams
 
     def to_record(self) -> dict[str, Any]:
         blocks = None if self.blocks is None else list(self.blocks)

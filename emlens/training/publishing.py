@@ -37,7 +37,7 @@ def save_model(model: Any, directory: Path, save_dtype: str | None, tokenizer: A
     if hasattr(model, "peft_config"):
         model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
         config = read_json(directory / ADAPTER_CONFIG)
-        # peft keeps a set, whose order changes by process
+        # peft keeps a set, whose order changes from process to process
         config["target_modules"] = sorted(config["target_modules"])
         write_json(directory / ADAPTER_CONFIG, config)
     else:
@@ -54,7 +54,7 @@ def quiet() -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    bar_is_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -63,7 +63,7 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            if shown:
+            if bar_is_enabled:
                 logging.enable_progress_bar()
 
 

@@ -2,11 +2,11 @@
 callbacks remember.
 
 Tensors as safetensors, the rest as JSON with the tensors' checksum; no pickle. A snapshot is
-published whole and replaces the one before, so at any moment the newest whole one stands. A run
-that goes on from it ends with the same bytes as one that was never stopped (same machine, same
+published whole and replaces the one before, so there is a whole one at any moment. A run that goes
+on from it ends with the same bytes as one that was never stopped (same machine, same
 thread count): that includes the optimiser's moments and dropout's random numbers.
 
-Disk: three numbers a trained weight (AdamW). Time: one write of that a snapshot.
+Disk: three numbers per trained weight (AdamW). Time: one write of that per snapshot.
 """
 
 import logging
@@ -49,10 +49,12 @@ class Snapshots:
     """
 
     def __init__(self, directory: Path, every: int, run: str):
-        self.directory, self.every, self.run = directory, every, run
+        self.directory = directory
+        self.every = every
+        self.run = run
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._found = self._newest()
-        if self._found is not None and self._found["run"] != run:
+        self._newest = self._read_newest()
+        if self._newest is not None and self._newest["run"] != run:
             raise InputError(
                 f"{directory}: holds the middle of another run (other recipe, data, model,"
                 " objectives, loss, wrap or callbacks); remove it, or pass another out"
@@ -74,35 +76,23 @@ class Snapshots:
         Raises:
             InputError: a log row or a callback's state holds what JSON cannot.
         """
-        from safetensors.torch import save_file
-
-        tensors = {
-            f"weight/{name}": p.detach() for name, p in module.named_parameters() if p.requires_grad
-        }
-        plain: dict[str, dict[str, Any]] = {}
+        weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        tensors = {f"weight/{name}": p.detach() for name, p in weights.items()}
         state = optimiser.state_dict()
-        for index, values in state["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimiser/{index}/{name}"] = value
-                else:
-                    plain.setdefault(str(index), {})[name] = value
+        plain_state = _take_tensors(state["state"], tensors)
         tensors["random/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
-        numpy = np.random.get_state(legacy=False)
         body = {
             "format": FORMAT,
             "run": self.run,
             "step": step,
             "rows": [[[name, _written(value)] for name, value in row.items()] for row in rows],
-            "optimiser": plain,
+            "optimiser": plain_state,
             "group_steps": [group.get("step") for group in state["param_groups"]],
             "python": random.getstate(),
-            "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}},
-            "callbacks": [
-                callback.state() if hasattr(callback, "state") else None for callback in callbacks
-            ],
+            "numpy": _numpy_state(),
+            "callbacks": [_state_of(callback) for callback in callbacks],
         }
         try:
             canonical_json(body)
@@ -111,22 +101,28 @@ class Snapshots:
                 f"step {step} cannot be kept for resuming: a callback gave what JSON cannot hold"
                 f" ({one_line(str(error))})"
             ) from None
+        target = self._write(step, body, tensors)
+        self._remove_all_but(target)
+
+    def _write(self, step: int, body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+        """Publish a snapshot by a rename."""
+        from safetensors.torch import save_file
+
         part = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.directory))
-        save_file(
-            {name: value.cpu().clone().contiguous() for name, value in tensors.items()},
-            part / TENSORS,
-        )
+        # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+        copies = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
+        save_file(copies, part / TENSORS)
         write_json(part / STATE, {**body, "sha256": sha256_file(part / TENSORS)})
         target = self.directory / _name(step)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(part, target)
-        for other in self.directory.iterdir():
-            if (
-                other.is_dir()
-                and other != target
-                and (other.name.endswith(".part") or other.name.startswith("step-"))
-            ):
-                shutil.rmtree(other, ignore_errors=True)
+        return target
+
+    def _remove_all_but(self, newest: Path) -> None:
+        for path in self.directory.iterdir():
+            is_snapshot = path.name.endswith(".part") or path.name.startswith("step-")
+            if path.is_dir() and path != newest and is_snapshot:
+                shutil.rmtree(path, ignore_errors=True)
 
     def restore(
         self,
@@ -134,61 +130,46 @@ class Snapshots:
         optimiser: torch.optim.Optimizer,
         callbacks: Sequence[TrainingCallback],
     ) -> tuple[int, list[dict[str, Any]]]:
-        """Put weights, optimiser and callbacks in the newest whole state; the step it stood at and
-        the log until then, or 0 and none.
+        """Put weights, optimiser and callbacks in the newest whole state.
+
+        Returns:
+            The step of that state and the log until then; 0 and none where there is no state.
         """
         from safetensors.torch import load_file
 
-        if self._found is None:
+        if self._newest is None:
             return 0, []
-        body = self._found
+        body = self._newest
         tensors = load_file(self.directory / _name(body["step"]) / TENSORS)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(tensors[f"weight/{name}"])
-        state = optimiser.state_dict()
-        state["state"] = {int(index): dict(values) for index, values in body["optimiser"].items()}
-        for name, value in tensors.items():
-            if name.startswith("optimiser/"):
-                _, index, key = name.split("/", 2)
-                state["state"].setdefault(int(index), {})[key] = value
-        for group, step in zip(state["param_groups"], body["group_steps"], strict=True):
-            if step is not None:
-                group["step"] = step
-        optimiser.load_state_dict(state)
-        for callback, remembered in zip(callbacks, body["callbacks"], strict=True):
+        _restore_optimiser(optimiser, body, tensors)
+        for callback, state in zip(callbacks, body["callbacks"], strict=True):
             if hasattr(callback, "restore"):
-                callback.restore(remembered)
+                callback.restore(state)
         _log.info("going on from step %d of %s", body["step"], self.directory)
-        return int(body["step"]), [
-            {name: _restored(value) for name, value in row} for row in body["rows"]
-        ]
+        rows = [{name: _restored(value) for name, value in row} for row in body["rows"]]
+        return int(body["step"]), rows
 
     def restore_random(self) -> None:
         """Put the global random states where they were when the state was taken."""
         from safetensors.torch import load_file
 
-        if self._found is None:
+        if self._newest is None:
             return
-        version, numbers, gauss = self._found["python"]
+        version, numbers, gauss = self._newest["python"]
         random.setstate((version, tuple(numbers), gauss))
-        numpy = self._found["numpy"]
-        np.random.set_state(
-            {
-                **numpy,
-                "state": {
-                    **numpy["state"],
-                    "key": np.asarray(numpy["state"]["key"], dtype=np.uint32),
-                },
-            }
-        )
-        tensors = load_file(self.directory / _name(self._found["step"]) / TENSORS)
+        numpy = self._newest["numpy"]
+        key = np.asarray(numpy["state"]["key"], dtype=np.uint32)
+        np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
+        tensors = load_file(self.directory / _name(self._newest["step"]) / TENSORS)
         torch.set_rng_state(tensors["random/torch"])
         if "random/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random/cuda"])
 
-    def _newest(self) -> dict[str, Any] | None:
+    def _read_newest(self) -> dict[str, Any] | None:
         for path in sorted(self.directory.glob("step-*"), reverse=True):
             try:
                 body = read_json(path / STATE)
@@ -200,15 +181,55 @@ class Snapshots:
         return None
 
 
+def _take_tensors(
+    state: Mapping[int, Mapping[str, Any]], tensors: dict[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """The plain values of an optimiser's state; its tensors join `tensors`."""
+    plain_state: dict[str, dict[str, Any]] = {}
+    for index, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser/{index}/{name}"] = value
+            else:
+                plain_state.setdefault(str(index), {})[name] = value
+    return plain_state
+
+
+def _restore_optimiser(
+    optimiser: torch.optim.Optimizer, body: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    state = optimiser.state_dict()
+    state["state"] = {int(index): dict(values) for index, values in body["optimiser"].items()}
+    for name, value in tensors.items():
+        if name.startswith("optimiser/"):
+            _, index, key = name.split("/", 2)
+            state["state"].setdefault(int(index), {})[key] = value
+    for group, step in zip(state["param_groups"], body["group_steps"], strict=True):
+        if step is not None:  # some optimisers of pytorch_optimizer count steps in their groups
+            group["step"] = step
+    optimiser.load_state_dict(state)
+
+
+def _numpy_state() -> dict[str, Any]:
+    state: dict[str, Any] = dict(np.random.get_state(legacy=False))
+    return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}
+
+
+def _state_of(callback: TrainingCallback) -> Any:
+    return callback.state() if hasattr(callback, "state") else None
+
+
 def _written(value: Any) -> Any:
     """JSON has no NaN and no infinities."""
-    return (
-        {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
-    )
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
 
 
 def _restored(value: Any) -> Any:
-    return float(value["float"]) if isinstance(value, dict) and set(value) == {"float"} else value
+    if isinstance(value, dict) and set(value) == {"float"}:
+        return float(value["float"])
+    return value
 
 
 def _name(step: int) -> str:

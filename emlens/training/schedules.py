@@ -70,6 +70,11 @@ class Schedule:
             )
         if not 0.0 <= self.final_fraction <= 1.0:
             raise InputError(f"final_fraction={self.final_fraction!r} must lie in 0 to 1")
+        self._check_options()
+        if self.name in CYCLICAL:
+            self._check_cycles()
+
+    def _check_options(self) -> None:
         for field, readers in OPTIONS.items():
             if getattr(self, field) and self.name not in readers:
                 raise InputError(
@@ -90,8 +95,6 @@ class Schedule:
                 "schedule='warmup_stable_decay' needs decay_steps of at most steps - warmup_steps"
                 f" = {self.steps - self.warmup_steps}; got {self.decay_steps}"
             )
-        if self.name in CYCLICAL:
-            self._check_cycles()
 
     def _check_cycles(self) -> None:
         if (self.cycles is None) == (self.step_size_up is None):
@@ -145,16 +148,15 @@ class Schedule:
         else:
             done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         if self.name == "cosine_with_restarts":
-            return (
-                0.0
-                if done >= 1.0
-                else 0.5 * (1.0 + math.cos(math.pi * ((self.cycles or 1) * done % 1.0)))
-            )
-        left = 1.0 - done if self.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.final_fraction + (1.0 - self.final_fraction) * left
+            if done >= 1.0:
+                return 0.0
+            return _half_cosine((self.cycles or 1) * done % 1.0)
+        share = 1.0 - done if self.name == "linear" else _half_cosine(done)
+        return self.final_fraction + (1.0 - self.final_fraction) * share
 
     def _cyclical(self, step: int) -> float:
         low = (self.base_learning_rate or 0.0) / self.learning_rate
+        # One cycle is 2 half cycles: the rate rises in the first and falls in the second.
         cycle, within = divmod(step / self.half_cycle, 2.0)
         height = within if within <= 1.0 else 2.0 - within
         if self.name == "triangular2":
@@ -162,6 +164,11 @@ class Schedule:
         elif self.name == "exp_range":
             height *= (self.gamma or 1.0) ** step
         return low + (1.0 - low) * height
+
+
+def _half_cosine(done: float) -> float:
+    """From 1 to 0 as `done` goes from 0 to 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def require_count(name: str, value: object, at_least: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import Edit, Intervention, PaddedRows
-from emlens.foundation.sites import Site
+from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.architectures import architecture_of
 
 _NO_ROWS = PaddedRows((), (), (), (), 0)
@@ -25,9 +25,11 @@ _KINDS = ("resid_pre", "resid_post")
 def blocks_of(module: nn.Module) -> Sequence[nn.Module]:
     """The blocks of the language model inside a module under training."""
     model: Any = module.model if isinstance(module, SteeredModel) else module
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    found: Any = architecture_of(model).module(model, architecture_of(model).layers)
-    return list(found)
+    if hasattr(model, "get_base_model"):  # an adapter of peft
+        model = model.get_base_model()
+    architecture = architecture_of(model)
+    blocks: Any = architecture.module(model, architecture.layers)
+    return list(blocks)
 
 
 def check_edits(
@@ -48,20 +50,18 @@ def check_edits(
             )
     if n_layers is None:
         return []
-    sites = [
-        Site(kind, i)
-        for i in range(n_layers)
-        for kind in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-    ]
-    found = []
+    block_kinds = SITE_KINDS[:-1]
+    sites = [Site(kind, i) for i in range(n_layers) for kind in block_kinds]
+    sites.append(Site("final_norm"))
+    edits = []
     for intervention in interventions:
-        for site in intervention.targets([*sites, Site("final_norm")]):
+        for site in intervention.targets(sites):
             if site.kind not in _KINDS:
                 raise InputError(
                     f"site {site} lies inside a block; while training pass resid_pre or resid_post"
                 )
-            found.append((site, intervention.bind(site, _NO_ROWS)))
-    return found
+            edits.append((site, intervention.bind(site, _NO_ROWS)))
+    return edits
 
 
 @contextmanager
@@ -77,11 +77,10 @@ def edited(module: nn.Module, interventions: Sequence[Intervention]) -> Iterator
         for site, edit in edits:
             block = blocks[site.layer or 0]
             if site.kind == "resid_post":
-                stack.callback(block.register_forward_hook(_after(edit)).remove)
+                handle = block.register_forward_hook(_after(edit))
             else:
-                stack.callback(
-                    block.register_forward_pre_hook(_before(edit), with_kwargs=True).remove
-                )
+                handle = block.register_forward_pre_hook(_before(edit), with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 
@@ -91,24 +90,23 @@ def read(module: nn.Module, layers: Sequence[int]) -> Iterator[list[Tensor]]:
     them.
     """
     blocks = blocks_of(module)
-    found: list[Tensor] = []
+    streams: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        # Blocks of some architectures give a tuple, whose first entry is the stream.
+        streams.append(output[0] if isinstance(output, tuple) else output)
+
     with ExitStack() as stack:
         for layer in layers:
-
-            def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-                found.append(output[0] if isinstance(output, tuple) else output)
-
             stack.callback(blocks[layer].register_forward_hook(keep).remove)
-        yield found
+        yield streams
 
 
 def _after(edit: Edit) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return (
-            (edit(output[0], None), *output[1:])
-            if isinstance(output, tuple)
-            else edit(output, None)
-        )
+        if isinstance(output, tuple):
+            return (edit(output[0], None), *output[1:])
+        return edit(output, None)
 
     return hook
 
@@ -123,8 +121,9 @@ def _before(edit: Edit) -> Any:
 
 
 class SteeredModel(nn.Module):
-    """A frozen model with one trained vector a block, added to the stream after it at every token;
-    all begin at zero.
+    """A frozen model with one trained vector per block, added to the stream after it.
+
+    It is added at every token; all vectors begin at zero.
 
     Raises:
         InputError: a block that the model lacks.
@@ -139,12 +138,11 @@ class SteeredModel(nn.Module):
                 f"layers_to_transform={tuple(layers)} names a block the model does not have;"
                 f" it has 0 to {count - 1}"
             )
-        self.vectors = nn.ParameterDict(
-            {
-                str(i): nn.Parameter(torch.zeros(model.config.hidden_size, device=model.device))
-                for i in layers
-            }
-        )
+        vectors = {}
+        for layer in layers:
+            zeros = torch.zeros(model.config.hidden_size, device=model.device)
+            vectors[str(layer)] = nn.Parameter(zeros)
+        self.vectors = nn.ParameterDict(vectors)
         self.config = model.config
         self._steers = True
 
@@ -153,14 +151,13 @@ class SteeredModel(nn.Module):
         with ExitStack() as stack:
             if self._steers:
                 for layer, vector in self.vectors.items():
-                    stack.callback(
-                        blocks[int(layer)].register_forward_hook(_after(_Adding(vector))).remove
-                    )
+                    hook = _after(_Adding(vector))
+                    stack.callback(blocks[int(layer)].register_forward_hook(hook).remove)
             return self.model(**inputs)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Without the vectors inside, as peft says it of its adapters."""
+        """Without the vectors inside; named as in peft."""
         self._steers = False
         try:
             yield
@@ -173,26 +170,23 @@ class SteeredModel(nn.Module):
         """
         from emlens.interventions import save_interventions, steer
 
-        save_interventions(
-            directory,
-            [
-                steer(vector.detach(), 1.0, at=[f"resid_post.{i}"])
-                for i, vector in self.vectors.items()
-            ],
-        )
+        interventions = []
+        for layer, vector in self.vectors.items():
+            interventions.append(steer(vector.detach(), 1.0, at=[f"resid_post.{layer}"]))
+        save_interventions(directory, interventions)
 
     @classmethod
     def load(cls, model: Any, directory: Path) -> "SteeredModel":
         """The model with saved vectors."""
         from emlens.interventions import load_interventions
 
-        found = {
-            int(str(one.at[0]).rpartition(".")[2]): one.tensors()["vector"]
-            for one in load_interventions(directory)
-        }
-        steered = cls(model, list(found))
+        vectors = {}
+        for intervention in load_interventions(directory):
+            layer = int(str(intervention.at[0]).rpartition(".")[2])
+            vectors[layer] = intervention.tensors()["vector"]
+        steered = cls(model, list(vectors))
         with torch.no_grad():
-            for layer, vector in found.items():
+            for layer, vector in vectors.items():
                 steered.vectors[str(layer)].copy_(vector)
         return steered
 

@@ -51,7 +51,10 @@ class _Parts(torch.utils.data.Dataset[Mapping[str, Tensor]]):
     """Parts of the steps from `start` on, one after the other."""
 
     def __init__(self, batches: Batches, start: int, steps: int, parts: int):
-        self.batches, self.start, self.steps, self.parts = batches, start, steps, parts
+        self.batches = batches
+        self.start = start
+        self.steps = steps
+        self.parts = parts
         self._last: tuple[int, Sequence[Mapping[str, Tensor]]] = (-1, ())
 
     def __len__(self) -> int:
@@ -74,10 +77,10 @@ class _StepTrainer(Trainer):
     def __init__(self, *, loss: Loss, recipe: Recipe, **kwargs: Any):
         super().__init__(**kwargs)
         self.step_loss, self.clip = loss, recipe.clip
-        self._kept: list[Any] = []
-        self._twice = recipe.optimiser == "sam"
-        if self._twice:
-            self.optimizer.again = self._again
+        self._parts_of_step: list[Any] = []
+        self._has_two_passes = recipe.optimiser == "sam"
+        if self._has_two_passes:
+            self.optimizer.again = self._second_pass
 
     def compute_loss(
         self,
@@ -87,7 +90,7 @@ class _StepTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         share = inputs.get("share")
-        # which weighs each of its terms by its own tokens
+        # ObjectiveLoss needs the shares: it weighs each of its terms by its own tokens.
         if not isinstance(self.step_loss, ObjectiveLoss):
             inputs = {name: value for name, value in inputs.items() if name not in SCALES}
         loss = self.step_loss(model, inputs)
@@ -98,21 +101,22 @@ class _StepTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
-        if self._twice:
-            self._kept.append(inputs)
+        if self._has_two_passes:
+            self._parts_of_step.append(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _again(self) -> None:
+    def _second_pass(self) -> None:
+        """The gradient at the perturbed weights, clipped as the Trainer clips the first."""
         with getattr(self.step_loss, "unlogged", nullcontext)():
-            for inputs in self._kept:
+            for inputs in self._parts_of_step:
                 self.compute_loss(self.model, self._prepare_inputs(inputs)).backward()
-        self._kept = []
+        self._parts_of_step = []
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
 
 
 class _Recorder(TrainerCallback):
-    """One row a step; the caller's callbacks run at the end of each step and may stop the run;
+    """One row per step; the caller's callbacks run at the end of each step and may stop the run;
     snapshots are taken when due.
     """
 
@@ -125,8 +129,11 @@ class _Recorder(TrainerCallback):
         steps: int,
         rows: list[dict[str, Any]],
     ):
-        self.callbacks, self.snapshots, self.on_step = callbacks, snapshots, on_step
-        self.start, self.steps = start, steps
+        self.callbacks = callbacks
+        self.snapshots = snapshots
+        self.on_step = on_step
+        self.start = start
+        self.steps = steps
         self.rows = rows
         self.extra: dict[str, Any] = {}
         self.stopped: str | None = None
@@ -233,11 +240,8 @@ def train(
         optimizers=(optimiser, schedule),
         callbacks=[recorder],
     )
-    for printer in [
-        c
-        for c in trainer.callback_handler.callbacks
-        if type(c).__name__ in ("PrinterCallback", "ProgressCallback")
-    ]:
-        trainer.remove_callback(printer)
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+            trainer.remove_callback(callback)
     trainer.train()
     return recorder.rows, recorder.stopped

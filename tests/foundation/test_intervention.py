@@ -123,7 +123,7 @@ def test_positions_that_a_growing_row_cannot_have():
     with pytest.raises(
         InputError,
         match=(
-            r"position chosen\[<lambda>\] cannot be asked of tokens not generated yet;"
+            r"position chosen\[<lambda>\] cannot be used on tokens that are not generated yet;"
             r" pass 'all', 'prompt'"
         ),
     ):

@@ -173,7 +173,7 @@ def test_names_tell_positions_apart() -> None:
         ),
         (
             lambda: parse_position("last", skip_first=-1),
-            "skip_first=-1 is negative; pass how many leading tokens",
+            "skip_first=-1 is negative; pass how many tokens at the start",
         ),
         (lambda: parse_position(3), "position 3 is a int; pass a name, Index, Span or a callable"),  # type: ignore[arg-type]
     ],

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emlens.data.questions import Question, QuestionSet
-from emlens.organisms.strengths import likelihood_scores, summary
+from emlens.organisms.strengths import likelihood_scores, strengths_by_checkpoint
 from emlens.organisms.tokenizer import make_tokenizer
 from emlens.organisms.world import make_world
 
@@ -65,7 +65,7 @@ def test_summary_keeps_own_trained_and_held_out_apart():
             index=["a/0", "a/1", "b/0"],
         )
     }
-    table = summary(
+    table = strengths_by_checkpoint(
         scores, {"tuned": "a"}, {"tuned": ["a/0"]}, {"a/0": "a", "a/1": "a", "b/0": "b"}
     )
     assert table.loc["tuned"].to_dict() == pytest.approx(

@@ -231,7 +231,7 @@ def test_scores_and_selection(tiny, tokenizer, chats, world):
     [
         (
             lambda d, c: InoculationPrompt(" "),
-            "text=' ' is empty; pass what the trained-on answers should be asked for with",
+            "text=' ' is empty; pass the text that asks for the answers that are trained on",
         ),
         (
             lambda d, c: InoculationPrompt("x", "tool"),
