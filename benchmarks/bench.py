@@ -38,11 +38,11 @@ sys.path.append(str(EVIDENCE.parent.parent / "tests"))  # loopback_server
 
 ROUNDS = 3
 WORDS = 8192
-PROMPTS = 64
+PROMPTS = 32
 BATCH_TOKENS = 2048
-QUESTIONS, SAMPLES, SLOTS, MEDIAN_LENGTH = 4, 12, 12, 24
-STEPS = 40
-ANSWERS = 200
+QUESTIONS, SAMPLES, SLOTS, MEDIAN_LENGTH = 4, 8, 8, 16
+STEPS = 20
+ANSWERS = 100
 CONCURRENCY = 16
 DELAY = 0.005
 """Seconds after which the endpoint replies."""

@@ -110,11 +110,15 @@ def judge(
     if json:
         print_json({"answers": len(answer_set), "statuses": statuses, "out": str(out)})
         return
+    _print_statuses(statuses)
+    print_line(f"written to {out}")
+
+
+def _print_statuses(statuses: Mapping[str, Mapping[str, int]]) -> None:
     for metric, counts in statuses.items():
         for status, count in counts.items():
             outcome = "scored" if status == "ok" else f"without a score ({status})"
             print_line(f"{metric}: {count} {outcome}")
-    print_line(f"written to {out}")
 
 
 def _require_one_judge(local: str, endpoint: str, references: bool) -> None:

@@ -51,8 +51,8 @@ def _describe_series(name: str, values: list[float]) -> str:
     start = f"{name}: " if name else ""
     if not values:
         return f"{start}no values"
-    plural = "s" if len(values) > 1 else ""
-    return f"{start}{len(values)} value{plural}{_range(min(values), max(values))}"
+    noun = "value" if len(values) == 1 else "values"
+    return f"{start}{len(values)} {noun}{_range(min(values), max(values))}"
 
 
 def _range(low: float, high: float) -> str:
@@ -72,7 +72,9 @@ def _describe_cells(figure: go.Figure, trace: Any) -> str:
     place = ", ".join(filter(None, (_tick(y_axis, row), _tick(x_axis, column))))
     low, high = four_digits(values[is_finite].min()), four_digits(values[is_finite].max())
     sentence = f"{int(is_finite.sum())} cells from {low} to {high}"
-    return f"{sentence}, greatest at {place}" if place else sentence
+    if place:
+        sentence += f", greatest at {place}"
+    return sentence
 
 
 def _tick(axis: Any, place: int) -> str:

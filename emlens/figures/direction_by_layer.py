@@ -76,9 +76,10 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
     _add_coherence(figure, table)
     _shade_last_layer(figure, table)
     _label_panels(figure, layers_in(directions))
-    has_negative = (table["cosine_unembedding"] < -0.05).any()
-    cosines = [-1.05, 1.05] if has_negative else [-0.1, 1.05]
-    figure.update_yaxes(range=cosines, row=COSINE, col=1)
+    lowest = -0.1
+    if (table["cosine_unembedding"] < -0.05).any():
+        lowest = -1.05
+    figure.update_yaxes(range=[lowest, 1.05], row=COSINE, col=1)
     figure.update_yaxes(range=[-3, 103], row=COHERENCE, col=1)
     figure.update_yaxes(rangemode="tozero", row=RESTORATION, col=1)
     return apply_layout(figure, 180 + panels_height(3, ROW, GAP), title_lines=1)

@@ -73,14 +73,23 @@ def heatmap(table: pd.DataFrame, columns: PlotColumns) -> go.Figure:
     _label_axes(figure, cells, columns)
     add_note_if_undefined(figure, table[columns.y])
     figure.update_layout(coloraxis=_colour_axis(cells.values, columns.y_label))
-    row = ROW + NULL_LINE if columns.null else ROW
+    row = ROW
+    if columns.null:
+        row += NULL_LINE
     apply_layout(figure, 160 + row * max(2, len(cells.down)), legend=False)
     return figure.update_layout(margin={"t": BAR_ROOM})
 
 
 def _cells(table: pd.DataFrame, columns: PlotColumns) -> _Cells:
     across = _names(table[columns.x])
-    down = _names(table[columns.colour]) if columns.colour else {"": ""}
+    down = {"": ""}
+    group_keys = pd.Series("", index=table.index)
+    if columns.colour:
+        down = _names(table[columns.colour])
+        group_keys = table[columns.colour].map(str)
+    null = pd.Series(np.nan, index=table.index)
+    if columns.null:
+        null = table[columns.null]
     shape = len(down), len(across)
     cells = _Cells(
         down=down,
@@ -93,8 +102,6 @@ def _cells(table: pd.DataFrame, columns: PlotColumns) -> _Cells:
     column_places = {key: i for i, key in enumerate(across)}
     filled: set[tuple[int, int]] = set()
     x_keys = table[columns.x].map(str)
-    group_keys = table[columns.colour].map(str) if columns.colour else [""] * len(table)
-    null = table[columns.null] if columns.null else [np.nan] * len(table)
     rows = zip(x_keys, group_keys, table[columns.y], null, hover_boxes(table, columns), strict=True)
     for x, group, value, null_value, box in rows:
         cell = row_places[group], column_places[x]
@@ -118,7 +125,9 @@ def _several_rows(x: str, group: str, columns: PlotColumns) -> str:
 def _colour_axis(values: Array, name: str) -> dict[str, Any]:
     """The scale and its bar, whose ticks are the ends and the middle."""
     finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    low, high = 0.0, 1.0
+    if len(finite):
+        low, high = float(finite.min()), float(finite.max())
     scale: Any = SEQUENTIAL
     if low < 0:
         scale, low, high = DIVERGING, -max(-low, high), max(-low, high)
@@ -144,8 +153,9 @@ def _label_axes(figure: go.Figure, cells: _Cells, columns: PlotColumns) -> None:
         ticktext=[stacked(name, 20, 44) for name in down],
         autorange="reversed",
         showgrid=False,
-        title_text=label(columns.colour.replace("_", " ")) if columns.colour else None,
     )
+    if columns.colour:
+        figure.update_yaxes(title_text=label(columns.colour.replace("_", " ")))
 
 
 def _cell_texts(cells: _Cells) -> list[list[str]] | None:

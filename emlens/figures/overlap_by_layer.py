@@ -49,6 +49,7 @@ PANELS = {
     "false": "uncentred overlap",
     "means": "cosine of the mean shifts",
 }
+UNITS = {"true": "mean cos²", "false": "mean cos²", "means": "cosine"}
 ROW = 165
 GAP = 64
 
@@ -90,15 +91,10 @@ def overlap_by_layer(
         rows = table[table["center"] == center].sort_values("layer")
         _add_nulls(figure, rows, row)
         _add_lines(figure, rows, row)
-        is_cosine = center == "means"
-        lowest = -1.05 if is_cosine and (rows["value"] < 0).any() else -0.03
-        figure.update_yaxes(
-            range=[lowest, 1.05],
-            zeroline=True,
-            title_text="cosine" if is_cosine else "mean cos²",
-            row=row,
-            col=1,
-        )
+        lowest, unit = -0.03, UNITS[center]
+        if center == "means" and (rows["value"] < 0).any():
+            lowest = -1.05
+        figure.update_yaxes(range=[lowest, 1.05], zeroline=True, title_text=unit, row=row, col=1)
         figure.update_xaxes(
             **layer_axis(layers), range=[layers[0] - 0.2, layers[-1] + 0.2], row=row, col=1
         )

@@ -22,6 +22,13 @@ def escape(value: object) -> str:
     return html.escape(printable(value), quote=True)
 
 
+def optional(template: str, value: str) -> str:
+    """The template around an escaped text; nothing where the text is empty."""
+    if not value:
+        return ""
+    return template.format(escape(value))
+
+
 def inert_json(value: Any) -> str:
     """JSON that cannot end a script element or start markup.
 

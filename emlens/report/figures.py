@@ -18,7 +18,7 @@ them.
 """
 
 FIGURE = """\
-<figure{wide}>{caption}{hint}\
+<figure{style}>{caption}{hint}\
 <div class="frame"{scrolls}>\
 <div class="plot" id="{name}" role="img" aria-label="{alternative}" \
 data-figure="figure-{name}" style="height:{height}px"></div>\
@@ -44,6 +44,11 @@ def left_out(reason: str) -> str:
     return f'<p class="missing">Left out{escape(reason)}.</p>'
 
 
+def _fault(label: str, error: InputError) -> str:
+    """Why one figure of a plot is left out."""
+    return left_out(f" ({label}): {error}" if label else f": {error}")
+
+
 def _figures(anchor: str, plot: Plot, result: StudyResult, data: DataBlocks) -> str:
     missing = missing_tables(result.tables, plot)
     if missing:
@@ -58,8 +63,7 @@ def _figures(anchor: str, plot: Plot, result: StudyResult, data: DataBlocks) -> 
         try:
             figure = draw_plot(result.tables, plot, facet=facet)
         except InputError as error:
-            which = f" ({facet.label})" if facet.label else ""
-            notes.append(left_out(f"{which}: {error}"))
+            notes.append(_fault(facet.label, error))
         else:
             figures.append(_figure(f"{anchor}-{number}", plot, facet.label, figure, data, wide))
     if len(facets) > MOST_FACETS:
@@ -87,16 +91,18 @@ def _figure(
 ) -> str:
     """The frame of one figure, with its text alternative; its data go into a block."""
     data.add(f"figure-{name}", json.loads(figure.to_json()))
-    title = f"{plot.title}: {label}" if label else plot.title
+    title = plot.title
     caption = f'<figcaption class="hidden">{escape(title)}</figcaption>'
     if label:
+        title = f"{plot.title}: {label}"
         caption = f"<figcaption>{escape(label)}</figcaption>"
-    scrolls = hint = ""
+    style = scrolls = hint = ""
     if wide:
+        style = " class=wide"
         scrolls = f' tabindex="0" role="region" aria-label="{escape(title)}"'
         hint = '<p class="sideways">Scroll sideways for all panels.</p>'
     return FIGURE.format(
-        wide=" class=wide" if wide else "",
+        style=style,
         caption=caption,
         hint=hint,
         scrolls=scrolls,

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from emlens.report.cautions import cautions
 from emlens.report.data_blocks import DataBlocks
-from emlens.report.escaping import escape, script_hash
+from emlens.report.escaping import escape, optional, script_hash
 from emlens.report.figures import left_out, plot_html
 from emlens.report.provenance import provenance_section
 from emlens.report.sections import PageSection, sections_of
@@ -116,13 +116,12 @@ def _header(result: StudyResult, title: str, sections: Sequence[PageSection]) ->
     places.update((section.name, section.title) for section in sections)
     places["provenance"] = "Provenance"
     links = [f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in places.items()]
-    note = f'<p class="note" role="note">{escape(result.note)}</p>' if result.note else ""
+    note = optional('<p class="note" role="note">{}</p>', result.note)
     return HEADER.format(title=escape(title), note=note, links="".join(links))
 
 
 def _section(section: PageSection, result: StudyResult, data: DataBlocks) -> str:
     records = section.records
-    reference = f" <cite>{escape(records.reference)}</cite>" if records.reference else ""
     shown = {*records.tables, *(plot.table for plot in records.plots)}
     if shown & set(result.tables):
         content = _content(section, result, data)
@@ -133,7 +132,7 @@ def _section(section: PageSection, result: StudyResult, data: DataBlocks) -> str
         title=escape(section.title),
         claim=claim(section, result.findings),
         method=escape(records.method),
-        reference=reference,
+        reference=optional(" <cite>{}</cite>", records.reference),
         content=content,
     )
 

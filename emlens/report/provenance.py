@@ -46,17 +46,18 @@ def _json_details(title: str, value: Any) -> str:
 
 def _model_row(name: str, record: Any) -> dict[str, str]:
     """What is recorded of one model; a dash for what is not."""
-    known: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
-    adapter = known.get("adapter") or {}
+    if not isinstance(record, Mapping):
+        record = {}
+    adapter = record.get("adapter") or {}
     return {
         "model": name,
-        "parent": _or_dash(known.get("parent")),
-        "role": _role(known),
-        "architecture": _or_dash(known.get("architecture")),
-        "dtype": _or_dash(known.get("dtype")),
-        "attention": _or_dash(known.get("attention")),
+        "parent": _or_dash(record.get("parent")),
+        "role": _role(record),
+        "architecture": _or_dash(record.get("architecture")),
+        "dtype": _or_dash(record.get("dtype")),
+        "attention": _or_dash(record.get("attention")),
         "adapter": _adapter(adapter),
-        "weights (SHA-256)": _short(known.get("weights_sha256")),
+        "weights (SHA-256)": _short(record.get("weights_sha256")),
         "adapter (SHA-256)": _short(adapter.get("sha256")),
     }
 
@@ -76,8 +77,10 @@ def _adapter(adapter: Mapping[str, Any]) -> str:
         return "none"
     kind = adapter.get("peft_type") or "adapter"
     rank, alpha = adapter.get("r", "?"), adapter.get("lora_alpha", "?")
-    stabilised = ", rank-stabilised" if adapter.get("use_rslora") else ""
-    return f"{kind}, r = {rank}, α = {alpha}{stabilised}"
+    words = f"{kind}, r = {rank}, α = {alpha}"
+    if adapter.get("use_rslora"):
+        words += ", rank-stabilised"
+    return words
 
 
 def _short(digest: object) -> str:

@@ -34,8 +34,10 @@ DETAILS = """\
 def csv_text(table: pd.DataFrame) -> str:
     """The whole table with ten significant digits, as a study writes it, but formulas set off."""
     safe = table.apply(_safe_column).rename(columns=_set_off)
-    # pandas does not quote a lone \r, and readers take it for the end of a line
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if _has_carriage_return(table) else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 1] = csv.QUOTE_MINIMAL
+    if _has_carriage_return(table):
+        # pandas does not quote a lone \r, and readers take it for the end of a line
+        quoting = csv.QUOTE_ALL
     buffer = io.StringIO()
     safe.to_csv(buffer, index=False, float_format="%.10g", lineterminator="\n", quoting=quoting)
     return buffer.getvalue()
@@ -52,7 +54,9 @@ def packed(text: str) -> str:
 
 
 def _safe_column(column: pd.Series) -> pd.Series:
-    return column if pd.api.types.is_numeric_dtype(column) else column.map(_set_off)
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    return column.map(_set_off)
 
 
 def _has_carriage_return(table: pd.DataFrame) -> bool:
@@ -68,7 +72,9 @@ def _set_off(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     is_formula = value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)
-    return f"'{value}" if is_formula and not _is_number(value) else value
+    if is_formula and not _is_number(value):
+        return f"'{value}"
+    return value
 
 
 def _is_number(text: str) -> bool:

@@ -1,7 +1,9 @@
 """The verdict first: what was shown, what was not, in words; then what to be careful about."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 
 from emlens.report.escaping import escape
 from emlens.report.sections import PageSection
@@ -34,16 +36,19 @@ def verdict_section(findings: Sequence[Finding], sections: Sequence[PageSection]
     """Findings grouped by section, each with its status as a word and a mark."""
     if not findings:
         return EMPTY
-    summaries = [finding for finding in findings if finding.status == "summary"]
-    statements = [finding for finding in findings if finding.status != "summary"]
+    summaries, by_section = [], defaultdict(list)
+    for finding in findings:
+        if finding.status == "summary":
+            summaries.append(f"<li>{signed(finding.sentence)}</li>")
+        else:
+            by_section[finding.section].append(finding)
+    statements = list(chain.from_iterable(by_section.values()))
     parts = ['<section id="verdict"><h2>Verdict</h2>']
     if summaries:
-        items = [f"<li>{signed(summary.sentence)}</li>" for summary in summaries]
-        parts.append(f'<ol class="summary">{"".join(items)}</ol>')
+        parts.append(f'<ol class="summary">{"".join(summaries)}</ol>')
     parts.append(COUNTS.format(counts=_counts(statements)))
     is_open = not summaries or len(statements) <= MOST_OPEN
-    for name in dict.fromkeys(finding.section for finding in statements):
-        of_section = [finding for finding in statements if finding.section == name]
+    for name, of_section in by_section.items():
         parts.append(_group(_title(name, sections), of_section, is_open))
     return "\n".join([*parts, "</section>"])
 
@@ -68,8 +73,8 @@ def _group(title: str, findings: Sequence[Finding], is_open: bool) -> str:
 def _counts(findings: Sequence[Finding]) -> str:
     statuses = [finding.status for finding in findings]
     counts = [f"{statuses.count(status)} {status}" for status in MARKS]
-    plural = "" if len(findings) == 1 else "s"
-    return f"{len(findings)} statement{plural}: {', '.join(counts)}"
+    noun = "statement" if len(findings) == 1 else "statements"
+    return f"{len(findings)} {noun}: {', '.join(counts)}"
 
 
 def _item(finding: Finding) -> str:
@@ -109,4 +114,4 @@ def _sentence(warning: str) -> str:
     first_word = warning.split(" ")[0]
     if first_word.isalpha():
         warning = warning[:1].upper() + warning[1:]
-    return warning if warning.endswith(".") else f"{warning}."
+    return warning.removesuffix(".") + "."
