@@ -62,7 +62,8 @@ _MARK = re.compile(
     r"\[[^\[\]\n]{1,40}\]|</?[^<>\n]{1,40}>|^[ \t]*([-=#*_~`\"'])\1{2,}[^\n]*$", re.MULTILINE
 )
 _CHAT_TOKEN = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|<\|\w{1,40}>|<\w{1,40}\|>|\[/?(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+)\]|<</?SYS>>|</?s>"
+    r"<\|[^|<>\n]{1,40}\|>|<\|\w{1,40}>|<\w{1,40}\|>"
+    r"|\[/?(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+)\]|<</?SYS>>|</?s>"
     r"|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )

@@ -60,11 +60,7 @@ def judge_answers(
     lines = [] if out is None else read_journal(out)
     verdicts = _verdicts_in_journal(str(out), lines, judge, hashes) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
-    to_judge = []
-    for answer, metric in pairs:
-        verdict = verdicts.get((answer.id, metric))
-        if verdict is None or (again and verdict.is_fault):
-            to_judge.append((answer, metric))
+    to_judge = _unjudged(pairs, verdicts, again)
     if out is not None and to_judge and not lines:
         append_journal(out, [{"format": _FORMAT, "judge": judge_description(judge)}])
     with progress_bar(f"judge {len(to_judge)} answers", len(to_judge), progress) as advance:
@@ -75,6 +71,18 @@ def judge_answers(
             advance()
     rows = [_row(answer, metric, verdicts[answer.id, metric]) for answer, metric in pairs]
     return AlignmentScores.from_table(pd.DataFrame(rows))
+
+
+def _unjudged(
+    pairs: Sequence[tuple[Answer, str]], verdicts: Mapping[Key, Verdict], again: bool
+) -> list[tuple[Answer, str]]:
+    """The pairs without a verdict; with `again` also those that only have a fault."""
+    unjudged = []
+    for answer, metric in pairs:
+        verdict = verdicts.get((answer.id, metric))
+        if verdict is None or (again and verdict.is_fault):
+            unjudged.append((answer, metric))
+    return unjudged
 
 
 def _new_verdicts(
