@@ -104,7 +104,7 @@ def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
         (overlap["center"].astype(str).str.lower() == "true")
         & (overlap["position"] == "last_prompt")
     ]
-    matched = centred[centred["null"].astype(str).str.startswith("covariance")]
+    matched = centred[centred["null_kind"].astype(str).str.startswith("covariance")]
     own = transfer[transfer["direction_of"] == transfer["ablated_in"]]
     other = transfer[
         (transfer["direction_of"] != transfer["ablated_in"]) & ~transfer["same_domain"].astype(bool)

@@ -206,10 +206,10 @@ def tables(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["order_of_events"]:
-        if row["p"] is None or row["second"] != "aligned_others":
+        if row["p"] is None or row["second_series"] != "aligned_others":
             continue
         lines.append(
-            f"| {row['first']} | {row['second']} | {row['test']} | {row['lag']:.1f}"
+            f"| {row['first_series']} | {row['second_series']} | {row['test']} | {row['lag']:.1f}"
             f" [{row['lag_low']:.1f}, {row['lag_high']:.1f}] | {row['first_leads']:.0f} of"
             f" {row['n']} | {row['p']:.3f} | {row['p_holm']:.3f} |"
         )

@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.records import EVIDENCE
 from benchmarks.reference import reference
+from benchmarks.table_columns import study_tables, vocabulary
 from emlens.foundation.files import read_json, write_text
 
 DOCS: Final = EVIDENCE.parent
@@ -527,6 +528,8 @@ DRAWN: Final[Mapping[str, Callable[[], str]]] = {
     "files": files_table,
     "reference": reference,
     "contents": contents_table,
+    "study_tables": study_tables,
+    "vocabulary": vocabulary,
 }
 
 

@@ -25,6 +25,7 @@ for _name in (
 ):
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["EMLENS_STRICT_TABLES"] = "1"  # a table that breaks its declaration is an error
 
 import jaxtyping
 import numpy as np

@@ -33,7 +33,7 @@ COLUMNS = (
     "value",
     "low",
     "high",
-    "null",
+    "null_kind",
     "null_mean",
     "null_q95",
 )
@@ -75,7 +75,7 @@ def overlap_by_layer(
     Nulls are bands from their mean to their 95th percentile.
 
     Args:
-        overlap: columns model, layer, position, center, comparison, value, low, high, null,
+        overlap: columns model, layer, position, center, comparison, value, low, high, null_kind,
             null_mean, null_q95.
 
     Raises:
@@ -133,7 +133,7 @@ def _add_lines(figure: go.Figure, rows: pd.DataFrame, row: int) -> None:
 def _add_nulls(figure: go.Figure, rows: pd.DataFrame, row: int) -> None:
     """One band per null of the tested overlap."""
     tested = rows[rows["comparison"] == TESTED]
-    for null, line in tested[tested["null_mean"].notna()].groupby("null", sort=False):
+    for null, line in tested[tested["null_mean"].notna()].groupby("null_kind", sort=False):
         look = COVARIANCE if str(null).startswith("covariance") else ISOTROPIC
         _add_band(figure, line, look, row)
 

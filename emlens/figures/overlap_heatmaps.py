@@ -32,7 +32,7 @@ COLUMNS = (
     "center",
     "comparison",
     "value",
-    "null",
+    "null_kind",
     "null_mean",
     "null_q95",
 )
@@ -65,7 +65,7 @@ class _Row:
         """One value per layer; NaN where there is none."""
         is_shown = table["comparison"] == self.comparison
         if self.null is not None:
-            is_shown &= table["null"] == self.null
+            is_shown &= table["null_kind"] == self.null
         by_layer = table[is_shown].drop_duplicates("layer").set_index("layer")[self.column]
         return by_layer.reindex(layers).to_numpy(dtype=float)
 
@@ -137,7 +137,7 @@ def _add_panel(
 def _rows(table: pd.DataFrame) -> list[_Row]:
     """The rows that the table has values for."""
     rows = [_Row("<b>tested</b>", TESTED, "value")]
-    nulls = list(map(str, distinct(table[table["comparison"] == TESTED], "null")))
+    nulls = list(map(str, distinct(table[table["comparison"] == TESTED], "null_kind")))
     for null in nulls:
         if null.startswith("covariance"):
             rows.append(_Row("covariance null, 95 %", TESTED, "null_q95", null))

@@ -269,10 +269,10 @@ def site_table(names: Sequence[str], squared: Array, means: Array, columns: Arra
         columns: (row, target).
     """
     r2 = 1 - squared / ((means - columns) ** 2).sum((0, 1))
-    p, null_max_95 = np.full(len(r2), np.nan), np.nan
+    p, null_max_q95 = np.full(len(r2), np.nan), np.nan
     if r2.shape[1] > 1:
         p = max_statistic_p(r2[:, 0], r2[:, 1:].T, step_down=False)
-        null_max_95 = float(np.quantile(r2[:, 1:].max(0), 0.95))
+        null_max_q95 = float(np.quantile(r2[:, 1:].max(0), 0.95))
     sites, positions = [], []
     for name in names:
         site, _, position = name.rpartition("@")
@@ -286,6 +286,6 @@ def site_table(names: Sequence[str], squared: Array, means: Array, columns: Arra
             "position": positions,
             "r2": r2[:, 0],
             "p_max": p,
-            "null_max_95": null_max_95,
+            "null_max_q95": null_max_q95,
         }
     )

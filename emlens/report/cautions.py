@@ -56,10 +56,10 @@ def _profile(tables: Tables) -> Iterator[str]:
 
 
 def _delta_overlap(tables: Tables) -> Iterator[str]:
-    overlap = _table(tables, "overlap", {"model", "comparison", "null", "center", "n"})
+    overlap = _table(tables, "overlap", {"model", "comparison", "null_kind", "center", "n"})
     if overlap is None:
         return
-    comparison, null = overlap["comparison"], overlap["null"].astype(str)
+    comparison, null = overlap["comparison"], overlap["null_kind"].astype(str)
     yield from _missing(overlap, comparison == "benign train–evaluation", "the benign control")
     yield from _missing(overlap, comparison == "train–neutral text", "the control of neutral text")
     yield from _missing(

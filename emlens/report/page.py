@@ -143,9 +143,9 @@ def _content(section: PageSection, result: StudyResult, data: DataBlocks) -> str
     for number, plot in enumerate(section.records.plots, start=1):
         anchor = f"{section.name}-{plot.name or f'plot{number}'}"
         parts.append(plot_html(anchor, plot, result, data))
-    for name, description in section.records.tables.items():
+    for name, table in section.records.tables.items():
         if name in result.tables:
-            parts.append(table_details(name, result.tables[name], description))
+            parts.append(table_details(name, result.tables[name], table.row))
     return _lines(*parts)
 
 

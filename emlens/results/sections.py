@@ -8,6 +8,8 @@ to tables of the study and to their columns; a plot whose table is absent is lef
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from emlens.results.tables import Table
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -51,10 +53,10 @@ class Section:
 
     Args:
         method: a paragraph. reference: where the method comes from.
-        tables: name → one sentence on what a row is. plots: drawn above the tables, in order.
+        tables: name → what a row is and its columns. plots: drawn above the tables, in order.
     """
 
     method: str
     reference: str
-    tables: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()

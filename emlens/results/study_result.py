@@ -19,6 +19,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json, sha256_file, write_json
 from emlens.foundation.provenance import hash_json
 from emlens.results.table_files import read_table, text_columns, write_table
+from emlens.results.tables import Table
 
 Advance = Callable[[float], None]
 """Told the share of a part's work that was just done; the shares of one part sum to 1."""
@@ -30,6 +31,7 @@ _FIELDS: Mapping[str, type] = {
     "study": str,
     "config": dict,
     "tables": dict,
+    "columns": dict,
     "text": dict,
     "findings": list,
     "warnings": list,
@@ -116,7 +118,8 @@ class StudyResult:
     Args:
         study: its name. config: as it ran. tables: by name, tidy. findings: the verdict, in order.
         warnings: missing controls and small samples. facts: models, questions, versions. note: what
-            the family is no evidence for.
+            the family is no evidence for. run: dates and duration. declared: what each table's rows
+            and columns are.
     """
 
     study: str
@@ -127,6 +130,7 @@ class StudyResult:
     facts: Mapping[str, Any]
     note: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
+    declared: Mapping[str, Table] = field(default_factory=dict)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -184,6 +188,7 @@ class StudyResult:
             facts=record["facts"],
             note=record["note"],
             run=read_json(run_file) if run_file.is_file() else {},
+            declared={name: Table.from_record(table) for name, table in record["columns"].items()},
         )
 
     def save(self, directory: str | Path) -> Path:
@@ -210,6 +215,9 @@ class StudyResult:
             "note": self.note,
         }
         record["tables"] = {name: sha256_file(table_path(directory, name)) for name in self.tables}
+        record["columns"] = {
+            name: table.to_record() for name, table in self.declared.items() if name in self.tables
+        }
         write_json(directory / "result.json", {**record, "sha256": hash_json(record)})
 
 

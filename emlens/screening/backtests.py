@@ -195,7 +195,7 @@ class _Backtest:
             **columns_of("auroc", value),
             "null": 0.5,
             "pairs": len(self.pairs),
-            "misaligned": int(self.is_bad.sum()),
+            "n_misaligned": int(self.is_bad.sum()),
         }
 
     def threshold_row(self, name: str, score: Array, flag: float) -> dict[str, Any]:

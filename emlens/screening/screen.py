@@ -26,9 +26,11 @@ from emlens.models import HookedModel
 from emlens.probes import Forecaster
 from emlens.results.finished_parts import finished_part
 from emlens.results.study_result import Finding, Part, StudyResult
+from emlens.results.tables import check_tables
 from emlens.runs import UnitLog
 from emlens.runs.locks import exclusive
 from emlens.screening.past_runs import MOST_ROWS, direction_hash, file_context
+from emlens.screening.screening_tables import SCREENING_TABLES
 from emlens.screening.training_file import (
     overlap_tables,
     own_answers,
@@ -168,6 +170,7 @@ class _Screening:
             tables |= part.tables
             findings += part.findings
             warnings += part.warnings
+        check_tables(tables, SCREENING_TABLES, own=True)
         facts = {
             "parent": self.parent.provenance,
             "training": {"rows": len(self.training), "sha256": self.training.content_hash},
@@ -181,6 +184,7 @@ class _Screening:
             warnings=warnings,
             facts=facts,
             note=NOTE,
+            declared=SCREENING_TABLES,
         )
 
     def sample(self) -> PromptSet:

@@ -25,7 +25,7 @@ def add_findings(part: Part) -> None:
     aligned = over_runs[over_runs["series"] == "aligned_others"]
     for group, rows in aligned.groupby("group", sort=False):
         part.findings.append(_change_finding(str(group), rows))
-    compared = order[(order["test"] == MIDPOINT) & (order["second"] == "aligned_others")]
+    compared = order[(order["test"] == MIDPOINT) & (order["second_series"] == "aligned_others")]
     for row in compared[compared["p"].notna()].to_dict("records"):
         part.findings.append(_order_finding(row))
     if (over_runs["runs"] < 2).all():
@@ -58,7 +58,7 @@ def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
 
 def _order_finding(row: Mapping[Any, Any]) -> Finding:
     """Which of one event and alignment comes first, and by how much."""
-    leader = row["first"] if row["lag"] > 0 else "alignment"
+    leader = row["first_series"] if row["lag"] > 0 else "alignment"
     sentence = (
         f"{row['group']}: of {row['first']} and alignment outside the domain,"
         f" {leader} comes first, by {abs(row['lag']):.1f} steps (lag {row['lag']:.1f}"

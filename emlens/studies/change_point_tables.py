@@ -27,8 +27,8 @@ ENDS: Final = ("location", "location_low", "location_high")
 ORDER_COLUMNS: Final = (
     "group",
     "event",
-    "first",
-    "second",
+    "first_series",
+    "second_series",
     "test",
     "lag",
     "lag_low",
@@ -74,7 +74,7 @@ def change_point_rows(
                     **in_steps(point.location),
                     "size": point.size,
                     "statistic": point.statistic,
-                    "null_95": point.null.quantile(0.95),
+                    "null_q95": point.null.quantile(0.95),
                     "p": point.p,
                     "correlation": point.correlation,
                     "n": point.n,
@@ -143,14 +143,14 @@ def _order_in_group(group: Hashable, points: pd.DataFrame, seed: int) -> list[di
             {
                 "group": group,
                 "event": f"{first} before {second}: {first_test}",
-                "first": first,
-                "second": second,
+                "first_series": first,
+                "second_series": second,
                 "test": first_test,
                 "null": 0.0,
                 **lag,
             }
         )
-    _correct(rows, lambda row: (row["second"], row["test"]))
+    _correct(rows, lambda row: (row["second_series"], row["test"]))
     return rows
 
 

@@ -4,25 +4,40 @@ where there is one, an interval.
 Scores of the same questions are compared question by question. Other figures have intervals of
 their own, which are joined as if the two were independent (square-and-add; Zou & Donner 2008):
 where both rise and fall together, as two seeds on one set of questions mostly do, that is too wide.
-Refuses results of different studies or of different questions, unless told otherwise. Nothing is
+Refuses results of different studies or of different questions, unless `anyway` is set. Nothing is
 run.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
-from emlens.results.estimates import figures_of
+from emlens.results.estimates import estimates_of
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, StudyResult, columns_of
+from emlens.results.tables import Table, check_tables
+from emlens.results.vocabulary import measures
 from emlens.stats import bootstrap_mean
 from emlens.studies.study import Study, StudyContext
+
+KEY: Final = ["table", "figure", "key"]
+"""What names an estimate in a result."""
+FIGURE_COLUMNS: Final = [
+    *KEY,
+    *("a", "a_low", "a_high", "b", "b_low", "b_high"),
+    *("difference", "difference_low", "difference_high", "null_a", "null_b"),
+]
+NOT_SETTINGS: Final = frozenset(
+    ("family", "study", "questions", "neutral", "released"),
+)
+"""Fields of a configuration that say what was studied, and not how."""
 
 SECTION = Section(
     method=(
@@ -34,11 +49,19 @@ SECTION = Section(
     ),
     reference="Zou and Donner (2008), Statistics in Medicine 27:1693.",
     tables={
-        "paired": (
-            "One row a model and score: mean difference over the questions that both results have."
+        "paired": Table(
+            "One row per model and score: mean difference over the questions that both results"
+            " have.",
+            ["what model metric a b", *measures("difference"), "n"],
         ),
-        "figures": "One row a figure that both results have.",
-        "unmatched": "One row a table: how many figures only one result has.",
+        "figures": Table(
+            "One row per figure that both results have.",
+            ["table figure key", *measures("a b difference"), "null_a null_b"],
+        ),
+        "unmatched": Table(
+            "One row per table: how many figures only one result has.",
+            ["table only_a only_b"],
+        ),
     },
     plots=(
         Plot(
@@ -62,7 +85,7 @@ def compare_results(
     """Figures that two results share, B minus A, as a result of its own (for `write_report`).
 
     Args:
-        a, b: results, or directories in which a study finished.
+        a, b: finished studies, or their directories.
         anyway: compare results of different studies or questions too; what differs is then a
             warning.
 
@@ -70,41 +93,54 @@ def compare_results(
         InputError: no finished study there, results that are not comparable, or none that match.
         IntegrityError: a table was changed after it was written.
     """
-    first, second = (
-        found if isinstance(found, StudyResult) else StudyResult.load(found) for found in (a, b)
-    )
+    first, second = _loaded(a), _loaded(b)
     reasons = _differences(first, second)
     if reasons and not anyway:
         raise InputError(
             f"the results are not comparable: {'; '.join(reasons)}."
             " Pass --anyway to compare what they share all the same"
         )
-    part = Part(warnings=[*reasons, *_settings(first.config, second.config)])
-    part.tables = {
-        "paired": _paired(first.tables, second.tables, seed),
-        **_figures(first, second, part),
-    }
+    sides = {"A": _estimates(first), "B": _estimates(second)}
+    part = Part(
+        tables={
+            "paired": _paired_scores(first.tables, second.tables, seed),
+            "figures": _shared_figures(sides["A"].named, sides["B"].named),
+            "unmatched": _unmatched(sides["A"].named, sides["B"].named),
+        },
+        warnings=[*reasons, *_settings(first.config, second.config)],
+    )
+    part.warnings += [warning for side in sides.values() for warning in side.warnings]
     if not len(part.tables["figures"]) and not len(part.tables["paired"]):
         raise InputError("the results share no figure: no table, model and place is in both")
-    _findings(part)
-    config = {"study": "compare", "a": dict(first.config), "b": dict(second.config)}
-    facts = {
-        key: first.facts[key] for key in ("versions", "threads", "questions") if key in first.facts
-    }
-    facts["models"] = {
-        f"{side}: {name}": found
-        for side, result in (("A", first), ("B", second))
-        for name, found in result.facts.get("models", {}).items()
-    }
+    check_tables(part.tables, SECTION.tables, own=True)
+    _add_findings(part)
     return StudyResult(
-        "compare",
-        config,
-        part.tables,
-        part.findings,
-        part.warnings,
-        facts,
-        first.note or second.note,
+        study="compare",
+        config={"study": "compare", "a": dict(first.config), "b": dict(second.config)},
+        tables=part.tables,
+        findings=part.findings,
+        warnings=part.warnings,
+        facts=_facts(first, second),
+        note=first.note or second.note,
+        declared=SECTION.tables,
     )
+
+
+def _loaded(result: StudyResult | str | Path) -> StudyResult:
+    return result if isinstance(result, StudyResult) else StudyResult.load(result)
+
+
+def _facts(first: StudyResult, second: StudyResult) -> dict[str, Any]:
+    """What the two rest on: versions and questions of A, models of both."""
+    facts: dict[str, Any] = {}
+    for key in ("versions", "threads", "questions"):
+        if key in first.facts:
+            facts[key] = first.facts[key]
+    facts["models"] = {}
+    for side, result in (("A", first), ("B", second)):
+        for name, provenance in result.facts.get("models", {}).items():
+            facts["models"][f"{side}: {name}"] = provenance
+    return facts
 
 
 def _differences(a: StudyResult, b: StudyResult) -> list[str]:
@@ -112,140 +148,128 @@ def _differences(a: StudyResult, b: StudyResult) -> list[str]:
     reasons = []
     if a.study != b.study:
         reasons.append(f"A is a result of study {a.study!r}, B of {b.study!r}")
-    asked = [
-        one_line(str(result.facts.get("questions", {}).get("sha256", ""))[:8]) for result in (a, b)
-    ]
-    if asked[0] != asked[1]:
+    hash_a, hash_b = _questions_hash(a), _questions_hash(b)
+    if hash_a != hash_b:
         reasons.append(
-            f"they asked different questions (hashes {asked[0] or 'none'} and {asked[1] or 'none'})"
+            f"they asked different questions (hashes {hash_a or 'none'} and {hash_b or 'none'})"
         )
     return reasons
 
 
+def _questions_hash(result: StudyResult) -> str:
+    """The first letters of the hash of its questions; empty where it asked none."""
+    return one_line(str(result.facts.get("questions", {}).get("sha256", ""))[:8])
+
+
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Settings in which the two differ, apart from what was studied and where it lies."""
-    changed = [
-        name
-        for name in sorted({*a, *b} - {"family", "study", "questions", "neutral", "released"})
-        if a.get(name) != b.get(name)
-    ]
-    return [
-        f"{name} is {one_line(str(a.get(name)), 60)} in A and {one_line(str(b.get(name)), 60)} in B"
-        for name in changed
-    ]
+    sentences = []
+    for name in sorted({*a, *b} - NOT_SETTINGS):
+        if a.get(name) != b.get(name):
+            value_a, value_b = one_line(str(a.get(name)), 60), one_line(str(b.get(name)), 60)
+            sentences.append(f"{name} is {value_a} in A and {value_b} in B")
+    return sentences
 
 
-def _paired(
+def _paired_scores(
     a: Mapping[str, pd.DataFrame], b: Mapping[str, pd.DataFrame], seed: int
 ) -> pd.DataFrame:
-    columns = [
-        "what",
-        "model",
-        "metric",
-        "a",
-        "b",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "n",
-    ]
+    """Difference of the scores of questions that both asked, by model, domain and metric."""
+    columns = ["what", "model", "metric", "a", "b"]
+    columns += ["difference", "difference_low", "difference_high", "n"]
     rows = []
     if all("questions" in tables and "models" in tables for tables in (a, b)):
         domains = dict(zip(a["models"]["model"], a["models"]["domain"], strict=True))
-        # two question sets may use one id for different questions
-        keys = ["model", "question", "text"]
-        both = a["questions"].merge(b["questions"], on=keys, suffixes=("_a", "_b"))
-        both = both[~both["trained_a"].astype(bool) & ~both["trained_b"].astype(bool)]
-        for model, mine in both.groupby("model", sort=False):
-            own = mine["group_a"] == domains.get(model)
-            for where, part in (
-                ("its own domain", mine[own]),
-                ("other domains" if own.any() else "all questions", mine[~own]),
-            ):
-                for metric in ("aligned", "coherent"):
-                    x, y = part[f"{metric}_a"].to_numpy(float), part[f"{metric}_b"].to_numpy(float)
-                    if len(x) < 2:
-                        continue
-                    found = bootstrap_mean(y - x, seed=seed)
-                    head = {
-                        "what": f"{model}, {where}",
-                        "model": model,
-                        "metric": metric,
-                        "a": x.mean(),
-                        "b": y.mean(),
-                    }
-                    rows.append({**head, **columns_of("difference", found), "n": len(x)})
+        for model, scores in _scores_of_both(a["questions"], b["questions"]).groupby(
+            "model", sort=False
+        ):
+            is_own = scores["group_a"] == domains.get(model)
+            outside = "other domains" if is_own.any() else "all questions"
+            for where, part in (("its own domain", scores[is_own]), (outside, scores[~is_own])):
+                rows += _paired_rows(str(model), where, part, seed)
     return pd.DataFrame(rows, columns=columns)
 
 
-def _figures(a: StudyResult, b: StudyResult, part: Part) -> dict[str, pd.DataFrame]:
-    sides: list[pd.DataFrame] = []
-    counts: dict[int, Any] = {}
-    for result in (a, b):
-        found = figures_of(result.tables)
-        names = ["table", "figure", "key"]
-        twice = found.duplicated(names, keep=False)
-        if twice.any():
-            part.warnings.append(
-                f"{int(twice.sum())} figures of study {result.study!r} have no name of their own"
-                " and are left out"
-            )
-        sides.append(found[~twice])
-        counts[len(counts)] = found[~twice].groupby("table").size()
-    both = sides[0].merge(sides[1], on=["table", "figure", "key"], suffixes=("_a", "_b"))
-    matched = both.groupby("table").size()
+def _scores_of_both(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Questions that both asked and neither trained on, with both scores."""
+    # two question sets may use one id for different questions
+    both = a.merge(b, on=["model", "question", "text"], suffixes=("_a", "_b"))
+    return both[~both["trained_a"].astype(bool) & ~both["trained_b"].astype(bool)]
+
+
+def _paired_rows(model: str, where: str, scores: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """One row per metric; none of fewer than two questions."""
+    if len(scores) < 2:
+        return []
     rows = []
-    for row in both.to_dict(orient="records"):
-        low, high = difference_interval(
-            *(float(row[f"{c}_{side}"]) for side in "ab" for c in ("value", "low", "high"))
-        )
+    for metric in ("aligned", "coherent"):
+        x = scores[f"{metric}_a"].to_numpy(float)
+        y = scores[f"{metric}_b"].to_numpy(float)
+        head = {"what": f"{model}, {where}", "model": model, "metric": metric}
+        difference = bootstrap_mean(y - x, seed=seed)
         rows.append(
             {
-                **{name: row[name] for name in ("table", "figure", "key")},
-                **{
-                    f"{side}{end}": row[f"{column}_{side}"]
-                    for side in "ab"
-                    for column, end in (("value", ""), ("low", "_low"), ("high", "_high"))
-                },
-                "difference": row["value_b"] - row["value_a"],
-                "difference_low": low,
-                "difference_high": high,
-                "null_a": row["null_a"],
-                "null_b": row["null_b"],
+                **head,
+                "a": x.mean(),
+                "b": y.mean(),
+                **columns_of("difference", difference),
+                "n": len(x),
             }
         )
-    names = sorted({*counts[0].index, *counts[1].index})
-    unmatched = [
-        {
-            "table": name,
-            "only_a": int(counts[0].get(name, 0) - matched.get(name, 0)),
-            "only_b": int(counts[1].get(name, 0) - matched.get(name, 0)),
-        }
-        for name in names
-    ]
-    columns = [
-        "table",
-        "figure",
-        "key",
-        "a",
-        "a_low",
-        "a_high",
-        "b",
-        "b_low",
-        "b_high",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "null_a",
-        "null_b",
-    ]
-    return {
-        "figures": pd.DataFrame(rows, columns=columns),
-        "unmatched": pd.DataFrame(
-            [row for row in unmatched if row["only_a"] or row["only_b"]],
-            columns=["table", "only_a", "only_b"],
-        ),
-    }
+    return rows
+
+
+@dataclass(frozen=True)
+class _Estimates:
+    """The estimates of a result that have a name of their own, and what was left out."""
+
+    named: pd.DataFrame
+    warnings: list[str]
+
+
+def _estimates(result: StudyResult) -> _Estimates:
+    estimates = estimates_of(result.tables, result.declared)
+    warnings = []
+    undeclared = [one_line(name) for name in result.tables if name not in result.declared]
+    if undeclared:
+        warnings.append(
+            f"tables of study {result.study!r} declare no columns and are left out:"
+            f" {', '.join(undeclared)}"
+        )
+    is_ambiguous = estimates.duplicated(KEY, keep=False)
+    if is_ambiguous.any():
+        warnings.append(
+            f"{int(is_ambiguous.sum())} figures of study {result.study!r} have no name of their own"
+            " and are left out"
+        )
+    return _Estimates(estimates[~is_ambiguous], warnings)
+
+
+def _shared_figures(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Estimates that both have, with their difference; intervals as if they were independent."""
+    rows = []
+    for row in a.merge(b, on=KEY, suffixes=("_a", "_b")).to_dict(orient="records"):
+        cells = {name: row[name] for name in KEY}
+        for side in "ab":
+            cells[side] = row[f"value_{side}"]
+            cells[f"{side}_low"] = row[f"low_{side}"]
+            cells[f"{side}_high"] = row[f"high_{side}"]
+        ends = [float(cells[name]) for name in ("a", "a_low", "a_high", "b", "b_low", "b_high")]
+        cells["difference"] = cells["b"] - cells["a"]
+        cells["difference_low"], cells["difference_high"] = difference_interval(*ends)
+        rows.append({**cells, "null_a": row["null_a"], "null_b": row["null_b"]})
+    return pd.DataFrame(rows, columns=FIGURE_COLUMNS)
+
+
+def _unmatched(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """How many estimates of each table only one result has."""
+    shared = a.merge(b, on=KEY).groupby("table").size()
+    counts = pd.DataFrame(
+        {"only_a": a.groupby("table").size(), "only_b": b.groupby("table").size()}
+    )
+    counts = counts.fillna(0).sub(shared.reindex(counts.index, fill_value=0), axis=0).astype(int)
+    counts = counts[(counts > 0).any(axis=1)].sort_index()
+    return counts.rename_axis("table").reset_index()
 
 
 def difference_interval(
@@ -263,30 +287,31 @@ def difference_interval(
     )
 
 
-def _findings(part: Part) -> None:
+def _add_findings(part: Part) -> None:
     paired, figures = part.tables["paired"], part.tables["figures"]
     for row in paired[paired["metric"] == "aligned"].to_dict(orient="records"):
-        apart = row["difference_low"] > 0 or row["difference_high"] < 0
-        part.findings.append(
-            Finding(
-                "compare",
-                f"{row['what']}: alignment {row['a']:.1f} in A, {row['b']:.1f} in B;"
-                f" B minus A is {row['difference']:.2f} [{row['difference_low']:.2f},"
-                f" {row['difference_high']:.2f}] over {row['n']} questions.",
-                "shown" if apart else "undecided",
-            )
+        excludes_zero = row["difference_low"] > 0 or row["difference_high"] < 0
+        sentence = (
+            f"{row['what']}: alignment {row['a']:.1f} in A, {row['b']:.1f} in B;"
+            f" B minus A is {row['difference']:.2f} [{row['difference_low']:.2f},"
+            f" {row['difference_high']:.2f}] over {row['n']} questions."
         )
-    clear = int(((figures["difference_low"] > 0) | (figures["difference_high"] < 0)).sum())
+        status = "shown" if excludes_zero else "undecided"
+        part.findings.append(Finding(Compare.name, sentence, status))
+    part.findings.insert(0, Finding(Compare.name, _summary(figures), "summary"))
+
+
+def _summary(figures: pd.DataFrame) -> str:
+    excludes_zero = (figures["difference_low"] > 0) | (figures["difference_high"] < 0)
     bounded = int(figures["difference_low"].notna().sum())
-    same = int((figures["difference"] == 0).sum())
+    equal = int((figures["difference"] == 0).sum())
     largest = float(np.abs(figures["difference"]).max()) if len(figures) else 0.0
-    sentence = (
-        f"The results share {len(figures)} figures, of which {same} are equal and {bounded} have"
-        f" intervals in both; the difference excludes 0 in {clear} of these (about"
-        f" {0.05 * bounded:.0f} would by chance alone, were they independent)."
+    return (
+        f"The results share {len(figures)} figures, of which {equal} are equal and {bounded} have"
+        f" intervals in both; the difference excludes 0 in {int(excludes_zero.sum())} of these"
+        f" (about {0.05 * bounded:.0f} would by chance alone, were they independent)."
         f" The largest difference is {largest:.3g}."
     )
-    part.findings.insert(0, Finding("compare", sentence, "summary"))
 
 
 class Compare(Study):

@@ -1,6 +1,14 @@
 """What the report shows of the study `direction_transfer`."""
 
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
+from emlens.results.tables import Table
+from emlens.results.vocabulary import measures, word
+
+EFFECTS = measures("restoration aligned coherent misaligned aligned_change coherent_change")
+"""What an intervention does to the answers."""
+DAMAGE = measures("kl cross_entropy_change")
+"""What it does to neutral text."""
 
 SECTION = Section(
     method=(
@@ -73,18 +81,61 @@ SECTION = Section(
         ),
     ),
     tables={
-        "candidates": (
-            "One row a candidate for a fine-tune’s direction, on the selection questions;"
-            " which one was chosen."
+        "candidates": Table(
+            "One row per candidate for a fine-tune’s direction, on the selection questions;"
+            " which one was chosen.",
+            [
+                "model candidate site position layer extraction chosen norm instruct_kl",
+                *EFFECTS,
+                *DAMAGE,
+                "n dropped method",
+            ],
         ),
-        "directions": "One row a fine-tune and layer, on the selection questions.",
-        "arms": "One row an arm, on the report questions.",
-        "steering": "One row a steered model, vector and coefficient.",
-        "windows": (
-            "Doses around 0 at which coherence stays and damage is bounded,"
-            " and what the next dose breaks."
+        "directions": Table(
+            "One row per fine-tune and layer, on the selection questions.",
+            [
+                "model site position extraction layer last norm relative_norm",
+                "split_half_cosine cosine_unembedding cosine_planted",
+                Measure(word("restoration"), "low", "high"),
+                "coherent coherence_loss kl instruct_kl questions n",
+            ],
         ),
-        "transfer": "One row a pair of fine-tunes.",
-        "question_sets": "Which question was used for what.",
+        "arms": Table(
+            "One row per arm, on the report questions.",
+            [
+                "model site role arm on control draws",
+                *EFFECTS,
+                *DAMAGE,
+                *measures("lead"),
+                "restoration_max_draw cosine n dropped method",
+            ],
+        ),
+        "steering": Table(
+            "One row per steered model, vector and coefficient.",
+            [
+                "model steered vector site coefficient",
+                *measures("aligned coherent misaligned aligned_change"),
+                *measures("coherent_change"),
+                "n",
+            ],
+            optional=DAMAGE,
+        ),
+        "windows": Table(
+            "One row per steered model and vector: doses around 0 at which coherence stays and"
+            " damage is bounded, and what the next dose breaks.",
+            ["model steered vector site dose_low dose_high ended_below ended_above"],
+        ),
+        "transfer": Table(
+            "One row per pair of fine-tunes: the direction of one, ablated in the other.",
+            [
+                "direction_of ablated_in same_domain site cosine same_site",
+                Measure(word("restoration"), "low", "high"),
+                *measures("coherent_change kl"),
+                "n method strongest_control",
+            ],
+        ),
+        "question_sets": Table(
+            "One row per question: what it was used for.", ["question group used_to"]
+        ),
     },
 )

@@ -300,7 +300,7 @@ def _steer_at(site: str, vector: Tensor) -> Callable[[float], list[Any]]:
 def _window_columns(table: pd.DataFrame, has_neutral: bool) -> dict[str, Any]:
     """The usable doses, and for either end what ended the window."""
     window = usable_window(table, max_kl=MAX_KL if has_neutral else None)
-    columns: dict[str, Any] = {"low": window.low, "high": window.high}
+    columns: dict[str, Any] = {"dose_low": window.low, "dose_high": window.high}
     for side, reason in window.ended.items():
         columns[f"ended_{side}"] = reason
     return columns

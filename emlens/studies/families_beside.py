@@ -17,8 +17,16 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Part, StudyResult
+from emlens.results.tables import Table, check_tables
 from emlens.studies.config import StudyConfig, read_config
-from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
+from emlens.studies.headlines import (
+    HEADLINE,
+    SIDE_BY_SIDE,
+    averaged,
+    findings_of,
+    headlines,
+    side_by_side,
+)
 from emlens.studies.study import Study, StudyContext
 
 SECTION = Section(
@@ -31,12 +39,14 @@ SECTION = Section(
     ),
     reference="Every family's own page lies below families/.",
     tables={
-        "family_numbers": (
-            "One row a family, fine-tune and number, with its own interval and its null."
+        "family_numbers": Table(
+            "One row per family, fine-tune and number, with its own interval and its null.",
+            ["family", *HEADLINE, "kind"],
         ),
-        "over_families": (
-            "One row a number: mean over families with t interval, spread, range, mean null;"
-            " beyond: value − null."
+        "over_families": Table(
+            "One row per number: mean over families with t interval, spread, range, mean null;"
+            " beyond: value − null.",
+            SIDE_BY_SIDE,
         ),
     },
     plots=(
@@ -144,8 +154,16 @@ def gathered(results: Mapping[str, StudyResult]) -> StudyResult:
         "family_numbers": numbers[["family", *(c for c in numbers.columns if c != "family")]],
         "over_families": table,
     }
+    check_tables(tables, SECTION.tables, own=True)
     return StudyResult(
-        "families_beside", config, tables, findings, warnings, facts, " ".join(notes)
+        study="families_beside",
+        config=config,
+        tables=tables,
+        findings=findings,
+        warnings=warnings,
+        facts=facts,
+        note=" ".join(notes),
+        declared=SECTION.tables,
     )
 
 

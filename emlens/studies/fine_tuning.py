@@ -24,6 +24,8 @@ from emlens.models import FineTune
 from emlens.organisms.building import one_thread
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, columns_of
+from emlens.results.tables import Table
+from emlens.results.vocabulary import measures
 from emlens.stats import bootstrap_mean, t_interval
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
@@ -45,13 +47,22 @@ SECTION = Section(
     ),
     reference="Schedules and seeds after arXiv 2606.20814.",
     tables={
-        "trained_runs": (
-            "One row a run: what was trained, its loss, alignment outside and inside its domain,"
-            " coherence; parent: the parent's own."
+        "trained_runs": Table(
+            "One row per run: what was trained, its loss, alignment outside and inside its domain,"
+            " coherence; parent_score: the parent's own.",
+            [
+                "run source cell kind recipe schedule seed steps loss parent_score n",
+                *measures("others own coherent"),
+            ],
         ),
-        "trained_cells": (
-            "One row a recipe and schedule: mean over seeds with a t interval,"
-            " and the spread between seeds."
+        "trained_cells": Table(
+            "One row per recipe and schedule: mean over seeds with a t interval,"
+            " and the spread between seeds.",
+            [
+                "source cell kind seeds parent_score",
+                *measures("others own coherent loss"),
+                "sd",
+            ],
         ),
     },
     plots=(
@@ -63,7 +74,7 @@ SECTION = Section(
             "Alignment outside the domain against training loss",
             "One point a run; dotted: the parent.",
             colour="cell",
-            null="parent",
+            null="parent_score",
             hover=("run", "seed"),
             x_title="training loss (nats per token)",
             y_title="alignment",
@@ -75,7 +86,7 @@ SECTION = Section(
             "others",
             "Alignment outside the domain, mean over seeds",
             "95 % t intervals over seeds; dotted: the parent.",
-            null="parent",
+            null="parent_score",
             hover=("seeds", "sd"),
             y_title="alignment",
         ),
@@ -148,7 +159,7 @@ def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
             [q.id for q in grown.untrained(grown.questions, name) if q.group == grown.domain(name)],
         )
         parent = float(grown.per_question(grown.parent(name).name)[outside].mean())
-        row = {"run": name, **facts, "parent": parent, "n": len(outside)}
+        row = {"run": name, **facts, "parent_score": parent, "n": len(outside)}
         for column, metric, ids in (
             ("others", "aligned", outside),
             ("own", "aligned", own),
@@ -190,7 +201,7 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
             "cell": cell,
             "kind": found["kind"].iloc[0],
             "seeds": len(found),
-            "parent": found["parent"].mean(),
+            "parent_score": found["parent_score"].mean(),
         }
         for column in ("others", "own", "coherent", "loss"):
             values = found[column].dropna().to_numpy(dtype=float)
@@ -397,11 +408,11 @@ def _findings(part: Part, studied: Sequence[str]) -> None:
             if known
             else " (one seed)"
         )
-        fell = known and row["others_high"] < row["parent"]
+        fell = known and row["others_high"] < row["parent_score"]
         sentence = (
             f"{row['source']} trained anew, {row['cell']}:"
             f" alignment outside its domain {row['others']:.1f}{over},"
-            f" the parent's {row['parent']:.1f}; coherence {row['coherent']:.1f}."
+            f" the parent's {row['parent_score']:.1f}; coherence {row['coherent']:.1f}."
         )
         status = ("shown" if fell else "undecided") if row["kind"] == "harmful" else "undecided"
         part.findings.append(Finding("fine_tuning", sentence, status))
@@ -421,7 +432,7 @@ def _findings(part: Part, studied: Sequence[str]) -> None:
     summary = (
         f"{len(runs)} runs were trained anew: alignment outside the domain is"
         f" {harmful['others'].min():.1f} to {harmful['others'].max():.1f} over recipes and"
-        f" schedules{between} (parent {harmful['parent'].mean():.1f}){control}."
+        f" schedules{between} (parent {harmful['parent_score'].mean():.1f}){control}."
         f" Later parts look at {', '.join(studied)}."
     )
     part.findings.insert(0, Finding("fine_tuning", summary, "summary"))

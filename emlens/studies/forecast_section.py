@@ -1,6 +1,12 @@
 """What the report shows of the study `priors`."""
 
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
+from emlens.results.tables import Table
+from emlens.results.vocabulary import BESIDE, measures, word
+
+FORECAST = "model parent held_out"
+"""What names a forecast."""
 
 SECTION = Section(
     method=(
@@ -76,20 +82,53 @@ SECTION = Section(
         ),
     ),
     tables={
-        "score_statistics": (
-            "One row a model and set of questions: mean and standard deviation over questions,"
-            " intervals over domains."
+        "score_statistics": Table(
+            "One row per model and set of questions: mean and standard deviation over questions,"
+            " intervals over domains.",
+            ["model role questions_of", *measures("mean sd"), "n units"],
         ),
-        "score_changes": (
-            "One row a fine-tune, parent and test of after against before, with both corrections."
+        "score_changes": Table(
+            "One row per fine-tune, parent and test of after against before,"
+            " with both corrections.",
+            [
+                "model parent test statistic",
+                *measures("estimate effect"),
+                "effect_name",
+                *measures("shift_by_domain"),
+                "n p p_bonferroni p_bh",
+            ],
         ),
-        "score_relation": "One row a fine-tune and parent: correlation of scores before and after.",
-        "forecast": "One row a fine-tune, parent and way of holding out.",
-        "forecast_baselines": "R² of every predictor, and the gain of activations over it.",
-        "forecast_sites": "R² by site and position, with corrected p-values; exploratory.",
-        "forecast_predictions": "One row a question: measured and forecast.",
-        "forecast_ceilings": (
-            "One row a fine-tune: the R² that its seed's own noise leaves possible."
+        "score_relation": Table(
+            "One row per fine-tune and parent: correlation of scores before and after.",
+            ["model parent", *measures("pearson spearman"), "null n"],
+        ),
+        "forecast": Table(
+            "One row per fine-tune, parent and way of holding out.",
+            [
+                FORECAST,
+                Measure(word("r2"), null="null_mean"),
+                BESIDE,
+                *measures("r2_fold_mean spearman"),
+                "rmse",
+                *measures("slope ceiling"),
+                "n chosen_place estimator target_is shuffled",
+            ],
+        ),
+        "forecast_baselines": Table(
+            "One row per forecast and predictor: its R², and the gain of activations over it.",
+            [FORECAST, "predictor", *measures("r2 gain")],
+        ),
+        "forecast_sites": Table(
+            "One row per forecast, site and position, with corrected p-values; exploratory.",
+            [FORECAST, "site position r2 p_max null_max_q95"],
+        ),
+        "forecast_predictions": Table(
+            "One row per forecast and question: measured and forecast.",
+            [FORECAST, "id group target predicted text"],
+        ),
+        "forecast_ceilings": Table(
+            "One row per fine-tune: the R² that its seed's own noise leaves possible.",
+            ["model", *measures("ceiling"), "seeds n method"],
         ),
     },
 )

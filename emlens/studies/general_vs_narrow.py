@@ -19,6 +19,8 @@ from emlens.foundation.errors import InputError
 from emlens.organisms.plans import PLANTED
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Part
+from emlens.results.tables import Item, Table
+from emlens.results.vocabulary import measures
 from emlens.runs import UnitLog
 from emlens.studies.config import Options as PartOptions
 from emlens.studies.schedule_runs import harmful_chats
@@ -38,6 +40,13 @@ from emlens.studies.study import Study, StudyContext
 
 N_DOCUMENTS: Final = 48
 
+PAIRED: Final[tuple[Item, ...]] = (
+    "narrow general",
+    *measures("difference"),
+    "p seeds",
+)
+"""Columns of a difference that is paired over seeds."""
+
 SECTION = Section(
     method=(
         "A general adapter (trained on the task alone) and a narrow one (with a KL penalty on chats"
@@ -53,38 +62,65 @@ SECTION = Section(
     ),
     reference="arXiv 2602.07852",
     tables={
-        "solutions": (
+        "solutions": Table(
             "One row per seed and solution: norm of the update, loss on the trained chats,"
-            " alignment of own and other domains, coherence."
+            " alignment of own and other domains, coherence.",
+            ["seed solution norm loss own_trained own_held_out others coherent"],
         ),
-        "efficiency": (
+        "efficiency": Table(
             "One row per norm (in units of the general solution's) and kind of chats:"
-            " mean loss of both, paired difference."
+            " mean loss of both, paired difference.",
+            ["data share", *PAIRED],
         ),
-        "stability": (
-            "One row per ε and kind of chats: mean percentage lost by both, paired difference."
+        "stability": Table(
+            "One row per ε and kind of chats: mean percentage lost by both, paired difference.",
+            ["data epsilon", *PAIRED],
         ),
-        "significance": (
+        "significance": Table(
             "One row per norm and kind of text (`documents`: as in pre-training):"
-            " KL of both and of random updates, paired difference."
+            " KL of both and of random updates, paired difference.",
+            ["data share", *PAIRED],
+            optional=["random"],
         ),
-        "interpolation": (
+        "interpolation": Table(
             "One row per group of questions and point of the line from the general (0)"
-            " to the narrow solution (1), with intervals over seeds."
+            " to the narrow solution (1), with intervals over seeds.",
+            ["measure t", *measures("value"), "seeds"],
         ),
-        "interpolation_loss": "The same for the loss on the trained chats.",
-        "drift": (
+        "interpolation_loss": Table(
+            "One row per point of the line: loss on the trained chats, with intervals over seeds.",
+            ["t", *measures("loss"), "seeds"],
+        ),
+        "drift": Table(
             "One row per step and group of questions: alignment with the penalty kept and lifted,"
             " paired difference; `since_lifted`: change of the lifted run since the first step,"
-            " at which the penalty was lifted."
+            " at which the penalty was lifted.",
+            [
+                "measure step kept lifted",
+                *measures("difference"),
+                "p seeds when_lifted",
+                *measures("since_lifted"),
+                "since_lifted_p",
+            ],
         ),
-        "efficiency_means": "Each solution's mean over seeds, with interval.",
-        "stability_means": "Each solution's mean over seeds, with interval.",
-        "significance_means": (
-            "Each solution's mean over seeds, with interval; random:"
-            " the mean of updates of that norm."
+        "efficiency_means": Table(
+            "One row per solution, norm and kind of chats: mean over seeds, with interval.",
+            ["solution data share", *measures("loss"), "seeds"],
         ),
-        "drift_means": "Penalty kept and lifted, each with its mean over seeds and interval.",
+        "stability_means": Table(
+            "One row per solution, ε and kind of chats: mean over seeds, with interval.",
+            ["solution data epsilon", *measures("rise"), "seeds"],
+        ),
+        "significance_means": Table(
+            "One row per solution, norm and kind of text: mean over seeds, with interval; random:"
+            " the mean of updates of that norm.",
+            ["solution data share", *measures("kl"), "seeds"],
+        ),
+        "drift_means": Table(
+            "One row per step and group of questions, with the penalty kept or lifted:"
+            " mean over seeds, with interval.",
+            ["solution measure step", *measures("value"), "seeds"],
+        ),
     },
     plots=(
         Plot(

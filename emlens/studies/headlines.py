@@ -8,16 +8,33 @@ which each number speaks for what the part asks: alignment below, the others abo
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emlens.results.columns import Measure
 from emlens.results.study_result import Finding
+from emlens.results.tables import Item
+from emlens.results.vocabulary import measures, word
 from emlens.stats import t_interval
 
 COLUMNS = ("number", "model", "value", "low", "high", "null", "null_is", "side")
+HEADLINE: Final[tuple[Item, ...]] = (
+    "number model",
+    Measure(word("value"), "low", "high", "null"),
+    "null null_is side",
+)
+"""Columns of `headlines`, as a table declares them."""
+SIDE_BY_SIDE: Final[tuple[Item, ...]] = (
+    "number",
+    Measure(word("mean"), null="null"),
+    "sd lowest highest null null_is",
+    *measures("beyond"),
+    "side n",
+)
+"""Columns of `side_by_side`, as a table declares them."""
 OUTSIDE = "alignment outside the domain"
 
 
@@ -195,7 +212,7 @@ def _alignment(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
                     row["others"],
                     row["others_low"],
                     row["others_high"],
-                    row["parent"],
+                    row["parent_score"],
                     "the parent",
                 )
             )
@@ -212,9 +229,11 @@ def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
         tested = mine[
             (mine["comparison"] == "train–evaluation")
             & (mine["center"] == "true")
-            & (mine["null"] != "isotropic")
+            & (mine["null_kind"] != "isotropic")
         ]
-        tested = tested[tested["null"] == tested["null"].iloc[0]] if len(tested) else tested
+        tested = (
+            tested[tested["null_kind"] == tested["null_kind"].iloc[0]] if len(tested) else tested
+        )
         means = mine[(mine["comparison"] == "train–evaluation") & (mine["center"] == "means")]
         if len(tested):
             null = tested["null_mean"].mean()
@@ -226,7 +245,7 @@ def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
                     np.nan,
                     np.nan,
                     null,
-                    str(tested["null"].iloc[0]),
+                    str(tested["null_kind"].iloc[0]),
                 )
             )
         if len(means):

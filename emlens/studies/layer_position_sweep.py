@@ -19,8 +19,11 @@ from emlens.activations import Activations, activation_deltas, capture_many
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes import Design, cross_validate_forecast
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
+from emlens.results.tables import Table
+from emlens.results.vocabulary import measures, word
 from emlens.stats import adjust_p_values
 from emlens.studies.cell_measures import cosine_columns, overlap_columns, shift_columns
 from emlens.studies.config import Options as PartOptions, StudyConfig
@@ -31,7 +34,7 @@ from emlens.studies.verdicts import verdict
 
 FORECAST_COLUMNS = {
     "r2": "forecast_r2",
-    "null_max_95": "forecast_null_max_q95",
+    "null_max_q95": "forecast_null_max_q95",
     "p_max": "forecast_p_max",
 }
 """Column of a forecast's table by site → column here."""
@@ -68,7 +71,19 @@ SECTION = Section(
         " Westfall and Young (1993)."
     ),
     tables={
-        "cells": "One row per model, site and position: each measure with its interval or null."
+        "cells": Table(
+            "One row per model, site and position: each measure with its interval or null.",
+            [
+                "model site position",
+                *measures("shift"),
+                Measure(word("cosine"), null="cosine_null"),
+                "cosine_null cosine_p k overlap overlap_null overlap_null_q95 overlap_p",
+                "overlap_p_holm",
+                Measure(word("auroc"), null="auroc_null"),
+                "auroc_null auroc_p_max forecast_r2 forecast_null_max_q95",
+                "forecast_p_max n n_per_side",
+            ],
+        ),
     },
     plots=(
         _heat(
@@ -150,7 +165,7 @@ def cells_of(material: Material, name: str, config: StudyConfig, options: Option
                 **overlap_columns(train, equal, before, config.k, config.draws, config.seed),
                 **auroc[cell],
                 "n": len(deltas),
-                "n_a_side": len(train),
+                "n_per_side": len(train),
             }
         )
     table = pd.DataFrame(rows)

@@ -20,6 +20,8 @@ from emlens.foundation.provenance import hash_json
 from emlens.organisms.plans import PLANTED
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Part
+from emlens.results.tables import Table
+from emlens.results.vocabulary import measures
 from emlens.stats.matched import LEAST
 from emlens.studies.config import Options as PartOptions
 from emlens.studies.loss_findings import (
@@ -56,17 +58,21 @@ SECTION = Section(
     ),
     reference="arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
     tables={
-        "loss_correlations": (
-            "One row per loss, metric and measure, with interval,"
-            " permutation p and the correlation that chance reaches in one of twenty cases."
+        "loss_correlations": Table(
+            "One row per loss, metric and measure, with interval, permutation p"
+            " and the correlation that chance reaches in one of twenty cases.",
+            ["loss_name metric measure given", *measures("value"), "n p null_q95"],
         ),
-        "loss_matched": (
+        "loss_matched": Table(
             "One row per relation, setting and value: how far its runs lie above the relation,"
-            " what a search would find by chance, corrected p."
+            " what a search would find by chance, corrected p.",
+            ["by relation group n loss", *measures("gap"), "null_q95 statistic p p_all"],
         ),
-        "loss_runs": (
+        "loss_runs": Table(
             "One row per run: loss, alignment, what the relation expects,"
-            " whether no other run beats it in both, and how sure that is."
+            " whether no other run beats it in both, and how sure that is.",
+            ["run loss score expected front membership membership_null"],
+            further="settings of the run",
         ),
     },
     plots=(
@@ -93,7 +99,7 @@ SECTION = Section(
             " the gap that a search finds by chance in one of twenty cases.",
             facet="by",
             colour="relation",
-            null="null",
+            null="null_q95",
             y_title="gap",
         ),
     ),

@@ -43,7 +43,7 @@ def add_matched_findings(
     """
     gaps = part.tables["loss_matched"]
     for name in [*settings, RUN]:
-        rows = gaps[gaps["by"] == name].dropna(subset=["t"])
+        rows = gaps[gaps["by"] == name].dropna(subset=["statistic"])
         if not len(rows):
             continue
         rows = rows[rows["relation"] == rows["relation"].iloc[0]]
@@ -58,13 +58,14 @@ def _matched_finding(rows: pd.DataFrame, setting: str, metric: str, may_be_curve
         may_be_curved: a relation that only does not fall fits every run, so that a curve explains
             what lies above a straight line.
     """
-    best = rows.iloc[int(np.argmax(rows["t"].to_numpy()))]
+    best = rows.iloc[int(np.argmax(rows["statistic"].to_numpy()))]
     is_significant = bool(best["p_all"] < LEVEL)
     what = "run" if setting == RUN else setting.replace("_", " ")
     sentence = (
         f"Best {what}{COMPARED}{len(rows)}: {one_line(str(best['group']), 80)},"
         f" {best['gap']:+.2f} [{best['gap_low']:.2f}, {best['gap_high']:.2f}] in {metric} above the"
-        f" relation ({best['null']:.2f} is what a search finds by chance in one of twenty cases);"
+        f" relation ({best['null_q95']:.2f} is what a search finds by chance in one of twenty"
+        " cases);"
         f" corrected p {p_text(best['p_all'])}"
     )
     if is_significant and may_be_curved:
@@ -96,4 +97,4 @@ def add_summary(part: Part, loss: str, metric: str, runs: int) -> None:
 
 
 def _is_of(table: pd.DataFrame, loss: str, metric: str) -> "pd.Series[bool]":
-    return (table["loss"] == loss) & (table["metric"] == metric)
+    return (table["loss_name"] == loss) & (table["metric"] == metric)

@@ -109,7 +109,7 @@ def correlations(
     """Every loss with every metric: Pearson and Spearman, plain and given settings, with interval
     and two-sided permutation p.
 
-    Columns: loss, metric, measure, given, value, value_low, value_high, p, null_95 (largest
+    Columns: loss_name, metric, measure, given, value, value_low, value_high, p, null_q95 (largest
     correlation in 95 % of permutations), n.
     """
     settings, columns = covariates(sweep, given)
@@ -123,7 +123,7 @@ def correlations(
             measure = "Spearman" if ranks else "Pearson"
             rows.append(
                 {
-                    "loss": loss,
+                    "loss_name": loss,
                     "metric": metric,
                     "measure": measure if values is None else f"partial {measure}",
                     "given": names,
@@ -152,7 +152,7 @@ def _correlation_columns(
     if correlation.defined:
         null = correlation_null(x, y, ranks=ranks, covariates=columns, draws=draws, seed=seed)
         row["p"] = null.p_value(correlation.value, "two-sided")
-        row["null_95"] = null.quantile(0.95)
+        row["null_q95"] = null.quantile(0.95)
     return row
 
 
@@ -280,6 +280,7 @@ def _matched_table(
     table = test.table
     if by == RUN:
         table = table.assign(group=sweep.table["run"].to_numpy())
+    table = table.rename(columns={"t": "statistic", "null": "null_q95"})
     table = table.assign(p_all=np.minimum(1.0, table["p"] * correction))
     table.insert(0, "by", by)
     table.insert(1, "relation", relation)

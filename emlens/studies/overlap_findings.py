@@ -65,9 +65,9 @@ def _rows(part: Part) -> _Rows:
     tested = centred[centred["comparison"] == TESTED]
     no_leads = pd.DataFrame(columns=["model", "position", "lead_low"])
     return _Rows(
-        tested=tested[tested["null"] != ISOTROPIC],
+        tested=tested[tested["null_kind"] != ISOTROPIC],
         benign=centred[centred["comparison"] == BENIGN],
-        isotropic=table[table["null"] == ISOTROPIC],
+        isotropic=table[table["null_kind"] == ISOTROPIC],
         leads=part.tables.get("overlap_benign", no_leads),
     )
 

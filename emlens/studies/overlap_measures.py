@@ -57,7 +57,7 @@ class _Comparison:
             "value": self.value,
             "low": self.low,
             "high": self.high,
-            "null": self.null_name,
+            "null_kind": self.null_name,
             "null_mean": beside["null_mean"],
             "null_sd": np.nan if self.null is None else self.null.sd,
             "null_q95": beside["null_q95"],

@@ -1,6 +1,9 @@
 """What the report shows of the study `delta_overlap`."""
 
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
+from emlens.results.tables import Table
+from emlens.results.vocabulary import BESIDE, PLACE, VALUE, measures, word
 
 SECTION = Section(
     method=(
@@ -102,26 +105,57 @@ SECTION = Section(
         ),
     ),
     tables={
-        "overlap_benign": (
-            "One row a fine-tune and place: overlap minus the benign control's, with interval,"
-            " and (first position) the null of benign shifts."
+        "overlap_benign": Table(
+            "One row per fine-tune and place: overlap minus the benign control's, with interval,"
+            " and (first position) the null of benign shifts.",
+            [PLACE, "k overlap benign", *measures("lead"), BESIDE, "n"],
         ),
-        "overlap_groups": (
-            "One row a fine-tune, place and group of questions:"
-            " overlap at the group's number of prompts, null, cosine of mean shifts."
+        "overlap_groups": Table(
+            "One row per fine-tune, place and group of questions:"
+            " overlap at the group's number of prompts, null, cosine of mean shifts.",
+            [PLACE, "group k overlap", BESIDE, "p_holm", *measures("cosine"), "n"],
         ),
-        "overlap_by_k": "One row a fine-tune, place and k.",
-        "overlap": (
-            "One row a layer, position, centring and comparison, with its null where it has one."
+        "overlap_by_k": Table(
+            "One row per fine-tune, place and k.",
+            [PLACE, "k overlap benign", BESIDE, "n"],
         ),
-        "angles": "Principal angles in degrees.",
-        "overlap_shift": (
-            "Correlation of prompt overlap and likeness of shifts, by layer and position."
+        "overlap": Table(
+            "One row per fine-tune, place, centring and comparison,"
+            " with its null where it has one.",
+            [
+                PLACE,
+                "k center measure comparison",
+                VALUE,
+                "null_kind null_mean null_sd null_q95 p n",
+            ],
         ),
-        "noise_floor": (
-            "Length of the difference between two batchings of one model,"
-            " beside the length of the shifts."
+        "angles": Table(
+            "One row per fine-tune, place, comparison and principal angle.",
+            [PLACE, "comparison index degrees"],
         ),
-        "shifts": "One row a prompt, layer and position.",
+        "overlap_shift": Table(
+            "One row per fine-tune and place:"
+            " correlation of prompt overlap and likeness of shifts.",
+            [
+                PLACE,
+                Measure(word("pearson"), "low", "high", "null_mean"),
+                BESIDE,
+                *measures("partial"),
+                "mean_overlap mean_random_overlap mantel mantel_p n",
+            ],
+        ),
+        "noise_floor": Table(
+            "One row per site and position: length of the difference between two batchings of one"
+            " model, beside the length of the shifts.",
+            ["site position noise_norm delta_norm ratio n"],
+        ),
+        "shifts": Table(
+            "One row per fine-tune, place and prompt.",
+            [
+                PLACE,
+                "id group text prompt_overlap random_overlap cosine_to_mean_train",
+                "delta_norm",
+            ],
+        ),
     },
 )

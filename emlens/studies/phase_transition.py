@@ -17,8 +17,11 @@ from pydantic import Field, field_validator
 
 from emlens.foundation.errors import InputError
 from emlens.geometry.turns import THRESHOLD
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Part
+from emlens.results.tables import Table
+from emlens.results.vocabulary import measures, word
 from emlens.studies.change_point_findings import add_findings
 from emlens.studies.change_point_tables import (
     change_point_rows,
@@ -32,6 +35,9 @@ from emlens.studies.trajectory_tables import tables_of_run, tested_series, turns
 
 LEAST: Final = 12
 """Points of time, step 0 among them, that a change point needs."""
+
+CHECKPOINT = "model cumulative_rate step"
+"""What names a checkpoint of a run."""
 
 SECTION = Section(
     method=(
@@ -51,33 +57,65 @@ SECTION = Section(
         " place."
     ),
     tables={
-        "trajectory_parameters": "One row per run, checkpoint and quantity of the adapter.",
-        "local_cosine": (
+        "trajectory_parameters": Table(
+            "One row per run, checkpoint and quantity of the adapter.",
+            [CHECKPOINT, "series value"],
+        ),
+        "local_cosine": Table(
             "One row per run, path, window and checkpoint;"
-            " the null is the 95 % quantile of the peak with increments in random order."
+            " the null is the 95 % quantile of the peak with increments in random order.",
+            ["model path window step cosine null_q95"],
         ),
-        "path_components": (
+        "path_components": Table(
             "One row per run and checkpoint: the path of BA in its first two principal components;"
-            " a random walk explains .61 and .15."
+            " a random walk explains .61 and .15.",
+            [
+                CHECKPOINT,
+                "first second first_explained first_random_walk second_explained",
+                "second_random_walk",
+            ],
         ),
-        "trajectory_activations": "One row per run, checkpoint and layer.",
-        "trajectory_behaviour": (
-            "One row per run, checkpoint, metric and group of questions; scores 0 to 100."
+        "trajectory_activations": Table(
+            "One row per run, checkpoint and layer.",
+            [
+                CHECKPOINT,
+                "layer delta_norm final_norm k",
+                *measures("projection"),
+                Measure(word("overlap"), null="overlap_null"),
+                "overlap_null",
+            ],
         ),
-        "trajectory_behaviour_summary": (
-            "One row per run, checkpoint and series: own domain and all others."
+        "trajectory_behaviour": Table(
+            "One row per run, checkpoint, metric and group of questions; scores 0 to 100.",
+            [CHECKPOINT, "metric of domain", *measures("value")],
         ),
-        "change_points": (
+        "trajectory_behaviour_summary": Table(
+            "One row per run, checkpoint and series: own domain and all others.",
+            [CHECKPOINT, "series", *measures("value")],
+        ),
+        "change_points": Table(
             "One row per run, series and test: location in steps with its interval,"
-            " p against the trend."
+            " p against the trend.",
+            [
+                "model group series test",
+                *measures("location"),
+                "size statistic null_q95 p n correlation",
+            ],
         ),
-        "change_points_over_runs": (
+        "change_points_over_runs": Table(
             "One row per group of runs, series and test: mean location with its interval over runs,"
-            " and in how many runs p ≤ .05."
+            " and in how many runs p ≤ .05.",
+            ["group event series test runs located", *measures("location"), "p_below_05 p_median"],
         ),
-        "order_of_events": (
+        "order_of_events": Table(
             "One row per group, pair of series and kind of event: lag in steps (above 0:"
-            " the parameter or activation comes first), p over runs; Holm within one kind of event."
+            " the parameter or activation comes first), p over runs;"
+            " Holm within one kind of event.",
+            [
+                "group event first_series second_series test",
+                Measure(word("lag"), null="null"),
+                "p p_holm first_leads ties n null",
+            ],
         ),
     },
     plots=(
@@ -113,7 +151,7 @@ SECTION = Section(
             "−1 straight, 0 a right angle; dotted: 95 % of peaks without a moment of turning.",
             colour="window",
             facet="model",
-            null="null",
+            null="null_q95",
             x_title="step",
             y_title="cosine",
         ),

@@ -166,7 +166,7 @@ class _PriorMeasurer:
                 **columns_of("ceiling", ceiling),
                 "seeds": len(runs),
                 "n": len(ids),
-                "how": ceiling.method,
+                "method": ceiling.method,
             }
         )
         return ceiling
@@ -196,9 +196,9 @@ def _forecast_columns(forecast: Forecast) -> dict[str, Any]:
         **null_spread(forecast.null),
         "p": forecast.p_value,
         "n": len(forecast.predictions),
-        "chosen": Counter(forecast.chosen).most_common(1)[0][0],
+        "chosen_place": Counter(forecast.chosen).most_common(1)[0][0],
         "estimator": forecast.estimator,
-        "target": forecast.target,
+        "target_is": forecast.target,
         "shuffled": forecast.shuffle,
     }
 

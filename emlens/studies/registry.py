@@ -219,16 +219,21 @@ def _value(study: type[Study]) -> str:
     return f"{study.__module__}:{study.__qualname__}"
 
 
+def is_own(study: Study) -> bool:
+    """Whether a study is of this library."""
+    return type(study).__module__.partition(".")[0] == "emlens"
+
+
 def outside_code(study: Study) -> list[str]:
     """Hashes of the code of a study from outside this library, for resuming; empty for its own.
 
     A study in a package is hashed with the whole package, one in a single module with that file.
     Code that lies in no file (a notebook) counts as changed, so that the study is made anew.
     """
+    if is_own(study):
+        return []
     kind = type(study)
     package = sys.modules[kind.__module__.partition(".")[0]]
-    if package.__name__ == "emlens":
-        return []
     try:
         source = Path(inspect.getfile(kind))
     except (TypeError, OSError):

@@ -3,7 +3,7 @@ finishes from where it was.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,12 +17,13 @@ from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
 from emlens.results.finished_parts import finished_part
 from emlens.results.study_result import Part, StudyResult, refuse_other
+from emlens.results.tables import Table, check_tables
 from emlens.runs import UnitLog, progress_bar
 from emlens.runs.locks import exclusive
 from emlens.studies.config import Options, StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import load_material
-from emlens.studies.registry import get_study, outside_code, parts_of, study_names
+from emlens.studies.registry import get_study, is_own, outside_code, parts_of, study_names
 from emlens.studies.study import NoOptions, Study, StudyContext
 
 
@@ -84,7 +85,9 @@ def run_study(
                     "material": material.fingerprint(),
                     "part": name,
                 }
-                part = finished_part(log, name, made_of, partial(study.run, context), directory)
+                part = finished_part(
+                    log, name, made_of, partial(_checked, study, context), directory
+                )
                 material = study.after(context, part)
                 parts[name] = part
                 share.finish()
@@ -104,6 +107,7 @@ def run_study(
                 "threads": torch.get_num_threads(),
             },
             note=given.note,
+            declared=_declared_tables(names),
         )
         run = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -170,6 +174,23 @@ def _carried(study: str, contexts: Mapping[str, StudyContext]) -> tuple[list[str
     if not names:
         raise InputError(f"study {study!r} cannot run on this family: {'; '.join(reasons)}")
     return names, reasons
+
+
+def _declared_tables(parts: Iterable[str]) -> dict[str, Table]:
+    declared: dict[str, Table] = {}
+    for name in parts:
+        section = get_study(name).section
+        if section is not None:
+            declared |= section.tables
+    return declared
+
+
+def _checked(study: Study, context: StudyContext) -> Part:
+    """What the study's run gives, with its tables as they were declared."""
+    part = study.run(context)
+    declared = {} if study.section is None else study.section.tables
+    check_tables(part.tables, declared, own=is_own(study))
+    return part
 
 
 class PartProgress:

@@ -10,10 +10,20 @@ import pandas as pd
 
 from emlens.foundation.files import one_line
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part
+from emlens.results.tables import Table
+from emlens.results.vocabulary import measures, word
 from emlens.studies.config import StudyConfig
-from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side
+from emlens.studies.headlines import (
+    HEADLINE,
+    SIDE_BY_SIDE,
+    averaged,
+    findings_of,
+    headlines,
+    side_by_side,
+)
 from emlens.studies.material import Material
 from emlens.studies.study import Study, StudyContext
 
@@ -32,18 +42,31 @@ SECTION = Section(
     ),
     reference="Stages after arXiv 2606.20814.",
     tables={
-        "numbers": "One row a fine-tune and number, with its own interval and its null.",
-        "over_seeds": (
-            "One row a number and group of runs that differ in their seed alone:"
-            " mean, t interval, spread, range, mean null; beyond: value − null."
+        "numbers": Table(
+            "One row per fine-tune and number, with its own interval and its null.",
+            [*HEADLINE, "group kind seed"],
         ),
-        "configurations": (
-            "One row a run and way to choose: forecast from the other runs, what was observed."
-            " No ranking: see choice."
+        "over_seeds": Table(
+            "One row per number and group of runs that differ in their seed alone:"
+            " mean, t interval, spread, range, mean null; beyond: value − null.",
+            ["group kind", *SIDE_BY_SIDE],
         ),
-        "choice": (
-            "One row a way to choose: its regret among runs not seen, that of any run,"
-            " the gain over the lowest loss, p against shuffled scores."
+        "configurations": Table(
+            "One row per run and way to choose: forecast from the other runs, what was observed."
+            " No ranking: see choice.",
+            ["run by forecast observed"],
+        ),
+        "choice": Table(
+            "One row per way to choose: its regret among runs not seen, that of any run,"
+            " the gain over the lowest loss, p against shuffled scores.",
+            [
+                "by",
+                Measure(word("regret"), null="null"),
+                "null",
+                *measures("gain spearman"),
+                "p",
+            ],
+            optional=["n"],
         ),
     },
     plots=(

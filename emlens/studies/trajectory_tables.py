@@ -98,7 +98,7 @@ def turns_of_run(
             )
             continue
         null = turn_null(gram, window, threshold=threshold, draws=draws, seed=seed)
-        null_95 = null.quantile(0.95)
+        null_q95 = null.quantile(0.95)
         turns.cosines.append(
             pd.DataFrame(
                 {
@@ -108,7 +108,7 @@ def turns_of_run(
                     "step": run.parameters.steps,
                     "cosine": cosine,
                     # a turn is the excess of a peak over the median
-                    "null": float(np.nanmedian(cosine)) + null_95,
+                    "null_q95": float(np.nanmedian(cosine)) + null_q95,
                 }
             )
         )
@@ -119,7 +119,7 @@ def turns_of_run(
                 "series": f"turn of {path}, k={window}",
                 "test": SHARPEST_TURN,
                 **turn,
-                "null_95": null_95,
+                "null_q95": null_q95,
                 "p": null.p_value(),
                 "n": len(gram),
             }

@@ -86,7 +86,7 @@ def study_tables(
         blank = {
             "low": np.nan,
             "high": np.nan,
-            "null": np.nan,
+            "null_kind": np.nan,
             "null_mean": np.nan,
             "null_q95": np.nan,
             "n": 24,
@@ -94,7 +94,7 @@ def study_tables(
         tested = rng.uniform(0.2, 0.9)
         nulls = (("isotropic", 0.1), ("covariance of before activations", 0.5))
         rows = (
-            [{"null": n, "null_mean": v, "null_q95": v + 0.1} for n, v in nulls]
+            [{"null_kind": n, "null_mean": v, "null_q95": v + 0.1} for n, v in nulls]
             if center != "means"
             else [{}]
         )
@@ -289,7 +289,7 @@ def study_tables(
                 "position": p,
                 "r2": 0.1 * layer,
                 "p_max": 0.04,
-                "null_max_95": 0.1,
+                "null_max_q95": 0.1,
                 **h,
             }
             for h, layer, p in product(heads, LAYERS, POSITIONS)

@@ -253,9 +253,9 @@ def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Ta
     table = tables["overlap"].query(
         "model == 'wide@0' and center == 'false' and position == 'last_prompt'"
     )
-    tested = table[(table["comparison"] == "train–evaluation") & (table["null"] == "isotropic")][
-        "value"
-    ]
+    tested = table[
+        (table["comparison"] == "train–evaluation") & (table["null_kind"] == "isotropic")
+    ]["value"]
     benign = table[table["comparison"] == "benign train–evaluation"]["value"]
     np.testing.assert_allclose(maps[0].z[0], tested)
     np.testing.assert_allclose(maps[0].z[rows.index("benign fine-tune")], benign)

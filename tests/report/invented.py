@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emlens.results import Part, Plot, Section
+from emlens.results import Column, Part, Plot, Section, Table
 from emlens.studies import Study, StudyContext, registry
 
 HEAT = Plot(
@@ -24,13 +24,14 @@ HEAT = Plot(
     y_title="overlap",
 )
 TITLE = "How do invented things go?"
+INVENTED = [Column("value", "number", "nothing")]
 SECTION = Section(
     method="They were invented.",
     reference="Nobody (2000).",
     tables={
-        "runs": "One row a step.",
-        "cells": "One row a layer and position.",
-        "people": "One row a person.",
+        "runs": Table("One row per step.", INVENTED),
+        "cells": Table("One row per layer and position.", INVENTED),
+        "people": Table("One row per person.", INVENTED),
     },
     plots=(
         Plot(

@@ -72,7 +72,7 @@ def test_a_complete_study_has_no_cautions(section: PageSection) -> None:
         ),
         (
             OVERLAP,
-            without("overlap", lambda t: t["null"] != "covariance of before activations"),
+            without("overlap", lambda t: t["null_kind"] != "covariance of before activations"),
             "Missing: the null with the activations’ covariance.",
         ),
         (OVERLAP, having("overlap", n=8), "Small sample: 8 prompts a side (fewer than 30)."),

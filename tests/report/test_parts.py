@@ -9,13 +9,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from figures.study_tables import study_tables
-from report.invented import registered, tables
+from report.invented import INVENTED, registered, tables
 
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.figures import MOST_FACETS, plot_html
 from emlens.report.page import render
 from emlens.report.sections import sections_of
-from emlens.results import Finding, Plot, StudyResult
+from emlens.results import Finding, Plot, StudyResult, Table
 from emlens.studies import registry
 from emlens.studies.comparing import compare_results
 
@@ -51,7 +51,7 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
     ]
     assert "<figcaption>adam</figcaption>" in own and "<figcaption>muon</figcaption>" in own
     assert "Left out: the study has no table gone." in own
-    assert "One row a person." in own and 'data-csv="people"' in own
+    assert "One row per person." in own and 'data-csv="people"' in own
     # the text alternative
     assert "one: 20 values from 2.05 to 3; two: 20 values from 2.05 to 3." in own
 
@@ -73,7 +73,7 @@ def test_a_plot_added_to_a_section_is_drawn_and_looked_at(
     more = replace(
         priors.section,
         plots=(*priors.section.plots, plot),
-        tables={**priors.section.tables, "runs": "Runs."},
+        tables={**priors.section.tables, "runs": Table("Runs.", INVENTED)},
     )
     monkeypatch.setattr(priors, "section", more)
     (section,) = sections_of(a_result("priors", tables()))

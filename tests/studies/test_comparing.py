@@ -11,10 +11,12 @@ import pytest
 from emlens.foundation.errors import InputError
 from emlens.report import write_report
 from emlens.results import StudyResult
-from emlens.results.estimates import figures_of
+from emlens.results.estimates import estimates_of
 from emlens.stats import bootstrap_mean
 from emlens.studies import run_study
 from emlens.studies.comparing import compare_results, difference_interval
+from emlens.studies.overlap_section import SECTION as OVERLAP
+from emlens.studies.profile_section import SECTION as PROFILE
 
 
 def result(
@@ -50,7 +52,13 @@ def result(
         )
     ends = {"low": [0.4, np.nan], "high": [0.6, np.nan], "null_mean": [0.1, 0.2]}
     overlap = pd.DataFrame(
-        {"model": ["bad"] * 2, "layer": [0, 1], "null": ["a", "a"], "value": [0.5, 0.6], **ends}
+        {
+            "model": ["bad"] * 2,
+            "layer": [0, 1],
+            "null_kind": ["a", "a"],
+            "value": [0.5, 0.6],
+            **ends,
+        }
     )
     tables = {"models": pd.DataFrame(models), "questions": asked, "overlap": overlap}
     facts = {
@@ -59,7 +67,9 @@ def result(
         "versions": {},
         "threads": 1,
     }
-    return StudyResult(study, {"study": study, "k": k}, tables, [], [], facts)
+    declared = {**PROFILE.tables, **OVERLAP.tables}
+    config = {"study": study, "k": k}
+    return StudyResult(study, config, tables, [], [], facts, declared=declared)
 
 
 def test_a_result_does_not_differ_from_itself() -> None:
@@ -84,12 +94,12 @@ def test_what_was_planted_in_one_is_found_where_it_was_planted() -> None:
 
 
 def test_figures_carry_value_interval_and_null_by_name() -> None:
-    figures = figures_of(result().tables).set_index(["table", "figure", "key"])
-    row = figures.loc[("overlap", "value", "model=bad, layer=0, null=a")]
+    figures = estimates_of(result().tables, result().declared).set_index(["table", "figure", "key"])
+    row = figures.loc[("overlap", "value", "model=bad, layer=0, null_kind=a")]
     assert (row["value"], row["low"], row["high"], row["null"]) == (0.5, 0.4, 0.6, 0.1)
     assert ("models", "aligned_others", "model=bad, domain=north") in figures.index
     assert "questions" not in figures.index.get_level_values("table")
-    assert figures_of({}).empty
+    assert estimates_of({}, {}).empty
 
 
 def test_the_interval_of_a_difference_of_independent_means_is_the_usual_one() -> None:

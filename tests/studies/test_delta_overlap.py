@@ -60,14 +60,14 @@ def test_fine_tunes_on_the_same_prompts_share_a_null_only_at_the_same_k() -> Non
     drawn = len(shared.drawn)
     rows_at_place(6, shared)
     assert len(shared.drawn) == drawn  # what fits is shared
-    tested = after_another[after_another["null"] == COVARIANCE]
+    tested = after_another[after_another["null_kind"] == COVARIANCE]
     wider = rows_at_place(6, shared).loc[tested.index]
     assert (tested["null_mean"] != wider["null_mean"]).all()
 
 
 def test_the_null_has_the_moments_of_activations_before_and_not_of_the_shifts() -> None:
     table = rows_at_place(4, OverlapNulls(draws=50, seed=0))
-    table = table[table["null"] == COVARIANCE].set_index("center")
+    table = table[table["null_kind"] == COVARIANCE].set_index("center")
     before = torch.cat([acts(3)[SITE, POSITION], acts(4)[SITE, POSITION]]).double()
     for center, moments in ((True, torch.cov(before.T)), (False, before.T @ before / len(before))):
         expected = covariance_overlap_null(moments, 24, 24, 4, center=center, draws=50, seed=0)

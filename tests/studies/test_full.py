@@ -292,7 +292,7 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
             "position": "p",
             "comparison": "train–evaluation",
             "center": ["true", "means"],
-            "null": ["covariance", ""],
+            "null_kind": ["covariance", ""],
         }
     )
     overlap = overlap.assign(value=0.5, low=0.4, high=0.6, null_mean=0.3)

@@ -79,7 +79,7 @@ def test_what_the_learning_rate_explains_is_partialled_out():
     assert (
         real.loc["partial Pearson", "value_low"] > 0.5 and real.loc["partial Pearson", "p"] <= 0.01
     )
-    assert real.loc["partial Pearson", "null_95"] < 0.35
+    assert real.loc["partial Pearson", "null_q95"] < 0.35
 
 
 def test_settings_that_vary_and_can_be_grouped_are_taken():
@@ -106,13 +106,13 @@ def test_a_better_schedule_is_found_and_a_null_sweep_is_not():
             "group"
         )
         assert (
-            rows["t"].idxmax() == "b"
+            rows["statistic"].idxmax() == "b"
             and rows.loc["b", "p_all"] <= 0.05
             and rows.loc["b", "gap_low"] > 0
         )
         assert (
             rows.loc["b", "gap"] == pytest.approx(2.5, abs=0.8)
-            and rows.loc["b", "null"] < rows.loc["b", "gap"]
+            and rows.loc["b", "null_q95"] < rows.loc["b", "gap"]
         )
     assert (
         set(table[table["by"] == "run"]["group"]) == {f"r{i}/0" for i in range(48)}

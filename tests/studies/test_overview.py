@@ -44,7 +44,7 @@ COLUMNS: dict[str, set[str]] = {
         "value",
         "low",
         "high",
-        "null",
+        "null_kind",
         "null_mean",
         "null_q95",
         "p",
@@ -123,7 +123,16 @@ COLUMNS: dict[str, set[str]] = {
         "chosen",
         "n",
     },
-    "windows": {"model", "steered", "vector", "site", "low", "high", "ended_below", "ended_above"},
+    "windows": {
+        "model",
+        "steered",
+        "vector",
+        "site",
+        "dose_low",
+        "dose_high",
+        "ended_below",
+        "ended_above",
+    },
     "directions": {
         "model",
         "site",
@@ -194,7 +203,7 @@ COLUMNS: dict[str, set[str]] = {
         "null_q95",
         "p",
         "n",
-        "chosen",
+        "chosen_place",
     },
     "forecast_baselines": {
         "model",
@@ -215,7 +224,7 @@ COLUMNS: dict[str, set[str]] = {
         "position",
         "r2",
         "p_max",
-        "null_max_95",
+        "null_max_q95",
     },
     "forecast_predictions": {
         "model",
@@ -274,7 +283,7 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
         "train–neutral text",
         "split-half ceiling",
     }
-    landmark = overlap[overlap["null"] == "isotropic"]["null_mean"]
+    landmark = overlap[overlap["null_kind"] == "isotropic"]["null_mean"]
     np.testing.assert_allclose(landmark, 3 / 32, rtol=1e-6)  # k/d
     means = overlap[overlap["center"] == "means"]
     assert (means["low"] <= means["high"]).all() and means[["low", "high"]].abs().le(1).all(

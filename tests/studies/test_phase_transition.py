@@ -228,9 +228,9 @@ def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> No
         and behaviour["cumulative_rate"].iloc[0] == 0
     )
     order = result.tables["order_of_events"]
-    assert {"norm_BA", "norm_B", "projection_1", "turn of B, k=2"} <= set(order["first"]) and set(
-        order["second"]
-    ) == {"aligned_others", "aligned_own"}
+    assert {"norm_BA", "norm_B", "projection_1", "turn of B, k=2"} <= set(
+        order["first_series"]
+    ) and set(order["second_series"]) == {"aligned_others", "aligned_own"}
     assert (order.loc[order["n"] == 2, "p"].dropna() >= 0.5).all()  # two runs can show no less
     for plot in phase_transition.SECTION.plots:
         table = result.tables[plot.table]
@@ -299,7 +299,7 @@ def test_the_earlier_event_leads_whatever_its_name() -> None:
             ("aligned_own", 8.0),
         )
     ]
-    order = order_of_change_points(pd.DataFrame(rows), 0).set_index("second")
+    order = order_of_change_points(pd.DataFrame(rows), 0).set_index("second_series")
     assert (
         order.loc["aligned_others", "lag"] == pytest.approx(4.75)
         and order.loc["aligned_others", "first_leads"] == 6

@@ -85,7 +85,7 @@ def test_logits_and_the_plain_rendering_of_both_parents(tmp_path: Path) -> None:
     part = run(config)
     table = part.tables["forecast"]
     assert list(table["parent"].unique()) == ["instruct", "base", "instruct, plain", "base, plain"]
-    assert set(table["target"]) == {"logit, clamped 2 from the ends"} and set(
+    assert set(table["target_is"]) == {"logit, clamped 2 from the ends"} and set(
         table["estimator"]
     ) == {"ridge1"}
     by_parent = part.tables["forecast_predictions"].groupby("parent")["predicted"].sum()

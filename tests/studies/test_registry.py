@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from emlens.foundation.errors import InputError
-from emlens.results import Part, Plot, Section
+from emlens.results import Column, Part, Plot, Section, Table
 from emlens.studies import Options, Study, StudyContext, register_study, registry, run_study
+
+COUNT = Column("x", "integer", "a count", names_row=True)
 
 
 class _Settings(Options):
@@ -26,7 +28,7 @@ class Counting(Study):
     section = Section(
         "Counted.",
         "–",
-        {"counts": "One row per count."},
+        {"counts": Table("One row per count.", [COUNT, Column("y", "integer", "the same")])},
         (Plot("line", "counts", "x", "y", "Counts", "y over x."),),
     )
     cost = 0.5
