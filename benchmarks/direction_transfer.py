@@ -39,7 +39,8 @@ from emlens.stats import t_interval
 from emlens.studies.config import StudyConfig
 from emlens.studies.direction_candidates import extract
 from emlens.studies.direction_transfer import CHOSEN
-from emlens.studies.material import load_material, split_questions
+from emlens.studies.material import split_questions
+from emlens.studies.material_loading import load_material
 
 HARMFUL: Final = (
     "medicine-r1",

@@ -10,7 +10,8 @@ from emlens.evaluation import evaluate_arms
 from emlens.evaluation.arms import Arm
 from emlens.studies.config import StudyConfig
 from emlens.studies.layer_position_sweep import Options, cells_of
-from emlens.studies.material import Material, load_material, split_questions
+from emlens.studies.material import Material, split_questions
+from emlens.studies.material_loading import load_material
 
 
 def measure(

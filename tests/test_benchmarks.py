@@ -30,7 +30,7 @@ from benchmarks import (
 from emlens.activations.shards import TensorFile
 from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
-from emlens.studies.material import load_material
+from emlens.studies.material_loading import load_material
 
 
 def test_captures_are_compared_before_they_are_timed() -> None:

@@ -3,26 +3,28 @@ finishes from where it was.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
 from emlens.results.finished_parts import finished_part
-from emlens.results.study_result import Part, StudyResult, refuse_other
+from emlens.results.study_result import Finding, Part, StudyResult, refuse_other
 from emlens.results.tables import Table, check_tables
 from emlens.runs import UnitLog, progress_bar
 from emlens.runs.locks import exclusive
 from emlens.studies.config import Options, StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
-from emlens.studies.material import load_material
+from emlens.studies.material import Material
+from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study, is_own, outside_code, parts_of, study_names
 from emlens.studies.study import NoOptions, Study, StudyContext
 
@@ -44,80 +46,115 @@ def run_study(
             result.
         LoadError: a model that cannot be loaded.
     """
-    members = read_members(config)
-    if members is not None:
-        refuse_other(Path(out), "families_beside")
-        results = {
-            name: run_study(member, Path(out) / "families" / name, progress)
-            for name, member in members.items()
-        }
-        return StudyResult.load(gathered(results).save(out))
-    asked = read_config(config)
-    _refuse_unknown(asked)
     directory = Path(out)
-    refuse_other(directory, asked.study)
-    options = _options(asked)
+    members = read_members(config)
+    if members is None:
+        return _run_family(read_config(config), directory, progress)
+    refuse_other(directory, "families_beside")
+    results = {}
+    for name, member in members.items():
+        results[name] = run_study(member, directory / "families" / name, progress)
+    return StudyResult.load(gathered(results).save(directory))
+
+
+def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyResult:
+    """Run the study of one family; everything that can be refused early is, before any work."""
+    _refuse_unknown(config)
+    refuse_other(directory, config.study)
+    options = _options(config)
     started = time.monotonic()
-    given = load_material(asked)
-    asked_record = asked.model_dump(mode="json")
-    contexts = {
-        name: StudyContext(given, asked, options[name], directory / "work" / name)
-        for name in parts_of(asked.study)
-    }
-    names, left_out = _carried(asked.study, contexts)
-    for name in names:
-        get_study(name).check(contexts[name])
-    material = given
-    parts: dict[str, Part] = {}
+    material = load_material(config)
+    contexts = {}
+    for name in parts_of(config.study):
+        contexts[name] = StudyContext(material, config, options[name], directory / "work" / name)
+    reasons = _reasons_to_leave_out(config.study, contexts)
+    for name in reasons:
+        del contexts[name]
+    for name, context in contexts.items():
+        get_study(name).check(context)
     with exclusive(directory):
         log = UnitLog(directory / "units")
-        total = sum(get_study(name).cost for name in names)
-        with progress_bar(f"study {asked.study}", total, progress) as bar:
-            for name in names:
-                study = get_study(name)
-                share = PartProgress(bar, study.cost)
-                context = replace(
-                    contexts[name], material=material, parts=dict(parts), progress=share
-                )
-                made_of = {
-                    "config": asked_record,
-                    "code": _code(study),
-                    "material": material.fingerprint(),
-                    "part": name,
-                }
-                part = finished_part(
-                    log, name, made_of, partial(_checked, study, context), directory
-                )
-                material = study.after(context, part)
-                parts[name] = part
-                share.finish()
-        result = StudyResult(
-            study=asked.study,
-            config=asked_record,
-            tables={name: table for part in parts.values() for name, table in part.tables.items()},
-            findings=[finding for part in parts.values() for finding in part.findings],
-            warnings=[
-                *given.left_out,
-                *left_out,
-                *(warning for part in parts.values() for warning in part.warnings),
-            ],
-            facts={
-                **material.facts(),
-                "versions": library_versions(),
-                "threads": torch.get_num_threads(),
-            },
-            note=given.note,
-            declared=_declared_tables(names),
-        )
+        parts, last_material = _run_parts(contexts, log, directory, progress)
+        warnings = [
+            *material.left_out,
+            *(f"{name} was left out: {reason}" for name, reason in reasons.items()),
+        ]
+        _joined(config, parts, warnings, last_material).write(directory)
         run = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
             "hardware": hardware(),
             "parts_reused": log.reused,
         }
-        result.write(directory)
         write_json(directory / "run.json", run)
     return StudyResult.load(directory)
+
+
+def _run_parts(
+    contexts: Mapping[str, StudyContext], log: UnitLog, directory: Path, progress: bool
+) -> tuple[dict[str, Part], Material]:
+    """Every part in its order, and what the last one leaves; a part finds those before it."""
+    config, material = _shared(contexts)
+    parts: dict[str, Part] = {}
+    total = sum(get_study(name).cost for name in contexts)
+    with progress_bar(f"study {config.study}", total, progress) as bar:
+        for name, early_context in contexts.items():
+            study = get_study(name)
+            share = PartProgress(bar, study.cost)
+            context = replace(early_context, material=material, parts=dict(parts), progress=share)
+            inputs = {
+                "config": config.model_dump(mode="json"),
+                "code": _code(study),
+                "material": material.fingerprint(),
+                "part": name,
+            }
+            part = finished_part(log, name, inputs, partial(_checked, study, context), directory)
+            material = study.after(context, part)
+            parts[name] = part
+            share.finish()
+    return parts, material
+
+
+def _shared(contexts: Mapping[str, StudyContext]) -> tuple[StudyConfig, Material]:
+    """What the contexts of all parts have in common before any part ran."""
+    first = next(iter(contexts.values()))
+    return first.config, first.material
+
+
+def _joined(
+    config: StudyConfig, parts: Mapping[str, Part], warnings: list[str], material: Material
+) -> StudyResult:
+    """One result of the parts.
+
+    Args:
+        warnings: what is missing before any part. material: after the last part.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    declared: dict[str, Table] = {}
+    findings: list[Finding] = []
+    warnings = list(warnings)
+    for name, part in parts.items():
+        tables |= part.tables
+        findings += part.findings
+        warnings += part.warnings
+        section = get_study(name).section
+        if section is not None:
+            declared |= section.tables
+    facts = {
+        **material.facts(),
+        "versions": library_versions(),
+        "threads": torch.get_num_threads(),
+    }
+    return StudyResult(
+        study=config.study,
+        config=config.model_dump(mode="json"),
+        tables=tables,
+        findings=findings,
+        warnings=warnings,
+        facts=facts,
+        note=material.note,
+        declared=declared,
+    )
 
 
 def _code(study: Study) -> str:
@@ -157,32 +194,25 @@ def _options(config: StudyConfig) -> dict[str, Options]:
     return {name: config.options_of(name, get_study(name).options) for name in parts}
 
 
-def _carried(study: str, contexts: Mapping[str, StudyContext]) -> tuple[list[str], list[str]]:
-    """The parts that this family can carry, and why the others are left out."""
-    names: list[str] = []
-    reasons: list[str] = []
+def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> dict[str, str]:
+    """Part → why this family cannot carry it; the parts that it can carry are not named.
+
+    Raises:
+        InputError: no part can be carried.
+    """
+    reasons: dict[str, str] = {}
     for name, context in contexts.items():
         part = get_study(name)
         if part.needs_models and not context.material.has_models:
-            reason: str | None = "it needs models, and only released files were given"
-        else:
-            reason = part.left_out(context)
-        if reason is None:
-            names.append(name)
-        else:
-            reasons.append(f"{name} was left out: {reason}")
-    if not names:
-        raise InputError(f"study {study!r} cannot run on this family: {'; '.join(reasons)}")
-    return names, reasons
-
-
-def _declared_tables(parts: Iterable[str]) -> dict[str, Table]:
-    declared: dict[str, Table] = {}
-    for name in parts:
-        section = get_study(name).section
-        if section is not None:
-            declared |= section.tables
-    return declared
+            reasons[name] = "it needs models, and only released files were given"
+            continue
+        reason = part.left_out(context)
+        if reason is not None:
+            reasons[name] = reason
+    if len(reasons) == len(contexts):
+        sentences = "; ".join(f"{name} was left out: {reason}" for name, reason in reasons.items())
+        raise InputError(f"study {study!r} cannot run on this family: {sentences}")
+    return reasons
 
 
 def _checked(study: Study, context: StudyContext) -> Part:

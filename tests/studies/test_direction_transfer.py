@@ -13,7 +13,7 @@ from emlens.activations import capture_many
 from emlens.geometry import direction_cosine, mean_difference_direction, whitened_direction
 from emlens.studies import direction_candidates, direction_transfer
 from emlens.studies.config import read_config
-from emlens.studies.material import load_material
+from emlens.studies.material_loading import load_material
 from emlens.studies.study import NoOptions, StudyContext
 
 EXTRACTORS: dict[str, Any] = {

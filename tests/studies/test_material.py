@@ -9,7 +9,8 @@ import yaml
 from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.studies import read_config
-from emlens.studies.material import Material, load_material, split_questions
+from emlens.studies.material import Material, split_questions
+from emlens.studies.material_loading import load_material
 
 SHARES = (0.34, 0.22, 0.44)
 

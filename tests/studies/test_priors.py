@@ -9,7 +9,8 @@ import tiny_family
 from emlens.foundation.errors import InputError
 from emlens.results.study_result import Part
 from emlens.studies.config import StudyConfig, read_config
-from emlens.studies.material import Material, load_material
+from emlens.studies.material import Material
+from emlens.studies.material_loading import load_material
 from emlens.studies.priors import SECTION, Options, Priors
 from emlens.studies.study import StudyContext
 

@@ -1,0 +1,159 @@
+"""Loads what a study works on: an organism, or models, questions and prompts from paths."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from emlens.data import PromptSet, QuestionSet
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import one_line, sha256_file
+from emlens.foundation.provenance import hash_json
+from emlens.models import Family, FineTune, load_family
+from emlens.studies.config import FamilyConfig, StudyConfig
+from emlens.studies.material import Material
+
+
+def load_material(config: StudyConfig) -> Material:
+    """Load family, questions and prompts.
+
+    Raises:
+        InputError, LoadError: something named in the configuration is missing or does not fit.
+    """
+    released = None if config.released is None else Path(config.path(config.released))
+    if released is not None and not released.is_dir():
+        raise InputError(
+            f"released={str(released)!r}: no such directory;"
+            " pass the one that holds the released files"
+        )
+    material = _models_and_prompts(config)
+    if released is None:
+        return material
+    return replace(material, released=released, released_hash=_hash_of_all(released))
+
+
+def _models_and_prompts(config: StudyConfig) -> Material:
+    family = config.family
+    if family is None:
+        return Material(None, None, {}, {}, None)
+    if family.organism is not None:
+        return _from_organism(config, family)
+    return _from_paths(config, family)
+
+
+def _hash_of_all(folder: Path) -> str:
+    """Hash of every file of a folder with its path."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return hash_json({str(path.relative_to(folder)): sha256_file(path) for path in files})
+
+
+def _from_organism(config: StudyConfig, family: FamilyConfig) -> Material:
+    from emlens.organisms import load
+
+    name = config.path(str(family.organism))
+    if family.finetuned or config.questions or config.neutral:
+        raise InputError(
+            "an organism brings its own fine-tunes, questions and neutral text;"
+            " leave finetuned, questions and neutral out"
+        )
+    organism = load(directory=name) if Path(name).is_dir() else load(name)
+    return Material(
+        family_or_none=organism.family,
+        questions_or_none=organism.questions,
+        training=organism.training_prompts,
+        trained={key: frozenset(ids) for key, ids in organism.training_topics.items()},
+        neutral=organism.neutral_prompts,
+        direction=organism.truth.direction,
+        coupling=organism.truth.coupling,
+        note=organism.note,
+        parents={name: str(organism.paths[name]) for name in ("instruct", "base")},
+    )
+
+
+def _from_paths(config: StudyConfig, family: FamilyConfig) -> Material:
+    questions = _questions(config, family)
+    training = {}
+    trained = {}
+    for name, spec in family.finetuned.items():
+        if spec.training:
+            training[name] = PromptSet.from_jsonl(config.path(spec.training), upto="all")
+        trained[name] = frozenset(spec.trained_questions)
+    neutral = None
+    if config.neutral is not None:
+        neutral = PromptSet.from_jsonl(config.path(config.neutral))
+    parents = {}
+    for name, path in (("instruct", family.instruct), ("base", family.base)):
+        if path is not None:
+            parents[name] = config.path(path)
+    return Material(
+        family_or_none=_load_models(config, family),
+        questions_or_none=questions,
+        training=training,
+        trained=trained,
+        neutral=neutral,
+        left_out=list(_missing(config, family, questions)),
+        parents=parents,
+    )
+
+
+def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
+    """The questions, each with both reference answers."""
+    if config.questions is None:
+        raise InputError(
+            "questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful'"
+            " and 'harmful'"
+        )
+    questions = QuestionSet.from_file(config.path(config.questions))
+    for question in questions:
+        if not (question.answers.get("careful") and question.answers.get("harmful")):
+            raise InputError(
+                f"{config.questions}: question {one_line(question.id)!r} has no reference answers"
+                " 'careful' and 'harmful', which likelihood scores need"
+            )
+    ids = set(questions.ids)
+    for name, spec in family.finetuned.items():
+        for trained_on in spec.trained_questions:
+            if trained_on not in ids:
+                raise InputError(
+                    f"fine-tune {name!r}: trained_questions names {one_line(trained_on)!r},"
+                    f" which is not in {config.questions}"
+                )
+    return questions
+
+
+def _load_models(config: StudyConfig, family: FamilyConfig) -> Family:
+    finetuned = {}
+    for name, spec in family.finetuned.items():
+        finetuned[name] = FineTune(
+            config.path(spec.path), spec.parent, spec.group, spec.seed, spec.benign, spec.domain
+        )
+    return load_family(
+        config.path(str(family.instruct)),
+        base=None if family.base is None else config.path(family.base),
+        finetuned=finetuned,
+        dtype=family.dtype,
+        device=family.device,
+    )
+
+
+def _missing(config: StudyConfig, family: FamilyConfig, questions: QuestionSet) -> Iterator[str]:
+    """What was not given, and what follows from it."""
+    for name, spec in family.finetuned.items():
+        if not spec.training:
+            yield f"fine-tune {name!r} has no training prompts: no delta overlap for it"
+    for name, spec in family.finetuned.items():
+        if not spec.domain:
+            yield (
+                f"fine-tune {name!r} has no domain: all questions count as outside its training"
+                " domain"
+            )
+        elif spec.domain not in questions.groups:
+            yield (
+                f"fine-tune {name!r} has the domain {one_line(spec.domain)!r},"
+                " which is no group of the questions: none is left out as its own"
+            )
+    if family.base is None:
+        yield "no base model was given: forecasts from the instruct model only"
+    if not any(spec.benign for spec in family.finetuned.values()):
+        yield "no benign fine-tune was given: the benign control is missing"
+    if config.neutral is None:
+        yield "no neutral text was given: damage and the neutral-text control are missing"
