@@ -9,13 +9,13 @@ said.
 import pandas as pd
 
 from emlens.foundation.files import one_line
+from emlens.models import FineTune
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
 from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part
 from emlens.results.tables import Table
 from emlens.results.vocabulary import measures, word
-from emlens.studies.config import StudyConfig
 from emlens.studies.headlines import (
     HEADLINE,
     SIDE_BY_SIDE,
@@ -106,111 +106,8 @@ SECTION = Section(
 )
 
 
-def run(material: Material, config: StudyConfig, context: StudyContext) -> Part:
-    part = Part()
-    tables = {
-        name: table for found in context.parts.values() for name, table in found.tables.items()
-    }
-    numbers = headlines(tables)
-    specs = material.family.specs if material.has_models else {}
-    known = [specs.get(name) for name in numbers["model"]]
-    part.tables["numbers"] = numbers.assign(
-        group=[
-            spec.group if spec and spec.group else name
-            for spec, name in zip(known, numbers["model"], strict=True)
-        ],
-        kind=["benign" if spec and spec.benign else "harmful" for spec in known],
-        seed=[spec.seed if spec else 0 for spec in known],
-    )
-    _over_seeds(part)
-    if "trained_runs" in tables:
-        _choice(part, tables["trained_runs"], config)
-    else:
-        part.warnings.append("no runs were trained here, so no configuration is chosen")
-    return part
-
-
-def _over_seeds(part: Part) -> None:
-    numbers = part.tables["numbers"]
-    for (group, kind, seed), same in numbers.groupby(["group", "kind", "seed"], sort=False):
-        if same["model"].nunique() > 1:
-            names = ", ".join(one_line(str(name), 40) for name in same["model"].unique()[:4])
-            part.warnings.append(
-                f"{kind} fine-tunes of group {one_line(str(group))!r} share seed {seed} ({names}):"
-                " they are averaged, not counted as seeds"
-            )
-    each = averaged(numbers, ["group", "kind", "seed"])
-    several = (
-        each[each.groupby(["number", "group", "kind"])["seed"].transform("size") > 1]
-        if len(each)
-        else each
-    )
-    table = part.tables["over_seeds"] = side_by_side(several, ["group", "kind"])
-    if not len(table):
-        part.warnings.append(
-            "no group of fine-tunes has several seeds: nothing can be laid side by side,"
-            " and single runs do not hold up"
-        )
-        return
-    labels = [
-        f"{row['group']} ({row['kind']}), {row['number']}"
-        for row in table.to_dict(orient="records")
-    ]
-    part.findings += findings_of(table, "synthesis", "seeds", labels)
-
-
-def _choice(part: Part, runs: pd.DataFrame, config: StudyConfig) -> None:
-    harmful = runs[runs["kind"] == "harmful"]
-    if len(harmful) < LEAST_RUNS:
-        part.warnings.append(
-            f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed"
-        )
-        return
-    table = harmful.set_index("run")
-    features = [
-        name
-        for name in ("loss", "steps", "own")
-        if table[name].notna().all() and table[name].nunique() > 1
-    ]
-    if "loss" not in features:
-        part.warnings.append("the runs do not differ in their loss: no configuration is chosen")
-        return
-    # else runs that differ in their seed alone inform each other
-    together = "cell" if harmful["cell"].nunique() >= LEAST_RUNS else None
-    if together is None:
-        part.warnings.append(
-            f"{harmful['cell'].nunique()} configurations: both halves hold seeds of one,"
-            " so what choosing costs is that of a further seed"
-        )
-    ranking = rank_configurations(
-        table,
-        target="others",
-        features=features,
-        loss="loss",
-        clusters=together,
-        permutations=99,
-        seed=config.seed,
-    )
-    part.tables["configurations"] = ranking.table
-    part.tables["choice"] = ranking.choices
-    cost = ranking.choices.set_index("by").loc["linear"]
-    best = str(table["others"].idxmax())
-    row = table.loc[best]
-    part.findings.append(
-        Finding(
-            "synthesis",
-            f"Best configuration of those measured: {row['cell']} (run {best}),"
-            f" with alignment outside the domain of {row['others']:.1f}."
-            f" Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f}"
-            f" [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points in the half of the runs"
-            f" that it was not learnt from, taking any run {cost['null']:.1f}.",
-            "undecided",
-        )
-    )
-
-
 class Synthesis(Study):
-    """What holds over seeds, and what does choosing a configuration cost?"""
+    """Lays the numbers of the parts before it side by side over seeds."""
 
     name = "synthesis"
     title = "What holds over seeds, and what does choosing a configuration cost?"
@@ -223,4 +120,109 @@ class Synthesis(Study):
         return None
 
     def run(self, context: StudyContext) -> Part:
-        return run(context.material, context.config, context)
+        tables: dict[str, pd.DataFrame] = {}
+        for earlier in context.parts.values():
+            tables |= earlier.tables
+        part = Part()
+        part.tables["numbers"] = _with_seeds(headlines(tables), context.material)
+        _lay_over_seeds(part)
+        if "trained_runs" in tables:
+            _judge_choosing(part, tables["trained_runs"], context.config.seed)
+        else:
+            part.warnings.append("no runs were trained here, so no configuration is chosen")
+        return part
+
+
+def _with_seeds(numbers: pd.DataFrame, material: Material) -> pd.DataFrame:
+    """The numbers with group, kind and seed of the fine-tune that each is of."""
+    specs = material.family.specs if material.has_models else {}
+    groups, kinds, seeds = [], [], []
+    for name in numbers["model"]:
+        spec = specs.get(name, FineTune(""))
+        groups.append(spec.group or name)
+        kinds.append("benign" if spec.benign else "harmful")
+        seeds.append(spec.seed)
+    return numbers.assign(group=groups, kind=kinds, seed=seeds)
+
+
+def _lay_over_seeds(part: Part) -> None:
+    """The table over seeds and its findings; a warning where no group has several seeds."""
+    numbers = part.tables["numbers"]
+    part.warnings += _shared_seeds(numbers)
+    by_seed = averaged(numbers, ["group", "kind", "seed"])
+    if len(by_seed):
+        seeds = by_seed.groupby(["number", "group", "kind"])["seed"].transform("size")
+        by_seed = by_seed[seeds > 1]
+    table = side_by_side(by_seed, ["group", "kind"])
+    part.tables["over_seeds"] = table
+    if not len(table):
+        part.warnings.append(
+            "no group of fine-tunes has several seeds: nothing can be laid side by side,"
+            " and single runs do not hold up"
+        )
+        return
+    labels = table["group"] + " (" + table["kind"] + "), " + table["number"]
+    part.findings += findings_of(table, Synthesis.name, "seeds", list(labels))
+
+
+def _shared_seeds(numbers: pd.DataFrame) -> list[str]:
+    """Warnings of fine-tunes of one group that have one seed."""
+    warnings = []
+    for (group, kind, seed), rows in numbers.groupby(["group", "kind", "seed"], sort=False):
+        names = rows["model"].unique()
+        if len(names) > 1:
+            examples = ", ".join(one_line(str(name), 40) for name in names[:4])
+            warnings.append(
+                f"{kind} fine-tunes of group {one_line(str(group))!r} share seed {seed}"
+                f" ({examples}): they are averaged, not counted as seeds"
+            )
+    return warnings
+
+
+def _judge_choosing(part: Part, runs: pd.DataFrame, seed: int) -> None:
+    """What choosing a configuration by a forecast costs; a warning where that cannot be judged."""
+    harmful = runs[runs["kind"] == "harmful"]
+    if len(harmful) < LEAST_RUNS:
+        part.warnings.append(
+            f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed"
+        )
+        return
+    table = harmful.set_index("run")
+    features = []
+    for name in ("loss", "steps", "own"):
+        if table[name].notna().all() and table[name].nunique() > 1:
+            features.append(name)
+    if "loss" not in features:
+        part.warnings.append("the runs do not differ in their loss: no configuration is chosen")
+        return
+    cells = harmful["cell"].nunique()
+    # a cell is left out whole, so that runs that differ in their seed alone do not inform each
+    # other
+    clusters = "cell" if cells >= LEAST_RUNS else None
+    if clusters is None:
+        part.warnings.append(
+            f"{cells} configurations: both halves hold seeds of one,"
+            " so what choosing costs is that of a further seed"
+        )
+    ranking = rank_configurations(
+        table,
+        target="others",
+        features=features,
+        loss="loss",
+        clusters=clusters,
+        permutations=99,
+        seed=seed,
+    )
+    part.tables["configurations"] = ranking.table
+    part.tables["choice"] = ranking.choices
+    cost = ranking.choices.set_index("by").loc["linear"]
+    best = str(table["others"].idxmax())
+    best_run = table.loc[best]
+    sentence = (
+        f"Best configuration of those measured: {best_run['cell']} (run {best}),"
+        f" with alignment outside the domain of {best_run['others']:.1f}."
+        f" Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f}"
+        f" [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points in the half of the runs"
+        f" that it was not learnt from, taking any run {cost['null']:.1f}."
+    )
+    part.findings.append(Finding(Synthesis.name, sentence, "undecided"))

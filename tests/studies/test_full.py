@@ -20,7 +20,8 @@ import yaml
 from emlens.foundation.errors import InputError
 from emlens.models import FineTune
 from emlens.results.study_result import Part
-from emlens.studies import fine_tuning, registry, run_study, synthesis
+from emlens.studies import StudyConfig, StudyContext, registry, run_study, synthesis
+from emlens.studies.fine_tuning import FineTuning
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side, standing
 
 SMALL = {
@@ -153,26 +154,26 @@ def material(**changes: Any) -> Any:
 
 
 def test_without_chats_or_a_parent_on_disk_it_is_left_out(done: Any) -> None:
-    from emlens.studies import StudyConfig
+    study = FineTuning()
 
-    config = StudyConfig.model_validate({"family": {"organism": "planted"}})
-    assert fine_tuning.left_out(material(), config) is None
+    def context(material: Any, **options: Any) -> StudyContext:
+        config = StudyConfig.model_validate({"family": {"organism": "planted"}})
+        return StudyContext(material, config, study.options(**options), Path("unused"))
+
+    assert study.left_out(context(material())) is None
     assert "no harmful fine-tune in focus has training chats" in str(
-        fine_tuning.left_out(material(training={}), config)
+        study.left_out(context(material(training={})))
     )
     assert "the parent is no directory here" in str(
-        fine_tuning.left_out(material(parents={"instruct": "org/model"}), config)
+        study.left_out(context(material(parents={"instruct": "org/model"})))
     )
     for options, said in (
         ({"seeds": [1, 1]}, r"seeds=\(1, 1\) names a seed twice"),
         ({"of": ["good"]}, "of names 'good', which has no training chats; those with chats: bad"),
         ({"schedules": ["sideways"]}, "schedule='sideways'"),
     ):
-        asked = StudyConfig.model_validate(
-            {"family": {"organism": "planted"}, "options": {"fine_tuning": options}}
-        )
         with pytest.raises(InputError, match=said):
-            fine_tuning.check(material(), asked)
+            study.check(context(material(), **options))
 
 
 def test_means_over_seeds_are_those_of_a_t_interval() -> None:
@@ -330,7 +331,7 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
 
 def laid_beside(numbers: pd.DataFrame) -> Part:
     part = Part(tables={"numbers": numbers})
-    synthesis._over_seeds(part)
+    synthesis._lay_over_seeds(part)
     return part
 
 
@@ -383,12 +384,12 @@ def test_a_familys_benign_fine_tune_is_no_seed_of_its_harmful_one() -> None:
         }
     )
     profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
-    desk = SimpleNamespace(parts={"profile": Part(tables={"models": profile})})
-    found = synthesis.run(
-        SimpleNamespace(has_models=True, family=SimpleNamespace(specs=specs)),
-        SimpleNamespace(seed=0),
-        desk,
-    )  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(
+        material=SimpleNamespace(has_models=True, family=SimpleNamespace(specs=specs)),
+        config=SimpleNamespace(seed=0),
+        parts={"profile": Part(tables={"models": profile})},
+    )
+    found = synthesis.Synthesis().run(context)
     assert found.tables["over_seeds"][["group", "kind", "n", "mean"]].to_numpy().tolist() == [
         ["medicine", "harmful", 2, 45.0]
     ]
@@ -403,8 +404,7 @@ def test_a_configuration_is_chosen_from_what_the_other_runs_say() -> None:
     )
     runs["others"] = 40 + 10 * runs["loss"] + rng.normal(size=12) / 9
     part = Part()
-    config = type("C", (), {"seed": 0})
-    synthesis._choice(part, runs, config)  # type: ignore[arg-type]
+    synthesis._judge_choosing(part, runs, 0)
     chosen = part.tables["choice"].set_index("by").loc["linear"]
     assert chosen["regret"] < chosen["null"]
     said = part.findings[-1].sentence
@@ -413,7 +413,7 @@ def test_a_configuration_is_chosen_from_what_the_other_runs_say() -> None:
         and "Choosing by a forecast from loss instead costs" in said
     )
     flat = Part()
-    synthesis._choice(flat, runs.assign(loss=1.0), config)  # type: ignore[arg-type]
+    synthesis._judge_choosing(flat, runs.assign(loss=1.0), 0)
     assert (
         flat.warnings == ["the runs do not differ in their loss: no configuration is chosen"]
         and not flat.tables
