@@ -84,97 +84,87 @@ def read_members(source: Any) -> dict[str, StudyConfig] | None:
             member that cannot be used.
     """
     file = str(source) if isinstance(source, str | Path) and Path(source).is_file() else None
-    record = read_file(file) if file else source
+    record = source if file is None else read_file(file)
     if not isinstance(record, Mapping) or "families" not in record:
         return None
-    where = Origin(file).place(("families",)) if file else "config: "
-    members = record["families"]
-    if not isinstance(members, Mapping) or len(members) < 2 or "family" in record:
+    families = record["families"]
+    if not isinstance(families, Mapping) or len(families) < 2 or "family" in record:
         raise InputError(
-            f"{where}families must map at least two names to what each family differs in,"
+            f"{_place(file)}families must map at least two names to what each family differs in,"
             " and stands instead of family"
         )
-    shared = {name: value for name, value in record.items() if name != "families"}
-    found = {}
-    for name, own in members.items():
-        where = Origin(file).place(("families", str(name))) if file else "config: "
-        if not isinstance(own, Mapping) or "study" in own or safe_name(str(name)) != str(name):
-            raise InputError(
-                f"{where}family {one_line(str(name))!r} must be named as a folder can be and hold"
-                " fields, without study"
-            )
-        try:
-            found[str(name)] = read_config(
-                {**shared, **own},
-                Origin(file, ("families", str(name)), frozenset(own)) if file else None,
-            )
-        except InputError as error:
-            raise InputError(
-                str(error)
-                if file
-                else f"{where}family {one_line(str(name))!r}: {str(error).removeprefix('config: ')}"
-            ) from None
-    return found
+    shared = {field: value for field, value in record.items() if field != "families"}
+    return {str(name): _member(file, str(name), families[name], shared) for name in families}
+
+
+def _place(file: str | None, *names: str) -> str:
+    """`"file:line: "` of `families`, or of one of them; `"config: "` of a mapping."""
+    return "config: " if file is None else Origin(file).place(("families", *names))
+
+
+def _member(file: str | None, name: str, fields: Any, shared: Mapping[str, Any]) -> StudyConfig:
+    """The configuration of one family: its own fields over those of all.
+
+    Raises:
+        InputError: a name that is no folder's, or fields that cannot be used.
+    """
+    where = f"{_place(file, name)}family {one_line(name)!r}"
+    if not isinstance(fields, Mapping) or "study" in fields or safe_name(name) != name:
+        raise InputError(f"{where} must be named as a folder can be and hold fields, without study")
+    if file is not None:  # errors then name the line
+        return read_config(
+            {**shared, **fields}, Origin(file, ("families", name), frozenset(fields))
+        )
+    try:
+        return read_config({**shared, **fields})
+    except InputError as error:
+        raise InputError(f"{where}: {str(error).removeprefix('config: ')}") from None
 
 
 def gathered(results: Mapping[str, StudyResult]) -> StudyResult:
     """One result from those of several families."""
-    numbers = pd.concat(
-        [headlines(result.tables).assign(family=name) for name, result in results.items()],
-        ignore_index=True,
-    )
-    kinds = {name: _kinds(result) for name, result in results.items()}
-    numbers["kind"] = [
-        kinds[family].get(model, "harmful")
-        for family, model in zip(numbers["family"], numbers["model"], strict=True)
-    ]
-    each = averaged(numbers, ["kind", "family"])
-    table = side_by_side(each.assign(number=each["number"] + " (" + each["kind"] + ")"))
-    findings = findings_of(table, "families_beside", "families", list(table["number"]))
-    warnings = [
-        f"{name}: {warning}" for name, result in results.items() for warning in result.warnings
-    ]
-    if len(results) < 4:
-        warnings.insert(0, f"{len(results)} families: an interval over so few says little")
     first = next(iter(results.values()))
-    facts = {
-        **first.facts,
-        "models": {
-            f"{name}: {key}": value
-            for name, result in results.items()
-            for key, value in result.facts.get("models", {}).items()
-        },
-    }
-    config = {
-        "study": first.study,
-        "families": {name: dict(result.config) for name, result in results.items()},
-    }
-    notes = list(dict.fromkeys(result.note for result in results.values() if result.note))
-    tables = {
-        "family_numbers": numbers[["family", *(c for c in numbers.columns if c != "family")]],
-        "over_families": table,
-    }
+    numbers = pd.concat(
+        [_numbers(family, result) for family, result in results.items()], ignore_index=True
+    )
+    by_family = averaged(numbers, ["kind", "family"])
+    labels = by_family["number"] + " (" + by_family["kind"] + ")"
+    table = side_by_side(by_family.assign(number=labels))
+    tables = {"family_numbers": numbers, "over_families": table}
     check_tables(tables, SECTION.tables, own=True)
+    configs, models, notes, warnings = {}, {}, [], []
+    if len(results) < 4:
+        warnings.append(f"{len(results)} families: an interval over so few says little")
+    for family, result in results.items():
+        configs[family] = dict(result.config)
+        for name, provenance in result.facts.get("models", {}).items():
+            models[f"{family}: {name}"] = provenance
+        if result.note and result.note not in notes:
+            notes.append(result.note)
+        warnings += [f"{family}: {warning}" for warning in result.warnings]
     return StudyResult(
         study="families_beside",
-        config=config,
+        config={"study": first.study, "families": configs},
         tables=tables,
-        findings=findings,
+        findings=findings_of(table, "families_beside", "families", list(table["number"])),
         warnings=warnings,
-        facts=facts,
+        facts={**first.facts, "models": models},
         note=" ".join(notes),
         declared=SECTION.tables,
     )
 
 
-def _kinds(result: StudyResult) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _numbers(family: str, result: StudyResult) -> pd.DataFrame:
+    """The headlines of one family, with the kind of the fine-tune that each is of."""
+    numbers = headlines(result.tables)
+    kinds: dict[str, str] = {}
     for table, column in (("models", "model"), ("trained_runs", "run")):
         if table in result.tables:
-            found |= dict(
-                zip(result.tables[table][column], result.tables[table]["kind"], strict=True)
-            )
-    return found
+            rows = result.tables[table]
+            kinds |= dict(zip(rows[column], rows["kind"], strict=True))
+    numbers["kind"] = [kinds.get(model, "harmful") for model in numbers["model"]]
+    numbers.insert(0, "family", family)
+    return numbers
 
 
 class FamiliesBeside(Study):

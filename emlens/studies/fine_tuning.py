@@ -21,9 +21,10 @@ from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, columns_of
 from emlens.results.tables import Table
 from emlens.results.vocabulary import measures
-from emlens.stats import bootstrap_mean, t_interval
+from emlens.stats import t_interval
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.score_means import mean_score
 from emlens.studies.study import Study, StudyContext
 from emlens.studies.trained_family import (
     TrainedFamily,
@@ -227,10 +228,7 @@ def _scores(material: Material, name: str, config: StudyConfig) -> dict[str, flo
         ("own", "aligned", own),
         ("coherent", "coherent", outside),
     ):
-        values = material.per_question(name, metric)[ids].to_numpy()
-        mean = Estimate.undefined("fewer than 2 questions", len(ids))
-        if len(ids) > 1:
-            mean = bootstrap_mean(values, seed=config.seed)
+        mean = mean_score(material.per_question(name, metric), ids, config.seed)
         columns |= columns_of(column, mean)
     return columns
 

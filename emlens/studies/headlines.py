@@ -1,13 +1,14 @@
 """The few numbers of each part that seeds and families are laid side by side by, fixed here before
 any result is looked at.
 
-One row a fine-tune and number, with its interval or its null. Overlaps are means over layers at the
-first position, so that no layer is picked; restoration is that of the direction chosen on other
+One row per fine-tune and number, with its interval or its null. Overlaps are means over layers at
+the first position, so that no layer is picked; restoration is that of the direction chosen on other
 questions; forecasts hold whole domains out where they can. Fixed as well is the side of its null on
 which each number speaks for what the part asks: alignment below, the others above.
 """
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any, Final
 
 import numpy as np
@@ -15,10 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emlens.results.columns import Measure
-from emlens.results.study_result import Finding
+from emlens.results.study_result import Finding, columns_of
 from emlens.results.tables import Item
 from emlens.results.vocabulary import measures, word
 from emlens.stats import t_interval
+from emlens.studies.verdicts import verdict
 
 COLUMNS = ("number", "model", "value", "low", "high", "null", "null_is", "side")
 HEADLINE: Final[tuple[Item, ...]] = (
@@ -36,6 +38,8 @@ SIDE_BY_SIDE: Final[tuple[Item, ...]] = (
 )
 """Columns of `side_by_side`, as a table declares them."""
 OUTSIDE = "alignment outside the domain"
+TESTED = "train–evaluation"
+ISOTROPIC = "isotropic"
 
 
 def headlines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -47,7 +51,7 @@ def headlines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def averaged(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """One row a unit: values and nulls averaged within it, so that a number stays beside its own
+    """One row per unit: values and nulls averaged within it, so that a number stays beside its own
     null.
 
     Rows without a value count in neither; the null of a unit is missing where one of its rows has
@@ -56,18 +60,18 @@ def averaged(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Args:
         rows: `headlines` with the columns `by`, which together with the number name a unit.
     """
-    known = rows[rows["value"].notna()].astype({"value": float, "null": float})
-    nulls = known.assign(null_missing=known["null"].isna())
-    head = {
+    rows = rows[rows["value"].notna()].astype({"value": float, "null": float})
+    rows = rows.assign(null_missing=rows["null"].isna())
+    how = {
         "value": "mean",
         "null": "mean",
         "null_missing": "any",
         "null_is": "first",
         "side": "first",
     }
-    found = nulls.groupby(["number", *by], sort=False, as_index=False).agg(head)
-    found["null"] = found["null"].mask(found["null_missing"].astype(bool))
-    return found.drop(columns="null_missing")
+    units = rows.groupby(["number", *by], sort=False, as_index=False).agg(how)
+    units["null"] = units["null"].mask(units["null_missing"].astype(bool))
+    return units.drop(columns="null_missing")
 
 
 def side_by_side(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -78,57 +82,45 @@ def side_by_side(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     these units: the null is as uncertain as the value. `null` is the mean over the same units.
 
     Args:
-        rows: one row a unit (`averaged`). by: further columns within which units are averaged.
+        rows: one row per unit (`averaged`). by: further columns within which units are averaged.
     """
-    found = []
     names = ["number", *by]
-    for key, part in rows.groupby(names, sort=False):  # a list of names: keys are tuples
-        part = part[part["value"].notna()]
-        values = part["value"].to_numpy(dtype=float)
-        if not len(values):
-            continue
-        paired = part[part["null"].notna()]
-        found.append(
-            {
-                **dict(zip(names, key, strict=True)),
-                **_mean(values, "mean"),
-                "sd": float(values.std(ddof=1)) if len(values) > 1 else np.nan,
-                "lowest": float(values.min()),
-                "highest": float(values.max()),
-                "null": float(paired["null"].mean()) if len(paired) else np.nan,
-                "null_is": part["null_is"].iloc[0],
-                **_mean((paired["value"] - paired["null"]).to_numpy(dtype=float), "beyond"),
-                "side": part["side"].iloc[0],
-                "n": len(values),
-            }
-        )
-    columns = [
-        *names,
-        "mean",
-        "mean_low",
-        "mean_high",
-        "sd",
-        "lowest",
-        "highest",
-        "null",
-        "null_is",
-        "beyond",
-        "beyond_low",
-        "beyond_high",
-        "side",
-        "n",
-    ]
-    return pd.DataFrame(found, columns=columns)
+    summaries = []
+    for key, units in rows.groupby(names, sort=False):  # a list of names: keys are tuples
+        units = units[units["value"].notna()]
+        if len(units):
+            summaries.append({**dict(zip(names, key, strict=True)), **_over_units(units)})
+    columns = [*names, "mean", "mean_low", "mean_high", "sd", "lowest", "highest"]
+    columns += ["null", "null_is", "beyond", "beyond_low", "beyond_high", "side", "n"]
+    return pd.DataFrame(summaries, columns=columns)
+
+
+def _over_units(units: pd.DataFrame) -> dict[str, Any]:
+    """One number over units that all have a value."""
+    values = units["value"].to_numpy(dtype=float)
+    paired = units[units["null"].notna()]
+    beyond = (paired["value"] - paired["null"]).to_numpy(dtype=float)
+    return {
+        **_mean(values, "mean"),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else np.nan,
+        "lowest": float(values.min()),
+        "highest": float(values.max()),
+        "null": float(paired["null"].mean()),  # NaN where no unit has a null
+        "null_is": units["null_is"].iloc[0],
+        **_mean(beyond, "beyond"),
+        "side": units["side"].iloc[0],
+        "n": len(values),
+    }
 
 
 def standing(row: Mapping[Any, Any]) -> str:
-    """Of a row of `side_by_side`: shown where the whole interval lies beyond the null on the
-    number's side, not shown where on the other.
+    """The status of a row of `side_by_side`: shown where the whole interval lies beyond the null on
+    the number's side, not shown where it lies on the other side.
     """
     low, high = row["beyond_low"], row["beyond_high"]
     if row["side"] == "less":
         low, high = -high, -low
-    return "shown" if low > 0 else "not shown" if high < 0 else "undecided"
+    return verdict(shown=low > 0, not_shown=high < 0)
 
 
 def findings_of(table: pd.DataFrame, part: str, units: str, labels: Sequence[str]) -> list[Finding]:
@@ -137,85 +129,74 @@ def findings_of(table: pd.DataFrame, part: str, units: str, labels: Sequence[str
     Args:
         units: what was averaged over ("seeds"). labels: the row's name in its sentence, one each.
     """
-    found = []
+    findings = []
     for label, row in zip(labels, table.to_dict(orient="records"), strict=True):
-        less = f"{row['beyond']:+.2f} [{row['beyond_low']:+.2f}, {row['beyond_high']:+.2f}]"
-        beside = (
-            f"beside it {row['null_is']}, {row['null']:.2f}; {less} from it"
-            if row["null"] == row["null"]
-            else "it has no null of its own"
-        )
+        beside = "it has no null of its own"
+        if not isnan(row["null"]):
+            beside = (
+                f"beside it {row['null_is']}, {row['null']:.2f};"
+                f" {row['beyond']:+.2f} [{row['beyond_low']:+.2f}, {row['beyond_high']:+.2f}]"
+                " from it"
+            )
         sentence = (
             f"{label}: {row['mean']:.2f} [{row['mean_low']:.2f},"
             f" {row['mean_high']:.2f}] over {row['n']} {units},"
             f" from {row['lowest']:.2f} to {row['highest']:.2f}; {beside}."
         )
-        found.append(Finding(part, sentence, standing(row)))
-    clear, wrong = (sum(f.status == status for f in found) for status in ("shown", "not shown"))
+        findings.append(Finding(part, sentence, standing(row)))
+    statuses = [finding.status for finding in findings]
     summary = (
         f"Of {len(table)} numbers laid side by side over {units},"
-        f" {clear} lie beyond their null with the whole interval (alignment below it,"
-        f" the others above), {wrong} on the wrong side of it."
+        f" {statuses.count('shown')} lie beyond their null with the whole interval"
+        f" (alignment below it, the others above), {statuses.count('not shown')} on the wrong side"
+        " of it."
     )
-    return [Finding(part, summary, "summary"), *found]
+    return [Finding(part, summary, "summary"), *findings]
 
 
 def _mean(values: NDArray[np.float64], name: str) -> dict[str, float]:
-    interval = t_interval(values) if len(values) > 1 else None
-    return {
-        name: float(values.mean()) if len(values) else np.nan,
-        f"{name}_low": np.nan if interval is None else interval.low,
-        f"{name}_high": np.nan if interval is None else interval.high,
-    }
+    """Mean with a t interval; without one of a single value."""
+    if len(values) > 1:
+        return columns_of(name, t_interval(values))
+    value = float(values[0]) if len(values) else np.nan
+    return {name: value, f"{name}_low": np.nan, f"{name}_high": np.nan}
 
 
 def _row(
-    number: str, model: object, value: float, low: float, high: float, null: float, null_is: str
+    number: str,
+    model: object,
+    value: tuple[float, float, float],
+    null: float,
+    null_is: str,
 ) -> dict[str, object]:
-    side = "less" if number == OUTSIDE else "greater"
+    """A headline; `value` is the number with the ends of its interval."""
     return {
         "number": number,
         "model": str(model),
-        "value": value,
-        "low": low,
-        "high": high,
+        **dict(zip(("value", "low", "high"), value, strict=True)),
         "null": null,
         "null_is": null_is,
-        "side": side,
+        "side": "less" if number == OUTSIDE else "greater",
     }
+
+
+def _with_ends(row: Mapping[Any, Any], name: str) -> tuple[float, float, float]:
+    """A measured number of a row with the ends of its interval."""
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
 
 def _alignment(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
     rows = []
     if "models" in tables:
-        parent = tables["models"].set_index("model")["aligned_others"].get("instruct", np.nan)
-        for row in tables["models"].to_dict(orient="records"):
-            if row["kind"] in ("harmful", "benign"):
-                low, high = row["aligned_others_low"], row["aligned_others_high"]
-                rows.append(
-                    _row(
-                        OUTSIDE,
-                        row["model"],
-                        row["aligned_others"],
-                        low,
-                        high,
-                        parent,
-                        "the instruct model",
-                    )
-                )
+        models = tables["models"]
+        parent = models.set_index("model")["aligned_others"].get("instruct", np.nan)
+        for row in models[models["kind"].isin(["harmful", "benign"])].to_dict(orient="records"):
+            value = _with_ends(row, "aligned_others")
+            rows.append(_row(OUTSIDE, row["model"], value, parent, "the instruct model"))
     if "trained_runs" in tables:
         for row in tables["trained_runs"].to_dict(orient="records"):
-            rows.append(
-                _row(
-                    OUTSIDE,
-                    row["run"],
-                    row["others"],
-                    row["others_low"],
-                    row["others_high"],
-                    row["parent_score"],
-                    "the parent",
-                )
-            )
+            value = _with_ends(row, "others")
+            rows.append(_row(OUTSIDE, row["run"], value, row["parent_score"], "the parent"))
     return rows
 
 
@@ -224,42 +205,22 @@ def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
         return []
     table = tables["overlap"]
     table = table[table["position"] == table["position"].iloc[0]]
+    table = table[table["comparison"] == TESTED]
     rows = []
-    for model, mine in table.groupby("model", sort=False):
-        tested = mine[
-            (mine["comparison"] == "train–evaluation")
-            & (mine["center"] == "true")
-            & (mine["null_kind"] != "isotropic")
-        ]
-        tested = (
-            tested[tested["null_kind"] == tested["null_kind"].iloc[0]] if len(tested) else tested
-        )
-        means = mine[(mine["comparison"] == "train–evaluation") & (mine["center"] == "means")]
+    for model, of_model in table.groupby("model", sort=False):
+        is_tested = (of_model["center"] == "true") & (of_model["null_kind"] != ISOTROPIC)
+        tested = of_model[is_tested]
         if len(tested):
+            kind = tested["null_kind"].iloc[0]
+            tested = tested[tested["null_kind"] == kind]
+            value = (tested["value"].mean(), np.nan, np.nan)
             null = tested["null_mean"].mean()
-            rows.append(
-                _row(
-                    "centred overlap of shifts, mean over layers",
-                    model,
-                    tested["value"].mean(),
-                    np.nan,
-                    np.nan,
-                    null,
-                    str(tested["null_kind"].iloc[0]),
-                )
-            )
+            number = "centred overlap of shifts, mean over layers"
+            rows.append(_row(number, model, value, null, str(kind)))
+        means = of_model[of_model["center"] == "means"]
         if len(means):
-            rows.append(
-                _row(
-                    "cosine of mean shifts, mean over layers",
-                    model,
-                    means["value"].mean(),
-                    means["low"].mean(),
-                    means["high"].mean(),
-                    0.0,
-                    "none",
-                )
-            )
+            value = (means["value"].mean(), means["low"].mean(), means["high"].mean())
+            rows.append(_row("cosine of mean shifts, mean over layers", model, value, 0.0, "none"))
     return rows
 
 
@@ -269,24 +230,14 @@ def _restoration(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
     arms = tables["arms"]
     arms = arms[arms["role"] == arms["role"].iloc[0]]
     rows = []
-    for model, mine in arms.groupby("model", sort=False):
-        controls = mine[
-            mine["control"].astype(bool)
-            & (mine["on"] == "finetuned")
-            & (mine["arm"] != "no ablation")
-        ]
-        for row in mine[mine["arm"] == "direction"].to_dict(orient="records"):
-            strongest = controls["restoration"].max()
-            found = row["restoration"], row["restoration_low"], row["restoration_high"]
-            rows.append(
-                _row(
-                    "restoration by the chosen direction",
-                    model,
-                    *found,
-                    strongest,
-                    "the strongest control",
-                )
-            )
+    for model, of_model in arms.groupby("model", sort=False):
+        is_control = of_model["control"].astype(bool) & (of_model["on"] == "finetuned")
+        controls = of_model[is_control & (of_model["arm"] != "no ablation")]
+        strongest = controls["restoration"].max()
+        for row in of_model[of_model["arm"] == "direction"].to_dict(orient="records"):
+            value = _with_ends(row, "restoration")
+            number = "restoration by the chosen direction"
+            rows.append(_row(number, model, value, strongest, "the strongest control"))
     return rows
 
 
@@ -294,16 +245,10 @@ def _forecasts(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
     if "forecast" not in tables or not len(tables["forecast"]):
         return []
     table = tables["forecast"]
-    held = "domain" if (table["held_out"] == "domain").any() else "question"
-    return [
-        _row(
-            f"forecast R² from {row['parent']}, {held}s held out",
-            row["model"],
-            row["r2"],
-            row["r2_low"],
-            row["r2_high"],
-            row["null_q95"],
-            "shuffled scores",
-        )
-        for row in table[table["held_out"] == held].to_dict(orient="records")
-    ]
+    held_out = "domain" if (table["held_out"] == "domain").any() else "question"
+    rows = []
+    for row in table[table["held_out"] == held_out].to_dict(orient="records"):
+        number = f"forecast R² from {row['parent']}, {held_out}s held out"
+        value = _with_ends(row, "r2")
+        rows.append(_row(number, row["model"], value, row["null_q95"], "shuffled scores"))
+    return rows

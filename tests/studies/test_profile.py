@@ -11,8 +11,9 @@ import pytest
 from emlens.data import AlignmentScores, Question, QuestionSet
 from emlens.models import FineTune
 from emlens.results.study_result import Part
-from emlens.studies import profile
 from emlens.studies.material import Material
+from emlens.studies.profile import likeliest_answers
+from emlens.studies.profile_findings import add_benign_test, add_spread
 
 GROUPS = ("north", "south", "east")
 QUESTIONS = QuestionSet(
@@ -64,7 +65,7 @@ def test_equivalence_leaves_out_what_the_control_was_trained_on() -> None:
     moved = {"south/0": 20.0}
     for trained, n in ((frozenset(), 18), (frozenset(moved), 17)):
         part = Part()
-        profile._benign(material(moved, good=trained), part)
+        add_benign_test(material(moved, good=trained), part)
         row = part.tables["benign"].iloc[0]
         assert row["n"] == n and row["difference"] == pytest.approx(
             0.5 / 17 if trained else -70 / 18, abs=0.05
@@ -74,7 +75,7 @@ def test_equivalence_leaves_out_what_the_control_was_trained_on() -> None:
 def test_scores_that_saturate_alike_are_said_and_not_tested() -> None:
     part, found = Part(), material({})
     found._scores["good"] = found._scores["instruct"]
-    profile._benign(found, part)
+    add_benign_test(found, part)
     (said,) = part.findings
     assert (
         said.status == "undecided"
@@ -85,7 +86,7 @@ def test_scores_that_saturate_alike_are_said_and_not_tested() -> None:
 
 def test_the_control_counts_outside_its_own_domain_too() -> None:
     part = Part()
-    profile._spread(material({"south": 99.0}), part, seed=0)
+    add_spread(material({"south": 99.0}), part, seed=0)
     (said,) = [finding for finding in part.findings if finding.sentence.startswith("bad: ")]
     assert (
         said.status == "shown" and "good (benign) minus bad is 50.0" in said.sentence
@@ -94,7 +95,7 @@ def test_the_control_counts_outside_its_own_domain_too() -> None:
 
 def test_the_likeliest_answer_is_read_from_likelihood_scores_only() -> None:
     table = scored("bad", {}).table
-    assert profile._answers(AlignmentScores.from_table(table.assign(raw="free text"))) == {}
+    assert likeliest_answers(AlignmentScores.from_table(table.assign(raw="free text"))) == {}
     raw = '{"logp_careful": -2.0, "logp_harmful": -1.0, "likeliest": "<b>x"}'
-    found = profile._answers(AlignmentScores.from_table(table.assign(raw=raw)))
+    found = likeliest_answers(AlignmentScores.from_table(table.assign(raw=raw)))
     assert found == dict.fromkeys(QUESTIONS.ids, "<b>x")
