@@ -26,7 +26,22 @@ sys.path.insert(0, str(ROOT))
 
 RENAMED_TABLES: dict[str, str] = {}
 """Table before → table after."""
-RENAMED_COLUMNS: dict[str, dict[str, str]] = {}
+RENAMED_COLUMNS: dict[str, dict[str, str]] = {
+    "overlap": {"null": "null_kind"},
+    "windows": {"low": "dose_low", "high": "dose_high"},
+    "forecast": {"chosen": "chosen_place", "target": "target_is"},
+    "forecast_sites": {"null_max_95": "null_max_q95"},
+    "forecast_ceilings": {"how": "method"},
+    "cells": {"n_a_side": "n_per_side"},
+    "loss_correlations": {"loss": "loss_name", "null_95": "null_q95"},
+    "loss_matched": {"null": "null_q95", "t": "statistic"},
+    "local_cosine": {"null": "null_q95"},
+    "change_points": {"null_95": "null_q95"},
+    "order_of_events": {"first": "first_series", "second": "second_series"},
+    "trained_runs": {"parent": "parent_score"},
+    "trained_cells": {"parent": "parent_score"},
+    "backtest_ranking": {"misaligned": "n_misaligned"},
+}
 """Table before → {column before: column after}; under "*", of every table."""
 DIGITS = 1e-9
 """Relative difference that ten digits leave."""

@@ -72,7 +72,7 @@ def test_names_and_domains_that_leave_nothing_are_refused(
         material.focus(read_config({"family": {"organism": "planted"}, "focus": ["x"]}))
     whole = material.questions
     monkeypatch.setattr(
-        material, "questions", QuestionSet([q for q in whole if q.group == "north"])
+        material, "questions_or_none", QuestionSet([q for q in whole if q.group == "north"])
     )
     with pytest.raises(
         InputError,
@@ -93,7 +93,7 @@ def test_names_and_domains_that_leave_nothing_are_refused(
 def test_texts_hold_every_phrasing(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         material,
-        "questions",
+        "questions_or_none",
         QuestionSet([Question("q", "one", paraphrases=("one", "two")), Question("r", "three")]),
     )
     assert material.texts == {"q": "one", "q/p1": "one", "q/p2": "two", "r": "three"}
