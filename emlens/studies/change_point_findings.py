@@ -62,7 +62,8 @@ def _order_finding(row: Mapping[Any, Any]) -> Finding:
     sentence = (
         f"{row['group']}: of {row['first_series']} and alignment outside the domain,"
         f" {leader} comes first, by {abs(row['lag']):.1f} steps (lag {row['lag']:.1f}"
-        f" {_interval(row, 'lag')}, {row['first_series']} leads in {row['first_leads']:.0f} of {row['n']}"
+        f" {_interval(row, 'lag')}, {row['first_series']} leads in {row['first_leads']:.0f} of"
+        f" {row['n']}"
         f" runs, p {p_text(row['p'])})."
     )
     return Finding(STUDY, sentence, verdict(shown=row["p_holm"] <= 0.05))
