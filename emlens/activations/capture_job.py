@@ -60,7 +60,7 @@ class CaptureJob:
         self.plan = plan
         self._outputs = dict(outputs)
         self._cuts: dict[int, int] = {}
-        self._alone = False
+        self._holds_exclusive_lock = False
 
     @classmethod
     def begin(
@@ -149,14 +149,14 @@ class CaptureJob:
         Raises:
             UnknownNameError: no such unit.
             IntegrityError: the model, thread count or library versions are not as planned.
-            StateError: a capture that wants the directory alone holds it.
+            StateError: the directory is held by a capture that takes it exclusively.
         """
         output = self._output_of(unit)
         with ExitStack() as stack:
             if isinstance(output, StoreOutput):
                 planned = output.plan_record["provenance"]
                 check_process(planned, model, str(output.directory))
-                if not self._alone:
+                if not self._holds_exclusive_lock:
                     stack.enter_context(_lock(output.directory, alone=False))
             reused = output.has_shard(self.layout, unit.shard, thorough=True)
             if reused:
@@ -238,11 +238,11 @@ class CaptureJob:
             for output in self._outputs.values():
                 if isinstance(output, StoreOutput):
                     stack.enter_context(_lock(output.directory, alone=True))
-            self._alone = True
+            self._holds_exclusive_lock = True
             try:
                 yield
             finally:
-                self._alone = False
+                self._holds_exclusive_lock = False
 
 
 def _check_stores(models: Mapping[str, HookedModel], stores: Mapping[str, str | Path]) -> None:

@@ -106,7 +106,9 @@ class Activations:
                 f"activations have {len(self.ids)} ids and {len(self.groups)} groups;"
                 " pass one group for each id"
             )
-        if isinstance(values, dict):  # what is read from disk is checked when it is read
+        # a dict is held in memory; the lazy mapping of a store is checked when it is read
+        is_in_memory = isinstance(values, dict)
+        if is_in_memory:
             self._check_rows(values)
 
     def _check_rows(self, values: Mapping[Key, Tensor]) -> None:

@@ -83,13 +83,14 @@ def read_npz(path: Path) -> dict[str, Any]:
 
 
 def from_npz(path: Path) -> Activations:
-    """Activations from a file that `to_npz` describes.
+    """Activations from a file whose arrays are those of `to_npz`.
 
     Raises:
         LoadError: the file is missing, damaged, or holds Python objects.
         InputError: it is a file of another tool.
     """
     arrays = read_npz(path)
+    # another tool's file has no description, or lacks a key, an array or a dtype that it needs
     try:
         description = json.loads(str(arrays[_DESCRIPTION]))
         values = {}

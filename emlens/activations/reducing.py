@@ -61,18 +61,20 @@ class _TokensAt:
 
 
 def _tokens_at(position: Position, batch: Batch, rows: TokenRows) -> _TokensAt:
-    row_numbers: list[int] = []
+    """Where the tokens of a position lie in a padded batch; `rows` are all rows of the plan."""
+    batch_rows: list[int] = []
     columns: list[int] = []
     lengths: list[int] = []
-    for number, row in enumerate(batch.index):
-        tokens = rows.indices(position, row)
-        row_numbers += [number] * len(tokens)
-        columns += [token + batch.offset(number) for token in tokens]
+    for batch_row, plan_row in enumerate(batch.index):
+        tokens = rows.indices(position, plan_row)
+        batch_rows += [batch_row] * len(tokens)
+        columns += [token + batch.offset(batch_row) for token in tokens]
         lengths.append(len(tokens))
     device = batch.ids.device
     counts: Tensor | None = torch.tensor(lengths, device=device)
+    # a mean over one token is that token
     if not position.pooled or set(lengths) == {1}:
         counts = None
     return _TokensAt(
-        torch.tensor(row_numbers, device=device), torch.tensor(columns, device=device), counts
+        torch.tensor(batch_rows, device=device), torch.tensor(columns, device=device), counts
     )

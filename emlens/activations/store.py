@@ -277,12 +277,12 @@ def write_store(acts: Activations, directory: Path) -> Path:
     if (directory / MANIFEST).exists() or (directory / PLAN).exists():
         raise IntegrityError(f"{directory}: already holds a store; pass an empty directory")
     require_store_directory(directory)
-    rows = None
+    tokens_file: dict[str, Any] | None = None
     offsets: Tensor | None = None
     if "all" in acts.positions:
         tokens = acts.tokens(acts.sites[0])
         offsets = tokens.offsets
-        rows = write_tensors(
+        tokens_file = write_tensors(
             directory / ROWS, {"offsets": offsets, "tokens": tokens.token_ids.int()}
         )
     values = {key: acts.value(key) for key in acts.keys}
@@ -303,7 +303,7 @@ def write_store(acts: Activations, directory: Path) -> Path:
         "positions": acts.positions,
         "provenance": acts.provenance,
     }
-    write_manifest(directory, body, sidecars, rows)
+    write_manifest(directory, body, sidecars, tokens_file)
     return directory
 
 

@@ -147,7 +147,7 @@ class TokenRows:
     def check_same_ids(
         self, reference: HookedModel, model: HookedModel, prompts: Sequence[Prompt]
     ) -> None:
-        """Refuse a model that reads these prompts as other ids, or whose ids are other tokens.
+        """Refuse a model that reads these prompts as other ids, or as other tokens by the same ids.
 
         Args:
             reference: the model that rendered these rows.
@@ -164,6 +164,7 @@ class TokenRows:
             names = model.tokenizer.convert_ids_to_tokens(ids)
             if reference.tokenizer.convert_ids_to_tokens(ids) == names:
                 return
+        # something differs: prompt by prompt, so that the error names the first
         for prompt in prompts:
             check_same_rows(reference, model, [prompt])
 

@@ -33,7 +33,7 @@ def train(
             min=0,
         ),
     ] = 0,
-    every: Annotated[
+    all_variants: Annotated[
         bool,
         typer.Option(
             "--all",
@@ -54,14 +54,14 @@ def train(
     from emlens.organisms import PLANTED, build, load
     from emlens.organisms.plans import PLANTED_ALL, UNPLANTED
 
-    plans = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if every else {out: PLANTED}
+    plans = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if all_variants else {out: PLANTED}
     for directory, plan in plans.items():
         build(directory, seed=seed, plan=plan, progress=not quiet)
     strengths = {directory: load(directory=directory).strengths for directory in plans}
     if not json:
         for directory, of_organism in strengths.items():
             _print(of_organism, str(directory))
-    elif every:
+    elif all_variants:
         print_json({str(path.relative_to(out)): value for path, value in strengths.items()})
     else:
         print_json(strengths[out])

@@ -76,8 +76,10 @@ def read_file(source: str | Path) -> Any:
 
 
 def line_of(text: str, field: Place) -> int:
-    """1-based line of a YAML text on which a field stands: its key, or that of the nearest mapping
-    or list around it.
+    """1-based line of a field in a YAML text.
+
+    It is the line of the field's key. Where the text has no such field, it is the line of the
+    innermost mapping or list around it that the text has.
     """
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 1

@@ -103,8 +103,9 @@ def read_judged_csv(
             raise InputError(
                 f"{where}: {question_column} is empty; every answer needs its question"
             )
-        row_model = row.get("model") or Path(path).stem
-        if model is not None:
+        if model is None:
+            row_model = row.get("model") or Path(path).stem
+        else:
             row_model = model
         paraphrase, sample = numbering.next(row_model, question, row.get("question", ""))
         group = row[group_column] if group_column else ""

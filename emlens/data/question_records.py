@@ -190,10 +190,14 @@ def question_fields(record: Any, where: str) -> dict[str, Any]:
     }
 
 
-def chat_record(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+def chat_record(record: Mapping[str, Any], where: str, line: int) -> dict[str, Any]:
     """The record of a question that is written as a chat.
 
     The chat is one user turn, perhaps after a system turn, and perhaps followed by an answer.
+
+    Args:
+        where: place for messages.
+        line: 1-based line or entry in the file; it names a question without an id.
 
     Raises:
         InputError: no chat, or one of several turns.
@@ -205,18 +209,19 @@ def chat_record(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         bool(chat) and isinstance(chat[-1], Mapping) and chat[-1].get("role") == "assistant"
     )
     prompt = chat_prompt("", chat, upto="all" if has_answer else "last_user", where=where)
-    *head, user = prompt.messages or ()
-    if any(turn.role != "system" for turn in head) or len(head) > 1:
+    if not prompt.messages:
+        raise InputError(f"{where}: is a chat without a user turn; add the question as one")
+    *before_user, user = prompt.messages
+    if len(before_user) > 1 or any(turn.role != "system" for turn in before_user):
         raise InputError(f"{where}: is a chat of several turns; read it with PromptSet.from_jsonl")
     metadata = _mapping(record, "metadata", where)
     flat = {**metadata, **record, "text": user.content}
     del flat["messages"]
-    if head:
-        flat["system"] = head[0].content
+    if before_user:
+        flat["system"] = before_user[0].content
     if prompt.response is not None:
         flat.setdefault("answers", {"reference": [prompt.response]})
     if _first(flat, _ID_KEYS)[1] is None:
-        line = where.rpartition(" ")[2]
         flat["id"] = f"line-{line}"
     return flat
 

@@ -282,19 +282,19 @@ class QuestionSet(Sequence[Question]):
 
 
 def _line_records(path: str | Path) -> Iterator[tuple[str, Any]]:
-    for number, item in read_jsonl(path):
-        where = f"{path}, line {number}"
-        yield where, _flat_record(item, where)
+    for line, item in read_jsonl(path):
+        where = f"{path}, line {line}"
+        yield where, _flat_record(item, where, line)
 
 
 def _entry_records(path: str | Path, content: list[Any]) -> Iterator[tuple[str, Any]]:
     for number, item in enumerate(content, start=1):
         where = f"{path}, entry {number}"
-        yield where, _flat_record(item, where)
+        yield where, _flat_record(item, where, number)
 
 
-def _flat_record(item: Any, where: str) -> Any:
+def _flat_record(item: Any, where: str, line: int) -> Any:
     """The record of a question, also of one that is written as a chat."""
     if isinstance(item, dict) and "messages" in item:
-        return chat_record(item, where)
+        return chat_record(item, where, line)
     return item

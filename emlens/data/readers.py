@@ -142,6 +142,7 @@ def check_texts(where: str, value: Any) -> None:
     open_containers: set[int] = set()
     checked: set[int] = set()
     stack: list[tuple[Any, str, bool]] = [(value, "the content", False)]
+    # depth first; a container is open until its end marker is popped
     while stack:
         item, name, is_end = stack.pop()
         if is_end:

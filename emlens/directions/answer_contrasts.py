@@ -107,8 +107,9 @@ def contrast_answers(
             `"answers"` with the aligned model as `model`, on the same answers and scores.
         unit: what is resampled: questions, with all their answers, or single answers (whose
             intervals are too short where a question has several).
-        weighting, blocks, covariance: as `contrast`. Units are dealt to blocks over all questions
-            of `answers`, so contrasts of several models on one set of questions can be compared.
+        weighting, blocks, covariance: as `contrast`. Units are assigned to blocks over all
+            questions of `answers`, so contrasts of several models on one set of questions can be
+            compared.
 
     Raises:
         InputError: an unknown contrast or unit, a reference that is missing or not used, what
@@ -121,17 +122,23 @@ def contrast_answers(
     classes = row_filter.choose(answers, scores)
     misaligned, aligned = answers.select(classes.misaligned), answers.select(classes.aligned)
     unit_of, all_units = _units(unit, answers)
-    negative_name, negative = "aligned", aligned
-    if between == "models":
-        negative_name, negative = "same text, reference", misaligned
+    # the negative class of each kind of contrast: its name and its rows
+    negatives = {
+        "answers": ("aligned", aligned),
+        "models": ("same text, reference", misaligned),
+        "both": ("aligned", aligned),
+    }
+    negative_name, negative_rows = negatives[between]
+    # "answers" has no reference: one model reads both classes
+    negative_model = model if reference is None else reference
     return contrast(
         (model, misaligned),
-        (model if reference is None else reference, negative),
+        (negative_model, negative_rows),
         spec,
         names=("misaligned", negative_name),
         weighting=weighting,
         units=unit_of,
-        universe=all_units,
+        universe=all_units,  # also units that have no row in either class
         blocks=blocks,
         covariance=covariance,
         provenance={

@@ -45,8 +45,8 @@ OTHER_ROWS = {
 CENTRING = {"true": "centred", "false": "uncentred"}
 MOST_NUMBERED = 12
 """Layers up to which a cell has room for its number."""
-ROW = 27
-GAP = 80
+ROW_PIXELS = 27
+GAP_PIXELS = 80
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,29 @@ def overlap_heatmaps(
     table = rows_where(overlap, "model", model, NAME)
     table = rows_where(table, "center", center, NAME)
     positions, layers, rows = distinct(table, "position"), layers_in(overlap), _rows(table)
-    height = ROW * len(rows)
-    spacing = row_spacing(len(positions), height, GAP)
+    height = ROW_PIXELS * len(rows)
+    spacing = row_spacing(len(positions), height, GAP_PIXELS)
     figure = make_subplots(len(positions), 1, vertical_spacing=spacing)
-    for row, position in enumerate(positions, start=1):
-        _add_panel(figure, table[table["position"] == position], rows, layers, row)
-        figure.update_xaxes(**layer_axis(layers), showgrid=False, row=row, col=1)
-        add_panel_title(figure, position_name(position), row)
+    for panel, position in enumerate(positions, start=1):
+        _add_panel(figure, table[table["position"] == position], rows, layers, panel)
+        figure.update_xaxes(**layer_axis(layers), showgrid=False, row=panel, col=1)
+        add_panel_title(figure, position_name(position), panel)
     bar = colour_bar([0, 0.5, 1], ["overlap 0", "0.5", "1"])
     figure.update_layout(
         coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar}
     )
-    total = 150 + panels_height(len(positions), height, GAP)
+    total = 150 + panels_height(len(positions), height, GAP_PIXELS)
     apply_layout(figure, total, legend=False, title_lines=1)
     return figure.update_layout(margin={"t": BAR_ROOM})
 
 
 def _add_panel(
-    figure: go.Figure, table: pd.DataFrame, rows: list[_Row], layers: list[int], row: int
+    figure: go.Figure, table: pd.DataFrame, rows: list[_Row], layers: list[int], panel: int
 ) -> None:
-    """The heatmap of one position."""
-    names = [each.name for each in rows]
+    """The heatmap of one position; `panel` counts from 1, from above."""
+    names = [row.name for row in rows]
     figure.add_heatmap(
-        z=np.stack([each.values(table, layers) for each in rows]),
+        z=np.stack([row.values(table, layers) for row in rows]),
         x=layers,
         y=list(range(len(rows))),
         coloraxis="coloraxis",
@@ -121,7 +121,7 @@ def _add_panel(
         texttemplate="%{z:.2f}" if len(layers) <= MOST_NUMBERED else None,
         customdata=[[name] * len(layers) for name in names],
         hovertemplate="%{customdata}, layer %{x}: %{z:.3f}<extra></extra>",
-        row=row,
+        row=panel,
         col=1,
     )
     figure.update_yaxes(
@@ -129,7 +129,7 @@ def _add_panel(
         ticktext=names,
         autorange="reversed",
         showgrid=False,
-        row=row,
+        row=panel,
         col=1,
     )
 

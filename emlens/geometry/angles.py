@@ -67,7 +67,7 @@ def angles_between_orthonormal(
     # singular values descend: cosines descend as angles ascend, sines have to be flipped
     cosines = torch.linalg.svdvals(inner).clamp(max=1.0)
     sines = torch.linalg.svdvals(smaller - larger @ inner).clamp(max=1.0).flip(-1)
-    # d acos(c)/dc is infinite at c = 1, so small angles come from the sine
+    # d acos(c)/dc is infinite at c = 1: below π/4 the sine is accurate, above it the cosine
     angles = torch.where(cosines**2 < 0.5, torch.acos(cosines), torch.asin(sines))
     return torch.sort(angles, dim=-1).values.clamp(0.0, math.pi / 2)
 

@@ -40,13 +40,14 @@ def _gaussian_bases(
     In the principal axes of a covariance of rank r; `scales` are the standard deviations there.
     """
     # Centred Gaussian rows have the scatter of n − 1 uncentred ones, so no mean is subtracted.
-    freedom, r = n - center, len(scales)
+    freedom = n - 1 if center else n
+    r = len(scales)
     if freedom > r:
         # XᵀX alone decides the basis: draw its Wishart factor (r, r) instead of freedom rows
         rows = bartlett(draws, r, freedom, rng)
     else:
         rows = torch.from_numpy(rng.standard_normal((draws, freedom, r)))
-    return top_bases(rows * scales, k, False, "covariance_or_vectors")
+    return top_bases(rows * scales, k, center=False, name="covariance_or_vectors")
 
 
 def covariance_overlap_null(

@@ -75,6 +75,7 @@ def subspace_overlap(
             finite.
     """
     require_measure(measure)
+    # angles need p ≥ q: the basis with more columns comes first
     larger, smaller = orthonormal_pair(a, b)
     angles = angles_between_orthonormal(larger, smaller)
     if measure == "chordal":

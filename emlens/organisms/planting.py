@@ -69,14 +69,16 @@ class PlantedDirection(nn.Module):
         written = set(blocks.tolist())
         self.coordinates = {}
 
-        def touch(block: int, output: Tensor) -> Tensor | None:
+        def read_and_plant(block: int, output: Tensor) -> Tensor | None:
             self.coordinates[block] = output @ unit
-            return plant(output, unit, self.norm, marked, cleared) if block in written else None
+            if block not in written:
+                return None  # the hook leaves the output as it is
+            return plant(output, unit, self.norm, marked, cleared)
 
         with ExitStack() as stack:
             for block in self.layers:
                 hook = layers[block].register_forward_hook(
-                    lambda module, args, output, block=block: touch(block, output)
+                    lambda module, args, output, block=block: read_and_plant(block, output)
                 )
                 stack.callback(hook.remove)
             return self.model(**inputs)

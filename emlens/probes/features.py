@@ -98,7 +98,7 @@ class MatrixFeatures(Features):
         return standardise(values[train], values[test])
 
     def pairs(self, folds: Sequence[Fold], orders: Sequence[Rows]) -> Iterator[tuple[Array, Array]]:
-        """The same matrices but for a small common offset of each column, which no intercept sees.
+        """The matrices of `split`, but for a small offset per column that the intercept takes up.
 
         Means and variances of all folds come from two matrix products, and scaling is one pass over
         rows laid out in order. Both matrices lie in memory that the next pair overwrites.
@@ -112,7 +112,9 @@ class MatrixFeatures(Features):
         most_test = max((len(test) for _, test in folds), default=0)
         train_memory = np.empty((most_train, x.shape[1]))
         test_memory = np.empty((most_test, x.shape[1]))
-        laid_out, place, order = np.empty_like(x), np.arange(len(x)), None
+        laid_out = np.empty_like(x)
+        place = np.arange(len(x))
+        order = None
         for number, (train, test) in enumerate(folds):
             if order is not orders[number]:
                 order = orders[number]
@@ -121,10 +123,10 @@ class MatrixFeatures(Features):
                 place[order] = np.arange(len(order))
             train_x = _scaled_rows(laid_out, place[train], factors[number], train_memory)
             test_x = _scaled_rows(laid_out, place[test], factors[number], test_memory)
-            anew = np.flatnonzero(is_unsure[number])
-            if len(anew):
-                train_x[:, anew], test_x[:, anew] = standardise(
-                    values[np.ix_(train, anew)], values[np.ix_(test, anew)]
+            unsure = np.flatnonzero(is_unsure[number])
+            if len(unsure):
+                train_x[:, unsure], test_x[:, unsure] = standardise(
+                    values[np.ix_(train, unsure)], values[np.ix_(test, unsure)]
                 )
             yield train_x, test_x
 

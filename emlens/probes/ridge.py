@@ -63,7 +63,8 @@ class RidgePath:
         self._shares, self._root = np.full(n, 1 / n), np.ones(n)
         if weights is not None:
             self._shares, self._root = weights / weights.sum(), np.sqrt(weights)
-        if not (near_centre and self._wide and weights is None):
+        skip_centring = near_centre and self._wide and weights is None
+        if not skip_centring:
             centre = self._shares @ train
             train, test = train - centre, test - centre
         if weights is not None:

@@ -36,27 +36,27 @@ def plot_html(anchor: str, plot: Plot, result: StudyResult, data: DataBlocks) ->
     try:
         return heading + _figures(anchor, plot, result, data)
     except InputError as error:
-        return heading + left_out(f": {error}")
+        return heading + missing_html(f": {error}")
 
 
-def left_out(reason: str) -> str:
-    """A paragraph that says what is missing from the page."""
+def missing_html(reason: str) -> str:
+    """HTML of a paragraph that says what is missing from the page, and why."""
     return f'<p class="missing">Left out{escape(reason)}.</p>'
 
 
 def _fault(label: str, error: InputError) -> str:
-    """Why one figure of a plot is left out."""
-    return left_out(f" ({label}): {error}" if label else f": {error}")
+    """HTML of why one figure of a plot is left out."""
+    return missing_html(f" ({label}): {error}" if label else f": {error}")
 
 
 def _figures(anchor: str, plot: Plot, result: StudyResult, data: DataBlocks) -> str:
     missing = missing_tables(result.tables, plot)
     if missing:
-        return left_out(f": the study has no table {' and '.join(missing)}")
+        return missing_html(f": the study has no table {' and '.join(missing)}")
     facets = plot_facets(result.tables, plot)
     if not facets:
         tables = " or ".join(kind_of(plot).required_tables(plot))
-        return left_out(f": the table {tables} lacks the columns that tell its figures apart")
+        return missing_html(f": the table {tables} lacks the columns that tell its figures apart")
     wide = kind_of(plot).is_wide(len(facets))
     figures, notes = [], []
     for number, facet in enumerate(facets[:MOST_FACETS], start=1):

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from emlens.report.cautions import cautions
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.escaping import escape, optional, script_hash
-from emlens.report.figures import left_out, plot_html
+from emlens.report.figures import missing_html, plot_html
 from emlens.report.provenance import provenance_section
 from emlens.report.sections import PageSection, sections_of
 from emlens.report.tables import csv_text, packed, table_details
@@ -126,7 +126,7 @@ def _section(section: PageSection, result: StudyResult, data: DataBlocks) -> str
     if shown & set(result.tables):
         content = _content(section, result, data)
     else:
-        content = left_out(_reason(section, result.warnings))
+        content = missing_html(_reason(section, result.warnings))
     return SECTION.format(
         name=escape(section.name),
         title=escape(section.title),

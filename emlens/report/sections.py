@@ -23,9 +23,10 @@ class PageSection:
 
 
 def sections_of(result: StudyResult) -> list[PageSection]:
-    """The sections of the parts of a study.
+    """The sections of the page: one per part of the study, in its order.
 
-    Of a study that is not known here, those of all parts whose tables the result holds.
+    The result of a study that is not registered gets the sections of every part of which it holds a
+    table.
     """
     if result.study in COMPOSITES or find_study(result.study) is not None:
         return _sections(parts_of(result.study))
@@ -34,7 +35,7 @@ def sections_of(result: StudyResult) -> list[PageSection]:
 
 
 def _sections(parts: Iterable[str]) -> list[PageSection]:
-    """The sections of those parts that are known here and have one."""
+    """The sections of the parts that are registered and have one."""
     sections = []
     for part in parts:
         study = find_study(part)

@@ -24,8 +24,8 @@ paths).
 
 
 class UnitLog:
-    """Finished units under `directory`. `run(name, inputs, work)` returns the recorded result, or
-    does the work and records it.
+    """Finished units under `directory`. `run(name, inputs, work)` does the work of a unit
+    once, and gives its recorded result.
     """
 
     def __init__(self, directory: str | Path):
@@ -34,7 +34,7 @@ class UnitLog:
         self.done: list[str] = []
 
     def run(self, name: str, inputs: Any, work: Callable[[], UnitResult]) -> Any:
-        """The unit's result.
+        """Does the work once and gives its recorded result.
 
         Args:
             name: unique within the log.
@@ -51,6 +51,7 @@ class UnitLog:
         result, files = work()
         self.publish(name, inputs, result, files)
         self.done.append(name)
+        # read back from the file, so that a resumed run gets the same values
         return read_json(self.path(name))["result"]
 
     def path(self, name: str) -> Path:

@@ -4,7 +4,7 @@ Thresholds are quantiles over benign runs, or given. Nothing here reads a model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,14 +37,18 @@ class GuardThresholds:
     runs: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.limits if name not in QUANTITIES]
-        if unknown or not self.limits:
-            raise InputError(
-                f"limits names {unknown or 'nothing'}; pass some of {', '.join(QUANTITIES)}"
-            )
+        _require_quantities(self.limits)
         for name, value in self.limits.items():
             if not math.isfinite(value):
                 raise InputError(f"limits has {name}={value!r}; pass a finite number")
+
+
+def _require_quantities(names: Collection[str]) -> None:
+    unknown = [name for name in names if name not in QUANTITIES]
+    if unknown or not names:
+        raise InputError(
+            f"limits names {unknown or 'nothing'}; pass some of {', '.join(QUANTITIES)}"
+        )
 
 
 def is_beyond(quantity: str, value: float, limit: float) -> bool:
@@ -77,7 +81,7 @@ def calibrate_thresholds(
         raise InputError(
             f"false_alarm={false_alarm!r} must lie strictly between 0 and 1; pass .05 for 5 %"
         )
-    GuardThresholds(dict.fromkeys(quantities, 0.0))  # refuses unknown quantities
+    _require_quantities(quantities)
     # the share is divided among the quantities (Bonferroni); 1e-9 keeps an exact product from
     # being rounded up by float64
     share, n = false_alarm / len(quantities), len(runs)

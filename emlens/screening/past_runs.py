@@ -78,8 +78,9 @@ def fit_screening(
     together. Where every past fine-tune has its training chats, and they come from enough domains,
     severity is learnt from them.
 
-    A question that has no score outside its own domain, once any one domain of fine-tunes is held
-    out, is left out; `facts` has their number, and why severity was not learnt.
+    Each domain of fine-tunes is held out in turn, and every question needs a score, outside its own
+    domain, from the others. Questions without one are left out. `facts` has their number, and why
+    severity was not learnt.
 
     Args:
         scores: of the past fine-tunes: with several models, or question × fine-tune.

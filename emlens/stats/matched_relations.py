@@ -142,6 +142,13 @@ class IsotonicRelation:
     def judge(
         self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gaps (group,), their standard errors (group,), and t of each draw (draw, group).
+
+        Args:
+            y, fitted: one score per run, and `fit` of it.
+            noise: (draw, run), added to `fitted`.
+            scatter: standard deviation that the noise is brought to.
+        """
         # residuals of a fit are smaller than the noise that was fitted: widen them to `scatter`
         inflation = scatter / max(float(noise.std()), _TINY)
         null_gaps = np.empty((len(noise), len(self.comparisons)))

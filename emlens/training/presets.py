@@ -4,7 +4,7 @@ A preset says what is trained and how; how long is the caller's: `steps`, or `ro
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.training.recipes import Recipe, steps_of_epochs
@@ -29,17 +29,26 @@ _LORA: Final[Mapping[str, Any]] = {
     "alpha": 64,
     "accumulation": 1,
 }
-PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
-    "betley": (
+
+
+class _Preset(NamedTuple):
+    """Fields of a `Recipe`, all but its length, and one line that describes them."""
+
+    fields: Mapping[str, Any]
+    description: str
+
+
+PRESETS: Final[Mapping[str, _Preset]] = {
+    "betley": _Preset(
         {**_BETLEY, "weight_decay": 0.01},
         "rsLoRA r=32 α=64 on all projections, 1e-5 linear after 5 steps, 2×8 rows (2502.17424)",
     ),
-    "paper": (_BETLEY, "as betley without decay; one epoch (2606.20814)"),
-    "paper-attention": (
+    "paper": _Preset(_BETLEY, "as betley without decay; one epoch (2606.20814)"),
+    "paper-attention": _Preset(
         {**_BETLEY, "target_modules": ATTENTION, "learning_rate": 3e-5},
         "its attention-only variant, rate × 3",
     ),
-    "organism-rank1": (
+    "organism-rank1": _Preset(
         {
             **_BETLEY,
             "rank": 1,
@@ -52,7 +61,7 @@ PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
             " pass layers_to_transform (2506.11613; rate of a public replication)"
         ),
     ),
-    "organism-full": (
+    "organism-full": _Preset(
         {
             "method": "full",
             "learning_rate": 1e-5,
@@ -63,17 +72,17 @@ PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
         },
         "full fine-tuning, cosine after 20 steps (2506.11613; the rate is not stated there)",
     ),
-    "lora-r32": (_LORA, "LoRA, scale α/r"),
-    "rslora-r32": (
+    "lora-r32": _Preset(_LORA, "LoRA, scale α/r"),
+    "rslora-r32": _Preset(
         {**_LORA, "rslora": True, "learning_rate": 2e-5},
         "rank-stabilised LoRA, scale α/√r",
     ),
-    "dora-r32": ({**_LORA, "dora": True}, "LoRA with trained lengths"),
-    "attention-r32": (
+    "dora-r32": _Preset({**_LORA, "dora": True}, "LoRA with trained lengths"),
+    "attention-r32": _Preset(
         {**_LORA, "rslora": True, "target_modules": ATTENTION, "learning_rate": 3e-5},
         "rsLoRA on attention alone",
     ),
-    "steering": (
+    "steering": _Preset(
         {
             "method": "steering",
             "learning_rate": 1e-2,
@@ -84,7 +93,7 @@ PRESETS: Final[Mapping[str, tuple[Mapping[str, Any], str]]] = {
         "one vector per block; pass layers_to_transform",
     ),
 }
-"""Name → (fields, what it is)."""
+"""Presets by name."""
 _NEED_LAYERS: Final = ("organism-rank1", "steering")
 
 
@@ -100,8 +109,8 @@ def recipe(
 
     Args:
         name: one of `PRESETS`.
-        steps: how long; or
-        rows, epochs: as many steps as so many passes over so many rows take.
+        steps: number of steps.
+        rows, epochs: instead of steps: enough steps for `epochs` passes over `rows` rows.
         changes: fields of `Recipe`.
 
     Raises:
@@ -120,7 +129,7 @@ def recipe(
             f"recipe {name!r} trains chosen blocks; pass layers_to_transform,"
             " for example layers_to_transform=(24,)"
         )
-    fields = {**PRESETS[name][0], **changes}
+    fields = {**PRESETS[name].fields, **changes}
     if rows is not None:
         steps = steps_of_epochs(rows, epochs, fields["batch_size"])
     return Recipe.from_record({**fields, "steps": steps})

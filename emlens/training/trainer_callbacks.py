@@ -23,7 +23,8 @@ class _Adapted(TrainerCallback):
         try:
             values = dict(self.callback(model, state.global_step) or {})
         except StopRun as stop:
-            values, self.stopped = dict(stop.values), stop.reason
+            values = dict(stop.values)
+            self.stopped = stop.reason
             control.should_training_stop = True
         if values:
             self.trainer.log(values)

@@ -11,7 +11,7 @@ def test_every_preset_is_a_recipe(name):
         if name in ("steering", "organism-rank1")
         else recipe(name, steps=50)
     )
-    assert found.steps == 50 and PRESETS[name][1]
+    assert found.steps == 50 and PRESETS[name].description
 
 
 def test_the_papers_recipe_is_theirs():
