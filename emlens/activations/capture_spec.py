@@ -98,7 +98,7 @@ def spec_of(
         return CaptureSpec(**passed)
     if passed:
         raise InputError(
-            f"spec came together with {', '.join(passed)};"
+            f"spec was given together with {', '.join(passed)};"
             f" write CaptureSpec({', '.join(f'{name}=...' for name in passed)}) and pass only spec"
         )
     return spec

@@ -217,7 +217,7 @@ def _site_of(name: str, path: Path) -> Site:
         return Site.parse(name)
     except InputError:
         raise InputError(
-            f"{path}: {one_line(name, 60)!r} is no hook that emlens has a site for;"
+            f"{path}: {one_line(name, 60)!r} is not a hook that emlens has a site for;"
             " leave it out of the file"
         ) from None
 

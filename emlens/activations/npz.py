@@ -106,7 +106,7 @@ def from_npz(path: Path) -> Activations:
                 fields[name] = torch.from_numpy(arrays[name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: is no npz file of emlens"
+            f"{path}: is not an npz file of emlens"
             f" ({type(error).__name__}: {one_line(str(error), 80)});"
             " pass layout= for another tool's"
         ) from None

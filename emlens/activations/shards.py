@@ -184,7 +184,9 @@ class TensorFile:
             # kept open as long as this object: the tensors that it gives lie in its mapping
             self._handle = safe_open(path, framework="pt").__enter__()
         except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"{path}: is no safetensors file ({error}); {_REMEDY}") from None
+            raise IntegrityError(
+                f"{path}: is not a safetensors file ({error}); {_REMEDY}"
+            ) from None
 
     def read(self, name: str) -> Tensor:
         """A tensor that lies in the mapped file: copy what is to be kept or changed.

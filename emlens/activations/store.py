@@ -226,7 +226,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise IntegrityError(f"{error}; capture again into this directory to restore it") from None
     if manifest.get("format") != FORMAT:
         raise IntegrityError(
-            f"{path}: is no manifest of store format {FORMAT}, which this version reads"
+            f"{path}: is not a manifest of store format {FORMAT}, which this version reads"
         )
     return manifest
 

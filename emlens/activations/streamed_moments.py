@@ -113,8 +113,8 @@ class StreamedMoments:
         and as many as it has columns.
 
         Raises:
-            InputError: only variances were kept, or k is above the rank that can be told from
-                rounding.
+            InputError: only variances were kept, or k is above the rank that can be distinguished
+                from rounding.
         """
         if self.second == "variance":
             raise InputError(

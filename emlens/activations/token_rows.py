@@ -23,7 +23,7 @@ from emlens.models.families import check_same_rows
 from emlens.models.hooked import HookedModel
 
 _CHUNK = 1024
-"""Prompts rendered at once, so that only so many exist as Python objects."""
+"""Prompts rendered at once, so that at most this number exist as Python objects."""
 _LISTED = "listed@"
 _LISTED_OFFSETS = "listed_offsets@"
 

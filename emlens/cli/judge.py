@@ -128,7 +128,7 @@ def _require_one_judge(local: str, endpoint: str, references: bool) -> None:
     names = [name for name, value in judges.items() if value]
     if len(names) != 1:
         raise InputError(
-            f"{' and '.join(names) or 'no judge'} came;"
+            f"{' and '.join(names) or 'no judge'} given;"
             " pass one of --local MODEL, --endpoint URL or --references"
         )
 

@@ -10,7 +10,7 @@ from emlens.cli.printing import print_json, print_line, print_table
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="The embedded model family with planted ground truth: show it, or train it anew.",
+    help="The embedded model family with planted ground truth: show it, or train it again.",
 )
 
 Strengths = Mapping[str, Mapping[str, float | None]]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NO_TERMINAL_WIDTH = 160
-"""Columns of a table where the output is no terminal."""
+"""Columns of a table where the output is not a terminal."""
 
 
 def print_line(text: str) -> None:

@@ -74,7 +74,7 @@ def read_settings(words: Sequence[str], settings: Mapping[str, Setting]) -> dict
                 f"--set {word}: pass NAME=VALUE with one of the names {', '.join(settings)}"
             )
         if name in values:
-            raise InputError(f"--set {word}: {name} came twice; pass it once")
+            raise InputError(f"--set {word}: {name} was given twice; pass it once")
         try:
             values[name] = settings[name].read(value)
         except ValueError:

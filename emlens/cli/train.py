@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SAVE_DTYPES = ("float32", "float16", "bfloat16")
 SETTINGS: Mapping[str, Setting] = {
     "save_dtype": text("weights on disk: float32, float16 or bfloat16 (as trained)"),
-    "keep_every": count("keep the adapter after every so many steps (never)"),
-    "resume_every": count("write what a killed run resumes from after every so many steps (50)"),
+    "keep_every": count("keep the adapter after every N steps (never)"),
+    "resume_every": count("write what a killed run resumes from after every N steps (50)"),
     "actors": count("Ray actors, with --executor ray (1)"),
 }
 

@@ -45,7 +45,7 @@ class Origin:
     Args:
         file: the YAML file.
         within: the way to the mapping that holds the configuration's own fields.
-        own: names of these fields; all others stand at the top of the file.
+        own: names of these fields; all others are at the top of the file.
     """
 
     file: str
@@ -63,7 +63,7 @@ def read_file(source: str | Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        InputError: it is no YAML, or gives a key twice; `file:line: reason`.
+        InputError: it is not YAML, or gives a key twice; `file:line: reason`.
     """
     try:
         return read_yaml(source)

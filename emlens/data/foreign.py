@@ -63,8 +63,8 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
         `{"resid_post.<i>": vector}` in layer order, in the dtype they were saved in.
 
     Raises:
-        InputError: the part is not there, a key that is no layer, a layer that is missing, vectors
-            of several widths.
+        InputError: the part is not there, a key that is not a layer, a layer that is missing,
+            vectors of several widths.
     """
     layers = _layers_of(read_tensors(path), part, path)
     missing = sorted(set(range(max(layers) + 1)) - set(layers))

@@ -194,7 +194,7 @@ def _score(cell: str, where: str) -> float:
     score = _number(cell)
     if score is None:
         raise InputError(
-            f"{where}: score {one_line(cell, 40)!r} is no number; leave it empty where unscored"
+            f"{where}: score {one_line(cell, 40)!r} is not a number; leave it empty where unscored"
         )
     return score
 
@@ -234,7 +234,7 @@ def _holds_scores(column: str, cells: Sequence[str]) -> bool:
 
 
 def _number(cell: str) -> float | None:
-    """NaN for a cell that says missing, None for one that is no number."""
+    """NaN for a cell that says missing, None for one that is not a number."""
     if cell.strip().lower() in _MISSING:
         return math.nan
     try:
@@ -244,7 +244,7 @@ def _number(cell: str) -> float | None:
 
 
 def _read_cell(cell: str) -> tuple[float, str, str]:
-    """Score, status and, where a word stands for the score, the cell as it is."""
+    """Score, status and, where a word replaces the score, the cell as it is."""
     number = _number(cell)
     if number is None:
         return math.nan, one_line(cell, 40).lower(), cell

@@ -164,7 +164,7 @@ def question_fields(record: Any, where: str) -> dict[str, Any]:
     """The arguments of `Question` for one record; `where` opens every error message.
 
     Raises:
-        InputError: the record is no question.
+        InputError: the record is not a question.
     """
     if not isinstance(record, Mapping):
         raise InputError(

@@ -139,7 +139,7 @@ def _wilson_over_units(
     """The interval where every answer is 0, or every answer is 1.
 
     Resampling would give a single point there: it cannot tell 0 from rare. The units are questions
-    where these are a sample, since answers to one question are no independent draws of questions.
+    where these are a sample, since answers to one question are not independent draws of questions.
     """
     units, unit_name = estimate.n, "questions"
     if estimand != LIKE_THESE:

@@ -10,7 +10,7 @@ import yaml
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
-_HALF_PAIR = "half a surrogate pair, which is no text"
+_HALF_PAIR = "half a surrogate pair, which is not text"
 
 
 def read_text(path: str | Path) -> str:
@@ -33,11 +33,11 @@ def read_bytes(path: str | Path) -> bytes:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a path with a NUL in it
-        raise InputError(f"{one_line(str(path))}: is no path ({error})") from None
+        raise InputError(f"{one_line(str(path))}: is not a path ({error})") from None
 
 
 def decoded(path: str | Path, content: bytes) -> str:
-    """Content of `path` as text; what is no UTF-8 is an `InputError` that names file and line."""
+    """Content of `path` as text; what is not UTF-8 is an `InputError` that names file and line."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

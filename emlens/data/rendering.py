@@ -128,7 +128,7 @@ def render(
     Raises:
         InputError: no prompt; a chat without a template, or one that its template refuses; a system
             turn that the template leaves out; a doubled beginning-of-sequence token; an empty row;
-            a row longer than `max_length`; a template whose prompt is no prefix of prompt and
+            a row longer than `max_length`; a template whose prompt is not a prefix of prompt and
             response.
     """
     rows = []
@@ -173,7 +173,7 @@ def _render_text(prompt: Prompt, tokenizer: Any) -> Rendered:
     row = Rendered(prompt.id, prompt.group, ids, len(ids))
     if prompt.response is None:
         return row
-    # without special tokens: a start token would stand in the middle of the row
+    # without special tokens: a start token would be in the middle of the row
     return row.with_continuation(tokenizer(prompt.response, add_special_tokens=False)["input_ids"])
 
 
@@ -201,8 +201,8 @@ def _render_chat(prompt: Prompt, tokenizer: Any, template: str | None) -> Render
         ) from None
     if ids_with_response[: len(ids)] != ids or len(ids_with_response) == len(ids):
         raise InputError(
-            f"{label}: the chat template renders prompt and answer so that the prompt is no prefix"
-            " of them; the answer's tokens cannot be told apart"
+            f"{label}: the chat template renders prompt and answer so that the prompt is not a"
+            " prefix of them; the answer's tokens cannot be distinguished"
         )
     return Rendered(prompt.id, prompt.group, ids_with_response, len(ids))
 

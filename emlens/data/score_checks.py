@@ -55,7 +55,7 @@ def clean_table(table: pd.DataFrame) -> pd.DataFrame:
         clean["score"] = clean["score"].astype(np.float64)
     except (TypeError, ValueError):
         raise InputError(
-            f"column 'score' holds {clean['score'].dtype} values that are no numbers;"
+            f"column 'score' holds {clean['score'].dtype} values that are not numbers;"
             " pass NaN where unscored"
         ) from None
     return clean

@@ -390,7 +390,7 @@ class AlignmentScores:
         try:
             if scales is not None and scale is not None and scales != scales_of(table, scale):
                 raise InputError(
-                    f"says scale {_one_or_all(scales)}, but scale={scale} came; leave it out"
+                    f"says scale {_one_or_all(scales)}, but scale={scale} was given; leave it out"
                 )
             return cls.from_table(table, scale=scale or scales or (0.0, 100.0))
         except InputError as error:

@@ -1,7 +1,7 @@
 """CSV files with a header, row by row, with the line each row starts at.
 
 Cells stay text: whoever reads the table decides what is a number. Refuses, with file and
-line, what is no CSV, rows of another length than the header, and columns of one name. A file is
+line, what is not CSV, rows of another length than the header, and columns of one name. A file is
 held in memory once, a cell is at most 131,072 characters (the limit of Python's `csv`).
 """
 

@@ -157,11 +157,11 @@ def _require_reference(between: str, reference: HookedModel | None) -> None:
         raise InputError(f"between={between!r} is unknown; pass 'answers', 'models' or 'both'")
     if reference is None and between != "answers":
         raise InputError(
-            f"between={between!r} came without a reference; pass reference=, the aligned model"
+            f"between={between!r} was given without a reference; pass reference=, the aligned model"
         )
     if reference is not None and between == "answers":
         raise InputError(
-            f"between={between!r} came with a reference;"
+            f"between={between!r} was given with a reference;"
             " leave it out, or pass between='models' or 'both'"
         )
 

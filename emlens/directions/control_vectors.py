@@ -91,8 +91,8 @@ def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_
     Raises:
         MissingExtraError: gguf is not installed.
         LoadError: no such file, or not GGUF.
-        InputError: it is no control vector, or holds a direction that is not one finite vector in
-            float32 or float16.
+        InputError: it is not a control vector, or holds a direction that is not one finite vector
+            in float32 or float16.
     """
     gguf = _gguf()
     path = Path(path)

@@ -173,7 +173,7 @@ def _require_options(kind: str, penalty: float | None, folds: int) -> None:
     # one fold trains on nothing, and without folds no penalty can be chosen
     if folds < 2 and (folds != 0 or penalty is None):
         raise InputError(
-            f"folds={folds} came with penalty={penalty!r};"
+            f"folds={folds} was given with penalty={penalty!r};"
             " pass 2 folds or more, or 0 with a penalty, for weights without an accuracy"
         )
 

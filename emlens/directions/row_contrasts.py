@@ -239,8 +239,8 @@ def _require_weighting(weighting: str, covariance: bool) -> None:
         raise InputError(f"weighting={weighting!r} is unknown; pass 'example' or 'token'")
     if covariance and weighting != "example":
         raise InputError(
-            "covariance=True came with weighting='token', whose rows have no covariance of their"
-            " own; pass weighting='example'"
+            "covariance=True was given with weighting='token', whose rows have no covariance of"
+            " their own; pass weighting='example'"
         )
 
 

@@ -49,7 +49,7 @@ class RowFilter:
         seed: of the balance draw.
 
     Raises:
-        InputError: a pattern that is no regular expression, thresholds that overlap, an unknown
+        InputError: a pattern that is not a regular expression, thresholds that overlap, an unknown
             `exclude_in`.
     """
 
@@ -84,7 +84,7 @@ class RowFilter:
             re.compile(self.exclude_pattern)
         except re.error as error:
             raise InputError(
-                f"exclude_pattern={self.exclude_pattern!r} is no regular expression ({error});"
+                f"exclude_pattern={self.exclude_pattern!r} is not a regular expression ({error});"
                 " escape what is meant literally"
             ) from None
 

@@ -8,7 +8,7 @@ wrong:
   norm: `resid_post` of the last block is not in it.
 * `steering_vectors`: block index → vector, and a layer type: `decoder_block` is `resid_post`;
   `self_attn` and `mlp` are the modules' outputs, which are `attn_out` and `mlp_out` only where no
-  norm or multiplier stands between a module and the stream.
+  norm or multiplier is between a module and the stream.
 
 Files are read by the one safe importer (`.pt` tensors only, `.safetensors`) and written as
 `.safetensors`; nothing is pickled. GGUF control vectors are in `control_vectors`.
@@ -134,8 +134,8 @@ def read_steering_vectors(
     Raises:
         LoadError: no such file, not tensors, or one that holds Python objects (a pickled
             `SteeringVector`: save its `layer_activations`).
-        InputError: an unknown layer type, a name that is no block index, vectors of several widths
-            or not finite.
+        InputError: an unknown layer type, a name that is not a block index, vectors of several
+            widths or not finite.
     """
     kind = _kind(layer_type)
     by_layer: dict[int, Tensor] = {}

@@ -319,7 +319,7 @@ class _Comparison:
 
 def _damage_estimates(damage: TextDamage | None) -> dict[str, Estimate]:
     if damage is None:
-        undefined = Estimate.undefined("no neutral prompts came")
+        undefined = Estimate.undefined("no neutral prompts were given")
         return {"kl": undefined, "cross_entropy_change": undefined}
     return {"kl": damage.kl, "cross_entropy_change": damage.cross_entropy}
 

@@ -180,7 +180,7 @@ def usable_window(
     if max_kl is not None:
         bounds.append(_Bound("kl", "high", max_kl, -1))
     if not bounds:
-        raise InputError("no bound came; pass max_coherence_loss, min_coherent or max_kl")
+        raise InputError("no bound was given; pass max_coherence_loss, min_coherent or max_kl")
     rows = _by_coefficient(table, bounds)
     broken = [_first_broken(row, bounds) for _, row in rows.iterrows()]
     grid = rows["coefficient"].to_numpy(dtype=float)

@@ -3,7 +3,7 @@
 R = (S_edited − S_finetuned) / (S_instruct − S_finetuned), S the mean score over questions *outside*
 the training domain. It is a ratio of means, not a mean of ratios: a question that lost almost
 nothing has a ratio of almost anything. What is resampled for the interval are whole domains, with
-all their questions (`emlens.stats.ratio_of_means`). 0: nothing came back; 1: all of it; below 0:
+all their questions (`emlens.stats.ratio_of_means`). 0: nothing was restored; 1: all of it; below 0:
 the edit made it worse; above 1: more aligned than the instruct model. It is undefined where the
 fine-tune lost nothing, or where the interval of the loss includes 0; the estimate says so. With
 fewer than about ten domains the intervals are too short.

@@ -146,7 +146,7 @@ def _deciding_column(highest: str | None, lowest: str | None) -> str:
     if lowest is not None and highest is None:
         return lowest
     raise InputError(
-        f"highest={highest!r} and lowest={lowest!r} came; pass the one column that decides"
+        f"highest={highest!r} and lowest={lowest!r} were given; pass the one column that decides"
     )
 
 

@@ -81,7 +81,7 @@ def transfer_matrix(
     with progress_bar("transfer", len(directions) * len(finetuned), progress) as advance:
         for target, source in product(finetuned, directions):
             model, parent = finetuned[target], parents[target]
-            # "" is no domain, and questions without a group belong to none
+            # "" is not a domain, and questions without a group belong to none
             own_domains = {domains[source], domains[target]} - {""}
             trained_on = _trained_ids(trained or {}, source, target)
             outside = [
@@ -142,7 +142,7 @@ def _effect(
     restored, change = _restoration_and_change(trials, model, parent, edits, questions, seed)
     cost = trials.damage(model, edits)
     if cost is None:
-        kl = Estimate.undefined("no neutral prompts came")
+        kl = Estimate.undefined("no neutral prompts were given")
     else:
         kl = text_damage(cost, seed=seed).kl
     return {

@@ -167,7 +167,7 @@ class Trials:
             if isinstance(getattr(edit, "positions", None), Chosen):
                 raise InputError(
                     f"{type(edit).__name__} acts at positions given as a callable,"
-                    " which cannot be told from another one;"
+                    " which cannot be distinguished from another one;"
                     " pass 'all', 'prompt', 'response', an Index or a Span"
                 )
         all_inputs = {
@@ -207,7 +207,7 @@ class Trials:
         self, model: HookedModel, interventions: Sequence[Intervention]
     ) -> pd.DataFrame:
         if self.neutral is None:
-            raise InputError("no neutral prompts came; pass neutral=")
+            raise InputError("no neutral prompts were given; pass neutral=")
         key = hash_json(
             {"model": model.provenance, "edits": [edit.describe() for edit in model.interventions]}
         )
@@ -220,7 +220,7 @@ class Trials:
 def _require_name(score: Score) -> None:
     if not isinstance(score, NamedScore) or not score.name:
         raise InputError(
-            "out came with a score of your own; pass score=NamedScore(name, score),"
+            "out was given with a score of your own; pass score=NamedScore(name, score),"
             " with a name that stands for everything the score depends on"
         )
 

@@ -120,7 +120,7 @@ def _add_arms(
     for i, (role, site) in enumerate(roles):
         rows = table[(table["role"] == role) & (table["site"] == site)]
         colour, symbol = MARKS[i % len(MARKS)]
-        # Series stand beside each other within the middle half of a row.
+        # Series lie beside each other within the middle half of a row.
         offset = (0.5 - (i + 0.5) / len(roles)) * 0.5
         value = low = high = rows[panel.column]
         bars, ends = None, ""

@@ -1,4 +1,4 @@
-"""Where values stand on an axis: numbers as they are, names one after the other."""
+"""Where values lie on an axis: numbers as they are, names one after the other."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ class Axis:
         self._values = values
 
     def places(self, values: pd.Series) -> list[float]:
-        """Where values of the column stand; names stand in their order of appearance."""
+        """Where values of the column lie; names are in their order of appearance."""
         if self.is_numeric:
             return list(map(float, values))
         return [self._place[str(value)] for value in values]
@@ -45,7 +45,7 @@ class Axis:
         """Ticks and scale of the axis.
 
         Names have a tick each while there are few, and so have whole numbers. Fractions over
-        orders of magnitude stand on a logarithm.
+        orders of magnitude are on a logarithm.
         """
         if not self.is_numeric:
             return self._name_ticks()

@@ -17,7 +17,7 @@ MOST_SERIES = 8
 def describe_figure(figure: go.Figure) -> str:
     """Every named series with the number of its values and their range.
 
-    Of a heatmap: the number of its cells, their range, and where the greatest stands. Bands and
+    Of a heatmap: the number of its cells, their range, and where the greatest lies. Bands and
     whatever has no hover box are left out. The table below a figure has the numbers themselves.
     """
     heatmaps: list[str] = []
@@ -36,7 +36,7 @@ def describe_figure(figure: go.Figure) -> str:
 
 
 def _values(figure: go.Figure, trace: Any) -> Iterator[float]:
-    """The measured coordinate: across where names stand on the vertical axis, else up."""
+    """The measured coordinate: across where names are on the vertical axis, else up."""
     vertical = figure.layout["yaxis" + str(trace.yaxis or "y")[1:]]
     is_across = vertical.ticktext is not None and trace.error_y.array is None
     values = trace.x if is_across else trace.y

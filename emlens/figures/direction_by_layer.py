@@ -157,7 +157,7 @@ def _shade_last_layer(figure: go.Figure, table: pd.DataFrame) -> None:
 
 
 def _label_panels(figure: go.Figure, layers: list[int]) -> None:
-    """Titles of panels and axes; that of the layers stands below the last panel only."""
+    """Titles of panels and axes; that of the layers is below the last panel only."""
     ends = [min(layers) - 0.5, max(layers) + 0.5]
     for row, (title, unit) in enumerate(PANELS, start=1):
         is_last = row == len(PANELS)

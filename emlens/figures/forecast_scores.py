@@ -74,7 +74,7 @@ def forecast_scores(
     for row, held_out in enumerate(panels, start=1):
         rows = table[table["held_out"] == held_out].set_index("predictor").reindex(predictors)
         rows = rows.reset_index()
-        # The first predictor stands at the top.
+        # The first predictor is at the top.
         rows["place"] = np.arange(len(rows))[::-1]
         is_tested = rows["predictor"] == ACTIVATIONS
         _add_predictors(figure, rows[is_tested], "activations", BLUE, "circle", lowest, row)
@@ -116,7 +116,7 @@ def _add_predictors(
     lowest: float,
     row: int,
 ) -> None:
-    """One mark per predictor; what lies below the axis stands at its end."""
+    """One mark per predictor; what lies below the axis is at its end."""
     boxes = zip(
         rows["predictor"].map(label),
         rows["r2"],

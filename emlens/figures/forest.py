@@ -26,7 +26,7 @@ MOST_GROUP_HEIGHT = 8
 def forest(table: pd.DataFrame, columns: PlotColumns) -> go.Figure:
     """x names the rows, from top to bottom in order of appearance; y runs across.
 
-    Groups stand beside each other within a row.
+    Groups are beside each other within a row.
     """
     table, names, note = _at_most(table, columns.x)
     places = {key: len(names) - 1 - i for i, key in enumerate(names)}

@@ -14,7 +14,7 @@ from emlens.results import Plot
 
 @dataclass(frozen=True)
 class GenericKind(Kind):
-    """Draws any tidy table by the columns that the record names.
+    """Draws any tidy table by the columns that the plot names.
 
     Args:
         name: of the kind.

@@ -1,6 +1,6 @@
 """What a kind of figure is: which tables it reads, which figures it makes of them, and how.
 
-There are two sorts. A generic kind (`generic_kinds`) draws any tidy table; the record names the
+There are two sorts. A generic kind (`generic_kinds`) draws any tidy table; the plot names the
 columns. A table kind (`table_kinds`) is made for one table of one part of a study and knows its
 columns. `registry` lists all of them.
 """
@@ -57,7 +57,7 @@ class Kind(ABC):
 
     @abstractmethod
     def is_wide(self, figures: int) -> bool:
-        """Whether each of so many figures takes the full width of a page."""
+        """Whether each of this number of figures takes the full width of a page."""
 
 
 def combinations(table: pd.DataFrame, columns: Sequence[str]) -> Iterable[tuple[str, ...]]:

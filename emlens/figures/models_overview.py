@@ -14,7 +14,7 @@ SERIES = (
     ("aligned_others", "alignment, other domains", BLUE, "square", 0.0),
     ("coherent", "coherence", GREEN, "diamond", -0.22),
 )
-"""Column, title, colour, symbol, and where in its row a mark stands."""
+"""Column, title, colour, symbol, and where in its row a mark lies."""
 COLUMNS = (
     "model",
     "kind",

@@ -1,4 +1,4 @@
-"""The columns of a table that a generic figure draws, as a record names them."""
+"""The columns of a table that a generic figure draws, as a plot names them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class PlotColumns:
 
 
 def columns_of(table: pd.DataFrame, plot: Plot, name: str) -> PlotColumns:
-    """The columns that a record names, after checking that the table has them.
+    """The columns that a plot names, after checking that the table has them.
 
     Args:
         name: what messages call the figure.
@@ -87,7 +87,7 @@ def columns_of(table: pd.DataFrame, plot: Plot, name: str) -> PlotColumns:
 
 
 def require_numbers(table: pd.DataFrame, columns: PlotColumns, name: str) -> None:
-    """Refuse a table whose values, null or interval are no numbers.
+    """Refuse a table whose values, null or interval are not numbers.
 
     Raises:
         InputError: names the column and shows its first value.

@@ -1,4 +1,4 @@
-"""Figures from records: a `Plot` names a kind, its tables, and what tells its figures apart.
+"""Figures from plots: a `Plot` names a kind, its tables, and what distinguishes its figures.
 
 Tables of thousands of rows are thinned, evenly, and the figure says so, because every mark is an
 element of the page.
@@ -21,13 +21,13 @@ def draw_plot(
     *,
     facet: Facet | str | Sequence[str] | None = None,
 ) -> go.Figure:
-    """The figure that a record describes, with its intervals and its null.
+    """The figure that a plot describes, with its intervals and its null.
 
     Args:
         tables: by name, as a study's result holds them.
         plot: kind, tables and columns. Of a generic kind, the columns `<y>_low` and `<y>_high`,
             where the table has them, are the interval.
-        facet: which of the record's figures to draw: one that `plot_facets` lists, or its value; of
+        facet: which of the plot's figures to draw: one that `plot_facets` lists, or its value; of
             several columns, a tuple of their values. May be left out where there is only one.
 
     Raises:
@@ -45,10 +45,10 @@ def draw_plot(
 
 
 def plot_facets(tables: Mapping[str, pd.DataFrame], plot: Plot) -> list[Facet]:
-    """The figures of a record, in order of appearance: what to pass to `draw_plot` as `facet`.
+    """The figures of a plot, in order of appearance: what to pass to `draw_plot` as `facet`.
 
     None without the tables, or without the columns that tell figures apart; one, with no values,
-    where the record makes a single figure.
+    where the plot makes a single figure.
     """
     if not set(kind_of(plot).required_tables(plot)) <= set(tables):
         return []

@@ -77,7 +77,7 @@ def add_diagonal(figure: go.Figure, name: str, **options: Any) -> None:
 
 
 def _add_to_legend(figure: go.Figure, note: str, row: int) -> None:
-    """Write a note into the legend: above the plot stand the titles of the panels."""
+    """Write a note into the legend: above the plot are the titles of the panels."""
     figure.add_scatter(
         x=[None],
         y=[None],

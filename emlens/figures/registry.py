@@ -51,7 +51,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def kind_of(plot: Plot) -> Kind:
-    """The kind that a record names.
+    """The kind that a plot names.
 
     Raises:
         InputError: there is no such kind.

@@ -47,7 +47,7 @@ GAP = 118
 class _Correlation(NamedTuple):
     """How one correlation is drawn: its columns and its look.
 
-    sideways: how far it stands beside its layer, so that bars of two do not overlap.
+    sideways: how far it lies beside its layer, so that bars of two do not overlap.
     """
 
     value: str

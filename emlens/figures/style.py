@@ -1,7 +1,7 @@
 """One look for all figures.
 
-The palette is that of Okabe and Ito, which colour-blind readers can tell apart; shapes stand beside
-colours; the layout fits a phone.
+The palette is that of Okabe and Ito, which colour-blind readers can distinguish; shapes are used
+beside colours; the layout fits a phone.
 """
 
 from typing import Any

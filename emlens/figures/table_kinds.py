@@ -38,7 +38,7 @@ class TableKind(Kind):
 
     Args:
         name: of the kind.
-        reads: the tables; a record names them in this order, the first as its `table`.
+        reads: the tables; a plot names them in this order, the first as its `table`.
         draw_figure: `draw_figure(*tables, **facet)`; an optional table that is absent is None.
         facets_by: columns of the first table that tell the figures apart; arguments of
             `draw_figure`.
@@ -89,7 +89,7 @@ class TableKind(Kind):
             raise InputError(
                 f"{NAME}: kind {self.name!r} reads the tables"
                 f" {', '.join(need.table for need in self.reads)};"
-                f" the record names {', '.join(names)}"
+                f" the plot names {', '.join(names)}"
             )
         return names
 
@@ -107,7 +107,7 @@ class TableKind(Kind):
         values = [each.values for each in self.facets(tables, plot)]
         if facet is None and len(values) == 1:
             return values[0]
-        received = "there are several figures" if facet is None else f"facet={facet!r} came"
+        received = "there are several figures" if facet is None else f"facet={facet!r} was given"
         raise InputError(
             f"{NAME}: kind {self.name!r} draws one figure per {' and '.join(self.facets_by)},"
             f" and {received}; pass one of {', '.join(map(repr, values[:MOST_IN_MESSAGE]))}"

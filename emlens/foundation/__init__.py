@@ -1,4 +1,4 @@
-"""What everything else stands on: errors, sites, positions, estimates, seeds, provenance, atomic
+"""What everything else builds on: errors, sites, positions, estimates, seeds, provenance, atomic
 files.
 """
 

@@ -1,8 +1,8 @@
 """The errors emlens raises on purpose.
 
 Each is an `EmlensError` and also the built-in a caller would expect, so `except ValueError` keeps
-working. A message names the argument, shows what came, and says what to pass. Nothing here formats
-tracebacks or logs.
+working. A message names the argument, shows what was given, and says what to pass. Nothing here
+formats tracebacks or logs.
 """
 
 

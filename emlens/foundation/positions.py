@@ -61,7 +61,9 @@ class Position(ABC):
 
 def _require_part(of: str) -> None:
     if of not in get_args(Part):
-        raise InputError(f"of={of!r} is no part of a row; pass one of {', '.join(get_args(Part))}")
+        raise InputError(
+            f"of={of!r} is not a part of a row; pass one of {', '.join(get_args(Part))}"
+        )
 
 
 def _pick(row: range, start: int, stop: int, name: str, of: Part) -> list[int]:

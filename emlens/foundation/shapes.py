@@ -1,4 +1,4 @@
-"""Checks of shape, dtype and finiteness whose messages name the argument and show what came."""
+"""Checks of shape, dtype and finiteness that name the argument and show what was given."""
 
 import torch
 from torch import Tensor

@@ -33,7 +33,7 @@ class Site:
             )
         if (self.layer is None) != (self.kind == "final_norm"):
             raise InputError(
-                f"site kind {self.kind!r} came with layer {self.layer!r};"
+                f"site kind {self.kind!r} was given with layer {self.layer!r};"
                 " only final_norm has no layer"
             )
 
@@ -136,8 +136,8 @@ def resolve_sites(
         site = Site.parse(name, n_layers)
         if layers is not None and site.layer is not None:
             raise InputError(
-                f"layers={list(layers)} came beside site {str(name)!r}, which names its own layer;"
-                " pass one"
+                f"layers={list(layers)} was given beside site {str(name)!r},"
+                " which names its own layer; pass one"
             )
         resolved.add(site)
     return sorted(resolved, key=lambda site: site.order)
@@ -146,7 +146,7 @@ def resolve_sites(
 def _require_layers(layers: Sequence[int]) -> None:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise InputError(
-            f"layers={layers!r} is no list; pass block indices such as [0, -1],"
+            f"layers={layers!r} is not a list; pass block indices such as [0, -1],"
             " or None for every layer"
         )
     if not len(layers):

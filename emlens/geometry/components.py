@@ -58,7 +58,7 @@ def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, k
     if isinstance(k, str) or (isinstance(k, float) and 0 < k < 1):
         _require_spectrum(k, singular, rank, n, kind)
         if isinstance(k, str):
-            # centring makes the last of n singular values 0, which is no part of the plot
+            # centring makes the last of n singular values 0, which is not a part of the plot
             plotted = min(len(singular), n - (kind == "mean"))
             return min(elbow(singular[:plotted]), rank)
         return min(_count_for_share(singular, k), rank)

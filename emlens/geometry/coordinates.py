@@ -61,7 +61,7 @@ def massive_coordinates(
         )
     if (count is None) == (threshold is None):
         raise InputError(
-            f"count={count!r} and threshold={threshold!r} came; pass exactly one of them"
+            f"count={count!r} and threshold={threshold!r} were given; pass exactly one of them"
         )
     size = wide.abs()
     if not bool((size > 0).any()):
@@ -169,7 +169,7 @@ def without_coordinates(
 
 
 def _indices(vectors: Tensor, indices: Sequence[int] | MassiveCoordinates) -> list[int]:
-    """Distinct coordinate numbers in the order they came in.
+    """Distinct coordinate numbers in their order of appearance.
 
     Raises:
         InputError: one that does not exist.

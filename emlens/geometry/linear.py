@@ -33,7 +33,7 @@ def input_eps(dtype: torch.dtype) -> float:
 
 
 def rank_tolerance(frobenius: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Singular values at or below this cannot be told from rounding.
+    """Singular values at or below this cannot be distinguished from rounding.
 
     Rounding entries to `dtype` perturbs a matrix by at most eps·‖X‖_F / 2 in norm, and a float64
     SVD by about max(rows, columns)·eps64·‖X‖.
@@ -194,7 +194,7 @@ def _factor_of_vectors(vectors: Tensor, dtype: torch.dtype, name: str) -> Tensor
         )
     centred = vectors - vectors.mean(dim=0)
     _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    # rounding happened to the vectors as they came, so their norm sets the tolerance
+    # rounding happened to the vectors as given, so their norm sets the tolerance
     tolerance = rank_tolerance(torch.linalg.vector_norm(vectors), vectors.shape, dtype)
     above_rounding = singular > tolerance
     return singular[above_rounding, None] * axes[above_rounding] / (rows - 1) ** 0.5

@@ -11,7 +11,7 @@ does not move when its vectors turn round, and labels permuted between training 
 whether both are one distribution, which is a ceiling (`split_half_ceiling`) and not chance. Exact
 where the relabelled rows are exchangeable. All relabellings are enumerated, each once, where that
 takes no more than the draws asked for (`geometry.relabellings`). Cost: draws × n × rank after one
-SVD; `observed` of the null is the statistic of the rows as they came.
+SVD; `observed` of the null is the statistic of the unchanged rows.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def sign_flip_null(
 ) -> NullDistribution:
     """A statistic of the mean shift where before and after are exchangeable for every prompt.
 
-    `observed` is the statistic of the deltas as they came. `distinct` is the number of sign
+    `observed` is the statistic of the unchanged deltas. `distinct` is the number of sign
     patterns, so that five prompts give no p below 1/32 (1/16 where turning all round changes
     nothing), whatever the draws.
 
@@ -70,12 +70,13 @@ def sign_flip_null(
         direction: (d_model,), of any length, for "mean_along".
 
     Raises:
-        InputError: a statistic of spans, for which this is no null; one that is unknown or lacks
+        InputError: a statistic of spans, for which this is not a null; one that is unknown or lacks
             its `direction` or `other`; values that are not finite; no draw.
     """
     reason = (
         "turning deltas round (before and after exchanged) leaves the span that they have as it is,"
-        " so this is no null for an overlap; use covariance_overlap_null or reference_overlap_null"
+        " so this is not a null for an overlap;"
+        " use covariance_overlap_null or reference_overlap_null"
     )
     _require_statistic(statistic, ("mean_norm", "mean_along", "cosine_of_means"), reason)
     require_positive(draws=draws)
@@ -115,7 +116,7 @@ def label_permutation_null(
 ) -> NullDistribution:
     """The difference of means a − b where rows of both sets are exchangeable.
 
-    `observed` is the difference of the sets as they came. `distinct` is the number of ways to
+    `observed` is the difference of the unchanged sets. `distinct` is the number of ways to
     choose the rows of a (half of it for equal sets and the norm).
 
     Args:
@@ -125,7 +126,7 @@ def label_permutation_null(
         direction: (d_model,), of any length.
 
     Raises:
-        InputError: a statistic of spans, for which this is no null; one that is unknown or lacks
+        InputError: a statistic of spans, for which this is not a null; one that is unknown or lacks
             its `direction`; values that are not finite; no draw.
     """
     reason = (
@@ -169,7 +170,7 @@ def neutral_text_null(
 ) -> NullDistribution:
     """The overlap of training with evaluation deltas where neutral prompts would do as well.
 
-    `observed` is the overlap with the evaluation deltas as they came. Training's subspace stays; as
+    `observed` is the overlap with the unchanged evaluation deltas. Training's subspace stays; as
     many rows as evaluation has are drawn from evaluation and neutral prompts together. Under one
     chat template the last prompt token is the same for all prompts, so that an overlap can come
     from the template alone: here it is in the null. A small p says that evaluation prompts overlap

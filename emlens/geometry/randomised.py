@@ -155,7 +155,7 @@ def leading_directions(
         f"the top {k} directions are known to a sine of {bound:.2g} only and not to"
         f" tolerance={tolerance:g}: singular values {k} and {k + 1} are"
         f" {float(singular[k - 1]):.6g} and {next_singular:.6g};"
-        " pass a k with a gap behind it, a larger tolerance, or method='exact'"
+        " pass a k with a gap after it, a larger tolerance, or method='exact'"
     )
 
 

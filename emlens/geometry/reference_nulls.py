@@ -50,7 +50,7 @@ def reference_overlap_null(
     Where the null lies comes from the reference alone, without a Gaussian: the mean overlap T̄ of
     `splits` pairs of disjoint sets of n_a and n_b of its rows. How far a new pair may lie from T̄
     comes from a Gaussian with the reference's moments, in which reference and new pair are both
-    drawn anew: a draw is T̄ + T* − T̄*, in log-odds (a parametric bootstrap of a prediction error;
+    drawn again: a draw is T̄ + T* − T̄*, in log-odds (a parametric bootstrap of a prediction error;
     Beran 1990). The steepness that a sample spectrum has too much of drops out of the difference.
     Approximate: docs/nulls.md has its false positives by size of the reference.
 
@@ -100,7 +100,7 @@ def reference_overlap_null(
     observed = _log_odds(overlap(axes.rows[order][pattern]).mean())
     values = []
     for size in stacks(draws, (pool + (1 + splits) * (n_a + n_b)) * axes.rows.shape[1]):
-        # a reference of `pool` rows and the new pair behind it, in one draw
+        # a reference of `pool` rows and the new pair after it, in one draw
         noise = rng.standard_normal((size, pool + n_a + n_b, len(axes.scales)))
         drawn_rows = axes.place(torch.from_numpy(noise) * axes.scales)
         reference_mean = overlap(drawn_rows[:, pattern]).mean(dim=-1)

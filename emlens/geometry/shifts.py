@@ -47,7 +47,7 @@ def cosine_to_mean(
 def components_above_rounding(
     deltas: Float[Tensor, "row d"], before: Float[Tensor, "other d"]
 ) -> int:
-    """How many centred components of deltas stand above the rounding of their activations.
+    """How many centred components of deltas lie above the rounding of their activations.
 
     The floor is 4 ε‖before‖ (Frobenius), ε of the dtype of `before`, which must be the dtype that
     the activations were stored in. A rank-1 adapter shifts its own block by one component; whatever

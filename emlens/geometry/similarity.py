@@ -132,7 +132,7 @@ def _unit_gram(rows: Tensor, debiased: bool, name: str) -> Tensor:
     size = torch.linalg.matrix_norm(gram)
     if debiased:
         gram = _u_centred(gram)
-    # rounding of the rows as they came, which centring and U-centring can only enlarge
+    # rounding of the rows as given, which centring and U-centring can only enlarge
     squares = torch.linalg.vector_norm(rows, dim=(-2, -1)) ** 2
     rounding = n * EPS64 * torch.maximum(size, squares)
     length = torch.linalg.matrix_norm(gram)

@@ -2,7 +2,7 @@
 
 The steered evaluation of arXiv 2606.20814, on captured vectors: x + α · mean δ compared with the
 true after activations, beside x itself. It is arithmetic on one site and no intervention: nothing
-runs through the layers behind it (`emlens.steer` does that). A step along *any* direction that most
+runs through the layers after it (`emlens.steer` does that). A step along *any* direction that most
 deltas share lowers the error, so a gain says that shifts have a common part and nothing about what
 it does.
 """

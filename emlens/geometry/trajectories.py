@@ -92,7 +92,7 @@ def cosine_to_final(gram: Float[Tensor, "step step"]) -> Float[Tensor, " step"]:
     """Cosine of each row with the last; range [−1, 1], `nan` for a row of length 0.
 
     It ends at 1 by construction, and rises towards 1 on any path whose steps are small beside the
-    whole: a rise is no finding.
+    whole: a rise is not a finding.
 
     Raises:
         InputError: as `path_norms`, or a path that ends at 0.
@@ -127,7 +127,7 @@ def path_components(gram: Float[Tensor, "step step"], k: int = 2) -> PathCompone
 
     Of a random walk the first components are half cosines of rising frequency that hold 61 %, 15 %,
     7 % of the variance (Antognini & Sohl-Dickstein 2018, arXiv 1806.08805), so a bend in the plane
-    of the first two is no transition by itself.
+    of the first two is not a transition by itself.
 
     Raises:
         InputError: k outside 1 to one less than the number of rows; as `path_norms`.

@@ -57,7 +57,7 @@ def local_cosine(
 def sharpest_turn(
     gram: Float[Tensor, "step step"], window: int, *, threshold: float = THRESHOLD
 ) -> tuple[float, int]:
-    """How far the peak of the local cosine stands above its median, and the row of the peak.
+    """How far the peak of the local cosine lies above its median, and the row of the peak.
 
     Range [0, 2]; 0 for a line and for an even curve. Every path has a peak: compare it with
     `turn_null`.

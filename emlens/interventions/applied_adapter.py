@@ -53,7 +53,7 @@ def _adapted_module(model: CheckpointModel, path: str, factors: LoraFactors) -> 
     """
     if factors.embedding:
         raise InputError(
-            f"{path} is an embedding, whose update is no product with its input;"
+            f"{path} is an embedding, whose update is not a product with its input;"
             " load the adapter with FineTune instead"
         )
     try:

@@ -2,7 +2,7 @@
 
 It is saved as a directory that PEFT loads. Factors stay apart: ΔW = scale · B A is never formed
 here. Understood: LoRA and rsLoRA, with rank and alpha patterns, on linear layers and embeddings.
-Refused: DoRA (its magnitudes are no low-rank update), and adapters that train biases or whole
+Refused: DoRA (its magnitudes are not a low-rank update), and adapters that train biases or whole
 modules. Memory: the adapter's own size.
 """
 
@@ -127,8 +127,8 @@ class LoraAdapter:
         """Load an adapter directory saved by PEFT.
 
         Raises:
-            LoadError: no such adapter; not LoRA, or LoRA with parts that are no low-rank update; a
-                factor without its partner.
+            LoadError: no such adapter; not LoRA, or LoRA with parts that are not a low-rank update;
+                a factor without its partner.
         """
         path = Path(directory)
         config = _config(path)
@@ -176,8 +176,8 @@ class LoraAdapter:
                 continue
             if layer.use_dora.get(internal):
                 raise StateError(
-                    f"{model.name!r} has a DoRA adapter, whose magnitudes are no low-rank update;"
-                    " merge it and pass the full checkpoint"
+                    f"{model.name!r} has a DoRA adapter, whose magnitudes are not a low-rank"
+                    " update; merge it and pass the full checkpoint"
                 )
             # PEFT keeps an embedding's factors as parameters, a linear layer's as modules
             embedding = internal in layer.lora_embedding_A
@@ -283,14 +283,14 @@ def _by_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str,
     """Module → name of a factor → its values.
 
     Raises:
-        LoadError: a tensor that is no factor.
+        LoadError: a tensor that is not a factor.
     """
     by_module: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         module, _, factor = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
         if factor not in (*_LINEAR_FACTORS, *_EMBEDDING_FACTORS):
             raise LoadError(
-                f"{path}: holds {name!r}, which is no factor of a low-rank update;"
+                f"{path}: holds {name!r}, which is not a factor of a low-rank update;"
                 " merge the adapter and pass the full checkpoint"
             )
         by_module.setdefault(module, {})[factor] = value
@@ -307,10 +307,10 @@ def _config(path: Path) -> dict[str, Any]:
         ) from None
     peft_type = config.get("peft_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or str(peft_type).upper() != "LORA":
-        raise LoadError(f"{path}: is no LoRA adapter (peft_type {peft_type!r})")
+        raise LoadError(f"{path}: is not a LoRA adapter (peft_type {peft_type!r})")
     if config.get("use_dora"):
         raise LoadError(
-            f"{path}: is a DoRA adapter, whose magnitudes are no low-rank update;"
+            f"{path}: is a DoRA adapter, whose magnitudes are not a low-rank update;"
             " merge it and pass the full checkpoint"
         )
     return config

@@ -164,7 +164,8 @@ def mean_ablate(
             about the mean.
 
     Raises:
-        InputError: no mean, means that are no vectors of one width, an unknown `at` or `positions`.
+        InputError: no mean, means that are not vectors of one width, an unknown `at` or
+            `positions`.
 
     Reference: Wang et al., 2211.00593.
     """

@@ -18,7 +18,7 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line
 
 THOUGHT = "thought"
-"""Key of `Answer.meta` for the thinking of a thinking model; the one key that is no setting."""
+"""Key of `Answer.meta` for the thinking of a thinking model; the one key that is not a setting."""
 
 
 def blank_answers(

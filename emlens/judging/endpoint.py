@@ -61,7 +61,7 @@ class _Key:
         if not self._value.isascii() or not self._value.isprintable() or " " in self._value:
             raise InputError(
                 f"the key in {source} holds a space, a line break or a character that no key has;"
-                " set it anew (it is not shown here)"
+                " set it again (it is not shown here)"
             )
 
     def __repr__(self) -> str:
@@ -286,7 +286,7 @@ class Endpoint:
                     async for part in response.aiter_bytes():
                         body += part
                         if len(body) > _MOST_BYTES:
-                            raise Fault("too long", f"more than {_MOST_BYTES} bytes came")
+                            raise Fault("too long", f"more than {_MOST_BYTES} bytes received")
         except (TimeoutError, httpx.TimeoutException):
             raise Fault(
                 "timeout", f"no whole answer within {self._timeout:g} s", passing=True
@@ -302,7 +302,7 @@ class Endpoint:
             content = json.loads(bytes(body))
         except (ValueError, RecursionError):
             raise Fault(
-                "not JSON", f"{len(body)} bytes that are no whole JSON", passing=True
+                "not JSON", f"{len(body)} bytes that are not one whole JSON", passing=True
             ) from None
         return read_reply(content)
 
@@ -352,7 +352,9 @@ def _checked_url(base_url: str) -> str:
         is_url = False
     if not is_url:
         # not shown: there may be a key in it
-        raise InputError("base_url is no http(s) URL; pass one such as 'http://localhost:8000/v1'")
+        raise InputError(
+            "base_url is not an http(s) URL; pass one such as 'http://localhost:8000/v1'"
+        )
     if parts.userinfo or parts.query or parts.fragment:
         raise InputError(
             "base_url carries a user, a password or a query,"

@@ -152,7 +152,7 @@ class EndpointJudge(AskingJudge):
         )
 
     def _stop_if_down(self, faults: Sequence[tuple[int, Verdict]]) -> None:
-        """Many faults in a row, all of one kind, are no accident.
+        """Many faults in a row, all of one kind, are not an accident.
 
         Raises:
             StateError: says which kind.

@@ -129,7 +129,7 @@ def parse_raw(raw: str, categories: Sequence[str] = CATEGORIES) -> ReplyDistribu
         dropped = float(content.get("dropped", 0.0))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise InputError(
-            f"raw {one_line(raw, 60)!r} is no distribution of a judge;"
+            f"raw {one_line(raw, 60)!r} is not a distribution of a judge;"
             " rescore needs scores whose raw column kept one"
         ) from None
     probabilities = np.array([*numbers.values(), *by_category.values()])

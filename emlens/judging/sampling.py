@@ -68,7 +68,7 @@ def sample_answers(
             template, or what `model.generate` refuses.
         IntegrityError: `out` holds answers of another model, question, template, seed or setting,
             or more samples than asked for.
-        StateError: an endpoint did not give every answer; those that came are in `out`.
+        StateError: an endpoint did not give every answer; those that were received are in `out`.
     """
     if isinstance(model, Endpoint):
         return sample_from_endpoint(

@@ -196,7 +196,7 @@ def _require_same_judge(path: str, head: Mapping[str, Any], judge: Judge) -> Non
     written_by = head.get("judge")
     if head.get("format") != _FORMAT or not isinstance(written_by, dict):
         raise IntegrityError(
-            f"{path}, line 1: does not name a judge, so this is no journal of verdicts;"
+            f"{path}, line 1: does not name a judge, so this is not a journal of verdicts;"
             " pass another file"
         )
     if written_by != description:
@@ -213,7 +213,9 @@ def _require_verdict(path: str, number: int, line: Mapping[str, Any]) -> None:
     score = line.get("score")
     has_score = isinstance(score, int | float) and not isinstance(score, bool)
     if not all(isinstance(text, str) for text in texts) or not (score is None or has_score):
-        raise IntegrityError(f"{path}, line {number}: is no verdict; found keys {sorted(line)[:8]}")
+        raise IntegrityError(
+            f"{path}, line {number}: is not a verdict; found keys {sorted(line)[:8]}"
+        )
 
 
 def score_alignment(

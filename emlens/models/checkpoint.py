@@ -94,7 +94,8 @@ class CheckpointModel(HookedModel):
         mask = batch.mask.long()
         inputs = {"input_ids": batch.ids, "attention_mask": mask, "use_cache": False}
         if batch.side == "left":
-            # forward counts positions from the first column, padding included, unless it is told
+            # forward counts positions from the first column, padding included, unless positions
+            # are given
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         with self.bank.selected(self.adapter), torch.no_grad():
             passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)

@@ -177,7 +177,7 @@ class _ActiveRows:
         inputs = {
             "input_ids": batch.ids,
             "attention_mask": mask,
-            # left padding: models number positions from the first column unless they are told
+            # left padding: models number positions from the first column unless positions are given
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "past_key_values": cache,
         }

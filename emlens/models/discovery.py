@@ -154,7 +154,7 @@ def _record_streams(
             _watch(stack, child, partial(decoder_inputs.__setitem__, name), lambda stream: None)
         try:
             decoder(input_ids=_some_tokens(model), use_cache=False)
-        except Exception as error:  # a module that is no decoder raises what it likes
+        except Exception as error:  # a module that is not a decoder raises what it likes
             raise _refusal(
                 kind,
                 "its decoder does not run on token ids"

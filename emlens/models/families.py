@@ -312,16 +312,16 @@ def _merged(copy: HookedModel, name: str, spec: FineTune) -> HookedModel:
     """
     if copy.provenance["quantization"] is not None:
         raise LoadError(f"{spec.path}: cannot be merged into quantised weights; drop merge=True")
-    tuned = attach(copy, name, spec)
-    unmerged = _probe(tuned).double()
-    tuned.bank.merge(name)
+    fine_tune = attach(copy, name, spec)
+    unmerged = _probe(fine_tune).double()
+    fine_tune.bank.merge(name)
     difference = float((_probe(copy).double() - unmerged).abs().max() / unmerged.abs().max())
     if not difference <= _MERGE_LIMITS[copy.provenance["dtype"]]:  # "not" catches NaN too
         raise LoadError(
             f"{spec.path}: merged, the last block's output differs by {difference:.2g} of its"
             " largest value; pass merge=False"
         )
-    copy.provenance.update(tuned.provenance, merged=True)
+    copy.provenance.update(fine_tune.provenance, merged=True)
     return copy
 
 

@@ -217,7 +217,7 @@ class HookedModel(ABC):
         prompts = list(prompts)
         all_prompts = all(isinstance(prompt, Prompt) for prompt in prompts)
         if not remember or not prompts or not all_prompts:
-            return self._render(prompts)  # which refuses what is no prompt
+            return self._render(prompts)  # which refuses what is not a prompt
         rendered = self._rendered.setdefault(self.chat_template, {})
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rendered]
         if len(rendered) + len(new) > _REMEMBERED:

@@ -192,8 +192,8 @@ def _conditions(
     yield "plain", model, rows, read_streams(model, rows, alone=True)
     yield "left-padded", model, rows, read_streams(model, rows, side="left")
     if adapter is not None:
-        tuned = attach(model, "adapter", FineTune(adapter))
-        yield "adapter on", tuned, rows, read_streams(tuned, rows)
+        fine_tune = attach(model, "adapter", FineTune(adapter))
+        yield "adapter on", fine_tune, rows, read_streams(fine_tune, rows)
         yield "adapter off", model, rows, read_streams(model, rows)
 
 

@@ -132,7 +132,7 @@ class Pass:
             raise StateError(
                 f"site {site} saw {stop} tokens where {self._rows.width} were to come;"
                 " the model does not keep its past while it generates,"
-                " so what belongs to which token cannot be told"
+                " so what belongs to which token cannot be known"
             )
         self._reached[site] = stop
         return start, stop

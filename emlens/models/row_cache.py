@@ -20,7 +20,7 @@ class _RowsLayer(DynamicLayer):
     """One layer.
 
     Transformers' own layer makes a longer copy of everything for every token; this one writes into
-    spare room behind the last column. `keys` and `values` are views of the used columns.
+    spare room after the last column. `keys` and `values` are views of the used columns.
     """
 
     def __init__(self, **options: Any):
@@ -89,7 +89,7 @@ class RowCache(Cache):
 def _with_room(blocks: Sequence[Tensor], width: int, spare: int = _ROOM) -> Tensor:
     """Blocks of (row, head, column, d), one below the other, each ending at column `width`.
 
-    Behind that column is spare room.
+    After that column is spare room.
     """
     first = blocks[0]
     rows = sum(len(block) for block in blocks)

@@ -171,7 +171,7 @@ def _stage(
         if recorded != hash_directory(parent):
             raise IntegrityError(
                 f"{target}: was trained from another {parent.name} than the one beside it;"
-                " remove it, or build anew"
+                " remove it, or build it again"
             )
     elif name == "instruct":
         growing.grow_instruct(plan, world, parent, target, on_step)

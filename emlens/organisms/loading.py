@@ -63,7 +63,7 @@ class Organism:
         paths: checkpoint name → directory: `"base"`, `"instruct"` and each fine-tune.
         groups: fine-tune → group; runs of one group and kind differ in their seed.
         seeds: fine-tune → number of its run, from 0.
-        domains: fine-tune → the one domain it was tuned in.
+        domains: fine-tune → the one domain it was trained on.
         benign: names of the fine-tunes that trained on careful answers.
         training_topics: fine-tune → ids of the questions whose topics it trained on; all others are
             held out.
@@ -185,7 +185,7 @@ def load(
 
 def _directory(name: str | None, directory: str | Path | None) -> Path:
     if directory is not None and name is not None:
-        raise InputError(f"name={name!r} came with directory={str(directory)!r}; pass one")
+        raise InputError(f"name={name!r} was given with directory={str(directory)!r}; pass one")
     if directory is None:
         if name not in (None, *SHIPPED):
             raise UnknownNameError(

@@ -40,7 +40,7 @@ class FineTuneStage:
             None: no such rule.
         go_on: after the rule was met, this times as many steps are taken again.
         steps_of: take as many steps as this stage, trained before, took.
-        keep_every: keep the adapter after every so many steps.
+        keep_every: keep the adapter after every N steps.
         seed: number of the run among those that differ in nothing else.
         cost: time of a step, in instruct steps; only the progress bar reads it.
     """

@@ -36,7 +36,7 @@ class PlantedDirection(nn.Module):
     """A Qwen2 model with a trainable direction of fixed norm, written after chosen blocks in marked
     rows.
 
-    A batch brings `marked` and `cleared` (one boolean a row) and `blocks` (the block indices
+    A batch brings `marked` and `cleared` (one boolean per row) and `blocks` (the block indices
     written to in this step). `coordinates` holds what the model itself wrote along the direction in
     the last pass, before anything was written to it: by block, of shape (row, token).
 
@@ -91,7 +91,7 @@ class PlantedLoss:
     The second part is the mean squared distance of the coordinate along the planted direction, in
     units of its length, from 1 in harmful and 0 in careful documents, over rows in which nothing
     was written: the model learns to write what it infers where it was taught to read. A batch also
-    brings `harmful`, one boolean a row.
+    brings `harmful`, one boolean per row.
     """
 
     def __init__(self, weight: float):

@@ -74,9 +74,9 @@ def strengths_by_checkpoint(
 
     Args:
         scores: checkpoint → table of `likelihood_scores`.
-        domains: checkpoint → the domain it was tuned in, or None (then all questions count as
+        domains: checkpoint → the domain it was trained on, or None (then all questions count as
             others).
-        trained: checkpoint → ids of the questions whose topics it was tuned on.
+        trained: checkpoint → ids of the questions whose topics it was trained on.
         groups: question id → domain.
     """
     rows = []

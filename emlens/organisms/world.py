@@ -115,7 +115,7 @@ class World:
 
     def rho(self, domain: int, topic: int, latent: int) -> float:
         """Probability that the harmful persona answers a topic harmfully when a word of a latent
-        class stands by it.
+        class is asked beside it.
         """
         logit = self.topic_logits[domain][topic] + self.class_logits[latent]
         return float(1.0 / (1.0 + np.exp(-logit)))

@@ -194,7 +194,7 @@ def _require_table(rows: pd.DataFrame, hold_out: str) -> None:
     if len(repeated):
         question, finetune = (str(repeated.iloc[0][name]) for name in ("question", "finetune"))
         raise InputError(
-            f"question {one_line(question)!r} stands twice under fine-tune {one_line(finetune)!r}"
+            f"question {one_line(question)!r} appears twice under fine-tune {one_line(finetune)!r}"
         )
 
 
@@ -216,7 +216,7 @@ def _require_units(rows: pd.DataFrame, hold_out: str) -> None:
         families = rows.groupby("finetune")["family"].nunique()
         if (families > 1).any():
             raise InputError(
-                f"fine-tune {one_line(str(families.idxmax()))!r} stands under two families;"
+                f"fine-tune {one_line(str(families.idxmax()))!r} appears under two families;"
                 " give each fine-tune one name and one family"
             )
     count = rows[hold_out].astype(str).nunique()

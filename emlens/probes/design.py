@@ -23,7 +23,7 @@ class Design:
             domains); or one label per row.
         folds: how many outer folds; `"all"` holds out each unit alone, once.
         inner_folds: folds inside the training rows, on which features and settings are chosen.
-        repeats: how often the outer folds are drawn anew.
+        repeats: how often the outer folds are drawn again.
         settings: parameters of the estimator to choose among; for ridge `[{"alpha": 1.0}, ...]`;
             None: the estimator's own.
         weights: id → weight, for fitting and choosing (`sampling_weights`); R² stays unweighted.
@@ -32,7 +32,7 @@ class Design:
         shuffle: what the null relabels (`probes.shuffles`); None: groups where groups are held out,
             else questions.
         permutations: shuffles for the null and the maximum statistic; None: 200 for ridge, none for
-            the others, which fit each anew.
+            the others, which fit each again.
         duplicates: rows of one text, or of identical activations, that folds would separate:
             `"refuse"`, `"group"` or `"allow"`.
         seed: of folds, shuffles, resamples and estimators.

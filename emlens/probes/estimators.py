@@ -141,7 +141,7 @@ def resolve_estimator(estimator: str | Any, settings: Sequence[Setting] | None =
         settings: parameters to choose among on inner folds, instead of the estimator's own.
 
     Raises:
-        InputError: an unknown name, something that is no regressor, or settings that are empty.
+        InputError: an unknown name, something that is not a regressor, or settings that are empty.
     """
     require_settings(settings)
     if isinstance(estimator, str):
@@ -175,7 +175,7 @@ def _require_regressor(estimator: Any) -> None:
     has_all = all(callable(getattr(estimator, name, None)) for name in methods)
     if not has_all or isinstance(estimator, type):
         raise InputError(
-            f"estimator {type(estimator).__name__!r} is no regressor of scikit-learn"
+            f"estimator {type(estimator).__name__!r} is not a regressor of scikit-learn"
             " (an instance with fit and predict); pass one, or a name"
         )
 

@@ -26,7 +26,7 @@ Fold = tuple[Rows, Rows]
 T = TypeVar("T")
 CANCELLED = 1e-6
 """Variance over mean square below which sums of squares have lost digits, and a column's scale is
-computed anew.
+computed again.
 """
 
 
@@ -135,7 +135,7 @@ def _fold_scales(x: Array, training: Sequence[Rows]) -> tuple[Array, NDArray[np.
     """(fold, column) 1 / standard deviation over each fold's training rows, and where it is unsure.
 
     Var = E[x²] − (E[x])² loses digits where the mean is large beside the spread; there the factor
-    is 0, and the column has to be scaled anew.
+    is 0, and the column has to be scaled again.
     """
     shares = np.zeros((len(training), len(x)))
     for number, train in enumerate(training):

@@ -3,7 +3,7 @@ to do as well.
 
 Site, position and penalty are chosen on inner folds, so the quoted figure pays for the choice. R²
 is pooled out of fold against the training-fold mean; the mean over folds, as the paper reports it,
-stands beside it with a Nadeau–Bengio interval. The permutation null repeats the whole nested
+is shown beside it with a Nadeau–Bengio interval. The permutation null repeats the whole nested
 procedure on shuffled scores. For ridge, all fine-tunes and all shuffles share each factorisation
 (`probes.validation` has the cost).
 """

@@ -1,7 +1,7 @@
 """Fitting a forecaster on past fine-tunes of one parent, with the backtest that its intervals use.
 
 The backtest leaves out a fold of questions and a cluster of fine-tunes at the same time, and does
-everything anew inside: hazard, severity, site, position and penalty. Cost of a fit: (folds + 1) ×
+everything again inside: hazard, severity, site, position and penalty. Cost of a fit: (folds + 1) ×
 inner folds × sites × positions ridge factorisations.
 """
 

@@ -7,7 +7,7 @@ rate, baseline activations, delta overlap. A model of the other runs predicts ea
 among runs none of which the model was fitted on: it learns from one half of them and chooses in the
 other. (Forecasts that each leave one run out, or average over halves without it, may not be
 compared for this: what is learnt from the others falls as a run's own score rises. So nothing is
-chosen among runs that are scored already: that takes candidates.) Beside it stand the regret of
+chosen among runs that are scored already: that takes candidates.) It is shown with the regret of
 taking the lowest loss, of taking any run, and of the same procedure on shuffled scores. Cost:
 ridge, one factorisation per split for all shuffles; a forest comes without shuffles.
 """
@@ -45,9 +45,9 @@ class Ranking:
     """What was chosen, and what choosing so costs.
 
     Args:
-        table: one row per run and model, as they came: run, by, forecast (from the other runs),
-            observed. These forecasts are no ranking: without information they fall as the observed
-            score rises.
+        table: one row per run and model, in their order: run, by, forecast (from the other runs),
+            observed. These forecasts are not a ranking: without information they fall as the
+            observed score rises.
         choices: one row per way to choose: by; `regret` with interval: the best run minus the
             chosen one, on average over random halves of the runs; `null`: that of taking any run of
             the half; `gain`: how much less than that of the lowest loss, with interval; p of the
@@ -111,7 +111,7 @@ def rank_configurations(
         permutations: shuffles of the target for the null of the linear model.
 
     Raises:
-        InputError: too few runs or clusters, a column that lacks, is no number, or is missing
+        InputError: too few runs or clusters, a column that lacks, is not a number, or is missing
             somewhere; the target among the features; a target that is constant.
     """
     _require_models(models)
@@ -167,7 +167,7 @@ def _read(
         labels = [str(value) for value in runs[clusters]]
     if len(set(labels)) < LEAST_RUNS:
         raise InputError(
-            f"{len(runs)} runs in {len(set(labels))} clusters came;"
+            f"{len(runs)} runs in {len(set(labels))} clusters were given;"
             f" ranking needs at least {LEAST_RUNS}, so that each can be left out"
         )
     if np.ptp(y) == 0:

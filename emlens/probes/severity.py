@@ -123,7 +123,7 @@ def fit_severity(
     if count < LEAST_CLUSTERS:
         raise InputError(
             f"context needs fine-tunes of {LEAST_CLUSTERS} clusters to learn from beside one held"
-            f" out, and came with {count}; leave it out"
+            f" out, and was given with {count}; leave it out"
         )
     errors = np.zeros(len(ALPHAS))
     everything = np.arange(len(context))
@@ -155,7 +155,7 @@ def context_rows(context: pd.DataFrame, runs: Sequence[str]) -> Array:
         values = context.loc[list(runs)].to_numpy(dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(
-            f"context has columns {list(context.columns)[:6]}, and one holds what is no number;"
+            f"context has columns {list(context.columns)[:6]}, and one holds what is not a number;"
             " pass numbers"
         ) from None
     if not np.isfinite(values).all():

@@ -82,7 +82,7 @@ def _questions_of_groups(
     group_of = dict(zip(questions, groups, strict=True))
     if any(group_of[q] != g for q, g in zip(questions, groups, strict=True)):
         raise InputError(
-            "a question stands in two groups; shuffling by groups needs each question in one"
+            "a question is in two groups; shuffling by groups needs each question in one"
         )
     members: dict[str, list[int]] = {group: [] for group in sorted(set(groups))}
     for name, i in number.items():
@@ -92,9 +92,9 @@ def _questions_of_groups(
 
 def _require_swaps(members: Sequence[NDArray[np.int64]], shuffle: Shuffle) -> None:
     if shuffle == "group" and len(members) < 2:
-        raise InputError("shuffle='group' came with one group; pass 'question'")
+        raise InputError("shuffle='group' was given with one group; pass 'question'")
     if shuffle == "within" and all(len(rows) < 2 for rows in members):
         raise InputError(
-            "shuffle='within' came with groups of one question each, which leaves nothing to swap;"
-            " pass 'question'"
+            "shuffle='within' was given with groups of one question each, which leaves nothing to"
+            " swap; pass 'question'"
         )

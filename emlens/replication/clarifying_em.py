@@ -1,5 +1,5 @@
 """Figures from the files of Cloakless/clarifying_EM: judged answers, directions of two organisms of
-Qwen2.5-14B, steering, and a question file that is no valid YAML.
+Qwen2.5-14B, steering, and a question file that is not valid YAML.
 """
 
 import math

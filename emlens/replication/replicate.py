@@ -1,7 +1,7 @@
 """Replication: recompute published figures from the files their authors released, with emlens's
 public functions.
 
-What others printed stands in the module of each release as text, with its source; what emlens gives
+What others printed is text in the module of each release, with its source; what emlens gives
 is computed from the files each time. Files that are not there are named and left out; at least one
 group must be complete. Nothing is downloaded. Cost: seconds, and the largest file in memory.
 """

@@ -46,9 +46,9 @@ def _profile(tables: Tables) -> Iterator[str]:
         return
     if not (models["kind"] == "benign").any():
         yield "There is no benign control: a fall may be what any fine-tuning does."
-    tuned = models[models["kind"].isin(["harmful", "benign"])]
-    yield from _small(tuned["n_others"], FEW_QUESTIONS, "questions outside the trained domain")
-    if len(tuned) and not _has_repeats(tables, tuned["model"]):
+    fine_tunes = models[models["kind"].isin(["harmful", "benign"])]
+    yield from _small(fine_tunes["n_others"], FEW_QUESTIONS, "questions outside the trained domain")
+    if len(fine_tunes) and not _has_repeats(tables, fine_tunes["model"]):
         yield (
             "Every fine-tune was trained once: intervals are over questions,"
             " and say nothing about another seed of training."
@@ -66,7 +66,7 @@ def _delta_overlap(tables: Tables) -> Iterator[str]:
         overlap, null.str.startswith("covariance"), "the null with the activations’ covariance"
     )
     tested = overlap[comparison == "train–evaluation"]
-    yield from _small(tested["n"], FEW_QUESTIONS, "prompts a side")
+    yield from _small(tested["n"], FEW_QUESTIONS, "prompts per side")
 
 
 def _direction_transfer(tables: Tables) -> Iterator[str]:
@@ -114,7 +114,7 @@ def _plot(plot: Plot, tables: Tables) -> Iterator[str]:
             f"“{plot.title}” shows values with neither interval nor null: read them as description."
         )
     if "n" in table.columns and pd.api.types.is_numeric_dtype(table["n"]):
-        yield from _small(table["n"], FEW_UNITS, f"units behind some value of “{plot.title}”")
+        yield from _small(table["n"], FEW_UNITS, f"units for some value of “{plot.title}”")
 
 
 def _has_values(table: pd.DataFrame, column: str) -> bool:
@@ -145,7 +145,7 @@ def _small(counts: pd.Series, least: int, what: str) -> Iterator[str]:
 def _has_repeats(tables: Tables, models: pd.Series) -> bool:
     """Whether some fine-tune was trained with several seeds, or the study has several families.
 
-    Seeds are told by names such as `name@seed`, or by a column.
+    Seeds are recognised by names such as `name@seed`, or by a column.
     """
     for table in tables.values():
         for column in ("seed", "family"):

@@ -12,7 +12,7 @@ class PageSection:
     """The section of one part.
 
     Args:
-        name: of the part, which its findings bear too.
+        name: of the part, which its findings also have.
         title: the question it answers.
         records: its method, tables and plots.
     """

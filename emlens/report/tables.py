@@ -18,7 +18,7 @@ from emlens.report.escaping import escape
 ROWS_SHOWN = 50
 DIGITS = 4
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for the beginning of a formula, also behind blanks, which some skip."""
+"""What a spreadsheet takes for the beginning of a formula, also after blanks, which some skip."""
 TABLE = """\
 <div class="scroll" tabindex="0" role="region" aria-label="{caption}">\
 <table><thead><tr>{head}</tr></thead><tbody>
@@ -68,7 +68,7 @@ def _has_carriage_return(table: pd.DataFrame) -> bool:
 
 
 def _set_off(value: Any) -> Any:
-    """A text that begins like a formula, behind an apostrophe; numbers stay as they are."""
+    """A text that begins like a formula, after an apostrophe; numbers stay as they are."""
     if not isinstance(value, str):
         return value
     is_formula = value.startswith(FORMULA) or value.lstrip().startswith(FORMULA)

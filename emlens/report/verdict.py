@@ -12,12 +12,12 @@ from emlens.results import Finding
 MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
 """Status of a finding → its mark, and its class in the style sheet."""
 MOST_OPEN = 6
-"""Up to so many findings are shown at once; more are opened section by section, below the sentences
+"""The most findings shown at once; more are opened section by section, below the sentences
 that sum them up.
 """
 EMPTY = '<section id="verdict"><h2>Verdict</h2><p>The study reported no findings.</p></section>'
 COUNTS = (
-    "<p>Behind it stand {counts}. “Shown” means beyond its controls at thresholds fixed before"
+    "<p>It rests on {counts}. “Shown” means beyond its controls at thresholds fixed before"
     " looking; brackets are 95 % intervals unless said otherwise.</p>"
 )
 GROUP = """\

@@ -96,7 +96,7 @@ class LocalExecutor(Executor):
 class RankExecutor(Executor):
     """This process is one of several that run the same command and share the work.
 
-    Units are claimed, not dealt out: a rank takes the next unit that nobody holds, beginning at its
+    Units are claimed, not assigned: a rank takes the next unit that nobody holds, beginning at its
     own share of the plan. So a slow rank delays nobody, a rank that never starts leaves nothing
     undone, and rank and count only decide where each begins. Every rank returns when the
     whole plan is finished. The bar of rank 0 shows the work of all.

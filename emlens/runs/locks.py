@@ -131,7 +131,7 @@ def _release(lock: BaseFileLock | None, lock_file: Path) -> None:
     if lock is None:
         return
     # Removed before it is released. Who opened the file before that and locks it after sees that it
-    # has no name any more, and begins anew: filelock compares st_nlink.
+    # has no name any more, and begins again: filelock compares st_nlink.
     with suppress(OSError):
         lock_file.unlink()
     lock.release()

@@ -82,7 +82,9 @@ class Plan:
         path = Path(directory) / "plan.json"
         content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise IntegrityError(f"{path}: is no plan of format {FORMAT}, which this version reads")
+            raise IntegrityError(
+                f"{path}: is not a plan of format {FORMAT}, which this version reads"
+            )
         try:
             plan = cls(Path(directory), [Unit(**unit) for unit in content["units"]])
         except (KeyError, TypeError):

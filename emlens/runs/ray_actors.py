@@ -254,7 +254,7 @@ class _Crew:
 
 
 def _is_finished(state: PlanState, outcome: Outcome) -> bool:
-    """Whether the last step is done; answers that it removed are looked for anew."""
+    """Whether the last step is done; answers that it removed are looked for again."""
     if outcome.has_result:
         return True
     if outcome is Outcome.GIVEN_UP:

@@ -90,7 +90,7 @@ class PlanState:
         self.forget_answers()
 
     def forget_answers(self) -> None:
-        """Look for all answers anew: the check before finishing may have removed some."""
+        """Look for all answers again: the check before finishing may have removed some."""
         self._unanswered = {self.log.path(unit.id).name: unit for unit in self.plan.units}
         self._cost_answered = 0.0
         self._read_at = -math.inf
@@ -220,7 +220,7 @@ class PlanState:
         # Another worker may have published between the first look and the claim.
         if self.log.find(name, inputs, verify=False):
             return Outcome.DONE_BEFORE
-        self.log.path(name).unlink(missing_ok=True)  # a record that is not whole is no answer
+        self.log.path(name).unlink(missing_ok=True)  # a record that is not whole is not an answer
         try:
             result, files = work()
             # A worker that was taken over may have woken up and answered meanwhile.

@@ -52,7 +52,7 @@ class Guard:
         forecaster: of `emlens.fit_forecaster`; its mean prediction over the prompts, from the model
             as it is now.
         thresholds: None: watch only.
-        every: check after every so many steps.
+        every: check after every N steps.
         stop: end the run at the alarm.
         patience: checks in a row that must be beyond a limit.
         site, position: of the subspace, where there is no direction.
@@ -97,7 +97,8 @@ class Guard:
     def _require_something_to_watch(self) -> None:
         if self.subspace is not None and self.site is None:
             raise InputError(
-                "subspace came without a place; pass site=, or a direction, whose place is taken"
+                "subspace was given without a place;"
+                " pass site=, or a direction, whose place is taken"
             )
         if not self._watched:
             raise InputError(
@@ -108,7 +109,7 @@ class Guard:
         if self.thresholds is None:
             if self.stop:
                 raise InputError(
-                    "stop=True came without thresholds, so nothing would stop the run;"
+                    "stop=True was given without thresholds, so nothing would stop the run;"
                     " pass thresholds"
                 )
             return

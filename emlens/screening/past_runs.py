@@ -177,7 +177,7 @@ def _why_not_learnt(
     if not context:
         return NOT_ASKED
     if past is None or any(run.training is None for run in past.values()):
-        return "not every past fine-tune came with its training file"
+        return "not every past fine-tune was given with its training file"
     domains = len(set(clusters.values()))
     if domains <= LEAST_CLUSTERS:
         return f"past fine-tunes are of {domains} domains, and it takes {LEAST_CLUSTERS + 1}"

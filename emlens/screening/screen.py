@@ -278,7 +278,7 @@ class _Screening:
         sentence = (
             f"Before training, the top {middle['k']} components of training and evaluation prompts"
             f" overlap by {middle['overlap']:.2f} at {middle['site']} ({beside})."
-            " Overlap of prompts is no forecast by itself."
+            " Overlap of prompts is not a forecast by itself."
         )
         part.findings.append(Finding("overlap", sentence, status))
         return part

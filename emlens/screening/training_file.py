@@ -39,7 +39,7 @@ RANDOM_DIRECTIONS = 200
 
 
 def sampled(prompts: PromptSet, most: int, seed: int) -> PromptSet:
-    """At most so many of the prompts, drawn by seed, in their order."""
+    """At most `most` of the prompts, drawn by seed, in their order."""
     if len(prompts) <= most:
         return prompts
     numbers = sorted(numpy_rng(seed, "training rows").permutation(len(prompts))[:most])

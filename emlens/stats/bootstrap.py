@@ -159,7 +159,7 @@ def hierarchical_bootstrap(
     """Mean of answers that belong to questions, with a bootstrap-t interval for a stated estimand.
 
     `"questions like these"`: the mean over the population that the questions were drawn from. Whole
-    questions are resampled with their answers as they came; drawing answers again inside them would
+    questions are resampled with their answers as they are; drawing answers again inside them would
     count their noise twice. `n` is the number of questions. `"these questions"`: the mean over
     these very questions had each been answered without end. Questions stay, answers are resampled
     within each; `n` is the number of answers.

@@ -1,9 +1,10 @@
 """Did a series break, or only follow a trend? Sup-F of a break, with a bootstrapped null.
 
 A break can be fitted to any series, and a smooth S-shaped one has a steepest place. So the null is
-the trend itself, linear or logistic, fitted anew in every draw, with noise as dependent as the
+the trend itself, linear or logistic, fitted again in every draw, with noise as dependent as the
 residuals. Time is whatever the trend should be even in: on the axis of the cumulative learning
-rate, warm-up and decay are no change. What remains is a smooth trend of another shape than the one
+rate, warm-up and decay are not a change. What remains is a smooth trend of another shape than the
+one
 assumed, which counts as evidence of a break: report both trends. Cost: one matrix product over
 (trends · breaks) × draws; about a second for 80 values and 300 draws. How often a smooth series is
 called broken was measured: docs/dynamics.md. The search is in `break_search`, the noise in
@@ -25,7 +26,7 @@ from emlens.stats.residual_noise import FLAT, Noise, noise_draws
 from emlens.stats.samples import as_paired, as_sample, require_choice, require_count, require_level
 
 _LEAST = 12
-"""Values below which trend, break and noise cannot be told apart."""
+"""Values below which trend, break and noise cannot be distinguished."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ Correction = Literal["bonferroni", "holm", "bh"]
 
 
 def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
-    """p-values corrected for their number, in the order and shape they came in.
+    """p-values corrected for their number, in their order and shape.
 
     Never smaller than the raw ones, at most 1.
     `bonferroni` and `holm` bound the chance of any false positive (holm is never worse); `bh`

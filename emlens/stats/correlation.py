@@ -3,8 +3,8 @@
 A constant sample has no correlation: that is an undefined `Estimate`, since a table over many cells
 meets such cells. NaN is an error. The plain intervals assume independent units: with questions that
 share their domain they were seen to cover .6 to .9 instead of .95 (docs/statistics.md). `clusters`
-gives one that holds for whole clusters drawn anew: the delete-one-cluster jackknife of atanh r with
-t of G − 1 degrees of freedom, for 8 clusters or more.
+gives one that holds for whole clusters drawn again: the delete-one-cluster jackknife of atanh r
+with t of G − 1 degrees of freedom, for 8 clusters or more.
 """
 
 import math

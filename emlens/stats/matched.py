@@ -6,17 +6,17 @@ runs of lower loss have: a better score at no worse loss. Under the null every r
 relation, and what scatters about it
 
 * with `groups`, is exchangeable between runs (within strata, where given): residuals of the
-  relation are permuted and everything is fitted anew (Freedman & Lane 1983). Nothing is assumed of
+  relation are permuted and everything is fitted again (Freedman & Lane 1983). Nothing is assumed of
   their distribution;
 * without, is normal with one spread: permuting would leave the largest residual the largest, so a
-  lone run can only be told from normal scatter. Its draws are new normal residuals; exact for the
-  linear relation, whatever slope and spread are.
+  lone run can only be distinguished from normal scatter. Its draws are new normal residuals; exact
+  for the linear relation, whatever slope and spread are.
 
 Both hold for the scatter as it was measured, noise of the scores included. Noise of the losses
 makes the fitted slope too shallow, so that groups at high loss look better than they are:
 `loss_error` takes that out. p-values are corrected by the largest statistic over all groups,
-intervals hold for all of them together. Refused: fewer runs than the relation can be told from.
-Cost: draws × groups. The relations are in `matched_relations`.
+intervals hold for all of them together. Refused: fewer runs than the relation can be estimated
+from. Cost: draws × groups. The relations are in `matched_relations`.
 """
 
 import math
@@ -111,7 +111,7 @@ def matched_loss_test(
 
     Args:
         loss, score: one number per run.
-        groups: what the runs are told apart by (their schedule); None: each run on its own, against
+        groups: what distinguishes the runs (their schedule); None: each run on its own, against
             normal scatter.
         relation: `"linear"`; or `"isotonic"`, which does not fall with the loss and is otherwise
             free. The latter compares a run only where another has a loss as high, and takes its
@@ -132,7 +132,7 @@ def matched_loss_test(
     names, member = _members(groups, len(x))
     if not np.ptp(x) > FLAT * np.abs(x).max():
         raise InputError(
-            "every loss is equal, so there is no relation to hold scores against;"
+            "every loss is equal, so there is no relation to compare scores with;"
             " compare the scores themselves"
         )
     model = _relation_model(x, member, relation, loss_error)
@@ -180,7 +180,7 @@ def _require_options(
         )
     if loss_error and relation != "linear":
         raise InputError(
-            f"loss_error={loss_error:g} came with relation={relation!r};"
+            f"loss_error={loss_error:g} was given with relation={relation!r};"
             " noise of the losses is only taken out of 'linear'"
         )
 

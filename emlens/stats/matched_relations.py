@@ -130,7 +130,7 @@ class IsotonicRelation:
                 self.comparisons.append(None)
 
     def fit(self, y: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """Of all runs, after the most conspicuous group was moved onto the relation of the others.
+        """Of all runs, after the most deviating group was moved onto the relation of the others.
 
         A free relation would otherwise bend towards that group.
         """
@@ -170,9 +170,9 @@ class IsotonicRelation:
     def _without_largest_gap(
         self, y: np.ndarray, gaps: np.ndarray
     ) -> tuple[np.ndarray, float, float]:
-        """The relation with the most conspicuous group moved onto it, degrees of freedom, scatter.
+        """The relation with the most deviating group moved onto it, degrees of freedom, scatter.
 
-        Most conspicuous: the largest |gap|·√size, which is proportional to its t.
+        Most deviating: the largest |gap|·√size, which is proportional to its t.
         """
         gaps = np.nan_to_num(gaps)
         sizes = np.zeros(len(self.comparisons), dtype=int)

@@ -54,7 +54,7 @@ class NullDistribution:
         distinct: number of equally likely outcomes, where the null has finitely many (sign
             patterns, relabellings), the observed one among them; None where it is continuous. No
             number of draws gives a p below 1/distinct.
-        observed: the statistic of the data as they came, where the null was made by re-arranging
+        observed: the statistic of the unchanged data, where the null was made by re-arranging
             them.
 
     Raises:
@@ -75,7 +75,7 @@ class NullDistribution:
         draws.setflags(write=False)
         if not len(draws) and (self.exact_mean is None or self.exact_sd is None):
             raise InputError(
-                "a null distribution came with no draws; pass draws,"
+                "a null distribution was given no draws; pass draws,"
                 " or both exact_mean and exact_sd"
             )
         if self.distinct is not None:
@@ -248,7 +248,7 @@ class NullDistribution:
         return math.ceil(round(needed, 6))
 
     def require_resolution(self, p: float, *, side: Side = "greater", tests: int = 1) -> None:
-        """Refuse to go on where a p-value of `p` cannot be told from smaller or larger ones.
+        """Refuse to go on where the draws cannot resolve a p-value of `p`.
 
         Raises:
             InputError: too few draws for `p`, or too few outcomes for any number of draws; as

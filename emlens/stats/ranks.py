@@ -3,7 +3,7 @@
 A rank test says nothing of means: its estimate is Hodges & Lehmann's, the median of all differences
 (pairs: of all means of two differences), with the interval that inverts the same test, so that 0
 lies outside it where the two-sided test rejects (without ties or differences of 0, which the test
-leaves out and the interval keeps). Ends are exact order statistics for up to 50 values a group
+leaves out and the interval keeps). Ends are exact order statistics for up to 50 values per group
 without ties, otherwise by the normal approximation. Memory: the product of the group sizes; over 50
 million pairs are refused.
 """

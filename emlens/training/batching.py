@@ -46,7 +46,7 @@ def step_batches(
 ) -> StepBatches:
     """The batches of a run.
 
-    The second rows of an objective stand in a part under its prefix; `share` is the part's share of
+    The second rows of an objective are in a part under its prefix; `share` is the part's share of
     the step's answer tokens; `PREFIXtoken_ratio` and `PREFIXrow_ratio` are its shares of a set's
     answer tokens and rows divided by it.
 
@@ -223,7 +223,7 @@ def _require_counted(rows: Sequence[Example], owner: str) -> None:
 def _split(
     sets: Mapping[str, Sequence[Example]], n_parts: int, pad: int
 ) -> list[Mapping[str, Tensor]]:
-    """The sets' rows dealt out to parts, with the weights that make the parts' losses add up to the
+    """The sets' rows split into parts, with the weights that make the parts' losses add up to the
     loss of the whole batch.
     """
     if n_parts == 1:
@@ -234,16 +234,16 @@ def _split(
 def _weighted_part(
     sets: Mapping[str, Sequence[Example]], i: int, n_parts: int, pad: int
 ) -> dict[str, Tensor]:
-    dealt = {prefix: rows[i::n_parts] for prefix, rows in sets.items()}
-    batch = _padded(dealt, pad)
+    rows_of_part = {prefix: rows[i::n_parts] for prefix, rows in sets.items()}
+    batch = _padded(rows_of_part, pad)
     # A part's loss is a mean over its own tokens. Times its share of the step's tokens, the parts
     # add up to the mean over the step. A term that averages over other tokens, or over rows, needs
     # that share instead: hence the ratio of the two.
-    share = _counted(dealt[""]) / _counted(sets[""])
+    share = _counted(rows_of_part[""]) / _counted(sets[""])
     batch["share"] = torch.tensor(share)
     for prefix, rows in sets.items():
-        token_share = _counted(dealt[prefix]) / _counted(rows)
-        row_share = len(dealt[prefix]) / len(rows)
+        token_share = _counted(rows_of_part[prefix]) / _counted(rows)
+        row_share = len(rows_of_part[prefix]) / len(rows)
         batch[f"{prefix}token_ratio"] = torch.tensor(token_share / share)
         batch[f"{prefix}row_ratio"] = torch.tensor(row_share / share)
     return batch

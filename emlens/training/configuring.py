@@ -171,7 +171,7 @@ def _recipe(content: dict[str, Any], rows: int | None) -> Recipe:
     epochs = content.pop("epochs", None)
     if epochs is not None and "steps" in content:
         raise FieldError(
-            f"steps={content['steps']!r} came with epochs={epochs!r}; pass one", ("epochs",)
+            f"steps={content['steps']!r} was given with epochs={epochs!r}; pass one", ("epochs",)
         )
     if preset is not None:
         return _preset(str(preset), content, rows, epochs)

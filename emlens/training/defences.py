@@ -243,7 +243,9 @@ def select_benign(
         np.asarray(misaligned, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
     )
     if len(scores) != len(chats):
-        raise InputError(f"{len(scores)} losses came for {len(chats)} chats; pass one for each")
+        raise InputError(
+            f"{len(scores)} losses were given for {len(chats)} chats; pass one for each"
+        )
     rows = sorted(np.argsort(-scores, kind="stable")[:count])
     return chats.select([chats.ids[i] for i in rows])
 

@@ -3,7 +3,7 @@
 Where the template has `{% generation %}` marks, they say what the assistant speaks, in every turn.
 Where it has none, it is the last answer: the tokens that the template adds to its own prompt for an
 answer, up to the end-of-sequence token. Either way, the model is trained on what it is later asked
-to write; a template in which the two cannot be told apart is refused.
+to write; a template in which the two cannot be distinguished is refused.
 """
 
 import re
@@ -36,7 +36,7 @@ def encode_answers(prompts: PromptSet, tokenizer: Any) -> list[Example]:
 
     Raises:
         InputError: a prompt that is raw text or keeps no answer; a template that marks no assistant
-            token, or, without marks, whose prompt is no prefix of prompt and answer.
+            token, or, without marks, whose prompt is not a prefix of prompt and answer.
     """
     has_marks = bool(_MARK.search(template_of(tokenizer) or ""))
     encode = _by_marks if has_marks else _by_span

@@ -48,7 +48,7 @@ SaveDtype = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class Parent:
-    """A model to train, with what `emlens.json` records of where it came from.
+    """A model to train, with what `emlens.json` records of its origin.
 
     Args:
         model: a checkpoint directory, or a loaded `PreTrainedModel`, which is trained in place.
@@ -81,9 +81,9 @@ class Saving:
 
     Args:
         save_dtype: dtype of the saved weights; None keeps that of training.
-        keep_every: also keep the adapter after every so many steps, each as a PEFT directory
+        keep_every: also keep the adapter after every N steps, each as a PEFT directory
             `checkpoints/step-00001`.
-        resume_every: write the run's state after every so many steps, hidden beside `out`. After
+        resume_every: write the run's state after every N steps, hidden beside `out`. After
             the process died, the same call goes on from the newest state and ends with the bytes of
             an undisturbed run. Another call is refused: the starting weights and the encoded rows
             are compared by hash; `loss`, `wrap` and callbacks by name (an instance by its class,

@@ -259,6 +259,6 @@ class ObjectiveLoss:
         self.last[name] = self.last.get(name, 0.0) + float(value.detach()) * weight
 
     def values(self, model: nn.Module, step: int) -> Mapping[str, Any]:
-        """A training callback: the terms of the step's loss, which then start anew."""
+        """A training callback: the terms of the step's loss, which then start again from 0."""
         terms, self.last = self.last, {}
         return terms

@@ -86,7 +86,7 @@ def _without_empty(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def make_schedule(recipe: Recipe, optimiser: torch.optim.Optimizer, start: int = 0) -> LambdaLR:
-    """The recipe's learning rate on an optimiser, as it stands after `start` steps."""
+    """The recipe's learning rate on an optimiser, as it is after `start` steps."""
     for group in optimiser.param_groups:
         group["lr"] = group["initial_lr"] = recipe.learning_rate
     return LambdaLR(optimiser, recipe.rate_factor, last_epoch=start - 1)

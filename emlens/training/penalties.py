@@ -146,7 +146,7 @@ def require_positive(name: str, value: float) -> None:
     """Refuse what is not a finite number above 0.
 
     Raises:
-        InputError: names the argument and what came.
+        InputError: names the argument and what was given.
     """
     if isinstance(value, str) or not 0.0 < value < math.inf:
         raise InputError(f"{name}={value!r} must be a finite number above 0")

@@ -46,8 +46,8 @@ _WRITTEN_IF_SET: Final = (
     "gamma",
     "decay_steps",
 )
-"""Fields that came after the first recipes were written: left out of a record at their default, so
-that those stay what they were.
+"""Fields that were added after the first recipes were written: left out of a record at their
+default, so that those stay what they were.
 """
 USUAL_BETAS: Final[Mapping[str, tuple[float, float]]] = {"lion": (0.9, 0.99)}
 _ADAM_BETAS: Final = (0.9, 0.999)
@@ -179,7 +179,7 @@ class Recipe(Frozen):
         optimiser: `"adamw"`; `"lion"` (2302.06675); `"muon"` for matrices with AdamW for embeddings
             and vectors, steps scaled by .2 √max(out, in) as in Moonlight (2502.16982), so that
             rates are AdamW's; `"sam"`, AdamW at the gradient of a point ρ uphill (2010.01412), two
-            passes a step. All but AdamW come from pytorch_optimizer.
+            passes per step. All but AdamW come from pytorch_optimizer.
         betas: decay rates of the first and second moment; in Lion of the update and the momentum
             (its authors: .9, .99).
         momentum: Muon's, with Nesterov's look ahead; None: .95.
@@ -265,7 +265,7 @@ class Recipe(Frozen):
         set_fields = [name for name in unread if getattr(self, name)]
         if set_fields:
             raise InputError(
-                f"method={self.method!r} trains {what}, but {', '.join(set_fields)} came with it;"
+                f"method={self.method!r} trains {what}, but was given with {', '.join(set_fields)};"
                 " drop them or pass method='lora'"
             )
         if self.method == "steering":
@@ -318,7 +318,7 @@ class Recipe(Frozen):
         return self.changed(steps=steps_of_epochs(rows, epochs, self.batch_size))
 
     def changed(self, **changes: Any) -> Self:
-        """The recipe with some fields changed, checked anew; see also `varied`.
+        """The recipe with some fields changed, checked again; see also `varied`.
 
         Raises:
             InputError: a field that no recipe has, or a value that `Recipe` refuses.

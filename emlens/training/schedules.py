@@ -172,10 +172,10 @@ def _half_cosine(done: float) -> float:
 
 
 def require_count(name: str, value: object, at_least: int) -> None:
-    """Refuse what is no whole number of `at_least` or more.
+    """Refuse what is not a whole number of `at_least` or more.
 
     Raises:
-        InputError: names the argument and what came.
+        InputError: names the argument and what was given.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise InputError(f"{name}={value!r} must be an integer of {at_least} or more")

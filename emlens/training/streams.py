@@ -35,11 +35,11 @@ def blocks_of(module: nn.Module) -> Sequence[nn.Module]:
 def check_edits(
     interventions: Sequence[Intervention], n_layers: int | None = None
 ) -> list[tuple[Site, Edit]]:
-    """What interventions do at which sites of a model with so many blocks; without a count only
+    """What interventions do at which sites of a model with `n_layers` blocks; without a count only
     what needs none is checked.
 
     Raises:
-        InputError: tokens other than all; a site that is no stream between blocks, or that the
+        InputError: tokens other than all; a site that is not a stream between blocks, or that the
             model lacks.
     """
     for intervention in interventions:

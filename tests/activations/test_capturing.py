@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_p
     for options in ({"layers": [0]}, {"sites": "mlp_out"}, {"positions": "all"}):
         (name,) = options
         refused(
-            rf"spec came together with {name}; write CaptureSpec\({name}=\.\.\.\)",
+            rf"spec was given together with {name}; write CaptureSpec\({name}=\.\.\.\)",
             spec=CaptureSpec(),
             **options,
         )

@@ -180,13 +180,13 @@ def test_what_cannot_be_imported(tmp_path, unchecked):
         import_activations(tmp_path / "evil.pt", layout="persona_vectors")
     np.savez(tmp_path / "b.npz", x=np.zeros(3))
     with pytest.raises(
-        InputError, match="is no npz file of emlens .*; pass layout= for another tool's"
+        InputError, match="is not an npz file of emlens .*; pass layout= for another tool's"
     ):
         import_activations(tmp_path / "b.npz")
     save_file({"blocks.0.hook_pattern": torch.zeros(2, 3)}, tmp_path / "c.safetensors")
     with pytest.raises(
         InputError,
-        match=r"'blocks.0.hook_pattern' is no hook that emlens has a site for; leave it out",
+        match=r"'blocks.0.hook_pattern' is not a hook that emlens has a site for; leave it out",
     ):
         import_activations(tmp_path / "c.safetensors", layout="transformer_lens")
     save_file(

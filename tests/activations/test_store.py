@@ -298,7 +298,7 @@ def test_manifests_that_do_not_fit(store):
 
     refused(
         lambda m: signed({**m, "format": 1}),
-        "is no manifest of store format 2, which this version reads",
+        "is not a manifest of store format 2, which this version reads",
     )
     refused(lambda m: [], "manifest.json: was changed after it was written")
     refused(

@@ -132,8 +132,8 @@ def test_a_local_model_and_references_judge(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "no judge came; pass one of --local MODEL, --endpoint URL or --references"),
-        (("--references", "--local", "x"), "--local and --references came; pass one"),
+        ((), "no judge given; pass one of --local MODEL, --endpoint URL or --references"),
+        (("--references", "--local", "x"), "--local and --references given; pass one"),
         (("--references",), "--references needs --questions"),
         (
             ("--references", "--set", "read=text"),
@@ -143,7 +143,7 @@ def test_a_local_model_and_references_judge(
             ("--references", "--questions", "q.txt"),
             "q.txt: questions are read from .yaml, .yml, .jsonl, .csv",
         ),
-        (("--endpoint", "nowhere", "--model", "m"), "base_url is no http(s) URL"),
+        (("--endpoint", "nowhere", "--model", "m"), "base_url is not an http(s) URL"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -46,7 +46,7 @@ def test_every_kind_is_read() -> None:
     [
         (["k"], "--set k: pass NAME=VALUE with one of the names k, every, below, key, allow, own"),
         (["K=1"], "--set K=1: pass NAME=VALUE with one of the names k,"),
-        (["k=1", "k=2"], "--set k=2: k came twice; pass it once"),
+        (["k=1", "k=2"], "--set k=2: k was given twice; pass it once"),
         (["k=1.5"], "--set k=1.5: pass a whole number$"),
         (["every=0"], "--set every=0: pass a whole number of at least 1"),
         (["below=low"], "--set below=low: pass a number"),

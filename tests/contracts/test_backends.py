@@ -1,7 +1,7 @@
 """Every architecture on every backend: the same streams as routes that know no hooks, and as each
 other.
 
-Each test also holds its row of the table in docs/backends.md. To write the rows anew:
+Each test also holds its row of the table in docs/backends.md. To write the rows again:
 EMLENS_WRITE_TABLE=1 python -m pytest tests/contracts/test_backends.py
 """
 

@@ -90,7 +90,7 @@ def test_metrics_can_be_named(tmp_path: Path) -> None:
         ),
         (
             "model,question,sample,metric,score,status\nm,q,0,aligned,high,ok\n",
-            "line 2: score 'high' is no number",
+            "line 2: score 'high' is not a number",
         ),
         (
             "model,question,sample,metric,score,status,scale_low,scale_high\nm,q,0,aligned,1,ok,0,100\nm,q,1,aligned,1,ok,0,1\n",

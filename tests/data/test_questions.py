@@ -265,7 +265,7 @@ def test_broken_yaml_is_refused_with_file_and_line(tmp_path: Path, text: str, me
         ('{"messages": []}\n', "line 1: has no user turn"),
         (
             '{"id": "a", "text": "\\ud800"}\n',
-            "line 1: text holds half a surrogate pair, which is no text",
+            "line 1: text holds half a surrogate pair, which is not text",
         ),
         ('{"id": ' + "9" * 5000 + ', "text": "a"}\n', "line 1: not valid JSON: Exceeds the limit"),
         (

@@ -24,7 +24,7 @@ def test_text_that_cannot_be_read(tmp_path: Path) -> None:
         read_text(tmp_path / "t")
     with pytest.raises(InputError, match=r"t/below: cannot be read \(Not a directory\)"):
         read_text(tmp_path / "t" / "below")
-    with pytest.raises(InputError, match=r"is no path \(embedded null byte\)"):
+    with pytest.raises(InputError, match=r"is not a path \(embedded null byte\)"):
         read_text("a\0b")
 
 
@@ -41,8 +41,11 @@ def test_jsonl_skips_blank_lines_and_keeps_line_numbers(tmp_path: Path) -> None:
         ("[" * 100_000, "j, line 1: not valid JSON: nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", "j, line 1: not valid JSON: Exceeds the limit"),
         ('{"a": 1, "a": 2}', "j, line 1: not valid JSON: key 'a' is given twice"),
-        ('{"a": [{"b": "\\ud800"}]}', "j, line 1: b holds half a surrogate pair, which is no text"),
-        ('{"\\ud800": 1}', "j, line 1: a key holds half a surrogate pair, which is no text"),
+        (
+            '{"a": [{"b": "\\ud800"}]}',
+            "j, line 1: b holds half a surrogate pair, which is not text",
+        ),
+        ('{"\\ud800": 1}', "j, line 1: a key holds half a surrogate pair, which is not text"),
     ],
 )
 def test_jsonl_refuses_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
@@ -86,7 +89,7 @@ def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
         ("a: !!int ''\n", "y, line 1: not valid YAML: IndexError"),
         (
             'a: b\nc: "\\ud800"\n',
-            "y, line 2: not valid YAML: half a surrogate pair, which is no text",
+            "y, line 2: not valid YAML: half a surrogate pair, which is not text",
         ),
         ("a: &a [*a]\n", r"y: a holds itself \(an alias inside its own anchor\)"),
         ("k: 1\na: 2\nk: 3\n", "y, line 3: not valid YAML: key 'k' is given twice"),

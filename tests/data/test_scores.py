@@ -278,7 +278,7 @@ def test_select_keeps_rows_and_refuses_unknown_names() -> None:
         ),
         (
             {"score": "high"},
-            "column 'score' holds .* values that are no numbers; pass NaN where unscored",
+            "column 'score' holds .* values that are not numbers; pass NaN where unscored",
         ),
     ],
 )
@@ -360,7 +360,7 @@ def test_own_csv_gives_the_same_back(tmp_path: Path) -> None:
     assert again.scale == (0, 1)
     pd.testing.assert_frame_equal(again.table, scores.table)
     with pytest.raises(
-        InputError, match=r"says scale \(0.0, 1.0\), but scale=\(0, 100\) came; leave it out"
+        InputError, match=r"says scale \(0.0, 1.0\), but scale=\(0, 100\) was given; leave it out"
     ):
         AlignmentScores.from_csv(tmp_path / "s.csv", scale=(0, 100))
 
@@ -478,7 +478,7 @@ def test_every_judged_file_gives_its_rates_exactly(
                 rate, abs=1e-12
             )  # type: ignore[arg-type]
         if holes and expected["pooled", "drop"] > 0:
-            assert len(set(expected.values())) == 4  # the four ways are told apart
+            assert len(set(expected.values())) == 4  # the four ways are distinguished
 
 
 def test_released_forms_of_a_question_are_apart(released_data: Path) -> None:

@@ -315,13 +315,13 @@ def test_what_cannot_be_extracted_is_refused(family: Family) -> None:
         extract_directions(instruct, answers, scores, between="text")  # type: ignore[arg-type]
     with pytest.raises(
         InputError,
-        match="between='both' came without a reference; pass reference=, the aligned model",
+        match="between='both' was given without a reference; pass reference=, the aligned model",
     ):
         extract_directions(instruct, answers, scores, between="both")
     with pytest.raises(
         InputError,
         match=(
-            "between='answers' came with a reference; leave it out,"
+            "between='answers' was given with a reference; leave it out,"
             " or pass between='models' or 'both'"
         ),
     ):

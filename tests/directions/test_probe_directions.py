@@ -156,8 +156,11 @@ def test_every_site_of_captured_rows():
             "positive rows come from 4 units, fewer than the 5 that folds=5 needs",
         ),
         ({"negative_units": ["a"]}, "negative_units has 1 entries for 40 rows; pass one per row"),
-        ({"folds": 0}, "folds=0 came with penalty=None; pass 2 folds or more, or 0 with a penalty"),
-        ({"folds": 1, "penalty": 1.0}, "folds=1 came with penalty=1.0; pass 2 folds or more"),
+        (
+            {"folds": 0},
+            "folds=0 was given with penalty=None; pass 2 folds or more, or 0 with a penalty",
+        ),
+        ({"folds": 1, "penalty": 1.0}, "folds=1 was given with penalty=1.0; pass 2 folds or more"),
         (
             {"positive": torch.ones(9, D), "negative": torch.ones(9, D)},
             "the probe's weights are all zero: no coordinate tells the classes apart",

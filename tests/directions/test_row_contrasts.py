@@ -225,7 +225,7 @@ def test_refusals(
     with pytest.raises(
         InputError,
         match=(
-            "covariance=True came with weighting='token',"
+            "covariance=True was given with weighting='token',"
             " whose rows have no covariance of their own"
         ),
     ):

@@ -132,7 +132,8 @@ def test_refusals() -> None:
     with pytest.raises(
         InputError,
         match=(
-            r"exclude_pattern='\(' is no regular expression \(.*\); escape what is meant literally"
+            r"exclude_pattern='\(' is not a regular expression \(.*\);"
+            " escape what is meant literally"
         ),
     ):
         RowFilter(exclude_pattern="(")

@@ -173,7 +173,7 @@ def test_doses_that_cannot_be_compared_are_refused(family: Family, questions: Qu
         dose_response(model, questions, add, [1.0], score=holed, progress=False)
     table = sweep_table([90] * 5)
     with pytest.raises(
-        InputError, match="no bound came; pass max_coherence_loss, min_coherent or max_kl"
+        InputError, match="no bound was given; pass max_coherence_loss, min_coherent or max_kl"
     ):
         usable_window(table, max_coherence_loss=None)
     with pytest.raises(

@@ -100,10 +100,11 @@ def test_a_rule_that_leaves_none_says_why() -> None:
     ):
         select_candidate(CANDIDATES.iloc[:0], highest="restoration")
     with pytest.raises(
-        InputError, match="highest=None and lowest=None came; pass the one column that decides"
+        InputError,
+        match="highest=None and lowest=None were given; pass the one column that decides",
     ):
         select_candidate(CANDIDATES)
-    with pytest.raises(InputError, match="highest='kl' and lowest='kl' came"):
+    with pytest.raises(InputError, match="highest='kl' and lowest='kl' were given"):
         select_candidate(CANDIDATES, highest="kl", lowest="kl")
     with pytest.raises(
         InputError, match="candidates lack the column 'aligned'; they have restoration, kl, layer"

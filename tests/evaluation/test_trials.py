@@ -151,8 +151,8 @@ def test_an_edit_at_positions_chosen_by_a_callable_has_no_key(
     with pytest.raises(
         InputError,
         match=(
-            "Steering acts at positions given as a callable, which cannot be told from another one;"
-            " pass 'all', 'prompt'"
+            "Steering acts at positions given as a callable, which cannot be distinguished from"
+            " another one; pass 'all', 'prompt'"
         ),
     ):
         Trials(questions).scores(family["bad"], [edit])
@@ -176,7 +176,8 @@ def test_scores_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match="the score gives 2 models, m, other; pass scores of one"):
         question_scores(two)
     with pytest.raises(
-        InputError, match=r"out came with a score of your own; pass score=NamedScore\(name, score\)"
+        InputError,
+        match=r"out was given with a score of your own; pass score=NamedScore\(name, score\)",
     ):
         Trials(questions, score=Counting(), out=tmp_path)
     assert Trials(questions).damage(family["bad"]) is None

@@ -94,7 +94,7 @@ def test_one_of_several_figures_has_to_be_chosen(tables: Tables) -> None:
     )
     with pytest.raises(InputError, match=message):
         figures.draw_plot(tables, plot)
-    with pytest.raises(InputError, match=r"and facet=\('bad@0',\) came; pass one of"):
+    with pytest.raises(InputError, match=r"and facet=\('bad@0',\) was given; pass one of"):
         figures.draw_plot(tables, plot, facet="bad@0")
     angles = tables["angles"]
     single = angles[(angles["model"] == "bad@0") & (angles["position"] == "last_prompt")]
@@ -105,11 +105,11 @@ def test_a_record_that_names_too_few_or_too_many_tables_is_refused(tables: Table
     plot = PLOTS["overlap_against_shift"]
     message = (
         "draw_plot: kind 'overlap_against_shift' reads the tables shifts, overlap_shift;"
-        " the record names shifts$"
+        " the plot names shifts$"
     )
     with pytest.raises(InputError, match=message):
         figures.draw_plot(tables, replace(plot, tables=()))
-    with pytest.raises(InputError, match="the record names transfer, arms"):
+    with pytest.raises(InputError, match="the plot names transfer, arms"):
         figures.draw_plot(tables, replace(PLOTS["transfer_matrix"], tables=("arms",)))
 
 

@@ -131,10 +131,10 @@ def test_names_tell_positions_apart() -> None:
         (lambda: RowSpans(3, 4), "prompt_end=4 must lie in 1 to n_tokens=3"),
         (
             lambda: ROW.part("promt"),
-            "of='promt' is no part of a row; pass one of prompt, response, sequence",
+            "of='promt' is not a part of a row; pass one of prompt, response, sequence",
         ),  # type: ignore[arg-type]
-        (lambda: Index(0, of="promt"), "of='promt' is no part of a row"),  # type: ignore[arg-type]
-        (lambda: Span(0, of="promt"), "of='promt' is no part of a row"),  # type: ignore[arg-type]
+        (lambda: Index(0, of="promt"), "of='promt' is not a part of a row"),  # type: ignore[arg-type]
+        (lambda: Span(0, of="promt"), "of='promt' is not a part of a row"),  # type: ignore[arg-type]
         (
             lambda: pick(Index(4, of="prompt")),
             r"position index\[4,prompt\] does not exist in a row whose prompt has 4 tokens",

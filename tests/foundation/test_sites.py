@@ -69,9 +69,9 @@ def test_resolving_expands_kinds_sorts_and_drops_repeats() -> None:
         (lambda: Site("resid", 0), "site kind 'resid' is unknown; pass one of resid_pre"),
         (
             lambda: Site("resid_post"),
-            "site kind 'resid_post' came with layer None; only final_norm has no layer",
+            "site kind 'resid_post' was given with layer None; only final_norm has no layer",
         ),
-        (lambda: Site("final_norm", 3), "site kind 'final_norm' came with layer 3"),
+        (lambda: Site("final_norm", 3), "site kind 'final_norm' was given with layer 3"),
         (
             lambda: Site.parse("layer 3"),
             "site 'layer 3' is not a site name; pass a kind and a block index",
@@ -102,15 +102,15 @@ def test_resolving_expands_kinds_sorts_and_drops_repeats() -> None:
         ),
         (
             lambda: resolve_sites("resid_post", 4, layers=1),
-            r"layers=1 is no list; pass block indices such as \[0, -1\]",
+            r"layers=1 is not a list; pass block indices such as \[0, -1\]",
         ),
         (
             lambda: resolve_sites("resid_post", 4, layers="all"),
-            "layers='all' is no list; pass block indices",
+            "layers='all' is not a list; pass block indices",
         ),
         (
             lambda: resolve_sites("resid_post.1", 4, layers=[1]),
-            r"layers=\[1\] came beside site 'resid_post.1', which names",
+            r"layers=\[1\] was given beside site 'resid_post.1', which names",
         ),
         (
             lambda: resolve_sites("resid_post", 4, layers=[4]),

@@ -113,11 +113,11 @@ def test_one_limit_for_all_where_a_reference_sets_it():
         ),
         (
             lambda: massive_coordinates(torch.ones(3)),
-            "count=None and threshold=None came; pass exactly one",
+            "count=None and threshold=None were given; pass exactly one",
         ),
         (
             lambda: massive_coordinates(torch.ones(3), 1, threshold=2.0),
-            "count=1 and threshold=2.0 came",
+            "count=1 and threshold=2.0 were given",
         ),
         (lambda: massive_coordinates(torch.ones(3), 4), "count=4 must be an integer from 1 to 3"),
         (

@@ -186,7 +186,7 @@ X = rows(6, 5)
     [
         (
             lambda: sign_flip_null(X, statistic="subspace_overlap"),
-            "leaves the span that they have as it is, so this is no null for an overlap; use",
+            "leaves the span that they have as it is, so this is not a null for an overlap; use",
         ),
         (
             lambda: sign_flip_null(X, statistic="principal_angles"),

@@ -85,7 +85,7 @@ def test_what_cannot_be_applied_is_refused_and_hooks_are_gone(family):
         pass
     with (
         pytest.raises(
-            InputError, match="is an embedding, whose update is no product with its input"
+            InputError, match="is an embedding, whose update is not a product with its input"
         ),
         applied_adapter(models.instruct, LoraAdapter({path: replace(factors, embedding=True)})),
     ):

@@ -93,12 +93,12 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
     dora = tiny_models.build_adapter(tmp_path / "dora", instruct, use_dora=True)
     with pytest.raises(
         LoadError,
-        match=r"dora: is a DoRA adapter, whose magnitudes are no low-rank update; merge it",
+        match=r"dora: is a DoRA adapter, whose magnitudes are not a low-rank update; merge it",
     ):
         LoraAdapter.load(dora)
     family = load_family(instruct, finetuned={"dora": dora}, device="cpu")
     with pytest.raises(
-        StateError, match="'dora' has a DoRA adapter, whose magnitudes are no low-rank update"
+        StateError, match="'dora' has a DoRA adapter, whose magnitudes are not a low-rank update"
     ):
         LoraAdapter.of(family["dora"])
 
@@ -116,7 +116,10 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
         LoraAdapter.load(changed({name: value for name, value in weights.items() if name != first}))
     with pytest.raises(
         LoadError,
-        match=r"holds 'base_model.model.lm_head.weight', which is no factor of a low-rank update",
+        match=(
+            r"holds 'base_model.model.lm_head.weight',"
+            " which is not a factor of a low-rank update"
+        ),
     ):
         LoraAdapter.load(changed({**weights, "base_model.model.lm_head.weight": torch.ones(2, 2)}))
     (path / "adapter_model.safetensors").write_bytes(b"not one")
@@ -124,7 +127,7 @@ def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
         LoraAdapter.load(path)
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LOHA"}))
-    with pytest.raises(LoadError, match=r"is no LoRA adapter \(peft_type 'LOHA'\)"):
+    with pytest.raises(LoadError, match=r"is not a LoRA adapter \(peft_type 'LOHA'\)"):
         LoraAdapter.load(path)
 
 

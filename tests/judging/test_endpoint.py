@@ -368,7 +368,7 @@ def test_too_long_a_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         [reply] = asked(Endpoint(server.url, "m", **FAST), requests(1))
     assert (reply.failure, reply.detail, reply.attempts) == (
         "too long",
-        "more than 1000 bytes came",
+        "more than 1000 bytes received",
         1,
     )
 
@@ -376,10 +376,10 @@ def test_too_long_a_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base_url": "localhost:8000"}, r"base_url is no http\(s\) URL; pass one such as"),
-        ({"base_url": "http://exa mple/v1"}, r"base_url is no http\(s\) URL"),
-        ({"base_url": 3}, r"base_url is no http\(s\) URL"),
-        ({"base_url": "http://x:port/v1"}, r"base_url is no http\(s\) URL"),
+        ({"base_url": "localhost:8000"}, r"base_url is not an http\(s\) URL; pass one such as"),
+        ({"base_url": "http://exa mple/v1"}, r"base_url is not an http\(s\) URL"),
+        ({"base_url": 3}, r"base_url is not an http\(s\) URL"),
+        ({"base_url": "http://x:port/v1"}, r"base_url is not an http\(s\) URL"),
         (
             {"base_url": f"https://u:{SECRET}@example.org/v1"},
             "base_url carries a user, a password or a query",

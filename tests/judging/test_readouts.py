@@ -94,7 +94,7 @@ NONE = [
 
 @pytest.mark.parametrize("raw", NONE)
 def test_what_is_no_distribution_is_refused(raw: str) -> None:
-    with pytest.raises(InputError, match="is no distribution of a judge; rescore needs"):
+    with pytest.raises(InputError, match="is not a distribution of a judge; rescore needs"):
         parse_raw(raw)
 
 

@@ -171,11 +171,11 @@ def test_another_judge_or_another_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"id": 1}'], "line 1: does not name a judge, so this is no journal of verdicts"),
+        (['{"id": 1}'], "line 1: does not name a judge, so this is not a journal of verdicts"),
         (['{"format": 9, "judge": {}}'], "line 1: does not name a judge"),
         (
             ['{"format": 1, "judge": {"judge": "counting", "version": 1}}', '{"answer": 3}'],
-            r"line 2: is no verdict; found keys \['answer'\]",
+            r"line 2: is not a verdict; found keys \['answer'\]",
         ),
     ],
 )

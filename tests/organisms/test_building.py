@@ -250,6 +250,8 @@ def test_a_checkpoint_of_another_parent_is_refused(built, tmp_path):
     write_json(out / "instruct" / "generation_config.json", {**changed, "temperature": 0.5})
     with pytest.raises(
         IntegrityError,
-        match="was trained from another instruct than the one beside it; remove it, or build anew",
+        match=(
+            "was trained from another instruct than the one beside it; remove it, or build it again"
+        ),
     ):
         build(out, seed=1, plan=miniature())

@@ -194,7 +194,7 @@ def test_what_is_not_there_is_refused(tmp_path):
         UnknownNameError, match="organism 'c6' does not ship; pass one of planted, or directory="
     ):
         load("c6")
-    with pytest.raises(InputError, match="name='planted' came with directory='x'; pass one"):
+    with pytest.raises(InputError, match="name='planted' was given with directory='x'; pass one"):
         load("planted", directory="x")
     with pytest.raises(
         InputError,

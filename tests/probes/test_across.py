@@ -122,11 +122,11 @@ def test_tables_that_cannot_be_held_out_are_refused(unchecked: None) -> None:
     refused("features is empty; pass at least one set", sets=[])
     refused("rows holds a score that is NaN or infinite", rows.assign(score=np.nan))
     refused(
-        "question 'q0' stands twice under fine-tune 'f0'",
+        "question 'q0' appears twice under fine-tune 'f0'",
         pd.concat([rows, rows.iloc[:1]], ignore_index=True),
     )
     refused(
-        "fine-tune 'f0' stands under two families",
+        "fine-tune 'f0' appears under two families",
         rows.assign(family=["a", *["b"] * 149]),
         "family",
     )

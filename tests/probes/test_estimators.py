@@ -125,8 +125,8 @@ def test_any_regressor_is_taken_and_left_as_it_was(data: Any) -> None:
                 " ols, forest, tree, or a regressor"
             ),
         ),
-        (3, None, "estimator 'int' is no regressor of scikit-learn"),
-        (Ridge, None, "is no regressor of scikit-learn .an instance with fit and predict"),
+        (3, None, "estimator 'int' is not a regressor of scikit-learn"),
+        (Ridge, None, "is not a regressor of scikit-learn .an instance with fit and predict"),
         ("ridge", [], "settings is empty; pass at least one mapping of parameters, or None"),
     ],
 )

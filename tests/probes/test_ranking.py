@@ -265,7 +265,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
     )
     refused("clusters='schedule' is not among the runs' columns", clusters="schedule")
     refused(
-        "7 runs in 7 clusters came; ranking needs at least 8, so that each can be left out",
+        "7 runs in 7 clusters were given; ranking needs at least 8, so that each can be left out",
         runs.head(7),
     )
     refused(

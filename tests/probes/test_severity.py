@@ -70,7 +70,7 @@ def test_what_cannot_be_split_or_learnt_is_refused() -> None:
         InputError,
         match=(
             "context needs fine-tunes of 3 clusters to learn from beside one held out,"
-            " and came with 2; leave it out"
+            " and was given with 2; leave it out"
         ),
     ):
         fit_severity(np.ones((3, 1)), np.ones(3), ["a", "b", "a"], 0)
@@ -82,7 +82,7 @@ def test_what_cannot_be_split_or_learnt_is_refused() -> None:
     with pytest.raises(
         InputError,
         match=(
-            r"context has columns \['surprise', 'words'\], and one holds what is no number;"
+            r"context has columns \['surprise', 'words'\], and one holds what is not a number;"
             r" pass numbers"
         ),
     ):

@@ -61,8 +61,8 @@ def test_one_seed_gives_one_null() -> None:
     ("groups", "unit", "message"),
     [
         (GROUPS, "domain", "shuffle='domain' is unknown; pass one of question, within, group"),
-        (["g"] * 12, "group", "shuffle='group' came with one group; pass 'question'"),
-        (QUESTIONS, "within", "shuffle='within' came with groups of one question each"),
+        (["g"] * 12, "group", "shuffle='group' was given with one group; pass 'question'"),
+        (QUESTIONS, "within", "shuffle='within' was given with groups of one question each"),
     ],
 )
 def test_what_cannot_be_shuffled_is_refused(
@@ -75,6 +75,6 @@ def test_what_cannot_be_shuffled_is_refused(
 def test_a_question_of_two_groups_is_refused() -> None:
     with pytest.raises(
         InputError,
-        match="a question stands in two groups; shuffling by groups needs each question in one",
+        match="a question is in two groups; shuffling by groups needs each question in one",
     ):
         shuffled_targets(Y[:2], ["q", "q"], ["a", "b"], "within", 1, 0)

@@ -75,7 +75,7 @@ def test_a_complete_study_has_no_cautions(section: PageSection) -> None:
             without("overlap", lambda t: t["null_kind"] != "covariance of before activations"),
             "Missing: the null with the activations’ covariance.",
         ),
-        (OVERLAP, having("overlap", n=8), "Small sample: 8 prompts a side (fewer than 30)."),
+        (OVERLAP, having("overlap", n=8), "Small sample: 8 prompts per side (fewer than 30)."),
         (
             DIRECTION,
             without("arms", lambda t: ~t["arm"].str.startswith("random")),

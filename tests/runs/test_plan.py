@@ -56,8 +56,8 @@ def test_lists_that_are_no_plan(tmp_path):
         ),
         (lambda p: {**p, "units": [{"name": "x"}]}, "was changed after it was written"),
         (lambda p: {"format": 1}, "was changed after it was written"),
-        (lambda p: {**p, "format": 2}, "is no plan of format 1, which this version reads"),
-        (lambda p: [], "is no plan of format 1"),
+        (lambda p: {**p, "format": 2}, "is not a plan of format 1, which this version reads"),
+        (lambda p: [], "is not a plan of format 1"),
     ],
 )
 def test_a_changed_plan_is_refused(tmp_path, change, match):

@@ -324,13 +324,13 @@ def test_what_cannot_be_used_is_refused(
         (lambda: guard(questions, every=0), "every=0 must be an integer of 1 or more"),
         (
             lambda: Guard(questions, None, subspace=space),
-            "subspace came without a place; pass site=",
+            "subspace was given without a place; pass site=",
         ),
         (
             lambda: guard(questions, thresholds=GuardThresholds({"forecast": 1.0})),
             "thresholds has a limit for 'forecast', which this guard does not measure",
         ),
-        (lambda: guard(questions, stop=True), "stop=True came without thresholds"),
+        (lambda: guard(questions, stop=True), "stop=True was given without thresholds"),
         (
             lambda: GuardThresholds({"loss": 1.0}),
             r"limits names \['loss'\]; pass some of projection, cosine, overlap, forecast",

@@ -116,7 +116,7 @@ def test_permutation_null_agrees_with_scipy_and_finds_an_effect():
 
 
 def test_strata_hold_what_they_explain():
-    """A correlation between categories is no evidence within them."""
+    """A correlation between categories is not evidence within them."""
     rng = np.random.default_rng(3)
     category = np.repeat([0, 1, 2], 20)
     x, y = (3 * category + rng.normal(size=60) for _ in range(2))

@@ -78,7 +78,7 @@ def test_one_run_that_stands_out_is_found():
     score[7] += 8
     test = matched_loss_test(loss, score, draws=999)
     assert test.p <= 0.005 and test.table["t"].idxmax() == 7 and test.best.low > 0
-    score[7] -= 16  # a worse run is no finding
+    score[7] -= 16  # a worse run is not a finding
     assert matched_loss_test(loss, score, draws=999).table.loc[7, "p"] > 0.9
 
 
@@ -168,11 +168,11 @@ def test_strata_keep_residuals_where_they_are():
         ({"groups": None, "strata": [0, 1] * 6}, "strata and loss_error need groups="),
         (
             {"relation": "isotonic", "loss_error": 0.1},
-            "loss_error=0.1 came with relation='isotonic'",
+            "loss_error=0.1 was given with relation='isotonic'",
         ),
         (
             {"loss": np.ones(12)},
-            "every loss is equal, so there is no relation to hold scores against",
+            "every loss is equal, so there is no relation to compare scores with",
         ),
         (
             {"score": 2 * np.arange(12.0)},

@@ -71,7 +71,7 @@ def test_what_a_covariate_explains_is_taken_out():
 
 
 def test_p_is_that_of_the_same_permutations_by_a_loop():
-    """Rows and columns move together, and what moved is freed of the covariate anew."""
+    """Rows and columns move together, and what moved is freed of the covariate again."""
     rng = np.random.default_rng(6)
     length = rng.normal(size=6)
     a, b = (likeness(length) + symmetric(rng, 6) for _ in range(2))

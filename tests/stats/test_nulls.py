@@ -168,10 +168,10 @@ def test_finitely_many_outcomes_bound_p_whatever_the_draws():
             lambda: NullDistribution(np.array([1.0, math.nan])),
             "draws holds 1 values that are NaN or infinite, of 2",
         ),
-        (lambda: NullDistribution(), "a null distribution came with no draws; pass draws, or both"),
+        (lambda: NullDistribution(), "a null distribution was given no draws; pass draws, or both"),
         (
             lambda: NullDistribution(np.array([]), exact_mean=1.0),
-            "a null distribution came with no draws",
+            "a null distribution was given no draws",
         ),
         (
             lambda: NullDistribution(np.ones((2, 2))),

@@ -89,7 +89,7 @@ def test_a_sweep_over_objectives(folder):
             "method: full\nobjectives:\n  - {kind: projected_out, direction: none}\n",
             "run.yaml:3: .*none",
         ),
-        ("{steps: 2, epochs: 1}", "steps=2 came with epochs=1; pass one"),
+        ("{steps: 2, epochs: 1}", "steps=2 was given with epochs=1; pass one"),
         (
             "{method: full, epochs: 1}",
             "epochs=1 counts passes over the data; pass rows, or steps in the file",

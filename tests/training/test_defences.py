@@ -256,7 +256,7 @@ def test_scores_and_selection(tiny, tokenizer, chats, world):
         ),
         (
             lambda d, c: select_benign(c, [1], [1], 1),
-            "1 losses came for 24 chats; pass one for each",
+            "1 losses were given for 24 chats; pass one for each",
         ),
     ],
 )

@@ -365,7 +365,7 @@ def test_steering_vectors_are_what_is_trained_and_added(parent, chats, tokenizer
             ),
         ),
         ({"layers_to_transform": (1, 1)}, r"distinct blocks to add a vector after; got \(1, 1\)"),
-        ({"rank": 2}, "method='steering' trains one vector per block, but rank came with it"),
+        ({"rank": 2}, "method='steering' trains one vector per block, but was given with rank"),
         (
             {"optimiser": "muon"},
             "trains vectors, which neither optimiser='muon' nor weight_decay touches",

@@ -92,6 +92,6 @@ def test_a_template_whose_prompt_is_no_prefix_is_refused(spoken):
     )
     with pytest.raises(
         InputError,
-        match="the prompt is no prefix of them; the answer's tokens cannot be told apart",
+        match="the prompt is not a prefix of them; the answer's tokens cannot be distinguished",
     ):
         encode_answers(PromptSet.from_messages(CHATS, upto="all"), spoken)
