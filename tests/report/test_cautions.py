@@ -122,5 +122,5 @@ def test_plots_from_records_are_looked_at_too() -> None:
             "“Loss and alignment” shows values with neither interval nor null:"
             " read them as description."
         ),
-        "Small sample: 4 units behind some value of “Scores of people” (fewer than 10).",
+        "Small sample: 4 units for some value of “Scores of people” (fewer than 10).",
     ]
