@@ -19,14 +19,15 @@ from emlens.figures.style import (
 from emlens.figures.table_kinds import TableKind, TableNeed, model_and_position
 from emlens.figures.tables import distinct, layers_in, require_columns, rows_where
 from emlens.figures.thinning import evenly
+from emlens.results.overlap_labels import BENIGN, RANDOM_SUBSPACES, TESTED
 
 NAME = "angle_spectra"
 COLUMNS = ("model", "layer", "position", "comparison", "index", "degrees")
 MOST_PANELS = 6
 LINES = {
-    "train–evaluation": ("tested: train–evaluation", BLUE, "circle", "solid"),
-    "benign train–evaluation": ("benign fine-tune", ORANGE, "square", "dash"),
-    "random subspaces": ("random subspaces, mean", GREY, "x", "dot"),
+    TESTED: ("tested: train–evaluation", BLUE, "circle", "solid"),
+    BENIGN: ("benign fine-tune", ORANGE, "square", "dash"),
+    RANDOM_SUBSPACES: ("random subspaces, mean", GREY, "x", "dot"),
 }
 ROW = 165
 GAP = 60

@@ -22,6 +22,15 @@ from emlens.figures.style import (
 )
 from emlens.figures.table_kinds import TableKind, TableNeed, model_and_position
 from emlens.figures.tables import error_bars, layers_in, require_columns, rows_where
+from emlens.results.overlap_labels import (
+    BENIGN,
+    CEILING,
+    CENTRED,
+    MEANS,
+    TESTED,
+    TRAIN_NEUTRAL,
+    UNCENTRED,
+)
 
 NAME = "overlap_by_layer"
 COLUMNS = (
@@ -37,19 +46,18 @@ COLUMNS = (
     "null_mean",
     "null_q95",
 )
-TESTED = "train–evaluation"
 LINES = {
     TESTED: ("tested: train–evaluation", BLUE, "circle", "solid"),
-    "benign train–evaluation": ("benign fine-tune", ORANGE, "square", "dash"),
-    "train–neutral text": ("neutral text", PURPLE, "diamond", "dot"),
-    "split-half ceiling": ("split-half ceiling", GREEN, "triangle-up", "dashdot"),
+    BENIGN: ("benign fine-tune", ORANGE, "square", "dash"),
+    TRAIN_NEUTRAL: ("neutral text", PURPLE, "diamond", "dot"),
+    CEILING: ("split-half ceiling", GREEN, "triangle-up", "dashdot"),
 }
 PANELS = {
-    "true": "centred overlap",
-    "false": "uncentred overlap",
-    "means": "cosine of the mean shifts",
+    CENTRED: "centred overlap",
+    UNCENTRED: "uncentred overlap",
+    MEANS: "cosine of the mean shifts",
 }
-UNITS = {"true": "mean cos²", "false": "mean cos²", "means": "cosine"}
+UNITS = {CENTRED: "mean cos²", UNCENTRED: "mean cos²", MEANS: "cosine"}
 ROW = 165
 GAP = 64
 

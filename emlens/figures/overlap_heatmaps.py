@@ -23,6 +23,15 @@ from emlens.figures.style import (
 )
 from emlens.figures.table_kinds import TableKind, TableNeed, models_in
 from emlens.figures.tables import distinct, layers_in, require_columns, rows_where
+from emlens.results.overlap_labels import (
+    BENIGN,
+    CEILING,
+    CENTRED,
+    ISOTROPIC,
+    TESTED,
+    TRAIN_NEUTRAL,
+    UNCENTRED,
+)
 
 NAME = "overlap_heatmaps"
 COLUMNS = (
@@ -36,13 +45,12 @@ COLUMNS = (
     "null_mean",
     "null_q95",
 )
-TESTED = "train–evaluation"
 OTHER_ROWS = {
-    "benign train–evaluation": "benign fine-tune",
-    "train–neutral text": "neutral text",
-    "split-half ceiling": "split-half ceiling",
+    BENIGN: "benign fine-tune",
+    TRAIN_NEUTRAL: "neutral text",
+    CEILING: "split-half ceiling",
 }
-CENTRING = {"true": "centred", "false": "uncentred"}
+CENTRING = {CENTRED: "centred", UNCENTRED: "uncentred"}
 MOST_NUMBERED = 12
 """Layers up to which a cell has room for its number."""
 ROW_PIXELS = 27
@@ -71,7 +79,7 @@ class _Row:
 
 
 def overlap_heatmaps(
-    overlap: pd.DataFrame, *, model: str | None = None, center: str = "true"
+    overlap: pd.DataFrame, *, model: str | None = None, center: str = CENTRED
 ) -> go.Figure:
     """Overlap (0 to 1) by layer, one panel per position, the tested one above its controls.
 
@@ -145,8 +153,8 @@ def _rows(table: pd.DataFrame) -> list[_Row]:
     for comparison, name in OTHER_ROWS.items():
         if (table["comparison"] == comparison).any():
             rows.append(_Row(name, comparison, "value"))
-    if "isotropic" in nulls:
-        rows.append(_Row("isotropic, mean", TESTED, "null_mean", "isotropic"))
+    if ISOTROPIC in nulls:
+        rows.append(_Row("isotropic, mean", TESTED, "null_mean", ISOTROPIC))
     return rows
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from emlens.report.sections import PageSection
 from emlens.results import Plot
+from emlens.results.overlap_labels import BENIGN, TESTED, TRAIN_NEUTRAL
 
 FEW_QUESTIONS = 30
 """Below this a mean over questions of 0 to 100 points has an interval wider than most effects."""
@@ -60,12 +61,12 @@ def _delta_overlap(tables: Tables) -> Iterator[str]:
     if overlap is None:
         return
     comparison, null = overlap["comparison"], overlap["null_kind"].astype(str)
-    yield from _missing(overlap, comparison == "benign train–evaluation", "the benign control")
-    yield from _missing(overlap, comparison == "train–neutral text", "the control of neutral text")
+    yield from _missing(overlap, comparison == BENIGN, "the benign control")
+    yield from _missing(overlap, comparison == TRAIN_NEUTRAL, "the control of neutral text")
     yield from _missing(
         overlap, null.str.startswith("covariance"), "the null with the activations’ covariance"
     )
-    tested = overlap[comparison == "train–evaluation"]
+    tested = overlap[comparison == TESTED]
     yield from _small(tested["n"], FEW_QUESTIONS, "prompts per side")
 
 

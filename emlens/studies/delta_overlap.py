@@ -91,6 +91,7 @@ class FineTuneShifts:
     """A fine-tune and its benign control: their shifts on both sides, and on every question.
 
     Args:
+        shifts: on as many training as evaluation prompts.
         by_question: only where the overlap with each group of questions is measured.
         benign_by_question: on questions outside the control's own domain.
     """
@@ -166,7 +167,8 @@ class _OverlapMeasurer:
         """Every place of one fine-tune."""
         tuned = self._captured(name)
         self.part.warnings += size_warnings(tuned)
-        sites = tuned.shifts.train.sites
+        train = tuned.shifts.train
+        sites = train.sites
         share = 1 / (len(self.names) * len(sites) * len(self.config.positions))
         for site in sites:
             for position in self.config.positions:
@@ -291,20 +293,21 @@ def size_warnings(tuned: FineTuneShifts) -> list[str]:
     """What is not compared at equal numbers of prompts, and whether the null of benign shifts is
     missing.
     """
-    name, n = tuned.name, len(tuned.shifts.train)
+    name, shifts = tuned.name, tuned.shifts
+    n = len(shifts.train)
     warnings = []
     if tuned.benign is not None and len(tuned.benign.train) != n:
         warnings.append(
             f"{name} is compared on {n} prompts a side,"
             f" its benign control on {len(tuned.benign.train)}: overlap depends on their number"
         )
-    needed = n + len(tuned.shifts.evaluation)
+    needed = n + len(shifts.evaluation)
     if tuned.benign_by_question is not None and len(tuned.benign_by_question) < needed:
         warnings.append(
             f"{name}: the null of benign shifts needs {needed} shifts of the benign control, which"
             f" has {len(tuned.benign_by_question)} questions outside its domain; it is missing"
         )
-    neutral = tuned.shifts.neutral
+    neutral = shifts.neutral
     if neutral is not None and len(neutral) < n:
         warnings.append(
             f"{name}: neutral text has {len(neutral)} prompts, the other sides {n};"

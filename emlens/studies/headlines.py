@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emlens.results.columns import Measure
+from emlens.results.overlap_labels import CENTRED, ISOTROPIC, TESTED
 from emlens.results.study_result import Finding, columns_of
 from emlens.results.tables import Item
 from emlens.results.vocabulary import measures, word
@@ -38,8 +39,6 @@ SIDE_BY_SIDE: Final[tuple[Item, ...]] = (
 )
 """Columns of `side_by_side`, as a table declares them."""
 OUTSIDE = "alignment outside the domain"
-TESTED = "train–evaluation"
-ISOTROPIC = "isotropic"
 
 
 def headlines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -208,7 +207,7 @@ def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
     table = table[table["comparison"] == TESTED]
     rows = []
     for model, of_model in table.groupby("model", sort=False):
-        is_tested = (of_model["center"] == "true") & (of_model["null_kind"] != ISOTROPIC)
+        is_tested = (of_model["center"] == CENTRED) & (of_model["null_kind"] != ISOTROPIC)
         tested = of_model[is_tested]
         if len(tested):
             kind = tested["null_kind"].iloc[0]

@@ -113,6 +113,7 @@ class Material:
         return texts
 
     def domain(self, name: str) -> str:
+        """The domain of a fine-tune's training chats; "" where it is not known."""
         return self.family.specs[name].domain
 
     @property
@@ -165,6 +166,7 @@ class Material:
         return names
 
     def parent(self, name: str) -> HookedModel:
+        """The model that a fine-tune was trained from."""
         return self.family.parent_of(name)
 
     def outside(self, name: str) -> QuestionSet:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from emlens.results.overlap_labels import BENIGN, CENTRED, ISOTROPIC, TESTED
 from emlens.results.study_result import Finding, Part
-from emlens.studies.overlap_measures import BENIGN, ISOTROPIC, TESTED
 from emlens.studies.verdicts import verdict
 
 STUDY = "delta_overlap"
@@ -61,7 +61,7 @@ def add_findings(part: Part, position: str, draws: int) -> None:
 
 def _rows(part: Part) -> _Rows:
     table = part.tables["overlap"]
-    centred = table[table["center"] == "true"]
+    centred = table[table["center"] == CENTRED]
     tested = centred[centred["comparison"] == TESTED]
     no_leads = pd.DataFrame(columns=["model", "position", "lead_low"])
     return _Rows(
@@ -76,6 +76,7 @@ def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
     """One fine-tune over all layers at a position."""
     tested = rows.tested
     layers, k = len(tested), tested["k"].max()
+    # Bonferroni: one test per layer, so each p is multiplied by the number of layers
     above_null = int((tested["p"] * layers < LEVEL).sum())
     # with fewer draws the smallest p, times the number of layers, is above the level
     resolved = layers / (draws + 1) < LEVEL

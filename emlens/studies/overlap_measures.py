@@ -13,24 +13,40 @@ from emlens.geometry import (
     direction_cosine,
     principal_angles,
     split_half_ceiling,
+    subspace_overlap,
     top_k_subspace,
 )
 from emlens.geometry.shifts import components_above_rounding
+from emlens.results.overlap_labels import (
+    BENIGN,
+    CEILING,
+    CENTRED,
+    COVARIANCE,
+    ISOTROPIC,
+    MEANS,
+    RANDOM_SUBSPACES,
+    TESTED,
+    TRAIN_NEUTRAL,
+    UNCENTRED,
+)
 from emlens.stats import NullDistribution, cosine_of_means
 from emlens.studies.null_columns import null_columns
-from emlens.studies.overlap_nulls import MEASURE, NullsAtPlace, overlap
+from emlens.studies.overlap_nulls import MEASURE, NullsAtPlace
 from emlens.studies.overlap_shifts import Place, ShiftsAtPlace
 
-TESTED = "train–evaluation"
-BENIGN = "benign train–evaluation"
-NEUTRAL = "train–neutral text"
-CEILING = "split-half ceiling"
-ISOTROPIC = "isotropic"
-COVARIANCE = "covariance of before activations"
-MEANS = "means"
-"""In the column `center`: the cosine of the mean shifts, no overlap of subspaces."""
 RANDOM_PAIRS = 100
 """Pairs of random subspaces whose principal angles are averaged."""
+
+
+def mean_cos2_overlap(a: Tensor, b: Tensor, k: int, *, center: bool = True) -> float:
+    """Mean squared cosine of the top-k subspaces of two sets of rows, from 0 to 1."""
+    return float(
+        subspace_overlap(
+            top_k_subspace(a, k, center=center),
+            top_k_subspace(b, k, center=center),
+            measure=MEASURE,
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -90,12 +106,13 @@ def _of_subspaces(
 ) -> list[_Comparison]:
     """The tested overlap beside both nulls, its ceiling, the benign control and neutral text."""
     train, evaluation = shifts.pair
-    label, n = str(center).lower(), len(train)
-    value = overlap(train, evaluation, k, center=center)
+    label = CENTRED if center else UNCENTRED
+    n = len(train)
+    value = mean_cos2_overlap(train, evaluation, k, center=center)
     isotropic = nulls.isotropic(k)
     covariance = nulls.covariance(n, len(evaluation), k, center=center)
     ceiling = split_half_ceiling(
-        train, k, center=center, measure=MEASURE, splits=20, seed=nulls.nulls.seed
+        train, k, center=center, measure=MEASURE, splits=20, seed=nulls.seed
     )
     comparisons = [
         _Comparison(TESTED, label, value, n, null_name=ISOTROPIC, null=isotropic),
@@ -103,12 +120,12 @@ def _of_subspaces(
         _Comparison(CEILING, label, ceiling.value, n, ceiling.low, ceiling.high),
     ]
     if benign is not None:
-        control = overlap(*benign.pair, k, center=center)
+        control = mean_cos2_overlap(*benign.pair, k, center=center)
         comparisons.append(_Comparison(BENIGN, label, control, len(benign.train)))
     neutral = shifts.neutral
     if neutral is not None and components_above_rounding(neutral, shifts.before) >= k:
-        control = overlap(train, neutral, k, center=center)
-        comparisons.append(_Comparison(NEUTRAL, label, control, min(n, len(neutral))))
+        control = mean_cos2_overlap(train, neutral, k, center=center)
+        comparisons.append(_Comparison(TRAIN_NEUTRAL, label, control, min(n, len(neutral))))
     return comparisons
 
 
@@ -118,7 +135,7 @@ def _of_means(shifts: ShiftsAtPlace, benign: ShiftsAtPlace | None) -> list[_Comp
     if benign is not None:
         comparisons.append(_mean_cosine(BENIGN, *benign.pair))
     if shifts.neutral is not None:
-        comparisons.append(_mean_cosine(NEUTRAL, shifts.train, shifts.neutral))
+        comparisons.append(_mean_cosine(TRAIN_NEUTRAL, shifts.train, shifts.neutral))
     return comparisons
 
 
@@ -142,7 +159,7 @@ def angle_rows(
     spectra = {TESTED: _spectrum(shifts, k)}
     if benign is not None:
         spectra[BENIGN] = _spectrum(benign, k)
-    spectra["random subspaces"] = _random_spectrum(d, k, seed)
+    spectra[RANDOM_SUBSPACES] = _random_spectrum(d, k, seed)
     rows: list[dict[str, object]] = []
     for comparison, spectrum in spectra.items():
         for index, angle in enumerate(spectrum, start=1):

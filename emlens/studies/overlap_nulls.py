@@ -17,8 +17,6 @@ from emlens.geometry import (
     covariance_overlap_null,
     overlap_null,
     reference_overlap_null,
-    subspace_overlap,
-    top_k_subspace,
 )
 from emlens.stats import NullDistribution
 
@@ -28,17 +26,6 @@ SPLITS = 3
 """Pairs of disjoint sets of benign shifts."""
 Pair = tuple[Tensor, Tensor]
 """Shifts (row, d) on training and on evaluation prompts."""
-
-
-def overlap(a: Tensor, b: Tensor, k: int, *, center: bool = True) -> float:
-    """Mean squared cosine of the top-k subspaces of two sets of rows, from 0 to 1."""
-    return float(
-        subspace_overlap(
-            top_k_subspace(a, k, center=center),
-            top_k_subspace(b, k, center=center),
-            measure=MEASURE,
-        )
-    )
 
 
 @dataclass(eq=False)
@@ -73,10 +60,13 @@ class OverlapNulls:
     ) -> NullDistribution | None:
         """What two disjoint sets of a benign fine-tune's shifts share (`reference_overlap_null`).
 
-        None where there are too few of them for both sides together, or where their rank is too
-        low for k.
+        None where there are too few of them for both sides together, and where they cannot serve as
+        a reference: their rank is too low for k, or shifts of the pair are among them.
         """
         n_a, n_b = len(pair[0]), len(pair[1])
+        if len(reference) < n_a + n_b:
+            return None
+        # the rank that counts is that of subsets which are drawn inside, so it is not tested here
         try:
             return self.shared(
                 ("benign", *key, n_a, n_b, k),
@@ -104,18 +94,25 @@ class NullsAtPlace:
     key: tuple[Hashable, ...]
     before: Tensor
 
+    @property
+    def seed(self) -> int:
+        """The seed of every null."""
+        return self.nulls.seed
+
     def isotropic(self, k: int) -> NullDistribution:
         """Random subspaces of the stream: a landmark, since activations are anisotropic."""
         d = self.before.shape[1]
         return self.nulls.shared(
             ("isotropic", d, k),
-            lambda: overlap_null(
-                d, k, k, measure=MEASURE, draws=ISOTROPIC_DRAWS, seed=self.nulls.seed
-            ),
+            lambda: overlap_null(d, k, k, measure=MEASURE, draws=ISOTROPIC_DRAWS, seed=self.seed),
         )
 
     def covariance(self, n_a: int, n_b: int, k: int, *, center: bool = True) -> NullDistribution:
-        """Unrelated samples of n_a and n_b rows with the covariance of the activations before."""
+        """Unrelated samples of n_a and n_b rows with the covariance of the activations before.
+
+        The covariance is a plug-in, estimated from the rows. A sample spectrum is steeper than the
+        true one, so the null mostly lies too high (docs/nulls.md).
+        """
         return self.nulls.shared(
             ("covariance", *self.key, n_a, n_b, k, center),
             lambda: covariance_overlap_null(
@@ -126,13 +123,15 @@ class NullsAtPlace:
                 center=center,
                 measure=MEASURE,
                 draws=self.nulls.draws,
-                seed=self.nulls.seed,
+                seed=self.seed,
             ),
         )
 
     def _moments(self, center: bool) -> Tensor:
         """Covariance, or second moments about 0 where the overlap is not centred."""
         rows = self.before.double()
+        # an overlap that is not centred keeps the mean as a direction like any other; the second
+        # moment, which holds it too, takes the place of the covariance
         if center:
             return torch.cov(rows.T)
         return rows.T @ rows / len(rows)

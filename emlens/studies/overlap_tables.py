@@ -1,5 +1,4 @@
-"""Further tables of `delta_overlap`: each evaluation group by itself, several k, and the lead over
-the benign fine-tune with an interval.
+"""Tables of `delta_overlap` by evaluation group, by k, and of the lead over the benign fine-tune.
 
 Groups have few prompts, and an overlap depends on how many: the training side is drawn down to each
 group's number, in the overlap and in its null. The reference null asks what two disjoint sets of a
@@ -18,12 +17,13 @@ from emlens.foundation.seeds import numpy_rng
 from emlens.geometry.shifts import components_above_rounding
 from emlens.stats import NullDistribution, adjust_p_values, cosine_of_means
 from emlens.studies.null_columns import null_columns
-from emlens.studies.overlap_nulls import NullsAtPlace, Pair, overlap
+from emlens.studies.overlap_measures import mean_cos2_overlap
+from emlens.studies.overlap_nulls import NullsAtPlace, Pair
 from emlens.studies.overlap_shifts import Place
 
 BLOCKS = 8
 """Blocks of prompts that are left out in turn."""
-NEUTRAL = "neutral text"
+NEUTRAL_GROUP = "neutral text"
 OWN = "own domain"
 
 
@@ -41,7 +41,7 @@ def shifts_by_group(
     at_place = shifts[place.site, place.position]
     by_group = {group: at_place[rows] for group, rows in sorted(members.items())}
     if neutral is not None:
-        by_group[NEUTRAL] = neutral
+        by_group[NEUTRAL_GROUP] = neutral
     return by_group
 
 
@@ -60,10 +60,12 @@ def overlap_by_group(
     rows: list[dict[str, Any]] = []
     for group, shifts in groups.items():
         n = min(len(shifts), len(train))
+        # n centred rows have n − 1 components: k + 2 rows leave at least one beside the top k
         if n < k + 2 or components_above_rounding(shifts, nulls.before) < k:
             continue
         order = numpy_rng(seed, "equal n", place.model, group).permutation(len(train))[:n]
-        value = overlap(train[np.sort(order).tolist()].double(), shifts[:n].double(), k)
+        train_rows = train[np.sort(order).tolist()]
+        value = mean_cos2_overlap(train_rows.double(), shifts[:n].double(), k)
         cosine = cosine_of_means(train.double().numpy(), shifts.double().numpy())
         rows.append(
             {
@@ -119,7 +121,7 @@ def lead_over_benign(
 
 def _overlap_of(pair: Pair, k: int) -> float:
     """Centred overlap of both sides, computed in float64."""
-    return overlap(pair[0].double(), pair[1].double(), k)
+    return mean_cos2_overlap(pair[0].double(), pair[1].double(), k)
 
 
 def _jackknife(lead: float, tuned: Pair, benign: Pair, k: int, seed: int) -> tuple[float, float]:
@@ -127,7 +129,7 @@ def _jackknife(lead: float, tuned: Pair, benign: Pair, k: int, seed: int) -> tup
     rng = numpy_rng(seed, "blocks of prompts")
     sides = (*tuned, *benign)
     sizes = [len(side) for side in sides]
-    blocks = [np.arange(n)[rng.permutation(n)] % BLOCKS for n in sizes]
+    blocks = [rng.permutation(n) % BLOCKS for n in sizes]
     # both models answer the same evaluation prompts, so they lose the same ones
     if sizes[1] == sizes[3]:
         blocks[3] = blocks[1]

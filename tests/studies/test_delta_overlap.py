@@ -13,9 +13,10 @@ import torch
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
 from emlens.geometry import covariance_overlap_null, split_half_ceiling
+from emlens.results.overlap_labels import COVARIANCE
 from emlens.studies.config import StudyConfig
 from emlens.studies.delta_overlap import DeltaOverlap, FineTuneShifts, Options, size_warnings
-from emlens.studies.overlap_measures import COVARIANCE, overlap_rows
+from emlens.studies.overlap_measures import overlap_rows
 from emlens.studies.overlap_nulls import OverlapNulls
 from emlens.studies.overlap_shifts import Place, SampledShifts
 from emlens.studies.study import StudyContext

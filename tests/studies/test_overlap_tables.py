@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from emlens.geometry import reference_overlap_null
-from emlens.studies.overlap_nulls import SPLITS, NullsAtPlace, OverlapNulls, overlap
+from emlens.studies.overlap_measures import mean_cos2_overlap
+from emlens.studies.overlap_nulls import SPLITS, NullsAtPlace, OverlapNulls
 from emlens.studies.overlap_shifts import Place
 from emlens.studies.overlap_tables import (
     BLOCKS,
@@ -51,7 +52,7 @@ def test_several_k_stand_beside_their_own_nulls() -> None:
     benign = rows(60, 6), rows(60, 7)
     table = overlap_by_k(PLACE, pair, benign, nulls(49), (1, K, 99))
     assert [row["k"] for row in table] == [1, K]
-    assert table[1]["overlap"] == overlap(*pair, K) > 0.9 > table[1]["benign"]
+    assert table[1]["overlap"] == mean_cos2_overlap(*pair, K) > 0.9 > table[1]["benign"]
     assert table[0]["null_mean"] != table[1]["null_mean"]
 
 
