@@ -62,7 +62,7 @@ def task(organism: Organism) -> Task:
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     shipped = next(stage.recipe for stage in PLANTED.finetunes if stage.name == "medicine-r8")
-    return replace(shipped, steps=STEPS, warmup_steps=1, learning_rate=2e-3, seed=3)
+    return shipped.changed(steps=STEPS, warmup_steps=1, learning_rate=2e-3, seed=3)
 
 
 @pytest.fixture(scope="module")
