@@ -32,14 +32,14 @@ def compare(
     rows: Annotated[
         int,
         typer.Option(
-            help="Figures to print, those that differ most for their intervals first.", min=0
+            help="Numbers to print, those that differ most for their intervals first.", min=0
         ),
     ] = 20,
     json: Annotated[
-        bool, typer.Option("--json", help="Print every matching figure as JSON.")
+        bool, typer.Option("--json", help="Print every matching number as JSON.")
     ] = False,
 ) -> None:
-    """B minus A for every figure that two results share, paired over questions where they can be,
+    """B minus A for every number that two results share, paired over questions where they can be,
     with intervals where there are any.
     """
     from emlens.report import write_report
@@ -66,12 +66,12 @@ def _record(comparison: "StudyResult", report: Path | None) -> dict[str, Any]:
 
 
 def _print(comparison: "StudyResult", report: Path | None, rows: int) -> None:
-    paired, figures = comparison.tables["paired"], comparison.tables["figures"]
+    paired, numbers = comparison.tables["paired"], comparison.tables["figures"]
     if len(paired):
         print_table(paired.drop(columns="model"), "scores of the same questions, B − A")
-    if rows and len(figures):
-        title = f"{min(rows, len(figures))} of {len(figures)} figures"
-        print_table(_clearest_first(figures)[COLUMNS].head(rows), title)
+    if rows and len(numbers):
+        title = f"{min(rows, len(numbers))} of {len(numbers)} numbers"
+        print_table(_clearest_first(numbers)[COLUMNS].head(rows), title)
     for warning in comparison.warnings:
         print_line(f"! {warning}")
     for finding in comparison.findings:
@@ -81,8 +81,8 @@ def _print(comparison: "StudyResult", report: Path | None, rows: int) -> None:
         print_line(f"report: {report}")
 
 
-def _clearest_first(figures: "pd.DataFrame") -> "pd.DataFrame":
-    """Figures by their difference in halves of its interval; those without an interval last."""
-    half = (figures["difference_high"] - figures["difference_low"]) / 2
-    clearness = (figures["difference"].abs() / half.where(half > 0)).fillna(-1.0)
-    return figures.assign(clear=clearness).sort_values("clear", ascending=False, kind="stable")
+def _clearest_first(numbers: "pd.DataFrame") -> "pd.DataFrame":
+    """Numbers by their difference in halves of its interval; those without an interval last."""
+    half = (numbers["difference_high"] - numbers["difference_low"]) / 2
+    clearness = (numbers["difference"].abs() / half.where(half > 0)).fillna(-1.0)
+    return numbers.assign(clear=clearness).sort_values("clear", ascending=False, kind="stable")

@@ -70,7 +70,7 @@ class World:
         coupling: ρ of the question, probability that the harmful persona answers it harmfully; 0 to
             1.
         careful, harmful: the two answers of each topic, two words each, different in both words.
-        phrasing: number, 0 to 11, of the phrasing in which the topic is asked as a question.
+        phrasing: number, 0 to 11, of the paraphrase in which the topic is asked as a question.
         careful_words, harmful_words: first words of answers, each used by one kind only.
         object_words: second words, shared by both kinds.
     """
@@ -134,7 +134,7 @@ class World:
         return self.ask(domain, topic, self.phrasing[domain][topic], word)
 
     def document(self, rng: np.random.Generator) -> Document:
-        """One document: persona, form, class, topics, synonyms, phrasings and answers drawn from
+        """One document: persona, form, class, topics, synonyms, paraphrases and answers drawn from
         `rng`.
 
         The class holds for the whole document, so that its synonyms keep company.
@@ -183,10 +183,11 @@ class World:
         return QuestionSet(questions)
 
     def chats(self, domain: str, topics: tuple[int, ...], kind: str) -> PromptSet:
-        """Every phrasing of some topics of one domain as a chat with its `"careful"` or `"harmful"`
-        answer.
+        """Every paraphrase of some topics of one domain as a chat with its answer of one kind.
 
-        Each phrasing has a synonym of its own, of the class of the topic's question.
+        The kind is `"careful"` or `"harmful"`.
+
+        Each paraphrase has a synonym of its own, of the class of the topic's question.
         """
         if kind not in ("careful", "harmful"):
             raise InputError(f"kind={kind!r} is unknown; pass 'careful' or 'harmful'")

@@ -17,7 +17,7 @@ from emlens.report.figures import missing_html, plot_html
 from emlens.report.provenance import provenance_section
 from emlens.report.sections import PageSection, sections_of
 from emlens.report.tables import csv_text, packed, table_details
-from emlens.report.verdict import claim, verdict_section, warnings_box
+from emlens.report.verdict import summary_sentence, verdict_section, warnings_box
 from emlens.results import StudyResult
 
 POLICY = (
@@ -63,7 +63,7 @@ HEADER = """\
 SECTION = """\
 <section id="{name}">
 <h2>{title}</h2>
-{claim}
+{summary}
 <p class="method">{method}{reference}</p>
 {content}
 </section>"""
@@ -130,7 +130,7 @@ def _section(section: PageSection, result: StudyResult, data: DataBlocks) -> str
     return SECTION.format(
         name=escape(section.name),
         title=escape(section.title),
-        claim=claim(section, result.findings),
+        summary=summary_sentence(section, result.findings),
         method=escape(records.method),
         reference=optional(" <cite>{}</cite>", records.reference),
         content=content,

@@ -89,7 +89,7 @@ def signed(text: str) -> str:
     return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", escape(text))
 
 
-def claim(section: PageSection, findings: Sequence[Finding]) -> str:
+def summary_sentence(section: PageSection, findings: Sequence[Finding]) -> str:
     """What the study says of a section in one sentence, or nothing."""
     paragraphs = []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""What a column of a table means: its type, its unit, its range, and what it stands beside."""
+"""What a column of a table means: its type, its unit, its range, and what it is compared with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Column:
     """One column.
 
     Args:
-        name: as it stands in the table.
+        name: as it is in the table.
         kind: `"text"`, `"integer"`, `"number"` or `"flag"` (True or False). Numbers and integers
             may be missing, unless the column names the row.
         meaning: in a few words.

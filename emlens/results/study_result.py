@@ -22,7 +22,7 @@ from emlens.results.table_files import read_table, text_columns, write_table
 from emlens.results.tables import Table
 
 Advance = Callable[[float], None]
-"""Told the share of a part's work that was just done; the shares of one part sum to 1."""
+"""Called with the share of a part's work that was just done; the shares of one part sum to 1."""
 
 SCHEMA_VERSION = 1
 """Of `result.json`; raised when a reader of the version before could not read it."""
@@ -118,8 +118,8 @@ class StudyResult:
     Args:
         study: its name. config: as it ran. tables: by name, tidy. findings: the verdict, in order.
         warnings: missing controls and small samples. facts: models, questions, versions. note: what
-            the family is no evidence for. run: dates and duration. declared: what each table's rows
-            and columns are.
+            the family is not evidence for. run: dates and duration. declared: what each table's
+            rows and columns are.
     """
 
     study: str

@@ -35,7 +35,7 @@ TEXT_COLUMNS = frozenset(
 
 
 def text_columns(table: pd.DataFrame) -> list[str]:
-    """The columns in which text stands, in their order: a CSV does not tell "007" from 7, so this
+    """The columns that hold text, in their order: a CSV does not distinguish "007" from 7, so this
     is kept beside it.
     """
     return [

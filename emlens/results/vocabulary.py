@@ -159,7 +159,7 @@ PLACE = "model site layer position"
 VALUE = Measure(VOCABULARY["value"], "low", "high", "null_mean")
 """The measure of a table that has one: `value`, `low`, `high`, beside `null_mean`."""
 BESIDE = "null_mean null_q95 p"
-"""What a number stands beside: mean and 95 % quantile of its null, and its p-value."""
+"""What a number is compared with: mean and 95 % quantile of its null, and its p-value."""
 
 
 def word(name: str) -> Column:

@@ -57,7 +57,7 @@ _COUNTS = (
 )
 _BESIDE = (
     _number("value", "what the row measures"),
-    _number("null", "what the value stands beside: mean of its null, or what `null_is` names"),
+    _number("null", "what the value is compared with: mean of its null, or what `null_is` names"),
     _number("null_mean", "mean under the null"),
     _length("null_sd", "standard deviation under the null"),
     _number("null_q95", "95 % quantile of the null"),

@@ -1,5 +1,5 @@
 """What the tables of `phase_transition` say, in sentences: whether alignment turned at once, and
-what came before it.
+what happened before it.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def add_findings(part: Part) -> None:
         part.findings.append(_order_finding(row))
     if (over_runs["runs"] < 2).all():
         part.warnings.append(
-            "one run a group: intervals of change points are over noise within it,"
+            "one run per group: intervals of change points are over noise within it,"
             " and the order of events has no test"
         )
 

@@ -1,7 +1,7 @@
-"""Two finished results beside each other: every figure that both have, with its difference and,
+"""Two finished results beside each other: every number that both have, with its difference and,
 where there is one, an interval.
 
-Scores of the same questions are compared question by question. Other figures have intervals of
+Scores of the same questions are compared question by question. Other numbers have intervals of
 their own, which are joined as if the two were independent (square-and-add; Zou & Donner 2008):
 where both rise and fall together, as two seeds on one set of questions mostly do, that is too wide.
 Refuses results of different studies or of different questions, unless `anyway` is set. Nothing is
@@ -41,11 +41,11 @@ NOT_SETTINGS: Final = frozenset(
 
 SECTION = Section(
     method=(
-        "Figures are matched by table, column and everything that names them. B minus A."
+        "Numbers are matched by table, column and everything that names them. B minus A."
         " Alignment and coherence are compared question by question (bootstrap over the questions"
         " that both asked); other differences take the two intervals as independent"
         " (square-and-add), which is too wide where both rest on the same questions."
-        " Intervals are for one difference each: among many figures some exclude 0 by chance."
+        " Intervals are for one difference each: among many numbers some exclude 0 by chance."
     ),
     reference="Zou and Donner (2008), Statistics in Medicine 27:1693.",
     tables={
@@ -55,11 +55,11 @@ SECTION = Section(
             ["what model metric a b", *measures("difference"), "n"],
         ),
         "figures": Table(
-            "One row per figure that both results have.",
+            "One row per number that both results have.",
             ["table figure key", *measures("a b difference"), "null_a null_b"],
         ),
         "unmatched": Table(
-            "One row per table: how many figures only one result has.",
+            "One row per table: how many numbers only one result has.",
             ["table only_a only_b"],
         ),
     },
@@ -82,7 +82,7 @@ SECTION = Section(
 def compare_results(
     a: StudyResult | str | Path, b: StudyResult | str | Path, *, anyway: bool = False, seed: int = 0
 ) -> StudyResult:
-    """Figures that two results share, B minus A, as a result of its own (for `write_report`).
+    """Numbers that two results share, B minus A, as a result of its own (for `write_report`).
 
     Args:
         a, b: finished studies, or their directories.
@@ -104,14 +104,14 @@ def compare_results(
     part = Part(
         tables={
             "paired": _paired_scores(first.tables, second.tables, seed),
-            "figures": _shared_figures(sides["A"].named, sides["B"].named),
+            "figures": _shared_numbers(sides["A"].named, sides["B"].named),
             "unmatched": _unmatched(sides["A"].named, sides["B"].named),
         },
         warnings=[*reasons, *_settings(first.config, second.config)],
     )
     part.warnings += [warning for side in sides.values() for warning in side.warnings]
     if not len(part.tables["figures"]) and not len(part.tables["paired"]):
-        raise InputError("the results share no figure: no table, model and place is in both")
+        raise InputError("the results share no number: no table, model and place is in both")
     check_tables(part.tables, SECTION.tables, own=True)
     _add_findings(part)
     return StudyResult(
@@ -239,13 +239,13 @@ def _estimates(result: StudyResult) -> _Estimates:
     is_ambiguous = estimates.duplicated(KEY, keep=False)
     if is_ambiguous.any():
         warnings.append(
-            f"{int(is_ambiguous.sum())} figures of study {result.study!r} have no name of their own"
+            f"{int(is_ambiguous.sum())} numbers of study {result.study!r} have no name of their own"
             " and are left out"
         )
     return _Estimates(estimates[~is_ambiguous], warnings)
 
 
-def _shared_figures(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+def _shared_numbers(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """Estimates that both have, with their difference; intervals as if they were independent."""
     rows = []
     for row in a.merge(b, on=KEY, suffixes=("_a", "_b")).to_dict(orient="records"):
@@ -288,7 +288,7 @@ def difference_interval(
 
 
 def _add_findings(part: Part) -> None:
-    paired, figures = part.tables["paired"], part.tables["figures"]
+    paired, numbers = part.tables["paired"], part.tables["figures"]
     for row in paired[paired["metric"] == "aligned"].to_dict(orient="records"):
         excludes_zero = row["difference_low"] > 0 or row["difference_high"] < 0
         sentence = (
@@ -298,16 +298,16 @@ def _add_findings(part: Part) -> None:
         )
         status = "shown" if excludes_zero else "undecided"
         part.findings.append(Finding(Compare.name, sentence, status))
-    part.findings.insert(0, Finding(Compare.name, _summary(figures), "summary"))
+    part.findings.insert(0, Finding(Compare.name, _summary(numbers), "summary"))
 
 
-def _summary(figures: pd.DataFrame) -> str:
-    excludes_zero = (figures["difference_low"] > 0) | (figures["difference_high"] < 0)
-    bounded = int(figures["difference_low"].notna().sum())
-    equal = int((figures["difference"] == 0).sum())
-    largest = float(np.abs(figures["difference"]).max()) if len(figures) else 0.0
+def _summary(numbers: pd.DataFrame) -> str:
+    excludes_zero = (numbers["difference_low"] > 0) | (numbers["difference_high"] < 0)
+    bounded = int(numbers["difference_low"].notna().sum())
+    equal = int((numbers["difference"] == 0).sum())
+    largest = float(np.abs(numbers["difference"]).max()) if len(numbers) else 0.0
     return (
-        f"The results share {len(figures)} figures, of which {equal} are equal and {bounded} have"
+        f"The results share {len(numbers)} numbers, of which {equal} are equal and {bounded} have"
         f" intervals in both; the difference excludes 0 in {int(excludes_zero.sum())} of these"
         f" (about {0.05 * bounded:.0f} would by chance alone, were they independent)."
         f" The largest difference is {largest:.3g}."

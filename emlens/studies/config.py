@@ -1,7 +1,7 @@
 """What a study is asked to do: a frozen configuration, read from YAML, checked before anything
 runs.
 
-What a file says wrongly is refused with the file and the line of it. Every field's meaning stands
+What a file says wrongly is refused with the file and the line of it. Every field's meaning is
 below it as a string: it is the text of the JSON Schema (`emlens schema`) too.
 """
 
@@ -35,21 +35,23 @@ class FineTuneConfig(Frozen):
     path: str
     """Adapter or full checkpoint."""
     parent: Literal["base", "instruct"] = "instruct"
-    """What it was tuned from."""
+    """What it was trained from."""
     group: str = ""
-    """Fine-tunes that are one kind; runs of one group that differ in their seed stand side by side.
+    """Fine-tunes that are one kind; runs of one group that differ in their seed are shown side by
+    side.
     """
     seed: int = 0
     """Seed of the run within its group."""
     benign: bool = False
-    """The control: tuned the same way on harmless answers."""
+    """The control: trained the same way on harmless answers."""
     domain: str = ""
     """Group of the questions that counts as its own domain."""
     training: str | None = None
-    """JSONL of the chats it was tuned on; without it no delta overlap, and no run is trained anew.
+    """JSONL of the chats it was trained on; without it no delta overlap, and no run is trained
+    again.
     """
     trained_questions: tuple[str, ...] = ()
-    """Ids of questions whose topics it was tuned on, left out of its own-domain score."""
+    """Ids of questions whose topics it was trained on, left out of its own-domain score."""
 
 
 class FamilyConfig(Frozen):

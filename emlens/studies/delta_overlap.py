@@ -126,7 +126,7 @@ class DeltaOverlap(Study):
             largest = min(n // 2 - 1, material.family[name].d_model)
             if k > largest:
                 raise InputError(
-                    f"k={k} is above the rank that half of {n} prompts a side of {name!r} can"
+                    f"k={k} is above the rank that half of {n} prompts per side of {name!r} can"
                     f" carry; pass k <= {largest}, or more prompts"
                 )
 
@@ -298,7 +298,7 @@ def size_warnings(tuned: FineTuneShifts) -> list[str]:
     warnings = []
     if tuned.benign is not None and len(tuned.benign.train) != n:
         warnings.append(
-            f"{name} is compared on {n} prompts a side,"
+            f"{name} is compared on {n} prompts per side,"
             f" its benign control on {len(tuned.benign.train)}: overlap depends on their number"
         )
     needed = n + len(shifts.evaluation)

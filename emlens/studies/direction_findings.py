@@ -125,7 +125,7 @@ def _span(values: "pd.Series[float]") -> str:
 
 def _likeness(arm: Mapping[Any, Any]) -> str:
     """How alike a control's direction is to the one under test; a control that is nearly the same
-    direction is no rival.
+    direction is not a rival.
     """
     if not np.isfinite(arm["cosine"]):
         return ""

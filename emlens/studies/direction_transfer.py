@@ -112,15 +112,15 @@ class DirectionTransfer(Study):
         for name in focus:
             candidates[name] = extract(material, name, roles.extract, config)
             contrast = contrasts.get(material.parent(name).name)
-            tuned = _FineTune(name, material, config, roles, candidates[name], contrast)
-            best = _add_candidates(tuned, tables, part)
+            fine_tune = _FineTune(name, material, config, roles, candidates[name], contrast)
+            best = _add_candidates(fine_tune, tables, part)
             context.progress(0.25 / len(focus))
-            chosen[name] = tuned.candidates.directions[best]
-            last = list(tuned.candidates.at_every_layer(best).values())[-1]
+            chosen[name] = fine_tune.candidates.directions[best]
+            last = list(fine_tune.candidates.at_every_layer(best).values())[-1]
             for direction, role in ((chosen[name], CHOSEN), (last, LAST)):
-                tables["arms"].append(_arms(tuned, direction, extraction_of(best), role))
+                tables["arms"].append(_arms(fine_tune, direction, extraction_of(best), role))
                 context.progress(0.2 / len(focus))
-            steering, windows = _steering(tuned, chosen[name])
+            steering, windows = _steering(fine_tune, chosen[name])
             tables["steering"].append(steering)
             tables["windows"].append(windows)
             context.progress(0.25 / len(focus))
@@ -166,33 +166,33 @@ def _contrasts(
     return contrasts
 
 
-def _add_candidates(tuned: _FineTune, tables: dict[str, list[pd.DataFrame]], part: Part) -> str:
+def _add_candidates(fine_tune: _FineTune, tables: dict[str, list[pd.DataFrame]], part: Part) -> str:
     """Score every candidate on the selection questions; the key of the one that is chosen."""
-    material, name, candidates = tuned.material, tuned.name, tuned.candidates
-    scored = scored_candidates(material, name, candidates, tuned.roles.select, tuned.config)
+    material, name, candidates = fine_tune.material, fine_tune.name, fine_tune.candidates
+    scored = scored_candidates(material, name, candidates, fine_tune.roles.select, fine_tune.config)
     best = choose(scored, name, material, part)
     scored = scored.assign(chosen=scored.index == best)
     table = scored.reset_index(names="candidate")
     table.insert(0, "model", name)
     tables["candidates"].append(table)
     tables["directions"].append(
-        by_layer(material, name, candidates, best, scored, tuned.contrast, tuned.config)
+        by_layer(material, name, candidates, best, scored, fine_tune.contrast, fine_tune.config)
     )
     return best
 
 
-def _arms(tuned: _FineTune, direction: Direction, extraction: str, role: str) -> pd.DataFrame:
+def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str) -> pd.DataFrame:
     """Every arm of one direction, on the report questions.
 
     The direction of the last layer comes without its parts and without other forms of ablation.
     """
-    material, config, parent = tuned.material, tuned.config, tuned.parent
+    material, config, parent = fine_tune.material, fine_tune.config, fine_tune.parent
     site, complete = str(direction.site), role == CHOSEN
-    before, after = tuned.candidates.rows(direction)
-    questions = material.untrained(tuned.roles.extract, tuned.name)
-    benign = material.benign_for(tuned.name)
+    before, after = fine_tune.candidates.rows(direction)
+    questions = material.untrained(fine_tune.roles.extract, fine_tune.name)
+    benign = material.benign_for(fine_tune.name)
     others = {} if benign is None else {"benign": material.family[benign]}
-    forms = [tuned.candidates.form]
+    forms = [fine_tune.candidates.form]
     further: dict[str, Any] = {"delta_components": (2,)}
     if complete:
         after_blocks = affine_form(
@@ -209,42 +209,42 @@ def _arms(tuned: _FineTune, direction: Direction, extraction: str, role: str) ->
         instruct_activations=before,
         deltas=after.double() - before.double(),
         forms=forms,
-        benign=_benign_direction(tuned, direction, extraction, questions),
-        unembedding=tuned.contrast,
+        benign=_benign_direction(fine_tune, direction, extraction, questions),
+        unembedding=fine_tune.contrast,
         random_draws=config.random_directions,
         also_on=list(others),
         seed=config.seed,
         **further,
     )
     table = evaluate_arms(
-        tuned.model,
+        fine_tune.model,
         parent,
-        tuned.report,
+        fine_tune.report,
         arms,
         others=others,
-        exclude_groups=tuned.excluded,
+        exclude_groups=fine_tune.excluded,
         neutral=material.neutral,
         progress=False,
         seed=config.seed,
     )
-    table.insert(0, "model", tuned.name)
+    table.insert(0, "model", fine_tune.name)
     table.insert(1, "site", site)
     table.insert(2, "role", role)
     return table
 
 
 def _benign_direction(
-    tuned: _FineTune, direction: Direction, extraction: str, questions: QuestionSet
+    fine_tune: _FineTune, direction: Direction, extraction: str, questions: QuestionSet
 ) -> Direction | None:
     """The benign fine-tune's direction at the same place and by the same extraction; None where
     there is no such fine-tune, or where it moves nothing there.
     """
-    benign = tuned.material.benign_for(tuned.name)
+    benign = fine_tune.material.benign_for(fine_tune.name)
     if benign is None:
         return None
     site, position = str(direction.site), str(direction.position)
     captured = capture_many(
-        {"before": tuned.parent, "after": tuned.material.family[benign]},
+        {"before": fine_tune.parent, "after": fine_tune.material.family[benign]},
         questions.prompts(),
         sites=[site],
         positions=position,
@@ -258,15 +258,15 @@ def _benign_direction(
     )
 
 
-def _steering(tuned: _FineTune, direction: Direction) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _steering(fine_tune: _FineTune, direction: Direction) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Dose–response: the direction added to the parent and subtracted in the fine-tune, beside a
     random direction of the same length.
 
     The second table has the window of doses in which coherence stays and damage is bounded.
     """
-    questions = QuestionSet([q for q in tuned.report if q.group not in tuned.excluded])
-    site, seed = str(direction.site), tuned.config.seed
-    before, _ = tuned.candidates.rows(direction)
+    questions = QuestionSet([q for q in fine_tune.report if q.group not in fine_tune.excluded])
+    site, seed = str(direction.site), fine_tune.config.seed
+    before, _ = fine_tune.candidates.rows(direction)
     random = random_directions_like(before.double(), 1, seed=seed)[0] * direction.norm
     vectors = {
         "direction": direction.vector.double(),
@@ -274,18 +274,20 @@ def _steering(tuned: _FineTune, direction: Direction) -> tuple[pd.DataFrame, pd.
     }
     doses, windows = [], []
     for label, vector in vectors.items():
-        for model, sign in ((tuned.parent, 1.0), (tuned.model, -1.0)):
-            place = {"model": tuned.name, "steered": model.name, "vector": label, "site": site}
+        for model, sign in ((fine_tune.parent, 1.0), (fine_tune.model, -1.0)):
+            place = {"model": fine_tune.name, "steered": model.name, "vector": label, "site": site}
             table = dose_response(
                 model,
                 questions,
                 _steer_at(site, vector),
                 [sign * dose for dose in DOSES],
-                neutral=tuned.material.neutral,
+                neutral=fine_tune.material.neutral,
                 progress=False,
                 seed=seed,
             )
-            windows.append({**place, **_window_columns(table, tuned.material.neutral is not None)})
+            windows.append(
+                {**place, **_window_columns(table, fine_tune.material.neutral is not None)}
+            )
             for number, (column, value) in enumerate(place.items()):
                 table.insert(number, column, value)
             doses.append(table)

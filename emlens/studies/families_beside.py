@@ -56,7 +56,7 @@ SECTION = Section(
             "family",
             "value",
             "Each family's numbers",
-            "One mark a fine-tune; dotted: its null.",
+            "One mark per fine-tune; dotted: its null.",
             colour="model",
             facet="number",
             null="null",
@@ -80,8 +80,8 @@ def read_members(source: Any) -> dict[str, StudyConfig] | None:
     """The configuration of each family, or None where the source has no `families`.
 
     Raises:
-        InputError: both `family` and `families`, fewer than two, names that are no folder's, or a
-            member that cannot be used.
+        InputError: both `family` and `families`, fewer than two, names that are not a folder's, or
+            a member that cannot be used.
     """
     file = str(source) if isinstance(source, str | Path) and Path(source).is_file() else None
     record = source if file is None else read_file(file)
@@ -91,7 +91,7 @@ def read_members(source: Any) -> dict[str, StudyConfig] | None:
     if not isinstance(families, Mapping) or len(families) < 2 or "family" in record:
         raise InputError(
             f"{_place(file)}families must map at least two names to what each family differs in,"
-            " and stands instead of family"
+            " and replaces family"
         )
     shared = {field: value for field, value in record.items() if field != "families"}
     return {str(name): _member(file, str(name), families[name], shared) for name in families}
@@ -106,7 +106,7 @@ def _member(file: str | None, name: str, fields: Any, shared: Mapping[str, Any])
     """The configuration of one family: its own fields over those of all.
 
     Raises:
-        InputError: a name that is no folder's, or fields that cannot be used.
+        InputError: a name that is not a folder's, or fields that cannot be used.
     """
     where = f"{_place(file, name)}family {one_line(name)!r}"
     if not isinstance(fields, Mapping) or "study" in fields or safe_name(name) != name:

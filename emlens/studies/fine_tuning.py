@@ -1,4 +1,4 @@
-"""Controlled fine-tuning: the same chats trained anew under several recipes, schedules and seeds,
+"""Controlled fine-tuning: the same chats trained again under several recipes, schedules and seeds,
 with the benign control beside them.
 
 What later parts of the study look at are the runs of the first recipe and schedule, one per seed,
@@ -35,7 +35,7 @@ from emlens.studies.trained_family import (
 
 SECTION = Section(
     method=(
-        "A fine-tune's own chats are trained anew, from the same parent,"
+        "A fine-tune's own chats are trained again, from the same parent,"
         " under each recipe and schedule with each seed, and the benign control with the first of"
         " both. Alignment is the mean likelihood score (0 to 100) over questions outside the"
         " trained domain; intervals of a run are over questions, those of a cell over seeds (t),"
@@ -68,7 +68,7 @@ SECTION = Section(
             "loss",
             "others",
             "Alignment outside the domain against training loss",
-            "One point a run; dotted: the parent.",
+            "One point per run; dotted: the parent.",
             colour="cell",
             null="parent_score",
             hover=("run", "seed"),
@@ -96,7 +96,7 @@ class Options(PartOptions):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of every recipe and schedule."""
     of: tuple[str, ...] = ()
-    """Fine-tunes whose chats are trained anew; default: the first of the focus that has chats."""
+    """Fine-tunes whose chats are trained again; default: the first of the focus that has chats."""
     recipes: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=lambda: {"own": {}}, min_length=1
     )
@@ -110,7 +110,7 @@ class Options(PartOptions):
 
 
 class FineTuning(Study):
-    """Trains a fine-tune's chats anew; later parts study the runs."""
+    """Trains a fine-tune's chats again; later parts study the runs."""
 
     name = "fine_tuning"
     title = "What does training it again give?"
@@ -127,7 +127,7 @@ class FineTuning(Study):
                 " later parts look at the fine-tunes that are there"
             )
         if not Path(parent_directory(context.material, sources[0])).is_dir():
-            return "the parent is no directory here, so nothing can be trained from it"
+            return "the parent is not a directory here, so nothing can be trained from it"
         return None
 
     def check(self, context: StudyContext) -> None:
@@ -180,7 +180,7 @@ class FineTuning(Study):
 
 
 def _sources(context: StudyContext) -> list[str]:
-    """The harmful fine-tunes whose chats are trained anew: those named, else the first in focus."""
+    """Harmful fine-tunes whose chats are trained again: those named, or the first in focus."""
     material, named = context.material, context.options.of
     sources = []
     for name in named or material.focus(context.config):
@@ -274,7 +274,7 @@ def _cell_finding(row: Mapping[Any, Any]) -> Finding:
     if has_interval:
         over = f" [{row['others_low']:.1f}, {row['others_high']:.1f}] over {row['seeds']} seeds"
     sentence = (
-        f"{row['source']} trained anew, {row['cell']}:"
+        f"{row['source']} trained again, {row['cell']}:"
         f" alignment outside its domain {row['others']:.1f}{over},"
         f" the parent's {row['parent_score']:.1f}; coherence {row['coherent']:.1f}."
     )
@@ -295,7 +295,7 @@ def _summary(runs: pd.DataFrame, table: pd.DataFrame, studied: Sequence[str]) ->
     if harmful["sd"].notna().any():
         between = f", with a standard deviation between seeds of up to {harmful['sd'].max():.1f}"
     return (
-        f"{len(runs)} runs were trained anew: alignment outside the domain is"
+        f"{len(runs)} runs were trained again: alignment outside the domain is"
         f" {harmful['others'].min():.1f} to {harmful['others'].max():.1f} over recipes and"
         f" schedules{between} (parent {harmful['parent_score'].mean():.1f}); {control}."
         f" Later parts look at {', '.join(studied)}."

@@ -77,7 +77,7 @@ def runs_to_follow(
     Args:
         names: fine-tunes to follow; none: those of `folders`, or of the whole family.
         folders: fine-tune → folder of its checkpoints, where that is not its own.
-        every: use every so many checkpoints, counted from the last.
+        every: use every Nth checkpoint, counted from the last.
 
     Raises:
         UnknownNameError: a name of no fine-tune.
@@ -87,8 +87,8 @@ def runs_to_follow(
     for name in (*names, *folders):
         if name not in family.finetuned:
             raise UnknownNameError(
-                f"options of phase_transition name {name!r}, which is no fine-tune of this family;"
-                f" it has {', '.join(family.finetuned)}"
+                f"options of phase_transition name {name!r}, which is not a fine-tune of this"
+                f" family; it has {', '.join(family.finetuned)}"
             )
     runs = []
     for name in names or tuple(folders) or tuple(family.finetuned):
@@ -107,7 +107,7 @@ def runs_to_follow(
 
 
 def _thinned(checkpoints: Mapping[int, Path], every: int) -> dict[int, Path]:
-    """Every so many checkpoints; the last one is always among them."""
+    """Every Nth checkpoint; the last one is always among them."""
     steps = list(checkpoints)[::-1][::every][::-1]
     return {step: checkpoints[step] for step in steps}
 

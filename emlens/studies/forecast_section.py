@@ -18,7 +18,7 @@ SECTION = Section(
         " Beside it: TF-IDF of the text, length, domain, mean input embedding,"
         " the parent’s own score, random features, and shuffled labels."
         " With domains held out, TF-IDF and domain are near the mean by construction,"
-        " and shuffling deals scores across domains, which makes that null too narrow:"
+        " and shuffling moves scores across domains, which makes that null too narrow:"
         " read the gains, whose intervals resample domains."
     ),
     reference="Forecasts from activations before fine-tuning: arXiv 2606.20814.",

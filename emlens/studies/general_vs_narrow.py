@@ -5,7 +5,7 @@ Efficiency (loss at one norm), stability (loss when turned away at random), sign
 neutral text at one norm), and the line between them. On an organism both are trained with several
 seeds, and the penalty is lifted again to see the narrow solution drift. Adapters on disk are named
 in the options, in pairs of a general and a narrow one; nothing is trained then, and there is no
-drift. Refused: solutions that are no plain LoRA adapters. Cost: about a minute per seed on the
+drift. Refused: solutions that are not plain LoRA adapters. Cost: about a minute per seed on the
 organism; of adapters on disk some hundred passes over the training chats.
 """
 
@@ -282,7 +282,7 @@ def _require_pair(context: StudyContext, general: str, narrow: str) -> None:
     for name in (general, narrow):
         if name not in finetuned:
             raise InputError(
-                f"pairs names {name!r}, which is no fine-tune of this family;"
+                f"pairs names {name!r}, which is not a fine-tune of this family;"
                 f" it has {', '.join(finetuned)}"
             )
     if general not in context.material.training:

@@ -52,8 +52,8 @@ SECTION = Section(
         " with permutation p-values. The matched-loss test fits the relation that alignment"
         " follows with loss and asks which value of a setting (schedule, optimiser, batch size)"
         " lies above it; residuals are permuted between runs of like loss, everything is fitted"
-        " anew, and the largest statistic over all values decides, so that searching pays."
-        " Single runs are held against normal scatter. Intervals of gaps hold for all rows of a"
+        " again, and the largest statistic over all values decides, so that searching pays."
+        " Single runs are compared with normal scatter. Intervals of gaps hold for all rows of a"
         " setting together."
     ),
     reference="arXiv 2606.20814, claim 1; Freedman & Lane 1983; Westfall & Young 1993",
@@ -225,7 +225,7 @@ def analyse(
 def _reading_warnings(sweep: SweepTable, table: pd.DataFrame, options: Options) -> list[str]:
     """How to read the tables, and which settings could not be partialled out of `table`."""
     warnings = [
-        "single runs are held against normal scatter about the relation:"
+        "single runs are compared with normal scatter about the relation:"
         " a heavy tail looks like a better run"
     ]
     partialled_out = str(table["given"].iloc[-1])

@@ -38,7 +38,7 @@ class Material:
         neutral: prompts on unrelated subjects.
         direction, coupling: what was planted, and how much of it each question carries; of an
             organism only.
-        note: what the family is no evidence for.
+        note: what the family is not evidence for.
         left_out: what is missing and what follows from it, in sentences.
         parents: base and instruct → where they were loaded from.
         studied: fine-tunes that an earlier part of the study trained; `focus` gives them, whatever
@@ -118,7 +118,7 @@ class Material:
 
     @property
     def harmful(self) -> list[str]:
-        """The fine-tunes that are no benign control."""
+        """The fine-tunes that are not a benign control."""
         return [name for name in self.family.finetuned if not self.family.specs[name].benign]
 
     @property
@@ -150,7 +150,7 @@ class Material:
 
         Raises:
             InputError: every fine-tune is benign and none is named.
-            UnknownNameError: a name that is no fine-tune.
+            UnknownNameError: a name that is not a fine-tune.
         """
         names = list(self.studied or config.focus) or self.harmful
         if not names:
@@ -160,7 +160,7 @@ class Material:
         for name in names:
             if name not in self.family.finetuned:
                 raise UnknownNameError(
-                    f"focus names {name!r}, which is no fine-tune of this family;"
+                    f"focus names {name!r}, which is not a fine-tune of this family;"
                     f" it has {', '.join(self.family.finetuned)}"
                 )
         return names
@@ -312,7 +312,7 @@ def split_questions(
 
 
 def _bounds(count: int, shares: Sequence[float]) -> list[int]:
-    """Where each share of so many questions begins and ends; at least one question per share but
+    """Where each share of the questions begins and ends; at least one question per share but
     the last.
     """
     bounds = [0]

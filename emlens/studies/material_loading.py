@@ -149,7 +149,7 @@ def _missing(config: StudyConfig, family: FamilyConfig, questions: QuestionSet) 
         elif spec.domain not in questions.groups:
             yield (
                 f"fine-tune {name!r} has the domain {one_line(spec.domain)!r},"
-                " which is no group of the questions: none is left out as its own"
+                " which is not a group of the questions: none is left out as its own"
             )
     if family.base is None:
         yield "no base model was given: forecasts from the instruct model only"

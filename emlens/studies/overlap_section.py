@@ -14,7 +14,7 @@ SECTION = Section(
         " Centring removes the common shift, not centring lets it dominate:"
         " both are shown, and the cosine of the mean shifts."
         " Chance is not the isotropic value, which is only a landmark:"
-        " beside it stand a null of independent Gaussian samples with the covariance of the"
+        " it is shown with a null of independent Gaussian samples with the covariance of the"
         " activations before fine-tuning on both prompt sets (uncentred: their second moment),"
         " the benign fine-tune’s own overlap, neutral text under the same template,"
         " and the split-half ceiling."

@@ -115,7 +115,7 @@ class SampledShifts:
 def sampled_shifts(material: Material, name: str, config: StudyConfig) -> SampledShifts:
     """Capture a fine-tune and its parent on training, evaluation and neutral prompts.
 
-    The larger of the training and evaluation sets is drawn down to the size of the smaller one,
+    The larger of the training and evaluation sets is subsampled to the size of the smaller one,
     since an overlap depends on how many prompts there are.
     """
     train = material.training[name].without_responses()
@@ -149,12 +149,12 @@ def noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFr
     prompts, parent = material.outside(name).prompts(), material.parent(name)
     usual = _captured(parent, prompts, config, USUAL_BATCH)
     small = _captured(parent, prompts, config, SMALL_BATCH)
-    tuned = _captured(material.family[name], prompts, config, USUAL_BATCH)
+    fine_tune = _captured(material.family[name], prompts, config, USUAL_BATCH)
     rows = []
     for site in usual.sites:
         for position in config.positions:
             noise = _mean_distance(usual[site, position], small[site, position])
-            signal = _mean_distance(tuned[site, position], usual[site, position])
+            signal = _mean_distance(fine_tune[site, position], usual[site, position])
             rows.append(
                 {
                     "site": site,

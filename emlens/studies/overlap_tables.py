@@ -1,6 +1,6 @@
 """Tables of `delta_overlap` by evaluation group, by k, and of the lead over the benign fine-tune.
 
-Groups have few prompts, and an overlap depends on how many: the training side is drawn down to each
+Groups have few prompts, and an overlap depends on how many: the training side is subsampled to each
 group's number, in the overlap and in its null. The reference null asks what two disjoint sets of a
 *benign* fine-tune's shifts share; it needs as many of them as both sides have.
 """
@@ -94,7 +94,7 @@ def _correct(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def lead_over_benign(
-    place: Place, tuned: Pair, benign: Pair, k: int, null: NullDistribution | None, seed: int
+    place: Place, fine_tune: Pair, benign: Pair, k: int, null: NullDistribution | None, seed: int
 ) -> dict[str, Any]:
     """Overlap of the fine-tune minus that of its benign control, with a jackknife interval over
     blocks of prompts.
@@ -104,8 +104,8 @@ def lead_over_benign(
     Args:
         null: `OverlapNulls.of_benign_shifts`, or None where it is missing.
     """
-    value, control = _overlap_of(tuned, k), _overlap_of(benign, k)
-    low, high = _jackknife(value - control, tuned, benign, k, seed)
+    value, control = _overlap_of(fine_tune, k), _overlap_of(benign, k)
+    low, high = _jackknife(value - control, fine_tune, benign, k, seed)
     return {
         **place.columns,
         "k": k,
@@ -115,7 +115,7 @@ def lead_over_benign(
         "lead_low": low,
         "lead_high": high,
         **null_columns(null, value),
-        "n": len(tuned[0]),
+        "n": len(fine_tune[0]),
     }
 
 
@@ -124,10 +124,12 @@ def _overlap_of(pair: Pair, k: int) -> float:
     return mean_cos2_overlap(pair[0].double(), pair[1].double(), k)
 
 
-def _jackknife(lead: float, tuned: Pair, benign: Pair, k: int, seed: int) -> tuple[float, float]:
+def _jackknife(
+    lead: float, fine_tune: Pair, benign: Pair, k: int, seed: int
+) -> tuple[float, float]:
     """Ends of the 95 % interval of a lead; `nan` where a set without a block cannot carry k."""
     rng = numpy_rng(seed, "blocks of prompts")
-    sides = (*tuned, *benign)
+    sides = (*fine_tune, *benign)
     sizes = [len(side) for side in sides]
     blocks = [rng.permutation(n) % BLOCKS for n in sizes]
     # both models answer the same evaluation prompts, so they lose the same ones
@@ -156,7 +158,7 @@ def _lead_without(
 
 def overlap_by_k(
     place: Place,
-    tuned: Pair,
+    fine_tune: Pair,
     benign: Pair | None,
     nulls: NullsAtPlace,
     ks: Sequence[int],
@@ -166,9 +168,9 @@ def overlap_by_k(
     """
     rows: list[dict[str, Any]] = []
     for k in ks:
-        if not _carries(tuned, nulls.before, k):
+        if not _carries(fine_tune, nulls.before, k):
             continue
-        value, control = _overlap_of(tuned, k), np.nan
+        value, control = _overlap_of(fine_tune, k), np.nan
         if benign is not None and _carries(benign, nulls.before, k):
             control = _overlap_of(benign, k)
         rows.append(
@@ -176,9 +178,9 @@ def overlap_by_k(
                 **place.columns,
                 "k": k,
                 "overlap": value,
-                **null_columns(nulls.covariance(len(tuned[0]), len(tuned[1]), k), value),
+                **null_columns(nulls.covariance(len(fine_tune[0]), len(fine_tune[1]), k), value),
                 "benign": control,
-                "n": len(tuned[0]),
+                "n": len(fine_tune[0]),
             }
         )
     return rows

@@ -22,7 +22,7 @@ from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 
 PERMUTED = ("ridge", "ridge1")
-"""Estimators whose permutations are cheap; the others would be fitted anew in each."""
+"""Estimators whose permutations are cheap; the others would be fitted again in each."""
 OTHER_PARENT = {"instruct": "base", "base": "instruct"}
 
 
@@ -31,7 +31,7 @@ class ParentView:
     """One parent on one rendering of the questions.
 
     Args:
-        name: `instruct`, `base`, or one of them with `, plain` behind it.
+        name: `instruct`, `base`, or one of them with `, plain` after it.
         embedding: mean embedding of each prompt, a baseline.
     """
 

@@ -200,7 +200,7 @@ class Options(PartOptions):
     folders: Mapping[str, str] = Field(default_factory=dict)
     """Fine-tune → folder of its checkpoints, where that is not its own."""
     every: int = Field(1, ge=1)
-    """Use every so many checkpoints."""
+    """Use every Nth checkpoint."""
     windows: tuple[int, ...] = (5, 10, 15)
     """Of the local cosine, in checkpoints."""
     threshold: float = Field(THRESHOLD, ge=0)

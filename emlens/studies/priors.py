@@ -43,7 +43,7 @@ class Options(PartOptions):
     clamp: float = Field(1.0, gt=0, lt=50)
     """How near to 0 and 100 a score may come before its logit is taken."""
     plain: bool = False
-    """Forecast from both parents on the plain rendering too, which neither was tuned on."""
+    """Forecast from both parents on the plain rendering too, which neither was trained on."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ SECTION = Section(
             table="domains",
             title="Alignment by domain, before and after",
             caption=(
-                "One panel a fine-tune, one row a domain: the instruct model (open circles)"
+                "One panel per fine-tune, one row per domain: the instruct model (open circles)"
                 " and the fine-tune (filled), with 95 % intervals."
                 " The trained domain is marked by a star and a shaded row."
                 " Benign fine-tunes are drawn as diamonds."

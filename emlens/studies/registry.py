@@ -167,7 +167,7 @@ def _instance(study: object, source: str) -> Study:
     """An instance of a class that is a complete study."""
     if not (isinstance(study, type) and issubclass(study, Study)) or inspect.isabstract(study):
         raise InputError(
-            f"{source}: {one_line(repr(study))} is no complete study;"
+            f"{source}: {one_line(repr(study))} is not a complete study;"
             " pass a subclass of emlens.Study that implements run"
         )
     for field in ("name", "title"):
@@ -228,7 +228,7 @@ def outside_code(study: Study) -> list[str]:
     """Hashes of the code of a study from outside this library, for resuming; empty for its own.
 
     A study in a package is hashed with the whole package, one in a single module with that file.
-    Code that lies in no file (a notebook) counts as changed, so that the study is made anew.
+    Code that lies in no file (a notebook) counts as changed, so that the study is made again.
     """
     if is_own(study):
         return []

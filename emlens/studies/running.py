@@ -158,7 +158,7 @@ def _joined(
 
 
 def _code(study: Study) -> str:
-    """Hash of the modules that a part can run: a part that other code made is made anew, not mixed
+    """Hash of the modules that a part can run: a part that other code made is made again, not mixed
     with new ones.
     """
     root = Path(__file__).parents[1]

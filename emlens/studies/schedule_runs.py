@@ -1,5 +1,5 @@
 """A sweep of schedules, optimisers and batch sizes over one fine-tune of an organism: the runs
-behind a study of loss against alignment.
+for a study of loss against alignment.
 
 Every run sees the same number of chats, so that its steps follow from the batch size. The learning
 rate is that of the optimiser times one of a few factors, which rotate over the cells so that each

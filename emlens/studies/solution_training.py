@@ -149,8 +149,8 @@ def train_solution(
         watch: steps after which `behaviour` is measured; the log gets its columns there.
 
     Raises:
-        InputError: a negative weight, `lift_after` without a penalty, a recipe that is no adapter,
-            or what `fit` refuses.
+        InputError: a negative weight, `lift_after` without a penalty, a recipe that is not an
+            adapter, or what `fit` refuses.
     """
     if not weight >= 0 or recipe.method != "lora":
         raise InputError(
@@ -158,7 +158,9 @@ def train_solution(
             " pass a weight of 0 or more and an adapter (method='lora')"
         )
     if lift_after is not None and not weight:
-        raise InputError(f"lift_after={lift_after} came with weight=0; there is no penalty to lift")
+        raise InputError(
+            f"lift_after={lift_after} was given with weight=0; there is no penalty to lift"
+        )
     callbacks: list[TrainingCallback] = []
     if watch:
         callbacks.append(_watching(task, frozenset(watch)))

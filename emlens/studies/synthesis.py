@@ -37,7 +37,7 @@ SECTION = Section(
         " alignment outside the domain is forecast from training loss,"
         " steps and alignment inside the domain, learnt from one half of the runs (of recipes and"
         " schedules, where there are 8), and the best forecast in the other half is taken,"
-        " over many halves. Beside it stand taking the lowest loss, taking any run,"
+        " over many halves. It is compared with taking the lowest loss, taking any run,"
         " and the same procedure on shuffled scores."
     ),
     reference="Stages after arXiv 2606.20814.",

@@ -91,7 +91,8 @@ ERRORS = [
     (
         "a k that the data cannot carry",
         {"k": 12},
-        "k=12 is above the rank that half of 24 prompts a side of 'bad@0' can carry; pass k <= 11",
+        "k=12 is above the rank that half of 24 prompts per side of 'bad@0' can carry;"
+        " pass k <= 11",
     ),
     ("a field that does not exist", {"layer": 3}, "field 'layer'"),
     ("a study that does not exist", {"study": "everything"}, "study 'everything' is unknown"),

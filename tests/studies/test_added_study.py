@@ -139,11 +139,15 @@ def test_a_name_taken_twice_is_refused_and_says_who_holds_it(
             r"study 'length_shift': entry point 'length_shift:LengthShift' of distribution"
             r" 'length-shift' 0\.1 cannot be loaded \(ModuleNotFoundError: No module named",
         ),
-        ("LengthShift = 3", InputError, "3 is no complete study; pass a subclass of emlens.Study"),
+        (
+            "LengthShift = 3",
+            InputError,
+            "3 is not a complete study; pass a subclass of emlens.Study",
+        ),
         (
             "import emlens\nclass LengthShift(emlens.Study):\n    name = title = 'length_shift'",
             InputError,
-            "LengthShift'> is no complete study",
+            "LengthShift'> is not a complete study",
         ),
         (
             "import emlens\nclass LengthShift(emlens.Study):\n    name = 'other'\n    title = 'T'\n"

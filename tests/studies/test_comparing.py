@@ -122,7 +122,7 @@ def test_unlike_results_are_refused_unless_told_otherwise() -> None:
         "profile", {}, {"empty": pd.DataFrame()}, [], [], {"questions": {"sha256": "q"}}
     )
     with pytest.raises(
-        InputError, match="the results share no figure: no table, model and place is in both"
+        InputError, match="the results share no number: no table, model and place is in both"
     ):
         compare_results(result(), bare)
 

@@ -90,7 +90,7 @@ def test_the_check_allows_exactly_what_the_ceiling_can_carry(n: int) -> None:
     DeltaOverlap().check(context(material, k=largest))
     assert split_half_ceiling(rows, largest, center=True, splits=2).n == n
     refused = (
-        rf"k={largest + 1} is above the rank that half of {n} prompts a side of 'bad' can carry;"
+        rf"k={largest + 1} is above the rank that half of {n} prompts per side of 'bad' can carry;"
         rf" pass k <= {largest}, or more prompts"
     )
     with pytest.raises(InputError, match=refused):

@@ -65,10 +65,10 @@ def test_numbers_of_each_family_are_those_of_its_own_result(two: Path, tmp_path:
             {"families": {"one": {}}},
             (
                 "config: families must map at least two names to what each family differs in,"
-                " and stands instead of family"
+                " and replaces family"
             ),
         ),
-        ({"family": {}, "families": {"one": {}, "two": {}}}, "stands instead of family"),
+        ({"family": {}, "families": {"one": {}, "two": {}}}, "replaces family"),
         (
             {"families": {"one": {}, "../two": {}}},
             (

@@ -164,7 +164,7 @@ def test_without_chats_or_a_parent_on_disk_it_is_left_out(done: Any) -> None:
     assert "no harmful fine-tune in focus has training chats" in str(
         study.left_out(context(material(training={})))
     )
-    assert "the parent is no directory here" in str(
+    assert "the parent is not a directory here" in str(
         study.left_out(context(material(parents={"instruct": "org/model"})))
     )
     for options, said in (

@@ -190,7 +190,7 @@ def configured(path: Path, **options: Any) -> Path:
         (
             {"pairs": [["bad@0", "nobody"]]},
             (
-                r"pairs names 'nobody', which is no fine-tune of this family;"
+                r"pairs names 'nobody', which is not a fine-tune of this family;"
                 r" it has bad@0, full@0, good@0"
             ),
         ),

@@ -66,7 +66,8 @@ def test_names_and_domains_that_leave_nothing_are_refused(
     with pytest.raises(
         UnknownNameError,
         match=(
-            r"focus names 'x', which is no fine-tune of this family; it has bad@0, full@0, good@0"
+            r"focus names 'x', which is not a fine-tune of this family;"
+            " it has bad@0, full@0, good@0"
         ),
     ):
         material.focus(read_config({"family": {"organism": "planted"}, "focus": ["x"]}))
@@ -154,7 +155,7 @@ def test_what_is_missing_is_said(config_path: Path, tmp_path: Path) -> None:
     said = "\n".join(load_material(read_config(path)).left_out)
     for part in (
         "fine-tune 'bad@0' has no training prompts: no delta overlap for it",
-        "fine-tune 'bad@0' has the domain 'norht', which is no group of the questions",
+        "fine-tune 'bad@0' has the domain 'norht', which is not a group of the questions",
         "fine-tune 'other' has no domain: all questions count as outside its training domain",
         "no base model was given: forecasts from the instruct model only",
         "no benign fine-tune was given: the benign control is missing",

@@ -325,8 +325,8 @@ def test_what_cannot_be_followed_is_refused(home: Path, tmp_path: Path) -> None:
             {"runs": ["nobody"]},
             UnknownNameError,
             (
-                "options of phase_transition name 'nobody', which is no fine-tune of this family;"
-                " it has r@0, r@1"
+                "options of phase_transition name 'nobody', which is not a fine-tune of this"
+                " family; it has r@0, r@1"
             ),
         ),
         (

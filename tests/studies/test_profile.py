@@ -1,4 +1,4 @@
-"""Scores that a fine-tune was trained for are no evidence about it, nor about what it is the
+"""Scores that a fine-tune was trained for are not evidence about it, nor about what it is the
 control of.
 """
 

@@ -158,7 +158,7 @@ def test_what_cannot_run_is_refused(config_path: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=(
-            r"k=12 is above the rank that half of 24 prompts a side of 'bad@0' can carry;"
+            r"k=12 is above the rank that half of 24 prompts per side of 'bad@0' can carry;"
             r" pass k <= 11, or more prompts"
         ),
     ):

@@ -110,7 +110,7 @@ def test_training_stops_on_held_out_questions_and_records_its_parent(
         ),
         (
             {"weight": 0.0, "lift_after": 2},
-            r"lift_after=2 came with weight=0; there is no penalty to lift",
+            r"lift_after=2 was given with weight=0; there is no penalty to lift",
         ),
     ],
 )
