@@ -1,12 +1,13 @@
-"""Do two commits give the same numbers? The demonstration and miniatures of the evidence, side by
-side.
+"""Do two commits give the same numbers? The demonstration and miniatures of the evidence.
 
-    python tests/same_numbers.py collect OUT [--demo]   run what is measured here, write it below
-    OUT python tests/same_numbers.py compare BEFORE AFTER   every number of BEFORE, held against
-    AFTER
+    python tests/same_numbers.py collect OUT [--demo]
+    python tests/same_numbers.py compare BEFORE AFTER
+
+`collect` runs what is measured here and writes its tables below OUT. `compare` looks for every
+number of BEFORE in AFTER.
 
 A change that must not move a result is tried like this: `collect` on the commit before and on the
-commit after, then `compare`. Columns and tables that were renamed in between are listed in
+commit after, then `compare`. Tables and columns that were renamed in between are listed in
 `RENAMED_TABLES` and `RENAMED_COLUMNS`. Numbers must be equal to ten significant digits, as the
 tables hold them; text columns are not compared.
 """
