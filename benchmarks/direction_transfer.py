@@ -214,7 +214,7 @@ def below_last(directory: Path, chosen: Mapping[str, str]) -> dict[str, dict[str
         questions = material.untrained(to_extract, name)
         form = affine_form(parent, questions, sites=early)
         vectors = {
-            "direction": extract(material, name, to_extract, config).candidates[key],
+            "direction": extract(material, name, to_extract, config).directions[key],
             "unembedding contrast": unembedding_contrast(parent, questions),
         }
         arms = [Arm(label, form.remove(vector)) for label, vector in vectors.items()]

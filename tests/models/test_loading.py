@@ -179,7 +179,7 @@ def test_quantised_checkpoints(files, monkeypatch):
     assert load_model(files / "instruct", device="cpu").provenance[
         "quantization"
     ] is not None and placed == {"device_map": None}
-    monkeypatch.setattr("emlens.models.loading._device", lambda device: torch.device("meta"))
+    monkeypatch.setattr("emlens.models.loading.torch_device", lambda device: torch.device("meta"))
     with pytest.raises(
         LoadError,
         match="a quantised checkpoint was placed on cpu, not on meta; pass device_map={'': 'meta'}",
