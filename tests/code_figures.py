@@ -17,11 +17,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VAGUE_NAMES = frozenset(
-    """
-    found told said own mine kept left given asked made read shown taken known seen done used drawn
-    held chosen named wanted needed stands worn here there rest others other these those them it that
-    this which one ours theirs both each such more most further gone put got
-    """.split()
+    (
+        "found",
+        "told",
+        "said",
+        "own",
+        "mine",
+        "kept",
+        "left",
+        "given",
+        "asked",
+        "made",
+        "read",
+        "shown",
+        "taken",
+        "known",
+        "seen",
+        "done",
+        "used",
+        "drawn",
+        "held",
+        "chosen",
+        "named",
+        "wanted",
+        "needed",
+        "stands",
+        "worn",
+        "here",
+        "there",
+        "rest",
+        "others",
+        "other",
+        "these",
+        "those",
+        "them",
+        "it",
+        "that",
+        "this",
+        "which",
+        "one",
+        "ours",
+        "theirs",
+        "both",
+        "each",
+        "such",
+        "more",
+        "most",
+        "further",
+        "gone",
+        "put",
+        "got",
+    )
 )
 """Names that could stand for anything."""
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
