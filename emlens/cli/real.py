@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli.printing import line
+from emlens.cli.printing import print_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,10 +31,10 @@ def fetch(
 
     model = model_named(name)
     if model.terms:
-        line(model.terms)
+        print_line(model.terms)
     directory = fetch_model(name, out, hub=hub, accept_terms=accept_terms)
-    line(f"{model.title} ({model.licence}): {directory}")
-    line(f"for emlens.real.load and the tests: EMLENS_REAL_MODELS={Path(out)}")
+    print_line(f"{model.title} ({model.licence}): {directory}")
+    print_line(f"for emlens.real.load and the tests: EMLENS_REAL_MODELS={Path(out)}")
 
 
 @app.command("list")
@@ -49,4 +49,4 @@ def list_models() -> None:
             place = str(find(model.name))
         except LoadError:
             place = "not fetched"
-        line(f"{model.name}: {model.title}, {model.licence}: {place}")
+        print_line(f"{model.name}: {model.title}, {model.licence}: {place}")
