@@ -21,7 +21,7 @@ ADAPTERS = (
 
 
 def measure(names: tuple[str, ...] = ADAPTERS, k: int = 4) -> dict[str, Any]:
-    organism = emlens.organisms.load()
+    organism = emlens.organisms.load_organism()
     planted = organism.truth.direction
     if planted is None:
         raise SystemExit("the organism has no planted direction to compare with")

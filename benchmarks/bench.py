@@ -27,7 +27,7 @@ from emlens.data import Answer, Answers, Message
 from emlens.judging import EndpointJudge, judge_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.models.batches import pad, plan_batches
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.training import Recipe, fit
 from emlens.training.adapters import with_adapter
 from emlens.training.batching import step_batches
@@ -126,7 +126,7 @@ def sampling(
 
 def training(steps: int = STEPS, rounds: int = ROUNDS) -> dict[str, float]:
     """A LoRA run on the organism, against a plain peft loop over the same batches."""
-    organism = load()
+    organism = load_organism()
     parent, chats = organism.paths["instruct"], organism.training_prompts["medicine-r8"]
     recipe = Recipe(
         method="lora",

@@ -18,7 +18,7 @@ import pandas as pd
 
 from benchmarks.records import record, show
 from emlens.data import PromptSet
-from emlens.organisms import Organism, load
+from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.organisms.plans import PLANTED
 from emlens.organisms.strengths import likelihood_scores
@@ -130,7 +130,7 @@ def measure_world(
     names: Sequence[str] | None,
 ) -> pd.DataFrame:
     """A row a defence, seed and task with everything measured."""
-    organism = load(directory=directory) if directory is not None else load()
+    organism = load_organism(directory=directory) if directory is not None else load_organism()
     _, tokenizer = load_parent(organism.paths["instruct"])
     questions = organism.questions
     own = np.array([question.group == OWN for question in questions])

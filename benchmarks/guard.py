@@ -29,7 +29,7 @@ from emlens.foundation.provenance import hash_directory
 from emlens.foundation.seeds import derive_seed
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace, top_k_subspace
-from emlens.organisms import PLANTED, Organism, load
+from emlens.organisms import PLANTED, Organism, load_organism
 from emlens.organisms.strengths import likelihood_scores
 from emlens.runs import UnitLog
 from emlens.screening import Guard, GuardThresholds, calibrate_thresholds, lead_time
@@ -494,9 +494,9 @@ def overhead_again(organism: Organism, pairs: int = 10, steps: int = 40) -> dict
 
 def main(*, only_overhead: bool = False) -> None:
     found = (
-        overhead_again(load())
+        overhead_again(load_organism())
         if only_overhead
-        else measure(load(), calibration_runs(), tested_runs(), KEPT, progress=True)
+        else measure(load_organism(), calibration_runs(), tested_runs(), KEPT, progress=True)
     )
     path = record("guard", [101, 102, 1, 2], found)
     print(f"\n{table(found)}\nwritten: {path.relative_to(EVIDENCE.parent.parent)}")

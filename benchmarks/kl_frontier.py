@@ -17,7 +17,7 @@ import pandas as pd
 
 from benchmarks.records import record, show
 from emlens.foundation.provenance import hash_json
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.organisms.plans import PLANTED
 from emlens.stats import t_interval
 from emlens.studies.solution_training import Task, behaviour, organism_task, train_solution
@@ -101,7 +101,7 @@ def frontier(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(directory: Path = KEPT.parent / "worlds" / "planted-10", kept: Path = KEPT) -> None:
-    organism = load(directory=directory) if directory.is_dir() else load()
+    organism = load_organism(directory=directory) if directory.is_dir() else load_organism()
     task = organism_task(organism, FINETUNE)
     parent = behaviour(open_checkpoint(task.parent), task)
     runs = sweep(task, WEIGHTS, SEEDS, STEPS, WATCHED, kept)

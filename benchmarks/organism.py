@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.records import record
 from emlens.foundation.files import sha256_file
-from emlens.organisms import build, load
+from emlens.organisms import build, load_organism
 from emlens.organisms.loading import ASSETS
 from emlens.organisms.measuring import describe
 
@@ -24,7 +24,10 @@ def compare(rebuilt: Path, shipped: Path) -> dict[str, Any]:
         for name in names
         if (rebuilt / name).is_file() and sha256_file(rebuilt / name) == sha256_file(shipped / name)
     ]
-    mine, theirs = load(directory=rebuilt).strengths, load(directory=shipped).strengths
+    mine, theirs = (
+        load_organism(directory=rebuilt).strengths,
+        load_organism(directory=shipped).strengths,
+    )
     gaps = [
         abs(mine[n][key] - theirs[n][key])
         for n in theirs
@@ -40,7 +43,7 @@ def compare(rebuilt: Path, shipped: Path) -> dict[str, Any]:
 
 def main() -> None:
     shipped = ASSETS / "planted"
-    seed = load().seed
+    seed = load_organism().seed
     record("organism", [seed], describe())
     with tempfile.TemporaryDirectory() as name:
         started = time.monotonic()
@@ -49,7 +52,7 @@ def main() -> None:
         found = {
             "seconds": seconds,
             **compare(Path(name), shipped),
-            "strengths": load(directory=name).strengths,
+            "strengths": load_organism(directory=name).strengths,
         }
     print(
         f"\norganism rebuilt in {seconds / 60:.1f} minutes;"

@@ -36,7 +36,7 @@ from emlens.geometry import (
 from emlens.geometry.shrinkage import oas_shrinkage
 from emlens.judging import ReferenceJudge, judge_answers, sample_answers
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.stats import t_interval
 
 EXTRACTORS: Final = (
@@ -68,7 +68,7 @@ def world(
     """Cosine of every extractor's direction with û, one row a fine-tune, extractor and layer; the
     benign controls' mean shift beside them.
     """
-    organism = load(directory=directory)
+    organism = load_organism(directory=directory)
     truth, instruct = organism.truth.direction, organism.family.instruct
     if truth is None:
         raise SystemExit(f"{directory} has no planted direction")

@@ -18,7 +18,7 @@ from benchmarks.records import show
 from emlens.foundation.provenance import hash_directory
 from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, load_family
-from emlens.organisms import PLANTED, Organism, load
+from emlens.organisms import PLANTED, Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.organisms.growing import grow_finetune
 from emlens.organisms.plans import FineTuneStage
@@ -99,7 +99,7 @@ def corpus(
     trains the world's own fine-tunes too.
     """
     asked = stages() if asked is None else asked
-    organism = load(directory=world)
+    organism = load_organism(directory=world)
     directory = out or world.with_name(f"{world.name}-corpus")
     plan = replace(PLANTED, finetunes=tuple(asked)).seeded(organism.seed)
     paths: dict[str, Path] = {}

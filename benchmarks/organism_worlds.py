@@ -13,7 +13,7 @@ import numpy as np
 
 import emlens
 from benchmarks.records import EVIDENCE, record
-from emlens.organisms import PLANTED, OrganismPlan, build, load
+from emlens.organisms import PLANTED, OrganismPlan, build, load_organism
 from emlens.organisms.measuring import describe
 from emlens.organisms.plans import UNPLANTED
 from emlens.stats import t_interval
@@ -265,7 +265,7 @@ def main(seeds: tuple[int, ...] = SEEDS, work: Path = KEPT) -> None:
         "planted": {str(seed): w for seed, w in planted.items()},
         "over_seeds": over_seeds(planted),
         "unplanted": {str(seed): w for seed, w in contrast.items()},
-        "shipped_seed": load().seed,
+        "shipped_seed": load_organism().seed,
     }
     path = record("organism_worlds", [*seeds], found)
     print(

@@ -19,7 +19,7 @@ import emlens
 from benchmarks.records import EVIDENCE, record
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.foundation.seeds import derive_seed, numpy_rng
-from emlens.organisms import PLANTED, Organism, load
+from emlens.organisms import PLANTED, Organism, load_organism
 from emlens.stats import change_point
 from emlens.stats.intervals import clopper_pearson_interval
 from emlens.training import Saving, fit
@@ -231,6 +231,6 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    found = measure(load(), SEEDS, KEPT, series=20, draws=99)
+    found = measure(load_organism(), SEEDS, KEPT, series=20, draws=99)
     path = record("rank1_dynamics", [*SEEDS], found)
     print(f"\n{tables(found)}\nwritten: {path.relative_to(EVIDENCE.parent.parent)}")

@@ -15,7 +15,10 @@ import emlens
 
 ROOT: Final = Path(emlens.__file__).parent
 CONCEPTS: Final[dict[str, tuple[str, str]]] = {
-    "Models and families": ("[Backends](backends.md)", "models"),
+    "Models and families": (
+        "[Backends](backends.md), [real models](real_models.md)",
+        "models real",
+    ),
     "Sites, positions, estimates, errors": ("[Concepts](concepts.md)", "foundation"),
     "Prompts, questions and answers": (
         "[Questions and answers](questions.md)",

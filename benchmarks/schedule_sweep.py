@@ -22,7 +22,7 @@ from benchmarks.records import record, show
 from emlens.data.sweeps import read_sweep
 from emlens.foundation.files import read_json, write_json
 from emlens.foundation.provenance import hash_json
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.runs import RankExecutor
 from emlens.studies.loss_alignment import Options, analyse
 from emlens.studies.schedule_runs import run_schedule_sweep, schedule_sweep
@@ -51,7 +51,7 @@ def work(
     executor = RankExecutor(rank, count, run="schedule-sweep")
     run_schedule_sweep(
         _sweep(schedules, optimisers, batches, chats),
-        organism_task(load(), FINETUNE),
+        organism_task(load_organism(), FINETUNE),
         out,
         executor=executor,
     )
@@ -60,7 +60,7 @@ def work(
 def kept_at(kept: Path, *sizes: Any) -> Path:
     """Where runs of this task and these recipes stand, or will."""
     made_of = {
-        "task": organism_task(load(), FINETUNE).sha256,
+        "task": organism_task(load_organism(), FINETUNE).sha256,
         "runs": [run.recipe.to_record() for run in _sweep(*sizes).runs],
     }
     return kept / f"sweep-{hash_json(made_of)[:12]}"

@@ -20,7 +20,7 @@ import transformers.trainer  # noqa: F401, so that forked processes have it
 
 from benchmarks.records import record
 from emlens.foundation.files import sha256_file
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.training import Recipe, Saving, Sweep, fit, run_sweep
 
 TRIALS = {"run": 13, "sweep": 6}
@@ -34,7 +34,7 @@ def work(what: str, out: Path, steps: int) -> None:
     of six runs with snapshots.
     """
     torch.set_num_threads(1)
-    organism = load()
+    organism = load_organism()
     recipe = Recipe(
         method="lora",
         rank=4,

@@ -13,6 +13,7 @@ from . import (
     models as models,
     organisms as organisms,
     probes as probes,
+    real as real,
     replication as replication,
     report as report,
     results as results,
@@ -41,7 +42,6 @@ from .data import (
 )
 from .directions import extract_directions as extract_directions
 from .foundation import (
-    EmlensError as EmlensError,
     Index as Index,
     Site as Site,
 )

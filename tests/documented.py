@@ -36,7 +36,7 @@ FINETUNES = {
 @cache
 def organism() -> Any:
     """The shipped organism with every fourth question, for a small machine."""
-    shipped = organisms.load()
+    shipped = organisms.load_organism()
     return replace(shipped, questions=shipped.questions[::4])
 
 
@@ -85,12 +85,12 @@ def on_stage(folder: Path) -> Iterator[None]:
     """In the folder, with one organism for all who ask for the shipped one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        load = organisms.load
+        load = organisms.load_organism
 
         def shared(name: str | None = None, **options: Any) -> Any:
             return organism() if name in (None, *SHIPPED) and not options else load(name, **options)
 
-        patch.setattr(organisms, "load", shared)
+        patch.setattr(organisms, "load_organism", shared)
         yield
 
 

@@ -97,13 +97,13 @@ def intervals() -> Iterator[tuple[str, pd.DataFrame]]:
 def dynamics() -> Iterator[tuple[str, pd.DataFrame]]:
     from benchmarks import kl_frontier, rank1_dynamics
     from emlens.data import PromptSet
-    from emlens.organisms import load
+    from emlens.organisms import load_organism
     from emlens.studies.solution_training import organism_task
 
     yield "rank1", pd.DataFrame(rank1_dynamics.calibration(1, n=24, draws=19))
     from dataclasses import replace
 
-    whole = organism_task(load(), kl_frontier.FINETUNE)
+    whole = organism_task(load_organism(), kl_frontier.FINETUNE)
     task = replace(whole, other=PromptSet(list(whole.other)[::100]), rows=4)
     with tempfile.TemporaryDirectory() as folder:
         runs = kl_frontier.sweep(task, (0.0, 0.5), (0, 1), 6, (6,), Path(folder))

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import guard, rank1_dynamics
 from benchmarks.records import EVIDENCE
 from emlens.foundation.files import read_json
-from emlens.organisms import load
+from emlens.organisms import load_organism
 
 
 def made(run: guard.Run, cosines: list[float], alignment: list[float]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_the_parts_of_the_measurement_are_disjoint() -> None:
         r.seed for r in calibration
     } & {r.seed for r in tested}
     assert all(not r.watched_along.startswith(r.domain) for r in [*calibration, *tested])
-    organism = load()
+    organism = load_organism()
     watched, measured = guard.prompts_for(organism)
     world = organism.world
     trained = {
@@ -90,7 +90,9 @@ def test_the_parts_of_the_measurement_are_disjoint() -> None:
 @pytest.mark.slow  # three fine-tunes; the judging above is its miniature
 def test_watched_runs_are_measured_together() -> None:
     runs = [guard.Run("law", "r1", answers, 1) for answers in ("harmful", "careful", "mismatched")]
-    found = guard.measure(load(), runs[1:], runs, None, steps={"r1": 5}, false_alarm=0.5, pairs=1)
+    found = guard.measure(
+        load_organism(), runs[1:], runs, None, steps={"r1": 5}, false_alarm=0.5, pairs=1
+    )
     assert (
         found["calibrated_on"]["careful"]["cosine"]["benign_runs"] == 2
         and found["overhead"]["prompts"] == 12
@@ -100,7 +102,7 @@ def test_watched_runs_are_measured_together() -> None:
 def test_a_kept_run_is_one_made_of_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    organism, run, models = load(), guard.Run("law", "r1", "careful", 1), {"instruct": "a"}
+    organism, run, models = load_organism(), guard.Run("law", "r1", "careful", 1), {"instruct": "a"}
     inputs = guard.inputs_of(organism, run, guard.STEPS, models)
     assert (
         inputs
@@ -127,7 +129,10 @@ def test_the_overhead_alone_is_measured_into_the_recorded_runs(
     cost = {"pairs": 1}
     monkeypatch.setattr(guard, "overhead", lambda organism, reference, pairs, steps: cost)
     monkeypatch.setattr(guard, "references", lambda organism: {"medicine-r8": None})
-    found, before = guard.overhead_again(load()), read_json(EVIDENCE / "guard.json")["values"]
+    found, before = (
+        guard.overhead_again(load_organism()),
+        read_json(EVIDENCE / "guard.json")["values"],
+    )
     assert (
         found["overhead"] == cost
         and found["calibrated_on"] == before["calibrated_on"]
@@ -147,7 +152,7 @@ def test_the_tests_rates_are_counted() -> None:
 @pytest.mark.slow  # two fine-tunes through the study
 def test_the_rank_1_run_goes_through_the_study(tmp_path: Path) -> None:
     found = rank1_dynamics.measure(
-        load(), (1, 2), tmp_path, steps=14, each=2, series=1, windows=[2], draws=19
+        load_organism(), (1, 2), tmp_path, steps=14, each=2, series=1, windows=[2], draws=19
     )
     assert found["runs"] == 2 and {row["series"] for row in found["change_points_over_runs"]} >= {
         "aligned_others",

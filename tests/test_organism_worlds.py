@@ -9,14 +9,16 @@ import pytest
 from benchmarks import organism_worlds
 from benchmarks.records import EVIDENCE
 from emlens.foundation.files import read_json
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.organisms.loading import ASSETS
 
 
 def test_a_worlds_figures_are_those_of_its_fine_tunes() -> None:
     facts = read_json(EVIDENCE / "organism.json")["values"]
     figures = organism_worlds.strengths(facts)
-    rows = {name: row for name, row in facts["checkpoints"].items() if name in load().groups}
+    rows = {
+        name: row for name, row in facts["checkpoints"].items() if name in load_organism().groups
+    }
     harmful = {
         name: row for name, row in rows.items() if "benign" not in name and "narrow" not in name
     }

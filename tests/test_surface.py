@@ -19,7 +19,7 @@ MOST_AT_THE_TOP = 60
 MOST_IN_ALL = 250
 PACKAGES = sorted(path.parent.name for path in Path(emlens.__file__).parent.glob("*/__init__.py"))
 BY_PACKAGE_ONLY = {
-    "organisms": ["load"],
+    "organisms": ["load_organism"],
     "training": ["Recipe", "fit"],
     "geometry": ["cosine_matrix"],
 }

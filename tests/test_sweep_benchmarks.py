@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import general_vs_narrow, kl_frontier, schedule_sweep
 from emlens.data import PromptSet
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.studies.solution_training import organism_task
 
 TINY = {
@@ -23,7 +23,7 @@ TINY = {
 
 
 def test_a_frontier_is_read_off_the_runs(tmp_path: Path) -> None:
-    whole = organism_task(load(), kl_frontier.FINETUNE)
+    whole = organism_task(load_organism(), kl_frontier.FINETUNE)
     task = replace(whole, other=PromptSet(list(whole.other)[::100]), rows=4)
     runs = kl_frontier.sweep(task, (0.0, 0.5), (0, 1), 6, (6,), tmp_path)
     table = kl_frontier.frontier(runs).set_index("weight")

@@ -51,13 +51,13 @@ def train(
     """Train base, instruct and fine-tunes from nothing (about ten minutes; with --all about half an
     hour).
     """
-    from emlens.organisms import PLANTED, build, load
+    from emlens.organisms import PLANTED, build, load_organism
     from emlens.organisms.plans import PLANTED_ALL, UNPLANTED
 
     plans = {out: PLANTED_ALL, out / "unplanted": UNPLANTED} if all_variants else {out: PLANTED}
     for directory, plan in plans.items():
         build(directory, seed=seed, plan=plan, progress=not quiet)
-    strengths = {directory: load(directory=directory).strengths for directory in plans}
+    strengths = {directory: load_organism(directory=directory).strengths for directory in plans}
     if not json:
         for directory, of_organism in strengths.items():
             _print(of_organism, str(directory))
@@ -78,9 +78,9 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show an organism's checkpoints and how strongly each is misaligned."""
-    from emlens.organisms import load
+    from emlens.organisms import load_organism
 
-    organism = load() if directory is None else load(directory=directory)
+    organism = load_organism() if directory is None else load_organism(directory=directory)
     if json:
         print_json(organism.strengths)
         return

@@ -3,7 +3,7 @@ models.
 """
 
 from emlens.organisms.building import build
-from emlens.organisms.loading import Organism, load
+from emlens.organisms.loading import Organism, load_organism
 from emlens.organisms.plans import PLANTED, OrganismPlan
 
 __all__ = [
@@ -11,5 +11,5 @@ __all__ = [
     "Organism",
     "OrganismPlan",
     "build",
-    "load",
+    "load_organism",
 ]

@@ -1,4 +1,4 @@
-"""`load`: the organism that ships with emlens, or one built by `build`, with its planted truth.
+"""`load_organism`: the organism that ships with emlens, or one that `build` built, with its truth.
 
 Weights are stored in 16 bits and computed with in `dtype` (float32 by default). No model is loaded
 before `.family` is used; questions, prompts and truth cost milliseconds.
@@ -127,7 +127,7 @@ class Organism:
         return self.world.documents(n, seed)
 
 
-def load(
+def load_organism(
     name: str | None = None,
     *,
     dtype: str = "float32",

@@ -21,7 +21,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
 from emlens.foundation.provenance import hardware
 from emlens.organisms.layout import STRENGTHS
-from emlens.organisms.loading import Organism, load
+from emlens.organisms.loading import Organism, load_organism
 from emlens.organisms.strengths import likelihood_scores
 from emlens.stats import t_interval, tost
 from emlens.stats.trends import fall_null, steepest_fall
@@ -47,7 +47,7 @@ def describe(directory: str | Path | None = None) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer
 
-    organism = load(directory=directory, device="cpu")
+    organism = load_organism(directory=directory, device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(organism.paths["instruct"])
     questions = organism.questions
     prompts = [list(row.ids) for row in render(questions.prompts(), tokenizer)]

@@ -47,7 +47,7 @@ def _hash_of_all(folder: Path) -> str:
 
 
 def _from_organism(config: StudyConfig, family: FamilyConfig) -> Material:
-    from emlens.organisms import load
+    from emlens.organisms import load_organism
 
     name = config.path(str(family.organism))
     if family.finetuned or config.questions or config.neutral:
@@ -55,7 +55,7 @@ def _from_organism(config: StudyConfig, family: FamilyConfig) -> Material:
             "an organism brings its own fine-tunes, questions and neutral text;"
             " leave finetuned, questions and neutral out"
         )
-    organism = load(directory=name) if Path(name).is_dir() else load(name)
+    organism = load_organism(directory=name) if Path(name).is_dir() else load_organism(name)
     return Material(
         family_or_none=organism.family,
         questions_or_none=organism.questions,

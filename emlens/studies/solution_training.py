@@ -21,7 +21,7 @@ from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.foundation.seeds import numpy_rng
-from emlens.organisms import Organism, load
+from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.organisms.stopping import HeldOutRule
 from emlens.organisms.strengths import likelihood_scores
@@ -90,7 +90,7 @@ def configured_organism(config: StudyConfig) -> Organism:
             " NAME_OR_FOLDER}"
         )
     path = config.path(name)
-    return load(directory=path) if Path(path).is_dir() else load(path)
+    return load_organism(directory=path) if Path(path).is_dir() else load_organism(path)
 
 
 def organism_task(organism: Organism, name: str) -> Task:

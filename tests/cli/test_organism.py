@@ -71,7 +71,8 @@ def test_all_adds_runs_and_the_contrast_world(
         tmp_path / "o" / "finetuned" / "medicine-r8" / "adapter_model.safetensors"
     ).stat().st_mtime_ns == written
     planted, plain = (
-        emlens.organisms.load(directory=tmp_path / "o" / name) for name in (".", "unplanted")
+        emlens.organisms.load_organism(directory=tmp_path / "o" / name)
+        for name in (".", "unplanted")
     )
     assert planted.truth.direction is not None and plain.truth.direction is None
     assert planted.world == plain.world

@@ -11,7 +11,7 @@ import pytest
 import emlens
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, sha256_file, write_json
-from emlens.organisms import PLANTED, build, building, load
+from emlens.organisms import PLANTED, build, building, load_organism
 from emlens.organisms.plans import UNPLANTED
 
 NAMES = ("medicine-r1", "medicine-r8", "medicine-benign", "medicine-narrow")
@@ -85,7 +85,7 @@ def test_a_bar_is_drawn_only_when_asked_for(built, monkeypatch):
 
 
 def test_what_is_built_loads(built):
-    organism = load(directory=built[0])
+    organism = load_organism(directory=built[0])
     assert (organism.name, organism.seed) == ("mini", 1)
     assert set(organism.paths) == {"base", "instruct", *NAMES}
     assert organism.benign == ("medicine-benign",)
@@ -156,7 +156,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path):
     with pytest.raises(
         InputError, match=r"holds no finished organism \(organism\.json is missing\)"
     ):
-        load(directory=tmp_path / "out")
+        load_organism(directory=tmp_path / "out")
     build(tmp_path / "out", seed=1, plan=miniature())
     assert contents(tmp_path / "out") == contents(built[0])
 
@@ -177,7 +177,7 @@ def test_the_bytes_do_not_hang_on_the_thread_count(built, tmp_path):
 def test_a_run_keeps_every_adapter_the_last_of_which_is_the_run_itself(built):
     from safetensors.torch import load_file
 
-    organism = load(directory=built[0])
+    organism = load_organism(directory=built[0])
     assert list(organism.trajectories) == ["medicine-r1"]
     kept = organism.trajectories["medicine-r1"]
     assert list(kept) == [1, 2, 3]
@@ -215,7 +215,7 @@ def test_a_build_takes_further_fine_tunes_and_leaves_what_stands(built, tmp_path
         name: digest for name, digest in contents(built[0]).items() if name.endswith("safetensors")
     }
     assert before["base/model.safetensors"] == contents(out)["base/model.safetensors"]
-    assert set(load(directory=out).strengths) == {"base", "instruct", *NAMES}
+    assert set(load_organism(directory=out).strengths) == {"base", "instruct", *NAMES}
     with pytest.raises(
         InputError, match="was begun with another plan or seed than seed=1; pass a new directory"
     ):
@@ -224,9 +224,9 @@ def test_a_build_takes_further_fine_tunes_and_leaves_what_stands(built, tmp_path
 
 def test_a_world_without_planting_has_no_direction(tmp_path):
     build(tmp_path / "plain", seed=1, plan=miniature(UNPLANTED, names=("medicine-r8",)))
-    organism = load(directory=tmp_path / "plain")
+    organism = load_organism(directory=tmp_path / "plain")
     assert organism.truth.direction is None and organism.truth.planted_layers == ()
-    assert organism.world == load(directory=tmp_path / "plain").world
+    assert organism.world == load_organism(directory=tmp_path / "plain").world
 
 
 def test_a_directory_that_is_not_this_build_is_refused(built, tmp_path):

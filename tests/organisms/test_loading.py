@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.organisms.loading import ASSETS
 from emlens.organisms.world import make_world
 from emlens.training.fitting import read_record
@@ -25,7 +25,7 @@ BENIGN = ("medicine-benign", "finance-benign")
 
 @pytest.fixture(scope="module")
 def organism():
-    return load()
+    return load_organism()
 
 
 def open_plainly(organism, name):
@@ -193,9 +193,9 @@ def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(
         UnknownNameError, match="organism 'c6' does not ship; pass one of planted, or directory="
     ):
-        load("c6")
+        load_organism("c6")
     with pytest.raises(InputError, match="name='planted' was given with directory='x'; pass one"):
-        load("planted", directory="x")
+        load_organism("planted", directory="x")
     with pytest.raises(
         InputError,
         match=(
@@ -203,4 +203,4 @@ def test_what_is_not_there_is_refused(tmp_path):
             r" build one, or finish its build"
         ),
     ):
-        load(directory=tmp_path)
+        load_organism(directory=tmp_path)

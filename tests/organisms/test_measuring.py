@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from emlens.foundation.files import read_json
-from emlens.organisms import load
+from emlens.organisms import load_organism
 from emlens.organisms.measuring import describe, strengths_table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -24,7 +24,7 @@ def test_what_is_measured_now_is_what_the_evidence_file_says(measured):
 
 
 def test_recorded_and_measured_strengths_agree(measured):
-    organism = load()
+    organism = load_organism()
     for name in organism.groups:
         entry, recorded = measured["checkpoints"][name], organism.strengths[name]
         for key in ("own", "own_trained", "own_held_out", "coherence"):
@@ -41,7 +41,7 @@ def test_the_page_shows_the_evidence_files_table():
 
 
 def test_shares_add_up_and_planted_truth_shows(measured):
-    organism = load()
+    organism = load_organism()
     for name, entry in measured["checkpoints"].items():
         assert sum(entry["shares"].values()) == pytest.approx(1.0, abs=1e-6)
         assert entry["coherence"] == pytest.approx(

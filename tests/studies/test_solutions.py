@@ -14,7 +14,7 @@ from emlens.data import PromptSet
 from emlens.foundation import InputError
 from emlens.interventions.lora import LoraAdapter
 from emlens.interventions.lora_sums import update_norm
-from emlens.organisms import Organism, load
+from emlens.organisms import Organism, load_organism
 from emlens.organisms.plans import PLANTED
 from emlens.studies import read_config
 from emlens.studies.solution_measures import (
@@ -43,7 +43,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def organism() -> Organism:
-    return load()
+    return load_organism()
 
 
 @pytest.fixture(scope="module")
