@@ -1,4 +1,4 @@
-"""Which layer and token position: the study `layer_position_sweep` of one fine-tune, and
+"""Which layer and token position: the study `layer_position_grid` of one fine-tune, and
 restoration by each cell's direction beside it.
 """
 
@@ -9,7 +9,7 @@ from benchmarks.records import record, show
 from emlens.evaluation import evaluate_arms
 from emlens.evaluation.arms import Arm
 from emlens.studies.config import StudyConfig
-from emlens.studies.layer_position_sweep import Options, cells_of
+from emlens.studies.layer_position_grid import Options, cells_of
 from emlens.studies.material import Material, split_questions
 from emlens.studies.material_loading import load_material
 

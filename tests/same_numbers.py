@@ -44,6 +44,14 @@ RENAMED_COLUMNS: dict[str, dict[str, str]] = {
     "backtest_ranking": {"misaligned": "n_misaligned"},
 }
 """Table before → {column before: column after}; under "*", of every table."""
+STUDIES: dict[str, str] = {
+    "profile": "profile",
+    "delta_overlap": "delta_overlap",
+    "direction_transfer": "direction_transfer",
+    "priors": "priors",
+    "layer_position_grid": "layer_position_sweep",
+}
+"""Study → its name on earlier commits."""
 DIGITS = 1e-9
 """Relative difference that ten digits leave."""
 
@@ -113,6 +121,7 @@ def dynamics() -> Iterator[tuple[str, pd.DataFrame]]:
 
 def studies(out: Path) -> None:
     """Every part that a study of the organism can carry, on few draws."""
+    from emlens.foundation.errors import InputError
     from emlens.studies import run_study
 
     small: dict[str, Any] = {
@@ -125,14 +134,12 @@ def studies(out: Path) -> None:
         "permutations": 20,
         "random_directions": 2,
     }
-    for name in (
-        "profile",
-        "delta_overlap",
-        "direction_transfer",
-        "priors",
-        "layer_position_sweep",
-    ):
-        run_study({"study": name, **small}, out / f"study_{name}", progress=False)
+    for name, earlier_name in STUDIES.items():
+        folder = out / f"study_{name}"
+        try:
+            run_study({"study": name, **small}, folder, progress=False)
+        except InputError:
+            run_study({"study": earlier_name, **small}, folder, progress=False)
 
 
 MINIATURES: dict[str, Callable[[], Iterator[tuple[str, pd.DataFrame]]]] = {

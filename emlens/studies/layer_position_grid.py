@@ -109,10 +109,10 @@ SECTION = Section(
 )
 
 
-class LayerPositionSweep(Study):
+class LayerPositionGrid(Study):
     """Which layer, which token position?"""
 
-    name = "layer_position_sweep"
+    name = "layer_position_grid"
     title = "Which layer, which token position?"
     options = Options
     section = SECTION
@@ -276,7 +276,7 @@ def _add_findings(part: Part) -> None:
         f" measures beyond their nulls everywhere: {', '.join(everywhere)} of {fine_tunes}"
         " fine-tunes."
     )
-    part.findings.insert(0, Finding(LayerPositionSweep.name, summary, "summary"))
+    part.findings.insert(0, Finding(LayerPositionGrid.name, summary, "summary"))
 
 
 def _finding(name: str, tested: pd.DataFrame, measure: _Measure) -> Finding:
@@ -291,5 +291,5 @@ def _finding(name: str, tested: pd.DataFrame, measure: _Measure) -> Finding:
         f" (p {p_text(float(best[measure.p]))}; exploratory)."
     )
     return Finding(
-        LayerPositionSweep.name, sentence, verdict(shown=clear == len(tested), not_shown=clear == 0)
+        LayerPositionGrid.name, sentence, verdict(shown=clear == len(tested), not_shown=clear == 0)
     )

@@ -23,7 +23,7 @@ SITE, POSITION = "resid_post.0", "last_prompt"
 
 def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_path: Path) -> None:
     record = yaml.safe_load(config_path.read_text()) | {
-        "study": "layer_position_sweep",
+        "study": "layer_position_grid",
         "focus": ["bad@0"],
     }
     path = config_path.with_name("sweep.yaml")
@@ -32,7 +32,7 @@ def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_p
             record
             | {
                 "options": {
-                    "layer_position_sweep": {"flips": 19, "sites": ["resid_post", "mlp_out"]}
+                    "layer_position_grid": {"flips": 19, "sites": ["resid_post", "mlp_out"]}
                 }
             }
         )
@@ -52,14 +52,14 @@ def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_p
     assert (overlapping["overlap_p_holm"] >= overlapping["overlap_p"]).all() and overlapping[
         "overlap_null"
     ].between(0, 1).all()
-    assert {f.section for f in result.findings} == {"layer_position_sweep"}
+    assert {f.section for f in result.findings} == {"layer_position_grid"}
     bare = {
         name: {**spec, "training": None} for name, spec in record["family"]["finetuned"].items()
     }
     path.write_text(yaml.safe_dump(record | {"family": {**record["family"], "finetuned": bare}}))
     with pytest.raises(
         InputError,
-        match="layer_position_sweep was left out: no fine-tune in focus has training prompts",
+        match="layer_position_grid was left out: no fine-tune in focus has training prompts",
     ):
         run_study(path, tmp_path / "none", progress=False)
 
