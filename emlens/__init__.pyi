@@ -42,12 +42,12 @@ from .data import (
 )
 from .directions import extract_directions as extract_directions
 from .foundation import (
+    EmlensError as EmlensError,
     Index as Index,
     Site as Site,
 )
 from .geometry import (
     Direction as Direction,
-    Subspace as Subspace,
     covariance_overlap_null as covariance_overlap_null,
     mean_difference_direction as mean_difference_direction,
     principal_angles as principal_angles,

@@ -141,7 +141,7 @@ def test_a_prompt_that_is_no_prefix_of_its_answer(tokenizer):
     with pytest.raises(
         InputError,
         match=(
-            "prompt 'p0': the chat template renders prompt and answer so that the prompt is no"
+            "prompt 'p0': the chat template renders prompt and answer so that the prompt is not a"
             " prefix"
         ),
     ):

@@ -138,7 +138,7 @@ def test_a_spectrum_without_a_gap_is_refused(unchecked):
     with pytest.raises(
         EmlensError,
         match=(
-            "singular values 2 and 3 are 2 and 2; pass a k with a gap behind it,"
+            "singular values 2 and 3 are 2 and 2; pass a k with a gap after it,"
             " a larger tolerance, or method='exact'"
         ),
     ):

@@ -261,7 +261,7 @@ def test_an_interrupted_study_measures_only_what_is_missing(
         run_study(config(home, (0,)), out=tmp_path / "out", progress=False)
     first = run_study(config(home, (0,)), out=tmp_path / "out", progress=False)
     assert len(calls) == STEPS + 2  # the fifth was done again, the first four were not
-    assert any("one run a group" in warning for warning in first.warnings)
+    assert any("one run per group" in warning for warning in first.warnings)
 
 
 def test_a_trainers_folder_gives_what_the_same_adapters_give_elsewhere(
