@@ -20,6 +20,18 @@ from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
+COLUMNS: Final = (
+    "model",
+    "question",
+    "group",
+    "paraphrase",
+    "sample",
+    "metric",
+    "score",
+    "status",
+    "raw",
+)
+"""Columns of a table of scores, in order."""
 TEXT_COLUMNS: Final = ("model", "question", "group", "metric", "status", "raw")
 INT_COLUMNS: Final = ("paraphrase", "sample")
 
@@ -114,23 +126,10 @@ def read_judged_csv(
             tidy.append(
                 (row_model, question, group, paraphrase, sample, metric, score, status, raw)
             )
-    table = pd.DataFrame(tidy, columns=_COLUMNS)
+    table = pd.DataFrame(tidy, columns=list(COLUMNS))
     if not scale_known:
         _refuse_shares(path, table)
     return table, None
-
-
-_COLUMNS = [
-    "model",
-    "question",
-    "group",
-    "paraphrase",
-    "sample",
-    "metric",
-    "score",
-    "status",
-    "raw",
-]
 
 
 class _Numbering:

@@ -10,21 +10,10 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from emlens.data.judged import INT_COLUMNS, TEXT_COLUMNS
+from emlens.data.judged import COLUMNS, INT_COLUMNS, TEXT_COLUMNS
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
-COLUMNS: Final = (
-    "model",
-    "question",
-    "group",
-    "paraphrase",
-    "sample",
-    "metric",
-    "score",
-    "status",
-    "raw",
-)
 ANSWER_KEY: Final = ("model", "question", "paraphrase", "sample")
 OPTIONAL: Final = {"group": "", "paraphrase": 1, "raw": ""}
 

@@ -25,7 +25,7 @@ from emlens.results.study_result import Finding, Part, StudyResult, columns_of
 from emlens.results.tables import Table, check_tables
 from emlens.results.vocabulary import measures
 from emlens.stats import bootstrap_mean
-from emlens.studies.study import Study, StudyContext
+from emlens.studies.study import MadeElsewhere
 
 KEY: Final = ["table", "figure", "key"]
 """What names an estimate in a result."""
@@ -314,16 +314,10 @@ def _summary(numbers: pd.DataFrame) -> str:
     )
 
 
-class Compare(Study):
+class Compare(MadeElsewhere):
     """What differs between two results; only `compare_results` makes it."""
 
     name = "compare"
     title = "What differs between two results?"
     section = SECTION
-    needs_models = False
-
-    def left_out(self, context: StudyContext) -> str:
-        return "it compares two finished results; run: emlens compare A B"
-
-    def run(self, context: StudyContext) -> Part:
-        raise InputError(self.left_out(context))
+    how = "it compares two finished results; run: emlens compare A B"

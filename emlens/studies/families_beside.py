@@ -16,7 +16,7 @@ from emlens.data.configuration import Origin, read_file
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, safe_name
 from emlens.results.sections import Plot, Section
-from emlens.results.study_result import Part, StudyResult
+from emlens.results.study_result import StudyResult
 from emlens.results.tables import Table, check_tables
 from emlens.studies.config import StudyConfig, read_config
 from emlens.studies.headlines import (
@@ -27,7 +27,7 @@ from emlens.studies.headlines import (
     headlines,
     side_by_side,
 )
-from emlens.studies.study import Study, StudyContext
+from emlens.studies.study import MadeElsewhere
 
 SECTION = Section(
     method=(
@@ -167,16 +167,10 @@ def _numbers(family: str, result: StudyResult) -> pd.DataFrame:
     return numbers
 
 
-class FamiliesBeside(Study):
+class FamiliesBeside(MadeElsewhere):
     """Several families side by side; `run_study` makes it of a configuration with `families`."""
 
     name = "families_beside"
     title = "Does it hold in several families?"
     section = SECTION
-    needs_models = False
-
-    def left_out(self, context: StudyContext) -> str:
-        return "it sums up the results of several families; give families instead of family"
-
-    def run(self, context: StudyContext) -> Part:
-        raise InputError(self.left_out(context))
+    how = "it sums up the results of several families; give families instead of family"

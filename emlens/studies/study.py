@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from emlens.data import AlignmentScores, QuestionSet
+from emlens.foundation.errors import InputError
 from emlens.models import Family
 from emlens.results.sections import Section
 from emlens.results.study_result import Part
@@ -108,3 +109,19 @@ class Study(ABC):
     def after(self, context: StudyContext, part: Part) -> Material:
         """What later parts work on; another material where this part trained models."""
         return context.material
+
+
+class MadeElsewhere(Study):
+    """A study whose result another call makes; it has a section in the report, and cannot be run.
+
+    A subclass sets `how`: what to call instead.
+    """
+
+    needs_models = False
+    how: ClassVar[str]
+
+    def left_out(self, context: StudyContext) -> str:
+        return self.how
+
+    def run(self, context: StudyContext) -> Part:
+        raise InputError(self.how)
