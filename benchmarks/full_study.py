@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import emlens
-from benchmarks.records import record
+from benchmarks.records import record, study_command
 
 CONFIG = """\
 study: full
@@ -30,19 +29,6 @@ options:
   fine_tuning: {seeds: [0, 1, 2]}
 """
 GOAL_MINUTES = 20
-
-
-def command(config: Path, out: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-c",
-        "from emlens.cli.main import main; main()",
-        "study",
-        str(config),
-        "--out",
-        str(out),
-        "--quiet",
-    ]
 
 
 def measure(
@@ -61,7 +47,7 @@ def measure(
     environment = {**os.environ, "PYTHONPATH": str(work / "code")}
     started = time.monotonic()
     subprocess.run(
-        command(config, work / "whole"),
+        study_command(config, work / "whole"),
         check=True,
         stdout=subprocess.DEVNULL,
         env=environment,
@@ -81,7 +67,7 @@ def measure(
     }
     whole(found)  # stands even if what follows is interrupted
     process = subprocess.Popen(
-        command(config, work / "killed"),
+        study_command(config, work / "killed"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment,
@@ -93,7 +79,7 @@ def measure(
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run(
-        command(config, work / "killed"),
+        study_command(config, work / "killed"),
         check=True,
         stdout=subprocess.DEVNULL,
         env=environment,

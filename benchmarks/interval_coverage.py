@@ -297,28 +297,30 @@ def exact_cells() -> Iterator[Cell]:
     )
 
 
+def resampled_cell(
+    interval: str,
+    data: str,
+    draw: Callable[[Rng], Estimate],
+    truth: float,
+    inside: bool = True,
+    weight: float = 1.0,
+) -> Cell:
+    """A cell whose goal is that of intervals that are no exact ones."""
+    return Cell(interval, data, RESAMPLED, inside, draw, truth, weight)
+
+
 def closed_cells() -> Iterator[Cell]:
     """Approximations without resampling."""
 
-    def add(
-        interval: str,
-        data: str,
-        draw: Callable[[Rng], Estimate],
-        truth: float,
-        inside: bool = True,
-        weight: float = 1.0,
-    ) -> Cell:
-        return Cell(interval, data, RESAMPLED, inside, draw, truth, weight)
-
     for n, rho in ((11, 0.9), (144, 0.9), (352, 0.6)):
-        yield add(
+        yield resampled_cell(
             "spearman",
             f"{n} normal pairs, ρ {rho}",
             lambda r, n=n, rho=rho: spearman(*pair(r, n, rho)),
             ranked(rho),
         )
     for name, call, truth in (("pearson", pearson, 0.5), ("spearman", spearman, ranked(0.5))):
-        yield add(
+        yield resampled_cell(
             f"{name}, no clusters",
             "144 pairs in 9 domains that matter",
             lambda r, call=call: call(*clustered_pair(r, 9, 16)[:2]),
@@ -333,7 +335,7 @@ def closed_cells() -> Iterator[Cell]:
                 x, y, labels = clustered_pair(rng, domains, size)
                 return call(x, y, clusters=labels)
 
-            yield add(
+            yield resampled_cell(
                 f"{name}, clusters",
                 f"{domains * size} pairs in {domains} domains that matter",
                 over,
@@ -347,7 +349,7 @@ def closed_cells() -> Iterator[Cell]:
         z = rng.normal(size=(len(x), 2))
         return partial_correlation(x + z.sum(1), y - z[:, 0], z, clusters=labels)
 
-    yield add(
+    yield resampled_cell(
         "partial_correlation, clusters",
         "143 rows in 11 domains that matter",
         partial,
@@ -356,7 +358,7 @@ def closed_cells() -> Iterator[Cell]:
         0.5,
     )
     gap = float(2 * scipy_stats.norm.cdf(0.8 / np.sqrt(2)) - 1)
-    yield add(
+    yield resampled_cell(
         "rank_biserial",
         "20 and 20 normal values, shift .8",
         lambda r: rank_biserial(r.normal(0.8, size=20), r.normal(size=20)),
@@ -367,13 +369,13 @@ def closed_cells() -> Iterator[Cell]:
         found = brown_forsythe(2 * draw(n), draw(n))
         return Estimate(found.effect, found.effect_low, found.effect_high, 2 * n, "")
 
-    yield add(
+    yield resampled_cell(
         "brown_forsythe, effect",
         "20 and 20 normal values, sd 2 and 1",
         lambda r: spread(r, lambda n: r.normal(size=n), 20),
         np.log(2),
     )
-    yield add(
+    yield resampled_cell(
         "brown_forsythe, effect",
         "40 and 40 U-shaped scores, sd 2 and 1",
         lambda r: spread(r, lambda n: harmful(r, n), 40),
@@ -412,26 +414,16 @@ def wilson_rows() -> Iterator[dict[str, Any]]:
 
 
 def mean_cells() -> Iterator[Cell]:
-    def add(
-        interval: str,
-        data: str,
-        draw: Callable[[Rng], Estimate],
-        truth: float,
-        inside: bool = True,
-        weight: float = 1.0,
-    ) -> Cell:
-        return Cell(interval, data, RESAMPLED, inside, draw, truth, weight)
-
     def mean(values: np.ndarray) -> Estimate:
         return bootstrap_mean(values, resamples=RESAMPLES)
 
     u, near = 100 * 0.5 / 1.1, expected(ceiling)
     for n in (12, 20, 24, 32, 154, 352):
-        yield add(
+        yield resampled_cell(
             "bootstrap_mean", f"{n} U-shaped scores", lambda r, n=n: mean(harmful(r, n)), u, n >= 24
         )
     for n in (12, 24, 32):
-        yield add(
+        yield resampled_cell(
             "bootstrap_mean",
             f"{n} exponential values, skewness 2",
             lambda r, n=n: mean(r.exponential(size=n)),
@@ -439,7 +431,7 @@ def mean_cells() -> Iterator[Cell]:
             n >= 24,
         )
     for n in (20, 32, 352):
-        yield add(
+        yield resampled_cell(
             "bootstrap_mean",
             f"{n} scores at the ceiling, skewness −4",
             lambda r, n=n: mean(ceiling(r, n)),
@@ -447,14 +439,14 @@ def mean_cells() -> Iterator[Cell]:
             False,
         )
     for n, p in ((384, 0.06), (384, 0.01), (24, 0.2)):
-        yield add(
+        yield resampled_cell(
             "bootstrap_mean",
             f"{n} questions misaligned or not, rate {p}",
             lambda r, n=n, p=p: mean((r.random(n) < p).astype(float)),
             p,
         )
     for method in ("bca", "percentile"):
-        yield add(
+        yield resampled_cell(
             f"bootstrap_mean, {method}",
             "24 exponential values, skewness 2",
             lambda r, m=method: bootstrap_mean(
@@ -465,7 +457,7 @@ def mean_cells() -> Iterator[Cell]:
         )
     fixed = scipy_stats.norm.ppf((np.arange(11) + 0.5) / 11)
     over = float(np.mean(100 * scipy_stats.norm.cdf(fixed * np.sqrt(0.4) / np.sqrt(1.6))))
-    yield add(
+    yield resampled_cell(
         "bootstrap_mean",
         "352 questions of 11 given domains",
         lambda r: mean(by_domain(r, 11, 32, 0.4, fixed)[0]),
@@ -473,7 +465,7 @@ def mean_cells() -> Iterator[Cell]:
         False,
         0.5,
     )
-    yield add(
+    yield resampled_cell(
         "bootstrap_mean",
         "352 questions, 11 domains drawn anew",
         lambda r: mean(by_domain(r, 11, 32, 0.4)[0]),
@@ -482,7 +474,7 @@ def mean_cells() -> Iterator[Cell]:
         0.5,
     )
     for domains in (5, 8, 11):
-        yield add(
+        yield resampled_cell(
             "cluster_bootstrap",
             f"mean over questions, {domains} domains drawn anew",
             lambda r, d=domains: cluster_bootstrap(*by_domain(r, d, 14, 0.4), resamples=RESAMPLES),
@@ -501,7 +493,7 @@ def mean_cells() -> Iterator[Cell]:
         return cluster_bootstrap(np.c_[values, labels], np.arange(120) // 4, area, resamples=499)
 
     truth = float(scipy_stats.norm.cdf(1 / np.sqrt(2 * (1 + 0.49))))
-    yield add(
+    yield resampled_cell(
         "cluster_bootstrap, bca",
         "area under the curve, 30 questions of 4 answers",
         areas,

@@ -1,6 +1,7 @@
 """What every measurement writes: value and spread, with commit, hardware, versions and seeds."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,17 @@ def record(name: str, seeds: list[int], values: Any) -> Path:
 
 def show(title: str, table: pd.DataFrame) -> None:
     print(f"\n{title}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3g}')}")
+
+
+def study_command(config: Path, out: Path) -> list[str]:
+    """`emlens study CONFIG --out OUT --quiet`, as a process of its own."""
+    return [
+        sys.executable,
+        "-c",
+        "from emlens.cli.main import main; main()",
+        "study",
+        str(config),
+        "--out",
+        str(out),
+        "--quiet",
+    ]

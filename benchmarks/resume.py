@@ -6,12 +6,11 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.records import record
+from benchmarks.records import record, study_command
 
 KILLS = 10
 
@@ -20,16 +19,7 @@ def trial(config: Path, out: Path, after: float) -> bool:
     """Start the command, kill it after so many seconds, run it to the end; True where the kill came
     in time.
     """
-    command = [
-        sys.executable,
-        "-c",
-        "from emlens.cli.main import main; main()",
-        "study",
-        str(config),
-        "--out",
-        str(out),
-        "--quiet",
-    ]
+    command = study_command(config, out)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(after)
     in_time = process.poll() is None

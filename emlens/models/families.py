@@ -56,6 +56,16 @@ class FineTune:
     merge: bool = False
     check_base: bool = True
 
+    def provenance(self, name: str) -> dict[str, Any]:
+        """What the provenance of a model says about the fine-tune that it is."""
+        return {
+            "finetune": name,
+            "parent": self.parent,
+            "group": self.group,
+            "seed": self.seed,
+            "benign": self.benign,
+        }
+
 
 class Family:
     """Models that share a tokenizer and a residual stream.
@@ -184,15 +194,7 @@ def load_family(
     models: dict[str, HookedModel] = {}
     for name, spec in specs.items():
         model = _load_fine_tune(name, spec, parents, sources, options)
-        model.provenance.update(
-            {
-                "finetune": name,
-                "parent": spec.parent,
-                "group": spec.group,
-                "seed": spec.seed,
-                "benign": spec.benign,
-            }
-        )
+        model.provenance.update(spec.provenance(name))
         if name in hub_ids:
             model.provenance["hub_id"] = hub_ids[name]
         models[name] = model

@@ -257,6 +257,15 @@ def activation_cells(acts: Activations, sites: Sequence[str] | None = None) -> l
     Raises:
         InputError: no pooled position was captured; UnknownNameError: a site that was not.
     """
+    return [MatrixFeatures(name, rows) for name, rows in pooled_cells(acts, sites)]
+
+
+def pooled_cells(acts: Activations, sites: Sequence[str] | None) -> list[tuple[str, Tensor]]:
+    """Name (`site@position`) and rows of each captured site and pooled position.
+
+    Raises:
+        InputError: no pooled position was captured; UnknownNameError: a site that was not.
+    """
     if not acts.pooled_positions:
         raise InputError(
             f"acts hold positions {acts.positions}, none of them pooled;"
@@ -265,7 +274,7 @@ def activation_cells(acts: Activations, sites: Sequence[str] | None = None) -> l
     cells = []
     for site in acts.sites if sites is None else sites:
         for position in acts.pooled_positions:
-            cells.append(MatrixFeatures(f"{site}@{position}", acts[site, position]))
+            cells.append((f"{site}@{position}", acts[site, position]))
     return cells
 
 

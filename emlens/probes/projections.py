@@ -26,7 +26,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import torch_rng
 from emlens.foundation.shapes import require_same_width
 from emlens.geometry import Subspace, mahalanobis_distance, prompt_overlap, top_k_subspace
-from emlens.probes.features import Features, MatrixFeatures, Rows
+from emlens.probes.features import Features, MatrixFeatures, Rows, pooled_cells
 from emlens.probes.ridge import Array, standardise
 
 Kind = Literal["squared", "signed", "both"]
@@ -178,16 +178,8 @@ def fold_projections(
 
 
 def _cells(acts: Activations, sites: Sequence[str] | None) -> list[tuple[str, Tensor]]:
-    if not acts.pooled_positions:
-        raise InputError(
-            f"acts hold positions {acts.positions}, none of them pooled;"
-            " capture last_prompt or mean_prompt"
-        )
-    cells = []
-    for site in acts.sites if sites is None else sites:
-        for position in acts.pooled_positions:
-            cells.append((f"{site}@{position}", acts[site, position].double()))
-    return cells
+    """The pooled cells in float64."""
+    return [(name, rows.double()) for name, rows in pooled_cells(acts, sites)]
 
 
 def _training_rows(training: Activations, name: str, values: Tensor) -> Tensor:

@@ -274,15 +274,7 @@ def _load_run(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
         model = attach(parent, name, spec)
     else:
         model = load_model(spec.path, name=name, chat_template=parent.chat_template)
-    model.provenance.update(
-        {
-            "finetune": name,
-            "parent": spec.parent,
-            "group": spec.group,
-            "seed": spec.seed,
-            "benign": spec.benign,
-        }
-    )
+    model.provenance.update(spec.provenance(name))
     return model
 
 
