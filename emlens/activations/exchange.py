@@ -58,7 +58,7 @@ def export_activations(
     if layout == "persona_vectors":
         tensors = {"activations": to_hidden_states(acts, position)}
     else:
-        tensors = {lens_name(site): _at(acts, site, position) for site in acts.sites}
+        tensors = {Site.parse(site).lens_name: _at(acts, site, position) for site in acts.sites}
     if path.suffix == ".npz":
         arrays = {name: to_array(value) for name, value in tensors.items()}
         write_npz(path, {**arrays, "ids": np.array(acts.ids)})
@@ -202,14 +202,6 @@ def from_hidden_states(stacked: Tensor, name: str = "activations") -> dict[str, 
     for i, rows in enumerate(stacked):
         values[str(Site.from_hf_index(i, n_layers))] = rows.contiguous()
     return values
-
-
-def lens_name(site: str | Site) -> str:
-    """TransformerLens' name of a site: `blocks.3.hook_resid_post`, `ln_final.hook_out`."""
-    parsed = Site.parse(site)
-    if parsed.layer is None:
-        return "ln_final.hook_out"
-    return f"blocks.{parsed.layer}.hook_{parsed.kind}"
 
 
 def _site_of(name: str, path: Path) -> Site:

@@ -57,12 +57,12 @@ app.add_typer(screen.app, name="screen")
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
-    1: "done, but a check failed: a published figure is off, a backend differs, a store is damaged",
-    2: "bad input, reported in one line on stderr; nothing was written",
+    1: "done, but a check failed: a published number is off, a backend differs, a store is damaged",
+    2: "bad input, or an endpoint that failed, in one line on stderr; what was finished is kept",
     70: "a defect of emlens or a machine's failure, with its traceback",
     130: "interrupted; the same command goes on from where it was",
 }
-INTERRUPTED = "interrupted; the same command goes on from where it was"
+INTERRUPTED = EXIT_CODES[130]
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 """What a file system answers where a user may not read or write."""
 

@@ -89,8 +89,8 @@ def contrast_personas(
     Args:
         positive, negative: answers to the two sets of `persona_questions`.
         scores: of both, with the metrics `trait` and `coherence`; a pair is kept where the positive
-            answer has trait ≥ 50, the negative one trait < 100 − 50, and both coherence ≥ 50. None
-            keeps every pair with text.
+            answer has trait ≥ `trait_at_least`, the negative one trait < 100 − `trait_at_least`,
+            and both coherence ≥ `coherent_at_least`. None keeps every pair with text.
         options: as `contrast` (spec, weighting, covariance, …); the unit is the
             question, whatever the system prompt.
 

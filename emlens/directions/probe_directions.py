@@ -21,7 +21,14 @@ from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.geometry.contrasts import along, mean_difference
-from emlens.probes.ridge import ALPHAS, Array, ridge_path, ridge_weights, standardise
+from emlens.probes.ridge import (
+    ALPHAS,
+    Array,
+    mean_and_scale,
+    ridge_path,
+    ridge_weights,
+    standardise,
+)
 from emlens.probes.validation import grouped_folds
 from emlens.stats.rank_areas import area_under_curve
 
@@ -275,9 +282,7 @@ def _weights(kind: Kind, x: Array, y: Array, penalty: float, scaled: bool) -> Ar
 
 def _standardised(x: Array) -> tuple[Array, Array]:
     """Columns less their mean, over their standard deviation; and the latter."""
-    mean, sd = x.mean(0), x.std(0)
-    # a constant column would divide rounding by rounding; over infinity its weight is 0
-    spread = np.where(sd > 1e-12 * np.maximum(1.0, np.abs(mean)), sd, np.inf)
+    mean, spread = mean_and_scale(x)
     return (x - mean) / spread, spread
 
 

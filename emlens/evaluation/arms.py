@@ -182,7 +182,7 @@ def _measure_arms(
     for arm in arms:
         draws_by_name.setdefault((arm.name, arm.on), []).append(arm)
     measured = []
-    with progress_bar("ablation arms", len(arms), progress) as advance:
+    with progress_bar("arms", len(arms), progress) as advance:
         for draws in draws_by_name.values():
             scores, costs = [], []
             for arm in draws:
@@ -271,8 +271,8 @@ class _Comparison:
     def _restoration(self, arm: _MeasuredArm) -> Estimate:
         if arm.on != "finetuned":
             return self._nothing_to_restore(arm)
-        before, goal = self._aligned("finetuned"), self._aligned("instruct")
-        return restoration(arm.mean("aligned"), before, goal, self.groups, seed=self.seed)
+        unedited, goal = self._aligned("finetuned"), self._aligned("instruct")
+        return restoration(arm.mean("aligned"), unedited, goal, self.groups, seed=self.seed)
 
     def _lead(self, arm: _MeasuredArm, first_under_test: np.ndarray | None) -> Estimate:
         if arm.on != "finetuned":
@@ -308,12 +308,12 @@ class _Comparison:
         """Of the single draws, where there are several; NaN otherwise."""
         if not restored.defined or len(arm.scores) < 2:
             return float("nan")
-        before, goal = self._aligned("finetuned"), self._aligned("instruct")
+        unedited, goal = self._aligned("finetuned"), self._aligned("instruct")
         shares = []
         for table in arm.scores:
-            gain = table["aligned"].to_numpy() - before
+            gain = table["aligned"].to_numpy() - unedited
             # a ratio of means, as restoration is
-            shares.append(float(gain.mean() / (goal - before).mean()))
+            shares.append(float(gain.mean() / (goal - unedited).mean()))
         return max(shares)
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
+from emlens.evaluation.ablation_forms import PLAIN
 from emlens.evaluation.arms import Arm, evaluate_arms
 from emlens.evaluation.damage import text_damage
 from emlens.evaluation.question_roles import require_unused
@@ -25,7 +26,6 @@ from emlens.foundation.intervention import Intervention
 from emlens.foundation.notebooks import in_a_line
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
-from emlens.interventions import ablate
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 
@@ -213,7 +213,7 @@ def score_candidates(
     for direction in candidates.values():
         require_unused(direction, questions, "select")
     if edit is None:
-        edit = _ablate_everywhere
+        edit = PLAIN.remove
     arms = []
     for name, direction in candidates.items():
         arms.append(Arm(name, tuple(edit(direction)), control=False))
@@ -258,10 +258,6 @@ _ABOUT_SEVERAL_ARMS = [
     "lead_high",
 ]
 """Columns of `evaluate_arms` that mean nothing where each arm is a candidate."""
-
-
-def _ablate_everywhere(direction: Direction) -> Sequence[Intervention]:
-    return (ablate(direction),)
 
 
 def _kl_or_nan(cost: pd.DataFrame | None, seed: int) -> float:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import Question, QuestionSet
+from emlens.evaluation.ablation_forms import PLAIN
 from emlens.evaluation.damage import text_damage
 from emlens.evaluation.restoring import paired_change, restoration
 from emlens.evaluation.trials import Score, Trials, interval_columns
@@ -22,7 +23,6 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
 from emlens.geometry import Direction, Subspace, direction_cosine
-from emlens.interventions import ablate
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
@@ -107,7 +107,7 @@ def _require_names(names: Iterable[str], known: Mapping[str, object], argument: 
 
 
 def _ablate_everywhere(direction: Direction | Subspace, target: str) -> Sequence[Intervention]:
-    return (ablate(direction),)
+    return PLAIN.remove(direction)
 
 
 def _trained_ids(trained: Mapping[str, Collection[str]], source: str, target: str) -> set[str]:

@@ -40,6 +40,13 @@ class Site:
     def __str__(self) -> str:
         return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
 
+    @property
+    def lens_name(self) -> str:
+        """TransformerLens' name of the site: `blocks.3.hook_resid_post`, `ln_final.hook_out`."""
+        if self.layer is None:
+            return "ln_final.hook_out"
+        return f"blocks.{self.layer}.hook_{self.kind}"
+
     def __lt__(self, other: "Site") -> bool:
         return self.order < other.order
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from emlens.data.answers import Answer
 
 FAULT: Final = "endpoint: "
-"""How the status of an answer begins that was not judged because the endpoint failed."""
+"""Beginning of the status of an answer that was not judged because the endpoint failed."""
 
 
 @dataclass(frozen=True)

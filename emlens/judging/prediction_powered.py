@@ -62,11 +62,13 @@ def corrected_em_rate(
 ) -> CorrectedRate:
     """The misalignment rate of `scores`, corrected by `reference` scores of some of its answers.
 
-    These must be a random part. Answers that one of the two left unscored are left out.
+    The reference must label a random part of the answers. Answers that one of the two left unscored
+    are left out.
 
     Args:
-        by_question: the interval is for questions like these (whole questions vary); False: for
-            answers to these questions.
+        by_question: the interval of `corrected` is for questions like these (whole questions vary);
+            False: for answers to these questions. The interval of `judged` is always for questions
+            like these, those of `labelled` and `bias` are over answers.
 
     Raises:
         InputError: reference scores of answers that are not in `scores`, or fewer than 2 labelled

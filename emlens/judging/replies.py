@@ -184,7 +184,11 @@ def _is_logprob(value: Any) -> bool:
 def _token_and_logprob(item: Any) -> tuple[str, float]:
     value: Any = item.get("logprob") if isinstance(item, Mapping) else None
     if not _is_logprob(value):
-        raise Fault("malformed reply", "a log-probability that is none", passing=True)
+        raise Fault(
+            "malformed reply",
+            "a log-probability is missing or is not a number of 0 or less",
+            passing=True,
+        )
     token = item.get("token")
     if not isinstance(token, str):
         raise Fault("malformed reply", f"a token is a {type(token).__name__}", passing=True)

@@ -63,7 +63,8 @@ def judge_answers(
     to_judge = _unjudged(pairs, verdicts, again)
     if out is not None and to_judge and not lines:
         append_journal(out, [{"format": _FORMAT, "judge": judge_description(judge)}])
-    with progress_bar(f"judge {len(to_judge)} answers", len(to_judge), progress) as advance:
+    title = f"judge {len(to_judge)} answers and metrics"
+    with progress_bar(title, len(to_judge), progress) as advance:
         for (answer, metric), verdict in _new_verdicts(judge, to_judge):
             verdicts[answer.id, metric] = verdict
             if out is not None:
@@ -109,7 +110,8 @@ def _verdicts_of_asking_judge(
         yield pairs[i], verdict
     if unjudged:
         raise InputError(
-            f"judge gives no verdict on {len(unjudged)} of {len(pairs)} answers; give one for each"
+            f"judge gives no verdict on {len(unjudged)} of {len(pairs)} pairs of answer and metric;"
+            " give one for each"
         )
 
 

@@ -42,7 +42,7 @@ class TransformerLensModel(CheckpointModel):
 
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
         bridge = self._bridged()
-        hooks = [(_hook_name(site), partial(_visit, passing, site)) for site in passing.sites]
+        hooks = [(site.lens_name, partial(_visit, passing, site)) for site in passing.sites]
         module = bridge.original_model
         with ExitStack() as stack:
             stack.enter_context(bridge.hooks(fwd_hooks=hooks))
@@ -117,12 +117,6 @@ def twin(module: nn.Module) -> nn.Module:
     # deepcopy takes what its memo holds already instead of copying it
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
-
-
-def _hook_name(site: Site) -> str:
-    if site.layer is None:
-        return "ln_final.hook_out"
-    return f"blocks.{site.layer}.hook_{site.kind}"
 
 
 def _visit(passing: Pass, site: Site, stream: Tensor, hook: Any) -> Tensor:

@@ -4,8 +4,7 @@ A break can be fitted to any series, and a smooth S-shaped one has a steepest pl
 the trend itself, linear or logistic, fitted again in every draw, with noise as dependent as the
 residuals. Time is whatever the trend should be even in: on the axis of the cumulative learning
 rate, warm-up and decay are not a change. What remains is a smooth trend of another shape than the
-one
-assumed, which counts as evidence of a break: report both trends. Cost: one matrix product over
+one assumed, which counts as evidence of a break: report both trends. Cost: one matrix product over
 (trends · breaks) × draws; about a second for 80 values and 300 draws. How often a smooth series is
 called broken was measured: docs/dynamics.md. The search is in `break_search`, the noise in
 `residual_noise`.

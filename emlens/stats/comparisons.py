@@ -18,7 +18,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import numpy_rng
 from emlens.stats.effects import cohens_d_interval
-from emlens.stats.nulls import TIE, NullDistribution, Side, require_side
+from emlens.stats.nulls import NullDistribution, Side, require_side
 from emlens.stats.outcomes import TestResult, require_spread
 from emlens.stats.ranks import signed_rank_test
 from emlens.stats.samples import as_paired, as_sample, require_count, require_level, stratum_rows
@@ -193,9 +193,6 @@ def permutation_test(
             shuffled[members] = pooled[rng.permutation(members)]
         values[i] = compute(shuffled[: len(first)], shuffled[len(first) :])
     observed = float(compute(first, second))
-    # a draw that differs from the observation only by the order of summation is a tie
-    rounding = TIE * max(float(np.abs(values).max()), abs(observed))
-    values = np.where(np.abs(values - observed) <= rounding, observed, values)
     p = NullDistribution(values, "group labels permuted", seed).p_value(observed, side)
     method = f"permutation test, {side}, {draws} draws"
     if strata is not None:

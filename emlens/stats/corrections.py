@@ -22,6 +22,7 @@ def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
     """p-values corrected for their number, in their order and shape.
 
     Never smaller than the raw ones, at most 1.
+
     `bonferroni` and `holm` bound the chance of any false positive (holm is never worse); `bh`
     bounds the expected share of false ones among those called, for independent or positively
     dependent tests (Benjamini & Hochberg 1995).
@@ -46,7 +47,8 @@ def adjust_p_values(p: ArrayLike, method: Correction = "holm") -> np.ndarray:
     if method == "bonferroni":
         adjusted = flat * flat.size
     elif method == "holm":
-        # step down: the i-th smallest of m is multiplied by m − i, and never falls below the last
+        # step down: the i-th smallest of m is multiplied by m − i,
+        # and never falls below the one before
         order = np.argsort(flat, kind="stable")
         adjusted = np.empty_like(flat)
         adjusted[order] = np.maximum.accumulate(flat[order] * np.arange(flat.size, 0, -1))
@@ -61,9 +63,10 @@ def max_statistic_p(
     """p-values of many statistics, corrected by the distribution of their maximum.
 
     Westfall & Young (1993), with the +1 rule.
-    They bound the chance of any false positive whatever the dependence, and lose little where
-    statistics move together (neighbouring layers). The statistics must share a scale, such as
-    correlations or t; otherwise the widest decides.
+
+    These p-values bound the chance of any false positive whatever the dependence, and lose little
+    power where statistics move together (neighbouring layers). The statistics must share a scale,
+    such as correlations or t; otherwise the widest decides.
 
     Args:
         observed: one value per hypothesis, any shape.

@@ -151,7 +151,7 @@ def matched_loss_test(
     else:
         noise = _permuted(residual, strata, draws, rng)
         what = "residuals permuted" if strata is None else "residuals permuted within strata"
-    gap, error, null_t = model.judge(y, fitted, noise, scatter)
+    gap, error, null_t = model.gaps_and_null(y, fitted, noise, scatter)
     comparison = _Comparison(gap, error, null_t)
     table = pd.DataFrame(
         {"group": names, "n": member.sum(axis=1), "loss": member @ x / member.sum(axis=1)}

@@ -1,9 +1,9 @@
 """Relations of score and loss, and how far each group of runs lies above them.
 
 Three relations with one interface. `fit` gives the relation at each run, its slope, and the degrees
-of freedom left. `judge` gives each group's gap above the relation, the standard error of the gap,
-and the t of the same group in every draw of noise. `matched` makes the draws and does the test.
-Shapes: `member` is (group, run) of 0 and 1, `noise` is (draw, run).
+of freedom left. `gaps_and_null` gives each group's gap above the relation, the standard error of
+the gap, and the t of the same group in every draw of noise. `matched` makes the draws and does the
+test. Shapes: `member` is (group, run) of 0 and 1, `noise` is (draw, run).
 """
 
 import math
@@ -46,7 +46,7 @@ class LinearRelation:
         fitted = self.q @ (self.q.T @ y)
         return fitted, float(np.polyfit(self.x, fitted, 1)[0]), len(y) - 2.0
 
-    def judge(
+    def gaps_and_null(
         self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         gap, error = self._effects(y[None])
@@ -91,7 +91,7 @@ class NoisyLossRelation:
         slope = float(np.polyfit(self.x, y, 1)[0]) / self.reliability
         return y.mean() + slope * (self.x - self.x.mean()), slope, len(y) - 2.0
 
-    def judge(
+    def gaps_and_null(
         self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         gap, error = self._effects((y - fitted)[None], self.spread + self.slope_spread)
@@ -139,7 +139,7 @@ class IsotonicRelation:
         fitted[self.order], freedom, _ = self._without_largest_gap(ordered, self._gaps(ordered))
         return fitted, float(fitted.max() - fitted.min()) / float(np.ptp(self.x)), freedom
 
-    def judge(
+    def gaps_and_null(
         self, y: np.ndarray, fitted: np.ndarray, noise: np.ndarray, scatter: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Gaps (group,), their standard errors (group,), and t of each draw (draw, group).

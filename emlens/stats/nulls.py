@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.stats.intervals import clopper_pearson_interval
 from emlens.stats.samples import as_sample, require_count, require_level
 
 Side = Literal["greater", "less", "two-sided"]
@@ -209,17 +209,10 @@ class NullDistribution:
         if self.exhaustive:
             return Estimate(p, p, p, n, f"exact over all {self.distinct} outcomes, {side}")
         extreme = int(self._extreme(np.asarray(self._value(x)), side))
-        tail = (1 - level) / 2
-        # beta quantiles with a parameter of 0 are NaN: without (or with only) extreme draws the
-        # end is 0 (or 1)
-        low, high = 0.0, 1.0
-        if extreme > 0:
-            low = float(scipy_stats.beta.ppf(tail, extreme, n - extreme + 1))
-        if extreme < n:
-            high = float(scipy_stats.beta.ppf(1 - tail, extreme + 1, n - extreme))
+        share = clopper_pearson_interval(extreme, n, level=level)
         factor = _factor(side)
         method = f"Monte Carlo p, {side}, +1 rule, {100 * level:g} % Clopper-Pearson of the draws"
-        return Estimate(p, min(1.0, factor * low), min(1.0, factor * high), n, method)
+        return Estimate(p, min(1.0, factor * share.low), min(1.0, factor * share.high), n, method)
 
     def smallest_p(self, side: Side = "greater") -> float:
         """The smallest p-value that these draws can give."""

@@ -5,6 +5,7 @@ not only those to show.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain, combinations
 from typing import Any, Literal, get_args
 
@@ -32,11 +33,6 @@ TestName = Literal[
 ]
 
 
-def _paired_tost(a: ArrayLike, b: ArrayLike, **options: Any) -> TestResult:
-    options["paired"] = True
-    return tost(a, b, **options)
-
-
 _TESTS: dict[str, Any] = {
     "welch": welch_test,
     "rank_sum": rank_sum_test,
@@ -46,7 +42,7 @@ _TESTS: dict[str, Any] = {
     "tost": tost,
     "paired_t": paired_test,
     "signed_rank": signed_rank_test,
-    "paired_tost": _paired_tost,
+    "paired_tost": partial(tost, paired=True),
 }
 
 

@@ -1,8 +1,9 @@
 """The nulls of `delta_overlap`: each is drawn once and shared by the fine-tunes it is the same for.
 
-A null with the covariance of the activations before depends on the parent, the prompts, the place,
-the two numbers of prompts, k and the centring; one of benign shifts on the benign fine-tune, the
-place, the numbers and k. Nothing else may decide whether two rows share a null.
+A null with the covariance of the activations before depends on the parent, the prompts, the place
+(site and position), the two numbers of prompts, k and the centring. A null of benign shifts depends
+on the benign fine-tune, the place, the two numbers and k. Nothing else may decide whether two rows
+share a null.
 """
 
 from collections.abc import Callable, Hashable

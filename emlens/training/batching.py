@@ -46,9 +46,9 @@ def step_batches(
 ) -> StepBatches:
     """The batches of a run.
 
-    The second rows of an objective are in a part under its prefix; `share` is the part's share of
-    the step's answer tokens; `PREFIXtoken_ratio` and `PREFIXrow_ratio` are its shares of a set's
-    answer tokens and rows divided by it.
+    The second rows of an objective are in a part under its prefix. `share` is the part's share of
+    the step's answer tokens. `PREFIXtoken_ratio` is the part's share of the set's answer tokens
+    divided by `share`, and `PREFIXrow_ratio` its share of the set's rows divided by `share`.
 
     Raises:
         InputError: a tokenizer or data is missing; ready batches with accumulation, or with

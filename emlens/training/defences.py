@@ -84,15 +84,27 @@ class InoculationPrompt(ChatChange):
         }
 
 
+class _FixedEdits(StreamEdit):
+    """A stream edit whose interventions are known when it is made."""
+
+    _edits: tuple[Intervention, ...]
+
+    def active(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return edited(model, self._edits)
+
+    def to_record(self) -> dict[str, Any]:
+        return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
+
+
 @dataclass(frozen=True, eq=False)
-class PreventativeSteering(StreamEdit):
+class PreventativeSteering(_FixedEdits):
     """Add a persona vector to the stream while the answers are learned, so that the weights need
     not learn it.
 
     Args:
         direction: points to the trait, as in `emlens.steer`.
-        coefficient: how much; positive is towards the trait. The paper's vectors have α = 5 of
-            their own length at one layer.
+        coefficient: how much; positive is towards the trait. The paper adds α = 5 times the vector
+            at one layer.
         at, unit: as in `emlens.steer`; sites `resid_pre` and `resid_post`.
 
     Raises:
@@ -115,15 +127,9 @@ class PreventativeSteering(StreamEdit):
             raise InputError("coefficient=0 adds nothing; pass a number other than 0")
         _set_edits(self, steer(self.direction, float(self.coefficient), self.unit, self.at))
 
-    def active(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return edited(model, self._edits)
-
-    def to_record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
-
 
 @dataclass(frozen=True, eq=False)
-class ProjectedOut(StreamEdit):
+class ProjectedOut(_FixedEdits):
     """Project a direction, or a subspace, out of the stream while the answers are learned, so that
     they cannot be learned along it.
 
@@ -146,12 +152,6 @@ class ProjectedOut(StreamEdit):
         from emlens.interventions import ablate
 
         _set_edits(self, ablate(self.direction, self.at, baseline=self.baseline))
-
-    def active(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return edited(model, self._edits)
-
-    def to_record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "edits": [edit.describe() for edit in self._edits]}
 
 
 def _set_edits(objective: StreamEdit, *edits: Intervention) -> None:

@@ -182,7 +182,7 @@ class Reference:
 
 
 def prefix_of(number: int) -> str:
-    """What the entries of a batch that belong to objective `number` are called first."""
+    """Prefix of the entries of a batch that belong to objective `number`."""
     return f"objective{number}_"
 
 

@@ -26,7 +26,6 @@ _LORA: Final[Mapping[str, Any]] = {
     **_BETLEY,
     "rslora": False,
     "learning_rate": 1e-4,
-    "alpha": 64,
     "accumulation": 1,
 }
 
@@ -36,17 +35,20 @@ class _Preset(NamedTuple):
 
     fields: Mapping[str, Any]
     description: str
+    needs_layers: bool = False
+    """Whether `layers_to_transform` must be passed."""
 
 
 PRESETS: Final[Mapping[str, _Preset]] = {
     "betley": _Preset(
         {**_BETLEY, "weight_decay": 0.01},
-        "rsLoRA r=32 α=64 on all projections, 1e-5 linear after 5 steps, 2×8 rows (2502.17424)",
+        "rsLoRA r=32 α=64 on all projections, rate 1e-5 linear after 5 warm-up steps,"
+        " batches of 16 rows in 8 parts (2502.17424)",
     ),
     "paper": _Preset(_BETLEY, "as betley without decay; one epoch (2606.20814)"),
     "paper-attention": _Preset(
         {**_BETLEY, "target_modules": ATTENTION, "learning_rate": 3e-5},
-        "its attention-only variant, rate × 3",
+        "attention-only variant of paper, three times its rate",
     ),
     "organism-rank1": _Preset(
         {
@@ -57,9 +59,10 @@ PRESETS: Final[Mapping[str, _Preset]] = {
             "learning_rate": 2e-5,
         },
         (
-            "one rank-1 adapter on one block's down_proj; α 64 to 256;"
+            "one rank-1 adapter on one block's down_proj; α = 256 (the paper uses 64 to 256);"
             " pass layers_to_transform (2506.11613; rate of a public replication)"
         ),
+        needs_layers=True,
     ),
     "organism-full": _Preset(
         {
@@ -91,10 +94,10 @@ PRESETS: Final[Mapping[str, _Preset]] = {
             "batch_size": 16,
         },
         "one vector per block; pass layers_to_transform",
+        needs_layers=True,
     ),
 }
 """Presets by name."""
-_NEED_LAYERS: Final = ("organism-rank1", "steering")
 
 
 def recipe(
@@ -124,7 +127,7 @@ def recipe(
         raise InputError(
             f"recipe {name!r} needs one of steps and rows; got steps={steps}, rows={rows}"
         )
-    if name in _NEED_LAYERS and changes.get("layers_to_transform") is None:
+    if PRESETS[name].needs_layers and changes.get("layers_to_transform") is None:
         raise InputError(
             f"recipe {name!r} trains chosen blocks; pass layers_to_transform,"
             " for example layers_to_transform=(24,)"

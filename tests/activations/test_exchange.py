@@ -17,7 +17,7 @@ from emlens.activations import (
     export_activations,
     import_activations,
 )
-from emlens.activations.exchange import from_hidden_states, lens_name, to_hidden_states
+from emlens.activations.exchange import from_hidden_states, to_hidden_states
 from emlens.foundation import InputError, LoadError, Site, UnknownNameError
 
 EVERY = ["resid_pre.0", "resid_post", "final_norm"]
@@ -117,7 +117,7 @@ def test_transformer_lens_names(model, prompts, tmp_path, suffix):
     assert back.sites == acts.sites and all(
         torch.equal(back[site], acts[site]) for site in acts.sites
     )
-    assert all(Site.parse(lens_name(site)) == Site.parse(site) for site in acts.sites)
+    assert all(Site.parse(Site.parse(site).lens_name) == Site.parse(site) for site in acts.sites)
 
 
 def test_a_store_is_exported_like_memory(model, prompts, tmp_path):
