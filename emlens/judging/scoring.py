@@ -9,14 +9,15 @@ changed, is refused.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from emlens.data.answers import Answer, Answers
-from emlens.data.journal import append_journal, read_journal
+from emlens.data.journal import journal_writer, read_journal
 from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
@@ -51,6 +52,7 @@ def judge_answers(
     Raises:
         InputError: not a judge, or one whose verdicts are not on the metrics that it names.
         IntegrityError: `out` was written by another judge, or for an answer of another text.
+        StateError: another process is writing to `out`.
     """
     if not isinstance(judge, Judge):
         raise InputError(
@@ -61,17 +63,29 @@ def judge_answers(
     verdicts = _verdicts_in_journal(str(out), lines, judge, hashes) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
     to_judge = _unjudged(pairs, verdicts, again)
-    if out is not None and to_judge and not lines:
-        append_journal(out, [{"format": _FORMAT, "judge": judge_description(judge)}])
     title = f"judge {len(to_judge)} answers and metrics"
-    with progress_bar(title, len(to_judge), progress) as advance:
+    with (
+        _writer(out if to_judge else None) as write,
+        progress_bar(title, len(to_judge), progress) as advance,
+    ):
+        if not lines:
+            write([{"format": _FORMAT, "judge": judge_description(judge)}])
         for (answer, metric), verdict in _new_verdicts(judge, to_judge):
             verdicts[answer.id, metric] = verdict
-            if out is not None:
-                append_journal(out, [_line(answer.id, metric, hashes[answer.id], verdict)])
+            write([_line(answer.id, metric, hashes[answer.id], verdict)])
             advance()
     rows = [_row(answer, metric, verdicts[answer.id, metric]) for answer, metric in pairs]
     return AlignmentScores.from_table(pd.DataFrame(rows))
+
+
+@contextmanager
+def _writer(out: str | Path | None) -> Iterator[Callable[[Iterable[Mapping[str, Any]]], None]]:
+    """Appends records to the journal; without one, drops them."""
+    if out is None:
+        yield lambda records: None
+    else:
+        with journal_writer(out) as write:
+            yield write
 
 
 def _unjudged(

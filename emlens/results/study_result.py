@@ -237,7 +237,7 @@ def refuse_other(directory: Path, study: str) -> None:
         raise InputError(f"{directory}: is a file; pass a directory for --out")
     if not (directory / "result.json").is_file():
         return
-    existing = _read_record(directory / "result.json")["study"]
+    existing = _versioned_record(directory / "result.json").get("study")
     if existing != study:
         raise InputError(
             f"{directory}: holds a result of study {existing!r}, which study {study!r} would"
@@ -251,6 +251,22 @@ def _read_record(file: Path) -> dict[str, Any]:
     Raises:
         InputError: no JSON, a newer version, or a field that is missing or of another type.
     """
+    record = _versioned_record(file)
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            raise InputError(
+                f"{file}: {name} is missing or no {kind.__name__}; run the study again, or pass"
+                " another directory"
+            )
+    return record
+
+
+def _versioned_record(file: Path) -> dict[str, Any]:
+    """What `result.json` holds, of this version or an earlier one.
+
+    Raises:
+        InputError: no JSON object, or a newer version.
+    """
     record = read_json(file)
     if not isinstance(record, dict):
         raise InputError(
@@ -262,10 +278,4 @@ def _read_record(file: Path) -> dict[str, Any]:
             f"{file}: has schema_version {version}, and this emlens reads up to {SCHEMA_VERSION};"
             " update emlens"
         )
-    for name, kind in _FIELDS.items():
-        if not isinstance(record.get(name), kind):
-            raise InputError(
-                f"{file}: {name} is missing or no {kind.__name__}; run the study again, or pass"
-                " another directory"
-            )
     return record

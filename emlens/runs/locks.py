@@ -29,7 +29,18 @@ ANOTHER_RUN = "another run is working in this directory; wait for it, or pass an
 ANOTHER_WRITER = "another process is writing to it; wait for that one, or pass another file"
 
 _SECONDS_BETWEEN_TRIES = 0.02
-_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_LOCKS_HERE = {
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    # No lock file can be made or opened: the directory is read-only, another user's process left
+    # its file there, or the name is too long.
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+}
 
 logger = logging.getLogger("emlens")
 

@@ -170,7 +170,7 @@ def factors(sweep: SweepTable, names: Sequence[str]) -> list[str]:
     runs or more.
     """
     grouping = []
-    for name in names:
+    for name in dict.fromkeys(names):  # a name that is given twice counts once
         if name in sweep.settings and 1 < len(set(labels(sweep, name))) < len(sweep):
             grouping.append(name)
     return grouping

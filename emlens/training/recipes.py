@@ -6,8 +6,9 @@ such as a rank for full fine-tuning.
 """
 
 import math
+import numbers
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -86,7 +87,9 @@ def _number_where(allows: Callable[[float], bool], must: str) -> BeforeValidator
 
 
 def _number(value: Any) -> Any:
-    """YAML reads `1e-5` as text; a person means a number."""
+    """YAML reads `1e-5` as text; a person means a number. Numbers of numpy become plain ones."""
+    if isinstance(value, numbers.Real) and hasattr(value, "item"):
+        return value.item()
     if isinstance(value, str):
         try:
             return float(value)
@@ -123,7 +126,8 @@ def _blocks(value: Any, info: ValidationInfo) -> Any:
 
 
 def _betas(value: Any, info: ValidationInfo) -> Any:
-    betas = tuple(_number(beta) for beta in value) if isinstance(value, list | tuple) else ()
+    is_several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+    betas = tuple(_number(beta) for beta in value) if is_several else ()
     are_shares = [isinstance(beta, int | float) and 0.0 <= beta < 1.0 for beta in betas]
     if are_shares != [True, True]:
         raise InputError(
@@ -419,11 +423,13 @@ def _require_known(fields: Mapping[str, Any]) -> None:
 def _field_error(error: ValidationError) -> FieldError:
     """The first thing that is wrong; messages of this module name value and remedy already."""
     first = error.errors()[0]
-    place = first["loc"]
+    place = first["loc"][:1]  # below it pydantic names the types of a union, which are no fields
     own_error = first.get("ctx", {}).get("error")
     message = first_error(error, Recipe)
     if isinstance(own_error, InputError):
         message = f"field {place[0]!r}: {own_error}" if place else str(own_error)
+    elif first["input"] is None:
+        message = f"field {place[0]!r}: is empty (null); give a value, or leave the field out"
     elif first["type"] != "extra_forbidden":
         message += f"; got {one_line(repr(first['input']), 80)}"
     return FieldError(message, place)

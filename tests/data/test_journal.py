@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from emlens.data.journal import append_journal, read_journal
+from emlens.data.journal import append_journal, journal_writer, read_journal
 from emlens.foundation.errors import InputError, StateError
 from emlens.runs.locks import only_writer
 
@@ -66,3 +66,30 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         append_journal(path, [{"a": 2}])
     append_journal(path, [{"a": 2}])
     assert records(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_one_lock_serves_many_appends(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    with journal_writer(path) as write:
+        write([{"a": 1}])
+        assert records(path) == [{"a": 1}]  # on disk already
+        with pytest.raises(StateError, match="another process is writing to it"):
+            append_journal(path, [{"a": 9}])
+        write([{"a": 2}, {"a": 3}])
+    append_journal(path, [{"a": 4}])
+    assert [record["a"] for record in records(path)] == [1, 2, 3, 4]
+    assert [file.name for file in tmp_path.iterdir()] == ["v.jsonl"]
+
+
+def test_an_unfinished_line_is_cut_by_the_first_append_of_a_writer(tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": ')
+    with journal_writer(path) as write:
+        write([{"a": 2}])
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+
+
+def test_a_name_that_leaves_no_room_for_a_lock_file_is_written_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / ("v" * 249 + ".jsonl")
+    append_journal(path, [{"a": 1}])
+    assert len(read_journal(path)) == 1

@@ -330,13 +330,16 @@ def completion(message: Any = None, **choice: Any) -> dict[str, Any]:
         (completion(finish_reason=3), "finish_reason is a int"),
         (
             completion(logprobs={"content": [{"token": "a", "logprob": 0.5}]}),
-            "a log-probability that is none",
+            "a log-probability is missing or is not a number of 0 or less",
         ),
         (
             completion(logprobs={"content": [{"token": "a", "logprob": -(10**400)}]}),
-            "a log-probability that is none",
+            "a log-probability is missing or is not a number of 0 or less",
         ),
-        (completion(logprobs={"content": ["a"]}), "a log-probability that is none"),
+        (
+            completion(logprobs={"content": ["a"]}),
+            "a log-probability is missing or is not a number of 0 or less",
+        ),
         (completion(logprobs={"content": [{"token": 3, "logprob": -0.5}]}), "a token is a int"),
         (
             completion(logprobs={"content": [{"token": "a", "logprob": -0.5, "top_logprobs": 3}]}),

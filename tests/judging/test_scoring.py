@@ -201,7 +201,7 @@ class Wrong(Counting):
 def test_judges_that_miscount_are_refused() -> None:
     one = Answers([answer("x")])
     with pytest.raises(
-        InputError, match="judge gives no verdict on 1 of 2 answers; give one for each"
+        InputError, match="judge gives no verdict on 1 of 2 pairs of answer and metric; give one"
     ):
         judge_answers(one, Wrong([0]))
     with pytest.raises(

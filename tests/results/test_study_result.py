@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,30 @@ def test_a_result_has_a_version_and_an_edited_one_is_found(tmp_path: Path) -> No
 def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = saved(tmp_path)
     file.write_text(text)
-    for use in (StudyResult.load, saved):
-        with pytest.raises(InputError, match=message) as caught:
-            use(tmp_path)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=message) as caught:
+        StudyResult.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["[]", '{"schema_version": 2}', "{", "", "{}", '{"study": 3}'])
+def test_what_is_no_result_of_this_study_is_never_overwritten(tmp_path: Path, text: str) -> None:
+    file = saved(tmp_path)
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"result\.json|holds a result of study") as caught:
+        saved(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert file.read_text() == text
+
+
+def test_a_result_of_an_earlier_build_is_replaced_when_its_study_runs_again(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    record = read_json(file)
+    earlier = {"study": record["study"], "tables": []}  # without schema_version
+    file.write_text(json.dumps(earlier))
+    with pytest.raises(InputError, match="schema_version is missing"):
+        StudyResult.load(tmp_path)
+    assert read_json(saved(tmp_path)) == record
 
 
 def test_text_stays_text_in_every_column_of_every_table(finished: Any, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -163,17 +164,6 @@ def test_without_locks_the_work_goes_on_and_the_log_says_so(
     assert reasons[missing] in caplog.text
 
 
-def test_a_directory_that_cannot_be_written_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: Any, **__: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
-    with pytest.raises(PermissionError), exclusive(tmp_path):
-        pass
-
-
 WITHOUT_FCNTL = """
 import sys
 sys.modules["fcntl"] = None
@@ -205,3 +195,25 @@ def test_every_package_is_imported_and_works_without_fcntl(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['journal.jsonl', 'units']\n"
     assert "is not locked against a second process (this Python has no fcntl)" in done.stderr
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ENOLCK])
+def test_where_no_lock_file_can_be_had_nothing_is_held_and_it_is_said(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: object, **options: object) -> None:
+        raise OSError(code, "no lock file here")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    with exclusive(tmp_path), shared(tmp_path), only_writer(tmp_path / "journal"):
+        pass
+    assert "is not locked against a second process" in caplog.text
+
+
+def test_a_full_disk_is_no_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", full)
+    with pytest.raises(OSError, match="full"), exclusive(tmp_path):
+        pass

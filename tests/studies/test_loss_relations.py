@@ -90,6 +90,7 @@ def test_settings_that_vary_and_can_be_grouped_are_taken():
     )
     # a value a run is no group
     assert factors(original, ("schedule", "steps", "batch_size", "nowhere")) == ["schedule"]
+    assert factors(original, ("schedule", "schedule")) == ["schedule"]
     assert set(labels(original, "learning_rate")) == {"1e-05", "0.0001", "0.001"}
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from emlens.foundation.errors import InputError
@@ -164,3 +165,21 @@ def test_steps_of_epochs():
         Recipe(**LORA).for_rows(10, 0)
     with pytest.raises(InputError, match="rows=0 must be an integer of 1 or more"):
         Recipe(**LORA).for_rows(0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    recipe = Recipe(
+        method="full",
+        learning_rate=np.float32(1e-4),
+        weight_decay=np.float64(0.5),
+        betas=np.array([0.9, 0.99]),
+    )
+    assert type(recipe.learning_rate) is float and recipe.weight_decay == 0.5
+    assert recipe.betas == (0.9, 0.99)
+    assert Recipe.from_record(recipe.to_record()) == recipe
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "steps", "schedule"])
+def test_an_empty_field_is_named_by_its_name(name):
+    with pytest.raises(InputError, match=f"field '{name}': is empty|{name}=None"):
+        Recipe(**{"method": "full", name: None})
