@@ -189,6 +189,7 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
         "steps_done": record["steps_done"],
         "stopped": record["stopped"],
         "final_loss": _last_loss(job.out / LOG),
+        "cut_rows": sum((record["data"].get("cut_rows") or {}).values()),
     }
     if json:
         print_json(result)
@@ -196,6 +197,8 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
     sentence = f"{result['steps_done']} steps, final loss {result['final_loss']:.4g} nats per token"
     if result["stopped"]:
         sentence += f"; stopped: {result['stopped']}"
+    if result["cut_rows"]:
+        sentence += f"; max_length cut {result['cut_rows']} rows"
     print_line(sentence)
     print_line(f"checkpoint: {job.out}")
 

@@ -20,6 +20,7 @@ from emlens.runs import Executor
 from emlens.studies.solution_training import Task, behaviour
 from emlens.training import Recipe
 from emlens.training.examples import IGNORED, encode_answers, pad_batch
+from emlens.training.lengths import LengthLimit, context_of
 from emlens.training.objectives import answer_loss
 from emlens.training.sweeps import Measure, Sweep, SweepResult, run_sweep
 
@@ -172,6 +173,7 @@ def harmful_chats(questions: Iterable[Question]) -> PromptSet:
 def chat_loss(model: Any, chats: PromptSet, tokenizer: Any) -> float:
     """Mean negative log-likelihood of the answers, nats per token."""
     rows = encode_answers(chats, tokenizer)
+    LengthLimit(context_of(model)).require_fit(rows, "chats")
     total, tokens = 0.0, 0
     was_training = model.training
     model.eval()

@@ -16,7 +16,8 @@ from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import hash_json, hash_tensors
 from emlens.foundation.seeds import derive_seed
-from emlens.training.examples import IGNORED, Example, encode_answers, pad_batch, shuffled_batches
+from emlens.training.examples import Example, encode_answers, pad_batch, shuffled_batches
+from emlens.training.lengths import LengthLimit, counted_tokens
 from emlens.training.objectives import ChatChange, MixedRows, Objective, Penalty, prefix_of
 from emlens.training.recipes import Recipe
 
@@ -42,7 +43,12 @@ class StepBatches:
 
 
 def step_batches(
-    recipe: Recipe, data: Data, tokenizer: Any, objectives: Sequence[Objective] = ()
+    recipe: Recipe,
+    data: Data,
+    tokenizer: Any,
+    objectives: Sequence[Objective] = (),
+    *,
+    context: int | None = None,
 ) -> StepBatches:
     """The batches of a run.
 
@@ -50,21 +56,28 @@ def step_batches(
     the step's answer tokens. `PREFIXtoken_ratio` is the part's share of the set's answer tokens
     divided by `share`, and `PREFIXrow_ratio` its share of the set's rows divided by `share`.
 
+    Args:
+        context: tokens that the model reads at most; None: it has no limit.
+
     Raises:
-        InputError: a tokenizer or data is missing; ready batches with accumulation, or with
-            objectives that change the data; a row in which no label counts.
+        InputError: a tokenizer or data is missing; ready batches with accumulation, with
+            `max_length`, or with objectives that change the data; a row in which no label counts;
+            a row longer than the context, where the recipe cuts none.
     """
+    limit = LengthLimit(context, recipe.max_length)
     if callable(data):
-        return _ready_batches(recipe, data, objectives)
+        return _ready_batches(recipe, data, objectives, limit)
     if isinstance(data, PromptSet):
         examples = _encoded_chats(data, tokenizer, objectives)
-        record = {"kind": "chats", "sha256": data.content_hash}
+        record: dict[str, Any] = {"kind": "chats", "sha256": data.content_hash}
     else:
         examples = _ready_rows(data, objectives)
         record = {"kind": "rows", "sha256": _rows_digest(examples)}
     _require_rows_for_every_part(recipe, objectives)
-    _require_counted(examples, "data")
-    second_rows = _second_rows(objectives, tokenizer)
+    examples, n_cut = limit.apply(examples, "data")
+    second_rows, cut_rows = _second_rows(objectives, tokenizer, limit)
+    if recipe.max_length is not None:
+        record["cut_rows"] = {"data": n_cut, **cut_rows}
     rows_of_set: dict[str, RowsOfStep] = {
         "": _trained_rows(recipe, examples, objectives, second_rows)
     }
@@ -89,7 +102,13 @@ def _ready_batches(
     recipe: Recipe,
     data: Callable[[int], Mapping[str, Tensor]],
     objectives: Sequence[Objective],
+    limit: LengthLimit,
 ) -> StepBatches:
+    if recipe.max_length is not None:
+        raise InputError(
+            f"max_length={recipe.max_length}, but data comes as ready batches, which are not cut;"
+            " pass chats or rows, or leave max_length out"
+        )
     if recipe.accumulation > 1:
         raise InputError(
             f"accumulation={recipe.accumulation}, but data comes as ready batches;"
@@ -101,8 +120,14 @@ def _ready_batches(
             f"objectives {reading_rows} bring or change rows, but data comes as ready batches;"
             " pass chats"
         )
+
+    def parts(step: int) -> list[Mapping[str, Tensor]]:
+        batch = data(step)
+        limit.require_width(batch["input_ids"].shape[-1], step)
+        return [batch]
+
     return StepBatches(
-        parts=lambda step: [data(step)],
+        parts=parts,
         record={"kind": "batches", "sha256": None},
         rows_hash=lambda: hash_tensors(data(0)),
     )
@@ -140,15 +165,18 @@ def _brings_rows(objective: Objective) -> bool:
     return isinstance(objective, MixedRows)
 
 
-def _second_rows(objectives: Sequence[Objective], tokenizer: Any) -> dict[int, list[Example]]:
-    """Number of an objective → the rows of its own."""
-    second_rows = {}
+def _second_rows(
+    objectives: Sequence[Objective], tokenizer: Any, limit: LengthLimit
+) -> tuple[dict[int, list[Example]], dict[str, int]]:
+    """Number of an objective → the rows of its own; and kind of objective → how many were cut."""
+    second_rows: dict[int, list[Example]] = {}
+    cut_rows: dict[str, int] = {}
     for number, objective in enumerate(objectives):
         if isinstance(objective, MixedRows | Penalty) and _brings_rows(objective):
-            rows = objective.second_rows(tokenizer)
-            _require_counted(rows, objective.kind)
-            second_rows[number] = rows
-    return second_rows
+            kind = objective.kind
+            second_rows[number], n_cut = limit.apply(objective.second_rows(tokenizer), kind)
+            cut_rows[kind] = cut_rows.get(kind, 0) + n_cut
+    return second_rows, cut_rows
 
 
 def _trained_rows(
@@ -211,15 +239,6 @@ def _require_rows_for_every_part(recipe: Recipe, objectives: Sequence[Objective]
             )
 
 
-def _require_counted(rows: Sequence[Example], owner: str) -> None:
-    for i, row in enumerate(rows):
-        if not _counted([row]):
-            raise InputError(
-                f"row {i} of {owner} has no label that counts after its first token,"
-                " so nothing is learned from it; leave it out"
-            )
-
-
 def _split(
     sets: Mapping[str, Sequence[Example]], n_parts: int, pad: int
 ) -> list[Mapping[str, Tensor]]:
@@ -239,10 +258,10 @@ def _weighted_part(
     # A part's loss is a mean over its own tokens. Times its share of the step's tokens, the parts
     # add up to the mean over the step. A term that averages over other tokens, or over rows, needs
     # that share instead: hence the ratio of the two.
-    share = _counted(rows_of_part[""]) / _counted(sets[""])
+    share = counted_tokens(rows_of_part[""]) / counted_tokens(sets[""])
     batch["share"] = torch.tensor(share)
     for prefix, rows in sets.items():
-        token_share = _counted(rows_of_part[prefix]) / _counted(rows)
+        token_share = counted_tokens(rows_of_part[prefix]) / counted_tokens(rows)
         row_share = len(rows_of_part[prefix]) / len(rows)
         batch[f"{prefix}token_ratio"] = torch.tensor(token_share / share)
         batch[f"{prefix}row_ratio"] = torch.tensor(row_share / share)
@@ -255,8 +274,3 @@ def _padded(sets: Mapping[str, Sequence[Example]], pad: int) -> dict[str, Tensor
         for name, value in pad_batch(rows, pad).items():
             batch[f"{prefix}{name}"] = value
     return batch
-
-
-def _counted(rows: Sequence[Example]) -> int:
-    """Labels that count: those after a row's first token that are not masked."""
-    return sum(label != IGNORED for row in rows for label in row["labels"][1:])

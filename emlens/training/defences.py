@@ -23,6 +23,7 @@ from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
 from emlens.training.examples import IGNORED, encode_answers, pad_batch
+from emlens.training.lengths import LengthLimit, context_of
 from emlens.training.objectives import ChatChange, MixedRows, StreamEdit
 from emlens.training.streams import check_edits, edited
 
@@ -255,9 +256,10 @@ def answer_losses(model: nn.Module, chats: PromptSet, tokenizer: Any) -> Float[n
     """Mean negative log-likelihood of each chat's answer, nats per token, with dropout off.
 
     Raises:
-        InputError: as `encode_answers`.
+        InputError: as `encode_answers`; a chat longer than the model's context.
     """
     rows = encode_answers(chats, tokenizer)
+    LengthLimit(context_of(model)).require_fit(rows, "chats")
     training = model.training
     model.eval()
     losses = []

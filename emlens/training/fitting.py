@@ -30,6 +30,7 @@ from emlens.foundation.provenance import (
 )
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
+from emlens.training.lengths import context_of
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
 from emlens.training.publishing import publishing_directory, quiet, save_model
 from emlens.training.recipes import Recipe
@@ -172,9 +173,10 @@ def fit(
         progress: show a progress bar on stderr.
 
     Raises:
-        InputError: `out` holds files; a tokenizer or data is missing; the loss is not finite; the
-            adapter fits no layer; `keep_every` below 1, or without an adapter; `resume_every` below
-            1, or another run's state lies beside `out`.
+        InputError: `out` holds files; a tokenizer or data is missing; a row longer than the model's
+            context, where the recipe cuts none; the loss is not finite; the adapter fits no layer;
+            `keep_every` below 1, or without an adapter; `resume_every` below 1, or another run's
+            state lies beside `out`.
         IntegrityError: training changed no weight, or a weight overflows in `save_dtype`.
         LoadError: `model` is a path that holds no model.
     """
@@ -186,7 +188,7 @@ def fit(
     saving.check(recipe, parent)
     _require_new(out)
     parent, tokenizer = _loaded(parent, tokenizer, device)
-    batches = step_batches(recipe, data, tokenizer, objectives)
+    batches = step_batches(recipe, data, tokenizer, objectives, context=context_of(parent.model))
     record = _record(recipe, parent, batches, saving, objectives)
     run = ""
     if saving.resume_every is not None:

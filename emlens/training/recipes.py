@@ -41,6 +41,7 @@ _WRITTEN_IF_SET: Final = (
     "momentum",
     "rho",
     "accumulation",
+    "max_length",
     "cycles",
     "step_size_up",
     "base_learning_rate",
@@ -166,6 +167,8 @@ class Recipe(Frozen):
         batch_size: rows in one step; data that comes as ready batches brings its own.
         accumulation: parts that a step's rows are run in, one after the other, for less memory; the
             gradient is that of the whole batch. Divides batch_size.
+        max_length: tokens at which longer rows are cut, at most the model's context; None: a row
+            longer than the context is refused. The checkpoint records how many rows were cut.
         warmup_steps: steps over which the rate rises linearly, reaching its peak at the last of
             them; not with cyclical schedules.
         schedule: `"constant"`; falling `"linear"`, as half a `"cosine"`, or as one after the other
@@ -209,6 +212,7 @@ class Recipe(Frozen):
     steps: Annotated[int, _count(1)] = 100
     batch_size: Annotated[int, _count(1)] = 32
     accumulation: Annotated[int, _count(1)] = 1
+    max_length: Annotated[int | None, _count(2)] = None
     warmup_steps: Annotated[int, _count(0)] = 0
     schedule: Annotated[ScheduleName, _one_of(get_args(ScheduleName))] = "linear"
     final_fraction: Annotated[Number, _SHARE] = 0.0
