@@ -4,8 +4,9 @@ The arc cosine cannot resolve angles below about 1e-8, the arc sine none within 
 used where it is accurate, and they change over at π/4, where both lose a factor of √2 (Björck &
 Golub 1973; Knyazev & Argentati 2002). Inputs are subspaces or full-rank matrices whose *columns*
 span them. Computed in float64. The error is about 1e-15 rad times the condition number of the
-columns (scaled to one length): what rounding the input itself would do. float32 bases carry an
-uncertainty of about 1e-7 rad of their own. Cost: QR of both, and two SVDs of (k_a, k_b) and (d, k)
+columns (scaled to one length): what rounding the input itself would do. Results are float64 for
+any input: they are exact for the columns that came in, whose float32 rounding may have moved the
+subspace by some 1e-7 rad before. Cost: QR of both, and two SVDs of (k_a, k_b) and (d, k)
 matrices.
 """
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
-from emlens.geometry.linear import orthonormal_basis, result_dtype
+from emlens.geometry.linear import orthonormal_basis
 from emlens.geometry.subspaces import Subspace
 
 
@@ -88,5 +89,4 @@ def principal_angles(a: Subspace | Tensor, b: Subspace | Tensor) -> Float[Tensor
             not finite.
     """
     larger, smaller = orthonormal_pair(a, b)
-    angles = angles_between_orthonormal(larger, smaller)
-    return angles.to(result_dtype(basis_of(a, "a"), basis_of(b, "b")))
+    return angles_between_orthonormal(larger, smaller)

@@ -2,8 +2,8 @@
 
 Everything is computed in float64: residual streams have coordinates a thousand times larger than
 the rest, and float32 sums lose the small ones. Results come back in float64 if any input was
-float64, else in float32. Leading axes (layers, positions) are a batch everywhere but in
-`gaussian_factor`.
+float64, else in float32; angles and overlaps of subspaces are always float64. Leading axes (layers,
+positions) are a batch everywhere but in `gaussian_factor`.
 """
 
 import torch

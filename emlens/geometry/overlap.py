@@ -25,8 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
-from emlens.geometry.angles import angles_between_orthonormal, basis_of, orthonormal_pair
-from emlens.geometry.linear import result_dtype
+from emlens.geometry.angles import angles_between_orthonormal, orthonormal_pair
 from emlens.geometry.subspaces import Subspace
 
 Measure = Literal["mean_cos2", "mean_cos", "min_cos", "chordal"]
@@ -64,7 +63,8 @@ def subspace_overlap(
     """How much two subspaces share, in [0, 1].
 
     Normalised by min(k_a, k_b), so that containment counts as full overlap. Symmetric; invariant to
-    the bases and to a common rotation. Batch axes broadcast. See the table of this module.
+    the bases and to a common rotation. Batch axes broadcast; float64 for any input. See the table
+    of this module.
 
     Args:
         a, b: `Subspace`, or (..., d, k) with linearly independent columns.
@@ -83,4 +83,4 @@ def subspace_overlap(
         value = (torch.sin(angles) ** 2).mean(dim=-1).sqrt()
     else:
         value = measure_from_cosines(torch.cos(angles), measure)
-    return value.clamp(0.0, 1.0).to(result_dtype(basis_of(a, "a"), basis_of(b, "b")))
+    return value.clamp(0.0, 1.0)

@@ -4,12 +4,14 @@ Whether the mean is taken out is always the caller's decision (`center` has no d
 removes the common shift that fine-tuning makes, and not centring lets it dominate; studies report
 both. As an argument `center` is True, False or a vector; the `Subspace` records it as a word,
 "mean", "none" or "given". Asking for more components than the vectors' numerical rank is an error,
-never a basis padded with noise. Computed in float64; results are float64 for float64 input and
-float32 otherwise. Cost: one SVD of (row, d), about 2·row·d·min(row, d) operations per batch entry;
-the randomised method makes some ten passes over the matrix instead, and says how far from exact it
-can be.
+never a basis padded with noise. Where the k-th and the next singular value tie, which direction is
+the k-th is arbitrary, and the log says so. Computed in float64; results are float64 for float64
+input and float32 otherwise. Cost: one SVD of (row, d), about 2·row·d·min(row, d) operations per
+batch entry; the randomised method makes some ten passes over the matrix instead, and says how far
+from exact it can be.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,13 +23,20 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.foundation.shapes import as_float64, require_ndim, require_same_width
 from emlens.geometry.components import component_count
-from emlens.geometry.linear import rank_tolerance, result_dtype, rows_of, sign_fixed
+from emlens.geometry.linear import in_batch, rank_tolerance, result_dtype, rows_of, sign_fixed
 from emlens.geometry.randomised import leading_directions
 
 Center = bool | Literal["mean"] | Tensor
 """True or "mean": the vectors' own mean is taken out; False: nothing; a vector: that vector."""
 
 Method = Literal["exact", "randomised"]
+
+TIED = 100.0
+"""A gap after the k-th singular value below this many roundings is a tie: the last direction is
+then uncertain by more than 1/100 rad (Wedin 1972: the angle is at most rounding over gap).
+"""
+
+_log = logging.getLogger("emlens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +167,8 @@ def top_k_subspace(
             of 1 − 1e-12.
         seed: of the random start; one seed, one result.
 
+    A tie at k (`TIED`) is logged as a warning: the directions then depend on the order of rows.
+
     Rank counts singular values above rounding: eps of the input's type times the Frobenius norm
     *before* centring. Invariant to the order of rows and to scaling; rotates with the rows.
 
@@ -208,7 +219,25 @@ def _exact(rows: Tensor, k: int | float | str, floor: Tensor, kind: str) -> _Com
     _, singular, axes = torch.linalg.svd(rows, full_matrices=False)
     rank = int((singular > floor[..., None]).sum(dim=-1).min())
     count = component_count(k, singular, rank, rows.shape[-2], kind)
+    _warn_of_a_tie(singular, count, floor)
     return _Components(axes[..., :count, :].mT, singular, rank)
+
+
+def _warn_of_a_tie(singular: Tensor, count: int, floor: Tensor) -> None:
+    """Say so where the `count` strongest directions are not determined by the vectors."""
+    if count >= singular.shape[-1]:
+        return
+    gap = singular[..., count - 1] - singular[..., count]
+    is_tied = gap < TIED * floor
+    if bool(is_tied.any()):
+        _log.warning(
+            "top_k_subspace: singular values %d and %d are equal to rounding%s, so which directions"
+            " are the top %d is arbitrary; pass another k",
+            count,
+            count + 1,
+            in_batch(is_tied),
+            count,
+        )
 
 
 def _randomised(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 from emlens.foundation.errors import InputError
-from emlens.stats.nulls import Side, require_side
+from emlens.stats.nulls import TIE, Side, require_side
 
 Correction = Literal["bonferroni", "holm", "bh"]
 
@@ -106,7 +106,9 @@ def max_statistic_p(
         highest = np.maximum.accumulate(table[:, order[::-1]], axis=1)[:, ::-1]
     else:
         highest = np.repeat(table.max(axis=1, keepdims=True), len(order), axis=1)
-    p = (1 + (highest >= values[order]).sum(axis=0)) / (1 + len(table))
+    # a draw within rounding of a statistic counts as a tie, against it, as in `NullDistribution`
+    slack = TIE * np.maximum(np.abs(values[order]), np.abs(highest).max(axis=0))
+    p = (1 + (highest >= values[order] - slack).sum(axis=0)) / (1 + len(table))
     # a hypothesis cannot get a smaller p than one with a larger statistic
     corrected = np.empty_like(p)
     corrected[order] = np.maximum.accumulate(p)

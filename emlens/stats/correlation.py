@@ -1,10 +1,12 @@
 """Correlations with intervals: Pearson, Spearman, and either with covariates partialled out.
 
 A constant sample has no correlation: that is an undefined `Estimate`, since a table over many cells
-meets such cells. NaN is an error. The plain intervals assume independent units: with questions that
-share their domain they were seen to cover .6 to .9 instead of .95 (docs/statistics.md). `clusters`
-gives one that holds for whole clusters drawn again: the delete-one-cluster jackknife of atanh r
-with t of G − 1 degrees of freedom, for 8 clusters or more.
+meets such cells. A perfect correlation has a value but no interval: atanh is infinite there, and a
+few units that happen to lie on one line do not show that all do. NaN is an error. The plain
+intervals assume independent units: with questions that share their domain they were seen to cover
+.6 to .9 instead of .95 (docs/statistics.md). `clusters` gives one that holds for whole clusters
+drawn again: the delete-one-cluster jackknife of atanh r with t of G − 1 degrees of freedom, for 8
+clusters or more.
 """
 
 import math
@@ -31,7 +33,9 @@ CLUSTERS = 8
 """Clusters from which on the jackknife interval was seen to cover .92 or more (docs/statistics.md).
 """
 CONSTANT = 1e-12
-"""Spread over magnitude below which float64 sums cannot tell a sample from a constant."""
+"""Spread over magnitude below which float64 sums cannot tell a sample from a constant, or a
+correlation from 1.
+"""
 
 
 def pearson(
@@ -238,8 +242,9 @@ def _correlation_or_nan(x: np.ndarray, y: np.ndarray) -> float:
 
 def _fisher_interval(r: float, n: int, variance: float, level: float, method: str) -> Estimate:
     """Interval by r -> atanh r, symmetric there with the given variance."""
-    if abs(r) == 1.0:
-        return Estimate(r, r, r, n, method)
+    if 1.0 - abs(r) <= CONSTANT:
+        why = f"{method}; every unit lies on one line, so there is no interval"
+        return Estimate(r, math.nan, math.nan, n, why)
     half = float(scipy_stats.norm.ppf((1 + level) / 2)) * math.sqrt(variance)
     z = math.atanh(r)
     return Estimate(r, math.tanh(z - half), math.tanh(z + half), n, method)
@@ -270,7 +275,7 @@ def _cluster_interval(
         is_retained = np.ones(n, dtype=bool)
         is_retained[cluster] = False
         deleted[i] = subset_correlation(is_retained)
-    if not (np.abs(deleted) < 1).all() or abs(r) == 1.0:
+    if not (np.abs(deleted) < 1).all() or 1.0 - abs(r) <= CONSTANT:
         why = f"{method}; perfect or undefined without some cluster, so there is no interval"
         return Estimate(r, math.nan, math.nan, count, why)
     # jackknife variance (G − 1)/G · Σ(z₋ᵢ − mean)²; var() already divides by G

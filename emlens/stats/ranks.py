@@ -3,9 +3,10 @@
 A rank test says nothing of means: its estimate is Hodges & Lehmann's, the median of all differences
 (pairs: of all means of two differences), with the interval that inverts the same test, so that 0
 lies outside it where the two-sided test rejects (without ties or differences of 0, which the test
-leaves out and the interval keeps). Ends are exact order statistics for up to 50 values per group
-without ties, otherwise by the normal approximation. Memory: the product of the group sizes; over 50
-million pairs are refused.
+leaves out and the interval keeps). Up to 50 values per group p is exact, with ties too: the
+permutation distribution of the mid-ranks, counted. Ends are then order statistics, conservative
+where values tie; larger groups take the normal approximation. Memory: the product of the group
+sizes; over 50 million pairs are refused.
 """
 
 import math
@@ -47,21 +48,25 @@ def rank_sum_test(
     require_spread(pooled)
     m, n = len(first), len(second)
     _require_pairs(m * n)
-    multiplicity = np.unique(pooled, return_counts=True)[1].astype(float)
-    if multiplicity.max() == 1 and max(m, n) <= EXACT:
-        test = scipy_stats.mannwhitneyu(first, second, alternative=side, method="exact")
+    pooled_ranks = scipy_stats.rankdata(pooled)
+    # U: pairs in which the value of a is larger, ties counted half
+    statistic = float(pooled_ranks[:m].sum()) - m * (m + 1) / 2
+    if max(m, n) <= EXACT:
+        p = _rank_sum_p(pooled_ranks, m, side)
         cut = _exact_cut(_rank_sum_counts(m, n), level)
     else:
         test = scipy_stats.mannwhitneyu(first, second, alternative=side, method="asymptotic")
+        p = float(test.pvalue)
         # variance of U, corrected for ties
+        multiplicity = np.unique(pooled, return_counts=True)[1].astype(float)
         ties = float((multiplicity**3 - multiplicity).sum()) / ((m + n) * (m + n - 1))
         cut = _normal_cut(m * n, m * n / 12 * (m + n + 1 - ties), level)
     differences = (first[:, None] - second).ravel()
     estimate = _order_statistics(differences, cut, m + n, level, "Hodges-Lehmann shift")
     effect = rank_biserial(first, second, level=level)
     return TestResult(
-        statistic=float(test.statistic),
-        p=float(test.pvalue),
+        statistic=statistic,
+        p=p,
         effect=effect.value,
         estimate=estimate,
         n=m + n,
@@ -93,11 +98,16 @@ def signed_rank_test(
     n = len(gaps)
     pairs = n * (n + 1) // 2
     _require_pairs(pairs)
-    if len(np.unique(np.abs(gaps))) == n and n <= EXACT:
-        test = scipy_stats.wilcoxon(gaps, alternative=side, method="exact")
+    nonzero = gaps[gaps != 0]
+    ranks = scipy_stats.rankdata(np.abs(nonzero))
+    positive = float(ranks[nonzero > 0].sum())
+    negative = float(ranks[nonzero < 0].sum())
+    if n <= EXACT:
+        p = _tail_p(_subset_sums(ranks), positive, side)
         cut = _exact_cut(_signed_rank_counts(n), level)
     else:
         test = scipy_stats.wilcoxon(gaps, alternative=side, method="asymptotic")
+        p = float(test.pvalue)
         # Var W = Σ rank²/4: each rank is counted or not, with probability ½
         all_ranks = scipy_stats.rankdata(np.abs(gaps))
         cut = _normal_cut(pairs, float((all_ranks**2).sum()) / 4, level)
@@ -106,18 +116,67 @@ def signed_rank_test(
     walsh = (gaps[i] + gaps[j]) / 2
     what = "Hodges-Lehmann centre of the differences"
     estimate = _order_statistics(walsh, cut, n, level, what)
-    nonzero = gaps[gaps != 0]
-    ranks = scipy_stats.rankdata(np.abs(nonzero))
+    # as scipy: the smaller of the two sums, or the positive one where a side is named
+    statistic = min(positive, negative) if side == "two-sided" else positive
     return TestResult(
-        statistic=float(test.statistic),
-        p=float(test.pvalue),
-        effect=float((np.sign(nonzero) * ranks).sum() / ranks.sum()),
+        statistic=statistic,
+        p=p,
+        effect=(positive - negative) / float(ranks.sum()),
         estimate=estimate,
         n=n,
         method=f"Wilcoxon signed-rank test, {side}",
         effect_name="matched-pairs rank-biserial correlation",
         sizes=(n,),
     )
+
+
+def _rank_sum_p(pooled_ranks: np.ndarray, m: int, side: Side) -> float:
+    """p of the rank sum of the first `m` values, over all ways to choose as many of the values.
+
+    The sum of the others is the total minus it, so the smaller group is the one that is counted.
+    """
+    n_values = len(pooled_ranks)
+    if 2 * m <= n_values:
+        counts = _subset_sums(pooled_ranks, m)
+        return _tail_p(counts, float(pooled_ranks[:m].sum()), side)
+    opposite: dict[Side, Side] = {"greater": "less", "less": "greater", "two-sided": "two-sided"}
+    counts = _subset_sums(pooled_ranks, n_values - m)
+    return _tail_p(counts, float(pooled_ranks[m:].sum()), opposite[side])
+
+
+def _subset_sums(ranks: np.ndarray, size: int | None = None) -> np.ndarray:
+    """How many subsets of the ranks have each doubled sum, 0 upwards; of `size` ranks, or of any.
+
+    Mid-ranks are multiples of one half, so doubled they are whole numbers. Counts stay below 2^100
+    and are added only, so float64 holds each to some 1e-14 of itself.
+    """
+    doubled = np.rint(2 * ranks).astype(int)
+    total = int(doubled.sum())
+    if size is None:
+        counts = np.zeros(total + 1)
+        counts[0] = 1
+        for rank in doubled:
+            counts[rank:] += counts[: total + 1 - rank].copy()
+        return counts
+    # row j: subsets of j ranks; every rank is either left out, or moves a subset one row on
+    by_size = np.zeros((size + 1, total + 1))
+    by_size[0, 0] = 1
+    for rank in doubled:
+        by_size[1:, rank:] += by_size[:-1, : total + 1 - rank].copy()
+    return by_size[size]
+
+
+def _tail_p(counts: np.ndarray, observed: float, side: Side) -> float:
+    """p of a sum of ranks among equally likely ones; two-sided doubles the smaller tail."""
+    at = round(2 * observed)
+    whole = float(counts.sum())
+    less = float(counts[: at + 1].sum()) / whole
+    greater = float(counts[at:].sum()) / whole
+    if side == "less":
+        return min(1.0, less)
+    if side == "greater":
+        return min(1.0, greater)
+    return min(1.0, 2 * min(less, greater))
 
 
 def _require_pairs(count: int) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import geometry_accuracy
 from emlens import EmlensError
-from emlens.geometry import principal_angles, top_k_subspace
+from emlens.geometry import principal_angles, subspace_overlap, top_k_subspace
 
 ANGLE = 1e-13  # float64 arithmetic on orthonormal bases of a few thousand coordinates
 
@@ -163,10 +163,22 @@ def test_subspaces_batches_and_dtypes():
     assert angles.shape == (3, 2)
     assert angles[1].max() < 1e-7
     torch.testing.assert_close(angles[0], principal_angles(spaces.basis[0], one.basis))
-    assert principal_angles(x[0].float(), x[1].float()).dtype == torch.float32
+    assert principal_angles(x[0].float(), x[1].float()).dtype == torch.float64
     assert principal_angles(x[0].float(), x[1]).dtype == torch.float64
     # float32 bases are made orthonormal in float64
     assert principal_angles(x[0].float(), x[0].float()).max() < ANGLE
+
+
+def test_float32_bases_are_compared_as_exactly_as_float64_ones():
+    """The stated 1e-13 holds for the columns that came in, whatever their type."""
+    first = top_k_subspace(rows(40, 30).float(), 4, center=True)
+    second = top_k_subspace(rows(40, 30, seed=1).float(), 4, center=True)
+    assert first.basis.dtype == torch.float32
+    expected = scipy.linalg.subspace_angles(first.basis.double(), second.basis.double())[::-1]
+    angles = principal_angles(first, second)
+    np.testing.assert_allclose(angles, expected, rtol=0, atol=ANGLE)
+    overlap = subspace_overlap(first, second)
+    assert float(overlap) == pytest.approx((np.cos(expected) ** 2).mean(), abs=ANGLE)
 
 
 def test_refusals(unchecked):

@@ -65,7 +65,7 @@ def test_chordal_sees_tiny_distances():
 def test_batch_axes_and_dtype():
     a, b = rows(4, 12, 3), rows(12, 2)
     values = subspace_overlap(a.float(), b.float())
-    assert values.shape == (4,) and values.dtype == torch.float32
+    assert values.shape == (4,) and values.dtype == torch.float64
     assert float(values[2]) == pytest.approx(float(subspace_overlap(a[2], b)), abs=1e-6)
 
 

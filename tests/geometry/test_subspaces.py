@@ -242,3 +242,38 @@ def test_refusals_of_projections(unchecked):
         variance_captured(torch.zeros(3, 6), space)
     with pytest.raises(EmlensError, match="against='most' is unknown; pass 'total' or 'best'"):
         variance_captured(rows(3, 6), space, against="most")
+
+
+def tied_rows() -> torch.Tensor:
+    """Four directions of one length each way: the second and third singular values are equal."""
+    return torch.cat([torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0])), torch.zeros(2, 4)])
+
+
+def test_a_tie_at_k_is_said_and_no_other_gap(caplog):
+    x = tied_rows()
+    top_k_subspace(x, 2, center=False)
+    assert "singular values 2 and 3 are equal to rounding" in caplog.text
+    assert "which directions are the top 2 is arbitrary; pass another k" in caplog.text
+    caplog.clear()
+    for k in (1, 3, 4):
+        top_k_subspace(x, k, center=False)
+    top_k_subspace(rows(20, 9), 3, center=True)
+    assert not caplog.text
+    top_k_subspace(torch.stack([rows(6, 4).float(), x]), 2, center=False)
+    assert "equal to rounding at batch index (1,), so" in caplog.text
+
+
+def test_a_tie_is_what_makes_a_subspace_depend_on_the_order_of_rows():
+    """Rows of a regular simplex have equal singular values: any top k of them is arbitrary."""
+    x = torch.eye(9, dtype=torch.float64)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    shared = [
+        float(
+            subspace_overlap(
+                top_k_subspace(x, k, center=True), top_k_subspace(x[order], k, center=True)
+            )
+        )
+        for k in (3, 8)
+    ]
+    assert shared[0] < 0.9
+    assert shared[1] == pytest.approx(1, abs=EXACT)

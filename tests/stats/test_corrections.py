@@ -124,3 +124,11 @@ def test_refusals_of_the_maximum(unchecked, observed, draws, side, message):
 def test_refusals(unchecked, p, method, message):
     with pytest.raises(EmlensError, match=message):
         adjust_p_values(p, method)
+
+
+def test_a_draw_within_rounding_is_a_tie_against_the_statistic():
+    # .1 + .2 is one rounding above .3
+    assert max_statistic_p([0.1 + 0.2], np.full((3, 1), 0.3)).tolist() == [1.0]
+    assert max_statistic_p([0.1 + 0.2], np.full((3, 1), 0.299)).tolist() == [0.25]
+    many = max_statistic_p([0.1 + 0.2, 0.1], np.full((3, 2), 0.3), step_down=False)
+    assert many.tolist() == [1.0, 1.0]

@@ -95,6 +95,65 @@ def test_large_and_tied_samples_take_the_normal_ends_close_to_the_exact_ones(mon
     assert tied.low <= tied.value <= tied.high
 
 
+def enumerated_rank_sum(a, b, side):
+    """p by going through every choice of len(a) of the pooled values."""
+    ranked = stats.rankdata([*a, *b])
+    sums = np.array([sum(c) for c in itertools.combinations(ranked, len(a))])
+    observed = ranked[: len(a)].sum()
+    tails = {
+        "less": (sums <= observed + 1e-9).mean(),
+        "greater": (sums >= observed - 1e-9).mean(),
+    }
+    return tails.get(side, min(1.0, 2 * min(tails.values())))
+
+
+def enumerated_signed_rank(gaps, side):
+    """p by going through every pattern of signs of the differences that are not 0."""
+    gaps = np.array([gap for gap in gaps if gap])
+    ranked = stats.rankdata(np.abs(gaps))
+    signs = np.array(list(itertools.product((0, 1), repeat=len(gaps))))
+    sums, observed = signs @ ranked, ranked[gaps > 0].sum()
+    tails = {
+        "less": (sums <= observed + 1e-9).mean(),
+        "greater": (sums >= observed - 1e-9).mean(),
+    }
+    return tails.get(side, min(1.0, 2 * min(tails.values())))
+
+
+@pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
+def test_p_is_exact_with_ties_by_enumeration(side):
+    rng = np.random.default_rng(2)
+    moved = 0
+    for m, n in ((3, 3), (2, 7), (7, 4), (5, 6)):
+        a, b = rng.integers(0, 4, m) + 1.0, rng.integers(0, 4, n) * 1.0
+        p = rank_sum_test(a, b, side=side).p
+        assert p == pytest.approx(enumerated_rank_sum(a, b, side), rel=1e-12)
+        normal = stats.mannwhitneyu(a, b, alternative=side, method="asymptotic").pvalue
+        moved += abs(p - normal) > 0.005
+    assert moved >= 2  # the approximation, which stood here before, differs
+    for n in (4, 6, 9):
+        a, b = rng.integers(0, 4, n) + 1.0, rng.integers(0, 4, n) * 1.0
+        p = signed_rank_test(a, b, side=side).p
+        assert p == pytest.approx(enumerated_signed_rank(a - b, side), rel=1e-12)
+
+
+def test_three_against_three_cannot_be_significant():
+    result = rank_sum_test([1, 1, 1], [2, 2, 2])
+    assert (result.statistic, result.p) == (0.0, pytest.approx(0.1))
+    assert (result.estimate.low, result.estimate.high) == (-math.inf, math.inf)
+    assert signed_rank_test([1] * 5 + [0], [0] * 6).p == pytest.approx(0.0625)
+
+
+def test_the_exact_p_of_the_largest_groups_is_scipys_without_ties_and_close_to_normal_with():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0.3, 1, size=50), rng.normal(size=49)
+    exact = stats.mannwhitneyu(a, b, method="exact").pvalue
+    assert rank_sum_test(a, b).p == pytest.approx(exact, rel=1e-9)
+    a, b = np.round(a, 1), np.round(b, 1)
+    normal = stats.mannwhitneyu(a, b, method="asymptotic").pvalue
+    assert rank_sum_test(a, b).p == pytest.approx(normal, rel=0.02)
+
+
 def test_too_few_values_exclude_nothing():
     result = rank_sum_test([1.0, 2.0], [3.0, 4.5]).estimate
     assert (result.low, result.high) == (
