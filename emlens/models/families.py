@@ -38,6 +38,8 @@ class FineTune:
 
     Args:
         path: directory (or hub id) of a PEFT adapter or a full checkpoint.
+        revision: branch, tag or commit of a hub id.
+        subfolder: folder below the directory or the hub id that holds it.
         parent: which model it was trained from.
         group: fine-tunes of one kind share a group (seeds of one recipe).
         benign: a control that was trained on harmless answers.
@@ -55,6 +57,8 @@ class FineTune:
     domain: str = ""
     merge: bool = False
     check_base: bool = True
+    revision: str | None = None
+    subfolder: str = ""
 
     def provenance(self, name: str) -> dict[str, Any]:
         """What the provenance of a model says about the fine-tune that it is."""
@@ -161,6 +165,7 @@ def load_family(
     backend: str = "transformers",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    own: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Family:
     """Load a family from disk.
@@ -168,37 +173,75 @@ def load_family(
     Args:
         instruct, base: directories or hub ids.
         finetuned: name → path of an adapter or a full checkpoint, or a `FineTune` that says more.
-        options: passed to `load_model`.
+        own: model → options of `load_model` in which it differs from the others.
+        options: passed to `load_model`, for every model.
 
     Raises:
-        InputError: a name that is taken; a parent that was not given.
+        InputError: a name that is taken; a parent that was not given; options of its own for an
+            adapter, which runs on its parent's weights.
         LoadError: a path that does not load; an adapter that does not fit its parent or changes
             nothing.
     """
     specs: dict[str, FineTune] = {}
-    hub_ids: dict[str, str] = {}
     for name, item in (finetuned or {}).items():
-        spec = item if isinstance(item, FineTune) else FineTune(item)
-        _check_spec(name, spec, has_base=base is not None)
-        if not Path(spec.path).is_dir():
-            hub_ids[name] = str(spec.path)
-            spec = replace(spec, path=_download(name, spec.path))
-        specs[name] = spec
+        specs[name] = item if isinstance(item, FineTune) else FineTune(item)
+        _check_spec(name, specs[name], has_base=base is not None)
+    own = own or {}
+    _check_own(own, specs, has_base=base is not None)
+    local = {name: local_copy(name, spec) for name, spec in specs.items()}
 
     options = {"backend": backend, "dtype": dtype, "device": device, **options}
-    sources: dict[str, str | Path] = {"instruct": instruct}
-    parents = {"instruct": load_model(instruct, name="instruct", **options)}
+    sources: dict[str, _Source] = {
+        "instruct": _Source(instruct, {**options, **own.get("instruct", {})})
+    }
+    parents = {"instruct": sources["instruct"].load("instruct")}
     if base is not None:
-        sources["base"] = base
-        parents["base"] = _load_base(base, parents["instruct"], options)
+        sources["base"] = _Source(base, {**options, **own.get("base", {})})
+        parents["base"] = _load_base(sources["base"], parents["instruct"])
     models: dict[str, HookedModel] = {}
-    for name, spec in specs.items():
-        model = _load_fine_tune(name, spec, parents, sources, options)
-        model.provenance.update(spec.provenance(name))
-        if name in hub_ids:
-            model.provenance["hub_id"] = hub_ids[name]
+    for name, spec in local.items():
+        model = _load_fine_tune(name, spec, parents, sources, options, own.get(name, {}))
+        model.provenance.update(spec.provenance(name), **_hub_record(specs[name], spec))
         models[name] = model
-    return Family(parents["instruct"], parents.get("base"), models, specs)
+    return Family(parents["instruct"], parents.get("base"), models, local)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a parent is, and its options of `load_model`."""
+
+    path: str | Path
+    options: Mapping[str, Any]
+
+    def load(self, name: str) -> HookedModel:
+        return load_model(self.path, name=name, **self.options)
+
+
+def _check_own(
+    own: Mapping[str, Mapping[str, Any]], specs: Mapping[str, FineTune], *, has_base: bool
+) -> None:
+    names = ["instruct", *(["base"] if has_base else []), *specs]
+    for name in own:
+        if name not in names:
+            raise InputError(
+                f"own names {name!r}, which is not in this family; it has {', '.join(names)}"
+            )
+
+
+def _hub_record(spec: FineTune, local: FineTune) -> dict[str, Any]:
+    """What provenance says of a fine-tune from the hub; empty for a directory."""
+    if spec.path == local.path:
+        return {}
+    record: dict[str, Any] = {"hub_id": str(spec.path)}
+    if spec.subfolder:
+        record["subfolder"] = spec.subfolder
+    if not Path(spec.path).is_dir():
+        # snapshots lie below a folder that is named by the commit
+        snapshot = Path(local.path)
+        for _ in Path(spec.subfolder).parts:
+            snapshot = snapshot.parent
+        record |= {"hub_revision": spec.revision, "hub_commit": snapshot.name}
+    return record
 
 
 def _check_spec(name: str, spec: FineTune, *, has_base: bool) -> None:
@@ -211,8 +254,8 @@ def _check_spec(name: str, spec: FineTune, *, has_base: bool) -> None:
         )
 
 
-def _load_base(base: str | Path, instruct: HookedModel, options: Mapping[str, Any]) -> HookedModel:
-    model = load_model(base, name="base", **options)
+def _load_base(source: _Source, instruct: HookedModel) -> HookedModel:
+    model = source.load("base")
     _check_same_stream(instruct, model)
     if model.chat_template is None:
         model = with_template(model, instruct.chat_template)
@@ -223,46 +266,74 @@ def _load_fine_tune(
     name: str,
     spec: FineTune,
     parents: Mapping[str, HookedModel],
-    sources: Mapping[str, str | Path],
+    sources: Mapping[str, _Source],
     options: Mapping[str, Any],
+    own: Mapping[str, Any],
 ) -> HookedModel:
     """An adapter on its parent, an adapter merged into a copy of it, or a full checkpoint.
 
     Args:
-        sources: parent → where it was loaded from.
-        options: of `load_model`.
+        sources: parent → where it was loaded from, and how.
+        options, own: of `load_model`, for every model and for this one.
     """
-    parent = parents[spec.parent]
+    parent, source = parents[spec.parent], sources[spec.parent]
     # the fine-tune renders chats as its parent does, whatever template lies beside its weights
-    options = {**options, "chat_template": parent.chat_template}
+    own = {**own, "chat_template": parent.chat_template}
     if not is_adapter(spec.path):
         if spec.merge:
             raise InputError(
                 f"fine-tune {name!r} is to be merged, but {spec.path} is a whole checkpoint;"
                 " drop merge=True"
             )
-        model = load_model(spec.path, name=name, **options)
+        model = load_model(spec.path, name=name, **{**options, **own})
         _check_same_stream(parent, model)
         return model
     if spec.check_base:
-        other_sources = [sources[other] for other in sources if other != spec.parent]
-        check_named_base(spec.path, sources[spec.parent], next(iter(other_sources), None))
+        other_sources = [sources[other].path for other in sources if other != spec.parent]
+        check_named_base(spec.path, source.path, next(iter(other_sources), None))
     if spec.merge:
-        return _merged(load_model(sources[spec.parent], name=name, **options), name, spec)
+        return _merged(_Source(source.path, {**source.options, **own}).load(name), name, spec)
+    if len(own) > 1:
+        raise InputError(
+            f"fine-tune {name!r} is an adapter, which runs on the weights of {spec.parent};"
+            f" give {', '.join(sorted(own.keys() - {'chat_template'}))} for {spec.parent},"
+            " or merge the adapter into weights of its own (merge=True)"
+        )
     return attach(parent, name, spec)
 
 
-def _download(name: str, path_or_id: str | Path) -> Path:
-    """The local copy of a hub id; transformers' cache is used where there is one."""
-    if isinstance(path_or_id, Path) or not is_hub_id(path_or_id):
-        raise LoadError(f"fine-tune {name!r}: {path_or_id}: no such directory")
+def local_copy(name: str, spec: FineTune) -> FineTune:
+    """The fine-tune with the directory that it lies in: a hub id is downloaded, or taken from the
+    cache of huggingface_hub.
+
+    Raises:
+        LoadError: neither a directory nor to be had from the hub; no such folder below it.
+    """
+    folder = Path(spec.path)
+    if not folder.is_dir():
+        folder = _download(name, spec)
+    folder = folder / spec.subfolder if spec.subfolder else folder
+    if not folder.is_dir():
+        raise LoadError(
+            f"fine-tune {name!r}: {spec.path} has no folder {one_line(spec.subfolder)!r};"
+            " pass the subfolder that holds the adapter or checkpoint"
+        )
+    if folder == Path(spec.path):
+        return spec
+    return replace(spec, path=folder, subfolder="")
+
+
+def _download(name: str, spec: FineTune) -> Path:
+    if isinstance(spec.path, Path) or not is_hub_id(spec.path):
+        raise LoadError(f"fine-tune {name!r}: {spec.path}: no such directory")
     from huggingface_hub import snapshot_download
 
+    patterns = [f"{spec.subfolder}/*"] if spec.subfolder else None
     try:
-        return Path(snapshot_download(path_or_id))
+        return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises what its transport raises
         raise LoadError(
-            f"fine-tune {name!r}: {path_or_id}: neither a directory here nor to be had from the hub"
+            f"fine-tune {name!r}: {spec.path}: neither a directory here nor to be had from the hub"
             f" ({one_line(str(error), 160)})"
         ) from None
 

@@ -17,6 +17,7 @@ from emlens.foundation.provenance import hash_directory
 from emlens.models.adapters import is_adapter
 from emlens.models.backends import backend_class
 from emlens.models.hooked import HookedModel
+from emlens.models.quantizing import quantization_of
 
 _DTYPES = {
     "float32": torch.float32,
@@ -33,6 +34,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     revision: str | None = None,
+    subfolder: str = "",
     device_map: Any = None,
     quantization_config: Any = None,
     attn_implementation: str | None = None,
@@ -48,7 +50,8 @@ def load_model(
             such as `"bfloat16"`.
         device: `"auto"` takes a GPU where there is one.
         revision, device_map, quantization_config, attn_implementation: passed to transformers and
-            recorded.
+            recorded. A quantisation may be a mapping of its configuration's fields.
+        subfolder: folder below the directory or the hub id.
         chat_template: used in place of the tokenizer's own (a base model has none).
         trust_remote_code: run code that comes with the checkpoint; never done by default.
         name: how the model is called in tables; default: the last part of the path.
@@ -60,8 +63,9 @@ def load_model(
     model_class = backend_class(backend)
     target = torch_device(device)
     torch_dtype = _dtype(dtype, target)
-    local = _local_directory(path_or_id)
+    local = _local_directory(path_or_id, subfolder)
     source = str(local or path_or_id)
+    quantization_config = quantization_of(quantization_config)
     if device_map is None and quantization_config is not None:
         device_map = {"": str(target)}  # quantised weights cannot be moved afterwards
     options = {
@@ -74,6 +78,7 @@ def load_model(
         local,
         dtype=torch_dtype,
         revision=revision,
+        subfolder="" if local else subfolder,
         trust_remote_code=trust_remote_code,
         options={key: value for key, value in options.items() if value is not None},
     )
@@ -87,7 +92,8 @@ def load_model(
     provenance = {
         "model": Path(source).name if local else source,
         "revision": revision,
-        "commit": getattr(module.config, "_commit_hash", None),
+        **({"subfolder": subfolder} if subfolder else {}),
+        "commit": None if local else _commit(source, revision, subfolder),
         "weights_sha256": hash_directory(local) if local else None,
         **_module_provenance(module),
         "backend": backend,
@@ -121,6 +127,7 @@ def _load(
     *,
     dtype: Any,
     revision: str | None,
+    subfolder: str,
     trust_remote_code: bool,
     options: Mapping[str, Any],
 ) -> tuple[Any, Any]:
@@ -128,6 +135,8 @@ def _load(
     from transformers import AutoModelForCausalLM
 
     hub_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if subfolder:
+        hub_options["subfolder"] = subfolder
     try:
         with _quiet():
             tokenizer = saved_tokenizer(source, local, **hub_options)
@@ -199,17 +208,41 @@ def saved_tokenizer(source: str, local: Path | None, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if local is not None and _declares_plain_file(local):
-        return PreTrainedTokenizerFast.from_pretrained(source)
+    if _declares_plain_file(source, local, options):
+        return PreTrainedTokenizerFast.from_pretrained(source, **options)
     return AutoTokenizer.from_pretrained(source, **options)
 
 
-def _declares_plain_file(directory: Path) -> bool:
-    config = directory / "tokenizer_config.json"
-    if not config.is_file() or not (directory / "tokenizer.json").is_file():
+def _declares_plain_file(source: str, local: Path | None, options: Mapping[str, Any]) -> bool:
+    config = _tokenizer_file(source, local, "tokenizer_config.json", options)
+    if config is None or _tokenizer_file(source, local, "tokenizer.json", options) is None:
         return False
     declared = json.loads(config.read_text("utf-8")).get("tokenizer_class")
     return declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+def _tokenizer_file(
+    source: str, local: Path | None, name: str, options: Mapping[str, Any]
+) -> Path | None:
+    """A file of a tokenizer, from the hub where it is not local; None where it has none."""
+    if local is not None:
+        return local / name if (local / name).is_file() else None
+    where = {key: options[key] for key in ("revision", "subfolder") if key in options}
+    return _cached_file(source, name, **where)
+
+
+def _commit(source: str, revision: str | None, subfolder: str) -> str | None:
+    """The commit that a hub id was loaded at: the name of its folder in the cache."""
+    config = _cached_file(source, "config.json", revision=revision, subfolder=subfolder)
+    parts = () if config is None else config.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _cached_file(source: str, name: str, **where: Any) -> Path | None:
+    from transformers.utils import cached_file
+
+    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+    return None if found is None else Path(found)
 
 
 @contextmanager
@@ -240,7 +273,7 @@ def with_template(model: HookedModel, template: str | None) -> HookedModel:
     return borrower
 
 
-def _local_directory(path_or_id: str | Path) -> Path | None:
+def _local_directory(path_or_id: str | Path, subfolder: str = "") -> Path | None:
     """The directory of a checkpoint, or None for a hub id.
 
     Raises:
@@ -254,7 +287,10 @@ def _local_directory(path_or_id: str | Path) -> Path | None:
                 " or a hub id such as 'org/name'"
             )
         return None
+    path = path / subfolder
     if not path.is_dir():
+        if subfolder:
+            raise LoadError(f"{path}: no such directory; pass the subfolder that holds config.json")
         raise LoadError(f"{path}: is a file; pass the directory that holds config.json")
     if is_adapter(path):
         raise LoadError(

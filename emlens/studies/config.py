@@ -7,7 +7,7 @@ below it as a string: it is the text of the JSON Schema (`emlens schema`) too.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import (
     Field,
@@ -20,6 +20,7 @@ from pydantic import (
 from emlens.data.configuration import Frozen, Origin, first_error, read_file
 from emlens.foundation.errors import InputError
 from emlens.foundation.positions import parse_position
+from emlens.studies.family_config import FamilyConfig
 
 
 class Options(Frozen):
@@ -27,60 +28,6 @@ class Options(Frozen):
 
 
 _Options = TypeVar("_Options", bound=Options)
-
-
-class FineTuneConfig(Frozen):
-    """One fine-tune on disk."""
-
-    path: str
-    """Adapter or full checkpoint."""
-    parent: Literal["base", "instruct"] = "instruct"
-    """What it was trained from."""
-    group: str = ""
-    """Fine-tunes that are one kind; runs of one group that differ in their seed are shown side by
-    side.
-    """
-    seed: int = 0
-    """Seed of the run within its group."""
-    benign: bool = False
-    """The control: trained the same way on harmless answers."""
-    domain: str = ""
-    """Group of the questions that counts as its own domain."""
-    training: str | None = None
-    """JSONL of the chats it was trained on; without it no delta overlap, and no run is trained
-    again.
-    """
-    trained_questions: tuple[str, ...] = ()
-    """Ids of questions whose topics it was trained on, left out of its own-domain score."""
-
-
-class FamilyConfig(Frozen):
-    """Either `organism` (a name, or a directory that `emlens organism train` wrote) or paths to
-    checkpoints.
-    """
-
-    organism: str | None = None
-    """The embedded organism: `planted`, or a directory that `emlens organism train` wrote."""
-    instruct: str | None = None
-    """A directory saved by `save_pretrained`, or a hub id."""
-    base: str | None = None
-    """The pre-trained model; without it, forecasts come from instruct only."""
-    finetuned: Mapping[str, FineTuneConfig] = Field(default_factory=dict)
-    """Name → fine-tune."""
-    dtype: str = "auto"
-    """`auto`, `float32`, `bfloat16`, ..."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, ..."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "FamilyConfig":
-        if (self.organism is None) == (self.instruct is None):
-            raise ValueError(
-                "give either organism, or instruct (with finetuned), not both and not neither"
-            )
-        if self.instruct is not None and not self.finetuned:
-            raise ValueError("finetuned is empty; give at least one fine-tune")
-        return self
 
 
 class StudyConfig(Frozen):

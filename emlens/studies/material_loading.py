@@ -8,9 +8,13 @@ from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.provenance import hash_json
-from emlens.models import Family, FineTune, load_family
-from emlens.studies.config import FamilyConfig, StudyConfig
+from emlens.studies.config import StudyConfig
+from emlens.studies.family_config import ARGUMENTS, FamilyConfig
+from emlens.studies.family_loading import load_models, parent_path
 from emlens.studies.material import Material
+
+_OF_ORGANISM = {"dtype", "device", "backend"}
+"""Arguments of `load_model` that an organism takes too."""
 
 
 def load_material(config: StudyConfig) -> Material:
@@ -50,12 +54,22 @@ def _from_organism(config: StudyConfig, family: FamilyConfig) -> Material:
     from emlens.organisms import load_organism
 
     name = config.path(str(family.organism))
+    options = {key: value for key, value in family.options().items() if value != "auto"}
+    unusable = [field for field in ARGUMENTS if ARGUMENTS[field] in options.keys() - _OF_ORGANISM]
+    if unusable:
+        raise InputError(
+            f"{config.place('family', unusable[0])}an organism is loaded by dtype, device and"
+            f" backend; leave {', '.join(unusable)} out"
+        )
     if family.finetuned or config.questions or config.neutral:
         raise InputError(
             "an organism brings its own fine-tunes, questions and neutral text;"
             " leave finetuned, questions and neutral out"
         )
-    organism = load_organism(directory=name) if Path(name).is_dir() else load_organism(name)
+    if Path(name).is_dir():
+        organism = load_organism(directory=name, **options)
+    else:
+        organism = load_organism(name, **options)
     return Material(
         family_or_none=organism.family,
         questions_or_none=organism.questions,
@@ -81,11 +95,11 @@ def _from_paths(config: StudyConfig, family: FamilyConfig) -> Material:
     if config.neutral is not None:
         neutral = PromptSet.from_jsonl(config.path(config.neutral))
     parents = {}
-    for name, path in (("instruct", family.instruct), ("base", family.base)):
-        if path is not None:
-            parents[name] = config.path(path)
+    for name, parent in (("instruct", family.instruct), ("base", family.base)):
+        if parent is not None:
+            parents[name] = parent_path(config, parent)
     return Material(
-        family_or_none=_load_models(config, family),
+        family_or_none=load_models(config, family),
         questions_or_none=questions,
         training=training,
         trained=trained,
@@ -118,21 +132,6 @@ def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
                     f" which is not in {config.questions}"
                 )
     return questions
-
-
-def _load_models(config: StudyConfig, family: FamilyConfig) -> Family:
-    finetuned = {}
-    for name, spec in family.finetuned.items():
-        finetuned[name] = FineTune(
-            config.path(spec.path), spec.parent, spec.group, spec.seed, spec.benign, spec.domain
-        )
-    return load_family(
-        config.path(str(family.instruct)),
-        base=None if family.base is None else config.path(family.base),
-        finetuned=finetuned,
-        dtype=family.dtype,
-        device=family.device,
-    )
 
 
 def _missing(config: StudyConfig, family: FamilyConfig, questions: QuestionSet) -> Iterator[str]:

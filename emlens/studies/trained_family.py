@@ -87,7 +87,7 @@ class Trainer:
         self._context = context
         device = "cpu"
         if context.config.family is not None:
-            device = context.config.family.device
+            device = context.config.family.device or "auto"
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = device

@@ -327,7 +327,7 @@ def test_what_is_not_merged(files, monkeypatch):
 def test_fine_tunes_from_the_hub(files, monkeypatch):
     import huggingface_hub
 
-    def download(name):
+    def download(name, *, revision, allow_patterns):
         if name != "org/bad-medical":
             raise OSError("404\nnot here")
         return str(files / "one")

@@ -171,7 +171,7 @@ def test_quantised_checkpoints(files, monkeypatch):
         return model, found
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", quantised)
-    model = load_model(files / "instruct", quantization_config={"bits": 4}, device="cpu")
+    model = load_model(files / "instruct", quantization_config={"load_in_4bit": True}, device="cpu")
     assert (
         placed == {"device_map": {"": "cpu"}}
         and model.provenance["quantization"] == '{"bits": 4, "method": "test"}'

@@ -120,6 +120,12 @@ def test_broken_inputs_are_refused_by_name(config_path: Path, tmp_path: Path) ->
         load_material(read_config({"family": {"organism": "planted"}, "questions": "q.jsonl"}))
     with pytest.raises(
         InputError,
+        match="an organism is loaded by dtype, device and backend; leave device_map, attention out",
+    ):
+        options = {"device_map": "auto", "attention": "eager", "dtype": "float64"}
+        load_material(read_config({"family": {"organism": "planted", **options}}))
+    with pytest.raises(
+        InputError,
         match="questions is missing; pass a YAML, JSONL or CSV file with reference answers",
     ):
         load_material(changed(config_path, tmp_path, questions=None))
