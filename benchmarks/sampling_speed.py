@@ -24,6 +24,7 @@ from emlens.data.rendering import Rendered
 from emlens.foundation.seeds import numpy_rng
 from emlens.models.hooked import HookedModel
 from emlens.models.sampling import RowSampler
+from emlens.models.stops import never_ends
 
 QUESTIONS, SAMPLES, SLOTS, ROUNDS = 6, 50, 50, 2
 MEDIAN, WITHIN, BETWEEN, MOST = 75, 0.33, 0.33, 600
@@ -122,7 +123,8 @@ def ours(
     model: HookedModel, rows: list[Rendered], stated: list[int], slots: int, temperature: float
 ) -> list[list[int]]:
     end = model.tokenizer.eos_token_id
-    parts = model._decode(rows, Stated(0, rows, temperature, stated, end), max(stated), slots)
+    sampler = Stated(0, rows, temperature, stated, end)
+    parts = model._decode(rows, sampler, max(stated), slots, never_ends)
     tokens = {
         done.index: done.tokens + [end] * (done.finish_reason == "stop")
         for part in parts

@@ -24,6 +24,7 @@ from emlens.models.architectures import architecture_of
 from emlens.models.batches import Batch
 from emlens.models.hooked import HookedModel
 from emlens.models.passes import Pass, Reader, check_readers
+from emlens.models.stops import Stops
 
 Call = Literal["decoder", "model", "generate"]
 """The decoder alone (no logits), the whole model, or its `generate`."""
@@ -114,7 +115,7 @@ class CheckpointModel(HookedModel):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self.pad_id,
-            eos_token_id=sorted(self._end_ids) or None,
+            eos_token_id=sorted(self.stops.ids) or None,
             use_cache=True,
         )
         inputs = {
@@ -152,17 +153,13 @@ class CheckpointModel(HookedModel):
         return f"{block}.{child}", False
 
     @property
-    def _end_ids(self) -> set[int]:
-        """Of the generation configuration, which may list several, and of the tokenizer."""
+    def stops(self) -> Stops:
+        stops = super().stops
         config = getattr(self.module, "generation_config", None)
-        ids = getattr(config, "eos_token_id", None)
+        ids = getattr(config, "eos_token_id", None)  # may be one, several or none
         if not isinstance(ids, list):
             ids = [ids]
-        return {*ids, self.tokenizer.eos_token_id} - {None}
-
-    @property
-    def stop_ids(self) -> set[int]:
-        return super().stop_ids | self._end_ids
+        return Stops(stops.ids | (set(ids) - {None}), stops.texts)
 
     @property
     def vocab_size(self) -> int:

@@ -27,6 +27,7 @@ from emlens.foundation.intervention import PaddedRows
 from emlens.models.batches import pad, step_rows
 from emlens.models.row_cache import RowCache
 from emlens.models.sampling import Generated, RowSampler
+from emlens.models.stops import Ends
 
 _log = logging.getLogger("emlens")
 _REFILL = 8
@@ -72,6 +73,7 @@ class Decoding:
 
     Args:
         stops: tokens that end an answer.
+        ends: whether the text of an answer's tokens ends it.
         by_prompt: what interventions do to a row depends on its id, so that rows of equal tokens
             may not share a first pass.
     """
@@ -80,6 +82,7 @@ class Decoding:
     sampler: RowSampler
     max_new_tokens: int
     stops: frozenset[int]
+    ends: Ends
     pad_id: int
     device: torch.device
     by_prompt: bool = False
@@ -225,7 +228,10 @@ class _ActiveRows:
                 finished.append(answer)
             else:
                 answer.tokens.append(token)
-                if len(answer.tokens) >= self._setting.max_new_tokens:
+                if self._setting.ends(answer.index, answer.tokens):
+                    answer.finish_reason = "stop"
+                    finished.append(answer)
+                elif len(answer.tokens) >= self._setting.max_new_tokens:
                     finished.append(answer)
         return tokens, finished
 

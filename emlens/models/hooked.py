@@ -8,7 +8,7 @@ model carries one.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,6 +25,7 @@ from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
 from emlens.models.likelihoods import equal_choices, summed_logprobs, with_continuation
 from emlens.models.passes import Reader
+from emlens.models.stops import Ends, Stops, never_ends, template_stops
 
 if TYPE_CHECKING:
     from emlens.models.sampling import Generated, RowSampler
@@ -76,6 +77,7 @@ class HookedModel(ABC):
         self.provenance: dict[str, Any] = dict(provenance)
         self._local = threading.local()
         self._rendered: dict[str | None, dict[Prompt, Rendered]] = {}
+        self._stops: dict[str | None, Stops] = {}
 
     def __copy__(self) -> Self:
         """A copy on the same weights with an intervention stack of its own."""
@@ -241,12 +243,18 @@ class HookedModel(ABC):
         return 0
 
     @property
-    def stop_ids(self) -> set[int]:
-        """Tokens that end an answer: the tokenizer's end of sequence and padding.
+    def stops(self) -> Stops:
+        """What ends an answer: end of sequence and padding of the tokenizer, and the end of turn of
+        the chat template.
 
-        A backend adds those of the model's own generation configuration.
+        A backend adds the tokens of the model's own generation configuration.
         """
-        return {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
+        if self.chat_template not in self._stops:
+            found = template_stops(self.tokenizer, self.chat_template)
+            self._stops[self.chat_template] = found
+        of_template = self._stops[self.chat_template]
+        own = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
+        return Stops(of_template.ids | own, of_template.texts)
 
     def batches(
         self,
@@ -377,6 +385,7 @@ class HookedModel(ABC):
             raise InputError(f"max_new_tokens={max_new_tokens} must be 1 or more")
         if not 0 <= temperature < float("inf"):
             raise InputError(f"temperature={temperature} must be 0 or more")
+        prompts = list(prompts)
         rows = self.render(prompts)
         longest = max(rows, key=lambda row: len(row.ids))
         tokens = len(longest.ids) + max_new_tokens
@@ -388,34 +397,63 @@ class HookedModel(ABC):
             )
         slots = max(1, min(batch_tokens // tokens, _LOGITS // max(1, self.vocab_size)))
         sampler = RowSampler(seed, [row.id for row in rows], temperature)
-        return self._answers(rows, sampler, max_new_tokens, slots, self._stack)
+        chats = {number for number, prompt in enumerate(prompts) if prompt.is_chat}
+        return self._answers(rows, chats, sampler, max_new_tokens, slots, self._stack)
 
     def _answers(
         self,
         rows: Sequence[Rendered],
+        chats: Collection[int],
         sampler: "RowSampler",
         max_new_tokens: int,
         slots: int,
         stack: "_Stack",
     ) -> Iterator[list[tuple[int, str, str]]]:
         """Finished answers as text; each step runs under `stack`, the caller's code does not."""
+        stops = self.stops
         with self._under(stack):
-            chunks = self._decode(rows, sampler, max_new_tokens, slots)
+            chunks = self._decode(rows, sampler, max_new_tokens, slots, self._ends(chats))
         while True:
             with self._under(stack):
                 chunk = next(chunks, None)
             if chunk is None:
                 return
-            yield [
-                (answer.index, self._text(answer.tokens), answer.finish_reason) for answer in chunk
-            ]
+            finished = []
+            for answer in chunk:
+                text = self._text(answer.tokens)
+                if answer.index in chats:
+                    text = stops.cut(text)
+                finished.append((answer.index, text.strip(), str(answer.finish_reason)))
+            yield finished
 
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text.strip()
+        return text
+
+    def _ends(self, rows_of_chats: Collection[int]) -> Ends:
+        """Whether the last tokens of a row's answer complete a text that ends it.
+
+        Only in chats: in raw text the header of a turn is a text like any other.
+        """
+        stops = self.stops
+        if not stops.texts or not rows_of_chats:
+            return never_ends
+
+        def ends(row: int, tokens: Sequence[int]) -> bool:
+            if row not in rows_of_chats:
+                return False
+            text = self._text(tokens[-stops.window :])
+            return stops.cut(text) != text
+
+        return ends
 
     def _decode(
-        self, rows: Sequence[Rendered], sampler: "RowSampler", max_new_tokens: int, slots: int
+        self,
+        rows: Sequence[Rendered],
+        sampler: "RowSampler",
+        max_new_tokens: int,
+        slots: int,
+        ends: Ends,
     ) -> "Iterator[list[Generated]]":
         """Finished rows, a few at a time, with at most `slots` rows in the model.
 
@@ -424,10 +462,11 @@ class HookedModel(ABC):
         from emlens.models.sampling import Generated, SampledScores
 
         longest = max(len(row.ids) for row in rows)
+        stop_ids = self.stops.ids
         for batch in self.batches(rows, slots * longest, side="left"):
             new = self._generate(batch, max_new_tokens, SampledScores(sampler, batch.index))
             answers = zip(batch.index, new.tolist(), strict=True)
-            yield [Generated.cut(i, tokens, self.stop_ids) for i, tokens in answers]
+            yield [Generated.cut(i, tokens, stop_ids, ends) for i, tokens in answers]
 
     def _logit_tokens(self, batch_tokens: int) -> int:
         return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))

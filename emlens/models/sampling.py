@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emlens.foundation.seeds import numpy_rng
+from emlens.models.stops import Ends
 
 _BLOCK = 64
 _BELOW_ONE = 1 - 2.0**-50
@@ -25,18 +26,29 @@ end of the vocabulary could be picked.
 
 @dataclass(eq=False)
 class Generated:
-    """An answer's tokens, without the one that ended it; `index` is the number of its row."""
+    """An answer's tokens, without the one that ended it, but with those of a text that ended it;
+    `index` is the number of its row.
+    """
 
     index: int
     tokens: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] = "length"
 
     @classmethod
-    def cut(cls, index: int, tokens: Sequence[int], stops: Collection[int]) -> "Generated":
-        """An answer from tokens that may go on after the first that ends it."""
+    def cut(
+        cls, index: int, tokens: Sequence[int], stops: Collection[int], ends: Ends
+    ) -> "Generated":
+        """An answer from tokens that may go on after what ends it.
+
+        Args:
+            stops: tokens that end it.
+            ends: whether the text of tokens ends it.
+        """
         for i, token in enumerate(tokens):
             if token in stops:
                 return cls(index, list(tokens[:i]), "stop")
+            if ends(index, tokens[: i + 1]):
+                return cls(index, list(tokens[: i + 1]), "stop")
         return cls(index, list(tokens), "length")
 
 

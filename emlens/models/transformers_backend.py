@@ -23,6 +23,7 @@ from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.decoding import Decoding, decode
 from emlens.models.passes import Pass
 from emlens.models.sampling import Generated, RowSampler
+from emlens.models.stops import Ends
 
 
 class _Stop(Exception):
@@ -59,7 +60,12 @@ class TransformersModel(CheckpointModel):
                 return None
 
     def _decode(
-        self, rows: Sequence[Rendered], sampler: RowSampler, max_new_tokens: int, slots: int
+        self,
+        rows: Sequence[Rendered],
+        sampler: RowSampler,
+        max_new_tokens: int,
+        slots: int,
+        ends: Ends,
     ) -> Iterator[list[Generated]]:
         options: dict[str, Any] = {"use_cache": True}
         # logits of the last token alone, where the architecture can leave out the others
@@ -77,7 +83,8 @@ class TransformersModel(CheckpointModel):
             forward,
             sampler,
             max_new_tokens,
-            stops=frozenset(self.stop_ids),
+            stops=self.stops.ids,
+            ends=ends,
             pad_id=self.pad_id,
             device=self.device,
             by_prompt=any(intervention.by_prompt for intervention in self.interventions),

@@ -321,7 +321,7 @@ def by_hand(model, ids, n, vector, scope):
                 model.module(torch.tensor([[*ids, *new]]), use_cache=False).logits[0, -1].argmax()
             )
         handle.remove()
-        if token in model.stop_ids:
+        if token in model.stops.ids:
             break
         new.append(token)
     return model.tokenizer.decode(new, skip_special_tokens=True).strip()

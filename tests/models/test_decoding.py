@@ -13,6 +13,7 @@ from emlens.interventions import steer
 from emlens.models import load_model
 from emlens.models.hooked import HookedModel
 from emlens.models.sampling import RowSampler
+from emlens.models.stops import never_ends
 
 LENGTH = 14
 
@@ -33,7 +34,7 @@ def vector():
 def decoded(decode, model, prompts, slots, temperature=1.0, length=LENGTH):
     rows = model.render(prompts)
     sampler = RowSampler(3, [row.id for row in rows], temperature)
-    parts = list(decode(model, rows, sampler, length, slots))
+    parts = list(decode(model, rows, sampler, length, slots, never_ends))
     found = [done for part in parts for done in part]
     assert sorted(done.index for done in found) == list(range(len(rows)))
     return {done.index: (done.tokens, done.finish_reason) for done in found}
@@ -139,7 +140,7 @@ def test_slots_are_bounded_by_the_tokens_they_hold(model, monkeypatch):
     monkeypatch.setattr(
         type(model),
         "_decode",
-        lambda self, rows, sampler, length, slots: seen.append(slots) or iter(()),
+        lambda self, rows, sampler, length, slots, ends: seen.append(slots) or iter(()),
     )
     prompts = PromptSet.from_texts(["w1 w2", "w3 w4 w5"])
     for budget in (1, 60, 139, 140):

@@ -4,6 +4,7 @@ from scipy import stats
 
 from emlens.data import PromptSet
 from emlens.models.sampling import Generated, RowSampler
+from emlens.models.stops import never_ends
 
 _DRAWS = 4000
 _LEVEL = 1e-3  # of the tests below; seeds are fixed, so a pass stays a pass
@@ -93,7 +94,7 @@ def test_first_tokens_follow_the_model(model):
         [model.tokenizer.convert_tokens_to_ids(answer) for answer in answers if answer]
     )
     likely = [
-        t for t in probabilities.argsort(descending=True)[:6].tolist() if t not in model.stop_ids
+        t for t in probabilities.argsort(descending=True)[:6].tolist() if t not in model.stops.ids
     ]
     counts = torch.tensor([int((ids == t).sum()) for t in likely])
     observed = [*counts.tolist(), 600 - int(counts.sum())]
@@ -108,5 +109,5 @@ def test_tokens_end_at_the_first_stop():
         ([1, 5], {1}, [], "stop"),
         ([5, 6], set(), [5, 6], "length"),
     ]:
-        found = Generated.cut(3, tokens, stops)
+        found = Generated.cut(3, tokens, stops, never_ends)
         assert (found.index, found.tokens, found.finish_reason) == (3, kept, reason)

@@ -142,7 +142,7 @@ def test_every_end_of_sequence_of_the_checkpoint_stops(files):
     assert longest.index(word) < len(longest) - 1
     stop = model.tokenizer.convert_tokens_to_ids(word)
     model.module.generation_config.eos_token_id = [1, stop]
-    assert model.stop_ids == {0, 1, stop}
+    assert model.stops.ids == {0, 1, stop}
     stopped = model.generate(prompts, max_new_tokens=12, temperature=1.0, seed=2)
     assert [answer.split() for answer in stopped] == [
         answer[: first[i]] for i, answer in enumerate(free)
