@@ -54,7 +54,7 @@ def _from_organism(config: StudyConfig, family: FamilyConfig) -> Material:
     from emlens.organisms import load_organism
 
     name = config.path(str(family.organism))
-    options = {key: value for key, value in family.options().items() if value != "auto"}
+    options = family.options()
     unusable = [field for field in ARGUMENTS if ARGUMENTS[field] in options.keys() - _OF_ORGANISM]
     if unusable:
         raise InputError(
