@@ -48,6 +48,10 @@ class StudyConfig(Frozen):
     """Fine-tunes to study closely; all harmful ones where empty."""
     positions: tuple[str, ...] = ("last_prompt", "mean_prompt")
     """Token positions that are read, pooled ones."""
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    """Blocks whose output is read, counted from 0, or from the end with a minus; default: all of
+    them. Fewer cost less memory and time.
+    """
     k: int = Field(8, ge=1)
     """Dimension of the delta subspaces."""
     draws: int = Field(1000, ge=20)

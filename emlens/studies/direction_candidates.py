@@ -11,21 +11,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from emlens.activations import Activations, capture_many
+from emlens.activations import Activations
 from emlens.data import QuestionSet
 from emlens.evaluation import AblationForm, affine_form, select_direction
 from emlens.evaluation.selecting import MAX_COHERENCE_LOSS, MAX_KL, score_candidates
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
+from emlens.foundation.sites import Site
 from emlens.geometry import (
     Direction,
     direction_cosine,
     mean_difference_direction,
     whitened_direction,
 )
+from emlens.models import HookedModel
 from emlens.results.study_result import Part
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.streams import read_streams
 
 SHRINKAGE = 0.5
 """Of the whitening; chosen on one organism's selection questions
@@ -68,9 +71,7 @@ def extract(
     """
     questions = material.untrained(questions, name)
     models = {"before": material.parent(name), "after": material.family[name]}
-    captured = capture_many(
-        models, questions.prompts(), positions=list(config.positions), progress=False
-    )
+    captured = read_streams(models, questions.prompts(), config)
     before, after = captured["before"], captured["after"]
     directions: dict[str, Direction] = {}
     ids = {"questions": questions.ids}
@@ -181,7 +182,7 @@ def by_layer(
                 "position": direction.position,
                 "extraction": scores["extraction"],
                 "layer": int(scores["layer"]),
-                "last": str(direction.site) == candidates.before.sites[-1],
+                "last": is_last(direction, material.parent(name)),
                 "norm": direction.norm,
                 "relative_norm": direction.norm / float(before.double().mean(0).norm()),
                 "split_half_cosine": _split_half_cosine(
@@ -201,6 +202,11 @@ def by_layer(
             }
         )
     return pd.DataFrame(rows)
+
+
+def is_last(direction: Direction, model: HookedModel) -> bool:
+    """Whether a direction was read after the last block."""
+    return Site.parse(str(direction.site)).layer == model.n_layers - 1
 
 
 def _split_half_cosine(

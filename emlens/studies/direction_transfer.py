@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from emlens.activations import capture_many
 from emlens.data import QuestionSet
 from emlens.evaluation import (
     QuestionRoles,
@@ -49,11 +48,13 @@ from emlens.studies.direction_candidates import (
     excluded,
     extract,
     extraction_of,
+    is_last,
     scored_candidates,
 )
 from emlens.studies.direction_findings import add_findings, controls_of
 from emlens.studies.direction_section import SECTION
 from emlens.studies.material import Material, split_questions
+from emlens.studies.streams import read_streams
 from emlens.studies.study import Study, StudyContext
 
 DOSES = (0.0, 1.0, 2.0, 4.0)
@@ -116,8 +117,11 @@ class DirectionTransfer(Study):
             best = _add_candidates(fine_tune, tables, part)
             context.progress(0.25 / len(focus))
             chosen[name] = fine_tune.candidates.directions[best]
-            last = list(fine_tune.candidates.at_every_layer(best).values())[-1]
-            for direction, role in ((chosen[name], CHOSEN), (last, LAST)):
+            measured = {CHOSEN: chosen[name]}
+            deepest = list(fine_tune.candidates.at_every_layer(best).values())[-1]
+            if is_last(deepest, fine_tune.parent):
+                measured[LAST] = deepest
+            for role, direction in measured.items():
                 tables["arms"].append(_arms(fine_tune, direction, extraction_of(best), role))
                 context.progress(0.2 / len(focus))
             steering, windows = _steering(fine_tune, chosen[name])
@@ -243,12 +247,12 @@ def _benign_direction(
     if benign is None:
         return None
     site, position = str(direction.site), str(direction.position)
-    captured = capture_many(
+    captured = read_streams(
         {"before": fine_tune.parent, "after": fine_tune.material.family[benign]},
         questions.prompts(),
-        sites=[site],
+        fine_tune.config,
+        sites=site,
         positions=position,
-        progress=False,
     )
     before, after = captured["before"][site], captured["after"][site]
     if torch.equal(after, before):

@@ -4,7 +4,7 @@ Activations and behaviour are measured checkpoint by checkpoint, and each checkp
 part's folder once it is measured, so that an interrupted study goes on from there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,13 +118,14 @@ def follow(
     *,
     k: int,
     position: str,
+    layers: Sequence[int] | None = None,
     folder: Path,
     advance: Callable[[], object],
 ) -> Trajectory:
     """Measure a run at step 0 and at every checkpoint.
 
     Args:
-        k: dimension of the final subspace. position: where activations are read.
+        k: dimension of the final subspace. position, layers: where activations are read.
         folder: where measured checkpoints are kept. advance: called after each of them.
     """
     parameters = read_parameters(run.checkpoints)
@@ -132,7 +133,7 @@ def follow(
     has_rates = times is not None and not bool((np.diff(times) <= 0).any())
     if times is None or not has_rates:
         times = np.array(parameters.steps, dtype=np.float64)
-    measurer = _CheckpointMeasurer(run, material, k, position)
+    measurer = _CheckpointMeasurer(run, material, k, position, layers)
     log = UnitLog(folder / hash_json(run.name)[:16])
     activations: list[dict[str, Any]] = []
     behaviour: list[dict[str, Any]] = []
@@ -159,6 +160,7 @@ class _CheckpointMeasurer:
     material: Material
     k: int
     position: str
+    layers: Sequence[int] | None
 
     @cached_property
     def parent(self) -> HookedModel:
@@ -180,7 +182,12 @@ class _CheckpointMeasurer:
     def halves(self) -> Halves:
         """Where the run ended; computed only when a checkpoint has to be measured."""
         return final_shift(
-            self.parent, self.final, self.questions, k=self.k, position=self.position
+            self.parent,
+            self.final,
+            self.questions,
+            k=self.k,
+            position=self.position,
+            layers=self.layers,
         )
 
     @cached_property
@@ -192,6 +199,7 @@ class _CheckpointMeasurer:
             "final": hash_directory(self.final),
             "k": self.k,
             "position": self.position,
+            "layers": None if self.layers is None else list(self.layers),
             "domain": self.domain,
         }
 

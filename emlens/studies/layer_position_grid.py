@@ -15,7 +15,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from emlens.activations import Activations, activation_deltas, capture_many
+from emlens.activations import Activations, activation_deltas
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes import Design, cross_validate_forecast
@@ -29,6 +29,7 @@ from emlens.studies.cell_measures import cosine_columns, overlap_columns, shift_
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.direction_auroc import auroc_by_cell
 from emlens.studies.material import Material
+from emlens.studies.streams import read_streams
 from emlens.studies.study import Study, StudyContext
 from emlens.studies.verdicts import verdict
 
@@ -198,9 +199,7 @@ def _captured(material: Material, name: str, config: StudyConfig, options: Optio
     models = {"before": material.parent(name), "after": material.family[name]}
 
     def before_and_deltas(prompts: PromptSet | QuestionSet) -> tuple[Activations, Activations]:
-        captured = capture_many(
-            models, prompts, sites=list(options.sites), positions=config.positions, progress=False
-        )
+        captured = read_streams(models, prompts, config, sites=options.sites)
         return captured["before"], activation_deltas(captured["before"], captured["after"])
 
     outside = material.outside(name)

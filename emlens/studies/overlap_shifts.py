@@ -11,19 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from emlens.activations import (
-    Activations,
-    CaptureSpec,
-    activation_deltas,
-    capture,
-    capture_many,
-)
+from emlens.activations import Activations, activation_deltas
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.geometry.shifts import components_above_rounding
 from emlens.models import HookedModel
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.streams import read_streams
 
 USUAL_BATCH, SMALL_BATCH = 4096, 512
 """Tokens per batch of the two captures whose difference is the noise floor."""
@@ -176,7 +171,7 @@ def _before_and_deltas(
     models: Mapping[str, HookedModel], prompts: PromptSet, config: StudyConfig
 ) -> tuple[Activations, Activations]:
     """The parent's activations, and the deltas from them."""
-    captured = capture_many(models, prompts, positions=config.positions, progress=False)
+    captured = read_streams(models, prompts, config)
     return captured["before"], activation_deltas(captured["before"], captured["after"])
 
 
@@ -189,8 +184,8 @@ def _subset(prompts: PromptSet, n: int, seed: int, label: str) -> PromptSet:
 def _captured(
     model: HookedModel, prompts: PromptSet, config: StudyConfig, batch_tokens: int
 ) -> Activations:
-    spec = CaptureSpec(positions=config.positions, batch_tokens=batch_tokens)
-    return capture(model, prompts, spec=spec, progress=False)
+    captured = read_streams({model.name: model}, prompts, config, batch_tokens=batch_tokens)
+    return captured[model.name]
 
 
 def _mean_distance(first: Tensor, second: Tensor) -> float:

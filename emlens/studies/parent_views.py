@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from emlens.activations import Activations, capture
+from emlens.activations import Activations
 from emlens.models import HookedModel
 from emlens.models.loading import with_template
 from emlens.probes import (
@@ -20,6 +20,7 @@ from emlens.probes import (
 )
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.streams import read_streams
 
 PERMUTED = ("ridge", "ridge1")
 """Estimators whose permutations are cheap; the others would be fitted again in each."""
@@ -89,11 +90,11 @@ def parent_views(material: Material, config: StudyConfig, plain: bool) -> dict[s
 
 def _view(name: str, model: HookedModel, material: Material, config: StudyConfig) -> ParentView:
     prompts = material.questions.prompts()
-    activations = capture(model, prompts, positions=config.positions, progress=False)
-    embedding = capture(
-        model, prompts, sites="resid_pre.0", positions="mean_prompt", progress=False
+    activations = read_streams({name: model}, prompts, config)[name]
+    embedding = read_streams(
+        {name: model}, prompts, config, sites="resid_pre.0", positions="mean_prompt"
     )
-    return ParentView(name, activations, embedding)
+    return ParentView(name, activations, embedding[name])
 
 
 def forecast_from(

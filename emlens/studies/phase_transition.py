@@ -30,6 +30,7 @@ from emlens.studies.change_point_tables import (
 )
 from emlens.studies.config import Options as PartOptions
 from emlens.studies.followed_runs import RunToFollow, Trajectory, follow, runs_to_follow
+from emlens.studies.streams import read_layers
 from emlens.studies.study import Study, StudyContext
 from emlens.studies.trajectory_tables import tables_of_run, tested_series, turns_of_run
 
@@ -248,6 +249,12 @@ class PhaseTransition(Study):
                 f"options of phase_transition: layer={options.layer},"
                 f" but the model has {layers} blocks; pass 0 to {layers - 1}"
             )
+        read = read_layers(context.config, layers)
+        if options.layer is not None and options.layer not in read:
+            raise InputError(
+                f"options of phase_transition: layer={options.layer} is not among the layers that"
+                f" are read ({', '.join(map(str, read))}); name it under layers too"
+            )
         for run in _runs(context):
             if len(run.checkpoints) + 1 < LEAST:
                 raise InputError(
@@ -292,6 +299,7 @@ def _trajectories(context: StudyContext) -> list[Trajectory]:
                 context.material,
                 k=context.config.k,
                 position=context.options.position,
+                layers=read_layers(context.config, context.family[run.name].n_layers),
                 folder=context.folder,
                 advance=partial(context.progress, share),
             )
@@ -331,6 +339,13 @@ def _time_warnings(trajectory: Trajectory) -> list[str]:
     ]
 
 
+def _tested_layer(context: StudyContext, name: str) -> int:
+    """The deepest block that is read, but for the last one where there are others."""
+    n_layers = context.family[name].n_layers
+    read = read_layers(context.config, n_layers)
+    return max((layer for layer in read if layer <= n_layers - 2), default=read[-1])
+
+
 def _change_points(
     trajectories: Sequence[Trajectory], context: StudyContext
 ) -> list[dict[str, Any]]:
@@ -340,7 +355,7 @@ def _change_points(
     for trajectory in trajectories:
         layer = options.layer
         if layer is None:
-            layer = context.family[trajectory.name].n_layers - 2
+            layer = _tested_layer(context, trajectory.name)
         series = tested_series(trajectory, layer)
         rows += change_point_rows(
             trajectory.name, series, trajectory.times, options.draws, context.config.seed

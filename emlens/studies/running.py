@@ -26,6 +26,7 @@ from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study, is_own, outside_code, parts_of, study_names
+from emlens.studies.streams import check_layers
 from emlens.studies.study import NoOptions, Study, StudyContext
 
 
@@ -64,6 +65,8 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
     options = _options(config)
     started = time.monotonic()
     material = load_material(config)
+    if material.has_models:
+        check_layers(config, material.family.instruct.n_layers)
     contexts = {}
     for name in parts_of(config.study):
         contexts[name] = StudyContext(material, config, options[name], directory / "work" / name)

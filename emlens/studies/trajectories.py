@@ -227,8 +227,10 @@ class Halves:
             nothing moved.
         ordinary: share of the parent's own spread that lies in that subspace, by layer: the control
             of the overlap.
+        layers: the block that each of them is read after.
     """
 
+    layers: tuple[int, ...]
     first: QuestionSet
     second: QuestionSet
     before: Tensor
@@ -238,17 +240,28 @@ class Halves:
 
 
 def final_shift(
-    parent: HookedModel, final: Path, questions: QuestionSet, *, k: int, position: str
+    parent: HookedModel,
+    final: Path,
+    questions: QuestionSet,
+    *,
+    k: int,
+    position: str,
+    layers: Sequence[int] | None = None,
 ) -> Halves:
-    """Where a run ended, by layer, from half of the questions."""
+    """Where a run ended, by layer, from half of the questions.
+
+    Args:
+        layers: blocks whose output is read; None: all of them.
+    """
     first, second = halved(questions)
-    before_first = _states(parent, first, position)
-    before_second = _states(parent, second, position)
+    read = tuple(range(parent.n_layers) if layers is None else layers)
+    before_first = _states(parent, first, position, read)
+    before_second = _states(parent, second, position, read)
     with applied_adapter(parent, final) as model:
-        shifts = _states(model, first, position) - before_first
+        shifts = _states(model, first, position, read) - before_first
     bases: list[Any] = []
     ordinary: list[float] = []
-    for layer, rows in enumerate(shifts):
+    for number, rows in enumerate(shifts):
         if not bool(rows.any()):
             bases.append(None)
             ordinary.append(np.nan)
@@ -256,11 +269,11 @@ def final_shift(
         # uncentred: the common shift is what the run is followed along
         rank = top_k_subspace(rows, 1, center=False).rank
         space = top_k_subspace(rows, min(k, rank), center=False)
-        before = before_second[layer]
+        before = before_second[number]
         shares = projection_fraction(before - before.mean(0), space, centred=False)
         bases.append(space)
         ordinary.append(float(shares.mean()))
-    return Halves(first, second, before_second, shifts.mean(1), tuple(bases), tuple(ordinary))
+    return Halves(read, first, second, before_second, shifts.mean(1), tuple(bases), tuple(ordinary))
 
 
 def halved(questions: QuestionSet) -> tuple[QuestionSet, QuestionSet]:
@@ -283,23 +296,23 @@ def measure_activations(
     a question's shift that lies in the final subspace, `overlap_null` the same of the parent's own
     spread.
     """
-    shifts = _states(model, halves.second, position) - halves.before
+    shifts = _states(model, halves.second, position, halves.layers) - halves.before
     rows: list[dict[str, Any]] = []
-    for layer, moved in enumerate(shifts):
-        space, final = halves.bases[layer], halves.direction[layer]
+    for number, moved in enumerate(shifts):
+        space, final = halves.bases[number], halves.direction[number]
         if space is None:
             continue
         # coefficient of the final shift: 1 where a question has moved as far along it
         projection = moved @ final / final.square().sum()
         rows.append(
             {
-                "layer": layer,
+                "layer": halves.layers[number],
                 "delta_norm": float(moved.mean(0).norm()),
                 "final_norm": float(final.norm()),
                 "k": space.k,
                 **_columns("projection", _mean(projection.numpy())),
                 **_columns("overlap", _mean(_shares_inside(moved, space))),
-                "overlap_null": halves.ordinary[layer],
+                "overlap_null": halves.ordinary[number],
             }
         )
     return rows
@@ -364,13 +377,12 @@ def applied_adapter(parent: HookedModel, path: Path) -> Iterator[HookedModel]:
             model.bank.detach(str(model.adapter))
 
 
-def _states(model: HookedModel, questions: QuestionSet, position: str) -> Tensor:
-    """Stream after every block, (layer, row, d) in float64."""
-    return (
-        capture(model, questions, sites="resid_post", positions=position, progress=False)
-        .stacked()
-        .double()
-    )
+def _states(
+    model: HookedModel, questions: QuestionSet, position: str, layers: Sequence[int]
+) -> Tensor:
+    """Stream after these blocks, (layer, row, d) in float64."""
+    acts = capture(model, questions, layers=layers, positions=position, progress=False)
+    return acts.stacked().double()
 
 
 def _mean(values: np.ndarray) -> Estimate:
