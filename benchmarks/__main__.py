@@ -34,6 +34,7 @@ NAMES = (
     "fuzzed_files",
     "sampling_speed",
     "intervention_programs",
+    "interleaved_programs",
     "intervention_speed",
     "forecast_grid_speed",
     "forecast_false_discoveries",

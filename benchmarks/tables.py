@@ -256,6 +256,12 @@ FIGURES: Final[
         lambda v: _left_behind(v.values()),
     ),
     (
+        "interleaved_programs",
+        "edits that overlap: programs that left or saw what was not theirs",
+        (Goal("=", "0 of 2,000"),),
+        lambda v: _left_behind([v["transformers"]]),
+    ),
+    (
         "planted_directions",
         "extractors within 2 % of theory, cells judged",
         (Goal("all"),),
@@ -397,10 +403,14 @@ def _of_all(rows: Iterable[Values], some: str, every: str) -> Measured:
     return _count(sum(a for a, _ in pairs), sum(b for _, b in pairs))
 
 
+FAULTS = ("left", "changed", "under_other_edits")
+"""Ends of the names of counts that must be 0."""
+
+
 def _left_behind(backends: Iterable[Values]) -> Measured:
     return _of_all(
         [
-            {**b, "faults": sum(b[key] for key in b if key.endswith(("left", "changed")))}
+            {**b, "faults": sum(b[key] for key in b if key.endswith(FAULTS))}
             for b in backends
         ],
         "faults",

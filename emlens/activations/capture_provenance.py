@@ -80,7 +80,7 @@ def process_provenance(model: HookedModel) -> dict[str, Any]:
         # without the device's number: ranks on several GPUs of one machine are alike
         "model": {**model.provenance, "device": model.device.type},
         "n_layers": model.n_layers,
-        "interventions": [intervention.describe() for intervention in model.interventions],
+        "interventions": model.edit_records(),
         "device": device,
         "threads": torch.get_num_threads(),
         "versions": _versions(model.backend),

@@ -173,7 +173,7 @@ class Trials:
         all_inputs = {
             **inputs,
             "model": model.provenance,
-            "edits": [edit.describe() for edit in active],
+            "edits": [*model.edit_records(), *(edit.describe() for edit in interventions)],
         }
         key = hash_json(all_inputs)
         if key not in self._measured:
@@ -208,9 +208,7 @@ class Trials:
     ) -> pd.DataFrame:
         if self.neutral is None:
             raise InputError("no neutral prompts were given; pass neutral=")
-        key = hash_json(
-            {"model": model.provenance, "edits": [edit.describe() for edit in model.interventions]}
-        )
+        key = hash_json({"model": model.provenance, "edits": model.edit_records()})
         if key not in self._unedited:
             # of one model at a time: they are large
             self._unedited = {key: unedited_logprobs(model, self.neutral)}

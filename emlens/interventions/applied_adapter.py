@@ -1,19 +1,24 @@
 """A model under an adapter that lies in memory only; undone when the block ends.
 
-Edits of an adapter can be tried without writing them to disk. A hook adds scale · B A x to each
-module's output, so any rank will do and no weight is touched. Cost: a copy of the adapter on the
-model's device, and two thin products per module and pass.
+Edits of an adapter can be tried without writing them to disk. During a pass, a hook adds
+scale · B A x to each module's output, so any rank will do and no weight is touched. Like
+interventions the update belongs to one model object and to the context that opened the block:
+neither other threads and tasks nor other models on the same weights see it. Captures record its
+hash. Cost: a copy of the adapter on the model's device, and a hook and two thin products per module
+and pass.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from emlens.foundation.errors import InputError, StateError
+from emlens.foundation.provenance import hash_tensors
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
+from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
 
 
@@ -35,18 +40,25 @@ def applied_adapter(model: HookedModel, adapter: LoraAdapter) -> Iterator[Hooked
             f"{model.name!r} has adapter {model.adapter!r} already;"
             " pass the parent that the adapter is for"
         )
-    with ExitStack() as stack:
-        for path, factors in adapter.modules.items():
-            module, weight = _adapted_module(model, path, factors)
-            # the scale goes into B once, not into every pass
-            a, b = factors.a.to(weight), (factors.b * factors.scale).to(weight)
-            handle = module.register_forward_hook(_update_hook(a, b))
-            stack.callback(handle.remove)
+    updates = []
+    for path, factors in adapter.modules.items():
+        weight = _weight_of(model, path, factors)
+        # the scale goes into B once, not into every pass
+        a, b = factors.a.to(weight), (factors.b * factors.scale).to(weight)
+        updates.append(ModuleUpdate(path, weight, a, b))
+    with model.updated(ModuleUpdates(tuple(updates), _record_of(updates))):
         yield model
 
 
-def _adapted_module(model: CheckpointModel, path: str, factors: LoraFactors) -> tuple[Any, Tensor]:
-    """The module that an update is for, and its weights.
+def _record_of(updates: Sequence[ModuleUpdate]) -> dict[str, Any]:
+    factors: dict[str, Tensor] = {}
+    for update in updates:
+        factors |= {f"{update.path}.a": update.a, f"{update.path}.b": update.b}
+    return {"kind": "applied_adapter", "modules": len(updates), "sha256": hash_tensors(factors)}
+
+
+def _weight_of(model: CheckpointModel, path: str, factors: LoraFactors) -> Tensor:
+    """The weights of the module that an update is for.
 
     Raises:
         InputError: no such module, an embedding, or weights of another shape.
@@ -70,11 +82,4 @@ def _adapted_module(model: CheckpointModel, path: str, factors: LoraFactors) -> 
             f"{path} has weights of shape {tuple(weight.shape)},"
             f" the update is {factors.b.shape[0]} × {factors.a.shape[1]}"
         )
-    return module, weight
-
-
-def _update_hook(a: Tensor, b: Tensor) -> Any:
-    def add(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        return output + (inputs[0] @ a.T) @ b.T
-
-    return add
+    return weight

@@ -72,7 +72,7 @@ class LogitJudge(AskingJudge):
             "model": self.model.name,
             "weights": [self.model.provenance.get("weights_sha256"), adapter.get("sha256")],
             "dtype": self.model.provenance.get("dtype"),
-            "interventions": [edit.describe() for edit in self.model.interventions],
+            "interventions": self.model.edit_records(),
             "chat_template": hash_json(self.model.chat_template),
             "prompts": self.prompts.content_hash,
             "mass": self._mass,

@@ -130,7 +130,7 @@ def _thinking(model: HookedModel, thinking: bool | None) -> Iterator[HookedModel
     # a shallow copy shares the weights; the caller's model keeps its template
     switched = copy.copy(model)
     switched.chat_template = template
-    with switched.intervene(model.interventions):
+    with switched.edited_like(model):
         yield switched
 
 
@@ -147,8 +147,9 @@ def _settings(model: HookedModel, temperature: float, max_new_tokens: int) -> di
     """What answers are drawn with; recorded in the `meta` of each."""
     adapter = model.provenance.get("adapter") or {}
     interventions = ""
-    if model.interventions:
-        interventions = hash_json([edit.describe() for edit in model.interventions])
+    edits = model.edit_records()
+    if edits:
+        interventions = hash_json(edits)
     return {
         "temperature": float(temperature),
         "max_new_tokens": max_new_tokens,

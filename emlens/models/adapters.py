@@ -8,11 +8,13 @@ match nothing, if its weights were not loaded as they are in the file, if it cha
 or if its removal does not give the base back.
 """
 
+import itertools
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,21 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+@dataclass(frozen=True, eq=False)
+class _Selection:
+    """One block that switched an adapter on; None: the bare base."""
+
+    name: str | None
+
+
 class AdapterBank:
     """The adapters living on one module."""
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.names: dict[str, str] = {}
+        self._numbers = itertools.count()
+        self._selections: list[_Selection] = []
         self._peft: Any = None
         self._lock = threading.RLock()
         self._active: str | None = None
@@ -74,7 +85,9 @@ class AdapterBank:
         if name in self.names:
             raise LoadError(f"adapter name {name!r} is already on this model")
         _check_parent(path, weights_hash)
-        internal = f"a{len(self.names)}"  # PEFT's names become parts of module paths: no dots
+        # PEFT's names become parts of module paths: no dots; never one that was used before, since
+        # adapters may be removed in any order
+        internal = f"a{next(self._numbers)}"
         with self._lock:
             base_flags = [
                 (parameter, parameter.requires_grad) for parameter in self.module.parameters()
@@ -139,6 +152,9 @@ class AdapterBank:
                 setattr(self.module.get_submodule(parent), last, layer.get_base_layer())
         if self.names:
             self._peft.peft_config.pop(internal, None)
+            # PEFT looks its active adapter up when it loads the next one
+            active = next(iter(self.names.values()))
+            self._peft.active_adapter = self._peft.base_model.active_adapter = active
             self._switch(self._active)
         else:
             self._peft = None
@@ -173,7 +189,6 @@ class AdapterBank:
             StateError: no adapter of that name; an adapter was merged into the shared weights.
         """
         with self._lock:
-            before = self._active
             if name is not None and name not in self.names:
                 raise StateError(
                     f"adapter {name!r} is not on this model; it has {sorted(self.names)}"
@@ -184,13 +199,18 @@ class AdapterBank:
                     " so the base is no longer the base; load the family again,"
                     " and pass FineTune(..., merge=True) for a merged model of its own"
                 )
-            if name != before:
+            selection = _Selection(name)
+            self._selections.append(selection)
+            if name != self._active:
                 self._switch(name)
             try:
                 yield
             finally:
-                if name != before:
-                    self._switch(before)
+                # by identity: generators and tasks of one thread may end in any order
+                self._selections.remove(selection)
+                remaining = self._selections[-1].name if self._selections else None
+                if remaining != self._active:
+                    self._switch(remaining)
 
     def merge(self, name: str) -> None:
         """Fold an adapter into the weights for good; the bank is empty afterwards.

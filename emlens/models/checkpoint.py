@@ -7,8 +7,8 @@ take turns.
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Self
 
 import torch
@@ -22,6 +22,7 @@ from emlens.foundation.sites import Site
 from emlens.models.adapters import AdapterBank
 from emlens.models.architectures import architecture_of
 from emlens.models.batches import Batch
+from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.stops import Stops
@@ -81,6 +82,36 @@ class CheckpointModel(HookedModel):
             What the module returns; None where the pass ended early.
         """
 
+    def _called(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
+        """`_call` with the adapter switched on, under the updates that are active here."""
+        with ExitStack() as stack:
+            # no other thread runs these modules meanwhile
+            stack.enter_context(self.bank.selected(self.adapter))
+            stack.enter_context(torch.no_grad())
+            for edit in self._blocks.active:
+                if isinstance(edit, ModuleUpdates):
+                    for update in edit.updates:
+                        module = self._updated_module(update)
+                        handle = module.register_forward_hook(_add_update(update))
+                        stack.callback(handle.remove)
+            output = self._call(what, inputs, passing)
+            passing.check_fired(self.name)
+            return output
+
+    def _updated_module(self, update: ModuleUpdate) -> nn.Module:
+        """The module of the running tree that an update is for."""
+        return self.module.get_submodule(update.path)
+
+    @contextmanager
+    def updated(self, updates: ModuleUpdates) -> Iterator[Self]:
+        """Add low-rank products to what modules compute, in every pass inside the block.
+
+        Like interventions they belong to this context; no weight and no module is touched between
+        passes.
+        """
+        with self._blocks.opened([updates]):
+            yield self
+
     def run(
         self,
         batch: Batch,
@@ -98,10 +129,8 @@ class CheckpointModel(HookedModel):
             # forward counts positions from the first column, padding included, unless positions
             # are given
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        with self.bank.selected(self.adapter), torch.no_grad():
-            passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
-            output = self._call("model" if with_logits else "decoder", inputs, passing)
-            passing.check_fired(self.name)
+        passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
+        output = self._called("model" if with_logits else "decoder", inputs, passing)
         return output.logits if with_logits else None
 
     def _generate(
@@ -124,10 +153,8 @@ class CheckpointModel(HookedModel):
             "generation_config": config,
             "logits_processor": LogitsProcessorList(processors),
         }
-        with self.bank.selected(self.adapter), torch.no_grad():
-            passing = self._pass(batch.padded_rows(max_new_tokens), {})
-            ids = self._call("generate", inputs, passing)
-            passing.check_fired(self.name)
+        passing = self._pass(batch.padded_rows(max_new_tokens), {})
+        ids = self._called("generate", inputs, passing)
         return ids[:, batch.ids.shape[1] :]
 
     def _pass(
@@ -167,6 +194,13 @@ class CheckpointModel(HookedModel):
 
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         return self.module.get_output_embeddings().weight.detach().cpu()  # type: ignore[operator]
+
+
+def _add_update(update: ModuleUpdate) -> Callable[..., Tensor]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return update.added(inputs[0], output)
+
+    return hook
 
 
 def without_own_options(stack: ExitStack, module: nn.Module) -> None:

@@ -6,7 +6,6 @@ that it is the same on every backend. Hooks exist only while a forward pass runs
 model carries one.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
+from emlens.models.edit_blocks import ActiveEdit, EditBlocks, SiteEdit, resolved
 from emlens.models.likelihoods import equal_choices, summed_logprobs, with_continuation
 from emlens.models.passes import Reader
 from emlens.models.stops import Ends, Stops, never_ends, template_stops
@@ -39,10 +39,6 @@ _LOGITS = 2**28
 """Logits in memory at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
 _REMEMBERED = 50_000
 """Rendered prompts that are kept; beyond that all are forgotten."""
-
-
-_Stack = tuple[tuple[Intervention, tuple[Site, ...]], ...]
-"""Active interventions, outermost first, each with the sites it was resolved to."""
 
 
 class HookedModel(ABC):
@@ -75,15 +71,15 @@ class HookedModel(ABC):
         self.max_length = max_length
         self.chat_template = template_of(tokenizer, chat_template)
         self.provenance: dict[str, Any] = dict(provenance)
-        self._local = threading.local()
+        self._blocks = EditBlocks()
         self._rendered: dict[str | None, dict[Prompt, Rendered]] = {}
         self._stops: dict[str | None, Stops] = {}
 
     def __copy__(self) -> Self:
-        """A copy on the same weights with an intervention stack of its own."""
+        """A copy on the same weights, on which no edit is active."""
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
-        copied._local = threading.local()
+        copied._blocks = EditBlocks()
         return copied
 
     def __repr__(self) -> str:
@@ -142,19 +138,24 @@ class HookedModel(ABC):
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
-        """Those active in this thread, outermost first; at one site they apply in this order."""
-        return tuple(intervention for intervention, _ in self._stack)
+        """Those active in this context, outermost first; at one site they apply in this order."""
+        edits = self._blocks.active
+        return tuple(edit.intervention for edit in edits if isinstance(edit, SiteEdit))
 
-    @property
-    def _stack(self) -> "_Stack":
-        stack: _Stack = getattr(self._local, "stack", ())
-        return stack
+    def edit_records(self) -> list[dict[str, Any]]:
+        """What provenance says of everything that changes this model's passes now.
+
+        Interventions in order of application, and adapters that are applied in memory.
+        """
+        return [edit.describe() for edit in self._blocks.active]
 
     @contextmanager
     def intervene(self, interventions: Iterable[Intervention]) -> Iterator["HookedModel"]:
         """Edit activations in every forward pass inside the block.
 
-        Undone at the end of the block, also after an error.
+        Undone at the end of the block, also after an error. Threads and asyncio tasks do not see
+        each other's blocks, and blocks may end in any order. A plain generator shares its caller's
+        context: where it yields inside a block, its caller's passes run under the block too.
 
         Nested blocks compose: an outer block's interventions apply first, those of one block in the
         order of the list.
@@ -163,50 +164,22 @@ class HookedModel(ABC):
             InputError: not a list of interventions, or one that matches no site of this model or
                 has another width (checked before any pass).
         """
-        if not isinstance(interventions, Iterable):
-            raise InputError(
-                f"interventions is a {type(interventions).__name__};"
-                " pass a list of emlens.ablate(...) or emlens.steer(...)"
-            )
-        added = tuple((intervention, self._targets(intervention)) for intervention in interventions)
-        with self._under(self._stack + added):
+        with self._blocks.opened(resolved(interventions, self.sites, self.d_model)):
             yield self
 
     @contextmanager
-    def _under(self, stack: "_Stack") -> Iterator[None]:
-        before = self._stack
-        self._local.stack = stack
-        try:
-            yield
-        finally:
-            self._local.stack = before
-
-    def _targets(self, intervention: Intervention) -> tuple[Site, ...]:
-        if not isinstance(intervention, Intervention):
-            raise InputError(
-                f"interventions holds a {type(intervention).__name__};"
-                " pass a list of emlens.ablate(...) or emlens.steer(...)"
-            )
-        if intervention.d_model != self.d_model:
-            raise InputError(
-                f"interventions holds one whose vectors have {intervention.d_model} coordinates,"
-                f" but the model's stream has {self.d_model}"
-            )
-        sites = tuple(intervention.targets(self.sites))
-        for site in sites:
-            if site.kind == "resid_mid":
-                raise InputError(
-                    f"site {site} can be read but not edited;"
-                    " intervene on attn_out or resid_post instead"
-                )
-        return sites
+    def edited_like(self, other: "HookedModel") -> Iterator["HookedModel"]:
+        """Run this copy of a model under the edits that are active on `other`."""
+        with self._blocks.opened(other._blocks.active):
+            yield self
 
     def edits_by_site(self) -> dict[Site, list[Intervention]]:
         """The active interventions at each site they act on, in order of application."""
         edits: dict[Site, list[Intervention]] = {}
-        for intervention, sites in self._stack:
-            for site in sites:
-                edits.setdefault(site, []).append(intervention)
+        for edit in self._blocks.active:
+            if isinstance(edit, SiteEdit):
+                for site in edit.sites:
+                    edits.setdefault(site, []).append(edit.intervention)
         return edits
 
     # ---- text in
@@ -398,7 +371,8 @@ class HookedModel(ABC):
         slots = max(1, min(batch_tokens // tokens, _LOGITS // max(1, self.vocab_size)))
         sampler = RowSampler(seed, [row.id for row in rows], temperature)
         chats = {number for number, prompt in enumerate(prompts) if prompt.is_chat}
-        return self._answers(rows, chats, sampler, max_new_tokens, slots, self._stack)
+        edits = self._blocks.active
+        return self._answers(rows, chats, sampler, max_new_tokens, slots, edits)
 
     def _answers(
         self,
@@ -407,14 +381,14 @@ class HookedModel(ABC):
         sampler: "RowSampler",
         max_new_tokens: int,
         slots: int,
-        stack: "_Stack",
+        edits: tuple[ActiveEdit, ...],
     ) -> Iterator[list[tuple[int, str, str]]]:
-        """Finished answers as text; each step runs under `stack`, the caller's code does not."""
+        """Finished answers as text; each step runs under `edits`, the caller's code does not."""
         stops = self.stops
-        with self._under(stack):
+        with self._blocks.opened(edits, alone=True):
             chunks = self._decode(rows, sampler, max_new_tokens, slots, self._ends(chats))
         while True:
-            with self._under(stack):
+            with self._blocks.opened(edits, alone=True):
                 chunk = next(chunks, None)
             if chunk is None:
                 return

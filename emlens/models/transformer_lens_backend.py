@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emlens.foundation.errors import LoadError
+from emlens.foundation.errors import LoadError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.sites import Site
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
+from emlens.models.edit_blocks import ModuleUpdate
 from emlens.models.passes import Pass
 
 
@@ -39,6 +40,18 @@ class TransformerLensModel(CheckpointModel):
 
     def _bridged(self) -> Any:
         return self.bank.derived(self._bridge, lambda bridge: bridge.original_model)
+
+    def _updated_module(self, update: ModuleUpdate) -> nn.Module:
+        """Found by its weights, since the bridge has another tree of modules on the same ones."""
+        for module in self._bridged().original_model.modules():
+            own_weights = module._parameters.get("weight")
+            if own_weights is update.weight and not isinstance(module, nn.Embedding):
+                found: nn.Module = module
+                return found
+        raise StateError(
+            f"TransformerLens runs {update.path} on copies of its weights, so no update reaches it;"
+            " load with backend='transformers'"
+        )
 
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
         bridge = self._bridged()

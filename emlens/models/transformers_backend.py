@@ -12,7 +12,6 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from emlens.data.rendering import Rendered
@@ -73,10 +72,8 @@ class TransformersModel(CheckpointModel):
             options["logits_to_keep"] = 1
 
         def forward(rows: PaddedRows, inputs: Mapping[str, Any]) -> Tensor:
-            with self.bank.selected(self.adapter), torch.no_grad():
-                passing = self._pass(rows, {})
-                output = self._call("model", {**inputs, **options}, passing)
-                passing.check_fired(self.name)
+            passing = self._pass(rows, {})
+            output = self._called("model", {**inputs, **options}, passing)
             return output.logits[:, -1]
 
         setting = Decoding(

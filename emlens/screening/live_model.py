@@ -5,10 +5,12 @@ Refused: weights that are spread over processes, since a pass of one process wou
 others. Memory: the prompts' activations.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +134,36 @@ def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
             module.__dict__["training"] = True
 
 
+_SWITCHED_OFF: "WeakSet[nn.Module]" = WeakSet()
+_LOCK = threading.Lock()
+
+
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """Without the adapter inside, where there is one; gradient flags as they were afterwards."""
+    """Without the adapter inside, where there is one; gradient flags as they were afterwards, also
+    after an error.
+
+    Raises:
+        StateError: its adapter is off already: the first block to end would switch it on for both.
+    """
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    with _LOCK:
+        if model in _SWITCHED_OFF:
+            raise StateError(
+                "the model's adapter is switched off by another block already, which changes the"
+                " model for everyone; wait until that block has ended"
+            )
+        _SWITCHED_OFF.add(model)
     # peft's `disable_adapter` changes requires_grad of the adapter's weights, and a trained run
     # must not notice that it was read
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-        yield
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        with _LOCK:
+            _SWITCHED_OFF.discard(model)

@@ -1,17 +1,20 @@
 """An adapter in memory computes what PEFT computes with it, and leaves nothing behind."""
 
+import copy
+import threading
 from dataclasses import replace
 
 import pytest
 import tiny_models
 import torch
 
+from emlens.activations import capture
 from emlens.data import PromptSet
-from emlens.foundation import InputError, StateError
+from emlens.foundation import InputError, IntegrityError, StateError
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.interventions.lora_sums import combined
-from emlens.models import load_family
+from emlens.models import load_family, load_model
 from emlens.models.hooked import HookedModel
 
 FLOAT32 = 1e-5  # PEFT scales after both products, the hook scales B
@@ -42,6 +45,37 @@ def test_an_applied_adapter_is_the_loaded_one_and_leaves_nothing(family):
     )
     assert torch.equal(models.instruct.logits(PROMPTS), before)
     assert not any(module._forward_hooks for module in models.instruct.module.modules())
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_other_backends_run_under_the_update(family, backend):
+    models, paths = family
+    model = load_model(
+        paths["one"].parent / "instruct", backend=tiny_models.need_backend(backend), device="cpu"
+    )
+    with applied_adapter(model, LoraAdapter.load(paths["one"])):
+        assert torch.allclose(model.logits(PROMPTS), models["one"].logits(PROMPTS), atol=FLOAT32)
+    assert torch.allclose(model.logits(PROMPTS), models.instruct.logits(PROMPTS), atol=FLOAT32)
+
+
+def test_an_update_belongs_to_its_model_and_thread_and_is_recorded(family, tmp_path):
+    models, paths = family
+    parent, twin = models.instruct, copy.copy(models.instruct)
+    before = parent.logits(PROMPTS)
+    capture(parent, PROMPTS, store=tmp_path / "store", progress=False)
+    seen = {}
+    with applied_adapter(parent, LoraAdapter.load(paths["one"])):
+        thread = threading.Thread(target=lambda: seen.update(logits=parent.logits(PROMPTS)))
+        thread.start()
+        thread.join()
+        assert torch.equal(twin.logits(PROMPTS), before)
+        [record] = parent.edit_records()
+        with twin.edited_like(parent):
+            assert torch.equal(twin.logits(PROMPTS), parent.logits(PROMPTS))
+        with pytest.raises(IntegrityError, match="begun for another model"):
+            capture(parent, PROMPTS, store=tmp_path / "store", progress=False)
+    assert torch.equal(seen["logits"], before) and parent.edit_records() == []
+    assert record["kind"] == "applied_adapter" and len(record["sha256"]) == 64
 
 
 def test_ranks_add_up_under_a_sum(family):

@@ -6,12 +6,23 @@ import pytest
 import tiny_models
 import torch
 
-from benchmarks import intervention_programs
-from benchmarks.intervention_programs import PROGRAMS, Failing, hooks_of, measure
+from benchmarks import interleaved_programs, intervention_programs
+from benchmarks.intervention_programs import Failing, hooks_of, measure
 from emlens.foundation import Site
-from emlens.models import HookedModel, load_model
+from emlens.models import edit_blocks, load_model
+from emlens.models.edit_blocks import EditBlocks, _Block
 
 CLEAN = {"hooks_left": 0, "interventions_left": 0, "weights_changed": 0, "logits_changed": 0}
+
+OVERLAPPING = {
+    "passes_under_other_edits": 0,
+    "hooks_left": 0,
+    "edits_left": 0,
+    "weights_changed": 0,
+    "logits_changed": 0,
+}
+NO_STACK_CHANGES = ("hooks_left", "weights_changed")
+"""Counts that an edit left in force cannot raise."""
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +39,8 @@ def run(model, programs):
     return {name: found[name] for name in CLEAN}
 
 
-def test_five_hundred_programs_leave_nothing_behind(small):
-    assert PROGRAMS == 500
-    assert run(load_model(small), PROGRAMS) == CLEAN
+def test_nested_programs_leave_nothing_behind(small):
+    assert run(load_model(small), 150) == CLEAN
 
 
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
@@ -39,13 +49,42 @@ def test_the_other_backends_leave_nothing_behind(small, backend):
 
 
 @contextmanager
-def forgetful(self, stack):
-    """Leaves interventions in force, but for those that fail."""
-    self._local.stack = stack
+def forgetful(self, edits, *, alone=False):
+    """Leaves edits in force, but for those that fail."""
+    before = edit_blocks._BLOCKS.get()
+    edit_blocks._BLOCKS.set((*before, _Block(self._key, tuple(edits), alone)))
     try:
         yield
     finally:
-        self._local.stack = tuple(entry for entry in stack if not isinstance(entry[0], Failing))
+        kept = tuple(edit for edit in edits if not isinstance(edit.intervention, Failing))
+        edit_blocks._BLOCKS.set((*before, _Block(self._key, kept, alone)))
+
+
+def test_overlapping_programs_leave_nothing_behind_and_see_their_own_edits(small):
+    programs = 24
+    found = interleaved_programs.measure(load_model(small), tiny_models.prompts(2), programs)
+    assert found["programs"] == programs and found["passes"] > 5 * programs
+    assert 0.1 < found["ended_by_a_failure"] / programs < 0.6
+    assert {name: found[name] for name in OVERLAPPING} == OVERLAPPING
+
+
+def test_a_stack_that_is_restored_whole_is_seen_to_leave_edits(small, monkeypatch):
+    """What the stack of a thread did before: the last to leave puts back what it found."""
+    stack = []
+
+    @contextmanager
+    def restoring(self, edits, *, alone=False):
+        before = list(stack)
+        stack[:] = [*([] if alone else before), *edits]
+        try:
+            yield
+        finally:
+            stack[:] = before
+
+    monkeypatch.setattr(EditBlocks, "opened", restoring)
+    monkeypatch.setattr(EditBlocks, "active", property(lambda self: tuple(stack)))
+    found = interleaved_programs.measure(load_model(small), tiny_models.prompts(2), 8)
+    assert all(found[name] > 0 for name in OVERLAPPING if name not in NO_STACK_CHANGES)
 
 
 def test_what_stays_behind_is_seen(small, monkeypatch):
@@ -62,7 +101,7 @@ def test_what_stays_behind_is_seen(small, monkeypatch):
         return fails(self, activation, mask)
 
     monkeypatch.setattr(Failing, "__call__", leaks)
-    monkeypatch.setattr(HookedModel, "_under", forgetful)
+    monkeypatch.setattr(EditBlocks, "opened", forgetful)
     monkeypatch.setattr(intervention_programs, "DEPTH", 2)
     found = measure(model, tiny_models.prompts(2), 12)
     assert all(found[name] > 0 for name in CLEAN)

@@ -55,6 +55,27 @@ def test_selection_nests_and_gives_the_base_back(files, model, prompts):
     assert not torch.equal(seen["one"], seen["two"]) and not torch.equal(seen["one"], untouched)
 
 
+def test_adapters_are_removed_and_selected_in_any_order(files, model, prompts):
+    bank = model.bank
+    bank.attach(files / "one", "one")
+    bank.attach(files / "two", "two")
+    with bank.selected("two"):
+        expected = plain(model, prompts)
+    bank.detach("one")
+    bank.attach(files / "one", "three")  # must not take the place of "two"
+    first, second = bank.selected("two"), bank.selected("three")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    other = plain(model, prompts)
+    second.__exit__(None, None, None)
+    assert not torch.equal(other, expected)
+    with bank.selected("two"):
+        assert torch.equal(plain(model, prompts), expected)
+    with bank.selected("three"):
+        assert torch.equal(plain(model, prompts), other)
+
+
 def plain(model, prompts):
     """Logits of whatever is in force on the module, without emlens."""
     row = model.render(prompts)[0]
