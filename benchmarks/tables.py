@@ -409,10 +409,7 @@ FAULTS = ("left", "changed", "under_other_edits")
 
 def _left_behind(backends: Iterable[Values]) -> Measured:
     return _of_all(
-        [
-            {**b, "faults": sum(b[key] for key in b if key.endswith(FAULTS))}
-            for b in backends
-        ],
+        [{**b, "faults": sum(b[key] for key in b if key.endswith(FAULTS))} for b in backends],
         "faults",
         "programs",
     )
