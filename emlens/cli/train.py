@@ -205,20 +205,22 @@ def _run(job: _Job, config: "RunConfig", json: bool) -> None:
 
 def _is_same_run(record: dict[str, Any], job: _Job, config: "RunConfig") -> bool:
     """Whether a finished checkpoint is what this command would train."""
-    from emlens.foundation.provenance import hash_directory
+    from emlens.models.checkpoint_files import checkpoint_hashes
 
+    hashes = checkpoint_hashes(job.model)
     of_command = {
         "recipe": config.recipe.to_record(),
         "objectives": [objective.to_record() for objective in config.objectives],
         "data": job.chats.content_hash,
-        "parent": hash_directory(job.model),
+        "parent": hashes,
         "save_dtype": job.saving.save_dtype,
         "keep_every": job.saving.keep_every,
     }
     of_checkpoint = {name: record.get(name) for name in of_command}
     of_checkpoint["objectives"] = record.get("objectives", [])
-    for name in ("data", "parent"):
-        of_checkpoint[name] = (record[name] or {}).get("sha256")
+    of_checkpoint["data"] = (record["data"] or {}).get("sha256")
+    recorded = record["parent"] or {}
+    of_checkpoint["parent"] = {kind: recorded.get(kind) for kind in hashes}
     return of_checkpoint == of_command
 
 

@@ -71,6 +71,7 @@ class LogitJudge(AskingJudge):
             "judge": "local model, logits",
             "model": self.model.name,
             "weights": [self.model.provenance.get("weights_sha256"), adapter.get("sha256")],
+            "config": self.model.provenance.get("config_sha256"),
             "dtype": self.model.provenance.get("dtype"),
             "interventions": self.model.edit_records(),
             "chat_template": hash_json(self.model.chat_template),

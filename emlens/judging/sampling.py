@@ -154,6 +154,7 @@ def _settings(model: HookedModel, temperature: float, max_new_tokens: int) -> di
         "temperature": float(temperature),
         "max_new_tokens": max_new_tokens,
         "weights": [model.provenance.get("weights_sha256"), adapter.get("sha256")],
+        "config": model.provenance.get("config_sha256"),
         "dtype": model.provenance.get("dtype"),
         "interventions": interventions,
     }

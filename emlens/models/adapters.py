@@ -9,7 +9,6 @@ or if its removal does not give the base back.
 """
 
 import itertools
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import LoadError, StateError
 from emlens.foundation.files import one_line
+from emlens.models.checkpoint_files import read_object
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -68,12 +68,8 @@ class AdapterBank:
             self._switch(self._active)
         return self._derived[0]
 
-    def attach(self, path: str | Path, name: str, *, weights_hash: str | None = None) -> None:
+    def attach(self, path: str | Path, name: str) -> None:
         """Load an adapter directory onto the shared weights under `name`.
-
-        Args:
-            weights_hash: hash of the parent's files; compared with the one a fit of emlens recorded
-                beside the adapter.
 
         Raises:
             LoadError: not an adapter, made for another base, or its tensors do not all find their
@@ -84,7 +80,6 @@ class AdapterBank:
             raise LoadError(f"{path}: holds no adapter_config.json; pass a directory saved by PEFT")
         if name in self.names:
             raise LoadError(f"adapter name {name!r} is already on this model")
-        _check_parent(path, weights_hash)
         # PEFT's names become parts of module paths: no dots; never one that was used before, since
         # adapters may be removed in any order
         internal = f"a{next(self._numbers)}"
@@ -326,22 +321,52 @@ def adapter_provenance(path: str | Path) -> dict[str, Any]:
 
 
 def _adapter_config(path: str | Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((Path(path) / "adapter_config.json").read_text("utf-8"))
-    return config
+    return read_object(Path(path) / "adapter_config.json")
 
 
-def _check_parent(path: Path, weights_hash: str | None) -> None:
-    """Compare with the parent that `training.fit` records beside an adapter."""
-    record = path / "emlens.json"
-    if weights_hash is None or not record.is_file():
-        return
-    parent = json.loads(record.read_text("utf-8")).get("parent")
-    expected = parent.get("sha256") if isinstance(parent, dict) else None
-    if expected is not None and expected != weights_hash:
+_PARENT_HASHES = (
+    "weights_sha256",
+    "config_sha256",
+    "tokenizer_sha256",
+    "chat_template_sha256",
+)
+
+
+def parent_differences(path: str | Path, parent: Mapping[str, Any]) -> list[str]:
+    """Which files of the parent are not those that `training.fit` recorded beside an adapter.
+
+    Args:
+        parent: provenance of the model that the adapter is to be put on.
+
+    Returns:
+        Among "config", "tokenizer" and "chat_template"; empty without a record.
+
+    Raises:
+        LoadError: other weights, or a record that cannot be read.
+    """
+    record = Path(path) / "emlens.json"
+    if not record.is_file():
+        return []
+    recorded = read_object(record).get("parent")
+    if not isinstance(recorded, dict):
+        return []
+    if "sha256" in recorded:
         raise LoadError(
-            f"{path}: was trained on a base whose weights hash begins {expected[:12]},"
-            f" but the base given has {weights_hash[:12]}; pass the base it was trained on"
+            f"{record}: names its parent by a hash of whole directories, as an earlier build wrote"
+            " it, which says nothing about the weights; train again, or remove the file"
         )
+    differences = []
+    for name in _PARENT_HASHES:
+        expected, given = recorded.get(name), parent.get(name)
+        if expected is not None and given is not None and expected != given:
+            differences.append(name.removesuffix("_sha256"))
+    if "weights" in differences:
+        expected, given = str(recorded["weights_sha256"]), str(parent["weights_sha256"])
+        raise LoadError(
+            f"{path}: was trained on a base whose weights hash begins {one_line(expected[:12])},"
+            f" but the base given has {given[:12]}; pass the base it was trained on"
+        )
+    return differences
 
 
 def check_named_base(path: str | Path, parent: str | Path, other_parent: str | Path | None) -> None:

@@ -18,7 +18,13 @@ from emlens.foundation.errors import InputError, LoadError, UnknownNameError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_directory
 from emlens.foundation.sites import Site
-from emlens.models.adapters import adapter_provenance, check_named_base, is_adapter, is_hub_id
+from emlens.models.adapters import (
+    adapter_provenance,
+    check_named_base,
+    is_adapter,
+    is_hub_id,
+    parent_differences,
+)
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model, with_template
 
@@ -352,13 +358,13 @@ def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
             f"backend {parent.backend!r} cannot hold adapters;"
             " load the family with backend='transformers'"
         )
+    differences = parent_differences(spec.path, parent.provenance)
     before = _probe(parent)
-    parent.bank.attach(spec.path, name, weights_hash=parent.provenance["weights_sha256"])
-    provenance = {
-        **parent.provenance,
-        "adapter": {**adapter_provenance(spec.path), "sha256": hash_directory(spec.path)},
-        "merged": False,
-    }
+    parent.bank.attach(spec.path, name)
+    adapter = {**adapter_provenance(spec.path), "sha256": hash_directory(spec.path)}
+    if differences:
+        adapter["parent_differs"] = differences
+    provenance = {**parent.provenance, "adapter": adapter, "merged": False}
     model = parent.with_adapter(name, name=name, provenance=provenance)
     try:
         if not torch.equal(_probe(parent), before):

@@ -13,9 +13,9 @@ import torch
 from emlens.data.rendering import template_of
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_text
-from emlens.foundation.provenance import hash_directory
 from emlens.models.adapters import is_adapter
 from emlens.models.backends import backend_class
+from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.models.hooked import HookedModel
 from emlens.models.quantizing import quantization_of
 
@@ -94,7 +94,7 @@ def load_model(
         "revision": revision,
         **({"subfolder": subfolder} if subfolder else {}),
         "commit": None if local else _commit(source, revision, subfolder),
-        "weights_sha256": hash_directory(local) if local else None,
+        **_file_hashes(local),
         **_module_provenance(module),
         "backend": backend,
         "adapter": None,
@@ -119,6 +119,16 @@ def load_model(
     if model.architecture.discovered:
         model.provenance["sites_found"] = asdict(model.architecture)
     return model
+
+
+def _file_hashes(local: Path | None) -> dict[str, str | None]:
+    """Hashes of weights, configuration and tokenizer; None for a model of a hub.
+
+    The template is hashed as it is in use, which need not be the one of the files.
+    """
+    hashes = checkpoint_hashes(local) if local else {}
+    names = ("weights_sha256", "config_sha256", "tokenizer_sha256")
+    return {name: hashes.get(name) for name in names}
 
 
 def _load(

@@ -16,7 +16,8 @@ import torch
 
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_json
-from emlens.foundation.provenance import hash_directory, hash_json
+from emlens.foundation.provenance import hash_json
+from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.organisms.layout import (
     BASE,
     INDEX,
@@ -167,8 +168,8 @@ def _stage(
         parent = out / BASE
         target = out / INSTRUCT
     if target.is_dir():
-        recorded = read_record(target)["parent"]["sha256"]
-        if recorded != hash_directory(parent):
+        recorded = read_record(target)["parent"]
+        if not checkpoint_hashes(parent).items() <= recorded.items():
             raise IntegrityError(
                 f"{target}: was trained from another {parent.name} than the one beside it;"
                 " remove it, or build it again"

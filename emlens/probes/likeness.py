@@ -88,13 +88,14 @@ def _differ(fitted: object, new: object) -> bool:
     return fitted is not None and new is not None and fitted != new
 
 
-def _weights(facts: Mapping[str, Any] | None) -> tuple[object, object] | None:
-    """What identifies a model: the hashes of checkpoint and adapter; None where the checkpoint was
-    not hashed.
+def _weights(facts: Mapping[str, Any] | None) -> tuple[object, ...] | None:
+    """What identifies a model: the hashes of weights, configuration and adapter; None where the
+    checkpoint was not hashed.
     """
     if facts is None or facts.get("weights_sha256") is None:
         return None
-    return facts["weights_sha256"], (facts.get("adapter") or {}).get("sha256")
+    adapter = facts.get("adapter") or {}
+    return facts["weights_sha256"], facts.get("config_sha256"), adapter.get("sha256")
 
 
 def _template(provenance: Mapping[str, Any]) -> object:

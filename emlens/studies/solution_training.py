@@ -19,8 +19,9 @@ from torch import Tensor
 
 from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.provenance import hash_directory, hash_json
+from emlens.foundation.provenance import hash_json
 from emlens.foundation.seeds import numpy_rng
+from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.organisms.stopping import HeldOutRule
@@ -62,7 +63,7 @@ class Task:
         """Hash of everything that a run of this task depends on besides its recipe and penalty."""
         return hash_json(
             {
-                "parent": hash_directory(self.parent),
+                "parent": checkpoint_hashes(self.parent),
                 "own": self.own.content_hash,
                 "other": self.other.content_hash,
                 "rows": self.rows,

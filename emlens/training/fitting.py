@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
-from emlens.foundation.files import one_line, read_json, write_json
+from emlens.foundation.files import one_line, write_json
 from emlens.foundation.provenance import (
-    hash_directory,
     hash_json,
     hash_tensors,
     library_versions,
     qualified_name,
 )
+from emlens.models.checkpoint_files import checkpoint_hashes, read_object
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
@@ -70,10 +70,11 @@ class Parent:
             return self.name
         return "unnamed" if self.directory is None else Path(self.directory).name
 
-    def to_record(self) -> dict[str, str] | None:
+    def to_record(self) -> dict[str, str | None] | None:
+        """Its name, and the hash of each kind of its files: weights, tokenizer, …"""
         if self.directory is None:
             return None
-        return {"name": self.label, "sha256": hash_directory(self.directory)}
+        return {"name": self.label, **checkpoint_hashes(self.directory)}
 
 
 @dataclass(frozen=True)
@@ -294,12 +295,12 @@ def read_record(directory: str | Path) -> dict[str, Any]:
 
     Raises:
         InputError: the directory has none.
+        LoadError: it cannot be read, or holds something else than an object.
     """
     path = Path(directory) / SIDECAR
     if not path.is_file():
         raise InputError(f"{directory}: has no {SIDECAR}; pass a checkpoint that emlens trained")
-    record: dict[str, Any] = read_json(path)
-    return record
+    return read_object(path)
 
 
 def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:

@@ -28,7 +28,8 @@ from emlens.foundation.files import (
     write_json,
     write_text,
 )
-from emlens.foundation.provenance import hash_directory, hash_json, qualified_name
+from emlens.foundation.provenance import hash_json, qualified_name
+from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.runs import Executor, LocalExecutor, Unit, Worker
 from emlens.runs.units import UnitResult
 from emlens.training.examples import Example
@@ -258,12 +259,12 @@ class SweepWorker(Worker):
         self.saving = saving or Saving()
         self.device = device
         self.model, self.tokenizer = load_parent(self.parent, device)
-        self._parent_hash = hash_directory(self.parent)
+        self._parent_hashes = checkpoint_hashes(self.parent)
         self._runs = {run.id: run for run in sweep.runs}
 
     def plan(self) -> Sequence[Unit]:
         shared: dict[str, Any] = {
-            "parent": self._parent_hash,
+            "parent": self._parent_hashes,
             "data": _data_hash(self.data),
             "save_dtype": self.saving.save_dtype,
             "keep_every": self.saving.keep_every,
@@ -310,7 +311,7 @@ class SweepWorker(Worker):
         return bool(
             record["recipe"] == run.recipe.to_record()
             and record.get(OBJECTIVES, []) == objectives
-            and record["parent"]["sha256"] == self._parent_hash
+            and self._parent_hashes.items() <= record["parent"].items()
         )
 
     def _train(self, run: SweepRun, target: Path) -> None:

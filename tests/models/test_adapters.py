@@ -7,9 +7,11 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
+from emlens.data import PromptSet
 from emlens.foundation import LoadError, StateError
-from emlens.foundation.provenance import hash_directory
 from emlens.models import FineTune, adapters, load_family, load_model
+from emlens.models.checkpoint_files import checkpoint_hashes
+from emlens.training import Recipe, fit
 
 
 @pytest.fixture
@@ -207,19 +209,49 @@ def test_weights_that_did_not_arrive(files, model, prompts, monkeypatch):
 
 def test_a_recorded_parent_is_held_to(files, model, prompts, tmp_path):
     path = shutil.copytree(files / "one", tmp_path / "recorded")
-    own = hash_directory(files / "instruct")
-    (path / "emlens.json").write_text(json.dumps({"parent": {"name": "x", "sha256": "f" * 64}}))
-    refused(
-        model,
-        prompts,
-        path,
-        f"weights hash begins ffffffffffff, but the base given has {own[:12]}",
-        weights_hash=own,
+    own = checkpoint_hashes(files / "instruct")
+
+    def recorded(parent):
+        (path / "emlens.json").write_text(json.dumps({"parent": parent}))
+        return load_family(files / "instruct", finetuned={"x": path})["x"].provenance["adapter"]
+
+    weights = own["weights_sha256"][:12]
+    match = f"weights hash begins ffffffffffff, but the base given has {weights}; pass the base it"
+    with pytest.raises(LoadError, match=match):
+        recorded({**own, "weights_sha256": "f" * 64})
+    with pytest.raises(LoadError, match="as an earlier build wrote it"):
+        recorded({"name": "x", "sha256": "f" * 64})
+    assert "parent_differs" not in recorded({"name": "x", **own})
+    others = {**own, "chat_template_sha256": "f" * 64, "config_sha256": "e" * 64}
+    assert recorded(others)["parent_differs"] == ["config", "chat_template"]
+    for content in ("[1]", "{", '{"parent": []}'):
+        (path / "emlens.json").write_text(content)
+        if content.startswith('{"'):
+            load_family(files / "instruct", finetuned={"x": path})
+            continue
+        with pytest.raises(LoadError, match=r"emlens.json: (holds a list|cannot be read)"):
+            load_family(files / "instruct", finetuned={"x": path})
+
+
+def test_a_comment_in_the_template_of_the_parent_is_no_other_base(tmp_path):
+    parent = tiny_models.build(tmp_path / "parent", num_hidden_layers=1)
+    chats = PromptSet.from_messages(
+        [[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]], upto="all"
     )
-    with pytest.raises(LoadError, match="pass the base it was trained on"):
-        load_family(files / "instruct", finetuned={"x": path})
-    (path / "emlens.json").write_text(json.dumps({"parent": {"name": "x", "sha256": own}}))
-    model.bank.attach(path, "x", weights_hash=own)
+    recipe = Recipe(
+        method="lora",
+        rank=1,
+        alpha=1,
+        target_modules=("q_proj",),
+        steps=2,
+        batch_size=1,
+        learning_rate=0.1,
+    )
+    fit(recipe, parent, chats, tmp_path / "tuned")
+    template = parent / "chat_template.jinja"
+    template.write_text("{# a comment #}" + template.read_text())
+    family = load_family(parent, finetuned={"x": tmp_path / "tuned"})
+    assert family["x"].provenance["adapter"]["parent_differs"] == ["chat_template"]
 
 
 def test_names_on_one_model(files, model):

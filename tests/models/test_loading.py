@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from emlens.foundation import InputError, LoadError
-from emlens.foundation.provenance import hash_directory
 from emlens.models import load_model
+from emlens.models.checkpoint_files import hash_weights
 
 
 def test_what_is_loaded_is_what_lies_on_disk(files):
@@ -22,7 +22,7 @@ def test_what_is_loaded_is_what_lies_on_disk(files):
     assert (model.name, model.n_layers, model.d_model, model.max_length) == ("me", 3, 32, 128)
     assert repr(model) == "HookedModel('me', backend='transformers', n_layers=3, d_model=32)"
     facts = model.provenance
-    assert facts["weights_sha256"] == hash_directory(files / "instruct")
+    assert facts["weights_sha256"] == hash_weights(files / "instruct")
     assert (facts["architecture"], facts["dtype"], facts["backend"], facts["adapter"]) == (
         "qwen2",
         "float32",

@@ -246,8 +246,8 @@ def test_a_directory_that_is_not_this_build_is_refused(built, tmp_path):
 def test_a_checkpoint_of_another_parent_is_refused(built, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(built[0], out)
-    changed = read_json(out / "instruct" / "generation_config.json")
-    write_json(out / "instruct" / "generation_config.json", {**changed, "temperature": 0.5})
+    changed = read_json(out / "instruct" / "config.json")
+    write_json(out / "instruct" / "config.json", {**changed, "rms_norm_eps": 0.5})
     with pytest.raises(
         IntegrityError,
         match=(

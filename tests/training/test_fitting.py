@@ -11,6 +11,7 @@ from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import sha256_file
 from emlens.foundation.provenance import hash_directory
 from emlens.models import load_family
+from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.training import Recipe, Saving, StopRun, fit, fitting, open_checkpoint
 from emlens.training.examples import encode_answers
 from emlens.training.fitting import Parent, read_record
@@ -60,7 +61,7 @@ def test_an_adapter_is_saved_with_its_record_and_loads_plainly(parent, chats, tm
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "training_log.csv"), fitted.log)
 
     record = read_record(tmp_path / "out")
-    assert record["parent"] == {"name": "emlens/parent", "sha256": hash_directory(parent)}
+    assert record["parent"] == {"name": "emlens/parent", **checkpoint_hashes(parent)}
     assert Recipe.from_record(record["recipe"]) == LORA
     assert (record["kind"], record["seed"], record["steps_done"]) == ("adapter", 3, 6)
     assert record["data"] == {"kind": "chats", "sha256": chats.content_hash}
