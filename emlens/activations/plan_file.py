@@ -29,7 +29,7 @@ from emlens.activations.store import MANIFEST, PLAN, ROWS, require_store_directo
 from emlens.activations.token_rows import TokenRows
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import read_json, write_bytes
-from emlens.foundation.positions import AllTokens, Chosen, Index, Position, Span
+from emlens.foundation.positions import AllTokens, Chosen, Index, Last, Position, Span
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
 
@@ -183,13 +183,15 @@ def _position_to_record(position: Position) -> dict[str, Any]:
         return {"kind": "listed", "label": position.label}
     if isinstance(position, AllTokens):
         return {"kind": "all"}
+    if isinstance(position, Last):
+        return {"kind": "last"}
     raise InputError(
         f"position {position.name!r} is a {type(position).__name__},"
         " which a store cannot write down; pass Index, Span or a callable"
     )
 
 
-_POSITION_KINDS = {"index": Index, "span": Span, "listed": _Listed, "all": AllTokens}
+_POSITION_KINDS = {"index": Index, "span": Span, "listed": _Listed, "all": AllTokens, "last": Last}
 
 
 def _position_from_record(record: Mapping[str, Any]) -> Position:

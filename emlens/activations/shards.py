@@ -22,7 +22,7 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import publishing, read_json, write_json
 from emlens.foundation.provenance import hash_json
 
-FORMAT = 2
+FORMAT = 3
 _HEADER_LIMIT = 2**27
 _HASH_THREADS = 2
 """Threads that compute checksums while a shard is written; hashlib releases the interpreter's lock.

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from emlens.data.prompts import Prompt
-from emlens.data.rendering import Rendered
+from emlens.data.rendering import Rendered, row_text
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.positions import Chosen, Position, RowSpans
@@ -26,13 +26,15 @@ _CHUNK = 1024
 """Prompts rendered at once, so that at most this number exist as Python objects."""
 _LISTED = "listed@"
 _LISTED_OFFSETS = "listed_offsets@"
+_N_BOUNDARIES = 3
 
 
 class TokenRows:
-    """Rendered rows in prompt order: ids, groups, token ids and prompt boundaries.
+    """Rendered rows in prompt order: ids, groups, token ids and boundaries.
 
-    `listed` holds the token indices of positions given as callables, by the position's name: the
-    indices of all rows one after another, and the offsets of the rows in them.
+    `boundaries` holds of each row where its prompt ends, and where its answer begins and ends
+    (`RowSpans`). `listed` holds the token indices of positions given as callables, by the
+    position's name: the indices of all rows one after another, and the offsets of the rows in them.
     """
 
     def __init__(
@@ -41,14 +43,14 @@ class TokenRows:
         groups: Sequence[str],
         tokens: Int[Tensor, " token"],
         offsets: Int[Tensor, " row_plus_1"],
-        prompt_ends: Int[Tensor, " row"],
+        boundaries: Int[Tensor, "row 3"],
         listed: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ):
         self.ids = list(ids)
         self.groups = list(groups)
         self.tokens = tokens
         self.offsets = offsets
-        self.prompt_ends = prompt_ends
+        self.boundaries = boundaries
         self.listed = dict(listed or {})
         self.lengths: list[int] = (offsets[1:] - offsets[:-1]).tolist()
 
@@ -56,13 +58,13 @@ class TokenRows:
     def from_rendered(cls, chunks: Iterable[Sequence[Rendered]]) -> "TokenRows":
         ids: list[str] = []
         groups: list[str] = []
-        tokens, prompt_ends, offsets = array("i"), array("i"), array("q", [0])
+        tokens, boundaries, offsets = array("i"), array("i"), array("q", [0])
         for rows in chunks:
             for row in rows:
                 ids.append(row.id)
                 groups.append(row.group)
                 tokens.extend(row.ids)
-                prompt_ends.append(row.prompt_end)
+                boundaries.extend((row.prompt_end, *row.spans.content))
                 offsets.append(len(tokens))
         return cls(
             ids,
@@ -70,7 +72,7 @@ class TokenRows:
             # frombuffer shares the memory of the arrays, which are not changed from here on
             torch.frombuffer(tokens, dtype=torch.int32),
             torch.frombuffer(offsets, dtype=torch.int64),
-            torch.frombuffer(prompt_ends, dtype=torch.int32),
+            torch.frombuffer(boundaries, dtype=torch.int32).view(-1, _N_BOUNDARIES),
         )
 
     @classmethod
@@ -93,11 +95,11 @@ class TokenRows:
             self.ids[row],
             self.groups[row],
             tuple(self.tokens[start:stop].tolist()),
-            int(self.prompt_ends[row]),
+            *self.boundaries[row].tolist(),
         )
 
     def _spans(self, row: int) -> RowSpans:
-        return RowSpans(self.lengths[row], int(self.prompt_ends[row]))
+        return RowSpans(self.lengths[row], *self.boundaries[row].tolist())
 
     def resolve_positions(self, positions: Sequence[Position]) -> None:
         """Check that every position exists in every row, and list the tokens of callables.
@@ -134,14 +136,12 @@ class TokenRows:
 
     @property
     def sha256(self) -> str:
-        """Over ids, prompt boundaries and token ids in order; equal to `rendered_hash`."""
+        """Over ids, boundaries and token ids in order; equal to `rendered_hash`."""
         digest = hashlib.sha256()
         for i in range(len(self)):
-            row = self.rendered(i)
             if i > 0:
                 digest.update(b"\n")
-            token_ids = ",".join(map(str, row.ids))
-            digest.update(f"{row.id}\x1f{row.prompt_end}\x1f{token_ids}".encode())
+            digest.update(row_text(self.rendered(i)).encode())
         return digest.hexdigest()
 
     def check_same_ids(
@@ -172,12 +172,12 @@ class TokenRows:
         return (
             torch.equal(self.tokens, rows.tokens)
             and torch.equal(self.offsets, rows.offsets)
-            and torch.equal(self.prompt_ends, rows.prompt_ends)
+            and torch.equal(self.boundaries, rows.boundaries)
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
         """What a store keeps of the rows beside their ids."""
-        tensors = {"tokens": self.tokens, "offsets": self.offsets, "prompt_ends": self.prompt_ends}
+        tensors = {"tokens": self.tokens, "offsets": self.offsets, "boundaries": self.boundaries}
         for name, (flat, offsets) in self.listed.items():
             tensors[_LISTED + name] = flat
             tensors[_LISTED_OFFSETS + name] = offsets
@@ -193,7 +193,7 @@ class TokenRows:
                 name = key.removeprefix(_LISTED)
                 listed[name] = (tensors[key], tensors[_LISTED_OFFSETS + name])
         return cls(
-            ids, groups, tensors["tokens"], tensors["offsets"], tensors["prompt_ends"], listed
+            ids, groups, tensors["tokens"], tensors["offsets"], tensors["boundaries"], listed
         )
 
 

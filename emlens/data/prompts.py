@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
+from emlens.data.encoding import check_is_text
 from emlens.data.readers import read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
@@ -58,13 +59,15 @@ class PromptSet(Sequence[Prompt]):
     """An ordered set of prompts with unique ids.
 
     Raises:
-        InputError: no prompt, or an id that occurs twice.
+        InputError: no prompt, an id that occurs twice, or half of a surrogate pair in a text.
     """
 
     def __init__(self, prompts: Iterable[Prompt]):
         self._prompts = tuple(prompts)
         if not self._prompts:
             raise InputError("prompts is empty; pass at least one prompt")
+        for prompt in self._prompts:
+            check_texts(prompt)
         self._by_id = {prompt.id: prompt for prompt in self._prompts}
         if len(self._by_id) != len(self._prompts):
             counts = Counter(prompt.id for prompt in self._prompts)
@@ -219,6 +222,17 @@ class PromptSet(Sequence[Prompt]):
         if not prompts:
             raise InputError(f"{path}: holds no line")
         return cls(prompts.values())
+
+
+def check_texts(prompt: Prompt) -> None:
+    """Refuse a prompt that no tokenizer can read.
+
+    Raises:
+        InputError: half of a surrogate pair in one of its texts.
+    """
+    contents = [message.content for message in prompt.messages or ()]
+    for text in (prompt.id, prompt.text, prompt.response or "", *contents):
+        check_is_text(text, f"prompt {one_line(prompt.id, 60)!r}")
 
 
 def chat_prompt(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, overload
 
+from emlens.data.encoding import check_is_text
 from emlens.data.personas import persona_records
 from emlens.data.prompts import Message, Prompt, PromptSet
 from emlens.data.question_records import chat_record, csv_records, question_fields, yaml_records
@@ -62,6 +63,8 @@ class Question:
                 f" paraphrases starts with {one_line(paraphrases[0], 60)!r};"
                 " its first entry must be the text itself"
             )
+        for text in (self.id, self.system or "", *paraphrases):
+            check_is_text(text, f"question {one_line(self.id, 60)!r}")
         object.__setattr__(self, "paraphrases", paraphrases)
 
     def messages(self, paraphrase: int = 1) -> tuple[Message, ...]:

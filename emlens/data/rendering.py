@@ -1,115 +1,108 @@
-"""Prompts → token ids, once.
+"""Prompts → token ids, once: the one place that decides what a row of tokens is.
 
-Every backend and every position takes these ids; nothing is tokenised again later. A chat is
-rendered by the tokenizer's template, or by an explicit one (a base model has none of its own).
-Where a response is kept, its tokens follow the rendered prompt, and the boundary comes from ids:
-the prompt's ids must be a prefix of the whole. No import of transformers: a tokenizer is anything
-with the usual methods.
+Every backend, every position, likelihoods, sampling and training labels take these rows; nothing is
+tokenised again later. A row promises:
+
+* The tokenizer's start (BOS) is there once where it puts one in front of a text, in chats, plain
+  renderings and raw texts alike. What it appends (EOS) is not; a template may write it.
+* A prompt ends where the assistant's words begin. `ids[:prompt_end]` are the ids of the prompt
+  without an answer. (One exception: `emlens.data.chat_text.answered_text`.)
+* The answer itself is `ids[content_start:content_end]`: no thought, no token of the template.
+* The template's closing follows. `ids[prompt_end:turn_end]` is what a model writes: thought,
+  answer, and the token that ends its turn. It is what training teaches.
+* A boundary is never inside a token. Where it would be, the text on its two sides is encoded apart;
+  `apart` says so.
+
+`chat_format` says what a template does. No import of transformers: a tokenizer is anything with the
+usual methods.
 """
 
-import re
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
-from emlens.data.prompts import Prompt
+from emlens.data.chat_text import ChatFormat, ChatText, answered_text, prompt_text
+from emlens.data.encoding import (
+    continuation_ids,
+    encode,
+    encode_with_places,
+    end_of_turn,
+    with_start,
+)
+from emlens.data.prompts import Prompt, check_texts
+from emlens.data.templates import template_of
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_text
 from emlens.foundation.positions import RowSpans
 
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] + '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-"""Roles as plain words, for models that know no chat tokens: one rendering that a base model and
-its instruct version share.
-"""
-TEMPLATES = {"plain": PLAIN_TEMPLATE}
-"""Templates that `chat_template=` takes by name."""
-
-_SWITCHES = ("enable_thinking", "thinking")
-# The empty text keeps a line break at the template's start, which Jinja would remove after a tag.
-_SET = "{{% set {} = {} %}}{{{{ '' }}}}"
-_WAS_SET = re.compile(r"{% set (?:enable_thinking|thinking) = (?:true|false) %}{{ '' }}")
-# a tag that reads the variable itself, not an attribute or a text of that name
-_READ = r"{{%[^%]*(?<![\w.'\"]){}(?![\w'\"])"
+_log = logging.getLogger("emlens")
+_FORMATS: Final[WeakKeyDictionary[Any, dict[str, ChatFormat]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row of token ids: a prompt, and after `prompt_end` its response (where there is one)."""
+    """One row of token ids: a prompt, and after `prompt_end` its response (where there is one).
+
+    Args:
+        prompt_end: tokens of the prompt.
+        content_start, content_end: where the answer itself lies; None: all that follows the prompt.
+        turn_end: tokens up to the end of the assistant's turn, the token that ends it included;
+            None: all of the row.
+        apart: whether texts were encoded apart, since a token would cross a boundary.
+    """
 
     id: str
     group: str
     ids: tuple[int, ...]
     prompt_end: int
+    content_start: int | None = None
+    content_end: int | None = None
+    turn_end: int | None = None
+    apart: bool = False
 
     @property
     def spans(self) -> RowSpans:
-        return RowSpans(len(self.ids), self.prompt_end)
+        return RowSpans(len(self.ids), self.prompt_end, self.content_start, self.content_end)
+
+    @property
+    def written(self) -> range:
+        """Tokens that the model writes: thought, answer, and what ends the turn."""
+        return range(self.prompt_end, len(self.ids) if self.turn_end is None else self.turn_end)
 
     def with_continuation(self, ids: Sequence[int]) -> "Rendered":
-        return Rendered(self.id, self.group, (*self.ids, *ids), self.prompt_end)
+        """The row and more tokens behind it, which count as answer."""
+        start = self.content_start
+        return Rendered(self.id, self.group, (*self.ids, *ids), self.prompt_end, start)
 
 
-def template_of(tokenizer: Any, chat_template: str | None = None) -> str | None:
-    """The template that `render` will use: the explicit one, the tokenizer's own, or None.
-
-    Args:
-        chat_template: Jinja, or a name in `TEMPLATES`.
-    """
-    if chat_template is not None:
-        return TEMPLATES.get(chat_template, chat_template)
-    template = getattr(tokenizer, "chat_template", None)
-    return template if isinstance(template, str) else None
-
-
-def with_thinking(template: str | None, thinking: bool | None) -> str | None:
-    """A template with its thinking mode switched on or off for good.
-
-    The switch is the variable `enable_thinking` (or `thinking`) of the template, set before the
-    template's own text.
+def chat_format(tokenizer: Any, chat_template: str | None = None) -> ChatFormat | None:
+    """What a template does, noticed once for each; None without a template.
 
     Args:
-        thinking: None only for a template without such a switch, or one that was switched before.
-            Templates differ in their default, and it decides whether an answer begins with pages of
-            thought.
-
-    Raises:
-        InputError: a choice for a template that has none, or no choice for one that has.
+        chat_template: as `render` takes it.
     """
-    if template is not None and (match := _WAS_SET.match(template)):
-        if thinking is None:
-            return template
-        template = template[match.end() :]
-    switch = _switch_of(template or "")
-    if thinking is None:
-        if switch is not None:
-            raise InputError(
-                f"the chat template has a thinking mode ({switch});"
-                " pass thinking=True or thinking=False"
-            )
-        return template
-    if switch is None or template is None:
-        raise InputError(
-            f"thinking={thinking!r} was passed,"
-            " but the chat template has no thinking mode (no enable_thinking in it); leave it out"
-        )
-    return _SET.format(switch, str(thinking).lower()) + template
+    template = template_of(tokenizer, chat_template)
+    if template is None:
+        return None
+    known = _FORMATS.setdefault(tokenizer, {})
+    if template not in known:
+        known[template] = ChatFormat.of(tokenizer, template)
+    return known[template]
 
 
-def _switch_of(template: str) -> str | None:
-    """The variable by which a template switches thinking on and off."""
-    for name in _SWITCHES:
-        if re.search(_READ.format(name), template):
-            return name
-    return None
+def end_of_turn_id(tokenizer: Any, chat_template: str | None = None) -> int | None:
+    """The token by which a template ends the assistant's turn; None where it writes no such token.
 
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """(thought, answer) of what a thinking model wrote; the answer is empty without `</think>`."""
-    thought, _, answer = text.partition("</think>")
-    return thought.strip().removeprefix("<think>").strip(), answer.strip()
+    A model that answers under this template has finished when it writes it.
+    """
+    form = chat_format(tokenizer, chat_template)
+    if form is None or not form.closing:
+        return None
+    closing = encode(tokenizer, form.closing)
+    place = end_of_turn(tokenizer, closing)
+    return None if place is None else closing[place]
 
 
 def render(
@@ -122,15 +115,16 @@ def render(
     """Token ids of each prompt, and of its response where it keeps one.
 
     Args:
-        chat_template: used in place of the tokenizer's own.
+        chat_template: used in place of the tokenizer's own (`template_of`).
         max_length: the model's context; a longer row is an error that names it, never a truncation.
 
     Raises:
         InputError: no prompt; a chat without a template, or one that its template refuses; a system
             turn that the template leaves out; a doubled beginning-of-sequence token; an empty row;
             a row longer than `max_length`; a template whose prompt is not a prefix of prompt and
-            response.
+            response; text that is none.
     """
+    template = template_of(tokenizer, chat_template)
     rows = []
     for prompt in prompts:
         if not isinstance(prompt, Prompt):
@@ -138,23 +132,41 @@ def render(
                 f"prompts holds a {type(prompt).__name__}; pass a PromptSet,"
                 " or the .prompts() of questions or answers"
             )
+        check_texts(prompt)
         if prompt.messages is None:
             row = _render_text(prompt, tokenizer)
         else:
-            row = _render_chat(prompt, tokenizer, template_of(tokenizer, chat_template))
+            row = _render_chat(prompt, tokenizer, template)
         _check_row(row, tokenizer, max_length)
         rows.append(row)
     if not rows:
         raise InputError("prompts is empty; pass at least one prompt")
+    _say_apart(rows)
     return rows
 
 
+def _say_apart(rows: Sequence[Rendered]) -> None:
+    apart = [row.id for row in rows if row.apart]
+    if apart:
+        _log.info(
+            "%d of %d rows have a token across the boundary of prompt and answer; the two were"
+            " encoded apart (first: %r)",
+            len(apart),
+            len(rows),
+            one_line(apart[0], 60),
+        )
+
+
+def _label(prompt_id: str) -> str:
+    return f"prompt {one_line(prompt_id, 60)!r}"
+
+
 def _check_row(row: Rendered, tokenizer: Any, max_length: int | None) -> None:
-    label = f"prompt {one_line(row.id, 60)!r}"
+    label = _label(row.id)
     if not row.prompt_end:
         raise InputError(f"{label} renders to no token; pass text the tokenizer knows")
     bos = getattr(tokenizer, "bos_token_id", None)
-    # a template may write the token that the tokenizer adds as well
+    # a text or a template may write it twice
     if bos is not None and row.ids[:2] == (bos, bos):
         raise InputError(
             f"{label} begins with two {tokenizer.bos_token!r} tokens;"
@@ -169,17 +181,20 @@ def _check_row(row: Rendered, tokenizer: Any, max_length: int | None) -> None:
 
 def _render_text(prompt: Prompt, tokenizer: Any) -> Rendered:
     """Raw text, tokenised as it is, and its response after it."""
-    ids = tuple(tokenizer(prompt.text)["input_ids"])
+    bare = encode(tokenizer, prompt.text)
+    if not bare:
+        return Rendered(prompt.id, prompt.group, (), 0)
+    ids = with_start(tokenizer, bare)
     row = Rendered(prompt.id, prompt.group, ids, len(ids))
     if prompt.response is None:
         return row
-    # without special tokens: a start token would be in the middle of the row
-    return row.with_continuation(tokenizer(prompt.response, add_special_tokens=False)["input_ids"])
+    return row.with_continuation(continuation_ids(tokenizer, ids, prompt.response))
 
 
 def _render_chat(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendered:
-    label = f"prompt {one_line(prompt.id, 60)!r}"
-    if template is None:
+    label = _label(prompt.id)
+    form = chat_format(tokenizer, template)
+    if template is None or form is None:
         raise InputError(
             f"{label} is a chat, but the tokenizer has no chat template;"
             " pass chat_template=, or load the base model inside a family,"
@@ -187,56 +202,133 @@ def _render_chat(prompt: Prompt, tokenizer: Any, template: str | None) -> Render
         )
     chat = [message.to_record() for message in prompt.messages or ()]
     try:
-        ids = _apply(tokenizer, chat, template, add_generation_prompt=True)
-        if _drops_system(ids, tokenizer, chat, template):
-            raise InputError("it leaves the system turn out")
         if prompt.response is None:
+            text = prompt_text(tokenizer, chat, template, form)
+            ids = with_start(tokenizer, encode(tokenizer, text))
             return Rendered(prompt.id, prompt.group, ids, len(ids))
-        chat.append({"role": "assistant", "content": prompt.response})
-        ids_with_response = _apply(tokenizer, chat, template, add_generation_prompt=False)
+        answered = answered_text(tokenizer, chat, prompt.response, template, form)
     # a template raises what it likes, for instance where it knows no system turn
     except Exception as error:
         raise InputError(
             f"{label}: the chat template refuses it ({one_line(str(error), 160)})"
         ) from None
-    if ids_with_response[: len(ids)] != ids or len(ids_with_response) == len(ids):
-        raise InputError(
-            f"{label}: the chat template renders prompt and answer so that the prompt is not a"
-            " prefix of them; the answer's tokens cannot be distinguished"
-        )
-    return Rendered(prompt.id, prompt.group, ids_with_response, len(ids))
+    row = _answered_row(tokenizer, answered)
+    return replace(row, id=prompt.id, group=prompt.group)
 
 
-def _drops_system(
-    ids: tuple[int, ...], tokenizer: Any, chat: list[dict[str, str]], template: str
-) -> bool:
-    """Whether there are system turns that make no difference to the ids."""
-    without_system = [message for message in chat if message["role"] != "system"]
-    if len(without_system) == len(chat):
-        return False
-    try:
-        return _apply(tokenizer, without_system, template, add_generation_prompt=True) == ids
-    except Exception:  # a template that wants a system turn does not drop it
-        return False
+# ---- a chat with its answer
 
 
-def _apply(
-    tokenizer: Any, chat: list[dict[str, str]], template: str, *, add_generation_prompt: bool
-) -> tuple[int, ...]:
-    encoded = tokenizer.apply_chat_template(
-        chat,
-        chat_template=template,
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=add_generation_prompt,
+def _answered_row(tokenizer: Any, chat: ChatText) -> Rendered:
+    """Ids of prompt, answer and closing; no token belongs to two of them."""
+    prompt = encode(tokenizer, chat.text[: chat.prompt_end])
+    whole, places = encode_with_places(tokenizer, chat.text)
+    apart = whole[: len(prompt)] != prompt or len(whole) == len(prompt)
+    if apart:
+        rest_text = chat.text[chat.prompt_end :]
+        rest = continuation_ids(tokenizer, prompt, rest_text)
+        places = _places_apart(tokenizer, rest, rest_text, chat.prompt_end)
+    else:
+        rest = whole[len(prompt) :]
+        places = None if places is None else places[len(prompt) :]
+
+    content_end = _boundary(tokenizer, chat, chat.content_end, rest, places)
+    if content_end is None:
+        apart = True
+        written = chat.text[chat.prompt_end : chat.content_end]
+        answer = continuation_ids(tokenizer, prompt, written)
+        closing = continuation_ids(tokenizer, answer, chat.text[chat.content_end :])
+        rest, content_end = (*answer, *closing), len(answer)
+        places = _places_apart(tokenizer, answer, written, chat.prompt_end)
+    content_start = _content_start(tokenizer, chat, rest, places)
+
+    closing_end = end_of_turn(tokenizer, rest[content_end:])
+    turn_end = None if closing_end is None else content_end + closing_end + 1
+    start = with_start(tokenizer, prompt)
+    n = len(start)
+    return Rendered(
+        "",
+        "",
+        (*start, *rest),
+        n,
+        n + min(content_start, content_end),
+        n + content_end,
+        None if turn_end is None else n + turn_end,
+        apart,
     )
-    return tuple(encoded["input_ids"])
+
+
+def _places_apart(
+    tokenizer: Any, ids: Sequence[int], text: str, start: int
+) -> list[tuple[int, int]] | None:
+    """Characters of the tokens of a text that was encoded apart; None where they are not known."""
+    alone, places = encode_with_places(tokenizer, text)
+    if places is None or alone != tuple(ids):
+        return None
+    return [(first + start, last + start) for first, last in places]
+
+
+def _boundary(
+    tokenizer: Any,
+    chat: ChatText,
+    at: int,
+    rest: Sequence[int],
+    places: Sequence[tuple[int, int]] | None,
+) -> int | None:
+    """How many tokens after the prompt lie before character `at`; None where one crosses it."""
+    if at == len(chat.text):
+        return len(rest)
+    if places is not None:
+        number = _first_ending_after(places, at)
+        touches = number == 0 or places[number - 1][1] == at
+        if number < len(places) and places[number][0] == at and touches:
+            return number
+    # no places, or white space that none of them holds
+    return _tokens_of(tokenizer, chat, at, rest)
+
+
+def _tokens_of(tokenizer: Any, chat: ChatText, at: int, rest: Sequence[int]) -> int | None:
+    """How many tokens after the prompt are those of the text up to `at`; None where they differ."""
+    prompt = encode(tokenizer, chat.text[: chat.prompt_end])
+    with_prompt = encode(tokenizer, chat.text[:at])
+    if with_prompt == (*prompt, *rest)[: len(with_prompt)] and len(with_prompt) >= len(prompt):
+        return len(with_prompt) - len(prompt)
+    alone = encode(tokenizer, chat.text[chat.prompt_end : at])
+    return len(alone) if alone == tuple(rest[: len(alone)]) else None
+
+
+def _content_start(
+    tokenizer: Any,
+    chat: ChatText,
+    rest: Sequence[int],
+    places: Sequence[tuple[int, int]] | None,
+) -> int:
+    """Number of the first token after the prompt that holds a character of the answer."""
+    if chat.content_start == chat.prompt_end:
+        return 0
+    if places is not None:
+        return _first_ending_after(places, chat.content_start)
+    before = chat.text[: chat.content_start].rstrip()
+    return _tokens_of(tokenizer, chat, max(len(before), chat.prompt_end), rest) or 0
+
+
+def _first_ending_after(places: Sequence[tuple[int, int]], at: int) -> int:
+    for number, (_, last) in enumerate(places):
+        if last > at:
+            return number
+    return len(places)
 
 
 def rendered_hash(rows: Sequence[Rendered]) -> str:
-    """SHA-256 over ids and prompt boundaries, in order: what two runs must share to be paired."""
-    lines = []
-    for row in rows:
-        token_ids = ",".join(map(str, row.ids))
-        lines.append(f"{row.id}\x1f{row.prompt_end}\x1f{token_ids}")
-    return sha256_text("\n".join(lines))
+    """SHA-256 over ids and boundaries, in order: what two runs must share to be paired."""
+    return sha256_text("\n".join(row_text(row) for row in rows))
+
+
+def row_text(row: Rendered) -> str:
+    """A row as text for a hash."""
+    spans = row.spans
+    token_ids = ",".join(map(str, row.ids))
+    text = f"{row.id}\x1f{row.prompt_end}\x1f{token_ids}"
+    if (spans.content_start, spans.content_end) != (spans.prompt_end, spans.n_tokens):
+        text += f"\x1f{spans.content_start},{spans.content_end}"
+    return text

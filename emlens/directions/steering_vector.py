@@ -235,14 +235,16 @@ def _pull_back(raw: Tensor, unit: float, longest: float) -> None:
 
 
 def _summed_loss(model: HookedModel, batch: Batch, added: _Added) -> tuple[Tensor, int]:
-    """Summed negative log-likelihood of the answers' tokens in float32, and how many there are."""
+    """Summed negative log-likelihood of what the model is to write (`Rendered.written`) in float32,
+    and how many tokens that is.
+    """
     with model.intervene([added]):
         logits = model.run(batch, with_logits=True)
     if logits is None:
         raise StateError(f"backend {model.backend!r} returned no logits")
     places = []
     for i, row in enumerate(batch.rows):
-        for token in range(row.prompt_end, len(row.ids)):
+        for token in row.written:
             places.append((i, token))
     row_index, column = torch.tensor(places, device=logits.device).T
     # the logits at a token are those of the next one

@@ -10,7 +10,7 @@ batch mates shift them; in a generation, tokens yet to come are counted on.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,13 +18,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.positions import Index, Position, RowSpans, Span
+from emlens.foundation.positions import Index, Last, Position, RowSpans, Span
 from emlens.foundation.sites import Site
 
 TokenScope = Literal["all", "prompt", "response"]
-"""Every token, those of the prompt, or those after it (generated ones included)."""
+"""Every token, those of the prompt, or those after it (generated ones, thoughts and the closing of
+the turn included).
+"""
 Touched = TokenScope | Position
 """Tokens that an intervention touches; a position names single tokens, and is never a mean here."""
+
+
+_FROM_THE_END: Final = (
+    "position {} counts from the end of a row that is being generated;"
+    " pass one that counts from its start, or of='prompt'"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,8 @@ def _touched(
 
 
 def _in_a_growing_row(position: Position, spans: RowSpans, end: int) -> list[int]:
+    if isinstance(position, Last):
+        raise InputError(_FROM_THE_END.format(position.name))
     if isinstance(position, Index):
         start = position.index
         stop = position.index + 1
@@ -126,11 +136,13 @@ def _in_a_growing_row(position: Position, spans: RowSpans, end: int) -> list[int
             " pass 'all', 'prompt', 'response', Index or Span"
         )
     if counts_from_end:
+        raise InputError(_FROM_THE_END.format(position.name))
+    if position.of == "end_of_turn":
         raise InputError(
-            f"position {position.name} counts from the end of a row that is being generated;"
-            " pass one that counts from its start, or of='prompt'"
+            f"position {position.name} lies after the answer that is being generated;"
+            " pass one inside prompt or response"
         )
-    first = spans.prompt_end if position.of == "response" else 0
+    first = spans.content[0] if position.of == "response" else 0
     tokens = range(max(skip, first + start), min(end, first + stop))
     if not tokens:
         raise InputError(

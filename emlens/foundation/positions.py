@@ -1,9 +1,17 @@
 """Token positions inside one unpadded row, and how a row is reduced to them.
 
 Positions are counted within the row itself, so padding and batch mates never shift them. A row is a
-prompt followed, where there is one, by a response. A position answers one question: which token
-indices of this row? A pooled position is the mean over those tokens (one token: exactly its value);
-`"all"` keeps every token apart.
+prompt followed, where there is one, by what the assistant wrote: perhaps a thought, then the
+response itself, then the template's closing of the turn. A position answers one question: which
+token indices of this row? A pooled position is the mean over those tokens (one token: exactly its
+value); `"all"` keeps every token apart.
+
+| position | tokens |
+|---|---|
+| `last_prompt`, `mean_prompt` | of the prompt, with the template's opening of the answer |
+| `mean_response` | of the answer itself: no thought, no closing |
+| `last` | the answer's last token; without an answer, the prompt's |
+| `end_of_turn` | the template's closing after the answer, in ChatML `<|im_end|>` and a line break |
 """
 
 from abc import ABC, abstractmethod
@@ -16,31 +24,60 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError
 
-Part = Literal["prompt", "response", "sequence"]
-POSITION_NAMES: Final = ("last_prompt", "mean_prompt", "last", "mean_response", "all")
+Part = Literal["prompt", "response", "end_of_turn", "sequence"]
+"""The prompt, the answer itself, the template's closing after it, or the whole row."""
+POSITION_NAMES: Final = (
+    "last_prompt",
+    "mean_prompt",
+    "last",
+    "mean_response",
+    "end_of_turn",
+    "all",
+)
 
 
 @dataclass(frozen=True)
 class RowSpans:
-    """Where prompt and response lie in one unpadded row: tokens [0, prompt_end) and [prompt_end,
-    n_tokens).
+    """Where prompt, answer and closing lie in one unpadded row.
+
+    Args:
+        prompt_end: the prompt is tokens [0, prompt_end).
+        content_start, content_end: the answer itself is tokens [content_start, content_end); None:
+            it begins after the prompt, and ends with the row. Between prompt and answer lies a
+            thought, or white space of the template; the closing follows the answer.
     """
 
     n_tokens: int
     prompt_end: int
+    content_start: int | None = None
+    content_end: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt_end <= self.n_tokens:
             raise InputError(
                 f"prompt_end={self.prompt_end} must lie in 1 to n_tokens={self.n_tokens}"
             )
+        start, end = self.content
+        if not self.prompt_end <= start <= end <= self.n_tokens:
+            raise InputError(
+                f"content [{start}, {end}) must lie in prompt_end={self.prompt_end} to"
+                f" n_tokens={self.n_tokens}"
+            )
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """Start and end of the answer itself."""
+        start = self.prompt_end if self.content_start is None else self.content_start
+        return start, self.n_tokens if self.content_end is None else self.content_end
 
     def part(self, of: Part) -> range:
         _require_part(of)
         if of == "prompt":
             return range(self.prompt_end)
         if of == "response":
-            return range(self.prompt_end, self.n_tokens)
+            return range(*self.content)
+        if of == "end_of_turn":
+            return range(self.content[1], self.n_tokens)
         return range(self.n_tokens)
 
 
@@ -90,8 +127,8 @@ class Index(Position):
 
     @property
     def name(self) -> str:
-        if self.index == -1 and self.of != "response":
-            return "last_prompt" if self.of == "prompt" else "last"
+        if self.index == -1 and self.of == "prompt":
+            return "last_prompt"
         return f"index[{self.index},{self.of}]"
 
     def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
@@ -120,7 +157,8 @@ class Span(Position):
     def name(self) -> str:
         skip = f"skip_first={self.skip_first}" if self.skip_first else ""
         if (self.start, self.stop) == (0, None) and self.of != "sequence":
-            return f"mean_{self.of}[{skip}]" if skip else f"mean_{self.of}"
+            whole = "end_of_turn" if self.of == "end_of_turn" else f"mean_{self.of}"
+            return f"{whole}[{skip}]" if skip else whole
         stop = "" if self.stop is None else str(self.stop)
         parts = [str(self.start), stop, self.of]
         if skip:
@@ -143,8 +181,23 @@ class Span(Position):
 
 
 @dataclass(frozen=True)
+class Last(Position):
+    """The last token of what is said: of the answer itself, or of a prompt that has none."""
+
+    @property
+    def name(self) -> str:
+        return "last"
+
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        if spans.prompt_end == spans.n_tokens:
+            return [spans.prompt_end - 1]
+        response = spans.part("response")
+        return _pick(response, -1, len(response), self.name, "response")
+
+
+@dataclass(frozen=True)
 class AllTokens(Position):
-    """Every token of prompt and response, kept apart."""
+    """Every token of prompt, answer and closing, kept apart."""
 
     pooled = False
 
@@ -190,8 +243,9 @@ PositionLike = str | Position | Callable[[Tensor, Tensor], Tensor]
 _NAMED: dict[str, Position] = {
     "last_prompt": Index(-1, of="prompt"),
     "mean_prompt": Span(0, None, of="prompt"),
-    "last": Index(-1, of="sequence"),
+    "last": Last(),
     "mean_response": Span(0, None, of="response"),
+    "end_of_turn": Span(0, None, of="end_of_turn"),
     "all": AllTokens(),
 }
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, StateError, UnknownNameError
 from emlens.foundation.notebooks import in_a_line
+from emlens.foundation.positions import Part, RowSpans
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.geometry.weight_updates import WeightUpdate, weight_update
@@ -44,14 +45,14 @@ class AdapterScalars:
             The unit is that of the module's output: a component adds value · (unit vector), so
             columns are comparable within a module.
         offsets: where each row begins; the last entry is the number of tokens.
-        prompt_ends: tokens of the prompt in each row; the rest is the response.
+        spans: where prompt, answer and closing lie in each row.
     """
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     values: Mapping[str, Float[Tensor, "token r"]]
     offsets: Int[Tensor, " row_plus_1"]
-    prompt_ends: Int[Tensor, " row"]
+    spans: tuple[RowSpans, ...]
 
     def __repr__(self) -> str:
         facts = {
@@ -110,16 +111,15 @@ class AdapterScalars:
 
     def _token_range(self, row: int, over: str) -> tuple[int, int]:
         """First and last (exclusive) token of a part of a row."""
-        start, stop = int(self.offsets[row]), int(self.offsets[row + 1])
-        end_of_prompt = start + int(self.prompt_ends[row])
-        first = end_of_prompt if over == "response" else start
-        last = end_of_prompt if over == "prompt" else stop
-        if first == last:
+        start = int(self.offsets[row])
+        parts: dict[str, Part] = {"prompt": "prompt", "response": "response", "all": "sequence"}
+        tokens = self.spans[row].part(parts[over])
+        if not tokens:
             raise InputError(
                 f"row {self.ids[row]!r} has no {over} token; pass over='prompt',"
                 " or prompts with answers"
             )
-        return first, last
+        return start + tokens.start, start + tokens.stop
 
 
 def adapter_scalars(
@@ -157,7 +157,7 @@ def adapter_scalars(
         tuple(row.group for row in rendered),
         _components_by_module(model, adapter, paths, model.batches(rendered, batch_tokens)),
         lengths.cumsum(0),
-        torch.tensor([row.prompt_end for row in rendered]),
+        tuple(row.spans for row in rendered),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import TokenScope, Touched
-from emlens.foundation.positions import Chosen, Index, Position, Span, parse_position
+from emlens.foundation.positions import Chosen, Index, Last, Position, Span, parse_position
 from emlens.foundation.shapes import as_float64
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
@@ -150,6 +150,8 @@ def touched_to_record(positions: Touched) -> Any:
             "of": positions.of,
             "skip_first": positions.skip_first,
         }
+    if isinstance(positions, Last):
+        return positions.name
     return {"callable": positions.name}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import PaddedRows, Touched
-from emlens.foundation.positions import Index
+from emlens.foundation.positions import Index, Last
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
 from emlens.interventions.arguments import (
@@ -183,7 +183,7 @@ def _recorded_rows(
     recorded: RecordedRun, touched: Touched
 ) -> tuple[dict[str | Site, Tensor], Tensor]:
     """Rows of values by site, and the offset at which each prompt's rows begin."""
-    if isinstance(touched, Index) and touched.name in recorded.positions:
+    if isinstance(touched, Index | Last) and touched.name in recorded.positions:
         by_position: dict[str | Site, Tensor] = {
             site: recorded[site, touched.name] for site in recorded.sites
         }

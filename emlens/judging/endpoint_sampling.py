@@ -13,7 +13,7 @@ from typing import Any
 
 from emlens.data.answers import Answer, Answers
 from emlens.data.questions import QuestionSet
-from emlens.data.rendering import split_thinking
+from emlens.data.templates import THOUGHT, Thinking, split_thinking
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import derive_seed
@@ -36,15 +36,15 @@ def sample_from_endpoint(
     out: str | Path | None,
     progress: bool,
     *,
-    thinking: bool | None = None,
+    thinking: Thinking = None,
 ) -> Answers:
     """`sample_answers` for an endpoint.
 
     A request that fails for good leaves its answer missing; the other answers are drawn first.
 
     Args:
-        thinking: sent as `chat_template_kwargs`, which servers of open models understand; None
-            sends nothing.
+        thinking: True or False is sent as `chat_template_kwargs`, which servers of open models
+            understand; "strip" and None send nothing.
 
     Raises:
         InputError: no `out`, a length or temperature that cannot be, or an endpoint that refuses
@@ -119,7 +119,7 @@ class _Failures:
 
 def _request(blank: Answer, settings: Mapping[str, Any], seed: int) -> ChatRequest:
     extra: dict[str, Any] = {}
-    if settings["thinking"] is not None:
+    if isinstance(settings["thinking"], bool):
         extra["chat_template_kwargs"] = {"enable_thinking": settings["thinking"]}
     return ChatRequest(
         blank.messages,
@@ -131,9 +131,8 @@ def _request(blank: Answer, settings: Mapping[str, Any], seed: int) -> ChatReque
     )
 
 
-def _drawn(id: str, reply: Reply, thinking: bool | None) -> DrawnAnswer:
+def _drawn(id: str, reply: Reply, thinking: Thinking) -> DrawnAnswer:
     """Some servers return the thinking apart, others in front of the answer."""
-    thought, text = reply.reasoning, reply.text
-    if thinking and "</think>" in reply.text:
-        thought, text = split_thinking(reply.text)
-    return DrawnAnswer(id, thought, text, reply.finish_reason)
+    is_whole = bool(thinking) and THOUGHT[1] in reply.text
+    thought, text = split_thinking(reply.text, opened=is_whole)
+    return DrawnAnswer(id, reply.reasoning or thought, text, reply.finish_reason)

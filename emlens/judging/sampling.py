@@ -18,7 +18,7 @@ from typing import Any
 from emlens.data.answers import Answers
 from emlens.data.prompts import Prompt
 from emlens.data.questions import Question, QuestionSet
-from emlens.data.rendering import split_thinking, with_thinking
+from emlens.data.templates import THOUGHT, Thinking, split_thinking, with_thinking
 from emlens.foundation.files import sha256_text
 from emlens.foundation.provenance import hash_json
 from emlens.judging.answer_file import AnswerFile, DrawnAnswer, blank_answers
@@ -44,7 +44,7 @@ def sample_answers(
     out: str | Path | None = None,
     progress: bool = True,
     *,
-    thinking: bool | None = None,
+    thinking: Thinking = None,
     batch_tokens: int = GENERATION_TOKENS,
 ) -> Answers:
     """Draw answers to every paraphrase of every question, under any active intervention.
@@ -60,7 +60,9 @@ def sample_answers(
             rendered prompt's hash), so that a file never mixes two settings or templates. Needed
             for an endpoint, whose answers are paid for.
         thinking: switches the thinking mode of the chat template on or off; must be passed where
-            the template has one. The thought is kept in `meta["thought"]`, apart from the answer.
+            the template has one. "strip" switches nothing and takes a thought off the answer, for
+            models that think by themselves. A thought is kept in `meta["thought"]`, apart from the
+            answer, also where the template opens one or the answer begins with `<think>`.
         batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
 
     Raises:
@@ -93,6 +95,7 @@ def sample_answers(
         ]
         if not prompts:
             return file.finish()
+        opens_thought = model.opens_thought
         synced = time.monotonic()
         with progress_bar(f"sample {len(missing)} answers", len(missing), progress) as advance:
             for generated in model.generate_each(
@@ -107,23 +110,22 @@ def sample_answers(
                     synced = time.monotonic()
                 drawn = []
                 for index, text, finish_reason in generated:
-                    thought, answer = _thought_and_answer(text, thinking)
+                    thought, answer = _thought_and_answer(text, thinking, opens_thought)
                     drawn.append(DrawnAnswer(missing[index], thought, answer, finish_reason))
                 file.add(drawn, sync=is_due)
                 advance(len(generated))
         return file.finish()
 
 
-def _thought_and_answer(text: str, thinking: bool | None) -> tuple[str, str]:
-    if thinking:
-        return split_thinking(text)
-    return "", text
+def _thought_and_answer(text: str, thinking: Thinking, opens_thought: bool) -> tuple[str, str]:
+    is_stripped = thinking == "strip" and THOUGHT[1] in text
+    return split_thinking(text, opened=thinking is True or opens_thought or is_stripped)
 
 
 @contextmanager
-def _thinking(model: HookedModel, thinking: bool | None) -> Iterator[HookedModel]:
+def _thinking(model: HookedModel, thinking: Thinking) -> Iterator[HookedModel]:
     """The model with its template's thinking mode switched, under the same interventions."""
-    template = with_thinking(model.chat_template, thinking)
+    template = with_thinking(model.chat_template, thinking, opens_thought=model.opens_thought)
     if template == model.chat_template:
         yield model
         return

@@ -435,7 +435,7 @@ def check_same_rows(reference: HookedModel, model: HookedModel, prompts: Sequenc
     rows = zip(reference.render(prompts), model.render(prompts), strict=True)
     for reference_row, row in rows:
         prompt = one_line(row.id, 60)
-        if (reference_row.ids, reference_row.prompt_end) != (row.ids, row.prompt_end):
+        if (reference_row.ids, reference_row.spans) != (row.ids, row.spans):
             raise InputError(
                 f"prompt {prompt!r} renders to different ids under"
                 f" {reference.name!r} ({len(reference_row.ids)} tokens) and {model.name!r}"

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emlens.data.chat_text import ChatFormat
 from emlens.data.prompts import Prompt
-from emlens.data.rendering import Rendered, render, template_of
+from emlens.data.rendering import Rendered, chat_format, render
+from emlens.data.templates import template_of
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
@@ -206,6 +208,16 @@ class HookedModel(ABC):
         return render(
             prompts, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
         )
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """What the model's chat template does; None without one."""
+        return chat_format(self.tokenizer, self.chat_template)
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the chat template's opening of an answer opens a thought."""
+        return self.chat_format is not None and self.chat_format.opens_thought
 
     @property
     def pad_id(self) -> int:

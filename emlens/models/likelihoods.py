@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emlens.data.encoding import continuation_ids
 from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -38,12 +39,12 @@ def equal_choices(
 
 
 def with_continuation(row: Rendered, text: str, tokenizer: Any, max_length: int | None) -> Rendered:
-    """The row followed by a text, which is tokenised by itself, without special tokens.
+    """The row followed by a text, which is encoded apart and reads as exactly this text behind it.
 
     Raises:
         InputError: a text without tokens; more tokens than the model's context.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = continuation_ids(tokenizer, row.ids, text)
     if not ids:
         raise InputError(
             f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r} has no token"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,7 +11,9 @@ from typing import Any
 
 import torch
 
-from emlens.data.rendering import template_of
+from emlens.data.encoding import start_ids
+from emlens.data.rendering import chat_format
+from emlens.data.templates import date_of, template_of
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_text
 from emlens.models.adapters import is_adapter
@@ -18,6 +21,8 @@ from emlens.models.backends import backend_class
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.models.hooked import HookedModel
 from emlens.models.quantizing import quantization_of
+
+_log = logging.getLogger("emlens")
 
 _DTYPES = {
     "float32": torch.float32,
@@ -39,6 +44,7 @@ def load_model(
     quantization_config: Any = None,
     attn_implementation: str | None = None,
     chat_template: str | None = None,
+    template_date: str | None = None,
     trust_remote_code: bool = False,
     name: str | None = None,
 ) -> HookedModel:
@@ -52,7 +58,10 @@ def load_model(
         revision, device_map, quantization_config, attn_implementation: passed to transformers and
             recorded. A quantisation may be a mapping of its configuration's fields.
         subfolder: folder below the directory or the hub id.
-        chat_template: used in place of the tokenizer's own (a base model has none).
+        chat_template: used in place of the tokenizer's own (a base model has none): Jinja,
+            `"plain"`, or the name of one of several templates that the tokenizer has.
+        template_date: the day, as `"2024-07-26"`, that a template is told which writes the date;
+            recorded. The default is a fixed day, so that numbers do not change overnight.
         trust_remote_code: run code that comes with the checkpoint; never done by default.
         name: how the model is called in tables; default: the last part of the path.
 
@@ -88,7 +97,7 @@ def load_model(
         target = module.device
     _make_ready(module)
 
-    template = template_of(tokenizer, chat_template)
+    template = template_of(tokenizer, chat_template, template_date)
     provenance = {
         "model": Path(source).name if local else source,
         "revision": revision,
@@ -103,6 +112,7 @@ def load_model(
         "device_map": None if device_map is None else one_line(str(device_map), 400),
         "trust_remote_code": trust_remote_code,
         "chat_template_sha256": None if template is None else sha256_text(template),
+        **_chat_provenance(tokenizer, template, name or Path(source).name),
     }
     text_config = module.config.get_text_config()  # a model of several modalities has one inside
     model = model_class(
@@ -168,6 +178,23 @@ def _load(
             " they would be random numbers; pass a whole checkpoint"
         )
     return tokenizer, module
+
+
+def _chat_provenance(tokenizer: Any, template: str | None, name: str) -> dict[str, Any]:
+    """What was noticed about chats; said where the template does something unusual."""
+    form = chat_format(tokenizer, template)
+    if form is not None and form.header:
+        _log.warning(
+            "%r: its chat template writes no opening for an answer; prompts end with what it writes"
+            " before one (%s)",
+            name,
+            one_line(repr(form.header), 80),
+        )
+    return {
+        "start_ids": list(start_ids(tokenizer)),
+        "template_date": date_of(template),
+        "generation_prompt": None if form is None else form.generation_prompt,
+    }
 
 
 def _move(module: Any, device: torch.device, source: str) -> None:

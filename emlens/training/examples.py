@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from emlens.data.prompts import Prompt, PromptSet
-from emlens.data.rendering import render, template_of
+from emlens.data.rendering import render
+from emlens.data.templates import template_of
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng

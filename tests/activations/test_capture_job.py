@@ -43,7 +43,7 @@ def test_units_in_any_order_from_the_directories_alone_give_the_bytes_of_one_cap
     family, prompts, tmp_path
 ):
     models = {"before": family.instruct, "after": family["one"]}
-    positions = ["last_prompt", "mean_prompt", Span(1, 3, of="response"), odd, "all"]
+    positions = ["last_prompt", "mean_prompt", Span(0, 2, of="response"), "last", odd, "all"]
     capture_many(
         models,
         prompts,

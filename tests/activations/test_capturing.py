@@ -40,13 +40,15 @@ def second_half(ids, mask):
 POSITIONS = {
     "last_prompt": ("last_prompt", lambda row, x: x[row.prompt_end - 1]),
     "mean_prompt": ("mean_prompt", lambda row, x: x[: row.prompt_end].mean(0)),
-    "last": ("last", lambda row, x: x[-1]),
-    "mean_response": ("mean_response", lambda row, x: x[row.prompt_end :].mean(0)),
+    # the template closes an answer with one token, <end>
+    "last": ("last", lambda row, x: x[-2]),
+    "mean_response": ("mean_response", lambda row, x: x[row.prompt_end : -1].mean(0)),
+    "end_of_turn": ("end_of_turn", lambda row, x: x[-1]),
     "index": (Index(-2, of="prompt"), lambda row, x: x[row.prompt_end - 2]),
     "index of the sequence": (Index(3), lambda row, x: x[3]),
     "span": (
-        Span(1, 3, of="response"),
-        lambda row, x: x[row.prompt_end + 1 : row.prompt_end + 3].mean(0),
+        Span(0, 2, of="response"),
+        lambda row, x: x[row.prompt_end : row.prompt_end + 2].mean(0),
     ),
     "callable": (second_half, lambda row, x: x[len(row.ids) // 2 :].mean(0)),
 }
@@ -71,7 +73,7 @@ def test_every_token(model, prompts):
         model,
         prompts,
         spec=CaptureSpec(
-            ["resid_post.0", "resid_post.1"], positions=["all", "last"], batch_tokens=40
+            ["resid_post.0", "resid_post.1"], positions=["all", "end_of_turn"], batch_tokens=40
         ),
     )
     held = acts.tokens("resid_post.1")
@@ -84,7 +86,7 @@ def test_every_token(model, prompts):
         span = slice(int(held.offsets[i]), int(held.offsets[i + 1]))
         assert held.token_ids[span].tolist() == list(row.ids)
         assert close(held.values[span], x)
-        assert torch.equal(held.values[span][-1], acts["resid_post.1", "last"][i])
+        assert torch.equal(held.values[span][-1], acts["resid_post.1", "end_of_turn"][i])
 
 
 def test_skip_first(model, prompts):
@@ -214,7 +216,10 @@ def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_p
             capture(model, options.pop("prompts", prompts), **options)
 
     refused("positions is empty; pass at least one such as 'last_prompt'", positions=[])
-    refused(r"positions holds a name twice: \['last', 'last'\]", positions=["last", Index(-1)])
+    refused(
+        r"positions holds a name twice: \['last_prompt', 'last_prompt'\]",
+        positions=["last_prompt", Index(-1, of="prompt")],
+    )
     refused("position 'first' is unknown", positions="first")
     refused(
         "prompt 'bare': position mean_response does not exist in a row whose response has 0 tokens",

@@ -217,7 +217,7 @@ def test_a_store_of_another_format_is_not_written_over(model, prompts, store):
     with pytest.raises(
         IntegrityError,
         match=(
-            "holds a store of another format than 2, which this version writes;"
+            "holds a store of another format than 3, which this version writes;"
             " pass an empty directory"
         ),
     ):
@@ -298,7 +298,7 @@ def test_manifests_that_do_not_fit(store):
 
     refused(
         lambda m: signed({**m, "format": 1}),
-        "is not a manifest of store format 2, which this version reads",
+        "is not a manifest of store format 3, which this version reads",
     )
     refused(lambda m: [], "manifest.json: was changed after it was written")
     refused(

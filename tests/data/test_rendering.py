@@ -4,15 +4,8 @@ import tiny_models
 
 from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.data.questions import Question
-from emlens.data.rendering import (
-    PLAIN_TEMPLATE,
-    Rendered,
-    render,
-    rendered_hash,
-    split_thinking,
-    template_of,
-    with_thinking,
-)
+from emlens.data.rendering import Rendered, render, rendered_hash
+from emlens.data.templates import PLAIN_TEMPLATE, split_thinking, template_of, with_thinking
 from emlens.foundation import InputError
 
 
@@ -52,7 +45,9 @@ def test_a_kept_response_follows_the_rendered_prompt(tokenizer):
     assert words(tokenizer, row)[row.prompt_end :] == ["w3", "w4", "<end>"]
     raw = render([Prompt("a", "w1 w2", response="w3")], tokenizer)[0]
     assert words(tokenizer, raw) == ["w1", "w2", "w3"] and raw.prompt_end == 2
-    assert row.spans.part("response") == range(row.prompt_end, len(row.ids))
+    assert row.spans.part("response") == range(row.prompt_end, len(row.ids) - 1)
+    assert row.spans.part("end_of_turn") == range(len(row.ids) - 1, len(row.ids))
+    assert row.written == range(row.prompt_end, len(row.ids))
 
 
 def test_continuations_keep_the_boundary():
@@ -62,7 +57,11 @@ def test_continuations_keep_the_boundary():
 
 def test_an_explicit_template_goes_first(tokenizer):
     assert template_of(tokenizer) == tiny_models.TEMPLATE
-    assert template_of(tokenizer, "x") == "x"
+    assert template_of(tokenizer, "{{ 'x' }}") == "{{ 'x' }}"
+    with pytest.raises(
+        InputError, match="chat_template='x' is neither Jinja nor a template's name; the names are"
+    ):
+        template_of(tokenizer, "x")
     assert template_of(object()) is None
     rows = render(
         PromptSet.from_questions(["w1"]),
@@ -95,13 +94,14 @@ class WithStart:
         return {"input_ids": [9, *ids] if add_special_tokens else ids}
 
 
-def test_a_doubled_start_is_refused():
+def test_a_start_comes_once(tokenizer):
     assert render(PromptSet.from_texts(["w1"]), WithStart())[0].ids == (9, 10)
+    assert render(PromptSet.from_texts(["<s> w1"]), WithStart())[0].ids == (9, 10)
     with pytest.raises(
         InputError,
         match="prompt 'p0' begins with two '<s>' tokens; drop the one written in the text",
     ):
-        render(PromptSet.from_texts(["<s> w1"]), WithStart())
+        render(PromptSet.from_texts(["<s> <s> w1"]), WithStart())
 
 
 def test_what_cannot_be_rendered_is_named(tokenizer):
@@ -141,8 +141,8 @@ def test_a_prompt_that_is_no_prefix_of_its_answer(tokenizer):
     with pytest.raises(
         InputError,
         match=(
-            "prompt 'p0': the chat template renders prompt and answer so that the prompt is not a"
-            " prefix"
+            r"prompt 'p0': the chat template refuses it \(it renders prompt and answer so that the"
+            " prompt is not a prefix"
         ),
     ):
         render(kept, tokenizer, chat_template=template)
@@ -241,7 +241,7 @@ def test_a_template_without_a_switch_is_left_alone_and_takes_no_choice(
 def test_a_template_with_a_switch_needs_a_choice() -> None:
     with pytest.raises(
         InputError,
-        match=r"has a thinking mode \(enable_thinking\); pass thinking=True or thinking=False",
+        match=r"has a thinking mode \(enable_thinking\); pass thinking=True, thinking=False or",
     ):
         with_thinking(SWITCHED, None)
 

@@ -10,6 +10,7 @@ from emlens.foundation.positions import (
     POSITION_NAMES,
     AllTokens,
     Chosen,
+    Last,
     Position,
     RowSpans,
     parse_position,
@@ -38,6 +39,17 @@ def test_named_positions() -> None:
     assert {name: parse_position(name).name for name in POSITION_NAMES} == {
         name: name for name in POSITION_NAMES
     }
+
+
+def test_thought_and_closing_are_no_content() -> None:
+    row = RowSpans(n_tokens=10, prompt_end=3, content_start=5, content_end=8)
+    ids = list(range(10))
+    assert pick("mean_prompt", row, ids) == [0, 1, 2] and pick("last_prompt", row, ids) == [2]
+    assert pick("mean_response", row, ids) == [5, 6, 7] and pick("last", row, ids) == [7]
+    assert pick("end_of_turn", row, ids) == [8, 9] and pick("all", row, ids) == ids
+    assert pick(Index(0, of="end_of_turn"), row, ids) == [8] and pick(Index(-1), row, ids) == [9]
+    assert pick(Index(0, of="response"), row, ids) == [5]
+    assert pick("last", RowSpans(4, 4), IDS[:4]) == [3]  # no answer: the prompt's last
 
 
 def test_indices_and_spans_count_within_their_part() -> None:
@@ -105,6 +117,7 @@ def test_parts_tile_the_row(n: int, prompt: int) -> None:
 
 def test_names_tell_positions_apart() -> None:
     positions: list[Position] = [
+        Last(),
         Index(-1),
         Index(-1, of="prompt"),
         Index(-1, of="response"),
@@ -115,6 +128,7 @@ def test_names_tell_positions_apart() -> None:
         Span(0, None, of="prompt", skip_first=1),
         Span(0, 2, skip_first=1),
         Span(0, None, of="response"),
+        Span(0, None, of="end_of_turn"),
         AllTokens(),
         Chosen(even_ids, "even"),
     ]
@@ -130,8 +144,21 @@ def test_names_tell_positions_apart() -> None:
         (lambda: RowSpans(3, 0), "prompt_end=0 must lie in 1 to n_tokens=3"),
         (lambda: RowSpans(3, 4), "prompt_end=4 must lie in 1 to n_tokens=3"),
         (
+            lambda: RowSpans(5, 3, 2, 4),
+            r"content \[2, 4\) must lie in prompt_end=3 to n_tokens=5",
+        ),
+        (lambda: RowSpans(5, 3, 3, 6), r"content \[3, 6\) must lie in prompt_end=3"),
+        (
+            lambda: pick("last", RowSpans(5, 3, 4, 4)),
+            "position last does not exist in a row whose response has 0 tokens",
+        ),
+        (
+            lambda: pick("end_of_turn"),
+            "position end_of_turn does not exist in a row whose end_of_turn has 0",
+        ),
+        (
             lambda: ROW.part("promt"),
-            "of='promt' is not a part of a row; pass one of prompt, response, sequence",
+            "is not a part of a row; pass one of prompt, response, end_of_turn, sequence",
         ),  # type: ignore[arg-type]
         (lambda: Index(0, of="promt"), "of='promt' is not a part of a row"),  # type: ignore[arg-type]
         (lambda: Span(0, of="promt"), "of='promt' is not a part of a row"),  # type: ignore[arg-type]

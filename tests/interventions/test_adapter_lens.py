@@ -95,14 +95,14 @@ def test_rows_are_pooled_over_their_own_tokens(family, prompts):
     path = "model.layers.1.mlp.down_proj"
     assert set(found.values) == {f"model.layers.{i}.mlp.down_proj" for i in range(3)}
     for over, part in (
-        ("response", lambda v, end: v[end:]),
-        ("prompt", lambda v, end: v[:end]),
-        ("all", lambda v, end: v),
+        ("response", lambda v, spans: v[spans.prompt_end : -1]),  # the closing <end> is no content
+        ("prompt", lambda v, spans: v[: spans.prompt_end]),
+        ("all", lambda v, spans: v),
     ):
         table = found.pooled(over, "mean_abs")
         expected = [
-            float(part(found.row(path, id), int(end)).abs().mean())
-            for id, end in zip(found.ids, found.prompt_ends, strict=True)
+            float(part(found.row(path, id), spans).abs().mean())
+            for id, spans in zip(found.ids, found.spans, strict=True)
         ]
         assert np.allclose(table[f"{path}[0]"], expected) and list(table.index) == list(found.ids)
     with pytest.raises(

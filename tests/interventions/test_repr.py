@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from emlens.foundation import Index, Site
+from emlens.foundation.positions import RowSpans
 from emlens.geometry import Direction
 from emlens.interventions import LoraAdapter, ablate, mean_ablate, resample_ablate, steer
 from emlens.interventions.adapter_lens import AdapterScalars
@@ -57,5 +58,5 @@ def test_adapters_and_scalars():
     assert repr(adapter) == line and "<td>scaled</td>" in adapter._repr_html_()
     values = {"model.layers.0.mlp.down_proj": torch.ones(3, 1)}
     offsets = torch.tensor([0, 3])
-    scalars = AdapterScalars(("a",), ("g",), values, offsets, torch.tensor([2]))
+    scalars = AdapterScalars(("a",), ("g",), values, offsets, (RowSpans(3, 2),))
     assert repr(scalars) == "AdapterScalars(rows=1, tokens=3, modules=1)"

@@ -192,7 +192,7 @@ def test_a_thinking_template_needs_a_choice_and_the_thought_is_kept_apart(
         InputError,
         match=(
             r"the chat template has a thinking mode \(enable_thinking\);"
-            r" pass thinking=True or thinking=False"
+            r" pass thinking=True, thinking=False or"
         ),
     ):
         sample_answers(model, asked, **SETTINGS)

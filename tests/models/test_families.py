@@ -7,7 +7,7 @@ import tiny_models
 import torch
 
 from emlens.data import PromptSet
-from emlens.data.rendering import PLAIN_TEMPLATE
+from emlens.data.templates import PLAIN_TEMPLATE
 from emlens.foundation import InputError, LoadError, UnknownNameError
 from emlens.models import FineTune, adapters, families, load_family, load_model
 from emlens.models.families import check_same_rows
@@ -225,12 +225,15 @@ def test_one_id_for_two_tokens(files, tmp_path, shared):
 
 def test_a_boundary_that_differs(files, shared):
     prompts = PromptSet.from_messages(
-        [[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]], upto="all"
+        [[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]], upto="all"
     )
     other = load_model(files / "full")
-    other.chat_template = tiny_models.TEMPLATE.replace("'<assistant>'", "''")
+    # this one writes the answer's second word as part of its closing
+    other.chat_template = tiny_models.TEMPLATE.replace(
+        "m['content']", "(m['content'] if m.role == 'user' else m['content'].split()[0] + ' w3')"
+    )
     mine, theirs = shared.render(prompts)[0], other.render(prompts)[0]
-    assert mine.ids == theirs.ids and mine.prompt_end != theirs.prompt_end
+    assert mine.ids == theirs.ids and mine.spans != theirs.spans
     with pytest.raises(InputError, match="renders to different ids"):
         check_same_rows(shared, other, list(prompts))
 

@@ -1,0 +1,219 @@
+"""A chat as its template writes it: the text, and which characters are prompt, answer and closing.
+
+Where the assistant's words begin and end is found without knowing the template: the chat is
+rendered with the answer and with another answer in its place. What differs is the answer. So a
+template may trim the answer, put a space before it, or move a thought; what it writes around it is
+never taken for content.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from emlens.data.templates import THOUGHT, thought_end
+from emlens.foundation.errors import InputError
+
+GenerationPrompt = Literal["on request", "always", "never", "not needed"]
+"""How a template opens the answer: when `add_generation_prompt` is set; whether asked or not; not
+at all, though it heads an answer; or there is nothing to write between question and answer.
+"""
+_OTHER: Final = "QZ"
+"""Letters of the answer that stands in for the real one."""
+
+
+@dataclass(frozen=True)
+class ChatText:
+    """A rendered chat.
+
+    Args:
+        text: as the template writes it.
+        prompt_end: characters of the prompt, the opening of the answer included; what follows is
+            written by the assistant.
+        content_start: where the answer itself begins: after a thought, and after white space that
+            the template puts before an answer.
+        content_end: where it ends; the template's closing of the turn follows.
+    """
+
+    text: str
+    prompt_end: int
+    content_start: int
+    content_end: int
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What a template does, noticed on a chat of one question.
+
+    Args:
+        generation_prompt: how it opens an answer.
+        header: what it writes before an answer but not at the end of a prompt; prompts get it.
+        repeated: the opening of the next answer, which it writes after an answer too ("always").
+        opens_thought: whether the opening of an answer opens a thought as well.
+        closing: what it writes after an answer.
+    """
+
+    generation_prompt: GenerationPrompt = "on request"
+    header: str = ""
+    repeated: str = ""
+    opens_thought: bool = False
+    closing: str = ""
+
+    @classmethod
+    def of(cls, tokenizer: Any, template: str) -> "ChatFormat":
+        """Of a template; where it refuses a plain question, what most templates do."""
+        chat = [{"role": "user", "content": "x"}]
+        try:
+            bare = chat_text(tokenizer, chat, template, opens_answer=False)
+            opened = chat_text(tokenizer, chat, template, opens_answer=True)
+            answered = chat_text(tokenizer, [*chat, _answer("Q1Q")], template, opens_answer=False)
+            other = chat_text(tokenizer, [*chat, _answer("Z2Z")], template, opens_answer=False)
+        except Exception:  # a template raises what it likes; each chat is rendered by itself later
+            return cls()
+        start, end = _differing(answered, other)
+        closing = answered[end:]
+        opens_thought = opened.rstrip().endswith(THOUGHT[0])
+        if bare != opened:
+            return cls("on request", opens_thought=opens_thought, closing=closing)
+        before = answered[:start].rstrip(" ")
+        header = before.removeprefix(opened) if before.startswith(opened) else ""
+        repeated = _repeated_opening(opened, closing)
+        kind: GenerationPrompt = "never" if header else "not needed"
+        if repeated:
+            kind = "always"
+        closing = closing.removesuffix(repeated)
+        return cls(kind, header, repeated, opens_thought, closing)
+
+
+def chat_text(
+    tokenizer: Any, chat: list[dict[str, str]], template: str, *, opens_answer: bool
+) -> str:
+    """The chat as the template writes it."""
+    text: str = tokenizer.apply_chat_template(
+        chat, chat_template=template, tokenize=False, add_generation_prompt=opens_answer
+    )
+    return text
+
+
+def prompt_text(tokenizer: Any, chat: list[dict[str, str]], template: str, form: ChatFormat) -> str:
+    """What a model is given: the chat and the opening of the answer.
+
+    Where the template writes no opening, it is the header of its answers.
+
+    Raises:
+        InputError: a system turn that the template leaves out.
+    """
+    text = chat_text(tokenizer, chat, template, opens_answer=True)
+    if _drops_system(text, tokenizer, chat, template):
+        raise InputError("it leaves the system turn out")
+    return text + form.header
+
+
+def answered_text(
+    tokenizer: Any,
+    chat: list[dict[str, str]],
+    answer: str,
+    template: str,
+    form: ChatFormat,
+) -> ChatText:
+    """The chat with an answer.
+
+    The prompt is what `prompt_text` gives, with one exception. Where it opens a thought and the
+    answer brings none, or it closes the thought and the answer brings one, the template's own
+    rendering of the answered chat is kept, and the prompt ends before the thought.
+
+    Raises:
+        InputError: the template does not write the answer, or writes another prompt before it.
+    """
+    prompt = prompt_text(tokenizer, chat, template, form)
+    text = chat_text(tokenizer, [*chat, _answer(answer)], template, opens_answer=False)
+    stand_in = chat_text(
+        tokenizer, [*chat, _answer(_stand_in(answer))], template, opens_answer=False
+    )
+    start, end = _differing(text, stand_in)
+    if start >= end:
+        raise InputError("it leaves the answer out")
+    if text[end:].endswith(form.repeated):
+        text = text.removesuffix(form.repeated)
+    if text.startswith(prompt) and start >= len(prompt):
+        return _with_thought(ChatText(text, len(prompt), start, end), opened=form.opens_thought)
+
+    shared = _shared(text[:start], prompt)
+    opening = prompt.rfind(THOUGHT[0], 0, shared)
+    if opening >= 0 and THOUGHT[1] not in prompt[opening:shared]:
+        shared = opening
+    surplus = prompt[shared:].strip()
+    has_thought = THOUGHT[1] in answer
+    if surplus.startswith(THOUGHT[0]) and surplus.endswith(THOUGHT[1]) and not has_thought:
+        # a thought that was closed at once: what follows it is the answer
+        moved = len(prompt) - start
+        return ChatText(prompt + text[start:], len(prompt), len(prompt), end + moved)
+    if surplus == THOUGHT[0] and has_thought:
+        # whole, as the model wrote it: some templates drop the thoughts of answers
+        written = answer.lstrip().removeprefix(THOUGHT[0]).lstrip("\n").rstrip()
+        stop = len(prompt + written)
+        whole = ChatText(prompt + written + text[end:], len(prompt), len(prompt), stop)
+        return _with_thought(whole, opened=True)
+    if surplus.startswith(THOUGHT[0]):
+        return _with_thought(ChatText(text, shared, max(start, shared), end), opened=False)
+    raise InputError(
+        "it renders prompt and answer so that the prompt is not a prefix of them;"
+        " the answer's tokens cannot be distinguished"
+    )
+
+
+def _with_thought(row: ChatText, *, opened: bool) -> ChatText:
+    """The same row; a thought at the start of what was written is no content."""
+    written = row.text[row.prompt_end : row.content_end]
+    length = thought_end(written, opened=opened and THOUGHT[1] in written)
+    if length is None:
+        return row
+    start = max(row.content_start, row.prompt_end + length)
+    return ChatText(row.text, row.prompt_end, min(start, row.content_end), row.content_end)
+
+
+def _answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def _stand_in(answer: str) -> str:
+    """An answer that begins and ends otherwise than this one."""
+    words = answer.strip() or " "
+    first, last = _OTHER[words[0] == _OTHER[0]], _OTHER[words[-1] == _OTHER[0]]
+    return f"{first}0{last}"
+
+
+def _differing(text: str, other: str) -> tuple[int, int]:
+    """Start and end of the part of `text` that differs from `other`."""
+    start = _shared(text, other)
+    same = _shared(text[start:][::-1], other[start:][::-1])
+    return start, len(text) - same
+
+
+def _shared(text: str, other: str) -> int:
+    """How many characters both begin with."""
+    for i, (a, b) in enumerate(zip(text, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(text), len(other))
+
+
+def _repeated_opening(opened: str, closing: str) -> str:
+    """The opening of the next answer, which some templates write after an answer too.
+
+    It follows the end of the turn: white space, and one mark such as `<|im_end|>`.
+    """
+    rest = closing.lstrip()
+    if rest.startswith(("<", "[")):
+        mark_end = min((i for i in (rest.find(">"), rest.find("]")) if i >= 0), default=-1)
+        rest = rest[mark_end + 1 :].lstrip()
+    return rest if rest and opened.endswith(rest) else ""
+
+
+def _drops_system(text: str, tokenizer: Any, chat: list[dict[str, str]], template: str) -> bool:
+    """Whether there are system turns that make no difference to the text."""
+    without_system = [message for message in chat if message["role"] != "system"]
+    if len(without_system) == len(chat):
+        return False
+    try:
+        return chat_text(tokenizer, without_system, template, opens_answer=True) == text
+    except Exception:  # a template that wants a system turn does not drop it
+        return False
