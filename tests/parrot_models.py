@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from emlens.data.rendering import template_of
+from emlens.data.templates import template_of
 from emlens.models.transformers_backend import TransformersModel
 
 

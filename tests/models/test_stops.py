@@ -6,7 +6,7 @@ from parrot_models import hooked, parrot
 from tokenizer_kinds import KINDS, Kind
 
 from emlens.data import PromptSet
-from emlens.data.rendering import TEMPLATES
+from emlens.data.templates import TEMPLATES
 from emlens.models.hooked import HookedModel
 from emlens.models.sampling import RowSampler
 from emlens.models.stops import Stops, template_stops
