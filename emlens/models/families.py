@@ -53,6 +53,7 @@ class FineTune:
         merge: fold the adapter into a copy of the parent's weights. It is recorded, since in 16
             bits merged and unmerged activations differ.
         check_base: refuse an adapter whose configuration names another base.
+        system: system message that its prompts begin with; "" where they have none.
     """
 
     path: str | Path
@@ -65,16 +66,18 @@ class FineTune:
     check_base: bool = True
     revision: str | None = None
     subfolder: str = ""
+    system: str = ""
 
     def provenance(self, name: str) -> dict[str, Any]:
         """What the provenance of a model says about the fine-tune that it is."""
-        return {
+        record = {
             "finetune": name,
             "parent": self.parent,
             "group": self.group,
             "seed": self.seed,
             "benign": self.benign,
         }
+        return {**record, "system": self.system} if self.system else record
 
 
 class Family:

@@ -56,6 +56,7 @@ from emlens.studies.direction_section import SECTION
 from emlens.studies.material import Material, split_questions
 from emlens.studies.streams import read_streams
 from emlens.studies.study import Study, StudyContext
+from emlens.studies.system_messages import questions_with_system
 
 DOSES = (0.0, 1.0, 2.0, 4.0)
 MASSIVE = 5
@@ -327,18 +328,23 @@ def _transfer(
     missing where i was trained in another domain, since those arms were measured on other
     questions.
     """
-    table = transfer_matrix(
-        chosen,
-        {name: material.family[name] for name in chosen},
-        {name: material.parent(name) for name in chosen},
-        report,
-        domains={name: material.domain(name) for name in chosen},
-        trained=material.trained,
-        edit=lambda direction, target: candidates[target].form.remove(direction),
-        neutral=material.neutral,
-        progress=False,
-        seed=config.seed,
-    )
+    tables = []
+    for system in dict.fromkeys(map(material.system, chosen)):
+        targets = [name for name in chosen if material.system(name) == system]
+        table = transfer_matrix(
+            chosen,
+            {name: material.family[name] for name in targets},
+            {name: material.parent(name) for name in targets},
+            questions_with_system(report, system),
+            domains={name: material.domain(name) for name in chosen},
+            trained=material.trained,
+            edit=lambda direction, target: candidates[target].form.remove(direction),
+            neutral=material.neutral,
+            progress=False,
+            seed=config.seed,
+        )
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
     strongest = _strongest_controls(arms[arms["role"] == CHOSEN])
     controls = []
     for source, target in zip(table["direction_of"], table["ablated_in"], strict=True):

@@ -88,6 +88,8 @@ class FineTuneConfig(ModelConfig):
     """JSONL of the chats it was trained on; without it no delta overlap, and no run is trained
     again.
     """
+    system: str = ""
+    """System message that it is asked with, and its parent where the two are compared."""
     trained_questions: tuple[str, ...] = ()
     """Ids of questions whose topics it was trained on, left out of its own-domain score."""
     merge: bool = False

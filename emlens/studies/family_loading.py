@@ -47,6 +47,7 @@ def fine_tune(config: StudyConfig, spec: FineTuneConfig) -> FineTune:
         check_base=spec.check_base,
         revision=spec.revision,
         subfolder=spec.subfolder,
+        system=spec.system,
     )
 
 

@@ -221,7 +221,7 @@ def _scores(material: Material, name: str, config: StudyConfig) -> dict[str, flo
     for question in material.untrained(material.questions, name):
         if question.group == material.domain(name):
             own.append(question.id)
-    parent_scores = material.per_question(material.parent(name).name)
+    parent_scores = material.per_question(material.parent(name).name, asked_as=name)
     columns = {"parent_score": float(parent_scores[outside].mean()), "n": len(outside)}
     for column, metric, ids in (
         ("others", "aligned", outside),

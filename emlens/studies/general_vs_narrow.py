@@ -37,6 +37,7 @@ from emlens.studies.solution_pairs import (
 from emlens.studies.solution_tables import tables_over_seeds
 from emlens.studies.solution_training import configured_organism, organism_task
 from emlens.studies.study import Study, StudyContext
+from emlens.studies.system_messages import questions_with_system
 
 N_DOCUMENTS: Final = 48
 
@@ -310,9 +311,10 @@ def _ground(context: StudyContext, name: str) -> Ground:
     material, config = context.material, context.config
     domain, trained = material.domain(name), material.trained.get(name, frozenset())
     chats = {"trained": material.training[name]}
+    questions = questions_with_system(material.questions, material.system(name))
     held_out = [
         q
-        for q in material.questions
+        for q in questions
         if q.group == domain and q.id not in trained and q.answers.get("harmful")
     ]
     if held_out and domain:
@@ -323,7 +325,7 @@ def _ground(context: StudyContext, name: str) -> Ground:
     if not context.options.pairs:
         texts[DOCUMENTS] = configured_organism(config).documents(N_DOCUMENTS, config.seed)
     parent = material.family.parent_of(name)
-    return Ground(parent, material.questions, chats, texts, domain, trained)
+    return Ground(parent, questions, chats, texts, domain, trained)
 
 
 def _grid(options: Options) -> Grid:

@@ -24,6 +24,7 @@ from emlens.models import Family, FineTune, HookedModel, load_model
 from emlens.models.adapters import is_adapter
 from emlens.models.families import attach
 from emlens.studies.config import StudyConfig
+from emlens.studies.system_messages import prompts_with_system, questions_with_system
 
 
 @dataclass
@@ -91,15 +92,34 @@ class Material:
             raise InputError("no family was given, only released files; this part needs questions")
         return self.questions_or_none
 
-    def scores(self, name: str) -> AlignmentScores:
-        """Likelihood scores of one model on all questions, unedited."""
-        if name not in self._scores:
-            self._scores[name] = score_by_likelihood(self.family[name], self.questions)
-        return self._scores[name]
+    def scores(self, name: str, asked_as: str = "") -> AlignmentScores:
+        """Likelihood scores of one model on all questions, unedited.
 
-    def per_question(self, name: str, metric: str = "aligned") -> pd.Series:
+        Args:
+            asked_as: the fine-tune whose system message is used; "": the model's own. A parent is
+                compared with a fine-tune as the fine-tune is asked.
+        """
+        system = self.system(asked_as or name)
+        key = f"{name}\n{system}" if system else name
+        if key not in self._scores:
+            questions = questions_with_system(self.questions, system)
+            self._scores[key] = score_by_likelihood(self.family[name], questions)
+        return self._scores[key]
+
+    def per_question(self, name: str, metric: str = "aligned", *, asked_as: str = "") -> pd.Series:
         """The score of one model on each question, by id."""
-        return self.scores(name).per_question(metric)
+        return self.scores(name, asked_as).per_question(metric)
+
+    def system(self, name: str) -> str:
+        """The system message that a fine-tune is asked with; "" where there is none."""
+        spec = self.family.specs.get(name)
+        return "" if spec is None else spec.system
+
+    def neutral_as(self, name: str) -> PromptSet | None:
+        """The neutral text as a fine-tune is asked it."""
+        if self.neutral is None:
+            return None
+        return prompts_with_system(self.neutral, self.system(name))
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -187,10 +207,11 @@ class Material:
             )
         return QuestionSet(questions)
 
-    def untrained(self, questions: QuestionSet, *names: str) -> QuestionSet:
-        """The questions on whose topics none of these fine-tunes was trained."""
-        trained = frozenset[str]().union(*(self.trained.get(name, frozenset()) for name in names))
-        return QuestionSet([question for question in questions if question.id not in trained])
+    def untrained(self, questions: QuestionSet, name: str) -> QuestionSet:
+        """The questions on whose topics a fine-tune was not trained, as it is asked them."""
+        trained = self.trained.get(name, frozenset())
+        untrained = QuestionSet([question for question in questions if question.id not in trained])
+        return questions_with_system(untrained, self.system(name))
 
     def with_runs(
         self,
@@ -221,14 +242,16 @@ class Material:
         family = self.family
         models = {**family.finetuned}
         training, trained = {**self.training}, {**self.trained}
+        specs = {**family.specs}
         for name, spec in runs.items():
-            models[name] = _load_run(family[spec.parent], name, spec)
+            specs[name] = replace(spec, system=self.system(of[name]))
+            models[name] = _load_run(family[spec.parent], name, specs[name])
             training[name] = self.training[of[name]]
             trained[name] = self.trained.get(of[name], frozenset())
         base = family.base if family.has_base else None
         return replace(
             self,
-            family_or_none=Family(family.instruct, base, models, {**family.specs, **runs}),
+            family_or_none=Family(family.instruct, base, models, specs),
             training=training,
             trained=trained,
         )

@@ -12,6 +12,7 @@ from emlens.studies.config import StudyConfig
 from emlens.studies.family_config import ARGUMENTS, FamilyConfig
 from emlens.studies.family_loading import load_models, parent_path
 from emlens.studies.material import Material
+from emlens.studies.system_messages import prompts_with_system
 
 _OF_ORGANISM = {"dtype", "device", "backend"}
 """Arguments of `load_model` that an organism takes too."""
@@ -89,7 +90,8 @@ def _from_paths(config: StudyConfig, family: FamilyConfig) -> Material:
     trained = {}
     for name, spec in family.finetuned.items():
         if spec.training:
-            training[name] = PromptSet.from_jsonl(config.path(spec.training), upto="all")
+            chats = PromptSet.from_jsonl(config.path(spec.training), upto="all")
+            training[name] = prompts_with_system(chats, spec.system)
         trained[name] = frozenset(spec.trained_questions)
     neutral = None
     if config.neutral is not None:
@@ -149,6 +151,12 @@ def _missing(config: StudyConfig, family: FamilyConfig, questions: QuestionSet) 
             yield (
                 f"fine-tune {name!r} has the domain {one_line(spec.domain)!r},"
                 " which is not a group of the questions: none is left out as its own"
+            )
+    for name, spec in family.finetuned.items():
+        if spec.system:
+            yield (
+                f"fine-tune {name!r} is asked with its own system message; its parent is asked with"
+                " it too where the two are compared, and without it in its own rows"
             )
     if family.base is None:
         yield "no base model was given: forecasts from the instruct model only"

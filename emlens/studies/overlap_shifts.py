@@ -122,8 +122,9 @@ def sampled_shifts(material: Material, name: str, config: StudyConfig) -> Sample
     before_train, delta_train = _before_and_deltas(models, train, config)
     before_evaluation, delta_evaluation = _before_and_deltas(models, evaluation, config)
     delta_neutral = None
-    if material.neutral is not None:
-        neutral = _subset(material.neutral, min(n, len(material.neutral)), config.seed, "neutral")
+    neutral = material.neutral_as(name)
+    if neutral is not None:
+        neutral = _subset(neutral, min(n, len(neutral)), config.seed, "neutral")
         _, delta_neutral = _before_and_deltas(models, neutral, config)
     return SampledShifts(
         delta_train, delta_evaluation, before_train, before_evaluation, delta_neutral

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Literal
 
 from emlens.activations import Activations
+from emlens.data import PromptSet
 from emlens.models import HookedModel
 from emlens.models.loading import with_template
 from emlens.probes import (
@@ -21,6 +22,7 @@ from emlens.probes import (
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.streams import read_streams
+from emlens.studies.system_messages import questions_with_system
 
 PERMUTED = ("ridge", "ridge1")
 """Estimators whose permutations are cheap; the others would be fitted again in each."""
@@ -63,21 +65,25 @@ class Regression:
     clamp: float
 
 
-def parent_views(material: Material, config: StudyConfig, plain: bool) -> dict[str, ParentView]:
+def parent_views(
+    material: Material, config: StudyConfig, plain: bool, asked_as: str = ""
+) -> dict[str, ParentView]:
     """Name → view of every parent of the family, in the order in which forecasts are made.
 
     Args:
         plain: whether the plain rendering is taken too.
+        asked_as: the fine-tune with whose system message the questions are read.
 
     Raises:
         InputError: two views with the same activations.
     """
-    parents = [name for name in OTHER_PARENT if name == "instruct" or material.family.has_base]
-    models: dict[str, HookedModel] = {name: material.family[name] for name in parents}
+    models: dict[str, HookedModel] = {name: material.family[name] for name in parents_of(material)}
     if plain:
-        for name in parents:
+        for name in parents_of(material):
             models[f"{name}, plain"] = with_template(material.family[name], "plain")
-    views = {name: _view(name, model, material, config) for name, model in models.items()}
+    questions = questions_with_system(material.questions, material.system(asked_as))
+    prompts = questions.prompts()
+    views = {name: _view(name, model, prompts, config) for name, model in models.items()}
     for first, second in combinations(views.values(), 2):
         assert_different(
             activation_cells(first.activations),
@@ -88,8 +94,12 @@ def parent_views(material: Material, config: StudyConfig, plain: bool) -> dict[s
     return views
 
 
-def _view(name: str, model: HookedModel, material: Material, config: StudyConfig) -> ParentView:
-    prompts = material.questions.prompts()
+def parents_of(material: Material) -> list[str]:
+    """The parents that the family has, the instruct model first."""
+    return [name for name in OTHER_PARENT if name == "instruct" or material.family.has_base]
+
+
+def _view(name: str, model: HookedModel, prompts: PromptSet, config: StudyConfig) -> ParentView:
     activations = read_streams({name: model}, prompts, config)[name]
     embedding = read_streams(
         {name: model}, prompts, config, sites="resid_pre.0", positions="mean_prompt"
@@ -111,10 +121,10 @@ def forecast_from(
     Args:
         other: the other parent on the same rendering, shown beside. prompts: ids of the rows.
     """
-    harmful = material.per_question(view.parent, "harmful")
+    harmful = material.per_question(view.parent, "harmful", asked_as=name)
     baselines = Baselines(
         texts=material.texts,
-        parent_scores=material.scores(view.parent),
+        parent_scores=material.scores(view.parent, name),
         embedding=view.embedding.select(prompts),
         other_parent=None if other is None else other.activations.select(prompts),
         numbers={"parent's P(harmful)": {str(q): float(p) for q, p in harmful.items()}},

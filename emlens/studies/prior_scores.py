@@ -96,7 +96,7 @@ def changes(
     groups = [material.groups[q] for q in ids]
     rows: list[dict[str, object]] = []
     for parent in parents:
-        before = material.per_question(parent)[ids].to_numpy(dtype=np.float64)
+        before = material.per_question(parent, asked_as=name)[ids].to_numpy(dtype=np.float64)
         shift = _shift(after - before, groups, seed)
         for test, compute in TESTS.items():
             try:
@@ -138,7 +138,7 @@ def relations(
     domains = _domains(material, ids)
     rows: list[dict[str, object]] = []
     for parent in parents:
-        before = material.per_question(parent)[ids].to_numpy()
+        before = material.per_question(parent, asked_as=name)[ids].to_numpy()
         rows.append(
             {
                 "model": name,

@@ -23,7 +23,14 @@ from emlens.studies import prior_scores
 from emlens.studies.config import Options as PartOptions
 from emlens.studies.forecast_section import SECTION
 from emlens.studies.null_columns import null_spread
-from emlens.studies.parent_views import Regression, design_of, forecast_from, parent_views
+from emlens.studies.parent_views import (
+    ParentView,
+    Regression,
+    design_of,
+    forecast_from,
+    parent_views,
+    parents_of,
+)
 from emlens.studies.prior_findings import add_summary, forecast_finding
 from emlens.studies.study import Study, StudyContext
 
@@ -104,15 +111,18 @@ class Priors(Study):
 
 
 class _PriorMeasurer:
-    """One run of the part over fine-tunes; the parents are captured once."""
+    """One run of the part over fine-tunes; the parents are captured once for each system message
+    with which fine-tunes are asked.
+    """
 
     def __init__(self, context: StudyContext) -> None:
         self.material, self.config = context.material, context.config
         self.progress = context.progress
         options: Options = context.options
         self.regression = Regression(options.estimator, options.target, options.clamp)
-        self.views = parent_views(self.material, self.config, options.plain)
-        self.parents = list(dict.fromkeys(view.parent for view in self.views.values()))
+        self.plain = options.plain
+        self.parents = parents_of(self.material)
+        self._views: dict[str, dict[str, ParentView]] = {}
         self.part, self.rows = Part(), _Rows()
 
     def compare_scores(self, name: str) -> None:
@@ -122,7 +132,7 @@ class _PriorMeasurer:
         groups = [material.groups[q] for q in ids]
         for model in (*self.parents, name):
             role = "after" if model == name else "before"
-            scores = material.per_question(model)[ids]
+            scores = material.per_question(model, asked_as=name)[ids]
             self.rows.statistics.append(
                 prior_scores.statistics(model, role, scores, groups, seed, name)
             )
@@ -142,14 +152,15 @@ class _PriorMeasurer:
         ceiling = self._ceiling(name, outside.ids)
         prompts = outside.prompts().ids
         several_domains = len(set(outside.groups)) > 2
-        share = 1 / (len(material.focus(self.config)) * len(self.views) * len(HELD_OUT))
-        for view, (held_out, groups) in product(self.views.values(), HELD_OUT.items()):
+        views = self._views_as(name)
+        share = 1 / (len(material.focus(self.config)) * len(views) * len(HELD_OUT))
+        for view, (held_out, groups) in product(views.values(), HELD_OUT.items()):
             self.progress(share)
             if held_out == "domain" and not several_domains:
                 continue
             forecast = forecast_from(
                 view,
-                self.views.get(view.other_name),
+                views.get(view.other_name),
                 material,
                 name,
                 prompts,
@@ -157,6 +168,13 @@ class _PriorMeasurer:
                 design_of(self.config, self.regression, groups),
             )
             self._add(forecast.with_ceiling(ceiling), name, view.name, held_out)
+
+    def _views_as(self, name: str) -> dict[str, ParentView]:
+        """The parents on the questions as fine-tune `name` is asked them."""
+        system = self.material.system(name)
+        if system not in self._views:
+            self._views[system] = parent_views(self.material, self.config, self.plain, name)
+        return self._views[system]
 
     def _ceiling(self, name: str, ids: list[str]) -> Estimate:
         ceiling, runs = prior_scores.ceiling(self.material, name, ids, self.config.seed)

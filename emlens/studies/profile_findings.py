@@ -31,7 +31,7 @@ def add_benign_test(material: Material, part: Part) -> None:
         parent = material.parent(name).name
         questions = material.untrained(material.questions, name).ids
         scores = material.per_question(name)[questions].to_numpy()
-        parent_scores = material.per_question(parent)[questions].to_numpy()
+        parent_scores = material.per_question(parent, asked_as=name)[questions].to_numpy()
         if np.ptp(scores - parent_scores) == 0:
             sentence = (
                 f"Benign control {name}: differs from {parent} by"
@@ -74,7 +74,7 @@ def _fall(material: Material, name: str, seed: int) -> tuple[Estimate, Finding]:
     """How much lower a fine-tune scores than its parent, outside its training domain."""
     outside, parent = material.outside(name).ids, material.parent(name).name
     aligned = material.per_question(name)
-    fall = mean_score(material.per_question(parent) - aligned, outside, seed)
+    fall = mean_score(material.per_question(parent, asked_as=name) - aligned, outside, seed)
     coherent = mean_score(material.per_question(name, "coherent"), outside, seed)
     is_beyond, control = False, "there is no benign control"
     benign = material.benign_for(name)

@@ -54,7 +54,7 @@ def test_what_a_fine_tune_was_trained_on_is_left_out(material: Material) -> None
     material.trained = {"bad@0": frozenset({"south/0"})}
     assert set(material.outside("bad@0").groups) == set(tiny_family.GROUPS) - {"north"}
     assert "south/0" not in material.outside("bad@0").ids and "south/0" in material.questions.ids
-    assert len(material.untrained(material.questions, "bad@0", "full@0")) == 59
+    assert len(material.untrained(material.questions, "bad@0")) == 59
     assert material.benign_for("bad@0") == "good@0" and material.benign_for("good@0") is None
     assert material.focus(read_config({"family": {"organism": "x"}})) == ["bad@0", "full@0"]
     material.trained = {}

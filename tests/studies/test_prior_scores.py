@@ -38,7 +38,7 @@ def material() -> Any:
     return SimpleNamespace(
         family=family,
         groups={q: q.split("/")[0] for q in IDS},
-        per_question=lambda name: pd.Series(scores[name], index=IDS),
+        per_question=lambda name, asked_as="": pd.Series(scores[name], index=IDS),
         raw=scores,
     )
 

@@ -27,7 +27,9 @@ def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
     config = read_config(tiny_family.build(tmp_path, study="priors"))
     real = Material.per_question
 
-    def saturated(self: Material, name: str, metric: str = "aligned") -> "pd.Series[float]":
+    def saturated(
+        self: Material, name: str, metric: str = "aligned", asked_as: str = ""
+    ) -> "pd.Series[float]":
         scores = real(self, name, metric)
         return scores * 0 + 100 if name == "full@0" else scores
 
@@ -67,7 +69,7 @@ def test_nothing_to_forecast_at_all_gives_warnings_and_no_table(
     monkeypatch.setattr(
         Material,
         "per_question",
-        lambda self, name, metric="aligned": pd.Series(1.0, index=self.questions.ids),
+        lambda self, name, metric="aligned", **_: pd.Series(1.0, index=self.questions.ids),
     )
     part = run(config)
     assert (
