@@ -44,7 +44,7 @@ def test_every_call_sees_only_its_own_questions(
         monkeypatch.setattr(module, name, watched)
 
     for module in (direction_candidates, direction_transfer):
-        watch(module, "capture_many", "extract", 1)
+        watch(module, "read_streams", "extract", 1)
         watch(module, "affine_form", "extract", 1)
     watch(direction_transfer, "unembedding_contrast", "extract", 1)
     watch(direction_transfer, "text_contrast", "extract", 1)
