@@ -18,6 +18,7 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
 
 ROLES = ("system", "user", "assistant")
+_TOOL_ROLES = ("tool", "function", "ipython", "tool_call", "tool_response")
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,11 @@ def chat_prompt(
 
 def _message(message: Mapping[str, str], turn: int, where: str) -> Message:
     content = _content(message)
+    if isinstance(message, Mapping) and _is_of_tools(message):
+        raise InputError(
+            f"{where}: turn {turn} calls a tool or answers one; only system, user and assistant"
+            " turns of text can be read, so leave out chats that use tools"
+        )
     if content is None:
         raise InputError(f"{where}: turn {turn} has no text under 'content'")
     role = message.get("role")
@@ -281,6 +287,13 @@ def _message(message: Mapping[str, str], turn: int, where: str) -> Message:
             f"{where}: turn {turn} has role {one_line(repr(role), 60)}; use {', '.join(ROLES)}"
         )
     return Message(role, content)
+
+
+def _is_of_tools(message: Mapping[str, Any]) -> bool:
+    """Whether a turn calls a tool or holds what one returned."""
+    role = message.get("role")
+    calls = message.get("tool_calls") or message.get("function_call")
+    return role in _TOOL_ROLES or bool(calls)
 
 
 def _check_not_blank(text: str, turn: int, where: str) -> None:

@@ -308,8 +308,13 @@ def _content_start(
         return 0
     if places is not None:
         return _first_ending_after(places, chat.content_start)
-    before = chat.text[: chat.content_start].rstrip()
-    return _tokens_of(tokenizer, chat, max(len(before), chat.prompt_end), rest) or 0
+    # the answer's first token may hold white space before it
+    without_space = len(chat.text[: chat.content_start].rstrip())
+    for at in (chat.content_start, max(without_space, chat.prompt_end)):
+        number = _tokens_of(tokenizer, chat, at, rest)
+        if number is not None:
+            return number
+    return 0
 
 
 def _first_ending_after(places: Sequence[tuple[int, int]], at: int) -> int:

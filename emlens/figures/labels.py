@@ -21,6 +21,7 @@ POSITION_NAMES = {
     "last_prompt": "last prompt token",
     "mean_prompt": "mean over prompt",
     "mean_response": "mean over response",
+    "end_of_turn": "end of turn",
 }
 
 

@@ -205,7 +205,13 @@ def load_family(
     }
     parents = {"instruct": sources["instruct"].load("instruct")}
     if base is not None:
-        sources["base"] = _Source(base, {**options, **own.get("base", {})})
+        shared = dict(options)
+        if shared.get("chat_template") is not None and "chat_template" not in own.get(
+            "instruct", {}
+        ):
+            # as text: a name may be known to the instruct model's tokenizer alone
+            shared["chat_template"] = parents["instruct"].chat_template
+        sources["base"] = _Source(base, {**shared, **own.get("base", {})})
         parents["base"] = _load_base(sources["base"], parents["instruct"])
     models: dict[str, HookedModel] = {}
     for name, spec in local.items():

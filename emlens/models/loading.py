@@ -306,6 +306,7 @@ def with_template(model: HookedModel, template: str | None) -> HookedModel:
         **model.provenance,
         "chat_template_sha256": sha256_text(template),
         "chat_template_lent": True,
+        **_chat_provenance(model.tokenizer, template, model.name),
     }
     return borrower
 

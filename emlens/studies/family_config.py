@@ -6,6 +6,7 @@ taken from the family.
 """
 
 from collections.abc import Mapping
+from datetime import date as Date
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -20,8 +21,9 @@ ARGUMENTS = {
     "quantization": "quantization_config",
     "backend": "backend",
     "trust_remote_code": "trust_remote_code",
+    "template_date": "template_date",
 }
-"""Field of a configuration → argument of `load_model`."""
+"""Field of a configuration → argument of `load_model`; the date is the family's alone."""
 
 
 class LoadingConfig(Frozen):
@@ -44,11 +46,8 @@ class LoadingConfig(Frozen):
 
     def options(self) -> dict[str, Any]:
         """What was set, by the names of `load_model`."""
-        return {
-            argument: getattr(self, field)
-            for field, argument in ARGUMENTS.items()
-            if getattr(self, field) is not None
-        }
+        given = {field: getattr(self, field, None) for field in ARGUMENTS}
+        return {ARGUMENTS[field]: value for field, value in given.items() if value is not None}
 
 
 class ModelConfig(LoadingConfig):
@@ -99,6 +98,11 @@ class FineTuneConfig(ModelConfig):
     """Refuse an adapter whose configuration names another base."""
 
 
+def _as_text(value: Any) -> Any:
+    """YAML reads a day as a date."""
+    return value.isoformat() if isinstance(value, Date) else value
+
+
 def _with_path(value: Any) -> Any:
     """`{"path": text}` for a text: a model that says nothing but where it is."""
     return {"path": value} if isinstance(value, str) else value
@@ -125,6 +129,8 @@ class FamilyConfig(LoadingConfig):
     """The pre-trained model, like `instruct`; without it, forecasts come from instruct only."""
     finetuned: Mapping[str, Tuned] = Field(default_factory=dict)
     """Name → fine-tune: a path or hub id, or a mapping with `path` and more."""
+    template_date: Annotated[str | None, BeforeValidator(_as_text)] = None
+    """The day, as 2024-07-26, that a chat template is told which writes the date."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "FamilyConfig":
