@@ -180,7 +180,11 @@ def _check_row(row: Rendered, tokenizer: Any, max_length: int | None) -> None:
 
 
 def _render_text(prompt: Prompt, tokenizer: Any) -> Rendered:
-    """Raw text, tokenised as it is, and its response after it."""
+    """Raw text, tokenised as it is, and its response after it, tokenised by itself.
+
+    A tokenizer that puts a space before every text of its own puts one there too, as it does before
+    a continuation whose likelihood is asked for.
+    """
     bare = encode(tokenizer, prompt.text)
     if not bare:
         return Rendered(prompt.id, prompt.group, (), 0)
@@ -188,7 +192,7 @@ def _render_text(prompt: Prompt, tokenizer: Any) -> Rendered:
     row = Rendered(prompt.id, prompt.group, ids, len(ids))
     if prompt.response is None:
         return row
-    return row.with_continuation(continuation_ids(tokenizer, ids, prompt.response))
+    return row.with_continuation(encode(tokenizer, prompt.response))
 
 
 def _render_chat(prompt: Prompt, tokenizer: Any, template: str | None) -> Rendered:

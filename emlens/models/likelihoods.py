@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.data.encoding import continuation_ids
+from emlens.data.encoding import encode
 from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -39,12 +39,12 @@ def equal_choices(
 
 
 def with_continuation(row: Rendered, text: str, tokenizer: Any, max_length: int | None) -> Rendered:
-    """The row followed by a text, which is encoded apart and reads as exactly this text behind it.
+    """The row followed by a text, which is tokenised by itself, without special tokens.
 
     Raises:
         InputError: a text without tokens; more tokens than the model's context.
     """
-    ids = continuation_ids(tokenizer, row.ids, text)
+    ids = encode(tokenizer, text)
     if not ids:
         raise InputError(
             f"continuation {one_line(text, 60)!r} of prompt {one_line(row.id, 60)!r} has no token"

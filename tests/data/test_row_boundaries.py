@@ -71,14 +71,6 @@ def test_an_end_that_a_tokenizer_appends_is_left_out():
     assert tokenizer.decode(list(row.ids)) == "Yes. No."
 
 
-def test_a_raw_response_reads_on_behind_its_text():
-    # SentencePiece would put a space before a text of its own
-    tokenizer = KIND["sentencepiece, prefix by normalizer"].tokenizer
-    row = render([Prompt("a", "What is", response="it?")], tokenizer)[0]
-    assert tokenizer.decode(list(row.ids)).endswith("What isit?")
-    assert tokenizer.decode(list(row.ids[: row.prompt_end])).endswith("What is")
-
-
 # ---- boundaries
 
 
