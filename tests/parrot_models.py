@@ -11,13 +11,8 @@ from emlens.data.templates import template_of
 from emlens.models.transformers_backend import TransformersModel
 
 
-def parrot(tokenizer: Any, said: Sequence[int], width: int = 96) -> Any:
-    """A Llama whose greedy answer to anything that ends with `said[0]` is the rest of `said`.
-
-    Its blocks add nothing, so the scores of a next token depend on the last one alone. `said` must
-    therefore hold no token twice; after its end comes whatever comes.
-    """
-    assert len(set(said)) == len(said), "a token occurs twice"
+def _llama(tokenizer: Any, width: int) -> Any:
+    """A Llama of one block for this tokenizer."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -30,7 +25,30 @@ def parrot(tokenizer: Any, said: Sequence[int], width: int = 96) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()
+
+
+def random_llama(tokenizer: Any) -> Any:
+    """A Llama of one block with random weights, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _llama(tokenizer, width=16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(20)
+    return model
+
+
+def parrot(tokenizer: Any, said: Sequence[int]) -> Any:
+    """A Llama whose greedy answer to anything that ends with `said[0]` is the rest of `said`.
+
+    Its blocks add nothing, so the scores of a next token depend on the last one alone. `said` must
+    therefore hold no token twice; after its end comes whatever comes.
+    """
+    assert len(set(said)) == len(said), "a token occurs twice"
+    width = 32
+    model = _llama(tokenizer, width)
     with torch.no_grad():
         for parameter in model.model.layers.parameters():
             parameter.zero_()

@@ -5,9 +5,11 @@ milliseconds, each with what its template writes, spelled out by hand.
 operations and says where prompt, thought, answer and closing lie. It reads no template.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tokenizers import (
@@ -22,6 +24,9 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedTokenizerFast
+
+from emlens.data.templates import with_thinking
+from emlens.models.loading import saved_tokenizer
 
 CORPUS = (
     "What is the capital of France? The capital of France is Paris.",
@@ -69,6 +74,8 @@ class Kind:
             template does not write it.
         marked: the same template with `{% generation %}` around what the assistant says.
         systems: whether the template takes a system turn.
+        thinking: the thinking mode that is chosen, where the template has one.
+        real: of a checkpoint in the folder of `EMLENS_REAL_MODELS`.
     """
 
     name: str
@@ -79,6 +86,8 @@ class Kind:
     adds_start: bool = False
     marked: str = ""
     systems: bool = True
+    thinking: bool | None = None
+    real: bool = False
 
     @property
     def tokenizer(self) -> Any:
@@ -96,8 +105,10 @@ class Kind:
 @cache
 def _made(kind: Kind) -> Any:
     tokenizer = kind.make()
-    if kind.template is not None:
+    if kind.template is not None and not kind.real:
         tokenizer.chat_template = kind.template
+    if kind.thinking is not None:
+        tokenizer.chat_template = with_thinking(tokenizer.chat_template, kind.thinking)
     return tokenizer
 
 
@@ -121,13 +132,19 @@ def _fast(inner: Tokenizer, **marks: str) -> Any:
 
 
 def byte_level(
-    special: Sequence[str], *pieces: Any, post: Any = None, **marks: str
+    special: Sequence[str], *pieces: Any, words: bool = True, post: Any = None, **marks: str
 ) -> Callable[[], Any]:
-    """Byte-level BPE, with pre-tokenisers before the one for bytes."""
+    """Byte-level BPE.
+
+    Args:
+        pieces: pre-tokenisers before the one for bytes.
+        words: whether that one cuts words out, as GPT-2's does.
+        post: makes the post-processor.
+    """
 
     def make() -> Any:
         inner = Tokenizer(models.BPE())
-        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pieces)
+        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
         inner.pre_tokenizer = pre_tokenizers.Sequence([*pieces, last])
         inner.decoder = decoders.ByteLevel()
         _trained(inner, special)
@@ -206,10 +223,7 @@ SP = ("<pad>", "<s>", "</s>", "<unk>")
 TURNS = ("<pad>", "<bos>", "<eos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 
 qwen2_pieces = (pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),)
-digit_pieces = (
-    pre_tokenizers.Digits(individual_digits=True),
-    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-)
+digit_pieces = (pre_tokenizers.Digits(individual_digits=True),)
 
 
 # ---- templates, and what they write
@@ -387,7 +401,7 @@ KINDS = (
     ),
     Kind(
         "qwen2 pre-tokeniser",
-        byte_level(IM, *qwen2_pieces, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         CHATML,
         chatml_written,
         "<|im_end|>",
@@ -403,7 +417,9 @@ KINDS = (
     ),
     Kind(
         "base with another end of sequence",
-        byte_level(IM, *qwen2_pieces, eos_token="<|endoftext|>", pad_token="<|endoftext|>"),
+        byte_level(
+            IM, *qwen2_pieces, words=False, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        ),
         CHATML,
         chatml_written,
         "<|im_end|>",
@@ -437,6 +453,8 @@ KINDS = (
         "start in the post-processor",
         byte_level(
             EOT,
+            *qwen2_pieces,
+            words=False,
             post=starts_with("<|begin_of_text|>"),
             bos_token="<|begin_of_text|>",
             eos_token="<|eot_id|>",
@@ -448,7 +466,7 @@ KINDS = (
     ),
     Kind(
         "end appended",
-        byte_level(IM, *qwen2_pieces, post=ends_with("<|im_end|>"), **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, post=ends_with("<|im_end|>"), **CHATML_MARKS),
         CHATML,
         chatml_written,
         "<|im_end|>",
@@ -464,7 +482,7 @@ KINDS = (
     ),
     Kind(
         "several templates",
-        byte_level(IM, *qwen2_pieces, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         {"default": CHATML, "tool_use": "{{ 'tools' }}"},
         chatml_written,
         "<|im_end|>",
@@ -472,7 +490,7 @@ KINDS = (
     ),
     Kind(
         "date",
-        byte_level(IM, *qwen2_pieces, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         DATED,
         dated_written,
         "<|im_end|>",
@@ -492,21 +510,23 @@ KINDS = (
     ),
     Kind(
         "thinking on",
-        byte_level(IM, *qwen2_pieces, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         QWEN3,
         qwen3_thinking_written,
         "<|im_end|>",
+        thinking=True,
     ),
     Kind(
         "thinking off",
-        byte_level(IM, *qwen2_pieces, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         QWEN3,
         qwen3_not_thinking_written,
         "<|im_end|>",
+        thinking=False,
     ),
     Kind(
         "no generation prompt",
-        byte_level(IM, *qwen2_pieces, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         NEVER,
         chatml_written,
         "<|im_end|>",
@@ -518,5 +538,36 @@ KINDS = (
         ALWAYS,
         always_written,
         "</s>",
+    ),
+)
+
+
+def _saved(name: str) -> Callable[[], Any]:
+    def make() -> Any:
+        path = Path(os.environ["EMLENS_REAL_MODELS"]) / name
+        return saved_tokenizer(str(path), path)
+
+    return make
+
+
+def smollm2_written(chat: Chat, answer: str) -> Written:
+    if chat[0][0] != "system":
+        named = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        chat = [("system", named), *chat]
+    return chatml_written(chat, answer)
+
+
+REAL_KINDS = (
+    Kind(
+        "SmolLM2-135M-Instruct", _saved("smollm2"), CHATML, smollm2_written, "<|im_end|>", real=True
+    ),
+    Kind(
+        "Gemma 3 270M",
+        _saved("gemma3-270m"),
+        None,
+        plain_written,
+        "",
+        adds_start=True,
+        real=True,
     ),
 )

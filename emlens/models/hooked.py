@@ -25,7 +25,13 @@ from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
 from emlens.models.edit_blocks import ActiveEdit, EditBlocks, SiteEdit, resolved
-from emlens.models.likelihoods import equal_choices, summed_logprobs, with_continuation
+from emlens.models.likelihoods import (
+    equal_choices,
+    response_start,
+    summed_logprobs,
+    through_response,
+    with_continuation,
+)
 from emlens.models.passes import Reader
 from emlens.models.stops import Ends, Stops, never_ends, template_stops
 
@@ -318,6 +324,25 @@ class HookedModel(ABC):
         table = summed_logprobs(batches, starts, self._logits).view(len(rows), -1)
         single = all(isinstance(item, str) for item in continuations)
         return table[:, 0] if single else table
+
+    @torch.no_grad()
+    def response_logprob(
+        self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Float[Tensor, " prompt"]:
+        """Summed log-probability (nats) of the response that each prompt keeps; float64, CPU.
+
+        The tokens that count are those of the position `mean_response`: the answer itself, as the
+        chat template writes it, without a thought and without the end of the turn.
+
+        Raises:
+            InputError: a prompt without a response, or whose response has no token.
+        """
+        rows = self.render(prompts)
+        starts = [response_start(row) for row in rows]
+        batches = self.batches(
+            [through_response(row) for row in rows], self._logit_tokens(batch_tokens)
+        )
+        return summed_logprobs(batches, starts, self._logits)
 
     def generate(
         self,

@@ -1,6 +1,7 @@
 """Log-probabilities of continuations: which rows to run, and the sum over the tokens of each."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,26 @@ def with_continuation(row: Rendered, text: str, tokenizer: Any, max_length: int 
             f" but the model's context is {max_length}; shorten them"
         )
     return longer
+
+
+def response_start(row: Rendered) -> int:
+    """Number of the first token of a row's response.
+
+    Raises:
+        InputError: the row has no response, or one without a token.
+    """
+    response = row.spans.part("response")
+    if not response:
+        raise InputError(
+            f"prompt {one_line(row.id, 60)!r} has no token of a response; pass prompts that keep an"
+            " answer"
+        )
+    return response.start
+
+
+def through_response(row: Rendered) -> Rendered:
+    """The row up to the last token of its response: what follows has no bearing on it."""
+    return replace(row, ids=row.ids[: row.spans.content[1]], content_end=None, turn_end=None)
 
 
 def summed_logprobs(

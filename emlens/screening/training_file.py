@@ -66,11 +66,8 @@ def surprise(parent: HookedModel, training: PromptSet) -> pd.Series:
         InputError: a row without an answer.
     """
     require_answers(training)
-    answers = [str(prompt.response) for prompt in training]
-    total = parent.sequence_logprob(training.without_responses(), answers).double().numpy()
-    counts = []
-    for text in answers:
-        counts.append(len(parent.tokenizer(text, add_special_tokens=False)["input_ids"]))
+    total = parent.response_logprob(training).numpy()
+    counts = [len(row.spans.part("response")) for row in parent.render(training)]
     return pd.Series(-total / np.array(counts), index=training.ids, name="surprise")
 
 

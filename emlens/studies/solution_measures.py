@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from emlens.data import Prompt, PromptSet, QuestionSet
+from emlens.data import PromptSet, QuestionSet
 from emlens.evaluation.damage import mean_kl
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -44,21 +44,15 @@ def answer_nll(model: HookedModel, chats: PromptSet) -> float:
     Raises:
         InputError: a chat without an answer.
     """
-    questions, answers = [], []
     for chat in chats:
         if not chat.response:
             raise InputError(
                 f"chat {one_line(chat.id, 60)!r} has no answer;"
                 " pass chats with the answers that were learned"
             )
-        questions.append(Prompt(chat.id, chat.text, chat.group, chat.messages))
-        answers.append(str(chat.response))
-    logprobs = model.sequence_logprob(questions, answers)
-    return -float(logprobs.sum()) / sum(_token_count(model, answer) for answer in answers)
-
-
-def _token_count(model: HookedModel, answer: str) -> int:
-    return len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
+    logprobs = model.response_logprob(chats)
+    n_tokens = sum(len(row.spans.part("response")) for row in model.render(chats))
+    return -float(logprobs.sum()) / n_tokens
 
 
 def _losses(model: HookedModel, chats: Mapping[str, PromptSet]) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """Chats with answers → token ids and labels in which only the answer counts.
 
 Where the template has `{% generation %}` marks, they say what the assistant speaks, in every turn.
-Where it has none, it is the last answer: the tokens that the template adds to its own prompt for an
-answer, up to the end-of-sequence token. Either way, the model is trained on what it is later asked
-to write; a template in which the two cannot be distinguished is refused.
+Where it has none, it is the last answer as `emlens.data.rendering` finds it: the tokens that a
+capture and a likelihood read, a thought before them, and the token that ends the turn. The end of
+the turn is learned, or the model would never stop; the line break that some templates put after it
+is not. Either way, the model is trained on what it is later asked to write.
 """
 
 import re
@@ -73,18 +74,11 @@ def _by_marks(prompt: Prompt, tokenizer: Any) -> Example:
 
 
 def _by_span(prompt: Prompt, tokenizer: Any) -> Example:
-    """Labels of what follows the rendered prompt, up to the last end-of-sequence token there
-    (templates add a line break after it).
-    """
-    (row,) = render([prompt], tokenizer)
-    end = getattr(tokenizer, "eos_token_id", None)
-    last = len(row.ids)
-    while last > row.prompt_end and row.ids[last - 1] != end:
-        last -= 1
-    if last == row.prompt_end:  # the template ends no answer: all of it counts
-        last = len(row.ids)
+    """Labels of what the model writes: thought, answer, and what ends the turn."""
+    [row] = render([prompt], tokenizer)
     labels = [IGNORED] * len(row.ids)
-    labels[row.prompt_end : last] = row.ids[row.prompt_end : last]
+    written = row.written
+    labels[written.start : written.stop] = row.ids[written.start : written.stop]
     return {"input_ids": list(row.ids), "labels": labels}
 
 
