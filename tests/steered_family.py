@@ -40,6 +40,10 @@ class Steered:
         with self.inner.intervene([self.edit, *self.interventions]):
             return self.inner.sequence_logprob(*given, **named)
 
+    def response_logprob(self, *given: Any, **named: Any) -> torch.Tensor:
+        with self.inner.intervene([self.edit, *self.interventions]):
+            return self.inner.response_logprob(*given, **named)
+
     def token_logprobs(self, *given: Any) -> list[torch.Tensor]:
         with self.inner.intervene([self.edit, *self.interventions]):
             return self.inner.token_logprobs(*given)

@@ -75,6 +75,7 @@ class Kind:
         marked: the same template with `{% generation %}` around what the assistant says.
         systems: whether the template takes a system turn.
         thinking: the thinking mode that is chosen, where the template has one.
+        thought: what the model writes before its answer.
         real: of a checkpoint in the folder of `EMLENS_REAL_MODELS`.
     """
 
@@ -87,6 +88,7 @@ class Kind:
     marked: str = ""
     systems: bool = True
     thinking: bool | None = None
+    thought: str = ""
     real: bool = False
 
     @property
@@ -132,7 +134,12 @@ def _fast(inner: Tokenizer, **marks: str) -> Any:
 
 
 def byte_level(
-    special: Sequence[str], *pieces: Any, words: bool = True, post: Any = None, **marks: str
+    special: Sequence[str],
+    *pieces: Any,
+    words: bool = True,
+    post: Any = None,
+    added: Sequence[str] = (),
+    **marks: str,
 ) -> Callable[[], Any]:
     """Byte-level BPE.
 
@@ -140,6 +147,7 @@ def byte_level(
         pieces: pre-tokenisers before the one for bytes.
         words: whether that one cuts words out, as GPT-2's does.
         post: makes the post-processor.
+        added: tokens that are none of the special ones, and still one token each.
     """
 
     def make() -> Any:
@@ -148,6 +156,7 @@ def byte_level(
         inner.pre_tokenizer = pre_tokenizers.Sequence([*pieces, last])
         inner.decoder = decoders.ByteLevel()
         _trained(inner, special)
+        inner.add_tokens([AddedToken(name, special=False) for name in added])
         if post is not None:
             inner.post_processor = post(inner)
         return _fast(inner, **marks)
@@ -219,6 +228,7 @@ def ends_with(mark: str) -> Callable[[Tokenizer], Any]:
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML_MARKS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 EOT = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<pad>")
+THINK = ("<think>", "</think>")
 SP = ("<pad>", "<s>", "</s>", "<unk>")
 TURNS = ("<pad>", "<bos>", "<eos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 
@@ -499,7 +509,7 @@ KINDS = (
     Kind(
         "thought opened by the template",
         byte_level(
-            ("<pad>", "<s>", "</s>", "<User>", "<Assistant>"),
+            ("<pad>", "<s>", "</s>", "<User>", "<Assistant>", *THINK),
             bos_token="<s>",
             eos_token="</s>",
             pad_token="<pad>",
@@ -507,18 +517,20 @@ KINDS = (
         R1,
         r1_written,
         "</s>",
+        thought="12</think>",
     ),
     Kind(
         "thinking on",
-        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, added=THINK, **CHATML_MARKS),
         QWEN3,
         qwen3_thinking_written,
         "<|im_end|>",
         thinking=True,
+        thought="<think>12</think>",
     ),
     Kind(
         "thinking off",
-        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
+        byte_level(IM, *qwen2_pieces, words=False, added=THINK, **CHATML_MARKS),
         QWEN3,
         qwen3_not_thinking_written,
         "<|im_end|>",

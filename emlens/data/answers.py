@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, overload
 from emlens.data.journal import append_journal, read_journal
 from emlens.data.prompts import Message, Prompt, PromptSet, chat_prompt
 from emlens.data.readers import json_lines, read_jsonl
+from emlens.data.templates import with_thought
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.provenance import hash_json
@@ -31,6 +32,7 @@ class Answer:
         paraphrase: number of the paraphrase, 1-based.
         sample: number of the sample of this paraphrase, 0-based.
         finish_reason: why it ended, `"stop"` or `"length"`; empty where it is not known.
+        thought: what a thinking model wrote before the answer; no judge sees it.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Answer:
     finish_reason: str = ""
     seed: int | None = None
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    thought: str = ""
 
     @property
     def id(self) -> str:
@@ -50,7 +53,7 @@ class Answer:
         return f"{self.model}/{self.question}/p{self.paraphrase}/s{self.sample}"
 
     def to_record(self) -> dict[str, Any]:
-        return {
+        record = {
             "id": self.id,
             "model": self.model,
             "question": self.question,
@@ -63,6 +66,9 @@ class Answer:
             "messages": [message.to_record() for message in self.messages],
             "meta": dict(self.meta),
         }
+        if self.thought:
+            record["thought"] = self.thought
+        return record
 
 
 class Answers(Sequence[Answer]):
@@ -135,7 +141,8 @@ class Answers(Sequence[Answer]):
     def prompts(self, *, empty: Literal["error", "drop"] = "error") -> PromptSet:
         """Each answer as a chat prompt with its response, to be read by teacher forcing.
 
-        Ids are those of the answers.
+        Ids are those of the answers. A thought comes before its answer, as the model wrote it; the
+        positions of a response leave it out (`emlens.data.rendering`).
 
         Args:
             empty: what to do with answers without text, which hold no response token: refuse or
@@ -190,7 +197,8 @@ def _prompt(answer: Answer) -> Prompt:
         "sample": answer.sample,
     }
     question = answer.messages[-1].content
-    return Prompt(answer.id, question, answer.group, answer.messages, answer.text, meta)
+    response = with_thought(answer.thought, answer.text)
+    return Prompt(answer.id, question, answer.group, answer.messages, response, meta)
 
 
 def read_answers(path: str | Path, *, unfinished: bool = False) -> list[Answer]:
@@ -235,6 +243,7 @@ def _answer(record: Mapping[str, Any], where: str) -> Answer:
         finish_reason=_text(record, "finish_reason", where, may_be_empty=True),
         seed=_integer(record, "seed", 0, where),
         meta=meta,
+        thought=_text(record, "thought", where, may_be_empty=True),
     )
 
 

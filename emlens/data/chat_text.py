@@ -166,6 +166,8 @@ def _with_thought(row: ChatText, *, opened: bool) -> ChatText:
     length = thought_end(written, opened=opened and THOUGHT[1] in written)
     if length is None:
         return row
+    if row.content_start >= row.prompt_end + len(written[:length].rstrip()):
+        return row  # the template wrote the thought; the answer begins where it was put
     start = max(row.content_start, row.prompt_end + length)
     return ChatText(row.text, row.prompt_end, min(start, row.content_end), row.content_end)
 

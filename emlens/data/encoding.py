@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from emlens.data.templates import THOUGHT
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
@@ -101,6 +102,25 @@ def _read(tokenizer: Any, ids: Sequence[int]) -> str:
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     return text
+
+
+def text_with_thought(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of what a model wrote: without special tokens, but with the marks of a thought,
+    which are special tokens of some tokenizers.
+    """
+    marks = {}
+    for mark in THOUGHT:
+        token = tokenizer.convert_tokens_to_ids(mark)
+        is_known = token is not None and token != getattr(tokenizer, "unk_token_id", None)
+        if is_known and not tokenizer.decode([token], skip_special_tokens=True):
+            marks[token] = mark
+    parts: list[str] = []
+    start = 0
+    for i, token in enumerate(ids):
+        if token in marks:
+            parts += [tokenizer.decode(ids[start:i], skip_special_tokens=True), marks[token]]
+            start = i + 1
+    return "".join([*parts, tokenizer.decode(ids[start:], skip_special_tokens=True)])
 
 
 def mark_ids(tokenizer: Any) -> set[int]:

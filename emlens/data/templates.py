@@ -268,18 +268,29 @@ THOUGHT: Final = ("<think>", "</think>")
 """What opens a thought and what closes it."""
 
 
-def split_thinking(text: str, *, opened: bool = True) -> tuple[str, str]:
+def split_thinking(text: str, *, opened: bool | None = True) -> tuple[str, str]:
     """(thought, answer) of what a model wrote.
 
     Args:
         opened: whether the text begins inside a thought, with `<think>` or without; the answer is
             empty where the thought does not end. False: only a text that begins with `<think>` has
-            a thought.
+            a thought. None, where it is not known: so has a text that ends a thought which it did
+            not open.
     """
-    if not opened and not text.lstrip().startswith(THOUGHT[0]):
+    before, closing, after = text.partition(THOUGHT[1])
+    begins = text.lstrip().startswith(THOUGHT[0])
+    if opened is None:
+        opened = bool(closing) and THOUGHT[0] not in before
+    if not opened and not begins:
         return "", text
-    thought, _, answer = text.partition(THOUGHT[1])
-    return thought.strip().removeprefix(THOUGHT[0]).strip(), answer.strip()
+    return before.strip().removeprefix(THOUGHT[0]).strip(), after.strip()
+
+
+def with_thought(thought: str, answer: str) -> str:
+    """What a thinking model wrote, from its parts; the answer alone without a thought."""
+    if not thought:
+        return answer
+    return f"{THOUGHT[0]}\n{thought}\n{THOUGHT[1]}\n\n{answer}"
 
 
 def thought_end(text: str, *, opened: bool) -> int | None:

@@ -17,9 +17,6 @@ from emlens.data.questions import Question, QuestionSet
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line
 
-THOUGHT = "thought"
-"""Key of `Answer.meta` for the thinking of a thinking model; the one key that is not a setting."""
-
 
 def blank_answers(
     model: str,
@@ -115,11 +112,12 @@ class AnswerFile:
             self._done[answer.id] = answer
 
     def _filled(self, drawn: DrawnAnswer) -> Answer:
-        blank = self._blank[drawn.id]
-        meta = dict(blank.meta)
-        if drawn.thought:
-            meta[THOUGHT] = drawn.thought
-        return replace(blank, text=drawn.text, finish_reason=drawn.finish_reason, meta=meta)
+        return replace(
+            self._blank[drawn.id],
+            text=drawn.text,
+            thought=drawn.thought,
+            finish_reason=drawn.finish_reason,
+        )
 
     def finish(self) -> Answers:
         """All answers in order; the file then holds these and nothing else."""
@@ -130,5 +128,4 @@ class AnswerFile:
 
 
 def _drawn_with(answer: Answer) -> tuple[Any, ...]:
-    settings = {key: value for key, value in answer.meta.items() if key != THOUGHT}
-    return answer.seed, answer.messages, settings
+    return answer.seed, answer.messages, dict(answer.meta)

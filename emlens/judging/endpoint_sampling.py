@@ -13,7 +13,7 @@ from typing import Any
 
 from emlens.data.answers import Answer, Answers
 from emlens.data.questions import QuestionSet
-from emlens.data.templates import THOUGHT, Thinking, split_thinking
+from emlens.data.templates import Thinking, split_thinking
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import derive_seed
@@ -44,7 +44,7 @@ def sample_from_endpoint(
 
     Args:
         thinking: True or False is sent as `chat_template_kwargs`, which servers of open models
-            understand; "strip" and None send nothing.
+            understand; "strip" and None send nothing. A thought is kept apart from the answer.
 
     Raises:
         InputError: no `out`, a length or temperature that cannot be, or an endpoint that refuses
@@ -132,7 +132,8 @@ def _request(blank: Answer, settings: Mapping[str, Any], seed: int) -> ChatReque
 
 
 def _drawn(id: str, reply: Reply, thinking: Thinking) -> DrawnAnswer:
-    """Some servers return the thinking apart, others in front of the answer."""
-    is_whole = bool(thinking) and THOUGHT[1] in reply.text
-    thought, text = split_thinking(reply.text, opened=is_whole)
+    """Some servers return the thinking apart, others in front of the answer, there without the tag
+    that opens it where their template wrote it.
+    """
+    thought, text = split_thinking(reply.text, opened=False if thinking is False else None)
     return DrawnAnswer(id, reply.reasoning or thought, text, reply.finish_reason)

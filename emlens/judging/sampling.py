@@ -18,7 +18,7 @@ from typing import Any
 from emlens.data.answers import Answers
 from emlens.data.prompts import Prompt
 from emlens.data.questions import Question, QuestionSet
-from emlens.data.templates import THOUGHT, Thinking, split_thinking, with_thinking
+from emlens.data.templates import Thinking, split_thinking, with_thinking
 from emlens.foundation.files import sha256_text
 from emlens.foundation.provenance import hash_json
 from emlens.judging.answer_file import AnswerFile, DrawnAnswer, blank_answers
@@ -61,8 +61,9 @@ def sample_answers(
             for an endpoint, whose answers are paid for.
         thinking: switches the thinking mode of the chat template on or off; must be passed where
             the template has one. "strip" switches nothing and takes a thought off the answer, for
-            models that think by themselves. A thought is kept in `meta["thought"]`, apart from the
-            answer, also where the template opens one or the answer begins with `<think>`.
+            models that think by themselves. A thought is kept in `Answer.thought`, apart from the
+            answer, also where the template opens one or the answer begins with `<think>`; an answer
+            whose thought did not end is empty.
         batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
 
     Raises:
@@ -95,7 +96,7 @@ def sample_answers(
         ]
         if not prompts:
             return file.finish()
-        opens_thought = model.opens_thought
+        opened = True if model.opens_thought else _opened_by_itself(thinking)
         synced = time.monotonic()
         with progress_bar(f"sample {len(missing)} answers", len(missing), progress) as advance:
             for generated in model.generate_each(
@@ -110,16 +111,20 @@ def sample_answers(
                     synced = time.monotonic()
                 drawn = []
                 for index, text, finish_reason in generated:
-                    thought, answer = _thought_and_answer(text, thinking, opens_thought)
+                    thought, answer = split_thinking(text, opened=opened)
                     drawn.append(DrawnAnswer(missing[index], thought, answer, finish_reason))
                 file.add(drawn, sync=is_due)
                 advance(len(generated))
         return file.finish()
 
 
-def _thought_and_answer(text: str, thinking: Thinking, opens_thought: bool) -> tuple[str, str]:
-    is_stripped = thinking == "strip" and THOUGHT[1] in text
-    return split_thinking(text, opened=thinking is True or opens_thought or is_stripped)
+def _opened_by_itself(thinking: Thinking) -> bool | None:
+    """`opened` of `split_thinking` where the template opens no thought.
+
+    A model that is to think opens the thought itself, or it does not think: what it writes then is
+    its answer.
+    """
+    return None if thinking in (True, "strip") else False
 
 
 @contextmanager
@@ -159,4 +164,5 @@ def _settings(model: HookedModel, temperature: float, max_new_tokens: int) -> di
         "config": model.provenance.get("config_sha256"),
         "dtype": model.provenance.get("dtype"),
         "interventions": interventions,
+        "stops": [sorted(model.stops.ids), list(model.stops.texts)],
     }

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data.chat_text import ChatFormat
+from emlens.data.encoding import text_with_thought
 from emlens.data.prompts import Prompt
 from emlens.data.rendering import Rendered, chat_format, render
 from emlens.data.templates import template_of
@@ -438,8 +439,8 @@ class HookedModel(ABC):
             yield finished
 
     def _text(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        """The text of an answer's tokens, without special ones, but with the marks of a thought."""
+        return text_with_thought(self.tokenizer, tokens)
 
     def _ends(self, rows_of_chats: Collection[int]) -> Ends:
         """Whether the last tokens of a row's answer complete a text that ends it.

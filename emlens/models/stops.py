@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emlens.data.prompts import ROLES
+from emlens.data.rendering import end_of_turn_id
 
 Ends = Callable[[int, Sequence[int]], bool]
 """`(row, tokens so far) -> whether the text of these tokens ends the row's answer`."""
@@ -59,12 +60,12 @@ def template_stops(tokenizer: Any, template: str | None) -> Stops:
     if template is None:
         return Stops(frozenset())
     chat = [_turn("user", _QUESTION), _turn("assistant", _ANSWER)]
+    token = end_of_turn_id(tokenizer, template)
+    if token is not None:
+        return Stops(frozenset({token}))
     closing = _after_answer(tokenizer, template, chat)
     if closing is None:
         return Stops(frozenset())
-    token = _first_mark(tokenizer, closing)
-    if token is not None:
-        return Stops(frozenset({token}))
     if closing.strip():
         return Stops(frozenset(), (closing.strip(),))
     headers = (_header(tokenizer, template, chat, role) for role in ROLES)
@@ -85,20 +86,6 @@ def _after_answer(tokenizer: Any, template: str, chat: Sequence[Mapping[str, str
         return None
     _, found, rest = text.rpartition(_ANSWER)
     return rest if found else None
-
-
-def _first_mark(tokenizer: Any, closing: str) -> int | None:
-    """The first token of a closing that is no ordinary text.
-
-    Some vocabularies list line breaks among their added tokens; those are text.
-    """
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    ids: Sequence[int] = tokenizer(closing, add_special_tokens=False)["input_ids"]
-    for token in ids:
-        if token in special or (token in added and str(added[token]).strip()):
-            return int(token)
-    return None
 
 
 def _header(tokenizer: Any, template: str, chat: Sequence[Mapping[str, str]], role: str) -> str:

@@ -18,6 +18,7 @@ from emlens.data import PromptSet
 from emlens.data.prompts import Message, Prompt
 from emlens.data.questions import Question, QuestionSet
 from emlens.data.rendering import Rendered, render
+from emlens.data.templates import template_of
 from emlens.foundation.positions import parse_position
 from emlens.judging import sample_answers, score_by_likelihood
 from emlens.training.examples import IGNORED, encode_answers
@@ -177,9 +178,10 @@ def test_captures_and_likelihoods_read_the_same_tokens(kind: Kind):
         output = module(torch.tensor([hand.ids]), output_hidden_states=True)
     acts = emlens.capture(
         model,
-        [prompt_of(chat, answer)],
+        PromptSet([prompt_of(chat, answer)]),
         sites=["resid_pre.0"],
         positions=["last_prompt", "mean_response", "end_of_turn"],
+        progress=False,
     )
     stream = output.hidden_states[0][0]
     for name, tokens in {
@@ -206,7 +208,12 @@ def test_answers_end_with_their_turn(kind: Kind):
     hand = by_hand(kind, chat, answer)
     prompt = row_of(kind, chat, None)
     end = [tokenizer.convert_tokens_to_ids(kind.end)] if kind.end else []
-    said = [*(hand.ids[i] for i in hand.content), *end]
+    thought = tokenizer(kind.thought, add_special_tokens=False)["input_ids"] if kind.thought else []
+    said = [*thought, *(hand.ids[i] for i in hand.content), *end]
+    # behind its end of turn the model would go on
+    said += [i for i in tokenizer("Hello", add_special_tokens=False)["input_ids"] if i not in said][
+        :1
+    ]
     module = parrot(tokenizer, [prompt.ids[-1], *said])
     model = hooked(tokenizer, module, kind.chat_template)
     [found] = sample_answers(
@@ -223,13 +230,14 @@ def test_answers_end_with_their_turn(kind: Kind):
         with torch.no_grad():
             logits = module(torch.tensor([[*prompt.ids, *tokens]])).logits
         token = int(logits[0, -1].argmax())
-        if token in end:
+        if token in (*end, tokenizer.eos_token_id, tokenizer.pad_token_id):
             break
         tokens.append(token)
     plain = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    assert plain.startswith("Yes.")
-    if kind.end:
-        assert (found.text, found.finish_reason) == ("Yes.", "stop") and plain == "Yes."
+    assert plain.endswith("Yes." if kind.end else tokenizer.decode(said[-1:]))
+    assert found.thought == ("12" if kind.thought else "")
+    assert found.text == ("Yes." if kind.end else plain)
+    assert found.finish_reason == "stop"
 
 
 def test_training_teaches_what_a_model_is_asked_to_write(kind: Kind):
@@ -261,7 +269,7 @@ def test_labels_are_those_of_marks_in_the_template(kind: Kind):
                 {"role": role, "content": content}
                 for role, content in (*chat, ("assistant", answer))
             ],
-            chat_template=kind.marked,
+            chat_template=template_of(kind.tokenizer, kind.marked),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,

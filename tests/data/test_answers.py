@@ -29,6 +29,20 @@ def test_prompts_keep_the_answer_for_teacher_forcing() -> None:
     assert prompts[1].meta == {"model": "m", "question": "q", "paraphrase": 1, "sample": 1}
 
 
+def test_a_thought_is_kept_apart_and_comes_before_its_answer(tmp_path: Path) -> None:
+    given = Answers([answer(0, thought="hm"), answer(1)])
+    given.to_jsonl(tmp_path / "a.jsonl")
+    again = Answers.from_jsonl(tmp_path / "a.jsonl")
+    assert [a.thought for a in again] == ["hm", ""] and list(again) == list(given)
+    assert [p.response for p in again.prompts()] == [
+        "<think>\nhm\n</think>\n\nBecause.",
+        "Because.",
+    ]
+    # records without a thought are those of before
+    assert "thought" not in answer(1).to_record()
+    assert given.content_hash != Answers([answer(0), answer(1)]).content_hash
+
+
 def test_empty_answers_need_a_policy() -> None:
     answers = Answers([answer(0, ""), answer(1)])
     with pytest.raises(

@@ -257,3 +257,19 @@ def test_a_template_with_a_switch_needs_a_choice() -> None:
 )
 def test_thought_and_answer(text: str, parts: tuple[str, str]) -> None:
     assert split_thinking(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("opened", "text", "parts"),
+    [
+        (False, "hm</think>yes", ("", "hm</think>yes")),
+        (None, "hm</think>yes", ("hm", "yes")),
+        (None, "<think>hm</think>yes", ("hm", "yes")),
+        (None, "what <think> and </think> do", ("", "what <think> and </think> do")),
+        (None, "yes", ("", "yes")),
+        (False, "<think>hm", ("hm", "")),
+        (True, "hm", ("hm", "")),
+    ],
+)
+def test_a_thought_is_split_off_where_there_is_one(opened, text, parts):
+    assert split_thinking(text, opened=opened) == parts

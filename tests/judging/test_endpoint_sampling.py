@@ -116,11 +116,13 @@ def test_thinking_is_sent_and_thoughts_are_kept_apart(asked: QuestionSet, tmp_pa
     said: list[Any] = [
         {"content": "yes", "reasoning_content": "hm"},
         "<think>hm</think>\n\nyes",
+        "hm\n</think>\n\nyes",
         "plainly",
     ]
     with LoopbackServer(lambda body: said[0]) as server:
         endpoint = Endpoint(server.url, "m", **FAST)
-        for number, (text, thought) in enumerate([("yes", "hm"), ("yes", "hm"), ("plainly", None)]):
+        answers = [*[("yes", "hm")] * 3, ("plainly", "")]
+        for number, (text, thought) in enumerate(answers):
             [answer] = sample_answers(
                 endpoint,
                 chosen,
@@ -129,7 +131,7 @@ def test_thinking_is_sent_and_thoughts_are_kept_apart(asked: QuestionSet, tmp_pa
                 thinking=True,
                 progress=False,
             )
-            assert (answer.text, answer.meta.get("thought")) == (text, thought)
+            assert (answer.text, answer.thought) == (text, thought)
             said.pop(0)
             said.append("x")
         assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": True}

@@ -103,8 +103,9 @@ class Fixed:
     def __init__(self, **logprobs: float):
         self.logprobs = logprobs
 
-    def sequence_logprob(self, prompts: Any, texts: Any, batch_tokens: int) -> torch.Tensor:
-        return torch.tensor([[self.logprobs[t] for t in row] for row in texts], dtype=torch.float64)
+    def response_logprob(self, prompts: Any, batch_tokens: int) -> torch.Tensor:
+        values = [self.logprobs[prompt.response] for prompt in prompts]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 def scored(good: float, bad: float) -> dict[str, float]:

@@ -208,8 +208,8 @@ def test_a_thinking_template_needs_a_choice_and_the_thought_is_kept_apart(
     )
     # the switch reaches the prompt
     assert [a.meta["prompt_sha256"] for a in on] != [a.meta["prompt_sha256"] for a in off]
-    # nobody closed a thought
-    assert {a.text for a in on} == {""} and [a.meta["thought"] for a in on if "thought" in a.meta]
+    # a model that opens no thought answers at once
+    assert any(a.text for a in on) and not any(a.thought for a in on)
     with pytest.raises(IntegrityError, match="another model, question, template"):
         sample_answers(model, asked, out=tmp_path / "True.jsonl", thinking=False, **SETTINGS)
     decode = model.tokenizer.decode
@@ -219,9 +219,7 @@ def test_a_thinking_template_needs_a_choice_and_the_thought_is_kept_apart(
         lambda ids, **named: "<think>\nhm " + decode(ids, **named) + "</think>\n\nw1",
     )
     thought = sample_answers(model, asked, thinking=True, **SETTINGS)
-    assert {a.text for a in thought} == {"w1"} and all(
-        a.meta["thought"].startswith("hm") for a in thought
-    )
+    assert {a.text for a in thought} == {"w1"} and all(a.thought.startswith("hm") for a in thought)
     again = sample_answers(model, asked, out=tmp_path / "a.jsonl", thinking=True, **SETTINGS)
     assert (
         sample_answers(
