@@ -393,7 +393,10 @@ def _final_norm(model: HookedModel) -> nn.Module:
             f"backend {model.backend!r} does not show its final norm;"
             " load with backend='transformers'"
         )
-    return copy.deepcopy(model.module.get_submodule(model.architecture.final_norm)).double()
+    # copied while the adapter is on: some kinds change the norms
+    with model.bank.selected(model.adapter):
+        norm = copy.deepcopy(model.module.get_submodule(model.architecture.final_norm))
+    return norm.double()
 
 
 def _through_norm(norm: nn.Module, vector: Tensor) -> Tensor:

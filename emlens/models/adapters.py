@@ -9,26 +9,20 @@ or if its removal does not give the base back.
 """
 
 import itertools
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emlens.foundation.errors import LoadError, StateError
 from emlens.foundation.files import one_line
-from emlens.models.checkpoint_files import read_object
-
-
-def is_adapter(path: str | Path) -> bool:
-    return (Path(path) / "adapter_config.json").is_file()
+from emlens.models.adapter_files import AdapterFiles, plain_name
+from emlens.models.module_trees import twin, untie_adapted, without_adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +62,12 @@ class AdapterBank:
             self._switch(self._active)
         return self._derived[0]
 
-    def attach(self, path: str | Path, name: str) -> None:
-        """Load an adapter directory onto the shared weights under `name`.
+    def attach(self, files: AdapterFiles, name: str) -> None:
+        """Load an adapter onto the weights under `name`.
 
         Raises:
-            LoadError: not an adapter, made for another base, or its tensors do not all find their
-                place.
+            LoadError: made for another base, or its tensors do not all find their place.
         """
-        path = Path(path)
-        if not is_adapter(path):
-            raise LoadError(f"{path}: holds no adapter_config.json; pass a directory saved by PEFT")
         if name in self.names:
             raise LoadError(f"adapter name {name!r} is already on this model")
         # PEFT's names become parts of module paths: no dots; never one that was used before, since
@@ -88,12 +78,12 @@ class AdapterBank:
                 (parameter, parameter.requires_grad) for parameter in self.module.parameters()
             ]
             try:
-                self._load(path, internal)
+                self._load(files, internal)
             except BaseException as error:
                 self._withdraw(internal)
                 if isinstance(error, _PEFT_ERRORS) and not isinstance(error, LoadError):
                     raise LoadError(
-                        f"{path}: this adapter does not fit the base model it was given"
+                        f"{files.path}: this adapter does not fit the base model it was given"
                         f" ({one_line(str(error), 300)}); pass the base it was trained on"
                     ) from None
                 raise
@@ -109,24 +99,17 @@ class AdapterBank:
             self._layers = self._derived = None
             self._switch(self._active)
 
-    def _load(self, path: Path, internal: str) -> None:
+    def _load(self, files: AdapterFiles, internal: str) -> None:
         """Load an adapter under a name of PEFT, and check that all of it was loaded."""
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
 
-        config = PeftConfig.from_pretrained(str(path))
-        trains_biases = getattr(config, "bias", "none") != "none"
-        if trains_biases or getattr(config, "modules_to_save", None):
-            raise LoadError(
-                f"{path}: the adapter also trains biases or whole modules,"
-                " so switching it off would not give the base back;"
-                " merge it and pass the full checkpoint"
-            )
-        tensors = _adapter_tensors(path, self.module)
+        path = str(files.path)
+        base = files.base_tensors(self.module)
         if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self.module, str(path), adapter_name=internal)
+            self._peft = PeftModel.from_pretrained(self.module, path, adapter_name=internal)
         else:
-            self._peft.load_adapter(str(path), adapter_name=internal)
-        self._check_loaded(path, internal, tensors)
+            self._peft.load_adapter(path, adapter_name=internal)
+        self._check_loaded(files, internal, base)
 
     def detach(self, name: str) -> None:
         """Remove an adapter; the base is as it was before."""
@@ -155,26 +138,55 @@ class AdapterBank:
             self._peft = None
             self.module.__dict__.pop("peft_config", None)
 
-    def _check_loaded(self, path: Path, internal: str, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse an adapter of which PEFT left out tensors, which it does without an error."""
+    def _check_loaded(
+        self, files: AdapterFiles, internal: str, base: Mapping[str, tuple[str, Tensor]]
+    ) -> None:
+        """Refuse an adapter of which PEFT left out tensors, which it does without an error.
+
+        Args:
+            base: the tensors of the file that are weights of the base.
+        """
         from peft import get_peft_model_state_dict
 
         # save_embedding_layers="auto" would look the base model up on the hub
         loaded = get_peft_model_state_dict(
             self._peft, adapter_name=internal, save_embedding_layers=False
         )
-        missing = sorted(set(tensors) ^ set(loaded))
-        if missing or not tensors:
+        weights = dict(self.module.named_parameters(remove_duplicate=False))
+        weights = {plain_name(name): value for name, value in weights.items()}
+        for key, (weight, _) in base.items():
+            if key not in loaded and weight in weights:
+                loaded[key] = weights[weight]
+        in_file = set(files.tensors) - files.written_twice
+        missing = sorted(in_file ^ set(loaded))
+        if missing or not in_file:
             first = f", first {missing[0]!r}" if missing else ""
             raise LoadError(
-                f"{path}: {len(missing)} of {len(tensors)} adapter tensors found no place in the"
-                f" base model{first}; pass the base it was trained on"
+                f"{files.path}: {len(missing)} of {len(in_file)} adapter tensors found no"
+                f" place in the base model{first}; pass the base it was trained on"
             )
-        for key, value in tensors.items():
+        for key in sorted(in_file):
+            value = files.tensors[key]
             if not torch.equal(loaded[key].cpu(), value.to(loaded[key].dtype)):
                 raise LoadError(
-                    f"{path}: adapter tensor {key!r} was not loaded as it is in the file"
+                    f"{files.path}: adapter tensor {key!r} was not loaded as it is in the file"
                 )
+
+    def bare_twin(self, own: Collection[str]) -> nn.Module:
+        """A second tree of modules on the same weights, without the adapters of this one.
+
+        Args:
+            own: names of weights of which the second tree gets copies.
+        """
+        with self._lock:
+            names = dict(self.module.named_parameters(remove_duplicate=False))
+            return without_adapters(twin(self.module, {n for n in names if plain_name(n) in own}))
+
+    def through_peft(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits as PEFT's own model gives them, with an adapter switched on."""
+        with self.selected(name), torch.no_grad():
+            logits: Tensor = self._peft(**inputs, use_cache=False).logits
+        return logits
 
     @contextmanager
     def selected(self, name: str | None) -> Iterator[None]:
@@ -210,8 +222,11 @@ class AdapterBank:
     def merge(self, name: str) -> None:
         """Fold an adapter into the weights for good; the bank is empty afterwards.
 
+        Weights that are tied to others are copied first.
+
         Raises:
             StateError: other adapters are on these weights.
+            LoadError: a kind that PEFT cannot merge.
         """
         with self._lock:
             if set(self.names) != {name}:
@@ -219,7 +234,14 @@ class AdapterBank:
                     f"adapter {name!r} cannot be merged into weights that hold"
                     f" {sorted(self.names)}; merge into a copy of its own"
                 )
-            self._peft.merge_and_unload(safe_merge=True, adapter_names=[self.names.pop(name)])
+            untie_adapted(self.module)
+            try:
+                self._peft.merge_and_unload(safe_merge=True, adapter_names=[self.names.pop(name)])
+            except _PEFT_ERRORS as error:
+                raise LoadError(
+                    f"adapter {name!r} cannot be merged ({one_line(str(error), 200)});"
+                    " drop merge=True"
+                ) from None
             self._peft = self._layers = self._derived = self._active = None
             self.module.__dict__.pop("peft_config", None)
             for parameter in self.module.parameters():
@@ -261,146 +283,14 @@ class AdapterBank:
                 parameter.requires_grad_(flag)
 
 
-_PEFT_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError)
+_PEFT_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 """What PEFT raises where an adapter does not fit."""
-
-
-def _adapter_tensors(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors as they are in its file.
-
-    Raises:
-        LoadError: no file of tensors, or one that would overwrite weights of the base.
-    """
-    file = path / "adapter_model.safetensors"
-    if not file.is_file():
-        raise LoadError(
-            f"{path}: holds no adapter_model.safetensors;"
-            " save the adapter with safe_serialization=True"
-        )
-    tensors = load_file(file)
-    # PEFT moves an adapted weight `x.weight` to `x.base_layer.weight`
-    weights = {name.replace(".base_layer", "") for name, _ in module.named_parameters()}
-    weights |= {name for name, _ in module.named_parameters()}
-    overwritten = []
-    for name in sorted(tensors):
-        weight = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if weight in weights:
-            overwritten.append(name)
-    if overwritten:
-        raise LoadError(
-            f"{path}: also holds weights of the base itself, first {overwritten[0]!r},"
-            " so switching it off would not give the base back;"
-            " merge it and pass the full checkpoint"
-        )
-    return tensors
-
-
-_RECORDED = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "use_dora",
-    "target_modules",
-    "layers_to_transform",
-    "base_model_name_or_path",
-)
-
-
-def adapter_provenance(path: str | Path) -> dict[str, Any]:
-    """What provenance records of an adapter: type, rank, scale rule, targets, the base it names."""
-    config = _adapter_config(path)
-    record = {key: config[key] for key in _RECORDED if key in config}
-    if isinstance(record.get("target_modules"), list):
-        record["target_modules"] = sorted(record["target_modules"])
-    base = record.get("base_model_name_or_path")
-    if isinstance(base, str) and (Path(base).is_absolute() or "\\" in base):
-        # a directory of another machine says nothing here; its last part may
-        record["base_model_name_or_path"] = Path(base.replace("\\", "/")).name
-    return record
-
-
-def _adapter_config(path: str | Path) -> dict[str, Any]:
-    return read_object(Path(path) / "adapter_config.json")
-
-
-_PARENT_HASHES = (
-    "weights_sha256",
-    "config_sha256",
-    "tokenizer_sha256",
-    "chat_template_sha256",
-)
-
-
-def parent_differences(path: str | Path, parent: Mapping[str, Any]) -> list[str]:
-    """Which files of the parent are not those that `training.fit` recorded beside an adapter.
-
-    Args:
-        parent: provenance of the model that the adapter is to be put on.
-
-    Returns:
-        Among "config", "tokenizer" and "chat_template"; empty without a record.
-
-    Raises:
-        LoadError: other weights, or a record that cannot be read.
-    """
-    record = Path(path) / "emlens.json"
-    if not record.is_file():
-        return []
-    recorded = read_object(record).get("parent")
-    if not isinstance(recorded, dict):
-        return []
-    if "sha256" in recorded:
-        raise LoadError(
-            f"{record}: names its parent by a hash of whole directories, as an earlier build wrote"
-            " it, which says nothing about the weights; train again, or remove the file"
-        )
-    differences = []
-    for name in _PARENT_HASHES:
-        expected, given = recorded.get(name), parent.get(name)
-        if expected is not None and given is not None and expected != given:
-            differences.append(name.removesuffix("_sha256"))
-    if "weights" in differences:
-        expected, given = str(recorded["weights_sha256"]), str(parent["weights_sha256"])
-        raise LoadError(
-            f"{path}: was trained on a base whose weights hash begins {one_line(expected[:12])},"
-            f" but the base given has {given[:12]}; pass the base it was trained on"
-        )
-    return differences
-
-
-def check_named_base(path: str | Path, parent: str | Path, other_parent: str | Path | None) -> None:
-    """Refuse an adapter whose configuration names another base than its parent.
-
-    Directories may have been moved, so a name counts only where it is that of the family's other
-    parent, or where both are hub ids.
-
-    Args:
-        parent, other_parent: where the two parents of the family were loaded from.
-
-    Raises:
-        LoadError: says which base the adapter names.
-    """
-    base = _adapter_config(path).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base or _last_part(base) == _last_part(parent):
-        return
-    if other_parent is not None and _last_part(base) == _last_part(other_parent):
-        raise LoadError(
-            f"{path}: says it was trained on {base!r}, the family's other parent,"
-            f" not on {str(parent)!r}; name it with FineTune(..., parent=)"
-        )
-    if is_hub_id(base) and is_hub_id(str(parent)) and not Path(parent).exists():
-        raise LoadError(
-            f"{path}: says it was trained on {base!r}, but was given {str(parent)!r};"
-            " pass that base, or FineTune(..., check_base=False) where both names hold the same"
-            " weights"
-        )
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether it is written like `org/name`."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
-
-
-def _last_part(source: str | Path) -> str:
-    return re.split(r"[/\\]", str(source).rstrip("/\\"))[-1].lower()

@@ -24,6 +24,7 @@ from emlens.models.architectures import architecture_of
 from emlens.models.batches import Batch
 from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
+from emlens.models.module_trees import is_adapted
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.stops import Stops
 
@@ -66,6 +67,14 @@ class CheckpointModel(HookedModel):
         model.adapter = adapter
         model.name = name
         model.provenance = dict(provenance)
+        return model
+
+    def on_tree(self, module: nn.Module) -> Self:
+        """A copy of this model on another tree of modules, with a bank of its own."""
+        model = copy.copy(self)
+        model.module = module
+        model.bank = AdapterBank(module)
+        model.adapter = None
         return model
 
     def prepare(self) -> None:
@@ -193,7 +202,14 @@ class CheckpointModel(HookedModel):
         return int(self.module.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
 
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
-        return self.module.get_output_embeddings().weight.detach().cpu()  # type: ignore[operator]
+        layer: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        if self.adapter is None or not is_adapted(layer):
+            return getattr(layer, "base_layer", layer).weight.detach().cpu()
+        # an adapter keeps its update beside the weights: read what the layer computes
+        with self.bank.selected(self.adapter), torch.no_grad():
+            weight = layer.weight
+            identity = torch.eye(self.d_model, dtype=weight.dtype, device=weight.device)
+            return (layer(identity) - layer(torch.zeros_like(identity[:1]))).T.cpu()
 
 
 def _add_update(update: ModuleUpdate) -> Callable[..., Tensor]:

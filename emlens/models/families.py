@@ -13,29 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from emlens.data.prompts import Prompt
-from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError, LoadError, UnknownNameError
 from emlens.foundation.files import one_line
-from emlens.foundation.provenance import hash_directory
-from emlens.foundation.sites import Site
-from emlens.models.adapters import (
-    adapter_provenance,
-    check_named_base,
-    is_adapter,
-    is_hub_id,
-    parent_differences,
-)
+from emlens.models.adapter_files import is_adapter
+from emlens.models.adapter_parents import check_named_base, is_hub_id
+from emlens.models.attaching import attach
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model, with_template
 
 if TYPE_CHECKING:
-    from emlens.models.checkpoint import CheckpointModel
+    pass
 
 _PARENTS = ("base", "instruct")
-_MERGE_LIMITS = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
-"""How far merging may move the last block's output, relative to its largest value: roundings of the
-dtype through a deep model, and no more.
-"""
 
 
 @dataclass(frozen=True)
@@ -307,14 +296,15 @@ def _load_fine_tune(
         other_sources = [sources[other].path for other in sources if other != spec.parent]
         check_named_base(spec.path, source.path, next(iter(other_sources), None))
     if spec.merge:
-        return _merged(_Source(source.path, {**source.options, **own}).load(name), name, spec)
+        own_copy = _Source(source.path, {**source.options, **own}).load(name)
+        return attach(own_copy, name, spec.path, merge=True)
     if len(own) > 1:
         raise InputError(
             f"fine-tune {name!r} is an adapter, which runs on the weights of {spec.parent};"
             f" give {', '.join(sorted(own.keys() - {'chat_template'}))} for {spec.parent},"
             " or merge the adapter into weights of its own (merge=True)"
         )
-    return attach(parent, name, spec)
+    return attach(parent, name, spec.path)
 
 
 def local_copy(name: str, spec: FineTune) -> FineTune:
@@ -351,77 +341,6 @@ def _download(name: str, spec: FineTune) -> Path:
             f"fine-tune {name!r}: {spec.path}: neither a directory here nor to be had from the hub"
             f" ({one_line(str(error), 160)})"
         ) from None
-
-
-def attach(parent: HookedModel, name: str, spec: FineTune) -> "CheckpointModel":
-    """Put an adapter on its parent's weights; gives the fine-tune and does not change the parent.
-
-    Raises:
-        LoadError: the adapter does not fit, changes nothing, or switching it off does not give the
-            parent back.
-    """
-    from emlens.models.checkpoint import CheckpointModel
-
-    if not isinstance(parent, CheckpointModel):
-        raise InputError(
-            f"backend {parent.backend!r} cannot hold adapters;"
-            " load the family with backend='transformers'"
-        )
-    differences = parent_differences(spec.path, parent.provenance)
-    before = _probe(parent)
-    parent.bank.attach(spec.path, name)
-    adapter = {**adapter_provenance(spec.path), "sha256": hash_directory(spec.path)}
-    if differences:
-        adapter["parent_differs"] = differences
-    provenance = {**parent.provenance, "adapter": adapter, "merged": False}
-    model = parent.with_adapter(name, name=name, provenance=provenance)
-    try:
-        if not torch.equal(_probe(parent), before):
-            raise LoadError(
-                f"{spec.path}: switching the adapter off does not give the parent model back"
-            )
-        if torch.equal(_probe(model), before):
-            raise LoadError(
-                f"{spec.path}: the adapter changes no activation;"
-                " its weights may be zero or its names match nothing"
-            )
-    except BaseException:
-        parent.bank.detach(name)
-        raise
-    return model
-
-
-def _merged(copy: HookedModel, name: str, spec: FineTune) -> HookedModel:
-    """The adapter folded into `copy`, a copy of the parent whose weights nothing else uses.
-
-    Raises:
-        LoadError: quantised weights; the merged model differs from the unmerged by more than
-            rounding.
-    """
-    if copy.provenance["quantization"] is not None:
-        raise LoadError(f"{spec.path}: cannot be merged into quantised weights; drop merge=True")
-    fine_tune = attach(copy, name, spec)
-    unmerged = _probe(fine_tune).double()
-    fine_tune.bank.merge(name)
-    difference = float((_probe(copy).double() - unmerged).abs().max() / unmerged.abs().max())
-    if not difference <= _MERGE_LIMITS[copy.provenance["dtype"]]:  # "not" catches NaN too
-        raise LoadError(
-            f"{spec.path}: merged, the last block's output differs by {difference:.2g} of its"
-            " largest value; pass merge=False"
-        )
-    copy.provenance.update(fine_tune.provenance, merged=True)
-    return copy
-
-
-def _probe(model: HookedModel) -> torch.Tensor:
-    """The last block's output on a few tokens, to tell whether two models differ at all."""
-    size = len(model.tokenizer)
-    ids = tuple(range(0, size, max(1, size // 12)))[:12]
-    batch = next(model.batches([Rendered("probe", "", ids, len(ids))]))
-    outputs: list[torch.Tensor] = []
-    site = Site("resid_post", model.n_layers - 1)
-    model.run(batch, {site: lambda stream: outputs.append(stream.detach().clone())})
-    return outputs[0]
 
 
 def _check_same_stream(a: HookedModel, b: HookedModel) -> None:

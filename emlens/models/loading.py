@@ -16,7 +16,7 @@ from emlens.data.rendering import chat_format
 from emlens.data.templates import date_of, template_of
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_text
-from emlens.models.adapters import is_adapter
+from emlens.models.adapter_files import is_adapter, named_adapters, require_adapter
 from emlens.models.backends import backend_class
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.models.hooked import HookedModel
@@ -336,6 +336,8 @@ def _local_directory(path_or_id: str | Path, subfolder: str = "") -> Path | None
             " pass it to load_family(instruct, finetuned={name: path})"
         )
     if not (path / "config.json").is_file():
+        if named_adapters(path):
+            require_adapter(path)  # which names them
         raise LoadError(f"{path}: holds no config.json; pass a directory saved by save_pretrained")
     return path
 

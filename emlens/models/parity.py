@@ -23,9 +23,9 @@ from emlens.foundation.errors import EmlensError, InputError, LoadError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import torch_rng
 from emlens.foundation.sites import Site
+from emlens.models.attaching import attach
 from emlens.models.batches import pad
 from emlens.models.checkpoint import CheckpointModel
-from emlens.models.families import FineTune, attach
 from emlens.models.loading import load_model
 
 RELATIVE: Final = 5e-5
@@ -192,7 +192,7 @@ def _conditions(
     yield "plain", model, rows, read_streams(model, rows, alone=True)
     yield "left-padded", model, rows, read_streams(model, rows, side="left")
     if adapter is not None:
-        fine_tune = attach(model, "adapter", FineTune(adapter))
+        fine_tune = attach(model, "adapter", adapter)
         yield "adapter on", fine_tune, rows, read_streams(fine_tune, rows)
         yield "adapter off", model, rows, read_streams(model, rows)
 

@@ -21,6 +21,7 @@ from emlens.foundation.files import one_line
 from emlens.foundation.sites import Site
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.edit_blocks import ModuleUpdate
+from emlens.models.module_trees import twin
 from emlens.models.passes import Pass
 
 
@@ -123,13 +124,6 @@ def _adapted_that_run(tree: nn.Module) -> list[str]:
         device: Any = tree.device
         tree(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False)
     return [name for name, layer in adapted.items() if layer in ran]
-
-
-def twin(module: nn.Module) -> nn.Module:
-    """A second tree of modules and configurations on the very same parameters and buffers."""
-    # deepcopy takes what its memo holds already instead of copying it
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
 
 
 def _visit(passing: Pass, site: Site, stream: Tensor, hook: Any) -> Tensor:

@@ -21,8 +21,8 @@ from emlens.foundation.provenance import hash_json, hash_tensors, library_versio
 from emlens.foundation.seeds import numpy_rng
 from emlens.judging import score_by_likelihood
 from emlens.models import Family, FineTune, HookedModel, load_model
-from emlens.models.adapters import is_adapter
-from emlens.models.families import attach
+from emlens.models.adapter_files import is_adapter
+from emlens.models.attaching import attach
 from emlens.studies.config import StudyConfig
 from emlens.studies.system_messages import prompts_with_system, questions_with_system
 
@@ -294,7 +294,7 @@ def _load_run(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
     """A model that a part of the study trained, with where it came from in its provenance."""
     model: HookedModel
     if is_adapter(spec.path):
-        model = attach(parent, name, spec)
+        model = attach(parent, name, spec.path)
     else:
         model = load_model(spec.path, name=name, chat_template=parent.chat_template)
     model.provenance.update(spec.provenance(name))

@@ -37,8 +37,8 @@ from emlens.geometry.trajectories import (
 )
 from emlens.interventions.lora import CONFIG, LoraAdapter
 from emlens.judging import score_by_likelihood
-from emlens.models import FineTune, HookedModel
-from emlens.models.families import attach
+from emlens.models import HookedModel
+from emlens.models.attaching import attach
 from emlens.results.study_result import columns_of
 from emlens.stats import t_interval
 from emlens.training.adapters import kept_adapters
@@ -368,9 +368,7 @@ def applied_adapter(parent: HookedModel, path: Path) -> Iterator[HookedModel]:
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-        model = attach(
-            parent, f"{path.parent.parent.name}/{path.name}", FineTune(path, check_base=False)
-        )
+        model = attach(parent, f"{path.parent.parent.name}/{path.name}", path)
         try:
             yield model
         finally:

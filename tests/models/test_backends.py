@@ -13,7 +13,7 @@ from emlens.foundation import InputError, LoadError, MissingExtraError, Site, St
 from emlens.interventions import steer
 from emlens.models import backends, load_family, load_model
 from emlens.models.backends import BACKENDS, backend_class, installed_backends
-from emlens.models.transformer_lens_backend import twin
+from emlens.models.module_trees import twin
 from emlens.models.transformers_backend import no_hooks_left
 
 
@@ -160,10 +160,10 @@ def test_a_place_that_is_never_reached(fresh, batch, prompts):
 
 
 def test_weights_are_held_once_and_adapters_may_come_later(backend, files, fresh, prompts):
-    from emlens.models.families import FineTune, attach
+    from emlens.models.attaching import attach
 
     untouched = fresh.logits(prompts)
-    tuned = [attach(fresh, name, FineTune(files / name)) for name in ("one", "two")]
+    tuned = [attach(fresh, name, files / name) for name in ("one", "two")]
     found = [model.logits(prompts) for model in tuned]
     reference = load_family(
         files / "instruct", finetuned={"one": files / "one", "two": files / "two"}

@@ -9,7 +9,8 @@ import torch
 from emlens.data import PromptSet
 from emlens.data.templates import PLAIN_TEMPLATE
 from emlens.foundation import InputError, LoadError, UnknownNameError
-from emlens.models import FineTune, adapters, families, load_family, load_model
+from emlens.models import FineTune, adapters, attaching, families, load_family, load_model
+from emlens.models.attaching import attach
 from emlens.models.families import check_same_rows
 from emlens.models.hooked import HookedModel
 
@@ -124,7 +125,7 @@ def test_without_a_base(files):
         (
             lambda f: {"x": f / "zero"},
             LoadError,
-            "the adapter changes no activation; its weights may be zero",
+            "the adapter changes no logit; its update is zero, or too small for float32",
         ),
         (
             lambda f: {"x": f / "wide"},
@@ -150,7 +151,7 @@ def test_a_base_of_another_width(files):
 
 def test_an_adapter_that_cannot_be_switched_off(files, monkeypatch):
     numbers = count()
-    monkeypatch.setattr(families, "_probe", lambda model: torch.tensor(next(numbers)))
+    monkeypatch.setattr(attaching, "_logits", lambda model, batch: torch.tensor(next(numbers)))
     with pytest.raises(
         LoadError, match="switching the adapter off does not give the parent model back"
     ):
@@ -315,14 +316,11 @@ def test_what_is_not_merged(files, monkeypatch):
     with pytest.raises(
         LoadError, match="one: cannot be merged into quantised weights; drop merge=True"
     ):
-        families._merged(own, "x", FineTune(files / "one"))
+        attach(own, "x", files / "one", merge=True)
     monkeypatch.setattr(adapters.AdapterBank, "merge", lambda self, name: None)
     with pytest.raises(
         LoadError,
-        match=(
-            r"one: merged, the last block's output differs by [\d.]+ of its largest value;"
-            r" pass merge=False"
-        ),
+        match=(r"one: merged, the logits differ by [\d.]+ of the largest; pass merge=False"),
     ):
         load_family(files / "instruct", finetuned={"x": FineTune(files / "one", merge=True)})
 
@@ -371,13 +369,13 @@ def test_one_rendering_for_both_parents(files, prompts):
 
 def test_an_adapter_that_is_refused_is_taken_off_again(files, prompts):
     parent = load_model(files / "instruct")
-    kept = families.attach(parent, "one", FineTune(files / "one"))
+    kept = attach(parent, "one", files / "one")
     expected, weights = (
         {model.name: model.logits(prompts) for model in (parent, kept)},
         set(dict(parent.module.named_parameters())),
     )
-    with pytest.raises(LoadError, match="the adapter changes no activation"):
-        families.attach(parent, "zero", FineTune(files / "zero"))
+    with pytest.raises(LoadError, match="the adapter changes no logit"):
+        attach(parent, "zero", files / "zero")
     assert (
         list(parent.bank.names) == ["one"]
         and set(dict(parent.module.named_parameters())) == weights

@@ -62,7 +62,7 @@ def test_what_cannot_be_compared(files, tmp_path):
         check_parity(files / "instruct", backends=["jax"])
     with pytest.raises(LoadError, match="absent: no such directory"):
         check_parity(tmp_path / "absent")
-    with pytest.raises(LoadError, match="the adapter changes no activation"):
+    with pytest.raises(LoadError, match="the adapter changes no logit"):
         check_parity(files / "instruct", adapter=files / "zero", backends=())
 
 
