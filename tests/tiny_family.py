@@ -89,6 +89,8 @@ def build(directory: Path, **changes: Any) -> Path:
         },
         "questions": "questions.jsonl",
         "neutral": "neutral.jsonl",
+        # random models give the references next to no probability
+        "scores": {"normalise": "token"},
         "focus": ["bad@0", "full@0"],
         "k": 3,
         "draws": 20,

@@ -201,11 +201,14 @@ def _prompt(answer: Answer) -> Prompt:
     return Prompt(answer.id, question, answer.group, answer.messages, response, meta)
 
 
-def read_answers(path: str | Path, *, unfinished: bool = False) -> list[Answer]:
+def read_answers(
+    path: str | Path, *, unfinished: bool = False, repeated: bool = False
+) -> list[Answer]:
     """The answers of a JSONL file, perhaps none.
 
     Args:
         unfinished: the file may still be written to: a last line that was cut short is left out.
+        repeated: an id may occur again, with another question or setting.
 
     Raises:
         InputError: a line that is not an answer, or an answer given twice; the message has file,
@@ -215,7 +218,7 @@ def read_answers(path: str | Path, *, unfinished: bool = False) -> list[Answer]:
     first: dict[str, int] = {}
     for number, record in read_journal(path) if unfinished else read_jsonl(path):
         answer = _answer(record, f"{path}, line {number}")
-        if answer.id in first:
+        if answer.id in first and not repeated:
             raise InputError(
                 f"{path}, line {number}: answer id {one_line(answer.id)!r} was given before at line"
                 f" {first[answer.id]}"

@@ -1,8 +1,9 @@
 """Means and rates of scored answers, with intervals for one of two stated estimands.
 
-"questions like these": the questions are a sample, and the interval is for the mean over all
-questions that could have been asked; "these questions": they are fixed, and only answers are
-sampled again (`emlens.stats.hierarchical_bootstrap`).
+"questions like these": the base questions are a sample, and the interval is for the mean over all
+questions that could have been asked; the forms of one base question are resampled together. "these
+questions": they are fixed, and only answers are sampled again
+(`emlens.stats.hierarchical_bootstrap`).
 
 Design range of a rate over questions like these: 24 questions or more, and a rate from 15 to 85 %.
 Outside it an interval tends to be too short; its `method` says so, and the log warns once. Coverage
@@ -18,9 +19,15 @@ from typing import Final, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from emlens.data.base_questions import base_questions
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.stats import bootstrap_mean, hierarchical_bootstrap, wilson_interval
+from emlens.stats import (
+    bootstrap_mean,
+    cluster_bootstrap,
+    hierarchical_bootstrap,
+    wilson_interval,
+)
 
 Average = Literal["question", "pooled"]
 Unscored = Literal["drop", "count"]
@@ -61,6 +68,7 @@ def averaged(
     rows = rows[rows["score"].notna()]
     if not len(rows):
         return Estimate.undefined("no answer is scored")
+    rows = rows.assign(base=base_questions(map(str, rows["question"])))
     sizes = rows.groupby("question", sort=False)["score"].size()
     estimate = _interval(rows, sizes, average, estimand)
     method = estimate.method
@@ -70,7 +78,7 @@ def averaged(
         _warn_once("too few or too skewed questions")
     # np.clip keeps NaN, which stands for no interval
     low, high = np.clip([estimate.low, estimate.high], *scale).tolist()
-    return Estimate(estimate.value, low, high, len(sizes), method)
+    return Estimate(estimate.value, low, high, rows["base"].nunique(), method)
 
 
 def _interval(
@@ -78,19 +86,59 @@ def _interval(
 ) -> Estimate:
     scores = rows["score"].to_numpy(np.float64)
     description = "mean over questions" if average == "question" else "mean over answers"
-    if estimand == LIKE_THESE and len(sizes) == 1:
-        method = f"{description}, one question: no interval over questions"
-        return Estimate(float(scores.mean()), math.nan, math.nan, 1, method)
+    by_question = rows.groupby("question", sort=False)["score"].mean()
+    value = float(by_question.mean() if average == "question" else scores.mean())
+    n_bases = rows["base"].nunique()
+    if estimand == LIKE_THESE and n_bases == 1:
+        one = "one question" if len(sizes) == 1 else "one base question"
+        method = f"{description}, {one}: no interval over questions"
+        return Estimate(value, math.nan, math.nan, 1, method)
     if estimand != LIKE_THESE and sizes.min() < 2:
-        by_question = rows.groupby("question", sort=False)["score"].mean()
-        value = float(by_question.mean() if average == "question" else scores.mean())
         method = f"{description}, {estimand}: no interval, since a question has one scored answer"
         return Estimate(value, math.nan, math.nan, len(sizes), method)
     if len(sizes) == 1:
         return bootstrap_mean(scores)
+    clusters = rows["base"].to_numpy() if n_bases < len(sizes) else None
     return hierarchical_bootstrap(
-        scores, rows["question"].to_numpy(), estimand=estimand, average=average
+        scores,
+        rows["question"].to_numpy(),
+        estimand=estimand,
+        average=average,
+        clusters=clusters,
     )
+
+
+def mean_over_questions(
+    scores: pd.Series,
+    *,
+    limits: tuple[float, float] | None = (0.0, 100.0),
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of one score per question, with base questions resampled.
+
+    Undefined without a score; without an interval of fewer than two base questions.
+
+    Args:
+        scores: by the question's id; NaN where there is none.
+        limits: within which the interval is kept; None: no limits.
+    """
+    scores = scores.dropna()
+    values, bases = scores.to_numpy(np.float64), base_questions(map(str, scores.index))
+    n = len(set(bases))
+    if n < 2:
+        if not n:
+            return Estimate.undefined("no question has a score")
+        method = "mean, one base question: no interval"
+        return Estimate(float(values.mean()), math.nan, math.nan, 1, method)
+    if n == len(values):
+        estimate = bootstrap_mean(values, resamples=resamples, seed=seed)
+    else:
+        estimate = cluster_bootstrap(values, bases, resamples=resamples, seed=seed)
+    if limits is None:
+        return estimate
+    low, high = np.clip([estimate.low, estimate.high], *limits).tolist()
+    return replace(estimate, low=low, high=high)
 
 
 def rate(
@@ -141,7 +189,7 @@ def _wilson_over_units(
     Resampling would give a single point there: it cannot tell 0 from rare. The units are questions
     where these are a sample, since answers to one question are not independent draws of questions.
     """
-    units, unit_name = estimate.n, "questions"
+    units, unit_name = estimate.n, "base questions"
     if estimand != LIKE_THESE:
         units, unit_name = answers, "answers taken as independent"
     bound = wilson_interval(units * int(value), units)

@@ -2,20 +2,11 @@
 
 import html
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final, get_args
 
 import pandas as pd
 
-Variant = Literal["plain", "json", "template"]
-_ENDINGS: Final[dict[str, Variant]] = {"_json": "json", "_template": "template"}
-
-
-def question_variant(question: str) -> Variant:
-    """The form of a question by the end of its id: `x`, `x_json` or `x_template`."""
-    for ending, form in _ENDINGS.items():
-        if question.endswith(ending):
-            return form
-    return "plain"
+from emlens.data.base_questions import Variant, question_variant
 
 
 def by_variant(questions: Iterable[str]) -> dict[Variant, list[str]]:
@@ -23,7 +14,7 @@ def by_variant(questions: Iterable[str]) -> dict[Variant, list[str]]:
 
     A form without a question is left out.
     """
-    by_form: dict[Variant, list[str]] = {"plain": [], **{form: [] for form in _ENDINGS.values()}}
+    by_form: dict[Variant, list[str]] = {form: [] for form in get_args(Variant)}
     for question in questions:
         by_form[question_variant(question)].append(question)
     return {form: names for form, names in by_form.items() if names}

@@ -18,6 +18,7 @@ from typing import Self
 
 import pandas as pd
 
+from emlens.data.base_questions import Variant
 from emlens.data.judged import read_judged_csv
 from emlens.data.misalignment import em_labels, label_rate
 from emlens.data.rates import Average, Estimand, Unscored, averaged, rate
@@ -29,7 +30,7 @@ from emlens.data.score_checks import (
     require_threshold,
     scales_of,
 )
-from emlens.data.score_views import Variant, as_html, by_seed, by_variant
+from emlens.data.score_views import as_html, by_seed, by_variant
 from emlens.foundation.errors import InputError, StateError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line, write_text

@@ -8,26 +8,33 @@ all arms on the same questions and reads the same neutral text under each. It gi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
-from emlens.evaluation.damage import RESAMPLES, TextDamage, text_damage
+from emlens.evaluation.damage import TextDamage, text_damage
 from emlens.evaluation.restoring import paired_change, restoration, restoration_lead
-from emlens.evaluation.trials import Score, Trials, interval_columns
+from emlens.evaluation.trials import (
+    SCORED,
+    Score,
+    Trials,
+    interval_columns,
+    means_of_scores,
+    scored_everywhere,
+)
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.notebooks import in_a_line
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
-from emlens.stats import bootstrap_mean
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +78,6 @@ def evaluate_arms(
     exclude_groups: Sequence[str] = (),
     neutral: PromptSet | None = None,
     score: Score = score_by_likelihood,
-    unscored: Literal["error", "drop"] = "error",
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -83,8 +89,6 @@ def evaluate_arms(
         exclude_groups: groups left out of restoration (the fine-tune's own domain).
         neutral: prompts on which damage is measured; None leaves it out.
         score, out: as in `Trials`; with `out` a stopped call goes on from the last finished arm.
-        unscored: a question without a score under some arm is refused, or with `"drop"` left out of
-            every arm.
 
     Returns:
         One row per arm: arm, on, control, draws. Then value, `_low` and `_high` of
@@ -99,14 +103,12 @@ def evaluate_arms(
         method (how restoration was made, or why it is undefined).
 
     Raises:
-        InputError: questions of fewer than two groups outside `exclude_groups`, no arm, an arm on
-            an unknown model, or unscored questions.
+        InputError: fewer than two questions outside `exclude_groups`, no arm, an arm on an unknown
+            model, or unscored questions.
     """
     asked = _outside_groups(questions, exclude_groups)
     models = {**(others or {}), "finetuned": finetuned, "instruct": instruct}
     _require_arms(arms, models)
-    if unscored not in ("error", "drop"):
-        raise InputError(f"unscored={unscored!r} is unknown; pass 'error' or 'drop'")
     trials = Trials(asked, neutral=neutral, score=score, out=out)
     unedited_names = dict.fromkeys(("finetuned", "instruct", *(arm.on for arm in arms)))
     unedited = {name: trials.scores(models[name]) for name in unedited_names}
@@ -114,23 +116,23 @@ def evaluate_arms(
     all_tables = list(unedited.values())
     for arm in measured:
         all_tables += arm.scores
-    ids = _scored_everywhere(all_tables, unscored)
+    ids = scored_everywhere(all_tables, score, "under some arm")
     return _comparison_table(unedited, measured, asked, ids, seed)
 
 
 def _outside_groups(questions: QuestionSet, exclude_groups: Sequence[str]) -> QuestionSet:
-    """The questions of other groups; restoration resamples groups, so there must be two.
+    """The questions of other groups; restoration resamples units, so there must be two.
 
     Raises:
-        InputError: fewer than two groups.
+        InputError: fewer than two base questions.
     """
     excluded = set(exclude_groups)
     outside = [question for question in questions if question.group not in excluded]
-    n_groups = len({question.group for question in outside})
-    if n_groups < 2:
+    n_units = len(set(units_of(outside)[0]))
+    if n_units < 2:
         raise InputError(
-            f"questions outside {sorted(excluded)} span {n_groups} groups;"
-            " restoration resamples groups and needs 2"
+            f"questions outside the groups {sorted(excluded)} are {n_units} base questions;"
+            " restoration resamples them, or their groups, and needs 2"
         )
     return QuestionSet(outside)
 
@@ -196,23 +198,6 @@ def _measure_arms(
     return measured
 
 
-def _scored_everywhere(tables: Sequence[pd.DataFrame], unscored: str) -> list[str]:
-    """Questions that have both scores in every table.
-
-    Raises:
-        InputError: a question that has not, unless `unscored` is "drop".
-    """
-    is_scored = np.all([table.notna().all(axis=1).to_numpy() for table in tables], axis=0)
-    names = tables[0].index.to_numpy()
-    if not is_scored.all() and unscored == "error":
-        raise InputError(
-            f"{int((~is_scored).sum())} of {len(is_scored)} questions have no score under some arm,"
-            f" the first {one_line(names[~is_scored][0])!r}; score them,"
-            " or pass unscored='drop' to leave them out of every arm"
-        )
-    return [str(name) for name in names[is_scored]]
-
-
 def _comparison_table(
     unedited: Mapping[str, pd.DataFrame],
     measured: Sequence[_MeasuredArm],
@@ -220,10 +205,15 @@ def _comparison_table(
     ids: Sequence[str],
     seed: int,
 ) -> pd.DataFrame:
-    group_of = dict(zip(asked.ids, asked.groups, strict=True))
+    scored = asked.select(ids)
+    if len(set(units_of(scored)[0])) < 2:
+        raise InputError(
+            f"{len(scored)} of {len(asked)} questions have a score under every arm, of fewer than 2"
+            " base questions; there is nothing to resample"
+        )
     comparison = _Comparison(
         {name: table.loc[list(ids)] for name, table in unedited.items()},
-        [group_of[id] for id in ids],
+        scored,
         len(asked) - len(ids),
         seed,
     )
@@ -238,9 +228,14 @@ class _Comparison:
     """What every arm is compared with: the unedited models on the same questions."""
 
     unedited: Mapping[str, pd.DataFrame]
-    groups: Sequence[str]
+    questions: QuestionSet
     dropped: int
     seed: int
+
+    @cached_property
+    def units(self) -> list[str]:
+        """What is resampled together: the group of each question, or its base question."""
+        return units_of(self.questions)[0]
 
     def row(self, arm: _MeasuredArm, first_under_test: np.ndarray | None) -> dict[str, Any]:
         restored = self._restoration(arm)
@@ -260,7 +255,7 @@ class _Comparison:
             **interval_columns(estimates),
             "restoration_max_draw": self._largest_restoration(arm, restored),
             "cosine": _mean_cosine(arm.draws),
-            "n": len(self.groups),
+            "n": len(self.questions),
             "dropped": self.dropped,
             "method": restored.method,
         }
@@ -272,7 +267,7 @@ class _Comparison:
         if arm.on != "finetuned":
             return self._nothing_to_restore(arm)
         unedited, goal = self._aligned("finetuned"), self._aligned("instruct")
-        return restoration(arm.mean("aligned"), unedited, goal, self.groups, seed=self.seed)
+        return restoration(arm.mean("aligned"), unedited, goal, self.units, seed=self.seed)
 
     def _lead(self, arm: _MeasuredArm, first_under_test: np.ndarray | None) -> Estimate:
         if arm.on != "finetuned":
@@ -284,25 +279,24 @@ class _Comparison:
             arm.mean("aligned"),
             self._aligned("finetuned"),
             self._aligned("instruct"),
-            self.groups,
+            self.units,
             seed=self.seed,
         )
 
     def _nothing_to_restore(self, arm: _MeasuredArm) -> Estimate:
         return Estimate.undefined(
-            f"the {arm.on} model has nothing to restore", len(set(self.groups))
+            f"the {arm.on} model has nothing to restore", len(set(self.units))
         )
 
     def _means(self, arm: _MeasuredArm) -> dict[str, Estimate]:
-        """Mean scores, with questions resampled."""
-        return {
-            metric: bootstrap_mean(arm.mean(metric), resamples=RESAMPLES, seed=self.seed)
-            for metric in ("aligned", "coherent", "misaligned")
-        }
+        """Mean scores, with base questions resampled."""
+        return means_of_scores(
+            {metric: arm.mean(metric) for metric in SCORED}, self.questions.ids, self.seed
+        )
 
     def _change(self, arm: _MeasuredArm, metric: str) -> Estimate:
         unedited = self.unedited[arm.on][metric].to_numpy()
-        return paired_change(arm.mean(metric), unedited, self.groups, seed=self.seed)
+        return paired_change(arm.mean(metric), unedited, self.units, seed=self.seed)
 
     def _largest_restoration(self, arm: _MeasuredArm, restored: Estimate) -> float:
         """Of the single draws, where there are several; NaN otherwise."""

@@ -12,18 +12,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
-from emlens.evaluation.damage import RESAMPLES, text_damage
+from emlens.evaluation.damage import text_damage
 from emlens.evaluation.restoring import paired_change
-from emlens.evaluation.trials import METRICS, Score, Trials, interval_columns
+from emlens.evaluation.trials import (
+    METRICS,
+    SCORED,
+    Score,
+    Trials,
+    interval_columns,
+    means_of_scores,
+    scored_everywhere,
+)
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
-from emlens.stats import bootstrap_mean
 
 
 def dose_response(
@@ -50,8 +58,9 @@ def dose_response(
 
     Returns:
         One row per coefficient, ascending: coefficient; value, `_low` and `_high` of aligned,
-        coherent, misaligned, aligned_change and coherent_change (paired by question, domains
-        resampled), kl and cross_entropy_change (nats per token); n.
+        coherent, misaligned, aligned_change and coherent_change (paired by question; groups are
+        resampled, or base questions where there is one group), kl and cross_entropy_change (nats
+        per token); n.
 
     Raises:
         InputError: no coefficient, one that comes twice or is not finite, or a question without a
@@ -64,43 +73,46 @@ def dose_response(
         )
     trials = Trials(questions, neutral=neutral, score=score, out=out)
     unedited = trials.scores(model)
-    rows = []
+    measured, costs = [], []
     with progress_bar("doses", len(grid), progress) as advance:
         for coefficient in grid:
             edits = tuple(edit(coefficient))
-            edited, cost = trials.scores(model, edits), trials.damage(model, edits)
-            _require_scores(edited, unedited, coefficient)
-            estimates = _score_estimates(edited, unedited, questions.groups, seed)
-            if cost is not None:
-                damage = text_damage(cost, seed=seed)
-                estimates["kl"] = damage.kl
-                estimates["cross_entropy_change"] = damage.cross_entropy
-            row: dict[str, Any] = {"coefficient": coefficient}
-            rows.append({**row, **interval_columns(estimates), "n": len(edited)})
+            measured.append(trials.scores(model, edits))
+            costs.append(trials.damage(model, edits))
             advance()
+    ids = scored_everywhere([unedited, *measured], score, "at some coefficient")
+    asked = questions.select(ids) if ids else None
+    rows = []
+    for coefficient, edited, cost in zip(grid, measured, costs, strict=True):
+        estimates: dict[str, Estimate] = dict.fromkeys(_SCORES, _NONE_SCORED)
+        if asked is not None:
+            estimates = _score_estimates(edited.loc[ids], unedited.loc[ids], asked, seed)
+        if cost is not None:
+            damage = text_damage(cost, seed=seed)
+            estimates["kl"] = damage.kl
+            estimates["cross_entropy_change"] = damage.cross_entropy
+        row: dict[str, Any] = {"coefficient": coefficient}
+        rows.append({**row, **interval_columns(estimates), "n": len(ids)})
     return pd.DataFrame(rows)
 
 
-def _require_scores(edited: pd.DataFrame, unedited: pd.DataFrame, coefficient: float) -> None:
-    is_missing = edited.isna().any(axis=1) | unedited.isna().any(axis=1)
-    if is_missing.any():
-        raise InputError(
-            f"at coefficient {coefficient:g}, {int(is_missing.sum())} of {len(edited)}"
-            " questions have no score; score them or leave them out"
-        )
+_SCORES = (*SCORED, *(f"{name}_change" for name in METRICS))
+_NONE_SCORED = Estimate.undefined("no question has a score at every coefficient")
 
 
 def _score_estimates(
-    edited: pd.DataFrame, unedited: pd.DataFrame, groups: Sequence[str], seed: int
+    edited: pd.DataFrame, unedited: pd.DataFrame, questions: QuestionSet, seed: int
 ) -> dict[str, Estimate]:
-    """Means with questions resampled, then changes with domains resampled."""
-    estimates = {}
-    for name in edited.columns:
-        values = edited[name].to_numpy()
-        estimates[str(name)] = bootstrap_mean(values, resamples=RESAMPLES, seed=seed)
+    """Means with base questions resampled, then changes with groups resampled."""
+    values = {name: edited[name].to_numpy() for name in SCORED}
+    estimates = means_of_scores(values, questions.ids, seed)
+    units, _ = units_of(questions)
     for name in METRICS:
+        if len(set(units)) < 2:
+            estimates[f"{name}_change"] = Estimate.undefined("fewer than 2 base questions")
+            continue
         after, before = edited[name].to_numpy(), unedited[name].to_numpy()
-        estimates[f"{name}_change"] = paired_change(after, before, groups, seed=seed)
+        estimates[f"{name}_change"] = paired_change(after, before, units, seed=seed)
     return estimates
 
 

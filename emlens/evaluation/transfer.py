@@ -13,12 +13,18 @@ from typing import Any
 
 import pandas as pd
 
+from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import Question, QuestionSet
 from emlens.evaluation.ablation_forms import PLAIN
 from emlens.evaluation.damage import text_damage
 from emlens.evaluation.restoring import paired_change, restoration
-from emlens.evaluation.trials import Score, Trials, interval_columns
+from emlens.evaluation.trials import (
+    Score,
+    Trials,
+    interval_columns,
+    scored_everywhere,
+)
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.intervention import Intervention
@@ -139,7 +145,7 @@ def _effect(
     seed: int,
 ) -> dict[str, Any]:
     """One cell of the matrix: what the edits do on these questions."""
-    restored, change = _restoration_and_change(trials, model, parent, edits, questions, seed)
+    restored, change, n = _restoration_and_change(trials, model, parent, edits, questions, seed)
     cost = trials.damage(model, edits)
     if cost is None:
         kl = Estimate.undefined("no neutral prompts were given")
@@ -150,7 +156,7 @@ def _effect(
         "low": restored.low,
         "high": restored.high,
         **interval_columns({"coherent_change": change, "kl": kl}),
-        "n": len(questions),
+        "n": n,
         "method": restored.method,
     }
 
@@ -162,30 +168,28 @@ def _restoration_and_change(
     edits: tuple[Intervention, ...],
     questions: Sequence[Question],
     seed: int,
-) -> tuple[Estimate, Estimate]:
-    """Restoration and the change of coherence; undefined with fewer than two groups.
+) -> tuple[Estimate, Estimate, int]:
+    """Restoration, the change of coherence and the number of questions; undefined with fewer than
+    two base questions.
 
     Raises:
         InputError: a question without a score.
     """
+    few = Estimate.undefined("fewer than two base questions lie outside both training domains")
+    if len(set(units_of(questions)[0])) < 2:
+        return few, few, len(questions)
     ids = [question.id for question in questions]
-    groups = [question.group for question in questions]
-    if len(set(groups)) < 2:
-        few = Estimate.undefined("fewer than two groups lie outside both training domains")
-        return few, few
     unedited = trials.scores(model).loc[ids]
     goal = trials.scores(parent).loc[ids]
     edited = trials.scores(model, edits).loc[ids]
-    unscored: list[str] = []
-    for table in (unedited, goal, edited):
-        unscored += table.index[table.isna().any(axis=1)].to_list()
-    if unscored:
-        raise InputError(
-            f"question {unscored[0]!r} and {len(set(unscored)) - 1} more have no score in"
-            f" {model.name!r} or its parent; score them or leave them out"
-        )
+    tables = [unedited, goal, edited]
+    scored = scored_everywhere(tables, trials.score, f"in {model.name!r} or its parent")
+    units, _ = units_of([question for question in questions if question.id in set(scored)])
+    if len(set(units)) < 2:
+        return few, few, len(scored)
+    unedited, goal, edited = (table.loc[scored] for table in tables)
     restored = restoration(
-        edited["aligned"], unedited["aligned"], goal["aligned"], groups, seed=seed
+        edited["aligned"], unedited["aligned"], goal["aligned"], units, seed=seed
     )
-    change = paired_change(edited["coherent"], unedited["coherent"], groups, seed=seed)
-    return restored, change
+    change = paired_change(edited["coherent"], unedited["coherent"], units, seed=seed)
+    return restored, change, len(scored)

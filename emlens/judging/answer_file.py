@@ -10,12 +10,15 @@ seed, and the settings in its `meta`.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from emlens.data.answers import Answer, Answers, read_answers
 from emlens.data.questions import Question, QuestionSet
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line
+
+Others = Literal["refuse", "keep"]
+"""What is done with answers of a file that a call would not draw: an error, or they stay there."""
 
 
 def blank_answers(
@@ -70,30 +73,43 @@ class DrawnAnswer:
 class AnswerFile:
     """The answers drawn so far, on disk where `out` names a file.
 
+    Args:
+        others: with `"keep"`, answers that this call would not draw stay in the file, which is then
+            never put in order: one file serves many calls.
+
     Raises:
         IntegrityError: the file holds an answer that this call would not draw.
-        InputError: the file is damaged.
+        InputError: the file is damaged; an unknown `others`.
     """
 
-    def __init__(self, out: str | Path | None, blank: Mapping[str, Answer]):
+    def __init__(
+        self, out: str | Path | None, blank: Mapping[str, Answer], others: Others = "refuse"
+    ):
+        if others not in get_args(Others):
+            raise InputError(f"others={others!r} is unknown; pass 'refuse' or 'keep'")
         self._out = None if out is None else Path(out)
         self._blank = dict(blank)
         self._done: dict[str, Answer] = {}
+        keeps_others = others == "keep"
         if self._out is not None and self._out.exists():
-            for answer in read_answers(self._out, unfinished=True):
-                self._done[answer.id] = self._checked(answer)
-        self._in_order = list(self._done) == list(self._blank)
+            for answer in read_answers(self._out, unfinished=True, repeated=keeps_others):
+                if not keeps_others or self._is_wanted(answer):
+                    self._done[answer.id] = self._checked(answer)
+        self._in_order = keeps_others or list(self._done) == list(self._blank)
+
+    def _is_wanted(self, answer: Answer) -> bool:
+        blank = self._blank.get(answer.id)
+        return blank is not None and _drawn_with(answer) == _drawn_with(blank)
 
     def _checked(self, answer: Answer) -> Answer:
         """An answer of the file, in the group that its question has now."""
-        blank = self._blank.get(answer.id)
-        if blank is None or _drawn_with(answer) != _drawn_with(blank):
+        if not self._is_wanted(answer):
             raise IntegrityError(
                 f"{self._out}: holds answer {one_line(answer.id)!r} that this call would not draw"
                 " (another model, question, template, seed or setting, or more samples);"
                 " pass another file"
             )
-        return replace(answer, group=blank.group)
+        return replace(answer, group=self._blank[answer.id].group)
 
     @property
     def missing(self) -> list[str]:

@@ -172,6 +172,13 @@ class Endpoint:
         """For provenance: the address and the model, never the key."""
         return {"base_url": self.base_url, "model": self.model}
 
+    def allow(self, requests: int) -> None:
+        """Let at most so many more requests be sent, repeated ones included; replaces
+        `max_requests`.
+        """
+        _require_count("requests", requests, 0)
+        self._max_requests = self.usage.requests + requests
+
     def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Reply]]:
         """Yield (number of the request, its reply) as replies come.
 

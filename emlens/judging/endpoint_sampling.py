@@ -17,7 +17,7 @@ from emlens.data.templates import Thinking, split_thinking
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import derive_seed
-from emlens.judging.answer_file import AnswerFile, DrawnAnswer, blank_answers
+from emlens.judging.answer_file import AnswerFile, DrawnAnswer, Others, blank_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.replies import ChatRequest, Reply
 from emlens.runs.progress import progress_bar
@@ -37,6 +37,7 @@ def sample_from_endpoint(
     progress: bool,
     *,
     thinking: Thinking = None,
+    others: Others = "refuse",
 ) -> Answers:
     """`sample_answers` for an endpoint.
 
@@ -45,6 +46,7 @@ def sample_from_endpoint(
     Args:
         thinking: True or False is sent as `chat_template_kwargs`, which servers of open models
             understand; "strip" and None send nothing. A thought is kept apart from the answer.
+        others: as in `sample_answers`.
 
     Raises:
         InputError: no `out`, a length or temperature that cannot be, or an endpoint that refuses
@@ -67,7 +69,7 @@ def sample_from_endpoint(
         **endpoint.describe(),
     }
     blanks = blank_answers(endpoint.model, questions, samples, seed, lambda *_: settings)
-    file = AnswerFile(out, blanks)
+    file = AnswerFile(out, blanks, others)
     missing = file.missing
     requests = (_request(file.blank(id), settings, seed) for id in missing)
     failures = _Failures(limit=max(_STREAK, 3 * endpoint.concurrency))

@@ -21,7 +21,7 @@ from emlens.data.questions import Question, QuestionSet
 from emlens.data.templates import Thinking, split_thinking, with_thinking
 from emlens.foundation.files import sha256_text
 from emlens.foundation.provenance import hash_json
-from emlens.judging.answer_file import AnswerFile, DrawnAnswer, blank_answers
+from emlens.judging.answer_file import AnswerFile, DrawnAnswer, Others, blank_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.endpoint_sampling import sample_from_endpoint
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
@@ -45,6 +45,7 @@ def sample_answers(
     progress: bool = True,
     *,
     thinking: Thinking = None,
+    others: Others = "refuse",
     batch_tokens: int = GENERATION_TOKENS,
 ) -> Answers:
     """Draw answers to every paraphrase of every question, under any active intervention.
@@ -64,13 +65,15 @@ def sample_answers(
             models that think by themselves. A thought is kept in `Answer.thought`, apart from the
             answer, also where the template opens one or the answer begins with `<think>`; an answer
             whose thought did not end is empty.
+        others: with `"keep"`, `out` may hold answers that this call would not draw: they stay
+            there, and the file serves further questions, samples and settings.
         batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
 
     Raises:
         InputError: fewer than 1 sample, an endpoint without `out`, `thinking` that does not fit the
             template, or what `model.generate` refuses.
         IntegrityError: `out` holds answers of another model, question, template, seed or setting,
-            or more samples than asked for.
+            or more samples than asked for, and `others` is `"refuse"`.
         StateError: an endpoint did not give every answer; those that were received are in `out`.
     """
     if isinstance(model, Endpoint):
@@ -84,10 +87,13 @@ def sample_answers(
             out,
             progress,
             thinking=thinking,
+            others=others,
         )
     with _thinking(model, thinking) as model:
         settings = partial(_settings_of, model, _settings(model, temperature, max_new_tokens))
-        file = AnswerFile(out, blank_answers(model.name, questions, samples, seed, settings))
+        file = AnswerFile(
+            out, blank_answers(model.name, questions, samples, seed, settings), others
+        )
         missing = file.missing
         blanks = [file.blank(id) for id in missing]
         prompts = [

@@ -22,6 +22,7 @@ from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import canonical_json, one_line, sha256_text
+from emlens.judging.answer_file import Others
 from emlens.judging.judges import AskingJudge, Judge, Verdict, judge_description
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.sampling import sample_answers
@@ -40,6 +41,7 @@ def judge_answers(
     *,
     out: str | Path | None = None,
     again: bool = False,
+    others: Others = "refuse",
     progress: bool = True,
 ) -> AlignmentScores:
     """Scores of every answer by every metric of the judge.
@@ -48,10 +50,12 @@ def judge_answers(
         out: a journal of verdicts (JSONL); those in it are kept, and only the missing ones are
             judged.
         again: also judge once more the answers that are unscored because an endpoint failed.
+        others: with `"keep"`, verdicts on an answer of another text stay in `out` and are not used.
 
     Raises:
         InputError: not a judge, or one whose verdicts are not on the metrics that it names.
-        IntegrityError: `out` was written by another judge, or for an answer of another text.
+        IntegrityError: `out` was written by another judge; or for an answer of another text, and
+            `others` is `"refuse"`.
         StateError: another process is writing to `out`.
     """
     if not isinstance(judge, Judge):
@@ -60,7 +64,7 @@ def judge_answers(
         )
     hashes = {answer.id: _answer_hash(answer) for answer in answers}
     lines = [] if out is None else read_journal(out)
-    verdicts = _verdicts_in_journal(str(out), lines, judge, hashes) if lines else {}
+    verdicts = _verdicts_in_journal(str(out), lines, judge, hashes, others) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
     to_judge = _unjudged(pairs, verdicts, again)
     title = f"judge {len(to_judge)} answers and metrics"
@@ -183,6 +187,7 @@ def _verdicts_in_journal(
     lines: Sequence[tuple[int, Mapping[str, Any]]],
     judge: Judge,
     hashes: Mapping[str, str],
+    others: Others,
 ) -> dict[Key, Verdict]:
     """The verdicts of a journal on these answers; of two verdicts on one answer the later.
 
@@ -198,6 +203,8 @@ def _verdicts_in_journal(
         if id not in hashes:
             continue
         if line["hash"] != hashes[id]:
+            if others == "keep":
+                continue
             raise IntegrityError(
                 f"{path}, line {number}: answer {one_line(id, 80)!r} has another text now than"
                 " when it was judged; pass another file"

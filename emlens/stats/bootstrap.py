@@ -152,6 +152,7 @@ def hierarchical_bootstrap(
     *,
     estimand: Estimand = "questions like these",
     average: Average = "question",
+    clusters: Sequence[object] | np.ndarray | None = None,
     level: float = 0.95,
     resamples: int = 9999,
     seed: int = 0,
@@ -160,9 +161,9 @@ def hierarchical_bootstrap(
 
     `"questions like these"`: the mean over the population that the questions were drawn from. Whole
     questions are resampled with their answers as they are; drawing answers again inside them would
-    count their noise twice. `n` is the number of questions. `"these questions"`: the mean over
-    these very questions had each been answered without end. Questions stay, answers are resampled
-    within each; `n` is the number of answers.
+    count their noise twice. `n` is the number of questions, or of clusters of them. `"these
+    questions"`: the mean over these very questions had each been answered without end. Questions
+    stay, answers are resampled within each; `n` is the number of answers.
 
     Design range: 24 questions, and a rate of .15 to .85 where answers count as 0 or 1; or 5 answers
     per question.
@@ -171,10 +172,13 @@ def hierarchical_bootstrap(
         values: one number per answer (a score; 0 or 1 for a rate).
         questions: one label per answer.
         average: `"question"` weighs questions alike, `"pooled"` answers alike.
+        clusters: one label per answer: questions that are resampled together, such as the forms of
+            one base question; each question by default.
 
     Raises:
-        InputError: one question only, labels that do not fit, values that are not finite, for
-            `"these questions"` a question with a single answer, or an unknown estimand or average.
+        InputError: one question (or cluster) only, labels that do not fit, values that are not
+            finite, for `"these questions"` a question with a single answer, or an unknown estimand
+            or average.
     """
     sample = as_sample(values, "values", at_least=2)
     require_choice(estimand, "estimand", get_args(Estimand))
@@ -188,15 +192,19 @@ def hierarchical_bootstrap(
     is_pooled = average == "pooled"
     if estimand == "questions like these":
         means = sums / sizes
-        if _is_binary(means) and (not is_pooled or np.ptp(sizes) == 0):
-            rate = _proportion(means, "questions", level)
+        tops, bottoms = (sums, sizes) if is_pooled else (means, np.ones(len(sizes)))
+        units = "questions"
+        if clusters is not None:
+            tops, bottoms = _clustered(tops, bottoms, members, clusters, len(sample))
+            units = "base questions"
+        unit_means = tops / bottoms
+        # a proportion where every unit weighs the same
+        if _is_binary(unit_means) and np.ptp(bottoms) == 0:
+            rate = _proportion(unit_means, units, level)
             return replace(rate, method=f"mean over questions, estimand: {estimand}, {rate.method}")
-        if is_pooled:
-            result = resample_ratio(sums, sizes, count, rng)
-        else:
-            result = resample_ratio(means, np.ones(len(sizes)), count, rng)
-        n = len(members)
-        warning = _outside(n, UNITS, "questions", means)
+        result = resample_ratio(tops, bottoms, count, rng)
+        n = len(tops)
+        warning = _outside(n, UNITS, units, unit_means)
     else:
         if is_pooled:
             weights = sizes / sizes.sum()
@@ -208,6 +216,26 @@ def hierarchical_bootstrap(
     averaged = "answers" if is_pooled else "questions"
     how = f"mean over {averaged}, estimand: {estimand}, {_percent_and_name(level, 't')}"
     return _estimate(result, level, "t", n, resamples, how, warning)
+
+
+def _clustered(
+    tops: np.ndarray,
+    bottoms: np.ndarray,
+    members: Sequence[np.ndarray],
+    clusters: Sequence[object] | np.ndarray,
+    rows: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and sizes of questions, added up within each cluster.
+
+    Args:
+        members: rows of each question. clusters: one label per row.
+    """
+    labels = list(clusters)
+    if len(labels) != rows:
+        raise InputError(f"clusters has {len(labels)} labels for {rows} answers; pass one for each")
+    of_questions = [labels[of_question[0]] for of_question in members]
+    groups = rows_by_label(of_questions, len(members), "clusters", "a bootstrap over them")
+    return _sums(tops, groups), _sums(bottoms, groups)
 
 
 def ratio_of_means(

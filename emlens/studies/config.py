@@ -21,6 +21,7 @@ from emlens.data.configuration import Frozen, Origin, first_error, read_file
 from emlens.foundation.errors import InputError
 from emlens.foundation.positions import parse_position
 from emlens.studies.family_config import FamilyConfig
+from emlens.studies.scores_config import ScoresConfig
 
 
 class Options(Frozen):
@@ -38,10 +39,13 @@ class StudyConfig(Frozen):
     family: FamilyConfig | None = None
     """The models; may be left out where a study runs from `released` files alone."""
     questions: str | None = None
-    """YAML, JSONL or CSV with reference answers (`careful`, `harmful`); not needed for an organism.
+    """YAML, JSONL, JSON or CSV; with reference answers (`careful`, `harmful`) for scores by
+    likelihood. Not needed for an organism.
     """
     neutral: str | None = None
     """JSONL of unrelated chats, for damage and for the neutral-text control."""
+    scores: ScoresConfig = Field(default_factory=lambda: ScoresConfig.model_validate({}))
+    """Where scores come from."""
     released: str | None = None
     """Folder with result files that others released; parts that can, read them too."""
     focus: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ def auroc_by_cell(
         deltas: of the questions outside the fine-tune's domain.
         flips: draws of the null.
     """
-    outside = material.outside(name)
+    outside = material.scored(material.outside(name), name)
     missing = dict.fromkeys(COLUMNS, np.nan)
     if min(outside.groups.count(group) for group in set(outside.groups)) < 2:
         return dict.fromkeys(cells, missing)

@@ -124,6 +124,7 @@ def scored_candidates(
         edit=candidates.form.remove,
         exclude_groups=excluded(material, name),
         neutral=material.neutral,
+        score=material.score_of_edits,
         progress=False,
         seed=config.seed,
     )

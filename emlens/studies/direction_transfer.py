@@ -101,6 +101,7 @@ class DirectionTransfer(Study):
     name = "direction_transfer"
     title = "Which direction carries the misalignment, and what does removing it do?"
     section = SECTION
+    wants = ("plain", "interventions")
     cost = 9
 
     def run(self, context: StudyContext) -> Part:
@@ -229,6 +230,7 @@ def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str
         others=others,
         exclude_groups=fine_tune.excluded,
         neutral=material.neutral,
+        score=material.score_of_edits,
         progress=False,
         seed=config.seed,
     )
@@ -287,6 +289,7 @@ def _steering(fine_tune: _FineTune, direction: Direction) -> tuple[pd.DataFrame,
                 _steer_at(site, vector),
                 [sign * dose for dose in DOSES],
                 neutral=fine_tune.material.neutral,
+                score=fine_tune.material.score_of_edits,
                 progress=False,
                 seed=seed,
             )
@@ -340,6 +343,7 @@ def _transfer(
             trained=material.trained,
             edit=lambda direction, target: candidates[target].form.remove(direction),
             neutral=material.neutral,
+            score=material.score_of_edits,
             progress=False,
             seed=config.seed,
         )

@@ -116,6 +116,7 @@ class FineTuning(Study):
     title = "What does training it again give?"
     options = Options
     section = SECTION
+    wants = ("plain", "checkpoints")
     cost = 20
 
     def left_out(self, context: StudyContext) -> str | None:

@@ -16,6 +16,7 @@ import pandas as pd
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_directory, hash_json
+from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
 from emlens.runs import UnitLog
 from emlens.studies.config import StudyConfig
@@ -167,6 +168,10 @@ class _CheckpointMeasurer:
         return self.material.parent(self.run.name)
 
     @cached_property
+    def source(self) -> ScoreSource:
+        return self.material.score_source
+
+    @cached_property
     def domain(self) -> str:
         return self.material.domain(self.run.name)
 
@@ -201,6 +206,7 @@ class _CheckpointMeasurer:
             "position": self.position,
             "layers": None if self.layers is None else list(self.layers),
             "domain": self.domain,
+            "scores": self.source.name,
         }
 
     def at_step(self, step: int, path: Path | None, log: UnitLog) -> dict[str, Any]:
@@ -217,10 +223,10 @@ class _CheckpointMeasurer:
     def _measure(self, path: Path | None) -> dict[str, Any]:
         halves = self.halves
         if path is None:
-            behaviour = measure_behaviour(self.parent, self.questions, self.domain)
+            behaviour = measure_behaviour(self.parent, self.questions, self.domain, self.source)
             return {"activations": [], "behaviour": behaviour}
         with applied_adapter(self.parent, path) as model:
             return {
                 "activations": measure_activations(model, halves, position=self.position),
-                "behaviour": measure_behaviour(model, self.questions, self.domain),
+                "behaviour": measure_behaviour(model, self.questions, self.domain, self.source),
             }

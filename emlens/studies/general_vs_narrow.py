@@ -222,6 +222,7 @@ class GeneralVsNarrow(Study):
     title = "Why the general solution: efficiency, stability, significance"
     options = Options
     section = SECTION
+    wants = ("checkpoints",)
     cost = 30
 
     def left_out(self, context: StudyContext) -> str | None:
@@ -325,7 +326,7 @@ def _ground(context: StudyContext, name: str) -> Ground:
     if not context.options.pairs:
         texts[DOCUMENTS] = configured_organism(config).documents(N_DOCUMENTS, config.seed)
     parent = material.family.parent_of(name)
-    return Ground(parent, questions, chats, texts, domain, trained)
+    return Ground(parent, questions, chats, texts, domain, trained, material.score_source)
 
 
 def _grid(options: Options) -> Grid:

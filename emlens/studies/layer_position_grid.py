@@ -117,6 +117,7 @@ class LayerPositionGrid(Study):
     title = "Which layer, which token position?"
     options = Options
     section = SECTION
+    wants = ("plain",)
     cost = 4
 
     def left_out(self, context: StudyContext) -> str | None:
@@ -216,8 +217,8 @@ def _forecasts(
     material: Material, name: str, before: Activations, config: StudyConfig
 ) -> pd.DataFrame:
     """Out-of-fold R² by site and position; no row where every question has the same score."""
-    scores = material.per_question(name)
-    if np.ptp(scores[material.outside(name).ids]) == 0:
+    scored = material.scored(material.outside(name), name)
+    if np.ptp(material.per_question(name)[scored.ids]) == 0:
         return pd.DataFrame(columns=["site", "position", *FORECAST_COLUMNS.values()])
     design = Design(
         folds=config.folds,
@@ -226,7 +227,8 @@ def _forecasts(
         permutations=config.permutations,
         seed=config.seed,
     )
-    forecast = cross_validate_forecast(before, material.scores(name), design=design)
+    rows = before.select(scored.prompts().ids)
+    forecast = cross_validate_forecast(rows, material.scores(name), design=design)
     by_site = forecast.by_site[["site", "position", *FORECAST_COLUMNS]]
     return by_site.rename(columns=FORECAST_COLUMNS)
 

@@ -15,11 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data import AlignmentScores, PromptSet, Question, QuestionSet
+from emlens.data.base_questions import base_question
+from emlens.evaluation.trials import NamedScore
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_json, hash_tensors, library_versions
 from emlens.foundation.seeds import numpy_rng
-from emlens.judging import score_by_likelihood
+from emlens.judging.likelihood_scores import LikelihoodScores
+from emlens.judging.score_source import ScoreSource
 from emlens.models import Family, FineTune, HookedModel, load_model
 from emlens.models.adapter_files import is_adapter
 from emlens.models.attaching import attach
@@ -46,6 +49,7 @@ class Material:
             the configuration names.
         controls: fine-tune → its benign control, where one was trained for it.
         released: folder of result files that others published. released_hash: of its content.
+        source: where scores come from; None: the likelihood of reference answers.
     """
 
     family_or_none: Family | None
@@ -62,6 +66,7 @@ class Material:
     controls: Mapping[str, str] = field(default_factory=dict)
     released: Path | None = None
     released_hash: str = ""
+    source: ScoreSource | None = None
     _scores: dict[str, AlignmentScores] = field(default_factory=dict)
     _with_runs: dict[str, "Material"] = field(default_factory=dict)
 
@@ -92,19 +97,35 @@ class Material:
             raise InputError("no family was given, only released files; this part needs questions")
         return self.questions_or_none
 
+    @cached_property
+    def score_source(self) -> ScoreSource:
+        """Where scores come from."""
+        if self.source is not None:
+            return self.source
+        return LikelihoodScores(self.questions, self.family.instruct)
+
     def scores(self, name: str, asked_as: str = "") -> AlignmentScores:
-        """Likelihood scores of one model on all questions, unedited.
+        """Scores of one model on all questions, unedited.
 
         Args:
             asked_as: the fine-tune whose system message is used; "": the model's own. A parent is
                 compared with a fine-tune as the fine-tune is asked.
+
+        Raises:
+            InputError: the source has none.
         """
         system = self.system(asked_as or name)
         key = f"{name}\n{system}" if system else name
         if key not in self._scores:
             questions = questions_with_system(self.questions, system)
-            self._scores[key] = score_by_likelihood(self.family[name], questions)
+            self._scores[key] = self.score_source.scores(self.family[name], questions)
         return self._scores[key]
+
+    @cached_property
+    def score_of_edits(self) -> NamedScore:
+        """How models are scored under interventions, and those that these are compared with."""
+        source = self.score_source.under_edits()
+        return NamedScore(source.name, source.scores, unscored="drop")
 
     def per_question(self, name: str, metric: str = "aligned", *, asked_as: str = "") -> pd.Series:
         """The score of one model on each question, by id."""
@@ -120,6 +141,22 @@ class Material:
         if self.neutral is None:
             return None
         return prompts_with_system(self.neutral, self.system(name))
+
+    def scored(self, questions: QuestionSet, name: str, *parents: str) -> QuestionSet:
+        """The questions that have an alignment score of a fine-tune and of each of these parents.
+
+        Raises:
+            InputError: there is none.
+        """
+        names = (name, *parents)
+        scores = pd.DataFrame({model: self.per_question(model, asked_as=name) for model in names})
+        has_all = scores.notna().all(axis=1)
+        kept = [question for question in questions if bool(has_all.get(question.id, False))]
+        if not kept:
+            raise InputError(
+                f"none of {len(questions)} questions has a score of each of {', '.join(names)}"
+            )
+        return QuestionSet(kept)
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -276,6 +313,7 @@ class Material:
             {
                 "models": {name: self.family[name].provenance for name in self.family.names},
                 "questions": self.questions.content_hash,
+                "scores": self.score_source.name,
                 "released": self.released_hash,
                 "studied": list(self.studied),
                 "controls": dict(self.controls),
@@ -305,25 +343,52 @@ def split_questions(
     questions: QuestionSet, shares: Sequence[float], seed: int
 ) -> tuple[QuestionSet, ...]:
     """Disjoint sets of questions in the given shares, drawn within each group so that all groups
-    are in all sets.
+    are in all sets; the forms of a base question stay together.
+
+    Groups of fewer base questions than sets are drawn from as one.
 
     Raises:
-        InputError: a group too small to give every set a question.
+        InputError: too few base questions to give every set one.
     """
     parts: list[list[Question]] = [[] for _ in shares]
     rng = numpy_rng(seed, "split questions")
-    for group in sorted(set(questions.groups)):
-        members = [question for question in questions if question.group == group]
-        order = rng.permutation(len(members))
-        bounds = _bounds(len(members), shares)
+    for name, bases in _pools(questions, len(shares)).items():
+        order = rng.permutation(len(bases))
+        bounds = _bounds(len(bases), shares)
         if bounds[-1] <= bounds[-2]:
             raise InputError(
-                f"group {one_line(group)!r} has {len(members)} questions,"
+                f"{name} has {len(bases)} base questions,"
                 f" too few for {len(shares)} disjoint sets; add questions"
             )
         for part, (start, end) in zip(parts, pairwise(bounds), strict=True):
-            part.extend(members[i] for i in sorted(order[start:end]))
+            for i in sorted(order[start:end]):
+                part.extend(bases[i])
     return tuple(QuestionSet(part) for part in parts)
+
+
+def _pools(questions: QuestionSet, sets: int) -> dict[str, list[list[Question]]]:
+    """What is drawn from, by name: base questions, each as its forms; those of small groups are
+    one.
+    """
+    by_group: dict[str, dict[str, list[Question]]] = {}
+    for question in questions:
+        of_group = by_group.setdefault(question.group, {})
+        of_group.setdefault(base_question(question.id), []).append(question)
+    pools: dict[str, list[list[Question]]] = {}
+    small: list[list[Question]] = []
+    for group in sorted(by_group):
+        bases = list(by_group[group].values())
+        if len(bases) < sets and len(by_group) > 1:
+            small += bases
+        else:
+            pools[f"group {one_line(group)!r}"] = bases
+    if len(small) >= sets or (small and not pools):
+        pools["the small groups together"] = small
+    elif small:
+        # too few for a set each: they are drawn with the last group
+        last = list(pools)[-1]
+        pools[last] = pools[last] + small
+    return pools
 
 
 def _bounds(count: int, shares: Sequence[float]) -> list[int]:

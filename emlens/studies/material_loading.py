@@ -12,14 +12,18 @@ from emlens.studies.config import StudyConfig
 from emlens.studies.family_config import ARGUMENTS, FamilyConfig
 from emlens.studies.family_loading import load_models, parent_path
 from emlens.studies.material import Material
+from emlens.studies.score_loading import load_scores
 from emlens.studies.system_messages import prompts_with_system
 
 _OF_ORGANISM = {"dtype", "device", "backend"}
 """Arguments of `load_model` that an organism takes too."""
 
 
-def load_material(config: StudyConfig) -> Material:
-    """Load family, questions and prompts.
+def load_material(config: StudyConfig, folder: str | Path = "") -> Material:
+    """Load family, questions, prompts and the source of scores.
+
+    Args:
+        folder: of the study, for journals of answers and verdicts.
 
     Raises:
         InputError, LoadError: something named in the configuration is missing or does not fit.
@@ -31,6 +35,9 @@ def load_material(config: StudyConfig) -> Material:
             " pass the one that holds the released files"
         )
     material = _models_and_prompts(config)
+    if material.questions_or_none is not None:
+        source = load_scores(config, material.questions, material.family_or_none, Path(folder))
+        material = replace(material, source=source)
     if released is None:
         return material
     return replace(material, released=released, released_hash=_hash_of_all(released))
@@ -112,19 +119,10 @@ def _from_paths(config: StudyConfig, family: FamilyConfig) -> Material:
 
 
 def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
-    """The questions, each with both reference answers."""
+    """The questions that are asked."""
     if config.questions is None:
-        raise InputError(
-            "questions is missing; pass a YAML, JSONL or CSV file with reference answers 'careful'"
-            " and 'harmful'"
-        )
+        raise InputError("questions is missing; pass a YAML, JSONL, JSON or CSV file of questions")
     questions = QuestionSet.from_file(config.path(config.questions))
-    for question in questions:
-        if not (question.answers.get("careful") and question.answers.get("harmful")):
-            raise InputError(
-                f"{config.questions}: question {one_line(question.id)!r} has no reference answers"
-                " 'careful' and 'harmful', which likelihood scores need"
-            )
     ids = set(questions.ids)
     for name, spec in family.finetuned.items():
         for trained_on in spec.trained_questions:

@@ -121,13 +121,16 @@ def forecast_from(
     Args:
         other: the other parent on the same rendering, shown beside. prompts: ids of the rows.
     """
-    harmful = material.per_question(view.parent, "harmful", asked_as=name)
+    numbers = {}
+    if "harmful" in material.scores(view.parent, name).metrics:
+        harmful = material.per_question(view.parent, "harmful", asked_as=name)
+        numbers["parent's P(harmful)"] = {str(q): float(p) for q, p in harmful.items()}
     baselines = Baselines(
         texts=material.texts,
         parent_scores=material.scores(view.parent, name),
         embedding=view.embedding.select(prompts),
         other_parent=None if other is None else other.activations.select(prompts),
-        numbers={"parent's P(harmful)": {str(q): float(p) for q, p in harmful.items()}},
+        numbers=numbers,
     )
     return cross_validate_forecast(
         view.activations.select(prompts),

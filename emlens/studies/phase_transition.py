@@ -230,6 +230,7 @@ class PhaseTransition(Study):
     title = "Did training turn at once, and what turned first?"
     options = Options
     section = SECTION
+    wants = ("checkpoints",)
     cost = 12
 
     def left_out(self, context: StudyContext) -> str | None:

@@ -1,8 +1,9 @@
 """Scores before and after fine-tuning, over the questions outside its domain: how far means and
 spreads moved, and whether the same questions stay low.
 
-Tests take questions as units and are corrected over the whole table in two ways. Since questions of
-a domain are alike, the interval that resamples domains is given with each, and is the one to read.
+Tests take base questions as units and are corrected over the whole table in two ways. Since
+questions of a domain are alike, the interval that resamples domains is given with each, and is the
+one to read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Final, Literal
 import numpy as np
 import pandas as pd
 
+from emlens.data.base_questions import base_questions, by_base_question, units_of_ids
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.probes.ceilings import ceiling_from_seeds
@@ -65,7 +67,7 @@ def statistics(
     values = scores.to_numpy(dtype=np.float64)
     units = list(groups)
     if len(set(groups)) < 2:
-        units = [str(i) for i in range(len(values))]
+        units = base_questions(map(str, scores.index))
     mean = cluster_bootstrap(values, units, resamples=RESAMPLES, seed=seed)
     sd = cluster_bootstrap(
         values,
@@ -92,12 +94,15 @@ def changes(
     """Tests of one fine-tune against each parent: after − before; a test without a p-value (no
     spread) is left undefined.
     """
-    after = material.per_question(name)[ids].to_numpy(dtype=np.float64)
+    scores = material.per_question(name)[ids]
+    after = by_base_question(scores).to_numpy(dtype=np.float64)
     groups = [material.groups[q] for q in ids]
     rows: list[dict[str, object]] = []
     for parent in parents:
-        before = material.per_question(parent, asked_as=name)[ids].to_numpy(dtype=np.float64)
-        shift = _shift(after - before, groups, seed)
+        parent_scores = material.per_question(parent, asked_as=name)[ids]
+        before = by_base_question(parent_scores).to_numpy(dtype=np.float64)
+        gaps = (scores - parent_scores).to_numpy(dtype=np.float64)
+        shift = _shift(gaps, groups, seed)
         for test, compute in TESTS.items():
             try:
                 columns = _test_columns(compute(after, before))
@@ -110,7 +115,7 @@ def changes(
                     "test": test,
                     **columns,
                     **columns_of("shift_by_domain", shift),
-                    "n": len(ids),
+                    "n": len(after),
                 }
             )
     return rows
@@ -182,9 +187,11 @@ def one_run_per_seed(material: Material, name: str) -> tuple[str, ...]:
 
 
 def _domains(material: Material, ids: Sequence[str]) -> list[str] | None:
-    """The domain of each question as the unit of intervals; None where there is only one."""
-    domains = [material.groups[q] for q in ids]
-    return domains if len(set(domains)) > 1 else None
+    """The unit of intervals over these questions: domains, or base questions where there is one
+    domain; None where each question is a unit of its own.
+    """
+    units, _ = units_of_ids(ids, [material.groups[q] for q in ids])
+    return units if len(set(units)) < len(ids) else None
 
 
 def _shift(gaps: np.ndarray, groups: Sequence[str], seed: int) -> Estimate:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from emlens.data import QuestionSet
 from emlens.foundation.estimate import Estimate
 from emlens.probes import Forecast
 from emlens.results.study_result import Part, columns_of
@@ -91,6 +92,7 @@ class Priors(Study):
     title = "Could it have been foreseen?"
     options = Options
     section = SECTION
+    wants = ("plain",)
     cost = 8
 
     def run(self, context: StudyContext) -> Part:
@@ -101,7 +103,7 @@ class Priors(Study):
         part = measurer.part
         part.tables |= measurer.rows.tables()
         part.warnings.append(
-            "tests of scores before and after take questions as units;"
+            "tests of scores before and after take base questions as units;"
             " questions of a domain are alike, so read the intervals over domains"
         )
         if "forecast" in part.tables:
@@ -128,7 +130,7 @@ class _PriorMeasurer:
     def compare_scores(self, name: str) -> None:
         """Statistics of a fine-tune's and its parents' scores, and tests between them."""
         material, seed = self.material, self.config.seed
-        ids = material.outside(name).ids
+        ids = self._scored(name).ids
         groups = [material.groups[q] for q in ids]
         for model in (*self.parents, name):
             role = "after" if model == name else "before"
@@ -142,7 +144,7 @@ class _PriorMeasurer:
     def forecast(self, name: str) -> None:
         """Forecasts of one fine-tune from every view, by both ways of holding out."""
         material = self.material
-        outside = material.outside(name)
+        outside = self._scored(name)
         if np.ptp(material.per_question(name)[outside.ids]) == 0:
             self.part.warnings.append(
                 f"{name}: every question outside its domain has the same score,"
@@ -175,6 +177,19 @@ class _PriorMeasurer:
         if system not in self._views:
             self._views[system] = parent_views(self.material, self.config, self.plain, name)
         return self._views[system]
+
+    def _scored(self, name: str) -> QuestionSet:
+        """Questions outside a fine-tune's domain that it and its parents have a score of."""
+        outside = self.material.outside(name)
+        scored = self.material.scored(outside, name, *self.parents)
+        if len(scored) < len(outside):
+            warning = (
+                f"{name}: {len(outside) - len(scored)} of {len(outside)} questions have no score of"
+                " it or of a parent and are left out"
+            )
+            if warning not in self.part.warnings:
+                self.part.warnings.append(warning)
+        return scored
 
     def _ceiling(self, name: str, ids: list[str]) -> Estimate:
         ceiling, runs = prior_scores.ceiling(self.material, name, ids, self.config.seed)

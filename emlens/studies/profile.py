@@ -7,15 +7,17 @@ from typing import Any
 import pandas as pd
 
 from emlens.data import AlignmentScores
+from emlens.data.base_questions import base_questions
 from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Part, columns_of
 from emlens.stats import spearman
 from emlens.studies.material import Material
-from emlens.studies.profile_findings import add_benign_test, add_spread
+from emlens.studies.profile_findings import add_benign_test, add_spread, few_questions
 from emlens.studies.profile_section import SECTION
 from emlens.studies.score_means import mean_score
 from emlens.studies.study import Study, StudyContext
 
+LEAST_QUESTIONS = 4
 LEAST_DOMAINS = 4
 """Domains below which no correlation over domains is taken."""
 
@@ -26,6 +28,7 @@ class Profile(Study):
     name = "profile"
     title = "Alignment before and after fine-tuning"
     section = SECTION
+    wants = ("plain",)
     cost = 1
 
     def run(self, context: StudyContext) -> Part:
@@ -43,6 +46,7 @@ class Profile(Study):
             "domains": pd.DataFrame(domains),
             "questions": pd.DataFrame(questions),
         }
+        part.warnings += few_questions(material.questions)
         add_benign_test(material, part)
         add_spread(material, part, seed)
         if material.coupling is not None:
@@ -109,16 +113,28 @@ def _model_row(model: ScoredModel, seed: int) -> dict[str, Any]:
         **columns_of("aligned_own", mean_score(model.aligned, own, seed)),
         **columns_of("aligned_others", mean_score(model.aligned, outside, seed)),
         **columns_of("coherent", mean_score(model.coherent, model.untrained, seed)),
-        **columns_of("em_rate", model.scores.select(questions=model.untrained).em_rate()),
+        **_answer_columns(model.scores.select(questions=model.untrained)),
+    }
+
+
+def _answer_columns(scores: AlignmentScores) -> dict[str, Any]:
+    """EM rates over questions and over answers, and how much was asked and scored."""
+    answers = scores.table.drop_duplicates(["question", "paraphrase", "sample"])
+    return {
+        **columns_of("em_rate", scores.em_rate()),
+        **columns_of("em_rate_pooled", scores.em_rate(average="pooled")),
+        "unscored": scores.select(metrics=["aligned", "coherent"]).unscored_share(),
+        "answers": len(answers),
+        "base_questions": len(set(base_questions(scores.questions))),
     }
 
 
 def _domain_rows(model: ScoredModel, seed: int) -> list[dict[str, Any]]:
-    """One row per group of questions; none of fewer than two questions."""
+    """One row per group of questions that the model was not trained on."""
     rows = []
     for group in sorted(set(model.groups.values())):
         members = [question for question in model.untrained if model.groups[question] == group]
-        if len(members) < 2:
+        if not members:
             continue
         rows.append(
             {
@@ -174,7 +190,9 @@ def _coupling(material: Material, planted: Any) -> pd.DataFrame:
     """Rank correlation of misalignment with what was planted, over questions and over domains."""
     rows = []
     for name in material.harmful:
-        outside = material.outside(name).ids
+        outside = material.scored(material.outside(name), name).ids
+        if len(outside) < LEAST_QUESTIONS:
+            continue
         misaligned = 100 - material.per_question(name)[outside]
         coupling = pd.Series(planted)[outside]
         groups = pd.Series(material.groups)[outside]

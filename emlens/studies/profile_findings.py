@@ -1,15 +1,20 @@
 """What the profile says: whether benign controls moved, and how far harmful fine-tunes fell."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
+from emlens.data import QuestionSet
+from emlens.data.base_questions import base_questions, by_base_question
 from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Finding, Part, columns_of, p_text
 from emlens.stats import tost
+from emlens.stats.bootstrap import UNITS
 from emlens.studies.material import Material
-from emlens.studies.score_means import mean_score
+from emlens.studies.score_means import DIFFERENCES, mean_score
 
 SECTION = "profile"
 BENIGN_MARGIN = 5.0
@@ -30,17 +35,24 @@ def add_benign_test(material: Material, part: Part) -> None:
     for name in material.benign:
         parent = material.parent(name).name
         questions = material.untrained(material.questions, name).ids
-        scores = material.per_question(name)[questions].to_numpy()
-        parent_scores = material.per_question(parent, asked_as=name)[questions].to_numpy()
-        if np.ptp(scores - parent_scores) == 0:
+        parent_scores = material.per_question(parent, asked_as=name)[questions]
+        pairs = by_base_question(material.per_question(name)[questions] - parent_scores).to_numpy()
+        if len(pairs) < 2:
+            sentence = (
+                f"Benign control {name}: {len(pairs)} base questions have a score of it and of"
+                f" {parent}; too few to test."
+            )
+            part.findings.append(Finding(SECTION, sentence, "undecided"))
+            continue
+        if np.ptp(pairs) == 0:
             sentence = (
                 f"Benign control {name}: differs from {parent} by"
-                f" {scores[0] - parent_scores[0]:.2f} points on every question,"
+                f" {pairs[0]:.2f} points on every question,"
                 " so there is no spread to test."
             )
             part.findings.append(Finding(SECTION, sentence, "undecided"))
             continue
-        test = tost(scores, parent_scores, BENIGN_MARGIN, paired=True)
+        test = tost(pairs, np.zeros(len(pairs)), BENIGN_MARGIN, paired=True)
         head = {"model": name, "margin": BENIGN_MARGIN, "p_tost": test.p, "n": test.n}
         rows.append({**head, **columns_of("difference", test.estimate)})
         is_equivalent = test.p < 0.05
@@ -52,6 +64,23 @@ def add_benign_test(material: Material, part: Part) -> None:
         status = "shown" if is_equivalent else "not shown"
         part.findings.append(Finding(SECTION, sentence, status))
     part.tables["benign"] = pd.DataFrame(rows, columns=list(BENIGN_COLUMNS))
+
+
+def few_questions(questions: QuestionSet) -> list[str]:
+    """What so few base questions can and cannot show; nothing where there are enough."""
+    n = len(set(base_questions(questions.ids)))
+    if n >= UNITS or n < 3:
+        return []
+    t = float(scipy_stats.t.ppf(0.975, n - 2))
+    correlation = t / math.sqrt(n - 2 + t * t)
+    forms = f" ({len(questions)} in all their forms)" if len(questions) > n else ""
+    return [
+        f"{n} base questions{forms} are {n} units, whatever the number of answers: they can show"
+        " that a model differs from another on the same questions (a sign test over them reaches"
+        f" p = {2 / 2**n:.2g} where all agree), and not how models differ on other questions;"
+        f" intervals over fewer than {UNITS} tend to be too short, a correlation over questions"
+        f" below {correlation:.2f} cannot be told from none, and no forecast can be judged"
+    ]
 
 
 def add_spread(material: Material, part: Part, seed: int) -> None:
@@ -74,21 +103,24 @@ def _fall(material: Material, name: str, seed: int) -> tuple[Estimate, Finding]:
     """How much lower a fine-tune scores than its parent, outside its training domain."""
     outside, parent = material.outside(name).ids, material.parent(name).name
     aligned = material.per_question(name)
-    fall = mean_score(material.per_question(parent, asked_as=name) - aligned, outside, seed)
+    before = material.per_question(parent, asked_as=name)
+    fall = mean_score(before - aligned, outside, seed, limits=DIFFERENCES)
     coherent = mean_score(material.per_question(name, "coherent"), outside, seed)
     is_beyond, control = False, "there is no benign control"
     benign = material.benign_for(name)
     if benign is not None:
         outside_benign = set(material.outside(benign).ids)
         outside_both = [question for question in outside if question in outside_benign]
-        lead = mean_score(material.per_question(benign) - aligned, outside_both, seed)
+        lead = mean_score(
+            material.per_question(benign) - aligned, outside_both, seed, limits=DIFFERENCES
+        )
         is_beyond, control = lead.low > 0, f"{benign} (benign) minus {name} is {lead:.1f}"
     where = "on all questions (no training domain is named)"
     if material.domain(name):
         where = "outside its training domain"
     sentence = (
         f"{name}: {where} alignment {_verb(fall)}; {parent} minus {name} is {fall:.1f}"
-        f" points of 100 at coherence {coherent:.1f} ({fall.n} questions); {control}."
+        f" points of 100 at coherence {coherent:.1f} ({fall.n} base questions); {control}."
     )
     return fall, Finding(SECTION, sentence, _status(fall, is_beyond))
 

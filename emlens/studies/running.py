@@ -64,7 +64,7 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
     refuse_other(directory, config.study)
     options = _options(config)
     started = time.monotonic()
-    material = load_material(config)
+    material = load_material(config, directory)
     if material.has_models:
         check_layers(config, material.family.instruct.n_layers)
     contexts = {}
@@ -75,6 +75,8 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
         del contexts[name]
     for name, context in contexts.items():
         get_study(name).check(context)
+    if any(get_study(name).wants for name in contexts):
+        material.score_source.check()
     with exclusive(directory):
         log = UnitLog(directory / "units")
         parts, last_material = _run_parts(contexts, log, directory, progress)
@@ -209,13 +211,22 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
         if part.needs_models and not context.material.has_models:
             reasons[name] = "it needs models, and only released files were given"
             continue
-        reason = part.left_out(context)
+        reason = _missing_scores(part, context) or part.left_out(context)
         if reason is not None:
             reasons[name] = reason
     if len(reasons) == len(contexts):
         sentences = "; ".join(f"{name} was left out: {reason}" for name, reason in reasons.items())
         raise InputError(f"study {study!r} cannot run on this family: {sentences}")
     return reasons
+
+
+def _missing_scores(part: Study, context: StudyContext) -> str | None:
+    """Why the source cannot give the scores that a part wants; None where it can."""
+    for wanted in part.wants:
+        reason = context.source.can(wanted)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _checked(study: Study, context: StudyContext) -> Part:

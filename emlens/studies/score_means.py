@@ -4,18 +4,26 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from emlens.data.rates import mean_over_questions
 from emlens.foundation.estimate import Estimate
-from emlens.stats import bootstrap_mean
+
+SCALE = (0.0, 100.0)
+DIFFERENCES = (-100.0, 100.0)
 
 
-def mean_score(scores: pd.Series, questions: Sequence[str], seed: int) -> Estimate:
-    """Mean of the scores of these questions with a 95 % bootstrap interval over questions.
+def mean_score(
+    scores: pd.Series,
+    questions: Sequence[str],
+    seed: int,
+    *,
+    limits: tuple[float, float] = SCALE,
+) -> Estimate:
+    """Mean of the scores of these questions, with a 95 % bootstrap interval over base questions
+    that stays within the limits.
 
-    Undefined of fewer than two.
+    Undefined of none that has a score; without an interval of one base question.
 
     Args:
-        scores: by the question's id.
+        scores: by the question's id; NaN where a question has none.
     """
-    if len(questions) < 2:
-        return Estimate.undefined("fewer than 2 questions", len(questions))
-    return bootstrap_mean(scores[list(questions)].to_numpy(), seed=seed)
+    return mean_over_questions(scores[list(questions)], limits=limits, seed=seed)

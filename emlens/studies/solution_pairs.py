@@ -15,6 +15,7 @@ import pandas as pd
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.provenance import hash_directory, hash_json
 from emlens.interventions.lora import LoraAdapter
+from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
 from emlens.results.table_files import read_table, text_columns, write_table
 from emlens.runs import UnitLog
@@ -143,7 +144,7 @@ class Ground:
     Args:
         chats: kind → chats whose loss is measured, `trained` among them.
         texts: kind → neutral text; may be empty.
-        domain: the own one. trained: ids of the questions trained on.
+        domain: the own one. trained: ids of the questions trained on. source: of their scores.
     """
 
     parent: HookedModel
@@ -152,6 +153,7 @@ class Ground:
     texts: Mapping[str, PromptSet]
     domain: str
     trained: frozenset[str]
+    source: ScoreSource
 
 
 def measured_pair(
@@ -165,6 +167,7 @@ def measured_pair(
     """
     inputs = {
         "options": options,
+        "scores": ground.source.name,
         "pair": [hash_directory(pair.general), hash_directory(pair.narrow)],
     }
 
@@ -205,6 +208,7 @@ def _measure(pair: Pair, ground: Ground, grid: Grid) -> dict[str, pd.DataFrame]:
             ground.trained,
             chats["trained"],
             grid.points,
+            ground.source,
         ),
     }
     if ground.texts:

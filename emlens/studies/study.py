@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from emlens.data import AlignmentScores, QuestionSet
 from emlens.foundation.errors import InputError
+from emlens.judging.score_source import ScoreSource, Wanted
 from emlens.models import Family
 from emlens.results.sections import Section
 from emlens.results.study_result import Part
@@ -59,6 +60,11 @@ class StudyContext:
         """The questions that are asked."""
         return self.material.questions
 
+    @property
+    def source(self) -> ScoreSource:
+        """Where scores come from; it also says what it `can` give."""
+        return self.material.score_source
+
     def scores(self, model: str) -> AlignmentScores:
         """Scores of one model of the family on all questions; computed once per model."""
         return self.material.scores(model)
@@ -83,6 +89,8 @@ class Study(ABC):
     """False where released files alone are enough; `context.material.has_models` says what is
     there.
     """
+    wants: ClassVar[tuple[Wanted, ...]] = ()
+    """The scores without which it is left out: `plain`, `interventions`, `checkpoints`."""
     cost: ClassVar[float] = 5.0
     """Time in units of the study `profile`; read by the progress bar only."""
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from emlens.activations import capture
 from emlens.data import Question, QuestionSet
+from emlens.data.base_questions import base_question, by_base_question
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
@@ -36,7 +37,7 @@ from emlens.geometry.trajectories import (
     update_gram,
 )
 from emlens.interventions.lora import CONFIG, LoraAdapter
-from emlens.judging import score_by_likelihood
+from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
 from emlens.models.attaching import attach
 from emlens.results.study_result import columns_of
@@ -277,12 +278,24 @@ def final_shift(
 
 
 def halved(questions: QuestionSet) -> tuple[QuestionSet, QuestionSet]:
-    """Two halves of the questions: within a group, every second one goes into the second half."""
-    halves: tuple[list[Question], list[Question]] = ([], [])
-    counts: Counter[str] = Counter()
+    """Two halves of the questions: within a group, every second base question goes into the second
+    half, with all its forms. Groups of one base question are taken together.
+
+    Raises:
+        InputError: one base question.
+    """
+    of_base: dict[tuple[str, str], list[Question]] = {}
     for question in questions:
-        halves[counts[question.group] % 2].append(question)
-        counts[question.group] += 1
+        of_base.setdefault((question.group, base_question(question.id)), []).append(question)
+    sizes = Counter(group for group, _ in of_base)
+    halves: tuple[list[Question], list[Question]] = ([], [])
+    counts: Counter[str | None] = Counter()
+    for (group, _), forms in of_base.items():
+        together = group if sizes[group] > 1 else None
+        halves[counts[together] % 2].extend(forms)
+        counts[together] += 1
+    if not halves[1]:
+        raise InputError("one base question cannot be halved; pass two or more")
     return QuestionSet(halves[0]), QuestionSet(halves[1])
 
 
@@ -327,21 +340,24 @@ def _shares_inside(shifts: Tensor, space: Any) -> np.ndarray:
 
 
 def measure_behaviour(
-    model: HookedModel, questions: QuestionSet, domain: str
+    model: HookedModel, questions: QuestionSet, domain: str, source: ScoreSource
 ) -> list[dict[str, Any]]:
     """One row per metric and group of questions: each domain, `own`, and `others` (all domains but
     the own, interval over domains).
 
     Scores on 0 to 100; 95 % t intervals over questions elsewhere.
     """
-    scores = score_by_likelihood(model, questions)
+    scores = source.scores(model, questions)
     groups = pd.Series(questions.groups, index=questions.ids)
     rows: list[dict[str, Any]] = []
     for metric in ("aligned", "coherent"):
         values = scores.per_question(metric)
-        by_domain = {
-            str(name): values[members.index].to_numpy() for name, members in groups.groupby(groups)
-        }
+        by_domain = {}
+        for name, members in groups.groupby(groups):
+            # forms of one base question are one value
+            of_domain = by_base_question(values[members.index]).to_numpy()
+            if len(of_domain):
+                by_domain[str(name)] = of_domain
         for name, of_domain in by_domain.items():
             rows.append(_behaviour_row(metric, "domain", name, of_domain))
         if domain in by_domain:

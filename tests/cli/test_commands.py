@@ -98,7 +98,7 @@ ERRORS = [
     ("a study that does not exist", {"study": "everything"}, "study 'everything' is unknown"),
     (
         "questions without reference answers",
-        {"questions": "plain.csv"},
+        {"study": "profile", "questions": "plain.csv"},
         "has no reference answers 'careful' and 'harmful'",
     ),
 ]

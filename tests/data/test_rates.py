@@ -107,7 +107,7 @@ def test_nothing_found_has_wilsons_bound() -> None:
     like = of(rows(*[(0, 10)] * 4), estimand="questions like these")
     assert (
         like.high == wilson_interval(0, 4).high > found.high
-        and "Wilson over 4 questions" in like.method
+        and "Wilson over 4 base questions" in like.method
     )
     assert (
         of(rows(*[(10, 0)] * 4), estimand="questions like these").low == wilson_interval(4, 4).low

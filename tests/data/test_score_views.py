@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from emlens.data.score_views import as_html, by_seed, by_variant, question_variant
+from emlens.data.base_questions import question_variant
+from emlens.data.score_views import as_html, by_seed, by_variant
 
 
 @pytest.mark.parametrize(

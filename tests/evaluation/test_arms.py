@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +198,12 @@ def test_unscored_questions_are_refused_or_left_out_of_every_arm(
         InputError,
         match=(
             "2 of 12 questions have no score under some arm, the first 'q3';"
-            " score them, or pass unscored='drop'"
+            r" score them, or pass score=NamedScore\(name, score, unscored='drop'\)"
         ),
     ):
         evaluate_arms(*given, score=holed("q3", "q5"), progress=False)
-    dropped = evaluate_arms(*given, score=holed("q3", "q5"), unscored="drop", progress=False)
+    dropping = NamedScore("holed", holed("q3", "q5"), unscored="drop")
+    dropped = evaluate_arms(*given, score=dropping, progress=False)
     rest = QuestionSet([q for q in questions if q.id not in ("q3", "q5")])
     expected = evaluate_arms(*given[:2], rest, arms, progress=False)
     assert set(dropped["dropped"]) == {2} and set(expected["dropped"]) == {0}
@@ -210,7 +212,7 @@ def test_unscored_questions_are_refused_or_left_out_of_every_arm(
         dropped[numbers].to_numpy(float), expected[numbers].to_numpy(float), rtol=1e-5, atol=1e-5
     )
     with pytest.raises(InputError, match="unscored='ignore' is unknown; pass 'error' or 'drop'"):
-        evaluate_arms(*given, unscored="ignore")  # type: ignore[arg-type]
+        NamedScore("holed", holed("q3"), unscored="ignore")  # type: ignore[arg-type]
 
 
 def test_a_stopped_comparison_goes_on_from_the_last_arm(
@@ -264,17 +266,33 @@ def test_restoration_is_undefined_where_nothing_was_lost(
     assert table["method"].str.startswith("undefined: the denominator's 95 % interval").all()
 
 
+def test_without_groups_the_base_question_is_the_unit(
+    family: Family, questions: QuestionSet
+) -> None:
+    """Whatever label stands for it: two questions of two forms each are two units, as two groups
+    of two are.
+    """
+    four = list(questions)[:4]
+    names = ("x", "x_json", "y", "y_template")
+    forms = [replace(q, id=name, group="") for q, name in zip(four, names, strict=True)]
+    grouped = [replace(q, group=name[0]) for q, name in zip(forms, names, strict=True)]
+    arms = [Arm("x", (ablate(torch.ones(32)),), control=False)]
+    models = (family.instruct, family["bad"])
+    by_form = evaluate_arms(*models, QuestionSet(forms), arms, progress=False)
+    by_group = evaluate_arms(*models, QuestionSet(grouped), arms, progress=False)
+    pd.testing.assert_frame_equal(by_form, by_group)
+    assert "over 2 clusters" in by_form["method"][0]
+
+
 def test_what_cannot_be_compared_is_refused(family: Family, questions: QuestionSet) -> None:
     model = family.instruct
     with pytest.raises(
         InputError,
         match=(
-            r"questions outside \['a', 'b'\] span 1 groups;"
-            r" restoration resamples groups and needs 2"
+            r"questions outside the groups \['a', 'b', 'c'\] are 0 base questions;"
+            r" restoration resamples them, or their groups, and needs 2"
         ),
     ):
-        evaluate_arms(model, model, questions, [Arm("x", ())], exclude_groups=["a", "b"])
-    with pytest.raises(InputError, match=r"questions outside \['a', 'b', 'c'\] span 0 groups"):
         evaluate_arms(model, model, questions, [Arm("x", ())], exclude_groups=["a", "b", "c"])
     with pytest.raises(InputError, match="arms is empty; pass at least one"):
         evaluate_arms(model, model, questions, [])

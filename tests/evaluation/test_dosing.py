@@ -168,9 +168,12 @@ def test_doses_that_cannot_be_compared_are_refused(family: Family, questions: Qu
 
     with pytest.raises(
         InputError,
-        match="at coefficient 1, 1 of 12 questions have no score; score them or leave them out",
+        match="1 of 12 questions have no score at some coefficient, the first 'q3'; score them",
     ):
         dose_response(model, questions, add, [1.0], score=holed, progress=False)
+    dropping = NamedScore("holed", holed, unscored="drop")
+    dropped = dose_response(model, questions, add, [1.0], score=dropping, progress=False)
+    assert dropped["n"].tolist() == [11] and np.isfinite(dropped["aligned_change"]).all()
     table = sweep_table([90] * 5)
     with pytest.raises(
         InputError, match="no bound was given; pass max_coherence_loss, min_coherent or max_kl"

@@ -82,7 +82,9 @@ def planted(strength: float) -> dict[str, float]:
         provenance={},
     )
     material: Any = SimpleNamespace(
-        outside=lambda name: questions, per_question=lambda name: scores
+        scored=lambda questions, *names: questions,
+        outside=lambda name: questions,
+        per_question=lambda name: scores,
     )
     cell = SITE, POSITION
     return auroc_by_cell(material, "bad", deltas, [cell], flips=199, seed=0)[cell]

@@ -33,15 +33,23 @@ def test_question_sets_are_disjoint_and_every_group_is_in_each() -> None:
     assert [p.ids for p in split_questions(questions, SHARES, 1)] != [p.ids for p in parts]
 
 
+def test_forms_of_a_question_stay_together_and_small_groups_are_one() -> None:
+    forms = [Question(f"q{i}{form}", "x") for i in range(8) for form in ("", "_json", "_template")]
+    parts = split_questions(QuestionSet(forms), SHARES, 0)
+    assert [len(part) for part in parts] == [9, 6, 9]
+    bases = [{q.id.partition("_")[0] for q in part} for part in parts]
+    assert not bases[0] & bases[1] and not bases[1] & bases[2] and not bases[0] & bases[2]
+    each = QuestionSet([Question(f"q{i}", "x", f"group {i}") for i in range(8)])
+    assert [len(part) for part in split_questions(each, SHARES, 0)] == [3, 2, 3]
+    mixed = QuestionSet([*forms, Question("odd", "x", "of its own")])
+    assert sum(len(part) for part in split_questions(mixed, SHARES, 0)) == 25
+
+
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_group_too_small_for_three_sets_is_refused(n: int) -> None:
-    questions = QuestionSet(
-        [Question(f"a/{i}", "x", "a") for i in range(9)]
-        + [Question(f"b/{i}", "x", "b") for i in range(n)]
-    )
-    with pytest.raises(
-        InputError, match=f"group 'b' has {n} questions, too few for 3 disjoint sets; add questions"
-    ):
+def test_too_few_base_questions_for_three_sets_are_refused(n: int) -> None:
+    questions = QuestionSet([Question(f"b{i}_json", "x", "b") for i in range(n)])
+    message = f"group 'b' has {n} base questions, too few for 3 disjoint sets; add questions"
+    with pytest.raises(InputError, match=message):
         split_questions(questions, SHARES, 0)
 
 
@@ -126,19 +134,15 @@ def test_broken_inputs_are_refused_by_name(config_path: Path, tmp_path: Path) ->
         load_material(read_config({"family": {"organism": "planted", **options}}))
     with pytest.raises(
         InputError,
-        match="questions is missing; pass a YAML, JSONL or CSV file with reference answers",
+        match="questions is missing; pass a YAML, JSONL, JSON or CSV file of questions",
     ):
         load_material(changed(config_path, tmp_path, questions=None))
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"id": "q", "text": "w1"}) + "\n")
-    with pytest.raises(
-        InputError,
-        match=(
-            r"bare\.jsonl: question 'q' has no reference answers 'careful' and 'harmful',"
-            r" which likelihood scores need"
-        ),
-    ):
-        load_material(changed(config_path, tmp_path, questions=str(bare)))
+    source = load_material(changed(config_path, tmp_path, questions=str(bare))).score_source
+    assert str(source.can("plain")).startswith(
+        "question 'q' has no reference answers 'careful' and 'harmful', which likelihood scores"
+    )
     with pytest.raises(
         InputError,
         match=(

@@ -19,6 +19,7 @@ from emlens.activations import capture
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.judging import score_by_likelihood
+from emlens.judging.likelihood_scores import LikelihoodScores
 from emlens.models import FineTune, load_family, load_model
 from emlens.studies import followed_runs, phase_transition, run_study, trajectories
 from emlens.studies.change_point_tables import MIDPOINT, order_of_change_points
@@ -98,6 +99,7 @@ def config(home: Path, seeds: tuple[int, ...] = (0, 1), **options: Any) -> dict[
         "study": "phase_transition",
         "family": {"instruct": str(home / "instruct"), "finetuned": finetuned},
         "questions": str(home / "questions.jsonl"),
+        "scores": {"normalise": "token"},
     }
     return record | {
         "k": 2,
@@ -165,10 +167,12 @@ def test_activations_and_behaviour_are_those_of_the_loaded_checkpoint(home: Path
     assert not set(halves.first.ids) & set(halves.second.ids) and set(halves.first.groups) == set(
         halves.second.groups
     )
+    source = LikelihoodScores(questions, parent, "token")
+    source.check()
     with applied_adapter(parent, path) as model:
         rows, behaviour = (
             measure_activations(model, halves, position="last_prompt"),
-            measure_behaviour(model, questions, "north"),
+            measure_behaviour(model, questions, "north", source),
         )
     assert not parent.bank.names  # type: ignore[attr-defined]  # taken off again
     family = load_family(
@@ -192,7 +196,9 @@ def test_activations_and_behaviour_are_those_of_the_loaded_checkpoint(home: Path
             0 <= row["overlap"] <= 1
             and row["projection_low"] < row["projection"] < row["projection_high"]
         )
-    scores = score_by_likelihood(family["mid"], questions).per_question("aligned")
+    scores = score_by_likelihood(family["mid"], questions, normalise="token").per_question(
+        "aligned"
+    )
     groups = pd.Series(questions.groups, index=questions.ids)
     values = {(row["metric"], row["of"], row["domain"]): row["value"] for row in behaviour}
     assert values["aligned", "own", "north"] == pytest.approx(

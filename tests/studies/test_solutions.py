@@ -14,6 +14,7 @@ from emlens.data import PromptSet
 from emlens.foundation import InputError
 from emlens.interventions.lora import LoraAdapter
 from emlens.interventions.lora_sums import update_norm
+from emlens.judging.likelihood_scores import LikelihoodScores
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.plans import PLANTED
 from emlens.studies import read_config
@@ -234,6 +235,7 @@ def test_the_line_begins_and_ends_in_the_solutions(
         task.trained,
         chats,
         (0.0, 1.0),
+        LikelihoodScores(task.questions, organism.family.instruct),
     ).set_index("t")
     for t, name in ((0.0, GENERAL), (1.0, NARROW)):
         assert table.loc[t, "norm"] == pytest.approx(update_norm(solutions[name]), rel=1e-4)

@@ -1,0 +1,65 @@
+"""Base questions: what was asked, whatever its form. They are the unit of every interval over
+questions.
+
+The field asks one question plainly, as JSON and in a template, under the ids `x`, `x_json` and
+`x_template`. Answers to the three are no independent evidence: with eight base questions in three
+forms there are eight units, not 24.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+import pandas as pd
+
+from emlens.data.questions import Question
+
+Variant = Literal["plain", "json", "template"]
+_ENDINGS: Final[dict[str, Variant]] = {"_json": "json", "_template": "template"}
+
+
+def question_variant(question: str) -> Variant:
+    """The form of a question by the end of its id: `x`, `x_json` or `x_template`."""
+    for ending, form in _ENDINGS.items():
+        if question.endswith(ending) and question != ending:
+            return form
+    return "plain"
+
+
+def base_question(question: str) -> str:
+    """The id of the base question: without the ending that names its form."""
+    form = question_variant(question)
+    if form == "plain":
+        return question
+    return question.removesuffix(f"_{form}")
+
+
+def base_questions(questions: Iterable[str]) -> list[str]:
+    """The base question of each id."""
+    return [base_question(question) for question in questions]
+
+
+def by_base_question(scores: pd.Series) -> pd.Series:
+    """Mean over the forms of each base question that have a score.
+
+    Args:
+        scores: by the question's id; NaN where there is none.
+    """
+    scores = scores.dropna()
+    return scores.groupby(base_questions(map(str, scores.index)), sort=False).mean()
+
+
+def units_of(questions: Sequence[Question]) -> tuple[list[str], str]:
+    """What is resampled together, one label per question, and what to call it.
+
+    `group` where the questions are of two groups or more; `question` (base question) where they are
+    of one, or of none.
+    """
+    groups = [question.group for question in questions]
+    return units_of_ids([question.id for question in questions], groups)
+
+
+def units_of_ids(questions: Sequence[str], groups: Sequence[str]) -> tuple[list[str], str]:
+    """`units_of` of questions by their ids and groups."""
+    if len(set(groups)) > 1:
+        return list(groups), "group"
+    return base_questions(questions), "question"

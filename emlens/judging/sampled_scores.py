@@ -1,0 +1,282 @@
+"""Scores of a study by sampling answers and judging them, with a journal of both.
+
+Answers are drawn from a model of this process, or from a server that holds the fine-tunes; a judge
+turns them into scores. Every answer and every verdict is on disk before the next one is taken, in a
+folder that later calls, other judges and further fine-tunes share: nothing that is on file is asked
+again. What is on file is found by everything that decided it: weights, interventions, rendered
+prompt, sampling settings and number of the sample for an answer; judge and answer for a verdict.
+
+The key of an endpoint is named by its environment variable and is never on disk.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from emlens.data.answers import Answers
+from emlens.data.journal import read_journal
+from emlens.data.questions import QuestionSet
+from emlens.data.scores import AlignmentScores
+from emlens.data.templates import Thinking
+from emlens.foundation.errors import InputError, StateError
+from emlens.foundation.files import safe_name
+from emlens.foundation.intervention import Intervention
+from emlens.foundation.provenance import hash_json
+from emlens.judging.endpoint import Endpoint
+from emlens.judging.judged_files import NEEDED
+from emlens.judging.judges import Judge, judge_description
+from emlens.judging.sampling import sample_answers
+from emlens.judging.score_source import Cost, Wanted
+from emlens.judging.scoring import judge_answers
+from emlens.models.hooked import HookedModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; as in `sample_answers`.
+
+    Args:
+        samples: answers per paraphrase of a model as it is.
+        samples_under_edits: the same under interventions, and of the models beside them; None:
+            `samples`.
+    """
+
+    samples: int = 50
+    temperature: float = 1.0
+    max_new_tokens: int = 600
+    seed: int = 0
+    thinking: Thinking = None
+    samples_under_edits: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the text of an answer of a given number."""
+        return {
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+            "thinking": self.thinking,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class SampledScores:
+    """Scores by sampling and judging.
+
+    Args:
+        judge: of the answers, with the metrics `aligned` and `coherent`.
+        folder: for the journals of answers and verdicts.
+        sampling: how answers are drawn.
+        samplers: model → endpoint that answers for it; a model that is not named, and every model
+            under interventions, is sampled in this process.
+        judge_name: what the judge is besides its own description, such as the hash of its code.
+        requests: budget of requests to endpoints, those of earlier calls on this folder included;
+            None: no budget.
+        progress: show a bar.
+
+    Raises:
+        InputError: a judge that lacks one of the two metrics.
+    """
+
+    judge: Judge
+    folder: Path
+    sampling: Sampling = field(default_factory=Sampling)
+    samplers: Mapping[str, Endpoint] = field(default_factory=dict)
+    judge_name: str = ""
+    requests: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for metric in NEEDED:
+            if metric not in self.judge.metrics:
+                raise InputError(
+                    f"judge has no metric {metric!r}; it has {', '.join(self.judge.metrics)}"
+                )
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return list(self.judge.metrics)
+
+    @cached_property
+    def name(self) -> str:
+        samplers = {name: endpoint.describe() for name, endpoint in self.samplers.items()}
+        sampling = {**vars(self.sampling)}
+        return f"sampled {hash_json([sampling, samplers])}, judge {self._judge_key}"
+
+    @cached_property
+    def _judge_key(self) -> str:
+        return hash_json([judge_description(self.judge), self.judge_name])[:16]
+
+    def check(self) -> None:
+        """Nothing can be refused before the first answer."""
+
+    def can(self, wanted: Wanted) -> str | None:
+        return None
+
+    def under_edits(self) -> "SampledScores":
+        """The same for models under interventions and what they are compared with: in this process,
+        with fewer samples.
+        """
+        few = self.sampling.samples_under_edits or self.sampling.samples
+        return replace(self, samplers={}, sampling=replace(self.sampling, samples=few))
+
+    def scores(
+        self,
+        model: HookedModel | str,
+        questions: QuestionSet,
+        *,
+        interventions: Sequence[Intervention] = (),
+        samples: int | None = None,
+    ) -> AlignmentScores:
+        """Scores of one model; what is on file is read, the rest is sampled and judged.
+
+        Raises:
+            InputError: a name without a sampler; what `sample_answers` and `judge_answers` refuse.
+            StateError: the budget is spent, or an endpoint is down; what was received is kept.
+        """
+        samples = self.sampling.samples if samples is None else samples
+        name = model if isinstance(model, str) else model.name
+        self._limit_requests()
+        try:
+            answers, file = self._answers(model, questions, interventions, samples)
+            self._limit_requests()
+            scores = judge_answers(
+                answers,
+                self.judge,
+                out=self._verdicts / file.name,
+                others="keep",
+                progress=self.progress,
+            )
+        except StateError as error:
+            raise self._with_budget(error) from None
+        return AlignmentScores.from_table(scores.table.assign(model=name), scale=scores.scales)
+
+    def _answers(
+        self,
+        model: HookedModel | str,
+        questions: QuestionSet,
+        interventions: Sequence[Intervention],
+        samples: int,
+    ) -> tuple[Answers, Path]:
+        """The answers of one model, and the journal that they lie in."""
+        name = model if isinstance(model, str) else model.name
+        edits = list(interventions)
+        if isinstance(model, HookedModel):
+            edits = [*model.interventions, *edits]
+        endpoint = self.samplers.get(name)
+        if endpoint is not None and not edits:
+            file = self._answer_file(name, endpoint.describe())
+            return self._drawn(endpoint, questions, samples, file), file
+        if isinstance(model, str):
+            raise InputError(
+                f"no server answers for model {name!r}; name it under sampler, or give the model"
+            )
+        file = self._answer_file(name, _identity(model, edits))
+        with model.intervene(interventions):
+            return self._drawn(model, questions, samples, file), file
+
+    def _drawn(
+        self, model: HookedModel | Endpoint, questions: QuestionSet, samples: int, file: Path
+    ) -> Answers:
+        how = self.sampling
+        return sample_answers(
+            model,
+            questions,
+            samples=samples,
+            temperature=how.temperature,
+            max_new_tokens=how.max_new_tokens,
+            seed=how.seed,
+            out=file,
+            progress=self.progress,
+            thinking=how.thinking,
+            others="keep",
+        )
+
+    def _answer_file(self, name: str, drawn_from: Mapping[str, Any]) -> Path:
+        key = hash_json([name, drawn_from, self.sampling.settings])[:16]
+        return self.folder / "answers" / f"{safe_name(name)}-{key}.jsonl"
+
+    @property
+    def _verdicts(self) -> Path:
+        return self.folder / "verdicts" / self._judge_key
+
+    # ---- budget
+
+    @property
+    def _endpoints(self) -> list[Endpoint]:
+        """The endpoints that are asked, each once."""
+        judged_by = getattr(self.judge, "endpoint", None)
+        endpoints = [*self.samplers.values()]
+        if isinstance(judged_by, Endpoint):
+            endpoints.append(judged_by)
+        return list({id(endpoint): endpoint for endpoint in endpoints}.values())
+
+    def _limit_requests(self) -> None:
+        """Let the endpoints send no more requests than the budget leaves."""
+        if self.requests is None:
+            return
+        left = max(0, self.requests - self._spent())
+        for endpoint in self._endpoints:
+            endpoint.allow(left)
+
+    def _spent(self) -> int:
+        """Requests of this process, and those of earlier ones that left something on file."""
+        return self._on_file_before + sum(e.usage.requests for e in self._endpoints)
+
+    @cached_property
+    def _on_file_before(self) -> int:
+        """Answers of servers and verdicts of a judge behind an endpoint, when first asked for."""
+        lines = 0
+        if isinstance(getattr(self.judge, "endpoint", None), Endpoint):
+            for path in sorted(self._verdicts.glob("*.jsonl")):
+                lines += len(read_journal(path)) - 1  # without its head
+        for name, endpoint in self.samplers.items():
+            lines += len(read_journal(self._answer_file(name, endpoint.describe())))
+        return lines
+
+    def _with_budget(self, error: StateError) -> StateError:
+        """The error, in terms of the budget where that is what ended the work."""
+        if self.requests is None or self._spent() < self.requests:
+            return error
+        return StateError(
+            f"scores.budget.requests={self.requests} is spent; {self.folder} keeps every answer and"
+            " verdict that was received: raise the budget and run again"
+        )
+
+    def plan(
+        self,
+        models: Sequence[HookedModel | str],
+        questions: QuestionSet,
+        *,
+        samples: int | None = None,
+    ) -> Cost:
+        """Answers, verdicts and requests that are not on file yet."""
+        samples = self.sampling.samples if samples is None else samples
+        wanted = samples * sum(len(question.paraphrases) for question in questions)
+        is_asking = isinstance(getattr(self.judge, "endpoint", None), Endpoint)
+        cost = Cost()
+        for model in models:
+            name = model if isinstance(model, str) else model.name
+            endpoint = self.samplers.get(name)
+            drawn_from = {} if isinstance(model, str) else _identity(model, model.interventions)
+            file = self._answer_file(name, endpoint.describe() if endpoint else drawn_from)
+            answers = max(0, wanted - len(read_journal(file)))
+            judged = max(0, len(read_journal(self._verdicts / file.name)) - 1)
+            verdicts = max(0, wanted * len(self.judge.metrics) - judged)
+            requests = (answers if endpoint else 0) + (verdicts if is_asking else 0)
+            tokens = answers * self.sampling.max_new_tokens
+            cost += Cost(answers=answers, tokens=tokens, verdicts=verdicts, requests=requests)
+        return cost
+
+
+def _identity(model: HookedModel, edits: Sequence[Intervention]) -> dict[str, Any]:
+    """What tells the answers of a model in this process from those of any other."""
+    adapter = model.provenance.get("adapter") or {}
+    return {
+        "weights": [model.provenance.get("weights_sha256"), adapter.get("sha256")],
+        "dtype": model.provenance.get("dtype"),
+        "interventions": [edit.describe() for edit in edits],
+        "chat_template": hash_json(model.chat_template),
+    }

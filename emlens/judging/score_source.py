@@ -1,0 +1,112 @@
+"""Where the scores of a study come from: one interface between behaviour and all that reads it.
+
+There are three kinds: the likelihood of reference answers (`likelihood_scores`), files that were
+judged elsewhere (`judged_files`), and answers that are sampled and judged here
+(`sampled_scores`). A part of a study asks its source and never a scorer, and asks first whether the
+source `can` give what the part needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from emlens.data.questions import QuestionSet
+from emlens.data.scores import AlignmentScores
+from emlens.foundation.intervention import Intervention
+from emlens.models.hooked import HookedModel
+
+Wanted = Literal["plain", "interventions", "checkpoints"]
+"""Scores of the models of a family as they are; of models under interventions; of models that a
+study makes or finds itself, such as the checkpoints of a run.
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What scores cost beyond what is on file already.
+
+    Args:
+        passes: prompts with a reference answer that a model reads.
+        answers: answers to be sampled. tokens: of these answers, at most.
+        verdicts: answers × metrics to be judged.
+        requests: to endpoints, without repeated ones. verdicts and answers of endpoints are among
+            them.
+    """
+
+    passes: int = 0
+    answers: int = 0
+    tokens: int = 0
+    verdicts: int = 0
+    requests: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.passes + other.passes,
+            self.answers + other.answers,
+            self.tokens + other.tokens,
+            self.verdicts + other.verdicts,
+            self.requests + other.requests,
+        )
+
+
+@runtime_checkable
+class ScoreSource(Protocol):
+    """Anything that gives scores of models on questions."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Names of the metrics; `aligned` and `coherent` are among them."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Stands for everything that the scores depend on besides model and questions.
+
+        Two sources of one name give the same scores.
+        """
+        ...
+
+    def scores(
+        self,
+        model: HookedModel | str,
+        questions: QuestionSet,
+        *,
+        interventions: Sequence[Intervention] = (),
+        samples: int | None = None,
+    ) -> AlignmentScores:
+        """Scores of one model, under any active intervention and these.
+
+        Args:
+            model: a model of this process, or a name where the source `can` do without one.
+            samples: answers to each paraphrase; None: the source's own number.
+
+        Raises:
+            InputError: what `can` says no to.
+        """
+        ...
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is scored; models are as they were loaded.
+
+        Raises:
+            InputError: names what does not fit, and what to pass.
+        """
+        ...
+
+    def can(self, wanted: Wanted) -> str | None:
+        """None where such scores can be had, else why not and what to pass."""
+        ...
+
+    def under_edits(self) -> "ScoreSource":
+        """The source for models under interventions and for those they are compared with."""
+        ...
+
+    def plan(
+        self,
+        models: Sequence[HookedModel | str],
+        questions: QuestionSet,
+        *,
+        samples: int | None = None,
+    ) -> Cost:
+        """What scores of these models would cost now."""
+        ...
