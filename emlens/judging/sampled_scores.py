@@ -162,19 +162,19 @@ class SampledScores:
     ) -> tuple[Answers, Path]:
         """The answers of one model, and the journal that they lie in."""
         name = model if isinstance(model, str) else model.name
-        edits = list(interventions)
+        is_edited = bool(interventions)
         if isinstance(model, HookedModel):
-            edits = [*model.interventions, *edits]
+            is_edited = is_edited or bool(model.edit_records())
         endpoint = self.samplers.get(name)
-        if endpoint is not None and not edits:
+        if endpoint is not None and not is_edited:
             file = self._answer_file(name, endpoint.describe())
             return self._drawn(endpoint, questions, samples, file), file
         if isinstance(model, str):
             raise InputError(
                 f"no server answers for model {name!r}; name it under sampler, or give the model"
             )
-        file = self._answer_file(name, _identity(model, edits))
         with model.intervene(interventions):
+            file = self._answer_file(name, _identity(model))
             return self._drawn(model, questions, samples, file), file
 
     def _drawn(
@@ -260,7 +260,7 @@ class SampledScores:
         for model in models:
             name = model if isinstance(model, str) else model.name
             endpoint = self.samplers.get(name)
-            drawn_from = {} if isinstance(model, str) else _identity(model, model.interventions)
+            drawn_from = {} if isinstance(model, str) else _identity(model)
             file = self._answer_file(name, endpoint.describe() if endpoint else drawn_from)
             answers = max(0, wanted - len(read_journal(file)))
             judged = max(0, len(read_journal(self._verdicts / file.name)) - 1)
@@ -271,12 +271,12 @@ class SampledScores:
         return cost
 
 
-def _identity(model: HookedModel, edits: Sequence[Intervention]) -> dict[str, Any]:
-    """What tells the answers of a model in this process from those of any other."""
+def _identity(model: HookedModel) -> dict[str, Any]:
+    """What tells the answers of a model in this process, as it is now, from those of any other."""
     adapter = model.provenance.get("adapter") or {}
     return {
         "weights": [model.provenance.get("weights_sha256"), adapter.get("sha256")],
         "dtype": model.provenance.get("dtype"),
-        "interventions": [edit.describe() for edit in edits],
+        "edits": model.edit_records(),
         "chat_template": hash_json(model.chat_template),
     }

@@ -8,19 +8,16 @@ one Frobenius norm. Tables have one row per cell and no intervals: those are ove
 the line, the questions.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from emlens.data import PromptSet, QuestionSet
 from emlens.evaluation.damage import mean_kl
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
-from emlens.foundation.provenance import hash_tensors
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter
 from emlens.interventions.lora_sums import (
@@ -213,7 +210,7 @@ def line(
     for t in points:
         adapter = interpolated(solutions[GENERAL], solutions[NARROW], t)
         with applied_adapter(parent, adapter):
-            scores = source.scores(_named(parent, adapter), questions)
+            scores = source.scores(parent, questions)
             loss = answer_nll(parent, chats)
         rows.append(
             {
@@ -225,20 +222,6 @@ def line(
             }
         )
     return pd.DataFrame(rows)
-
-
-def _named(parent: HookedModel, adapter: LoraAdapter) -> HookedModel:
-    """The parent as it is while the adapter's update is added to it: answers on file are found by
-    the weights that gave them.
-    """
-    update: dict[str, Tensor] = {}
-    for path, factors in adapter.modules.items():
-        update |= {f"{path}.a": factors.a, f"{path}.b": factors.b * factors.scale}
-    model = copy.copy(parent)
-    digest = hash_tensors(update)
-    model.name = f"{parent.name}+{digest[:12]}"
-    model.provenance = {**parent.provenance, "adapter": {"sha256": digest}}
-    return model
 
 
 def by_domain(
