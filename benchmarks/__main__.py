@@ -40,6 +40,7 @@ NAMES = (
     "forecast_false_discoveries",
     "endpoint_judging",
     "em_rate_coverage",
+    "prediction_powered",
     "schedule_sweep",
     "kl_frontier",
     "general_vs_narrow",

@@ -45,8 +45,10 @@ def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
         f"{group}, alignment outside the domain:"
         " it is not straight (nor is any curve that levels off)"
         f" in {not_straight} of {runs} runs (p ≤ .05);"
-        f" a break stands out from one smooth change in {breaks} of {runs} runs (p ≤ .05)."
+        f" nor is it one logistic curve in {breaks} of {runs} runs (p ≤ .05)."
     )
+    if breaks:
+        sentence += " A break explains that, and so does a smooth curve of another shape."
     half = by_test[MIDPOINT]
     if not np.isnan(half["location"]):
         sentence += (

@@ -20,7 +20,7 @@ TESTS: Final[tuple[tuple[TrendShape, BreakKind], ...]] = (
     ("linear", "transition"),
     ("logistic", "slope"),
 )
-"""Trend and kind of break: is the change even, and is there more than one smooth change?"""
+"""Trend and kind of break: is the change even, and is it more than a logistic curve?"""
 BEHAVIOUR: Final = ("aligned_others", "aligned_own")
 MIDPOINT: Final = "half of the change"
 ENDS: Final = ("location", "location_low", "location_high")

@@ -48,7 +48,7 @@ SECTION = Section(
         " (fitted on other questions), and likelihood scores by domain."
         " Change points are tested on the axis of the cumulative learning rate,"
         " against a straight line (is the change even? any curve that levels off is not) and"
-        " against a logistic curve (is there more than one smooth change?),"
+        " against a logistic curve (is it more than that curve?),"
         " with a bootstrapped null of dependent noise. The order of two events is tested over runs"
         " by flipping signs of their lags. Norms of A and B depend on how the update is split into"
         " them; that of BA does not."

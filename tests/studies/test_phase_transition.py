@@ -21,7 +21,9 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.judging import score_by_likelihood
 from emlens.judging.likelihood_scores import LikelihoodScores
 from emlens.models import FineTune, load_family, load_model
+from emlens.stats import change_point
 from emlens.studies import followed_runs, phase_transition, run_study, trajectories
+from emlens.studies.change_point_findings import BREAK, STRAIGHT, _change_finding
 from emlens.studies.change_point_tables import MIDPOINT, order_of_change_points
 from emlens.studies.trajectories import (
     applied_adapter,
@@ -380,3 +382,27 @@ def test_adapters_of_several_runs_are_no_trajectory(home: Path, tmp_path: Path) 
         InputError, match="init_lora_weights='pissa': such an adapter does not start at 0"
     ):
         read_parameters({1: other, 2: kept[2]})
+
+
+@pytest.mark.parametrize("breaks", [0, 3])
+def test_what_is_no_logistic_curve_is_never_called_a_break(breaks: int) -> None:
+    tests = {STRAIGHT: 4, BREAK: breaks, MIDPOINT: 0}
+    rows = pd.DataFrame(
+        {
+            "test": list(tests),
+            "runs": 4,
+            "p_below_05": list(tests.values()),
+            "location": np.nan,
+        }
+    )
+    finding = _change_finding("medicine", rows)
+    assert f"nor is it one logistic curve in {breaks} of 4 runs (p ≤ .05)." in finding.sentence
+    alternative = "A break explains that, and so does a smooth curve of another shape."
+    assert (alternative in finding.sentence) == (breaks > 0)
+
+
+def test_a_smooth_curve_of_another_shape_is_what_that_sentence_allows_for() -> None:
+    """√x breaks nowhere, and no logistic curve fits it."""
+    noise = np.random.default_rng(0).normal(0, 0.02, 60)
+    rejected = change_point(np.sqrt(np.linspace(0, 1, 60)) + noise, trend="logistic", draws=39)
+    assert rejected.p <= 0.05
