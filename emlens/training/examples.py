@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from emlens.data.encoding import with_start
 from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.rendering import render
 from emlens.data.templates import template_of
@@ -56,14 +57,28 @@ def _label(prompt: Prompt) -> str:
 
 
 def _by_marks(prompt: Prompt, tokenizer: Any) -> Example:
-    """Labels of what the template marks as spoken by the assistant."""
+    """Labels of what the template marks as spoken by the assistant, on the row of a capture.
+
+    Where that row has other tokens than the template's text in one piece (`Rendered.apart`, and
+    templates that always open an answer), the last answer is what the row says is written.
+    """
+    [row] = render([prompt], tokenizer)
     chat = [message.to_record() for message in prompt.messages or ()]
     chat.append({"role": "assistant", "content": prompt.response or ""})
     encoded = tokenizer.apply_chat_template(
-        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        chat,
+        chat_template=template_of(tokenizer),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
-    ids = list(encoded["input_ids"])
-    mask = list(encoded["assistant_masks"])
+    marked = encoded["input_ids"]
+    ids = list(with_start(tokenizer, marked))
+    mask = [0] * (len(ids) - len(marked)) + list(encoded["assistant_masks"])
+    if tuple(ids) != row.ids:
+        shared = _shared(ids, row.ids[: row.prompt_end])
+        mask = [*mask[:shared], *(i in row.written for i in range(shared, len(row.ids)))]
+        ids = list(row.ids)
     if not any(mask):
         raise InputError(
             f"{_label(prompt)}: the chat template marks no assistant token;"
@@ -71,6 +86,14 @@ def _by_marks(prompt: Prompt, tokenizer: Any) -> Example:
         )
     labels = [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)]
     return {"input_ids": ids, "labels": labels}
+
+
+def _shared(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for i, (a, b) in enumerate(zip(ids, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(ids), len(other))
 
 
 def _by_span(prompt: Prompt, tokenizer: Any) -> Example:

@@ -1,7 +1,11 @@
+import copy
+
 import pytest
 import torch
+from tokenizer_kinds import KINDS
 
 from emlens.data.prompts import PromptSet
+from emlens.data.rendering import render
 from emlens.foundation.errors import InputError
 from emlens.training.examples import IGNORED, encode_answers, pad_batch, shuffled_batches
 
@@ -77,3 +81,22 @@ def test_every_row_comes_once_a_pass():
         == shuffled_batches(10, 4, 5, seed=1)
         != shuffled_batches(10, 4, 5, seed=2)
     )
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "\n\nHello", "No\n"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.marked], ids=repr)
+def test_marked_rows_are_the_rows_of_a_capture(kind, answer):
+    tokenizer = copy.copy(kind.tokenizer)
+    tokenizer.chat_template = kind.marked
+    chat = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "It."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": answer},
+    ]
+    prompts = PromptSet.from_messages([chat], upto="all")
+    [example] = encode_answers(prompts, tokenizer)
+    [row] = render(prompts, tokenizer, chat_template=kind.chat_template)
+    assert tuple(example["input_ids"]) == row.ids
+    learned = [token for token in example["labels"] if token != IGNORED]
+    assert kind.tokenizer.decode(learned) == f"It.{kind.end}{answer}{kind.end}"
