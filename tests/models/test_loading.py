@@ -2,12 +2,14 @@ import json
 import shutil
 
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from emlens.data import PromptSet
 from emlens.foundation import InputError, LoadError
-from emlens.models import load_model
+from emlens.models import load_family, load_model
 from emlens.models.checkpoint_files import hash_weights
 
 
@@ -227,3 +229,40 @@ def test_the_text_half_of_a_larger_model(tmp_path):
     assert (model.n_layers, model.d_model) == (2, 32)
     assert model.provenance["sites_found"]["attn_out"] == "post_attention_layernorm"
     assert model.logits(tiny_models.prompts(2)).shape == (2, model.vocab_size)
+
+
+DATED = "{{ '<user> ' if strftime_now('%d') == '26' else '<system> ' }}" + tiny_models.TEMPLATE
+
+
+def test_what_a_template_does_is_recorded_at_load(files, caplog):
+    plain = load_model(files / "instruct")
+    assert plain.provenance["template_date"] is None
+    assert plain.provenance["generation_prompt"] == "on request"
+    asked = PromptSet.from_questions(["w1"])
+    days = {}
+    for day in (None, "2024-07-26", "2024-07-27"):
+        model = load_model(files / "instruct", chat_template=DATED, template_date=day)
+        days[model.provenance["template_date"]] = model.render(asked)[0].ids[0]
+        assert model.provenance["chat_template_sha256"] != plain.provenance["chat_template_sha256"]
+    ids = plain.tokenizer.convert_tokens_to_ids(["<user>", "<system>"])
+    assert days == {"2024-07-26": ids[0], "2024-07-27": ids[1]}
+
+    assert not caplog.records
+    silent = tiny_models.TEMPLATE.partition("{% if add_generation_prompt")[0]
+    model = load_model(files / "instruct", chat_template=silent)
+    assert model.provenance["generation_prompt"] == "never"
+    assert "writes no opening for an answer" in caplog.text and "<assistant>" in caplog.text
+    assert model.render(asked)[0].ids == plain.render(asked)[0].ids
+
+
+def test_a_family_shares_the_template_that_instruct_has_by_name(files, tmp_path):
+    shutil.copytree(files / "instruct", tmp_path / "named")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(files / "instruct")
+    other = tiny_models.TEMPLATE.replace("' <end> '", "' <end> w9 '")
+    tokenizer.chat_template = {"default": tiny_models.TEMPLATE, "other": other}
+    for file in tmp_path.glob("named/chat_template*"):
+        file.unlink()
+    tokenizer.save_pretrained(tmp_path / "named")
+    family = load_family(tmp_path / "named", base=files / "instruct", chat_template="other")
+    assert family.base.chat_template == family.instruct.chat_template == other
+    assert load_model(tmp_path / "named").chat_template == tiny_models.TEMPLATE != other

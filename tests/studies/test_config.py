@@ -27,6 +27,13 @@ def test_a_mapping_a_file_and_a_config_read_alike(tmp_path: Path) -> None:
     )
 
 
+def test_a_template_date_may_be_written_as_yaml_writes_days(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    for written in ("2031-02-03", "'2031-02-03'"):
+        path.write_text(f"{yaml.safe_dump({'family': FAMILY})}  template_date: {written}\n")
+        assert read_config(path).family.options() == {"template_date": "2031-02-03"}
+
+
 def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Path) -> None:
     (tmp_path / "i").mkdir()
     (tmp_path / "q.jsonl").write_text("")
