@@ -2,11 +2,10 @@
 
 It is saved as a directory that PEFT loads. Factors stay apart: ΔW = scale · B A is never formed
 here. Understood: LoRA and rsLoRA, with rank and alpha patterns, on linear layers and embeddings.
-Refused: DoRA (its magnitudes are not a low-rank update), and adapters that train biases or whole
-modules. Memory: the adapter's own size.
+Refused, since a low-rank update is not all of them: DoRA, trained biases, modules or tokens,
+experts. `load`, `of` and `save` refuse and keep the same things. Memory: the adapter's own size.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,20 +14,18 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from emlens.foundation.errors import InputError, LoadError, StateError
 from emlens.foundation.files import one_line, publishing, write_json
 from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.models.adapter_files import CONFIG, PREFIX, WEIGHTS, AdapterFiles
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WRITERS = frozenset({"o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2"})
 """Last parts of the paths of output projections."""
-_PREFIX = "base_model.model."
 _LINEAR_FACTORS = ("lora_A", "lora_B")
 _EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 
@@ -130,17 +127,12 @@ class LoraAdapter:
             LoadError: no such adapter; not LoRA, or LoRA with parts that are not a low-rank update;
                 a factor without its partner.
         """
-        path = Path(directory)
-        config = _config(path)
-        try:
-            tensors = load_file(path / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise LoadError(
-                f"{path / WEIGHTS}: cannot be read ({one_line(str(error), 160)});"
-                " pass a directory saved by PEFT"
-            ) from None
+        files = AdapterFiles(Path(directory))
+        path, config = files.path, files.config
+        if beyond := _beyond_low_rank(config):
+            raise LoadError(f"{path}: {beyond}; merge it and pass the full checkpoint")
         modules = {}
-        for module, factors in _by_module(tensors, path).items():
+        for module, factors in _by_module(files.tensors, path).items():
             embedding = not factors.keys().isdisjoint(_EMBEDDING_FACTORS)
             name_a, name_b = _EMBEDDING_FACTORS if embedding else _LINEAR_FACTORS
             a, b = factors.get(name_a), factors.get(name_b)
@@ -157,8 +149,8 @@ class LoraAdapter:
         """The adapter of a model, as it is in memory; None for a model without one.
 
         Raises:
-            StateError: a backend that holds no PEFT adapters, a merged adapter, or one that is not
-                plain LoRA.
+            StateError: a backend that holds no PEFT adapters; an adapter that is not LoRA, or has
+                parts that are not a low-rank update.
         """
         if not isinstance(model, CheckpointModel):
             raise StateError(
@@ -170,15 +162,18 @@ class LoraAdapter:
         from peft.tuners.lora import LoraLayer
 
         internal = model.bank.names[model.adapter]
+        beyond = _beyond_low_rank(model.bank.configuration(model.adapter))
+        if beyond is None and (model.provenance.get("adapter") or {}).get("own_weights"):
+            beyond = "holds weights of the base with other values, which are not a low-rank update"
+        if beyond is not None:
+            raise StateError(
+                f"the adapter of {model.name!r} {beyond};"
+                " merge it (FineTune(..., merge=True)), and read the merged model"
+            )
         modules = {}
         for path, layer in model.module.named_modules():
             if not isinstance(layer, LoraLayer) or internal not in layer.scaling:
                 continue
-            if layer.use_dora.get(internal):
-                raise StateError(
-                    f"{model.name!r} has a DoRA adapter, whose magnitudes are not a low-rank"
-                    " update; merge it and pass the full checkpoint"
-                )
             # PEFT keeps an embedding's factors as parameters, a linear layer's as modules
             embedding = internal in layer.lora_embedding_A
             if embedding:
@@ -226,7 +221,7 @@ class LoraAdapter:
         path.mkdir(parents=True, exist_ok=True)
         if base is None:
             base = self.config.get("base_model_name_or_path")
-        with publishing(path / WEIGHTS) as temporary:
+        with publishing(path / WEIGHTS[0]) as temporary:
             save_file(self._peft_tensors(), temporary, metadata={"format": "pt"})
         if self.edits:
             write_json(path / "edits.json", [dict(edit) for edit in self.edits])
@@ -241,8 +236,8 @@ class LoraAdapter:
                 name_a, name_b = _EMBEDDING_FACTORS
             else:
                 name_a, name_b = (f"{name}.weight" for name in _LINEAR_FACTORS)
-            tensors[f"{_PREFIX}{module}.{name_a}"] = factors.a.contiguous()
-            tensors[f"{_PREFIX}{module}.{name_b}"] = factors.b.contiguous()
+            tensors[f"{PREFIX}{module}.{name_a}"] = factors.a.contiguous()
+            tensors[f"{PREFIX}{module}.{name_b}"] = factors.b.contiguous()
         return tensors
 
     def _peft_config(self, base: str | None) -> dict[str, Any]:
@@ -287,33 +282,43 @@ def _by_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str,
     """
     by_module: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        module, _, factor = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        module, _, factor = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if factor not in (*_LINEAR_FACTORS, *_EMBEDDING_FACTORS):
             raise LoadError(
                 f"{path}: holds {name!r}, which is not a factor of a low-rank update;"
-                " merge the adapter and pass the full checkpoint"
+                " if it is a frozen copy of the base, pass LoraAdapter.of(family[name]): loading a"
+                " family compares it with the base"
             )
         by_module.setdefault(module, {})[factor] = value
     return by_module
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"{path / CONFIG}: cannot be read ({one_line(str(error), 160)});"
-            " pass a directory saved by PEFT"
-        ) from None
-    peft_type = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or str(peft_type).upper() != "LORA":
-        raise LoadError(f"{path}: is not a LoRA adapter (peft_type {peft_type!r})")
-    if config.get("use_dora"):
-        raise LoadError(
-            f"{path}: is a DoRA adapter, whose magnitudes are not a low-rank update;"
-            " merge it and pass the full checkpoint"
-        )
-    return config
+_BEYOND = {
+    "use_dora": "is a DoRA adapter, whose magnitudes are not a low-rank update",
+    "lora_bias": "has biases on its factors (lora_bias), which are not a low-rank update",
+    "modules_to_save": "also trains whole modules (modules_to_save)",
+    "trainable_token_indices": "also trains rows of the embedding (trainable_token_indices)",
+    "target_parameters": "changes experts (target_parameters), each by an update of its own",
+    "use_qalora": "pools the inputs of its factors (QA-LoRA)",
+    "use_bdlora": "has factors in blocks (BD-LoRA)",
+    "velora_config": "compresses what its factors read (VeLoRA)",
+    "monteclora_config": "draws its factors at random (MonteCLoRA)",
+    "arrow_config": "picks among several adapters at every token (Arrow)",
+}
+"""Options of LoRA → what they add to, or make of, the product of two factors."""
+
+
+def _beyond_low_rank(config: Mapping[str, Any]) -> str | None:
+    """Why an adapter is more than one low-rank update per module; None where it is just that."""
+    kind = str(config.get("peft_type")).upper()
+    if kind != "LORA":
+        return f"is not a LoRA adapter (peft_type {one_line(repr(kind), 40)})"
+    if config.get("bias", "none") != "none":
+        return f"also trains biases (bias={one_line(repr(config['bias']), 40)})"
+    for option, reason in _BEYOND.items():
+        if config.get(option):
+            return reason
+    return None
 
 
 def _scale(config: Mapping[str, Any], module: str, r: int) -> float:

@@ -182,6 +182,11 @@ class AdapterBank:
             names = dict(self.module.named_parameters(remove_duplicate=False))
             return without_adapters(twin(self.module, {n for n in names if plain_name(n) in own}))
 
+    def configuration(self, name: str) -> dict[str, Any]:
+        """What PEFT has of an adapter's configuration."""
+        config: dict[str, Any] = self._peft.peft_config[self.names[name]].to_dict()
+        return {**config, "peft_type": getattr(config["peft_type"], "value", config["peft_type"])}
+
     def through_peft(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits as PEFT's own model gives them, with an adapter switched on."""
         with self.selected(name), torch.no_grad():

@@ -36,9 +36,10 @@ from emlens.geometry.trajectories import (
     summed,
     update_gram,
 )
-from emlens.interventions.lora import CONFIG, LoraAdapter
+from emlens.interventions.lora import LoraAdapter
 from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
+from emlens.models.adapter_files import CONFIG
 from emlens.models.attaching import attach
 from emlens.results.study_result import columns_of
 from emlens.stats import t_interval

@@ -3,6 +3,7 @@
 import json
 import math
 
+import adapter_kinds
 import pytest
 import tiny_models
 import torch
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from emlens.foundation import InputError, LoadError, StateError
 from emlens.interventions.lora import LoraAdapter, LoraFactors, layer_of
-from emlens.models import load_family
+from emlens.models import load_family, load_model
+from emlens.models.attaching import attach
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +87,84 @@ def test_the_adapter_of_a_model_is_what_lies_on_disk(instruct, tmp_path):
             )
 
 
-def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
-    with pytest.raises(
-        LoadError, match=r"adapter_config.json: cannot be read .*; pass a directory saved by PEFT"
-    ):
-        LoraAdapter.load(instruct)
-    dora = tiny_models.build_adapter(tmp_path / "dora", instruct, use_dora=True)
-    with pytest.raises(
-        LoadError,
-        match=r"dora: is a DoRA adapter, whose magnitudes are not a low-rank update; merge it",
-    ):
-        LoraAdapter.load(dora)
-    family = load_family(instruct, finetuned={"dora": dora}, device="cpu")
-    with pytest.raises(
-        StateError, match="'dora' has a DoRA adapter, whose magnitudes are not a low-rank update"
-    ):
-        LoraAdapter.of(family["dora"])
+KEPT = {
+    "lora",
+    "rslora",
+    "patterns",
+    "orthogonal start",
+    "embed_tokens",
+    "lm_head",
+    "embed_tokens and lm_head",
+    "embed_tokens, tied",
+}
+COPIES = {kind for kind in KEPT if "embed" in kind or kind == "lm_head"}
+"""PEFT saves frozen copies of the base beside these."""
 
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tied")
+    return tiny_models.build(root / "base", tie_word_embeddings=True, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def parent(tied):
+    return load_model(tied)
+
+
+@pytest.mark.parametrize("kind", [k for k in adapter_kinds.KINDS if k in KEPT or "lora" in k])
+def test_reading_and_saving_keep_the_logits_of_peft_or_refuse(tied, parent, tmp_path, kind):
+    path = adapter_kinds.save(tmp_path / "adapter", tied, kind, adapter_kinds.KINDS[kind]())
+    model = attach(parent, kind, path)
+    if kind not in KEPT:
+        with pytest.raises(StateError, match="not a low-rank update|not a LoRA adapter|trains"):
+            LoraAdapter.of(model)
+        with pytest.raises(LoadError, match="not a low-rank update|not a LoRA adapter|trains"):
+            LoraAdapter.load(path)
+    else:
+        expected = adapter_kinds.peft_logits(path, tied)
+        LoraAdapter.of(model).save(tmp_path / "of")
+        assert same_logits(tmp_path / "of", tied, expected)
+        if kind in COPIES:
+            with pytest.raises(LoadError, match="if it is a frozen copy of the base, pass Lora"):
+                LoraAdapter.load(path)
+        else:
+            LoraAdapter.load(path).save(tmp_path / "load")
+            assert same_logits(tmp_path / "load", tied, expected)
+    if kind in parent.bank.names:
+        parent.bank.detach(kind)
+
+
+def same_logits(path, base, expected):
+    return float((adapter_kinds.peft_logits(path, base) - expected).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["bias of all", "saved lm_head", "trained tokens", "resized", "ia3"],
+)
+def test_what_is_more_than_factors_is_refused(tied, parent, tmp_path, kind):
+    path = adapter_kinds.save(tmp_path / "adapter", tied, kind, adapter_kinds.KINDS[kind]())
+    match = "not a LoRA adapter|also trains|weights of the base with other values"
+    with pytest.raises(StateError, match=match):
+        LoraAdapter.of(attach(parent, kind, path))
+    with pytest.raises(LoadError, match="not a LoRA adapter|also trains|not a factor of a low"):
+        LoraAdapter.load(path)
+
+
+def test_experts_are_refused(tmp_path):
+    base = tiny_models.build(tmp_path / "base", "qwen3_moe", num_hidden_layers=1)
+    config = adapter_kinds.lora(["q_proj"], target_parameters=["mlp.experts.down_proj"])
+    path = adapter_kinds.save(tmp_path / "adapter", base, "experts", config)
+    with pytest.raises(LoadError, match=r"changes experts \(target_parameters\)"):
+        LoraAdapter.load(path)
+    with pytest.raises(StateError, match=r"changes experts \(target_parameters\)"):
+        LoraAdapter.of(attach(load_model(base), "x", path))
+
+
+def test_what_is_no_plain_lora_is_refused(instruct, tmp_path):
+    with pytest.raises(LoadError, match=r"holds no adapter_config.json; pass a directory saved"):
+        LoraAdapter.load(instruct)
     path = tiny_models.build_adapter(tmp_path / "adapter", instruct)
     weights = load_file(path / "adapter_model.safetensors")
     first = sorted(weights)[0]
