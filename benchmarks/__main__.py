@@ -21,6 +21,7 @@ NAMES = (
     "resume",
     "organism",
     "adapter_lens",
+    "adapter_kinds",
     "organism_worlds",
     "direction_transfer",
     "planted_directions",

@@ -3,7 +3,6 @@
 import json
 import math
 
-import adapter_kinds
 import pytest
 import tiny_models
 import torch
@@ -11,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks import adapter_kinds
 from emlens.foundation import InputError, LoadError, StateError
 from emlens.interventions.lora import LoraAdapter, LoraFactors, layer_of
 from emlens.models import load_family, load_model

@@ -4,13 +4,14 @@ import copy
 import json
 import shutil
 
-import adapter_kinds
 import peft
 import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import adapter_kinds
+from benchmarks.adapter_kinds import apart, logits
 from emlens.data.rendering import Rendered
 from emlens.foundation import LoadError, Site
 from emlens.models import FineTune, load_family, load_model
@@ -37,12 +38,6 @@ def of_its_own(parent):
     return parent.on_tree(copy.deepcopy(parent.module))
 
 
-def logits(model):
-    ids = tuple(adapter_kinds.IDS[0].tolist())
-    [batch] = model.batches([Rendered("x", "", ids, len(ids))])
-    return model.run(batch, with_logits=True)[0]
-
-
 def through_unembedding(model):
     """The logits once more: the last norm's output times the output matrix."""
     ids = tuple(adapter_kinds.IDS[0].tolist())
@@ -50,10 +45,6 @@ def through_unembedding(model):
     seen = []
     model.run(batch, {Site("final_norm"): seen.append})
     return seen[0][0] @ model.unembedding().T
-
-
-def apart(a, b):
-    return float("inf") if a.shape != b.shape else float((a - b).abs().max())
 
 
 @pytest.mark.parametrize("kind", adapter_kinds.KINDS)

@@ -1,20 +1,36 @@
-"""Adapters of every kind that PEFT saves, tiny and trained at random; what PEFT makes of them."""
+"""Every kind of adapter that PEFT saves, beside PEFT's own model.
+
+Merged and unmerged, on each backend, and some of them on a real checkpoint.
+
+Adapters are tiny and moved at random in everything that PEFT would train.
+"""
 
 import copy
-from collections.abc import Callable
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+
+import emlens.real
+from benchmarks.records import record, show
+from emlens.data.rendering import Rendered
+from emlens.foundation.errors import EmlensError, LoadError
+from emlens.models import HookedModel, load_model
+from emlens.models.attaching import attach
 
 T = ["q_proj", "down_proj"]
 IDS = torch.tensor([[5, 9, 12, 20, 33, 41, 44, 3, 8, 9]])
-RESIZED = 50
-"""Rows of a vocabulary that was resized before training."""
+ADDED = 4
+"""Rows by which a vocabulary was resized before training."""
 
 
 def lora(targets: Any = None, **options: Any) -> Any:
@@ -96,7 +112,21 @@ MORE: dict[str, Callable[[], Any]] = {
     "deft": lambda: others("DeftConfig"),
     "hira": lambda: others("HiraConfig"),
 }
-"""Kinds that few people train; compared by the benchmark, not in the tests."""
+"""Kinds that few people train; measured here, not in the tests."""
+REAL = (
+    "lora",
+    "dora",
+    "embed_tokens",
+    "lm_head",
+    "embed_tokens and lm_head",
+    "saved lm_head",
+    "trained tokens",
+    "resized",
+    "resized, saved",
+    "ia3",
+)
+"""Kinds that are measured on a real checkpoint, whose output matrix is its embedding."""
+BACKENDS = ("transformers", "nnsight", "transformer_lens")
 
 
 @cache
@@ -108,7 +138,8 @@ def plain(base: Path, kind: str = "") -> Any:
     """The parent as transformers loads it, resized where the kind says so."""
     model = copy.deepcopy(_loaded(base))
     if kind.startswith("resized"):
-        model.resize_token_embeddings(RESIZED, mean_resizing=False)
+        rows = model.get_input_embeddings().weight.shape[0] + ADDED
+        model.resize_token_embeddings(rows, mean_resizing=False)
     return model
 
 
@@ -134,3 +165,102 @@ def peft_logits(path: Path, base: Path, kind: str = "") -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(IDS).logits[0]
     return logits
+
+
+def logits(model: HookedModel) -> torch.Tensor:
+    """What emlens gives for the same ids."""
+    ids = tuple(IDS[0].tolist())
+    [batch] = model.batches([Rendered("x", "", ids, len(ids))])
+    found = model.run(batch, with_logits=True)
+    if found is None:
+        raise SystemExit("asked for logits, got none")
+    return found[0]
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference of a logit."""
+    return float("inf") if a.shape != b.shape else float((a - b).abs().max())
+
+
+def tiny_base(path: Path) -> Path:
+    """A Qwen2 of two blocks whose output matrix is its embedding."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    torch.manual_seed(0)
+    words = {"<pad>": 0, "<end>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, 46)}}
+    config = Qwen2Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(path)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>",
+        eos_token="<end>",
+        unk_token="<unk>",
+    )
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def measure(
+    base: Path,
+    kinds: Sequence[str],
+    backends: Sequence[str] = BACKENDS[:1],
+    folder: Path | None = None,
+) -> list[dict[str, Any]]:
+    """One row per kind and backend: largest differences from PEFT, or the refusal."""
+    made = {**KINDS, **MORE}
+    root = folder or Path(tempfile.mkdtemp())
+    parents = {backend: load_model(base, backend=backend) for backend in backends}
+    untouched = logits(parents[backends[0]])
+    rows = []
+    for kind in kinds:
+        path = save(root / kind.replace(" ", "-"), base, kind, made[kind]())
+        expected = peft_logits(path, base, kind)
+        for backend, parent in parents.items():
+            row: dict[str, Any] = {"kind": kind, "backend": backend}
+            row["moved"] = apart(expected[:, : untouched.shape[1]], untouched)
+            row["largest_logit"] = float(expected.abs().max())
+            for way, merge in (("unmerged", False), ("merged", True)):
+                on = load_model(base, backend=backend) if merge else parent
+                try:
+                    row[way] = apart(logits(attach(on, kind, path, merge=merge)), expected)
+                except EmlensError as error:
+                    row[way] = str(error).replace(str(root), "").removeprefix("/")
+            if kind in parent.bank.names:  # type: ignore[attr-defined]
+                parent.bank.detach(kind)  # type: ignore[attr-defined]
+            row["parent_as_before"] = apart(
+                logits(parent), logits(load_model(base, backend=backend))
+            )
+            rows.append(row)
+        shutil.rmtree(path)
+    return rows
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        base = tiny_base(Path(folder) / "base")
+        installed = [b for b in BACKENDS if b == "transformers" or importlib.util.find_spec(b)]
+        found = {"tiny": measure(base, [*KINDS, *MORE], installed)}
+    try:
+        found["smollm2"] = measure(emlens.real.find("smollm2"), REAL)
+    except LoadError as error:
+        print(f"left out: {error}")
+    for name, rows in found.items():
+        show(f"largest difference of a logit from PEFT's own model, {name}", pd.DataFrame(rows))
+    record("adapter_kinds", [3], found)
