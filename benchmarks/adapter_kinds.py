@@ -167,6 +167,17 @@ def peft_logits(path: Path, base: Path, kind: str = "") -> torch.Tensor:
     return logits
 
 
+def _peft_merged(path: Path, base: Path, kind: str, expected: torch.Tensor) -> float | None:
+    """How far PEFT's own merge is from PEFT's own unmerged model; None where it refuses."""
+    model: Any = PeftModel.from_pretrained(plain(base, kind), str(path)).eval()
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return None
+    with torch.no_grad():
+        return apart(merged(IDS).logits[0], expected)
+
+
 def logits(model: HookedModel) -> torch.Tensor:
     """What emlens gives for the same ids."""
     ids = tuple(IDS[0].tolist())
@@ -227,7 +238,8 @@ def measure(
     made = {**KINDS, **MORE}
     root = folder or Path(tempfile.mkdtemp())
     parents = {backend: load_model(base, backend=backend) for backend in backends}
-    untouched = logits(parents[backends[0]])
+    before = {backend: logits(parent) for backend, parent in parents.items()}
+    untouched = before[backends[0]]
     rows = []
     for kind in kinds:
         path = save(root / kind.replace(" ", "-"), base, kind, made[kind]())
@@ -244,9 +256,8 @@ def measure(
                     row[way] = str(error).replace(str(root), "").removeprefix("/")
             if kind in parent.bank.names:  # type: ignore[attr-defined]
                 parent.bank.detach(kind)  # type: ignore[attr-defined]
-            row["parent_as_before"] = apart(
-                logits(parent), logits(load_model(base, backend=backend))
-            )
+            row["peft_merged"] = _peft_merged(path, base, kind, expected)
+            row["parent_as_before"] = torch.equal(logits(parent), before[backend])
             rows.append(row)
         shutil.rmtree(path)
     return rows
