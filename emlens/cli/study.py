@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emlens.cli.printing import print_json, print_line
+from emlens.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from emlens.results import StudyResult
@@ -37,7 +38,21 @@ def study(
             help="YAML file that says which models, questions and settings (see docs/studies.md)."
         ),
     ],
-    out: Out,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for tables, result.json and report.html; the same command resumes"
+            " there. Needed to run the study."
+        ),
+    ] = None,
+    capture: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run nothing: capture what the study reads of each model into DIRECTORY/MODEL,"
+            " so that the study can run elsewhere.",
+            metavar="DIRECTORY",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,7 +60,26 @@ def study(
 
     Killed at any moment, the same command finishes from where it was, with the same result.json.
     """
-    _run(config, out, json, quiet)
+    if capture is not None:
+        _capture(config, capture, json, quiet)
+    elif out is None:
+        raise InputError("--out is missing; pass the directory for tables and report")
+    else:
+        _run(config, out, json, quiet)
+
+
+def _capture(config: Path, directory: Path, json: bool, quiet: bool) -> None:
+    from emlens.studies.capturing import capture_family
+
+    stores = capture_family(config, directory, progress=not quiet)
+    if json:
+        print_json({"captures": {name: str(store) for name, store in stores.items()}})
+        return
+    print_line(f"captured; add to {config.name} where the study is to run, with paths as they are")
+    print_line("there, and scores: {how: judged, files: ...}:")
+    print_line("captures:")
+    for name, store in stores.items():
+        print_line(f"  {name}: {store}")
 
 
 def demo(out: Out = Path("runs/demo"), json: Json = False, quiet: Quiet = False) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 from emlens.data.configuration import Frozen, Origin, first_error, read_file
 from emlens.foundation.errors import InputError
 from emlens.foundation.positions import parse_position
-from emlens.studies.family_config import FamilyConfig
+from emlens.studies.family_config import ONE_SOURCE, FamilyConfig
 from emlens.studies.scores_config import ScoresConfig
 
 
@@ -38,6 +38,10 @@ class StudyConfig(Frozen):
     """Which study."""
     family: FamilyConfig | None = None
     """The models; may be left out where a study runs from `released` files alone."""
+    captures: Mapping[str, str] = Field(default_factory=dict)
+    """Model → store of what was captured of it, in place of the models: parts that need no more run
+    on these, with scores from judged files. `family` then says of each fine-tune what it is.
+    """
     questions: str | None = None
     """YAML, JSONL, JSON or CSV; with reference answers (`careful`, `harmful`) for scores by
     likelihood. Not needed for an organism.
@@ -112,12 +116,37 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _something(self) -> "StudyConfig":
-        if self.family is None and self.released is None:
+        if self.family is None and self.released is None and not self.captures:
             raise ValueError(
                 "family is missing; give the models, or under released the folder of result files"
                 " that others published"
             )
+        if self.captures:
+            self._captures_of_family()
+        elif self.family is not None and self.family.organism is None:
+            if self.family.instruct is None:
+                raise ValueError(ONE_SOURCE)
+            if self.family.without_path:
+                raise ValueError(
+                    f"family: {self.family.without_path[0]!r} has no path; give a directory or hub"
+                    " id, or captures of every model"
+                )
         return self
+
+    def _captures_of_family(self) -> None:
+        """Refuse captures that do not fit the models that are named."""
+        if "instruct" not in self.captures:
+            raise ValueError("captures lack 'instruct'; name the store of the instruct model")
+        if self.family is None:
+            return
+        if self.family.organism is not None:
+            raise ValueError("give captures or an organism, not both")
+        for name in self.captures:
+            if name not in ("instruct", "base", *self.family.finetuned):
+                raise ValueError(
+                    f"captures name {name!r}, which is not under finetuned of the family; it has"
+                    f" {', '.join(self.family.finetuned)}"
+                )
 
     @field_validator("positions")
     @classmethod

@@ -9,7 +9,7 @@ evaluation group by itself, several k, and the lead over the benign fine-tune wi
 the null of its shifts. A place where nothing moved is left out with a warning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -28,7 +28,10 @@ from emlens.studies.overlap_shifts import (
     SampledShifts,
     ShiftsAtPlace,
     noise_floor,
+    noise_readings,
     sampled_shifts,
+    shift_readings,
+    untrained_reading,
     untrained_shifts,
 )
 from emlens.studies.overlap_tables import (
@@ -38,6 +41,7 @@ from emlens.studies.overlap_tables import (
     shifts_by_group,
 )
 from emlens.studies.prompt_shift_relation import prompts_at_place, relation_row
+from emlens.studies.streams import Reading
 from emlens.studies.study import Study, StudyContext
 
 LARGEST_K_OF_GROUPS = 4
@@ -111,6 +115,7 @@ class DeltaOverlap(Study):
     title = "Do shifts on training and on unrelated prompts share a subspace?"
     options = Options
     section = SECTION
+    runs_on_captures = True
     cost = 6
 
     def check(self, context: StudyContext) -> None:
@@ -130,6 +135,23 @@ class DeltaOverlap(Study):
                     f" carry; pass k <= {largest}, or more prompts"
                 )
 
+    def readings(self, context: StudyContext) -> Iterator[Reading]:
+        material, config = context.material, context.config
+        names = _with_training(context)
+        on_questions: set[str] = set()
+        for name in names:
+            benign = material.benign_for(name)
+            for model in (name, benign):
+                if model is None or model not in material.training:
+                    continue
+                yield from shift_readings(material, model, config)
+                by_group = model != name or context.options.by_group
+                if by_group and model not in on_questions:
+                    on_questions.add(model)
+                    yield untrained_reading(material, model)
+        if names:
+            yield from noise_readings(material, names[0])
+
     def run(self, context: StudyContext) -> Part:
         names = _with_training(context)
         if not names:
@@ -141,7 +163,13 @@ class DeltaOverlap(Study):
             measurer.measure(name)
         part = measurer.part
         part.tables |= measurer.rows.tables()
-        part.tables["noise_floor"] = noise_floor(context.material, names[0], context.config)
+        if context.material.captured:
+            part.warnings.append(
+                "the noise floor needs other batches of the same prompts, which captures do not"
+                " hold: it is missing"
+            )
+        else:
+            part.tables["noise_floor"] = noise_floor(context.material, names[0], context.config)
         add_findings(part, context.config.positions[0], context.config.draws)
         return part
 

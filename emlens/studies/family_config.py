@@ -25,6 +25,8 @@ ARGUMENTS = {
 }
 """Field of a configuration → argument of `load_model`; the date is the family's alone."""
 
+ONE_SOURCE = "give either organism, or instruct (with finetuned), not both and not neither"
+
 
 class LoadingConfig(Frozen):
     """How weights are loaded. A model takes what it leaves out from its family."""
@@ -53,8 +55,10 @@ class LoadingConfig(Frozen):
 class ModelConfig(LoadingConfig):
     """One model: where it is, and how it is loaded."""
 
-    path: str
-    """A directory saved by `save_pretrained` or by PEFT, or a hub id."""
+    path: str = ""
+    """A directory saved by `save_pretrained` or by PEFT, or a hub id; needed unless the study runs
+    on captures.
+    """
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     subfolder: str = ""
@@ -134,10 +138,16 @@ class FamilyConfig(LoadingConfig):
 
     @model_validator(mode="after")
     def _one_source(self) -> "FamilyConfig":
-        if (self.organism is None) == (self.instruct is None):
-            raise ValueError(
-                "give either organism, or instruct (with finetuned), not both and not neither"
-            )
+        sources = (self.organism is not None) + (self.instruct is not None)
+        # with captures the fine-tunes alone say enough; `StudyConfig` knows whether there are some
+        if sources == 2 or (sources == 0 and not self.finetuned):
+            raise ValueError(ONE_SOURCE)
         if self.instruct is not None and not self.finetuned:
             raise ValueError("finetuned is empty; give at least one fine-tune")
         return self
+
+    @property
+    def without_path(self) -> list[str]:
+        """Models that are named but not where they are."""
+        models = {"instruct": self.instruct, "base": self.base, **self.finetuned}
+        return [name for name, model in models.items() if model is not None and not model.path]

@@ -9,6 +9,7 @@ over all cells, and no cell is chosen here for a claim elsewhere. Cost: captures
 a few dozen small eigendecompositions per cell.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from emlens.activations import Activations, activation_deltas
-from emlens.data import PromptSet, QuestionSet
+from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes import Design, cross_validate_forecast
 from emlens.results.columns import Measure
@@ -29,7 +30,7 @@ from emlens.studies.cell_measures import cosine_columns, overlap_columns, shift_
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.direction_auroc import auroc_by_cell
 from emlens.studies.material import Material
-from emlens.studies.streams import read_streams
+from emlens.studies.streams import Reading, read_streams
 from emlens.studies.study import Study, StudyContext
 from emlens.studies.verdicts import verdict
 
@@ -118,6 +119,7 @@ class LayerPositionGrid(Study):
     options = Options
     section = SECTION
     wants = ("plain",)
+    runs_on_captures = True
     cost = 4
 
     def left_out(self, context: StudyContext) -> str | None:
@@ -125,6 +127,14 @@ class LayerPositionGrid(Study):
         if _with_training(context):
             return None
         return "no fine-tune in focus has training prompts"
+
+    def readings(self, context: StudyContext) -> Iterator[Reading]:
+        material, config = context.material, context.config
+        for name in _with_training(context):
+            models = material.parent(name).name, name
+            train, outside = _prompts(material, name, config)
+            for prompts in (train, outside):
+                yield Reading(models, prompts, context.options.sites)
 
     def run(self, context: StudyContext) -> Part:
         material, config = context.material, context.config
@@ -199,18 +209,24 @@ class _Captured:
 def _captured(material: Material, name: str, config: StudyConfig, options: Options) -> _Captured:
     models = {"before": material.parent(name), "after": material.family[name]}
 
-    def before_and_deltas(prompts: PromptSet | QuestionSet) -> tuple[Activations, Activations]:
+    def before_and_deltas(prompts: PromptSet) -> tuple[Activations, Activations]:
         captured = read_streams(models, prompts, config, sites=options.sites)
         return captured["before"], activation_deltas(captured["before"], captured["after"])
 
+    train, outside = _prompts(material, name, config)
+    _, train_deltas = before_and_deltas(train)
+    before, deltas = before_and_deltas(outside)
+    equal = numpy_rng(config.seed, "equal n", name).permutation(len(deltas))[: len(train)]
+    return _Captured(train_deltas, deltas, before, sorted(equal))
+
+
+def _prompts(material: Material, name: str, config: StudyConfig) -> tuple[PromptSet, PromptSet]:
+    """Training prompts, at most as many as there are questions outside its domain, and those."""
     outside = material.outside(name)
     train = material.training[name].without_responses()
     n = min(len(train), len(outside))
     order = numpy_rng(config.seed, "layer and position grid", name).permutation(len(train))[:n]
-    _, train_deltas = before_and_deltas(train.select([train.ids[i] for i in sorted(order)]))
-    before, deltas = before_and_deltas(outside)
-    equal = numpy_rng(config.seed, "equal n", name).permutation(len(deltas))[:n]
-    return _Captured(train_deltas, deltas, before, sorted(equal))
+    return train.select([train.ids[i] for i in sorted(order)]), outside.prompts()
 
 
 def _forecasts(

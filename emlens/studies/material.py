@@ -26,6 +26,7 @@ from emlens.judging.score_source import ScoreSource
 from emlens.models import Family, FineTune, HookedModel, load_model
 from emlens.models.adapter_files import is_adapter
 from emlens.models.attaching import attach
+from emlens.studies.captured_models import AbsentModel
 from emlens.studies.config import StudyConfig
 from emlens.studies.system_messages import prompts_with_system, questions_with_system
 
@@ -74,6 +75,11 @@ class Material:
     def has_models(self) -> bool:
         """Whether a family was given; else there are released files alone."""
         return self.family_or_none is not None
+
+    @property
+    def captured(self) -> bool:
+        """Whether only captures of the models were given."""
+        return self.has_models and isinstance(self.family.instruct, AbsentModel)
 
     @property
     def family(self) -> Family:

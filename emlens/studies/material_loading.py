@@ -8,9 +8,11 @@ from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.provenance import hash_json
+from emlens.models import Family
+from emlens.studies.captured_models import AbsentModel, captured_family
 from emlens.studies.config import StudyConfig
-from emlens.studies.family_config import ARGUMENTS, FamilyConfig
-from emlens.studies.family_loading import load_models, parent_path
+from emlens.studies.family_config import ARGUMENTS, FamilyConfig, FineTuneConfig
+from emlens.studies.family_loading import fine_tune, load_models, parent_path
 from emlens.studies.material import Material
 from emlens.studies.score_loading import load_scores
 from emlens.studies.system_messages import prompts_with_system
@@ -45,6 +47,8 @@ def load_material(config: StudyConfig, folder: str | Path = "") -> Material:
 
 def _models_and_prompts(config: StudyConfig) -> Material:
     family = config.family
+    if config.captures:
+        return _from_captures(config)
     if family is None:
         return Material(None, None, {}, {}, None)
     if family.organism is not None:
@@ -91,8 +95,72 @@ def _from_organism(config: StudyConfig, family: FamilyConfig) -> Material:
     )
 
 
+def _from_captures(config: StudyConfig) -> Material:
+    """Models that are known by what was captured of them."""
+    family = captured_fine_tunes(config)
+    questions = _questions(config, family)
+    directories = {name: Path(config.path(store)) for name, store in config.captures.items()}
+    specs = {}
+    for name, spec in family.finetuned.items():
+        if name in directories:
+            specs[name] = fine_tune(config, spec)
+    models = captured_family(directories, specs, questions.prompts())
+    left_out = [
+        f"fine-tune {name!r} was not captured: it is left out"
+        for name in family.finetuned
+        if name not in directories
+    ]
+    return _with_prompts(config, family, questions, models, left_out)
+
+
+def captured_fine_tunes(config: StudyConfig) -> FamilyConfig:
+    """The family of a study on captures; fine-tunes that only `captures` name have defaults."""
+    if config.family is not None:
+        return config.family
+    names = [name for name in config.captures if name not in ("instruct", "base")]
+    if not names:
+        raise InputError(
+            f"{config.place('captures')}captures name no fine-tune; name the store of at least one"
+        )
+    return FamilyConfig(finetuned={name: FineTuneConfig() for name in names})
+
+
+def outline(config: StudyConfig, n_layers: int, d_model: int) -> Material:
+    """Questions and prompts of a study whose models are not loaded: only names and shape are known.
+
+    Raises:
+        InputError, LoadError: something named in the configuration is missing or does not fit.
+    """
+    if config.captures or config.family is None or config.family.organism is None:
+        family = captured_fine_tunes(config)
+        questions = _questions(config, family)
+        specs = {name: fine_tune(config, spec) for name, spec in family.finetuned.items()}
+        names = ["instruct", *specs]
+        if family.base is not None or "base" in config.captures:
+            names.insert(0, "base")
+        models = {
+            name: AbsentModel(name, n_layers=n_layers, d_model=d_model, provenance={})
+            for name in names
+        }
+        finetuned = {name: models[name] for name in specs}
+        outlined = Family(models["instruct"], models.get("base"), finetuned, specs)
+        return _with_prompts(config, family, questions, outlined, [])
+    return _from_organism(config, config.family)
+
+
 def _from_paths(config: StudyConfig, family: FamilyConfig) -> Material:
     questions = _questions(config, family)
+    return _with_prompts(config, family, questions, load_models(config, family), [])
+
+
+def _with_prompts(
+    config: StudyConfig,
+    family: FamilyConfig,
+    questions: QuestionSet,
+    models: Family,
+    left_out: list[str],
+) -> Material:
+    """Everything beside the models that files give."""
     training = {}
     trained = {}
     for name, spec in family.finetuned.items():
@@ -104,16 +172,17 @@ def _from_paths(config: StudyConfig, family: FamilyConfig) -> Material:
     if config.neutral is not None:
         neutral = PromptSet.from_jsonl(config.path(config.neutral))
     parents = {}
+    # captures say nothing of where the models are
     for name, parent in (("instruct", family.instruct), ("base", family.base)):
-        if parent is not None:
+        if parent is not None and not config.captures:
             parents[name] = parent_path(config, parent)
     return Material(
-        family_or_none=load_models(config, family),
+        family_or_none=models,
         questions_or_none=questions,
         training=training,
         trained=trained,
         neutral=neutral,
-        left_out=list(_missing(config, family, questions)),
+        left_out=[*left_out, *_missing(config, family, questions, models.has_base)],
         parents=parents,
     )
 
@@ -134,7 +203,9 @@ def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
     return questions
 
 
-def _missing(config: StudyConfig, family: FamilyConfig, questions: QuestionSet) -> Iterator[str]:
+def _missing(
+    config: StudyConfig, family: FamilyConfig, questions: QuestionSet, has_base: bool
+) -> Iterator[str]:
     """What was not given, and what follows from it."""
     for name, spec in family.finetuned.items():
         if not spec.training:
@@ -156,7 +227,7 @@ def _missing(config: StudyConfig, family: FamilyConfig, questions: QuestionSet) 
                 f"fine-tune {name!r} is asked with its own system message; its parent is asked with"
                 " it too where the two are compared, and without it in its own rows"
             )
-    if family.base is None:
+    if not has_base:
         yield "no base model was given: forecasts from the instruct model only"
     if not any(spec.benign for spec in family.finetuned.values()):
         yield "no benign fine-tune was given: the benign control is missing"

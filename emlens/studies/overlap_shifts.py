@@ -2,7 +2,7 @@
 and what part of them is batching noise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from emlens.geometry.shifts import components_above_rounding
 from emlens.models import HookedModel
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.streams import read_streams
+from emlens.studies.streams import Reading, read_streams
 
 USUAL_BATCH, SMALL_BATCH = 4096, 512
 """Tokens per batch of the two captures whose difference is the noise floor."""
@@ -107,25 +107,44 @@ class SampledShifts:
         )
 
 
+def compared_prompts(material: Material, name: str, config: StudyConfig) -> dict[str, PromptSet]:
+    """Prompts of each side: `train`, `evaluation` and, where there is some, `neutral` text.
+
+    The larger of the first two is subsampled to the size of the smaller one.
+    """
+    train = material.training[name].without_responses()
+    evaluation = material.outside(name).prompts()
+    n = min(len(train), len(evaluation))
+    sides = {
+        "train": _subset(train, n, config.seed, "train"),
+        "evaluation": _subset(evaluation, n, config.seed, "evaluation"),
+    }
+    neutral = material.neutral_as(name)
+    if neutral is not None:
+        sides["neutral"] = _subset(neutral, min(n, len(neutral)), config.seed, "neutral")
+    return sides
+
+
+def shift_readings(material: Material, name: str, config: StudyConfig) -> Iterator[Reading]:
+    """What `sampled_shifts` reads."""
+    models = material.parent(name).name, name
+    for prompts in compared_prompts(material, name, config).values():
+        yield Reading(models, prompts)
+
+
 def sampled_shifts(material: Material, name: str, config: StudyConfig) -> SampledShifts:
     """Capture a fine-tune and its parent on training, evaluation and neutral prompts.
 
     The larger of the training and evaluation sets is subsampled to the size of the smaller one,
     since an overlap depends on how many prompts there are.
     """
-    train = material.training[name].without_responses()
-    evaluation = material.outside(name).prompts()
-    n = min(len(train), len(evaluation))
     models = _before_and_after(material, name)
-    train = _subset(train, n, config.seed, "train")
-    evaluation = _subset(evaluation, n, config.seed, "evaluation")
-    before_train, delta_train = _before_and_deltas(models, train, config)
-    before_evaluation, delta_evaluation = _before_and_deltas(models, evaluation, config)
+    sides = compared_prompts(material, name, config)
+    before_train, delta_train = _before_and_deltas(models, sides["train"], config)
+    before_evaluation, delta_evaluation = _before_and_deltas(models, sides["evaluation"], config)
     delta_neutral = None
-    neutral = material.neutral_as(name)
-    if neutral is not None:
-        neutral = _subset(neutral, min(n, len(neutral)), config.seed, "neutral")
-        _, delta_neutral = _before_and_deltas(models, neutral, config)
+    if "neutral" in sides:
+        _, delta_neutral = _before_and_deltas(models, sides["neutral"], config)
     return SampledShifts(
         delta_train, delta_evaluation, before_train, before_evaluation, delta_neutral
     )
@@ -135,6 +154,19 @@ def untrained_shifts(material: Material, name: str, config: StudyConfig) -> Acti
     """Shifts on every question that the fine-tune was not trained on, its own domain included."""
     questions = material.untrained(material.questions, name)
     return _before_and_deltas(_before_and_after(material, name), questions.prompts(), config)[1]
+
+
+def untrained_reading(material: Material, name: str) -> Reading:
+    """What `untrained_shifts` reads."""
+    questions = material.untrained(material.questions, name)
+    return Reading((material.parent(name).name, name), questions.prompts())
+
+
+def noise_readings(material: Material, name: str) -> Iterator[Reading]:
+    """What `noise_floor` reads: the same prompts in other batches, which no capture holds."""
+    prompts, parent = material.outside(name).prompts(), material.parent(name).name
+    for model, batch_tokens in ((parent, USUAL_BATCH), (parent, SMALL_BATCH), (name, USUAL_BATCH)):
+        yield Reading((model,), prompts, batch_tokens=batch_tokens, captured=False)
 
 
 def noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 rendering, and forecasts from one of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -21,7 +21,7 @@ from emlens.probes import (
 )
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
-from emlens.studies.streams import read_streams
+from emlens.studies.streams import Reading, read_streams
 from emlens.studies.system_messages import questions_with_system
 
 PERMUTED = ("ridge", "ridge1")
@@ -92,6 +92,15 @@ def parent_views(
             second.name,
         )
     return views
+
+
+def view_readings(material: Material, asked_as: str) -> Iterator[Reading]:
+    """What `parent_views` reads of the parents as they are."""
+    questions = questions_with_system(material.questions, material.system(asked_as))
+    prompts = questions.prompts()
+    for name in parents_of(material):
+        yield Reading((name,), prompts)
+        yield Reading((name,), prompts, ("resid_pre.0",), ("mean_prompt",))
 
 
 def parents_of(material: Material) -> list[str]:

@@ -8,7 +8,8 @@ the noise ceiling where a recipe was run with several seeds.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -31,8 +32,10 @@ from emlens.studies.parent_views import (
     forecast_from,
     parent_views,
     parents_of,
+    view_readings,
 )
 from emlens.studies.prior_findings import add_summary, forecast_finding
+from emlens.studies.streams import Reading
 from emlens.studies.study import Study, StudyContext
 
 HELD_OUT = {"question": None, "domain": "group"}
@@ -93,7 +96,17 @@ class Priors(Study):
     options = Options
     section = SECTION
     wants = ("plain",)
+    runs_on_captures = True
     cost = 8
+
+    def readings(self, context: StudyContext) -> Iterator[Reading]:
+        material = context.material
+        asked = {material.system(name): name for name in material.focus(context.config)}
+        for name in asked.values():
+            yield from view_readings(material, name)
+            if context.options.plain:  # the same prompts, rendered plainly
+                for reading in view_readings(material, name):
+                    yield replace(reading, captured=False)
 
     def run(self, context: StudyContext) -> Part:
         measurer = _PriorMeasurer(context)
@@ -122,10 +135,14 @@ class _PriorMeasurer:
         self.progress = context.progress
         options: Options = context.options
         self.regression = Regression(options.estimator, options.target, options.clamp)
-        self.plain = options.plain
+        self.plain = options.plain and not self.material.captured
         self.parents = parents_of(self.material)
         self._views: dict[str, dict[str, ParentView]] = {}
         self.part, self.rows = Part(), _Rows()
+        if options.plain and not self.plain:
+            self.part.warnings.append(
+                "the plain rendering needs the parents, which captures do not hold: it is missing"
+            )
 
     def compare_scores(self, name: str) -> None:
         """Statistics of a fine-tune's and its parents' scores, and tests between them."""

@@ -29,6 +29,7 @@ class Profile(Study):
     title = "Alignment before and after fine-tuning"
     section = SECTION
     wants = ("plain",)
+    runs_on_captures = True
     cost = 1
 
     def run(self, context: StudyContext) -> Part:

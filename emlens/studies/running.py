@@ -26,7 +26,7 @@ from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study, is_own, outside_code, parts_of, study_names
-from emlens.studies.streams import check_layers
+from emlens.studies.streams import check_layers, not_captured
 from emlens.studies.study import NoOptions, Study, StudyContext
 
 
@@ -211,7 +211,13 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
         if part.needs_models and not context.material.has_models:
             reasons[name] = "it needs models, and only released files were given"
             continue
+        if context.material.captured and not part.runs_on_captures:
+            reasons[name] = "it needs the models, and the study runs on captures"
+            continue
         reason = _missing_scores(part, context) or part.left_out(context)
+        if reason is None and context.material.captured:
+            family = {model: context.family[model] for model in context.family}
+            reason = not_captured(part.readings(context), family, context.config)
         if reason is not None:
             reasons[name] = reason
     if len(reasons) == len(contexts):

@@ -1,17 +1,21 @@
 """What the parts of a study read of the residual stream: at which layers, and from which models.
 
 Every part reads through `read_streams`, so that `layers:` of a configuration holds in all of them.
-Models that are read together run the identical padded batches.
+Models that are read together run the identical padded batches; models that are not here are read
+from their captures. What a part will read, it says by `Reading`s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from emlens.activations import Activations, CaptureSpec, capture_many
 from emlens.activations.capture_spec import BATCH_TOKENS, PositionsLike
+from emlens.activations.capturing import as_prompts
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.sites import SITE_KINDS, Site, resolve_sites
 from emlens.models import HookedModel
+from emlens.studies.captured_models import AbsentModel, captured_rows
 from emlens.studies.config import StudyConfig
 
 
@@ -39,7 +43,55 @@ def read_streams(
         positions=config.positions if positions is None else positions,
         batch_tokens=batch_tokens,
     )
+    if any(isinstance(model, AbsentModel) for model in models.values()):
+        return _from_captures(models, as_prompts(prompts), spec)
     return capture_many(models, prompts, spec=spec, progress=False)
+
+
+def _from_captures(
+    models: Mapping[str, HookedModel], prompts: PromptSet, spec: CaptureSpec
+) -> dict[str, Activations]:
+    sites = [str(site) for site in spec.sites]  # type: ignore[union-attr]
+    positions = [position.name for position in spec.parsed_positions]
+    streams = {}
+    for name, model in models.items():
+        streams[name] = captured_rows(model).read(model.name, prompts, sites, positions)
+    return streams
+
+
+def not_captured(
+    readings: Iterable["Reading"], models: Mapping[str, HookedModel], config: StudyConfig
+) -> str | None:
+    """The first thing that these readings need and captures do not hold; None where they hold
+    all.
+    """
+    for reading in readings:
+        for name in reading.models if reading.captured else ():
+            model = models[name]
+            sites = [str(site) for site in read_sites(reading.sites, config, model.n_layers)]
+            positions = reading.positions or config.positions
+            lacking = captured_rows(model).lacks(name, reading.prompts, sites, positions)
+            if lacking is not None:
+                return lacking
+    return None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One time that a part reads residual streams.
+
+    Args:
+        models: names in the family, which run the same batches.
+        sites: kinds, or single sites. positions: none: those of the configuration.
+        captured: whether captures can serve it; other batches of the same prompts they cannot.
+    """
+
+    models: tuple[str, ...]
+    prompts: PromptSet
+    sites: tuple[str, ...] = ("resid_post",)
+    positions: tuple[str, ...] = ()
+    batch_tokens: int = BATCH_TOKENS
+    captured: bool = True
 
 
 def read_sites(sites: str | Sequence[str], config: StudyConfig, n_layers: int) -> list[Site]:

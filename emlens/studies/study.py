@@ -5,7 +5,7 @@ A study of this library and one from another package are written in the same way
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from emlens.results.sections import Section
 from emlens.results.study_result import Part
 from emlens.studies.config import Options, StudyConfig
 from emlens.studies.material import Material
+from emlens.studies.streams import Reading
 
 
 class NoOptions(Options):
@@ -91,6 +92,8 @@ class Study(ABC):
     """
     wants: ClassVar[tuple[Wanted, ...]] = ()
     """The scores without which it is left out: `plain`, `interventions`, `checkpoints`."""
+    runs_on_captures: ClassVar[bool] = False
+    """Whether what was captured of the models is enough; `readings` then says what of it."""
     cost: ClassVar[float] = 5.0
     """Time in units of the study `profile`; read by the progress bar only."""
 
@@ -109,6 +112,10 @@ class Study(ABC):
         part alone is refused with it.
         """
         return None
+
+    def readings(self, context: StudyContext) -> Iterable[Reading]:
+        """What `run` reads of residual streams, in its order; for plans and for captures."""
+        return ()
 
     @abstractmethod
     def run(self, context: StudyContext) -> Part:

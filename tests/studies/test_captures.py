@@ -1,0 +1,259 @@
+"""Studies on captures: the same tables as with the models, and refusals of what differs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from emlens.activations import ActivationStore, CaptureSpec, capture
+from emlens.data import AlignmentScores
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.files import write_json
+from emlens.foundation.provenance import hash_json
+from emlens.studies import read_config, run_study
+from emlens.studies.capturing import capture_for_study
+from emlens.studies.material import Material
+from emlens.studies.material_loading import load_material
+from emlens.studies.registry import get_study, parts_of
+from emlens.studies.running import _reasons_to_leave_out
+from emlens.studies.streams import read_streams
+from emlens.studies.study import StudyContext
+
+PARTS = ("delta_overlap", "priors", "layer_position_grid")
+SMALL: dict[str, Any] = {
+    "focus": ["bad@0"],
+    "layers": [0, -1],
+    "positions": ["last_prompt"],
+    "folds": 2,
+    "options": {"delta_overlap": {"by_group": False, "mantel_draws": 19}},
+}
+
+
+def write(folder: Path, name: str, record: dict[str, Any]) -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(record))
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(config_path: Path) -> dict[str, Any]:
+    return {**yaml.safe_load(config_path.read_text()), **SMALL}
+
+
+@pytest.fixture(scope="module")
+def live(record: dict[str, Any], config_path: Path) -> Material:
+    return load_material(read_config(write(config_path.parent, "captured.yaml", record)))
+
+
+@pytest.fixture(scope="module")
+def stores(live: Material, config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One call for each model, as the documentation has it."""
+    folder = tmp_path_factory.mktemp("captures")
+    for name in live.family:
+        capture_for_study(
+            live.family[name],
+            config_path.parent / "captured.yaml",
+            folder / name,
+            progress=False,
+        )
+    return folder
+
+
+def on_captures(
+    config_path: Path, record: dict[str, Any], stores: Path, **changes: Any
+) -> dict[str, Any]:
+    captures = {path.name: str(path) for path in sorted(stores.iterdir())}
+    family = {**record["family"], "instruct": {"path": "not/here"}}
+    return {**record, "family": family, "captures": captures, **changes}
+
+
+@pytest.fixture
+def live_scores(live: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores as a judge's file would hold them: of the models, which are not at hand."""
+
+    def scores(self: Material, name: str, asked_as: str = "") -> AlignmentScores:
+        return REAL(live, name, asked_as)
+
+    monkeypatch.setattr(Material, "scores", scores)
+
+
+REAL = Material.scores
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_gives_what_it_gives_with_the_models(
+    part: str,
+    config_path: Path,
+    record: dict[str, Any],
+    stores: Path,
+    live_scores: None,
+    tmp_path: Path,
+) -> None:
+    options = {key: value for key, value in record["options"].items() if key == part}
+    results = {}
+    for name, config in (
+        ("live", {**record, "study": part, "options": options}),
+        ("captured", on_captures(config_path, record, stores, study=part, options=options)),
+    ):
+        path = write(config_path.parent, f"{name}-{part}.yaml", config)
+        results[name] = run_study(path, tmp_path / name, progress=False)
+    left_out = set(results["live"].tables) - set(results["captured"].tables)
+    assert left_out == ({"noise_floor"} if part == "delta_overlap" else set())
+    for name, table in results["captured"].tables.items():
+        # other batches, so that values differ by rounding alone
+        pd.testing.assert_frame_equal(table, results["live"].tables[name], rtol=1e-3, atol=1e-4)
+    facts = results["captured"].facts["models"]["bad@0"]
+    assert facts["adapter"]["r"] == 2 and facts["captured_sha256"]
+
+
+def test_what_needs_models_or_other_prompts_is_left_out(
+    config_path: Path, record: dict[str, Any], stores: Path, tmp_path: Path
+) -> None:
+    # another seed draws other training prompts, which were not captured
+    changed = on_captures(config_path, record, stores, study="full", seed=1)
+    config = read_config(write(config_path.parent, "seed.yaml", changed))
+    material = load_material(config)
+    contexts = {}
+    for name in parts_of("full"):
+        options = config.options_of(name, get_study(name).options)
+        contexts[name] = StudyContext(material, config, options, tmp_path)
+    reasons = _reasons_to_leave_out("full", contexts)
+    assert {"profile", "priors"} <= set(contexts) - set(reasons)
+    assert reasons["direction_transfer"].startswith("it needs the models, and the study runs on")
+    for name in ("delta_overlap", "layer_position_grid"):
+        assert "captures of 'instruct'" in reasons[name] and "of 24 prompts" in reasons[name]
+    with pytest.raises(InputError, match="direction_transfer was left out: it needs the models"):
+        run_study({**changed, "study": "direction_transfer"}, tmp_path)
+
+
+def test_questions_captured_by_hand_serve_what_reads_questions(
+    live: Material, config_path: Path, record: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = CaptureSpec(sites=["resid_post.0", "resid_post.2"], positions=["last_prompt"])
+    for name in ("instruct", "bad@0"):
+        store = tmp_path / "stores" / name
+        capture(live.family[name], live.questions, spec=spec, store=store, progress=False)
+    config = read_config(
+        write(
+            config_path.parent,
+            "by_hand.yaml",
+            on_captures(config_path, record, tmp_path / "stores"),
+        )
+    )
+    material = load_material(config)
+    prompts = material.questions.prompts()[10:20]
+    pair = {name: material.family[name] for name in ("instruct", "bad@0")}
+    read = read_streams(pair, prompts, config)
+    assert read["bad@0"].ids == prompts.ids and tuple(read["instruct"].sites) == spec.sites
+    own = ActivationStore.open(tmp_path / "stores" / "bad@0").select(prompts.ids)
+    assert own["resid_post.2"].equal(read["bad@0"]["resid_post.2"])
+    with pytest.raises(InputError, match=r"hold no site resid_pre\.0, but resid_post\.0, resid"):
+        read_streams(pair, prompts, config, sites="resid_pre.0", positions="last_prompt")
+    with pytest.raises(InputError, match="model 'bad@0' is not here, only what was captured"):
+        material.family["bad@0"].logits(prompts)
+    assert {"good@0", "full@0"} <= set(" ".join(material.left_out).split("'"))
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "template": (
+        "bad@0",
+        lambda said: said["model"].update(chat_template_sha256="f" * 64),
+        r"differ in model\.chat_template_sha256 \('.*' and 'f{64}'\): another chat template",
+    ),
+    "weights": (
+        "bad@0",
+        lambda said: said["model"].update(weights_sha256="f" * 64),
+        r"captures of 'bad@0' were taken on a parent whose weights_sha256 is f{64}, but those of",
+    ),
+    "prompts": (
+        "bad@0",
+        lambda said: said.update(rendered_sha256="f" * 64),
+        r"differ in rendered_sha256 \('.*' and 'f{64}'\): other prompts",
+    ),
+    "dtype": (
+        "full@0",
+        lambda said: said["model"].update(dtype="bfloat16"),
+        r"differ in model\.dtype \('float32' and 'bfloat16'\): weights in another dtype",
+    ),
+    "threads": (
+        "good@0",
+        lambda said: said.update(threads=64),
+        r"differ in threads \(1 and 64\): another thread count; capture both with one",
+    ),
+    "positions": (
+        "base",
+        lambda said: said.update(positions=["mean_prompt"]),
+        r"captures of 'instruct' and 'base' differ in positions",
+    ),
+    "parent": (
+        "bad@0",
+        lambda said: said["model"].update(parent="base"),
+        r"captures of 'bad@0' say parent 'base', but the configuration says 'instruct'",
+    ),
+    "system": (
+        "good@0",
+        lambda said: said["model"].update(system="Be good."),
+        r"captures of 'good@0' say system 'Be good\.', but the configuration says ''",
+    ),
+    "interventions": (
+        "instruct",
+        lambda said: said.update(interventions=[{"kind": "ablate"}]),
+        "was captured under interventions; capture the model as it is",
+    ),
+    "nothing": ("base", lambda said: said.pop("n_layers"), "does not say n_layers"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_captures_that_differ_are_refused_with_both_values(
+    case: str, config_path: Path, record: dict[str, Any], stores: Path, tmp_path: Path
+) -> None:
+    name, change, message = CHANGES[case]
+    copied = tmp_path / "stores"
+    shutil.copytree(stores, copied)
+    manifest = copied / name / "manifest.json"
+    body = json.loads(manifest.read_text())
+    del body["sha256"]
+    change(body["provenance"])
+    write_json(manifest, {**body, "sha256": hash_json(body)})
+    path = write(config_path.parent, "differs.yaml", on_captures(config_path, record, copied))
+    with pytest.raises((InputError, IntegrityError), match=message):
+        load_material(read_config(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"captures": {"bad@0": "x"}}, "captures lack 'instruct'; name the store of the instruct"),
+        (
+            {"captures": {"instruct": "x", "other": "y"}},
+            "captures name 'other', which is not under finetuned of the family; it has bad@0",
+        ),
+        ({"captures": {}}, "family: 'instruct' has no path; give a directory or hub id, or captur"),
+        (
+            {"family": {"organism": "planted"}, "captures": {"instruct": "x"}},
+            "give captures or an organism, not both",
+        ),
+    ],
+)
+def test_captures_that_fit_no_family_are_refused(
+    changes: dict[str, Any], message: str, record: dict[str, Any]
+) -> None:
+    family = {**record["family"], "instruct": {"revision": "main"}}
+    with pytest.raises(InputError, match=message):
+        read_config({**record, "family": family, **changes})
+
+
+def test_captures_alone_make_a_family(stores: Path, config_path: Path) -> None:
+    questions = str(config_path.parent / "questions.jsonl")
+    captures = {name: str(stores / name) for name in ("instruct", "bad@0")}
+    material = load_material(
+        read_config({"captures": captures, "questions": questions, "study": "priors"})
+    )
+    assert material.captured and material.family.names == ["instruct", "bad@0"]
+    assert material.family.specs["bad@0"].parent == "instruct"
