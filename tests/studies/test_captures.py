@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import tiny_family
 import yaml
 
 from emlens.activations import ActivationStore, CaptureSpec, capture
@@ -16,7 +17,7 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import write_json
 from emlens.foundation.provenance import hash_json
 from emlens.studies import read_config, run_study
-from emlens.studies.capturing import capture_for_study
+from emlens.studies.capturing import capture_family, capture_for_study
 from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study, parts_of
@@ -51,23 +52,23 @@ def live(record: dict[str, Any], config_path: Path) -> Material:
 
 
 @pytest.fixture(scope="module")
-def stores(live: Material, config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One call for each model, as the documentation has it."""
-    folder = tmp_path_factory.mktemp("captures")
-    for name in live.family:
-        capture_for_study(
-            live.family[name],
-            config_path.parent / "captured.yaml",
-            folder / name,
-            progress=False,
-        )
-    return folder
+def stores(
+    live: Material, config_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """One command for all models; one call for one of them gives the same."""
+    config, folder = config_path.parent / "captured.yaml", tmp_path_factory.mktemp("captures")
+    stores = capture_family(config, folder / "all", progress=False)
+    capture_for_study(live.family["bad@0"], config, folder / "one", progress=False)
+    one, same = (ActivationStore.open(path) for path in (folder / "one", stores["bad@0"]))
+    assert one.provenance == same.provenance and one.ids == same.ids
+    assert all(one.value(key).equal(same.value(key)) for key in one.keys)
+    return stores
 
 
 def on_captures(
-    config_path: Path, record: dict[str, Any], stores: Path, **changes: Any
+    record: dict[str, Any], stores: Mapping[str, Path], **changes: Any
 ) -> dict[str, Any]:
-    captures = {path.name: str(path) for path in sorted(stores.iterdir())}
+    captures = {name: str(path) for name, path in stores.items()}
     family = {**record["family"], "instruct": {"path": "not/here"}}
     return {**record, "family": family, "captures": captures, **changes}
 
@@ -90,7 +91,7 @@ def test_a_part_gives_what_it_gives_with_the_models(
     part: str,
     config_path: Path,
     record: dict[str, Any],
-    stores: Path,
+    stores: dict[str, Path],
     live_scores: None,
     tmp_path: Path,
 ) -> None:
@@ -98,7 +99,7 @@ def test_a_part_gives_what_it_gives_with_the_models(
     results = {}
     for name, config in (
         ("live", {**record, "study": part, "options": options}),
-        ("captured", on_captures(config_path, record, stores, study=part, options=options)),
+        ("captured", on_captures(record, stores, study=part, options=options)),
     ):
         path = write(config_path.parent, f"{name}-{part}.yaml", config)
         results[name] = run_study(path, tmp_path / name, progress=False)
@@ -112,10 +113,13 @@ def test_a_part_gives_what_it_gives_with_the_models(
 
 
 def test_what_needs_models_or_other_prompts_is_left_out(
-    config_path: Path, record: dict[str, Any], stores: Path, tmp_path: Path
+    config_path: Path, record: dict[str, Any], stores: dict[str, Path], tmp_path: Path
 ) -> None:
-    # another seed draws other training prompts, which were not captured
-    changed = on_captures(config_path, record, stores, study="full", seed=1)
+    changed = on_captures(record, stores, study="full")
+    other = tiny_family.write_chats(tmp_path / "other.jsonl", 24, 99)
+    bad = {**changed["family"]["finetuned"]["bad@0"], "training": str(other)}
+    finetuned = {**changed["family"]["finetuned"], "bad@0": bad}
+    changed["family"] = {**changed["family"], "finetuned": finetuned}
     config = read_config(write(config_path.parent, "seed.yaml", changed))
     material = load_material(config)
     contexts = {}
@@ -126,31 +130,27 @@ def test_what_needs_models_or_other_prompts_is_left_out(
     assert {"profile", "priors"} <= set(contexts) - set(reasons)
     assert reasons["direction_transfer"].startswith("it needs the models, and the study runs on")
     for name in ("delta_overlap", "layer_position_grid"):
-        assert "captures of 'instruct'" in reasons[name] and "of 24 prompts" in reasons[name]
+        assert "captures of 'instruct'" in reasons[name] and "hold 0 of 24 prompts" in reasons[name]
+    alone = {**changed, "study": "direction_transfer", "options": {}}
     with pytest.raises(InputError, match="direction_transfer was left out: it needs the models"):
-        run_study({**changed, "study": "direction_transfer"}, tmp_path)
+        run_study(write(config_path.parent, "alone.yaml", alone), tmp_path)
 
 
 def test_questions_captured_by_hand_serve_what_reads_questions(
     live: Material, config_path: Path, record: dict[str, Any], tmp_path: Path
 ) -> None:
     spec = CaptureSpec(sites=["resid_post.0", "resid_post.2"], positions=["last_prompt"])
-    for name in ("instruct", "bad@0"):
-        store = tmp_path / "stores" / name
+    by_hand = {name: tmp_path / name for name in ("instruct", "bad@0")}
+    for name, store in by_hand.items():
         capture(live.family[name], live.questions, spec=spec, store=store, progress=False)
-    config = read_config(
-        write(
-            config_path.parent,
-            "by_hand.yaml",
-            on_captures(config_path, record, tmp_path / "stores"),
-        )
-    )
+    path = write(config_path.parent, "by_hand.yaml", on_captures(record, by_hand))
+    config = read_config(path)
     material = load_material(config)
     prompts = material.questions.prompts()[10:20]
     pair = {name: material.family[name] for name in ("instruct", "bad@0")}
     read = read_streams(pair, prompts, config)
     assert read["bad@0"].ids == prompts.ids and tuple(read["instruct"].sites) == spec.sites
-    own = ActivationStore.open(tmp_path / "stores" / "bad@0").select(prompts.ids)
+    own = ActivationStore.open(by_hand["bad@0"]).select(prompts.ids)
     assert own["resid_post.2"].equal(read["bad@0"]["resid_post.2"])
     with pytest.raises(InputError, match=r"hold no site resid_pre\.0, but resid_post\.0, resid"):
         read_streams(pair, prompts, config, sites="resid_pre.0", positions="last_prompt")
@@ -211,17 +211,17 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_captures_that_differ_are_refused_with_both_values(
-    case: str, config_path: Path, record: dict[str, Any], stores: Path, tmp_path: Path
+    case: str, config_path: Path, record: dict[str, Any], stores: dict[str, Path], tmp_path: Path
 ) -> None:
     name, change, message = CHANGES[case]
-    copied = tmp_path / "stores"
-    shutil.copytree(stores, copied)
-    manifest = copied / name / "manifest.json"
+    copied = {**stores, name: tmp_path / "copy"}
+    shutil.copytree(stores[name], copied[name])
+    manifest = copied[name] / "manifest.json"
     body = json.loads(manifest.read_text())
     del body["sha256"]
     change(body["provenance"])
     write_json(manifest, {**body, "sha256": hash_json(body)})
-    path = write(config_path.parent, "differs.yaml", on_captures(config_path, record, copied))
+    path = write(config_path.parent, "differs.yaml", on_captures(record, copied))
     with pytest.raises((InputError, IntegrityError), match=message):
         load_material(read_config(path))
 
@@ -249,9 +249,9 @@ def test_captures_that_fit_no_family_are_refused(
         read_config({**record, "family": family, **changes})
 
 
-def test_captures_alone_make_a_family(stores: Path, config_path: Path) -> None:
+def test_captures_alone_make_a_family(stores: dict[str, Path], config_path: Path) -> None:
     questions = str(config_path.parent / "questions.jsonl")
-    captures = {name: str(stores / name) for name in ("instruct", "bad@0")}
+    captures = {name: str(stores[name]) for name in ("instruct", "bad@0")}
     material = load_material(
         read_config({"captures": captures, "questions": questions, "study": "priors"})
     )
