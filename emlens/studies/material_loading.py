@@ -37,6 +37,8 @@ def load_material(config: StudyConfig, folder: str | Path = "") -> Material:
             " pass the one that holds the released files"
         )
     material = _models_and_prompts(config)
+    if material.captured:
+        _require_scores_without_models(config, material.family)
     if material.questions_or_none is not None:
         source = load_scores(config, material.questions, material.family_or_none, Path(folder))
         material = replace(material, source=source)
@@ -54,6 +56,22 @@ def _models_and_prompts(config: StudyConfig) -> Material:
     if family.organism is not None:
         return _from_organism(config, family)
     return _from_paths(config, family)
+
+
+def _require_scores_without_models(config: StudyConfig, family: Family) -> None:
+    """Refuse scores that need the weights, where only captures are here."""
+    scores = config.scores
+    if scores.how == "judged":
+        return
+    at_server = set() if scores.sampler is None else set(scores.sampler.models)
+    here = [name for name in family.names if name not in at_server]
+    if scores.how == "sample" and not here:
+        return
+    needed = here[0] if scores.how == "sample" else "the models"
+    raise InputError(
+        f"{config.place('scores')}scores: {{how: {scores.how}}} needs {needed}, and the study runs"
+        " on captures; pass scores: {how: judged, files: {model: CSV}}"
+    )
 
 
 def _hash_of_all(folder: Path) -> str:

@@ -83,8 +83,10 @@ def _require_known_models(
     """
     if family is None:
         return
+    # of models that were not captured there may be files all the same
+    left_out = {"base", *config.family.finetuned} if config.captures and config.family else set()
     for name in names:
-        if name not in family.names:
+        if name not in family.names and name not in left_out:
             raise InputError(
                 f"{config.place('scores', *field, name)}scores.{'.'.join(field)} names"
                 f" {one_line(name)!r}, which is not in this family; it has"

@@ -12,7 +12,6 @@ import tiny_family
 import yaml
 
 from emlens.activations import ActivationStore, CaptureSpec, capture
-from emlens.data import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import write_json
 from emlens.foundation.provenance import hash_json
@@ -42,13 +41,14 @@ def write(folder: Path, name: str, record: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def record(config_path: Path) -> dict[str, Any]:
-    return {**yaml.safe_load(config_path.read_text()), **SMALL}
+def live(config_path: Path) -> Material:
+    plain = {**yaml.safe_load(config_path.read_text()), **SMALL}
+    return load_material(read_config(write(config_path.parent, "captured.yaml", plain)))
 
 
 @pytest.fixture(scope="module")
-def live(record: dict[str, Any], config_path: Path) -> Material:
-    return load_material(read_config(write(config_path.parent, "captured.yaml", record)))
+def record(config_path: Path, judged: dict[str, Any]) -> dict[str, Any]:
+    return {**yaml.safe_load(config_path.read_text()), **SMALL, "scores": judged}
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +68,24 @@ def stores(
 def on_captures(
     record: dict[str, Any], stores: Mapping[str, Path], **changes: Any
 ) -> dict[str, Any]:
+    """The configuration of a machine without the models."""
     captures = {name: str(path) for name, path in stores.items()}
     family = {**record["family"], "instruct": {"path": "not/here"}}
     return {**record, "family": family, "captures": captures, **changes}
 
 
-@pytest.fixture
-def live_scores(live: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores as a judge's file would hold them: of the models, which are not at hand."""
-
-    def scores(self: Material, name: str, asked_as: str = "") -> AlignmentScores:
-        return REAL(live, name, asked_as)
-
-    monkeypatch.setattr(Material, "scores", scores)
-
-
-REAL = Material.scores
+@pytest.fixture(scope="module")
+def judged(live: Material, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Scores as a judge's files hold them: the likelihoods of the models, one CSV for each."""
+    folder = tmp_path_factory.mktemp("judged")
+    files = {}
+    for name in live.family:
+        table = {"question_id": live.questions.ids}
+        for metric in ("aligned", "coherent"):
+            table[metric] = live.per_question(name, metric).to_list()
+        files[name] = str(folder / f"{len(files)}.csv")
+        pd.DataFrame(table).to_csv(files[name], index=False)
+    return {"how": "judged", "files": files}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -92,7 +94,6 @@ def test_a_part_gives_what_it_gives_with_the_models(
     config_path: Path,
     record: dict[str, Any],
     stores: dict[str, Path],
-    live_scores: None,
     tmp_path: Path,
 ) -> None:
     options = {key: value for key, value in record["options"].items() if key == part}
@@ -249,11 +250,17 @@ def test_captures_that_fit_no_family_are_refused(
         read_config({**record, "family": family, **changes})
 
 
-def test_captures_alone_make_a_family(stores: dict[str, Path], config_path: Path) -> None:
+def test_captures_alone_make_a_family(
+    stores: dict[str, Path], judged: dict[str, Any], config_path: Path
+) -> None:
     questions = str(config_path.parent / "questions.jsonl")
     captures = {name: str(stores[name]) for name in ("instruct", "bad@0")}
+    judged = {**judged, "files": {name: judged["files"][name] for name in captures}}
     material = load_material(
-        read_config({"captures": captures, "questions": questions, "study": "priors"})
+        read_config({"captures": captures, "questions": questions, "scores": judged})
     )
     assert material.captured and material.family.names == ["instruct", "bad@0"]
     assert material.family.specs["bad@0"].parent == "instruct"
+    # the configured scores are judged files alone
+    with pytest.raises(InputError, match=r"scores: \{how: likelihood\} needs the models, and the"):
+        load_material(read_config({"captures": captures, "questions": questions}))
