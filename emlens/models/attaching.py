@@ -19,6 +19,7 @@ from emlens.data.prompts import PromptSet
 from emlens.data.rendering import Rendered
 from emlens.foundation.errors import EmlensError, InputError, LoadError
 from emlens.foundation.files import one_line
+from emlens.models.adapter_chats import use_own_chats
 from emlens.models.adapter_files import AdapterFiles, adapter_provenance, plain_name
 from emlens.models.adapter_parents import parent_differences
 from emlens.models.hooked import HookedModel
@@ -42,12 +43,19 @@ _TRAINED = 64
 
 
 def attach(
-    parent: HookedModel, name: str, path: str | Path, *, merge: bool = False
+    parent: HookedModel,
+    name: str,
+    path: str | Path,
+    *,
+    merge: bool = False,
+    own_chats: bool = True,
 ) -> "CheckpointModel":
     """Put an adapter on its parent's weights; gives the fine-tune and does not change the parent.
 
     Args:
         merge: fold it into the weights, which must be those of a copy that nothing else uses.
+        own_chats: render by the tokenizer and the chat template beside the adapter, where they
+            differ from the parent's.
 
     Raises:
         InputError: a backend that holds no adapters.
@@ -83,6 +91,8 @@ def attach(
         after = _check_attached(parent, model, files, batch, before)
         if merge:
             _merge(model, files, batch, after)
+        if own_chats:
+            use_own_chats(model, files.path)
     except BaseException:
         if name in holder.bank.names:
             holder.bank.detach(name)

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from emlens.data.templates import with_date
 from emlens.foundation.errors import LoadError
 from emlens.foundation.files import canonical_json, one_line, sha256_file, sha256_text
 from emlens.foundation.provenance import hash_tensors
@@ -173,18 +174,24 @@ def tokenizer_hash(directory: Path) -> str | None:
 
 def template_hash(directory: Path) -> str | None:
     """Of the chat template that the tokenizer would have, as `chat_template_sha256` of a model."""
+    template = saved_template(directory)
+    # with the date that a template is told which asks for the day
+    return None if template is None else sha256_text(str(with_date(template, None)))
+
+
+def saved_template(directory: Path) -> str | None:
+    """The chat template of a directory; the one called "default" where there are several."""
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         file = directory / name
         if not file.is_file():
             continue
         template = _template_in(file)
         if template is not None:
-            return sha256_text(template)
+            return template
     return None
 
 
 def _template_in(file: Path) -> str | None:
-    """The template of a file; the one called "default" where there are several."""
     if file.suffix == ".jinja":
         return file.read_text("utf-8")
     template = read_object(file).get("chat_template")

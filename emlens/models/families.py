@@ -281,7 +281,9 @@ def _load_fine_tune(
         options, own: of `load_model`, for every model and for this one.
     """
     parent, source = parents[spec.parent], sources[spec.parent]
-    # the fine-tune renders chats as its parent does, whatever template lies beside its weights
+    # a template that was given stands above the one beside an adapter
+    own_chats = {**source.options, **own}.get("chat_template") is None
+    # a whole checkpoint renders chats as its parent does, whatever template lies beside it
     own = {**own, "chat_template": parent.chat_template}
     if not is_adapter(spec.path):
         if spec.merge:
@@ -297,14 +299,14 @@ def _load_fine_tune(
         check_named_base(spec.path, source.path, next(iter(other_sources), None))
     if spec.merge:
         own_copy = _Source(source.path, {**source.options, **own}).load(name)
-        return attach(own_copy, name, spec.path, merge=True)
+        return attach(own_copy, name, spec.path, merge=True, own_chats=own_chats)
     if len(own) > 1:
         raise InputError(
             f"fine-tune {name!r} is an adapter, which runs on the weights of {spec.parent};"
             f" give {', '.join(sorted(own.keys() - {'chat_template'}))} for {spec.parent},"
             " or merge the adapter into weights of its own (merge=True)"
         )
-    return attach(parent, name, spec.path)
+    return attach(parent, name, spec.path, own_chats=own_chats)
 
 
 def local_copy(name: str, spec: FineTune) -> FineTune:

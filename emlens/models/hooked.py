@@ -91,6 +91,13 @@ class HookedModel(ABC):
         copied._blocks = EditBlocks()
         return copied
 
+    def speak_by(self, tokenizer: Any, chat_template: str | None) -> None:
+        """Take another tokenizer and chat template for this model alone, not for its copies."""
+        self.tokenizer = tokenizer
+        self.chat_template = template_of(tokenizer, chat_template)
+        self._rendered = {}
+        self._stops = {}
+
     def __repr__(self) -> str:
         return (
             f"HookedModel({self.name!r}, backend={self.backend!r}, n_layers={self.n_layers},"

@@ -112,7 +112,7 @@ def load_model(
         "device_map": None if device_map is None else one_line(str(device_map), 400),
         "trust_remote_code": trust_remote_code,
         "chat_template_sha256": None if template is None else sha256_text(template),
-        **_chat_provenance(tokenizer, template, name or Path(source).name),
+        **chat_provenance(tokenizer, template, name or Path(source).name),
     }
     text_config = module.config.get_text_config()  # a model of several modalities has one inside
     model = model_class(
@@ -180,7 +180,7 @@ def _load(
     return tokenizer, module
 
 
-def _chat_provenance(tokenizer: Any, template: str | None, name: str) -> dict[str, Any]:
+def chat_provenance(tokenizer: Any, template: str | None, name: str) -> dict[str, Any]:
     """What was noticed about chats; said where the template does something unusual."""
     form = chat_format(tokenizer, template)
     if form is not None and form.header:
@@ -306,7 +306,7 @@ def with_template(model: HookedModel, template: str | None) -> HookedModel:
         **model.provenance,
         "chat_template_sha256": sha256_text(template),
         "chat_template_lent": True,
-        **_chat_provenance(model.tokenizer, template, model.name),
+        **chat_provenance(model.tokenizer, template, model.name),
     }
     return borrower
 

@@ -192,7 +192,7 @@ def _conditions(
     yield "plain", model, rows, read_streams(model, rows, alone=True)
     yield "left-padded", model, rows, read_streams(model, rows, side="left")
     if adapter is not None:
-        fine_tune = attach(model, "adapter", adapter)
+        fine_tune = attach(model, "adapter", adapter, own_chats=False)
         yield "adapter on", fine_tune, rows, read_streams(fine_tune, rows)
         yield "adapter off", model, rows, read_streams(model, rows)
 

@@ -338,7 +338,7 @@ def _load_run(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
     """A model that a part of the study trained, with where it came from in its provenance."""
     model: HookedModel
     if is_adapter(spec.path):
-        model = attach(parent, name, spec.path)
+        model = attach(parent, name, spec.path, own_chats=False)
     else:
         model = load_model(spec.path, name=name, chat_template=parent.chat_template)
     model.provenance.update(spec.provenance(name))

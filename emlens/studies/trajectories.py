@@ -385,7 +385,7 @@ def applied_adapter(parent: HookedModel, path: Path) -> Iterator[HookedModel]:
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-        model = attach(parent, f"{path.parent.parent.name}/{path.name}", path)
+        model = attach(parent, f"{path.parent.parent.name}/{path.name}", path, own_chats=False)
         try:
             yield model
         finally:
