@@ -36,6 +36,9 @@ class Steered:
         finally:
             self.interventions = before
 
+    def edit_records(self) -> list[dict[str, Any]]:
+        return [edit.describe() for edit in self.interventions]
+
     def sequence_logprob(self, *given: Any, **named: Any) -> torch.Tensor:
         with self.inner.intervene([self.edit, *self.interventions]):
             return self.inner.sequence_logprob(*given, **named)

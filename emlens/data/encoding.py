@@ -15,6 +15,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
 _STARTS: Final[WeakKeyDictionary[Any, tuple[int, ...]]] = WeakKeyDictionary()
+_MARKS: Final[WeakKeyDictionary[Any, tuple[int, frozenset[int]]]] = WeakKeyDictionary()
 _CONTEXT: Final = 16
 """Tokens before a continuation that are looked at to see how it reads after them."""
 
@@ -123,12 +124,26 @@ def text_with_thought(tokenizer: Any, ids: Sequence[int]) -> str:
     return "".join([*parts, tokenizer.decode(ids[start:], skip_special_tokens=True)])
 
 
-def mark_ids(tokenizer: Any) -> set[int]:
-    """Tokens that are no ordinary text: special and added ones."""
+def mark_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that are no ordinary text: special and added ones.
+
+    Remembered for each tokenizer until its vocabulary grows: Gemma takes 0.2 s to list its 6,000.
+    """
+    try:
+        size = len(tokenizer)
+        known = _MARKS.get(tokenizer)
+    except TypeError:  # it has no size, or cannot be remembered
+        return _mark_ids(tokenizer)
+    if known is None or known[0] != size:
+        known = _MARKS[tokenizer] = (size, _mark_ids(tokenizer))
+    return known[1]
+
+
+def _mark_ids(tokenizer: Any) -> frozenset[int]:
     ids: set[Any] = {getattr(tokenizer, "eos_token_id", None)}
     ids |= set(getattr(tokenizer, "all_special_ids", ()))
     ids |= set(getattr(tokenizer, "added_tokens_decoder", ()))
-    return ids - {None}
+    return frozenset(ids - {None})
 
 
 def end_of_turn(tokenizer: Any, closing: Sequence[int]) -> int | None:

@@ -77,7 +77,7 @@ def test_a_direction_equals_a_loop_over_answers(
                     states = model(
                         torch.tensor([row.ids]), output_hidden_states=True
                     ).hidden_states[layer + 1][0]
-                rows.append(states[row.prompt_end :].double())
+                rows.append(states[slice(*row.spans.content)].double())
             sides.append(
                 torch.cat(rows).mean(0)
                 if weighting == "token"

@@ -117,10 +117,10 @@ def test_tokens_weigh_what_their_position_holds(family: Family) -> None:
         tokens = capture(model, side, ["resid_post.1"], positions="all", progress=False).tokens(
             "resid_post.1"
         )
-        ends = [row.prompt_end for row in model.render(side.prompts())]
+        answers = [row.spans.part("response") for row in model.render(side.prompts())]
         spans = [
-            tokens.values[int(a) + end : int(b)]
-            for a, b, end in zip(tokens.offsets[:-1], tokens.offsets[1:], ends, strict=True)
+            tokens.values[int(start) + answer.start : int(start) + answer.stop]
+            for start, answer in zip(tokens.offsets[:-1], answers, strict=True)
         ]
         sides.append(torch.cat(spans).double().mean(0))
     torch.testing.assert_close(

@@ -90,7 +90,7 @@ def test_the_text_contrast_is_the_difference_of_means_over_answers(
                 out = model.module.model(
                     input_ids=torch.tensor([row.ids]), output_hidden_states=True
                 ).hidden_states[2]
-                rows.append(out[0, row.prompt_end :].double().mean(0).detach())
+                rows.append(out[0, slice(*row.spans.content)].double().mean(0).detach())
         means[kind] = torch.stack(rows).mean(0)
     torch.testing.assert_close(found, means["harmful"] - means["careful"], rtol=1e-3, atol=1e-4)
     with pytest.raises(
