@@ -14,10 +14,12 @@ from emlens.activations.batch_layout import BatchLayout
 from emlens.activations.capture_plan import CapturePlan
 from emlens.activations.memory import Key, empty_rows, place_rows
 from emlens.activations.reducing import Reduction
+from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.sites import Site
 from emlens.models.batches import pad
+from emlens.models.finite import is_finite
 from emlens.models.hooked import HookedModel
 
 Result = TypeVar("Result")
@@ -38,6 +40,8 @@ def read_rows(
 
     Raises:
         OutOfMemory: they do not fit.
+        NotFiniteError: NaN or an infinite value; names the prompt and the first site of the model
+            that has one.
     """
     try:
         return _read_batch(model, plan, index, on_device)
@@ -65,10 +69,23 @@ def _read_batch(
         return keep
 
     model.run(batch, {site: reader(site) for site in plan.sites})
-    if on_device:
-        return values
-    # after the pass: a copy inside a hook would make the device wait at every site
-    return {key: value.cpu() for key, value in values.items()}
+    if not on_device:
+        # after the pass: a copy inside a hook would make the device wait at every site
+        values = {key: value.cpu() for key, value in values.items()}
+    for key, value in values.items():
+        if not is_finite(value):
+            row = _first_row_not_finite(value, rows, pooled=key[1] != "all")
+            model.refuse_not_finite(row, " at ".join(key), kept=plan.dtype)
+    return values
+
+
+def _first_row_not_finite(value: Tensor, rows: Sequence[Rendered], *, pooled: bool) -> Rendered:
+    """The prompt of the first kept vector that is not finite."""
+    vector = int((~value.isfinite()).any(-1).int().argmax())
+    if pooled:
+        return rows[vector]
+    ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
+    return rows[int(torch.searchsorted(ends, vector, right=True))]
 
 
 def read_shard(

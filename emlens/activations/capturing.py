@@ -53,6 +53,7 @@ def capture(
             that does not exist; a prompt that cannot be rendered; more than 8 GiB without
             `CaptureSpec(large=True)`; a prompt that does not fit into memory alone.
         IntegrityError: `store` holds something else, or a store of another plan.
+        NotFiniteError: a value that is NaN or infinite; nothing is stored.
         StateError: another process captures into `store`.
     """
     spec = spec_of(spec, sites=sites, layers=layers, positions=positions)

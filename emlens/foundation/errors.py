@@ -33,5 +33,9 @@ class StateError(EmlensError, RuntimeError):
     """The call is valid but not now: a hook that never fired, a nested use that cannot be."""
 
 
+class NotFiniteError(StateError):
+    """A model computed NaN or an infinite value; the message says where first."""
+
+
 class IntegrityError(EmlensError, RuntimeError):
     """Something on disk, or two things that should belong together, do not fit."""

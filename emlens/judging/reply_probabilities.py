@@ -23,6 +23,7 @@ from torch import Tensor
 
 from emlens.data.rendering import Rendered
 from emlens.judging.readouts import NUMBER, ReplyDistribution
+from emlens.models.finite import unusable_scores
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
 
 FLOOR: Final = 1e-6
@@ -221,6 +222,9 @@ class ReplyReader:
                 [logits[i, batch.offset(i) + len(row.ids) - 1] for i, row in enumerate(batch.rows)]
             )
             # the softmax is over all tokens; only then are those that matter taken
+            unusable = unusable_scores(last)
+            if bool(unusable.any()):
+                model.refuse_not_finite(batch.rows[int(unusable.int().argmax())], "its logits")
             softmax = last.double().softmax(-1)
             values = softmax[:, self._tokens.to(last.device)].tolist()
             for i, row_values in zip(batch.index, values, strict=True):

@@ -25,6 +25,7 @@ from torch import Tensor
 from emlens.data.rendering import Rendered
 from emlens.foundation.intervention import PaddedRows
 from emlens.models.batches import pad, step_rows
+from emlens.models.finite import NotFiniteScores, unusable_scores
 from emlens.models.row_cache import RowCache
 from emlens.models.sampling import Generated, RowSampler
 from emlens.models.stops import Ends
@@ -219,6 +220,10 @@ class _ActiveRows:
         self, answers: list[Generated], scores: Float[Tensor, "row vocab"]
     ) -> tuple[Int[Tensor, " row"], list[Generated]]:
         """Sample a token for each answer; gives the tokens and the answers that finished."""
+        unusable = unusable_scores(scores)
+        if bool(unusable.any()):
+            answer = answers[int(unusable.int().argmax())]
+            raise NotFiniteScores(answer.index, answer.tokens)
         steps = [len(answer.tokens) for answer in answers]
         tokens = self._setting.sampler.pick(scores, [answer.index for answer in answers], steps)
         finished = []

@@ -9,7 +9,7 @@ model carries one.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import torch
 from jaxtyping import Float
@@ -26,8 +26,11 @@ from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
 from emlens.models.edit_blocks import ActiveEdit, EditBlocks, SiteEdit, resolved
+from emlens.models.finite import NotFiniteScores, refuse_not_finite
 from emlens.models.likelihoods import (
     equal_choices,
+    last_logits,
+    logprobs_by_token,
     response_start,
     summed_logprobs,
     through_response,
@@ -274,14 +277,14 @@ class HookedModel(ABC):
         """Next-token logits after the last token of each row; float32, CPU.
 
         A row is a prompt, followed by its response where it keeps one.
+
+        Raises:
+            NotFiniteError: NaN or infinite values; here and in every call below it names the prompt
+                and the first site.
         """
         rows = self.render(prompts)
-        logits_of_row: dict[int, Tensor] = {}
-        for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
-            logits = self._logits(batch)
-            for i, row in enumerate(batch.rows):
-                last = batch.offset(i) + len(row.ids) - 1
-                logits_of_row[batch.index[i]] = logits[i, last].float().cpu()
+        batches = self.batches(rows, self._logit_tokens(batch_tokens))
+        logits_of_row = last_logits(batches, self._logits, self.refuse_not_finite)
         return torch.stack([logits_of_row[i] for i in range(len(rows))])
 
     @torch.no_grad()
@@ -293,13 +296,8 @@ class HookedModel(ABC):
         Float32, CPU, one tensor per prompt.
         """
         rows = self.render(prompts)
-        logprobs_of_row: dict[int, Tensor] = {}
-        for batch in self.batches(rows, self._logit_tokens(batch_tokens)):
-            logits = self._logits(batch)
-            for i, row in enumerate(batch.rows):
-                start = batch.offset(i)
-                row_logits = logits[i, start : start + len(row.ids)]
-                logprobs_of_row[batch.index[i]] = row_logits.float().log_softmax(-1).cpu()
+        batches = self.batches(rows, self._logit_tokens(batch_tokens))
+        logprobs_of_row = logprobs_by_token(batches, self._logits, self.refuse_not_finite)
         return [logprobs_of_row[i] for i in range(len(rows))]
 
     @torch.no_grad()
@@ -329,7 +327,8 @@ class HookedModel(ABC):
                 longer.append(with_continuation(row, text, self.tokenizer, self.max_length))
                 starts.append(len(row.ids))
         batches = self.batches(longer, self._logit_tokens(batch_tokens))
-        table = summed_logprobs(batches, starts, self._logits).view(len(rows), -1)
+        sums = summed_logprobs(batches, starts, self._logits, self.refuse_not_finite)
+        table = sums.view(len(rows), -1)
         single = all(isinstance(item, str) for item in continuations)
         return table[:, 0] if single else table
 
@@ -434,7 +433,11 @@ class HookedModel(ABC):
             chunks = self._decode(rows, sampler, max_new_tokens, slots, self._ends(chats))
         while True:
             with self._blocks.opened(edits, alone=True):
-                chunk = next(chunks, None)
+                try:
+                    chunk = next(chunks, None)
+                except NotFiniteScores as error:
+                    row = rows[error.row].with_continuation(error.tokens)
+                    self.refuse_not_finite(row, f"the logits of token {len(error.tokens) + 1}")
             if chunk is None:
                 return
             finished = []
@@ -489,6 +492,14 @@ class HookedModel(ABC):
 
     def _logit_tokens(self, batch_tokens: int) -> int:
         return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))
+
+    def refuse_not_finite(
+        self, row: Rendered, seen_at: str, *, kept: torch.dtype | None = None
+    ) -> NoReturn:
+        """Raise the error that says where this row first becomes NaN or infinite
+        (`emlens.models.finite`).
+        """
+        refuse_not_finite(self, row, seen_at, kept=kept)
 
     def _logits(self, batch: Batch) -> Tensor:
         logits = self.run(batch, with_logits=True)

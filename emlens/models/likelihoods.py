@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.models.batches import Batch
+from emlens.models.finite import unusable_scores
 
 
 def equal_choices(
@@ -79,14 +80,54 @@ def through_response(row: Rendered) -> Rendered:
     return replace(row, ids=row.ids[: row.spans.content[1]], content_end=None, turn_end=None)
 
 
+Logits = Callable[[Batch], Tensor]
+"""Logits at every token of a batch."""
+Refuse = Callable[[Rendered, str], NoReturn]
+"""Raises the error for a row whose values are not finite, seen at a place."""
+
+
+def last_logits(
+    batches: Iterable[Batch], logits_of: Logits, refuse: Refuse
+) -> dict[int, Float[Tensor, " vocab"]]:
+    """Row → logits after its last token; float32, CPU."""
+    logits_of_row: dict[int, Tensor] = {}
+    for batch in batches:
+        logits = logits_of(batch)
+        for i, row in enumerate(batch.rows):
+            last = logits[i, batch.offset(i) + len(row.ids) - 1].float().cpu()
+            if bool(unusable_scores(last)):
+                refuse(row, "its logits")
+            logits_of_row[batch.index[i]] = last
+    return logits_of_row
+
+
+def logprobs_by_token(
+    batches: Iterable[Batch], logits_of: Logits, refuse: Refuse
+) -> dict[int, Float[Tensor, "token vocab"]]:
+    """Row → log-probabilities over the next token after each of its tokens; float32, CPU."""
+    logprobs_of_row: dict[int, Tensor] = {}
+    for batch in batches:
+        logits = logits_of(batch)
+        for i, row in enumerate(batch.rows):
+            start = batch.offset(i)
+            logprobs = logits[i, start : start + len(row.ids)].float().log_softmax(-1).cpu()
+            # one logit that is not finite makes every log-probability of its token NaN
+            if bool(logprobs[:, 0].isnan().any()):
+                refuse(row, "its logits")
+            logprobs_of_row[batch.index[i]] = logprobs
+    return logprobs_of_row
+
+
 def summed_logprobs(
-    batches: Iterable[Batch], starts: Sequence[int], logits_of: Callable[[Batch], Tensor]
+    batches: Iterable[Batch],
+    starts: Sequence[int],
+    logits_of: Logits,
+    refuse: Refuse,
 ) -> Float[Tensor, " row"]:
     """Sum of the log-probabilities (nats) of each row's tokens from its start on; float64, CPU.
 
     Args:
         starts: number of the first token that counts, for each row, as `Batch.index` numbers them.
-        logits_of: logits at every token of a batch.
     """
     sums = torch.zeros(len(starts), dtype=torch.float64)
     for batch in batches:
@@ -105,6 +146,8 @@ def summed_logprobs(
         # logits at a token score the token after it
         logprobs = logits[row_index, column_index - 1].double().log_softmax(-1)
         tokens = batch.ids[row_index, column_index]
-        values = logprobs.gather(-1, tokens[:, None])[:, 0]
-        sums.index_add_(0, torch.tensor(owners), values.cpu())
+        values = logprobs.gather(-1, tokens[:, None])[:, 0].cpu()
+        if bool(values.isnan().any()):
+            refuse(batch.rows[batch_rows[int(values.isnan().int().argmax())]], "its logits")
+        sums.index_add_(0, torch.tensor(owners), values)
     return sums
