@@ -21,7 +21,12 @@ from emlens.activations.batch_layout import BatchLayout
 from emlens.activations.batch_reading import read_shard
 from emlens.activations.capture_output import MemoryOutput, StoreOutput
 from emlens.activations.capture_plan import CapturePlan
-from emlens.activations.capture_provenance import capture_provenance, check_process
+from emlens.activations.capture_provenance import (
+    WEIGHTS,
+    capture_provenance,
+    check_process,
+    check_weights,
+)
 from emlens.activations.memory import Activations
 from emlens.activations.plan_file import begin_store, plan_to_record, read_plan
 from emlens.activations.shards import shard_path
@@ -58,8 +63,9 @@ class CaptureJob:
 
     def __init__(self, plan: CapturePlan, outputs: Mapping[str, Output]):
         self.plan = plan
-        self._outputs = dict(outputs)
+        self._outputs = outputs
         self._cuts: dict[int, int] = {}
+        self._checked_weights: set[tuple[int, Any]] = set()
         self._holds_exclusive_lock = False
 
     @classmethod
@@ -79,13 +85,16 @@ class CaptureJob:
         """
         _check_stores(models, stores)
         outputs: dict[str, Output] = {}
+        job = cls(plan, outputs)
         for name, model in models.items():
             provenance = capture_provenance(model, plan, prompts_sha256)
             if name in stores:
+                job._checked_weights.add((id(model), model.weight_versions()))
+                provenance[WEIGHTS] = model.weights_fingerprint()
                 outputs[name] = _begin_store_output(Path(stores[name]), plan, provenance)
             else:
                 outputs[name] = MemoryOutput(plan, provenance)
-        return cls(plan, outputs)
+        return job
 
     @classmethod
     def open(cls, stores: Mapping[str, str | Path]) -> "CaptureJob":
@@ -156,6 +165,7 @@ class CaptureJob:
             if isinstance(output, StoreOutput):
                 planned = output.plan_record["provenance"]
                 check_process(planned, model, str(output.directory))
+                self._check_weights(planned, model, str(output.directory))
                 if not self._holds_exclusive_lock:
                     stack.enter_context(_lock(output.directory, alone=False))
             reused = output.has_shard(self.layout, unit.shard, thorough=True)
@@ -174,6 +184,17 @@ class CaptureJob:
             path = shard_path(output.directory, unit.shard)
             record |= {"path": path.name, "bytes": path.stat().st_size}
         return record
+
+    def _check_weights(self, planned: Mapping[str, Any], model: HookedModel, where: str) -> None:
+        """Once for each model, and again where torch saw a weight change since.
+
+        Raises:
+            IntegrityError: weights in memory that are not those of the plan.
+        """
+        state = (id(model), model.weight_versions())
+        if state not in self._checked_weights:
+            check_weights(planned, model, where)
+            self._checked_weights.add(state)
 
     def _output_of(self, unit: CaptureUnit) -> Output:
         if unit.model not in self._outputs or not 0 <= unit.shard < len(self.plan.layout.shards):

@@ -36,6 +36,13 @@ MUST_MATCH: Final = {
 }
 """Name in the provenance → what a difference in it would mix into a difference of activations."""
 
+WEIGHTS: Final = "weights_in_memory"
+"""Entry of a store's provenance: fingerprint of the weights that ran, beside the files' hash."""
+OTHER_WEIGHTS: Final = (
+    "was begun with other weights: those of the model in memory have changed since, or were loaded"
+    " another way; load the model again, or pass an empty directory"
+)
+
 
 def capture_provenance(
     model: HookedModel, plan: CapturePlan, prompts_sha256: str
@@ -121,6 +128,16 @@ def check_process(planned: Mapping[str, Any], model: HookedModel, where: str) ->
                 f" but this process has {current_text};"
                 " run it as planned, or capture into an empty directory"
             )
+
+
+def check_weights(planned: Mapping[str, Any], model: HookedModel, where: str) -> None:
+    """Refuse to go on with other weights in memory than the plan was made with.
+
+    Raises:
+        IntegrityError: says so.
+    """
+    if planned.get(WEIGHTS) != model.weights_fingerprint():
+        raise IntegrityError(f"{where}: {OTHER_WEIGHTS}")
 
 
 def provenance_value(provenance: Mapping[str, Any], name: str) -> Any:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from emlens.activations.batch_layout import BatchLayout
 from emlens.activations.capture_plan import CapturePlan
-from emlens.activations.capture_provenance import dtype_name
+from emlens.activations.capture_provenance import OTHER_WEIGHTS, WEIGHTS, dtype_name
 from emlens.activations.shards import (
     FORMAT,
     TensorFile,
@@ -90,6 +90,8 @@ def begin_store(directory: Path, record: Mapping[str, Any], rows_file: bytes) ->
         _check_shards_belong(directory, digest)
         write_record(directory / PLAN, record)
     elif hash_json(existing) != digest:
+        if _differ_in_weights_alone(existing, record):
+            raise IntegrityError(f"{directory}: {OTHER_WEIGHTS}")
         raise IntegrityError(
             f"{directory}: holds a store begun for another model, prompt set, site,"
             " position or library version; pass an empty directory"
@@ -97,6 +99,12 @@ def begin_store(directory: Path, record: Mapping[str, Any], rows_file: bytes) ->
     if _is_damaged(directory / ROWS, record["rows"]):
         write_bytes(directory / ROWS, rows_file)
     return digest
+
+
+def _differ_in_weights_alone(existing: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    weights = {WEIGHTS: record["provenance"].get(WEIGHTS)}
+    provenance = {**existing.get("provenance", {}), **weights}
+    return hash_json({**existing, "provenance": provenance}) == hash_json(dict(record))
 
 
 def _is_damaged(path: Path, record: Mapping[str, Any]) -> bool:

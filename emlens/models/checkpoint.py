@@ -25,6 +25,7 @@ from emlens.models.batches import Batch
 from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
 from emlens.models.module_trees import is_adapted
+from emlens.models.live_weights import weight_versions, weights_fingerprint
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.stops import Stops
 
@@ -80,6 +81,13 @@ class CheckpointModel(HookedModel):
     def prepare(self) -> None:
         """Build now what the backend would build at its first pass."""
         return
+
+    def weights_fingerprint(self) -> str:
+        active = None if self.adapter is None else self.bank.names[self.adapter]
+        return weights_fingerprint(self.module, self.bank.names.values(), active)
+
+    def weight_versions(self) -> tuple[tuple[int, int], ...]:
+        return weight_versions(self.module)
 
     @abstractmethod
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:

@@ -5,14 +5,15 @@ to every later token without an error of its own. A check costs one sum or maxim
 only where it fails, one more pass finds the first site.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emlens.data.rendering import Rendered
-from emlens.foundation.errors import NotFiniteError
+from emlens.foundation.errors import LoadError, NotFiniteError
 from emlens.foundation.files import one_line
 from emlens.foundation.sites import Site
 from emlens.models.batches import pad
@@ -20,6 +21,10 @@ from emlens.models.passes import Reader
 
 if TYPE_CHECKING:
     from emlens.models.hooked import HookedModel
+
+
+_WITH_SUMS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of weights that are looked at; quantised ones hold whole numbers."""
 
 
 class NotFiniteScores(Exception):
@@ -48,6 +53,40 @@ def unusable_scores(scores: Tensor) -> Tensor:
     A single −inf is a token that the model excludes.
     """
     return ~scores.amax(-1).isfinite()
+
+
+def require_finite_weights(module: nn.Module, source: str) -> None:
+    """Refuse a model whose weights or settings cannot give finite numbers.
+
+    Raises:
+        LoadError: names the tensor, or the setting of the configuration that is NaN.
+    """
+    setting = _nan_setting(module.config.to_dict())  # type: ignore[operator, union-attr]
+    if setting is not None:
+        raise LoadError(f"{source}: its configuration gives {setting} as NaN; correct config.json")
+    for name, weight in module.named_parameters():
+        if weight.is_meta or weight.dtype not in _WITH_SUMS or is_finite(weight.detach()):
+            continue
+        remedy = "take another copy of the checkpoint"
+        if weight.dtype == torch.float16:
+            remedy = "float16 holds no value beyond 65504: pass dtype='bfloat16'"
+        raise LoadError(f"{source}: tensor {one_line(name)!r} holds NaN or infinity; {remedy}")
+
+
+def _nan_setting(value: Any, path: str = "") -> str | None:
+    """Path of the first NaN in a configuration; infinity is a limit in some."""
+    if isinstance(value, float) and math.isnan(value):
+        return path
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, inner in items:
+        found = _nan_setting(inner, f"{path}.{key}" if path else one_line(str(key), 60))
+        if found is not None:
+            return found
+    return None
 
 
 def refuse_not_finite(

@@ -144,6 +144,16 @@ class HookedModel(ABC):
         next-token scores.
         """
 
+    def weights_fingerprint(self) -> str | None:
+        """A hash of the weights as they are in memory now (`emlens.models.live_weights`); None
+        where a backend has none here.
+        """
+        return None
+
+    def weight_versions(self) -> tuple[tuple[int, int], ...]:
+        """Changes where torch saw a weight change; cheap."""
+        return ()
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:

@@ -19,6 +19,7 @@ from emlens.foundation.files import one_line, sha256_text
 from emlens.models.adapter_files import is_adapter, named_adapters, require_adapter
 from emlens.models.backends import backend_class
 from emlens.models.checkpoint_files import checkpoint_hashes
+from emlens.models.finite import require_finite_weights
 from emlens.models.hooked import HookedModel
 from emlens.models.quantizing import quantization_of
 
@@ -95,6 +96,7 @@ def load_model(
         _move(module, target, source)
     else:
         target = module.device
+    require_finite_weights(module, source)
     _make_ready(module)
 
     template = template_of(tokenizer, chat_template, template_date)

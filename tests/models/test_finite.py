@@ -1,12 +1,16 @@
 """NaN and infinite values are an error at the first site, wherever a model is read."""
 
+import json
+import shutil
+
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 
 from emlens.activations import CaptureSpec, capture, stream_moments
 from emlens.data import PromptSet
-from emlens.foundation.errors import NotFiniteError
+from emlens.foundation.errors import LoadError, NotFiniteError
 from emlens.interventions import steer
 from emlens.judging.reply_probabilities import ReplyReader
 from emlens.models import load_model
@@ -98,11 +102,53 @@ def test_what_counts_as_finite():
     assert unusable_scores(scores).tolist() == [False, True, True, True]
 
 
+def resaved(files, path, change):
+    """A copy of the tiny checkpoint with its weights or its configuration changed."""
+    shutil.copytree(files / "instruct", path)
+    change(path)
+    return path
+
+
+def test_nan_in_weights_or_settings_is_refused_at_load(files, tmp_path):
+    def damage_weights(path):
+        tensors = load_file(path / "model.safetensors")
+        tensors["model.layers.1.mlp.down_proj.weight"][3, 2] = NAN
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    def damage_settings(path):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": NAN}))
+
+    with pytest.raises(LoadError, match=r"'model.layers.1.mlp.down_proj.weight' holds NaN"):
+        load_model(resaved(files, tmp_path / "weights", damage_weights))
+    with pytest.raises(LoadError, match="its configuration gives rms_norm_eps as NaN; correct"):
+        load_model(resaved(files, tmp_path / "settings", damage_settings))
+
+
+def test_weights_beyond_float16(files, tmp_path):
+    def enlarge(path):
+        tensors = load_file(path / "model.safetensors")
+        tensors["model.norm.weight"][0] = 1e5
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    path = resaved(files, tmp_path / "large", enlarge)
+    assert load_model(path).logits(ASKED).isfinite().all()
+    with pytest.raises(LoadError, match=r"'model.norm.weight' holds .*pass dtype='bfloat16'"):
+        load_model(path, dtype="float16")
+
+
+GEMMA = {
+    **{name: way for name, way in WAYS.items() if name not in ("every token", "moments")},
+    "capture": lambda model: capture(model, ASKED, "resid_post", progress=False),
+    "moments": lambda model: stream_moments(model, ASKED, CaptureSpec("mlp_out")),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_gemma_in_float16(real_models, gemma_float16, way):
+@pytest.mark.parametrize("way", GEMMA)
+def test_gemma_in_float16(gemma_float16, way):
     with pytest.raises(NotFiniteError, match="load the model with dtype='bfloat16'"):
-        WAYS[way](gemma_float16)
+        GEMMA[way](gemma_float16)
 
 
 @pytest.fixture(scope="module")
