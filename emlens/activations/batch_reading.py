@@ -68,7 +68,8 @@ def _read_batch(
 
         return keep
 
-    model.run(batch, {site: reader(site) for site in plan.sites})
+    with model.computing_in(plan.compute_dtype):
+        model.run(batch, {site: reader(site) for site in plan.sites})
     if not on_device:
         # after the pass: a copy inside a hook would make the device wait at every site
         values = {key: value.cpu() for key, value in values.items()}
@@ -100,6 +101,17 @@ def read_shard(
     Raises:
         InputError: one row alone does not fit into memory.
     """
+    with model.computing_in(plan.compute_dtype):  # once for all batches
+        return _read_batches(model, plan, layout, shard, advance)
+
+
+def _read_batches(
+    model: HookedModel,
+    plan: CapturePlan,
+    layout: BatchLayout,
+    shard: int,
+    advance: Callable[[], Any],
+) -> tuple[dict[Key, Tensor], BatchLayout]:
     values: dict[Key, Tensor] = {}
     shard_rows = layout.rows_of(shard)
     place = {row: i for i, row in enumerate(shard_rows)}

@@ -164,8 +164,9 @@ class CaptureJob:
         with ExitStack() as stack:
             if isinstance(output, StoreOutput):
                 planned = output.plan_record["provenance"]
-                check_process(planned, model, str(output.directory))
-                self._check_weights(planned, model, str(output.directory))
+                where, dtype = str(output.directory), self.plan.compute_dtype
+                check_process(planned, model, where, dtype)
+                self._check_weights(planned, model, where)
                 if not self._holds_exclusive_lock:
                     stack.enter_context(_lock(output.directory, alone=False))
             reused = output.has_shard(self.layout, unit.shard, thorough=True)

@@ -6,6 +6,7 @@ bytes. It is the same for every model that the capture runs on.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -36,6 +37,8 @@ class CapturePlan:
     dtype: torch.dtype | None
     value_bytes: int
     """Bytes of one kept vector."""
+    compute_dtype: torch.dtype | None = None
+    """That passes run in; None: each model's own."""
 
     @classmethod
     def make(
@@ -50,25 +53,37 @@ class CapturePlan:
         if not models:
             raise InputError("models is empty; pass at least one")
         reference = next(iter(models.values()))
+        spec = spec.filled()
+        compute_dtype = cast(torch.dtype | None, spec.compute_dtype)
         positions = spec.parsed_positions
-        sites = resolve_sites(spec.sites, reference.n_layers, spec.layers)
+        sites = resolve_sites(cast(Any, spec.sites), reference.n_layers, spec.layers)
         for model in models.values():
             check_readers(sites, model.sites, model.name, model.n_layers)
+            model.require_computable_in(compute_dtype)
         rows = TokenRows.render(reference, prompts)
         for model in models.values():
             rows.check_same_ids(reference, model, prompts)
         rows.resolve_positions(positions)
 
-        value_bytes = reference.d_model * (spec.dtype or dtype_of(reference)).itemsize
+        value_bytes = (
+            reference.d_model * (spec.dtype or compute_dtype or dtype_of(reference)).itemsize
+        )
         pooled = sum(position.pooled for position in positions)
         layout = BatchLayout.plan(
             rows.lengths,
-            spec.batch_tokens,
+            cast(int, spec.batch_tokens),
             row_bytes=pooled * len(sites) * value_bytes,
             token_bytes=(len(positions) - pooled) * len(sites) * value_bytes,
         )
         return cls(
-            rows, tuple(sites), positions, layout, spec.batch_tokens, spec.dtype, value_bytes
+            rows,
+            tuple(sites),
+            positions,
+            layout,
+            cast(int, spec.batch_tokens),
+            spec.dtype,
+            value_bytes,
+            compute_dtype,
         )
 
     @property
@@ -94,7 +109,4 @@ class CapturePlan:
 
 def dtype_of(model: HookedModel) -> torch.dtype:
     """The dtype of a model's residual stream, as its loader recorded it."""
-    dtype = getattr(torch, str(model.provenance.get("dtype")), None)
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-        return dtype
-    return torch.float32  # none was recorded
+    return model.dtype

@@ -57,7 +57,7 @@ def capture_provenance(
         "batch_tokens": plan.batch_tokens,
         "batches": len(plan.layout.sizes),
         "kept_dtype": dtype_name(plan.dtype),
-        **process_provenance(model),
+        **process_provenance(model, plan.compute_dtype),
     }
 
 
@@ -78,14 +78,22 @@ def dtype_name(dtype: torch.dtype | None) -> str | None:
     return str(dtype).removeprefix("torch.")
 
 
-def process_provenance(model: HookedModel) -> dict[str, Any]:
+def process_provenance(
+    model: HookedModel, compute_dtype: torch.dtype | None = None
+) -> dict[str, Any]:
     """What depends on the model and on the process that runs it."""
+    widened: dict[str, Any] = {}
+    if compute_dtype not in (None, model.dtype):
+        widened = {
+            "dtype": dtype_name(compute_dtype),
+            "weights_dtype": model.provenance.get("dtype"),
+        }
     device = model.device.type
     if device == "cuda":
         device = torch.cuda.get_device_name(model.device)
     return {
         # without the device's number: ranks on several GPUs of one machine are alike
-        "model": {**model.provenance, "device": model.device.type},
+        "model": {**model.provenance, **widened, "device": model.device.type},
         "n_layers": model.n_layers,
         "interventions": model.edit_records(),
         "device": device,
@@ -107,7 +115,12 @@ def with_layout(provenance: Mapping[str, Any], layout: BatchLayout) -> dict[str,
     return {**provenance, "layout_sha256": layout.sha256, **layout.to_record()}
 
 
-def check_process(planned: Mapping[str, Any], model: HookedModel, where: str) -> None:
+def check_process(
+    planned: Mapping[str, Any],
+    model: HookedModel,
+    where: str,
+    compute_dtype: torch.dtype | None = None,
+) -> None:
     """Refuse to run part of a capture in another setting than it was planned for.
 
     Args:
@@ -118,7 +131,7 @@ def check_process(planned: Mapping[str, Any], model: HookedModel, where: str) ->
         IntegrityError: names the first entry that differs.
     """
     # through JSON, since what was planned was read from JSON: tuples became lists
-    current = json.loads(canonical_json(process_provenance(model)))
+    current = json.loads(canonical_json(process_provenance(model, compute_dtype)))
     for name, value in current.items():
         if planned.get(name) != value:
             planned_text = one_line(canonical_json(planned.get(name), None), 160)

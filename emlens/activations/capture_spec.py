@@ -5,8 +5,8 @@ short way to write a spec; every other function takes only the spec.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 
@@ -26,6 +26,10 @@ PositionsLike = PositionLike | Sequence[PositionLike]
 class CaptureSpec:
     """What a capture reads and how.
 
+    What is None is the default of the function that takes the spec: `resid_post` of every layer at
+    `last_prompt` in batches of 2048 tokens for captures, `mean_response` in batches of 8192 for
+    contrasts of answers.
+
     Args:
         sites: names or kinds; a bare kind such as `"resid_post"` means every layer, or those in
             `layers`.
@@ -33,21 +37,27 @@ class CaptureSpec:
         positions: one or several of the positions of `emlens.foundation.positions`.
         skip_first: tokens at the start of a row that means leave out.
         batch_tokens: padded tokens per batch at most.
-        dtype: of the values that are kept; None: the model's own.
+        dtype: of the values that are kept; None: the one that passes run in.
+        compute_dtype: that passes run in, a dtype of torch or its name; None: the model's own.
+            `"float32"` widens 16-bit weights, without changing their values, while the model is
+            read, so that small deltas are not lost in rounding. It takes the memory of float32
+            weights, and other threads wait for the model meanwhile.
         large: allow a capture that keeps more than 8 GiB; `estimate_capture` says how much it keeps
             and how long it takes.
 
     Raises:
         InputError: no position, or one named twice; an unknown position; `skip_first` below 0;
-            `batch_tokens` below 1. Sites and layers are checked when a model is there.
+            `batch_tokens` below 1; a `compute_dtype` that is none. Sites and layers are checked
+            when a model is there.
     """
 
-    sites: SitesLike = "resid_post"
+    sites: SitesLike | None = None
     layers: Sequence[int] | None = None
-    positions: PositionsLike = "last_prompt"
+    positions: PositionsLike | None = None
     skip_first: int = 0
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None
     dtype: torch.dtype | None = None
+    compute_dtype: torch.dtype | str | None = None
     large: bool = False
 
     def __post_init__(self) -> None:
@@ -55,7 +65,8 @@ class CaptureSpec:
         # be read only once
         for name in ("sites", "layers", "positions"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
-        if self.batch_tokens < 1:
+        object.__setattr__(self, "compute_dtype", _float_dtype(self.compute_dtype))
+        if self.batch_tokens is not None and self.batch_tokens < 1:
             raise InputError(f"batch_tokens={self.batch_tokens} must be 1 or more")
         names = [position.name for position in self.parsed_positions]
         if not names:
@@ -66,10 +77,34 @@ class CaptureSpec:
     @property
     def parsed_positions(self) -> tuple[Position, ...]:
         """The positions as objects, in the order given."""
-        positions: Any = self.positions
+        positions: Any = "last_prompt" if self.positions is None else self.positions
         if not isinstance(positions, tuple):
             positions = (positions,)
         return tuple(parse_position(position, self.skip_first) for position in positions)
+
+    def filled(self, defaults: "CaptureSpec | None" = None) -> "CaptureSpec":
+        """The spec with the defaults of a function where it says nothing.
+
+        Args:
+            defaults: of that function; None: those of captures.
+        """
+        missing = {}
+        for name in ("sites", "positions", "batch_tokens"):
+            if getattr(self, name) is None:
+                missing[name] = getattr(defaults or _CAPTURES, name)
+        filled = replace(self, **missing)
+        return filled if defaults is None else filled.filled()
+
+
+def _float_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if parsed not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InputError(
+            f"compute_dtype={dtype!r} is no dtype that passes can run in; pass 'float32'"
+        )
+    return cast(torch.dtype, parsed)
 
 
 def _frozen(value: Any) -> Any:
@@ -78,6 +113,10 @@ def _frozen(value: Any) -> Any:
     if is_single or not isinstance(value, Iterable):
         return value
     return tuple(value)
+
+
+_CAPTURES = CaptureSpec("resid_post", positions="last_prompt", batch_tokens=BATCH_TOKENS)
+"""What a capture reads where a spec says nothing."""
 
 
 def spec_of(

@@ -20,6 +20,7 @@ from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.models.hooked import HookedModel
+from emlens.models.widening import computing_in
 from emlens.runs.progress import progress_bar
 
 PromptsLike = PromptSet | QuestionSet | Answers
@@ -108,7 +109,11 @@ def capture_many(
     job = plan_capture(models, prompts, spec, stores=stores)
     title = f"capture {len(job.plan.rows)} prompts × {len(models)} models"
     batches = sum(job.batch_count(unit) for unit in job.units)
-    with job.alone(), progress_bar(title, batches, progress) as advance:
+    with (
+        job.alone(),
+        computing_in(models.values(), job.plan.compute_dtype),
+        progress_bar(title, batches, progress) as advance,
+    ):
         units = job.units
         while units:  # once more where a batch was cut after another model had run it whole
             for unit in units:

@@ -3,7 +3,7 @@
 Refused where before and after did not read the same rows in the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emlens.activations.capture_provenance import MUST_MATCH, provenance_value
 from emlens.activations.memory import Activations, Key, TokenValues
+from emlens.activations.rounding import rounding_floor, warn_of_rounding
 from emlens.foundation.errors import InputError, IntegrityError
 
 
@@ -19,7 +20,11 @@ def activation_deltas(
 ) -> Activations:
     """δ = after − before for every site, position and row; same interface as `Activations`.
 
-    The difference is taken in float64 and kept in the inputs' dtype.
+    The difference is taken in float64 and kept in the inputs' dtype. `rounding_floor` of the result
+    says for each site and position how long rounding alone makes a δ (root mean square over rows,
+    in the units of the stream; `emlens.activations.rounding` has the derivation). Where a shift is
+    below three times its floor, one warning is logged: there, capture both sides with
+    `CaptureSpec(compute_dtype="float32")`.
 
     Args:
         allow: entries of provenance that may differ, by name (`"threads"`, `"versions.torch"`, …);
@@ -45,13 +50,21 @@ def activation_deltas(
         tokens = _same_tokens(before, after)
         offsets, token_ids = tokens.offsets, tokens.token_ids
     values: dict[Key, Tensor] = {}
+    floors: dict[Key, float] = {}
+    shifts: dict[Key, float] = {}
     for key in before.keys:  # one at a time: a store need not be in memory as a whole
-        values[key] = _difference(before.value(key), after.value(key), site=key[0])
+        value_before, value_after = before.value(key), after.value(key)
+        values[key] = _difference(value_before, value_after, site=key[0])
+        floors[key] = rounding_floor(value_before, value_after, key, before.provenance)
+        shifts[key] = float(values[key].double().pow(2).sum(-1).mean().sqrt())
+    if _are_two_models(before, after):
+        warn_of_rounding(shifts, floors, value_before.dtype)
     provenance: dict[str, Any] = {
         "delta": True,
         "before": before.provenance,
         "after": after.provenance,
         "allowed": sorted(allow),
+        "rounding_floor": _by_site(floors),
     }
     return Activations(
         values,
@@ -63,6 +76,22 @@ def activation_deltas(
         offsets=offsets,
         token_ids=token_ids,
     )
+
+
+def _are_two_models(before: Activations, after: Activations) -> bool:
+    """False for one model read twice, whose δ is rounding and nothing else."""
+    return any(
+        before.provenance.get(name) != after.provenance.get(name)
+        for name in ("model", "interventions")
+    )
+
+
+def _by_site(floors: Mapping[Key, float]) -> dict[str, dict[str, float]]:
+    """Site → position → floor: what JSON can hold."""
+    by_site: dict[str, dict[str, float]] = {}
+    for (site, position), floor in floors.items():
+        by_site.setdefault(site, {})[position] = floor
+    return by_site
 
 
 def _check_same_rows(before: Activations, after: Activations) -> None:

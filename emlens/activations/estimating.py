@@ -68,7 +68,8 @@ def estimate_capture(
     padded = _padded_tokens(plan)
     count = len(padded)
     sampled = sorted({round(batch) for batch in np.linspace(0, count - 1, min(sample, count))})
-    rates = _seconds_per_token(model, plan, padded, sampled)
+    with model.computing_in(plan.compute_dtype):
+        rates = _seconds_per_token(model, plan, padded, sampled)
     seconds = float((np.interp(np.arange(count), sampled, rates) * padded).sum())
     tokens = float(padded.sum())
     return CaptureEstimate(

@@ -234,6 +234,18 @@ class Activations:
         return TokenValues(self._values[name, "all"], self._offsets, self._token_ids)
 
     @property
+    def rounding_floor(self) -> dict[Key, float]:
+        """Of deltas: site and position → root mean square length that rounding alone gives a row,
+        in the units of the stream; empty for activations.
+        """
+        by_site = self.provenance.get("rounding_floor", {})
+        floors = {}
+        for site, by_position in by_site.items():
+            for position, floor in by_position.items():
+                floors[site, position] = float(floor)
+        return floors
+
+    @property
     def keys(self) -> list[Key]:
         """Site and position of every tensor: all pooled ones, then "all" of each site."""
         keys = [(site, position) for site in self.sites for position in self.pooled_positions]

@@ -69,6 +69,7 @@ def plan_to_record(
         "positions": [_position_to_record(position) for position in plan.positions],
         "batch_tokens": plan.batch_tokens,
         "dtype": dtype_name(plan.dtype),
+        "compute_dtype": dtype_name(plan.compute_dtype),
         "value_bytes": plan.value_bytes,
         "provenance": dict(provenance),
         "rows": rows,
@@ -160,9 +161,10 @@ def read_plan(directory: Path) -> tuple[CapturePlan, dict[str, Any], str]:
 def _plan_from_record(
     record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> CapturePlan:
-    dtype = None
-    if record["dtype"] is not None:
-        dtype = getattr(torch, record["dtype"])
+    dtype, compute_dtype = (
+        None if record[name] is None else getattr(torch, record[name])
+        for name in ("dtype", "compute_dtype")
+    )
     return CapturePlan(
         rows=TokenRows.from_tensors(record["ids"], record["groups"], tensors),
         sites=tuple(Site.parse(name) for name in record["sites"]),
@@ -173,6 +175,7 @@ def _plan_from_record(
         batch_tokens=record["batch_tokens"],
         dtype=dtype,
         value_bytes=record["value_bytes"],
+        compute_dtype=compute_dtype,
     )
 
 

@@ -27,6 +27,7 @@ from emlens.activations.streamed_moments import Cell, SecondMoment, StreamedMome
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.models.hooked import HookedModel
+from emlens.models.widening import computing_in
 from emlens.runs.progress import progress_bar
 from emlens.stats.moments import StreamingMoments
 
@@ -82,7 +83,10 @@ def stream_moments(
     sums = _Sums(plan, labels, model.d_model, second, columns, seed)
     layout = plan.layout
     title = f"stream {len(prompt_set)} prompts"
-    with progress_bar(title, len(layout.sizes), progress) as advance:
+    with (
+        computing_in(models.values(), plan.compute_dtype),
+        progress_bar(title, len(layout.sizes), progress) as advance,
+    ):
         for batch in range(len(layout.sizes)):
             pieces, layout = read_cutting(
                 plan, layout, batch, lambda rows: _read(models, plan, rows)

@@ -49,8 +49,8 @@ def extract_directions(
 
     Args:
         scores: of these answers, with metrics `aligned` and `coherent` on 0 to 100.
-        spec: what is read, at one pooled position; by default `resid_post` of every layer at
-            `mean_response`. Name the position in a spec of your own: its default is `last_prompt`.
+        spec: what is read, at one pooled position; `resid_post` of every layer at
+            `mean_response` where it says nothing.
         rows: which answers are which; by default coherent > 50 and aligned ≤ 30 or > 70, balanced.
         weighting: `"example"`: every answer counts the same; `"token"`: every answer token does.
         between, reference: as `contrast_answers`.
@@ -96,8 +96,7 @@ def contrast_answers(
     """Misaligned against aligned answers, with all that error bars and controls need.
 
     Args:
-        spec: what is read; by default `resid_post` of every layer at `mean_response`. Name the
-            positions in a spec of your own: its default is `last_prompt`.
+        spec: what is read; `resid_post` of every layer at `mean_response` where it says nothing.
         rows: which answers are which; the field's thresholds by default. Its seed is also that of
             the blocks.
         between: `"answers"`: `model` on misaligned minus `model` on aligned answers. `"models"`:
@@ -206,7 +205,7 @@ def shift_directions(
     streamed = stream_moments(
         after,
         prompts,
-        spec,
+        spec.filled(LAST_PROMPT),
         by=None,
         minus=before,
         second="sketch" if kind == "top_component" else "variance",

@@ -174,8 +174,8 @@ def contrast(
     the mean difference within it.
 
     Args:
-        spec: what is read; by default `resid_post` of every layer at `mean_response`. Name the
-            positions (pooled ones) in a spec of your own: its default is `last_prompt`.
+        spec: what is read; `resid_post` of every layer at `mean_response` where it says nothing;
+            positions are pooled ones.
         names: what the two classes are called in `ids`.
         weighting: `"example"`: every row counts the same; `"token"`: as many times as the position
             has tokens in it.
@@ -195,6 +195,7 @@ def contrast(
     _require_weighting(weighting, covariance)
     sides = [(model, as_prompts(rows)) for model, rows in (positive, negative)]
     models = {"positive": sides[0][0], "negative": sides[1][0]}
+    spec = spec.filled(MEAN_RESPONSE)
     plans = [CapturePlan.make(models, list(prompts), spec) for _, prompts in sides]
     _require_pooled(plans[0])
     unit_of = units or _question
@@ -299,6 +300,21 @@ class _SideSums:
         row_weights = {
             position.name: _row_weights(plan, position, weighting) for position in plan.positions
         }
+        with model.computing_in(plan.compute_dtype):  # once for all batches
+            self._add_batches(model, plan, row_blocks, row_weights, advance)
+        n_blocks = len(next(iter(self.sums.values())))
+        for name, weights in row_weights.items():
+            zeros = torch.zeros(n_blocks, dtype=torch.float64)
+            self.weights[name] = zeros.index_add_(0, row_blocks, weights)
+
+    def _add_batches(
+        self,
+        model: HookedModel,
+        plan: CapturePlan,
+        row_blocks: Tensor,
+        row_weights: Mapping[str, Tensor],
+        advance: Callable[[], Any],
+    ) -> None:
         for batch in range(len(plan.layout.sizes)):
             pieces, self.layout = read_cutting(
                 plan, self.layout, batch, lambda rows: read_rows(model, plan, rows, on_device=True)
@@ -310,10 +326,6 @@ class _SideSums:
                     if self.moments:
                         self.moments[key].update(value)
             advance()
-        n_blocks = len(next(iter(self.sums.values())))
-        for name, weights in row_weights.items():
-            zeros = torch.zeros(n_blocks, dtype=torch.float64)
-            self.weights[name] = zeros.index_add_(0, row_blocks, weights)
 
     def describe(self, model: HookedModel, plan: CapturePlan, prompts_sha256: str) -> None:
         """Record what was read, with batches as they were run: one may have been cut."""

@@ -23,6 +23,7 @@ from emlens.foundation.errors import LoadError, StateError
 from emlens.foundation.files import one_line
 from emlens.models.adapter_files import AdapterFiles, plain_name
 from emlens.models.module_trees import twin, untie_adapted, without_adapters
+from emlens.models.widening import Widening
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class AdapterBank:
         self.names: dict[str, str] = {}
         self._numbers = itertools.count()
         self._selections: list[_Selection] = []
+        self.widening = Widening()
         self._peft: Any = None
         self._lock = threading.RLock()
         self._active: str | None = None
@@ -223,6 +225,16 @@ class AdapterBank:
                 remaining = self._selections[-1].name if self._selections else None
                 if remaining != self._active:
                     self._switch(remaining)
+
+    @contextmanager
+    def widened(self, dtype: torch.dtype) -> Iterator[None]:
+        """The shared weights in a dtype of more bits inside the block; other threads wait.
+
+        Raises:
+            StateError: they are widened to another dtype already.
+        """
+        with self._lock, self.widening.widened(self.module, dtype):
+            yield
 
     def merge(self, name: str) -> None:
         """Fold an adapter into the weights for good; the bank is empty afterwards.

@@ -28,6 +28,7 @@ from emlens.models.module_trees import is_adapted
 from emlens.models.live_weights import weight_versions, weights_fingerprint
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.stops import Stops
+from emlens.models.widening import can_widen
 
 Call = Literal["decoder", "model", "generate"]
 """The decoder alone (no logits), the whole model, or its `generate`."""
@@ -82,9 +83,36 @@ class CheckpointModel(HookedModel):
         """Build now what the backend would build at its first pass."""
         return
 
+    def require_computable_in(self, dtype: torch.dtype | None) -> None:
+        if dtype in (None, self.dtype):
+            return
+        if not can_widen(self.dtype, dtype):
+            raise InputError(
+                f"compute_dtype={dtype} cannot hold the weights of {self.name!r} ({self.dtype});"
+                " pass 'float32', or load the model in the dtype you want"
+            )
+        tensors = self.module.parameters()
+        if getattr(self.module.config, "quantization_config", None) is not None or any(
+            value.is_meta for value in tensors
+        ):
+            raise InputError(
+                f"compute_dtype={dtype}: {self.name!r} has quantised or offloaded weights, which"
+                " cannot be widened in place; load it whole and in full precision"
+            )
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        self.require_computable_in(dtype)
+        if dtype in (None, self.dtype):
+            yield
+            return
+        with self.bank.widened(dtype):
+            yield
+
     def weights_fingerprint(self) -> str:
         active = None if self.adapter is None else self.bank.names[self.adapter]
-        return weights_fingerprint(self.module, self.bank.names.values(), active)
+        names = self.bank.names.values()
+        return weights_fingerprint(self.module, names, active, self.bank.widening.dtypes)
 
     def weight_versions(self) -> tuple[tuple[int, int], ...]:
         return weight_versions(self.module)

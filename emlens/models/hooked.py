@@ -144,6 +144,30 @@ class HookedModel(ABC):
         next-token scores.
         """
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream, as the loader recorded it; float32 where it recorded none."""
+        dtype = getattr(torch, str(self.provenance.get("dtype")), None)
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            return dtype
+        return torch.float32
+
+    def require_computable_in(self, dtype: torch.dtype | None) -> None:
+        """Raises:
+        InputError: passes cannot run in this dtype.
+        """
+        if dtype not in (None, self.dtype):
+            raise InputError(
+                f"compute_dtype={dtype} is not that of {self.name!r} ({self.dtype}),"
+                f" and backend {self.backend!r} cannot change it"
+            )
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Run passes in `dtype` inside the block (`emlens.models.widening`); None: as always."""
+        self.require_computable_in(dtype)
+        yield
+
     def weights_fingerprint(self) -> str | None:
         """A hash of the weights as they are in memory now (`emlens.models.live_weights`); None
         where a backend has none here.

@@ -13,9 +13,12 @@ from emlens.activations import (
     capture,
     store as store_module,
 )
+from emlens.activations.capture_job import CaptureJob
+from emlens.activations.capturing import plan_capture
 from emlens.activations.shards import header_sha256
 from emlens.foundation import InputError, IntegrityError, UnknownNameError
 from emlens.foundation.provenance import hash_json
+from emlens.models import load_model
 
 SPEC = CaptureSpec(
     positions=["last_prompt", "mean_response", "all"], batch_tokens=45, layers=[0, 2]
@@ -53,11 +56,39 @@ def store(model, prompts, tmp_path):
     return tmp_path / "store"
 
 
+def test_weights_changed_in_memory_make_the_store_refuse(files, prompts, tmp_path):
+    model = load_model(files / "instruct")
+    weight = model.module.model.layers[0].mlp.down_proj.weight
+    store = tmp_path / "store"
+    job = plan_capture({"m": model}, prompts, SPEC, stores={"m": store})
+    kept = weight.data.clone()
+    with torch.no_grad():
+        weight[3] = 0  # which torch counts
+    with pytest.raises(IntegrityError, match="was begun with other weights: those of the model"):
+        job.run(job.units[0], model)
+    weight.data.copy_(kept)
+    captured = capture(model, prompts, store=store, spec=SPEC, progress=False)
+    weight.data += 0.5  # which it does not
+    with pytest.raises(IntegrityError, match=r"in memory have changed since.*pass an empty direct"):
+        capture(model, prompts, store=store, spec=SPEC, progress=False)
+    changed = capture(model, prompts, spec=SPEC, progress=False)
+    assert not same(captured, changed)  # what would have come back is not what the model computes
+    weight.data.copy_(kept)
+    assert same(capture(model, prompts, store=store, spec=SPEC, progress=False), captured)
+    with pytest.raises(IntegrityError, match="was begun with other weights"):
+        opened = CaptureJob.open({"m": store})
+        weight.data += 0.5
+        opened.run(opened.units[0], model)
+
+
 def test_a_store_holds_what_memory_holds(model, prompts, store):
     memory = capture(model, prompts, spec=SPEC, progress=False)
     opened = ActivationStore.open(store)
     assert same(opened, memory) and len(list(store.glob("shard-*.safetensors"))) > 2
-    assert json.loads(json.dumps(opened.provenance)) == json.loads(json.dumps(memory.provenance))
+    provenance = json.loads(json.dumps(opened.provenance))
+    # only a store is gone on with later, so only a store records it
+    assert provenance.pop("weights_in_memory") == model.weights_fingerprint()
+    assert provenance == json.loads(json.dumps(memory.provenance))
     chosen = opened.select(["q4", "q0"])
     assert torch.equal(
         chosen["resid_post.0", "last_prompt"], memory["resid_post.0", "last_prompt"][[4, 0]]

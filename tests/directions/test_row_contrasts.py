@@ -298,3 +298,20 @@ def test_sites_below_an_adapter_have_no_direction_and_are_left_out(
         match="the two sides have the same means at every site, so there is no direction",
     ):
         same.directions()
+
+
+def test_what_a_spec_leaves_open_is_the_default_of_the_contrast(family: Family) -> None:
+    model = family.instruct
+    partial, whole = (
+        contrast((model, UP), (model, DOWN), spec, progress=False)
+        for spec in (
+            CaptureSpec("resid_post.1"),
+            CaptureSpec("resid_post.1", positions="mean_response", batch_tokens=8192),
+        )
+    )
+    [(key, direction)] = partial.directions().items()
+    assert direction.position == "mean_response"
+    assert torch.equal(direction.vector, whole.directions()[key].vector)
+    assert partial.provenance == whole.provenance
+    captured = capture(model, UP, spec=CaptureSpec(layers=[1]), progress=False)
+    assert captured.positions == ["last_prompt"] and captured.provenance["batch_tokens"] == 2048

@@ -1,0 +1,85 @@
+"""Passes in a wider dtype than the weights are in: float32 for a difference of two 16-bit models.
+
+Every value of bfloat16 or float16 is a value of float32, so weights are widened without a change
+and narrowed again without a change. Memory: float32 weights in place of 16-bit ones. The weights
+are shared by all models of a family, so other threads wait until they are as they were.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from emlens.foundation.errors import StateError
+
+if TYPE_CHECKING:
+    from emlens.models.hooked import HookedModel
+
+
+@contextmanager
+def computing_in(models: Iterable["HookedModel"], dtype: torch.dtype | None) -> Iterator[None]:
+    """Run passes of these models in `dtype` inside the block; None: each in its own.
+
+    Raises:
+        InputError: a dtype that cannot hold the weights; quantised or offloaded weights.
+    """
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(model.computing_in(dtype))
+        yield
+
+
+class Widening:
+    """The dtypes that widened tensors had before, for one module."""
+
+    def __init__(self) -> None:
+        self.dtypes: dict[int, torch.dtype] = {}
+        """id of a tensor → its own dtype; empty while nothing is widened."""
+        self._dtype: torch.dtype | None = None
+
+    @contextmanager
+    def widened(self, module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+        """Parameters and buffers of fewer bits as `dtype` inside the block.
+
+        A block inside another one of the same dtype changes nothing.
+
+        Raises:
+            StateError: inside a block of another dtype.
+        """
+        if self._dtype is not None:
+            if self._dtype != dtype:
+                raise StateError(
+                    f"the weights are widened to {self._dtype} already, so passes cannot run in"
+                    f" {dtype}; end the other capture first"
+                )
+            yield
+            return
+        narrow = [value for value in _floating(module) if can_widen(value.dtype, dtype)]
+        self._dtype = dtype
+        try:
+            for value in narrow:
+                self.dtypes[id(value)] = value.dtype
+                value.data = value.data.to(dtype)
+            yield
+        finally:
+            for value in narrow:
+                value.data = value.data.to(self.dtypes.get(id(value), value.dtype))
+            self.dtypes.clear()
+            self._dtype = None
+
+
+def can_widen(own: torch.dtype, wide: torch.dtype) -> bool:
+    """Whether every value of one dtype is a value of another one with more bits."""
+    if own == wide:
+        return False
+    # of bits before and after the point: bfloat16 has more of the first than float16
+    own_info, wide_info = torch.finfo(own), torch.finfo(wide)
+    return own_info.eps >= wide_info.eps and own_info.max <= wide_info.max
+
+
+def _floating(module: nn.Module) -> Iterator[Tensor]:
+    for value in (*module.parameters(), *module.buffers()):
+        if value.is_floating_point():
+            yield value
