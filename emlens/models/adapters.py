@@ -41,7 +41,7 @@ class AdapterBank:
         self.names: dict[str, str] = {}
         self._numbers = itertools.count()
         self._selections: list[_Selection] = []
-        self.widening = Widening()
+        self._widening = Widening()
         self._peft: Any = None
         self._lock = threading.RLock()
         self._active: str | None = None
@@ -233,7 +233,7 @@ class AdapterBank:
         Raises:
             StateError: they are widened to another dtype already.
         """
-        with self._lock, self.widening.widened(self.module, dtype):
+        with self._lock, self._widening.widened(self.module, dtype):
             yield
 
     def merge(self, name: str) -> None:

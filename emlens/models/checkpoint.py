@@ -24,8 +24,8 @@ from emlens.models.architectures import architecture_of
 from emlens.models.batches import Batch
 from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
-from emlens.models.module_trees import is_adapted
 from emlens.models.live_weights import weight_versions, weights_fingerprint
+from emlens.models.module_trees import is_adapted
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.stops import Stops
 from emlens.models.widening import can_widen
@@ -112,7 +112,7 @@ class CheckpointModel(HookedModel):
     def weights_fingerprint(self) -> str:
         active = None if self.adapter is None else self.bank.names[self.adapter]
         names = self.bank.names.values()
-        return weights_fingerprint(self.module, names, active, self.bank.widening.dtypes)
+        return weights_fingerprint(self.module, names, active)
 
     def weight_versions(self) -> tuple[tuple[int, int], ...]:
         return weight_versions(self.module)

@@ -383,7 +383,7 @@ class HookedModel(ABC):
         batches = self.batches(
             [through_response(row) for row in rows], self._logit_tokens(batch_tokens)
         )
-        return summed_logprobs(batches, starts, self._logits)
+        return summed_logprobs(batches, starts, self._logits, self.refuse_not_finite)
 
     def generate(
         self,

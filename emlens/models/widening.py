@@ -17,6 +17,8 @@ from emlens.foundation.errors import StateError
 if TYPE_CHECKING:
     from emlens.models.hooked import HookedModel
 
+_OWN_DTYPE = "_emlens_own_dtype"
+
 
 @contextmanager
 def computing_in(models: Iterable["HookedModel"], dtype: torch.dtype | None) -> Iterator[None]:
@@ -31,12 +33,17 @@ def computing_in(models: Iterable["HookedModel"], dtype: torch.dtype | None) -> 
         yield
 
 
+def own_dtype(value: Tensor) -> torch.dtype:
+    """The dtype of a weight, also while it is widened."""
+    # kept on the tensor itself: several trees of modules may lie on the same weights
+    dtype: torch.dtype = getattr(value, _OWN_DTYPE, value.dtype)
+    return dtype
+
+
 class Widening:
-    """The dtypes that widened tensors had before, for one module."""
+    """Whether the weights of one module are widened now."""
 
     def __init__(self) -> None:
-        self.dtypes: dict[int, torch.dtype] = {}
-        """id of a tensor → its own dtype; empty while nothing is widened."""
         self._dtype: torch.dtype | None = None
 
     @contextmanager
@@ -60,13 +67,13 @@ class Widening:
         self._dtype = dtype
         try:
             for value in narrow:
-                self.dtypes[id(value)] = value.dtype
+                setattr(value, _OWN_DTYPE, value.dtype)
                 value.data = value.data.to(dtype)
             yield
         finally:
             for value in narrow:
-                value.data = value.data.to(self.dtypes.get(id(value), value.dtype))
-            self.dtypes.clear()
+                value.data = value.data.to(own_dtype(value))
+                value.__dict__.pop(_OWN_DTYPE, None)
             self._dtype = None
 
 
