@@ -77,7 +77,9 @@ class CaptureSpec:
     @property
     def parsed_positions(self) -> tuple[Position, ...]:
         """The positions as objects, in the order given."""
-        positions: Any = "last_prompt" if self.positions is None else self.positions
+        positions: Any = self.positions
+        if positions is None:
+            positions = "last_prompt"
         if not isinstance(positions, tuple):
             positions = (positions,)
         return tuple(parse_position(position, self.skip_first) for position in positions)
@@ -99,7 +101,9 @@ class CaptureSpec:
 def _float_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None:
         return None
-    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    parsed: Any = dtype
+    if isinstance(dtype, str):
+        parsed = getattr(torch, dtype, None)
     if parsed not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise InputError(
             f"compute_dtype={dtype!r} is no dtype that passes can run in; pass 'float32'"

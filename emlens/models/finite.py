@@ -83,7 +83,7 @@ def _nan_setting(value: Any, path: str = "") -> str | None:
     elif isinstance(value, list | tuple):
         items = enumerate(value)
     for key, inner in items:
-        found = _nan_setting(inner, f"{path}.{key}" if path else one_line(str(key), 60))
+        found = _nan_setting(inner, f"{path}.{one_line(str(key), 60)}".lstrip("."))
         if found is not None:
             return found
     return None

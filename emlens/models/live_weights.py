@@ -51,7 +51,9 @@ def weights_fingerprint(
 def row_sums(value: Tensor) -> Tensor:
     """The bits of each row, added as whole numbers modulo 2⁶⁴."""
     rows = value.detach().contiguous()
-    rows = rows.reshape(-1, rows.shape[-1] if rows.ndim else 1)
+    if rows.ndim == 0:
+        rows = rows[None]
+    rows = rows.reshape(-1, rows.shape[-1])
     if rows.is_complex():
         rows = torch.view_as_real(rows).flatten(1)
     # eight bytes at once where rows can be cut so: one pass at the speed of memory. It depends on
@@ -95,6 +97,8 @@ def _plain_name(parts: list[str], adapters: Collection[str]) -> str:
     """The name without what PEFT puts into it where it wraps a module."""
     shown = []
     for part in parts:
-        if part not in _WRAPPERS:
-            shown.append(_ADAPTER if part in adapters else part)
+        if part in adapters:
+            shown.append(_ADAPTER)
+        elif part not in _WRAPPERS:
+            shown.append(part)
     return ".".join(shown)
