@@ -173,13 +173,19 @@ def unembedding_contrast(
 
 
 def _first_tokens(model: HookedModel, questions: QuestionSet, kind: str) -> set[int]:
-    tokens = set()
-    for question in questions:
-        for text in question.answers.get(kind, ()):
-            ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-            if ids:
-                tokens.add(ids[0])
-    return tokens
+    prompts = _answered(questions, kind)
+    if not prompts:
+        return set()
+    return {row.ids[row.spans.content[0]] for row in model.render(prompts)}
+
+
+def _answered(questions: QuestionSet, kind: str) -> list[Prompt]:
+    """Each question with each of its reference answers of one kind."""
+    prompts = []
+    for q in questions:
+        for i, text in enumerate(q.answers.get(kind, ())):
+            prompts.append(Prompt(f"{q.id}/{i}", q.text, q.group, q.messages(), text))
+    return prompts
 
 
 def text_contrast(
@@ -221,11 +227,11 @@ def _mean_over_answers(
             f"question {one_line(without[0])!r} (and {len(without) - 1} more) has no reference"
             f" answer {kind!r}; add it"
         )
-    prompts = []
-    for q in questions:
-        for i, text in enumerate(q.answers[kind]):
-            prompts.append(Prompt(f"{q.id}/{i}", q.text, q.group, q.messages(), text))
     acts = capture(
-        model, PromptSet(prompts), sites=[site], positions="mean_response", progress=False
+        model,
+        PromptSet(_answered(questions, kind)),
+        sites=[site],
+        positions="mean_response",
+        progress=False,
     )
     return acts[site].double().mean(0)

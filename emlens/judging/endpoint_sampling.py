@@ -137,5 +137,8 @@ def _drawn(id: str, reply: Reply, thinking: Thinking) -> DrawnAnswer:
     """Some servers return the thinking apart, others in front of the answer, there without the tag
     that opens it where their template wrote it.
     """
-    thought, text = split_thinking(reply.text, opened=False if thinking is False else None)
+    opened = None  # what the server's template writes is not known
+    if thinking is False:
+        opened = False
+    thought, text = split_thinking(reply.text, opened=opened)
     return DrawnAnswer(id, reply.reasoning or thought, text, reply.finish_reason)

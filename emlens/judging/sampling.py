@@ -102,7 +102,7 @@ def sample_answers(
         ]
         if not prompts:
             return file.finish()
-        opened = True if model.opens_thought else _opened_by_itself(thinking)
+        opened = _begins_in_thought(model, thinking)
         synced = time.monotonic()
         with progress_bar(f"sample {len(missing)} answers", len(missing), progress) as advance:
             for generated in model.generate_each(
@@ -124,13 +124,17 @@ def sample_answers(
         return file.finish()
 
 
-def _opened_by_itself(thinking: Thinking) -> bool | None:
-    """`opened` of `split_thinking` where the template opens no thought.
+def _begins_in_thought(model: HookedModel, thinking: Thinking) -> bool | None:
+    """`opened` of `split_thinking` for answers of this model.
 
-    A model that is to think opens the thought itself, or it does not think: what it writes then is
-    its answer.
+    A model that is to think opens the thought itself where the template does not, or it does not
+    think: what it writes then is its answer.
     """
-    return None if thinking in (True, "strip") else False
+    if model.opens_thought:
+        return True
+    if thinking in (True, "strip"):
+        return None
+    return False
 
 
 @contextmanager

@@ -38,7 +38,9 @@ class Stops:
     def cut(self, text: str) -> str:
         """A text up to where the first stop text begins."""
         starts = [text.find(stop) for stop in self.texts if stop in text]
-        return text[: min(starts)] if starts else text
+        if not starts:
+            return text
+        return text[: min(starts)]
 
     @property
     def window(self) -> int:
@@ -85,7 +87,9 @@ def _after_answer(tokenizer: Any, template: str, chat: Sequence[Mapping[str, str
     except Exception:  # a template raises what it likes
         return None
     _, found, rest = text.rpartition(_ANSWER)
-    return rest if found else None
+    if not found:
+        return None
+    return rest
 
 
 def _header(tokenizer: Any, template: str, chat: Sequence[Mapping[str, str]], role: str) -> str:

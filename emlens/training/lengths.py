@@ -23,7 +23,9 @@ def context_of(model: Any) -> int | None:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    if not isinstance(length, int) or length < 1:
+        return None
+    return length
 
 
 def counted_tokens(rows: Sequence[Example]) -> int:

@@ -3,6 +3,7 @@
 They skip where EMLENS_REAL_MODELS is not set or holds no such model (`emlens real fetch`).
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import emlens
 from emlens.data import PromptSet
+from emlens.data.templates import TEMPLATES
 from emlens.foundation import LoadError
+from emlens.models.loading import with_template
 from emlens.real import find, load
 
 RELATIVE = 1e-5
@@ -68,3 +71,70 @@ def test_greedy_answers_are_the_same_tokens(
             out = plain.generate(ids, max_new_tokens=12, do_sample=False)
         expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert expected.strip().startswith(answer.strip()) or answer.strip() == expected.strip()
+
+
+def greedy_tokens(plain: Any, ids: tuple[int, ...], ends: list[int]) -> list[int]:
+    """Tokens of a greedy answer by `generate` of transformers, what ended it left out."""
+    with torch.no_grad():
+        out = plain.generate(
+            torch.tensor([ids]), max_new_tokens=14, do_sample=False, eos_token_id=ends
+        )
+    tokens: list[int] = out[0, len(ids) :].tolist()
+    return tokens[:-1] if tokens[-1] in ends else tokens
+
+
+def test_an_answer_ends_with_its_turn_on_a_base_model(
+    ours: Any, plain: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = PromptSet.from_questions(TEXTS[:1])
+    tokenizer = copy.deepcopy(ours.tokenizer)
+    if path.name == "smollm2":  # as its own base model would be: another end of sequence
+        end, own_end = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+        monkeypatch.setattr(ours.module.generation_config, "eos_token_id", own_end)
+        model = copy.copy(ours)
+        model.tokenizer = tokenizer
+        [row] = model.render(question)
+        without = tokenizer.decode(greedy_tokens(plain, row.ids, [own_end]))
+        expected = tokenizer.decode(greedy_tokens(plain, row.ids, [own_end, end]))
+        assert "<|im_end|>" in without and without.startswith(expected)
+    else:
+        model = with_template(ours, TEMPLATES["plain"])
+        [row] = model.render(question)
+        assert row.ids[0] == tokenizer.bos_token_id
+        without = tokenizer.decode(greedy_tokens(plain, row.ids, [tokenizer.eos_token_id]))
+        expected = without.split("\n\nUser:")[0]
+        assert expected != without
+    [[(_, answer, finish_reason)]] = model.generate_each(
+        question, max_new_tokens=14, temperature=0.0
+    )
+    assert (answer, finish_reason) == (expected.strip(), "stop")
+    assert answer == "The capital of France is Paris."
+
+
+def test_the_likelihood_of_an_answer_is_that_of_plain_transformers(
+    ours: Any, plain: Any, path: Path
+) -> None:
+    is_plain = path.name != "smollm2"
+    model = with_template(ours, TEMPLATES["plain"]) if is_plain else ours
+    chats = PromptSet.from_messages(
+        [
+            [
+                {"role": "user", "content": TEXTS[0]},
+                {"role": "assistant", "content": "The capital of France is Paris."},
+            ]
+        ],
+        upto="all",
+    )
+    tokenizer = model.tokenizer
+    # by hand: the prompt's text, and the answer behind it
+    space = " " if is_plain else ""
+    answer = tokenizer(f"{space}The capital of France is Paris.", add_special_tokens=False)
+    [row] = model.render(chats.without_responses())
+    ids = [*row.ids, *answer["input_ids"]]
+    with torch.no_grad():
+        logprobs = plain(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    expected = sum(float(logprobs[i - 1, ids[i]]) for i in range(len(row.ids), len(ids)))
+    assert float(model.response_logprob(chats)[0]) == pytest.approx(expected, rel=RELATIVE)
+    if is_plain:  # without its beginning of sequence: -32
+        assert expected == pytest.approx(-3.55, abs=0.01)
