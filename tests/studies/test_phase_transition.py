@@ -377,9 +377,11 @@ def test_adapters_of_several_runs_are_no_trajectory(home: Path, tmp_path: Path) 
         InputError, match="the adapter at step 2 has other modules, shapes or scales than the first"
     ):
         read_parameters({1: kept[1], 2: other})
-    (other / "adapter_config.json").write_text(json.dumps(record | {"init_lora_weights": "pissa"}))
+    (other / "adapter_config.json").write_text(
+        json.dumps(record | {"init_lora_weights": "orthogonal"})
+    )
     with pytest.raises(
-        InputError, match="init_lora_weights='pissa': such an adapter does not start at 0"
+        InputError, match="init_lora_weights='orthogonal': such an adapter does not start at 0"
     ):
         read_parameters({1: other, 2: kept[2]})
 
