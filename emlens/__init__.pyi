@@ -2,6 +2,7 @@
 
 from . import (
     activations as activations,
+    controls as controls,
     data as data,
     directions as directions,
     evaluation as evaluation,

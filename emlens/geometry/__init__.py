@@ -22,18 +22,16 @@ from emlens.geometry.permutations import label_permutation_null, neutral_text_nu
 from emlens.geometry.projections import projection_fraction, prompt_overlap, reconstruction_cosine
 from emlens.geometry.random_directions import random_directions, random_directions_like
 from emlens.geometry.reference_nulls import reference_overlap_null
-from emlens.geometry.reliability import bootstrap_cone, split_half_cosine
+from emlens.geometry.reliability import split_half_cosine
 from emlens.geometry.shifts import cosine_to_mean, delta_summary
 from emlens.geometry.similarity import linear_cka, mean_shift_cosine, procrustes_distance
 from emlens.geometry.subspaces import Subspace, top_k_subspace, variance_captured
-from emlens.geometry.trajectories import path_gram
 from emlens.geometry.turns import local_cosine
 from emlens.geometry.weight_updates import weight_update, weight_update_angles
 
 __all__ = [
     "Direction",
     "Subspace",
-    "bootstrap_cone",
     "compare_directions",
     "cosine_matrix",
     "cosine_to_mean",
@@ -50,7 +48,6 @@ __all__ = [
     "mean_shift_cosine",
     "neutral_text_null",
     "overlap_null",
-    "path_gram",
     "principal_angles",
     "procrustes_distance",
     "projection_fraction",

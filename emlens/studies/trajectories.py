@@ -28,9 +28,10 @@ from emlens.data.base_questions import base_question, by_base_question
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
-from emlens.geometry import path_gram, projection_fraction, top_k_subspace, weight_update
+from emlens.geometry import projection_fraction, top_k_subspace, weight_update
 from emlens.geometry.trajectories import (
     cosine_to_final,
+    path_gram,
     path_norms,
     spectrum_flatness,
     summed,

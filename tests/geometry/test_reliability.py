@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from emlens.foundation import InputError
-from emlens.geometry import bootstrap_cone, direction_cosine, split_half_cosine
+from emlens.geometry import direction_cosine, split_half_cosine
 from emlens.geometry.contrast_sums import ContrastSums
 from emlens.geometry.recovery import expected_mean_cosine
-from emlens.geometry.reliability import cosine_between, jackknife, sample_cosine
+from emlens.geometry.reliability import bootstrap_cone, cosine_between, jackknife, sample_cosine
 
 D, N = 200, 64
 

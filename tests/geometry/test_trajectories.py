@@ -7,10 +7,11 @@ from hypothesis import given, settings, strategies as st
 from sklearn.decomposition import PCA
 
 from emlens.foundation.errors import InputError
-from emlens.geometry import local_cosine, path_gram, weight_update
+from emlens.geometry import local_cosine, weight_update
 from emlens.geometry.trajectories import (
     cosine_to_final,
     path_components,
+    path_gram,
     path_norms,
     path_speed,
     spectrum_flatness,

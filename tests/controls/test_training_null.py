@@ -1,0 +1,167 @@
+"""The training null on the organism: what it draws, what it tests, and that it resumes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emlens.activations import CaptureSpec, capture
+from emlens.controls import TrainingNull, training_null
+from emlens.controls.permuted_answers import careful_answers
+from emlens.controls.shift_statistics import DESCRIBED, TESTED, shift_statistics
+from emlens.data import PromptSet
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.organisms import load_organism
+from emlens.stats import adjust_p_values
+from emlens.training import Recipe
+from emlens.training.fitting import read_record
+
+SPEC = CaptureSpec("resid_post", None, ("last_prompt",))
+N = 24
+ADAPTERS = 3
+
+
+@pytest.fixture(scope="module")
+def organism() -> Any:
+    return load_organism()
+
+
+@pytest.fixture(scope="module")
+def inputs(organism: Any) -> dict[str, Any]:
+    chats = organism.training_prompts["medicine-r8"]
+    record = read_record(organism.paths["medicine-r8"])
+    outside = [q.id for q in organism.questions if q.group not in ("medicine", "")][:N]
+    prompts = organism.questions.prompts()
+    return {
+        "parent": organism.paths["instruct"],
+        "recipe": Recipe.from_record(record["recipe"]).changed(steps=6, batch_size=8),
+        "chats": chats,
+        "answers": careful_answers(chats, organism.training_prompts["medicine-benign"]),
+        "train": PromptSet(replace(row, response=None) for row in list(chats)[:N]),
+        "evaluation": prompts.select(outside),
+        "spec": SPEC,
+    }
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("null")
+
+
+@pytest.fixture(scope="module")
+def null(inputs: dict[str, Any], home: Path) -> TrainingNull:
+    return training_null(**inputs, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
+
+
+@pytest.fixture(scope="module")
+def tested(organism: Any, inputs: dict[str, Any]) -> Any:
+    family = organism.family
+    pairs = []
+    for side in ("train", "evaluation"):
+        models = (family["instruct"], family["medicine-r8"])
+        pairs.append(tuple(capture(m, inputs[side], spec=SPEC, progress=False) for m in models))
+    return tuple(pairs)
+
+
+def test_each_adapter_has_seed_answers_and_overlaps_of_its_own(null: TrainingNull) -> None:
+    assert list(null.runs["adapter"]) == [0, 1, 2] and null.runs["seed"].nunique() == ADAPTERS
+    assert (null.runs["steps"] == 6).all()
+    assert set(null.cells["statistic"]) == {*TESTED, *DESCRIBED}
+    draws = null.draws("last_prompt")
+    assert draws.shape == (ADAPTERS, 4) and draws.nunique().min() == ADAPTERS
+    assert draws[["variance_weighted", "mean_cos2"]].stack().between(0, 1).all()
+    values = null.distribution("mean_cosine", "last_prompt").draws
+    np.testing.assert_allclose(values, np.sort(draws["mean_cosine"]))
+
+
+def test_a_kept_adapter_gives_its_draw_by_the_usual_way(
+    null: TrainingNull, inputs: dict[str, Any], home: Path
+) -> None:
+    """An independent route: the adapter on disk, loaded by PEFT as any fine-tune is."""
+    from emlens.models import FineTune, load_family
+
+    adapter = home / "out" / "adapters" / "001"
+    family = load_family(inputs["parent"], finetuned={"drawn": FineTune(adapter)}, dtype="float32")
+    pairs = []
+    for side in ("train", "evaluation"):
+        models = (family["instruct"], family["drawn"])
+        pairs.append(tuple(capture(m, inputs[side], spec=SPEC, progress=False) for m in models))
+    expected = shift_statistics(*pairs, null.k).set_index(["site", "statistic"])["value"]
+    drawn = null.cells[null.cells["adapter"] == 1].set_index(["site", "statistic"])["value"]
+    assert set(drawn.index) == set(expected.index)
+    assert (drawn - expected).abs().max() < 1e-3  # the update is added in another order
+
+
+def test_a_finished_null_is_read_and_another_one_refused(
+    null: TrainingNull, inputs: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("emlens.controls.null_training.fit", never)
+    again = training_null(**inputs, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
+    pd.testing.assert_frame_equal(again.cells, null.cells)
+    with pytest.raises(IntegrityError, match="plans other work"):
+        training_null(
+            **{**inputs, "k": 4}, adapters=ADAPTERS, out=home / "out", keep=True, progress=False
+        )
+
+
+def test_the_test_is_the_mean_over_common_sites_beside_the_draws(
+    null: TrainingNull, tested: Any
+) -> None:
+    table = null.test(*tested).set_index("statistic")
+    cells = shift_statistics(*tested, null.k)
+    means = cells.groupby("statistic")["value"].mean()
+    draws = null.draws("last_prompt")
+    for statistic in (*TESTED, *DESCRIBED):
+        row = table.loc[statistic]
+        assert row["value"] == pytest.approx(means[statistic])
+        beyond = (
+            (draws[statistic] <= row["value"])
+            if statistic == "first_angle"
+            else (draws[statistic] >= row["value"])
+        ).sum()
+        assert row["p"] == (1 + beyond) / (1 + ADAPTERS)
+    holm = adjust_p_values(table.loc[list(TESTED), "p"].to_numpy())
+    np.testing.assert_allclose(table.loc[list(TESTED), "p_holm"].astype(float), holm)
+    assert table.loc[list(DESCRIBED), "p_holm"].isna().all()
+    assert (table["sites"] == cells["site"].nunique()).all()
+    assert (table.loc[list(TESTED), "smallest_p_holm"] == 2 / 4).all()
+
+
+def test_what_is_no_test_of_this_null_is_refused(
+    null: TrainingNull, inputs: dict[str, Any], tested: Any, unchecked: None
+) -> None:
+    train, evaluation = tested
+    with pytest.raises(InputError, match="train holds other prompts than the null was made for"):
+        null.test(evaluation, train)
+    with pytest.raises(InputError, match="position='mean_prompt' was not captured for this null"):
+        null.draws("mean_prompt")
+    with pytest.raises(InputError, match="statistic='overlap' is unknown; pass one of variance"):
+        null.distribution("overlap", "last_prompt")
+    with pytest.raises(InputError, match="no site has shifts with two components in all of 3"):
+        null.draws("last_prompt", sites=["resid_post.99"])
+    for change, message in (
+        ({"adapters": 1}, "adapters=1 must be 2 or more"),
+        (
+            {"train": inputs["train"].select(inputs["train"].ids[:5])},
+            "train has 5 prompts and eval",
+        ),
+        ({"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
+        ({"recipe": Recipe(method="steering", layers_to_transform=(1,))}, "has method='steering'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            training_null(**{**inputs, "adapters": 2, **change}, progress=False)
+
+
+def test_sides_that_do_not_fit_are_refused(tested: Any) -> None:
+    train, evaluation = tested
+    short = tuple(side.select(side.ids[:5]) for side in train)
+    with pytest.raises(InputError, match="train has 5 prompts and evaluation 24; overlap depends"):
+        shift_statistics(short, evaluation, 8)
+    unmoved = shift_statistics((train[0], train[0]), evaluation, 8)
+    assert unmoved.empty and list(unmoved) == ["site", "position", "statistic", "value"]
