@@ -34,7 +34,8 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
         "[Nulls of an overlap](nulls.md)",
         (
             "geometry.isotropic_nulls geometry.covariance_nulls geometry.reference_nulls"
-            " geometry.permutations geometry.ceilings geometry.random_directions stats.nulls controls"
+            " geometry.permutations geometry.ceilings geometry.random_directions stats.nulls"
+            " controls"
         ),
     ),
     "Directions": (
