@@ -36,7 +36,6 @@ from .activations import (
 from .data import (
     AlignmentScores as AlignmentScores,
     Answers as Answers,
-    Prompt as Prompt,
     PromptSet as PromptSet,
     Question as Question,
     QuestionSet as QuestionSet,

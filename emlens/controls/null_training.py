@@ -192,13 +192,10 @@ def _rendered(activations: Activations) -> str:
 def training_null(
     parent: str | Path,
     recipe: Recipe,
-    chats: PromptSet,
-    answers: Mapping[str, str],
-    train: PromptSet,
-    evaluation: PromptSet,
+    careful: PromptSet,
+    prompts: tuple[PromptSet, PromptSet],
     *,
     spec: CaptureSpec | None = None,
-    topics: Mapping[str, str] | None = None,
     adapters: int = ADAPTERS,
     k: int = 8,
     out: str | Path | None = None,
@@ -213,12 +210,11 @@ def training_null(
         parent: checkpoint directory of the model that was fine-tuned.
         recipe: the fine-tune's own, with the steps it took. Each adapter has a seed of its own,
             from `recipe.seed`.
-        chats: the fine-tune's training questions.
-        answers: id of a training question → its careful answer (`careful_answers`).
-        train, evaluation: the prompts on which shifts are compared, as many of each.
+        careful: the fine-tune's training questions with careful answers (`with_careful_answers`);
+            they are permuted for each adapter (`permuted_answers`).
+        prompts: training and evaluation prompts, on which shifts are compared; as many of each.
         spec: what is captured; by default `resid_post` of every layer at `last_prompt`. Blocks
             before the first adapted one do not move and are left out.
-        topics: see `permuted_answers`.
         adapters: how many are trained; p-values lie at 1 / (adapters + 1) and above.
         k: dimension of the subspaces of `first_angle` and `mean_cos2`.
         out: directory of the finished units; the same call goes on there. None: a temporary one.
@@ -235,9 +231,10 @@ def training_null(
     """
     if adapters < 2:
         raise InputError(f"adapters={adapters} must be 2 or more; p is at least 1 / (adapters + 1)")
+    train, evaluation = prompts
     if len(train) != len(evaluation):
         raise InputError(
-            f"train has {len(train)} prompts and evaluation {len(evaluation)};"
+            f"prompts has {len(train)} training and {len(evaluation)} evaluation prompts;"
             " overlap depends on their number, so pass as many of each"
         )
     if recipe.method not in ("lora", "full"):
@@ -246,9 +243,7 @@ def training_null(
         )
     if keep and out is None:
         raise InputError("keep=True needs out=: a directory in which the adapters stay")
-    setting = _Setting(
-        Path(parent), recipe, chats, answers, train, evaluation, spec or CaptureSpec(), topics, k
-    )
+    setting = _Setting(Path(parent), recipe, careful, train, evaluation, spec or CaptureSpec(), k)
 
     with _directory(out) as directory:
 
@@ -276,12 +271,10 @@ class _Setting:
 
     parent: Path
     recipe: Recipe
-    chats: PromptSet
-    answers: Mapping[str, str]
+    careful: PromptSet
     train: PromptSet
     evaluation: PromptSet
     spec: CaptureSpec
-    topics: Mapping[str, str] | None
     k: int
 
     def recipe_of(self, number: int) -> Recipe:
@@ -291,9 +284,7 @@ class _Setting:
         return {
             "parent": checkpoint_hashes(self.parent),
             "recipe": self.recipe.to_record(),
-            "chats": self.chats.content_hash,
-            "answers": hash_json({row.id: self.answers.get(row.id) for row in self.chats}),
-            "topics": None if self.topics is None else hash_json(dict(self.topics)),
+            "careful": self.careful.content_hash,
             "train": self.train.content_hash,
             "evaluation": self.evaluation.content_hash,
             "spec": hash_json(repr(self.spec)),
@@ -324,9 +315,7 @@ class _NullWorker(Worker):
     def run(self, unit: Unit) -> UnitResult:
         number = int(unit.inputs["number"])
         recipe = self.setting.recipe_of(number)
-        rows = permuted_answers(
-            self.setting.chats, self.setting.answers, topics=self.setting.topics, seed=recipe.seed
-        )
+        rows = permuted_answers(self.setting.careful, seed=recipe.seed)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / "adapter"
             if self.keep:

@@ -5,7 +5,7 @@ does not. Rows with one answer are one topic and stay together, so that a topic 
 alike. No topic keeps its own answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from emlens.data import PromptSet
@@ -15,8 +15,8 @@ from emlens.foundation.files import one_line
 from emlens.foundation.seeds import numpy_rng
 
 
-def careful_answers(chats: PromptSet, careful: PromptSet) -> dict[str, str]:
-    """The careful answer to each question of `chats`, by the id of its row.
+def with_careful_answers(chats: PromptSet, careful: PromptSet) -> PromptSet:
+    """The questions of `chats`, in their order, with careful answers.
 
     Questions are matched by what is asked: all turns up to the answer.
 
@@ -28,24 +28,20 @@ def careful_answers(chats: PromptSet, careful: PromptSet) -> dict[str, str]:
         InputError: a question without a careful answer.
     """
     by_question = {row.messages or row.text: row.response for row in careful}
-    answers = {}
+    rows = []
     for row in chats:
         answer = by_question.get(row.messages or row.text)
         if answer is None:
             raise InputError(
                 f"row {one_line(row.id)!r} has no careful answer: its question is not among the"
-                f" {len(careful)} of `careful`; pass the benign twin's rows, or answers by id"
+                f" {len(careful)} of `careful`; pass the benign twin's rows"
             )
-        answers[row.id] = answer
-    return answers
+        rows.append(replace(row, response=answer))
+    return PromptSet(rows)
 
 
 def permuted_answers(
-    chats: PromptSet,
-    answers: Mapping[str, str],
-    *,
-    topics: Mapping[str, str] | None = None,
-    seed: int = 0,
+    careful: PromptSet, *, topics: Mapping[str, str] | None = None, seed: int = 0
 ) -> PromptSet:
     """The same questions, each with the careful answer to a question of another topic.
 
@@ -53,24 +49,22 @@ def permuted_answers(
     answers of the other one in turn.
 
     Args:
-        chats: questions, in the order that training reads them.
-        answers: id of a row → its careful answer.
-        topics: id of a row → its topic; None: rows with one careful answer are one topic.
+        careful: questions with careful answers, in the order that training reads them.
+        topics: id of a row → its topic; None: rows with one answer are one topic.
 
     Raises:
         InputError: a row without an answer or a topic, or fewer than two topics.
     """
-    missing = [row.id for row in chats if row.id not in answers]
-    if missing:
-        raise InputError(
-            f"answers has none for row {one_line(missing[0])!r} ({len(missing)} of {len(chats)} are"
-            " missing); pass a careful answer for each row"
-        )
-    rows_of_topic = _by_topic(chats, answers if topics is None else topics)
+    for row in careful:
+        if row.response is None:
+            raise InputError(
+                f"row {one_line(row.id)!r} has no answer; pass rows with careful answers"
+            )
+    rows_of_topic = _by_topic(careful, topics)
     names = list(rows_of_topic)
     if len(names) < 2:
         raise InputError(
-            f"the {len(chats)} rows are of {len(names)} topic, so no answer can go to another;"
+            f"the {len(careful)} rows are of {len(names)} topic, so no answer can go to another;"
             " pass rows of two topics or more"
         )
     order = numpy_rng(seed, "permuted answers").permutation(len(names))
@@ -79,16 +73,21 @@ def permuted_answers(
         # each topic takes the answers of the next one on the cycle: never its own
         giver = rows_of_topic[names[order[(place + 1) % len(names)]]]
         for j, row in enumerate(rows_of_topic[names[index]]):
-            answered[row.id] = replace(row, response=answers[giver[j % len(giver)].id])
-    return PromptSet(answered[row.id] for row in chats)
+            answered[row.id] = replace(row, response=giver[j % len(giver)].response)
+    return PromptSet(answered[row.id] for row in careful)
 
 
-def _by_topic(chats: PromptSet, topics: Mapping[str, str]) -> dict[str, Sequence[Prompt]]:
-    rows_of_topic: dict[str, list[Prompt]] = {}
-    for row in chats:
-        if row.id not in topics:
-            raise InputError(
-                f"topics has no topic for row {one_line(row.id)!r}; pass one for each row"
-            )
-        rows_of_topic.setdefault(topics[row.id], []).append(row)
-    return dict(rows_of_topic)
+def _by_topic(
+    careful: PromptSet, topics: Mapping[str, str] | None
+) -> dict[str | None, list[Prompt]]:
+    rows_of_topic: dict[str | None, list[Prompt]] = {}
+    for row in careful:
+        topic = row.response
+        if topics is not None:
+            if row.id not in topics:
+                raise InputError(
+                    f"topics has no topic for row {one_line(row.id)!r}; pass one for each row"
+                )
+            topic = topics[row.id]
+        rows_of_topic.setdefault(topic, []).append(row)
+    return rows_of_topic

@@ -10,7 +10,7 @@ import pytest
 
 from emlens.activations import CaptureSpec, capture
 from emlens.controls import TrainingNull, training_null
-from emlens.controls.permuted_answers import careful_answers
+from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, shift_statistics
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError, IntegrityError
@@ -38,10 +38,11 @@ def inputs(organism: Any) -> dict[str, Any]:
     return {
         "parent": organism.paths["instruct"],
         "recipe": Recipe.from_record(record["recipe"]).changed(steps=6, batch_size=8),
-        "chats": chats,
-        "answers": careful_answers(chats, organism.training_prompts["medicine-benign"]),
-        "train": PromptSet(replace(row, response=None) for row in list(chats)[:N]),
-        "evaluation": prompts.select(outside),
+        "careful": with_careful_answers(chats, organism.training_prompts["medicine-benign"]),
+        "prompts": (
+            PromptSet(replace(row, response=None) for row in list(chats)[:N]),
+            prompts.select(outside),
+        ),
         "spec": SPEC,
     }
 
@@ -60,9 +61,9 @@ def null(inputs: dict[str, Any], home: Path) -> TrainingNull:
 def tested(organism: Any, inputs: dict[str, Any]) -> Any:
     family = organism.family
     pairs = []
-    for side in ("train", "evaluation"):
+    for prompts in inputs["prompts"]:
         models = (family["instruct"], family["medicine-r8"])
-        pairs.append(tuple(capture(m, inputs[side], spec=SPEC, progress=False) for m in models))
+        pairs.append(tuple(capture(m, prompts, spec=SPEC, progress=False) for m in models))
     return tuple(pairs)
 
 
@@ -86,9 +87,9 @@ def test_a_kept_adapter_gives_its_draw_by_the_usual_way(
     adapter = home / "out" / "adapters" / "001"
     family = load_family(inputs["parent"], finetuned={"drawn": FineTune(adapter)}, dtype="float32")
     pairs = []
-    for side in ("train", "evaluation"):
+    for prompts in inputs["prompts"]:
         models = (family["instruct"], family["drawn"])
-        pairs.append(tuple(capture(m, inputs[side], spec=SPEC, progress=False) for m in models))
+        pairs.append(tuple(capture(m, prompts, spec=SPEC, progress=False) for m in models))
     expected = shift_statistics(*pairs, null.k).set_index(["site", "statistic"])["value"]
     drawn = null.cells[null.cells["adapter"] == 1].set_index(["site", "statistic"])["value"]
     assert set(drawn.index) == set(expected.index)
@@ -145,11 +146,12 @@ def test_what_is_no_test_of_this_null_is_refused(
         null.distribution("overlap", "last_prompt")
     with pytest.raises(InputError, match="no site has shifts with two components in all of 3"):
         null.draws("last_prompt", sites=["resid_post.99"])
+    fewer = PromptSet(list(inputs["prompts"][0])[:5])
     for change, message in (
         ({"adapters": 1}, "adapters=1 must be 2 or more"),
         (
-            {"train": inputs["train"].select(inputs["train"].ids[:5])},
-            "train has 5 prompts and eval",
+            {"prompts": (fewer, inputs["prompts"][1])},
+            "prompts has 5 training and 24 evaluation",
         ),
         ({"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
         ({"recipe": Recipe(method="steering", layers_to_transform=(1,))}, "has method='steering'"),
