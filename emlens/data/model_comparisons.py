@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from emlens.data.base_questions import base_questions
 from emlens.data.misalignment import em_labels
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
@@ -52,7 +53,7 @@ def compare_models(
     gaps = units["gap"].to_numpy()
     n, mean = len(gaps), float(gaps.mean())
     measure = "misalignment rate" if metric is None else f"mean {metric}"
-    description = f"{measure}, {one_line(a, 60)} − {one_line(b, 60)}, over {n} questions"
+    description = f"{measure}, {one_line(a, 60)} − {one_line(b, 60)}, over {n} base questions"
     if np.ptp(gaps) == 0:
         method = f"{description}: every question differs alike, so there is no interval"
         no_interval = Estimate(mean, math.nan, math.nan, n, method)
@@ -159,7 +160,7 @@ def _paired(
     aligned_below: float,
     coherent_above: float,
 ) -> pd.DataFrame:
-    """Both models on each question.
+    """Both models on each base question, mean over its forms.
 
     Columns: gap (a − b); noise, the variance that sampling answers adds to it; per_answer, the same
     for a single answer of each model.
@@ -181,12 +182,25 @@ def _paired(
             "per_answer": first["variance"] + second["variance"],
         }
     )
-    units = units[units["gap"].notna()]
+    units = _per_base_question(units[units["gap"].notna()])
     if len(units) < 2:
         raise InputError(
-            f"{len(units)} questions have scores of both models; a paired comparison needs 2"
+            f"{len(units)} base questions have scores of both models; a paired comparison needs 2"
         )
     return units
+
+
+def _per_base_question(units: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the forms of each base question; variances are those of that mean."""
+    bases = base_questions(map(str, units.index))
+    if len(set(bases)) == len(bases):
+        return units
+    forms = units.groupby(bases, sort=False)
+    table = forms.mean()
+    # the variance of a mean of independent values is their mean variance over their number
+    for column in ("noise", "per_answer"):
+        table[column] = table[column] / forms.size()
+    return table
 
 
 def _moments(

@@ -15,6 +15,7 @@ from emlens.activations import CaptureSpec, stream_moments
 from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.activations.streamed_moments import StreamedMoments
 from emlens.data.answers import Answers
+from emlens.data.base_questions import base_question, base_questions
 from emlens.data.prompts import Prompt
 from emlens.data.scores import AlignmentScores
 from emlens.directions.row_contrasts import MEAN_RESPONSE, Contrasts, Weighting, contrast
@@ -169,8 +170,8 @@ def _units(unit: Unit, answers: Answers) -> tuple[Callable[[Prompt], str], list[
     """Row → its unit, and all units there are, with or without a row in a class."""
     if unit == "answer":
         return (lambda prompt: prompt.id), list(answers.ids)
-    questions = [answer.question for answer in answers]
-    return (lambda prompt: str(prompt.meta["question"])), questions
+    questions = base_questions(answer.question for answer in answers)
+    return (lambda prompt: base_question(str(prompt.meta["question"]))), questions
 
 
 def shift_directions(

@@ -20,6 +20,7 @@ from emlens.activations.capture_provenance import capture_provenance, with_layou
 from emlens.activations.capture_spec import CaptureSpec
 from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.activations.memory import Key
+from emlens.data.base_questions import base_question
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.notebooks import in_a_line
@@ -179,7 +180,7 @@ def contrast(
         names: what the two classes are called in `ids`.
         weighting: `"example"`: every row counts the same; `"token"`: as many times as the position
             has tokens in it.
-        units: row → the unit that it belongs to; by default the question of an answer, else the row
+        units: row → its unit; by default the base question of an answer, else the row
             itself. Units are resampled with all their rows.
         universe: all units there are, also those without a row: contrasts that are to be compared
             need the same blocks.
@@ -361,4 +362,6 @@ def _add(
 
 
 def _question(prompt: Prompt) -> str:
-    return str(prompt.meta.get("question", prompt.id))
+    """The base question of an answer, or the row itself."""
+    question = prompt.meta.get("question")
+    return prompt.id if question is None else base_question(str(question))

@@ -11,6 +11,7 @@ from itertools import combinations
 
 import pandas as pd
 
+from emlens.data.base_questions import base_question, base_questions
 from emlens.data.questions import Question, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -43,16 +44,16 @@ class QuestionRoles:
 
 
 def require_disjoint(**sets: QuestionSet) -> None:
-    """Refuse sets of questions that share one: an id, or a paraphrase of any question.
+    """Refuse sets of questions that share one: a base question, or a paraphrase of any question.
 
     Raises:
         InputError: names the two sets and the first shared question.
     """
     for (first, a), (second, b) in combinations(sets.items(), 2):
-        shared = sorted(set(a.ids) & set(b.ids))
+        shared = sorted(set(base_questions(a.ids)) & set(base_questions(b.ids)))
         if shared:
             raise InputError(
-                f"{first} and {second} share {len(shared)} questions,"
+                f"{first} and {second} share {len(shared)} base questions,"
                 f" the first {one_line(shared[0])!r}; each question has one role"
             )
         id_of_text = {}
@@ -82,11 +83,11 @@ def require_unused(direction: Direction, questions: QuestionSet, role: str) -> N
     Raises:
         InputError: names the first of them.
     """
-    question_ids = set(questions.ids)
+    question_ids = set(base_questions(questions.ids))
     for ids in direction.ids.values():
         for id in ids:
             for name in _question_names(id):
-                if name in question_ids:
+                if base_question(name) in question_ids:
                     raise InputError(
                         f"the direction at {direction.site} was extracted from question"
                         f" {one_line(name)!r}, which is to {role} it; pass other questions"

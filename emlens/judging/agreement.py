@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from emlens.data.base_questions import base_questions
 from emlens.data.misalignment import em_labels
 from emlens.data.score_checks import ANSWER_KEY
 from emlens.data.scores import AlignmentScores
@@ -83,10 +84,10 @@ def judge_agreement(
         }
     )
     scored = table.dropna()
-    questions = scored.index.get_level_values("question")
+    questions = pd.Index(base_questions(map(str, scored.index.get_level_values("question"))))
     if questions.nunique() < 2:
         raise InputError(
-            f"{questions.nunique()} questions have answers that both judges scored;"
+            f"{questions.nunique()} base questions have answers that both judges scored;"
             " agreement needs 2"
         )
     counts = _label_counts(scored).groupby(questions, sort=False).sum().to_numpy(np.float64)
@@ -219,10 +220,10 @@ def judge_noise(
             " judge one set of answers again"
         )
     table = pd.concat(columns, axis=1).dropna()
-    clusters = list(table.index.get_level_values("question"))
+    clusters = base_questions(map(str, table.index.get_level_values("question")))
     if len(set(clusters)) < 2:
         raise InputError(
-            f"{len(set(clusters))} questions have answers that every repetition scored;"
+            f"{len(set(clusters))} base questions have answers that every repetition scored;"
             " noise needs 2"
         )
     scores, k = table.to_numpy(np.float64), len(repetitions)

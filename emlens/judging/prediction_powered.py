@@ -29,6 +29,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
+from emlens.data.base_questions import base_questions
 from emlens.data.misalignment import em_labels
 from emlens.data.rates import DESIGN_RATE
 from emlens.data.scores import AlignmentScores
@@ -100,8 +101,8 @@ def corrected_em_rate(
     labelled, unlabelled = table[is_labelled], table[~is_labelled]
     clusters = unlabelled_clusters = None
     if by_question:
-        clusters = list(labelled.index.get_level_values("question"))
-        unlabelled_clusters = list(unlabelled.index.get_level_values("question"))
+        clusters = _bases(labelled)
+        unlabelled_clusters = _bases(unlabelled)
     corrected, power = prediction_powered_mean(
         labelled["y"], labelled["f"], unlabelled["f"], clusters, unlabelled_clusters
     )
@@ -128,6 +129,11 @@ def _difference_of_rates(f: np.ndarray, y: np.ndarray) -> Estimate:
     method = "difference of rates over the same answers, 95 % Agresti-Min"
     low, high = max(-1.0, middle - half), min(1.0, middle + half)
     return Estimate(float((f - y).mean()), low, high, n, method)
+
+
+def _bases(answers: pd.DataFrame) -> list[str]:
+    """The base question of each answer."""
+    return base_questions(map(str, answers.index.get_level_values("question")))
 
 
 def prediction_powered_mean(

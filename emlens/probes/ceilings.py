@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from emlens.data.base_questions import base_questions
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
@@ -35,7 +36,7 @@ def ceiling_from_answers(
     no such ceiling.
 
     Args:
-        clusters: question → what is resampled together, such as its domain; each question by
+        clusters: question → what is resampled together, such as its domain; each base question by
             default.
 
     Raises:
@@ -55,9 +56,10 @@ def ceiling_from_answers(
         spread = float(rows[:, 0].var(ddof=1))
         return 1 - float(rows[:, 1].mean()) / spread if spread > 0 else 0.0
 
-    units = [str(name) for name in mean.index]
+    names = [str(name) for name in mean.index]
+    units = base_questions(names)
     if clusters is not None:
-        units = [clusters[name] for name in units]
+        units = [clusters[name] for name in names]
     return cluster_bootstrap(rows, units, ceiling, resamples=499, method="percentile", seed=seed)
 
 
@@ -71,7 +73,8 @@ def ceiling_from_seeds(
 
     Args:
         table: one row per question, one column per seed of the same recipe.
-        clusters: one label per row, what is resampled together; each question by default.
+        clusters: one label per row, what is resampled together; by default the base questions
+            that the index names.
 
     Raises:
         InputError: fewer than two seeds, scores that are missing or all alike, clusters that do not
@@ -98,7 +101,7 @@ def ceiling_from_seeds(
         between = (float(covariance.sum()) - trace) / (runs * (runs - 1))
         return between / variance if variance > 0 else 0.0
 
-    units = [str(i) for i in range(len(values))] if clusters is None else list(clusters)
+    units = base_questions(map(str, table.index)) if clusters is None else list(clusters)
     return cluster_bootstrap(values, units, ceiling, resamples=499, method="percentile", seed=seed)
 
 

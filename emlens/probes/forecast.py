@@ -28,6 +28,7 @@ from emlens.probes.shuffles import Shuffle, shuffled_targets
 from emlens.probes.targets import (
     Scale,
     Scores,
+    bases_of,
     joined_duplicates,
     labels_of,
     on_scale,
@@ -352,9 +353,10 @@ def _with_shuffles(
     are.
     """
     groups = rows.acts.groups if rows.held_out == "question" else rows.labels
+    bases = bases_of(rows.acts)
     shuffles = []
     for column in measured.T:
-        shuffles += shuffled_targets(column, rows.questions, groups, shuffle, count, folds.seed)
+        shuffles += shuffled_targets(column, bases, groups, shuffle, count, folds.seed)
     return _Targets(np.column_stack([measured, *shuffles]), measured.shape[1], count)
 
 

@@ -31,7 +31,7 @@ from emlens.probes.severity import (
     severity_of,
 )
 from emlens.probes.site_ridge import SiteRidge, choose_ridges
-from emlens.probes.targets import Scores, labels_of, questions_of
+from emlens.probes.targets import Scores, bases_of, labels_of, questions_of
 from emlens.probes.validation import grouped_folds
 from emlens.stats import ratio_of_means
 
@@ -95,9 +95,9 @@ def fit_forecaster(
         cells, hazard[:, :1], everything, labels, design.inner_folds, design.seed, "all"
     )[0]
     reference = _values_at(cells, ridge)
-    questions = questions_of(acts)
-    question_folds = outer if held_out == "question" else _question_folds(questions, design.seed)
-    known_bound, known_rate = distance_bound(reference, questions, question_folds, false_refusals)
+    bases = bases_of(acts)
+    question_folds = outer if held_out == "question" else _question_folds(bases, design.seed)
+    known_bound, known_rate = distance_bound(reference, bases, question_folds, false_refusals)
     new_bound, new_rate = distance_bound(reference, labels, outer, false_refusals)
     return Forecaster(
         ridge=ridge,

@@ -51,11 +51,29 @@ def shuffled_targets(
     if shuffle == "question":
         if len(names) == len(questions):
             return [rng.permutation(target) for _ in range(count)]
+        blocks = _equal_blocks(row, len(names))
+        if blocks is not None:
+            return [_moved_blocks(target, blocks, rng) for _ in range(count)]
         return [rng.permutation(means)[row] for _ in range(count)]
     members = _questions_of_groups(number, questions, groups)
     _require_swaps(members, shuffle)
     moves_groups = shuffle == "group"
     return [_shuffled_by_group(means, members, moves_groups, rng)[row] for _ in range(count)]
+
+
+def _equal_blocks(row: NDArray[np.int64], count: int) -> NDArray[np.int64] | None:
+    """(question, form) → row, where every question has as many rows; None where they differ."""
+    sizes = np.bincount(row, minlength=count)
+    if np.ptp(sizes):
+        return None
+    return np.argsort(row, kind="stable").reshape(count, -1)
+
+
+def _moved_blocks(target: Array, blocks: NDArray[np.int64], rng: np.random.Generator) -> Array:
+    """The scores of each question's forms, in their order, moved to another question."""
+    shuffled = np.empty_like(target)
+    shuffled[blocks] = target[blocks][rng.permutation(len(blocks))]
+    return shuffled
 
 
 def _shuffled_by_group(

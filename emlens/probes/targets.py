@@ -1,9 +1,9 @@
 """What is forecast, row by row: scores by id, on their scale or as logits, with weights; and which
 rows belong together.
 
-Paraphrases of a question share a fold, and move together when scores are shuffled. Two questions
-with the same text are one question under two names, which is refused or grouped, as the caller
-says.
+Paraphrases and forms of a base question share a fold, and move together when scores are shuffled.
+Two questions with the same text are one question under two names, which is refused or grouped, as
+the caller says.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from emlens.activations import Activations
+from emlens.data.base_questions import base_questions
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
@@ -34,36 +35,56 @@ def questions_of(acts: Activations) -> list[str]:
     return questions
 
 
+def bases_of(acts: Activations) -> list[str]:
+    """Base question of each row: its question without the ending that names its form."""
+    return base_questions(questions_of(acts))
+
+
 def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[list[str], str]:
     """What is held out together, one label per row, and what to call it.
 
-    Paraphrases of one question have one label.
+    Paraphrases and forms of one base question have one label, always.
 
     Raises:
-        InputError: an unknown word, another number of labels, a question under two labels.
+        InputError: an unknown word, another number of labels, a base question under two labels,
+            `"group"` where all rows are of one.
     """
-    questions = questions_of(acts)
+    bases = bases_of(acts)
     if groups is None:
-        return questions, "question"
+        return bases, "question"
     if isinstance(groups, str):
         if groups != "group":
             raise InputError(
                 f"groups={groups!r} is unknown; pass None, 'group' or one label per row"
             )
+        if len(set(acts.groups)) < 2:
+            raise InputError(
+                f"groups='group' was given, but the {len(acts)} rows are of one group;"
+                " pass Design(groups=None), which holds out base questions"
+            )
+        _require_together(bases, acts.groups)
         return list(acts.groups), "group"
     if len(groups) != len(acts):
         raise InputError(
             f"groups has {len(groups)} labels for {len(acts)} rows; pass one label per row"
         )
     labels = [str(label) for label in groups]
-    first: dict[str, str] = {}
-    for question, label in zip(questions, labels, strict=True):
-        if first.setdefault(question, label) != label:
-            raise InputError(
-                f"groups puts paraphrases of question {one_line(question)!r} under"
-                f" {first[question]!r} and {label!r}; give a question one label"
-            )
+    _require_together(bases, labels)
     return labels, "custom"
+
+
+def _require_together(bases: Sequence[str], labels: Sequence[str]) -> None:
+    """Raises:
+    InputError: a base question under two labels.
+    """
+    first: dict[str, str] = {}
+    for base, label in zip(bases, labels, strict=True):
+        if first.setdefault(base, label) != label:
+            raise InputError(
+                f"groups puts paraphrases or forms of question {one_line(base)!r} under"
+                f" {one_line(first[base])!r} and {one_line(label)!r}; give a base question one"
+                " label"
+            )
 
 
 def scores_of(

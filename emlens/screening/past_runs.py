@@ -11,6 +11,7 @@ import pandas as pd
 
 from emlens.activations import capture
 from emlens.data import AlignmentScores, PromptSet, QuestionSet
+from emlens.data.base_questions import units_of
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_tensors
@@ -90,12 +91,14 @@ def fit_screening(
         positions: to capture, for the forecaster to choose among.
         most_rows: of a training file that are read, drawn by seed.
         design: as `fit_forecaster`; None holds out whole groups of questions,
-            `Design(groups="group")`.
+            `Design(groups="group")`, or base questions where there is one group.
 
     Raises:
         InputError: as `fit_forecaster`; `past` lacks a fine-tune, or names one that has no scores.
     """
-    design = design or Design(groups="group")
+    if design is None:
+        _, unit = units_of(questions)
+        design = Design(groups="group" if unit == "group" else None)
     table = _score_table(scores, metric)
     _require_same_runs(table, past)
     table = _without_own_domain(table.reindex(questions.ids), questions, past)

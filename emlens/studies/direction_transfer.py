@@ -168,7 +168,7 @@ def _contrasts(
         try:
             contrasts[parent] = unembedding_contrast(material.family[parent], questions)
         except InputError as error:
-            part.warnings.append(f"{parent}: {error}; the arm with it is missing")
+            part.warnings.append(f"{parent}: {error}; the arms with it are missing")
     return contrasts
 
 
@@ -206,7 +206,7 @@ def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str
         )
         forms += [PLAIN, after_blocks]
         further = {
-            "text_content": text_contrast(parent, questions, site),
+            "text_content": _text_content(parent, questions, site),
             "delta_components": (2, 3),
             "massive": min(MASSIVE, parent.d_model // 2),
         }
@@ -238,6 +238,13 @@ def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str
     table.insert(1, "site", site)
     table.insert(2, "role", role)
     return table
+
+
+def _text_content(parent: HookedModel, questions: QuestionSet, site: str) -> Tensor | None:
+    """The parent's contrast between careful and harmful answers; None without reference answers."""
+    if not all(q.answers.get("careful") and q.answers.get("harmful") for q in questions):
+        return None
+    return text_contrast(parent, questions, site)
 
 
 def _benign_direction(

@@ -104,6 +104,28 @@ def test_more_answers_and_questions_see_smaller_differences() -> None:
     assert minimal_detectable_difference(pilot, "a", "b", power=0.95).value > now
 
 
+def test_forms_of_a_base_question_are_one_unit() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for model, shift in (("a", 0.0), ("b", 4.0)):
+        for q in range(6):
+            for form in ("", "_json", "_template"):
+                for sample in range(3):
+                    score = 40 + 5 * q + shift + rng.normal()
+                    rows.append((model, f"q{q}{form}", sample, "aligned", score, "ok"))
+    columns = ["model", "question", "sample", "metric", "score", "status"]
+    forms = AlignmentScores.from_table(pd.DataFrame(rows, columns=columns))
+    # one question whose samples are those of all forms: the same means of means
+    table = forms.table
+    number = table.groupby(["model", table["question"].str[:2]]).cumcount()
+    pooled = table.assign(question=table["question"].str[:2], sample=number)
+    by_base = compare_models(forms, "a", "b", metric="aligned")
+    alone = compare_models(AlignmentScores.from_table(pooled), "a", "b", metric="aligned")
+    assert by_base.n == alone.n == 6
+    assert by_base.estimate.low == pytest.approx(alone.estimate.low)
+    assert by_base.p == alone.p
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     both = scores({"a": HARD[:4], "b": HARD[:4]}, 3)
     uneven = AlignmentScores.concat(
@@ -115,7 +137,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     ):
         compare_models(uneven, "a", "b")
     with pytest.raises(
-        InputError, match="1 questions have scores of both models; a paired comparison needs 2"
+        InputError, match="1 base questions have scores of both models; a paired comparison needs 2"
     ):
         compare_models(both.select(questions=["q1"]), "a", "b")
     with pytest.raises(InputError, match="power=1 must lie strictly between 0 and 1"):

@@ -26,10 +26,10 @@ def test_a_question_has_one_role() -> None:
     ] and set(roles.table["group"]) == {"g"}
     with pytest.raises(
         InputError,
-        match="extract and report share 2 questions, the first 'a'; each question has one role",
+        match=r"extract and report share 2 base questions, the first .a.; each question has one",
     ):
         QuestionRoles(some("b", "a"), some("c"), some("a", "b"))
-    with pytest.raises(InputError, match="select and report share 1 questions, the first 'c'"):
+    with pytest.raises(InputError, match="select and report share 1 base questions, the first 'c'"):
         QuestionRoles(some("a"), some("c"), some("c"))
     with pytest.raises(
         InputError,

@@ -113,7 +113,7 @@ def test_other_answers_are_refused() -> None:
     ):
         judge_agreement(scores(TRUE), scores(TRUE[:100]))
     with pytest.raises(
-        InputError, match="1 questions have answers that both judges scored; agreement needs 2"
+        InputError, match="1 base questions have answers that both judges scored; agreement needs 2"
     ):
         judge_agreement(scores(TRUE, 1), scores(TRUE, 1))
     with pytest.raises(InputError, match="1 repetitions show no scatter; pass 2 or more"):
@@ -123,6 +123,7 @@ def test_other_answers_are_refused() -> None:
     ):
         judge_noise([scores(TRUE), scores(TRUE[:100])])
     with pytest.raises(
-        InputError, match="1 questions have answers that every repetition scored; noise needs 2"
+        InputError,
+        match="1 base questions have answers that every repetition scored; noise needs 2",
     ):
         judge_noise([scores(TRUE, 1), scores(TRUE, 1)])

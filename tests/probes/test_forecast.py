@@ -137,8 +137,8 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
     with pytest.raises(
         InputError,
         match=(
-            "groups puts paraphrases of question 'q0' under 'row0' and 'row1';"
-            " give a question one label"
+            "groups puts paraphrases or forms of question 'q0' under 'row0' and 'row1';"
+            " give a base question one label"
         ),
     ):
         cross_validate_forecast(
@@ -146,6 +146,28 @@ def test_phrasings_of_one_question_leak_where_they_part_and_here_they_do_not(mak
             {f"q{i}": float(v) for i, v in enumerate(noise)},
             design=replace(QUICK, groups=[f"row{i}" for i in range(60)]),
         )
+
+
+def test_forms_of_one_question_are_held_out_together_without_being_asked(make: Any) -> None:
+    """Eight texts in three forms: each text leaks into its own forms where they part."""
+    rng = np.random.default_rng(0)
+    texts, noise = rng.standard_normal((8, 60)), rng.uniform(0, 100, 8)
+    ids = [f"q{i}{form}" for i in range(8) for form in ("", "_json", "_template")]
+    x = np.repeat(texts, 3, axis=0) + 0.01 * rng.standard_normal((24, 60))
+    scores = dict(zip(ids, np.repeat(noise, 3) + np.tile([0.0, 1.0, 2.0], 8), strict=True))
+    kept = cross_validate_forecast(make(x, ids=ids), scores, design=QUICK)
+    apart = [name.replace("_", "-") for name in ids]
+    leaky_scores = dict(zip(apart, scores.values(), strict=True))
+    leaky = cross_validate_forecast(make(x, ids=apart), leaky_scores, design=QUICK)
+    assert kept.r2.n == 8 and leaky.r2.n == 24
+    assert leaky.r2.value > 0.5 > kept.r2.value
+    for groups, message in (
+        (["g"] * 24, r"are of one group; pass Design\(groups=None\)"),
+        ([f"g{i}" for i in range(24)], "puts paraphrases or forms of question 'q0' under 'g0'"),
+    ):
+        acts = make(x, ids=ids, groups=groups)
+        with pytest.raises(InputError, match=message):
+            cross_validate_forecast(acts, scores, design=replace(QUICK, groups="group"))
 
 
 def test_choosing_the_site_outside_the_folds_flatters_and_nesting_does_not(make: Any) -> None:
