@@ -148,20 +148,19 @@ def test_a_token_across_the_boundary_is_seen_where_line_breaks_merge():
     assert "qwen2 pre-tokeniser" in crossing and "sentencepiece, no prefix" not in crossing
 
 
-@pytest.mark.parametrize("name", ["last_prompt", "mean_response", "last", "end_of_turn"])
-def test_positions_are_those_of_the_characters(kind: Kind, name: str):
+def test_positions_are_those_of_the_characters(kind: Kind):
     for chat, answer in cases(kind):
         hand = by_hand(kind, chat, answer)
         if not hand.exact:
             continue
         row = row_of(kind, chat, answer)
-        expected = {
+        for name, expected in {
             "last_prompt": [hand.prompt_end - 1],
             "mean_response": list(hand.content),
             "last": [hand.content[-1]],
             "end_of_turn": list(range(hand.content.stop, len(hand.ids))),
-        }[name]
-        assert parse_position(name).tokens(row.ids, row.spans) == expected
+        }.items():
+            assert parse_position(name).tokens(row.ids, row.spans) == expected
 
 
 def model_of(kind: Kind) -> tuple[emlens.HookedModel, torch.nn.Module]:
