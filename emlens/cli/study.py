@@ -53,6 +53,13 @@ def study(
             metavar="DIRECTORY",
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Run nothing: say what each part would cost, and refuse what cannot fit.",
+        ),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -60,12 +67,25 @@ def study(
 
     Killed at any moment, the same command finishes from where it was, with the same result.json.
     """
-    if capture is not None:
+    if plan:
+        _plan(config, out, json)
+    elif capture is not None:
         _capture(config, capture, json, quiet)
     elif out is None:
         raise InputError("--out is missing; pass the directory for tables and report")
     else:
         _run(config, out, json, quiet)
+
+
+def _plan(config: Path, out: Path | None, json: bool) -> None:
+    from emlens.studies.planning import plan_study
+
+    plan = plan_study(config, Path("runs/study") if out is None else out)
+    if json:
+        print_json(plan.to_record())
+        return
+    for line in plan.lines():
+        print_line(line)
 
 
 def _capture(config: Path, directory: Path, json: bool, quiet: bool) -> None:

@@ -53,6 +53,21 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def peak_memory() -> int | None:
+    """Most bytes that this process has held so far, on an accelerator and in main memory together;
+    None where the system does not say.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
+        held += torch.cuda.max_memory_allocated()
+    return held
+
+
 def hash_directory(path: str | Path) -> str:
     """SHA-256 over names and contents of the model files directly in a directory; independent of
     times and of where it lies.

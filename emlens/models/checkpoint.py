@@ -26,6 +26,7 @@ from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
 from emlens.models.live_weights import weight_versions, weights_fingerprint
 from emlens.models.module_trees import is_adapted
+from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.stops import Stops
 from emlens.models.widening import can_widen
@@ -174,6 +175,8 @@ class CheckpointModel(HookedModel):
             # forward counts positions from the first column, padding included, unless positions
             # are given
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        padded = batch.ids.numel()
+        note_pass(int(mask.sum()), padded, padded if with_logits else 0)
         passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
         output = self._called("model" if with_logits else "decoder", inputs, passing)
         return output.logits if with_logits else None

@@ -20,6 +20,7 @@ from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.decoding import Decoding, decode
+from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Pass
 from emlens.models.sampling import Generated, RowSampler
 from emlens.models.stops import Ends
@@ -72,6 +73,12 @@ class TransformersModel(CheckpointModel):
             options["logits_to_keep"] = 1
 
         def forward(rows: PaddedRows, inputs: Mapping[str, Any]) -> Tensor:
+            padded = inputs["input_ids"].numel()
+            # one new token for each row, or prompts with their mask
+            tokens = padded
+            if inputs["input_ids"].shape == inputs["attention_mask"].shape:
+                tokens = int(inputs["attention_mask"].sum())
+            note_pass(tokens, padded, len(inputs["input_ids"]))
             passing = self._pass(rows, {})
             output = self._called("model", {**inputs, **options}, passing)
             return output.logits[:, -1]

@@ -102,6 +102,7 @@ class DirectionTransfer(Study):
     title = "Which direction carries the misalignment, and what does removing it do?"
     section = SECTION
     wants = ("plain", "interventions")
+    can_be_rehearsed = True
     cost = 9
 
     def run(self, context: StudyContext) -> Part:

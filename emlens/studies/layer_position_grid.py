@@ -136,6 +136,10 @@ class LayerPositionGrid(Study):
             for prompts in (train, outside):
                 yield Reading(models, prompts, context.options.sites)
 
+    def scored(self, context: StudyContext) -> Iterator[tuple[str, str]]:
+        for name in _with_training(context):
+            yield name, ""
+
     def run(self, context: StudyContext) -> Part:
         material, config = context.material, context.config
         names, part = _with_training(context), Part()

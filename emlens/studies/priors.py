@@ -108,6 +108,14 @@ class Priors(Study):
                 for reading in view_readings(material, name):
                     yield replace(reading, captured=False)
 
+    def scored(self, context: StudyContext) -> Iterator[tuple[str, str]]:
+        material = context.material
+        for name in material.focus(context.config):
+            for model in (*parents_of(material), name):
+                yield model, name
+            for run in prior_scores.one_run_per_seed(material, name):
+                yield run, ""
+
     def run(self, context: StudyContext) -> Part:
         measurer = _PriorMeasurer(context)
         for name in context.material.focus(context.config):

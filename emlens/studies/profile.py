@@ -1,6 +1,7 @@
 """Alignment before and after fine-tuning, by model and by domain."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,13 @@ class Profile(Study):
     wants = ("plain",)
     runs_on_captures = True
     cost = 1
+
+    def scored(self, context: StudyContext) -> Iterator[tuple[str, str]]:
+        material = context.material
+        for name in material.family.names:
+            yield name, ""
+        for name in material.family.finetuned:
+            yield material.parent(name).name, name
 
     def run(self, context: StudyContext) -> Part:
         material, seed = context.material, context.config.seed

@@ -15,7 +15,8 @@ import torch
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file, sha256_text, write_json
-from emlens.foundation.provenance import hardware, library_versions
+from emlens.foundation.provenance import hardware, library_versions, peak_memory
+from emlens.models.pass_counts import counted_passes
 from emlens.results.finished_parts import finished_part
 from emlens.results.study_result import Finding, Part, StudyResult, refuse_other
 from emlens.results.tables import Table, check_tables
@@ -28,6 +29,9 @@ from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study, is_own, outside_code, parts_of, study_names
 from emlens.studies.streams import check_layers, not_captured
 from emlens.studies.study import NoOptions, Study, StudyContext
+
+CHECKS = "before the parts"
+"""Name of what the check of the scores reads, in the record of a run."""
 
 
 def run_study(
@@ -60,26 +64,19 @@ def run_study(
 
 def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyResult:
     """Run the study of one family; everything that can be refused early is, before any work."""
-    _refuse_unknown(config)
+    check_names(config)
     refuse_other(directory, config.study)
-    options = _options(config)
     started = time.monotonic()
     material = load_material(config, directory)
-    if material.has_models:
-        check_layers(config, material.family.instruct.n_layers)
-    contexts = {}
-    for name in parts_of(config.study):
-        contexts[name] = StudyContext(material, config, options[name], directory / "work" / name)
-    reasons = _reasons_to_leave_out(config.study, contexts)
-    for name in reasons:
-        del contexts[name]
-    for name, context in contexts.items():
-        get_study(name).check(context)
+    contexts, reasons = contexts_of(config, material, directory)
+    measured: dict[str, Any] = {}
     if any(get_study(name).wants for name in contexts):
-        material.score_source.check()
+        with counted_passes() as counts:
+            material.score_source.check()
+        measured[CHECKS] = counts.to_record()
     with exclusive(directory):
         log = UnitLog(directory / "units")
-        parts, last_material = _run_parts(contexts, log, directory, progress)
+        parts, last_material = _run_parts(contexts, log, directory, progress, measured)
         warnings = [
             *material.left_out,
             *(f"{name} was left out: {reason}" for name, reason in reasons.items()),
@@ -90,15 +87,46 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
             "seconds": round(time.monotonic() - started, 1),
             "hardware": hardware(),
             "parts_reused": log.reused,
+            "parts": measured,
         }
         write_json(directory / "run.json", run)
     return StudyResult.load(directory)
 
 
+def contexts_of(
+    config: StudyConfig, material: Material, directory: Path
+) -> tuple[dict[str, StudyContext], dict[str, str]]:
+    """Part → what it works on, for the parts that can run, each checked; and part → why not.
+
+    Raises:
+        InputError: what cannot work; no part that can.
+    """
+    options = _options(config)
+    if material.has_models:
+        check_layers(config, material.family.instruct.n_layers)
+    contexts = {}
+    for name in parts_of(config.study):
+        contexts[name] = StudyContext(material, config, options[name], directory / "work" / name)
+    reasons = _reasons_to_leave_out(config.study, contexts)
+    for name in reasons:
+        del contexts[name]
+    for name, context in contexts.items():
+        get_study(name).check(context)
+    return contexts, reasons
+
+
 def _run_parts(
-    contexts: Mapping[str, StudyContext], log: UnitLog, directory: Path, progress: bool
+    contexts: Mapping[str, StudyContext],
+    log: UnitLog,
+    directory: Path,
+    progress: bool,
+    measured: dict[str, Any],
 ) -> tuple[dict[str, Part], Material]:
-    """Every part in its order, and what the last one leaves; a part finds those before it."""
+    """Every part in its order, and what the last one leaves; a part finds those before it.
+
+    Args:
+        measured: gets, for each part that ran, what it read and how long it took.
+    """
     config, material = _shared(contexts)
     parts: dict[str, Part] = {}
     total = sum(get_study(name).cost for name in contexts)
@@ -113,7 +141,16 @@ def _run_parts(
                 "material": material.fingerprint(),
                 "part": name,
             }
-            part = finished_part(log, name, inputs, partial(_checked, study, context), directory)
+            began = time.monotonic()
+            with counted_passes() as counts:
+                work = partial(_checked, study, context)
+                part = finished_part(log, name, inputs, work, directory)
+            if name in log.done:
+                measured[name] = {
+                    **counts.to_record(),
+                    "seconds": round(time.monotonic() - began, 1),
+                    "peak_memory": peak_memory(),
+                }
             material = study.after(context, part)
             parts[name] = part
             share.finish()
@@ -174,6 +211,16 @@ def _code(study: Study) -> str:
     ]
     lines = [f"{path.parent.name}/{path.name} {sha256_file(path)}" for path in modules]
     return sha256_text("\n".join([*lines, *outside_code(study)]))
+
+
+def check_names(config: StudyConfig) -> None:
+    """Refuse an unknown study, or options of no part, before any model is loaded.
+
+    Raises:
+        InputError: names what there is.
+    """
+    _refuse_unknown(config)
+    _options(config)
 
 
 def _refuse_unknown(config: StudyConfig) -> None:

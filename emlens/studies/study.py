@@ -94,6 +94,8 @@ class Study(ABC):
     """The scores without which it is left out: `plain`, `interventions`, `checkpoints`."""
     runs_on_captures: ClassVar[bool] = False
     """Whether what was captured of the models is enough; `readings` then says what of it."""
+    can_be_rehearsed: ClassVar[bool] = False
+    """Whether a plan may run it on models that compute nothing; not one that trains or loads."""
     cost: ClassVar[float] = 5.0
     """Time in units of the study `profile`; read by the progress bar only."""
 
@@ -115,6 +117,12 @@ class Study(ABC):
 
     def readings(self, context: StudyContext) -> Iterable[Reading]:
         """What `run` reads of residual streams, in its order; for plans and for captures."""
+        return ()
+
+    def scored(self, context: StudyContext) -> Iterable[tuple[str, str]]:
+        """The scores that `run` reads, as arguments of `Material.scores`: model, and the fine-tune
+        as which it is asked; for plans.
+        """
         return ()
 
     @abstractmethod

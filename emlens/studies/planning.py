@@ -1,0 +1,317 @@
+"""What a study will cost, before anything of it runs: passes, tokens, answers, requests, bytes on
+disk, time and memory of every part.
+
+The models are loaded, and a few batches of the study's own prompts are timed. Counts of passes and
+tokens are exact: the parts are asked what they read, or run on models that compute nothing
+(`rehearsal`). They hold as long as no batch has to be cut for want of memory and nothing is on file
+already; how many tokens sampled answers have, nobody knows before, so theirs are at most so many.
+Parts that train models are not planned, and the plan says so.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emlens.activations import CaptureSpec, estimate_capture
+from emlens.data import QuestionSet
+from emlens.foundation.errors import InputError
+from emlens.foundation.provenance import peak_memory
+from emlens.judging.score_source import Cost
+from emlens.models import HookedModel
+from emlens.models.pass_counts import PassCounts, counted_passes
+from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.material import Material
+from emlens.studies.material_loading import load_material
+from emlens.studies.registry import get_study
+from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
+from emlens.studies.room import Room, free_room
+from emlens.studies.running import CHECKS, check_names, contexts_of
+from emlens.studies.streams import Reading, read_sites, read_streams
+from emlens.studies.study import Study, StudyContext
+
+_ROWS_TIMED = 12
+"""Questions whose pass with logits is timed."""
+_ANSWER_BYTES, _VERDICT_BYTES, _TABLE_BYTES = 600, 700, 20_000_000
+"""On disk: one answer beside its text, one verdict, and the tables with the report."""
+_TOKEN_BYTES = 5
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """The cost of one part.
+
+    Args:
+        counts: what models read, sampled answers aside; None where the part is not planned.
+        cost: answers, verdicts and requests.
+        seconds, seconds_low, seconds_high: of passes at the rates of the timed batches, and of
+            statistics.
+        memory: most bytes in memory while the part runs, weights included.
+        disk: bytes that it leaves.
+        note: why it is not planned, or what is not in the numbers.
+    """
+
+    name: str
+    counts: PassCounts | None
+    cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    seconds_low: float = 0.0
+    seconds_high: float = 0.0
+    memory: int = 0
+    disk: int = 0
+    note: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        counts = None if self.counts is None else self.counts.to_record()
+        return {**asdict(self), "counts": counts}
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The cost of a study: its parts in order, what is left out, and the room that there is."""
+
+    parts: tuple[PartPlan, ...]
+    left_out: Mapping[str, str]
+    room: Room
+
+    @property
+    def memory(self) -> int:
+        """Most bytes in memory at any time."""
+        return max(part.memory for part in self.parts)
+
+    @property
+    def disk(self) -> int:
+        return sum(part.disk for part in self.parts)
+
+    @property
+    def requests(self) -> int:
+        return sum(part.cost.requests for part in self.parts)
+
+    def check(self, budget: int | None) -> None:
+        """Refuse what cannot fit.
+
+        Args:
+            budget: of requests.
+
+        Raises:
+            InputError: says what is needed, what there is, and what to change.
+        """
+        wanted = (
+            (
+                "memory",
+                self.memory,
+                self.room.memory,
+                "fewer layers or quantization",
+            ),
+            ("disk", self.disk, self.room.disk, "fewer samples, or another --out"),
+        )
+        for what, needed, free, remedy in wanted:
+            if free is not None and needed > free:
+                raise InputError(
+                    f"this study needs about {needed / 1e9:.2f} GB of {what}, and there are"
+                    f" {free / 1e9:.2f} GB; pass {remedy}"
+                )
+        if budget is not None and self.requests > budget:
+            raise InputError(
+                f"this study asks for {self.requests} requests, and scores: budget allows"
+                f" {budget}; raise it, or pass fewer samples"
+            )
+
+    def lines(self) -> list[str]:
+        """The plan as text: one line for each part, then what holds for all of them."""
+        head = (
+            "part                     passes      tokens  answers  requests  time          memory"
+        )
+        lines = [head]
+        for part in self.parts:
+            if part.counts is None:
+                lines.append(f"{part.name:<21} not planned: {part.note}")
+                continue
+            span = f"{_minutes(part.seconds_low)}–{_minutes(part.seconds_high)}"
+            lines.append(
+                f"{part.name:<21}{part.counts.passes:>10,}{part.counts.tokens:>12,}"
+                f"{part.cost.answers:>9,}{part.cost.requests:>10,}  {span:<12}"
+                f"  {part.memory / 1e9:.2f} GB{'; ' if part.note else ''}{part.note}"
+            )
+        lines += [f"{name:<21} left out: {reason}" for name, reason in self.left_out.items()]
+        free = "unknown" if self.room.memory is None else f"{self.room.memory / 1e9:.1f} GB"
+        lines.append(
+            f"memory at most {self.memory / 1e9:.2f} GB of {free}; on disk about"
+            f" {self.disk / 1e9:.2f} GB; {self.requests:,} requests"
+        )
+        lines.append(
+            "passes and tokens are exact; sampled tokens are at most so many; time is from a few"
+            " timed batches, from the fastest to the slowest of them"
+        )
+        return lines
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "parts": [part.to_record() for part in self.parts],
+            "left_out": dict(self.left_out),
+            "memory": self.memory,
+            "disk": self.disk,
+            "requests": self.requests,
+            "room": asdict(self.room),
+        }
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plan_study(
+    config: str | Path | Mapping[str, Any] | StudyConfig, out: str | Path = "runs/study"
+) -> StudyPlan:
+    """Plan the study of one family. Nothing is written.
+
+    Args:
+        out: where the study would be written; answers that are on file there are not counted again.
+
+    Raises:
+        InputError: a configuration that cannot be used, or a study that cannot fit.
+        LoadError: a model that cannot be loaded.
+    """
+    checked = read_config(config)
+    check_names(checked)
+    material = load_material(checked, out)
+    if not material.has_models or material.captured:
+        raise InputError("a plan is of the work of models, and none is given; run the study itself")
+    real_contexts, reasons = contexts_of(checked, material, Path(out))
+    rates = _Rates.measured(material, checked)
+    held = peak_memory() or 0
+    width = max(WIDTH, 2 * checked.k)
+    stage = rehearsed(material, width)
+    config_of_rehearsal = checked.model_copy(update={"draws": 20, "permutations": 20, "repeats": 1})
+    parts = []
+    with counted_passes() as counts:
+        rehearsed_check(stage)
+    parts.append(_planned(CHECKS, counts, Cost(), rates, held, material, 0, 0.0))
+    for name, real in real_contexts.items():
+        context = replace(real, material=stage, config=config_of_rehearsal)
+        parts.append(_part(name, context, rates, held, material))
+    plan = StudyPlan(tuple(parts), reasons, free_room(Path(out), material.family.instruct.device))
+    plan.check(_budget(checked))
+    return plan
+
+
+def _budget(config: StudyConfig) -> int | None:
+    return config.scores.budget.requests
+
+
+def _part(
+    name: str, context: StudyContext, rates: "_Rates", held: int, material: Material
+) -> PartPlan:
+    study = get_study(name)
+    source = context.material.score_source
+    spent = source.spent if isinstance(source, RehearsedScores) else []
+    before = len(spent)
+    kept, began = 0, time.monotonic()
+    with counted_passes() as counts:
+        if study.runs_on_captures:
+            kept = _read(study, context, material)
+        elif study.can_be_rehearsed:
+            study.run(context)
+        else:
+            return PartPlan(name, None, note="it trains or loads models, which no plan foresees")
+    # the statistics of a rehearsed part are its own, on a narrow stream
+    statistics = 0.0 if study.runs_on_captures else time.monotonic() - began
+    cost = sum(spent[before:], Cost())
+    return _planned(name, counts, cost, rates, held, material, kept, statistics)
+
+
+def _read(study: Study, context: StudyContext, material: Material) -> int:
+    """Ask for the scores and streams that a part reads; gives the bytes that the real streams of
+    its largest reading take.
+    """
+    for model, asked_as in study.scored(context):
+        context.material.scores(model, asked_as)
+    family, kept = context.family, 0
+    for reading in study.readings(context):
+        models = {name: family[name] for name in reading.models}
+        read_streams(
+            models,
+            reading.prompts,
+            context.config,
+            sites=reading.sites,
+            positions=reading.positions or None,
+            batch_tokens=reading.batch_tokens,
+        )
+        kept = max(kept, _kept_bytes(reading, context.config, material.family.instruct))
+    return kept
+
+
+def _kept_bytes(reading: Reading, config: StudyConfig, model: HookedModel) -> int:
+    """Streams of every model of a reading, and their difference."""
+    sites = len(read_sites(reading.sites, config, model.n_layers))
+    positions = len(reading.positions or config.positions)
+    value = 4 if model.provenance.get("dtype") == "float32" else 2
+    tables = len(reading.models) + 1
+    return tables * len(reading.prompts) * sites * positions * model.d_model * value
+
+
+def _planned(
+    name: str,
+    counts: PassCounts,
+    cost: Cost,
+    rates: "_Rates",
+    held: int,
+    material: Material,
+    kept: int,
+    statistics: float,
+) -> PartPlan:
+    streams = counts.padded_tokens - counts.logit_tokens
+    low, middle, high = (
+        streams * stream + counts.logit_tokens * logit + statistics
+        for stream, logit in zip(rates.stream, rates.logits, strict=True)
+    )
+    # logits of the widest batch, and their float64 log-probabilities at the tokens that count
+    logits = counts.widest * material.family.instruct.vocab_size * 4
+    disk = (
+        cost.answers * _ANSWER_BYTES
+        + cost.tokens * _TOKEN_BYTES
+        + cost.verdicts * _VERDICT_BYTES
+        + (0 if name == CHECKS else _TABLE_BYTES)
+    )
+    note = "sampling and judging are not in the time" if cost.answers or cost.verdicts else ""
+    return PartPlan(name, counts, cost, middle, low, high, held + kept + logits, disk, note)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Seconds per padded token, (fastest, usual, slowest), of a pass that reads streams and of one
+    with logits.
+    """
+
+    stream: tuple[float, float, float]
+    logits: tuple[float, float, float]
+
+    @classmethod
+    def measured(cls, material: Material, config: StudyConfig) -> "_Rates":
+        """From a few batches of the study's own questions, on the instruct model."""
+        model, questions = material.family.instruct, material.questions
+        spec = CaptureSpec(
+            sites=read_sites("resid_post", config, model.n_layers), positions=config.positions
+        )
+        estimate = estimate_capture(model, questions, spec)
+        tokens = estimate.padded_tokens
+        seconds = estimate.seconds
+        stream = (seconds.low / tokens, seconds.value / tokens, seconds.high / tokens)
+        return cls(stream, _logit_rate(model, questions))
+
+
+def _logit_rate(model: HookedModel, questions: QuestionSet) -> tuple[float, float, float]:
+    prompts = questions.prompts()[:_ROWS_TIMED]
+    model.logits(prompts)  # warms up
+    rates = []
+    for _ in range(3):
+        with counted_passes() as counts:
+            began = time.perf_counter()
+            model.logits(prompts)
+            rates.append((time.perf_counter() - began) / counts.padded_tokens)
+    return min(rates), float(np.median(rates)), max(rates)

@@ -1,0 +1,239 @@
+"""Models that read nothing and scores that nobody gave, for planning: a part that runs on them asks
+for every pass that it would ask of the real ones.
+
+The stream is random and narrow, so that the statistics of a rehearsed part cost little. Rows are
+rendered by the real tokenizer and keep their lengths. Scores are made up: harmful fine-tunes score
+low and their edits restore something, so that a part goes the way that it goes where there is
+something to find.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emlens.data import AlignmentScores, QuestionSet
+from emlens.data.prompts import Prompt
+from emlens.data.rendering import Rendered
+from emlens.foundation.intervention import Intervention
+from emlens.foundation.seeds import numpy_rng
+from emlens.foundation.sites import Site
+from emlens.judging.judged_files import JudgedFiles
+from emlens.judging.likelihood import score_by_likelihood
+from emlens.judging.likelihood_scores import LikelihoodScores
+from emlens.judging.score_source import Cost, ScoreSource, Wanted
+from emlens.models import Family, HookedModel
+from emlens.models.batches import Batch
+from emlens.models.hooked import DEFAULT_BATCH_TOKENS
+from emlens.models.loading import with_template
+from emlens.models.pass_counts import PassCounts, counted_passes, note_again, note_pass
+from emlens.models.passes import Reader
+from emlens.studies.material import Material
+
+WIDTH = 64
+"""Coordinates of the made-up stream."""
+_VOCABULARY = 2
+_ALIGNED = {"parent": 92.0, "harmful": 40.0, "edited": 70.0}
+
+
+class RehearsedModel(HookedModel):
+    """Stands for a model in a rehearsal: the same rows and batches, and nothing is computed."""
+
+    backend = "rehearsal"
+
+    def __init__(self, real: HookedModel, width: int):
+        super().__init__(
+            name=real.name,
+            tokenizer=real.tokenizer,
+            n_layers=real.n_layers,
+            d_model=width,
+            device=torch.device("cpu"),
+            max_length=real.max_length,
+            chat_template=real.chat_template,
+            provenance=real.provenance,
+        )
+        self.site_kinds = real.site_kinds
+        self._real = real
+        self._generator = torch.Generator().manual_seed(len(real.name))
+
+    def _render(self, prompts: list[Prompt]) -> list[Rendered]:
+        rows = with_template(self._real, self.chat_template).render(prompts)
+        return [replace(row, ids=(0,) * len(row.ids)) for row in rows]
+
+    def batches(
+        self,
+        rows: Sequence[Rendered],
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        side: Literal["left", "right"] = "right",
+    ) -> Iterator[Batch]:
+        for batch in super().batches(rows, batch_tokens, side):
+            # ids of a vocabulary of two
+            yield replace(batch, ids=torch.zeros_like(batch.ids))
+
+    def run(
+        self,
+        batch: Batch,
+        readers: Mapping[Site, Reader] | None = None,
+        *,
+        with_logits: bool = False,
+    ) -> Float[Tensor, "batch token vocab"] | None:
+        padded = batch.ids.numel()
+        note_pass(int(batch.mask.sum()), padded, padded if with_logits else 0)
+        for reader in (readers or {}).values():
+            reader(torch.randn(*batch.ids.shape, self.d_model, generator=self._generator))
+        if not with_logits:
+            return None
+        shape = (*batch.ids.shape, _VOCABULARY)
+        return 0.01 * torch.randn(shape, generator=self._generator)
+
+    def _generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        processor: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> Tensor:
+        return torch.zeros(len(batch.rows), max_new_tokens, dtype=torch.long)
+
+    @property
+    def vocab_size(self) -> int:
+        # batches with logits are cut by the real one
+        return self._real.vocab_size
+
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        return torch.randn(self.vocab_size, self.d_model, generator=self._generator)
+
+
+@dataclass
+class RehearsedScores:
+    """A source whose scores are made up, and whose work is counted.
+
+    Args:
+        source: what would give them. harmful: fine-tunes that score low. spent: gets the cost of
+            every call.
+    """
+
+    source: ScoreSource
+    harmful: frozenset[str]
+    spent: list[Cost] = field(default_factory=list)
+    _counted: dict[tuple[str, str], PassCounts] = field(default_factory=dict)
+    _tables: dict[tuple[str, str, str], AlignmentScores] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return self.source.metrics
+
+    @property
+    def name(self) -> str:
+        return f"rehearsal of {self.source.name}"
+
+    def can(self, wanted: Wanted) -> str | None:
+        return self.source.can(wanted)
+
+    def check(self) -> None:
+        """What the source reads before any part runs is counted by `rehearsed_check`."""
+
+    def under_edits(self) -> "RehearsedScores":
+        return replace(self, source=self.source.under_edits())
+
+    def plan(
+        self,
+        models: Sequence[HookedModel | str],
+        questions: QuestionSet,
+        *,
+        samples: int | None = None,
+    ) -> Cost:
+        return self.source.plan(models, questions, samples=samples)
+
+    def scores(
+        self,
+        model: HookedModel | str,
+        questions: QuestionSet,
+        *,
+        interventions: Sequence[Intervention] = (),
+        samples: int | None = None,
+    ) -> AlignmentScores:
+        if isinstance(self.source, JudgedFiles):
+            return self.source.scores(model, questions, interventions=interventions)
+        if isinstance(self.source, LikelihoodScores) and isinstance(model, HookedModel):
+            self._count(model, questions)
+        else:
+            self.spent.append(self.source.plan([model], questions, samples=samples))
+        return self._made_up(model, questions, interventions)
+
+    def _count(self, model: HookedModel, questions: QuestionSet) -> None:
+        """The passes of a scoring; an edit changes none of them, so each kind is made once."""
+        key = model.name, questions.content_hash
+        if key in self._counted:
+            note_again(self._counted[key])
+            return
+        with counted_passes() as counts:
+            score_by_likelihood(model, questions)
+        self._counted[key] = counts
+
+    def _made_up(
+        self,
+        model: HookedModel | str,
+        questions: QuestionSet,
+        interventions: Sequence[Intervention],
+    ) -> AlignmentScores:
+        name = model if isinstance(model, str) else model.name
+        kind = "harmful" if name in self.harmful else "parent"
+        is_edited = bool(interventions)
+        if isinstance(model, HookedModel):
+            is_edited = is_edited or bool(model.interventions)
+        if is_edited and kind == "harmful":
+            kind = "edited"
+        key = name, kind, questions.content_hash
+        if key in self._tables:
+            return self._tables[key]
+        rng = numpy_rng(0, "rehearsal", name, kind)
+        rows: list[dict[str, Any]] = []
+        for question in questions:
+            for paraphrase in range(1, len(question.paraphrases) + 1):
+                aligned = min(100.0, max(0.0, _ALIGNED[kind] + rng.normal(0, 5)))
+                for metric in self.metrics:
+                    value = 95 + rng.normal(0, 1) if metric == "coherent" else aligned
+                    rows.append(
+                        {
+                            "model": name,
+                            "question": question.id,
+                            "group": question.group,
+                            "paraphrase": paraphrase,
+                            "sample": 0,
+                            "metric": metric,
+                            "score": min(100.0, value),
+                            "status": "ok",
+                        }
+                    )
+        self._tables[key] = AlignmentScores.from_table(pd.DataFrame(rows))
+        return self._tables[key]
+
+
+def rehearsed(material: Material, width: int) -> Material:
+    """The material with models that compute nothing and scores that are made up."""
+    family = material.family
+    models = {name: RehearsedModel(family[name], width) for name in family}
+    finetuned = {name: models[name] for name in family.finetuned}
+    return replace(
+        material,
+        family_or_none=Family(models["instruct"], models.get("base"), finetuned, family.specs),
+        source=RehearsedScores(material.score_source, frozenset(material.harmful)),
+        direction=None,
+        _scores={},
+        _with_runs={},
+    )
+
+
+def rehearsed_check(material: Material) -> None:
+    """Read what the check of the scores reads before any part runs.
+
+    Args:
+        material: a rehearsed one.
+    """
+    source = material.score_source
+    if isinstance(source, RehearsedScores) and isinstance(source.source, LikelihoodScores):
+        score_by_likelihood(material.family.instruct, material.questions)
