@@ -30,7 +30,7 @@ from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
 from emlens.studies.room import Room, free_room
 from emlens.studies.running import CHECKS, check_names, contexts_of
-from emlens.studies.streams import Reading, read_sites, read_streams
+from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
 from emlens.studies.study import Study, StudyContext
 
 _ROWS_TIMED = 12
@@ -38,6 +38,7 @@ _ROWS_TIMED = 12
 _ANSWER_BYTES, _VERDICT_BYTES, _TABLE_BYTES = 600, 700, 20_000_000
 """On disk: one answer beside its text, one verdict, and the tables with the report."""
 _TOKEN_BYTES = 5
+_NO_TIME = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ class PartPlan:
     memory: int = 0
     disk: int = 0
     note: str = ""
+
+    def with_statistics(self, seconds: float) -> "PartPlan":
+        """The same with the time of its statistics added."""
+        return replace(
+            self,
+            seconds=self.seconds + seconds,
+            seconds_low=self.seconds_low + seconds,
+            seconds_high=self.seconds_high + seconds,
+        )
 
     def to_record(self) -> dict[str, Any]:
         counts = None if self.counts is None else self.counts.to_record()
@@ -166,12 +176,17 @@ def _minutes(seconds: float) -> str:
 
 
 def plan_study(
-    config: str | Path | Mapping[str, Any] | StudyConfig, out: str | Path = "runs/study"
+    config: str | Path | Mapping[str, Any] | StudyConfig,
+    out: str | Path = "runs/study",
+    *,
+    timed: bool = True,
 ) -> StudyPlan:
     """Plan the study of one family. Nothing is written.
 
     Args:
         out: where the study would be written; answers that are on file there are not counted again.
+        timed: time a few batches, and the statistics of a few layers; without, the plan has no
+            times.
 
     Raises:
         InputError: a configuration that cannot be used, or a study that cannot fit.
@@ -183,18 +198,21 @@ def plan_study(
     if not material.has_models or material.captured:
         raise InputError("a plan is of the work of models, and none is given; run the study itself")
     real_contexts, reasons = contexts_of(checked, material, Path(out))
-    rates = _Rates.measured(material, checked)
+    rates = _Rates.measured(material, checked) if timed else _Rates(_NO_TIME, _NO_TIME)
     held = peak_memory() or 0
-    width = max(WIDTH, 2 * checked.k)
-    stage = rehearsed(material, width)
+    stage = rehearsed(material, max(WIDTH, 2 * checked.k))
     config_of_rehearsal = checked.model_copy(update={"draws": 20, "permutations": 20, "repeats": 1})
     parts = []
     with counted_passes() as counts:
         rehearsed_check(stage)
-    parts.append(_planned(CHECKS, counts, Cost(), rates, held, material, 0, 0.0))
+    if counts.passes and any(get_study(name).wants for name in real_contexts):
+        parts.append(_planned(CHECKS, counts, Cost(), rates, held, material, 0, 0.0))
     for name, real in real_contexts.items():
         context = replace(real, material=stage, config=config_of_rehearsal)
-        parts.append(_part(name, context, rates, held, material))
+        part = _part(name, context, rates, held, material)
+        if timed and get_study(name).runs_on_captures:
+            part = part.with_statistics(_statistics(get_study(name), real, material))
+        parts.append(part)
     plan = StudyPlan(tuple(parts), reasons, free_room(Path(out), material.family.instruct.device))
     plan.check(_budget(checked))
     return plan
@@ -222,7 +240,31 @@ def _part(
     # the statistics of a rehearsed part are its own, on a narrow stream
     statistics = 0.0 if study.runs_on_captures else time.monotonic() - began
     cost = sum(spent[before:], Cost())
+    if rates.stream == _NO_TIME:
+        statistics = 0.0
     return _planned(name, counts, cost, rates, held, material, kept, statistics)
+
+
+def _statistics(study: Study, real: StudyContext, material: Material) -> float:
+    """Seconds of a part beside its passes.
+
+    It runs at one layer and at two, with streams of the real width and all draws, and what a
+    further layer costs is continued to all of them.
+    """
+    layers = read_layers(real.config, material.family.instruct.n_layers)
+    stage = rehearsed(material, material.family.instruct.d_model)
+    seconds: list[float] = []
+    for number in range(1, min(len(layers), 2) + 1):
+        config = real.config.model_copy(update={"layers": tuple(layers[:number])})
+        context = replace(real, material=stage, config=config)
+        for model, asked_as in study.scored(context):
+            stage.scores(model, asked_as)  # kept, so that it is not timed
+        began = time.monotonic()
+        study.run(context)
+        seconds.append(time.monotonic() - began)
+        if not list(study.readings(context)):
+            return seconds[0]  # nothing of it depends on layers
+    return seconds[-1] + max(0.0, seconds[-1] - seconds[0]) * (len(layers) - len(seconds))
 
 
 def _read(study: Study, context: StudyContext, material: Material) -> int:
