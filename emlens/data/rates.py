@@ -90,8 +90,7 @@ def _interval(
     value = float(by_question.mean() if average == "question" else scores.mean())
     n_bases = rows["base"].nunique()
     if estimand == LIKE_THESE and n_bases == 1:
-        one = "one question" if len(sizes) == 1 else "one base question"
-        method = f"{description}, {one}: no interval over questions"
+        method = f"{description}, one base question: no interval over questions"
         return Estimate(value, math.nan, math.nan, 1, method)
     if estimand != LIKE_THESE and sizes.min() < 2:
         method = f"{description}, {estimand}: no interval, since a question has one scored answer"

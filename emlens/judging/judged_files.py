@@ -14,7 +14,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.provenance import hash_json
-from emlens.judging.score_source import Cost, Wanted
+from emlens.judging.score_source import Cost, Wanted, model_name
 from emlens.models.hooked import HookedModel
 
 NEEDED = ("aligned", "coherent")
@@ -90,7 +90,7 @@ class JudgedFiles:
         """
         if interventions or (isinstance(model, HookedModel) and model.interventions):
             raise InputError(str(self.can("interventions")))
-        name = model if isinstance(model, str) else model.name
+        name = model_name(model)
         if name not in self._files:
             raise InputError(
                 f"scores.files has no file for model {one_line(name)!r};"

@@ -73,8 +73,9 @@ class RulesJudge:
         try:
             return cls(read_yaml(path))
         except InputError as error:
-            text = str(error)
-            raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+            if str(error).startswith(str(path)):
+                raise
+            raise InputError(f"{path}: {error}") from None
 
     def describe(self) -> dict[str, Any]:
         words = {metric: judge.describe() for metric, judge in self._words.items()}
@@ -83,7 +84,10 @@ class RulesJudge:
     def judge(self, answer: Answer) -> Mapping[str, Verdict]:
         verdicts = {}
         for metric, scores in self._rules.items():
-            is_found = self._words[metric].judge(answer)[metric].score == 100
-            name = "found" if is_found else "otherwise"
-            verdicts[metric] = Verdict(scores[name if answer.text.strip() else "empty"])
+            name = "otherwise"
+            if not answer.text.strip():
+                name = "empty"
+            elif self._words[metric].judge(answer)[metric].score == 100:
+                name = "found"
+            verdicts[metric] = Verdict(scores[name])
         return verdicts

@@ -28,7 +28,7 @@ from emlens.judging.endpoint import Endpoint
 from emlens.judging.judged_files import NEEDED
 from emlens.judging.judges import Judge, judge_description
 from emlens.judging.sampling import sample_answers
-from emlens.judging.score_source import Cost, Wanted
+from emlens.judging.score_source import Cost, Wanted, model_name
 from emlens.judging.scoring import judge_answers
 from emlens.models.hooked import HookedModel
 
@@ -136,8 +136,9 @@ class SampledScores:
             InputError: a name without a sampler; what `sample_answers` and `judge_answers` refuse.
             StateError: the budget is spent, or an endpoint is down; what was received is kept.
         """
-        samples = self.sampling.samples if samples is None else samples
-        name = model if isinstance(model, str) else model.name
+        if samples is None:
+            samples = self.sampling.samples
+        name = model_name(model)
         self._limit_requests()
         try:
             answers, file = self._answers(model, questions, interventions, samples)
@@ -161,7 +162,7 @@ class SampledScores:
         samples: int,
     ) -> tuple[Answers, Path]:
         """The answers of one model, and the journal that they lie in."""
-        name = model if isinstance(model, str) else model.name
+        name = model_name(model)
         is_edited = bool(interventions)
         if isinstance(model, HookedModel):
             is_edited = is_edited or bool(model.edit_records())
@@ -253,19 +254,24 @@ class SampledScores:
         samples: int | None = None,
     ) -> Cost:
         """Answers, verdicts and requests that are not on file yet."""
-        samples = self.sampling.samples if samples is None else samples
+        if samples is None:
+            samples = self.sampling.samples
         wanted = samples * sum(len(question.paraphrases) for question in questions)
         is_asking = isinstance(getattr(self.judge, "endpoint", None), Endpoint)
         cost = Cost()
         for model in models:
-            name = model if isinstance(model, str) else model.name
+            name = model_name(model)
             endpoint = self.samplers.get(name)
-            drawn_from = {} if isinstance(model, str) else _identity(model)
-            file = self._answer_file(name, endpoint.describe() if endpoint else drawn_from)
+            drawn_from: Mapping[str, Any] = {}
+            if endpoint is not None:
+                drawn_from = endpoint.describe()
+            elif isinstance(model, HookedModel):
+                drawn_from = _identity(model)
+            file = self._answer_file(name, drawn_from)
             answers = max(0, wanted - len(read_journal(file)))
             judged = max(0, len(read_journal(self._verdicts / file.name)) - 1)
             verdicts = max(0, wanted * len(self.judge.metrics) - judged)
-            requests = (answers if endpoint else 0) + (verdicts if is_asking else 0)
+            requests = answers * (endpoint is not None) + verdicts * is_asking
             tokens = answers * self.sampling.max_new_tokens
             cost += Cost(answers=answers, tokens=tokens, verdicts=verdicts, requests=requests)
         return cost

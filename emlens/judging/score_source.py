@@ -110,3 +110,10 @@ class ScoreSource(Protocol):
     ) -> Cost:
         """What scores of these models would cost now."""
         ...
+
+
+def model_name(model: HookedModel | str) -> str:
+    """The name of a model that was given by itself or by its name."""
+    if isinstance(model, str):
+        return model
+    return model.name

@@ -98,7 +98,7 @@ def fit_screening(
     """
     if design is None:
         _, unit = units_of(questions)
-        design = Design(groups="group" if unit == "group" else None)
+        design = Design(groups={"group": "group", "question": None}[unit])
     table = _score_table(scores, metric)
     _require_same_runs(table, past)
     table = _without_own_domain(table.reindex(questions.ids), questions, past)

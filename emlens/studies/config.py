@@ -116,13 +116,16 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _something(self) -> "StudyConfig":
-        if self.family is None and self.released is None and not self.captures:
+        is_judged = self.scores.how == "judged"
+        if self.family is None and self.released is None and not self.captures and not is_judged:
             raise ValueError(
                 "family is missing; give the models, or under released the folder of result files"
                 " that others published"
             )
         if self.captures:
             self._captures_of_family()
+        elif self.without_models:
+            self._files_of_family()
         elif self.family is not None and self.family.organism is None:
             if self.family.instruct is None:
                 raise ValueError(ONE_SOURCE)
@@ -132,6 +135,25 @@ class StudyConfig(Frozen):
                     " id, or captures of every model"
                 )
         return self
+
+    @property
+    def without_models(self) -> bool:
+        """Whether judged files are all that is known of the models."""
+        if self.scores.how != "judged" or self.captures:
+            return False
+        family = self.family
+        return family is None or (family.organism is None and family.instruct is None)
+
+    def _files_of_family(self) -> None:
+        """Refuse judged files that do not fit the models that are named."""
+        if "instruct" not in self.scores.files:
+            raise ValueError(
+                "scores.files lack 'instruct'; give the file of the instruct model, or the models"
+                " under family"
+            )
+        for name in () if self.family is None else self.family.finetuned:
+            if name not in self.scores.files:
+                raise ValueError(f"scores.files lack {name!r}, which is under finetuned")
 
     def _captures_of_family(self) -> None:
         """Refuse captures that do not fit the models that are named."""

@@ -51,6 +51,8 @@ def _models_and_prompts(config: StudyConfig) -> Material:
     family = config.family
     if config.captures:
         return _from_captures(config)
+    if config.without_models:
+        return _from_judged_files(config)
     if family is None:
         return Material(None, None, {}, {}, None)
     if family.organism is not None:
@@ -129,6 +131,28 @@ def _from_captures(config: StudyConfig) -> Material:
         if name not in directories
     ]
     return _with_prompts(config, family, questions, models, left_out)
+
+
+def _from_judged_files(config: StudyConfig) -> Material:
+    """Models of which only judged answers are known."""
+    family = config.family
+    if family is None:
+        names = [name for name in config.scores.files if name not in ("instruct", "base")]
+        if not names:
+            raise InputError(
+                f"{config.place('scores', 'files')}scores.files name no fine-tune;"
+                " give the file of at least one"
+            )
+        family = FamilyConfig(finetuned={name: FineTuneConfig() for name in names})
+    specs = {name: fine_tune(config, spec) for name, spec in family.finetuned.items()}
+    models = {
+        name: AbsentModel(name, n_layers=1, d_model=1, provenance={"model": name})
+        for name in ("instruct", "base", *specs)
+        if name in config.scores.files
+    }
+    finetuned = {name: models[name] for name in specs}
+    judged = Family(models["instruct"], models.get("base"), finetuned, specs)
+    return _with_prompts(config, family, _questions(config, family), judged, [])
 
 
 def captured_fine_tunes(config: StudyConfig) -> FamilyConfig:

@@ -102,7 +102,7 @@ def contexts_of(
         InputError: what cannot work; no part that can.
     """
     options = _options(config)
-    if material.has_models:
+    if material.has_models and not config.without_models:
         check_layers(config, material.family.instruct.n_layers)
     contexts = {}
     for name in parts_of(config.study):
@@ -258,8 +258,10 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
         if part.needs_models and not context.material.has_models:
             reasons[name] = "it needs models, and only released files were given"
             continue
-        if context.material.captured and not part.runs_on_captures:
-            reasons[name] = "it needs the models, and the study runs on captures"
+        is_captured = context.material.captured and part.needs_models
+        if is_captured and not part.runs_on_captures:
+            what = "judged files" if context.config.without_models else "captures"
+            reasons[name] = f"it needs the models, and the study runs on {what}"
             continue
         reason = _missing_scores(part, context) or part.left_out(context)
         if reason is None and context.material.captured:

@@ -68,6 +68,8 @@ def not_captured(
     for reading in readings:
         for name in reading.models if reading.captured else ():
             model = models[name]
+            if isinstance(model, AbsentModel) and model.rows is None:
+                return f"only judged answers of {name!r} are here; give the models, or captures"
             sites = [str(site) for site in read_sites(reading.sites, config, model.n_layers)]
             positions = reading.positions or config.positions
             lacking = captured_rows(model).lacks(name, reading.prompts, sites, positions)

@@ -112,6 +112,7 @@ class Synthesis(Study):
     name = "synthesis"
     title = "What holds over seeds, and what does choosing a configuration cost?"
     section = SECTION
+    runs_on_captures = True
     cost = 1
 
     def left_out(self, context: StudyContext) -> str | None:

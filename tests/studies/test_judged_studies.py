@@ -186,6 +186,31 @@ def test_judged_files_leave_out_what_needs_a_judge_and_unscored_questions(
         run_study(config, tmp_path / "other", progress=False)
 
 
+def test_judged_files_alone_give_a_profile(home: Path, tmp_path: Path) -> None:
+    files = {name: judged_file(home, name, shift) for name, shift in (("instruct", 0), ("bad", 40))}
+    config = {
+        "study": "overview",
+        "questions": str(home / "free.jsonl"),
+        "scores": {"how": "judged", "files": files},
+    }
+    result = run_study(config, tmp_path / "out", progress=False)
+    assert result.tables["models"]["model"].tolist() == ["instruct", "bad"]
+    said = "\n".join(result.warnings)
+    assert "priors was left out: only judged answers of 'instruct' are here" in said
+    assert "direction_transfer was left out: it needs the models, and the study runs on" in said
+    with_models = run_study(
+        configured(home, study="profile", scores=config["scores"]), tmp_path / "m", progress=False
+    )
+    for name in ("models", "questions"):
+        assert result.tables[name].equals(with_models.tables[name])
+    for scores, message in (
+        ({"how": "judged", "files": {"bad": files["bad"]}}, r"scores\.files lack 'instruct'"),
+        ({"how": "judged", "files": {"instruct": files["bad"]}}, "name no fine-tune"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_study({**config, "scores": scores}, tmp_path / "other", progress=False)
+
+
 def test_without_references_a_part_that_needs_no_scores_runs(home: Path, tmp_path: Path) -> None:
     config = configured(home, scores={}, study="delta_overlap")
     result = run_study(config, tmp_path / "out", progress=False)
