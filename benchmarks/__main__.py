@@ -47,6 +47,7 @@ NAMES = (
     "general_vs_narrow",
     "organism_finetunes",
     "organism_forecasts",
+    "architectures",
     "screening_backtest",
     "guard",
     "rank1_dynamics",

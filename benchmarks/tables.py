@@ -256,6 +256,12 @@ FIGURES: Final[
         lambda v: _report(v["reports"][1]),
     ),
     (
+        "architectures",
+        "causal model types right at level one or two; wrong",
+        (Goal("≥", "100"), Goal("=", "0")),
+        lambda v: (_number(v["right"], "d"), _number(v["wrong"], "d")),
+    ),
+    (
         "intervention_programs",
         "programs of edits that left something behind",
         (Goal("=", "0 of 1,500"),),

@@ -36,16 +36,22 @@ class BatchLayout:
 
     @classmethod
     def plan(
-        cls, lengths: Sequence[int], batch_tokens: int, row_bytes: int, token_bytes: int
+        cls,
+        lengths: Sequence[int],
+        batch_tokens: int,
+        row_bytes: int,
+        token_bytes: int,
+        threshold: int | None = None,
     ) -> "BatchLayout":
         """Whole batches, grouped until a shard has `SHARD_ROWS` rows or keeps `SHARD_BYTES` bytes.
 
         Args:
             lengths: tokens of each row.
             batch_tokens: padded tokens per batch at most.
+            threshold: rows of more tokens share no batch with the others.
             row_bytes, token_bytes: what is kept per row and per token.
         """
-        batches = plan_batches(lengths, batch_tokens)
+        batches = plan_batches(lengths, batch_tokens, threshold)
         shards: list[int] = []
         rows = size = 0
         for batch in batches:

@@ -58,7 +58,7 @@ class CapturePlan:
         positions = spec.parsed_positions
         sites = resolve_sites(cast(Any, spec.sites), reference.n_layers, spec.layers)
         for model in models.values():
-            check_readers(sites, model.sites, model.name, model.n_layers)
+            check_readers(sites, model.sites, model.name, model.n_layers, model.why_missing)
             model.require_computable_in(compute_dtype)
         rows = TokenRows.render(reference, prompts)
         for model in models.values():
@@ -72,6 +72,7 @@ class CapturePlan:
         layout = BatchLayout.plan(
             rows.lengths,
             cast(int, spec.batch_tokens),
+            threshold=reference.threshold,
             row_bytes=pooled * len(sites) * value_bytes,
             token_bytes=(len(positions) - pooled) * len(sites) * value_bytes,
         )

@@ -1,5 +1,6 @@
 """`emlens parity`: do the backends read the same stream of this model?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from emlens.cli.printing import print_json, print_line, print_table
 from emlens.cli.settings import split_names
+from emlens.foundation.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +20,10 @@ NUMBERS = ("difference", "in float64")
 
 
 def parity(
-    model: Annotated[str, typer.Argument(help="Directory saved by save_pretrained, or a hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Directory saved by save_pretrained, or a hub id."),
+    ] = "",
     adapter: Annotated[
         Path | None,
         typer.Option(help="A PEFT adapter of the model; also checks it switched on and off."),
@@ -39,10 +44,30 @@ def parity(
     ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    all_architectures: Annotated[
+        bool,
+        typer.Option(
+            "--all-architectures",
+            help=(
+                "Instead of a model: every causal architecture of the installed transformers,"
+                " tiny, against plain transformers. Many minutes."
+            ),
+        ),
+    ] = False,
+    only: Annotated[
+        str,
+        typer.Option(help="With --all-architectures: comma-separated model types."),
+    ] = "",
 ) -> None:
     """Read every site on every backend and compare: with output_hidden_states, with what blocks
     add, and with each other; exit 1 where one differs.
     """
+    if all_architectures:
+        if model:
+            raise InputError("--all-architectures takes no model; leave one of the two out")
+        raise typer.Exit(_survey(split_names(only), as_json=json))
+    if not model:
+        raise InputError("no model; pass a directory or a hub id, or --all-architectures")
     from emlens.models.backends import installed_backends
     from emlens.models.parity import check_parity
 
@@ -53,6 +78,29 @@ def parity(
     else:
         _print(parity, names)
     raise typer.Exit(0 if parity.agrees else 1)
+
+
+def _survey(only: Sequence[str], *, as_json: bool) -> int:
+    """Print a line for each model type as it is finished; the exit code is 1 where one is wrong."""
+    from dataclasses import asdict
+
+    from emlens.models.architecture_survey import causal_model_types, survey
+
+    known = causal_model_types()
+    for kind in only:
+        if kind not in known:
+            raise InputError(f"{kind!r} is no causal model type of the installed transformers")
+    rows = []
+    for row in survey(list(only) or None):
+        rows.append(row)
+        if not as_json:
+            print_line(row.sentence())
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        right = sum(row.right for row in rows)
+        print_line(f"{right} of {len(rows)} model types are right in every column")
+    return int(any(row.wrong for row in rows))
 
 
 def _rows(parity: "Parity") -> list[dict[str, Any]]:

@@ -393,9 +393,12 @@ def _final_norm(model: HookedModel) -> nn.Module:
             f"backend {model.backend!r} does not show its final norm;"
             " load with backend='transformers'"
         )
+    path = model.architecture.final_norm
+    if path is None:
+        raise InputError(f"{model.name!r} has no final norm: {model.why_missing['final_norm']}")
     # copied while the adapter is on: some kinds change the norms
     with model.bank.selected(model.adapter):
-        norm = copy.deepcopy(model.module.get_submodule(model.architecture.final_norm))
+        norm = copy.deepcopy(model.module.get_submodule(path))
     return norm.double()
 
 

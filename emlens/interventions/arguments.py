@@ -13,7 +13,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import TokenScope, Touched
 from emlens.foundation.positions import Chosen, Index, Last, Position, Span, parse_position
 from emlens.foundation.shapes import as_float64
-from emlens.foundation.sites import Site
+from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.geometry import Direction, Subspace
 
 At = Literal["all_layers", "own_site", "inputs_and_writes"] | Sequence[str | Site]
@@ -46,6 +46,12 @@ def resolve(at: At, own_site: str | None, sites: Sequence[Site]) -> list[Site]:
         InputError: a site that matches nothing; 'own_site' without one.
     """
     if isinstance(at, str) and at in _KINDS:
+        lacking = set(_KINDS[at]) - {site.kind for site in sites}
+        if lacking:
+            raise InputError(
+                f"at={at!r} needs {', '.join(sorted(lacking))}, which this model does not have;"
+                " pass at='all_layers'"
+            )
         return [site for site in sites if site.kind in _KINDS[at]]
     names = _site_names(at, own_site)
     n_layers = 1 + max(site.layer for site in sites if site.layer is not None)
@@ -71,12 +77,18 @@ def _site_names(at: At, own_site: str | None) -> Sequence[str | Site]:
 def _require_site(site: Site, sites: Sequence[Site]) -> None:
     if site in sites:
         return
-    # a model of parallel blocks has no resid_mid at all
-    if site.kind == "resid_mid" and all(present.kind != "resid_mid" for present in sites):
+    kinds = {present.kind for present in sites}
+    # blocks whose parts are known but have no resid_mid are parallel
+    if site.kind == "resid_mid" and "resid_mid" not in kinds and "attn_out" in kinds:
         raise InputError(
             f"site {site} matches nothing in this model: its blocks run attention and MLP side"
             " by side, so no stream lies between them;"
             " pass resid_pre, attn_out, mlp_out or resid_post"
+        )
+    if site.kind not in kinds:
+        listed = ", ".join(kind for kind in SITE_KINDS if kind in kinds)
+        raise InputError(
+            f"site {site} matches nothing in this model, which has no {site.kind}; it has {listed}"
         )
     raise InputError(f"site {site} matches nothing in this model; it has {sites[0]} to {sites[-1]}")
 

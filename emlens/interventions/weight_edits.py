@@ -250,6 +250,11 @@ def _writers(model: CheckpointModel) -> list[str]:
         InputError: a block that adds something else.
     """
     layout = model.architecture
+    if layout.attn_out is None:
+        raise InputError(
+            f"what the blocks of {model.name!r} add to the stream cannot be edited:"
+            f" {model.why_missing['attn_out']}"
+        )
     writers = []
     for i in range(model.n_layers):
         for part in (layout.attn_out, layout.mlp_out):

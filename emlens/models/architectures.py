@@ -8,14 +8,15 @@ is not in the table is searched and probed (`emlens.models.discovery`), or refus
 found.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from emlens.foundation.errors import LoadError
-from emlens.foundation.sites import SITE_KINDS
+from emlens.foundation.sites import SITE_KINDS, Site
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,78 @@ class Architecture:
     `decoder`, `layers` and `final_norm` start at the causal-LM module, the other paths at a block.
 
     Args:
-        mid: the module whose input is `resid_mid`; None: the block is parallel.
+        final_norm: None: the model has none, as where every block ends with a norm.
+        attn_out, mlp_out: None: the parts of a block are not known (the second level).
+        mid: the module whose input is `resid_mid`; None: the block is parallel, or its parts are
+            not known.
+        hidden_states: entry i of the model's own `hidden_states` is the input of block i, or its
+            output ("after").
+        missing: why the parts of a block are not known; empty where they are.
         multiplier: what the block multiplies attention and MLP outputs with before it adds them.
         discovered: found by searching the model, not in the table.
     """
 
     decoder: str
     layers: str
-    final_norm: str
-    attn_out: str
-    mlp_out: str
+    final_norm: str | None
+    attn_out: str | None
+    mlp_out: str | None
     mid: str | None
     multiplier: float = 1.0
     discovered: bool = False
+    hidden_states: Literal["before", "after"] = "before"
+    missing: str = ""
 
     def module(self, model: nn.Module, path: str) -> Any:
         return attrgetter(path)(model)
 
     @property
     def site_kinds(self) -> tuple[str, ...]:
-        """The kinds of site that exist in these blocks."""
-        return tuple(kind for kind in SITE_KINDS if kind != "resid_mid" or self.mid is not None)
+        """The kinds of site that exist in this model."""
+        lacking = set()
+        if self.mid is None:
+            lacking.add("resid_mid")
+        if self.attn_out is None:
+            lacking |= {"attn_out", "mlp_out"}
+        if self.final_norm is None:
+            lacking.add("final_norm")
+        return tuple(kind for kind in SITE_KINDS if kind not in lacking)
+
+    def hidden_state_sites(self, n_layers: int) -> list[Site]:
+        """The site of every entry of the model's own `hidden_states`."""
+        if self.hidden_states == "after":
+            sites = [Site("resid_post", i) for i in range(n_layers)]
+        else:
+            sites = [Site("resid_pre", i) for i in range(n_layers)]
+        if self.final_norm is None:
+            return [*sites, Site("resid_post", n_layers - 1)]
+        return [*sites, Site("final_norm")]
+
+    @property
+    def why_missing(self) -> dict[str, str]:
+        """Kind of site that does not exist in this model → why, and what to read instead."""
+        reasons = {}
+        if self.attn_out is None:
+            reason = (
+                f"the parts of its blocks are not known ({self.missing});"
+                " read resid_pre or resid_post"
+            )
+            reasons = dict.fromkeys(("attn_out", "mlp_out", "resid_mid"), reason)
+        elif self.mid is None:
+            reasons["resid_mid"] = (
+                "its blocks run attention and MLP side by side, so no stream lies between them;"
+                " read resid_pre, attn_out, mlp_out or resid_post"
+            )
+        if self.final_norm is None:
+            reasons["final_norm"] = (
+                "nothing normalises the stream after its blocks; read resid_post of the last block"
+            )
+        return reasons
+
+    @property
+    def level(self) -> int:
+        """1: every site of a block; 2: only the streams between blocks."""
+        return 1 if self.attn_out is not None else 2
 
 
 @dataclass(frozen=True)
@@ -97,6 +149,20 @@ ARCHITECTURES: tuple[str, ...] = tuple(_TABLE)
 """Model types of the table, as `config.model_type` spells them."""
 
 
+def length_threshold(model: nn.Module) -> int | None:
+    """Tokens above which rotary positions of the whole row are others (longrope), or None.
+
+    A model decides it for a whole batch, by its longest row.
+    """
+    config: Any = model.config
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    parameters = [rope, *(value for value in rope.values() if isinstance(value, Mapping))]
+    for values in parameters:
+        if values.get("rope_type") == "longrope":
+            return int(values["original_max_position_embeddings"])
+    return None
+
+
 def architecture_of(model: nn.Module) -> Architecture:
     """The table's row for a loaded model, or what a search of it finds.
 
@@ -118,7 +184,7 @@ def architecture_of(model: nn.Module) -> Architecture:
         architecture = replace(architecture, multiplier=multiplier)
     try:
         blocks = architecture.module(model, architecture.layers)
-        architecture.module(model, architecture.final_norm)
+        architecture.module(model, str(architecture.final_norm))
         for path in (architecture.attn_out, architecture.mlp_out, architecture.mid):
             if path is not None:
                 architecture.module(blocks[0], path)

@@ -74,7 +74,9 @@ def _unpadded(
     )
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, threshold: int | None = None
+) -> list[list[int]]:
     """Row indices of each batch: longest first, padded size at most `batch_tokens` (a longer row
     goes alone).
 
@@ -82,12 +84,24 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     counted as `PASS_TOKENS` of them (dynamic programming over the cuts); of equally good ones, the
     one that leaves least for the last batch.
 
+    Args:
+        threshold: rows of more tokens share no batch with the others.
+
     Raises:
         InputError: `batch_tokens` below 1.
     """
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} must be 1 or more")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    above = 0
+    if threshold is not None:
+        above = sum(length > threshold for length in lengths)
+    parts = [order[:above], order[above:]]
+    return [batch for part in parts if part for batch in _cut(part, lengths, batch_tokens)]
+
+
+def _cut(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Consecutive rows, longest first, as batches."""
     sizes = np.maximum(np.array([lengths[i] for i in order], dtype=np.int64), 1)
     # cost[n]: the least that the first n rows cost; start[n]: where their last batch starts
     cost = np.zeros(len(order) + 1, dtype=np.int64)

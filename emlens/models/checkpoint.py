@@ -7,7 +7,7 @@ take turns.
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Self
 
@@ -16,19 +16,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from emlens.foundation.errors import InputError
+from emlens.data.rendering import Rendered
+from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
 from emlens.models.adapters import AdapterBank
-from emlens.models.architectures import architecture_of
+from emlens.models.architectures import architecture_of, length_threshold
 from emlens.models.batches import Batch
+from emlens.models.cache_proof import Way, way_to_generate
 from emlens.models.edit_blocks import ModuleUpdate, ModuleUpdates
 from emlens.models.hooked import HookedModel
 from emlens.models.live_weights import weight_versions, weights_fingerprint
 from emlens.models.module_trees import is_adapted
 from emlens.models.pass_counts import note_pass
 from emlens.models.passes import Pass, Reader, check_readers
-from emlens.models.stops import Stops
+from emlens.models.sampling import Generated, RowSampler
+from emlens.models.stops import Ends, Stops
 from emlens.models.widening import can_widen
 
 Call = Literal["decoder", "model", "generate"]
@@ -46,6 +49,8 @@ class _Processor(LogitsProcessor):
 class CheckpointModel(HookedModel):
     """A causal LM of transformers, read and edited by a backend's means."""
 
+    has_row_cache = False
+    """Whether the backend can hand the model a cache of rows that come and go."""
     sees_unmultiplied = True
     """Whether the backend sees attention and MLP outputs before the model's multiplier."""
 
@@ -57,12 +62,16 @@ class CheckpointModel(HookedModel):
         adapter: str | None = None,
         **options: Any,
     ):
-        super().__init__(**options)
+        architecture = architecture_of(module)
+        super().__init__(n_layers=len(architecture.module(module, architecture.layers)), **options)
         self.module = module
-        self.architecture = architecture_of(module)
-        self.site_kinds = self.architecture.site_kinds
+        self.architecture = architecture
+        self.site_kinds = architecture.site_kinds
+        self.why_missing = architecture.why_missing
+        self.threshold = length_threshold(module)
         self.bank = bank or AdapterBank(module)
         self.adapter = adapter
+        self._ways: list[Way] = []  # one at most; copies share it
 
     def with_adapter(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
         """A copy of this model, on the same weights, with an adapter of its bank switched on."""
@@ -168,7 +177,7 @@ class CheckpointModel(HookedModel):
         readers = dict(readers or {})
         if not readers and not with_logits:
             raise InputError("run was asked for nothing; pass readers, or with_logits=True")
-        check_readers(readers, self.sites, self.name, self.n_layers)
+        check_readers(readers, self.sites, self.name, self.n_layers, self.why_missing)
         mask = batch.mask.long()
         inputs = {"input_ids": batch.ids, "attention_mask": mask, "use_cache": False}
         if batch.side == "left":
@@ -186,6 +195,7 @@ class CheckpointModel(HookedModel):
         batch: Batch,
         max_new_tokens: int,
         processor: Callable[[Tensor, Tensor], Tensor] | None,
+        readers: Mapping[Site, Reader] | None = None,
     ) -> Tensor:
         processors = [_Processor(processor)] if processor else []
         config = GenerationConfig(
@@ -201,9 +211,38 @@ class CheckpointModel(HookedModel):
             "generation_config": config,
             "logits_processor": LogitsProcessorList(processors),
         }
-        passing = self._pass(batch.padded_rows(max_new_tokens), {})
+        passing = self._pass(batch.padded_rows(max_new_tokens), readers or {})
         ids = self._called("generate", inputs, passing)
         return ids[:, batch.ids.shape[1] :]
+
+    def _decode(
+        self,
+        rows: Sequence[Rendered],
+        sampler: RowSampler,
+        max_new_tokens: int,
+        slots: int,
+        ends: Ends,
+    ) -> Iterator[list[Generated]]:
+        if self.way_to_generate == "again":
+            raise StateError(
+                f"backend {self.backend!r} cannot generate with {self.name!r}: token by token this"
+                " model does not give the scores that it gives to whole rows;"
+                " load with backend='transformers', which reads the row again for every token"
+            )
+        return super()._decode(rows, sampler, max_new_tokens, slots, ends)
+
+    @property
+    def way_to_generate(self) -> Way:
+        """How answers are generated, found at the first call; see `emlens.models.cache_proof`."""
+        if not self.architecture.discovered:
+            return "rows"
+        if not self._ways:
+            self._ways.append(way_to_generate(copy.copy(self), self.has_row_cache))
+        return self._ways[0]
+
+    @property
+    def pads_while_generating(self) -> bool:  # type: ignore[override]
+        return not self.architecture.discovered
 
     def _pass(
         self, rows: PaddedRows, readers: Mapping[Site, Reader], *, stop_early: bool = False
@@ -218,7 +257,7 @@ class CheckpointModel(HookedModel):
         """Path of the module at `site`, and whether the site is its input (else its output)."""
         paths = self.architecture
         if site.layer is None:
-            return paths.final_norm, False
+            return str(paths.final_norm), False
         block = f"{paths.layers}.{site.layer}"
         if site.kind in ("resid_pre", "resid_post"):
             return block, site.kind == "resid_pre"

@@ -6,9 +6,9 @@ length by a factor of two and more. Here the cache is a set of rows: rows are dr
 added to it while others go on, always padded on the left, so that every row's own tokens are
 contiguous. Rows with the same prompt (samples of one question) share its first pass.
 
-Works for models whose memory of a row is its keys and values (every architecture this package
-knows). Sliding windows are kept whole and masked. Cost: at most `slots` × (longest prompt + longest
-answer) cached tokens, written in place.
+Works for models whose memory of a row is its keys and values; others decode in batches of equal
+lengths (`emlens.models.batch_decoding`). Sliding windows are kept whole and masked. Cost: at most
+`slots` × (longest prompt + longest answer) cached tokens, written in place.
 """
 
 import logging
@@ -77,6 +77,8 @@ class Decoding:
         ends: whether the text of an answer's tokens ends it.
         by_prompt: what interventions do to a row depends on its id, so that rows of equal tokens
             may not share a first pass.
+        threshold: a row that gets longer is another function of its tokens: it leaves the cache,
+            is read again as a whole and goes on among longer rows.
     """
 
     forward: Forward
@@ -87,6 +89,27 @@ class Decoding:
     pad_id: int
     device: torch.device
     by_prompt: bool = False
+    threshold: int | None = None
+
+    def ended_by(self, answer: Generated, token: int) -> bool:
+        """Add a token to an answer, unless it is a stop; whether the answer ended with it."""
+        if token in self.stops:
+            answer.finish_reason = "stop"
+            return True
+        answer.tokens.append(token)
+        if self.ends(answer.index, answer.tokens):
+            answer.finish_reason = "stop"
+            return True
+        return len(answer.tokens) >= self.max_new_tokens
+
+    def has_crossed(self, row: Rendered, answer: Generated) -> bool:
+        """Whether a row became longer than the threshold by the last of its new tokens."""
+        if self.threshold is None:
+            return False
+        return len(row.ids) + len(answer.tokens) == self.threshold + 1
+
+    def is_long(self, row: Rendered) -> bool:
+        return self.threshold is not None and len(row.ids) > self.threshold
 
 
 def decode(setting: Decoding, rows: Sequence[Rendered], slots: int) -> Iterator[list[Generated]]:
@@ -98,27 +121,55 @@ def decode(setting: Decoding, rows: Sequence[Rendered], slots: int) -> Iterator[
     Args:
         slots: rows in the cache at most.
     """
-    waiting = _in_order(rows)
+    order = _in_order(rows)
+    short = deque(Generated(i) for i in order if not setting.is_long(rows[i]))
+    longer = deque(Generated(i) for i in order if setting.is_long(rows[i]))
+    for chunk in _decode_together(setting, rows, short, slots):
+        crossing = [answer for answer in chunk if _goes_on(setting, answer)]
+        longer.extend(crossing)
+        finished = [answer for answer in chunk if answer not in crossing]
+        if finished:
+            yield finished
+    yield from _decode_together(setting, rows, longer, slots)
+
+
+def _goes_on(setting: Decoding, answer: Generated) -> bool:
+    """Whether an answer left the cache only because its row is now above the threshold."""
+    return answer.finish_reason == "length" and len(answer.tokens) < setting.max_new_tokens
+
+
+def _decode_together(
+    setting: Decoding, rows: Sequence[Rendered], waiting: deque[Generated], slots: int
+) -> Iterator[list[Generated]]:
+    """Answers that may share a cache, as they finish or leave it."""
     active = _ActiveRows(setting)
+    begun: dict[int, list[int]] = {}
     while waiting or active.count:
         free = slots - active.count
         indices = active.indices
         try:
             if waiting and (not active.count or free * _REFILL >= slots):
                 entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                indices += entering
-                answers = [Generated(i) for i in entering]
-                finished = active.add(answers, [rows[i] for i in entering])
+                indices += [answer.index for answer in entering]
+                begun.update((answer.index, list(answer.tokens)) for answer in entering)
+                finished = active.add(entering, [rows[answer.index] for answer in entering])
             else:
                 finished = active.step()
         except torch.OutOfMemoryError:
             if len(indices) == 1:
                 raise
-            waiting.extendleft(reversed(indices))
+            waiting.extendleft(Generated(i, list(begun[i])) for i in reversed(indices))
             slots, active, finished = len(indices) // 2, _ActiveRows(setting), []
             _log.warning("out of memory while generating: going on with %d rows at a time", slots)
         if finished:
             yield finished
+
+
+def _with_tokens(row: Rendered, answer: Generated) -> Rendered:
+    """A prompt and what was generated after it, as one row."""
+    if not answer.tokens:
+        return row
+    return row.with_continuation(answer.tokens)
 
 
 def _in_order(rows: Sequence[Rendered]) -> deque[int]:
@@ -160,13 +211,16 @@ class _ActiveRows:
         return [answer for answer in self._answers if answer is not None]
 
     def add(self, answers: list[Generated], rows: Sequence[Rendered]) -> list[Generated]:
-        """Read prompts, each distinct one once, and take the first token of each answer.
+        """Read prompts, each distinct one once, and take the next token of each answer.
+
+        An answer that has tokens already goes on after them.
 
         Returns:
             The answers that finished with it; the others go on.
         """
         for answer, row in zip(answers, rows, strict=True):
             self._prompts[answer.index] = row
+        rows = [_with_tokens(row, answer) for answer, row in zip(answers, rows, strict=True)]
         distinct = {self._key(row): row for row in rows}
         place = {key: i for i, key in enumerate(distinct)}
         batch = pad(
@@ -212,7 +266,10 @@ class _ActiveRows:
         tokens, finished = self._extend(self._going, scores[rows])
         self._last[rows] = tokens
         self._answers = [None if answer in finished else answer for answer in self._answers]
-        if self._answers.count(None) * _REFILL >= len(self._answers):
+        leaving = self._answers.count(None)
+        # a row above the threshold that stayed would change the positions of all others
+        at_once = leaving > 0 and self._setting.threshold is not None
+        if at_once or leaving * _REFILL >= len(self._answers):
             self._rebuild([self._remaining()])
         return finished
 
@@ -228,16 +285,9 @@ class _ActiveRows:
         tokens = self._setting.sampler.pick(scores, [answer.index for answer in answers], steps)
         finished = []
         for answer, token in zip(answers, tokens.tolist(), strict=True):
-            if token in self._setting.stops:
-                answer.finish_reason = "stop"
+            row = self._prompts[answer.index]
+            if self._setting.ended_by(answer, token) or self._setting.has_crossed(row, answer):
                 finished.append(answer)
-            else:
-                answer.tokens.append(token)
-                if self._setting.ends(answer.index, answer.tokens):
-                    answer.finish_reason = "stop"
-                    finished.append(answer)
-                elif len(answer.tokens) >= self._setting.max_new_tokens:
-                    finished.append(answer)
         return tokens, finished
 
     def _remaining(self) -> _CacheRows:

@@ -9,6 +9,7 @@ model carries one.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import torch
@@ -62,6 +63,12 @@ class HookedModel(ABC):
     backend: str
     site_kinds: tuple[str, ...] = SITE_KINDS
     """Kinds of site that exist in this model (parallel blocks have no `resid_mid`)."""
+    why_missing: Mapping[str, str] = MappingProxyType({})
+    """Kinds of site that do not exist in this model → why, and what to read instead."""
+    pads_while_generating = True
+    """Whether rows of other lengths may share a batch that is generated."""
+    threshold: int | None = None
+    """A row of more tokens is another function of its tokens; rows on either side run apart."""
 
     def __init__(
         self,
@@ -112,7 +119,9 @@ class HookedModel(ABC):
         """Every site of the model, in the order in which a forward pass reaches them."""
         kinds = [kind for kind in self.site_kinds if kind != "final_norm"]
         sites = [Site(kind, layer) for layer in range(self.n_layers) for kind in kinds]
-        return [*sites, Site("final_norm")]
+        if "final_norm" in self.site_kinds:
+            sites.append(Site("final_norm"))
+        return sites
 
     @abstractmethod
     def run(
@@ -299,7 +308,8 @@ class HookedModel(ABC):
         side: Literal["left", "right"] = "right",
     ) -> Iterator[Batch]:
         """Padded batches of rows, longest first."""
-        for index in plan_batches([len(row.ids) for row in rows], batch_tokens):
+        lengths = [len(row.ids) for row in rows]
+        for index in plan_batches(lengths, batch_tokens, self.threshold):
             yield pad([rows[i] for i in index], index, self.pad_id, side, self.device)
 
     # ---- what users call
@@ -515,14 +525,9 @@ class HookedModel(ABC):
 
         Here batch by batch through `_generate`; a backend may do better.
         """
-        from emlens.models.sampling import Generated, SampledScores
+        from emlens.models.batch_decoding import decode_in_batches
 
-        longest = max(len(row.ids) for row in rows)
-        stop_ids = self.stops.ids
-        for batch in self.batches(rows, slots * longest, side="left"):
-            new = self._generate(batch, max_new_tokens, SampledScores(sampler, batch.index))
-            answers = zip(batch.index, new.tolist(), strict=True)
-            yield [Generated.cut(i, tokens, stop_ids, ends) for i, tokens in answers]
+        return decode_in_batches(self, rows, sampler, max_new_tokens, slots, ends)
 
     def _logit_tokens(self, batch_tokens: int) -> int:
         return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))

@@ -19,6 +19,11 @@ from emlens.foundation.files import one_line, sha256_text
 from emlens.models.adapter_files import is_adapter, named_adapters, require_adapter
 from emlens.models.backends import backend_class
 from emlens.models.checkpoint_files import checkpoint_hashes
+from emlens.models.configuration_fit import (
+    check_all_weights,
+    check_inputs_in_memory,
+    check_no_weights_left,
+)
 from emlens.models.finite import require_finite_weights
 from emlens.models.hooked import HookedModel
 from emlens.models.quantizing import quantization_of
@@ -97,7 +102,7 @@ def load_model(
     else:
         target = module.device
     require_finite_weights(module, source)
-    _make_ready(module)
+    make_ready(module)
 
     template = template_of(tokenizer, chat_template, template_date)
     provenance = {
@@ -121,7 +126,6 @@ def load_model(
         module,
         name=name or Path(source).name,
         tokenizer=tokenizer,
-        n_layers=int(text_config.num_hidden_layers),
         d_model=int(text_config.hidden_size),
         device=torch.device(target),
         max_length=getattr(text_config, "max_position_embeddings", None),
@@ -170,15 +174,9 @@ def _load(
             f"{source}: could not be loaded as a causal language model"
             f" ({one_line(str(error), 240)})"
         ) from None
-    # transformers only warns about them, and fills them with random numbers; tied weights (an
-    # output matrix that is the embedding) are not among them
-    missing = sorted(loading_info["missing_keys"])
-    if missing:
-        raise LoadError(
-            f"{source}: holds no weights for {len(missing)} tensors of a"
-            f" {module.config.model_type!r} model, first {missing[0]!r};"
-            " they would be random numbers; pass a whole checkpoint"
-        )
+    check_all_weights(source, module, loading_info["missing_keys"])
+    check_no_weights_left(source, module, loading_info["unexpected_keys"])
+    check_inputs_in_memory(source, module)
     return tokenizer, module
 
 
@@ -210,7 +208,7 @@ def _move(module: Any, device: torch.device, source: str) -> None:
         )
 
 
-def _make_ready(module: Any) -> None:
+def make_ready(module: Any) -> None:
     """Evaluation mode, no gradients, and kernels that know the dtype."""
     experts = getattr(module.config, "_experts_implementation", None)
     if next(module.parameters()).dtype == torch.float64 and experts not in (None, "eager"):

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from emlens.foundation.sites import Site
+from emlens.models.block_outputs import stream_of, with_stream
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.passes import Pass
 
@@ -80,11 +81,7 @@ class _Place:
                 self._envoy.input = value
             return
         output = self._envoy.output
-        # only a tuple is unwrapped: element 0 of a bare tensor would be row 0 of the batch
-        if isinstance(output, tuple):
-            edited: Any = (passing.at(self.site, output[0]), *output[1:])
-        else:
-            edited = passing.at(self.site, output)
+        edited = with_stream(output, passing.at(self.site, stream_of(output)))
         if passing.edits(self.site):
             self._envoy.output = edited
 

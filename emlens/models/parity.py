@@ -34,7 +34,7 @@ below 2e-6 on tiny ones.
 """
 RELATIVE_FLOAT64: Final = 1e-10
 """float64: what remains of the same rounding; a bug does not shrink with the dtype."""
-CONDITIONS: Final = ("plain", "left-padded", "adapter on", "adapter off")
+CONDITIONS: Final = ("plain", "left-padded", "right-padded", "adapter on", "adapter off")
 LENGTHS: Final = (17, 5, 11)
 
 Streams = dict[Site, list[Tensor]]
@@ -46,7 +46,8 @@ class Difference:
     """The largest difference at one kind of site: max |a − b| ÷ max |b| over layers, rows, tokens.
 
     Args:
-        against: what it was compared with: `hidden_states`, `additivity` or `transformers`.
+        against: what it was compared with: `hidden_states`, `additivity`, `chain` (the output of
+            the block before) or `transformers`.
         kind: of site.
         agrees: within the limit in float32, or, where it was measured again, in float64.
         value64: the difference in float64; None where it was not measured.
@@ -190,7 +191,10 @@ def _conditions(
         raise InputError(f"backend {backend!r} gives no module to compare with")
     rows = some_rows(model)
     yield "plain", model, rows, read_streams(model, rows, alone=True)
-    yield "left-padded", model, rows, read_streams(model, rows, side="left")
+    if model.pads_while_generating:
+        yield "left-padded", model, rows, read_streams(model, rows, side="left")
+    else:  # only captures pad its rows, and on the right
+        yield "right-padded", model, rows, read_streams(model, rows, side="right")
     if adapter is not None:
         fine_tune = attach(model, "adapter", adapter, own_chats=False)
         yield "adapter on", fine_tune, rows, read_streams(fine_tune, rows)
@@ -215,7 +219,8 @@ def _widened(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
-def _precision(model: CheckpointModel) -> AbstractContextManager[Any]:
+def precision(model: CheckpointModel) -> AbstractContextManager[Any]:
+    """Passes inside compute in float64 throughout where the model's weights are of it."""
     if model.provenance["dtype"] == "float64":
         return _AllFloat64()
     return nullcontext()
@@ -244,7 +249,7 @@ def read_streams(
         batch = pad(group, range(len(group)), model.pad_id, side, model.device)
         copies: dict[Site, list[Tensor]] = {site: [] for site in model.sites}
         readers = {site: partial(_keep, site_copies) for site, site_copies in copies.items()}
-        with _precision(model):
+        with precision(model):
             model.run(batch, readers)
         for site, (stream,) in copies.items():
             for i, row in enumerate(group):
@@ -259,12 +264,13 @@ def _keep(copies: list[Tensor], activation: Tensor) -> None:
 
 def hidden_states(model: CheckpointModel, rows: Sequence[Rendered]) -> list[tuple[Tensor, ...]]:
     """`output_hidden_states` of the bare module, row by row: without hooks and without padding."""
-    with model.bank.selected(model.adapter), torch.no_grad(), _precision(model):
+    with model.bank.selected(model.adapter), torch.no_grad(), precision(model):
         states_of_rows = []
         for row in rows:
             ids = torch.tensor([row.ids], device=model.device)
             output = model.module(ids, output_hidden_states=True, use_cache=False)
-            states_of_rows.append(tuple(states[0].cpu() for states in output.hidden_states))
+            found = output.hidden_states or ()
+            states_of_rows.append(tuple(states[0].cpu() for states in found))
     return states_of_rows
 
 
@@ -291,8 +297,8 @@ def _hidden_states_pairs(
     model: CheckpointModel, rows: Sequence[Rendered], streams: Streams
 ) -> Iterator[_Pair]:
     for i, states in enumerate(hidden_states(model, rows)):
-        for index, state in enumerate(states):
-            site = Site.from_hf_index(index, model.n_layers)
+        sites = model.architecture.hidden_state_sites(model.n_layers)
+        for site, state in zip(sites, states, strict=bool(states)):
             yield "hidden_states", site.kind, streams[site][i], state
 
 
@@ -303,6 +309,11 @@ def _additivity_pairs(model: CheckpointModel, streams: Streams) -> Iterator[_Pai
             for kind in model.site_kinds
             if kind != "final_norm"
         }
+        if model.architecture.level == 2:  # no parts that could add up
+            if layer:
+                before = torch.cat(streams[Site("resid_post", layer - 1)])
+                yield "chain", "resid_pre", at["resid_pre"], before
+            continue
         pre, attention, mlp, post = (
             at[kind] for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
         )

@@ -182,8 +182,17 @@ def _joined(bound: Sequence[tuple[_Window, Edit]]) -> list[tuple[_Window, Edit]]
     return joined
 
 
-def check_readers(readers: Iterable[Site], sites: Sequence[Site], name: str, n_layers: int) -> None:
+def check_readers(
+    readers: Iterable[Site],
+    sites: Sequence[Site],
+    name: str,
+    n_layers: int,
+    why_missing: Mapping[str, str],
+) -> None:
     """Refuse to read at places the model lacks.
+
+    Args:
+        why_missing: kinds of site that its architecture lacks → why.
 
     Raises:
         InputError: names the first, and why it does not exist.
@@ -192,10 +201,6 @@ def check_readers(readers: Iterable[Site], sites: Sequence[Site], name: str, n_l
     for site in readers:
         if site in existing:
             continue
-        if site.layer is not None and site.layer < n_layers:
-            raise InputError(
-                f"site {site} does not exist in {name!r}:"
-                " its blocks run attention and MLP side by side, so no stream lies between them;"
-                " read resid_pre, attn_out, mlp_out or resid_post"
-            )
+        if site.kind in why_missing and (site.layer or 0) < n_layers:
+            raise InputError(f"site {site} does not exist in {name!r}: {why_missing[site.kind]}")
         raise InputError(f"site {site} does not exist in {name!r}, which has {n_layers} blocks")

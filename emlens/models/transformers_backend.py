@@ -1,7 +1,6 @@
 """The reference backend: plain hooks on the modules of a Hugging Face model.
 
-A block's output may be a bare tensor or a tuple whose first entry is the stream; only tuples are
-unwrapped (indexing a tensor would silently take batch row 0). `output_hidden_states` is never used.
+`output_hidden_states` is never used.
 Hooks are registered through an `ExitStack` for one forward pass and removed at its end, whatever
 happens.
 """
@@ -18,6 +17,8 @@ from emlens.data.rendering import Rendered
 from emlens.foundation.errors import StateError
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
+from emlens.models.batch_decoding import decode_again
+from emlens.models.block_outputs import stream_of, with_stream
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.decoding import Decoding, decode
 from emlens.models.pass_counts import note_pass
@@ -34,6 +35,7 @@ class TransformersModel(CheckpointModel):
     """A `HookedModel` by forward hooks: the least overhead, and the reference of other backends."""
 
     backend = "transformers"
+    has_row_cache = True
 
     def _call(self, what: Call, inputs: Mapping[str, Any], passing: Pass) -> Any:
         with ExitStack() as stack:
@@ -67,7 +69,10 @@ class TransformersModel(CheckpointModel):
         slots: int,
         ends: Ends,
     ) -> Iterator[list[Generated]]:
-        options: dict[str, Any] = {"use_cache": True}
+        way = self.way_to_generate
+        if way == "batches":
+            return super()._decode(rows, sampler, max_new_tokens, slots, ends)
+        options: dict[str, Any] = {"use_cache": way == "rows"}
         # logits of the last token alone, where the architecture can leave out the others
         if "logits_to_keep" in signature(self.module.forward).parameters:
             options["logits_to_keep"] = 1
@@ -92,7 +97,10 @@ class TransformersModel(CheckpointModel):
             pad_id=self.pad_id,
             device=self.device,
             by_prompt=any(intervention.by_prompt for intervention in self.interventions),
+            threshold=self.threshold,
         )
+        if way == "again":
+            return decode_again(setting, rows, slots)
         return decode(setting, rows, slots)
 
 
@@ -105,11 +113,7 @@ def _at_site(passing: Pass, site: Site, stream: Tensor) -> Tensor:
 
 def _on_output(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        # Decoder layers return a bare tensor in transformers 5, a tuple before and in some
-        # architectures still; element 0 of a bare tensor would be row 0 of the batch.
-        if isinstance(output, tuple):
-            return (edit(output[0]), *output[1:])
-        return edit(output)
+        return with_stream(output, edit(stream_of(output)))
 
     return hook
 
@@ -119,7 +123,10 @@ def _on_input(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         # some architectures pass the stream by position, others by name
         if args:
             return (edit(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+        name = "hidden_states"
+        if name not in kwargs:
+            name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, name: edit(kwargs[name])}
 
     return hook
 

@@ -111,7 +111,6 @@ def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "Che
         inner,
         name="live",
         tokenizer=tokenizer,
-        n_layers=int(text.num_hidden_layers),
         d_model=int(text.hidden_size),
         device=parameter.device,
         max_length=getattr(text, "max_position_embeddings", None),

@@ -80,6 +80,6 @@ def test_a_parallel_block_has_no_stream_between_its_halves(tmp_path):
 def test_what_is_no_language_model_is_refused():
     with pytest.raises(
         LoadError,
-        match="model type 'Linear' is not one emlens knows where to hook .*it has no configuration",
+        match="model type 'Linear' is not one emlens knows where to hook.*it has no configuration",
     ):
         architecture_of(nn.Linear(1, 1))
