@@ -89,7 +89,9 @@ class Surveyed:
             return f"{self.kind}: refused: {self.refused}"
         if self.wrong:
             return f"{self.kind}: WRONG: {self.wrong}"
-        lacking = f", without {', '.join(self.missing)}" if self.missing else ""
+        lacking = ""
+        if self.missing:
+            lacking = f", without {', '.join(self.missing)}"
         return f"{self.kind}: level {self.level}{lacking}; generates by {self.way}"
 
 
@@ -122,7 +124,9 @@ def survey(kinds: Sequence[str] | None = None, *, seconds: float = SECONDS) -> I
     # server has imported what all need, and runs no model itself
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "transformers.modeling_utils", "peft"])
-    for kind in causal_model_types() if kinds is None else kinds:
+    if kinds is None:
+        kinds = causal_model_types()
+    for kind in kinds:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_survey_apart, args=(kind, sender), daemon=True)
         process.start()
@@ -462,4 +466,6 @@ class _Addition(Edit):
         mask: Bool[Tensor, "batch token"] | None,
     ) -> Float[Tensor, "batch token d_model"]:
         added = activation + self._vector.to(activation)
-        return added if mask is None else torch.where(mask[..., None], added, activation)
+        if mask is None:
+            return added
+        return torch.where(mask[..., None], added, activation)

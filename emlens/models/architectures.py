@@ -97,7 +97,9 @@ class Architecture:
     @property
     def level(self) -> int:
         """1: every site of a block; 2: only the streams between blocks."""
-        return 1 if self.attn_out is not None else 2
+        if self.attn_out is None:
+            return 2
+        return 1
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def _holds(
     model: "CheckpointModel", scores: Callable[[], list[Tensor]], expected: list[Tensor]
 ) -> bool:
     wide = next(model.module.parameters()).dtype in (torch.float32, torch.float64)
-    limit = _RELATIVE if wide else _RELATIVE_16
+    limit = _RELATIVE
+    if not wide:
+        limit = _RELATIVE_16
     try:
         found = scores()
     except Exception:  # a model that does not know this cache raises what it likes

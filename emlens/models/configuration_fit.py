@@ -111,5 +111,6 @@ def _block_number(key: str, path: str) -> int | None:
     for prefix in (path, path.partition(".")[2]):
         if prefix and key.startswith(f"{prefix}."):
             number = key[len(prefix) + 1 :].partition(".")[0]
-            return int(number) if number.isdigit() else None
+            if number.isdigit():
+                return int(number)
     return None

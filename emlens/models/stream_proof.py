@@ -45,7 +45,9 @@ def matching_hidden_states(
     blocks = found.blocks
     if len(states) != len(blocks) + 1:
         return "before", f"the model returns {len(states)} hidden states for {len(blocks)} blocks"
-    last = blocks[-1].post if final_norm is None else found.after[final_norm]
+    last = blocks[-1].post
+    if final_norm is not None:
+        last = found.after[final_norm]
     if not close(states[-1], last):
         return "before", (
             "the last hidden state is not what comes of the last block's output"
