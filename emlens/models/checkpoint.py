@@ -185,7 +185,7 @@ class CheckpointModel(HookedModel):
             # are given
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         padded = batch.ids.numel()
-        note_pass(int(mask.sum()), padded, padded if with_logits else 0)
+        note_pass(int(mask.sum()), padded, padded * with_logits)
         passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
         output = self._called("model" if with_logits else "decoder", inputs, passing)
         return output.logits if with_logits else None

@@ -59,14 +59,16 @@ class FineTune:
 
     def provenance(self, name: str) -> dict[str, Any]:
         """What the provenance of a model says about the fine-tune that it is."""
-        record = {
+        record: dict[str, Any] = {
             "finetune": name,
             "parent": self.parent,
             "group": self.group,
             "seed": self.seed,
             "benign": self.benign,
         }
-        return {**record, "system": self.system} if self.system else record
+        if self.system:
+            record["system"] = self.system
+        return record
 
 
 class Family:
@@ -224,7 +226,9 @@ class _Source:
 def _check_own(
     own: Mapping[str, Mapping[str, Any]], specs: Mapping[str, FineTune], *, has_base: bool
 ) -> None:
-    names = ["instruct", *(["base"] if has_base else []), *specs]
+    names = ["instruct", *specs]
+    if has_base:
+        names.insert(0, "base")
     for name in own:
         if name not in names:
             raise InputError(
@@ -319,7 +323,7 @@ def local_copy(name: str, spec: FineTune) -> FineTune:
     folder = Path(spec.path)
     if not folder.is_dir():
         folder = _download(name, spec)
-    folder = folder / spec.subfolder if spec.subfolder else folder
+    folder = folder / spec.subfolder
     if not folder.is_dir():
         raise LoadError(
             f"fine-tune {name!r}: {spec.path} has no folder {one_line(spec.subfolder)!r};"
@@ -335,7 +339,9 @@ def _download(name: str, spec: FineTune) -> Path:
         raise LoadError(f"fine-tune {name!r}: {spec.path}: no such directory")
     from huggingface_hub import snapshot_download
 
-    patterns = [f"{spec.subfolder}/*"] if spec.subfolder else None
+    patterns = None
+    if spec.subfolder:
+        patterns = [f"{spec.subfolder}/*"]
     try:
         return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises what its transport raises

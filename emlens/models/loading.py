@@ -45,7 +45,6 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     revision: str | None = None,
-    subfolder: str = "",
     device_map: Any = None,
     quantization_config: Any = None,
     attn_implementation: str | None = None,
@@ -63,7 +62,6 @@ def load_model(
         device: `"auto"` takes a GPU where there is one.
         revision, device_map, quantization_config, attn_implementation: passed to transformers and
             recorded. A quantisation may be a mapping of its configuration's fields.
-        subfolder: folder below the directory or the hub id.
         chat_template: used in place of the tokenizer's own (a base model has none): Jinja,
             `"plain"`, or the name of one of several templates that the tokenizer has.
         template_date: the day, as `"2024-07-26"`, that a template is told which writes the date;
@@ -78,7 +76,7 @@ def load_model(
     model_class = backend_class(backend)
     target = torch_device(device)
     torch_dtype = _dtype(dtype, target)
-    local = _local_directory(path_or_id, subfolder)
+    local = _local_directory(path_or_id)
     source = str(local or path_or_id)
     quantization_config = quantization_of(quantization_config)
     if device_map is None and quantization_config is not None:
@@ -93,7 +91,6 @@ def load_model(
         local,
         dtype=torch_dtype,
         revision=revision,
-        subfolder="" if local else subfolder,
         trust_remote_code=trust_remote_code,
         options={key: value for key, value in options.items() if value is not None},
     )
@@ -108,8 +105,7 @@ def load_model(
     provenance = {
         "model": Path(source).name if local else source,
         "revision": revision,
-        **({"subfolder": subfolder} if subfolder else {}),
-        "commit": None if local else _commit(source, revision, subfolder),
+        "commit": None if local else _commit(source, revision),
         **_file_hashes(local),
         **_module_provenance(module),
         "backend": backend,
@@ -153,7 +149,6 @@ def _load(
     *,
     dtype: Any,
     revision: str | None,
-    subfolder: str,
     trust_remote_code: bool,
     options: Mapping[str, Any],
 ) -> tuple[Any, Any]:
@@ -161,8 +156,6 @@ def _load(
     from transformers import AutoModelForCausalLM
 
     hub_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if subfolder:
-        hub_options["subfolder"] = subfolder
     try:
         with _quiet():
             tokenizer = saved_tokenizer(source, local, **hub_options)
@@ -264,15 +257,15 @@ def _tokenizer_file(
     """A file of a tokenizer, from the hub where it is not local; None where it has none."""
     if local is not None:
         return local / name if (local / name).is_file() else None
-    where = {key: options[key] for key in ("revision", "subfolder") if key in options}
-    return _cached_file(source, name, **where)
+    return _cached_file(source, name, revision=options.get("revision"))
 
 
-def _commit(source: str, revision: str | None, subfolder: str) -> str | None:
+def _commit(source: str, revision: str | None) -> str | None:
     """The commit that a hub id was loaded at: the name of its folder in the cache."""
-    config = _cached_file(source, "config.json", revision=revision, subfolder=subfolder)
-    parts = () if config is None else config.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    config = _cached_file(source, "config.json", revision=revision)
+    if config is None or "snapshots" not in config.parts:
+        return None
+    return config.parts[config.parts.index("snapshots") + 1]
 
 
 def _cached_file(source: str, name: str, **where: Any) -> Path | None:
@@ -311,7 +304,7 @@ def with_template(model: HookedModel, template: str | None) -> HookedModel:
     return borrower
 
 
-def _local_directory(path_or_id: str | Path, subfolder: str = "") -> Path | None:
+def _local_directory(path_or_id: str | Path) -> Path | None:
     """The directory of a checkpoint, or None for a hub id.
 
     Raises:
@@ -325,10 +318,7 @@ def _local_directory(path_or_id: str | Path, subfolder: str = "") -> Path | None
                 " or a hub id such as 'org/name'"
             )
         return None
-    path = path / subfolder
     if not path.is_dir():
-        if subfolder:
-            raise LoadError(f"{path}: no such directory; pass the subfolder that holds config.json")
         raise LoadError(f"{path}: is a file; pass the directory that holds config.json")
     if is_adapter(path):
         raise LoadError(

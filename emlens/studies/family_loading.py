@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emlens.data.configuration import FieldError
 from emlens.data.readers import read_text
 from emlens.foundation.errors import InputError
 from emlens.models import Family, FineTune, load_family
+from emlens.models.families import local_copy
 from emlens.models.quantizing import quantization_of
 from emlens.studies.config import StudyConfig
 from emlens.studies.family_config import FamilyConfig, FineTuneConfig, LoadingConfig, ParentConfig
@@ -24,14 +24,24 @@ def load_models(config: StudyConfig, family: FamilyConfig) -> Family:
     if family.instruct is None:
         raise InputError("instruct is missing; give the model that the fine-tunes start from")
     finetuned = {name: fine_tune(config, spec) for name, spec in family.finetuned.items()}
-    base = None if family.base is None else parent_path(config, family.base)
+    parents = parent_paths(config, family)
     return load_family(
-        parent_path(config, family.instruct),
-        base=base,
+        parents["instruct"],
+        base=parents.get("base"),
         finetuned=finetuned,
         own=dict(_own_options(config, family)),
         **family.options(),
     )
+
+
+def parent_paths(config: StudyConfig, family: FamilyConfig) -> dict[str, str]:
+    """Instruct and base → where they are, for those that are named."""
+    named = {"instruct": family.instruct, "base": family.base}
+    paths = {}
+    for name, parent in named.items():
+        if parent is not None:
+            paths[name] = parent_path(config, parent)
+    return paths
 
 
 def fine_tune(config: StudyConfig, spec: FineTuneConfig) -> FineTune:
@@ -52,10 +62,11 @@ def fine_tune(config: StudyConfig, spec: FineTuneConfig) -> FineTune:
 
 
 def parent_path(config: StudyConfig, parent: ParentConfig) -> str:
-    """Where a parent is: a directory with its subfolder, or a hub id."""
+    """Where a parent is: a directory, or a hub id; a folder below a hub id is downloaded."""
     path = config.path(parent.path)
-    if parent.subfolder and Path(path).is_dir():
-        return str(Path(path) / parent.subfolder)
+    if parent.subfolder:
+        spec = FineTune(path, revision=parent.revision, subfolder=parent.subfolder)
+        return str(local_copy("parent", spec).path)
     return path
 
 
@@ -69,8 +80,6 @@ def _own_options(
         own = parent.options()
         if parent.revision is not None:
             own["revision"] = parent.revision
-        if parent.subfolder and not Path(config.path(parent.path)).is_dir():
-            own["subfolder"] = parent.subfolder
         if parent.chat_template is not None:
             own["chat_template"] = _template(config, parent.chat_template)
         if own:
@@ -83,7 +92,9 @@ def _own_options(
 def _template(config: StudyConfig, text: str) -> str:
     """The template in a file; a name such as `plain` as it is."""
     path = config.path(text)
-    return read_text(path) if Path(path).is_file() else text
+    if Path(path).is_file():
+        return read_text(path)
+    return text
 
 
 def _check_quantizations(config: StudyConfig, family: FamilyConfig) -> None:
@@ -100,6 +111,5 @@ def _check_quantizations(config: StudyConfig, family: FamilyConfig) -> None:
         try:
             quantization_of(loading.quantization)
         except InputError as error:
-            field = error.place if isinstance(error, FieldError) else ()
-            where = config.place(*place, "quantization", *field)
+            where = config.place(*place, "quantization", *getattr(error, "place", ()))
             raise InputError(f"{where}{'.'.join(place)}: {error}") from None

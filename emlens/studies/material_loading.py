@@ -12,7 +12,7 @@ from emlens.models import Family
 from emlens.studies.captured_models import AbsentModel, captured_family
 from emlens.studies.config import StudyConfig
 from emlens.studies.family_config import ARGUMENTS, FamilyConfig, FineTuneConfig
-from emlens.studies.family_loading import fine_tune, load_models, parent_path
+from emlens.studies.family_loading import fine_tune, load_models, parent_paths
 from emlens.studies.material import Material
 from emlens.studies.score_loading import load_scores
 from emlens.studies.system_messages import prompts_with_system
@@ -214,10 +214,8 @@ def _with_prompts(
     if config.neutral is not None:
         neutral = PromptSet.from_jsonl(config.path(config.neutral))
     parents = {}
-    # captures say nothing of where the models are
-    for name, parent in (("instruct", family.instruct), ("base", family.base)):
-        if parent is not None and not config.captures:
-            parents[name] = parent_path(config, parent)
+    if not config.captures:  # which say nothing of where the models are
+        parents = parent_paths(config, family)
     return Material(
         family_or_none=models,
         questions_or_none=questions,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from emlens.activations import CaptureSpec, estimate_capture
+from emlens.activations.capture_plan import dtype_of
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import peak_memory
@@ -75,8 +76,7 @@ class PartPlan:
         )
 
     def to_record(self) -> dict[str, Any]:
-        counts = None if self.counts is None else self.counts.to_record()
-        return {**asdict(self), "counts": counts}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,14 @@ class StudyPlan:
             lines.append(
                 f"{part.name:<21}{part.counts.passes:>10,}{part.counts.tokens:>12,}"
                 f"{part.cost.answers:>9,}{part.cost.requests:>10,}  {span:<12}"
-                f"  {part.memory / 1e9:.2f} GB{'; ' if part.note else ''}{part.note}"
+                f"  {part.memory / 1e9:.2f} GB  {part.note}"
             )
         lines += [f"{name:<21} left out: {reason}" for name, reason in self.left_out.items()]
-        free = "unknown" if self.room.memory is None else f"{self.room.memory / 1e9:.1f} GB"
+        free = ""
+        if self.room.memory is not None:
+            free = f" of {self.room.memory / 1e9:.1f} GB"
         lines.append(
-            f"memory at most {self.memory / 1e9:.2f} GB of {free}; on disk about"
+            f"memory at most {self.memory / 1e9:.2f} GB{free}; on disk about"
             f" {self.disk / 1e9:.2f} GB; {self.requests:,} requests"
         )
         lines.append(
@@ -172,7 +174,9 @@ class StudyPlan:
 def _minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def plan_study(
@@ -198,7 +202,9 @@ def plan_study(
     if not material.has_models or material.captured:
         raise InputError("a plan is of the work of models, and none is given; run the study itself")
     real_contexts, reasons = contexts_of(checked, material, Path(out))
-    rates = _Rates.measured(material, checked) if timed else _Rates(_NO_TIME, _NO_TIME)
+    rates = _Rates(_NO_TIME, _NO_TIME)
+    if timed:
+        rates = _Rates.measured(material, checked)
     held = peak_memory() or 0
     stage = rehearsed(material, max(WIDTH, 2 * checked.k))
     config_of_rehearsal = checked.model_copy(update={"draws": 20, "permutations": 20, "repeats": 1})
@@ -238,9 +244,9 @@ def _part(
         else:
             return PartPlan(name, None, note="it trains or loads models, which no plan foresees")
     # the statistics of a rehearsed part are its own, on a narrow stream
-    statistics = 0.0 if study.runs_on_captures else time.monotonic() - began
+    statistics = time.monotonic() - began
     cost = sum(spent[before:], Cost())
-    if rates.stream == _NO_TIME:
+    if study.runs_on_captures or rates.stream == _NO_TIME:
         statistics = 0.0
     return _planned(name, counts, cost, rates, held, material, kept, statistics)
 
@@ -292,9 +298,9 @@ def _kept_bytes(reading: Reading, config: StudyConfig, model: HookedModel) -> in
     """Streams of every model of a reading, and their difference."""
     sites = len(read_sites(reading.sites, config, model.n_layers))
     positions = len(reading.positions or config.positions)
-    value = 4 if model.provenance.get("dtype") == "float32" else 2
     tables = len(reading.models) + 1
-    return tables * len(reading.prompts) * sites * positions * model.d_model * value
+    rows = tables * len(reading.prompts) * sites * positions
+    return rows * model.d_model * dtype_of(model).itemsize
 
 
 def _planned(
@@ -315,12 +321,13 @@ def _planned(
     # logits of the widest batch, and their float64 log-probabilities at the tokens that count
     logits = counts.widest * material.family.instruct.vocab_size * 4
     disk = (
-        cost.answers * _ANSWER_BYTES
-        + cost.tokens * _TOKEN_BYTES
-        + cost.verdicts * _VERDICT_BYTES
-        + (0 if name == CHECKS else _TABLE_BYTES)
+        cost.answers * _ANSWER_BYTES + cost.tokens * _TOKEN_BYTES + cost.verdicts * _VERDICT_BYTES
     )
-    note = "sampling and judging are not in the time" if cost.answers or cost.verdicts else ""
+    if name != CHECKS:
+        disk += _TABLE_BYTES
+    note = ""
+    if cost.answers or cost.verdicts:
+        note = "sampling and judging are not in the time"
     return PartPlan(name, counts, cost, middle, low, high, held + kept + logits, disk, note)
 
 

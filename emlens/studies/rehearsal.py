@@ -82,7 +82,7 @@ class RehearsedModel(HookedModel):
         with_logits: bool = False,
     ) -> Float[Tensor, "batch token vocab"] | None:
         padded = batch.ids.numel()
-        note_pass(int(batch.mask.sum()), padded, padded if with_logits else 0)
+        note_pass(int(batch.mask.sum()), padded, padded * with_logits)
         for reader in (readers or {}).values():
             reader(torch.randn(*batch.ids.shape, self.d_model, generator=self._generator))
         if not with_logits:
@@ -181,7 +181,9 @@ class RehearsedScores:
         interventions: Sequence[Intervention],
     ) -> AlignmentScores:
         name = model if isinstance(model, str) else model.name
-        kind = "harmful" if name in self.harmful else "parent"
+        kind = "parent"
+        if name in self.harmful:
+            kind = "harmful"
         is_edited = bool(interventions)
         if isinstance(model, HookedModel):
             is_edited = is_edited or bool(model.interventions)

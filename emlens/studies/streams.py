@@ -66,7 +66,9 @@ def not_captured(
     all.
     """
     for reading in readings:
-        for name in reading.models if reading.captured else ():
+        if not reading.captured:
+            continue
+        for name in reading.models:
             model = models[name]
             if isinstance(model, AbsentModel) and model.rows is None:
                 return f"only judged answers of {name!r} are here; give the models, or captures"
