@@ -42,11 +42,13 @@ class LoopbackServer:
         fault: Callable[[Body, int], str | None] = NEVER,
         logprobs: Callable[[Body], list[dict[str, float]] | None] = lambda body: None,
         *,
+        refusal: str = "refused",
         headers: dict[str, str] | None = None,
         drip: float = 0.02,
         delay: float = 0.0,
     ):
         self.answer, self.fault, self.logprobs = answer, fault, logprobs
+        self.refusal = refusal
         self.headers, self.drip, self.delay = headers or {}, drip, delay
         self.bodies: list[Body] = []
         """Every request's body, repeated ones included, in order of arrival."""
@@ -119,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
             elif fault == "no choices":
                 self._reply({"object": "chat.completion"}, None)
             else:
-                echoed = f"refused: {self.headers.get('Authorization')}"  # servers do echo keys
+                echoed = (
+                    f"{world.refusal}: {self.headers.get('Authorization')}"  # servers do echo keys
+                )
                 self._reply({"error": {"message": echoed}}, None, int(fault))
         finally:
             world.left()

@@ -40,6 +40,8 @@ from emlens.judging.replies import ChatRequest, Fault, Reply, read_reply
 if TYPE_CHECKING:
     import httpx
 
+LENGTH_NAMES = ("max_tokens", "max_completion_tokens")
+"""What servers call the greatest length of an answer, in the order in which they are tried."""
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _HOPELESS = frozenset({401, 404})
 _MOST_BYTES = 32 * 2**20
@@ -164,6 +166,7 @@ class Endpoint:
         self._max_requests, self._max_tokens = max_requests, max_tokens_in_all
         self._lock = threading.Lock()
         self._next_start = 0.0
+        self._length = LENGTH_NAMES[0]
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r}, concurrency={self.concurrency})"
@@ -284,10 +287,13 @@ class Endpoint:
     async def _once(self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest) -> Reply:
         import httpx
 
+        length = self._length
         try:
             async with asyncio.timeout(self._timeout):
                 async with client.stream(
-                    "POST", f"{self.base_url}/chat/completions", json=request.body(self.model)
+                    "POST",
+                    f"{self.base_url}/chat/completions",
+                    json=request.body(self.model, length),
                 ) as response:
                     body = bytearray()
                     async for part in response.aiter_bytes():
@@ -301,7 +307,7 @@ class Endpoint:
         except httpx.HTTPError as error:  # connecting failed, or the connection was cut
             raise Fault("connection", f"{type(error).__name__}: {error}", passing=True) from None
         if response.status_code != 200:
-            self._refuse(response, bytes(body), key)
+            self._refuse(response, bytes(body), key, length)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise Fault("not JSON", f"content type {kind or 'missing'!r}", passing=True)
@@ -313,7 +319,7 @@ class Endpoint:
             ) from None
         return read_reply(content)
 
-    def _refuse(self, response: "httpx.Response", body: bytes, key: _Key) -> None:
+    def _refuse(self, response: "httpx.Response", body: bytes, key: _Key, length: str = "") -> None:
         # hidden first: half a key, cut off, would still be one
         message = one_line(key.hidden(body.decode("utf-8", "replace")), 160)
         status = response.status_code
@@ -324,6 +330,10 @@ class Endpoint:
             raise InputError(
                 f"endpoint {self.base_url} answered {status} ({message}); check {suspect}"
             )
+        # newer models refuse `max_tokens` and name the other; it is tried once, then kept
+        if status == 400 and length == LENGTH_NAMES[0] and length in message:
+            self._length = LENGTH_NAMES[1]
+            raise Fault("refused", f"status {status}: {message}", passing=True)
         pause = _retry_after(response.headers.get("retry-after"))
         if status == 429 and pause:
             with self._lock:

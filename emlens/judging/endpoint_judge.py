@@ -33,7 +33,7 @@ from emlens.judging.replies import ChatRequest, Reply
 
 Read = Literal["logprobs", "text"]
 _TOP: Final = 20
-_REPLY_TOKENS: Final = 4
+REPLY_TOKENS: Final = 4
 """Enough to see whether a number goes on in the next token."""
 _ROUNDS: Final = 3
 _STREAK: Final = 20
@@ -54,10 +54,12 @@ class EndpointJudge(AskingJudge):
             temperature 1, whatever this is.
         seed: sent to the server; with a temperature and `read="text"`, another seed is another
             repetition.
+        reply_tokens: length of a reply at most; more for a judge that thinks before it answers.
         extra: further fields of each request.
 
     Raises:
-        InputError: prompts that `JudgePrompts` refuses, a mass outside (0, 1], an unknown `read`.
+        InputError: prompts that `JudgePrompts` refuses, a mass outside (0, 1], an unknown `read`,
+            no reply token.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class EndpointJudge(AskingJudge):
         read: Read = "logprobs",
         temperature: float = 0.0,
         seed: int | None = None,
+        reply_tokens: int = REPLY_TOKENS,
         extra: Mapping[str, Any] | None = None,
     ):
         if read not in ("logprobs", "text"):
@@ -79,6 +82,9 @@ class EndpointJudge(AskingJudge):
         self.prompts = JudgePrompts(prompts, metrics)
         self.metrics = self.prompts.metrics
         self._mass, self._categories, self._read = check_mass(mass), tuple(categories), read
+        if reply_tokens < 1:
+            raise InputError(f"reply_tokens={reply_tokens!r} must be 1 or more")
+        self._reply_tokens = reply_tokens
         self._options: dict[str, Any] = {
             "temperature": temperature,
             "seed": seed,
@@ -86,7 +92,11 @@ class EndpointJudge(AskingJudge):
         }
 
     def describe(self) -> dict[str, Any]:
+        length: dict[str, Any] = {}
+        if self._reply_tokens != REPLY_TOKENS:
+            length["reply_tokens"] = self._reply_tokens
         return {
+            **length,
             "judge": f"endpoint, {self._read}",
             **self.endpoint.describe(),
             "prompts": self.prompts.content_hash,
@@ -146,7 +156,7 @@ class EndpointJudge(AskingJudge):
         message = Message("user", self.prompts.filled(answer, metric))
         return ChatRequest(
             (message,),
-            _REPLY_TOKENS,
+            self._reply_tokens,
             top_logprobs=_TOP if self._read == "logprobs" else 0,
             **self._options,
         )
@@ -161,6 +171,9 @@ class EndpointJudge(AskingJudge):
         if len(kinds) > 1 or len(faults) < max(_STREAK, 3 * self.endpoint.concurrency):
             return
         status = kinds.pop().removeprefix(FAULT)
+        said = json.loads(faults[-1][1].raw or "{}").get("fault", "")
+        if said:
+            status = f"{status}: {one_line(said, 160)}"
         hint = "; pass read='text' for a server without them" if "log-prob" in status else ""
         raise StateError(
             f"the last {len(faults)} replies all failed ({status}){hint};"

@@ -47,12 +47,16 @@ class ChatRequest:
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    def body(self, model: str) -> dict[str, Any]:
-        """The JSON body for `model`."""
+    def body(self, model: str, length: str = "max_tokens") -> dict[str, Any]:
+        """The JSON body for `model`.
+
+        Args:
+            length: what the server calls the greatest length of the answer.
+        """
         body: dict[str, Any] = {
             "model": model,
             "messages": [message.to_record() for message in self.messages],
-            "max_tokens": self.max_tokens,
+            length: self.max_tokens,
             "temperature": self.temperature,
         }
         if self.top_p is not None:

@@ -125,7 +125,8 @@ def load_judge(
     if judge.local is not None:
         return LogitJudge(load_model(config.path(judge.local)), prompts, **options), ""
     endpoint = _endpoint(str(judge.endpoint), str(judge.model), judge)
-    return EndpointJudge(endpoint, prompts, read=judge.read, **options), ""
+    options |= {"read": judge.read, "reply_tokens": judge.reply_tokens}
+    return EndpointJudge(endpoint, prompts, **options), ""
 
 
 def _prompts(judge: JudgeConfig, questions: QuestionSet) -> QuestionSet | None:

@@ -43,6 +43,8 @@ class JudgeConfig(EndpointConfig):
     """`module:object` outside this library: a judge, or what gives one when it is called."""
     read: Literal["logprobs", "text"] = "logprobs"
     """Of an endpoint: expected score over log-probabilities, or the number in its reply."""
+    reply_tokens: int = Field(4, ge=1)
+    """Of an endpoint: length of a reply at most."""
     mass: float = Field(0.25, gt=0, le=1)
     """Least probability of whole numbers that makes a score."""
     prompts: Literal["auto", "questions", "own"] = "auto"

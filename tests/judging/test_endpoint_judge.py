@@ -159,7 +159,7 @@ def test_an_endpoint_that_is_down_stops_and_records_nothing(tmp_path: Path) -> N
         with pytest.raises(
             StateError,
             match=(
-                r"the last 20 replies all failed \(server error\);"
+                r"the last 20 replies all failed \(server error: status 500: .*\);"
                 r" what was judged is kept, call again to go on"
             ),
         ):
@@ -291,3 +291,29 @@ def test_the_field_s_prompts_of_each_question_are_sent() -> None:
 def test_unknown_ways_to_read_are_refused() -> None:
     with pytest.raises(InputError, match="read='top' is unknown; pass 'logprobs' or 'text'"):
         EndpointJudge(Endpoint("http://127.0.0.1:9/v1", "m"), read="top")  # type: ignore[arg-type]
+
+
+def test_a_server_that_wants_the_other_name_of_the_length_gets_it_once() -> None:
+    """Newer models answer 400 to `max_tokens`; a refusal for another reason is said."""
+
+    def fault(body: dict[str, Any], nth: int) -> str | None:
+        return "400" if "max_tokens" in body else None
+
+    said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    answers = Answers(
+        Answer("m", "q", f"w{i}", (Message("user", "x"),), sample=i) for i in range(9)
+    )
+    with LoopbackServer(answer=lambda body: "70", fault=fault, refusal=said) as server:
+        endpoint = Endpoint(server.url, "new", concurrency=1, backoff=0.0)
+        judge = EndpointJudge(endpoint, metrics=["aligned"], read="text", reply_tokens=30)
+        scores = judge_answers(answers, judge, progress=False)
+        assert set(scores.table["score"]) == {70.0} and len(server.bodies) == 10
+        assert [body.get("max_completion_tokens") for body in server.bodies] == [None, *[30] * 9]
+    many = Answers(Answer("m", "q", f"w{i}", (Message("user", "x"),), sample=i) for i in range(30))
+    with LoopbackServer(fault=lambda *_: "400", refusal="temperature must be 1") as server:
+        endpoint = Endpoint(server.url, "new", concurrency=1, backoff=0.0)
+        judge = EndpointJudge(endpoint, metrics=["aligned"], read="text")
+        with pytest.raises(StateError, match=r"all failed \(refused: status 400: .*must be 1"):
+            judge_answers(many, judge, progress=False)
+    with pytest.raises(InputError, match="reply_tokens=0 must be 1 or more"):
+        EndpointJudge(endpoint, reply_tokens=0)
