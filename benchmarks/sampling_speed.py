@@ -124,7 +124,7 @@ def ours(
 ) -> list[list[int]]:
     end = model.tokenizer.eos_token_id
     sampler = Stated(0, rows, temperature, stated, end)
-    parts = model._decode(rows, sampler, max(stated), slots, never_ends)
+    parts = model.decode(rows, sampler, max(stated), slots, never_ends)
     tokens = {
         done.index: done.tokens + [end] * (done.finish_reason == "stop")
         for part in parts

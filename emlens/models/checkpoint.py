@@ -143,7 +143,7 @@ class CheckpointModel(HookedModel):
             # no other thread runs these modules meanwhile
             stack.enter_context(self.bank.selected(self.adapter))
             stack.enter_context(torch.no_grad())
-            for edit in self._blocks.active:
+            for edit in self.edit_blocks.active:
                 if isinstance(edit, ModuleUpdates):
                     for update in edit.updates:
                         module = self._updated_module(update)
@@ -164,7 +164,7 @@ class CheckpointModel(HookedModel):
         Like interventions they belong to this context; no weight and no module is touched between
         passes.
         """
-        with self._blocks.opened([updates]):
+        with self.edit_blocks.opened([updates]):
             yield self
 
     def run(
@@ -215,7 +215,7 @@ class CheckpointModel(HookedModel):
         ids = self._called("generate", inputs, passing)
         return ids[:, batch.ids.shape[1] :]
 
-    def _decode(
+    def decode(
         self,
         rows: Sequence[Rendered],
         sampler: RowSampler,
@@ -229,7 +229,7 @@ class CheckpointModel(HookedModel):
                 " model does not give the scores that it gives to whole rows;"
                 " load with backend='transformers', which reads the row again for every token"
             )
-        return super()._decode(rows, sampler, max_new_tokens, slots, ends)
+        return super().decode(rows, sampler, max_new_tokens, slots, ends)
 
     @property
     def way_to_generate(self) -> Way:

@@ -220,7 +220,9 @@ class _Source:
     options: Mapping[str, Any]
 
     def load(self, name: str) -> HookedModel:
-        return load_model(self.path, name=name, **self.options)
+        model = load_model(self.path, **self.options)
+        model.name = name
+        return model
 
 
 def _check_own(
@@ -295,7 +297,8 @@ def _load_fine_tune(
                 f"fine-tune {name!r} is to be merged, but {spec.path} is a whole checkpoint;"
                 " drop merge=True"
             )
-        model = load_model(spec.path, name=name, **{**options, **own})
+        model = load_model(spec.path, **{**options, **own})
+        model.name = name
         _check_same_stream(parent, model)
         return model
     if spec.check_base:

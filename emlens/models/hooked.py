@@ -7,7 +7,7 @@ model carries one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -17,17 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data.chat_text import ChatFormat
-from emlens.data.encoding import text_with_thought
 from emlens.data.prompts import Prompt
 from emlens.data.rendering import Rendered, chat_format, render
 from emlens.data.templates import template_of
 from emlens.foundation.errors import InputError, StateError
-from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.sites import SITE_KINDS, Site
 from emlens.models.batches import Batch, pad, plan_batches
-from emlens.models.edit_blocks import ActiveEdit, EditBlocks, SiteEdit, resolved
-from emlens.models.finite import NotFiniteScores, refuse_not_finite
+from emlens.models.edit_blocks import EditBlocks, SiteEdit, resolved
+from emlens.models.finite import refuse_not_finite
 from emlens.models.likelihoods import (
     equal_choices,
     last_logits,
@@ -38,7 +36,7 @@ from emlens.models.likelihoods import (
     with_continuation,
 )
 from emlens.models.passes import Reader
-from emlens.models.stops import Ends, Stops, never_ends, template_stops
+from emlens.models.stops import Ends, Stops, template_stops
 
 if TYPE_CHECKING:
     from emlens.models.sampling import Generated, RowSampler
@@ -48,7 +46,7 @@ GENERATION_TOKENS = 32_768
 """Tokens whose keys and values are held while answers are generated; 6 GiB for a 14B model in 16
 bits.
 """
-_LOGITS = 2**28
+LOGITS = 2**28
 """Logits in memory at most (1 GiB in float32): a vocabulary of 152,000 makes batches smaller."""
 _REMEMBERED = 50_000
 """Rendered prompts that are kept; beyond that all are forgotten."""
@@ -90,7 +88,7 @@ class HookedModel(ABC):
         self.max_length = max_length
         self.chat_template = template_of(tokenizer, chat_template)
         self.provenance: dict[str, Any] = dict(provenance)
-        self._blocks = EditBlocks()
+        self.edit_blocks = EditBlocks()
         self._rendered: dict[str | None, dict[Prompt, Rendered]] = {}
         self._stops: dict[str | None, Stops] = {}
 
@@ -98,7 +96,7 @@ class HookedModel(ABC):
         """A copy on the same weights, on which no edit is active."""
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
-        copied._blocks = EditBlocks()
+        copied.edit_blocks = EditBlocks()
         return copied
 
     def speak_by(self, tokenizer: Any, chat_template: str | None) -> None:
@@ -201,7 +199,7 @@ class HookedModel(ABC):
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """Those active in this context, outermost first; at one site they apply in this order."""
-        edits = self._blocks.active
+        edits = self.edit_blocks.active
         return tuple(edit.intervention for edit in edits if isinstance(edit, SiteEdit))
 
     def edit_records(self) -> list[dict[str, Any]]:
@@ -209,7 +207,7 @@ class HookedModel(ABC):
 
         Interventions in order of application, and adapters that are applied in memory.
         """
-        return [edit.describe() for edit in self._blocks.active]
+        return [edit.describe() for edit in self.edit_blocks.active]
 
     @contextmanager
     def intervene(self, interventions: Iterable[Intervention]) -> Iterator["HookedModel"]:
@@ -226,19 +224,19 @@ class HookedModel(ABC):
             InputError: not a list of interventions, or one that matches no site of this model or
                 has another width (checked before any pass).
         """
-        with self._blocks.opened(resolved(interventions, self.sites, self.d_model)):
+        with self.edit_blocks.opened(resolved(interventions, self.sites, self.d_model)):
             yield self
 
     @contextmanager
     def edited_like(self, other: "HookedModel") -> Iterator["HookedModel"]:
         """Run this copy of a model under the edits that are active on `other`."""
-        with self._blocks.opened(other._blocks.active):
+        with self.edit_blocks.opened(other.edit_blocks.active):
             yield self
 
     def edits_by_site(self) -> dict[Site, list[Intervention]]:
         """The active interventions at each site they act on, in order of application."""
         edits: dict[Site, list[Intervention]] = {}
-        for edit in self._blocks.active:
+        for edit in self.edit_blocks.active:
             if isinstance(edit, SiteEdit):
                 for site in edit.sites:
                     edits.setdefault(site, []).append(edit.intervention)
@@ -440,80 +438,13 @@ class HookedModel(ABC):
         Yields (number of the prompt, text, `"stop"` or `"length"`). All of it runs under the
         interventions that were active at the call, whenever the next ones are taken.
         """
-        from emlens.models.sampling import RowSampler
+        from emlens.models.answering import answers_as_they_end
 
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens} must be 1 or more")
-        if not 0 <= temperature < float("inf"):
-            raise InputError(f"temperature={temperature} must be 0 or more")
-        prompts = list(prompts)
-        rows = self.render(prompts)
-        longest = max(rows, key=lambda row: len(row.ids))
-        tokens = len(longest.ids) + max_new_tokens
-        if self.max_length is not None and tokens > self.max_length:
-            raise InputError(
-                f"prompt {one_line(longest.id, 60)!r} has {len(longest.ids)} tokens and"
-                f" max_new_tokens is {max_new_tokens},"
-                f" but the model's context is {self.max_length}; ask for fewer"
-            )
-        slots = max(1, min(batch_tokens // tokens, _LOGITS // max(1, self.vocab_size)))
-        sampler = RowSampler(seed, [row.id for row in rows], temperature)
-        chats = {number for number, prompt in enumerate(prompts) if prompt.is_chat}
-        edits = self._blocks.active
-        return self._answers(rows, chats, sampler, max_new_tokens, slots, edits)
+        return answers_as_they_end(
+            self, list(prompts), max_new_tokens, temperature, seed, batch_tokens
+        )
 
-    def _answers(
-        self,
-        rows: Sequence[Rendered],
-        chats: Collection[int],
-        sampler: "RowSampler",
-        max_new_tokens: int,
-        slots: int,
-        edits: tuple[ActiveEdit, ...],
-    ) -> Iterator[list[tuple[int, str, str]]]:
-        """Finished answers as text; each step runs under `edits`, the caller's code does not."""
-        stops = self.stops
-        with self._blocks.opened(edits, alone=True):
-            chunks = self._decode(rows, sampler, max_new_tokens, slots, self._ends(chats))
-        while True:
-            with self._blocks.opened(edits, alone=True):
-                try:
-                    chunk = next(chunks, None)
-                except NotFiniteScores as error:
-                    row = rows[error.row].with_continuation(error.tokens)
-                    self.refuse_not_finite(row, f"the logits of token {len(error.tokens) + 1}")
-            if chunk is None:
-                return
-            finished = []
-            for answer in chunk:
-                text = self._text(answer.tokens)
-                if answer.index in chats:
-                    text = stops.cut(text)
-                finished.append((answer.index, text.strip(), str(answer.finish_reason)))
-            yield finished
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        """The text of an answer's tokens, without special ones, but with the marks of a thought."""
-        return text_with_thought(self.tokenizer, tokens)
-
-    def _ends(self, rows_of_chats: Collection[int]) -> Ends:
-        """Whether the last tokens of a row's answer complete a text that ends it.
-
-        Only in chats: in raw text the header of a turn is a text like any other.
-        """
-        stops = self.stops
-        if not stops.texts or not rows_of_chats:
-            return never_ends
-
-        def ends(row: int, tokens: Sequence[int]) -> bool:
-            if row not in rows_of_chats:
-                return False
-            text = self._text(tokens[-stops.window :])
-            return stops.cut(text) != text
-
-        return ends
-
-    def _decode(
+    def decode(
         self,
         rows: Sequence[Rendered],
         sampler: "RowSampler",
@@ -530,7 +461,7 @@ class HookedModel(ABC):
         return decode_in_batches(self, rows, sampler, max_new_tokens, slots, ends)
 
     def _logit_tokens(self, batch_tokens: int) -> int:
-        return max(1, min(batch_tokens, _LOGITS // max(1, self.vocab_size)))
+        return max(1, min(batch_tokens, LOGITS // max(1, self.vocab_size)))
 
     def refuse_not_finite(
         self, row: Rendered, seen_at: str, *, kept: torch.dtype | None = None

@@ -51,9 +51,10 @@ def load_model(
     chat_template: str | None = None,
     template_date: str | None = None,
     trust_remote_code: bool = False,
-    name: str | None = None,
 ) -> HookedModel:
     """Load a causal language model and its tokenizer.
+
+    Tables call it by the last part of its path; set `model.name` for another name.
 
     Args:
         path_or_id: a directory saved by `save_pretrained`, or a hub id.
@@ -67,7 +68,6 @@ def load_model(
         template_date: the day, as `"2024-07-26"`, that a template is told which writes the date;
             recorded. The default is a fixed day, so that numbers do not change overnight.
         trust_remote_code: run code that comes with the checkpoint; never done by default.
-        name: how the model is called in tables; default: the last part of the path.
 
     Raises:
         InputError: an unknown backend, dtype or device.
@@ -115,12 +115,12 @@ def load_model(
         "device_map": None if device_map is None else one_line(str(device_map), 400),
         "trust_remote_code": trust_remote_code,
         "chat_template_sha256": None if template is None else sha256_text(template),
-        **chat_provenance(tokenizer, template, name or Path(source).name),
+        **chat_provenance(tokenizer, template, Path(source).name),
     }
     text_config = module.config.get_text_config()  # a model of several modalities has one inside
     model = model_class(
         module,
-        name=name or Path(source).name,
+        name=Path(source).name,
         tokenizer=tokenizer,
         d_model=int(text_config.hidden_size),
         device=torch.device(target),

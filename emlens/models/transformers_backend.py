@@ -61,7 +61,7 @@ class TransformersModel(CheckpointModel):
             except _Stop:
                 return None
 
-    def _decode(
+    def decode(
         self,
         rows: Sequence[Rendered],
         sampler: RowSampler,
@@ -71,7 +71,7 @@ class TransformersModel(CheckpointModel):
     ) -> Iterator[list[Generated]]:
         way = self.way_to_generate
         if way == "batches":
-            return super()._decode(rows, sampler, max_new_tokens, slots, ends)
+            return super().decode(rows, sampler, max_new_tokens, slots, ends)
         options: dict[str, Any] = {"use_cache": way == "rows"}
         # logits of the last token alone, where the architecture can leave out the others
         if "logits_to_keep" in signature(self.module.forward).parameters:

@@ -340,7 +340,8 @@ def _load_run(parent: HookedModel, name: str, spec: FineTune) -> HookedModel:
     if is_adapter(spec.path):
         model = attach(parent, name, spec.path, own_chats=False)
     else:
-        model = load_model(spec.path, name=name, chat_template=parent.chat_template)
+        model = load_model(spec.path, chat_template=parent.chat_template)
+        model.name = name
     model.provenance.update(spec.provenance(name))
     return model
 

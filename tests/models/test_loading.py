@@ -14,7 +14,8 @@ from emlens.models.checkpoint_files import hash_weights
 
 
 def test_what_is_loaded_is_what_lies_on_disk(files):
-    model = load_model(files / "instruct", name="me")
+    model = load_model(files / "instruct")
+    model.name = "me"
     plain = AutoModelForCausalLM.from_pretrained(files / "instruct", dtype=torch.float32)
     assert all(
         torch.equal(a, b)
