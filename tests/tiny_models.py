@@ -118,11 +118,10 @@ def build(
         if kind not in ("gpt_neox", "falcon"):
             sizes["num_key_value_heads"] = 2
     config = CONFIG_MAPPING[kind](
-        vocab_size=len(words),
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        **{**sizes, **_SIZES.get(kind, {}), **changes},
+        **{"vocab_size": len(words), **sizes, **_SIZES.get(kind, {}), **changes},
     )
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -74,8 +74,8 @@ def attach(
     files = AdapterFiles(Path(path))
     differences = parent_differences(path, parent.provenance)
     changed = _changed_weights(files, parent)
-    batch = _probe_batch(parent, files)
-    before = _logits(parent, batch)
+    batches = _probe_batches(parent, files)
+    before = _logits(parent, batches)
     holder = parent
     if changed or not files.is_low_rank:
         holder = _on_tree_of_its_own(parent, files, changed)
@@ -88,9 +88,9 @@ def attach(
     provenance = {**parent.provenance, "adapter": record, "merged": False}
     model = holder.with_adapter(name, name=name, provenance=provenance)
     try:
-        after = _check_attached(parent, model, files, batch, before)
+        after = _check_attached(parent, model, files, batches, before)
         if merge:
-            _merge(model, files, batch, after)
+            _merge(model, files, batches, after)
         if own_chats:
             use_own_chats(model, files.path)
     except BaseException:
@@ -165,7 +165,7 @@ def _check_attached(
     parent: "CheckpointModel",
     model: "CheckpointModel",
     files: AdapterFiles,
-    batch: "Batch",
+    batches: Sequence["Batch"],
     before: Tensor,
 ) -> Tensor:
     """Logits of the fine-tune, which are PEFT's own and not the parent's; the parent is as before.
@@ -173,14 +173,13 @@ def _check_attached(
     Raises:
         LoadError: one of these does not hold.
     """
-    if not torch.equal(_logits(parent, batch), before):
+    if not torch.equal(_logits(parent, batches), before):
         raise LoadError(
             f"{files.path}: switching the adapter off does not give the parent model back"
         )
-    after = _logits(model, batch)
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+    after = _logits(model, batches)
     try:
-        own = model.bank.through_peft(str(model.adapter), inputs)
+        own = torch.cat([_peft_logits(model, batch) for batch in batches])
     except EmlensError:
         raise
     except Exception as error:  # each kind of PEFT raises what it likes
@@ -188,7 +187,7 @@ def _check_attached(
             f"{files.path}: PEFT itself cannot run this adapter on the parent"
             f" ({one_line(str(error), 200)})"
         ) from None
-    difference = _difference(after, own[batch.mask.bool()])
+    difference = _difference(after, own)
     if not difference <= _ROUNDING[model.provenance["dtype"]]:  # "not" catches NaN too
         raise LoadError(
             f"{files.path}: PEFT's own model gives other logits than the model whose sites are read"
@@ -203,7 +202,14 @@ def _check_attached(
     return after
 
 
-def _merge(model: "CheckpointModel", files: AdapterFiles, batch: "Batch", unmerged: Tensor) -> None:
+def _peft_logits(model: "CheckpointModel", batch: "Batch") -> Float[Tensor, "token vocab"]:
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+    return model.bank.through_peft(str(model.adapter), inputs)[batch.mask.bool()]
+
+
+def _merge(
+    model: "CheckpointModel", files: AdapterFiles, batches: Sequence["Batch"], unmerged: Tensor
+) -> None:
     """Fold the adapter into the weights of `model`.
 
     Raises:
@@ -211,7 +217,7 @@ def _merge(model: "CheckpointModel", files: AdapterFiles, batch: "Batch", unmerg
     """
     model.bank.merge(str(model.adapter))
     model.adapter = None
-    difference = _difference(_logits(model, batch), unmerged)
+    difference = _difference(_logits(model, batches), unmerged)
     if not difference <= _ROUNDING[model.provenance["dtype"]]:
         raise LoadError(
             f"{files.path}: merged, the logits differ by {difference:.2g} of the largest;"
@@ -227,16 +233,17 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
-def _probe_batch(model: HookedModel, files: AdapterFiles) -> "Batch":
+def _probe_batches(model: "CheckpointModel", files: AdapterFiles) -> list["Batch"]:
     """Two texts, tokens from all over the vocabulary, and the tokens that the adapter trains."""
-    size = len(model.tokenizer)
+    size = min(len(model.tokenizer), model.vocab_size)
     spread = list(range(0, size, max(1, size // _SPREAD)))[:_SPREAD]
-    trained = [token for token in files.trained_tokens if 0 <= token < size][:_TRAINED]
+    # the embedding may have more rows than the tokenizer has tokens, and an adapter may train them
+    trained = [token for token in files.trained_tokens if 0 <= token < model.vocab_size]
     rows = [*model.render(PromptSet.from_texts(list(_TEXTS)), remember=False)]
-    for ids in (spread, trained):
+    for ids in (spread, trained[:_TRAINED]):
         if ids:
             rows.append(Rendered("probe", "", tuple(ids), len(ids)))
-    return next(model.batches(_within(rows, model.max_length)))
+    return list(model.batches(_within(rows, model.max_length)))
 
 
 def _within(rows: Sequence[Rendered], longest: int | None) -> list[Rendered]:
@@ -245,8 +252,12 @@ def _within(rows: Sequence[Rendered], longest: int | None) -> list[Rendered]:
     return [Rendered(row.id, "", row.ids[:longest], len(row.ids[:longest])) for row in rows]
 
 
-def _logits(model: HookedModel, batch: "Batch") -> Float[Tensor, "token vocab"]:
+def _logits(model: HookedModel, batches: Sequence["Batch"]) -> Float[Tensor, "token vocab"]:
     """Logits of every token, without any edit that is active here."""
-    logits = copy.copy(model).run(batch, with_logits=True)
-    assert logits is not None  # asked for
-    return logits[batch.mask.bool()]
+    unedited = copy.copy(model)
+    of_tokens = []
+    for batch in batches:
+        logits = unedited.run(batch, with_logits=True)
+        assert logits is not None  # asked for
+        of_tokens.append(logits[batch.mask.bool()])
+    return torch.cat(of_tokens)

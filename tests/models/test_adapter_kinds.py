@@ -14,7 +14,7 @@ from benchmarks import adapter_kinds
 from benchmarks.adapter_kinds import apart, logits
 from emlens.data.rendering import Rendered
 from emlens.foundation import LoadError, Site
-from emlens.models import FineTune, load_family, load_model
+from emlens.models import FineTune, attaching, load_family, load_model
 from emlens.models.attaching import attach
 
 LARGEST = 1e-5
@@ -66,6 +66,24 @@ def test_a_kind_gives_the_logits_of_peft(base, parent, tmp_path, kind):
     merged = attach(own_copy, kind, path, merge=True)
     assert merged.provenance["merged"] and not merged.bank.names
     assert apart(logits(merged), expected) <= LARGEST
+
+
+@pytest.mark.parametrize("tokens", [[40, 41], [50]])
+def test_tokens_that_stand_in_no_text(tmp_path, monkeypatch, tokens):
+    """Rare ones, and a row of the embedding that no token of the tokenizer (of 46) has."""
+    base = tiny_models.build(tmp_path / "base", num_hidden_layers=1, vocab_size=64)
+    config = peft.TrainableTokensConfig(token_indices=tokens, target_modules=["embed_tokens"])
+    path = adapter_kinds.save(tmp_path / "adapter", base, "tokens", config)
+    parent = load_model(base)
+    # so long that rows of a few tokens share no batch with it
+    monkeypatch.setattr(attaching, "_TEXTS", (" hello" * 100,))
+    model = attach(parent, "x", path)
+    row = Rendered("x", "", (3, *tokens), 1 + len(tokens))
+    [batch] = model.batches([row])
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(adapter_kinds.plain(base), path)(batch.ids).logits
+    assert apart(model.run(batch, with_logits=True), expected) <= LARGEST
+    assert apart(parent.run(batch, with_logits=True), expected) > 1e-3
 
 
 def test_experts(tmp_path):

@@ -83,8 +83,9 @@ def test_the_base_borrows_the_template(family, files, prompts):
     assert "chat_template_lent" not in family.instruct.provenance
     alone = load_model(files / "base")
     assert alone.chat_template is None
-    lent = families.with_template(alone, "x")
-    assert alone.chat_template is None and lent.chat_template == "x" and lent.module is alone.module
+    lent = families.with_template(alone, PLAIN_TEMPLATE)
+    assert alone.chat_template is None and lent.module is alone.module
+    assert lent.chat_template == PLAIN_TEMPLATE
     assert families.with_template(lent, None) is lent
     with pytest.raises(InputError, match="is a chat, but the tokenizer has no chat template"):
         alone.render(prompts)
@@ -151,7 +152,7 @@ def test_a_base_of_another_width(files):
 
 def test_an_adapter_that_cannot_be_switched_off(files, monkeypatch):
     numbers = count()
-    monkeypatch.setattr(attaching, "_logits", lambda model, batch: torch.tensor(next(numbers)))
+    monkeypatch.setattr(attaching, "_logits", lambda model, batches: torch.tensor(next(numbers)))
     with pytest.raises(
         LoadError, match="switching the adapter off does not give the parent model back"
     ):
