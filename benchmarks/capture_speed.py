@@ -73,7 +73,6 @@ def wrap(module: Any, tokenizer: Any, device: torch.device) -> TransformersModel
         module,
         name="random",
         tokenizer=tokenizer,
-        n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         device=device,
         max_length=2048,

@@ -68,7 +68,6 @@ def hooked(tokenizer: Any, module: Any, chat_template: str | None = None) -> Any
         module,
         name="made",
         tokenizer=tokenizer,
-        n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         device=torch.device("cpu"),
         max_length=config.max_position_embeddings,

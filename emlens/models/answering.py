@@ -6,7 +6,6 @@ were active when the answers were asked for.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from emlens.data.encoding import text_with_thought
 from emlens.data.prompts import Prompt
@@ -19,8 +18,6 @@ from emlens.models.hooked import LOGITS, HookedModel
 from emlens.models.sampling import RowSampler
 from emlens.models.stops import Ends, never_ends
 
-if TYPE_CHECKING:
-    pass
 
 Answered = list[tuple[int, str, str]]
 """Number of the prompt, text, and `"stop"` or `"length"`."""

@@ -48,7 +48,7 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_
 ) -> None:
     few = {**SETTINGS, "batch_tokens": 60}  # 4 rows at a time
     whole = sample_answers(family.instruct, asked, out=tmp_path / "whole.jsonl", **few)
-    decode = type(family.instruct)._decode
+    decode = type(family.instruct).decode
     drawn: list[int] = []
 
     def breaks(self: Any, rows: Any, *rest: Any) -> Any:
@@ -60,7 +60,7 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_
 
     out = tmp_path / "answers.jsonl"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(family.instruct), "_decode", breaks)
+        patch.setattr(type(family.instruct), "decode", breaks)
         sample_answers(family.instruct, asked, out=out, **few)
     kept = len(out.read_text().splitlines())
     assert 2 <= kept < 12  # what was finished is there
@@ -69,7 +69,7 @@ def test_an_interrupted_file_is_finished_to_the_same_bytes_and_nothing_is_drawn_
     with monkeypatch.context() as patch:
         patch.setattr(
             type(family.instruct),
-            "_decode",
+            "decode",
             lambda self, rows, *rest: drawn.append(len(rows)) or decode(self, rows, *rest),
         )
         resumed = sample_answers(family.instruct, asked, out=out, **few)

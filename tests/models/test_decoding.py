@@ -46,13 +46,13 @@ def decoded(decode, model, prompts, slots, temperature=1.0, length=LENGTH):
 def test_same_tokens_as_generate_of_transformers(tmp_path, prompts, kind):
     model = load_model(tiny_models.build(tmp_path / "m", kind))
     for temperature in (0, 1.0):
-        expected = decoded(HookedModel._decode, model, prompts, 12, temperature)
-        assert decoded(type(model)._decode, model, prompts, 4, temperature) == expected
+        expected = decoded(HookedModel.decode, model, prompts, 12, temperature)
+        assert decoded(type(model).decode, model, prompts, 4, temperature) == expected
     lengths = {len(tokens) for tokens, _ in expected.values()}
     # rows did come and go
     assert len(lengths) > 2 and {reason for _, reason in expected.values()} == {"stop", "length"}
     assert expected != decoded(
-        HookedModel._decode,
+        HookedModel.decode,
         load_model(tiny_models.build(tmp_path / "n", kind, seed=1)),
         prompts,
         14,
@@ -61,10 +61,10 @@ def test_same_tokens_as_generate_of_transformers(tmp_path, prompts, kind):
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "response"])
 def test_interventions_touch_the_rows_they_should(model, prompts, vector, positions):
-    plain = decoded(type(model)._decode, model, prompts, 3)
+    plain = decoded(type(model).decode, model, prompts, 3)
     with model.intervene([steer(vector, 8.0, at=["resid_post.0"], positions=positions)]):
-        expected = decoded(HookedModel._decode, model, prompts, 12)
-        assert decoded(type(model)._decode, model, prompts, 3) == expected != plain
+        expected = decoded(HookedModel.decode, model, prompts, 12)
+        assert decoded(type(model).decode, model, prompts, 3) == expected != plain
 
 
 def test_interventions_are_those_at_the_start(model, prompts, vector):
@@ -100,7 +100,7 @@ def test_a_finished_row_makes_room_at_once(model, prompts, monkeypatch):
         return call(self, what, inputs, passing)
 
     monkeypatch.setattr(type(model), "_call", counted)
-    found = decoded(type(model)._decode, model, prompts, 2)
+    found = decoded(type(model).decode, model, prompts, 2)
     needed = sum(max(len(tokens) - (reason == "length"), 0) for tokens, reason in found.values())
     steps = [rows for rows, width in widths if width == 1 and rows <= 2]
     assert needed <= sum(steps) <= needed + 2 * len(found)
@@ -119,7 +119,7 @@ def test_a_prompt_asked_twice_is_read_once(model, monkeypatch):
 
     monkeypatch.setattr(type(model), "_call", counted)
     prompts = PromptSet.from_texts(["w1 w2 w3"] * 6 + ["w4 w5"])
-    decoded(type(model)._decode, model, prompts, 7, length=1)
+    decoded(type(model).decode, model, prompts, 7, length=1)
     assert read == [(2, 3)]
 
 
@@ -139,7 +139,7 @@ def test_slots_are_bounded_by_the_tokens_they_hold(model, monkeypatch):
     seen = []
     monkeypatch.setattr(
         type(model),
-        "_decode",
+        "decode",
         lambda self, rows, sampler, length, slots, ends: seen.append(slots) or iter(()),
     )
     prompts = PromptSet.from_texts(["w1 w2", "w3 w4 w5"])
@@ -155,7 +155,7 @@ def test_gradients_are_off_and_flags_stay(model, prompts):
 
 
 def test_out_of_memory_halves_the_rows_and_changes_no_answer(model, prompts, monkeypatch, caplog):
-    expected = decoded(type(model)._decode, model, prompts, 4)
+    expected = decoded(type(model).decode, model, prompts, 4)
     call, held = type(model)._call, []
 
     def tight(self, what, inputs, passing):
@@ -166,10 +166,10 @@ def test_out_of_memory_halves_the_rows_and_changes_no_answer(model, prompts, mon
         return call(self, what, inputs, passing)
 
     monkeypatch.setattr(type(model), "_call", tight)
-    assert decoded(type(model)._decode, model, prompts, 12) == expected
+    assert decoded(type(model).decode, model, prompts, 12) == expected
     assert 1 < max(held) < 12 and "out of memory while generating: going on with" in caplog.text
     monkeypatch.setattr(
         type(model), "_call", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("planted"))
     )
     with pytest.raises(torch.OutOfMemoryError, match="planted"):
-        decoded(type(model)._decode, model, prompts, 12)
+        decoded(type(model).decode, model, prompts, 12)
