@@ -18,6 +18,13 @@ at all, though it heads an answer; or there is nothing to write between question
 """
 _OTHER: Final = "QZ"
 """Letters of the answer that stands in for the real one."""
+_SOME, _ELSE = "Q1Q", "Z2Z"
+"""Two contents that differ from their first to their last character."""
+_PLAIN_CHATS: Final = (
+    [{"role": "user", "content": "x"}],
+    [{"role": "system", "content": "y"}, {"role": "user", "content": "x"}],
+)
+"""On which a template is looked at: a question, and one behind a system turn, which some want."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,22 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: Any, template: str) -> "ChatFormat":
-        """Of a template; where it refuses a plain question, what most templates do."""
-        chat = [{"role": "user", "content": "x"}]
-        try:
-            bare = chat_text(tokenizer, chat, template, opens_answer=False)
-            opened = chat_text(tokenizer, chat, template, opens_answer=True)
-            answered = chat_text(tokenizer, [*chat, _answer("Q1Q")], template, opens_answer=False)
-            other = chat_text(tokenizer, [*chat, _answer("Z2Z")], template, opens_answer=False)
-        except Exception:  # a template raises what it likes; each chat is rendered by itself later
-            return cls()
+        """Of a template; where it refuses a plain question, with and without a system turn, what
+        most templates do.
+        """
+        for chat in _PLAIN_CHATS:
+            try:
+                return cls._noticed(tokenizer, template, chat)
+            except Exception:  # a template raises what it likes; each chat is rendered by itself
+                continue
+        return cls()
+
+    @classmethod
+    def _noticed(cls, tokenizer: Any, template: str, chat: list[dict[str, str]]) -> "ChatFormat":
+        bare = chat_text(tokenizer, chat, template, opens_answer=False)
+        opened = chat_text(tokenizer, chat, template, opens_answer=True)
+        answered = chat_text(tokenizer, [*chat, _answer(_SOME)], template, opens_answer=False)
+        other = chat_text(tokenizer, [*chat, _answer(_ELSE)], template, opens_answer=False)
         start, end = _differing(answered, other)
         closing = answered[end:]
         opens_thought = opened.rstrip().endswith(THOUGHT[0])
@@ -81,6 +95,29 @@ class ChatFormat:
             kind = "always"
         closing = closing.removesuffix(repeated)
         return cls(kind, header, repeated, opens_thought, closing)
+
+
+def header_after_answer(tokenizer: Any, template: str, role: str) -> str:
+    """What a template writes between an answer and the content of a next turn of this role, the
+    closing of the answer included; "" where it refuses such a chat or hides one of the two.
+    """
+    for chat in _PLAIN_CHATS:
+        answered = [*chat, _answer(_SOME)]
+        chats = (
+            [*answered, {"role": role, "content": _SOME}],
+            [*chat, _answer(_ELSE), {"role": role, "content": _SOME}],
+            [*answered, {"role": role, "content": _ELSE}],
+        )
+        try:
+            texts = [chat_text(tokenizer, c, template, opens_answer=False) for c in chats]
+        except Exception:  # a template raises what it likes
+            continue
+        text, other_answer, other_next = texts
+        answer_start, answer_end = _differing(text, other_answer)
+        next_start, next_end = _differing(text, other_next)
+        if answer_start < answer_end and next_start < next_end:
+            return text[answer_end:next_start]
+    return ""
 
 
 def chat_text(

@@ -3,23 +3,23 @@
 A model stops at its own end of sequence. On the template of another model (a base model that runs
 on its instruct version's) that token never comes, and the answer would run on into turns that the
 model invents. So the template is asked what it writes after an answer: its end of turn ends an
-answer too. Where the tokenizer knows that mark as ordinary tokens only, or where the template
-writes none, as the plain one does, an answer ends where the text of the mark, or the header of a
-next turn, begins.
+answer too. Where the tokenizer knows that mark as ordinary tokens only, an answer ends where its
+text begins. Where the template writes none after the last answer, an answer ends with the first
+mark of a next turn's header, or where its text begins, as the plain template's does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emlens.data.chat_text import header_after_answer
+from emlens.data.encoding import encode, end_of_turn
 from emlens.data.prompts import ROLES
-from emlens.data.rendering import end_of_turn_id
+from emlens.data.rendering import chat_format, end_of_turn_id
+from emlens.data.templates import THOUGHT
 
 Ends = Callable[[int, Sequence[int]], bool]
 """`(row, tokens so far) -> whether the text of these tokens ends the row's answer`."""
-
-_QUESTION, _ANSWER, _NEXT = "Xqu", "Yan", "Znx"
-"""Contents of the turns that are rendered to see what a template writes between them."""
 
 
 @dataclass(frozen=True)
@@ -59,42 +59,28 @@ def never_ends(row: int, tokens: Sequence[int]) -> bool:
 
 def template_stops(tokenizer: Any, template: str | None) -> Stops:
     """How a template ends an answer; nothing without a template, or where it refuses such chats."""
-    if template is None:
+    form = chat_format(tokenizer, template)
+    if template is None or form is None:
         return Stops(frozenset())
-    chat = [_turn("user", _QUESTION), _turn("assistant", _ANSWER)]
     token = end_of_turn_id(tokenizer, template)
     if token is not None:
         return Stops(frozenset({token}))
-    closing = _after_answer(tokenizer, template, chat)
-    if closing is None:
-        return Stops(frozenset())
-    if closing.strip():
-        return Stops(frozenset(), (closing.strip(),))
-    headers = (_header(tokenizer, template, chat, role) for role in ROLES)
-    return Stops(frozenset(), tuple(sorted({text for text in headers if text.strip()})))
+    if form.closing.strip():
+        return Stops(frozenset(), (form.closing.strip(),))
+    return _header_stops(tokenizer, template)
 
 
-def _turn(role: str, content: str) -> Mapping[str, str]:
-    return {"role": role, "content": content}
-
-
-def _after_answer(tokenizer: Any, template: str, chat: Sequence[Mapping[str, str]]) -> str | None:
-    """What the template writes after the answer; None where it refuses the chat or hides it."""
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(chat), chat_template=template, tokenize=False, add_generation_prompt=False
-        )
-    except Exception:  # a template raises what it likes
-        return None
-    _, found, rest = text.rpartition(_ANSWER)
-    if not found:
-        return None
-    return rest
-
-
-def _header(tokenizer: Any, template: str, chat: Sequence[Mapping[str, str]], role: str) -> str:
-    """What stands between an answer and the content of a next turn of this role."""
-    rest = _after_answer(tokenizer, template, [*chat, _turn(role, _NEXT)])
-    if rest is None or _NEXT not in rest:
-        return ""
-    return rest.partition(_NEXT)[0].rstrip()
+def _header_stops(tokenizer: Any, template: str) -> Stops:
+    """By the headers of next turns: the first mark of each, or its text where it has none."""
+    tokens, texts = set(), set()
+    for role in ROLES:
+        header = header_after_answer(tokenizer, template, role)
+        header = header.partition(THOUGHT[0])[0].rstrip()  # an answer may begin with a thought
+        ids = encode(tokenizer, header)
+        place = end_of_turn(tokenizer, ids)
+        if place is not None:
+            # never the text of a mark: what is searched has none
+            tokens.add(ids[place])
+        elif header:
+            texts.add(header)
+    return Stops(frozenset(tokens), tuple(sorted(texts)))

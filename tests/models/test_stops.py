@@ -7,6 +7,7 @@ from tokenizer_kinds import KINDS, Kind
 
 from emlens.data import PromptSet
 from emlens.data.templates import TEMPLATES
+from emlens.models.answering import _ends
 from emlens.models.hooked import HookedModel
 from emlens.models.sampling import RowSampler
 from emlens.models.stops import Stops, template_stops
@@ -39,6 +40,55 @@ def test_without_a_template_or_with_one_that_refuses_nothing_is_added():
 def test_a_mark_that_the_tokenizer_does_not_know_ends_an_answer_as_text():
     lent = CHATML.template.replace("|im_", "|turn_")
     assert template_stops(CHATML.tokenizer, lent) == Stops(frozenset(), ("<|turn_end|>",))
+
+
+CHATML_TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+FIRST_IS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}"
+ODD = {
+    "always opened, ordinary mark": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }}\n{% else %}"
+        "ASSISTANT: {{ m['content'] }} [END]\n{% endif %}{% endfor %}ASSISTANT:",
+        (),
+        ("[END]",),
+    ),
+    "last answer left open": (
+        "{% for m in messages %}"
+        + CHATML_TURN.replace(
+            "<|im_end|>\n",
+            "{% if not (loop.last and m['role'] == 'assistant') %}<|im_end|>\n{% endif %}",
+        )
+        + "{% endfor %}"
+        + OPENING,
+        ("<|im_end|>",),
+        (),
+    ),
+    "wants a system turn": (
+        FIRST_IS_SYSTEM + "{% for m in messages %}" + CHATML_TURN + "{% endfor %}" + OPENING,
+        ("<|im_end|>",),
+        (),
+    ),
+    "wants a system turn, has no marks": (
+        FIRST_IS_SYSTEM + TEMPLATES["plain"],
+        (),
+        ("\n\nAssistant:", "\n\nSystem:", "\n\nUser:"),
+    ),
+    "headers are marks, closing is none": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}"
+        "{% else %}{{ '<think>\n\n</think>' if loop.last }}{{ m['content'] }}{% endif %}\n"
+        "{% endfor %}",
+        ("<|im_start|>",),
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_templates_have_one_closing(name):
+    template, marks, texts = ODD[name]
+    tokenizer = CHATML.tokenizer
+    tokens = frozenset(map(tokenizer.convert_tokens_to_ids, marks))
+    assert template_stops(tokenizer, template) == Stops(tokens, texts)
 
 
 def test_line_breaks_among_the_added_tokens_are_text():
@@ -132,6 +182,6 @@ def test_a_template_without_marks_ends_an_answer_at_the_next_header():
     # a backend that generates batch by batch gives the same
     rows = model.render(QUESTION)
     sampler = RowSampler(0, ["p0"], 0)
-    [[answer]] = HookedModel._decode(model, rows, sampler, 3 * len(said), 1, model._ends({0}))
+    [[answer]] = HookedModel.decode(model, rows, sampler, 3 * len(said), 1, _ends(model, {0}))
     assert answer.finish_reason == "stop"
-    assert model.stops.cut(model._text(answer.tokens)).strip() == "Yes."
+    assert model.stops.cut(tokenizer.decode(answer.tokens)).strip() == "Yes."
