@@ -18,7 +18,6 @@ from emlens.models.hooked import LOGITS, HookedModel
 from emlens.models.sampling import RowSampler
 from emlens.models.stops import Ends, never_ends
 
-
 Answered = list[tuple[int, str, str]]
 """Number of the prompt, text, and `"stop"` or `"length"`."""
 
