@@ -157,8 +157,12 @@ def _survey_apart(kind: str, sender: Any) -> None:
     sender.close()
 
 
-def survey_one(kind: str) -> Surveyed:
-    """One model type, in this process."""
+def survey_one(kind: str, *, new_tokens: int = NEW_TOKENS) -> Surveyed:
+    """One model type, in this process.
+
+    Args:
+        new_tokens: length of the answers that are compared; 0 leaves that column out.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         try:
@@ -181,7 +185,7 @@ def survey_one(kind: str) -> Surveyed:
             "why": architecture.missing,
         }
         try:
-            return Surveyed(**known, **_measured(path, model))
+            return Surveyed(**known, **_measured(path, model, new_tokens))
         except Exception as error:  # what fails after it was loaded is wrong, not refused
             return Surveyed(**known, wrong=_reason(error))
 
@@ -231,7 +235,7 @@ def words_tokenizer() -> Any:
     )
 
 
-def _measured(path: Path, model: CheckpointModel) -> dict[str, Any]:
+def _measured(path: Path, model: CheckpointModel, new_tokens: int) -> dict[str, Any]:
     """Columns of one type that loads."""
     parity = check_parity(path, backends=(), device="cpu")
     wrong = [
@@ -252,7 +256,9 @@ def _measured(path: Path, model: CheckpointModel) -> dict[str, Any]:
                 edits = _edits(wide, _plain(path, torch.float64), rows)
         if edits > RELATIVE_FLOAT64:
             wrong.append(f"logits under an edit differ by {edits:.1e}")
-    generation = _generated(model, plain, rows)
+    generation = _Generation()
+    if new_tokens:
+        generation = _generated(model, plain, rows, new_tokens)
     if generation.wrong:
         wrong.append(generation.wrong)
     return {
@@ -363,18 +369,22 @@ class _Generation:
     """What was compared.
 
     Args:
+        length: of the longest answers, in tokens.
         tokens: how many of plain transformers.
         note: what plain transformers does not agree with itself about.
     """
 
+    length: int = 0
     tokens: int = 0
     wrong: str = ""
     note: str = ""
 
 
-def _generated(model: CheckpointModel, plain: Any, prompts: PromptSet) -> _Generation:
+def _generated(
+    model: CheckpointModel, plain: Any, prompts: PromptSet, new_tokens: int
+) -> _Generation:
     """Greedy answers, as they are and under an edit, beside those of plain transformers."""
-    seen = _Generation()
+    seen = _Generation(new_tokens)
     site = Site("resid_post", model.n_layers // 2)
     _compare_answers(seen, model, plain, prompts, "")
     with model.intervene([_Added(_vector(model), site)]), _adding(model, plain, site):
@@ -385,18 +395,18 @@ def _generated(model: CheckpointModel, plain: Any, prompts: PromptSet) -> _Gener
 def _compare_answers(
     seen: _Generation, model: CheckpointModel, plain: Any, prompts: PromptSet, under: str
 ) -> None:
-    answers = model.generate(prompts, max_new_tokens=NEW_TOKENS, temperature=0)
+    answers = model.generate(prompts, max_new_tokens=seen.length, temperature=0)
     for row, answer in zip(model.render(prompts), answers, strict=True):
-        by_passes = _text(model, _by_whole_passes(model, plain, row.ids))
+        by_passes = _text(model, _by_whole_passes(model, plain, row.ids, seen.length))
         try:
-            by_generate = _text(model, _by_generate(model, plain, row.ids))
+            by_generate = _text(model, _by_generate(model, plain, row.ids, seen.length))
         except Exception as error:  # some classes cannot generate with their own cache
             by_generate = by_passes
             seen.note = f"generate of transformers fails ({type(error).__name__})"
         seen.tokens += len(by_generate.split())
         if answer == by_generate:
             continue
-        if model.way_to_generate == "again" and answer == by_passes:
+        if answer == by_passes:  # what emlens gives is what whole passes give
             seen.note = "generate of transformers gives other tokens than its own whole passes"
             continue
         seen.wrong = f"generates {answer!r}{under}, plain transformers {by_generate!r}"
@@ -406,13 +416,15 @@ def _text(model: CheckpointModel, tokens: Sequence[int]) -> str:
     return str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def _by_generate(model: CheckpointModel, plain: Any, ids: Sequence[int]) -> Sequence[int]:
+def _by_generate(
+    model: CheckpointModel, plain: Any, ids: Sequence[int], length: int
+) -> Sequence[int]:
     row = torch.tensor([ids])
     with torch.no_grad():
         output = plain.generate(
             row,
             attention_mask=torch.ones_like(row),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=length,
             do_sample=False,
             pad_token_id=model.pad_id,
             eos_token_id=sorted(model.stops.ids),
@@ -421,9 +433,11 @@ def _by_generate(model: CheckpointModel, plain: Any, ids: Sequence[int]) -> Sequ
     return new
 
 
-def _by_whole_passes(model: CheckpointModel, plain: Any, ids: Sequence[int]) -> Sequence[int]:
+def _by_whole_passes(
+    model: CheckpointModel, plain: Any, ids: Sequence[int], length: int
+) -> Sequence[int]:
     new: list[int] = []
-    while len(new) < NEW_TOKENS:
+    while len(new) < length:
         with torch.no_grad():
             logits = plain(torch.tensor([[*ids, *new]]), use_cache=False).logits
         token = int(logits[0, -1].argmax())

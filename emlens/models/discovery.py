@@ -41,6 +41,13 @@ def discover(model: nn.Module, kind: str) -> Architecture:
     )
     description = f"found {len(blocks)} blocks at {layers!r} whose children are {children}"
     final_norm = next(iter(recorded.after), None)
+    width = _width(model)
+    if final_norm is not None and recorded.after[final_norm].shape[-1] != width:
+        raise _refusal(
+            kind,
+            f"{description}; {final_norm!r} gives the last block's output another width than"
+            f" hidden_size, {width}",
+        )
     architecture = Architecture(decoder, layers, final_norm, None, None, None, discovered=True)
     attn_out, mlp_out, mid, missing = _roles(recorded.blocks)
     hidden_states, reason = matching_hidden_states(model, recorded, final_norm)
@@ -118,7 +125,7 @@ def _chain(model: nn.Module, kind: str) -> tuple[str, str, Recorded]:
                 f" ({type(error).__name__}: {one_line(str(error), 120)})"
             )
             continue
-        reason = _broken(recorded.blocks)
+        reason = _broken(recorded.blocks, _width(model))
         if reason:
             reasons.append(f"{layers!r}: {reason}")
         else:
@@ -156,14 +163,24 @@ def _decoder(model: nn.Module, layers: str) -> str:
     return ""
 
 
-def _broken(blocks: list[BlockStreams]) -> str:
-    """Why blocks do not pass one stream on; empty where they do."""
+def _width(model: Any) -> int:
+    """`hidden_size`, of the text part where there are several."""
+    return int(model.config.get_text_config().hidden_size)
+
+
+def _broken(blocks: list[BlockStreams], width: int) -> str:
+    """Why blocks do not pass one stream of this width on; empty where they do."""
     previous: Tensor | None = None
     for i, block in enumerate(blocks):
         if block.runs != 1:
             return f"block {i} runs {block.runs} times in one pass"
         if block.pre is None or block.post is None:
             return f"what enters block {i} is of shape {block.shape}, not (row, token, d_model)"
+        if block.pre.shape[-1] != width:
+            return (
+                f"what enters block {i} is {block.pre.shape[-1]} wide and hidden_size is {width}:"
+                " it is not one stream"
+            )
         if block.pre.shape != block.post.shape:
             return f"block {i} changes the width of the stream"
         if previous is not None and not same(block.pre, previous):

@@ -226,6 +226,8 @@ _ZAMBA: Final = {"attention_hidden_size": 128, "attention_head_dim": 32}
 _OF_TYPE: Final[dict[str, dict[str, Any]]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
