@@ -1,8 +1,12 @@
 """Every causal architecture of the installed transformers, tiny: does it load, and are reads, edits
 and generation those of plain transformers? And three cases that no single type shows.
+
+`python -m benchmarks.architectures KIND ...` measures some types again and puts their rows into the
+evidence; each row names the commit that it was measured at.
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,10 +17,10 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.records import record, show
+from benchmarks.records import EVIDENCE, commit, record, show
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import LoadError
-from emlens.foundation.files import one_line
+from emlens.foundation.files import one_line, write_json
 from emlens.models.architecture_survey import (
     Surveyed,
     build_tiny,
@@ -120,27 +124,42 @@ def outcome(row: Surveyed) -> str:
     return "refused" if row.refused else "not built"
 
 
-def measure(kinds: Sequence[str] | None = None) -> dict[str, Any]:
+def measure() -> dict[str, Any]:
+    rows = _measured(causal_model_types())
+    return {**summary(rows, len(rows)), "cases": measure_cases()}
+
+
+def measure_again(kinds: Sequence[str]) -> None:
+    """Put new rows of some types into the evidence; the others, and the cases, stay."""
+    path = EVIDENCE / "architectures.json"
+    body = json.loads(path.read_text())
+    new = {row["kind"]: row for row in _measured(kinds)}
+    old = body["values"]
+    rows = [new.get(row["kind"], row) for row in old["rows"]]
+    body["values"] = {**summary(rows, old["types"]), "cases": old["cases"]}
+    write_json(path, body)
+
+
+def _measured(kinds: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for row in survey(kinds):
-        rows.append(row)
+        rows.append({**asdict(row), "outcome": outcome(row), "measured_at": commit()})
         print(row.sentence(), flush=True)
-    types = len(causal_model_types()) if kinds is None else len(kinds)
-    return {**summary(rows, types), "cases": measure_cases()}
+    return rows
 
 
-def summary(rows: Sequence[Surveyed], types: int) -> dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]], types: int) -> dict[str, Any]:
     """Counts of outcomes, and all rows."""
-    counts = pd.Series([outcome(row) for row in rows]).value_counts().to_dict()
+    counts = pd.Series([row["outcome"] for row in rows]).value_counts().to_dict()
     return {
         "types": types,
-        "right": sum(row.right for row in rows),
+        "right": counts.get("level 1", 0) + counts.get("level 2", 0),
         "level_1": counts.get("level 1", 0),
         "level_2": counts.get("level 2", 0),
         "wrong": counts.get("wrong", 0),
         "refused": counts.get("refused", 0),
         "not_built": counts.get("not built", 0),
-        "rows": [{**asdict(row), "outcome": outcome(row)} for row in rows],
+        "rows": list(rows),
     }
 
 
@@ -208,3 +227,7 @@ def main() -> None:
     table = pd.DataFrame(values["rows"])[["kind", "outcome", "way", "reads", "edits", "tokens"]]
     show("causal architectures of the installed transformers", table)
     record("architectures", [0, 1], values)
+
+
+if __name__ == "__main__":
+    measure_again(sys.argv[1:])

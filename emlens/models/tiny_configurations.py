@@ -31,9 +31,11 @@ _SIZES: Final[dict[str, Any]] = {
             "kv_channels_total",
             "pronunciation_embed_dim",
             "shape_embed_dim",
+            "hidden_size_global",
         ),
         64,
     ),
+    "encoder_hash_byte_group_vocab": 50,
     # layers
     **dict.fromkeys(
         (

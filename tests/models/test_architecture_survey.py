@@ -30,15 +30,15 @@ OTHERS = [
     ("phi", 1, "rows", ("resid_mid",)),  # parallel
     ("opt", 2, "rows", ALL),
     ("mamba", 2, "batches", ALL),  # its hidden states follow the blocks
-    ("jamba", 2, "batches", ALL),  # blocks of several kinds
     ("recurrent_gemma", 2, "batches", ALL),  # keeps its state in its modules
-    ("rwkv", 2, "batches", ALL),
     ("openai-gpt", 2, "again", (*ALL, "final_norm")),  # no cache, no final norm
 ]
 WHOLE = [
     *ALL_COLUMNS,
     *OTHERS,
     ("moshi", 1, "rows", ()),  # whole passes without the window of its cache
+    ("jamba", 2, "batches", ALL),  # blocks of several kinds
+    ("rwkv", 2, "batches", ALL),
     ("zaya", 2, "batches", ALL),
 ]
 
@@ -68,8 +68,8 @@ def test_one_of_each_kind_in_all_columns(kind, level, way, missing):
     found = survey_one(kind)
     agrees(found, level, way, missing)
     assert found.tokens > 10
-    # without a cache, or with one that forgets what whole passes read
-    assert bool(found.note) == (kind in ("moshi",))
+    # its cache forgets what whole passes read
+    assert bool(found.note) == (kind == "moshi")
 
 
 def test_a_survey_that_is_wrong_says_so(monkeypatch):
