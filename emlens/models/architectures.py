@@ -68,7 +68,7 @@ class Architecture:
         if self.hidden_states == "after":
             sites = [Site("resid_post", i) for i in range(n_layers)]
         else:
-            sites = [Site("resid_pre", i) for i in range(n_layers)]
+            sites = [Site.from_hf_index(i, n_layers) for i in range(n_layers)]
         if self.final_norm is None:
             return [*sites, Site("resid_post", n_layers - 1)]
         return [*sites, Site("final_norm")]
@@ -163,6 +163,22 @@ def length_threshold(model: nn.Module) -> int | None:
         if values.get("rope_type") == "longrope":
             return int(values["original_max_position_embeddings"])
     return None
+
+
+def stream_width(model: nn.Module) -> int:
+    """`hidden_size` of the configuration, of its text part where there are several.
+
+    Raises:
+        LoadError: it names none, as where parts of a model work at several widths.
+    """
+    config: Any = model.config
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    if not isinstance(width, int):
+        raise LoadError(
+            f"model type {config.model_type!r} has no hidden_size in its configuration,"
+            " so the width of its residual stream is not known"
+        )
+    return width
 
 
 def architecture_of(model: nn.Module) -> Architecture:

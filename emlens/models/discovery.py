@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from emlens.foundation.errors import LoadError
 from emlens.foundation.files import one_line
-from emlens.models.architectures import Architecture
+from emlens.models.architectures import Architecture, stream_width
 from emlens.models.stream_proof import breaks_causality, matching_hidden_states
 from emlens.models.stream_recording import BlockStreams, Recorded, close, record, same
 
@@ -41,7 +41,7 @@ def discover(model: nn.Module, kind: str) -> Architecture:
     )
     description = f"found {len(blocks)} blocks at {layers!r} whose children are {children}"
     final_norm = next(iter(recorded.after), None)
-    width = _width(model)
+    width = stream_width(model)
     if final_norm is not None and recorded.after[final_norm].shape[-1] != width:
         raise _refusal(
             kind,
@@ -125,7 +125,7 @@ def _chain(model: nn.Module, kind: str) -> tuple[str, str, Recorded]:
                 f" ({type(error).__name__}: {one_line(str(error), 120)})"
             )
             continue
-        reason = _broken(recorded.blocks, _width(model))
+        reason = _broken(recorded.blocks, stream_width(model))
         if reason:
             reasons.append(f"{layers!r}: {reason}")
         else:
@@ -161,11 +161,6 @@ def _decoder(model: nn.Module, layers: str) -> str:
         if "input_ids" in signature(model.get_submodule(path).forward).parameters:
             return path
     return ""
-
-
-def _width(model: Any) -> int:
-    """`hidden_size`, of the text part where there are several."""
-    return int(model.config.get_text_config().hidden_size)
 
 
 def _broken(blocks: list[BlockStreams], width: int) -> str:

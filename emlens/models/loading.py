@@ -17,6 +17,7 @@ from emlens.data.templates import date_of, template_of
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_text
 from emlens.models.adapter_files import is_adapter, named_adapters, require_adapter
+from emlens.models.architectures import stream_width
 from emlens.models.backends import backend_class
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.models.configuration_fit import (
@@ -122,7 +123,7 @@ def load_model(
         module,
         name=Path(source).name,
         tokenizer=tokenizer,
-        d_model=int(text_config.hidden_size),
+        d_model=stream_width(module),
         device=torch.device(target),
         max_length=getattr(text_config, "max_position_embeddings", None),
         chat_template=template,

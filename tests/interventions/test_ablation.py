@@ -157,7 +157,8 @@ def test_sites_that_do_not_exist(model, vector):
     with pytest.raises(
         InputError,
         match=(
-            r"site final_norm matches nothing in this model; it has resid_pre\.0 to resid_post\.2"
+            "site final_norm matches nothing in this model, which has no final_norm;"
+            " it has resid_pre, attn_out, resid_mid, mlp_out, resid_post"
         ),
     ):
         ablate(vector, at=["final_norm"]).targets(model.sites[:-1])

@@ -117,6 +117,7 @@ def test_answers_are_right_where_whole_passes_give_them(monkeypatch):
         ("hrm_text", "block 0 runs 6 times in one pass"),
         # four streams side by side
         ("qwen4_exp_text", "what enters block 0 is 256 wide and hidden_size is 64"),
+        ("blt", "has no hidden_size in its configuration"),
     ],
 )
 def test_what_is_refused_says_why(kind, reason):
