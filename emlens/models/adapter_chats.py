@@ -1,8 +1,8 @@
 """The tokenizer and the chat template that lie beside an adapter: used where they say other things
 than the parent's.
 
-A fine-tune answers as it was trained to be asked. A template or a tokenizer that was given for the
-whole family stands above both.
+A fine-tune answers as it was trained to be asked. A template that was given for the whole family
+stands above the one beside the adapter; a template that asks for the day is told the family's.
 """
 
 import json
@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emlens.data.templates import template_of
+from emlens.data.templates import date_of, template_of
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_text
 from emlens.models.checkpoint_files import saved_template, tokenizer_hash
@@ -22,18 +22,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger("emlens")
 
 
-def use_own_chats(model: "CheckpointModel", path: Path) -> None:
+def use_own_chats(
+    model: "CheckpointModel",
+    path: Path,
+    *,
+    own_template: bool = True,
+    template_date: str | None = None,
+) -> None:
     """Give a fine-tune the tokenizer and the template of its adapter's directory, and say so.
+
+    Args:
+        own_template: False leaves the template as it is.
+        template_date: the day that the template is told where the parent's does not ask for one.
 
     Raises:
         LoadError: a tokenizer that cannot be read, or has more tokens than the model.
     """
     tokenizer = _own_tokenizer(model, path)
     template = model.chat_template
-    written = saved_template(path)
+    written = saved_template(path) if own_template else None
     if written is not None:
         try:
-            template = template_of(tokenizer, written)
+            template = template_of(tokenizer, written, date_of(template) or template_date)
         except InputError as error:
             raise LoadError(f"{path}: {one_line(str(error), 200)}") from None
     used = []

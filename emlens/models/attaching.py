@@ -49,6 +49,8 @@ def attach(
     *,
     merge: bool = False,
     own_chats: bool = True,
+    own_template: bool = True,
+    template_date: str | None = None,
 ) -> "CheckpointModel":
     """Put an adapter on its parent's weights; gives the fine-tune and does not change the parent.
 
@@ -56,6 +58,8 @@ def attach(
         merge: fold it into the weights, which must be those of a copy that nothing else uses.
         own_chats: render by the tokenizer and the chat template beside the adapter, where they
             differ from the parent's.
+        own_template: False: of these two the tokenizer alone.
+        template_date: the day that this template is told, where the parent's asks for none.
 
     Raises:
         InputError: a backend that holds no adapters.
@@ -92,7 +96,9 @@ def attach(
         if merge:
             _merge(model, files, batches, after)
         if own_chats:
-            use_own_chats(model, files.path)
+            use_own_chats(
+                model, files.path, own_template=own_template, template_date=template_date
+            )
     except BaseException:
         if name in holder.bank.names:
             holder.bank.detach(name)

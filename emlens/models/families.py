@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,9 +20,6 @@ from emlens.models.adapter_parents import check_named_base, is_hub_id
 from emlens.models.attaching import attach
 from emlens.models.hooked import HookedModel
 from emlens.models.loading import load_model, with_template
-
-if TYPE_CHECKING:
-    pass
 
 _PARENTS = ("base", "instruct")
 
@@ -188,7 +185,7 @@ def load_family(
         _check_spec(name, specs[name], has_base=base is not None)
     own = own or {}
     _check_own(own, specs, has_base=base is not None)
-    local = {name: local_copy(name, spec) for name, spec in specs.items()}
+    local = {name: local_copy(f"fine-tune {name!r}", spec) for name, spec in specs.items()}
 
     options = {"backend": backend, "dtype": dtype, "device": device, **options}
     sources: dict[str, _Source] = {
@@ -235,6 +232,11 @@ def _check_own(
         if name not in names:
             raise InputError(
                 f"own names {name!r}, which is not in this family; it has {', '.join(names)}"
+            )
+        if name in specs and own[name].get("chat_template") is not None:
+            raise InputError(
+                f"own gives fine-tune {name!r} a chat_template, but it renders chats as its parent"
+                f" does; give the template to own[{specs[name].parent!r}], or to the whole family"
             )
 
 
@@ -287,8 +289,11 @@ def _load_fine_tune(
         options, own: of `load_model`, for every model and for this one.
     """
     parent, source = parents[spec.parent], sources[spec.parent]
-    # a template that was given stands above the one beside an adapter
-    own_chats = {**source.options, **own}.get("chat_template") is None
+    chats: dict[str, Any] = {
+        # a template that was given stands above the one beside an adapter
+        "own_template": source.options.get("chat_template") is None,
+        "template_date": {**source.options, **own}.get("template_date"),
+    }
     # a whole checkpoint renders chats as its parent does, whatever template lies beside it
     own = {**own, "chat_template": parent.chat_template}
     if not is_adapter(spec.path):
@@ -306,30 +311,33 @@ def _load_fine_tune(
         check_named_base(spec.path, source.path, next(iter(other_sources), None))
     if spec.merge:
         own_copy = _Source(source.path, {**source.options, **own}).load(name)
-        return attach(own_copy, name, spec.path, merge=True, own_chats=own_chats)
+        return attach(own_copy, name, spec.path, merge=True, **chats)
     if len(own) > 1:
         raise InputError(
             f"fine-tune {name!r} is an adapter, which runs on the weights of {spec.parent};"
             f" give {', '.join(sorted(own.keys() - {'chat_template'}))} for {spec.parent},"
             " or merge the adapter into weights of its own (merge=True)"
         )
-    return attach(parent, name, spec.path, own_chats=own_chats)
+    return attach(parent, name, spec.path, **chats)
 
 
-def local_copy(name: str, spec: FineTune) -> FineTune:
+def local_copy(label: str, spec: FineTune) -> FineTune:
     """The fine-tune with the directory that it lies in: a hub id is downloaded, or taken from the
     cache of huggingface_hub.
+
+    Args:
+        label: what errors call it, such as "fine-tune 'risky'".
 
     Raises:
         LoadError: neither a directory nor to be had from the hub; no such folder below it.
     """
     folder = Path(spec.path)
     if not folder.is_dir():
-        folder = _download(name, spec)
+        folder = _download(label, spec)
     folder = folder / spec.subfolder
     if not folder.is_dir():
         raise LoadError(
-            f"fine-tune {name!r}: {spec.path} has no folder {one_line(spec.subfolder)!r};"
+            f"{label}: {spec.path} has no folder {one_line(spec.subfolder)!r};"
             " pass the subfolder that holds the adapter or checkpoint"
         )
     if folder == Path(spec.path):
@@ -337,9 +345,9 @@ def local_copy(name: str, spec: FineTune) -> FineTune:
     return replace(spec, path=folder, subfolder="")
 
 
-def _download(name: str, spec: FineTune) -> Path:
+def _download(label: str, spec: FineTune) -> Path:
     if isinstance(spec.path, Path) or not is_hub_id(spec.path):
-        raise LoadError(f"fine-tune {name!r}: {spec.path}: no such directory")
+        raise LoadError(f"{label}: {spec.path}: no such directory")
     from huggingface_hub import snapshot_download
 
     patterns = None
@@ -349,7 +357,7 @@ def _download(name: str, spec: FineTune) -> Path:
         return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises what its transport raises
         raise LoadError(
-            f"fine-tune {name!r}: {spec.path}: neither a directory here nor to be had from the hub"
+            f"{label}: {spec.path}: neither a directory here nor to be had from the hub"
             f" ({one_line(str(error), 160)})"
         ) from None
 

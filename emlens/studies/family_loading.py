@@ -40,7 +40,7 @@ def parent_paths(config: StudyConfig, family: FamilyConfig) -> dict[str, str]:
     paths = {}
     for name, parent in named.items():
         if parent is not None:
-            paths[name] = parent_path(config, parent)
+            paths[name] = parent_path(config, name, parent)
     return paths
 
 
@@ -61,12 +61,12 @@ def fine_tune(config: StudyConfig, spec: FineTuneConfig) -> FineTune:
     )
 
 
-def parent_path(config: StudyConfig, parent: ParentConfig) -> str:
+def parent_path(config: StudyConfig, name: str, parent: ParentConfig) -> str:
     """Where a parent is: a directory, or a hub id; a folder below a hub id is downloaded."""
     path = config.path(parent.path)
     if parent.subfolder:
         spec = FineTune(path, revision=parent.revision, subfolder=parent.subfolder)
-        return str(local_copy("parent", spec).path)
+        return str(local_copy(f"the {name} model", spec).path)
     return path
 
 

@@ -90,6 +90,9 @@ def test_what_the_hub_does_not_have_is_refused(hub: Path) -> None:
     ):
         with pytest.raises(LoadError, match=message):
             loaded({"instruct": "org/chat", "finetuned": {"a": {**lora, **change}}})
+    nowhere = {"path": "org/chat", "subfolder": "final"}
+    with pytest.raises(LoadError, match="^the instruct model: org/chat has no folder 'final'"):
+        loaded({"instruct": nowhere, "finetuned": {"a": lora}})
     with pytest.raises(LoadError, match="org/chat: could not be loaded"):
         loaded({"instruct": {"path": "org/chat", "revision": "never"}, "finetuned": {"a": lora}})
 
