@@ -96,9 +96,7 @@ def attach(
         if merge:
             _merge(model, files, batches, after)
         if own_chats:
-            use_own_chats(
-                model, files.path, own_template=own_template, template_date=template_date
-            )
+            use_own_chats(model, files.path, own_template=own_template, template_date=template_date)
     except BaseException:
         if name in holder.bank.names:
             holder.bank.detach(name)
