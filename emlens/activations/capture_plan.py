@@ -66,7 +66,7 @@ class CapturePlan:
         rows.resolve_positions(positions)
 
         value_bytes = (
-            reference.d_model * (spec.dtype or compute_dtype or dtype_of(reference)).itemsize
+            reference.d_model * (spec.dtype or compute_dtype or reference.dtype).itemsize
         )
         pooled = sum(position.pooled for position in positions)
         layout = BatchLayout.plan(
@@ -106,8 +106,3 @@ class CapturePlan:
             position.name: self.vector_count(position.name, every_row) * vector_bytes
             for position in self.positions
         }
-
-
-def dtype_of(model: HookedModel) -> torch.dtype:
-    """The dtype of a model's residual stream, as its loader recorded it."""
-    return model.dtype

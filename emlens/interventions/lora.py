@@ -20,7 +20,7 @@ from torch import Tensor
 from emlens.foundation.errors import InputError, LoadError, StateError
 from emlens.foundation.files import one_line, publishing, write_json
 from emlens.foundation.notebooks import as_table, in_a_line
-from emlens.models.adapter_files import CONFIG, PREFIX, WEIGHTS, AdapterFiles
+from emlens.models.adapter_files import BEYOND_FACTORS, CONFIG, PREFIX, WEIGHTS, AdapterFiles
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
 
@@ -293,21 +293,6 @@ def _by_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str,
     return by_module
 
 
-_BEYOND = {
-    "use_dora": "is a DoRA adapter, whose magnitudes are not a low-rank update",
-    "lora_bias": "has biases on its factors (lora_bias), which are not a low-rank update",
-    "modules_to_save": "also trains whole modules (modules_to_save)",
-    "trainable_token_indices": "also trains rows of the embedding (trainable_token_indices)",
-    "target_parameters": "changes experts (target_parameters), each by an update of its own",
-    "use_qalora": "pools the inputs of its factors (QA-LoRA)",
-    "use_bdlora": "has factors in blocks (BD-LoRA)",
-    "velora_config": "compresses what its factors read (VeLoRA)",
-    "monteclora_config": "draws its factors at random (MonteCLoRA)",
-    "arrow_config": "picks among several adapters at every token (Arrow)",
-}
-"""Options of LoRA → what they add to, or make of, the product of two factors."""
-
-
 def _beyond_low_rank(config: Mapping[str, Any]) -> str | None:
     """Why an adapter is more than one low-rank update per module; None where it is just that."""
     kind = str(config.get("peft_type")).upper()
@@ -315,7 +300,7 @@ def _beyond_low_rank(config: Mapping[str, Any]) -> str | None:
         return f"is not a LoRA adapter (peft_type {one_line(repr(kind), 40)})"
     if config.get("bias", "none") != "none":
         return f"also trains biases (bias={one_line(repr(config['bias']), 40)})"
-    for option, reason in _BEYOND.items():
+    for option, reason in BEYOND_FACTORS.items():
         if config.get(option):
             return reason
     return None

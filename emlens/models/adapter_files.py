@@ -38,13 +38,28 @@ _NO_PASS_OF_ITS_OWN = {
 """Kinds that live in PEFT's wrapper: the module that emlens hooks would run without them."""
 _REWRITES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that subtract what they put into A and B from the parent's weights."""
-_BEYOND_FACTORS = (
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-    "ensure_weight_tying",
-)
-"""Options of LoRA that replace modules, or act on something else than one module's output."""
+_TRAINS_MORE = {
+    "modules_to_save": "also trains whole modules (modules_to_save)",
+    "trainable_token_indices": "also trains rows of the embedding (trainable_token_indices)",
+    "target_parameters": "changes experts (target_parameters), each by an update of its own",
+}
+"""Options of LoRA that train something beside the output of a module."""
+_OWN_TREE = (*_TRAINS_MORE, "ensure_weight_tying")
+"""Options of LoRA that replace modules of the parent, which other adapters could not share."""
+BEYOND_FACTORS = {
+    **_TRAINS_MORE,
+    "use_dora": "is a DoRA adapter, whose magnitudes are not a low-rank update",
+    "lora_bias": "has biases on its factors (lora_bias), which are not a low-rank update",
+    "use_qalora": "pools the inputs of its factors (QA-LoRA)",
+    "use_bdlora": "has factors in blocks (BD-LoRA)",
+    "velora_config": "compresses what its factors read (VeLoRA)",
+    "monteclora_config": "draws its factors at random (MonteCLoRA)",
+    "arrow_config": "picks among several adapters at every token (Arrow)",
+}
+"""Options of LoRA → what they add to, or make of, the product of two factors.
+
+`ensure_weight_tying` is not among them: what it ties stays two factors in each of two modules.
+"""
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -165,7 +180,7 @@ class AdapterFiles:
         return (
             self.kind == "LORA"
             and config.get("bias", "none") == "none"
-            and not any(config.get(option) for option in _BEYOND_FACTORS)
+            and not any(config.get(option) for option in _OWN_TREE)
         )
 
     @property

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from emlens.activations import CaptureSpec, estimate_capture
-from emlens.activations.capture_plan import dtype_of
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import peak_memory
@@ -300,7 +299,7 @@ def _kept_bytes(reading: Reading, config: StudyConfig, model: HookedModel) -> in
     positions = len(reading.positions or config.positions)
     tables = len(reading.models) + 1
     rows = tables * len(reading.prompts) * sites * positions
-    return rows * model.d_model * dtype_of(model).itemsize
+    return rows * model.d_model * model.dtype.itemsize
 
 
 def _planned(
