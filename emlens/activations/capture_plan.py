@@ -65,9 +65,7 @@ class CapturePlan:
             rows.check_same_ids(reference, model, prompts)
         rows.resolve_positions(positions)
 
-        value_bytes = (
-            reference.d_model * (spec.dtype or compute_dtype or reference.dtype).itemsize
-        )
+        value_bytes = reference.d_model * (spec.dtype or compute_dtype or reference.dtype).itemsize
         pooled = sum(position.pooled for position in positions)
         layout = BatchLayout.plan(
             rows.lengths,
