@@ -15,9 +15,10 @@ import pandas as pd
 
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.provenance import hash_directory, hash_json
+from emlens.foundation.provenance import hash_json
 from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
+from emlens.models.adapter_files import AdapterFiles
 from emlens.runs import UnitLog
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
@@ -201,7 +202,7 @@ class _CheckpointMeasurer:
         return {
             "parent": self.parent.provenance,
             "questions": self.questions.content_hash,
-            "final": hash_directory(self.final),
+            "final": AdapterFiles(self.final).sha256,
             "k": self.k,
             "position": self.position,
             "layers": None if self.layers is None else list(self.layers),
@@ -211,7 +212,7 @@ class _CheckpointMeasurer:
 
     def at_step(self, step: int, path: Path | None, log: UnitLog) -> dict[str, Any]:
         """Rows of activations and of behaviour at one checkpoint, measured or found in the log."""
-        adapter = None if path is None else hash_directory(path)
+        adapter = None if path is None else AdapterFiles(path).sha256
         inputs = {**self.inputs, "adapter": adapter}
         record = log.find(f"step-{step}", inputs)
         if record is not None:

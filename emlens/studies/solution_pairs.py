@@ -13,10 +13,11 @@ from typing import Any, Final
 import pandas as pd
 
 from emlens.data import PromptSet, QuestionSet
-from emlens.foundation.provenance import hash_directory, hash_json
+from emlens.foundation.provenance import hash_json
 from emlens.interventions.lora import LoraAdapter
 from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
+from emlens.models.adapter_files import AdapterFiles
 from emlens.results.table_files import read_table, text_columns, write_table
 from emlens.runs import UnitLog
 from emlens.studies.material import Material
@@ -168,7 +169,7 @@ def measured_pair(
     inputs = {
         "options": options,
         "scores": ground.source.name,
-        "pair": [hash_directory(pair.general), hash_directory(pair.narrow)],
+        "pair": [AdapterFiles(pair.general).sha256, AdapterFiles(pair.narrow).sha256],
     }
 
     def measure() -> tuple[dict[str, Any], list[Path]]:
