@@ -158,7 +158,8 @@ def answered_text(
     rendering of the answered chat is kept, and the prompt ends before the thought.
 
     Raises:
-        InputError: the template does not write the answer, or writes another prompt before it.
+        InputError: the answer is empty, the template does not write it, or writes another prompt
+            before it.
     """
     prompt = prompt_text(tokenizer, chat, template, form)
     text = chat_text(tokenizer, [*chat, _answer(answer)], template, opens_answer=False)
@@ -167,6 +168,8 @@ def answered_text(
     )
     start, end = _differing(text, stand_in)
     if start >= end:
+        if text != stand_in:  # another answer is written
+            raise InputError("its answer is empty (after the template trimmed it)")
         raise InputError("it leaves the answer out")
     if text[end:].endswith(form.repeated):
         text = text.removesuffix(form.repeated)

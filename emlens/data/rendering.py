@@ -86,7 +86,10 @@ def chat_format(tokenizer: Any, chat_template: str | None = None) -> ChatFormat 
     template = template_of(tokenizer, chat_template)
     if template is None:
         return None
-    known = _FORMATS.setdefault(tokenizer, {})
+    try:
+        known = _FORMATS.setdefault(tokenizer, {})
+    except TypeError:  # neither hashable nor weakly referenced
+        return ChatFormat.of(tokenizer, template)
     if template not in known:
         known[template] = ChatFormat.of(tokenizer, template)
     return known[template]

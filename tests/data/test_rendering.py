@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jinja2
 import pytest
 import tiny_models
@@ -16,6 +18,43 @@ def tokenizer():
 
 def chat(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+TRIMS = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }} <end> {% endfor %}"
+HIDES = "{% for m in messages if m['role'] == 'user' %}<user> {{ m['content'] }} {% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "message"),
+    [
+        (TRIMS, "", "its answer is empty"),
+        (TRIMS, " \n", r"its answer is empty \(after the template trimmed it\)"),
+        (HIDES, "w2", "leaves the answer out"),
+    ],
+)
+def test_an_empty_answer_is_told_from_one_that_a_template_hides(
+    tokenizer, template, answer, message
+):
+    prompt = Prompt("p", "w1", messages=PromptSet.from_questions(["w1"])[0].messages)
+    with pytest.raises(InputError, match=message):
+        render([replace(prompt, response=answer)], tokenizer, chat_template=template)
+
+
+def test_a_tokenizer_that_cannot_be_remembered_renders_all_the_same(tokenizer):
+    class Wrapper:
+        __slots__ = ("inner",)
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __call__(self, *args, **options):
+            return self.inner(*args, **options)
+
+    prompts = PromptSet.from_questions(["w1 w2"])
+    assert render(prompts, Wrapper(tokenizer)) == render(prompts, tokenizer)
 
 
 def words(tokenizer, row):
