@@ -82,7 +82,11 @@ def test_no_command_has_more_than_twelve_parameters() -> None:
 
 ERRORS = [
     ("a path that is not there", {"family": {"instruct": "./gone"}}, "gone"),
-    ("a directory that is no model", {"family": {"instruct": "."}}, "holds no config.json"),
+    (
+        "a directory that is no model",
+        {"family": {"instruct": "."}},
+        "holds 2 named adapters ('bad', 'good')",
+    ),
     (
         "an adapter where a model belongs",
         {"family": {"instruct": "bad"}},
