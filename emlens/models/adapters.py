@@ -2,14 +2,13 @@
 
 `AdapterBank.selected(name)` switches one adapter (or none) on and restores the state of before,
 gradient flags included: PEFT sets `requires_grad` when it enables layers. Nested and concurrent use
-are safe: a lock lets passes take turns. Adapters on shared weights are never merged: `merge` needs
-weights of its own, and a merge made elsewhere is noticed. It is an error if the names of an adapter
-match nothing, if its weights were not loaded as they are in the file, if it changes no activation,
-or if its removal does not give the base back.
+are safe: a lock lets passes take turns, also those of other banks on the same weights. Adapters on
+shared weights are never merged: `merge` needs weights of its own, and a merge made elsewhere is
+noticed. It is an error if the names of an adapter match nothing, if its weights were not loaded as
+they are in the file, if it changes no activation, or if its removal does not give the base back.
 """
 
 import itertools
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,16 +33,20 @@ class _Selection:
 
 
 class AdapterBank:
-    """The adapters living on one module."""
+    """The adapters living on one module.
 
-    def __init__(self, module: nn.Module):
+    Args:
+        widening: that of another bank whose module has the same weights; their passes take turns.
+    """
+
+    def __init__(self, module: nn.Module, widening: Widening | None = None):
         self.module = module
         self.names: dict[str, str] = {}
         self._numbers = itertools.count()
         self._selections: list[_Selection] = []
-        self._widening = Widening()
+        self.widening = widening or Widening()
         self._peft: Any = None
-        self._lock = threading.RLock()
+        self._lock = self.widening.lock
         self._active: str | None = None
         self._layers: list[tuple[Any, list[nn.Parameter]]] | None = None
         self._derived: tuple[Any, nn.Module | None] | None = None
@@ -202,7 +205,7 @@ class AdapterBank:
         Raises:
             StateError: no adapter of that name; an adapter was merged into the shared weights.
         """
-        with self._lock:
+        with self.widening.joined(self.module):
             if name is not None and name not in self.names:
                 raise StateError(
                     f"adapter {name!r} is not on this model; it has {sorted(self.names)}"
@@ -233,7 +236,7 @@ class AdapterBank:
         Raises:
             StateError: they are widened to another dtype already.
         """
-        with self._lock, self._widening.widened(self.module, dtype):
+        with self.widening.widened(self.module, dtype):
             yield
 
     def merge(self, name: str) -> None:

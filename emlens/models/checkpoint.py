@@ -82,10 +82,10 @@ class CheckpointModel(HookedModel):
         return model
 
     def on_tree(self, module: nn.Module) -> Self:
-        """A copy of this model on another tree of modules, with a bank of its own."""
+        """A copy of this model on a second tree of modules on its weights, with its own bank."""
         model = copy.copy(self)
         model.module = module
-        model.bank = AdapterBank(module)
+        model.bank = AdapterBank(module, self.bank.widening)
         model.adapter = None
         return model
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import threading
 
 import peft
 import pytest
@@ -220,6 +221,40 @@ def test_kinds_live_beside_each_other(base, tmp_path):
     }
     weights = {family[kind].module.get_parameter(LAST).data_ptr() for kind in kinds}
     assert len(weights) == 1 and shared  # one copy of what no adapter changes
+
+
+def test_trees_on_one_parent_are_widened_together(base, tmp_path):
+    """In one thread the same numbers from whichever side; another thread waits for the narrow."""
+    kind = "bias of all"
+    path = adapter_kinds.save(tmp_path / "x", base, kind, adapter_kinds.KINDS[kind]())
+    family = load_family(base, finetuned={"x": path}, dtype="bfloat16")
+    parent, tuned = family.instruct, family["x"]
+    assert tuned.bank is not parent.bank
+
+    def dtypes():
+        return [value.dtype for model in (parent, tuned) for value in model.module.parameters()]
+
+    before, narrow = dtypes(), logits(tuned)
+    with tuned.computing_in(torch.float32):
+        wide = logits(tuned)
+    assert wide.dtype == torch.float32 and not torch.equal(wide, narrow.float())
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(logits(tuned)))
+    with parent.computing_in(torch.float32):
+        assert torch.equal(logits(tuned), wide)
+        thread.start()
+        thread.join(0.2)
+        assert not seen
+    thread.join(10)
+    assert torch.equal(seen[0], narrow)
+    outer, inner = parent.computing_in(torch.float32), tuned.computing_in(torch.float32)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)  # the first to begin ends first
+    assert torch.equal(logits(tuned), wide)
+    inner.__exit__(None, None, None)
+    assert torch.equal(logits(tuned), narrow)
+    assert dtypes() == before
 
 
 LAST = "model.layers.1.mlp.gate_proj.weight"
