@@ -57,15 +57,38 @@ def test_sums_do_not_depend_on_where_a_tensor_lies():
         expected = row_sums(rows.clone())
         assert torch.equal(row_sums(rows), expected)
         assert torch.equal(row_sums(rows.T.contiguous().T), expected)
-        by_hand = [sum(row) for row in rows.contiguous().view(tiny_words(rows)).tolist()]
+        words = rows.contiguous().view(tiny_words(rows)).tolist()
+        keys = split_mix(len(words[0]))
+        by_hand = [sum(map(int.__mul__, row, keys)) for row in words]
         assert [value % 2**64 for value in by_hand] == [
             value % 2**64 for value in expected.tolist()
         ]
     assert row_sums(torch.tensor(1.5)).shape == (1,) and len(row_sums(torch.ones(2, 3, 4))) == 6
+    large = torch.randn(400, 200)
+    by_hand = [sum(row) for row in large.view(torch.int64).tolist()]
+    assert [v % 2**64 for v in by_hand] == [v % 2**64 for v in row_sums(large).tolist()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_change_of_signs_or_places_in_a_short_vector_is_missed(dtype):
+    for seed in range(100):
+        vector = torch.randn(8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        edits = (-vector, vector.roll(4), vector * torch.tensor([1, -1] * 4))
+        assert not any(torch.equal(row_sums(vector), row_sums(edit)) for edit in edits)
 
 
 def tiny_words(rows):
-    size = rows.element_size()
-    if rows.shape[-1] * size % 8 == 0:
-        return torch.int64
-    return {2: torch.int16, 4: torch.int32}[size]
+    if rows.shape[-1] * rows.element_size() % 4 == 0:
+        return torch.int32
+    return torch.int16
+
+
+def split_mix(n):
+    """The first numbers of SplitMix64 from state 0 (Steele et al. 2014), made odd."""
+    numbers, state = [], 0
+    for _ in range(n):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        numbers.append((z ^ z >> 31) | 1)
+    return numbers
