@@ -93,9 +93,11 @@ class _Block:
         """Whether passes at this place run under the block.
 
         A task that was created inside the block keeps it after its parent has left: the task may
-        not even have started then.
+        not even have started then. What runs in its thread outside of any task, such as a callback
+        of the event loop, does not.
         """
-        if place == self._opened_in:
+        thread, _ = self._opened_in
+        if place in (self._opened_in, (thread, None)):
             return not self._is_left
         return not self._is_left_elsewhere
 

@@ -1,6 +1,7 @@
 """Blocks of edits: each leaves by identity, and none is seen outside its own context."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 
@@ -69,6 +70,26 @@ def test_a_task_keeps_the_edits_it_was_created_under(model, edits):
         return await task, model.interventions
 
     assert asyncio.run(main()) == ((edits[0],), ())
+
+
+def test_callbacks_and_copied_contexts_run_under_open_blocks_only(model, edits):
+    seen = []
+
+    def look():
+        seen.append(model.interventions)
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        with model.intervene(edits[:1]):
+            copied = contextvars.copy_context()
+            loop.call_soon(look)
+            loop.call_later(0.01, look)
+            await asyncio.sleep(0)
+        copied.run(look)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+    assert seen == [(edits[0],), (), ()]
 
 
 def test_a_plain_generator_shares_the_context_of_its_caller(model, edits):
