@@ -235,8 +235,8 @@ def _check_own(
             )
         if name in specs and own[name].get("chat_template") is not None:
             raise InputError(
-                f"own gives fine-tune {name!r} a chat_template, but it renders chats as its parent"
-                f" does; give the template to own[{specs[name].parent!r}], or to the whole family"
+                f"own gives fine-tune {name!r} a chat_template, but it takes its parent's, or that"
+                f" beside its adapter; give it to own[{specs[name].parent!r}] or the whole family"
             )
 
 
