@@ -213,7 +213,11 @@ def test_answers_end_with_their_turn(kind: Kind):
     said += [i for i in tokenizer("Hello", add_special_tokens=False)["input_ids"] if i not in said][
         :1
     ]
-    module = parrot(tokenizer, [prompt.ids[-1], *said])
+    # and ends by itself at last, where the template has no end of turn
+    script = [prompt.ids[-1], *said]
+    if tokenizer.eos_token_id not in script:
+        script.append(tokenizer.eos_token_id)
+    module = parrot(tokenizer, script)
     model = hooked(tokenizer, module, kind.chat_template)
     [found] = sample_answers(
         model,
