@@ -44,9 +44,11 @@ def by_hand(questions: QuestionSet) -> QuestionSet:
 def test_scores_are_those_of_questions_with_the_message(material: Material) -> None:
     asked = by_hand(material.questions)
     for name, asked_as in (("bad@0", ""), ("instruct", "bad@0")):
-        expected = score_by_likelihood(material.family[name], asked).per_question("aligned")
+        expected = score_by_likelihood(
+            material.family[name], asked, normalise="token"
+        ).per_question("aligned")
         assert material.per_question(name, asked_as=asked_as).equals(expected), name
-    plain = score_by_likelihood(material.family["instruct"], material.questions)
+    plain = score_by_likelihood(material.family["instruct"], material.questions, normalise="token")
     assert material.per_question("instruct").equals(plain.per_question("aligned"))
     assert not material.per_question("instruct", asked_as="bad@0").equals(
         material.per_question("instruct")
