@@ -25,7 +25,6 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 RUN_ELSEWHERE = {
     "geometry.md": "geometry/test_geometry_page.py",
-    "nulls.md": "geometry/test_reference_nulls.py",
     "questions.md": "evaluation/test_questions_page.py",
     "running.md": "activations/test_executor_capture.py",
     "how_to_add_a_study.md": "studies/test_added_study.py",

@@ -569,6 +569,7 @@ def smollm2_written(chat: Chat, answer: str) -> Written:
     return chatml_written(chat, answer)
 
 
+REAL_FOLDERS = {"SmolLM2-135M-Instruct": "smollm2", "Gemma 3 270M": "gemma3-270m"}
 REAL_KINDS = (
     Kind(
         "SmolLM2-135M-Instruct", _saved("smollm2"), CHATML, smollm2_written, "<|im_end|>", real=True

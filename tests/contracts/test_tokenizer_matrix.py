@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from parrot_models import hooked, parrot, random_llama
-from tokenizer_kinds import KINDS, REAL_KINDS, Chat, Kind
+from tokenizer_kinds import KINDS, REAL_FOLDERS, REAL_KINDS, Chat, Kind
 
 import emlens
 from emlens.data import PromptSet
@@ -45,7 +45,9 @@ ANSWERS = (
 @pytest.fixture(params=[*KINDS, *REAL_KINDS], ids=repr)
 def kind(request) -> Kind:
     if request.param.real:
-        request.getfixturevalue("real_models")
+        folder = request.getfixturevalue("real_models")
+        if not (folder / REAL_FOLDERS[request.param.name]).is_dir():
+            pytest.skip(f"EMLENS_REAL_MODELS holds no {request.param.name}")
     return request.param
 
 

@@ -1,4 +1,3 @@
-import documented
 import numpy as np
 import pytest
 import torch
@@ -95,15 +94,6 @@ def test_draws_are_overlaps_and_ignore_rotation_scale_and_width(measure):
         != null.draws
     ).any()
     assert "disjoint sets of 12 and 14 of 40 reference vectors" in null.label
-
-
-def test_the_page_on_nulls_runs(repository):
-    page = (repository / "docs" / "nulls.md").read_text("utf-8")
-    assert [snippet.reason for snippet in documented.snippets(page)] == [
-        None,
-        "trains 39 adapters",
-    ]
-    documented.run_page(page, "docs/nulls.md")
 
 
 @pytest.mark.parametrize(
