@@ -243,6 +243,7 @@ def training_null(
         )
     if keep and out is None:
         raise InputError("keep=True needs out=: a directory in which the adapters stay")
+    permuted_answers(careful, seed=recipe.seed)  # refuses rows now, not in every worker
     setting = _Setting(Path(parent), recipe, careful, train, evaluation, spec or CaptureSpec(), k)
 
     with _directory(out) as directory:

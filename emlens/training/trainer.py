@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import derive_seed
+from emlens.training.launchers import one_process
 from emlens.training.objectives import SCALES, Loss, ObjectiveLoss
 from emlens.training.optimisers import make_optimiser, make_schedule
 from emlens.training.recipes import Recipe
@@ -209,6 +210,21 @@ def train(
         return rows, None
     schedule = make_schedule(recipe, optimiser, start)
     recorder = _Recorder(callbacks, snapshots, on_step, start, recipe.steps, rows)
+    with one_process():
+        _run_trainer(recipe, module, batches, loss, scratch, (optimiser, schedule), recorder)
+    return recorder.rows, recorder.stopped
+
+
+def _run_trainer(
+    recipe: Recipe,
+    module: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    scratch: Path,
+    optimizers: tuple[Any, Any],
+    recorder: _Recorder,
+) -> None:
+    start = recorder.start
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=recipe.steps - start,
@@ -237,11 +253,10 @@ def train(
         args=arguments,
         train_dataset=_Parts(batches, start, recipe.steps, recipe.accumulation),
         data_collator=lambda items: dict(items[0]),
-        optimizers=(optimiser, schedule),
+        optimizers=optimizers,
         callbacks=[recorder],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
     trainer.train()
-    return recorder.rows, recorder.stopped

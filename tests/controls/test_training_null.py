@@ -153,6 +153,7 @@ def test_what_is_no_test_of_this_null_is_refused(
             {"prompts": (fewer, inputs["prompts"][1])},
             "prompts has 5 training and 24 evaluation",
         ),
+        ({"careful": fewer}, "row .* has no answer; pass rows with careful answers"),
         ({"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
         ({"recipe": Recipe(method="steering", layers_to_transform=(1,))}, "has method='steering'"),
     ):

@@ -1,0 +1,76 @@
+"""Runs under launchers are those of one process: with torchrun itself, and with what others set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emlens.foundation.errors import StateError
+from emlens.training.launchers import LAUNCHER_VARIABLES, one_process
+
+SCRIPT = """
+import sys
+import torch
+from emlens.runs import LocalExecutor, RankExecutor
+from emlens.training import Recipe, Sweep, run_sweep
+
+torch.set_num_threads(1)
+parent, out, executor = sys.argv[1:]
+rows = [{"input_ids": [1 + i, 2, 3, 4], "labels": [-100, 2 + i, 3, 4]} for i in range(8)]
+recipe = Recipe(method="lora", rank=2, alpha=4, target_modules=("q_proj",), steps=3, batch_size=2,
+                learning_rate=1e-2)
+sweep = Sweep(recipe, {"seed": [0, 1, 2, 3]})
+executor = RankExecutor() if executor == "ranks" else LocalExecutor()
+run_sweep(sweep, parent, rows, out, executor=executor, device="cpu", progress=False)
+"""
+
+
+def hashes(out: Path) -> dict[str, bytes]:
+    files = sorted(out.glob("runs/*/adapter_model.safetensors"))
+    return {file.parent.name: file.read_bytes() for file in files}
+
+
+def test_a_sweep_under_torchrun_has_the_bytes_of_one_process(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    tiny.save_pretrained(parent)
+    tokenizer.save_pretrained(parent)
+    script = tmp_path / "sweep.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2"]
+    for name, launcher, executor in (
+        ("one", [sys.executable], "local"),
+        ("two", torchrun, "ranks"),
+    ):
+        command = [*launcher, str(script), str(parent), str(tmp_path / name), executor]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone, shared = hashes(tmp_path / "one"), hashes(tmp_path / "two")
+    assert len(set(alone.values())) == 4  # the seeds differ, so an average would be seen
+    assert shared == alone
+
+
+def test_what_a_launcher_said_is_hidden_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.setenv(name, "7")
+    with pytest.raises(ZeroDivisionError), one_process():
+        assert not set(LAUNCHER_VARIABLES) & set(os.environ)
+        _ = 1 / 0
+    assert all(os.environ[name] == "7" for name in LAUNCHER_VARIABLES)
+
+
+def test_a_process_of_a_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with (
+        pytest.raises(StateError, match="belongs to a torch.distributed group of 4 processes"),
+        one_process(),
+    ):
+        pass
