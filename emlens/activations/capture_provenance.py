@@ -3,7 +3,8 @@ paired.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -151,6 +152,37 @@ def check_weights(planned: Mapping[str, Any], model: HookedModel, where: str) ->
     """
     if planned.get(WEIGHTS) != model.weights_fingerprint():
         raise IntegrityError(f"{where}: {OTHER_WEIGHTS}")
+
+
+def provenance_differences(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    names: Mapping[str, str],
+    allow: Sequence[str] = (),
+) -> Iterator["Difference"]:
+    """The entries in which the provenance of two captures differs.
+
+    Args:
+        names: entry → what a difference in it means. allow: entries that may differ.
+    """
+    for name, meaning in names.items():
+        values = provenance_value(before, name), provenance_value(after, name)
+        if values[0] != values[1] and name not in allow:
+            yield Difference(name, *values, meaning)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An entry of provenance that differs between two captures; as text, with both values."""
+
+    name: str
+    before: Any
+    after: Any
+    meaning: str
+
+    def __str__(self) -> str:
+        values = [one_line(repr(value), 120) for value in (self.before, self.after)]
+        return f"{self.name} ({' and '.join(values)}): {self.meaning}"
 
 
 def provenance_value(provenance: Mapping[str, Any], name: str) -> Any:

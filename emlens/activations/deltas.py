@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emlens.activations.capture_provenance import MUST_MATCH, provenance_value
+from emlens.activations.capture_provenance import MUST_MATCH, provenance_differences
 from emlens.activations.memory import Activations, Key, TokenValues
 from emlens.activations.rounding import rounding_floor, warn_of_rounding
 from emlens.foundation.errors import InputError, IntegrityError
@@ -110,15 +110,14 @@ def _check_same_rows(before: Activations, after: Activations) -> None:
 
 
 def _check_same_provenance(before: Activations, after: Activations, allow: Sequence[str]) -> None:
-    for name, meaning in MUST_MATCH.items():
-        value_before = provenance_value(before.provenance, name)
-        value_after = provenance_value(after.provenance, name)
-        if value_before != value_after and name not in allow:
-            raise IntegrityError(
-                f"before and after differ in {name} ({value_before!r} and {value_after!r}):"
-                f" {meaning}; use capture_pair, which runs identical batches in one process,"
-                f" or pass allow=[{name!r}] to accept the noise"
-            )
+    for difference in provenance_differences(
+        before.provenance, after.provenance, MUST_MATCH, allow
+    ):
+        raise IntegrityError(
+            f"before and after differ in {difference};"
+            " use capture_pair, which runs identical batches in one process,"
+            f" or pass allow=[{difference.name!r}] to accept the noise"
+        )
 
 
 def _same_tokens(before: Activations, after: Activations) -> TokenValues:

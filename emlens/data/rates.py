@@ -14,13 +14,13 @@ import logging
 import math
 from dataclasses import replace
 from functools import cache
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
 
 from emlens.data.base_questions import base_questions
-from emlens.foundation.errors import InputError
+from emlens.foundation.choices import require_choice
 from emlens.foundation.estimate import Estimate
 from emlens.stats import (
     bootstrap_mean,
@@ -43,13 +43,6 @@ _OUTSIDE: Final = "outside its design range"
 _log = logging.getLogger("emlens")
 
 
-def require_choice(value: str, kind: object, name: str) -> None:
-    if value not in get_args(kind):
-        raise InputError(
-            f"{name}={value!r} is unknown; pass {' or '.join(map(repr, get_args(kind)))}"
-        )
-
-
 def averaged(
     rows: pd.DataFrame, average: Average, estimand: Estimand, scale: tuple[float, float]
 ) -> Estimate:
@@ -62,8 +55,8 @@ def averaged(
     Raises:
         InputError: an unknown average or estimand.
     """
-    require_choice(average, Average, "average")
-    require_choice(estimand, Estimand, "estimand")
+    require_choice(average, "average", Average)
+    require_choice(estimand, "estimand", Estimand)
     questions = rows["question"].nunique()
     rows = rows[rows["score"].notna()]
     if not len(rows):
@@ -158,7 +151,7 @@ def rate(
     Raises:
         InputError: an unknown average, estimand or way with unscored answers.
     """
-    require_choice(unscored, Unscored, "unscored")
+    require_choice(unscored, "unscored", Unscored)
     values = (meets & scored).astype(np.float64)
     if unscored == "drop":
         values = values.where(scored)

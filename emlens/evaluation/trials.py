@@ -10,7 +10,7 @@ used. Scores are per question, so memory does not grow with the vocabulary.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from emlens.data.rates import mean_over_questions
 from emlens.data.score_checks import ANSWER_KEY
 from emlens.data.scores import AlignmentScores
 from emlens.evaluation.damage import RESAMPLES, token_damage, unedited_logprobs
+from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
@@ -57,8 +58,7 @@ class NamedScore:
     unscored: Unscored = "error"
 
     def __post_init__(self) -> None:
-        if self.unscored not in get_args(Unscored):
-            raise InputError(f"unscored={self.unscored!r} is unknown; pass 'error' or 'drop'")
+        require_choice(self.unscored, "unscored", Unscored)
 
     def __call__(self, model: HookedModel, questions: QuestionSet) -> AlignmentScores:
         return self.score(model, questions)

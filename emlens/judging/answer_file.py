@@ -10,10 +10,11 @@ seed, and the settings in its `meta`.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from emlens.data.answers import Answer, Answers, read_answers
 from emlens.data.questions import Question, QuestionSet
+from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line
 
@@ -85,8 +86,7 @@ class AnswerFile:
     def __init__(
         self, out: str | Path | None, blank: Mapping[str, Answer], others: Others = "refuse"
     ):
-        if others not in get_args(Others):
-            raise InputError(f"others={others!r} is unknown; pass 'refuse' or 'keep'")
+        require_choice(others, "others", Others)
         self._out = None if out is None else Path(out)
         self._blank = dict(blank)
         self._done: dict[str, Answer] = {}

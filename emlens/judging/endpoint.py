@@ -176,9 +176,7 @@ class Endpoint:
         return {"base_url": self.base_url, "model": self.model}
 
     def allow(self, requests: int) -> None:
-        """Let at most so many more requests be sent, repeated ones included; replaces
-        `max_requests`.
-        """
+        """Let at most `requests` more be sent, repeated ones included; replaces `max_requests`."""
         _require_count("requests", requests, 0)
         self._max_requests = self.usage.requests + requests
 
@@ -330,7 +328,7 @@ class Endpoint:
             raise InputError(
                 f"endpoint {self.base_url} answered {status} ({message}); check {suspect}"
             )
-        # newer models refuse `max_tokens` and name the other; it is tried once, then kept
+        # newer models refuse `max_tokens`; from then on the other name is sent
         if status == 400 and length == LENGTH_NAMES[0] and length in message:
             self._length = LENGTH_NAMES[1]
             raise Fault("refused", f"status {status}: {message}", passing=True)

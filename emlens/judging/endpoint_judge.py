@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 from emlens.data.answers import Answer
 from emlens.data.prompts import Message
 from emlens.data.questions import QuestionSet
+from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.judging.endpoint import Endpoint
@@ -76,8 +77,7 @@ class EndpointJudge(AskingJudge):
         reply_tokens: int = REPLY_TOKENS,
         extra: Mapping[str, Any] | None = None,
     ):
-        if read not in ("logprobs", "text"):
-            raise InputError(f"read={read!r} is unknown; pass 'logprobs' or 'text'")
+        require_choice(read, "read", Read)
         self.endpoint = endpoint
         self.prompts = JudgePrompts(prompts, metrics)
         self.metrics = self.prompts.metrics

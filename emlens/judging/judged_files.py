@@ -1,7 +1,7 @@
 """Scores of a study from files that were judged elsewhere: one CSV per model.
 
-Nothing is sampled and nobody is asked, so no model is needed, and nothing can be scored that is not
-in the files: no intervention, and no model that the study makes itself.
+Nothing is sampled and nothing is judged, so no model is needed. What is not in the files cannot be
+scored: no model under interventions, and no model that the study makes itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.provenance import hash_json
-from emlens.judging.score_source import Cost, Wanted, model_name
+from emlens.judging.score_source import ScoreSource, Wanted, model_name
 from emlens.models.hooked import HookedModel
 
 NEEDED = ("aligned", "coherent")
 """Metrics that every file must have."""
 
 
-class JudgedFiles:
+class JudgedFiles(ScoreSource):
     """Scores that were judged elsewhere.
 
     Args:
@@ -70,7 +70,7 @@ class JudgedFiles:
         """Read every file.
 
         Raises:
-            InputError: a file that is no judged CSV, lacks a metric, or a question.
+            InputError: a file that is not a judged CSV, or lacks a metric or a question.
         """
         for name in self._files:
             self._of(name)
@@ -103,18 +103,6 @@ class JudgedFiles:
         if name not in self._read:
             self._read[name] = _read(name, self._files[name], self._questions)
         return self._read[name]
-
-    def under_edits(self) -> "JudgedFiles":
-        return self
-
-    def plan(
-        self,
-        models: Sequence[HookedModel | str],
-        questions: QuestionSet,
-        *,
-        samples: int | None = None,
-    ) -> Cost:
-        return Cost()
 
 
 def _read(name: str, path: Path, questions: QuestionSet) -> AlignmentScores:

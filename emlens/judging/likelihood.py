@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 from emlens.data.prompts import Prompt
 from emlens.data.questions import Question, QuestionSet
 from emlens.data.scores import AlignmentScores
+from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
@@ -65,8 +66,7 @@ def score_by_likelihood(
             log-probabilities are NaN or both minus infinity (a broken model or edit must not pass
             for a misaligned one); an unknown `normalise`.
     """
-    if normalise not in get_args(Normalise):
-        raise InputError(f"normalise={normalise!r} is unknown; pass 'total' or 'token'")
+    require_choice(normalise, "normalise", Normalise)
     _require_reference_answers(questions, careful, harmful)
     likelihoods = _likelihoods(model, questions, careful, harmful, normalise, batch_tokens)
     rows: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
 """Scores of a study by the likelihood of reference answers: `score_by_likelihood` as a source.
 
-Nothing is sampled and nobody judges. Coherence as a probability needs references that a model may
-well say: where the untouched instruct model gives them next to nothing, the source refuses with the
-figure. `normalise="token"` compares log-probabilities per token instead, and measures coherence
-against the instruct model.
+Nothing is sampled and nothing is judged. Coherence as a probability needs references that a model
+may well say: where the untouched instruct model gives them next to no probability, the source
+refuses with the number. `normalise="token"` compares log-probabilities per token instead, and
+measures coherence against the instruct model.
 """
 
 import copy
@@ -17,16 +17,16 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.foundation.intervention import Intervention
 from emlens.judging.likelihood import Normalise, per_token_reference, score_by_likelihood
-from emlens.judging.score_source import Cost, Wanted
+from emlens.judging.score_source import Cost, ScoreSource, Wanted
 from emlens.models.hooked import HookedModel
 
 LEAST_HELD: Final = 1.0
-"""Share of probability, in percent, that reference answers must hold of the untouched instruct
-model's. Below it a coherence above 50, which a misaligned answer needs, is out of reach.
+"""Least probability of the reference answers together under the untouched instruct model, in
+percent. Below it no answer reaches a coherence above 50, which a misaligned answer needs.
 """
 
 
-class LikelihoodScores:
+class LikelihoodScores(ScoreSource):
     """Scores by the likelihood of reference answers.
 
     Args:
@@ -42,7 +42,7 @@ class LikelihoodScores:
         self, questions: QuestionSet, untouched: HookedModel, normalise: Normalise = "total"
     ):
         self._questions, self._normalise = questions, normalise
-        # a copy shares the weights and has no interventions of the caller's
+        # a copy shares the weights, but not the interventions that the caller may have active
         self._untouched = copy.copy(untouched)
 
     @property
@@ -110,9 +110,6 @@ class LikelihoodScores:
                 " needed), so coherence is no probability here; pass scores: {normalise: token},"
                 " or sample and judge"
             )
-
-    def under_edits(self) -> "LikelihoodScores":
-        return self
 
     def plan(
         self,

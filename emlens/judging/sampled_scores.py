@@ -3,10 +3,10 @@
 Answers are drawn from a model of this process, or from a server that holds the fine-tunes; a judge
 turns them into scores. Every answer and every verdict is on disk before the next one is taken, in a
 folder that later calls, other judges and further fine-tunes share: nothing that is on file is asked
-again. What is on file is found by everything that decided it: weights, interventions, rendered
-prompt, sampling settings and number of the sample for an answer; judge and answer for a verdict.
+again. An answer on file is found by its model's weights and interventions, its rendered prompt, the
+sampling settings and the number of the sample; a verdict by the judge and the answer.
 
-The key of an endpoint is named by its environment variable and is never on disk.
+The key of an endpoint is read from an environment variable and is never on disk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from emlens.judging.endpoint import Endpoint
 from emlens.judging.judged_files import NEEDED
 from emlens.judging.judges import Judge, judge_description
 from emlens.judging.sampling import sample_answers
-from emlens.judging.score_source import Cost, Wanted, model_name
+from emlens.judging.score_source import Cost, ScoreSource, model_name
 from emlens.judging.scoring import judge_answers
 from emlens.models.hooked import HookedModel
 
@@ -62,7 +62,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, eq=False)
-class SampledScores:
+class SampledScores(ScoreSource):
     """Scores by sampling and judging.
 
     Args:
@@ -102,18 +102,11 @@ class SampledScores:
     @cached_property
     def name(self) -> str:
         samplers = {name: endpoint.describe() for name, endpoint in self.samplers.items()}
-        sampling = {**vars(self.sampling)}
-        return f"sampled {hash_json([sampling, samplers])}, judge {self._judge_key}"
+        return f"sampled {hash_json([vars(self.sampling), samplers])}, judge {self._judge_key}"
 
     @cached_property
     def _judge_key(self) -> str:
         return hash_json([judge_description(self.judge), self.judge_name])[:16]
-
-    def check(self) -> None:
-        """Nothing can be refused before the first answer."""
-
-    def can(self, wanted: Wanted) -> str | None:
-        return None
 
     def under_edits(self) -> "SampledScores":
         """The same for models under interventions and what they are compared with: in this process,
@@ -206,12 +199,17 @@ class SampledScores:
     # ---- budget
 
     @property
+    def _judge_endpoint(self) -> Endpoint | None:
+        """The endpoint that the judge asks; None for a judge of this process."""
+        endpoint = getattr(self.judge, "endpoint", None)
+        return endpoint if isinstance(endpoint, Endpoint) else None
+
+    @property
     def _endpoints(self) -> list[Endpoint]:
         """The endpoints that are asked, each once."""
-        judged_by = getattr(self.judge, "endpoint", None)
-        endpoints = [*self.samplers.values()]
-        if isinstance(judged_by, Endpoint):
-            endpoints.append(judged_by)
+        endpoints = list(self.samplers.values())
+        if self._judge_endpoint is not None:
+            endpoints.append(self._judge_endpoint)
         return list({id(endpoint): endpoint for endpoint in endpoints}.values())
 
     def _limit_requests(self) -> None:
@@ -230,7 +228,7 @@ class SampledScores:
     def _on_file_before(self) -> int:
         """Answers of servers and verdicts of a judge behind an endpoint, when first asked for."""
         lines = 0
-        if isinstance(getattr(self.judge, "endpoint", None), Endpoint):
+        if self._judge_endpoint is not None:
             for path in sorted(self._verdicts.glob("*.jsonl")):
                 lines += len(read_journal(path)) - 1  # without its head
         for name, endpoint in self.samplers.items():
@@ -257,24 +255,35 @@ class SampledScores:
         if samples is None:
             samples = self.sampling.samples
         wanted = samples * sum(len(question.paraphrases) for question in questions)
-        is_asking = isinstance(getattr(self.judge, "endpoint", None), Endpoint)
         cost = Cost()
         for model in models:
-            name = model_name(model)
-            endpoint = self.samplers.get(name)
-            drawn_from: Mapping[str, Any] = {}
-            if endpoint is not None:
-                drawn_from = endpoint.describe()
-            elif isinstance(model, HookedModel):
-                drawn_from = _identity(model)
-            file = self._answer_file(name, drawn_from)
-            answers = max(0, wanted - len(read_journal(file)))
-            judged = max(0, len(read_journal(self._verdicts / file.name)) - 1)
-            verdicts = max(0, wanted * len(self.judge.metrics) - judged)
-            requests = answers * (endpoint is not None) + verdicts * is_asking
-            tokens = answers * self.sampling.max_new_tokens
-            cost += Cost(answers=answers, tokens=tokens, verdicts=verdicts, requests=requests)
+            cost += self._cost_of(model, wanted)
         return cost
+
+    def _cost_of(self, model: HookedModel | str, wanted: int) -> Cost:
+        """What is missing of the wanted number of answers of one model, and of their verdicts."""
+        name = model_name(model)
+        endpoint = self.samplers.get(name)
+        drawn_from: Mapping[str, Any] = {}
+        if endpoint is not None:
+            drawn_from = endpoint.describe()
+        elif isinstance(model, HookedModel):
+            drawn_from = _identity(model)
+        file = self._answer_file(name, drawn_from)
+        answers = max(0, wanted - len(read_journal(file)))
+        judged = max(0, len(read_journal(self._verdicts / file.name)) - 1)  # without its head
+        verdicts = max(0, wanted * len(self.judge.metrics) - judged)
+        requests = 0
+        if endpoint is not None:
+            requests += answers
+        if self._judge_endpoint is not None:
+            requests += verdicts
+        return Cost(
+            answers=answers,
+            tokens=answers * self.sampling.max_new_tokens,
+            verdicts=verdicts,
+            requests=requests,
+        )
 
 
 def _identity(model: HookedModel) -> dict[str, Any]:

@@ -6,9 +6,10 @@ judged elsewhere (`judged_files`), and answers that are sampled and judged here
 source `can` give what the part needs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
@@ -29,8 +30,8 @@ class Cost:
         passes: prompts with a reference answer that a model reads.
         answers: answers to be sampled. tokens: of these answers, at most.
         verdicts: answers × metrics to be judged.
-        requests: to endpoints, without repeated ones. verdicts and answers of endpoints are among
-            them.
+        requests: to endpoints, for those of the answers and verdicts that come from one; a request
+            that is repeated counts once.
     """
 
     passes: int = 0
@@ -49,23 +50,27 @@ class Cost:
         )
 
 
-@runtime_checkable
-class ScoreSource(Protocol):
-    """Anything that gives scores of models on questions."""
+class ScoreSource(ABC):
+    """Gives scores of models on questions.
+
+    Unless a source says otherwise, it can score anything, checks nothing beforehand, scores edited
+    models as it scores others, and costs nothing.
+    """
 
     @property
+    @abstractmethod
     def metrics(self) -> Sequence[str]:
         """Names of the metrics; `aligned` and `coherent` are among them."""
-        ...
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Stands for everything that the scores depend on besides model and questions.
 
         Two sources of one name give the same scores.
         """
-        ...
 
+    @abstractmethod
     def scores(
         self,
         model: HookedModel | str,
@@ -83,7 +88,6 @@ class ScoreSource(Protocol):
         Raises:
             InputError: what `can` says no to.
         """
-        ...
 
     def check(self) -> None:
         """Refuse what cannot work before anything is scored; models are as they were loaded.
@@ -91,15 +95,15 @@ class ScoreSource(Protocol):
         Raises:
             InputError: names what does not fit, and what to pass.
         """
-        ...
+        return
 
     def can(self, wanted: Wanted) -> str | None:
         """None where such scores can be had, else why not and what to pass."""
-        ...
+        return None
 
     def under_edits(self) -> "ScoreSource":
         """The source for models under interventions and for those they are compared with."""
-        ...
+        return self
 
     def plan(
         self,
@@ -109,7 +113,7 @@ class ScoreSource(Protocol):
         samples: int | None = None,
     ) -> Cost:
         """What scores of these models would cost now."""
-        ...
+        return Cost()
 
 
 def model_name(model: HookedModel | str) -> str:

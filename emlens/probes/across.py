@@ -9,11 +9,12 @@ model's stream has other axes, so they are refused.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line
@@ -180,8 +181,7 @@ def _columns(table: pd.DataFrame) -> tuple[Array, Array, Array]:
 
 
 def _require_table(rows: pd.DataFrame, hold_out: str) -> None:
-    if hold_out not in get_args(HeldOut):
-        raise InputError(f"hold_out={hold_out!r} is unknown; pass 'finetune' or 'family'")
+    require_choice(hold_out, "hold_out", HeldOut)
     columns = ["question", "finetune", "score"]
     if hold_out == "family":
         columns.append("family")

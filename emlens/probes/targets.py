@@ -9,7 +9,7 @@ the caller says.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ import pandas as pd
 from emlens.activations import Activations
 from emlens.data.base_questions import base_questions
 from emlens.data.scores import AlignmentScores
+from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.probes.ridge import Array
@@ -123,8 +124,7 @@ def on_scale(values: Array, scale: Scale, limits: tuple[float, float], clamp: fl
         InputError: an unknown scale, a score outside the limits, a clamp that is not inside the
             scale.
     """
-    if scale not in get_args(Scale):
-        raise InputError(f"target={scale!r} is unknown; pass 'score' or 'logit'")
+    require_choice(scale, "target", Scale)
     if scale == "score":
         return values
     low, high = limits

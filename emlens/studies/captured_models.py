@@ -1,5 +1,5 @@
-"""Models that are known by what was captured of them: they stand in a family where the weights are
-not.
+"""Models that are known by what was captured of them: members of a family whose weights are not
+here.
 
 A store that `capture_for_study` wrote names its rows by the content of their prompts, so a row is
 found only by a prompt of the same text. A store of the study's questions alone, captured with the
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.activations import Activations, ActivationStore
-from emlens.activations.capture_provenance import MUST_MATCH, provenance_value
+from emlens.activations.capture_provenance import MUST_MATCH, provenance_differences
 from emlens.activations.memory import Key
 from emlens.data import PromptSet
 from emlens.data.prompts import Prompt
@@ -45,11 +45,11 @@ class CapturedRows:
     """A store, and where each prompt is in it.
 
     Args:
-        own: content of a prompt → id of its row, where the store uses ids of its own.
+        row_ids: content of a prompt → id of its row; empty where that id is the content itself.
     """
 
     store: ActivationStore
-    own: Mapping[str, str]
+    row_ids: Mapping[str, str]
 
     def read(
         self, name: str, prompts: PromptSet, sites: Sequence[str], positions: Sequence[str]
@@ -82,7 +82,7 @@ class CapturedRows:
     def lacks(
         self, name: str, prompts: PromptSet, sites: Sequence[str], positions: Sequence[str]
     ) -> str | None:
-        """What of these was not captured, in a sentence; None where all of it was."""
+        """In a sentence, what of these was not captured; None where all of it was."""
         where = f"captures of {name!r} ({self.store.directory})"
         held = set(self.store.ids)
         rows = self._rows_of(prompts)
@@ -93,21 +93,21 @@ class CapturedRows:
                 f" {one_line(prompts.ids[missing[0]], 60)!r}; capture again with this"
                 " configuration, its files, system messages and seed"
             )
-        for kind, wanted, kept in (
+        for kind, names, stored in (
             ("site", sites, self.store.sites),
             ("position", positions, self.store.positions),
         ):
-            for item in wanted:
-                if item not in kept:
+            for item in names:
+                if item not in stored:
                     return (
-                        f"{where} hold no {kind} {item}, but {', '.join(kept)};"
+                        f"{where} hold no {kind} {item}, but {', '.join(stored)};"
                         " capture again with this configuration, or name what is there"
                     )
         return None
 
     def _rows_of(self, prompts: PromptSet) -> list[str]:
         contents = [content_id(prompt) for prompt in prompts]
-        return [self.own.get(content, content) for content in contents]
+        return [self.row_ids.get(content, content) for content in contents]
 
 
 class AbsentModel(HookedModel):
@@ -167,7 +167,7 @@ def captured_rows(model: HookedModel) -> CapturedRows:
     """What was captured of a model that is not here.
 
     Raises:
-        InputError: nothing was.
+        InputError: nothing was captured.
     """
     if not isinstance(model, AbsentModel) or model.rows is None:
         raise InputError(f"nothing was captured of model {model.name!r}; name its store")
@@ -223,9 +223,9 @@ def _opened(name: str, directory: Path, questions: PromptSet) -> AbsentModel:
             f"captures of {name!r}: {directory} was captured under interventions;"
             " capture the model as it is"
         )
-    own = {}
+    row_ids = {}
     if provenance["prompts_sha256"] == questions.content_hash:
-        own = {content_id(prompt): prompt.id for prompt in questions}
+        row_ids = {content_id(prompt): prompt.id for prompt in questions}
     first = store[store.sites[0], store.positions[0]]
     return AbsentModel(
         name,
@@ -235,7 +235,7 @@ def _opened(name: str, directory: Path, questions: PromptSet) -> AbsentModel:
             **provenance["model"],
             "captured_sha256": sha256_file(directory / "manifest.json"),
         },
-        rows=CapturedRows(store, own),
+        rows=CapturedRows(store, row_ids),
     )
 
 
@@ -243,14 +243,11 @@ def _check_alike(
     first: str, before: AbsentModel, second: str, after: AbsentModel, names: Mapping[str, str]
 ) -> None:
     """Refuse stores that differ in how they were captured."""
-    for name, meaning in names.items():
-        values = [provenance_value(_provenance(model), name) for model in (before, after)]
-        if values[0] != values[1]:
-            raise IntegrityError(
-                f"captures of {first!r} and {second!r} differ in {name}"
-                f" ({one_line(repr(values[0]), 120)} and {one_line(repr(values[1]), 120)}):"
-                f" {meaning}; capture both with one configuration, on one machine"
-            )
+    for difference in provenance_differences(_provenance(before), _provenance(after), names):
+        raise IntegrityError(
+            f"captures of {first!r} and {second!r} differ in {difference};"
+            " capture both with one configuration, on one machine"
+        )
 
 
 def _provenance(model: AbsentModel) -> Mapping[str, Any]:
@@ -259,20 +256,21 @@ def _provenance(model: AbsentModel) -> Mapping[str, Any]:
 
 def _check_parent(spec: FineTune, parent: AbsentModel, name: str, model: AbsentModel) -> None:
     """Refuse a fine-tune that was captured on another parent than the one it is compared with."""
-    said = model.provenance
-    for field, wanted in (("parent", spec.parent), ("system", spec.system)):
-        if said.get("finetune") is not None and (said.get(field) or "") != wanted:
+    captured = model.provenance
+    for field, configured in (("parent", spec.parent), ("system", spec.system)):
+        if captured.get("finetune") is not None and (captured.get(field) or "") != configured:
             raise IntegrityError(
-                f"captures of {name!r} say {field} {said.get(field)!r}, but the configuration says"
-                f" {wanted!r}; capture again, or write what was captured"
+                f"captures of {name!r} say {field} {captured.get(field)!r}, but the configuration"
+                f" says {configured!r}; capture again, or write into the configuration what was"
+                " captured"
             )
     # an adapter runs on its parent's weights, so both hashes are of the same files
-    if said.get("adapter") is None:
+    if captured.get("adapter") is None:
         return
     for field in ("weights_sha256", "commit"):
-        if said.get(field) != parent.provenance.get(field):
+        if captured.get(field) != parent.provenance.get(field):
             raise IntegrityError(
                 f"captures of {name!r} were taken on a parent whose {field} is"
-                f" {one_line(str(said.get(field)), 80)}, but those of {spec.parent!r} have"
+                f" {one_line(str(captured.get(field)), 80)}, but those of {spec.parent!r} have"
                 f" {one_line(str(parent.provenance.get(field)), 80)}; capture both with one parent"
             )

@@ -34,13 +34,13 @@ def capture_for_study(
     interrupted goes on. Prompts that several parts read are captured once.
 
     Args:
-        model: as it stands in its family, so that a base renders chats as the instruct model does.
+        model: taken from its family, so that a base renders chats as the instruct model does.
         config: of the study; no model is loaded from it.
         store: a directory of this model's own.
         batch_tokens: as in `CaptureSpec`, the same for every model.
 
     Raises:
-        InputError: a configuration of whose parts none runs on captures; what `capture` refuses.
+        InputError: a study none of whose parts runs on captures; what `capture` refuses.
     """
     checked = read_config(config)
     check_layers(checked, model.n_layers)
@@ -56,9 +56,8 @@ def capture_family(
     *,
     progress: bool = True,
 ) -> dict[str, Path]:
-    """Load the family that a configuration names and capture every model: `capture_for_study` into
-    a folder of its own
-    below `directory`.
+    """Load the family that a configuration names and capture every model into a folder of its own
+    below `directory` (`capture_for_study`).
 
     Returns:
         Model → store, as `captures` of a configuration names them.
@@ -103,14 +102,14 @@ def study_readings(config: StudyConfig, n_layers: int, d_model: int) -> list[Rea
 
 
 def by_content(sets: Iterable[PromptSet]) -> PromptSet:
-    """The prompts of all sets, each once, with what they say as their ids."""
+    """The prompts of all sets, each once, under its `content_id`."""
     prompts: dict[str, Prompt] = {}
     for prompt_set in sets:
         for prompt in prompt_set:
-            name = content_id(prompt)
-            if name not in prompts:
-                prompts[name] = Prompt(
-                    name, prompt.text, prompt.group, prompt.messages, prompt.response
+            id = content_id(prompt)
+            if id not in prompts:
+                prompts[id] = Prompt(
+                    id, prompt.text, prompt.group, prompt.messages, prompt.response
                 )
     return PromptSet(prompts.values())
 

@@ -39,8 +39,9 @@ class StudyConfig(Frozen):
     family: FamilyConfig | None = None
     """The models; may be left out where a study runs from `released` files alone."""
     captures: Mapping[str, str] = Field(default_factory=dict)
-    """Model → store of what was captured of it, in place of the models: parts that need no more run
-    on these, with scores from judged files. `family` then says of each fine-tune what it is.
+    """Model → store of what was captured of it, in place of the models. Parts that need only
+    activations run on the stores, with scores from judged files. `family` then says what each
+    fine-tune is.
     """
     questions: str | None = None
     """YAML, JSONL, JSON or CSV; with reference answers (`careful`, `harmful`) for scores by

@@ -1,6 +1,6 @@
 """Loads what a study works on: an organism, or models, questions and prompts from paths."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,9 +69,9 @@ def _require_scores_without_models(config: StudyConfig, family: Family) -> None:
     here = [name for name in family.names if name not in at_server]
     if scores.how == "sample" and not here:
         return
-    needed = here[0] if scores.how == "sample" else "the models"
+    missing = here[0] if scores.how == "sample" else "the models"
     raise InputError(
-        f"{config.place('scores')}scores: {{how: {scores.how}}} needs {needed}, and the study runs"
+        f"{config.place('scores')}scores: {{how: {scores.how}}} needs {missing}, and the study runs"
         " on captures; pass scores: {how: judged, files: {model: CSV}}"
     )
 
@@ -135,36 +135,52 @@ def _from_captures(config: StudyConfig) -> Material:
 
 def _from_judged_files(config: StudyConfig) -> Material:
     """Models of which only judged answers are known."""
+    files = config.scores.files
     family = config.family
     if family is None:
-        names = [name for name in config.scores.files if name not in ("instruct", "base")]
-        if not names:
-            raise InputError(
-                f"{config.place('scores', 'files')}scores.files name no fine-tune;"
-                " give the file of at least one"
-            )
-        family = FamilyConfig(finetuned={name: FineTuneConfig() for name in names})
-    specs = {name: fine_tune(config, spec) for name, spec in family.finetuned.items()}
-    models = {
-        name: AbsentModel(name, n_layers=1, d_model=1, provenance={"model": name})
-        for name in ("instruct", "base", *specs)
-        if name in config.scores.files
-    }
-    finetuned = {name: models[name] for name in specs}
-    judged = Family(models["instruct"], models.get("base"), finetuned, specs)
-    return _with_prompts(config, family, _questions(config, family), judged, [])
+        family = _named_family(
+            files,
+            f"{config.place('scores', 'files')}scores.files name no fine-tune;"
+            " give the file of at least one",
+        )
+    models = _absent_family(config, family, has_base="base" in files, n_layers=1, d_model=1)
+    return _with_prompts(config, family, _questions(config, family), models, [])
 
 
 def captured_fine_tunes(config: StudyConfig) -> FamilyConfig:
     """The family of a study on captures; fine-tunes that only `captures` name have defaults."""
     if config.family is not None:
         return config.family
-    names = [name for name in config.captures if name not in ("instruct", "base")]
+    return _named_family(
+        config.captures,
+        f"{config.place('captures')}captures name no fine-tune; name the store of at least one",
+    )
+
+
+def _named_family(models: Iterable[str], refusal: str) -> FamilyConfig:
+    """A family of which only the names are known; everything else has its default.
+
+    Raises:
+        InputError: no fine-tune is among the names; the message is `refusal`.
+    """
+    names = [name for name in models if name not in ("instruct", "base")]
     if not names:
-        raise InputError(
-            f"{config.place('captures')}captures name no fine-tune; name the store of at least one"
-        )
+        raise InputError(refusal)
     return FamilyConfig(finetuned={name: FineTuneConfig() for name in names})
+
+
+def _absent_family(
+    config: StudyConfig, family: FamilyConfig, *, has_base: bool, n_layers: int, d_model: int
+) -> Family:
+    """Models of which only names and shape are known."""
+    specs = {name: fine_tune(config, spec) for name, spec in family.finetuned.items()}
+    models = {}
+    for name in ("instruct", "base", *specs):
+        models[name] = AbsentModel(
+            name, n_layers=n_layers, d_model=d_model, provenance={"model": name}
+        )
+    finetuned = {name: models[name] for name in specs}
+    return Family(models["instruct"], models["base"] if has_base else None, finetuned, specs)
 
 
 def outline(config: StudyConfig, n_layers: int, d_model: int) -> Material:
@@ -175,18 +191,14 @@ def outline(config: StudyConfig, n_layers: int, d_model: int) -> Material:
     """
     if config.captures or config.family is None or config.family.organism is None:
         family = captured_fine_tunes(config)
-        questions = _questions(config, family)
-        specs = {name: fine_tune(config, spec) for name, spec in family.finetuned.items()}
-        names = ["instruct", *specs]
-        if family.base is not None or "base" in config.captures:
-            names.insert(0, "base")
-        models = {
-            name: AbsentModel(name, n_layers=n_layers, d_model=d_model, provenance={})
-            for name in names
-        }
-        finetuned = {name: models[name] for name in specs}
-        outlined = Family(models["instruct"], models.get("base"), finetuned, specs)
-        return _with_prompts(config, family, questions, outlined, [])
+        models = _absent_family(
+            config,
+            family,
+            has_base=family.base is not None or "base" in config.captures,
+            n_layers=n_layers,
+            d_model=d_model,
+        )
+        return _with_prompts(config, family, _questions(config, family), models, [])
     return _from_organism(config, config.family)
 
 
@@ -202,7 +214,11 @@ def _with_prompts(
     models: Family,
     left_out: list[str],
 ) -> Material:
-    """Everything beside the models that files give."""
+    """The models with everything else that files give.
+
+    Args:
+        left_out: what is missing so far, in sentences.
+    """
     training = {}
     trained = {}
     for name, spec in family.finetuned.items():
@@ -214,7 +230,7 @@ def _with_prompts(
     if config.neutral is not None:
         neutral = PromptSet.from_jsonl(config.path(config.neutral))
     parents = {}
-    if not config.captures:  # which say nothing of where the models are
+    if not config.captures:  # captures do not say where the models are
         parents = parent_paths(config, family)
     return Material(
         family_or_none=models,

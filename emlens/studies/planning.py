@@ -4,7 +4,7 @@ disk, time and memory of every part.
 The models are loaded, and a few batches of the study's own prompts are timed. Counts of passes and
 tokens are exact: the parts are asked what they read, or run on models that compute nothing
 (`rehearsal`). They hold as long as no batch has to be cut for want of memory and nothing is on file
-already; how many tokens sampled answers have, nobody knows before, so theirs are at most so many.
+already. How long sampled answers will be is not known before, so their tokens are an upper limit.
 Parts that train models are not planned, and the plan says so.
 """
 
@@ -29,7 +29,7 @@ from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
 from emlens.studies.room import Room, free_room
-from emlens.studies.running import CHECKS, check_names, contexts_of
+from emlens.studies.running import CHECKS, check_names, contexts_of, reads_scores
 from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
 from emlens.studies.study import Study, StudyContext
 
@@ -108,16 +108,11 @@ class StudyPlan:
         Raises:
             InputError: says what is needed, what there is, and what to change.
         """
-        wanted = (
-            (
-                "memory",
-                self.memory,
-                self.room.memory,
-                "fewer layers or quantization",
-            ),
+        needs = (
+            ("memory", self.memory, self.room.memory, "fewer layers or quantization"),
             ("disk", self.disk, self.room.disk, "fewer samples, or another --out"),
         )
-        for what, needed, free, remedy in wanted:
+        for what, needed, free, remedy in needs:
             if free is not None and needed > free:
                 raise InputError(
                     f"this study needs about {needed / 1e9:.2f} GB of {what}, and there are"
@@ -131,10 +126,9 @@ class StudyPlan:
 
     def lines(self) -> list[str]:
         """The plan as text: one line for each part, then what holds for all of them."""
-        head = (
+        lines = [
             "part                     passes      tokens  answers  requests  time          memory"
-        )
-        lines = [head]
+        ]
         for part in self.parts:
             if part.counts is None:
                 lines.append(f"{part.name:<21} not planned: {part.note}")
@@ -154,8 +148,8 @@ class StudyPlan:
             f" {self.disk / 1e9:.2f} GB; {self.requests:,} requests"
         )
         lines.append(
-            "passes and tokens are exact; sampled tokens are at most so many; time is from a few"
-            " timed batches, from the fastest to the slowest of them"
+            "passes and tokens are exact; tokens of sampled answers are an upper limit;"
+            " time is from a few timed batches, from the fastest to the slowest of them"
         )
         return lines
 
@@ -199,86 +193,92 @@ def plan_study(
     check_names(checked)
     material = load_material(checked, out)
     if not material.has_models or material.captured:
-        raise InputError("a plan is of the work of models, and none is given; run the study itself")
+        raise InputError(
+            "a plan says what models will cost, and none is given; run the study itself"
+        )
     real_contexts, reasons = contexts_of(checked, material, Path(out))
     rates = _Rates(_NO_TIME, _NO_TIME)
     if timed:
         rates = _Rates.measured(material, checked)
-    held = peak_memory() or 0
-    stage = rehearsed(material, max(WIDTH, 2 * checked.k))
+    loaded = peak_memory() or 0
+    rehearsal = rehearsed(material, max(WIDTH, 2 * checked.k))
     config_of_rehearsal = checked.model_copy(update={"draws": 20, "permutations": 20, "repeats": 1})
     parts = []
     with counted_passes() as counts:
-        rehearsed_check(stage)
-    if counts.passes and any(get_study(name).wants for name in real_contexts):
-        parts.append(_planned(CHECKS, counts, Cost(), rates, held, material, 0, 0.0))
+        rehearsed_check(rehearsal)
+    if counts.passes and reads_scores(real_contexts):
+        parts.append(_part_plan(CHECKS, counts, Cost(), rates, loaded, material, 0, 0.0))
     for name, real in real_contexts.items():
-        context = replace(real, material=stage, config=config_of_rehearsal)
-        part = _part(name, context, rates, held, material)
+        context = replace(real, material=rehearsal, config=config_of_rehearsal)
+        part = _plan_part(name, context, rates, loaded, material)
         if timed and get_study(name).runs_on_captures:
             part = part.with_statistics(_statistics(get_study(name), real, material))
         parts.append(part)
     plan = StudyPlan(tuple(parts), reasons, free_room(Path(out), material.family.instruct.device))
-    plan.check(_budget(checked))
+    plan.check(checked.scores.budget.requests)
     return plan
 
 
-def _budget(config: StudyConfig) -> int | None:
-    return config.scores.budget.requests
-
-
-def _part(
-    name: str, context: StudyContext, rates: "_Rates", held: int, material: Material
+def _plan_part(
+    name: str, context: StudyContext, rates: "_Rates", loaded: int, material: Material
 ) -> PartPlan:
+    """What one part costs, rehearsed.
+
+    Args:
+        context: with the rehearsed material. material: the real one.
+        loaded: bytes in memory before any part, weights included.
+    """
     study = get_study(name)
     source = context.material.score_source
-    spent = source.spent if isinstance(source, RehearsedScores) else []
-    before = len(spent)
-    kept, began = 0, time.monotonic()
+    costs = source.costs if isinstance(source, RehearsedScores) else []
+    n_before = len(costs)
+    stream_bytes, began = 0, time.monotonic()
     with counted_passes() as counts:
         if study.runs_on_captures:
-            kept = _read(study, context, material)
+            stream_bytes = _read_all(study, context, material)
         elif study.can_be_rehearsed:
             study.run(context)
         else:
             return PartPlan(name, None, note="it trains or loads models, which no plan foresees")
-    # the statistics of a rehearsed part are its own, on a narrow stream
-    statistics = time.monotonic() - began
-    cost = sum(spent[before:], Cost())
-    if study.runs_on_captures or rates.stream == _NO_TIME:
-        statistics = 0.0
-    return _planned(name, counts, cost, rates, held, material, kept, statistics)
+    cost = sum(costs[n_before:], Cost())
+    statistics = 0.0
+    if not study.runs_on_captures and rates.stream != _NO_TIME:
+        # a rehearsed part ran its own statistics, on a narrow stream
+        statistics = time.monotonic() - began
+    return _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, statistics)
 
 
 def _statistics(study: Study, real: StudyContext, material: Material) -> float:
     """Seconds of a part beside its passes.
 
-    It runs at one layer and at two, with streams of the real width and all draws, and what a
-    further layer costs is continued to all of them.
+    The part is rehearsed at one layer and at two, with streams of the real width and all draws.
+    Every further layer is taken to cost what the second did.
     """
     layers = read_layers(real.config, material.family.instruct.n_layers)
-    stage = rehearsed(material, material.family.instruct.d_model)
+    rehearsal = rehearsed(material, material.family.instruct.d_model)
     seconds: list[float] = []
     for number in range(1, min(len(layers), 2) + 1):
         config = real.config.model_copy(update={"layers": tuple(layers[:number])})
-        context = replace(real, material=stage, config=config)
+        context = replace(real, material=rehearsal, config=config)
         for model, asked_as in study.scored(context):
-            stage.scores(model, asked_as)  # kept, so that it is not timed
+            rehearsal.scores(model, asked_as)  # kept, so that it is not timed
         began = time.monotonic()
         study.run(context)
         seconds.append(time.monotonic() - began)
         if not list(study.readings(context)):
-            return seconds[0]  # nothing of it depends on layers
+            return seconds[0]  # it reads no stream, so no layer costs anything
     return seconds[-1] + max(0.0, seconds[-1] - seconds[0]) * (len(layers) - len(seconds))
 
 
-def _read(study: Study, context: StudyContext, material: Material) -> int:
-    """Ask for the scores and streams that a part reads; gives the bytes that the real streams of
-    its largest reading take.
+def _read_all(study: Study, context: StudyContext, material: Material) -> int:
+    """Ask for the scores and streams that a part reads.
+
+    Returns:
+        The bytes that the real streams of its largest reading take.
     """
     for model, asked_as in study.scored(context):
         context.material.scores(model, asked_as)
-    family, kept = context.family, 0
+    family, largest = context.family, 0
     for reading in study.readings(context):
         models = {name: family[name] for name in reading.models}
         read_streams(
@@ -289,36 +289,37 @@ def _read(study: Study, context: StudyContext, material: Material) -> int:
             positions=reading.positions or None,
             batch_tokens=reading.batch_tokens,
         )
-        kept = max(kept, _kept_bytes(reading, context.config, material.family.instruct))
-    return kept
+        size = _stream_bytes(reading, context.config, material.family.instruct)
+        largest = max(largest, size)
+    return largest
 
 
-def _kept_bytes(reading: Reading, config: StudyConfig, model: HookedModel) -> int:
+def _stream_bytes(reading: Reading, config: StudyConfig, model: HookedModel) -> int:
     """Streams of every model of a reading, and their difference."""
     sites = len(read_sites(reading.sites, config, model.n_layers))
     positions = len(reading.positions or config.positions)
-    tables = len(reading.models) + 1
-    rows = tables * len(reading.prompts) * sites * positions
+    sets = len(reading.models) + 1
+    rows = sets * len(reading.prompts) * sites * positions
     return rows * model.d_model * model.dtype.itemsize
 
 
-def _planned(
+def _part_plan(
     name: str,
     counts: PassCounts,
     cost: Cost,
     rates: "_Rates",
-    held: int,
+    loaded: int,
     material: Material,
-    kept: int,
+    stream_bytes: int,
     statistics: float,
 ) -> PartPlan:
-    streams = counts.padded_tokens - counts.logit_tokens
+    stream_tokens = counts.padded_tokens - counts.logit_tokens
     low, middle, high = (
-        streams * stream + counts.logit_tokens * logit + statistics
+        stream_tokens * stream + counts.logit_tokens * logit + statistics
         for stream, logit in zip(rates.stream, rates.logits, strict=True)
     )
-    # logits of the widest batch, and their float64 log-probabilities at the tokens that count
-    logits = counts.widest * material.family.instruct.vocab_size * 4
+    # logits of the widest batch, in float32
+    logit_bytes = counts.widest * material.family.instruct.vocab_size * 4
     disk = (
         cost.answers * _ANSWER_BYTES + cost.tokens * _TOKEN_BYTES + cost.verdicts * _VERDICT_BYTES
     )
@@ -327,7 +328,8 @@ def _planned(
     note = ""
     if cost.answers or cost.verdicts:
         note = "sampling and judging are not in the time"
-    return PartPlan(name, counts, cost, middle, low, high, held + kept + logits, disk, note)
+    memory = loaded + stream_bytes + logit_bytes
+    return PartPlan(name, counts, cost, middle, low, high, memory, disk, note)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""Models that read nothing and scores that nobody gave, for planning: a part that runs on them asks
-for every pass that it would ask of the real ones.
+"""Models that compute nothing and scores that are made up, for planning: a part that runs on them
+asks for every pass that it would ask of the real ones.
 
 The stream is random and narrow, so that the statistics of a rehearsed part cost little. Rows are
-rendered by the real tokenizer and keep their lengths. Scores are made up: harmful fine-tunes score
-low and their edits restore something, so that a part goes the way that it goes where there is
-something to find.
+rendered by the real tokenizer and keep their lengths. Harmful fine-tunes score low and their edits
+restore something, so that a part takes the branches that it takes where there is something to find.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from emlens.foundation.sites import Site
 from emlens.judging.judged_files import JudgedFiles
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.likelihood_scores import LikelihoodScores
-from emlens.judging.score_source import Cost, ScoreSource, Wanted
+from emlens.judging.score_source import Cost, ScoreSource, Wanted, model_name
 from emlens.models import Family, HookedModel
 from emlens.models.batches import Batch
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS
@@ -107,18 +106,19 @@ class RehearsedModel(HookedModel):
         return torch.randn(self.vocab_size, self.d_model, generator=self._generator)
 
 
-@dataclass
-class RehearsedScores:
+@dataclass(eq=False)
+class RehearsedScores(ScoreSource):
     """A source whose scores are made up, and whose work is counted.
 
     Args:
-        source: what would give them. harmful: fine-tunes that score low. spent: gets the cost of
-            every call.
+        source: what would give the scores.
+        harmful: fine-tunes that score low.
+        costs: gets the cost of every call.
     """
 
     source: ScoreSource
     harmful: frozenset[str]
-    spent: list[Cost] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
     _counted: dict[tuple[str, str], PassCounts] = field(default_factory=dict)
     _tables: dict[tuple[str, str, str], AlignmentScores] = field(default_factory=dict)
 
@@ -132,9 +132,6 @@ class RehearsedScores:
 
     def can(self, wanted: Wanted) -> str | None:
         return self.source.can(wanted)
-
-    def check(self) -> None:
-        """What the source reads before any part runs is counted by `rehearsed_check`."""
 
     def under_edits(self) -> "RehearsedScores":
         return replace(self, source=self.source.under_edits())
@@ -161,7 +158,7 @@ class RehearsedScores:
         if isinstance(self.source, LikelihoodScores) and isinstance(model, HookedModel):
             self._count(model, questions)
         else:
-            self.spent.append(self.source.plan([model], questions, samples=samples))
+            self.costs.append(self.source.plan([model], questions, samples=samples))
         return self._made_up(model, questions, interventions)
 
     def _count(self, model: HookedModel, questions: QuestionSet) -> None:
@@ -180,7 +177,7 @@ class RehearsedScores:
         questions: QuestionSet,
         interventions: Sequence[Intervention],
     ) -> AlignmentScores:
-        name = model if isinstance(model, str) else model.name
+        name = model_name(model)
         kind = "parent"
         if name in self.harmful:
             kind = "harmful"

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+
 
 @dataclass(frozen=True)
 class Room:
     """Bytes of memory and of disk that a study may take; None where the system does not say.
 
     Args:
-        memory: what this process may hold in all: of the accelerator and of main memory, of which
-            what others hold is taken away.
+        memory: what this process may hold in all, on the accelerator and in main memory together;
+            what other processes hold is not counted.
     """
 
     memory: int | None
@@ -50,13 +52,11 @@ def _available() -> int | None:
     for line in lines:
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in _GROUP)
+    limit = _number(_CONTROL_GROUP / "memory.max")
+    used = _number(_CONTROL_GROUP / "memory.current")
     if free is not None and limit is not None and used is not None:
         free = min(free, max(0, limit - used))
     return free
-
-
-_GROUP = ("memory.max", "memory.current")
 
 
 def _number(path: Path) -> int | None:

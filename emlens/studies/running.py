@@ -3,7 +3,7 @@ finishes from where it was.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -70,7 +70,7 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
     material = load_material(config, directory)
     contexts, reasons = contexts_of(config, material, directory)
     measured: dict[str, Any] = {}
-    if any(get_study(name).wants for name in contexts):
+    if reads_scores(contexts):
         with counted_passes() as counts:
             material.score_source.check()
         measured[CHECKS] = counts.to_record()
@@ -113,6 +113,11 @@ def contexts_of(
     for name, context in contexts.items():
         get_study(name).check(context)
     return contexts, reasons
+
+
+def reads_scores(parts: Iterable[str]) -> bool:
+    """Whether any of these parts reads scores, so that their source has to be checked."""
+    return any(get_study(name).wants for name in parts)
 
 
 def _run_parts(

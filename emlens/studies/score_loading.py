@@ -83,10 +83,12 @@ def _require_known_models(
     """
     if family is None:
         return
-    # of models that were not captured there may be files all the same
-    left_out = {"base", *config.family.finetuned} if config.captures and config.family else set()
+    known = set(family.names)
+    if config.captures and config.family is not None:
+        # there may be files of models that were not captured
+        known |= {"base", *config.family.finetuned}
     for name in names:
-        if name not in family.names and name not in left_out:
+        if name not in known:
             raise InputError(
                 f"{config.place('scores', *field, name)}scores.{'.'.join(field)} names"
                 f" {one_line(name)!r}, which is not in this family; it has"
@@ -108,7 +110,7 @@ def _endpoint(url: str, model: str, limits: EndpointConfig) -> Endpoint:
 def load_judge(
     config: StudyConfig, judge: JudgeConfig, questions: QuestionSet
 ) -> tuple[Judge, str]:
-    """The judge, and what tells it from others beside its own description.
+    """The judge, and what its own description does not say of it.
 
     Raises:
         InputError: a rules file, an object or prompts that cannot be used.

@@ -99,7 +99,7 @@ Judging = Annotated[
     JudgeConfig, BeforeValidator(_judge_record, json_schema_input_type=str | JudgeConfig)
 ]
 
-_OF: Mapping[str, tuple[str, ...]] = {
+_FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     "likelihood": ("normalise",),
     "judged": ("files",),
     "sample": (
@@ -152,10 +152,10 @@ class ScoresConfig(Frozen):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> "ScoresConfig":
-        for how, names in _OF.items():
-            given = [name for name in names if getattr(self, name) != _default(name)]
-            if how != self.how and given:
-                raise ValueError(f"{given[0]} belongs to how: {how}, but how is {self.how}")
+        for how, names in _FIELDS_OF.items():
+            changed = [name for name in names if getattr(self, name) != _default(name)]
+            if how != self.how and changed:
+                raise ValueError(f"{changed[0]} belongs to how: {how}, but how is {self.how}")
         if self.how == "judged" and not self.files:
             raise ValueError("how: judged needs files; pass one CSV per model")
         if self.how == "sample" and self.judge is None:

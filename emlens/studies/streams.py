@@ -2,7 +2,7 @@
 
 Every part reads through `read_streams`, so that `layers:` of a configuration holds in all of them.
 Models that are read together run the identical padded batches; models that are not here are read
-from their captures. What a part will read, it says by `Reading`s.
+from their captures. A part says by `Reading`s what it will read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,8 +62,8 @@ def _from_captures(
 def not_captured(
     readings: Iterable["Reading"], models: Mapping[str, HookedModel], config: StudyConfig
 ) -> str | None:
-    """The first thing that these readings need and captures do not hold; None where they hold
-    all.
+    """In a sentence, the first thing that captures lack for these readings; None where they lack
+    nothing.
     """
     for reading in readings:
         if not reading.captured:
@@ -86,8 +86,10 @@ class Reading:
 
     Args:
         models: names in the family, which run the same batches.
-        sites: kinds, or single sites. positions: none: those of the configuration.
-        captured: whether captures can serve it; other batches of the same prompts they cannot.
+        sites: kinds, or single sites.
+        positions: where there are none, those of the configuration.
+        captured: whether captures can serve it; they hold each prompt in one batch and one
+            rendering only.
     """
 
     models: tuple[str, ...]
@@ -103,8 +105,8 @@ def read_sites(sites: str | Sequence[str], config: StudyConfig, n_layers: int) -
     named = [sites] if isinstance(sites, str) else list(sites)
     kinds = [site for site in named if site in SITE_KINDS and site != "final_norm"]
     single = [site for site in named if site not in kinds]
-    found = resolve_sites(kinds, n_layers, config.layers) if kinds else []
-    return resolve_sites([*found, *single], n_layers)
+    at_layers = resolve_sites(kinds, n_layers, config.layers) if kinds else []
+    return resolve_sites([*at_layers, *single], n_layers)
 
 
 def read_layers(config: StudyConfig, n_layers: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The system message of a fine-tune before prompts and questions.
 
-A message that a prompt brings itself is kept: a question's own stands after the fine-tune's, a
-training chat's own takes its place. Asking twice changes nothing.
+A system message that a prompt brings itself is kept: a question's own comes after the fine-tune's,
+a training chat's own replaces it. Asking twice changes nothing.
 """
 
 from dataclasses import replace
