@@ -10,40 +10,27 @@ since a type may crash or hang.
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from emlens.data.prompts import PromptSet
-from emlens.foundation.errors import EmlensError, LoadError, StateError
+from emlens.foundation.errors import EmlensError, LoadError
 from emlens.foundation.files import one_line
-from emlens.foundation.intervention import Edit, PaddedRows
 from emlens.foundation.seeds import torch_rng
-from emlens.foundation.sites import Site
 from emlens.models.checkpoint import CheckpointModel
-from emlens.models.loading import load_model, make_ready
-from emlens.models.parity import (
-    RELATIVE,
-    RELATIVE_FLOAT64,
-    check_parity,
-    precision,
-    relative_difference,
-)
+from emlens.models.loading import load_model
+from emlens.models.parity import LENGTHS, RELATIVE, RELATIVE_FLOAT64, check_parity, precision
+from emlens.models.plain_answers import AnswerComparison, compare_greedy
+from emlens.models.plain_edits import edit_difference, plain_model
 from emlens.models.tiny_configurations import VOCABULARY, tiny_configuration
 
-LENGTHS: Final = (17, 5, 11)
 NEW_TOKENS: Final = 10
 SECONDS: Final = 180
 """One type may take so long; it is ended then."""
-_EDITED: Final = 4.0
-"""Length of the added vector, in standard deviations of the stream."""
 
 
 @dataclass(frozen=True)
@@ -244,49 +231,31 @@ def _measured(path: Path, model: CheckpointModel, new_tokens: int) -> dict[str, 
         if not d.agrees
     ]
     reads = max(d.value for d in parity.differences)
-    plain = _plain(path)
+    plain = plain_model(path)
     rows = _rows(model)
-    edits = _edits(model, plain, rows)
+    edits = edit_difference(model, plain, rows)
     if edits > RELATIVE:
         # rounding that decides which expert or which key is taken vanishes in float64, a bug does
         # not
         wide = load_model(path, device="cpu", attn_implementation="eager", dtype="float64")
         if isinstance(wide, CheckpointModel):
             with precision(wide):
-                edits = _edits(wide, _plain(path, torch.float64), rows)
+                edits = edit_difference(wide, plain_model(path, torch.float64), rows)
         if edits > RELATIVE_FLOAT64:
             wrong.append(f"logits under an edit differ by {edits:.1e}")
-    generation = _Generation()
+    answers = AnswerComparison()
     if new_tokens:
-        generation = _generated(model, plain, rows, new_tokens)
-    if generation.wrong:
-        wrong.append(generation.wrong)
+        answers = compare_greedy(model, plain, rows, new_tokens)
+    if answers.wrong:
+        wrong.append(answers.wrong)
     return {
         "way": model.way_to_generate,
         "reads": reads,
         "edits": edits,
-        "tokens": generation.tokens,
-        "note": generation.note,
+        "tokens": answers.tokens,
+        "note": answers.note,
         "wrong": "; ".join(wrong),
     }
-
-
-def _edits(model: CheckpointModel, plain: Any, rows: PromptSet) -> float:
-    """The largest difference of logits over edits at every place."""
-    largest = 0.0
-    for layer in range(model.n_layers):
-        for where in _places(model, layer):
-            largest = max(largest, _edited_difference(model, plain, where, rows))
-    return largest
-
-
-def _plain(path: Path, dtype: torch.dtype = torch.float32) -> Any:
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    module = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
-    module.generation_config = GenerationConfig()
-    make_ready(module)
-    return module
 
 
 def _rows(model: CheckpointModel) -> PromptSet:
@@ -296,190 +265,3 @@ def _rows(model: CheckpointModel) -> PromptSet:
         ids = torch.randint(4, VOCABULARY, (length,), generator=rng).tolist()
         texts.append(" ".join(f"w{i}" for i in ids))
     return PromptSet.from_texts(texts)
-
-
-def _places(model: CheckpointModel, layer: int) -> list[Site]:
-    sites = [Site("resid_post", layer)]
-    if layer == 0:
-        sites.append(Site("resid_pre", 0))
-    if layer == model.n_layers - 1 and "final_norm" in model.site_kinds:
-        sites.append(Site("final_norm"))
-    return sites
-
-
-def _vector(model: CheckpointModel) -> Tensor:
-    return _EDITED * torch.randn(model.d_model, generator=torch_rng(1, "survey"))
-
-
-def _edited_difference(model: CheckpointModel, plain: Any, site: Site, prompts: PromptSet) -> float:
-    """Logits of emlens under an added vector, beside those of the model that adds it itself."""
-    with model.intervene([_Added(_vector(model), site)]):
-        found = _last_logits(model, prompts)
-    expected = []
-    with _adding(model, plain, site), torch.no_grad():
-        for row in model.render(prompts):
-            expected.append(plain(torch.tensor([row.ids]), use_cache=False).logits[0, -1])
-    return relative_difference(found, torch.stack(expected))
-
-
-def _last_logits(model: CheckpointModel, prompts: PromptSet) -> Tensor:
-    """Scores after the last token of each row, in the model's own precision; one padded batch."""
-    rows = model.render(prompts)
-    (batch,) = model.batches(rows, 10_000)
-    logits = model.run(batch, with_logits=True)
-    if logits is None:
-        raise StateError("the model returned no logits")
-    last: list[Tensor] = [torch.empty(0)] * len(rows)
-    for i, index in enumerate(batch.index):
-        last[index] = logits[i, len(batch.rows[i].ids) - 1]
-    return torch.stack(last)
-
-
-@contextmanager
-def _adding(model: CheckpointModel, plain: Any, site: Site) -> Iterator[None]:
-    """The plain model with a module whose own `forward` adds the vector: no hook is involved."""
-    path, is_input = model._place(site)
-    module = plain.get_submodule(path)
-    forward, vector = module.forward, _vector(model)
-    module.forward = partial(_forward_and_add, forward, vector, is_input)
-    try:
-        yield
-    finally:
-        del module.forward
-
-
-def _forward_and_add(
-    forward: Callable[..., Any], vector: Tensor, is_input: bool, *args: Any, **kwargs: Any
-) -> Any:
-    if is_input:
-        if args:
-            args = (args[0] + vector, *args[1:])
-        else:
-            name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
-            kwargs = {**kwargs, name: kwargs[name] + vector}
-        return forward(*args, **kwargs)
-    output = forward(*args, **kwargs)
-    if isinstance(output, tuple | list):
-        return type(output)((output[0] + vector, *output[1:]))
-    return output + vector
-
-
-@dataclass
-class _Generation:
-    """What was compared.
-
-    Args:
-        length: of the longest answers, in tokens.
-        tokens: how many of plain transformers.
-        note: what plain transformers does not agree with itself about.
-    """
-
-    length: int = 0
-    tokens: int = 0
-    wrong: str = ""
-    note: str = ""
-
-
-def _generated(
-    model: CheckpointModel, plain: Any, prompts: PromptSet, new_tokens: int
-) -> _Generation:
-    """Greedy answers, as they are and under an edit, beside those of plain transformers."""
-    seen = _Generation(new_tokens)
-    site = Site("resid_post", model.n_layers // 2)
-    _compare_answers(seen, model, plain, prompts, "")
-    with model.intervene([_Added(_vector(model), site)]), _adding(model, plain, site):
-        _compare_answers(seen, model, plain, prompts, " under an edit")
-    return seen
-
-
-def _compare_answers(
-    seen: _Generation, model: CheckpointModel, plain: Any, prompts: PromptSet, under: str
-) -> None:
-    answers = model.generate(prompts, max_new_tokens=seen.length, temperature=0)
-    for row, answer in zip(model.render(prompts), answers, strict=True):
-        by_passes = _text(model, _by_whole_passes(model, plain, row.ids, seen.length))
-        try:
-            by_generate = _text(model, _by_generate(model, plain, row.ids, seen.length))
-        except Exception as error:  # some classes cannot generate with their own cache
-            by_generate = by_passes
-            seen.note = f"generate of transformers fails ({type(error).__name__})"
-        seen.tokens += len(by_generate.split())
-        if answer == by_generate:
-            continue
-        if answer == by_passes:  # what emlens gives is what whole passes give
-            seen.note = "generate of transformers gives other tokens than its own whole passes"
-            continue
-        seen.wrong = f"generates {answer!r}{under}, plain transformers {by_generate!r}"
-
-
-def _text(model: CheckpointModel, tokens: Sequence[int]) -> str:
-    return str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-
-def _by_generate(
-    model: CheckpointModel, plain: Any, ids: Sequence[int], length: int
-) -> Sequence[int]:
-    row = torch.tensor([ids])
-    with torch.no_grad():
-        output = plain.generate(
-            row,
-            attention_mask=torch.ones_like(row),
-            max_new_tokens=length,
-            do_sample=False,
-            pad_token_id=model.pad_id,
-            eos_token_id=sorted(model.stops.ids),
-        )
-    new: list[int] = output[0, len(ids) :].tolist()
-    return new
-
-
-def _by_whole_passes(
-    model: CheckpointModel, plain: Any, ids: Sequence[int], length: int
-) -> Sequence[int]:
-    new: list[int] = []
-    while len(new) < length:
-        with torch.no_grad():
-            logits = plain(torch.tensor([[*ids, *new]]), use_cache=False).logits
-        token = int(logits[0, -1].argmax())
-        if token in model.stops.ids:
-            break
-        new.append(token)
-    return new
-
-
-@dataclass(frozen=True, eq=False)
-class _Added:
-    """A vector added at one site, at every token."""
-
-    vector: Tensor
-    site: Site
-    positions: Any = "all"
-    by_prompt: bool = False
-
-    @property
-    def d_model(self) -> int:
-        return len(self.vector)
-
-    def targets(self, sites: Sequence[Site]) -> list[Site]:
-        return [site for site in sites if site == self.site]
-
-    def bind(self, site: Site, rows: PaddedRows) -> "_Addition":
-        return _Addition(self.vector)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "added", "site": str(self.site)}
-
-
-class _Addition(Edit):
-    def __init__(self, vector: Tensor):
-        self._vector = vector
-
-    def __call__(
-        self,
-        activation: Float[Tensor, "batch token d_model"],
-        mask: Bool[Tensor, "batch token"] | None,
-    ) -> Float[Tensor, "batch token d_model"]:
-        added = activation + self._vector.to(activation)
-        if mask is None:
-            return added
-        return torch.where(mask[..., None], added, activation)

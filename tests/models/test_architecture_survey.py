@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.architectures import CASES
 from emlens.foundation import LoadError
-from emlens.models import architecture_survey
+from emlens.models import architecture_survey, plain_answers, plain_edits
 from emlens.models.architecture_survey import (
     build_tiny,
     causal_model_types,
@@ -74,13 +74,13 @@ def test_one_of_each_kind_in_all_columns(kind, level, way, missing):
 
 def test_a_survey_that_is_wrong_says_so(monkeypatch):
     """A planted defect in each column is seen."""
-    monkeypatch.setattr(architecture_survey, "_vector", lambda model: torch.ones(model.d_model))
-    added = architecture_survey._forward_and_add
+    monkeypatch.setattr(plain_edits, "_vector", lambda model: torch.ones(model.d_model))
+    added = plain_edits._forward_and_add
 
     def skewed(forward, vector, *rest, **kwargs):
         return added(forward, vector * 1.01, *rest, **kwargs)
 
-    monkeypatch.setattr(architecture_survey, "_forward_and_add", skewed)
+    monkeypatch.setattr(plain_edits, "_forward_and_add", skewed)
     found = survey_one("arcee", new_tokens=0)
     assert not found.right and "logits under an edit differ" in found.wrong
 
@@ -93,12 +93,12 @@ def answers_of_stubs(monkeypatch, ours, by_generate, by_passes):
         def render(self, prompts):
             return [type("Row", (), {"ids": (5, 6)})]
 
-    monkeypatch.setattr(architecture_survey, "_text", lambda model, text: text)
-    monkeypatch.setattr(architecture_survey, "_by_generate", lambda *a: by_generate)
-    monkeypatch.setattr(architecture_survey, "_by_whole_passes", lambda *a: by_passes)
-    seen = architecture_survey._Generation(length=2)
-    architecture_survey._compare_answers(seen, Model(), None, None, "")
-    return seen
+    monkeypatch.setattr(plain_answers, "_text", lambda model, text: text)
+    monkeypatch.setattr(plain_answers, "_by_generate", lambda *a: by_generate)
+    monkeypatch.setattr(plain_answers, "_by_whole_passes", lambda *a: by_passes)
+    comparison = plain_answers.AnswerComparison(length=2)
+    plain_answers._compare_answers(comparison, Model(), None, None, "")
+    return comparison
 
 
 def test_answers_are_right_where_whole_passes_give_them(monkeypatch):
