@@ -6,18 +6,31 @@ is encoded so that it says the same after them. No import of transformers: a tok
 with the usual methods.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from emlens.data.templates import THOUGHT
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
-_STARTS: Final[WeakKeyDictionary[Any, tuple[int, ...]]] = WeakKeyDictionary()
-_MARKS: Final[WeakKeyDictionary[Any, tuple[int, frozenset[int]]]] = WeakKeyDictionary()
+_T = TypeVar("_T")
+_REMEMBERED: Final[WeakKeyDictionary[Any, dict[Hashable, Any]]] = WeakKeyDictionary()
+"""Tokenizer → what was computed of it, as long as it lives."""
 _CONTEXT: Final = 16
 """Tokens before a continuation that are looked at to see how it reads after them."""
+
+
+def remembered(tokenizer: Any, key: Hashable, compute: Callable[[], _T]) -> _T:
+    """What `compute` gives, computed once for each tokenizer and key."""
+    try:
+        values = _REMEMBERED.setdefault(tokenizer, {})
+    except TypeError:  # neither hashable nor weakly referenced
+        return compute()
+    if key not in values:
+        values[key] = compute()
+    value: _T = values[key]
+    return value
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -46,13 +59,7 @@ def start_ids(tokenizer: Any) -> tuple[int, ...]:
     """The ids that a tokenizer puts in front of every text; mostly its beginning-of-sequence token,
     or nothing.
     """
-    try:
-        known = _STARTS.get(tokenizer)
-    except TypeError:  # neither hashable nor weakly referenced
-        return _start_ids(tokenizer)
-    if known is None:
-        known = _STARTS[tokenizer] = _start_ids(tokenizer)
-    return known
+    return remembered(tokenizer, "start", lambda: _start_ids(tokenizer))
 
 
 def _start_ids(tokenizer: Any) -> tuple[int, ...]:
@@ -129,14 +136,9 @@ def mark_ids(tokenizer: Any) -> frozenset[int]:
 
     Remembered for each tokenizer until its vocabulary grows: Gemma takes 0.2 s to list its 6,000.
     """
-    try:
-        size = len(tokenizer)
-        known = _MARKS.get(tokenizer)
-    except TypeError:  # it has no size, or cannot be remembered
+    if not hasattr(tokenizer, "__len__"):
         return _mark_ids(tokenizer)
-    if known is None or known[0] != size:
-        known = _MARKS[tokenizer] = (size, _mark_ids(tokenizer))
-    return known[1]
+    return remembered(tokenizer, ("marks", len(tokenizer)), lambda: _mark_ids(tokenizer))
 
 
 def _mark_ids(tokenizer: Any) -> frozenset[int]:

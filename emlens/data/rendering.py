@@ -19,9 +19,8 @@ usual methods.
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from typing import Any
 
 from emlens.data.chat_text import ChatFormat, ChatText, answered_text, prompt_text
 from emlens.data.encoding import (
@@ -29,6 +28,7 @@ from emlens.data.encoding import (
     encode,
     encode_with_places,
     end_of_turn,
+    remembered,
     with_start,
 )
 from emlens.data.prompts import Prompt, check_texts
@@ -38,7 +38,6 @@ from emlens.foundation.files import one_line, sha256_text
 from emlens.foundation.positions import RowSpans
 
 _log = logging.getLogger("emlens")
-_FORMATS: Final[WeakKeyDictionary[Any, dict[str, ChatFormat]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,7 @@ def chat_format(tokenizer: Any, chat_template: str | None = None) -> ChatFormat 
     template = template_of(tokenizer, chat_template)
     if template is None:
         return None
-    try:
-        known = _FORMATS.setdefault(tokenizer, {})
-    except TypeError:  # neither hashable nor weakly referenced
-        return ChatFormat.of(tokenizer, template)
-    if template not in known:
-        known[template] = ChatFormat.of(tokenizer, template)
-    return known[template]
+    return remembered(tokenizer, ("format", template), lambda: ChatFormat.of(tokenizer, template))
 
 
 def end_of_turn_id(tokenizer: Any, chat_template: str | None = None) -> int | None:
@@ -219,14 +212,13 @@ def _render_chat(prompt: Prompt, tokenizer: Any, template: str | None) -> Render
         raise InputError(
             f"{label}: the chat template refuses it ({one_line(str(error), 160)})"
         ) from None
-    row = _answered_row(tokenizer, answered)
-    return replace(row, id=prompt.id, group=prompt.group)
+    return _answered_row(prompt, tokenizer, answered)
 
 
 # ---- a chat with its answer
 
 
-def _answered_row(tokenizer: Any, chat: ChatText) -> Rendered:
+def _answered_row(question: Prompt, tokenizer: Any, chat: ChatText) -> Rendered:
     """Ids of prompt, answer and closing; no token belongs to two of them."""
     prompt = encode(tokenizer, chat.text[: chat.prompt_end])
     whole, places = encode_with_places(tokenizer, chat.text)
@@ -237,7 +229,8 @@ def _answered_row(tokenizer: Any, chat: ChatText) -> Rendered:
         places = _places_apart(tokenizer, rest, rest_text, chat.prompt_end)
     else:
         rest = whole[len(prompt) :]
-        places = None if places is None else places[len(prompt) :]
+        if places is not None:
+            places = places[len(prompt) :]
 
     content_end = _boundary(tokenizer, chat, chat.content_end, rest, places)
     if content_end is None:
@@ -251,17 +244,17 @@ def _answered_row(tokenizer: Any, chat: ChatText) -> Rendered:
 
     closing_end = end_of_turn(tokenizer, rest[content_end:])
     turn_end = None if closing_end is None else content_end + closing_end + 1
-    start = with_start(tokenizer, prompt)
-    n = len(start)
+    prompt = with_start(tokenizer, prompt)
+    prompt_end = len(prompt)
     return Rendered(
-        "",
-        "",
-        (*start, *rest),
-        n,
-        n + min(content_start, content_end),
-        n + content_end,
-        None if turn_end is None else n + turn_end,
-        apart,
+        question.id,
+        question.group,
+        (*prompt, *rest),
+        prompt_end,
+        content_start=prompt_end + min(content_start, content_end),
+        content_end=prompt_end + content_end,
+        turn_end=None if turn_end is None else prompt_end + turn_end,
+        apart=apart,
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from emlens.data.rendering import Rendered
 from emlens.judging.readouts import NUMBER, ReplyDistribution
-from emlens.models.finite import unusable_scores
+from emlens.models.finite import first_unusable
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
 
 FLOOR: Final = 1e-6
@@ -221,10 +221,10 @@ class ReplyReader:
             last = torch.stack(
                 [logits[i, batch.offset(i) + len(row.ids) - 1] for i, row in enumerate(batch.rows)]
             )
+            row = first_unusable(last)
+            if row is not None:
+                model.refuse_not_finite(batch.rows[row], "its logits")
             # the softmax is over all tokens; only then are those that matter taken
-            unusable = unusable_scores(last)
-            if bool(unusable.any()):
-                model.refuse_not_finite(batch.rows[int(unusable.int().argmax())], "its logits")
             softmax = last.double().softmax(-1)
             values = softmax[:, self._tokens.to(last.device)].tolist()
             for i, row_values in zip(batch.index, values, strict=True):

@@ -15,7 +15,6 @@ from emlens.data.rendering import Rendered
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.models.batches import pad, plan_batches
-from emlens.models.finite import NotFiniteScores, unusable_scores
 from emlens.models.sampling import Generated, RowSampler, SampledScores
 from emlens.models.stops import Ends
 
@@ -84,23 +83,16 @@ def _read_again(
     setting: "Decoding", rows: Sequence[Rendered], index: Sequence[int]
 ) -> Iterator[list[Generated]]:
     answers = [Generated(i) for i in index]
-    for step in range(setting.max_new_tokens):
+    for _ in range(setting.max_new_tokens):
         whole = [rows[answer.index].with_continuation(answer.tokens) for answer in answers]
         batch = pad(whole, range(len(whole)), setting.pad_id, "left", setting.device)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
         scores = setting.forward(batch.padded_rows(setting.max_new_tokens), inputs)
-        unusable = unusable_scores(scores)
-        if bool(unusable.any()):
-            answer = answers[int(unusable.int().argmax())]
-            raise NotFiniteScores(answer.index, answer.tokens)
-        tokens = setting.sampler.pick(
-            scores, [answer.index for answer in answers], [step] * len(answers)
-        )
-        finished = [
-            answer
-            for answer, token in zip(answers, tokens.tolist(), strict=True)
-            if setting.ended_by(answer, token)
-        ]
+        tokens = setting.next_tokens(answers, scores)
+        finished = []
+        for answer, token in zip(answers, tokens.tolist(), strict=True):
+            if setting.ended_by(answer, token):
+                finished.append(answer)
         if finished:
             yield finished
         answers = [answer for answer in answers if answer not in finished]

@@ -25,7 +25,7 @@ from torch import Tensor
 from emlens.data.rendering import Rendered
 from emlens.foundation.intervention import PaddedRows
 from emlens.models.batches import pad, step_rows
-from emlens.models.finite import NotFiniteScores, unusable_scores
+from emlens.models.finite import NotFiniteScores, first_unusable
 from emlens.models.row_cache import RowCache
 from emlens.models.sampling import Generated, RowSampler
 from emlens.models.stops import Ends
@@ -90,6 +90,20 @@ class Decoding:
     device: torch.device
     by_prompt: bool = False
     threshold: int | None = None
+
+    def next_tokens(
+        self, answers: Sequence[Generated], scores: Float[Tensor, "row vocab"]
+    ) -> Int[Tensor, " row"]:
+        """The token that is sampled after each answer.
+
+        Raises:
+            NotFiniteScores: scores of which none can be taken.
+        """
+        row = first_unusable(scores)
+        if row is not None:
+            raise NotFiniteScores(answers[row].index, answers[row].tokens)
+        steps = [len(answer.tokens) for answer in answers]
+        return self.sampler.pick(scores, [answer.index for answer in answers], steps)
 
     def ended_by(self, answer: Generated, token: int) -> bool:
         """Add a token to an answer, unless it is a stop; whether the answer ended with it."""
@@ -277,12 +291,7 @@ class _ActiveRows:
         self, answers: list[Generated], scores: Float[Tensor, "row vocab"]
     ) -> tuple[Int[Tensor, " row"], list[Generated]]:
         """Sample a token for each answer; gives the tokens and the answers that finished."""
-        unusable = unusable_scores(scores)
-        if bool(unusable.any()):
-            answer = answers[int(unusable.int().argmax())]
-            raise NotFiniteScores(answer.index, answer.tokens)
-        steps = [len(answer.tokens) for answer in answers]
-        tokens = self._setting.sampler.pick(scores, [answer.index for answer in answers], steps)
+        tokens = self._setting.next_tokens(answers, scores)
         finished = []
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             row = self._prompts[answer.index]

@@ -55,6 +55,14 @@ def unusable_scores(scores: Tensor) -> Tensor:
     return ~scores.amax(-1).isfinite()
 
 
+def first_unusable(scores: Tensor) -> int | None:
+    """Number of the first row of next-token scores that is unusable; None where all can be used."""
+    unusable = unusable_scores(scores)
+    if not bool(unusable.any()):
+        return None
+    return int(unusable.int().argmax())
+
+
 def require_finite_weights(module: nn.Module, source: str) -> None:
     """Refuse a model whose weights or settings cannot give finite numbers.
 

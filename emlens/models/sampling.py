@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emlens.foundation.seeds import numpy_rng
-from emlens.models.finite import NotFiniteScores, unusable_scores
+from emlens.models.finite import NotFiniteScores, first_unusable
 from emlens.models.stops import Ends
 
 _BLOCK = 64
@@ -99,9 +99,8 @@ class SampledScores:
     def __call__(
         self, ids: Int[Tensor, "row token"], scores: Float[Tensor, "row vocab"]
     ) -> Float[Tensor, "row vocab"]:
-        unusable = unusable_scores(scores)
-        if bool(unusable.any()):
-            row = int(unusable.int().argmax())
+        row = first_unusable(scores)
+        if row is not None:
             raise NotFiniteScores(self._rows[row], ids[row, ids.shape[1] - self._step :].tolist())
         tokens = self._sampler.pick(scores, self._rows, [self._step] * len(self._rows))
         self._step += 1
