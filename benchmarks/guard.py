@@ -21,11 +21,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.records import EVIDENCE, record
+from benchmarks.records import EVIDENCE, hash_directory, record
 from emlens.activations import capture_many
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.files import read_json
-from emlens.foundation.provenance import hash_directory
 from emlens.foundation.seeds import derive_seed
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace, top_k_subspace

@@ -8,26 +8,27 @@ compared bit by bit with a clean pass under the edits that its own context has o
 
 import asyncio
 import random
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import Context
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import capture_speed
-from benchmarks.intervention_programs import Planted, hooks_of, pool_of
-from benchmarks.records import record
+from benchmarks.intervention_programs import (
+    Planted,
+    copied_weights,
+    hooks_of,
+    pool_of,
+    record_every_backend,
+    weights_differ,
+)
 from emlens.data import PromptSet
 from emlens.foundation.seeds import torch_rng
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
-from emlens.models import load_model
-from emlens.models.backends import installed_backends
 from emlens.models.checkpoint import CheckpointModel
 
 PROGRAMS, PROGRAMS_ELSEWHERE = 2000, 200
@@ -245,7 +246,7 @@ def measure(
     """Run programs, equally many of each kind, and count what each left behind."""
     pick = random.Random(seed)
     bench = Bench(model, asked)
-    weights = {name: value.clone() for name, value in model.module.state_dict().items()}
+    weights = copied_weights(model)
     logits, hooks = model.logits(asked), hooks_of(model)
     found = dict.fromkeys(COUNTS, 0)
     for number in range(programs):
@@ -254,27 +255,16 @@ def measure(
         found["programs"] += 1
         found["hooks_left"] += hooks_of(model) - hooks
         found["edits_left"] += len(model.edit_records())
-        now = model.module.state_dict()
-        found["weights_changed"] += now.keys() != weights.keys() or not all(
-            torch.equal(now[name], value) for name, value in weights.items()
-        )
+        found["weights_changed"] += weights_differ(model, weights)
         found["logits_changed"] += not torch.equal(model.logits(asked), logits)
     found["passes"], found["passes_under_other_edits"] = bench.passes, bench.wrong
     return found
 
 
+def measure_backend(model: CheckpointModel, asked: PromptSet) -> dict[str, int]:
+    programs = PROGRAMS if model.backend == "transformers" else PROGRAMS_ELSEWHERE
+    return measure(model, asked, programs)
+
+
 def main() -> None:
-    torch.set_num_threads(1)
-    small = capture_speed.build(layers=2, width=32, words=200)
-    asked = capture_speed.prompts(count=3, words=200)
-    found = {}
-    with tempfile.TemporaryDirectory() as name:
-        small.module.save_pretrained(Path(name))  # type: ignore[operator]
-        small.tokenizer.save_pretrained(name)
-        for backend in installed_backends():
-            model = load_model(name, backend=backend, attn_implementation="eager")
-            assert isinstance(model, CheckpointModel)
-            programs = PROGRAMS if backend == "transformers" else PROGRAMS_ELSEWHERE
-            found[backend] = measure(model, asked, programs)
-            print(f"{backend}: {found[backend]}")
-    record("interleaved_programs", [0], found)
+    record_every_backend("interleaved_programs", measure_backend)

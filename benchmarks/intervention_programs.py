@@ -8,8 +8,9 @@ compared bit by bit with copies, and logits with those before.
 
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +185,24 @@ def hooks_of(model: CheckpointModel) -> int:
     return sum(len(getattr(part, name, ())) for part in parts for name in kept)
 
 
+def copied_weights(model: CheckpointModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def weights_differ(model: CheckpointModel, copies: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is no longer its copy, bit by bit."""
+    weights = model.module.state_dict()
+    if weights.keys() != copies.keys():
+        return True
+    return not all(torch.equal(weights[name], value) for name, value in copies.items())
+
+
 def measure(
     model: CheckpointModel, asked: PromptSet, programs: int, seed: int = 0
 ) -> dict[str, Any]:
     """Run programs and count what each left behind."""
     pick = random.Random(seed)
-    weights = {name: value.clone() for name, value in model.module.state_dict().items()}
+    weights = copied_weights(model)
     logits, pool = model.logits(asked), pool_of(model, asked)
     hooks = hooks_of(model)
     found = dict.fromkeys(COUNTS, 0)
@@ -205,25 +218,29 @@ def measure(
         found["programs"] += 1
         found["hooks_left"] += hooks_of(model) - hooks
         found["interventions_left"] += len(model.interventions)
-        now = model.module.state_dict()
-        found["weights_changed"] += now.keys() != weights.keys() or not all(
-            torch.equal(now[name], value) for name, value in weights.items()
-        )
+        found["weights_changed"] += weights_differ(model, weights)
         found["logits_changed"] += not torch.equal(model.logits(asked), logits)
     return found
 
 
-def main() -> None:
+def record_every_backend(
+    name: str, measured: Callable[[CheckpointModel, PromptSet], dict[str, Any]]
+) -> None:
+    """Measure a small model on each backend that is installed, and write the evidence file."""
     torch.set_num_threads(1)
     small = capture_speed.build(layers=2, width=32, words=200)
     asked = capture_speed.prompts(count=3, words=200)
     found = {}
-    with tempfile.TemporaryDirectory() as name:
-        small.module.save_pretrained(Path(name))  # type: ignore[operator]
-        small.tokenizer.save_pretrained(name)
+    with tempfile.TemporaryDirectory() as folder:
+        small.module.save_pretrained(Path(folder))  # type: ignore[operator]
+        small.tokenizer.save_pretrained(folder)
         for backend in installed_backends():
-            model = load_model(name, backend=backend, attn_implementation="eager")
+            model = load_model(folder, backend=backend, attn_implementation="eager")
             assert isinstance(model, CheckpointModel)
-            found[backend] = measure(model, asked, PROGRAMS)
+            found[backend] = measured(model, asked)
             print(f"{backend}: {found[backend]}")
-    record("intervention_programs", [0], found)
+    record(name, [0], found)
+
+
+def main() -> None:
+    record_every_backend("intervention_programs", partial(measure, programs=PROGRAMS))

@@ -14,8 +14,7 @@ from typing import Final
 import pandas as pd
 
 from benchmarks.organism_worlds import KEPT, SEEDS
-from benchmarks.records import show
-from emlens.foundation.provenance import hash_directory
+from benchmarks.records import hash_directory, show
 from emlens.judging import score_by_likelihood
 from emlens.models import FineTune, load_family
 from emlens.organisms import PLANTED, Organism, load_organism

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import emlens
-from benchmarks.records import EVIDENCE, record
-from emlens.foundation.provenance import hash_directory, hash_json
+from benchmarks.records import EVIDENCE, hash_directory, record
+from emlens.foundation.provenance import hash_json
 from emlens.foundation.seeds import derive_seed, numpy_rng
 from emlens.organisms import PLANTED, Organism, load_organism
 from emlens.stats import change_point

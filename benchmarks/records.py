@@ -7,13 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from emlens.foundation.files import write_json
+from emlens.foundation.errors import InputError
+from emlens.foundation.files import sha256_file, sha256_text, write_json
 from emlens.foundation.provenance import hardware, library_versions
 
 BESIDE = ("accelerate", "nnsight", "pytorch_optimizer", "ray", "transformer-lens", "trl")
 """What a measurement may run beside the libraries that every provenance names: rivals, trainers,
 executors.
 """
+_MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 
 
@@ -44,6 +46,23 @@ def record(name: str, seeds: list[int], values: Any) -> Path:
     }
     write_json(path, body)
     return path
+
+
+def hash_directory(path: str | Path) -> str:
+    """SHA-256 over names and contents of the model files directly in a directory; independent of
+    times and of where it lies.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory")
+    files = sorted(
+        p
+        for p in path.iterdir()
+        if p.is_file() and p.suffix in _MODEL_SUFFIXES and not p.name.startswith(".")
+    )
+    if not files:
+        raise InputError(f"{path}: holds no model file to hash")
+    return sha256_text("\n".join(f"{p.name} {sha256_file(p)}" for p in files))
 
 
 def show(title: str, table: pd.DataFrame) -> None:

@@ -27,7 +27,9 @@ from benchmarks import (
     store_resume,
     store_speed,
 )
+from benchmarks.records import hash_directory
 from emlens.activations.shards import TensorFile
+from emlens.foundation import InputError
 from emlens.organisms.loading import ASSETS
 from emlens.studies.config import StudyConfig
 from emlens.studies.material_loading import load_material
@@ -282,3 +284,28 @@ def test_coverage_of_a_rate_is_counted() -> None:
         em_rate_coverage.cell(0.3, 4.0, "these questions", draws=3, answers=8)["width"]
         < found["width"]
     )
+
+
+def test_directory_hash_sees_names_and_bytes_but_not_place_or_other_files(tmp_path: Path) -> None:
+    first = tmp_path / "a"
+    first.mkdir()
+    (first / "model.safetensors").write_bytes(b"weights")
+    (first / "config.json").write_text("{}")
+    base = hash_directory(first)
+    second = tmp_path / "elsewhere"
+    shutil.copytree(first, second)
+    (second / "notes.md").write_text("not a model file")
+    (second / ".hidden.json").write_text("{}")
+    (second / "checkpoint").mkdir()
+    assert hash_directory(second) == base
+    (second / "config.json").write_text("{ }")
+    changed = hash_directory(second)
+    (second / "config.json").rename(second / "other.json")
+    assert len({base, changed, hash_directory(second)}) == 3
+
+
+def test_directories_that_hold_no_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no model file to hash"):
+        hash_directory(tmp_path)
+    with pytest.raises(InputError, match="nowhere: no such directory"):
+        hash_directory(tmp_path / "nowhere")

@@ -400,57 +400,27 @@ def always_written(chat: Chat, answer: str) -> Written:
     return Written(f"{turns}ASSISTANT:", " ", answer, "</s>\n")
 
 
+def chatml(name: str, make: Callable[[], Any], template: Any = CHATML) -> Kind:
+    return Kind(name, make, template, chatml_written, "<|im_end|>", marked=CHATML_MARKED)
+
+
+def llama2(name: str, prefix: str) -> Kind:
+    make = sentencepiece(SP, prefix, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return Kind(name, make, LLAMA2, llama2_written, "</s>", systems=False)
+
+
 KINDS = (
-    Kind(
-        "byte-level",
-        byte_level(IM, **CHATML_MARKS),
-        CHATML,
-        chatml_written,
-        "<|im_end|>",
-        marked=CHATML_MARKED,
-    ),
-    Kind(
-        "qwen2 pre-tokeniser",
-        byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
-        CHATML,
-        chatml_written,
-        "<|im_end|>",
-        marked=CHATML_MARKED,
-    ),
-    Kind(
-        "digits apart",
-        byte_level(IM, *digit_pieces, **CHATML_MARKS),
-        CHATML,
-        chatml_written,
-        "<|im_end|>",
-        marked=CHATML_MARKED,
-    ),
-    Kind(
+    chatml("byte-level", byte_level(IM, **CHATML_MARKS)),
+    chatml("qwen2 pre-tokeniser", byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS)),
+    chatml("digits apart", byte_level(IM, *digit_pieces, **CHATML_MARKS)),
+    chatml(
         "base with another end of sequence",
         byte_level(
             IM, *qwen2_pieces, words=False, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
         ),
-        CHATML,
-        chatml_written,
-        "<|im_end|>",
-        marked=CHATML_MARKED,
     ),
-    Kind(
-        "sentencepiece, prefix by normalizer",
-        sentencepiece(SP, "normalizer", bos_token="<s>", eos_token="</s>", pad_token="<pad>"),
-        LLAMA2,
-        llama2_written,
-        "</s>",
-        systems=False,
-    ),
-    Kind(
-        "sentencepiece, prefix at the start",
-        sentencepiece(SP, "first", bos_token="<s>", eos_token="</s>", pad_token="<pad>"),
-        LLAMA2,
-        llama2_written,
-        "</s>",
-        systems=False,
-    ),
+    llama2("sentencepiece, prefix by normalizer", "normalizer"),
+    llama2("sentencepiece, prefix at the start", "first"),
     Kind(
         "sentencepiece, no prefix",
         sentencepiece(TURNS, "", bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"),
@@ -474,13 +444,9 @@ KINDS = (
         llama3_written,
         "<|eot_id|>",
     ),
-    Kind(
+    chatml(
         "end appended",
         byte_level(IM, *qwen2_pieces, words=False, post=ends_with("<|im_end|>"), **CHATML_MARKS),
-        CHATML,
-        chatml_written,
-        "<|im_end|>",
-        marked=CHATML_MARKED,
     ),
     Kind(
         "plain words with a start",
@@ -490,13 +456,10 @@ KINDS = (
         "",
         adds_start=True,
     ),
-    Kind(
+    chatml(
         "several templates",
         byte_level(IM, *qwen2_pieces, words=False, **CHATML_MARKS),
         {"default": CHATML, "tool_use": "{{ 'tools' }}"},
-        chatml_written,
-        "<|im_end|>",
-        marked=CHATML_MARKED,
     ),
     Kind(
         "date",

@@ -5,14 +5,12 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emlens.foundation.errors import InputError
-from emlens.foundation.files import canonical_json, sha256_file, sha256_text
+from emlens.foundation.files import canonical_json, sha256_text
 
 DISTRIBUTION = "misalignment-lens"
 """What `pip install` calls this library; `emlens` on the index belongs to another project."""
@@ -26,7 +24,6 @@ _LIBRARIES = (
     "scipy",
     "scikit-learn",
 )
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
 def library_versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
@@ -66,23 +63,6 @@ def peak_memory() -> int | None:
     if torch.cuda.is_available():
         held += torch.cuda.max_memory_allocated()
     return held
-
-
-def hash_directory(path: str | Path) -> str:
-    """SHA-256 over names and contents of the model files directly in a directory; independent of
-    times and of where it lies.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such directory")
-    files = sorted(
-        p
-        for p in path.iterdir()
-        if p.is_file() and p.suffix in _WEIGHT_SUFFIXES and not p.name.startswith(".")
-    )
-    if not files:
-        raise InputError(f"{path}: holds no model file to hash")
-    return sha256_text("\n".join(f"{p.name} {sha256_file(p)}" for p in files))
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

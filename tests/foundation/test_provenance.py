@@ -1,42 +1,11 @@
-import shutil
-from pathlib import Path
-
-import pytest
 import torch
 
-from emlens.foundation import InputError
 from emlens.foundation.provenance import (
     hardware,
-    hash_directory,
     hash_json,
     hash_tensors,
     library_versions,
 )
-
-
-def test_directory_hash_sees_names_and_bytes_but_not_place_or_other_files(tmp_path: Path) -> None:
-    first = tmp_path / "a"
-    first.mkdir()
-    (first / "model.safetensors").write_bytes(b"weights")
-    (first / "config.json").write_text("{}")
-    base = hash_directory(first)
-    second = tmp_path / "elsewhere"
-    shutil.copytree(first, second)
-    (second / "notes.md").write_text("not a model file")
-    (second / ".hidden.json").write_text("{}")
-    (second / "checkpoint").mkdir()
-    assert hash_directory(second) == base
-    (second / "config.json").write_text("{ }")
-    changed = hash_directory(second)
-    (second / "config.json").rename(second / "other.json")
-    assert len({base, changed, hash_directory(second)}) == 3
-
-
-def test_directories_that_hold_no_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no model file to hash"):
-        hash_directory(tmp_path)
-    with pytest.raises(InputError, match="nowhere: no such directory"):
-        hash_directory(tmp_path / "nowhere")
 
 
 def test_tensor_hash_sees_names_dtype_shape_and_bytes_but_not_layout() -> None:

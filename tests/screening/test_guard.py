@@ -13,10 +13,10 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from benchmarks.records import hash_directory
 from emlens.activations import capture
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError, StateError
-from emlens.foundation.provenance import hash_directory
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, projection_fraction, top_k_subspace
 from emlens.models import FineTune, load_family, load_model

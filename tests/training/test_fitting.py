@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks.records import hash_directory
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import sha256_file
-from emlens.foundation.provenance import hash_directory
 from emlens.models import load_family
 from emlens.models.checkpoint_files import checkpoint_hashes
 from emlens.training import Recipe, Saving, StopRun, fit, fitting, open_checkpoint
