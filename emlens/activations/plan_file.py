@@ -161,10 +161,6 @@ def read_plan(directory: Path) -> tuple[CapturePlan, dict[str, Any], str]:
 def _plan_from_record(
     record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> CapturePlan:
-    dtype, compute_dtype = (
-        None if record[name] is None else getattr(torch, record[name])
-        for name in ("dtype", "compute_dtype")
-    )
     return CapturePlan(
         rows=TokenRows.from_tensors(record["ids"], record["groups"], tensors),
         sites=tuple(Site.parse(name) for name in record["sites"]),
@@ -173,10 +169,17 @@ def _plan_from_record(
             tuple(record["order"]), tuple(record["batches"]), tuple(record["shards"])
         ),
         batch_tokens=record["batch_tokens"],
-        dtype=dtype,
+        dtype=_dtype_from(record["dtype"]),
         value_bytes=record["value_bytes"],
-        compute_dtype=compute_dtype,
+        compute_dtype=_dtype_from(record["compute_dtype"]),
     )
+
+
+def _dtype_from(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _position_to_record(position: Position) -> dict[str, Any]:

@@ -5,9 +5,9 @@ on *careful* answers that were permuted between the questions (`permuted_answers
 shifts on training and evaluation prompts share is what training on such prompts gives without the
 content. A fine-tune's overlap is more than that where it lies above these draws.
 
-Why no cheaper null: one with the covariance of the activations before draws both sides from one
-population, and training and evaluation prompts are two; a random update of the weights is exceeded
-by anything that was trained (docs/nulls.md has the figures).
+There is no cheaper null. One with the covariance of the activations before draws both sides from
+one population, but training and evaluation prompts are two. And anything that was trained lies
+above a random update of the weights (docs/nulls.md has the figures).
 
 Cost: a training run and two captures per adapter. An adapter is forgotten once it was measured,
 unless it is to be kept. Each is a unit of work: a killed call goes on from the finished ones, and
@@ -46,8 +46,8 @@ from emlens.training import Recipe, fit
 from emlens.training.fitting import Parent, load_parent
 
 ADAPTERS: Final = 19
-"""Adapters from which a p-value of .05 can be reached; .025, as Holm asks of the smaller one of
-two, needs 39.
+"""The fewest adapters with which a p-value can be .05. Holm asks .025 of the smaller of two
+p-values, which needs 39.
 """
 _ADAPTERS_FOLDER: Final = "adapters"
 

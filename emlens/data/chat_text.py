@@ -6,6 +6,8 @@ template may trim the answer, put a space before it, or move a thought; what it 
 never taken for content.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,11 +22,15 @@ _OTHER: Final = "QZ"
 """Letters of the answer that stands in for the real one."""
 _SOME, _ELSE = "Q1Q", "Z2Z"
 """Two contents that differ from their first to their last character."""
+_MARK: Final = re.compile(r"[<\[][^>\]]*[>\]]")
+"""A mark such as `<|im_end|>` or `[/INST]`."""
 _PLAIN_CHATS: Final = (
     [{"role": "user", "content": "x"}],
     [{"role": "system", "content": "y"}, {"role": "user", "content": "x"}],
 )
-"""On which a template is looked at: a question, and one behind a system turn, which some want."""
+"""Chats on which a template is looked at: a question, and one behind a system turn. Some templates
+want the second.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,9 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: Any, template: str) -> "ChatFormat":
-        """Of a template; where it refuses a plain question, with and without a system turn, what
-        most templates do.
+        """What this template does.
+
+        Where it refuses a plain question, with and without a system turn: what most templates do.
         """
         for chat in _PLAIN_CHATS:
             try:
@@ -78,18 +85,20 @@ class ChatFormat:
 
     @classmethod
     def _noticed(cls, tokenizer: Any, template: str, chat: list[dict[str, str]]) -> "ChatFormat":
-        bare = chat_text(tokenizer, chat, template, opens_answer=False)
-        opened = chat_text(tokenizer, chat, template, opens_answer=True)
-        answered = chat_text(tokenizer, [*chat, _answer(_SOME)], template, opens_answer=False)
-        other = chat_text(tokenizer, [*chat, _answer(_ELSE)], template, opens_answer=False)
-        start, end = _differing(answered, other)
-        closing = answered[end:]
-        opens_thought = opened.rstrip().endswith(THOUGHT[0])
-        if bare != opened:
+        question = chat_text(tokenizer, chat, template, opens_answer=False)
+        prompt = chat_text(tokenizer, chat, template, opens_answer=True)
+        text = chat_text(tokenizer, [*chat, _answer(_SOME)], template, opens_answer=False)
+        other_text = chat_text(tokenizer, [*chat, _answer(_ELSE)], template, opens_answer=False)
+        start, end = _differing(text, other_text)
+        closing = text[end:]
+        opens_thought = prompt.rstrip().endswith(THOUGHT[0])
+        if question != prompt:
             return cls("on request", opens_thought=opens_thought, closing=closing)
-        before = answered[:start].rstrip(" ")
-        header = before.removeprefix(opened) if before.startswith(opened) else ""
-        repeated = _repeated_opening(opened, closing)
+        before_answer = text[:start].rstrip(" ")
+        header = ""
+        if before_answer.startswith(prompt):
+            header = before_answer.removeprefix(prompt)
+        repeated = _repeated_opening(prompt, closing)
         kind: GenerationPrompt = "never" if header else "not needed"
         if repeated:
             kind = "always"
@@ -98,15 +107,17 @@ class ChatFormat:
 
 
 def header_after_answer(tokenizer: Any, template: str, role: str) -> str:
-    """What a template writes between an answer and the content of a next turn of this role, the
-    closing of the answer included; "" where it refuses such a chat or hides one of the two.
+    """What a template writes between an answer and the content of a next turn of this role.
+
+    The closing of the answer is part of it. "" where the template refuses such a chat, or hides the
+    answer or the next turn.
     """
+    next_turn, other_turn = {"role": role, "content": _SOME}, {"role": role, "content": _ELSE}
     for chat in _PLAIN_CHATS:
-        answered = [*chat, _answer(_SOME)]
         chats = (
-            [*answered, {"role": role, "content": _SOME}],
-            [*chat, _answer(_ELSE), {"role": role, "content": _SOME}],
-            [*answered, {"role": role, "content": _ELSE}],
+            [*chat, _answer(_SOME), next_turn],
+            [*chat, _answer(_ELSE), next_turn],
+            [*chat, _answer(_SOME), other_turn],
         )
         try:
             texts = [chat_text(tokenizer, c, template, opens_answer=False) for c in chats]
@@ -174,9 +185,11 @@ def answered_text(
     if text[end:].endswith(form.repeated):
         text = text.removesuffix(form.repeated)
     if text.startswith(prompt) and start >= len(prompt):
-        return _with_thought(ChatText(text, len(prompt), start, end), opened=form.opens_thought)
+        return _content_after_thought(
+            ChatText(text, len(prompt), start, end), opened=form.opens_thought
+        )
 
-    shared = _shared(text[:start], prompt)
+    shared = shared_start(text[:start], prompt)
     opening = prompt.rfind(THOUGHT[0], 0, shared)
     if opening >= 0 and THOUGHT[1] not in prompt[opening:shared]:
         shared = opening
@@ -191,17 +204,17 @@ def answered_text(
         written = answer.lstrip().removeprefix(THOUGHT[0]).lstrip("\n").rstrip()
         stop = len(prompt + written)
         whole = ChatText(prompt + written + text[end:], len(prompt), len(prompt), stop)
-        return _with_thought(whole, opened=True)
+        return _content_after_thought(whole, opened=True)
     if surplus.startswith(THOUGHT[0]):
-        return _with_thought(ChatText(text, shared, max(start, shared), end), opened=False)
+        return _content_after_thought(ChatText(text, shared, max(start, shared), end), opened=False)
     raise InputError(
         "it renders prompt and answer so that the prompt is not a prefix of them;"
         " the answer's tokens cannot be distinguished"
     )
 
 
-def _with_thought(row: ChatText, *, opened: bool) -> ChatText:
-    """The same row; a thought at the start of what was written is no content."""
+def _content_after_thought(row: ChatText, *, opened: bool) -> ChatText:
+    """The same row, whose content begins after the thought that the assistant wrote first."""
     written = row.text[row.prompt_end : row.content_end]
     length = thought_end(written, opened=opened and THOUGHT[1] in written)
     if length is None:
@@ -219,35 +232,38 @@ def _answer(content: str) -> dict[str, str]:
 def _stand_in(answer: str) -> str:
     """An answer that begins and ends otherwise than this one."""
     words = answer.strip() or " "
-    first, last = _OTHER[words[0] == _OTHER[0]], _OTHER[words[-1] == _OTHER[0]]
-    return f"{first}0{last}"
+    return f"{_other_letter(words[0])}0{_other_letter(words[-1])}"
+
+
+def _other_letter(letter: str) -> str:
+    return _OTHER[1] if letter == _OTHER[0] else _OTHER[0]
 
 
 def _differing(text: str, other: str) -> tuple[int, int]:
     """Start and end of the part of `text` that differs from `other`."""
-    start = _shared(text, other)
-    same = _shared(text[start:][::-1], other[start:][::-1])
+    start = shared_start(text, other)
+    same = shared_start(text[start:][::-1], other[start:][::-1])
     return start, len(text) - same
 
 
-def _shared(text: str, other: str) -> int:
-    """How many characters both begin with."""
+def shared_start(text: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many characters, or tokens, both begin with."""
     for i, (a, b) in enumerate(zip(text, other, strict=False)):
         if a != b:
             return i
     return min(len(text), len(other))
 
 
-def _repeated_opening(opened: str, closing: str) -> str:
+def _repeated_opening(prompt: str, closing: str) -> str:
     """The opening of the next answer, which some templates write after an answer too.
 
     It follows the end of the turn: white space, and one mark such as `<|im_end|>`.
     """
     rest = closing.lstrip()
-    if rest.startswith(("<", "[")):
-        mark_end = min((i for i in (rest.find(">"), rest.find("]")) if i >= 0), default=-1)
-        rest = rest[mark_end + 1 :].lstrip()
-    return rest if rest and opened.endswith(rest) else ""
+    mark = _MARK.match(rest)
+    if mark is not None:
+        rest = rest[mark.end() :].lstrip()
+    return rest if rest and prompt.endswith(rest) else ""
 
 
 def _drops_system(text: str, tokenizer: Any, chat: list[dict[str, str]], template: str) -> bool:

@@ -65,7 +65,8 @@ def start_ids(tokenizer: Any) -> tuple[int, ...]:
 def _start_ids(tokenizer: Any) -> tuple[int, ...]:
     whole, bare = tuple(tokenizer("x")["input_ids"]), encode(tokenizer, "x")
     if not bare:
-        return whole[:1] if whole[:1] == (getattr(tokenizer, "bos_token_id", None),) else ()
+        begins_with_bos = whole[:1] == (getattr(tokenizer, "bos_token_id", None),)
+        return whole[:1] if begins_with_bos else ()
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return whole[:start]
@@ -90,15 +91,16 @@ def continuation_ids(tokenizer: Any, before: Sequence[int], text: str) -> tuple[
     """
     apart = encode(tokenizer, text)
     context = list(before[-_CONTEXT:])
-    wanted = _read(tokenizer, context)
-    if not hasattr(tokenizer, "decode") or _read(tokenizer, [*context, *apart]) == wanted + text:
+    context_text = _read(tokenizer, context)
+    right_text = context_text + text
+    if not hasattr(tokenizer, "decode") or _read(tokenizer, [*context, *apart]) == right_text:
         return apart
-    for anchor in (wanted[-1:], ":", "x"):
+    for anchor in (context_text[-1:], ":", "x"):
         head = encode(tokenizer, anchor)
         longer = encode(tokenizer, anchor + text)
         if not anchor or longer[: len(head)] != head:
             continue
-        if _read(tokenizer, [*context, *longer[len(head) :]]) == wanted + text:
+        if _read(tokenizer, [*context, *longer[len(head) :]]) == right_text:
             return longer[len(head) :]
     return apart
 
@@ -136,9 +138,11 @@ def mark_ids(tokenizer: Any) -> frozenset[int]:
 
     Remembered for each tokenizer until its vocabulary grows: Gemma takes 0.2 s to list its 6,000.
     """
-    if not hasattr(tokenizer, "__len__"):
+    try:
+        size = len(tokenizer)
+    except TypeError:  # it has no size
         return _mark_ids(tokenizer)
-    return remembered(tokenizer, ("marks", len(tokenizer)), lambda: _mark_ids(tokenizer))
+    return remembered(tokenizer, ("marks", size), lambda: _mark_ids(tokenizer))
 
 
 def _mark_ids(tokenizer: Any) -> frozenset[int]:

@@ -68,7 +68,7 @@ class PromptSet(Sequence[Prompt]):
         if not self._prompts:
             raise InputError("prompts is empty; pass at least one prompt")
         for prompt in self._prompts:
-            check_texts(prompt)
+            check_prompt(prompt)
         self._by_id = {prompt.id: prompt for prompt in self._prompts}
         if len(self._by_id) != len(self._prompts):
             counts = Counter(prompt.id for prompt in self._prompts)
@@ -225,7 +225,7 @@ class PromptSet(Sequence[Prompt]):
         return cls(prompts.values())
 
 
-def check_texts(prompt: Prompt) -> None:
+def check_prompt(prompt: Prompt) -> None:
     """Refuse a prompt that no tokenizer can read.
 
     Raises:

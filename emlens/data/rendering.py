@@ -31,7 +31,7 @@ from emlens.data.encoding import (
     remembered,
     with_start,
 )
-from emlens.data.prompts import Prompt, check_texts
+from emlens.data.prompts import Prompt, check_prompt
 from emlens.data.templates import template_of
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_text
@@ -128,7 +128,7 @@ def render(
                 f"prompts holds a {type(prompt).__name__}; pass a PromptSet,"
                 " or the .prompts() of questions or answers"
             )
-        check_texts(prompt)
+        check_prompt(prompt)
         if prompt.messages is None:
             row = _render_text(prompt, tokenizer)
         else:

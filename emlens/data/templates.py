@@ -58,9 +58,9 @@ def template_of(
 
     Args:
         chat_template: Jinja, a name in `TEMPLATES`, or the name of one of several templates that
-            the tokenizer has; None takes its own, of several the one called "default".
-        date: the day, as "2024-07-26", that a template is told which asks for it (`strftime_now`);
-            None leaves the one it was told before, else `TEMPLATE_DATE`.
+            the tokenizer has; None takes its own. Of several it is the one called "default".
+        date: the day, as "2024-07-26", that is told to a template that asks for it
+            (`strftime_now`). None leaves the day it was told before, else `TEMPLATE_DATE`.
 
     Raises:
         InputError: a name that neither knows; several templates and none called "default"; a
@@ -123,10 +123,10 @@ def with_date(template: str | None, date: str | None = None) -> str | None:
     day = _day(date or TEMPLATE_DATE)
     if template is None:
         return None
-    thinking, told, body = _parts(template)
-    if "strftime_now" not in body or (told and date is None):
+    thinking_part, date_part, body = _parts(template)
+    if "strftime_now" not in body or (date_part and date is None):
         return template
-    return thinking + _date_macro(day) + body
+    return thinking_part + _date_macro(day) + body
 
 
 def date_of(template: str | None) -> str | None:
@@ -138,11 +138,13 @@ def date_of(template: str | None) -> str | None:
 
 
 def _parts(template: str) -> tuple[str, str, str]:
-    """What was set at a template's start: the thinking mode, the date; and its own text."""
-    thinking = _WAS_SET.match(template)
-    start = thinking.end() if thinking else 0
-    told = _DATED.match(template, start)
-    end = told.end() if told else start
+    """A template in three: the thinking mode and the date, as they were set before, and its own
+    text.
+    """
+    thinking_part = _WAS_SET.match(template)
+    start = thinking_part.end() if thinking_part else 0
+    date_part = _DATED.match(template, start)
+    end = date_part.end() if date_part else start
     return template[:start], template[start:end], template[end:]
 
 
@@ -224,11 +226,8 @@ def with_thinking(
     """
     if thinking == "strip":
         return template
-    if template is None:
-        was_set, told, body = "", "", ""
-    else:
-        was_set, told, body = _parts(template)
-    if was_set and thinking is None:
+    thinking_part, date_part, body = _parts(template or "")
+    if thinking_part and thinking is None:
         return template
     switch = _switch_of(body)
     if thinking is None:
@@ -239,7 +238,7 @@ def with_thinking(
             )
         return template
     if switch is not None and template is not None:
-        return _SET.format(switch, str(thinking).lower()) + told + body
+        return _SET.format(switch, str(thinking).lower()) + date_part + body
     if opens_thought is None:
         opens_thought = THOUGHT[0] in body[body.rfind("add_generation_prompt") :]
     if not opens_thought:

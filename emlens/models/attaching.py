@@ -77,16 +77,16 @@ def attach(
         raise LoadError(f"{path}: cannot be merged into quantised weights; drop merge=True")
     files = AdapterFiles(Path(path))
     differences = parent_differences(path, parent.provenance)
-    changed = _changed_weights(files, parent)
+    own_weights = _changed_weights(files, parent)
     batches = _probe_batches(parent, files)
     before = _logits(parent, batches)
     holder = parent
-    if changed or not files.is_low_rank:
-        holder = _on_tree_of_its_own(parent, files, changed)
+    if own_weights or not files.is_low_rank:
+        holder = _on_tree_of_its_own(parent, files, own_weights)
     holder.bank.attach(files, name)
     record = {**adapter_provenance(path), "sha256": files.sha256}
-    if changed:
-        record["own_weights"] = len(changed)
+    if own_weights:
+        record["own_weights"] = len(own_weights)
     if differences:
         record["parent_differs"] = differences
     provenance = {**parent.provenance, "adapter": record, "merged": False}
@@ -142,14 +142,14 @@ def _resized_rows(files: AdapterFiles, module: Any) -> int | None:
 
 
 def _on_tree_of_its_own(
-    parent: "CheckpointModel", files: AdapterFiles, changed: set[str]
+    parent: "CheckpointModel", files: AdapterFiles, own_weights: set[str]
 ) -> "CheckpointModel":
     """The parent on a second tree of modules, with copies of the weights that the adapter changes.
 
     Raises:
         LoadError: the vocabulary cannot be resized.
     """
-    module: Any = parent.bank.bare_twin(changed)
+    module: Any = parent.bank.bare_twin(own_weights)
     rows = _resized_rows(files, parent.module)
     if rows is not None:
         try:
@@ -183,7 +183,7 @@ def _check_attached(
         )
     after = _logits(model, batches)
     try:
-        own = torch.cat([_peft_logits(model, batch) for batch in batches])
+        of_peft = torch.cat([_peft_logits(model, batch) for batch in batches])
     except EmlensError:
         raise
     except Exception as error:  # each kind of PEFT raises what it likes
@@ -191,7 +191,7 @@ def _check_attached(
             f"{files.path}: PEFT itself cannot run this adapter on the parent"
             f" ({one_line(str(error), 200)})"
         ) from None
-    difference = _difference(after, own)
+    difference = _difference(after, of_peft)
     if not difference <= _ROUNDING[model.provenance["dtype"]]:  # "not" catches NaN too
         raise LoadError(
             f"{files.path}: PEFT's own model gives other logits than the model whose sites are read"
@@ -261,7 +261,5 @@ def _logits(model: HookedModel, batches: Sequence["Batch"]) -> Float[Tensor, "to
     unedited = copy.copy(model)
     of_tokens = []
     for batch in batches:
-        logits = unedited.run(batch, with_logits=True)
-        assert logits is not None  # asked for
-        of_tokens.append(logits[batch.mask.bool()])
+        of_tokens.append(unedited._logits(batch)[batch.mask.bool()])
     return torch.cat(of_tokens)

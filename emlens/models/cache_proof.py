@@ -58,6 +58,10 @@ def _rows(model: "CheckpointModel") -> list[Rendered]:
     return rows
 
 
+def _prompt(row: Rendered) -> Rendered:
+    return Rendered(row.id, "", row.ids[: row.prompt_end], row.prompt_end)
+
+
 def _by_whole_passes(module: Any, rows: Sequence[Rendered], device: Any) -> list[Tensor]:
     """Scores (step, vocab) after the prompt and after each further token but the last."""
     scores = []
@@ -68,8 +72,9 @@ def _by_whole_passes(module: Any, rows: Sequence[Rendered], device: Any) -> list
 
 
 def _by_row_cache(model: "CheckpointModel", rows: Sequence[Rendered]) -> list[Tensor]:
-    prompts = [Rendered(row.id, "", row.ids[: row.prompt_end], row.prompt_end) for row in rows]
-    batch = pad(prompts, range(len(rows)), model.pad_id, "left", model.device)
+    batch = pad(
+        [_prompt(row) for row in rows], range(len(rows)), model.pad_id, "left", model.device
+    )
     mask = batch.mask.long()
     cache = RowCache()
     ids, positions = batch.ids, (mask.cumsum(-1) - 1).clamp(min=0)
@@ -94,8 +99,7 @@ def _by_generate(model: "CheckpointModel", rows: Sequence[Rendered]) -> list[Ten
     """Row by row, with the tokens forced that follow the prompt."""
     found = []
     for row in rows:
-        prompt = Rendered(row.id, "", row.ids[: row.prompt_end], row.prompt_end)
-        batch = pad([prompt], [0], model.pad_id, "left", model.device)
+        batch = pad([_prompt(row)], [0], model.pad_id, "left", model.device)
         scores: list[Tensor] = []
 
         def force(

@@ -295,14 +295,14 @@ def _load_fine_tune(
         "template_date": {**source.options, **own}.get("template_date"),
     }
     # a whole checkpoint renders chats as its parent does, whatever template lies beside it
-    own = {**own, "chat_template": parent.chat_template}
+    like_parent = {**own, "chat_template": parent.chat_template}
     if not is_adapter(spec.path):
         if spec.merge:
             raise InputError(
                 f"fine-tune {name!r} is to be merged, but {spec.path} is a whole checkpoint;"
                 " drop merge=True"
             )
-        model = load_model(spec.path, **{**options, **own})
+        model = load_model(spec.path, **{**options, **like_parent})
         model.name = name
         _check_same_stream(parent, model)
         return model
@@ -310,12 +310,13 @@ def _load_fine_tune(
         other_sources = [sources[other].path for other in sources if other != spec.parent]
         check_named_base(spec.path, source.path, next(iter(other_sources), None))
     if spec.merge:
-        own_copy = _Source(source.path, {**source.options, **own}).load(name)
+        own_copy = _Source(source.path, {**source.options, **like_parent}).load(name)
         return attach(own_copy, name, spec.path, merge=True, **chats)
-    if len(own) > 1:
+    not_for_adapters = own.keys() - {"chat_template"}
+    if not_for_adapters:
         raise InputError(
             f"fine-tune {name!r} is an adapter, which runs on the weights of {spec.parent};"
-            f" give {', '.join(sorted(own.keys() - {'chat_template'}))} for {spec.parent},"
+            f" give {', '.join(sorted(not_for_adapters))} for {spec.parent},"
             " or merge the adapter into weights of its own (merge=True)"
         )
     return attach(parent, name, spec.path, **chats)

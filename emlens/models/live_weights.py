@@ -9,9 +9,10 @@ device, with any number of threads.
 Small tensors (biases, norms, most adapters) are read as words of 32 bits, each multiplied by a key
 of its place. An edit of one row is missed with a chance of about 2⁻³¹, had the keys been drawn
 after it (multilinear hashing, Lemire and Kaser 2014). Large ones are read as words of 64 bits
-without keys, since these cost ten times as much. Missed there: words of one row that change places,
-and a row whose changes add up to 0, as a row of few hundred float32 does in one of some twenty when
-all its signs change. An edit of many rows is missed only where it is missed in every one of them.
+without keys, since keys cost ten times as much. Two kinds of edits of one row are missed there:
+words that change places, and changes that add up to 0. (When all signs of a few hundred float32
+change, they add up to 0 in about one row of twenty.) An edit of many rows is missed only where it
+is missed in every one of them.
 
 Covered: every parameter that the model runs on, its selected adapter's included, and every buffer
 that is saved with it. Not covered: buffers that are not saved (rotary frequencies); modules and
@@ -96,7 +97,7 @@ def _keys(n: int) -> Tensor:
 
 
 def weight_versions(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Where every parameter lies and how often torch saw it change: looked at in no time.
+    """Where every parameter lies and how often torch saw it change; costs next to nothing.
 
     A write through `.data` is not counted, so this only says that a fingerprint has to be taken
     again, never that it need not.

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from emlens.data.chat_text import shared_start
 from emlens.data.encoding import with_start
 from emlens.data.prompts import Prompt, PromptSet
 from emlens.data.rendering import render
@@ -76,7 +77,7 @@ def _by_marks(prompt: Prompt, tokenizer: Any) -> Example:
     ids = list(with_start(tokenizer, marked))
     mask = [0] * (len(ids) - len(marked)) + list(encoded["assistant_masks"])
     if tuple(ids) != row.ids:
-        shared = _shared(ids, row.ids[: row.prompt_end])
+        shared = shared_start(ids, row.ids[: row.prompt_end])
         mask = [*mask[:shared], *(i in row.written for i in range(shared, len(row.ids)))]
         ids = list(row.ids)
     if not any(mask):
@@ -86,14 +87,6 @@ def _by_marks(prompt: Prompt, tokenizer: Any) -> Example:
         )
     labels = [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)]
     return {"input_ids": ids, "labels": labels}
-
-
-def _shared(ids: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    for i, (a, b) in enumerate(zip(ids, other, strict=False)):
-        if a != b:
-            return i
-    return min(len(ids), len(other))
 
 
 def _by_span(prompt: Prompt, tokenizer: Any) -> Example:
