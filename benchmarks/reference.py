@@ -54,8 +54,8 @@ CONCEPTS: Final[dict[str, tuple[str, str]]] = {
     "Adapters and weights": (
         "[Adapters](adapters.md)",
         (
-            "interventions.lora interventions.adapter_lens interventions.weight_edits"
-            " geometry.weight_updates probes.sparse_probes"
+            "interventions.lora interventions.scalars interventions.adapter_lens"
+            " interventions.weight_edits geometry.weight_updates probes.sparse_probes"
         ),
     ),
     "Forecasts and screening": (

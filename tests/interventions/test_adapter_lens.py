@@ -15,12 +15,12 @@ from emlens.data import PromptSet
 from emlens.foundation import InputError, StateError, UnknownNameError
 from emlens.interventions.adapter_lens import (
     _through_norm,
-    adapter_scalars,
     adapter_table,
     logit_lens,
     written_directions,
 )
 from emlens.interventions.lora import LoraAdapter, LoraFactors
+from emlens.interventions.scalars import adapter_scalars
 from emlens.models import load_family, load_model
 
 

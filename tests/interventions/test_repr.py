@@ -7,9 +7,9 @@ from emlens.foundation import Index, Site
 from emlens.foundation.positions import RowSpans
 from emlens.geometry import Direction
 from emlens.interventions import LoraAdapter, ablate, mean_ablate, resample_ablate, steer
-from emlens.interventions.adapter_lens import AdapterScalars
 from emlens.interventions.lora import LoraFactors
 from emlens.interventions.saving import _KINDS
+from emlens.interventions.scalars import AdapterScalars
 
 LONGEST = 400
 """Characters: a few facts, each cut at 120."""
