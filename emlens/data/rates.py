@@ -118,9 +118,9 @@ def mean_over_questions(
     scores = scores.dropna()
     values, bases = scores.to_numpy(np.float64), base_questions(map(str, scores.index))
     n = len(set(bases))
-    if n < 2:
-        if not n:
-            return Estimate.undefined("no question has a score")
+    if n == 0:
+        return Estimate.undefined("no question has a score")
+    if n == 1:
         method = "mean, one base question: no interval"
         return Estimate(float(values.mean()), math.nan, math.nan, 1, method)
     if n == len(values):

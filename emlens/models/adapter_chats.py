@@ -40,10 +40,10 @@ def use_own_chats(
     """
     tokenizer = _own_tokenizer(model, path)
     template = model.chat_template
-    written = saved_template(path) if own_template else None
-    if written is not None:
+    template_beside = saved_template(path) if own_template else None
+    if template_beside is not None:
         try:
-            template = template_of(tokenizer, written, date_of(template) or template_date)
+            template = template_of(tokenizer, template_beside, date_of(template) or template_date)
         except InputError as error:
             raise LoadError(f"{path}: {one_line(str(error), 200)}") from None
     used = []

@@ -199,13 +199,13 @@ class AdapterFiles:
         those beside the base.
         """
         names = {plain_name(name) for name, _ in module.named_parameters(remove_duplicate=False)}
-        saved = self.config.get("modules_to_save") or []
-        found = {}
+        whole_modules = self.config.get("modules_to_save") or []
+        tensors = {}
         for name, value in self.tensors.items():
             weight = plain_name(name)
-            if weight in names and not _is_inside(weight, saved):
-                found[name] = (weight, value)
-        return found
+            if weight in names and not _is_inside(weight, whole_modules):
+                tensors[name] = (weight, value)
+        return tensors
 
 
 def plain_name(name: str) -> str:
@@ -213,11 +213,11 @@ def plain_name(name: str) -> str:
     return name.removeprefix(PREFIX).replace(".base_layer", "")
 
 
-def _is_inside(weight: str, saved: Any) -> bool:
+def _is_inside(weight: str, modules: Any) -> bool:
     """Whether a weight belongs to a module that the list names, by PEFT's rule."""
     parts = weight.split(".")
     paths = [".".join(parts[:i]) for i in range(1, len(parts))]
-    return any(path.endswith(str(name)) for path in paths for name in saved)
+    return any(path.endswith(str(name)) for path in paths for name in modules)
 
 
 _RECORDED = (

@@ -165,16 +165,16 @@ def survey_one(kind: str, *, new_tokens: int = NEW_TOKENS) -> Surveyed:
         if not isinstance(model, CheckpointModel):
             return Surveyed(kind, refused="no module to compare with")
         architecture = model.architecture
-        known: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "kind": kind,
             "level": architecture.level,
             "missing": tuple(architecture.why_missing),
             "why": architecture.missing,
         }
         try:
-            return Surveyed(**known, **_measured(path, model, new_tokens))
+            return Surveyed(**columns, **_measured(path, model, new_tokens))
         except Exception as error:  # what fails after it was loaded is wrong, not refused
-            return Surveyed(**known, wrong=_reason(error))
+            return Surveyed(**columns, wrong=_reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -96,8 +96,8 @@ def _by_row_cache(model: "CheckpointModel", rows: Sequence[Rendered]) -> list[Te
 
 
 def _by_generate(model: "CheckpointModel", rows: Sequence[Rendered]) -> list[Tensor]:
-    """Row by row, with the tokens forced that follow the prompt."""
-    found = []
+    """Row by row; the tokens that follow the prompt are forced."""
+    scores_of_rows = []
     for row in rows:
         batch = pad([_prompt(row)], [0], model.pad_id, "left", model.device)
         scores: list[Tensor] = []
@@ -114,22 +114,22 @@ def _by_generate(model: "CheckpointModel", rows: Sequence[Rendered]) -> list[Ten
         # a site, so that a model which reads the whole row at every step is told from one that
         # keeps its past
         model._generate(batch, _STEPS, force, {Site("resid_pre", 0): lambda stream: None})
-        found.append(torch.stack(scores))
-    return found
+        scores_of_rows.append(torch.stack(scores))
+    return scores_of_rows
 
 
 def _holds(
-    model: "CheckpointModel", scores: Callable[[], list[Tensor]], expected: list[Tensor]
+    model: "CheckpointModel", compute: Callable[[], list[Tensor]], expected: list[Tensor]
 ) -> bool:
     wide = next(model.module.parameters()).dtype in (torch.float32, torch.float64)
     limit = _RELATIVE
     if not wide:
         limit = _RELATIVE_16
     try:
-        found = scores()
+        scores = compute()
     except Exception:  # a model that does not know this cache raises what it likes
         return False
     return all(
         a.shape == b.shape and bool((a - b).abs().max() <= limit * b.abs().max())
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(scores, expected, strict=True)
     )

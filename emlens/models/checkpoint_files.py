@@ -78,9 +78,13 @@ def weight_files(directory: str | Path) -> list[Path]:
 
 def _first_file(directory: Path) -> Path:
     """The file of weights, or the index that names them."""
+    names: tuple[str, ...] = _WEIGHTS
     config = directory / "config.json"
-    named = read_object(config).get("transformers_weights") if config.is_file() else None
-    for name in (named,) if isinstance(named, str) else _WEIGHTS:
+    if config.is_file():
+        name_in_config = read_object(config).get("transformers_weights")
+        if isinstance(name_in_config, str):
+            names = (name_in_config,)
+    for name in names:
         if (directory / name).is_file():
             return directory / name
     raise LoadError(

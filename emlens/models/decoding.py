@@ -157,7 +157,7 @@ def _decode_together(
 ) -> Iterator[list[Generated]]:
     """Answers that may share a cache, as they finish or leave it."""
     active = _ActiveRows(setting)
-    begun: dict[int, list[int]] = {}
+    tokens_at_entry: dict[int, list[int]] = {}
     while waiting or active.count:
         free = slots - active.count
         indices = active.indices
@@ -165,14 +165,14 @@ def _decode_together(
             if waiting and (not active.count or free * _REFILL >= slots):
                 entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 indices += [answer.index for answer in entering]
-                begun.update((answer.index, list(answer.tokens)) for answer in entering)
+                tokens_at_entry.update((answer.index, list(answer.tokens)) for answer in entering)
                 finished = active.add(entering, [rows[answer.index] for answer in entering])
             else:
                 finished = active.step()
         except torch.OutOfMemoryError:
             if len(indices) == 1:
                 raise
-            waiting.extendleft(Generated(i, list(begun[i])) for i in reversed(indices))
+            waiting.extendleft(Generated(i, list(tokens_at_entry[i])) for i in reversed(indices))
             slots, active, finished = len(indices) // 2, _ActiveRows(setting), []
             _log.warning("out of memory while generating: going on with %d rows at a time", slots)
         if finished:

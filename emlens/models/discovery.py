@@ -145,12 +145,12 @@ def _lists(model: nn.Module) -> list[str]:
 
     Lists inside a block, such as the experts of a mixture, are no candidates.
     """
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for path, module in model.named_modules():
-        is_inner = any(path.startswith(f"{outer}.") for outer in found)
+        is_inner = any(path.startswith(f"{outer}.") for outer in lengths)
         if isinstance(module, nn.ModuleList) and len(module) > 0 and not is_inner:
-            found[path] = len(module)
-    return sorted(found, key=lambda path: -found[path])
+            lengths[path] = len(module)
+    return sorted(lengths, key=lambda path: -lengths[path])
 
 
 def _decoder(model: nn.Module, layers: str) -> str:

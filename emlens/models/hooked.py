@@ -160,8 +160,10 @@ class HookedModel(ABC):
         return torch.float32
 
     def require_computable_in(self, dtype: torch.dtype | None) -> None:
-        """Raises:
-        InputError: passes cannot run in this dtype.
+        """Refuse a dtype that passes cannot run in.
+
+        Raises:
+            InputError: this is one.
         """
         if dtype not in (None, self.dtype):
             raise InputError(
@@ -182,7 +184,7 @@ class HookedModel(ABC):
         return None
 
     def weight_versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes where torch saw a weight change; cheap."""
+        """Another value once torch saw a weight change; costs next to nothing."""
         return ()
 
     @property
@@ -293,8 +295,7 @@ class HookedModel(ABC):
         A backend adds the tokens of the model's own generation configuration.
         """
         if self.chat_template not in self._stops:
-            found = template_stops(self.tokenizer, self.chat_template)
-            self._stops[self.chat_template] = found
+            self._stops[self.chat_template] = template_stops(self.tokenizer, self.chat_template)
         of_template = self._stops[self.chat_template]
         own = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
         return Stops(of_template.ids | own, of_template.texts)

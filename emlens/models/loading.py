@@ -272,8 +272,8 @@ def _commit(source: str, revision: str | None) -> str | None:
 def _cached_file(source: str, name: str, **where: Any) -> Path | None:
     from transformers.utils import cached_file
 
-    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
-    return None if found is None else Path(found)
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **where)
+    return None if path is None else Path(path)
 
 
 @contextmanager

@@ -47,6 +47,15 @@ def inputs(organism: Any) -> dict[str, Any]:
     }
 
 
+def captured(family: Any, name: str, inputs: dict[str, Any]) -> Any:
+    """Activations before and after, on training and on evaluation prompts."""
+    pairs = []
+    for prompts in inputs["prompts"]:
+        models = (family["instruct"], family[name])
+        pairs.append(tuple(capture(m, prompts, spec=SPEC, progress=False) for m in models))
+    return tuple(pairs)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("null")
@@ -59,12 +68,7 @@ def null(inputs: dict[str, Any], home: Path) -> TrainingNull:
 
 @pytest.fixture(scope="module")
 def tested(organism: Any, inputs: dict[str, Any]) -> Any:
-    family = organism.family
-    pairs = []
-    for prompts in inputs["prompts"]:
-        models = (family["instruct"], family["medicine-r8"])
-        pairs.append(tuple(capture(m, prompts, spec=SPEC, progress=False) for m in models))
-    return tuple(pairs)
+    return captured(organism.family, "medicine-r8", inputs)
 
 
 def test_each_adapter_has_seed_answers_and_overlaps_of_its_own(null: TrainingNull) -> None:
@@ -86,11 +90,8 @@ def test_a_kept_adapter_gives_its_draw_by_the_usual_way(
 
     adapter = home / "out" / "adapters" / "001"
     family = load_family(inputs["parent"], finetuned={"drawn": FineTune(adapter)}, dtype="float32")
-    pairs = []
-    for prompts in inputs["prompts"]:
-        models = (family["instruct"], family["drawn"])
-        pairs.append(tuple(capture(m, prompts, spec=SPEC, progress=False) for m in models))
-    expected = shift_statistics(*pairs, null.k).set_index(["site", "statistic"])["value"]
+    cells = shift_statistics(*captured(family, "drawn", inputs), null.k)
+    expected = cells.set_index(["site", "statistic"])["value"]
     drawn = null.cells[null.cells["adapter"] == 1].set_index(["site", "statistic"])["value"]
     assert set(drawn.index) == set(expected.index)
     assert (drawn - expected).abs().max() < 1e-3  # the update is added in another order
