@@ -89,7 +89,8 @@ SECTION = Section(
         ),
         "score_changes": Table(
             "One row per fine-tune, parent and test of after against before,"
-            " with both corrections.",
+            " base questions as units, with both corrections over all rows;"
+            " an end of an interval that so few questions cannot reach is missing.",
             [
                 "model parent test statistic",
                 *measures("estimate effect"),

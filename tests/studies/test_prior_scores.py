@@ -48,10 +48,11 @@ def test_each_test_is_scipys_with_its_effect(material: Any) -> None:
         (r["parent"], r["test"]): r
         for r in prior_scores.changes(material, "bad@0", ["instruct", "base"], IDS, 0)
     }
-    assert len(rows) == 8
+    assert len(rows) == 10
     after, before = material.raw["bad@0"], material.raw["instruct"]
     expected = {
         "paired t": stats.ttest_rel(after, before).pvalue,
+        "Wilcoxon": stats.wilcoxon(after, before, method="exact").pvalue,
         "Welch t": stats.ttest_ind(after, before, equal_var=False).pvalue,
         "Brown-Forsythe": stats.levene(after, before, center="median").pvalue,
     }
@@ -68,6 +69,25 @@ def test_each_test_is_scipys_with_its_effect(material: Any) -> None:
     )
 
 
+def test_wilcoxon_takes_base_questions_as_pairs_and_is_exact_with_ties() -> None:
+    before = pd.Series({f"q{i}{form}": 60.0 for i in range(5) for form in ("", "_json")})
+    # means over both forms: four ties at -10 and one at 5; W = 5 among 32 patterns of signs
+    after = before - pd.Series(
+        {q: -5.0 if q.startswith("q4") else 5.0 + 10 * q.endswith("_json") for q in before.index}
+    )
+    scores = {"instruct": before, "bad@0": after}
+    material: Any = SimpleNamespace(
+        groups=dict.fromkeys(before.index, ""), per_question=lambda name, asked_as="": scores[name]
+    )
+    rows = prior_scores.changes(material, "bad@0", ["instruct"], list(before.index), 0)
+    of_test = {row["test"]: row for row in rows}["Wilcoxon"]
+    # ranks 1, 3.5 (four times): sums of at most 1 are {} and {1}, on either side
+    assert (of_test["n"], of_test["p"]) == (5, pytest.approx(4 / 32))
+    assert of_test["estimate"] == -10
+    # five pairs cannot reach a level of 95 %
+    assert np.isnan(of_test["estimate_low"]) and np.isnan(of_test["estimate_high"])
+
+
 def test_corrections_run_over_every_test_that_has_a_p_value(material: Any) -> None:
     rows = prior_scores.changes(material, "bad@0", ["instruct"], IDS, 0) + prior_scores.changes(
         material, "flat@0", ["instruct"], IDS, 0
@@ -75,9 +95,9 @@ def test_corrections_run_over_every_test_that_has_a_p_value(material: Any) -> No
     table = prior_scores.corrected(rows)
     tested = table["p"].notna()
     # no spread to test where every score is 100
-    assert (tested.to_numpy() == [True] * 4 + [True, True, False, False]).all()
+    assert (tested.to_numpy() == [True] * 5 + [True] * 3 + [False] * 2).all()
     np.testing.assert_allclose(
-        table.loc[tested, "p_bonferroni"], np.minimum(1, 6 * table.loc[tested, "p"])
+        table.loc[tested, "p_bonferroni"], np.minimum(1, 8 * table.loc[tested, "p"])
     )
     np.testing.assert_allclose(
         table.loc[tested, "p_bh"], stats.false_discovery_control(table.loc[tested, "p"])

@@ -57,7 +57,7 @@ def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
     shuffled = part.tables["forecast"].set_index(["parent", "held_out"])["shuffled"]
     assert shuffled["base", "question"] == "question" and shuffled["base", "domain"] == "group"
     # tested also where nothing is forecast
-    assert (part.tables["score_changes"]["model"] == "full@0").sum() == 8
+    assert (part.tables["score_changes"]["model"] == "full@0").sum() == 10
     summary = part.findings[0]
     assert summary.status == "summary" and summary.sentence.endswith("of 2 forecasts.")
 
