@@ -110,7 +110,8 @@ def test_a_passing_fault_costs_nothing_and_a_lasting_one_is_a_reason(fault: str)
         lasting = body["messages"][0]["content"].endswith("answer 1[ANSWER END]")
         return fault if lasting or nth == 0 else None
 
-    # Only a server that never ends its reply is cut off by the clock; a busy machine must not cut off the others.
+    # Only a server that never ends its reply is cut off by the clock;
+    # a busy machine must not cut off the others.
     timeout = 1.0 if fault in ("hang", "drip") else 20.0
     with LoopbackServer(
         fault=met, logprobs=lambda body: candidates(**{"70": 0.9}), drip=0.05
