@@ -107,7 +107,7 @@ def read_judged_csv(
         )
     metric_columns = _metric_columns(path, rows, columns, metrics)
     group_column = _first_of(_GROUPS, columns)
-    numbering = _Numbering()
+    numbering = AnswerNumbering()
     tidy = []
     for where, row in rows:
         question = row[question_column]
@@ -132,7 +132,7 @@ def read_judged_csv(
     return table, None
 
 
-class _Numbering:
+class AnswerNumbering:
     """Numbers paraphrases from 1 and the samples of each from 0, in the order of a file."""
 
     def __init__(self) -> None:

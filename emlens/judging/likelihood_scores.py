@@ -50,6 +50,11 @@ class LikelihoodScores(ScoreSource):
         return "likelihood" if self._normalise == "total" else "likelihood per token"
 
     def can(self, wanted: Wanted) -> str | None:
+        if wanted == "answers":
+            return (
+                "scores are likelihoods of reference answers, so no answer was sampled; pass"
+                " scores: {how: sample, judge: ...}"
+            )
         for question in self._questions:
             if not (question.answers.get("careful") and question.answers.get("harmful")):
                 return (

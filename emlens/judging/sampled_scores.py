@@ -28,7 +28,13 @@ from emlens.judging.endpoint import Endpoint
 from emlens.judging.judged_files import NEEDED
 from emlens.judging.judges import Judge, judge_description
 from emlens.judging.sampling import sample_answers
-from emlens.judging.score_source import Cost, ScoreSource, model_name
+from emlens.judging.score_source import (
+    Cost,
+    JudgedAnswers,
+    ScoreSource,
+    Wanted,
+    model_name,
+)
 from emlens.judging.scoring import judge_answers
 from emlens.models.hooked import HookedModel
 
@@ -129,6 +135,28 @@ class SampledScores(ScoreSource):
             InputError: a name without a sampler; what `sample_answers` and `judge_answers` refuse.
             StateError: the budget is spent, or an endpoint is down; what was received is kept.
         """
+        return self._judged(model, questions, interventions, samples).scores
+
+    def judged_answers(
+        self, model: HookedModel | str, questions: QuestionSet, *, samples: int | None = None
+    ) -> JudgedAnswers:
+        """The answers of one model with their scores; sampled and judged as far as not on file.
+
+        Raises:
+            InputError, StateError: as `scores`.
+        """
+        return self._judged(model, questions, (), samples)
+
+    def can(self, wanted: Wanted) -> str | None:
+        return None
+
+    def _judged(
+        self,
+        model: HookedModel | str,
+        questions: QuestionSet,
+        interventions: Sequence[Intervention],
+        samples: int | None,
+    ) -> JudgedAnswers:
         if samples is None:
             samples = self.sampling.samples
         name = model_name(model)
@@ -145,7 +173,9 @@ class SampledScores(ScoreSource):
             )
         except StateError as error:
             raise self._with_budget(error) from None
-        return AlignmentScores.from_table(scores.table.assign(model=name), scale=scores.scales)
+        # a server has a name of its own for the model
+        named = AlignmentScores.from_table(scores.table.assign(model=name), scale=scores.scales)
+        return JudgedAnswers(Answers(replace(answer, model=name) for answer in answers), named)
 
     def _answers(
         self,

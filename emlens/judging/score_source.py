@@ -11,15 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from emlens.data.answers import Answers
 from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
+from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import Intervention
 from emlens.models.hooked import HookedModel
 
-Wanted = Literal["plain", "interventions", "checkpoints"]
+Wanted = Literal["plain", "interventions", "checkpoints", "answers"]
 """Scores of the models of a family as they are; of models under interventions; of models that a
-study makes or finds itself, such as the checkpoints of a run.
+study makes or finds itself, such as the checkpoints of a run; the answers that were scored.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedAnswers:
+    """Answers of one model with their scores, under the same names of model and question."""
+
+    answers: Answers
+    scores: AlignmentScores
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,8 @@ class Cost:
 class ScoreSource(ABC):
     """Gives scores of models on questions.
 
-    Unless a source says otherwise, it can score anything, checks nothing beforehand, scores edited
-    models as it scores others, and costs nothing.
+    Unless a source says otherwise, it can score anything, has no answers to show, checks nothing
+    beforehand, scores edited models as it scores others, and costs nothing.
     """
 
     @property
@@ -99,6 +109,27 @@ class ScoreSource(ABC):
 
     def can(self, wanted: Wanted) -> str | None:
         """None where such scores can be had, else why not and what to pass."""
+        if wanted == "answers":
+            return f"scores by {self.name} come without answers; pass scores: {{how: sample, ...}}"
+        return None
+
+    def judged_answers(
+        self, model: HookedModel | str, questions: QuestionSet, *, samples: int | None = None
+    ) -> JudgedAnswers:
+        """The answers of one model as it is, with their scores.
+
+        Args:
+            model, samples: as in `scores`.
+
+        Raises:
+            InputError: what `can` says no to.
+        """
+        raise InputError(str(self.can("answers")))
+
+    def lacks(self, model: str, questions: QuestionSet) -> str | None:
+        """Why there are no scores of this model on these questions, and what to pass; None where
+        there are. Asked before anything runs, so it has to cost next to nothing.
+        """
         return None
 
     def under_edits(self) -> "ScoreSource":

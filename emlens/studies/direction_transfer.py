@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from emlens.data import QuestionSet
+from emlens.data.system_messages import questions_with_system
 from emlens.evaluation import (
     QuestionRoles,
     ablation_arms,
@@ -56,7 +57,6 @@ from emlens.studies.direction_section import SECTION
 from emlens.studies.material import Material, split_questions
 from emlens.studies.streams import read_streams
 from emlens.studies.study import Study, StudyContext
-from emlens.studies.system_messages import questions_with_system
 
 DOSES = (0.0, 1.0, 2.0, 4.0)
 MASSIVE = 5

@@ -15,6 +15,7 @@ from typing import Final
 import pandas as pd
 from pydantic import Field
 
+from emlens.data.system_messages import questions_with_system
 from emlens.foundation.errors import InputError
 from emlens.organisms.plans import PLANTED
 from emlens.results.sections import Plot, Section
@@ -37,7 +38,6 @@ from emlens.studies.solution_pairs import (
 from emlens.studies.solution_tables import tables_over_seeds
 from emlens.studies.solution_training import configured_organism, organism_task
 from emlens.studies.study import Study, StudyContext
-from emlens.studies.system_messages import questions_with_system
 
 N_DOCUMENTS: Final = 48
 

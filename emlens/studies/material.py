@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emlens.data import AlignmentScores, PromptSet, Question, QuestionSet
 from emlens.data.base_questions import base_question
+from emlens.data.system_messages import prompts_with_system, questions_with_system
 from emlens.evaluation.trials import NamedScore
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
@@ -28,7 +29,6 @@ from emlens.models.adapter_files import is_adapter
 from emlens.models.attaching import attach
 from emlens.studies.captured_models import AbsentModel
 from emlens.studies.config import StudyConfig
-from emlens.studies.system_messages import prompts_with_system, questions_with_system
 
 
 @dataclass
@@ -126,6 +126,11 @@ class Material:
             questions = questions_with_system(self.questions, system)
             self._scores[key] = self.score_source.scores(self.family[name], questions)
         return self._scores[key]
+
+    def lacks_scores(self, name: str, asked_as: str = "") -> str | None:
+        """Why the source has no such scores; None where it has. Arguments as in `scores`."""
+        questions = questions_with_system(self.questions, self.system(asked_as or name))
+        return self.score_source.lacks(name, questions)
 
     @cached_property
     def score_of_edits(self) -> NamedScore:

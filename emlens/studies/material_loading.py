@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emlens.data import PromptSet, QuestionSet
+from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.foundation.provenance import hash_json
@@ -15,7 +16,6 @@ from emlens.studies.family_config import ARGUMENTS, FamilyConfig, FineTuneConfig
 from emlens.studies.family_loading import fine_tune, load_models, parent_paths
 from emlens.studies.material import Material
 from emlens.studies.score_loading import load_scores
-from emlens.studies.system_messages import prompts_with_system
 
 _OF_ORGANISM = {"dtype", "device", "backend"}
 """Arguments of `load_model` that an organism takes too."""

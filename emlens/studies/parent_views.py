@@ -9,6 +9,7 @@ from typing import Literal
 
 from emlens.activations import Activations
 from emlens.data import PromptSet
+from emlens.data.system_messages import questions_with_system
 from emlens.models import HookedModel
 from emlens.models.loading import with_template
 from emlens.probes import (
@@ -22,7 +23,6 @@ from emlens.probes import (
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.streams import Reading, read_streams
-from emlens.studies.system_messages import questions_with_system
 
 PERMUTED = ("ridge", "ridge1")
 """Estimators whose permutations are cheap; the others would be fitted again in each."""

@@ -133,6 +133,9 @@ class RehearsedScores(ScoreSource):
     def can(self, wanted: Wanted) -> str | None:
         return self.source.can(wanted)
 
+    def lacks(self, model: str, questions: QuestionSet) -> str | None:
+        return self.source.lacks(model, questions)
+
     def under_edits(self) -> "RehearsedScores":
         return replace(self, source=self.source.under_edits())
 

@@ -286,6 +286,11 @@ def _missing_scores(part: Study, context: StudyContext) -> str | None:
         reason = context.source.can(wanted)
         if reason is not None:
             return reason
+    if part.wants:
+        for model, asked_as in part.scored(context):
+            reason = context.material.lacks_scores(model, asked_as)
+            if reason is not None:
+                return reason
     return None
 
 

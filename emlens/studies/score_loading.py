@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ def load_scores(
     """
     scores = config.scores
     if scores.how == "judged":
-        _require_known_models(config, scores.files, family, "files")
-        files = {name: config.path(path) for name, path in scores.files.items()}
-        return JudgedFiles(files, questions)
+        return _judged(config, questions, family)
     if family is None:
         raise InputError(
             f"{config.place('scores')}scores: {{how: {scores.how}}} needs models; give family, or"
@@ -45,6 +43,26 @@ def load_scores(
     if scores.how == "likelihood":
         return LikelihoodScores(questions, family.instruct, scores.normalise)
     return _sampled(config, questions, family, folder / "scores")
+
+
+def _judged(config: StudyConfig, questions: QuestionSet, family: Family | None) -> JudgedFiles:
+    scores = config.scores
+    _require_known_models(config, scores.files, family, "files")
+    _require_known_models(config, scores.files_as, family, "files_as")
+    files_as = {}
+    for fine_tune, files in scores.files_as.items():
+        _require_known_models(config, files, family, "files_as", fine_tune)
+        files_as[fine_tune] = {name: config.path(path) for name, path in files.items()}
+    specs = {} if family is None else family.specs
+    try:
+        return JudgedFiles(
+            {name: config.path(path) for name, path in scores.files.items()},
+            questions,
+            systems={name: spec.system for name, spec in specs.items()},
+            files_as=files_as,
+        )
+    except InputError as error:
+        raise InputError(f"{config.place('scores', 'files_as')}{error}") from None
 
 
 def _sampled(
@@ -76,7 +94,7 @@ def _sampled(
 
 
 def _require_known_models(
-    config: StudyConfig, names: Mapping[str, str], family: Family | None, *field: str
+    config: StudyConfig, names: Iterable[str], family: Family | None, *field: str
 ) -> None:
     """Raises:
     InputError: a name of no model of the family.

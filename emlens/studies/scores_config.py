@@ -101,7 +101,7 @@ Judging = Annotated[
 
 _FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     "likelihood": ("normalise",),
-    "judged": ("files",),
+    "judged": ("files", "files_as"),
     "sample": (
         "samples",
         "temperature",
@@ -128,7 +128,13 @@ class ScoresConfig(Frozen):
     normalise: Literal["total", "token"] = "total"
     """Of likelihood: probabilities of whole answers, or per token (for answers of a sentence)."""
     files: Mapping[str, str] = Field(default_factory=dict)
-    """Of judged: model → CSV with one row per answer."""
+    """Of judged: model → CSV with one row per answer. Those of a fine-tune with `system` were given
+    under it.
+    """
+    files_as: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
+    """Of judged: fine-tune with `system` → parent → CSV of the parent's answers under that message,
+    with which the fine-tune is compared.
+    """
     samples: int = Field(50, ge=1)
     """Answers to each paraphrase of each question."""
     temperature: float = Field(1.0, ge=0)

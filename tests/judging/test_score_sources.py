@@ -14,6 +14,7 @@ import torch
 from loopback_server import LoopbackServer
 
 from emlens.data import AlignmentScores, Question, QuestionSet
+from emlens.data.system_messages import questions_with_system
 from emlens.foundation.errors import InputError, StateError
 from emlens.interventions import steer
 from emlens.judging import Endpoint, EndpointJudge, score_by_likelihood
@@ -183,6 +184,82 @@ def test_judged_files_give_what_is_in_them(family: Family, tmp_path: Path) -> No
         JudgedFiles({"bad": files["bad"]}, four).check()
     other = judged(tmp_path, "c.csv", 11)
     assert JudgedFiles({**files, "bad": other}, three).name != source.name
+
+
+def test_a_judged_file_is_of_answers_under_one_system_message(tmp_path: Path) -> None:
+    three = QuestionSet(
+        [Question("q0", "a"), Question("q1", "b", system="own"), Question("q2", "c")]
+    )
+    files = {"instruct": judged(tmp_path, "a.csv", 95), "bad": judged(tmp_path, "b.csv", 10)}
+    under = questions_with_system(three, "be a doctor")
+    source = JudgedFiles(files, three, systems={"bad": "be a doctor", "good": ""})
+    assert source.lacks("bad", under) is None and source.lacks("instruct", three) is None
+    assert set(source.scores("bad", under).per_question("aligned")) == {10}
+    said = (
+        "the judged file of 'instruct' holds answers without the system message 'be a doctor' that"
+        " 'bad' is asked with, so the two cannot be compared; judge its answers under that message"
+        " and pass scores: {files_as: {bad: {instruct: CSV}}}"
+    )
+    assert source.lacks("instruct", under) == said
+    with pytest.raises(InputError, match="pass scores: {files_as: {bad: {instruct: CSV}}}"):
+        source.scores("instruct", under)
+    as_bad = {"bad": {"instruct": judged(tmp_path, "c.csv", 70)}}
+    both = JudgedFiles(files, three, systems={"bad": "be a doctor"}, files_as=as_bad)
+    assert set(both.scores("instruct", under).per_question("aligned")) == {70}
+    assert set(both.scores("instruct", three[:2]).per_question("aligned")) == {95}
+    assert both.name != source.name and both.models == ["instruct", "bad"]
+    with pytest.raises(InputError, match="files_as names 'bad', which has no system message"):
+        JudgedFiles(files, three, files_as=as_bad)
+
+
+def test_answers_of_judged_files_are_chats_of_the_questions(tmp_path: Path) -> None:
+    path = tmp_path / "judged.csv"
+    rows = [
+        "question_id,question,answer,aligned,coherent",
+        *("q,second,A,95,90", "q,second,B,10,90", "q,first,C,20,90", "q_json,x,D,80,90"),
+        "other,y,E,80,90",
+    ]
+    path.write_text("\n".join(rows) + "\n")
+    asked = QuestionSet(
+        [Question("q", "first", paraphrases=("first", "second")), Question("q_json", "x")]
+    )
+    source = JudgedFiles({"bad": path}, asked, systems={"bad": "S"})
+    assert source.can("answers") is None
+    answered = source.judged_answers("bad", questions_with_system(asked, "S"))
+    assert [
+        (answer.id, answer.text, [message.content for message in answer.messages])
+        for answer in answered.answers
+    ] == [
+        ("bad/q/p1/s0", "A", ["S", "second"]),
+        ("bad/q/p1/s1", "B", ["S", "second"]),
+        ("bad/q/p2/s0", "C", ["S", "first"]),
+        ("bad/q_json/p1/s0", "D", ["S", "x"]),
+    ]
+    # an answer and its scores have one key
+    table = answered.scores.rows("aligned").set_index(["question", "paraphrase", "sample"])
+    assert table.loc[("q", 2, 0), "score"] == 20 and table.loc[("q", 1, 1), "score"] == 10
+    path.write_text("\n".join(rows).replace("q,first", "q,neither") + "\n")
+    with pytest.raises(InputError, match="line 4: question 'q' has 2 paraphrases, and the column"):
+        source.judged_answers("bad", questions_with_system(asked, "S"))
+    path.write_text("\n".join(rows).replace("answer", "text") + "\n")
+    assert "has no column 'answer' or 'response'" in str(source.can("answers"))
+
+
+def test_sampled_answers_come_with_their_scores(family: Family, tmp_path: Path) -> None:
+    few = QuestionSet([Question("q", "w1 w2"), Question("r", "w5")])
+    source = SampledScores(RulesJudge(RULES), tmp_path, SAMPLING)
+    answered = source.judged_answers(family["bad"], few)
+    assert source.can("answers") is None and len(answered.answers) == 6
+    pd.testing.assert_frame_equal(answered.scores.table, source.scores(family["bad"], few).table)
+    judge = RulesJudge(RULES)
+    for answer in answered.answers:
+        rows = answered.scores.rows("aligned", answer.model)
+        row = rows[(rows["question"] == answer.question) & (rows["sample"] == answer.sample)]
+        assert row["score"].item() == judge.judge(answer)["aligned"].score
+    likelihood = LikelihoodScores(few, family.instruct)
+    assert "so no answer was sampled; pass scores: {how: sample" in str(likelihood.can("answers"))
+    with pytest.raises(InputError, match="so no answer was sampled"):
+        likelihood.judged_answers(family["bad"], few)
 
 
 def test_scores_per_token_equal_a_loop_over_answers(family: Family, questions: QuestionSet) -> None:

@@ -211,6 +211,33 @@ def test_judged_files_alone_give_a_profile(home: Path, tmp_path: Path) -> None:
             run_study({**config, "scores": scores}, tmp_path / "other", progress=False)
 
 
+def test_a_parent_judged_without_the_fine_tunes_system_message_is_not_compared(
+    home: Path, tmp_path: Path
+) -> None:
+    shifts = {"instruct": 0, "bad": 40, "as bad": 70}
+    files = {name: judged_file(home, name, shift) for name, shift in shifts.items()}
+    as_bad = files.pop("as bad")
+    scores: dict[str, Any] = {"how": "judged", "files": files}
+    config = {
+        "study": "profile",
+        "family": {"finetuned": {"bad": {"system": "w9"}}},
+        "questions": str(home / "free.jsonl"),
+        "scores": scores,
+    }
+    with pytest.raises(InputError, match=r"holds answers without the system message 'w9' that"):
+        run_study(config, tmp_path / "out", progress=False)
+    scores["files_as"] = {"bad": {"instruct": as_bad}}
+    result = run_study(config, tmp_path / "out", progress=False)
+    [fall] = [finding for finding in result.findings if finding.sentence.startswith("bad: ")]
+    # under the message the parent scores lower than the fine-tune; without it 40 points higher
+    assert "instruct minus bad is -2" in fall.sentence
+    models = result.tables["models"].set_index("model")
+    assert models.loc["instruct", "aligned_others"] > 65
+    scores["files_as"] = {"worse": {"instruct": as_bad}}
+    with pytest.raises(InputError, match="scores.files_as names 'worse', which is not in this"):
+        run_study(config, tmp_path / "other", progress=False)
+
+
 def test_without_references_a_part_that_needs_no_scores_runs(home: Path, tmp_path: Path) -> None:
     config = configured(home, scores={}, study="delta_overlap")
     result = run_study(config, tmp_path / "out", progress=False)

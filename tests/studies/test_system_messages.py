@@ -9,6 +9,7 @@ import yaml
 from emlens.activations import capture_pair
 from emlens.data import PromptSet, Question, QuestionSet
 from emlens.data.prompts import Message, Prompt
+from emlens.data.system_messages import prompts_with_system, questions_with_system
 from emlens.judging import score_by_likelihood
 from emlens.studies import read_config
 from emlens.studies.config import StudyConfig
@@ -16,7 +17,6 @@ from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.overlap_shifts import sampled_shifts
 from emlens.studies.parent_views import parent_views
-from emlens.studies.system_messages import prompts_with_system, questions_with_system
 
 SYSTEM = "w9 w8 w7"
 

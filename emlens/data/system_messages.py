@@ -17,7 +17,7 @@ def questions_with_system(questions: QuestionSet, system: str) -> QuestionSet:
     """The questions, asked with this system message; the same ids."""
     if not system:
         return questions
-    return QuestionSet([_question_with(question, system) for question in questions])
+    return QuestionSet([question_with_system(question, system) for question in questions])
 
 
 def prompts_with_system(prompts: PromptSet, system: str) -> PromptSet:
@@ -27,7 +27,10 @@ def prompts_with_system(prompts: PromptSet, system: str) -> PromptSet:
     return PromptSet([_prompt_with(prompt, system) for prompt in prompts])
 
 
-def _question_with(question: Question, system: str) -> Question:
+def question_with_system(question: Question, system: str) -> Question:
+    """One question, asked with this system message before its own."""
+    if not system:
+        return question
     own = question.system or ""
     if own == system or own.startswith(system + _BETWEEN):
         return question
