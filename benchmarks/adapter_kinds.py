@@ -126,6 +126,8 @@ REAL = (
     "ia3",
 )
 """Kinds that are measured on a real checkpoint, whose output matrix is its embedding."""
+TIED_BY_PEFT = ("embed_tokens", "lm_head", "embed_tokens and lm_head")
+"""Kinds whose merge by PEFT changes both of two tied matrices, where the adapter changes one."""
 BACKENDS = ("transformers", "nnsight", "transformer_lens")
 
 
@@ -167,15 +169,16 @@ def peft_logits(path: Path, base: Path, kind: str = "") -> torch.Tensor:
     return logits
 
 
-def _peft_merged(path: Path, base: Path, kind: str, expected: torch.Tensor) -> float | None:
-    """How far PEFT's own merge is from PEFT's own unmerged model; None where it refuses."""
+def _peft_merged(path: Path, base: Path, kind: str) -> torch.Tensor | None:
+    """What PEFT's own model gives once PEFT has merged it; None where PEFT refuses."""
     model: Any = PeftModel.from_pretrained(plain(base, kind), str(path)).eval()
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, RuntimeError, ValueError):
         return None
     with torch.no_grad():
-        return apart(merged(IDS).logits[0], expected)
+        logits: torch.Tensor = merged(IDS).logits[0]
+    return logits
 
 
 def logits(model: HookedModel) -> torch.Tensor:
@@ -248,19 +251,87 @@ def measure(
             row: dict[str, Any] = {"kind": kind, "backend": backend}
             row["moved"] = apart(expected[:, : untouched.shape[1]], untouched)
             row["largest_logit"] = float(expected.abs().max())
+            by_peft = _peft_merged(path, base, kind)
+            if by_peft is not None:
+                row["peft_merged"] = apart(by_peft, expected)
             for way, merge in (("unmerged", False), ("merged", True)):
                 on = load_model(base, backend=backend) if merge else parent
                 try:
-                    row[way] = apart(logits(attach(on, kind, path, merge=merge)), expected)
+                    given = logits(attach(on, kind, path, merge=merge))
                 except EmlensError as error:
                     row[way] = str(error).replace(str(root), "").removeprefix("/")
+                    continue
+                row[way] = apart(given, expected)
+                if merge and by_peft is not None:
+                    row["merged_from_peft_merged"] = apart(given, by_peft)
             if kind in parent.bank.names:  # type: ignore[attr-defined]
                 parent.bank.detach(kind)  # type: ignore[attr-defined]
-            row["peft_merged"] = _peft_merged(path, base, kind, expected)
             row["parent_as_before"] = torch.equal(logits(parent), before[backend])
             rows.append(row)
         shutil.rmtree(path)
     return rows
+
+
+def _cell(value: float | None) -> str:
+    """A difference as the page writes it; an exact 0 stays 0."""
+    if value is None:
+        return "–"
+    return f"{value:.1e}" if value else "0"
+
+
+LARGEST = 1e-5
+"""Goal: the largest difference of a logit from PEFT's own, in float32."""
+
+
+def goals(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Cells (kind × backend × merged or not) within LARGEST, and cells that are not refused; and how
+    far merges are from PEFT's own, where PEFT changes one of two tied matrices and not both.
+    """
+    values = [row[way] for row in rows for way in ("unmerged", "merged")]
+    loaded = [value for value in values if not isinstance(value, str)]
+    beside = [
+        row["merged_from_peft_merged"]
+        for row in rows
+        if row["kind"] not in TIED_BY_PEFT and row["backend"] == BACKENDS[0]
+        if "merged_from_peft_merged" in row
+    ]
+    return {
+        "largest": LARGEST,
+        "within": sum(value <= LARGEST for value in loaded),
+        "cells": len(loaded),
+        "from_peft_merge": max(beside),
+    }
+
+
+def tiny_table(values: dict[str, Any]) -> str:
+    """Markdown for docs/adapters.md: the tiny model, one row a backend."""
+    lines = [
+        "| backend | kinds | largest, unmerged | largest, merged | refused |",
+        "|---|---|---|---|---|",
+    ]
+    for backend, group in pd.DataFrame(values["tiny"]).groupby("backend", sort=False):
+        is_refused = [isinstance(value, str) for value in group["merged"]]
+        refused = group[is_refused]["kind"].tolist()
+        merged = group[~group["kind"].isin(refused)]["merged"].astype(float)
+        unmerged = group["unmerged"].astype(float)
+        cells = [backend, str(len(group)), f"{unmerged.max():.1e}", f"{merged.max():.1e}"]
+        cells.append("merged: " + ", ".join(refused) if refused else "–")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def smollm2_table(values: dict[str, Any]) -> str:
+    """Markdown for docs/adapters.md: SmolLM2, one row a kind, PEFT's own merge beside ours."""
+    lines = [
+        "| kind | largest logit | unmerged | merged | PEFT's own merge | our merge − PEFT's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in values["smollm2"]:
+        cells = [row["kind"], f"{row['largest_logit']:.0f}"]
+        for name in ("unmerged", "merged", "peft_merged", "merged_from_peft_merged"):
+            cells.append(_cell(row.get(name)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -272,6 +343,6 @@ def main() -> None:
         found["smollm2"] = measure(emlens.real.find("smollm2"), REAL)
     except LoadError as error:
         print(f"left out: {error}")
-    for name, rows in found.items():
+    for name, rows in list(found.items()):
         show(f"largest difference of a logit from PEFT's own model, {name}", pd.DataFrame(rows))
-    record("adapter_kinds", [3], found)
+    record("adapter_kinds", [3], found | {"goals": {name: goals(found[name]) for name in found}})

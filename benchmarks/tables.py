@@ -262,6 +262,21 @@ FIGURES: Final[
         lambda v: (_number(v["right"], "d"), _number(v["wrong"], "d")),
     ),
     (
+        "adapter_kinds",
+        "kinds of adapters, logits within 1e-5 of PEFT's, tiny model",
+        (Goal("all"),),
+        lambda v: _of_all([v["goals"]["tiny"]], "within", "cells"),
+    ),
+    (
+        "adapter_kinds",
+        "the same on SmolLM2, whose logits reach 42; largest difference from PEFT's own merge",
+        (Goal("all"), Goal("≤", "1e-5")),
+        lambda v: (
+            _of_all([v["goals"]["smollm2"]], "within", "cells"),
+            _number(v["goals"]["smollm2"]["from_peft_merge"], ".1e"),
+        ),
+    ),
+    (
         "intervention_programs",
         "programs of edits that left something behind",
         (Goal("=", "0 of 1,500"),),
