@@ -293,3 +293,17 @@ def test_pickled_tensors(base, parent, tmp_path):
     assert first.provenance["adapter"]["sha256"] == second.provenance["adapter"]["sha256"]
     for name in ("a", "b"):
         parent.bank.detach(name)
+
+
+def test_merges_are_measured_beside_those_of_peft(base, tmp_path):
+    """Where one of two tied matrices is adapted, PEFT's merge changes both, and ours does not."""
+    rows = adapter_kinds.measure(base, ["lora", "lm_head"], folder=tmp_path / "made")
+    lora, lm_head = rows
+    assert lora["merged_from_peft_merged"] <= LARGEST and lora["peft_merged"] <= LARGEST
+    assert lm_head["merged"] <= LARGEST < 1e-2 < lm_head["merged_from_peft_merged"]
+    goals = adapter_kinds.goals(rows)
+    assert (goals["within"], goals["cells"]) == (4, 4) and goals["from_peft_merge"] <= LARGEST
+    refused = {**lora, "kind": "no merge", "merged": "no"}
+    assert adapter_kinds.goals([*rows, refused])["cells"] == 5
+    assert "merged: no merge" in adapter_kinds.tiny_table({"tiny": [*rows, refused]})
+    assert "| lm_head |" in adapter_kinds.smollm2_table({"smollm2": rows})
