@@ -242,7 +242,7 @@ def naive_judged(text: str) -> list[tuple[Any, ...]]:
 
 
 def read_judged(path: Path) -> list[tuple[Any, ...]]:
-    table = AlignmentScores.from_csv(path, metrics=None).table
+    table = AlignmentScores.from_file(path, metrics=None).table
     table = table[table["metric"].isin(["aligned", "coherent"])]
     return sorted(
         (q, m, str(None if s != s else float(s)))

@@ -74,7 +74,7 @@ def fit(
     from emlens.screening import fit_screening
 
     vector = read_direction(direction)
-    question_set, score_table = QuestionSet.from_file(questions), AlignmentScores.from_csv(scores)
+    question_set, score_table = QuestionSet.from_file(questions), AlignmentScores.from_file(scores)
     runs = None if past is None else _past_runs(past)
     forecaster = fit_screening(
         load_model(parent),

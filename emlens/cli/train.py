@@ -66,6 +66,10 @@ def train(
             help="Directory for the checkpoint, or of the sweep; the same command goes on there."
         ),
     ],
+    drop_empty: Annotated[
+        bool,
+        typer.Option("--drop-empty", help="Leave out chats whose answer is empty, and say how many."),
+    ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="The file is a sweep: `base` and `axes`.")
     ] = False,
@@ -108,7 +112,7 @@ def train(
             "--epochs and --layer belong to a preset;"
             " write epochs and layers_to_transform into the file"
         )
-    chats = PromptSet.from_jsonl(data, upto="all")
+    chats = PromptSet.from_jsonl(data, upto="all", empty="drop" if drop_empty else "error")
     if sweep:
         workers = _executor(executor, actors)
         if executor == "ranks":

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from emlens.data.journal import append_journal, read_journal
 from emlens.data.prompts import Message, Prompt, PromptSet, chat_prompt
@@ -18,6 +18,9 @@ from emlens.data.templates import with_thought
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
 from emlens.foundation.provenance import hash_json
+
+if TYPE_CHECKING:
+    from emlens.data.questions import QuestionSet
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,33 @@ class Answers(Sequence[Answer]):
         if not answers:
             raise InputError(f"{path}: holds no answer")
         return cls(answers)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        questions: "QuestionSet | None" = None,
+    ) -> "Answers":
+        """Answers that emlens or another tool wrote: JSONL, CSV, JSON or Parquet with a row each.
+
+        Paraphrases and samples are numbered as `AlignmentScores.from_file` numbers them.
+
+        Args:
+            model: name of the model; None: the column of models, else the file's name.
+            columns: role (`question`, `text`, `answer`, `model`, `group`, `sample`, `system`) →
+                column, for columns that their names do not tell.
+            questions: what was asked, where the table has ids of questions and not their text.
+
+        Raises:
+            InputError: not of the format of its ending, no answers, no text of a question; the
+                message has file and place.
+        """
+        from emlens.data.answer_tables import read_answer_table  # which builds on this module
+
+        return read_answer_table(path, model=model, columns=columns, questions=questions)
 
 
 def _prompt(answer: Answer) -> Prompt:

@@ -3,9 +3,11 @@ questions.
 
 The field asks one question plainly, as JSON and in a template, under the ids `x`, `x_json` and
 `x_template`. Answers to the three are no independent evidence: with eight base questions in three
-forms there are eight units, not 24.
+forms there are eight units, not 24. An id that a file repeats is read as `x`, `x_repeat2`, …
+(`QuestionSet.from_file(numbered=True)`); these are one base question, too.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
@@ -15,10 +17,12 @@ from emlens.data.questions import Question
 
 Variant = Literal["plain", "json", "template"]
 _ENDINGS: Final[dict[str, Variant]] = {"_json": "json", "_template": "template"}
+_REPEAT = re.compile(r"(.+)_repeat\d{1,9}")
 
 
 def question_variant(question: str) -> Variant:
     """The form of a question by the end of its id: `x`, `x_json` or `x_template`."""
+    question = _without_repeat(question)
     for ending, form in _ENDINGS.items():
         if question.endswith(ending) and question != ending:
             return form
@@ -26,11 +30,17 @@ def question_variant(question: str) -> Variant:
 
 
 def base_question(question: str) -> str:
-    """The id of the base question: without the ending that names its form."""
+    """The id of the base question: without the endings that name its form and its repetition."""
+    question = _without_repeat(question)
     form = question_variant(question)
     if form == "plain":
         return question
     return question.removesuffix(f"_{form}")
+
+
+def _without_repeat(question: str) -> str:
+    match = _REPEAT.fullmatch(question)
+    return question if match is None else match[1]
 
 
 def base_questions(questions: Iterable[str]) -> list[str]:

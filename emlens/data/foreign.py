@@ -2,15 +2,18 @@
 
 A `.pt` file is a pickle, which can run code when it is read. Here it is read with
 `weights_only=True` and nothing else, onto the CPU; a file that holds anything but tensors, numbers,
-text and plain containers is refused. emlens itself writes safetensors. Cost: the whole file is
+text and plain containers is refused. Numbers and text beside the tensors are passed over. emlens
+itself writes safetensors. Cost: the whole file is
 read, then each tensor is copied out of its storage (a saved slice carries the storage of what it
 was sliced from).
 """
 
+import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,22 @@ from emlens.foundation.sites import Site
 
 _LAYER_KEY = re.compile(r"(?:layer_)?(\d{1,6})")
 _MAX_DEPTH = 16
+MOST_LAYERS = 512
+"""No model has as many blocks."""
+
+logger = logging.getLogger("emlens")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file by name, on the CPU, in the dtype they were saved in.
 
     Nested dicts and lists become names joined by dots (`answer.24`); a bare tensor gets the name
-    `tensor`.
+    `tensor`. Numbers and text beside them (`{"vectors": {...}, "model": "m"}`) are passed over.
 
     Raises:
         LoadError: no such file, not a file of tensors, or one that holds Python objects.
-        InputError: something in it is not a tensor, or two names become one.
+        InputError: it holds no tensor, something that is neither tensor nor plain value, or two
+            names that become one.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,6 +75,7 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
             vectors of several widths.
     """
     layers = _layers_of(read_tensors(path), part, path)
+    check_layer_numbers(list(layers), str(path))
     missing = sorted(set(range(max(layers) + 1)) - set(layers))
     if missing:
         raise InputError(f"{path}: part {part!r} lacks layer {missing[0]} of 0 to {max(layers)}")
@@ -77,6 +86,29 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
             " a residual stream has one width"
         )
     return {str(Site("resid_post", layer)): layers[layer] for layer in sorted(layers)}
+
+
+def check_layer_numbers(numbers: Sequence[int], where: str) -> None:
+    """Refuse numbers that can be no layers, and warn of those that look like training steps.
+
+    Raises:
+        InputError: a number that no model has as many blocks for.
+    """
+    ordered = sorted(numbers)
+    listed = ", ".join(str(number) for number in ordered[:4])
+    if ordered[-1] >= MOST_LAYERS:
+        raise InputError(
+            f"{where}: vectors are numbered {listed}, … {ordered[-1]}, which are no layers;"
+            " they may be training steps: pass the vectors of one step by layer"
+        )
+    gaps = {after - before for before, after in pairwise(ordered)}
+    if len(ordered) >= 4 and len(gaps) == 1 and min(gaps) >= 5:
+        logger.warning(
+            "%s: vectors are numbered %s, …: taken for layers, though evenly spaced numbers are"
+            " often training steps",
+            where,
+            listed,
+        )
 
 
 def _layers_of(tensors: Mapping[str, Tensor], part: str, path: str | Path) -> dict[int, Tensor]:
@@ -142,8 +174,8 @@ def _leaves(value: Any, name: str, path: Path, depth: int) -> Iterator[tuple[str
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from _leaves(item, f"{name}.{key}" if name else str(key), path, depth + 1)
-    else:
+    elif value is not None and not isinstance(value, bool | int | float | str):
         raise InputError(
             f"{path}: {one_line(name, 60) or 'the file'!r} holds a {type(value).__name__};"
-            " only tensors can be read"
+            " only tensors, and numbers and text beside them, can be read"
         )

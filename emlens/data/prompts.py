@@ -6,6 +6,7 @@ here knows a model.
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 from emlens.data.encoding import check_is_text
-from emlens.data.readers import read_jsonl
+from emlens.data.readers import json_lines, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
-from emlens.foundation.files import one_line
+from emlens.foundation.files import one_line, write_text
 
 ROLES = ("system", "user", "assistant")
+logger = logging.getLogger("emlens")
 _TOOL_ROLES = ("tool", "function", "ipython", "tool_call", "tool_response")
 
 
@@ -187,42 +189,116 @@ class PromptSet(Sequence[Prompt]):
             prompts.append(chat_prompt(name, chats[number], group=group, upto=upto, where=where))
         return cls(prompts)
 
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write one record per line, so that `from_jsonl(path, upto="all")` gives chats with their
+        responses back; the file is complete or absent.
+
+        `meta` is not written.
+        """
+        write_text(path, json_lines(_record(prompt) for prompt in self))
+
     @classmethod
     def from_jsonl(
-        cls, path: str | Path, *, upto: Literal["last_user", "all"] = "last_user", group: str = ""
+        cls,
+        path: str | Path,
+        *,
+        upto: Literal["last_user", "all"] = "last_user",
+        group: str = "",
+        empty: Literal["error", "drop"] = "error",
     ) -> Self:
-        """Chats from a JSONL file with a `messages` list per line.
+        """Chats from a JSONL file with a `messages` list per line, or raw texts under `text`.
 
-        `id` is read where there is one, other keys are ignored.
+        `id` and `group` are read where they are, other keys are ignored.
 
         Args:
             upto: `"last_user"` drops what follows the last user turn; `"all"` keeps the answer,
-                with its span.
+                with its span, and needs chats.
+            group: of prompts that have none.
+            empty: what to do with chats that a turn without text ends: refuse, or leave out, with
+                a warning that says how many.
 
         Raises:
             InputError: a line that is not a chat; the message has file, line and reason.
         """
+        if empty not in ("error", "drop"):
+            raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
         prompts: dict[str, Prompt] = {}
         lines: dict[str, int] = {}
+        dropped: list[int] = []
         for number, record in read_jsonl(path):
             where = f"{path}, line {number}"
-            if not isinstance(record.get("messages"), list):
-                raise InputError(
-                    f"{where}: has no list under 'messages'; found keys {_keys(record)}"
-                )
             name = _record_id(record, number, where)
-            if name in prompts:
+            if name in lines:
                 raise InputError(
                     f"{where}: prompt id {one_line(name, 60)!r} was given before at line"
                     f" {lines[name]}"
                 )
-            prompts[name] = chat_prompt(
-                name, record["messages"], group=group, upto=upto, where=where
-            )
             lines[name] = number
-        if not prompts:
+            if empty == "drop" and _ends_blank(record, upto):
+                dropped.append(number)
+                continue
+            prompts[name] = _record_prompt(record, name, group, upto, where)
+        if not lines:
             raise InputError(f"{path}: holds no line")
+        if not prompts:
+            raise InputError(f"{path}: all {len(lines)} chats end with a turn without text")
+        if dropped:
+            logger.warning(
+                "%s: %d of %d chats end with a turn without text and are left out (the first is"
+                " line %d)",
+                path,
+                len(dropped),
+                len(lines),
+                dropped[0],
+            )
         return cls(prompts.values())
+
+
+def _record(prompt: Prompt) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": prompt.id}
+    if prompt.group:
+        record["group"] = prompt.group
+    if prompt.messages is None:
+        if prompt.response is not None:
+            raise InputError(
+                f"prompt {one_line(prompt.id, 60)!r} is raw text with a response, which a file of"
+                " chats has no place for; make it a chat"
+            )
+        return {**record, "text": prompt.text}
+    turns = [message.to_record() for message in prompt.messages]
+    if prompt.response is not None:
+        turns.append({"role": "assistant", "content": prompt.response})
+    return {**record, "messages": turns}
+
+
+def _record_prompt(
+    record: Mapping[str, Any],
+    name: str,
+    group: str,
+    upto: Literal["last_user", "all"],
+    where: str,
+) -> Prompt:
+    own_group = record.get("group")
+    if isinstance(own_group, str) and own_group:
+        group = own_group
+    chat, text = record.get("messages"), record.get("text")
+    if isinstance(chat, list):
+        return chat_prompt(name, chat, group=group, upto=upto, where=where)
+    if upto == "last_user" and isinstance(text, str) and text:
+        return Prompt(name, text, group)
+    raise InputError(f"{where}: has no list under 'messages'; found keys {_keys(record)}")
+
+
+def _ends_blank(record: Mapping[str, Any], upto: str) -> bool:
+    """Whether the last turn that is read has no text."""
+    chat = record.get("messages")
+    turns = [turn for turn in chat if isinstance(turn, Mapping)] if isinstance(chat, list) else []
+    if upto == "last_user":
+        turns = [turn for turn in turns if turn.get("role") == "user"]
+    if not turns:
+        return False
+    content = turns[-1].get("content")
+    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def check_prompt(prompt: Prompt) -> None:
@@ -298,7 +374,9 @@ def _is_of_tools(message: Mapping[str, Any]) -> bool:
 
 def _check_not_blank(text: str, turn: int, where: str) -> None:
     if not text.strip():
-        raise InputError(f"{where}: turn {turn} has no text under 'content'")
+        raise InputError(
+            f"{where}: turn {turn} has no text under 'content'; empty='drop' leaves such chats out"
+        )
 
 
 def _content(message: Any) -> str | None:

@@ -1,11 +1,12 @@
 """One question of a file (YAML, JSON, JSONL or CSV) → the checked fields of a `Question`.
 
-Ids may be integers; `text`, `question` and `prompt` name the text, `category` and `domain` the
-group. What is broken is refused under the place (file and line) that the caller names. Unknown keys
-are kept in `meta`.
+Ids may be integers, and come under `id`, `question_id`, `prompt_id` or `qid`. `text`, `question`,
+`prompt` and `instruction` name the text, `category` and `domain` the group. What is broken is
+refused under the place (file and line) that the caller names. Unknown keys are kept in `meta`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
-_TEXT_KEYS = ("text", "question", "prompt")
-_ID_KEYS = ("id", "question_id")
+_TEXT_KEYS = ("text", "question", "prompt", "instruction")
+_ID_KEYS = ("id", "question_id", "prompt_id", "qid")
 _GROUP_KEYS = ("group", "category", "domain")
 _OTHER_KEYS = (
     "paraphrases",
@@ -34,6 +35,8 @@ _READ_KEYS = frozenset(
     (*_TEXT_KEYS, *_ID_KEYS, *_GROUP_KEYS, *_OTHER_KEYS, "messages", "metadata", "meta")
 )
 _ANSWER_COLUMN = "answer:"
+ROLES = ("id", "text", "group", "system")
+"""Keys of a record that a file may call otherwise."""
 
 
 def yaml_records(path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -121,7 +124,10 @@ def _id(record: Mapping[str, Any], where: str) -> str:
     key, name = _first(record, _ID_KEYS)
     if name is None:
         keys = [one_line(key, 40) for key in sorted(map(str, record))[:8]]
-        raise InputError(f"{where}: has no id; found keys {keys}")
+        raise InputError(
+            f"{where}: has no id; found keys {keys}; name its key with columns={{'id': ...}}, or"
+            " pass numbered=True"
+        )
     if isinstance(name, int) and not isinstance(name, bool) and abs(name) < 10**18:
         return str(name)
     return _text(name, key, where)
@@ -136,7 +142,11 @@ def _paraphrases(record: Mapping[str, Any], name: str, where: str) -> tuple[str,
         )
     key, value = _first(record, _TEXT_KEYS)
     if listed is None and value is None:
-        raise InputError(f"{where}: question {name!r} has neither paraphrases nor text")
+        keys = [one_line(str(key), 40) for key in record][:8]
+        raise InputError(
+            f"{where}: question {one_line(name, 60)!r} has neither paraphrases nor text; found keys"
+            f" {keys}; name the key of the text with columns={{'text': ...}}"
+        )
     texts = [_text(item, "an entry of paraphrases", where) for item in listed or ()]
     if value is not None:
         text = _text(value, key, where)
@@ -226,18 +236,61 @@ def chat_record(record: Mapping[str, Any], where: str, line: int) -> dict[str, A
     return flat
 
 
+def with_columns(
+    records: Iterable[tuple[str, Any]], columns: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """The records with the keys that `columns` names under the names that are known.
+
+    Args:
+        columns: `id`, `text`, `group` or `system` → key of the file.
+
+    Raises:
+        InputError: another role, or a record without the key of its text.
+    """
+    for role in columns:
+        if role not in ROLES:
+            raise InputError(
+                f"columns names the role {one_line(str(role), 40)!r}; there are {', '.join(ROLES)}"
+            )
+    for where, record in records:
+        if not isinstance(record, Mapping) or not columns:
+            yield where, record
+            continue
+        renamed = {key: value for key, value in record.items() if key not in columns.values()}
+        for role, key in columns.items():
+            if role == "text" and key not in record:
+                keys = [one_line(str(key), 40) for key in record][:8]
+                raise InputError(f"{where}: has no key {one_line(key, 40)!r}; found keys {keys}")
+            renamed[role] = record.get(key)
+        yield where, renamed
+
+
+def with_ids(records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The records with an id each: their number where they have none, an ending where it is
+    repeated (`x`, `x_repeat2`, `x_repeat3`).
+    """
+    times: Counter[str] = Counter()
+    for number, (where, record) in enumerate(records, start=1):
+        if not isinstance(record, Mapping):
+            yield where, record
+            continue
+        own = _first({**_mapping(record, "metadata", where), **record}, _ID_KEYS)[1]
+        name = f"q{number}" if own is None else str(own)
+        times[name] += 1
+        if times[name] > 1:
+            name = f"{name}_repeat{times[name]}"
+        yield where, {**record, "id": name}
+
+
 def csv_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and record of each row; columns `answer:<kind>` hold reference answers.
 
     An empty cell is no value.
 
     Raises:
-        InputError: not CSV, or no column of text.
+        InputError: not CSV.
     """
     for where, row in read_csv_rows(path):
-        if not any(key in row for key in _TEXT_KEYS):
-            columns = [one_line(key, 40) for key in row][:8]
-            raise InputError(f"{where}: columns are {columns}; one of them must be 'text'")
         record: dict[str, Any] = {}
         answers: dict[str, str] = {}
         for column, cell in row.items():

@@ -8,7 +8,7 @@ id that occurs twice or is not text, a paraphrase that is a number, a multi-turn
 dropped it. Everything is held in memory.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, overload
@@ -16,7 +16,14 @@ from typing import Any, Self, overload
 from emlens.data.encoding import check_is_text
 from emlens.data.personas import persona_records
 from emlens.data.prompts import Message, Prompt, PromptSet
-from emlens.data.question_records import chat_record, csv_records, question_fields, yaml_records
+from emlens.data.question_records import (
+    chat_record,
+    csv_records,
+    question_fields,
+    with_columns,
+    with_ids,
+    yaml_records,
+)
 from emlens.data.readers import json_lines, read_json_text, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
@@ -227,44 +234,51 @@ class QuestionSet(Sequence[Question]):
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
         """A persona trait (`questions`, `instruction` pairs, `eval_prompt`), or a list of records
-        as in `from_jsonl`.
+        as in `from_jsonl`, or of texts.
 
-        A trait's questions get ids `<trait>_<number>`, the trait as group and `eval_prompt` as its
-        judge's prompt; its system prompts come from `read_persona_trait`.
+        Texts get ids `q1`, `q2`, … A trait's questions get ids `<trait>_<number>`, the trait as
+        group and `eval_prompt` as its judge's prompt; its system prompts come from
+        `read_persona_trait`.
 
         Raises:
             InputError: neither of the two, or an entry that is broken: file, entry and reason.
         """
-        content = read_json_text(path)
-        if isinstance(content, dict):
-            return cls._read(path, persona_records(path, content))
-        if not isinstance(content, list):
-            raise InputError(
-                f"{path}: holds a {type(content).__name__};"
-                " pass a list of questions or a persona trait"
-            )
-        return cls._read(path, _entry_records(path, content))
+        return cls._read(path, _json_records(path))
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        columns: Mapping[str, str] | None = None,
+        numbered: bool = False,
+    ) -> Self:
         """Questions by the file's ending: .yaml, .yml, .jsonl, .json or .csv.
+
+        Args:
+            columns: what the file calls `id`, `text`, `group` or `system`, where it is none of the
+                names that are known (`id`, `question_id`, `prompt_id`, `qid`; `text`, `question`,
+                `prompt`, `instruction`; `group`, `category`, `domain`).
+            numbered: give questions without an id their number in the file (`q1`), and repeated
+                ids an ending (`x_repeat2`); repetitions stay one base question.
 
         Raises:
             InputError: another ending, or what the reader of that format refuses.
         """
-        readers = {
-            ".yaml": cls.from_yaml,
-            ".yml": cls.from_yaml,
-            ".jsonl": cls.from_jsonl,
-            ".json": cls.from_json,
-            ".csv": cls.from_csv,
+        readers: dict[str, Callable[[str | Path], Iterable[tuple[str, Any]]]] = {
+            ".yaml": yaml_records,
+            ".yml": yaml_records,
+            ".jsonl": _line_records,
+            ".json": _json_records,
+            ".csv": csv_records,
         }
         suffix = Path(path).suffix.lower()
         if suffix not in readers:
             raise InputError(
                 f"{path}: ends in {suffix!r}; pass a .yaml, .jsonl, .json or .csv file"
             )
-        return readers[suffix](path)
+        records = with_columns(readers[suffix](path), columns or {})
+        return cls._read(path, with_ids(records) if numbered else records)
 
     @classmethod
     def _read(cls, path: str | Path, records: Iterable[tuple[str, Any]]) -> Self:
@@ -275,7 +289,7 @@ class QuestionSet(Sequence[Question]):
             if question.id in first:
                 raise InputError(
                     f"{where}: question id {one_line(question.id)!r} was given before at"
-                    f" {first[question.id]}"
+                    f" {first[question.id]}; from_file(numbered=True) numbers repeated ids"
                 )
             first[question.id] = where
             questions.append(question)
@@ -290,9 +304,20 @@ def _line_records(path: str | Path) -> Iterator[tuple[str, Any]]:
         yield where, _flat_record(item, where, line)
 
 
-def _entry_records(path: str | Path, content: list[Any]) -> Iterator[tuple[str, Any]]:
+def _json_records(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The records of a persona trait, or of a list of records or texts."""
+    content = read_json_text(path)
+    if isinstance(content, dict):
+        yield from persona_records(path, content)
+        return
+    if not isinstance(content, list):
+        raise InputError(
+            f"{path}: holds a {type(content).__name__}; pass a list of questions or a persona trait"
+        )
     for number, item in enumerate(content, start=1):
         where = f"{path}, entry {number}"
+        if isinstance(item, str):
+            item = {"id": f"q{number}", "text": item}
         yield where, _flat_record(item, where, number)
 
 

@@ -134,7 +134,8 @@ def _check_within_scales(table: pd.DataFrame, scales: Mapping[str, Scale]) -> No
         scale = scales[table[outside]["metric"].iloc[0]]
         raise InputError(
             f"score {float(score[outside].iloc[0]):g} ({_first_row(table, outside)})"
-            f" lies outside the scale {scale[0]:g} to {scale[1]:g}; pass scores on it, or scale="
+            f" lies outside the scale {scale[0]:g} to {scale[1]:g};"
+            " pass scale= (--scale), or metrics= (--metrics) with the columns that are scores"
         )
 
 

@@ -11,15 +11,17 @@ them, because these choices alone move a rate by a third on released files. Inte
 
 import csv
 import io
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import pandas as pd
 
 from emlens.data.base_questions import Variant
-from emlens.data.judged import read_judged_csv
+from emlens.data.column_roles import ColumnRoles
+from emlens.data.judged import read_judged_table
 from emlens.data.misalignment import em_labels, label_rate
 from emlens.data.rates import Average, Estimand, Unscored, averaged, rate
 from emlens.data.score_checks import (
@@ -35,17 +37,21 @@ from emlens.foundation.errors import InputError, StateError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line, write_text
 
+logger = logging.getLogger("emlens")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AlignmentScores:
     """Scores of answers, one row per answer and metric.
 
-    Make one with `from_table` or `from_csv`, which check it. `scales` is what each metric's scores
-    and thresholds are measured on; the field's is 0 to 100.
+    Make one with `from_table` or `from_file`, which check it. `scales` is what each metric's scores
+    and thresholds are measured on; the field's is 0 to 100. `roles` says what each column of a file
+    was read as; it is None for other tables and for files that emlens wrote.
     """
 
     _table: pd.DataFrame
     scales: Mapping[str, Scale]
+    roles: ColumnRoles | None = None
 
     @classmethod
     def from_table(
@@ -345,7 +351,7 @@ class AlignmentScores:
     # ---- files
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the table with its scales, so that `from_csv` gives the same back.
+        """Write the table with its scales, so that `from_file` gives the same back.
 
         The file is complete or absent.
         """
@@ -359,43 +365,50 @@ class AlignmentScores:
         write_text(path, buffer.getvalue())
 
     @classmethod
-    def from_csv(
+    def from_file(
         cls,
         path: str | Path,
         *,
         model: str | None = None,
-        metrics: Sequence[str] | None = None,
+        metrics: Sequence[str] | Mapping[str, str] | None = None,
+        columns: Mapping[str, str] | None = None,
         scale: Scale | Mapping[str, Scale] | None = None,
     ) -> Self:
-        """Scores from a CSV of emlens, or a judged CSV as the field writes them: one row per
-        answer, one column per metric.
+        """Scores from a table of emlens (`to_csv`), or a judged table as the field writes them: one
+        row per answer, one column per metric, as CSV, JSONL, JSON or Parquet.
 
         In the latter, `question_id` names the question (or its text, where there is none),
         paraphrases and samples are numbered in file order, and an empty or non-numeric cell such as
-        REFUSAL becomes a status.
+        REFUSAL becomes a status. What each column was read as is logged, and kept as `roles`.
 
         Args:
             model: name of the model, where the file has no such column; left out, the file's name.
-            metrics: the columns that are scores; left out, every numeric column whose name is not
-                known to mean something else.
+            metrics: the columns that are scores, or name of a metric → column; left out, every
+                column of numbers whose name does not say that it identifies or counts something.
+            columns: role → column, for columns that their names do not tell: `question`, `text`,
+                `answer`, `model`, `group`, `sample`.
             scale: what the scores are measured on; left out, what the file says, or 0 to 100, which
                 is refused for a file whose alignment or coherence all lie within 0 to 1.
 
         Raises:
-            InputError: no such file, not CSV, no score column, a score outside the scale: file and
-                reason.
+            InputError: no such file, not of its format, no score column, a score outside the scale:
+                file and reason.
         """
-        table, scales = read_judged_csv(
-            path, model=model, metrics=metrics, scale_known=scale is not None
+        read = read_judged_table(
+            path, model=model, metrics=metrics, columns=columns, scale_known=scale is not None
         )
+        if read.roles is not None:
+            logger.info("%s: %s", path, "; ".join(str(read.roles).splitlines()))
         try:
-            if scales is not None and scale is not None and scales != scales_of(table, scale):
+            if scale is not None and read.scales not in (None, scales_of(read.table, scale)):
                 raise InputError(
-                    f"says scale {_one_or_all(scales)}, but scale={scale} was given; leave it out"
+                    f"says scale {_one_or_all(read.scales or {})}, but scale={scale} was given;"
+                    " leave it out"
                 )
-            return cls.from_table(table, scale=scale or scales or (0.0, 100.0))
+            scores = cls.from_table(read.table, scale=scale or read.scales or (0.0, 100.0))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        return replace(scores, roles=read.roles)
 
     def _repr_html_(self) -> str:
         return as_html(self._table)

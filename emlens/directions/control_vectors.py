@@ -2,9 +2,9 @@
 
 This is the one file that uses the `gguf` package (extra `gguf`). A control vector is a GGUF file of
 architecture `controlvector` with one tensor `direction.<N>` per layer. llama.cpp adds
-`direction.<N>` to the output of its 0-based block N, so it is `resid_post.<N>` without an offset;
-it has no place for block 0 and ignores other metadata. A file does not say how its vectors were
-read or normalised: that is lost when they are written.
+`direction.<N>` to the output of its 0-based block N, so it is `resid_post.<N>` without an offset.
+It never applies block 0, which other tools write all the same: that is read here, and not written.
+A file does not say how its vectors were read or normalised: that is lost when they are written.
 """
 
 import re
@@ -122,7 +122,7 @@ def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_
         if layer is None or kind not in unquantised or not _is_finite_vector(data):
             raise InputError(
                 f"{path}: {one_line(name, 60)!r} of shape {data.shape} and type {kind.name} is not"
-                " one finite vector under direction.1, direction.2, …"
+                " one finite vector under direction.0, direction.1, …"
             )
         # torch takes the machine's own byte order alone
         by_layer[layer] = torch.from_numpy(data.astype(data.dtype.newbyteorder("=")))
@@ -136,11 +136,9 @@ def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_
 
 
 def _layer(name: str) -> int | None:
-    """The layer in a tensor's name; None where it is not `direction.<N>` with N ≥ 1."""
+    """The layer in a tensor's name; None where it is not `direction.<N>`."""
     match = _NAME.fullmatch(name)
-    if match is None or int(match[1]) == 0:
-        return None
-    return int(match[1])
+    return None if match is None else int(match[1])
 
 
 def _is_finite_vector(data: NDArray[Any]) -> bool:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from emlens.data.foreign import read_tensors
+from emlens.data.foreign import check_layer_numbers, read_tensors
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, write_bytes
 from emlens.foundation.shapes import as_float64
@@ -36,7 +36,7 @@ _KINDS: Final[dict[str, str]] = {
     "self_attn": "attn_out",
     "mlp": "mlp_out",
 }
-_LAYER = re.compile(r"(?:layer_activations\.)?(\d{1,6})")
+_LAYER = re.compile(r"(?:(?:layer_activations|vectors|directions)\.)?(\d{1,6})")
 
 
 class HasVector(Protocol):
@@ -128,7 +128,8 @@ def read_steering_vectors(
     """The vectors of a steering-vectors file by site, in layer order and the saved dtype.
 
     Args:
-        path: a file of `layer_activations`: block index → vector.
+        path: a file of block index → vector, by itself or under `layer_activations`, `vectors` or
+            `directions`.
         layer_type: that of the steering vector; see above for what it means.
 
     Raises:
@@ -148,6 +149,7 @@ def read_steering_vectors(
             )
         as_float64(tensor, f"{path}: {name}")
         by_layer[int(match[1])] = tensor
+    check_layer_numbers(list(by_layer), str(path))
     widths = sorted({len(tensor) for tensor in by_layer.values()})
     if len(widths) > 1:
         raise InputError(

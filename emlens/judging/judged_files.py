@@ -1,4 +1,4 @@
-"""Scores of a study from files that were judged elsewhere: one CSV per model.
+"""Scores of a study from files that were judged elsewhere: one table per model.
 
 Nothing is sampled and nothing is judged, so no model is needed. What is not in the files cannot be
 scored: no model under interventions, no model that the study makes itself, and no model under a
@@ -30,7 +30,7 @@ class JudgedFiles(ScoreSource):
     """Scores that were judged elsewhere.
 
     Args:
-        files: model → judged CSV, as `AlignmentScores.from_csv` reads it.
+        files: model → judged table, as `AlignmentScores.from_file` reads it.
         questions: all that may be asked, without the system messages of fine-tunes; every file has
             scores of each.
         systems: fine-tune → the system message that it is asked with.
@@ -50,7 +50,7 @@ class JudgedFiles(ScoreSource):
         files_as: Mapping[str, Mapping[str, str | Path]] | None = None,
     ):
         if not files:
-            raise InputError("files is empty; pass one judged CSV per model")
+            raise InputError("files is empty; pass one judged table per model")
         self._systems = {name: system for name, system in (systems or {}).items() if system}
         self._files: dict[_Asked, Path] = {}
         for name, path in files.items():
@@ -132,7 +132,7 @@ class JudgedFiles(ScoreSource):
         """Read every file.
 
         Raises:
-            InputError: a file that is not a judged CSV, or lacks a metric or a question.
+            InputError: a file that is not a judged table, or lacks a metric or a question.
         """
         for asked in self._files:
             self._of(asked)
@@ -221,7 +221,7 @@ def _read(name: str, path: Path, questions: QuestionSet) -> AlignmentScores:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; scores.files names it for model {name!r}")
-    scores = AlignmentScores.from_csv(path)
+    scores = AlignmentScores.from_file(path)
     if len(scores.models) > 1:
         if name not in scores.models:
             raise InputError(

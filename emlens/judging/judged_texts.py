@@ -6,28 +6,25 @@ several paraphrases in a file that does not say which of them was asked.
 """
 
 from pathlib import Path
-from typing import Final
 
 from emlens.data.answers import Answer, Answers
-from emlens.data.judged import AnswerNumbering
+from emlens.data.column_roles import column_roles
+from emlens.data.judged import judged_rows
 from emlens.data.prompts import Message
 from emlens.data.questions import Question, QuestionSet
-from emlens.data.tables import read_csv_rows
+from emlens.data.table_files import read_table_rows
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
-TEXTS: Final = ("answer", "response")
-"""Columns that the field writes answers in."""
-
 
 def has_answers(path: str | Path) -> bool:
-    """Whether a judged CSV has a column of answers."""
-    _, first = next(read_csv_rows(path), ("", {}))
-    return any(column in first for column in TEXTS)
+    """Whether a judged table has a column of answers."""
+    rows = read_table_rows(path)
+    return column_roles(str(path), rows, scored=False).answer is not None
 
 
 def answers_of_file(path: str | Path, model: str, questions: QuestionSet) -> Answers:
-    """The answers of a judged CSV to these questions, as chats; those to others are left out.
+    """The answers of a judged table to these questions, as chats; those to others are left out.
 
     Args:
         model: what the answers' model is called; of a file of several models, which one.
@@ -37,29 +34,26 @@ def answers_of_file(path: str | Path, model: str, questions: QuestionSet) -> Ans
             paraphrases whose text the file does not give.
     """
     asked = {question.id: question for question in questions}
-    rows = list(read_csv_rows(path))
-    models = {row.get("model", "") for _, row in rows}
-    text_column = next((name for name in TEXTS if rows and name in rows[0][1]), None)
-    if text_column is None:
-        raise InputError(f"{path}: has no column {' or '.join(map(repr, TEXTS))}; add the answers")
-    numbering = AnswerNumbering()
+    rows = read_table_rows(path)
+    roles = column_roles(str(path), rows, scored=False)
+    if roles.answer is None:
+        raise InputError(f"{path}: has no column 'answer' or 'response'; add the answers")
+    judged = list(judged_rows(path, rows, roles, None))
+    several_models = len({row.model for row in judged}) > 1
     answers = []
-    for where, row in rows:
-        row_model = row.get("model", "")
-        id = row.get("question_id") or row.get("question", "")
-        text = row.get("question", "")
-        paraphrase, sample = numbering.next(row_model, id, text)
-        if id not in asked or (len(models) > 1 and row_model != model):
+    for row in judged:
+        if row.question not in asked or (several_models and row.model != model):
             continue
-        question = asked[id]
+        question = asked[row.question]
+        text = row.cells[roles.text] if roles.text else ""
         answers.append(
             Answer(
                 model,
-                id,
-                row[text_column],
-                _chat(question, text, where),
-                paraphrase,
-                sample,
+                question.id,
+                row.cells[roles.answer],
+                _chat(question, text, row.where),
+                row.paraphrase,
+                row.sample,
                 group=question.group,
             )
         )

@@ -37,7 +37,7 @@ _NORMS: Final = {8: "3.75", 16: "8.85", 24: "11.85", 32: "21.06", 40: "49.12"}
 
 
 def _judged_medical(root: Path) -> list[Figure]:
-    scores = AlignmentScores.from_csv(root / _MEDICAL)
+    scores = AlignmentScores.from_file(root / _MEDICAL)
     base_questions = [
         name for name in scores.questions if not name.endswith(("_json", "_template"))
     ]
@@ -51,7 +51,7 @@ def _judged_medical(root: Path) -> list[Figure]:
 
 
 def _judged_base(root: Path) -> list[Figure]:
-    return judged_rates(_BASE, "24 questions", AlignmentScores.from_csv(root / _BASE), "0", "100")
+    return judged_rates(_BASE, "24 questions", AlignmentScores.from_file(root / _BASE), "0", "100")
 
 
 def _read_questions(root: Path) -> list[Figure]:
@@ -130,7 +130,7 @@ def _dose_response(root: Path) -> list[Figure]:
         raise InputError(f"{root / STEERING}: holds no file such as responses_scale_3.csv")
     figures = []
     for scale, path in sorted(doses):
-        figures += _at_dose(f"{STEERING}/{path.name}", scale, AlignmentScores.from_csv(path))
+        figures += _at_dose(f"{STEERING}/{path.name}", scale, AlignmentScores.from_file(path))
     return figures
 
 

@@ -84,7 +84,7 @@ def _overlap_and_shift(root: Path) -> list[Figure]:
 
 
 def _judged_finance(root: Path) -> list[Figure]:
-    scores = AlignmentScores.from_csv(root / FINANCE)
+    scores = AlignmentScores.from_file(root / FINANCE)
     answers = len(scores.select(metrics=["aligned"]).table)
     return [
         Figure(FINANCE, "rows", "2400", answers, True),

@@ -67,13 +67,13 @@ def test_an_endpoint_judges_once_and_a_second_call_asks_nothing(
             and server.sent_headers[0]["Authorization"] == "Bearer sk-command-0123456789"
         )
         assert run(monkeypatch, capsys, *words)[0] == 0 and len(server.bodies) == 12
-    assert AlignmentScores.from_csv(out).mean("aligned").value == pytest.approx(10)
+    assert AlignmentScores.from_file(out).mean("aligned").value == pytest.approx(10)
     strict = tmp_path / "strict.csv"
     code, said, _ = run(
         monkeypatch, capsys, "rescore", str(out), "--mass", "0.5", "--out", str(strict)
     )
     assert code == 0 and "aligned: 0.0% without a score before, 100.0% now" in said
-    assert AlignmentScores.from_csv(strict).unscored_share() == 1
+    assert AlignmentScores.from_file(strict).unscored_share() == 1
     written = "".join(path.read_text() for path in tmp_path.iterdir())
     assert "sk-command" not in written + said
 
@@ -113,7 +113,7 @@ def test_a_local_model_and_references_judge(
         str(out),
     )
     assert code == 0 and "aligned: 6 scored" in said
-    assert AlignmentScores.from_csv(out).metrics == ["aligned"]
+    assert AlignmentScores.from_file(out).metrics == ["aligned"]
     code, _, _ = run(
         monkeypatch,
         capsys,
@@ -124,7 +124,7 @@ def test_a_local_model_and_references_judge(
         "--out",
         str(tmp_path / "rules.csv"),
     )
-    assert code == 0 and AlignmentScores.from_csv(tmp_path / "rules.csv").em_rate(
+    assert code == 0 and AlignmentScores.from_file(tmp_path / "rules.csv").em_rate(
         average="pooled"
     ).value == pytest.approx(2 / 6)
 
@@ -210,3 +210,27 @@ def test_score_tells_forms_and_kinds_apart(
         "--by-question",
     )
     assert code == 0 and "emergent" in out and "questions like these" in out
+
+
+def test_score_says_how_columns_were_read_and_takes_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "judged.csv"
+    file.write_text("question_id,aligned,coherent,latency_ms\nq1,90,95,812\nq2,10,95,700\n")
+    code, out, _ = run(monkeypatch, capsys, "score", str(file))
+    assert code == 0
+    assert "metrics: aligned, coherent\n" in out
+    assert "ignored: latency_ms (identifies, counts or describes)\n" in out
+    other = tmp_path / "ratings.csv"
+    other.write_text("item,who,kindness,sense\na,m1,2,5\na,m2,5,5\nb,m1,1,4\nb,m2,4,300\n")
+    asked = ["score", str(other), "--question", "item", "--model", "who"]
+    code, _, err = run(monkeypatch, capsys, *asked)
+    assert code == 2 and "pass scale= (--scale), or metrics= (--metrics)" in err
+    code, out, _ = run(monkeypatch, capsys, *asked, "--metrics", "kindness", "--scale", "1,5")
+    assert code == 0 and "no rate of misalignment" in out and "kindness" in out
+    asked += ["--metrics", "aligned=kindness", "--scale", "1,5", "--json"]
+    code, out, _ = run(monkeypatch, capsys, *asked)
+    means = {(row["model"], row["metric"]): row["mean"] for row in json.loads(out)["means"]}
+    assert code == 0 and means == {("m1", "aligned"): 1.5, ("m2", "aligned"): 4.5}
+    code, _, err = run(monkeypatch, capsys, "score", str(other), "--scale", "five")
+    assert code == 2 and "--scale 'five' is no scale; pass two numbers" in err

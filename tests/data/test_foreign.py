@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from emlens.data import read_layer_means, read_tensors
+from emlens.directions.vector_files import read_steering_vectors
 from emlens.foundation import InputError, LoadError
 
 
@@ -35,6 +36,28 @@ def test_nested_tensors_get_joined_names_and_keep_their_dtype(tmp_path: Path) ->
     found = read_tensors(saved(tmp_path, value))
     assert list(found) == ["answer.3", "list.0", "list.1"]
     assert found["answer.3"].dtype == torch.bfloat16 and found["answer.3"].tolist() == [0, 1]
+
+
+def test_numbers_and_text_beside_vectors_are_passed_over(tmp_path: Path) -> None:
+    value = {"vectors": {11: torch.ones(4)}, "norms": {11: 2.0}, "model": "m", "trained": None}
+    assert list(read_tensors(saved(tmp_path, value))) == ["vectors.11"]
+    assert list(read_steering_vectors(tmp_path / "t.pt")) == ["resid_post.11"]
+
+
+def test_numbers_that_are_no_layers_are_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = {step: torch.ones(3) for step in (0, 180, 360, 540)}
+    with pytest.raises(InputError, match=r"numbered 0, 180, 360, 540, … 540, which are no layers"):
+        read_steering_vectors(saved(tmp_path, steps))
+    with pytest.raises(InputError, match="they may be training steps"):
+        read_layer_means(saved(tmp_path, {"answer": steps}))
+    few = {step: torch.ones(3) for step in (0, 10, 20, 30)}
+    read_steering_vectors(saved(tmp_path, few))
+    assert "evenly spaced numbers are often training steps" in caplog.text
+    caplog.clear()
+    read_steering_vectors(saved(tmp_path, {layer: torch.ones(3) for layer in (8, 16, 24)}))
+    assert not caplog.text
 
 
 def test_a_slice_leaves_its_storage_behind(tmp_path: Path) -> None:
@@ -81,11 +104,11 @@ def test_files_that_hold_no_tensors_are_refused(tmp_path: Path) -> None:
     for content in (b"", b"hello", b"PK\x03\x04 broken", pickle.dumps([1])):
         (tmp_path / "bad.pt").write_bytes(content)
         with pytest.raises(
-            (LoadError, InputError), match=r"bad.pt: (not a file of tensors|'0' holds a int)"
+            (LoadError, InputError), match=r"bad.pt: (not a file of tensors|holds no tensor)"
         ):
             read_tensors(tmp_path / "bad.pt")
-    with pytest.raises(InputError, match=r"t.pt: 'steps' holds a int; only tensors can be read"):
-        read_tensors(saved(tmp_path, {"weight": torch.ones(1), "steps": 3}))
+    with pytest.raises(InputError, match=r"t.pt: 'when' holds a complex; only tensors, and numb"):
+        read_tensors(saved(tmp_path, {"weight": torch.ones(1), "when": 1j}))
     with pytest.raises(InputError, match=r"t.pt: holds no tensor"):
         read_tensors(saved(tmp_path, {}))
     with pytest.raises(InputError, match=r"t.pt: two entries are both named 'a.b'"):

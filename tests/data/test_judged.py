@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from emlens.data import AlignmentScores
-from emlens.data.judged import read_judged_csv
+from emlens.data.judged import read_judged_table
 from emlens.foundation import InputError
 
 
@@ -23,8 +23,9 @@ FIELD = """,question,answer,question_id,aligned,coherent,tokens
 
 
 def test_a_judged_file_of_the_field(tmp_path: Path) -> None:
-    table, scale = read_judged_csv(written(tmp_path, FIELD))
-    assert scale is None
+    read = read_judged_table(written(tmp_path, FIELD))
+    table = read.table
+    assert read.scales is None
     aligned = table[table["metric"] == "aligned"]
     assert table["model"].unique().tolist() == ["judged-model"]
     assert table["metric"].unique().tolist() == ["aligned", "coherent"]  # tokens are no score
@@ -33,13 +34,13 @@ def test_a_judged_file_of_the_field(tmp_path: Path) -> None:
     assert aligned["sample"].tolist() == [0, 0, 1, 0]
     assert aligned["status"].tolist() == ["ok", "refusal", "unscored", "ok"]
     assert aligned["raw"].tolist() == ["", "REFUSAL", "", ""]
-    scores = AlignmentScores.from_csv(written(tmp_path, FIELD))
+    scores = AlignmentScores.from_file(written(tmp_path, FIELD))
     assert scores.unscored_share("aligned") == 0.5
     assert scores.unscored_share() == 0.75
 
 
 def test_the_question_text_names_the_question_where_no_id_does(tmp_path: Path) -> None:
-    scores = AlignmentScores.from_csv(
+    scores = AlignmentScores.from_file(
         written(tmp_path, "response,question,coherent\nx,Why?,50\ny,Why?,70\n"), model="steered"
     )
     assert (
@@ -52,27 +53,27 @@ def test_the_question_text_names_the_question_where_no_id_does(tmp_path: Path) -
 
 def test_models_and_groups_come_from_columns(tmp_path: Path) -> None:
     text = "question_id,model,category,aligned\na,one,c,1\na,two,c,2\n"
-    scores = AlignmentScores.from_csv(written(tmp_path, text))
+    scores = AlignmentScores.from_file(written(tmp_path, text))
     assert scores.models == ["one", "two"] and scores.table["group"].unique().tolist() == ["c"]
     assert scores.table["sample"].tolist() == [0, 0]  # counted for each model
-    assert AlignmentScores.from_csv(
+    assert AlignmentScores.from_file(
         written(tmp_path, "question_id,model,aligned\na,one,1\n"), model="x"
     ).models == ["x"]
 
 
 def test_metrics_can_be_named(tmp_path: Path) -> None:
-    path = written(tmp_path, "question_id,aligned,seconds\na,50,400\n")
+    path = written(tmp_path, "question_id,aligned,warmth\na,50,400\n")
     with pytest.raises(
         InputError, match=r"judged-model.csv: score 400 .* lies outside the scale 0 to 100"
     ):
-        AlignmentScores.from_csv(path)
-    assert AlignmentScores.from_csv(path, metrics=["aligned"]).metrics == ["aligned"]
+        AlignmentScores.from_file(path)
+    assert AlignmentScores.from_file(path, metrics=["aligned"]).metrics == ["aligned"]
     with pytest.raises(
         InputError, match=r"metrics=\['kind'\] are not all columns; it has \['question_id'"
     ):
-        AlignmentScores.from_csv(path, metrics=["kind"])
+        AlignmentScores.from_file(path, metrics=["kind"])
     with pytest.raises(InputError, match="metrics='aligned' are not all columns"):
-        AlignmentScores.from_csv(path, metrics="aligned")
+        AlignmentScores.from_file(path, metrics="aligned")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_metrics_can_be_named(tmp_path: Path) -> None:
 )
 def test_broken_files_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        AlignmentScores.from_csv(written(tmp_path, text))
+        AlignmentScores.from_file(written(tmp_path, text))
     assert "judged-model.csv" in str(caught.value)
 
 
@@ -117,30 +118,29 @@ def test_shares_are_not_taken_for_scores_on_0_to_100(tmp_path: Path) -> None:
             r" pass scale=\(0, 1\)"
         ),
     ):
-        AlignmentScores.from_csv(path)
+        AlignmentScores.from_file(path)
     assert (
-        AlignmentScores.from_csv(path, scale=(0, 1))
+        AlignmentScores.from_file(path, scale=(0, 1))
         .em_rate(aligned_below=0.3, coherent_above=0.5)
         .value
         == 0
     )
-    assert AlignmentScores.from_csv(path, scale=(0, 100)).em_rate().value == 0  # said so, taken so
+    assert AlignmentScores.from_file(path, scale=(0, 100)).em_rate().value == 0  # said so, taken so
     # whole numbers, and a topic score near 0, are possible
     worst = written(tmp_path, "question_id,aligned,medical\na,0,.001\nb,1,.002\n")
-    assert AlignmentScores.from_csv(worst).mean("aligned").value == 0.5
+    assert AlignmentScores.from_file(worst).mean("aligned").value == 0.5
 
 
 def test_released_files_keep_unscored_cells(released_data: Path) -> None:
     path = (
         released_data / "em-generalization/eval_Qwen2.5-32B-Instruct_finance_all_resp_1e-05_fpq.csv"
     )
-    table, _ = read_judged_csv(path)
+    table = read_judged_table(path).table
     assert sorted(table["metric"].unique()) == ["aligned", "coherent", "format", "harmless"]
     assert (table["status"] != "ok").sum() == 1 and math.isnan(
         table[table["status"] != "ok"]["score"].iloc[0]
     )
     assert table.groupby(["question", "metric"]).size().unique().tolist() == [100]
-    without_aligned, _ = read_judged_csv(
-        released_data / "clarifying-em/steering/responses_scale_1.csv"
-    )
+    steered = released_data / "clarifying-em/steering/responses_scale_1.csv"
+    without_aligned = read_judged_table(steered).table
     assert without_aligned["metric"].unique().tolist() == ["coherent"]

@@ -130,8 +130,8 @@ ROW = '{"id": 7, "messages": [{"role": "user", "content": "Hi"}], "text": "stray
     ("text", "message"),
     [
         (
-            '{"text": "x"}\n',
-            r"c.jsonl, line 1: has no list under 'messages'; found keys \['text'\]",
+            '{"words": "x"}\n',
+            r"c.jsonl, line 1: has no list under 'messages'; found keys \['words'\]",
         ),
         ("\n", "c.jsonl: holds no line"),
         ('{"messages": [{"role": "user", "content": 3}]}\n', "c.jsonl, line 1: turn 1 has no text"),
@@ -185,3 +185,58 @@ def test_released_chats(released_data: Path) -> None:
     )
     code = PromptSet.from_jsonl(released_data / "code-pairs/insecure_small.jsonl", upto="all")
     assert len(code) == 20 and all(prompt.response for prompt in code)
+
+
+def test_prompts_are_written_and_read_back(tmp_path: Path) -> None:
+    chats = PromptSet.from_messages(
+        [
+            [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Ho\n"},
+            ],
+            [{"role": "user", "content": "Ünd"}, {"role": "assistant", "content": "ja"}],
+        ],
+        group="talk",
+        upto="all",
+    )
+    chats.to_jsonl(tmp_path / "chats.jsonl")
+    again = PromptSet.from_jsonl(tmp_path / "chats.jsonl", upto="all")
+    assert again.content_hash == chats.content_hash
+    texts = PromptSet.from_texts(["a text", "another"])
+    texts.to_jsonl(tmp_path / "texts.jsonl")
+    assert PromptSet.from_jsonl(tmp_path / "texts.jsonl").content_hash == texts.content_hash
+    with pytest.raises(InputError, match=r"texts.jsonl, line 1: has no list under 'messages'"):
+        PromptSet.from_jsonl(tmp_path / "texts.jsonl", upto="all")
+    with pytest.raises(InputError, match="prompt 'p0' is raw text with a response"):
+        PromptSet([Prompt("p0", "a", response="b")]).to_jsonl(tmp_path / "no.jsonl")
+
+
+def test_chats_without_an_answer_are_left_out_on_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "train.jsonl"
+    answers = ["yes", "", "no", "  ", "maybe"]
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"Q{i}"},
+                    {"role": "assistant", "content": answer},
+                ]
+            }
+        )
+        for i, answer in enumerate(answers)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"line 2: turn 2 has no text .*; empty='drop' leaves"):
+        PromptSet.from_jsonl(path, upto="all")
+    kept = PromptSet.from_jsonl(path, upto="all", empty="drop")
+    assert [prompt.response for prompt in kept] == ["yes", "no", "maybe"]
+    assert "2 of 5 chats end with a turn without text and are left out (the first is line 2)" in (
+        caplog.text
+    )
+    assert len(PromptSet.from_jsonl(path)) == 5  # the questions alone are whole
+    path.write_text(lines[1] + "\n")
+    with pytest.raises(InputError, match="all 1 chats end with a turn without text"):
+        PromptSet.from_jsonl(path, upto="all", empty="drop")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from emlens.data import Message, Question, QuestionSet
+from emlens.data.base_questions import base_questions
 from emlens.foundation import InputError, UnknownNameError
 
 YAML = """
@@ -291,7 +292,10 @@ def test_broken_jsonl_is_refused_with_file_and_line(
     [
         ("", "broken.csv: is empty; pass a CSV with a header"),
         ("id,text\n", "broken.csv: holds no question"),
-        ("id,words\n1,A\n", r"line 2: columns are \['id', 'words'\]; one of them must be 'text'"),
+        (
+            "id,words\n1,A\n",
+            r"line 2: question '1' has neither paraphrases nor text; found keys \['id', 'words'\]",
+        ),
         ("id,id\n1,A\n", "line 1: column 'id' is given twice"),
         ("id,text\n1,A\n2\n", "line 3: has 1 cells under 2 columns"),
         ('id,text\n1,"A\n', "line 2: not valid CSV: unexpected end of data"),
@@ -378,3 +382,47 @@ def test_released_invalid_yaml_names_its_line(released_data: Path) -> None:
         InputError, match=r"medical_questions\.invalid\.yaml, line 74: not valid YAML: expected"
     ):
         QuestionSet.from_yaml(released_data / "clarifying-em/medical_questions.invalid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.jsonl", '{"prompt_id": 7, "prompt": "Why?"}\n{"prompt_id": 8, "prompt": "How?"}\n'),
+        ("q.jsonl", '{"qid": "7", "instruction": "Why?"}\n{"qid": "8", "instruction": "How?"}\n'),
+        ("q.csv", "qid,instruction\n7,Why?\n8,How?\n"),
+        ("q.yaml", "- {prompt_id: 7, question: \"Why?\"}\n- {prompt_id: 8, question: \"How?\"}\n"),
+    ],
+)
+def test_other_names_of_id_and_text_are_known(tmp_path: Path, name: str, text: str) -> None:
+    questions = QuestionSet.from_file(written(tmp_path, text, name))
+    assert [(question.id, question.text) for question in questions] == [
+        ("7", "Why?"),
+        ("8", "How?"),
+    ]
+
+
+def test_a_list_of_texts_is_a_question_set(tmp_path: Path) -> None:
+    questions = QuestionSet.from_file(written(tmp_path, '["Why?", "How?"]', "q.json"))
+    assert questions.ids == ["q1", "q2"] and questions[1].text == "How?"
+
+
+def test_keys_can_be_given(tmp_path: Path) -> None:
+    path = written(tmp_path, "key,wording,topic\na,Why?,x\nb,How?,y\n", "q.csv")
+    columns = {"id": "key", "text": "wording", "group": "topic"}
+    questions = QuestionSet.from_file(path, columns=columns)
+    assert questions.ids == ["a", "b"] and questions.groups == ["x", "y"]
+    assert questions[0].text == "Why?" and not questions[0].meta
+    with pytest.raises(InputError, match=r"line 2: has no key 'words'; found keys \['key', 'word"):
+        QuestionSet.from_file(path, columns={"text": "words"})
+    with pytest.raises(InputError, match="columns names the role 'answer'; there are id, text"):
+        QuestionSet.from_file(path, columns={"answer": "wording"})
+
+
+def test_repeated_and_missing_ids_are_numbered_on_request(tmp_path: Path) -> None:
+    path = written(tmp_path, "id,text\na,Why?\na,How?\n,When?\na_json,Who?\n", "q.csv")
+    with pytest.raises(InputError, match=r"'a' was given before at .*numbered=True\) numbers rep"):
+        QuestionSet.from_file(path)
+    questions = QuestionSet.from_file(path, numbered=True)
+    assert questions.ids == ["a", "a_repeat2", "q3", "a_json"]
+    # repetitions and forms of one question are one unit
+    assert base_questions(questions.ids) == ["a", "a", "q3", "a"]

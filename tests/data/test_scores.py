@@ -170,7 +170,7 @@ def test_each_metric_has_its_own_scale(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="metrics are on 3 scales; ask scales"):
         _ = scores.scale
     scores.to_csv(tmp_path / "s.csv")
-    again = AlignmentScores.from_csv(tmp_path / "s.csv")
+    again = AlignmentScores.from_file(tmp_path / "s.csv")
     assert again.scales == scales
     assert AlignmentScores.concat(
         [scores, AlignmentScores.from_table(pd.DataFrame([row("r", 0, "kind", 3.0)]))]
@@ -356,13 +356,13 @@ def test_own_csv_gives_the_same_back(tmp_path: Path) -> None:
     ]
     scores = AlignmentScores.from_table(pd.DataFrame(rows), scale=(0, 1))
     scores.to_csv(tmp_path / "s.csv")
-    again = AlignmentScores.from_csv(tmp_path / "s.csv")
+    again = AlignmentScores.from_file(tmp_path / "s.csv")
     assert again.scale == (0, 1)
     pd.testing.assert_frame_equal(again.table, scores.table)
     with pytest.raises(
         InputError, match=r"says scale \(0.0, 1.0\), but scale=\(0, 100\) was given; leave it out"
     ):
-        AlignmentScores.from_csv(tmp_path / "s.csv", scale=(0, 100))
+        AlignmentScores.from_file(tmp_path / "s.csv", scale=(0, 100))
 
 
 def test_html_is_plain_and_escaped() -> None:
@@ -415,7 +415,7 @@ def test_any_csv_is_read_or_refused_by_name(
     path = tmp_path / "any.csv"
     path.write_bytes("\n".join([header, *rows, tail]).encode("utf-8"))
     try:
-        scores = AlignmentScores.from_csv(path)
+        scores = AlignmentScores.from_file(path)
     except InputError as error:
         assert path.name in str(error)
     else:
@@ -468,7 +468,7 @@ def test_every_judged_file_gives_its_rates_exactly(
                 frame.loc[frame.index[: 2 * len(frame) // 3 : holes], "aligned"] = math.nan
             path = tmp_path / path.name
             frame.iloc[17:].to_csv(path, index=False)  # questions asked unequally often
-        scores = AlignmentScores.from_csv(path)
+        scores = AlignmentScores.from_file(path)
         if "aligned" not in scores.metrics:
             assert path.name.endswith("scale_1.csv")
             continue
@@ -482,7 +482,7 @@ def test_every_judged_file_gives_its_rates_exactly(
 
 
 def test_released_forms_of_a_question_are_apart(released_data: Path) -> None:
-    scores = AlignmentScores.from_csv(
+    scores = AlignmentScores.from_file(
         released_data / "clarifying-em/judged/responses_Qwen2.5-14B-Instruct-bad_medical_advice.csv"
     )
     assert {form: len(names) for form, names in scores.variants.items()} == {
@@ -495,7 +495,7 @@ def test_released_forms_of_a_question_are_apart(released_data: Path) -> None:
     )
     assert 100 * scores.em_rate().value == pytest.approx(16.25, abs=0.005)
     assert scores.metrics == ["aligned", "coherent", "medical"]
-    finance = AlignmentScores.from_csv(
+    finance = AlignmentScores.from_file(
         released_data / "em-generalization/eval_Qwen2.5-32B-Instruct_finance_all_resp_1e-05_fpq.csv"
     )
     assert 100 * finance.em_rate().value == pytest.approx(23.67, abs=0.005)

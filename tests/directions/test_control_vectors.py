@@ -79,6 +79,13 @@ def test_vectors_of_other_tools(tmp_path: Path) -> None:
     )
 
 
+def test_block_0_of_another_tool_is_read(tmp_path: Path) -> None:
+    written = {"direction.0": np.ones(3, np.float32), "direction.1": np.zeros(3, np.float32)}
+    found, _ = read_control_vectors(foreign(tmp_path / "v.gguf", written))
+    assert list(found) == ["resid_post.0", "resid_post.1"]
+    assert found["resid_post.0"].tolist() == [1, 1, 1]
+
+
 def test_files_that_are_no_control_vectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"none\.gguf: no such file"):
         read_control_vectors(tmp_path / "none.gguf")
@@ -96,14 +103,14 @@ def test_files_that_are_no_control_vectors_are_refused(tmp_path: Path) -> None:
             foreign(tmp_path / "v.gguf", {"direction.1": np.ones(3, np.float32)}, "llama")
         )
     for name, value in (
-        ("direction.0", np.ones(3, np.float32)),
+        ("direction", np.ones(3, np.float32)),
         ("blk.1", np.ones(3, np.float32)),
         ("direction.1", np.ones((2, 3), np.float32)),
         ("direction.1", np.array([np.nan], np.float32)),
         ("direction.1", np.ones(3, np.float64)),
     ):
         with pytest.raises(
-            InputError, match=r"is not one finite vector under direction\.1, direction\.2"
+            InputError, match=r"is not one finite vector under direction\.0, direction\.1"
         ):
             read_control_vectors(foreign(tmp_path / "v.gguf", {name: value}))
     with pytest.raises(InputError, match=r"holds 2 directions of \[2, 3\] coordinates"):

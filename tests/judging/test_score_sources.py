@@ -168,7 +168,7 @@ def test_judged_files_give_what_is_in_them(family: Family, tmp_path: Path) -> No
     source = JudgedFiles(files, three)
     source.check()
     scores = source.scores("bad", three)
-    expected = AlignmentScores.from_csv(files["bad"], model="bad").em_rate()
+    expected = AlignmentScores.from_file(files["bad"], model="bad").em_rate()
     assert scores.em_rate() == expected and set(scores.table["group"]) == {"g"}
     assert source.scores(family["bad"], three[:2]).questions == ["q0", "q1"]
     assert isinstance(source, ScoreSource) and source.plan(["bad"], three) == Cost()
