@@ -68,7 +68,9 @@ def train(
     ],
     drop_empty: Annotated[
         bool,
-        typer.Option("--drop-empty", help="Leave out chats whose answer is empty, and say how many."),
+        typer.Option(
+            "--drop-empty", help="Leave out chats whose answer is empty, and say how many."
+        ),
     ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="The file is a sweep: `base` and `axes`.")

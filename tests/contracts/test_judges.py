@@ -150,7 +150,7 @@ def test_hostile_answers_are_scored_or_left_with_a_reason_and_written(
     scores = judge_answers(answers, judge, out=out)
     scores.to_csv(tmp_path / "scores.csv")
     pd.testing.assert_frame_equal(
-        type(scores).from_csv(tmp_path / "scores.csv").table, scores.table
+        type(scores).from_file(tmp_path / "scores.csv").table, scores.table
     )
     pd.testing.assert_frame_equal(judge_answers(answers, judge, out=out).table, scores.table)
 

@@ -390,7 +390,7 @@ def test_released_invalid_yaml_names_its_line(released_data: Path) -> None:
         ("q.jsonl", '{"prompt_id": 7, "prompt": "Why?"}\n{"prompt_id": 8, "prompt": "How?"}\n'),
         ("q.jsonl", '{"qid": "7", "instruction": "Why?"}\n{"qid": "8", "instruction": "How?"}\n'),
         ("q.csv", "qid,instruction\n7,Why?\n8,How?\n"),
-        ("q.yaml", "- {prompt_id: 7, question: \"Why?\"}\n- {prompt_id: 8, question: \"How?\"}\n"),
+        ("q.yaml", '- {prompt_id: 7, question: "Why?"}\n- {prompt_id: 8, question: "How?"}\n'),
     ],
 )
 def test_other_names_of_id_and_text_are_known(tmp_path: Path, name: str, text: str) -> None:
