@@ -6,7 +6,7 @@ questions of a domain are alike, the interval that resamples domains is given wi
 one to read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -31,7 +31,7 @@ from emlens.stats.outcomes import TestResult
 from emlens.stats.spread import brown_forsythe
 from emlens.studies.material import Material
 
-TESTS = {
+TESTS: Final[Mapping[str, Callable[..., TestResult]]] = {
     "paired t": paired_test,
     "Wilcoxon": partial(paired_test, kind="wilcoxon"),
     "Welch t": welch_test,
