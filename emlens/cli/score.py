@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from emlens.foundation.estimate import Estimate
 
 METRICS = ("aligned", "coherent")
+SPLITS = ("variant", "question")
 
 
 def score(
@@ -47,12 +48,15 @@ def score(
             help="Intervals for these very questions, not for questions like these.",
         ),
     ] = False,
-    by_variant: Annotated[
-        bool,
+    by: Annotated[
+        list[str] | None,
         typer.Option(
-            "--by-variant", help="Also questions as asked, for JSON, and with a template apart."
+            help=(
+                "Also by `variant` (as asked, for JSON, with a template) or by `question`;"
+                " repeatable."
+            )
         ),
-    ] = False,
+    ] = None,
     topic: Annotated[
         str,
         typer.Option(
@@ -62,9 +66,6 @@ def score(
             )
         ),
     ] = "",
-    by_question: Annotated[
-        bool, typer.Option("--by-question", help="Also one line per question.")
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Mean scores of a judged file, and misalignment rates with intervals, both denominators and
@@ -74,6 +75,7 @@ def score(
 
     from emlens.data import AlignmentScores
 
+    split = _split_asked(by or [])
     columns = {"model": model, "question": question, "group": group}
     scores = AlignmentScores.from_file(
         file,
@@ -88,7 +90,7 @@ def score(
     }
     has_rates = all(metric in scores.metrics for metric in METRICS)
     rates = _rates(scores, "all", options) if has_rates else []
-    if by_variant and has_rates:
+    if "variant" in split and has_rates:
         for form, names in scores.variants.items():
             rates += _rates(scores.select(questions=names), form, options)
     means = _means(scores, options["estimand"])
@@ -101,7 +103,7 @@ def score(
                 "means": means,
                 "rates": rates,
                 "kinds": kinds or None,
-                "questions": questions.to_dict(orient="records") if by_question else None,
+                "questions": questions.to_dict(orient="records") if "question" in split else None,
             }
         )
         return
@@ -123,9 +125,18 @@ def score(
             f"misaligned answers about the topic ({topic} > 50: in_domain)"
             " and about something else (emergent)",
         )
-    if by_question:
+    if "question" in split:
         print_table(questions, "mean score by question")
     print_line(f"{len(scores.questions)} questions; intervals are 95 %, for {options['estimand']}")
+
+
+def _split_asked(names: list[str]) -> list[str]:
+    from emlens.foundation.errors import InputError
+
+    for name in names:
+        if name not in SPLITS:
+            raise InputError(f"--by {name!r} is unknown; pass {' or '.join(SPLITS)}")
+    return names
 
 
 def _metrics_asked(text: str) -> dict[str, str] | None:

@@ -21,6 +21,7 @@ SETTINGS: Mapping[str, Setting] = {
     "save_dtype": text("weights on disk: float32, float16 or bfloat16 (as trained)"),
     "keep_every": count("keep the adapter after every N steps (never)"),
     "resume_every": count("write what a killed run resumes from after every N steps (50)"),
+    "empty": text("chats whose answer is empty: error, or drop, which says how many (error)"),
     "actors": count("Ray actors, with --executor ray (1)"),
 }
 
@@ -66,12 +67,6 @@ def train(
             help="Directory for the checkpoint, or of the sweep; the same command goes on there."
         ),
     ],
-    drop_empty: Annotated[
-        bool,
-        typer.Option(
-            "--drop-empty", help="Leave out chats whose answer is empty, and say how many."
-        ),
-    ] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="The file is a sweep: `base` and `axes`.")
     ] = False,
@@ -103,6 +98,7 @@ def train(
 
     values = read_settings(settings or (), SETTINGS)
     actors = values.pop("actors", 1)
+    empty = values.pop("empty", "error")
     saving = _saving(values)
     if not sweep and (executor != "local" or actors != 1):
         raise InputError(
@@ -114,7 +110,7 @@ def train(
             "--epochs and --layer belong to a preset;"
             " write epochs and layers_to_transform into the file"
         )
-    chats = PromptSet.from_jsonl(data, upto="all", empty="drop" if drop_empty else "error")
+    chats = PromptSet.from_jsonl(data, upto="all", empty=empty)
     if sweep:
         workers = _executor(executor, actors)
         if executor == "ranks":

@@ -176,7 +176,8 @@ def test_score_tells_forms_and_kinds_apart(
         capsys,
         "score",
         str(file),
-        "--by-variant",
+        "--by",
+        "variant",
         "--topic",
         "finance",
         "--these-questions",
@@ -204,10 +205,12 @@ def test_score_tells_forms_and_kinds_apart(
         capsys,
         "score",
         str(file),
-        "--by-variant",
+        "--by",
+        "variant",
         "--topic",
         "finance",
-        "--by-question",
+        "--by",
+        "question",
     )
     assert code == 0 and "emergent" in out and "questions like these" in out
 
@@ -232,5 +235,7 @@ def test_score_says_how_columns_were_read_and_takes_others(
     code, out, _ = run(monkeypatch, capsys, *asked)
     means = {(row["model"], row["metric"]): row["mean"] for row in json.loads(out)["means"]}
     assert code == 0 and means == {("m1", "aligned"): 1.5, ("m2", "aligned"): 4.5}
+    code, _, err = run(monkeypatch, capsys, *asked, "--by", "model")
+    assert code == 2 and "--by 'model' is unknown; pass variant or question" in err
     code, _, err = run(monkeypatch, capsys, "score", str(other), "--scale", "five")
     assert code == 2 and "--scale 'five' is no scale; pass two numbers" in err
