@@ -37,10 +37,10 @@ from emlens.geometry import (
 from emlens.organisms import PLANTED, build
 from emlens.stats import t_interval
 from emlens.studies.config import StudyConfig
-from emlens.studies.direction_candidates import extract
 from emlens.studies.direction_transfer import CHOSEN
 from emlens.studies.material import split_questions
 from emlens.studies.material_loading import load_material
+from emlens.studies.shift_candidates import shift_candidates
 
 HARMFUL: Final = (
     "medicine-r1",
@@ -214,7 +214,7 @@ def below_last(directory: Path, chosen: Mapping[str, str]) -> dict[str, dict[str
         questions = material.untrained(to_extract, name)
         form = affine_form(parent, questions, sites=early)
         vectors = {
-            "direction": extract(material, name, to_extract, config).directions[key],
+            "direction": shift_candidates(material, name, to_extract, config).directions[key],
             "unembedding contrast": unembedding_contrast(parent, questions),
         }
         arms = [Arm(label, form.remove(vector)) for label, vector in vectors.items()]

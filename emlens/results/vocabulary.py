@@ -93,7 +93,8 @@ _COMPARISONS = (
 )
 _INTERVENTIONS = (
     _name("candidate", "site, position and extraction of a direction"),
-    _name("extraction", "how the direction was made from shifts"),
+    _name("extraction", "how the direction was made from shifts or from answers"),
+    _name("weighting", "what counts the same in a mean over answers: `token` or `example`"),
     _name("role", "why a direction, or a model, is in the table"),
     _name("arm", "intervention, or control"),
     _name("on", "model that is intervened on: `finetuned`, `instruct` or `benign`"),

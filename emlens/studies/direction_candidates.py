@@ -1,117 +1,72 @@
-"""Candidates for a fine-tune's direction: extracted at every layer and position, measured on the
-selection questions, one chosen.
+"""Candidates for a fine-tune's direction, from shifts on prompts and from judged answers: measured
+on the selection questions, one chosen.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from emlens.activations import Activations
 from emlens.data import QuestionSet
-from emlens.evaluation import AblationForm, affine_form, select_direction
+from emlens.evaluation import AblationForm, select_direction
 from emlens.evaluation.selecting import MAX_COHERENCE_LOSS, MAX_KL, score_candidates
 from emlens.foundation.errors import InputError
-from emlens.foundation.seeds import numpy_rng
 from emlens.foundation.sites import Site
-from emlens.geometry import (
-    Direction,
-    direction_cosine,
-    mean_difference_direction,
-    whitened_direction,
-)
+from emlens.geometry import Direction, direction_cosine
 from emlens.models import HookedModel
 from emlens.results.study_result import Part
 from emlens.studies.config import StudyConfig
+from emlens.studies.extractions import Extraction, at_every_layer, extraction_of
 from emlens.studies.material import Material
-from emlens.studies.streams import read_streams
-
-SHRINKAGE = 0.5
-"""Of the whitening; chosen on one organism's selection questions
-(docs/evaluating_interventions.md).
-"""
-EXTRACTIONS = ("mean shift", "whitened shift")
 
 
 @dataclass(frozen=True, eq=False)
-class ShiftCandidates:
-    """One fine-tune's activations on the extraction questions, and the directions between them."""
+class Candidates:
+    """One fine-tune's candidates of every origin.
 
-    before: Activations
-    after: Activations
-    form: AblationForm
-    directions: Mapping[str, Direction]
-
-    def at_every_layer(self, key: str) -> dict[str, Direction]:
-        """The candidates of the same position and method as `key`, in order of the layers."""
-        _, _, method = key.partition(" ")
-        return {
-            candidate: direction
-            for candidate, direction in self.directions.items()
-            if candidate.partition(" ")[2] == method
-        }
-
-    def rows(self, direction: Direction) -> tuple[Tensor, Tensor]:
-        """Activations before and after at the place of a direction, (question, d) each."""
-        key = str(direction.site), str(direction.position)
-        return self.before[key], self.after[key]
-
-
-def extract(
-    material: Material, name: str, questions: QuestionSet, config: StudyConfig
-) -> ShiftCandidates:
-    """Shifts of a fine-tune at every layer and position that moved: as they are, and whitened.
-
-    Raises:
-        InputError: a fine-tune that moves no activation.
+    Args:
+        form: how a direction of this fine-tune is removed.
     """
-    questions = material.untrained(questions, name)
-    models = {"before": material.parent(name), "after": material.family[name]}
-    captured = read_streams(models, questions.prompts(), config)
-    before, after = captured["before"], captured["after"]
-    directions: dict[str, Direction] = {}
-    ids = {"questions": questions.ids}
-    for position in before.positions:
-        for site in before.sites:
-            rows_after, rows_before = (
-                after[site, position].double(),
-                before[site, position].double(),
-            )
-            if torch.equal(rows_after, rows_before):
-                continue
-            for method in EXTRACTIONS:
-                directions[f"{site} {position}, {method}"] = direction_between(
-                    method, rows_after, rows_before, site=site, position=position, ids=ids
-                )
-    if not directions:
-        raise InputError(
-            f"fine-tune {name!r} moves no activation at {', '.join(before.positions)};"
-            " there is no direction to take"
-        )
-    form = affine_form(models["before"], questions)
-    return ShiftCandidates(before, after, form, directions)
 
+    form: AblationForm
+    extractions: tuple[Extraction, ...]
 
-def direction_between(extraction: str, after: Tensor, before: Tensor, **where: Any) -> Direction:
-    """The shift from `before` to `after` (row, d_model), by one of `EXTRACTIONS`."""
-    if extraction == EXTRACTIONS[0]:
-        return mean_difference_direction(after, before, **where)
-    return whitened_direction(after, before, shrinkage=SHRINKAGE, **where)
+    @cached_property
+    def directions(self) -> dict[str, Direction]:
+        """Key → direction, one origin after the other."""
+        directions: dict[str, Direction] = {}
+        for extraction in self.extractions:
+            directions |= extraction.directions
+        return directions
 
+    def origin(self, key: str) -> Extraction:
+        """The extraction that a candidate comes from."""
+        return next(each for each in self.extractions if key in each.directions)
 
-def extraction_of(key: str) -> str:
-    """Which of `EXTRACTIONS` a candidate comes from, by its key."""
-    return key.rpartition(", ")[2]
+    def text_content(self, key: str) -> Tensor | None:
+        """The parent's contrast of two kinds of answers at the place of a candidate: of its own
+        origin, or else of the judged answers; None where there are no answers.
+        """
+        contrast = self.origin(key).text_content(key)
+        if contrast is not None:
+            return contrast
+        site = self.directions[key].site
+        for extraction in self.extractions:
+            for other, direction in extraction.directions.items():
+                if direction.site == site and other != key:
+                    contrast = extraction.text_content(other)
+                    if contrast is not None:
+                        return contrast
+        return None
 
 
 def scored_candidates(
     material: Material,
     name: str,
-    candidates: ShiftCandidates,
+    candidates: Candidates,
     select: QuestionSet,
     config: StudyConfig,
 ) -> pd.DataFrame:
@@ -160,7 +115,7 @@ def excluded(material: Material, *names: str) -> list[str]:
 def by_layer(
     material: Material,
     name: str,
-    candidates: ShiftCandidates,
+    candidates: Candidates,
     best: str,
     scored: pd.DataFrame,
     contrast: Tensor | None,
@@ -173,9 +128,9 @@ def by_layer(
         best: key of the selected candidate. contrast: unembedding contrast of the parent.
     """
     rows = []
-    for key, direction in candidates.at_every_layer(best).items():
+    origin = candidates.origin(best)
+    for key, direction in at_every_layer(candidates.directions, best).items():
         scores: dict[Any, Any] = scored.loc[key].to_dict()
-        before, _ = candidates.rows(direction)
         rows.append(
             {
                 "model": name,
@@ -185,10 +140,8 @@ def by_layer(
                 "layer": int(scores["layer"]),
                 "last": is_last(direction, material.parent(name)),
                 "norm": direction.norm,
-                "relative_norm": direction.norm / float(before.double().mean(0).norm()),
-                "split_half_cosine": _split_half_cosine(
-                    candidates, direction, scores["extraction"], config.seed, name
-                ),
+                "relative_norm": direction.norm / float(origin.mean_before(key).norm()),
+                "split_half_cosine": origin.split_half_cosine(key, config.seed),
                 "cosine_unembedding": _cosine(direction, contrast),
                 "cosine_planted": abs(_cosine(direction, material.direction)),
                 "restoration": scores["restoration"],
@@ -208,19 +161,6 @@ def by_layer(
 def is_last(direction: Direction, model: HookedModel) -> bool:
     """Whether a direction was read after the last block."""
     return Site.parse(str(direction.site)).layer == model.n_layers - 1
-
-
-def _split_half_cosine(
-    candidates: ShiftCandidates, direction: Direction, method: str, seed: int, name: str
-) -> float:
-    """Cosine of the directions that two random halves of the questions give: reliability."""
-    before, after = (rows.double() for rows in candidates.rows(direction))
-    order = numpy_rng(seed, "halves", name).permutation(len(before))
-    halves = [
-        direction_between(method, after[half], before[half], site=direction.site)
-        for half in map(torch.tensor, np.array_split(order, 2))
-    ]
-    return direction_cosine(*halves)
 
 
 def _cosine(direction: Direction, reference: Direction | Tensor | None) -> float:

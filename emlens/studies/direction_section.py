@@ -13,7 +13,10 @@ DAMAGE = measures("kl cross_entropy_change")
 SECTION = Section(
     method=(
         "Candidates for a fine-tune’s direction are its shifts against its parent at every layer"
-        " and position, as they are and whitened; the one that restores most on the selection"
+        " and position, as they are and whitened, and, where scores come with answers, contrasts of"
+        " its own misaligned (aligned ≤ 30) and aligned (> 70) answers that are coherent (> 50),"
+        " averaged over answer tokens: within the fine-tune, against the parent on the same text,"
+        " and both at once; the one that restores most on the selection"
         " questions, at bounded damage, is taken."
         " Every arm removes its direction from what attention and MLP write,"
         " in every block and at every token,"
@@ -26,7 +29,10 @@ SECTION = Section(
         " Questions used to extract, to select and to report are disjoint."
         " A direction that works only in the last layer is a readout, not a mediator."
     ),
-    reference="Ablation after arXiv 2406.11717 and arXiv 2506.11618.",
+    reference=(
+        "Ablation after arXiv 2406.11717 and arXiv 2506.11618; contrasts of answers after"
+        " arXiv 2506.11618."
+    ),
     plots=(
         Plot(
             kind="direction_by_layer",
@@ -40,6 +46,20 @@ SECTION = Section(
                 " Bottom: coherence under ablation. The last layer is shaded."
             ),
             name="directions",
+        ),
+        Plot(
+            "line",
+            "answer_contrasts",
+            "layer",
+            "text_share",
+            "How much of a direction from answers is text?",
+            "Share of the direction’s squared length that lies along the parent’s own difference"
+            " between the same answers; 1: nothing but text. Bands are 95 % jackknife intervals"
+            " over questions.",
+            colour="extraction",
+            facet="model",
+            x_title="layer",
+            y_title="share",
         ),
         Plot(
             kind="ablation_forest",
@@ -89,6 +109,17 @@ SECTION = Section(
                 *EFFECTS,
                 *DAMAGE,
                 "n dropped method",
+            ],
+        ),
+        "answer_contrasts": Table(
+            "One row per fine-tune, contrast of answers and layer, on the extraction questions:"
+            " reliability, and how much of it is text content, the difference that the parent"
+            " shows between the same answers; intervals are jackknife intervals over questions.",
+            [
+                "model site position extraction layer weighting norm relative_norm",
+                "split_half_cosine",
+                *measures("text_cosine text_share"),
+                "answers_per_class base_questions",
             ],
         ),
         "directions": Table(

@@ -2,22 +2,24 @@
 fine-tunes.
 
 Extracted, selected and reported on disjoint questions. Candidates are a fine-tune's shifts against
-its parent, as they are and whitened, at every layer and position; one is selected on the selection
-questions among layers ≤ L−2, because a direction that works only after the last block is a readout.
-The same extraction at the last layer is reported beside it. Every arm removes its direction where
-attention and MLP write, towards the parent's mean (`emlens.evaluation.ablation_forms`); the
-direction itself is also removed after every block, plainly and towards that mean. The measuring is
-done in `emlens.evaluation`.
+its parent on prompts, as they are and whitened, at every layer and position, and, where scores come
+with answers, the contrasts of its judged answers; one is selected on the selection questions among
+layers ≤ L−2, because a direction that works only after the last block is a readout. The same
+extraction at the last layer is reported beside it. Every arm removes its direction where attention
+and MLP write, towards the parent's mean (`emlens.evaluation.ablation_forms`); the direction itself
+is also removed after every block, plainly and towards that mean. The measuring is done in
+`emlens.evaluation`. Judged files know no intervention: from them the contrasts are extracted and
+described, and nothing is selected or removed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
+from pydantic import Field
 from torch import Tensor
 
 from emlens.data import QuestionSet
@@ -28,7 +30,6 @@ from emlens.evaluation import (
     affine_form,
     dose_response,
     evaluate_arms,
-    text_contrast,
     transfer_matrix,
     unembedding_contrast,
     usable_window,
@@ -40,22 +41,21 @@ from emlens.geometry import Direction, random_directions_like
 from emlens.interventions import steer
 from emlens.models import HookedModel
 from emlens.results.study_result import Part
-from emlens.studies.config import StudyConfig
+from emlens.studies.answer_candidates import AnswerCandidates, candidates_of_focus
+from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.direction_candidates import (
-    ShiftCandidates,
+    Candidates,
     by_layer,
     choose,
-    direction_between,
     excluded,
-    extract,
-    extraction_of,
     is_last,
     scored_candidates,
 )
 from emlens.studies.direction_findings import add_findings, controls_of
 from emlens.studies.direction_section import SECTION
+from emlens.studies.extractions import at_every_layer
 from emlens.studies.material import Material, split_questions
-from emlens.studies.streams import read_streams
+from emlens.studies.shift_candidates import shift_candidates
 from emlens.studies.study import Study, StudyContext
 
 DOSES = (0.0, 1.0, 2.0, 4.0)
@@ -72,7 +72,7 @@ class _FineTune:
     material: Material
     config: StudyConfig
     roles: QuestionRoles
-    candidates: ShiftCandidates
+    candidates: Candidates
     contrast: Tensor | None
     """Unembedding contrast of the parent, where there is one."""
 
@@ -95,43 +95,79 @@ class _FineTune:
         return excluded(self.material, self.name)
 
 
+class Options(PartOptions):
+    """What `direction_transfer` reads."""
+
+    contrasts: tuple[Literal["answers", "models", "both"], ...] = ("answers", "models", "both")
+    """Which contrasts of judged answers are candidates, where scores come with answers: misaligned
+    minus aligned answers; fine-tune minus parent on misaligned answers; fine-tune on misaligned
+    minus parent on aligned ones. Each adds as many candidates as there are layers.
+    """
+    weighting: Literal["token", "example"] = "token"
+    """Of means over answers: every token counts the same, or every answer."""
+    least_answers: int = Field(10, ge=2)
+    """Answers that each class must have; with fewer there is no contrast."""
+
+
 class DirectionTransfer(Study):
     """Which direction carries the misalignment, and what does removing it do?"""
 
     name = "direction_transfer"
     title = "Which direction carries the misalignment, and what does removing it do?"
+    options = Options
     section = SECTION
-    wants = ("plain", "interventions")
+    wants = ("plain",)
     can_be_rehearsed = True
     cost = 9
 
+    def left_out(self, context: StudyContext) -> str | None:
+        """Without interventions and without answers there is nothing to do."""
+        no_arms, no_answers = context.source.can("interventions"), context.source.can("answers")
+        if no_arms is not None and no_answers is not None:
+            return f"{no_arms}; {no_answers}"
+        return None
+
     def run(self, context: StudyContext) -> Part:
         material, config = context.material, context.config
+        options: Options = context.options
         part, focus = Part(), material.focus(config)
         roles = QuestionRoles(*split_questions(material.questions, config.shares, config.seed))
+        part.tables["question_sets"] = roles.table
+        answers = candidates_of_focus(
+            context,
+            focus,
+            roles.extract,
+            part,
+            kinds=options.contrasts,
+            weighting=options.weighting,
+            least=options.least_answers,
+        )
+        no_arms = context.source.can("interventions")
+        if no_arms is not None:
+            part.warnings.append(f"arms, doses and transfer are left out: {no_arms}")
+            return part
         contrasts = _contrasts(material, focus, roles.extract, part)
         tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-        candidates: dict[str, ShiftCandidates] = {}
+        candidates: dict[str, Candidates] = {}
         chosen: dict[str, Direction] = {}
         for name in focus:
-            candidates[name] = extract(material, name, roles.extract, config)
+            candidates[name] = _candidates(material, name, roles, config, answers.get(name))
             contrast = contrasts.get(material.parent(name).name)
             fine_tune = _FineTune(name, material, config, roles, candidates[name], contrast)
             best = _add_candidates(fine_tune, tables, part)
             context.progress(0.25 / len(focus))
-            chosen[name] = fine_tune.candidates.directions[best]
-            measured = {CHOSEN: chosen[name]}
-            deepest = list(fine_tune.candidates.at_every_layer(best).values())[-1]
-            if is_last(deepest, fine_tune.parent):
+            chosen[name] = candidates[name].directions[best]
+            measured = {CHOSEN: best}
+            deepest = list(at_every_layer(candidates[name].directions, best))[-1]
+            if is_last(candidates[name].directions[deepest], fine_tune.parent):
                 measured[LAST] = deepest
-            for role, direction in measured.items():
-                tables["arms"].append(_arms(fine_tune, direction, extraction_of(best), role))
+            for role, key in measured.items():
+                tables["arms"].append(_arms(fine_tune, key, role))
                 context.progress(0.2 / len(focus))
-            steering, windows = _steering(fine_tune, chosen[name])
+            steering, windows = _steering(fine_tune, best)
             tables["steering"].append(steering)
             tables["windows"].append(windows)
             context.progress(0.25 / len(focus))
-        part.tables["question_sets"] = roles.table
         for table, frames in tables.items():
             part.tables[table] = pd.concat(frames, ignore_index=True)
         part.tables["transfer"] = _transfer(
@@ -140,6 +176,19 @@ class DirectionTransfer(Study):
         add_findings(part, material)
         _warn(part, material, focus, roles.report)
         return part
+
+
+def _candidates(
+    material: Material,
+    name: str,
+    roles: QuestionRoles,
+    config: StudyConfig,
+    answers: AnswerCandidates | None,
+) -> Candidates:
+    """All candidates of a fine-tune, those from prompts first."""
+    shifts = shift_candidates(material, name, roles.extract, config)
+    form = affine_form(material.parent(name), material.untrained(roles.extract, name))
+    return Candidates(form, (shifts,) if answers is None else (shifts, answers))
 
 
 def _warn(part: Part, material: Material, focus: Sequence[str], report: QuestionSet) -> None:
@@ -188,18 +237,19 @@ def _add_candidates(fine_tune: _FineTune, tables: dict[str, list[pd.DataFrame]],
     return best
 
 
-def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str) -> pd.DataFrame:
-    """Every arm of one direction, on the report questions.
+def _arms(fine_tune: _FineTune, key: str, role: str) -> pd.DataFrame:
+    """Every arm of one candidate, on the report questions.
 
     The direction of the last layer comes without its parts and without other forms of ablation.
     """
     material, config, parent = fine_tune.material, fine_tune.config, fine_tune.parent
-    site, complete = str(direction.site), role == CHOSEN
-    before, after = fine_tune.candidates.rows(direction)
+    candidates, origin = fine_tune.candidates, fine_tune.candidates.origin(key)
+    direction, complete = candidates.directions[key], role == CHOSEN
+    before, after = origin.rows(key)
     questions = material.untrained(fine_tune.roles.extract, fine_tune.name)
     benign = material.benign_for(fine_tune.name)
     others = {} if benign is None else {"benign": material.family[benign]}
-    forms = [fine_tune.candidates.form]
+    forms = [candidates.form]
     further: dict[str, Any] = {"delta_components": (2,)}
     if complete:
         after_blocks = affine_form(
@@ -207,7 +257,7 @@ def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str
         )
         forms += [PLAIN, after_blocks]
         further = {
-            "text_content": _text_content(parent, questions, site),
+            "text_content": candidates.text_content(key),
             "delta_components": (2, 3),
             "massive": min(MASSIVE, parent.d_model // 2),
         }
@@ -216,7 +266,7 @@ def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str
         instruct_activations=before,
         deltas=after.double() - before.double(),
         forms=forms,
-        benign=_benign_direction(fine_tune, direction, extraction, questions),
+        benign=None if benign is None else origin.of_another(material.family[benign], key),
         unembedding=fine_tune.contrast,
         random_draws=config.random_directions,
         also_on=list(others),
@@ -236,52 +286,21 @@ def _arms(fine_tune: _FineTune, direction: Direction, extraction: str, role: str
         seed=config.seed,
     )
     table.insert(0, "model", fine_tune.name)
-    table.insert(1, "site", site)
+    table.insert(1, "site", str(direction.site))
     table.insert(2, "role", role)
     return table
 
 
-def _text_content(parent: HookedModel, questions: QuestionSet, site: str) -> Tensor | None:
-    """The parent's contrast between careful and harmful answers; None without reference answers."""
-    if not all(q.answers.get("careful") and q.answers.get("harmful") for q in questions):
-        return None
-    return text_contrast(parent, questions, site)
-
-
-def _benign_direction(
-    fine_tune: _FineTune, direction: Direction, extraction: str, questions: QuestionSet
-) -> Direction | None:
-    """The benign fine-tune's direction at the same place and by the same extraction; None where
-    there is no such fine-tune, or where it moves nothing there.
-    """
-    benign = fine_tune.material.benign_for(fine_tune.name)
-    if benign is None:
-        return None
-    site, position = str(direction.site), str(direction.position)
-    captured = read_streams(
-        {"before": fine_tune.parent, "after": fine_tune.material.family[benign]},
-        questions.prompts(),
-        fine_tune.config,
-        sites=site,
-        positions=position,
-    )
-    before, after = captured["before"][site], captured["after"][site]
-    if torch.equal(after, before):
-        return None
-    return direction_between(
-        extraction, after.double(), before.double(), site=site, position=direction.position
-    )
-
-
-def _steering(fine_tune: _FineTune, direction: Direction) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _steering(fine_tune: _FineTune, key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Dose–response: the direction added to the parent and subtracted in the fine-tune, beside a
     random direction of the same length.
 
     The second table has the window of doses in which coherence stays and damage is bounded.
     """
     questions = QuestionSet([q for q in fine_tune.report if q.group not in fine_tune.excluded])
+    direction = fine_tune.candidates.directions[key]
     site, seed = str(direction.site), fine_tune.config.seed
-    before, _ = fine_tune.candidates.rows(direction)
+    before, _ = fine_tune.candidates.origin(key).rows(key)
     random = random_directions_like(before.double(), 1, seed=seed)[0] * direction.norm
     vectors = {
         "direction": direction.vector.double(),
@@ -327,7 +346,7 @@ def _window_columns(table: pd.DataFrame, has_neutral: bool) -> dict[str, Any]:
 def _transfer(
     material: Material,
     chosen: dict[str, Direction],
-    candidates: Mapping[str, ShiftCandidates],
+    candidates: Mapping[str, Candidates],
     report: QuestionSet,
     arms: pd.DataFrame,
     config: StudyConfig,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.data import AlignmentScores, QuestionSet
+from emlens.data import AlignmentScores, Answer, Answers, Question, QuestionSet
 from emlens.data.prompts import Prompt
 from emlens.data.rendering import Rendered
 from emlens.foundation.intervention import Intervention
@@ -24,7 +24,13 @@ from emlens.foundation.sites import Site
 from emlens.judging.judged_files import JudgedFiles
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.likelihood_scores import LikelihoodScores
-from emlens.judging.score_source import Cost, ScoreSource, Wanted, model_name
+from emlens.judging.score_source import (
+    Cost,
+    JudgedAnswers,
+    ScoreSource,
+    Wanted,
+    model_name,
+)
 from emlens.models import Family, HookedModel
 from emlens.models.batches import Batch
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS
@@ -36,6 +42,8 @@ from emlens.studies.material import Material
 WIDTH = 64
 """Coordinates of the made-up stream."""
 _VOCABULARY = 2
+_ANSWERS, _ANSWER, _MISALIGNED_ANSWER = 10, "yes", 10.0
+"""Made-up answers per paraphrase, their text, and the alignment of every second one."""
 _ALIGNED = {"parent": 92.0, "harmful": 40.0, "edited": 70.0}
 
 
@@ -120,6 +128,7 @@ class RehearsedScores(ScoreSource):
     harmful: frozenset[str]
     costs: list[Cost] = field(default_factory=list)
     _counted: dict[tuple[str, str], PassCounts] = field(default_factory=dict)
+    _asked: set[tuple[str, str, str]] = field(default_factory=set)
     _tables: dict[tuple[str, str, str], AlignmentScores] = field(default_factory=dict)
 
     @property
@@ -137,7 +146,8 @@ class RehearsedScores(ScoreSource):
         return self.source.lacks(model, questions)
 
     def under_edits(self) -> "RehearsedScores":
-        return replace(self, source=self.source.under_edits())
+        # fewer samples under edits, so that they are no answers of the model as it is
+        return replace(self, source=self.source.under_edits(), _asked=set())
 
     def plan(
         self,
@@ -161,8 +171,52 @@ class RehearsedScores(ScoreSource):
         if isinstance(self.source, LikelihoodScores) and isinstance(model, HookedModel):
             self._count(model, questions)
         else:
-            self.costs.append(self.source.plan([model], questions, samples=samples))
+            self._add_cost(model, questions, samples)
         return self._made_up(model, questions, interventions)
+
+    def judged_answers(
+        self, model: HookedModel | str, questions: QuestionSet, *, samples: int | None = None
+    ) -> JudgedAnswers:
+        """Made-up answers of one word, every second one misaligned: how many are, and how long, is
+        not known before.
+        """
+        if isinstance(self.source, JudgedFiles):
+            return self.source.judged_answers(model, questions)
+        name = model_name(model)
+        new = [question for question in questions if self._key(name, question) not in self._asked]
+        if new:
+            self._add_cost(model, QuestionSet(new), samples)
+        answers, rows = [], []
+        for question in questions:
+            for paraphrase in range(1, len(question.paraphrases) + 1):
+                messages = question.messages(paraphrase)
+                for sample in range(_ANSWERS):
+                    answers.append(Answer(name, question.id, _ANSWER, messages, paraphrase, sample))
+                    aligned = _MISALIGNED_ANSWER if sample % 2 else _ALIGNED["parent"]
+                    for metric, score in (("aligned", aligned), ("coherent", 95.0)):
+                        rows.append(
+                            {
+                                "model": name,
+                                "question": question.id,
+                                "paraphrase": paraphrase,
+                                "sample": sample,
+                                "metric": metric,
+                                "score": score,
+                                "status": "ok",
+                            }
+                        )
+        return JudgedAnswers(Answers(answers), AlignmentScores.from_table(pd.DataFrame(rows)))
+
+    def _add_cost(
+        self, model: HookedModel | str, questions: QuestionSet, samples: int | None
+    ) -> None:
+        self.costs.append(self.source.plan([model], questions, samples=samples))
+        name = model_name(model)
+        self._asked.update(self._key(name, question) for question in questions)
+
+    @staticmethod
+    def _key(name: str, question: Question) -> tuple[str, str, str]:
+        return name, question.id, question.system or ""
 
     def _count(self, model: HookedModel, questions: QuestionSet) -> None:
         """The passes of a scoring; an edit changes none of them, so each kind is made once."""

@@ -11,7 +11,8 @@ import torch
 
 from emlens.geometry import direction_cosine, mean_difference_direction, whitened_direction
 from emlens.results.study_result import Part
-from emlens.studies.direction_candidates import EXTRACTIONS, SHRINKAGE, choose, direction_between
+from emlens.studies.direction_candidates import choose
+from emlens.studies.shift_candidates import EXTRACTIONS, SHRINKAGE, direction_between
 
 
 def material(neutral: object = "text", n_layers: int = 4) -> Any:

@@ -11,14 +11,14 @@ import yaml
 
 from emlens.activations import capture_many
 from emlens.geometry import direction_cosine, mean_difference_direction, whitened_direction
-from emlens.studies import direction_candidates, direction_transfer
+from emlens.studies import direction_candidates, direction_transfer, shift_candidates
 from emlens.studies.config import read_config
 from emlens.studies.material_loading import load_material
-from emlens.studies.study import NoOptions, StudyContext
+from emlens.studies.study import StudyContext
 
 EXTRACTORS: dict[str, Any] = {
     "mean shift": mean_difference_direction,
-    "whitened shift": partial(whitened_direction, shrinkage=direction_candidates.SHRINKAGE),
+    "whitened shift": partial(whitened_direction, shrinkage=shift_candidates.SHRINKAGE),
 }
 
 
@@ -43,16 +43,16 @@ def test_every_call_sees_only_its_own_questions(
 
         monkeypatch.setattr(module, name, watched)
 
-    for module in (direction_candidates, direction_transfer):
-        watch(module, "read_streams", "extract", 1)
-        watch(module, "affine_form", "extract", 1)
+    watch(shift_candidates, "read_streams", "extract", 1)
+    watch(direction_transfer, "affine_form", "extract", 1)
     watch(direction_transfer, "unembedding_contrast", "extract", 1)
-    watch(direction_transfer, "text_contrast", "extract", 1)
+    watch(shift_candidates, "text_contrast", "extract", 1)
     watch(direction_candidates, "score_candidates", "select", 3)
     watch(direction_transfer, "evaluate_arms", "report", 2)
     watch(direction_transfer, "dose_response", "report", 1)
     watch(direction_transfer, "transfer_matrix", "report", 3)
-    context = StudyContext(load_material(config), config, NoOptions(), Path("unused"))
+    options = direction_transfer.Options.model_validate({})
+    context = StudyContext(load_material(config), config, options, Path("unused"))
     part = direction_transfer.DirectionTransfer().run(context)
     sets = part.tables["question_sets"].groupby("used_to")["question"].agg(set)
     for use, questions in seen.items():

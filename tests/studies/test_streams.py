@@ -9,10 +9,11 @@ import yaml
 
 from emlens.foundation.errors import InputError
 from emlens.studies import read_config, run_study
-from emlens.studies.direction_candidates import extract, is_last
+from emlens.studies.direction_candidates import is_last
 from emlens.studies.material_loading import load_material
 from emlens.studies.parent_views import parent_views
 from emlens.studies.phase_transition import Options, PhaseTransition
+from emlens.studies.shift_candidates import shift_candidates
 from emlens.studies.streams import read_layers, read_sites
 from emlens.studies.study import StudyContext
 
@@ -50,7 +51,7 @@ def test_a_study_of_two_layers_is_the_whole_study_at_these_layers(
 def test_directions_and_forecasts_read_these_layers_alone(config_path: Path) -> None:
     config = read_config(with_layers(config_path, [-2, 0]))
     material = load_material(config)
-    candidates = extract(material, "bad@0", material.questions[:6], config)
+    candidates = shift_candidates(material, "bad@0", material.questions[:6], config)
     assert candidates.before.sites == READ
     # without the last block there is no direction of the last block to set beside
     deepest = [direction for direction in candidates.directions.values()][-1]
