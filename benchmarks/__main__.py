@@ -28,6 +28,7 @@ NAMES = (
     "organism_directions",
     "geometry_accuracy",
     "randomised_svd",
+    "elbow",
     "null_calibration",
     "overlap_grid_speed",
     "detection_curve",

@@ -5,7 +5,7 @@ cannot rot.
 import pandas as pd
 import pytest
 
-from benchmarks import detection_curve, null_calibration, overlap_grid_speed
+from benchmarks import detection_curve, elbow, null_calibration, overlap_grid_speed
 from emlens.geometry import overlap_null
 
 
@@ -74,3 +74,21 @@ def test_detection_has_its_controls_beside_it() -> None:
         > 0.5
         > table.loc[("power law 1/i", "none"), "covariance, known"]
     )
+
+
+def test_only_the_elbow_finds_directions_behind_a_dominating_one_and_says_where_there_is_none() -> (
+    None
+):
+    chosen = [
+        elbow.Kind(48, 96, 0.0, "one dominates", 4),
+        elbow.Kind(48, 96, 0.0, "equal", 4),
+        elbow.Kind(48, 96, 0.0, "equal", 0),
+    ]
+    table = elbow.accuracy(chosen, 5, 0).set_index(["rule", "shape", "planted"])["right"]
+    assert (table["elbow"] >= 0.8).all()
+    for rule in ("profile likelihood", "growth ratio"):
+        assert table[rule, "one dominates", 4] == 0
+        assert table[rule, "equal", 4] >= 0.8  # positive control
+        assert table[rule, "equal", 0] == 0
+    levels = elbow.levels(12, (24,), 20, 19)
+    assert levels[["same_k", "same_rule"]].le(0.5).all(axis=None) and (levels["k_low"] >= 1).all()

@@ -12,6 +12,7 @@ from emlens.cli import screen_fit
 from emlens.cli.printing import print_json, print_line, print_table
 from emlens.cli.screen_fit import DirectionOption, JsonOption, read_chats, read_direction
 from emlens.cli.settings import (
+    dimension,
     help_text,
     names,
     number,
@@ -38,7 +39,7 @@ SETTINGS = {
     "allow": names(
         "reasons that do not refuse: model, template, interventions, context, shift, far, stale"
     ),
-    "k": whole_number("components compared by the overlap (8)"),
+    "k": dimension("components compared by the overlap: a number, a share, or elbow (8)"),
     "draws": whole_number("draws of each null (200)"),
     "most_rows": whole_number("training rows to read; more are sampled by seed (500)"),
     "own_answers": yes_or_no(

@@ -37,6 +37,11 @@ def number(description: str) -> Setting:
     return Setting(float, "a number", description)
 
 
+def dimension(description: str) -> Setting:
+    """A setting that is a count, a share of variance, or `elbow`."""
+    return Setting(_dimension, "a whole number, a share such as 0.95, or elbow", description)
+
+
 def text(description: str) -> Setting:
     """A setting that is a text."""
     return Setting(str, "a text", description)
@@ -91,6 +96,18 @@ def _count(word: str) -> int:
     if int(word) < 1:
         raise ValueError
     return int(word)
+
+
+def _dimension(word: str) -> int | float | str:
+    if word == "elbow":
+        return word
+    try:
+        return _count(word)
+    except ValueError:
+        share = float(word)
+    if not 0 < share < 1:
+        raise ValueError
+    return share
 
 
 def _yes_or_no(word: str) -> bool:

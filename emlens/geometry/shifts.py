@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError
 from emlens.foundation.shapes import as_float64, require_ndim
+from emlens.geometry.components import ComponentCount, component_count
 from emlens.geometry.linear import result_dtype, row_lengths, rows_of
 
 
@@ -65,6 +66,30 @@ def components_above_rounding(
     # rounding of before and of after, each up to ε/2 per entry, with a margin of 4
     floor = 4 * torch.finfo(before.dtype).eps * float(torch.linalg.vector_norm(activations))
     return int((torch.linalg.svdvals(rows - rows.mean(dim=0)) > floor).sum())
+
+
+def chosen_dimension(
+    k: ComponentCount, deltas: Float[Tensor, "row d"], before: Float[Tensor, "other d"]
+) -> int:
+    """The dimension that `k` stands for at one place, chosen on these deltas alone.
+
+    A count is itself. A share of variance and an elbow are read from the centred singular values
+    above the rounding of the activations. Pass shifts on *training* prompts: then the k at which an
+    overlap is measured does not depend on the prompts that it is measured on.
+
+    Args:
+        deltas, before: as `components_above_rounding`.
+
+    Raises:
+        InputError: an unusable `k`; with a share or an elbow, deltas that are rounding alone, fewer
+            than 9 singular values for an elbow, or values that fall without one.
+    """
+    if isinstance(k, int):
+        return component_count(k, torch.empty(0), k, len(deltas), "mean")
+    components = components_above_rounding(deltas, before)
+    rows = deltas.to(torch.float64)
+    singular = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    return component_count(k, singular, components, len(rows), "mean")
 
 
 @dataclass(frozen=True, eq=False)

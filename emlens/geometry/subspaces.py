@@ -22,7 +22,7 @@ from torch import Tensor
 from emlens.foundation.errors import InputError
 from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.foundation.shapes import as_float64, require_ndim, require_same_width
-from emlens.geometry.components import component_count
+from emlens.geometry.components import ComponentCount, component_count
 from emlens.geometry.linear import in_batch, rank_tolerance, result_dtype, rows_of, sign_fixed
 from emlens.geometry.randomised import leading_directions
 
@@ -145,7 +145,7 @@ def centred_rows(
 
 def top_k_subspace(
     vectors: Float[Tensor, "*batch row d"],
-    k: int | float | Literal["elbow"],
+    k: ComponentCount,
     *,
     center: Center,
     method: Method = "exact",
@@ -157,8 +157,8 @@ def top_k_subspace(
     Args:
         vectors: rows (..., row, d); leading axes are a batch, one subspace per entry.
         k: how many; or a share of variance in (0, 1): the fewest components that reach it; or
-            "elbow": where the scree plot of singular values falls into two groups
-            (`geometry.components`). The last two refuse a batch.
+            "elbow": where the singular values reach their tail (`geometry.components`). The last
+            two refuse a batch.
         center: True or "mean", False, or a vector to take out.
         method: "exact", LAPACK's SVD of the centred rows; or "randomised", for a count of a few
             directions of a large matrix (`geometry.randomised`), whose `angle_bound` says how far

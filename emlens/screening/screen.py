@@ -22,6 +22,7 @@ from emlens.foundation.errors import InputError
 from emlens.foundation.files import write_json
 from emlens.foundation.provenance import hash_json
 from emlens.geometry import Direction
+from emlens.geometry.components import ComponentCount
 from emlens.models import HookedModel
 from emlens.probes import Forecaster
 from emlens.results.finished_parts import finished_part
@@ -56,7 +57,8 @@ class ScreenOptions:
         below: a question counts as misaligned below this score.
         level: of the forecasts' intervals.
         allow: as `Forecaster.predict_table`.
-        k, draws: of the overlap and its nulls.
+        k: dimension of the overlap and its nulls: a count, a share of variance, or "elbow".
+        draws: of the nulls.
         most_rows: training rows read, drawn by seed; all where there are no more.
         own_answers: rank rows by the difference to the parent's own greedy answers.
     """
@@ -64,7 +66,7 @@ class ScreenOptions:
     below: float = BELOW
     level: float = 0.9
     allow: tuple[str, ...] = ()
-    k: int = 8
+    k: ComponentCount = 8
     draws: int = 200
     most_rows: int = MOST_ROWS
     own_answers: bool = False

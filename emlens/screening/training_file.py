@@ -31,6 +31,7 @@ from emlens.geometry import (
     subspace_overlap,
     top_k_subspace,
 )
+from emlens.geometry.components import ComponentCount
 from emlens.models import HookedModel
 
 MEAN_RESPONSE = "mean_response"
@@ -171,7 +172,7 @@ def overlap_tables(
     neutral: PromptSet | None = None,
     *,
     position: str = "last_prompt",
-    k: int = 8,
+    k: ComponentCount = 8,
     draws: int = 200,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,10 +184,12 @@ def overlap_tables(
     the same kind of prompt), and, with neutral text, beside two sets of that
     (`reference_overlap_null`) and the neutral text's own overlap with the questions. By question:
     the share of its length inside the training prompts' subspace of 95 % variance, beside a random
-    subspace of that rank.
+    subspace of that rank. A k that is a share of variance or the elbow is chosen at each layer on
+    the training prompts; nulls have the same k.
 
     Raises:
-        InputError: fewer prompts than k + 2 on a side.
+        InputError: fewer prompts than k + 2 on a side; k is the elbow, and training prompts have
+            none at some layer.
     """
     prompts = questions.prompts()
     sides = {"training": training.without_responses(), "evaluation": prompts}
@@ -195,7 +198,7 @@ def overlap_tables(
         sides["neutral"] = neutral.without_responses()
         sizes.append(len(neutral) // 2)  # the null needs two sets of it
     n = min(sizes)
-    if n < k + 2:
+    if isinstance(k, int) and n < k + 2:
         raise InputError(
             f"k={k} needs at least {k + 2} prompts on a side, and there are {n};"
             " pass a smaller k, or more prompts"
@@ -218,16 +221,17 @@ class _Overlap:
     acts: dict[str, Activations]
     samples: dict[str, Tensor]
     n: int
-    k: int
+    k: ComponentCount
     draws: int
     seed: int
 
     def row(self, site: str) -> dict[str, Any]:
         """Overlap of training and evaluation prompts at one site, beside its landmarks."""
-        n, k, draws, seed = self.n, self.k, self.draws, self.seed
+        n, draws, seed = self.n, self.draws, self.seed
         sample = {}
         for name, acts in self.acts.items():
             sample[name] = acts[site].double()[self.samples[name]]
+        k = min(top_k_subspace(sample["training"], self.k, center=True).k, n - 2)
         spaces = {name: top_k_subspace(rows, k, center=True) for name, rows in sample.items()}
         overlap = float(subspace_overlap(spaces["training"], spaces["evaluation"]))
         isotropic = overlap_null(sample["training"].shape[1], k, k, draws=draws, seed=seed)

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emlens.foundation.errors import InputError
 from emlens.geometry import covariance_overlap_null, subspace_overlap, top_k_subspace
+from emlens.geometry.components import ComponentCount
 from emlens.geometry.permutations import sign_flip_null
-from emlens.geometry.shifts import components_above_rounding
+from emlens.geometry.shifts import chosen_dimension, components_above_rounding
 from emlens.results.study_result import columns_of
 from emlens.stats import bootstrap_mean, cosine_of_means
 
@@ -37,18 +39,27 @@ def cosine_columns(train: Tensor, evaluation: Tensor, flips: int, seed: int) -> 
 
 
 def overlap_columns(
-    train: Tensor, evaluation: Tensor, before: Tensor, k: int, draws: int, seed: int
+    train: Tensor,
+    evaluation: Tensor,
+    before: Tensor,
+    wanted: ComponentCount,
+    draws: int,
+    seed: int,
 ) -> dict[str, float]:
-    """Centred overlap of equally many shifts; k is lowered to what both sets hold, and missing
-    where nothing moved.
+    """Centred overlap of equally many shifts; k is chosen on the training shifts and lowered to
+    what both sets hold. Missing where nothing moved, or where k is the elbow and there is none.
     """
-    k = min(
-        k,
+    most = min(
         components_above_rounding(train, before),
         components_above_rounding(evaluation, before),
         len(train) - 1,
     )
-    if k < 1:
+    if most < 1:
+        return dict.fromkeys(OVERLAP_COLUMNS, np.nan)
+    try:
+        k = min(chosen_dimension(wanted, train, before), most)
+    except InputError:
+        # fewer than 9 singular values, or none stands out
         return dict.fromkeys(OVERLAP_COLUMNS, np.nan)
     value = float(
         subspace_overlap(
@@ -56,7 +67,7 @@ def overlap_columns(
         )
     )
     null = covariance_overlap_null(
-        before, len(train), len(evaluation), k, center=True, draws=draws, seed=seed
+        before.double(), len(train), len(evaluation), k, center=True, draws=draws, seed=seed
     )
     return {
         "k": k,

@@ -7,9 +7,10 @@ below it as a string: it is the text of the JSON Schema (`emlens schema`) too.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PrivateAttr,
     ValidationError,
@@ -29,6 +30,25 @@ class Options(Frozen):
 
 
 _Options = TypeVar("_Options", bound=Options)
+
+
+def _dimension(value: Any) -> Any:
+    """A dimension as a configuration may give it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_count = is_number and isinstance(value, int) and value >= 1
+    is_share = is_number and isinstance(value, float) and 0 < value < 1
+    if not (is_count or is_share or value == "elbow"):
+        raise ValueError(
+            f"{value!r} is no dimension; pass a count of 1 or more, a share of variance such as"
+            " 0.95, or elbow"
+        )
+    return value
+
+
+Dimension = Annotated[int | float | Literal["elbow"], BeforeValidator(_dimension)]
+"""Of a subspace: a count, a share of variance, or the elbow of the spectrum. The last two are
+chosen at each place, on the training shifts.
+"""
 
 
 class StudyConfig(Frozen):
@@ -61,8 +81,11 @@ class StudyConfig(Frozen):
     """Blocks whose output is read, counted from 0, or from the end with a minus; default: all of
     them. Fewer cost less memory and time.
     """
-    k: int = Field(8, ge=1)
-    """Dimension of the delta subspaces."""
+    k: Dimension = 8
+    """Dimension of the delta subspaces: a count, a share of variance such as 0.95, or `elbow`,
+    where the singular values reach their tail. The last two are chosen at each layer and position,
+    on the training shifts alone; the tables hold the k that was chosen.
+    """
     draws: int = Field(1000, ge=20)
     """Draws of each overlap null; p below 1/(draws+1) cannot be seen."""
     shares: tuple[float, float, float] = (0.34, 0.22, 0.44)

@@ -7,6 +7,10 @@ null with the covariance of the *before* activations, the benign fine-tune's own
 text under the same template, and the split-half ceiling. Further tables (`overlap_tables`): each
 evaluation group by itself, several k, and the lead over the benign fine-tune with an interval and
 the null of its shifts. A place where nothing moved is left out with a warning.
+
+Where k is a share of variance or the elbow, it is chosen at each place on the training shifts, and
+every overlap, control and null there has that k: what is compared is of one dimension, and the
+evaluation prompts have no say in it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +21,10 @@ from pydantic import Field
 
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
+from emlens.geometry.components import LEAST_VALUES
+from emlens.geometry.shifts import chosen_dimension
 from emlens.results.study_result import Part
-from emlens.studies.config import Options as PartOptions
+from emlens.studies.config import Dimension, Options as PartOptions
 from emlens.studies.overlap_findings import add_findings
 from emlens.studies.overlap_measures import angle_rows, overlap_rows
 from emlens.studies.overlap_nulls import OverlapNulls
@@ -51,8 +57,8 @@ LARGEST_K_OF_GROUPS = 4
 class Options(PartOptions):
     """What only this part reads."""
 
-    ks: tuple[int, ...] = ()
-    """Further dimensions k at which the overlap is measured, each beside its own null."""
+    ks: tuple[Dimension, ...] = ()
+    """Further dimensions at which the overlap is measured, each beside its own null."""
     by_group: bool = True
     """Whether each group of questions, own domain and neutral text get an overlap of their own."""
     mantel_draws: int = Field(199, ge=19)
@@ -127,9 +133,13 @@ class DeltaOverlap(Study):
         material, k = context.material, context.config.k
         for name in _with_training(context):
             n = min(len(material.training[name]), len(material.outside(name).prompts()))
-            # a centred half has one rank less than rows
-            largest = min(n // 2 - 1, material.family[name].d_model)
-            if k > largest:
+            if k == "elbow" and n <= LEAST_VALUES:
+                raise InputError(
+                    f"k=elbow needs {LEAST_VALUES + 1} prompts per side, and {name!r} has {n};"
+                    " pass a count, or more prompts"
+                )
+            largest = _largest_k(n, material.family[name].d_model)
+            if isinstance(k, int) and k > largest:
                 raise InputError(
                     f"k={k} is above the rank that half of {n} prompts per side of {name!r} can"
                     f" carry; pass k <= {largest}, or more prompts"
@@ -162,6 +172,9 @@ class DeltaOverlap(Study):
         for name in names:
             measurer.measure(name)
         part = measurer.part
+        if not measurer.rows.overlap:
+            part.warnings.append("no place has shifts that can be compared: there is no overlap")
+            return part
         part.tables |= measurer.rows.tables()
         if context.material.captured:
             part.warnings.append(
@@ -178,6 +191,11 @@ def _with_training(context: StudyContext) -> list[str]:
     """The fine-tunes in focus whose training prompts are known."""
     material = context.material
     return [name for name in material.focus(context.config) if name in material.training]
+
+
+def _largest_k(n: int, d_model: int) -> int:
+    """The largest k that half of n prompts carry: a centred half has one rank less than rows."""
+    return min(n // 2 - 1, d_model)
 
 
 class _OverlapMeasurer:
@@ -229,11 +247,42 @@ class _OverlapMeasurer:
     def _measure_place(self, tuned: FineTuneShifts, place: Place) -> None:
         """All rows of one fine-tune at one site and position."""
         shifts = tuned.shifts.at(place.site, place.position)
-        k = min(self.config.k, shifts.components)
-        if k < self.config.k:
-            self.part.warnings.append(_lowered_k(place, k, self.config.k))
-        if k == 0:
+        if shifts.components == 0:
+            self.part.warnings.append(_nothing_moved(place))
             return
+        k = self._dimension(self.config.k, shifts, place)
+        if k is not None:
+            self._compare_subspaces(tuned, place, shifts, k)
+        self._relate_prompts(tuned, place, shifts)
+
+    def _dimension(self, wanted: Dimension, shifts: ShiftsAtPlace, place: Place) -> int | None:
+        """The k that is compared at a place, chosen on the training shifts; None, with a warning,
+        where they have no elbow.
+        """
+        n, d_model = shifts.train.shape
+        try:
+            chosen = chosen_dimension(wanted, shifts.train, shifts.before_train)
+        except InputError as error:
+            self.part.warnings.append(f"{place}: {error}; no subspaces are compared there")
+            return None
+        k = min(chosen, shifts.components, _largest_k(n, d_model))
+        if k < chosen:
+            self.part.warnings.append(_lowered_k(place, k, chosen))
+        return k
+
+    def _further_dimensions(self, shifts: ShiftsAtPlace, place: Place) -> list[int]:
+        """Every k of the option `ks` at a place, each once."""
+        ks: list[int] = []
+        for wanted in self.options.ks:
+            k = wanted if isinstance(wanted, int) else self._dimension(wanted, shifts, place)
+            if k is not None and k not in ks:
+                ks.append(k)
+        return ks
+
+    def _compare_subspaces(
+        self, tuned: FineTuneShifts, place: Place, shifts: ShiftsAtPlace, k: int
+    ) -> None:
+        """Rows of every table about subspaces of dimension k at one place."""
         benign = self._benign_at(tuned, place, k)
         parent = self.material.parent(place.model).name
         key = (parent, *tuned.shifts.rendered, place.site, place.position)
@@ -251,8 +300,8 @@ class _OverlapMeasurer:
                 place, shifts.train, groups, nulls, k_of_groups, seed
             )
         benign_pair = None if benign is None else benign.pair
-        self.rows.by_k += overlap_by_k(place, shifts.pair, benign_pair, nulls, self.options.ks)
-        self._relate_prompts(tuned, place, shifts)
+        ks = self._further_dimensions(shifts, place)
+        self.rows.by_k += overlap_by_k(place, shifts.pair, benign_pair, nulls, ks)
 
     def _benign_at(self, tuned: FineTuneShifts, place: Place, k: int) -> ShiftsAtPlace | None:
         """The benign control there; None, with a warning, where it cannot carry k components."""
@@ -304,17 +353,14 @@ class _OverlapMeasurer:
         )
 
 
+def _nothing_moved(place: Place) -> str:
+    """The warning of a place before the first block that the fine-tune changes."""
+    return f"{place}: nothing moved there (the fine-tune acts later in the model); left out"
+
+
 def _lowered_k(place: Place, k: int, wanted: int) -> str:
     """The warning of a place whose shifts carry fewer components than the configuration asks."""
-    if k == 0:
-        return (
-            f"{place.model} at {place.site}, {place.position}: nothing moved there"
-            " (the fine-tune acts later in the model); left out"
-        )
-    return (
-        f"{place.model} at {place.site}, {place.position}: shifts have {k} components above"
-        f" rounding; k is {k} there instead of {wanted}"
-    )
+    return f"{place}: shifts carry {k} components; k is {k} there instead of {wanted}"
 
 
 def size_warnings(tuned: FineTuneShifts) -> list[str]:

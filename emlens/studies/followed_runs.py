@@ -16,6 +16,7 @@ import pandas as pd
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.provenance import hash_json
+from emlens.geometry.components import ComponentCount
 from emlens.judging.score_source import ScoreSource
 from emlens.models import HookedModel
 from emlens.models.adapter_files import AdapterFiles
@@ -118,7 +119,7 @@ def follow(
     run: RunToFollow,
     material: Material,
     *,
-    k: int,
+    k: ComponentCount,
     position: str,
     layers: Sequence[int] | None = None,
     folder: Path,
@@ -127,7 +128,7 @@ def follow(
     """Measure a run at step 0 and at every checkpoint.
 
     Args:
-        k: dimension of the final subspace. position, layers: where activations are read.
+        k: dimension of the final subspaces. position, layers: where activations are read.
         folder: where measured checkpoints are kept. advance: called after each of them.
     """
     parameters = read_parameters(run.checkpoints)
@@ -160,7 +161,7 @@ class _CheckpointMeasurer:
 
     run: RunToFollow
     material: Material
-    k: int
+    k: ComponentCount
     position: str
     layers: Sequence[int] | None
 

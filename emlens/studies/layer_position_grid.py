@@ -20,7 +20,7 @@ from emlens.activations import Activations, activation_deltas
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes import Design, cross_validate_forecast
-from emlens.results.columns import Measure
+from emlens.results.columns import Column, Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.results.tables import Table
@@ -62,7 +62,8 @@ SECTION = Section(
         " as a share of the mean length before. Cosine:"
         " of the mean shifts on training and on evaluation prompts, noise taken out,"
         " with a jackknife interval; its null turns each shift's sign at random. Overlap:"
-        " centred top-k subspaces of both sets of shifts, beside a null with the covariance before;"
+        " centred top-k subspaces of both sets of shifts, beside a null with the covariance before"
+        " at the same k, which is chosen on the training shifts where it is a share or the elbow;"
         " p is Holm's over the grid. AUROC: the mean shift of half of the questions,"
         " read on the other half, tells questions below the median score from the others;"
         " the null permutes scores within domains, and p is of the largest cell. Forecast:"
@@ -79,8 +80,9 @@ SECTION = Section(
                 "model site position",
                 *measures("shift"),
                 Measure(word("cosine"), null="cosine_null"),
-                "cosine_null cosine_p k overlap overlap_null overlap_null_q95 overlap_p",
-                "overlap_p_holm",
+                "cosine_null cosine_p",
+                Column("k", "integer", "dimension of the subspaces, where they overlap", low=1),
+                "overlap overlap_null overlap_null_q95 overlap_p overlap_p_holm",
                 Measure(word("auroc"), null="auroc_null"),
                 "auroc_null auroc_p_max forecast_r2 forecast_null_max_q95",
                 "forecast_p_max n n_per_side",
@@ -148,7 +150,9 @@ class LayerPositionGrid(Study):
                 part.warnings.append(f"{name} has no training prompts: it is not in the grid")
         tables = []
         for name in names:
-            tables.append(cells_of(material, name, config, context.options))
+            cells = cells_of(material, name, config, context.options)
+            tables.append(cells)
+            part.warnings += _without_overlap(name, cells, config)
             context.progress(1 / len(names))
         part.tables["cells"] = pd.concat(tables, ignore_index=True)
         _add_findings(part)
@@ -161,6 +165,17 @@ def _with_training(context: StudyContext) -> list[str]:
     return [name for name in material.focus(context.config) if name in material.training]
 
 
+def _without_overlap(name: str, cells: pd.DataFrame, config: StudyConfig) -> list[str]:
+    """In how many cells no subspaces are compared, and why."""
+    missing = int(cells["overlap"].isna().sum())
+    if not missing:
+        return []
+    reason = "nothing moved there"
+    if not isinstance(config.k, int):
+        reason = f"nothing moved there, or k={config.k} has no value"
+    return [f"{name}: no overlap in {missing} of {len(cells)} cells: {reason}"]
+
+
 def cells_of(material: Material, name: str, config: StudyConfig, options: Options) -> pd.DataFrame:
     """One row per site and position of one fine-tune."""
     grid = _captured(material, name, config, options)
@@ -169,14 +184,14 @@ def cells_of(material: Material, name: str, config: StudyConfig, options: Option
     rows = []
     for cell in cells:
         train, deltas = grid.train[cell].double(), grid.deltas[cell].double()
-        before = grid.before[cell].double()
+        before = grid.before[cell]  # its dtype says what rounding is
         equal = deltas[grid.equal_rows]
         rows.append(
             {
                 "model": name,
                 "site": cell[0],
                 "position": cell[1],
-                **shift_columns(deltas, before, config.seed),
+                **shift_columns(deltas, before.double(), config.seed),
                 **cosine_columns(train, deltas, options.flips, config.seed),
                 **overlap_columns(train, equal, before, config.k, config.draws, config.seed),
                 **auroc[cell],

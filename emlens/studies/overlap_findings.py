@@ -75,25 +75,22 @@ def _rows(part: Part) -> _Rows:
 def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
     """One fine-tune over all layers at a position."""
     tested = rows.tested
-    layers, k = len(tested), tested["k"].max()
+    layers = len(tested)
     # Bonferroni: one test per layer, so each p is multiplied by the number of layers
     above_null = int((tested["p"] * layers < LEVEL).sum())
     # with fewer draws the smallest p, times the number of layers, is above the level
     resolved = layers / (draws + 1) < LEVEL
     # without a benign control there is no row, and no layer counts as above it
     above_benign = int((rows.leads["lead_low"] > 0).sum())
-    landmark = rows.isotropic["null_mean"][rows.isotropic["k"] == k].iloc[0]
     unreachable = "" if resolved else f", which {draws} draws cannot reach"
     sentence = (
-        f"{model}: centred top-{k} shifts on training and unrelated prompts"
-        f" overlap by {_range(tested['value'])} over layers at {position};"
-        f" the isotropic landmark is {landmark:.2f},"
-        f" the covariance-matched null {_range(tested['null_mean'])},"
+        f"{model}: {_levels(rows, position)},"
         f" exceeded in {above_null} of {layers} layers (Bonferroni .05{unreachable})"
     )
     if len(rows.benign):
+        level = f" ({_range(rows.benign['value'])})" if _has_one_k(rows.benign) else ""
         sentence += (
-            f"; the benign fine-tune's own overlap ({_range(rows.benign['value'])}) is exceeded,"
+            f"; the benign fine-tune's own overlap{level} is exceeded,"
             f" with the whole interval of the difference, in {above_benign} of {layers}"
         )
     status = verdict(
@@ -101,6 +98,29 @@ def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
         not_shown=resolved and above_null == 0,
     )
     return Finding(STUDY, f"{sentence}.", status)
+
+
+def _has_one_k(table: pd.DataFrame) -> bool:
+    return table["k"].nunique() == 1
+
+
+def _levels(rows: _Rows, position: str) -> str:
+    """How high overlaps and their null are; overlaps of different k are never one range."""
+    tested = rows.tested
+    ks = tested["k"]
+    if not _has_one_k(tested):
+        return (
+            f"centred top-k shifts on training and unrelated prompts (k from {ks.min()} to"
+            f" {ks.max()} by layer) differ by {_range(tested['value'] - tested['null_mean'])} from"
+            f" the mean of the covariance-matched null of the same k at {position}; the null is"
+        )
+    landmark = rows.isotropic["null_mean"][rows.isotropic["k"] == ks.iloc[0]].iloc[0]
+    return (
+        f"centred top-{ks.iloc[0]} shifts on training and unrelated prompts"
+        f" overlap by {_range(tested['value'])} over layers at {position};"
+        f" the isotropic landmark is {landmark:.2f},"
+        f" the covariance-matched null {_range(tested['null_mean'])}"
+    )
 
 
 def _summary(
@@ -114,6 +134,16 @@ def _summary(
         f" {values.min():.2f} to {values.max():.2f} over fine-tunes, layers and positions)."
         f" The isotropic landmark is {landmark:.2f}, but unrelated samples as anisotropic as the"
         f" activations already share {chance.min():.2f} to {chance.max():.2f};"
+    )
+    if not _has_one_k(rows.tested):
+        gaps, ks = values - chance, rows.tested["k"]
+        sentence = (
+            f"Shifts on training and on unrelated prompts were compared in {ks.min()} to {ks.max()}"
+            " dimensions, by fine-tune, layer and position: their centred overlap minus that of"
+            " unrelated samples as anisotropic as the activations, at the same k, is"
+            f" {gaps.min():.2f} to {gaps.max():.2f};"
+        )
+    sentence += (
         " more than that, and more than the benign fine-tune,"
         f" at every layer at {position}, is shared in {shown} of {len(models)} fine-tunes."
     )

@@ -18,6 +18,8 @@ SECTION = Section(
         " activations before fine-tuning on both prompt sets (uncentred: their second moment),"
         " the benign fine-tune’s own overlap, neutral text under the same template,"
         " and the split-half ceiling."
+        " A k that is a share of variance or the elbow of the spectrum (Onatski 2010) is chosen at"
+        " each place on the training shifts, and nulls and controls there have the same k."
         " Where shifts have fewer than k components above rounding,"
         " k is lowered there and in the null, and the warnings say so."
     ),

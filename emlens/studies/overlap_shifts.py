@@ -32,6 +32,9 @@ class Place:
     site: str
     position: str
 
+    def __str__(self) -> str:
+        return f"{self.model} at {self.site}, {self.position}"
+
     @property
     def columns(self) -> dict[str, Any]:
         """The columns with which every row about this place begins."""

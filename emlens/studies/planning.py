@@ -201,8 +201,11 @@ def plan_study(
     if timed:
         rates = _Rates.measured(material, checked)
     loaded = peak_memory() or 0
-    rehearsal = rehearsed(material, max(WIDTH, 2 * checked.k))
-    config_of_rehearsal = checked.model_copy(update={"draws": 20, "permutations": 20, "repeats": 1})
+    k = _k_of_rehearsal(checked)
+    rehearsal = rehearsed(material, max(WIDTH, 2 * k))
+    config_of_rehearsal = checked.model_copy(
+        update={"draws": 20, "permutations": 20, "repeats": 1, "k": k}
+    )
     parts = []
     with counted_passes() as counts:
         rehearsed_check(rehearsal)
@@ -248,6 +251,13 @@ def _plan_part(
     return _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, statistics)
 
 
+def _k_of_rehearsal(config: StudyConfig) -> int:
+    """The dimension that is planned; streams that are made up have no elbow."""
+    if isinstance(config.k, int):
+        return config.k
+    return int(StudyConfig.model_fields["k"].default)
+
+
 def _statistics(study: Study, real: StudyContext, material: Material) -> float:
     """Seconds of a part beside its passes.
 
@@ -258,7 +268,8 @@ def _statistics(study: Study, real: StudyContext, material: Material) -> float:
     rehearsal = rehearsed(material, material.family.instruct.d_model)
     seconds: list[float] = []
     for number in range(1, min(len(layers), 2) + 1):
-        config = real.config.model_copy(update={"layers": tuple(layers[:number])})
+        changes = {"layers": tuple(layers[:number]), "k": _k_of_rehearsal(real.config)}
+        config = real.config.model_copy(update=changes)
         context = replace(real, material=rehearsal, config=config)
         for model, asked_as in study.scored(context):
             rehearsal.scores(model, asked_as)  # kept, so that it is not timed

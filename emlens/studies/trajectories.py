@@ -28,7 +28,8 @@ from emlens.data.base_questions import base_question, by_base_question
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json
-from emlens.geometry import projection_fraction, top_k_subspace, weight_update
+from emlens.geometry import Subspace, projection_fraction, top_k_subspace, weight_update
+from emlens.geometry.components import ComponentCount
 from emlens.geometry.trajectories import (
     cosine_to_final,
     path_gram,
@@ -227,7 +228,7 @@ class Halves:
         before: layer × row × d, of the second half.
         direction: layer × d, the mean final shift; a row of zeros where nothing moved.
         bases: one per layer, (d, k): the top uncentred directions of the final shifts; None where
-            nothing moved.
+            nothing moved, or where k is the elbow and they have none.
         ordinary: share of the parent's own spread that lies in that subspace, by layer: the control
             of the overlap.
         layers: the block that each of them is read after.
@@ -238,7 +239,7 @@ class Halves:
     second: QuestionSet
     before: Tensor
     direction: Tensor
-    bases: tuple[Any, ...]
+    bases: tuple[Subspace | None, ...]
     ordinary: tuple[float, ...]
 
 
@@ -247,13 +248,14 @@ def final_shift(
     final: Path,
     questions: QuestionSet,
     *,
-    k: int,
+    k: ComponentCount,
     position: str,
     layers: Sequence[int] | None = None,
 ) -> Halves:
     """Where a run ended, by layer, from half of the questions.
 
     Args:
+        k: dimension of the final subspaces; a share or the elbow is that of this half's shifts.
         layers: blocks whose output is read; None: all of them.
     """
     first, second = halved(questions)
@@ -262,7 +264,7 @@ def final_shift(
     before_second = _states(parent, second, position, read)
     with applied_adapter(parent, final) as model:
         shifts = _states(model, first, position, read) - before_first
-    bases: list[Any] = []
+    bases: list[Subspace | None] = []
     ordinary: list[float] = []
     for number, rows in enumerate(shifts):
         if not bool(rows.any()):
@@ -270,13 +272,25 @@ def final_shift(
             ordinary.append(np.nan)
             continue
         # uncentred: the common shift is what the run is followed along
-        rank = top_k_subspace(rows, 1, center=False).rank
-        space = top_k_subspace(rows, min(k, rank), center=False)
+        space = _final_subspace(rows, k)
+        if space is None:
+            bases.append(None)
+            ordinary.append(np.nan)
+            continue
         before = before_second[number]
         shares = projection_fraction(before - before.mean(0), space, centred=False)
         bases.append(space)
         ordinary.append(float(shares.mean()))
     return Halves(read, first, second, before_second, shifts.mean(1), tuple(bases), tuple(ordinary))
+
+
+def _final_subspace(shifts: Tensor, k: ComponentCount) -> Subspace | None:
+    """The top uncentred directions of final shifts; None where k is the elbow and there is none."""
+    try:
+        rank = top_k_subspace(shifts, 1, center=False).rank
+        return top_k_subspace(shifts, min(k, rank) if isinstance(k, int) else k, center=False)
+    except InputError:
+        return None
 
 
 def halved(questions: QuestionSet) -> tuple[QuestionSet, QuestionSet]:
@@ -315,7 +329,7 @@ def measure_activations(
     rows: list[dict[str, Any]] = []
     for number, moved in enumerate(shifts):
         space, final = halves.bases[number], halves.direction[number]
-        if space is None:
+        if not bool(final.any()):
             continue
         # coefficient of the final shift: 1 where a question has moved as far along it
         projection = moved @ final / final.square().sum()
@@ -324,7 +338,7 @@ def measure_activations(
                 "layer": halves.layers[number],
                 "delta_norm": float(moved.mean(0).norm()),
                 "final_norm": float(final.norm()),
-                "k": space.k,
+                "k": np.nan if space is None else space.k,
                 **_columns("projection", _mean(projection.numpy())),
                 **_columns("overlap", _mean(_shares_inside(moved, space))),
                 "overlap_null": halves.ordinary[number],
@@ -333,10 +347,10 @@ def measure_activations(
     return rows
 
 
-def _shares_inside(shifts: Tensor, space: Any) -> np.ndarray:
+def _shares_inside(shifts: Tensor, space: Subspace | None) -> np.ndarray:
     """Share of each shift that lies in a subspace; shifts of length 0 have none."""
     nonzero = shifts[shifts.norm(dim=1) > 0]
-    if len(nonzero) < 2:
+    if space is None or len(nonzero) < 2:
         return np.empty(0)
     return projection_fraction(nonzero, space, centred=False).numpy()
 

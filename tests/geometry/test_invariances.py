@@ -198,7 +198,8 @@ def coordinates(w: World) -> Tensor:
 
 
 def elbows(w: World) -> Tensor:
-    return torch.tensor([[float(elbow(torch.linalg.svdvals(rows)))] for rows in w.x])
+    both = torch.cat([w.x, w.y], dim=2)  # x alone has too few values
+    return torch.tensor([[float(elbow(torch.linalg.svdvals(rows)))] for rows in both])
 
 
 def listed(words: str) -> list[str]:

@@ -12,10 +12,18 @@ import torch
 
 from emlens.activations import Activations
 from emlens.foundation.errors import InputError
-from emlens.geometry import covariance_overlap_null, split_half_ceiling
-from emlens.results.overlap_labels import COVARIANCE
-from emlens.studies.config import StudyConfig
-from emlens.studies.delta_overlap import DeltaOverlap, FineTuneShifts, Options, size_warnings
+from emlens.geometry import covariance_overlap_null, split_half_ceiling, top_k_subspace
+from emlens.results.overlap_labels import CENTRED, COVARIANCE, ISOTROPIC, TESTED
+from emlens.results.study_result import Part
+from emlens.studies.config import StudyConfig, read_config
+from emlens.studies.delta_overlap import (
+    DeltaOverlap,
+    FineTuneShifts,
+    Options,
+    _OverlapMeasurer,
+    size_warnings,
+)
+from emlens.studies.overlap_findings import add_findings
 from emlens.studies.overlap_measures import overlap_rows
 from emlens.studies.overlap_nulls import OverlapNulls
 from emlens.studies.overlap_shifts import Place, SampledShifts
@@ -26,6 +34,11 @@ SITE, POSITION = "resid_post.1", "last_prompt"
 
 def acts(seed: int, n: int = 24, d: int = 16) -> Activations:
     rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * torch.arange(d, 0, -1)
+    return activations(rows)
+
+
+def activations(rows: torch.Tensor) -> Activations:
+    n = len(rows)
     return Activations(
         {(SITE, POSITION): rows},
         ids=[str(i) for i in range(n)],
@@ -112,3 +125,105 @@ def test_a_missing_null_of_benign_shifts_is_reported() -> None:
     no_control = FineTuneShifts("bad", sampled())
     assert size_warnings(too_few) == [missing]
     assert size_warnings(enough) == size_warnings(no_control) == []
+
+
+def planted(k: int, seed: int, n: int = 24, d: int = 64) -> Activations:
+    """Shifts in k directions of their own, above noise."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(d, k, generator=generator)).Q
+    strengths = torch.linspace(24, 12, k)
+    signal = torch.randn(n, k, generator=generator) * strengths @ axes.T
+    return activations(signal + torch.randn(n, d, generator=generator))
+
+
+def measured(
+    train: Activations, evaluation: Activations, k: Any, **options: Any
+) -> _OverlapMeasurer:
+    """The rows of every table at one place."""
+    parent: Any = SimpleNamespace(name="instruct")
+    texts = {str(i): f"text {i}" for i in range(24)}
+    material: Any = SimpleNamespace(parent=lambda name: parent, texts=texts)
+    config = StudyConfig.model_validate({"family": {"organism": "planted"}, "draws": 50, "k": k})
+    measurer = _OverlapMeasurer(
+        StudyContext(material, config, Options(**options), Path("unused")), ["bad"]
+    )
+    before = acts(3, d=64), acts(4, d=64)
+    shifts = SampledShifts(train, evaluation, *before, None)
+    measurer._measure_place(FineTuneShifts("bad", shifts), Place("bad", SITE, POSITION))
+    return measurer
+
+
+def test_an_elbow_is_that_of_the_training_shifts_and_the_null_has_the_same_k() -> None:
+    rows = measured(planted(3, 1), planted(6, 2), "elbow", ks=("elbow", 6, 0.999, 3)).rows
+    table = pd.DataFrame(rows.overlap)
+    assert set(table["k"]) == {3}
+    assert [row["k"] for row in rows.by_k][:2] == [3, 6]  # each once
+    # evaluation prompts have no say in k
+    other = pd.DataFrame(measured(planted(3, 1), planted(1, 5), "elbow").rows.overlap)
+    assert set(other["k"]) == {3} and not other["value"].equals(table["value"])
+    assert set(pd.DataFrame(measured(planted(6, 2), planted(3, 1), "elbow").rows.overlap)["k"]) == {
+        6
+    }
+    before = torch.cat([acts(3, d=64)[SITE, POSITION], acts(4, d=64)[SITE, POSITION]]).double()
+    expected = covariance_overlap_null(
+        torch.cov(before.T), 24, 24, 3, center=True, draws=50, seed=0
+    )
+    tested = table[(table["null_kind"] == COVARIANCE) & (table["center"] == "true")].iloc[0]
+    assert (tested["null_mean"], tested["p"]) == (expected.mean, expected.p_value(tested["value"]))
+
+
+def test_a_share_of_variance_is_that_of_the_training_shifts() -> None:
+    train = planted(3, 1)
+    table = pd.DataFrame(measured(train, planted(6, 2), 0.5).rows.overlap)
+    rows = train[SITE, POSITION].double()
+    assert set(table["k"]) == {top_k_subspace(rows, 0.5, center=True).k}
+
+
+def test_without_an_elbow_no_subspaces_are_compared_and_the_place_is_named() -> None:
+    noise = activations(torch.randn(24, 64, generator=torch.Generator().manual_seed(8)))
+    measurer = measured(noise, planted(3, 1), "elbow")
+    assert not measurer.rows.overlap and len(measurer.rows.relations) == 1
+    assert measurer.part.warnings == [
+        "bad at resid_post.1, last_prompt: k='elbow': the singular values of the 24 vectors fall"
+        " without an elbow; pass a count, or a share of variance such as .95; no subspaces are"
+        " compared there"
+    ]
+
+
+def test_overlaps_of_different_k_are_never_one_range() -> None:
+    table = pd.DataFrame(
+        {
+            "model": "bad",
+            "position": POSITION,
+            "k": [2, 5],
+            "center": CENTRED,
+            "comparison": TESTED,
+            "value": [0.9, 0.4],
+            "null_kind": COVARIANCE,
+            "null_mean": [0.8, 0.2],
+            "p": [0.001, 0.001],
+        }
+    )
+    isotropic = table.assign(null_kind=ISOTROPIC, null_mean=[0.02, 0.05])
+    part = Part(tables={"overlap": pd.concat([table, isotropic], ignore_index=True)})
+    add_findings(part, POSITION, 999)
+    summary, finding = (found.sentence for found in part.findings)
+    assert "(k from 2 to 5 by layer) differ by 0.10–0.20 from the mean" in finding
+    assert "compared in 2 to 5 dimensions" in summary and "0.10 to 0.20;" in summary
+    part = Part(tables={"overlap": part.tables["overlap"].assign(k=5)})
+    add_findings(part, POSITION, 999)
+    assert "top-5 shifts" in part.findings[1].sentence and "0.40–0.90" in part.findings[1].sentence
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, 0.0, True, "knee", "8"])
+def test_a_dimension_that_is_none_is_refused(k: Any) -> None:
+    with pytest.raises(
+        InputError, match="field 'k': .* is no dimension; pass a count of 1 or more"
+    ):
+        read_config({"family": {"organism": "planted"}, "k": k})
+
+
+@pytest.mark.parametrize("k", [1, 0.9, "elbow"])
+def test_a_dimension_is_a_count_a_share_or_the_elbow(k: Any) -> None:
+    config = read_config({"family": {"organism": "planted"}, "k": k})
+    assert config.k == k and type(config.k) is type(k)
