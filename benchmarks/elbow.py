@@ -232,7 +232,9 @@ def rules_table(values: Mapping[str, Any]) -> str:
 
 
 def level_table(values: Mapping[str, Any]) -> str:
-    """How often an overlap at the elbow is called shared where nothing is, for the page on nulls."""
+    """How often an overlap at the elbow is called shared where nothing is, for the page on
+    nulls.
+    """
     lines = [
         "| population | n | with an elbow | k | null of the same k | elbow in every draw |",
         "|---|---|---|---|---|---|",

@@ -102,8 +102,8 @@ def component_count(k: int | float | str, singular: Tensor, rank: int, n: int, k
 
 
 def _elbow_above_rounding(singular: Tensor, rank: int, n: int, kind: str) -> int:
-    """The elbow of the values above rounding: what lies behind the rank counts as 0, so that rounding
-    has no elbow of its own.
+    """The elbow of the values above rounding: what lies behind the rank counts as 0, so that
+    rounding has no elbow of its own.
 
     Raises:
         InputError: there is none, or too few values.

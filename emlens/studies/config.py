@@ -45,7 +45,10 @@ def _dimension(value: Any) -> Any:
     return value
 
 
-Dimension = Annotated[int | float | Literal["elbow"], BeforeValidator(_dimension)]
+_Written = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | Literal["elbow"]
+Dimension = Annotated[
+    int | float | Literal["elbow"], BeforeValidator(_dimension, json_schema_input_type=_Written)
+]
 """Of a subspace: a count, a share of variance, or the elbow of the spectrum. The last two are
 chosen at each place, on the training shifts.
 """
