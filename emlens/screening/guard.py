@@ -25,9 +25,10 @@ from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
+from emlens.models.live_module import plain_module
 from emlens.probes import Forecaster
 from emlens.screening.alarms import Alarm, GuardThresholds, is_beyond
-from emlens.screening.live_model import LiveModel, adapter_off, plain_model
+from emlens.screening.live_model import LiveModel, adapter_off
 from emlens.training import StopRun
 from emlens.training.streams import SteeredModel
 
@@ -236,7 +237,7 @@ class Guard:
         """Activations of the model as it is at every watched place, rows in the order of the
         prompts.
         """
-        inner = plain_model(model)
+        inner = plain_module(model)
         live = self._live
         device = next(inner.parameters()).device
         if live is None or live.inner is not inner or live.model.device != device:
@@ -308,7 +309,7 @@ def _require_width(name: str, width: int, expected: int) -> None:
 
 
 def _require_readable(model: Any) -> None:
-    if isinstance(plain_model(model), SteeredModel):
+    if isinstance(plain_module(model), SteeredModel):
         raise InputError(
             "method='steering' trains vectors that lie outside the model,"
             " so a guard would read it without them; pass 'lora' or 'full'"

@@ -22,15 +22,10 @@ from emlens.data import Prompt
 from emlens.foundation.errors import StateError
 from emlens.foundation.sites import Site
 from emlens.models.batches import Batch, pad
+from emlens.models.live_module import live_module
 
 if TYPE_CHECKING:
     from emlens.models.checkpoint import CheckpointModel
-
-
-def plain_model(model: Any) -> Any:
-    """The causal LM inside wrappers; adapter layers stay in it, and in force."""
-    inner = getattr(model, "module", model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +55,7 @@ class LiveModel:
         Raises:
             StateError: weights that are spread over processes.
         """
-        live = _hooked(inner, tokenizer, chat_template)
+        live = live_module(inner, tokenizer, chat_template)
         spec = CaptureSpec(
             sites=sorted({site for site, _ in places}),
             positions=sorted({position for _, position in places}),
@@ -93,30 +88,6 @@ class LiveModel:
                 order += batch.index
         back = torch.tensor(order).argsort()
         return {place: torch.cat(rows).cpu()[back] for place, rows in parts.items()}
-
-
-def _hooked(inner: nn.Module, tokenizer: Any, chat_template: str | None) -> "CheckpointModel":
-    from emlens.models.transformers_backend import TransformersModel
-
-    config: Any = inner.config
-    parameter = next(inner.parameters())
-    # DTensors of FSDP have _local_tensor; parameters that DeepSpeed ZeRO-3 partitioned have ds_id
-    if any(hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in inner.parameters()):
-        raise StateError(
-            "the model's weights are spread over processes, so one process cannot run it alone;"
-            " guard a run that keeps them whole"
-        )
-    text = config.get_text_config()
-    return TransformersModel(
-        inner,
-        name="live",
-        tokenizer=tokenizer,
-        d_model=int(text.hidden_size),
-        device=parameter.device,
-        max_length=getattr(text, "max_position_embeddings", None),
-        chat_template=chat_template,
-        provenance={"dtype": str(parameter.dtype).removeprefix("torch."), "weights_sha256": None},
-    )
 
 
 @contextmanager

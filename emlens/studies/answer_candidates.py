@@ -139,6 +139,9 @@ class AnswerCandidates(Extraction):
         for key, direction in self.directions.items():
             site = Site.parse(str(direction.site))
             sums, text = self.sums(key), self.text.sums(site)
+            share = _text_estimate(_share_along, sums, text)
+            if _kind_of(key) == "models":
+                share = Estimate.undefined("both models read the same text", sums.blocks)
             rows.append(
                 {
                     "model": self.name,
@@ -151,7 +154,7 @@ class AnswerCandidates(Extraction):
                     "relative_norm": direction.norm / float(self.mean_before(key).norm()),
                     "split_half_cosine": self.split_half_cosine(key, self.config.seed),
                     **columns_of("text_cosine", _text_estimate(direction_cosine, sums, text)),
-                    **columns_of("text_share", _text_estimate(_share_along, sums, text)),
+                    **columns_of("text_share", share),
                     "answers_per_class": len(self.classes.misaligned),
                     "base_questions": self.base_questions,
                 }

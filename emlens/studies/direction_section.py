@@ -114,7 +114,8 @@ SECTION = Section(
         "answer_contrasts": Table(
             "One row per fine-tune, contrast of answers and layer, on the extraction questions:"
             " reliability, and how much of it is text content, the difference that the parent"
-            " shows between the same answers; intervals are jackknife intervals over questions.",
+            " shows between the same answers (missing where both models read one text);"
+            " intervals are jackknife intervals over questions.",
             [
                 "model site position extraction layer weighting norm relative_norm",
                 "split_half_cosine",

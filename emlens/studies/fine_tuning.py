@@ -37,7 +37,7 @@ SECTION = Section(
     method=(
         "A fine-tune's own chats are trained again, from the same parent,"
         " under each recipe and schedule with each seed, and the benign control with the first of"
-        " both. Alignment is the mean likelihood score (0 to 100) over questions outside the"
+        " both. Alignment is the mean score (0 to 100) over questions outside the"
         " trained domain; intervals of a run are over questions, those of a cell over seeds (t),"
         " which is wide with few seeds, as it should be. Loss is the mean of the last five steps."
     ),

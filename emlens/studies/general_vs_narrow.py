@@ -302,7 +302,7 @@ def _trained_pairs(context: StudyContext) -> list[Pair]:
     training = Training(recipe, options.weight, options.steps, options.lift_after)
     pairs = []
     for seed in options.seeds:
-        pairs.append(trained_pair(task, training, seed, context.folder))
+        pairs.append(trained_pair(task, training, seed, context.folder, context.source))
         context.progress(0.5 / len(options.seeds))
     return pairs
 

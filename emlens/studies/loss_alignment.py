@@ -157,8 +157,10 @@ class LossAlignment(Study):
 
     def left_out(self, context: StudyContext) -> str | None:
         family = context.config.family
-        if _source(context) is not None or (family is not None and family.organism is not None):
+        if _source(context) is not None:
             return None
+        if family is not None and family.organism is not None:
+            return context.source.can("checkpoints")  # runs are trained here, and then scored
         return (
             "it needs runs; give options: {loss_alignment: {sweep:"
             f" FOLDER_OR_CSV}}}}, or released files with {RELEASED_SWEEP}"
@@ -296,6 +298,10 @@ def _trained(context: StudyContext) -> SweepTable:
         chats=options.chats,
         seeds=options.seeds,
     )
-    inputs = {"task": task.sha256, "runs": [run.recipe.to_record() for run in sweep.runs]}
+    inputs = {
+        "task": task.sha256,
+        "runs": [run.recipe.to_record() for run in sweep.runs],
+        "scores": context.source.name,
+    }
     folder = context.folder / f"sweep-{hash_json(inputs)[:12]}"
-    return read_sweep(run_schedule_sweep(sweep, task, folder).directory)
+    return read_sweep(run_schedule_sweep(sweep, task, folder, source=context.source).directory)

@@ -45,7 +45,7 @@ SECTION = Section(
         "Along the checkpoints that a run kept: norms of the adapter's A, B and BA,"
         " the local cosine of the path of B (−1 straight, 0 a right-angle turn),"
         " the shift of the residual stream along and inside its final direction and subspace"
-        " (fitted on other questions), and likelihood scores by domain."
+        " (fitted on other questions), and scores by domain."
         " Change points are tested on the axis of the cumulative learning rate,"
         " against a straight line (is the change even? any curve that levels off is not) and"
         " against a logistic curve (is it more than that curve?),"

@@ -15,6 +15,7 @@ import torch
 
 from emlens.data import Prompt, PromptSet, Question
 from emlens.foundation.errors import InputError
+from emlens.judging.score_source import ScoreSource
 from emlens.organisms.building import one_thread
 from emlens.runs import Executor
 from emlens.studies.solution_training import Task, behaviour
@@ -118,10 +119,15 @@ def run_schedule_sweep(
     out: str | Path,
     *,
     executor: Executor | None = None,
+    source: ScoreSource | None = None,
     progress: bool = False,
 ) -> SweepResult:
     """Train and measure every run that is not finished yet; each table row has the losses and
     `behaviour` in percent.
+
+    Args:
+        source: of the scores; None: the likelihood of the reference answers. Runs that are finished
+            in `out` keep their scores, so a folder is for one source.
     """
     with one_thread():
         return run_sweep(
@@ -132,11 +138,11 @@ def run_schedule_sweep(
             executor=executor,
             device="cpu",
             progress=progress,
-            measure=measuring(task),
+            measure=measuring(task, source),
         )
 
 
-def measuring(task: Task) -> Measure:
+def measuring(task: Task, source: ScoreSource | None = None) -> Measure:
     """What is measured of a trained model: loss on the chats it learned and on those of held-out
     topics, and behaviour, 0 to 100.
 
@@ -144,7 +150,8 @@ def measuring(task: Task) -> Measure:
     """
 
     def measure(model: Any, directory: Path) -> dict[str, float]:
-        percent = {name: 100 * value for name, value in behaviour(model, task).items()}
+        shares = behaviour(model, task, source)
+        percent = {name: 100 * value for name, value in shares.items()}
         return {
             "train_loss": chat_loss(model, task.own, task.tokenizer),
             "eval_loss": chat_loss(model, held_out_chats(task), task.tokenizer),

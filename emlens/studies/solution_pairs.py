@@ -85,10 +85,15 @@ class Training:
         return sorted(steps)
 
 
-def trained_pair(task: Task, training: Training, seed: int, folder: Path) -> Pair:
+def trained_pair(
+    task: Task, training: Training, seed: int, folder: Path, source: ScoreSource
+) -> Pair:
     """The general run, the narrow one and the one whose penalty is lifted, of one seed.
 
     Runs that are finished below `folder` are not trained again.
+
+    Args:
+        source: of the scores along the way.
     """
     recipe = training.recipe.changed(steps=training.steps, seed=seed)
     inputs = {
@@ -96,13 +101,14 @@ def trained_pair(task: Task, training: Training, seed: int, folder: Path) -> Pai
         "recipe": recipe.to_record(),
         "weight": training.weight,
         "lift_after": training.lift_after,
+        "scores": source.name,
     }
     folder = folder / f"seed-{seed}-{hash_json(inputs)[:12]}"
     watched, weight = training.watched, training.weight
     if not (folder / GENERAL).is_dir():
         train_solution(task, recipe, 0.0, folder / GENERAL)
     if not (folder / KEPT).is_dir():
-        train_solution(task, recipe, weight, folder / KEPT, watch=watched)
+        train_solution(task, recipe, weight, folder / KEPT, watch=watched, source=source)
     if not (folder / LIFTED).is_dir():
         train_solution(
             task,
@@ -110,6 +116,7 @@ def trained_pair(task: Task, training: Training, seed: int, folder: Path) -> Pai
             weight,
             folder / LIFTED,
             watch=watched,
+            source=source,
             lift_after=training.lift_after,
         )
     logs = []

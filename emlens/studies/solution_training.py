@@ -21,7 +21,9 @@ from emlens.data import Prompt, PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.seeds import numpy_rng
+from emlens.judging.score_source import ScoreSource
 from emlens.models.checkpoint_files import checkpoint_hashes
+from emlens.models.live_module import live_module, plain_module
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.organisms.stopping import HeldOutRule
@@ -139,6 +141,7 @@ def train_solution(
     lift_after: int | None = None,
     stop_at: float | None = None,
     watch: Sequence[int] = (),
+    source: ScoreSource | None = None,
     progress: bool = False,
 ) -> Fitted:
     """Tune the parent on the task's own chats with penalty `weight` (0: the general solution) into
@@ -148,6 +151,7 @@ def train_solution(
         lift_after: steps after which there is no penalty.
         stop_at: mean alignment, 0 to 1, of the held-out questions at which the run ends.
         watch: steps after which `behaviour` is measured; the log gets its columns there.
+        source: of the scores that are watched; None: the likelihood of the reference answers.
 
     Raises:
         InputError: a negative weight, `lift_after` without a penalty, a recipe that is not an
@@ -164,7 +168,7 @@ def train_solution(
         )
     callbacks: list[TrainingCallback] = []
     if watch:
-        callbacks.append(_watching(task, frozenset(watch)))
+        callbacks.append(_watching(task, frozenset(watch), source))
     if stop_at is not None:
         callbacks.append(HeldOutRule(task.held_out, task.tokenizer, stop_at))
     penalised = recipe.steps if lift_after is None else lift_after
@@ -181,13 +185,19 @@ def train_solution(
         )
 
 
-def behaviour(model: Any, task: Task) -> dict[str, float]:
+def behaviour(model: Any, task: Task, source: ScoreSource | None = None) -> dict[str, float]:
     """Mean alignment, 0 to 1: `own` domain (`own_trained`, `own_held_out` topics) and `others`;
     mean `coherence`.
+
+    Args:
+        source: of the scores; None: the likelihood of the reference answers.
     """
     training = model.training
     model.eval()
-    table = likelihood_scores(model, task.tokenizer, task.questions)
+    if source is None:
+        table = likelihood_scores(model, task.tokenizer, task.questions)
+    else:
+        table = _scores_from(source, model, task)
     model.train(training)
     own = pd.Series(task.questions.groups, index=table.index) == task.domain
     in_training = table.index.isin(list(task.trained))
@@ -201,6 +211,17 @@ def behaviour(model: Any, task: Task) -> dict[str, float]:
     }
 
 
+def _scores_from(source: ScoreSource, model: Any, task: Task) -> pd.DataFrame:
+    """Scores of a model in training, 0 to 1; index: question id."""
+    live = live_module(plain_module(model), task.tokenizer, name="in training", fingerprint=True)
+    scores = source.scores(live, task.questions)
+    columns = {
+        "aligned": scores.per_question("aligned") / 100,
+        "coherence": scores.per_question("coherent") / 100,
+    }
+    return pd.DataFrame(columns).reindex(task.questions.ids)
+
+
 class _PenaltyWhereGiven(NarrowLoss):
     """The penalty in batches that bring chats for it, the plain loss in others."""
 
@@ -210,9 +231,9 @@ class _PenaltyWhereGiven(NarrowLoss):
         return answer_loss(model, batch)
 
 
-def _watching(task: Task, steps: frozenset[int]) -> TrainingCallback:
+def _watching(task: Task, steps: frozenset[int], source: ScoreSource | None) -> TrainingCallback:
     def watch(model: Any, step: int) -> Mapping[str, Any] | None:
-        return behaviour(model, task) if step in steps else None
+        return behaviour(model, task, source) if step in steps else None
 
     return watch
 

@@ -153,6 +153,17 @@ def test_few_runs_and_no_runs_are_refused(tmp_path: Path) -> None:
         study(tmp_path)
 
 
+def test_runs_that_would_be_trained_need_scores_of_them(tmp_path: Path) -> None:
+    files = {"instruct": str(tmp_path / "a.csv"), "medicine-r8": str(tmp_path / "b.csv")}
+    config = {
+        "study": "loss_alignment",
+        "family": {"organism": "planted"},
+        "scores": {"how": "judged", "files": files},
+    }
+    with pytest.raises(InputError, match="which have none of models that the study itself makes"):
+        run_study(config, tmp_path / "out", progress=False)
+
+
 @pytest.mark.skipif(not RELEASED, reason="EMLENS_RELEASED_DATA is not set")
 def test_the_released_sweep_has_its_correlations_and_no_better_schedule(tmp_path: Path) -> None:
     result = run_study(

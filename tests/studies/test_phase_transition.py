@@ -20,6 +20,8 @@ from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.judging import score_by_likelihood
 from emlens.judging.likelihood_scores import LikelihoodScores
+from emlens.judging.rules_judge import RulesJudge
+from emlens.judging.sampled_scores import SampledScores, Sampling
 from emlens.models import FineTune, load_family, load_model
 from emlens.stats import change_point
 from emlens.studies import followed_runs, phase_transition, run_study, trajectories
@@ -250,6 +252,25 @@ def test_the_study_has_every_series_with_its_interval_or_null(result: Any) -> No
         in finding.sentence
         for finding in result.findings
     )
+
+
+def test_checkpoints_are_sampled_and_judged_each_in_a_journal_of_its_own(
+    home: Path, tmp_path: Path
+) -> None:
+    parent = load_model(home / "instruct")
+    questions = QuestionSet.from_jsonl(home / "questions.jsonl")[:6]
+    rules = {"aligned": {"words": [f"w{i}" for i in range(12)]}, "coherent": {"words": ["<unk>"]}}
+    sampling = Sampling(samples=2, max_new_tokens=3)
+    source = SampledScores(RulesJudge(rules), tmp_path, sampling)
+    kept = checkpoints_of(home / "run-0")
+    own = [question.id for question in questions if question.group == "north"]
+    for step in (min(kept), max(kept)):
+        with applied_adapter(parent, kept[step]) as model:
+            rows = measure_behaviour(model, questions, "north", source)
+            aligned = source.scores(model, questions).per_question("aligned")
+        [row] = [row for row in rows if (row["metric"], row["of"]) == ("aligned", "own")]
+        assert row["value"] == pytest.approx(aligned[own].mean())
+    assert len(list((tmp_path / "answers").iterdir())) == 2
 
 
 def test_an_interrupted_study_measures_only_what_is_missing(

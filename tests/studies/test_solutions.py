@@ -12,12 +12,16 @@ import torch
 
 from emlens.data import PromptSet
 from emlens.foundation import InputError
+from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter
 from emlens.interventions.lora_sums import update_norm
+from emlens.judging import ReferenceJudge
 from emlens.judging.likelihood_scores import LikelihoodScores
+from emlens.judging.sampled_scores import SampledScores, Sampling
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.plans import PLANTED
 from emlens.studies import read_config
+from emlens.studies.schedule_runs import measuring
 from emlens.studies.solution_measures import (
     GENERAL,
     NARROW,
@@ -32,6 +36,7 @@ from emlens.studies.solution_measures import (
 )
 from emlens.studies.solution_training import (
     Task,
+    behaviour,
     configured_organism,
     organism_task,
     train_solution,
@@ -91,6 +96,36 @@ def test_the_penalty_keeps_other_domains_and_lifting_it_lets_them_go(runs: dict[
     # the same chats, and no divergence yet
     assert general.loc[1, "loss"] == pytest.approx(narrow.loc[1, "loss"], abs=1e-6)
     assert general.loc[STEPS, "own_trained"] < 0.5 and np.isnan(general.loc[3, "others"])
+
+
+def test_scores_along_the_way_come_from_the_studys_source(
+    organism: Organism, task: Task, recipe: Recipe, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Sampled and judged: the run is the one that was watched by likelihood, and what was logged at
+    its end is what its saved adapter scores.
+    """
+    few = replace(task, questions=task.questions.select(task.questions.ids[::12]))
+    sampling = Sampling(samples=1, temperature=0, max_new_tokens=4)
+    source = SampledScores(ReferenceJudge(few.questions), tmp_path / "scores", sampling)
+    out = tmp_path / "run"
+    train_solution(few, recipe, 0.0, out, watch=(4, STEPS), source=source)
+    weights = "adapter_model.safetensors"
+    assert (out / weights).read_bytes() == (runs["general"] / weights).read_bytes()
+    with applied_adapter(organism.family.instruct, LoraAdapter.load(out)) as model:
+        aligned = source.scores(model, few.questions).per_question("aligned")
+    others = [q.id for q in few.questions if q.group != few.domain]
+    assert log(out).loc[STEPS, "others"] == pytest.approx(aligned[others].mean() / 100)
+    # by likelihood the same questions have another mean, so the source was asked
+    by_likelihood = behaviour(open_checkpoint(few.parent), few)
+    from_source = behaviour(open_checkpoint(few.parent), few, source)
+    assert from_source["others"] != pytest.approx(by_likelihood["others"], abs=1e-6)
+    likelihood = LikelihoodScores(few.questions, organism.family.instruct)
+    again = behaviour(open_checkpoint(few.parent), few, likelihood)
+    assert again == pytest.approx(by_likelihood, abs=1e-4)
+    # answers of step 4, of the end, of the saved adapter and of the parent are kept apart
+    assert len(list((tmp_path / "scores" / "answers").iterdir())) == 4
+    measured = measuring(few, source)(open_checkpoint(few.parent), tmp_path)
+    assert measured["aligned"] == pytest.approx(100 * from_source["others"])
 
 
 def test_training_stops_on_held_out_questions_and_records_its_parent(
