@@ -39,6 +39,18 @@ MOST_FOLDS = 16
 """Groups up to which each is a fold of its own; more of them share 10 folds."""
 
 
+def _require_two(labels: Sequence[str], design: Design) -> None:
+    """Raises:
+    InputError: nothing could be left out, because all rows are held out together.
+    """
+    if len(set(labels)) < 2:
+        raise InputError(
+            f"by groups={one_line(repr(design.groups), 60)} of the design, all {len(labels)} rows"
+            " are held out together, so nothing is left to learn from; pass questions of 2 base"
+            " questions or more"
+        )
+
+
 def fit_forecaster(
     acts: Activations,
     scores: Scores | pd.DataFrame,
@@ -76,6 +88,7 @@ def fit_forecaster(
     design = design or Design()
     design.require_only(("groups", "inner_folds", "seed"), "fit_forecaster")
     labels, held_out = labels_of(acts, design.groups)
+    _require_two(labels, design)
     observed, runs = _observed(acts, scores, metric, scale)
     run_context = _context_of(runs, context)
     past = _PastRuns(

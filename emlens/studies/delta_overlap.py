@@ -121,6 +121,7 @@ class DeltaOverlap(Study):
     title = "Do shifts on training and on unrelated prompts share a subspace?"
     options = Options
     section = SECTION
+    needs_outside = True
     runs_on_captures = True
     cost = 6
 

@@ -74,7 +74,7 @@ def auroc_by_cell(
 
 def _interval(scores: np.ndarray, along: np.ndarray) -> tuple[float, float]:
     below = scores < np.median(scores)
-    if not below.any() or below.all():
+    if min(below.sum(), (~below).sum()) < 2:
         return np.nan, np.nan
     # the rank-biserial correlation is 2 AUROC − 1
     r = rank_biserial(along[below], along[~below])

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from emlens.data import QuestionSet
+from emlens.data.base_questions import units_of
 from emlens.data.system_messages import questions_with_system
 from emlens.evaluation import (
     QuestionRoles,
@@ -116,6 +117,7 @@ class DirectionTransfer(Study):
     title = "Which direction carries the misalignment, and what does removing it do?"
     options = Options
     section = SECTION
+    needs_outside = True
     wants = ("plain",)
     can_be_rehearsed = True
     cost = 9
@@ -125,7 +127,9 @@ class DirectionTransfer(Study):
         no_arms, no_answers = context.source.can("interventions"), context.source.can("answers")
         if no_arms is not None and no_answers is not None:
             return f"{no_arms}; {no_answers}"
-        return None
+        if no_arms is not None:
+            return None
+        return _too_few_questions(context)
 
     def run(self, context: StudyContext) -> Part:
         material, config = context.material, context.config
@@ -176,6 +180,30 @@ class DirectionTransfer(Study):
         add_findings(part, material)
         _warn(part, material, focus, roles.report)
         return part
+
+
+def _too_few_questions(context: StudyContext) -> str | None:
+    """Why the questions cannot be divided into three uses; None where they can.
+
+    Restoration resamples base questions, or their groups, outside a fine-tune's domain: two of them
+    are needed to select and two to report.
+    """
+    material, config = context.material, context.config
+    try:
+        _, select, report = split_questions(material.questions, config.shares, config.seed)
+    except InputError as error:
+        return str(error)
+    for name in material.focus(config):
+        outside = set(material.outside(name).ids)
+        for use, questions in (("select", select), ("report", report)):
+            units = set(units_of([q for q in questions if q.id in outside])[0])
+            if len(units) < 2:
+                return (
+                    f"to {use} a direction of {name!r} there are {len(units)} base questions, or"
+                    " groups of them, outside its domain, and 2 are needed; add questions, or"
+                    " change shares"
+                )
+    return None
 
 
 def _candidates(

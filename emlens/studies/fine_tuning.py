@@ -116,6 +116,7 @@ class FineTuning(Study):
     title = "What does training it again give?"
     options = Options
     section = SECTION
+    needs_outside = True
     wants = ("plain", "checkpoints")
     cost = 20
 

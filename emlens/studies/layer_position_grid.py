@@ -120,6 +120,7 @@ class LayerPositionGrid(Study):
     title = "Which layer, which token position?"
     options = Options
     section = SECTION
+    needs_outside = True
     wants = ("plain",)
     runs_on_captures = True
     cost = 4

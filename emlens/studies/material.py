@@ -2,7 +2,7 @@
 purpose.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -198,7 +198,7 @@ class Material:
         """The benign control of a fine-tune; None where there is none.
 
         It is the one that was trained for it, else one of the same parent, of the same domain where
-        there is one.
+        there is one. One that has no question outside its own domain is none.
         """
         if name in self.controls:
             return self.controls[name]
@@ -206,7 +206,9 @@ class Material:
         of_parent = [
             control
             for control in self.benign
-            if control != name and self.family.specs[control].parent == parent
+            if control != name
+            and self.family.specs[control].parent == parent
+            and self.lacks_outside([control]) is None
         ]
         for control in of_parent:
             if self.domain(control) == self.domain(name):
@@ -254,6 +256,15 @@ class Material:
                 " add questions of other groups"
             )
         return QuestionSet(questions)
+
+    def lacks_outside(self, names: Iterable[str]) -> str | None:
+        """Why one of these fine-tunes has no question outside its domain; None where all have."""
+        for name in names:
+            try:
+                self.outside(name)
+            except InputError as error:
+                return str(error)
+        return None
 
     def untrained(self, questions: QuestionSet, name: str) -> QuestionSet:
         """The questions on whose topics a fine-tune was not trained, as it is asked them."""

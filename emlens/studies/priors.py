@@ -95,6 +95,7 @@ class Priors(Study):
     title = "Could it have been foreseen?"
     options = Options
     section = SECTION
+    needs_outside = True
     wants = ("plain",)
     runs_on_captures = True
     cost = 8

@@ -199,6 +199,8 @@ def _coupling(material: Material, planted: Any) -> pd.DataFrame:
     """Rank correlation of misalignment with what was planted, over questions and over domains."""
     rows = []
     for name in material.harmful:
+        if material.lacks_outside([name]) is not None:
+            continue
         outside = material.scored(material.outside(name), name).ids
         if len(outside) < LEAST_QUESTIONS:
             continue

@@ -90,6 +90,13 @@ def add_spread(material: Material, part: Part, seed: int) -> None:
     falls = []
     statuses = []
     for name in material.harmful:
+        if material.lacks_outside([name]) is not None:
+            sentence = (
+                f"{name}: every question lies in the domain that it was trained on, so nothing is"
+                " known of others."
+            )
+            part.findings.append(Finding(SECTION, sentence, "undecided"))
+            continue
         fall, finding = _fall(material, name, seed)
         falls.append(fall)
         statuses.append(finding.status)

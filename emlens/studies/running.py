@@ -268,7 +268,8 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
             what = "judged files" if context.config.without_models else "captures"
             reasons[name] = f"it needs the models, and the study runs on {what}"
             continue
-        reason = _missing_scores(part, context) or part.left_out(context)
+        reason = _missing_scores(part, context) or _missing_questions(part, context)
+        reason = reason or part.left_out(context)
         if reason is None and context.material.captured:
             family = {model: context.family[model] for model in context.family}
             reason = not_captured(part.readings(context), family, context.config)
@@ -278,6 +279,13 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
         sentences = "; ".join(f"{name} was left out: {reason}" for name, reason in reasons.items())
         raise InputError(f"study {study!r} cannot run on this family: {sentences}")
     return reasons
+
+
+def _missing_questions(part: Study, context: StudyContext) -> str | None:
+    """Why a fine-tune in focus has no question that the part needs; None where all have."""
+    if not part.needs_outside:
+        return None
+    return context.material.lacks_outside(context.material.focus(context.config))
 
 
 def _missing_scores(part: Study, context: StudyContext) -> str | None:

@@ -92,6 +92,10 @@ class Study(ABC):
     """
     wants: ClassVar[tuple[Wanted, ...]] = ()
     """The scores without which it is left out: `plain`, `interventions`, `checkpoints`."""
+    needs_outside: ClassVar[bool] = False
+    """Whether it reads questions outside the domain of every fine-tune in focus; it is left out
+    where there is none.
+    """
     runs_on_captures: ClassVar[bool] = False
     """Whether what was captured of the models is enough; `readings` then says what of it."""
     can_be_rehearsed: ClassVar[bool] = False

@@ -15,13 +15,13 @@ import tiny_models
 import torch
 
 from emlens.activations import capture
-from emlens.data import AlignmentScores, Prompt, PromptSet, QuestionSet
+from emlens.data import AlignmentScores, Prompt, PromptSet, Question, QuestionSet
 from emlens.data.prompts import Message
 from emlens.foundation.errors import InputError
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction
 from emlens.models import HookedModel, load_model
-from emlens.probes import Forecaster
+from emlens.probes import Design, Forecaster
 from emlens.results import StudyResult
 from emlens.screening import PastRun, ScreenOptions, fit_screening, screen
 from emlens.screening.past_runs import file_context
@@ -418,6 +418,36 @@ def test_rows_are_sampled_by_seed_and_it_is_said(lab: Lab) -> None:
         any("8 of 12 training rows were read" in warning for warning in found.warnings)
         and len(found.tables["training_rows"]) == 8
     )
+
+
+def first_plot(names: int) -> QuestionSet:
+    """Base questions in the three forms of the field's first plot, without groups."""
+    texts = [" ".join(tiny_models.WORDS[i : i + 4]) for i in range(3 * names)]
+    ids = [f"q{i}{form}" for i in range(names) for form in ("", "_json", "_template")]
+    return QuestionSet(Question(name, text) for name, text in zip(ids, texts, strict=True))
+
+
+def test_questions_without_groups_are_held_out_by_base_question(lab: Lab) -> None:
+    questions = first_plot(8)
+    rng = np.random.default_rng(0)
+    scores = pd.DataFrame({n: rng.uniform(0, 100, 24) for n in "abc"}, index=questions.ids)
+    fitted = fit_screening(lab.parent, questions, scores, positions=("mean_prompt",))
+    assert fitted.facts["groups"] == 8 and fitted.facts["held_out"] == "question"
+    folds = pd.Series(fitted.fold, index=fitted.ids)
+    by_base = folds.groupby(lambda name: name.partition("_")[0]).nunique()
+    assert len(by_base) == 8 and (by_base == 1).all() and folds.nunique() > 1
+
+
+def test_one_base_question_is_refused_with_what_to_pass(lab: Lab) -> None:
+    questions = first_plot(1)
+    scores = pd.DataFrame({name: [10.0, 20.0, 30.0] for name in "abc"}, index=questions.ids)
+    said = "by groups=None of the design, all 3 rows are held out together.*; pass questions of 2"
+    with pytest.raises(InputError, match=said):
+        fit_screening(lab.parent, questions, scores, positions=("mean_prompt",))
+    said = r"groups='group' was given, but the 3 rows are of one group; pass Design\(groups=None\)"
+    design = Design(groups="group")
+    with pytest.raises(InputError, match=said):
+        fit_screening(lab.parent, questions, scores, positions=("mean_prompt",), design=design)
 
 
 def test_scores_may_come_as_alignment_scores(lab: Lab) -> None:

@@ -23,7 +23,7 @@ from emlens.studies import read_config, run_study
 from emlens.studies.material_loading import load_material
 
 FORMS = ("", "_json")
-KILLED_AT = (40, 150)
+KILLED_AT = (20, 100)
 """Appends to journals after which the first and the second process end."""
 
 
@@ -40,6 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # a form without a system message: the tiny words have none for it
             lines.append(json.dumps({"id": f"q{i}{form}", "text": f"{text} w{len(form)}"}))
     (home / "free.jsonl").write_text("\n".join(lines) + "\n")
+    (home / "few.jsonl").write_text("\n".join(lines[:12]) + "\n")
     low = ", ".join(f"w{i}" for i in range(8))
     (home / "rules.yaml").write_text(
         f"aligned: {{words: [{low}], found: 15}}\ncoherent: {{words: [w9], found: 40}}\n"
@@ -117,7 +118,13 @@ def test_an_overview_that_was_killed_twice_asks_nothing_twice(
     for name, kills in (("whole", ()), ("killed", KILLED_AT)):
         with LoopbackServer(answer=score_of) as server:
             # the address is part of what a journal says of its judge
-            config = configured(home, scores=by_server(home, server))
+            scores = {**by_server(home, server), "samples": 1}
+            config = configured(
+                home,
+                questions=str(home / "few.jsonl"),
+                scores=scores,
+                shares=[0.34, 0.33, 0.33],  # two base questions for each use
+            )
             for appends in kills:
                 child = multiprocessing.get_context("fork").Process(
                     target=_ends_after, args=(config, tmp_path / name, appends)
@@ -127,7 +134,7 @@ def test_an_overview_that_was_killed_twice_asks_nothing_twice(
                 assert child.exitcode == 9
             run_study(config, tmp_path / name, progress=False)
             requests.append(len(server.bodies))
-    assert requests[0] == requests[1] > 100
+    assert requests[0] == requests[1] > KILLED_AT[1]
     tables = [contents(tmp_path / name) for name in ("whole", "killed")]
     for content in tables:
         del content["result.json"]  # it holds the server's port
@@ -139,7 +146,7 @@ def test_an_overview_that_was_killed_twice_asks_nothing_twice(
     models = (tmp_path / "whole" / "tables" / "models.csv").read_text()
     assert "em_rate_pooled" in models and "unscored" in models
     warnings = json.loads((tmp_path / "whole" / "result.json").read_text())["warnings"]
-    assert any(line.startswith("8 base questions (16 in all their forms)") for line in warnings)
+    assert any(line.startswith("6 base questions (12 in all their forms)") for line in warnings)
 
 
 def _lines(folder: Path) -> list[str]:
@@ -245,20 +252,6 @@ def test_without_references_a_part_that_needs_no_scores_runs(home: Path, tmp_pat
     assert not (tmp_path / "out" / "scores").exists()
     with pytest.raises(InputError, match="has no reference answers 'careful' and 'harmful', which"):
         run_study({**config, "study": "profile"}, tmp_path / "other", progress=False)
-
-
-def test_questions_each_in_a_group_of_its_own(home: Path, tmp_path: Path) -> None:
-    """One fine-tune, no benign control, no neutral text, one question a group."""
-    lines = [json.loads(line) for line in (home / "free.jsonl").read_text().splitlines()[::2]]
-    for record in lines:
-        record["group"] = f"group of {record['id']}"
-    path = tmp_path / "each.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    config = configured(home, questions=str(path))
-    out = tmp_path / "out"
-    result = run_study(config, out, progress=False)
-    assert len(result.tables["domains"]) == 16
-    assert run_study(config, out, progress=False).run["parts_reused"]
 
 
 def test_a_judge_of_another_module_and_a_reused_journal(
