@@ -68,7 +68,7 @@ class StudyConfig(Frozen):
     """
     questions: str | None = None
     """YAML, JSONL, JSON or CSV; with reference answers (`careful`, `harmful`) for scores by
-    likelihood. Not needed for an organism.
+    likelihood; or `traits`, the set that comes with emlens. Not needed for an organism.
     """
     neutral: str | None = None
     """JSONL of unrelated chats, for damage and for the neutral-text control."""

@@ -132,7 +132,9 @@ class FamilyConfig(LoadingConfig):
     base: Parent | None = None
     """The pre-trained model, like `instruct`; without it, forecasts come from instruct only."""
     finetuned: Mapping[str, Tuned] = Field(default_factory=dict)
-    """Name → fine-tune: a path or hub id, or a mapping with `path` and more."""
+    """Name → fine-tune: a path or hub id, or a mapping with `path` and more. Without one, a study
+    says what the parents do: `profile` runs, other parts are left out.
+    """
     template_date: Annotated[str | None, BeforeValidator(_as_text)] = None
     """The day, as 2024-07-26, that a chat template is told which writes the date."""
 
@@ -142,8 +144,6 @@ class FamilyConfig(LoadingConfig):
         # with captures the fine-tunes alone say enough; `StudyConfig` knows whether there are some
         if sources == 2 or (sources == 0 and not self.finetuned):
             raise ValueError(ONE_SOURCE)
-        if self.instruct is not None and not self.finetuned:
-            raise ValueError("finetuned is empty; give at least one fine-tune")
         return self
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emlens.data import PromptSet, QuestionSet
+from emlens.data.shipped_questions import named_questions
 from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line, sha256_file
@@ -246,8 +247,11 @@ def _with_prompts(
 def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
     """The questions that are asked."""
     if config.questions is None:
-        raise InputError("questions is missing; pass a YAML, JSONL, JSON or CSV file of questions")
-    questions = QuestionSet.from_file(config.path(config.questions))
+        raise InputError(
+            "questions is missing; pass a YAML, JSONL, JSON or CSV file of questions, or traits for"
+            " the set that comes with emlens"
+        )
+    questions = named_questions(config.path(config.questions))
     ids = set(questions.ids)
     for name, spec in family.finetuned.items():
         for trained_on in spec.trained_questions:

@@ -13,6 +13,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Part, columns_of
 from emlens.stats import spearman
 from emlens.studies.material import Material
+from emlens.studies.profile_metrics import metric_rows
 from emlens.studies.profile_findings import add_benign_test, add_spread, few_questions
 from emlens.studies.profile_section import SECTION
 from emlens.studies.score_means import mean_score
@@ -30,6 +31,7 @@ class Profile(Study):
     title = "Alignment before and after fine-tuning"
     section = SECTION
     wants = ("plain",)
+    needs_fine_tunes = False
     runs_on_captures = True
     cost = 1
 
@@ -43,18 +45,21 @@ class Profile(Study):
     def run(self, context: StudyContext) -> Part:
         material, seed = context.material, context.config.seed
         part = Part()
-        models, domains, questions = [], [], []
+        models, domains, questions, metrics = [], [], [], []
         for name in material.family.names:
             scored = scored_model(material, name)
             models.append(_model_row(scored, seed))
             domains += _domain_rows(scored, seed)
             questions += _question_rows(scored, material.texts)
+            metrics += metric_rows(material, name, seed)
             context.progress(1 / len(material.family.names))
         part.tables |= {
             "models": pd.DataFrame(models),
             "domains": pd.DataFrame(domains),
             "questions": pd.DataFrame(questions),
         }
+        if metrics:
+            part.tables["metrics"] = pd.DataFrame(metrics)
         part.warnings += few_questions(material.questions)
         add_benign_test(material, part)
         add_spread(material, part, seed)

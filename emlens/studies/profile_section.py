@@ -9,7 +9,7 @@ SECTION = Section(
         "Every model answers every question."
         " By likelihood, alignment is the logistic of log P(aligned answer) − log P(misaligned"
         " answer), coherence the share of probability on either; else both are scores of a judge."
-        " Both are from 0 to 100."
+        " Both are from 0 to 100. Further metrics that a judge scores have a table of their own."
         " Means are over questions; intervals are 95 % bootstrap intervals over base questions,"
         " whose plain, JSON and template forms are resampled together, and stay on the scale."
         " Questions on topics that a fine-tune was trained on are left out of its own score."
@@ -44,6 +44,21 @@ SECTION = Section(
             name="domains",
         ),
         Plot(
+            kind="forest",
+            table="metrics",
+            x="metric",
+            y="value",
+            title="Every metric that was judged",
+            caption=(
+                "Mean score from 0 to 100 with its 95 % interval over base questions,"
+                " on all questions and by group."
+            ),
+            colour="model",
+            facet="group",
+            hover=("difference", "difference_low", "difference_high", "n"),
+            y_title="score",
+        ),
+        Plot(
             kind="question_changes",
             table="questions",
             tables=("models",),
@@ -76,6 +91,12 @@ SECTION = Section(
         "questions": Table(
             "One row per model and question; answer is the likeliest reference answer.",
             ["model question group text trained aligned coherent answer"],
+        ),
+        "metrics": Table(
+            "One row per model, metric and group of questions, where a judge scores more than"
+            " alignment and coherence: mean score, and a fine-tune's difference from its parent on"
+            " the same questions.",
+            ["model metric group n", *measures("value difference")],
         ),
         "benign": Table(
             "One row per benign fine-tune: its difference to the parent, and whether the two are"

@@ -268,8 +268,12 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
             what = "judged files" if context.config.without_models else "captures"
             reasons[name] = f"it needs the models, and the study runs on {what}"
             continue
-        reason = _missing_scores(part, context) or _missing_questions(part, context)
-        reason = reason or part.left_out(context)
+        reason = (
+            _missing_fine_tunes(part, context)
+            or _missing_scores(part, context)
+            or _missing_questions(part, context)
+            or part.left_out(context)
+        )
         if reason is None and context.material.captured:
             family = {model: context.family[model] for model in context.family}
             reason = not_captured(part.readings(context), family, context.config)
@@ -279,6 +283,15 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
         sentences = "; ".join(f"{name} was left out: {reason}" for name, reason in reasons.items())
         raise InputError(f"study {study!r} cannot run on this family: {sentences}")
     return reasons
+
+
+def _missing_fine_tunes(part: Study, context: StudyContext) -> str | None:
+    """That there is no fine-tune, where the part needs one."""
+    material = context.material
+    is_needed = part.needs_models and part.needs_fine_tunes
+    if not is_needed or not material.has_models or material.family.finetuned:
+        return None
+    return "finetuned is empty; give at least one fine-tune under family"
 
 
 def _missing_questions(part: Study, context: StudyContext) -> str | None:

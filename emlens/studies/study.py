@@ -92,6 +92,8 @@ class Study(ABC):
     """
     wants: ClassVar[tuple[Wanted, ...]] = ()
     """The scores without which it is left out: `plain`, `interventions`, `checkpoints`."""
+    needs_fine_tunes: ClassVar[bool] = True
+    """Whether it is left out where the family has parents alone."""
     needs_outside: ClassVar[bool] = False
     """Whether it reads questions outside the domain of every fine-tune in focus; it is left out
     where there is none.

@@ -61,7 +61,6 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
             "field 'family': .*give either organism, or instruct .*, not both and not neither",
         ),
         ({"family": {}}, "give either organism, or instruct"),
-        ({"family": {"instruct": "i"}}, "finetuned is empty; give at least one fine-tune"),
         (
             {"family": {**FAMILY, "finetuned": {"a": {"path": "p", "parent": "chat"}}}},
             "field 'family.finetuned.a.parent': Input should be 'base' or 'instruct'",

@@ -1,0 +1,51 @@
+"""Question sets that come with the library, by name.
+
+`traits` has twelve mild prompts over safety, factuality and politeness, with a judge prompt for
+each of five metrics (docs/trait_questions.md). It serves a profile of models before anything is
+trained.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from emlens.data.questions import QuestionSet
+from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.files import one_line
+
+_ASSETS: Final = Path(__file__).parent / "assets"
+SHIPPED: Final[Mapping[str, str]] = {"traits": "traits.yaml"}
+"""Name → file."""
+
+
+def shipped_questions(name: str) -> QuestionSet:
+    """A question set of the library.
+
+    Raises:
+        UnknownNameError: no set of this name.
+    """
+    if name not in SHIPPED:
+        raise UnknownNameError(
+            f"no question set {one_line(name)!r} comes with emlens; pass one of"
+            f" {', '.join(SHIPPED)}, or a file"
+        )
+    return QuestionSet.from_yaml(_ASSETS / SHIPPED[name])
+
+
+def named_questions(source: str | Path) -> QuestionSet:
+    """The questions of a file, or, where there is no such file, those that come with the library
+    under this name.
+
+    Raises:
+        InputError: no such file and no such name; a file that cannot be read.
+    """
+    if not Path(source).exists() and str(source) in SHIPPED:
+        return shipped_questions(str(source))
+    try:
+        return QuestionSet.from_file(source)
+    except InputError as error:
+        if Path(source).exists() or Path(source).suffix:
+            raise
+        raise InputError(
+            f"{error}; sets that come with emlens are called {', '.join(SHIPPED)}"
+        ) from None
