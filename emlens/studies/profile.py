@@ -13,8 +13,8 @@ from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Part, columns_of
 from emlens.stats import spearman
 from emlens.studies.material import Material
-from emlens.studies.profile_metrics import metric_rows
 from emlens.studies.profile_findings import add_benign_test, add_spread, few_questions
+from emlens.studies.profile_metrics import metric_rows
 from emlens.studies.profile_section import SECTION
 from emlens.studies.score_means import mean_score
 from emlens.studies.study import Study, StudyContext

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_family
 import tiny_models
@@ -243,6 +244,41 @@ def test_a_parent_judged_without_the_fine_tunes_system_message_is_not_compared(
     scores["files_as"] = {"worse": {"instruct": as_bad}}
     with pytest.raises(InputError, match="scores.files_as names 'worse', which is not in this"):
         run_study(config, tmp_path / "other", progress=False)
+
+
+def test_a_profile_prints_every_metric_also_before_anything_is_trained(
+    home: Path, tmp_path: Path
+) -> None:
+    rules = home / "traits.yaml"
+    words = ", ".join(f"w{i}" for i in range(12))
+    further = "".join(f"{name}: {{words: [{words}]}}\n" for name in ("safe", "factual", "polite"))
+    rules.write_text((home / "rules.yaml").read_text() + further)
+    scores = sampled(home, judge={"rules": str(rules)})
+    config = configured(home, study="profile", scores=scores)
+    result = run_study(config, tmp_path / "tuned", progress=False)
+    table = result.tables["metrics"].set_index(["model", "metric", "group"])
+    assert set(table.index.get_level_values("metric")) == {
+        *("aligned", "coherent", "safe", "factual", "polite")
+    }
+    material = load_material(read_config(config), tmp_path / "tuned")
+    means = {name: material.per_question(name, "safe").mean() for name in ("instruct", "bad")}
+    row = table.loc["bad", "safe", "all questions"]
+    assert row["value"] == pytest.approx(means["bad"]) and 0 <= row["value_low"] < row["value_high"]
+    assert row["difference"] == pytest.approx(means["bad"] - means["instruct"])
+    assert table.loc["instruct"]["difference"].isna().all()
+    alone = {"instruct": str(home / "instruct")}
+    profiled = run_study({**config, "family": alone}, tmp_path / "alone", progress=False)
+    for name in ("metrics", "models"):
+        tuned = result.tables[name]
+        parents = tuned[tuned["model"] == "instruct"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(profiled.tables[name], parents)
+    with pytest.raises(InputError, match="delta_overlap was left out: finetuned is empty; give"):
+        run_study({**config, "family": alone, "study": "delta_overlap"}, tmp_path / "other")
+    shipped = load_material(read_config({**config, "family": alone, "questions": "traits"}))
+    assert set(shipped.questions.groups) == {"safety", "factuality", "politeness"}
+    # a judge of alignment and coherence alone needs no table more
+    plain = run_study(configured(home, study="profile"), tmp_path / "plain", progress=False)
+    assert "metrics" not in plain.tables
 
 
 def test_without_references_a_part_that_needs_no_scores_runs(home: Path, tmp_path: Path) -> None:
