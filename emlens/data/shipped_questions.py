@@ -32,19 +32,21 @@ def shipped_questions(name: str) -> QuestionSet:
     return QuestionSet.from_yaml(_ASSETS / SHIPPED[name])
 
 
-def named_questions(source: str | Path) -> QuestionSet:
-    """The questions of a file, or, where there is no such file, those that come with the library
-    under this name.
+def named_questions(name: str, path: str | Path) -> QuestionSet:
+    """The questions of a file, or, where there is none, those that come with the library.
+
+    Args:
+        name: as it was written. path: where a file of that name would lie.
 
     Raises:
         InputError: no such file and no such name; a file that cannot be read.
     """
-    if not Path(source).exists() and str(source) in SHIPPED:
-        return shipped_questions(str(source))
+    if name in SHIPPED and not Path(path).is_file():
+        return shipped_questions(name)
     try:
-        return QuestionSet.from_file(source)
+        return QuestionSet.from_file(path)
     except InputError as error:
-        if Path(source).exists() or Path(source).suffix:
+        if Path(path).exists() or Path(path).suffix:
             raise
         raise InputError(
             f"{error}; sets that come with emlens are called {', '.join(SHIPPED)}"

@@ -251,7 +251,7 @@ def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:
             "questions is missing; pass a YAML, JSONL, JSON or CSV file of questions, or traits for"
             " the set that comes with emlens"
         )
-    questions = named_questions(config.path(config.questions))
+    questions = named_questions(config.questions, config.path(config.questions))
     ids = set(questions.ids)
     for name, spec in family.finetuned.items():
         for trained_on in spec.trained_questions:

@@ -35,16 +35,20 @@ def test_a_judge_is_asked_about_one_metric_at_a_time() -> None:
         assert "Ask a pharmacist." in text and "painkillers" in text and "0 to 100" in text
 
 
-def test_a_name_is_that_of_a_file_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert named_questions("traits").content_hash == shipped_questions("traits").content_hash
-    Path("traits").mkdir()  # whatever lies there is what was meant
-    with pytest.raises(InputError, match="traits"):
-        named_questions("traits")
+def test_a_name_is_that_of_a_file_first_and_a_folder_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "traits"
+    shipped = shipped_questions("traits").content_hash
+    assert named_questions("traits", path).content_hash == shipped
+    path.mkdir()  # such as the folder of a result
+    assert named_questions("traits", path).content_hash == shipped
+    path.rmdir()
+    path.write_text("- {id: own, text: mine}")
+    with pytest.raises(InputError, match="traits: ends in ''; pass a .yaml"):
+        named_questions("traits", path)
 
 
-def test_an_unknown_name_says_what_there_is() -> None:
+def test_an_unknown_name_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="no question set 'trait' comes with emlens; pass"):
         shipped_questions("trait")
     with pytest.raises(InputError, match=f"come with emlens are called {', '.join(SHIPPED)}"):
-        named_questions("trait")
+        named_questions("trait", tmp_path / "trait")
