@@ -9,8 +9,8 @@ fail in every way.
 the nth request (0-based) of this very body, or None. Faults: a status such as `"429"` or `"500"`,
 `"half json"`, `"wrong type"`, `"no choices"`, `"hang"` (until the server closes), `"drip"` (a byte
 at a time), `"cut"` (the connection is reset), `"cut body"` (it ends inside the body).
-`logprobs(body)` gives [{token: logprob}, ...] where the request asks for log-probabilities; None
-leaves them out.
+`prompt_tokens(body)` is how long the server says the prompt was. `logprobs(body)` gives
+[{token: logprob}, ...] where the request asks for log-probabilities; None leaves them out.
 """
 
 import json
@@ -46,9 +46,11 @@ class LoopbackServer:
         headers: dict[str, str] | None = None,
         drip: float = 0.02,
         delay: float = 0.0,
+        prompt_tokens: Callable[[Body], int] = lambda body: 10,
     ):
         self.answer, self.fault, self.logprobs = answer, fault, logprobs
         self.refusal = refusal
+        self.prompt_tokens = prompt_tokens
         self.headers, self.drip, self.delay = headers or {}, drip, delay
         self.bodies: list[Body] = []
         """Every request's body, repeated ones included, in order of arrival."""
@@ -169,7 +171,8 @@ def _completion(world: LoopbackServer, body: Body) -> dict[str, Any]:
     found = world.logprobs(body) if body.get("logprobs") else None
     if found is not None:
         choice["logprobs"] = {"content": [_token(candidates) for candidates in found]}
-    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+    prompt = world.prompt_tokens(body)
+    usage = {"prompt_tokens": prompt, "completion_tokens": 2, "total_tokens": prompt + 2}
     return {
         "id": "x",
         "object": "chat.completion",

@@ -14,12 +14,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from emlens.cli import (
+    capture,
     compare,
+    direction,
+    doctor,
+    init,
     judge,
     organism,
     parity,
     real,
     replicate,
+    sample,
     schema,
     score,
     screen,
@@ -42,12 +47,17 @@ app = typer.Typer(
 )
 app.command("demo")(study.demo)
 app.command("study")(study.study)
+app.command("init")(init.init)
 app.command("compare")(compare.compare)
 app.command("schema")(schema.schema)
 app.command("replicate")(replicate.replicate)
+app.command("sample")(sample.sample)
 app.command("score")(score.score)
 app.command("judge")(judge.judge)
 app.command("rescore")(score.rescore)
+app.command("capture")(capture.capture)
+app.command("direction")(direction.direction)
+app.command("doctor")(doctor.doctor)
 app.command("parity")(parity.parity)
 app.command("train")(train.train)
 app.add_typer(real.app, name="real")

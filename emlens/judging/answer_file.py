@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from emlens.data.answers import Answer, Answers, read_answers
 from emlens.data.questions import Question, QuestionSet
+from emlens.data.readers import json_lines
 from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import one_line
+from emlens.foundation.files import one_line, write_text
 
 Others = Literal["refuse", "keep"]
 """What is done with answers of a file that a call would not draw: an error, or they stay there."""
@@ -110,6 +111,23 @@ class AnswerFile:
                 " pass another file"
             )
         return replace(answer, group=self._blank[answer.id].group)
+
+    @property
+    def drawn(self) -> list[Answer]:
+        """The answers so far that this call would draw."""
+        return list(self._done.values())
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Forget answers of this call, in the file too; others in it stay."""
+        dropped = set(ids)
+        for id in dropped:
+            self._done.pop(id, None)
+        self._in_order = False
+        if self._out is None or not self._out.exists():
+            return
+        on_file = read_answers(self._out, unfinished=True, repeated=True)
+        kept = [a for a in on_file if not (a.id in dropped and self._is_wanted(a))]
+        write_text(self._out, json_lines(answer.to_record() for answer in kept) if kept else "")
 
     @property
     def missing(self) -> list[str]:

@@ -10,7 +10,8 @@ judge, and a server without log-probabilities, can be read by the number in its 
 
 Faults are retried by the endpoint; a request that still fails leaves its answer unscored with the
 reason. A reply without log-probabilities is asked for again, up to three times, within the same
-budget. When the budget is spent, or many replies in a row have failed in one way, judging stops
+budget; a server that gives none with its first reply, however often it is asked, is asked nothing
+more. When the budget is spent, or many replies in a row have failed in one way, judging stops
 with an error: what was judged is kept, and nothing is recorded as unscored that was not tried.
 """
 
@@ -85,6 +86,7 @@ class EndpointJudge(AskingJudge):
         if reply_tokens < 1:
             raise InputError(f"reply_tokens={reply_tokens!r} must be 1 or more")
         self._reply_tokens = reply_tokens
+        self._gives_logprobs = False
         self._options: dict[str, Any] = {
             "temperature": temperature,
             "seed": seed,
@@ -107,6 +109,12 @@ class EndpointJudge(AskingJudge):
 
     def verdicts(self, asked: Sequence[tuple[Answer, str]]) -> Iterator[tuple[int, Verdict]]:
         remaining = list(range(len(asked)))
+        if self._read == "logprobs" and remaining and not self._gives_logprobs:
+            first = self._first(asked)
+            if not first.is_fault:
+                self._gives_logprobs = True
+                yield 0, first
+                remaining = remaining[1:]
         # faults are kept back until a reply succeeds: an endpoint that is down judges nothing
         faults: list[tuple[int, Verdict]] = []
         for round_number in range(1, _ROUNDS + 1):
@@ -128,6 +136,22 @@ class EndpointJudge(AskingJudge):
             if not remaining:
                 break
         yield from faults
+
+    def _first(self, asked: Sequence[tuple[Answer, str]]) -> Verdict:
+        """The verdict on the first pair, asked alone: it shows what the server can.
+
+        Raises:
+            StateError: it gives no log-probabilities; the budget is spent.
+        """
+        for _ in range(_ROUNDS):
+            [(_, verdict)] = self._round(asked, [0])
+            if verdict is not None:
+                return verdict
+        raise StateError(
+            f"the server at {self.endpoint.base_url} gives no log-probabilities (asked {_ROUNDS}"
+            " times about one answer), so nothing more was asked; pass read='text' (--set"
+            " read=text) to read the number in its reply, or use a server that gives them"
+        )
 
     def _round(
         self, asked: Sequence[tuple[Answer, str]], remaining: Sequence[int]

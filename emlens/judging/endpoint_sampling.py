@@ -1,6 +1,7 @@
 """Answers of an OpenAI-compatible endpoint, each on disk before the next one is taken.
 
-After a kill it repeats at most as many requests as are under way at once. Which weights an endpoint
+A server that gives one text for every sample is noticed at the first question and refused. After a
+kill it repeats at most as many requests as are under way at once. Which weights an endpoint
 serves, and whether it uses `seed`, is not known here; the file records its address, the model's
 name there, and the settings that were sent.
 """
@@ -20,6 +21,7 @@ from emlens.foundation.seeds import derive_seed
 from emlens.judging.answer_file import AnswerFile, DrawnAnswer, Others, blank_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.replies import ChatRequest, Reply
+from emlens.judging.server_checks import require_sampling
 from emlens.runs.progress import progress_bar
 
 _STREAK = 20
@@ -51,7 +53,8 @@ def sample_from_endpoint(
     Raises:
         InputError: no `out`, a length or temperature that cannot be, or an endpoint that refuses
             every request.
-        StateError: answers are missing at the end: how many, and why.
+        StateError: answers are missing at the end: how many, and why; or the server does not
+            sample, though a temperature above 0 asks it to.
     """
     if out is None:
         raise InputError(
@@ -72,13 +75,16 @@ def sample_from_endpoint(
     file = AnswerFile(out, blanks, others)
     missing = file.missing
     requests = (_request(file.blank(id), settings, seed) for id in missing)
+    watch = _Sameness(file, endpoint, samples, float(temperature))
     failures = _Failures(limit=max(_STREAK, 3 * endpoint.concurrency))
     n_drawn = 0
+    watch.look()
     with progress_bar(f"ask for {len(missing)} answers", len(missing), progress) as advance:
         for index, reply in endpoint.ask(requests):
             if reply.ok:
                 file.add([_drawn(missing[index], reply, thinking)])
                 n_drawn += 1
+                watch.look()
             failures.count(reply)
             advance()
             if failures.is_down:
@@ -91,6 +97,43 @@ def sample_from_endpoint(
             f" the others are in {out}: call again for the rest"
         )
     return file.finish()
+
+
+class _Sameness:
+    """Notices a server that gives one text for all samples of a question, and asks it once whether
+    it samples at all: a model that is sure of its answer may repeat it.
+    """
+
+    def __init__(self, file: AnswerFile, endpoint: Endpoint, samples: int, temperature: float):
+        self._file = file
+        self._endpoint = endpoint
+        self._samples = samples
+        self._temperature = temperature
+        self._is_settled = samples < 2 or temperature == 0
+
+    def look(self) -> None:
+        """Look at the answers so far.
+
+        Raises:
+            StateError: the server does not sample; of equal texts the first is kept.
+        """
+        if self._is_settled:
+            return
+        by_paraphrase: dict[tuple[str, int], list[Answer]] = {}
+        for answer in self._file.drawn:
+            by_paraphrase.setdefault((answer.question, answer.paraphrase), []).append(answer)
+        whole = [group for group in by_paraphrase.values() if len(group) == self._samples]
+        if not whole:
+            return
+        self._is_settled = True
+        alike = [group for group in whole if len({answer.text for answer in group}) == 1]
+        if not alike:
+            return
+        try:
+            require_sampling(self._endpoint, self._temperature)
+        except StateError:
+            self._file.drop(answer.id for group in alike for answer in group[1:])
+            raise
 
 
 @dataclass

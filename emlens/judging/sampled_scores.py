@@ -9,11 +9,12 @@ sampling settings and the number of the sample; a verdict by the judge and the a
 The key of an endpoint is read from an environment variable and is never on disk.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from emlens.data.answers import Answers
 from emlens.data.journal import read_journal
@@ -36,7 +37,12 @@ from emlens.judging.score_source import (
     model_name,
 )
 from emlens.judging.scoring import judge_answers
+from emlens.judging.server_checks import check_adapter
 from emlens.models.hooked import HookedModel
+
+CHECKED_PROMPTS: Final = 4
+"""Questions that show whether a server holds a fine-tune."""
+logger = logging.getLogger("emlens")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class SampledScores(ScoreSource):
         samplers: model → endpoint that answers for it; a model that is not named, and every model
             under interventions, is sampled in this process.
         judge_name: what the judge is besides its own description, such as the hash of its code.
+        local: model → (itself, its parent) in this process, for models that a server answers for:
+            before the first answer is paid for, a few prompts show whether the server holds it.
         requests: budget of requests to endpoints, those of earlier calls on this folder included;
             None: no budget.
         progress: show a bar.
@@ -91,6 +99,7 @@ class SampledScores(ScoreSource):
     sampling: Sampling = field(default_factory=Sampling)
     samplers: Mapping[str, Endpoint] = field(default_factory=dict)
     judge_name: str = ""
+    local: Mapping[str, tuple[HookedModel, HookedModel]] = field(default_factory=dict)
     requests: int | None = None
     progress: bool = False
 
@@ -192,6 +201,8 @@ class SampledScores(ScoreSource):
         endpoint = self.samplers.get(name)
         if endpoint is not None and not is_edited:
             file = self._answer_file(name, endpoint.describe())
+            if self._needs_check(name, file):
+                self._require_served(name, endpoint, questions)
             return self._drawn(endpoint, questions, samples, file), file
         if isinstance(model, str):
             raise InputError(
@@ -200,6 +211,24 @@ class SampledScores(ScoreSource):
         with model.intervene(interventions):
             file = self._answer_file(name, _identity(model))
             return self._drawn(model, questions, samples, file), file
+
+    def _needs_check(self, name: str, file: Path) -> bool:
+        return name in self.local and not file.exists()
+
+    def _require_served(self, name: str, endpoint: Endpoint, questions: QuestionSet) -> None:
+        """Raises:
+        InputError: the server answers with the parent, or with another model.
+        """
+        tuned, parent = self.local[name]
+        prompts = questions.prompts()[:CHECKED_PROMPTS]
+        check = check_adapter(endpoint, prompts, tuned, parent)
+        if check.ok is False:
+            raise InputError(
+                f"sampler: model {name!r} at {endpoint.base_url} ({endpoint.model!r}):"
+                f" {check.detail}"
+            )
+        if check.ok is None:
+            logger.warning("sampler: whether %s serves %s: %s", endpoint, name, check.detail)
 
     def _drawn(
         self, model: HookedModel | Endpoint, questions: QuestionSet, samples: int, file: Path
@@ -284,14 +313,15 @@ class SampledScores(ScoreSource):
         """Answers, verdicts and requests that are not on file yet."""
         if samples is None:
             samples = self.sampling.samples
-        wanted = samples * sum(len(question.paraphrases) for question in questions)
+        paraphrases = sum(len(question.paraphrases) for question in questions)
         cost = Cost()
         for model in models:
-            cost += self._cost_of(model, wanted)
+            cost += self._cost_of(model, paraphrases, samples)
         return cost
 
-    def _cost_of(self, model: HookedModel | str, wanted: int) -> Cost:
+    def _cost_of(self, model: HookedModel | str, paraphrases: int, samples: int) -> Cost:
         """What is missing of the wanted number of answers of one model, and of their verdicts."""
+        wanted = samples * paraphrases
         name = model_name(model)
         endpoint = self.samplers.get(name)
         drawn_from: Mapping[str, Any] = {}
@@ -306,6 +336,8 @@ class SampledScores(ScoreSource):
         requests = 0
         if endpoint is not None:
             requests += answers
+            if self._needs_check(name, file):
+                requests += min(CHECKED_PROMPTS, paraphrases)
         if self._judge_endpoint is not None:
             requests += verdicts
         return Cost(

@@ -9,7 +9,7 @@ ignore `seed`.
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,8 @@ def sample_answers(
             return file.finish()
         opened = _begins_in_thought(model, thinking)
         synced = time.monotonic()
-        with progress_bar(f"sample {len(missing)} answers", len(missing), progress) as advance:
+        title = f"sample {len(missing)} answers"
+        with progress_bar(title, len(missing), progress, unit="tokens") as advance:
             for generated in model.generate_each(
                 prompts,
                 max_new_tokens=max_new_tokens,
@@ -120,8 +121,14 @@ def sample_answers(
                     thought, answer = split_thinking(text, opened=opened)
                     drawn.append(DrawnAnswer(missing[index], thought, answer, finish_reason))
                 file.add(drawn, sync=is_due)
-                advance(len(generated))
+                advance(len(generated), _tokens_in(model, drawn))
         return file.finish()
+
+
+def _tokens_in(model: HookedModel, drawn: Sequence[DrawnAnswer]) -> int:
+    """How many tokens these answers are, for the speed that is shown."""
+    texts = [answer.thought + answer.text for answer in drawn]
+    return sum(len(model.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
 
 
 def _begins_in_thought(model: HookedModel, thinking: Thinking) -> bool | None:

@@ -22,16 +22,19 @@ def seconds_left(total: float, completed: float, done: float, elapsed: float) ->
 
 @contextmanager
 def progress_bar(
-    title: str, total: float, show: bool = True, done: float = 0.0
+    title: str, total: float, show: bool = True, done: float = 0.0, unit: str = ""
 ) -> Iterator[Callable[..., None]]:
     """Yield a function that advances the bar, by one or by the amount it is given.
+
+    With `unit`, such as `"tokens"`, it takes as second argument how many of these the step made,
+    and the bar shows their mean number a second.
 
     Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar.
     `done` is the part of `total` that was finished before.
     """
     global _open
     if not show or _open or not sys.stderr.isatty():
-        yield lambda amount=1.0: None
+        yield lambda amount=1.0, made=0: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -51,18 +54,33 @@ def progress_bar(
             clock = "--:--" if seconds is None else _clock(seconds)
             return Text(f"{clock} left", style="progress.remaining")
 
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            made, seconds = task.fields["made"], task.elapsed or 0.0
+            if not made or not seconds:
+                return Text("")
+            return Text(f"{made / seconds:.0f} {unit}/s")
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeLeftColumn(),
+        RateColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, completed=done)  # type: ignore[arg-type]  # rich computes with floats
+        task = bar.add_task(title, total=total, completed=done, made=0)  # type: ignore[arg-type]  # rich computes with floats
+        made_in_all = 0
+
+        def advance(amount: float = 1.0, made: int = 0) -> None:
+            nonlocal made_in_all
+            made_in_all += made
+            bar.update(task, advance=amount, made=made_in_all)
+
         _open += 1
         try:
-            yield lambda amount=1.0: bar.advance(task, amount)
+            yield advance
         finally:
             _open -= 1
 

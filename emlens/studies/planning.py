@@ -208,8 +208,9 @@ def plan_study(
     )
     parts = []
     with counted_passes() as counts:
-        rehearsed_check(rehearsal)
-    if counts.passes and reads_scores(real_contexts):
+        if reads_scores(real_contexts):
+            rehearsed_check(rehearsal)
+    if counts.passes:
         parts.append(_part_plan(CHECKS, counts, Cost(), rates, loaded, material, 0, 0.0))
     for name, real in real_contexts.items():
         context = replace(real, material=rehearsal, config=config_of_rehearsal)

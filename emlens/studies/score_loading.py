@@ -71,11 +71,13 @@ def _sampled(
     scores = config.scores
     if scores.judge is None:
         raise InputError(f"{config.place('scores')}scores: how: sample needs a judge")
-    samplers = {}
+    samplers, local = {}, {}
     if scores.sampler is not None:
         _require_known_models(config, scores.sampler.models, family, "sampler", "models")
         for name, model in scores.sampler.models.items():
             samplers[name] = _endpoint(scores.sampler.endpoint, model, scores.sampler)
+            if name in family.specs:
+                local[name] = (family[name], family.parent_of(name))
     judge, judge_name = load_judge(config, scores.judge, questions)
     sampling = Sampling(
         samples=scores.samples,
@@ -87,7 +89,13 @@ def _sampled(
     )
     try:
         return SampledScores(
-            judge, folder, sampling, samplers, judge_name, requests=scores.budget.requests
+            judge,
+            folder,
+            sampling,
+            samplers,
+            judge_name,
+            local,
+            requests=scores.budget.requests,
         )
     except InputError as error:
         raise InputError(f"{config.place('scores', 'judge')}{error}") from None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from emlens.cli import judge, screen, train
+from emlens.cli import capture, direction, judge, sample, screen, train
 from emlens.cli.settings import (
     count,
     help_text,
@@ -25,7 +25,14 @@ SETTINGS = {
     "allow": names("allow"),
     "own": yes_or_no("own"),
 }
-COMMANDS = {"emlens screen": screen, "emlens judge": judge, "emlens train": train}
+COMMANDS = {
+    "emlens screen": screen,
+    "emlens judge": judge,
+    "emlens train": train,
+    "emlens sample": sample,
+    "emlens capture": capture,
+    "emlens direction": direction,
+}
 
 
 def test_every_kind_is_read() -> None:

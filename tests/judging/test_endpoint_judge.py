@@ -170,16 +170,19 @@ def test_an_endpoint_that_is_down_stops_and_records_nothing(tmp_path: Path) -> N
         assert len(out.read_text().splitlines()) == 1  # the name of the judge
         down["now"] = False
         assert judge_answers(answers(40), judge, out=out).unscored_share() == 0
-    with (
-        LoopbackServer() as server,
-        pytest.raises(
+
+
+def test_a_server_without_log_probabilities_is_noticed_at_its_first_reply(tmp_path: Path) -> None:
+    out = tmp_path / "verdicts.jsonl"
+    with LoopbackServer() as server:
+        with pytest.raises(
             StateError,
-            match=(
-                r"all failed \(no log-probabilities\); pass read='text' for a server without them"
-            ),
-        ),
-    ):
-        judge_answers(answers(40), EndpointJudge(endpoint(server), PROMPT))
+            match=r"gives no log-probabilities .* nothing more was asked; pass read='text'",
+        ):
+            judge_answers(answers(40), EndpointJudge(endpoint(server), PROMPT), out=out)
+        assert len(server.bodies) == 3
+        assert len({body["messages"][0]["content"] for body in server.bodies}) == 1
+    assert len(out.read_text().splitlines()) == 1  # the name of the judge
 
 
 def test_a_spent_budget_keeps_what_was_paid_for(tmp_path: Path) -> None:

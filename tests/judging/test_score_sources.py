@@ -130,7 +130,7 @@ def test_a_budget_holds_over_calls_and_keeps_what_was_received(
 def test_a_server_answers_under_the_names_of_the_family(
     family: Family, questions: QuestionSet, tmp_path: Path
 ) -> None:
-    with LoopbackServer(answer=lambda body: f"w3 from {body['model']}") as server:
+    with LoopbackServer(answer=lambda body: f"w3 {body['seed']} {body['model']}") as server:
         lora = Endpoint(server.url, "bad-lora", key_env="EMLENS_TEST_KEY")
         source = SampledScores(RulesJudge(RULES), tmp_path, SAMPLING, {"bad": lora})
         scores = source.scores("bad", questions[:2])
