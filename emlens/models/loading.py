@@ -168,10 +168,22 @@ def _load(
             f"{source}: could not be loaded as a causal language model"
             f" ({one_line(str(error), 240)})"
         ) from None
+    check_loaded(source, module, loading_info)
+    return tokenizer, module
+
+
+def check_loaded(source: str, module: Any, loading_info: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights are not those of its checkpoint.
+
+    Args:
+        loading_info: as `from_pretrained(output_loading_info=True)` gives it.
+
+    Raises:
+        LoadError: weights are missing, or some of the checkpoint have no place.
+    """
     check_all_weights(source, module, loading_info["missing_keys"])
     check_no_weights_left(source, module, loading_info["unexpected_keys"])
     check_inputs_in_memory(source, module)
-    return tokenizer, module
 
 
 def chat_provenance(tokenizer: Any, template: str | None, name: str) -> dict[str, Any]:

@@ -308,11 +308,12 @@ def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
 
     Raises:
         InputError: no such device.
-        LoadError: the directory holds no model, or one that cannot be loaded.
+        LoadError: the directory holds no model, one that cannot be loaded, or one whose weights
+            are not all there: a layer would be trained from random numbers.
     """
     from transformers import AutoModelForCausalLM
 
-    from emlens.models.loading import saved_tokenizer, torch_device
+    from emlens.models.loading import check_loaded, saved_tokenizer, torch_device
 
     if not (path / "config.json").is_file():
         raise LoadError(
@@ -321,8 +322,13 @@ def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
     place: Any = torch_device(device)
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            model, loading_info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+            check_loaded(str(path), model, loading_info)
             return model.to(place), saved_tokenizer(str(path), path)
+    except LoadError:
+        raise
     except (OSError, ValueError) as error:
         raise LoadError(f"model={str(path)!r} cannot be loaded: {one_line(str(error))}") from error
 

@@ -68,6 +68,24 @@ class _Parts(torch.utils.data.Dataset[Mapping[str, Tensor]]):
         return self._last[1][part]
 
 
+class _OneDevice(TrainingArguments):
+    """Settings of a run on the device that its model is on, however many devices are visible.
+
+    The Trainer takes all of them by itself: it splits each batch over them and reads as many
+    batches at a step. A run here has one device, and its step one batch.
+    """
+
+    run_device: torch.device | None = None
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+    @property
+    def device(self) -> torch.device:
+        return self.run_device or super().device
+
+
 class _StepTrainer(Trainer):
     """The Trainer with a loss passed in; for SAM it keeps the parts of a step, which are run again
     at the perturbed weights.
@@ -225,7 +243,8 @@ def _run_trainer(
     recorder: _Recorder,
 ) -> None:
     start = recorder.start
-    arguments = TrainingArguments(
+    device = next(module.parameters()).device
+    arguments = _OneDevice(
         output_dir=str(scratch),
         max_steps=recipe.steps - start,
         per_device_train_batch_size=1,
@@ -239,13 +258,16 @@ def _run_trainer(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
-        use_cpu=next(module.parameters()).device.type == "cpu",
+        use_cpu=device.type == "cpu",
         seed=derive_seed(recipe.seed, "trainer") % 2**32,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=["labels"],
     )
+    arguments.run_device = device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # accelerate puts batches on the current one
     trainer = _StepTrainer(
         loss=loss,
         recipe=recipe,

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainingArguments
 
-from emlens.foundation.errors import StateError
+from emlens.foundation.errors import LoadError, StateError
+from emlens.training import Recipe, fit
 from emlens.training.launchers import LAUNCHER_VARIABLES, one_process
 
 SCRIPT = """
@@ -74,3 +77,44 @@ def test_a_process_of_a_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         one_process(),
     ):
         pass
+
+
+def trained(parent: Path, out: Path) -> bytes:
+    rows: Any = [{"input_ids": [1 + i, 2, 3, 4], "labels": [-100, 2 + i, 3, 4]} for i in range(8)]
+    recipe = Recipe(
+        method="lora",
+        rank=2,
+        alpha=4,
+        target_modules=("q_proj",),
+        steps=3,
+        batch_size=2,
+        learning_rate=1e-2,
+    )
+    fit(recipe, parent, rows, out, device="cpu", progress=False)
+    return (out / "adapter_model.safetensors").read_bytes()
+
+
+def test_several_visible_devices_drop_no_batch(
+    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tmp_path / "parent"
+    tiny.save_pretrained(parent)
+    tokenizer.save_pretrained(parent)
+    alone = trained(parent, tmp_path / "one")
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    assert trained(parent, tmp_path / "four") == alone
+
+
+def test_a_parent_with_a_missing_tensor_is_not_trained(
+    tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    tiny.save_pretrained(parent)
+    tokenizer.save_pretrained(parent)
+    tensors = load_file(parent / "model.safetensors")
+    lost = next(name for name in tensors if "mlp.down_proj" in name)
+    del tensors[lost]
+    save_file(tensors, parent / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LoadError, match="down_proj"):
+        trained(parent, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
