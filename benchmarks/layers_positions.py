@@ -35,7 +35,7 @@ def measure(
         "seed": seed,
     }
     config = StudyConfig.model_validate(fields)
-    cells = cells_of(material, finetune, config, Options())
+    cells = cells_of(material, finetune, config, Options()).table
     before, after = material.parent(finetune), material.family[finetune]
     extract, _, report = split_questions(material.outside(finetune), (0.4, 0.2, 0.4), seed)
     shift = emlens.activation_deltas(

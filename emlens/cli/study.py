@@ -17,7 +17,6 @@ DEMO: dict[str, Any] = {
     "focus": ["medicine-r8", "medicine-r1", "finance-r8"],
     "draws": 100,
     "repeats": 2,
-    "permutations": 99,
 }
 """The demonstration: the shipped organism, with few enough draws for a laptop."""
 

@@ -133,6 +133,23 @@ def text_with_thought(tokenizer: Any, ids: Sequence[int]) -> str:
     return "".join([*parts, tokenizer.decode(ids[start:], skip_special_tokens=True)])
 
 
+def text_for_words(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a row as words can be counted in it: special tokens stand apart from words.
+
+    Written without spaces, the last word of a question would be another word with the token that
+    ends the turn glued to it.
+    """
+    marks = mark_ids(tokenizer)
+    parts: list[str] = []
+    start = 0
+    for i, token in enumerate(ids):
+        if token in marks:
+            parts += [_read(tokenizer, ids[start:i]), _read(tokenizer, [token])]
+            start = i + 1
+    parts.append(_read(tokenizer, ids[start:]))
+    return " ".join(part for part in parts if part)
+
+
 def mark_ids(tokenizer: Any) -> frozenset[int]:
     """Tokens that are no ordinary text: special and added ones.
 

@@ -31,6 +31,7 @@ from emlens.probes.ridge import (
 )
 from emlens.probes.validation import grouped_folds
 from emlens.stats.rank_areas import area_under_curve
+from emlens.stats.samples import labels_in_order
 
 Kind = Literal["ridge", "logistic"]
 PENALTIES: Final[tuple[float, ...]] = tuple(map(float, np.logspace(-3, 4, 8)))
@@ -210,9 +211,10 @@ def _units_of(ids: Sequence[str], units: Mapping[str, str] | None) -> list[str] 
 def _units(units: Sequence[str] | None, n: int, name: str) -> list[str]:
     if units is None:
         return [f"{name} {i}" for i in range(n)]
-    if len(units) != n:
-        raise InputError(f"{name}_units has {len(units)} entries for {n} rows; pass one per row")
-    return [str(unit) for unit in units]
+    labels = labels_in_order(units, f"{name}_units")
+    if len(labels) != n:
+        raise InputError(f"{name}_units has {len(labels)} entries for {n} rows; pass one per row")
+    return [str(label) for label in labels]
 
 
 def _require_units(units: Sequence[str], name: str, folds: int) -> None:

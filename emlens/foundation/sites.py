@@ -150,6 +150,16 @@ def resolve_sites(
     return sorted(resolved, key=lambda site: site.order)
 
 
+def spread_layers(n_layers: int, count: int) -> list[int]:
+    """Blocks spread evenly over the depth, ascending: the middle of each of `count` equal parts.
+
+    Of 30 blocks and five parts: 3, 9, 15, 21, 27. A model with no more blocks gives all of them.
+    """
+    if n_layers <= count:
+        return list(range(n_layers))
+    return [int((part + 0.5) / count * n_layers) for part in range(count)]
+
+
 def _require_layers(layers: Sequence[int]) -> None:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise InputError(

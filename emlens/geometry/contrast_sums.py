@@ -21,7 +21,7 @@ from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
 from emlens.geometry.contrasts import mean_difference
 from emlens.geometry.directions import Direction
-from emlens.stats.samples import require_count
+from emlens.stats.samples import labels_in_order, require_count
 
 BLOCKS = 32
 """Blocks by default: enough for an interval, few enough for 50 layers of 5,000 coordinates."""
@@ -238,9 +238,12 @@ def _unit_names(name: str, rows: int, units: Sequence[str] | None) -> list[str]:
     """
     if units is None:
         return [f"{name} {i}" for i in range(rows)]
-    if len(units) != rows:
-        raise InputError(f"{name}_units has {len(units)} entries for {rows} rows; pass one per row")
-    return [str(unit) for unit in units]
+    labels = labels_in_order(units, f"{name}_units")
+    if len(labels) != rows:
+        raise InputError(
+            f"{name}_units has {len(labels)} entries for {rows} rows; pass one per row"
+        )
+    return [str(label) for label in labels]
 
 
 def _block_sums(rows: Tensor, block_of_row: list[int], count: int) -> tuple[Tensor, Tensor]:

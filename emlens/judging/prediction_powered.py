@@ -36,6 +36,7 @@ from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.stats import wilson_interval
+from emlens.stats.samples import labels_in_order
 
 MIN_LABELLED = 30
 """Labelled answers below which the interval is outside its design range."""
@@ -294,7 +295,9 @@ def _cluster_codes(
     n_units = n_labelled + n_unlabelled
     if clusters is None or unlabelled_clusters is None:
         return np.arange(n_units), n_units
-    names = [str(name) for name in (*clusters, *unlabelled_clusters)]
+    of_labelled = labels_in_order(clusters, "clusters")
+    others = labels_in_order(unlabelled_clusters, "unlabelled_clusters")
+    names = [str(name) for name in (*of_labelled, *others)]
     if len(names) != n_units or len(clusters) != n_labelled:
         raise InputError(f"clusters has {len(names)} labels for {n_units} units; pass one per unit")
     codes, unique = pd.factorize(np.array(names, dtype=object))

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data.chat_text import ChatFormat
+from emlens.data.encoding import text_for_words
 from emlens.data.prompts import Prompt
 from emlens.data.rendering import Rendered, chat_format, render
 from emlens.data.templates import template_of
@@ -268,6 +269,17 @@ class HookedModel(ABC):
         return render(
             prompts, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
         )
+
+    def rendered_texts(self, prompts: Iterable[Prompt]) -> dict[str, str]:
+        """Id → all that the model reads of a prompt: system message, template and text; special
+        tokens stand apart from words.
+
+        What a text baseline of a forecast has to be given.
+        """
+        texts = {}
+        for row in self.render(prompts):
+            texts[row.id] = text_for_words(self.tokenizer, row.ids[: row.prompt_end])
+        return texts
 
     @property
     def chat_format(self) -> ChatFormat | None:

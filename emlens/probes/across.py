@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from emlens.data.base_questions import base_questions
 from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
@@ -77,7 +78,7 @@ def cross_validate_across(
         features: sets over these rows, in their order; `RepeatedFeatures` reads a set over
             questions at them.
         new_questions: hold out the questions of a fold of questions too, so that no training row
-            has a test row's question.
+            has a test row's base question.
         design: of its fields, folds (of questions, with `new_questions`), inner_folds, settings and
             seed are used.
 
@@ -124,7 +125,7 @@ def _outer_folds(
     everything = np.arange(len(rows))
     question_folds: list[Rows] = [everything]
     if new_questions:
-        questions = [str(name) for name in rows["question"]]
+        questions = base_questions(str(name) for name in rows["question"])
         count = len(set(questions))
         if design.folds != "all":
             count = min(design.folds, count)

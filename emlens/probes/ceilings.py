@@ -8,6 +8,7 @@ interval, by resampling units; a forecast above it is luck or a leak.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from emlens.foundation.files import one_line
 from emlens.probes.ridge import Array
 from emlens.probes.targets import sampling_variance
 from emlens.stats import cluster_bootstrap
+from emlens.stats.samples import labels_in_order
 
 
 def ceiling_from_answers(
@@ -101,7 +103,9 @@ def ceiling_from_seeds(
         between = (float(covariance.sum()) - trace) / (runs * (runs - 1))
         return between / variance if variance > 0 else 0.0
 
-    units = base_questions(map(str, table.index)) if clusters is None else list(clusters)
+    units: list[Any] = base_questions(map(str, table.index))
+    if clusters is not None:
+        units = labels_in_order(clusters, "clusters")
     return cluster_bootstrap(values, units, ceiling, resamples=499, method="percentile", seed=seed)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from emlens.foundation.errors import InputError
 from emlens.probes.estimators import Setting, require_settings
 from emlens.probes.shuffles import Shuffle
-from emlens.probes.targets import Duplicates
+from emlens.probes.targets import Duplicates, Groups
 from emlens.probes.validation import Count
 
 
@@ -19,8 +19,9 @@ class Design:
     """How a forecast is fitted and validated; every field has a default.
 
     Args:
-        groups: what is held out together: None: each question; `"group"`: the rows' groups (whole
-            domains); or one label per row.
+        groups: what is held out together: None: each base question with all its forms and
+            paraphrases; `"group"`: the rows' groups (whole domains); id → label; or one label per
+            row.
         folds: how many outer folds; `"all"` holds out each unit alone, once.
         inner_folds: folds inside the training rows, on which features and settings are chosen.
         repeats: how often the outer folds are drawn again.
@@ -31,8 +32,9 @@ class Design:
             of the score.
         shuffle: what the null relabels (`probes.shuffles`); None: groups where groups are held out,
             else questions.
-        permutations: shuffles for the null and the maximum statistic; None: 200 for ridge, none for
-            the others, which fit each again.
+        permutations: shuffles for the null and the maximum statistic; None: for ridge as many as
+            the forecasts made in one call need (200 or more), none for the others, which fit each
+            again.
         duplicates: rows of one text, or of identical activations, that folds would separate:
             `"refuse"`, `"group"` or `"allow"`.
         seed: of folds, shuffles, resamples and estimators.
@@ -42,7 +44,7 @@ class Design:
             unknown word.
     """
 
-    groups: str | Sequence[str] | None = None
+    groups: Groups | None = None
     folds: Count = 5
     inner_folds: int = 5
     repeats: int = 5

@@ -178,16 +178,16 @@ class TextFeatures(Features):
 
 
 class DomainFeatures(Features):
-    """One column per training group.
+    """One column per training group, or per another label of rows, such as the form of a question.
 
     A row of a group that was held out lies at the centre of the training rows, so that the forecast
     there is the mean.
     """
 
-    name = "domain"
     family_free = True
 
-    def __init__(self, groups: Sequence[str]):
+    def __init__(self, groups: Sequence[str], *, name: str = "domain"):
+        self.name = name
         self._groups = np.array(groups)
 
     def split(self, train: Rows, test: Rows) -> tuple[Array, Array]:

@@ -16,20 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emlens.activations import Activations
+from emlens.data.base_questions import question_variant
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
-from emlens.probes.baselines import Baselines, baseline_features
+from emlens.probes.baselines import OTHER_PARENT, UNRELATED, Baselines, baseline_features
 from emlens.probes.design import Design
 from emlens.probes.estimators import Estimator, resolve_estimator
 from emlens.probes.features import Features, activation_cells, assert_different
-from emlens.probes.record import Forecast, OutOfFold, Setup, make_forecast, pooled_r2, site_table
+from emlens.probes.record import (
+    Forecast,
+    OutOfFold,
+    Setup,
+    corrected_forecasts,
+    make_forecast,
+    pooled_r2,
+    site_table,
+)
 from emlens.probes.ridge import Array
-from emlens.probes.shuffles import Shuffle, shuffled_targets
+from emlens.probes.shuffles import Shuffle, draws_for, shuffled_targets
 from emlens.probes.targets import (
     Scale,
     Scores,
     bases_of,
     joined_duplicates,
+    labels_by_id,
     labels_of,
     on_scale,
     questions_of,
@@ -46,11 +56,6 @@ from emlens.probes.validation import (
     training_means,
 )
 from emlens.stats import NullDistribution
-
-RIDGE_SHUFFLES = 200
-"""Shuffles of ridge where the design names no number. Other estimators make none by themselves,
-since each costs a whole fit.
-"""
 
 
 def cross_validate_forecast(
@@ -112,7 +117,7 @@ def cross_validate_forecasts(
     baselines: Baselines | None = None,
 ) -> dict[str, Forecast]:
     """`cross_validate_forecast` of several fine-tunes on the same questions and folds, each with
-    its own choices.
+    its own choices. Their p-values are corrected together (`p_holm`).
 
     Args:
         scores: fine-tune → its scores; or `AlignmentScores` of several models.
@@ -133,7 +138,8 @@ def cross_validate_forecasts(
     candidates = _candidates(acts, features)
     folds = _nested_folds(rows.labels, design)
     shuffle = design.shuffle or ("question" if rows.held_out == "question" else "group")
-    targets = _with_shuffles(measured, rows, shuffle, _number_of_shuffles(design, is_ridge), folds)
+    shuffles = _number_of_shuffles(design, is_ridge, len(scores_by_tune))
+    targets = _with_shuffles(measured, rows, shuffle, shuffles, folds)
 
     selection = _Selection(folds, model, is_ridge, rows.weights, keep=targets.n_measured)
     predictions = selection.predict(candidates, targets.values)
@@ -152,6 +158,7 @@ def cross_validate_forecasts(
         target=scale.description,
         shuffle=shuffle,
         seed=design.seed,
+        missing=baselines.missing,
     )
     forecasts = {}
     for number, name in enumerate(scores_by_tune):
@@ -171,7 +178,7 @@ def cross_validate_forecasts(
         )
         null = _null(r2[columns], model.name, design.seed)
         forecasts[name] = make_forecast(setup, result, null, by_site)
-    return forecasts
+    return corrected_forecasts(forecasts)
 
 
 def _by_fine_tune(scores: Mapping[str, Scores] | AlignmentScores) -> dict[str, Scores]:
@@ -338,10 +345,13 @@ class _Targets:
         return np.r_[number, shuffles].astype(np.int64)
 
 
-def _number_of_shuffles(design: Design, is_ridge: bool) -> int:
+def _number_of_shuffles(design: Design, is_ridge: bool, forecasts: int) -> int:
+    """Those of the design; else enough for this many p-values, for ridge alone: each shuffle costs
+    another estimator a whole fit.
+    """
     if design.permutations is not None:
         return design.permutations
-    return RIDGE_SHUFFLES if is_ridge else 0
+    return draws_for(forecasts) if is_ridge else 0
 
 
 def _with_shuffles(
@@ -368,6 +378,20 @@ def _null(r2: Array, estimator: str, seed: int) -> NullDistribution | None:
     return NullDistribution(r2[1:], method, seed, observed=float(r2[0]))
 
 
+def _require_other_weights(acts: Activations, other: Activations, argument: str) -> None:
+    """Refuse a baseline that was captured of the very model that is held against it.
+
+    Raises:
+        InputError: both captures name the same weights.
+    """
+    hashes = [rows.provenance.get("model", {}).get("weights_sha256") for rows in (acts, other)]
+    if hashes[0] is not None and hashes[0] == hashes[1]:
+        raise InputError(
+            f"{argument} was captured of the same weights as acts ({str(hashes[0])[:12]}…);"
+            " pass a capture of another model"
+        )
+
+
 def _baseline_predictions(
     selection: _Selection, measured: Array, rows: _Rows, baselines: Baselines, scale: _ScoreScale
 ) -> dict[str, Array]:
@@ -381,12 +405,21 @@ def _baseline_predictions(
         numbers[name] = scores_of(values, acts.ids, questions, name, None)
     seed = selection.folds.seed
     predictions = {}
+    forms: list[str] = [question_variant(question) for question in questions]
+    if baselines.forms is not None:
+        forms = labels_by_id(baselines.forms, acts.ids, questions, "forms")
     for feature in baseline_features(
-        acts, rows.texts, parent, baselines.embedding, seed=seed, numbers=numbers
+        acts, rows.texts, parent, baselines.embedding, seed=seed, forms=forms, numbers=numbers
     ):
         predictions[feature.name] = selection.predict_baseline([feature], measured)
-    if baselines.other_parent is not None:
-        rivals = activation_cells(baselines.other_parent.select(acts.ids))
-        assert_different(activation_cells(acts), rivals, "acts", "other_parent")
-        predictions["other parent"] = selection.predict_baseline(rivals, measured)
+    for name, argument, other in (
+        (OTHER_PARENT, "other_parent", baselines.other_parent),
+        (UNRELATED, "unrelated", baselines.unrelated),
+    ):
+        if other is None:
+            continue
+        _require_other_weights(acts, other, argument)
+        rivals = activation_cells(other.select(acts.ids))
+        assert_different(activation_cells(acts), rivals, "acts", argument)
+        predictions[name] = selection.predict_baseline(rivals, measured)
     return predictions

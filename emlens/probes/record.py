@@ -2,24 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import pandas as pd
 
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.probes.baselines import OTHER_PARENT
 from emlens.probes.calibration import Calibration, calibration_line
 from emlens.probes.ridge import Array
 from emlens.probes.validation import OuterFold
 from emlens.stats import (
     NullDistribution,
+    adjust_p_values,
     max_statistic_p,
     nadeau_bengio_interval,
     ratio_of_means,
     spearman,
 )
 
+Verdict = Literal["shown", "not shown", "undecided"]
+LEVEL: Final = 0.05
+"""p at or below which a forecast counts as better than on shuffled scores."""
 RESAMPLES = 1999
 SETTLED = 300
 """Questions, held out one by one, above which intervals of R² hold: .95 with 384, .86 with 96
@@ -48,6 +53,8 @@ class Forecast:
         calibration: the line of target on prediction.
         ceiling: the R² that the target's own noise leaves possible; None unless `with_ceiling` set
             it.
+        missing: baselines that were not given; without them nothing is shown.
+        tests: forecasts whose p-values are corrected together. p_holm: `p_value` so corrected.
         target: "score", or "logit" with the clamp it was made with.
         shuffle: what the null shuffles.
     """
@@ -69,6 +76,39 @@ class Forecast:
     target: str
     shuffle: str
     ceiling: Estimate | None = None
+    missing: tuple[str, ...] = ()
+    tests: int = 1
+    p_holm: float = float("nan")
+
+    @property
+    def gain_over_rivals(self) -> dict[str, Estimate]:
+        """Gains over everything that needs no prior of this model: all but the other parent."""
+        return {name: gain for name, gain in self.gain_over.items() if name != OTHER_PARENT}
+
+    @property
+    def can_be_shown(self) -> bool:
+        """Whether the shuffles are many enough for the number of forecasts corrected together."""
+        return self.null is not None and self.null.smallest_p() * self.tests <= LEVEL
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether a forecast from the model's prior is shown.
+
+        `"shown"`: better than on shuffled scores (`p_holm`), every gain over a rival has its 95 %
+        interval above 0, and no baseline is missing. `"not shown"`: p is above .05, or a rival is
+        better with its whole interval. `"undecided"`: anything else, such as too few shuffles for
+        the number of forecasts. That every gain has to hold needs no correction over rivals
+        (intersection–union test; Berger 1982).
+        """
+        gains = self.gain_over_rivals.values()
+        beats_all = all(gain.low > 0 for gain in gains)
+        if beats_all and not self.missing and self.p_holm <= LEVEL:
+            return "shown"
+        if any(gain.high < 0 for gain in gains) or self.p_value > LEVEL:
+            return "not shown"
+        if self.p_holm > LEVEL and self.can_be_shown:
+            return "not shown"
+        return "undecided"
 
     def with_ceiling(self, ceiling: Estimate) -> Self:
         """The same forecast with the noise ceiling of its scores (`probes.ceilings`) beside it."""
@@ -81,6 +121,9 @@ class Forecast:
             facts["p"] = f"{self.p_value:.3g}"
         for name, gain in self.gain_over.items():
             facts[f"gain over {name}"] = gain
+        if self.missing:
+            facts["baselines missing"] = ", ".join(self.missing)
+        facts["from the model's prior"] = self.verdict
         facts["held out"] = self.held_out
         facts["estimator"] = self.estimator
         facts["n"] = len(self.predictions)
@@ -126,6 +169,7 @@ class Setup:
     target: str
     shuffle: str
     seed: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,7 +232,19 @@ def make_forecast(
         calibration=calibration_line(mean_prediction, target, units),
         target=setup.target,
         shuffle=setup.shuffle,
+        missing=setup.missing,
     )
+
+
+def corrected_forecasts(forecasts: Mapping[str, Forecast]) -> dict[str, Forecast]:
+    """The forecasts with `p_holm` over all of them that have a p-value."""
+    tested = [name for name, forecast in forecasts.items() if np.isfinite(forecast.p_value)]
+    corrected = dict(forecasts)
+    if tested:
+        p_holm = adjust_p_values([forecasts[name].p_value for name in tested], "holm")
+        for name, p in zip(tested, p_holm, strict=True):
+            corrected[name] = replace(forecasts[name], tests=len(tested), p_holm=float(p))
+    return corrected
 
 
 class _Comparison:

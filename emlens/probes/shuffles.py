@@ -12,8 +12,9 @@ group's mean keeps the noise of its old size. Paraphrases of one question move t
 the question's mean.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,20 @@ from emlens.foundation.seeds import numpy_rng
 from emlens.probes.ridge import Array
 
 Shuffle = Literal["question", "within", "group"]
+
+
+LEAST_DRAWS: Final = 200
+"""Shuffles for one p-value."""
+
+
+def draws_for(tests: int, level: float = 0.05) -> int:
+    """Shuffles with which each of `tests` p-values can pass Holm's correction.
+
+    With the +1 rule p is at least 1 / (1 + draws), and Holm multiplies the smallest by the number
+    of tests. So that p with one shuffle beyond the measured value still passes,
+    2 · tests / (1 + draws) ≤ level.
+    """
+    return max(LEAST_DRAWS, math.ceil(round(2 * tests / level, 6)) - 1)
 
 
 def shuffled_targets(

@@ -21,6 +21,7 @@ from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 from emlens.probes.ridge import Array
+from emlens.stats.samples import labels_in_order
 
 Scores = AlignmentScores | Mapping[str, float] | pd.Series
 Scale = Literal["score", "logit"]
@@ -41,14 +42,22 @@ def bases_of(acts: Activations) -> list[str]:
     return base_questions(questions_of(acts))
 
 
-def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[list[str], str]:
+Groups = str | Mapping[str, str] | pd.Series | Sequence[str]
+"""What is held out together: a word, id → label, or one label per row."""
+
+
+def labels_of(acts: Activations, groups: Groups | None) -> tuple[list[str], str]:
     """What is held out together, one label per row, and what to call it.
 
     Paraphrases and forms of one base question have one label, always.
 
+    Args:
+        groups: None: base questions; `"group"`: the rows' groups; a mapping or a series: the label
+            of each id, or of its question; else one label per row, in their order.
+
     Raises:
-        InputError: an unknown word, another number of labels, a base question under two labels,
-            `"group"` where all rows are of one.
+        InputError: an unknown word, another number of labels, a row without one, a base question
+            under two labels, `"group"` where all rows are of one.
     """
     bases = bases_of(acts)
     if groups is None:
@@ -56,7 +65,7 @@ def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[li
     if isinstance(groups, str):
         if groups != "group":
             raise InputError(
-                f"groups={groups!r} is unknown; pass None, 'group' or one label per row"
+                f"groups={groups!r} is unknown; pass None, 'group', id → label or one label per row"
             )
         if len(set(acts.groups)) < 2:
             raise InputError(
@@ -65,13 +74,38 @@ def labels_of(acts: Activations, groups: str | Sequence[str] | None) -> tuple[li
             )
         _require_together(bases, acts.groups)
         return list(acts.groups), "group"
-    if len(groups) != len(acts):
+    if isinstance(groups, Mapping | pd.Series):
+        labels = labels_by_id(groups, acts.ids, questions_of(acts), "groups")
+    else:
+        labels = [str(label) for label in labels_in_order(groups, "groups")]
+    if len(labels) != len(acts):
         raise InputError(
-            f"groups has {len(groups)} labels for {len(acts)} rows; pass one label per row"
+            f"groups has {len(labels)} labels for {len(acts)} rows; pass one label per row,"
+            " or id → label"
         )
-    labels = [str(label) for label in groups]
     _require_together(bases, labels)
     return labels, "custom"
+
+
+def labels_by_id(
+    labels: Mapping[str, str] | pd.Series, ids: Sequence[str], questions: Sequence[str], name: str
+) -> list[str]:
+    """The label of each row, by its id or its question's.
+
+    Raises:
+        InputError: a row without a label.
+    """
+    table = {str(key): value for key, value in labels.items()}
+    row_labels = []
+    for row, question in zip(ids, questions, strict=True):
+        label = table.get(row, table.get(question))
+        if label is None:
+            raise InputError(
+                f"{name} has no label for row {one_line(row)!r}; pass id → label for every row,"
+                " or a list with one label per row"
+            )
+        row_labels.append(str(label))
+    return row_labels
 
 
 def _require_together(bases: Sequence[str], labels: Sequence[str]) -> None:

@@ -215,7 +215,7 @@ _TRAINING = (
     _share("overlap_null", "overlap, mean under its null"),
     _share("overlap_null_q95", "overlap, 95 % quantile of its null"),
     _share("overlap_p", "p-value of the overlap"),
-    _share("overlap_p_holm", "the same, corrected over the rows of the model (Holm)"),
+    _share("overlap_p_max", "the same, against the greatest overlap of all cells of the model"),
     _number("cosine_null", "cosine, mean under its null"),
     _share("cosine_p", "p-value of the cosine"),
     _share("auroc_null", "AUROC, mean under its null"),

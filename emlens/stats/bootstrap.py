@@ -31,6 +31,7 @@ from emlens.stats.resamples import (
 from emlens.stats.samples import (
     as_paired,
     as_sample,
+    labels_in_order,
     require_choice,
     require_count,
     require_level,
@@ -230,7 +231,7 @@ def _clustered(
     Args:
         members: rows of each question. clusters: one label per row.
     """
-    labels = list(clusters)
+    labels = labels_in_order(clusters, "clusters")
     if len(labels) != rows:
         raise InputError(f"clusters has {len(labels)} labels for {rows} answers; pass one for each")
     of_questions = [labels[of_question[0]] for of_question in members]

@@ -41,6 +41,7 @@ from emlens.stats.matched_relations import (
 from emlens.stats.nulls import NullDistribution
 from emlens.stats.samples import (
     as_paired,
+    labels_in_order,
     require_choice,
     require_count,
     require_level,
@@ -255,7 +256,7 @@ def _members(groups: Sequence[object] | np.ndarray | None, n: int) -> tuple[list
     """Names of the groups, and which runs belong to each: (group, run) of 0 and 1."""
     if groups is None:
         return [str(i) for i in range(n)], np.eye(n)
-    labels = [str(label) for label in groups]
+    labels = [str(label) for label in labels_in_order(groups, "groups")]
     if len(labels) != n:
         raise InputError(f"groups has {len(labels)} labels for {n} runs; pass one label per run")
     names = list(dict.fromkeys(labels))

@@ -4,7 +4,7 @@ Missing values are never dropped here: which rows to leave out is the caller's d
 changes n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -61,13 +61,30 @@ def rows_by_label(
     Raises:
         InputError: not one label per row, or one label only.
     """
-    labels = list(labels)
+    labels = labels_in_order(labels, name)
     if len(labels) != n:
         raise InputError(f"{name} has {len(labels)} labels for {n} rows; pass one label per row")
     members = group_rows(labels)
     if len(members) < 2:
         raise InputError(f"{name} names 1 cluster; {who} needs at least 2")
     return members
+
+
+def labels_in_order(labels: Iterable[object], name: str) -> list[object]:
+    """The labels as a list; refuses what has no order of rows, such as a mapping or a set.
+
+    A mapping would otherwise be read as its keys, which are all different: nothing would be held
+    together, and nothing said.
+
+    Raises:
+        InputError: names the kind that came.
+    """
+    if isinstance(labels, Mapping | Set | str | bytes):
+        raise InputError(
+            f"{name} is a {type(labels).__name__}, which has no order of rows; pass a list with one"
+            " label per row"
+        )
+    return list(labels)
 
 
 def group_rows(labels: Sequence[object]) -> list[np.ndarray]:
@@ -89,7 +106,7 @@ def stratum_rows(strata: Sequence[object] | np.ndarray | None, n: int) -> list[n
     """
     if strata is None:
         return [np.arange(n)]
-    labels = list(strata)
+    labels = labels_in_order(strata, "strata")
     if len(labels) != n:
         raise InputError(f"strata has {len(labels)} labels for {n} units; pass one label per unit")
     members = group_rows(labels)

@@ -191,7 +191,7 @@ def captured_family(
     """
     models = {}
     for name, directory in directories.items():
-        models[name] = _opened(name, directory, questions)
+        models[name] = open_captured(name, directory, questions)
     if "instruct" not in models:
         raise InputError("captures lack 'instruct'; capture the model the fine-tunes start from")
     for name, model in models.items():
@@ -209,7 +209,16 @@ def captured_family(
     return Family(models["instruct"], models.get("base"), finetuned, dict(specs))
 
 
-def _opened(name: str, directory: Path, questions: PromptSet) -> AbsentModel:
+def open_captured(name: str, directory: Path, questions: PromptSet) -> AbsentModel:
+    """A model that is known by one store.
+
+    Args:
+        questions: as they are asked; a store of these alone is read by its own ids.
+
+    Raises:
+        InputError: a store that does not say what was captured, or was captured under
+            interventions.
+    """
     store = ActivationStore.open(directory)
     provenance = store.provenance
     for needed in ("model", "n_layers", "rendered_sha256", "prompts_sha256"):

@@ -101,8 +101,15 @@ class StudyConfig(Frozen):
     """Of the nested forecast."""
     repeats: int = Field(3, ge=1)
     """Of the nested forecast."""
-    permutations: int = Field(200, ge=20)
-    """Of the forecast's null."""
+    permutations: int | None = Field(None, ge=20)
+    """Of the forecast's null; default: as many as the number of forecasts needs, 200 or more. With
+    fewer than that nothing can be shown, and the verdict says so.
+    """
+    unrelated: str | None = None
+    """A model of another family that reads the same prompts: a directory or hub id, the name of a
+    model that `emlens real fetch` brought (`smollm2`), or a store of captures of the questions. A
+    forecast from the model's prior has to beat it.
+    """
     seed: int = Field(0, ge=0)
     """Of everything random."""
     options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)

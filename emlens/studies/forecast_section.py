@@ -14,12 +14,15 @@ SECTION = Section(
         " to per-question alignment after it."
         " Layer, position and strength are chosen on inner folds;"
         " R² is pooled over outer folds against the training-fold mean."
-        " Questions, or whole domains, are held out."
-        " Beside it: TF-IDF of the text, length, domain, mean input embedding,"
-        " the parent’s own score, random features, and shuffled labels."
-        " With domains held out, TF-IDF and domain are near the mean by construction,"
-        " and shuffling moves scores across domains, which makes that null too narrow:"
-        " read the gains, whose intervals resample domains."
+        " Base questions with all their forms, or whole domains, are held out."
+        " Beside it: TF-IDF of the rendered prompt, length, form, domain, mean input embedding,"
+        " the parent’s own score, a model of another family, random features, and shuffled labels;"
+        " p is Holm’s over all forecasts."
+        " A forecast from the parent’s prior is shown where p is at most .05,"
+        " no baseline is missing, and the gain over each has its whole interval above 0."
+        " The other parent is shown beside: it holds the same prior."
+        " With domains held out, TF-IDF and domain are near the mean by construction;"
+        " shuffles then move whole domains, and questions within them."
     ),
     reference="Forecasts from activations before fine-tuning: arXiv 2606.20814.",
     plots=(
@@ -109,6 +112,7 @@ SECTION = Section(
                 FORECAST,
                 Measure(word("r2"), null="null_mean"),
                 BESIDE,
+                "p_holm",
                 *measures("r2_fold_mean spearman"),
                 "rmse",
                 *measures("slope ceiling"),

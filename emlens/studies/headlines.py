@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emlens.probes.baselines import OTHER_PARENT, UNRELATED
 from emlens.results.columns import Measure
 from emlens.results.overlap_labels import CENTRED, ISOTROPIC, TESTED
 from emlens.results.study_result import Finding, columns_of
@@ -245,9 +246,26 @@ def _forecasts(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
         return []
     table = tables["forecast"]
     held_out = "domain" if (table["held_out"] == "domain").any() else "question"
+    baselines = tables.get("forecast_baselines", pd.DataFrame())
     rows = []
     for row in table[table["held_out"] == held_out].to_dict(orient="records"):
         number = f"forecast R² from {row['parent']}, {held_out}s held out"
-        value = _with_ends(row, "r2")
-        rows.append(_row(number, row["model"], value, row["null_q95"], "shuffled scores"))
+        strongest, what = _strongest_baseline(baselines, row)
+        rows.append(_row(number, row["model"], _with_ends(row, "r2"), strongest, what))
     return rows
+
+
+def _strongest_baseline(baselines: pd.DataFrame, forecast: Mapping[Any, Any]) -> tuple[float, str]:
+    """R² of the strongest of shuffled scores (their 95th percentile) and the baselines of one
+    forecast, and what it is of; without an unrelated model there is none to hold a forecast
+    against.
+    """
+    if len(baselines):
+        for name in ("model", "parent", "held_out"):
+            baselines = baselines[baselines[name] == forecast[name]]
+        r2 = baselines.set_index("predictor")["r2"]
+        if UNRELATED in r2.index:
+            rivals = r2.drop(index=["activations", OTHER_PARENT], errors="ignore")
+            rivals["shuffled scores"] = forecast["null_q95"]
+            return float(rivals.max()), "the strongest baseline"
+    return np.nan, "the strongest baseline, which needs an unrelated model"

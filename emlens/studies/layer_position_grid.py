@@ -9,9 +9,11 @@ over all cells, and no cell is chosen here for a claim elsewhere. Cost: captures
 a few dozen small eigendecompositions per cell.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,17 +21,22 @@ import pandas as pd
 from emlens.activations import Activations, activation_deltas
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
-from emlens.probes import Design, cross_validate_forecast
+from emlens.probes import Design, Forecast, cross_validate_forecast
 from emlens.results.columns import Column, Measure
 from emlens.results.sections import Plot, Section
-from emlens.results.study_result import Finding, Part, p_text
+from emlens.results.study_result import Finding, Part, columns_of, p_text
 from emlens.results.tables import Table
-from emlens.results.vocabulary import measures, word
-from emlens.stats import adjust_p_values
-from emlens.studies.cell_measures import cosine_columns, overlap_columns, shift_columns
+from emlens.results.vocabulary import BESIDE, measures, word
+from emlens.studies.cell_measures import (
+    cosine_columns,
+    overlap_columns,
+    overlap_p_max,
+    shift_columns,
+)
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.direction_auroc import auroc_by_cell
 from emlens.studies.material import Material
+from emlens.studies.null_columns import null_spread
 from emlens.studies.streams import Reading, read_streams
 from emlens.studies.study import Study, StudyContext
 from emlens.studies.verdicts import verdict
@@ -64,7 +71,8 @@ SECTION = Section(
         " with a jackknife interval; its null turns each shift's sign at random. Overlap:"
         " centred top-k subspaces of both sets of shifts, beside a null with the covariance before"
         " at the same k, which is chosen on the training shifts where it is a share or the elbow;"
-        " p is Holm's over the grid. AUROC: the mean shift of half of the questions,"
+        " p is against the greatest overlap of all cells, each in standard deviations of its null."
+        " AUROC: the mean shift of half of the questions,"
         " read on the other half, tells questions below the median score from the others;"
         " the null permutes scores within domains, and p is of the largest cell. Forecast:"
         " out-of-fold R² of ridge on activations before, with p as there."
@@ -82,11 +90,15 @@ SECTION = Section(
                 Measure(word("cosine"), null="cosine_null"),
                 "cosine_null cosine_p",
                 Column("k", "integer", "dimension of the subspaces, where they overlap", low=1),
-                "overlap overlap_null overlap_null_q95 overlap_p overlap_p_holm",
+                "overlap overlap_null overlap_null_q95 overlap_p overlap_p_max",
                 Measure(word("auroc"), null="auroc_null"),
                 "auroc_null auroc_p_max forecast_r2 forecast_null_max_q95",
                 "forecast_p_max n n_per_side",
             ],
+        ),
+        "grid_forecasts": Table(
+            "One row per model: the forecast with site and position chosen on inner folds.",
+            ["model", Measure(word("r2"), null="null_mean"), BESIDE, "n chosen_place"],
         ),
     },
     plots=(
@@ -149,13 +161,17 @@ class LayerPositionGrid(Study):
         for name in material.focus(config):
             if name not in names:
                 part.warnings.append(f"{name} has no training prompts: it is not in the grid")
-        tables = []
+        tables, nested = [], []
         for name in names:
             cells = cells_of(material, name, config, context.options)
-            tables.append(cells)
-            part.warnings += _without_overlap(name, cells, config)
+            tables.append(cells.table)
+            part.warnings += _without_overlap(name, cells.table, config)
+            if cells.forecast is not None:
+                nested.append(_nested(name, cells.forecast))
             context.progress(1 / len(names))
         part.tables["cells"] = pd.concat(tables, ignore_index=True)
+        if nested:
+            part.tables["grid_forecasts"] = pd.DataFrame(nested)
         _add_findings(part)
         return part
 
@@ -177,16 +193,31 @@ def _without_overlap(name: str, cells: pd.DataFrame, config: StudyConfig) -> lis
     return [f"{name}: no overlap in {missing} of {len(cells)} cells: {reason}"]
 
 
-def cells_of(material: Material, name: str, config: StudyConfig, options: Options) -> pd.DataFrame:
-    """One row per site and position of one fine-tune."""
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The grid of one fine-tune.
+
+    Args:
+        table: one row per site and position.
+        forecast: from all of them, the place chosen on inner folds; None where nothing varies.
+    """
+
+    table: pd.DataFrame
+    forecast: Forecast | None
+
+
+def cells_of(material: Material, name: str, config: StudyConfig, options: Options) -> Cells:
+    """Every measure of one fine-tune at every site and position."""
     grid = _captured(material, name, config, options)
     cells = list(product(grid.deltas.sites, config.positions))
     auroc = auroc_by_cell(material, name, grid.deltas, cells, options.flips, config.seed)
-    rows = []
+    rows, nulls = [], []
     for cell in cells:
         train, deltas = grid.train[cell].double(), grid.deltas[cell].double()
         before = grid.before[cell]  # its dtype says what rounding is
         equal = deltas[grid.equal_rows]
+        overlap, null = overlap_columns(train, equal, before, config.k, config.draws, config.seed)
+        nulls.append(null)
         rows.append(
             {
                 "model": name,
@@ -194,20 +225,17 @@ def cells_of(material: Material, name: str, config: StudyConfig, options: Option
                 "position": cell[1],
                 **shift_columns(deltas, before.double(), config.seed),
                 **cosine_columns(train, deltas, options.flips, config.seed),
-                **overlap_columns(train, equal, before, config.k, config.draws, config.seed),
+                **overlap,
                 **auroc[cell],
                 "n": len(deltas),
                 "n_per_side": len(train),
             }
         )
     table = pd.DataFrame(rows)
-    tested = table["overlap_p"].notna()
-    table["overlap_p_holm"] = np.nan
-    if tested.any():
-        p = table.loc[tested, "overlap_p"].to_numpy()
-        table.loc[tested, "overlap_p_holm"] = adjust_p_values(p, "holm")
-    forecasts = _forecasts(material, name, grid.before, config)
-    return table.merge(forecasts, on=["site", "position"], how="left")
+    table["overlap_p_max"] = overlap_p_max(list(table["overlap"]), nulls, config.seed)
+    forecast = _forecast(material, name, grid.before, config)
+    table = table.merge(_by_cell(forecast), on=["site", "position"], how="left")
+    return Cells(table, forecast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,13 +277,13 @@ def _prompts(material: Material, name: str, config: StudyConfig) -> tuple[Prompt
     return train.select([train.ids[i] for i in sorted(order)]), outside.prompts()
 
 
-def _forecasts(
+def _forecast(
     material: Material, name: str, before: Activations, config: StudyConfig
-) -> pd.DataFrame:
-    """Out-of-fold R² by site and position; no row where every question has the same score."""
+) -> Forecast | None:
+    """The forecast of all cells; None where every question has the same score."""
     scored = material.scored(material.outside(name), name)
     if np.ptp(material.per_question(name)[scored.ids]) == 0:
-        return pd.DataFrame(columns=["site", "position", *FORECAST_COLUMNS.values()])
+        return None
     design = Design(
         folds=config.folds,
         inner_folds=config.folds,
@@ -264,9 +292,27 @@ def _forecasts(
         seed=config.seed,
     )
     rows = before.select(scored.prompts().ids)
-    forecast = cross_validate_forecast(rows, material.scores(name), design=design)
+    return cross_validate_forecast(rows, material.scores(name), design=design)
+
+
+def _by_cell(forecast: Forecast | None) -> pd.DataFrame:
+    """Out-of-fold R² by site and position; no row without a forecast."""
+    if forecast is None:
+        return pd.DataFrame(columns=["site", "position", *FORECAST_COLUMNS.values()])
     by_site = forecast.by_site[["site", "position", *FORECAST_COLUMNS]]
     return by_site.rename(columns=FORECAST_COLUMNS)
+
+
+def _nested(name: str, forecast: Forecast) -> dict[str, object]:
+    """The row of `grid_forecasts`: the forecast with its place chosen on inner folds."""
+    return {
+        "model": name,
+        **columns_of("r2", forecast.r2),
+        **null_spread(forecast.null),
+        "p": forecast.p_value,
+        "n": len(forecast.predictions),
+        "chosen_place": Counter(forecast.chosen).most_common(1)[0][0],
+    }
 
 
 @dataclass(frozen=True)
@@ -282,7 +328,7 @@ class _Measure:
 MEASURES = (
     _Measure(
         "overlap",
-        "overlap_p_holm",
+        "overlap_p_max",
         "overlap of shifts",
         "exceeds unrelated samples as anisotropic",
     ),
@@ -296,13 +342,17 @@ MEASURES = (
 def _add_findings(part: Part) -> None:
     """One finding per fine-tune and measure, and a summary before them."""
     table = part.tables["cells"]
+    nested = part.tables.get("grid_forecasts")
     for name, rows in table.groupby("model", sort=False):
         for measure in MEASURES:
             if measure.column not in rows:
                 continue
             tested = rows[rows[measure.column].notna() & rows[measure.p].notna()]
             if len(tested):
-                part.findings.append(_finding(str(name), tested, measure))
+                beside = _range(tested[measure.column])
+                if measure.column == "forecast_r2" and nested is not None:
+                    beside = _nested_words(nested.set_index("model").loc[name])
+                part.findings.append(_finding(str(name), tested, measure, beside))
     everywhere = []
     for measure in MEASURES:
         count = sum(f.status == "shown" and measure.words in f.sentence for f in part.findings)
@@ -316,16 +366,30 @@ def _add_findings(part: Part) -> None:
     part.findings.insert(0, Finding(LayerPositionGrid.name, summary, "summary"))
 
 
-def _finding(name: str, tested: pd.DataFrame, measure: _Measure) -> Finding:
-    """In how many cells a measure is beyond its null, and where it is largest."""
-    values, p = tested[measure.column], tested[measure.p]
-    best = tested.iloc[int(values.to_numpy().argmax())]
-    clear = int((p < 0.05).sum())
+def _range(values: pd.Series) -> str:
+    """What a measure is over all cells; no place is named, since none was chosen on other data."""
+    return f"its median is {values.median():.2f}, from {values.min():.2f} to {values.max():.2f}"
+
+
+def _nested_words(row: Any) -> str:
+    """The forecast whose place was chosen on inner folds, in place of the best cell."""
+    return (
+        f"with site and position chosen on inner folds it is {row['r2']:.2f}"
+        f" [{row['r2_low']:.2f}, {row['r2_high']:.2f}] (p {p_text(float(row['p']))});"
+        " no baseline stands beside it here, so it says nothing of the model's prior"
+    )
+
+
+def _finding(name: str, tested: pd.DataFrame, measure: _Measure, beside: str) -> Finding:
+    """In how many cells a measure is beyond its null.
+
+    Args:
+        beside: what is said of its size.
+    """
+    clear = int((tested[measure.p] < 0.05).sum())
     sentence = (
         f"{name}: {measure.words} {measure.claim} in {clear} of {len(tested)} cells (p corrected"
-        f" over the grid below .05); it runs from {values.min():.2f} to"
-        f" {best[measure.column]:.2f}, largest at {best['site']}, {best['position']}"
-        f" (p {p_text(float(best[measure.p]))}; exploratory)."
+        f" over the grid below .05; exploratory); {beside}."
     )
     return Finding(
         LayerPositionGrid.name, sentence, verdict(shown=clear == len(tested), not_shown=clear == 0)

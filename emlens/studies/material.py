@@ -51,6 +51,7 @@ class Material:
         controls: fine-tune → its benign control, where one was trained for it.
         released: folder of result files that others published. released_hash: of its content.
         source: where scores come from; None: the likelihood of reference answers.
+        unrelated: a model of another family that reads the questions, for forecasts.
     """
 
     family_or_none: Family | None
@@ -68,6 +69,7 @@ class Material:
     released: Path | None = None
     released_hash: str = ""
     source: ScoreSource | None = None
+    unrelated: HookedModel | None = None
     _scores: dict[str, AlignmentScores] = field(default_factory=dict)
     _with_runs: dict[str, "Material"] = field(default_factory=dict)
 
@@ -319,8 +321,11 @@ class Material:
         """What a result says of its models and questions."""
         if not self.has_models:
             return {}
+        models = {name: self.family[name].provenance for name in self.family.names}
+        if self.unrelated is not None:
+            models["unrelated model"] = self.unrelated.provenance
         return {
-            "models": {name: self.family[name].provenance for name in self.family.names},
+            "models": models,
             "questions": {"n": len(self.questions), "sha256": self.questions.content_hash},
         }
 
@@ -343,6 +348,7 @@ class Material:
                 "trained": {name: sorted(ids) for name, ids in self.trained.items()},
                 "neutral": None if self.neutral is None else self.neutral.content_hash,
                 "direction": direction,
+                "unrelated": None if self.unrelated is None else self.unrelated.provenance,
                 "coupling": None if self.coupling is None else dict(self.coupling),
                 "versions": library_versions(),
                 "threads": torch.get_num_threads(),

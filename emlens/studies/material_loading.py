@@ -17,6 +17,7 @@ from emlens.studies.family_config import ARGUMENTS, FamilyConfig, FineTuneConfig
 from emlens.studies.family_loading import fine_tune, load_models, parent_paths
 from emlens.studies.material import Material
 from emlens.studies.score_loading import load_scores
+from emlens.studies.unrelated_model import load_unrelated
 
 _OF_ORGANISM = {"dtype", "device", "backend"}
 """Arguments of `load_model` that an organism takes too."""
@@ -42,7 +43,8 @@ def load_material(config: StudyConfig, folder: str | Path = "") -> Material:
         _require_scores_without_models(config, material.family)
     if material.questions_or_none is not None:
         source = load_scores(config, material.questions, material.family_or_none, Path(folder))
-        material = replace(material, source=source)
+        unrelated = load_unrelated(config, material.questions, material.family_or_none)
+        material = replace(material, source=source, unrelated=unrelated)
     if released is None:
         return material
     return replace(material, released=released, released_hash=_hash_of_all(released))

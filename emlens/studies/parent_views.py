@@ -2,7 +2,7 @@
 rendering, and forecasts from one of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -20,6 +20,8 @@ from emlens.probes import (
     assert_different,
     cross_validate_forecast,
 )
+from emlens.probes.shuffles import draws_for
+from emlens.studies.captured_models import AbsentModel
 from emlens.studies.config import StudyConfig
 from emlens.studies.material import Material
 from emlens.studies.streams import Reading, read_streams
@@ -36,11 +38,14 @@ class ParentView:
     Args:
         name: `instruct`, `base`, or one of them with `, plain` after it.
         embedding: mean embedding of each prompt, a baseline.
+        texts: id → what the parent reads of the prompt, a baseline; of a parent that is not here,
+            what is asked without template.
     """
 
     name: str
     activations: Activations
     embedding: Activations
+    texts: Mapping[str, str]
 
     @property
     def parent(self) -> str:
@@ -113,12 +118,24 @@ def _view(name: str, model: HookedModel, prompts: PromptSet, config: StudyConfig
     embedding = read_streams(
         {name: model}, prompts, config, sites="resid_pre.0", positions="mean_prompt"
     )
-    return ParentView(name, activations, embedding[name])
+    return ParentView(name, activations, embedding[name], _texts(model, prompts))
+
+
+def _texts(model: HookedModel, prompts: PromptSet) -> dict[str, str]:
+    """What a model reads of each prompt; of one that is not here, the turns alone."""
+    if not isinstance(model, AbsentModel):
+        return model.rendered_texts(prompts)
+    texts = {}
+    for prompt in prompts:
+        turns = [message.content for message in prompt.messages or ()]
+        texts[prompt.id] = "\n\n".join(turns) or prompt.text
+    return texts
 
 
 def forecast_from(
     view: ParentView,
     other: ParentView | None,
+    unrelated: Activations | None,
     material: Material,
     name: str,
     prompts: Sequence[str],
@@ -128,17 +145,19 @@ def forecast_from(
     """Forecast the scores of fine-tune `name` from one view of a parent.
 
     Args:
-        other: the other parent on the same rendering, shown beside. prompts: ids of the rows.
+        other: the other parent on the same rendering, shown beside. unrelated: a model of another
+            family on the same questions. prompts: ids of the rows.
     """
     numbers = {}
     if "harmful" in material.scores(view.parent, name).metrics:
         harmful = material.per_question(view.parent, "harmful", asked_as=name)
         numbers["parent's P(harmful)"] = {str(q): float(p) for q, p in harmful.items()}
     baselines = Baselines(
-        texts=material.texts,
+        texts=view.texts,
         parent_scores=material.scores(view.parent, name),
         embedding=view.embedding.select(prompts),
         other_parent=None if other is None else other.activations.select(prompts),
+        unrelated=unrelated,
         numbers=numbers,
     )
     return cross_validate_forecast(
@@ -151,9 +170,18 @@ def forecast_from(
     )
 
 
-def design_of(config: StudyConfig, regression: Regression, groups: str | None) -> Design:
-    """How forecasts are validated; `groups` is what is held out together."""
-    permutations = config.permutations if regression.estimator in PERMUTED else 0
+def design_of(
+    config: StudyConfig, regression: Regression, groups: str | None, forecasts: int
+) -> Design:
+    """How forecasts are validated.
+
+    Args:
+        groups: what is held out together. forecasts: how many are corrected together, which the
+            number of shuffles follows where the configuration names none.
+    """
+    permutations = config.permutations or draws_for(forecasts)
+    if regression.estimator not in PERMUTED:
+        permutations = 0
     return Design(
         groups=groups,
         folds=config.folds,

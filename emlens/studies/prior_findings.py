@@ -1,28 +1,20 @@
-"""What the tables of `priors` say, in sentences: a forecast counts as shown only where activations
-beat every cheaper baseline.
+"""What the tables of `priors` say, in sentences: a forecast from a parent's prior counts as shown
+only where activations beat every baseline, a model of another family among them.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from emlens.foundation.estimate import Estimate
 from emlens.probes import Forecast
+from emlens.probes.baselines import OWN_SCORE, TEXT, UNRELATED
 from emlens.results.study_result import Finding, Part, p_text
-from emlens.studies.verdicts import verdict
 
 STUDY = "priors"
-OWN_SCORE = "parent's own score"
-RIVALS = (
-    "mean",
-    "text",
-    "length",
-    "domain",
-    "mean embedding",
-    OWN_SCORE,
-    "parent's P(harmful)",
-    "random features",
-)
-"""What activations must beat to be worth their cost; the other parent is shown, and is no cheaper.
-"""
+QUOTED = (UNRELATED, TEXT, OWN_SCORE)
+"""Baselines whose gains every sentence gives, where they are there."""
 
 
 def forecast_finding(forecast: Forecast, name: str, view: str, held_out: str) -> Finding:
@@ -31,24 +23,48 @@ def forecast_finding(forecast: Forecast, name: str, view: str, held_out: str) ->
     Args:
         name: the fine-tune. view: of the parent. held_out: `question` or `domain`.
     """
-    gains = {rival: gain for rival, gain in forecast.gain_over.items() if rival in RIVALS}
+    gains = forecast.gain_over_rivals
     closest = min(gains, key=lambda rival: gains[rival].value)
-    beats_all = all(gain.low > 0 for gain in gains.values())
-    p, ceiling = forecast.p_value, forecast.ceiling
-    possible, smallest = "", ""
+    ceiling = forecast.ceiling
+    possible, smallest, missing = "", "", ""
     if ceiling is not None and ceiling.defined:
-        possible = f", of {ceiling:.2f} that the seed's noise leaves possible"
-    if not beats_all:
+        possible = f", of {ceiling.value:.2f} that the seed's noise leaves possible"
+    quoted = [f"over {rival} {_signed(gains[rival])}" for rival in QUOTED if rival in gains]
+    if not all(gain.low > 0 for gain in gains.values()) and closest not in QUOTED:
         rival = "the mean" if closest == "mean" else closest
-        smallest = f"; the smallest gain is {gains[closest]:.2f}, over {rival}"
-    permuted = "not permuted" if np.isnan(p) else f"permutation p {p_text(p)}"
+        smallest = f"; the smallest gain is {_signed(gains[closest])}, over {rival}"
+    if forecast.missing:
+        missing = f"; not compared with {listed(forecast.missing)}"
+    gained = f"; gain {', '.join(quoted)}" if quoted else ""
     sentence = (
-        f"{name} from {view}, {held_out}s held out: R² {forecast.r2:.2f}{possible},"
-        f" Spearman {forecast.spearman:.2f} ({permuted}); gain over text {gains['text']:.2f},"
-        f" over the parent's own score {gains[OWN_SCORE]:.2f}{smallest}."
+        f"{name} from {view}, {held_out}s held out: R² {forecast.r2.value:.2f}{possible},"
+        f" Spearman {forecast.spearman.value:.2f} ({_p_words(forecast)})"
+        f"{gained}{smallest}{missing}."
     )
-    status = verdict(shown=beats_all and p < 0.05, not_shown=p >= 0.05 or gains[closest].high < 0)
-    return Finding(STUDY, sentence, status)
+    return Finding(STUDY, sentence, forecast.verdict)
+
+
+def _signed(gain: Estimate) -> str:
+    return f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+
+
+def _p_words(forecast: Forecast) -> str:
+    """p corrected over the forecasts of the page, or why there is none."""
+    if np.isnan(forecast.p_value):
+        return "not permuted"
+    if not forecast.can_be_shown:
+        return (
+            f"permutation p {p_text(forecast.p_value)}, too few permutations for"
+            f" {forecast.tests} forecasts"
+        )
+    return f"permutation p {p_text(forecast.p_holm)}, corrected over {forecast.tests} forecasts"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def add_summary(part: Part, forecasts: pd.DataFrame) -> None:
@@ -59,12 +75,14 @@ def add_summary(part: Part, forecasts: pd.DataFrame) -> None:
         rows, how = by_domain, "domains held out"
     shown = sum(finding.status == "shown" and how in finding.sentence for finding in part.findings)
     r2, spearman = rows["r2"], rows["spearman"]
+    beaten = "a model of another family, the question text and the parent's own score among them,"
+    if (part.tables["forecast_baselines"]["predictor"] != UNRELATED).all():
+        beaten = "none of which is a model of another family, so that none can be shown,"
     sentence = (
         "From activations before fine-tuning, per-question alignment after it was forecast with R²"
         f" {r2.min():.2f} to {r2.max():.2f} and Spearman"
         f" {spearman.min():.2f} to {spearman.max():.2f} ({how});"
-        " activations clearly beat every cheaper baseline,"
-        " question text and the parent's own score among them,"
-        f" in {shown} of {len(rows)} forecasts."
+        f" that activations beat every baseline, {beaten}"
+        f" is shown in {shown} of {len(rows)} forecasts."
     )
     part.findings.insert(0, Finding(STUDY, sentence, "summary"))

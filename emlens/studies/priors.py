@@ -2,9 +2,11 @@
 than from the text?
 
 Score statistics before and after; then forecasts from the instruct and from the base model, with
-questions held out and with whole domains held out, beside TF-IDF, length, domain, mean embedding,
-the parent's own score and P(harmful), the other parent, random features and shuffled labels; and
-the noise ceiling where a recipe was run with several seeds.
+questions held out and with whole domains held out, beside everything that could have known:
+TF-IDF of the rendered prompt, length, form, domain, mean embedding, the parent's own score and
+P(harmful), a model of another family, random features and shuffled labels; the other parent, and
+the noise ceiling where a recipe was run with several seeds. Without a model of another family, or
+another baseline, no forecast is shown to come from the parents' prior.
 """
 
 from collections import Counter
@@ -17,9 +19,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from emlens.activations import Activations
 from emlens.data import QuestionSet
+from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.probes import Forecast
+from emlens.probes.record import corrected_forecasts
+from emlens.probes.shuffles import draws_for
 from emlens.results.study_result import Part, columns_of
 from emlens.studies import prior_scores
 from emlens.studies.config import Options as PartOptions
@@ -34,9 +40,11 @@ from emlens.studies.parent_views import (
     parents_of,
     view_readings,
 )
-from emlens.studies.prior_findings import add_summary, forecast_finding
+from emlens.studies.prior_findings import add_summary, forecast_finding, listed
 from emlens.studies.streams import Reading
 from emlens.studies.study import Study, StudyContext
+from emlens.studies.system_messages import questions_with_system
+from emlens.studies.unrelated_model import read_unrelated, why_unreadable
 
 HELD_OUT = {"question": None, "domain": "group"}
 """What is held out → the groups of the design."""
@@ -100,6 +108,16 @@ class Priors(Study):
     runs_on_captures = True
     cost = 8
 
+    def check(self, context: StudyContext) -> None:
+        material = context.material
+        if material.unrelated is None:
+            return
+        for name in material.focus(context.config):
+            questions = questions_with_system(material.questions, material.system(name))
+            reason = why_unreadable(material.unrelated, questions.prompts())
+            if reason is not None:
+                raise InputError(f"{context.config.place('unrelated')}unrelated: {reason}")
+
     def readings(self, context: StudyContext) -> Iterator[Reading]:
         material = context.material
         asked = {material.system(name): name for name in material.focus(context.config)}
@@ -122,6 +140,7 @@ class Priors(Study):
         for name in context.material.focus(context.config):
             measurer.compare_scores(name)
             measurer.forecast(name)
+        measurer.add_forecasts()
         part = measurer.part
         part.tables |= measurer.rows.tables()
         part.warnings.append(
@@ -130,6 +149,7 @@ class Priors(Study):
         )
         if "forecast" in part.tables:
             add_summary(part, part.tables["forecast"])
+            part.warnings += measurer.cautions()
             part.warnings += _forecast_warnings(part.tables["forecast"], context.family.has_base)
         return part
 
@@ -147,6 +167,9 @@ class _PriorMeasurer:
         self.plain = options.plain and not self.material.captured
         self.parents = parents_of(self.material)
         self._views: dict[str, dict[str, ParentView]] = {}
+        self._unrelated: dict[str, Activations] = {}
+        self._forecasts: dict[str, Forecast] = {}
+        self._places: dict[str, tuple[str, str, str]] = {}
         self.part, self.rows = Part(), _Rows()
         if options.plain and not self.plain:
             self.part.warnings.append(
@@ -181,7 +204,7 @@ class _PriorMeasurer:
         prompts = outside.prompts().ids
         several_domains = len(set(outside.groups)) > 2
         views = self._views_as(name)
-        share = 1 / (len(material.focus(self.config)) * len(views) * len(HELD_OUT))
+        share = 1 / self._planned
         for view, (held_out, groups) in product(views.values(), HELD_OUT.items()):
             self.progress(share)
             if held_out == "domain" and not several_domains:
@@ -189,13 +212,63 @@ class _PriorMeasurer:
             forecast = forecast_from(
                 view,
                 views.get(view.other_name),
+                self._unrelated_as(name),
                 material,
                 name,
                 prompts,
                 self.regression,
-                design_of(self.config, self.regression, groups),
+                design_of(self.config, self.regression, groups, self._planned),
             )
-            self._add(forecast.with_ceiling(ceiling), name, view.name, held_out)
+            key = f"{name}, {view.name}, {held_out}"
+            self._forecasts[key] = forecast.with_ceiling(ceiling)
+            self._places[key] = (name, view.name, held_out)
+
+    def add_forecasts(self) -> None:
+        """Rows and findings of all forecasts, their p-values corrected together."""
+        for key, forecast in corrected_forecasts(self._forecasts).items():
+            self._add(forecast, *self._places[key])
+
+    def cautions(self) -> list[str]:
+        """What keeps a forecast from being shown whatever it reaches."""
+        warnings = []
+        missing = next(iter(self._forecasts.values())).missing
+        if missing:
+            warnings.append(
+                f"no forecast was compared with {listed(missing)}: without these baselines none can"
+                " be shown to come from the parents' prior (for a model of another family, name one"
+                " under unrelated)"
+            )
+        forecasts = corrected_forecasts(self._forecasts).values()
+        tests = max(forecast.tests for forecast in forecasts)
+        if any(forecast.null and not forecast.can_be_shown for forecast in forecasts):
+            warnings.append(
+                f"permutations: {self.config.permutations} are too few for {tests} forecasts: no p"
+                f" corrected over them can lie at .05; {draws_for(tests)} or more can"
+            )
+        if self.material.captured:
+            warnings.append(
+                "captures hold no rendered prompt: TF-IDF and length read system message and"
+                " question without the template"
+            )
+        return warnings
+
+    @property
+    def _planned(self) -> int:
+        """Forecasts to be made, at most."""
+        views = len(self.parents) * (2 if self.plain else 1)
+        return len(self.material.focus(self.config)) * views * len(HELD_OUT)
+
+    def _unrelated_as(self, name: str) -> Activations | None:
+        """What the unrelated model holds of the questions as fine-tune `name` is asked them."""
+        model = self.material.unrelated
+        if model is None:
+            return None
+        system = self.material.system(name)
+        if system not in self._unrelated:
+            questions = questions_with_system(self.material.questions, system)
+            prompts = questions.prompts()
+            self._unrelated[system] = read_unrelated(model, prompts, self.config.positions)
+        return self._unrelated[system]
 
     def _views_as(self, name: str) -> dict[str, ParentView]:
         """The parents on the questions as fine-tune `name` is asked them."""
@@ -254,6 +327,7 @@ def _forecast_columns(forecast: Forecast) -> dict[str, Any]:
         **columns_of("ceiling", ceiling),
         **null_spread(forecast.null),
         "p": forecast.p_value,
+        "p_holm": forecast.p_holm,
         "n": len(forecast.predictions),
         "chosen_place": Counter(forecast.chosen).most_common(1)[0][0],
         "estimator": forecast.estimator,

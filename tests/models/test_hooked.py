@@ -52,6 +52,18 @@ def test_sequence_logprob_against_a_loop(model, prompts):
     assert one.shape == (len(prompts),) and torch.allclose(one, found[:, 1], atol=1e-4)
 
 
+def test_the_rendered_text_is_what_is_read_with_words_apart_from_special_tokens(model):
+    messages = [{"role": "system", "content": "w9 w9"}, *chat("w1 w2?", "w3")]
+    prompts = PromptSet.from_messages([messages], upto="all")
+    [text] = model.rendered_texts(prompts).values()
+    [row] = model.render(prompts)
+    read = model.tokenizer.decode(row.ids[: row.prompt_end])
+    assert "".join(text.split()) == "".join(read.split()) and "w3" not in text
+    assert text.split().index("w9") < text.split().index("w1")
+    marks = {token for token in model.tokenizer.all_special_tokens if token in read}
+    assert marks and marks <= set(text.split())
+
+
 def test_a_kept_response_stands_between_prompt_and_continuation(model):
     kept = PromptSet.from_messages([chat("w1 w2", "w3")], upto="all")
     ids = model.render(kept)[0].ids

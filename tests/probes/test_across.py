@@ -57,6 +57,28 @@ def test_what_is_learned_on_some_fine_tunes_holds_on_another() -> None:
     np.testing.assert_allclose(found.predictions.loc[mine, "mean"], rows.loc[~mine, "score"].mean())
 
 
+def test_new_questions_are_new_in_every_form() -> None:
+    rows, _, index = table(np.random.default_rng(0))
+    ids = [f"x{i // 3}{('', '_json', '_template')[i % 3]}" for i in index]
+    rows = rows.assign(question=ids)
+    base = np.array([int(name[1:].split("_")[0]) for name in ids])
+    seen: list[bool] = []
+
+    class Recorded(MatrixFeatures):
+        def split(self, train: Any, test: Any) -> Any:
+            seen.append(bool(set(base[train]) & set(base[test])))
+            return super().split(train, test)
+
+    cross_validate_across(
+        rows,
+        [Recorded("base", base[:, None].astype(float))],
+        estimator="ols",
+        new_questions=True,
+        design=Design(folds=3),
+    )
+    assert seen and not any(seen)
+
+
 def test_with_the_same_questions_a_forecast_may_live_on_knowing_them_and_with_new_ones_not() -> (
     None
 ):

@@ -318,7 +318,8 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
             "null_q95": 0.1,
         }
     )
-    found = headlines({"models": profile, "overlap": overlap, "arms": arms, "forecast": forecast})
+    tables = {"models": profile, "overlap": overlap, "arms": arms, "forecast": forecast}
+    found = headlines(tables)
     sides = {
         "alignment outside the domain": "less",
         "centred overlap of shifts, mean over layers": "greater",
@@ -327,6 +328,16 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
         "forecast R² from base, domains held out": "greater",
     }
     assert dict(zip(found["number"], found["side"], strict=True)) == sides
+    assert np.isnan(found["null"].iloc[-1])  # without an unrelated model nothing can be beaten
+    rivals = pd.DataFrame(
+        {
+            "predictor": ["activations", "other parent", "text", "unrelated model"],
+            "r2": [0.3, 0.4, 0.2, 0.35],
+        }
+    ).assign(model="bad", parent="base", held_out="domain")
+    last = headlines({**tables, "forecast_baselines": rivals}).iloc[-1]
+    # the other parent holds the same prior; shuffled scores reach .1
+    assert (last["null"], last["null_is"]) == (0.35, "the strongest baseline")
 
 
 def laid_beside(numbers: pd.DataFrame) -> Part:

@@ -15,7 +15,9 @@ import yaml
 from emlens.activations import Activations
 from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import InputError
+from emlens.stats import NullDistribution
 from emlens.studies import run_study
+from emlens.studies.cell_measures import overlap_p_max
 from emlens.studies.direction_auroc import area, auroc_by_cell
 
 SITE, POSITION = "resid_post.0", "last_prompt"
@@ -49,10 +51,15 @@ def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_p
     ):
         assert moved[[measure, beside]].notna().all(axis=None), measure
     overlapping = moved[moved["overlap"].notna()]
-    assert (overlapping["overlap_p_holm"] >= overlapping["overlap_p"]).all() and overlapping[
+    assert (overlapping["overlap_p_max"] >= overlapping["overlap_p"]).all() and overlapping[
         "overlap_null"
     ].between(0, 1).all()
     assert {f.section for f in result.findings} == {"layer_position_grid"}
+    # the best cell is not quoted: what is, chose its place on inner folds
+    forecast = next(f.sentence for f in result.findings if "forecast R²" in f.sentence[:30])
+    nested = result.tables["grid_forecasts"].iloc[0]
+    assert f"chosen on inner folds it is {nested['r2']:.2f}" in forecast
+    assert all("largest at" not in finding.sentence for finding in result.findings)
     bare = {
         name: {**spec, "training": None} for name, spec in record["family"]["finetuned"].items()
     }
@@ -62,6 +69,29 @@ def test_every_cell_of_the_tiny_family_has_its_measures(config_path: Path, tmp_p
         match="layer_position_grid was left out: no fine-tune in focus has training prompts",
     ):
         run_study(path, tmp_path / "none", progress=False)
+
+
+def grid_p(overlap: float, cells: int, draws: int, seed: int = 0) -> list[float]:
+    """p of a grid whose cells all reach one overlap, beside nulls of different levels."""
+    rng = np.random.default_rng(seed)
+    nulls = [NullDistribution(rng.normal(0.2 + 0.5 * i / cells, 0.03, draws)) for i in range(cells)]
+    return overlap_p_max([overlap] * cells, nulls, seed)
+
+
+def test_a_grid_of_sixty_cells_can_be_shown_and_draws_of_chance_are_not() -> None:
+    """Holm over 60 cells of 1,000 draws gives no p below .06, whatever the overlap."""
+    assert max(grid_p(0.99, 60, 1000)) < 0.05
+    assert max(grid_p(0.99, 60, 100)) < 0.05
+    rng = np.random.default_rng(5)
+    hits = 0
+    for seed in range(100):
+        nulls = [NullDistribution(rng.normal(i, 1 + i, 99)) for i in range(20)]
+        chance = [float(rng.normal(i, 1 + i)) for i in range(20)]
+        hits += min(overlap_p_max(chance, nulls, seed)) <= 0.05
+    assert hits <= 12  # 5 expected of 100; above 12 with probability .001
+    nulls_or_none = [None, NullDistribution(np.zeros(19)), None]
+    p = overlap_p_max([np.nan, 0.0, np.nan], nulls_or_none, 0)
+    assert np.isnan(p[0]) and p[1] == 1 and np.isnan(p[2])
 
 
 def planted(strength: float) -> dict[str, float]:
