@@ -21,6 +21,7 @@ from pydantic import Field
 
 from emlens.activations import Activations
 from emlens.data import QuestionSet
+from emlens.data.system_messages import questions_with_system
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.probes import Forecast
@@ -43,7 +44,6 @@ from emlens.studies.parent_views import (
 from emlens.studies.prior_findings import add_summary, forecast_finding, listed
 from emlens.studies.streams import Reading
 from emlens.studies.study import Study, StudyContext
-from emlens.studies.system_messages import questions_with_system
 from emlens.studies.unrelated_model import read_unrelated, why_unreadable
 
 HELD_OUT = {"question": None, "domain": "group"}
