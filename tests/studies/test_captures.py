@@ -107,8 +107,13 @@ def test_a_part_gives_what_it_gives_with_the_models(
     left_out = set(results["live"].tables) - set(results["captured"].tables)
     assert left_out == ({"noise_floor"} if part == "delta_overlap" else set())
     for name, table in results["captured"].tables.items():
+        live = results["live"].tables[name]
+        if name == "forecast_baselines":  # captures hold no template, which the page says
+            is_text = table["predictor"].isin(["text", "length"])
+            assert any("without the template" in line for line in results["captured"].warnings)
+            table, live = table[~is_text], live[~is_text]
         # other batches, so that values differ by rounding alone
-        pd.testing.assert_frame_equal(table, results["live"].tables[name], rtol=1e-3, atol=1e-4)
+        pd.testing.assert_frame_equal(table, live, rtol=1e-3, atol=1e-4)
     facts = results["captured"].facts["models"]["bad@0"]
     assert facts["adapter"]["r"] == 2 and facts["captured_sha256"]
 
