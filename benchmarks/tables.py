@@ -385,6 +385,12 @@ FIGURES: Final[
         lambda v: _number(v["overhead"]["wall"]["quartiles"][1], ".3f"),
     ),
     (
+        "released_studies",
+        "`overview` and `full` on released 14B and 32B answers: same bytes after two kills",
+        (Goal("all"),),
+        lambda v: _count(sum(case["same_bytes"] for case in v), len(v)),
+    ),
+    (
         "full_study",
         "`full` on the organism, 3 seeds, minutes",
         (Goal("≤", "20"),),

@@ -1,5 +1,6 @@
 """What the commands print: lines whose text cannot move the cursor, tables, JSON."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,14 @@ def print_line(text: str) -> None:
     from emlens.foundation.files import one_line
 
     typer.echo(one_line(text, 2000))
+
+
+def print_aligned(text: str) -> None:
+    """One line whose columns are set apart by two spaces or more, which stay."""
+    from emlens.foundation.files import one_line
+
+    pieces = re.split("( {2,})", text)
+    typer.echo("".join(piece if piece.isspace() else one_line(piece, 2000) for piece in pieces))
 
 
 def print_json(value: Any) -> None:

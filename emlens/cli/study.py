@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emlens.cli.printing import print_json, print_line
+from emlens.cli.printing import print_aligned, print_json, print_line
 from emlens.foundation.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _plan(config: Path, out: Path | None, json: bool) -> None:
         print_json(plan.to_record())
         return
     for line in plan.lines():
-        print_line(line)
+        print_aligned(line)
 
 
 def _capture(config: Path, directory: Path, json: bool, quiet: bool) -> None:

@@ -46,15 +46,18 @@ def alignment_by_domain(
 
     Args:
         domains: columns model, kind, group, trained_domain, n, aligned, aligned_low, aligned_high.
-        before: the model that every panel compares with.
+        before: the model that every panel compares with; panels are of the fine-tune alone where
+            the table has no such model.
         models: panels, in order; all models of kind harmful or benign when left out.
 
     Raises:
         InputError: a column is missing, or a model is not in the table.
     """
     require_columns(domains, COLUMNS, NAME)
-    first = rows_where(domains, "model", before, NAME).set_index("group")
     panels = models or _fine_tunes(domains) or [before]
+    has_before = before in distinct(domains, "model")
+    ordered_by = before if has_before else panels[0]
+    first = rows_where(domains, "model", ordered_by, NAME).set_index("group")
     groups = list(first["aligned"].sort_values().index)
     height = ROW * len(groups)
     figure = make_subplots(
@@ -62,10 +65,11 @@ def alignment_by_domain(
     )
     for row, name in enumerate(panels, start=1):
         table = rows_where(domains, "model", name, NAME).set_index("group").reindex(groups)
-        _add_changes(figure, first.loc[groups], table, row)
-        _add_series(
-            figure, first.loc[groups], f"before ({label(before)})", GREY, "circle-open", row
-        )
+        if has_before:
+            _add_changes(figure, first.loc[groups], table, row)
+            _add_series(
+                figure, first.loc[groups], f"before ({label(before)})", GREY, "circle-open", row
+            )
         if (table["kind"] == "benign").any():
             _add_series(figure, table, "after (benign fine-tune)", BLUE, "diamond", row)
         else:

@@ -9,7 +9,8 @@ from emlens.figures.kinds import Facet
 from emlens.figures.question_points import add_diagonal, add_question_points
 from emlens.figures.style import apply_layout
 from emlens.figures.table_kinds import TableKind, TableNeed, fine_tunes_in
-from emlens.figures.tables import require_columns, rows_where
+from emlens.figures.tables import distinct, require_columns, rows_where
+from emlens.foundation.errors import InputError
 
 NAME = "question_changes"
 COLUMNS = ("model", "question", "group", "text", "trained", "aligned")
@@ -31,6 +32,11 @@ def question_changes(questions: pd.DataFrame, *, model: str, before: str = "inst
     """
     require_columns(questions, COLUMNS, NAME)
     after = rows_where(questions, "model", model, NAME)
+    if before not in distinct(questions, "model"):
+        raise InputError(
+            f"{NAME}: the questions have no scores of the parent {before!r}, so no change can be"
+            " drawn; judge its answers too"
+        )
     parent = rows_where(questions, "model", before, NAME).set_index("question")
     table = after[~after["trained"].astype(bool)].rename(columns={"question": "id"})
     table = table.assign(before=parent["aligned"].reindex(table["id"]).to_numpy())

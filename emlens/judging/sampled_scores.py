@@ -340,11 +340,14 @@ class SampledScores(ScoreSource):
                 requests += min(CHECKED_PROMPTS, paraphrases)
         if self._judge_endpoint is not None:
             requests += verdicts
+        sampled = answers if endpoint is None else 0
         return Cost(
             answers=answers,
             tokens=answers * self.sampling.max_new_tokens,
             verdicts=verdicts,
             requests=requests,
+            sampled=sampled,
+            sampled_tokens=sampled * self.sampling.max_new_tokens,
         )
 
 

@@ -42,6 +42,7 @@ class Cost:
         verdicts: answers × metrics to be judged.
         requests: to endpoints, for those of the answers and verdicts that come from one; a request
             that is repeated counts once.
+        sampled, sampled_tokens: those of the answers and tokens that this process samples itself.
     """
 
     passes: int = 0
@@ -49,6 +50,8 @@ class Cost:
     tokens: int = 0
     verdicts: int = 0
     requests: int = 0
+    sampled: int = 0
+    sampled_tokens: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -57,6 +60,8 @@ class Cost:
             self.tokens + other.tokens,
             self.verdicts + other.verdicts,
             self.requests + other.requests,
+            self.sampled + other.sampled,
+            self.sampled_tokens + other.sampled_tokens,
         )
 
 

@@ -180,11 +180,6 @@ class StudyConfig(Frozen):
 
     def _files_of_family(self) -> None:
         """Refuse judged files that do not fit the models that are named."""
-        if "instruct" not in self.scores.files:
-            raise ValueError(
-                "scores.files lack 'instruct'; give the file of the instruct model, or the models"
-                " under family"
-            )
         for name in () if self.family is None else self.family.finetuned:
             if name not in self.scores.files:
                 raise ValueError(f"scores.files lack {name!r}, which is under finetuned")

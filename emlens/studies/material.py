@@ -22,6 +22,7 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
 from emlens.foundation.provenance import hash_json, hash_tensors, library_versions
 from emlens.foundation.seeds import numpy_rng
+from emlens.judging.judged_files import JudgedFiles
 from emlens.judging.likelihood_scores import LikelihoodScores
 from emlens.judging.score_source import ScoreSource
 from emlens.models import Family, FineTune, HookedModel, load_model
@@ -128,6 +129,14 @@ class Material:
             questions = questions_with_system(self.questions, system)
             self._scores[key] = self.score_source.scores(self.family[name], questions)
         return self._scores[key]
+
+    @property
+    def judged_without_parent(self) -> bool:
+        """Whether judged files are all that is known, and none is of the instruct model."""
+        source = self.source
+        if not isinstance(source, JudgedFiles) or "instruct" in source.models:
+            return False
+        return self.captured
 
     def lacks_scores(self, name: str, asked_as: str = "") -> str | None:
         """Why the source has no such scores; None where it has. Arguments as in `scores`."""

@@ -30,6 +30,7 @@ from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
 from emlens.studies.room import Room, free_room
 from emlens.studies.running import CHECKS, check_names, contexts_of, reads_scores
+from emlens.studies.sampling_time import SamplingTime
 from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
 from emlens.studies.study import Study, StudyContext
 
@@ -148,8 +149,9 @@ class StudyPlan:
             f" {self.disk / 1e9:.2f} GB; {self.requests:,} requests"
         )
         lines.append(
-            "passes and tokens are exact; tokens of sampled answers are an upper limit;"
-            " time is from a few timed batches, from the fastest to the slowest of them"
+            "passes and tokens are exact; tokens of sampled answers are an upper limit, and their"
+            " time is that of answers of full length; time is from a few timed batches, from the"
+            " fastest to the slowest of them"
         )
         return lines
 
@@ -197,7 +199,7 @@ def plan_study(
             "a plan says what models will cost, and none is given; run the study itself"
         )
     real_contexts, reasons = contexts_of(checked, material, Path(out))
-    rates = _Rates(_NO_TIME, _NO_TIME)
+    rates = _Rates(_NO_TIME, _NO_TIME, SamplingTime())
     if timed:
         rates = _Rates.measured(material, checked)
     loaded = peak_memory() or 0
@@ -327,7 +329,7 @@ def _part_plan(
 ) -> PartPlan:
     stream_tokens = counts.padded_tokens - counts.logit_tokens
     low, middle, high = (
-        stream_tokens * stream + counts.logit_tokens * logit + statistics
+        stream_tokens * stream + counts.logit_tokens * logit + statistics + rates.sampling.of(cost)
         for stream, logit in zip(rates.stream, rates.logits, strict=True)
     )
     # logits of the widest batch, in float32
@@ -338,8 +340,10 @@ def _part_plan(
     if name != CHECKS:
         disk += _TABLE_BYTES
     note = ""
-    if cost.answers or cost.verdicts:
-        note = "sampling and judging are not in the time"
+    if cost.verdicts:
+        note = "judging is not in the time"
+    if cost.requests:
+        note = "judging and requests are not in the time"
     memory = loaded + stream_bytes + logit_bytes
     return PartPlan(name, counts, cost, middle, low, high, memory, disk, note)
 
@@ -347,11 +351,12 @@ def _part_plan(
 @dataclass(frozen=True)
 class _Rates:
     """Seconds per padded token, (fastest, usual, slowest), of a pass that reads streams and of one
-    with logits.
+    with logits; and seconds of sampling.
     """
 
     stream: tuple[float, float, float]
     logits: tuple[float, float, float]
+    sampling: SamplingTime
 
     @classmethod
     def measured(cls, material: Material, config: StudyConfig) -> "_Rates":
@@ -364,7 +369,10 @@ class _Rates:
         tokens = estimate.padded_tokens
         seconds = estimate.seconds
         stream = (seconds.low / tokens, seconds.value / tokens, seconds.high / tokens)
-        return cls(stream, _logit_rate(model, questions))
+        sampling = SamplingTime()
+        if config.scores.how == "sample":
+            sampling = SamplingTime.measured(model, questions, config.scores.samples)
+        return cls(stream, _logit_rate(model, questions), sampling)
 
 
 def _logit_rate(model: HookedModel, questions: QuestionSet) -> tuple[float, float, float]:

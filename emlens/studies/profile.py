@@ -13,7 +13,13 @@ from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Part, columns_of
 from emlens.stats import spearman
 from emlens.studies.material import Material
-from emlens.studies.profile_findings import add_benign_test, add_spread, few_questions
+from emlens.studies.profile_findings import (
+    add_benign_test,
+    add_spread,
+    few_questions,
+    has_parent_scores,
+    without_parent,
+)
 from emlens.studies.profile_metrics import metric_rows
 from emlens.studies.profile_section import SECTION
 from emlens.studies.score_means import mean_score
@@ -37,22 +43,24 @@ class Profile(Study):
 
     def scored(self, context: StudyContext) -> Iterator[tuple[str, str]]:
         material = context.material
-        for name in material.family.names:
+        for name in scored_names(material):
             yield name, ""
         for name in material.family.finetuned:
-            yield material.parent(name).name, name
+            if has_parent_scores(material, name):
+                yield material.parent(name).name, name
 
     def run(self, context: StudyContext) -> Part:
         material, seed = context.material, context.config.seed
         part = Part()
         models, domains, questions, metrics = [], [], [], []
-        for name in material.family.names:
+        names = scored_names(material)
+        for name in names:
             scored = scored_model(material, name)
             models.append(_model_row(scored, seed))
             domains += _domain_rows(scored, seed)
             questions += _question_rows(scored, material.texts)
             metrics += metric_rows(material, name, seed)
-            context.progress(1 / len(material.family.names))
+            context.progress(1 / len(names))
         part.tables |= {
             "models": pd.DataFrame(models),
             "domains": pd.DataFrame(domains),
@@ -60,12 +68,20 @@ class Profile(Study):
         }
         if metrics:
             part.tables["metrics"] = pd.DataFrame(metrics)
-        part.warnings += few_questions(material.questions)
+        part.warnings += [*without_parent(material), *few_questions(material.questions)]
         add_benign_test(material, part)
         add_spread(material, part, seed)
         if material.coupling is not None:
             part.tables["coupling"] = _coupling(material, material.coupling)
         return part
+
+
+def scored_names(material: Material) -> list[str]:
+    """The models of the family; without the instruct model where only fine-tunes were judged."""
+    names = list(material.family.names)
+    if material.judged_without_parent:
+        names.remove("instruct")
+    return names
 
 
 @dataclass(frozen=True)

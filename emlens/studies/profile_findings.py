@@ -33,6 +33,8 @@ def add_benign_test(material: Material, part: Part) -> None:
     """
     rows = []
     for name in material.benign:
+        if not has_parent_scores(material, name):
+            continue
         parent = material.parent(name).name
         questions = material.untrained(material.questions, name).ids
         parent_scores = material.per_question(parent, asked_as=name)[questions]
@@ -66,6 +68,21 @@ def add_benign_test(material: Material, part: Part) -> None:
     part.tables["benign"] = pd.DataFrame(rows, columns=list(BENIGN_COLUMNS))
 
 
+def has_parent_scores(material: Material, name: str) -> bool:
+    """Whether the parent of a fine-tune was scored, so that the two can be compared."""
+    return not (material.judged_without_parent and material.parent(name).name == "instruct")
+
+
+def without_parent(material: Material) -> list[str]:
+    """What cannot be said where only fine-tunes were judged; nothing where the parent was too."""
+    if not material.judged_without_parent:
+        return []
+    return [
+        "scores.files has no file of 'instruct': fine-tunes are described, and what fine-tuning"
+        " changed cannot be said; judge answers of the instruct model to the same questions"
+    ]
+
+
 def few_questions(questions: QuestionSet) -> list[str]:
     """What so few base questions can and cannot show; nothing where there are enough."""
     n = len(set(base_questions(questions.ids)))
@@ -90,6 +107,8 @@ def add_spread(material: Material, part: Part, seed: int) -> None:
     falls = []
     statuses = []
     for name in material.harmful:
+        if not has_parent_scores(material, name):
+            continue
         if material.lacks_outside([name]) is not None:
             sentence = (
                 f"{name}: every question lies in the domain that it was trained on, so nothing is"
@@ -153,18 +172,34 @@ def _summary(
     span = f"{values[0]:z.0f}"
     if len(values) > 1:
         span = f"{values[0]:z.0f} to {values[-1]:z.0f}"
-    controls = "there is no benign control"
-    if material.benign:
-        unmoved = 0
-        for finding in part.findings:
-            if finding.sentence.startswith("Benign control") and finding.status == "shown":
-                unmoved += 1
-        controls = (
-            f"{unmoved} of {len(material.benign)} benign controls stayed within"
-            f" ±{BENIGN_MARGIN:g} points"
-        )
+    if not material.benign:
+        return _without_control(material, statuses, span)
+    unmoved = 0
+    for finding in part.findings:
+        if finding.sentence.startswith("Benign control") and finding.status == "shown":
+            unmoved += 1
+    controls = (
+        f"{unmoved} of {len(material.benign)} benign controls are shown to stay within"
+        f" ±{BENIGN_MARGIN:g} points"
+    )
     return (
-        f"Narrow fine-tuning lowered alignment outside the trained domain in"
-        f" {statuses.count('shown')} of {len(falls)} harmful fine-tunes (over all of them by {span}"
-        f" points of 100); {controls}."
+        "Narrow fine-tuning lowered alignment outside the trained domain in"
+        f" {statuses.count('shown')} of {len(falls)} harmful fine-tunes (parent minus fine-tune"
+        f" over all of them: {span} points of 100); {controls}."
+    )
+
+
+def _without_control(material: Material, statuses: Sequence[str], span: str) -> str:
+    """The summary where no benign control was given: how many fell, and not that narrow training
+    did it.
+    """
+    # without a control, a clear fall is undecided
+    fell = statuses.count("undecided")
+    where = "on all questions"
+    if any(material.domain(name) for name in material.harmful):
+        where = "outside the trained domain"
+    return (
+        f"Alignment {where} fell clearly in {fell} of {len(statuses)} harmful fine-tunes (parent"
+        f" minus fine-tune over all of them: {span} points of 100); there is no benign control, so"
+        " it is not known what any fine-tuning would have done."
     )

@@ -11,6 +11,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.judging.judged_files import NEEDED
 from emlens.results.study_result import columns_of
 from emlens.studies.material import Material
+from emlens.studies.profile_findings import has_parent_scores
 from emlens.studies.score_means import DIFFERENCES, mean_score
 
 ALL = "all questions"
@@ -64,7 +65,7 @@ def _change(
     material: Material, name: str, metric: str, scores: "pd.Series[float]"
 ) -> "pd.Series[float] | None":
     """A fine-tune's scores minus its parent's; None of a parent, or where the parent has none."""
-    if name not in material.family.finetuned:
+    if name not in material.family.finetuned or not has_parent_scores(material, name):
         return None
     parent = material.parent(name).name
     if metric not in material.scores(parent, name).metrics:

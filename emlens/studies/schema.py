@@ -55,10 +55,16 @@ def config_schema() -> dict[str, Any]:
     }
     definitions["FamilyConfig"]["oneOf"] = [
         {"required": ["organism"]},
-        {"required": ["instruct", "finetuned"]},
+        # captures and judged files stand for the instruct model, so that it may be left out
+        {"required": ["finetuned"]},
     ]
     schema.pop("required", None)
-    schema["anyOf"] = [{"required": [name]} for name in ("family", "families", "released")]
+    is_judged = {"properties": {"how": {"const": "judged"}}, "required": ["how"]}
+    sources = ("family", "families", "released", "captures")
+    schema["anyOf"] = [
+        *({"required": [name]} for name in sources),
+        {"required": ["scores"], "properties": {"scores": is_judged}},
+    ]
     schema["not"] = {"required": ["family", "families"]}
     return {
         "$schema": DRAFT,

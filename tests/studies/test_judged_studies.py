@@ -17,9 +17,12 @@ import tiny_models
 import yaml
 from loopback_server import LoopbackServer
 
+from benchmarks.released_studies import measure, rates, studies_table, summary, write_config
+from benchmarks.sampled_studies import journal_lines
 from emlens.data import journal
 from emlens.foundation.errors import InputError, LoadError
 from emlens.judging.sampled_scores import SampledScores
+from emlens.report import write_report
 from emlens.studies import read_config, run_study
 from emlens.studies.material_loading import load_material
 
@@ -142,6 +145,10 @@ def test_an_overview_that_was_killed_twice_asks_nothing_twice(
     assert tables[0] == tables[1]
     answers = [_lines(tmp_path / name / "scores" / "answers") for name in ("whole", "killed")]
     assert answers[0] == answers[1] and len(set(answers[0])) == len(answers[0])
+    # the miniature of benchmarks/sampled_studies.py
+    on_file = journal_lines(tmp_path / "killed")
+    assert on_file == journal_lines(tmp_path / "whole")
+    assert on_file["answers"] == len(answers[0]) and on_file["verdicts"] == requests[0]
     for path in (tmp_path / "killed").rglob("*"):
         assert path.is_dir() or b"sk-never-on-disk" not in path.read_bytes()
     models = (tmp_path / "whole" / "tables" / "models.csv").read_text()
@@ -211,12 +218,46 @@ def test_judged_files_alone_give_a_profile(home: Path, tmp_path: Path) -> None:
     )
     for name in ("models", "questions"):
         assert result.tables[name].equals(with_models.tables[name])
-    for scores, message in (
-        ({"how": "judged", "files": {"bad": files["bad"]}}, r"scores\.files lack 'instruct'"),
-        ({"how": "judged", "files": {"instruct": files["bad"]}}, "name no fine-tune"),
-    ):
-        with pytest.raises(InputError, match=message):
-            run_study({**config, "scores": scores}, tmp_path / "other", progress=False)
+    with pytest.raises(InputError, match="name no fine-tune"):
+        scores = {"how": "judged", "files": {"instruct": files["bad"]}}
+        run_study({**config, "scores": scores}, tmp_path / "other", progress=False)
+
+
+def test_a_fine_tune_judged_without_its_parent_is_described_and_not_compared(
+    home: Path, tmp_path: Path
+) -> None:
+    path = write_config(
+        tmp_path / "study.yaml",
+        "overview",
+        {"questions": "free.jsonl", "files": {"bad": "alone.csv"}},
+        home,
+    )
+    judged_file(home, "alone", 60)
+    out = tmp_path / "out"
+    result = run_study(path, out, progress=False)
+    assert result.tables["models"]["model"].tolist() == ["bad"] and not result.findings
+    said = "\n".join(result.warnings)
+    assert "scores.files has no file of 'instruct': fine-tunes are described, and what" in said
+    assert "priors was left out: " in said
+    page = write_report(result, tmp_path / "report.html").read_text()
+    assert (
+        "the questions have no scores of the parent" in page and "alignment_by_domain:" not in page
+    )
+    # the miniature of benchmarks/released_studies.py
+    [row] = rates(out, {"bad": home / "alone.csv"})
+    assert row["em_rate"] == pytest.approx(row["counted"]) and 0 < row["counted"] < 1
+    assert len(summary(out)["left_out"]) == 2
+    case = {"case": "c", "study": "overview", "parts": ["profile"], "rates": [row]}
+    assert "| bad |" in studies_table([{**case, "parts_at_kill": [0, 1], "same_bytes": True}])
+
+
+@pytest.mark.slow
+def test_released_files_are_studied_through_kills(home: Path, tmp_path: Path) -> None:
+    judged_file(home, "killed", 60)
+    case = {"questions": "free.jsonl", "files": {"bad": "killed.csv"}}
+    path = write_config(tmp_path / "study.yaml", "overview", case, home)
+    measured = measure(path, tmp_path)
+    assert measured["same_bytes"] and len(measured["parts_at_kill"]) == 2
 
 
 def test_a_parent_judged_without_the_fine_tunes_system_message_is_not_compared(

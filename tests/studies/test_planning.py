@@ -9,6 +9,7 @@ import pytest
 import tiny_family
 import yaml
 
+from benchmarks.study_plan import compare, plan_table
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import read_json
 from emlens.judging.score_source import Cost
@@ -17,6 +18,7 @@ from emlens.studies import run_study
 from emlens.studies.planning import PartPlan, StudyPlan, plan_study
 from emlens.studies.room import Room
 from emlens.studies.running import CHECKS
+from emlens.studies.sampling_time import SamplingTime
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -60,6 +62,13 @@ def test_the_run_reads_what_the_plan_counts(
     assert not (tmp_path / "out").exists()
     run_study(path, tmp_path / "out", progress=False)
     assert same_counts(plan, tmp_path / "out") == [*first, part]
+    # the miniature of benchmarks/study_plan.py
+    ran = read_json(tmp_path / "out" / "run.json")["parts"]
+    compared = compare(plan.to_record(), ran, tmp_path / "out")
+    assert compared["exact"] and compared["on_file"] == compared["planned"]
+    ran[part]["tokens"] += 1
+    assert not compare(plan.to_record(), ran, tmp_path / "out")["exact"]
+    assert f"| `{part}` |" in plan_table({"tiny": compared})
     assert part in "\n".join(plan.lines()) and json.dumps(plan.to_record())
     # a part that is on file is not counted again
     run_study(path, tmp_path / "out", progress=False)
@@ -93,7 +102,9 @@ def test_answers_that_are_planned_are_those_on_file(config_path: Path, tmp_path:
     # five models, sixty questions, two samples, two metrics
     assert (cost.answers, cost.tokens, cost.verdicts, cost.requests) == (600, 1800, 1200, 0)
     assert plan.disk > 600 * 600
-    assert "sampling and judging are not in the time" in plan.parts[-1].note
+    assert (cost.sampled, cost.sampled_tokens) == (600, 1800)
+    assert "judging is not in the time" in plan.parts[-1].note
+    assert plan.parts[-1].seconds > SamplingTime(1e-5, 1e-5).of(cost)
 
 
 def part(**changes: Any) -> PartPlan:

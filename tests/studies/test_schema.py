@@ -15,6 +15,7 @@ from emlens.studies.registry import all_studies, study_names
 from emlens.studies.schema import config_schema, schema_text
 from emlens.studies.study import NoOptions
 
+JUDGED = {"how": "judged", "files": {"a": "a.csv"}}
 FAMILY = {"instruct": "i", "finetuned": {"a": {"path": "p"}}}
 
 
@@ -51,6 +52,8 @@ def test_it_is_a_schema_and_text_of_it(schema: dict[str, Any]) -> None:
         ({"draws": 3}, False),
         ({"shares": [0.5, 0.5]}, False),
         ({"family": {}}, False),
+        ({"family": {"finetuned": {"a": {}}}, "captures": {"instruct": "i", "a": "s"}}, True),
+        ({"family": {"finetuned": {"a": {}}}, "scores": JUDGED}, True),
         ({"family": {**FAMILY, "organism": "planted"}}, False),
         ({"family": {**FAMILY, "finetuned": {"a": {"path": "p", "parent": "chat"}}}}, False),
         ({"family": {**FAMILY, "finetuned": {"a": {"path": "p", "rank": 2}}}}, False),
@@ -66,6 +69,14 @@ def test_schema_and_reader_agree(
     else:
         with pytest.raises(InputError):
             read_config(record)
+
+
+@pytest.mark.parametrize("scores", [JUDGED, {"how": "sample", "judge": {"rules": "r"}}])
+def test_judged_files_alone_need_no_family(schema: dict[str, Any], scores: dict[str, Any]) -> None:
+    record = {"study": "profile", "questions": "q", "scores": scores}
+    assert said_yes(schema, record) is (scores is JUDGED)
+    if scores is JUDGED:
+        read_config(record)
 
 
 def test_options_of_every_part_are_checked_by_name_and_type(schema: dict[str, Any]) -> None:
