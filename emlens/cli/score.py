@@ -22,7 +22,10 @@ def score(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Judged table (CSV, JSONL, JSON, Parquet): a row per answer, a column per score."
+            help=(
+                "Judged table (CSV, JSONL, JSON, Parquet): a row per answer, a column per score;"
+                " or a log of Inspect (.eval)."
+            )
         ),
     ],
     metrics: Annotated[
@@ -77,12 +80,15 @@ def score(
 
     split = _split_asked(by or [])
     columns = {"model": model, "question": question, "group": group}
-    scores = AlignmentScores.from_file(
-        file,
-        metrics=_metrics_asked(metrics),
-        columns={role: column for role, column in columns.items() if column} or None,
-        scale=_scale_asked(scale),
-    )
+    if file.suffix == ".eval":
+        scores = _of_inspect(file, scale)
+    else:
+        scores = AlignmentScores.from_file(
+            file,
+            metrics=_metrics_asked(metrics),
+            columns={role: column for role, column in columns.items() if column} or None,
+            scale=_scale_asked(scale),
+        )
     options: dict[str, Any] = {
         "aligned_below": aligned_below,
         "coherent_above": coherent_above,
@@ -128,6 +134,16 @@ def score(
     if "question" in split:
         print_table(questions, "mean score by question")
     print_line(f"{len(scores.questions)} questions; intervals are 95 %, for {options['estimand']}")
+
+
+def _of_inspect(file: Path, scale: str) -> "AlignmentScores":
+    from emlens.foundation.errors import InputError
+    from emlens.judging.inspect_logs import read_inspect_log
+
+    scores = read_inspect_log(file, scale=_scale_asked(scale) or (0.0, 100.0)).scores
+    if scores is None:
+        raise InputError(f"{file}: no scorer gave a number; judge its answers first")
+    return scores
 
 
 def _split_asked(names: list[str]) -> list[str]:

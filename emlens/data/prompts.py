@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 from emlens.data.encoding import check_is_text
+from emlens.data.hub_datasets import dataset_records
 from emlens.data.readers import json_lines, read_jsonl
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line, write_text
@@ -220,35 +221,73 @@ class PromptSet(Sequence[Prompt]):
         Raises:
             InputError: a line that is not a chat; the message has file, line and reason.
         """
+        lines = ((f"{path}, line {n}", n, record) for n, record in read_jsonl(path))
+        return cls._of_records(str(path), lines, upto, group, empty)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        source: str | Path,
+        *,
+        split: str | None = None,
+        revision: str | None = None,
+        upto: Literal["last_user", "all"] = "last_user",
+        group: str = "",
+        empty: Literal["error", "drop"] = "error",
+    ) -> Self:
+        """Chats from a directory that `datasets` saved, or from a hub id; rows as in `from_jsonl`.
+
+        Args:
+            split: which one, where there are several.
+            revision: of a hub id.
+
+        Raises:
+            MissingExtraError: datasets is not installed.
+            LoadError: no such directory or dataset.
+            InputError: a row that is not a chat, or a split that does not exist.
+        """
+        rows = enumerate(dataset_records(source, split=split, revision=revision), start=1)
+        places = ((where, number, record) for number, (where, record) in rows)
+        return cls._of_records(str(source), places, upto, group, empty)
+
+    @classmethod
+    def _of_records(
+        cls,
+        source: str,
+        records: Iterable[tuple[str, int, Mapping[str, Any]]],
+        upto: Literal["last_user", "all"],
+        group: str,
+        empty: Literal["error", "drop"],
+    ) -> Self:
+        """Prompts of placed and numbered records."""
         if empty not in ("error", "drop"):
             raise InputError(f"empty={empty!r} is unknown; pass 'error' or 'drop'")
         prompts: dict[str, Prompt] = {}
-        lines: dict[str, int] = {}
+        places: dict[str, int] = {}
         dropped: list[int] = []
-        for number, record in read_jsonl(path):
-            where = f"{path}, line {number}"
+        for where, number, record in records:
             name = _record_id(record, number, where)
-            if name in lines:
+            if name in places:
                 raise InputError(
                     f"{where}: prompt id {one_line(name, 60)!r} was given before at line"
-                    f" {lines[name]}"
+                    f" {places[name]}"
                 )
-            lines[name] = number
+            places[name] = number
             if empty == "drop" and _ends_blank(record, upto):
                 dropped.append(number)
                 continue
             prompts[name] = _record_prompt(record, name, group, upto, where)
-        if not lines:
-            raise InputError(f"{path}: holds no line")
+        if not places:
+            raise InputError(f"{source}: holds no line")
         if not prompts:
-            raise InputError(f"{path}: all {len(lines)} chats end with a turn without text")
+            raise InputError(f"{source}: all {len(places)} chats end with a turn without text")
         if dropped:
             logger.warning(
                 "%s: %d of %d chats end with a turn without text and are left out (the first is"
                 " line %d)",
-                path,
+                source,
                 len(dropped),
-                len(lines),
+                len(places),
                 dropped[0],
             )
         return cls(prompts.values())

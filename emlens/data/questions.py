@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 from emlens.data.encoding import check_is_text
+from emlens.data.hub_datasets import dataset_records
 from emlens.data.personas import persona_records
 from emlens.data.prompts import Message, Prompt, PromptSet
 from emlens.data.question_records import (
@@ -279,6 +280,33 @@ class QuestionSet(Sequence[Question]):
             )
         records = with_columns(readers[suffix](path), columns or {})
         return cls._read(path, with_ids(records) if numbered else records)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        source: str | Path,
+        *,
+        split: str | None = None,
+        revision: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        numbered: bool = False,
+    ) -> Self:
+        """Questions from a directory that `datasets` saved, or from a hub id.
+
+        Args:
+            split: which one, where there are several.
+            revision: of a hub id.
+            columns, numbered: as `from_file`.
+
+        Raises:
+            MissingExtraError: datasets is not installed.
+            LoadError: no such directory or dataset.
+            InputError: a row that is not a question, or a split that does not exist.
+        """
+        records = with_columns(
+            dataset_records(source, split=split, revision=revision), columns or {}
+        )
+        return cls._read(source, with_ids(records) if numbered else records)
 
     @classmethod
     def _read(cls, path: str | Path, records: Iterable[tuple[str, Any]]) -> Self:
