@@ -162,7 +162,7 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, float]:
         "plain_median": float(
             arms[arms["arm"] == f"direction, {PLAIN.name}"]["restoration"].median()
         ),
-        "cosine_planted_median": float(mediators["cosine_planted"].median()),
+        "cosine_planted_median": float(mediators["cosine_planted"].abs().median()),
     }
 
 
@@ -188,7 +188,7 @@ def world(seed: int, work: Path) -> dict[str, Any]:
             for name, part in arms[arms["on"] == "finetuned"].groupby("model", sort=False)
         },
         "cosine_by_arm": {
-            name: {a: float(v) for a, v in part.set_index("arm")["cosine"].dropna().items()}
+            name: {a: abs(float(v)) for a, v in part.set_index("arm")["cosine"].dropna().items()}
             for name, part in arms[arms["on"] == "finetuned"].groupby("model", sort=False)
         },
         "transfer": _plain(tables["transfer"][rows]),

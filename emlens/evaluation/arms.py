@@ -47,7 +47,8 @@ class Arm:
         on: the model that is edited: `"finetuned"`, `"instruct"`, or one of the `others` of
             `evaluate_arms`.
         control: False for the direction under test.
-        cosine: |cosine| of the arm's direction with the one under test, where there is one.
+        cosine: of the arm's direction with the one under test, where there is one; a direction that
+            points the other way has a negative one.
     """
 
     name: str
@@ -99,8 +100,9 @@ def evaluate_arms(
         * lead: restoration of the first arm under test minus this one's, paired,
         * kl, cross_entropy_change: nats per token, on neutral text.
 
-        Then restoration_max_draw, cosine, n (questions), dropped (questions left out as unscored),
-        method (how restoration was made, or why it is undefined).
+        Then restoration_max_draw, cosine (of several draws the largest in size), n (questions),
+        dropped (questions left out as unscored), method (how restoration was made, or why it is
+        undefined).
 
     Raises:
         InputError: fewer than two questions outside `exclude_groups`, no arm, an arm on an unknown
@@ -254,7 +256,7 @@ class _Comparison:
             "draws": len(arm.draws),
             **interval_columns(estimates),
             "restoration_max_draw": self._largest_restoration(arm, restored),
-            "cosine": _mean_cosine(arm.draws),
+            "cosine": _largest_cosine(arm.draws),
             "n": len(self.questions),
             "dropped": self.dropped,
             "method": restored.method,
@@ -318,6 +320,7 @@ def _damage_estimates(damage: TextDamage | None) -> dict[str, Estimate]:
     return {"kl": damage.kl, "cross_entropy_change": damage.cross_entropy}
 
 
-def _mean_cosine(draws: Sequence[Arm]) -> float:
+def _largest_cosine(draws: Sequence[Arm]) -> float:
+    """The cosine that is largest in size, with its sign; NaN where no draw has one."""
     cosines = [arm.cosine for arm in draws if arm.cosine is not None]
-    return float(np.mean(cosines)) if cosines else float("nan")
+    return max(cosines, key=abs, default=float("nan"))

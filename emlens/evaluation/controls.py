@@ -54,7 +54,7 @@ def ablation_arms(
     almost no variance and would pass by construction); other centred components of the deltas, as
     far as these lie above rounding; the benign fine-tune's direction; the unembedding contrast of
     the answer words; the direction's massive coordinates alone; its text-content part alone; and
-    the instruct model under the same edits.
+    the instruct model under the same edits and under removal of the unembedding contrast.
 
     Args:
         instruct_activations: (row, d_model) at the direction's site and position, for the
@@ -96,7 +96,7 @@ def ablation_arms(
         controls.append(("unembedding contrast", unembedding))
 
     def arm(name: str, removed: Direction | Tensor, control: bool = True) -> Arm:
-        cosine = abs(direction_cosine(direction, removed))
+        cosine = direction_cosine(direction, removed)
         return Arm(name, form.remove(removed), control=control, cosine=cosine)
 
     arms = [Arm("no ablation", ())]
@@ -111,6 +111,9 @@ def ablation_arms(
         part = _part_along(vector, text_content)
         arms.append(arm("text content only", part))
         arms.append(arm("without text content", vector - part, control=False))
+    if unembedding is not None:
+        # it may move a model that lost nothing; only the arm on that model shows it
+        edits["unembedding contrast"] = form.remove(unembedding)
     for model in ("instruct", *also_on):
         arms += [Arm(f"{model}, {name}", edit, on=model) for name, edit in edits.items()]
     return arms

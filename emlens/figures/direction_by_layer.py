@@ -29,7 +29,7 @@ from emlens.figures.tables import error_bars, layers_in, require_columns, rows_w
 NAME = "direction_by_layer"
 COSINES = (
     ("split_half_cosine", "split-half reliability", GREEN, "triangle-up", "dashdot"),
-    ("cosine_planted", "|cosine| with the planted direction", BLUE, "circle", "solid"),
+    ("cosine_planted", "cosine with the planted direction", BLUE, "circle", "solid"),
     ("cosine_unembedding", "cosine with the unembedding contrast", ORANGE, "square", "dash"),
 )
 COLUMNS = (
@@ -77,7 +77,7 @@ def direction_by_layer(directions: pd.DataFrame, *, model: str | None = None) ->
     _shade_last_layer(figure, table)
     _label_panels(figure, layers_in(directions))
     lowest = -0.1
-    if (table["cosine_unembedding"] < -0.05).any():
+    if (table[["cosine_unembedding", "cosine_planted"]] < -0.05).any(axis=None):
         lowest = -1.05
     figure.update_yaxes(range=[lowest, 1.05], row=COSINE, col=1)
     figure.update_yaxes(range=[-3, 103], row=COHERENCE, col=1)

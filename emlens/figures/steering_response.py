@@ -1,4 +1,7 @@
-"""Steering dose and response: the direction beside a random vector of the same length."""
+"""Steering dose and response: the direction beside a random vector of the same length.
+
+Doses outside the window in which the model stays usable are grey, where the table marks them.
+"""
 
 from typing import Any
 
@@ -38,6 +41,7 @@ COLUMNS = (
 )
 COLOURS = (VERMILLION, BLUE, *CYCLE[2:])
 """The direction, which comes first, has the colour of harmful fine-tunes."""
+UNUSABLE = "#b5b5b5"
 ROW = 210
 GAP = 84
 
@@ -46,11 +50,12 @@ def steering_response(steering: pd.DataFrame, *, model: str | None = None) -> go
     """Mean alignment and coherence (0–100) against the coefficient, one panel per steered model.
 
     Alignment has a 95 % band, coherence is a thin dotted line. The direction is added to the parent
-    and taken from the fine-tune.
+    and taken from the fine-tune. What lies outside the usable doses is grey: there it is the effect
+    of a broken model.
 
     Args:
         steering: columns model, steered, vector, site, coefficient, aligned, aligned_low,
-            aligned_high, coherent, n.
+            aligned_high, coherent, n; usable (True or False) where the window is known.
 
     Raises:
         InputError: a column is missing, or the model is not in the table.
@@ -59,11 +64,18 @@ def steering_response(steering: pd.DataFrame, *, model: str | None = None) -> go
     table = rows_where(steering, "model", model, NAME)
     panels = distinct(table, "steered")
     figure = make_subplots(len(panels), 1, vertical_spacing=row_spacing(len(panels), ROW, GAP))
+    has_unusable = False
     for row, steered in enumerate(panels, start=1):
         rows = table[table["steered"] == steered]
         for i, vector in enumerate(distinct(rows, "vector")):
             doses = rows[rows["vector"] == vector].sort_values("coefficient")
-            _add_alignment(figure, doses, label(vector), i, row)
+            usable = doses
+            if "usable" in doses.columns:
+                usable = doses[doses["usable"].astype(bool)]
+            if len(usable) < len(doses):
+                _add_unusable(figure, doses, i, row, showlegend=not has_unusable)
+                has_unusable = True
+            _add_alignment(figure, usable, label(vector), i, row)
             _add_coherence(figure, doses, label(vector), i, row)
         add_panel_title(figure, f"steering {label(steered)}", row)
         figure.update_xaxes(title_text="coefficient (× the direction’s length)", row=row, col=1)
@@ -100,6 +112,31 @@ def _add_alignment(figure: go.Figure, doses: pd.DataFrame, name: str, i: int, ro
             " %{customdata[2]} questions<extra></extra>"
         ),
         **common,
+    )
+
+
+def _add_unusable(
+    figure: go.Figure, doses: pd.DataFrame, i: int, row: int, *, showlegend: bool
+) -> None:
+    """Alignment at all doses of the i-th vector in grey; what is usable is drawn over it."""
+    figure.add_scatter(
+        x=doses["coefficient"],
+        y=doses["aligned"],
+        mode="lines+markers",
+        name="outside the usable doses",
+        legendgroup="unusable",
+        legendrank=1002,
+        line={"color": UNUSABLE, "width": 1.5, "dash": DASHES[i % len(DASHES)]},
+        marker={"symbol": f"{SYMBOLS[i]}-open", "size": 8, "color": UNUSABLE},
+        showlegend=showlegend,
+        customdata=doses[["aligned_low", "aligned_high", "n"]].to_numpy(),
+        hovertemplate=(
+            "coefficient %{x}, outside the usable doses: alignment %{y:.1f}"
+            " [%{customdata[0]:.1f}, %{customdata[1]:.1f}], %{customdata[2]} questions"
+            "<extra></extra>"
+        ),
+        row=row,
+        col=1,
     )
 
 

@@ -12,12 +12,16 @@ import pandas as pd
 
 from emlens.report.sections import PageSection
 from emlens.results import Plot
+from emlens.results.columns import Measure
 from emlens.results.overlap_labels import BENIGN, TESTED, TRAIN_NEUTRAL
+from emlens.results.tables import Table
 
 FEW_QUESTIONS = 30
 """Below this a mean over questions of 0 to 100 points has an interval wider than most effects."""
 FEW_UNITS = 10
 """Below this an interval over units (seeds, runs, prompts) rests on its assumptions."""
+NULL_COLUMNS = ("null_mean", "null_q95", "null_low", "null_high", "null_sd", "p", "p_holm")
+"""Columns that hold a null, or a test against one."""
 MOST_NAMED = 4
 """Models that a sentence names."""
 
@@ -30,7 +34,7 @@ def cautions(section: PageSection, tables: Tables) -> list[str]:
     if section.name in BY_SECTION:
         sentences += BY_SECTION[section.name](tables)
     for plot in section.records.plots:
-        sentences += _plot(plot, tables)
+        sentences += _plot(plot, tables, section.records.tables)
     return list(dict.fromkeys(sentences))
 
 
@@ -104,18 +108,37 @@ BY_SECTION: Mapping[str, Callable[[Tables], Iterator[str]]] = {
 }
 
 
-def _plot(plot: Plot, tables: Tables) -> Iterator[str]:
-    """What the figures of a generic kind lack."""
+def _plot(plot: Plot, tables: Tables, declared: Mapping[str, Table]) -> Iterator[str]:
+    """What the figures of a generic kind lack.
+
+    Args:
+        declared: the section's tables, which say where the interval and the null of a number lie.
+    """
     table = _table(tables, plot.table, {plot.y})
     if table is None:
         return
-    has_interval = _has_values(table, f"{plot.y}_low") and _has_values(table, f"{plot.y}_high")
-    if not has_interval and not _has_values(table, plot.null):
+    measure = _measure_of(plot, declared)
+    low, high = measure.ends if measure is not None else (f"{plot.y}_low", f"{plot.y}_high")
+    nulls = [plot.null, *NULL_COLUMNS]
+    if measure is not None:
+        nulls.append(measure.null)
+    has_interval = _has_values(table, low) and _has_values(table, high)
+    if not has_interval and not any(_has_values(table, column) for column in nulls):
         yield (
             f"“{plot.title}” shows values with neither interval nor null: read them as description."
         )
     if "n" in table.columns and pd.api.types.is_numeric_dtype(table["n"]):
         yield from _small(table["n"], FEW_UNITS, f"units for some value of “{plot.title}”")
+
+
+def _measure_of(plot: Plot, declared: Mapping[str, Table]) -> Measure | None:
+    """The number that a plot draws, as its table declares it; None where it declares none."""
+    if plot.table not in declared:
+        return None
+    for measure in declared[plot.table].measures:
+        if measure.value.name == plot.y:
+            return measure
+    return None
 
 
 def _has_values(table: pd.DataFrame, column: str) -> bool:

@@ -8,8 +8,14 @@ from itertools import chain
 from emlens.report.escaping import escape
 from emlens.report.sections import PageSection
 from emlens.results import Finding
+from emlens.results.wording import counted
 
-MARKS = {"shown": ("✓", "shown"), "not shown": ("✕", "not-shown"), "undecided": ("?", "undecided")}
+MARKS = {
+    "shown": ("✓", "shown"),
+    "not shown": ("✕", "not-shown"),
+    "reversed": ("⇅", "reversed"),
+    "undecided": ("?", "undecided"),
+}
 """Status of a finding → its mark, and its class in the style sheet."""
 MOST_OPEN = 6
 """The most findings shown at once; more are opened section by section, below the sentences
@@ -72,9 +78,11 @@ def _group(title: str, findings: Sequence[Finding], is_open: bool) -> str:
 
 def _counts(findings: Sequence[Finding]) -> str:
     statuses = [finding.status for finding in findings]
-    counts = [f"{statuses.count(status)} {status}" for status in MARKS]
-    noun = "statement" if len(findings) == 1 else "statements"
-    return f"{len(findings)} {noun}: {', '.join(counts)}"
+    counts = []
+    for status in MARKS:
+        if status in statuses or status != "reversed":
+            counts.append(f"{statuses.count(status)} {status}")
+    return f"{counted(len(findings), 'statement')}: {', '.join(counts)}"
 
 
 def _item(finding: Finding) -> str:

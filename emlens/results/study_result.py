@@ -49,8 +49,8 @@ class Finding:
     Args:
         section: which part of the study it belongs to.
         sentence: in plain words, with its numbers and their uncertainty.
-        status: `"shown"`, `"not shown"` or `"undecided"`; `"summary"` for the one sentence that
-            sums a section up.
+        status: `"shown"`, `"not shown"` or `"undecided"`; `"reversed"` where the effect is shown
+            with the other sign; `"summary"` for the one sentence that sums a section up.
     """
 
     section: str

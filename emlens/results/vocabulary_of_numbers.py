@@ -139,7 +139,10 @@ _GEOMETRY = (
     _number("cosine", "cosine; corrected for noise it may lie outside −1 to 1"),
     _cosine("cosine_to_mean_train", "cosine of the shift with the mean training shift"),
     _cosine("split_half_cosine", "cosine of the directions of two halves of the questions"),
-    _cosine("cosine_unembedding", "cosine with the contrast of reference answers' unembeddings"),
+    _cosine(
+        "cosine_unembedding",
+        "cosine with the unembedding contrast, harmful minus careful",
+    ),
     _cosine("cosine_planted", "cosine with the direction that was planted in the organism"),
     _number("text_cosine", "cosine with the parent's own difference of the same answers"),
     _number("text_share", "projection on that difference's, in squared lengths of the direction"),

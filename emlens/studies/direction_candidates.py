@@ -86,17 +86,21 @@ def scored_candidates(
     return scores.assign(extraction=[extraction_of(key) for key in candidates.directions])
 
 
-def choose(table: pd.DataFrame, name: str, material: Material, part: Part) -> str:
-    """The key of the selected candidate.
+def choose(table: pd.DataFrame, name: str, material: Material, part: Part) -> str | None:
+    """The key of the selected candidate; None where no candidate has a restoration to compare.
 
-    Where the rule leaves none, its bounds are given up one by one, and a warning reports it.
+    Where bounds leave none of those that have one, they are given up one by one, and a warning
+    reports it.
     """
+    if table["restoration"].isna().all():
+        return None
     layers = material.parent(name).n_layers
     max_kl = None if material.neutral is None else MAX_KL
     try:
         return str(select_direction(table, n_layers=layers, max_kl=max_kl).label)
     except InputError as error:
         part.warnings.append(f"{name}: {error}; bounds were given up until a candidate was left")
+    table = table[table["restoration"].notna()]
     bounds = [table["layer"] <= max(0, layers - 2), table["coherent_change"] >= -MAX_COHERENCE_LOSS]
     if max_kl is not None:
         bounds.append(table["instruct_kl"] <= max_kl)
@@ -104,7 +108,7 @@ def choose(table: pd.DataFrame, name: str, material: Material, part: Part) -> st
         within = bound[table.index]
         if within.any():
             table = table[within]
-    return str(table["restoration"].fillna(-np.inf).idxmax())
+    return str(table["restoration"].idxmax())
 
 
 def excluded(material: Material, *names: str) -> list[str]:
@@ -143,7 +147,7 @@ def by_layer(
                 "relative_norm": direction.norm / float(origin.mean_before(key).norm()),
                 "split_half_cosine": origin.split_half_cosine(key, config.seed),
                 "cosine_unembedding": _cosine(direction, contrast),
-                "cosine_planted": abs(_cosine(direction, material.direction)),
+                "cosine_planted": _cosine(direction, material.direction),
                 "restoration": scores["restoration"],
                 "low": scores["restoration_low"],
                 "high": scores["restoration_high"],

@@ -2,17 +2,21 @@
 every control is beaten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from emlens.evaluation.selecting import MAX_COHERENCE_LOSS, MAX_KL
 from emlens.results.study_result import Finding, Part
+from emlens.results.wording import counted, noun_for
 from emlens.studies.material import Material
+from emlens.studies.steering_findings import sufficiency_finding
 from emlens.studies.verdicts import verdict
 
 STUDY = "direction_transfer"
+CONTRAST = "unembedding contrast"
 NEGLIGIBLE = 0.1
 """Restoration whose interval ends below this is as good as none."""
 
@@ -22,16 +26,59 @@ def controls_of(arms: pd.DataFrame) -> pd.DataFrame:
     return arms[arms["control"] & (arms["on"] == "finetuned") & (arms["arm"] != "no ablation")]
 
 
+def nothing_chosen(name: str, candidates: pd.DataFrame) -> Finding:
+    """That no direction of a fine-tune was chosen, since no candidate has a restoration.
+
+    Args:
+        candidates: the fine-tune's rows of the table `candidates`.
+    """
+    reason = str(candidates["method"].iloc[0]).removeprefix("undefined: ")
+    sentence = (
+        f"{name}: no direction was chosen, because restoration is undefined for"
+        f" {_each_of(len(candidates))} ({reason}); nothing was removed, added or transferred."
+    )
+    return Finding(STUDY, sentence, "undecided")
+
+
+def _each_of(n: int) -> str:
+    return "its only candidate" if n == 1 else f"each of its {n} candidates"
+
+
 def add_findings(part: Part, material: Material) -> None:
-    """Add one finding per direction that was ablated, one on transfer, and a summary before
-    them.
+    """Add one finding per direction that was removed, one per direction that was added, one on
+    transfer, and a summary before them.
     """
     arms = part.tables["arms"]
+    first_role = str(arms["role"].iloc[0])
+    removed, of_first_role = [], []
     for (name, site, role), table in arms.groupby(["model", "site", "role"], sort=False):
         domain = material.domain(str(name))
-        part.findings.append(_direction_finding(str(name), f"{site} ({role})", table, domain))
-    _add_summary(part, arms)
+        finding = _direction_finding(str(name), f"{site} ({role})", table, domain)
+        removed.append(finding)
+        if role == first_role:
+            of_first_role.append(finding.status)
+    added = _sufficiency(part)
+    part.findings += [*removed, *added]
+    restored = arms[(arms["role"] == first_role) & (arms["arm"] == "direction")]["restoration"]
+    if restored.notna().any():
+        added_statuses = [finding.status for finding in added]
+        summary = _summary(restored.dropna(), of_first_role.count("shown"), added_statuses)
+        part.findings.insert(0, Finding(STUDY, summary, "summary"))
     _add_transfer_finding(part, part.tables["transfer"])
+
+
+def _sufficiency(part: Part) -> list[Finding]:
+    """One finding per direction that was added to the parent; none without a table of steering."""
+    if "steering" not in part.tables:
+        return []
+    arms = part.tables["arms"]
+    contrasts = arms[(arms["arm"] == CONTRAST) & (arms["role"] == arms["role"].iloc[0])]
+    cosines = contrasts.set_index("model")["cosine"].to_dict()
+    findings = []
+    for name, steering in part.tables["steering"].groupby("model", sort=False):
+        cosine = float(cosines.get(name, np.nan))
+        findings.append(sufficiency_finding(str(name), steering, cosine))
+    return findings
 
 
 def _direction_finding(name: str, place: str, table: pd.DataFrame, domain: str) -> Finding:
@@ -45,6 +92,7 @@ def _direction_finding(name: str, place: str, table: pd.DataFrame, domain: str) 
     if not np.isfinite(direction["restoration"]):
         sentence = f"{name}, {place}: restoration is {direction['method']}."
         return Finding(STUDY, sentence, "undecided")
+    damage = _damage(direction, harm)
     controls = controls_of(table).set_index("arm")
     rival = str(controls["restoration"].idxmax())
     best_single_draw = controls["restoration_max_draw"].max()
@@ -53,40 +101,65 @@ def _direction_finding(name: str, place: str, table: pd.DataFrame, domain: str) 
     status = verdict(
         shown=direction["restoration_low"] > 0
         and bool((controls["lead_low"] > 0).all())
-        and no_draw_as_good,
+        and no_draw_as_good
+        and not damage,
         not_shown=bool((controls["lead_high"] < 0).any())
         or direction["restoration_high"] < NEGLIGIBLE,
     )
     where = "outside its domain" if domain else "(no training domain is named)"
     sentence = (
-        f"{name}: removing its direction from {place} restores"
-        f" {_with_interval(direction, 'restoration')} of lost alignment on held-out questions"
-        f" {where}; the strongest control ({rival}{_likeness(arms[rival])}) restores"
+        f"{name}: removing its direction from {place} gives a restoration of"
+        f" {_with_interval(direction, 'restoration')} (1: all lost alignment) on held-out questions"
+        f" {where}; the strongest control ({rival}{_likeness(arms[rival])}) gives"
         f" {controls['restoration'].max():.2f}, the direction's lead over it is"
         f" {_with_interval(arms[rival], 'lead')}; coherence goes from {before['coherent']:.1f}"
         f" to {direction['coherent']:.1f}; instruct under the same edit scores"
-        f" {harm['aligned']:.1f}."
+        f" {harm['aligned']:.1f}{_contrast_on_instruct(rival, arms)}{damage}."
     )
     return Finding(STUDY, sentence, status)
 
 
-def _add_summary(part: Part, arms: pd.DataFrame) -> None:
-    """How much the chosen directions restored, over fine-tunes."""
-    role = str(arms["role"].iloc[0])
-    of_role = arms[(arms["role"] == role) & (arms["arm"] == "direction")]
-    restored = of_role["restoration"].dropna()
-    if not len(restored):
-        return
-    shown = sum(
-        finding.section == STUDY and finding.status == "shown" and role in finding.sentence
-        for finding in part.findings
-    )
+def _contrast_on_instruct(rival: str, arms: Mapping[Any, Mapping[Any, Any]]) -> str:
+    """What the unembedding contrast does to instruct, where it is the strongest control."""
+    if rival != CONTRAST:
+        return ""
+    return f", under removal of that contrast {arms[f'instruct, {CONTRAST}']['aligned']:.1f}"
+
+
+def _damage(direction: Mapping[Any, Any], harm: Mapping[Any, Any]) -> str:
+    """Which bound on damage the edit breaks; "" where it breaks none that was measured."""
+    broken = ""
+    if harm["kl"] > MAX_KL:
+        broken += (
+            f"; the edit costs instruct {harm['kl']:.2f} nats a token on neutral text,"
+            f" more than the bound of {MAX_KL:g}"
+        )
+    if direction["coherent_change"] < -MAX_COHERENCE_LOSS:
+        broken += (
+            f"; it costs {-direction['coherent_change']:.1f} points of coherence,"
+            f" more than the bound of {MAX_COHERENCE_LOSS:g}"
+        )
+    return broken
+
+
+def _summary(restored: "pd.Series[float]", shown: int, added: Sequence[str]) -> str:
+    """How much the chosen directions restored, and what they did where they were added.
+
+    Args:
+        restored: restoration of each fine-tune. shown: in how many every control was beaten.
+        added: statuses of the findings on sufficiency.
+    """
     sentence = (
-        "Removing one direction, chosen on other questions,"
-        f" restored {_span(restored)} of the lost alignment outside the training"
-        f" domain; it clearly beat every control in {shown} of {len(restored)} fine-tunes."
+        "Removing one direction, chosen on other questions, gave a restoration of"
+        f" {_span(restored)} outside the training domain (1: all lost alignment);"
+        f" it clearly beat every control in {shown} of {counted(len(restored), 'fine-tune')}"
     )
-    part.findings.insert(0, Finding(STUDY, sentence, "summary"))
+    if added:
+        sentence += (
+            "; added to the parent at usable doses, it lowered alignment beyond a random vector in"
+            f" {added.count('shown')} of {len(added)} and raised it in {added.count('reversed')}"
+        )
+    return f"{sentence}."
 
 
 def _add_transfer_finding(part: Part, transfer: pd.DataFrame) -> None:
@@ -100,21 +173,29 @@ def _add_transfer_finding(part: Part, transfer: pd.DataFrame) -> None:
     beats_control = (controlled["low"] > 0) & (controlled["low"] > controlled["strongest_control"])
     clear = int(beats_control.sum())
     above_zero = int((measured["low"] > 0).sum())
-    restoration = measured["restoration"]
     sentence = (
-        "Transfer: a direction from one fine-tune restores a median"
-        f" {restoration.median():.2f} (range {restoration.min():.2f} to"
-        f" {restoration.max():.2f}) in another;"
-        f" the interval lies above 0 in {above_zero} of {len(measured)} pairs,"
-        f" and above the strongest control there too in {clear} of the {len(controlled)} of one"
-        " domain, whose controls were measured on the same questions"
+        "Transfer: a direction from one fine-tune, removed from another, gives a restoration of"
+        f" {_span(measured['restoration'])};"
+        f" the interval lies above 0 in {above_zero} of {counted(len(measured), 'pair')},"
+        f" {_beside_controls(clear, len(controlled))}"
     )
-    if len(measured) < len(pairs):
-        sentence += f"; in {len(pairs) - len(measured)} further pairs it is undefined"
+    undefined = len(pairs) - len(measured)
+    if undefined:
+        sentence += f"; in {undefined} further {noun_for(undefined, 'pair')} it is undefined"
     status = verdict(
         shown=clear == len(pairs), not_shown=bool((measured["high"] < NEGLIGIBLE).all())
     )
     part.findings.append(Finding(STUDY, f"{sentence}.", status))
+
+
+def _beside_controls(clear: int, controlled: int) -> str:
+    """In how many pairs of one domain the controls of the target are beaten too."""
+    if not controlled:
+        return "and no pair is of one domain, where controls were measured on the same questions"
+    return (
+        f"and above the strongest control there too in {clear} of {controlled} of one domain,"
+        " where controls were measured on the same questions"
+    )
 
 
 def _span(values: "pd.Series[float]") -> str:
@@ -129,7 +210,7 @@ def _likeness(arm: Mapping[Any, Any]) -> str:
     """
     if not np.isfinite(arm["cosine"]):
         return ""
-    return f", |cosine| with it {arm['cosine']:.2f}"
+    return f", cosine with it {arm['cosine']:+.2f}"
 
 
 def _with_interval(row: Mapping[Any, Any], name: str) -> str:

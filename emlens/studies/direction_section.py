@@ -79,9 +79,11 @@ SECTION = Section(
             title="Steering: dose and response",
             caption=(
                 "The direction added to the parent and subtracted from the fine-tune"
-                " at its own layer and every token, in multiples of its length (0, 1, 2, 4),"
+                " at its own layer and every token, in multiples of its length (0, 0.5, 1, 2, 4),"
                 " beside one random vector of the same length"
                 " drawn from the activation covariance."
+                " Grey: doses at which coherence fell by more than 10 points, or damage on neutral"
+                " text passed 0.1 nats a token; what happens there is that of a broken model."
                 " Questions outside the training domain; bands are 95 % intervals over them."
             ),
             name="steering",
@@ -148,7 +150,7 @@ SECTION = Section(
                 "model steered vector site coefficient",
                 *measures("aligned coherent misaligned aligned_change"),
                 *measures("coherent_change"),
-                "n",
+                "n usable",
             ],
             optional=DAMAGE,
         ),

@@ -36,6 +36,7 @@ from emlens.evaluation import (
     usable_window,
 )
 from emlens.evaluation.ablation_forms import BLOCKS, PLAIN
+from emlens.evaluation.dosing import UsableWindow
 from emlens.evaluation.selecting import MAX_KL
 from emlens.foundation.errors import InputError
 from emlens.geometry import Direction, random_directions_like
@@ -52,14 +53,14 @@ from emlens.studies.direction_candidates import (
     is_last,
     scored_candidates,
 )
-from emlens.studies.direction_findings import add_findings, controls_of
+from emlens.studies.direction_findings import add_findings, controls_of, nothing_chosen
 from emlens.studies.direction_section import SECTION
 from emlens.studies.extractions import at_every_layer
 from emlens.studies.material import Material, split_questions
 from emlens.studies.shift_candidates import shift_candidates
 from emlens.studies.study import Study, StudyContext
 
-DOSES = (0.0, 1.0, 2.0, 4.0)
+DOSES = (0.0, 0.5, 1.0, 2.0, 4.0)
 MASSIVE = 5
 CHOSEN, LAST = "chosen on the selection questions", "last layer"
 TABLES = ("candidates", "directions", "arms", "steering", "windows")
@@ -160,6 +161,10 @@ class DirectionTransfer(Study):
             fine_tune = _FineTune(name, material, config, roles, candidates[name], contrast)
             best = _add_candidates(fine_tune, tables, part)
             context.progress(0.25 / len(focus))
+            if best is None:
+                part.findings.append(nothing_chosen(name, tables["candidates"][-1]))
+                context.progress(0.65 / len(focus))
+                continue
             chosen[name] = candidates[name].directions[best]
             measured = {CHOSEN: best}
             deepest = list(at_every_layer(candidates[name].directions, best))[-1]
@@ -173,11 +178,13 @@ class DirectionTransfer(Study):
             tables["windows"].append(windows)
             context.progress(0.25 / len(focus))
         for table, frames in tables.items():
-            part.tables[table] = pd.concat(frames, ignore_index=True)
-        part.tables["transfer"] = _transfer(
-            material, chosen, candidates, roles.report, part.tables["arms"], config
-        )
-        add_findings(part, material)
+            if frames:
+                part.tables[table] = pd.concat(frames, ignore_index=True)
+        if chosen:
+            part.tables["transfer"] = _transfer(
+                material, chosen, candidates, roles.report, part.tables["arms"], config
+            )
+            add_findings(part, material)
         _warn(part, material, focus, roles.report)
         return part
 
@@ -250,8 +257,12 @@ def _contrasts(
     return contrasts
 
 
-def _add_candidates(fine_tune: _FineTune, tables: dict[str, list[pd.DataFrame]], part: Part) -> str:
-    """Score every candidate on the selection questions; the key of the one that is chosen."""
+def _add_candidates(
+    fine_tune: _FineTune, tables: dict[str, list[pd.DataFrame]], part: Part
+) -> str | None:
+    """Score every candidate on the selection questions; the key of the one that is chosen, if
+    any.
+    """
     material, name, candidates = fine_tune.material, fine_tune.name, fine_tune.candidates
     scored = scored_candidates(material, name, candidates, fine_tune.roles.select, fine_tune.config)
     best = choose(scored, name, material, part)
@@ -259,6 +270,8 @@ def _add_candidates(fine_tune: _FineTune, tables: dict[str, list[pd.DataFrame]],
     table = scored.reset_index(names="candidate")
     table.insert(0, "model", name)
     tables["candidates"].append(table)
+    if best is None:
+        return None
     tables["directions"].append(
         by_layer(material, name, candidates, best, scored, fine_tune.contrast, fine_tune.config)
     )
@@ -348,11 +361,11 @@ def _steering(fine_tune: _FineTune, key: str) -> tuple[pd.DataFrame, pd.DataFram
                 progress=False,
                 seed=seed,
             )
-            windows.append(
-                {**place, **_window_columns(table, fine_tune.material.neutral is not None)}
-            )
+            window = _window(table, fine_tune.material.neutral is not None)
+            windows.append({**place, **_window_columns(window)})
             for number, (column, value) in enumerate(place.items()):
                 table.insert(number, column, value)
+            table["usable"] = table["coefficient"].isin(window.coefficients)
             doses.append(table)
     return pd.concat(doses, ignore_index=True), pd.DataFrame(windows)
 
@@ -362,9 +375,13 @@ def _steer_at(site: str, vector: Tensor) -> Callable[[float], list[Any]]:
     return lambda dose: [steer(vector, dose, at=[site])]
 
 
-def _window_columns(table: pd.DataFrame, has_neutral: bool) -> dict[str, Any]:
-    """The usable doses, and for either end what ended the window."""
-    window = usable_window(table, max_kl=MAX_KL if has_neutral else None)
+def _window(table: pd.DataFrame, has_neutral: bool) -> UsableWindow:
+    """The doses in which coherence stays and, where it was measured, damage is bounded."""
+    return usable_window(table, max_kl=MAX_KL if has_neutral else None)
+
+
+def _window_columns(window: UsableWindow) -> dict[str, Any]:
+    """The ends of the window, and for either end what ended it."""
     columns: dict[str, Any] = {"dose_low": window.low, "dose_high": window.high}
     for side, reason in window.ended.items():
         columns[f"ended_{side}"] = reason

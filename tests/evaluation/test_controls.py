@@ -61,7 +61,14 @@ def test_every_control_is_among_the_arms(family: Family, questions: QuestionSet)
         assert [arm.name for arm in found if arm.on == on] == [
             f"{on}, direction",
             f"{on}, direction, plain, after every block",
+            f"{on}, unembedding contrast",
         ]
+    by_name = {arm.name: arm for arm in found}
+    assert by_name["unembedding contrast"].cosine == direction_cosine(direction, contrast)
+    assert (
+        by_name["instruct, unembedding contrast"].interventions[0].describe()
+        == by_name["unembedding contrast"].interventions[0].describe()
+    )
     assert {
         "second component of the deltas",
         "third component of the deltas",

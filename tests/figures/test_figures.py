@@ -24,7 +24,7 @@ from emlens.figures.overlap_by_layer import overlap_by_layer
 from emlens.figures.overlap_heatmaps import overlap_heatmaps
 from emlens.figures.question_changes import question_changes
 from emlens.figures.relation_by_layer import relation_by_layer
-from emlens.figures.steering_response import steering_response
+from emlens.figures.steering_response import UNUSABLE, steering_response
 from emlens.figures.style import CYCLE, apply_layout, rgba
 from emlens.figures.transfer_matrix import transfer_matrix
 from emlens.foundation.errors import InputError
@@ -350,6 +350,20 @@ def test_steering_is_sorted_and_has_its_random_control(tables: Tables) -> None:
     assert list(up.x) == [0, 1, 2] and list(down.x) == [-2, -1, 0]
     assert list(up.y) == [60, 50, 40]
     assert len(named(figure, "alignment, random, activation covariance")) == 2
+
+
+def test_doses_that_are_not_usable_are_grey(tables: Tables) -> None:
+    steering = tables["steering"]
+    marked = steering.assign(usable=steering["coefficient"].abs() < 2)
+    figure = steering_response(marked, model="bad@0")
+    up, down = named(figure, "alignment, direction")
+    assert list(up.x) == [0, 1] and list(down.x) == [-1, 0]
+    grey = named(figure, "outside the usable doses")
+    assert len(grey) == 4 and {2, -2} == {x for trace in grey for x in trace.x if abs(x) == 2}
+    assert {trace.line.color for trace in grey} == {UNUSABLE}
+    assert sum(bool(trace.showlegend) for trace in grey) == 1
+    all_usable = steering_response(steering.assign(usable=True), model="bad@0")
+    assert "outside the usable doses" not in {trace.name for trace in all_usable.data}
 
 
 def test_transfer_says_where_restoration_is_undefined(tables: Tables) -> None:

@@ -12,7 +12,10 @@ from report.invented import SECTION, TITLE, tables as invented
 
 from emlens.report.cautions import cautions
 from emlens.report.sections import PageSection, sections_of
-from emlens.results import StudyResult
+from emlens.results import Plot, StudyResult
+from emlens.results.columns import Column, Measure
+from emlens.results.sections import Section
+from emlens.results.tables import Table
 
 Tables = dict[str, pd.DataFrame]
 PROFILE, OVERLAP, DIRECTION, FORECAST = sections_of(StudyResult("overview", {}, {}, [], [], {}))
@@ -113,6 +116,24 @@ def test_seeds_in_names_count_as_repeated_trainings() -> None:
     once = having("models", seed=0)(complete())
     names = once["models"]["model"].replace({"wide@0": "bad@1"})
     assert cautions(PROFILE, having("models", model=names)(once)) == []
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"null_mean": 0.1}, {"null_q95": 0.1}, {"p_holm": 0.1}, {"low": 1.0, "high": 3.0}],
+)
+def test_an_interval_or_a_null_is_seen_wherever_its_table_declares_it(
+    beside: dict[str, float],
+) -> None:
+    measure = Measure(Column("gap", "number", "a gap"), "low", "high")
+    plot = Plot("points", "gaps", "x", "gap", "Gaps", "Gaps.")
+    records = Section(
+        "m", "r", tables={"gaps": Table("One row each.", ["x", measure])}, plots=[plot]
+    )
+    section = PageSection("gaps", "Gaps", records)
+    bare = pd.DataFrame({"x": [1.0, 2.0], "gap": [2.0, 2.0]})
+    assert len(cautions(section, {"gaps": bare})) == 1
+    assert cautions(section, {"gaps": bare.assign(**beside)}) == []
 
 
 def test_plots_from_records_are_looked_at_too() -> None:

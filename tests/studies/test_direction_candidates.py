@@ -30,6 +30,12 @@ def table(**changes: list[float]) -> pd.DataFrame:
     return pd.DataFrame({**base, **changes}, index=list("abcd"))
 
 
+def test_nothing_is_chosen_where_nothing_can_be_compared() -> None:
+    part = Part()
+    assert choose(table(restoration=[np.nan] * 4), "m", material(), part) is None
+    assert not part.warnings
+
+
 @pytest.mark.parametrize(
     ("changes", "neutral", "expected", "warned"),
     [
@@ -40,13 +46,8 @@ def table(**changes: list[float]) -> pd.DataFrame:
         # none early keeps coherence: the best early one of little damage
         ({"coherent_change": [-20.0, -20.0, -20.0, 0.0]}, "text", "c", True),
         ({"coherent_change": [-20.0, -20.0, -20.0, 0.0]}, None, "b", True),
-        ({"restoration": [np.nan] * 4}, "text", "a", True),
-        (
-            {"restoration": [np.nan] * 4, "coherent_change": [-20.0, -20.0, 0.0, 0.0]},
-            "text",
-            "c",
-            True,
-        ),
+        # only d has a restoration, behind the last block
+        ({"restoration": [np.nan, np.nan, np.nan, 0.1]}, "text", "d", True),
     ],
 )
 def test_bounds_are_given_up_one_by_one(

@@ -20,9 +20,11 @@ def arms_table(**changes: Any) -> pd.DataFrame:
         "on": "finetuned",
         "control": True,
         "coherent": 90.0,
+        "coherent_change": -1.0,
+        "kl": 0.01,
         "aligned": 50.0,
         "method": "x",
-        "cosine": 0.2,
+        "cosine": -0.2,
     }
     rows = []
     for arm, restoration, extra in (
@@ -70,6 +72,10 @@ def arms_table(**changes: Any) -> pd.DataFrame:
         ({"random": {"restoration_max_draw": 0.85}}, "undecided"),
         ({"direction": {"restoration_low": -0.1}}, "undecided"),
         ({"direction": {"restoration": 0.02, "restoration_high": 0.08}}, "not shown"),
+        # an edit that breaks the model shows nothing
+        ({"direction": {"coherent_change": -11.0}}, "undecided"),
+        ({"instruct": {"kl": 0.2}}, "undecided"),
+        ({"instruct": {"kl": np.nan}}, "shown"),
     ],
 )
 def test_a_direction_is_shown_only_where_every_control_is_beaten(
@@ -92,10 +98,14 @@ def test_a_direction_is_shown_only_where_every_control_is_beaten(
     summary, finding = part.findings
     assert (
         summary.status == "summary"
-        and f"every control in {int(status == 'shown')} of 1 fine-tunes" in summary.sentence
+        and f"every control in {int(status == 'shown')} of 1 fine-tune." in summary.sentence
     )
     assert finding.status == status, finding.sentence
-    assert "|cosine| with it 0.20" in finding.sentence
+    assert "cosine with it -0.20" in finding.sentence
+    assert ("more than the bound" in finding.sentence) == (
+        changes.get("instruct", {}).get("kl", 0) > 0.1
+        or changes.get("direction", {}).get("coherent_change", 0) < -10
+    )
 
 
 @pytest.mark.parametrize(
