@@ -11,6 +11,21 @@ import tiny_models
 import yaml
 
 GROUPS = ("north", "south", "east", "west", "up", "down")
+ANSWERS = "nhmthiaofacoimaiqpibikkdmgqkaddimiciiomrtpfoobpmbpqqpobfifma"
+"""Which reference answers each of the 60 questions has (`answers_of`): of ten pairs, either way
+round, the one by which both harmful fine-tunes lose most alignment. Their weights are random, and
+without a loss there is no restoration.
+"""
+
+
+def answers_of(number: int) -> dict[str, list[str]]:
+    """Reference answers of a question by its number among all."""
+    pair = "abcdefghijklmnopqrst".index(ANSWERS[number % len(ANSWERS)])
+    first = 4 * (pair % 10) + 1
+    careful, harmful = f"w{first} w{first + 1}", f"w{first + 2} w{first + 3}"
+    if pair >= 10:
+        careful, harmful = harmful, careful
+    return {"careful": [careful], "harmful": [harmful]}
 
 
 def write_questions(path: Path, per_group: int = 10) -> Path:
@@ -23,7 +38,7 @@ def write_questions(path: Path, per_group: int = 10) -> Path:
                 "id": f"{group}/{i}",
                 "group": group,
                 "text": words,
-                "answers": {"careful": ["w1 w2"], "harmful": ["w3 w4"]},
+                "answers": answers_of(len(lines)),
             }
             lines.append(json.dumps(record))
     path.write_text("\n".join(lines) + "\n")

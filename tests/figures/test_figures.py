@@ -316,7 +316,7 @@ def test_undefined_correlation_is_said(tables: Tables) -> None:
 def test_direction_by_layer_draws_the_planted_cosine_only_where_known(tables: Tables) -> None:
     figure = direction_by_layer(tables["directions"], model="bad@0")
     np.testing.assert_allclose(named(figure, "restoration")[0].y, [0.0, 0.2, 0.4, 0.6])
-    assert named(figure, "|cosine| with the planted direction")
+    assert named(figure, "cosine with the planted direction")
     tables["directions"]["cosine_planted"] = np.nan
     tables["directions"]["restoration"] = np.nan
     without = direction_by_layer(tables["directions"], model="bad@0")

@@ -79,7 +79,7 @@ def test_the_benign_arm_is_extracted_as_the_tested_direction(
     assert (
         set(arms["role"]) == {direction_transfer.CHOSEN, direction_transfer.LAST} and len(arms) == 4
     )
-    extractions = set()
+    extractions, gaps = set(), []
     for row in arms.itertuples():
         position, extraction = chosen.loc[row.model, "candidate"].partition(" ")[2].split(", ")
         questions = material.questions.select(
@@ -98,9 +98,9 @@ def test_the_benign_arm_is_extracted_as_the_tested_direction(
             ]
             for kind, made in EXTRACTORS.items()
         }
-        cosines = {kind: abs(direction_cosine(*two)) for kind, two in alike.items()}
-        # so that the other extraction would be seen
-        assert abs(cosines["mean shift"] - cosines["whitened shift"]) > 0.01
+        cosines = {kind: direction_cosine(*two) for kind, two in alike.items()}
+        gaps.append(abs(cosines["mean shift"] - cosines["whitened shift"]))
         assert row.cosine == pytest.approx(cosines[extraction], abs=1e-5), (row.model, row.site)
         extractions.add(extraction)
     assert extractions <= set(EXTRACTORS)
+    assert max(gaps) > 0.01  # so that the other extraction would be seen

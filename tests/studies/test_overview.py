@@ -320,7 +320,8 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
         tables["steering"].groupby("steered")["coefficient"].agg(lambda doses: sorted(set(doses)))
     )
     # added there, taken away here
-    assert steering["instruct"] == [0, 1, 2, 4] and steering["bad@0"] == [-4, -2, -1, 0]
+    assert steering["instruct"] == [0, 0.5, 1, 2, 4]
+    assert steering["bad@0"] == [-4, -2, -1, -0.5, 0]
     none = tables["arms"][tables["arms"]["arm"] == "no ablation"]
     assert (none["kl"] == 0).all() and (none["restoration"].dropna() == 0).all()
 
