@@ -55,8 +55,8 @@ def _strongest_usable(rows: pd.DataFrame) -> dict[Any, Any] | None:
     usable = rows[(rows["vector"] == DIRECTION) & rows["usable"] & (rows["coefficient"] != 0)]
     if not len(usable):
         return None
-    largest = usable["coefficient"].abs().idxmax()
-    row: dict[Any, Any] = usable.loc[largest].to_dict()
+    by_size = usable.assign(size=usable["coefficient"].abs()).sort_values("size")
+    row: dict[Any, Any] = by_size.iloc[-1].to_dict()
     return row
 
 
