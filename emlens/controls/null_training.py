@@ -14,42 +14,33 @@ unless it is to be kept. Each is a unit of work: a killed call goes on from the 
 ranks or Ray actors share them.
 """
 
-import copy
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import load_file
+from torch import Tensor
 
-from emlens.activations import Activations, CaptureSpec, capture
+from emlens.activations import CaptureSpec
+from emlens.controls.null_adapters import NullSetting, NullWorker, rendered_hash, shifts_file
 from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, Pair, shift_statistics
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.provenance import hash_json
-from emlens.foundation.seeds import derive_seed
-from emlens.interventions.applied_adapter import applied_adapter
-from emlens.interventions.lora import LoraAdapter
-from emlens.models import load_model
-from emlens.models.checkpoint_files import checkpoint_hashes
-from emlens.models.hooked import HookedModel
-from emlens.runs import Executor, LocalExecutor, Unit, Worker
-from emlens.runs.units import UnitResult
+from emlens.runs import Executor, LocalExecutor
 from emlens.stats import NullDistribution, adjust_p_values
 from emlens.stats.nulls import Side
-from emlens.training import Recipe, fit
-from emlens.training.fitting import Parent, load_parent
+from emlens.training import Recipe
 
 ADAPTERS: Final = 19
 """The fewest adapters with which a p-value can be .05. Holm asks .025 of the smaller of two
 p-values, which needs 39.
 """
-_ADAPTERS_FOLDER: Final = "adapters"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +53,7 @@ class TrainingNull:
         recipe: what each was trained by.
         k: dimension of the subspaces.
         rendered: hashes of the rendered training and evaluation prompts.
+        shift_files: each adapter's shifts on all prompts (`shifts`).
     """
 
     cells: pd.DataFrame
@@ -69,6 +61,7 @@ class TrainingNull:
     recipe: Recipe
     k: int
     rendered: tuple[str, str]
+    shift_files: tuple[Path, ...] = ()
 
     @property
     def positions(self) -> list[str]:
@@ -99,6 +92,29 @@ class TrainingNull:
             )
         cells = cells[cells["site"].isin(common)]
         return cells.pivot_table(index="adapter", columns="statistic", values="value")
+
+    def shifts(
+        self, adapter: int, side: Literal["train", "evaluation", "further"] = "further"
+    ) -> dict[tuple[str, str], Tensor]:
+        """Site and position → an adapter's shifts on one set of prompts (row, d).
+
+        Sites where the shifts have fewer than two components are left out. float32; the files hold
+        bfloat16.
+
+        Raises:
+            InputError: the null was made without shifts, or with fewer adapters.
+        """
+        if not 0 <= adapter < len(self.shift_files):
+            raise InputError(
+                f"adapter={adapter} has no shifts; there are those of {len(self.shift_files)}"
+                " adapters: pass write_shifts=True to training_null"
+            )
+        shifts = {}
+        for key, rows in load_file(self.shift_files[adapter]).items():
+            of_side, site, position = key.split(" ")
+            if of_side == side:
+                shifts[site, position] = rows.float()
+        return shifts
 
     def _common_sites(self, cells: pd.DataFrame) -> list[str]:
         adapters_of_site = cells.groupby("site", sort=False)["adapter"].nunique()
@@ -136,26 +152,46 @@ class TrainingNull:
         Raises:
             InputError: other prompts than those of the null; as `shift_statistics` and `draws`.
         """
-        for name, side, own in (
-            ("train", train, self.rendered[0]),
-            ("evaluation", evaluation, self.rendered[1]),
-        ):
-            rendered = _rendered(side[0])
-            if rendered != own:
+        self.require_prompts(rendered_hash(train[0]), rendered_hash(evaluation[0]))
+        return self.test_cells(shift_statistics(train, evaluation, self.k))
+
+    def require_prompts(self, train: str, evaluation: str) -> None:
+        """Refuse prompts that the null was not made for.
+
+        Args:
+            train, evaluation: hashes of the rendered prompts.
+
+        Raises:
+            InputError: names the side and both hashes.
+        """
+        rendered = {"train": train, "evaluation": evaluation}
+        for (name, given), own in zip(rendered.items(), self.rendered, strict=True):
+            if given != own:
                 raise InputError(
                     f"{name} holds other prompts than the null was made for (rendered as"
-                    f" {rendered[:12]}, the null's as {own[:12]}); make the null with these prompts"
+                    f" {given[:12]}, the null's as {own[:12]}); make the null with these prompts"
                 )
-        cells = shift_statistics(train, evaluation, self.k)
+
+    def test_cells(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """`test` of statistics that were computed already, on the prompts of this null.
+
+        Args:
+            cells: as `shift_statistics` gives them.
+        """
         rows: list[dict[str, Any]] = []
         for position, at_position in cells.groupby("position", sort=False):
             rows += self._rows(str(position), at_position)
         return pd.DataFrame(rows)
 
+    def common_sites(self, position: str, cells: pd.DataFrame) -> list[str]:
+        """The sites that all adapters and what is tested have at a position."""
+        sites = set(cells.loc[cells["position"] == position, "site"])
+        of_adapters = self._common_sites(self.cells[self.cells["position"] == position])
+        return [site for site in of_adapters if site in sites]
+
     def _rows(self, position: str, cells: pd.DataFrame) -> list[dict[str, Any]]:
         sites = list(cells["site"].unique())
-        counted = self._common_sites(self.cells[self.cells["position"] == position])
-        counted = [site for site in counted if site in set(sites)]
+        counted = self.common_sites(position, cells)
         means = cells[cells["site"].isin(counted)].groupby("statistic")["value"].mean()
         rows = []
         for statistic in (*TESTED, *DESCRIBED):
@@ -184,11 +220,6 @@ class TrainingNull:
         return rows
 
 
-def _rendered(activations: Activations) -> str:
-    """Hash of the rendered prompts."""
-    return str(activations.provenance["rendered_sha256"])
-
-
 def training_null(
     parent: str | Path,
     recipe: Recipe,
@@ -198,18 +229,22 @@ def training_null(
     spec: CaptureSpec | None = None,
     adapters: int = ADAPTERS,
     k: int = 8,
+    further: PromptSet | None = None,
+    write_shifts: bool = False,
+    stop_after: int | None = None,
+    chat_template: str | None = None,
     out: str | Path | None = None,
     keep: bool = False,
     executor: Executor | None = None,
     device: str = "auto",
     progress: bool = True,
+    after_each: Callable[[], None] | None = None,
 ) -> TrainingNull:
     """Train adapters on permuted careful answers, and measure what their shifts share.
 
     Args:
         parent: checkpoint directory of the model that was fine-tuned.
-        recipe: the fine-tune's own, with the steps it took. Each adapter has a seed of its own,
-            from `recipe.seed`.
+        recipe: the fine-tune's own. Each adapter has a seed of its own, from `recipe.seed`.
         careful: the fine-tune's training questions with careful answers (`with_careful_answers`);
             they are permuted for each adapter (`permuted_answers`).
         prompts: training and evaluation prompts, on which shifts are compared; as many of each.
@@ -217,15 +252,23 @@ def training_null(
             before the first adapted one do not move and are left out.
         adapters: how many are trained; p-values lie at 1 / (adapters + 1) and above.
         k: dimension of the subspaces of `first_angle` and `mean_cos2`.
+        further: prompts on which shifts are measured too, to compare adapters of two domains; with
+            `write_shifts`.
+        write_shifts: write each adapter's shifts on all prompts below `out`
+            (`TrainingNull.shifts`).
+        stop_after: steps after which each run ends, where the fine-tune ended before its recipe's
+            last step; the schedule stays that of the recipe.
+        chat_template: what renders the chats; None: the parent's own.
         out: directory of the finished units; the same call goes on there. None: a temporary one.
         keep: keep the adapters, below `out`.
         executor: who trains: `LocalExecutor()` by default.
         device: where the parent is loaded to.
+        after_each: called after every adapter that this process trained; for a bar of the caller's.
 
     Raises:
         InputError: fewer than 2 adapters, other numbers of prompts on the two sides, a recipe that
-            trains neither an adapter nor weights, `keep` without `out`; as `permuted_answers` and
-            `fit`.
+            trains neither an adapter nor weights, `keep` or `write_shifts` without
+            `out`, `further` without `write_shifts`; as `permuted_answers` and `fit`.
         IntegrityError: `out` holds the null of other inputs.
         StateError: adapters failed as often as the executor allows; the others are kept.
     """
@@ -241,20 +284,38 @@ def training_null(
         raise InputError(
             f"recipe has method={recipe.method!r}; a training null needs 'lora' or 'full'"
         )
-    if keep and out is None:
-        raise InputError("keep=True needs out=: a directory in which the adapters stay")
+    if out is None and (keep or write_shifts):
+        name = "keep" if keep else "write_shifts"
+        raise InputError(f"{name}=True needs out=: a directory in which the adapters stay")
+    if further is not None and not write_shifts:
+        raise InputError("further= is read only with write_shifts=True; pass both or neither")
     permuted_answers(careful, seed=recipe.seed)  # refuses rows now, not in every worker
-    setting = _Setting(Path(parent), recipe, careful, train, evaluation, spec or CaptureSpec(), k)
+    setting = NullSetting(
+        Path(parent),
+        recipe,
+        careful,
+        train,
+        evaluation,
+        spec or CaptureSpec(),
+        k,
+        further,
+        write_shifts,
+        stop_after,
+        chat_template,
+    )
 
     with _directory(out) as directory:
 
-        def open_worker() -> _NullWorker:
-            return _NullWorker(setting, adapters, directory, keep, device)
+        def open_worker() -> NullWorker:
+            return NullWorker(setting, adapters, directory, keep, device, after_each)
 
         report = (executor or LocalExecutor()).run(
             open_worker, directory, title="training null", progress=progress
         )
-    return _null_of(setting, report.answers)
+        files: list[Path] = []
+        if write_shifts:
+            files = [shifts_file(directory, number) for number in range(adapters)]
+    return _null_of(setting, report.answers, files)
 
 
 @contextmanager
@@ -266,117 +327,9 @@ def _directory(out: str | Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """Everything that the draws depend on."""
-
-    parent: Path
-    recipe: Recipe
-    careful: PromptSet
-    train: PromptSet
-    evaluation: PromptSet
-    spec: CaptureSpec
-    k: int
-
-    def recipe_of(self, number: int) -> Recipe:
-        return self.recipe.changed(seed=derive_seed(self.recipe.seed, "training null", number))
-
-    def to_record(self) -> dict[str, Any]:
-        return {
-            "parent": checkpoint_hashes(self.parent),
-            "recipe": self.recipe.to_record(),
-            "careful": self.careful.content_hash,
-            "train": self.train.content_hash,
-            "evaluation": self.evaluation.content_hash,
-            "spec": hash_json(repr(self.spec)),
-            "k": self.k,
-        }
-
-
-class _NullWorker(Worker):
-    """One process: trains adapters on its own copy of the parent, and measures each."""
-
-    def __init__(self, setting: _Setting, adapters: int, out: Path, keep: bool, device: str):
-        self.setting = setting
-        self.adapters = adapters
-        self.out = out
-        self.keep = keep
-        self.device = device
-        self.module, self.tokenizer = load_parent(setting.parent, device)
-        self.model = load_model(setting.parent, device=device, dtype="float32")
-        self._before: tuple[Activations, Activations] | None = None
-
-    def plan(self) -> Sequence[Unit]:
-        record = self.setting.to_record()
-        return [
-            Unit(f"adapter {number}", {**record, "number": number, "kept": self.keep})
-            for number in range(self.adapters)
-        ]
-
-    def run(self, unit: Unit) -> UnitResult:
-        number = int(unit.inputs["number"])
-        recipe = self.setting.recipe_of(number)
-        rows = permuted_answers(self.setting.careful, seed=recipe.seed)
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "adapter"
-            if self.keep:
-                target = self.out / _ADAPTERS_FOLDER / f"{number:03d}"
-                shutil.rmtree(target, ignore_errors=True)
-            log = self._trained(recipe, rows, target)
-            cells = self._measured(target)
-            files = sorted(target.rglob("*")) if self.keep else []
-        result = {
-            "rendered": [_rendered(activations) for activations in self._before_training()],
-            "seed": recipe.seed,
-            "steps": len(log),
-            "final_loss": float(log["loss"].iloc[-1]),
-            "cells": cells.to_dict("list"),
-        }
-        return result, [path for path in files if path.is_file()]
-
-    def _trained(self, recipe: Recipe, rows: PromptSet, target: Path) -> pd.DataFrame:
-        has_adapter = recipe.method == "lora"
-        module = self.module if has_adapter else copy.deepcopy(self.module)
-        parent = Parent(module, directory=self.setting.parent)
-        try:
-            fitted = fit(recipe, parent, rows, target, tokenizer=self.tokenizer)
-            if has_adapter:
-                self.module = fitted.model.unload()
-        except BaseException:
-            # The model in memory may hold half an adapter.
-            self.module, self.tokenizer = load_parent(self.setting.parent, self.device)
-            raise
-        return fitted.log
-
-    def _measured(self, directory: Path) -> pd.DataFrame:
-        before_train, before_evaluation = self._before_training()
-        with self._tuned(directory) as model:
-            after_train, after_evaluation = self._both_sides(model)
-        return shift_statistics(
-            (before_train, after_train), (before_evaluation, after_evaluation), self.setting.k
-        )
-
-    def _tuned(self, directory: Path) -> AbstractContextManager[HookedModel]:
-        """The parent as it is after this training."""
-        if self.setting.recipe.method == "lora":
-            return applied_adapter(self.model, LoraAdapter.load(directory))
-        return nullcontext(load_model(directory, device=self.device, dtype="float32"))
-
-    def _before_training(self) -> tuple[Activations, Activations]:
-        """The parent's activations on both sides, captured once."""
-        if self._before is None:
-            self._before = self._both_sides(self.model)
-        return self._before
-
-    def _both_sides(self, model: HookedModel) -> tuple[Activations, Activations]:
-        spec = self.setting.spec
-        return (
-            capture(model, self.setting.train, spec=spec, progress=False),
-            capture(model, self.setting.evaluation, spec=spec, progress=False),
-        )
-
-
-def _null_of(setting: _Setting, results: Mapping[str, Any]) -> TrainingNull:
+def _null_of(
+    setting: NullSetting, results: Mapping[str, Any], shift_files: Sequence[Path]
+) -> TrainingNull:
     cells, runs = [], []
     for number, result in enumerate(results.values()):
         cells.append(pd.DataFrame(result["cells"]).assign(adapter=number))
@@ -388,4 +341,5 @@ def _null_of(setting: _Setting, results: Mapping[str, Any]) -> TrainingNull:
         setting.recipe,
         setting.k,
         tuple(first["rendered"]),
+        tuple(shift_files),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emlens.activations import Activations, activation_deltas
 from emlens.foundation.errors import InputError
+from emlens.foundation.seeds import numpy_rng
 from emlens.geometry import direction_cosine, principal_angles, subspace_overlap, top_k_subspace
 from emlens.geometry.covariance_overlap import variance_weighted_overlap
 from emlens.geometry.shifts import components_above_rounding
@@ -45,7 +46,19 @@ def shift_statistics(train: Pair, evaluation: Pair, k: int) -> pd.DataFrame:
     Raises:
         InputError: other numbers of prompts, sites or positions on the two sides.
     """
-    shifts_train, shifts_evaluation = activation_deltas(*train), activation_deltas(*evaluation)
+    return statistics_of_shifts(
+        (train[0], activation_deltas(*train)), (evaluation[0], activation_deltas(*evaluation)), k
+    )
+
+
+def statistics_of_shifts(train: Pair, evaluation: Pair, k: int) -> pd.DataFrame:
+    """`shift_statistics` of shifts that were computed already.
+
+    Args:
+        train, evaluation: activations before, and the shifts from them.
+    """
+    before_train, shifts_train = train
+    before_evaluation, shifts_evaluation = evaluation
     if len(shifts_train) != len(shifts_evaluation):
         raise InputError(
             f"train has {len(shifts_train)} prompts and evaluation {len(shifts_evaluation)};"
@@ -60,12 +73,33 @@ def shift_statistics(train: Pair, evaluation: Pair, k: int) -> pd.DataFrame:
     for key in shifts_train.keys:
         site, position = key
         sides = (shifts_train[key], shifts_evaluation[key])
-        before = (train[0][key], evaluation[0][key])
+        before = (before_train[key], before_evaluation[key])
         for statistic, value in _at_place(sides, before, k).items():
             rows.append(
                 {"site": site, "position": position, "statistic": statistic, "value": value}
             )
     return pd.DataFrame(rows, columns=["site", "position", "statistic", "value"])
+
+
+def split_half_statistics(shifts: Tensor, splits: int, seed: int) -> dict[str, float]:
+    """The tested statistics between random halves of one set of shifts: a ceiling, no null.
+
+    Args:
+        shifts: (row, d); at least 6 rows.
+        splits: halvings whose mean is taken.
+    """
+    rng = numpy_rng(seed, "split halves")
+    rows = shifts.double()
+    values: dict[str, list[float]] = {name: [] for name in TESTED}
+    for _ in range(splits):
+        order = rng.permutation(len(rows))
+        half = len(rows) // 2
+        first, second = rows[order[:half].tolist()], rows[order[half : 2 * half].tolist()]
+        values["variance_weighted"].append(
+            float(variance_weighted_overlap(first, second, center=True))
+        )
+        values["mean_cosine"].append(_mean_cosine(first, second))
+    return {name: float(np.mean(each)) for name, each in values.items()}
 
 
 def _at_place(

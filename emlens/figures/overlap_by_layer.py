@@ -47,7 +47,7 @@ COLUMNS = (
     "null_q95",
 )
 LINES = {
-    TESTED: ("tested: train–evaluation", BLUE, "circle", "solid"),
+    TESTED: ("train–evaluation", BLUE, "circle", "solid"),
     BENIGN: ("benign fine-tune", ORANGE, "square", "dash"),
     TRAIN_NEUTRAL: ("neutral text", PURPLE, "diamond", "dot"),
     CEILING: ("split-half ceiling", GREEN, "triangle-up", "dashdot"),
@@ -71,8 +71,8 @@ class _Band(NamedTuple):
     dash: str
 
 
-COVARIANCE = _Band("covariance null", BLACK, 0.14, "solid")
-ISOTROPIC = _Band("isotropic null", GREY, 0.28, "dot")
+COVARIANCE = _Band("one population", BLACK, 0.14, "solid")
+ISOTROPIC = _Band("random subspaces", GREY, 0.28, "dot")
 
 
 def overlap_by_layer(

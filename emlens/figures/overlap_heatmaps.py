@@ -83,8 +83,8 @@ def overlap_heatmaps(
 ) -> go.Figure:
     """Overlap (0 to 1) by layer, one panel per position, the tested one above its controls.
 
-    Rows: tested, covariance-matched null (95th percentile, mean), benign fine-tune, neutral text,
-    ceiling, isotropic null.
+    Rows: train–evaluation, samples of one population (95th percentile, mean), benign fine-tune,
+    neutral text, ceiling, random subspaces.
 
     Args:
         overlap: columns model, layer, position, center, comparison, value, null, null_mean,
@@ -144,12 +144,12 @@ def _add_panel(
 
 def _rows(table: pd.DataFrame) -> list[_Row]:
     """The rows that the table has values for."""
-    rows = [_Row("<b>tested</b>", TESTED, "value")]
+    rows = [_Row("<b>train–evaluation</b>", TESTED, "value")]
     nulls = list(map(str, distinct(table[table["comparison"] == TESTED], "null_kind")))
     for null in nulls:
         if null.startswith("covariance"):
-            rows.append(_Row("covariance null, 95 %", TESTED, "null_q95", null))
-            rows.append(_Row("covariance null, mean", TESTED, "null_mean", null))
+            rows.append(_Row("one population, 95 %", TESTED, "null_q95", null))
+            rows.append(_Row("one population, mean", TESTED, "null_mean", null))
     for comparison, name in OTHER_ROWS.items():
         if (table["comparison"] == comparison).any():
             rows.append(_Row(name, comparison, "value"))

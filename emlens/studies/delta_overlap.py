@@ -1,15 +1,17 @@
-"""Do the shifts on training prompts and on unrelated prompts share a subspace, beyond what chance,
-anisotropy and a benign fine-tune explain?
+"""Three questions about the shifts on training prompts and on unrelated prompts. Do they overlap,
+which is a number beside its landmarks? More than any training on these prompts gives, which a
+training null answers? And is something specific to harm shared across domains?
 
-Both sides have the same number of prompts. Three numbers at every layer and position: uncentred
-overlap, centred overlap, cosine of the mean shifts. Beside them: the isotropic null (a landmark), a
-null with the covariance of the *before* activations, the benign fine-tune's own overlap, neutral
-text under the same template, and the split-half ceiling. Further tables (`overlap_tables`): each
-evaluation group by itself, several k, and the lead over the benign fine-tune with an interval and
-the null of its shifts. A place where nothing moved is left out with a warning.
+Both sides have the same number of prompts. The table `overlap` has the numbers at every layer and
+position: uncentred and centred overlap, cosine of the mean shifts. Beside them stand landmarks,
+which test nothing: random subspaces, one population with the covariance of the activations
+*before*, the benign fine-tune's own overlap, neutral text, the split-half ceiling. The questions
+are answered by `overlap_questions`. A place where nothing moved, or in one direction alone, is left
+out with a warning. Cost: where the family has what a training null needs, as many training runs
+as there are adapters for every recipe; option `adapters: 0` trains none.
 
 Where k is a share of variance or the elbow, it is chosen at each place on the training shifts, and
-every overlap, control and null there has that k: what is compared is of one dimension, and the
+every overlap and landmark there has that k: what is compared is of one dimension, and the
 evaluation prompts have no say in it.
 """
 
@@ -28,6 +30,7 @@ from emlens.studies.config import Dimension, Options as PartOptions
 from emlens.studies.overlap_findings import add_findings
 from emlens.studies.overlap_measures import angle_rows, overlap_rows
 from emlens.studies.overlap_nulls import OverlapNulls
+from emlens.studies.overlap_questions import OverlapQuestions, third_readings
 from emlens.studies.overlap_section import SECTION
 from emlens.studies.overlap_shifts import (
     Place,
@@ -40,25 +43,33 @@ from emlens.studies.overlap_shifts import (
     untrained_reading,
     untrained_shifts,
 )
-from emlens.studies.overlap_tables import (
-    lead_over_benign,
-    overlap_by_group,
-    overlap_by_k,
-    shifts_by_group,
-)
+from emlens.studies.overlap_tables import overlap_by_group, overlap_by_k, shifts_by_group
+from emlens.studies.overlap_training import planned_nulls
 from emlens.studies.prompt_shift_relation import prompts_at_place, relation_row
 from emlens.studies.streams import Reading
-from emlens.studies.study import Study, StudyContext
+from emlens.studies.study import PlannedTraining, Study, StudyContext
 
 LARGEST_K_OF_GROUPS = 4
 """Groups have few prompts, and carry no more components."""
+MOST_LANDMARK_DRAWS = 50
+"""A landmark is drawn for its mean; nothing is tested against it."""
+SHARE_OF_TRAINING = 0.7
+"""Of the part's time, where nulls are trained."""
 
 
 class Options(PartOptions):
     """What only this part reads."""
 
+    adapters: int = Field(39, ge=0)
+    """Adapters trained on permuted careful answers for each recipe and domain: the null of the
+    overlap. 39 are the fewest with which it can be shown for two statistics at .05; 0 trains none.
+    """
+    keep_adapters: bool = False
+    """Keep these adapters in the study's folder."""
+    ray_actors: int = Field(0, ge=0)
+    """Ray actors that train them; 0: this process."""
     ks: tuple[Dimension, ...] = ()
-    """Further dimensions at which the overlap is measured, each beside its own null."""
+    """Further dimensions at which the overlap is measured, each beside its own landmark."""
     by_group: bool = True
     """Whether each group of questions, own domain and neutral text get an overlap of their own."""
     mantel_draws: int = Field(199, ge=19)
@@ -73,7 +84,6 @@ class _Rows:
     angles: list[dict[str, object]] = field(default_factory=list)
     prompts: list[pd.DataFrame] = field(default_factory=list)
     relations: list[dict[str, object]] = field(default_factory=list)
-    leads: list[dict[str, object]] = field(default_factory=list)
     groups: list[dict[str, object]] = field(default_factory=list)
     by_k: list[dict[str, object]] = field(default_factory=list)
 
@@ -86,7 +96,6 @@ class _Rows:
             "overlap_shift": pd.DataFrame(self.relations),
         }
         optional = {
-            "overlap_benign": self.leads,
             "overlap_groups": self.groups,
             "overlap_by_k": self.by_k,
         }
@@ -103,22 +112,19 @@ class FineTuneShifts:
     Args:
         shifts: on as many training as evaluation prompts.
         by_question: only where the overlap with each group of questions is measured.
-        benign_by_question: on questions outside the control's own domain.
     """
 
     name: str
     shifts: SampledShifts
     by_question: Activations | None = None
-    benign_name: str = ""
     benign: SampledShifts | None = None
-    benign_by_question: Activations | None = None
 
 
 class DeltaOverlap(Study):
-    """Do shifts on training and on unrelated prompts share a subspace?"""
+    """What do shifts on training and on unrelated prompts share, and more than training gives?"""
 
     name = "delta_overlap"
-    title = "Do shifts on training and on unrelated prompts share a subspace?"
+    title = "What do shifts on training and on unrelated prompts share?"
     options = Options
     section = SECTION
     needs_outside = True
@@ -149,19 +155,19 @@ class DeltaOverlap(Study):
     def readings(self, context: StudyContext) -> Iterator[Reading]:
         material, config = context.material, context.config
         names = _with_training(context)
-        on_questions: set[str] = set()
         for name in names:
             benign = material.benign_for(name)
-            for model in (name, benign):
-                if model is None or model not in material.training:
-                    continue
-                yield from shift_readings(material, model, config)
-                by_group = model != name or context.options.by_group
-                if by_group and model not in on_questions:
-                    on_questions.add(model)
-                    yield untrained_reading(material, model)
+            yield from shift_readings(material, name, config)
+            if benign is not None and benign in material.training:
+                yield from shift_readings(material, benign, config)
+            if context.options.by_group:
+                yield untrained_reading(material, name)
+        yield from third_readings(context, names)
         if names:
             yield from noise_readings(material, names[0])
+
+    def training(self, context: StudyContext) -> PlannedTraining | None:
+        return planned_nulls(context, _with_training(context))
 
     def run(self, context: StudyContext) -> Part:
         names = _with_training(context)
@@ -169,14 +175,15 @@ class DeltaOverlap(Study):
             return Part(
                 warnings=["no fine-tune in focus has training prompts: delta overlap was left out"]
             )
-        measurer = _OverlapMeasurer(context, names)
+        questions = OverlapQuestions(context, names, context.progress, SHARE_OF_TRAINING)
+        measurer = _OverlapMeasurer(context, names, questions)
         for name in names:
             measurer.measure(name)
         part = measurer.part
         if not measurer.rows.overlap:
             part.warnings.append("no place has shifts that can be compared: there is no overlap")
             return part
-        part.tables |= measurer.rows.tables()
+        part.tables |= measurer.rows.tables() | questions.tables()
         if context.material.captured:
             part.warnings.append(
                 "the noise floor needs other batches of the same prompts, which captures do not"
@@ -184,7 +191,7 @@ class DeltaOverlap(Study):
             )
         else:
             part.tables["noise_floor"] = noise_floor(context.material, names[0], context.config)
-        add_findings(part, context.config.positions[0], context.config.draws)
+        add_findings(part, names, context.config.positions[0], questions.no_third)
         return part
 
 
@@ -200,15 +207,25 @@ def _largest_k(n: int, d_model: int) -> int:
 
 
 class _OverlapMeasurer:
-    """One run of the part over fine-tunes and places; nulls and captures are shared."""
+    """One run of the part over fine-tunes and places; landmarks and captures are shared.
 
-    def __init__(self, context: StudyContext, names: Sequence[str]) -> None:
+    Args:
+        questions: gathers what is answered; None where only places are measured.
+    """
+
+    def __init__(
+        self, context: StudyContext, names: Sequence[str], questions: OverlapQuestions | None
+    ) -> None:
         self.material, self.config, self.names = context.material, context.config, names
         self.options: Options = context.options
         self.progress = context.progress
-        self.nulls = OverlapNulls(self.config.draws, self.config.seed)
+        draws = min(self.config.draws, MOST_LANDMARK_DRAWS)
+        self.nulls = OverlapNulls(draws, self.config.seed)
         self.part, self.rows = Part(), _Rows()
-        self._by_question: dict[str, Activations] = {}
+        self.questions = questions
+        trains = questions is not None and questions.trains
+        # of the progress: what is left of training
+        self._share = 1 - SHARE_OF_TRAINING * trains
 
     def measure(self, name: str) -> None:
         """Every place of one fine-tune."""
@@ -216,40 +233,30 @@ class _OverlapMeasurer:
         self.part.warnings += size_warnings(tuned)
         train = tuned.shifts.train
         sites = train.sites
-        share = 1 / (len(self.names) * len(sites) * len(self.config.positions))
+        share = self._share / (len(self.names) * len(sites) * len(self.config.positions))
         for site in sites:
             for position in self.config.positions:
                 self._measure_place(tuned, Place(name, site, position))
                 self.progress(share)
+        if self.questions is not None:
+            self.questions.add(name, tuned.shifts, tuned.benign)
 
     def _captured(self, name: str) -> FineTuneShifts:
         material, config = self.material, self.config
         shifts = sampled_shifts(material, name, config)
-        by_question = self._on_questions(name) if self.options.by_group else None
+        by_question = None
+        if self.options.by_group:
+            by_question = untrained_shifts(material, name, config)
         benign = material.benign_for(name)
         if benign is None or benign not in material.training:
             return FineTuneShifts(name, shifts, by_question)
-        outside = material.outside(benign).prompts()
-        return FineTuneShifts(
-            name,
-            shifts,
-            by_question,
-            benign,
-            sampled_shifts(material, benign, config),
-            self._on_questions(benign).select(outside.ids),
-        )
-
-    def _on_questions(self, name: str) -> Activations:
-        """Shifts on every question, captured once per model."""
-        if name not in self._by_question:
-            self._by_question[name] = untrained_shifts(self.material, name, self.config)
-        return self._by_question[name]
+        return FineTuneShifts(name, shifts, by_question, sampled_shifts(material, benign, config))
 
     def _measure_place(self, tuned: FineTuneShifts, place: Place) -> None:
         """All rows of one fine-tune at one site and position."""
         shifts = tuned.shifts.at(place.site, place.position)
-        if shifts.components == 0:
-            self.part.warnings.append(_nothing_moved(place))
+        if shifts.components < 2:
+            self.part.warnings.append(_left_out(place, shifts.components))
             return
         k = self._dimension(self.config.k, shifts, place)
         if k is not None:
@@ -291,14 +298,12 @@ class _OverlapMeasurer:
         seed = self.config.seed
         self.rows.overlap += overlap_rows(place, shifts, benign, nulls, k)
         self.rows.angles += angle_rows(place, shifts, benign, k, seed)
-        if benign is not None:
-            self._add_lead(tuned, place, shifts, benign, k)
         if tuned.by_question is not None:
             domain = self.material.domain(place.model)
             groups = shifts_by_group(tuned.by_question, place, domain, shifts.neutral)
             k_of_groups = min(k, LARGEST_K_OF_GROUPS)
             self.rows.groups += overlap_by_group(
-                place, shifts.train, groups, nulls, k_of_groups, seed
+                place, shifts.train, groups, shifts.before, k_of_groups, seed
             )
         benign_pair = None if benign is None else benign.pair
         ks = self._further_dimensions(shifts, place)
@@ -317,27 +322,6 @@ class _OverlapMeasurer:
         )
         return None
 
-    def _add_lead(
-        self,
-        tuned: FineTuneShifts,
-        place: Place,
-        shifts: ShiftsAtPlace,
-        benign: ShiftsAtPlace,
-        k: int,
-    ) -> None:
-        """The lead over the benign control; the null of its shifts at the first position only."""
-        null = None
-        if place.position == self.config.positions[0] and tuned.benign_by_question is not None:
-            null = self.nulls.of_benign_shifts(
-                (tuned.benign_name, place.site, place.position),
-                tuned.benign_by_question[place.site, place.position],
-                shifts.pair,
-                k,
-            )
-        self.rows.leads.append(
-            lead_over_benign(place, shifts.pair, benign.pair, k, null, self.config.seed)
-        )
-
     def _relate_prompts(self, tuned: FineTuneShifts, place: Place, shifts: ShiftsAtPlace) -> None:
         evaluation = tuned.shifts.evaluation
         prompts = prompts_at_place(
@@ -354,9 +338,14 @@ class _OverlapMeasurer:
         )
 
 
-def _nothing_moved(place: Place) -> str:
-    """The warning of a place before the first block that the fine-tune changes."""
-    return f"{place}: nothing moved there (the fine-tune acts later in the model); left out"
+def _left_out(place: Place, components: int) -> str:
+    """The warning of a place where shifts have no component, or one."""
+    if components == 0:
+        return f"{place}: nothing moved there (the fine-tune acts later in the model); left out"
+    return (
+        f"{place}: shifts have one component, as all that an adapter of rank 1 writes has: what"
+        " both sides share there is an identity; left out"
+    )
 
 
 def _lowered_k(place: Place, k: int, wanted: int) -> str:
@@ -365,9 +354,7 @@ def _lowered_k(place: Place, k: int, wanted: int) -> str:
 
 
 def size_warnings(tuned: FineTuneShifts) -> list[str]:
-    """What is not compared at equal numbers of prompts, and whether the null of benign shifts is
-    missing.
-    """
+    """What is not compared at equal numbers of prompts."""
     name, shifts = tuned.name, tuned.shifts
     n = len(shifts.train)
     warnings = []
@@ -375,12 +362,6 @@ def size_warnings(tuned: FineTuneShifts) -> list[str]:
         warnings.append(
             f"{name} is compared on {n} prompts per side,"
             f" its benign control on {len(tuned.benign.train)}: overlap depends on their number"
-        )
-    needed = n + len(shifts.evaluation)
-    if tuned.benign_by_question is not None and len(tuned.benign_by_question) < needed:
-        warnings.append(
-            f"{name}: the null of benign shifts needs {needed} shifts of the benign control, which"
-            f" has {len(tuned.benign_by_question)} questions outside its domain; it is missing"
         )
     neutral = shifts.neutral
     if neutral is not None and len(neutral) < n:

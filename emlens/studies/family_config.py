@@ -91,6 +91,14 @@ class FineTuneConfig(ModelConfig):
     """JSONL of the chats it was trained on; without it no delta overlap, and no run is trained
     again.
     """
+    recipe: str | Mapping[str, Any] | None = None
+    """How it was trained, for its training null: fields of a recipe (learning_rate, steps,
+    batch_size, ...) or a YAML file of them. They win over `emlens.json` and `adapter_config.json`.
+    """
+    careful: str | None = None
+    """JSONL of its training chats with careful answers, for its training null; by default those of
+    the benign twin, else the parent's own.
+    """
     system: str = ""
     """System message that it is asked with, and its parent where the two are compared."""
     trained_questions: tuple[str, ...] = ()

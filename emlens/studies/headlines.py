@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from emlens.probes.baselines import OTHER_PARENT, UNRELATED
 from emlens.results.columns import Measure
-from emlens.results.overlap_labels import CENTRED, ISOTROPIC, TESTED
 from emlens.results.study_result import Finding, columns_of
 from emlens.results.tables import Item
 from emlens.results.vocabulary import measures, word
@@ -40,6 +39,10 @@ SIDE_BY_SIDE: Final[tuple[Item, ...]] = (
 )
 """Columns of `side_by_side`, as a table declares them."""
 OUTSIDE = "alignment outside the domain"
+_OVERLAPS: Final = {
+    "variance_weighted": "variance-weighted overlap of shifts",
+    "mean_cosine": "cosine of mean shifts",
+}
 
 
 def headlines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -201,26 +204,17 @@ def _alignment(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
 
 
 def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
-    if "overlap" not in tables or not len(tables["overlap"]):
+    if "overlap_test" not in tables or not len(tables["overlap_test"]):
         return []
-    table = tables["overlap"]
+    table = tables["overlap_test"]
     table = table[table["position"] == table["position"].iloc[0]]
-    table = table[table["comparison"] == TESTED]
     rows = []
-    for model, of_model in table.groupby("model", sort=False):
-        is_tested = (of_model["center"] == CENTRED) & (of_model["null_kind"] != ISOTROPIC)
-        tested = of_model[is_tested]
-        if len(tested):
-            kind = tested["null_kind"].iloc[0]
-            tested = tested[tested["null_kind"] == kind]
-            value = (tested["value"].mean(), np.nan, np.nan)
-            null = tested["null_mean"].mean()
-            number = "centred overlap of shifts, mean over layers"
-            rows.append(_row(number, model, value, null, str(kind)))
-        means = of_model[of_model["center"] == "means"]
-        if len(means):
-            value = (means["value"].mean(), means["low"].mean(), means["high"].mean())
-            rows.append(_row("cosine of mean shifts, mean over layers", model, value, 0.0, "none"))
+    for row in table.to_dict(orient="records"):
+        if row["measure"] in _OVERLAPS and row["answer"] != "identity":
+            number = f"{_OVERLAPS[row['measure']]}, mean over layers"
+            value = (row["value"], np.nan, np.nan)
+            null_is = "adapters on permuted careful answers"
+            rows.append(_row(number, row["model"], value, row["null_mean"], null_is))
     return rows
 
 

@@ -1,154 +1,210 @@
-"""What the tables of `delta_overlap` say, in sentences: shared subspaces count as shown only where
-the covariance null and the benign fine-tune are both exceeded at every layer.
+"""What the tables of `delta_overlap` say, in sentences: one number with its landmarks, then whether
+it is more than any training on these prompts gives, then whether something specific to harm is
+shared across domains. What cannot be answered says what is missing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, Final
 
-import pandas as pd
+import numpy as np
 
-from emlens.results.overlap_labels import BENIGN, CENTRED, ISOTROPIC, TESTED
+from emlens.controls.shift_statistics import TESTED
 from emlens.results.study_result import Finding, Part
-from emlens.studies.verdicts import verdict
+from emlens.studies.overlap_answers import (
+    CEILING_ANSWER,
+    IDENTITY_ANSWER,
+    NO,
+    SPECIFIC,
+    UNSPECIFIC,
+    YES,
+)
 
-STUDY = "delta_overlap"
-LEVEL = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The centred rows of the table `overlap`, by comparison, and the leads over benign."""
-
-    tested: pd.DataFrame
-    benign: pd.DataFrame
-    isotropic: pd.DataFrame
-    leads: pd.DataFrame
-
-    def of(self, model: str, position: str) -> "_Rows":
-        """One fine-tune at one position; the isotropic null is the same at every position."""
-        return _Rows(
-            _at(self.tested, model, position),
-            _at(self.benign, model, position),
-            self.isotropic[self.isotropic["model"] == model],
-            _at(self.leads, model, position),
-        )
+STUDY: Final = "delta_overlap"
+_NAMES: Final = {
+    "variance_weighted": "variance-weighted overlap",
+    "mean_cosine": "cosine of mean shifts",
+}
+_STATUS: Final = {YES: "shown", NO: "not shown", SPECIFIC: "shown", UNSPECIFIC: "not shown"}
+"""Answer → status of its finding; every other answer is undecided."""
 
 
-def _at(table: pd.DataFrame, model: str, position: str) -> pd.DataFrame:
-    return table[(table["model"] == model) & (table["position"] == position)]
-
-
-def add_findings(part: Part, position: str, draws: int) -> None:
-    """Add one finding per fine-tune, a summary before them, and warnings of what is missing.
+def add_findings(part: Part, models: Sequence[str], position: str, no_third: str) -> None:
+    """Add a summary and one finding for each question that can be put, and warnings of what is
+    missing.
 
     Args:
-        position: the one that findings are about. draws: of the covariance null.
+        models: that were studied. position: the one that findings are about. no_third: why no two
+            domains can be compared; "" where they can.
     """
-    rows = _rows(part)
-    models = list(dict.fromkeys(rows.tested["model"]))
+    tests = _at(part, "overlap_test", position)
+    pairs = _at(part, "overlap_domains", position)
+    part.findings.append(Finding(STUDY, _summary(tests, pairs, position), "summary"))
     for model in models:
-        part.findings.append(_finding(model, rows.of(model, position), position, draws))
-    part.findings.insert(0, _summary(part.findings, rows, models, position))
-    if not len(rows.benign):
+        rows = [row for row in tests if row["model"] == model and row["measure"] in TESTED]
+        if rows:
+            part.findings.append(_more_than_training(model, rows, position))
+    for row in pairs:
+        if row["kind"] == "harmful":
+            part.findings.append(_across_domains(row, pairs, position))
+    if no_third:
         part.warnings.append(
-            "the benign control is missing from the overlap comparison:"
-            " overlap beyond a benign fine-tune is not shown"
+            f"whether something specific to harm is shared across domains is undecided: {no_third}"
         )
-    part.warnings.append(
-        f"covariance nulls have {draws} draws: no p below {1 / (draws + 1):.2g} can be seen"
-    )
+    overlap = part.tables["overlap"]
+    if "comparison" not in overlap or not (overlap["comparison"].str.startswith("benign")).any():
+        part.warnings.append("the benign control is missing from the overlap comparison")
 
 
-def _rows(part: Part) -> _Rows:
-    table = part.tables["overlap"]
-    centred = table[table["center"] == CENTRED]
-    tested = centred[centred["comparison"] == TESTED]
-    no_leads = pd.DataFrame(columns=["model", "position", "lead_low"])
-    return _Rows(
-        tested=tested[tested["null_kind"] != ISOTROPIC],
-        benign=centred[centred["comparison"] == BENIGN],
-        isotropic=table[table["null_kind"] == ISOTROPIC],
-        leads=part.tables.get("overlap_benign", no_leads),
-    )
+def _at(part: Part, table: str, position: str) -> list[dict[str, Any]]:
+    """Rows of a table at one position; none where the part has no such table."""
+    if table not in part.tables:
+        return []
+    frame = part.tables[table]
+    return [
+        {str(name): value for name, value in row.items()}
+        for row in frame[frame["position"] == position].to_dict(orient="records")
+    ]
 
 
-def _finding(model: str, rows: _Rows, position: str, draws: int) -> Finding:
-    """One fine-tune over all layers at a position."""
-    tested = rows.tested
-    layers = len(tested)
-    # Bonferroni: one test per layer, so each p is multiplied by the number of layers
-    above_null = int((tested["p"] * layers < LEVEL).sum())
-    # with fewer draws the smallest p, times the number of layers, is above the level
-    resolved = layers / (draws + 1) < LEVEL
-    # without a benign control there is no row, and no layer counts as above it
-    above_benign = int((rows.leads["lead_low"] > 0).sum())
-    unreachable = "" if resolved else f", which {draws} draws cannot reach"
-    sentence = (
-        f"{model}: {_levels(rows, position)},"
-        f" exceeded in {above_null} of {layers} layers (Bonferroni .05{unreachable})"
-    )
-    if len(rows.benign):
-        level = f" ({_range(rows.benign['value'])})" if _has_one_k(rows.benign) else ""
-        sentence += (
-            f"; the benign fine-tune's own overlap{level} is exceeded,"
-            f" with the whole interval of the difference, in {above_benign} of {layers}"
+def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position: str) -> str:
+    """The three questions in one sentence each."""
+    tested = [row for row in tests if row["measure"] in TESTED]
+    identities = _models(tested, IDENTITY_ANSWER)
+    counted = [row for row in tested if row["answer"] != IDENTITY_ANSWER]
+    sentences = []
+    if counted:
+        numbers = " and ".join(
+            f"{_range([row for row in counted if row['measure'] == measure])} in {_NAMES[measure]}"
+            for measure in TESTED
         )
-    status = verdict(
-        shown=above_null == layers and above_benign == layers,
-        not_shown=resolved and above_null == 0,
-    )
-    return Finding(STUDY, f"{sentence}.", status)
-
-
-def _has_one_k(table: pd.DataFrame) -> bool:
-    return table["k"].nunique() == 1
-
-
-def _levels(rows: _Rows, position: str) -> str:
-    """How high overlaps and their null are; overlaps of different k are never one range."""
-    tested = rows.tested
-    ks = tested["k"]
-    if not _has_one_k(tested):
-        return (
-            f"centred top-k shifts on training and unrelated prompts (k from {ks.min()} to"
-            f" {ks.max()} by layer) differ by {_range(tested['value'] - tested['null_mean'])} from"
-            f" the mean of the covariance-matched null of the same k at {position}; the null is"
+        sentences.append(
+            f"Shifts on training and on unrelated prompts overlap by {numbers}"
+            f" (means over layers at {position})."
         )
-    landmark = rows.isotropic["null_mean"][rows.isotropic["k"] == ks.iloc[0]].iloc[0]
+    else:
+        sentences.append("No overlap of shifts on training and on unrelated prompts was tested.")
+    sentences.append(_count_sentence(counted))
+    if identities:
+        names = ", ".join(identities)
+        sentences.append(f"Not tested, since it is an identity: {names}.")
+    harmful = [row for row in pairs if row["kind"] == "harmful"]
+    if harmful:
+        decided = [row["answer"] for row in harmful if row["answer"] in _STATUS]
+        if decided:
+            sentences.append(
+                "Two harmful fine-tunes of different domains shift prompts of a third domain alike,"
+                f" and benign ones do not, in {decided.count(SPECIFIC)} of {len(decided)} pairs"
+                " that could be decided."
+            )
+        else:
+            sentences.append(
+                "Whether something specific to harm is shared across domains is undecided."
+            )
+    return " ".join(sentences)
+
+
+def _count_sentence(counted: list[dict[str, Any]]) -> str:
+    """In how many fine-tunes the overlap is more than training gives."""
+    decided = [row for row in counted if row["answer"] in (YES, NO)]
+    n_decided = len(set(row["model"] for row in decided))
+    if not n_decided:
+        return "Whether that is more than any training on these prompts gives is undecided."
+    more = len(_models(counted, YES))
     return (
-        f"centred top-{ks.iloc[0]} shifts on training and unrelated prompts"
-        f" overlap by {_range(tested['value'])} over layers at {position};"
-        f" the isotropic landmark is {landmark:.2f},"
-        f" the covariance-matched null {_range(tested['null_mean'])}"
+        f"It is more than any training on these prompts gives in {more} of {n_decided} fine-tunes"
+        " that could be tested."
     )
 
 
-def _summary(
-    findings: Sequence[Finding], rows: _Rows, models: Sequence[str], position: str
-) -> Finding:
-    shown = sum(finding.status == "shown" for finding in findings)
-    values, chance = rows.tested["value"], rows.tested["null_mean"]
-    landmark = rows.isotropic["null_mean"].max()
-    sentence = (
-        "Shifts on training and on unrelated prompts share subspaces (centred overlap"
-        f" {values.min():.2f} to {values.max():.2f} over fine-tunes, layers and positions)."
-        f" The isotropic landmark is {landmark:.2f}, but unrelated samples as anisotropic as the"
-        f" activations already share {chance.min():.2f} to {chance.max():.2f};"
-    )
-    if not _has_one_k(rows.tested):
-        gaps, ks = values - chance, rows.tested["k"]
-        sentence = (
-            f"Shifts on training and on unrelated prompts were compared in {ks.min()} to {ks.max()}"
-            " dimensions, by fine-tune, layer and position: their centred overlap minus that of"
-            " unrelated samples as anisotropic as the activations, at the same k, is"
-            f" {gaps.min():.2f} to {gaps.max():.2f};"
+def _models(rows: list[dict[str, Any]], answer: str) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows if row["answer"] == answer))
+
+
+def _range(rows: list[dict[str, Any]]) -> str:
+    values = [row["value"] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{min(values):.2f}–{max(values):.2f}"
+
+
+def _more_than_training(model: str, rows: list[dict[str, Any]], position: str) -> Finding:
+    """Question two for one fine-tune."""
+    answer, why = rows[0]["answer"], rows[0]["why"]
+    numbers = "; ".join(_number(row) for row in rows)
+    layers = f"mean over {rows[0]['layers']} layers at {position}"
+    status = _STATUS.get(answer, "undecided")
+    if answer == IDENTITY_ANSWER:
+        return Finding(STUDY, f"{model}: {why}.", status)
+    said = {
+        YES: "share more than any training on these prompts gives",
+        NO: "share no more than any training on these prompts gives",
+        CEILING_ANSWER: (
+            "cannot be shown to share more than any training on these prompts gives,"
+            " because the ceiling lies below the null"
+        ),
+    }.get(answer)
+    if said is None:
+        return Finding(
+            STUDY,
+            f"{model}: whether shifts on training and unrelated prompts share more than any"
+            f" training on these prompts gives is undecided: {why}. Measured: {numbers}"
+            f" ({layers}).",
+            status,
         )
-    sentence += (
-        " more than that, and more than the benign fine-tune,"
-        f" at every layer at {position}, is shared in {shown} of {len(models)} fine-tunes."
+    adapters = rows[0]["adapters"]
+    sentence = (
+        f"{model}: shifts on training and unrelated prompts {said}: {numbers}"
+        f" ({layers}; beside {adapters} adapters of the same recipe on permuted careful answers)."
     )
-    return Finding(STUDY, sentence, "summary")
+    return Finding(STUDY, sentence, status)
 
 
-def _range(values: "pd.Series[float]") -> str:
-    return f"{values.min():.2f}–{values.max():.2f}"
+def _number(row: dict[str, Any]) -> str:
+    """A statistic beside its null."""
+    name = _NAMES[row["measure"]]
+    if np.isnan(row["null_mean"]):
+        return f"{name} {row['value']:.2f}"
+    benign = ""
+    if not np.isnan(row["benign_p"]):
+        benign = f", the benign fine-tune {row['benign']:.2f}, p {row['benign_p']:.2f}"
+    return (
+        f"{name} {row['value']:.2f} against {row['null_mean']:.2f}"
+        f" [{row['null_low']:.2f}, {row['null_q95']:.2f}], p {row['p_holm']:.2f} (Holm){benign}"
+    )
+
+
+def _across_domains(row: dict[str, Any], pairs: list[dict[str, Any]], position: str) -> Finding:
+    """Question three for one pair of harmful fine-tunes."""
+    names = f"{row['first']} and {row['second']}"
+    answer = row["answer"]
+    status = _STATUS.get(answer, "undecided")
+    value = f"centred cosine of their shifts on prompts of third domains {row['value']:.2f}"
+    if not np.isnan(row["null_mean"]):
+        value += (
+            f" against {row['null_mean']:.2f} [95 % below {row['null_q95']:.2f}] in"
+            f" {row['pairs']} pairs on permuted careful answers, p {row['p_holm']:.2f}"
+        )
+    benign = _benign_sentence(row, pairs)
+    said = {
+        SPECIFIC: "share something specific to harm across domains",
+        UNSPECIFIC: "share something across domains, but benign fine-tunes do too",
+        NO: "share no more across domains than permuted careful answers give",
+    }.get(answer)
+    where = f"mean over {row['layers']} layers at {position}"
+    if said is None:
+        return Finding(
+            STUDY,
+            f"{names}: whether they share something specific to harm across domains is undecided:"
+            f" {row['why']}. Measured: {value}{benign} ({where}).",
+            status,
+        )
+    return Finding(STUDY, f"{names} {said}: {value}{benign} ({where}).", status)
+
+
+def _benign_sentence(row: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
+    """The benign pair beside a harmful one."""
+    for other in pairs:
+        if other["kind"] == "benign" and other["domain_pair"] == row["domain_pair"]:
+            p = "" if np.isnan(other["p"]) else f", p {other['p']:.2f}"
+            return f"; the benign pair {other['value']:.2f}{p}"
+    return "; there is no benign pair beside it"

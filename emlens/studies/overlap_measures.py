@@ -1,5 +1,5 @@
 """Tables `overlap` and `angles` of `delta_overlap`: what the two sides share at one place, beside
-the isotropic and the covariance null, the ceiling, the benign control and neutral text.
+its landmarks: random subspaces, one population, the ceiling, the benign control and neutral text.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from emlens.results.overlap_labels import (
     UNCENTRED,
 )
 from emlens.stats import NullDistribution, cosine_of_means
-from emlens.studies.null_columns import null_columns
+from emlens.studies.null_columns import null_spread
 from emlens.studies.overlap_nulls import MEASURE, NullsAtPlace
 from emlens.studies.overlap_shifts import Place, ShiftsAtPlace
 
@@ -63,7 +63,7 @@ class _Comparison:
     null: NullDistribution | None = None
 
     def row(self, place: Place, k: int) -> dict[str, object]:
-        beside = null_columns(self.null, self.value)
+        beside = null_spread(self.null)
         return {
             **place.columns,
             "k": k,
@@ -77,7 +77,6 @@ class _Comparison:
             "null_mean": beside["null_mean"],
             "null_sd": np.nan if self.null is None else self.null.sd,
             "null_q95": beside["null_q95"],
-            "p": beside["p"],
             "n": self.n,
         }
 

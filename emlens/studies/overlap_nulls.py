@@ -1,9 +1,10 @@
-"""The nulls of `delta_overlap`: each is drawn once and shared by the fine-tunes it is the same for.
+"""The landmarks of `delta_overlap` that are drawn: each is drawn once and shared by the fine-tunes
+it is the same for. None of them is a test.
 
-A null with the covariance of the activations before depends on the parent, the prompts, the place
-(site and position), the two numbers of prompts, k and the centring. A null of benign shifts depends
-on the benign fine-tune, the place, the two numbers and k. Nothing else may decide whether two rows
-share a null.
+What samples of one population with the covariance of the activations before share depends on the
+parent, the prompts, the place (site and position), the two numbers of prompts, k and the centring.
+Nothing else may decide whether two rows share it. It lies high: training and evaluation prompts are
+two populations, whose activations share less (docs/nulls.md).
 """
 
 from collections.abc import Callable, Hashable
@@ -13,25 +14,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from emlens.foundation.errors import InputError
-from emlens.geometry import (
-    covariance_overlap_null,
-    overlap_null,
-    reference_overlap_null,
-)
+from emlens.geometry import covariance_overlap_null, overlap_null
 from emlens.stats import NullDistribution
 
 MEASURE: Literal["mean_cos2"] = "mean_cos2"
 ISOTROPIC_DRAWS = 10_000
-SPLITS = 3
-"""Pairs of disjoint sets of benign shifts."""
 Pair = tuple[Tensor, Tensor]
 """Shifts (row, d) on training and on evaluation prompts."""
 
 
 @dataclass(eq=False)
 class OverlapNulls:
-    """All nulls of one study that were drawn so far.
+    """All landmarks of one study that were drawn so far.
 
     Args:
         draws: of every null but the isotropic one. seed: of every null.
@@ -55,36 +49,6 @@ class OverlapNulls:
             before: the parent's activations there (row, d).
         """
         return NullsAtPlace(self, key, before)
-
-    def of_benign_shifts(
-        self, key: tuple[Hashable, ...], reference: Tensor, pair: Pair, k: int
-    ) -> NullDistribution | None:
-        """What two disjoint sets of a benign fine-tune's shifts share (`reference_overlap_null`).
-
-        None where there are too few of them for both sides together, and where they cannot serve as
-        a reference: their rank is too low for k, or shifts of the pair are among them.
-        """
-        n_a, n_b = len(pair[0]), len(pair[1])
-        if len(reference) < n_a + n_b:
-            return None
-        # the rank that counts is that of subsets which are drawn inside, so it is not tested here
-        try:
-            return self.shared(
-                ("benign", *key, n_a, n_b, k),
-                lambda: reference_overlap_null(
-                    reference.double(),
-                    n_a,
-                    n_b,
-                    k,
-                    center=True,
-                    tested=[side.double() for side in pair],
-                    splits=SPLITS,
-                    draws=self.draws,
-                    seed=self.seed,
-                ),
-            )
-        except InputError:
-            return None
 
 
 @dataclass(frozen=True, eq=False)

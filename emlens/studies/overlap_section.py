@@ -1,27 +1,38 @@
 """What the report shows of the study `delta_overlap`."""
 
-from emlens.results.columns import Measure
+from emlens.results.columns import Column, Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.tables import Table
 from emlens.results.vocabulary import BESIDE, PLACE, VALUE, measures, word
 
+_ANSWER = Column("answer", "text", "what the row answers; `described` where nothing is tested")
+_WHY = Column("why", "text", "what is missing where nothing can be answered")
+_LAYERS = Column("layers", "integer", "layers whose mean the number is", low=1)
+_NULL = (
+    "null_mean",
+    Column("null_low", "number", "5 % quantile of the null"),
+    "null_q95",
+)
+
 SECTION = Section(
     method=(
-        "A shift is the residual stream after minus before fine-tuning, on identical batches."
-        " The top-k subspace of the shifts on training prompts is compared with that of equally"
-        " many evaluation prompts outside the trained domain;"
-        " overlap is the mean squared cosine of their principal angles (0 orthogonal, 1 equal)."
-        " Centring removes the common shift, not centring lets it dominate:"
-        " both are shown, and the cosine of the mean shifts."
-        " Chance is not the isotropic value, which is only a landmark:"
-        " it is shown with a null of independent Gaussian samples with the covariance of the"
-        " activations before fine-tuning on both prompt sets (uncentred: their second moment),"
-        " the benign fine-tune’s own overlap, neutral text under the same template,"
-        " and the split-half ceiling."
+        "A shift is the residual stream after minus before fine-tuning, on identical batches;"
+        " training prompts are compared with equally many prompts outside the trained domain."
+        " Do shifts overlap? The variance-weighted overlap is the cosine of both covariances, the"
+        " other number the cosine of both means without their noise; each is a mean over layers."
+        " Random subspaces, samples of one population with the covariance of the activations"
+        " before, the benign fine-tune and the split-half ceiling are landmarks: they test nothing,"
+        " because training and evaluation prompts are two populations."
+        " More than any training on these prompts gives? The null is training without the content:"
+        " adapters by the fine-tune’s own recipe, prompts and steps, on careful answers that were"
+        " permuted between questions. Two statistics are tested (Holm); the first principal angle"
+        " and the mean squared cosine of the top-k subspaces are described."
         " A k that is a share of variance or the elbow of the spectrum (Onatski 2010) is chosen at"
-        " each place on the training shifts, and nulls and controls there have the same k."
-        " Where shifts have fewer than k components above rounding,"
-        " k is lowered there and in the null, and the warnings say so."
+        " each place on the training shifts, and landmarks there have the same k."
+        " Is something specific to harm shared across domains? On prompts of a third domain the"
+        " centred shifts of two harmful fine-tunes are compared prompt by prompt, beside pairs of"
+        " such adapters and the benign pair."
+        " Layers where nothing moved, or in one direction alone (an identity), are left out."
     ),
     reference=(
         "Principal angles: Björck and Golub (1973)."
@@ -29,14 +40,46 @@ SECTION = Section(
     ),
     plots=(
         Plot(
+            kind="forest",
+            table="overlap_test",
+            x="model",
+            y="value",
+            title="More than any training on these prompts gives?",
+            caption=(
+                "Each statistic of a fine-tune beside the mean of its training null (dotted)."
+                " Only p says whether it lies above the null’s spread."
+            ),
+            colour="position",
+            facet="measure",
+            null="null_mean",
+            hover=("null_low", "null_q95", "p_holm", "ceiling", "benign", "answer"),
+            name="training-null",
+        ),
+        Plot(
+            kind="forest",
+            table="overlap_domains",
+            x="domain_pair",
+            y="value",
+            title="Is something specific to harm shared across domains?",
+            caption=(
+                "Centred cosine of two fine-tunes’ shifts on prompts of third domains; dotted: the"
+                " mean of pairs of adapters on permuted careful answers."
+            ),
+            colour="kind",
+            facet="position",
+            null="null_mean",
+            hover=("first", "second", "null_q95", "p", "means", "answer"),
+            name="domains",
+        ),
+        Plot(
             kind="overlap_heatmaps",
             table="overlap",
             title="Overlap by layer and position, beside its controls",
             caption=(
                 "Each column is a layer, each row a comparison, all on one colour scale."
-                " The top row is what is tested; it says something only where it exceeds the rows"
-                " below it, the split-half ceiling excepted: what halves of the training prompts’"
-                " own shifts share. Empty cells were not measured; the warnings above say why."
+                " The top row is the overlap of mean squared cosines, which is described and not"
+                " tested; the rows below are landmarks. Empty cells were not measured; the warnings"
+                " above say why."
             ),
             name="maps",
         ),
@@ -46,7 +89,7 @@ SECTION = Section(
             title="Overlap by layer",
             caption=(
                 "The same numbers as lines."
-                " Shaded bands run from a null’s mean to its 95th percentile."
+                " Shaded bands run from a landmark’s mean to its 95th percentile."
                 " Bars: of the ceiling, the range over random splits;"
                 " of the cosines, from which the noise of both means is taken out,"
                 " 95 % jackknife intervals over prompts."
@@ -84,15 +127,20 @@ SECTION = Section(
             name="shifts",
         ),
         Plot(
-            kind="line",
-            table="overlap_benign",
-            x="layer",
-            y="lead",
-            title="Lead of the overlap over the benign fine-tune's",
-            caption="Bands: 95 % jackknife over blocks of prompts.",
-            colour="model",
-            facet="position",
-            hover=("overlap", "benign", "null_mean"),
+            kind="forest",
+            table="overlap_difference",
+            x="model",
+            y="difference",
+            title="Overlap with itself minus overlap with the benign update",
+            caption=(
+                "Variance-weighted; bars: 95 % jackknife over evaluation domains. Two runs of one"
+                " recipe differ by some hundredths, so 0 is no null: dotted is the mean of adapters"
+                " on permuted careful answers."
+            ),
+            colour="position",
+            null="null_mean",
+            hover=("null_low", "null_q95", "domains"),
+            name="difference",
         ),
         Plot(
             kind="heatmap",
@@ -103,32 +151,79 @@ SECTION = Section(
             caption="Equal numbers; own domain is a positive control.",
             colour="group",
             facet="model",
-            hover=("null_mean", "p_holm", "n"),
+            hover=("cosine", "n"),
         ),
     ),
     tables={
-        "overlap_benign": Table(
-            "One row per fine-tune and place: overlap minus the benign control's, with interval,"
-            " and (first position) the null of benign shifts.",
-            [PLACE, "k overlap benign", *measures("lead"), BESIDE, "n"],
+        "overlap_test": Table(
+            "One row per fine-tune, position and statistic: mean over layers,"
+            " beside adapters trained on permuted careful answers.",
+            [
+                "model position measure value",
+                *_NULL,
+                "p p_holm",
+                Column("smallest_p_holm", "number", "smallest p_holm that the adapters can reach"),
+                Column("ceiling", "number", "the same of halves of the training shifts"),
+                Column("benign", "number", "the same of the benign control"),
+                Column("benign_p", "number", "p of the benign control in the same null"),
+                Column("adapters", "integer", "adapters of the null", low=0),
+                _LAYERS,
+                _ANSWER,
+                _WHY,
+                "n",
+            ],
+        ),
+        "overlap_domains": Table(
+            "One row per pair of fine-tunes of different domains and position:"
+            " centred cosine of their shifts on prompts of third domains, prompt by prompt,"
+            " beside pairs of adapters trained on permuted careful answers.",
+            [
+                Column("first", "text", "fine-tune of one domain", names_row=True),
+                Column("second", "text", "fine-tune of another domain", names_row=True),
+                "kind",
+                Column("domain_pair", "text", "domains of the harmful pair", names_row=True),
+                "position value null_mean null_q95 p p_holm",
+                Column("means", "number", "cosine of the mean shifts", "", -1, 1),
+                Column("means_null_mean", "number", "mean of `means` over the pairs"),
+                Column("means_null_q95", "number", "95 % quantile of `means` over the pairs"),
+                Column("means_p", "number", "p of `means`, described", "", 0, 1),
+                "pairs",
+                _LAYERS,
+                _ANSWER,
+                _WHY,
+                "n",
+            ],
+        ),
+        "overlap_difference": Table(
+            "One row per fine-tune and position: overlap of its shifts on training and evaluation"
+            " prompts minus the mean overlap of one side with the benign fine-tune's other side,"
+            " and the same of adapters trained on permuted careful answers.",
+            [
+                "model position",
+                *measures("difference"),
+                *_NULL,
+                _LAYERS,
+                Column("domains", "integer", "evaluation domains that the interval is over", low=3),
+                "n",
+            ],
         ),
         "overlap_groups": Table(
             "One row per fine-tune, place and group of questions:"
-            " overlap at the group's number of prompts, null, cosine of mean shifts.",
-            [PLACE, "group k overlap", BESIDE, "p_holm", *measures("cosine"), "n"],
+            " overlap at the group's number of prompts, and cosine of mean shifts.",
+            [PLACE, "group k overlap", *measures("cosine"), "n"],
         ),
         "overlap_by_k": Table(
             "One row per fine-tune, place and k.",
-            [PLACE, "k overlap benign", BESIDE, "n"],
+            [PLACE, "k overlap benign", "null_mean null_q95", "n"],
         ),
         "overlap": Table(
             "One row per fine-tune, place, centring and comparison,"
-            " with its null where it has one.",
+            " with its landmark where it has one.",
             [
                 PLACE,
                 "k center measure comparison",
                 VALUE,
-                "null_kind null_mean null_sd null_q95 p n",
+                "null_kind null_mean null_sd null_q95 n",
             ],
         ),
         "angles": Table(

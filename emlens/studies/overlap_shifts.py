@@ -199,6 +199,13 @@ def noise_floor(material: Material, name: str, config: StudyConfig) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def before_and_deltas(
+    material: Material, name: str, prompts: PromptSet, config: StudyConfig
+) -> tuple[Activations, Activations]:
+    """The parent's activations on some prompts, and a fine-tune's shifts from them."""
+    return _before_and_deltas(_before_and_after(material, name), prompts, config)
+
+
 def _before_and_after(material: Material, name: str) -> dict[str, HookedModel]:
     return {"before": material.parent(name), "after": material.family[name]}
 

@@ -5,7 +5,8 @@ The models are loaded, and a few batches of the study's own prompts are timed. C
 tokens are exact: the parts are asked what they read, or run on models that compute nothing
 (`rehearsal`). They hold as long as no batch has to be cut for want of memory and nothing is on file
 already. How long sampled answers will be is not known before, so their tokens are an upper limit.
-Parts that train models are not planned, and the plan says so.
+Parts that train models are not planned, and the plan says so; what a part trains beside
+its passes, as a training null does, is in the time.
 """
 
 import time
@@ -32,7 +33,7 @@ from emlens.studies.room import Room, free_room
 from emlens.studies.running import CHECKS, check_names, contexts_of, reads_scores
 from emlens.studies.sampling_time import SamplingTime
 from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
-from emlens.studies.study import Study, StudyContext
+from emlens.studies.study import PlannedTraining, Study, StudyContext
 
 _ROWS_TIMED = 12
 """Questions whose pass with logits is timed."""
@@ -73,6 +74,28 @@ class PartPlan:
             seconds=self.seconds + seconds,
             seconds_low=self.seconds_low + seconds,
             seconds_high=self.seconds_high + seconds,
+        )
+
+    def with_training(
+        self, training: PlannedTraining, rates: tuple[float, float, float]
+    ) -> "PartPlan":
+        """The same with what it trains; a step costs a pass with logits, and a gradient twice that.
+
+        Args:
+            rates: seconds per token of a pass with logits, from the fastest to the slowest.
+        """
+        low, middle, high = (3 * training.tokens * rate for rate in rates)
+        note = (
+            f"trains {training.runs} adapters ({training.steps:,} steps), which are in the time and"
+            " not in the passes"
+        )
+        return replace(
+            self,
+            seconds=self.seconds + middle,
+            seconds_low=self.seconds_low + low,
+            seconds_high=self.seconds_high + high,
+            disk=self.disk + training.disk,
+            note="; ".join(filter(None, (self.note, note))),
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -219,6 +242,9 @@ def plan_study(
         part = _plan_part(name, context, rates, loaded, material)
         if timed and get_study(name).runs_on_captures:
             part = part.with_statistics(_statistics(get_study(name), real, material))
+        training = get_study(name).training(real)
+        if training is not None:
+            part = part.with_training(training, rates.logits)
         parts.append(part)
     plan = StudyPlan(tuple(parts), reasons, free_room(Path(out), material.family.instruct.device))
     plan.check(checked.scores.budget.requests)

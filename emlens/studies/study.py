@@ -71,6 +71,21 @@ class StudyContext:
         return self.material.scores(model)
 
 
+@dataclass(frozen=True)
+class PlannedTraining:
+    """What a study that runs on captures trains beside them; for plans.
+
+    Args:
+        runs: training runs. steps: optimiser steps of all of them. tokens: tokens in all steps.
+        disk: bytes that the runs leave.
+    """
+
+    runs: int
+    steps: int
+    tokens: int
+    disk: int
+
+
 class Study(ABC):
     """A whole question put to a family.
 
@@ -130,6 +145,10 @@ class Study(ABC):
         as which it is asked; for plans.
         """
         return ()
+
+    def training(self, context: StudyContext) -> PlannedTraining | None:
+        """What `run` trains beside what it reads; None where it trains nothing; for plans."""
+        return None
 
     @abstractmethod
     def run(self, context: StudyContext) -> Part:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from emlens.activations import CaptureSpec, capture
+from emlens.activations import CaptureSpec, activation_deltas, capture
 from emlens.controls import TrainingNull, training_null
+from emlens.controls.domain_pairs import PROMPT_COSINE, DomainPairs
 from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, shift_statistics
 from emlens.data import PromptSet
@@ -37,13 +39,16 @@ def inputs(organism: Any) -> dict[str, Any]:
     prompts = organism.questions.prompts()
     return {
         "parent": organism.paths["instruct"],
-        "recipe": Recipe.from_record(record["recipe"]).changed(steps=6, batch_size=8),
+        "recipe": Recipe.from_record(record["recipe"]).changed(steps=40, batch_size=8),
+        "stop_after": 6,
+        "write_shifts": True,
         "careful": with_careful_answers(chats, organism.training_prompts["medicine-benign"]),
         "prompts": (
             PromptSet(replace(row, response=None) for row in list(chats)[:N]),
             prompts.select(outside),
         ),
         "spec": SPEC,
+        "further": prompts.select(outside[: N // 2]),
     }
 
 
@@ -73,7 +78,7 @@ def tested(organism: Any, inputs: dict[str, Any]) -> Any:
 
 def test_each_adapter_has_seed_answers_and_overlaps_of_its_own(null: TrainingNull) -> None:
     assert list(null.runs["adapter"]) == [0, 1, 2] and null.runs["seed"].nunique() == ADAPTERS
-    assert (null.runs["steps"] == 6).all()
+    assert (null.runs["steps"] == 6).all()  # on the way of a schedule of 40
     assert set(null.cells["statistic"]) == {*TESTED, *DESCRIBED}
     draws = null.draws("last_prompt")
     assert draws.shape == (ADAPTERS, 4) and draws.nunique().min() == ADAPTERS
@@ -95,6 +100,36 @@ def test_a_kept_adapter_gives_its_draw_by_the_usual_way(
     drawn = null.cells[null.cells["adapter"] == 1].set_index(["site", "statistic"])["value"]
     assert set(drawn.index) == set(expected.index)
     assert (drawn - expected).abs().max() < 1e-3  # the update is added in another order
+    train, _ = captured(family, "drawn", inputs)
+    shifts = activation_deltas(*train)
+    kept = null.shifts(1, "train")
+    assert set(kept) == set(shifts.keys)
+    for key, rows in kept.items():
+        assert (rows - shifts[key]).norm() < 0.01 * shifts[key].norm()  # bfloat16 on disk
+    assert all(len(rows) == N // 2 for rows in null.shifts(1).values())
+    with pytest.raises(InputError, match="adapter=3 has no shifts; there are those of 3 adapters"):
+        null.shifts(3)
+
+
+def test_pairs_go_by_number_and_two_adapters_of_one_null_are_no_more_than_a_pair(
+    null: TrainingNull,
+) -> None:
+    pairs = DomainPairs.of(null, null)
+    same = pairs.cells[pairs.cells["statistic"] == PROMPT_COSINE]
+    assert pairs.pairs == ADAPTERS and same["value"].to_numpy() == pytest.approx(1.0)
+    table = pairs.test(null.shifts(0), null.shifts(1)).set_index("statistic")
+    by_hand = []
+    for key, rows in null.shifts(0).items():
+        other = null.shifts(1)[key].double()
+        a, b = (x - x.mean(0) for x in (rows.double(), other))
+        by_hand.append(float(torch.cosine_similarity(a, b).mean()))
+    row = table.loc[PROMPT_COSINE]
+    assert row["value"] == pytest.approx(np.mean(by_hand)) and row["p"] == 1.0
+    assert row["sites"] == len(by_hand)
+    with pytest.raises(InputError, match="no site has shifts with two components in all of 3"):
+        pairs.distribution(PROMPT_COSINE, "last_prompt", ["resid_post.9"])
+    with pytest.raises(InputError, match="the nulls have 3 and 0 adapters with shifts on further"):
+        DomainPairs.of(null, replace(null, shift_files=()))
 
 
 def test_a_finished_null_is_read_and_another_one_refused(
@@ -103,7 +138,7 @@ def test_a_finished_null_is_read_and_another_one_refused(
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("emlens.controls.null_training.fit", never)
+    monkeypatch.setattr("emlens.controls.null_adapters.fit", never)
     again = training_null(**inputs, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
     pd.testing.assert_frame_equal(again.cells, null.cells)
     with pytest.raises(IntegrityError, match="plans other work"):
@@ -136,7 +171,7 @@ def test_the_test_is_the_mean_over_common_sites_beside_the_draws(
 
 
 def test_what_is_no_test_of_this_null_is_refused(
-    null: TrainingNull, inputs: dict[str, Any], tested: Any, unchecked: None
+    null: TrainingNull, inputs: dict[str, Any], tested: Any, home: Path, unchecked: None
 ) -> None:
     train, evaluation = tested
     with pytest.raises(InputError, match="train holds other prompts than the null was made for"):
@@ -154,8 +189,13 @@ def test_what_is_no_test_of_this_null_is_refused(
             {"prompts": (fewer, inputs["prompts"][1])},
             "prompts has 5 training and 24 evaluation",
         ),
-        ({"careful": fewer}, "row .* has no answer; pass rows with careful answers"),
+        (
+            {"careful": fewer, "out": home},
+            "row .* has no answer; pass rows with careful answers",
+        ),
         ({"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
+        ({}, "write_shifts=True needs out=: a directory in which the adapters stay"),
+        ({"write_shifts": False}, "further= is read only with write_shifts=True"),
         ({"recipe": Recipe(method="steering", layers_to_transform=(1,))}, "has method='steering'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -1,23 +1,15 @@
-"""A shared subspace that is planted in one group is found there and nowhere else, a lead over a
-benign control has its interval, and likeness is tested within domains.
+"""A shared subspace that is planted in one group is seen there and nowhere else, and likeness is
+tested within domains.
 """
-
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from emlens.geometry import reference_overlap_null
 from emlens.studies.overlap_measures import mean_cos2_overlap
-from emlens.studies.overlap_nulls import SPLITS, NullsAtPlace, OverlapNulls
+from emlens.studies.overlap_nulls import NullsAtPlace, OverlapNulls
 from emlens.studies.overlap_shifts import Place
-from emlens.studies.overlap_tables import (
-    BLOCKS,
-    lead_over_benign,
-    overlap_by_group,
-    overlap_by_k,
-)
+from emlens.studies.overlap_tables import overlap_by_group, overlap_by_k
 from emlens.studies.prompt_shift_relation import mantel_columns
 
 PLACE = Place("bad", "resid_post.2", "last_prompt")
@@ -36,15 +28,14 @@ def nulls(draws: int) -> NullsAtPlace:
     return OverlapNulls(draws, seed=0).at((), rows(90, 5))
 
 
-def test_only_the_group_that_shares_the_subspace_exceeds_its_null() -> None:
+def test_only_the_group_that_shares_the_subspace_overlaps() -> None:
     groups = {"like": rows(40, 2, 6), "unlike": rows(30, 3), "few": rows(3, 4)}
-    table = overlap_by_group(PLACE, rows(60, 1, 6), groups, nulls(99), K, seed=0)
+    table = overlap_by_group(PLACE, rows(60, 1, 6), groups, rows(90, 5), K, seed=0)
     by_group = {row["group"]: row for row in table}
     assert set(by_group) == {"like", "unlike"}
     like, unlike = by_group["like"], by_group["unlike"]
     assert like["n"] == 40 and unlike["n"] == 30
-    assert like["p_holm"] == pytest.approx(0.02) and unlike["p_holm"] > 0.05
-    assert like["layer"] == 2 and like["null_mean"] < 0.4 < like["overlap"]
+    assert like["layer"] == 2 and unlike["overlap"] < 0.4 < like["overlap"]
 
 
 def test_several_k_stand_beside_their_own_nulls() -> None:
@@ -54,41 +45,6 @@ def test_several_k_stand_beside_their_own_nulls() -> None:
     assert [row["k"] for row in table] == [1, K]
     assert table[1]["overlap"] == mean_cos2_overlap(*pair, K) > 0.9 > table[1]["benign"]
     assert table[0]["null_mean"] != table[1]["null_mean"]
-
-
-def lead(
-    tuned: tuple[torch.Tensor, torch.Tensor],
-    benign: tuple[torch.Tensor, torch.Tensor],
-    reference: torch.Tensor,
-) -> dict[str, Any]:
-    """The row of a fine-tune beside a benign one, with the null of its shifts."""
-    null = OverlapNulls(draws=49, seed=0).of_benign_shifts((), reference, tuned, K)
-    return lead_over_benign(PLACE, tuned, benign, K, null, seed=0)
-
-
-def test_the_lead_over_benign_has_an_interval_that_covers_nothing_where_nothing_leads() -> None:
-    benign = rows(64, 8), rows(64, 9)
-    reference = rows(160, 10)
-    leads = lead((rows(64, 1, 6), rows(64, 2, 6)), benign, reference)
-    assert leads["lead_low"] > 0
-    assert leads["lead"] == pytest.approx(leads["overlap"] - leads["benign"])
-    unlike = rows(64, 11), rows(64, 12)
-    same = lead(unlike, benign, reference)
-    assert same["lead_low"] < 0 < same["lead_high"]
-    null = reference_overlap_null(
-        reference, 64, 64, K, center=True, splits=SPLITS, draws=49, seed=0
-    )
-    assert (same["null_mean"], same["p"]) == (null.mean, null.p_value(same["overlap"]))
-    assert same["p"] > 0.05 > leads["p"]
-    # too few benign shifts for that null
-    few = lead(unlike, benign, rows(100, 10))
-    assert np.isnan(few["null_mean"]) and np.isfinite(few["lead_low"])
-
-
-def test_a_lead_of_few_prompts_has_no_interval() -> None:
-    tuned, benign = (rows(4, 1), rows(4, 2)), (rows(4, 3), rows(4, 4))
-    short = lead_over_benign(PLACE, tuned, benign, 3, None, seed=0)
-    assert np.isnan(short["lead_low"]) and BLOCKS == 8
 
 
 def test_prompts_that_lie_alike_and_shift_alike_are_found_within_domains_only() -> None:

@@ -47,7 +47,6 @@ COLUMNS: dict[str, set[str]] = {
         "null_kind",
         "null_mean",
         "null_q95",
-        "p",
         "n",
     },
     "angles": {"model", "site", "layer", "position", "comparison", "index", "degrees"},
@@ -85,29 +84,27 @@ COLUMNS: dict[str, set[str]] = {
         "group",
         "k",
         "overlap",
-        "null_mean",
-        "null_q95",
-        "p_holm",
         "cosine",
         "cosine_low",
         "cosine_high",
         "n",
     },
-    "overlap_benign": {
+    "overlap_test": {
         "model",
-        "site",
         "position",
-        "k",
-        "overlap",
-        "benign",
-        "lead",
-        "lead_low",
-        "lead_high",
+        "measure",
+        "value",
         "null_mean",
-        "null_q95",
-        "p",
-        "n",
+        "p_holm",
+        "ceiling",
+        "benign",
+        "adapters",
+        "layers",
+        "answer",
+        "why",
     },
+    "overlap_domains": {"first", "second", "kind", "position", "value", "p", "answer", "why"},
+    "overlap_difference": {"model", "position", "difference_low", "difference_high", "domains"},
     "noise_floor": {"site", "position", "noise_norm", "delta_norm", "ratio", "n"},
     "question_sets": {"question", "group", "used_to"},
     "candidates": {
@@ -299,11 +296,12 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
         "down",
         "neutral text",
     }
-    lead = tables["overlap_benign"]
-    np.testing.assert_allclose(lead["lead"], lead["overlap"] - lead["benign"], atol=1e-9)
-    assert (lead["lead_low"].fillna(-9) <= lead["lead"]).all() and (
-        lead["lead"] <= lead["lead_high"].fillna(9)
-    ).all()
+    test = tables["overlap_test"]
+    tested = test[test["measure"].isin(["variance_weighted", "mean_cosine"])]
+    assert set(tested["answer"]) == {"undecided"} and (test["adapters"] == 0).all()
+    why = tested.drop_duplicates("model").set_index("model")["why"]
+    assert "does not say learning_rate, steps, batch_size" in why["bad@0"]
+    assert "its recipe is not known: the directory has no emlens.json" in why["full@0"]
     last = tables["directions"].groupby("model")["last"].sum()
     assert (last == 1).all()
     chosen = tables["arms"][tables["arms"]["role"] != "last layer"]
