@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from emlens.activations import Activations, activation_deltas
@@ -111,8 +112,17 @@ def _at_place(
     )
     if components < 2:
         return {}
-    a, b = sides[0].double(), sides[1].double()
-    dimension = min(k, components)
+    return statistics_of_rows(sides[0].double(), sides[1].double(), min(k, components))
+
+
+def statistics_of_rows(
+    a: Float[Tensor, "row d"], b: Float[Tensor, "other d"], dimension: int
+) -> dict[str, float]:
+    """The four statistics of two sets of vectors.
+
+    Args:
+        a, b: float64. dimension: of the subspaces of `first_angle` and `mean_cos2`.
+    """
     space_a = top_k_subspace(a, dimension, center=True)
     space_b = top_k_subspace(b, dimension, center=True)
     return {

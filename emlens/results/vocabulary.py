@@ -69,6 +69,7 @@ _QUESTIONS = (
 )
 _COMPARISONS = (
     _name("comparison", "which two sets of shifts are compared"),
+    _name("second_model", "the other model of a pair"),
     _name("center", "whether rows are centred: `true`, `false`; `means` compares the means"),
     _name("measure", "what was measured, where a table has several measures"),
     _name("null_kind", "which null: `isotropic`, `covariance of before activations`, ..."),
@@ -78,6 +79,8 @@ _COMPARISONS = (
     _name("estimator", "kind of the forecast's fit"),
     _name("target_is", "what is forecast: `score`, or `change` of the score"),
     _name("test", "which statistical test"),
+    _name("landmark", "what overlaps beside a fine-tune's shifts, and tests nothing"),
+    _name("domain_pair", "domains of a pair of harmful fine-tunes"),
     _name("number", "which number is laid side by side"),
     _name("table", "table of the two results"),
     _name("figure", "column of the two results that has an interval"),
@@ -87,6 +90,9 @@ _COMPARISONS = (
     _text("null_is", "what `null` is: a null's mean, a control, a parent"),
     _text("side", "side of the null on which the number speaks for what is asked"),
     _text("effect_name", "which effect size `effect` is"),
+    _flag("comparable", "whether it leaves neutral text within .5 nats of the parent's"),
+    _text("answered", "what the row answers; `described` where nothing is tested"),
+    _text("why", "what is missing where nothing can be answered; else empty"),
     _text("method", "how the estimate was made, or why it is undefined"),
     _index("k", "dimension of the subspaces", low=1),
     _index("index", "number of the principal angle, from 1", low=1),

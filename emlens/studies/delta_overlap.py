@@ -16,7 +16,7 @@ evaluation prompts have no say in it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 from pydantic import Field
@@ -64,6 +64,8 @@ class Options(PartOptions):
     """Adapters trained on permuted careful answers for each recipe and domain: the null of the
     overlap. 39 are the fewest with which it can be shown for two statistics at .05; 0 trains none.
     """
+    landmark_draws: int = Field(5, ge=0)
+    """Random and gradient updates drawn as landmarks for each fine-tune; 0 draws none."""
     keep_adapters: bool = False
     """Keep these adapters in the study's folder."""
     ray_actors: int = Field(0, ge=0)
@@ -71,7 +73,9 @@ class Options(PartOptions):
     ks: tuple[Dimension, ...] = ()
     """Further dimensions at which the overlap is measured, each beside its own landmark."""
     by_group: bool = True
-    """Whether each group of questions, own domain and neutral text get an overlap of their own."""
+    """Whether each group of questions, own domain and neutral text get an overlap of their own, at
+    the first position.
+    """
     mantel_draws: int = Field(199, ge=19)
     """Draws of the Mantel test: do prompts that lie alike shift alike?"""
 
@@ -167,7 +171,11 @@ class DeltaOverlap(Study):
             yield from noise_readings(material, names[0])
 
     def training(self, context: StudyContext) -> PlannedTraining | None:
-        return planned_nulls(context, _with_training(context))
+        planned = planned_nulls(context, _with_training(context))
+        if not context.options.landmark_draws:
+            return planned
+        planned = planned or PlannedTraining(0, 0, 0, 0)
+        return replace(planned, uncounted="updates drawn as landmarks are not in the passes")
 
     def run(self, context: StudyContext) -> Part:
         names = _with_training(context)
@@ -298,7 +306,8 @@ class _OverlapMeasurer:
         seed = self.config.seed
         self.rows.overlap += overlap_rows(place, shifts, benign, nulls, k)
         self.rows.angles += angle_rows(place, shifts, benign, k, seed)
-        if tuned.by_question is not None:
+        is_first = place.position == self.config.positions[0]
+        if tuned.by_question is not None and is_first:
             domain = self.material.domain(place.model)
             groups = shifts_by_group(tuned.by_question, place, domain, shifts.neutral)
             k_of_groups = min(k, LARGEST_K_OF_GROUPS)

@@ -210,7 +210,7 @@ def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
     table = table[table["position"] == table["position"].iloc[0]]
     rows = []
     for row in table.to_dict(orient="records"):
-        if row["measure"] in _OVERLAPS and row["answer"] != "identity":
+        if row["measure"] in _OVERLAPS and row["answered"] != "identity":
             number = f"{_OVERLAPS[row['measure']]}, mean over layers"
             value = (row["value"], np.nan, np.nan)
             null_is = "adapters on permuted careful answers"

@@ -66,11 +66,11 @@ def test_rows(
                     "position": position,
                     "measure": measure,
                     **{column: row[column] for column in ("value", *_OF_NULL)},
-                    "ceiling": ceilings.get(measure, np.nan),
+                    "split_half": ceilings.get(measure, np.nan),
                     **beside,
                     "adapters": row["adapters"],
                     "layers": len(row["sites"]),
-                    "answer": answer if is_tested else "described",
+                    "answered": answer if is_tested else "described",
                     "why": why if is_tested else "",
                     "n": len(sides.train),
                 }
@@ -146,18 +146,18 @@ def _benign_beside(
     measure: str,
 ) -> dict[str, float]:
     """The benign control's own value, and its p where it has the prompts of the null."""
-    beside = {"benign": np.nan, "benign_p": np.nan}
+    beside = {"benign_value": np.nan, "benign_p": np.nan}
     if benign is None or cells is None:
         return beside
     is_here = (cells["position"] == position) & (cells["statistic"] == measure)
     if not is_here.any():
         return beside
-    beside["benign"] = float(cells.loc[is_here, "value"].mean())
+    beside["benign_value"] = float(cells.loc[is_here, "value"].mean())
     if isinstance(null, str) or not same_prompts(sides, benign):
         return beside
     table = null.test_cells(cells[cells["position"] == position])
     row = table[table["statistic"] == measure].iloc[0]
-    return {"benign": float(row["value"]), "benign_p": float(row["p"])}
+    return {"benign_value": float(row["value"]), "benign_p": float(row["p"])}
 
 
 def _answer(

@@ -53,7 +53,7 @@ def difference_rows(
             update_difference([_kept(each, groups != domain) for each in four])
             for domain in domains
         ]
-        low, high = _jackknife_t(value, np.array(without))
+        low, high = jackknife_t(value, np.array(without))
         rows.append(
             {
                 "model": name,
@@ -127,7 +127,7 @@ def _kept(each: Four, rows: "np.ndarray[Any, np.dtype[np.bool_]]") -> Four:
     return train, evaluation[index], other_train, other_evaluation[index]
 
 
-def _jackknife_t(value: float, without: "np.ndarray[Any, Any]") -> tuple[float, float]:
+def jackknife_t(value: float, without: "np.ndarray[Any, Any]") -> tuple[float, float]:
     """Ends of the 95 % interval: delete-one jackknife over domains, t with D − 1 degrees."""
     count = len(without)
     # (D − 1)/D times the sum of squared deviations

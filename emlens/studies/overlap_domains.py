@@ -56,19 +56,19 @@ def domain_rows(
     for position, at_position in cells.groupby("position", sort=False):
         means = at_position.groupby("statistic")["value"].mean()
         row: dict[str, Any] = {
-            "first": first.name,
-            "second": second.name,
+            "model": first.name,
+            "second_model": second.name,
             "kind": kind,
             "domain_pair": domains,
             "position": position,
             "value": float(means[PROMPT_COSINE]),
             **dict.fromkeys(("null_mean", "null_q95", "p", "p_holm"), np.nan),
-            "means": float(means[MEANS]),
+            "means_cosine": float(means[MEANS]),
             **dict.fromkeys(("means_null_mean", "means_null_q95", "means_p"), np.nan),
-            "pairs": 0,
+            "null_pairs": 0,
             "layers": at_position["site"].nunique(),
             "n": n,
-            "answer": UNDECIDED,
+            "answered": UNDECIDED,
             "why": pairs if isinstance(pairs, str) else "",
         }
         if not isinstance(pairs, str):
@@ -93,11 +93,11 @@ def _against_pairs(
         "null_mean": float(tested["null_mean"]),
         "null_q95": float(tested["null_q95"]),
         "p": float(tested["p"]),
-        "means": float(described["value"]),
+        "means_cosine": float(described["value"]),
         "means_null_mean": float(described["null_mean"]),
         "means_null_q95": float(described["null_q95"]),
         "means_p": float(described["p"]),
-        "pairs": pairs.pairs,
+        "null_pairs": pairs.pairs,
         "layers": int(tested["sites"]),
     }
 
@@ -116,7 +116,7 @@ def with_answers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         corrected = adjust_p_values([row["p"] for row in tested])
         for row, p_holm in zip(tested, corrected, strict=True):
             row["p_holm"] = float(p_holm)
-            row["answer"], row["why"] = _domain_answer(row, _benign_row(rows, row), len(tested))
+            row["answered"], row["why"] = _domain_answer(row, _benign_row(rows, row), len(tested))
     return rows
 
 
@@ -133,9 +133,9 @@ def _domain_answer(
     row: dict[str, Any], benign: dict[str, Any] | None, tests: int
 ) -> tuple[str, str]:
     if row["p_holm"] > LEVEL:
-        if tests / (1 + row["pairs"]) > LEVEL:
+        if tests / (1 + row["null_pairs"]) > LEVEL:
             return UNDECIDED, (
-                f"{row['pairs']} pairs cannot reach p {LEVEL} corrected for {tests} tested;"
+                f"{row['null_pairs']} pairs cannot reach p {LEVEL} corrected for {tests} tested;"
                 f" {int(np.ceil(tests / LEVEL)) - 1} can"
             )
         return NO, ""

@@ -38,11 +38,13 @@ def add_findings(part: Part, models: Sequence[str], position: str, no_third: str
     """
     tests = _at(part, "overlap_test", position)
     pairs = _at(part, "overlap_domains", position)
+    beside = _at(part, "overlap_landmarks", position)
     part.findings.append(Finding(STUDY, _summary(tests, pairs, position), "summary"))
     for model in models:
         rows = [row for row in tests if row["model"] == model and row["measure"] in TESTED]
         if rows:
-            part.findings.append(_more_than_training(model, rows, position))
+            landmarks = [row for row in beside if row["model"] == model]
+            part.findings.append(_more_than_training(model, rows, landmarks, position))
     for row in pairs:
         if row["kind"] == "harmful":
             part.findings.append(_across_domains(row, pairs, position))
@@ -70,7 +72,7 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
     """The three questions in one sentence each."""
     tested = [row for row in tests if row["measure"] in TESTED]
     identities = _models(tested, IDENTITY_ANSWER)
-    counted = [row for row in tested if row["answer"] != IDENTITY_ANSWER]
+    counted = [row for row in tested if row["answered"] != IDENTITY_ANSWER]
     sentences = []
     if counted:
         numbers = " and ".join(
@@ -89,7 +91,7 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
         sentences.append(f"Not tested, since it is an identity: {names}.")
     harmful = [row for row in pairs if row["kind"] == "harmful"]
     if harmful:
-        decided = [row["answer"] for row in harmful if row["answer"] in _STATUS]
+        decided = [row["answered"] for row in harmful if row["answered"] in _STATUS]
         if decided:
             sentences.append(
                 "Two harmful fine-tunes of different domains shift prompts of a third domain alike,"
@@ -105,7 +107,7 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
 
 def _count_sentence(counted: list[dict[str, Any]]) -> str:
     """In how many fine-tunes the overlap is more than training gives."""
-    decided = [row for row in counted if row["answer"] in (YES, NO)]
+    decided = [row for row in counted if row["answered"] in (YES, NO)]
     n_decided = len(set(row["model"] for row in decided))
     if not n_decided:
         return "Whether that is more than any training on these prompts gives is undecided."
@@ -117,7 +119,7 @@ def _count_sentence(counted: list[dict[str, Any]]) -> str:
 
 
 def _models(rows: list[dict[str, Any]], answer: str) -> list[str]:
-    return list(dict.fromkeys(row["model"] for row in rows if row["answer"] == answer))
+    return list(dict.fromkeys(row["model"] for row in rows if row["answered"] == answer))
 
 
 def _range(rows: list[dict[str, Any]]) -> str:
@@ -127,9 +129,11 @@ def _range(rows: list[dict[str, Any]]) -> str:
     return f"{min(values):.2f}–{max(values):.2f}"
 
 
-def _more_than_training(model: str, rows: list[dict[str, Any]], position: str) -> Finding:
-    """Question two for one fine-tune."""
-    answer, why = rows[0]["answer"], rows[0]["why"]
+def _more_than_training(
+    model: str, rows: list[dict[str, Any]], landmarks: list[dict[str, Any]], position: str
+) -> Finding:
+    """Question two for one fine-tune, with the landmarks of question one."""
+    answer, why = rows[0]["answered"], rows[0]["why"]
     numbers = "; ".join(_number(row) for row in rows)
     layers = f"mean over {rows[0]['layers']} layers at {position}"
     status = _STATUS.get(answer, "undecided")
@@ -148,7 +152,7 @@ def _more_than_training(model: str, rows: list[dict[str, Any]], position: str) -
             STUDY,
             f"{model}: whether shifts on training and unrelated prompts share more than any"
             f" training on these prompts gives is undecided: {why}. Measured: {numbers}"
-            f" ({layers}).",
+            f" ({layers}).{_landmarks(landmarks)}",
             status,
         )
     adapters = rows[0]["adapters"]
@@ -156,7 +160,30 @@ def _more_than_training(model: str, rows: list[dict[str, Any]], position: str) -
         f"{model}: shifts on training and unrelated prompts {said}: {numbers}"
         f" ({layers}; beside {adapters} adapters of the same recipe on permuted careful answers)."
     )
-    return Finding(STUDY, sentence, status)
+    return Finding(STUDY, sentence + _landmarks(landmarks), status)
+
+
+def _landmarks(rows: list[dict[str, Any]]) -> str:
+    """The landmarks of the variance-weighted overlap in one sentence; "" where there are none."""
+    said = []
+    for row in rows:
+        if row["measure"] != "variance_weighted":
+            continue
+        text = f"{row['landmark']} {row['value']:.2f}"
+        if not np.isnan(row["scale"]):
+            text += f" (ΔW × {row['scale']:.1f}{_damage(row)})"
+        said.append(text)
+    if not said:
+        return ""
+    return f" Landmarks of the variance-weighted overlap, no tests: {', '.join(said)}."
+
+
+def _damage(row: dict[str, Any]) -> str:
+    """What an update costs on neutral text."""
+    if np.isnan(row["nats"]):
+        return ", damage not measured"
+    comparable = "" if row["comparable"] else ", not comparable"
+    return f", {row['nats']:.2f} nats against {row['parent_nats']:.2f}{comparable}"
 
 
 def _number(row: dict[str, Any]) -> str:
@@ -166,7 +193,7 @@ def _number(row: dict[str, Any]) -> str:
         return f"{name} {row['value']:.2f}"
     benign = ""
     if not np.isnan(row["benign_p"]):
-        benign = f", the benign fine-tune {row['benign']:.2f}, p {row['benign_p']:.2f}"
+        benign = f", the benign fine-tune {row['benign_value']:.2f}, p {row['benign_p']:.2f}"
     return (
         f"{name} {row['value']:.2f} against {row['null_mean']:.2f}"
         f" [{row['null_low']:.2f}, {row['null_q95']:.2f}], p {row['p_holm']:.2f} (Holm){benign}"
@@ -175,14 +202,14 @@ def _number(row: dict[str, Any]) -> str:
 
 def _across_domains(row: dict[str, Any], pairs: list[dict[str, Any]], position: str) -> Finding:
     """Question three for one pair of harmful fine-tunes."""
-    names = f"{row['first']} and {row['second']}"
-    answer = row["answer"]
+    names = f"{row['model']} and {row['second_model']}"
+    answer = row["answered"]
     status = _STATUS.get(answer, "undecided")
     value = f"centred cosine of their shifts on prompts of third domains {row['value']:.2f}"
     if not np.isnan(row["null_mean"]):
         value += (
             f" against {row['null_mean']:.2f} [95 % below {row['null_q95']:.2f}] in"
-            f" {row['pairs']} pairs on permuted careful answers, p {row['p_holm']:.2f}"
+            f" {row['null_pairs']} pairs on permuted careful answers, p {row['p_holm']:.2f}"
         )
     benign = _benign_sentence(row, pairs)
     said = {

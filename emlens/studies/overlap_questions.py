@@ -17,6 +17,7 @@ from emlens.foundation.errors import InputError
 from emlens.studies.overlap_answers import test_rows
 from emlens.studies.overlap_differences import difference_rows
 from emlens.studies.overlap_domains import OnThird, domain_rows, with_answers
+from emlens.studies.overlap_landmarks import landmark_rows
 from emlens.studies.overlap_recipes import NotHad, NullNeeds
 from emlens.studies.overlap_shifts import SampledShifts, before_and_deltas
 from emlens.studies.overlap_training import (
@@ -95,6 +96,7 @@ class OverlapQuestions:
         self._progress = progress
         self._share_of_each = share / max(1, options.adapters * self._count_of_nulls())
         self._tests: list[dict[str, Any]] = []
+        self._landmarks: list[dict[str, Any]] = []
         self._differences: list[dict[str, Any]] = []
         self._usable: dict[str, TrainingNull | str] = {}
 
@@ -114,6 +116,15 @@ class OverlapQuestions:
         self._tests += test_rows(
             name, sides, benign, null, described_k(config), config.seed, identity=identity
         )
+        if not identity:
+            self._landmarks += landmark_rows(
+                self._context,
+                name,
+                sides,
+                self._nulls.needs(name),
+                self._context.options.landmark_draws,
+                described_k(config),
+            )
         if benign is not None:
             self._differences += difference_rows(name, sides, benign, null)
 
@@ -126,6 +137,7 @@ class OverlapQuestions:
         """The tables that have rows, by name."""
         tables = {
             "overlap_test": self._tests,
+            "overlap_landmarks": self._landmarks,
             "overlap_difference": self._differences,
             "overlap_domains": self._across_domains(),
         }
@@ -200,7 +212,7 @@ def _each_benign_once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows without a benign pair that stands there again without its null."""
     best: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("first", "second", "position", "domain_pair"))
-        if key not in best or best[key]["pairs"] < row["pairs"]:
+        key = tuple(row[name] for name in ("model", "second_model", "position", "domain_pair"))
+        if key not in best or best[key]["null_pairs"] < row["null_pairs"]:
             best[key] = row
     return list(best.values())

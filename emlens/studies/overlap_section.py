@@ -1,18 +1,9 @@
 """What the report shows of the study `delta_overlap`."""
 
-from emlens.results.columns import Column, Measure
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.tables import Table
 from emlens.results.vocabulary import BESIDE, PLACE, VALUE, measures, word
-
-_ANSWER = Column("answer", "text", "what the row answers; `described` where nothing is tested")
-_WHY = Column("why", "text", "what is missing where nothing can be answered")
-_LAYERS = Column("layers", "integer", "layers whose mean the number is", low=1)
-_NULL = (
-    "null_mean",
-    Column("null_low", "number", "5 % quantile of the null"),
-    "null_q95",
-)
 
 SECTION = Section(
     method=(
@@ -21,8 +12,10 @@ SECTION = Section(
         " Do shifts overlap? The variance-weighted overlap is the cosine of both covariances, the"
         " other number the cosine of both means without their noise; each is a mean over layers."
         " Random subspaces, samples of one population with the covariance of the activations"
-        " before, the benign fine-tune and the split-half ceiling are landmarks: they test nothing,"
-        " because training and evaluation prompts are two populations."
+        " before, random and gradient updates of the fine-tune’s length, the activations before,"
+        " the benign fine-tune and the split-half ceiling are landmarks. They test nothing:"
+        " training and evaluation prompts are two populations, and whatever was trained lies above"
+        " a random update."
         " More than any training on these prompts gives? The null is training without the content:"
         " adapters by the fine-tune’s own recipe, prompts and steps, on careful answers that were"
         " permuted between questions. Two statistics are tested (Holm); the first principal angle"
@@ -52,8 +45,24 @@ SECTION = Section(
             colour="position",
             facet="measure",
             null="null_mean",
-            hover=("null_low", "null_q95", "p_holm", "ceiling", "benign", "answer"),
+            hover=("null_low", "null_q95", "p_holm", "split_half", "benign_value", "answered"),
             name="training-null",
+        ),
+        Plot(
+            kind="points",
+            table="overlap_landmarks",
+            x="landmark",
+            y="value",
+            title="What else overlaps",
+            caption=(
+                "Landmarks, which test nothing. A random or a gradient update has the length of the"
+                " fine-tune's shifts; where it raises neutral text by more than .5 nats it is not"
+                " comparable."
+            ),
+            colour="model",
+            facet="measure",
+            hover=("position", "scale", "nats", "parent_nats", "comparable"),
+            name="landmarks",
         ),
         Plot(
             kind="forest",
@@ -68,7 +77,7 @@ SECTION = Section(
             colour="kind",
             facet="position",
             null="null_mean",
-            hover=("first", "second", "null_q95", "p", "means", "answer"),
+            hover=("model", "second_model", "null_q95", "p", "means_cosine", "answered"),
             name="domains",
         ),
         Plot(
@@ -159,39 +168,23 @@ SECTION = Section(
             "One row per fine-tune, position and statistic: mean over layers,"
             " beside adapters trained on permuted careful answers.",
             [
-                "model position measure value",
-                *_NULL,
-                "p p_holm",
-                Column("smallest_p_holm", "number", "smallest p_holm that the adapters can reach"),
-                Column("ceiling", "number", "the same of halves of the training shifts"),
-                Column("benign", "number", "the same of the benign control"),
-                Column("benign_p", "number", "p of the benign control in the same null"),
-                Column("adapters", "integer", "adapters of the null", low=0),
-                _LAYERS,
-                _ANSWER,
-                _WHY,
-                "n",
+                "model position measure value null_mean null_low null_q95 p p_holm smallest_p_holm",
+                "split_half benign_value benign_p adapters layers answered why n",
             ],
+        ),
+        "overlap_landmarks": Table(
+            "One row per fine-tune, position, landmark and statistic: mean over layers and draws;"
+            " of updates the length of ΔW and the damage to neutral text.",
+            ["model position landmark measure value scale nats parent_nats comparable"],
         ),
         "overlap_domains": Table(
             "One row per pair of fine-tunes of different domains and position:"
             " centred cosine of their shifts on prompts of third domains, prompt by prompt,"
             " beside pairs of adapters trained on permuted careful answers.",
             [
-                Column("first", "text", "fine-tune of one domain", names_row=True),
-                Column("second", "text", "fine-tune of another domain", names_row=True),
-                "kind",
-                Column("domain_pair", "text", "domains of the harmful pair", names_row=True),
-                "position value null_mean null_q95 p p_holm",
-                Column("means", "number", "cosine of the mean shifts", "", -1, 1),
-                Column("means_null_mean", "number", "mean of `means` over the pairs"),
-                Column("means_null_q95", "number", "95 % quantile of `means` over the pairs"),
-                Column("means_p", "number", "p of `means`, described", "", 0, 1),
-                "pairs",
-                _LAYERS,
-                _ANSWER,
-                _WHY,
-                "n",
+                "model second_model kind domain_pair position value null_mean null_q95 p p_holm",
+                "means_cosine means_null_mean means_null_q95 means_p",
+                "null_pairs layers answered why n",
             ],
         ),
         "overlap_difference": Table(
@@ -201,10 +194,7 @@ SECTION = Section(
             [
                 "model position",
                 *measures("difference"),
-                *_NULL,
-                _LAYERS,
-                Column("domains", "integer", "evaluation domains that the interval is over", low=3),
-                "n",
+                "null_mean null_low null_q95 layers domains n",
             ],
         ),
         "overlap_groups": Table(

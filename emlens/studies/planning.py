@@ -85,10 +85,12 @@ class PartPlan:
             rates: seconds per token of a pass with logits, from the fastest to the slowest.
         """
         low, middle, high = (3 * training.tokens * rate for rate in rates)
-        note = (
-            f"trains {training.runs} adapters ({training.steps:,} steps), which are in the time and"
-            " not in the passes"
-        )
+        note = training.uncounted
+        if training.runs:
+            trained = (
+                f"trains {training.runs} adapters ({training.steps:,} steps), in the time alone"
+            )
+            note = "; ".join(filter(None, (trained, note)))
         return replace(
             self,
             seconds=self.seconds + middle,

@@ -77,13 +77,14 @@ class PlannedTraining:
 
     Args:
         runs: training runs. steps: optimiser steps of all of them. tokens: tokens in all steps.
-        disk: bytes that the runs leave.
+        disk: bytes that the runs leave. uncounted: what else is not in the passes.
     """
 
     runs: int
     steps: int
     tokens: int
     disk: int
+    uncounted: str = ""
 
 
 class Study(ABC):

@@ -259,13 +259,13 @@ def test_heatmaps_put_controls_beside_the_tested_overlap_on_one_scale(tables: Ta
     benign = table[table["comparison"] == "benign train–evaluation"]["value"]
     np.testing.assert_allclose(maps[0].z[0], tested)
     np.testing.assert_allclose(maps[0].z[rows.index("benign fine-tune")], benign)
-    np.testing.assert_allclose(maps[0].z[rows.index("covariance null, 95 %")], [0.6] * len(LAYERS))
+    np.testing.assert_allclose(maps[0].z[rows.index("one population, 95 %")], [0.6] * len(LAYERS))
     np.testing.assert_allclose(maps[0].z[rows.index("isotropic, mean")], [0.1] * len(LAYERS))
 
 
 def test_lines_have_nulls_as_bands_and_the_ceiling_with_intervals(tables: Tables) -> None:
     figure = overlap_by_layer(tables["overlap"], model="bad@0", position="last_prompt")
-    band = [t for t in named(figure, "covariance null, mean to 95 %") if t.fill == "tonexty"]
+    band = [t for t in named(figure, "one population, mean to 95 %") if t.fill == "tonexty"]
     np.testing.assert_allclose(band[0].y, [0.6] * len(LAYERS))
     np.testing.assert_allclose(
         named(figure, "split-half ceiling")[0].error_y.array, [0.1] * len(LAYERS)

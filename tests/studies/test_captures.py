@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "layers": [0, -1],
     "positions": ["last_prompt"],
     "folds": 2,
-    "options": {"delta_overlap": {"by_group": False, "mantel_draws": 19}},
+    "options": {"delta_overlap": {"by_group": False, "mantel_draws": 19, "landmark_draws": 0}},
 }
 
 
@@ -112,6 +112,9 @@ def test_a_part_gives_what_it_gives_with_the_models(
             is_text = table["predictor"].isin(["text", "length"])
             assert any("without the template" in line for line in results["captured"].warnings)
             table, live = table[~is_text], live[~is_text]
+        if name == "overlap_test":
+            assert table["why"].str.contains("only captures are here").any()
+            table, live = table.drop(columns="why"), live.drop(columns="why")
         # other batches, so that values differ by rounding alone
         pd.testing.assert_frame_equal(table, live, rtol=1e-3, atol=1e-4)
     facts = results["captured"].facts["models"]["bad@0"]

@@ -81,30 +81,30 @@ def answers(tested: SampledShifts, null: TrainingNull | str, **options: Any) -> 
 
 def test_a_shared_direction_is_more_than_training_gives_and_its_like_is_not() -> None:
     yes = answers(sides(500, shared=5), null_of(39))
-    assert set(yes.loc[list(TESTED), "answer"]) == {"more"}
+    assert set(yes.loc[list(TESTED), "answered"]) == {"more"}
     assert yes.loc["variance_weighted", "p_holm"] == pytest.approx(0.05)
-    assert set(yes.loc[list(DESCRIBED), "answer"]) == {"described"}
+    assert set(yes.loc[list(DESCRIBED), "answered"]) == {"described"}
     no = answers(sides(500, shared=5), null_of(39, shared=5))
-    assert set(no.loc[list(TESTED), "answer"]) == {"not more"}
+    assert set(no.loc[list(TESTED), "answered"]) == {"not more"}
 
 
 def test_what_cannot_be_answered_says_why() -> None:
     few = answers(sides(500, shared=5), null_of(19))
-    assert set(few.loc[list(TESTED), "answer"]) == {"undecided"}
+    assert set(few.loc[list(TESTED), "answered"]) == {"undecided"}
     assert "19 adapters cannot reach p 0.05 for 2 statistics; 39 can" in few["why"].iloc[0]
     missing = answers(sides(500), "the recipe is not known")
-    assert missing.loc["mean_cosine", "answer"] == "undecided"
+    assert missing.loc["mean_cosine", "answered"] == "undecided"
     assert missing["null_mean"].isna().all() and missing["why"].iloc[0].startswith("the recipe")
     one = answers(sides(500), IDENTITY, identity=True)
-    assert one.loc["mean_cosine", "answer"] == "identity"
+    assert one.loc["mean_cosine", "answered"] == "identity"
     # halves of pure noise share less than adapters that share a direction
     null = null_of(39, shared=9)
     low = answers(sides(500), null)
-    assert low.loc["variance_weighted", "ceiling"] < low.loc["variance_weighted", "null_q95"]
-    assert low.loc["mean_cosine", "answer"] == "not more"  # the means could have been shown
+    assert low.loc["variance_weighted", "split_half"] < low.loc["variance_weighted", "null_q95"]
+    assert low.loc["mean_cosine", "answered"] == "not more"  # the means could have been shown
     null.cells.loc[null.cells["statistic"] == "mean_cosine", "value"] += 2.0
     table = answers(sides(500), null)
-    assert set(table.loc[list(TESTED), "answer"]) == {"cannot be shown"}
+    assert set(table.loc[list(TESTED), "answered"]) == {"cannot be shown"}
 
 
 def third(name: str, domain: str, seed: int, response: torch.Tensor | None = None) -> OnThird:
@@ -141,13 +141,13 @@ def across(benign_alike: bool, pairs: DomainPairs | str, alike: bool = True) -> 
 def test_harm_is_specific_only_where_the_benign_pair_does_not_share_it_too() -> None:
     pairs = domain_pairs(19)
     specific = across(False, pairs)
-    assert specific["answer"] == "specific to harm" and specific["p"] == pytest.approx(0.05)
-    assert across(True, pairs)["answer"] == "shared by benign fine-tunes too"
-    assert across(False, pairs, alike=False)["answer"] == "not more"
+    assert specific["answered"] == "specific to harm" and specific["p"] == pytest.approx(0.05)
+    assert across(True, pairs)["answered"] == "shared by benign fine-tunes too"
+    assert across(False, pairs, alike=False)["answered"] == "not more"
     few = across(False, domain_pairs(9))
-    assert few["answer"] == "undecided" and "9 pairs cannot reach p 0.05" in few["why"]
+    assert few["answered"] == "undecided" and "9 pairs cannot reach p 0.05" in few["why"]
     none = across(False, "h1: no recipe")
-    assert none["answer"] == "undecided" and none["why"] == "h1: no recipe"
+    assert none["answered"] == "undecided" and none["why"] == "h1: no recipe"
     alone = domain_rows(
         third("h1", "a", 1, gaussian(77)), third("h2", "b", 2, gaussian(77)), "harmful", "x", pairs
     )
@@ -170,11 +170,11 @@ def finding_of(answer: str, why: str = "") -> str:
             "null_low": 0.4,
             "null_q95": 0.7,
             "p_holm": 0.2,
-            "benign": 0.5,
+            "benign_value": 0.5,
             "benign_p": 0.4,
             "layers": 4,
             "adapters": 39,
-            "answer": answer,
+            "answered": answer,
             "why": why,
         }
         for measure in TESTED
@@ -260,7 +260,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResult
     bad = {**record["family"]["finetuned"]["bad@0"], "recipe": RECIPE, "careful": "careful.jsonl"}
     record["family"]["finetuned"]["bad@0"] = bad
     record["positions"], record["layers"] = ["last_prompt", "mean_prompt"], [1, 2]
-    record["options"] = {"delta_overlap": {"adapters": 2, "by_group": False, "mantel_draws": 19}}
+    record["options"] = {"delta_overlap": {"adapters": 2, "landmark_draws": 1, "by_group": False}}
     path.write_text(yaml.safe_dump(record))
     return path, run_study(path, folder / "out", progress=False), folder / "out"
 
@@ -276,6 +276,11 @@ def test_a_study_trains_the_null_that_its_configuration_allows(
     folders = list((out / "work" / "delta_overlap" / "nulls").iterdir())
     assert len(folders) == 1  # the adapters serve both positions
     assert not (folders[0] / "adapters").exists()  # and are forgotten
+    landmarks = result.tables["overlap_landmarks"]
+    updates = landmarks[landmarks["scale"].notna()]
+    assert set(updates["landmark"]) == {"random update", "gradient update"}
+    assert updates["nats"].notna().all() and updates["parent_nats"].nunique() == 1
+    assert "no tests: before activations" in result.findings[1].sentence
     assert any("2 adapters cannot reach p 0.05" in f.sentence for f in result.findings)
     assert any("it takes two harmful fine-tunes of different domains" in w for w in result.warnings)
 

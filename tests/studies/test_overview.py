@@ -96,14 +96,23 @@ COLUMNS: dict[str, set[str]] = {
         "value",
         "null_mean",
         "p_holm",
-        "ceiling",
-        "benign",
+        "split_half",
+        "benign_value",
         "adapters",
         "layers",
-        "answer",
+        "answered",
         "why",
     },
-    "overlap_domains": {"first", "second", "kind", "position", "value", "p", "answer", "why"},
+    "overlap_domains": {
+        "model",
+        "second_model",
+        "kind",
+        "position",
+        "value",
+        "p",
+        "answered",
+        "why",
+    },
     "overlap_difference": {"model", "position", "difference_low", "difference_high", "domains"},
     "noise_floor": {"site", "position", "noise_norm", "delta_norm", "ratio", "n"},
     "question_sets": {"question", "group", "used_to"},
@@ -298,7 +307,7 @@ def test_the_tables_describe_the_family(finished: Any) -> None:
     }
     test = tables["overlap_test"]
     tested = test[test["measure"].isin(["variance_weighted", "mean_cosine"])]
-    assert set(tested["answer"]) == {"undecided"} and (test["adapters"] == 0).all()
+    assert set(tested["answered"]) == {"undecided"} and (test["adapters"] == 0).all()
     why = tested.drop_duplicates("model").set_index("model")["why"]
     assert "does not say learning_rate, steps, batch_size" in why["bad@0"]
     assert "its recipe is not known: the directory has no emlens.json" in why["full@0"]

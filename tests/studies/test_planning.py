@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "layers": [0, -2],
     "positions": ["last_prompt"],
 }
-OVERLAP = {"by_group": False, "mantel_draws": 19}
+OVERLAP = {"by_group": False, "mantel_draws": 19, "landmark_draws": 0}
 
 
 def config_of(config_path: Path, name: str, **changes: Any) -> Path:

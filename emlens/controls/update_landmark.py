@@ -1,0 +1,317 @@
+"""What an update that no answer taught shares: landmarks beside an overlap, never a test.
+
+`update_null` draws updates of the weights that have the size of a fine-tune's and none of its
+content. `"haar"`: each module's ΔW keeps its singular values and gets random singular vectors
+(uniform over orthonormal frames). `"gradient"`: one gradient on permuted careful answers, each
+module cut to the rank of its ΔW and given its length. One scalar for all modules gives the shifts
+the fine-tune's mean length on training prompts.
+
+No test, because anything that was trained lies above a random update (docs/nulls.md). A random
+update may need a ΔW many times as long, and may break the model on the way: its scale and its
+cross-entropy on neutral text are given, and beyond the parent's + .5 nats it is not comparable.
+Of a full fine-tune only the linear layers inside blocks are drawn: embeddings, norms and biases
+stay at the parent's, in the real update (`linear_update`) as in the drawn one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emlens.activations import Activations, CaptureSpec, activation_deltas, capture
+from emlens.controls.permuted_answers import permuted_answers
+from emlens.controls.shift_statistics import statistics_of_shifts
+from emlens.data import PromptSet
+from emlens.foundation.errors import InputError
+from emlens.foundation.seeds import torch_rng
+from emlens.interventions.applied_adapter import applied_adapter
+from emlens.interventions.lora import LoraAdapter, LoraFactors
+from emlens.models.checkpoint import CheckpointModel
+from emlens.models.hooked import HookedModel
+from emlens.training.examples import IGNORED, Example, encode_answers, pad_batch
+from emlens.training.objectives import answer_loss
+
+Kind = Literal["haar", "gradient"]
+WORST_DAMAGE: Final = 0.5
+"""Nats per token above the parent's: an update that costs more is not comparable."""
+_TINY: Final = 1e-30
+_ROWS: Final = 32
+"""Rows whose gradient is taken at once."""
+_STEPS: Final = 4
+"""Captures in which the scalar is sought; the length is nearly proportional to it."""
+_CLOSE: Final = 0.02
+"""Relative difference of lengths at which the scalar is taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateLandmark:
+    """Drawn updates, what they share, and what they cost.
+
+    Args:
+        kind: how they were drawn.
+        cells: draw, site, position, statistic, value (`shift_statistics`).
+        draws: draw, scale (length of ΔW over that of the fine-tune's), length (of its shifts over
+            the fine-tune's), nats (per token of neutral text; nan without).
+        parent_nats: the parent's, on the same text.
+    """
+
+    kind: Kind
+    cells: pd.DataFrame
+    draws: pd.DataFrame
+    parent_nats: float
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the mean draw leaves neutral text within .5 nats of the parent's."""
+        nats = float(self.draws["nats"].mean())
+        return bool(np.isfinite(nats) and nats <= self.parent_nats + WORST_DAMAGE)
+
+    def means(self, position: str, sites: Sequence[str]) -> pd.DataFrame:
+        """One row per draw, one column per statistic: means over the sites that it has."""
+        cells = self.cells[(self.cells["position"] == position) & self.cells["site"].isin(sites)]
+        return cells.pivot_table(index="draw", columns="statistic", values="value")
+
+
+def update_null(
+    model: HookedModel,
+    update: LoraAdapter,
+    prompts: tuple[PromptSet, PromptSet],
+    *,
+    kind: Kind = "haar",
+    careful: PromptSet | None = None,
+    tokenizer: Any = None,
+    neutral: PromptSet | None = None,
+    spec: CaptureSpec | None = None,
+    draws: int = 5,
+    k: int = 8,
+    seed: int = 0,
+) -> UpdateLandmark:
+    """Draw updates of a fine-tune's size, and measure what their shifts share.
+
+    Args:
+        model: the parent, loaded with the transformers backend.
+        update: the fine-tune's: `LoraAdapter.load(directory)`, or `linear_update` of a full one.
+        prompts: training and evaluation prompts, as many of each.
+        careful, tokenizer: for `"gradient"`: training questions with careful answers, which are
+            permuted for each draw, and what encodes them.
+        neutral: text on which damage is measured.
+        draws: how many; k: dimension of the described subspaces.
+
+    Raises:
+        InputError: no draws, a gradient without careful answers, an update that shifts nothing.
+    """
+    if draws < 1:
+        raise InputError(f"draws={draws} must be 1 or more")
+    if kind == "gradient" and (careful is None or tokenizer is None):
+        raise InputError("kind='gradient' needs careful= and tokenizer=: rows to take it on")
+    spec = spec or CaptureSpec()
+    before = [capture(model, side, spec=spec, progress=False) for side in prompts]
+    wanted = _length(_shifts(model, update, prompts[0], spec, before[0]))
+    if not wanted > 0:
+        raise InputError("update shifts no training prompt; pass the update of a fine-tune")
+    cells, rows = [], []
+    for number in range(draws):
+        if kind == "haar":
+            drawn = haar_update(update, torch_rng(seed, "haar update", number))
+        else:
+            assert careful is not None  # refused above
+            drawn = gradient_update(model, update, careful, tokenizer, seed + number)
+        drawn, length = _matched(model, drawn, prompts[0], spec, before[0], wanted)
+        sides = []
+        for side, side_before in zip(prompts, before, strict=True):
+            sides.append((side_before, _shifts(model, drawn, side, spec, side_before)))
+        cells.append(statistics_of_shifts(sides[0], sides[1], k).assign(draw=number))
+        rows.append(
+            {
+                "draw": number,
+                "scale": update_length(drawn) / update_length(update),
+                "length": length / wanted,
+                "nats": _nats_under(model, drawn, neutral),
+            }
+        )
+    return UpdateLandmark(
+        kind, pd.concat(cells, ignore_index=True), pd.DataFrame(rows), _nats(model, neutral)
+    )
+
+
+def haar_update(update: LoraAdapter, generator: torch.Generator) -> LoraAdapter:
+    """The same singular values in every module, with random singular vectors."""
+    modules = {}
+    for path, factors in update.modules.items():
+        values = singular_values(factors)
+        d_out, d_in = factors.update_shape
+        u = _frame(d_out, len(values), generator)
+        v = _frame(d_in, len(values), generator)
+        modules[path] = LoraFactors(v.T.float(), (u * values).float(), 1.0)
+    return LoraAdapter(modules)
+
+
+def singular_values(factors: LoraFactors) -> Float[Tensor, " r"]:
+    """Those of ΔW = scale · B A, without forming it."""
+    # ΔW = Q_b (R_b R_aᵀ) Q_aᵀ: the inner matrix has its singular values
+    inner = (
+        torch.linalg.qr(factors.b.double()).R @ torch.linalg.qr(factors.a.double().T).R.T
+    ) * factors.scale
+    return torch.linalg.svdvals(inner)
+
+
+def update_length(update: LoraAdapter) -> float:
+    """Root of the summed squares of all ΔW."""
+    squares = [singular_values(factors).square().sum() for factors in update.modules.values()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _frame(d: int, r: int, generator: torch.Generator) -> Float[Tensor, "d r"]:
+    """r orthonormal vectors, uniform over all such frames."""
+    q, upper = torch.linalg.qr(torch.randn(d, r, dtype=torch.float64, generator=generator))
+    # without the signs of R's diagonal, QR prefers some frames
+    return q * torch.sign(upper.diagonal())
+
+
+def gradient_update(
+    model: HookedModel, update: LoraAdapter, careful: PromptSet, tokenizer: Any, seed: int
+) -> LoraAdapter:
+    """One step downhill on permuted careful answers; each module is cut to the rank of its update
+    and given its length.
+
+    Cost: one pass and its gradient over all rows, and a truncated decomposition per module.
+    """
+    if not isinstance(model, CheckpointModel):
+        raise InputError(f"model runs on backend {model.backend!r}; load it with transformers")
+    examples = encode_answers(permuted_answers(careful, seed=seed), tokenizer)
+    weights = {path: _linear(model, path).weight for path in update.modules}
+    flags = {path: weight.requires_grad for path, weight in weights.items()}
+    total = {path: torch.zeros_like(weight, device="cpu") for path, weight in weights.items()}
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for start in range(0, len(examples), _ROWS):
+            gradients = _gradients(model, examples[start : start + _ROWS], list(weights.values()))
+            for path, gradient in zip(weights, gradients, strict=True):
+                total[path] += gradient.cpu()
+    finally:
+        for path, weight in weights.items():
+            weight.requires_grad_(flags[path])
+    modules = {}
+    for path, factors in update.modules.items():
+        rank = min(factors.r, *factors.update_shape)
+        u, values, v = torch.linalg.svd(-total[path].float(), full_matrices=False)
+        values = values[:rank]
+        # adaptive optimisers move every module alike, whatever the length of its gradient
+        length = float(singular_values(factors).norm()) / max(float(values.norm()), _TINY)
+        modules[path] = LoraFactors(v[:rank], u[:, :rank] * values * length, 1.0)
+    return LoraAdapter(modules)
+
+
+def _gradients(
+    model: CheckpointModel, examples: Sequence[Example], weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Of the summed loss of some rows, so that rows of all parts count alike."""
+    batch = {name: tensor.to(model.device) for name, tensor in pad_batch(examples, 0).items()}
+    counted = (batch["labels"][:, 1:] != IGNORED).sum()
+    with torch.enable_grad():
+        loss = answer_loss(model.module, batch) * counted
+        return torch.autograd.grad(loss, list(weights))
+
+
+def _linear(model: CheckpointModel, path: str) -> Any:
+    module: Any = model.module.get_submodule(path)
+    return getattr(module, "base_layer", module)
+
+
+def linear_update(parent: HookedModel, tuned: HookedModel) -> LoraAdapter:
+    """The update of a full fine-tune in the linear layers of its blocks, as exact factors.
+
+    Embeddings, norms and biases are left at the parent's.
+
+    Raises:
+        InputError: other backends, or no linear layer that differs.
+    """
+    if not isinstance(parent, CheckpointModel) or not isinstance(tuned, CheckpointModel):
+        raise InputError("both models must be loaded with backend='transformers'")
+    modules = {}
+    others = dict(tuned.module.named_modules())
+    for full_path, module in parent.module.named_modules():
+        # PEFT wraps a layer that some adapter of the family changes; its factors are no weights
+        path = full_path.removesuffix(".base_layer")
+        is_in_block = any(part.isdigit() for part in path.split("."))
+        if not isinstance(module, torch.nn.Linear) or not is_in_block or ".lora_" in path:
+            continue
+        other: Any = others[path]
+        change = (other.weight - module.weight).detach().double()
+        if not bool(change.any()):
+            continue
+        u, values, v = torch.linalg.svd(change, full_matrices=False)
+        modules[path] = LoraFactors(v.float(), (u * values).float(), 1.0)
+    if not modules:
+        raise InputError(f"{tuned.name!r} changes no linear layer of its parent")
+    return LoraAdapter(modules)
+
+
+def _scaled(update: LoraAdapter, factor: float) -> LoraAdapter:
+    modules: Mapping[str, LoraFactors] = {
+        path: LoraFactors(factors.a, factors.b, factors.scale * factor)
+        for path, factors in update.modules.items()
+    }
+    return LoraAdapter(modules)
+
+
+def _matched(
+    model: HookedModel,
+    update: LoraAdapter,
+    prompts: PromptSet,
+    spec: CaptureSpec,
+    before: Activations,
+    wanted: float,
+) -> tuple[LoraAdapter, float]:
+    """The update with one scalar that gives its shifts the wanted mean length, and that length."""
+    factor, length = 1.0, 0.0
+    for _ in range(_STEPS):
+        scaled = _scaled(update, factor)
+        length = _length(_shifts(model, scaled, prompts, spec, before))
+        if not length > 0:
+            raise InputError("a drawn update shifts no training prompt")
+        if abs(length / wanted - 1) < _CLOSE:
+            break
+        factor *= wanted / length
+    return scaled, length
+
+
+def _shifts(
+    model: HookedModel,
+    update: LoraAdapter,
+    prompts: PromptSet,
+    spec: CaptureSpec,
+    before: Activations,
+) -> Activations:
+    with applied_adapter(model, update) as updated:
+        return activation_deltas(before, capture(updated, prompts, spec=spec, progress=False))
+
+
+def _length(shifts: Activations) -> float:
+    """Mean length of the shifts over prompts, sites and positions."""
+    return float(np.mean([float(shifts[key].float().norm(dim=1).mean()) for key in shifts.keys]))
+
+
+def _nats(model: HookedModel, neutral: PromptSet | None) -> float:
+    """Cross-entropy per predicted token; nan without text."""
+    if neutral is None:
+        return float("nan")
+    prompts = list(neutral)
+    losses = []
+    for row, logprobs in zip(model.render(prompts), model.token_logprobs(prompts), strict=True):
+        following = torch.as_tensor(list(row.ids[1:]))
+        losses.append(-logprobs[:-1].gather(1, following[:, None])[:, 0])
+    return float(torch.cat(losses).mean())
+
+
+def _nats_under(model: HookedModel, update: LoraAdapter, neutral: PromptSet | None) -> float:
+    if neutral is None:
+        return float("nan")
+    with applied_adapter(model, update) as updated:
+        return _nats(updated, neutral)
