@@ -76,7 +76,7 @@ class DomainPairs:
         if pairs < 2:
             raise InputError(
                 f"the nulls have {numbers[0]} and {numbers[1]} adapters with shifts on further"
-                " prompts; pass further= and write_shifts=True to training_null for both"
+                " prompts; give further and write_shifts in the NullSetting of both"
             )
         cells = []
         for number in range(pairs):

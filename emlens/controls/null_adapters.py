@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,15 +47,26 @@ def rendered_hash(activations: Activations) -> str:
 
 @dataclass(frozen=True)
 class NullSetting:
-    """Everything that the draws depend on; the fields are arguments of `training_null`."""
+    """Everything that the draws of a training null depend on.
+
+    Args:
+        parent, recipe, careful, spec, k: as of `training_null`. train, evaluation: the prompts on
+            which shifts are compared; as many of each.
+        further: prompts on which shifts are measured too, to compare adapters of two domains; read
+            with `write_shifts`.
+        write_shifts: write each adapter's shifts on all prompts (`TrainingNull.shifts`).
+        stop_after: steps after which each run ends, where the fine-tune ended before its recipe's
+            last step; the schedule stays that of the recipe.
+        chat_template: what renders the chats; None: the parent's own.
+    """
 
     parent: Path
     recipe: Recipe
     careful: PromptSet
     train: PromptSet
     evaluation: PromptSet
-    spec: CaptureSpec
-    k: int
+    spec: CaptureSpec = field(default_factory=CaptureSpec)
+    k: int = 8
     further: PromptSet | None = None
     write_shifts: bool = False
     stop_after: int | None = None

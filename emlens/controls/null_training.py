@@ -107,7 +107,7 @@ class TrainingNull:
         if not 0 <= adapter < len(self.shift_files):
             raise InputError(
                 f"adapter={adapter} has no shifts; there are those of {len(self.shift_files)}"
-                " adapters: pass write_shifts=True to training_null"
+                " adapters: give write_shifts in the NullSetting"
             )
         shifts = {}
         for key, rows in load_file(self.shift_files[adapter]).items():
@@ -229,18 +229,16 @@ def training_null(
     spec: CaptureSpec | None = None,
     adapters: int = ADAPTERS,
     k: int = 8,
-    further: PromptSet | None = None,
-    write_shifts: bool = False,
-    stop_after: int | None = None,
-    chat_template: str | None = None,
     out: str | Path | None = None,
     keep: bool = False,
     executor: Executor | None = None,
     device: str = "auto",
     progress: bool = True,
-    after_each: Callable[[], None] | None = None,
 ) -> TrainingNull:
     """Train adapters on permuted careful answers, and measure what their shifts share.
+
+    `trained_null` does the same with a `NullSetting`, which can say more: where the fine-tune
+    stopped, and further prompts on which adapters of two domains are compared.
 
     Args:
         parent: checkpoint directory of the model that was fine-tuned.
@@ -252,13 +250,42 @@ def training_null(
             before the first adapted one do not move and are left out.
         adapters: how many are trained; p-values lie at 1 / (adapters + 1) and above.
         k: dimension of the subspaces of `first_angle` and `mean_cos2`.
-        further: prompts on which shifts are measured too, to compare adapters of two domains; with
-            `write_shifts`.
-        write_shifts: write each adapter's shifts on all prompts below `out`
-            (`TrainingNull.shifts`).
-        stop_after: steps after which each run ends, where the fine-tune ended before its recipe's
-            last step; the schedule stays that of the recipe.
-        chat_template: what renders the chats; None: the parent's own.
+        out, keep, executor, device, progress: as of `trained_null`.
+
+    Raises:
+        InputError, IntegrityError, StateError: as `trained_null`.
+    """
+    train, evaluation = prompts
+    setting = NullSetting(
+        Path(parent), recipe, careful, train, evaluation, spec or CaptureSpec(), k
+    )
+    return trained_null(
+        setting,
+        adapters=adapters,
+        out=out,
+        keep=keep,
+        executor=executor,
+        device=device,
+        progress=progress,
+    )
+
+
+def trained_null(
+    setting: NullSetting,
+    *,
+    adapters: int = ADAPTERS,
+    out: str | Path | None = None,
+    keep: bool = False,
+    executor: Executor | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    after_each: Callable[[], None] | None = None,
+) -> TrainingNull:
+    """Train adapters on permuted careful answers, and measure what their shifts share.
+
+    Args:
+        setting: everything that the draws depend on.
+        adapters: how many are trained; p-values lie at 1 / (adapters + 1) and above.
         out: directory of the finished units; the same call goes on there. None: a temporary one.
         keep: keep the adapters, below `out`.
         executor: who trains: `LocalExecutor()` by default.
@@ -267,42 +294,26 @@ def training_null(
 
     Raises:
         InputError: fewer than 2 adapters, other numbers of prompts on the two sides, a recipe that
-            trains neither an adapter nor weights, `keep` or `write_shifts` without
-            `out`, `further` without `write_shifts`; as `permuted_answers` and `fit`.
+            trains neither an adapter nor weights, adapters or shifts that are to stay without
+            `out`; as `permuted_answers` and `fit`.
         IntegrityError: `out` holds the null of other inputs.
         StateError: adapters failed as often as the executor allows; the others are kept.
     """
     if adapters < 2:
         raise InputError(f"adapters={adapters} must be 2 or more; p is at least 1 / (adapters + 1)")
-    train, evaluation = prompts
-    if len(train) != len(evaluation):
+    if len(setting.train) != len(setting.evaluation):
         raise InputError(
-            f"prompts has {len(train)} training and {len(evaluation)} evaluation prompts;"
-            " overlap depends on their number, so pass as many of each"
+            f"prompts has {len(setting.train)} training and {len(setting.evaluation)} evaluation"
+            " prompts; overlap depends on their number, so pass as many of each"
         )
-    if recipe.method not in ("lora", "full"):
-        raise InputError(
-            f"recipe has method={recipe.method!r}; a training null needs 'lora' or 'full'"
-        )
-    if out is None and (keep or write_shifts):
+    method = setting.recipe.method
+    if method not in ("lora", "full"):
+        raise InputError(f"recipe has method={method!r}; a training null needs 'lora' or 'full'")
+    if out is None and (keep or setting.write_shifts):
         name = "keep" if keep else "write_shifts"
         raise InputError(f"{name}=True needs out=: a directory in which the adapters stay")
-    if further is not None and not write_shifts:
-        raise InputError("further= is read only with write_shifts=True; pass both or neither")
-    permuted_answers(careful, seed=recipe.seed)  # refuses rows now, not in every worker
-    setting = NullSetting(
-        Path(parent),
-        recipe,
-        careful,
-        train,
-        evaluation,
-        spec or CaptureSpec(),
-        k,
-        further,
-        write_shifts,
-        stop_after,
-        chat_template,
-    )
+    # refuses rows now, not in every worker
+    permuted_answers(setting.careful, seed=setting.recipe.seed)
 
     with _directory(out) as directory:
 
@@ -313,7 +324,7 @@ def training_null(
             open_worker, directory, title="training null", progress=progress
         )
         files: list[Path] = []
-        if write_shifts:
+        if setting.write_shifts:
             files = [shifts_file(directory, number) for number in range(adapters)]
     return _null_of(setting, report.answers, files)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from emlens.activations import CaptureSpec
-from emlens.controls.null_training import TrainingNull, training_null
+from emlens.controls.null_adapters import NullSetting
+from emlens.controls.null_training import TrainingNull, trained_null
 from emlens.data import PromptSet
 from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError, IntegrityError, LoadError, StateError
@@ -158,19 +159,23 @@ class StudyNulls:
         folder = self.context.folder / "nulls" / key
         # the same bytes, whatever else the machine does
         threads = one_thread() if device == "cpu" else nullcontext()
+        setting = NullSetting(
+            needs.parent,
+            needs.recipe,
+            needs.careful,
+            sides["train"],
+            sides["evaluation"],
+            CaptureSpec(sites=self._sites(name), positions=config.positions),
+            described_k(config),
+            self._further(name),
+            write_shifts=True,
+            stop_after=needs.stop_after,
+            chat_template=parent.chat_template,
+        )
         with threads:
-            return training_null(
-                needs.parent,
-                needs.recipe,
-                needs.careful,
-                (sides["train"], sides["evaluation"]),
-                spec=CaptureSpec(sites=self._sites(name), positions=config.positions),
+            return trained_null(
+                setting,
                 adapters=self.adapters,
-                k=described_k(config),
-                further=self._further(name),
-                write_shifts=True,
-                stop_after=needs.stop_after,
-                chat_template=parent.chat_template,
                 out=folder,
                 keep=self.keep,
                 executor=self._executor(),

@@ -12,6 +12,8 @@ import torch
 from emlens.activations import CaptureSpec, activation_deltas, capture
 from emlens.controls import TrainingNull, training_null
 from emlens.controls.domain_pairs import PROMPT_COSINE, DomainPairs
+from emlens.controls.null_adapters import NullSetting
+from emlens.controls.null_training import trained_null
 from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, shift_statistics
 from emlens.data import PromptSet
@@ -40,16 +42,27 @@ def inputs(organism: Any) -> dict[str, Any]:
     return {
         "parent": organism.paths["instruct"],
         "recipe": Recipe.from_record(record["recipe"]).changed(steps=40, batch_size=8),
-        "stop_after": 6,
-        "write_shifts": True,
         "careful": with_careful_answers(chats, organism.training_prompts["medicine-benign"]),
         "prompts": (
             PromptSet(replace(row, response=None) for row in list(chats)[:N]),
             prompts.select(outside),
         ),
         "spec": SPEC,
-        "further": prompts.select(outside[: N // 2]),
     }
+
+
+@pytest.fixture(scope="module")
+def setting(inputs: dict[str, Any]) -> NullSetting:
+    train, evaluation = inputs["prompts"]
+    named = {name: value for name, value in inputs.items() if name != "prompts"}
+    return NullSetting(
+        **named,
+        train=train,
+        evaluation=evaluation,
+        further=evaluation.select(evaluation.ids[: N // 2]),
+        write_shifts=True,
+        stop_after=6,
+    )
 
 
 def captured(family: Any, name: str, inputs: dict[str, Any]) -> Any:
@@ -67,8 +80,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def null(inputs: dict[str, Any], home: Path) -> TrainingNull:
-    return training_null(**inputs, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
+def null(setting: NullSetting, home: Path) -> TrainingNull:
+    return trained_null(setting, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +146,16 @@ def test_pairs_go_by_number_and_two_adapters_of_one_null_are_no_more_than_a_pair
 
 
 def test_a_finished_null_is_read_and_another_one_refused(
-    null: TrainingNull, inputs: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch
+    null: TrainingNull, setting: NullSetting, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("trained again")
 
     monkeypatch.setattr("emlens.controls.null_adapters.fit", never)
-    again = training_null(**inputs, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
+    again = trained_null(setting, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
     pd.testing.assert_frame_equal(again.cells, null.cells)
     with pytest.raises(IntegrityError, match="plans other work"):
-        training_null(
-            **{**inputs, "k": 4}, adapters=ADAPTERS, out=home / "out", keep=True, progress=False
-        )
+        trained_null(replace(setting, k=4), adapters=ADAPTERS, out=home / "out", progress=False)
 
 
 def test_the_test_is_the_mean_over_common_sites_beside_the_draws(
@@ -171,7 +182,7 @@ def test_the_test_is_the_mean_over_common_sites_beside_the_draws(
 
 
 def test_what_is_no_test_of_this_null_is_refused(
-    null: TrainingNull, inputs: dict[str, Any], tested: Any, home: Path, unchecked: None
+    null: TrainingNull, inputs: dict[str, Any], tested: Any, setting: NullSetting, unchecked: None
 ) -> None:
     train, evaluation = tested
     with pytest.raises(InputError, match="train holds other prompts than the null was made for"):
@@ -189,17 +200,14 @@ def test_what_is_no_test_of_this_null_is_refused(
             {"prompts": (fewer, inputs["prompts"][1])},
             "prompts has 5 training and 24 evaluation",
         ),
-        (
-            {"careful": fewer, "out": home},
-            "row .* has no answer; pass rows with careful answers",
-        ),
+        ({"careful": fewer}, "row .* has no answer; pass rows with careful answers"),
         ({"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
-        ({}, "write_shifts=True needs out=: a directory in which the adapters stay"),
-        ({"write_shifts": False}, "further= is read only with write_shifts=True"),
         ({"recipe": Recipe(method="steering", layers_to_transform=(1,))}, "has method='steering'"),
     ):
         with pytest.raises(InputError, match=message):
             training_null(**{**inputs, "adapters": 2, **change}, progress=False)
+    with pytest.raises(InputError, match="write_shifts=True needs out=: a directory in which the"):
+        trained_null(setting, progress=False)
 
 
 def test_sides_that_do_not_fit_are_refused(tested: Any) -> None:

@@ -289,14 +289,13 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
     profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
     overlap = pd.DataFrame(
         {
-            "model": ["bad"] * 2,
+            "model": ["bad"] * 3 + ["r1"],
             "position": "p",
-            "comparison": "train–evaluation",
-            "center": ["true", "means"],
-            "null_kind": ["covariance", ""],
+            "measure": ["variance_weighted", "mean_cosine", "first_angle", "mean_cosine"],
+            "answered": ["not more", "not more", "described", "identity"],
         }
     )
-    overlap = overlap.assign(value=0.5, low=0.4, high=0.6, null_mean=0.3)
+    overlap = overlap.assign(value=0.5, null_mean=0.3)
     arms = pd.DataFrame(
         {
             "model": ["bad"] * 2,
@@ -318,11 +317,11 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
             "null_q95": 0.1,
         }
     )
-    tables = {"models": profile, "overlap": overlap, "arms": arms, "forecast": forecast}
+    tables = {"models": profile, "overlap_test": overlap, "arms": arms, "forecast": forecast}
     found = headlines(tables)
     sides = {
         "alignment outside the domain": "less",
-        "centred overlap of shifts, mean over layers": "greater",
+        "variance-weighted overlap of shifts, mean over layers": "greater",
         "cosine of mean shifts, mean over layers": "greater",
         "restoration by the chosen direction": "greater",
         "forecast R² from base, domains held out": "greater",

@@ -191,10 +191,7 @@ def test_without_base_benign_training_and_neutral_it_runs_and_says_so(
         "no base model was given",
         "no benign fine-tune was given",
         "no neutral text was given",
-        (
-            "the benign control is missing from the overlap comparison:"
-            " overlap beyond a benign fine-tune is not shown"
-        ),
+        "the benign control is missing from the overlap comparison",
         "the arm with its direction is missing",
         "no neutral text: damage (KL) is missing",
         "no base model: forecasts from the pre-trained parent are missing",
