@@ -43,6 +43,7 @@ NAMES = (
     "intervention_speed",
     "forecast_grid_speed",
     "forecast_false_discoveries",
+    "unrelated_forecasts",
     "endpoint_judging",
     "em_rate_coverage",
     "prediction_powered",

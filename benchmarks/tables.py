@@ -337,6 +337,12 @@ FIGURES: Final[
         lambda v: _rate(v[0]),
     ),
     (
+        "unrelated_forecasts",
+        "released scores of a 32B fine-tune, from SmolLM2-135M: R²; the same, categories held out",
+        (),
+        lambda v: _stranger(v),
+    ),
+    (
         "organism_forecasts",
         "forecast from instruct, domains held out: gain over text",
         (),
@@ -419,6 +425,15 @@ def _forecast(values: Values, figure: str) -> Measured:
         if all(row[key] == value for key, value in asked.items())
     ]
     return _interval(found["mean"], found)
+
+
+def _stranger(values: Values) -> tuple[Measured, ...]:
+    rows = [
+        row["r2"]
+        for row in values["forecasts"]
+        if row["scores"] == "32B medical, harmless" and row["model"].startswith("SmolLM2")
+    ]
+    return tuple(_interval(r2["value"], r2) for r2 in rows)
 
 
 def _screened(rows: Iterable[Values]) -> Measured:
