@@ -208,6 +208,7 @@ def measure(
         "published_recipe": recipe,
         "scores_alike": relations,
         "shuffles": shuffles,
+        "models": list(models),
         "blocks": {name: spread_layers(model.n_layers, BLOCKS) for name, model in models.items()},
         "rendering": {
             name: "plain" if model.chat_template == PLAIN_TEMPLATE else "own template"
@@ -345,7 +346,7 @@ def _text(ends: Mapping[str, Any] | None) -> str:
 def _pairs(values: Mapping[str, Any], questions: str) -> list[tuple[Any, Any]]:
     """The rows of both models for each target and way of holding out."""
     rows = [row for row in values["forecasts"] if row["questions"] == questions]
-    first, second = list(values["blocks"])
+    first, second = values["models"]
     others = {(row["scores"], row["held_out"]): row for row in rows if row["model"] == second}
     pairs = []
     for row in rows:
@@ -447,7 +448,7 @@ def verdicts_table(values: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for questions in QUESTIONS:
-        for model in values["blocks"]:
+        for model in values["models"]:
             rows = [
                 row
                 for row in values["forecasts"]
