@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.estimate import Estimate
 from emlens.probes import Baselines, Design, Forecast, cross_validate_forecast
 from emlens.probes.baselines import EXPECTED
 from emlens.probes.record import corrected_forecasts
@@ -151,6 +152,22 @@ def test_an_unrelated_model_is_another_model(make: Any) -> None:
         cross_validate_forecast(
             acts, scores, design=QUICK, baselines=Baselines(unrelated=make(values))
         )
+
+
+def test_a_gain_clears_a_wider_interval_where_intervals_are_too_short(make: Any) -> None:
+    forecast = forecast_of(make, signal=3.0, stranger=0.5)
+    for low, beaten in ((0.01, False), (0.03, True)):  # .10 − 1.31 · .09 < 0 < .10 − 1.31 · .07
+        gain = Estimate(0.1, low, 0.2, 160, "")
+        found = replace(forecast, gain_over={**forecast.gain_over, "text": gain})
+        assert (found.not_beaten == ()) is beaten
+        assert (found.verdict == "shown") is beaten
+    many = replace(forecast, predictions=pd.concat([forecast.predictions] * 2))
+    settled = replace(
+        many, gain_over={**forecast.gain_over, "text": Estimate(0.1, 0.01, 0.2, 320, "")}
+    )
+    assert settled.not_beaten == () and replace(settled, held_out="group").not_beaten == ("text",)
+    unknown = Estimate.undefined("nothing varies", 3)
+    assert replace(many, gain_over={"text": unknown}).not_beaten == ("text",)
 
 
 def test_shuffles_follow_from_the_number_of_tests(make: Any) -> None:

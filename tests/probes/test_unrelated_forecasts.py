@@ -115,6 +115,7 @@ def smollm2(real_models: Path) -> HookedModel:
     return load("smollm2", real_models, dtype="float32", device="cpu")
 
 
+@pytest.mark.slow
 def test_eight_texts_in_three_forms_are_no_24_questions(
     released_data: Path, smollm2: HookedModel, make: Any
 ) -> None:
@@ -136,6 +137,7 @@ def test_eight_texts_in_three_forms_are_no_24_questions(
     assert leaked["value"] == pytest.approx(0.73, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_evidence_is_what_the_released_files_give(
     released_data: Path, smollm2: HookedModel, repository: Path
 ) -> None:
