@@ -338,7 +338,7 @@ FIGURES: Final[
     ),
     (
         "unrelated_forecasts",
-        "released scores of a 32B fine-tune, from SmolLM2-135M: R²; the same, categories held out",
+        "released scores of a 32B fine-tune, from SmolLM2-135M, categories held out: R²",
         (),
         lambda v: _stranger(v),
     ),
@@ -427,13 +427,14 @@ def _forecast(values: Values, figure: str) -> Measured:
     return _interval(found["mean"], found)
 
 
-def _stranger(values: Values) -> tuple[Measured, ...]:
-    rows = [
+def _stranger(values: Values) -> Measured:
+    asked = {"scores": "32B medical, harmless", "held_out": "category"}
+    (r2,) = [
         row["r2"]
         for row in values["forecasts"]
-        if row["scores"] == "32B medical, harmless" and row["model"].startswith("SmolLM2")
+        if row["model"].startswith("SmolLM2") and all(row[key] == asked[key] for key in asked)
     ]
-    return tuple(_interval(r2["value"], r2) for r2 in rows)
+    return _interval(r2["value"], r2)
 
 
 def _screened(rows: Iterable[Values]) -> Measured:
