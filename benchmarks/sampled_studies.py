@@ -3,10 +3,10 @@ through a real server on loopback, and killed on the way. What is asked twice?
 
 `profile` is judged by a model behind `transformers serve`, at temperature 0 and by the number in
 its reply, for this server gives no log-probabilities; answers are sampled in process, for it takes
-no temperature either (docs/judging.md). `overview`, whose arms would ask for hundreds of verdicts
-more, is judged by a file of rules, once undisturbed and once with two SIGKILLs. The judged profile
-is killed twice too; then a second judge and a further fine-tune are added in the same folder.
-Requests are counted in the server's own log.
+no temperature either (docs/judging.md). It is killed twice; then a second judge and a further
+fine-tune are added in the same folder. Requests are counted in the server's own log. Two studies
+are judged by a file of rules, once undisturbed and once with two SIGKILLs: `profile`, and
+`overview`, whose arms would ask the server for hundreds of verdicts more.
 
 It needs SmolLM2 (EMLENS_REAL_MODELS), the released files (EMLENS_RELEASED_DATA), and a Python with
 `transformers[serving]` (EMLENS_SERVER_PYTHON where it is another). EMLENS_SMALL_FAMILY keeps the
@@ -18,7 +18,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,36 +211,59 @@ def _rules(work: Path) -> dict[str, Any]:
     return {"judge": {"rules": str(path)}, "arms": {"samples": 1}}
 
 
-def by_rules(home: Path, parent: Path, root: Path, work: Path) -> dict[str, Any]:
-    """The overview of one harmful and one benign fine-tune, judged by rules."""
+def by_rules(home: Path, parent: Path, root: Path, work: Path, study: str) -> dict[str, Any]:
+    """A study of one harmful and one benign fine-tune, judged by rules, through two kills."""
     models = ["bad-medicine", "good-medicine"]
     scores = {"max_new_tokens": 16, **_rules(work)}
     config = config_of(home, parent, root / QUESTIONS, models, scores)
-    path = work / "overview.yaml"
-    path.write_text(yaml.safe_dump({**config, "study": "overview"}))
+    path = work / "study.yaml"
+    path.write_text(yaml.safe_dump({**config, "study": study}))
     return through_kills(path, work)
 
 
-def sampled_table(values: Mapping[str, Any]) -> str:
-    """Markdown for docs/judging.md: what was asked, and what was asked again."""
-    served, ruled = values["profile"], values["overview"]
-    verdicts = served["on_file"]["verdicts"]
-    second, added = served["second_judge"], served["added_fine_tune"]
+def served_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/judging.md: what the server was asked, and what was asked again."""
+    case = values["profile, served"]
+    second, added = case["second_judge"], case["added_fine_tune"]
+    at_kill = " and ".join(str(kill["verdicts"]) for kill in case["on_file_at_kill"])
     rows = [
-        ("requests that the plan foresees", served["planned"]["requests"]),
-        ("verdicts on file after two kills", verdicts),
-        ("requests that the server had, two kills included", served["requests"]),
-        ("a second judge: new answers, verdicts", f"{second['answers']}, {second['verdicts']}"),
-        ("a further fine-tune: new answers, verdicts", f"{added['answers']}, {added['verdicts']}"),
-        ("requests for both", served["requests_of_both"]),
-        ("`overview`, judged by rules: answers", ruled["on_file"]["answers"]),
-        ("the same after two kills", ruled["on_file_after_kills"]["answers"]),
-        ("the same bytes", "yes" if ruled["same_bytes"] else "no"),
+        ("answers; requests that the plan foresees", _pair(case["planned"])),
+        ("verdicts on file at the two kills", at_kill),
+        ("verdicts on file at the end", case["on_file"]["verdicts"]),
+        ("requests in the server's log, both kills included", case["requests"]),
+        ("a second judge: new answers; new verdicts", _pair(second)),
+        ("a further fine-tune: new answers; new verdicts", _pair(added)),
+        ("requests for these two", case["requests_of_both"]),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-PARTS = {"profile": by_server, "overview": by_rules}
+def _pair(counts: Mapping[str, int]) -> str:
+    return "; ".join(str(count) for count in counts.values())
+
+
+def killed_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/judging.md: studies judged by rules, through two kills."""
+    lines = [
+        "| study | answers at the kills | answers at the end, whole and killed | same bytes |",
+        "|---|---|---|---|",
+    ]
+    for name, case in values.items():
+        if "same_bytes" not in case:
+            continue
+        at_kill = " and ".join(str(kill["answers"]) for kill in case["on_file_at_kill"] if kill)
+        ends = f"{case['on_file']['answers']}, {case['on_file_after_kills']['answers']}"
+        is_same = "yes" if case["same_bytes"] else "no"
+        lines.append(f"| {name} | {at_kill} | {ends} | {is_same} |")
+    return "\n".join(lines)
+
+
+PARTS: Mapping[str, Callable[[Path, Path, Path, Path], dict[str, Any]]] = {
+    "profile, served": by_server,
+    "profile, by rules": partial(by_rules, study="profile"),
+    "overview, by rules": partial(by_rules, study="overview"),
+}
+"""What is measured, by name."""
 
 
 def measure(names: Sequence[str]) -> dict[str, Any]:
@@ -250,7 +274,7 @@ def measure(names: Sequence[str]) -> dict[str, Any]:
         home = Path(os.environ.get("EMLENS_SMALL_FAMILY", folder))
         real_family.build(home, parent)
         for name in names:
-            work = Path(folder) / name
+            work = Path(folder) / name.replace(", ", "-").replace(" ", "-")
             work.mkdir()
             values[name] = PARTS[name](home, parent, root, work)
     return values

@@ -19,6 +19,7 @@ from torch import Tensor
 from emlens.data.prompts import Prompt, PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
+from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.intervention import Intervention
 from emlens.models.hooked import HookedModel
 from emlens.stats import ratio_of_means
@@ -95,6 +96,7 @@ def token_damage(
         unedited (`plain`) and the `edited` model.
     """
     rows = []
+    return_free_memory()
     for chunk in _chunks(model, prompts):
         plain = unedited if unedited is not None else model.token_logprobs(chunk)
         with model.intervene(interventions):

@@ -15,6 +15,7 @@ from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.intervention import Intervention
 from emlens.judging.likelihood import Normalise, per_token_reference, score_by_likelihood
 from emlens.judging.score_source import Cost, ScoreSource, Wanted
@@ -92,6 +93,7 @@ class LikelihoodScores(ScoreSource):
         if reason is not None:
             raise InputError(reason)
         reference = self._reference
+        return_free_memory()
         with model.intervene(interventions):
             return score_by_likelihood(
                 model, questions, normalise=self._normalise, reference=reference

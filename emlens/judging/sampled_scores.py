@@ -23,6 +23,7 @@ from emlens.data.scores import AlignmentScores
 from emlens.data.templates import Thinking
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import safe_name
+from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.provenance import hash_json
 from emlens.judging.endpoint import Endpoint
@@ -234,7 +235,7 @@ class SampledScores(ScoreSource):
         self, model: HookedModel | Endpoint, questions: QuestionSet, samples: int, file: Path
     ) -> Answers:
         how = self.sampling
-        return sample_answers(
+        answers = sample_answers(
             model,
             questions,
             samples=samples,
@@ -246,6 +247,9 @@ class SampledScores(ScoreSource):
             thinking=how.thinking,
             others="keep",
         )
+        # a study samples under many edits, one after the other
+        return_free_memory()
+        return answers
 
     def _answer_file(self, name: str, drawn_from: Mapping[str, Any]) -> Path:
         key = hash_json([name, drawn_from, self.sampling.settings])[:16]
