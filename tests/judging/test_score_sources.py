@@ -65,7 +65,8 @@ def test_what_is_on_file_is_never_asked_again(
     planned = first.plan([family.instruct], few)
     scores = first.scores(family.instruct, few)
     n = sum(len(q.paraphrases) for q in few) * 3
-    assert planned == Cost(answers=n, tokens=4 * n, verdicts=2 * n, requests=2 * n)
+    drawn = {"sampled": n, "sampled_tokens": 4 * n}
+    assert planned == Cost(answers=n, tokens=4 * n, verdicts=2 * n, requests=2 * n, **drawn)
     assert len(judge_server.bodies) == 2 * n and first.plan([family.instruct], few) == Cost()
     generated: list[int] = []
     original = type(family.instruct).generate_each
