@@ -19,6 +19,7 @@ NAMES = (
     "released_studies",
     "sampled_studies",
     "study_plan",
+    "served_models",
     "layers_positions",
     "demo",
     "resume",
