@@ -228,10 +228,12 @@ def _candidates(
 
 def _warn(part: Part, material: Material, focus: Sequence[str], report: QuestionSet) -> None:
     """Warnings of few domains and of what is missing beside the tables."""
-    domains = len(set(report.groups))
-    if domains < 10:
+    units, kind = units_of(report)
+    n = len(set(units))
+    if n < 10:
+        what = {"group": "domains", "question": "base questions"}[kind]
         part.warnings.append(
-            f"restoration resamples {domains} domains; with fewer than 10 its interval is too short"
+            f"restoration resamples {n} {what}; with fewer than 10 its interval is too short"
         )
     if any(material.benign_for(name) is None for name in focus):
         part.warnings.append(

@@ -42,7 +42,7 @@ from emlens.studies.parent_views import (
     view_readings,
 )
 from emlens.studies.prior_findings import add_summary, forecast_finding, listed
-from emlens.studies.streams import Reading
+from emlens.studies.streams import Reading, not_captured
 from emlens.studies.study import Study, StudyContext
 from emlens.studies.unrelated_model import read_unrelated, why_unreadable
 
@@ -106,6 +106,7 @@ class Priors(Study):
     needs_outside = True
     wants = ("plain",)
     runs_on_captures = True
+    needs_streams = False
     cost = 8
 
     def check(self, context: StudyContext) -> None:
@@ -137,11 +138,15 @@ class Priors(Study):
 
     def run(self, context: StudyContext) -> Part:
         measurer = _PriorMeasurer(context)
+        missing = self._missing_streams(context)
         for name in context.material.focus(context.config):
             measurer.compare_scores(name)
-            measurer.forecast(name)
+            if missing is None:
+                measurer.forecast(name)
         measurer.add_forecasts()
         part = measurer.part
+        if missing is not None:
+            part.warnings.append(f"no forecast, scores are compared only: {missing}")
         part.tables |= measurer.rows.tables()
         part.warnings.append(
             "tests of scores before and after take base questions as units;"
@@ -152,6 +157,13 @@ class Priors(Study):
             part.warnings += measurer.cautions()
             part.warnings += _forecast_warnings(part.tables["forecast"], context.family.has_base)
         return part
+
+    def _missing_streams(self, context: StudyContext) -> str | None:
+        """What captures lack for the forecasts; None where nothing is missing."""
+        if not context.material.captured:
+            return None
+        family = {model: context.family[model] for model in context.family}
+        return not_captured(self.readings(context), family, context.config)
 
 
 class _PriorMeasurer:

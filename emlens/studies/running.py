@@ -274,7 +274,7 @@ def _reasons_to_leave_out(study: str, contexts: Mapping[str, StudyContext]) -> d
             or _missing_questions(part, context)
             or part.left_out(context)
         )
-        if reason is None and context.material.captured:
+        if reason is None and context.material.captured and part.needs_streams:
             family = {model: context.family[model] for model in context.family}
             reason = not_captured(part.readings(context), family, context.config)
         if reason is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emlens.activations import Activations
 from emlens.data import QuestionSet
+from emlens.data.base_questions import base_question
 from emlens.evaluation import text_contrast
 from emlens.foundation.errors import InputError
 from emlens.foundation.seeds import numpy_rng
@@ -57,13 +58,24 @@ class ShiftCandidates(Extraction):
 
     def split_half_cosine(self, key: str, seed: int) -> float:
         before, after = (rows.double() for rows in self.rows(key))
-        order = numpy_rng(seed, "halves", self.name).permutation(len(before))
         site = self.directions[key].site
         halves = [
             direction_between(extraction_of(key), after[half], before[half], site=site)
-            for half in map(torch.tensor, np.array_split(order, 2))
+            for half in self._halves(seed)
         ]
         return direction_cosine(*halves)
+
+    def _halves(self, seed: int) -> list[Tensor]:
+        """Rows of two random halves of the base questions, each with all its forms and paraphrases
+        in one half.
+        """
+        units = [base_question(str(p.meta["question"])) for p in self.questions.prompts()]
+        names = np.array(list(dict.fromkeys(units)))
+        order = numpy_rng(seed, "halves", self.name).permutation(len(names))
+        return [
+            torch.tensor(np.flatnonzero(np.isin(units, names[half])))
+            for half in np.array_split(order, 2)
+        ]
 
     def of_another(self, fine_tune: HookedModel, key: str) -> Direction | None:
         site, position = str(self.directions[key].site), str(self.directions[key].position)

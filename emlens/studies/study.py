@@ -116,6 +116,10 @@ class Study(ABC):
     """
     runs_on_captures: ClassVar[bool] = False
     """Whether what was captured of the models is enough; `readings` then says what of it."""
+    needs_streams: ClassVar[bool] = True
+    """Whether it is left out where captures lack what `readings` names; False where it goes on with
+    what needs none and says what is missing.
+    """
     can_be_rehearsed: ClassVar[bool] = False
     """Whether a plan may run it on models that compute nothing; not one that trains or loads."""
     cost: ClassVar[float] = 5.0

@@ -214,6 +214,9 @@ def test_a_contrast_of_answers_is_measured_as_any_other_candidate(
     assert not bases["extract"] & (bases["select"] | bases["report"])
     assert row["base_questions"] <= len(bases["extract"])
     assert not any("no direction from answers" in warning for warning in result.warnings)
+    # questions of one group: base questions are resampled, and the caution says so
+    n = len(bases["report"])
+    assert any(f"resamples {n} base questions; with fewer" in line for line in result.warnings)
 
 
 def test_a_plan_counts_the_answers_that_a_contrast_needs(home: Path, tmp_path: Path) -> None:

@@ -211,7 +211,12 @@ def test_judged_files_alone_give_a_profile(home: Path, tmp_path: Path) -> None:
     result = run_study(config, tmp_path / "out", progress=False)
     assert result.tables["models"]["model"].tolist() == ["instruct", "bad"]
     said = "\n".join(result.warnings)
-    assert "priors was left out: only judged answers of 'instruct' are here" in said
+    assert "no forecast, scores are compared only: only judged answers of 'instruct' are" in said
+    changes = result.tables["score_changes"].set_index("test")
+    assert {"paired t", "Wilcoxon", "F"} < set(changes.index) and set(changes["n"]) == {7}
+    # exact: all 7 base questions fell, so 2 of 2^7 patterns of signs
+    assert changes.loc["Wilcoxon", "p"] == pytest.approx(2 / 2**7)
+    assert "forecast" not in result.tables
     assert "direction_transfer was left out: it needs the models, and the study runs on" in said
     with_models = run_study(
         configured(home, study="profile", scores=config["scores"]), tmp_path / "m", progress=False
