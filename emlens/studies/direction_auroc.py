@@ -31,8 +31,8 @@ def auroc_by_cell(
 ) -> dict[Cell, dict[str, float]]:
     """Cell → AUROC with interval, the mean of its null, and p of the largest cell.
 
-    The null permutes scores within domains. `nan` where a group has one question, and where every
-    score is equal.
+    The null permutes scores within domains. `nan` where a group has one question, and where no
+    question lies below the median score; without an interval where one does.
 
     Args:
         deltas: of the questions outside the fine-tune's domain.
@@ -46,7 +46,8 @@ def auroc_by_cell(
     scores = material.per_question(name)
     scored = set(scores.index)
     values = scores[[_question(prompt, scored) for prompt in second]].to_numpy(dtype=float)
-    if np.ptp(values) == 0:
+    # where more than half of the questions have the lowest score, none lies below the median
+    if not (values < np.median(values)).any():
         return dict.fromkeys(cells, missing)
     directions, reading = deltas.select(first), deltas.select(second)
     along = []

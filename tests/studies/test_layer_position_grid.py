@@ -94,13 +94,20 @@ def test_a_grid_of_sixty_cells_can_be_shown_and_draws_of_chance_are_not() -> Non
     assert np.isnan(p[0]) and p[1] == 1 and np.isnan(p[2])
 
 
-def planted(strength: float) -> dict[str, float]:
-    """AUROC where shifts grow with misalignment along one axis, by a strength."""
+def planted(strength: float, levels: tuple[float, float] | None = None) -> dict[str, float]:
+    """AUROC where shifts grow with misalignment along one axis, by a strength.
+
+    Args:
+        levels: the only two scores that occur, the first of a single question.
+    """
     rng = np.random.default_rng(0)
     questions = QuestionSet(
         [Question(f"{g}{i}", f"text {g} {i}", g) for g in "abcd" for i in range(24)]
     )
     scores = pd.Series(rng.uniform(0, 100, 96), index=questions.ids)
+    if levels is not None:
+        scores[:] = levels[1]
+        scores["a0"] = levels[0]
     shifts = torch.from_numpy(rng.normal(size=(96, 8)))
     shifts[:, 0] += 2 + strength * torch.from_numpy((100 - scores.to_numpy()) / 50)
     deltas = Activations(
@@ -125,6 +132,11 @@ def test_a_direction_that_carries_misalignment_tells_questions_and_another_does_
     assert carries["auroc"] > 0.8 and carries["auroc_low"] > 0.5 and carries["auroc_p_max"] < 0.02
     assert other["auroc_p_max"] > 0.05 and other["auroc_low"] < 0.5 < other["auroc_high"]
     assert abs(carries["auroc_null"] - 0.5) < 0.1
+
+
+def test_few_answers_may_leave_nothing_below_the_median() -> None:
+    for levels in ((15.0, 90.0), (90.0, 15.0)):
+        assert all(np.isnan(value) for value in planted(3.0, levels).values())
 
 
 def test_the_area_is_that_of_scikit_learn() -> None:
