@@ -19,6 +19,7 @@ from emlens.stats import NullDistribution
 from emlens.studies import run_study
 from emlens.studies.cell_measures import overlap_p_max
 from emlens.studies.direction_auroc import area, auroc_by_cell
+from emlens.studies.material import split_questions
 
 SITE, POSITION = "resid_post.0", "last_prompt"
 
@@ -98,7 +99,7 @@ def planted(strength: float, levels: tuple[float, float] | None = None) -> dict[
     """AUROC where shifts grow with misalignment along one axis, by a strength.
 
     Args:
-        levels: the only two scores that occur, the first of a single question.
+        levels: the only two scores that occur, the first of a single question that is read.
     """
     rng = np.random.default_rng(0)
     questions = QuestionSet(
@@ -107,7 +108,8 @@ def planted(strength: float, levels: tuple[float, float] | None = None) -> dict[
     scores = pd.Series(rng.uniform(0, 100, 96), index=questions.ids)
     if levels is not None:
         scores[:] = levels[1]
-        scores["a0"] = levels[0]
+        _, read = split_questions(questions, (0.5, 0.5), 0)
+        scores[read.ids[0]] = levels[0]
     shifts = torch.from_numpy(rng.normal(size=(96, 8)))
     shifts[:, 0] += 2 + strength * torch.from_numpy((100 - scores.to_numpy()) / 50)
     deltas = Activations(
