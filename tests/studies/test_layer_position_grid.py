@@ -137,8 +137,9 @@ def test_a_direction_that_carries_misalignment_tells_questions_and_another_does_
 
 
 def test_few_answers_may_leave_nothing_below_the_median() -> None:
-    for levels in ((15.0, 90.0), (90.0, 15.0)):
-        assert all(np.isnan(value) for value in planted(3.0, levels).values())
+    one_below, none_below = planted(3.0, (15.0, 90.0)), planted(3.0, (90.0, 15.0))
+    assert 0 <= one_below["auroc"] <= 1 and np.isnan(one_below["auroc_low"])
+    assert all(np.isnan(value) for value in none_below.values())
 
 
 def test_the_area_is_that_of_scikit_learn() -> None:
