@@ -16,6 +16,7 @@ import torch
 from emlens.activations import capture
 from emlens.data import Answers
 from emlens.data.base_questions import base_question
+from emlens.directions import RowFilter
 from emlens.foundation.errors import InputError
 from emlens.geometry import Direction
 from emlens.models import HookedModel
@@ -24,7 +25,7 @@ from emlens.studies.answer_candidates import CONTRASTS, AnswerCandidates, answer
 from emlens.studies.extractions import extraction_of
 from emlens.studies.material import Material, split_questions
 from emlens.studies.material_loading import load_material
-from emlens.studies.planning import plan_study
+from emlens.studies.rehearsal import RehearsedScores, rehearsed
 
 FORMS = ("", "_json")
 LOW = {f"w{i}" for i in range(12)}
@@ -195,7 +196,9 @@ def test_a_contrast_of_answers_is_measured_as_any_other_candidate(
 ) -> None:
     monkeypatch.setattr(direction_transfer, "choose", chosen_contrast)
     options = {"direction_transfer": {"contrasts": ["both"], "least_answers": 3}}
-    result = run_study(configured(home, options=options), tmp_path / "out", progress=False)
+    shares = [0.6, 0.15, 0.25]  # few questions under many arms
+    config = configured(home, options=options, shares=shares)
+    result = run_study(config, tmp_path / "out", progress=False)
     tables = result.tables
     methods = tables["candidates"]["extraction"].tolist()
     assert methods == ["mean shift", "whitened shift", "contrast of both"]
@@ -219,16 +222,20 @@ def test_a_contrast_of_answers_is_measured_as_any_other_candidate(
     assert any(f"resamples {n} base questions; with fewer" in line for line in result.warnings)
 
 
-def test_a_plan_counts_the_answers_that_a_contrast_needs(home: Path, tmp_path: Path) -> None:
-    options = {"direction_transfer": {"least_answers": 3, "contrasts": ["answers"]}}
-    path = tmp_path / "study.yaml"
-    path.write_text(json.dumps(configured(home, options=options)))
-    planned = plan_study(path, tmp_path / "out", timed=False)
-    without = {"direction_transfer": {"least_answers": 3, "contrasts": []}}
-    path.write_text(json.dumps(configured(home, options=without)))
-    fewer = plan_study(path, tmp_path / "out", timed=False)
-    [with_contrast], [plain] = planned.parts, fewer.parts
-    assert with_contrast.cost.answers > plain.cost.answers
+def test_a_plan_counts_the_answers_that_a_contrast_needs(material: Material) -> None:
+    """Of the extraction questions, as far as no part before asked for them."""
+    few = material.questions[:6]
+    rehearsal = rehearsed(material, 64)
+    source = rehearsal.score_source
+    assert isinstance(source, RehearsedScores)
+    planned = material.score_source.plan([material.family["bad"]], few)
+    answers = source.judged_answers(rehearsal.family["bad"], few)
+    assert source.costs == [planned]
+    source.judged_answers(rehearsal.family["bad"], few)
+    assert len(source.costs) == 1 and source.can("answers") is None
+    # enough of both classes for a contrast to be rehearsed
+    classes = RowFilter().choose(answers.answers, answers.scores)
+    assert len(classes.misaligned) == len(classes.aligned) >= 10
 
 
 def test_judged_files_with_answers_give_contrasts_and_no_arms(
