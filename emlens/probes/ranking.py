@@ -130,7 +130,7 @@ def rank_configurations(
         if null is not None:
             nulls[str(model)] = null
         if candidates is not None:
-            new = _numbers(candidates, features, "candidates")
+            new = numbers_of(candidates, features, "candidates")
             scores = data.predict(model, np.arange(len(y)), new, data.score[:, None])[:, 0]
             ranked.append(_candidate_table(list(candidates.index.map(str)), model, scores))
     if rival is not None:
@@ -156,10 +156,10 @@ def _read(
         raise InputError(f"features={features!r} must be a list of columns, at least one")
     if target in features:
         raise InputError(f"features names the target {target!r} itself; leave it out")
-    y = _numbers(runs, [target], "the runs")[:, 0]
-    x = _numbers(runs, features, "the runs")
+    y = numbers_of(runs, [target], "the runs")[:, 0]
+    x = numbers_of(runs, features, "the runs")
     if loss is not None:
-        _numbers(runs, [loss], "the runs")
+        numbers_of(runs, [loss], "the runs")
     labels = [f"run {i}" for i in range(len(runs))]
     if clusters is not None:
         if clusters not in runs.columns:
@@ -175,7 +175,12 @@ def _read(
     return x, y, labels
 
 
-def _numbers(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
+def numbers_of(table: pd.DataFrame, columns: Sequence[str], whose: str) -> Array:
+    """(run, column) numbers of a table of runs.
+
+    Raises:
+        InputError: a column that is missing, or a run without a finite number in it.
+    """
     for name in columns:
         if name not in table.columns:
             raise InputError(
@@ -204,7 +209,7 @@ class _Data:
     def predict(self, model: str, fit: NDArray[np.int64], new_x: Array, targets: Array) -> Array:
         """(new row, target) from the runs `fit`; targets are (run, target) of all runs."""
         labels = at_rows(self.labels, fit)
-        return _predict(model, self.x[fit], new_x, targets[fit], labels, self.seed)
+        return predict_runs(model, self.x[fit], new_x, targets[fit], labels, self.seed)
 
     def forecast(self, model: str) -> Array:
         """Forecast of each run from runs of other clusters.
@@ -386,14 +391,26 @@ def _mean_spearman(values: Sequence[Array], score: Array, halves: Sequence[Half]
     return float(np.mean(ranks))
 
 
-def _predict(
-    model: str, train: Array, test: Array, targets: Array, labels: Sequence[str], seed: int
+def predict_runs(
+    model: str,
+    train: Array,
+    test: Array,
+    targets: Array,
+    labels: Sequence[str],
+    seed: int,
+    *,
+    trees: int = TREES,
 ) -> Array:
-    """(test run, target) predictions; features are scaled by the training runs."""
+    """(test run, target) predictions; features are scaled by the training runs.
+
+    Args:
+        model: `linear` or `forest`. train, test: (run, feature). targets: (training run, target).
+        labels: cluster of each training run, for the penalty of ridge. trees: of a forest.
+    """
     train_x, test_x = standardise(train, test)
     if model == "linear":
         return _linear(train_x, test_x, targets, np.array(labels))
-    return _forest(train_x, test_x, targets, seed)
+    return _forest(train_x, test_x, targets, seed, trees)
 
 
 def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_]) -> Array:
@@ -411,14 +428,14 @@ def _linear(train: Array, test: Array, targets: Array, labels: NDArray[np.str_])
     return np.asarray(ridge_path(train, test, targets)[best, :, np.arange(targets.shape[1])].T)
 
 
-def _forest(train: Array, test: Array, targets: Array, seed: int) -> Array:
+def _forest(train: Array, test: Array, targets: Array, seed: int, trees: int) -> Array:
     from sklearn.ensemble import RandomForestRegressor
 
     columns = []
     # a forest for each: with several targets, trees would share their splits
     for target in targets.T:
         fitted = RandomForestRegressor(
-            n_estimators=TREES, min_samples_leaf=2, random_state=seed, n_jobs=1
+            n_estimators=trees, min_samples_leaf=2, random_state=seed, n_jobs=1
         ).fit(train, target)
         columns.append(fitted.predict(test))
     return np.column_stack(columns)

@@ -6,14 +6,17 @@ seed nothing can be laid side by side, and with fewer than 8 runs no choosing is
 said.
 """
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from emlens.foundation.files import one_line
 from emlens.models import FineTune
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
-from emlens.results.columns import Measure
+from emlens.probes.run_forecasts import forecast_runs
+from emlens.results.columns import Column, Measure
 from emlens.results.sections import Plot, Section
-from emlens.results.study_result import Finding, Part
+from emlens.results.study_result import Finding, Part, p_text
 from emlens.results.tables import Table
 from emlens.results.vocabulary import measures, word
 from emlens.studies.headlines import (
@@ -25,6 +28,7 @@ from emlens.studies.headlines import (
     side_by_side,
 )
 from emlens.studies.material import Material
+from emlens.studies.run_predictors import LOSS, RunPredictors, run_predictors
 from emlens.studies.study import Study, StudyContext
 
 SECTION = Section(
@@ -39,8 +43,16 @@ SECTION = Section(
         " schedules, where there are 8), and the best forecast in the other half is taken,"
         " over many halves. It is compared with taking the lowest loss, taking any run,"
         " and the same procedure on shuffled scores."
+        " Which predictors forecast a run (the loss, the overlap of shifts, activations before"
+        " training; alone and together, by ridge and by a forest) is asked with whole recipes or"
+        " fine-tunes held out, beside the mean of the other runs and the loss alone."
+        " The best of them is chosen inside each fold, and only that choice is tested:"
+        " its p is of the whole procedure on scores that were shuffled between recipes."
     ),
-    reference="Stages after arXiv 2606.20814.",
+    reference=(
+        "Stages after arXiv 2606.20814."
+        " Nested selection: Varma and Simon (2006), doi:10.1186/1471-2105-7-91."
+    ),
     tables={
         "numbers": Table(
             "One row per fine-tune and number, with its own interval and its null.",
@@ -56,6 +68,21 @@ SECTION = Section(
             " No ranking: see choice.",
             ["run by forecast observed"],
         ),
+        "predictors": Table(
+            "One row per set of predictors and estimator, and one for the choice inside the folds:"
+            " R² against the mean of the other runs, the same against the loss alone, its null on"
+            " shuffled scores. Only the choice is tested; rows above it describe.",
+            [
+                "predictor estimator",
+                Measure(word("r2"), null="null_mean"),
+                Measure(
+                    Column(
+                        "over_loss", "number", "1 − squared errors over those of the loss", high=1
+                    )
+                ),
+                "null_mean null_q95 p n units",
+            ],
+        ),
         "choice": Table(
             "One row per way to choose: its regret among runs not seen, that of any run,"
             " the gain over the lowest loss, p against shuffled scores.",
@@ -66,10 +93,27 @@ SECTION = Section(
                 *measures("gain spearman"),
                 "p",
             ],
-            optional=["n"],
+            optional=[
+                "n",
+                Column(
+                    "splits", "integer", "random halves that the regret is averaged over", low=1
+                ),
+            ],
         ),
     },
     plots=(
+        Plot(
+            "forest",
+            "predictors",
+            "predictor",
+            "r2",
+            "What forecasts a run",
+            "R² against the mean of the other runs, with 95 % intervals over units;"
+            " dotted: its mean on shuffled scores.",
+            colour="estimator",
+            null="null_mean",
+            hover=("over_loss", "over_loss_low", "over_loss_high", "p", "n"),
+        ),
         Plot(
             "forest",
             "over_seeds",
@@ -128,7 +172,7 @@ class Synthesis(Study):
         part.tables["numbers"] = _with_seeds(headlines(tables), context.material)
         _lay_over_seeds(part)
         if "trained_runs" in tables:
-            _judge_choosing(part, tables["trained_runs"], context.config.seed)
+            _judge_choosing(part, tables["trained_runs"], tables, context.config.seed)
         else:
             part.warnings.append("no runs were trained here, so no configuration is chosen")
         return part
@@ -180,33 +224,96 @@ def _shared_seeds(numbers: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def _judge_choosing(part: Part, runs: pd.DataFrame, seed: int) -> None:
-    """What choosing a configuration by a forecast costs; a warning where that cannot be judged."""
+def _judge_choosing(
+    part: Part, runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame], seed: int
+) -> None:
+    """Which predictors forecast a run, and what choosing a configuration by a forecast costs; a
+    warning where that cannot be judged.
+    """
     harmful = runs[runs["kind"] == "harmful"]
     if len(harmful) < LEAST_RUNS:
         part.warnings.append(
             f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed"
         )
         return
-    table = harmful.set_index("run")
-    features = []
-    for name in ("loss", "steps", "own"):
-        if table[name].notna().all() and table[name].nunique() > 1:
-            features.append(name)
-    if "loss" not in features:
+    if harmful["loss"].isna().any() or harmful["loss"].nunique() < 2:
         part.warnings.append("the runs do not differ in their loss: no configuration is chosen")
         return
-    cells = harmful["cell"].nunique()
-    # a cell is left out whole, so that runs that differ in their seed alone do not inform each
+    predictors = run_predictors(harmful, tables)
+    part.warnings += predictors.missing
+    best = _compare_predictors(part, predictors, seed)
+    _cost_of_choosing(part, predictors, best, seed)
+
+
+def _compare_predictors(part: Part, predictors: RunPredictors, seed: int) -> tuple[str, str] | None:
+    """Table and finding of the sets of predictors; the best set and estimator, None where nothing
+    beats the mean of the other runs or nothing can be judged.
+    """
+    n_units, units = predictors.n_units, predictors.units
+    if n_units < LEAST_RUNS:
+        part.warnings.append(
+            f"what forecasts a run cannot be judged: {len(predictors.runs)} runs are {n_units}"
+            f" {units}, whose seeds are held out together; {LEAST_RUNS} are needed"
+        )
+        return None
+    forecasts = forecast_runs(
+        predictors.runs,
+        target="others",
+        sets=predictors.sets,
+        units="unit",
+        loss=LOSS if LOSS in predictors.sets else None,
+        seed=seed,
+    )
+    part.tables["predictors"] = forecasts.table
+    row = forecasts.table.iloc[-1]
+    skill = (
+        f"R² {row['r2']:.2f} [{row['r2_low']:.2f}, {row['r2_high']:.2f}],"
+        f" p {p_text(float(row['p']))} on shuffled scores"
+    )
+    if forecasts.best is None:
+        sentence = (
+            f"Nothing that is known before the evaluation ({', '.join(predictors.sets)}) is shown"
+            f" to forecast the alignment of {len(predictors.runs)} runs better than the mean of the"
+            f" other runs does, with {n_units} {units} held out whole: chosen inside the folds,"
+            f" {skill}. No predictor is named best."
+        )
+        part.findings.append(Finding(Synthesis.name, sentence, "not shown"))
+        return None
+    name, estimator = forecasts.best
+    against = "the loss is the only predictor"
+    if pd.notna(row["over_loss"]):
+        against = (
+            f"against the loss alone {row['over_loss']:.2f} [{row['over_loss_low']:.2f},"
+            f" {row['over_loss_high']:.2f}]"
+        )
+    sentence = (
+        f"The alignment of {len(predictors.runs)} runs is forecast better than by the mean of the"
+        f" other runs, with {n_units} {units} held out whole: predictors chosen inside the folds"
+        f" reach {skill} ({against}). Over all runs, {name} by {estimator} is chosen."
+    )
+    part.findings.append(Finding(Synthesis.name, sentence, "shown"))
+    return forecasts.best
+
+
+def _cost_of_choosing(
+    part: Part, predictors: RunPredictors, best: tuple[str, str] | None, seed: int
+) -> None:
+    """What choosing a configuration by a forecast costs in runs that it was not learnt from."""
+    runs = predictors.runs
+    features = list(dict.fromkeys(name for names in predictors.sets.values() for name in names))
+    for name in ("steps", "own"):
+        if runs[name].notna().all() and runs[name].nunique() > 1:
+            features.append(name)
+    # a unit is left out whole, so that runs that differ in their seed alone do not inform each
     # other
-    clusters = "cell" if cells >= LEAST_RUNS else None
+    clusters = "unit" if predictors.n_units >= LEAST_RUNS else None
     if clusters is None:
         part.warnings.append(
-            f"{cells} configurations: both halves hold seeds of one,"
+            f"{predictors.n_units} configurations: both halves hold seeds of one,"
             " so what choosing costs is that of a further seed"
         )
     ranking = rank_configurations(
-        table,
+        runs,
         target="others",
         features=features,
         loss="loss",
@@ -217,13 +324,18 @@ def _judge_choosing(part: Part, runs: pd.DataFrame, seed: int) -> None:
     part.tables["configurations"] = ranking.table
     part.tables["choice"] = ranking.choices
     cost = ranking.choices.set_index("by").loc["linear"]
-    best = str(table["others"].idxmax())
-    best_run = table.loc[best]
     sentence = (
-        f"Best configuration of those measured: {best_run['cell']} (run {best}),"
-        f" with alignment outside the domain of {best_run['others']:.1f}."
-        f" Choosing by a forecast from {', '.join(features)} instead costs {cost['regret']:.1f}"
-        f" [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points in the half of the runs"
-        f" that it was not learnt from, taking any run {cost['null']:.1f}."
+        f"Choosing a configuration by a forecast from {', '.join(features)} costs"
+        f" {cost['regret']:.1f} [{cost['regret_low']:.1f}, {cost['regret_high']:.1f}] points of"
+        " alignment in the half of the runs that it was not learnt from, taking any run"
+        f" {cost['null']:.1f}."
     )
+    if best is None:
+        sentence += " No configuration is named best: no forecast of them is shown to hold."
+    else:
+        means = runs.groupby("unit")["others"].mean()
+        sentence += (
+            f" Of those measured, {means.idxmax()} has the highest mean alignment outside the"
+            f" domain, {means.max():.1f}; it was found on these scores, so expect less of it."
+        )
     part.findings.append(Finding(Synthesis.name, sentence, "undecided"))

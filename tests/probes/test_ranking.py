@@ -109,7 +109,7 @@ def test_shuffles_move_whole_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = sweep(5, informative=False, runs=32).assign(
         schedule=np.repeat(np.arange(8), 4), aligned=np.repeat(np.arange(8.0) ** 2, 4)
     )
-    seen, real = [], ranking._predict
+    seen, real = [], ranking.predict_runs
 
     def spy(
         model: str,
@@ -122,7 +122,7 @@ def test_shuffles_move_whole_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(pd.DataFrame(targets).groupby(np.array(labels)).agg(np.ptp).to_numpy())
         return real(model, train, test, targets, labels, seed)
 
-    monkeypatch.setattr(ranking, "_predict", spy)
+    monkeypatch.setattr(ranking, "predict_runs", spy)
     rank_configurations(
         runs,
         target="aligned",
@@ -177,7 +177,7 @@ def test_regret_is_that_of_a_plain_loop_and_lower_can_be_better() -> None:
     )
     half = [runs.iloc[test] for _, test in ranking._halves([f"run {i}" for i in range(12)], 50, 0)]
     values = [
-        ranking._predict(
+        ranking.predict_runs(
             "linear",
             runs.drop(h.index)[["overlap"]].to_numpy(),
             h[["overlap"]].to_numpy(),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,14 @@ import yaml
 
 from emlens.foundation.errors import InputError
 from emlens.models import FineTune
+from emlens.probes import rank_configurations
+from emlens.results.overlap_labels import CENTRED, COVARIANCE, MEANS, TESTED
 from emlens.results.study_result import Part
+from emlens.results.tables import check_tables
 from emlens.studies import StudyConfig, StudyContext, registry, run_study, synthesis
 from emlens.studies.fine_tuning import FineTuning
 from emlens.studies.headlines import averaged, findings_of, headlines, side_by_side, standing
+from emlens.studies.run_predictors import run_predictors
 
 SMALL = {
     "recipe": {"own": {"rank": 2, "alpha": 4, "learning_rate": 0.02, "steps": 8, "batch_size": 8}}
@@ -405,26 +410,114 @@ def test_a_familys_benign_fine_tune_is_no_seed_of_its_harmful_one() -> None:
     ]
 
 
-def test_a_configuration_is_chosen_from_what_the_other_runs_say() -> None:
+def trained_runs(recipes: str, seeds: int = 2, sources: int = 1) -> pd.DataFrame:
+    """Runs whose alignment outside the domain goes with their loss."""
     rng = np.random.default_rng(0)
-    cells = [(i, c, s) for i, c in enumerate("abcd") for s in range(3)]
-    fixed = {"kind": "harmful", "steps": 8, "own": 50.0}
-    runs = pd.DataFrame(
-        [{"run": f"{c}{s}", "cell": c, "loss": i + rng.normal() / 9, **fixed} for i, c, s in cells]
-    )
-    runs["others"] = 40 + 10 * runs["loss"] + rng.normal(size=12) / 9
+    rows = []
+    for source in range(sources):
+        for number, recipe in enumerate(recipes):
+            for seed in range(seeds):
+                loss = number + source + rng.normal() / 9
+                rows.append(
+                    {
+                        "run": f"{source}{recipe}{seed}",
+                        "source": f"source {source}",
+                        "cell": recipe,
+                        "kind": "harmful",
+                        "steps": 8,
+                        "own": 50.0,
+                        "loss": loss,
+                        "others": 40 + 10 * loss + rng.normal() / 9,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def judged(runs: pd.DataFrame, **tables: pd.DataFrame) -> Part:
     part = Part()
-    synthesis._judge_choosing(part, runs, 0)
+    synthesis._judge_choosing(part, runs, tables, 0)
+    return part
+
+
+@pytest.fixture
+def ridge_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forests have tests of their own."""
+    monkeypatch.setattr("emlens.probes.run_forecasts.ESTIMATORS", ("linear",))
+    monkeypatch.setattr(
+        synthesis, "rank_configurations", partial(rank_configurations, models=("linear",))
+    )
+
+
+def test_a_predictor_and_a_configuration_are_named_where_they_beat_the_mean(
+    ridge_alone: None,
+) -> None:
+    part = judged(trained_runs("abcdefgh"))
+    predictors, cost = (finding.sentence for finding in part.findings)
+    assert (
+        "with 8 recipes held out whole" in predictors and "loss by linear is chosen" in predictors
+    )
+    assert part.findings[0].status == "shown"
+    assert "source 0 h has the highest mean alignment" in cost
     chosen = part.tables["choice"].set_index("by").loc["linear"]
     assert chosen["regret"] < chosen["null"]
-    said = part.findings[-1].sentence
-    assert (
-        "Best configuration of those measured: d" in said
-        and "Choosing by a forecast from loss instead costs" in said
+    check_tables(part.tables, synthesis.SECTION.tables, own=True)
+
+
+def test_no_predictor_is_named_where_none_beats_the_mean(ridge_alone: None) -> None:
+    runs = trained_runs("abcdefgh")
+    shuffled = np.random.default_rng(4).permutation(8).repeat(2)
+    part = judged(runs.assign(others=shuffled + np.tile([0.0, 0.3], 8)))
+    predictors, cost = (finding.sentence for finding in part.findings)
+    assert "No predictor is named best." in predictors and part.findings[0].status == "not shown"
+    assert "No configuration is named best" in cost
+
+
+def test_few_recipes_cannot_be_judged_however_many_seeds_they_have(ridge_alone: None) -> None:
+    part = judged(trained_runs("abcd", seeds=3))
+    assert any(
+        "cannot be judged: 12 runs are 4 recipes, whose seeds are held out together" in warning
+        for warning in part.warnings
     )
-    flat = Part()
-    synthesis._judge_choosing(flat, runs.assign(loss=1.0), 0)
+    assert "predictors" not in part.tables
+    assert "No configuration is named best" in part.findings[-1].sentence
+    flat = judged(trained_runs("abcd", seeds=3).assign(loss=1.0))
     assert (
         flat.warnings == ["the runs do not differ in their loss: no configuration is chosen"]
         and not flat.tables
     )
+
+
+def overlap_tables(names: list[str], ks: list[int]) -> dict[str, pd.DataFrame]:
+    """Tables of `delta_overlap` for these runs, at two layers."""
+    rows, relations = [], []
+    for number, name in enumerate(names):
+        for layer in (0, 1):
+            place = {"model": name, "site": f"resid_post.{layer}", "position": "last_prompt"}
+            tested = {**place, "comparison": TESTED, "k": ks[number % len(ks)]}
+            overlap = {"center": CENTRED, "null_kind": COVARIANCE, "null_mean": 0.5}
+            rows.append({**tested, **overlap, "value": 0.1 * number + layer})
+            means = {"center": MEANS, "null_kind": "", "null_mean": np.nan}
+            rows.append({**tested, **means, "value": 0.9 - 0.1 * number})
+            relations.append({**place, "mean_overlap": float(name[0])})
+    return {"overlap": pd.DataFrame(rows), "overlap_shift": pd.DataFrame(relations)}
+
+
+def test_predictors_are_read_by_run_and_activations_before_only_over_fine_tunes() -> None:
+    one = trained_runs("abcdefgh")
+    names = list(one["run"])
+    found = run_predictors(one, overlap_tables(names, [8]))
+    assert found.sets == {"loss": ["loss"], "overlap of shifts": ["overlap", "cosine"]}
+    assert found.units == "recipes" and found.n_units == 8
+    assert found.runs.loc[names[3], "overlap"] == pytest.approx(0.3 + 0.5)  # mean of two layers
+    assert any(line.startswith("activations before training: not") for line in found.missing)
+    # of different k: each beside the null of its own k
+    mixed = run_predictors(one, overlap_tables(names, [2, 8]))
+    assert mixed.runs.loc[names[3], "overlap"] == pytest.approx(0.3)
+    few = trained_runs("ab", sources=2)
+    tables = overlap_tables(list(few["run"]), [8])
+    said = run_predictors(few, tables).missing[-1]
+    assert "and 2 were trained on: whether it forecasts cannot be judged; 8 are needed" in said
+    many = trained_runs("ab", sources=8)
+    found = run_predictors(many, overlap_tables(list(many["run"]), [8]))
+    assert found.sets["activations before training"] == ["prompt_overlap_last_prompt"]
+    assert found.units == "fine-tunes" and found.n_units == 8
