@@ -72,8 +72,9 @@ def test_where_nothing_tells_alignment_no_predictor_is_named(ridge_alone: None) 
     assert named.count(None) >= 11
 
 
-def test_seeds_of_one_recipe_never_inform_each_other() -> None:
+def test_seeds_of_one_recipe_never_inform_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number that only names the recipe forecasts its other seeds perfectly, and no recipe."""
+    monkeypatch.setattr(run_forecasts, "TREES", 6)
     table = runs(3, informs=False, recipes=12, seeds=3)
     rng = np.random.default_rng(0)
     named = pd.Series(rng.standard_normal(12), index=sorted(set(table["recipe"])))
