@@ -68,6 +68,9 @@ _BESIDE = (
     _number("null_mean", "mean under the null"),
     _length("null_sd", "standard deviation under the null"),
     _number("null_low", "5 % quantile of the null"),
+    _length(
+        "shared_noise", "standard deviation of what runs share: the null's draws, or questions"
+    ),
     _number("null_q95", "95 % quantile of the null"),
     _number("null_max_q95", "95 % quantile of the greatest value of all places under the null"),
     _share("p", "p-value"),

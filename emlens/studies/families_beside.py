@@ -34,8 +34,10 @@ SECTION = Section(
         "The same study was run on each family. A number is first averaged over the fine-tunes of"
         " one kind in a family, then over families; the interval is a t interval over families,"
         " and the standard deviation and range show how far they lie apart."
-        " Whether a number lies beyond its null is read from the difference of both in each family,"
-        " with a t interval of its own. Two or three families say little."
+        " Whether a number lies beyond its null is read from the difference of both in each family;"
+        " families share questions, so the spread of the null’s draws (or of the number’s own"
+        " interval over questions) is added to that between families. Two or three families say"
+        " little."
     ),
     reference="Every family's own page lies below families/.",
     tables={

@@ -1,6 +1,11 @@
 """The few numbers of each part that seeds and families are laid side by side by, fixed here before
 any result is looked at.
 
+Seeds share prompts and questions, so the spread between them alone would call a null that lies
+where the values do beaten in a third of cases. What they share is added
+(`emlens.stats.shared_noise`): the spread of the null's draws, or, where a number has no such null,
+that of its own interval over questions.
+
 One row per fine-tune and number, with its interval or its null. Overlaps are means over layers at
 the first position, so that no layer is picked; restoration is that of the direction chosen on other
 questions; forecasts hold whole domains out where they can. Fixed as well is the side of its null on
@@ -20,20 +25,22 @@ from emlens.results.columns import Measure
 from emlens.results.study_result import Finding, columns_of
 from emlens.results.tables import Item
 from emlens.results.vocabulary import measures, word
+from emlens.results.wording import counted, noun_for
 from emlens.stats import t_interval
+from emlens.stats.shared_noise import mean_with_shared_noise, spread_of_one_draw
 from emlens.studies.verdicts import verdict
 
-COLUMNS = ("number", "model", "value", "low", "high", "null", "null_is", "side")
+COLUMNS = ("number", "model", "value", "low", "high", "null", "null_is", "shared_noise", "side")
 HEADLINE: Final[tuple[Item, ...]] = (
     "number model",
     Measure(word("value"), "low", "high", "null"),
-    "null null_is side",
+    "null null_is shared_noise side",
 )
 """Columns of `headlines`, as a table declares them."""
 SIDE_BY_SIDE: Final[tuple[Item, ...]] = (
     "number",
     Measure(word("mean"), null="null"),
-    "sd lowest highest null null_is",
+    "sd lowest highest null null_is shared_noise",
     *measures("beyond"),
     "side n",
 )
@@ -43,6 +50,8 @@ _OVERLAPS: Final = {
     "variance_weighted": "variance-weighted overlap of shifts",
     "mean_cosine": "cosine of mean shifts",
 }
+NORMAL_QUANTILE: Final = 1.96
+"""Half the length of a 95 % interval, in standard deviations."""
 
 
 def headlines(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -63,11 +72,13 @@ def averaged(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Args:
         rows: `headlines` with the columns `by`, which together with the number name a unit.
     """
-    rows = rows[rows["value"].notna()].astype({"value": float, "null": float})
+    numbers = {"value": float, "null": float, "shared_noise": float}
+    rows = rows[rows["value"].notna()].astype(numbers)
     rows = rows.assign(null_missing=rows["null"].isna())
     how = {
         "value": "mean",
         "null": "mean",
+        "shared_noise": "mean",
         "null_missing": "any",
         "null_is": "first",
         "side": "first",
@@ -81,8 +92,9 @@ def side_by_side(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean over seeds or families of each number, with a t interval, the standard deviation between
     them and their range.
 
-    `beyond` is the mean of value − null within each unit that has both, with a t interval over
-    these units: the null is as uncertain as the value. `null` is the mean over the same units.
+    `beyond` is the mean of value − null within each unit that has both. Its interval has the
+    variance between units and, undivided, that of what the units share; it is missing where the
+    latter is not known. `null` and `shared_noise` are means over the same units.
 
     Args:
         rows: one row per unit (`averaged`). by: further columns within which units are averaged.
@@ -94,7 +106,8 @@ def side_by_side(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         if len(units):
             summaries.append({**dict(zip(names, key, strict=True)), **_over_units(units)})
     columns = [*names, "mean", "mean_low", "mean_high", "sd", "lowest", "highest"]
-    columns += ["null", "null_is", "beyond", "beyond_low", "beyond_high", "side", "n"]
+    columns += ["null", "null_is", "shared_noise", "beyond", "beyond_low", "beyond_high"]
+    columns += ["side", "n"]
     return pd.DataFrame(summaries, columns=columns)
 
 
@@ -103,6 +116,7 @@ def _over_units(units: pd.DataFrame) -> dict[str, Any]:
     values = units["value"].to_numpy(dtype=float)
     paired = units[units["null"].notna()]
     beyond = (paired["value"] - paired["null"]).to_numpy(dtype=float)
+    noise = float(paired["shared_noise"].mean())  # NaN where no unit has a null, or knows its own
     return {
         **_mean(values, "mean"),
         "sd": float(values.std(ddof=1)) if len(values) > 1 else np.nan,
@@ -110,7 +124,8 @@ def _over_units(units: pd.DataFrame) -> dict[str, Any]:
         "highest": float(values.max()),
         "null": float(paired["null"].mean()),  # NaN where no unit has a null
         "null_is": units["null_is"].iloc[0],
-        **_mean(beyond, "beyond"),
+        "shared_noise": noise,
+        **_beyond(beyond, noise),
         "side": units["side"].iloc[0],
         "n": len(values),
     }
@@ -138,8 +153,7 @@ def findings_of(table: pd.DataFrame, part: str, units: str, labels: Sequence[str
         if not isnan(row["null"]):
             beside = (
                 f"beside it {row['null_is']}, {row['null']:.2f};"
-                f" {row['beyond']:+.2f} [{row['beyond_low']:+.2f}, {row['beyond_high']:+.2f}]"
-                " from it"
+                f" {row['beyond']:+z.2f}{_interval(row)} from it"
             )
         sentence = (
             f"{label}: {row['mean']:.2f} [{row['mean_low']:.2f},"
@@ -148,13 +162,30 @@ def findings_of(table: pd.DataFrame, part: str, units: str, labels: Sequence[str
         )
         findings.append(Finding(part, sentence, standing(row)))
     statuses = [finding.status for finding in findings]
+    shown, turned = statuses.count("shown"), statuses.count("not shown")
     summary = (
-        f"Of {len(table)} numbers laid side by side over {units},"
-        f" {statuses.count('shown')} lie beyond their null with the whole interval"
-        f" (alignment below it, the others above), {statuses.count('not shown')} on the wrong side"
-        " of it."
+        f"Of {counted(len(table), 'number')} laid side by side over {units},"
+        f" {shown} {noun_for(shown, 'lies', 'lie')} beyond the null with the whole interval"
+        f" (alignment below it, the others above), {turned} on the wrong side of it."
     )
     return [Finding(part, summary, "summary"), *findings]
+
+
+def _beyond(values: NDArray[np.float64], noise: float) -> dict[str, float]:
+    """Mean of value − null, with an interval where there are several units and the noise that they
+    share is known.
+    """
+    if len(values) > 1 and not isnan(noise):
+        return columns_of("beyond", mean_with_shared_noise(values, noise))
+    value = float(values.mean()) if len(values) else np.nan
+    return {"beyond": value, "beyond_low": np.nan, "beyond_high": np.nan}
+
+
+def _interval(row: Mapping[Any, Any]) -> str:
+    """The interval of `beyond`, or that there is none."""
+    if isnan(row["beyond_low"]):
+        return " (what the runs share is not known, so without an interval)"
+    return f" [{row['beyond_low']:+z.2f}, {row['beyond_high']:+z.2f}]"
 
 
 def _mean(values: NDArray[np.float64], name: str) -> dict[str, float]:
@@ -171,14 +202,23 @@ def _row(
     value: tuple[float, float, float],
     null: float,
     null_is: str,
+    shared_noise: float | None = None,
 ) -> dict[str, object]:
-    """A headline; `value` is the number with the ends of its interval."""
+    """A headline.
+
+    Args:
+        value: the number with the ends of its interval.
+        shared_noise: standard deviation of what seeds share; None: that of the interval.
+    """
+    if shared_noise is None:
+        shared_noise = (value[2] - value[1]) / (2 * NORMAL_QUANTILE)
     return {
         "number": number,
         "model": str(model),
         **dict(zip(("value", "low", "high"), value, strict=True)),
         "null": null,
         "null_is": null_is,
+        "shared_noise": shared_noise,
         "side": "less" if number == OUTSIDE else "greater",
     }
 
@@ -214,8 +254,19 @@ def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
             number = f"{_OVERLAPS[row['measure']]}, mean over layers"
             value = (row["value"], np.nan, np.nan)
             null_is = "adapters on permuted careful answers"
-            rows.append(_row(number, row["model"], value, row["null_mean"], null_is))
+            noise = _spread_of_adapters(row)
+            rows.append(_row(number, row["model"], value, row["null_mean"], null_is, noise))
     return rows
+
+
+def _spread_of_adapters(row: Mapping[Any, Any]) -> float:
+    """How far a further adapter on permuted answers may lie from their mean, from the upper
+    quantile that the table holds; NaN where there is no null.
+    """
+    upper = float(row["null_q95"] - row["null_mean"])
+    if isnan(upper):
+        return upper
+    return spread_of_one_draw(0.0, upper, 0.95, int(row["adapters"]))
 
 
 def _restoration(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:

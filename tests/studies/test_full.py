@@ -191,6 +191,7 @@ def test_means_over_seeds_are_those_of_a_t_interval() -> None:
             "value": [1.0, 2.0, 4.0],
             "null": [0.5, 0.5, np.nan],
             "null_is": ["chance"] * 3,
+            "shared_noise": [0.1] * 3,
         }
     )
     found = side_by_side(rows.assign(side="greater"), ["group"]).iloc[0]
@@ -213,6 +214,7 @@ def numbers_of(values: list[float], nulls: list[float], **columns: Any) -> pd.Da
         fixed
         | {
             "null_is": "chance",
+            "shared_noise": 0.0,
             "side": "greater",
             "seed": range(n),
             "group": "g",
@@ -240,6 +242,17 @@ def test_a_number_stands_beside_its_own_null_in_each_unit() -> None:
         together["mean_low"] < together["null"] < together["mean_high"]
         and standing(together) == "shown"
     )
+
+
+def test_what_seeds_share_is_added_to_what_they_differ_by() -> None:
+    close = numbers_of([0.50, 0.51, 0.52], [0.3] * 3)
+    row = side_by_side(close.assign(shared_noise=0.2)).iloc[0]
+    assert row["shared_noise"] == pytest.approx(0.2) and standing(row) == "undecided"
+    assert row["beyond_high"] - row["beyond_low"] == pytest.approx(2 * 1.96 * 0.2, rel=0.01)
+    unknown = side_by_side(close.assign(shared_noise=np.nan))
+    assert standing(unknown.iloc[0]) == "undecided"
+    _, finding = findings_of(unknown, "synthesis", "seeds", ["g"])
+    assert "+0.21 (what the runs share is not known, so without an interval)" in finding.sentence
 
 
 def test_what_has_no_value_lends_no_null() -> None:
@@ -278,7 +291,8 @@ def test_only_its_own_side_of_the_null_is_shown(
     summary, *found = findings_of(table, "synthesis", "seeds", ["g"] * len(table))
     assert [f.status for f in found] == ([] if status is None else [status])
     assert (
-        f"{int(status == 'shown')} lie beyond" in summary.sentence
+        f"{int(status == 'shown')} {'lies' if status == 'shown' else 'lie'} beyond"
+        in summary.sentence
         and f"{int(status == 'not shown')} on the wrong side" in summary.sentence
     )
 
@@ -300,7 +314,7 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
             "answered": ["not more", "not more", "described", "identity"],
         }
     )
-    overlap = overlap.assign(value=0.5, null_mean=0.3)
+    overlap = overlap.assign(value=0.5, null_mean=0.3, null_q95=0.4, adapters=19)
     arms = pd.DataFrame(
         {
             "model": ["bad"] * 2,
@@ -342,6 +356,12 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
     last = headlines({**tables, "forecast_baselines": rivals}).iloc[-1]
     # the other parent holds the same prior; shuffled scores reach .1
     assert (last["null"], last["null_is"]) == (0.35, "the strongest baseline")
+    noises = dict(zip(found["number"], found["shared_noise"], strict=True))
+    # of the null's draws, whose upper end lies .1 above their mean; else of the own interval
+    # and 19 adapters know it a tenth less well
+    adapters = noises["variance-weighted overlap of shifts, mean over layers"]
+    assert adapters == pytest.approx(1.1 * 0.1 / 1.645, rel=0.01)
+    assert noises["restoration by the chosen direction"] == pytest.approx(0.2 / 3.92)
 
 
 def laid_beside(numbers: pd.DataFrame) -> Part:
