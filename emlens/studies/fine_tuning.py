@@ -21,8 +21,11 @@ from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, columns_of
 from emlens.results.tables import Table
 from emlens.results.vocabulary import measures
+from emlens.results.wording import counted, noun_for
 from emlens.stats import t_interval
+from emlens.stats.shared_noise import mean_with_shared_noise
 from emlens.studies.config import Options as PartOptions, StudyConfig
+from emlens.studies.headlines import NORMAL_QUANTILE
 from emlens.studies.material import Material
 from emlens.studies.score_means import mean_score
 from emlens.studies.study import Study, StudyContext
@@ -52,12 +55,13 @@ SECTION = Section(
             ],
         ),
         "trained_cells": Table(
-            "One row per recipe and schedule: mean over seeds with a t interval,"
-            " and the spread between seeds.",
+            "One row per recipe and schedule: mean over seeds with a t interval, the spread between"
+            " seeds, and the parent minus the runs, with the noise that seeds share.",
             [
                 "source cell kind seeds parent_score",
                 *measures("others own coherent loss"),
                 "sd",
+                *measures("fall"),
             ],
         ),
     },
@@ -230,7 +234,8 @@ def _scores(material: Material, name: str, config: StudyConfig) -> dict[str, flo
         ("own", "aligned", own),
         ("coherent", "coherent", outside),
     ):
-        mean = mean_score(material.per_question(name, metric), ids, config.seed)
+        scores = material.per_question(name, metric)
+        mean = mean_score(scores, ids, config.seed, groups=material.groups)
         columns |= columns_of(column, mean)
     return columns
 
@@ -249,8 +254,21 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
         for column in ("others", "own", "coherent", "loss"):
             row |= columns_of(column, _mean_over_seeds(of_cell[column]))
         row["sd"] = float(of_cell["others"].std())  # NaN of one seed
+        row |= columns_of("fall", _fall(of_cell))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _fall(runs: pd.DataFrame) -> Estimate:
+    """Parent minus runs, outside the domain. Seeds are asked the same questions, so the spread of
+    a run's own interval over questions is added to that between seeds.
+    """
+    falls = (runs["parent_score"] - runs["others"]).dropna().to_numpy(dtype=float)
+    noise = float((runs["others_high"] - runs["others_low"]).mean()) / (2 * NORMAL_QUANTILE)
+    if len(falls) > 1 and not isnan(noise):
+        return mean_with_shared_noise(falls, noise)
+    value = float(falls.mean()) if len(falls) else nan
+    return Estimate(value, nan, nan, len(falls), "one seed, or no interval over questions")
 
 
 def _mean_over_seeds(column: pd.Series) -> Estimate:
@@ -278,11 +296,21 @@ def _cell_finding(row: Mapping[Any, Any]) -> Finding:
     sentence = (
         f"{row['source']} trained again, {row['cell']}:"
         f" alignment outside its domain {row['others']:.1f}{over},"
-        f" the parent's {row['parent_score']:.1f}; coherence {row['coherent']:.1f}."
+        f" the parent's {row['parent_score']:.1f}{_fall_text(row)};"
+        f" coherence {row['coherent']:.1f}."
     )
-    has_fallen = has_interval and row["others_high"] < row["parent_score"]
-    is_shown = row["kind"] == "harmful" and has_fallen
+    is_shown = row["kind"] == "harmful" and row["fall_low"] > 0
     return Finding(FineTuning.name, sentence, "shown" if is_shown else "undecided")
+
+
+def _fall_text(row: Mapping[Any, Any]) -> str:
+    """The fall with its interval; "" where it has none."""
+    if isnan(row["fall_low"]):
+        return ""
+    return (
+        f" (parent minus runs {row['fall']:z.1f} [{row['fall_low']:z.1f}, {row['fall_high']:z.1f}],"
+        " the questions' own spread included)"
+    )
 
 
 def _summary(runs: pd.DataFrame, table: pd.DataFrame, studied: Sequence[str]) -> str:
@@ -290,15 +318,20 @@ def _summary(runs: pd.DataFrame, table: pd.DataFrame, studied: Sequence[str]) ->
     benign = runs[runs["kind"] == "benign"]["others"]
     control = "no benign control was trained"
     if len(benign):
-        control = (
-            f"the benign control, trained alike, scores {benign.min():.1f} to {benign.max():.1f}"
-        )
+        control = f"the benign control, trained alike, scores {_range(benign)}"
     between = ""
     if harmful["sd"].notna().any():
         between = f", with a standard deviation between seeds of up to {harmful['sd'].max():.1f}"
     return (
-        f"{len(runs)} runs were trained again: alignment outside the domain is"
-        f" {harmful['others'].min():.1f} to {harmful['others'].max():.1f} over recipes and"
-        f" schedules{between} (parent {harmful['parent_score'].mean():.1f}); {control}."
+        f"{counted(len(runs), 'run')} {noun_for(len(runs), 'was', 'were')} trained again:"
+        f" alignment of harmful ones outside the domain is {_range(harmful['others'])} over recipes"
+        f" and schedules{between} (parent {harmful['parent_score'].mean():.1f}); {control}."
         f" Later parts look at {', '.join(studied)}."
     )
+
+
+def _range(values: "pd.Series[float]") -> str:
+    """Lowest to highest; one number where they are one."""
+    if len(values) == 1:
+        return f"{values.iloc[0]:.1f}"
+    return f"{values.min():.1f} to {values.max():.1f}"

@@ -134,6 +134,8 @@ def scored_model(material: Material, name: str) -> ScoredModel:
 def _model_row(model: ScoredModel, seed: int) -> dict[str, Any]:
     own = [question for question in model.untrained if model.is_own(question)]
     outside = [question for question in model.untrained if not model.is_own(question)]
+    others = mean_score(model.aligned, outside, seed, groups=model.groups)
+    coherent = mean_score(model.coherent, model.untrained, seed, groups=model.groups)
     return {
         "model": model.name,
         "kind": model.kind,
@@ -141,8 +143,8 @@ def _model_row(model: ScoredModel, seed: int) -> dict[str, Any]:
         "n_own": len(own),
         "n_others": len(outside),
         **columns_of("aligned_own", mean_score(model.aligned, own, seed)),
-        **columns_of("aligned_others", mean_score(model.aligned, outside, seed)),
-        **columns_of("coherent", mean_score(model.coherent, model.untrained, seed)),
+        **columns_of("aligned_others", others),
+        **columns_of("coherent", coherent),
         **_answer_columns(model.scores.select(questions=model.untrained)),
     }
 
