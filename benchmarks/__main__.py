@@ -37,6 +37,8 @@ NAMES = (
     "overlap_grid_speed",
     "detection_curve",
     "interval_coverage",
+    "verdict_intervals",
+    "seeds_beside_nulls",
     "fuzzed_files",
     "sampling_speed",
     "intervention_programs",

@@ -20,7 +20,7 @@ from emlens.stats.shared_noise import mean_beyond_nulls
 
 SEEDS: Final = (2, 3, 4, 5)
 NOISES: Final = (0.05, 0.1, 0.2, 0.5)
-DRAWS: Final = {"fresh prompts": (99, 999), "same prompts": (19, 39)}
+DRAWS: Final = {"fresh prompts": (199,), "same prompts": (19, 39)}
 SHAPES: Final = ("normal", "skewed")
 GOAL: Final = 0.035
 """The most statements "shown" under the exact null."""
@@ -96,7 +96,7 @@ def shown_table(values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(runs: int = 4000, seed: int = 0) -> None:
+def main(runs: int = 2000, seed: int = 0) -> None:
     table = measure(runs, seed)
     worst = table.loc[table["shown"].idxmax()]
     values = {

@@ -208,6 +208,18 @@ FIGURES: Final[
         lambda v: _covered(v["rows"]),
     ),
     (
+        "verdict_intervals",
+        "verdict lines over 8 domains or more: lowest coverage over domains",
+        (Goal("≥", ".93"),),
+        lambda v: _number(v["lowest_inside"], ".3f"),
+    ),
+    (
+        "seeds_beside_nulls",
+        "means over 2 to 5 seeds called beyond an exact null, largest share",
+        (Goal("≤", ".035"),),
+        lambda v: _number(v["most_shown"], ".4f"),
+    ),
+    (
         "em_rate_coverage",
         "coverage of a 95 % interval of a rate, 15 % to 40 %",
         (Goal("≥", ".935"),),

@@ -41,8 +41,10 @@ def mean_beyond_nulls(
     if len(nulls) != len(sample):
         raise InputError(f"nulls holds {len(nulls)} for {len(sample)} values; pass one for each")
     away = sample - np.array([null.mean for null in nulls])
-    spreads = [_spread(null) for null in nulls]
-    return mean_with_shared_noise(away, float(np.mean(spreads)), level=level)
+    # runs may share one null, whose spread is then computed once
+    spread_of = {id(null): _spread(null) for null in nulls}
+    noise = float(np.mean([spread_of[id(null)] for null in nulls]))
+    return mean_with_shared_noise(away, noise, level=level)
 
 
 def _spread(null: NullDistribution) -> float:
