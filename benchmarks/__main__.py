@@ -28,6 +28,7 @@ NAMES = (
     "adapter_kinds",
     "organism_worlds",
     "direction_transfer",
+    "ablation_damage",
     "planted_directions",
     "organism_directions",
     "geometry_accuracy",

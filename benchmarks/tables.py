@@ -208,6 +208,12 @@ FIGURES: Final[
         lambda v: _covered(v["rows"]),
     ),
     (
+        "ablation_damage",
+        "random directions removed from SmolLM2 and Gemma in the default form: highest KL",
+        (Goal("≤", ".1"),),
+        lambda v: _number(v["highest_by_default"], ".3f"),
+    ),
+    (
         "verdict_intervals",
         "verdict lines over 8 domains or more: lowest coverage over domains",
         (Goal("≥", ".93"),),

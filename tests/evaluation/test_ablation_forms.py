@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import ablation_damage
 from emlens.activations import capture
 from emlens.data import Prompt, Question, QuestionSet
 from emlens.evaluation import affine_form, text_contrast
 from emlens.evaluation.ablation_forms import BLOCKS, PLAIN
 from emlens.foundation.errors import InputError
+from emlens.foundation.positions import Index
 from emlens.models import Family, load_model
 
 
@@ -52,6 +54,42 @@ def test_each_site_is_set_to_its_own_mean_and_nowhere_else(
     torch.testing.assert_close(affine, means[:, None].expand_as(affine), rtol=1e-4, atol=1e-5)
     assert plain.std(dim=1).min() > 1e-3  # they differed between questions before
     torch.testing.assert_close(plain.mean(1), means, rtol=1e-4, atol=1e-5)
+
+
+def test_ordinary_tokens_have_a_mean_of_their_own_and_the_first_is_left_alone(
+    family: Family, questions: QuestionSet
+) -> None:
+    model, site = family.instruct, "attn_out.0"  # before it no edit changes anything
+    unit = torch.eye(32, dtype=torch.float64)[3]
+    form = affine_form(model, questions)
+    places = [Index(0), Index(1), "last_prompt"]
+    plain, edited = [], []
+    for edits, rows in (((), plain), (form.remove(unit), edited)):
+        with model.intervene(edits):
+            acts = capture(model, questions, sites=[site], positions=places, progress=False)
+        rows += [acts[site, position].double() @ unit for position in acts.positions]
+    assert form.baselines is not None and form.ordinary is not None
+    ordinary, last = (float(means[site] @ unit) for means in (form.ordinary, form.baselines))
+    torch.testing.assert_close(edited[0], plain[0])
+    for row, mean in ((edited[1], ordinary), (edited[2], last)):
+        torch.testing.assert_close(row, torch.full_like(row, mean), rtol=1e-4, atol=1e-5)
+    assert abs(ordinary - last) > 1e-3
+    # one mean, where it is asked for, counts at every token
+    with model.intervene(affine_form(model, questions, position="last_prompt").remove(unit)):
+        acts = capture(model, questions, sites=[site], positions=[Index(0)], progress=False)
+    first = acts[site].double() @ unit
+    torch.testing.assert_close(first, torch.full_like(first, last), rtol=1e-4, atol=1e-5)
+
+
+def test_the_damage_of_every_form_is_measured(parent_path: Path, questions: QuestionSet) -> None:
+    model = load_model(parent_path)
+    neutral = ablation_damage.prompts(["w1 w2 w3 w4 w5", "w6 w7 w8"])
+    table, facts = ablation_damage.measure(model, questions.prompts(), neutral, 2, 0)
+    assert (table["lowest"] >= 0).all() and (table["directions"] == 2).all()
+    assert ablation_damage.DEFAULT in set(table["form"]) and len(table) == 7
+    assert 0 < facts["share_in_largest"] < 1
+    rows = table.assign(model="tiny").to_dict("records")
+    assert ablation_damage.damage_table({"rows": rows}).count("| tiny |") == 7
 
 
 def test_what_the_blocks_write_is_all_that_moves_a_coordinate(
