@@ -112,6 +112,7 @@ def measure(
     directions = random_directions_like(rows_there, draws, seed=seed)
     mean = rows_there.mean(0)
     largest = massive_coordinates(mean, MASSIVE)
+    rest = without_coordinates(mean, largest)
     unedited = model.token_logprobs(list(neutral))
     first_token = length_of_first_token(model, asked, middle)
     rows = []
@@ -122,7 +123,7 @@ def measure(
     name = f"{DEFAULT}, massive coordinates left out"
     rows.append(_row(name, masked, ways[DEFAULT], model, neutral, unedited))
     facts = {
-        "share_in_largest": float((mean[largest] ** 2).sum() / (mean @ mean)),
+        "share_in_largest": 1 - float(rest @ rest / (mean @ mean)),
         "first_token_length": first_token,
     }
     return pd.DataFrame(rows), facts
@@ -249,10 +250,9 @@ def main(draws: int = 3, seed: int = 0) -> None:
         tables.append(table)
         show(name, table)
     rows = pd.concat(tables).to_dict("records")
-    in_default = [row for row in rows if row["form"] == DEFAULT]
     values = {
         "bound": MAX_KL,
-        "highest_by_default": max(row["highest"] for row in in_default),
+        "highest_by_default": max(row["highest"] for row in rows if row["form"] == DEFAULT),
         "facts": facts,
         "rows": rows,
         "organism": organism_rows(),

@@ -4,7 +4,7 @@ The plain form h − (h·r̂) r̂ also removes what the instruct model has along
 affine form h − ((h − μ)·r̂) r̂ sets the coordinate to the parent's own mean at that site, so a model
 that is at μ stays as it is.
 
-Two things wreck a real model. Its first token is an attention sink: its activation is tens of times
+Two things wreck SmolLM2. Its first token is an attention sink: its activation is tens of times
 longer than others, so it must neither be edited nor enter a mean. And the mean at the end of the
 prompt is that of a few template tokens: at ordinary tokens another mean is right. So the affine
 form has two means, and leaves the first token alone. On SmolLM2 this costs .03 to .06 nats per
@@ -66,8 +66,9 @@ class AblationForm:
             if self.ordinary is None:
                 edits.append(ablate(direction, at=[site], baseline=mu))
                 continue
+            # the second edit sets the same coordinate at the last token anew
             for baseline, positions in (
-                (self.ordinary[site], _BEFORE_LAST),
+                (self.ordinary[site], _ORDINARY),
                 (mu, "last_prompt"),
                 (self.ordinary[site], "response"),
             ):
@@ -80,7 +81,6 @@ class AblationForm:
 
 
 _ORDINARY: Final = Span(1, None, of="prompt")
-_BEFORE_LAST: Final = Span(1, -1, of="prompt")
 PLAIN: Final = AblationForm("plain, after every block")
 
 
@@ -106,7 +106,7 @@ def affine_form(
             means, as said.
 
     Raises:
-        InputError: no site, or a prompt of fewer than three tokens.
+        InputError: no site, or a prompt of one token.
     """
     if not sites:
         raise InputError("sites is empty; pass kinds of site, such as ('attn_out', 'mlp_out')")
