@@ -114,7 +114,7 @@ def affine_form(
     if position is not None:
         acts = capture(parent, prompts, sites=list(sites), positions=position, progress=False)
         return AblationForm(named, {site: acts[site].double().mean(0) for site in acts.sites})
-    places = ["last_prompt", _ORDINARY]
+    places: list[PositionLike] = ["last_prompt", _ORDINARY]
     acts = capture(parent, prompts, sites=list(sites), positions=places, progress=False)
     last, ordinary = acts.positions
     return AblationForm(
