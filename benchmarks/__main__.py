@@ -35,6 +35,7 @@ NAMES = (
     "randomised_svd",
     "elbow",
     "null_calibration",
+    "overlap_calibration",
     "overlap_grid_speed",
     "detection_curve",
     "interval_coverage",

@@ -17,6 +17,7 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
+from benchmarks import overlap_calibration
 from benchmarks.records import EVIDENCE
 from benchmarks.reference import reference
 from benchmarks.table_columns import study_tables, vocabulary
@@ -130,6 +131,21 @@ def _lost(values: Values) -> Measured:
     )
 
 
+def _called(rows: list[Values], null: str) -> Measured:
+    count, of = overlap_calibration.pooled(rows, null)
+    return _number(count / of, ".3f", f" ({count} of {of})")
+
+
+def _found(rows: list[Values], shared: str, statistic: str) -> Measured:
+    (row,) = [r for r in rows if (r["shared"], r["statistic"]) == (shared, statistic)]
+    return _number(row["share"], ".3f", f" [{row['low']:.3f}, {row['high']:.3f}]")
+
+
+def _held(rows: list[Values]) -> Measured:
+    held = [row["low"] <= 0.05 <= row["high"] for row in rows]
+    return _count(sum(held), len(held))
+
+
 FIGURES: Final[
     tuple[tuple[str, str, tuple[Goal, ...], Callable[[Any], Measured | tuple[Measured, ...]]], ...]
 ] = (
@@ -150,6 +166,45 @@ FIGURES: Final[
         "capture ÷ the best tool tuned, sorted",
         (Goal("≤", "1.0"),),
         lambda v: _number(v["goals"][3]["worst"], ".2f"),
+    ),
+    (
+        "overlap_calibration",
+        "permuted-answer fine-tunes called shared by the training null",
+        (Goal("≤", ".10"),),
+        lambda v: _called(v["level"], "trained"),
+    ),
+    (
+        "overlap_calibration",
+        "the same by random updates; by one population",
+        (),
+        lambda v: (_called(v["level"], "random update"), _called(v["level"], "one population")),
+    ),
+    (
+        "overlap_calibration",
+        "cells in which the landmark's own code holds .05",
+        (Goal("all"),),
+        lambda v: _held(v["landmark"]),
+    ),
+    (
+        "overlap_calibration",
+        "power for one shared direction; for a common mean",
+        (Goal("≥", ".8"), Goal("≥", ".8")),
+        lambda v: (
+            _found(v["power"], "direction", "variance_weighted"),
+            _found(v["power"], "mean", "mean_cosine"),
+        ),
+    ),
+    (
+        "overlap_calibration",
+        "coverage of the difference of updates, 11 domains",
+        (Goal("≥", ".93"),),
+        lambda v: _number(v["difference"]["share"], ".3f"),
+    ),
+    (
+        "overlap_calibration",
+        "19 trained adapters on the organism, CPU seconds",
+        (Goal("≤", "40"),),
+        lambda v: _number(v["cost"]["cpu_seconds"], ".0f"),
     ),
     (
         "capture_memory",

@@ -5,7 +5,13 @@ cannot rot.
 import pandas as pd
 import pytest
 
-from benchmarks import detection_curve, elbow, null_calibration, overlap_grid_speed
+from benchmarks import (
+    detection_curve,
+    elbow,
+    null_calibration,
+    overlap_calibration,
+    overlap_grid_speed,
+)
 from emlens.geometry import overlap_null
 
 
@@ -92,3 +98,31 @@ def test_only_the_elbow_finds_directions_behind_a_dominating_one_and_says_where_
         assert table[rule, "equal", 0] == 0
     levels = elbow.levels(12, (24,), 20, 19)
     assert levels[["same_k", "same_rule"]].le(0.5).all(axis=None) and (levels["k_low"] >= 1).all()
+
+
+def test_a_shared_direction_and_a_shared_mean_are_found_by_one_statistic_each() -> None:
+    table = pd.DataFrame(overlap_calibration.power(10, 60)).set_index(["shared", "statistic"])
+    share = table["share"]
+    assert share["direction", "variance_weighted"] > 0.8 > share["direction", "mean_cosine"] + 0.4
+    assert share["mean", "mean_cosine"] > 0.8 > share["mean", "variance_weighted"] + 0.4
+    assert share["nothing"].max() <= 0.4
+    text = overlap_calibration.power_table({"power": table.reset_index().to_dict("records")})
+    assert text.count("\n") == 1 + len(table)
+
+
+def test_the_interval_of_a_difference_of_updates_covers_its_expected_value() -> None:
+    row = overlap_calibration.difference_coverage(15, domains=6, each=6)
+    assert row["of"] == 15 and row["called"] >= 11
+
+
+def test_adapters_are_called_by_each_null_and_counted_over_domains() -> None:
+    p = {"0": 0.04, "1": 0.5, "medicine-r8": 0.3, "medicine-benign": 0.2}
+    rows = [
+        overlap_calibration._level_row("medicine", position, null, p, 2)
+        for position in ("a", "b")
+        for null in ("trained", "random update")
+    ]
+    assert overlap_calibration.pooled(rows, "trained") == (2, 4)
+    assert "| trained | medicine | a | 1 of 2 | 0.300 | 0.200 |" in (
+        overlap_calibration.level_table({"level": rows})
+    )
