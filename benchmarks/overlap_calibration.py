@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
 from benchmarks.records import record, show
@@ -36,7 +37,7 @@ from emlens.interventions.lora import LoraAdapter
 from emlens.models import load_model
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
-from emlens.stats import NullDistribution, adjust_p_values, t_interval
+from emlens.stats import NullDistribution, adjust_p_values
 from emlens.stats.intervals import clopper_pearson_interval
 from emlens.studies.overlap_differences import jackknife_t, update_difference
 from emlens.training import Recipe
@@ -289,7 +290,9 @@ def landmark_code(tested: int, nulls: int, runs: int) -> Iterator[dict[str, Any]
 
 
 def _rate(tested: pd.Series, nulls: pd.Series, runs: int) -> dict[str, float]:
-    """Share of runs with p ≤ .05; the interval is over tested draws, which the runs share."""
+    """Share of runs with p ≤ .05. The interval is Clopper and Pearson's of as many independent
+    trials as there are tested draws, which the runs share.
+    """
     rng = numpy_rng(0, "runs of the landmark")
     each = runs // len(tested)
     size = min(NULL_ADAPTERS, len(nulls) - 1)
@@ -300,8 +303,10 @@ def _rate(tested: pd.Series, nulls: pd.Series, runs: int) -> dict[str, float]:
             null = rng.choice(nulls.to_numpy(), size, replace=False)
             hits += NullDistribution(null).p_value(float(value)) <= LEVEL
         rates.append(hits / each)
-    interval = t_interval(np.array(rates))
-    return {"share": interval.value, "low": interval.low, "high": interval.high}
+    count, n = float(np.sum(rates)), len(rates)
+    low = float(beta.ppf(0.025, count, n - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, n - count))
+    return {"share": count / n, "low": low, "high": high}
 
 
 def side(
@@ -477,7 +482,7 @@ def measure(scale: float = 1.0) -> Iterator[tuple[str, Any]]:
     pools = {domain: pool(domain, adapters) for domain in DOMAINS}
     yield "across", list(across(pools, tested))
     yield "level", list(level(pools, tested))
-    yield "landmark", list(landmark_code(sized(20, 2), sized(45, 4), sized(900, 4)))
+    yield "landmark", list(landmark_code(sized(90, 2), sized(90, 4), sized(900, 4)))
 
 
 def main() -> None:
