@@ -175,9 +175,15 @@ FIGURES: Final[
     ),
     (
         "overlap_calibration",
-        "the same by random updates; by one population",
+        "the same by random updates",
         (),
-        lambda v: (_called(v["level"], "random update"), _called(v["level"], "one population")),
+        lambda v: _called(v["level"], "random update"),
+    ),
+    (
+        "overlap_calibration",
+        "the same by samples of one population",
+        (),
+        lambda v: _called(v["level"], "one population"),
     ),
     (
         "overlap_calibration",
