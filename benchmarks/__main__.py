@@ -48,6 +48,7 @@ NAMES = (
     "intervention_speed",
     "forecast_grid_speed",
     "forecast_false_discoveries",
+    "forecast_confounds",
     "unrelated_forecasts",
     "endpoint_judging",
     "em_rate_coverage",

@@ -432,6 +432,12 @@ FIGURES: Final[
         lambda v: _rate(v[0]),
     ),
     (
+        "forecast_confounds",
+        "forecasts shown under a confound, the worst of six worlds",
+        (Goal("≤", ".065"),),
+        lambda v: _worst_confound(v),
+    ),
+    (
         "unrelated_forecasts",
         "released scores of a 32B fine-tune, from SmolLM2-135M, categories held out: R²",
         (),
@@ -520,6 +526,12 @@ def _forecast(values: Values, figure: str) -> Measured:
         if all(row[key] == value for key, value in asked.items())
     ]
     return _interval(found["mean"], found)
+
+
+def _worst_confound(rows: list[Values]) -> Measured:
+    with_goal = [row["rates"]["verdict"] for row in rows if row["has_goal"]]
+    worst = max(with_goal, key=lambda rate: rate["value"])
+    return _number(worst["value"], ".3f", f" [{worst['low']:.3f}, {worst['high']:.3f}]")
 
 
 def _stranger(values: Values) -> Measured:
