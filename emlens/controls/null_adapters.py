@@ -5,6 +5,7 @@ Ray actors share them. Cost of a unit: a training run, and one capture of each s
 """
 
 import copy
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -181,6 +182,9 @@ class NullWorker(Worker):
         has_adapter = recipe.method == "lora"
         module = self.module if has_adapter else copy.deepcopy(self.module)
         parent = Parent(module, directory=self.setting.parent)
+        # the Trainer collects garbage after every run: what lies in memory already, a whole study,
+        # need not be looked through each time (a fifth of the time on the organism)
+        gc.freeze()
         try:
             fitted = fit(
                 recipe,
@@ -196,6 +200,8 @@ class NullWorker(Worker):
             # The model in memory may hold half an adapter.
             self.module, self.tokenizer = self._loaded_parent()
             raise
+        finally:
+            gc.unfreeze()
         return fitted.log
 
     def _loaded_parent(self) -> tuple[Any, Any]:
