@@ -102,12 +102,22 @@ def plan_table(values: Mapping[str, Any]) -> str:
             cells = [
                 name,
                 f"`{row['part']}`",
-                f"{row['passes']:,}, {row['tokens']:,}: {'equal' if row['exact'] else 'unlike'}",
+                _counts(row),
                 f"{row['planned_s']:.0f}, {row['ran_s']:.0f}",
                 f"{gigabytes[0]}, {gigabytes[1]} GB",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    """Passes and tokens of a plan, and whether the run had as many; None: it did not tell them
+    from those of sampling.
+    """
+    counts = f"{row['passes']:,}, {row['tokens']:,}"
+    if row["exact"] is None:
+        return f"{counts}: not told apart"
+    return f"{counts}: {'equal' if row['exact'] else 'unlike'}"
 
 
 def smollm2_config(home: Path, parent: Path, questions: Path, rules: Path) -> dict[str, Any]:

@@ -498,6 +498,14 @@ FIGURES: Final[
         lambda v: _count(sum(case["same_bytes"] for case in v), len(v)),
     ),
     (
+        "sampled_studies",
+        "24 questions judged through a real server, two kills: requests beyond the verdicts on file",
+        (Goal("=", "0"),),
+        lambda v: _number(
+            v["profile, served"]["requests"] - v["profile, served"]["on_file"]["verdicts"], "d"
+        ),
+    ),
+    (
         "full_study",
         "`full` on the organism, 3 seeds, minutes",
         (Goal("≤", "20"),),
