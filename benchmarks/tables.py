@@ -499,7 +499,7 @@ FIGURES: Final[
     ),
     (
         "sampled_studies",
-        "24 questions judged through a real server, two kills: requests beyond the verdicts on file",
+        "24 questions, a real server, two kills: requests beyond the verdicts on file",
         (Goal("=", "0"),),
         lambda v: _number(
             v["profile, served"]["requests"] - v["profile, served"]["on_file"]["verdicts"], "d"
