@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 from studies.test_direction_findings import arms_table
 from studies.test_full import numbers_of
+from studies.test_profile import GROUPS, material, scored
 from studies.test_steering_findings import steering
 
+from emlens.models import FineTune
 from emlens.results import Finding
 from emlens.results.study_result import Part
-from emlens.studies import direction_findings, headlines, steering_findings
+from emlens.studies import direction_findings, headlines, profile_findings, steering_findings
 from emlens.studies.headlines import findings_of, side_by_side
 from emlens.studies.steering_findings import sufficiency_finding
 
@@ -32,7 +34,6 @@ NOT_YET = {
     "loss_findings",
     "overlap_findings",
     "prior_findings",
-    "profile_findings",
     "solution_findings",
     "synthesis",
 }
@@ -99,6 +100,28 @@ def _chosen_of(n: int) -> list[Finding]:
     return [direction_findings.nothing_chosen("m", candidates)]
 
 
+def _profile(
+    bad: float = 40.0,
+    good: dict[str, float] | None = None,
+    benign: bool = True,
+    domain: str = "north",
+) -> list[Finding]:
+    """Findings of a harmful fine-tune with this alignment everywhere, and of a benign one."""
+    family, part = material(good or {}), Part()
+    specs = {"bad": FineTune("x", domain=domain)}
+    if benign:
+        specs["good"] = FineTune("x", benign=True, domain="south")
+    family.family.specs = family.family.finetuned = specs  # type: ignore[misc]
+    family._scores["bad"] = scored("bad", dict.fromkeys(GROUPS, bad))
+    profile_findings.add_benign_test(family, part)
+    profile_findings.add_spread(family, part, seed=0)
+    return part.findings
+
+
+def _shifted(points: float) -> dict[str, float]:
+    return {group: 90.0 - points + i for i, group in enumerate(GROUPS)}
+
+
 WITHOUT_CONTROL = {"strongest_control": [np.nan, np.nan]}
 UNDEFINED = {"restoration": [0.5, np.nan]}
 
@@ -148,6 +171,37 @@ CLAIMS = {
         Claim("subtracted from bad at", _steered, _only_the_fine_tune_breaks),
         Claim("its cosine with", _steered, lambda: _steered(cosine=np.nan)),
         Claim("contrast is -0.76", lambda: _steered(cosine=-0.758), lambda: _steered(cosine=0.758)),
+    ],
+    profile_findings: [
+        Claim("alignment fell; ", _profile, lambda: _profile(95.0)),
+        Claim("did not clearly fall", lambda: _profile(95.0), _profile),
+        Claim("fell by less than the 5 points", lambda: _profile(88.0), _profile),
+        Claim("in 1 of 1 harmful fine-tune", _profile, lambda: _profile(95.0)),
+        Claim("minus fine-tune: -5 points", lambda: _profile(95.0), _profile),
+        Claim("outside its training domain", _profile, lambda: _profile(domain="")),
+        Claim("no training domain is named", lambda: _profile(domain=""), _profile),
+        Claim("there is no benign control", lambda: _profile(benign=False), _profile),
+        Claim(
+            "Alignment on all questions fell", lambda: _profile(benign=False, domain=""), _profile
+        ),
+        Claim(
+            "good: equivalent to",
+            lambda: _profile(good=_shifted(0.5)),
+            lambda: _profile(good=_shifted(40.0)),
+        ),
+        Claim("good: not equivalent to", lambda: _profile(good=_shifted(40.0)), _profile),
+        Claim("no spread to test", _profile, lambda: _profile(good=_shifted(0.5))),
+        Claim(
+            "no difference could be measured",
+            lambda: [Finding("profile", profile_findings._span([]))],
+            _profile,
+        ),
+        Claim("cannot be told whether", lambda: _profile(good=_shifted(4.9)), _profile),
+        Claim(
+            "1 of 1 benign control is shown",
+            lambda: _profile(good=_shifted(0.5)),
+            lambda: _profile(good=_shifted(40.0)),
+        ),
     ],
     headlines: [
         Claim(
