@@ -27,7 +27,7 @@ from emlens.studies import read_config, run_study
 from emlens.studies.material_loading import load_material
 
 FORMS = ("", "_json")
-KILLED_AT = (20, 60)
+KILLED_AT = (20, 30)
 """Appends to journals after which the first and the second process end."""
 
 
