@@ -10,6 +10,7 @@ from importlib.resources import files
 
 from plotly.offline import get_plotlyjs
 
+from emlens.figures.plots import missing_tables
 from emlens.report.cautions import cautions
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.escaping import escape, optional, script_hash
@@ -142,6 +143,8 @@ def _content(section: PageSection, result: StudyResult, data: DataBlocks) -> str
     parts = [_cautions(section, result)]
     for number, plot in enumerate(section.records.plots, start=1):
         anchor = f"{section.name}-{plot.name or f'plot{number}'}"
+        if plot.optional and missing_tables(result.tables, plot):
+            continue
         parts.append(plot_html(anchor, plot, result, data))
     for name, table in section.records.tables.items():
         if name in result.tables:

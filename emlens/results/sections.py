@@ -29,6 +29,7 @@ class Plot:
         x_title, y_title: with units; the column's name where empty.
         tables: further tables that the kind reads, in its order.
         name: its anchor on the page; numbered where empty.
+        optional: of a table that only some studies have: without it the page says nothing.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Plot:
     y_title: str = ""
     tables: tuple[str, ...] = ()
     name: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ SECTION = Section(
             facet="model",
             x_title="layer",
             y_title="share",
+            optional=True,
         ),
         Plot(
             kind="ablation_forest",

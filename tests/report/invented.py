@@ -67,6 +67,7 @@ SECTION = Section(
         ),
         HEAT,
         Plot("line", "gone", "x", "y", "What was not measured", "Nothing."),
+        Plot("line", "rare", "x", "y", "What few studies have", "Nothing.", optional=True),
     ),
 )
 

@@ -51,6 +51,7 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
     ]
     assert "<figcaption>adam</figcaption>" in own and "<figcaption>muon</figcaption>" in own
     assert "Left out: the study has no table gone." in own
+    assert "What few studies have" not in own and "table rare" not in own
     assert "One row per person." in own and 'data-csv="people"' in own
     # the text alternative
     assert "one: 20 values from 2.05 to 3; two: 20 values from 2.05 to 3." in own
