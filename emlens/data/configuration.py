@@ -116,7 +116,7 @@ def first_error(error: ValidationError, model: type[BaseModel], *within: str) ->
     """
     first = error.errors()[0]
     field = ".".join(str(step) for step in (*within, *first["loc"])) or "configuration"
-    message = one_line(first["msg"])
+    message = one_line(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = unknown_field(str(first["loc"][-1]), _fields_at(model, first["loc"][:-1]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

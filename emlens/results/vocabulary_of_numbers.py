@@ -45,6 +45,8 @@ _COUNTS = (
     _count("answers", "answers that were asked for a score"),
     _count("answers_per_class", "misaligned answers, and as many aligned ones"),
     _count("base_questions", "base questions, whatever their forms"),
+    _count("splits", "random halves of the runs that the regret is averaged over"),
+    _count("overlap_k", "dimension of the subspaces that overlap; missing where there are none"),
     _count("units", "units that the interval is over"),
     _count("seeds", "seeds that the row rests on"),
     _count("runs", "runs that the row rests on"),
@@ -186,6 +188,7 @@ _RELATIONS = (
     _number(
         "r2", "share of variance forecast out of fold; below 0 where the mean does better", high=1
     ),
+    _number("over_loss", "1 − squared errors over those of a forecast from the loss", high=1),
     _number("r2_fold_mean", "R², each fold against the mean of its own training rows", high=1),
     _length("rmse", "root mean squared error of the forecast"),
     _number("slope", "slope of observed on forecast scores; 1 where calibrated"),

@@ -18,7 +18,7 @@ from emlens.geometry.shifts import chosen_dimension, components_above_rounding
 from emlens.results.study_result import columns_of
 from emlens.stats import NullDistribution, bootstrap_mean, cosine_of_means, max_statistic_p
 
-OVERLAP_COLUMNS = ("k", "overlap", "overlap_null", "overlap_null_q95", "overlap_p")
+OVERLAP_COLUMNS = ("overlap_k", "overlap", "overlap_null", "overlap_null_q95", "overlap_p")
 
 
 def overlap_p_max(
@@ -106,7 +106,7 @@ def overlap_columns(
         before.double(), len(train), len(evaluation), k, center=True, draws=draws, seed=seed
     )
     columns = {
-        "k": k,
+        "overlap_k": k,
         "overlap": value,
         "overlap_null": null.mean,
         "overlap_null_q95": null.quantile(0.95),

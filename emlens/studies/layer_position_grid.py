@@ -22,7 +22,7 @@ from emlens.activations import Activations, activation_deltas
 from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng
 from emlens.probes import Design, Forecast, cross_validate_forecast
-from emlens.results.columns import Column, Measure
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, columns_of, p_text
 from emlens.results.tables import Table
@@ -89,8 +89,7 @@ SECTION = Section(
                 *measures("shift"),
                 Measure(word("cosine"), null="cosine_null"),
                 "cosine_null cosine_p",
-                Column("k", "integer", "dimension of the subspaces, where they overlap", low=1),
-                "overlap overlap_null overlap_null_q95 overlap_p overlap_p_max",
+                "overlap_k overlap overlap_null overlap_null_q95 overlap_p overlap_p_max",
                 Measure(word("auroc"), null="auroc_null"),
                 "auroc_null auroc_p_max forecast_r2 forecast_null_max_q95",
                 "forecast_p_max n n_per_side",

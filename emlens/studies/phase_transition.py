@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from emlens.foundation.errors import InputError
 from emlens.geometry.turns import THRESHOLD
-from emlens.results.columns import Column, Measure
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Part
 from emlens.results.tables import Table
@@ -80,14 +80,7 @@ SECTION = Section(
             "One row per run, checkpoint and layer.",
             [
                 CHECKPOINT,
-                "layer delta_norm final_norm",
-                Column(
-                    "k",
-                    "integer",
-                    "dimension of the final subspace; missing where it is the elbow and there is"
-                    " none",
-                    low=1,
-                ),
+                "layer delta_norm final_norm overlap_k",
                 *measures("projection"),
                 Measure(word("overlap"), null="overlap_null"),
                 "overlap_null",

@@ -6,7 +6,7 @@ rendered by the real tokenizer and keep their lengths. Harmful fine-tunes score 
 restore something, so that a part takes the branches that it takes where there is something to find.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -70,6 +70,10 @@ class RehearsedModel(HookedModel):
     def _render(self, prompts: list[Prompt]) -> list[Rendered]:
         rows = with_template(self._real, self.chat_template).render(prompts)
         return [replace(row, ids=(0,) * len(row.ids)) for row in rows]
+
+    def rendered_texts(self, prompts: Iterable[Prompt]) -> dict[str, str]:
+        # with ids of a vocabulary of two, all prompts of one length would be one text
+        return with_template(self._real, self.chat_template).rendered_texts(prompts)
 
     def batches(
         self,

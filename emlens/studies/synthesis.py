@@ -14,7 +14,7 @@ from emlens.foundation.files import one_line
 from emlens.models import FineTune
 from emlens.probes.ranking import LEAST_RUNS, rank_configurations
 from emlens.probes.run_forecasts import forecast_runs
-from emlens.results.columns import Column, Measure
+from emlens.results.columns import Measure
 from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.results.tables import Table
@@ -77,11 +77,7 @@ SECTION = Section(
             [
                 "predictor estimator",
                 Measure(word("r2"), null="null_mean"),
-                Measure(
-                    Column(
-                        "over_loss", "number", "1 − squared errors over those of the loss", high=1
-                    )
-                ),
+                *measures("over_loss"),
                 "null_mean null_q95 p n units",
             ],
         ),
@@ -95,12 +91,7 @@ SECTION = Section(
                 *measures("gain spearman"),
                 "p",
             ],
-            optional=[
-                "n",
-                Column(
-                    "splits", "integer", "random halves that the regret is averaged over", low=1
-                ),
-            ],
+            optional=["n splits"],
         ),
     },
     plots=(

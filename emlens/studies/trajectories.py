@@ -338,7 +338,7 @@ def measure_activations(
                 "layer": halves.layers[number],
                 "delta_norm": float(moved.mean(0).norm()),
                 "final_norm": float(final.norm()),
-                "k": np.nan if space is None else space.k,
+                "overlap_k": np.nan if space is None else space.k,
                 **_columns("projection", _mean(projection.numpy())),
                 **_columns("overlap", _mean(_shares_inside(moved, space))),
                 "overlap_null": halves.ordinary[number],

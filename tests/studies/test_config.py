@@ -82,7 +82,7 @@ def test_paths_in_a_file_are_relative_to_the_file_where_they_exist(tmp_path: Pat
         ({"shares": [1.0, 0.5, -0.5]}, "must be three positive numbers that sum to 1"),
         ({"shares": [float("nan"), 0.5, 0.5]}, "must be three positive numbers that sum to 1"),
         ({"focus": ["a", "a"]}, r"focus=\('a', 'a'\) names a fine-tune twice"),
-        ({"k": 0}, "field 'k': Value error, 0 is no dimension; pass a count of 1"),
+        ({"k": 0}, "field 'k': 0 is no dimension; pass a count of 1"),
         ({"draws": 3}, "field 'draws': Input should be greater than or equal to 20"),
         ({"k": 0, "folds": 1}, r"field 'k': .* \(and 1 more\)"),
     ],

@@ -103,7 +103,7 @@ draws: {draws}
     [
         (
             FILE.format(study="profile", k=0, draws=50),
-            r"f\.yaml:6: field 'k': Input should be greater",
+            r"f\.yaml:6: field 'k': 0 is no dimension; pass a count of 1",
         ),
         (
             FILE.format(study="profile", k=2, draws=1),
@@ -111,7 +111,7 @@ draws: {draws}
         ),
         (
             "study: profile\nfamilies:\n  one: {}\n  two: {released: .}\n",
-            r"f\.yaml:3: field 'configuration': Value error, family is missing",
+            r"f\.yaml:3: field 'configuration': family is missing",
         ),
         (
             FILE.format(study="profile", k="2\n    k: 3", draws=50),
