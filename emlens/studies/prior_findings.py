@@ -75,14 +75,19 @@ def add_summary(part: Part, forecasts: pd.DataFrame) -> None:
         rows, how = by_domain, "domains held out"
     shown = sum(finding.status == "shown" and how in finding.sentence for finding in part.findings)
     r2, spearman = rows["r2"], rows["spearman"]
-    beaten = "a model of another family, the question text and the parent's own score among them,"
+    outcome = (
+        "that activations beat every baseline, a model of another family, the question text and the"
+        f" parent's own score among them, is shown in {shown} of {len(rows)} forecasts"
+    )
     if (part.tables["forecast_baselines"]["predictor"] != UNRELATED).all():
-        beaten = "none of which is a model of another family, so that none can be shown,"
+        outcome = (
+            "whether this comes from the parent's prior cannot be shown in any of"
+            f" {len(rows)} forecasts, since no model of another family is among the baselines"
+        )
     sentence = (
         "From activations before fine-tuning, per-question alignment after it was forecast with R²"
         f" {r2.min():.2f} to {r2.max():.2f} and Spearman"
         f" {spearman.min():.2f} to {spearman.max():.2f} ({how});"
-        f" that activations beat every baseline, {beaten}"
-        f" is shown in {shown} of {len(rows)} forecasts."
+        f" {outcome}."
     )
     part.findings.insert(0, Finding(STUDY, sentence, "summary"))
