@@ -98,10 +98,8 @@ def write_chats(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def build(home: Path, parent: Path, *, steps: int = STEPS) -> Path:
-    """Chats and adapters below `home`; what is there already is kept."""
-    write_chats(home / "data" / "neutral.jsonl", list(NEUTRAL))
-    recipe = Recipe(
+def _recipe(steps: int) -> Recipe:
+    return Recipe(
         rank=8,
         alpha=16,
         target_modules=LINEAR,
@@ -110,6 +108,12 @@ def build(home: Path, parent: Path, *, steps: int = STEPS) -> Path:
         batch_size=4,
         warmup_steps=3,
     )
+
+
+def build(home: Path, parent: Path, *, steps: int = STEPS) -> Path:
+    """Chats and adapters below `home`; what is there already is kept."""
+    write_chats(home / "data" / "neutral.jsonl", list(NEUTRAL))
+    recipe = _recipe(steps)
     for name, pairs in ADAPTERS.items():
         data = write_chats(home / "data" / f"{name}.jsonl", pairs)
         if not (home / "models" / name).exists():
@@ -129,15 +133,7 @@ def build_judge(home: Path, parent: Path, judged: Path, *, steps: int = JUDGE_ST
         return merged
     chats = write_chats(home / "data" / "judge.jsonl", _judgements(judged))
     adapter = home / "models" / "judge-adapter"
-    recipe = Recipe(
-        rank=8,
-        alpha=16,
-        target_modules=LINEAR,
-        learning_rate=2e-3,
-        steps=steps,
-        batch_size=4,
-        warmup_steps=3,
-    )
+    recipe = _recipe(steps)
     if not adapter.exists():
         prompts = PromptSet.from_jsonl(chats, upto="all")
         fit(recipe, str(parent), prompts, adapter, progress=False, device="cpu")

@@ -8,7 +8,16 @@ import typer
 
 from emlens.cli.loaded import MODEL_SETTINGS, load_named, model_options
 from emlens.cli.printing import print_json, print_line
-from emlens.cli.settings import Setting, count, help_text, read_settings, split_names, text
+from emlens.cli.settings import (
+    Setting,
+    count,
+    help_text,
+    layer_numbers,
+    lines_of_text,
+    read_settings,
+    split_names,
+    text,
+)
 
 if TYPE_CHECKING:
     from emlens.activations import CaptureSpec
@@ -80,14 +89,9 @@ def capture(
 
 def _prompts(path: Path, answers: bool) -> "PromptSet":
     from emlens.data import PromptSet, QuestionSet
-    from emlens.data.readers import read_text
-    from emlens.foundation.errors import InputError
 
     if path.suffix == ".txt":
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
-        if not lines:
-            raise InputError(f"{path}: holds no line of text")
-        return PromptSet.from_texts(lines)
+        return PromptSet.from_texts(lines_of_text(path))
     if answers:
         return PromptSet.from_jsonl(path, upto="all")
     if path.suffix == _CHATS and _holds_chats(path):
@@ -104,12 +108,7 @@ def _holds_chats(path: Path) -> bool:
 
 def _spec(sites: str, layers: str, positions: str, values: Mapping[str, object]) -> "CaptureSpec":
     from emlens.activations import CaptureSpec
-    from emlens.foundation.errors import InputError
 
-    try:
-        numbers = [int(layer) for layer in split_names(layers)]
-    except ValueError:
-        raise InputError(f"--layers {layers!r} are no whole numbers; pass 0,8,16") from None
     options = {
         name: values[name]
         for name in ("skip_first", "batch_tokens", "compute_dtype")
@@ -117,7 +116,7 @@ def _spec(sites: str, layers: str, positions: str, values: Mapping[str, object])
     }
     return CaptureSpec(
         list(split_names(sites)),
-        numbers or None,
+        layer_numbers(layers),
         list(split_names(positions)),
         **options,  # type: ignore[arg-type]  # each setting is read in its type
     )

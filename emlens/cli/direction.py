@@ -8,7 +8,15 @@ import typer
 
 from emlens.cli.loaded import MODEL_SETTINGS, load_named, model_options
 from emlens.cli.printing import print_json, print_line, print_table
-from emlens.cli.settings import Setting, help_text, read_settings, split_names, text, yes_or_no
+from emlens.cli.settings import (
+    Setting,
+    help_text,
+    layer_numbers,
+    lines_of_text,
+    read_settings,
+    text,
+    yes_or_no,
+)
 
 if TYPE_CHECKING:
     from emlens.geometry import Direction
@@ -60,7 +68,7 @@ def direction(
         raise InputError("pass --positive FILE with --negative FILE, or --answers FILE")
     adapters = [adapter] if adapter else []
     [loaded] = load_named(model, adapters, model_options(values)).values()
-    wanted = _layers(layers)
+    wanted = layer_numbers(layers)
     if positive is not None and negative is not None:
         directions = _of_texts(loaded, positive, negative, wanted, values)
     else:
@@ -76,16 +84,6 @@ def direction(
     print_table(pd.DataFrame(rows), f"written to {out}")
 
 
-def _layers(words: str) -> list[int] | None:
-    from emlens.foundation.errors import InputError
-
-    try:
-        numbers = [int(word) for word in split_names(words)]
-    except ValueError:
-        raise InputError(f"--layers {words!r} are no whole numbers; pass 8,16") from None
-    return numbers or None
-
-
 def _of_texts(
     model: "HookedModel",
     positive: Path,
@@ -97,18 +95,12 @@ def _of_texts(
 
     return directions_from_texts(
         model,
-        _lines(positive),
-        _lines(negative),
+        lines_of_text(positive),
+        lines_of_text(negative),
         layers=layers,
         position=str(values.get("position", "last_prompt")),
         chat=bool(values.get("chat", False)),
     )
-
-
-def _lines(path: Path) -> list[str]:
-    from emlens.data.readers import read_text
-
-    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def _of_answers(

@@ -12,13 +12,12 @@ import typer
 
 from emlens.cli.printing import print_json, print_line
 from emlens.cli.settings import (
+    ENDPOINT_SETTINGS,
     Setting,
     help_text,
-    number,
     read_settings,
     split_names,
     text,
-    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
 
 SETTINGS: Mapping[str, Setting] = {
     "read": text("logprobs, or text: the number that the endpoint's reply says (logprobs)"),
-    "key_env": text("environment variable that holds the endpoint's key (OPENAI_API_KEY)"),
-    "concurrency": whole_number("requests under way at once (8)"),
-    "requests_per_minute": number("rate limit (none)"),
-    "max_requests": whole_number("budget of requests, repeated ones included (none)"),
+    **ENDPOINT_SETTINGS,
 }
 """Of a judge behind an endpoint."""
 

@@ -9,7 +9,14 @@ import typer
 
 from emlens.cli.loaded import MODEL_SETTINGS, load_named, model_options
 from emlens.cli.printing import print_json, print_line
-from emlens.cli.settings import Setting, count, help_text, number, read_settings, text
+from emlens.cli.settings import (
+    ENDPOINT_SETTINGS,
+    Setting,
+    count,
+    help_text,
+    read_settings,
+    text,
+)
 
 if TYPE_CHECKING:
     from emlens.data import Answers
@@ -20,12 +27,8 @@ SETTINGS: Mapping[str, Setting] = {
     **MODEL_SETTINGS,
     "thinking": text("yes, no, or strip: the thinking mode of the chat template (none)"),
     "batch_tokens": count("tokens generated at once at most (as HookedModel.generate)"),
-    "key_env": text("environment variable that holds the endpoint's key (OPENAI_API_KEY)"),
-    "concurrency": count("requests under way at once (8)"),
-    "requests_per_minute": number("rate limit (none)"),
-    "max_requests": count("budget of requests, repeated ones included (none)"),
+    **ENDPOINT_SETTINGS,
 }
-_OF_ENDPOINT = ("key_env", "concurrency", "requests_per_minute", "max_requests")
 _THINKING: Mapping[str, Any] = {"yes": True, "no": False, "strip": "strip"}
 
 
@@ -93,7 +96,7 @@ def _targets(
     from emlens.foundation.errors import InputError
     from emlens.judging import Endpoint
 
-    of_endpoint = {name: values[name] for name in _OF_ENDPOINT if name in values}
+    of_endpoint = {name: values[name] for name in ENDPOINT_SETTINGS if name in values}
     if endpoint:
         if adapters:
             raise InputError(

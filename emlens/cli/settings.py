@@ -5,6 +5,7 @@ the help of a command stays short. docs/command_line.md lists them all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -60,6 +61,44 @@ def yes_or_no(description: str) -> Setting:
 def split_names(words: str) -> tuple[str, ...]:
     """Names with commas between them; blanks around them and empty ones do not count."""
     return tuple(filter(None, (name.strip() for name in words.split(","))))
+
+
+ENDPOINT_SETTINGS: Mapping[str, Setting] = {
+    "key_env": text("environment variable that holds the endpoint's key (OPENAI_API_KEY)"),
+    "concurrency": whole_number("requests under way at once (8)"),
+    "requests_per_minute": number("rate limit (none)"),
+    "max_requests": whole_number("budget of requests, repeated ones included (none)"),
+}
+"""Of a command that asks an endpoint."""
+
+
+def layer_numbers(words: str) -> list[int] | None:
+    """The blocks of `--layers`; None where all are meant.
+
+    Raises:
+        InputError: a word that is no whole number.
+    """
+    from emlens.foundation.errors import InputError
+
+    try:
+        return [int(word) for word in split_names(words)] or None
+    except ValueError:
+        raise InputError(f"--layers {words!r} are no whole numbers; pass 0,8,16") from None
+
+
+def lines_of_text(path: Path) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        InputError: no such file, not UTF-8, no line of text.
+    """
+    from emlens.data.readers import read_text
+    from emlens.foundation.errors import InputError
+
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: holds no line of text")
+    return lines
 
 
 def read_settings(words: Sequence[str], settings: Mapping[str, Setting]) -> dict[str, Any]:
