@@ -8,6 +8,7 @@ from loopback_server import LoopbackServer
 from emlens.data import Answers, Message, Prompt, PromptSet, QuestionSet
 from emlens.foundation.errors import InputError, StateError
 from emlens.judging import sample_answers
+from emlens.judging.answer_file import AnswerFile, DrawnAnswer, blank_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.server_checks import ServerCheck, check_adapter, check_server
 from emlens.models import Family
@@ -184,3 +185,16 @@ def test_one_sample_or_temperature_0_is_no_repetition(
         for name, options in (("a", {"samples": 1}), ("b", {"temperature": 0.0})):
             settings = {**SETTINGS, **options}
             sample_answers(endpoint, questions[:2], out=tmp_path / f"{name}.jsonl", **settings)
+
+
+def test_answers_that_were_dropped_are_missing_again(
+    questions: QuestionSet, tmp_path: Path
+) -> None:
+    blanks = blank_answers("m", questions.select(["plain"]), 2, 0, lambda *_: {})
+    first, second = blanks
+    file = AnswerFile(tmp_path / "a.jsonl", blanks)
+    file.add(DrawnAnswer(id, "", "same", "stop") for id in blanks)
+    assert file.missing == []
+    file.drop([second])
+    assert file.missing == [second] and [answer.id for answer in file.drawn] == [first]
+    assert AnswerFile(tmp_path / "a.jsonl", blanks).missing == [second]
