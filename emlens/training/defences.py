@@ -22,9 +22,10 @@ from emlens.foundation.intervention import Intervention
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
+from emlens.training.answer_logits import answer_logits
 from emlens.training.examples import IGNORED, encode_answers, pad_batch
 from emlens.training.lengths import LengthLimit, context_of
-from emlens.training.objectives import ChatChange, MixedRows, StreamEdit
+from emlens.training.objectives import ChatChange, MixedRows, StreamEdit, labels_of_next_tokens
 from emlens.training.streams import check_edits, edited
 
 SCORED_AT_ONCE = 32
@@ -265,11 +266,11 @@ def answer_losses(model: nn.Module, chats: PromptSet, tokenizer: Any) -> Float[n
     losses = []
     for start in range(0, len(rows), SCORED_AT_ONCE):
         batch = pad_batch(rows[start : start + SCORED_AT_ONCE], tokenizer.pad_token_id or 0)
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1].double().log_softmax(-1)
+        labels = labels_of_next_tokens(batch.pop("labels"))
         counted = labels != IGNORED
-        # A masked label is −100, which no index can be; its value is dropped by `counted`.
-        of_label = -logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        losses.append(((of_label * counted).sum(-1) / counted.sum(-1)).numpy())
+        logprobs = answer_logits(model, batch, counted).double().log_softmax(-1)
+        of_label = torch.zeros(labels.shape, dtype=torch.float64)
+        of_label[counted] = -logprobs.gather(-1, labels[counted][:, None])[:, 0]
+        losses.append((of_label.sum(-1) / counted.sum(-1)).numpy())
     model.train(training)
     return np.concatenate(losses)

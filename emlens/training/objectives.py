@@ -14,11 +14,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
+from emlens.training.answer_logits import answer_logits
 from emlens.training.examples import IGNORED, Example, encode_answers
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
@@ -29,23 +30,25 @@ SCALES = ("share", "token_ratio", "row_ratio")
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood, in nats per token, of the tokens whose label counts."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    return nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED
-    )
+    next_labels = labels_of_next_tokens(batch["labels"])
+    counted = next_labels != IGNORED
+    logits = answer_logits(model, inputs, counted)
+    return nn.functional.cross_entropy(logits, next_labels[counted])
+
+
+def labels_of_next_tokens(labels: Int[Tensor, "row token"]) -> Int[Tensor, "row token"]:
+    """At each position the label of the token after it; `IGNORED` after the last."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def divergence(
-    reference: Float[Tensor, "row token vocab"],
-    model: Float[Tensor, "row token vocab"],
-    counted: Bool[Tensor, "row token"],
+    reference: Float[Tensor, "counted vocab"], model: Float[Tensor, "counted vocab"]
 ) -> Tensor:
     """KL(reference ‖ model) of next-token distributions given by logits, in nats: mean over the
-    counted positions; 0 or more.
+    positions; 0 or more.
     """
-    before = reference[counted].log_softmax(-1)
-    now = model[counted].log_softmax(-1)
+    before = reference.log_softmax(-1)
+    now = model.log_softmax(-1)
     return (before.exp() * (before - now)).sum(-1).mean()
 
 
@@ -70,14 +73,16 @@ class NarrowLoss:
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         trained_rows = {name: value for name, value in batch.items() if not name.startswith("kl_")}
         kl_rows = _entries(batch, "kl_")
-        counted = kl_rows.pop("labels")[:, 1:] != IGNORED
+        counted = labels_of_next_tokens(kl_rows.pop("labels")) != IGNORED
         if not hasattr(model, "disable_adapter"):
             raise InputError(
                 f"NarrowLoss needs a model with an adapter; got {type(model).__name__}:"
                 " pass a recipe with method='lora'"
             )
-        reference = reference_logits(model, kl_rows)[:, :-1]
-        penalty = divergence(reference, model(**kl_rows).logits[:, :-1], counted)
+        adapted: Any = model
+        with torch.no_grad(), adapted.disable_adapter():
+            reference = answer_logits(model, kl_rows, counted)
+        penalty = divergence(reference, answer_logits(model, kl_rows, counted))
         return answer_loss(model, trained_rows) + self.weight * penalty
 
 
@@ -86,14 +91,6 @@ def _entries(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)
     }
-
-
-@torch.no_grad()
-def reference_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits of a model with its adapter switched off."""
-    with model.disable_adapter():
-        logits: Tensor = model(**inputs).logits
-    return logits
 
 
 class Objective(ABC):

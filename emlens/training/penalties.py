@@ -15,8 +15,9 @@ from torch import Tensor
 
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
+from emlens.training.answer_logits import answer_logits
 from emlens.training.examples import IGNORED
-from emlens.training.objectives import Penalty, Reference, divergence
+from emlens.training.objectives import Penalty, Reference, divergence, labels_of_next_tokens
 from emlens.training.schedules import require_count
 from emlens.training.streams import blocks_of, read
 
@@ -51,9 +52,9 @@ class ReferenceKL(Penalty):
     def measure(
         self, model: Any, reference: Reference, inputs: Mapping[str, Tensor], labels: Tensor
     ) -> Tensor:
-        counted = labels[:, 1:] != IGNORED
-        before = reference.run(model, lambda m: m(**inputs).logits[:, :-1])
-        return divergence(before, model(**inputs).logits[:, :-1], counted)
+        counted = labels_of_next_tokens(labels) != IGNORED
+        before = reference.run(model, lambda m: answer_logits(m, dict(inputs), counted))
+        return divergence(before, answer_logits(model, dict(inputs), counted))
 
     def to_record(self) -> dict[str, Any]:
         return {
