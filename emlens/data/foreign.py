@@ -24,6 +24,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line
+from emlens.foundation.shapes import as_float64
 from emlens.foundation.sites import Site
 
 _LAYER_KEY = re.compile(r"(?:layer_)?(\d{1,6})")
@@ -72,7 +73,7 @@ def read_layer_means(path: str | Path, part: str = "answer") -> dict[str, Tensor
 
     Raises:
         InputError: the part is not there, a key that is not a layer, a layer that is missing,
-            vectors of several widths.
+            vectors of several widths or not finite.
     """
     layers = _layers_of(read_tensors(path), part, path)
     check_layer_numbers(list(layers), str(path))
@@ -128,6 +129,7 @@ def _layers_of(tensors: Mapping[str, Tensor], part: str, path: str | Path) -> di
                 f"{path}: {one_line(name, 60)!r} of shape {tuple(tensor.shape)} is not one vector"
                 " under a layer such as 24 or 'layer_24'"
             )
+        as_float64(tensor, f"{path}: {one_line(name, 60)!r}")
         layers[int(match[1])] = tensor
     return layers
 

@@ -19,7 +19,7 @@ from typing import Final
 import pandas as pd
 
 from emlens.data.column_roles import KNOWN_METRICS, ColumnRoles, cell_number, column_roles
-from emlens.data.table_files import PlacedRow, read_table_rows
+from emlens.data.table_files import PlacedRow, read_table_rows, require_one_kind
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
@@ -114,8 +114,12 @@ def judged_rows(
     """The answers of a table, with their paraphrases and samples numbered.
 
     Raises:
-        InputError: a row without its question.
+        InputError: a row without its question, a column of text that holds something else.
     """
+    require_one_kind(rows, roles.question, id=True)
+    for column in (roles.text, roles.answer):
+        if column is not None and column != roles.question:
+            require_one_kind(rows, column)
     numbering = _Numbering()
     numbered = _numbered_samples(rows, roles)
     for where, row in rows:

@@ -1,5 +1,6 @@
 """Text files → records; whatever is broken is refused with file, line and reason."""
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,10 @@ def read_bytes(path: str | Path) -> bytes:
 
 def decoded(path: str | Path, content: bytes) -> str:
     """Content of `path` as text; what is not UTF-8 is an `InputError` that names file and line."""
+    nul = content.find(b"\0")
+    if nul >= 0 and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        line = content[:nul].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: holds a byte 0, which no text has")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

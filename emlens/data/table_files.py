@@ -11,7 +11,7 @@ and rows that are no objects.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +22,20 @@ from emlens.data.tables import read_csv_rows
 from emlens.foundation.errors import InputError, MissingExtraError
 from emlens.foundation.files import one_line
 
-PlacedRow = tuple[str, dict[str, str]]
+
+class Cells(dict[str, str]):
+    """Cells by column; `kinds` says what those were that were no text."""
+
+    def __init__(self, cells: Mapping[str, str], kinds: Mapping[str, str] | None = None):
+        super().__init__(cells)
+        self.kinds = dict(kinds or {})
+
+
+PlacedRow = tuple[str, Cells]
 """Place ("file, line n") and cells by column."""
 ENDINGS: Final = (".csv", ".jsonl", ".json", ".parquet")
 _MAX_DEPTH = 8
+_MAPPING = "object"
 
 
 def read_table_rows(path: str | Path) -> list[PlacedRow]:
@@ -38,7 +48,7 @@ def read_table_rows(path: str | Path) -> list[PlacedRow]:
     """
     ending = Path(path).suffix.lower()
     if ending == ".csv":
-        rows = list(read_csv_rows(path))
+        rows = [(where, Cells(row)) for where, row in read_csv_rows(path)]
         if not rows:
             raise InputError(f"{path}: has a header and no row")
         return rows
@@ -47,8 +57,54 @@ def read_table_rows(path: str | Path) -> list[PlacedRow]:
     rows = [(where, _cells(record)) for where, record in _records(path, ending)]
     if not rows:
         raise InputError(f"{path}: holds no row")
+    _check_nesting(rows)
     columns = dict.fromkeys(column for _, row in rows for column in row)
-    return [(where, {name: row.get(name, "") for name in columns}) for where, row in rows]
+    return [
+        (where, Cells({name: row.get(name, "") for name in columns}, row.kinds))
+        for where, row in rows
+    ]
+
+
+def require_one_kind(rows: Sequence[PlacedRow], column: str, *, id: bool = False) -> None:
+    """Refuse a column that holds text in some rows and something else in others.
+
+    Args:
+        id: whether it names something, so that whole numbers are as good as text.
+
+    Raises:
+        InputError: the first row of another kind.
+    """
+    first: tuple[str, str] | None = None
+    for where, row in rows:
+        kind = row.kinds.get(column, "text")
+        if id and kind == "int":
+            kind = "text"
+        if not row[column] and kind == "text":
+            continue
+        if first is None:
+            first = (kind, where)
+        if kind != first[0]:
+            raise InputError(
+                f"{where}: {one_line(column, 60)!r} holds a value of kind {kind}, and of kind"
+                f" {first[0]} at {first[1].removeprefix(where.rpartition(', ')[0] + ', ')};"
+                " write one kind in every row"
+            )
+
+
+def _check_nesting(rows: Sequence[PlacedRow]) -> None:
+    """Refuse a column that holds an object in some rows and a value in others."""
+    mappings: dict[str, str] = {}
+    for where, row in rows:
+        for name, kind in row.kinds.items():
+            if kind == _MAPPING:
+                mappings.setdefault(name, where)
+    for where, row in rows:
+        for name, cell in row.items():
+            if cell and name in mappings and row.kinds.get(name) != _MAPPING:
+                raise InputError(
+                    f"{mappings[name]}: {one_line(name, 60)!r} holds an object, and a plain value"
+                    f" at {where}; write one kind in every row"
+                )
 
 
 def _records(path: str | Path, ending: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -107,8 +163,8 @@ def _parquet_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _cells(record: Mapping[str, Any]) -> dict[str, str]:
-    cells: dict[str, str] = {}
+def _cells(record: Mapping[str, Any]) -> Cells:
+    cells = Cells({})
     _flatten(record, "", 0, cells)
     for name, text in _chat_cells(record.get("messages")).items():
         if not cells.get(name):
@@ -116,13 +172,16 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
     return cells
 
 
-def _flatten(record: Mapping[str, Any], prefix: str, depth: int, cells: dict[str, str]) -> None:
+def _flatten(record: Mapping[str, Any], prefix: str, depth: int, cells: Cells) -> None:
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            cells.kinds[name] = _MAPPING
             _flatten(value, f"{name}.", depth + 1, cells)
         else:
             cells[name] = _cell(value)
+            if cells[name] and not isinstance(value, str):
+                cells.kinds[name] = type(value).__name__
 
 
 def _cell(value: Any) -> str:
