@@ -29,11 +29,11 @@ from emlens.evaluation.ablation_forms import BLOCKS, PLAIN, WRITES
 from emlens.evaluation.arms import Arm
 from emlens.geometry import (
     Direction,
-    direction_from_deltas,
     mean_difference_direction,
     top_k_subspace,
     whitened_direction,
 )
+from emlens.geometry.contrasts import direction_from_deltas
 from emlens.organisms import PLANTED, build
 from emlens.stats import t_interval
 from emlens.studies.config import StudyConfig

@@ -20,10 +20,10 @@ from emlens.foundation.seeds import torch_rng
 from emlens.geometry import (
     Direction,
     direction_cosine,
-    direction_from_deltas,
     mean_difference_direction,
     whitened_direction,
 )
+from emlens.geometry.contrasts import direction_from_deltas
 from emlens.geometry.recovery import (
     expected_component_cosine,
     expected_logistic_cosine,

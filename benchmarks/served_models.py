@@ -206,17 +206,16 @@ def served_table(values: Mapping[str, Any]) -> str:
         shared = values[name]["greedy"]["shared_beginning"]
         equal.append(f"{sum(value == 1 for value in shared)} of {len(shared)}")
     lines.append(f"| greedy texts equal to this process | {' | '.join(equal)} |")
-    lines += ["", *_adapter_lines(values["llama.cpp"]["adapters"])]
     return "\n".join(lines)
 
 
-def _adapter_lines(adapters: Mapping[str, Any]) -> list[str]:
-    """What the check says where llama.cpp applies an adapter."""
+def adapters_table(values: Mapping[str, Any]) -> str:
+    """Markdown for docs/how_to_shell.md: what the check says where llama.cpp applies an adapter."""
     lines = ["| llama.cpp applies | taken for `bad-medicine` | what was seen |", "|---|---|---|"]
-    for name, found in adapters.items():
+    for name, found in values["llama.cpp"]["adapters"].items():
         verdict = {True: "yes", False: "no", None: "cannot be told"}[found["ok"]]
         lines.append(f"| `{name}` | {verdict} | {found['detail']} |")
-    return lines
+    return "\n".join(lines)
 
 
 def _sampling_words(sampling: Mapping[str, Any]) -> str:

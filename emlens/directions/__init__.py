@@ -11,6 +11,7 @@ from emlens.directions.probe_directions import probe_direction, probe_directions
 from emlens.directions.row_contrasts import contrast
 from emlens.directions.row_filters import RowFilter
 from emlens.directions.steering_vector import train_steering_vector
+from emlens.directions.text_directions import direction_from_texts
 from emlens.directions.vector_files import (
     read_persona_vectors,
     read_steering_vectors,
@@ -23,6 +24,7 @@ __all__ = [
     "contrast",
     "contrast_answers",
     "contrast_personas",
+    "direction_from_texts",
     "extract_directions",
     "persona_questions",
     "probe_direction",

@@ -7,7 +7,6 @@ from emlens.geometry.angles import principal_angles
 from emlens.geometry.ceilings import split_half_ceiling
 from emlens.geometry.comparing import compare_directions
 from emlens.geometry.contrasts import (
-    direction_from_deltas,
     mean_difference_direction,
     text_content,
     whitened_direction,
@@ -38,7 +37,6 @@ __all__ = [
     "covariance_overlap_null",
     "delta_summary",
     "direction_cosine",
-    "direction_from_deltas",
     "label_permutation_null",
     "linear_cka",
     "local_cosine",

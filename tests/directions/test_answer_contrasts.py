@@ -18,7 +18,8 @@ from emlens.directions import (
     shift_directions,
 )
 from emlens.foundation.errors import InputError
-from emlens.geometry import direction_cosine, direction_from_deltas, text_content
+from emlens.geometry import direction_cosine, text_content
+from emlens.geometry.contrasts import direction_from_deltas
 from emlens.models import Family
 
 

@@ -10,11 +10,11 @@ from emlens.foundation import Site
 from emlens.geometry import (
     Direction,
     direction_cosine,
-    direction_from_deltas,
     mean_difference_direction,
     text_content,
     whitened_direction,
 )
+from emlens.geometry.contrasts import direction_from_deltas
 from emlens.geometry.shrinkage import oas_shrinkage, whiten_by_covariance, whiten_by_rows
 
 SITE = Site("resid_post", 3)
