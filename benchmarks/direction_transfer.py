@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import emlens
-from benchmarks.organism_worlds import KEPT, SEEDS
+from benchmarks.organism_worlds import KEPT, SEEDS, ready
 from benchmarks.records import EVIDENCE, record
 from emlens.activations import capture_many
 from emlens.evaluation import (
@@ -34,7 +34,7 @@ from emlens.geometry import (
     whitened_direction,
 )
 from emlens.geometry.contrasts import direction_from_deltas
-from emlens.organisms import PLANTED, build
+from emlens.organisms import PLANTED
 from emlens.stats import t_interval
 from emlens.studies.config import StudyConfig
 from emlens.studies.direction_transfer import CHOSEN
@@ -167,9 +167,7 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, float]:
 
 
 def world(seed: int, work: Path) -> dict[str, Any]:
-    directory = work / f"planted-{seed}"
-    if not (directory / "organism.json").is_file():
-        build(directory, seed=seed, plan=PLANTED, progress=True)
+    directory = ready(seed, PLANTED, work)
     tables = study(directory, work / f"direction-{seed}")
     arms = tables["arms"][tables["arms"]["role"] == CHOSEN]
     rows = [c for c in tables["transfer"].columns if c != "method"]
