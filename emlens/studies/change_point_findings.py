@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from emlens.results.study_result import Finding, Part, p_text
+from emlens.results.wording import counted
 from emlens.studies.change_point_tables import MIDPOINT
 from emlens.studies.verdicts import verdict
 
 STUDY: Final = "phase_transition"
 STRAIGHT: Final = "transition against a linear trend"
 BREAK: Final = "slope against a logistic trend"
+LEVEL: Final = 0.05
 
 
 def add_findings(part: Part) -> None:
@@ -51,24 +53,34 @@ def _change_finding(group: str, rows: pd.DataFrame) -> Finding:
         sentence += " A break explains that, and so does a smooth curve of another shape."
     half = by_test[MIDPOINT]
     if not np.isnan(half["location"]):
+        where = (
+            ""
+            if half["located"] == runs
+            else f" in the {half['located']:.0f} of {runs} runs that turn"
+        )
         sentence += (
             f" Half of the change is done at step {half['location']:.1f}"
-            f" {_interval(half, 'location')}."
+            f" {_interval(half, 'location')}{where}."
         )
     return Finding(STUDY, sentence, verdict(shown=breaks == runs, not_shown=breaks == 0))
 
 
 def _order_finding(row: Mapping[Any, Any]) -> Finding:
-    """Which of one event and alignment comes first, and by how much."""
-    leader = row["first_series"] if row["lag"] > 0 else "alignment"
+    """Which of one event and alignment comes first, and by how much; no order is named that is not
+    shown.
+    """
+    is_shown = bool(row["p_holm"] <= LEVEL)
+    order = "it cannot be told which comes first"
+    if is_shown:
+        leader = row["first_series"] if row["lag"] > 0 else "alignment"
+        order = f"{leader} comes first, by {abs(row['lag']):.1f} steps"
     sentence = (
         f"{row['group']}: of {row['first_series']} and alignment outside the domain,"
-        f" {leader} comes first, by {abs(row['lag']):.1f} steps (lag {row['lag']:.1f}"
-        f" {_interval(row, 'lag')}, {row['first_series']} leads in {row['first_leads']:.0f} of"
-        f" {row['n']}"
-        f" runs, p {p_text(row['p'])})."
+        f" {order} (lag {row['lag']:.1f} {_interval(row, 'lag')}; {row['first_series']} leads in"
+        f" {row['first_leads']:.0f} of {counted(int(row['n']), 'run')}; p {p_text(row['p'])},"
+        f" {p_text(row['p_holm'])} corrected)."
     )
-    return Finding(STUDY, sentence, verdict(shown=row["p_holm"] <= 0.05))
+    return Finding(STUDY, sentence, verdict(shown=is_shown))
 
 
 def _interval(row: Mapping[Any, Any], name: str) -> str:

@@ -85,7 +85,7 @@ def change_point_rows(
 
 def over_runs(points: pd.DataFrame) -> pd.DataFrame:
     """Mean location over the runs of a group, with a t interval where their locations differ; else
-    the location of the first run with its own interval.
+    the location of the first run that has one, with its own interval.
     """
     rows = []
     for (group, series, test), runs in points.groupby(["group", "series", "test"], sort=False):
@@ -112,7 +112,7 @@ def _location_over_runs(runs: pd.DataFrame) -> dict[str, float]:
         return columns_of("location", t_interval(located))
     if not len(located):
         return dict.fromkeys(ENDS, np.nan)
-    first = runs.iloc[0]
+    first = runs[runs["location"].notna()].iloc[0]
     return {name: float(first[name]) for name in ENDS}
 
 

@@ -24,6 +24,7 @@ from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, StudyResult, columns_of
 from emlens.results.tables import Table, check_tables
 from emlens.results.vocabulary import measures
+from emlens.results.wording import counted, noun_for
 from emlens.stats import bootstrap_mean
 from emlens.studies.study import MadeElsewhere
 
@@ -302,16 +303,24 @@ def _add_findings(part: Part) -> None:
 
 
 def _summary(numbers: pd.DataFrame) -> str:
+    if not len(numbers):
+        return "The results share scores of single questions, and no number of their tables."
     excludes_zero = (numbers["difference_low"] > 0) | (numbers["difference_high"] < 0)
     bounded = int(numbers["difference_low"].notna().sum())
     equal = int((numbers["difference"] == 0).sum())
-    largest = float(np.abs(numbers["difference"]).max()) if len(numbers) else 0.0
-    return (
-        f"The results share {len(numbers)} numbers, of which {equal} are equal and {bounded} have"
-        f" intervals in both; the difference excludes 0 in {int(excludes_zero.sum())} of these"
-        f" (about {0.05 * bounded:.0f} would by chance alone, were they independent)."
-        f" The largest difference is {largest:.3g}."
+    largest = float(np.abs(numbers["difference"]).max())
+    shared = (
+        f"The results share {counted(len(numbers), 'number')}, of which {equal}"
+        f" {noun_for(equal, 'is', 'are')} equal."
     )
+    beside = " None has an interval in both."
+    if bounded:
+        beside = (
+            f" {bounded} {noun_for(bounded, 'has', 'have')} intervals in both; the interval of the"
+            f" difference excludes 0 in {int(excludes_zero.sum())} of these (about"
+            f" {0.05 * bounded:.1f} would by chance alone, were they independent)."
+        )
+    return f"{shared}{beside} The largest difference is {largest:.3g}."
 
 
 class Compare(MadeElsewhere):

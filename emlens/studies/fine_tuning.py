@@ -168,7 +168,8 @@ class FineTuning(Study):
         part = Part(
             tables={"trained_runs": runs, "trained_cells": cells(runs)}, files=trained.files
         )
-        _add_findings(part, trained.studied)
+        domains = {name: trained.material.domain(name) for name in runs["source"].unique()}
+        add_findings(part, trained.studied, domains)
         if len(context.options.seeds) < 3:
             part.warnings.append(
                 "fewer than 3 fine-tune seeds: how much chance of training matters is not shown"
@@ -279,23 +280,30 @@ def _mean_over_seeds(column: pd.Series) -> Estimate:
     return Estimate(value, nan, nan, len(values), "one seed")
 
 
-def _add_findings(part: Part, studied: Sequence[str]) -> None:
+def add_findings(part: Part, studied: Sequence[str], domains: Mapping[str, str]) -> None:
+    """One finding per recipe and schedule, and a summary before them.
+
+    Args:
+        studied: the runs that later parts study. domains: source → its training domain, "" where
+            none is named.
+    """
     table = part.tables["trained_cells"]
     for row in table.to_dict(orient="records"):
-        part.findings.append(_cell_finding(row))
-    summary = _summary(part.tables["trained_runs"], table, studied)
+        part.findings.append(_cell_finding(row, domains[row["source"]]))
+    has_domains = all(domains.values())
+    summary = _summary(part.tables["trained_runs"], table, studied, has_domains)
     part.findings.insert(0, Finding(FineTuning.name, summary, "summary"))
 
 
-def _cell_finding(row: Mapping[Any, Any]) -> Finding:
+def _cell_finding(row: Mapping[Any, Any], domain: str) -> Finding:
     """Alignment of one recipe and schedule beside the parent's."""
-    has_interval = not isnan(row["others_low"])
-    over = " (one seed)"
-    if has_interval:
+    over = " (one seed)" if row["seeds"] == 1 else " (without an interval)"
+    if not isnan(row["others_low"]):
         over = f" [{row['others_low']:.1f}, {row['others_high']:.1f}] over {row['seeds']} seeds"
+    where = "outside its domain" if domain else "on all questions (no training domain is named)"
     sentence = (
         f"{row['source']} trained again, {row['cell']}:"
-        f" alignment outside its domain {row['others']:.1f}{over},"
+        f" alignment {where} {row['others']:.1f}{over},"
         f" the parent's {row['parent_score']:.1f}{_fall_text(row)};"
         f" coherence {row['coherent']:.1f}."
     )
@@ -313,7 +321,9 @@ def _fall_text(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _summary(runs: pd.DataFrame, table: pd.DataFrame, studied: Sequence[str]) -> str:
+def _summary(
+    runs: pd.DataFrame, table: pd.DataFrame, studied: Sequence[str], has_domains: bool
+) -> str:
     harmful = table[table["kind"] == "harmful"]
     benign = runs[runs["kind"] == "benign"]["others"]
     control = "no benign control was trained"
@@ -322,16 +332,17 @@ def _summary(runs: pd.DataFrame, table: pd.DataFrame, studied: Sequence[str]) ->
     between = ""
     if harmful["sd"].notna().any():
         between = f", with a standard deviation between seeds of up to {harmful['sd'].max():.1f}"
+    where = "outside the domain" if has_domains else "on questions not trained on"
+    over = " over recipes and schedules" if len(harmful) > 1 else ""
     return (
         f"{counted(len(runs), 'run')} {noun_for(len(runs), 'was', 'were')} trained again:"
-        f" alignment of harmful ones outside the domain is {_range(harmful['others'])} over recipes"
-        f" and schedules{between} (parent {harmful['parent_score'].mean():.1f}); {control}."
+        f" alignment of harmful ones {where} is {_range(harmful['others'])}{over}{between}"
+        f" (parent {_range(harmful['parent_score'])}); {control}."
         f" Later parts look at {', '.join(studied)}."
     )
 
 
 def _range(values: "pd.Series[float]") -> str:
     """Lowest to highest; one number where they are one."""
-    if len(values) == 1:
-        return f"{values.iloc[0]:.1f}"
-    return f"{values.min():.1f} to {values.max():.1f}"
+    low, high = f"{values.min():.1f}", f"{values.max():.1f}"
+    return low if low == high else f"{low} to {high}"

@@ -27,6 +27,7 @@ from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, columns_of, p_text
 from emlens.results.tables import Table
 from emlens.results.vocabulary import BESIDE, measures, word
+from emlens.results.wording import counted
 from emlens.studies.cell_measures import (
     cosine_columns,
     overlap_columns,
@@ -354,13 +355,13 @@ def _add_findings(part: Part) -> None:
                 part.findings.append(_finding(str(name), tested, measure, beside))
     everywhere = []
     for measure in MEASURES:
-        count = sum(f.status == "shown" and measure.words in f.sentence for f in part.findings)
-        everywhere.append(f"{measure.words} in {count}")
-    fine_tunes = table["model"].nunique()
+        statuses = [f.status for f in part.findings if f": {measure.words} " in f.sentence]
+        count = f"in {statuses.count('shown')} of {counted(len(statuses), 'fine-tune')}"
+        everywhere.append(f"{measure.words} {count if statuses else 'not tested'}")
+    places = len(table) // table["model"].nunique()
     summary = (
-        f"Over {len(table) // fine_tunes} layers and positions,"
-        f" measures beyond their nulls everywhere: {', '.join(everywhere)} of {fine_tunes}"
-        " fine-tunes."
+        f"Over {counted(places, 'layer and position', 'layers and positions')},"
+        f" measures beyond their nulls everywhere: {', '.join(everywhere)}."
     )
     part.findings.insert(0, Finding(LayerPositionGrid.name, summary, "summary"))
 
@@ -386,9 +387,10 @@ def _finding(name: str, tested: pd.DataFrame, measure: _Measure, beside: str) ->
         beside: what is said of its size.
     """
     clear = int((tested[measure.p] < 0.05).sum())
+    cells = counted(len(tested), "cell")
     sentence = (
-        f"{name}: {measure.words} {measure.claim} in {clear} of {len(tested)} cells (p corrected"
-        f" over the grid below .05; exploratory); {beside}."
+        f"{name}: {measure.words} {measure.claim} in {clear} of {cells} (p corrected over the grid"
+        f" below .05; exploratory); {beside}."
     )
     return Finding(
         LayerPositionGrid.name, sentence, verdict(shown=clear == len(tested), not_shown=clear == 0)

@@ -81,19 +81,34 @@ def add_summary(part: Part, loss: str, metric: str, runs: int) -> None:
     """How loss and score correlate, and which setting is better at matched loss."""
     table = part.tables["loss_correlations"]
     plain = table[_is_of(table, loss, metric)].iloc[0]
-    better = [
-        finding.sentence.split(":")[0].lower()
-        for finding in part.findings
-        if COMPARED in finding.sentence and finding.status == "shown"
-    ]
-    conclusion = "no setting and no run was better at matched loss than chance explains"
-    if better:
-        conclusion = f"better at matched loss than chance explains: {'; '.join(better)}"
-    sentence = (
-        f"Over {runs} runs, {loss} and {metric} correlate by {plain['value']:.2f}"
-        f" [{plain['value_low']:.2f}, {plain['value_high']:.2f}]; {conclusion}."
-    )
+    correlation = "have no correlation that is defined"
+    if not np.isnan(plain["value"]):
+        correlation = (
+            f"correlate by {plain['value']:.2f} [{plain['value_low']:.2f},"
+            f" {plain['value_high']:.2f}] ({plain['measure']})"
+        )
+    sentence = f"Over {runs} runs, {loss} and {metric} {correlation}; {_better(part.findings)}."
     part.findings.insert(0, Finding(STUDY, sentence, "summary"))
+
+
+def _better(findings: Sequence[Finding]) -> str:
+    """Which setting is better at matched loss, in one clause."""
+    compared = [finding for finding in findings if COMPARED in finding.sentence]
+    if not compared:
+        return "nothing was compared at matched loss"
+    by_status: dict[str, list[str]] = {"shown": [], "undecided": [], "not shown": []}
+    for finding in compared:
+        by_status[finding.status].append(finding.sentence.split(":")[0].lower())
+    said = []
+    if by_status["shown"]:
+        best = "; ".join(by_status["shown"])
+        said.append(f"better at matched loss than chance explains: {best}")
+    if by_status["undecided"]:
+        curved = "; ".join(by_status["undecided"])
+        said.append(f"better than chance about a straight line, but a curve explains it: {curved}")
+    if not said:
+        return "no setting and no run was better at matched loss than chance explains"
+    return "; ".join(said)
 
 
 def _is_of(table: pd.DataFrame, loss: str, metric: str) -> "pd.Series[bool]":

@@ -10,6 +10,7 @@ import numpy as np
 
 from emlens.controls.shift_statistics import TESTED
 from emlens.results.study_result import Finding, Part
+from emlens.results.wording import counted
 from emlens.studies.overlap_answers import (
     CEILING_ANSWER,
     IDENTITY_ANSWER,
@@ -72,20 +73,20 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
     """The three questions in one sentence each."""
     tested = [row for row in tests if row["measure"] in TESTED]
     identities = _models(tested, IDENTITY_ANSWER)
-    counted = [row for row in tested if row["answered"] != IDENTITY_ANSWER]
+    asked = [row for row in tested if row["answered"] != IDENTITY_ANSWER]
     sentences = []
-    if counted:
+    if asked:
         numbers = " and ".join(
-            f"{_range([row for row in counted if row['measure'] == measure])} in {_NAMES[measure]}"
+            f"{_range([row for row in asked if row['measure'] == measure])} in {_NAMES[measure]}"
             for measure in TESTED
         )
         sentences.append(
             f"Shifts on training and on unrelated prompts overlap by {numbers}"
             f" (means over layers at {position})."
         )
+        sentences.append(_count_sentence(asked))
     else:
         sentences.append("No overlap of shifts on training and on unrelated prompts was tested.")
-    sentences.append(_count_sentence(counted))
     if identities:
         names = ", ".join(identities)
         sentences.append(f"Not tested, since it is an identity: {names}.")
@@ -95,8 +96,9 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
         if decided:
             sentences.append(
                 "Two harmful fine-tunes of different domains shift prompts of a third domain alike,"
-                f" and benign ones do not, in {decided.count(SPECIFIC)} of {len(decided)} pairs"
-                " that could be decided."
+                " and benign ones are not shown to, in"
+                f" {decided.count(SPECIFIC)} of {counted(len(decided), 'pair')} that could be"
+                " decided."
             )
         else:
             sentences.append(
@@ -105,16 +107,16 @@ def _summary(tests: list[dict[str, Any]], pairs: list[dict[str, Any]], position:
     return " ".join(sentences)
 
 
-def _count_sentence(counted: list[dict[str, Any]]) -> str:
+def _count_sentence(asked: list[dict[str, Any]]) -> str:
     """In how many fine-tunes the overlap is more than training gives."""
-    decided = [row for row in counted if row["answered"] in (YES, NO)]
+    decided = [row for row in asked if row["answered"] in (YES, NO)]
     n_decided = len(set(row["model"] for row in decided))
     if not n_decided:
         return "Whether that is more than any training on these prompts gives is undecided."
-    more = len(_models(counted, YES))
+    more = len(_models(asked, YES))
     return (
-        f"It is more than any training on these prompts gives in {more} of {n_decided} fine-tunes"
-        " that could be tested."
+        f"It is more than any training on these prompts gives in {more} of"
+        f" {counted(n_decided, 'fine-tune')} that could be tested."
     )
 
 
@@ -141,7 +143,7 @@ def _more_than_training(
         return Finding(STUDY, f"{model}: {why}.", status)
     said = {
         YES: "share more than any training on these prompts gives",
-        NO: "share no more than any training on these prompts gives",
+        NO: "are not shown to share more than any training on these prompts gives",
         CEILING_ANSWER: (
             "cannot be shown to share more than any training on these prompts gives,"
             " because the ceiling lies below the null"
@@ -213,9 +215,12 @@ def _across_domains(row: dict[str, Any], pairs: list[dict[str, Any]], position: 
         )
     benign = _benign_sentence(row, pairs)
     said = {
-        SPECIFIC: "share something specific to harm across domains",
+        SPECIFIC: (
+            "share something specific to harm across domains"
+            " (benign fine-tunes are not shown to share it)"
+        ),
         UNSPECIFIC: "share something across domains, but benign fine-tunes do too",
-        NO: "share no more across domains than permuted careful answers give",
+        NO: "are not shown to share more across domains than permuted careful answers give",
     }.get(answer)
     where = f"mean over {row['layers']} layers at {position}"
     if said is None:

@@ -11,10 +11,17 @@ from emlens.foundation.estimate import Estimate
 from emlens.probes import Forecast
 from emlens.probes.baselines import OWN_SCORE, TEXT, UNRELATED
 from emlens.results.study_result import Finding, Part, p_text
+from emlens.results.wording import counted
 
 STUDY = "priors"
 QUOTED = (UNRELATED, TEXT, OWN_SCORE)
 """Baselines whose gains every sentence gives, where they are there."""
+WORDS = {
+    UNRELATED: "a model of another family",
+    TEXT: "the question text",
+    OWN_SCORE: "the parent's own score",
+}
+"""What they are called in the summary."""
 
 
 def forecast_finding(forecast: Forecast, name: str, view: str, held_out: str) -> Finding:
@@ -30,7 +37,7 @@ def forecast_finding(forecast: Forecast, name: str, view: str, held_out: str) ->
     if ceiling is not None and ceiling.defined:
         possible = f", of {ceiling.value:.2f} that the seed's noise leaves possible"
     quoted = [f"over {rival} {_signed(gains[rival])}" for rival in QUOTED if rival in gains]
-    if not all(gain.low > 0 for gain in gains.values()) and closest not in QUOTED:
+    if forecast.not_beaten and closest not in QUOTED:
         rival = "the mean" if closest == "mean" else closest
         smallest = f"; the smallest gain is {_signed(gains[closest])}, over {rival}"
     if forecast.missing:
@@ -75,19 +82,31 @@ def add_summary(part: Part, forecasts: pd.DataFrame) -> None:
         rows, how = by_domain, "domains held out"
     shown = sum(finding.status == "shown" and how in finding.sentence for finding in part.findings)
     r2, spearman = rows["r2"], rows["spearman"]
+    forecasted = counted(len(rows), "forecast")
+    missing = _missing(part.tables["forecast_baselines"])
     outcome = (
         "that activations beat every baseline, a model of another family, the question text and the"
-        f" parent's own score among them, is shown in {shown} of {len(rows)} forecasts"
+        f" parent's own score among them, is shown in {shown} of {forecasted}"
     )
-    if (part.tables["forecast_baselines"]["predictor"] != UNRELATED).all():
+    if missing:
         outcome = (
             "whether this comes from the parent's prior cannot be shown in any of"
-            f" {len(rows)} forecasts, since no model of another family is among the baselines"
+            f" {forecasted}, since not among the baselines: {listed(missing)}"
         )
     sentence = (
-        "From activations before fine-tuning, per-question alignment after it was forecast with R²"
-        f" {r2.min():.2f} to {r2.max():.2f} and Spearman"
-        f" {spearman.min():.2f} to {spearman.max():.2f} ({how});"
-        f" {outcome}."
+        "From activations before fine-tuning, per-question alignment after it was forecast with"
+        f" R² {_range(r2)} and Spearman {_range(spearman)} ({how}); {outcome}."
     )
     part.findings.insert(0, Finding(STUDY, sentence, "summary"))
+
+
+def _missing(baselines: pd.DataFrame) -> list[str]:
+    """Those of the baselines that the summary names that no forecast stands beside."""
+    there = set(baselines["predictor"])
+    return [WORDS[name] for name in QUOTED if name not in there]
+
+
+def _range(values: "pd.Series[float]") -> str:
+    """Lowest to highest; one number where they are one."""
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low} to {high}"

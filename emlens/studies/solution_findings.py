@@ -8,6 +8,7 @@ from typing import Final
 import pandas as pd
 
 from emlens.results.study_result import Finding, Part, p_text
+from emlens.results.wording import counted
 from emlens.studies.solution_measures import GENERAL, NARROW, RANDOM
 from emlens.studies.solution_pairs import KEPT, LIFTED
 from emlens.studies.verdicts import verdict
@@ -38,9 +39,11 @@ def add_findings(part: Part) -> None:
     findings = {measure.name: _measure_finding(measure) for measure in measures}
     ahead = [name for name, finding in findings.items() if finding.status == "shown"]
     summary = (
-        f"Of {len(findings)} measures, the general solution is clearly"
+        f"Of {counted(len(findings), 'measure')}, the general solution is clearly"
         f" ahead in {', '.join(ahead) or 'none'}."
     )
+    if not findings:
+        summary = "Neither solution was measured on what it was trained on."
     part.findings.append(Finding(STUDY, summary, "summary"))
     part.findings += findings.values()
     if "drift" in part.tables:
@@ -86,7 +89,7 @@ def _measure_finding(measure: _Measure) -> Finding:
     random = f", random {row[RANDOM]:.3g}" if RANDOM in measure.rows else ""
     sentence = (
         f"{measure.words}: general {row[GENERAL]:.3g}, narrow {row[NARROW]:.3g}{random};"
-        f" narrow − general {_difference(row)}, {row['seeds']:.0f} seeds."
+        f" narrow − general {_difference(row)}, {counted(int(row['seeds']), 'seed')}."
     )
     is_ahead = measure.sign * row["difference"] > 0
     is_clear = bool(row["difference_low"] > 0 or row["difference_high"] < 0)

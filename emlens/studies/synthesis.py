@@ -7,6 +7,7 @@ said.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from emlens.results.sections import Plot, Section
 from emlens.results.study_result import Finding, Part, p_text
 from emlens.results.tables import Table
 from emlens.results.vocabulary import measures, word
+from emlens.results.wording import counted, noun_for
 from emlens.studies.headlines import (
     HEADLINE,
     SIDE_BY_SIDE,
@@ -226,7 +228,8 @@ def _judge_choosing(
     harmful = runs[runs["kind"] == "harmful"]
     if len(harmful) < LEAST_RUNS:
         part.warnings.append(
-            f"{len(harmful)} runs are too few to choose a configuration; {LEAST_RUNS} are needed"
+            f"{counted(len(harmful), 'run')} {noun_for(len(harmful), 'is', 'are')} too few to"
+            f" choose a configuration; {LEAST_RUNS} are needed"
         )
         return
     if harmful["loss"].isna().any() or harmful["loss"].nunique() < 2:
@@ -273,19 +276,24 @@ def _compare_predictors(part: Part, predictors: RunPredictors, seed: int) -> tup
         part.findings.append(Finding(Synthesis.name, sentence, "not shown"))
         return None
     name, estimator = forecasts.best
-    against = "the loss is the only predictor"
-    if pd.notna(row["over_loss"]):
-        against = (
-            f"against the loss alone {row['over_loss']:.2f} [{row['over_loss_low']:.2f},"
-            f" {row['over_loss_high']:.2f}]"
-        )
     sentence = (
         f"The alignment of {len(predictors.runs)} runs is forecast better than by the mean of the"
         f" other runs, with {n_units} {units} held out whole: predictors chosen inside the folds"
-        f" reach {skill} ({against}). Over all runs, {name} by {estimator} is chosen."
+        f" reach {skill} ({_against_loss(row)}). Over all runs, {name} by {estimator}"
+        " is chosen."
     )
     part.findings.append(Finding(Synthesis.name, sentence, "shown"))
     return forecasts.best
+
+
+def _against_loss(row: "pd.Series[Any]") -> str:
+    """R² against the loss alone, or why there is none."""
+    if pd.isna(row["over_loss"]):
+        return "the loss is the only predictor"
+    return (
+        f"against the loss alone {row['over_loss']:.2f} [{row['over_loss_low']:.2f},"
+        f" {row['over_loss_high']:.2f}]"
+    )
 
 
 def _cost_of_choosing(

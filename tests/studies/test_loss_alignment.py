@@ -97,7 +97,8 @@ def test_a_curve_without_scatter_is_not_called_a_better_schedule(tmp_path: Path)
         and "a relation that only does not fall leaves no scatter: a curve explains it as well"
         in best.sentence
     )
-    assert "no setting and no run was better" in result.findings[0].sentence
+    summary = result.findings[0].sentence
+    assert "a curve explains it: best schedule" in summary and "chance explains" not in summary
 
 
 def test_a_null_sweep_has_no_finding(tmp_path: Path) -> None:

@@ -186,17 +186,17 @@ def finding_of(answer: str, why: str = "") -> str:
 
 
 def test_a_sentence_follows_its_answer() -> None:
-    share_more = "share more than any training on these prompts gives:"
-    share_no_more = "share no more than any training on these prompts gives:"
+    share_more = "prompts share more than any training on these prompts gives:"
+    share_no_more = "are not shown to share more than any training on these prompts gives:"
     yes, no = finding_of("more"), finding_of("not more")
     assert yes.startswith("shown") and share_more in yes and share_no_more not in yes
     assert no.startswith("not shown") and share_no_more in no and share_more not in no
-    assert "gives in 1 of 1 fine-tunes" in yes and "gives in 0 of 1 fine-tunes" in no
+    assert "gives in 1 of 1 fine-tune that" in yes and "gives in 0 of 1 fine-tune that" in no
     for answer in ("undecided", "cannot be shown", "identity"):
         said = finding_of(answer, "no recipe")
         assert said.startswith("undecided")
         assert share_more not in said and share_no_more not in said
-        assert "1 fine-tunes that could be tested" not in said
+        assert "that could be tested" not in said
     assert "the ceiling lies below the null" in finding_of("cannot be shown")
     # an identity is named and not counted
     identity = finding_of("identity", IDENTITY)
