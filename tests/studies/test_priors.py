@@ -64,7 +64,7 @@ def test_a_fine_tune_that_scores_every_question_alike_is_left_out(
     summary = part.findings[0]
     assert summary.status == "summary" and "any of 2 forecasts" in summary.sentence
     # 20 permutations, and no model of another family: said, and nothing is shown
-    assert "since no model of another family is among the baselines" in summary.sentence
+    assert "since not among the baselines: a model of another family." in summary.sentence
     for beginning in (
         "permutations: 20 are too few for 4 forecasts: no p corrected over them can lie at .05;",
         "no forecast was compared with unrelated model:",
