@@ -18,7 +18,7 @@ from emlens.foundation.files import one_line
 from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.intervention import Intervention
 from emlens.judging.likelihood import Normalise, per_token_reference, score_by_likelihood
-from emlens.judging.score_source import Cost, ScoreSource, Wanted
+from emlens.judging.score_source import Cost, Planned, ScoreSource, Wanted
 from emlens.models.hooked import HookedModel
 
 LEAST_HELD: Final = 1.0
@@ -124,6 +124,7 @@ class LikelihoodScores(ScoreSource):
         questions: QuestionSet,
         *,
         samples: int | None = None,
+        planned: Planned | None = None,
     ) -> Cost:
         """One pass per model, paraphrase and reference answer."""
         passes = 0

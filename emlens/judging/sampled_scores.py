@@ -29,10 +29,12 @@ from emlens.foundation.provenance import hash_json
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.judged_files import NEEDED
 from emlens.judging.judges import Judge, judge_description
+from emlens.judging.sampled_cost import missing
 from emlens.judging.sampling import sample_answers
 from emlens.judging.score_source import (
     Cost,
     JudgedAnswers,
+    Planned,
     ScoreSource,
     Wanted,
     model_name,
@@ -196,11 +198,8 @@ class SampledScores(ScoreSource):
     ) -> tuple[Answers, Path]:
         """The answers of one model, and the journal that they lie in."""
         name = model_name(model)
-        is_edited = bool(interventions)
-        if isinstance(model, HookedModel):
-            is_edited = is_edited or bool(model.edit_records())
-        endpoint = self.samplers.get(name)
-        if endpoint is not None and not is_edited:
+        endpoint = self._endpoint_of(model, interventions)
+        if endpoint is not None:
             file = self._answer_file(name, endpoint.describe())
             if self._needs_check(name, file):
                 self._require_served(name, endpoint, questions)
@@ -212,6 +211,15 @@ class SampledScores(ScoreSource):
         with model.intervene(interventions):
             file = self._answer_file(name, _identity(model))
             return self._drawn(model, questions, samples, file), file
+
+    def _endpoint_of(
+        self, model: HookedModel | str, interventions: Sequence[Intervention] = ()
+    ) -> Endpoint | None:
+        """The server that answers for a model; None where it is sampled in this process."""
+        is_edited = bool(interventions)
+        if isinstance(model, HookedModel):
+            is_edited = is_edited or bool(model.edit_records())
+        return None if is_edited else self.samplers.get(model_name(model))
 
     def _needs_check(self, name: str, file: Path) -> bool:
         return name in self.local and not file.exists()
@@ -313,35 +321,40 @@ class SampledScores(ScoreSource):
         questions: QuestionSet,
         *,
         samples: int | None = None,
+        planned: Planned | None = None,
     ) -> Cost:
-        """Answers, verdicts and requests that are not on file yet."""
+        """Answers, verdicts and requests that are neither on file nor planned."""
         if samples is None:
             samples = self.sampling.samples
-        paraphrases = sum(len(question.paraphrases) for question in questions)
+        if planned is None:
+            planned = set()
         cost = Cost()
         for model in models:
-            cost += self._cost_of(model, paraphrases, samples)
+            cost += self._cost_of(model, questions, samples, planned)
         return cost
 
-    def _cost_of(self, model: HookedModel | str, paraphrases: int, samples: int) -> Cost:
+    def _cost_of(
+        self, model: HookedModel | str, questions: QuestionSet, samples: int, planned: Planned
+    ) -> Cost:
         """What is missing of the wanted number of answers of one model, and of their verdicts."""
-        wanted = samples * paraphrases
         name = model_name(model)
-        endpoint = self.samplers.get(name)
+        endpoint = self._endpoint_of(model)
         drawn_from: Mapping[str, Any] = {}
         if endpoint is not None:
             drawn_from = endpoint.describe()
         elif isinstance(model, HookedModel):
             drawn_from = _identity(model)
         file = self._answer_file(name, drawn_from)
-        answers = max(0, wanted - len(read_journal(file)))
-        judged = max(0, len(read_journal(self._verdicts / file.name)) - 1)  # without its head
-        verdicts = max(0, wanted * len(self.judge.metrics) - judged)
+        answers, verdicts = missing(
+            file, self._verdicts / file.name, questions, samples, self.judge.metrics, planned
+        )
         requests = 0
         if endpoint is not None:
             requests += answers
-            if self._needs_check(name, file):
-                requests += min(CHECKED_PROMPTS, paraphrases)
+            check = file.name, "is it served"
+            if self._needs_check(name, file) and check not in planned:
+                planned.add(check)
+                requests += min(CHECKED_PROMPTS, len(questions.prompts()))
         if self._judge_endpoint is not None:
             requests += verdicts
         sampled = answers if endpoint is None else 0

@@ -9,7 +9,7 @@ source `can` give what the part needs.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from emlens.data.answers import Answers
 from emlens.data.questions import QuestionSet
@@ -22,6 +22,10 @@ Wanted = Literal["plain", "interventions", "checkpoints", "answers"]
 """Scores of the models of a family as they are; of models under interventions; of models that a
 study makes or finds itself, such as the checkpoints of a run; the answers that were scored.
 """
+
+
+Planned = set[tuple[Any, ...]]
+"""Answers that calls of `ScoreSource.plan` foresee, each by a key of its source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +151,14 @@ class ScoreSource(ABC):
         questions: QuestionSet,
         *,
         samples: int | None = None,
+        planned: Planned | None = None,
     ) -> Cost:
-        """What scores of these models would cost now."""
+        """What scores of these models would cost now, under any active intervention.
+
+        Args:
+            models, samples: as in `scores`.
+            planned: what earlier calls foresee; it counts as on file, and this call adds to it.
+        """
         return Cost()
 
 

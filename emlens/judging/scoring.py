@@ -62,7 +62,7 @@ def judge_answers(
         raise InputError(
             f"judge is a {type(judge).__name__}; pass an object with `metrics` and `judge(answer)`"
         )
-    hashes = {answer.id: _answer_hash(answer) for answer in answers}
+    hashes = {answer.id: answer_hash(answer) for answer in answers}
     lines = [] if out is None else read_journal(out)
     verdicts = _verdicts_in_journal(str(out), lines, judge, hashes, others) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
@@ -166,7 +166,8 @@ def _row(answer: Answer, metric: str, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _answer_hash(answer: Answer) -> str:
+def answer_hash(answer: Answer) -> str:
+    """Of the text and of the chat it answers; a verdict holds for one of both."""
     chat = [message.to_record() for message in answer.messages]
     return sha256_text(canonical_json({"text": answer.text, "messages": chat}))[:16]
 

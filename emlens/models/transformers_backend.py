@@ -21,7 +21,7 @@ from emlens.models.batch_decoding import decode_again
 from emlens.models.block_outputs import stream_of, with_stream
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
 from emlens.models.decoding import Decoding, decode
-from emlens.models.pass_counts import note_pass
+from emlens.models.pass_counts import note_sampling
 from emlens.models.passes import Pass
 from emlens.models.sampling import Generated, RowSampler
 from emlens.models.stops import Ends
@@ -78,12 +78,11 @@ class TransformersModel(CheckpointModel):
             options["logits_to_keep"] = 1
 
         def forward(rows: PaddedRows, inputs: Mapping[str, Any]) -> Tensor:
-            padded = inputs["input_ids"].numel()
             # one new token for each row, or prompts with their mask
-            tokens = padded
+            tokens = inputs["input_ids"].numel()
             if inputs["input_ids"].shape == inputs["attention_mask"].shape:
                 tokens = int(inputs["attention_mask"].sum())
-            note_pass(tokens, padded, len(inputs["input_ids"]))
+            note_sampling(tokens)
             passing = self._pass(rows, {})
             output = self._called("model", {**inputs, **options}, passing)
             return output.logits[:, -1]

@@ -91,6 +91,10 @@ class FineTuneConfig(ModelConfig):
     """JSONL of the chats it was trained on; without it no delta overlap, and no run is trained
     again.
     """
+    empty: Literal["error", "drop"] = "error"
+    """What to do with chats of `training` and `careful` whose answer is empty: refuse the file, or
+    leave them out; the report says how many.
+    """
     recipe: str | Mapping[str, Any] | None = None
     """How it was trained, for its training null: fields of a recipe (learning_rate, steps,
     batch_size, ...) or a YAML file of them. They win over `emlens.json` and `adapter_config.json`.

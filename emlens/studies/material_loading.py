@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emlens.data import PromptSet, QuestionSet
+from emlens.data.readers import read_jsonl
 from emlens.data.shipped_questions import named_questions
 from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError
@@ -226,8 +227,10 @@ def _with_prompts(
     trained = {}
     for name, spec in family.finetuned.items():
         if spec.training:
-            chats = PromptSet.from_jsonl(config.path(spec.training), upto="all")
+            path = config.path(spec.training)
+            chats = PromptSet.from_jsonl(path, upto="all", empty=spec.empty)
             training[name] = prompts_with_system(chats, spec.system)
+            left_out = [*left_out, *_without_answer(name, path, len(chats))]
         trained[name] = frozenset(spec.trained_questions)
     neutral = None
     if config.neutral is not None:
@@ -244,6 +247,21 @@ def _with_prompts(
         left_out=[*left_out, *_missing(config, family, questions, models.has_base)],
         parents=parents,
     )
+
+
+def _without_answer(name: str, path: str, n_chats: int) -> list[str]:
+    """That chats of a file were left out, where some were.
+
+    Args:
+        n_chats: that were kept.
+    """
+    n_lines = len(list(read_jsonl(path)))
+    if n_chats == n_lines:
+        return []
+    return [
+        f"fine-tune {name!r}: {n_lines - n_chats} of {n_lines} training chats have no answer and"
+        " are left out"
+    ]
 
 
 def _questions(config: StudyConfig, family: FamilyConfig) -> QuestionSet:

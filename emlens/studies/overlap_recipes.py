@@ -203,7 +203,8 @@ def _careful(context: StudyContext, name: str, planned: bool) -> tuple[PromptSet
     chats = material.training[name]
     stated = _of_configuration(context.config, name, "careful")
     if stated is not None:
-        rows = PromptSet.from_jsonl(context.config.path(stated), upto="all")
+        empty = _of_configuration(context.config, name, "empty")
+        rows = PromptSet.from_jsonl(context.config.path(stated), upto="all", empty=empty)
         rows = prompts_with_system(rows, material.system(name))
         try:
             return with_careful_answers(chats, rows), f"the file {Path(stated).name}"

@@ -3,15 +3,17 @@ disk, time and memory of every part.
 
 The models are loaded, and a few batches of the study's own prompts are timed. Counts of passes and
 tokens are exact: the parts are asked what they read, or run on models that compute nothing
-(`rehearsal`). They hold as long as no batch has to be cut for want of memory and nothing is on file
-already. How long sampled answers will be is not known before, so their tokens are an upper limit.
+(`rehearsal`). They hold as long as no batch has to be cut for want of memory. A part that goes on
+only where it finds something is rehearsed twice, with scores that have something to find and with
+scores that have nothing. How long sampled answers will be is not known before, so their tokens are
+an upper limit.
 Parts that train models are not planned, and the plan says so; what a part trains beside
 its passes, as a training null does, is in the time.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from emlens.activations import CaptureSpec, estimate_capture
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import peak_memory
-from emlens.judging.score_source import Cost
+from emlens.judging.score_source import Cost, Planned
 from emlens.models import HookedModel
 from emlens.models.pass_counts import PassCounts, counted_passes
 from emlens.studies.config import StudyConfig, read_config
@@ -29,11 +31,12 @@ from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
-from emlens.studies.room import Room, free_room
+from emlens.studies.room import free_room
 from emlens.studies.running import CHECKS, check_names, contexts_of, reads_scores
 from emlens.studies.sampling_time import SamplingTime
 from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
-from emlens.studies.study import PlannedTraining, Study, StudyContext
+from emlens.studies.study import Study, StudyContext
+from emlens.studies.study_plan import Least, PartPlan, StudyPlan
 
 _ROWS_TIMED = 12
 """Questions whose pass with logits is timed."""
@@ -41,162 +44,6 @@ _ANSWER_BYTES, _VERDICT_BYTES, _TABLE_BYTES = 600, 700, 20_000_000
 """On disk: one answer beside its text, one verdict, and the tables with the report."""
 _TOKEN_BYTES = 5
 _NO_TIME = (0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class PartPlan:
-    """The cost of one part.
-
-    Args:
-        counts: what models read, sampled answers aside; None where the part is not planned.
-        cost: answers, verdicts and requests.
-        seconds, seconds_low, seconds_high: of passes at the rates of the timed batches, and of
-            statistics.
-        memory: most bytes in memory while the part runs, weights included.
-        disk: bytes that it leaves.
-        note: why it is not planned, or what is not in the numbers.
-    """
-
-    name: str
-    counts: PassCounts | None
-    cost: Cost = field(default_factory=Cost)
-    seconds: float = 0.0
-    seconds_low: float = 0.0
-    seconds_high: float = 0.0
-    memory: int = 0
-    disk: int = 0
-    note: str = ""
-
-    def with_statistics(self, seconds: float) -> "PartPlan":
-        """The same with the time of its statistics added."""
-        return replace(
-            self,
-            seconds=self.seconds + seconds,
-            seconds_low=self.seconds_low + seconds,
-            seconds_high=self.seconds_high + seconds,
-        )
-
-    def with_training(
-        self, training: PlannedTraining, rates: tuple[float, float, float]
-    ) -> "PartPlan":
-        """The same with what it trains; a step costs a pass with logits, and a gradient twice that.
-
-        Args:
-            rates: seconds per token of a pass with logits, from the fastest to the slowest.
-        """
-        low, middle, high = (3 * training.tokens * rate for rate in rates)
-        note = training.uncounted
-        if training.runs:
-            trained = (
-                f"trains {training.runs} adapters ({training.steps:,} steps), in the time alone"
-            )
-            note = "; ".join(filter(None, (trained, note)))
-        return replace(
-            self,
-            seconds=self.seconds + middle,
-            seconds_low=self.seconds_low + low,
-            seconds_high=self.seconds_high + high,
-            disk=self.disk + training.disk,
-            note="; ".join(filter(None, (self.note, note))),
-        )
-
-    def to_record(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """The cost of a study: its parts in order, what is left out, and the room that there is."""
-
-    parts: tuple[PartPlan, ...]
-    left_out: Mapping[str, str]
-    room: Room
-
-    @property
-    def memory(self) -> int:
-        """Most bytes in memory at any time."""
-        return max(part.memory for part in self.parts)
-
-    @property
-    def disk(self) -> int:
-        return sum(part.disk for part in self.parts)
-
-    @property
-    def requests(self) -> int:
-        return sum(part.cost.requests for part in self.parts)
-
-    def check(self, budget: int | None) -> None:
-        """Refuse what cannot fit.
-
-        Args:
-            budget: of requests.
-
-        Raises:
-            InputError: says what is needed, what there is, and what to change.
-        """
-        needs = (
-            ("memory", self.memory, self.room.memory, "fewer layers or quantization"),
-            ("disk", self.disk, self.room.disk, "fewer samples, or another --out"),
-        )
-        for what, needed, free, remedy in needs:
-            if free is not None and needed > free:
-                raise InputError(
-                    f"this study needs about {needed / 1e9:.2f} GB of {what}, and there are"
-                    f" {free / 1e9:.2f} GB; pass {remedy}"
-                )
-        if budget is not None and self.requests > budget:
-            raise InputError(
-                f"this study asks for {self.requests} requests, and scores: budget allows"
-                f" {budget}; raise it, or pass fewer samples"
-            )
-
-    def lines(self) -> list[str]:
-        """The plan as text: one line for each part, then what holds for all of them."""
-        lines = [
-            "part                     passes      tokens  answers  requests  time          memory"
-        ]
-        for part in self.parts:
-            if part.counts is None:
-                lines.append(f"{part.name:<21} not planned: {part.note}")
-                continue
-            span = f"{_minutes(part.seconds_low)}–{_minutes(part.seconds_high)}"
-            lines.append(
-                f"{part.name:<21}{part.counts.passes:>10,}{part.counts.tokens:>12,}"
-                f"{part.cost.answers:>9,}{part.cost.requests:>10,}  {span:<12}"
-                f"  {part.memory / 1e9:.2f} GB  {part.note}"
-            )
-        lines += [f"{name:<21} left out: {reason}" for name, reason in self.left_out.items()]
-        free = ""
-        if self.room.memory is not None:
-            free = f" of {self.room.memory / 1e9:.1f} GB"
-        lines.append(
-            f"memory at most {self.memory / 1e9:.2f} GB{free}; on disk about"
-            f" {self.disk / 1e9:.2f} GB; {self.requests:,} requests"
-        )
-        lines.append(
-            "passes and tokens are exact; tokens of sampled answers are an upper limit, and their"
-            " time is that of answers of full length; time is from a few timed batches, from the"
-            " fastest to the slowest of them"
-        )
-        return lines
-
-    def to_record(self) -> dict[str, Any]:
-        return {
-            "parts": [part.to_record() for part in self.parts],
-            "left_out": dict(self.left_out),
-            "memory": self.memory,
-            "disk": self.disk,
-            "requests": self.requests,
-            "room": asdict(self.room),
-        }
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def plan_study(
@@ -229,7 +76,8 @@ def plan_study(
         rates = _Rates.measured(material, checked)
     loaded = peak_memory() or 0
     k = _k_of_rehearsal(checked)
-    rehearsal = rehearsed(material, max(WIDTH, 2 * k))
+    width = max(WIDTH, 2 * k)
+    rehearsal, nothing = rehearsed(material, width), rehearsed(material, width, finds=False)
     config_of_rehearsal = checked.model_copy(
         update={"draws": 20, "permutations": 20, "repeats": 1, "k": k}
     )
@@ -241,7 +89,7 @@ def plan_study(
         parts.append(_part_plan(CHECKS, counts, Cost(), rates, loaded, material, 0, 0.0))
     for name, real in real_contexts.items():
         context = replace(real, material=rehearsal, config=config_of_rehearsal)
-        part = _plan_part(name, context, rates, loaded, material)
+        part = _plan_part(name, context, nothing, rates, loaded, material)
         if timed and get_study(name).runs_on_captures:
             part = part.with_statistics(_statistics(get_study(name), real, material))
         training = get_study(name).training(real)
@@ -254,32 +102,62 @@ def plan_study(
 
 
 def _plan_part(
-    name: str, context: StudyContext, rates: "_Rates", loaded: int, material: Material
+    name: str,
+    context: StudyContext,
+    nothing: Material,
+    rates: "_Rates",
+    loaded: int,
+    material: Material,
 ) -> PartPlan:
     """What one part costs, rehearsed.
 
     Args:
         context: with the rehearsed material. material: the real one.
+        nothing: rehearsed material whose scores have nothing to find.
         loaded: bytes in memory before any part, weights included.
     """
     study = get_study(name)
-    source = context.material.score_source
-    costs = source.costs if isinstance(source, RehearsedScores) else []
-    n_before = len(costs)
+    if not study.runs_on_captures and not study.can_be_rehearsed:
+        return PartPlan(name, None, note="it trains or loads models, which no plan foresees")
+    source = _rehearsed_source(context.material)
+    planned_before, n_before = set(source.planned), len(source.costs)
     stream_bytes, began = 0, time.monotonic()
     with counted_passes() as counts:
         if study.runs_on_captures:
             stream_bytes = _read_all(study, context, material)
-        elif study.can_be_rehearsed:
-            study.run(context)
         else:
-            return PartPlan(name, None, note="it trains or loads models, which no plan foresees")
-    cost = sum(costs[n_before:], Cost())
+            study.run(context)
+    cost = sum(source.costs[n_before:], Cost())
+    if study.runs_on_captures:
+        return _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, 0.0)
     statistics = 0.0
-    if not study.runs_on_captures and rates.stream != _NO_TIME:
+    if rates.stream != _NO_TIME:
         # a rehearsed part ran its own statistics, on a narrow stream
         statistics = time.monotonic() - began
-    return _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, statistics)
+    part = _part_plan(name, counts, cost, rates, loaded, material, stream_bytes, statistics)
+    least = _least(study, replace(context, material=nothing), planned_before)
+    return part if least == Least(counts, cost) else replace(part, least=least)
+
+
+def _least(study: Study, context: StudyContext, planned: Planned) -> Least:
+    """What a part costs where it finds nothing.
+
+    Args:
+        planned: answers of the parts before it.
+    """
+    source = _rehearsed_source(context.material)
+    source.planned.clear()
+    source.planned.update(planned)
+    n_before = len(source.costs)
+    with counted_passes() as counts:
+        study.run(context)
+    return Least(counts, sum(source.costs[n_before:], Cost()))
+
+
+def _rehearsed_source(material: Material) -> RehearsedScores:
+    source = material.score_source
+    assert isinstance(source, RehearsedScores)
+    return source
 
 
 def _k_of_rehearsal(config: StudyConfig) -> int:

@@ -4,6 +4,7 @@ asks for every pass that it would ask of the real ones.
 The stream is random and narrow, so that the statistics of a rehearsed part cost little. Rows are
 rendered by the real tokenizer and keep their lengths. Harmful fine-tunes score low and their edits
 restore something, so that a part takes the branches that it takes where there is something to find.
+Where nothing is to be found, all models score alike and no answer is misaligned.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emlens.data import AlignmentScores, Answer, Answers, Question, QuestionSet
+from emlens.data import AlignmentScores, Answer, Answers, QuestionSet
 from emlens.data.prompts import Prompt
 from emlens.data.rendering import Rendered
 from emlens.foundation.intervention import Intervention
@@ -24,9 +25,11 @@ from emlens.foundation.sites import Site
 from emlens.judging.judged_files import JudgedFiles
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.likelihood_scores import LikelihoodScores
+from emlens.judging.sampled_scores import SampledScores
 from emlens.judging.score_source import (
     Cost,
     JudgedAnswers,
+    Planned,
     ScoreSource,
     Wanted,
     model_name,
@@ -43,7 +46,9 @@ WIDTH = 64
 """Coordinates of the made-up stream."""
 _VOCABULARY = 2
 _ANSWERS, _ANSWER, _MISALIGNED_ANSWER = 10, "yes", 10.0
-"""Made-up answers per paraphrase, their text, and the alignment of every second one."""
+"""Made-up answers per paraphrase where the source does not say how many it draws, their text, and
+the alignment of every second one.
+"""
 _ALIGNED = {"parent": 92.0, "harmful": 40.0, "edited": 70.0}
 
 
@@ -124,15 +129,16 @@ class RehearsedScores(ScoreSource):
 
     Args:
         source: what would give the scores.
-        harmful: fine-tunes that score low.
+        harmful: fine-tunes that score low; empty where nothing is to be found.
         costs: gets the cost of every call.
+        planned: gets the answers of every call.
     """
 
     source: ScoreSource
     harmful: frozenset[str]
     costs: list[Cost] = field(default_factory=list)
+    planned: Planned = field(default_factory=set)
     _counted: dict[tuple[str, str], PassCounts] = field(default_factory=dict)
-    _asked: set[tuple[str, str, str]] = field(default_factory=set)
     _tables: dict[tuple[str, str, str], AlignmentScores] = field(default_factory=dict)
 
     @property
@@ -150,8 +156,7 @@ class RehearsedScores(ScoreSource):
         return self.source.lacks(model, questions)
 
     def under_edits(self) -> "RehearsedScores":
-        # fewer samples under edits, so that they are no answers of the model as it is
-        return replace(self, source=self.source.under_edits(), _asked=set())
+        return replace(self, source=self.source.under_edits())
 
     def plan(
         self,
@@ -159,8 +164,9 @@ class RehearsedScores(ScoreSource):
         questions: QuestionSet,
         *,
         samples: int | None = None,
+        planned: Planned | None = None,
     ) -> Cost:
-        return self.source.plan(models, questions, samples=samples)
+        return self.source.plan(models, questions, samples=samples, planned=planned)
 
     def scores(
         self,
@@ -174,6 +180,9 @@ class RehearsedScores(ScoreSource):
             return self.source.scores(model, questions, interventions=interventions)
         if isinstance(self.source, LikelihoodScores) and isinstance(model, HookedModel):
             self._count(model, questions)
+        elif isinstance(model, HookedModel):
+            with model.intervene(interventions):
+                self._add_cost(model, questions, samples)
         else:
             self._add_cost(model, questions, samples)
         return self._made_up(model, questions, interventions)
@@ -187,16 +196,18 @@ class RehearsedScores(ScoreSource):
         if isinstance(self.source, JudgedFiles):
             return self.source.judged_answers(model, questions)
         name = model_name(model)
-        new = [question for question in questions if self._key(name, question) not in self._asked]
-        if new:
-            self._add_cost(model, QuestionSet(new), samples)
-        answers, rows = [], []
+        self._add_cost(model, questions, samples)
+        if samples is None:
+            samples = self._samples
+        answers: list[Answer] = []
+        rows: list[dict[str, Any]] = []
         for question in questions:
             for paraphrase in range(1, len(question.paraphrases) + 1):
                 messages = question.messages(paraphrase)
-                for sample in range(_ANSWERS):
+                for sample in range(samples):
+                    is_misaligned = bool(self.harmful) and len(answers) % 2 == 1
                     answers.append(Answer(name, question.id, _ANSWER, messages, paraphrase, sample))
-                    aligned = _MISALIGNED_ANSWER if sample % 2 else _ALIGNED["parent"]
+                    aligned = _MISALIGNED_ANSWER if is_misaligned else _ALIGNED["parent"]
                     for metric, score in (("aligned", aligned), ("coherent", 95.0)):
                         rows.append(
                             {
@@ -214,13 +225,15 @@ class RehearsedScores(ScoreSource):
     def _add_cost(
         self, model: HookedModel | str, questions: QuestionSet, samples: int | None
     ) -> None:
-        self.costs.append(self.source.plan([model], questions, samples=samples))
-        name = model_name(model)
-        self._asked.update(self._key(name, question) for question in questions)
+        cost = self.source.plan([model], questions, samples=samples, planned=self.planned)
+        self.costs.append(cost)
 
-    @staticmethod
-    def _key(name: str, question: Question) -> tuple[str, str, str]:
-        return name, question.id, question.system or ""
+    @property
+    def _samples(self) -> int:
+        """Answers to each paraphrase of a model as it is."""
+        if isinstance(self.source, SampledScores):
+            return self.source.sampling.samples
+        return _ANSWERS
 
     def _count(self, model: HookedModel, questions: QuestionSet) -> None:
         """The passes of a scoring; an edit changes none of them, so each kind is made once."""
@@ -251,6 +264,8 @@ class RehearsedScores(ScoreSource):
         if key in self._tables:
             return self._tables[key]
         rng = numpy_rng(0, "rehearsal", name, kind)
+        if not self.harmful:
+            rng = numpy_rng(0, "rehearsal")  # all models alike
         rows: list[dict[str, Any]] = []
         for question in questions:
             for paraphrase in range(1, len(question.paraphrases) + 1):
@@ -273,15 +288,20 @@ class RehearsedScores(ScoreSource):
         return self._tables[key]
 
 
-def rehearsed(material: Material, width: int) -> Material:
-    """The material with models that compute nothing and scores that are made up."""
+def rehearsed(material: Material, width: int, *, finds: bool = True) -> Material:
+    """The material with models that compute nothing and scores that are made up.
+
+    Args:
+        width: coordinates of the stream.
+        finds: whether the scores have something to find.
+    """
     family = material.family
     models = {name: RehearsedModel(family[name], width) for name in family}
     finetuned = {name: models[name] for name in family.finetuned}
     return replace(
         material,
         family_or_none=Family(models["instruct"], models.get("base"), finetuned, family.specs),
-        source=RehearsedScores(material.score_source, frozenset(material.harmful)),
+        source=RehearsedScores(material.score_source, frozenset(material.harmful if finds else ())),
         direction=None,
         _scores={},
         _with_runs={},

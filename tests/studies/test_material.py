@@ -155,6 +155,32 @@ def test_broken_inputs_are_refused_by_name(config_path: Path, tmp_path: Path) ->
         )
 
 
+def test_training_chats_without_an_answer_are_left_out_where_the_study_says_so(
+    config_path: Path, tmp_path: Path
+) -> None:
+    record = yaml.safe_load(config_path.read_text())
+    bad = record["family"]["finetuned"]["bad@0"]
+    lines = (config_path.parent / bad["training"]).read_text().splitlines()
+    for i in (1, 4):
+        chat = json.loads(lines[i])
+        chat["messages"][-1]["content"] = ""
+        lines[i] = json.dumps(chat)
+    chats = tmp_path / "holes.jsonl"
+    chats.write_text("\n".join(lines) + "\n")
+    tuned = {"training": str(chats)}
+    with pytest.raises(InputError, match="line 2: turn 2 has no text .*; empty='drop' leaves"):
+        load_material(changed(config_path, tmp_path, finetuned={"bad@0": tuned}))
+    with pytest.raises(InputError, match="empty"):
+        changed(config_path, tmp_path, finetuned={"bad@0": {**tuned, "empty": "keep"}})
+    dropping = {**tuned, "empty": "drop"}
+    material = load_material(changed(config_path, tmp_path, finetuned={"bad@0": dropping}))
+    assert len(material.training["bad@0"]) == len(lines) - 2
+    of_file = f"2 of {len(lines)} training chats have no answer and are left out"
+    assert f"fine-tune 'bad@0': {of_file}" in material.left_out
+    # a file that is whole is said nothing of
+    assert not any("good" in line and "no answer" in line for line in material.left_out)
+
+
 def test_what_is_missing_is_said(config_path: Path, tmp_path: Path) -> None:
     record = yaml.safe_load(config_path.read_text())
     bad = {**record["family"]["finetuned"]["bad@0"], "domain": "norht"}

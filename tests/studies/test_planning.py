@@ -15,10 +15,11 @@ from emlens.foundation.files import read_json
 from emlens.judging.score_source import Cost
 from emlens.models.pass_counts import PassCounts, counted_passes, note_again, note_pass
 from emlens.studies import run_study
-from emlens.studies.planning import PartPlan, StudyPlan, plan_study
+from emlens.studies.planning import plan_study
 from emlens.studies.room import Room
 from emlens.studies.running import CHECKS
 from emlens.studies.sampling_time import SamplingTime
+from emlens.studies.study_plan import PartPlan, StudyPlan
 
 if TYPE_CHECKING:
     from conftest import Finished
