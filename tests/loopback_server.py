@@ -11,6 +11,8 @@ the nth request (0-based) of this very body, or None. Faults: a status such as `
 at a time), `"cut"` (the connection is reset), `"cut body"` (it ends inside the body).
 `prompt_tokens(body)` is how long the server says the prompt was. `logprobs(body)` gives
 [{token: logprob}, ...] where the request asks for log-probabilities; None leaves them out.
+`echoes` writes what it was sent as a key into every field and header of every reply. `encoded`
+compresses a body: (name of the content encoding, bytes).
 """
 
 import json
@@ -47,7 +49,10 @@ class LoopbackServer:
         drip: float = 0.02,
         delay: float = 0.0,
         prompt_tokens: Callable[[Body], int] = lambda body: 10,
+        echoes: bool = False,
+        encoded: Callable[[bytes], tuple[str, bytes]] | None = None,
     ):
+        self.echoes, self.encoded = echoes, encoded
         self.answer, self.fault, self.logprobs = answer, fault, logprobs
         self.refusal = refusal
         self.prompt_tokens = prompt_tokens
@@ -135,6 +140,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, content: dict[str, Any], fault: str | None, status: int = 200) -> None:
         world = self.server.loopback
         data = json.dumps(content).encode()
+        sent = str(self.headers.get("Authorization"))
+        if world.echoes:
+            data = json.dumps(_echoing(content, sent)).encode()
+            # a letter may come as an escape, too
+            data = data.replace(sent.encode(), sent.encode().replace(b"-", b"\\u002d"), 1)
+        encoding = ""
+        if world.encoded is not None:
+            encoding, data = world.encoded(data)
         if fault == "half json":
             data = data[: len(data) // 2]
         self.send_response(status)
@@ -143,6 +156,10 @@ class _Handler(BaseHTTPRequestHandler):
             "text/html" if fault == "wrong type" else "application/json; charset=utf-8",
         )
         self.send_header("Content-Length", str(len(data)))
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
+        if world.echoes:
+            self.send_header("X-Request", sent)
         for name, value in world.headers.items():
             self.send_header(name, value)
         self.end_headers()
@@ -157,6 +174,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
         else:
             self.wfile.write(data)
+
+
+def _echoing(value: Any, sent: str) -> Any:
+    """The same JSON with a text added to every text and name, numbers and their names apart."""
+    if isinstance(value, str):
+        return f"{value} {sent}"
+    if isinstance(value, list):
+        return [_echoing(part, sent) for part in value]
+    if isinstance(value, dict):
+        echoing = {name: _echoing(part, sent) for name, part in value.items()}
+        return {**echoing, sent: sent}
+    return value
 
 
 def _completion(world: LoopbackServer, body: Body) -> dict[str, Any]:

@@ -13,13 +13,15 @@ jitter (tenacity), then becomes a reply with `failure`; nothing is raised for on
 key that is refused (401) or a path or model that does not exist (404) raises: no request could
 succeed.
 
-The key is taken from an environment variable or `api_key=`, and is in no repr, log, error or reply.
+The key is taken from an environment variable or `api_key=`, and is in no repr, log, error or reply
+(`emlens.judging.keys`). The bytes of a reply are bounded after they are decoded
+(`emlens.judging.transport`).
 It works inside a running event loop, such as a notebook's: requests run in a thread of their own.
 It needs the `judge` extra (httpx, tenacity).
 """
 
 import asyncio
-import json
+import logging
 import math
 import os
 import queue
@@ -35,7 +37,9 @@ from typing import TYPE_CHECKING, Any
 
 from emlens.foundation.errors import InputError, MissingExtraError
 from emlens.foundation.files import one_line
+from emlens.judging.keys import Key
 from emlens.judging.replies import ChatRequest, Fault, Reply, read_reply
+from emlens.judging.transport import is_private, json_of, read_body
 
 if TYPE_CHECKING:
     import httpx
@@ -44,42 +48,11 @@ LENGTH_NAMES = ("max_tokens", "max_completion_tokens")
 """What servers call the greatest length of an answer, in the order in which they are tried."""
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _HOPELESS = frozenset({401, 404})
-_MOST_BYTES = 32 * 2**20
 _LONGEST_WAIT = 60.0
-_SHORTEST_KEY = 12
-"""Keys below that are placeholders such as EMPTY, which answers may hold by chance."""
+_warned: set[str] = set()
+"""Hosts of which it was said that they are asked over plain http."""
 
-
-class _Key:
-    """A secret that does not show itself.
-
-    Raises:
-        InputError: it has characters that no header can have, such as a line break inside; a later
-            error, of the client, would show the key.
-    """
-
-    def __init__(self, value: str | None, source: str):
-        self._value = (value or "").strip()
-        if not self._value.isascii() or not self._value.isprintable() or " " in self._value:
-            raise InputError(
-                f"the key in {source} holds a space, a line break or a character that no key has;"
-                " set it again (it is not shown here)"
-            )
-
-    def __repr__(self) -> str:
-        return "<key>" if self._value else "<no key>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a key is not pickled; name its environment variable and read it there")
-
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._value}"} if self._value else {}
-
-    def hidden(self, text: str, *, at_least: int = 1) -> str:
-        """`text` without the key, where the key is long enough to be one."""
-        if not self._value or len(self._value) < at_least:
-            return text
-        return text.replace(self._value, "<key>")
+logger = logging.getLogger("emlens")
 
 
 @dataclass
@@ -156,11 +129,12 @@ class Endpoint:
                 f"endpoints need {error.name}: pip install 'misalignment-lens[judge]'"
             ) from None
         self.base_url = _checked_url(base_url)
+        _warn_of_plain_http(self.base_url)
         self.model = model
         self.concurrency = concurrency
         self.usage = Usage()
         self._key_env = key_env
-        self._given_key = _Key(api_key, "api_key")
+        self._given_key = Key(api_key, "api_key")
         self._timeout, self._attempts, self._backoff = float(timeout), attempts, float(backoff)
         self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._max_requests, self._max_tokens = max_requests, max_tokens_in_all
@@ -193,17 +167,20 @@ class Endpoint:
 
         key = self._given_key
         if not key.headers():
-            key = _Key(os.environ.get(self._key_env), self._key_env)
+            key = Key(os.environ.get(self._key_env), self._key_env)
         waiting = enumerate(requests)
         answered: queue.SimpleQueue[tuple[int, Future[Reply]]] = queue.SimpleQueue()
-        with _loop_in_a_thread() as submit:
+        with key.kept_out_of_logs(), _loop_in_a_thread() as submit:
             limits = httpx.Limits(
                 max_connections=self.concurrency, max_keepalive_connections=self.concurrency
             )
             # without it, reading the certificates would only cost time
             secure = self.base_url.startswith("https:")
             client = httpx.AsyncClient(
-                timeout=self._timeout, limits=limits, headers=key.headers(), verify=secure
+                timeout=self._timeout,
+                limits=limits,
+                headers={"Accept-Encoding": "identity", **key.headers()},
+                verify=secure,
             )
             under_way: set[Future[Reply]] = set()
             open_slots = self.concurrency
@@ -227,9 +204,7 @@ class Endpoint:
                 with suppress(Exception):
                     submit(client.aclose()).result(timeout=5)
 
-    async def _answered(
-        self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest
-    ) -> Reply:
+    async def _answered(self, client: "httpx.AsyncClient", key: Key, request: ChatRequest) -> Reply:
         import tenacity
 
         jitter = tenacity.wait_random_exponential(multiplier=self._backoff, max=_LONGEST_WAIT)
@@ -258,10 +233,7 @@ class Endpoint:
             with self._lock:
                 self.usage.prompt_tokens += reply.prompt_tokens
                 self.usage.completion_tokens += reply.completion_tokens
-            # an answer can repeat a key that it was shown
-            text = key.hidden(reply.text, at_least=_SHORTEST_KEY)
-            reasoning = key.hidden(reply.reasoning, at_least=_SHORTEST_KEY)
-            return replace(reply, text=text, reasoning=reasoning, attempts=tried)
+            return replace(reply, attempts=tried)
         except Fault as fault:
             return Reply(
                 failure=fault.kind, detail=one_line(key.hidden(fault.detail)), attempts=tried
@@ -282,7 +254,7 @@ class Endpoint:
                 self._next_start = start + self._interval
         await asyncio.sleep(max(0.0, start - time.monotonic()))
 
-    async def _once(self, client: "httpx.AsyncClient", key: _Key, request: ChatRequest) -> Reply:
+    async def _once(self, client: "httpx.AsyncClient", key: Key, request: ChatRequest) -> Reply:
         import httpx
 
         length = self._length
@@ -293,11 +265,7 @@ class Endpoint:
                     f"{self.base_url}/chat/completions",
                     json=request.body(self.model, length),
                 ) as response:
-                    body = bytearray()
-                    async for part in response.aiter_bytes():
-                        body += part
-                        if len(body) > _MOST_BYTES:
-                            raise Fault("too long", f"more than {_MOST_BYTES} bytes received")
+                    body = await read_body(response)
         except (TimeoutError, httpx.TimeoutException):
             raise Fault(
                 "timeout", f"no whole answer within {self._timeout:g} s", passing=True
@@ -305,21 +273,16 @@ class Endpoint:
         except httpx.HTTPError as error:  # connecting failed, or the connection was cut
             raise Fault("connection", f"{type(error).__name__}: {error}", passing=True) from None
         if response.status_code != 200:
-            self._refuse(response, bytes(body), key, length)
+            self._refuse(response, body, key, length)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise Fault("not JSON", f"content type {kind or 'missing'!r}", passing=True)
-        try:
-            content = json.loads(bytes(body))
-        except (ValueError, RecursionError):
-            raise Fault(
-                "not JSON", f"{len(body)} bytes that are not one whole JSON", passing=True
-            ) from None
-        return read_reply(content)
+        # the one place where a reply's texts come from: the key is in none of them
+        return read_reply(json_of(body, key))
 
-    def _refuse(self, response: "httpx.Response", body: bytes, key: _Key, length: str = "") -> None:
+    def _refuse(self, response: "httpx.Response", body: bytes, key: Key, length: str = "") -> None:
         # hidden first: half a key, cut off, would still be one
-        message = one_line(key.hidden(body.decode("utf-8", "replace")), 160)
+        message = one_line(key.hidden_in_error(body), 160)
         status = response.status_code
         if status in _HOPELESS:
             suspect = f"base_url and the model's name {one_line(self.model, 60)!r}"
@@ -376,6 +339,20 @@ def _checked_url(base_url: str) -> str:
             " which may be a key and would be logged; pass the key as api_key= or by key_env="
         )
     return base_url.rstrip("/")
+
+
+def _warn_of_plain_http(base_url: str) -> None:
+    """Say once for each host that anybody on the way can read key and answers."""
+    import httpx
+
+    parts = httpx.URL(base_url)
+    if is_private(parts.scheme, parts.host) or parts.host in _warned:
+        return
+    _warned.add(parts.host)
+    logger.warning(
+        "%s is asked over plain http: key, questions and answers can be read on the way; use https",
+        one_line(parts.host, 80),
+    )
 
 
 def _retry_after(value: str | None) -> float:

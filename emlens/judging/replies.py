@@ -92,7 +92,8 @@ class Reply:
         logprobs: one entry per token, or None where the server gave none.
         reasoning: the thinking that some servers return apart from the answer.
         failure: empty, or why there is no answer: `rate limited`, `server error`, `timeout`,
-            `connection`, `not JSON`, `malformed reply`, `refused`, `too long`, `budget`.
+            `connection`, `not JSON`, `encoding`, `malformed reply`, `refused`, `too long`,
+            `budget`.
         detail: one line on the last fault.
         attempts: requests sent for it.
         model: the model's name as the server reports it.

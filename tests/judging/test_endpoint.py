@@ -4,6 +4,7 @@ import logging
 import pickle
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,8 +13,10 @@ from loopback_server import LoopbackServer
 
 from emlens.data import Message
 from emlens.foundation.errors import InputError, MissingExtraError
+from emlens.judging import endpoint as endpoint_module
 from emlens.judging.endpoint import Endpoint, _retry_after
 from emlens.judging.replies import ChatRequest, Fault, Reply, TokenChoice, read_reply
+from emlens.judging.transport import read_body
 
 SECRET = "sk-very-secret-0123456789"
 FAST: dict[str, Any] = {"backoff": 0.0, "timeout": 5.0, "attempts": 3}
@@ -364,9 +367,7 @@ def test_refusals_and_thinking_are_read() -> None:
 
 
 def test_too_long_a_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from emlens.judging import endpoint as module
-
-    monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(endpoint_module, "read_body", partial(read_body, most=1000))
     with LoopbackServer(lambda body: "x" * 2000) as server:
         [reply] = asked(Endpoint(server.url, "m", **FAST), requests(1))
     assert (reply.failure, reply.detail, reply.attempts) == (

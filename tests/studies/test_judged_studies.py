@@ -120,7 +120,7 @@ def test_an_overview_that_was_killed_twice_asks_nothing_twice(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never-on-disk-0123456789")
     requests = []
     for name, kills in (("whole", ()), ("killed", KILLED_AT)):
-        with LoopbackServer(answer=score_of) as server:
+        with LoopbackServer(answer=score_of, echoes=True) as server:
             # the address is part of what a journal says of its judge
             scores = {**by_server(home, server), "samples": 1}
             config = configured(
