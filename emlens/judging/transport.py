@@ -8,14 +8,21 @@ layer of gzip or deflate is read; other encodings are refused by name.
 import ipaddress
 import json
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, Protocol
 
 from emlens.foundation.files import one_line
 from emlens.judging.keys import Key
 from emlens.judging.replies import Fault
 
-if TYPE_CHECKING:
-    import httpx
+
+class Streamed(Protocol):
+    """A response of the client, whose body is still coming."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def aiter_raw(self) -> AsyncIterator[bytes]: ...
+
 
 MOST_BYTES: Final = 4 * 2**20
 """Of one reply, decoded. A reply of 4,000 tokens with 20 candidates each is half of it."""
@@ -25,7 +32,7 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 """zlib's word for: either header."""
 
 
-async def read_body(response: "httpx.Response", most: int = MOST_BYTES) -> bytes:
+async def read_body(response: Streamed, most: int = MOST_BYTES) -> bytes:
     """The decoded body of a reply that is being streamed.
 
     Raises:
