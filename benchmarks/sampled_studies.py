@@ -4,9 +4,13 @@ through a real server on loopback, and killed on the way. What is asked twice?
 `profile` is judged by a model behind `transformers serve`, at temperature 0 and by the number in
 its reply, for this server gives no log-probabilities; answers are sampled in process, for it takes
 no temperature either (docs/judging.md). It is killed twice; then a second judge and a further
-fine-tune are added in the same folder. Requests are counted in the server's own log. Two studies
-are judged by a file of rules, once undisturbed and once with two SIGKILLs: `profile`, and
-`overview`, whose arms would ask the server for hundreds of verdicts more.
+fine-tune are added in the same folder. Requests are counted in the server's own log.
+
+`overview` and `full` run through the same server, once undisturbed and once with two SIGKILLs;
+`profile` does so by a file of rules. They are made small through the study's own settings
+(`SMALL`): one layer, answers of a few tokens, one sample, runs of a few steps, and no training
+null, which 39 adapters would need. So they show that the studies run and resume, and nothing of
+what they would find.
 
 It needs SmolLM2 (EMLENS_REAL_MODELS), the released files (EMLENS_RELEASED_DATA), and a Python with
 `transformers[serving]` (EMLENS_SERVER_PYTHON where it is another). EMLENS_SMALL_FAMILY keeps the
@@ -34,6 +38,7 @@ from emlens.foundation.files import read_json
 from emlens.judging.score_source import Cost
 from emlens.real import find
 from emlens.studies.planning import plan_study
+from emlens.studies.registry import parts_of
 
 QUESTIONS = "em-generalization/first_plot_questions.yaml"
 JUDGED = "clarifying-em/judged/responses_Qwen2.5-14B-Instruct-bad_medical_advice.csv"
@@ -47,6 +52,16 @@ RULES = {
     },
     "coherent": {"words": ["???"], "found": 20, "otherwise": 95},
 }
+
+
+SMALL: Mapping[str, Any] = {
+    "options": {
+        "delta_overlap": {"adapters": 0, "landmark_draws": 0, "mantel_draws": 19},
+        "fine_tuning": {"schedules": ["constant"], "recipes": {"own": {"steps": 4}}},
+    },
+    "scores": {"max_new_tokens": 12},
+}
+"""What makes `overview` and `full` small."""
 
 
 def config_of(
@@ -113,9 +128,13 @@ def run_and_kill(config: Path, out: Path, lines: int) -> dict[str, int] | None:
 def through_kills(config: Path, work: Path) -> dict[str, Any]:
     """The study whole, and once more through kills: the same bytes, and no answer twice?"""
     whole, killed = work / "whole", work / "killed"
+    began = time.monotonic()
     run(config, whole)
+    seconds = time.monotonic() - began
     lines = journal_lines(whole)
     return {
+        "parts": sorted(path.stem for path in (whole / "units").glob("*.json")),
+        "minutes": round(seconds / 60, 1),
         "on_file": lines,
         "on_file_at_kill": killed_at(config, killed, sum(lines.values())),
         "on_file_after_kills": journal_lines(killed),
@@ -161,15 +180,7 @@ def by_server(home: Path, parent: Path, root: Path, work: Path) -> dict[str, Any
         return path
 
     with real_family.served(judge, log) as url:
-        of_server = {
-            "endpoint": url,
-            "model": str(judge),
-            "read": "text",
-            "prompts": "own",
-            "concurrency": 1,
-            "timeout": 600.0,
-        }
-        config = write(first, {"judge": of_server})
+        config = write(first, {"judge": judge_at(url, judge)})
         planned = sum(
             (part.cost for part in plan_study(config, work / "none", timed=False).parts), Cost()
         )
@@ -191,6 +202,40 @@ def by_server(home: Path, parent: Path, root: Path, work: Path) -> dict[str, Any
             "added_fine_tune": _more(added, second_judge),
             "requests_of_both": asked(log) - requests,
         }
+
+
+def judge_at(url: str, judge: Path) -> dict[str, Any]:
+    """The judge behind a server that gives no log-probabilities, in a configuration."""
+    return {
+        "endpoint": url,
+        "model": str(judge),
+        "read": "text",
+        "prompts": "own",
+        "concurrency": 1,
+        "timeout": 600.0,
+    }
+
+
+def whole_study(home: Path, parent: Path, root: Path, work: Path, study: str) -> dict[str, Any]:
+    """A study of several parts of one harmful and one benign fine-tune, judged by a model behind
+    `transformers serve`, through two kills.
+    """
+    judge = real_family.build_judge(home, parent, root / JUDGED)
+    log, path = work / "server.log", work / "study.yaml"
+    with real_family.served(judge, log) as url:
+        scores = {**SMALL["scores"], "judge": judge_at(url, judge)}
+        models = ["bad-medicine", "good-medicine"]
+        config = config_of(home, parent, root / QUESTIONS, models, scores)
+        config |= {"study": study, "options": options_for(study)}
+        path.write_text(yaml.safe_dump(config))
+        case = through_kills(path, work)
+        # the whole run, and the one with kills
+        return {**case, "requests": asked(log), "unscored": _unscored(work / "whole")}
+
+
+def options_for(study: str) -> dict[str, Any]:
+    """The small options of the parts of a study."""
+    return {name: fields for name, fields in SMALL["options"].items() if name in parts_of(study)}
 
 
 def _more(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
@@ -261,7 +306,8 @@ def killed_table(values: Mapping[str, Any]) -> str:
 PARTS: Mapping[str, Callable[[Path, Path, Path, Path], dict[str, Any]]] = {
     "profile, served": by_server,
     "profile, by rules": partial(by_rules, study="profile"),
-    "overview, by rules": partial(by_rules, study="overview"),
+    "overview, served": partial(whole_study, study="overview"),
+    "full, served": partial(whole_study, study="full"),
 }
 """What is measured, by name."""
 
