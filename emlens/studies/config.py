@@ -54,6 +54,11 @@ chosen at each place, on the training shifts.
 """
 
 
+def largest_k(n: int, d_model: int) -> int:
+    """The largest k that half of n prompts carry: a centred half has one rank less than rows."""
+    return min(n // 2 - 1, d_model)
+
+
 class StudyConfig(Frozen):
     """What one study is asked to do."""
 

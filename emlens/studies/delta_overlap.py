@@ -26,7 +26,7 @@ from emlens.foundation.errors import InputError
 from emlens.geometry.components import LEAST_VALUES
 from emlens.geometry.shifts import chosen_dimension
 from emlens.results.study_result import Part
-from emlens.studies.config import Dimension, Options as PartOptions
+from emlens.studies.config import Dimension, Options as PartOptions, largest_k
 from emlens.studies.overlap_findings import add_findings
 from emlens.studies.overlap_measures import angle_rows, overlap_rows
 from emlens.studies.overlap_nulls import OverlapNulls
@@ -149,7 +149,7 @@ class DeltaOverlap(Study):
                     f"k=elbow needs {LEAST_VALUES + 1} prompts per side, and {name!r} has {n};"
                     " pass a count, or more prompts"
                 )
-            largest = _largest_k(n, material.family[name].d_model)
+            largest = largest_k(n, material.family[name].d_model)
             if isinstance(k, int) and k > largest:
                 raise InputError(
                     f"k={k} is above the rank that half of {n} prompts per side of {name!r} can"
@@ -207,11 +207,6 @@ def _with_training(context: StudyContext) -> list[str]:
     """The fine-tunes in focus whose training prompts are known."""
     material = context.material
     return [name for name in material.focus(context.config) if name in material.training]
-
-
-def _largest_k(n: int, d_model: int) -> int:
-    """The largest k that half of n prompts carry: a centred half has one rank less than rows."""
-    return min(n // 2 - 1, d_model)
 
 
 class _OverlapMeasurer:
@@ -281,7 +276,7 @@ class _OverlapMeasurer:
         except InputError as error:
             self.part.warnings.append(f"{place}: {error}; no subspaces are compared there")
             return None
-        k = min(chosen, shifts.components, _largest_k(n, d_model))
+        k = min(chosen, shifts.components, largest_k(n, d_model))
         if k < chosen:
             self.part.warnings.append(_lowered_k(place, k, chosen))
         return k

@@ -17,7 +17,9 @@ import yaml
 from emlens.data import AlignmentScores, QuestionSet
 from emlens.foundation.errors import EmlensError, InputError
 from emlens.foundation.files import one_line
+from emlens.studies.config import StudyConfig, largest_k
 
+DEFAULT_K: Final = int(StudyConfig.model_fields["k"].default)
 DEPTH: Final = 3
 """Folders below the given one that are looked into."""
 MOST_ENTRIES: Final = 5000
@@ -35,7 +37,8 @@ class Found:
         checkpoints: full models → whether they have a chat template.
         adapters: adapter → the base that it names.
         questions: question sets → whether they have reference answers.
-        chats: files of training chats.
+        asked: question sets → how many prompts they make.
+        chats: files of training chats → how many there are.
         judged: judged table → the models it has scores of.
     """
 
@@ -43,7 +46,8 @@ class Found:
     checkpoints: Mapping[str, bool] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
     questions: Mapping[str, bool] = field(default_factory=dict)
-    chats: Sequence[str] = ()
+    asked: Mapping[str, int] = field(default_factory=dict)
+    chats: Mapping[str, int] = field(default_factory=dict)
     judged: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -59,7 +63,8 @@ def look_into(folder: str | Path) -> Found:
     checkpoints: dict[str, bool] = {}
     adapters: dict[str, str] = {}
     questions: dict[str, bool] = {}
-    chats: list[str] = []
+    asked: dict[str, int] = {}
+    chats: dict[str, int] = {}
     judged: dict[str, Sequence[str]] = {}
     for path in _entries(folder):
         name = path.relative_to(folder).as_posix()
@@ -70,12 +75,13 @@ def look_into(folder: str | Path) -> Found:
             elif config is not None and "model_type" in config:
                 checkpoints[name] = _has_template(path)
         elif _is_chats(path):
-            chats.append(name)
+            chats[name] = _lines(path)
         elif (models := _judged_models(path)) is not None:
             judged[name] = models
-        elif (references := _questions(path)) is not None:
-            questions[name] = references
-    return Found(folder, checkpoints, adapters, questions, chats, judged)
+        elif (question_set := _questions(path)) is not None:
+            questions[name] = _have_references(question_set)
+            asked[name] = len(question_set.prompts())
+    return Found(folder, checkpoints, adapters, questions, asked, chats, judged)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -142,15 +148,24 @@ def _judged_models(path: Path) -> Sequence[str] | None:
     return scores.models
 
 
-def _questions(path: Path) -> bool | None:
-    """Whether a question set has reference answers; None for another file."""
+def _lines(path: Path) -> int:
+    """Lines of a file with something in them."""
+    with open(path, "rb") as handle:
+        return sum(1 for line in handle if line.strip())
+
+
+def _have_references(questions: QuestionSet) -> bool:
+    return all({"careful", "harmful"} <= set(question.answers) for question in questions)
+
+
+def _questions(path: Path) -> QuestionSet | None:
+    """A question set; None for another file."""
     if path.suffix not in _QUESTION_ENDINGS:
         return None
     try:
-        questions = QuestionSet.from_file(path)
+        return QuestionSet.from_file(path)
     except EmlensError:
         return None
-    return all({"careful", "harmful"} <= set(question.answers) for question in questions)
 
 
 @dataclass(frozen=True)
@@ -254,7 +269,8 @@ def _training(found: Found, finetuned: Mapping[str, str], neutral: str) -> dict[
     for name in finetuned:
         word = name.partition("@")[0].lower()
         alike = [file for file in files if word in _stem(file).lower() or _base(file) in word]
-        if len(alike) == 1:
+        # with fewer there is no subspace to compare
+        if len(alike) == 1 and largest_k(found.chats[alike[0]], DEFAULT_K) >= 1:
             training[name] = alike[0]
     return training
 
@@ -305,7 +321,23 @@ def configuration(found: Found, choices: Choices) -> str:
     lines += ["", f"questions: {_scalar(choices.questions)}"]
     if choices.neutral:
         lines.append(f"neutral: {_scalar(choices.neutral)}          # unrelated chats, for damage")
+    lines += _dimension(found, choices)
     return "\n".join([*lines, "", *_scores(choices, has_references, all_judged)]) + "\n"
+
+
+def _dimension(found: Found, choices: Choices) -> list[str]:
+    """`k`, where the prompts carry less than the default."""
+    counts = [found.chats[file] for file in choices.training.values() if file in found.chats]
+    if not counts:
+        return []
+    n = min([*counts, found.asked.get(choices.questions, min(counts))])
+    k = largest_k(n, DEFAULT_K)
+    if k == DEFAULT_K or k < 1:
+        return []
+    return [
+        f"k: {k}                         # of the subspaces: half of {n} prompts a side carries no"
+        f" more; with more prompts {DEFAULT_K}"
+    ]
 
 
 def _fine_tune(name: str, path: str, choices: Choices) -> list[str]:

@@ -12,6 +12,8 @@ from loopback_server import LoopbackServer
 from emlens.cli.main import app
 from emlens.foundation.errors import InputError
 from emlens.studies.config import read_config
+from emlens.studies.material_loading import load_material
+from emlens.studies.running import contexts_of
 from emlens.studies.scaffold import configuration, guessed, look_into
 
 
@@ -97,6 +99,27 @@ def test_without_any_score_what_needs_none_is_run(whole: Path, tmp_path: Path) -
     questions_without_answers(home, whole)
     config = initialised(home, planned=True)
     assert config["study"] == "delta_overlap" and "scores" not in config
+
+
+@pytest.mark.parametrize(("n_chats", "k"), [(18, None), (16, 7), (9, 3), (3, None)])
+def test_k_is_what_few_training_prompts_carry(
+    n_chats: int, k: int | None, whole: Path, tmp_path: Path
+) -> None:
+    home = folder_with(whole, tmp_path / "few", "instruct", "bad", "questions.jsonl")
+    lines = (whole / "bad.jsonl").read_text().splitlines()[:n_chats]
+    (home / "bad.jsonl").write_text("\n".join(lines) + "\n\n")
+    config = initialised(home)
+    assert config.get("k") == k
+    if n_chats == 16:
+        written = read_config(home / "study.yaml")
+        material = load_material(written)
+        contexts_of(written, material, tmp_path)
+        with pytest.raises(InputError, match="k=8 is above the rank"):
+            contexts_of(written.model_copy(update={"k": 8}), material, tmp_path)
+    family = config["family"]
+    assert isinstance(family, dict)
+    # three prompts carry no subspace: the file is not named
+    assert ("training" in family["finetuned"]["bad"]) == (n_chats > 3)
 
 
 def test_models_in_folders_below(whole: Path, tmp_path: Path) -> None:
