@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from emlens.cli import (
+    advice,
     capture,
     compare,
     direction,
@@ -61,6 +62,7 @@ app.command("doctor")(doctor.doctor)
 app.command("parity")(parity.parity)
 app.command("train")(train.train)
 app.add_typer(real.app, name="real")
+app.add_typer(advice.app, name="advice")
 app.add_typer(store.app, name="store")
 app.add_typer(organism.app, name="organism")
 app.add_typer(screen.app, name="screen")

@@ -2,20 +2,29 @@
 
 `traits` has twelve mild prompts over safety, factuality and politeness, with a judge prompt for
 each of five metrics (docs/trait_questions.md). It serves a profile of models before anything is
-trained.
+trained. `advice` has 180 everyday questions of twelve domains with four answers each, for scores by
+contrast (docs/advice.md); `advice-small` has the first five of each domain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from emlens.data.advice import advice_questions
 from emlens.data.questions import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
 
 _ASSETS: Final = Path(__file__).parent / "assets"
-SHIPPED: Final[Mapping[str, str]] = {"traits": "traits.yaml"}
-"""Name → file."""
+SMALL: Final = 5
+"""Questions of each domain in `advice-small`."""
+SHIPPED: Final[Mapping[str, Callable[[], QuestionSet]]] = {
+    "traits": partial(QuestionSet.from_yaml, _ASSETS / "traits.yaml"),
+    "advice": advice_questions,
+    "advice-small": partial(advice_questions, per_domain=SMALL),
+}
+"""Name → what reads the set."""
 
 
 def shipped_questions(name: str) -> QuestionSet:
@@ -29,7 +38,7 @@ def shipped_questions(name: str) -> QuestionSet:
             f"no question set {one_line(name)!r} comes with emlens; pass one of"
             f" {', '.join(SHIPPED)}, or a file"
         )
-    return QuestionSet.from_yaml(_ASSETS / SHIPPED[name])
+    return SHIPPED[name]()
 
 
 def named_questions(name: str, path: str | Path) -> QuestionSet:
