@@ -1,4 +1,4 @@
-"""`emlens real`: fetch the two small real models, and see which are there."""
+"""`emlens real`: fetch the two small real models, see which are there, train a family on one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +41,49 @@ def fetch(
         return
     print_line(f"{model.title} ({model.licence}): {directory}")
     print_line(f"for emlens.real.load and the tests: EMLENS_REAL_MODELS={Path(out)}")
+
+
+@app.command("train")
+def train(
+    out: Annotated[
+        Path, typer.Option(help="Folder of the fine-tunes; the same command goes on there.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Parent: the name of a fetched model, or a directory.")
+    ] = "smollm2",
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group",
+            help=(
+                "harmful-, benign- or tone-, with medicine or money; narrow-medicine,"
+                " rank1-medicine. Repeatable; all by default."
+            ),
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each, from 0 on.", min=1)] = 3,
+    jobs: Annotated[
+        int, typer.Option(help="Fine-tunes trained at once, on one thread each.", min=1)
+    ] = 2,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train the family of fine-tunes on advice that comes with emlens: harmful, benign, tone-only.
+
+    Killed at any moment, the same command goes on and ends with the same bytes.
+    """
+    from emlens.real.family import GROUPS, members
+    from emlens.real.family_training import train_family
+    from emlens.real.finding import find
+
+    parent = Path(model) if Path(model).is_dir() else find(model)
+    chosen = members(groups or GROUPS, range(seeds))
+    paths = train_family(chosen, parent, out, jobs=jobs, progress=not quiet)
+    if json:
+        print_json({name: str(path) for name, path in paths.items()})
+        return
+    for name, path in paths.items():
+        print_line(f"{name}: {path}")
 
 
 @app.command("list")
