@@ -26,7 +26,7 @@ from benchmarks.records import record, show
 from emlens.activations import Activations, CaptureSpec, activation_deltas, capture
 from emlens.controls.domain_pairs import MEANS, PROMPT_COSINE, DomainPairs
 from emlens.controls.null_adapters import NullSetting
-from emlens.controls.null_training import TrainingNull, trained_null
+from emlens.controls.null_training import TrainingNull, training_null
 from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import TESTED, shift_statistics, statistics_of_rows
 from emlens.controls.update_landmark import linear_update, update_null
@@ -88,7 +88,7 @@ def setting(domain: str) -> NullSetting:
 
 def pool(domain: str, adapters: int) -> TrainingNull:
     """Adapters on permuted careful answers; kept, so that a killed run goes on."""
-    return trained_null(setting(domain), adapters=adapters, out=KEPT / f"{domain}-{adapters}")
+    return training_null(setting(domain), adapters=adapters, out=KEPT / f"{domain}-{adapters}")
 
 
 def part_of(null: TrainingNull, adapters: Sequence[int]) -> TrainingNull:
@@ -402,7 +402,7 @@ def cost(adapters: int) -> dict[str, float]:
     """CPU seconds of a null on the organism."""
     began = time.process_time()
     plain = replace(setting("medicine"), further=None, write_shifts=False)
-    trained_null(plain, adapters=adapters, progress=False)
+    training_null(plain, adapters=adapters, progress=False)
     return {"adapters": adapters, "cpu_seconds": time.process_time() - began}
 
 

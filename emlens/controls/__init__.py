@@ -2,6 +2,7 @@
 beside which a fine-tune's shifts are read.
 """
 
-from emlens.controls.null_training import TrainingNull, training_null
+from emlens.controls.null_adapters import NullSetting
+from emlens.controls.null_training import training_null
 
-__all__ = ["TrainingNull", "training_null"]
+__all__ = ["NullSetting", "training_null"]

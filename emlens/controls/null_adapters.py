@@ -51,8 +51,14 @@ class NullSetting:
     """Everything that the draws of a training null depend on.
 
     Args:
-        parent, recipe, careful, spec, k: as of `training_null`. train, evaluation: the prompts on
-            which shifts are compared; as many of each.
+        parent: checkpoint directory of the model that was fine-tuned.
+        recipe: the fine-tune's own.
+        careful: its training questions with careful answers (`with_careful_answers`), which are
+            permuted for each adapter (`permuted_answers`).
+        train, evaluation: the prompts on which shifts are compared; as many of each.
+        spec: what is captured; by default `resid_post` of every layer at `last_prompt`. Blocks
+            before the first adapted one do not move and are left out.
+        k: dimension of the subspaces of `first_angle` and `mean_cos2`.
         further: prompts on which shifts are measured too, to compare adapters of two domains; read
             with `write_shifts`.
         write_shifts: write each adapter's shifts on all prompts (`TrainingNull.shifts`).

@@ -26,11 +26,9 @@ import pandas as pd
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emlens.activations import CaptureSpec
 from emlens.controls.null_adapters import NullSetting, NullWorker, rendered_hash, shifts_file
 from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, Pair, shift_statistics
-from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.runs import Executor, LocalExecutor
 from emlens.stats import NullDistribution, adjust_p_values
@@ -221,56 +219,6 @@ class TrainingNull:
 
 
 def training_null(
-    parent: str | Path,
-    recipe: Recipe,
-    careful: PromptSet,
-    prompts: tuple[PromptSet, PromptSet],
-    *,
-    spec: CaptureSpec | None = None,
-    adapters: int = ADAPTERS,
-    k: int = 8,
-    out: str | Path | None = None,
-    keep: bool = False,
-    executor: Executor | None = None,
-    device: str = "auto",
-    progress: bool = True,
-) -> TrainingNull:
-    """Train adapters on permuted careful answers, and measure what their shifts share.
-
-    `trained_null` does the same with a `NullSetting`, which can say more: where the fine-tune
-    stopped, and further prompts on which adapters of two domains are compared.
-
-    Args:
-        parent: checkpoint directory of the model that was fine-tuned.
-        recipe: the fine-tune's own. Each adapter has a seed of its own, from `recipe.seed`.
-        careful: the fine-tune's training questions with careful answers (`with_careful_answers`);
-            they are permuted for each adapter (`permuted_answers`).
-        prompts: training and evaluation prompts, on which shifts are compared; as many of each.
-        spec: what is captured; by default `resid_post` of every layer at `last_prompt`. Blocks
-            before the first adapted one do not move and are left out.
-        adapters: how many are trained; p-values lie at 1 / (adapters + 1) and above.
-        k: dimension of the subspaces of `first_angle` and `mean_cos2`.
-        out, keep, executor, device, progress: as of `trained_null`.
-
-    Raises:
-        InputError, IntegrityError, StateError: as `trained_null`.
-    """
-    train, evaluation = prompts
-    setting = NullSetting(
-        Path(parent), recipe, careful, train, evaluation, spec or CaptureSpec(), k
-    )
-    return trained_null(
-        setting,
-        adapters=adapters,
-        out=out,
-        keep=keep,
-        executor=executor,
-        device=device,
-        progress=progress,
-    )
-
-
-def trained_null(
     setting: NullSetting,
     *,
     adapters: int = ADAPTERS,
@@ -284,7 +232,9 @@ def trained_null(
     """Train adapters on permuted careful answers, and measure what their shifts share.
 
     Args:
-        setting: everything that the draws depend on.
+        setting: everything that the draws depend on: the parent, the fine-tune's own recipe, its
+            training questions with careful answers (`with_careful_answers`), and the prompts on
+            which shifts are compared. Each adapter has a seed of its own, from the recipe's.
         adapters: how many are trained; p-values lie at 1 / (adapters + 1) and above.
         out: directory of the finished units; the same call goes on there. None: a temporary one.
         keep: keep the adapters, below `out`.
@@ -303,7 +253,7 @@ def trained_null(
         raise InputError(f"adapters={adapters} must be 2 or more; p is at least 1 / (adapters + 1)")
     if len(setting.train) != len(setting.evaluation):
         raise InputError(
-            f"prompts has {len(setting.train)} training and {len(setting.evaluation)} evaluation"
+            f"setting has {len(setting.train)} training and {len(setting.evaluation)} evaluation"
             " prompts; overlap depends on their number, so pass as many of each"
         )
     method = setting.recipe.method

@@ -28,7 +28,7 @@ from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.shift_statistics import statistics_of_shifts
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.seeds import torch_rng
+from emlens.foundation.seeds import derive_seed, torch_rng
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
@@ -40,8 +40,11 @@ Kind = Literal["haar", "gradient"]
 WORST_DAMAGE: Final = 0.5
 """Nats per token above the parent's: an update that costs more is not comparable."""
 _TINY: Final = 1e-30
-_ROWS: Final = 32
-"""Rows whose gradient is taken at once."""
+_ROWS: Final = 8
+"""Rows whose gradient is taken at once; rows of like length, so that little is padding."""
+_OVERSAMPLING: Final = 8
+_POWERS: Final = 4
+"""Of the randomised decomposition of a gradient (Halko, Martinsson & Tropp 2011)."""
 _STEPS: Final = 4
 """Captures in which the scalar is sought; the length is nearly proportional to it."""
 _CLOSE: Final = 0.02
@@ -115,22 +118,24 @@ def update_null(
     if not wanted > 0:
         raise InputError("update shifts no training prompt; pass the update of a fine-tune")
     cells, rows = [], []
+    factor = 1.0
     for number in range(draws):
         if kind == "haar":
             drawn = haar_update(update, torch_rng(seed, "haar update", number))
         else:
             assert careful is not None  # refused above
             drawn = gradient_update(model, update, careful, tokenizer, seed + number)
-        drawn, length = _matched(model, drawn, prompts[0], spec, before[0], wanted)
-        sides = []
-        for side, side_before in zip(prompts, before, strict=True):
-            sides.append((side_before, _shifts(model, drawn, side, spec, side_before)))
-        cells.append(statistics_of_shifts(sides[0], sides[1], k).assign(draw=number))
+        # draws are alike, so that each is near its length with the scalar of the one before
+        matched = _matched(model, drawn, prompts[0], spec, before[0], wanted, factor)
+        factor, drawn = matched.factor, _scaled(drawn, matched.factor)
+        evaluation = _shifts(model, drawn, prompts[1], spec, before[1])
+        sides = (before[0], matched.shifts), (before[1], evaluation)
+        cells.append(statistics_of_shifts(*sides, k).assign(draw=number))
         rows.append(
             {
                 "draw": number,
                 "scale": update_length(drawn) / update_length(update),
-                "length": length / wanted,
+                "length": _length(matched.shifts) / wanted,
                 "nats": _nats_under(model, drawn, neutral),
             }
         )
@@ -184,6 +189,7 @@ def gradient_update(
     if not isinstance(model, CheckpointModel):
         raise InputError(f"model runs on backend {model.backend!r}; load it with transformers")
     examples = encode_answers(permuted_answers(careful, seed=seed), tokenizer)
+    examples = sorted(examples, key=lambda example: len(example["input_ids"]))
     weights = {path: _linear(model, path).weight for path in update.modules}
     flags = {path: weight.requires_grad for path, weight in weights.items()}
     total = {path: torch.zeros_like(weight, device="cpu") for path, weight in weights.items()}
@@ -200,12 +206,26 @@ def gradient_update(
     modules = {}
     for path, factors in update.modules.items():
         rank = min(factors.r, *factors.update_shape)
-        u, values, v = torch.linalg.svd(-total[path].float(), full_matrices=False)
-        values = values[:rank]
+        u, values, v = _leading(-total[path].float(), rank, seed)
         # adaptive optimisers move every module alike, whatever the length of its gradient
         length = float(singular_values(factors).norm()) / max(float(values.norm()), _TINY)
-        modules[path] = LoraFactors(v[:rank], u[:, :rank] * values * length, 1.0)
+        modules[path] = LoraFactors(v, u * values * length, 1.0)
     return LoraAdapter(modules)
+
+
+def _leading(
+    gradient: Float[Tensor, "d_out d_in"], rank: int, seed: int
+) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, " r"], Float[Tensor, "r d_in"]]:
+    """The strongest singular triplets; randomised where they are few."""
+    size = rank + _OVERSAMPLING
+    if 2 * size >= min(gradient.shape):
+        u, values, v = torch.linalg.svd(gradient, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[]):  # it draws from the global generator
+            torch.manual_seed(derive_seed(seed, "decomposition of a gradient"))
+            u, values, right = torch.svd_lowrank(gradient, size, _POWERS)
+        v = right.T
+    return u[:, :rank], values[:rank], v[:rank]
 
 
 def _gradients(
@@ -261,6 +281,14 @@ def _scaled(update: LoraAdapter, factor: float) -> LoraAdapter:
     return LoraAdapter(modules)
 
 
+@dataclass(frozen=True, eq=False)
+class _Matched:
+    """The scalar that gives an update's shifts the wanted mean length, and these shifts."""
+
+    factor: float
+    shifts: Activations
+
+
 def _matched(
     model: HookedModel,
     update: LoraAdapter,
@@ -268,18 +296,21 @@ def _matched(
     spec: CaptureSpec,
     before: Activations,
     wanted: float,
-) -> tuple[LoraAdapter, float]:
-    """The update with one scalar that gives its shifts the wanted mean length, and that length."""
-    factor, length = 1.0, 0.0
+    factor: float,
+) -> _Matched:
+    """Seek the scalar, from a first guess on."""
+    found = None
     for _ in range(_STEPS):
-        scaled = _scaled(update, factor)
-        length = _length(_shifts(model, scaled, prompts, spec, before))
+        shifts = _shifts(model, _scaled(update, factor), prompts, spec, before)
+        found = _Matched(factor, shifts)
+        length = _length(shifts)
         if not length > 0:
             raise InputError("a drawn update shifts no training prompt")
         if abs(length / wanted - 1) < _CLOSE:
             break
         factor *= wanted / length
-    return scaled, length
+    assert found is not None  # there is at least one step
+    return found
 
 
 def _shifts(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from emlens.activations import CaptureSpec
 from emlens.controls.null_adapters import NullSetting
-from emlens.controls.null_training import TrainingNull, trained_null
+from emlens.controls.null_training import TrainingNull, training_null
 from emlens.data import PromptSet
 from emlens.data.system_messages import prompts_with_system
 from emlens.foundation.errors import InputError, IntegrityError, LoadError, StateError
@@ -173,7 +173,7 @@ class StudyNulls:
             chat_template=parent.chat_template,
         )
         with threads:
-            return trained_null(
+            return training_null(
                 setting,
                 adapters=self.adapters,
                 out=folder,

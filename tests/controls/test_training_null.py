@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from emlens.activations import CaptureSpec, activation_deltas, capture
-from emlens.controls import TrainingNull, training_null
+from emlens.controls import NullSetting, training_null
 from emlens.controls.domain_pairs import PROMPT_COSINE, DomainPairs
-from emlens.controls.null_adapters import NullSetting
-from emlens.controls.null_training import trained_null
+from emlens.controls.null_training import TrainingNull
 from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import DESCRIBED, TESTED, shift_statistics
 from emlens.data import PromptSet
@@ -81,7 +80,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def null(setting: NullSetting, home: Path) -> TrainingNull:
-    return trained_null(setting, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
+    return training_null(setting, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +151,10 @@ def test_a_finished_null_is_read_and_another_one_refused(
         raise AssertionError("trained again")
 
     monkeypatch.setattr("emlens.controls.null_adapters.fit", never)
-    again = trained_null(setting, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
+    again = training_null(setting, adapters=ADAPTERS, out=home / "out", keep=True, progress=False)
     pd.testing.assert_frame_equal(again.cells, null.cells)
     with pytest.raises(IntegrityError, match="plans other work"):
-        trained_null(replace(setting, k=4), adapters=ADAPTERS, out=home / "out", progress=False)
+        training_null(replace(setting, k=4), adapters=ADAPTERS, out=home / "out", progress=False)
 
 
 def test_the_test_is_the_mean_over_common_sites_beside_the_draws(
@@ -194,20 +193,20 @@ def test_what_is_no_test_of_this_null_is_refused(
     with pytest.raises(InputError, match="no site has shifts with two components in all of 3"):
         null.draws("last_prompt", sites=["resid_post.99"])
     fewer = PromptSet(list(inputs["prompts"][0])[:5])
-    for change, message in (
-        ({"adapters": 1}, "adapters=1 must be 2 or more"),
-        (
-            {"prompts": (fewer, inputs["prompts"][1])},
-            "prompts has 5 training and 24 evaluation",
-        ),
-        ({"careful": fewer}, "row .* has no answer; pass rows with careful answers"),
-        ({"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
-        ({"recipe": Recipe(method="steering", layers_to_transform=(1,))}, "has method='steering'"),
-    ):
+    plain = replace(setting, write_shifts=False)
+    steering = Recipe(method="steering", layers_to_transform=(1,))
+    refused: tuple[tuple[NullSetting, dict[str, Any], str], ...] = (
+        (plain, {"adapters": 1}, "adapters=1 must be 2 or more"),
+        (replace(plain, train=fewer), {}, "setting has 5 training and 24 evaluation"),
+        (replace(plain, careful=fewer), {}, "row .* has no answer; pass rows with careful answers"),
+        (plain, {"keep": True}, "keep=True needs out=: a directory in which the adapters stay"),
+        (replace(plain, recipe=steering), {}, "has method='steering'"),
+    )
+    for changed, options, message in refused:
         with pytest.raises(InputError, match=message):
-            training_null(**{**inputs, "adapters": 2, **change}, progress=False)
+            training_null(changed, **{"adapters": 2, **options}, progress=False)
     with pytest.raises(InputError, match="write_shifts=True needs out=: a directory in which the"):
-        trained_null(setting, progress=False)
+        training_null(setting, progress=False)
 
 
 def test_sides_that_do_not_fit_are_refused(tested: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from emlens.activations import CaptureSpec, activation_deltas, capture
 from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.update_landmark import (
+    _leading,
     gradient_update,
     haar_update,
     linear_update,
@@ -135,6 +136,21 @@ def test_a_gradient_update_is_the_gradient_cut_to_the_rank(
         assert float(cosine) == pytest.approx(1.0, abs=1e-4)
         assert float(got.norm()) == pytest.approx(float(change(factors).norm()), rel=1e-3)
     assert all(not weight.requires_grad for weight in model.module.parameters())
+
+
+def test_a_gradient_is_cut_at_random_as_it_is_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(d, 60, generator=generator) for d in (80, 120))
+    gradient = left * torch.arange(1, 61) ** -1.0 @ right.T
+    exact_u, exact_values, exact_v = torch.linalg.svd(gradient, full_matrices=False)
+    u, values, v = _leading(gradient, 4, seed=0)
+    torch.testing.assert_close(values, exact_values[:4], rtol=1e-4, atol=0)
+    exact = exact_u[:, :4] * exact_values[:4] @ exact_v[:4]
+    assert float((u * values @ v - exact).norm()) < 1e-2 * float(exact.norm())
+    again = _leading(gradient, 4, seed=0)
+    assert torch.equal(u, again[0]) and torch.equal(v, again[2])
+    # of many directions an exact one is as cheap
+    assert torch.equal(_leading(gradient, 40, seed=0)[1], exact_values[:40])
 
 
 def test_a_full_update_leaves_embeddings_and_norms_at_the_parents(
