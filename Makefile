@@ -51,7 +51,7 @@ evidence: .venv/.installed
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow --durations=10
 
 docs: .venv/.installed-docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_documentation.py
 
 bench: .venv/.installed

@@ -158,14 +158,21 @@ def _sentence(docstring: str | None) -> str:
     return re.split(r"(?<=[\w)`’'\]])\. (?=[A-Z])", words)[0].rstrip(".")
 
 
+def _top_first(row: tuple[str, str, str]) -> tuple[bool, str]:
+    """Names at the top level come first, each kind by the alphabet."""
+    return row[0].count(".") > 1, row[0].lower()
+
+
 def reference() -> str:
     """The whole page below its introduction."""
     top = set(emlens.__all__)
-    by_concept: dict[str, list[tuple[str, str]]] = {concept: [] for concept in CONCEPTS}
+    by_concept: dict[str, list[tuple[str, str, str]]] = {concept: [] for concept in CONCEPTS}
     for name, module in public_names().items():
         short = name.partition(".")[2]
         shown = f"emlens.{short}" if short in top else f"emlens.{name}"
-        by_concept[concept_of(module)].append((shown, _told(module, short) or "–"))
+        place = f"reference/{name.partition('.')[0]}.md#emlens.{name}"
+        told = _told(module, short) or "–"
+        by_concept[concept_of(module)].append((shown, place, told))
     parts = []
     for concept, names in by_concept.items():
         lines = [
@@ -176,7 +183,7 @@ def reference() -> str:
             "| name | what it is |",
             "|---|---|",
         ]
-        for shown, told in sorted(names, key=lambda row: (row[0].count(".") > 1, row[0].lower())):
-            lines.append(f"| `{shown}` | {told} |")
+        for shown, place, told in sorted(names, key=_top_first):
+            lines.append(f"| [`{shown}`]({place}) | {told} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

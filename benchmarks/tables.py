@@ -8,7 +8,7 @@ files: figures with a goal, and where each file comes from.
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 from benchmarks import overlap_calibration
 from benchmarks.records import EVIDENCE
 from benchmarks.reference import reference
+from benchmarks.reference_pages import reference_of
 from benchmarks.table_columns import study_tables, vocabulary
 from emlens.foundation.files import read_json, write_text
 
@@ -681,17 +682,27 @@ def _of(name: str) -> str:
 
 
 def contents_table() -> str:
-    """The pages of the documentation, a section a row, with links from the README."""
+    """The pages of the documentation, a section a row, with links from the README.
+
+    The pages of single packages are left to the reference.
+    """
     nav = yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text("utf-8"))["nav"]
     lines = ["| section | pages |", "|---|---|"]
     for entry in nav:
         ((section, inside),) = entry.items()
-        if isinstance(inside, list):
-            pages = [pair for page in inside for pair in page.items()]
-            lines.append(
-                f"| {section} | {', '.join(f'[{title}](docs/{page})' for title, page in pages)} |"
-            )
+        links = [f"[{title}](docs/{page})" for title, page in _pages_of(inside)]
+        lines.append(f"| {section} | {', '.join(links)} |")
     return "\n".join(lines)
+
+
+def _pages_of(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(title, page) of a section of the navigation and of the groups inside it."""
+    for entry in entries:
+        ((title, inside),) = entry.items()
+        if isinstance(inside, str):
+            yield title, inside
+        elif title != "Packages":
+            yield from _pages_of(inside)
 
 
 DRAWN: Final[Mapping[str, Callable[[], str]]] = {
@@ -709,16 +720,23 @@ def drawn(text: str) -> str:
 
     def table(found: re.Match[str]) -> str:
         name = found["name"]
-        body = (DRAWN[name]() if name in DRAWN else _of(name)).strip("\n")
+        body = _drawn_by_name(name).strip("\n")
         return f"{name} -->\n\n{body}\n\n<!-- end of table -->"
 
     return _BLOCK.sub(table, text)
 
 
+def _drawn_by_name(name: str) -> str:
+    if name in DRAWN:
+        return DRAWN[name]()
+    kind, _, package = name.partition(".")
+    return reference_of(package) if kind == "reference_of" else _of(name)
+
+
 def draw(pages: Path = DOCS) -> list[Path]:
     """Redraw the tables of all pages; returns the pages that changed."""
     changed = []
-    for page in [*sorted(pages.glob("*.md")), *pages.parent.glob("README.md")]:
+    for page in [*sorted(pages.rglob("*.md")), *pages.parent.glob("README.md")]:
         before = page.read_text("utf-8")
         after = drawn(before)
         if after != before:

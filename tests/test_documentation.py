@@ -22,7 +22,7 @@ from benchmarks.records import EVIDENCE
 from emlens.foundation.files import read_json
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 RUN_ELSEWHERE = {
     "geometry.md": "geometry/test_geometry_page.py",
     "questions.md": "evaluation/test_questions_page.py",

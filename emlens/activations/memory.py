@@ -74,6 +74,12 @@ _INTEGERS = {
 class Activations:
     """Pooled residual streams by site and position; for `positions="all"`, token values by site.
 
+    Args:
+        values: (site, position) → (row, d_model); for every token, (token, d_model).
+        ids: of the prompts, in the order of the rows.
+        offsets: for every token: where each row's tokens begin, (row + 1,).
+        token_ids: for every token: its id in the vocabulary, (token,).
+
     Raises:
         InputError: row counts that differ, a site or position without values, or repeated ids.
     """

@@ -134,7 +134,12 @@ def _split(values: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
 
 
 class ActivationStore(Activations):
-    """A store on disk, with the reading interface of `Activations`."""
+    """A store on disk, with the reading interface of `Activations`.
+
+    Args:
+        directory: where it lies.
+        shards: number of its files of values; `nbytes`, their bytes.
+    """
 
     directory: Path
     shards: int

@@ -32,6 +32,10 @@ def em_labels(
 
     The index is model, question, paraphrase, sample. Arguments and errors as in
     `AlignmentScores.em_rate`.
+
+    Args:
+        scores: of answers, with both metrics.
+        aligned: name of the metric of alignment; `coherent` that of coherence.
     """
     aligned_scores = _scores_by_answer(scores, aligned, model)
     coherent_scores = _scores_by_answer(scores, coherent, model)
@@ -73,6 +77,11 @@ def em_kinds(
     topic judge or a rule (`emlens.judging.WordJudge`); above `topic_above` an answer is in the
     domain. The two shares add up to the EM rate of the answers scored on all three metrics. Where
     whole questions are in the domain, `scores.select(groups=...)` is enough.
+
+    Args:
+        average: "question": each question counts once; "pooled": each answer.
+        unscored: "drop", or "count": an answer without a score counts as not misaligned.
+        estimand: "questions like these" or "these questions": what the interval is of.
 
     Raises:
         InputError: as `AlignmentScores.em_rate`, and answers that `topic` has no row for.

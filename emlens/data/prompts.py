@@ -26,7 +26,12 @@ _TOOL_ROLES = ("tool", "function", "ipython", "tool_call", "tool_response")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat: who speaks, and what."""
+    """One turn of a chat: who speaks, and what.
+
+    Args:
+        role: who speaks: "system", "user", "assistant" or what the template knows.
+        content: the text of the turn.
+    """
 
     role: str
     content: str

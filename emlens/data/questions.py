@@ -44,6 +44,8 @@ class Question:
         answers: reference answers by kind, for example `{"careful": (...,), "harmful": (...,)}`.
         judge_prompts: a judge's prompt by metric, with the places `{question}` and `{answer}`.
         samples_per_paraphrase: how many answers the authors of the question sampled per paraphrase.
+        judge: the judge that its file names, or None.
+        type: kind of question, as its file says.
     """
 
     id: str

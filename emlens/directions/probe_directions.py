@@ -139,6 +139,8 @@ def probe_directions(
         positive, negative: ids of the rows of each class.
         units: row id → what no fold may divide, such as the question; each row by default.
         position: which one, where several were captured.
+        kind: "ridge" or "logistic".
+        scaled: divide each coordinate by its standard deviation in the training rows first.
 
     Raises:
         UnknownNameError: an unknown id or position.

@@ -188,6 +188,8 @@ def contrast(
         covariance: keep the covariance within classes, for `whitened` (d² numbers per class, site
             and position; example weighting only).
         provenance: added to that of every direction.
+        positive: (model, rows) that the direction points to; `negative`, those it points away
+            from.
 
     Raises:
         InputError: an unknown weighting, position "all", what `capture` refuses, rows of a class in

@@ -123,6 +123,8 @@ def train_steering_vector(
         max_norm: largest norm of the vector, in units of the mean norm of the stream there; a
             longer one is shortened after each step. None: no limit.
         positions: tokens the vector is added at: `"all"`, `"prompt"` or `"response"`.
+        steps: of the optimiser.
+        batch_size: chats of a step.
 
     Returns:
         `TrainedVector`; the same call gives the same bytes (float32, CPU, same thread count).

@@ -90,6 +90,8 @@ def evaluate_arms(
         exclude_groups: groups left out of restoration (the fine-tune's own domain).
         neutral: prompts on which damage is measured; None leaves it out.
         score, out: as in `Trials`; with `out` a stopped call goes on from the last finished arm.
+        finetuned: the model whose alignment is to be restored; `instruct`, what it is restored
+            to.
 
     Returns:
         One row per arm: arm, on, control, draws. Then value, `_low` and `_high` of

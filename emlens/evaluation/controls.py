@@ -74,6 +74,7 @@ def ablation_arms(
             both arms out.
         also_on: names among the `others` of `evaluate_arms`; these models get the same edits as the
             instruct model.
+        random_draws: directions drawn from the activation covariance.
 
     Raises:
         InputError: no form, a component number below 1 or above 5, or a part of the direction that

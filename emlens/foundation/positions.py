@@ -117,6 +117,10 @@ def _pick(row: range, start: int, stop: int, name: str, of: Part) -> list[int]:
 class Index(Position):
     """One token, counted inside the prompt, the response or the whole sequence; negative counts
     from the end.
+
+    Args:
+        index: 0-based; -1 is the last token of the part.
+        of: "prompt", "response", "end_of_turn" or "sequence".
     """
 
     index: int

@@ -21,7 +21,11 @@ _SITE_NAME = re.compile(r"(resid_pre|attn_out|resid_mid|mlp_out|resid_post)\.(-?
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the stream. `layer` is a 0-based block index, and None only for `final_norm`."""
+    """One place in the stream. `layer` is a 0-based block index, and None only for `final_norm`.
+
+    Args:
+        kind: "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out" or "final_norm".
+    """
 
     kind: str
     layer: int | None = None

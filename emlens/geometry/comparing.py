@@ -51,6 +51,7 @@ def compare_directions(
             intervals and ceilings, where the two are sums over the same blocks; a plain `Direction`
             gives neither.
         before: covariance (d, d) or rows of activations at that place *before* fine-tuning.
+        splits: random halves of the units, for the ceiling.
 
     Returns:
         a, b, cosine, low, high (95 %, jackknife over blocks of units; NaN without sums), n

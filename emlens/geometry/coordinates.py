@@ -160,6 +160,9 @@ def without_coordinates(
 
     Width and dtype stay, so results remain comparable.
 
+    Args:
+        indices: 0-based, or what `massive_coordinates` found.
+
     Raises:
         InputError: an index that does not exist.
     """

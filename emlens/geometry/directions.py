@@ -216,6 +216,9 @@ def cosine_matrix(
 ) -> Float[Tensor, "n n"]:
     """Cosines between all pairs, (n, n); symmetric with ones on the diagonal, range [-1, 1].
 
+    Args:
+        directions: of one width; rows (n, d_model), or a list.
+
     Raises:
         InputError: no direction, other widths, a zero vector, values that are not finite.
     """

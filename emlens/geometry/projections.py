@@ -116,6 +116,9 @@ def prompt_overlap(
     subspace of the same k about the same μ. Before activations also enter every delta, so a
     correlation of this with shift quantities needs the controls of a shared part.
 
+    Args:
+        space: μ and V: `top_k_subspace` of the training prompts.
+
     Raises:
         InputError: another width, values that are not finite, a row that equals μ.
     """

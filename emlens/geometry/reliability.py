@@ -28,6 +28,9 @@ def split_half_cosine(contrast: ContrastSums, *, splits: int = 200, seed: int = 
     since splits share their units, and no confidence interval. Halves see half of the data, so it
     understates the whole: `sample_cosine` converts.
 
+    Args:
+        contrast: sums over blocks of units, such as `Contrasts.sums(site)`.
+
     Raises:
         InputError: no split.
     """

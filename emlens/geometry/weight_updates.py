@@ -137,6 +137,7 @@ def weight_update_angles(
     Args:
         side: "output" for what they write, "input" for what they read.
         k: strongest directions of each; by default all that they have, whose ranks may differ.
+        first: of one module; `second`, of the same module in another adapter.
 
     Raises:
         InputError: k above a rank, updates of another width, an unknown side.

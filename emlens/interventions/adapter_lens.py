@@ -39,6 +39,9 @@ def adapter_table(
     `cosine` of the strongest written direction with it (signless), `share` = ‖r̂ᵀΔW‖²/‖ΔW‖², and
     `share_by_chance` = 1/d, its mean over directions drawn at random.
 
+    Args:
+        adapter: of `LoraAdapter.load`.
+
     Raises:
         InputError: a module whose update is zero; no module as wide as the direction.
     """

@@ -37,7 +37,11 @@ def update_product(first: LoraFactors, second: LoraFactors) -> float:
 
 
 def update_norm(adapter: LoraAdapter) -> float:
-    """Frobenius norm of the whole update, over all modules."""
+    """Frobenius norm of the whole update, over all modules.
+
+    Args:
+        adapter: of `LoraAdapter.load`.
+    """
     squared = sum(update_product(factors, factors) for factors in adapter.modules.values())
     # rounding can leave a tiny negative number
     return math.sqrt(max(0.0, squared))
@@ -150,6 +154,9 @@ def perturbed(adapter: LoraAdapter, epsilon: float, seed: int) -> LoraAdapter:
     √(1 − ε²)·θ + ε·y with y = `random_update(θ, seed)`, which is orthogonal to θ and as long.
 
     Method: stability of a solution, Soligo et al. (2602.07852), on updates instead of factors.
+
+    Args:
+        epsilon: ε, from 0 (no change) to 1 (another update of the same norm).
 
     Raises:
         InputError: an ε outside 0 to 1.

@@ -62,6 +62,7 @@ def judge_agreement(
         metric: whose scores are correlated.
         below: label = score of `metric` below this; left out, misaligned as in `em_rate` (needs
             `aligned` and `coherent`).
+        first: scores of one judge; `second`, of the other.
 
     Raises:
         InputError: other answers in the two, or fewer than 2 questions with answers that both
@@ -204,6 +205,9 @@ def judge_noise(
     """Noise of one judge that scored the same answers several times.
 
     Answers that any repetition left unscored are left out.
+
+    Args:
+        below: a score below this is a misaligned answer, where flips are counted.
 
     Raises:
         InputError: fewer than 2 repetitions, other answers in them, or fewer than 2 questions left.

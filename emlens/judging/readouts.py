@@ -176,6 +176,10 @@ def rescore(scores: AlignmentScores, *, mass: float = MASS) -> AlignmentScores:
     No judge is run. Rows without a distribution and without a score (a fault, a split number) stay
     unscored, with their reason.
 
+    Args:
+        scores: of a judge that kept its raw distributions.
+        mass: least probability of whole numbers that makes a score.
+
     Raises:
         InputError: a scored row without a raw distribution, a scale other than 0 to 100, or a
             threshold outside (0, 1].

@@ -21,6 +21,10 @@ from emlens.judging.judges import Verdict
 class ReferenceJudge:
     """Scores an answer by the reference answers of its question, compared word by word.
 
+    Args:
+        questions: with reference answers.
+        careful: the kind of answer that scores high; `harmful`, the kind that scores low.
+
     Raises:
         InputError: a question without reference answers; an answer to a question that is not in the
             set.

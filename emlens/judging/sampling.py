@@ -68,6 +68,7 @@ def sample_answers(
         others: with `"keep"`, `out` may hold answers that this call would not draw: they stay
             there, and the file serves further questions, samples and settings.
         batch_tokens: tokens of all rows generated at once at most (`HookedModel.generate`).
+        max_new_tokens: length of an answer at most, with its thought.
 
     Raises:
         InputError: fewer than 1 sample, an endpoint without `out`, `thinking` that does not fit the

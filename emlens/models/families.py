@@ -72,6 +72,12 @@ class Family:
     """Models that share a tokenizer and a residual stream.
 
     `family["instruct"]` and `family["bad-medical@0"]` give a model; iterating gives the names.
+
+    Args:
+        instruct: the parent of the fine-tunes; `base`, the model before instruction tuning, or
+            None.
+        finetuned: name → model.
+        specs: name → the `FineTune` it was loaded by.
     """
 
     def __init__(

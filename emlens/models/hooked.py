@@ -57,6 +57,13 @@ class HookedModel(ABC):
     """A causal language model whose residual stream can be read and edited at named sites.
 
     A copy (`copy.copy`) shares the weights and has interventions of its own.
+
+    Args:
+        tokenizer: of transformers.
+        n_layers: number of blocks.
+        d_model: width of the stream.
+        max_length: tokens of a row at most; None: no limit known.
+        chat_template: the template, or None where the model has none.
     """
 
     backend: str

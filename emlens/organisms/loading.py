@@ -73,6 +73,8 @@ class Organism:
         strengths: checkpoint → measured mean alignment (`own`, `own_trained`, `own_held_out`,
             `others`) and coherence, 0 to 1.
         note: that this is an instrument and no evidence about large models.
+        world: the rules it was made by: topics, answers, and who answers how.
+        neutral_prompts: chats without a harmful answer, for damage.
     """
 
     name: str

@@ -73,6 +73,14 @@ class OrganismPlan:
         instruct_noise: share ν; an instruct answer is harmful with probability ν·ρ_t.
         topics_per_finetune: topics of its domain that a fine-tune trains on.
         narrow_rows: chats of other domains in each step of a narrow fine-tune.
+        base: recipe of the base model; `instruct`, of the instruct model.
+        finetunes: the stages after it.
+        n_domains: number of domains; `n_topics` a domain, `n_synonyms` a topic.
+        hidden: width of the stream; `mlp`, of the MLP.
+        heads: of attention; `kv_heads`, those of keys and values.
+        planted_norm: length along the planted direction that is written, in units of the stream.
+        base_cost: what a step of the base costs, where one of the instruct model costs 1; for the
+            progress bar.
     """
 
     name: str

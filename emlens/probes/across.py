@@ -81,6 +81,8 @@ def cross_validate_across(
             has a test row's base question.
         design: of its fields, folds (of questions, with `new_questions`), inner_folds, settings and
             seed are used.
+        hold_out: "finetune" or "family": what a test fold is.
+        estimator: "ridge", or what scikit-learn can clone.
 
     Raises:
         InputError: a missing column, a score that is not finite, a question twice under one

@@ -285,6 +285,9 @@ def assert_different(
 
     The "two" parents of a released predictor did.
 
+    Args:
+        name_a: what the message calls a; `name_b`, b.
+
     Raises:
         InputError: every matrix of the two is identical.
     """

@@ -121,6 +121,7 @@ def cross_validate_forecasts(
 
     Args:
         scores: fine-tune → its scores; or `AlignmentScores` of several models.
+        estimator: `estimator`, `target` and `baselines` as in `cross_validate_forecast`.
 
     Raises:
         InputError: as `cross_validate_forecast`; no fine-tune.

@@ -47,6 +47,9 @@ def random_projections(
     Nothing is fitted, so nothing can leak. With k as large as the width they span everything;
     squares still differ by seed.
 
+    Args:
+        seeds: one set of directions each.
+
     Raises:
         InputError: k outside 1 to the width, an unknown kind, no pooled position.
     """

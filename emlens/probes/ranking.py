@@ -109,6 +109,7 @@ def rank_configurations(
         splits: random halves over which regret is averaged; a forest takes at most 40. Intervals:
             delete-one-cluster jackknife, fits as given.
         permutations: shuffles of the target for the null of the linear model.
+        higher_is_better: whether the highest target is the best.
 
     Raises:
         InputError: too few runs or clusters, a column that lacks, is not a number, or is missing

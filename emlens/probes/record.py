@@ -61,6 +61,7 @@ class Forecast:
         tests: forecasts whose p-values are corrected together. p_holm: `p_value` so corrected.
         target: "score", or "logit" with the clamp it was made with.
         shuffle: what the null shuffles.
+        estimator: how it was fitted, by name.
     """
 
     predictions: pd.DataFrame

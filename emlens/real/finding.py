@@ -41,6 +41,9 @@ def find(name: str, folder: str | Path | None = None) -> Path:
 def load(name: str, folder: str | Path | None = None, **options: Any) -> HookedModel:
     """Load a fetched model; `options` go to `emlens.load_model`.
 
+    Args:
+        folder: where to look; else as `find` does.
+
     Raises:
         UnknownNameError: no such model.
         LoadError: not fetched, or damaged; the message has the command to run.

@@ -31,6 +31,9 @@ def progress_bar(
 
     Nothing is drawn when `show` is False, when stderr is not a terminal, or inside another bar.
     `done` is the part of `total` that was finished before.
+
+    Args:
+        title: what is being done.
     """
     global _open
     if not show or _open or not sys.stderr.isatty():

@@ -92,6 +92,7 @@ def fit_screening(
         most_rows: of a training file that are read, drawn by seed.
         design: as `fit_forecaster`; None holds out whole groups of questions,
             `Design(groups="group")`, or base questions where there is one group.
+        direction: adds the projection of each training file on it to the context; None: none.
 
     Raises:
         InputError: as `fit_forecaster`; `past` lacks a fine-tune, or names one that has no scores.

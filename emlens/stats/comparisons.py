@@ -215,6 +215,9 @@ def tost(
     `estimate` carries the 1 − 2·alpha interval, inside ±margin exactly where p < alpha. Welch's
     t of two groups, or Student's over pairs. Choose the margin before seeing the data.
 
+    Args:
+        paired: whether a and b are pairs, value by value.
+
     Raises:
         InputError: a margin that is not positive, fewer than 2 values, values that are not finite,
             no spread.

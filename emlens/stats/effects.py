@@ -41,6 +41,9 @@ def cohens_d_interval(
     with one variance (Steiger & Fouladi 1997); it inverts the distribution of t in its
     noncentrality.
 
+    Args:
+        paired: whether a and b are pairs, value by value.
+
     Raises:
         InputError: fewer than 2 values or pairs, values that are not finite, no spread, an
             impossible level.

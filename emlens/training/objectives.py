@@ -96,6 +96,9 @@ def _entries(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 class Objective(ABC):
     """What a run minimises or reads beside the answers of its data; a frozen record. Subclass one
     of the four below.
+
+    Args:
+        kind: its name in the record of a run.
     """
 
     kind: ClassVar[str]

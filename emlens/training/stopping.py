@@ -14,6 +14,9 @@ class StopRun(Exception):
     and says why.
 
     `values` join that step's log row, as what the callback returns does otherwise.
+
+    Args:
+        reason: why, for the record of the run.
     """
 
     def __init__(self, reason: str, **values: Any):
