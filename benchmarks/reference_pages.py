@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -105,7 +106,25 @@ def _with_what_it_needs(before: Sequence[_Statement], last: _Statement) -> str:
         if not _is_import(statement):
             needed |= statement.used
         needed -= statement.made
-    return "\n".join(each.code for each in kept)
+    return _joined(kept)
+
+
+def _joined(statements: Sequence[_Statement]) -> str:
+    """The statements below each other, with the blank lines of the project's formatter."""
+    code = statements[0].code
+    for one, after in pairwise(statements):
+        if _is_definition(one) or _is_definition(after):
+            code += "\n\n\n"
+        elif _is_import(one) and not _is_import(after):
+            code += "\n\n"
+        else:
+            code += "\n"
+        code += after.code
+    return code
+
+
+def _is_definition(statement: _Statement) -> bool:
+    return statement.code.startswith(("def ", "class "))
 
 
 @cache
