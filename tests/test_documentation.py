@@ -345,7 +345,7 @@ def test_every_evidence_file_says_where_it_comes_from() -> None:
 
 def test_the_reference_names_everything_public_under_its_concept() -> None:
     text = (DOCS / "reference.md").read_text("utf-8")
-    named = re.findall(r"^\| `(emlens\.[\w.]+)` \| (.*) \|$", text, flags=re.MULTILINE)
+    named = re.findall(r"^\| \[`(emlens\.[\w.]+)`\]\(.+?\) \| (.*) \|$", text, flags=re.MULTILINE)
     names = [name for name, _ in named]
     assert len(names) == len(set(names))
     packages = {name for name in emlens.__all__ if isinstance(getattr(emlens, name), ModuleType)}
