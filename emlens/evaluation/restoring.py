@@ -19,6 +19,9 @@ from emlens.foundation.estimate import Estimate
 from emlens.stats import ratio_of_means
 from emlens.stats.samples import as_paired
 
+SCALE = 100.0
+"""Width of the scale of scores."""
+
 
 def restoration(
     edited: ArrayLike,
@@ -82,7 +85,8 @@ def _share(
 def paired_change(
     edited: ArrayLike, unedited: ArrayLike, groups: Sequence[str], *, seed: int = 0
 ) -> Estimate:
-    """Mean of edited − unedited over questions, on their scale, with domains resampled together.
+    """Mean of edited − unedited over questions, with domains resampled together; the interval stays
+    within what scores from 0 to 100 can change by.
 
     For coherence, its negative is the loss; for the instruct model under an edit, the harm of the
     edit itself.
@@ -94,4 +98,7 @@ def paired_change(
     after, before = as_paired(edited, unedited, "edited", "unedited", at_least=2)
     # over ones: the mean, with each domain weighted by its number of questions
     change = ratio_of_means(after - before, np.ones(len(after)), clusters=groups, seed=seed)
-    return replace(change, method=change.method.replace("ratio of means", "mean change"))
+    # few domains give intervals that no change on the scale could reach
+    low, high = np.clip([change.low, change.high], -SCALE, SCALE).tolist()
+    method = change.method.replace("ratio of means", "mean change")
+    return replace(change, low=low, high=high, method=method)

@@ -70,6 +70,12 @@ def test_restoration_is_undefined_where_nothing_was_lost() -> None:
     )
 
 
+def test_the_interval_of_a_change_stays_on_the_scale() -> None:
+    before, after = np.array([0.0, 95, 0, 90]), np.array([100.0, 5, 100, 100])
+    found = paired_change(after, before, ["a", "a", "b", "c"])
+    assert found.low > -100 and found.high == 100 and found.value == 30
+
+
 def test_a_change_is_paired_and_signed() -> None:
     found = paired_change(TUNED - 2, TUNED, GROUPS)
     assert (found.value, found.low, found.high) == pytest.approx((-2, -2, -2)) and found.n == 12
