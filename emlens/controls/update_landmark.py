@@ -34,6 +34,7 @@ from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
 from emlens.training.examples import IGNORED, Example, encode_answers, pad_batch
+from emlens.training.gradient_memory import batch_bytes, weight_bytes
 from emlens.training.objectives import answer_loss
 
 Kind = Literal["haar", "gradient"]
@@ -226,6 +227,14 @@ def _leading(
             u, values, right = torch.svd_lowrank(gradient, size, _POWERS)
         v = right.T
     return u[:, :rank], values[:rank], v[:rank]
+
+
+def gradient_bytes(model: HookedModel, careful: PromptSet) -> int:
+    """Bytes that the gradient of `gradient_update` takes, at most; for plans."""
+    rows = model.render(careful)
+    batches = (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
+    # the gradient of a batch, and the sum over batches
+    return 2 * weight_bytes(model) + max(batch_bytes(model, batch) for batch in batches)
 
 
 def _gradients(

@@ -28,6 +28,7 @@ from emlens.geometry.shifts import chosen_dimension
 from emlens.results.study_result import Part
 from emlens.studies.config import Dimension, Options as PartOptions, largest_k
 from emlens.studies.overlap_findings import add_findings
+from emlens.studies.overlap_landmarks import landmark_bytes
 from emlens.studies.overlap_measures import angle_rows, overlap_rows
 from emlens.studies.overlap_nulls import OverlapNulls
 from emlens.studies.overlap_questions import OverlapQuestions, third_readings
@@ -175,7 +176,11 @@ class DeltaOverlap(Study):
         if not context.options.landmark_draws:
             return planned
         planned = planned or PlannedTraining(0, 0, 0, 0)
-        return replace(planned, uncounted="updates drawn as landmarks are not in the passes")
+        return replace(
+            planned,
+            uncounted="updates drawn as landmarks are not in the passes",
+            memory=max(planned.memory, landmark_bytes(context, _with_training(context))),
+        )
 
     def run(self, context: StudyContext) -> Part:
         names = _with_training(context)

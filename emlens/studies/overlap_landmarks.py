@@ -16,14 +16,19 @@ from torch import Tensor
 
 from emlens.activations import CaptureSpec
 from emlens.controls.shift_statistics import statistics_of_rows
-from emlens.controls.update_landmark import UpdateLandmark, linear_update, update_null
+from emlens.controls.update_landmark import (
+    UpdateLandmark,
+    gradient_bytes,
+    linear_update,
+    update_null,
+)
 from emlens.foundation.errors import EmlensError
 from emlens.foundation.seeds import torch_rng
 from emlens.interventions.lora import LoraAdapter
 from emlens.models import FineTune
 from emlens.models.adapter_files import is_adapter
 from emlens.models.families import local_copy
-from emlens.studies.overlap_recipes import NullNeeds
+from emlens.studies.overlap_recipes import NotHad, NullNeeds, null_needs
 from emlens.studies.overlap_shifts import SampledShifts, compared_prompts
 from emlens.studies.study import StudyContext
 
@@ -152,6 +157,18 @@ def _updates(
             )
     except EmlensError:
         return
+
+
+def landmark_bytes(context: StudyContext, names: Sequence[str]) -> int:
+    """Most bytes that the gradient updates of these fine-tunes take; for plans."""
+    memory = 0
+    for name in names:
+        try:
+            needs = null_needs(context, name, planned=True)
+        except NotHad:
+            continue
+        memory = max(memory, gradient_bytes(context.material.parent(name), needs.careful))
+    return memory
 
 
 def _sites(context: StudyContext, name: str) -> Sequence[Any]:

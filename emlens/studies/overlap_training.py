@@ -26,6 +26,7 @@ from emlens.studies.overlap_recipes import NotHad, NullNeeds, is_one_direction, 
 from emlens.studies.overlap_shifts import compared_prompts
 from emlens.studies.streams import read_sites
 from emlens.studies.study import PlannedTraining, StudyContext
+from emlens.training.gradient_memory import batch_bytes, weight_bytes
 
 IDENTITY: Final = (
     "rank 1 on one module writes one direction for every prompt: what its shifts share is an"
@@ -195,7 +196,7 @@ class StudyNulls:
 def planned_nulls(context: StudyContext, names: Sequence[str]) -> PlannedTraining | None:
     """What training the nulls of these fine-tunes costs; None where none is trained."""
     adapters, config = context.options.adapters, context.config
-    runs = steps = tokens = disk = 0
+    runs = steps = tokens = disk = memory = 0
     known: set[str] = set()
     for name in names:
         if adapters == 0 or is_one_direction(context, name):
@@ -211,8 +212,11 @@ def planned_nulls(context: StudyContext, names: Sequence[str]) -> PlannedTrainin
             continue
         known.add(key)
         of_run = needs.stop_after or needs.recipe.steps
-        lengths = [len(row.ids) for row in parent.render(needs.careful)]
-        row_tokens = sum(lengths) / len(lengths)
+        chats = sorted(parent.render(needs.careful), key=lambda row: len(row.ids))
+        row_tokens = sum(len(row.ids) for row in chats) / len(chats)
+        # one copy of the parent is trained, and one is read
+        of_batch = batch_bytes(parent, chats[-needs.recipe.batch_size :])
+        memory = max(memory, 2 * weight_bytes(parent) + of_batch)
         runs += adapters
         steps += adapters * of_run
         tokens += int(adapters * of_run * needs.recipe.batch_size * row_tokens)
@@ -220,7 +224,7 @@ def planned_nulls(context: StudyContext, names: Sequence[str]) -> PlannedTrainin
         sites = len(read_sites("resid_post", config, parent.n_layers))
         # shifts in bfloat16
         disk += 2 * adapters * rows * sites * len(config.positions) * parent.d_model
-    return PlannedTraining(runs, steps, tokens, disk) if runs else None
+    return PlannedTraining(runs, steps, tokens, disk, memory=memory) if runs else None
 
 
 def tested_null(null: TrainingNull, rendered: tuple[str, str]) -> str | None:

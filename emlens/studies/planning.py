@@ -22,6 +22,7 @@ import numpy as np
 from emlens.activations import CaptureSpec, estimate_capture
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError
+from emlens.foundation.free_memory import return_free_memory
 from emlens.foundation.provenance import peak_memory
 from emlens.judging.score_source import Cost, Planned
 from emlens.models import HookedModel
@@ -31,7 +32,7 @@ from emlens.studies.material import Material
 from emlens.studies.material_loading import load_material
 from emlens.studies.registry import get_study
 from emlens.studies.rehearsal import WIDTH, RehearsedScores, rehearsed, rehearsed_check
-from emlens.studies.room import free_room
+from emlens.studies.room import free_room, held_memory
 from emlens.studies.running import CHECKS, check_names, contexts_of, reads_scores
 from emlens.studies.sampling_time import SamplingTime
 from emlens.studies.streams import Reading, read_layers, read_sites, read_streams
@@ -74,7 +75,8 @@ def plan_study(
     rates = _Rates(_NO_TIME, _NO_TIME, SamplingTime())
     if timed:
         rates = _Rates.measured(material, checked)
-    loaded = peak_memory() or 0
+    return_free_memory()
+    held, loaded = held_memory(), peak_memory() or 0
     k = _k_of_rehearsal(checked)
     width = max(WIDTH, 2 * k)
     rehearsal, nothing = rehearsed(material, width), rehearsed(material, width, finds=False)
@@ -94,7 +96,7 @@ def plan_study(
             part = part.with_statistics(_statistics(get_study(name), real, material))
         training = get_study(name).training(real)
         if training is not None:
-            part = part.with_training(training, rates.logits)
+            part = part.with_training(training, rates.logits, held)
         parts.append(part)
     plan = StudyPlan(tuple(parts), reasons, free_room(Path(out), material.family.instruct.device))
     plan.check(checked.scores.budget.requests)

@@ -75,3 +75,8 @@ def _held() -> int:
     except (OSError, IndexError, ValueError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def held_memory() -> int:
+    """Bytes that this process holds now, on an accelerator and in main memory together."""
+    return _held() + (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)

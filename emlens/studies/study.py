@@ -78,6 +78,7 @@ class PlannedTraining:
     Args:
         runs: training runs. steps: optimiser steps of all of them. tokens: tokens in all steps.
         disk: bytes that the runs leave. uncounted: what else is not in the passes.
+        memory: most bytes that it holds beside the study's models.
     """
 
     runs: int
@@ -85,6 +86,7 @@ class PlannedTraining:
     tokens: int
     disk: int
     uncounted: str = ""
+    memory: int = 0
 
 
 class Study(ABC):

@@ -63,11 +63,12 @@ class PartPlan:
         )
 
     def with_training(
-        self, training: PlannedTraining, rates: tuple[float, float, float]
+        self, training: PlannedTraining, rates: tuple[float, float, float], held: int
     ) -> "PartPlan":
         """The same with what it trains; a step costs a pass with logits, and a gradient twice that.
 
         Args:
+            held: bytes in memory while nothing runs.
             rates: seconds per token of a pass with logits, from the fastest to the slowest.
         """
         low, middle, high = (3 * training.tokens * rate for rate in rates)
@@ -83,6 +84,8 @@ class PartPlan:
             seconds_low=self.seconds_low + low,
             seconds_high=self.seconds_high + high,
             disk=self.disk + training.disk,
+            # a part trains before or after it reads
+            memory=max(self.memory, held + training.memory),
             note="; ".join(filter(None, (self.note, note))),
         )
 

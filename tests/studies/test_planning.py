@@ -10,16 +10,22 @@ import tiny_family
 import yaml
 
 from benchmarks.study_plan import compare, plan_table
+from emlens.controls.update_landmark import gradient_bytes
+from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import read_json
 from emlens.judging.score_source import Cost
 from emlens.models.pass_counts import PassCounts, counted_passes, note_again, note_pass
 from emlens.studies import run_study
+from emlens.studies.config import read_config
+from emlens.studies.material_loading import load_material
 from emlens.studies.planning import plan_study
 from emlens.studies.room import Room
 from emlens.studies.running import CHECKS
 from emlens.studies.sampling_time import SamplingTime
+from emlens.studies.study import PlannedTraining
 from emlens.studies.study_plan import PartPlan, StudyPlan
+from emlens.training.gradient_memory import batch_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from conftest import Finished
@@ -131,6 +137,23 @@ def test_what_cannot_fit_is_refused(
     StudyPlan((part(), part()), {}, room).check(budget)
     with pytest.raises(InputError, match=message):
         StudyPlan((part(), part(**changes)), {}, room).check(budget)
+
+
+def test_what_a_part_trains_is_in_its_memory(config_path: Path) -> None:
+    name = "instruct"
+    model = load_material(read_config(config_path)).family[name]
+    chats = PromptSet.from_jsonl(config_path.parent / "bad.jsonl", upto="all")
+    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())  # type: ignore[attr-defined]
+    assert weight_bytes(model) == weights  # the tiny family is in float32
+    rows = model.render(chats)
+    # all rows are one batch: more rows keep more, and two copies of the weights lie beside them
+    assert gradient_bytes(model, chats) == 2 * weights + batch_bytes(model, rows)
+    assert batch_bytes(model, rows) > batch_bytes(model, rows[:4]) > 0
+    trained = PlannedTraining(1, 2, 3, 4, memory=10**10)
+    planned = part().with_training(trained, (0.0, 0.0, 0.0), held=10**9)
+    assert planned.memory == 11 * 10**9
+    # what it reads needs more than what it trains
+    assert part().with_training(replace(trained, memory=1), (0.0, 0.0, 0.0), 1).memory == 10**9
 
 
 def test_parts_that_train_are_not_planned_and_it_is_said() -> None:

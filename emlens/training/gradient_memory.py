@@ -1,0 +1,36 @@
+"""How much memory a gradient takes beyond the model that is there already; for plans.
+
+What a pass keeps for its gradient grows with the tokens of the batch. Per block and token it is
+about 34 values of the width of the stream in half precision (Korthikanti et al. 2022, equation 1
+without attention scores), so twice that in bytes here, where training is in float32. Logits, which
+are computed at the answers alone, are kept three times: as they are, as log-probabilities, and as
+their gradient. Checkpoints of activations, which need less, are not counted on.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from emlens.data.rendering import Rendered
+from emlens.models import HookedModel
+from emlens.models.checkpoint import CheckpointModel
+
+_BYTES: Final = 4
+"""Of a value in float32."""
+_KEPT: Final = 68
+"""Bytes kept per block, token and coordinate of the stream."""
+_LOGITS: Final = 3
+
+
+def weight_bytes(model: HookedModel) -> int:
+    """Bytes of a copy of a model in float32; 0 for one without weights here."""
+    if not isinstance(model, CheckpointModel):
+        return 0
+    return _BYTES * sum(weight.numel() for weight in model.module.parameters())
+
+
+def batch_bytes(model: HookedModel, rows: Sequence[Rendered]) -> int:
+    """Bytes that one batch of chats keeps for its gradient."""
+    padded = len(rows) * max(len(row.ids) for row in rows)
+    answered = sum(len(row.written) for row in rows)
+    of_blocks = padded * _KEPT * model.n_layers * model.d_model
+    return of_blocks + answered * _LOGITS * _BYTES * model.vocab_size
