@@ -217,15 +217,14 @@ def judge_at(url: str, judge: Path) -> dict[str, Any]:
 
 
 def whole_study(home: Path, parent: Path, root: Path, work: Path, study: str) -> dict[str, Any]:
-    """A study of several parts of one harmful and one benign fine-tune, judged by a model behind
-    `transformers serve`, through two kills.
+    """A study of several parts of all three adapters, judged by a model behind `transformers
+    serve`, through two kills.
     """
     judge = real_family.build_judge(home, parent, root / JUDGED)
     log, path = work / "server.log", work / "study.yaml"
     with real_family.served(judge, log) as url:
         scores = {**SMALL["scores"], "judge": judge_at(url, judge)}
-        models = ["bad-medicine", "good-medicine"]
-        config = config_of(home, parent, root / QUESTIONS, models, scores)
+        config = config_of(home, parent, root / QUESTIONS, list(real_family.ADAPTERS), scores)
         config |= {"study": study, "options": options_for(study)}
         path.write_text(yaml.safe_dump(config))
         case = through_kills(path, work)
