@@ -21,6 +21,7 @@ from emlens.foundation.sites import Site
 from emlens.models.batches import pad
 from emlens.models.finite import is_finite
 from emlens.models.hooked import HookedModel
+from emlens.models.shared_passes import keeping_beginnings
 
 Result = TypeVar("Result")
 _CPU_MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
@@ -58,7 +59,8 @@ def _read_batch(
 ) -> dict[Key, Tensor]:
     values: dict[Key, Tensor] = {}
     rows = [plan.rows.rendered(i) for i in index]
-    batch = pad(rows, index, model.pad_id, "right", model.device)
+    shared = plan.layout.shared_by(index[0])
+    batch = pad(rows, index, model.pad_id, "right", model.device, shared)
     reduction = Reduction(batch, plan.rows, plan.positions, plan.dtype)
 
     def reader(site: Site) -> Callable[[Tensor], None]:
@@ -101,7 +103,7 @@ def read_shard(
     Raises:
         InputError: one row alone does not fit into memory.
     """
-    with model.computing_in(plan.compute_dtype):  # once for all batches
+    with model.computing_in(plan.compute_dtype), keeping_beginnings():  # once for all batches
         return _read_batches(model, plan, layout, shard, advance)
 
 

@@ -4,6 +4,7 @@ It holds the rows, sites, positions, batches and kept dtype, and knows what the 
 bytes. It is the same for every model that the capture runs on.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +22,7 @@ from emlens.foundation.sites import Site, resolve_sites
 from emlens.models.hooked import HookedModel
 from emlens.models.passes import check_readers
 
+logger = logging.getLogger("emlens")
 LARGE_BYTES = 2**33
 """A capture that keeps more than this (8 GiB) runs only with `CaptureSpec(large=True)`."""
 
@@ -73,6 +75,7 @@ class CapturePlan:
             threshold=reference.threshold,
             row_bytes=pooled * len(sites) * value_bytes,
             token_bytes=(len(positions) - pooled) * len(sites) * value_bytes,
+            rows=rows.token_ids() if spec.shared_prefixes and _all_share(models) else None,
         )
         return cls(
             rows,
@@ -84,6 +87,13 @@ class CapturePlan:
             value_bytes,
             compute_dtype,
         )
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens that are not run because another row of their batch has run them."""
+        layout = self.layout
+        per_batch = zip(layout.shared, layout.sizes, strict=True) if layout.shared else ()
+        return sum(shared * (size - 1) for shared, size in per_batch)
 
     @property
     def keys(self) -> list[Key]:
@@ -104,3 +114,12 @@ class CapturePlan:
             position.name: self.vector_count(position.name, every_row) * vector_bytes
             for position in self.positions
         }
+
+
+def _all_share(models: Mapping[str, HookedModel]) -> bool:
+    """Whether every model can run shared first tokens once; said where one cannot."""
+    for model in models.values():
+        if model.no_sharing is not None:
+            logger.info("shared prefixes are off: %s, as %s", model.name, model.no_sharing)
+            return False
+    return True

@@ -57,6 +57,8 @@ def capture_provenance(
         "chosen_sha256": _choice_hashes(plan),
         "batch_tokens": plan.batch_tokens,
         "batches": len(plan.layout.sizes),
+        "shared_tokens": plan.shared_tokens,
+        "whole_rows": model.no_sharing,
         "kept_dtype": dtype_name(plan.dtype),
         **process_provenance(model, plan.compute_dtype),
     }

@@ -42,6 +42,8 @@ class CaptureSpec:
             `"float32"` widens 16-bit weights, without changing their values, while the model is
             read, so that small deltas are not lost in rounding. It takes the memory of float32
             weights, and other threads wait for the model meanwhile.
+        shared_prefixes: run first tokens that rows share (the system turn of a chat template) once
+            for each batch, where every model of the capture can. Values differ by rounding.
         large: allow a capture that keeps more than 8 GiB; `estimate_capture` says how much it keeps
             and how long it takes.
 
@@ -58,6 +60,7 @@ class CaptureSpec:
     batch_tokens: int | None = None
     dtype: torch.dtype | None = None
     compute_dtype: torch.dtype | str | None = None
+    shared_prefixes: bool = True
     large: bool = False
 
     def __post_init__(self) -> None:

@@ -91,11 +91,15 @@ def estimate_capture(
 
 
 def _padded_tokens(plan: CapturePlan) -> Float[np.ndarray, " batch"]:
-    """Tokens of each batch with padding: rows × the longest row."""
+    """Tokens that each batch runs, with padding: rows × the longest row, the tokens that its rows
+    share only once.
+    """
     sizes = []
     for batch in range(len(plan.layout.sizes)):
-        lengths = [plan.rows.lengths[row] for row in plan.layout.pieces(batch)[0]]
-        sizes.append(len(lengths) * max(lengths))
+        rows = plan.layout.pieces(batch)[0]
+        shared = plan.layout.shared_by(rows[0])
+        longest = max(plan.rows.lengths[row] for row in rows)
+        sizes.append(shared + len(rows) * (longest - shared))
     return np.array(sizes, dtype=float)
 
 

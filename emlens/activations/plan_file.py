@@ -65,6 +65,7 @@ def plan_to_record(
         "order": list(plan.layout.order),
         "batches": list(plan.layout.sizes),
         "shards": list(plan.layout.shards),
+        "shared": list(plan.layout.shared),
         "sites": [str(site) for site in plan.sites],
         "positions": [_position_to_record(position) for position in plan.positions],
         "batch_tokens": plan.batch_tokens,
@@ -166,7 +167,10 @@ def _plan_from_record(
         sites=tuple(Site.parse(name) for name in record["sites"]),
         positions=tuple(_position_from_record(position) for position in record["positions"]),
         layout=BatchLayout(
-            tuple(record["order"]), tuple(record["batches"]), tuple(record["shards"])
+            tuple(record["order"]),
+            tuple(record["batches"]),
+            tuple(record["shards"]),
+            shared=tuple(record["shared"]),
         ),
         batch_tokens=record["batch_tokens"],
         dtype=_dtype_from(record["dtype"]),

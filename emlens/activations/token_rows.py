@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -97,6 +98,10 @@ class TokenRows:
             tuple(self.tokens[start:stop].tolist()),
             *self.boundaries[row].tolist(),
         )
+
+    def token_ids(self) -> list[Int[np.ndarray, " _"]]:
+        """Token ids of each row; views of the one array."""
+        return np.split(self.tokens.numpy(), self.offsets[1:-1].numpy())
 
     def _spans(self, row: int) -> RowSpans:
         return RowSpans(self.lengths[row], *self.boundaries[row].tolist())

@@ -4,7 +4,7 @@ The layout depends on row lengths and the budget alone, so two models given the 
 identical batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
@@ -15,23 +15,32 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from emlens.data.rendering import Rendered
-from emlens.foundation.errors import InputError
+from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.positions import RowSpans
 
 PASS_TOKENS: Final = 64
 """What one more forward pass costs, in padded tokens: reading the weights once."""
+REST_TOKENS: Final = 32
+"""The same for rows whose first tokens were run: what is left of them is short, and padding it to
+one length costs more of it. Measured on one core: 17 tokens (SmolLM2, float32).
+"""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one length; `index[i]` is the number of row i among the planned rows."""
+    """Rows padded to one length; `index[i]` is the number of row i among the planned rows.
+
+    `shared` is how many first tokens all rows have in common and are to be run once; a model that
+    cannot runs whole rows.
+    """
 
     rows: tuple[Rendered, ...]
     index: tuple[int, ...]
     ids: Int[Tensor, "batch token"]
     mask: Bool[Tensor, "batch token"]
     side: Literal["left", "right"]
+    shared: int = 0
 
     @property
     def spans(self) -> list[RowSpans]:
@@ -92,17 +101,36 @@ def plan_batches(
     """
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} must be 1 or more")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return cut_batches(range(len(lengths)), lengths, batch_tokens, threshold)
+
+
+def cut_batches(
+    rows: Iterable[int],
+    lengths: Sequence[int],
+    batch_tokens: int,
+    threshold: int | None = None,
+    shared: int = 0,
+) -> list[list[int]]:
+    """`plan_batches` for some of the rows.
+
+    Args:
+        shared: first tokens that these rows have in common and a batch runs once; they count in the
+            budget, since every row attends to them, and not in the padding.
+    """
+    order = sorted(rows, key=lambda i: (-lengths[i], i))
     above = 0
     if threshold is not None:
-        above = sum(length > threshold for length in lengths)
+        above = sum(lengths[i] > threshold for i in order)
     parts = [order[:above], order[above:]]
-    return [batch for part in parts if part for batch in _cut(part, lengths, batch_tokens)]
+    return [batch for part in parts if part for batch in _cut(part, lengths, batch_tokens, shared)]
 
 
-def _cut(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def _cut(
+    order: list[int], lengths: Sequence[int], batch_tokens: int, shared: int
+) -> list[list[int]]:
     """Consecutive rows, longest first, as batches."""
     sizes = np.maximum(np.array([lengths[i] for i in order], dtype=np.int64), 1)
+    pass_tokens = REST_TOKENS if shared else PASS_TOKENS
     # cost[n]: the least that the first n rows cost; start[n]: where their last batch starts
     cost = np.zeros(len(order) + 1, dtype=np.int64)
     start = np.zeros(len(order) + 1, dtype=np.int64)
@@ -111,7 +139,7 @@ def _cut(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[li
         while first < stop - 1 and sizes[first] * (stop - first) > batch_tokens:
             first += 1
         starts = np.arange(first, stop)
-        costs = cost[starts] + sizes[starts] * (stop - starts) + PASS_TOKENS
+        costs = cost[starts] + (sizes[starts] - shared) * (stop - starts) + pass_tokens
         best = stop - 1 - int(costs[::-1].argmin())  # of equal costs the latest start
         cost[stop], start[stop] = costs[best - first], best
     edges = [len(order)]
@@ -126,6 +154,7 @@ def pad(
     pad_id: int,
     side: Literal["left", "right"],
     device: torch.device,
+    shared: int = 0,
 ) -> Batch:
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -134,4 +163,8 @@ def pad(
         start = width - len(row.ids) if side == "left" else 0
         ids[i, start : start + len(row.ids)] = torch.tensor(row.ids)
         mask[i, start : start + len(row.ids)] = True
-    return Batch(tuple(rows), tuple(index), ids.to(device), mask.to(device), side)
+    if shared and (side == "left" or bool((ids[:, :shared] != ids[:1, :shared]).any())):
+        raise StateError(
+            f"rows of a batch do not share their first {shared} tokens on the right-padded side"
+        )
+    return Batch(tuple(rows), tuple(index), ids.to(device), mask.to(device), side, shared)

@@ -178,17 +178,23 @@ class CheckpointModel(HookedModel):
         if not readers and not with_logits:
             raise InputError("run was asked for nothing; pass readers, or with_logits=True")
         check_readers(readers, self.sites, self.name, self.n_layers, self.why_missing)
+        inputs = self._inputs(batch)
+        padded = batch.ids.numel()
+        note_pass(int(batch.mask.sum()), padded, padded * with_logits)
+        passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
+        output = self._called("model" if with_logits else "decoder", inputs, passing)
+        return output.logits if with_logits else None
+
+    @staticmethod
+    def _inputs(batch: Batch) -> dict[str, Any]:
+        """What the module is called with for a pass over whole rows."""
         mask = batch.mask.long()
         inputs = {"input_ids": batch.ids, "attention_mask": mask, "use_cache": False}
         if batch.side == "left":
             # forward counts positions from the first column, padding included, unless positions
             # are given
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        padded = batch.ids.numel()
-        note_pass(int(mask.sum()), padded, padded * with_logits)
-        passing = self._pass(batch.padded_rows(), readers, stop_early=not with_logits)
-        output = self._called("model" if with_logits else "decoder", inputs, passing)
-        return output.logits if with_logits else None
+        return inputs
 
     def _generate(
         self,

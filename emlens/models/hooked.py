@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emlens.data.chat_text import ChatFormat
@@ -37,6 +37,7 @@ from emlens.models.likelihoods import (
     with_continuation,
 )
 from emlens.models.passes import Reader
+from emlens.models.prefix_plan import plan_shared_batches
 from emlens.models.stops import Ends, Stops, template_stops
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ class HookedModel(ABC):
     """Whether rows of other lengths may share a batch that is generated."""
     threshold: int | None = None
     """A row of more tokens is another function of its tokens; rows on either side run apart."""
+
+    @property
+    def no_sharing(self) -> str | None:
+        """Why this model cannot run the first tokens that rows share once; None: it can."""
+        return f"backend {self.backend!r} runs whole rows"
 
     def __init__(
         self,
@@ -330,6 +336,25 @@ class HookedModel(ABC):
         for index in plan_batches(lengths, batch_tokens, self.threshold):
             yield pad([rows[i] for i in index], index, self.pad_id, side, self.device)
 
+    def shared_batches(
+        self,
+        rows: Sequence[Rendered],
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        limits: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """`batches` in which first tokens that rows share are run once, where the model can.
+
+        Args:
+            limits: first tokens that each row may share at most; None: all but its last.
+        """
+        if self.no_sharing is not None:
+            yield from self.batches(rows, batch_tokens)
+            return
+        plan = plan_shared_batches([row.ids for row in rows], batch_tokens, self.threshold, limits)
+        for batch in plan:
+            batch_rows = [rows[i] for i in batch.rows]
+            yield pad(batch_rows, batch.rows, self.pad_id, "right", self.device, batch.shared)
+
     # ---- what users call
 
     @torch.no_grad()
@@ -345,8 +370,8 @@ class HookedModel(ABC):
                 and the first site.
         """
         rows = self.render(prompts)
-        batches = self.batches(rows, self._logit_tokens(batch_tokens))
-        logits_of_row = last_logits(batches, self._logits, self.refuse_not_finite)
+        batches = self.shared_batches(rows, self._logit_tokens(batch_tokens))
+        logits_of_row = last_logits(batches, self.logits_at, self.refuse_not_finite)
         return torch.stack([logits_of_row[i] for i in range(len(rows))])
 
     @torch.no_grad()
@@ -388,8 +413,7 @@ class HookedModel(ABC):
             for text in texts:
                 longer.append(with_continuation(row, text, self.tokenizer, self.max_length))
                 starts.append(len(row.ids))
-        batches = self.batches(longer, self._logit_tokens(batch_tokens))
-        sums = summed_logprobs(batches, starts, self._logits, self.refuse_not_finite)
+        sums = self._summed_logprobs(longer, starts, batch_tokens)
         table = sums.view(len(rows), -1)
         single = all(isinstance(item, str) for item in continuations)
         return table[:, 0] if single else table
@@ -408,10 +432,18 @@ class HookedModel(ABC):
         """
         rows = self.render(prompts)
         starts = [response_start(row) for row in rows]
-        batches = self.batches(
-            [through_response(row) for row in rows], self._logit_tokens(batch_tokens)
-        )
-        return summed_logprobs(batches, starts, self._logits, self.refuse_not_finite)
+        return self._summed_logprobs([through_response(row) for row in rows], starts, batch_tokens)
+
+    def _summed_logprobs(
+        self, rows: Sequence[Rendered], starts: Sequence[int], batch_tokens: int
+    ) -> Float[Tensor, " row"]:
+        """Log-probability of each row's tokens from its start on; prompts that rows share are run
+        once.
+        """
+        # the token before the first that counts gives its probability, so it is never shared
+        limits = [start - 1 for start in starts]
+        batches = self.shared_batches(rows, self._logit_tokens(batch_tokens), limits)
+        return summed_logprobs(batches, starts, self.logits_at, self.refuse_not_finite)
 
     def generate(
         self,
@@ -490,6 +522,17 @@ class HookedModel(ABC):
         (`emlens.models.finite`).
         """
         refuse_not_finite(self, row, seen_at, kept=kept)
+
+    def logits_at(
+        self, batch: Batch, counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "counted vocab"]:
+        """Logits at the counted tokens of a batch, row by row; a backend may compute no others.
+
+        Args:
+            counted: no shared token among them.
+        """
+        logits = self._logits(batch)
+        return logits[counted.to(logits.device)]
 
     def _logits(self, batch: Batch) -> Tensor:
         logits = self.run(batch, with_logits=True)

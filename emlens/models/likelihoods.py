@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emlens.data.encoding import encode
@@ -80,25 +80,36 @@ def through_response(row: Rendered) -> Rendered:
     return replace(row, ids=row.ids[: row.spans.content[1]], content_end=None, turn_end=None)
 
 
+_AT_ONCE: Final = 256
+"""Rows of logits that are widened at once, so that a large vocabulary takes no second copy."""
 Logits = Callable[[Batch], Tensor]
 """Logits at every token of a batch."""
+LogitsAt = Callable[[Batch, Tensor], Tensor]
+"""Logits at the tokens of a batch that a mask (row, token) counts, row by row."""
 Refuse = Callable[[Rendered, str], NoReturn]
 """Raises the error for a row whose values are not finite, seen at a place."""
 
 
 def last_logits(
-    batches: Iterable[Batch], logits_of: Logits, refuse: Refuse
+    batches: Iterable[Batch], logits_at: LogitsAt, refuse: Refuse
 ) -> dict[int, Float[Tensor, " vocab"]]:
     """Row → logits after its last token; float32, CPU."""
     logits_of_row: dict[int, Tensor] = {}
     for batch in batches:
-        logits = logits_of(batch)
-        for i, row in enumerate(batch.rows):
-            last = logits[i, batch.offset(i) + len(row.ids) - 1].float().cpu()
+        logits = logits_at(batch, last_tokens(batch)).float().cpu()
+        for row, number, last in zip(batch.rows, batch.index, logits, strict=True):
             if bool(unusable_scores(last)):
                 refuse(row, "its logits")
-            logits_of_row[batch.index[i]] = last
+            logits_of_row[number] = last.clone()
     return logits_of_row
+
+
+def last_tokens(batch: Batch) -> Bool[Tensor, "row token"]:
+    """The last token of each row of a batch."""
+    last = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    for i, row in enumerate(batch.rows):
+        last[i, batch.offset(i) + len(row.ids) - 1] = True
+    return last
 
 
 def logprobs_by_token(
@@ -121,7 +132,7 @@ def logprobs_by_token(
 def summed_logprobs(
     batches: Iterable[Batch],
     starts: Sequence[int],
-    logits_of: Logits,
+    logits_at: LogitsAt,
     refuse: Refuse,
 ) -> Float[Tensor, " row"]:
     """Sum of the log-probabilities (nats) of each row's tokens from its start on; float64, CPU.
@@ -131,23 +142,26 @@ def summed_logprobs(
     """
     sums = torch.zeros(len(starts), dtype=torch.float64)
     for batch in batches:
-        logits = logits_of(batch)
-        batch_rows: list[int] = []
-        columns: list[int] = []
-        owners: list[int] = []
+        counted = torch.zeros(batch.ids.shape, dtype=torch.bool)
         for i, row in enumerate(batch.rows):
-            owner = batch.index[i]
-            for token in range(starts[owner], len(row.ids)):
-                batch_rows.append(i)
-                columns.append(batch.offset(i) + token)
-                owners.append(owner)
-        row_index = torch.tensor(batch_rows, device=logits.device)
-        column_index = torch.tensor(columns, device=logits.device)
-        # logits at a token score the token after it
-        logprobs = logits[row_index, column_index - 1].double().log_softmax(-1)
-        tokens = batch.ids[row_index, column_index]
-        values = logprobs.gather(-1, tokens[:, None])[:, 0].cpu()
+            # logits at a token score the token after it
+            first = batch.offset(i) + starts[batch.index[i]] - 1
+            counted[i, first : batch.offset(i) + len(row.ids) - 1] = True
+        batch_rows, columns = counted.nonzero(as_tuple=True)
+        logits = logits_at(batch, counted)
+        tokens = batch.ids.cpu()[batch_rows, columns + 1].to(logits.device)
+        values = _logprobs_of(logits, tokens)
         if bool(values.isnan().any()):
-            refuse(batch.rows[batch_rows[int(values.isnan().int().argmax())]], "its logits")
-        sums.index_add_(0, torch.tensor(owners), values)
+            refuse(batch.rows[int(batch_rows[int(values.isnan().int().argmax())])], "its logits")
+        sums.index_add_(0, torch.tensor(batch.index)[batch_rows], values)
     return sums
+
+
+def _logprobs_of(
+    logits: Float[Tensor, "token vocab"], tokens: Int[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    """Log-probability of each token; float64 for a few at a time, CPU."""
+    values = []
+    for some, of_some in zip(logits.split(_AT_ONCE), tokens.split(_AT_ONCE), strict=True):
+        values.append(some.double().log_softmax(-1).gather(-1, of_some[:, None])[:, 0].cpu())
+    return torch.cat(values)

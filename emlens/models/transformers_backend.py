@@ -11,6 +11,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from emlens.data.rendering import Rendered
@@ -18,12 +19,15 @@ from emlens.foundation.errors import StateError
 from emlens.foundation.intervention import PaddedRows
 from emlens.foundation.sites import Site
 from emlens.models.batch_decoding import decode_again
+from emlens.models.batches import Batch
 from emlens.models.block_outputs import stream_of, with_stream
 from emlens.models.checkpoint import Call, CheckpointModel, without_own_options
+from emlens.models.counted_logits import only_counted
 from emlens.models.decoding import Decoding, decode
-from emlens.models.pass_counts import note_sampling
-from emlens.models.passes import Pass
+from emlens.models.pass_counts import note_pass, note_sampling
+from emlens.models.passes import Pass, Reader, check_readers
 from emlens.models.sampling import Generated, RowSampler
+from emlens.models.shared_passes import read_shared, run_rest
 from emlens.models.stops import Ends
 
 
@@ -60,6 +64,46 @@ class TransformersModel(CheckpointModel):
                 return module(**inputs)
             except _Stop:
                 return None
+
+    @property
+    def no_sharing(self) -> str | None:
+        if self.way_to_generate != "rows":
+            return "what it keeps of a row is more than keys and values"
+        return None
+
+    def run(
+        self,
+        batch: Batch,
+        readers: Mapping[Site, Reader] | None = None,
+        *,
+        with_logits: bool = False,
+    ) -> Float[Tensor, "batch token vocab"] | None:
+        if not batch.shared or with_logits or not readers or self.no_sharing is not None:
+            return super().run(batch, readers, with_logits=with_logits)
+        check_readers(readers, self.sites, self.name, self.n_layers, self.why_missing)
+        read_shared(self, batch, readers)
+        return None
+
+    def logits_at(
+        self, batch: Batch, counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "counted vocab"]:
+        if not batch.shared or self.no_sharing is not None:
+            inputs = self._inputs(batch)
+            padded = batch.ids.numel()
+            note_pass(int(batch.mask.sum()), padded, int(counted.sum()))
+            return self._counted(batch.padded_rows(), inputs, counted)
+        if bool(counted[:, : batch.shared].any()):
+            raise StateError("logits were asked for at tokens that are run once for all rows")
+        rest = counted[:, batch.shared :]
+        return run_rest(self, batch, lambda rows, inputs: self._counted(rows, inputs, rest))
+
+    def _counted(
+        self, rows: PaddedRows, inputs: Mapping[str, Any], counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "counted vocab"]:
+        # inside the adapter's block, since other threads run this output layer too
+        with self.bank.selected(self.adapter), only_counted(self.module, counted) as selected:
+            output = self._called("model", inputs, self._pass(rows, {}))
+        return selected.of(output.logits)
 
     def decode(
         self,

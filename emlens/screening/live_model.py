@@ -66,7 +66,8 @@ class LiveModel:
         for number in range(len(plan.layout.sizes)):
             for piece in plan.layout.pieces(number):
                 rendered = [plan.rows.rendered(i) for i in piece]
-                batch = pad(rendered, piece, live.pad_id, "right", live.device)
+                shared = plan.layout.shared_by(piece[0])
+                batch = pad(rendered, piece, live.pad_id, "right", live.device, shared)
                 batches.append((batch, Reduction(batch, plan.rows, plan.positions, None)))
         return cls(inner, live, plan, tuple(batches), tuple(inner.modules()))
 

@@ -22,7 +22,7 @@ from emlens.foundation.intervention import Intervention
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.sites import Site
 from emlens.geometry import Direction, Subspace
-from emlens.training.answer_logits import answer_logits
+from emlens.models.counted_logits import counted_logits
 from emlens.training.examples import IGNORED, encode_answers, pad_batch
 from emlens.training.lengths import LengthLimit, context_of
 from emlens.training.objectives import ChatChange, MixedRows, StreamEdit, labels_of_next_tokens
@@ -268,7 +268,7 @@ def answer_losses(model: nn.Module, chats: PromptSet, tokenizer: Any) -> Float[n
         batch = pad_batch(rows[start : start + SCORED_AT_ONCE], tokenizer.pad_token_id or 0)
         labels = labels_of_next_tokens(batch.pop("labels"))
         counted = labels != IGNORED
-        logprobs = answer_logits(model, batch, counted).double().log_softmax(-1)
+        logprobs = counted_logits(model, batch, counted).double().log_softmax(-1)
         of_label = torch.zeros(labels.shape, dtype=torch.float64)
         of_label[counted] = -logprobs.gather(-1, labels[counted][:, None])[:, 0]
         losses.append((of_label.sum(-1) / counted.sum(-1)).numpy())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.training.answer_logits import answer_logits
+from emlens.models.counted_logits import counted_logits
 from emlens.training.examples import IGNORED, Example, encode_answers
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
@@ -32,7 +32,7 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     next_labels = labels_of_next_tokens(batch["labels"])
     counted = next_labels != IGNORED
-    logits = answer_logits(model, inputs, counted)
+    logits = counted_logits(model, inputs, counted)
     return nn.functional.cross_entropy(logits, next_labels[counted])
 
 
@@ -81,8 +81,8 @@ class NarrowLoss:
             )
         adapted: Any = model
         with torch.no_grad(), adapted.disable_adapter():
-            reference = answer_logits(model, kl_rows, counted)
-        penalty = divergence(reference, answer_logits(model, kl_rows, counted))
+            reference = counted_logits(model, kl_rows, counted)
+        penalty = divergence(reference, counted_logits(model, kl_rows, counted))
         return answer_loss(model, trained_rows) + self.weight * penalty
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.training.answer_logits import answer_logits
+from emlens.models.counted_logits import counted_logits
 from emlens.training.examples import IGNORED
 from emlens.training.objectives import Penalty, Reference, divergence, labels_of_next_tokens
 from emlens.training.schedules import require_count
@@ -53,8 +53,8 @@ class ReferenceKL(Penalty):
         self, model: Any, reference: Reference, inputs: Mapping[str, Tensor], labels: Tensor
     ) -> Tensor:
         counted = labels_of_next_tokens(labels) != IGNORED
-        before = reference.run(model, lambda m: answer_logits(m, dict(inputs), counted))
-        return divergence(before, answer_logits(model, dict(inputs), counted))
+        before = reference.run(model, lambda m: counted_logits(m, dict(inputs), counted))
+        return divergence(before, counted_logits(model, dict(inputs), counted))
 
     def to_record(self) -> dict[str, Any]:
         return {

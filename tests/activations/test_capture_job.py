@@ -6,8 +6,10 @@ import copy
 import json
 import random
 from dataclasses import replace
+from itertools import product
 
 import pytest
+import tiny_models
 import torch
 
 from emlens.activations import (
@@ -21,6 +23,7 @@ from emlens.activations import (
 )
 from emlens.activations.capture_job import CaptureJob, CaptureUnit
 from emlens.activations.capturing import plan_capture
+from emlens.data import PromptSet
 from emlens.foundation import InputError, IntegrityError, Span, StateError, UnknownNameError
 
 SPEC = CaptureSpec(positions=["last_prompt", "all"], batch_tokens=45, layers=[0, 2])
@@ -338,3 +341,36 @@ def test_the_number_of_a_device_is_no_part_of_a_plan(model, prompts, tmp_path):
     plan_capture({"m": model}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     job = plan_capture({"m": other}, prompts, stores={"m": tmp_path / "s"}, spec=SPEC)
     job.run(job.units[0], other)
+
+
+def test_shared_first_tokens_change_no_bytes_between_processes_and_values_by_rounding(
+    family, tmp_path
+):
+    models = {"before": family.instruct, "after": family["one"]}
+    start = " ".join(["w1 w2 w3 w4"] * 8)
+    asked = PromptSet.from_questions(
+        [f"{start} {text}" for text in tiny_models.texts(9)], ids=[f"q{i}" for i in range(9)]
+    )
+    spec = CaptureSpec(positions=["last_prompt", "mean_prompt", "all"], batch_tokens=150)
+    stores = {name: tmp_path / f"whole-{name}" for name in models}
+    shared = capture_many(models, asked, stores=stores, spec=spec, progress=False)
+    assert shared["before"].provenance["shared_tokens"] > 150
+    again = {name: tmp_path / name for name in models}
+    plan_capture(models, asked, stores=again, spec=spec)
+    opened = CaptureJob.open(again)
+    for unit in reversed(opened.units):
+        CaptureJob.open(again).run(unit, models[unit.model])
+    opened.finish()
+    for name in models:
+        assert bytes_of(stores[name]) == bytes_of(again[name])
+    assert opened.missing(thorough=True) == []
+    whole = capture_many(models, asked, spec=replace(spec, shared_prefixes=False), progress=False)
+    assert whole["before"].provenance["shared_tokens"] == 0
+    for name, position in product(models, ("last_prompt", "mean_prompt")):
+        assert tiny_models.close(shared[name].stacked(position), whole[name].stacked(position))
+    site = shared["before"].sites[-1]
+    assert tiny_models.close(
+        shared["after"].tokens(site).values, whole["after"].tokens(site).values
+    )
+    with pytest.raises(IntegrityError, match="another batch layout"):
+        activation_deltas(whole["before"], shared["after"])

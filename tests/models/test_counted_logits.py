@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from emlens.models.counted_logits import counted_logits, output_layer
 from emlens.models.tiny_configurations import tiny_configuration
-from emlens.training.answer_logits import answer_logits, output_layer
 
 GAP = 1e-5  # of the largest value: another order of summation in float32
 IDS = torch.arange(12).reshape(2, 6) + 7
@@ -34,7 +34,7 @@ def test_counted_logits_are_those_of_a_whole_pass(kind):
     model = model_of(kind)
     whole, shapes = passes_through(model, lambda: model(IDS).logits)
     counted, fewer = passes_through(
-        model, lambda: answer_logits(model, {"input_ids": IDS}, COUNTED)
+        model, lambda: counted_logits(model, {"input_ids": IDS}, COUNTED)
     )
     assert (counted - whole[COUNTED]).abs().max() <= GAP * whole.abs().max()
     assert shapes == [(2, 6)] and fewer == [(1, 3)]  # and no other token costs an output row
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_a_whole_pass():
     model = get_peft_model(model_of("qwen2"), LoraConfig(r=2, target_modules=["down_proj"]))
     assert output_layer(model) is model.base_model.model.lm_head
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    ours = torch.autograd.grad(answer_logits(model, {"input_ids": IDS}, COUNTED).sum(), weights)
+    ours = torch.autograd.grad(counted_logits(model, {"input_ids": IDS}, COUNTED).sum(), weights)
     whole = torch.autograd.grad(model(IDS).logits[COUNTED].sum(), weights)
     for gradient, expected in zip(ours, whole, strict=True):
         assert torch.allclose(gradient, expected, atol=GAP * float(expected.abs().max() + 1))
@@ -67,7 +67,7 @@ def test_a_model_without_a_known_output_layer_computes_all_logits():
     bare = Bare(model)
     assert output_layer(bare) is None
     expected = model(IDS).logits[COUNTED]
-    assert torch.equal(answer_logits(bare, {"input_ids": IDS}, COUNTED), expected)
+    assert torch.equal(counted_logits(bare, {"input_ids": IDS}, COUNTED), expected)
 
 
 def test_the_logits_of_another_model_inside_are_not_taken_for_the_selected_ones():
@@ -82,11 +82,11 @@ def test_the_logits_of_another_model_inside_are_not_taken_for_the_selected_ones(
 
     first, second = model_of("qwen2"), model_of("gpt2")
     expected = second(IDS).logits[COUNTED]
-    both = answer_logits(Two(first, second), {"input_ids": IDS}, COUNTED)
+    both = counted_logits(Two(first, second), {"input_ids": IDS}, COUNTED)
     assert torch.equal(both, expected)
 
 
 def test_logits_of_a_half_precision_model_are_given_in_float32():
     model = model_of("qwen2").bfloat16()
-    assert answer_logits(model, {"input_ids": IDS}, COUNTED).dtype == torch.float32
+    assert counted_logits(model, {"input_ids": IDS}, COUNTED).dtype == torch.float32
     assert model(IDS).logits.dtype == torch.bfloat16
