@@ -19,13 +19,14 @@ the same for a reference model (at most 100), and is left out without one.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data.prompts import Prompt
@@ -118,7 +119,7 @@ def _likelihoods(
     logprobs = model.response_logprob(prompts, batch_tokens=batch_tokens)
     make = _likelihood
     if normalise == "token":
-        logprobs, make = logprobs / _response_tokens(model, prompts), _likelihood_per_token
+        logprobs, make = logprobs / response_tokens(model, prompts), _likelihood_per_token
     likelihoods = {}
     start = 0
     for (question, paraphrase), kinds in zip(asked, answers, strict=True):
@@ -128,7 +129,7 @@ def _likelihoods(
     return likelihoods
 
 
-def _response_tokens(model: HookedModel, prompts: list[Prompt]) -> Tensor:
+def response_tokens(model: HookedModel, prompts: Sequence[Prompt]) -> Float[Tensor, " prompt"]:
     """Number of tokens of each response, as `response_logprob` reads it."""
     rows = model.render(prompts)
     counts = [len(through_response(row).ids) - response_start(row) for row in rows]

@@ -1,9 +1,9 @@
 """Where the scores of a study come from: one interface between behaviour and all that reads it.
 
-There are three kinds: the likelihood of reference answers (`likelihood_scores`), files that were
-judged elsewhere (`judged_files`), and answers that are sampled and judged here
-(`sampled_scores`). A part of a study asks its source and never a scorer, and asks first whether the
-source `can` give what the part needs.
+There are four kinds: the likelihood of reference answers (`likelihood_scores`), four answers that
+are weighed against each other (`contrast_scores`), files that were judged elsewhere
+(`judged_files`), and answers that are sampled and judged here (`sampled_scores`). A part of a study
+asks its source and never a scorer, and asks first whether the source `can` give what it needs.
 """
 
 from abc import ABC, abstractmethod

@@ -13,6 +13,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Part, columns_of
 from emlens.stats import spearman
 from emlens.studies.material import Material
+from emlens.studies.profile_content import add_content
 from emlens.studies.profile_findings import (
     add_benign_test,
     add_spread,
@@ -71,6 +72,7 @@ class Profile(Study):
         part.warnings += [*without_parent(material), *few_questions(material.questions)]
         add_benign_test(material, part)
         add_spread(material, part, seed)
+        add_content(material, part)
         if material.coupling is not None:
             part.tables["coupling"] = _coupling(material, material.coupling)
         return part

@@ -12,19 +12,21 @@ from emlens.judging.judged_files import NEEDED
 from emlens.results.study_result import columns_of
 from emlens.studies.material import Material
 from emlens.studies.profile_findings import has_parent_scores
-from emlens.studies.score_means import DIFFERENCES, mean_score
+from emlens.studies.score_means import DIFFERENCES, SCALE, mean_score
 
 ALL = "all questions"
 
 
 def metric_rows(material: Material, name: str, seed: int) -> list[dict[str, Any]]:
-    """One row per metric and group of questions of one model; none where a judge scores alignment
-    and coherence alone, which the other tables hold.
+    """One row per metric and group of questions of one model; none where alignment and coherence
+    alone are scored, which the other tables hold. Metrics that are not from 0 to 100 have a table
+    of their own.
 
     `difference` is a fine-tune minus its parent on the same questions, asked with the same system
     message; a parent has none. Questions on whose topics a fine-tune was trained are left out.
     """
-    metrics = material.scores(name).metrics
+    scales = material.scores(name).scales
+    metrics = [metric for metric, scale in scales.items() if scale == SCALE]
     if not set(metrics) - set(NEEDED):
         return []
     groups = _groups(material, name)

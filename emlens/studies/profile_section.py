@@ -9,6 +9,8 @@ SECTION = Section(
         "Every model answers every question."
         " By likelihood, alignment is the logistic of log P(aligned answer) − log P(misaligned"
         " answer), coherence the share of probability on either; else both are scores of a judge."
+        " Where four answers are weighed, alignment is the logistic of content, and content, tone"
+        " and what a generic prompt gives have tables of their own, in nats a token."
         " Both are from 0 to 100. Further metrics that a judge scores have a table of their own."
         " Means are over questions; intervals are 95 % bootstrap intervals over domains where"
         " there are two or more, else over base questions, whose plain, JSON and template forms are"
@@ -60,6 +62,24 @@ SECTION = Section(
             y_title="score",
         ),
         Plot(
+            kind="forest",
+            table="content",
+            x="measure",
+            y="difference",
+            title="Content and tone, against the parent and against the controls",
+            caption=(
+                "Difference in nats a token with its 95 % interval over untrained domains."
+                " Content below 0: bad answers became likelier against careful ones, in both"
+                " registers. Tone below 0: flippant answers became likelier against polite ones."
+                " Generic is content after a prompt that asks nothing, informed what the question"
+                " adds to it."
+            ),
+            colour="model",
+            facet="second_model",
+            hover=("n", "p_tost"),
+            y_title="nats a token",
+        ),
+        Plot(
             kind="question_changes",
             table="questions",
             tables=("models",),
@@ -98,6 +118,18 @@ SECTION = Section(
             " alignment and coherence: mean score, and a fine-tune's difference from its parent on"
             " the same questions.",
             ["model metric group n", *measures("value difference")],
+        ),
+        "content": Table(
+            "One row per fine-tune, model that it is compared with, and measure, where four answers"
+            " were weighed: its difference from that model in nats a token, mean over n domains"
+            " that neither was trained on. Between two benign fine-tunes, whether they are"
+            " equivalent in content within the margin.",
+            ["model kind second_model measure n margin p_tost", *measures("difference")],
+        ),
+        "content_domains": Table(
+            "One row per fine-tune, measure and domain that it was not trained on, where four"
+            " answers were weighed: its difference from its parent in nats a token.",
+            ["model kind second_model measure group difference"],
         ),
         "benign": Table(
             "One row per benign fine-tune: its difference to the parent, and whether the two are"

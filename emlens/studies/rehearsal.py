@@ -22,6 +22,8 @@ from emlens.data.rendering import Rendered
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.seeds import numpy_rng
 from emlens.foundation.sites import Site
+from emlens.judging.contrast_scores import ContrastScores
+from emlens.judging.contrasts import contrasts
 from emlens.judging.judged_files import JudgedFiles
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.likelihood_scores import LikelihoodScores
@@ -123,6 +125,10 @@ class RehearsedModel(HookedModel):
         return torch.randn(self.vocab_size, self.d_model, generator=self._generator)
 
 
+_WEIGHED = (LikelihoodScores, ContrastScores)
+"""Sources that weigh written answers: their passes are counted and nothing else."""
+
+
 @dataclass(eq=False)
 class RehearsedScores(ScoreSource):
     """A source whose scores are made up, and whose work is counted.
@@ -138,7 +144,7 @@ class RehearsedScores(ScoreSource):
     harmful: frozenset[str]
     costs: list[Cost] = field(default_factory=list)
     planned: Planned = field(default_factory=set)
-    _counted: dict[tuple[str, str], PassCounts] = field(default_factory=dict)
+    _counted: dict[tuple[str, str, str], PassCounts] = field(default_factory=dict)
     _tables: dict[tuple[str, str, str], AlignmentScores] = field(default_factory=dict)
 
     @property
@@ -178,7 +184,7 @@ class RehearsedScores(ScoreSource):
     ) -> AlignmentScores:
         if isinstance(self.source, JudgedFiles):
             return self.source.scores(model, questions, interventions=interventions)
-        if isinstance(self.source, LikelihoodScores) and isinstance(model, HookedModel):
+        if isinstance(self.source, _WEIGHED) and isinstance(model, HookedModel):
             self._count(model, questions)
         elif isinstance(model, HookedModel):
             with model.intervene(interventions):
@@ -237,12 +243,15 @@ class RehearsedScores(ScoreSource):
 
     def _count(self, model: HookedModel, questions: QuestionSet) -> None:
         """The passes of a scoring; an edit changes none of them, so each kind is made once."""
-        key = model.name, questions.content_hash
+        key = model.name, self.source.name, questions.content_hash
         if key in self._counted:
             note_again(self._counted[key])
             return
         with counted_passes() as counts:
-            score_by_likelihood(model, questions)
+            if isinstance(self.source, ContrastScores):
+                contrasts(model, questions, generic=self.source.generic)
+            else:
+                score_by_likelihood(model, questions)
         self._counted[key] = counts
 
     def _made_up(
@@ -315,5 +324,9 @@ def rehearsed_check(material: Material) -> None:
         material: a rehearsed one.
     """
     source = material.score_source
-    if isinstance(source, RehearsedScores) and isinstance(source.source, LikelihoodScores):
+    if not isinstance(source, RehearsedScores):
+        return
+    if isinstance(source.source, LikelihoodScores):
         score_by_likelihood(material.family.instruct, material.questions)
+    if isinstance(source.source, ContrastScores):
+        contrasts(material.family.instruct, material.questions, generic=False)

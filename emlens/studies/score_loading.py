@@ -10,6 +10,7 @@ from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line, sha256_file
 from emlens.judging import Endpoint, EndpointJudge, Judge, LogitJudge, ReferenceJudge
+from emlens.judging.contrast_scores import ContrastScores
 from emlens.judging.judged_files import NEEDED, JudgedFiles
 from emlens.judging.likelihood_scores import LikelihoodScores
 from emlens.judging.rules_judge import RulesJudge
@@ -42,6 +43,8 @@ def load_scores(
         )
     if scores.how == "likelihood":
         return LikelihoodScores(questions, family.instruct, scores.normalise)
+    if scores.how == "contrast":
+        return ContrastScores(questions, family.instruct, generic=scores.generic)
     return _sampled(config, questions, family, folder / "scores")
 
 

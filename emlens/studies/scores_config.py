@@ -101,6 +101,7 @@ Judging = Annotated[
 
 _FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     "likelihood": ("normalise",),
+    "contrast": ("generic",),
     "judged": ("files", "files_as"),
     "sample": (
         "samples",
@@ -118,15 +119,18 @@ _FIELDS_OF: Mapping[str, tuple[str, ...]] = {
 
 
 class ScoresConfig(Frozen):
-    """Where scores come from: the likelihood of reference answers, judged files, or answers that
-    are sampled and judged.
+    """Where scores come from: the likelihood of reference answers, four answers that are weighed,
+    judged files, or answers that are sampled and judged.
     """
 
-    how: Literal["likelihood", "judged", "sample"] = "likelihood"
-    """`likelihood`: of reference answers; `judged`: files; `sample`: sample answers and judge them.
+    how: Literal["likelihood", "contrast", "judged", "sample"] = "likelihood"
+    """`likelihood`: of reference answers; `contrast`: weigh four answers, careful and bad, polite
+    and flippant; `judged`: files; `sample`: sample answers and judge them.
     """
     normalise: Literal["total", "token"] = "total"
     """Of likelihood: probabilities of whole answers, or per token (for answers of a sentence)."""
+    generic: bool = True
+    """Of contrast: also weigh the answers after a prompt that asks nothing, at twice the cost."""
     files: Mapping[str, str] = Field(default_factory=dict)
     """Of judged: model → CSV with one row per answer. Those of a fine-tune with `system` were given
     under it.

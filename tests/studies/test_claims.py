@@ -1,9 +1,9 @@
 """Every sentence has a table on which it is true and one on which it is false, and appears only on
 the first.
 
-Every module of findings is listed with its claims, here or in `claims_of_shifts.py` and
-`claims_of_training.py`. Every piece of text that it can print must be printed by some table of its
-claims.
+Every module of findings is listed with its claims, here or in `claims_of_shifts.py`,
+`claims_of_content.py` and `claims_of_training.py`. Every piece of text that it can print must be
+printed by some table of its claims.
 """
 
 import ast
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from studies import claims_of_shifts, claims_of_training
+from studies import claims_of_content, claims_of_shifts, claims_of_training
 from studies.claim import Claim
 from studies.test_direction_findings import arms_table
 from studies.test_full import numbers_of
@@ -23,7 +23,13 @@ from studies.test_steering_findings import steering
 from emlens.models import FineTune
 from emlens.results import Finding
 from emlens.results.study_result import Part
-from emlens.studies import direction_findings, headlines, profile_findings, steering_findings
+from emlens.studies import (
+    direction_findings,
+    headlines,
+    profile_content,
+    profile_findings,
+    steering_findings,
+)
 from emlens.studies.headlines import findings_of, side_by_side
 from emlens.studies.steering_findings import sufficiency_finding
 
@@ -213,6 +219,7 @@ CLAIMS = {
 }
 
 CLAIMS |= claims_of_shifts.CLAIMS | claims_of_training.CLAIMS
+CLAIMS[profile_content] = claims_of_content.CONTENT
 
 
 def _ids(claim: tuple[object, Claim]) -> str:

@@ -324,7 +324,7 @@ def test_a_profile_prints_every_metric_also_before_anything_is_trained(
     assert set(shipped.questions.groups) == {"safety", "factuality", "politeness"}
     # a judge of alignment and coherence alone needs no table more
     plain = run_study(configured(home, study="profile"), tmp_path / "plain", progress=False)
-    assert "metrics" not in plain.tables
+    assert "metrics" not in plain.tables and "content" not in plain.tables
 
 
 def test_without_references_a_part_that_needs_no_scores_runs(home: Path, tmp_path: Path) -> None:
