@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from emlens.activations.memory import Activations
+from emlens.foundation.bounded import check_archive
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import canonical_json, one_line, publishing
 
@@ -72,6 +73,7 @@ def read_npz(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise LoadError(f"{path}: no such file")
+    check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

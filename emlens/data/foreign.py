@@ -12,6 +12,7 @@ import logging
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from emlens.foundation.bounded import MOST_TENSORS, check_archive, check_tensor_file
 from emlens.foundation.errors import InputError, LoadError
 from emlens.foundation.files import one_line
 from emlens.foundation.shapes import as_float64
@@ -29,6 +31,7 @@ from emlens.foundation.sites import Site
 
 _LAYER_KEY = re.compile(r"(?:layer_)?(\d{1,6})")
 _MAX_DEPTH = 16
+_MOST_ENTRIES = 50_000
 MOST_LAYERS = 512
 """No model has as many blocks."""
 
@@ -53,9 +56,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise LoadError(f"{path}: no such file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     tensors: dict[str, Tensor] = {}
-    for name, tensor in _leaves(content, "", path, 0):
+    for name, tensor in _leaves(content, "", path, 0, Counter()):
         if name in tensors:
             raise InputError(f"{path}: two entries are both named {one_line(name, 60)!r}")
+        if len(tensors) >= MOST_TENSORS:
+            raise InputError(f"{path}: holds more than {MOST_TENSORS} tensors")
+        _check_stored(tensor, name, path)
         tensors[name] = tensor.detach().clone()
     if not tensors:
         raise InputError(f"{path}: holds no tensor")
@@ -135,6 +141,7 @@ def _layers_of(tensors: Mapping[str, Tensor], part: str, path: str | Path) -> di
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    check_tensor_file(path)
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -142,6 +149,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -168,14 +176,34 @@ def _pickle_refusal(path: Path, message: str) -> LoadError:
     )
 
 
-def _leaves(value: Any, name: str, path: Path, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _check_stored(tensor: Tensor, name: str, path: Path) -> None:
+    """Refuse a tensor that stands for more numbers than are stored: a view, a sparse one.
+
+    A copy of it could take any amount of memory.
+    """
+    if tensor.layout is torch.strided and tensor.device.type == "cpu":
+        stored = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.element_size() <= stored:
+            return
+    raise InputError(
+        f"{path}: {one_line(name, 60)!r} stands for {tensor.numel()} numbers that are not stored;"
+        " have it saved again as a plain tensor"
+    )
+
+
+def _leaves(
+    value: Any, name: str, path: Path, depth: int, seen: Counter[str]
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor with its dotted name."""
     if isinstance(value, Tensor):
         yield name or "tensor", value
     elif isinstance(value, dict | list | tuple) and depth < _MAX_DEPTH:
+        seen["entries"] += len(value)
+        if seen["entries"] > _MOST_ENTRIES:
+            raise InputError(f"{path}: holds more than {_MOST_ENTRIES} entries")
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from _leaves(item, f"{name}.{key}" if name else str(key), path, depth + 1)
+            yield from _leaves(item, f"{name}.{key}" if name else str(key), path, depth + 1, seen)
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise InputError(
             f"{path}: {one_line(name, 60) or 'the file'!r} holds a {type(value).__name__};"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from emlens.data.readers import decoded, parse_jsonl, read_bytes
+from emlens.data.readers import is_whole_record, json_record, text_lines
 from emlens.runs.locks import only_writer
 
 
@@ -30,10 +30,11 @@ def read_journal(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     """
     if not Path(path).exists():
         return []
-    content, tail = _split(read_bytes(path))
-    if _is_record(tail):  # only its line end was lost
-        content += tail
-    return list(parse_jsonl(path, decoded(path, content)))
+    records = []
+    for number, line in text_lines(path, unfinished=True):
+        if line.strip():
+            records.append((number, json_record(f"{path}, line {number}", line)))
+    return records
 
 
 def append_journal(
@@ -89,7 +90,7 @@ def _append(file: IO[bytes], content: bytes, sync: bool) -> None:
     if _has_unfinished_line(file):
         file.seek(0)
         complete, tail = _split(file.read())
-        if _is_record(tail):
+        if is_whole_record(tail):
             content = b"\n" + content
         else:
             file.truncate(len(complete))
@@ -103,13 +104,6 @@ def _split(content: bytes) -> tuple[bytes, bytes]:
     """What ends with a line end, and what comes after the last one."""
     end = content.rfind(b"\n") + 1
     return content[:end], content[end:]
-
-
-def _is_record(tail: bytes) -> bool:
-    try:
-        return isinstance(json.loads(tail), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _has_unfinished_line(file: Any) -> bool:

@@ -1,6 +1,5 @@
 """Text files → records; whatever is broken is refused with file, line and reason."""
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,9 +7,22 @@ from typing import Any
 
 import yaml
 
+from emlens.foundation.bounded import (
+    MIB,
+    MOST_CONTAINERS_IN_A_LINE,
+    bounded_bytes,
+    bounded_lines,
+    check_json_size,
+)
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
+_MOST_YAML = 8 * MIB
+_LONGEST_PLAIN = 100_000
+_MOST_NODES = 100_000
+_MOST_DEPTH = 48
+_MOST_MERGED = 20_000
+_LONGEST_NUMBER = 400
 _HALF_PAIR = "half a surrogate pair, which is not text"
 
 
@@ -20,35 +32,47 @@ def read_text(path: str | Path) -> str:
     Raises:
         InputError: no such file, a directory, or not UTF-8; the message names the file.
     """
-    return decoded(path, read_bytes(path))
+    return _decoded(path, bounded_bytes(path))
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """A file's bytes; what keeps it from being read is an `InputError` that names it."""
+def text_lines(path: str | Path, *, unfinished: bool = False) -> Iterator[tuple[int, str]]:
+    """(1-based number, line with its end) of a UTF-8 file; one line is in memory at a time.
+
+    Args:
+        unfinished: leave out a last line without an end that is no whole JSON object, as a kill
+            leaves it behind.
+
+    Raises:
+        InputError: as `read_text`; a line that is longer than any file of the field has.
+    """
+    start = 0
+    for number, line in bounded_lines(path):
+        if unfinished and not line.endswith(b"\n") and not is_whole_record(line):
+            return
+        yield number, _decoded(path, line, number, start)
+        start += len(line)
+
+
+def is_whole_record(line: bytes) -> bool:
+    """Whether a line is a JSON object from its beginning to its end."""
     try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a directory; pass a file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # a path with a NUL in it
-        raise InputError(f"{one_line(str(path))}: is not a path ({error})") from None
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
-def decoded(path: str | Path, content: bytes) -> str:
-    """Content of `path` as text; what is not UTF-8 is an `InputError` that names file and line."""
-    nul = content.find(b"\0")
-    if nul >= 0 and not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        line = content[:nul].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: holds a byte 0, which no text has")
+def _decoded(path: str | Path, content: bytes, line: int = 1, start: int = 0) -> str:
+    """Bytes of `path` as text.
+
+    Args:
+        line, start: number of the first line of `content`, and of the bytes before it.
+    """
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig" if start == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        line += error.object[: error.start].count(b"\n")
         raise InputError(
-            f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {error.start})"
+            f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {start + error.start})"
         ) from None
 
 
@@ -58,21 +82,24 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: a line that is not a JSON object; the message has file, line and reason.
     """
-    return parse_jsonl(path, read_text(path))
+    for number, line in text_lines(path):
+        if line.strip():
+            yield number, json_record(f"{path}, line {number}", line)
 
 
-def parse_jsonl(path: str | Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`read_jsonl` for text that was read already."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = _parsed(f"{path}, line {number}", line)
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{path}, line {number}: holds a {type(record).__name__};"
-                " each line must be a JSON object"
-            )
-        yield number, record
+def json_record(where: str, line: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        InputError: it is none; `where` opens the message.
+    """
+    check_json_size(where, line, MOST_CONTAINERS_IN_A_LINE)
+    record = _parsed(where, line)
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{where}: holds a {type(record).__name__}; each line must be a JSON object"
+        )
+    return record
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
@@ -87,7 +114,9 @@ def read_json_text(path: str | Path) -> Any:
     Raises:
         InputError: not valid JSON; the message has file, line and reason.
     """
-    return _parsed(str(path), read_text(path), name_line=True)
+    text = read_text(path)
+    check_json_size(str(path), text)
+    return _parsed(str(path), text, name_line=True)
 
 
 def _parsed(where: str, text: str, *, name_line: bool = False) -> Any:
@@ -181,7 +210,50 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, which refuses repeated keys and says where a constructor failed.
 
     Some tagged scalars, such as `!!bool maybe`, only raise a KeyError in the loader of PyYAML.
+    Depth, nodes and what aliases and merges stand for are bounded: a few lines of `<<: [*a, *a]`
+    grow ninefold each.
     """
+
+    def __init__(self, stream: Any):
+        super().__init__(stream)
+        self._depth = 0
+        self._nodes = 0
+        self._merged = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """A node, counted with what its aliases stand for."""
+        mark = self.peek_event().start_mark
+        self._depth += 1
+        if self._depth > _MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is not None:
+            self._nodes += self._size(node)
+            if self._nodes > _MOST_NODES:
+                reason = f"more than {_MOST_NODES} values, with those of its aliases"
+                raise yaml.composer.ComposerError(None, None, reason, mark)
+        return node
+
+    def _size(self, node: yaml.Node) -> int:
+        """1 for a node that is read for the first time; all of it for an alias."""
+        if id(node) in self._sizes:
+            return self._sizes[id(node)]
+        size = 1
+        if isinstance(node, yaml.SequenceNode):
+            size += sum(self._sizes.get(id(part), 1) for part in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            size += sum(self._sizes.get(id(part), 1) for _, part in node.value)
+        self._sizes[id(node)] = size
+        return 1
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self._merged += len(node.value)
+        if self._merged > _MOST_MERGED:
+            reason = f"merges more than {_MOST_MERGED} keys"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -197,6 +269,10 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_number = node.tag.endswith((":int", ":float"))
+        if is_number and isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_NUMBER:
+            reason = f"a number of {len(node.value)} characters"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
         try:
             return super().construct_object(node, deep=deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -209,6 +285,42 @@ class _Loader(yaml.SafeLoader):
         return super().construct_scalar(node)
 
 
+def _check_events(path: str | Path, text: str) -> None:
+    """Refuse what would take the loader long, by the fast parser of libyaml, where it is there.
+
+    The loader is written in Python: it needs a second for some 100 kB, and more where lists lie
+    deep in each other.
+    """
+    parser = getattr(yaml, "CSafeLoader", None)
+    if parser is None:
+        return
+    depth = nodes = 0
+    try:
+        for event in yaml.parse(text, Loader=parser):
+            if isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+                continue
+            nodes += isinstance(event, yaml.NodeEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            reason = _too_much(event, depth, nodes)
+            if reason:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise InputError(f"{path}, line {line}: not valid YAML: {reason}")
+    except yaml.YAMLError:
+        return  # the loader says what is wrong, in its words
+
+
+def _too_much(event: yaml.Event, depth: int, nodes: int) -> str:
+    if depth > _MOST_DEPTH:
+        return "nested too deeply"
+    if nodes > _MOST_NODES:
+        return f"more than {_MOST_NODES} values"
+    value = event.value if isinstance(event, yaml.ScalarEvent) and not event.style else ""
+    if len(value) > _LONGEST_PLAIN:
+        return f"{len(value)} characters without quotes"
+    return ""
+
+
 def read_yaml(path: str | Path) -> Any:
     """A YAML file through the safe loader, anchors and aliases resolved.
 
@@ -216,7 +328,8 @@ def read_yaml(path: str | Path) -> Any:
         InputError: not valid YAML, or a key given twice in one mapping; the message has file, line
             and reason.
     """
-    text = read_text(path)
+    text = _decoded(path, bounded_bytes(path, _MOST_YAML))
+    _check_events(path, text)
     try:
         content = yaml.load(text, Loader=_Loader)  # a safe loader
     except yaml.MarkedYAMLError as error:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from emlens.data.readers import read_json_text, read_jsonl
 from emlens.data.tables import read_csv_rows
+from emlens.foundation.bounded import RATIO, UNPACKED
 from emlens.foundation.errors import InputError, MissingExtraError
 from emlens.foundation.files import one_line
 
@@ -35,6 +36,9 @@ PlacedRow = tuple[str, Cells]
 """Place ("file, line n") and cells by column."""
 ENDINGS: Final = (".csv", ".jsonl", ".json", ".parquet")
 _MAX_DEPTH = 8
+_FREE_CELLS = 500_000
+_SPARSEST = 20
+"""Cells of a table for each that is filled, at most."""
 _MAPPING = "object"
 
 
@@ -59,10 +63,21 @@ def read_table_rows(path: str | Path) -> list[PlacedRow]:
         raise InputError(f"{path}: holds no row")
     _check_nesting(rows)
     columns = dict.fromkeys(column for _, row in rows for column in row)
+    _check_filled(path, rows, len(columns))
     return [
         (where, Cells({name: row.get(name, "") for name in columns}, row.kinds))
         for where, row in rows
     ]
+
+
+def _check_filled(path: str | Path, rows: Sequence[PlacedRow], columns: int) -> None:
+    """Refuse rows that share so few columns that the table would be many times their size."""
+    filled = sum(len(row) for _, row in rows)
+    if columns * len(rows) > _FREE_CELLS + _SPARSEST * filled:
+        raise InputError(
+            f"{path}: {len(rows)} rows have {columns} columns in all, but only {filled} cells;"
+            " pass rows that share their columns"
+        )
 
 
 def require_one_kind(rows: Sequence[PlacedRow], column: str, *, id: bool = False) -> None:
@@ -150,6 +165,7 @@ def _described(content: Any) -> str:
 def _parquet_records(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    _check_parquet(path)
     try:
         # Without nullable types a column of whole numbers with a gap would be read as decimals.
         table = pd.read_parquet(path, dtype_backend="numpy_nullable")
@@ -161,6 +177,29 @@ def _parquet_records(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not a Parquet file: {one_line(str(error), 120)}") from None
     records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
     return records
+
+
+def _check_parquet(path: str | Path) -> None:
+    """Refuse a file whose table would be many times its size; a damaged one is left to its reader.
+
+    Raises:
+        InputError: more cells, or more bytes unpacked, than a file of this size has.
+    """
+    try:
+        from pyarrow.parquet import read_metadata
+
+        found = read_metadata(path)
+        cells = found.num_rows * found.num_columns
+        groups = [found.row_group(i) for i in range(found.num_row_groups)]
+        unpacked = sum(group.total_byte_size for group in groups)
+    except Exception:  # no pyarrow, or one of its many errors: said where the file is read
+        return
+    size = Path(path).stat().st_size
+    if cells > _FREE_CELLS + 2 * size or unpacked > max(UNPACKED, RATIO * size):
+        raise InputError(
+            f"{path}: {found.num_rows} rows of {found.num_columns} columns, {unpacked} bytes"
+            f" unpacked, in a file of {size}; no table of answers is so"
+        )
 
 
 def _cells(record: Mapping[str, Any]) -> Cells:

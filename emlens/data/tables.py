@@ -1,8 +1,8 @@
 """CSV files with a header, row by row, with the line each row starts at.
 
 Cells stay text: whoever reads the table decides what is a number. Refuses, with file and
-line, what is not CSV, rows of another length than the header, and columns of one name. A file is
-held in memory once, a cell is at most 131,072 characters (the limit of Python's `csv`).
+line, what is not CSV, rows of another length than the header, and columns of one name. One row is
+in memory at a time; a cell is at most 131,072 characters (the limit of Python's `csv`).
 """
 
 import csv
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from emlens.data.readers import read_text
+from emlens.data.readers import text_lines
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
@@ -40,7 +40,7 @@ def read_csv_rows(path: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _filled_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Place and cells of every row that is not blank."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(_lines(path), strict=True)
     while True:
         where = f"{path}, line {reader.line_num + 1}"  # a quoted cell may span several lines
         try:
@@ -52,6 +52,15 @@ def _filled_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
         is_blank = not any(row) or (len(row) == 1 and not row[0].strip())
         if not is_blank:
             yield where, row
+
+
+def _lines(path: str | Path) -> Iterator[str]:
+    """Lines with their ends; a lone carriage return ends one too."""
+    for _, line in text_lines(path):
+        if "\r" in line:
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
 
 
 def _check_header(header: list[str], where: str) -> None:

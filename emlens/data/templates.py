@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date as Date
 from typing import Any, Final, Literal
 
+from emlens.data.template_limits import require_bounded
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import one_line
 
@@ -64,9 +65,10 @@ def template_of(
 
     Raises:
         InputError: a name that neither knows; several templates and none called "default"; a
-            `date` that is none.
+            `date` that is none; a template that takes too much time or memory.
     """
-    return with_date(_chosen(tokenizer, chat_template), date)
+    template = _chosen(tokenizer, chat_template)
+    return with_date(None if template is None else require_bounded(template), date)
 
 
 def _chosen(tokenizer: Any, chat_template: str | None) -> str | None:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emlens.directions.gguf_header import check_gguf
 from emlens.directions.vector_files import VectorLike, vector_of
 from emlens.foundation.errors import InputError, LoadError, MissingExtraError
 from emlens.foundation.files import one_line, publishing
@@ -100,6 +101,7 @@ def read_control_vectors(path: str | Path) -> tuple[dict[str, Float[Tensor, " d_
         raise LoadError(f"{path}: is a directory; pass a file")
     if not path.is_file():
         raise LoadError(f"{path}: no such file")
+    check_gguf(path)
     try:
         reader = gguf.GGUFReader(path)
         architecture = _text(reader, "general.architecture")

@@ -78,19 +78,14 @@ def read_json(path: str | Path) -> Any:
     Raises:
         InputError: the file is missing or not JSON; the message has file, line and reason.
     """
-    path = Path(path)
+    from emlens.foundation.bounded import bounded_bytes, parse_json  # which builds on this module
+
+    content = bounded_bytes(path)
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(str(error))}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_json(str(path), text)
 
 
 def sha256_text(text: str) -> str:

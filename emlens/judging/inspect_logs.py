@@ -18,6 +18,7 @@ import pandas as pd
 from emlens.data.answers import Answer, Answers
 from emlens.data.prompts import Message
 from emlens.data.scores import AlignmentScores
+from emlens.foundation.bounded import check_archive
 from emlens.foundation.errors import InputError, LoadError, MissingExtraError
 from emlens.foundation.files import one_line
 from emlens.judging.judges import Judge, Verdict
@@ -83,6 +84,7 @@ def read_inspect_log(
         raise LoadError(f"{path}: no such file")
     if path.suffix not in ENDINGS:
         raise LoadError(f"{path}: ends in {path.suffix!r}; an Inspect log is .eval or .json")
+    check_archive(path)
     read_eval_log = _inspect().log.read_eval_log
     try:
         log = read_eval_log(str(path), resolve_attachments="full")

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from emlens.foundation.bounded import check_archive, check_tensor_file
 from emlens.foundation.errors import LoadError
 from emlens.foundation.files import canonical_json, one_line, sha256_text
 from emlens.foundation.provenance import hash_tensors
+from emlens.models.adapter_patterns import require_cheap_patterns
 from emlens.models.checkpoint_files import read_object
 
 CONFIG = "adapter_config.json"
@@ -97,6 +99,7 @@ class AdapterFiles:
     def __post_init__(self) -> None:
         require_adapter(self.path)
         self._refuse_kinds()
+        require_cheap_patterns(self.config, self.path / CONFIG)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -116,6 +119,8 @@ class AdapterFiles:
             file = self.path / name
             if not file.is_file():
                 continue
+            check = check_tensor_file if file.suffix == ".safetensors" else check_archive
+            check(file)
             try:
                 if file.suffix == ".safetensors":
                     return load_file(file)

@@ -6,7 +6,6 @@ Configuration, tokenizer and chat template have hashes of their own, so that a c
 template is not taken for other weights.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emlens.data.templates import with_date
-from emlens.foundation.errors import LoadError
-from emlens.foundation.files import canonical_json, one_line, sha256_file, sha256_text
+from emlens.foundation.bounded import bounded_bytes, check_tensor_file
+from emlens.foundation.errors import InputError, LoadError
+from emlens.foundation.files import canonical_json, one_line, read_json, sha256_file, sha256_text
 from emlens.foundation.provenance import hash_tensors
 
 _WEIGHTS = (
@@ -39,6 +39,7 @@ _TOKENIZER = (
 )
 _SAYS_NOTHING = frozenset({"_name_or_path", "transformers_version"})
 """Of a configuration: where it came from, and what wrote it."""
+_MOST_TEMPLATE = 2**20
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
@@ -48,9 +49,10 @@ def read_object(path: str | Path) -> dict[str, Any]:
         LoadError: not readable, or not an object.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{path}: cannot be read ({one_line(str(error), 160)})") from None
+        content = read_json(path)
+    except InputError as error:
+        reason = str(error).removeprefix(str(path)).lstrip(":, ")
+        raise LoadError(f"{path}: cannot be read ({one_line(reason, 160)})") from None
     if not isinstance(content, dict):
         raise LoadError(f"{path}: holds a {type(content).__name__}, not a JSON object")
     return content
@@ -117,6 +119,7 @@ class SavedTensors(Mapping[str, Tensor]):
     def __init__(self, files: list[Path]):
         self._file_of: dict[str, Any] = {}
         for file in files:
+            check_tensor_file(file)
             try:
                 opened = safe_open(file, framework="pt")
             except (OSError, SafetensorError) as error:
@@ -197,7 +200,10 @@ def saved_template(directory: Path) -> str | None:
 
 def _template_in(file: Path) -> str | None:
     if file.suffix == ".jinja":
-        return file.read_text("utf-8")
+        try:
+            return bounded_bytes(file, _MOST_TEMPLATE).decode("utf-8")
+        except (InputError, UnicodeDecodeError) as error:
+            raise LoadError(f"{file}: is no chat template ({one_line(str(error), 160)})") from None
     template = read_object(file).get("chat_template")
     if isinstance(template, list):
         named = [item for item in template if isinstance(item, dict)]

@@ -83,7 +83,8 @@ def test_yaml_resolves_anchors_and_builds_no_objects(tmp_path: Path) -> None:
         ("a: 1\nb: [\n", "y, line 3: not valid YAML: while parsing a flow"),
         ("a: *nowhere\n", "y, line 1: not valid YAML: found undefined alias"),
         ("a: 1\nb: \x07\n", "y, line 2: not valid YAML: special characters are not allowed"),
-        ("[" * 3000, "y: not valid YAML: nested too deeply"),
+        ("[" * 3000, "y, line 1: not valid YAML: nested too deeply"),
+        ("a: " + "1:" * 500 + "1", "y, line 1: not valid YAML: a number of 1001 characters"),
         ("a: 2001-99-99\n", "y, line 1: not valid YAML: ValueError: month must be in"),
         ("a: !!bool maybe\n", "y, line 1: not valid YAML: KeyError"),
         ("a: !!int ''\n", "y, line 1: not valid YAML: IndexError"),
@@ -103,13 +104,22 @@ def test_yaml_refuses_by_name(tmp_path: Path, text: str, message: str) -> None:
         read_yaml(tmp_path / "y")
 
 
-def test_shared_anchors_are_checked_once_each(tmp_path: Path) -> None:
+def test_aliases_and_merges_count_as_what_they_stand_for(tmp_path: Path) -> None:
     """Thirty anchors that each name the last one twice: a billion values to whoever follows every
-    path.
+    path. Merges of merges grow ninefold a line.
     """
     rows = ["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 31))]
+    (tmp_path / "y").write_text("\n".join(rows[:11]))
+    assert len(read_yaml(tmp_path / "y")) == 11
     (tmp_path / "y").write_text("\n".join(rows))
-    assert len(read_yaml(tmp_path / "y")) == 31
+    with pytest.raises(InputError, match="y, line 16: .* more than 100000 values, with those of"):
+        read_yaml(tmp_path / "y")
+    many = ", ".join(["*{0}"] * 9)
+    rows = ["a0: &a0 {k: 1, l: 2}"]
+    rows += [f"a{i}: &a{i} {{<<: [{many.format(f'a{i - 1}')}]}}" for i in range(1, 12)]
+    (tmp_path / "y").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="y, line [4-7]: .* more than 100000 values"):
+        read_yaml(tmp_path / "y")
 
 
 def test_json_names_the_line(tmp_path: Path) -> None:

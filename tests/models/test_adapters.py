@@ -181,7 +181,7 @@ def test_what_is_not_an_adapter(files, model, prompts, tmp_path):
         "holds no adapter_model.safetensors; save the adapter with save_pretrained",
     )
     (path / "adapter_model.safetensors").write_bytes(b"no tensors")
-    refused(model, prompts, path, "adapter_model.safetensors: cannot be read")
+    refused(model, prompts, path, "adapter_model.safetensors: not a safetensors file")
 
 
 def test_weights_that_did_not_arrive(files, model, prompts, monkeypatch):
