@@ -1,5 +1,5 @@
-"""What a report costs its reader: size, and how long after opening the first figure stands, in
-headless Chromium.
+"""What a report costs its reader: size, screens, printed pages, and how long after opening the
+first figure stands, in headless Chromium.
 
 `EMLENS_REPORT_OF` names the directory of a finished study (several with the path separator
 between); by default the demonstration is run first. Beside each stands the page of the same study
@@ -8,6 +8,7 @@ the page's own clock at its first drawn figure.
 """
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -28,11 +29,13 @@ from emlens.studies import run_study
 
 MOST_BYTES = 12_000_000
 MOST_SECONDS = 2.0
+MOST_SCREENS = 8
+MOST_PAGES = 8
 OPENINGS = 5
 SEEDS = 3
 NAMING = ("model", "direction_of", "ablated_in", "steered")
 """Columns that name a fine-tune."""
-SIZES = {"desktop": (1200, 900), "phone": (390, 740)}
+SIZES = {"desktop": (1300, 900), "phone": (390, 844)}
 
 
 def cost_of(result: StudyResult, browser: Any, openings: int = OPENINGS) -> dict[str, Any]:
@@ -57,8 +60,10 @@ def cost_of(result: StudyResult, browser: Any, openings: int = OPENINGS) -> dict
                 "median": float(np.median(firsts)),
                 "greatest": max(firsts),
             }
-        found["figures"], found["faults"] = _drawn(browser, path)
+        found |= _looked_at(browser, path)
     return found | {
+        "length_reached": max(found["screens"].values()) <= MOST_SCREENS
+        and found["printed_pages"] <= MOST_PAGES,
         "size_reached": found["bytes"] <= MOST_BYTES,
         "time_reached": found["first_figure_desktop"]["median"] <= MOST_SECONDS,
     }
@@ -98,24 +103,25 @@ def _opened(browser: Any, path: Path, width: int, height: int) -> float:
     return first / 1000
 
 
-def _drawn(browser: Any, path: Path) -> tuple[int, list[str]]:
-    """Figures that were drawn, once all are; and what the console said meanwhile."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+def _looked_at(browser: Any, path: Path) -> dict[str, Any]:
+    """Screens as the page opens, figures on it, what is left out, printed pages, and what the
+    console said meanwhile.
+    """
     faults: list[str] = []
-    page.on(
-        "console",
-        lambda message: (
-            faults.append(message.text) if message.type in ("error", "warning") else None
-        ),
-    )
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.goto(path.as_uri())
-    page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=300_000)
-    figures = page.evaluate(
-        "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length"
-    )
-    page.close()
-    return int(figures), faults
+    screens: dict[str, float] = {}
+    found: dict[str, Any] = {"screens": screens, "faults": faults}
+    for screen, (width, height) in SIZES.items():
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=300_000)
+        screens[screen] = page.evaluate("document.documentElement.scrollHeight") / height
+        found["figures"] = page.evaluate("document.querySelectorAll('[id^=figure-]').length")
+        found["left_out"] = page.evaluate("document.querySelectorAll('.missing').length")
+        found["printed_pages"] = len(re.findall(rb"/Type\s*/Page[^s]", page.pdf(format="A4")))
+        page.close()
+    return found
 
 
 @contextmanager
@@ -162,6 +168,9 @@ def main() -> None:
         "bytes",
         "figures",
         "cpu_seconds_to_write",
+        "left_out",
+        "printed_pages",
+        "length_reached",
         "size_reached",
         "time_reached",
     )

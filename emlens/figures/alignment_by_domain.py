@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from emlens.figures.kinds import Facet
-from emlens.figures.labels import label, stacked
+from emlens.figures.labels import key, label, stacked
 from emlens.figures.style import (
     BLUE,
     GREY,
@@ -79,6 +79,7 @@ def alignment_by_domain(
         if len(panels) > 1:
             add_panel_title(figure, label(name), row)
     figure.update_xaxes(title_text="alignment, mean over questions (0–100)", row=len(panels), col=1)
+    figure.update_layout(meta={"rows": {"group": {key(g): i for i, g in enumerate(groups)}}})
     return apply_layout(
         figure,
         120 + panels_height(len(panels), height, GAP),

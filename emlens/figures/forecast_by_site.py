@@ -11,6 +11,7 @@ from emlens.figures.labels import label, number, position_name
 from emlens.figures.style import (
     BAR_ROOM,
     DIVERGING,
+    INK,
     add_panel_title,
     apply_layout,
     colour_bar,
@@ -81,6 +82,7 @@ def _add_grid(
         ygap=1,
         text=texts,
         texttemplate="%{text}" if len(layers) <= MOST_NUMBERED else None,
+        textfont={"size": 11, "color": INK},
         customdata=p,
         hovertemplate="layer %{x}: R² %{z:.3f}, corrected p %{customdata:.3g}<extra></extra>",
         row=row,

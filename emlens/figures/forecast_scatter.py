@@ -23,6 +23,7 @@ def forecast_scatter(
     *,
     model: str | None = None,
     parent: str | None = None,
+    held_out: str | None = None,
     summary: pd.DataFrame | None = None,
 ) -> go.Figure:
     """Out-of-fold forecasts of alignment (0–100) against what was measured, per question.
@@ -32,18 +33,22 @@ def forecast_scatter(
     Args:
         predictions: columns model, parent, held_out, id, group, text, target, predicted; where
             there is a column answer, it is shown in the hover box.
+        held_out: the only panel to draw; one per way of holding out without it.
         summary: columns model, parent, held_out, r2, r2_low, r2_high, spearman; its numbers are
             written above the panels.
 
     Raises:
-        InputError: a column is missing, or the model or parent is not in the table.
+        InputError: a column is missing, or the model, parent or way of holding out is not in the
+            table.
     """
     require_columns(predictions, COLUMNS, NAME)
     table = rows_where(predictions, "model", model, NAME)
     table = rows_where(table, "parent", parent, NAME)
+    if held_out is not None:
+        table = rows_where(table, "held_out", held_out, NAME)
     panels, groups = distinct(table, "held_out"), sorted(set(map(str, table["group"])))
     figure = make_subplots(len(panels), 1, vertical_spacing=row_spacing(len(panels), ROW, GAP))
-    for row, held_out in enumerate(panels, start=1):
+    for row, panel in enumerate(panels, start=1):
         add_diagonal(
             figure,
             "perfect forecast",
@@ -54,15 +59,15 @@ def forecast_scatter(
         )
         add_question_points(
             figure,
-            table[table["held_out"] == held_out],
+            table[table["held_out"] == panel],
             "target",
             "predicted",
             "measured %{x:.1f}, forecast %{y:.1f}",
             groups=groups,
             row=row,
         )
-        numbers = _numbers(summary, model, parent, held_out)
-        add_panel_title(figure, f"{label(held_out)}s held out{numbers}", row)
+        numbers = _numbers(summary, model, parent, panel)
+        add_panel_title(figure, f"{label(panel)}s held out{numbers}", row)
         figure.update_xaxes(
             range=[-3, 103], title_text="measured after fine-tuning (0–100)", row=row, col=1
         )
@@ -100,9 +105,14 @@ def _draw(
     *,
     model: str,
     parent: str,
+    held_out: str,
 ) -> go.Figure:
     table = _with_answers(predictions, questions)
-    return forecast_scatter(table, model=model, parent=parent, summary=summary)
+    return forecast_scatter(table, model=model, parent=parent, held_out=held_out, summary=summary)
+
+
+def _label(model: str, parent: str, held_out: str) -> str:
+    return f"{model_from_parent(model, parent)}, {held_out}s held out"
 
 
 KIND = TableKind(
@@ -113,6 +123,6 @@ KIND = TableKind(
         TableNeed("questions", is_required=False),
     ),
     draw_figure=_draw,
-    facets_by=("model", "parent"),
-    facet_label=model_from_parent,
+    facets_by=("model", "parent", "held_out"),
+    facet_label=_label,
 )

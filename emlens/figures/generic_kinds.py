@@ -28,21 +28,23 @@ class GenericKind(Kind):
         return (plot.table,)
 
     def facet_columns(self, plot: Plot) -> tuple[str, ...]:
-        return (plot.facet,) if plot.facet else ()
+        return tuple(plot.facet.split())
 
     def facets(self, tables: Tables, plot: Plot) -> list[Facet]:
-        if not plot.facet:
+        columns = self.facet_columns(plot)
+        if not columns:
             return [Facet()]
-        column = plot.facet
-        values = combinations(tables[plot.table], (column,))
-        return [Facet((value,), _generic_label(column, value)) for (value,) in values]
+        facets = []
+        for values in combinations(tables[plot.table], columns):
+            facets.append(Facet(values, ", ".join(map(_generic_label, columns, values))))
+        return facets
 
     def draw(self, tables: Tables, plot: Plot, facet: tuple[str, ...] | None) -> go.Figure:
         name = f"{NAME} of {plot.table}"
         table = tables[plot.table]
         columns = columns_of(table, plot, name)
         if plot.facet:
-            table = _rows_of_facet(table, plot.facet, facet)
+            table = _rows_of_facet(table, self.facet_columns(plot), facet)
         require_numbers(table, columns, name)
         return self.draw_figure(table.reset_index(drop=True), columns)
 
@@ -58,8 +60,12 @@ def _generic_label(column: str, value: str) -> str:
     return value
 
 
-def _rows_of_facet(table: pd.DataFrame, column: str, facet: tuple[str, ...] | None) -> pd.DataFrame:
-    texts = table[column].map(str)
+def _rows_of_facet(
+    table: pd.DataFrame, columns: tuple[str, ...], facet: tuple[str, ...] | None
+) -> pd.DataFrame:
+    column = " ".join(columns)
+    rows = table[list(columns)].itertuples(index=False)
+    texts = pd.Series([", ".join(map(str, row)) for row in rows], table.index, dtype=object)
     present = list(dict.fromkeys(texts))
     if facet is None:
         if len(present) > 1:

@@ -16,7 +16,7 @@ from emlens.figures.hover_boxes import hover_boxes
 from emlens.figures.labels import four_digits, label, stacked
 from emlens.figures.notes import add_note_if_undefined
 from emlens.figures.plot_columns import PlotColumns
-from emlens.figures.style import BAR_ROOM, DIVERGING, SEQUENTIAL, apply_layout, colour_bar
+from emlens.figures.style import BAR_ROOM, DIVERGING, INK, SEQUENTIAL, apply_layout, colour_bar
 from emlens.figures.thinning import evenly
 from emlens.foundation.errors import InputError
 
@@ -66,7 +66,7 @@ def heatmap(table: pd.DataFrame, columns: PlotColumns) -> go.Figure:
         hoverongaps=False,
         text=texts,
         texttemplate=None if texts is None else "%{text}",
-        textfont={"size": 11},
+        textfont={"size": 11, "color": INK},
         customdata=cells.boxes,
         hovertemplate="%{customdata}<extra></extra>",
     )

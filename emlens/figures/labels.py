@@ -43,6 +43,11 @@ def label(text: object, longest: int = LONGEST_LABEL) -> str:
     return html.escape(_shortened(printable(text), longest), quote=False)
 
 
+def key(text: object) -> str:
+    """A name by which the page finds what belongs to it: printable, whole, escaped."""
+    return html.escape(printable(text), quote=False)
+
+
 def stacked(text: object, width: int = 18, longest: int = LONGEST_LABEL) -> str:
     """A label broken into lines of at most `width` characters, for axes that have little room."""
     return _wrapped(_shortened(printable(text), longest), width)

@@ -59,6 +59,8 @@ PANELS = {
 }
 UNITS = {CENTRED: "mean cos²", UNCENTRED: "mean cos²", MEANS: "cosine"}
 ROW = 165
+ALONE = 230
+"""Height of a panel that is the only one."""
 GAP = 64
 
 
@@ -76,22 +78,29 @@ ISOTROPIC = _Band("random subspaces", GREY, 0.28, "dot")
 
 
 def overlap_by_layer(
-    overlap: pd.DataFrame, *, model: str | None = None, position: str | None = None
+    overlap: pd.DataFrame,
+    *,
+    model: str | None = None,
+    position: str | None = None,
+    center: str | None = None,
 ) -> go.Figure:
-    """Three panels over layers: centred overlap, uncentred overlap, cosine of the mean shifts.
+    """Panels over layers: centred overlap, uncentred overlap, cosine of the mean shifts.
 
     Nulls are bands from their mean to their 95th percentile.
 
     Args:
         overlap: columns model, layer, position, center, comparison, value, low, high, null_kind,
             null_mean, null_q95.
+        center: the only panel to draw (`true`, `false` or `means`); all that there are without it.
 
     Raises:
-        InputError: a column is missing, or the model or position is not in the table.
+        InputError: a column is missing, or the model, position or center is not in the table.
     """
     require_columns(overlap, COLUMNS, NAME)
     table = rows_where(overlap, "model", model, NAME)
     table = rows_where(table, "position", position, NAME)
+    if center is not None:
+        table = rows_where(table, "center", center, NAME)
     panels = [key for key in PANELS if (table["center"] == key).any()]
     layers = layers_in(overlap)
     figure = make_subplots(len(panels), 1, vertical_spacing=row_spacing(len(panels), ROW, GAP))
@@ -108,8 +117,14 @@ def overlap_by_layer(
         )
         if row < len(panels):
             figure.update_xaxes(title_text=None, row=row, col=1)
-        add_panel_title(figure, PANELS[center], row)
-    return apply_layout(figure, 170 + panels_height(len(panels), ROW, GAP), title_lines=1)
+        if len(panels) > 1:
+            add_panel_title(figure, PANELS[center], row)
+    row = ROW if len(panels) > 1 else ALONE
+    return apply_layout(
+        figure,
+        170 + panels_height(len(panels), row, GAP),
+        title_lines=int(len(panels) > 1),
+    )
 
 
 def _add_lines(figure: go.Figure, rows: pd.DataFrame, row: int) -> None:
@@ -174,10 +189,14 @@ def _add_band(figure: go.Figure, line: pd.DataFrame, look: _Band, row: int) -> N
     )
 
 
+def _label(model: str, position: str, center: str) -> str:
+    return f"{model_and_position(model, position)}, {PANELS.get(center, center)}"
+
+
 KIND = TableKind(
     name=NAME,
     reads=(TableNeed("overlap", COLUMNS),),
     draw_figure=overlap_by_layer,
-    facets_by=("model", "position"),
-    facet_label=model_and_position,
+    facets_by=("model", "position", "center"),
+    facet_label=_label,
 )

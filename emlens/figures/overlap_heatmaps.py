@@ -13,6 +13,7 @@ from emlens.figures.kinds import Facet
 from emlens.figures.labels import position_name
 from emlens.figures.style import (
     BAR_ROOM,
+    INK,
     SEQUENTIAL,
     add_panel_title,
     apply_layout,
@@ -127,6 +128,7 @@ def _add_panel(
         xgap=1,
         ygap=1,
         texttemplate="%{z:.2f}" if len(layers) <= MOST_NUMBERED else None,
+        textfont={"size": 12, "color": INK},
         customdata=[[name] * len(layers) for name in names],
         hovertemplate="%{customdata}, layer %{x}: %{z:.3f}<extra></extra>",
         row=panel,

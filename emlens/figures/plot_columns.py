@@ -71,7 +71,7 @@ def columns_of(table: pd.DataFrame, plot: Plot, name: str) -> PlotColumns:
     Raises:
         InputError: a column is missing, or one that must hold numbers does not.
     """
-    roles = (plot.x, plot.y, plot.colour, plot.facet, plot.null, *plot.hover)
+    roles = (plot.x, plot.y, plot.colour, *plot.facet.split(), plot.null, *plot.hover)
     require_columns(table, filter(None, roles), name)
     has_interval = {f"{plot.y}{LOW}", f"{plot.y}{HIGH}"} <= set(table.columns)
     return PlotColumns(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.labels import hover, label
+from emlens.figures.labels import hover, key, label
 from emlens.figures.style import CYCLE, GREY, SYMBOLS
 from emlens.figures.thinning import thinned
 
@@ -46,6 +46,7 @@ def add_question_points(
             name=label(group),
             legendgroup=f"group {i}",
             showlegend=row == 1,
+            meta={"group": key(group)},
             marker={
                 "color": CYCLE[i % len(CYCLE)],
                 "symbol": SYMBOLS[i % len(SYMBOLS)],

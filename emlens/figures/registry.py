@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from emlens.figures import (
     ablation_forest,
     alignment_by_domain,
+    alignment_changes,
     angle_spectra,
     direction_by_layer,
     forecast_by_site,
@@ -18,6 +19,7 @@ from emlens.figures import (
     overlap_by_layer,
     overlap_heatmaps,
     question_changes,
+    restoration_forest,
     steering_response,
     transfer_matrix,
 )
@@ -32,6 +34,7 @@ KINDS: Mapping[str, Kind] = {
         lines_and_points.POINTS,
         forest.KIND,
         heatmap.KIND,
+        alignment_changes.KIND,
         models_overview.KIND,
         alignment_by_domain.KIND,
         question_changes.KIND,
@@ -40,6 +43,7 @@ KINDS: Mapping[str, Kind] = {
         angle_spectra.KIND,
         overlap_against_shift.KIND,
         direction_by_layer.KIND,
+        restoration_forest.KIND,
         ablation_forest.KIND,
         steering_response.KIND,
         transfer_matrix.KIND,

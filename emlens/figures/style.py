@@ -27,8 +27,18 @@ SYMBOLS = (
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 BAR_ROOM = 78
 """Top margin of a figure with a colour bar and a line of panel titles."""
-SEQUENTIAL = "Cividis"
-DIVERGING = [[0.0, VERMILLION], [0.25, "#F2B48C"], [0.5, "#F7F7F7"], [0.75, "#8DBBDD"], [1.0, BLUE]]
+INK = "#1F1F1F"
+"""Texts, also those in the cells of heatmaps: every colour of both scales is light enough that they
+have a contrast of at least 4.5.
+"""
+SEQUENTIAL = [[0.0, "#F7F7F7"], [0.5, "#A5CBE6"], [1.0, "#4C9BD0"]]
+DIVERGING = [
+    [0.0, "#E98A45"],
+    [0.25, "#F2BE98"],
+    [0.5, "#F7F7F7"],
+    [0.75, "#A5CBE6"],
+    [1.0, "#4C9BD0"],
+]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 TITLE_LINE = 20
 """Pixels above the plot that a line of a panel title takes."""

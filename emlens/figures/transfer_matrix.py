@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from emlens.figures.labels import interval, label, number, stacked
-from emlens.figures.style import BAR_ROOM, DIVERGING, apply_layout, colour_bar
+from emlens.figures.labels import interval, key, label, number, stacked
+from emlens.figures.style import BAR_ROOM, DIVERGING, INK, apply_layout, colour_bar
 from emlens.figures.table_kinds import TableKind, TableNeed
 from emlens.figures.tables import distinct, require_columns
 
@@ -48,7 +48,7 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     _add_cells(figure, cells)
     figure.update_xaxes(
         tickvals=list(range(len(targets))),
-        ticktext=[stacked(target, 12, 24) for target in targets],
+        ticktext=[stacked(target, 9, 24) for target in targets],
         tickangle=0,
         title_text="ablated in",
         showgrid=False,
@@ -64,6 +64,7 @@ def transfer_matrix(transfer: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         coloraxis={"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "colorbar": bar}
     )
+    figure.update_layout(meta={"rows": {"model": {key(m): i for i, m in enumerate(sources)}}})
     apply_layout(figure, 150 + ROW * len(sources), legend=False)
     return figure.update_layout(margin={"t": BAR_ROOM})
 
@@ -116,6 +117,7 @@ def _add_blank_cells(figure: go.Figure, cells: _Cells) -> None:
         ygap=2,
         text=np.where(is_defined, "", np.array(cells.texts)),
         texttemplate="%{text}",
+        textfont={"size": 12, "color": INK},
         customdata=cells.boxes,
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -132,6 +134,7 @@ def _add_cells(figure: go.Figure, cells: _Cells) -> None:
         ygap=2,
         text=cells.texts,
         texttemplate="%{text}",
+        textfont={"size": 12, "color": INK},
         hoverongaps=False,
         customdata=cells.boxes,
         hovertemplate="%{customdata}<extra></extra>",

@@ -1,7 +1,7 @@
-"""One page out of a study's result: head with its policy, verdict, sections, provenance, scripts.
+"""One page out of a study's result: head with its policy, what leads, what is folded, scripts.
 
-Nothing is loaded from anywhere: the policy forbids it, and the two scripts are named by their
-hashes. Figures are JSON that the small script hands to plotly as they come near the screen. Nothing
+Nothing is loaded from anywhere: the policy forbids it, and the scripts are named by their hashes.
+Figures are JSON that the script of the page hands to plotly as they come near the screen. Nothing
 that a finished study holds is refused: what is missing is named on the page.
 """
 
@@ -11,20 +11,31 @@ from importlib.resources import files
 from plotly.offline import get_plotlyjs
 
 from emlens.figures.plots import missing_tables
-from emlens.report.cautions import cautions
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.escaping import escape, optional, script_hash
-from emlens.report.figures import missing_html, plot_html
+from emlens.report.front import Lead, choices_of, front_html, head_html
+from emlens.report.glossary import with_terms
+from emlens.report.head import Choices
 from emlens.report.provenance import provenance_section
 from emlens.report.sections import PageSection, sections_of
+from emlens.report.slots import Slot, make_slot, missing_html, slot_html
+from emlens.report.statements import (
+    counts_html,
+    short_counts,
+    statements_of,
+    summary_sentence,
+)
 from emlens.report.tables import csv_text, packed, table_details
-from emlens.report.verdict import summary_sentence, verdict_section, warnings_box
-from emlens.results import StudyResult
+from emlens.results import Plot, StudyResult
+from emlens.results.vocabulary import VOCABULARY
+from emlens.results.wording import counted
 
 POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:;"
     " base-uri 'none'; form-action 'none'"
 )
+SCRIPTS = ("page.js", "tables.js", "answers.js")
+"""The page's own scripts, in order."""
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -32,7 +43,7 @@ PAGE = """\
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light">
+<meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">
 <title>{title}</title>
@@ -40,123 +51,169 @@ PAGE = """\
 {style}</style>
 </head>
 <body>
+{bar}
 <main>
 {body}
 </main>
 {data}
-<script>{library}</script>
-<script>{script}</script>
+{scripts}
 </body>
 </html>
 """
-HEADER = """\
-<header>
-<p class="kind">emlens report</p>
-<h1>{title}</h1>
-{note}
-<nav aria-label="contents">
-<ul>{links}</ul>
-</nav>
-<noscript>
-<p>Figures need JavaScript. The tables below them hold the same numbers.</p>
-</noscript>
-</header>"""
-SECTION = """\
-<section id="{name}">
-<h2>{title}</h2>
+PART = """\
+<details class="part" id="{name}"{is_open}>
+<summary><h3>{title}</h3> <span class="count">{counts}</span></summary>
 {summary}
+{statements}
 <p class="method">{method}{reference}</p>
 {content}
-</section>"""
+</details>"""
+OTHER = '<details class="part"><summary><h3>{title}</h3></summary>{content}</details>'
+ABOVE = '<p class="caption">Above: {links}.</p>'
 
 
 def render(result: StudyResult, title: str | None = None) -> str:
     """The page as one string; the same result gives the same string."""
     title = title or f"What narrow fine-tuning changed: {result.study}"
     data = DataBlocks()
-    body = _body(result, title, data)
+    bar, body = _bar_and_body(result, title, data)
     for name, table in result.tables.items():
         data.add(f"csv-{name}", packed(csv_text(table)))
-    library, script = get_plotlyjs(), _asset("page.js")
+    data.add("tables", list(result.tables))
+    data.add("terms", _meanings(result))
+    scripts = [get_plotlyjs(), *map(_asset, SCRIPTS)]
     return PAGE.format(
-        policy=POLICY.format(scripts=f"{script_hash(library)} {script_hash(script)}"),
+        policy=POLICY.format(scripts=" ".join(map(script_hash, scripts))),
         title=escape(title),
         style=_asset("page.css"),
+        bar=bar,
         body=body,
         data=data.html(),
-        library=library,
-        script=script,
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
+
+
+def _meanings(result: StudyResult) -> dict[str, str]:
+    """What the vocabulary says of the columns of the tables."""
+    columns = dict.fromkeys(column for table in result.tables.values() for column in table.columns)
+    return {name: VOCABULARY[name].meaning for name in columns if name in VOCABULARY}
 
 
 def _asset(name: str) -> str:
     return files("emlens.report").joinpath(name).read_text("utf-8")
 
 
-def _body(result: StudyResult, title: str, data: DataBlocks) -> str:
+def _bar_and_body(result: StudyResult, title: str, data: DataBlocks) -> tuple[str, str]:
+    """The bar at the top, and everything below it."""
     sections = sections_of(result)
+    slots = _slots(sections, result, data)
+    leads = [Lead(section, slot) for section, slot in slots if slot.plot.lead and slot.variants]
+    choices = choices_of(result, [slot for _, slot in slots], leads)
+    leading = frozenset(lead.slot.anchor for lead in leads)
     parts = [
-        _header(result, title, sections),
-        verdict_section(result.findings, sections),
-        warnings_box(result.warnings),
+        front_html(result, title, sections, leads, choices, data),
+        '<section id="parts"><h2>Part by part</h2>',
+        counts_html(result.findings),
     ]
     for section in sections:
-        parts.append(_section(section, result, data))
+        own = [slot for of, slot in slots if of is section]
+        parts.append(_part(section, own, leading, choices, result, data))
+    parts.append(_other_statements(result, sections))
     parts.append(_other_tables(result, sections))
     parts.append(provenance_section(result.config, result.facts, result.run))
-    return _lines(*parts)
-
-
-def _lines(*parts: str) -> str:
-    """Parts of the page below each other; empty ones are left out."""
-    return "\n".join(filter(None, parts))
-
-
-def _header(result: StudyResult, title: str, sections: Sequence[PageSection]) -> str:
-    places = {"verdict": "Verdict"}
+    parts.append("</section>")
+    places = {
+        "hero": "In short",
+        "selected": "The selected fine-tune",
+        "answers": "Answers",
+        "cautions": "Read with care",
+    }
     places.update((section.name, section.title) for section in sections)
     places["provenance"] = "Provenance"
-    links = [f'<li><a href="#{name}">{escape(text)}</a></li>' for name, text in places.items()]
-    note = optional('<p class="note" role="note">{}</p>', result.note)
-    return HEADER.format(title=escape(title), note=note, links="".join(links))
+    body = "\n".join(filter(None, parts))
+    places = {name: text for name, text in places.items() if f'id="{escape(name)}"' in body}
+    return head_html(result, title, choices, sections, places), body
 
 
-def _section(section: PageSection, result: StudyResult, data: DataBlocks) -> str:
+def _slots(
+    sections: Sequence[PageSection], result: StudyResult, data: DataBlocks
+) -> list[tuple[PageSection, Slot]]:
+    """The slot of every plot; the figures that lead are drawn first, while there is room."""
+    plots: list[tuple[PageSection, str, Plot]] = []
+    for section in sections:
+        if not _has_tables(section, result):
+            continue
+        for number, plot in enumerate(section.records.plots, start=1):
+            if plot.optional and missing_tables(result.tables, plot):
+                continue
+            plots.append((section, f"{section.name}-{plot.name or f'plot{number}'}", plot))
+    drawn = {}
+    for section, anchor, plot in sorted(plots, key=lambda each: not each[2].lead):
+        drawn[anchor] = section, make_slot(anchor, plot, result, data)
+    return [drawn[anchor] for _, anchor, _ in plots]
+
+
+def _has_tables(section: PageSection, result: StudyResult) -> bool:
+    """Whether the result holds anything that the section shows."""
     records = section.records
     shown = {*records.tables, *(plot.table for plot in records.plots)}
-    if shown & set(result.tables):
-        content = _content(section, result, data)
+    return bool(shown & set(result.tables))
+
+
+def _part(
+    section: PageSection,
+    slots: Sequence[Slot],
+    leading: frozenset[str],
+    choices: Choices,
+    result: StudyResult,
+    data: DataBlocks,
+) -> str:
+    """A folded part: claim, method, figures, tables. It is open where nothing leads the page."""
+    records = section.records
+    tables = [name for name in records.tables if name in result.tables]
+    if _has_tables(section, result):
+        content = _content(section, slots, leading, choices, result, data)
     else:
         content = missing_html(_reason(section, result.warnings))
-    return SECTION.format(
+    statements = [f for f in result.findings if f.section == section.name]
+    figures = sum(len(slot.variants) for slot in slots)
+    counts = [short_counts(statements), counted(figures, "figure"), counted(len(tables), "table")]
+    counts = list(filter(None, counts))
+    return PART.format(
         name=escape(section.name),
+        is_open="" if leading else " open",
         title=escape(section.title),
+        counts=escape(", ".join(counts)),
         summary=summary_sentence(section, result.findings),
-        method=escape(records.method),
+        statements=statements_of(result.findings, section.name),
+        method=with_terms(escape(records.method)),
         reference=optional(" <cite>{}</cite>", records.reference),
         content=content,
     )
 
 
-def _content(section: PageSection, result: StudyResult, data: DataBlocks) -> str:
-    """Cautions, then figures, then tables."""
-    parts = [_cautions(section, result)]
-    for number, plot in enumerate(section.records.plots, start=1):
-        anchor = f"{section.name}-{plot.name or f'plot{number}'}"
-        if plot.optional and missing_tables(result.tables, plot):
-            continue
-        parts.append(plot_html(anchor, plot, result, data))
+def _content(
+    section: PageSection,
+    slots: Sequence[Slot],
+    leading: frozenset[str],
+    choices: Choices,
+    result: StudyResult,
+    data: DataBlocks,
+) -> str:
+    """Links to the figures that lead, then the other figures, then tables."""
+    parts = []
+    above = [slot for slot in slots if slot.anchor in leading]
+    if above:
+        links = [f'<a href="#{escape(s.anchor)}">{escape(s.plot.title)}</a>' for s in above]
+        parts.append(ABOVE.format(links=", ".join(links)))
+    others = [slot for slot in slots if slot.anchor not in leading]
+    below = [slot_html(slot, data, choices.offered) for slot in others]
+    if below:
+        parts += ['<div class="grid">', *below, "</div>"]
     for name, table in section.records.tables.items():
         if name in result.tables:
             parts.append(table_details(name, result.tables[name], table.row))
-    return _lines(*parts)
-
-
-def _cautions(section: PageSection, result: StudyResult) -> str:
-    items = [f"<li>{escape(sentence)}</li>" for sentence in cautions(section, result.tables)]
-    if not items:
-        return ""
-    return f'<ul class="cautions" aria-label="read with care">{"".join(items)}</ul>'
+    return "\n".join(parts)
 
 
 def _reason(section: PageSection, warnings: Sequence[str]) -> str:
@@ -168,6 +225,18 @@ def _reason(section: PageSection, warnings: Sequence[str]) -> str:
     return ": the study has none of its tables"
 
 
+def _other_statements(result: StudyResult, sections: Sequence[PageSection]) -> str:
+    """Statements of parts that have no section."""
+    placed = {section.name for section in sections}
+    names = dict.fromkeys(f.section for f in result.findings if f.section not in placed)
+    parts = []
+    for name in names:
+        listed = statements_of(result.findings, name)
+        if listed:
+            parts.append(OTHER.format(title=escape(name), content=listed))
+    return "\n".join(parts)
+
+
 def _other_tables(result: StudyResult, sections: Sequence[PageSection]) -> str:
     """The tables that no section shows."""
     placed = {name for section in sections for name in section.records.tables}
@@ -175,4 +244,5 @@ def _other_tables(result: StudyResult, sections: Sequence[PageSection]) -> str:
     if not names:
         return ""
     tables = [table_details(name, result.tables[name], "") for name in names]
-    return _lines('<section id="other">', "<h2>Further tables</h2>", *tables, "</section>")
+    head = '<details class="part" id="other"><summary><h3>Further tables</h3></summary>'
+    return "\n".join([head, *tables, "</details>"])

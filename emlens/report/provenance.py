@@ -22,19 +22,22 @@ def provenance_section(
     config = without_folders(dict(config))
     facts = without_folders(dict(facts))
     run = without_folders(dict(run))
-    parts = ['<section id="provenance"><h2>Provenance</h2>']
+    parts = [
+        '<details class="part" id="provenance"><summary><h3>Provenance</h3></summary>',
+        '<p><button type="button" id="download-all">Download all tables</button></p>',
+    ]
     models = facts.get("models")
     if isinstance(models, Mapping) and models:
         table = pd.DataFrame([_model_row(str(name), record) for name, record in models.items()])
-        parts.append(f"<h3>Models</h3>{html_table(table, 'models')}")
+        parts.append(f"<h4>Models</h4>{html_table(table, 'models')}")
     terms = []
     for key, value in _facts(facts, run):
         terms.append(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>")
     if terms:
-        parts.append(f"<h3>Questions, software, run</h3><dl>{''.join(terms)}</dl>")
+        parts.append(f"<h4>Questions, software, run</h4><dl>{''.join(terms)}</dl>")
     parts.append(_json_details("Configuration", config))
     parts.append(_json_details("All recorded facts", facts))
-    return "\n".join([*parts, "</section>"])
+    return "\n".join([*parts, "</details>"])
 
 
 def _json_details(title: str, value: Any) -> str:

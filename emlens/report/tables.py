@@ -15,7 +15,8 @@ import pandas as pd
 
 from emlens.report.escaping import escape
 
-ROWS_SHOWN = 50
+ROWS_SHOWN = 10
+"""Rows that stand on the page before its script replaces them by all, in pages."""
 DIGITS = 4
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula, also after blanks, which some skip."""
@@ -25,9 +26,10 @@ TABLE = """\
 {body}
 </tbody></table></div>"""
 DETAILS = """\
-<details class="table"><summary>Table <code>{name}</code> ({rows} rows)</summary>\
+<details class="table" data-table="{name}"><summary>Table <code>{name}</code> ({rows} rows)\
+</summary>
 <p>{description} {shown} Numbers are rounded here, not in the download. \
-<button type="button" class="download" data-csv="{name}">Download {name}.csv</button></p>\
+<button type="button" class="download" data-csv="{name}">Download {name}.csv</button></p>
 {table}</details>"""
 
 
@@ -121,7 +123,7 @@ def table_details(name: str, table: pd.DataFrame, description: str) -> str:
     """A closed table with its description and its download button."""
     shown = f"{len(table)} rows."
     if len(table) > ROWS_SHOWN:
-        shown = f"The first {ROWS_SHOWN} of {len(table)} rows; the download has all."
+        shown = f"The first {ROWS_SHOWN} of {len(table)} rows without JavaScript."
     return DETAILS.format(
         name=escape(name),
         rows=len(table),

@@ -23,13 +23,15 @@ class Plot:
         x, y: columns; the columns `<y>_low` and `<y>_high`, where they are there, are its interval.
         title, caption: plain text.
         colour: column that tells lines or points apart; of a heatmap, its rows.
-        facet: column that makes one figure for each of its values.
+        facet: column that makes one figure for each of its values; of several columns, separated by
+            blanks, one figure for each combination.
         null: column with the value under the null, drawn dotted.
         hover: further columns shown under the pointer.
         x_title, y_title: with units; the column's name where empty.
         tables: further tables that the kind reads, in its order.
         name: its anchor on the page; numbered where empty.
         optional: of a table that only some studies have: without it the page says nothing.
+        lead: whether the figure stands at the top of the page, before everything that is folded.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Plot:
     tables: tuple[str, ...] = ()
     name: str = ""
     optional: bool = False
+    lead: bool = False
 
 
 @dataclass(frozen=True)

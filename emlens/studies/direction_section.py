@@ -63,6 +63,19 @@ SECTION = Section(
             optional=True,
         ),
         Plot(
+            kind="restoration_forest",
+            table="arms",
+            title="Restoration against every control",
+            caption=(
+                "Share of the lost alignment that removing a direction restores, on held-out"
+                " questions, with 95 % intervals; 1 is all (dotted). In bold: the arms that remove"
+                " the fine-tune’s own direction, and the strongest control."
+                " Point at a control for the direction’s lead over it."
+            ),
+            name="restoration",
+            lead=True,
+        ),
+        Plot(
             kind="ablation_forest",
             table="arms",
             title="Ablation arms",
@@ -79,15 +92,17 @@ SECTION = Section(
             table="steering",
             title="Steering: dose and response",
             caption=(
-                "The direction added to the parent and subtracted from the fine-tune"
+                "The direction subtracted from the fine-tune (left) and added to the parent (right)"
                 " at its own layer and every token, in multiples of its length (0, 0.5, 1, 2, 4),"
                 " beside one random vector of the same length"
                 " drawn from the activation covariance."
-                " Grey: doses at which coherence fell by more than 10 points, or damage on neutral"
-                " text passed 0.1 nats a token; what happens there is that of a broken model."
+                " Shaded: the usable doses of the direction. Grey: doses at which coherence fell by"
+                " more than 10 points, or damage on neutral text passed 0.1 nats a token; what"
+                " happens there is that of a broken model."
                 " Questions outside the training domain; bands are 95 % intervals over them."
             ),
             name="steering",
+            lead=True,
         ),
         Plot(
             kind="transfer_matrix",
@@ -101,6 +116,7 @@ SECTION = Section(
                 " from the arms above (its own chosen layer, questions outside its own domain)."
             ),
             name="transfer",
+            lead=True,
         ),
     ),
     tables={

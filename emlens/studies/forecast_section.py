@@ -47,6 +47,7 @@ SECTION = Section(
                 " The dotted line is a perfect forecast."
             ),
             name="points",
+            lead=True,
         ),
         Plot(
             kind="forecast_by_site",

@@ -97,7 +97,7 @@ SECTION = Section(
             table="overlap",
             title="Overlap by layer",
             caption=(
-                "The same numbers as lines."
+                "Overlap of the shifts on training and on evaluation prompts, by layer."
                 " Shaded bands run from a landmark’s mean to its 95th percentile."
                 " Bars: of the ceiling, the range over random splits;"
                 " of the cosines, from which the noise of both means is taken out,"
@@ -106,6 +106,7 @@ SECTION = Section(
                 " so a small lead over the benign fine-tune may be chance."
             ),
             name="lines",
+            lead=True,
         ),
         Plot(
             kind="angle_spectra",
@@ -159,8 +160,9 @@ SECTION = Section(
             title="Overlap with each group of questions",
             caption="Equal numbers; own domain is a positive control.",
             colour="group",
-            facet="model",
+            facet="model position",
             hover=("cosine", "n"),
+            name="groups",
         ),
     ),
     tables={

@@ -24,6 +24,19 @@ SECTION = Section(
     reference="Protocol after Betley et al., arXiv 2502.17424, and arXiv 2606.20814.",
     plots=(
         Plot(
+            kind="alignment_changes",
+            table="models",
+            tables=("domains",),
+            title="Alignment from the parent to each fine-tune",
+            caption=(
+                "Mean over questions, 0 to 100, with 95 % intervals; benign controls in grey."
+                " A line leads from the parent to each fine-tune."
+                " Coherence beside it: a model that breaks loses both."
+            ),
+            name="changes",
+            lead=True,
+        ),
+        Plot(
             kind="models_overview",
             table="models",
             title="All models at a glance",
@@ -39,12 +52,13 @@ SECTION = Section(
             table="domains",
             title="Alignment by domain, before and after",
             caption=(
-                "One panel per fine-tune, one row per domain: the instruct model (open circles)"
+                "One row per domain: the instruct model (open circles)"
                 " and the fine-tune (filled), with 95 % intervals."
                 " The trained domain is marked by a star and a shaded row."
                 " Benign fine-tunes are drawn as diamonds."
             ),
             name="domains",
+            lead=True,
         ),
         Plot(
             kind="forest",
@@ -60,6 +74,8 @@ SECTION = Section(
             facet="group",
             hover=("difference", "difference_low", "difference_high", "n"),
             y_title="score",
+            name="metrics",
+            optional=True,
         ),
         Plot(
             kind="forest",

@@ -346,7 +346,7 @@ def test_forest_has_every_arm_with_coherence_and_damage(tables: Tables) -> None:
 
 def test_steering_is_sorted_and_has_its_random_control(tables: Tables) -> None:
     figure = steering_response(tables["steering"], model="bad@0")
-    up, down = named(figure, "alignment, direction")
+    down, up = named(figure, "alignment, direction")  # taken away on the left, added on the right
     assert list(up.x) == [0, 1, 2] and list(down.x) == [-2, -1, 0]
     assert list(up.y) == [60, 50, 40]
     assert len(named(figure, "alignment, random, activation covariance")) == 2
@@ -356,7 +356,7 @@ def test_doses_that_are_not_usable_are_grey(tables: Tables) -> None:
     steering = tables["steering"]
     marked = steering.assign(usable=steering["coefficient"].abs() < 2)
     figure = steering_response(marked, model="bad@0")
-    up, down = named(figure, "alignment, direction")
+    down, up = named(figure, "alignment, direction")  # taken away on the left, added on the right
     assert list(up.x) == [0, 1] and list(down.x) == [-1, 0]
     grey = named(figure, "outside the usable doses")
     assert len(grey) == 4 and {2, -2} == {x for trace in grey for x in trace.x if abs(x) == 2}

@@ -11,13 +11,17 @@ import pytest
 from figures.study_tables import study_tables
 from report.invented import INVENTED, registered, tables
 
+from emlens.report import data_blocks, slots
 from emlens.report.data_blocks import DataBlocks
-from emlens.report.figures import MOST_FACETS, plot_html
 from emlens.report.page import render
 from emlens.report.sections import sections_of
+from emlens.report.slots import make_slot, slot_html
 from emlens.results import Finding, Plot, StudyResult, Table
 from emlens.studies import registry
 from emlens.studies.comparing import compare_results
+
+FIGURE_BYTES = 2000
+"""Room for one figure of two points, and not for two."""
 
 
 def a_result(
@@ -28,7 +32,8 @@ def a_result(
 
 
 def headings(text: str) -> list[str]:
-    return re.findall(r'<section id="([^"]+)"', text)
+    """The parts of the page, in order."""
+    return re.findall(r'<details class="part" id="([^"]+)"', text)
 
 
 def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
@@ -39,17 +44,19 @@ def test_a_part_nobody_drew_has_method_figures_tables_and_its_place() -> None:
                 findings=[Finding("invented", "It rose by 3 [1, 5].", "summary")],
             )
         )
-    assert headings(text)[:4] == ["verdict", "direction_transfer", "invented", "profile"]
-    own = text[text.index('<section id="invented"') : text.index('<section id="profile"')]
+    assert headings(text)[:3] == ["direction_transfer", "invented", "profile"]
+    own = text[text.index('class="part" id="invented"') : text.index('class="part" id="profile"')]
     assert (
         "How do invented things go?" in own
         and "They were invented. <cite>Nobody (2000).</cite>" in own
     )
     assert '<p class="claim">It rose by 3 [1, 5].</p>' in own
-    assert [name for name in re.findall(r'class="plot" id="([^"]+)"', own)] == [
-        f"invented-plot{i}" for i in ("1-1", "1-2", "2-1", "3-1", "4-1")
+    assert re.findall(r'data-slot="slot-([^"]+)"', own) == [
+        f"invented-plot{i}" for i in (1, 2, 3, 4)
     ]
-    assert "<figcaption>adam</figcaption>" in own and "<figcaption>muon</figcaption>" in own
+    # one place for both optimisers, and a button for each
+    assert 'data-column="optimiser" data-value="adam">adam</button>' in own
+    assert 'data-value="muon">muon</button>' in own
     assert "Left out: the study has no table gone." in own
     assert "What few studies have" not in own and "table rare" not in own
     assert "One row per person." in own and 'data-csv="people"' in own
@@ -81,7 +88,7 @@ def test_a_plot_added_to_a_section_is_drawn_and_looked_at(
     assert section.title == "Could it have been foreseen?"
     text = render(a_result("priors", tables()))
     number = len(more.plots)
-    assert f'id="priors-plot{number}-1"' in text
+    assert f'id="priors-plot{number}"' in text
     assert "“More” shows values with neither interval nor null" in text
 
 
@@ -91,7 +98,6 @@ def test_only_parts_are_imported() -> None:
         assert sections_of(a_result(name, {})) == []
     assert "antigravity" not in set(sys.modules) - before
     assert headings(render(a_result("<b>", {"x": pd.DataFrame({"y": [1]})}))) == [
-        "verdict",
         "other",
         "provenance",
     ]
@@ -109,7 +115,7 @@ def test_a_result_of_an_unknown_study_keeps_the_sections_of_its_tables() -> None
 def test_a_part_that_was_left_out_says_why() -> None:
     with registered("invented"):
         text = render(a_result(found={}, warnings=["invented was left out: nothing to invent"]))
-        assert '<p class="missing">Left out: nothing to invent.</p>\n</section>' in text
+        assert '<p class="missing">Left out: nothing to invent.</p>\n</details>' in text
         assert "Left out: the study has none of its tables." in render(a_result(found={}))
 
 
@@ -118,34 +124,54 @@ def test_a_comparison_has_its_section() -> None:
     shifted = {**study_tables(), "models": study_tables()["models"].assign(aligned_others=1.0)}
     result = compare_results(a, a_result("profile", shifted), anyway=True)
     text = render(result)
-    assert (
-        headings(text)[:2] == ["verdict", "compare"] and "What differs between two results?" in text
-    )
+    assert headings(text)[0] == "compare" and "What differs between two results?" in text
+    # nothing leads such a page, so its part is open
+    assert '<details class="part" id="compare" open>' in text
     assert f'data-csv="{next(iter(result.tables))}"' in text
 
 
-def captions(plot: Plot, data: pd.DataFrame) -> list[str]:
-    """The captions of the figures that a plot draws."""
-    text = plot_html("t-plot1", plot, a_result(found={"t": data}), DataBlocks())
-    return re.findall(r"<figcaption>([^<]*)</figcaption>", text)
+def drawn(plot: Plot, data: pd.DataFrame) -> tuple[list[str], str]:
+    """The labels of the figures that a plot draws, and its place on the page."""
+    blocks = DataBlocks()
+    slot = make_slot("t-plot1", plot, a_result(found={"t": data}), blocks)
+    return [variant["label"] for variant in slot.variants], slot_html(slot, blocks)
 
 
-def test_many_facets_are_cut_and_said() -> None:
-    data = pd.DataFrame({"who": [f"p{i}" for i in range(40)], "x": 1.0, "y": 2.0})
+def test_many_facets_are_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MOST_FACETS", 3)
+    data = pd.DataFrame({"who": [f"p{i}" for i in range(5)], "x": 1.0, "y": 2.0})
     plot = Plot("points", "t", "x", "y", "T", "C", facet="who")
-    assert captions(plot, data) == [f"p{i}" for i in range(MOST_FACETS)]
-    said = f"{MOST_FACETS} of 40 figures, one per value of who;"
-    assert said in plot_html("t-plot1", plot, a_result(found={"t": data}), DataBlocks())
-    few = plot_html("t-plot1", plot, a_result(found={"t": data.head(3)}), DataBlocks())
-    assert "figures, one per value" not in few
+    labels, text = drawn(plot, data)
+    assert labels == ["p0", "p1", "p2"] and "3 of 5 figures, one per value of who;" in text
+    assert "figures, one per value" not in drawn(plot, data.head(3))[1]
+
+
+def test_figures_that_would_make_the_page_too_large_are_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = pd.DataFrame({"who": list("ab"), "x": 1.0, "y": 2.0})
+    plot = Plot("points", "t", "x", "y", "T", "C", facet="who")
+    monkeypatch.setattr(data_blocks, "MOST_FIGURE_BYTES", FIGURE_BYTES)
+    labels, text = drawn(plot, data)
+    assert labels == ["a"] and "1 of 2 figures, one per value of who;" in text
 
 
 def test_facets_that_are_numbers_bear_the_name_of_their_column() -> None:
     data = pd.DataFrame({"k": [1, 8], "x": 1.0, "y": 2.0})
     plot = Plot("points", "t", "x", "y", "T", "C", facet="k")
-    assert captions(plot, data) == ["k 1", "k 8"]
+    assert drawn(plot, data)[0] == ["k 1", "k 8"]
+
+
+def test_a_column_that_the_head_selects_has_no_buttons() -> None:
+    blocks = DataBlocks()
+    data = pd.DataFrame({"model": list("ab"), "x": 1.0, "y": 2.0})
+    plot = Plot("points", "t", "x", "y", "T", "C", facet="model")
+    slot = make_slot("t-plot1", plot, a_result(found={"t": data}), blocks)
+    assert "data-column" in slot_html(slot, blocks)
+    followed = slot_html(slot, blocks, {"model"})
+    assert "data-column" not in followed and "follows the selected fine-tune" in followed
 
 
 def test_a_kind_that_nobody_made_is_named_on_the_page() -> None:
-    text = plot_html("t-plot1", Plot("pie", "t", title="P"), a_result(), DataBlocks())
+    text = drawn(Plot("pie", "t", title="P"), pd.DataFrame({"x": [1.0]}))[1]
     assert "Left out: draw_plot: kind &#x27;pie&#x27; is unknown; pass one of line," in text
