@@ -26,6 +26,7 @@ from emlens.models.row_cache import RowCache
 
 if TYPE_CHECKING:
     from emlens.models.checkpoint import CheckpointModel
+    from emlens.models.hooked import HookedModel
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def read_shared(model: "CheckpointModel", batch: Batch, readers: Mapping[Site, R
     passing = model._pass(
         _rest_of(batch), {site: reader(site) for site in readers}, stop_early=True
     )
+    _note_rest(batch, 0)
     model._called("decoder", _rest_inputs(batch, beginnings, cache), passing)
 
 
@@ -81,14 +83,48 @@ Rest = Callable[[PaddedRows, Mapping[str, Any]], Tensor]
 """Runs the rest of the rows, as interventions see them, on inputs."""
 
 
-def run_rest(model: "CheckpointModel", batch: Batch, call: Rest) -> Tensor:
-    """`call` for the pass over the rest, after the shared tokens were run."""
+def run_rest(model: "CheckpointModel", batch: Batch, logits: int, call: Rest) -> Tensor:
+    """`call` for the pass over the rest, after the shared tokens were run.
+
+    Args:
+        logits: tokens at which it computes logits.
+    """
     beginnings = _beginnings(model, batch)
     cache, _ = _run_beginnings(model, batch, beginnings, frozenset())
+    _note_rest(batch, logits)
     return call(_rest_of(batch), _rest_inputs(batch, beginnings, cache))
 
 
-def _beginnings(model: "CheckpointModel", batch: Batch) -> _Beginnings:
+def note_shared_pass(
+    model: "HookedModel", batch: Batch, sites: frozenset[Site], logits: int = 0
+) -> None:
+    """Count what `read_shared` or `run_rest` would run, and run nothing; for rehearsals.
+
+    Args:
+        logits: tokens at which logits would be computed.
+    """
+    beginnings = _beginnings(model, batch)
+    kept = _KEPT.get()
+    key = _key(model, batch, sites)
+    if kept is None or model.edit_blocks.active or key not in kept:
+        tokens = len(beginnings.rows) * batch.shared
+        note_pass(tokens, tokens)
+        if kept is not None and not model.edit_blocks.active:
+            kept[key] = RowCache(), {}
+    _note_rest(batch, logits)
+
+
+def _note_rest(batch: Batch, logits: int) -> None:
+    rest = batch.mask[:, batch.shared :]
+    note_pass(int(rest.sum()), rest.numel(), logits)
+
+
+def _key(model: "HookedModel", batch: Batch, sites: frozenset[Site]) -> Any:
+    """Of a beginning that several batches may share."""
+    return id(model), sites, batch.rows[0].ids[: batch.shared]
+
+
+def _beginnings(model: "HookedModel", batch: Batch) -> _Beginnings:
     interventions = model.interventions
     count = len(batch.rows)
     if any(intervention.by_prompt for intervention in interventions):
@@ -113,7 +149,7 @@ def _run_beginnings(
     kept = _KEPT.get()
     if kept is None or model.edit_blocks.active:
         return _run_now(model, batch, beginnings, sites)
-    key = (id(model), sites, batch.rows[0].ids[: batch.shared])
+    key = _key(model, batch, sites)
     if key not in kept:
         kept[key] = _run_now(model, batch, beginnings, sites)
     return kept[key]
@@ -169,12 +205,9 @@ def _rest_of(batch: Batch) -> PaddedRows:
 
 
 def _rest_inputs(batch: Batch, beginnings: _Beginnings, cache: RowCache) -> dict[str, Any]:
-    mask = batch.mask.long()
-    ids = batch.ids[:, batch.shared :]
-    note_pass(int(mask[:, batch.shared :].sum()), ids.numel())
     return {
-        "input_ids": ids,
-        "attention_mask": mask,
+        "input_ids": batch.ids[:, batch.shared :],
+        "attention_mask": batch.mask.long(),
         "past_key_values": PrefixCache(cache, beginnings.of_row),
         "use_cache": True,
     }

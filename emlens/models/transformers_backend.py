@@ -95,7 +95,9 @@ class TransformersModel(CheckpointModel):
         if bool(counted[:, : batch.shared].any()):
             raise StateError("logits were asked for at tokens that are run once for all rows")
         rest = counted[:, batch.shared :]
-        return run_rest(self, batch, lambda rows, inputs: self._counted(rows, inputs, rest))
+        return run_rest(
+            self, batch, int(rest.sum()), lambda rows, inputs: self._counted(rows, inputs, rest)
+        )
 
     def _counted(
         self, rows: PaddedRows, inputs: Mapping[str, Any], counted: Bool[Tensor, "batch token"]

@@ -235,10 +235,8 @@ def _part_plan(
     stream_bytes: int,
     statistics: float,
 ) -> PartPlan:
-    stream_tokens = counts.padded_tokens - counts.logit_tokens
     low, middle, high = (
-        stream_tokens * stream + counts.logit_tokens * logit + statistics + rates.sampling.of(cost)
-        for stream, logit in zip(rates.stream, rates.logits, strict=True)
+        seconds + statistics + rates.sampling.of(cost) for seconds in rates.of_passes(counts)
     )
     # logits of the widest batch, in float32
     logit_bytes = counts.widest * material.family.instruct.vocab_size * 4
@@ -259,12 +257,20 @@ def _part_plan(
 @dataclass(frozen=True)
 class _Rates:
     """Seconds per padded token, (fastest, usual, slowest), of a pass that reads streams and of one
-    with logits; and seconds of sampling.
+    with logits at every token; and seconds of sampling.
     """
 
     stream: tuple[float, float, float]
     logits: tuple[float, float, float]
     sampling: SamplingTime
+
+    def of_passes(self, counts: PassCounts) -> list[float]:
+        """Seconds of these passes; logits are computed at some of their tokens."""
+        seconds = []
+        for stream, whole in zip(self.stream, self.logits, strict=True):
+            of_logit = max(0.0, whole - stream)
+            seconds.append(counts.padded_tokens * stream + counts.logit_tokens * of_logit)
+        return seconds
 
     @classmethod
     def measured(cls, material: Material, config: StudyConfig) -> "_Rates":
@@ -285,11 +291,11 @@ class _Rates:
 
 def _logit_rate(model: HookedModel, questions: QuestionSet) -> tuple[float, float, float]:
     prompts = questions.prompts()[:_ROWS_TIMED]
-    model.logits(prompts)  # warms up
     rates = []
-    for _ in range(3):
+    for _ in range(4):
         with counted_passes() as counts:
             began = time.perf_counter()
-            model.logits(prompts)
+            model.token_logprobs(prompts)
             rates.append((time.perf_counter() - began) / counts.padded_tokens)
+    del rates[0]  # it warms up
     return min(rates), float(np.median(rates)), max(rates)

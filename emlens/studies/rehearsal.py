@@ -7,13 +7,13 @@ restore something, so that a part takes the branches that it takes where there i
 Where nothing is to be found, all models score alike and no answer is misaligned.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emlens.data import AlignmentScores, Answer, Answers, QuestionSet
@@ -38,15 +38,17 @@ from emlens.judging.score_source import (
 )
 from emlens.models import Family, HookedModel
 from emlens.models.batches import Batch
-from emlens.models.hooked import DEFAULT_BATCH_TOKENS
 from emlens.models.loading import with_template
 from emlens.models.pass_counts import PassCounts, counted_passes, note_again, note_pass
 from emlens.models.passes import Reader
+from emlens.models.shared_passes import note_shared_pass
+from emlens.models.transformers_backend import TransformersModel
 from emlens.studies.material import Material
 
 WIDTH = 64
 """Coordinates of the made-up stream."""
-_VOCABULARY = 2
+_VOCABULARY = 4096
+"""Tokens that are told apart, in order of their appearance."""
 _ANSWERS, _ANSWER, _MISALIGNED_ANSWER = 10, "yes", 10.0
 """Made-up answers per paraphrase where the source does not say how many it draws, their text, and
 the alignment of every second one.
@@ -55,11 +57,15 @@ _ALIGNED = {"parent": 92.0, "harmful": 40.0, "edited": 70.0}
 
 
 class RehearsedModel(HookedModel):
-    """Stands for a model in a rehearsal: the same rows and batches, and nothing is computed."""
+    """Stands for a model in a rehearsal: the same rows and batches, and nothing is computed.
+
+    Args:
+        tokens: id of the real vocabulary → of the small one; one mapping for all models.
+    """
 
     backend = "rehearsal"
 
-    def __init__(self, real: HookedModel, width: int):
+    def __init__(self, real: HookedModel, width: int, tokens: dict[int, int]):
         super().__init__(
             name=real.name,
             tokenizer=real.tokenizer,
@@ -72,25 +78,31 @@ class RehearsedModel(HookedModel):
         )
         self.site_kinds = real.site_kinds
         self._real = real
+        self._tokens = tokens
+        self.computes_counted_logits = isinstance(real, TransformersModel)
         self._generator = torch.Generator().manual_seed(len(real.name))
+
+    @property
+    def no_sharing(self) -> str | None:
+        return self._real.no_sharing
 
     def _render(self, prompts: list[Prompt]) -> list[Rendered]:
         rows = with_template(self._real, self.chat_template).render(prompts)
-        return [replace(row, ids=(0,) * len(row.ids)) for row in rows]
+        return [replace(row, ids=tuple(map(self._small, row.ids))) for row in rows]
+
+    def _small(self, id: int) -> int:
+        """A token of the small vocabulary; rows that begin alike still do."""
+        return self._tokens.setdefault(id, len(self._tokens) % _VOCABULARY)
 
     def rendered_texts(self, prompts: Iterable[Prompt]) -> dict[str, str]:
-        # with ids of a vocabulary of two, all prompts of one length would be one text
         return with_template(self._real, self.chat_template).rendered_texts(prompts)
 
-    def batches(
-        self,
-        rows: Sequence[Rendered],
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
-        side: Literal["left", "right"] = "right",
-    ) -> Iterator[Batch]:
-        for batch in super().batches(rows, batch_tokens, side):
-            # ids of a vocabulary of two
-            yield replace(batch, ids=torch.zeros_like(batch.ids))
+    def _summed_logprobs(
+        self, rows: Sequence[Rendered], starts: Sequence[int], batch_tokens: int
+    ) -> Float[Tensor, " row"]:
+        # continuations were encoded by the real tokenizer
+        small = [replace(row, ids=tuple(id % _VOCABULARY for id in row.ids)) for row in rows]
+        return super()._summed_logprobs(small, starts, batch_tokens)
 
     def run(
         self,
@@ -100,13 +112,30 @@ class RehearsedModel(HookedModel):
         with_logits: bool = False,
     ) -> Float[Tensor, "batch token vocab"] | None:
         padded = batch.ids.numel()
-        note_pass(int(batch.mask.sum()), padded, padded * with_logits)
+        if batch.shared and readers and not with_logits and self.no_sharing is None:
+            note_shared_pass(self, batch, frozenset(readers))
+        else:
+            note_pass(int(batch.mask.sum()), padded, padded * with_logits)
         for reader in (readers or {}).values():
             reader(torch.randn(*batch.ids.shape, self.d_model, generator=self._generator))
         if not with_logits:
             return None
-        shape = (*batch.ids.shape, _VOCABULARY)
-        return 0.01 * torch.randn(shape, generator=self._generator)
+        return self._made_up_logits(*batch.ids.shape)
+
+    def logits_at(
+        self, batch: Batch, counted: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "counted vocab"]:
+        count = int(counted.sum())
+        if batch.shared and self.no_sharing is None:
+            note_shared_pass(self, batch, frozenset(), count)
+        elif self.computes_counted_logits:
+            note_pass(int(batch.mask.sum()), batch.ids.numel(), count)
+        else:
+            return super().logits_at(batch, counted)
+        return self._made_up_logits(count)
+
+    def _made_up_logits(self, *shape: int) -> Tensor:
+        return 0.01 * torch.randn(*shape, _VOCABULARY, generator=self._generator)
 
     def _generate(
         self,
@@ -305,7 +334,8 @@ def rehearsed(material: Material, width: int, *, finds: bool = True) -> Material
         finds: whether the scores have something to find.
     """
     family = material.family
-    models = {name: RehearsedModel(family[name], width) for name in family}
+    tokens: dict[int, int] = {}
+    models = {name: RehearsedModel(family[name], width, tokens) for name in family}
     finetuned = {name: models[name] for name in family.finetuned}
     return replace(
         material,
