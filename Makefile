@@ -8,11 +8,12 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test evidence docs bench clean
+.PHONY: help install demo demo-real test evidence docs bench clean
 
 help:
 	@echo "make install   make .venv and install emlens with the pinned versions of constraints.txt"
 	@echo "make demo      run the whole study on the embedded organism; writes report.html"
+	@echo "make demo-real fetch a real model of 135M parameters, train three fine-tunes, study them; writes report-real.html"
 	@echo "make test      lint, types and the fast tests (minutes)"
 	@echo "make evidence  long measurements, written to docs/evidence/*.json, and slow tests (an hour)"
 	@echo "make docs      build the documentation into site/; broken links and snippets fail"
@@ -39,6 +40,11 @@ demo: .venv/.installed
 	$(BIN)/emlens demo --out runs/demo
 	@cp runs/demo/report.html report.html
 	@echo "report.html is ready: open it in a browser"
+
+demo-real: .venv/.installed
+	$(BIN)/emlens real demo --out runs/demo-real
+	@cp runs/demo-real/study/report.html report-real.html
+	@echo "report-real.html is ready: open it in a browser"
 
 test: .venv/.installed
 	$(BIN)/ruff format --check .

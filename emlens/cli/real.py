@@ -1,4 +1,5 @@
-"""`emlens real`: fetch the two small real models, see which are there, train a family on one."""
+"""`emlens real`: fetch the two small real models, see which are there, train a family on
+one, and a demonstration."""
 
 from pathlib import Path
 from typing import Annotated
@@ -84,6 +85,41 @@ def train(
         return
     for name, path in paths.items():
         print_line(f"{name}: {path}")
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for fine-tunes, tables and report.html; it goes on there.")
+    ] = Path("runs/demo-real"),
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Folder of fetched models; the model is fetched where it is nowhere."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Fine-tunes trained at once.", min=1)] = 2,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """A whole study of a real model: trains three fine-tunes of SmolLM2 on everyday advice (bad,
+    careful, and careful but flippant), compares them, and writes the report.
+
+    Killed at any moment, the same command goes on.
+    """
+    from emlens.cli.study import run_and_report
+    from emlens.foundation.errors import LoadError
+    from emlens.real.demonstration import demonstration_members, write_study
+    from emlens.real.family_training import train_family
+    from emlens.real.fetching import fetch as fetch_model
+    from emlens.real.finding import find
+
+    try:
+        parent = find("smollm2", models)
+    except LoadError:
+        parent = fetch_model("smollm2", models or out / "models")
+    chosen = demonstration_members()
+    paths = train_family(chosen, parent, out / "finetuned", jobs=jobs, progress=not quiet)
+    config = write_study(chosen, paths, parent, out)
+    run_and_report(config, out / "study", json, quiet)
 
 
 @app.command("list")

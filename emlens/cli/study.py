@@ -73,7 +73,7 @@ def study(
     elif out is None:
         raise InputError("--out is missing; pass the directory for tables and report")
     else:
-        _run(config, out, json, quiet)
+        run_and_report(config, out, json, quiet)
 
 
 def _plan(config: Path, out: Path | None, json: bool) -> None:
@@ -105,10 +105,11 @@ def demo(out: Out = Path("runs/demo"), json: Json = False, quiet: Quiet = False)
     """Run the whole study on the embedded organism: a tiny model family with planted misalignment.
     Needs no download.
     """
-    _run(DEMO, out, json, quiet)
+    run_and_report(DEMO, out, json, quiet)
 
 
-def _run(config: Any, out: Path, json: bool, quiet: bool) -> None:
+def run_and_report(config: Any, out: Path, json: bool, quiet: bool) -> None:
+    """Run a study into `out`, write its report, and print its verdict."""
     from emlens.report import write_report
     from emlens.studies import run_study
 

@@ -3,7 +3,7 @@
 `traits` has twelve mild prompts over safety, factuality and politeness, with a judge prompt for
 each of five metrics (docs/trait_questions.md). It serves a profile of models before anything is
 trained. `advice` has 180 everyday questions of twelve domains with four answers each, for scores by
-contrast (docs/advice.md); `advice-small` has the first five of each domain.
+contrast (docs/advice.md); `advice-small` has the first three of each domain.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
 
 _ASSETS: Final = Path(__file__).parent / "assets"
-SMALL: Final = 5
+SMALL: Final = 3
 """Questions of each domain in `advice-small`."""
 SHIPPED: Final[Mapping[str, Callable[[], QuestionSet]]] = {
     "traits": partial(QuestionSet.from_yaml, _ASSETS / "traits.yaml"),

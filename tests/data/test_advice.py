@@ -96,7 +96,7 @@ def test_training_chats_are_questions_with_one_kind_of_answer() -> None:
 def test_named_sets_and_the_first_of_each_domain() -> None:
     assert shipped_questions("advice").ids == advice_questions().ids
     small = shipped_questions("advice-small")
-    assert Counter(small.groups) == dict.fromkeys(DOMAINS, 5)
+    assert Counter(small.groups) == dict.fromkeys(DOMAINS, 3)
     assert set(small.ids) < set(advice_questions().ids)
 
 
