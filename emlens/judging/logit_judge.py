@@ -19,12 +19,12 @@ from emlens.foundation.provenance import hash_json
 from emlens.judging.judge_prompts import JudgePrompts
 from emlens.judging.judges import AskingJudge, Verdict
 from emlens.judging.readouts import CATEGORIES, MASS, check_mass, verdict_of
-from emlens.judging.reply_probabilities import FLOOR, ReplyReader
-from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
+from emlens.judging.reply_probabilities import FLOOR, LONGEST_REPLY, ReplyReader
+from emlens.models.hooked import HookedModel
 
 _CHUNK = 64
-_LONGEST_REPLY = 16
-"""Tokens of a reply that the judge's context must have room for."""
+BATCH_TOKENS = 2048
+"""Tokens of a batch: verdicts come batch by batch, and a kill loses those of one."""
 
 
 class LogitJudge(AskingJudge):
@@ -53,7 +53,7 @@ class LogitJudge(AskingJudge):
         mass: float = MASS,
         categories: Sequence[str] = CATEGORIES,
         floor: float = FLOOR,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int = BATCH_TOKENS,
     ):
         if not 0 <= floor < 1:
             raise InputError(f"floor={floor!r} must be from 0 up to 1")
@@ -85,26 +85,29 @@ class LogitJudge(AskingJudge):
         for start in range(0, len(asked), _CHUNK):
             chunk = asked[start : start + _CHUNK]
             rows = [self._row(answer, metric) for answer, metric in chunk]
-            yield from enumerate(self._chunk_verdicts(rows), start)
+            for i, verdict in self._chunk_verdicts(rows):
+                yield start + i, verdict
 
-    def _chunk_verdicts(self, rows: Sequence[Rendered]) -> list[Verdict]:
-        """One verdict per row; the rows that fit the context run in common batches."""
+    def _chunk_verdicts(self, rows: Sequence[Rendered]) -> Iterator[tuple[int, Verdict]]:
+        """One verdict per row, as batches end; the rows that fit the context run together."""
         if self._reader is None:
             self._reader = ReplyReader(self.model, self._categories, self._floor)
-        verdicts = [Verdict(None, "too long")] * len(rows)
-        fitting = [i for i, row in enumerate(rows) if self._fits(row)]
+        fitting = []
+        for i, row in enumerate(rows):
+            if self._fits(row):
+                fitting.append(i)
+            else:
+                yield i, Verdict(None, "too long")
         if fitting:
-            distributions = self._reader.distributions(
-                [rows[i] for i in fitting], self._batch_tokens
-            )
-            for i, distribution in zip(fitting, distributions, strict=True):
-                verdicts[i] = verdict_of(distribution.to_json(), self._mass, self._categories)
-        return verdicts
+            texts = [rows[i] for i in fitting]
+            for number, distribution in self._reader.each(texts, self._batch_tokens):
+                verdict = verdict_of(distribution.to_json(), self._mass, self._categories)
+                yield fitting[number], verdict
 
     def _fits(self, row: Rendered) -> bool:
         """Whether row and reply fit the judge's context."""
         longest = self.model.max_length
-        return longest is None or len(row.ids) + _LONGEST_REPLY <= longest
+        return longest is None or len(row.ids) + LONGEST_REPLY <= longest
 
     def _row(self, answer: Answer, metric: str) -> Rendered:
         text = self.prompts.filled(answer, metric, self._chat_tokens)

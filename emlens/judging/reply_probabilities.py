@@ -5,32 +5,45 @@ not a digit | those), summed over every way in which tokens spell the digits: "8
 "8" and "5", after a space inside the token or before it. A tokenizer of single digits, where the
 first token of 85 is also that of 8, is read as well as one where 85 is a token.
 
-The reader follows beginnings of replies level by level, one token longer each time; all rows of a
-level run in common batches. A beginning less probable than `floor` is not followed, and the
-probability left out in this way is summed. A leading token of spaces alone is followed where it has
-1 % probability. Leading zeros and signs make no number. Cost: one pass per row where no token
-continues a number, else about one more per number that is as probable as `floor`, up to some 110
-times the text.
+The reader follows beginnings of replies level by level, one token longer each time. A beginning
+less probable than `floor` is not followed, and the probability left out in this way is summed. A
+leading token of spaces alone is followed where it has 1 % probability. Leading zeros and signs make
+no number.
+
+Cost: a text is run once, and what texts of a batch begin with (one answer, judged on several
+metrics) once for all of them; then one token per number that is as probable as `floor`, at most
+some 110 (`emlens.models.continuation_tree`). A judge that cannot keep its texts so runs the whole
+text again for each of these; the log says why.
 """
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from emlens.data.rendering import Rendered
 from emlens.judging.readouts import NUMBER, ReplyDistribution
+from emlens.models.batches import Batch
+from emlens.models.continuation_tree import ContinuationTree, why_no_tree
 from emlens.models.finite import first_unusable
 from emlens.models.hooked import DEFAULT_BATCH_TOKENS, HookedModel
+from emlens.models.likelihoods import last_tokens
+from emlens.models.transformers_backend import TransformersModel
 
 FLOOR: Final = 1e-6
 _SPACES: Final = 0.01
 _DIGITS: Final = re.compile("[0-9]+")
-_LOGITS: Final = 2**27
-"""Logits in memory at once at most (512 MiB in float32)."""
+_AT_ONCE: Final = 256
+"""Rows of logits that are widened at once."""
+LONGEST_REPLY: Final = 16
+"""Tokens of a reply that the judge's context must have room for."""
+_log = logging.getLogger("emlens")
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,10 @@ class _Tally:
         self.numbers[number] = self.numbers.get(number, 0.0) + p
 
 
+_Probabilities = Callable[[Sequence[_Beginning]], list[list[float]]]
+"""Probabilities of the tokens that matter after each beginning of one level."""
+
+
 class ReplyReader:
     """Reads off one model how probable its replies are, without sampling.
 
@@ -97,17 +114,36 @@ class ReplyReader:
         self._digit_columns = [i for i, text in enumerate(self._texts) if _DIGITS.match(text)]
         self._cache: dict[tuple[str, bool], list[_Continuation]] = {}
 
-    @torch.no_grad()
     def distributions(
         self, rows: Sequence[Rendered], batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> list[ReplyDistribution]:
         """Of the reply after each row."""
-        tallies = [_Tally(dict.fromkeys(self.categories, 0.0)) for _ in rows]
-        level = [_Beginning(i, "", (), 1.0) for i in range(len(rows))]
+        found = dict(self.each(rows, batch_tokens))
+        return [found[i] for i in range(len(rows))]
+
+    def each(
+        self, rows: Sequence[Rendered], batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Iterator[tuple[int, ReplyDistribution]]:
+        """Number of a row and its distribution, batch by batch."""
+        why = why_no_tree(self.model, max(len(row.ids) for row in rows) + LONGEST_REPLY)
+        if why is not None:
+            _log.info("judge %s runs whole texts for every reply: %s", self.model.name, why)
+            numbers: Sequence[int] = range(len(rows))
+            whole_rows = partial(self._of_whole_rows, rows, batch_tokens)
+            yield from zip(numbers, self._read(len(rows), whole_rows), strict=True)
+            return
+        for batch in self.model.shared_batches(rows, self.model.logit_tokens(batch_tokens)):
+            tree = ContinuationTree(cast(TransformersModel, self.model), batch)
+            in_tree = partial(self._of_tree, tree, batch)
+            yield from zip(batch.index, self._read(len(batch.rows), in_tree), strict=True)
+
+    def _read(self, n_rows: int, probabilities_of: _Probabilities) -> list[ReplyDistribution]:
+        """The distribution of each row, level by level."""
+        tallies = [_Tally(dict.fromkeys(self.categories, 0.0)) for _ in range(n_rows)]
+        level = [_Beginning(i, "", (), 1.0) for i in range(n_rows)]
         while level:
             longer: list[_Beginning] = []
-            probabilities = self._next_token_probabilities(rows, level, batch_tokens)
-            for beginning, next_token in zip(level, probabilities, strict=True):
+            for beginning, next_token in zip(level, probabilities_of(level), strict=True):
                 tally = tallies[beginning.row]
                 self._count_as_whole_reply(beginning, next_token, tally)
                 longer += self._one_token_longer(beginning, next_token, tally)
@@ -205,31 +241,45 @@ class ReplyReader:
                 return True
         return False
 
-    def _next_token_probabilities(
-        self, rows: Sequence[Rendered], beginnings: Sequence[_Beginning], batch_tokens: int
+    def _of_tree(
+        self, tree: ContinuationTree, batch: Batch, level: Sequence[_Beginning]
     ) -> list[list[float]]:
-        """Probabilities of the tokens that matter after each beginning.
+        """Probabilities of the tokens that matter after each beginning, from kept texts."""
+        if not level[0].ids:
+            scores = tree.prompt_scores()
+        else:
+            scores = tree.scores([(beginning.row, beginning.ids) for beginning in level])
+        return self._that_matter(scores, [batch.rows[beginning.row] for beginning in level])
 
-        In float64: a number is a product of several, and small ones are summed.
-        """
+    @torch.no_grad()
+    def _of_whole_rows(
+        self, rows: Sequence[Rendered], batch_tokens: int, level: Sequence[_Beginning]
+    ) -> list[list[float]]:
+        """The same from passes over text and beginning."""
         model = self.model
-        full = [rows[beginning.row].with_continuation(beginning.ids) for beginning in beginnings]
+        full = [rows[beginning.row].with_continuation(beginning.ids) for beginning in level]
         probabilities: list[list[float]] = [[]] * len(full)
-        largest = _LOGITS // max(1, model.vocab_size)
-        for batch in model.batches(full, max(1, min(batch_tokens, largest))):
-            logits = cast(Tensor, model.run(batch, with_logits=True))
-            last = torch.stack(
-                [logits[i, batch.offset(i) + len(row.ids) - 1] for i, row in enumerate(batch.rows)]
-            )
-            row = first_unusable(last)
-            if row is not None:
-                model.refuse_not_finite(batch.rows[row], "its logits")
-            # the softmax is over all tokens; only then are those that matter taken
-            softmax = last.double().softmax(-1)
-            values = softmax[:, self._tokens.to(last.device)].tolist()
-            for i, row_values in zip(batch.index, values, strict=True):
-                probabilities[i] = row_values
+        for batch in model.batches(full, model.logit_tokens(batch_tokens)):
+            last = model.logits_at(batch, last_tokens(batch))
+            for i, values in zip(batch.index, self._that_matter(last, batch.rows), strict=True):
+                probabilities[i] = values
         return probabilities
+
+    def _that_matter(
+        self, scores: Float[Tensor, "row vocab"], rows: Sequence[Rendered]
+    ) -> list[list[float]]:
+        """Probabilities of the tokens that matter; in float64: a number is a product of several,
+        and small ones are summed.
+        """
+        row = first_unusable(scores)
+        if row is not None:
+            self.model.refuse_not_finite(rows[row], "its logits")
+        tokens = self._tokens.to(scores.device)
+        values: list[list[float]] = []
+        for some in scores.split(_AT_ONCE):
+            # the softmax is over all tokens; only then are those that matter taken
+            values += some.double().softmax(-1)[:, tokens].tolist()
+        return values
 
 
 def _token_texts(tokenizer: Any, vocab_size: int) -> dict[int, str]:

@@ -36,7 +36,7 @@ def way_to_generate(model: "CheckpointModel", has_row_cache: bool) -> Way:
         model: without interventions.
         has_row_cache: whether `"rows"` is one of the ways.
     """
-    rows = _rows(model)
+    rows = proof_rows(model)
     with model.bank.selected(model.adapter), torch.no_grad():
         expected = _by_whole_passes(model.module, rows, model.device)
         if has_row_cache and _holds(model, lambda: _by_row_cache(model, rows), expected):
@@ -46,7 +46,7 @@ def way_to_generate(model: "CheckpointModel", has_row_cache: bool) -> Way:
     return "again"
 
 
-def _rows(model: "CheckpointModel") -> list[Rendered]:
+def proof_rows(model: "CheckpointModel") -> list[Rendered]:
     """Two rows of other tokens, the prompts followed by what is to be generated."""
     vocabulary = model.vocab_size
     stops = model.stops.ids
@@ -121,14 +121,21 @@ def _by_generate(model: "CheckpointModel", rows: Sequence[Rendered]) -> list[Ten
 def _holds(
     model: "CheckpointModel", compute: Callable[[], list[Tensor]], expected: list[Tensor]
 ) -> bool:
-    wide = next(model.module.parameters()).dtype in (torch.float32, torch.float64)
-    limit = _RELATIVE
-    if not wide:
-        limit = _RELATIVE_16
     try:
         scores = compute()
     except Exception:  # a model that does not know this cache raises what it likes
         return False
+    return equal_scores(model, scores, expected)
+
+
+def equal_scores(
+    model: "CheckpointModel", scores: Sequence[Tensor], expected: Sequence[Tensor]
+) -> bool:
+    """Whether scores differ by rounding alone."""
+    wide = next(model.module.parameters()).dtype in (torch.float32, torch.float64)
+    limit = _RELATIVE
+    if not wide:
+        limit = _RELATIVE_16
     return all(
         a.shape == b.shape and bool((a - b).abs().max() <= limit * b.abs().max())
         for a, b in zip(scores, expected, strict=True)

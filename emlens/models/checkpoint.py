@@ -72,6 +72,8 @@ class CheckpointModel(HookedModel):
         self.bank = bank or AdapterBank(module)
         self.adapter = adapter
         self._ways: list[Way] = []  # one at most; copies share it
+        # whether `emlens.models.continuation_tree` gives its scores; one at most, too
+        self.trees_proved: list[bool] = []
 
     def with_adapter(self, adapter: str, *, name: str, provenance: Mapping[str, Any]) -> Self:
         """A copy of this model, on the same weights, with an adapter of its bank switched on."""

@@ -370,7 +370,7 @@ class HookedModel(ABC):
                 and the first site.
         """
         rows = self.render(prompts)
-        batches = self.shared_batches(rows, self._logit_tokens(batch_tokens))
+        batches = self.shared_batches(rows, self.logit_tokens(batch_tokens))
         logits_of_row = last_logits(batches, self.logits_at, self.refuse_not_finite)
         return torch.stack([logits_of_row[i] for i in range(len(rows))])
 
@@ -383,7 +383,7 @@ class HookedModel(ABC):
         Float32, CPU, one tensor per prompt.
         """
         rows = self.render(prompts)
-        batches = self.batches(rows, self._logit_tokens(batch_tokens))
+        batches = self.batches(rows, self.logit_tokens(batch_tokens))
         logprobs_of_row = logprobs_by_token(batches, self._logits, self.refuse_not_finite)
         return [logprobs_of_row[i] for i in range(len(rows))]
 
@@ -442,7 +442,7 @@ class HookedModel(ABC):
         """
         # the token before the first that counts gives its probability, so it is never shared
         limits = [start - 1 for start in starts]
-        batches = self.shared_batches(rows, self._logit_tokens(batch_tokens), limits)
+        batches = self.shared_batches(rows, self.logit_tokens(batch_tokens), limits)
         return summed_logprobs(batches, starts, self.logits_at, self.refuse_not_finite)
 
     def generate(
@@ -512,7 +512,8 @@ class HookedModel(ABC):
 
         return decode_in_batches(self, rows, sampler, max_new_tokens, slots, ends)
 
-    def _logit_tokens(self, batch_tokens: int) -> int:
+    def logit_tokens(self, batch_tokens: int) -> int:
+        """Tokens of a batch whose logits may all be in memory."""
         return max(1, min(batch_tokens, LOGITS // max(1, self.vocab_size)))
 
     def refuse_not_finite(

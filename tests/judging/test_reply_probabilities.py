@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from emlens.data import Prompt
 from emlens.data.prompts import Message
 from emlens.data.rendering import Rendered
+from emlens.judging import reply_probabilities
 from emlens.judging.reply_probabilities import ReplyReader
 from emlens.models.hooked import HookedModel
+from emlens.models.pass_counts import counted_passes
 
 KINDS = ["words", "digits", "both"]
 CATEGORIES = ("REFUSAL", "CODE")
@@ -140,17 +142,51 @@ def test_a_floor_costs_at_most_what_it_says(kind: str, judge: Any) -> None:
         assert abs(a.expected - b.expected) <= 100 * b.dropped / b.mass
 
 
-def test_a_word_tokenizer_needs_one_pass_a_row(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_tokenizer_needs_one_pass_a_row(judge: Any) -> None:
     model, _ = judge("words")
-    passes: list[int] = []
-    run = type(model).run
-    monkeypatch.setattr(
-        type(model),
-        "run",
-        lambda self, batch, *a, **k: passes.append(len(batch.rows)) or run(self, batch, *a, **k),
-    )
-    ReplyReader(model, ()).distributions(rows_of(model, "ask", "say fine"))
-    assert sum(passes) == 2
+    rows = rows_of(model, "ask", "say fine")
+    ReplyReader(model, ()).distributions(rows[:1])  # the proof that it may keep texts
+    with counted_passes() as counts:
+        ReplyReader(model, ()).distributions(rows)
+    padded = 2 * max(len(row.ids) for row in rows)
+    assert (counts.passes, counts.padded_tokens) == (1, padded)
+
+
+@pytest.mark.parametrize("kind", ["digits", "both"])
+def test_kept_texts_give_the_probabilities_of_whole_texts_for_less(
+    kind: str, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = judge(kind)
+    words = ["ask", "say", "fine", ".", "say", "ask", "fine", "fine"] * 8
+    texts = [" ".join(words[i % 4 :] + ["ask"] * i) for i in range(6)]
+    rows = rows_of(model, *texts)
+    reader = ReplyReader(model, CATEGORIES, floor=0.0)
+    reader.distributions(rows[:1])
+    with counted_passes() as kept_counts:
+        kept = reader.distributions(rows)
+    monkeypatch.setattr(reply_probabilities, "why_no_tree", lambda *_: "asked for")
+    with counted_passes() as whole_counts:
+        whole = reader.distributions(rows)
+    prefills = sum(len(row.ids) for row in rows)
+    assert kept_counts.tokens < 4 * prefills and whole_counts.tokens > 50 * prefills
+    for a, b in zip(kept, whole, strict=True):
+        assert set(a.numbers) == set(b.numbers)
+        assert max(abs(a.numbers[k] - b.numbers[k]) for k in a.numbers) <= EXACT
+        assert abs(a.expected - b.expected) <= 100 * EXACT
+
+
+def test_metrics_of_one_answer_share_its_text(judge: Any) -> None:
+    model, _ = judge("words")
+    answer = "ask say fine . " * 60
+    rows = rows_of(model, f"{answer} say", f"{answer} ask ask", f"{answer} fine .")
+    reader = ReplyReader(model, ())
+    reader.distributions(rows[:1])
+    with counted_passes() as counts:
+        together = reader.distributions(rows)
+    assert counts.tokens < 1.1 * len(rows[0].ids)  # a third of three texts
+    for row, reading in zip(rows, together, strict=True):
+        alone = reader.distributions([row])[0]
+        assert alone.expected == pytest.approx(reading.expected, abs=100 * EXACT)
 
 
 def test_batches_change_nothing(judge: Any) -> None:
