@@ -155,6 +155,15 @@ def check_tensor_file(path: str | Path) -> None:
         raise LoadError(f"{path}: names more than {MOST_TENSORS} tensors, the most that is read")
 
 
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {one_line(repeated, 60)!r} is given twice")
+    return record
+
+
 def parse_json(where: str, text: str) -> Any:
     """JSON of one of the library's own files, bounded.
 
@@ -163,7 +172,7 @@ def parse_json(where: str, text: str) -> Any:
     """
     check_json_size(where, text)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}, line {error.lineno}: not valid JSON: {error.msg}") from None
     except RecursionError:

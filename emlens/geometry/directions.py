@@ -18,10 +18,12 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import read_json, write_bytes, write_json
+from emlens.foundation.bounded import check_tensor_file
+from emlens.foundation.errors import InputError, IntegrityError, LoadError
+from emlens.foundation.files import write_bytes
 from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.foundation.provenance import hash_tensors
+from emlens.foundation.records import Fields, read_checked, write_checked
 from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
 from emlens.geometry.linear import result_dtype
@@ -29,7 +31,14 @@ from emlens.geometry.linear import result_dtype
 _TENSORS = "direction.safetensors"
 _RECORD = "direction.json"
 _FORMAT = "emlens-direction-1"
-_FIELDS = {"site", "position", "ids", "provenance", "tensors"}
+_FIELDS: Fields = {
+    "site": str,
+    "position": (str, type(None)),
+    "ids": dict,
+    "provenance": dict,
+    "tensors": str,
+}
+_REMEDY = "pass a directory written by Direction.save, or save the direction again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +138,7 @@ class Direction:
             "provenance": dict(self.provenance),
             "tensors": hash_tensors(tensors),
         }
-        write_json(directory / _RECORD, record)
+        write_checked(directory / _RECORD, record)
         return directory
 
     @classmethod
@@ -141,19 +150,16 @@ class Direction:
             IntegrityError: the tensors are not those the record describes.
         """
         directory = Path(directory)
-        record = read_json(directory / _RECORD)
-        is_direction = isinstance(record, dict) and record.get("format") == _FORMAT
-        if not is_direction or not set(record) >= _FIELDS:
-            raise InputError(
-                f"{directory / _RECORD}: not a direction saved by emlens;"
-                " pass a directory written by Direction.save"
-            )
+        record = read_checked(
+            directory / _RECORD, fields=_FIELDS, version=("format", _FORMAT), remedy=_REMEDY
+        )
         path = directory / _TENSORS
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         try:
+            check_tensor_file(path)
             tensors = safetensors.torch.load(path.read_bytes())
-        except SafetensorError as error:
+        except (LoadError, SafetensorError) as error:
             raise IntegrityError(
                 f"{path}: not readable as safetensors ({error}); save the direction again"
             ) from None

@@ -14,9 +14,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import one_line, read_json, write_bytes, write_json
+from emlens.foundation.bounded import check_tensor_file
+from emlens.foundation.errors import InputError, IntegrityError, LoadError
+from emlens.foundation.files import one_line, write_bytes
 from emlens.foundation.provenance import hash_tensors
+from emlens.foundation.records import read_checked, write_checked
 from emlens.interventions.ablation import Ablation
 from emlens.interventions.arguments import parse_at, require_savable, touched_from_record
 from emlens.interventions.plain_intervention import PlainIntervention
@@ -95,7 +97,7 @@ def save_interventions(directory: str | Path, interventions: Iterable[PlainInter
             copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
             stored[f"{i}/{name}"] = copy
     write_bytes(directory / _TENSORS, safetensors.torch.save(stored))
-    write_json(directory / _RECORD, {"format": _FORMAT, "interventions": records})
+    write_checked(directory / _RECORD, {"format": _FORMAT, "interventions": records})
     return directory
 
 
@@ -121,13 +123,12 @@ def load_interventions(directory: str | Path) -> list[PlainIntervention]:
 
 
 def _read_records(path: Path) -> list[Mapping[str, Any]]:
-    content = read_json(path)
-    is_saved = isinstance(content, dict) and content.get("format") == _FORMAT
-    if not is_saved or not isinstance(content.get("interventions"), list):
-        raise InputError(
-            f"{path}: not interventions saved by emlens;"
-            " pass a directory written by save_interventions"
-        )
+    content = read_checked(
+        path,
+        fields={"interventions": list},
+        version=("format", _FORMAT),
+        remedy="pass a directory written by save_interventions, or save them again",
+    )
     records: list[Mapping[str, Any]] = content["interventions"]
     return records
 
@@ -136,8 +137,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
+        check_tensor_file(path)
         return safetensors.torch.load(path.read_bytes())
-    except SafetensorError as error:
+    except (LoadError, SafetensorError) as error:
         raise IntegrityError(
             f"{path}: not readable as safetensors ({error}); save the interventions again"
         ) from None

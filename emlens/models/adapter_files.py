@@ -20,6 +20,7 @@ from emlens.foundation.files import canonical_json, one_line, sha256_text
 from emlens.foundation.provenance import hash_tensors
 from emlens.models.adapter_patterns import require_cheap_patterns
 from emlens.models.checkpoint_files import read_object
+from emlens.models.sidecars import check_adapter_config
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -99,6 +100,7 @@ class AdapterFiles:
     def __post_init__(self) -> None:
         require_adapter(self.path)
         self._refuse_kinds()
+        check_adapter_config(self.path / CONFIG, self.config)
         require_cheap_patterns(self.config, self.path / CONFIG)
 
     @cached_property

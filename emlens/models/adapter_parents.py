@@ -12,6 +12,7 @@ from emlens.foundation.errors import LoadError
 from emlens.foundation.files import one_line
 from emlens.models.adapter_files import CONFIG
 from emlens.models.checkpoint_files import read_object
+from emlens.models.sidecars import SIDECAR, read_sidecar
 
 _PARENT_HASHES = (
     "weights_sha256",
@@ -33,12 +34,18 @@ def parent_differences(path: str | Path, parent: Mapping[str, Any]) -> list[str]
     Raises:
         LoadError: other weights, or a record that cannot be read.
     """
-    record = Path(path) / "emlens.json"
+    record = Path(path) / SIDECAR
     if not record.is_file():
         return []
-    recorded = read_object(record).get("parent")
-    if not isinstance(recorded, dict):
+    sidecar = read_sidecar(record)
+    recorded = sidecar.get("parent")
+    if recorded is None:
         return []
+    if not isinstance(recorded, dict):
+        raise LoadError(
+            f"{record}: its parent is a {type(recorded).__name__}, not a record; train again, or"
+            " remove the file"
+        )
     if "sha256" in recorded:
         raise LoadError(
             f"{record}: names its parent by a hash of whole directories, as an earlier build wrote"

@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.files import publishing, read_json, sha256_file, write_json
+from emlens.foundation.bounded import check_tensor_file
+from emlens.foundation.errors import IntegrityError
+from emlens.foundation.files import publishing, sha256_file
+from emlens.foundation.records import read_checked, write_checked
 from emlens.probes.ridge import Array
 from emlens.probes.severity import SeverityModel
 from emlens.probes.site_ridge import SiteRidge
@@ -69,7 +71,7 @@ def save(forecaster: "Forecaster", path: Path) -> Path:
         # safetensors writes the memory as it lies, so arrays have to be contiguous
         contiguous = {name: np.array(value, order="C") for name, value in tensors.items()}
         save_file({name: torch.from_numpy(a) for name, a in contiguous.items()}, temporary)
-    write_json(path / _RECORD, {**record, "sha256": sha256_file(path / _TENSORS)})
+    write_checked(path / _RECORD, {**record, "sha256": sha256_file(path / _TENSORS)})
     return path
 
 
@@ -79,20 +81,22 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError, IntegrityError: as `Forecaster.load`.
     """
-    record = read_json(path / _RECORD)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: holds no forecaster of this version ({FORMAT}); fit it again, and save it"
-        )
+    record = read_checked(
+        path / _RECORD,
+        fields={"sha256": str, "ridge": dict, **dict.fromkeys(_LISTS, list)},
+        version=("format", FORMAT),
+        remedy="fit the forecaster again, and save it",
+    )
     if not (path / _TENSORS).is_file() or sha256_file(path / _TENSORS) != record["sha256"]:
         raise IntegrityError(
             f"{path}: the weights are missing, or not those {_RECORD} describes;"
             " save the forecaster again"
         )
+    check_tensor_file(path / _TENSORS)
     tensors = {name: value.numpy() for name, value in load_file(path / _TENSORS).items()}
     try:
         return _fields(record, tensors)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"{path}: {_RECORD} lacks what a forecaster needs ({error}); save the forecaster again"
         ) from error

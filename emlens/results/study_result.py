@@ -18,6 +18,7 @@ from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json, sha256_file, write_json
 from emlens.foundation.provenance import hash_json
+from emlens.foundation.records import read_checked, write_checked
 from emlens.results.table_files import read_table, text_columns, write_table
 from emlens.results.tables import Table
 
@@ -156,7 +157,7 @@ class StudyResult:
 
         Raises:
             InputError: no finished study there, or one that a newer version wrote.
-            IntegrityError: a table or `result.json` was changed after it was written.
+            IntegrityError: a table, `result.json` or `run.json` was changed after it was written.
         """
         path = Path(directory)
         file = path / "result.json"
@@ -187,7 +188,7 @@ class StudyResult:
             warnings=part.warnings,
             facts=record["facts"],
             note=record["note"],
-            run=read_json(run_file) if run_file.is_file() else {},
+            run=read_run(run_file) if run_file.is_file() else {},
             declared={name: Table.from_record(table) for name, table in record["columns"].items()},
         )
 
@@ -219,6 +220,28 @@ class StudyResult:
             name: table.to_record() for name, table in self.declared.items() if name in self.tables
         }
         write_json(directory / "result.json", {**record, "sha256": hash_json(record)})
+
+
+def write_run(directory: Path, run: Mapping[str, Any]) -> None:
+    """Write `run.json`: what may differ between two runs of one configuration."""
+    write_checked(directory / "run.json", {"schema_version": SCHEMA_VERSION, **run})
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """What `write_run` wrote.
+
+    Raises:
+        InputError: no JSON, or another version.
+        IntegrityError: it was changed after it was written.
+    """
+    run = read_checked(
+        file,
+        fields={},
+        version=("schema_version", SCHEMA_VERSION),
+        remedy="run the study again, or remove the file",
+    )
+    del run["schema_version"]
+    return run
 
 
 def table_path(directory: Path, table: str) -> Path:

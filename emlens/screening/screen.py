@@ -19,14 +19,13 @@ import pandas as pd
 from emlens.activations import capture
 from emlens.data import PromptSet, QuestionSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import write_json
 from emlens.foundation.provenance import hash_json
 from emlens.geometry import Direction
 from emlens.geometry.components import ComponentCount
 from emlens.models import HookedModel
 from emlens.probes import Forecaster
 from emlens.results.finished_parts import finished_part
-from emlens.results.study_result import Finding, Part, StudyResult
+from emlens.results.study_result import Finding, Part, StudyResult, write_run
 from emlens.results.tables import check_tables
 from emlens.runs import UnitLog
 from emlens.runs.locks import exclusive
@@ -130,7 +129,7 @@ def _resumed(
         parts = []
         for name, work in works.items():
             parts.append(finished_part(log, name, {**inputs, "part": name}, work, directory))
-        write_json(directory / "run.json", {"parts_reused": log.reused})
+        write_run(directory, {"parts_reused": log.reused})
     return parts
 
 

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 
 from emlens.foundation.errors import InputError
-from emlens.foundation.files import sha256_file, sha256_text, write_json
+from emlens.foundation.files import sha256_file, sha256_text
 from emlens.foundation.provenance import hardware, library_versions, peak_memory
 from emlens.models.pass_counts import counted_passes
 from emlens.results.finished_parts import finished_part
-from emlens.results.study_result import Finding, Part, StudyResult, refuse_other
+from emlens.results.study_result import Finding, Part, StudyResult, refuse_other, write_run
 from emlens.results.tables import Table, check_tables
 from emlens.runs import UnitLog, progress_bar
 from emlens.runs.locks import exclusive
@@ -89,7 +89,7 @@ def _run_family(config: StudyConfig, directory: Path, progress: bool) -> StudyRe
             "parts_reused": log.reused,
             "parts": measured,
         }
-        write_json(directory / "run.json", run)
+        write_run(directory, run)
     return StudyResult.load(directory)
 
 

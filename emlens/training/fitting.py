@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from emlens.foundation.errors import InputError, IntegrityError, LoadError
-from emlens.foundation.files import one_line, write_json
+from emlens.foundation.files import one_line
 from emlens.foundation.provenance import (
     hash_json,
     hash_tensors,
     library_versions,
     qualified_name,
 )
+from emlens.foundation.records import write_checked
+from emlens.models.adapter_files import CONFIG, is_adapter
 from emlens.models.checkpoint_files import checkpoint_hashes, read_object
+from emlens.models.sidecars import ADAPTER_HASH, adapter_config_hash, read_sidecar
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
@@ -285,7 +288,10 @@ class _Training:
                 "threads": torch.get_num_threads(),
                 "versions": library_versions(),
             }
-            write_json(staging / SIDECAR, {**record, **outcome})
+            written = {}
+            if is_adapter(staging):
+                written[ADAPTER_HASH] = adapter_config_hash(read_object(staging / CONFIG))
+            write_checked(staging / SIDECAR, {**record, **outcome, **written})
             if self.saving.before_publish is not None:
                 self.saving.before_publish(staging, self.model)
 
@@ -300,7 +306,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / SIDECAR
     if not path.is_file():
         raise InputError(f"{directory}: has no {SIDECAR}; pass a checkpoint that emlens trained")
-    return read_object(path)
+    return read_sidecar(path)
 
 
 def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emlens.foundation.errors import InputError
-from emlens.foundation.files import canonical_json, one_line, read_json, sha256_file, write_json
+from emlens.foundation.errors import InputError, IntegrityError
+from emlens.foundation.files import canonical_json, one_line, sha256_file
+from emlens.foundation.records import read_checked, write_checked
 from emlens.training.stopping import TrainingCallback
 
 FORMAT: Final = 1
@@ -112,7 +113,7 @@ class Snapshots:
         # Cloned: safetensors refuses tensors that share memory, as tied weights do.
         copies = {name: value.cpu().clone().contiguous() for name, value in tensors.items()}
         save_file(copies, part / TENSORS)
-        write_json(part / STATE, {**body, "sha256": sha256_file(part / TENSORS)})
+        write_checked(part / STATE, {**body, "sha256": sha256_file(part / TENSORS)})
         target = self.directory / _name(step)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(part, target)
@@ -172,10 +173,14 @@ class Snapshots:
     def _read_newest(self) -> dict[str, Any] | None:
         for path in sorted(self.directory.glob("step-*"), reverse=True):
             try:
-                body = read_json(path / STATE)
-                if body.get("format") == FORMAT and sha256_file(path / TENSORS) == body["sha256"]:
-                    return dict(body)
-            except (InputError, OSError, KeyError, AttributeError):
+                body = read_checked(
+                    path / STATE,
+                    fields={"sha256": str, "run": str, "step": int},
+                    version=("format", FORMAT),
+                )
+                if sha256_file(path / TENSORS) == body["sha256"]:
+                    return body
+            except (InputError, IntegrityError, OSError):
                 pass
             _log.warning("%s is not whole and is left out", path)
         return None

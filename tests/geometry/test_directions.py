@@ -87,7 +87,9 @@ def test_loading_refuses_what_does_not_fit(tmp_path):
         [1],
     ):
         (folder / "direction.json").write_text(json.dumps(broken))
-        with pytest.raises(EmlensError, match="not a direction saved by emlens"):
+        with pytest.raises(
+            EmlensError, match="direction.json: .*; pass a directory written by Direc"
+        ):
             Direction.load(folder)
 
 

@@ -119,8 +119,8 @@ def test_what_cannot_be_written_or_read(every_kind, tmp_path, unchecked):
     with pytest.raises(
         InputError,
         match=(
-            "interventions.json: not interventions saved by emlens;"
-            " pass a directory written by save_interventions"
+            "interventions.json: its format is None, and this version of emlens reads"
+            " 'emlens-interventions-1'; pass a directory written by save_interventions"
         ),
     ):
         load_interventions(saved)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from read_back import faults
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -61,7 +62,9 @@ def test_saved_and_loaded_it_predicts_the_same_numbers(
     make: Any, cells: Any, fitted: Forecaster, tmp_path: Path
 ) -> None:
     acts = make(cells, model=PARENT)
-    loaded = Forecaster.load(fitted.save(tmp_path / "kept"))
+    home = tmp_path / "kept"
+    loaded = Forecaster.load(fitted.save(home))
+    assert faults(home / "forecaster.json", lambda: Forecaster.load(home)) == {}
     np.testing.assert_array_equal(loaded.predict(acts), fitted.predict(acts))
     assert loaded.facts == json.loads(json.dumps(dict(fitted.facts)))
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {
@@ -258,8 +261,8 @@ def test_several_fine_tunes_survive_the_disk(make: Any, several: Any, tmp_path: 
     with pytest.raises(
         InputError,
         match=(
-            r"holds no forecaster of this version \(emlens-forecaster-2\);"
-            r" fit it again, and save it"
+            "forecaster.json: its format is 'emlens-forecaster-1', and this version of emlens reads"
+            " 'emlens-forecaster-2'; fit the forecaster again, and save it"
         ),
     ):
         Forecaster.load(tmp_path)
@@ -269,7 +272,7 @@ def test_several_fine_tunes_survive_the_disk(make: Any, several: Any, tmp_path: 
     with pytest.raises(
         IntegrityError,
         match=(
-            r"forecaster\.json lacks what a forecaster needs \('runs'\); save the forecaster again"
+            "forecaster.json: was changed after it was written; fit the forecaster again, and save"
         ),
     ):
         Forecaster.load(tmp_path)
