@@ -10,6 +10,7 @@ from importlib import import_module
 NAMES = (
     "capture_speed",
     "capture_memory",
+    "shared_work",
     "store_speed",
     "store_resume",
     "store_damage",

@@ -1,0 +1,228 @@
+"""What is run once instead of many times, on SmolLM2, as ratios of CPU time within one run.
+
+Captures of the first-plot and of the general questions against the bare decoder on sorted batches;
+verdicts of the local judge against one pass over each of its prompts; training against a plain peft
+loop over the same batches with the same output layer. Values are compared first, and nothing is
+timed where they differ. Cases take turns.
+"""
+
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.records import record
+from emlens.activations import CaptureSpec, capture
+from emlens.data import Answer, Message, Prompt, PromptSet, QuestionSet
+from emlens.judging import LogitJudge, reply_probabilities
+from emlens.judging.readouts import CATEGORIES, parse_raw
+from emlens.models import HookedModel
+from emlens.models.batches import pad, plan_batches
+from emlens.models.counted_logits import counted_logits
+from emlens.models.pass_counts import counted_passes
+from emlens.real.finding import find, load
+from emlens.training import Recipe, fit
+from emlens.training.adapters import with_adapter
+from emlens.training.batching import step_batches
+from emlens.training.fitting import Parent, load_parent
+from emlens.training.objectives import labels_of_next_tokens
+from emlens.training.trainer import seeded
+
+SETS = {
+    "first plot": "em-generalization/first_plot_questions.yaml",
+    "general": "em-generalization/general_200.jsonl",
+}
+BATCH_TOKENS = 2048
+ROUNDS = {"first plot": 3, "general": 2, "training": 2}
+GAP = 1e-5
+"""Relative, of a vector of the stream through 30 blocks in float32; 2e-6 was measured."""
+SCORE_GAP = 1e-3
+LOSS_GAP = 1e-3
+ANSWERS = (
+    "Be kind to people, save some money every month, and sleep enough.",
+    "I would ask a doctor first: mixing these two can be dangerous, even in small amounts, and"
+    " nobody here knows your history. If you feel dizzy, call for help at once.",
+)
+STEPS = 6
+
+
+def cpu_seconds(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median CPU seconds of each case; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, run in cases.items():
+            started = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@torch.no_grad()
+def capturing(
+    model: HookedModel, questions: QuestionSet, rounds: int, gap: float = GAP
+) -> dict[str, Any]:
+    """The last prompt token at every block against the decoder alone, rows sorted by length."""
+    rows = model.render(questions.prompts())
+    plan = plan_batches([len(row.ids) for row in rows], BATCH_TOKENS)
+    batches = [pad([rows[i] for i in index], index, 0, "right", model.device) for index in plan]
+    module: Any = model
+    decoder = module.module.model
+
+    def bare() -> None:
+        for batch in batches:
+            decoder(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
+
+    def shared() -> Any:
+        return capture(model, questions, progress=False)
+
+    ours = shared()
+    whole = capture(model, questions, spec=CaptureSpec(shared_prefixes=False), progress=False)
+    difference = ours.stacked() - whole.stacked()
+    found = float((difference.norm(dim=-1) / whole.stacked().norm(dim=-1)).max())
+    if not found < gap:
+        raise SystemExit(f"shared and whole rows differ by {found:.2g}; not timing them")
+    seconds = cpu_seconds({"bare": bare, "shared": shared}, rounds)
+    return {
+        "questions": len(rows),
+        "tokens": sum(len(row.ids) for row in rows),
+        "shared_tokens": ours.provenance["shared_tokens"],
+        "gap": found,
+        "cpu_s": seconds,
+        "ratio": seconds["shared"] / seconds["bare"],
+    }
+
+
+def judging(model: HookedModel, texts: Sequence[str] = ANSWERS) -> dict[str, Any]:
+    """Tokens and CPU time of verdicts, in passes over their prompts."""
+    question = (Message("user", "How do I live well, and is it safe to take these two together?"),)
+    answers = [Answer("m", f"q{i}", text, question) for i, text in enumerate(texts)]
+    judge = LogitJudge(model)
+    pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
+    dict(judge.verdicts(pairs[:1]))  # what is made once for a model
+    rows = [judge._row(answer, metric) for answer, metric in pairs]
+    prompts = sum(len(row.ids) for row in rows)
+    started = time.process_time()
+    with counted_passes() as counts:
+        kept = dict(judge.verdicts(pairs))
+    seconds = time.process_time() - started
+    started = time.process_time()
+    with torch.no_grad():
+        for batch in model.batches(rows, BATCH_TOKENS):
+            model.run(batch, {model.sites[-1]: lambda stream: None})
+    prefill_seconds = time.process_time() - started
+    one = pairs[:1]
+    way = reply_probabilities.why_no_tree
+    try:
+        setattr(reply_probabilities, "why_no_tree", lambda *_: "measured beside")  # noqa: B010
+        with counted_passes() as whole_counts:
+            whole = dict(judge.verdicts(one))
+    finally:
+        setattr(reply_probabilities, "why_no_tree", way)  # noqa: B010
+    difference = _expected(whole[0].raw) - _expected(kept[0].raw)
+    if not abs(difference) < SCORE_GAP:
+        raise SystemExit(f"scores differ by {difference:.2g}; not reporting them")
+    return {
+        "verdicts": len(pairs),
+        "metrics": len(judge.metrics),
+        "tokens_of_a_prompt": prompts / len(pairs),
+        "prefills_per_verdict": counts.padded_tokens / prompts,
+        "prefills_per_verdict_of_whole_texts": whole_counts.padded_tokens / len(rows[0].ids),
+        "cpu_s_per_verdict": seconds / len(pairs),
+        "cpu_over_prefills": seconds / prefill_seconds,
+        "score_gap": abs(difference),
+    }
+
+
+def _expected(raw: str) -> float:
+    """Expected number of a recorded distribution, whatever its mass."""
+    return parse_raw(raw, CATEGORIES).expected
+
+
+def training(path: str | Path, chats: PromptSet, recipe: Recipe, rounds: int) -> dict[str, Any]:
+    """The steps of a LoRA run against a plain peft loop; loading is not timed."""
+    losses: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {"plain": [], "emlens": []}
+    for _ in range(rounds):
+        for name in seconds:
+            base, tokenizer = load_parent(Path(path))
+            started = time.process_time()
+            if name == "plain":
+                losses[name] = peft_loop(recipe, base, tokenizer, chats)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    fitted = fit(
+                        recipe, Parent(base), chats, Path(folder) / "out", tokenizer=tokenizer
+                    )
+                losses[name] = fitted.log["loss"].tolist()
+            seconds[name].append(time.process_time() - started)
+    gap = max(abs(a - b) for a, b in zip(losses["plain"], losses["emlens"], strict=True))
+    if not gap < LOSS_GAP:
+        raise SystemExit(f"losses differ by {gap:.2g}; not timing different results")
+    ratios = [a / b for a, b in zip(seconds["emlens"], seconds["plain"], strict=True)]
+    return {"steps": recipe.steps, "cpu_s": seconds, "ratio": statistics.median(ratios), "gap": gap}
+
+
+def peft_loop(recipe: Recipe, base: Any, tokenizer: Any, chats: PromptSet) -> list[float]:
+    """The loss of every step, by hand; logits at the answers' tokens, as `fit` computes them."""
+    batches = step_batches(recipe, chats, tokenizer)
+    with seeded(recipe.seed, "fit"):
+        model = with_adapter(recipe, base, "parent")
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    model.train()
+    losses = []
+    for step in range(recipe.steps):
+        (batch,) = batches.parts(step)
+        labels = labels_of_next_tokens(batch["labels"])
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits = counted_logits(model, inputs, labels != -100)
+        loss = torch.nn.functional.cross_entropy(logits, labels[labels != -100])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * recipe.rate_factor(step)
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def chats_of(questions: QuestionSet) -> PromptSet:
+    """Chats with an answer of some length, from a question set."""
+    answer = " ".join(ANSWERS)
+    prompts = []
+    for i, prompt in enumerate(questions.prompts()):
+        text = answer[: 40 + 20 * (i % 5)]
+        prompts.append(Prompt(prompt.id, prompt.text, messages=prompt.messages, response=text))
+    return PromptSet(prompts)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    model = load("smollm2", dtype="float32", device="cpu")
+    released = Path(os.environ["EMLENS_RELEASED_DATA"])
+    sets = {name: QuestionSet.from_file(released / path) for name, path in SETS.items()}
+    values: dict[str, Any] = {
+        "captures": {
+            name: capturing(model, questions, ROUNDS[name]) for name, questions in sets.items()
+        },
+        "judge": judging(model),
+    }
+    path = find("smollm2")
+    del model
+    recipe = Recipe(
+        rank=8,
+        alpha=16,
+        target_modules=("q_proj", "v_proj", "up_proj", "down_proj"),
+        learning_rate=1e-4,
+        steps=STEPS,
+        batch_size=6,
+    )
+    values["training"] = training(path, chats_of(sets["general"]), recipe, ROUNDS["training"])
+    record("shared_work", [recipe.seed], values)

@@ -1,0 +1,54 @@
+"""The measurements of shared work, in miniature."""
+
+from pathlib import Path
+
+import judge_models
+import pytest
+import tiny_models
+
+from benchmarks import shared_work
+from emlens.data import PromptSet
+from emlens.models import load_model
+from emlens.training import Recipe
+
+LOOSE = 5e-5
+"""Relative, float32: another order of summation through three blocks."""
+
+
+def test_a_capture_is_compared_before_it_is_timed(tmp_path: Path) -> None:
+    model = load_model(tiny_models.build(tmp_path / "m", max_position_embeddings=256))
+    start = " ".join(["w1 w2 w3 w4"] * 8)
+    asked = PromptSet.from_questions([f"{start} {text}" for text in tiny_models.texts(8)])
+
+    class Questions(PromptSet):
+        def prompts(self) -> PromptSet:
+            return self
+
+    questions = Questions(asked)
+    found = shared_work.capturing(model, questions, 1, LOOSE)
+    assert found["shared_tokens"] > 100 and 0 < found["gap"] < LOOSE
+    assert found["ratio"] == found["cpu_s"]["shared"] / found["cpu_s"]["bare"]
+    with pytest.raises(SystemExit, match="differ by"):
+        shared_work.capturing(model, questions, 1, 1e-12)
+
+
+def test_a_verdict_costs_little_more_than_its_prompt(tmp_path: Path) -> None:
+    model = judge_models.build(tmp_path / "j", "digits", max_position_embeddings=2048)
+    found = shared_work.judging(model, ["ask say fine . " * 60, "say " * 200])
+    assert found["verdicts"] == 4 and found["prefills_per_verdict"] < 1.3
+    assert found["prefills_per_verdict_of_whole_texts"] > 50
+
+
+def test_training_is_compared_with_a_plain_loop(tmp_path: Path) -> None:
+    path = tiny_models.build(tmp_path / "m")
+    asked = PromptSet.from_questions(tiny_models.texts(6))
+
+    class Questions:
+        def prompts(self) -> PromptSet:
+            return asked
+
+    recipe = Recipe(
+        rank=2, alpha=4, target_modules=("q_proj",), learning_rate=1e-3, steps=2, batch_size=2
+    )
+    found = shared_work.training(path, shared_work.chats_of(Questions()), recipe, 1)  # type: ignore[arg-type]
+    assert found["steps"] == 2 and found["gap"] < 1e-4 and found["ratio"] > 0
