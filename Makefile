@@ -30,10 +30,6 @@ help:
 		--editable . --group dev
 	@touch $@
 
-.venv/.installed-docs: .venv/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
-	@touch $@
-
 install: .venv/.installed
 
 demo: .venv/.installed
@@ -56,9 +52,9 @@ evidence: .venv/.installed
 	$(BIN)/python -m benchmarks
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m slow --durations=10
 
-docs: .venv/.installed-docs
+docs: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_documentation.py
+	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/test_documentation.py tests/test_site.py
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.bench
