@@ -66,6 +66,7 @@ NAMES = (
     "defences",
     "training_resume",
     "report_cost",
+    "site_search",
 )
 
 

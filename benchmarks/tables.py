@@ -151,6 +151,12 @@ FIGURES: Final[
     tuple[tuple[str, str, tuple[Goal, ...], Callable[[Any], Measured | tuple[Measured, ...]]], ...]
 ] = (
     (
+        "site_search",
+        "questions that the site's search answers in its first three hits",
+        (Goal("all"),),
+        lambda v: _count(v["found"], v["of"]),
+    ),
+    (
         "capture_speed",
         "capture ÷ bare decoder on the same batches",
         (Goal("≤", "1.05"),),
