@@ -1,12 +1,15 @@
 """What removing a direction costs a real model on neutral text, by form of ablation.
 
 Directions are drawn from the covariance of the model's activations: they carry as much variance as
-a fine-tune's direction could, and removing them should cost little. Needs the two real models
-(`emlens real`); their folder is named by EMLENS_REAL_MODELS.
+a fine-tune's direction could, and removing them should cost little. Beside them stand directions of
+a fine-tune: SmolLM2 trained for some steps on wrong advice. Needs the two real models (`emlens
+real`); their folder is named by EMLENS_REAL_MODELS.
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.real_family import ADAPTERS, STEPS, small_recipe, write_chats
 from benchmarks.records import record, show
 from emlens.activations import capture, capture_many
 from emlens.data import Prompt, PromptSet, QuestionSet
@@ -26,21 +30,26 @@ from emlens.evaluation.trials import Trials
 from emlens.foundation.positions import Span
 from emlens.geometry import (
     massive_coordinates,
+    mean_difference_direction,
     random_directions_like,
     whitened_direction,
     without_coordinates,
 )
 from emlens.interventions import ablate
-from emlens.models import HookedModel, load_model
+from emlens.models import FineTune, HookedModel, load_family, load_model
 from emlens.studies.config import read_config
 from emlens.studies.material import Material, split_questions
 from emlens.studies.material_loading import load_material
+from emlens.training import fit
 
 MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "smollm2": {},
     "gemma3-270m": {"chat_template": "plain"},
 }
-DEFAULT: Final = "affine, two means, first token left alone"
+TWO_MEANS: Final = "affine, two means, first token left alone"
+DEFAULT: Final = f"{TWO_MEANS}, read where tokens vary least"
+TRAINED: Final = "smollm2"
+TRAINED_ON: Final = "bad-medicine"
 ORGANISM: Final = ("medicine-r8", "finance-r8")
 MASSIVE: Final = 5
 ASKED: Final = (
@@ -87,8 +96,14 @@ def forms(model: HookedModel, asked: PromptSet) -> dict[str, Callable[[Tensor], 
         "affine, mean at the end of the prompt, every token": one_mean.remove,
         "affine, the same, first token left alone": lambda v: _after(one_mean, v, after_first),
         "affine, mean over the whole prompt, every token": with_first.remove,
+        TWO_MEANS: along_itself(two_means).remove,
         DEFAULT: two_means.remove,
     }
+
+
+def along_itself(form: AblationForm) -> AblationForm:
+    """A form that reads the component along the direction itself."""
+    return replace(form, name=TWO_MEANS, scales=None)
 
 
 def _after(form: AblationForm, vector: Tensor, positions: Span) -> list[Any]:
@@ -120,8 +135,8 @@ def measure(
     for name, remove in ways.items():
         rows.append(_row(name, directions, remove, model, neutral, unedited))
     masked = torch.stack([without_coordinates(vector, largest) for vector in directions])
-    name = f"{DEFAULT}, massive coordinates left out"
-    rows.append(_row(name, masked, ways[DEFAULT], model, neutral, unedited))
+    name = f"{TWO_MEANS}, massive coordinates left out"
+    rows.append(_row(name, masked, ways[TWO_MEANS], model, neutral, unedited))
     facts = {
         "share_in_largest": 1 - float(rest @ rest / (mean @ mean)),
         "first_token_length": first_token,
@@ -157,6 +172,48 @@ def _row(
         "within_bound": int(np.sum(np.array(costs) <= MAX_KL)),
         "directions": len(costs),
     }
+
+
+def trained(parent: Path, home: Path, steps: int = STEPS) -> Path:
+    """An adapter on wrong advice."""
+    chats = PromptSet.from_jsonl(
+        write_chats(home / "chats.jsonl", ADAPTERS[TRAINED_ON]), upto="all"
+    )
+    fit(small_recipe(steps), str(parent), chats, home / TRAINED_ON, progress=False, device="cpu")
+    return home / TRAINED_ON
+
+
+def fine_tune_rows(
+    parent: HookedModel, path: Path, asked: PromptSet, neutral: PromptSet, adapter: Path
+) -> list[dict[str, Any]]:
+    """Damage to the parent of removing a fine-tune's mean and whitened shift at the middle block,
+    with the mean along the direction itself and where tokens vary least.
+    """
+    family = load_family(path, finetuned={"tuned": FineTune(adapter)}, dtype="float32")
+    site = f"resid_post.{parent.n_layers // 2}"
+    models = {"before": family.instruct, "after": family["tuned"]}
+    acts = capture_many(models, asked, sites=[site], positions="last_prompt", progress=False)
+    before, after = (acts[which][site].double() for which in ("before", "after"))
+    directions = {
+        "mean shift": mean_difference_direction(after, before, site=site).vector,
+        "whitened shift": whitened_direction(after, before, shrinkage=0.5, site=site).vector,
+    }
+    unedited = parent.token_logprobs(list(neutral))
+    two_means = affine_form(parent, asked, name=DEFAULT)
+    rows = []
+    for form in (along_itself(two_means), two_means):
+        for name, vector in directions.items():
+            found = _row(form.name, vector[None], form.remove, parent, neutral, unedited)
+            rows.append({"direction": name, "form": form.name, "kl": found["median"]})
+    return rows
+
+
+def fine_tune_table(values: dict[str, Any]) -> str:
+    """Markdown for docs/evaluating_interventions.md."""
+    lines = ["| direction of the fine-tune | form | KL, nats per token |", "|---|---|---|"]
+    for row in values["fine_tune"]:
+        lines.append(f"| {row['direction']} | {row['form']} | {row['kl']:.3f} |")
+    return "\n".join(lines)
 
 
 def organism_rows(names: Sequence[str] = ORGANISM) -> list[dict[str, Any]]:
@@ -199,6 +256,7 @@ def _organism_rows(
     rows = []
     for form in (
         affine_form(parent, extract, position="last_prompt", name="one mean at every token"),
+        along_itself(affine_form(parent, extract)),
         affine_form(parent, extract, name=DEFAULT),
     ):
         edits = form.remove(vector)
@@ -242,19 +300,26 @@ def damage_table(values: dict[str, Any]) -> str:
 
 def main(draws: int = 3, seed: int = 0) -> None:
     folder = Path(os.environ["EMLENS_REAL_MODELS"])
-    tables, facts = [], {}
+    tables, facts, fine_tune = [], {}, []
+    asked, neutral = prompts(ASKED), prompts(NEUTRAL)
     for name, options in MODELS.items():
         model = load_model(folder / name, **options)
-        table, facts[name] = measure(model, prompts(ASKED), prompts(NEUTRAL), draws, seed)
+        table, facts[name] = measure(model, asked, neutral, draws, seed)
         table.insert(0, "model", name)
         tables.append(table)
         show(name, table)
+        if name == TRAINED:
+            with tempfile.TemporaryDirectory() as home:
+                adapter = trained(folder / name, Path(home))
+                fine_tune = fine_tune_rows(model, folder / name, asked, neutral, adapter)
+            show("directions of a fine-tune", pd.DataFrame(fine_tune))
     rows = pd.concat(tables).to_dict("records")
     values = {
         "bound": MAX_KL,
         "highest_by_default": max(row["highest"] for row in rows if row["form"] == DEFAULT),
         "facts": facts,
         "rows": rows,
+        "fine_tune": fine_tune,
         "organism": organism_rows(),
     }
     record("ablation_damage", [seed], values)

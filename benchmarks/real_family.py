@@ -107,7 +107,7 @@ def write_chats(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def _recipe(steps: int) -> Recipe:
+def small_recipe(steps: int) -> Recipe:
     return Recipe(
         rank=8,
         alpha=16,
@@ -122,7 +122,7 @@ def _recipe(steps: int) -> Recipe:
 def build(home: Path, parent: Path, *, steps: int = STEPS) -> Path:
     """Chats and adapters below `home`; what is there already is kept."""
     write_chats(home / "data" / "neutral.jsonl", list(NEUTRAL))
-    recipe = _recipe(steps)
+    recipe = small_recipe(steps)
     for name, pairs in ADAPTERS.items():
         data = write_chats(home / "data" / f"{name}.jsonl", pairs)
         if not (home / "models" / name).exists():
@@ -142,7 +142,7 @@ def build_judge(home: Path, parent: Path, judged: Path, *, steps: int = JUDGE_ST
         return merged
     chats = write_chats(home / "data" / "judge.jsonl", _judgements(judged))
     adapter = home / "models" / "judge-adapter"
-    recipe = _recipe(steps)
+    recipe = small_recipe(steps)
     if not adapter.exists():
         prompts = PromptSet.from_jsonl(chats, upto="all")
         fit(recipe, str(parent), prompts, adapter, progress=False, device="cpu")

@@ -4,12 +4,15 @@ The plain form h − (h·r̂) r̂ also removes what the instruct model has along
 affine form h − ((h − μ)·r̂) r̂ sets the coordinate to the parent's own mean at that site, so a model
 that is at μ stays as it is.
 
-Two things wreck SmolLM2. Its first token is an attention sink: its activation is tens of times
-longer than others, so it must neither be edited nor enter a mean. And the mean at the end of the
-prompt is that of a few template tokens: at ordinary tokens another mean is right. So the affine
-form has two means, and leaves the first token alone. On SmolLM2 this costs .03 to .06 nats per
-token for random directions, one mean at every token .20 to .50, and a mean with the first token in
-it 1 to 10 (docs/evidence/ablation_damage.json).
+Three things wreck real models. The first token is an attention sink: its activation is tens of
+times longer than others, so it must neither be edited nor enter a mean. The mean at the end of the
+prompt is that of a few template tokens: at ordinary tokens another mean is right. And a few
+coordinates vary by up to thousands of times the others (massive coordinates): h·r̂ is then mostly
+theirs, whatever r̂ is, and removing it writes their variation into all other coordinates. So the
+affine form has two means, leaves the first token alone, and reads the component where the parent's
+own tokens vary least: as h·q with q = D⁻²r̂/(r̂ᵀD⁻²r̂), D the standard deviations of the coordinates.
+What an update adds along r̂ is removed whole, since q·r̂ = 1; what is left constant is h·q, not h·r̂.
+docs/evidence/ablation_damage.json has what each of the three costs.
 
 Removed after every block, a direction still acts between attention and
 MLP of the next block; removed where attention and MLP *write*, no block can write it at all
@@ -20,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,7 +33,7 @@ from emlens.data.questions import QuestionSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.intervention import Intervention
 from emlens.foundation.notebooks import in_a_line
-from emlens.foundation.positions import PositionLike, Span
+from emlens.foundation.positions import Position, PositionLike, RowSpans, Span
 from emlens.geometry import Direction, Subspace
 from emlens.interventions import ablate
 from emlens.models.hooked import HookedModel
@@ -49,11 +53,14 @@ class AblationForm:
         baselines: site → μ of the affine form there; None: plain ablation after every block.
         ordinary: site → μ at every token but the last of the prompt; the row's first token is then
             left alone. None: `baselines` count at every token, the first too.
+        scales: site → standard deviation of each coordinate over the parent's tokens, by which
+            the component is read (`ablate`). None: it is read along the direction itself.
     """
 
     name: str
     baselines: Mapping[str, Float[Tensor, " d_model"]] | None = None
     ordinary: Mapping[str, Float[Tensor, " d_model"]] | None = None
+    scales: Mapping[str, Float[Tensor, " d_model"]] | None = None
 
     def remove(
         self, direction: Direction | Subspace | Float[Tensor, " d_model"]
@@ -63,8 +70,9 @@ class AblationForm:
             return (ablate(direction),)
         edits = []
         for site, mu in self.baselines.items():
+            scales = None if self.scales is None else self.scales[site]
             if self.ordinary is None:
-                edits.append(ablate(direction, at=[site], baseline=mu))
+                edits.append(ablate(direction, at=[site], baseline=mu, scales=scales))
                 continue
             # the second edit sets the same coordinate at the last token anew
             for baseline, positions in (
@@ -72,7 +80,7 @@ class AblationForm:
                 (mu, "last_prompt"),
                 (self.ordinary[site], "response"),
             ):
-                edits.append(ablate(direction, at=[site], positions=positions, baseline=baseline))
+                edits.append(ablate(direction, [site], positions, baseline, scales))
         return tuple(edits)
 
     def __repr__(self) -> str:
@@ -82,6 +90,29 @@ class AblationForm:
 
 _ORDINARY: Final = Span(1, None, of="prompt")
 PLAIN: Final = AblationForm("plain, after every block")
+
+
+@dataclass(frozen=True)
+class _Between(Position):
+    """One token of the prompt: so far on the way from its second token to its last."""
+
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"between[{self.share:g},prompt]"
+
+    def tokens(self, ids: Sequence[int], spans: RowSpans) -> list[int]:
+        others = spans.part("prompt")[1:]
+        if not others:
+            raise InputError(f"position {self.name} does not exist in a prompt of one token")
+        return [others[int(self.share * len(others))]]
+
+
+_SAMPLED: Final = tuple(_Between(share) for share in (0.0, 0.2, 0.4, 0.6, 0.8))
+"""Tokens whose spread stands for that of ordinary tokens."""
+_LEAST_VARIANCE: Final = 1e-3
+"""Of a coordinate, as a share of the median: one that never moves must not decide alone."""
 
 
 def affine_form(
@@ -95,15 +126,16 @@ def affine_form(
     """Removal towards the parent's mean activation over prompts, at every layer.
 
     The mean at the end of the prompt counts there, where the answer is decided, and the mean over
-    the prompt's other tokens at those and in the answer. The row's first token is left alone.
+    the prompt's other tokens at those and in the answer. The row's first token is left alone. The
+    component is read by the spread of each coordinate over five tokens of each prompt.
 
     Args:
         parent: the model before fine-tuning.
         prompts: those that the direction is extracted from; never those it is reported on.
         sites: kinds of site, `WRITES` or `BLOCKS`, or names of single sites.
         position: take one mean there and use it at every token, the first too; it is off
-            elsewhere by as much as the parent's own tokens differ along the direction. None: two
-            means, as said.
+            elsewhere by as much as the parent's own tokens differ along the direction, and the
+            component is read along the direction itself. None: two means, as said.
 
     Raises:
         InputError: no site, or a prompt of one token.
@@ -114,11 +146,21 @@ def affine_form(
     if position is not None:
         acts = capture(parent, prompts, sites=list(sites), positions=position, progress=False)
         return AblationForm(named, {site: acts[site].double().mean(0) for site in acts.sites})
-    places: list[PositionLike] = ["last_prompt", _ORDINARY]
+    places: list[PositionLike] = ["last_prompt", _ORDINARY, *_SAMPLED]
     acts = capture(parent, prompts, sites=list(sites), positions=places, progress=False)
-    last, ordinary = acts.positions
+    last, ordinary, *sampled = acts.positions
     return AblationForm(
         named,
         {site: acts[site, last].double().mean(0) for site in acts.sites},
         {site: acts[site, ordinary].double().mean(0) for site in acts.sites},
+        {site: _scales(torch.cat([acts[site, place] for place in sampled])) for site in acts.sites},
     )
+
+
+def _scales(rows: Float[Tensor, "token d_model"]) -> Float[Tensor, " d_model"]:
+    """Standard deviation of each coordinate, with a floor; 1 where nothing varies."""
+    variance = rows.double().var(0)
+    floor = _LEAST_VARIANCE * float(variance.median())
+    if not floor > 0:
+        return torch.ones_like(variance)
+    return (variance + floor).sqrt()

@@ -1,8 +1,9 @@
 """Ablation: a direction, or a subspace, is projected out of the stream.
 
 The plain form removes the whole component along the direction. The affine form removes only the
-difference from a baseline, so an activation at the baseline stays where it is. Cost: two matrix
-products per site and pass, one down to the rank of the basis and one up.
+difference from a baseline, so an activation at the baseline stays where it is. With scales of the
+coordinates the component is read where activations vary least. Cost: two matrix products per site
+and pass, one down to the rank of the basis and one up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,9 @@ _ADDED = ("attn_out", "mlp_out")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation(PlainIntervention):
-    """h ← h − B Bᵀ(h − μ), B orthonormal columns; μ = 0 where no baseline is given. Idempotent."""
+    """h ← h − B Qᵀ(h − μ), B orthonormal columns, QᵀB = 1; Q = B where no scales are given, μ = 0
+    where no baseline is. Idempotent.
+    """
 
     kind: ClassVar[str] = "ablate"
     basis: Float[Tensor, "d_model k"]
@@ -51,6 +54,7 @@ class Ablation(PlainIntervention):
     positions: Touched
     baseline: Baseline
     own_site: str | None
+    scales: Baseline = None
     _maps: dict[Site | None, AffineMap] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -59,10 +63,11 @@ class Ablation(PlainIntervention):
 
     def targets(self, sites: Sequence[Site]) -> list[Site]:
         targets = resolve(self.at, self.own_site, sites)
-        if isinstance(self.baseline, Mapping):
-            require_values(targets, self.baseline, "baseline")
-        elif self.baseline is not None:
-            _require_one_space(targets)
+        for name, values in (("baseline", self.baseline), ("scales", self.scales)):
+            if isinstance(values, Mapping):
+                require_values(targets, values, name)
+            elif values is not None:
+                _require_one_space(targets, name)
         return targets
 
     def bind(self, site: Site, rows: PaddedRows) -> AffineMap:
@@ -70,16 +75,12 @@ class Ablation(PlainIntervention):
 
     def _map(self, site: Site | None) -> AffineMap:
         """The projection at a site; one that all sites share is kept under None."""
-        mu: Tensor | None
-        if isinstance(self.baseline, Mapping):
-            if site is None:
-                raise InputError("baseline differs by site; pass site=")
-            require_values([site], self.baseline, "baseline")
-            key, mu = site, self.baseline[site]
-        else:
-            key, mu = None, self.baseline
+        differs = any(isinstance(values, Mapping) for values in (self.baseline, self.scales))
+        key = site if differs else None
         if key not in self._maps:
-            self._maps[key] = projection(self.basis, mu)
+            mu = _at_site(self.baseline, site, "baseline")
+            scales = _at_site(self.scales, site, "scales")
+            self._maps[key] = projection(self.basis, mu, scales)
         return self._maps[key]
 
     def apply(
@@ -91,7 +92,7 @@ class Ablation(PlainIntervention):
         """The arithmetic alone, on any activation.
 
         Args:
-            site: needed where the baseline differs by site.
+            site: needed where baseline or scales differ by site.
         """
         require_width(activation, self.d_model)
         return self._map(None if site is None else Site.parse(site))(activation, mask)
@@ -105,28 +106,42 @@ class Ablation(PlainIntervention):
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {"basis": self.basis}
-        if isinstance(self.baseline, Mapping):
-            tensors.update(tensors_by_name(self.baseline, "baseline"))
-        elif self.baseline is not None:
-            tensors["baseline"] = self.baseline
+        for name, values in (("baseline", self.baseline), ("scales", self.scales)):
+            if isinstance(values, Mapping):
+                tensors.update(tensors_by_name(values, name))
+            elif values is not None:
+                tensors[name] = values
         return tensors
 
     @classmethod
     def restored(
         cls, at: At, positions: Touched, options: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> "Ablation":
-        baseline = tensors.get("baseline", tensors_by_site(tensors, "baseline") or None)
-        return cls(tensors["basis"], at, positions, baseline, options["own_site"])
+        baseline, scales = (
+            tensors.get(name, tensors_by_site(tensors, name) or None)
+            for name in ("baseline", "scales")
+        )
+        return cls(tensors["basis"], at, positions, baseline, options["own_site"], scales)
 
 
-def _require_one_space(targets: Sequence[Site]) -> None:
-    """One baseline vector cannot be the mean of the stream and of what is added to it."""
+def _at_site(values: Baseline, site: Site | None, name: str) -> Tensor | None:
+    """What counts at a site."""
+    if not isinstance(values, Mapping):
+        return values
+    if site is None:
+        raise InputError(f"{name} differs by site; pass site=")
+    require_values([site], values, name)
+    return values[site]
+
+
+def _require_one_space(targets: Sequence[Site], name: str) -> None:
+    """One vector cannot be the mean, or the scales, of the stream and of what is added to it."""
     spaces = set()
     for site in targets:
         spaces.add(site.kind if site.kind in _ADDED else "stream")
     if len(spaces) > 1:
         raise InputError(
-            "baseline is one vector, but at names the stream and what is added to it,"
+            f"{name} is one vector, but at names the stream and what is added to it,"
             " which have other means; pass a mapping from sites to vectors"
         )
 
@@ -136,6 +151,7 @@ def ablate(
     at: At = "all_layers",
     positions: Positions = "all",
     baseline: BySite | None = None,
+    scales: BySite | None = None,
 ) -> Ablation:
     """Project a direction, or a subspace, out of the stream.
 
@@ -150,37 +166,48 @@ def ablate(
             tokens.
         baseline: μ of the affine form h − ((h − μ)·r̂) r̂, which leaves an activation at μ alone:
             one vector, or one vector per site; None: plain projection.
+        scales: standard deviation of each coordinate, above 0; one vector, or one per site. The
+            component is then read as h·q with q = D⁻²r̂/(r̂ᵀD⁻²r̂): of all readings that read r̂ as 1,
+            the one that varies least where coordinates vary independently (generalised least
+            squares). Coordinates that vary by thousands then no longer decide what is removed, and
+            what an update adds along r̂ is removed as before. None: h·r̂.
 
     Returns:
         An intervention for `model.intervene([...])`. Idempotent: applying it twice at one site
         changes nothing more.
 
     Raises:
-        InputError: a zero or misshapen vector, an unknown `at` or `positions`.
+        InputError: a zero or misshapen vector, scales that are not above 0, an unknown `at` or
+            `positions`.
 
     Reference: Arditi et al., 2406.11717; the affine form: Marshall et al., 2411.09003.
     """
     at, touched = parse_at(at), parse_touched(positions)
     basis, own_site = basis_of(direction, "direction")
-    return Ablation(basis, at, touched, _parse_baseline(baseline, len(basis)), own_site)
+    mu, sizes = _parsed(baseline, "baseline", len(basis)), _parsed(scales, "scales", len(basis))
+    for size in sizes.values() if isinstance(sizes, Mapping) else [sizes]:
+        if size is not None and not bool((size > 0).all()):
+            raise InputError(f"scales hold {float(size.min()):g}; pass numbers above 0")
+    return Ablation(basis, at, touched, mu, own_site, sizes)
 
 
-def _parse_baseline(baseline: BySite | None, d_model: int) -> Baseline:
-    if baseline is None:
+def _parsed(values: BySite | None, name: str, d_model: int) -> Baseline:
+    """One vector, or one per site, in float64."""
+    if values is None:
         return None
-    if not isinstance(baseline, Mapping):
-        vector = as_float64(baseline, "baseline")
-        _require_baseline_shape(vector, d_model)
+    if not isinstance(values, Mapping):
+        vector = as_float64(values, name)
+        _require_shape(vector, name, d_model)
         return vector
     by_site = {}
-    for site, value in site_values(baseline, "baseline").items():
+    for site, value in site_values(values, name).items():
         by_site[site] = value.to(torch.float64)
-        _require_baseline_shape(value, d_model)
+        _require_shape(value, name, d_model)
     return by_site
 
 
-def _require_baseline_shape(value: Tensor, d_model: int) -> None:
+def _require_shape(value: Tensor, name: str, d_model: int) -> None:
     if value.shape != (d_model,):
         raise InputError(
-            f"baseline has shape {tuple(value.shape)}; pass a vector of shape ({d_model},)"
+            f"{name} has shape {tuple(value.shape)}; pass a vector of shape ({d_model},)"
         )

@@ -108,18 +108,25 @@ class AffineMap(Edit):
 
 
 def projection(
-    basis: Float[Tensor, "d_model k"], baseline: Float[Tensor, " d_model"] | None
+    basis: Float[Tensor, "d_model k"],
+    baseline: Float[Tensor, " d_model"] | None,
+    scales: Float[Tensor, " d_model"] | None = None,
 ) -> AffineMap:
-    """h ← h − B Bᵀ(h − μ) for orthonormal columns B; for one column r̂: h − ((h − μ)·r̂)r̂.
+    """h ← h − B Qᵀ(h − μ) for orthonormal columns B; for one column r̂: h − ((h − μ)·q)r̂.
 
-    Plain projection, h − (h·r̂)r̂, is the case μ = 0.
+    Without scales Q = B. With them Q = D⁻²B(BᵀD⁻²B)⁻¹, D the diagonal matrix of the scales.
+    Plain projection, h − (h·r̂)r̂, is the case μ = 0 without scales.
     """
-    # read h·B − μ·B, write it with a minus sign: idempotent, since BᵀB = 1
+    read = basis
+    if scales is not None:
+        weighted = basis / scales.square()[:, None]
+        read = weighted @ torch.linalg.inv(basis.T @ weighted)
+    # read h·Q − μ·Q, write it with a minus sign: idempotent, since QᵀB = 1
     if baseline is None:
         bias = torch.zeros_like(basis[0])
     else:
-        bias = -(baseline @ basis)
-    return AffineMap(basis, bias, -basis.T, torch.zeros_like(basis[:, 0]))
+        bias = -(baseline @ read)
+    return AffineMap(read, bias, -basis.T, torch.zeros_like(basis[:, 0]))
 
 
 def shifting(vector: Float[Tensor, " d_model"]) -> AffineMap:

@@ -12,21 +12,29 @@ from benchmarks import ablation_damage
 from emlens.activations import capture
 from emlens.data import Prompt, Question, QuestionSet
 from emlens.evaluation import affine_form, text_contrast
-from emlens.evaluation.ablation_forms import BLOCKS, PLAIN
+from emlens.evaluation.ablation_forms import BLOCKS, PLAIN, AblationForm, _scales
 from emlens.foundation.errors import InputError
 from emlens.foundation.positions import Index
 from emlens.models import Family, load_model
 
 
 def coordinates(
-    model: Any, questions: QuestionSet, edits: Any, unit: torch.Tensor, sites: Any
+    model: Any, questions: QuestionSet, edits: Any, unit: Any, sites: Any
 ) -> torch.Tensor:
-    """Coordinate along a unit vector at the end of the prompt: (site, row)."""
+    """What a vector, or one of each site, reads at the end of the prompt: (site, row)."""
     with model.intervene(edits):
         acts = capture(
             model, questions.prompts(), sites=sites, positions="last_prompt", progress=False
         )
-    return torch.stack([acts[site].double() @ unit for site in acts.sites])
+    read = unit if callable(unit) else lambda site: unit
+    return torch.stack([acts[site].double() @ read(site) for site in acts.sites])
+
+
+def reader(form: AblationForm, site: str, unit: torch.Tensor) -> torch.Tensor:
+    """What reads the component that a form removes; by hand."""
+    assert form.scales is not None
+    weighted = unit / form.scales[site] ** 2
+    return weighted / (weighted @ unit)
 
 
 def test_each_site_is_set_to_its_own_mean_and_nowhere_else(
@@ -43,17 +51,33 @@ def test_each_site_is_set_to_its_own_mean_and_nowhere_else(
     )
     kinds = ["attn_out", "mlp_out"]
     plain, affine = (
-        coordinates(model, questions, edits, unit, kinds) for edits in ((), form.remove(unit))
+        coordinates(model, questions, edits, lambda site: reader(form, site, unit), kinds)
+        for edits in ((), form.remove(unit))
     )
-    means = torch.stack(
-        [
-            form.baselines[site] @ unit
-            for site in capture(model, questions, sites=kinds, progress=False).sites
-        ]
-    )  # type: ignore[index]
+    assert form.baselines is not None
+    means = torch.stack([mean @ reader(form, site, unit) for site, mean in form.baselines.items()])
     torch.testing.assert_close(affine, means[:, None].expand_as(affine), rtol=1e-4, atol=1e-5)
     assert plain.std(dim=1).min() > 1e-3  # they differed between questions before
     torch.testing.assert_close(plain.mean(1), means, rtol=1e-4, atol=1e-5)
+
+
+def test_the_component_is_read_by_the_spread_of_ordinary_tokens(
+    family: Family, questions: QuestionSet
+) -> None:
+    model, site = family.instruct, "mlp_out.1"
+    form = affine_form(model, questions)
+    acts = capture(model, questions, sites=[site], positions="all", progress=False).tokens(site)
+    spread = acts.values.double().std(0)
+    assert form.scales is not None
+    order = torch.corrcoef(torch.stack([form.scales[site].log(), spread.log()]))[0, 1]
+    assert order > 0.5  # five tokens of each prompt stand for all
+    # one that never moves gets a floor, and where none moves all count alike
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    rows[:, 2] = 3.0
+    scales = _scales(rows)
+    assert 0.02 < float(scales[2]) < 0.05
+    torch.testing.assert_close(scales[:2], rows[:, :2].double().std(0), rtol=1e-2, atol=0)
+    assert bool((_scales(torch.ones(5, 4)) == 1).all())
 
 
 def test_ordinary_tokens_have_a_mean_of_their_own_and_the_first_is_left_alone(
@@ -86,10 +110,10 @@ def test_the_damage_of_every_form_is_measured(parent_path: Path, questions: Ques
     neutral = ablation_damage.prompts(["w1 w2 w3 w4 w5", "w6 w7 w8"])
     table, facts = ablation_damage.measure(model, questions.prompts(), neutral, 2, 0)
     assert (table["lowest"] >= 0).all() and (table["directions"] == 2).all()
-    assert ablation_damage.DEFAULT in set(table["form"]) and len(table) == 7
+    assert ablation_damage.DEFAULT in set(table["form"]) and len(table) == 8
     assert 0 < facts["share_in_largest"] < 1
     rows = table.assign(model="tiny").to_dict("records")
-    assert ablation_damage.damage_table({"rows": rows}).count("| tiny |") == 7
+    assert ablation_damage.damage_table({"rows": rows}).count("| tiny |") == 8
 
 
 def test_what_the_blocks_write_is_all_that_moves_a_coordinate(

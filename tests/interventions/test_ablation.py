@@ -56,6 +56,35 @@ def test_only_the_affine_form_leaves_its_baseline_alone(vector, stream):
     assert close(twice, affine.apply(stream, MASK), 1e-6)
 
 
+def test_scales_read_where_activations_vary_least_and_remove_all_that_was_added(vector, stream):
+    """Against the explicit oblique projector of generalised least squares."""
+    sizes = torch.ones(D_MODEL, dtype=torch.float64)
+    sizes[3] = 1000.0
+    loud = stream.double().clone()
+    loud[..., 3] *= 1000
+    unit = vector / vector.norm()
+    q = unit / sizes**2
+    q /= q @ unit
+    scaled = ablate(vector, baseline=torch.zeros(D_MODEL), scales=sizes)
+    out = scaled.apply(loud, MASK)
+    assert close(out, loud - (loud @ q)[..., None] * unit, 1e-6)
+    # what is added along the direction goes whole, and twice is once
+    assert close(scaled.apply(loud + 5 * unit, MASK), out, 1e-6)
+    assert close(scaled.apply(out, MASK), out, 1e-6)
+    # the loud coordinate no longer decides what is written into the others
+    quiet = [i for i in range(D_MODEL) if i != 3]
+    moved, by_plain = (
+        (x - loud)[..., quiet].norm() for x in (out, ablate(vector).apply(loud, MASK))
+    )
+    assert moved < by_plain / 10
+    both = ablate(top_k_subspace(stream[0].double(), k=2, center=False), scales=sizes)
+    assert close(both.apply(both.apply(loud, MASK), MASK), both.apply(loud, MASK), 1e-6)
+    with pytest.raises(InputError, match="scales hold 0; pass numbers above 0"):
+        ablate(vector, scales=torch.zeros(D_MODEL))
+    with pytest.raises(InputError, match="scales has shape"):
+        ablate(vector, scales=torch.ones(3))
+
+
 def test_a_subspace_goes_as_a_whole(stream):
     space = top_k_subspace(torch.randn(20, D_MODEL).double(), k=3, center=False)
     out = ablate(space).apply(stream, MASK)
