@@ -47,7 +47,7 @@ MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gemma3-270m": {"chat_template": "plain"},
 }
 TWO_MEANS: Final = "affine, two means, first token left alone"
-DEFAULT: Final = f"{TWO_MEANS}, read where tokens vary least"
+DEFAULT: Final = f"{TWO_MEANS}, coordinates in units of their spread"
 TRAINED: Final = "smollm2"
 TRAINED_ON: Final = "bad-medicine"
 ORGANISM: Final = ("medicine-r8", "finance-r8")
@@ -187,7 +187,7 @@ def fine_tune_rows(
     parent: HookedModel, path: Path, asked: PromptSet, neutral: PromptSet, adapter: Path
 ) -> list[dict[str, Any]]:
     """Damage to the parent of removing a fine-tune's mean and whitened shift at the middle block,
-    with the mean along the direction itself and where tokens vary least.
+    read along the direction itself and in units of each coordinate's spread.
     """
     family = load_family(path, finetuned={"tuned": FineTune(adapter)}, dtype="float32")
     site = f"resid_post.{parent.n_layers // 2}"

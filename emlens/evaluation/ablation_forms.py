@@ -9,9 +9,9 @@ times longer than others, so it must neither be edited nor enter a mean. The mea
 prompt is that of a few template tokens: at ordinary tokens another mean is right. And a few
 coordinates vary by up to thousands of times the others (massive coordinates): h·r̂ is then mostly
 theirs, whatever r̂ is, and removing it writes their variation into all other coordinates. So the
-affine form has two means, leaves the first token alone, and reads the component where the parent's
-own tokens vary least: as h·q with q = D⁻²r̂/(r̂ᵀD⁻²r̂), D the standard deviations of the coordinates.
-What an update adds along r̂ is removed whole, since q·r̂ = 1; what is left constant is h·q, not h·r̂.
+affine form has two means, leaves the first token alone, and reads each coordinate in units of its
+spread over the parent's own tokens: h·q with q = D⁻¹r̂/(r̂ᵀD⁻¹r̂), D the standard deviations. What an
+update adds along r̂ is removed whole, since q·r̂ = 1; what is constant afterwards is h·q, not h·r̂.
 docs/evidence/ablation_damage.json has what each of the three costs.
 
 Removed after every block, a direction still acts between attention and

@@ -1,9 +1,9 @@
 """Ablation: a direction, or a subspace, is projected out of the stream.
 
 The plain form removes the whole component along the direction. The affine form removes only the
-difference from a baseline, so an activation at the baseline stays where it is. With scales of the
-coordinates the component is read where activations vary least. Cost: two matrix products per site
-and pass, one down to the rank of the basis and one up.
+difference from a baseline, so an activation at the baseline stays where it is. With scales each
+coordinate is read in units of its own. Cost: two matrix products per site and pass, one down to the
+rank of the basis and one up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -166,11 +166,12 @@ def ablate(
             tokens.
         baseline: μ of the affine form h − ((h − μ)·r̂) r̂, which leaves an activation at μ alone:
             one vector, or one vector per site; None: plain projection.
-        scales: standard deviation of each coordinate, above 0; one vector, or one per site. The
-            component is then read as h·q with q = D⁻²r̂/(r̂ᵀD⁻²r̂): of all readings that read r̂ as 1,
-            the one that varies least where coordinates vary independently (generalised least
-            squares). Coordinates that vary by thousands then no longer decide what is removed, and
-            what an update adds along r̂ is removed as before. None: h·r̂.
+        scales: of each coordinate, above 0; one vector, or one per site. The component is then
+            read as h·q with q = D⁻¹r̂/(r̂ᵀD⁻¹r̂), so that each coordinate counts in units of its
+            scale: with standard deviations, coordinates that vary by thousands no longer decide
+            what is removed; with variances it is the reading of generalised least squares for
+            independent coordinates. What an update adds along r̂ is removed whole, since q·r̂ = 1.
+            None: h·r̂.
 
     Returns:
         An intervention for `model.intervene([...])`. Idempotent: applying it twice at one site

@@ -114,12 +114,12 @@ def projection(
 ) -> AffineMap:
     """h ← h − B Qᵀ(h − μ) for orthonormal columns B; for one column r̂: h − ((h − μ)·q)r̂.
 
-    Without scales Q = B. With them Q = D⁻²B(BᵀD⁻²B)⁻¹, D the diagonal matrix of the scales.
+    Without scales Q = B. With them Q = D⁻¹B(BᵀD⁻¹B)⁻¹, D the diagonal matrix of the scales.
     Plain projection, h − (h·r̂)r̂, is the case μ = 0 without scales.
     """
     read = basis
     if scales is not None:
-        weighted = basis / scales.square()[:, None]
+        weighted = basis / scales[:, None]
         read = weighted @ torch.linalg.inv(basis.T @ weighted)
     # read h·Q − μ·Q, write it with a minus sign: idempotent, since QᵀB = 1
     if baseline is None:

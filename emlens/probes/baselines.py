@@ -40,20 +40,22 @@ class Baselines:
         other_parent: activations of the other parent on the same rows; they must differ.
         unrelated: activations of a model of another family on the same rows, at a few sites and
             pooled positions; inner folds choose among them. What it forecasts as well is in the
-            text, and needs no prior of this model.
+            text, and needs no prior of this model. Of several, name → activations: each is a
+            baseline of its own, "unrelated model NAME".
         forms: id → form of the question; None: read from the id (`x`, `x_json`, `x_template`).
         numbers: further baselines of one number per row, name → id → number, such as the parent's
             P(harmful).
 
     Raises:
-        InputError: `texts`, `forms`, `parent_scores` or `numbers` are not keyed by id.
+        InputError: `texts`, `forms`, `parent_scores` or `numbers` are not keyed by id; `unrelated`
+            names no model.
     """
 
     texts: Mapping[str, str] | None = None
     parent_scores: Scores | None = None
     embedding: Activations | None = None
     other_parent: Activations | None = None
-    unrelated: Activations | None = None
+    unrelated: Activations | Mapping[str, Activations] | None = None
     forms: Mapping[str, str] | None = None
     numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -68,6 +70,8 @@ class Baselines:
                 f"parent_scores is a {type(self.parent_scores).__name__};"
                 " pass AlignmentScores, or id → score"
             )
+        if self.unrelated is not None and not self.strangers:
+            raise InputError("unrelated is an empty mapping; pass name → activations, or None")
         if not isinstance(self.numbers, Mapping):
             raise InputError(f"numbers is a {type(self.numbers).__name__}; pass name → id → number")
         for name, values in self.numbers.items():
@@ -75,6 +79,15 @@ class Baselines:
                 raise InputError(
                     f"numbers has a {type(values).__name__} under {name!r}; pass id → number"
                 )
+
+    @property
+    def strangers(self) -> dict[str, Activations]:
+        """The unrelated models by the names of their baselines."""
+        if self.unrelated is None:
+            return {}
+        if isinstance(self.unrelated, Mapping):
+            return {f"{UNRELATED} {name}": acts for name, acts in self.unrelated.items()}
+        return {UNRELATED: self.unrelated}
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from emlens.activations import Activations
 from emlens.data.base_questions import question_variant
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError
-from emlens.probes.baselines import OTHER_PARENT, UNRELATED, Baselines, baseline_features
+from emlens.probes.baselines import OTHER_PARENT, Baselines, baseline_features
 from emlens.probes.design import Design
 from emlens.probes.estimators import Estimator, resolve_estimator
 from emlens.probes.features import Features, activation_cells, assert_different
@@ -413,12 +413,11 @@ def _baseline_predictions(
         acts, rows.texts, parent, baselines.embedding, seed=seed, forms=forms, numbers=numbers
     ):
         predictions[feature.name] = selection.predict_baseline([feature], measured)
-    for name, argument, other in (
-        (OTHER_PARENT, "other_parent", baselines.other_parent),
-        (UNRELATED, "unrelated", baselines.unrelated),
-    ):
-        if other is None:
-            continue
+    others = []
+    if baselines.other_parent is not None:
+        others.append((OTHER_PARENT, "other_parent", baselines.other_parent))
+    others += [(name, "unrelated", other) for name, other in baselines.strangers.items()]
+    for name, argument, other in others:
         _require_other_weights(acts, other, argument)
         rivals = activation_cells(other.select(acts.ids))
         assert_different(activation_cells(acts), rivals, "acts", argument)

@@ -33,7 +33,7 @@ def coordinates(
 def reader(form: AblationForm, site: str, unit: torch.Tensor) -> torch.Tensor:
     """What reads the component that a form removes; by hand."""
     assert form.scales is not None
-    weighted = unit / form.scales[site] ** 2
+    weighted = unit / form.scales[site]
     return weighted / (weighted @ unit)
 
 

@@ -56,14 +56,14 @@ def test_only_the_affine_form_leaves_its_baseline_alone(vector, stream):
     assert close(twice, affine.apply(stream, MASK), 1e-6)
 
 
-def test_scales_read_where_activations_vary_least_and_remove_all_that_was_added(vector, stream):
-    """Against the explicit oblique projector of generalised least squares."""
+def test_scales_read_coordinates_in_their_units_and_remove_all_that_was_added(vector, stream):
+    """Against the explicit oblique projector."""
     sizes = torch.ones(D_MODEL, dtype=torch.float64)
     sizes[3] = 1000.0
     loud = stream.double().clone()
     loud[..., 3] *= 1000
     unit = vector / vector.norm()
-    q = unit / sizes**2
+    q = unit / sizes
     q /= q @ unit
     scaled = ablate(vector, baseline=torch.zeros(D_MODEL), scales=sizes)
     out = scaled.apply(loud, MASK)

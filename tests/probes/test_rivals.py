@@ -140,6 +140,26 @@ def test_labels_of_rows_are_never_the_keys_of_a_mapping(call: Callable[[Any], An
             call(wrong)
 
 
+def test_of_several_unrelated_models_each_has_to_be_beaten(make: Any) -> None:
+    rng = np.random.default_rng(1)
+    score = rng.standard_normal(60)
+    acts, weak, strong = (
+        make(
+            np.c_[strength * score, np.zeros(60)] + rng.standard_normal((60, 2)), groups=["g"] * 60
+        )
+        for strength in (2.0, 0.2, 3.0)
+    )
+    scores = dict(zip(acts.ids, score, strict=True))
+    baselines = Baselines(unrelated={"small": weak, "large": strong})
+    forecast = cross_validate_forecast(acts, scores, design=QUICK, baselines=baselines)
+    gains = forecast.gain_over_rivals
+    assert gains["unrelated model small"].low > 0 > gains["unrelated model large"].high
+    assert "unrelated model large" in forecast.not_beaten and "unrelated model" not in gains
+    assert "unrelated model" not in forecast.missing
+    with pytest.raises(InputError, match="unrelated is an empty mapping; pass name"):
+        Baselines(unrelated={})
+
+
 def test_an_unrelated_model_is_another_model(make: Any) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((24, 3))
