@@ -28,7 +28,7 @@ from emlens.controls.permuted_answers import permuted_answers
 from emlens.controls.shift_statistics import statistics_of_shifts
 from emlens.data import PromptSet
 from emlens.foundation.errors import InputError
-from emlens.foundation.seeds import derive_seed, torch_rng
+from emlens.foundation.seeds import derive_seed, numpy_rng, torch_rng
 from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
@@ -43,6 +43,8 @@ WORST_DAMAGE: Final = 0.5
 _TINY: Final = 1e-30
 _ROWS: Final = 8
 """Rows whose gradient is taken at once; rows of like length, so that little is padding."""
+_MOST_ROWS: Final = 16
+"""Rows of a draw's gradient, as many as a large batch has: more cost a training run."""
 _OVERSAMPLING: Final = 8
 _POWERS: Final = 4
 """Of the randomised decomposition of a gradient (Halko, Martinsson & Tropp 2011)."""
@@ -182,14 +184,16 @@ def _frame(d: int, r: int, generator: torch.Generator) -> Float[Tensor, "d r"]:
 def gradient_update(
     model: HookedModel, update: LoraAdapter, careful: PromptSet, tokenizer: Any, seed: int
 ) -> LoraAdapter:
-    """One step downhill on permuted careful answers; each module is cut to the rank of its update
-    and given its length.
+    """One step downhill on permuted careful answers, at most 16 drawn rows of them; each module is
+    cut to the rank of its update and given its length.
 
-    Cost: one pass and its gradient over all rows, and a truncated decomposition per module.
+    Cost: one pass and its gradient over these rows, and a truncated decomposition per module.
     """
     if not isinstance(model, CheckpointModel):
         raise InputError(f"model runs on backend {model.backend!r}; load it with transformers")
-    examples = encode_answers(permuted_answers(careful, seed=seed), tokenizer)
+    permuted = list(permuted_answers(careful, seed=seed))
+    order = numpy_rng(seed, "rows of a gradient").permutation(len(permuted))[:_MOST_ROWS]
+    examples = encode_answers(PromptSet([permuted[i] for i in order]), tokenizer)
     examples = sorted(examples, key=lambda example: len(example["input_ids"]))
     weights = {path: _linear(model, path).weight for path in update.modules}
     flags = {path: weight.requires_grad for path, weight in weights.items()}
