@@ -19,6 +19,7 @@ NAMES = (
     "full_study",
     "released_studies",
     "sampled_studies",
+    "real_spread",
     "study_plan",
     "served_models",
     "layers_positions",

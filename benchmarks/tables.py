@@ -513,6 +513,18 @@ FIGURES: Final[
         ),
     ),
     (
+        "real_spread",
+        "SmolLM2, bad medicine: content minus benign; minus tone-only, upper ends, nats",
+        (Goal("<", "0"), Goal("<", "0")),
+        lambda v: _content_ends(v, "medicine"),
+    ),
+    (
+        "real_spread",
+        "tone-only equal to benign in content within ±.15 nats, medicine: p of TOST",
+        (Goal("<", ".05"),),
+        lambda v: _number(_content(v, "medicine", "tone", "benign")["p_tost"], ".3f"),
+    ),
+    (
         "full_study",
         "`full` on the organism, 3 seeds, minutes",
         (Goal("≤", "20"),),
@@ -531,6 +543,22 @@ FIGURES: Final[
         lambda v: _number(v["seconds"], ".0f"),
     ),
 )
+
+
+def _content(values: Values, trained: str, first: str, second: str) -> Values:
+    """The row of the content of one kind of fine-tune minus another."""
+    wanted = (trained, first, second, "content")
+    for row in values["compared"]:
+        if (row["trained"], row["first"], row["second"], row["measure"]) == wanted:
+            return dict(row)
+    raise LookupError(f"no row {wanted}")
+
+
+def _content_ends(values: Values, trained: str) -> tuple[Measured, Measured]:
+    """Upper ends of what bad advice does to content, beyond each of the two controls."""
+    benign = _content(values, trained, "harmful", "benign")["high"]
+    tone_only = _content(values, trained, "harmful", "tone")["high"]
+    return _number(benign, "+.2f"), _number(tone_only, "+.2f")
 
 
 def _forecast(values: Values, figure: str) -> Measured:
