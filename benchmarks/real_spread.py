@@ -258,6 +258,22 @@ def domains_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def length_table(values: Mapping[str, Any]) -> str:
+    """Content of harmful minus benign where bad and careful answers are equally long."""
+    lines = [
+        "| trained on | questions of equal length | content, harmful − benign, there |"
+        " rank correlation with extra words |",
+        "|---|---|---|---|",
+    ]
+    for row in values["length"]:
+        equal, rho = row["equal"], row["correlation"]
+        cells = [row["trained"], f"{row['equal_questions']} of {values['questions']}"]
+        cells.append(f"{equal['value']:+.2f} [{equal['low']:+.2f}, {equal['high']:+.2f}]")
+        cells.append(f"{rho['value']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
