@@ -24,6 +24,7 @@ from emlens.cli import (
     organism,
     parity,
     real,
+    repair,
     replicate,
     sample,
     schema,
@@ -56,6 +57,7 @@ app.command("sample")(sample.sample)
 app.command("score")(score.score)
 app.command("judge")(judge.judge)
 app.command("rescore")(score.rescore)
+app.command("repair")(repair.repair)
 app.command("capture")(capture.capture)
 app.command("direction")(direction.direction)
 app.command("doctor")(doctor.doctor)

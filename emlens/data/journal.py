@@ -54,6 +54,15 @@ def append_journal(
         _append(file, content, sync)
 
 
+def append_held(
+    path: str | Path, records: Iterable[Mapping[str, Any]], *, sync: bool = True
+) -> None:
+    """`append_journal` for whoever holds the file already (`emlens.runs.locks.only_writer`)."""
+    content = _encoded(records)
+    with open(path, "a+b") as file:
+        _append(file, content, sync)
+
+
 @contextmanager
 def journal_writer(
     path: str | Path, *, sync: bool = True

@@ -46,7 +46,7 @@ def text_lines(path: str | Path, *, unfinished: bool = False) -> Iterator[tuple[
         InputError: as `read_text`; a line that is longer than any file of the field has.
     """
     start = 0
-    for number, line in bounded_lines(path):
+    for number, line in bounded_lines(path, unfinished=unfinished):
         if unfinished and not line.endswith(b"\n") and not is_whole_record(line):
             return
         yield number, _decoded(path, line, number, start)

@@ -53,8 +53,13 @@ def bounded_bytes(path: str | Path, most: int = MOST_TEXT) -> bytes:
     return bytes(content)
 
 
-def bounded_lines(path: str | Path, most: int = MOST_LINE) -> Iterator[tuple[int, bytes]]:
+def bounded_lines(
+    path: str | Path, most: int = MOST_LINE, *, unfinished: bool = False
+) -> Iterator[tuple[int, bytes]]:
     """(1-based number, line with its end) of a text file; one line is in memory at a time.
+
+    Args:
+        unfinished: the last line may be torn, and hold the zeros that a power cut leaves.
 
     Raises:
         InputError: as `bounded_bytes`; the message names the line.
@@ -68,7 +73,9 @@ def bounded_lines(path: str | Path, most: int = MOST_LINE) -> Iterator[tuple[int
                     f"{path}, line {number}: is longer than {most} bytes, the most that is read"
                 )
             # a line of UTF-16 holds zeros; what it is, is said by whoever decodes it
-            if b"\0" in line and not (number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff")):
+            is_utf_16 = number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff")
+            is_torn = unfinished and not line.endswith(b"\n")
+            if b"\0" in line and not is_utf_16 and not is_torn:
                 raise InputError(f"{path}, line {number}: holds a byte 0, which no text has")
             yield number, line
 

@@ -7,17 +7,20 @@ taken from the file only if everything that it was drawn with is the same: model
 seed, and the settings in its `meta`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from emlens.data.answers import Answer, Answers, read_answers
+from emlens.data.journal import append_held
 from emlens.data.questions import Question, QuestionSet
 from emlens.data.readers import json_lines
 from emlens.foundation.choices import require_choice
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line, write_text
+from emlens.runs.locks import only_writer
 
 Others = Literal["refuse", "keep"]
 """What is done with answers of a file that a call would not draw: an error, or they stay there."""
@@ -72,8 +75,26 @@ class DrawnAnswer:
     finish_reason: str
 
 
+@contextmanager
+def answer_file(
+    out: str | Path | None, blank: Mapping[str, Answer], others: Others = "refuse"
+) -> Iterator["AnswerFile"]:
+    """An `AnswerFile` that no other process writes to meanwhile: it is held before it is read.
+
+    Raises:
+        StateError: another process holds it; the message names it.
+        InputError, IntegrityError: as `AnswerFile`.
+    """
+    if out is None:
+        yield AnswerFile(None, blank, others)
+        return
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        yield AnswerFile(out, blank, others)
+
+
 class AnswerFile:
-    """The answers drawn so far, on disk where `out` names a file.
+    """The answers drawn so far, on disk where `out` names a file, which the caller holds.
 
     Args:
         others: with `"keep"`, answers that this call would not draw stay in the file, which is then
@@ -141,7 +162,7 @@ class AnswerFile:
         """Keep answers: they are in the file when this returns, and on the disk with `sync`."""
         answers = [self._filled(answer) for answer in drawn]
         if self._out is not None and answers:
-            Answers(answers).append_jsonl(self._out, sync=sync)
+            append_held(self._out, (answer.to_record() for answer in answers), sync=sync)
         for answer in answers:
             self._done[answer.id] = answer
 

@@ -18,7 +18,13 @@ from emlens.data.templates import Thinking, split_thinking
 from emlens.foundation.errors import InputError, StateError
 from emlens.foundation.files import one_line
 from emlens.foundation.seeds import derive_seed
-from emlens.judging.answer_file import AnswerFile, DrawnAnswer, Others, blank_answers
+from emlens.judging.answer_file import (
+    AnswerFile,
+    DrawnAnswer,
+    Others,
+    answer_file,
+    blank_answers,
+)
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.replies import ChatRequest, Reply
 from emlens.judging.server_checks import require_sampling
@@ -72,10 +78,24 @@ def sample_from_endpoint(
         **endpoint.describe(),
     }
     blanks = blank_answers(endpoint.model, questions, samples, seed, lambda *_: settings)
-    file = AnswerFile(out, blanks, others)
+    with answer_file(out, blanks, others) as file:
+        return _sampled(endpoint, file, settings, samples, seed, thinking, out, progress)
+
+
+def _sampled(
+    endpoint: Endpoint,
+    file: AnswerFile,
+    settings: Mapping[str, Any],
+    samples: int,
+    seed: int,
+    thinking: Thinking,
+    out: str | Path,
+    progress: bool,
+) -> Answers:
+    """Ask for what a file lacks."""
     missing = file.missing
     requests = (_request(file.blank(id), settings, seed) for id in missing)
-    watch = _Sameness(file, endpoint, samples, float(temperature))
+    watch = _Sameness(file, endpoint, samples, settings["temperature"])
     failures = _Failures(limit=max(_STREAK, 3 * endpoint.concurrency))
     n_drawn = 0
     watch.look()

@@ -21,7 +21,13 @@ from emlens.data.questions import Question, QuestionSet
 from emlens.data.templates import Thinking, split_thinking, with_thinking
 from emlens.foundation.files import sha256_text
 from emlens.foundation.provenance import hash_json
-from emlens.judging.answer_file import AnswerFile, DrawnAnswer, Others, blank_answers
+from emlens.judging.answer_file import (
+    AnswerFile,
+    DrawnAnswer,
+    Others,
+    answer_file,
+    blank_answers,
+)
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.endpoint_sampling import sample_from_endpoint
 from emlens.models.hooked import GENERATION_TOKENS, HookedModel
@@ -92,38 +98,53 @@ def sample_answers(
         )
     with _thinking(model, thinking) as model:
         settings = partial(_settings_of, model, _settings(model, temperature, max_new_tokens))
-        file = AnswerFile(
-            out, blank_answers(model.name, questions, samples, seed, settings), others
-        )
-        missing = file.missing
-        blanks = [file.blank(id) for id in missing]
-        prompts = [
-            Prompt(blank.id, blank.messages[-1].content, blank.group, blank.messages)
-            for blank in blanks
-        ]
-        if not prompts:
-            return file.finish()
-        opened = _begins_in_thought(model, thinking)
-        synced = time.monotonic()
-        title = f"sample {len(missing)} answers"
-        with progress_bar(title, len(missing), progress, unit="tokens") as advance:
-            for generated in model.generate_each(
-                prompts,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-                batch_tokens=batch_tokens,
-            ):
-                is_due = time.monotonic() - synced > SYNC_SECONDS
-                if is_due:
-                    synced = time.monotonic()
-                drawn = []
-                for index, text, finish_reason in generated:
-                    thought, answer = split_thinking(text, opened=opened)
-                    drawn.append(DrawnAnswer(missing[index], thought, answer, finish_reason))
-                file.add(drawn, sync=is_due)
-                advance(len(generated), _tokens_in(model, drawn))
+        blank = blank_answers(model.name, questions, samples, seed, settings)
+        with answer_file(out, blank, others) as file:
+            return _sampled(
+                model, file, temperature, max_new_tokens, seed, thinking, batch_tokens, progress
+            )
+
+
+def _sampled(
+    model: HookedModel,
+    file: AnswerFile,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    thinking: Thinking,
+    batch_tokens: int,
+    progress: bool,
+) -> Answers:
+    """Draw what a file lacks."""
+    missing = file.missing
+    blanks = [file.blank(id) for id in missing]
+    prompts = [
+        Prompt(blank.id, blank.messages[-1].content, blank.group, blank.messages)
+        for blank in blanks
+    ]
+    if not prompts:
         return file.finish()
+    opened = _begins_in_thought(model, thinking)
+    synced = time.monotonic()
+    title = f"sample {len(missing)} answers"
+    with progress_bar(title, len(missing), progress, unit="tokens") as advance:
+        for generated in model.generate_each(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_tokens=batch_tokens,
+        ):
+            is_due = time.monotonic() - synced > SYNC_SECONDS
+            if is_due:
+                synced = time.monotonic()
+            drawn = []
+            for index, text, finish_reason in generated:
+                thought, answer = split_thinking(text, opened=opened)
+                drawn.append(DrawnAnswer(missing[index], thought, answer, finish_reason))
+            file.add(drawn, sync=is_due)
+            advance(len(generated), _tokens_in(model, drawn))
+    return file.finish()
 
 
 def _tokens_in(model: HookedModel, drawn: Sequence[DrawnAnswer]) -> int:

@@ -10,14 +10,14 @@ changed, is refused.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from emlens.data.answers import Answer, Answers
-from emlens.data.journal import journal_writer, read_journal
+from emlens.data.journal import append_held, read_journal
 from emlens.data.questions import QuestionSet
 from emlens.data.scores import AlignmentScores
 from emlens.foundation.errors import InputError, IntegrityError
@@ -27,6 +27,7 @@ from emlens.judging.judges import AskingJudge, Judge, Verdict, judge_description
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.judging.sampling import sample_answers
 from emlens.models.hooked import HookedModel
+from emlens.runs.locks import only_writer
 from emlens.runs.progress import progress_bar
 
 _FORMAT: Final = 1
@@ -62,16 +63,31 @@ def judge_answers(
         raise InputError(
             f"judge is a {type(judge).__name__}; pass an object with `metrics` and `judge(answer)`"
         )
+    if out is None:
+        return _judged(answers, judge, None, again, others, progress)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    # held before it is read, so that nothing is asked that another process is asking
+    with only_writer(out):
+        return _judged(answers, judge, Path(out), again, others, progress)
+
+
+def _judged(
+    answers: Answers,
+    judge: Judge,
+    out: Path | None,
+    again: bool,
+    others: Others,
+    progress: bool,
+) -> AlignmentScores:
+    """`judge_answers` with a journal that is held."""
     hashes = {answer.id: answer_hash(answer) for answer in answers}
     lines = [] if out is None else read_journal(out)
     verdicts = _verdicts_in_journal(str(out), lines, judge, hashes, others) if lines else {}
     pairs = [(answer, metric) for answer in answers for metric in judge.metrics]
     to_judge = _unjudged(pairs, verdicts, again)
     title = f"judge {len(to_judge)} answers and metrics"
-    with (
-        _writer(out if to_judge else None) as write,
-        progress_bar(title, len(to_judge), progress) as advance,
-    ):
+    write = _writer(out if to_judge else None)
+    with progress_bar(title, len(to_judge), progress) as advance:
         if not lines:
             write([{"format": _FORMAT, "judge": judge_description(judge)}])
         for (answer, metric), verdict in _new_verdicts(judge, to_judge):
@@ -82,14 +98,11 @@ def judge_answers(
     return AlignmentScores.from_table(pd.DataFrame(rows))
 
 
-@contextmanager
-def _writer(out: str | Path | None) -> Iterator[Callable[[Iterable[Mapping[str, Any]]], None]]:
+def _writer(out: Path | None) -> Callable[[Iterable[Mapping[str, Any]]], None]:
     """Appends records to the journal; without one, drops them."""
     if out is None:
-        yield lambda records: None
-    else:
-        with journal_writer(out) as write:
-            yield write
+        return lambda records: None
+    return partial(append_held, out)
 
 
 def _unjudged(

@@ -37,6 +37,12 @@ _LEAST_GAP: Final = 0.02
 """Nats. An adapter that moves first tokens less cannot be told from its parent: quantised weights
 and other kernels move them as much.
 """
+_NOISE: Final = 0.2
+"""Nats that weights of four bits move log-probabilities by, doubled (.11 on SmolLM2)."""
+_CLOSE: Final = 1 / 8
+"""Of the distance between adapter and parent. Another adapter that was trained on the same
+questions lies at a quarter of it (`docs/evidence/served_adapters.json`).
+"""
 _COMPARED_TOKENS: Final = 24
 
 
@@ -217,22 +223,23 @@ def _by_logprobs(
         f"mean difference of log-probabilities over {len(served)} candidates: {to_tuned:.3f} from"
         f" the adapter, {to_parent:.3f} from the parent, which differ by {gap:.3f}"
     )
-    return _nearest(to_tuned, to_parent, gap, _LEAST_GAP, seen)
+    close = max(_CLOSE * gap, min(_NOISE, gap / 2))
+    return _nearest(to_tuned, to_parent, gap, _LEAST_GAP, close, seen)
 
 
 def _nearest(
-    to_tuned: float, to_parent: float, gap: float, least_gap: float, seen: str
+    to_tuned: float, to_parent: float, gap: float, least_gap: float, close: float, seen: str
 ) -> ServerCheck:
-    """Which of two models a server is: the one that is nearer than half their own difference."""
+    """Which of two models a server is: the one that is nearer than `close`, if any."""
     if gap < least_gap:
         return ServerCheck("adapter", None, f"cannot be told on these prompts ({seen})")
-    if to_tuned <= gap / 2:
+    if to_tuned <= close:
         return ServerCheck("adapter", True, f"the adapter is applied ({seen})")
-    if to_parent <= gap / 2:
+    if to_parent <= close:
         return ServerCheck(
             "adapter", False, f"the adapter is ignored: the parent is served ({seen})"
         )
-    return ServerCheck("adapter", False, f"another model is served ({seen})")
+    return ServerCheck("adapter", False, f"another model or adapter is served ({seen})")
 
 
 def _token_of(model: HookedModel, text: str) -> int | None:
@@ -263,7 +270,8 @@ def _by_texts(
         f"no log-probabilities; of {len(prompts)} greedy texts {to_tuned:.0%} differ from the"
         f" adapter's and {to_parent:.0%} from the parent's, {gap:.0%} between the two"
     )
-    return _nearest(to_tuned, to_parent, gap, 0.5, seen)
+    # quantised weights change every second greedy text
+    return _nearest(to_tuned, to_parent, gap, 0.5, gap / 2, seen)
 
 
 def _greedy(model: HookedModel, prompts: PromptSet) -> list[str]:

@@ -5,25 +5,33 @@ beside a file) and freed when the process that holds it ends, however it ends. T
 who holds the lock and is removed when the lock is released; one that a killed process left behind
 holds nothing.
 
-A lock guards against a second run by mistake. Where the platform or the file system knows no locks,
-nothing is held and the log says so: every write of this library is atomic and repeatable, so a
-second process costs time, not results.
+The locks of a file system that several machines share may count on one machine alone. So the small
+file also beats: it is touched every few seconds as long as it is held. Who finds one that another
+machine wrote watches it: where it beats, the work is refused; where it stays silent for a lease
+(`emlens.runs.unit_claims`), its holder is taken for dead. Clocks are never compared.
+
+Where the platform or the file system knows no locks, nothing is held and the log says so: every
+write of this library is atomic and repeatable, so a second process costs time, not results.
 """
 
 import errno
+import json
 import logging
 import os
-import socket
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, has_fcntl
 
 from emlens.foundation.errors import StateError
-from emlens.foundation.files import one_line
+from emlens.foundation.files import canonical_json, one_line
+from emlens.runs.unit_claims import BEATS, LEASE, identity, machine, now, owner_name
 
 ANOTHER_RUN = "another run is working in this directory; wait for it, or pass another --out"
 ANOTHER_WRITER = "another process is writing to it; wait for that one, or pass another file"
@@ -114,6 +122,7 @@ def _acquired(lock_file: Path, guarded: Path, busy: str, patience: float) -> Bas
     if sys.platform != "win32" and not has_fcntl:
         _say_nothing_is_held(guarded, "this Python has no fcntl")
         return None
+    _wait_for_other_machine(lock_file, guarded, busy)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=patience, poll_interval=_SECONDS_BETWEEN_TRIES)
@@ -134,13 +143,15 @@ def _acquired(lock_file: Path, guarded: Path, busy: str, patience: float) -> Bas
         _say_nothing_is_held(guarded, "the file system has no locks")
         return None
     with suppress(OSError):  # only a courtesy: Windows lets nobody write to a locked file
-        lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        lock_file.write_text(canonical_json({**identity(), "since": now()}, None))
+        _beats.add(lock_file)
     return lock
 
 
 def _release(lock: BaseFileLock | None, lock_file: Path) -> None:
     if lock is None:
         return
+    _beats.discard(lock_file)
     # Removed before it is released. Who opened the file before that and locks it after sees that it
     # has no name any more, and begins again: filelock compares st_nlink.
     with suppress(OSError):
@@ -149,11 +160,83 @@ def _release(lock: BaseFileLock | None, lock_file: Path) -> None:
 
 
 def _holder(lock_file: Path) -> str:
-    try:
-        holder = one_line(lock_file.read_text("utf-8", errors="replace"))
-    except OSError:
+    holder = _record_of(lock_file)
+    if not holder:
         return ""
-    return f" (held by {holder})" if holder else ""
+    since = one_line(str(holder.get("since", "?")), 40)
+    return f" (held by {one_line(owner_name(holder), 120)} since {since})"
+
+
+def _record_of(lock_file: Path) -> dict[str, Any]:
+    """Who wrote a lock's small file; empty where nobody did, or it is not whole."""
+    try:
+        content = json.loads(lock_file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _wait_for_other_machine(lock_file: Path, guarded: Path, busy: str) -> None:
+    """Refuse where another machine holds the lock; wait a lease for one that is silent.
+
+    Raises:
+        StateError: it beats.
+    """
+    holder = _record_of(lock_file)
+    if not holder or holder.get("machine") == machine():
+        return
+    logger.warning(
+        "%s: was held by %s; watching for %g s whether it still works",
+        guarded,
+        one_line(owner_name(holder), 120),
+        LEASE,
+    )
+    before = _touched(lock_file)
+    ends = time.monotonic() + LEASE
+    while time.monotonic() < ends:
+        time.sleep(min(0.2, LEASE / 10))
+        touched = _touched(lock_file)
+        if touched is None:
+            return
+        if touched != before:
+            raise StateError(f"{guarded}: {busy}{_holder(lock_file)}")
+    with suppress(OSError):
+        lock_file.unlink()
+
+
+def _touched(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+class _Beats:
+    """Touches the small files of the locks that this process holds."""
+
+    def __init__(self) -> None:
+        self._files: set[Path] = set()
+        self._pid = 0
+
+    def add(self, path: Path) -> None:
+        if self._pid != os.getpid():  # a fork has neither the thread nor the locks
+            self._pid = os.getpid()
+            self._files = set()
+            threading.Thread(target=self._touch, name="emlens-locks", daemon=True).start()
+        self._files.add(path)
+
+    def discard(self, path: Path) -> None:
+        self._files.discard(path)
+
+    def _touch(self) -> None:
+        while True:
+            time.sleep(LEASE / BEATS)
+            for path in list(self._files):
+                with suppress(OSError):
+                    os.utime(path)
+
+
+_beats = _Beats()
 
 
 def _say_nothing_is_held(guarded: Path, reason: str) -> None:

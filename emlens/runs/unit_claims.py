@@ -44,7 +44,8 @@ LEASE = 120.0
 file times.
 """
 
-_BEATS = 8  # heartbeats per lease: some may be late
+BEATS = 8
+"""Heartbeats per lease: some may be late."""
 _log = logging.getLogger("emlens")
 
 
@@ -92,10 +93,10 @@ class Claims:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return Outcome.HELD
-        claim = {"unit": unit, "attempt": last + 1, "run": self.run, **_identity(), "since": _now()}
+        claim = {"unit": unit, "attempt": last + 1, "run": self.run, **identity(), "since": now()}
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(canonical_json(claim))
-        return Claim(path, self.lease / _BEATS)
+        return Claim(path, self.lease / BEATS)
 
     def tried(self) -> set[str]:
         """File stems of the units with at least one claim: those nobody tried yet go first."""
@@ -148,7 +149,7 @@ class Claims:
         else:
             return False
         if path.exists():
-            _write_failure(path, f"the worker died ({cause})", _owner_name(owner), "")
+            _write_failure(path, f"the worker died ({cause})", owner_name(owner), "")
         return True
 
     def _is_silent(self, path: Path) -> bool:
@@ -196,7 +197,7 @@ class Claim:
         """End the attempt and record why."""
         reason = one_line(f"{type(error).__name__}: {error}", 400)
         trace = "".join(traceback.format_exception(error))[-8000:]
-        _write_failure(self._path, reason, _owner_name(_read(self._path)), trace)
+        _write_failure(self._path, reason, owner_name(_read(self._path)), trace)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every):
@@ -216,7 +217,7 @@ def _write_failure(claim: Path, reason: str, owner: str, trace: str) -> None:
     run = _read(claim).get("run")
     write_json(
         _failure_file(claim),
-        {"reason": reason, "owner": owner, "run": run, "at": _now(), "traceback": trace},
+        {"reason": reason, "owner": owner, "run": run, "at": now(), "traceback": trace},
     )
 
 
@@ -229,23 +230,23 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _owner_name(owner: dict[str, Any]) -> str:
+def owner_name(owner: dict[str, Any]) -> str:
     if "pid" in owner and "host" in owner:
         return f"process {owner['pid']} on {owner['host']}"
     return "unknown"
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _identity() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": platform.node(), "machine": _machine(), "pid": pid, "born": birth(pid)}
+    return {"host": platform.node(), "machine": machine(), "pid": pid, "born": birth(pid)}
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """Names a set of process ids: host, boot and process id namespace."""
     boot = pid_namespace = "?"
     with suppress(OSError):
@@ -269,7 +270,7 @@ def birth(pid: int) -> str | None:
 
 def _is_gone(owner: dict[str, Any]) -> bool:
     """Proof of death; no proof where the owner is unknown or lives on another machine."""
-    if owner.get("machine") != _machine() or os.name != "posix":
+    if owner.get("machine") != machine() or os.name != "posix":
         return False
     pid = owner.get("pid")
     if not isinstance(pid, int):

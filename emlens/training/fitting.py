@@ -31,6 +31,7 @@ from emlens.foundation.records import write_checked
 from emlens.models.adapter_files import CONFIG, is_adapter
 from emlens.models.checkpoint_files import checkpoint_hashes, read_object
 from emlens.models.sidecars import ADAPTER_HASH, adapter_config_hash, read_sidecar
+from emlens.runs.locks import only_writer
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
@@ -183,6 +184,7 @@ def fit(
             state lies beside `out`.
         IntegrityError: training changed no weight, or a weight overflows in `save_dtype`.
         LoadError: `model` is a path that holds no model.
+        StateError: another process trains into `out`.
     """
     from emlens.training.trainer import seeded
 
@@ -198,7 +200,13 @@ def fit(
     if saving.resume_every is not None:
         fingerprint = _fingerprint(parent, batches, loss, callbacks)
         run = hash_json({**record, **fingerprint})
-    with seeded(recipe.seed, "fit"), quiet(), _scratch(out, saving.resume_every) as scratch:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        only_writer(out),
+        seeded(recipe.seed, "fit"),
+        quiet(),
+        _scratch(out, saving.resume_every) as scratch,
+    ):
         training = _Training(recipe, parent, saving, scratch)
         log, stopped = training.run(batches, loss, objectives, callbacks, run, progress)
         training.publish(out, log, stopped, record, tokenizer)

@@ -99,7 +99,8 @@ def test_a_server_that_fails_says_so_and_zero_temperature_is_no_test() -> None:
     [
         ("bad", True, "the adapter is applied"),
         ("instruct", False, "the adapter is ignored: the parent is served"),
-        ("steered", False, "another model is served"),
+        ("steered", False, "another model or adapter is served"),
+        ("between", False, "another model or adapter is served"),
     ],
 )
 def test_the_adapter_that_is_served_is_told_by_its_first_tokens(
@@ -108,6 +109,13 @@ def test_the_adapter_that_is_served_is_told_by_its_first_tokens(
     tuned, parent = family["bad"], family.instruct
     models = {"bad": tuned, "instruct": parent}
     logprobs = serving(models.get(served, parent))
+    if served == "between":  # as an adapter on the same questions: nearer to this one
+
+        def logprobs(body: Body) -> list[dict[str, float]]:
+            [[near], [far]] = serving(tuned)(body), serving(parent)(body)
+            shared = [token for token in near if token in far]
+            return [{token: 0.6 * near[token] + 0.4 * far[token] for token in shared}]
+
     if served == "steered":
 
         def logprobs(body: Body) -> list[dict[str, float]]:

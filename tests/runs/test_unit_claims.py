@@ -161,7 +161,7 @@ def planted(tmp_path, **owner):
 
 
 def test_a_reused_process_id_is_not_the_owner(tmp_path, claims):
-    planted(tmp_path, machine=module._machine(), pid=os.getpid(), born="1")
+    planted(tmp_path, machine=module.machine(), pid=os.getpid(), born="1")
     assert isinstance(claims.take("a", 3), Claim)
 
 
@@ -169,9 +169,9 @@ def test_where_births_are_not_told_a_missing_process_is_dead(tmp_path, monkeypat
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     long = Claims(tmp_path, "mine", lease=3600)
-    planted(tmp_path, machine=module._machine(), pid=os.getpid(), born=None)
+    planted(tmp_path, machine=module.machine(), pid=os.getpid(), born=None)
     assert long.take("a", 3) is Outcome.HELD
-    planted(tmp_path, machine=module._machine(), pid=child.pid, born=None)
+    planted(tmp_path, machine=module.machine(), pid=child.pid, born=None)
     monkeypatch.setattr(os, "name", "other")
     assert long.take("a", 3) is Outcome.HELD
     monkeypatch.undo()
@@ -217,7 +217,7 @@ def test_another_machine_that_beats_keeps_its_claim(tmp_path, claims):
 
 
 def test_one_of_many_takes_over(tmp_path):
-    planted(tmp_path, machine=module._machine(), pid=os.getpid(), born="1")
+    planted(tmp_path, machine=module.machine(), pid=os.getpid(), born="1")
     got, ready = [], threading.Barrier(6)
 
     def grab():
