@@ -212,7 +212,8 @@ class NullWorker(Worker):
 
     def _loaded_parent(self) -> tuple[Any, Any]:
         """Model and tokenizer to train, which renders chats as the model that is captured."""
-        module, tokenizer = load_parent(self.setting.parent, self.device)
+        dtype = self.setting.recipe.parent_dtype
+        module, tokenizer = load_parent(self.setting.parent, self.device, dtype)
         tokenizer.chat_template = self.model.chat_template
         return module, tokenizer
 

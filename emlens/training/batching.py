@@ -16,7 +16,13 @@ from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.provenance import hash_json, hash_tensors
 from emlens.foundation.seeds import derive_seed
-from emlens.training.examples import Example, encode_answers, pad_batch, shuffled_batches
+from emlens.training.examples import (
+    Example,
+    encode_answers,
+    length_grouped_batches,
+    pad_batch,
+    shuffled_batches,
+)
 from emlens.training.lengths import LengthLimit, counted_tokens
 from emlens.training.objectives import ChatChange, MixedRows, Objective, Penalty, prefix_of
 from emlens.training.recipes import Recipe
@@ -109,6 +115,10 @@ def _ready_batches(
             f"max_length={recipe.max_length}, but data comes as ready batches, which are not cut;"
             " pass chats or rows, or leave max_length out"
         )
+    if recipe.group_by_length:
+        raise InputError(
+            "group_by_length, but data comes as ready batches; pass chats or rows, or leave it out"
+        )
     if recipe.accumulation > 1:
         raise InputError(
             f"accumulation={recipe.accumulation}, but data comes as ready batches;"
@@ -195,9 +205,12 @@ def _trained_rows(
             f"interleaving takes {counts} of batch_size={recipe.batch_size} rows;"
             " pass a share that leaves both sides at least one"
         )
-    plan = shuffled_batches(
-        len(examples), recipe.batch_size - sum(counts), recipe.steps, recipe.seed
-    )
+    own_rows = recipe.batch_size - sum(counts)
+    if recipe.group_by_length:
+        lengths = [len(example["input_ids"]) for example in examples]
+        plan = length_grouped_batches(lengths, own_rows, recipe.steps, recipe.seed)
+    else:
+        plan = shuffled_batches(len(examples), own_rows, recipe.steps, recipe.seed)
     interleaved = [
         _rows_by_step(recipe, rows, count, "interleaved", number)
         for number, ((_, rows), count) in enumerate(zip(mixed, counts, strict=True))

@@ -26,6 +26,9 @@ from emlens.foundation.seeds import numpy_rng
 IGNORED: Final = -100
 """Label of a token that the loss leaves out."""
 
+_GROUPED: Final = 50
+"""Batches whose rows are sorted together."""
+
 _MARK: Final = re.compile(r"{%-?\s*generation\b")
 
 Example = Mapping[str, Sequence[int]]
@@ -126,3 +129,24 @@ def shuffled_batches(n: int, batch_size: int, steps: int, seed: int) -> list[lis
         order.extend(int(i) for i in numpy_rng(seed, "order", epoch).permutation(n))
         epoch += 1
     return [order[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
+
+
+def length_grouped_batches(
+    lengths: Sequence[int], batch_size: int, steps: int, seed: int
+) -> list[list[int]]:
+    """`shuffled_batches` in which rows of like lengths share a batch.
+
+    The shuffled rows of up to `_GROUPED` batches at a time are sorted by length, cut into batches,
+    and the batches shuffled: every pass still reads each row once.
+    """
+    shuffled = shuffled_batches(len(lengths), batch_size, steps, seed)
+    # not more than one pass, or rows of one pass would move far into the next
+    window = max(1, min(_GROUPED, len(lengths) // batch_size))
+    batches = []
+    for start in range(0, steps, window):
+        rows = [row for batch in shuffled[start : start + window] for row in batch]
+        rows.sort(key=lambda row: -lengths[row])
+        count = len(rows) // batch_size
+        for i in numpy_rng(seed, "groups", start).permutation(count):
+            batches.append(rows[int(i) * batch_size : (int(i) + 1) * batch_size])
+    return batches

@@ -35,9 +35,10 @@ from emlens.runs.locks import only_writer
 from emlens.training.adapters import KeptAdapters, with_adapter
 from emlens.training.batching import Data, StepBatches, step_batches
 from emlens.training.lengths import context_of
+from emlens.training.memory_saving import check_checkpointing, checkpointed, say_what_is_odd
 from emlens.training.objectives import Loss, Objective, ObjectiveLoss, answer_loss
 from emlens.training.publishing import publishing_directory, quiet, save_model
-from emlens.training.recipes import Recipe
+from emlens.training.recipes import ParentDtype, Recipe
 from emlens.training.reporting import stage_bar
 from emlens.training.resuming import Snapshots, resume_directory
 from emlens.training.stopping import TrainingCallback
@@ -157,8 +158,8 @@ def fit(
     """Train a model by a recipe and publish the checkpoint.
 
     Args:
-        model: a checkpoint directory (loaded in float32); a loaded `PreTrainedModel`, which is
-            trained in place; or a `Parent`, which says more of it.
+        model: a checkpoint directory (loaded in the recipe's `parent_dtype`); a loaded
+            `PreTrainedModel`, which is trained in place; or a `Parent`, which says more of it.
         data: chats with answers (loss on the answers only); ready rows of `input_ids` and `labels`;
             or a callable from the 0-based step to that step's batch of tensors, which must give the
             same batch for the same step.
@@ -192,8 +193,10 @@ def fit(
     saving = saving or Saving()
     parent = model if isinstance(model, Parent) else Parent(model)
     saving.check(recipe, parent)
+    check_checkpointing(recipe, objectives)
     _require_new(out)
-    parent, tokenizer = _loaded(parent, tokenizer, device)
+    say_what_is_odd(recipe, saving.resume_every)
+    parent, tokenizer = _loaded(parent, tokenizer, device, recipe.parent_dtype)
     batches = step_batches(recipe, data, tokenizer, objectives, context=context_of(parent.model))
     record = _record(recipe, parent, batches, saving, objectives)
     run = ""
@@ -255,7 +258,10 @@ class _Training:
         if self.saving.resume_every is not None:
             snapshots = Snapshots(self.scratch, self.saving.resume_every, run)
         before = _trainable_weights(self.model)
-        with stage_bar("training", self.recipe.steps, show=progress) as bar:
+        with (
+            checkpointed(self.model, self.recipe),
+            stage_bar("training", self.recipe.steps, show=progress) as bar,
+        ):
             rows, stopped = trainer.train(
                 self.recipe,
                 self.module,
@@ -317,8 +323,11 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     return read_sidecar(path)
 
 
-def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
-    """Model in float32 and tokenizer of a checkpoint directory.
+def load_parent(path: Path, device: str = "cpu", dtype: ParentDtype = "float32") -> tuple[Any, Any]:
+    """Model and tokenizer of a checkpoint directory.
+
+    Args:
+        dtype: of the weights; `"own"`: as they are saved.
 
     Raises:
         InputError: no such device.
@@ -337,7 +346,9 @@ def load_parent(path: Path, device: str = "cpu") -> tuple[Any, Any]:
     try:
         with quiet():
             model, loading_info = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
+                path,
+                dtype="auto" if dtype == "own" else torch.float32,
+                output_loading_info=True,
             )
             check_loaded(str(path), model, loading_info)
             return model.to(place), saved_tokenizer(str(path), path)
@@ -352,12 +363,12 @@ def _require_new(out: Path) -> None:
         raise InputError(f"out={str(out)!r} is there already; pass a new directory")
 
 
-def _loaded(parent: Parent, tokenizer: Any, device: str) -> tuple[Parent, Any]:
+def _loaded(parent: Parent, tokenizer: Any, device: str, dtype: ParentDtype) -> tuple[Parent, Any]:
     """The parent with its model in memory, and the tokenizer to use."""
     if not isinstance(parent.model, str | Path):
         return parent, tokenizer
     directory = Path(parent.model)
-    model, saved_tokenizer = load_parent(directory, device)
+    model, saved_tokenizer = load_parent(directory, device, dtype)
     if tokenizer is None:
         tokenizer = saved_tokenizer
     return replace(parent, model=model, directory=directory), tokenizer

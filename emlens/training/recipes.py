@@ -31,6 +31,7 @@ from emlens.training.schedules import OPTIONS, Schedule, ScheduleName, require_c
 
 Method = Literal["full", "lora", "steering"]
 OptimiserName = Literal["adamw", "lion", "muon", "sam"]
+ParentDtype = Literal["float32", "own"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
 OPTIMISERS: Final[tuple[str, ...]] = get_args(OptimiserName)
 _LORA_ONLY: Final = ("rank", "alpha", "rslora", "dora", "target_modules")
@@ -42,6 +43,9 @@ _WRITTEN_IF_SET: Final = (
     "rho",
     "accumulation",
     "max_length",
+    "group_by_length",
+    "parent_dtype",
+    "gradient_checkpointing",
     "cycles",
     "step_size_up",
     "base_learning_rate",
@@ -169,6 +173,13 @@ class Recipe(Frozen):
             gradient is that of the whole batch. Divides batch_size.
         max_length: tokens at which longer rows are cut, at most the model's context; None: a row
             longer than the context is refused. The checkpoint records how many rows were cut.
+        group_by_length: rows of like lengths share a step, so that less padding is run; the order
+            of steps stays random.
+        parent_dtype: `"float32"`, or `"own"`: a checkpoint directory's weights in the dtype that
+            they are saved in, with the adapter in float32. Half the memory for 16-bit weights, and
+            their rounding in every activation. Not for `"full"`, whose updates 16 bits would lose.
+        gradient_checkpointing: keep the input of each block alone, and run blocks again in the
+            backward pass: the same gradients in less memory and about a third more time.
         warmup_steps: steps over which the rate rises linearly, reaching its peak at the last of
             them; not with cyclical schedules.
         schedule: `"constant"`; falling `"linear"`, as half a `"cosine"`, or as one after the other
@@ -213,6 +224,9 @@ class Recipe(Frozen):
     batch_size: Annotated[int, _count(1)] = 32
     accumulation: Annotated[int, _count(1)] = 1
     max_length: Annotated[int | None, _count(2)] = None
+    group_by_length: bool = False
+    parent_dtype: Annotated[ParentDtype, _one_of(("float32", "own"))] = "float32"
+    gradient_checkpointing: bool = False
     warmup_steps: Annotated[int, _count(0)] = 0
     schedule: Annotated[ScheduleName, _one_of(get_args(ScheduleName))] = "linear"
     final_fraction: Annotated[Number, _SHARE] = 0.0
@@ -258,6 +272,20 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _schedule_can_be_used(self) -> Self:
         self.rates  # noqa: B018, the schedule refuses what it cannot use
+        return self
+
+    @model_validator(mode="after")
+    def _memory_can_be_saved(self) -> Self:
+        if self.method == "full" and self.parent_dtype != "float32":
+            raise InputError(
+                f"parent_dtype={self.parent_dtype!r} with method='full': updates are smaller than"
+                " what 16 bits can hold; pass 'float32'"
+            )
+        if self.method == "steering" and self.gradient_checkpointing:
+            raise InputError(
+                "gradient_checkpointing runs each block again without its steering vector;"
+                " pass False with method='steering'"
+            )
         return self
 
     @model_validator(mode="after")

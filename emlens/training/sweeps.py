@@ -258,7 +258,7 @@ class SweepWorker(Worker):
         self.measure = measure
         self.saving = saving or Saving()
         self.device = device
-        self.model, self.tokenizer = load_parent(self.parent, device)
+        self.model, self.tokenizer = self._loaded_parent()
         self._parent_hashes = checkpoint_hashes(self.parent)
         self._runs = {run.id: run for run in sweep.runs}
 
@@ -335,8 +335,22 @@ class SweepWorker(Worker):
                 self.model = fitted.model.unload()
         except BaseException:
             # The model in memory may hold half an adapter.
-            self.model, self.tokenizer = load_parent(self.parent, self.device)
+            self.model, self.tokenizer = self._loaded_parent()
             raise
+
+    def _loaded_parent(self) -> tuple[Any, Any]:
+        """One parent for all runs, so it has one dtype.
+
+        Raises:
+            InputError: recipes that ask for several.
+        """
+        dtypes = {run.recipe.parent_dtype for run in self.sweep.runs}
+        if len(dtypes) > 1:
+            raise InputError(
+                "runs of one sweep share their parent, but recipes ask for parent_dtype"
+                f" {sorted(dtypes)}; pass one"
+            )
+        return load_parent(self.parent, self.device, dtypes.pop())
 
     def _before_publish(self, directory: Path, trained: Any) -> None:
         if self.measure is not None:
