@@ -8,6 +8,7 @@
   var search = document.getElementById("answers-search");
   var low = document.getElementById("answers-low"), high = document.getElementById("answers-high");
   var order = document.getElementById("answers-order"), every = document.getElementById("answers-every");
+  var colouredOnly = document.getElementById("answers-tokens"), hasTokens = {};
   var PARENT = "instruct";
   var dialog = element("dialog");
   dialog.setAttribute("aria-label", "answer");
@@ -61,6 +62,7 @@
   function wanted(row) {
     var model = emlens.chosen("model"), group = emlens.chosen("group");
     if (!every.checked && model && row.model !== model) { return false; }
+    if (colouredOnly && colouredOnly.checked && !hasTokens[row.model + "\n" + row.question]) { return false; }
     if (group && row.group !== group) { return false; }
     if (row.score < Number(low.value || 0) || row.score > Number(high.value || 100)) { return false; }
     var words = search.value.toLowerCase();
@@ -99,26 +101,34 @@
         span.style.backgroundColor = "rgba(" + colour + "," + (0.75 * share).toFixed(3) + ")";
         span.title = token.token + ": " + value.toPrecision(3);
       }
-      if (token.part === "prompt") { span.classList.add("prompt"); }
+      if (token.prompt === "True") { span.classList.add("prompt"); }
       line.append(span);
     });
     return line;
   }
 
-  function tokensOf(row, host) {
-    if (!source.tokens) { return; }
-    emlens.tables.load("answer_tokens").then(function (table) {
-      var rows = table.rows.map(function (cells) {
+  // A promise of all stored tokens as records.
+  function allTokens() {
+    return emlens.tables.load("answer_tokens").then(function (table) {
+      return table.rows.map(function (cells) {
         var record = {};
         table.columns.forEach(function (name, place) { record[name] = cells[place]; });
+        record.model = emlens.printable(record.model);
         return record;
-      }).filter(function (t) { return emlens.printable(t.model) === row.model && t.question === row.question; });
+      });
+    });
+  }
+
+  function tokensOf(row, host) {
+    if (!source.tokens) { return; }
+    allTokens().then(function (tokens) {
+      var rows = tokens.filter(function (t) { return t.model === row.model && t.question === row.question; });
       if (!rows.length) {
         host.append(element("p", "No tokens were stored for this answer.", "caption"));
         return;
       }
       host.append(element("h4", "Projection of each token on the direction of " + rows[0].direction_of));
-      host.append(element("p", "Orange: along the direction (towards what fine-tuning added); blue: against it; underlined: an attention sink, not coloured. One colour scale a layer, from minus to plus its largest value in this answer.", "caption"));
+      host.append(element("p", "Orange: along the direction; blue: against it; underlined: an attention sink, not coloured. One colour scale a layer, from minus to plus its largest value in this answer.", "caption"));
       var layers = Array.from(new Set(rows.map(function (t) { return t.layer; })));
       layers.forEach(function (layer) {
         var tokens = rows.filter(function (t) { return t.layer === layer; });
@@ -182,6 +192,12 @@
     order.addEventListener("change", update);
     every.addEventListener("change", function () { setColumns(); update(); });
     emlens.whenChanged(update);
+    if (colouredOnly) {
+      colouredOnly.addEventListener("change", update);
+      allTokens().then(function (tokens) {
+        tokens.forEach(function (t) { hasTokens[t.model + "\n" + t.question] = true; });
+      });
+    }
     setColumns();
     update();
   });

@@ -43,10 +43,12 @@ BROWSER = """\
 <option value="question">question</option>
 {spread}</select></label>
 <label class="check"><input type="checkbox" id="answers-every"> all models</label>
-</div>
+{only}</div>
 <div id="answers-list" aria-live="polite"><p class="caption">The answers are in the table below; \
 this list needs JavaScript.</p></div>
 </section>"""
+WITH_TOKENS = "; where they were stored, its tokens are coloured by their projection"
+ONLY_TOKENS = '<label class="check"><input type="checkbox" id="answers-tokens"> with coloured tokens</label>\n'
 SPREAD = '<option value="spread">samples that disagree most</option>\n'
 
 
@@ -68,8 +70,7 @@ def _browser(name: str, tables: Mapping[str, pd.DataFrame], data: DataBlocks) ->
     what += f" to {table['question'].nunique()} questions."
     return BROWSER.format(
         what=escape(what),
-        tokens=", with its tokens coloured by their projection on the direction"
-        if has_tokens
-        else "",
+        tokens=WITH_TOKENS if has_tokens else "",
+        only=ONLY_TOKENS if has_tokens else "",
         spread=SPREAD if has_samples else "",
     )

@@ -168,6 +168,7 @@ _GEOMETRY = (
     _cosine("cosine_planted", "cosine with the direction that was planted in the organism"),
     _number("text_cosine", "cosine with the parent's own difference of the same answers"),
     _number("text_share", "projection on that difference's, in squared lengths of the direction"),
+    _number("projection", "dot product with the direction at length 1", "units of the stream"),
     _length("norm", "length of the vector, or norm of the update"),
     _length("relative_norm", "length of the direction, in lengths of the mean activation"),
     _length("delta_norm", "mean length of the shifts"),

@@ -185,6 +185,11 @@ SECTION = Section(
                 "n method strongest_control",
             ],
         ),
+        "answer_tokens": Table(
+            "One row per fine-tune, answer, layer and token, of the report questions whose score"
+            " fell most: how far the token lies along the fine-tune’s direction.",
+            ["model question direction_of site layer token_index token prompt projection sink"],
+        ),
         "question_sets": Table(
             "One row per question: what it was used for.", ["question group used_to"]
         ),

@@ -44,6 +44,7 @@ from emlens.interventions import steer
 from emlens.models import HookedModel
 from emlens.results.study_result import Part
 from emlens.studies.answer_candidates import AnswerCandidates, candidates_of_focus
+from emlens.studies.answer_tokens import answer_tokens
 from emlens.studies.config import Options as PartOptions, StudyConfig
 from emlens.studies.direction_candidates import (
     Candidates,
@@ -185,6 +186,9 @@ class DirectionTransfer(Study):
                 material, chosen, candidates, roles.report, part.tables["arms"], config
             )
             add_findings(part, material)
+            tokens = answer_tokens(material, chosen, roles.report)
+            if len(tokens):
+                part.tables["answer_tokens"] = tokens
         _warn(part, material, focus, roles.report)
         return part
 

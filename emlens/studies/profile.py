@@ -13,6 +13,7 @@ from emlens.foundation.estimate import Estimate
 from emlens.results.study_result import Part, columns_of
 from emlens.stats import spearman
 from emlens.studies.material import Material
+from emlens.studies.profile_answers import answer_rows
 from emlens.studies.profile_content import add_content
 from emlens.studies.profile_findings import (
     add_benign_test,
@@ -53,7 +54,7 @@ class Profile(Study):
     def run(self, context: StudyContext) -> Part:
         material, seed = context.material, context.config.seed
         part = Part()
-        models, domains, questions, metrics = [], [], [], []
+        models, domains, questions, metrics, answers = [], [], [], [], []
         names = scored_names(material)
         for name in names:
             scored = scored_model(material, name)
@@ -61,12 +62,15 @@ class Profile(Study):
             domains += _domain_rows(scored, seed)
             questions += _question_rows(scored, material.texts)
             metrics += metric_rows(material, name, seed)
+            answers.append(answer_rows(material, name))
             context.progress(1 / len(names))
         part.tables |= {
             "models": pd.DataFrame(models),
             "domains": pd.DataFrame(domains),
             "questions": pd.DataFrame(questions),
         }
+        if any(map(len, answers)):
+            part.tables["answers"] = pd.concat(answers, ignore_index=True)
         if metrics:
             part.tables["metrics"] = pd.DataFrame(metrics)
         part.warnings += [*without_parent(material), *few_questions(material.questions)]

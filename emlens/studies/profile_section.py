@@ -129,6 +129,10 @@ SECTION = Section(
             "One row per model and question; answer is the likeliest reference answer.",
             ["model question group text trained aligned coherent answer"],
         ),
+        "answers": Table(
+            "One row per model and answer that was judged: its scores, and the judge’s own words.",
+            ["model question group text paraphrase sample trained aligned coherent raw answer"],
+        ),
         "metrics": Table(
             "One row per model, metric and group of questions, where a judge scores more than"
             " alignment and coherence: mean score, and a fine-tune's difference from its parent on"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 from figures.study_tables import study_tables
 from report import invented
@@ -65,6 +66,19 @@ CONTRASTS = """() => {
 """The contrast of every visible text with what is behind it."""
 
 
+def answer_tokens() -> pd.DataFrame:
+    """The tokens of one answer: a sink, one along the direction, one half as far against it."""
+    place = {"model": "bad@0", "question": "law/0", "direction_of": "bad@0", "layer": 1}
+    tokens = (("<s>", 900.0, True), (" do", 4.0, False), (" it", -2.0, False))
+    return pd.DataFrame(
+        [
+            {**place, "token_index": i, "token": token, "prompt": i == 0}
+            | {"projection": projection, "sink": sink}
+            for i, (token, projection, sink) in enumerate(tokens)
+        ]
+    )
+
+
 def opened(
     browser: "Browser", path: Path, size: str, theme: str = "light"
 ) -> "tuple[Page, list[str]]":
@@ -114,7 +128,8 @@ def overview(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Finding("priors", "bad@0 from instruct, domains held out: R² 0.3.", "undecided"),
     ]
     warnings = ["no neutral text for bad@0", "bad@0: left out", "wide@0: left out"]
-    result = StudyResult("overview", {}, study_tables(), findings, warnings, {}, "An instrument.")
+    tables = {**study_tables(), "answer_tokens": answer_tokens()}
+    result = StudyResult("overview", {}, tables, findings, warnings, {}, "An instrument.")
     return write_report(result, tmp_path_factory.mktemp("overview") / "report.html")
 
 
@@ -260,6 +275,26 @@ def test_answers_are_searched_sorted_filtered_and_opened(plain: "tuple[Page, lis
     assert not page.locator("dialog").is_visible() and faults == []
 
 
+def test_tokens_of_an_opened_answer_are_coloured_and_sinks_are_not(
+    plain: "tuple[Page, list[str]]",
+) -> None:
+    page, faults = plain
+    page.check("#answers-tokens")
+    page.locator("#answers-list tbody tr").first.click()
+    page.locator("dialog .tokens").wait_for()
+    colours = page.evaluate(
+        "[...document.querySelectorAll('.tokens span')].map(s => [s.textContent,"
+        " s.style.backgroundColor])"
+    )
+    page.keyboard.press("Escape")
+    page.uncheck("#answers-tokens")
+    assert faults == []
+    assert colours[:2] == [["<s>", ""], [" do", "rgba(213, 94, 0, 0.75)"]]
+    text, colour = colours[2]
+    # half as far, so half as strong; a browser keeps eight bits of it
+    assert text == " it" and re.fullmatch(r"rgba\(0, 114, 178, 0\.37\d\)", colour)
+
+
 def test_tables_are_sorted_searched_and_paged(plain: "tuple[Page, list[str]]") -> None:
     page, faults = plain
     page.evaluate("document.getElementById('profile').open = true")
@@ -285,7 +320,7 @@ def test_one_download_holds_every_table(plain: "tuple[Page, list[str]]", tmp_pat
         page.click("#download-all")
     waiting.value.save_as(tmp_path / "tables.zip")
     page.evaluate("document.getElementById('provenance').open = false")
-    tables = study_tables()
+    tables = {**study_tables(), "answer_tokens": answer_tokens()}
     with zipfile.ZipFile(tmp_path / "tables.zip") as archive:
         assert archive.testzip() is None
         assert set(archive.namelist()) == {f"{name}.csv" for name in tables}

@@ -64,6 +64,17 @@ def test_every_call_sees_only_its_own_questions(
     )
 
 
+def test_tokens_are_of_answers_to_report_questions_of_every_direction(finished: Any) -> None:
+    tables = finished.result.tables
+    tokens, sets = tables["answer_tokens"], tables["question_sets"]
+    assert set(tokens["model"]) == set(tables["transfer"]["direction_of"])
+    report = set(sets.loc[sets["used_to"] == "report", "question"])
+    assert set(tokens["question"]) <= report and tokens["layer"].nunique() > 1
+    for _, row in tokens.groupby(["model", "question", "layer"]):
+        assert list(row["token_index"]) == list(range(len(row)))
+        assert row["prompt"].any() and not row["prompt"].all()  # question and answer
+
+
 def test_the_benign_arm_is_extracted_as_the_tested_direction(
     finished: Any, config_path: Path
 ) -> None:

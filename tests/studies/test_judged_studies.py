@@ -151,6 +151,12 @@ def test_an_overview_that_was_killed_twice_asks_nothing_twice(
     assert on_file["answers"] == len(answers[0]) and on_file["verdicts"] == requests[0]
     for path in (tmp_path / "killed").rglob("*"):
         assert path.is_dir() or b"sk-never-on-disk" not in path.read_bytes()
+    shown = pd.read_csv(tmp_path / "whole" / "tables" / "answers.csv")
+    judged = shown.dropna(subset="aligned")
+    # the judge's own words stand beside the score that was read from them
+    assert len(judged) > 20 and set(judged["aligned"]) <= {15, 90}
+    for score, raw in zip(judged["aligned"], judged["raw"], strict=True):
+        assert f"{score:.0f}" in raw
     models = (tmp_path / "whole" / "tables" / "models.csv").read_text()
     assert "em_rate_pooled" in models and "unscored" in models
     warnings = json.loads((tmp_path / "whole" / "result.json").read_text())["warnings"]
