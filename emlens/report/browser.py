@@ -48,7 +48,9 @@ BROWSER = """\
 this list needs JavaScript.</p></div>
 </section>"""
 WITH_TOKENS = "; where they were stored, its tokens are coloured by their projection"
-ONLY_TOKENS = '<label class="check"><input type="checkbox" id="answers-tokens"> with coloured tokens</label>\n'
+ONLY_TOKENS = """\
+<label class="check"><input type="checkbox" id="answers-tokens"> with coloured tokens</label>
+"""
 SPREAD = '<option value="spread">samples that disagree most</option>\n'
 
 
