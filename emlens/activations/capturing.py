@@ -15,15 +15,11 @@ from emlens.activations.capture_job import CaptureJob
 from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
 from emlens.activations.capture_spec import CaptureSpec, PositionsLike, SitesLike, spec_of
 from emlens.activations.memory import Activations
-from emlens.data.answers import Answers
-from emlens.data.prompts import Prompt, PromptSet
-from emlens.data.questions import QuestionSet
+from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.foundation.errors import InputError
 from emlens.models.hooked import HookedModel
 from emlens.models.widening import computing_in
 from emlens.runs.progress import progress_bar
-
-PromptsLike = PromptSet | QuestionSet | Answers
 
 
 def capture(
@@ -40,6 +36,9 @@ def capture(
     """Residual streams of one model on prompts.
 
     Args:
+        prompts: a `PromptSet`, `QuestionSet` or `Answers`; or a string, strings, a conversation
+            (turns with role and content), conversations, or a data frame
+            (`emlens.data.prompt_inputs`). Strings are raw text, without a chat template.
         sites, layers, positions: a short way to write `CaptureSpec(sites, layers, positions)`. By
             default `resid_post` of every layer at `last_prompt`.
         spec: what is read and how, in place of the three.
@@ -155,20 +154,3 @@ def _check_size(plan: CapturePlan, models: int) -> None:
             " pass large=True in a CaptureSpec to run it, or fewer layers, pooled positions, a"
             " smaller dtype; stream_moments keeps sums instead of tokens"
         )
-
-
-def as_prompts(prompts: PromptsLike) -> PromptSet:
-    """The prompts behind a `PromptSet`, a `QuestionSet` or `Answers`.
-
-    The texts of `Answers` are kept as responses.
-    """
-    if isinstance(prompts, PromptSet):
-        return prompts
-    if isinstance(prompts, QuestionSet | Answers):
-        return prompts.prompts()
-    if isinstance(prompts, Sequence) and prompts and all(isinstance(p, Prompt) for p in prompts):
-        return PromptSet(prompts)
-    raise InputError(
-        f"prompts is a {type(prompts).__name__}; pass a PromptSet (PromptSet.from_questions,"
-        " .from_texts, …), a QuestionSet or Answers"
-    )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from emlens.activations.batch_reading import read_cutting, read_rows
 from emlens.activations.capture_plan import CapturePlan
 from emlens.activations.capture_spec import CaptureSpec
-from emlens.activations.capturing import PromptsLike, as_prompts
+from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.models.hooked import HookedModel

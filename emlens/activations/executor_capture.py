@@ -17,8 +17,9 @@ import torch
 
 from emlens.activations.capture_job import CaptureJob
 from emlens.activations.capture_spec import CaptureSpec
-from emlens.activations.capturing import PromptsLike, as_prompts, plan_capture
+from emlens.activations.capturing import plan_capture
 from emlens.activations.store import MANIFEST, PLAN, ActivationStore
+from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.foundation.files import sha256_file

@@ -20,10 +20,10 @@ from emlens.activations.batch_reading import read_cutting, read_rows
 from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
 from emlens.activations.capture_provenance import capture_provenance, with_layout
 from emlens.activations.capture_spec import CaptureSpec
-from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.activations.memory import Key
 from emlens.activations.sketching import MomentSketch
 from emlens.activations.streamed_moments import Cell, SecondMoment, StreamedMoments
+from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.data.prompts import PromptSet
 from emlens.foundation.errors import InputError
 from emlens.models.hooked import HookedModel

@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 from torch import Tensor
 
 from emlens.activations import CaptureSpec, stream_moments
-from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.activations.streamed_moments import StreamedMoments
 from emlens.data.answers import Answers
 from emlens.data.base_questions import base_question, base_questions
+from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.data.prompts import Prompt
 from emlens.data.scores import AlignmentScores
 from emlens.directions.row_contrasts import MEAN_RESPONSE, Contrasts, Weighting, contrast

@@ -18,9 +18,9 @@ from emlens.activations.batch_reading import read_cutting, read_rows
 from emlens.activations.capture_plan import LARGE_BYTES, CapturePlan
 from emlens.activations.capture_provenance import capture_provenance, with_layout
 from emlens.activations.capture_spec import CaptureSpec
-from emlens.activations.capturing import PromptsLike, as_prompts
 from emlens.activations.memory import Key
 from emlens.data.base_questions import base_question
+from emlens.data.prompt_inputs import PromptsLike, as_prompts
 from emlens.data.prompts import Prompt
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.notebooks import in_a_line

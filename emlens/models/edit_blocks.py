@@ -147,14 +147,16 @@ class EditBlocks:
 
 
 def resolved(
-    interventions: Iterable[Intervention], sites: Sequence[Site], d_model: int
+    interventions: Intervention | Iterable[Intervention], sites: Sequence[Site], d_model: int
 ) -> list[SiteEdit]:
-    """Each intervention with the sites it acts on.
+    """Each intervention, or the only one, with the sites it acts on.
 
     Raises:
-        InputError: not a list of interventions, or one that matches none of the sites or has
-            another width.
+        InputError: neither an intervention nor a list of them, or one that matches none of the
+            sites or has another width.
     """
+    if isinstance(interventions, Intervention):
+        interventions = [interventions]
     if not isinstance(interventions, Iterable):
         raise InputError(
             f"interventions is a {type(interventions).__name__};"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emlens.data.chat_text import ChatFormat
 from emlens.data.encoding import text_for_words
+from emlens.data.prompt_inputs import PromptsLike, as_prompts, warn_of_bare_texts
 from emlens.data.prompts import Prompt
 from emlens.data.rendering import Rendered, chat_format, render
 from emlens.data.templates import template_of
@@ -226,8 +227,10 @@ class HookedModel(ABC):
         return [edit.describe() for edit in self.edit_blocks.active]
 
     @contextmanager
-    def intervene(self, interventions: Iterable[Intervention]) -> Iterator["HookedModel"]:
-        """Edit activations in every forward pass inside the block.
+    def intervene(
+        self, interventions: Intervention | Iterable[Intervention]
+    ) -> Iterator["HookedModel"]:
+        """Edit activations in every forward pass inside the block, by one intervention or several.
 
         Undone at the end of the block, also after an error. Threads and asyncio tasks do not see
         each other's blocks, and blocks may end in any order. A plain generator shares its caller's
@@ -237,8 +240,8 @@ class HookedModel(ABC):
         order of the list.
 
         Raises:
-            InputError: not a list of interventions, or one that matches no site of this model or
-                has another width (checked before any pass).
+            InputError: neither an intervention nor a list of them, or one that matches no site of
+                this model or has another width (checked before any pass).
         """
         with self.edit_blocks.opened(resolved(interventions, self.sites, self.d_model)):
             yield self
@@ -278,7 +281,14 @@ class HookedModel(ABC):
             rendered.update(zip(new, self._render(new), strict=True))
         return [rendered[prompt] for prompt in prompts]
 
+    def _asked(self, prompts: PromptsLike) -> list[Prompt]:
+        """The prompts of a call, whatever they came as; prompts themselves stay as they are."""
+        if isinstance(prompts, list) and all(isinstance(prompt, Prompt) for prompt in prompts):
+            return prompts
+        return list(as_prompts(prompts))
+
     def _render(self, prompts: list[Prompt]) -> list[Rendered]:
+        warn_of_bare_texts(prompts, self.name, self.chat_template)
         return render(
             prompts, self.tokenizer, chat_template=self.chat_template, max_length=self.max_length
         )
@@ -359,17 +369,21 @@ class HookedModel(ABC):
 
     @torch.no_grad()
     def logits(
-        self, prompts: Iterable[Prompt], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
+        self, prompts: PromptsLike, *, batch_tokens: int = DEFAULT_BATCH_TOKENS
     ) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits after the last token of each row; float32, CPU.
 
         A row is a prompt, followed by its response where it keeps one.
 
+        Args:
+            prompts: whatever `capture` takes: prompts, questions, strings, conversations, a data
+                frame.
+
         Raises:
             NotFiniteError: NaN or infinite values; here and in every call below it names the prompt
                 and the first site.
         """
-        rows = self.render(prompts)
+        rows = self.render(self._asked(prompts))
         batches = self.shared_batches(rows, self.logit_tokens(batch_tokens))
         logits_of_row = last_logits(batches, self.logits_at, self.refuse_not_finite)
         return torch.stack([logits_of_row[i] for i in range(len(rows))])
@@ -447,7 +461,7 @@ class HookedModel(ABC):
 
     def generate(
         self,
-        prompts: Iterable[Prompt],
+        prompts: PromptsLike,
         *,
         max_new_tokens: int = 64,
         temperature: float = 1.0,
@@ -460,6 +474,8 @@ class HookedModel(ABC):
         answer does not depend on the other rows of its batch.
 
         Args:
+            prompts: whatever `capture` takes: prompts, questions, strings, conversations, a data
+                frame.
             batch_tokens: tokens, of prompts and answers together, in the model at once at most.
 
         Raises:
@@ -467,7 +483,7 @@ class HookedModel(ABC):
                 outgrow the context.
         """
         chunks = self.generate_each(
-            prompts,
+            self._asked(prompts),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,

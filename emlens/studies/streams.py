@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from emlens.activations import Activations, CaptureSpec, capture_many
 from emlens.activations.capture_spec import BATCH_TOKENS, PositionsLike
-from emlens.activations.capturing import as_prompts
 from emlens.data import PromptSet, QuestionSet
+from emlens.data.prompt_inputs import as_prompts
 from emlens.foundation.errors import InputError
 from emlens.foundation.sites import SITE_KINDS, Site, resolve_sites
 from emlens.models import HookedModel

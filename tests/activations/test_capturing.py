@@ -6,9 +6,9 @@ import torch
 from tiny_models import close
 
 from emlens.activations import ActivationStore, CaptureSpec, capture, capture_many, capture_pair
-from emlens.activations.capturing import as_prompts
 from emlens.data import Answers, Prompt, PromptSet, QuestionSet
 from emlens.data.answers import Answer
+from emlens.data.prompt_inputs import as_prompts
 from emlens.data.prompts import Message
 from emlens.data.questions import Question
 from emlens.foundation import Index, InputError, Site, Span
@@ -202,9 +202,10 @@ def test_questions_answers_and_lists_are_prompts(model, prompts, unchecked):
     acts = capture(model, answers, positions="mean_response")
     assert acts.ids == answers.ids
     assert as_prompts(prompts) is prompts and as_prompts(list(prompts)).ids == prompts.ids
-    for wrong, kind in (("w1", "str"), ([], "list"), ([3], "list"), (None, "NoneType")):
-        with pytest.raises(InputError, match=f"prompts is a {kind}; pass a PromptSet"):
-            capture(model, wrong)
+    wrong = ((3, "is a int"), ([], "is empty"), ([3], "holds int"), (["w1", 3], "holds str, int"))
+    for prompts, kind in wrong:
+        with pytest.raises(InputError, match=f"prompts {kind}; pass a string, a list of strings"):
+            capture(model, prompts)
 
 
 def test_what_does_not_fit_is_said_before_any_pass(family, model, prompts, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import copy
 import threading
 
+import pandas as pd
 import pytest
 import torch
 from tiny_models import close
@@ -112,10 +113,31 @@ def test_generation_options_that_do_not_fit(model, options, match):
 
 
 def test_no_prompts_and_no_prompt(model):
-    with pytest.raises(InputError, match="prompts is empty; pass at least one prompt"):
+    with pytest.raises(InputError, match="prompts is empty; pass"):
         model.logits([])
-    with pytest.raises(InputError, match=r"prompts holds a str; pass a PromptSet"):
-        model.generate("w1 w2")
+    with pytest.raises(InputError, match=r"prompts holds int; pass a string, a list of strings"):
+        model.generate([3])
+
+
+def test_strings_conversations_and_frames_are_prompts(model):
+    texts = ["w1 w2", "w3"]
+    want = model.logits(PromptSet.from_texts(texts))
+    torch.testing.assert_close(model.logits(texts), want)
+    torch.testing.assert_close(model.logits("w1 w2"), want[:1])
+    torch.testing.assert_close(model.logits(pd.DataFrame({"text": texts})), want)
+    options = {"max_new_tokens": 3, "temperature": 0}
+    (answer,) = model.generate("w1 w2", **options)
+    assert answer == model.generate(PromptSet.from_texts(["w1 w2"]), **options)[0]
+
+
+def test_one_intervention_is_a_list_of_one(model, vector):
+    edit = steer(vector, 1.0, at=["resid_post.0"])
+    plain = model.logits("w1 w2")
+    with model.intervene([edit]):
+        want = model.logits("w1 w2")
+    with model.intervene(edit):
+        torch.testing.assert_close(model.logits("w1 w2"), want)
+    assert not torch.allclose(plain, want)
 
 
 def test_a_backend_without_logits(shared, prompts):
@@ -153,7 +175,7 @@ def test_what_is_no_intervention_is_refused_before_any_pass(model, vector, monke
     monkeypatch.setattr(model.module, "forward", never)
     wrong = [
         ([3], r"interventions holds a int; pass a list of emlens.ablate\(...\) or emlens.steer"),
-        (steer(vector, 1.0, at=["resid_post.0"]), "interventions is a Steering; pass a list of"),
+        (3, "interventions is a int; pass a list of"),
         (
             [steer(vector, 1.0, at=["resid_post.7"])],
             "names block 7, but the model has blocks 0 to 2",
