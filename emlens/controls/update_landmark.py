@@ -33,7 +33,7 @@ from emlens.interventions.applied_adapter import applied_adapter
 from emlens.interventions.lora import LoraAdapter, LoraFactors
 from emlens.models.checkpoint import CheckpointModel
 from emlens.models.hooked import HookedModel
-from emlens.training.examples import IGNORED, Example, encode_answers, pad_batch
+from emlens.training.examples import Example, encode_answers, pad_batch
 from emlens.training.gradient_memory import batch_bytes, weight_bytes
 from emlens.training.objectives import answer_loss
 
@@ -42,9 +42,7 @@ WORST_DAMAGE: Final = 0.5
 """Nats per token above the parent's: an update that costs more is not comparable."""
 _TINY: Final = 1e-30
 _ROWS: Final = 8
-"""Rows whose gradient is taken at once; rows of like length, so that little is padding."""
-_MOST_ROWS: Final = 16
-"""Rows of a draw's gradient, as many as a large batch has: more cost a training run."""
+"""Rows of a draw's gradient, as many as a batch of training has: more cost a training run."""
 _OVERSAMPLING: Final = 8
 _POWERS: Final = 4
 """Of the randomised decomposition of a gradient (Halko, Martinsson & Tropp 2011)."""
@@ -184,34 +182,31 @@ def _frame(d: int, r: int, generator: torch.Generator) -> Float[Tensor, "d r"]:
 def gradient_update(
     model: HookedModel, update: LoraAdapter, careful: PromptSet, tokenizer: Any, seed: int
 ) -> LoraAdapter:
-    """One step downhill on permuted careful answers, at most 16 drawn rows of them; each module is
-    cut to the rank of its update and given its length.
+    """One step downhill on permuted careful answers, 8 drawn rows of them; each module is cut to
+    the rank of its update and given its length.
 
     Cost: one pass and its gradient over these rows, and a truncated decomposition per module.
     """
     if not isinstance(model, CheckpointModel):
         raise InputError(f"model runs on backend {model.backend!r}; load it with transformers")
     permuted = list(permuted_answers(careful, seed=seed))
-    order = numpy_rng(seed, "rows of a gradient").permutation(len(permuted))[:_MOST_ROWS]
+    order = numpy_rng(seed, "rows of a gradient").permutation(len(permuted))[:_ROWS]
     examples = encode_answers(PromptSet([permuted[i] for i in order]), tokenizer)
-    examples = sorted(examples, key=lambda example: len(example["input_ids"]))
     weights = {path: _linear(model, path).weight for path in update.modules}
     flags = {path: weight.requires_grad for path, weight in weights.items()}
-    total = {path: torch.zeros_like(weight, device="cpu") for path, weight in weights.items()}
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        for start in range(0, len(examples), _ROWS):
-            gradients = _gradients(model, examples[start : start + _ROWS], list(weights.values()))
-            for path, gradient in zip(weights, gradients, strict=True):
-                total[path] += gradient.cpu()
+        gradients = dict(
+            zip(weights, _gradients(model, examples, list(weights.values())), strict=True)
+        )
     finally:
         for path, weight in weights.items():
             weight.requires_grad_(flags[path])
     modules = {}
     for path, factors in update.modules.items():
         rank = min(factors.r, *factors.update_shape)
-        u, values, v = _leading(-total[path].float(), rank, seed)
+        u, values, v = _leading(-gradients[path].float().cpu(), rank, seed)
         # adaptive optimisers move every module alike, whatever the length of its gradient
         length = float(singular_values(factors).norm()) / max(float(values.norm()), _TINY)
         modules[path] = LoraFactors(v, u * values * length, 1.0)
@@ -244,12 +239,9 @@ def gradient_bytes(model: HookedModel, careful: PromptSet) -> int:
 def _gradients(
     model: CheckpointModel, examples: Sequence[Example], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Of the summed loss of some rows, so that rows of all parts count alike."""
     batch = {name: tensor.to(model.device) for name, tensor in pad_batch(examples, 0).items()}
-    counted = (batch["labels"][:, 1:] != IGNORED).sum()
     with torch.enable_grad():
-        loss = answer_loss(model.module, batch) * counted
-        return torch.autograd.grad(loss, list(weights))
+        return torch.autograd.grad(answer_loss(model.module, batch), list(weights))
 
 
 def _linear(model: CheckpointModel, path: str) -> Any:

@@ -121,7 +121,7 @@ def test_drawn_shifts_are_as_long_and_damage_is_measured(model: Any, update: Lor
 def test_a_gradient_update_is_the_gradient_cut_to_the_rank(
     model: Any, update: LoraAdapter, parent_path: Path
 ) -> None:
-    careful = chats(9, 4, answered=True)
+    careful = chats(8, 4, answered=True)
     module, tokenizer = load_parent(parent_path)
     drawn = gradient_update(model, update, careful, tokenizer, seed=3)
     rows = encode_answers(permuted_answers(careful, seed=3), tokenizer)
@@ -136,6 +136,22 @@ def test_a_gradient_update_is_the_gradient_cut_to_the_rank(
         assert float(cosine) == pytest.approx(1.0, abs=1e-4)
         assert float(got.norm()) == pytest.approx(float(change(factors).norm()), rel=1e-3)
     assert all(not weight.requires_grad for weight in model.module.parameters())
+
+
+def test_a_draw_reads_one_batch_of_its_own_rows(
+    model: Any, update: LoraAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[tuple[int, ...]]] = []
+
+    def recorded(model: Any, examples: Any, weights: Any) -> Any:
+        read.append([tuple(example["input_ids"]) for example in examples])
+        return tuple(torch.ones_like(weight) for weight in weights)
+
+    monkeypatch.setattr("emlens.controls.update_landmark._gradients", recorded)
+    for seed in (0, 0, 1):
+        gradient_update(model, update, chats(30, 4, answered=True), model.tokenizer, seed)
+    assert [len(rows) for rows in read] == [8, 8, 8]
+    assert read[0] == read[1] and set(read[0]) != set(read[2])
 
 
 def test_a_gradient_is_cut_at_random_as_it_is_exactly() -> None:
