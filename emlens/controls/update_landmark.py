@@ -230,10 +230,8 @@ def _leading(
 
 def gradient_bytes(model: HookedModel, careful: PromptSet) -> int:
     """Bytes that the gradient of `gradient_update` takes, at most; for plans."""
-    rows = model.render(careful)
-    batches = (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
-    # the gradient of a batch, and the sum over batches
-    return 2 * weight_bytes(model) + max(batch_bytes(model, batch) for batch in batches)
+    rows = sorted(model.render(careful), key=lambda row: len(row.ids))
+    return weight_bytes(model) + batch_bytes(model, rows[-_ROWS:])
 
 
 def _gradients(

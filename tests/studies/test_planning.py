@@ -146,8 +146,8 @@ def test_what_a_part_trains_is_in_its_memory(config_path: Path) -> None:
     weights = sum(p.numel() * p.element_size() for p in model.module.parameters())  # type: ignore[attr-defined]
     assert weight_bytes(model) == weights  # the tiny family is in float32
     rows = model.render(chats)
-    # two copies of the weights, and one batch of the rows
-    of_batch = gradient_bytes(model, chats) - 2 * weights
+    # a gradient of the weights, and one batch of the rows
+    of_batch = gradient_bytes(model, chats) - weights
     assert 0 < batch_bytes(model, rows[:1]) < of_batch < batch_bytes(model, rows)
     trained = PlannedTraining(1, 2, 3, 4, memory=10**10)
     planned = part().with_training(trained, (0.0, 0.0, 0.0), held=10**9)
