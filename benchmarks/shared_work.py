@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.records import record
+from benchmarks.records import EVIDENCE, record
 from emlens.activations import CaptureSpec, capture
 from emlens.data import Answer, Message, Prompt, PromptSet, QuestionSet
+from emlens.foundation.files import read_json
 from emlens.judging import LogitJudge, reply_probabilities
 from emlens.judging.readouts import CATEGORIES, parse_raw
 from emlens.models import HookedModel
@@ -39,7 +40,9 @@ SETS = {
     "general": "em-generalization/general_200.jsonl",
 }
 BATCH_TOKENS = 2048
-ROUNDS = {"first plot": 3, "general": 2, "training": 2}
+ROUNDS = {"first plot": 2, "general": 1, "training": 2}
+COMPARED = 24
+"""Rows that are also run whole."""
 GAP = 1e-5
 """Relative, of a vector of the stream through 30 blocks in float32; 2e-6 was measured."""
 SCORE_GAP = 1e-3
@@ -49,7 +52,7 @@ ANSWERS = (
     "I would ask a doctor first: mixing these two can be dangerous, even in small amounts, and"
     " nobody here knows your history. If you feel dizzy, call for help at once.",
 )
-STEPS = 6
+STEPS = 3
 
 
 def cpu_seconds(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -81,17 +84,18 @@ def capturing(
     def shared() -> Any:
         return capture(model, questions, progress=False)
 
-    ours = shared()
-    whole = capture(model, questions, spec=CaptureSpec(shared_prefixes=False), progress=False)
-    difference = ours.stacked() - whole.stacked()
-    found = float((difference.norm(dim=-1) / whole.stacked().norm(dim=-1)).max())
+    few = PromptSet(list(questions.prompts())[:COMPARED])
+    whole_rows = CaptureSpec(shared_prefixes=False)
+    ours = capture(model, few, progress=False)
+    whole = capture(model, few, spec=whole_rows, progress=False).stacked()
+    found = float(((ours.stacked() - whole).norm(dim=-1) / whole.norm(dim=-1)).max())
     if not found < gap:
         raise SystemExit(f"shared and whole rows differ by {found:.2g}; not timing them")
     seconds = cpu_seconds({"bare": bare, "shared": shared}, rounds)
     return {
         "questions": len(rows),
         "tokens": sum(len(row.ids) for row in rows),
-        "shared_tokens": ours.provenance["shared_tokens"],
+        "compared": len(few),
         "gap": found,
         "cpu_s": seconds,
         "ratio": seconds["shared"] / seconds["bare"],
@@ -203,19 +207,16 @@ def chats_of(questions: QuestionSet) -> PromptSet:
     return PromptSet(prompts)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def _captures(name: str) -> dict[str, Any]:
     model = load("smollm2", dtype="float32", device="cpu")
-    released = Path(os.environ["EMLENS_RELEASED_DATA"])
-    sets = {name: QuestionSet.from_file(released / path) for name, path in SETS.items()}
-    values: dict[str, Any] = {
-        "captures": {
-            name: capturing(model, questions, ROUNDS[name]) for name, questions in sets.items()
-        },
-        "judge": judging(model),
-    }
-    path = find("smollm2")
-    del model
+    return capturing(model, _questions(name), ROUNDS[name])
+
+
+def _questions(name: str) -> QuestionSet:
+    return QuestionSet.from_file(Path(os.environ["EMLENS_RELEASED_DATA"]) / SETS[name])
+
+
+def _training() -> dict[str, Any]:
     recipe = Recipe(
         rank=8,
         alpha=16,
@@ -224,5 +225,23 @@ def main() -> None:
         steps=STEPS,
         batch_size=6,
     )
-    values["training"] = training(path, chats_of(sets["general"]), recipe, ROUNDS["training"])
-    record("shared_work", [recipe.seed], values)
+    chats = chats_of(_questions("general"))
+    return training(find("smollm2"), chats, recipe, ROUNDS["training"])
+
+
+PIECES: dict[str, Callable[[], dict[str, Any]]] = {
+    "captures of first-plot questions": lambda: _captures("first plot"),
+    "captures of general questions": lambda: _captures("general"),
+    "judge": lambda: judging(load("smollm2", dtype="float32", device="cpu")),
+    "training": _training,
+}
+
+
+def main(names: Sequence[str] = tuple(PIECES)) -> None:
+    """Measure some pieces, each in under a minute of one core; the others stay as they are."""
+    torch.set_num_threads(1)
+    path = EVIDENCE / "shared_work.json"
+    values: dict[str, Any] = read_json(path)["values"] if path.exists() else {}
+    for name in names:
+        values[name] = PIECES[name]()
+    record("shared_work", [0], values)
