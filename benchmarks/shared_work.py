@@ -229,6 +229,49 @@ def _training() -> dict[str, Any]:
     return training(find("smollm2"), chats, recipe, ROUNDS["training"])
 
 
+def costs_table(values: Mapping[str, Any]) -> str:
+    """What each step costs beside what else one would use; other rows from their own files."""
+    capture_cases = _values("capture_speed")["cases"]
+    sampled = _values("sampling_speed")
+    rows: list[tuple[str, str, float, str]] = []
+    for name in SETS:
+        piece = values.get(f"captures of {_WORDS[name]} questions")
+        if piece is not None:
+            step = f"capture of {piece['questions']} {_WORDS[name]} questions, every block"
+            rows.append((step, "the bare decoder, rows sorted", piece["ratio"], "shared_work"))
+    for case in capture_cases:
+        if not case["case"].startswith("emlens"):
+            ratio = case["emlens_over_case"]
+            rows.append(
+                ("capture of prompts that share nothing", case["case"], ratio, "capture_speed")
+            )
+    for batch in ("25 at a time", "50 at a time"):
+        found = sampled[batch]
+        step = f"sampling of {found['answers']} answers, {batch}"
+        rows.append((step, "batches of `generate`", 1 / found["speedup"], "sampling_speed"))
+    judge = values.get("judge")
+    if judge is not None:
+        step = f"a verdict of the local judge, {judge['metrics']} metrics an answer: tokens"
+        way = "one pass over its prompt"
+        rows.append((step, way, judge["prefills_per_verdict"], "shared_work"))
+        rows.append(("the same: CPU time", way, judge["cpu_over_prefills"], "shared_work"))
+    trained = values.get("training")
+    if trained is not None:
+        step = "training, LoRA on four modules"
+        rows.append((step, "a plain peft loop, same output layer", trained["ratio"], "shared_work"))
+    lines = ["| step | beside | emlens ÷ that | file |", "|---|---|---|---|"]
+    for step, beside, ratio, file in rows:
+        lines.append(f"| {step} | {beside} | {ratio:.2f} | `{file}.json` |")
+    return "\n".join(lines)
+
+
+_WORDS = {"first plot": "first-plot", "general": "general"}
+
+
+def _values(name: str) -> Any:
+    return read_json(EVIDENCE / f"{name}.json")["values"]
+
+
 PIECES: dict[str, Callable[[], dict[str, Any]]] = {
     "captures of first-plot questions": lambda: _captures("first plot"),
     "captures of general questions": lambda: _captures("general"),

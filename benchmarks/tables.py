@@ -175,6 +175,12 @@ FIGURES: Final[
         lambda v: _number(v["goals"][3]["worst"], ".2f"),
     ),
     (
+        "shared_work",
+        "capture of 24 first-plot questions on SmolLM2 ÷ bare sorted decoder",
+        (Goal("≤", ".75"),),
+        lambda v: _number(v["captures of first-plot questions"]["ratio"], ".2f"),
+    ),
+    (
         "overlap_calibration",
         "permuted-answer fine-tunes called shared by the training null",
         (Goal("≤", ".10"),),

@@ -2,7 +2,8 @@
 
 torchrun, Slurm, MPI and `accelerate launch` tell their processes by environment variables that they
 are one training. The Trainer believes it and averages gradients over all of them, while each has a
-run of its own: every run would then be another one, without a sign. So these variables are hidden
+run of its own: every run would then be another one, without a sign. `accelerate launch` also sets
+precision and accumulation, which the Trainer takes over the recipe's. So all of these are hidden
 while a run is trained.
 """
 
@@ -34,10 +35,12 @@ LAUNCHER_VARIABLES: Final = (
     "MV2_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_LOCAL_RANK",
     "MV2_COMM_WORLD_LOCAL_SIZE",
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_FSDP",
 )
 """What accelerate reads to find the other processes of a training."""
+LAUNCHER_SETTINGS: Final = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+"""Beginnings of the variables by which `accelerate launch` sets precision, accumulation and
+parallelism: the Trainer obeys them, whatever the recipe says.
+"""
 
 
 @contextmanager
@@ -56,8 +59,19 @@ def one_process() -> Iterator[None]:
                 " would average the gradients of different runs; train before the group is made,"
                 " or in a process without one"
             )
-    hidden = {name: os.environ.pop(name) for name in LAUNCHER_VARIABLES if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in _of_launchers()}
     try:
         yield
     finally:
+        for name in _of_launchers():  # the Trainer sets some itself
+            del os.environ[name]
         os.environ.update(hidden)
+
+
+def _of_launchers() -> list[str]:
+    """The variables of launchers that are set now."""
+    return [
+        name
+        for name in os.environ
+        if name in LAUNCHER_VARIABLES or name.startswith(LAUNCHER_SETTINGS)
+    ]

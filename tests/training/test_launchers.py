@@ -94,6 +94,50 @@ def trained(parent: Path, out: Path) -> bytes:
     return (out / "adapter_model.safetensors").read_bytes()
 
 
+PLANTED: dict[str, dict[str, str]] = {
+    "srun": {"SLURM_JOB_ID": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"},
+    "mpirun": {
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    },
+    "Intel MPI": {
+        "PMI_RANK": "1",
+        "PMI_SIZE": "2",
+        "MPI_LOCALRANKID": "1",
+        "MPI_LOCALNRANKS": "2",
+    },
+    "accelerate launch": {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+        # what its command line and its configuration file set beside that
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2",
+        "ACCELERATE_DYNAMO_BACKEND": "no",
+        "ACCELERATE_USE_CPU": "true",
+    },
+}
+"""What launchers tell a second process, as their manuals and sources say."""
+
+
+@pytest.mark.parametrize("launcher", PLANTED)
+def test_what_a_launcher_sets_moves_no_byte(
+    launcher: str, tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tmp_path / "parent"
+    tiny.save_pretrained(parent)
+    tokenizer.save_pretrained(parent)
+    alone = trained(parent, tmp_path / "alone")
+    for name, value in PLANTED[launcher].items():
+        monkeypatch.setenv(name, value)
+    assert trained(parent, tmp_path / "planted") == alone
+    assert {name: os.environ[name] for name in PLANTED[launcher]} == PLANTED[launcher]
+
+
 def test_several_visible_devices_drop_no_batch(
     tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
