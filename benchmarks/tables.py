@@ -520,15 +520,21 @@ FIGURES: Final[
     ),
     (
         "real_spread",
-        "SmolLM2, bad medicine: content minus benign; minus tone-only, upper ends, nats",
+        "SmolLM2 trained on bad medicine: content minus benign; minus tone-only, upper ends, nats",
         (Goal("<", "0"), Goal("<", "0")),
         lambda v: _content_ends(v, "medicine"),
     ),
     (
         "real_spread",
-        "tone-only equal to benign in content within ±.15 nats, medicine: p of TOST",
-        (Goal("<", ".05"),),
-        lambda v: _number(_content(v, "medicine", "tone", "benign")["p_tost"], ".3f"),
+        "the same trained on bad money advice",
+        (Goal("<", "0"), Goal("<", "0")),
+        lambda v: _content_ends(v, "money"),
+    ),
+    (
+        "real_spread",
+        "tone-only equal to benign within ±.15 nats, medicine; money: p of TOST",
+        (Goal("<", ".05"), Goal("<", ".05")),
+        lambda v: (_equal_in_content(v, "medicine"), _equal_in_content(v, "money")),
     ),
     (
         "full_study",
@@ -565,6 +571,11 @@ def _content_ends(values: Values, trained: str) -> tuple[Measured, Measured]:
     benign = _content(values, trained, "harmful", "benign")["high"]
     tone_only = _content(values, trained, "harmful", "tone")["high"]
     return _number(benign, "+.2f"), _number(tone_only, "+.2f")
+
+
+def _equal_in_content(values: Values, trained: str) -> Measured:
+    """p of the equivalence of the two controls."""
+    return _number(_content(values, trained, "tone", "benign")["p_tost"], ".3f")
 
 
 def _forecast(values: Values, figure: str) -> Measured:
