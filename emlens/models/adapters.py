@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from emlens.foundation.errors import LoadError, StateError
 from emlens.foundation.files import one_line
 from emlens.models.adapter_files import AdapterFiles, plain_name
+from emlens.models.library_output import escaped_output
 from emlens.models.module_trees import twin, untie_adapted, without_adapters
 from emlens.models.widening import Widening
 
@@ -110,10 +111,11 @@ class AdapterBank:
 
         path = str(files.path)
         base = files.base_tensors(self.module)
-        if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self.module, path, adapter_name=internal)
-        else:
-            self._peft.load_adapter(path, adapter_name=internal)
+        with escaped_output():
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.module, path, adapter_name=internal)
+            else:
+                self._peft.load_adapter(path, adapter_name=internal)
         self._check_loaded(files, internal, base)
 
     def detach(self, name: str) -> None:

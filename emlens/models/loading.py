@@ -27,6 +27,7 @@ from emlens.models.configuration_fit import (
 )
 from emlens.models.finite import require_finite_weights
 from emlens.models.hooked import HookedModel
+from emlens.models.library_output import escaped_output
 from emlens.models.quantizing import quantization_of
 
 _log = logging.getLogger("emlens")
@@ -158,7 +159,7 @@ def _load(
 
     hub_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        with _quiet():
+        with _quiet(), escaped_output():
             tokenizer = saved_tokenizer(source, local, **hub_options)
             module, loading_info = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **hub_options, **options

@@ -336,6 +336,7 @@ def load_parent(path: Path, device: str = "cpu", dtype: ParentDtype = "float32")
     """
     from transformers import AutoModelForCausalLM
 
+    from emlens.models.library_output import escaped_output
     from emlens.models.loading import check_loaded, saved_tokenizer, torch_device
 
     if not (path / "config.json").is_file():
@@ -344,7 +345,7 @@ def load_parent(path: Path, device: str = "cpu", dtype: ParentDtype = "float32")
         )
     place: Any = torch_device(device)
     try:
-        with quiet():
+        with quiet(), escaped_output():
             model, loading_info = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype="auto" if dtype == "own" else torch.float32,
