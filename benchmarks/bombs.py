@@ -438,9 +438,9 @@ def bombs_table(values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(bombs: int = BOMBS) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        each, more = divmod(BOMBS, len(KINDS))
+        each, more = divmod(bombs, len(KINDS))
         counts = {name: each + (i < more) for i, name in enumerate(KINDS)}
         values = measure(Path(folder), counts)
     print(record("bombs", [0], values))
