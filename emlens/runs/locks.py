@@ -37,6 +37,7 @@ ANOTHER_RUN = "another run is working in this directory; wait for it, or pass an
 ANOTHER_WRITER = "another process is writing to it; wait for that one, or pass another file"
 
 _SECONDS_BETWEEN_TRIES = 0.02
+_SECONDS_TO_A_NAME = 0.5
 _NO_LOCKS_HERE = {
     errno.ENOSYS,
     errno.ENOLCK,
@@ -160,6 +161,10 @@ def _release(lock: BaseFileLock | None, lock_file: Path) -> None:
 
 
 def _holder(lock_file: Path) -> str:
+    """Who holds a lock, for a message; a holder writes its name a moment after it has the lock."""
+    ends = time.monotonic() + _SECONDS_TO_A_NAME
+    while not _record_of(lock_file) and time.monotonic() < ends:
+        time.sleep(_SECONDS_BETWEEN_TRIES)
     holder = _record_of(lock_file)
     if not holder:
         return ""
