@@ -741,9 +741,14 @@ def contents_table() -> str:
     lines = ["| section | pages |", "|---|---|"]
     for entry in nav:
         ((section, inside),) = entry.items()
-        links = [f"[{title}](docs/{page})" for title, page in _pages_of(inside)]
+        links = [f"[{title}](docs/{_file_of(page)})" for title, page in _pages_of(inside)]
         lines.append(f"| {section} | {', '.join(links)} |")
     return "\n".join(lines)
+
+
+def _file_of(page: str) -> str:
+    """Where a page is written: a notebook's page is made from it."""
+    return page if (DOCS / page).is_file() else f"{page.removesuffix('.md')}.ipynb"
 
 
 def _pages_of(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -73,7 +73,9 @@ def test_a_snippet_that_fails_is_seen_and_a_marked_one_is_not_run(stage: Path) -
 
 def test_every_page_is_in_the_navigation_once(repository: Path) -> None:
     listed = pages_in(yaml.safe_load((repository / "mkdocs.yml").read_text("utf-8"))["nav"])
-    assert sorted(listed) == PAGES
+    notebooks = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb")]
+    pages = [*PAGES, *(f"{name.removesuffix('.ipynb')}.md" for name in notebooks)]
+    assert sorted(listed) == sorted(pages)
 
 
 def pages_in(nav: object) -> list[str]:
