@@ -146,7 +146,8 @@ def smollm2_config(home: Path, parent: Path, questions: Path, rules: Path) -> di
         "folds": 4,
         "repeats": 1,
         "permutations": 99,
-        "options": {"delta_overlap": {"adapters": NULL_ADAPTERS}},
+        # how many passes a drawn update takes is not known before
+        "options": {"delta_overlap": {"adapters": NULL_ADAPTERS, "landmark_draws": 0}},
         "scores": {
             "how": "sample",
             "samples": 2,

@@ -51,6 +51,9 @@ def same_counts(plan: StudyPlan, out: Path) -> list[str]:
     for part in plan.parts:
         assert part.counts is not None and part.counts.passes > 0
         ran = measured[part.name]
+        if "landmarks are not in the passes" in part.note:
+            assert part.counts.passes < ran["passes"]
+            continue
         assert part.counts.to_record() == {key: ran[key] for key in part.counts.to_record()}
     assert "priors" not in measured or measured["priors"]["peak_memory"] > 10**8
     return [part.name for part in plan.parts]
