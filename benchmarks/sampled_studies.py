@@ -287,18 +287,22 @@ def _pair(counts: Mapping[str, int]) -> str:
 
 
 def killed_table(values: Mapping[str, Any]) -> str:
-    """Markdown for docs/judging.md: studies judged by rules, through two kills."""
+    """Markdown for docs/judging.md: studies whole, and through two kills."""
     lines = [
-        "| study | answers at the kills | answers at the end, whole and killed | same bytes |",
-        "|---|---|---|---|",
+        "| study | parts | answers at the kills | answers at the end, whole and killed | verdicts of"
+        " both; requests in the server's log | same bytes |",
+        "|---|---|---|---|---|---|",
     ]
     for name, case in values.items():
         if "same_bytes" not in case:
             continue
         at_kill = " and ".join(str(kill["answers"]) for kill in case["on_file_at_kill"] if kill)
         ends = f"{case['on_file']['answers']}, {case['on_file_after_kills']['answers']}"
+        parts = ", ".join(f"`{part}`" for part in case.get("parts", ["profile"]))
+        asked_for = case["on_file"]["verdicts"] + case["on_file_after_kills"]["verdicts"]
+        requests = f"{asked_for}; {case.get('requests', 'none')}"
         is_same = "yes" if case["same_bytes"] else "no"
-        lines.append(f"| {name} | {at_kill} | {ends} | {is_same} |")
+        lines.append(f"| {name} | {parts} | {at_kill} | {ends} | {requests} | {is_same} |")
     return "\n".join(lines)
 
 
