@@ -289,8 +289,8 @@ def _pair(counts: Mapping[str, int]) -> str:
 def killed_table(values: Mapping[str, Any]) -> str:
     """Markdown for docs/judging.md: studies whole, and through two kills."""
     lines = [
-        "| study | parts | answers at the kills | answers at the end, whole and killed | verdicts of"
-        " both; requests in the server's log | same bytes |",
+        "| study | parts | answers at the kills | answers at the end, whole and killed"
+        " | verdicts of both; requests in the server's log | same bytes |",
         "|---|---|---|---|---|---|",
     ]
     for name, case in values.items():

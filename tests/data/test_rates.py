@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from emlens.data import rates
-from emlens.data.rates import averaged, rate
+from emlens.data.rates import averaged, mean_over_questions, rate
 from emlens.foundation import InputError
 from emlens.stats import hierarchical_bootstrap, wilson_interval
 
@@ -69,6 +69,14 @@ def test_few_questions_or_a_low_rate_are_said_and_logged_once(
 def test_intervals_stay_on_the_scale() -> None:
     found = of(rows((1, 49), *[(0, 50)] * 23))
     assert found.low == 0 and 0 < found.value < found.high < 0.01
+
+
+def test_a_mean_of_six_questions_stays_on_the_scale_of_the_scores() -> None:
+    scores = pd.Series([100.0, 99, 98, 97, 3, 96], index=[f"q{i}" for i in range(6)])
+    free = mean_over_questions(scores, limits=None)
+    assert free.low < 0 or free.high > 100
+    kept = mean_over_questions(scores)
+    assert (kept.low, kept.high) == (max(0.0, free.low), min(100.0, free.high))
 
 
 def test_where_no_interval_exists_it_is_null() -> None:
