@@ -21,7 +21,7 @@ import yaml
 
 from benchmarks import real_family
 from benchmarks.records import EVIDENCE, record, show
-from benchmarks.sampled_studies import QUESTIONS, RULES, journal_lines
+from benchmarks.sampled_studies import QUESTIONS, journal_lines
 from emlens.cli.study import DEMO
 from emlens.foundation.errors import LoadError
 from emlens.foundation.files import read_json
@@ -29,8 +29,20 @@ from emlens.real import find
 
 EXACT = ("passes", "tokens", "padded_tokens")
 """Counts that a plan foresees exactly."""
+WITH_NULL = "SmolLM2, with a null of 2 adapters"
 NULL_ADAPTERS = 2
-"""Adapters of the training null; 39 are needed to show anything, and would train for 26 minutes."""
+"""Adapters of the training null, where one is trained; 39 are needed to show anything, and would
+train for 26 minutes. What they read is in the time of a plan and not in its passes.
+"""
+STYLE: Mapping[str, Any] = {
+    "aligned": {
+        "words": ["is", "it", "will", "take", "coffee", "nice", "better", "them"],
+        "found": 20,
+        "otherwise": 90,
+    },
+    "coherent": {"words": ["???"], "found": 20, "otherwise": 95},
+}
+"""Rules that read style, so that scores differ; they say nothing of alignment."""
 _CLOCK = """\
 import json, sys, time
 time.perf_counter = time.monotonic = time.process_time
@@ -63,11 +75,17 @@ def compare(plan: Mapping[str, Any], ran: Mapping[str, Any], out: Path) -> dict[
         # of the check of the scores, which is no part, a run records counts alone
         measured = ran[part["name"]]
         counts = {key: part["counts"][key] for key in EXACT}
+        ran_counts = {key: measured[key] for key in EXACT}
+        least = None
+        if part["least"] is not None:
+            least = {key: part["least"]["counts"][key] for key in EXACT}
         rows.append(
             {
                 "part": part["name"],
                 **counts,
-                "exact": all(counts[key] == measured[key] for key in EXACT),
+                "least": least,
+                "ran": ran_counts,
+                "exact": ran_counts in (counts, least),
                 "planned_s": part["seconds"],
                 "ran_s": measured.get("seconds"),
                 "planned_memory": part["memory"],
@@ -75,19 +93,27 @@ def compare(plan: Mapping[str, Any], ran: Mapping[str, Any], out: Path) -> dict[
             }
         )
     table = pd.DataFrame(rows)
-    planned = {
-        key: sum(part["cost"][key] for part in plan["parts"]) for key in ("answers", "verdicts")
-    }
     return {
         "parts": rows,
         "exact": bool(table["exact"].all()),
-        "planned": planned,
+        "planned": _answers_of(plan, least=False),
+        "planned_least": _answers_of(plan, least=True),
         "on_file": journal_lines(out),
         "planned_s": float(table["planned_s"].sum()),
         "ran_s": float(table["ran_s"].sum()),
         "planned_memory": plan["memory"],
         "ran_memory": int(table["ran_memory"].max()),
     }
+
+
+def _answers_of(plan: Mapping[str, Any], *, least: bool) -> dict[str, int]:
+    """Answers and verdicts of a plan; with `least` where parts find nothing to go on with."""
+    counts = {"answers": 0, "verdicts": 0}
+    for part in plan["parts"]:
+        cost = part["least"]["cost"] if least and part["least"] else part["cost"]
+        for key in counts:
+            counts[key] += cost[key]
+    return counts
 
 
 def plan_table(values: Mapping[str, Any]) -> str:
@@ -117,13 +143,21 @@ def _counts(row: Mapping[str, Any]) -> str:
     from those of sampling.
     """
     counts = f"{row['passes']:,}, {row['tokens']:,}"
-    if row["exact"] is None:
-        return f"{counts}: not told apart"
-    return f"{counts}: {'equal' if row['exact'] else 'unlike'}"
+    least = row.get("least")
+    if least is not None:
+        counts = (
+            f"{least['passes']:,} to {row['passes']:,}, {least['tokens']:,} to {row['tokens']:,}"
+        )
+    said = "equal" if row["exact"] else "unlike"
+    if "ran" in row:
+        said = f"{row['ran']['passes']:,}, {row['ran']['tokens']:,}"
+    return f"{counts}: {said}"
 
 
-def smollm2_config(home: Path, parent: Path, questions: Path, rules: Path) -> dict[str, Any]:
-    """`overview` of three adapters, with answers of 16 tokens and a training null of 2 adapters."""
+def smollm2_config(
+    home: Path, parent: Path, questions: Path, rules: Path, null_adapters: int
+) -> dict[str, Any]:
+    """`overview` of three adapters, with answers of 16 tokens."""
     finetuned = {}
     for name in real_family.ADAPTERS:
         finetuned[name] = {
@@ -147,7 +181,7 @@ def smollm2_config(home: Path, parent: Path, questions: Path, rules: Path) -> di
         "repeats": 1,
         "permutations": 99,
         # how many passes a drawn update takes is not known before
-        "options": {"delta_overlap": {"adapters": NULL_ADAPTERS, "landmark_draws": 0}},
+        "options": {"delta_overlap": {"adapters": null_adapters, "landmark_draws": 0}},
         "scores": {
             "how": "sample",
             "samples": 2,
@@ -179,9 +213,12 @@ def configs(work: Path) -> dict[str, Mapping[str, Any]]:
         return studies
     home = real_family.build(Path(os.environ.get("EMLENS_SMALL_FAMILY", work)), parent)
     rules = work / "rules.yaml"
-    rules.write_text(yaml.safe_dump(RULES))
+    rules.write_text(yaml.safe_dump(STYLE))
     questions = Path(os.environ["EMLENS_RELEASED_DATA"]) / QUESTIONS
-    return {"SmolLM2": smollm2_config(home, parent, questions, rules), **studies}
+    of_null = {"SmolLM2": 0, WITH_NULL: NULL_ADAPTERS}
+    for name, adapters in of_null.items():
+        studies[name] = smollm2_config(home, parent, questions, rules, adapters)
+    return studies
 
 
 def main(names: Sequence[str] = ()) -> None:
