@@ -7,10 +7,10 @@ no temperature either (docs/judging.md). It is killed twice; then a second judge
 fine-tune are added in the same folder. Requests are counted in the server's own log.
 
 `overview` and `full` run through the same server, once undisturbed and once with two SIGKILLs;
-`profile` does so by a file of rules. They are made small through the study's own settings
-(`SMALL`): one layer, answers of a few tokens, one sample, runs of a few steps, and no training
-null, which 39 adapters would need. So they show that the studies run and resume, and nothing of
-what they would find.
+`profile` and `overview` do so by a file of rules. Studies of several parts are made small through
+the study's own settings (`SMALL`): one layer, answers of a few tokens, one sample, runs of a few
+steps, and no training null, which 39 adapters would need. So they show that the studies run and
+resume, and nothing of what they would find.
 
 It needs SmolLM2 (EMLENS_REAL_MODELS), the released files (EMLENS_RELEASED_DATA), and a Python with
 `transformers[serving]` (EMLENS_SERVER_PYTHON where it is another). EMLENS_SMALL_FAMILY keeps the
@@ -261,7 +261,7 @@ def by_rules(home: Path, parent: Path, root: Path, work: Path, study: str) -> di
     scores = {"max_new_tokens": 16, **_rules(work)}
     config = config_of(home, parent, root / QUESTIONS, models, scores)
     path = work / "study.yaml"
-    path.write_text(yaml.safe_dump({**config, "study": study}))
+    path.write_text(yaml.safe_dump({**config, "study": study, "options": options_for(study)}))
     return through_kills(path, work)
 
 
@@ -309,6 +309,7 @@ def killed_table(values: Mapping[str, Any]) -> str:
 PARTS: Mapping[str, Callable[[Path, Path, Path, Path], dict[str, Any]]] = {
     "profile, served": by_server,
     "profile, by rules": partial(by_rules, study="profile"),
+    "overview, by rules": partial(by_rules, study="overview"),
     "overview, served": partial(whole_study, study="overview"),
     "full, served": partial(whole_study, study="full"),
 }
