@@ -148,6 +148,8 @@ def _counts(row: Mapping[str, Any]) -> str:
         counts = (
             f"{least['passes']:,} to {row['passes']:,}, {least['tokens']:,} to {row['tokens']:,}"
         )
+    if row["exact"] is None:
+        return f"{counts}: not told apart"
     said = "equal" if row["exact"] else "unlike"
     if "ran" in row:
         said = f"{row['ran']['passes']:,}, {row['ran']['tokens']:,}"
