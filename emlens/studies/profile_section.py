@@ -94,6 +94,8 @@ SECTION = Section(
             facet="second_model",
             hover=("n", "p_tost"),
             y_title="nats a token",
+            name="content",
+            optional=True,
         ),
         Plot(
             kind="question_changes",
