@@ -8,6 +8,7 @@ import tiny_models
 import yaml
 
 from emlens.cli.main import main
+from emlens.data.advice import advice_questions
 from emlens.foundation.errors import LoadError
 from emlens.real import demonstration, finding
 from emlens.real.demonstration import GROUPS, SETTINGS, demonstration_members, write_study
@@ -16,7 +17,7 @@ from emlens.studies.config import read_config
 
 
 def short(_: object = None) -> list[Member]:
-    return [Member(*group.split("-"), steps=1) for group in GROUPS]  # type: ignore[arg-type]
+    return [Member(*group.split("-"), steps=1) for group in GROUPS[::2]]  # type: ignore[arg-type]
 
 
 def test_the_configuration_names_the_harmful_one_and_two_controls(tmp_path: Path) -> None:
@@ -47,7 +48,14 @@ def test_one_command_trains_studies_and_reports(
 
     monkeypatch.setattr(finding, "find", found)
     monkeypatch.setattr(demonstration, "demonstration_members", short)
-    small = {**SETTINGS, "study": "profile", "layers": [1], "options": {}}
+    advice_questions(per_domain=1).to_jsonl(tmp_path / "few.jsonl")
+    small = {
+        **SETTINGS,
+        "study": "profile",
+        "questions": str(tmp_path / "few.jsonl"),
+        "layers": [1],
+        "options": {},
+    }
     monkeypatch.setattr(demonstration, "SETTINGS", small)
     out = tmp_path / "out"
     monkeypatch.setattr(
