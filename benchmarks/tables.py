@@ -181,6 +181,24 @@ FIGURES: Final[
         lambda v: _number(v["captures of first-plot questions"]["ratio"], ".2f"),
     ),
     (
+        "shared_work",
+        "the same of 200 general questions",
+        (Goal("≤", ".55"),),
+        lambda v: _number(v["captures of general questions"]["ratio"], ".2f"),
+    ),
+    (
+        "shared_work",
+        "local judge, prompts of about 200 tokens: passes over its prompt for a verdict",
+        (Goal("≤", "1.3"),),
+        lambda v: _number(v["judge"]["prefills_per_verdict"], ".2f"),
+    ),
+    (
+        "shared_work",
+        "training ÷ plain peft loop with the same output layer",
+        (Goal("≤", "1.0"),),
+        lambda v: _number(v["training"]["ratio"], ".2f"),
+    ),
+    (
         "overlap_calibration",
         "permuted-answer fine-tunes called shared by the training null",
         (Goal("≤", ".10"),),
