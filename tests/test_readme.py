@@ -15,13 +15,15 @@ from emlens.foundation.files import read_json
 NUMBER = r"(\d\.\d+)"
 
 
-def test_the_script_runs(repository: Path, tmp_path: Path) -> None:
+def scripts(repository: Path) -> list[str]:
     text = (repository / "README.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    assert len(script.splitlines()) <= 20
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def run(script: str, folder: Path, repository: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
@@ -29,6 +31,21 @@ def test_the_script_runs(repository: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_real_model_in_ten_lines(repository: Path, tmp_path: Path, real_models: Path) -> None:
+    script, _ = scripts(repository)
+    assert len([line for line in script.splitlines() if line]) <= 10
+    (tmp_path / "real").symlink_to(real_models, target_is_directory=True)
+    plain, steered = run(script, tmp_path, repository).stdout.splitlines()
+    assert plain.startswith("0.0 [") and steered.startswith("1.0 [") and plain[3:] != steered[3:]
+
+
+def test_the_script_runs(repository: Path, tmp_path: Path) -> None:
+    _, script = scripts(repository)
+    assert len(script.splitlines()) <= 20
+    done = run(script, tmp_path, repository)
     found = re.search(
         rf"shared: {NUMBER}\nof two halves: {NUMBER} \[{NUMBER}, {NUMBER}\]", done.stdout
     )
