@@ -34,6 +34,7 @@ def test_errors_about_a_model_repeat_nothing_that_steers(tmp_path: Path) -> None
 
 def test_logs_and_warnings_are_escaped_while_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("transformers.some.module")
+    logger.setLevel(logging.WARNING)  # whatever an earlier test asked of the library
     handler = logging.StreamHandler()
     logging.getLogger("transformers").addHandler(handler)
     before = warnings.formatwarning

@@ -381,7 +381,11 @@ URL = "http://127.0.0.1:9/v1"
 @pytest.mark.parametrize(
     ("scores", "line", "message"),
     [
-        ({"how": "judge"}, 4, "field 'scores.how': Input should be 'likelihood', 'judged' or"),
+        (
+            {"how": "judge"},
+            4,
+            "field 'scores.how': Input should be 'likelihood', 'contrast', 'judged' or",
+        ),
         ({"how": "judged"}, 3, "how: judged needs files; pass one CSV per model"),
         ({"how": "sample"}, 3, "how: sample needs a judge; pass judge: {endpoint: URL"),
         ({"files": {"bad": "x"}}, 3, "files belongs to how: judged, but how is likelihood"),
