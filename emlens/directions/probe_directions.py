@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from emlens.activations import Activations
+from emlens.data.base_questions import base_questions
 from emlens.foundation.errors import InputError
 from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
@@ -137,7 +138,8 @@ def probe_directions(
     Args:
         acts: rows of both classes, at a pooled position.
         positive, negative: ids of the rows of each class.
-        units: row id → what no fold may divide, such as the question; each row by default.
+        units: row id → what no fold may divide; by default the base question of the id, so that
+            the forms of a question stay together.
         position: which one, where several were captured.
         kind: "ridge" or "logistic".
         scaled: divide each coordinate by its standard deviation in the training rows first.
@@ -196,14 +198,14 @@ def _candidate_penalties(kind: Kind, penalty: float | None) -> Sequence[float]:
     return PENALTIES
 
 
-def _units_of(ids: Sequence[str], units: Mapping[str, str] | None) -> list[str] | None:
-    """The unit of each row; None where each row is a unit of its own.
+def _units_of(ids: Sequence[str], units: Mapping[str, str] | None) -> list[str]:
+    """The unit of each row; its base question where none is given.
 
     Raises:
         InputError: a row that `units` does not have.
     """
     if units is None:
-        return None
+        return base_questions(ids)
     for id in ids:
         if id not in units:
             raise InputError(f"units has no entry for row {id!r}; pass one for each id")

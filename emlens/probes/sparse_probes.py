@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emlens.data.base_questions import base_question
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.seeds import numpy_rng
@@ -62,8 +63,8 @@ def sparse_probe(
     Args:
         features: one row per id (the index), one column per feature.
         labels: id → class. Rows without a label are left out.
-        units: id → what is held out and resampled together, such as the question of an answer; each
-            row by default.
+        units: id → what is held out and resampled together, such as the question of an answer; by
+            default the base question of the id, so that the forms of a question stay together.
         folds: of the held-out area, and inside them of the penalty.
         resamples: bootstrap resamples of units behind the table.
 
@@ -110,7 +111,7 @@ def _read(
     for name in ids:
         if units is not None and name not in units:
             raise InputError(f"units has no entry for row {name!r}; pass one for each labelled id")
-        row_units.append(str(name) if units is None else str(units[name]))
+        row_units.append(base_question(str(name)) if units is None else str(units[name]))
     x = features.loc[ids].to_numpy(dtype=np.float64)
     if not np.isfinite(x).all():
         raise InputError("features hold values that are not finite; drop those columns or rows")
