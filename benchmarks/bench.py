@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import capture_speed, rivals, sampling_speed
 from benchmarks.endpoint_judging import PROMPT, score_of
+from benchmarks.plain_training import loss_over_all_logits, peft_loop
 from benchmarks.records import EVIDENCE, show
 from emlens.activations import CaptureSpec, capture
 from emlens.data import Answer, Answers, Message
@@ -29,10 +30,7 @@ from emlens.judging.endpoint import Endpoint
 from emlens.models.batches import pad, plan_batches
 from emlens.organisms import load_organism
 from emlens.training import Recipe, fit
-from emlens.training.adapters import with_adapter
-from emlens.training.batching import step_batches
 from emlens.training.fitting import load_parent
-from emlens.training.trainer import seeded
 
 sys.path.append(str(EVIDENCE.parent.parent / "tests"))  # loopback_server
 
@@ -140,7 +138,8 @@ def training(steps: int = STEPS, rounds: int = ROUNDS) -> dict[str, float]:
     losses: dict[str, list[float]] = {}
 
     def plain() -> None:
-        losses["plain"] = peft_loop(recipe, parent, chats)
+        base, tokenizer = load_parent(parent)
+        losses["plain"] = peft_loop(recipe, base, tokenizer, chats, loss_over_all_logits)
 
     def emlens() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -152,33 +151,6 @@ def training(steps: int = STEPS, rounds: int = ROUNDS) -> dict[str, float]:
     gaps = [abs(a - b) for a, b in zip(losses["plain"], losses["emlens"], strict=True)]
     refuse("losses", max(gaps) < LOSS_GAP)
     return compare(plain, emlens, rounds)
-
-
-def peft_loop(recipe: Recipe, parent: Path, chats: Any) -> list[float]:
-    """The loss of every step, by hand."""
-    base, tokenizer = load_parent(parent)
-    batches = step_batches(recipe, chats, tokenizer)
-    with seeded(recipe.seed, "fit"):  # the same starting adapter
-        model = with_adapter(recipe, base, "parent")
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    model.train()
-    losses = []
-    for step in range(recipe.steps):
-        (batch,) = batches.parts(step)
-        labels = batch["labels"]
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * recipe.rate_factor(step)
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    return losses
 
 
 def judging(count: int = ANSWERS, rounds: int = ROUNDS) -> dict[str, float]:

@@ -6,7 +6,6 @@ loop over the same batches with the same output layer. Values are compared first
 timed where they differ. Cases take turns.
 """
 
-import math
 import os
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.plain_training import loss_over_answer_logits, peft_loop
 from benchmarks.records import EVIDENCE, record
 from emlens.activations import CaptureSpec, capture
 from emlens.data import Answer, Message, Prompt, PromptSet, QuestionSet
@@ -25,15 +25,10 @@ from emlens.judging import LogitJudge, reply_probabilities
 from emlens.judging.readouts import CATEGORIES, parse_raw
 from emlens.models import HookedModel
 from emlens.models.batches import pad, plan_batches
-from emlens.models.counted_logits import counted_logits
 from emlens.models.pass_counts import counted_passes
 from emlens.real.finding import find, load
 from emlens.training import Recipe, fit
-from emlens.training.adapters import with_adapter
-from emlens.training.batching import step_batches
 from emlens.training.fitting import Parent, load_parent
-from emlens.training.objectives import labels_of_next_tokens
-from emlens.training.trainer import seeded
 
 SETS = {
     "first plot": "em-generalization/first_plot_questions.yaml",
@@ -157,7 +152,7 @@ def training(path: str | Path, chats: PromptSet, recipe: Recipe, rounds: int) ->
             base, tokenizer = load_parent(Path(path))
             started = time.process_time()
             if name == "plain":
-                losses[name] = peft_loop(recipe, base, tokenizer, chats)
+                losses[name] = peft_loop(recipe, base, tokenizer, chats, loss_over_answer_logits)
             else:
                 with tempfile.TemporaryDirectory() as folder:
                     fitted = fit(
@@ -170,31 +165,6 @@ def training(path: str | Path, chats: PromptSet, recipe: Recipe, rounds: int) ->
         raise SystemExit(f"losses differ by {gap:.2g}; not timing different results")
     ratios = [a / b for a, b in zip(seconds["emlens"], seconds["plain"], strict=True)]
     return {"steps": recipe.steps, "cpu_s": seconds, "ratio": statistics.median(ratios), "gap": gap}
-
-
-def peft_loop(recipe: Recipe, base: Any, tokenizer: Any, chats: PromptSet) -> list[float]:
-    """The loss of every step, by hand; logits at the answers' tokens, as `fit` computes them."""
-    batches = step_batches(recipe, chats, tokenizer)
-    with seeded(recipe.seed, "fit"):
-        model = with_adapter(recipe, base, "parent")
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    model.train()
-    losses = []
-    for step in range(recipe.steps):
-        (batch,) = batches.parts(step)
-        labels = labels_of_next_tokens(batch["labels"])
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        logits = counted_logits(model, inputs, labels != -100)
-        loss = torch.nn.functional.cross_entropy(logits, labels[labels != -100])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * recipe.rate_factor(step)
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    return losses
 
 
 def chats_of(questions: QuestionSet) -> PromptSet:

@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from emlens.foundation.errors import InputError, IntegrityError
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from emlens.foundation.bounded import check_tensor_file
+from emlens.foundation.errors import InputError, IntegrityError, LoadError
 from emlens.foundation.files import one_line, read_json, write_json
 from emlens.foundation.provenance import hash_json
 
@@ -71,3 +76,22 @@ def check_fields(path: str | Path, record: Mapping[str, Any], fields: Fields, re
             kinds = kind if isinstance(kind, tuple) else (kind,)
             expected = " or ".join(part.__name__ for part in kinds)
             raise IntegrityError(f"{path}: {name!r} is missing or no {expected}; {remedy}")
+
+
+def tensors_beside(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors that lie beside a record, by name; their hash is the record's to compare.
+
+    Args:
+        remedy: what the message says to do.
+
+    Raises:
+        InputError: no such file.
+        IntegrityError: no whole safetensors file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        check_tensor_file(path)
+        return safetensors.torch.load(path.read_bytes())
+    except (LoadError, SafetensorError) as error:
+        raise IntegrityError(f"{path}: not readable as safetensors ({error}); {remedy}") from None

@@ -15,15 +15,13 @@ from typing import Any
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
-from emlens.foundation.bounded import check_tensor_file
-from emlens.foundation.errors import InputError, IntegrityError, LoadError
+from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import write_bytes
 from emlens.foundation.notebooks import as_table, in_a_line
 from emlens.foundation.provenance import hash_tensors
-from emlens.foundation.records import Fields, read_checked, write_checked
+from emlens.foundation.records import Fields, read_checked, tensors_beside, write_checked
 from emlens.foundation.shapes import as_float64, require_same_width
 from emlens.foundation.sites import Site
 from emlens.geometry.linear import result_dtype
@@ -154,15 +152,7 @@ class Direction:
             directory / _RECORD, fields=_FIELDS, version=("format", _FORMAT), remedy=_REMEDY
         )
         path = directory / _TENSORS
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        try:
-            check_tensor_file(path)
-            tensors = safetensors.torch.load(path.read_bytes())
-        except (LoadError, SafetensorError) as error:
-            raise IntegrityError(
-                f"{path}: not readable as safetensors ({error}); save the direction again"
-            ) from None
+        tensors = tensors_beside(path, "save the direction again")
         if hash_tensors(tensors) != record["tensors"]:
             raise IntegrityError(
                 f"{path}: its tensors are not those that {_RECORD} describes;"

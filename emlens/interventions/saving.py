@@ -11,14 +11,12 @@ from typing import Any, Final
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from emlens.foundation.bounded import check_tensor_file
-from emlens.foundation.errors import InputError, IntegrityError, LoadError
+from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.files import one_line, write_bytes
 from emlens.foundation.provenance import hash_tensors
-from emlens.foundation.records import read_checked, write_checked
+from emlens.foundation.records import read_checked, tensors_beside, write_checked
 from emlens.interventions.ablation import Ablation
 from emlens.interventions.arguments import parse_at, require_savable, touched_from_record
 from emlens.interventions.plain_intervention import PlainIntervention
@@ -110,7 +108,7 @@ def load_interventions(directory: str | Path) -> list[PlainIntervention]:
     """
     directory = Path(directory)
     records = _read_records(directory / _RECORD)
-    tensors = _read_tensors(directory / _TENSORS)
+    tensors = tensors_beside(directory / _TENSORS, "save the interventions again")
     interventions = []
     for i, record in enumerate(records):
         prefix = f"{i}/"
@@ -131,15 +129,3 @@ def _read_records(path: Path) -> list[Mapping[str, Any]]:
     )
     records: list[Mapping[str, Any]] = content["interventions"]
     return records
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        check_tensor_file(path)
-        return safetensors.torch.load(path.read_bytes())
-    except (LoadError, SafetensorError) as error:
-        raise IntegrityError(
-            f"{path}: not readable as safetensors ({error}); save the interventions again"
-        ) from None
