@@ -13,8 +13,9 @@ from read_back import faults
 from emlens.activations import Activations, ActivationStore
 from emlens.data import Answer, Answers, Message
 from emlens.foundation import Site
+from emlens.foundation.bounded import MOST_TENSORS
 from emlens.foundation.errors import InputError, IntegrityError
-from emlens.foundation.records import read_checked, write_checked
+from emlens.foundation.records import read_checked, tensors_beside, write_checked
 from emlens.geometry import Direction
 from emlens.interventions import steer
 from emlens.interventions.saving import load_interventions, save_interventions
@@ -182,3 +183,17 @@ def test_versions_and_missing_checksums(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="was changed after it was written"):
         read_checked(path, fields={})
     assert read_checked(path, fields={}, checksum=False)["n"] == 3
+
+
+def test_tensors_beside_a_record_are_bounded_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "direction.safetensors"
+    with pytest.raises(InputError, match="no such file"):
+        tensors_beside(path, "save it again")
+    header = b"{" * (MOST_TENSORS + 1)
+    for content, reason in (
+        (len(header).to_bytes(8, "little") + header, f"names more than {MOST_TENSORS} tensors"),
+        (b"no tensors", "its header is not whole"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(IntegrityError, match=rf"{reason}.*; save it again"):
+            tensors_beside(path, "save it again")
