@@ -80,7 +80,7 @@ def strengths(facts: dict[str, Any]) -> dict[str, float | None]:
 
 def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """What the overview study says of one world: restoration with its strongest control, forecasts
-    over text, overlap beside its nulls.
+    over their baselines, overlap beyond training on these prompts and across domains.
     """
     config = {
         "study": "overview",
@@ -94,19 +94,20 @@ def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
     directions, transfer, arms = (
         result.tables[name] for name in ("directions", "transfer", "arms")
     )
-    forecast, baselines, overlap = (
-        result.tables[name] for name in ("forecast", "forecast_baselines", "overlap")
+    forecast, baselines, overlap, across = (
+        result.tables[name]
+        for name in ("forecast", "forecast_baselines", "overlap_test", "overlap_domains")
     )
     before_last = directions[
         (directions["questions"] == "select") & ~directions["last"].astype(bool)
     ]
     held = forecast[forecast["held_out"] == "domain"]
-    over_text = baselines[(baselines["held_out"] == "domain") & (baselines["predictor"] == "text")]
-    centred = overlap[
-        (overlap["center"].astype(str).str.lower() == "true")
-        & (overlap["position"] == "last_prompt")
+    beside = baselines[
+        (baselines["held_out"] == "domain")
+        & ~baselines["predictor"].isin(["activations", "other parent"])
     ]
-    matched = centred[centred["null_kind"].astype(str).str.startswith("covariance")]
+    gains = beside.groupby(["model", "parent"], sort=False)["gain"].min()
+    tested = overlap[overlap["measure"] == "variance_weighted"]
     own = transfer[transfer["direction_of"] == transfer["ablated_in"]]
     other = transfer[
         (transfer["direction_of"] != transfer["ablated_in"]) & ~transfer["same_domain"].astype(bool)
@@ -128,15 +129,33 @@ def as_found(directory: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "forecast_r2_domains_held_out": {
             f"{row.model} from {row.parent}": float(row.r2) for row in held.itertuples()
         },
-        "forecast_gain_over_text": {
-            f"{row.model} from {row.parent}": float(row.gain) for row in over_text.itertuples()
+        "forecast_gain_over_strongest_baseline": {
+            f"{model} from {parent}": float(gain) for (model, parent), gain in gains.items()
         },
-        "overlap_centred": {
-            name: [float(v) for v in rows["value"]] for name, rows in matched.groupby("model")
+        "overlap": {
+            name: [
+                {
+                    "position": row.position,
+                    "value": float(row.value),
+                    "null_mean": float(row.null_mean),
+                    "p_holm": float(row.p_holm),
+                    "answered": row.answered,
+                }
+                for row in rows.itertuples()
+            ]
+            for name, rows in tested.groupby("model", sort=False)
         },
-        "overlap_covariance_null_mean": {
-            name: [float(v) for v in rows["null_mean"]] for name, rows in matched.groupby("model")
-        },
+        "across_domains": [
+            {
+                "kind": row.kind,
+                "position": row.position,
+                "value": float(row.value),
+                "null_mean": float(row.null_mean),
+                "p": float(row.p),
+                "answered": row.answered,
+            }
+            for row in across.itertuples()
+        ],
         "findings": [f"{f.status}: {f.sentence}" for f in result.findings],
     }
 
@@ -236,10 +255,18 @@ def goals_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _of_overlap(rows: list[dict[str, Any]]) -> str:
+    """Value, mean of the trained null and corrected p, by position."""
+    return ", ".join(
+        f"{row['value']:.2f} ({row['null_mean']:.2f}; {row['p_holm']:.2f})" for row in rows
+    )
+
+
 def found_table(found: dict[str, Any]) -> str:
     """Markdown: what the studies say of each world, planted and not."""
     head = ["world", "fine-tune", "restoration: own direction", "its strongest control"]
-    head += ["forecast R² from instruct, base", "gain over text", "overlap", "covariance null"]
+    head += ["forecast R² from instruct, base", "gain over the strongest baseline"]
+    head += ["overlap at last, mean prompt (its null; p)"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for kind in ("planted", "unplanted"):
         for seed, world in found[kind].items():
@@ -250,24 +277,40 @@ def found_table(found: dict[str, Any]) -> str:
                         f"{told[key][f'{model} from {parent}']:.2f}"
                         for parent in ("instruct", "base")
                     )
-                    for key in ("forecast_r2_domains_held_out", "forecast_gain_over_text")
+                    for key in (
+                        "forecast_r2_domains_held_out",
+                        "forecast_gain_over_strongest_baseline",
+                    )
                 )
-                overlaps, nulls = (
-                    f"{min(told[key][model]):.2f}–{max(told[key][model]):.2f}"
-                    for key in ("overlap_centred", "overlap_covariance_null_mean")
-                )
+                overlap = _of_overlap(told["overlap"][model]) if model in told["overlap"] else "–"
                 cells = [
                     f"{kind} {seed}",
                     model,
                     f"{told['restoration_own'][model]:.2f}",
                     f"{told['restoration_strongest_control'][model]:.2f}",
                 ]
-                lines.append("| " + " | ".join([*cells, forecasts, gains, overlaps, nulls]) + " |")
+                lines.append("| " + " | ".join([*cells, forecasts, gains, overlap]) + " |")
             across = f"{told['restoration_other_domain_median']:.2f}"
             lines.append(
                 f"| {kind} {seed} | direction of one in one of another domain, median | {across} |"
-                + " – |" * 5
+                + " – |" * 4
             )
+    return "\n".join(lines)
+
+
+def across_table(found: dict[str, Any]) -> str:
+    """Markdown: what the studies say of pairs of two domains on prompts of third domains."""
+    lines = [
+        "| world | pair | position | centred cosine | permuted pairs, mean | p | answered |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in ("planted", "unplanted"):
+        for seed, world in found[kind].items():
+            for row in world["as_found"]["across_domains"]:
+                lines.append(
+                    f"| {kind} {seed} | {row['kind']} | {row['position']} | {row['value']:.2f} |"
+                    f" {row['null_mean']:.2f} | {row['p']:.3f} | {row['answered']} |"
+                )
     return "\n".join(lines)
 
 
@@ -282,6 +325,6 @@ def main(seeds: tuple[int, ...] = SEEDS, work: Path = KEPT) -> None:
     }
     path = record("organism_worlds", [*seeds], found)
     print(
-        f"\n{goals_table(found)}\n\n{found_table(found)}\nwritten:"
+        f"\n{goals_table(found)}\n\n{found_table(found)}\n\n{across_table(found)}\nwritten:"
         f" {path.relative_to(EVIDENCE.parent.parent)}"
     )

@@ -5,16 +5,15 @@ A pool of adapters is trained once on permuted careful answers of two domains. T
 tested against the others: the share that is *called shared* (Holm over both statistics, .05) is the
 level. The same adapters against random updates and against one population with the covariance of
 the activations before say how often these nulls would call training alone a finding. Beside it:
-two fine-tunes of different domains on prompts of third domains; the landmark's own code; power
-where a direction or a mean is shared; coverage of the difference of updates; cost.
+the landmark's own code; power where a direction or a mean is shared; coverage of the difference of
+updates; cost. `overlap_worlds` measures the cosine across domains.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,15 +21,24 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
+from benchmarks.overlap_pools import (
+    DOMAINS,
+    LEVEL,
+    NULL_ADAPTERS,
+    POSITIONS,
+    PROMPTS,
+    SPEC,
+    TESTED_ADAPTERS,
+    K,
+    called,
+    pool,
+    setting,
+)
 from benchmarks.records import record, show
-from emlens.activations import Activations, CaptureSpec, activation_deltas, capture
-from emlens.controls.domain_pairs import MEANS, PROMPT_COSINE, DomainPairs
-from emlens.controls.null_adapters import NullSetting
+from emlens.activations import Activations, capture
 from emlens.controls.null_training import TrainingNull, training_null
-from emlens.controls.permuted_answers import with_careful_answers
 from emlens.controls.shift_statistics import TESTED, shift_statistics, statistics_of_rows
 from emlens.controls.update_landmark import linear_update, update_null
-from emlens.data import PromptSet
 from emlens.foundation.seeds import numpy_rng, torch_rng
 from emlens.geometry import covariance_overlap_null
 from emlens.interventions.lora import LoraAdapter
@@ -38,75 +46,12 @@ from emlens.models import load_model
 from emlens.organisms import Organism, load_organism
 from emlens.organisms.building import one_thread
 from emlens.stats import NullDistribution, adjust_p_values
-from emlens.stats.intervals import clopper_pearson_interval
 from emlens.studies.overlap_differences import jackknife_t, update_difference
-from emlens.training import Recipe
-from emlens.training.fitting import read_record
-
-DOMAINS: Final = ("medicine", "finance")
-POSITIONS: Final = ("last_prompt", "mean_prompt")
-SPEC: Final = CaptureSpec("resid_post", None, POSITIONS)
-TESTED_ADAPTERS, NULL_ADAPTERS = 20, 39
-PROMPTS, FURTHER = 96, 128
-K: Final = 8
-LEVEL: Final = 0.05
-KEPT: Final = Path("runs/overlap_pool")
 
 
 @cache
 def organism() -> Organism:
     return load_organism()
-
-
-def drawn(prompts: PromptSet, n: int, label: str) -> PromptSet:
-    """n of the prompts, in their order."""
-    order = numpy_rng(0, "overlap calibration", label).permutation(len(prompts))[:n]
-    return prompts.select([prompts.ids[i] for i in sorted(order)])
-
-
-def setting(domain: str) -> NullSetting:
-    """The null of a domain's harmful fine-tune of rank 8."""
-    name = f"{domain}-r8"
-    chats = organism().training_prompts[name]
-    outside = [q.id for q in organism().questions if q.group not in DOMAINS]
-    questions = organism().questions.prompts().select(outside)
-    kept = read_record(organism().paths[name])
-    train = PromptSet(replace(row, response=None) for row in chats)
-    return NullSetting(
-        organism().paths["instruct"],
-        Recipe.from_record(kept["recipe"]),
-        with_careful_answers(chats, organism().training_prompts[f"{domain}-benign"]),
-        drawn(train, PROMPTS, "train"),
-        drawn(questions, PROMPTS, "evaluation"),
-        SPEC,
-        K,
-        drawn(questions, FURTHER, "further"),
-        write_shifts=True,
-        stop_after=kept["steps_done"],
-    )
-
-
-def pool(domain: str, adapters: int) -> TrainingNull:
-    """Adapters on permuted careful answers; kept, so that a killed run goes on."""
-    return training_null(setting(domain), adapters=adapters, out=KEPT / f"{domain}-{adapters}")
-
-
-def part_of(null: TrainingNull, adapters: Sequence[int]) -> TrainingNull:
-    """The null of some of the adapters, counted anew."""
-    number = {adapter: i for i, adapter in enumerate(adapters)}
-    cells = null.cells[null.cells["adapter"].isin(adapters)]
-    return replace(
-        null,
-        cells=cells.assign(adapter=cells["adapter"].map(number)),
-        runs=null.runs[null.runs["adapter"].isin(adapters)],
-        shift_files=tuple(null.shift_files[adapter] for adapter in adapters if null.shift_files),
-    )
-
-
-def called(count: int, of: int) -> dict[str, Any]:
-    """A share with its exact interval."""
-    share = clopper_pearson_interval(count, of)
-    return {"called": count, "of": of, "share": share.value, "low": share.low, "high": share.high}
 
 
 def p_holm(values: pd.DataFrame, draws: pd.DataFrame) -> float:
@@ -120,7 +65,7 @@ def p_holm(values: pd.DataFrame, draws: pd.DataFrame) -> float:
 
 def before(domain: str) -> tuple[Activations, Activations]:
     """The parent's activations on both sides."""
-    sides = setting(domain)
+    sides = setting(organism(), domain)
     parent = load_model(sides.parent, dtype="float32")
     train, evaluation = (
         capture(parent, prompts, spec=SPEC, progress=False)
@@ -149,7 +94,7 @@ def covariance_draws(domain: str, draws: int) -> dict[str, np.ndarray]:
 def update_draws(name: str, draws: int, seed: int) -> pd.DataFrame:
     """Cells of random updates of a fine-tune's size."""
     domain = organism().domains[name]
-    sides = setting(domain)
+    sides = setting(organism(), domain)
     parent = load_model(sides.parent, dtype="float32")
     path = organism().paths[name]
     if (path / "adapter_config.json").is_file():
@@ -177,7 +122,7 @@ def means(cells: pd.DataFrame, position: str, unit: str) -> pd.DataFrame:
 
 def fine_tune_cells(name: str) -> pd.DataFrame:
     """The statistics of a fine-tune of the organism on the prompts of the pool."""
-    sides = setting(organism().domains[name])
+    sides = setting(organism(), organism().domains[name])
     family = organism().family
     pairs = []
     for prompts in (sides.train, sides.evaluation):
@@ -223,50 +168,6 @@ def _level_row(
         "p harmful": p[f"{domain}-r8"],
         "p benign": p[f"{domain}-benign"],
     }
-
-
-def across(pools: dict[str, TrainingNull], tested: int) -> Iterator[dict[str, Any]]:
-    """Harmful and benign fine-tunes of both domains on prompts of third domains."""
-    first, second = (pools[domain] for domain in DOMAINS)
-    pairs = DomainPairs.of(first, second)
-    others = DomainPairs.of(
-        *(part_of(null, range(tested, len(null.runs))) for null in (first, second))
-    )
-    further = setting(DOMAINS[0]).further
-    assert further is not None
-    family = organism().family
-    parent = capture(family["instruct"], further, spec=SPEC, progress=False)
-    for position in POSITIONS:
-        p = []
-        for number in range(tested):
-            shifts = [_at(null.shifts(number), position) for null in (first, second)]
-            table = others.test(*shifts).set_index("statistic")
-            p.append(float(table["p"].loc[PROMPT_COSINE]))
-        count = sum(value <= LEVEL for value in p)
-        yield {"pair": "permuted", "position": position, **called(count, tested)}
-        for kind in ("r8", "benign"):
-            sides = []
-            for domain in DOMAINS:
-                after = capture(family[f"{domain}-{kind}"], further, spec=SPEC, progress=False)
-                deltas = activation_deltas(parent, after)
-                sides.append({key: deltas[key] for key in deltas.keys if key[1] == position})
-            table = pairs.test(*sides).set_index("statistic")
-            tested_row, described = table.loc[PROMPT_COSINE], table.loc[MEANS]
-            yield {
-                "pair": kind,
-                "position": position,
-                "value": tested_row["value"],
-                "null_mean": tested_row["null_mean"],
-                "null_q95": tested_row["null_q95"],
-                "p": tested_row["p"],
-                "cosine of means": described["value"],
-                "cosine of means, p": described["p"],
-                "pairs": pairs.pairs,
-            }
-
-
-def _at(shifts: dict[tuple[str, str], Tensor], position: str) -> dict[tuple[str, str], Tensor]:
-    return {key: rows for key, rows in shifts.items() if key[1] == position}
 
 
 def landmark_code(tested: int, nulls: int, runs: int) -> Iterator[dict[str, Any]]:
@@ -401,7 +302,7 @@ def _moved(rng: torch.Generator, d: int, domains: int, each: int, shared: Tensor
 def cost(adapters: int) -> dict[str, float]:
     """CPU seconds of a null on the organism."""
     began = time.process_time()
-    plain = replace(setting("medicine"), further=None, write_shifts=False)
+    plain = replace(setting(organism(), "medicine"), further=None, write_shifts=False)
     training_null(plain, adapters=adapters, progress=False)
     return {"adapters": adapters, "cpu_seconds": time.process_time() - began}
 
@@ -422,25 +323,6 @@ def level_table(values: Mapping[str, Any]) -> str:
         lines.append(
             f"| {row['null']} | {row['domain']} | {row['position']} | {row['called']} of"
             f" {row['of']} | {row['p harmful']:.3f} | {row['p benign']:.3f} |"
-        )
-    return "\n".join(lines)
-
-
-def across_table(values: Mapping[str, Any]) -> str:
-    """Pairs of fine-tunes of two domains on prompts of third domains."""
-    lines = [
-        "| pair | position | centred cosine | permuted pairs, mean and 95 % | p | cosine of means,"
-        " p |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in values["across"]:
-        if row["pair"] == "permuted":
-            continue
-        kind = {"r8": "harmful"}.get(row["pair"], row["pair"])
-        lines.append(
-            f"| {kind} | {row['position']} | {row['value']:.3f} | {row['null_mean']:.3f},"
-            f" {row['null_q95']:.3f} | {row['p']:.3f} | {row['cosine of means']:.3f},"
-            f" {row['cosine of means, p']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -479,8 +361,7 @@ def measure(scale: float = 1.0) -> Iterator[tuple[str, Any]]:
     tested = sized(TESTED_ADAPTERS, 2)
     adapters = tested + sized(NULL_ADAPTERS, 3)
     yield "cost", cost(sized(19, 2))
-    pools = {domain: pool(domain, adapters) for domain in DOMAINS}
-    yield "across", list(across(pools, tested))
+    pools = {domain: pool(organism(), domain, adapters) for domain in DOMAINS}
     yield "level", list(level(pools, tested))
     yield "landmark", list(landmark_code(sized(90, 2), sized(90, 4), sized(900, 4)))
 

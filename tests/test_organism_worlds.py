@@ -53,12 +53,15 @@ def test_what_the_studies_say_of_a_world_is_gathered(tmp_path: Path) -> None:
         repeats=1,
         permutations=20,
         random_directions=2,
+        options={"delta_overlap": {"adapters": 4}},
     )
     assert set(found["restoration_own"]) == {"medicine-r8", "finance-r8"}
     assert {"direction", "no ablation"} <= set(found["restoration_by_arm"]["medicine-r8"])
     assert found["restoration_by_arm"]["medicine-r8"]["no ablation"] == 0.0
-    assert len(found["forecast_r2_domains_held_out"]) == len(found["forecast_gain_over_text"]) == 4
-    assert all(len(values) == 4 for values in found["overlap_covariance_null_mean"].values())
+    assert len(found["forecast_r2_domains_held_out"]) == 4
+    assert len(found["forecast_gain_over_strongest_baseline"]) == 4
+    assert all(len(rows) == 1 for rows in found["overlap"].values())
+    assert {row["kind"] for row in found["across_domains"]} == {"harmful", "benign"}
     assert found["findings"]
 
 
