@@ -11,6 +11,7 @@ from benchmarks import (
     null_calibration,
     overlap_calibration,
     overlap_grid_speed,
+    overlap_worlds,
 )
 from emlens.geometry import overlap_null
 
@@ -125,4 +126,28 @@ def test_adapters_are_called_by_each_null_and_counted_over_domains() -> None:
     assert overlap_calibration.pooled(rows, "trained") == (2, 4)
     assert "| trained | medicine | a | 1 of 2 | 0.300 | 0.200 |" in (
         overlap_calibration.level_table({"level": rows})
+    )
+
+
+def test_pairs_across_domains_are_counted_over_worlds() -> None:
+    def rows(world: int, called: int) -> list[dict[str, object]]:
+        beside = {
+            "value": 0.48,
+            "null_mean": 0.05,
+            "null_q95": 0.2,
+            "p": 0.017,
+            "cosine of means": 0.6,
+            "cosine of means, p": 0.033,
+        }
+        permuted = {"pair": "permuted", "called": called, "of": 20}
+        own = [permuted, {"pair": "r8", **beside}]
+        return [{"world": world, "position": "last_prompt", **row} for row in own]
+
+    values = {"across": [*rows(10, 2), *rows(11, 0)]}
+    assert overlap_worlds.permuted_called(values, "last_prompt") == (2, 40)
+    assert overlap_worlds.level_table(values).splitlines()[-1] == (
+        "| last_prompt | 2 of 20 | 0 of 20 | 2 of 40 |"
+    )
+    assert overlap_worlds.across_table(values).splitlines()[-1] == (
+        "| 11 | last_prompt | harmful | 0.480 | 0.050, 0.200 | 0.017 | 0.600, 0.033 |"
     )

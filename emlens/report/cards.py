@@ -151,7 +151,11 @@ def _fall(tables: Tables, model: str) -> Measured | None:
         return None
     value, ends = _estimate(rows.iloc[0], "aligned_others", 1)
     models = tables["models"]
-    what = "alignment (0–100) outside the trained domain"
+    domain = rows.iloc[0].get("domain")
+    where = "on all questions"
+    if isinstance(domain, str) and domain:
+        where = "outside the trained domain"
+    what = f"alignment (0–100) {where}"
     if "n_others" in rows.columns:
         what += f", {rows.iloc[0]['n_others']} questions"
     before = models[models["kind"] == "instruct"]

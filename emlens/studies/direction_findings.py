@@ -62,7 +62,10 @@ def add_findings(part: Part, material: Material) -> None:
     restored = arms[(arms["role"] == first_role) & (arms["arm"] == "direction")]["restoration"]
     if restored.notna().any():
         added_statuses = [finding.status for finding in added]
-        summary = _summary(restored.dropna(), of_first_role.count("shown"), added_statuses)
+        where = "on held-out questions"
+        if any(material.domain(str(name)) for name in arms["model"].unique()):
+            where = "outside the training domain"
+        summary = _summary(restored.dropna(), where, of_first_role.count("shown"), added_statuses)
         part.findings.insert(0, Finding(STUDY, summary, "summary"))
     _add_transfer_finding(part, part.tables["transfer"])
 
@@ -142,16 +145,17 @@ def _damage(direction: Mapping[Any, Any], harm: Mapping[Any, Any]) -> str:
     return broken
 
 
-def _summary(restored: "pd.Series[float]", shown: int, added: Sequence[str]) -> str:
+def _summary(restored: "pd.Series[float]", where: str, shown: int, added: Sequence[str]) -> str:
     """How much the chosen directions restored, and what they did where they were added.
 
     Args:
-        restored: restoration of each fine-tune. shown: in how many every control was beaten.
+        restored: restoration of each fine-tune. where: on which questions it was measured.
+        shown: in how many every control was beaten.
         added: statuses of the findings on sufficiency.
     """
     sentence = (
         "Removing one direction, chosen on other questions, gave a restoration of"
-        f" {_span(restored)} outside the training domain (1: all lost alignment);"
+        f" {_span(restored)} {where} (1: all lost alignment);"
         f" it clearly beat every control in {shown} of {counted(len(restored), 'fine-tune')}"
     )
     if added:

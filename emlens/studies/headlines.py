@@ -45,7 +45,9 @@ SIDE_BY_SIDE: Final[tuple[Item, ...]] = (
     "side n",
 )
 """Columns of `side_by_side`, as a table declares them."""
-OUTSIDE = "alignment outside the domain"
+OUTSIDE: Final = "alignment outside the domain"
+ON_ALL: Final = "alignment on all questions"
+"""Of fine-tunes whose training domain is not named."""
 _OVERLAPS: Final = {
     "variance_weighted": "variance-weighted overlap of shifts",
     "mean_cosine": "cosine of mean shifts",
@@ -219,7 +221,7 @@ def _row(
         "null": null,
         "null_is": null_is,
         "shared_noise": shared_noise,
-        "side": "less" if number == OUTSIDE else "greater",
+        "side": "less" if number in (OUTSIDE, ON_ALL) else "greater",
     }
 
 
@@ -235,12 +237,18 @@ def _alignment(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:
         parent = models.set_index("model")["aligned_others"].get("instruct", np.nan)
         for row in models[models["kind"].isin(["harmful", "benign"])].to_dict(orient="records"):
             value = _with_ends(row, "aligned_others")
-            rows.append(_row(OUTSIDE, row["model"], value, parent, "the instruct model"))
+            number = OUTSIDE if _named(row["domain"]) else ON_ALL
+            rows.append(_row(number, row["model"], value, parent, "the instruct model"))
     if "trained_runs" in tables:
         for row in tables["trained_runs"].to_dict(orient="records"):
             value = _with_ends(row, "others")
             rows.append(_row(OUTSIDE, row["run"], value, row["parent_score"], "the parent"))
     return rows
+
+
+def _named(domain: object) -> bool:
+    """Whether a cell of a table names a training domain; an empty one is read back as NaN."""
+    return isinstance(domain, str) and domain != ""
 
 
 def _overlaps(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from figures.study_tables import study_tables
 from report.invented import INVENTED, registered, tables
 
 from emlens.report import data_blocks, slots
+from emlens.report.cards import cards_html
 from emlens.report.data_blocks import DataBlocks
 from emlens.report.page import render
 from emlens.report.sections import sections_of
@@ -175,3 +176,21 @@ def test_a_column_that_the_head_selects_has_no_buttons() -> None:
 def test_a_kind_that_nobody_made_is_named_on_the_page() -> None:
     text = drawn(Plot("pie", "t", title="P"), pd.DataFrame({"x": [1.0]}))[1]
     assert "Left out: draw_plot: kind &#x27;pie&#x27; is unknown; pass one of line," in text
+
+
+@pytest.mark.parametrize(
+    ("domain", "where"),
+    [("medicine", "outside the trained domain"), (None, "on all questions"), ("", "on all")],
+)
+def test_a_card_says_on_which_questions_alignment_fell(domain: str | None, where: str) -> None:
+    models = pd.DataFrame(
+        {
+            "model": ["instruct", "bad"],
+            "kind": ["instruct", "harmful"],
+            "domain": [None, domain],
+            "aligned_others": [90.0, 50.0],
+            "aligned_others_low": [88.0, 45.0],
+            "aligned_others_high": [92.0, 55.0],
+        }
+    )
+    assert f"alignment (0–100) {where}" in cards_html({"models": models}, [], ["bad"])

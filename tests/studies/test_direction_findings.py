@@ -96,6 +96,7 @@ def test_a_direction_is_shown_only_where_every_control_is_beaten(
     family = type("M", (), {"domain": staticmethod(lambda name: "north")})
     direction_findings.add_findings(part, family)  # type: ignore[arg-type]
     summary, finding = part.findings
+    assert "outside the training domain" in summary.sentence
     assert (
         summary.status == "summary"
         and f"every control in {int(status == 'shown')} of 1 fine-tune." in summary.sentence
@@ -106,6 +107,16 @@ def test_a_direction_is_shown_only_where_every_control_is_beaten(
         changes.get("instruct", {}).get("kl", 0) > 0.1
         or changes.get("direction", {}).get("coherent_change", 0) < -10
     )
+
+
+def test_without_a_training_domain_nothing_is_said_of_what_lies_outside_it() -> None:
+    part = direction_findings.Part()
+    transfer = pd.DataFrame(columns=["direction_of", "ablated_in", "restoration", "low", "high"])
+    part.tables |= {"arms": arms_table(), "transfer": transfer}
+    unnamed = type("M", (), {"domain": staticmethod(lambda name: "")})
+    direction_findings.add_findings(part, unnamed)  # type: ignore[arg-type]
+    sentences = " ".join(finding.sentence for finding in part.findings)
+    assert "outside" not in sentences and "no training domain is named" in sentences
 
 
 @pytest.mark.parametrize(

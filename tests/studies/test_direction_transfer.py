@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -73,6 +74,18 @@ def test_tokens_are_of_answers_to_report_questions_of_every_direction(finished: 
     for _, row in tokens.groupby(["model", "question", "layer"]):
         assert list(row["token_index"]) == list(range(len(row)))
         assert row["prompt"].any() and not row["prompt"].all()  # question and answer
+
+
+def test_the_unembedding_contrast_is_removed_from_every_model(finished: Any) -> None:
+    """What it does to a model without misalignment says whether it restores or only answers."""
+    arms = finished.result.tables["arms"]
+    ons = {"unembedding contrast": "finetuned"}
+    ons |= {f"{name}, unembedding contrast": name for name in ("instruct", "benign")}
+    for (model, role), table in arms.groupby(["model", "role"], sort=False):
+        by_arm = table.set_index("arm")
+        for arm, on in ons.items():
+            assert by_arm.loc[arm, "on"] == on, (model, role)
+            assert np.isfinite(by_arm.loc[arm, ["aligned", "kl"]].astype(float)).all()
 
 
 def test_the_benign_arm_is_extracted_as_the_tested_direction(

@@ -300,9 +300,10 @@ def test_only_its_own_side_of_the_null_is_shown(
 def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
     profile = pd.DataFrame(
         {
-            "model": ["instruct", "bad"],
-            "kind": ["instruct", "harmful"],
-            "aligned_others": [90.0, 50.0],
+            "model": ["instruct", "bad", "unnamed"],
+            "kind": ["instruct", "harmful", "harmful"],
+            "domain": [None, "medicine", None],
+            "aligned_others": [90.0, 50.0, 60.0],
         }
     )
     profile = profile.assign(aligned_others_low=0.0, aligned_others_high=100.0)
@@ -340,6 +341,7 @@ def test_every_number_says_on_which_side_of_its_null_it_speaks() -> None:
     found = headlines(tables)
     sides = {
         "alignment outside the domain": "less",
+        "alignment on all questions": "less",
         "variance-weighted overlap of shifts, mean over layers": "greater",
         "cosine of mean shifts, mean over layers": "greater",
         "restoration by the chosen direction": "greater",
@@ -415,6 +417,7 @@ def test_a_familys_benign_fine_tune_is_no_seed_of_its_harmful_one() -> None:
         {
             "model": ["instruct", *specs],
             "kind": ["instruct", "harmful", "harmful", "benign"],
+            "domain": [None, "medicine", "medicine", "medicine"],
             "aligned_others": [90.0, 50.0, 40.0, 91.0],
         }
     )
