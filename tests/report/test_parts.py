@@ -193,4 +193,5 @@ def test_a_card_says_on_which_questions_alignment_fell(domain: str | None, where
             "aligned_others_high": [92.0, 55.0],
         }
     )
-    assert f"alignment (0–100) {where}" in cards_html({"models": models}, [], ["bad"])
+    cards = cards_html({"models": models}, [], ["bad"])
+    assert f"alignment (0–100) {where}" in re.sub("<[^>]+>", "", cards)
