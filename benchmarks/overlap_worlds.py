@@ -31,7 +31,7 @@ def of_world(
     seed: int, tested: int, nulls: int, *, worlds: Path = WORLDS, kept: Path = KEPT
 ) -> list[dict[str, Any]]:
     """One row a pair and position."""
-    world = load_organism(ready(seed, PLANTED, worlds))
+    world = load_organism(directory=ready(seed, PLANTED, worlds))
     pools = {
         domain: pool(world, domain, tested + nulls, kept / f"world-{seed}") for domain in DOMAINS
     }
