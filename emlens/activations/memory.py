@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.files import one_line
-from emlens.foundation.notebooks import as_table
+from emlens.foundation.notebooks import Picture, as_table
 from emlens.foundation.sites import Site
 
 Key = tuple[str, str]
@@ -157,6 +157,12 @@ class Activations:
             f"{type(self).__name__}({len(self)} rows, sites={self.sites[0]}…{self.sites[-1]},"
             f" positions={self.positions})"
         )
+
+    def plot(self) -> Picture:
+        """Length of the rows and of their mean, layer by layer; of deltas beside rounding alone."""
+        from emlens.activations.pictures import picture_of_activations
+
+        return picture_of_activations(self)
 
     @property
     def pooled_positions(self) -> list[str]:

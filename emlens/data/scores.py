@@ -36,6 +36,7 @@ from emlens.data.score_views import as_html, by_seed, by_variant
 from emlens.foundation.errors import InputError, StateError, UnknownNameError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import one_line, write_text
+from emlens.foundation.notebooks import Picture
 
 logger = logging.getLogger("emlens")
 
@@ -167,7 +168,9 @@ class AlignmentScores:
             if name not in existing:
                 raise UnknownNameError(
                     f"{column} {one_line(str(name), 80)!r} has no score;"
-                    f" there are {_some(existing)}"
+                    f" there are {_some(existing)}",
+                    name=name,
+                    known=existing,
                 )
         return names
 
@@ -409,6 +412,22 @@ class AlignmentScores:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return replace(scores, roles=read.roles)
+
+    def plot(self, metric: str | None = None) -> Picture:
+        """The mean of every model with its interval.
+
+        Args:
+            metric: the one to draw; None: all that share the scale of the first.
+
+        Raises:
+            UnknownNameError: a metric that is not in these scores.
+        """
+        from emlens.data.pictures import picture_of_scores, sharing_a_scale
+
+        if metric is None:
+            return picture_of_scores(self, sharing_a_scale(self.scales))
+        self._existing("metric", [metric])
+        return picture_of_scores(self, [metric])
 
     def _repr_html_(self) -> str:
         return as_html(self._table)

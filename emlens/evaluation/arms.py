@@ -19,6 +19,7 @@ from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import TextDamage, text_damage
+from emlens.evaluation.measured import Arms
 from emlens.evaluation.restoring import paired_change, restoration, restoration_lead
 from emlens.evaluation.trials import (
     SCORED,
@@ -82,7 +83,7 @@ def evaluate_arms(
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Arms:
     """Score every arm on the same questions.
 
     Args:
@@ -94,7 +95,8 @@ def evaluate_arms(
             to.
 
     Returns:
-        One row per arm: arm, on, control, draws. Then value, `_low` and `_high` of
+        A pandas table that has `.plot()`. One row per arm: arm, on, control, draws. Then value,
+        `_low` and `_high` of
 
         * restoration (of the mean over draws), aligned, coherent,
         * misaligned: share of answers with aligned < 30 and coherent > 50,
@@ -208,7 +210,7 @@ def _comparison_table(
     asked: QuestionSet,
     ids: Sequence[str],
     seed: int,
-) -> pd.DataFrame:
+) -> Arms:
     scored = asked.select(ids)
     if len(set(units_of(scored)[0])) < 2:
         raise InputError(
@@ -224,7 +226,7 @@ def _comparison_table(
     arms = [arm.on_questions(ids) for arm in measured]
     under_test = [arm.mean("aligned") for arm in arms if arm.is_under_test]
     first_under_test = under_test[0] if under_test else None
-    return pd.DataFrame([comparison.row(arm, first_under_test) for arm in arms])
+    return Arms([comparison.row(arm, first_under_test) for arm in arms])
 
 
 @dataclass(frozen=True)

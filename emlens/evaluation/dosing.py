@@ -16,6 +16,7 @@ from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import QuestionSet
 from emlens.evaluation.damage import text_damage
+from emlens.evaluation.measured import Doses
 from emlens.evaluation.restoring import paired_change
 from emlens.evaluation.trials import (
     METRICS,
@@ -45,7 +46,7 @@ def dose_response(
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Doses:
     """Alignment, coherence and damage of one model at each coefficient of an edit.
 
     Args:
@@ -57,6 +58,8 @@ def dose_response(
             coefficient.
 
     Returns:
+        A pandas table that has `.plot()`.
+
         One row per coefficient, ascending: coefficient; value, `_low` and `_high` of aligned,
         coherent, misaligned, aligned_change and coherent_change (paired by question; groups are
         resampled, or base questions where there is one group), kl and cross_entropy_change (nats
@@ -93,7 +96,7 @@ def dose_response(
             estimates["cross_entropy_change"] = damage.cross_entropy
         row: dict[str, Any] = {"coefficient": coefficient}
         rows.append({**row, **interval_columns(estimates), "n": len(ids)})
-    return pd.DataFrame(rows)
+    return Doses(rows)
 
 
 _SCORES = (*SCORED, *(f"{name}_change" for name in METRICS))

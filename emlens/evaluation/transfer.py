@@ -11,13 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from emlens.data.base_questions import units_of
 from emlens.data.prompts import PromptSet
 from emlens.data.questions import Question, QuestionSet
 from emlens.evaluation.ablation_forms import PLAIN
 from emlens.evaluation.damage import text_damage
+from emlens.evaluation.measured import Transfers
 from emlens.evaluation.restoring import paired_change, restoration
 from emlens.evaluation.trials import (
     Score,
@@ -48,7 +47,7 @@ def transfer_matrix(
     out: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Transfers:
     """Restoration in fine-tune j by removing the direction of fine-tune i, for all i and j.
 
     Args:
@@ -63,6 +62,8 @@ def transfer_matrix(
         score, out: as in `Trials`; with `out` a stopped call goes on from the last finished pair.
 
     Returns:
+        A pandas table that has `.plot()`.
+
         One row per pair: direction_of, ablated_in, same_domain; site, cosine (with the target's own
         direction, where both are single directions) and same_site; restoration, low, high;
         coherent_change and kl (value, `_low`, `_high`); n (questions), method (or why undefined).
@@ -103,7 +104,7 @@ def transfer_matrix(
             }
             rows.append(row)
             advance()
-    return pd.DataFrame(rows)
+    return Transfers(rows)
 
 
 def _require_names(names: Iterable[str], known: Mapping[str, object], argument: str) -> None:

@@ -5,6 +5,10 @@ working. A message names the argument, shows what was given, and says what to pa
 formats tracebacks or logs.
 """
 
+from collections.abc import Iterable
+
+from emlens.foundation.suggestions import did_you_mean
+
 
 class EmlensError(Exception):
     """Base of every error raised on purpose."""
@@ -15,7 +19,16 @@ class InputError(EmlensError, ValueError):
 
 
 class UnknownNameError(EmlensError, KeyError):
-    """A name was looked up that does not exist; the message lists those that do."""
+    """A name was looked up that does not exist; the message lists those that do.
+
+    Args:
+        message: what was looked up where, and what there is.
+        name: what was looked up, and `known`: the names there are; the one that was probably meant
+            is put at the end of the message.
+    """
+
+    def __init__(self, message: str, *, name: object = None, known: Iterable[object] = ()):
+        super().__init__(message + did_you_mean(name, known))
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0]) if self.args else ""

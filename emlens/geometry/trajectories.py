@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emlens.foundation.errors import InputError
+from emlens.foundation.notebooks import Picture, in_a_line
 from emlens.foundation.shapes import as_float64, require_ndim
 
 
@@ -120,6 +121,16 @@ class PathComponents:
 
     coordinates: Float[Tensor, "step k"]
     explained_variance_ratio: Float[Tensor, " k"]
+
+    def plot(self) -> Picture:
+        """The path in its first two components, from its first row on."""
+        from emlens.geometry.pictures import picture_of_path
+
+        return picture_of_path(self.coordinates, self.explained_variance_ratio)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{share:.3g}" for share in self.explained_variance_ratio.tolist())
+        return in_a_line("PathComponents", {"steps": len(self.coordinates), "explained": shares})
 
 
 def path_components(gram: Float[Tensor, "step step"], k: int = 2) -> PathComponents:

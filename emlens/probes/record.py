@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.notebooks import as_table, in_a_line
+from emlens.foundation.notebooks import Picture, as_table, in_a_line
 from emlens.probes.baselines import OTHER_PARENT
 from emlens.probes.calibration import Calibration, calibration_line
 from emlens.probes.ridge import Array
@@ -153,6 +153,12 @@ class Forecast:
 
     def _repr_html_(self) -> str:
         return as_table("Forecast", self._facts())
+
+    def plot(self) -> Picture:
+        """Forecast against measurement, one point per question, with R² and rank correlation."""
+        from emlens.probes.pictures import picture_of_forecast
+
+        return picture_of_forecast(self)
 
     def table(self) -> pd.DataFrame:
         """One row per predictor: R² with interval, and the forecast's gain over it."""

@@ -15,6 +15,7 @@ import pandas as pd
 
 from emlens.data import QuestionSet
 from emlens.foundation.errors import InputError, UnknownNameError
+from emlens.foundation.notebooks import Picture, in_a_line
 from emlens.foundation.provenance import hash_json
 from emlens.geometry.components import ComponentCount
 from emlens.judging.score_source import ScoreSource
@@ -66,6 +67,16 @@ class Trajectory:
     has_rates: bool
     activations: pd.DataFrame
     behaviour: pd.DataFrame
+
+    def plot(self) -> Picture:
+        """Scores along the run: mean over each group of questions, with its interval."""
+        from emlens.studies.pictures import picture_of_trajectory
+
+        return picture_of_trajectory(self)
+
+    def __repr__(self) -> str:
+        facts = {"name": self.name, "steps": len(self.parameters.steps)}
+        return in_a_line("Trajectory", {**facts, "has_rates": self.has_rates})
 
 
 def runs_to_follow(
