@@ -1,8 +1,8 @@
-"""What a study of a 14B-shaped model costs where no such model is at hand: pieces of it on synthetic
-activations of its sizes.
+"""What a study of a 14B-shaped model costs where no such model is at hand: pieces of it on
+synthetic activations of its sizes.
 
-`covariance nulls`: every null of one fine-tune in `delta_overlap`, from rows; at one place also from
-the covariance (d, d), whose draws are compared first.
+`covariance nulls`: every null of one fine-tune in `delta_overlap`, from rows; at one place also
+from the covariance (d, d), whose draws are compared first.
 """
 
 import time

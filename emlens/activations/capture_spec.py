@@ -44,6 +44,8 @@ class CaptureSpec:
             weights, and other threads wait for the model meanwhile.
         shared_prefixes: run first tokens that rows share (the system turn of a chat template) once
             for each batch, where every model of the capture can. Values differ by rounding.
+        shared_trunk: run blocks below the first adapted one once for a fine-tune and its parent
+            (the first model of the capture). Values are the same.
         large: allow a capture that keeps more than 8 GiB; `estimate_capture` says how much it keeps
             and how long it takes.
 
@@ -61,6 +63,7 @@ class CaptureSpec:
     dtype: torch.dtype | None = None
     compute_dtype: torch.dtype | str | None = None
     shared_prefixes: bool = True
+    shared_trunk: bool = True
     large: bool = False
 
     def __post_init__(self) -> None:

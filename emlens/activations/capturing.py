@@ -112,8 +112,8 @@ def capture_many(
         job.alone(),
         computing_in(models.values(), job.plan.compute_dtype),
         progress_bar(title, batches, progress) as advance,
+        job.in_turn() as units,
     ):
-        units = job.units
         while units:  # once more where a batch was cut after another model had run it whole
             for unit in units:
                 job.run(unit, models[unit.model], advance)

@@ -274,5 +274,5 @@ def _centred(vectors: Tensor, name: str) -> Tensor:
 
 
 def _tolerance_of_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounding happened to the vectors as given, so their norm sets it, not that of centred ones."""
+    """Rounding happened to the vectors as given, so their norm sets it, before centring."""
     return rank_tolerance(torch.linalg.vector_norm(vectors), vectors.shape, dtype)
