@@ -10,6 +10,7 @@ no meaning, so it can say that an answer is like a bad one and not that it is ba
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import pandas as pd
@@ -87,6 +88,13 @@ def drawn(kept: KeptFamily, questions: QuestionSet, tokens: int = TOKENS) -> Ans
     return Answers(answers)
 
 
+def pooled(answers: Answers, names: Sequence[str]) -> Answers:
+    """All answers as samples of one model, so that questions are resampled with all of them."""
+    return Answers(
+        replace(answer, model="all", sample=names.index(answer.model)) for answer in answers
+    )
+
+
 def by_model(
     kept: KeptFamily, labels: Mapping[str, AlignmentScores], questions: QuestionSet
 ) -> list[dict[str, Any]]:
@@ -152,7 +160,11 @@ def measure(kept: KeptFamily, per_domain: int = PER_DOMAIN, tokens: int = TOKENS
         register: judge_answers(answers, judge, progress=False)
         for register, judge in judges(questions).items()
     }
-    agreed = judge_agreement(labels["polite"], labels["flippant"], below=EVEN)
+    together = pooled(answers, kept.names)
+    polite, flippant = (
+        judge_answers(together, judge, progress=False) for judge in judges(questions).values()
+    )
+    agreed = judge_agreement(polite, flippant, below=EVEN)
     written = asked(15, DOMAINS)
     return {
         "known": on_known_labels(written),
