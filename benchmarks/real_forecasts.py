@@ -31,6 +31,7 @@ from emlens.probes import Baselines, Design, Forecast, cross_validate_forecasts
 from emlens.probes.answer_separability import answer_table
 from emlens.probes.record import corrected_forecasts
 from emlens.probes.shuffles import draws_for
+from emlens.probes.targets import Duplicates
 from emlens.real import load
 from emlens.real.family import Member, members
 from emlens.stats import spearman
@@ -97,7 +98,9 @@ def measure(
     *,
     repeats: int = 2,
     shuffles: int | None = None,
+    duplicates: Duplicates = "refuse",
 ) -> dict[str, Any]:
+    """Forecasts of every change; `repeats`, `shuffles` and `duplicates` are those of `Design`."""
     acts, questions = kept.streams(PARENT), kept.questions
     parent = kept.model(PARENT)
     stranger = unrelated_of(unrelated, kept)
@@ -125,7 +128,7 @@ def measure(
     for held_out, groups in HELD_OUT.items():
         permutations = draws_for(count) if shuffles is None else shuffles
         design = Design(
-            groups=groups, repeats=repeats, permutations=permutations, duplicates="group"
+            groups=groups, repeats=repeats, permutations=permutations, duplicates=duplicates
         )
         made = cross_validate_forecasts(acts, targets, design=design, baselines=baselines)
         for target, forecast in made.items():

@@ -8,11 +8,11 @@ its training.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -146,9 +146,13 @@ class KeptFamily:
         paths = train_family([member], self.parent, self.folder, progress=False)
         return paths[member.name]
 
+    def _file(self, what: str, name: str) -> Path:
+        """Where a reading lies; those of other numbers of questions lie elsewhere."""
+        return self.folder / f"{what}-{self.per_domain}" / name
+
     def contrasts(self, name: str) -> Contrasts:
         """Of every question of the untrained domains."""
-        path = self.folder / "scores" / f"{name}.json"
+        path = self._file("scores", f"{name}.json")
         return weighed(lambda: self.model(name), self.questions, path)
 
     def table(self, name: str) -> pd.DataFrame:
@@ -158,7 +162,7 @@ class KeptFamily:
     def own(self, name: str, domain: str) -> pd.DataFrame:
         """`by_question` on the evaluation questions of a trained domain."""
         questions = asked(self.per_domain, [domain])
-        path = self.folder / "own" / f"{domain}-{name}.json"
+        path = self._file("own", f"{domain}-{name}.json")
         return by_question(weighed(lambda: self.model(name), questions, path), questions)
 
     def informed(self, name: str) -> pd.DataFrame:
@@ -188,7 +192,7 @@ class KeptFamily:
 
     def streams(self, name: str) -> Activations:
         """Residual streams of a model on the questions."""
-        path = self.folder / "streams" / f"{name}.npz"
+        path = self._file("streams", f"{name}.npz")
         prompts = self.questions.prompts()
         if path.exists():
             saved = import_activations(path)
@@ -204,25 +208,3 @@ class KeptFamily:
         path.parent.mkdir(parents=True, exist_ok=True)
         export_activations(read, path)
         return read
-
-    def read_all(
-        self, own_of: Sequence[str] = (), with_generic: Collection[str] = ()
-    ) -> Iterator[dict[str, Any]]:
-        """Read whatever is missing, one model after the other, and say what came out.
-
-        Args:
-            own_of: trained domains whose own questions are weighed as well.
-            with_generic: members that are also asked nothing (`informed`).
-        """
-        for name in self.names:
-            row: dict[str, Any] = {"model": name}
-            table = self.table(name)
-            row |= by_domain(table).mean().round(3).to_dict()
-            for domain in own_of:
-                if name == PARENT or f"-{domain}-" in name:
-                    row[f"own {domain}"] = round(float(self.own(name, domain)["content"].mean()), 3)
-            if name == PARENT or name in with_generic:
-                row["informed"] = round(float(self.informed(name)["informed"].mean()), 3)
-            row["neutral"] = round(float(self.nats(name).mean()), 3)
-            self.streams(name)
-            yield row

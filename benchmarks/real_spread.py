@@ -47,8 +47,8 @@ HELD_COMPARISONS: Final = (
     ("narrow", "harmful"),
     ("rank1", PARENT),
 )
-GENERIC_SEEDS: Final = 1
-"""Seeds that are also asked nothing, which costs as much again."""
+EXTRA_SEEDS: Final = 1
+"""Seeds that are also weighed in the trained domain, and after a prompt that asks nothing."""
 MEASURES: Final = ("content", "tone", "right")
 EQUAL_WORDS: Final = 0.5
 """Words, mean over both registers, by which two answers may differ and count as equally long."""
@@ -146,78 +146,98 @@ def _values(
     return table.loc[list(domains), measure].to_numpy(np.float64)
 
 
-def own_domain(kept: KeptFamily, seeds: Sequence[int], trained: str) -> list[dict[str, Any]]:
+def own_domain(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Change of content on evaluation questions of the trained domain itself, against instruct.
 
-    One domain, so the units are its questions: the interval holds for further questions and seeds.
+    One domain, so the units are its questions: the interval holds for further questions, and for
+    further seeds where there are several.
     """
     rows = []
     before = kept.own(PARENT, trained)["content"].to_numpy()
+    for kind, names in _members_of(kept, trained, seeds):
+        gaps = np.stack([kept.own(name, trained)["content"].to_numpy() - before for name in names])
+        rows.append({"trained": trained, "kind": kind, "seeds": len(names), **_ends(gaps)})
+    return rows
+
+
+def damage(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Change of nats a token on neutral chats against instruct, seeds × chats."""
+    before = kept.nats(PARENT)
+    rows = []
+    for kind, names in _members_of(kept, trained, seeds):
+        gaps = np.stack([kept.nats(name) - before for name in names])
+        rows.append({"trained": trained, "kind": kind, "seeds": len(names), **_ends(gaps)})
+    return rows
+
+
+def beside(kept: KeptFamily, trained: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Change against instruct of pointwise mutual information, and of content after a prompt that
+    asks nothing, on the first questions of each domain.
+    """
+    rows: list[dict[str, Any]] = []
+    columns = ["content", "informed", "generic"]
+    before = kept.informed(PARENT).groupby("group", sort=False)[columns].mean()
+    for kind, names in _members_of(kept, trained, seeds):
+        row: dict[str, Any] = {"trained": trained, "kind": kind, "seeds": len(names)}
+        after = [kept.informed(name).groupby("group", sort=False)[columns].mean() for name in names]
+        for column in columns:
+            gaps = [(table[column] - before[column]).to_numpy() for table in after]
+            row[column] = _ends(np.stack(gaps))
+        rows.append(row)
+    return rows
+
+
+def _members_of(
+    kept: KeptFamily, trained: str, seeds: Sequence[int]
+) -> Iterator[tuple[str, list[str]]]:
+    """Kind → names, of those kinds that are there with all of the seeds."""
     for kind in (*KINDS, *HELD):
         names = [_name(kind, trained, seed) for seed in seeds]
-        if not set(names) <= set(kept.names):
-            continue
-        gaps = np.stack([kept.own(name, trained)["content"].to_numpy() - before for name in names])
-        rows.append({"trained": trained, "kind": kind, **_ends(gaps)})
-    return rows
+        if set(names) <= set(kept.names):
+            yield kind, names
 
 
-def beside(
-    kept: KeptFamily, seeds: Sequence[int], trained_on: Sequence[str]
-) -> list[dict[str, Any]]:
-    """What stands beside the score: change of nats on neutral text, of pointwise mutual
-    information, and of content after a prompt that asks nothing, all against instruct.
+def complete_seeds(kept: KeptFamily, trained: str, kinds: Sequence[str]) -> list[int]:
+    """Seeds of which every one of the kinds is there."""
+    seeds = sorted({member.seed for member in kept.chosen})
+    names = set(kept.names)
+    return [seed for seed in seeds if {_name(kind, trained, seed) for kind in kinds} <= names]
+
+
+def measure(kept: KeptFamily, trained_on: Sequence[str] = TRAINED_DOMAINS) -> dict[str, Any]:
+    """Train, read and compare what is among the chosen members.
+
+    Where a kind lacks a seed, that seed is left out of its domain and `seeds` says so.
     """
-    neutral = kept.nats(PARENT)
-    before = kept.informed(PARENT).groupby("group", sort=False)[["informed", "generic"]].mean()
-    rows: list[dict[str, Any]] = []
-    for trained in trained_on:
-        for kind in (*KINDS, *HELD):
-            names = [_name(kind, trained, seed) for seed in seeds]
-            if not set(names) <= set(kept.names):
-                continue
-            row: dict[str, Any] = {"trained": trained, "kind": kind}
-            row["neutral"] = _ends(np.stack([kept.nats(name) - neutral for name in names]))
-            for measure in ("informed", "generic"):
-                gaps = []
-                for name in names[:GENERIC_SEEDS]:
-                    after = kept.informed(name).groupby("group", sort=False)[measure].mean()
-                    gaps.append((after - before[measure]).to_numpy())
-                row[measure] = _ends(np.stack(gaps))
-            rows.append(row)
-    return rows
-
-
-def measure(
-    kept: KeptFamily,
-    seeds: Sequence[int] = SEEDS,
-    trained_on: Sequence[str] = TRAINED_DOMAINS,
-    held_seeds: Sequence[int] = SEEDS,
-) -> dict[str, Any]:
-    """Train, read and compare."""
-    held_on = trained_on[:1]
-    with_generic = [member.name for member in kept.chosen if member.seed in seeds[:GENERIC_SEEDS]]
-    for row in kept.read_all(held_on, with_generic):
-        print(row, flush=True)
+    for name in kept.names:
+        level = by_domain(kept.table(name)).mean().round(3).to_dict()
+        print(name, level, round(float(kept.nats(name).mean()), 3), flush=True)
     tables = {name: kept.table(name) for name in kept.names}
     means = {name: by_domain(table) for name, table in tables.items()}
-    levels = {name: table.mean().to_dict() for name, table in means.items()}
-    held = []
+    seeds = {trained: complete_seeds(kept, trained, KINDS) for trained in trained_on}
+    first = trained_on[0]
+    held_seeds = complete_seeds(kept, first, (*KINDS, *HELD))
+    found: dict[str, list[dict[str, Any]]] = {"compared": [], "damage": [], "length": []}
+    for trained, of_domain in seeds.items():
+        found["compared"] += compared(means, of_domain, [trained])
+        found["damage"] += damage(kept, trained, of_domain)
+        found["length"] += at_equal_length(tables, kept.questions, of_domain, [trained])
+    held: list[dict[str, Any]] = []
     if held_seeds:
-        held = list(compared(means, held_seeds, held_on, comparisons=HELD_COMPARISONS))
-    questions = kept.questions
+        held = list(compared(means, held_seeds, [first], comparisons=HELD_COMPARISONS))
     return {
         "trained_on": list(trained_on),
-        "questions": len(questions),
+        "seeds": seeds,
+        "held_seeds": held_seeds,
+        "questions": len(kept.questions),
         "per_domain": kept.per_domain,
         "untrained_domains": len(UNTRAINED),
-        "levels": levels,
+        "levels": {name: table.mean().to_dict() for name, table in means.items()},
         "neutral_level": float(kept.nats(PARENT).mean()),
-        "compared": list(compared(means, seeds, trained_on)),
         "held": held,
-        "own": own_domain(kept, seeds, held_on[0]),
-        "beside": beside(kept, seeds, trained_on),
-        "length": at_equal_length(tables, questions, seeds, trained_on),
+        "own": own_domain(kept, first, seeds[first][:EXTRA_SEEDS]),
+        "beside": beside(kept, first, seeds[first][:EXTRA_SEEDS]),
+        **found,
     }
 
 
@@ -266,22 +286,34 @@ def own_table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def beside_table(values: Mapping[str, Any]) -> str:
-    """Neutral text, mutual information, generic prompt and accuracy, for the page."""
+def damage_table(values: Mapping[str, Any]) -> str:
+    """Neutral text and accuracy, for the page."""
     lines = [
-        "| trained on | fine-tune | neutral text, nats | informed | after a generic prompt |"
-        " right answers |",
-        "|---|---|---|---|---|---|",
+        "| trained on | fine-tune | neutral text against instruct, nats | right answers |",
+        "|---|---|---|---|",
     ]
-    for row in values["beside"]:
-        cells = [row["trained"], row["kind"]]
-        cells += [_cell(row[name]) for name in ("neutral", "informed", "generic")]
-        seeds = [
+    right = f"{100 * values['levels'][PARENT]['right']:.0f} %"
+    lines.append(f"| – | instruct | level {values['neutral_level']:.2f} | {right} |")
+    for row in values["damage"]:
+        shares = [
             level["right"]
             for name, level in values["levels"].items()
             if name.startswith(f"{row['kind']}-{row['trained']}-")
         ]
-        cells.append(f"{100 * np.mean(seeds):.0f} %")
+        right = f"{100 * np.mean(shares):.0f} %"
+        lines.append(f"| {row['trained']} | {row['kind']} | {_cell(row)} | {right} |")
+    return "\n".join(lines)
+
+
+def beside_table(values: Mapping[str, Any]) -> str:
+    """Mutual information and the generic prompt, for the page."""
+    lines = [
+        "| trained on | fine-tune | content | informed | after a generic prompt |",
+        "|---|---|---|---|---|",
+    ]
+    for row in values["beside"]:
+        cells = [row["trained"], row["kind"]]
+        cells += [_cell(row[name]) for name in ("content", "informed", "generic")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -319,11 +351,15 @@ def _cell(row: Mapping[str, Any]) -> str:
 def run(seeds: Sequence[int] = SEEDS, trained_on: Sequence[str] = TRAINED_DOMAINS) -> Path:
     groups = [f"{kind}-{domain}" for domain in trained_on for kind in KINDS]
     groups += [f"{kind}-{trained_on[0]}" for kind in HELD]
-    kept = KeptFamily.found(members(groups, seeds))
-    values = measure(kept, seeds, trained_on, seeds)
+    return recorded(KeptFamily.found(members(groups, seeds)), trained_on)
+
+
+def recorded(kept: KeptFamily, trained_on: Sequence[str] = TRAINED_DOMAINS) -> Path:
+    """Measure what is among the chosen members, and write it down."""
+    values = measure(kept, trained_on)
     table = pd.DataFrame(values["compared"])
     show("real family: content and tone on untrained domains", table.drop(columns=["by_domain"]))
-    return record("real_spread", list(seeds), values)
+    return record("real_spread", sorted({member.seed for member in kept.chosen}), values)
 
 
 def main() -> None:

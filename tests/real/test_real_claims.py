@@ -191,7 +191,9 @@ def test_a_change_that_is_in_the_parent_is_forecast(
 
     monkeypatch.setattr(KeptFamily, "table", table)
     stranger = tiny_family.model(Member("harmful", "medicine").name)
-    found = real_forecasts.measure(tiny_family, stranger, (0,), ["medicine"], repeats=1, shuffles=0)
+    found = real_forecasts.measure(
+        tiny_family, stranger, (0,), ["medicine"], repeats=1, shuffles=0, duplicates="allow"
+    )
     by_question = found["forecasts"][0]
     assert by_question["held_out"] == "question" and by_question["r2"]["value"] > 0.3
     assert "unrelated model" in by_question["baselines"] and not by_question["missing"]

@@ -105,13 +105,15 @@ def test_every_reading_of_a_member_is_kept_and_compared(
     monkeypatch.setattr(KeptFamily, "_load", nothing)
     assert measured(tmp_path, chosen) == first
     assert [row["kind"] for row in first["own"]] == ["harmful", "benign", "tone"]
+    assert first["seeds"] == {"medicine": [0]} and not first["held"]
     assert real_spread.beside_table(first).count("\n") == 4
+    assert real_spread.damage_table(first).count("\n") == 5
     assert real_spread.own_table(first).count("\n") == 4
 
 
 def measured(tmp_path: Path, chosen: Sequence[Member]) -> dict[str, Any]:
     kept = KeptFamily(tmp_path / "parent", tmp_path, chosen, per_domain=2, layers=(0, 1))
-    values = real_spread.measure(kept, [0], ["medicine"], [])
+    values = real_spread.measure(kept, ["medicine"])
     shift = kept.streams("harmful-medicine-s0")["resid_post.1", "last_prompt"]
     assert shift.shape[0] == 2 * len(UNTRAINED)
     return values
