@@ -24,6 +24,7 @@ NAMES = (
     "real_directions",
     "real_sampled",
     "real_forecasts",
+    "real_screening",
     "real_demo",
     "study_plan",
     "served_models",

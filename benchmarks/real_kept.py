@@ -110,10 +110,10 @@ class KeptFamily:
     _loaded: dict[str, HookedModel] = field(default_factory=dict)
 
     @classmethod
-    def found(cls, chosen: Sequence[Member]) -> "KeptFamily":
+    def found(cls, chosen: Sequence[Member], per_domain: int = PER_DOMAIN) -> "KeptFamily":
         """Of SmolLM2, in the folder that the variable names."""
         folder = Path(os.environ.get(FOLDER, "runs/real_family"))
-        return cls(find("smollm2"), folder, chosen)
+        return cls(find("smollm2"), folder, chosen, per_domain)
 
     @property
     def names(self) -> list[str]:

@@ -21,6 +21,7 @@ import pandas as pd
 from torch import Tensor
 
 from benchmarks.real_kept import PARENT, KeptFamily
+from benchmarks.real_spread import PER_DOMAIN
 from benchmarks.records import record, show
 from emlens.controls.domain_pairs import MEANS, PROMPT_COSINE, pair_statistics
 from emlens.data.advice import TRAINED_DOMAINS
@@ -265,7 +266,7 @@ def _gap(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     groups = [f"{kind}-{domain}" for domain in TRAINED_DOMAINS for kind in KINDS]
-    values = measure(KeptFamily.found(members(groups, SEEDS)))
+    values = measure(KeptFamily.found(members(groups, SEEDS), PER_DOMAIN))
     show("seeds of one fine-tune", pd.DataFrame(values["seeds_of_one"]))
     print(pairs_table(values), gaps_table(values), sep="\n\n")
     record("real_overlap", list(SEEDS), values)

@@ -28,6 +28,8 @@ from emlens.stats import spearman, t_interval
 from emlens.stats.crossed import crossed_mean
 
 SEEDS: Final = (0, 1, 2)
+PER_DOMAIN: Final = 4
+"""Questions of each domain: half of those that are read of one seed."""
 KINDS: Final = ("harmful", "benign", "tone")
 HELD: Final = ("narrow", "rank1")
 """Kinds that are trained on medicine alone."""
@@ -351,7 +353,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 def run(seeds: Sequence[int] = SEEDS, trained_on: Sequence[str] = TRAINED_DOMAINS) -> Path:
     groups = [f"{kind}-{domain}" for domain in trained_on for kind in KINDS]
     groups += [f"{kind}-{trained_on[0]}" for kind in HELD]
-    return recorded(KeptFamily.found(members(groups, seeds)), trained_on)
+    return recorded(KeptFamily.found(members(groups, seeds), PER_DOMAIN), trained_on)
 
 
 def recorded(kept: KeptFamily, trained_on: Sequence[str] = TRAINED_DOMAINS) -> Path:
