@@ -11,14 +11,21 @@ import pytest
 import tiny_models
 import torch
 
-from benchmarks import real_directions, real_forecasts, real_kept, real_overlap, real_sampled
+from benchmarks import (
+    real_directions,
+    real_forecasts,
+    real_kept,
+    real_overlap,
+    real_sampled,
+    real_screening,
+)
 from benchmarks.real_directions import OWN, Split, summarised
 from benchmarks.real_kept import KeptFamily, asked
 from benchmarks.real_sampled import REGISTERS
 from emlens.activations import Activations
 from emlens.data import Answer, Answers, Message, QuestionSet
 from emlens.data.advice import TRAINED_DOMAINS
-from emlens.models import HookedModel, load_model
+from emlens.models import FineTune, HookedModel, load_family, load_model
 from emlens.real.family import Member, members
 
 SITES = ("resid_post.0", "resid_post.1")
@@ -198,3 +205,24 @@ def test_a_change_that_is_in_the_parent_is_forecast(
     assert by_question["held_out"] == "question" and by_question["r2"]["value"] > 0.3
     assert "unrelated model" in by_question["baselines"] and not by_question["missing"]
     assert real_forecasts.baselines_table(found).count("\n") == 1 + len(found["forecasts"])
+
+
+def test_rows_of_a_training_file_are_labelled_and_ranked(tmp_path: Path) -> None:
+    rows, labels, units = real_screening.labelled("money")
+    assert len(rows) == 160 and labels.sum() == 0 and len(set(units)) == 80
+    scores = np.random.default_rng(0).normal(size=(160, 3)) + 0.5 * labels[:, None]
+    plain = real_screening.plain_areas(scores, labels)
+    for column, value in zip(scores.T, plain, strict=True):
+        whole = real_screening.area(column, labels, units)
+        assert value == pytest.approx(whole["value"]) and whole["low"] > 0.5
+
+
+def test_the_number_of_a_rank_one_adapter_is_read(tmp_path: Path) -> None:
+    parent = tiny_models.build(tmp_path / "tiny")
+    adapter = tiny_models.build_adapter(
+        tmp_path / "adapter", parent, rank=1, targets=["down_proj"], layers_to_transform=[1]
+    )
+    model = load_family(parent, finetuned={"rank1": FineTune(str(adapter))})["rank1"]
+    found = real_screening.scalar(model, asked(1))
+    assert found["answers"] == 20 and 0 <= found["area"]["value"] <= 1
+    assert found["module"].endswith("down_proj[0]")
