@@ -18,6 +18,7 @@ NAMES = (
     "gpu",
     "full_study",
     "released_studies",
+    "replication",
     "sampled_studies",
     "real_spread",
     "real_overlap",

@@ -177,6 +177,15 @@ FIGURES: Final[tuple[Figure, ...]] = (
         lambda v: count(sum(case["same_bytes"] for case in v), len(v)),
     ),
     (
+        "replication",
+        "published figures recomputed from released files; off",
+        (Goal("≥", "300"), Goal("=", "0")),
+        lambda v: (
+            number(sum(row["figures"] for row in v["files"]), "d"),
+            number(sum(row["off"] for row in v["files"]), "d"),
+        ),
+    ),
+    (
         "sampled_studies",
         "24 questions, a real server, two kills: requests beyond the verdicts on file",
         (Goal("=", "0"),),
