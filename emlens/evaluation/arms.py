@@ -31,7 +31,7 @@ from emlens.evaluation.trials import (
 )
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.intervention import Intervention
+from emlens.foundation.intervention import Intervention, as_interventions
 from emlens.foundation.notebooks import in_a_line
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
@@ -44,7 +44,7 @@ class Arm:
 
     Args:
         name: how tables call it; arms that share a name are draws of one control and are averaged.
-        interventions: applied together.
+        interventions: one, or several that are applied together.
         on: the model that is edited: `"finetuned"`, `"instruct"`, or one of the `others` of
             `evaluate_arms`.
         control: False for the direction under test.
@@ -53,16 +53,21 @@ class Arm:
     """
 
     name: str
-    interventions: tuple[Intervention, ...]
+    interventions: Intervention | Sequence[Intervention]
     on: str = "finetuned"
     control: bool = True
     cosine: float | None = None
+
+    @property
+    def edits(self) -> tuple[Intervention, ...]:
+        """The interventions in order."""
+        return as_interventions(self.interventions)
 
     def __repr__(self) -> str:
         facts: dict[str, object] = {
             "name": self.name,
             "on": self.on,
-            "interventions": len(self.interventions),
+            "interventions": len(self.edits),
             "control": self.control,
         }
         if self.cosine is not None:
@@ -194,8 +199,8 @@ def _measure_arms(
         for draws in draws_by_name.values():
             scores, costs = [], []
             for arm in draws:
-                scores.append(trials.scores(models[arm.on], arm.interventions))
-                cost = trials.damage(models[arm.on], arm.interventions)
+                scores.append(trials.scores(models[arm.on], arm.edits))
+                cost = trials.damage(models[arm.on], arm.edits)
                 if cost is not None:
                     costs.append(cost)
                 advance()

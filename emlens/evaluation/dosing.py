@@ -29,7 +29,9 @@ from emlens.evaluation.trials import (
 )
 from emlens.foundation.errors import InputError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.intervention import Intervention
+from emlens.foundation.intervention import Intervention, as_interventions
+from emlens.geometry import Direction
+from emlens.interventions import steer
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
@@ -38,7 +40,7 @@ from emlens.runs.progress import progress_bar
 def dose_response(
     model: HookedModel,
     questions: QuestionSet,
-    edit: Callable[[float], Sequence[Intervention]],
+    edit: Direction | Callable[[float], Intervention | Sequence[Intervention]],
     coefficients: Sequence[float],
     *,
     neutral: PromptSet | None = None,
@@ -50,7 +52,8 @@ def dose_response(
     """Alignment, coherence and damage of one model at each coefficient of an edit.
 
     Args:
-        edit: coefficient → interventions, such as `lambda c: [steer(direction, c)]`.
+        edit: a direction, which is added (`steer`) at its own site; or coefficient →
+            interventions, such as `lambda c: steer(direction, c, at="all_layers")`.
         coefficients: the grid; every change is against the model unedited, whether 0 is in it or
             not.
         neutral: prompts on which damage is measured; None leaves it out.
@@ -74,12 +77,13 @@ def dose_response(
         raise InputError(
             f"coefficients={list(coefficients)} must be at least one finite number, none twice"
         )
+    edit_at = _adding(edit) if isinstance(edit, Direction) else edit
     trials = Trials(questions, neutral=neutral, score=score, out=out)
     unedited = trials.scores(model)
     measured, costs = [], []
     with progress_bar("doses", len(grid), progress) as advance:
         for coefficient in grid:
-            edits = tuple(edit(coefficient))
+            edits = as_interventions(edit_at(coefficient))
             measured.append(trials.scores(model, edits))
             costs.append(trials.damage(model, edits))
             advance()
@@ -97,6 +101,10 @@ def dose_response(
         row: dict[str, Any] = {"coefficient": coefficient}
         rows.append({**row, **interval_columns(estimates), "n": len(ids)})
     return Doses(rows)
+
+
+def _adding(direction: Direction) -> Callable[[float], Intervention]:
+    return lambda coefficient: steer(direction, coefficient)
 
 
 _SCORES = (*SCORED, *(f"{name}_change" for name in METRICS))

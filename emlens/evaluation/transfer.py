@@ -26,11 +26,13 @@ from emlens.evaluation.trials import (
 )
 from emlens.foundation.errors import InputError, UnknownNameError
 from emlens.foundation.estimate import Estimate
-from emlens.foundation.intervention import Intervention
+from emlens.foundation.intervention import Intervention, as_interventions
 from emlens.geometry import Direction, Subspace, direction_cosine
 from emlens.judging.likelihood import score_by_likelihood
 from emlens.models.hooked import HookedModel
 from emlens.runs.progress import progress_bar
+
+Edits = Intervention | Sequence[Intervention]
 
 
 def transfer_matrix(
@@ -41,7 +43,7 @@ def transfer_matrix(
     *,
     domains: Mapping[str, str],
     trained: Mapping[str, Collection[str]] | None = None,
-    edit: Callable[[Direction | Subspace, str], Sequence[Intervention]] | None = None,
+    edit: Callable[[Direction | Subspace, str], Edits] | None = None,
     neutral: PromptSet | None = None,
     score: Score = score_by_likelihood,
     out: str | Path | None = None,
@@ -94,7 +96,7 @@ def transfer_matrix(
             outside = [
                 q for q in questions if q.group not in own_domains and q.id not in trained_on
             ]
-            edits = tuple(edit(directions[source], target))
+            edits = as_interventions(edit(directions[source], target))
             row: dict[str, Any] = {
                 "direction_of": source,
                 "ablated_in": target,

@@ -121,13 +121,15 @@ class Site:
 
 
 def resolve_sites(
-    sites: "str | Site | Iterable[str | Site]", n_layers: int, layers: Sequence[int] | None = None
+    sites: "str | Site | Iterable[str | Site]",
+    n_layers: int,
+    layers: int | Sequence[int] | None = None,
 ) -> list[Site]:
     """Expand names and bare kinds to concrete sites, in the order a forward pass reaches them,
     without repeats.
 
     A bare kind (`"resid_post"`) means every layer, or those in `layers`, which are block indices
-    and may be negative.
+    (or one) and may be negative.
 
     Raises:
         InputError: an unknown name, a layer that does not exist, or `layers` beside a site that
@@ -136,6 +138,8 @@ def resolve_sites(
     names = [sites] if isinstance(sites, str | Site) else list(sites)
     if not names:
         raise InputError("sites is empty; pass at least one site such as 'resid_post'")
+    if isinstance(layers, int):
+        layers = (layers,)
     if layers is not None:
         _require_layers(layers)
     resolved: set[Site] = set()

@@ -20,8 +20,9 @@ from emlens.models.pass_counts import counted_passes
 from emlens.results.finished_parts import finished_part
 from emlens.results.study_result import Finding, Part, StudyResult, refuse_other, write_run
 from emlens.results.tables import Table, check_tables
-from emlens.runs import UnitLog, progress_bar
+from emlens.runs import UnitLog
 from emlens.runs.locks import exclusive
+from emlens.runs.progress import progress_bar
 from emlens.studies.config import Options, StudyConfig, read_config
 from emlens.studies.families_beside import gathered, read_members
 from emlens.studies.material import Material

@@ -1,6 +1,7 @@
 import sys
 
-from emlens.runs import progress, progress_bar
+from emlens.runs import progress
+from emlens.runs.progress import progress_bar
 
 
 def test_silent_where_nobody_watches(capfd):
