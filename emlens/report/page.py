@@ -6,6 +6,7 @@ that a finished study holds is refused: what is missing is named on the page.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 
 from plotly.offline import get_plotlyjs
@@ -81,9 +82,9 @@ def render(result: StudyResult, title: str | None = None) -> str:
         data.add(f"csv-{name}", packed(csv_text(table)))
     data.add("tables", list(result.tables))
     data.add("terms", _meanings(result))
-    scripts = [get_plotlyjs(), *map(_asset, SCRIPTS)]
+    scripts = _scripts()
     return PAGE.format(
-        policy=POLICY.format(scripts=" ".join(map(script_hash, scripts))),
+        policy=policy(),
         title=escape(title),
         style=_asset("page.css"),
         bar=bar,
@@ -91,6 +92,17 @@ def render(result: StudyResult, title: str | None = None) -> str:
         data=data.html(),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
+
+
+@cache
+def policy() -> str:
+    """The content security policy of a report: its own scripts, by hash, and nothing else."""
+    return POLICY.format(scripts=" ".join(map(script_hash, _scripts())))
+
+
+@cache
+def _scripts() -> tuple[str, ...]:
+    return get_plotlyjs(), *map(_asset, SCRIPTS)
 
 
 def _meanings(result: StudyResult) -> dict[str, str]:

@@ -160,17 +160,7 @@ class StudyResult:
             IntegrityError: a table, `result.json` or `run.json` was changed after it was written.
         """
         path = Path(directory)
-        file = path / "result.json"
-        if not file.is_file():
-            raise InputError(
-                f"{path}: holds no result.json; pass a directory that a study finished in"
-            )
-        record = _read_record(file)
-        digest = record.pop("sha256")
-        if hash_json(record) != digest:
-            raise IntegrityError(
-                f"{file}: was changed after the study wrote it; run the study again"
-            )
+        record = checked_record(path)
         for name, table_digest in record["tables"].items():
             table = table_path(path, name)
             if not table.is_file() or sha256_file(table) != table_digest:
@@ -220,6 +210,25 @@ class StudyResult:
             name: table.to_record() for name, table in self.declared.items() if name in self.tables
         }
         write_json(directory / "result.json", {**record, "sha256": hash_json(record)})
+
+
+def checked_record(directory: Path) -> dict[str, Any]:
+    """What `result.json` holds, as the study wrote it; the tables are not looked at.
+
+    Raises:
+        InputError: no finished study there, or one that a newer version wrote.
+        IntegrityError: it was changed after it was written.
+    """
+    file = directory / "result.json"
+    if not file.is_file():
+        raise InputError(
+            f"{directory}: holds no result.json; pass a directory that a study finished in"
+        )
+    record = _read_record(file)
+    digest = record.pop("sha256")
+    if hash_json(record) != digest:
+        raise IntegrityError(f"{file}: was changed after the study wrote it; run the study again")
+    return record
 
 
 def write_run(directory: Path, run: Mapping[str, Any]) -> None:
