@@ -295,7 +295,9 @@ def _check_stores(models: Mapping[str, HookedModel], stores: Mapping[str, str | 
     unknown = sorted(set(stores) - set(models))
     if unknown:
         raise InputError(
-            f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}"
+            f"stores names {unknown[0]!r}, which is not among the models {', '.join(models)}",
+            name=unknown[0],
+            known=models,
         )
     directories = {Path(path).resolve() for path in stores.values()}
     if len(directories) != len(stores):

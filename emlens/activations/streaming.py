@@ -69,7 +69,11 @@ def stream_moments(
     spec = spec or CaptureSpec()
     prompt_set = as_prompts(prompts)
     if second not in get_args(SecondMoment):
-        raise InputError(f"second={second!r} is unknown; pass 'covariance', 'sketch' or 'variance'")
+        raise InputError(
+            f"second={second!r} is unknown; pass 'covariance', 'sketch' or 'variance'",
+            name=second,
+            known=("covariance", "sketch", "variance"),
+        )
     if isinstance(sketch, bool) or not isinstance(sketch, int) or sketch < 1:
         raise InputError(f"sketch={sketch!r} must be a count of 1 or more columns")
     models = {"model": model}

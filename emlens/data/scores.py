@@ -203,7 +203,9 @@ class AlignmentScores:
         """The rows of one metric and one model; `model` may be left out where there is only one."""
         if metric not in self.metrics:
             raise UnknownNameError(
-                f"metric {metric!r} is not in these scores; there are {self.metrics}"
+                f"metric {metric!r} is not in these scores; there are {self.metrics}",
+                name=metric,
+                known=self.metrics,
             )
         if model is None and len(self.models) > 1:
             raise InputError(
@@ -213,7 +215,9 @@ class AlignmentScores:
         if model is not None and model not in self.models:
             raise UnknownNameError(
                 f"model {one_line(model, 80)!r} is not in these scores;"
-                f" there are {_some(self.models)}"
+                f" there are {_some(self.models)}",
+                name=model,
+                known=self.models,
             )
         rows = self._table[self._table["metric"] == metric]
         if model is not None:

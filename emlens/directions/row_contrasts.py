@@ -248,7 +248,11 @@ def contrast(
 
 def _require_weighting(weighting: str, covariance: bool) -> None:
     if weighting not in WEIGHTINGS:
-        raise InputError(f"weighting={weighting!r} is unknown; pass 'example' or 'token'")
+        raise InputError(
+            f"weighting={weighting!r} is unknown; pass 'example' or 'token'",
+            name=weighting,
+            known=WEIGHTINGS,
+        )
     if covariance and weighting != "example":
         raise InputError(
             "covariance=True was given with weighting='token', whose rows have no covariance of"

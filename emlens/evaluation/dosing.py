@@ -238,7 +238,9 @@ def _by_coefficient(table: pd.DataFrame, bounds: Sequence[_Bound]) -> pd.DataFra
     for name in ("coefficient", *(bound.column for bound in bounds)):
         if name not in table.columns:
             raise InputError(
-                f"table lacks the column {name!r}; it has {', '.join(map(str, table.columns))}"
+                f"table lacks the column {name!r}; it has {', '.join(map(str, table.columns))}",
+                name=name,
+                known=table.columns,
             )
     rows = table.sort_values("coefficient", kind="stable").reset_index(drop=True)
     n_coefficients = len(set(rows["coefficient"].to_numpy(dtype=float)))

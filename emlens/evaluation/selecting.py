@@ -131,7 +131,9 @@ def _require_columns(candidates: pd.DataFrame, columns: Sequence[str]) -> None:
         if name not in candidates.columns:
             raise InputError(
                 f"candidates lack the column {name!r};"
-                f" they have {', '.join(map(str, candidates.columns))}"
+                f" they have {', '.join(map(str, candidates.columns))}",
+                name=name,
+                known=candidates.columns,
             )
     if not candidates.index.is_unique:
         raise InputError(

@@ -112,7 +112,9 @@ def transfer_matrix(
 def _require_names(names: Iterable[str], known: Mapping[str, object], argument: str) -> None:
     for name in names:
         if name not in known:
-            raise UnknownNameError(f"{argument} lacks {name!r}; it has {', '.join(known)}")
+            raise UnknownNameError(
+                f"{argument} lacks {name!r}; it has {', '.join(known)}", name=name, known=known
+            )
 
 
 def _ablate_everywhere(direction: Direction | Subspace, target: str) -> Sequence[Intervention]:

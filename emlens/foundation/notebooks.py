@@ -4,13 +4,16 @@ full; everything escaped.
 
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from emlens.foundation.files import one_line
 
 LONGEST = 120
+MOST_ROWS = 10
+"""Items of a set that are drawn in a notebook."""
 MOST_NAMES = 6
 """Keys or items of a value that are written out."""
 
@@ -48,6 +51,27 @@ def as_table(name: str, facts: Mapping[str, object]) -> str:
     )
 
 
+def as_rows(name: str, head: Sequence[str], rows: Iterable[Sequence[object]], total: int) -> str:
+    """An HTML table with a row an item, headed by the name: the first items, and how many more.
+
+    Cells are text, never markup.
+
+    Args:
+        rows: of the first items; at most MOST_ROWS are drawn.
+    """
+    drawn = [_html_row("td", row) for row in islice(rows, MOST_ROWS)]
+    if total > len(drawn):
+        more = f"… {total - len(drawn)} more"
+        drawn.append(f'<tr><td colspan="{len(head)}">{more}</td></tr>')
+    caption = f"<caption>{html.escape(name)}</caption>"
+    titles = f"<thead>{_html_row('th', head)}</thead>"
+    return f"<table>{caption}{titles}<tbody>{''.join(drawn)}</tbody></table>"
+
+
+def _html_row(tag: str, cells: Iterable[object]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_text(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
 class Brief:
     """Gives a dataclass a repr and an HTML table that name each field in a few words.
 
@@ -70,6 +94,8 @@ def in_words(value: object) -> str:
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and len(shape) > 0:
         return f"{type(value).__name__} {' × '.join(map(str, shape))}"
+    if isinstance(shape, tuple):
+        value = float(value)  # type: ignore[arg-type]  # a number of torch or numpy
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):

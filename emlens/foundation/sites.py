@@ -33,7 +33,9 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
             raise InputError(
-                f"site kind {self.kind!r} is unknown; pass one of {', '.join(SITE_KINDS)}"
+                f"site kind {self.kind!r} is unknown; pass one of {', '.join(SITE_KINDS)}",
+                name=self.kind,
+                known=SITE_KINDS,
             )
         if (self.layer is None) != (self.kind == "final_norm"):
             raise InputError(
@@ -97,7 +99,9 @@ class Site:
             return cls(site_name[1], int(site_name[2]))
         raise InputError(
             f"site {name!r} is not a site name;"
-            " pass a kind and a block index such as 'resid_post.3', or 'final_norm'"
+            " pass a kind and a block index such as 'resid_post.3', or 'final_norm'",
+            name=name,
+            known=SITE_KINDS,
         )
 
     @classmethod

@@ -16,12 +16,12 @@ CUTOFF = 0.6
 LONGEST = 80
 
 
-def nearest(name: object, known: Iterable[object]) -> str | None:
+def nearest(name: str, known: Iterable[object]) -> str | None:
     """The known name that is most like `name`, upper and lower case alike; None where none is."""
     by_lower: dict[str, str] = {}
     for each in islice(known, MOST_COMPARED):
         by_lower.setdefault(str(each).lower(), str(each))
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=CUTOFF)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=CUTOFF)
     return by_lower[close[0]] if close else None
 
 
@@ -29,7 +29,9 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     """`; did you mean 'aligned'?` for the end of a message; empty where no name is near."""
     from emlens.foundation.files import one_line  # it imports the errors, which import this
 
+    if not isinstance(name, str):
+        return ""
     close = nearest(name, known)
-    if close is None or close == str(name):
+    if close is None or close == name:
         return ""
     return f"; did you mean {one_line(close, LONGEST)!r}?"

@@ -99,7 +99,9 @@ def covariance_overlap_null(
             " samples under the null have no given mean"
         )
     if about not in ("mean", "zero"):
-        raise InputError(f"about={about!r} is unknown; pass 'mean' or 'zero'")
+        raise InputError(
+            f"about={about!r} is unknown; pass 'mean' or 'zero'", name=about, known=("mean", "zero")
+        )
     refuse_tested(covariance_or_vectors, tested, "covariance_or_vectors")
     if about == "zero" and is_covariance(covariance_or_vectors):
         raise InputError(

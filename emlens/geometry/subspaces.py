@@ -185,7 +185,11 @@ def top_k_subspace(
             spectrum without a gap at k.
     """
     if method not in get_args(Method):
-        raise InputError(f"method={method!r} is unknown; pass 'exact' or 'randomised'")
+        raise InputError(
+            f"method={method!r} is unknown; pass 'exact' or 'randomised'",
+            name=method,
+            known=("exact", "randomised"),
+        )
     rows, mean, kind = centred_rows(vectors, center)
     size = torch.linalg.vector_norm(rows, dim=(-2, -1))
     # Rounding of the input is relative to the vectors before centring: with a large common mean,
@@ -299,7 +303,11 @@ def variance_captured(
             unknown `against`.
     """
     if against not in ("total", "best"):
-        raise InputError(f"against={against!r} is unknown; pass 'total' or 'best'")
+        raise InputError(
+            f"against={against!r} is unknown; pass 'total' or 'best'",
+            name=against,
+            known=("total", "best"),
+        )
     rows = rows_of(vectors, "vectors", space.mean, "the subspace")
     centred = rows - space.mean.to(torch.float64)[..., None, :]
     inside = (centred @ space.basis.to(torch.float64)).square().sum(dim=(-2, -1))

@@ -192,7 +192,11 @@ def spectrum_flatness(
         return torch.special.entr(squares / squares.sum(-1, keepdim=True)).sum(-1).exp() / r
     if measure == "participation":
         return squares.sum(-1) ** 2 / (squares**2).sum(-1) / r
-    raise InputError(f"measure={measure!r} is unknown; pass 'entropy' or 'participation'")
+    raise InputError(
+        f"measure={measure!r} is unknown; pass 'entropy' or 'participation'",
+        name=measure,
+        known=("entropy", "participation"),
+    )
 
 
 def summed(grams: Sequence[Float[Tensor, "step step"]]) -> Float[Tensor, "step step"]:

@@ -198,7 +198,11 @@ def _require_table(rows: pd.DataFrame, hold_out: str) -> None:
         columns.append("family")
     for name in columns:
         if name not in rows.columns:
-            raise InputError(f"rows has no column {name!r}; pass {', '.join(columns)}")
+            raise InputError(
+                f"rows has no column {name!r}; pass {', '.join(columns)}",
+                name=name,
+                known=rows.columns,
+            )
     if not np.isfinite(rows["score"].to_numpy(dtype=np.float64)).all():
         raise InputError("rows holds a score that is NaN or infinite; drop those rows first")
     repeated = rows[rows.duplicated(["question", "finetune"])]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emlens.activations import Activations
+from emlens.foundation.notebooks import Brief
 from emlens.probes.features import MatrixFeatures, Rows, at_rows
 from emlens.probes.ridge import (
     ALPHAS,
@@ -20,8 +21,8 @@ from emlens.probes.ridge import (
 from emlens.probes.validation import grouped_folds
 
 
-@dataclass(frozen=True)
-class SiteRidge:
+@dataclass(frozen=True, repr=False)
+class SiteRidge(Brief):
     """Weights, intercept and scaling of one fitted ridge.
 
     Args:

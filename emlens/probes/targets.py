@@ -68,7 +68,10 @@ def labels_of(acts: Activations, groups: Groups | None) -> tuple[list[str], str]
     if isinstance(groups, str):
         if groups != "group":
             raise InputError(
-                f"groups={groups!r} is unknown; pass None, 'group', id → label or one label per row"
+                f"groups={groups!r} is unknown; pass None, 'group', id → label,"
+                " or one label per row",
+                name=groups,
+                known=("group",),
             )
         if len(set(acts.groups)) < 2:
             raise InputError(

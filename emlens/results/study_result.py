@@ -17,6 +17,7 @@ import pandas as pd
 from emlens.foundation.errors import InputError, IntegrityError
 from emlens.foundation.estimate import Estimate
 from emlens.foundation.files import read_json, sha256_file, write_json
+from emlens.foundation.notebooks import Brief
 from emlens.foundation.provenance import hash_json
 from emlens.foundation.records import read_checked, write_checked
 from emlens.results.table_files import read_table, text_columns, write_table
@@ -76,8 +77,8 @@ def columns_of(name: str, e: Estimate) -> dict[str, float]:
     return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
-@dataclass
-class Part:
+@dataclass(repr=False)
+class Part(Brief):
     """What one part of a study gives: tables by name, findings, warnings about missing controls or
     small samples.
 
@@ -112,8 +113,8 @@ class Part:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class StudyResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyResult(Brief):
     """A finished study.
 
     Args:

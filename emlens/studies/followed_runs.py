@@ -101,8 +101,11 @@ def runs_to_follow(
     for name in (*names, *folders):
         if name not in family.finetuned:
             raise UnknownNameError(
-                f"options of phase_transition name {name!r}, which is not a fine-tune of this"
-                f" family; it has {', '.join(family.finetuned)}"
+                f"{config.place('options', 'phase_transition')}options of phase_transition name"
+                f" {name!r}, which is not a fine-tune of this"
+                f" family; it has {', '.join(family.finetuned)}",
+                name=name,
+                known=family.finetuned,
             )
     runs = []
     for name in names or tuple(folders) or tuple(family.finetuned):

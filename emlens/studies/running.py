@@ -148,7 +148,7 @@ def _run_parts(
                 "part": name,
             }
             began = time.monotonic()
-            with counted_passes() as counts:
+            with counted_passes() as counts, bar.part(name):
                 work = partial(_checked, study, context)
                 part = finished_part(log, name, inputs, work, directory)
             if name in log.done:
@@ -233,7 +233,9 @@ def _refuse_unknown(config: StudyConfig) -> None:
     if config.study not in study_names():
         raise InputError(
             f"{config.place('study')}study {config.study!r} is unknown;"
-            f" pass one of {', '.join(study_names())}"
+            f" pass one of {', '.join(study_names())}",
+            name=config.study,
+            known=study_names(),
         )
 
 
@@ -245,7 +247,9 @@ def _options(config: StudyConfig) -> dict[str, Options]:
         if name not in parts:
             raise InputError(
                 f"{where}options names {name!r}, which study {config.study!r} does not have;"
-                f" its parts are {', '.join(parts)}"
+                f" its parts are {', '.join(parts)}",
+                name=name,
+                known=parts,
             )
         if get_study(name).options is NoOptions:
             raise InputError(f"{where}options names {name!r}, which takes none")
