@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from emlens.figures.plots import missing_tables
 from emlens.report.data_blocks import DataBlocks
-from emlens.report.escaping import escape, optional, script_hash
+from emlens.report.escaping import escape, optional, packed, script_hash
 from emlens.report.front import Lead, choices_of, front_html, head_html
 from emlens.report.glossary import with_terms
 from emlens.report.head import Choices
@@ -26,7 +26,7 @@ from emlens.report.statements import (
     statements_of,
     summary_sentence,
 )
-from emlens.report.tables import csv_text, packed, table_details
+from emlens.report.tables import csv_text, table_details
 from emlens.results import Plot, StudyResult
 from emlens.results.vocabulary import VOCABULARY
 from emlens.results.wording import counted
