@@ -48,6 +48,7 @@ NAMES = (
     "elbow",
     "null_calibration",
     "overlap_calibration",
+    "null_cost",
     "overlap_grid_speed",
     "detection_curve",
     "interval_coverage",
