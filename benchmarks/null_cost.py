@@ -60,7 +60,7 @@ def setting(parent: Path, prompts: int = PROMPTS, steps: int | None = None) -> N
 
 def costs(chosen: NullSetting, draws: int = DRAWS) -> list[dict[str, Any]]:
     """One row a null."""
-    model = load_model(chosen.parent, dtype="float32", name="parent")
+    model = load_model(chosen.parent, dtype="float32")
 
     def both_sides() -> None:
         for prompts in (chosen.train, chosen.evaluation):
